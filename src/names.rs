@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest name, in bytes; leaves room for the folder in a Unix socket's 107-byte path.
@@ -11,7 +12,9 @@ const NAME_BYTES_MAX: usize = 48;
 
 /// A guest's name: letters, digits, `-`, `_` and `.`, starting with a letter or a digit; unique on
 /// a host.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct GuestName(String);
 

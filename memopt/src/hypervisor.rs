@@ -10,6 +10,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::Activity;
@@ -88,7 +89,7 @@ impl fmt::Display for GuestRef {
 }
 
 /// How the pages of a guest are surveyed.
-#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SurveyRequest {
     /// What the digests depend on, random: the same for all guests of a merge domain, and a secret

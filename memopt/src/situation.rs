@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The host and all guests that are known on it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Situation {
     /// Seconds since the Unix epoch, by the host's clock: for people. Laws reckon with
     /// [`Self::uptime`].
@@ -24,7 +25,7 @@ pub struct Situation {
 }
 
 /// What the host has left.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Host {
     /// `MemTotal`.
     pub total_bytes: u64,
@@ -47,7 +48,7 @@ pub struct Host {
 }
 
 /// How much of the time work waited for memory (`/proc/pressure/memory`), each from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pressure {
     /// Something waited, over the last 10 seconds.
     pub some_10s: f64,
@@ -60,7 +61,7 @@ pub struct Pressure {
 }
 
 /// `/sys/kernel/mm/ksm`, and what ksmd has used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ksm {
     /// 0 stopped, 1 running, 2 stopped and everything unmerged.
     pub run: u8,
@@ -85,7 +86,7 @@ pub struct Ksm {
 }
 
 /// One hugetlb pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pool {
     /// The size of its pages.
     pub page_bytes: u64,
@@ -98,7 +99,7 @@ pub struct Pool {
 }
 
 /// One guest.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Guest {
     /// Its name: one guest's only, on this host ([`crate::foreign::name_apart`]).
     pub name: String,
@@ -137,7 +138,7 @@ pub struct Guest {
 }
 
 /// A user of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct User {
     /// His number.
     pub uid: u32,
@@ -197,7 +198,9 @@ impl Guest {
 }
 
 /// Who runs a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Vmm {
     /// This program.
@@ -227,7 +230,7 @@ impl Vmm {
 }
 
 /// What a guest costs its host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cost {
     /// RSS.
     pub resident_bytes: u64,
@@ -245,7 +248,7 @@ pub struct Cost {
 }
 
 /// What a guest's RAM is made of: what can be done with it depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backing {
     /// Private anonymous memory: the kernel can merge it and make huge pages of it.
@@ -259,7 +262,7 @@ pub enum Backing {
 }
 
 /// A guest's balloon.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Balloon {
     /// Whether a driver serves it.
     pub has_driver: bool,
@@ -283,7 +286,7 @@ pub struct Balloon {
 
 /// What a guest's balloon driver says. Every value may be missing. Counters count since the guest
 /// booted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Statistics {
     /// How old these are.
     pub age: Duration,
@@ -310,7 +313,7 @@ pub struct Statistics {
 }
 
 /// What a look at samples of a guest's RAM found, in chunks of 2 MiB.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Survey {
     /// How old it is.
     pub age: Duration,
@@ -336,7 +339,7 @@ impl Survey {
 }
 
 /// One chunk of 2 MiB of a guest's RAM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Chunk {
     /// Guest physical address over 2 MiB.
     pub index: u32,
@@ -363,7 +366,7 @@ pub struct Chunk {
 }
 
 /// Why a guest is left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hindrance {
     /// It is on its way to another host, or arriving.

@@ -4,13 +4,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::Actuator;
 use crate::units::{Share, Size, Span};
 
 /// Chunks of 2 MiB that follow one another: `first` and the `count - 1` after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct ChunkRange {
     /// Guest physical address over 2 MiB.
     pub first: u32,
@@ -19,7 +22,7 @@ pub struct ChunkRange {
 }
 
 /// One thing to do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// What.
     pub action: Action,
@@ -37,7 +40,7 @@ pub struct Step {
 
 /// What can be done. All of it names what is to be, not a change to what is: doing it twice does no
 /// harm.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Action {
     /// Have the guest keep so much memory.

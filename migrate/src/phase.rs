@@ -1,9 +1,12 @@
 //! The phases of a migration, in their order. Documents, logs, metrics and errors use these names.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where a migration is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// QUIC with mutual TLS; version and features are agreed.

@@ -2,13 +2,16 @@
 
 use std::ops::AddAssign;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::phase::Phase;
 use crate::protocol::MigrationId;
 
 /// Which side tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The side that the guest leaves.
@@ -29,7 +32,7 @@ impl Role {
 
 /// What went over the data streams (or came), since the migration began. Pages count once for each
 /// time they were sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Transfer {
     /// Bytes of frames, heads included, before encryption.
     pub wire_bytes: u64,
@@ -114,7 +117,7 @@ impl Transfer {
 }
 
 /// A snapshot of a running migration. Base units: seconds, bytes, pages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// The migration.
     pub migration: MigrationId,

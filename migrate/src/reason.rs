@@ -1,9 +1,12 @@
 //! Why a migration failed, as a label.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Why a migration failed: a bounded set, for metrics and programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // see `crate::error::Failure`
 pub enum Reason {

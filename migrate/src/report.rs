@@ -1,5 +1,6 @@
 //! What a migration did, once it is over.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::MigrationError;
@@ -13,7 +14,7 @@ use crate::reason::Reason;
 pub const MAX_ROUNDS_LISTED: usize = 64;
 
 /// Where the guest is now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// At the destination: the migration succeeded.
@@ -30,7 +31,7 @@ pub enum Outcome {
 }
 
 /// The final report. Base units: seconds, bytes, pages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// The migration.
     pub migration: MigrationId,
@@ -123,7 +124,7 @@ pub(crate) fn resume_again(name: &str, error: &GuestError) -> String {
 /// What a guest stood still for before the decision to hand it over, as the source saw it: how long
 /// each step took. Disks are flushed and the state is saved beside the last pages. A step that was
 /// under way when the source let the guest go on counts up to then.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Standstill {
     /// Stopping its vCPUs and devices, with the requests that were under way.
@@ -139,7 +140,7 @@ pub struct Standstill {
 }
 
 /// One phase of a migration.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseTime {
     /// The phase.
     pub phase: Phase,
@@ -148,7 +149,7 @@ pub struct PhaseTime {
 }
 
 /// One round of pre-copy.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Round {
     /// Its number, from 1.
     pub round: u32,
@@ -165,7 +166,7 @@ pub struct Round {
 }
 
 /// A [`MigrationError`] as data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReportedError {
     /// The phase in which it failed.
     pub phase: Phase,

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::handler::Handler;
-use axum::http::{Method, StatusCode, header};
+use axum::extract::{Query, State};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, get, post, put};
+use axum::routing::{get, post, put};
 use axum::{Extension, Json, Router};
 use memopt::hypervisor::SurveyRequest;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -23,6 +23,7 @@ use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use super::migration::{
     MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
 };
+use super::route::{self, About, Operation, Parameter, Required, Route};
 use super::saving::{SaveId, SaveRequest, Saved};
 use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyStatus, SurveyedMemory};
 use super::types::{
@@ -33,8 +34,13 @@ use super::types::{
 
 use crate::scrollback::Scrollback;
 
-/// The document at `/v1/openapi.json`; the test below holds it against [`routes`].
-const OPENAPI: &str = include_str!("openapi.json");
+/// What the document says of the API.
+const ABOUT: About = About {
+    title: "lighter: a guest process",
+    description: "HTTP/1.1 on the Unix socket guests/NAME/api.sock in the host's state folder (mode 0600). Times are \
+        milliseconds unless named otherwise, sizes bytes. A refusal is {error, reason}; 409 means that the guest's state or a \
+        running migration does not allow it.",
+};
 
 /// Where looks at a guest's pages are begun, and told of.
 const SURVEY: &str = "/v1/guest/survey";
@@ -175,113 +181,290 @@ const IDENTITY_BYTES_MAX: usize = 4 << 20;
 /// A guest process behind its API.
 type Control = Arc<dyn GuestControl>;
 
-/// One method on one path.
-struct Route {
-    method: Method,
-    path: &'static str,
-    handler: MethodRouter<Control>,
-}
-
-impl Route {
-    /// Takes larger requests than others do.
-    fn with_bodies_of(self, bytes_max: usize) -> Self {
-        Self { handler: self.handler.layer(DefaultBodyLimit::max(bytes_max)), ..self }
-    }
-}
-
 /// The router of a guest process.
 pub(crate) fn router(control: Control) -> Router {
-    let add = |router: Router<Control>, route: Route| {
-        tracing::trace!(method = %route.method, path = route.path, "route");
-        router.route(route.path, route.handler)
-    };
-    routes().into_iter().fold(Router::new(), add).with_state(control)
+    route::router(routes(), control).merge(document())
+}
+
+/// Serves what the API is.
+fn document() -> Router {
+    route::document_router(ABOUT, routes().iter().map(Route::operation).cloned().collect())
 }
 
 /// What those may ask who may only look. Not the console, which may show a secret, nor the balloon,
 /// which makes the guest work.
-const LOOKS: [&str; 4] =
-    ["/v1/guest", "/v1/guest/migration", "/v1/guest/workload", "/v1/openapi.json"];
+const LOOKS: [&str; 3] = ["/v1/guest", "/v1/guest/migration", "/v1/guest/workload"];
 
 /// The router of a guest process for those who may only look.
 pub(crate) fn readonly_router(control: Control) -> Router {
-    let is_look = |route: &Route| route.method == Method::GET && LOOKS.contains(&route.path);
-    let add = |router: Router<Control>, route: Route| router.route(route.path, route.handler);
-    routes().into_iter().filter(is_look).fold(Router::new(), add).with_state(control)
+    let looks = routes().into_iter().filter(|route| is_look(route.operation()));
+    route::router(looks.collect(), control).merge(document())
 }
 
-/// Every route there is.
-fn routes() -> Vec<Route> {
-    let (done, begun) = (StatusCode::OK, StatusCode::ACCEPTED);
+fn is_look(operation: &Operation) -> bool {
+    operation.method() == Method::GET && LOOKS.contains(&operation.path())
+}
+
+/// Every route there is, but for the document.
+fn routes() -> Vec<Route<Control>> {
+    let parts = [state_routes(), migration_routes(), memory_routes(), console_routes()];
+    parts.into_iter().flatten().collect()
+}
+
+/// How the guest stands, runs and ends.
+fn state_routes() -> Vec<Route<Control>> {
     vec![
-        ask(Method::GET, "/v1/guest", done, |guest| Ok(guest.info())),
-        ask(Method::PUT, "/v1/guest/pause", done, |guest| guest.pause()),
-        Route { method: Method::PUT, path: "/v1/guest/resume", handler: put(resume) },
-        ask(Method::PUT, "/v1/guest/shutdown", begun, |guest| guest.shut_down()),
-        tell(Method::PUT, "/v1/guest/reboot", begun, |guest, request: RebootRequest| {
-            guest.reboot(&request)
-        }),
-        ask(Method::PUT, "/v1/guest/reset", done, |guest| guest.reset()),
-        ask(Method::PUT, "/v1/guest/stop", begun, |guest| guest.stop()),
-        Route { method: Method::POST, path: "/v1/guest/save", handler: post(save) },
-        tell(Method::PUT, "/v1/guest/save/hold", done, |guest, save: SaveId| guest.hold_save(save)),
-        tell(Method::PUT, "/v1/guest/save/release", done, |guest, save: SaveId| {
-            guest.release_save(save)
-        }),
-        tell(Method::PUT, "/v1/guest/save/finish", begun, |guest, save: SaveId| {
-            guest.finish_save(save)
-        }),
-        ask(Method::GET, "/v1/guest/migration", done, |guest| guest.migration()),
-        tell(Method::POST, "/v1/guest/migration", begun, |guest, request: MigrationRequest| {
-            guest.migrate(&request)
-        })
+        ask(Method::GET, "/v1/guest", DONE, "How the guest stands", |guest| Ok(guest.info())),
+        ask(
+            Method::PUT,
+            "/v1/guest/pause",
+            DONE,
+            "Stop its vCPUs (409 while it is migrated)",
+            |guest| guest.pause(),
+        ),
+        Route::new::<StateAnswer>(
+            Method::PUT,
+            "/v1/guest/resume",
+            DONE,
+            "Let its vCPUs run (409 while it is migrated)",
+            put(resume),
+        )
+        .taking::<ResumeRequest>(Required::No),
+        ask(
+            Method::PUT,
+            "/v1/guest/shutdown",
+            BEGUN,
+            "Press its power button; what it does is up to it (409 while it is migrated, or \
+             when it does not listen)",
+            |guest| guest.shut_down(),
+        ),
+        tell(
+            Method::PUT,
+            "/v1/guest/reboot",
+            BEGUN,
+            "Press its power button, and boot it again should it switch itself off in time \
+             (409 as for shutdown)",
+            |guest, request: RebootRequest| guest.reboot(&request),
+        ),
+        ask(
+            Method::PUT,
+            "/v1/guest/reset",
+            DONE,
+            "Reset it: its memory is lost and it boots again, also while it is migrated",
+            |guest| guest.reset(),
+        ),
+        ask(
+            Method::PUT,
+            "/v1/guest/stop",
+            BEGUN,
+            "End the guest and its process (409 while it is migrated: cancel first)",
+            |guest| guest.stop(),
+        ),
+        ask(
+            Method::GET,
+            "/v1/guest/workload",
+            DONE,
+            "What the built-in workload says about itself (404 for another guest)",
+            |guest| guest.workload(),
+        ),
+        tell(
+            Method::PUT,
+            "/v1/guest/workload",
+            DONE,
+            "Steer the built-in workload",
+            |guest, request: WorkloadControl| guest.control_workload(&request),
+        ),
+    ]
+}
+
+/// How it is saved and moved.
+fn migration_routes() -> Vec<Route<Control>> {
+    vec![
+        Route::new::<Saved>(
+            Method::POST,
+            "/v1/guest/save",
+            DONE,
+            "Write memory and state to a file; the guest stands still meanwhile. Send the \
+             file along, open for writing (SCM_RIGHTS): a process that is confined opens \
+             none, and `file` is its name in messages",
+            post(save),
+        )
+        .taking::<SaveRequest>(Required::Yes),
+        tell(
+            Method::PUT,
+            "/v1/guest/save/hold",
+            DONE,
+            "Let the guest that stands still since this save do so for another minute (409 if \
+             it does not any more)",
+            |guest, save: SaveId| guest.hold_save(save),
+        ),
+        tell(
+            Method::PUT,
+            "/v1/guest/save/release",
+            DONE,
+            "Let the guest that stands still since this save go on as it was before (409 if \
+             it does not stand still any more)",
+            |guest, save: SaveId| guest.release_save(save),
+        ),
+        tell(
+            Method::PUT,
+            "/v1/guest/save/finish",
+            BEGUN,
+            "End the guest that stands still since this save (409 if it does not any more): \
+             its file has its name",
+            |guest, save: SaveId| guest.finish_save(save),
+        ),
+        ask(
+            Method::GET,
+            "/v1/guest/migration",
+            DONE,
+            "How the running migration stands, or how the last one ended",
+            |guest| guest.migration(),
+        ),
+        tell(
+            Method::POST,
+            "/v1/guest/migration",
+            BEGUN,
+            "Start a migration (409 when one is running)",
+            |guest, request: MigrationRequest| guest.migrate(&request),
+        )
         .with_bodies_of(IDENTITY_BYTES_MAX),
-        ask(Method::DELETE, "/v1/guest/migration", begun, |guest| guest.cancel()),
+        ask(
+            Method::DELETE,
+            "/v1/guest/migration",
+            BEGUN,
+            "Call the running migration off (409 too-late once the guest is handed over)",
+            |guest| guest.cancel(),
+        ),
         tell(
             Method::PUT,
             "/v1/guest/migration/resolve",
-            begun,
+            BEGUN,
+            "Decide by hand about a guest in doubt; `run` requires that the caller has asked \
+             the other host, which the guest's process cannot",
             |guest, request: ResolveRequest| {
                 expect_asked(&request)?;
                 guest.resolve(&request)
             },
         ),
-        ask(Method::GET, "/v1/guest/workload", done, |guest| guest.workload()),
-        tell(Method::PUT, "/v1/guest/workload", done, |guest, request: WorkloadControl| {
-            guest.control_workload(&request)
-        }),
-        ask(Method::GET, "/v1/guest/memory", done, |guest| guest.memory()),
-        tell(Method::PUT, "/v1/guest/memory", done, |guest, request: TreatmentRequest| {
-            guest.treat_memory(&request)
-        }),
-        tell(Method::POST, SURVEY, begun, |guest, request: SurveyRequest| {
-            guest.begin_survey(&request)
-        }),
-        ask(Method::GET, SURVEY, done, |guest| guest.survey()),
-        tell(Method::PUT, SURVEY, done, |guest, domain: SurveyDomain<'_>| guest.surveyed(&domain))
-            .with_bodies_of(DOMAIN_BYTES_MAX),
-        ask(Method::GET, "/v1/guest/balloon", done, |guest| guest.balloon()),
-        tell(Method::PUT, "/v1/guest/balloon", done, |guest, request: BalloonRequest| {
-            guest.set_balloon(&request)
-        }),
-        tell(Method::PUT, "/v1/guest/console", done, |guest, input: ConsoleInput| {
-            guest.type_on_console(&input)
-        }),
-        Route { method: Method::GET, path: "/v1/guest/console", handler: get(read_console) },
-        Route { method: Method::GET, path: "/v1/openapi.json", handler: get(openapi) },
     ]
 }
 
+/// Its memory.
+fn memory_routes() -> Vec<Route<Control>> {
+    vec![
+        ask(
+            Method::GET,
+            "/v1/guest/memory",
+            DONE,
+            "What there is to know for whoever shares out the host's memory; nobody waits for \
+             the guest: statistics are its last ones",
+            |guest| guest.memory(),
+        ),
+        tell(
+            Method::PUT,
+            "/v1/guest/memory",
+            DONE,
+            "Have parts of the guest's memory merged, taken apart, made of huge pages, or \
+             shared with its template again (409 while it is migrated or saved)",
+            |guest, request: TreatmentRequest| guest.treat_memory(&request),
+        ),
+        tell(
+            Method::POST,
+            SURVEY,
+            BEGUN,
+            "Begin to look at the guest's pages: what merging them would bring, and which are \
+             written (409 while it is migrated or saved, or somebody looks already)",
+            |guest, request: SurveyRequest| guest.begin_survey(&request),
+        ),
+        ask(
+            Method::GET,
+            SURVEY,
+            DONE,
+            "How the last look stands; once it is done, with its sample of contents",
+            |guest| guest.survey(),
+        ),
+        tell(
+            Method::PUT,
+            SURVEY,
+            DONE,
+            "What the last look found of each chunk of 2 MiB, given the merged samples of all \
+             guests of the merge domain (409 before it is done)",
+            |guest, domain: SurveyDomain<'static>| guest.surveyed(&domain),
+        )
+        .with_bodies_of(DOMAIN_BYTES_MAX),
+        ask(
+            Method::GET,
+            "/v1/guest/balloon",
+            DONE,
+            "What the guest keeps of its memory, with new statistics if it gives some within \
+             500 ms (404 without a balloon)",
+            |guest| guest.balloon(),
+        ),
+        tell(
+            Method::PUT,
+            "/v1/guest/balloon",
+            DONE,
+            "Set how much memory the guest shall keep (404 without a balloon, 409 once it is \
+             handed over)",
+            |guest, request: BalloonRequest| guest.set_balloon(&request),
+        ),
+    ]
+}
+
+/// Its serial console.
+fn console_routes() -> Vec<Route<Control>> {
+    vec![
+        tell(
+            Method::PUT,
+            "/v1/guest/console",
+            DONE,
+            "Type on the serial console; what there is no room for is not taken",
+            |guest, input: ConsoleInput| guest.type_on_console(&input),
+        ),
+        Route::new::<()>(
+            Method::GET,
+            "/v1/guest/console",
+            DONE,
+            "What the guest wrote on its serial console, at most the last 64 KiB; read on \
+             from `console-next`",
+            get(read_console),
+        )
+        .with(&CONSOLE_QUERY)
+        .answering_bytes(),
+    ]
+}
+
+/// The query of [`read_console`].
+const CONSOLE_QUERY: [Parameter; 2] = [
+    Parameter {
+        name: "from",
+        within: "query",
+        description: "offset to read from, bytes since the process began; one that has not been reached is that of another \
+            process, and all is sent",
+    },
+    Parameter {
+        name: "wait_ms",
+        within: "query",
+        description: "how long to wait when there is nothing to read yet; 30000 at most",
+    },
+];
+
+const DONE: StatusCode = StatusCode::OK;
+const BEGUN: StatusCode = StatusCode::ACCEPTED;
+
 /// A route whose request has no body.
-fn ask<T: Serialize + Send + 'static>(
+fn ask<T: Serialize + JsonSchema + Send + 'static>(
     method: Method,
     path: &'static str,
     status: StatusCode,
+    summary: &'static str,
     call: fn(&dyn GuestControl) -> Result<T, ApiError>,
-) -> Route {
+) -> Route<Control> {
     let handler =
         async move |State(control): State<Control>| answer(status, move || call(&*control)).await;
-    Route { handler: on(&method, handler), method, path }
+    let handler = route::on(&method, handler);
+    Route::new::<T>(method, path, status, summary, handler)
 }
 
 /// A route whose request has a JSON body.
@@ -289,27 +472,20 @@ fn tell<B, T>(
     method: Method,
     path: &'static str,
     status: StatusCode,
+    summary: &'static str,
     call: fn(&dyn GuestControl, B) -> Result<T, ApiError>,
-) -> Route
+) -> Route<Control>
 where
-    B: DeserializeOwned + Send + 'static,
-    T: Serialize + Send + 'static,
+    B: DeserializeOwned + JsonSchema + Send + 'static,
+    T: Serialize + JsonSchema + Send + 'static,
 {
     let handler = async move |State(control): State<Control>,
                               body: Result<Json<B>, JsonRejection>| match body {
         Ok(Json(body)) => answer(status, move || call(&*control, body)).await,
         Err(rejection) => ApiError::from(rejection).into_response(),
     };
-    Route { handler: on(&method, handler), method, path }
-}
-
-fn on<H, X>(method: &Method, handler: H) -> MethodRouter<Control>
-where
-    H: Handler<X, Control>,
-    X: 'static,
-{
-    let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
-    axum::routing::on(filter, handler)
+    let handler = route::on(&method, handler);
+    Route::new::<T>(method, path, status, summary, handler).taking::<B>(Required::Yes)
 }
 
 /// Makes a call that may block on a thread for that, and turns what it says into an answer.
@@ -385,10 +561,6 @@ fn expect_asked(request: &ResolveRequest) -> Result<(), ApiError> {
         return Err(ApiError::new(Reason::BadRequest, text));
     }
     Ok(())
-}
-
-async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmm_core::virtio::balloon::SetBy;
 
@@ -10,7 +11,7 @@ use crate::names::GuestName;
 
 /// `GET /v1/guest/memory`: what there is to know for whoever shares out the host's memory. Nobody
 /// waits for the guest: statistics are its last ones, and new ones are asked for meanwhile.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct GuestMemory {
     /// The guest's name.
     pub(crate) name: GuestName,
@@ -31,7 +32,7 @@ pub(crate) struct GuestMemory {
 }
 
 /// Where a balloon stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BalloonLevel {
     /// Whether the guest has a driver for it.
     pub(crate) has_driver: bool,
@@ -51,7 +52,7 @@ pub(crate) struct BalloonLevel {
 }
 
 /// `PUT /v1/guest/memory`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TreatmentRequest {
     /// What becomes of the memory; the guest reads what it did before.
@@ -63,7 +64,7 @@ pub(crate) struct TreatmentRequest {
 }
 
 /// What becomes of a part of a guest's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum MemoryTreatment {
     /// The kernel may merge it with that of other guests of its domain.
@@ -81,7 +82,7 @@ pub(crate) enum MemoryTreatment {
 }
 
 /// The answer to `PUT /v1/guest/memory`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct TreatedMemory {
     /// Chunks that were treated.
     pub(crate) chunks: u64,

@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use migrate::pages::Compression;
 use migrate::quic::Identity;
 use migrate::{Progress, Report};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// `POST /v1/guest/migration`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MigrationRequest {
     /// HOST or HOST:PORT of the destination's node.
@@ -55,7 +56,7 @@ pub(crate) struct MigrationRequest {
 }
 
 /// How disks go along with a guest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CopyDisks {
     /// Where the destination shall have a disk, by its path here: absolute, both; where it is here
@@ -94,7 +95,7 @@ fn default_timeout_ms() -> u64 {
 }
 
 /// The answer to `POST /v1/guest/migration`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MigrationStarted {
     /// The migration's id; its report is in `migrations/guests/NAME/UUID/ID.source.json` when the
     /// guest's process is gone.
@@ -102,7 +103,7 @@ pub(crate) struct MigrationStarted {
 }
 
 /// `GET /v1/guest/migration`: the running migration, or the last one.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MigrationStatus {
     /// How it stands; the last state, when it is over.
     pub(crate) progress: Option<Progress>,
@@ -111,7 +112,7 @@ pub(crate) struct MigrationStatus {
 }
 
 /// `PUT /v1/guest/migration/resolve`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResolveRequest {
     /// What becomes of the copy of the guest that is here.
@@ -127,7 +128,7 @@ pub(crate) struct ResolveRequest {
 }
 
 /// An operator's decision about a guest in doubt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Resolution {
     /// Run it.

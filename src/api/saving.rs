@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// `POST /v1/guest/save`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SaveRequest {
     /// The file to write: an absolute path, as the guest's process sees it.
@@ -26,7 +27,7 @@ pub(crate) struct SaveRequest {
 }
 
 /// Copies of a guest's disks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SavedCopies {
     /// Where the copy of each disk will be.
@@ -36,7 +37,7 @@ pub(crate) struct SavedCopies {
 }
 
 /// What a guest is written to a file for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SaveFormat {
     /// To go on from it, once: small.
@@ -47,7 +48,7 @@ pub(crate) enum SaveFormat {
 }
 
 /// The answer to `POST /v1/guest/save`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Saved {
     /// Names this save in what is said about it.
     pub(crate) id: Uuid,
@@ -58,7 +59,7 @@ pub(crate) struct Saved {
 }
 
 /// `PUT /v1/guest/save/...`: about the guest that stands still since a save.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SaveId {
     /// [`Saved::id`].

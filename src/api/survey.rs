@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use memopt::situation::Chunk;
 use memopt::survey::Digests;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The largest body of a request with such a table, in bytes.
 pub(crate) const DOMAIN_BYTES_MAX: usize = 2 << 20;
 
 /// How a look stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SurveyState {
     /// Nobody has looked yet.
@@ -24,7 +25,7 @@ pub(crate) enum SurveyState {
 }
 
 /// `GET /v1/guest/survey`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SurveyStatus {
     /// How it stands.
     pub(crate) state: SurveyState,
@@ -39,7 +40,7 @@ pub(crate) struct SurveyStatus {
 }
 
 /// `PUT /v1/guest/survey`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SurveyDomain<'a> {
     /// The tables of all guests of the merge domain merged, this one's among them. Contents with
@@ -48,7 +49,7 @@ pub(crate) struct SurveyDomain<'a> {
 }
 
 /// The answer to `PUT /v1/guest/survey`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SurveyedMemory {
     /// How long ago the look ended, in milliseconds.
     pub(crate) age_ms: u64,
@@ -62,7 +63,7 @@ pub(crate) struct SurveyedMemory {
 /// A chunk: its index, and of its pages those that are there, of zeros, with an equal elsewhere, as
 /// in the template, and written; then 1 if it is huge, and 2 if it is mergeable. Short, for there
 /// may be 131,072 of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ChunkRow(u32, u16, u16, u16, u16, u16, u8);
 
 const IS_HUGE: u8 = 1;

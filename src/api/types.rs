@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::HugePages;
@@ -14,7 +15,7 @@ use vmm_core::virtio::net::NetStatus;
 use crate::names::GuestName;
 
 /// How a guest stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GuestState {
     /// On its way here: the copy in this process is not complete and does not run.
@@ -47,7 +48,7 @@ impl GuestState {
 }
 
 /// What a guest is made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GuestKind {
     /// The built-in workload.
@@ -57,7 +58,7 @@ pub(crate) enum GuestKind {
 }
 
 /// What becomes of a guest that resets itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OnReboot {
     /// It boots again.
@@ -67,7 +68,7 @@ pub(crate) enum OnReboot {
 }
 
 /// `GET /v1/guest`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct GuestInfo {
     /// Name on this host.
     pub(crate) name: GuestName,
@@ -149,7 +150,7 @@ impl GuestInfo {
 }
 
 /// What a guest's process is confined to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Confinement {
     /// System calls.
     pub(crate) seccomp: SeccompState,
@@ -158,7 +159,7 @@ pub(crate) struct Confinement {
 }
 
 /// What becomes of a process that tries a system call that it may not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum SeccompState {
     /// It ends.
@@ -171,7 +172,7 @@ pub(crate) enum SeccompState {
 }
 
 /// Whether a process can open what it does not need.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LandlockState {
     /// No.
@@ -186,7 +187,7 @@ pub(crate) enum LandlockState {
 }
 
 /// A guest's vsock device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct VsockInfo {
     /// The guest's address.
     pub(crate) cid: u32,
@@ -195,7 +196,7 @@ pub(crate) struct VsockInfo {
 }
 
 /// A disk of a guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct DiskInfo {
     /// The file or block device on this host.
     pub(crate) path: PathBuf,
@@ -208,7 +209,7 @@ pub(crate) struct DiskInfo {
 }
 
 /// A network device of a guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NetInfo {
     /// The guest's address.
     pub(crate) mac: String,
@@ -225,7 +226,7 @@ pub(crate) struct NetInfo {
 }
 
 /// Frames in one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct FlowInfo {
     /// Bytes of frames that got through.
     pub(crate) bytes: u64,
@@ -255,7 +256,7 @@ impl From<NetStatus> for NetInfo {
 }
 
 /// How a guest's memory is backed: words as for `lighter run`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BackingInfo {
     /// `off`, `thp`, `2M` or `1G`.
     pub(crate) hugepages: String,
@@ -284,7 +285,7 @@ impl BackingInfo {
 }
 
 /// `PUT /v1/guest/reboot`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RebootRequest {
     /// The guest boots again should it switch itself off within this time, in milliseconds.
@@ -292,7 +293,7 @@ pub(crate) struct RebootRequest {
 }
 
 /// `PUT /v1/guest/resume`, which needs none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResumeRequest {
     /// Takes disks as they are, also those that were written since the guest last had them.
@@ -300,14 +301,14 @@ pub(crate) struct ResumeRequest {
 }
 
 /// The answer of a request that has nothing else to say: how the guest stands now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct StateAnswer {
     /// How the guest stands now.
     pub(crate) state: GuestState,
 }
 
 /// How far the workload has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum WorkloadPhase {
     /// Nothing has run yet.
@@ -323,7 +324,7 @@ pub(crate) enum WorkloadPhase {
 }
 
 /// `GET /v1/guest/workload`: what the built-in workload says about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct WorkloadInfo {
     /// How far it has come.
     pub(crate) phase: WorkloadPhase,
@@ -354,7 +355,7 @@ pub(crate) struct WorkloadInfo {
 }
 
 /// `PUT /v1/guest/workload`: what is absent stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct WorkloadControl {
     /// Pages rewritten each second, all vCPUs together.
@@ -368,7 +369,7 @@ pub(crate) struct WorkloadControl {
 }
 
 /// `PUT /v1/guest/balloon`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BalloonRequest {
     /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
@@ -380,7 +381,7 @@ pub(crate) struct BalloonRequest {
 }
 
 /// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BalloonInfo {
     /// Whether the guest has a driver for it; without one, nothing happens.
     pub(crate) has_driver: bool,
@@ -412,7 +413,7 @@ pub(crate) struct BalloonInfo {
 }
 
 /// What a guest says of its memory. None of it can be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BalloonStatistics {
     /// How long ago it said so, in milliseconds.
     pub(crate) age_ms: u64,
@@ -422,7 +423,7 @@ pub(crate) struct BalloonStatistics {
 }
 
 /// `PUT /v1/guest/console`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsoleInput {
     /// What is typed, as UTF-8.
@@ -434,14 +435,14 @@ pub(crate) struct ConsoleInput {
 }
 
 /// The answer to `PUT /v1/guest/console`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ConsoleTaken {
     /// Bytes that there was room for; the rest must be typed again once the guest has read some.
     pub(crate) taken_bytes: usize,
 }
 
 /// `GET /v1/guest/console`: the query.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ConsoleRead {
     /// The offset to read from, in bytes since the guest's process began: `console-next` of the
@@ -458,7 +459,7 @@ pub(crate) const CONSOLE_FROM: &str = "console-from";
 pub(crate) const CONSOLE_NEXT: &str = "console-next";
 
 /// The answer to `PUT /v1/guest/workload`: what to wait for in the workload's report.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct WorkloadControlled {
     /// `stall_epoch` reaches this once the stall is forgotten.
     pub(crate) stall_epoch: Option<u64>,

@@ -4,11 +4,10 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::extract::{Path, Query};
+use axum::http::{Method, StatusCode};
 use memopt::history::{Listing, Run, RunId};
 use memopt::plan::Plan;
 use memopt::service::{Agenda, DensityStatus, Pages, ServiceError, Settings};
@@ -17,17 +16,9 @@ use serde::Deserialize;
 
 use super::Density;
 use super::types::{PLAN_BYTES_MAX, PlanRequest, RunRequest, RunStarted};
+use crate::api::route::{Parameter, Route, read, with_body, with_part};
 use crate::api::{ApiError, Reason};
 use crate::units::format_size;
-
-/// Every path.
-pub(crate) const PATHS: [&str; 5] = [
-    "/v1/density",
-    "/v1/density/plan",
-    "/v1/density/runs",
-    "/v1/density/runs/{id}",
-    "/v1/density/next",
-];
 
 /// The most that a list holds.
 const COUNT_MAX: usize = 1000;
@@ -39,30 +30,71 @@ const RUN_BYTES_MAX: usize = PLAN_BYTES_MAX + 1024;
 /// written as `\u0000`, and what is around it.
 const PLAN_REQUEST_BYTES_MAX: usize = 6 * FILE_BYTES_MAX + 1024;
 
-type Shared = State<Arc<Density>>;
-
 /// For the host's owner.
-pub(crate) fn router(density: Arc<Density>) -> Router {
-    let [status, plan, runs, run, next] = PATHS;
-    Router::new()
-        .route(status, get(show))
-        .route(plan, post(make_plan).layer(DefaultBodyLimit::max(PLAN_REQUEST_BYTES_MAX)))
-        .route(runs, get(list).merge(post(begin).layer(DefaultBodyLimit::max(RUN_BYTES_MAX))))
-        .route(run, get(show_run).delete(cancel))
-        .route(next, get(show_next))
-        .with_state(density)
+pub(crate) fn routes() -> Vec<Route<Arc<Density>>> {
+    let mut routes = readonly_routes();
+    routes.extend([
+        with_body(
+            "/v1/density/plan",
+            StatusCode::OK,
+            "What would be done now; nothing is changed (node.sock only)",
+            make_plan,
+        )
+        .with_bodies_of(PLAN_REQUEST_BYTES_MAX),
+        with_body(
+            "/v1/density/runs",
+            StatusCode::ACCEPTED,
+            "Begin a run; 409 while another is under way (node.sock only)",
+            begin,
+        )
+        .with_bodies_of(RUN_BYTES_MAX),
+        with_part(
+            Method::DELETE,
+            "/v1/density/runs/{id}",
+            StatusCode::ACCEPTED,
+            "Call a run off; it ends after the step under way (node.sock only)",
+            cancel,
+        )
+        .with(&ID),
+    ]);
+    routes
 }
 
 /// For everybody.
-pub(crate) fn readonly_router(density: Arc<Density>) -> Router {
-    let [status, _, runs, run, next] = PATHS;
-    Router::new()
-        .route(status, get(show))
-        .route(runs, get(list))
-        .route(run, get(show_run))
-        .route(next, get(show_next))
-        .with_state(density)
+pub(crate) fn readonly_routes() -> Vec<Route<Arc<Density>>> {
+    vec![
+        read("/v1/density", "How the host's memory stands, and what each guest has of it", show),
+        with_part(
+            Method::GET,
+            "/v1/density/runs",
+            StatusCode::OK,
+            "The last runs, the newest first",
+            list,
+        )
+        .with(&COUNT),
+        with_part(
+            Method::GET,
+            "/v1/density/runs/{id}",
+            StatusCode::OK,
+            "A run with its plan, its steps and what came of them (404 when there is none)",
+            show_run,
+        )
+        .with(&ID),
+        with_part(
+            Method::GET,
+            "/v1/density/next",
+            StatusCode::OK,
+            "What runs, and what lighter.toml schedules next",
+            show_next,
+        )
+        .with(&COUNT),
+    ]
 }
+
+const ID: [Parameter; 1] =
+    [Parameter { name: "id", within: "path", description: "number of the run" }];
+const COUNT: [Parameter; 1] =
+    [Parameter { name: "count", within: "query", description: "how many, 1000 at most" }];
 
 /// `?count=N`
 #[derive(Debug, Deserialize)]
@@ -76,58 +108,58 @@ fn usual_count() -> usize {
     20
 }
 
-async fn show(State(density): Shared) -> Result<Json<DensityStatus>, ApiError> {
-    Ok(Json(density.client.status().await?))
+async fn show(density: Arc<Density>) -> Result<DensityStatus, ApiError> {
+    Ok(density.client.status().await?)
 }
 
 async fn make_plan(
-    State(density): Shared,
+    density: Arc<Density>,
     request: Result<Json<PlanRequest>, JsonRejection>,
-) -> Result<Json<Plan>, ApiError> {
+) -> Result<Plan, ApiError> {
     let Json(request) = request?;
     let settings = request.policy.map(|text| Settings::parse(&text, "policy"));
     let policy = settings.transpose().map_err(bad_request)?.map(|settings| settings.policy);
     let pages = if request.survey { Pages::SurveyedFirst } else { Pages::AsKnown };
-    Ok(Json(density.client.plan(request.goal, policy, pages).await?))
+    Ok(density.client.plan(request.goal, policy, pages).await?)
 }
 
 async fn begin(
-    State(density): Shared,
+    density: Arc<Density>,
     request: Result<Json<RunRequest>, JsonRejection>,
-) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
+) -> Result<RunStarted, ApiError> {
     let Json(request) = request.map_err(not_begun)?;
     let run = density.client.begin(request.goal, request.plan).await?;
-    Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
+    Ok(RunStarted { run })
 }
 
 async fn list(
-    State(density): Shared,
+    density: Arc<Density>,
     count: Result<Query<Count>, QueryRejection>,
-) -> Result<Json<Listing>, ApiError> {
-    Ok(Json(density.client.runs(count_of(count)?).await?))
+) -> Result<Listing, ApiError> {
+    Ok(density.client.runs(count_of(count)?).await?)
 }
 
 async fn show_run(
-    State(density): Shared,
+    density: Arc<Density>,
     id: Result<Path<u64>, PathRejection>,
-) -> Result<Json<Run>, ApiError> {
-    Ok(Json(density.client.run(id_of(id)?).await?))
+) -> Result<Run, ApiError> {
+    Ok(density.client.run(id_of(id)?).await?)
 }
 
 async fn cancel(
-    State(density): Shared,
+    density: Arc<Density>,
     id: Result<Path<u64>, PathRejection>,
-) -> Result<(StatusCode, Json<RunStarted>), ApiError> {
+) -> Result<RunStarted, ApiError> {
     let run = id_of(id)?;
     density.client.cancel(run).await?;
-    Ok((StatusCode::ACCEPTED, Json(RunStarted { run })))
+    Ok(RunStarted { run })
 }
 
 async fn show_next(
-    State(density): Shared,
+    density: Arc<Density>,
     count: Result<Query<Count>, QueryRejection>,
-) -> Result<Json<Agenda>, ApiError> {
-    Ok(Json(density.client.agenda(count_of(count)?).await?))
+) -> Result<Agenda, ApiError> {
+    Ok(density.client.agenda(count_of(count)?).await?)
 }
 
 fn count_of(count: Result<Query<Count>, QueryRejection>) -> Result<usize, ApiError> {
@@ -182,6 +214,7 @@ mod tests {
     use metrics::Exporter;
 
     use super::*;
+    use crate::api::route;
     use crate::api::server::{Audience, Server};
     use crate::api::{ApiClient, AskError};
     use crate::cli::host::ForeignGuestsArg;
@@ -194,7 +227,8 @@ mod tests {
         let counted = Arc::clone(exporter.density());
         let density = Arc::new(Density::start(&state, ForeignGuestsArg::Off, counted).unwrap());
         let socket = folder.path().join("socket");
-        let _server = Server::start(&socket, router(density), Audience::Owner).unwrap();
+        let _server =
+            Server::start(&socket, route::router(routes(), density), Audience::Owner).unwrap();
         let client = ApiClient::new(&socket);
         for (bytes, reason) in
             [(PLAN_BYTES_MAX, Reason::BadRequest), (RUN_BYTES_MAX, Reason::TooLarge)]

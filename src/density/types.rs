@@ -4,10 +4,11 @@
 use memopt::history::RunId;
 use memopt::plan::Plan;
 use memopt::policy::Goal;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `POST /v1/density/plan`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct PlanRequest {
     /// What for; the policy's goal when absent.
@@ -23,7 +24,7 @@ pub(crate) struct PlanRequest {
 pub(crate) const PLAN_BYTES_MAX: usize = 4 << 20;
 
 /// `POST /v1/density/runs`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RunRequest {
     /// What for; the policy's goal when absent.
@@ -33,7 +34,7 @@ pub(crate) struct RunRequest {
 }
 
 /// The answer to `POST /v1/density/runs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct RunStarted {
     /// The run, for `GET /v1/density/runs/ID`.
     pub(crate) run: RunId,

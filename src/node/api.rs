@@ -3,47 +3,64 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::Router;
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
 use super::inventory;
 use super::service::Node;
 use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
 use crate::api::ApiError;
+use crate::api::route::{self, About, Operation, Route, read};
 use crate::api::server::Audience;
 use crate::density::{self, Density};
 
-/// The document at `/v1/openapi.json`; the test below holds it against [`router`].
-const OPENAPI: &str = include_str!("openapi.json");
-
-/// Every path of its own; all are read with GET. Those of memory optimization come on top.
-const PATHS: [&str; 4] = ["/v1/node", "/v1/guests", "/v1/migrations", "/v1/openapi.json"];
+/// What the document says of the API.
+const ABOUT: About = About {
+    title: "lighter: the node of a host",
+    description: "HTTP/1.1 on the Unix socket node.sock in the host's state folder (mode 0600). \
+        Times are milliseconds unless named otherwise, sizes bytes. A refusal is {error, reason}.",
+};
 
 /// The router of a node for this audience.
 pub(crate) fn router(node: Arc<Node>, density: Arc<Density>, audience: Audience) -> Router {
-    let density = match audience {
-        Audience::Owner => density::api::router(density),
-        Audience::Anybody => density::api::readonly_router(density),
+    let of_density = match audience {
+        Audience::Owner => density::api::routes(),
+        Audience::Anybody => density::api::readonly_routes(),
     };
-    let [info, guests, migrations, document] = PATHS;
-    Router::new()
-        .route(info, get(show_node))
-        .route(guests, get(list_guests))
-        .route(migrations, get(list_migrations))
-        .route(document, get(openapi))
-        .with_state(node)
-        .merge(density)
+    route::router(routes(), node)
+        .merge(route::router(of_density, density))
+        .merge(route::document_router(ABOUT, operations()))
 }
 
-async fn show_node(State(node): State<Arc<Node>>) -> Result<Json<NodeInfo>, ApiError> {
-    node.info().map(Json).map_err(ApiError::failed)
+/// What is there for some audience.
+fn operations() -> Vec<Operation> {
+    let own = routes().iter().map(Route::operation).cloned().collect::<Vec<_>>();
+    let of_density = density::api::routes();
+    own.into_iter().chain(of_density.iter().map(Route::operation).cloned()).collect()
 }
 
-async fn list_guests(State(node): State<Arc<Node>>) -> Result<Json<Vec<GuestEntry>>, ApiError> {
+/// Its own routes. Those of memory optimization come on top.
+fn routes() -> Vec<Route<Arc<Node>>> {
+    vec![
+        read("/v1/node", "The node and its host", show_node),
+        read(
+            "/v1/guests",
+            "The guests on this host, each asked for at most two seconds",
+            list_guests,
+        ),
+        read(
+            "/v1/migrations",
+            "Records of migrations from and to this host, newest first",
+            list_migrations,
+        ),
+    ]
+}
+
+async fn show_node(node: Arc<Node>) -> Result<NodeInfo, ApiError> {
+    node.info().map_err(ApiError::failed)
+}
+
+async fn list_guests(node: Arc<Node>) -> Result<Vec<GuestEntry>, ApiError> {
     let sightings = inventory::look(node.state()).await.map_err(ApiError::failed)?;
     let entries = sightings.into_iter().map(|sighting| match sighting.answer {
         Ok(view) => GuestEntry {
@@ -56,18 +73,12 @@ async fn list_guests(State(node): State<Arc<Node>>) -> Result<Json<Vec<GuestEntr
             GuestEntry { name: sighting.name, info: None, cost: None, fault: Some(fault) }
         }
     });
-    Ok(Json(entries.collect()))
+    Ok(entries.collect())
 }
 
-async fn list_migrations(
-    State(node): State<Arc<Node>>,
-) -> Result<Json<Vec<MigrationEntry>>, ApiError> {
+async fn list_migrations(node: Arc<Node>) -> Result<Vec<MigrationEntry>, ApiError> {
     let (records, _damaged) = node.records().list().map_err(ApiError::failed)?;
-    Ok(Json(records.into_iter().map(entry).collect()))
-}
-
-async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+    Ok(records.into_iter().map(entry).collect())
 }
 
 /// A record without its secret.
@@ -115,16 +126,36 @@ fn destination_word(state: DestinationState) -> &'static str {
 mod tests {
     use std::collections::BTreeSet;
 
+    use serde_json::Value;
+
     use super::super::liveness::tests::source_record;
     use super::*;
 
     #[test]
-    fn the_served_document_holds_every_path_and_no_other() {
-        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
-        let documented: BTreeSet<&str> =
-            document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        let served: BTreeSet<&str> = PATHS.into_iter().chain(density::api::PATHS).collect();
-        assert_eq!(documented, served);
+    fn every_type_that_the_document_speaks_of_is_in_it() {
+        fn references<'a>(value: &'a Value, into: &mut BTreeSet<&'a str>) {
+            match value {
+                Value::Object(fields) => {
+                    into.extend(fields.get("$ref").and_then(Value::as_str));
+                    fields.values().for_each(|field| references(field, into));
+                }
+                Value::Array(items) => items.iter().for_each(|item| references(item, into)),
+                _ => {}
+            }
+        }
+        let document = route::document(ABOUT, &operations());
+        let mut referred = BTreeSet::new();
+        references(&document, &mut referred);
+        let missing = |reference: &&&str| {
+            let pointer = reference.strip_prefix('#').expect("in this document");
+            document.pointer(pointer).is_none()
+        };
+        assert_eq!(referred.iter().find(missing), None);
+        assert!(referred.contains("#/components/schemas/Plan"), "{referred:?}");
+        let paths = document["paths"].as_object().expect("paths");
+        let owners = ["/v1/density/plan", "/v1/node", "/v1/migrations", "/v1/openapi.json"];
+        assert!(owners.iter().all(|path| paths.contains_key(*path)), "{:?}", paths.keys());
+        assert!(paths["/v1/density/runs/{id}"]["delete"].is_object());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use memopt::observe::ProcessCost;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::state_dir::StateDir;
 
 /// `node.json`: where the node of this host can be found. Written when it serves, removed when it
 /// ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NodeFile {
     /// Its process.
     pub(crate) pid: u32,
@@ -43,7 +44,7 @@ impl NodeFile {
 }
 
 /// `GET /v1/node`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NodeInfo {
     /// Where it is.
     #[serde(flatten)]
@@ -59,7 +60,7 @@ pub(crate) struct NodeInfo {
 }
 
 /// The host's memory as admission counts it, bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MemoryInfo {
     /// All that the kernel manages.
     pub(crate) total_bytes: u64,
@@ -72,7 +73,7 @@ pub(crate) struct MemoryInfo {
 }
 
 /// One element of `GET /v1/guests`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct GuestEntry {
     /// The guest's name.
     pub(crate) name: GuestName,
@@ -85,7 +86,7 @@ pub(crate) struct GuestEntry {
 }
 
 /// Host memory of a guest's process, bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct CostInfo {
     /// RSS, and huge pages of the host's pool.
     pub(crate) resident_bytes: u64,
@@ -112,7 +113,7 @@ impl From<ProcessCost> for CostInfo {
 }
 
 /// One element of `GET /v1/migrations`: a record, without its secret.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MigrationEntry {
     /// The migration.
     pub(crate) id: Uuid,

@@ -77,7 +77,7 @@ fn what_was_done_for_density_is_known_after_a_power_cut() {
     for cut in 1..=3 {
         // The power goes at any moment of a run.
         let apply = "while true; do lighter density apply; done";
-        host.sh(&format!("nohup sh -c '{apply}' > /dev/null 2>&1 < /dev/null &")).ok();
+        host.sh(&format!("systemd-run --quiet --unit lab-apply sh -c '{apply}'")).ok();
         let before = until("runs are recorded", || {
             let runs = runs(host);
             if runs.len() > 4 * cut { Ok(runs) } else { Err(runs) }

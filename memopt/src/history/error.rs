@@ -59,7 +59,7 @@ pub enum HistoryError {
         index: u32,
     },
     /// A run that has ended cannot be added to.
-    #[error("run {run} is {state}: nothing more can be put down for it")]
+    #[error("run {run} is {state}: it cannot be changed")]
     Ended {
         /// The run.
         run: RunId,

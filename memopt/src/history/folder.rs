@@ -1,7 +1,7 @@
 //! The folder of a history: a log for each run, the schedules' last times, and a lock.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,8 @@ use super::run::RunId;
 /// What the log of a run ends in.
 const EXTENSION: &str = "log";
 
+/// What the system says of a bad sector.
+const EIO: i32 = 5;
 /// The number of a run that has none after it: larger ones are no numbers in JSON everywhere.
 const ID_MAX: u64 = 1 << 53;
 
@@ -94,7 +96,7 @@ impl Folder {
         let path = self.log(run);
         let (log, lines) = match Log::open(&path, self.limits.log_bytes_max(), 0) {
             Ok(opened) => opened,
-            Err(cause) if is_of_one_file(cause.kind()) => {
+            Err(cause) if is_of_one_file(&cause) => {
                 let bytes = fs::symlink_metadata(&path).map_or(0, |file| file.len());
                 return Ok((OnDisk::Unreadable, bytes));
             }
@@ -198,12 +200,14 @@ fn log_name(run: RunId) -> String {
 }
 
 /// Whether what goes wrong with one log says nothing of the others.
-const fn is_of_one_file(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
+fn is_of_one_file(cause: &io::Error) -> bool {
+    let is_its_kind = matches!(
+        cause.kind(),
         ErrorKind::FileTooLarge
             | ErrorKind::InvalidInput
             | ErrorKind::IsADirectory
+            | ErrorKind::NotFound
             | ErrorKind::PermissionDenied
-    )
+    );
+    is_its_kind || cause.raw_os_error() == Some(EIO)
 }

@@ -15,7 +15,7 @@ mod folder;
 mod limits;
 mod run;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod store;
 mod ticks;
 

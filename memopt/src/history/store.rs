@@ -34,11 +34,11 @@ struct Open {
     live: BTreeMap<RunId, Live>,
 }
 
-/// Of each run, so that not every log is read for every call.
-#[derive(Debug, Clone, Copy)]
+/// Of each run, so that lists are made without its log.
+#[derive(Debug)]
 struct Cached {
-    /// When it began, in Unix seconds; absent if it cannot be read.
-    started: Option<u64>,
+    /// As of a run that is over; absent if it cannot be read, or is under way.
+    summary: Option<Summary>,
     /// Bytes of its log.
     bytes: u64,
 }
@@ -75,22 +75,22 @@ impl History {
         let (mut runs, mut interrupted, mut unreadable) = (BTreeMap::new(), Vec::new(), Vec::new());
         for run in folder.runs()? {
             let (found, mut bytes) = folder.open_run(run)?;
-            let started = match found {
-                OnDisk::Over(record) => Some(record.beginning.started),
+            let summary = match found {
+                OnDisk::Over(record) => Some(record.summary(run)),
                 OnDisk::LeftOpen(mut live) => {
                     // A crash may have come before it was kept.
                     ticks.keep_later(&live.record.beginning.trigger)?;
                     folder.add(run, &mut live, Entry::Interrupted)?;
                     interrupted.push(run);
                     bytes = live.bytes();
-                    Some(live.record.beginning.started)
+                    Some(live.record.summary(run))
                 }
                 OnDisk::Unreadable => {
                     unreadable.push(run);
                     None
                 }
             };
-            runs.insert(run, Cached { started, bytes });
+            runs.insert(run, Cached { summary, bytes });
         }
         interrupted.sort();
         unreadable.sort();
@@ -114,7 +114,7 @@ impl History {
             let last = open.runs.last_key_value().map(|(&last, _)| last);
             let (run, live) = open.folder.begin(last, Beginning { trigger, started, plan })?;
             let trigger = live.record.beginning.trigger.clone();
-            open.runs.insert(run, Cached { started: Some(started), bytes: live.bytes() });
+            open.runs.insert(run, Cached { summary: None, bytes: live.bytes() });
             open.live.insert(run, live);
             if let Trigger::Schedule { name, tick } = trigger {
                 open.ticks.keep(&name, tick)?;
@@ -187,7 +187,9 @@ impl History {
     pub fn finish(&mut self, run: RunId, ended: u64, outcome: RunEnd) -> Result<(), HistoryError> {
         self.with(|open| {
             open.add(run, Entry::Ended { ended, outcome })?;
-            open.live.remove(&run);
+            if let (Some(live), Some(cached)) = (open.live.remove(&run), open.runs.get_mut(&run)) {
+                cached.summary = Some(live.record.summary(run));
+            }
             open.prune();
             Ok(())
         })
@@ -257,12 +259,9 @@ impl History {
                 if listing.runs.len() >= count.min(LISTED_MAX) {
                     break;
                 }
-                let summary = match cached.started {
-                    Some(started) if started < since => continue,
-                    Some(_) => open.summary(run).ok(),
-                    None => None,
-                };
-                match summary {
+                let live = open.live.get(&run).map(|live| live.record.summary(run));
+                match live.or_else(|| cached.summary.clone()) {
+                    Some(summary) if summary.started < since => {}
                     Some(summary) => listing.runs.push(summary),
                     None if listing.unreadable.len() == LISTED_MAX => break,
                     None => listing.unreadable.push(run),
@@ -315,13 +314,6 @@ impl Open {
 
     fn expect(&self, run: RunId) -> Result<(), HistoryError> {
         self.runs.get(&run).map(drop).ok_or(HistoryError::NoSuchRun(run))
-    }
-
-    fn summary(&self, run: RunId) -> Result<Summary, HistoryError> {
-        match self.live.get(&run) {
-            Some(live) => Ok(live.record.summary(run)),
-            None => Ok(self.folder.read_run(run)?.summary(run)),
-        }
     }
 
     fn stored(&self) -> Stored {

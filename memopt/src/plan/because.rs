@@ -3,13 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::situation::{Backing, Hindrance};
 use crate::units::{Size, Span};
 
 /// Why nothing is done, to a guest or by one actuator.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "why", rename_all = "kebab-case")]
 pub enum Because {
     /// Something forbids to touch it now.
@@ -165,7 +166,7 @@ impl fmt::Display for Because {
 }
 
 /// Something that only the operator can do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Advice {
     /// Have the guest report free pages: they would come back by themselves.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::because::{Advice, Because};
@@ -12,7 +13,7 @@ use crate::situation::Hindrance;
 use crate::step::{Action, Step};
 
 /// What is to be done now, why, and why the rest is not.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// When, for people: seconds since the Unix epoch.
     pub unix_seconds: u64,
@@ -75,7 +76,7 @@ impl Plan {
 }
 
 /// Why nothing is done, to a guest or by one of the actuators.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
     /// The guest.
     pub guest: String,
@@ -87,7 +88,7 @@ pub struct Skipped {
 
 /// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it
 /// merges with each other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DomainChoice {
     /// Its name.
     pub domain: String,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::one_of;
@@ -10,7 +11,7 @@ use crate::units::one_of;
 /// How it is told which of a guest's pages are written. QEMU's `calc-dirty-rate` has the same
 /// choice: `page-sampling`, and `dirty-bitmap` or `dirty-ring`, between which a guest chooses here
 /// at its start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activity {
     /// A few pages of each 2 MiB are looked at twice: the guest notices nothing, and what it writes

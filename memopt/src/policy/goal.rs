@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::situation::Host;
@@ -13,7 +14,7 @@ use crate::units::{Share, Size, parse_share, parse_size, shortened, signed};
 ///
 /// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON
 /// alike.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Goal {
     /// Give this many bytes back, however many are free already. What has been verified is taken

@@ -170,6 +170,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::history::samples::{plan, step};
     use crate::schedule::Moment;
 
     const NOW: u64 = 1_790_000_000;
@@ -203,5 +204,36 @@ mod tests {
         drop(records);
         // No node ran at that time, nor since.
         assert_eq!(Records::open(path, clock()).last_ticks(&schedules)["night"], 7);
+    }
+
+    #[test]
+    fn what_is_found_of_steps_that_are_not_recorded_is_told_of_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut records = Records::open(folder.path().join("history"), clock());
+        let run = records.begin(Trigger::Manual, &plan(""));
+        assert_eq!(records.record_steps(run, &[step("db", 1)]), 0);
+        records.record_found(run, &[Found::failed(0, "first")]);
+        // Longer than any step that is recorded.
+        records.record_steps(run, &[step(&"x".repeat(1 << 20), 1)]);
+        records.record_found(run, &[Found::failed(0, "second")]);
+        let kept = records.run(run).unwrap();
+        assert_eq!(kept.deeds.len(), 1);
+        assert_eq!(kept.deeds[0].error.as_deref(), Some("first"));
+    }
+
+    #[test]
+    fn a_run_whose_log_is_damaged_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        let mut records = Records::open(path.clone(), clock());
+        let run = records.begin(Trigger::Manual, &plan(""));
+        records.record_end(run, RunEnd::Reached);
+        drop(records);
+        std::fs::write(path.join("1.log"), "damaged").unwrap();
+        let mut records = Records::open(path, clock());
+        let error = records.run(run).unwrap_err();
+        assert!(matches!(error, ServiceError::Unreadable(_)), "{error}");
+        assert_eq!(error.to_string(), "run 1 cannot be read: a line too short");
+        assert_eq!(records.runs(10).unwrap().unreadable, [run]);
     }
 }

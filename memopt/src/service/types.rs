@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::history::RunId;
@@ -12,7 +13,7 @@ use crate::policy::Goal;
 use crate::situation::Situation;
 
 /// `GET /v1/density`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DensityStatus {
     /// The host and its guests now.
     pub situation: Situation,
@@ -35,7 +36,7 @@ pub struct DensityStatus {
 }
 
 /// What the ledger has of one guest, as far as it decides what is done to it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Remembered {
     /// What it is taken to need, in bytes; absent while it has not said.
     pub needs_bytes: Option<u64>,
@@ -44,7 +45,7 @@ pub struct Remembered {
 }
 
 /// A guest that hurts, or did lately.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spared {
     /// What showed its pain last.
     pub pain: String,
@@ -64,7 +65,7 @@ impl Remembered {
 }
 
 /// `GET /v1/density/next`: what runs, and what comes then. The host is not inspected for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Agenda {
     /// The run under way.
     pub running: Option<RunId>,
@@ -75,7 +76,7 @@ pub struct Agenda {
 }
 
 /// A run that is due.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NextRun {
     /// When, in Unix seconds.
     pub at_unix_seconds: u64,

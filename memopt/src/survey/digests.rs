@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::page::Seed;
@@ -16,7 +17,7 @@ pub const BITS_MAX: u32 = 40;
 ///
 /// It serializes as the tag of its seed, its bits, the pages that were looked at, and pairs of
 /// digest and number in ascending order. What is read back is checked to be such a table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "Wire", try_from = "Wire")]
 pub struct Digests {
     tag: u64,
@@ -41,7 +42,7 @@ pub enum DigestsError {
 }
 
 /// As it is exchanged.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Wire {
     tag: u64,

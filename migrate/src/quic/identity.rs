@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use rustls_pki_types::CertificateRevocationListDer;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::{HostCertificate, TlsError};
@@ -15,7 +16,7 @@ use super::files::{
 use super::lists::checked;
 
 /// The certificates and the key of a host, or of the process of one guest on it, in PEM.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     /// The certificate of the authority.

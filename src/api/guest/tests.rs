@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::api::client::{ApiClient, AskError};
+use crate::api::migration::CopyDisks;
 use crate::api::server::{Audience, Server};
 use crate::api::types::GuestState;
 
@@ -113,18 +114,50 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, AskError>) -> ApiError {
     }
 }
 
-#[test]
-fn the_served_document_holds_every_route_and_no_other() {
-    let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
-    let mut documented = BTreeSet::new();
-    for (path, methods) in document["paths"].as_object().unwrap() {
-        for method in methods.as_object().unwrap().keys() {
-            documented.insert(format!("{} {path}", method.to_uppercase()));
-        }
+#[tokio::test]
+async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
+    let (_folder, client, _server) = serve();
+    let document: serde_json::Value = client.get(route::DOCUMENT).await.unwrap();
+    let documented = document["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
+        let methods = methods.as_object().unwrap().keys();
+        methods.map(move |method| format!("{} {path}", method.to_uppercase()))
+    });
+    let served = routes();
+    let served = served.iter().map(Route::operation);
+    let served = served.map(|it| format!("{} {}", it.method(), it.path()));
+    let itself = format!("GET {}", route::DOCUMENT);
+    let expected: BTreeSet<_> = served.chain([itself]).collect();
+    assert_eq!(documented.collect::<BTreeSet<_>>(), expected);
+
+    let schemas = &document["components"]["schemas"];
+    let fields = |object: &serde_json::Value| -> BTreeSet<String> {
+        object.as_object().unwrap().keys().cloned().collect()
+    };
+    let identity = migrate::quic::Identity {
+        ca_pem: String::new(),
+        cert_pem: String::new(),
+        key_pem: String::new(),
+        crl_pem: Some(String::new()),
+    };
+    let request = MigrationRequest {
+        copy_disks: Some(CopyDisks::default()),
+        addresses: vec![([192, 0, 2, 7], 4950).into()],
+        node_port: "4950".parse().ok(),
+        ..MigrationRequest::to("host-b".to_owned(), identity)
+    };
+    let request = serde_json::to_value(request).unwrap();
+    let info = serde_json::to_value(Fake.info()).unwrap();
+    for (schema, sent) in [
+        ("MigrationRequest", &request),
+        ("Identity", &request["identity"]),
+        ("CopyDisks", &request["copy_disks"]),
+        ("GuestInfo", &info),
+        ("BackingInfo", &info["backing"]),
+    ] {
+        assert_eq!(fields(&schemas[schema]["properties"]), fields(sent), "{schema}");
     }
-    let served: BTreeSet<String> =
-        routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
-    assert_eq!(served, documented);
+    let described = schemas["GuestInfo"]["properties"]["vcpus"]["description"].as_str();
+    assert_eq!(described, Some("Virtual CPUs."), "as the type has it");
 }
 
 #[tokio::test]
@@ -147,14 +180,17 @@ async fn those_who_may_only_look_change_nothing_and_see_no_console() {
     let _server = Server::start(&path, router, Audience::Anybody).unwrap();
     let client = ApiClient::new(&path);
     assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
-    for route in routes().iter().filter(|route| !LOOKS.contains(&route.path)) {
-        let asked = match route.method.as_str() {
-            "GET" => client.get::<()>(route.path).await,
-            "PUT" => client.put::<()>(route.path).await,
-            "POST" => client.post::<()>(route.path, &()).await,
-            _ => client.delete::<()>(route.path).await,
+    let routes = routes();
+    let operations = routes.iter().map(Route::operation);
+    for operation in operations.filter(|operation| !LOOKS.contains(&operation.path())) {
+        let path = operation.path();
+        let asked = match operation.method().as_str() {
+            "GET" => client.get::<()>(path).await,
+            "PUT" => client.put::<()>(path).await,
+            "POST" => client.post::<()>(path, &()).await,
+            _ => client.delete::<()>(path).await,
         };
-        assert_eq!(refused(asked).reason, Reason::NotFound, "{}", route.path);
+        assert_eq!(refused(asked).reason, Reason::NotFound, "{path}");
     }
     let pause = refused(client.post::<()>("/v1/guest/migration", &()).await);
     assert_eq!(pause.reason, Reason::MethodNotAllowed);

@@ -4,7 +4,7 @@
 //!
 //! Start at [`Pair`] (two hosts that trust each other), then [`Guest`] and [`Migration`]. What must
 //! hold after a failure is in [`checks`]. Nothing here sleeps to synchronise: [`wait`] asks for a
-//! condition until it holds or a deadline passes.
+//! condition until it holds or a deadline passes. What benches alone share is in [`mod@bench`].
 
 pub mod bench;
 pub mod checks;

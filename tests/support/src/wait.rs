@@ -1,4 +1,4 @@
-//! Waiting for a condition: the only place in these tests where a thread sleeps.
+//! Waiting for a condition: the only place in tests where a thread sleeps.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

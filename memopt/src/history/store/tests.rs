@@ -185,7 +185,7 @@ fn a_run_that_nobody_ended_is_found_interrupted_and_takes_nothing_more() {
     assert_eq!(state(&mut history, done), State::Done);
     assert_eq!(state(&mut history, acting), State::Interrupted);
     let late = history.finish(acting, 9, RunEnd::Reached).unwrap_err();
-    assert_eq!(late.to_string(), "run 3 is interrupted: nothing more can be put down for it");
+    assert_eq!(late.to_string(), "run 3 is interrupted: it cannot be changed");
     drop(history);
     assert_eq!(open(&path, Limits::default()).interrupted, []);
 }
@@ -373,18 +373,19 @@ fn what_is_no_log_of_a_run_hides_no_other_and_keeps_none_from_being_thrown_away(
     let run = whole_run(&mut history, 1);
     drop(history);
     fs::create_dir(path.join("2.log")).unwrap();
+    std::os::unix::fs::symlink("nowhere", path.join("9.log")).unwrap();
     fs::File::create(path.join("3.log")).unwrap().set_len(1 << 40).unwrap();
     for other in ["x.log", "4.log.new", "0.log", "07.log", "+8.log", "9007199254740992.log"] {
         fs::write(path.join(other), "what").unwrap();
     }
     let Opened { mut history, unreadable, .. } = open(&path, limits);
-    assert_eq!(unreadable, [RunId(2), RunId(3)]);
+    assert_eq!(unreadable, [RunId(2), RunId(3), RunId(9)]);
     assert_eq!(ids(&history.last(10).unwrap()), [run.0]);
-    for expected in 4..8 {
+    for expected in 10..14 {
         assert_eq!(whole_run(&mut history, 2), RunId(expected));
     }
     let listing = history.last(10).unwrap();
-    assert_eq!((ids(&listing), listing.unreadable), (vec![7, 6], vec![RunId(2)]));
+    assert_eq!((ids(&listing), listing.unreadable), (vec![13, 12], vec![RunId(2)]));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::config::{self, Values};
@@ -102,7 +103,7 @@ pub enum FreePages {
 
 /// Who has set a balloon's target. It goes wherever the guest goes: an optimizer that takes memory
 /// gives it back, but leaves what an operator has set.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SetBy {
     /// An operator, or nobody yet.

@@ -3,6 +3,7 @@
 //! All of it is optional and none of it can be trusted. The pairs come in any order; of a tag that
 //! comes twice, the last counts, and tags that nobody knows are left out.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a pair: `__le16` and `__le64`, packed.
@@ -14,7 +15,7 @@ pub(super) const BYTES_MAX: usize = PAIR_BYTES * PAIRS_MAX;
 
 /// A guest's statistics, with the fields of `linux/virtio_balloon.h` (`VIRTIO_BALLOON_S_*`) as of
 /// Linux 6.12.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Statistics {
     /// Bytes that were swapped in, since the guest booted like all that is no amount of memory.

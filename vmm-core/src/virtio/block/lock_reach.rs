@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use nix::sys::statfs::{self, FsType, fstatfs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// File systems that pass locks on to other hosts (statfs(2) has their numbers; nix does not have
@@ -18,7 +19,7 @@ const NETWORK_FILE_SYSTEMS: [FsType; 7] = [
 ];
 
 /// Whom the lock on a disk keeps away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockReach {
     /// Programs of this host. Nothing keeps another host from a block device that it sees, too.

@@ -1,0 +1,284 @@
+//! Routes that know what they take and what they answer: the document that describes an API to
+//! strangers is made from them.
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
+use axum::handler::Handler;
+use axum::http::{Method, StatusCode, header};
+use axum::routing::{MethodFilter, MethodRouter, get, post};
+use axum::{Json, Router};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+
+/// Where the document is.
+pub(crate) const DOCUMENT: &str = "/v1/openapi.json";
+
+/// What the document says of an API as a whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct About {
+    /// Whose it is.
+    pub(crate) title: &'static str,
+    /// Where it is served, and what holds for all of it.
+    pub(crate) description: &'static str,
+}
+
+/// One method on one path.
+#[derive(Debug)]
+pub(crate) struct Route<S> {
+    operation: Operation,
+    handler: MethodRouter<S>,
+}
+
+/// What the document says of a route.
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    method: Method,
+    path: &'static str,
+    summary: &'static str,
+    parameters: &'static [Parameter],
+    request: Option<(Content, Required)>,
+    answer: (StatusCode, Content),
+}
+
+/// A part of a path or of a query: a whole number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parameter {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// `path` or `query`.
+    pub(crate) within: &'static str,
+    /// What it is for.
+    pub(crate) description: &'static str,
+}
+
+/// Whether a request must have a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Required {
+    /// It must.
+    Yes,
+    /// It may.
+    No,
+}
+
+/// What a body consists of.
+#[derive(Debug, Clone, Copy)]
+enum Content {
+    /// JSON of a type.
+    Json(fn(&mut SchemaGenerator) -> Schema),
+    /// Bytes.
+    Bytes,
+}
+
+/// A route that answers what `call` makes of the state.
+pub(crate) fn read<S, T, A>(path: &'static str, summary: &'static str, call: fn(S) -> A) -> Route<S>
+where
+    S: Clone + Send + Sync + 'static,
+    T: Serialize + JsonSchema,
+    A: Future<Output = Result<T, ApiError>> + Send + 'static,
+{
+    let handler = async move |State(state): State<S>| call(state).await.map(Json);
+    Route::new::<T>(Method::GET, path, StatusCode::OK, summary, get(handler))
+}
+
+/// A route that answers what `call` makes of the state and of a part of the request, with `status`.
+pub(crate) fn with_part<S, P, T, A>(
+    method: Method,
+    path: &'static str,
+    status: StatusCode,
+    summary: &'static str,
+    call: fn(S, Result<P, P::Rejection>) -> A,
+) -> Route<S>
+where
+    S: Clone + Send + Sync + 'static,
+    P: FromRequestParts<S> + Send + 'static,
+    P::Rejection: Send + 'static,
+    T: Serialize + JsonSchema,
+    A: Future<Output = Result<T, ApiError>> + Send + 'static,
+{
+    let handler = async move |State(state): State<S>, part: Result<P, P::Rejection>| {
+        call(state, part).await.map(|answer| (status, Json(answer)))
+    };
+    let handler = on(&method, handler);
+    Route::new::<T>(method, path, status, summary, handler)
+}
+
+/// As [`with_part`], for POST with a JSON body.
+pub(crate) fn with_body<S, B, T, A>(
+    path: &'static str,
+    status: StatusCode,
+    summary: &'static str,
+    call: fn(S, Result<Json<B>, JsonRejection>) -> A,
+) -> Route<S>
+where
+    S: Clone + Send + Sync + 'static,
+    B: DeserializeOwned + JsonSchema + Send + 'static,
+    T: Serialize + JsonSchema,
+    A: Future<Output = Result<T, ApiError>> + Send + 'static,
+{
+    let handler = async move |State(state): State<S>, body: Result<Json<B>, JsonRejection>| {
+        call(state, body).await.map(|answer| (status, Json(answer)))
+    };
+    Route::new::<T>(Method::POST, path, status, summary, post(handler)).taking::<B>(Required::Yes)
+}
+
+/// `handler` for one method.
+pub(crate) fn on<H, X, S>(method: &Method, handler: H) -> MethodRouter<S>
+where
+    H: Handler<X, S>,
+    X: 'static,
+    S: Clone + Send + Sync + 'static,
+{
+    let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+    axum::routing::on(filter, handler)
+}
+
+impl<S> Route<S> {
+    /// A route that takes nothing, and answers a `T` with `status` unless it refuses.
+    pub(crate) fn new<T: JsonSchema>(
+        method: Method,
+        path: &'static str,
+        status: StatusCode,
+        summary: &'static str,
+        handler: MethodRouter<S>,
+    ) -> Self {
+        let answer = (status, Content::Json(SchemaGenerator::subschema_for::<T>));
+        let operation = Operation { method, path, summary, parameters: &[], request: None, answer };
+        Self { operation, handler }
+    }
+
+    /// It takes a `B`.
+    pub(crate) fn taking<B: JsonSchema>(mut self, required: Required) -> Self {
+        let content = Content::Json(SchemaGenerator::subschema_for::<B>);
+        self.operation.request = Some((content, required));
+        self
+    }
+
+    /// Its path or its query has these.
+    pub(crate) fn with(mut self, parameters: &'static [Parameter]) -> Self {
+        self.operation.parameters = parameters;
+        self
+    }
+
+    /// It answers bytes.
+    pub(crate) fn answering_bytes(mut self) -> Self {
+        self.operation.answer.1 = Content::Bytes;
+        self
+    }
+
+    /// What the document says of it.
+    pub(crate) fn operation(&self) -> &Operation {
+        &self.operation
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Route<S> {
+    /// It takes requests up to this length, in bytes.
+    pub(crate) fn with_bodies_of(self, bytes_max: usize) -> Self {
+        Self { handler: self.handler.layer(DefaultBodyLimit::max(bytes_max)), ..self }
+    }
+}
+
+impl Operation {
+    /// Its method.
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Its path.
+    pub(crate) fn path(&self) -> &'static str {
+        self.path
+    }
+}
+
+/// Serves `routes`.
+pub(crate) fn router<S>(routes: Vec<Route<S>>, state: S) -> Router
+where
+    S: Clone + Send + Sync + 'static,
+{
+    let add =
+        |router: Router<S>, route: Route<S>| router.route(route.operation.path, route.handler);
+    routes.into_iter().fold(Router::new(), add).with_state(state)
+}
+
+/// Serves what these operations are.
+pub(crate) fn document_router(about: About, operations: Vec<Operation>) -> Router {
+    let show = async move || {
+        let document = document(about, &operations).to_string();
+        ([(header::CONTENT_TYPE, "application/json")], document)
+    };
+    Router::new().route(DOCUMENT, get(show))
+}
+
+/// An OpenAPI document of these operations, and of itself.
+pub(crate) fn document(about: About, operations: &[Operation]) -> Value {
+    let mut generator = SchemaSettings::openapi3().into_generator();
+    let refusal =
+        content(Content::Json(SchemaGenerator::subschema_for::<ApiError>), &mut generator);
+    let mut paths = Map::new();
+    let itself = json!({
+        "summary": "This document",
+        "responses": { "200": { "description": "OK", "content": { "application/json": {} } } },
+    });
+    paths.insert(DOCUMENT.to_owned(), json!({ "get": itself }));
+    for operation in operations {
+        let described = operation.describe(&refusal, &mut generator);
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method.as_str().to_lowercase()] = described;
+    }
+    json!({
+        "openapi": "3.0.3",
+        "info": { "title": about.title, "version": "1", "description": about.description },
+        "paths": paths,
+        "components": { "schemas": generator.take_definitions(true) },
+    })
+}
+
+impl Operation {
+    fn describe(&self, refusal: &Value, generator: &mut SchemaGenerator) -> Value {
+        let (status, answer) = &self.answer;
+        let reason = status.canonical_reason().unwrap_or_default();
+        let mut described = json!({
+            "summary": self.summary,
+            "responses": {
+                status.as_str(): { "description": reason, "content": content(*answer, generator) },
+                "default": { "description": "refused", "content": refusal },
+            },
+        });
+        if !self.parameters.is_empty() {
+            described["parameters"] = self.parameters.iter().map(Parameter::describe).collect();
+        }
+        if let Some((request, required)) = self.request {
+            let required = required == Required::Yes;
+            described["requestBody"] =
+                json!({ "required": required, "content": content(request, generator) });
+        }
+        described
+    }
+}
+
+impl Parameter {
+    fn describe(&self) -> Value {
+        json!({
+            "name": self.name,
+            "in": self.within,
+            "required": self.within == "path",
+            "description": self.description,
+            "schema": { "type": "integer", "minimum": 0 },
+        })
+    }
+}
+
+fn content(content: Content, generator: &mut SchemaGenerator) -> Value {
+    match content {
+        Content::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
+        Content::Bytes => {
+            let schema = json!({ "type": "string", "format": "binary" });
+            json!({ "application/octet-stream": { "schema": schema } })
+        }
+    }
+}
