@@ -1,5 +1,4 @@
-//! The routes of a guest process, from one table, so that the served document can be held against
-//! them.
+//! The routes of a guest process.
 
 use std::fs::File;
 use std::sync::{Arc, Weak};
@@ -23,7 +22,7 @@ use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use super::migration::{
     MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
 };
-use super::route::{self, About, Operation, Parameter, Required, Route};
+use super::route::{self, About, Header, Operation, Parameter, Required, Route, Within};
 use super::saving::{SaveId, SaveRequest, Saved};
 use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyStatus, SurveyedMemory};
 use super::types::{
@@ -37,9 +36,10 @@ use crate::scrollback::Scrollback;
 /// What the document says of the API.
 const ABOUT: About = About {
     title: "lighter: a guest process",
-    description: "HTTP/1.1 on the Unix socket guests/NAME/api.sock in the host's state folder (mode 0600). Times are \
-        milliseconds unless named otherwise, sizes bytes. A refusal is {error, reason}; 409 means that the guest's state or a \
-        running migration does not allow it.",
+    description: "HTTP/1.1 on the Unix socket guests/NAME/api.sock in the host's state folder \
+        (mode 0600). Times are milliseconds unless named otherwise, sizes bytes. A refusal is \
+        {error, reason}; 409 means that the guest's state or a running migration does not allow \
+        it.",
 };
 
 /// Where looks at a guest's pages are begun, and told of.
@@ -431,7 +431,7 @@ fn console_routes() -> Vec<Route<Control>> {
             get(read_console),
         )
         .with(&CONSOLE_QUERY)
-        .answering_bytes(),
+        .answering_bytes(&CONSOLE_HEADERS),
     ]
 }
 
@@ -439,15 +439,21 @@ fn console_routes() -> Vec<Route<Control>> {
 const CONSOLE_QUERY: [Parameter; 2] = [
     Parameter {
         name: "from",
-        within: "query",
+        within: Within::Query { default: 0 },
         description: "offset to read from, bytes since the process began; one that has not been reached is that of another \
             process, and all is sent",
     },
     Parameter {
         name: "wait_ms",
-        within: "query",
+        within: Within::Query { default: 0 },
         description: "how long to wait when there is nothing to read yet; 30000 at most",
     },
+];
+
+/// The headers of what [`read_console`] answers.
+const CONSOLE_HEADERS: [Header; 2] = [
+    Header { name: CONSOLE_FROM, description: "offset of the first byte" },
+    Header { name: CONSOLE_NEXT, description: "offset to read on from" },
 ];
 
 const DONE: StatusCode = StatusCode::OK;

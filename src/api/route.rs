@@ -1,6 +1,9 @@
 //! Routes that know what they take and what they answer: the document that describes an API to
 //! strangers is made from them.
 
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
 use axum::handler::Handler;
@@ -8,6 +11,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::routing::{MethodFilter, MethodRouter, get, post};
 use axum::{Json, Router};
 use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -43,6 +47,7 @@ pub(crate) struct Operation {
     parameters: &'static [Parameter],
     request: Option<(Content, Required)>,
     answer: (StatusCode, Content),
+    headers: &'static [Header],
 }
 
 /// A part of a path or of a query: a whole number.
@@ -50,9 +55,30 @@ pub(crate) struct Operation {
 pub(crate) struct Parameter {
     /// Its name.
     pub(crate) name: &'static str,
-    /// `path` or `query`.
-    pub(crate) within: &'static str,
+    /// Where it is written.
+    pub(crate) within: Within,
     /// What it is for.
+    pub(crate) description: &'static str,
+}
+
+/// Where a parameter is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Within {
+    /// In the path.
+    Path,
+    /// In the query; without it this holds.
+    Query {
+        /// What.
+        default: u64,
+    },
+}
+
+/// A header of an answer: a whole number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// What it says.
     pub(crate) description: &'static str,
 }
 
@@ -147,7 +173,8 @@ impl<S> Route<S> {
         handler: MethodRouter<S>,
     ) -> Self {
         let answer = (status, Content::Json(SchemaGenerator::subschema_for::<T>));
-        let operation = Operation { method, path, summary, parameters: &[], request: None, answer };
+        let (parameters, request, headers) = (&[], None, &[]);
+        let operation = Operation { method, path, summary, parameters, request, answer, headers };
         Self { operation, handler }
     }
 
@@ -164,9 +191,10 @@ impl<S> Route<S> {
         self
     }
 
-    /// It answers bytes.
-    pub(crate) fn answering_bytes(mut self) -> Self {
+    /// It answers bytes, and numbers in these headers.
+    pub(crate) fn answering_bytes(mut self, headers: &'static [Header]) -> Self {
         self.operation.answer.1 = Content::Bytes;
+        self.operation.headers = headers;
         self
     }
 
@@ -207,16 +235,18 @@ where
 
 /// Serves what these operations are.
 pub(crate) fn document_router(about: About, operations: Vec<Operation>) -> Router {
+    let made: Arc<OnceLock<Bytes>> = Arc::default();
     let show = async move || {
-        let document = document(about, &operations).to_string();
-        ([(header::CONTENT_TYPE, "application/json")], document)
+        let make = || Bytes::from(document(about, &operations).to_string());
+        ([(header::CONTENT_TYPE, "application/json")], made.get_or_init(make).clone())
     };
     Router::new().route(DOCUMENT, get(show))
 }
 
 /// An OpenAPI document of these operations, and of itself.
 pub(crate) fn document(about: About, operations: &[Operation]) -> Value {
-    let mut generator = SchemaSettings::openapi3().into_generator();
+    let settings = SchemaSettings::openapi3().with_transform(RecursiveTransform(plain));
+    let mut generator = settings.into_generator();
     let refusal =
         content(Content::Json(SchemaGenerator::subschema_for::<ApiError>), &mut generator);
     let mut paths = Map::new();
@@ -238,6 +268,22 @@ pub(crate) fn document(about: About, operations: &[Operation]) -> Value {
     })
 }
 
+/// What the types' comments and the generator say that is for Rust alone, or for JSON Schema alone.
+fn plain(schema: &mut Schema) {
+    if let Some(Value::String(text)) = schema.get_mut("description") {
+        *text = text.replace("[`", "`").replace("`]", "`");
+    }
+    // Of readers, not of the API: answers have all fields.
+    schema.remove("default");
+    // OpenAPI 3.0 knows no tuples: any of the kinds in any place.
+    if let Some(Value::Array(kinds)) = schema.get_mut("items") {
+        let mut kinds = std::mem::take(kinds);
+        kinds.dedup();
+        let items = if kinds.len() == 1 { kinds.remove(0) } else { json!({ "anyOf": kinds }) };
+        schema.insert("items".to_owned(), items);
+    }
+}
+
 impl Operation {
     fn describe(&self, refusal: &Value, generator: &mut SchemaGenerator) -> Value {
         let (status, answer) = &self.answer;
@@ -257,19 +303,38 @@ impl Operation {
             described["requestBody"] =
                 json!({ "required": required, "content": content(request, generator) });
         }
+        if !self.headers.is_empty() {
+            let headers = self.headers.iter().map(|header| (header.name, header.describe()));
+            described["responses"][status.as_str()]["headers"] = headers.collect();
+        }
         described
     }
 }
 
 impl Parameter {
     fn describe(&self) -> Value {
+        let mut schema = json!({ "type": "integer", "minimum": 0 });
+        let (within, required) = match self.within {
+            Within::Path => ("path", true),
+            Within::Query { default } => {
+                schema["default"] = default.into();
+                ("query", false)
+            }
+        };
         json!({
             "name": self.name,
-            "in": self.within,
-            "required": self.within == "path",
+            "in": within,
+            "required": required,
             "description": self.description,
-            "schema": { "type": "integer", "minimum": 0 },
+            "schema": schema,
         })
+    }
+}
+
+impl Header {
+    fn describe(&self) -> Value {
+        let schema = json!({ "type": "integer", "minimum": 0 });
+        json!({ "description": self.description, "schema": schema })
     }
 }
 

@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use super::Density;
 use super::types::{PLAN_BYTES_MAX, PlanRequest, RunRequest, RunStarted};
-use crate::api::route::{Parameter, Route, read, with_body, with_part};
+use crate::api::route::{Parameter, Route, Within, read, with_body, with_part};
 use crate::api::{ApiError, Reason};
 use crate::units::format_size;
 
@@ -92,9 +92,12 @@ pub(crate) fn readonly_routes() -> Vec<Route<Arc<Density>>> {
 }
 
 const ID: [Parameter; 1] =
-    [Parameter { name: "id", within: "path", description: "number of the run" }];
-const COUNT: [Parameter; 1] =
-    [Parameter { name: "count", within: "query", description: "how many, 1000 at most" }];
+    [Parameter { name: "id", within: Within::Path, description: "number of the run" }];
+const COUNT: [Parameter; 1] = [Parameter {
+    name: "count",
+    within: Within::Query { default: COUNT_USUAL as u64 },
+    description: "how many, 1000 at most",
+}];
 
 /// `?count=N`
 #[derive(Debug, Deserialize)]
@@ -104,8 +107,11 @@ struct Count {
     count: usize,
 }
 
+/// How many it holds unless asked.
+const COUNT_USUAL: usize = 20;
+
 fn usual_count() -> usize {
-    20
+    COUNT_USUAL
 }
 
 async fn show(density: Arc<Density>) -> Result<DensityStatus, ApiError> {

@@ -151,6 +151,11 @@ mod tests {
             document.pointer(pointer).is_none()
         };
         assert_eq!(referred.iter().find(missing), None);
+        let schemas = document["components"]["schemas"].as_object().expect("schemas");
+        let doubled = schemas.keys().find(|name| name.ends_with(|last: char| last.is_numeric()));
+        assert_eq!(doubled, None, "two types of one name");
+        let text = document.to_string();
+        assert!(!text.contains("[`") && !text.contains("\"items\":["), "{text}");
         assert!(referred.contains("#/components/schemas/Plan"), "{referred:?}");
         let paths = document["paths"].as_object().expect("paths");
         let owners = ["/v1/density/plan", "/v1/node", "/v1/migrations", "/v1/openapi.json"];

@@ -16,8 +16,9 @@ use super::run::RunId;
 /// What the log of a run ends in.
 const EXTENSION: &str = "log";
 
-/// What the system says of a bad sector.
-const EIO: i32 = 5;
+/// What the system says of a bad sector, a link to itself, and blocks that a file system finds
+/// damaged: EIO, ELOOP, EBADMSG, EUCLEAN.
+const OF_ONE_FILE: [i32; 4] = [5, 40, 74, 117];
 /// The number of a run that has none after it: larger ones are no numbers in JSON everywhere.
 const ID_MAX: u64 = 1 << 53;
 
@@ -200,7 +201,7 @@ fn log_name(run: RunId) -> String {
 }
 
 /// Whether what goes wrong with one log says nothing of the others.
-fn is_of_one_file(cause: &io::Error) -> bool {
+pub(super) fn is_of_one_file(cause: &io::Error) -> bool {
     let is_its_kind = matches!(
         cause.kind(),
         ErrorKind::FileTooLarge
@@ -209,5 +210,5 @@ fn is_of_one_file(cause: &io::Error) -> bool {
             | ErrorKind::NotFound
             | ErrorKind::PermissionDenied
     );
-    is_its_kind || cause.raw_os_error() == Some(EIO)
+    is_its_kind || cause.raw_os_error().is_some_and(|code| OF_ONE_FILE.contains(&code))
 }

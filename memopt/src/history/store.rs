@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::entry::{Beginning, Entry, cut, to_json};
 use super::error::HistoryError;
-use super::folder::{Folder, Live, OnDisk};
+use super::folder::{Folder, Live, OnDisk, is_of_one_file};
 use super::limits::{LISTED_MAX, Limits, PRUNED_MAX};
 use super::run::{Deed, Found, Listing, Run, RunEnd, RunId, Summary};
 use super::ticks::Ticks;
@@ -80,10 +80,18 @@ impl History {
                 OnDisk::LeftOpen(mut live) => {
                     // A crash may have come before it was kept.
                     ticks.keep_later(&live.record.beginning.trigger)?;
-                    folder.add(run, &mut live, Entry::Interrupted)?;
-                    interrupted.push(run);
-                    bytes = live.bytes();
-                    Some(live.record.summary(run))
+                    match folder.add(run, &mut live, Entry::Interrupted) {
+                        Err(HistoryError::Io { cause, .. }) if is_of_one_file(&cause) => {
+                            unreadable.push(run);
+                            None
+                        }
+                        added => {
+                            added?;
+                            interrupted.push(run);
+                            bytes = live.bytes();
+                            Some(live.record.summary(run))
+                        }
+                    }
                 }
                 OnDisk::Unreadable => {
                     unreadable.push(run);
@@ -234,7 +242,7 @@ impl History {
         self.with(|open| open.ticks.keep(schedule, tick))
     }
 
-    /// The last time of each schedule at which it ran or is cached not to have run, by its name, in
+    /// The last time of each schedule at which it ran or is known not to have run, by its name, in
     /// Unix seconds: what a [`crate::schedule::Scheduler`] begins with.
     ///
     /// # Errors

@@ -373,13 +373,14 @@ fn what_is_no_log_of_a_run_hides_no_other_and_keeps_none_from_being_thrown_away(
     let run = whole_run(&mut history, 1);
     drop(history);
     fs::create_dir(path.join("2.log")).unwrap();
-    std::os::unix::fs::symlink("nowhere", path.join("9.log")).unwrap();
+    std::os::unix::fs::symlink("nowhere", path.join("8.log")).unwrap();
+    std::os::unix::fs::symlink("9.log", path.join("9.log")).unwrap();
     fs::File::create(path.join("3.log")).unwrap().set_len(1 << 40).unwrap();
     for other in ["x.log", "4.log.new", "0.log", "07.log", "+8.log", "9007199254740992.log"] {
         fs::write(path.join(other), "what").unwrap();
     }
     let Opened { mut history, unreadable, .. } = open(&path, limits);
-    assert_eq!(unreadable, [RunId(2), RunId(3), RunId(9)]);
+    assert_eq!(unreadable, [2, 3, 8, 9].map(RunId));
     assert_eq!(ids(&history.last(10).unwrap()), [run.0]);
     for expected in 10..14 {
         assert_eq!(whole_run(&mut history, 2), RunId(expected));
