@@ -66,9 +66,9 @@ pub(crate) struct Parameter {
 pub(crate) enum Within {
     /// In the path.
     Path,
-    /// In the query; without it this holds.
+    /// In the query.
     Query {
-        /// What.
+        /// Its value where the query omits it.
         default: u64,
     },
 }
@@ -273,7 +273,7 @@ fn plain(schema: &mut Schema) {
     if let Some(Value::String(text)) = schema.get_mut("description") {
         *text = text.replace("[`", "`").replace("`]", "`");
     }
-    // Of readers, not of the API: answers have all fields.
+    // Of the readers of older answers, and no values that a request may count on.
     schema.remove("default");
     // OpenAPI 3.0 knows no tuples: any of the kinds in any place.
     if let Some(Value::Array(kinds)) = schema.get_mut("items") {

@@ -30,17 +30,37 @@ pub struct History {
 struct Open {
     folder: Folder,
     ticks: Ticks,
-    runs: BTreeMap<RunId, Cached>,
-    live: BTreeMap<RunId, Live>,
+    runs: BTreeMap<RunId, Known>,
 }
 
-/// Of each run, so that lists are made without its log.
+/// A run, as far as lists need it without its log.
 #[derive(Debug)]
-struct Cached {
-    /// As of a run that is over; absent if it cannot be read, or is under way.
-    summary: Option<Summary>,
+enum Known {
+    /// It is under way.
+    Live(Box<Live>),
+    /// It is over; with the bytes of its log.
+    Over(Box<Summary>, u64),
+    /// It cannot be read; with the bytes of its log.
+    Unreadable(u64),
+}
+
+impl Known {
     /// Bytes of its log.
-    bytes: u64,
+    const fn bytes(&self) -> u64 {
+        match self {
+            Self::Live(live) => live.bytes(),
+            Self::Over(_, bytes) | Self::Unreadable(bytes) => *bytes,
+        }
+    }
+
+    /// All but its plan and its actions, if it, the run `id`, can be read.
+    fn summary(&self, id: RunId) -> Option<Summary> {
+        match self {
+            Self::Live(live) => Some(live.record.summary(id)),
+            Self::Over(summary, _) => Some((**summary).clone()),
+            Self::Unreadable(_) => None,
+        }
+    }
 }
 
 /// A history that has been opened.
@@ -74,35 +94,34 @@ impl History {
         let mut ticks = Ticks::open(&folder.ticks())?;
         let (mut runs, mut interrupted, mut unreadable) = (BTreeMap::new(), Vec::new(), Vec::new());
         for run in folder.runs()? {
-            let (found, mut bytes) = folder.open_run(run)?;
-            let summary = match found {
-                OnDisk::Over(record) => Some(record.summary(run)),
+            let (found, bytes) = folder.open_run(run)?;
+            let known = match found {
+                OnDisk::Over(record) => Known::Over(Box::new(record.summary(run)), bytes),
                 OnDisk::LeftOpen(mut live) => {
                     // A crash may have come before it was kept.
                     ticks.keep_later(&live.record.beginning.trigger)?;
                     match folder.add(run, &mut live, Entry::Interrupted) {
                         Err(HistoryError::Io { cause, .. }) if is_of_one_file(&cause) => {
                             unreadable.push(run);
-                            None
+                            Known::Unreadable(bytes)
                         }
                         added => {
                             added?;
                             interrupted.push(run);
-                            bytes = live.bytes();
-                            Some(live.record.summary(run))
+                            Known::Over(Box::new(live.record.summary(run)), live.bytes())
                         }
                     }
                 }
                 OnDisk::Unreadable => {
                     unreadable.push(run);
-                    None
+                    Known::Unreadable(bytes)
                 }
             };
-            runs.insert(run, Cached { summary, bytes });
+            runs.insert(run, known);
         }
         interrupted.sort();
         unreadable.sort();
-        let open = Open { folder, ticks, runs, live: BTreeMap::new() };
+        let open = Open { folder, ticks, runs };
         let history = Self { path: path.to_owned(), open: Some(open) };
         Ok(Opened { history, interrupted, unreadable })
     }
@@ -121,12 +140,10 @@ impl History {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
             let last = open.runs.last_key_value().map(|(&last, _)| last);
             let (run, live) = open.folder.begin(last, Beginning { trigger, started, plan })?;
-            let trigger = live.record.beginning.trigger.clone();
-            open.runs.insert(run, Cached { summary: None, bytes: live.bytes() });
-            open.live.insert(run, live);
-            if let Trigger::Schedule { name, tick } = trigger {
-                open.ticks.keep(&name, tick)?;
+            if let Trigger::Schedule { name, tick } = &live.record.beginning.trigger {
+                open.ticks.keep(name, *tick)?;
             }
+            open.runs.insert(run, Known::Live(Box::new(live)));
             open.prune();
             Ok(run)
         })
@@ -150,7 +167,7 @@ impl History {
     pub fn act(&mut self, run: RunId, actions: &[Step]) -> Result<u32, HistoryError> {
         self.with(|open| {
             let Limits { part_bytes_max, actions_max, .. } = open.folder.limits();
-            let first = open.live(run)?.record.deeds.len();
+            let first = open.live_mut(run)?.0.record.deeds.len();
             if first.saturating_add(actions.len()) > actions_max as usize {
                 let max = format!("{actions_max} actions");
                 return Err(HistoryError::TooLarge { what: "a run", max });
@@ -182,7 +199,7 @@ impl History {
     /// # Errors
     /// There is no such run, it has ended, it is too large, or the file system's.
     pub fn note_error(&mut self, run: RunId, error: &str) -> Result<(), HistoryError> {
-        self.with(|open| match open.live(run)?.record.error(error) {
+        self.with(|open| match open.live_mut(run)?.0.record.error(error) {
             Some(entry) => open.add(run, entry),
             None => Ok(()),
         })
@@ -194,10 +211,10 @@ impl History {
     /// There is no such run, it has ended before, or the file system's.
     pub fn finish(&mut self, run: RunId, ended: u64, outcome: RunEnd) -> Result<(), HistoryError> {
         self.with(|open| {
-            open.add(run, Entry::Ended { ended, outcome })?;
-            if let (Some(live), Some(cached)) = (open.live.remove(&run), open.runs.get_mut(&run)) {
-                cached.summary = Some(live.record.summary(run));
-            }
+            let (live, folder) = open.live_mut(run)?;
+            folder.add(run, live, Entry::Ended { ended, outcome })?;
+            let over = Known::Over(Box::new(live.record.summary(run)), live.bytes());
+            open.runs.insert(run, over);
             open.prune();
             Ok(())
         })
@@ -224,12 +241,10 @@ impl History {
     /// # Errors
     /// There is no such run, it cannot be read, or the history is closed.
     pub fn run(&mut self, run: RunId) -> Result<Run, HistoryError> {
-        self.with(|open| {
-            open.expect(run)?;
-            match open.live.get(&run) {
-                Some(live) => live.record.run(run),
-                None => open.folder.read_run(run)?.run(run),
-            }
+        self.with(|open| match open.runs.get(&run) {
+            Some(Known::Live(live)) => live.record.run(run),
+            Some(_) => open.folder.read_run(run)?.run(run),
+            None => Err(HistoryError::NoSuchRun(run)),
         })
     }
 
@@ -263,12 +278,11 @@ impl History {
     fn list(&mut self, count: usize, since: u64) -> Result<Listing, HistoryError> {
         self.with(|open| {
             let mut listing = Listing::default();
-            for (&run, cached) in open.runs.iter().rev() {
+            for (&run, known) in open.runs.iter().rev() {
                 if listing.runs.len() >= count.min(LISTED_MAX) {
                     break;
                 }
-                let live = open.live.get(&run).map(|live| live.record.summary(run));
-                match live.or_else(|| cached.summary.clone()) {
+                match known.summary(run) {
                     Some(summary) if summary.started < since => {}
                     Some(summary) => listing.runs.push(summary),
                     None if listing.unreadable.len() == LISTED_MAX => break,
@@ -296,36 +310,26 @@ impl History {
 }
 
 impl Open {
-    /// The run, which is under way.
-    fn live(&self, run: RunId) -> Result<&Live, HistoryError> {
-        self.live.get(&run).ok_or_else(|| self.not_live(run))
+    /// The run, which is under way, and the folder that its log is in.
+    fn live_mut(&mut self, run: RunId) -> Result<(&mut Live, &Folder), HistoryError> {
+        match self.runs.get_mut(&run) {
+            Some(Known::Live(live)) => Ok((live, &self.folder)),
+            Some(Known::Over(summary, _)) => Err(HistoryError::Ended { run, state: summary.state }),
+            Some(Known::Unreadable(_)) => {
+                Err(self.folder.read_run(run).err().unwrap_or(HistoryError::NoSuchRun(run)))
+            }
+            None => Err(HistoryError::NoSuchRun(run)),
+        }
     }
 
     /// Adds a line to a run that is under way.
     fn add(&mut self, run: RunId, entry: Entry) -> Result<(), HistoryError> {
-        let Self { folder, runs, live, .. } = self;
-        let (Some(live), Some(cached)) = (live.get_mut(&run), runs.get_mut(&run)) else {
-            return Err(self.not_live(run));
-        };
-        folder.add(run, live, entry)?;
-        cached.bytes = live.bytes();
-        Ok(())
-    }
-
-    /// Why nothing can be put down for a run.
-    fn not_live(&self, run: RunId) -> HistoryError {
-        match self.expect(run).and_then(|()| self.folder.read_run(run)) {
-            Ok(record) => HistoryError::Ended { run, state: record.state },
-            Err(error) => error,
-        }
-    }
-
-    fn expect(&self, run: RunId) -> Result<(), HistoryError> {
-        self.runs.get(&run).map(drop).ok_or(HistoryError::NoSuchRun(run))
+        let (live, folder) = self.live_mut(run)?;
+        folder.add(run, live, entry)
     }
 
     fn stored(&self) -> Stored {
-        let bytes = self.runs.values().map(|cached| cached.bytes).sum();
+        let bytes = self.runs.values().map(Known::bytes).sum();
         Stored { runs: self.runs.len() as u64, bytes }
     }
 
@@ -334,16 +338,19 @@ impl Open {
     fn prune(&mut self) {
         let (Stored { mut runs, mut bytes }, limits) = (self.stored(), self.folder.limits());
         let last = self.runs.last_key_value().map(|(&last, _)| last);
-        let may_go = |run: &RunId| !self.live.contains_key(run) && Some(*run) != last;
-        let old: Vec<RunId> = self.runs.keys().copied().filter(may_go).take(PRUNED_MAX).collect();
-        for run in old {
+        let may_go = |(run, known): &(&RunId, &Known)| {
+            !matches!(known, Known::Live(_)) && Some(**run) != last
+        };
+        let old = self.runs.iter().filter(may_go).take(PRUNED_MAX);
+        let old: Vec<(RunId, u64)> = old.map(|(&run, known)| (run, known.bytes())).collect();
+        for (run, freed) in old {
             if runs <= limits.runs_max && bytes <= limits.bytes_max {
                 break;
             }
             // One that cannot be removed keeps no other.
             if self.folder.remove(run) {
-                let cached = self.runs.remove(&run);
-                bytes = bytes.saturating_sub(cached.map_or(0, |cached| cached.bytes));
+                self.runs.remove(&run);
+                bytes = bytes.saturating_sub(freed);
                 runs -= 1;
             }
         }

@@ -3,11 +3,37 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::Plan;
 use crate::foreign::{Door, Found};
+use crate::ledger::Level;
+use crate::policy::Goal;
 use crate::situation::{
     Backing, Balloon, Chunk, Cost, Guest, Host, Ksm, Situation, Statistics, Survey, Vmm,
 };
+use crate::step::{Action, Step};
 use crate::units::{GIB, MIB};
+
+/// A plan of these steps, and of nothing else.
+pub(crate) fn plan_of(steps: Vec<Step>) -> Plan {
+    Plan {
+        unix_seconds: 0,
+        uptime: Duration::ZERO,
+        goal: Goal::MaxDensity,
+        level: Level::Green,
+        wanted_bytes: None,
+        expected_bytes: 0,
+        later_bytes: 0,
+        domain: None,
+        steps,
+        skipped: Vec::new(),
+        advice: Vec::new(),
+    }
+}
+
+/// A step that costs nothing.
+pub(crate) fn step(action: Action, expected_bytes: i64) -> Step {
+    Step { action, expected_bytes, cpu: Duration::ZERO, reason: String::new(), pid: None }
+}
 
 /// A guest of `memory_bytes` with a balloon, no survey, and everything in use that a guest of its
 /// size has after boot.

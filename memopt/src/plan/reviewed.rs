@@ -129,30 +129,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ledger::Level;
-    use crate::policy::Goal;
+    use crate::plan::fixture::{plan_of, step};
 
     fn plan(steps: Vec<(Action, i64)>) -> Plan {
-        let step = |(action, expected_bytes)| Step {
-            action,
-            expected_bytes,
-            cpu: Duration::ZERO,
-            reason: String::new(),
-            pid: None,
-        };
-        Plan {
-            unix_seconds: 0,
-            uptime: Duration::ZERO,
-            goal: Goal::MaxDensity,
-            level: Level::Green,
-            wanted_bytes: None,
-            expected_bytes: 0,
-            later_bytes: 0,
-            domain: None,
-            steps: steps.into_iter().map(step).collect(),
-            skipped: Vec::new(),
-            advice: Vec::new(),
-        }
+        plan_of(steps.into_iter().map(|(action, bytes)| step(action, bytes)).collect())
     }
 
     fn balloon(from_bytes: u64, to_bytes: u64) -> Action {

@@ -22,6 +22,17 @@ pub fn until<T, E: Debug>(what: &str, condition: impl FnMut() -> Result<T, E>) -
 pub fn within<T, E: Debug>(
     patience: Duration,
     what: &str,
+    condition: impl FnMut() -> Result<T, E>,
+) -> T {
+    every(INTERVAL, patience, what, condition)
+}
+
+/// As [`within`], for a condition that is asked for less or more often.
+#[track_caller]
+pub fn every<T, E: Debug>(
+    interval: Duration,
+    patience: Duration,
+    what: &str,
     mut condition: impl FnMut() -> Result<T, E>,
 ) -> T {
     let start = Instant::now();
@@ -31,7 +42,7 @@ pub fn within<T, E: Debug>(
             Err(refusal) if start.elapsed() > patience => {
                 panic!("not within {} s: {what}; last seen: {refusal:#?}", patience.as_secs())
             }
-            Err(_) => std::thread::sleep(INTERVAL),
+            Err(_) => std::thread::sleep(interval),
         }
     }
 }
