@@ -4,7 +4,8 @@
 //! memory observations meet. [`cli`] is the command line as typed; [`verbs`] does what it says by
 //! talking to guest processes through [`api`]; [`guest`] is the process of one guest,
 //! [`confinement`] what it may do, [`definitions`] are those that are written down; `node` receives
-//! guests; [`demo`] shows it all. Start reading at [`dispatch`].
+//! guests; [`events`] tells what happens to them; [`demo`] shows it all. Start reading at
+//! [`dispatch`].
 
 // [`output`] is for that: these macros panic when nobody reads or the disk is full.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -21,6 +22,7 @@ mod departures;
 mod disk_places;
 mod durable;
 mod ended;
+mod events;
 mod exit;
 mod file_lock;
 mod guest;

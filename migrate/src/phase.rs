@@ -56,3 +56,12 @@ impl std::fmt::Display for Phase {
         f.write_str(self.name())
     }
 }
+
+/// One phase of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// How long it lasted.
+    pub seconds: f64,
+}

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::phase::Phase;
+use crate::phase::{Phase, PhaseTime};
 use crate::protocol::MigrationId;
 
 /// Which side tells.
@@ -125,6 +125,9 @@ pub struct Progress {
     pub role: Role,
     /// Where it is.
     pub phase: Phase,
+    /// How long each phase has lasted so far, in their order; the last one is under way.
+    #[serde(default)]
+    pub phases: Vec<PhaseTime>,
     /// Time since it began.
     pub elapsed_seconds: f64,
     /// Round under way; 0 before the first.
@@ -165,6 +168,7 @@ impl Progress {
             migration,
             role,
             phase: Phase::Connect,
+            phases: vec![PhaseTime { phase: Phase::Connect, seconds: 0.0 }],
             elapsed_seconds: 0.0,
             round: 0,
             memory_bytes: 0,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::MigrationError;
 use crate::guest::GuestError;
-use crate::phase::Phase;
+use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::reason::Reason;
@@ -137,15 +137,6 @@ pub struct Standstill {
     pub send_seconds: f64,
     /// Waiting for the destination to be ready, with what was still on its way there.
     pub ready_seconds: f64,
-}
-
-/// One phase of a migration.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct PhaseTime {
-    /// The phase.
-    pub phase: Phase,
-    /// How long it lasted.
-    pub seconds: f64,
 }
 
 /// One round of pre-copy.

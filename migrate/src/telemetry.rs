@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use crate::convergence::DirtyRateMeter;
 use crate::error::MigrationError;
-use crate::phase::Phase;
+use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
-use crate::report::{
-    MAX_ROUNDS_LISTED, Outcome, PhaseTime, Report, ReportedError, Round, Standstill,
-};
+use crate::report::{MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill};
 
 /// First rounds that stay listed when there are too many.
 const FIRST_ROUNDS: usize = 8;
@@ -81,9 +79,19 @@ impl Telemetry {
     }
 
     fn close_phase(&mut self, now: Duration) {
-        let seconds = now.saturating_sub(self.entered).as_secs_f64();
-        self.phases.push(PhaseTime { phase: self.phase, seconds });
+        self.phases.push(self.last_phase(now));
         self.entered = now;
+    }
+
+    /// The phase under way.
+    fn last_phase(&self, now: Duration) -> PhaseTime {
+        let seconds = now.saturating_sub(self.entered).as_secs_f64();
+        PhaseTime { phase: self.phase, seconds }
+    }
+
+    /// The phases so far, with the one under way.
+    fn phases(&self, now: Duration) -> Vec<PhaseTime> {
+        self.phases.iter().copied().chain([self.last_phase(now)]).collect()
     }
 
     /// The guest stands from now on.
@@ -129,6 +137,7 @@ impl Telemetry {
     pub(crate) fn progress(&self, now: Duration) -> Progress {
         Progress {
             phase: self.phase,
+            phases: self.phases(now),
             elapsed_seconds: now.saturating_sub(self.began).as_secs_f64(),
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
@@ -144,9 +153,6 @@ impl Telemetry {
         error: Option<&MigrationError>,
         now: Duration,
     ) -> Report {
-        let mut phases = self.phases.clone();
-        let seconds = now.saturating_sub(self.entered).as_secs_f64();
-        phases.push(PhaseTime { phase: self.phase, seconds });
         Report {
             migration: self.migration,
             guest: self.guest.clone(),
@@ -160,7 +166,7 @@ impl Telemetry {
             standstill: self.standstill,
             dry_runs: self.dry_runs,
             dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
-            phases,
+            phases: self.phases(now),
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
             transfer: self.transfer,

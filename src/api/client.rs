@@ -3,25 +3,36 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::http::response::Parts;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 use super::descriptor::HandingStream;
 use super::error::ApiError;
-use super::types::{CONSOLE_FROM, ConsoleRead};
+use super::events::{EVENTS, EVENTS_FROM, Event};
+use super::types::{CONSOLE_FROM, ConsoleRead, GuestInfo};
+use crate::names::GuestName;
 use crate::scrollback::Excerpt;
 
 /// The largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// The longest line that is read of an answer that comes line by line, in bytes, and a frame more.
+const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// Before a socket that is another user's is tried again.
+const OPENING_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an ordinary answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -187,9 +198,37 @@ impl ApiClient {
         let (head, bytes) =
             self.patient(patience, self.exchange(Method::GET, &path, None::<&()>)).await?;
         let bytes = self.success(head.status, bytes)?;
-        let from = head.headers.get(CONSOLE_FROM).and_then(|from| from.to_str().ok()?.parse().ok());
-        let from = from.ok_or_else(|| self.strange(format!("an answer without {CONSOLE_FROM}")))?;
+        let from = self.number(&head, CONSOLE_FROM)?;
         Ok(Excerpt { from, bytes: bytes.to_vec() })
+    }
+
+    /// The number in this header of an answer.
+    fn number(&self, head: &Parts, name: &str) -> Result<u64, AskError> {
+        let number = head.headers.get(name).and_then(|number| number.to_str().ok()?.parse().ok());
+        number.ok_or_else(|| self.strange(format!("an answer without {name}")))
+    }
+
+    /// `GET /v1/guest/events`, from the event `from` on of the process `pid`; with the number of
+    /// the first event that comes.
+    pub(crate) async fn follow_events(
+        &self,
+        from: u64,
+        pid: u32,
+    ) -> Result<(u64, Lines<Event>), AskError> {
+        let path = format!("{EVENTS}?from={from}&pid={pid}");
+        let asked = async {
+            let stream = self.connect(None).await?;
+            self.send(stream, Method::GET, &path, None::<&()>).await
+        };
+        let (response, driver) = self.patient(self.patience, asked).await?;
+        let (head, body) = response.into_parts();
+        if head.status.is_success() {
+            let first = self.number(&head, EVENTS_FROM)?;
+            let (socket, read, next) = (self.socket.clone(), Vec::new(), PhantomData);
+            return Ok((first, Lines { socket, body, read, next, _driver: driver }));
+        }
+        let refusal = self.patient(self.patience, self.read(body)).await?;
+        Err(self.refusal(head.status, &refusal))
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -230,10 +269,14 @@ impl ApiClient {
         if status.is_success() {
             return Ok(bytes);
         }
-        Err(match serde_json::from_slice::<ApiError>(&bytes) {
+        Err(self.refusal(status, &bytes))
+    }
+
+    fn refusal(&self, status: StatusCode, bytes: &[u8]) -> AskError {
+        match serde_json::from_slice::<ApiError>(bytes) {
             Ok(refusal) => refusal.into(),
             Err(_) => self.strange(format!("status {status} without a reason")),
-        })
+        }
     }
 
     async fn exchange(
@@ -252,14 +295,33 @@ impl ApiClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<(Parts, Bytes), AskError> {
-        // Its errors do not name their causes, which are what matters here.
-        let broken = |error: hyper::Error| AskError::Broken {
-            socket: self.name(),
-            cause: format!("{:#}", anyhow::Error::from(error)),
-        };
+        let (response, _driver) = self.send(stream, method, path, body).await?;
+        let (head, body) = response.into_parts();
+        Ok((head, self.read(body).await?))
+    }
+
+    /// The whole body of an answer.
+    async fn read(&self, body: Incoming) -> Result<Bytes, AskError> {
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => broken(&self.socket, *error),
+            Err(_) => self.strange(format!("more than {ANSWER_BYTES_MAX} bytes")),
+        })?;
+        Ok(body.to_bytes())
+    }
+
+    /// Asks, and waits for the head of the answer. Its body comes while the driver is kept.
+    async fn send(
+        &self,
+        stream: HandingStream,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<(Response<Incoming>, Driver), AskError> {
+        let broken = |error| broken(&self.socket, error);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let driver = tokio::spawn(connection);
+        let driver = Driver(tokio::spawn(connection));
         let body = match body {
             Some(body) => {
                 serde_json::to_vec(body).map_err(|error| self.strange(error.to_string()))?
@@ -273,15 +335,7 @@ impl ApiClient {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.strange(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        driver.abort();
-        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
-            Ok(error) => broken(*error),
-            Err(_) => self.strange(format!("more than {ANSWER_BYTES_MAX} bytes")),
-        })?;
-        Ok((head, body.to_bytes()))
+        Ok((sender.send_request(request).await.map_err(broken)?, driver))
     }
 
     fn name(&self) -> String {
@@ -289,7 +343,84 @@ impl ApiClient {
     }
 
     fn strange(&self, what: String) -> AskError {
-        AskError::Strange { socket: self.name(), what }
+        strange(&self.socket, what)
+    }
+}
+
+/// What moves a connection's bytes; dropped, the connection is closed.
+#[derive(Debug)]
+struct Driver(JoinHandle<Result<(), hyper::Error>>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An answer that comes line by line, each of them a `T`.
+#[derive(Debug)]
+pub(crate) struct Lines<T> {
+    socket: PathBuf,
+    body: Incoming,
+    read: Vec<u8>,
+    next: PhantomData<T>,
+    _driver: Driver,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// Waits for the next line; none when there will not be one. Nothing is lost when it is not
+    /// waited for to the end.
+    ///
+    /// # Errors
+    /// The connection broke, or what came is no `T`.
+    pub(crate) async fn next(&mut self) -> Result<Option<T>, AskError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                let item = serde_json::from_slice(&line);
+                return item.map(Some).map_err(|error| strange(&self.socket, error.to_string()));
+            }
+            if self.read.len() > LINE_BYTES_MAX {
+                let text = format!("a line of more than {LINE_BYTES_MAX} bytes");
+                return Err(strange(&self.socket, text));
+            }
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let frame = frame.map_err(|error| broken(&self.socket, error))?;
+            self.read.extend(frame.into_data().unwrap_or_default());
+        }
+    }
+}
+
+/// Its errors do not name their causes, which are what matters here.
+fn broken(socket: &Path, error: hyper::Error) -> AskError {
+    let cause = format!("{:#}", anyhow::Error::from(error));
+    AskError::Broken { socket: socket.display().to_string(), cause }
+}
+
+fn strange(socket: &Path, what: String) -> AskError {
+    AskError::Strange { socket: socket.display().to_string(), what }
+}
+
+/// How the guest `name` says that it stands, if it answers.
+///
+/// # Errors
+/// This user has no right to ask it.
+pub(crate) async fn guest_info(
+    name: &GuestName,
+    client: &ApiClient,
+) -> anyhow::Result<Option<GuestInfo>> {
+    let mut answer = client.get("/v1/guest").await;
+    if answer.as_ref().is_err_and(AskError::is_forbidden) {
+        // Until a socket for all users has just been made, it is its owner's.
+        tokio::time::sleep(OPENING_PAUSE).await;
+        answer = client.get("/v1/guest").await;
+    }
+    match answer {
+        Err(error) if error.is_forbidden() => {
+            let what = || format!("this user may not ask {name} (`--readonly` may look)");
+            Err(error).with_context(what)
+        }
+        answer => Ok(answer.ok()),
     }
 }
 

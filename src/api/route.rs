@@ -3,13 +3,15 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, State};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::{MethodFilter, MethodRouter, get, post};
 use axum::{Json, Router};
+use futures_util::{Stream, StreamExt};
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -21,6 +23,9 @@ use super::error::ApiError;
 
 /// Where the document is.
 pub(crate) const DOCUMENT: &str = "/v1/openapi.json";
+
+/// The kind of [`lines`].
+const LINES: &str = "application/x-ndjson";
 
 /// What the document says of an API as a whole.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +101,8 @@ pub(crate) enum Required {
 enum Content {
     /// JSON of a type.
     Json(fn(&mut SchemaGenerator) -> Schema),
+    /// Lines of JSON of a type, as they come.
+    Lines(fn(&mut SchemaGenerator) -> Schema),
     /// Bytes.
     Bytes,
 }
@@ -152,6 +159,14 @@ where
     Route::new::<T>(Method::POST, path, status, summary, post(handler)).taking::<B>(Required::Yes)
 }
 
+/// An answer of `items`, each as a line of JSON, for as long as there are some.
+pub(crate) fn lines<T: Serialize>(
+    items: impl Stream<Item = T> + Send + 'static,
+) -> impl IntoResponse {
+    let line = |item| serde_json::to_string(&item).map(|json| format!("{json}\n"));
+    ([(header::CONTENT_TYPE, LINES)], Body::from_stream(items.map(line)))
+}
+
 /// `handler` for one method.
 pub(crate) fn on<H, X, S>(method: &Method, handler: H) -> MethodRouter<S>
 where
@@ -194,6 +209,13 @@ impl<S> Route<S> {
     /// It answers bytes, and numbers in these headers.
     pub(crate) fn answering_bytes(mut self, headers: &'static [Header]) -> Self {
         self.operation.answer.1 = Content::Bytes;
+        self.operation.headers = headers;
+        self
+    }
+
+    /// It answers lines of `T`, and numbers in these headers.
+    pub(crate) fn answering_lines<T: JsonSchema>(mut self, headers: &'static [Header]) -> Self {
+        self.operation.answer.1 = Content::Lines(SchemaGenerator::subschema_for::<T>);
         self.operation.headers = headers;
         self
     }
@@ -341,6 +363,7 @@ impl Header {
 fn content(content: Content, generator: &mut SchemaGenerator) -> Value {
     match content {
         Content::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
+        Content::Lines(schema) => json!({ LINES: { "schema": schema(generator) } }),
         Content::Bytes => {
             let schema = json!({ "type": "string", "format": "binary" });
             json!({ "application/octet-stream": { "schema": schema } })

@@ -198,11 +198,12 @@ Examples:
   lighter events --json | jq -r 'select(.event == \"stopped\") | .guest'
 
 Tells from now on until Ctrl-C, a line for each event. With --json a line is an object with time_unix_ms, guest,
-uuid and event: started, stopped (reason), paused, resumed, reset (reason), migration-started, migration-phase
-(phase), migration-ended (role, outcome, error), in-doubt (detail). Those of migrations have migration_id.
+uuid, pid, number and event: started, stopped (reason), paused, resumed, reset (reason), migration-started (role),
+migration-phase (phase), migration-ended (role, outcome, error), in-doubt (detail). Those of migrations have
+migration_id.
 
-Guests are looked at five times a second: of phases and pauses that are shorter some are missed, of starts over
-and migrations none.")]
+Guests' processes tell of each event as it happens, and number them: where a number is missing, this was too slow.
+The node's socket has the same: curl -N --unix-socket /var/lib/lighter/node.sock http://node/v1/events")]
 pub(crate) struct EventsArgs {
     /// Only this guest, whether or not it runs.
     pub(crate) name: Option<GuestName>,

@@ -78,6 +78,8 @@ impl Arrival {
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
         *process.occupation() = Occupation::Arriving(arrival.clone());
+        let told = arrival.clone();
+        arrival.session.tell(process, Role::Destination, move || told.status());
         process.runtime().spawn(arrival.conclude(Arc::clone(process)));
         Ok(port)
     }
@@ -110,6 +112,7 @@ impl Arrival {
             if let Err(error) = tokio::task::block_in_place(|| self.record_that_it_runs(&process)) {
                 tracing::error!(%error, "the source of {} is not told that it runs", process.name());
             }
+            process.events().started();
             return process.conclude(self.session.id(), self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);

@@ -19,7 +19,6 @@ use super::process::{Ending, GuestProcess, Occupation, Saving};
 use super::saved::StandsStill;
 use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
-use crate::api::guest::GuestControl;
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::migration::{
     MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
@@ -43,7 +42,7 @@ const REBOOT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct ProcessControl(pub(crate) Arc<GuestProcess>);
 
 impl ProcessControl {
-    fn process(&self) -> &GuestProcess {
+    pub(super) fn process(&self) -> &GuestProcess {
         &self.0
     }
 
@@ -64,8 +63,10 @@ impl ProcessControl {
     ) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
-        action(self.machine()?).map_err(ApiError::failed)?;
+        let done = action(self.machine()?);
+        self.process().tell_run_state();
         drop(occupation);
+        done.map_err(ApiError::failed)?;
         Ok(self.state())
     }
 
@@ -194,8 +195,11 @@ fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
     machine.vm().nets().into_iter().map(NetInfo::from).collect()
 }
 
-impl GuestControl for ProcessControl {
-    fn info(&self) -> GuestInfo {
+/// What a guest process can be asked. Calls may block, for as long as their work takes; they are
+/// made on threads for that.
+impl ProcessControl {
+    /// How the guest stands.
+    pub(super) fn info(&self) -> GuestInfo {
         let identity = self.process().identity();
         let machine = self.process().machine();
         let (running, detail) = {
@@ -234,11 +238,17 @@ impl GuestControl for ProcessControl {
         }
     }
 
-    fn pause(&self) -> Result<StateAnswer, ApiError> {
+    /// Stops the vCPUs; done already is fine.
+    ///
+    /// # Errors
+    /// A migration is running, or the guest is not one that can be paused; the same for `resume`,
+    /// `stop` and `save`.
+    pub(super) fn pause(&self) -> Result<StateAnswer, ApiError> {
         self.on_own_guest(|machine| machine.vm().pause())
     }
 
-    fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError> {
+    /// Lets the vCPUs run; done already is fine.
+    pub(super) fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError> {
         if let Ok(guest) = self.standing(None) {
             self.process().goes_on_after_save(&guest);
         }
@@ -250,23 +260,38 @@ impl GuestControl for ProcessControl {
         })
     }
 
-    fn shut_down(&self) -> Result<StateAnswer, ApiError> {
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// As [`Self::pause`], or the guest does not listen to the button.
+    pub(super) fn shut_down(&self) -> Result<StateAnswer, ApiError> {
         self.press_power_button(None)
     }
 
-    fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError> {
+    /// Presses the power button, and boots the guest again once it has switched itself off.
+    ///
+    /// # Errors
+    /// As [`Self::shut_down`].
+    pub(super) fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError> {
         let timeout = Duration::from_millis(request.timeout_ms).min(REBOOT_TIMEOUT_MAX);
         self.press_power_button(Some(Instant::now() + timeout))
     }
 
-    fn reset(&self) -> Result<StateAnswer, ApiError> {
+    /// Resets the guest, also while it is migrated.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub(super) fn reset(&self) -> Result<StateAnswer, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
         // Not `on_own_guest`: a migration goes on, with every page to be sent again.
-        self.machine()?.vm().reset().map_err(ApiError::failed)?;
+        let vm = self.machine()?.vm();
+        vm.reset().map_err(ApiError::failed)?;
+        self.process().events().restarts(&vm.restarts());
         Ok(self.state())
     }
 
-    fn stop(&self) -> Result<StateAnswer, ApiError> {
+    /// Ends the guest, and with it the process, once the answer is on its way.
+    pub(super) fn stop(&self) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         drop(occupation);
@@ -274,7 +299,12 @@ impl GuestControl for ProcessControl {
         Ok(StateAnswer { state: GuestState::Ended })
     }
 
-    fn save(
+    /// Writes memory and state to a file: `handed`, or else the one of that name. `asker` is gone
+    /// when nobody waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; the guest is to go on, and writes disks; the file cannot be written.
+    pub(super) fn save(
         &self,
         request: &SaveRequest,
         handed: Option<File>,
@@ -310,7 +340,7 @@ impl GuestControl for ProcessControl {
         let saving = Saving::begin(self.process(), &mut occupation);
         self.process().surveys().call_off(machine);
         drop(occupation);
-        let saved = saved::save(machine, request, handed);
+        let saved = saved::save(machine, self.process().events(), request, handed);
         let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
         let (id, since) = (guest.id().id, guest.since());
         if !request.keep_running && asker.strong_count() > 0 {
@@ -325,12 +355,17 @@ impl GuestControl for ProcessControl {
         })
     }
 
-    fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
+    /// Lets the guest stand still for another minute.
+    ///
+    /// # Errors
+    /// It does not stand still since this save; the same for `release_save` and `finish_save`.
+    pub(super) fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         self.standing(Some(save))?.hold();
         Ok(self.state())
     }
 
-    fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
+    /// Lets the guest go on as it was before it was saved.
+    pub(super) fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
         self.process().goes_on_after_save(&guest);
         // It goes on when the last one lets go of it.
@@ -338,7 +373,8 @@ impl GuestControl for ProcessControl {
         Ok(self.state())
     }
 
-    fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
+    /// Ends the guest: its file has its name.
+    pub(super) fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
         let ending = Ending::Saved { file: guest.file().to_owned() };
         // Nothing else says where the guest is: without it a start would boot it.
@@ -347,7 +383,11 @@ impl GuestControl for ProcessControl {
         Ok(StateAnswer { state: GuestState::Ended })
     }
 
-    fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
+    /// Starts a migration.
+    ///
+    /// # Errors
+    /// One is running already, or the request makes no sense.
+    pub(super) fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
         self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
@@ -357,7 +397,11 @@ impl GuestControl for ProcessControl {
         Ok(MigrationStarted { id: id.0 })
     }
 
-    fn migration(&self) -> Result<MigrationStatus, ApiError> {
+    /// How the running migration stands, or how the last one ended.
+    ///
+    /// # Errors
+    /// There was none.
+    pub(super) fn migration(&self) -> Result<MigrationStatus, ApiError> {
         match &*self.process().occupation() {
             Occupation::Leaving(departure) => return Ok(departure.status()),
             Occupation::Arriving(arrival) => return Ok(arrival.status()),
@@ -369,7 +413,11 @@ impl GuestControl for ProcessControl {
         }
     }
 
-    fn cancel(&self) -> Result<StateAnswer, ApiError> {
+    /// Calls the running migration off; answered at once, done a little later.
+    ///
+    /// # Errors
+    /// There is none, or the guest has been handed over.
+    pub(super) fn cancel(&self) -> Result<StateAnswer, ApiError> {
         // The answer comes from the migration's own thread: nothing may be held meanwhile.
         let occupation = self.process().occupation().clone();
         let by = match occupation {
@@ -381,7 +429,11 @@ impl GuestControl for ProcessControl {
         Ok(self.state())
     }
 
-    fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
+    /// An operator's decision about a guest in doubt.
+    ///
+    /// # Errors
+    /// The guest is not in doubt.
+    pub(super) fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
         let choice = match request.decision {
             Resolution::Run => OperatorChoice::Run,
             Resolution::Discard => OperatorChoice::Discard,
@@ -401,11 +453,22 @@ impl GuestControl for ProcessControl {
         Ok(self.state())
     }
 
-    fn workload(&self) -> Result<WorkloadInfo, ApiError> {
+    /// What the built-in workload says about itself.
+    ///
+    /// # Errors
+    /// The guest is not the workload, or its report is damaged.
+    pub(super) fn workload(&self) -> Result<WorkloadInfo, ApiError> {
         workload::report(self.machine()?)
     }
 
-    fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
+    /// Steers the built-in workload.
+    ///
+    /// # Errors
+    /// As [`Self::workload`].
+    pub(super) fn control_workload(
+        &self,
+        control: &WorkloadControl,
+    ) -> Result<WorkloadControlled, ApiError> {
         // It writes to the guest's memory, also while the guest stands still: nobody gives pages of
         // it back meanwhile, and no migration begins.
         let occupation = self.process().occupation();
@@ -413,7 +476,11 @@ impl GuestControl for ProcessControl {
         workload::control(self.machine()?, control)
     }
 
-    fn memory(&self) -> Result<GuestMemory, ApiError> {
+    /// What there is to know for whoever shares out the host's memory; the guest is not waited for.
+    ///
+    /// # Errors
+    /// It has not arrived yet.
+    pub(super) fn memory(&self) -> Result<GuestMemory, ApiError> {
         let machine = self.machine()?;
         let process = self.process();
         let is_being_saved =
@@ -430,7 +497,14 @@ impl GuestControl for ProcessControl {
         })
     }
 
-    fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
+    /// Has parts of the guest's memory merged, taken apart, or made of huge pages.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; parts that are no memory of the guest's.
+    pub(super) fn treat_memory(
+        &self,
+        request: &TreatmentRequest,
+    ) -> Result<TreatedMemory, ApiError> {
         treatment::treat(self.machine()?.vm(), request, || {
             let occupation = self.process().occupation();
             self.refuse_when_busy(&occupation)?;
@@ -438,26 +512,46 @@ impl GuestControl for ProcessControl {
         })
     }
 
-    fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
+    /// Begins to look at the guest's pages.
+    ///
+    /// # Errors
+    /// As [`Self::pause`]; somebody looks already; the request makes no sense.
+    pub(super) fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
         self.machine()?;
         self.refuse_when_busy(&self.process().occupation())?;
         self.process().surveys().begin(&self.0, request)?;
         self.survey()
     }
 
-    fn survey(&self) -> Result<SurveyStatus, ApiError> {
+    /// How the last look stands.
+    ///
+    /// # Errors
+    /// None so far.
+    pub(super) fn survey(&self) -> Result<SurveyStatus, ApiError> {
         Ok(self.process().surveys().status())
     }
 
-    fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
+    /// What the last look found of each chunk.
+    ///
+    /// # Errors
+    /// It is not over, or `domain` is of others.
+    pub(super) fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
         self.process().surveys().chunks(self.machine()?.vm().ram(), &domain.domain)
     }
 
-    fn balloon(&self) -> Result<BalloonInfo, ApiError> {
+    /// How the balloon stands, with new statistics if the guest gives some.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn balloon(&self) -> Result<BalloonInfo, ApiError> {
         balloon::look_at(self.machine()?, self.process().name())
     }
 
-    fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
+    /// Sets how much memory the guest shall keep.
+    ///
+    /// # Errors
+    /// As [`Self::balloon`]; the guest cannot have so much or so little; it has been handed over.
+    pub(super) fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
         balloon::set_target(self.machine()?, self.process().name(), request)?;
         // Handed over meanwhile: whether the target went along is not known here.
@@ -465,11 +559,19 @@ impl GuestControl for ProcessControl {
         self.balloon()
     }
 
-    fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
+    /// The last of what the guest wrote on its serial console.
+    ///
+    /// # Errors
+    /// As [`Self::type_on_console`].
+    pub(super) fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
         Ok(Arc::clone(self.machine()?.scrollback()))
     }
 
-    fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
+    /// Types on the serial console.
+    ///
+    /// # Errors
+    /// The guest has not arrived yet.
+    pub(super) fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
         let bytes = [input.input.as_bytes(), &input.bytes].concat();
         let taken_bytes = self.machine()?.vm().console_input(&bytes);

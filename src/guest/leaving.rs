@@ -80,6 +80,8 @@ impl Departure {
         let session = MigrationSession::new(started.map_err(ApiError::failed)?);
         let destination = request.destination.clone();
         let departure = Self { session, destination, guest, disks, ran };
+        let told = departure.clone();
+        departure.session.tell(process, Role::Source, move || told.status());
         process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
         Ok(departure)
     }
@@ -162,6 +164,9 @@ impl Departure {
             report: Some(report.clone()),
         };
         self.note_disks(&process, report.outcome);
+        if report.outcome != Outcome::StayedAtSource {
+            process.events().migration(&status);
+        }
         match report.outcome {
             Outcome::StayedAtSource => {
                 process.conclude(self.session.id(), status);

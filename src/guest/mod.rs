@@ -2,21 +2,23 @@
 //! API.
 //!
 //! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the
-//! guest ends ([`process`], which [`control`] opens to the API). [`machine`] makes a virtual
+//! guest ends ([`process`], which [`control`] opens to the routes of [`api`]). [`machine`] makes a virtual
 //! machine fit for a migration, [`leaving`] and [`arriving`] are its two directions, [`session`]
 //! what they share, [`disks`] the disks that are copied, [`unconfined`] the threads that make and
 //! open files for a guest that arrives. [`console`] is the serial line, [`background`] is
 //! `--detach`, [`workload`] the built-in guest, [`merging`] whether its pages may be merged,
 //! [`survey`] whether that is worth it, [`treatment`] has it done, [`addresses`] whether they are
-//! its own. Start at [`start`].
+//! its own, [`events`] what happens to the guest. Start at [`start`].
 
 mod addresses;
+mod api;
 mod arriving;
 mod background;
 mod balloon;
 mod console;
 mod control;
 mod disks;
+mod events;
 mod leaving;
 mod machine;
 mod maker;

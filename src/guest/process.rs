@@ -13,6 +13,7 @@ use uuid::Uuid;
 use vmm_core::{Labels, StopReason, VcpuLimits, VmEvent};
 
 use super::arriving::Arrival;
+use super::events::Events;
 use super::leaving::Departure;
 use super::machine::{Machine, SharedMachine};
 use super::merging::Merging;
@@ -149,6 +150,7 @@ pub(crate) struct GuestProcess {
     merging: OnceLock<Merging>,
     surveys: Surveys,
     occupation: Mutex<Occupation>,
+    events: Arc<Events>,
     /// How the last migration went, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     ending: watch::Sender<Option<Ending>>,
@@ -160,8 +162,10 @@ impl GuestProcess {
     /// A process for a guest of this name.
     pub(crate) fn new(state: &StateDir, name: GuestName, uuid: Uuid, runtime: Handle) -> Arc<Self> {
         let started_unix_ms = state.timestamp_after_records(&name);
+        let identity = GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms };
         Arc::new(Self {
-            identity: GuestIdentity { name, uuid, pid: std::process::id(), started_unix_ms },
+            events: Events::new(identity.clone()),
+            identity,
             state: state.clone(),
             runtime,
             machine: OnceLock::new(),
@@ -225,6 +229,11 @@ impl GuestProcess {
         &self.surveys
     }
 
+    /// What happens to the guest.
+    pub(super) fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
     /// The machine; absent while the guest has not been described yet.
     pub(crate) fn machine(&self) -> Option<&SharedMachine> {
         self.machine.get()
@@ -259,6 +268,7 @@ impl GuestProcess {
                     Some(VmEvent::Reset(reason)) => {
                         tracing::info!(guest = %process.name(), %reason, "the guest starts over");
                         machine.vm().start_over();
+                        process.events().restarts(&machine.vm().restarts());
                     }
                     Some(VmEvent::Doorbell { value, .. }) => {
                         bad_news.hear(process.name(), &machine, value);
@@ -286,11 +296,29 @@ impl GuestProcess {
 
     /// A migration is over, and the guest is this process's own (again).
     pub(super) fn conclude(&self, id: MigrationId, status: MigrationStatus) {
-        *self.last_migration() = Some((id, status));
+        *self.last_migration() = Some((id, status.clone()));
         let mut occupation = self.occupation();
         if occupation.session().is_some_and(|session| session.id() == id) {
             *occupation = Occupation::None;
         }
+        drop(occupation);
+        // Whoever hears of it may ask for the next one at once.
+        self.events.migration(&status);
+        self.tell_run_state();
+    }
+
+    /// Tells those who follow the guest whether it runs, if that is new.
+    pub(super) fn tell_run_state(&self) {
+        match self.machine().map(|machine| machine.vm().run_state()) {
+            Some(vmm_core::RunState::Running) => self.events.is_running(true),
+            Some(vmm_core::RunState::Paused) => self.events.is_running(false),
+            Some(vmm_core::RunState::Stopped) | None => {}
+        }
+    }
+
+    /// Tells those who follow the guest that it is not here any more, and how it ended.
+    pub(super) fn tell_end(&self, ending: &Ending) {
+        self.events.stopped(ending.record(self.identity(), self.identity.uuid, 0).reason);
     }
 
     /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it

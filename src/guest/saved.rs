@@ -15,6 +15,7 @@ use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
+use super::events::Events;
 use super::machine::{Machine, SharedMachine};
 use super::process::GuestProcess;
 use crate::api::saving::{SaveFormat, SaveId, SaveRequest, SavedCopies};
@@ -157,15 +158,18 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
 /// The guest has ended, or the file cannot be written; the guest goes on all the same.
 pub(crate) fn save(
     machine: &SharedMachine,
+    events: &Arc<Events>,
     request: &SaveRequest,
     handed: Option<File>,
 ) -> Result<(u64, StandsStill)> {
     let file = request.file.as_path();
     let vm = machine.vm();
     let ran = flush_and_pause(vm, || Ok(machine.flush()?))?;
+    events.is_running(false);
     let guest = StandsStill {
         id: SaveId { id: Uuid::new_v4() },
         machine: Arc::clone(machine),
+        events: Arc::clone(events),
         ran,
         since: Instant::now(),
         file: file.to_owned(),
@@ -197,6 +201,7 @@ fn flush_and_pause(vm: &Vm, flush: impl FnOnce() -> Result<()>) -> Result<bool> 
 pub(crate) struct StandsStill {
     id: SaveId,
     machine: SharedMachine,
+    events: Arc<Events>,
     ran: bool,
     since: Instant,
     file: PathBuf,
@@ -260,12 +265,12 @@ impl StandsStill {
 impl Drop for StandsStill {
     fn drop(&mut self) {
         // One that was told to end meanwhile has ended.
-        let stands = self.machine.vm().run_state() == RunState::Paused;
-        if self.ran
-            && stands
-            && let Err(error) = self.machine.vm().resume()
-        {
-            tracing::error!(%error, "the guest does not go on after it was saved");
+        if !self.ran || self.machine.vm().run_state() != RunState::Paused {
+            return;
+        }
+        match self.machine.vm().resume() {
+            Ok(()) => self.events.is_running(true),
+            Err(error) => tracing::error!(%error, "the guest does not go on after it was saved"),
         }
     }
 }
@@ -273,6 +278,7 @@ impl Drop for StandsStill {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state_dir::GuestIdentity;
 
     /// A guest of 64 MiB with its console in a folder.
     fn scene() -> (tempfile::TempDir, Console, SharedMachine) {
@@ -328,7 +334,14 @@ mod tests {
             keep_running: false,
             copies: None,
         };
-        assert!(save(&machine, &request, None).unwrap().0 > 4096);
+        let identity = GuestIdentity {
+            name: "web".parse().unwrap(),
+            uuid: machine.uuid(),
+            pid: 7,
+            started_unix_ms: 0,
+        };
+        let events = Events::new(identity);
+        assert!(save(&machine, &events, &request, None).unwrap().0 > 4096);
 
         let trust = (SavedDisks::Unwritten, &[][..]);
         let restored =

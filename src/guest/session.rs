@@ -1,5 +1,6 @@
 //! A migration of this process's guest, in either direction, as the rest of the process sees it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
@@ -9,6 +10,7 @@ use migrate::session::Handle;
 use migrate::{MigrationId, Progress, Report};
 
 use super::process::GuestProcess;
+use crate::api::migration::MigrationStatus;
 use crate::api::{ApiError, Reason};
 
 /// No process has this id.
@@ -85,6 +87,31 @@ impl MigrationSession {
     /// There is nothing to decide.
     pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
         self.0.resolve(choice).await.map_err(not_in_doubt)
+    }
+
+    /// Tells those who follow the guest of `process` how the migration goes, as `status` shows it,
+    /// from now on until nothing is left of it.
+    pub(super) fn tell(
+        &self,
+        process: &GuestProcess,
+        role: Role,
+        status: impl Fn() -> MigrationStatus + Send + 'static,
+    ) {
+        let events = Arc::clone(process.events());
+        let (mut progress, mut report) = (self.0.progress(), self.0.report());
+        events.migration_started(self.id(), role);
+        process.runtime().spawn(async move {
+            loop {
+                // What changes while it is told is told next.
+                progress.mark_unchanged();
+                report.mark_unchanged();
+                events.migration(&status());
+                tokio::select! {
+                    changed = progress.changed() => if changed.is_err() { break },
+                    changed = report.changed() => if changed.is_err() { break },
+                }
+            }
+        });
     }
 
     /// Waits until nothing of the migration is left, at most `patience`.

@@ -9,6 +9,7 @@ use vmm_core::VmOptions;
 use vmm_core::memory::MergeDomain;
 use vmm_core::snapshot::SavedDisks;
 
+use super::api::{readonly_router, router};
 use super::arriving::{self, Arrival};
 use super::console::Console;
 use super::control::ProcessControl;
@@ -19,7 +20,6 @@ use super::process::{Ending, GuestProcess};
 use super::saved;
 use super::unconfined::Unconfined;
 use super::{addresses, background};
-use crate::api::guest::{readonly_router, router};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::StartArgs;
@@ -341,6 +341,7 @@ impl Life {
         let servers = self.open(&process)?;
         self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
+        process.events().started();
         drop(starting);
         self.state.ended().forget(self.dir().name());
         if background::name().is_some() {
@@ -378,7 +379,7 @@ impl Life {
     fn open(&self, process: &Arc<GuestProcess>) -> Result<[Server; 2]> {
         self.dir().write_identity(process.identity())?;
         let _entered = self.runtime.enter();
-        let control = || Arc::new(ProcessControl(Arc::clone(process)));
+        let control = || ProcessControl(Arc::clone(process));
         let looks = readonly_router(control());
         Ok([
             Server::start(&self.dir().socket(), router(control()), Audience::Owner)?,
@@ -393,6 +394,7 @@ impl Life {
             if let Some(machine) = process.machine() {
                 machine.scrollback().close();
             }
+            process.tell_end(&process.ending());
             for server in servers {
                 server.close().await;
             }

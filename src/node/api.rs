@@ -4,12 +4,17 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::State;
+use axum::http::{Method, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::get;
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
 use super::inventory;
 use super::service::Node;
 use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
 use crate::api::ApiError;
+use crate::api::events::Event;
 use crate::api::route::{self, About, Operation, Route, read};
 use crate::api::server::Audience;
 use crate::density::{self, Density};
@@ -53,6 +58,14 @@ fn routes() -> Vec<Route<Arc<Node>>> {
             "Records of migrations from and to this host, newest first",
             list_migrations,
         ),
+        Route::new::<()>(
+            Method::GET,
+            "/v1/events",
+            StatusCode::OK,
+            "What happens to the guests on this host from now on, a line for each event",
+            get(follow_events),
+        )
+        .answering_lines::<Event>(&[]),
     ]
 }
 
@@ -79,6 +92,10 @@ async fn list_guests(node: Arc<Node>) -> Result<Vec<GuestEntry>, ApiError> {
 async fn list_migrations(node: Arc<Node>) -> Result<Vec<MigrationEntry>, ApiError> {
     let (records, _damaged) = node.records().list().map_err(ApiError::failed)?;
     Ok(records.into_iter().map(entry).collect())
+}
+
+async fn follow_events(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    route::lines(node.events().follow())
 }
 
 /// A record without its secret.

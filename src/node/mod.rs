@@ -5,7 +5,8 @@
 //! dialogue), [`admission`] and [`promises`] (may it?), [`launch`] (its process). [`inventory`]
 //! finds guests, [`scrape`], [`exposition`] and [`access`] show them to Prometheus, [`outcomes`]
 //! counts how migrations ended, [`past`] tells other hosts where a guest has gone, [`retention`]
-//! and [`resolver`] look after their records, [`api`] is the node's socket, [`certificates`] sees
+//! and [`resolver`] look after their records, [`events`] tells what happens to guests, [`api`] is the
+//! node's socket, [`certificates`] sees
 //! when those change, [`autostart`] starts guests with the host. The node may be killed at any
 //! time: what it holds is on disk or in guests' processes, and what it has promised is found there
 //! again. Start at [`run()`].
@@ -15,6 +16,7 @@ mod admission;
 mod api;
 mod autostart;
 mod certificates;
+mod events;
 mod exposition;
 mod front;
 mod inventory;

@@ -17,7 +17,7 @@ use super::quic::{FrontDesk, NodeCourier};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, autostart, certificates, exposition};
+use super::{api, autostart, certificates, events, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
@@ -106,6 +106,7 @@ async fn serve(
         exposition::serve(listener, Arc::clone(&node), Arc::clone(&density), access),
         certificates::keep(endpoint.clone(), web, state.certs(), identity),
         look_after_records(Arc::clone(&node), NodeCourier::new(state.certs())),
+        tokio::spawn(events::follow_guests(Arc::clone(&node))),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
     ];
     let serve = |(path, audience): &(PathBuf, Audience)| {

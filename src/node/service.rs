@@ -18,6 +18,7 @@ use migrate::record::{DestinationState, Record, RecordKey, RecordStore, Side};
 use tokio::process::Child;
 
 use super::admission::{GuestRequest, Takes};
+use super::events::HostEvents;
 use super::inventory::GuestView;
 use super::outcomes::Ledger;
 use super::promises::{Expected, Promises};
@@ -46,6 +47,7 @@ pub(crate) struct Node {
     disk_places: DiskPlaces,
     log: LogArgs,
     exporter: Exporter,
+    events: HostEvents,
     records: RecordStore,
     ledger: Mutex<Ledger>,
     /// What was wrong with records at the last look.
@@ -75,6 +77,7 @@ impl Node {
             disk_places: DiskPlaces::default(),
             log: LogArgs::default(),
             exporter,
+            events: HostEvents::default(),
             records,
             ledger: Mutex::new(ledger),
             faults: Mutex::default(),
@@ -102,6 +105,11 @@ impl Node {
     /// The counters of memory optimization.
     pub(crate) fn density_counted(&self) -> &Arc<DensityCounted> {
         self.exporter.density()
+    }
+
+    /// What happens to the guests.
+    pub(crate) fn events(&self) -> &HostEvents {
+        &self.events
     }
 
     /// Memory that is promised.
@@ -160,9 +168,10 @@ impl Node {
         self.is_shutting_down.load(Ordering::Relaxed)
     }
 
-    /// From now on nobody is admitted.
+    /// From now on nobody is admitted, and nothing told of what happens to guests.
     pub(crate) fn shut_down(&self) {
         self.is_shutting_down.store(true, Ordering::Relaxed);
+        self.events.close();
     }
 
     /// Whether the node can do its work.

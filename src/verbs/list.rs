@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::off::OffGuest;
-use super::session::{block_on, guest_info};
+use super::session::block_on;
 use crate::api::ApiClient;
+use crate::api::client::guest_info;
 use crate::api::types::{GuestInfo, GuestState};
 use crate::cli::Output;
 use crate::cli::guest::ListArgs;

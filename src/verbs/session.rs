@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::api::types::GuestInfo;
-use crate::api::{ApiClient, AskError};
+use crate::api::ApiClient;
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 
@@ -16,9 +15,6 @@ pub(crate) const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether a process has ended.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
-
-/// Before a socket that is another user's is tried again.
-const OPENING_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs a verb's conversation with other processes.
 ///
@@ -38,26 +34,6 @@ pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
 /// There is no such guest here.
 pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClient> {
     Ok(ApiClient::new(&state.live_guest(name)?.socket()))
-}
-
-/// How the guest `name` says that it stands, if it answers.
-///
-/// # Errors
-/// This user has no right to ask it.
-pub(crate) async fn guest_info(name: &GuestName, client: &ApiClient) -> Result<Option<GuestInfo>> {
-    let mut answer = client.get("/v1/guest").await;
-    if answer.as_ref().is_err_and(AskError::is_forbidden) {
-        // Until a socket for all users has just been made, it is its owner's.
-        tokio::time::sleep(OPENING_PAUSE).await;
-        answer = client.get("/v1/guest").await;
-    }
-    match answer {
-        Err(error) if error.is_forbidden() => {
-            let what = || format!("this user may not ask {name} (`--readonly` may look)");
-            Err(error).with_context(what)
-        }
-        answer => Ok(answer.ok()),
-    }
 }
 
 /// Waits until nothing is left of `guest`; false when something is after `patience`. Its name is

@@ -1,5 +1,10 @@
 //! Events: what becomes of guests, as it is told while it happens.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
@@ -43,8 +48,8 @@ fn the_life_of_a_guest_is_told_while_it_happens() {
     let listener = listen(&pair.a);
     Guest::start(&pair.a, &GuestPlan::default());
     await_events(&listener, &["started"]);
+    // However short it stands.
     pair.a.run(&["pause", "web-1"]).ok();
-    await_events(&listener, &["started", "paused"]);
     pair.a.run(&["resume", "web-1"]).ok();
     await_events(&listener, &["started", "paused", "resumed"]);
     pair.a.run(&["reset", "web-1"]).ok();
@@ -55,8 +60,41 @@ fn the_life_of_a_guest_is_told_while_it_happens() {
     assert_eq!(told[3]["reason"], "reset on request", "{told:#?}");
     assert_eq!(told[4]["reason"], "was ended on request", "{told:#?}");
 
-    listener.pid().signal(nix::sys::signal::Signal::SIGINT);
+    listener.pid().signal(Signal::SIGINT);
     assert_eq!(listener.finish().exit, Exit::Done);
+}
+
+#[test]
+fn the_node_tells_the_same_as_the_guests_processes() {
+    let pair = Pair::new();
+    let host = &pair.a;
+    let listener = listen(host);
+    let mut stream = UnixStream::connect(host.state_dir().join("node.sock")).unwrap();
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: node\r\n\r\n").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut head = [0];
+    stream.read_exact(&mut head).expect("an answer begins at once");
+    Guest::start(host, &GuestPlan::default());
+    host.run(&["pause", "web-1"]).ok();
+    Migration::run(host, "web-1", &pair.b).ok();
+    let told = await_events(&listener, &["started", "paused", "migration-phase", "stopped"]);
+
+    let lines = BufReader::new(stream).lines().map(|line| line.expect("a line in time"));
+    let events = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+    let of_guest = events.filter(|event| event["guest"] == "web-1");
+    assert_eq!(of_guest.take(told.len()).collect::<Vec<_>>(), told);
+    let numbers: Vec<_> = told.iter().filter_map(|event| event["number"].as_u64()).collect();
+    assert_eq!(numbers, (0..told.len() as u64).collect::<Vec<_>>(), "{told:#?}");
+    let phases = told.iter().filter_map(|event| event["phase"].as_str()).collect::<Vec<_>>();
+    let all = ["connect", "prepare", "precopy", "switchover", "ready", "commit", "resume"];
+    assert_eq!(phases, all);
+    // One that is killed tells nothing more.
+    let guest = Guest::start(host, &GuestPlan::default());
+    await_events(&listener, &["stopped", "started"]);
+    guest.pid().signal(Signal::SIGKILL);
+    let told = await_events(&listener, &["stopped", "started", "stopped"]);
+    let reason = &told.last().expect("an end")["reason"];
+    assert_eq!(reason, "process died unexpectedly", "{told:#?}");
 }
 
 #[test]

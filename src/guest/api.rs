@@ -1,7 +1,6 @@
 //! The routes of a guest process.
 
-use std::fs::File;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -16,22 +15,20 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::descriptor::Handed;
-use super::error::{ApiError, Reason};
-use super::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
-use super::migration::{
-    MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
-};
-use super::route::{self, About, Header, Operation, Parameter, Required, Route, Within};
-use super::saving::{SaveId, SaveRequest, Saved};
-use super::survey::{DOMAIN_BYTES_MAX, SurveyDomain, SurveyStatus, SurveyedMemory};
-use super::types::{
-    BalloonInfo, BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead,
-    ConsoleTaken, GuestInfo, RebootRequest, ResumeRequest, StateAnswer, WorkloadControl,
-    WorkloadControlled, WorkloadInfo,
+use crate::api::descriptor::Handed;
+use crate::api::error::{ApiError, Reason};
+use crate::api::events::{EVENTS, EVENTS_FROM, Event, EventsRead};
+use crate::api::memory::TreatmentRequest;
+use crate::api::migration::{MigrationRequest, Resolution, ResolveRequest};
+use crate::api::route::{self, About, Header, Operation, Parameter, Required, Route, Within};
+use crate::api::saving::{SaveId, SaveRequest, Saved};
+use crate::api::survey::{DOMAIN_BYTES_MAX, SurveyDomain};
+use crate::api::types::{
+    BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead, RebootRequest,
+    ResumeRequest, StateAnswer, WorkloadControl,
 };
 
-use crate::scrollback::Scrollback;
+use super::control::ProcessControl;
 
 /// What the document says of the API.
 const ABOUT: About = About {
@@ -48,141 +45,11 @@ const SURVEY: &str = "/v1/guest/survey";
 /// How long a reader of the console may wait for something to read.
 const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// What a guest process can be asked. Calls may block, for as long as their work takes; they are
-/// made on threads for that.
-pub(crate) trait GuestControl: Send + Sync + 'static {
-    /// How the guest stands.
-    fn info(&self) -> GuestInfo;
-    /// Stops the vCPUs; done already is fine.
-    ///
-    /// # Errors
-    /// A migration is running, or the guest is not one that can be paused; the same for `resume`,
-    /// `stop` and `save`.
-    fn pause(&self) -> Result<StateAnswer, ApiError>;
-    /// Lets the vCPUs run; done already is fine.
-    fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError>;
-    /// Presses the power button.
-    ///
-    /// # Errors
-    /// As [`Self::pause`], or the guest does not listen to the button.
-    fn shut_down(&self) -> Result<StateAnswer, ApiError>;
-    /// Presses the power button, and boots the guest again once it has switched itself off.
-    ///
-    /// # Errors
-    /// As [`Self::shut_down`].
-    fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError>;
-    /// Resets the guest, also while it is migrated.
-    ///
-    /// # Errors
-    /// It does not run.
-    fn reset(&self) -> Result<StateAnswer, ApiError>;
-    /// Ends the guest, and with it the process, once the answer is on its way.
-    fn stop(&self) -> Result<StateAnswer, ApiError>;
-    /// Writes memory and state to a file: `handed`, or else the one of that name. `asker` is gone
-    /// when nobody waits for the answer.
-    ///
-    /// # Errors
-    /// As [`Self::pause`]; the guest is to go on, and writes disks; the file cannot be written.
-    fn save(
-        &self,
-        request: &SaveRequest,
-        handed: Option<File>,
-        asker: &Weak<()>,
-    ) -> Result<Saved, ApiError>;
-    /// Lets the guest stand still for another minute.
-    ///
-    /// # Errors
-    /// It does not stand still since this save; the same for `release_save` and `finish_save`.
-    fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError>;
-    /// Lets the guest go on as it was before it was saved.
-    fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError>;
-    /// Ends the guest: its file has its name.
-    fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError>;
-    /// Starts a migration.
-    ///
-    /// # Errors
-    /// One is running already, or the request makes no sense.
-    fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError>;
-    /// How the running migration stands, or how the last one ended.
-    ///
-    /// # Errors
-    /// There was none.
-    fn migration(&self) -> Result<MigrationStatus, ApiError>;
-    /// Calls the running migration off; answered at once, done a little later.
-    ///
-    /// # Errors
-    /// There is none, or the guest has been handed over.
-    fn cancel(&self) -> Result<StateAnswer, ApiError>;
-    /// An operator's decision about a guest in doubt.
-    ///
-    /// # Errors
-    /// The guest is not in doubt.
-    fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError>;
-    /// What the built-in workload says about itself.
-    ///
-    /// # Errors
-    /// The guest is not the workload, or its report is damaged.
-    fn workload(&self) -> Result<WorkloadInfo, ApiError>;
-    /// Steers the built-in workload.
-    ///
-    /// # Errors
-    /// As [`Self::workload`].
-    fn control_workload(&self, control: &WorkloadControl) -> Result<WorkloadControlled, ApiError>;
-    /// What there is to know for whoever shares out the host's memory; the guest is not waited for.
-    ///
-    /// # Errors
-    /// It has not arrived yet.
-    fn memory(&self) -> Result<GuestMemory, ApiError>;
-    /// Has parts of the guest's memory merged, taken apart, or made of huge pages.
-    ///
-    /// # Errors
-    /// As [`Self::pause`]; parts that are no memory of the guest's.
-    fn treat_memory(&self, request: &TreatmentRequest) -> Result<TreatedMemory, ApiError>;
-    /// Begins to look at the guest's pages.
-    ///
-    /// # Errors
-    /// As [`Self::pause`]; somebody looks already; the request makes no sense.
-    fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError>;
-    /// How the last look stands.
-    ///
-    /// # Errors
-    /// None so far.
-    fn survey(&self) -> Result<SurveyStatus, ApiError>;
-    /// What the last look found of each chunk.
-    ///
-    /// # Errors
-    /// It is not over, or `domain` is of others.
-    fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError>;
-    /// How the balloon stands, with new statistics if the guest gives some.
-    ///
-    /// # Errors
-    /// There is none.
-    fn balloon(&self) -> Result<BalloonInfo, ApiError>;
-    /// Sets how much memory the guest shall keep.
-    ///
-    /// # Errors
-    /// As [`Self::balloon`]; the guest cannot have so much or so little; it has been handed over.
-    fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError>;
-    /// Types on the serial console.
-    ///
-    /// # Errors
-    /// The guest has not arrived yet.
-    fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError>;
-    /// The last of what the guest wrote on its serial console.
-    ///
-    /// # Errors
-    /// As [`Self::type_on_console`].
-    fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError>;
-}
-
 /// Longest request for a migration, bytes: each file of certificates may have a megabyte.
 const IDENTITY_BYTES_MAX: usize = 4 << 20;
 
-/// A guest process behind its API.
-type Control = Arc<dyn GuestControl>;
-
 /// The router of a guest process.
-pub(crate) fn router(control: Control) -> Router {
+pub(crate) fn router(control: ProcessControl) -> Router {
     route::router(routes(), control).merge(document())
 }
 
@@ -193,10 +60,10 @@ fn document() -> Router {
 
 /// What those may ask who may only look. Not the console, which may show a secret, nor the balloon,
 /// which makes the guest work.
-const LOOKS: [&str; 3] = ["/v1/guest", "/v1/guest/migration", "/v1/guest/workload"];
+const LOOKS: [&str; 4] = ["/v1/guest", EVENTS, "/v1/guest/migration", "/v1/guest/workload"];
 
 /// The router of a guest process for those who may only look.
-pub(crate) fn readonly_router(control: Control) -> Router {
+pub(crate) fn readonly_router(control: ProcessControl) -> Router {
     let looks = routes().into_iter().filter(|route| is_look(route.operation()));
     route::router(looks.collect(), control).merge(document())
 }
@@ -206,13 +73,13 @@ fn is_look(operation: &Operation) -> bool {
 }
 
 /// Every route there is, but for the document.
-fn routes() -> Vec<Route<Control>> {
-    let parts = [state_routes(), migration_routes(), memory_routes(), console_routes()];
+fn routes() -> Vec<Route<ProcessControl>> {
+    let parts = [state_routes(), migration_routes(), memory_routes(), told_routes()];
     parts.into_iter().flatten().collect()
 }
 
 /// How the guest stands, runs and ends.
-fn state_routes() -> Vec<Route<Control>> {
+fn state_routes() -> Vec<Route<ProcessControl>> {
     vec![
         ask(Method::GET, "/v1/guest", DONE, "How the guest stands", |guest| Ok(guest.info())),
         ask(
@@ -278,7 +145,7 @@ fn state_routes() -> Vec<Route<Control>> {
 }
 
 /// How it is saved and moved.
-fn migration_routes() -> Vec<Route<Control>> {
+fn migration_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<Saved>(
             Method::POST,
@@ -351,7 +218,7 @@ fn migration_routes() -> Vec<Route<Control>> {
 }
 
 /// Its memory.
-fn memory_routes() -> Vec<Route<Control>> {
+fn memory_routes() -> Vec<Route<ProcessControl>> {
     vec![
         ask(
             Method::GET,
@@ -412,9 +279,18 @@ fn memory_routes() -> Vec<Route<Control>> {
     ]
 }
 
-/// Its serial console.
-fn console_routes() -> Vec<Route<Control>> {
+/// Its serial console, and what happens to it.
+fn told_routes() -> Vec<Route<ProcessControl>> {
     vec![
+        Route::new::<()>(
+            Method::GET,
+            EVENTS,
+            DONE,
+            "What happens to the guest, a line for each event, until it is not here any more",
+            get(follow_events),
+        )
+        .with(&EVENTS_QUERY)
+        .answering_lines::<Event>(&EVENTS_HEADERS),
         tell(
             Method::PUT,
             "/v1/guest/console",
@@ -434,6 +310,25 @@ fn console_routes() -> Vec<Route<Control>> {
         .answering_bytes(&CONSOLE_HEADERS),
     ]
 }
+
+/// The query of [`follow_events`].
+const EVENTS_QUERY: [Parameter; 2] = [
+    Parameter {
+        name: "from",
+        within: Within::Query { default: 0 },
+        description: "number of the first event to be told; of those still to come, the next one is",
+    },
+    Parameter {
+        name: "pid",
+        within: Within::Query { default: 0 },
+        description: "the process whose events `from` counts: another one tells all that it has; \
+            0 is any",
+    },
+];
+
+/// The headers of what [`follow_events`] answers.
+const EVENTS_HEADERS: [Header; 1] =
+    [Header { name: EVENTS_FROM, description: "number of the first event that is asked for" }];
 
 /// The query of [`read_console`].
 const CONSOLE_QUERY: [Parameter; 2] = [
@@ -465,10 +360,11 @@ fn ask<T: Serialize + JsonSchema + Send + 'static>(
     path: &'static str,
     status: StatusCode,
     summary: &'static str,
-    call: fn(&dyn GuestControl) -> Result<T, ApiError>,
-) -> Route<Control> {
-    let handler =
-        async move |State(control): State<Control>| answer(status, move || call(&*control)).await;
+    call: fn(&ProcessControl) -> Result<T, ApiError>,
+) -> Route<ProcessControl> {
+    let handler = async move |State(control): State<ProcessControl>| {
+        answer(status, move || call(&control)).await
+    };
     let handler = route::on(&method, handler);
     Route::new::<T>(method, path, status, summary, handler)
 }
@@ -479,15 +375,15 @@ fn tell<B, T>(
     path: &'static str,
     status: StatusCode,
     summary: &'static str,
-    call: fn(&dyn GuestControl, B) -> Result<T, ApiError>,
-) -> Route<Control>
+    call: fn(&ProcessControl, B) -> Result<T, ApiError>,
+) -> Route<ProcessControl>
 where
     B: DeserializeOwned + JsonSchema + Send + 'static,
     T: Serialize + JsonSchema + Send + 'static,
 {
-    let handler = async move |State(control): State<Control>,
+    let handler = async move |State(control): State<ProcessControl>,
                               body: Result<Json<B>, JsonRejection>| match body {
-        Ok(Json(body)) => answer(status, move || call(&*control, body)).await,
+        Ok(Json(body)) => answer(status, move || call(&control, body)).await,
         Err(rejection) => ApiError::from(rejection).into_response(),
     };
     let handler = route::on(&method, handler);
@@ -510,7 +406,7 @@ where
 
 /// The one call with which a file goes along.
 async fn save(
-    State(control): State<Control>,
+    State(control): State<ProcessControl>,
     Extension(handed): Extension<Handed>,
     body: Result<Json<SaveRequest>, JsonRejection>,
 ) -> Response {
@@ -527,7 +423,7 @@ async fn save(
 /// What the guest wrote on its serial console, as it is. Whoever asks to wait is no thread's
 /// business meanwhile.
 async fn read_console(
-    State(control): State<Control>,
+    State(control): State<ProcessControl>,
     query: Result<Query<ConsoleRead>, QueryRejection>,
 ) -> Response {
     let query = match query {
@@ -549,8 +445,33 @@ async fn read_console(
     (headers, excerpt.bytes).into_response()
 }
 
+/// What happens to the guest, while it happens.
+async fn follow_events(
+    State(control): State<ProcessControl>,
+    query: Result<Query<EventsRead>, QueryRejection>,
+) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => {
+            return ApiError::new(Reason::BadRequest, rejection.body_text()).into_response();
+        }
+    };
+    let events = Arc::clone(control.process().events());
+    let is_meant = [0, control.process().identity().pid].contains(&query.pid);
+    let first = if is_meant { events.first(query.from) } else { 0 };
+    let told = futures_util::stream::unfold(first, move |number| {
+        let events = Arc::clone(&events);
+        async move {
+            let event = events.wait_for(number).await?;
+            let next = event.number + 1;
+            Some((event, next))
+        }
+    });
+    ([(EVENTS_FROM, first.to_string())], route::lines(told)).into_response()
+}
+
 /// A body may be left out.
-async fn resume(State(control): State<Control>, body: Bytes) -> Response {
+async fn resume(State(control): State<ProcessControl>, body: Bytes) -> Response {
     let request = if body.is_empty() { Ok(Json::default()) } else { Json::from_bytes(&body) };
     match request {
         Ok(Json(request)) => answer(StatusCode::OK, move || control.resume(&request)).await,

@@ -1,111 +1,48 @@
-//! Each route of a guest's process, with a guest that answers by rote.
+//! The routes of a guest's process, whose guest has not run yet.
 
 use std::collections::BTreeSet;
 
+use tokio::runtime::Handle;
+use uuid::Uuid;
+use vmm_core::{VmOptions, VmShape};
+
+use super::super::console::Console;
+use super::super::machine::Machine;
+use super::super::merging::Merging;
+use super::super::process::{GuestProcess, Saving};
 use super::*;
 use crate::api::client::{ApiClient, AskError};
-use crate::api::migration::CopyDisks;
+use crate::api::migration::{CopyDisks, MigrationStarted};
 use crate::api::server::{Audience, Server};
-use crate::api::types::GuestState;
+use crate::api::survey::SurveyedMemory;
+use crate::api::types::{GuestInfo, GuestState};
+use crate::names::GuestName;
+use crate::state_dir::StateDir;
 
-/// A guest that is always paused and being migrated.
-struct Fake;
+/// A guest that has not run yet, behind its API.
+struct Scene {
+    folder: tempfile::TempDir,
+    control: ProcessControl,
+    client: ApiClient,
+    server: Server,
+}
 
-fn migrating<T>() -> Result<T, ApiError> {
-    Err(ApiError::new(Reason::Migrating, "web is being migrated: `lighter cancel web` first"))
+fn scene() -> Scene {
+    let (folder, state) = StateDir::temporary();
+    let name: GuestName = "web".parse().unwrap();
+    let console = Console::log(folder.path().join("console.log"));
+    let (uuid, shape) = (Uuid::from_u128(5), VmShape::for_host(64 << 20, 1).unwrap());
+    let options = VmOptions::default();
+    let machine = Machine::create(name.clone(), uuid, shape, &options, &console).unwrap();
+    let process = GuestProcess::new(&state, name, uuid, Handle::current());
+    process.set_machine(Arc::new(machine), Merging::Off).unwrap();
+    let control = ProcessControl(process);
+    let path = folder.path().join("api.sock");
+    let server = Server::start(&path, router(control.clone()), Audience::Owner).unwrap();
+    Scene { folder, control, client: ApiClient::new(&path), server }
 }
 
 const PAUSED: StateAnswer = StateAnswer { state: GuestState::Paused };
-
-impl GuestControl for Fake {
-    fn info(&self) -> GuestInfo {
-        GuestInfo { state: GuestState::Migrating, ..GuestInfo::example("web") }
-    }
-    fn pause(&self) -> Result<StateAnswer, ApiError> {
-        Ok(PAUSED)
-    }
-    fn resume(&self, _: &ResumeRequest) -> Result<StateAnswer, ApiError> {
-        Ok(PAUSED)
-    }
-    fn shut_down(&self) -> Result<StateAnswer, ApiError> {
-        migrating()
-    }
-    fn reboot(&self, _: &RebootRequest) -> Result<StateAnswer, ApiError> {
-        migrating()
-    }
-    fn reset(&self) -> Result<StateAnswer, ApiError> {
-        Ok(PAUSED)
-    }
-    fn stop(&self) -> Result<StateAnswer, ApiError> {
-        migrating()
-    }
-    fn save(&self, _: &SaveRequest, _: Option<File>, _: &Weak<()>) -> Result<Saved, ApiError> {
-        migrating()
-    }
-    fn hold_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
-        migrating()
-    }
-    fn release_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
-        migrating()
-    }
-    fn finish_save(&self, _: SaveId) -> Result<StateAnswer, ApiError> {
-        migrating()
-    }
-    fn migrate(&self, _: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
-        migrating()
-    }
-    fn migration(&self) -> Result<MigrationStatus, ApiError> {
-        Ok(MigrationStatus::default())
-    }
-    fn cancel(&self) -> Result<StateAnswer, ApiError> {
-        Ok(PAUSED)
-    }
-    fn resolve(&self, _: &ResolveRequest) -> Result<StateAnswer, ApiError> {
-        Err(ApiError::new(Reason::NotMigrating, "web is not in doubt"))
-    }
-    fn workload(&self) -> Result<WorkloadInfo, ApiError> {
-        Err(ApiError::new(Reason::NoWorkload, "web is not the workload"))
-    }
-    fn control_workload(&self, _: &WorkloadControl) -> Result<WorkloadControlled, ApiError> {
-        panic!("broken on purpose")
-    }
-    fn memory(&self) -> Result<GuestMemory, ApiError> {
-        migrating()
-    }
-    fn treat_memory(&self, _: &TreatmentRequest) -> Result<TreatedMemory, ApiError> {
-        migrating()
-    }
-    fn begin_survey(&self, _: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
-        migrating()
-    }
-    fn survey(&self) -> Result<SurveyStatus, ApiError> {
-        migrating()
-    }
-    fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
-        Err(ApiError::new(Reason::WrongState, domain.domain.pages().to_string()))
-    }
-    fn balloon(&self) -> Result<BalloonInfo, ApiError> {
-        Err(ApiError::new(Reason::NotFound, "web has no balloon"))
-    }
-    fn set_balloon(&self, _: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
-        self.balloon()
-    }
-    fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
-        Ok(ConsoleTaken { taken_bytes: input.input.len() })
-    }
-    fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
-        let scrollback = Scrollback::default();
-        scrollback.push(b"said \xff");
-        Ok(Arc::new(scrollback))
-    }
-}
-
-fn serve() -> (tempfile::TempDir, ApiClient, Server) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("api.sock");
-    let server = Server::start(&path, router(Arc::new(Fake)), Audience::Owner).unwrap();
-    (folder, ApiClient::new(&path), server)
-}
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, AskError>) -> ApiError {
     match answer.unwrap_err() {
@@ -116,7 +53,7 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, AskError>) -> ApiError {
 
 #[tokio::test]
 async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
-    let (_folder, client, _server) = serve();
+    let Scene { control, client, folder: _folder, server: _server } = scene();
     let document: serde_json::Value = client.get(route::DOCUMENT).await.unwrap();
     let documented = document["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
         let methods = methods.as_object().unwrap().keys();
@@ -146,7 +83,7 @@ async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
         ..MigrationRequest::to("host-b".to_owned(), identity)
     };
     let request = serde_json::to_value(request).unwrap();
-    let info = serde_json::to_value(Fake.info()).unwrap();
+    let info = serde_json::to_value(control.info()).unwrap();
     for (schema, sent) in [
         ("MigrationRequest", &request),
         ("Identity", &request["identity"]),
@@ -162,24 +99,26 @@ async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
 
 #[tokio::test]
 async fn answers_and_refusals_arrive_with_their_reason() {
-    let (_folder, client, _server) = serve();
-    assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
+    let Scene { control, client, folder: _folder, server: _server } = scene();
+    assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), control.info());
     assert_eq!(client.put::<StateAnswer>("/v1/guest/pause").await.unwrap(), PAUSED);
+    let process = control.process();
+    let _saving = Saving::begin(process, &mut process.occupation());
     let identity = serde_json::json!({ "ca_pem": "", "cert_pem": "", "key_pem": "" });
     let request = serde_json::json!({ "destination": "host-b", "identity": identity });
     let refusal = refused(client.post::<MigrationStarted>("/v1/guest/migration", &request).await);
-    assert_eq!(refusal.reason, Reason::Migrating);
+    assert_eq!(refusal.reason, Reason::WrongState);
     assert_eq!(refusal.reason.status(), StatusCode::CONFLICT);
 }
 
 #[tokio::test]
 async fn those_who_may_only_look_change_nothing_and_see_no_console() {
-    let folder = tempfile::tempdir().unwrap();
+    let Scene { folder, control, .. } = scene();
     let path = folder.path().join("api-ro.sock");
-    let router = readonly_router(Arc::new(Fake));
+    let router = readonly_router(control.clone());
     let _server = Server::start(&path, router, Audience::Anybody).unwrap();
     let client = ApiClient::new(&path);
-    assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), Fake.info());
+    assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), control.info());
     let routes = routes();
     let operations = routes.iter().map(Route::operation);
     for operation in operations.filter(|operation| !LOOKS.contains(&operation.path())) {
@@ -198,7 +137,8 @@ async fn those_who_may_only_look_change_nothing_and_see_no_console() {
 
 #[tokio::test]
 async fn the_console_is_read_as_it_is_from_where_one_stopped() {
-    let (_folder, client, _server) = serve();
+    let Scene { control, client, folder: _folder, server: _server } = scene();
+    control.scrollback().unwrap().push(b"said \xff");
     let read = |from| ConsoleRead { from, wait_ms: 10 };
     let all = client.read_console(&read(0)).await.unwrap();
     assert_eq!((all.from, all.bytes.as_slice()), (0, &b"said \xff"[..]));
@@ -211,7 +151,7 @@ async fn the_console_is_read_as_it_is_from_where_one_stopped() {
 
 #[tokio::test]
 async fn strange_requests_get_ordinary_refusals() {
-    let (_folder, client, _server) = serve();
+    let Scene { client, folder: _folder, server: _server, .. } = scene();
     let unknown = serde_json::json!({ "destination": "b", "speed": "max" });
     assert_eq!(
         refused(client.post::<MigrationStarted>("/v1/guest/migration", &unknown).await).reason,
@@ -239,7 +179,7 @@ async fn strange_requests_get_ordinary_refusals() {
 
 #[tokio::test]
 async fn a_table_of_contents_may_be_larger_than_other_requests() {
-    let (_folder, client, _server) = serve();
+    let Scene { client, folder: _folder, server: _server, .. } = scene();
     let entries: Vec<(u64, u32)> =
         (0..1 << 16).map(|index| (u64::MAX - (1 << 17) + index, 1)).collect();
     let table = serde_json::json!({
@@ -247,21 +187,23 @@ async fn a_table_of_contents_may_be_larger_than_other_requests() {
     });
     let body = serde_json::json!({ "domain": table });
     let refusal = refused(client.put_json::<SurveyedMemory>(SURVEY, &body).await);
-    assert_eq!((refusal.reason, refusal.error.as_str()), (Reason::WrongState, "65536"));
+    assert_eq!(refusal.reason, Reason::WrongState, "{refusal}");
 }
 
 #[tokio::test]
 async fn a_call_that_breaks_down_is_a_refusal_too() {
-    let (_folder, client, _server) = serve();
-    let answer = client
-        .put_json::<WorkloadControlled>("/v1/guest/workload", &WorkloadControl::default())
-        .await;
+    let Scene { folder, control, .. } = scene();
+    let path = folder.path().join("broken.sock");
+    let broken: fn(&ProcessControl) -> _ = |_| -> Result<StateAnswer, _> { panic!("on purpose") };
+    let routes = vec![ask(Method::PUT, "/v1/broken", DONE, "Breaks down", broken)];
+    let _server = Server::start(&path, route::router(routes, control), Audience::Owner).unwrap();
+    let answer = ApiClient::new(&path).put::<StateAnswer>("/v1/broken").await;
     assert_eq!(refused(answer).reason, Reason::Failed);
 }
 
 #[tokio::test]
 async fn a_socket_without_a_process_is_unreachable() {
-    let (folder, client, server) = serve();
+    let Scene { folder, client, server, .. } = scene();
     let nobody = ApiClient::new(&folder.path().join("nobody.sock"));
     assert!(nobody.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
     server.close().await;

@@ -1,0 +1,299 @@
+//! What happens to the guest, for everybody who follows it.
+//!
+//! The guest never waits for who follows: a reader has no place here, only the number of the event
+//! that it reads next, and what is old goes, whether or not it was read.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use migrate::progress::Role;
+use migrate::report::Outcome;
+use migrate::{MigrationId, Progress, Report};
+use tokio::sync::watch;
+use vmm_core::Restarts;
+
+use crate::api::events::{Event, What};
+use crate::api::migration::MigrationStatus;
+use crate::clock::unix_ms;
+use crate::state_dir::GuestIdentity;
+
+/// Events that are kept for those who come later, or are slow.
+const KEPT_MAX: usize = 256;
+
+/// The last events of a guest's process.
+#[derive(Debug)]
+pub(crate) struct Events {
+    of: GuestIdentity,
+    told: Mutex<Told>,
+    /// The number of the next event; none when there will not be one.
+    next: watch::Sender<Option<u64>>,
+}
+
+/// What has been told.
+#[derive(Debug, Default)]
+struct Told {
+    kept: VecDeque<Event>,
+    /// Whether the guest runs, once it has begun to.
+    is_running: Option<bool>,
+    /// How often it has started over.
+    restarts: u64,
+    migration: Option<ToldMigration>,
+}
+
+/// What has been told of the last migration.
+#[derive(Debug)]
+struct ToldMigration {
+    id: MigrationId,
+    phases: usize,
+    is_in_doubt: bool,
+    end: Option<What>,
+}
+
+impl Events {
+    /// Those of the process of this identity, of which there are none yet.
+    pub(super) fn new(of: GuestIdentity) -> Arc<Self> {
+        Arc::new(Self { of, told: Mutex::default(), next: watch::Sender::new(Some(0)) })
+    }
+
+    /// Tells that the guest runs here; once.
+    pub(super) fn started(&self) {
+        self.tell_all(|told| told.start().into_iter().collect());
+    }
+
+    /// Tells that the guest was paused, or goes on, if that is new.
+    pub(super) fn is_running(&self, is_running: bool) {
+        self.tell_all(|told| match told.is_running {
+            Some(was_running) if was_running != is_running => {
+                told.is_running = Some(is_running);
+                vec![if is_running { What::Resumed } else { What::Paused }]
+            }
+            Some(_) | None => Vec::new(),
+        });
+    }
+
+    /// Tells that the guest has started over, each time that is new.
+    pub(super) fn restarts(&self, restarts: &Restarts) {
+        let Some(last) = &restarts.last else { return };
+        self.tell_all(|told| {
+            let known = std::mem::replace(&mut told.restarts, restarts.count);
+            // Of several at once, the reason of the last one is known.
+            (known..restarts.count).map(|_| What::Reset { reason: last.to_string() }).collect()
+        });
+    }
+
+    /// Tells that a migration begins.
+    pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
+        self.tell_all(|told| {
+            let new = ToldMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
+            told.migration = Some(new);
+            vec![What::MigrationStarted { migration_id, role }]
+        });
+    }
+
+    /// Tells what is new of a migration, if it is the last one that has begun.
+    pub(super) fn migration(&self, status: &MigrationStatus) {
+        let Some(progress) = &status.progress else { return };
+        self.tell_all(|told| told.migration(progress, status.report.as_ref()));
+    }
+
+    /// Tells that the guest is not here any more, and nothing after that.
+    pub(super) fn stopped(&self, reason: String) {
+        self.tell_all(|_| vec![What::Stopped { reason }]);
+        self.next.send_replace(None);
+    }
+
+    /// The number of the first event that a reader hears who asks for those from `from` on: of those
+    /// that are still to come, it is the next one.
+    pub(super) fn first(&self, from: u64) -> u64 {
+        let next = *self.next.borrow();
+        next.map_or(from, |next| from.min(next))
+    }
+
+    /// Waits for the event of this number, or for the oldest later one that is still here; none
+    /// when there will not be one.
+    pub(super) async fn wait_for(&self, number: u64) -> Option<Event> {
+        let mut next = self.next.subscribe();
+        // The sender is ours, and so it lives.
+        let _ = next.wait_for(|next| next.is_none_or(|next| next > number)).await;
+        self.told().kept.iter().find(|event| event.number >= number).cloned()
+    }
+
+    /// Tells what `news` says of what has been told.
+    fn tell_all(&self, news: impl FnOnce(&mut Told) -> Vec<What>) {
+        // Whoever tells of something else meanwhile waits: numbers rise.
+        let mut told = self.told();
+        let Some(mut number) = *self.next.borrow() else { return };
+        for what in news(&mut told) {
+            let GuestIdentity { name, uuid, pid, .. } = &self.of;
+            let (guest, uuid, pid) = (name.clone(), *uuid, *pid);
+            told.kept.push_back(Event { time_unix_ms: unix_ms(), guest, uuid, pid, number, what });
+            number += 1;
+        }
+        let surplus = told.kept.len().saturating_sub(KEPT_MAX);
+        told.kept.drain(..surplus);
+        self.next.send_if_modified(|next| next.replace(number) != Some(number));
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Told {
+    fn start(&mut self) -> Option<What> {
+        let is_new = self.is_running.is_none();
+        self.is_running.get_or_insert(true);
+        is_new.then_some(What::Started)
+    }
+
+    /// What is new of a migration that stands so.
+    fn migration(&mut self, progress: &Progress, report: Option<&Report>) -> Vec<What> {
+        let migration_id = progress.migration;
+        let Some(known) = self.migration.as_mut().filter(|known| known.id == migration_id) else {
+            return Vec::new();
+        };
+        let phases = progress.phases.iter().skip(known.phases);
+        let phase = |phase| What::MigrationPhase { migration_id, phase };
+        let mut news: Vec<_> = phases.map(|it| phase(it.phase)).collect();
+        known.phases += news.len();
+        let was_in_doubt = std::mem::replace(&mut known.is_in_doubt, progress.in_doubt.is_some());
+        let doubt = progress.in_doubt.clone().filter(|_| !was_in_doubt);
+        news.extend(doubt.map(|detail| What::InDoubt { detail }));
+        // A report in doubt is followed by another one.
+        let end = report.map(What::ended).filter(|end| known.end.as_ref() != Some(end));
+        if let Some(end) = end {
+            known.end = Some(end.clone());
+            news.push(end);
+        }
+        let has_arrived = report.is_some_and(|report| {
+            report.role == Role::Destination && report.outcome == Outcome::Migrated
+        });
+        if has_arrived {
+            news.extend(self.start());
+        }
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::Phase;
+    use migrate::phase::PhaseTime;
+    use vmm_core::StopReason;
+
+    use super::*;
+
+    fn events() -> Arc<Events> {
+        let name = "web".parse().unwrap();
+        Events::new(GuestIdentity { name, uuid: uuid::Uuid::nil(), pid: 7, started_unix_ms: 0 })
+    }
+
+    /// All that is still kept.
+    fn told(events: &Events) -> Vec<What> {
+        events.told().kept.iter().map(|event| event.what.clone()).collect()
+    }
+
+    fn status(id: MigrationId, phases: &[Phase], end: Option<Outcome>) -> MigrationStatus {
+        let mut progress = Progress::new(id, Role::Source);
+        progress.phases = phases.iter().map(|&phase| PhaseTime { phase, seconds: 0.5 }).collect();
+        let report =
+            |outcome| Report { outcome, ..Report::of_a_breakdown("web", &progress, Ok(())) };
+        let report = end.map(report);
+        MigrationStatus { progress: Some(progress), report }
+    }
+
+    #[test]
+    fn the_life_of_a_guest_is_told_once() {
+        let events = events();
+        events.is_running(false);
+        events.started();
+        events.started();
+        for is_running in [true, false, false, true] {
+            events.is_running(is_running);
+        }
+        let restarts = Restarts { count: 1, last: Some(StopReason::ResetAsked) };
+        events.restarts(&restarts);
+        events.restarts(&restarts);
+        events.stopped("powered off".to_owned());
+        events.is_running(false);
+        let reset = What::Reset { reason: "reset on request".to_owned() };
+        let stopped = What::Stopped { reason: "powered off".to_owned() };
+        assert_eq!(told(&events), [What::Started, What::Paused, What::Resumed, reset, stopped]);
+        let numbers = events.told().kept.iter().map(|event| event.number).collect::<Vec<_>>();
+        assert_eq!(numbers, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn no_phase_of_a_migration_is_missed_and_none_told_twice() {
+        let (events, id) = (events(), MigrationId::random());
+        let phase = |phase| What::MigrationPhase { migration_id: id, phase };
+        events.migration(&status(id, &[Phase::Connect], None));
+        events.migration_started(id, Role::Source);
+        let [connect, prepare, precopy, switchover] =
+            [Phase::Connect, Phase::Prepare, Phase::Precopy, Phase::Switchover];
+        events.migration(&status(id, &[connect], None));
+        let later = status(id, &[connect, prepare, precopy, switchover], None);
+        events.migration(&later);
+        events.migration(&later);
+        let begun = What::MigrationStarted { migration_id: id, role: Role::Source };
+        let phases = [connect, prepare, precopy, switchover].map(phase);
+        assert_eq!(told(&events), [[begun].as_slice(), &phases].concat());
+    }
+
+    #[test]
+    fn a_migration_in_doubt_ends_twice_and_an_earlier_one_is_not_told_of_again() {
+        let (events, id) = (events(), MigrationId::random());
+        events.migration_started(id, Role::Source);
+        let mut doubt = status(id, &[], Some(Outcome::InDoubt));
+        doubt.progress.as_mut().unwrap().in_doubt = Some("wait".to_owned());
+        events.migration(&doubt);
+        events.migration(&doubt);
+        let stayed = status(id, &[], Some(Outcome::StayedAtSource));
+        events.migration(&stayed);
+        events.migration(&stayed);
+        let next = MigrationId::random();
+        events.migration_started(next, Role::Source);
+        events.migration(&stayed);
+        let end = |status: &MigrationStatus| What::ended(status.report.as_ref().unwrap());
+        let start = |migration_id| What::MigrationStarted { migration_id, role: Role::Source };
+        let detail = "wait".to_owned();
+        let expected =
+            [start(id), What::InDoubt { detail }, end(&doubt), end(&stayed), start(next)];
+        assert_eq!(told(&events), expected);
+        let text = end(&doubt).to_string();
+        assert!(text.starts_with("migration ended: in doubt: "), "{text}");
+    }
+
+    #[test]
+    fn a_guest_that_arrives_starts_here() {
+        let (events, id) = (events(), MigrationId::random());
+        events.migration_started(id, Role::Destination);
+        let mut arrived = status(id, &[], Some(Outcome::Migrated));
+        arrived.report.as_mut().unwrap().role = Role::Destination;
+        events.migration(&arrived);
+        let told = told(&events);
+        assert!(matches!(told[..], [_, What::MigrationEnded { .. }, What::Started]), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_reads_on_where_it_stopped_and_sees_what_it_missed() {
+        let events = events();
+        events.started();
+        assert_eq!((events.first(0), events.first(u64::MAX)), (0, 1));
+        assert_eq!(events.wait_for(0).await.unwrap().what, What::Started);
+        let theirs = Arc::clone(&events);
+        let waiting = tokio::spawn(async move { theirs.wait_for(1).await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        events.is_running(false);
+        assert_eq!(waiting.await.unwrap().unwrap().what, What::Paused);
+        for turn in 0..2 * KEPT_MAX {
+            events.is_running(turn % 2 == 0);
+        }
+        assert_eq!(events.wait_for(2).await.unwrap().number, 2 + KEPT_MAX as u64);
+        events.stopped("powered off".to_owned());
+        let last = 2 + 2 * KEPT_MAX as u64;
+        assert!(matches!(events.wait_for(last).await.unwrap().what, What::Stopped { .. }));
+        assert_eq!(events.wait_for(last + 1).await, None);
+    }
+}

@@ -1,0 +1,91 @@
+//! What happens to the guests of the host, in the node's log and for those who follow it there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
+
+use super::service::Node;
+use crate::api::events::{Event, What};
+use crate::events;
+
+/// Events that are kept for readers who are slow; older ones they miss, as their numbers show.
+const KEPT_MAX: usize = 1024;
+
+/// Before the guests are followed again after that failed.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The events of all guests, for those who follow them.
+#[derive(Debug)]
+pub(crate) struct HostEvents(Mutex<Option<Sender<Event>>>);
+
+impl Default for HostEvents {
+    fn default() -> Self {
+        Self(Mutex::new(Some(Sender::new(KEPT_MAX))))
+    }
+}
+
+impl HostEvents {
+    /// Those from now on, until the node ends.
+    pub(crate) fn follow(&self) -> impl Stream<Item = Event> + use<> {
+        let told = self.sender().as_ref().map(Sender::subscribe);
+        unfold(told, async |told| {
+            let mut told = told?;
+            Some((next(&mut told).await?, Some(told)))
+        })
+    }
+
+    /// Ends what is followed.
+    pub(crate) fn close(&self) {
+        *self.sender() = None;
+    }
+
+    fn tell(&self, event: Event) {
+        if let Some(sender) = &*self.sender() {
+            // That nobody listens is in order.
+            let _unheard = sender.send(event);
+        }
+    }
+
+    fn sender(&self) -> std::sync::MutexGuard<'_, Option<Sender<Event>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn next(told: &mut Receiver<Event>) -> Option<Event> {
+    loop {
+        match told.recv().await {
+            Ok(event) => return Some(event),
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return None,
+        }
+    }
+}
+
+/// Follows the guests of the host for as long as the node serves.
+pub(crate) async fn follow_guests(node: Arc<Node>) {
+    loop {
+        let mut heard = events::follow(node.state(), None);
+        while let Some(event) = heard.recv().await {
+            match event {
+                Ok(event) => {
+                    log(&event);
+                    node.events().tell(event);
+                }
+                Err(error) => tracing::warn!("cannot follow what happens to guests: {error:#}"),
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn log(event: &Event) {
+    let Event { guest, what, .. } = event;
+    match what {
+        What::InDoubt { .. } => tracing::warn!(%guest, "{what}"),
+        What::MigrationPhase { .. } => tracing::debug!(%guest, "{what}"),
+        _ => tracing::info!(%guest, "{what}"),
+    }
+}
