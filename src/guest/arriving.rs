@@ -104,7 +104,7 @@ impl Arrival {
         let outcome = self.session.handle().settled().await;
         if self.has_arrived() {
             process.state().ended().forget(process.name());
-            return process.conclude(self.session.id(), self.status());
+            return process.conclude(self.session.id(), &self.status());
         }
         let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
         if process.machine().is_some_and(runs) {
@@ -113,7 +113,7 @@ impl Arrival {
                 tracing::error!(%error, "the source of {} is not told that it runs", process.name());
             }
             process.events().started();
-            return process.conclude(self.session.id(), self.status());
+            return process.conclude(self.session.id(), &self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
         let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());

@@ -169,7 +169,7 @@ impl Departure {
         }
         match report.outcome {
             Outcome::StayedAtSource => {
-                process.conclude(self.session.id(), status);
+                process.conclude(self.session.id(), &status);
                 self.watch_for_a_second_copy(&report, &process).await;
             }
             Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
@@ -218,7 +218,7 @@ impl Departure {
             let progress = Some(self.session.progress());
             if is_last(process) {
                 let status = MigrationStatus { progress, report: Some(last) };
-                process.conclude(self.session.id(), status);
+                process.conclude(self.session.id(), &status);
             }
         }
     }
@@ -258,7 +258,7 @@ impl Departure {
         let progress = self.session.progress();
         let report = Report::of_a_breakdown(process.name().as_str(), &progress, resumed);
         let status = MigrationStatus { progress: Some(progress), report: Some(report) };
-        process.conclude(self.session.id(), status);
+        process.conclude(self.session.id(), &status);
     }
 }
 

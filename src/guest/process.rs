@@ -295,7 +295,7 @@ impl GuestProcess {
     }
 
     /// A migration is over, and the guest is this process's own (again).
-    pub(super) fn conclude(&self, id: MigrationId, status: MigrationStatus) {
+    pub(super) fn conclude(&self, id: MigrationId, status: &MigrationStatus) {
         *self.last_migration() = Some((id, status.clone()));
         let mut occupation = self.occupation();
         if occupation.session().is_some_and(|session| session.id() == id) {
@@ -303,7 +303,7 @@ impl GuestProcess {
         }
         drop(occupation);
         // Whoever hears of it may ask for the next one at once.
-        self.events.migration(&status);
+        self.events.migration(status);
         self.tell_run_state();
     }
 
