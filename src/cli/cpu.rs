@@ -67,8 +67,8 @@ impl CpuArg {
 
 fn read(path: &Path) -> Result<CpuModel> {
     let text = regular_file::read_text(path, FILE_BYTES_MAX)?;
-    let file: ModelFile =
-        toml::from_str(&text).map_err(|error| anyhow!("{}", error.to_string().trim_end()))?;
+    let name = path.display().to_string();
+    let file: ModelFile = memopt::settings::read_as(&text, &name, |_, _| Ok(()))?;
     let base = CpuModel::named(&file.base).ok_or_else(|| {
         anyhow!("`{}` is no CPU model to begin with; see `lighter cpu-models`", file.base)
     })?;
@@ -103,8 +103,8 @@ mod tests {
             ("base = \"v9\"", "`v9`"),
             ("add = []", "base"),
             ("base = \"host\"\nadd = [\"warp\"]", "`warp`"),
-            ("base = \"host\"\nmask = 1", "mask"),
-            ("base", "TOML"),
+            ("base = \"host\"\nmask = 1", "fleet.toml:2: mask: unknown key"),
+            ("base", "fleet.toml:1: "),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains("fleet.toml") && error.contains(word), "{error}");

@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use memopt::settings::{self, SettingsError};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
 use vmm_core::virtio::net::MacAddress;
 
-use crate::cli::fault::Place;
+use crate::cli::fault::{Fault, Place};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
 
@@ -33,10 +34,8 @@ impl Document {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = regular_file::read_text(path, FILE_BYTES_MAX)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        match parse(&text) {
-            Ok(spec) => Ok(Self { text, spec }),
-            Err(complaint) => Err(anyhow!("{}:{complaint}", path.display())),
-        }
+        let spec = parse(&text, &path.display().to_string())?;
+        Ok(Self { text, spec })
     }
 
     /// The text with what a guest that is defined keeps: an identity, and an address for each
@@ -54,12 +53,9 @@ impl Document {
         for (place, key) in missing {
             text.insert_str(place, &key);
         }
-        match parse(&text) {
-            Ok(_) => Ok(text),
-            Err(complaint) => {
-                bail!("with its identity and addresses it cannot be read: {complaint}")
-            }
-        }
+        let read = parse(&text, "it");
+        read.context("with its identity and addresses it cannot be read")?;
+        Ok(text)
     }
 
     fn missing_identity(
@@ -123,64 +119,14 @@ impl Document {
     }
 }
 
-/// Reads a guest's file; what is wrong with it begins with the line and, when there is one, the
-/// key.
-fn parse(text: &str) -> Result<GuestSpec, String> {
-    let root = DeTable::parse(text)
-        .map_err(|error| complaint(text, error.span(), None, error.message()))?;
-    let root = root.get_ref();
-    let spec: GuestSpec = toml::from_str(text).map_err(|error| {
-        let key = error.span().and_then(|span| key_at(root, span.start));
-        complaint(text, error.span(), key, error.message())
-    })?;
-    let fault = spec.check().and_then(|()| spec.check_paths()).err();
-    match fault {
-        None => Ok(spec),
-        Some(fault) => {
-            let span = span_of(root, fault.place);
-            Err(complaint(text, span, Some(fault.place.to_string()), &fault.what))
-        }
-    }
-}
-
-/// What serde says, and what we say.
-const WORDS: [(&str, &str); 5] = [
-    ("unknown field", "unknown key"),
-    ("missing field", "missing key"),
-    (", expected u8", ", expected a whole number"),
-    (", expected u32", ", expected a whole number"),
-    (", expected u64", ", expected a whole number"),
-];
-
-fn complaint(text: &str, span: Option<Range<usize>>, key: Option<String>, what: &str) -> String {
-    let before = text.get(..span.map_or(0, |span| span.start)).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let key = key.map(|key| format!("{key}: ")).unwrap_or_default();
-    // serde speaks of fields and of Rust's types, and toml's messages have several lines.
-    let number = what.strip_prefix("invalid value: integer ").and_then(|it| it.split_once(','));
-    let what = number.map_or(what.to_owned(), |(number, _)| format!("{number} is out of range"));
-    let what = WORDS.iter().fold(what, |what, (word, ours)| what.replace(word, ours));
-    format!("{line}: {key}{}", what.trim_end().replace('\n', ": "))
-}
-
-/// The key in whose name or value `offset` is.
-fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
-    table.iter().find_map(|(key, value)| {
-        let name = key.get_ref();
-        let inside = match value.get_ref() {
-            DeValue::Table(inner) => key_at(inner, offset).map(|inner| format!("{name}.{inner}")),
-            DeValue::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
-                let inner = match item.get_ref() {
-                    DeValue::Table(inner) => key_at(inner, offset).map(|inner| format!(".{inner}")),
-                    _ => None,
-                };
-                let is_itself = || item.span().contains(&offset).then(String::new);
-                inner.or_else(is_itself).map(|inner| format!("{name}[{index}]{inner}"))
-            }),
-            _ => None,
-        };
-        let is_itself = key.span().contains(&offset) || value.span().contains(&offset);
-        inside.or_else(|| is_itself.then(|| name.to_string()))
+/// Reads a guest's file, which is called `file` in messages.
+fn parse(text: &str, file: &str) -> Result<GuestSpec, SettingsError> {
+    settings::read_as(text, file, |spec: &GuestSpec, root| {
+        let fault = spec.check().and_then(|()| spec.check_paths()).err();
+        fault.map_or(Ok(()), |Fault { place, what }| {
+            let at = span_of(root, place).unwrap_or_default();
+            Err(settings::Fault { at, field: place.to_string(), what })
+        })
     })
 }
 
@@ -248,6 +194,10 @@ mac = "52:54:00:00:00:01"
 tap = "tap-db"
 "#;
 
+    fn read(text: &str) -> Result<GuestSpec, SettingsError> {
+        parse(text, "web.toml")
+    }
+
     /// What the command line `lighter run` with these arguments describes.
     fn typed(arguments: &[&str]) -> GuestSpec {
         let line = [&["lighter", "run"], arguments].concat();
@@ -267,7 +217,7 @@ tap = "tap-db"
                          --disk /d/b.raw,ro --net bridge=br0,mac=52:54:00:00:00:01 --net tap=tap-db --cmdline";
         let arguments: Vec<&str> =
             arguments.split_whitespace().chain(["console=ttyS0 root=/dev/vda"]).collect();
-        assert_eq!(parse(FULL).unwrap(), typed(&arguments));
+        assert_eq!(read(FULL).unwrap(), typed(&arguments));
 
         let workload = "dirty-rate = 7\nworking-set = \"8M\"\nwrite-order = \"hot\"\npattern = \"text\"\n\
                         zero-share = 20\nimage-share = 40\nrun-length = \"4M\"\n\
@@ -275,18 +225,19 @@ tap = "tap-db"
         let arguments = "--dirty-rate 7 --working-set 8M --write-order hot --pattern text --zero-share 20 \
                          --image-share 40 --run-length 4M --shuffle 64K --read-rate 9";
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
-        assert_eq!(parse(workload).unwrap(), typed(&arguments));
+        assert_eq!(read(workload).unwrap(), typed(&arguments));
         let clone = "template = \"/t\"\nmerge-domain = \"shop\"\nhugepages = \"off\"\ndisk = [{ path = \"/d\" }]";
         let arguments = "--template /t --merge-domain shop --hugepages off --disk /d";
         let arguments: Vec<&str> = arguments.split_whitespace().collect();
-        assert_eq!(parse(clone).unwrap(), typed(&arguments));
-        assert_eq!(parse("").unwrap(), typed(&[]), "the same holds when nothing is said");
+        assert_eq!(read(clone).unwrap(), typed(&arguments));
+        assert_eq!(read("").unwrap(), typed(&[]), "the same holds when nothing is said");
     }
 
     /// `text` is refused with `start` and, somewhere, `word`.
     #[track_caller]
     fn refused(text: &str, start: &str, word: &str) {
-        let said = parse(text).unwrap_err();
+        let said = read(text).unwrap_err().to_string();
+        let said = said.strip_prefix("web.toml:").expect("the file's name");
         assert!(said.starts_with(start) && said.contains(word), "{text:?}: {said}");
         assert!(!said.contains('\n'), "{said:?}");
     }
@@ -410,7 +361,7 @@ tap = "tap-db"
         let kernel = "kernel = \"/k\" # mine\n";
         let tables = "[[net]]\n# A comment,\n  bridge = \"br0\"\n[[net]]\nmac = \"52:54:00:00:00:01\"\ntap = \"t0\"\n[[net]]\ntap = \"t1\"";
         let inline = "net = [{ bridge = \"br0\" }, { mac = \"52:54:00:00:00:01\", tap = \"t0\" }, { tap = \"t1\" }]";
-        let document = |text: String| Document { spec: parse(&text).unwrap(), text };
+        let document = |text: String| Document { spec: read(&text).unwrap(), text };
         let given = |spec: &GuestSpec| spec.net.iter().map(|net| net.mac).collect::<Vec<_>>();
         for text in [tables, inline] {
             let text = format!("{kernel}# The database,\nname = \"db\"\n{text}");
@@ -421,15 +372,15 @@ tap = "tap-db"
             assert!(defined.text.starts_with(kernel), "what was written stays");
             assert_eq!(defined.text_to_keep(None).unwrap(), defined.text);
             let again = document(text).text_to_keep(Some(&defined.spec)).unwrap();
-            assert_eq!(given(&parse(&again).unwrap()), macs, "defined again, it keeps them");
-            assert_eq!(parse(&again).unwrap().uuid, defined.spec.uuid, "and is the same guest");
+            assert_eq!(given(&read(&again).unwrap()), macs, "defined again, it keeps them");
+            assert_eq!(read(&again).unwrap().uuid, defined.spec.uuid, "and is the same guest");
         }
     }
 
     #[test]
     fn another_guest_does_not_take_the_place_of_one_that_is_defined() {
         let spec =
-            |uuid: u128| GuestSpec { uuid: Some(Uuid::from_u128(uuid)), ..parse("").unwrap() };
+            |uuid: u128| GuestSpec { uuid: Some(Uuid::from_u128(uuid)), ..read("").unwrap() };
         let document = Document { text: String::new(), spec: spec(1) };
         assert_eq!(document.text_to_keep(Some(&spec(1))).unwrap(), "");
         let refused = document.text_to_keep(Some(&spec(2))).unwrap_err().to_string();

@@ -16,13 +16,13 @@ const LIKE: f64 = 0.8;
 
 /// What is wrong with a field.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub struct Fault {
     /// Where it is written, as an offset into the file.
-    pub(crate) at: Range<usize>,
+    pub at: Range<usize>,
     /// The field, with its tables.
-    pub(crate) field: String,
+    pub field: String,
     /// What is wrong.
-    pub(crate) what: String,
+    pub what: String,
 }
 
 /// A table of the file, and which of its keys have been asked for.

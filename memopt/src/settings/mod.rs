@@ -1,17 +1,20 @@
-//! How `lighter.toml` is read, by whoever has fields in it: `read` hands out its `Fields`, and what
-//! is wrong with one comes back with its line.
+//! How files of settings are read, TOML all of them: `lighter.toml` field by field, by whoever has
+//! fields in it, since its values lie on top of a preset's and have bounds (`read`); guests' files
+//! by the type that the command line has too ([`read_as`]). What is wrong comes back with file,
+//! line and field.
 //!
 //! It knows no field of anybody. It depends on [`crate::units`] alone.
 
 mod error;
 mod fields;
+mod typed;
 
-use std::ops::Range;
-
+use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
 pub use error::SettingsError;
-pub(crate) use fields::{Fault, Fields};
+pub use fields::Fault;
+pub(crate) use fields::Fields;
 
 /// The longest file that is read, in bytes.
 pub const FILE_BYTES_MAX: usize = 256 << 10;
@@ -25,21 +28,45 @@ pub(crate) fn read<T>(
     file: &str,
     read: impl FnOnce(Fields<'_, '_>) -> Result<T, Fault>,
 ) -> Result<T, SettingsError> {
-    let error = |at: Range<usize>, field: String, what: String| {
+    read_root(text, file, |root| read(Fields::root(root)))
+}
+
+/// Reads `text`, the content of the file that is called `file` in messages, as a `T`, which `check`
+/// compares with what is written.
+///
+/// # Errors
+/// What is too long, no TOML or no `T`, and what `check` finds.
+pub fn read_as<T: DeserializeOwned>(
+    text: &str,
+    file: &str,
+    check: impl FnOnce(&T, &DeTable<'_>) -> Result<(), Fault>,
+) -> Result<T, SettingsError> {
+    read_root(text, file, |root| {
+        let value = toml::from_str(text).map_err(|error| typed::fault(root, &error))?;
+        check(&value, root)?;
+        Ok(value)
+    })
+}
+
+fn read_root<T>(
+    text: &str,
+    file: &str,
+    read: impl FnOnce(&DeTable<'_>) -> Result<T, Fault>,
+) -> Result<T, SettingsError> {
+    let whole = |what| Fault { at: 0..0, field: String::new(), what };
+    let read = || {
+        if text.len() > FILE_BYTES_MAX {
+            return Err(whole(format!("the file is longer than {FILE_BYTES_MAX} bytes")));
+        }
+        let root = DeTable::parse(text).map_err(|error| {
+            let at = error.span().unwrap_or_default();
+            Fault { at, ..whole(typed::plain(error.message())) }
+        })?;
+        read(root.get_ref())
+    };
+    read().map_err(|Fault { at, field, what }| {
         let before = text.get(..at.start).unwrap_or(text);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         SettingsError { file: file.to_owned(), line, field, what }
-    };
-    if text.len() > FILE_BYTES_MAX {
-        return Err(error(
-            0..0,
-            String::new(),
-            format!("the file is longer than {FILE_BYTES_MAX} bytes"),
-        ));
-    }
-    let root = DeTable::parse(text).map_err(|wrong| {
-        let what = wrong.message().trim_end().replace('\n', ": ");
-        error(wrong.span().unwrap_or_default(), String::new(), what)
-    })?;
-    read(Fields::root(root.get_ref())).map_err(|Fault { at, field, what }| error(at, field, what))
+    })
 }
