@@ -13,6 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Most connections side by side; beyond, they only cost.
+pub(crate) const CONNECTIONS_MAX: u8 = 16;
+
 /// `POST /v1/guest/migration`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,18 +33,22 @@ pub(crate) struct MigrationRequest {
     pub(crate) tls_name: Option<String>,
     /// How long the guest may stand still, in milliseconds.
     #[serde(default = "default_downtime_ms")]
+    #[schemars(range(min = 1))]
     pub(crate) downtime_ms_max: u64,
     /// Limit for the network, in bytes each second.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
     /// Give up after this long, in milliseconds.
     #[serde(default = "default_timeout_ms")]
+    #[schemars(range(min = 1))]
     pub(crate) timeout_ms: u64,
     /// When pages are compressed.
     #[serde(default)]
     pub(crate) compression: Compression,
     /// QUIC connections side by side; the source chooses when absent.
     #[serde(default)]
+    #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
     pub(crate) connections: Option<u8>,
     /// The disks' content goes along; both hosts share the disks when absent.
     #[serde(default)]

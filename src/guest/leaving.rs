@@ -16,12 +16,9 @@ use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
 use crate::address::Destination;
-use crate::api::migration::{MigrationRequest, MigrationStatus};
+use crate::api::migration::{CONNECTIONS_MAX, MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
 use crate::departures;
-
-/// Most connections side by side; beyond, they only cost.
-const CONNECTIONS_MAX: u8 = 16;
 
 /// How long a guest that stays waits for the destination to have been told, before it is free to
 /// migrate again. A destination out of reach is told later, by the session in the background or by

@@ -8,11 +8,11 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use migrate::record::{DestinationState, Record, Side, SourceState};
+use migrate::record::{Record, Side};
 
 use super::inventory;
 use super::service::Node;
-use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo};
+use super::types::{CostInfo, GuestEntry, MigrationEntry, NodeInfo, SideState};
 use crate::api::ApiError;
 use crate::api::events::Event;
 use crate::api::route::{self, About, Operation, Route, read};
@@ -101,15 +101,15 @@ async fn follow_events(State(node): State<Arc<Node>>) -> impl IntoResponse {
 /// A record without its secret.
 fn entry(record: Record) -> MigrationEntry {
     let (state, peer) = match &record.side {
-        Side::Source { state, destination, .. } => (source_word(*state), destination.clone()),
+        Side::Source { state, destination, .. } => (SideState::Source(*state), destination.clone()),
         Side::Destination { state, source_address, .. } => {
-            (destination_word(*state), source_address.to_string())
+            (SideState::Destination(*state), source_address.to_string())
         }
     };
     MigrationEntry {
         id: record.migration.0,
-        role: record.role().name().to_owned(),
-        state: state.to_owned(),
+        role: record.role(),
+        state,
         is_settled: record.is_settled(),
         peer,
         started_unix_ms: record.started_unix_ms,
@@ -119,31 +119,13 @@ fn entry(record: Record) -> MigrationEntry {
     }
 }
 
-fn source_word(state: SourceState) -> &'static str {
-    match state {
-        SourceState::Undecided => "undecided",
-        SourceState::Committed => "committed",
-        SourceState::Done => "done",
-        SourceState::Aborted => "aborted",
-    }
-}
-
-fn destination_word(state: DestinationState) -> &'static str {
-    match state {
-        DestinationState::Loading => "loading",
-        DestinationState::Ready => "ready",
-        DestinationState::Taking => "taking",
-        DestinationState::Running => "running",
-        DestinationState::Failed => "failed",
-        DestinationState::Discarded => "discarded",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::Value;
+
+    use migrate::record::SourceState;
 
     use super::super::liveness::tests::source_record;
     use super::*;

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 
 use memopt::observe::ProcessCost;
+use migrate::progress::Role;
+use migrate::record::{DestinationState, SourceState};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -119,10 +121,10 @@ pub(crate) struct MigrationEntry {
     pub(crate) id: Uuid,
     /// The guest's name.
     pub(crate) guest: String,
-    /// `source` or `destination`: which side this host is.
-    pub(crate) role: String,
+    /// Which side this host is.
+    pub(crate) role: Role,
     /// What this side has recorded.
-    pub(crate) state: String,
+    pub(crate) state: SideState,
     /// Whether it is over, as far as this host has to know.
     pub(crate) is_settled: bool,
     /// Where the other side is.
@@ -133,6 +135,16 @@ pub(crate) struct MigrationEntry {
     pub(crate) updated_unix_ms: u64,
     /// The final report, when there is one.
     pub(crate) report: Option<migrate::Report>,
+}
+
+/// What a side of a migration has recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum SideState {
+    /// The source.
+    Source(SourceState),
+    /// The destination.
+    Destination(DestinationState),
 }
 
 #[cfg(test)]

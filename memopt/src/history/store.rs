@@ -225,15 +225,20 @@ impl History {
     /// # Errors
     /// The history is closed.
     pub fn last(&mut self, count: usize) -> Result<Listing, HistoryError> {
-        self.list(count, 0)
-    }
-
-    /// The runs that began at `unix_seconds` or later; of more than a thousand, the last ones.
-    ///
-    /// # Errors
-    /// The history is closed.
-    pub fn since(&mut self, unix_seconds: u64) -> Result<Listing, HistoryError> {
-        self.list(LISTED_MAX, unix_seconds)
+        self.with(|open| {
+            let mut listing = Listing::default();
+            for (&run, known) in open.runs.iter().rev() {
+                if listing.runs.len() >= count.min(LISTED_MAX) {
+                    break;
+                }
+                match known.summary(run) {
+                    Some(summary) => listing.runs.push(summary),
+                    None if listing.unreadable.len() == LISTED_MAX => break,
+                    None => listing.unreadable.push(run),
+                }
+            }
+            Ok(listing)
+        })
     }
 
     /// One whole run.
@@ -272,25 +277,6 @@ impl History {
     /// The history is closed.
     pub fn stored(&mut self) -> Result<Stored, HistoryError> {
         self.with(|open| Ok(open.stored()))
-    }
-
-    /// The last runs that began at `since` (Unix seconds) or later.
-    fn list(&mut self, count: usize, since: u64) -> Result<Listing, HistoryError> {
-        self.with(|open| {
-            let mut listing = Listing::default();
-            for (&run, known) in open.runs.iter().rev() {
-                if listing.runs.len() >= count.min(LISTED_MAX) {
-                    break;
-                }
-                match known.summary(run) {
-                    Some(summary) if summary.started < since => {}
-                    Some(summary) => listing.runs.push(summary),
-                    None if listing.unreadable.len() == LISTED_MAX => break,
-                    None => listing.unreadable.push(run),
-                }
-            }
-            Ok(listing)
-        })
     }
 
     /// Does something with the history, and closes it after an error that it cannot be used after.

@@ -9,13 +9,13 @@ use crate::settings::{Fault, Fields};
 pub(super) enum Instead {
     /// The preset.
     Preset,
-    /// Nothing: it is the same for everybody.
-    Always(&'static str),
+    /// Nothing: the same holds for every policy.
+    Fixed,
     /// Another key.
     Key(&'static str),
 }
 
-use Instead::{Always, Key, Preset};
+use Instead::{Fixed, Key, Preset};
 
 /// Of one table: the key, and what has taken its place.
 pub(super) type Retired = &'static [(&'static str, Instead)];
@@ -30,13 +30,13 @@ pub(super) const HOST: Retired = &[
 pub(super) const BALLOON: Retired = &[
     ("step-max", Preset),
     ("red-factor", Preset),
-    ("dead-band", Always("1%")),
-    ("fast", Always("1m")),
+    ("dead-band", Fixed),
+    ("fast", Fixed),
     ("slow", Preset),
     ("cooldown", Preset),
     ("stuck-after", Key("balloon.timeout")),
-    ("idle-tax", Always("75%")),
-    ("turns-within", Always("30m")),
+    ("idle-tax", Fixed),
+    ("turns-within", Fixed),
 ];
 
 pub(super) const PAIN: Retired = &[
@@ -51,17 +51,16 @@ pub(super) const MERGE: Retired = &[
     ("join-share", Preset),
     ("leave-share", Preset),
     ("cold-written", Preset),
-    ("survey-age", Always("30m")),
-    ("passes", Always("3")),
-    ("flat", Always("1%")),
-    ("switch-gain", Always("1.5")),
-    ("domain-stay", Always("1h")),
+    ("survey-age", Fixed),
+    ("passes", Fixed),
+    ("flat", Fixed),
+    ("switch-gain", Fixed),
+    ("domain-stay", Fixed),
 ];
 
-pub(super) const HUGE: Retired = &[("hot-written", Always("6.25%")), ("chunks-max", Preset)];
+pub(super) const HUGE: Retired = &[("hot-written", Fixed), ("chunks-max", Preset)];
 
-pub(super) const VERIFY: Retired =
-    &[("enough", Always("50%")), ("tries", Always("2")), ("bench", Always("1h"))];
+pub(super) const VERIFY: Retired = &[("enough", Fixed), ("tries", Fixed), ("bench", Fixed)];
 
 /// Refuses the keys that a table had once: says of the first in the file what to write instead, and
 /// which others there are.
@@ -83,7 +82,7 @@ impl fmt::Display for Instead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Preset => f.write_str("is decided by `preset` now: take the line out"),
-            Always(value) => write!(f, "is always {value} now: take the line out"),
+            Fixed => f.write_str("is fixed now, the same for every policy: take the line out"),
             Key(other) => write!(f, "is called `{other}` now"),
         }
     }

@@ -125,7 +125,11 @@ fn keys_of_yesterday_are_refused_with_what_to_write_instead() {
     refused("[host]\nred-below = \"4%\"", "2: host.red-below", "decided by `preset` now");
     refused("[pain]\nstale-after = \"5m\"", "2: pain.stale-after", "called `balloon.timeout`");
     let several = "[merge]\ncpu = \"10%\"\nflat = \"1%\"\npasses = 4\nsplit-share = \"9%\"";
-    refused(several, "3: merge.flat", "always 1% now: take the line out (also gone: ");
+    refused(
+        several,
+        "3: merge.flat",
+        "fixed now, the same for every policy: take the line out (also gone: ",
+    );
     refused(several, "3: merge.flat", "`passes`, `split-share`)");
     refused("[verify]", "1: verify", "is gone");
     refused("[verify]\ntry = 3", "1: verify", "the same for everybody");

@@ -20,6 +20,7 @@ mod store;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -33,7 +34,7 @@ pub use store::RecordStore;
 pub(crate) use store::unix_ms;
 
 /// What the source has decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
     /// Nothing yet: the guest is the source's.
@@ -59,7 +60,7 @@ impl SourceState {
 }
 
 /// How far the destination has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DestinationState {
     /// It is being sent the guest; when the source is gone, it discards.
