@@ -254,13 +254,12 @@ impl Departures {
                     && record.is_settled()
             };
             let settled = match records.iter().find(is_its) {
-                Some(record) if record.has_left() => self.settle(&departure).inspect_err(|_| {
-                    open.insert(departure.migration);
-                }),
+                Some(record) if record.has_left() => self.settle(&departure),
                 Some(_) => self.give_back(&departure),
                 None => Ok(()),
             };
             if let Err(error) = settled {
+                open.insert(departure.migration);
                 let guest = &departure.guest;
                 faults.insert(format!(
                     "cannot record whether the disks of {guest} have moved: {error:#}"
@@ -464,6 +463,20 @@ mod tests {
         state.departures().past().expect_here(&departure.guest, &disk).unwrap_err();
         state.departures().forget(&departure).unwrap();
         state.departures().past().expect_here(&departure.guest, &disk).unwrap();
+    }
+
+    #[test]
+    fn the_record_of_a_guest_that_stays_is_kept_while_its_disks_cannot_be_freed() {
+        let (_folder, state, disk, departure) = scene();
+        let disks =
+            vec![DepartedDisk { path: disk.join("no-folder"), ..departure.disks[0].clone() }];
+        let departure = Departure { disks, ..departure };
+        state.departures().write(&departure).unwrap();
+        let mut faults = BTreeSet::new();
+        let records = [record(&departure, SourceState::Aborted)];
+        let open = state.departures().settle_by(&records, &mut faults);
+        assert_eq!(open, BTreeSet::from([departure.migration]));
+        assert!(faults.iter().any(|fault| fault.contains("of db")), "{faults:?}");
     }
 
     #[test]

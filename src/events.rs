@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use crate::api::ApiClient;
@@ -26,6 +26,9 @@ use crate::state_dir::{GuestDir, StateDir};
 
 /// Events that wait for their reader; beyond, the guests' processes keep them.
 const QUEUE_MAX: usize = 256;
+
+/// Events of a guest that are told in one second; a guest's process keeps a few that are not.
+const EVENTS_PER_SECOND_MAX: u32 = 50;
 
 /// The first pause before something is tried again that a starting process will have ready soon;
 /// each one is twice as long as the one before.
@@ -103,17 +106,21 @@ impl Host {
             Position::Now => u64::MAX,
         };
         let (mut life, mut stopped): (Option<Life>, _) = (None, None);
-        let mut pauses = Pauses::default();
+        let (mut pauses, mut pace) = (Pauses::default(), Pace::default());
         'life: while stopped.is_none() && guest.is_live() {
             // Asked first: what is asked is answered, also by a process that is about to end.
             let pid = life.as_ref().map_or(0, |life| life.pid);
             let Ok((first, mut events)) = client.follow_events(next, pid).await else {
                 // It has not begun, hangs, or is another user's.
-                life = life.or(self.ask(&name, &client).await?);
+                if life.is_none() {
+                    life = self.ask(&name, &client).await?;
+                }
                 pauses.pause().await;
                 continue;
             };
-            life = life.or(self.ask(&name, &client).await?);
+            if life.is_none() {
+                life = self.ask(&name, &client).await?;
+            }
             let begun = Instant::now();
             next = first;
             while let Ok(Some(event)) = events.next().await {
@@ -123,6 +130,7 @@ impl Host {
                 }
                 next = event.number.saturating_add(1);
                 let event = Event { guest: name.clone(), ..event };
+                pace.keep().await;
                 match event.what {
                     What::Stopped { .. } => stopped = Some(event),
                     _ => self.tell(event).await,
@@ -223,6 +231,32 @@ impl Pauses {
 
     async fn pause(&mut self) {
         sleep(self.next()).await;
+    }
+}
+
+/// How fast a guest is told of: one that resets again and again drowns no other.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    events: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { since: Instant::now(), events: 0 }
+    }
+}
+
+impl Pace {
+    /// Counts an event, and waits where there were enough for this second.
+    async fn keep(&mut self) {
+        if self.events == EVENTS_PER_SECOND_MAX {
+            sleep_until(self.since + Duration::from_secs(1)).await;
+        }
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self::default();
+        }
+        self.events += 1;
     }
 }
 
@@ -373,6 +407,16 @@ mod tests {
         state.ended().write(&ended).unwrap();
         process.end().await;
         assert_eq!(heard(&mut events).await, stopped("powered off"), "as its file says");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_come_to_rest_is_told_of_slowly() {
+        let (begun, mut pace) = (Instant::now(), Pace::default());
+        for _ in 0..3 * EVENTS_PER_SECOND_MAX {
+            pace.keep().await;
+        }
+        let expected = Duration::from_secs(2)..Duration::from_secs(3);
+        assert!(expected.contains(&begun.elapsed()), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ use crate::scrollback::Excerpt;
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// The longest line that is read of an answer that comes line by line, in bytes, and a frame more.
-const LINE_BYTES_MAX: usize = 64 << 10;
+const LINE_BYTES_MAX: usize = 8 << 10;
 
 /// Before a socket that is another user's is tried again.
 const OPENING_PAUSE: Duration = Duration::from_millis(100);

@@ -10,9 +10,13 @@ use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
 use super::service::Node;
 use crate::api::events::{Event, What};
 use crate::events;
+use crate::table::printable;
 
 /// Events that are kept for readers who are slow; older ones they miss, as their numbers show.
 const KEPT_MAX: usize = 1024;
+
+/// Longest text of an event in the log, characters.
+const LOGGED_MAX: usize = 1000;
 
 /// Before the guests are followed again after that failed.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -81,11 +85,13 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
     }
 }
 
+/// A guest's process may be the guest's by now: what it tells is cut and has no control characters.
 fn log(event: &Event) {
-    let Event { guest, what, .. } = event;
-    match what {
-        What::InDoubt { .. } => tracing::warn!(%guest, "{what}"),
-        What::MigrationPhase { .. } => tracing::debug!(%guest, "{what}"),
-        _ => tracing::info!(%guest, "{what}"),
+    let guest = &event.guest;
+    let text: String = printable(&event.what.to_string()).chars().take(LOGGED_MAX).collect();
+    match event.what {
+        What::InDoubt { .. } => tracing::warn!(%guest, "{text}"),
+        What::MigrationPhase { .. } => tracing::debug!(%guest, "{text}"),
+        _ => tracing::info!(%guest, "{text}"),
     }
 }
