@@ -1,15 +1,15 @@
-//! Keys that a policy had once, and what has taken their place.
+//! Retired policy keys, and what replaced them.
 
 use std::fmt;
 
 use crate::settings::{Fault, Fields};
 
-/// What decides instead of a key that is gone.
+/// What replaced a retired key.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Instead {
-    /// The preset.
+    /// The preset decides the value.
     Preset,
-    /// Nothing: it is the same for everybody.
+    /// The value is fixed, the same for every policy.
     Always(&'static str),
     /// Another key.
     Key(&'static str),
@@ -17,7 +17,7 @@ pub(super) enum Instead {
 
 use Instead::{Always, Key, Preset};
 
-/// Of one table: the key, and what has taken its place.
+/// The retired keys of one table, each with its replacement.
 pub(super) type Retired = &'static [(&'static str, Instead)];
 
 pub(super) const HOST: Retired = &[
@@ -63,8 +63,8 @@ pub(super) const HUGE: Retired = &[("hot-written", Always("6.25%")), ("chunks-ma
 pub(super) const VERIFY: Retired =
     &[("enough", Always("50%")), ("tries", Always("2")), ("bench", Always("1h"))];
 
-/// Refuses the keys that a table had once: says of the first in the file what to write instead, and
-/// which others there are.
+/// Refuses retired keys in a table. The error says what to write instead of the first one in the
+/// file, and lists the others.
 pub(super) fn refuse(table: &Fields<'_, '_>, retired: Retired) -> Result<(), Fault> {
     let written = retired.iter().filter(|(key, _)| table.is_written(key));
     let mut written: Vec<_> =
@@ -89,7 +89,7 @@ impl fmt::Display for Instead {
     }
 }
 
-/// All of them, with their tables.
+/// All retired keys, by table.
 #[cfg(test)]
 pub(super) const ALL: [(&str, Retired); 6] = [
     ("host", HOST),
