@@ -1,4 +1,4 @@
-//! Where a guest is to go, as a user writes it.
+//! The destination of a migration, as a user writes it.
 
 use std::time::Duration;
 
@@ -7,23 +7,24 @@ use migrate::quic::endpoint::Peer;
 
 /// The UDP port on which nodes listen.
 pub(crate) const NODE_PORT: u16 = 4950;
-/// Longest wait for an address.
+/// Longest wait for the name service to return an address.
 const LOOKUP_TIME: Duration = Duration::from_secs(10);
 
-/// `HOST[:PORT]`, taken apart.
+/// A parsed `HOST[:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Destination {
-    /// Name or address of the host; also what its certificate must say, unless told otherwise.
+    /// Name or address of the host. The host's certificate must name it, unless the user names
+    /// another.
     pub(crate) host: String,
-    /// The node's UDP port there.
+    /// UDP port of the node on that host.
     pub(crate) port: u16,
 }
 
 impl Destination {
-    /// Takes `HOST`, `HOST:PORT`, `[IPv6]:PORT` or a bare IPv6 address apart.
+    /// Parses `HOST`, `HOST:PORT`, `[IPv6]:PORT` or a bare IPv6 address.
     ///
     /// # Errors
-    /// There is no host, or the port is none.
+    /// If the host is missing, or the port is not a number from 1 to 65535.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         if let Ok(address) = text.parse::<std::net::IpAddr>() {
             return Ok(Self { host: address.to_string(), port: NODE_PORT });
@@ -46,11 +47,11 @@ impl Destination {
         Ok(Self { host: host.to_owned(), port })
     }
 
-    /// Looks the host up; returns its node once for each address it has, at least one and at most
-    /// four.
+    /// Resolves the host. Returns the node once for each address of the host: at least one and at
+    /// most four.
     ///
     /// # Errors
-    /// It has no address, or none was found within 10 s.
+    /// If the host has no address, or none was found within 10 s.
     pub(crate) async fn find(&self) -> Result<Vec<Peer>> {
         let found = tokio::time::timeout(LOOKUP_TIME, Peer::find(&self.host, self.port)).await;
         let within = LOOKUP_TIME.as_secs();

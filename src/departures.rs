@@ -1,11 +1,12 @@
-//! Disks whose content has gone to another host with their guest, by the word of that guest's
-//! process: what is left here is old.
+//! Disks whose content was copied to another host when their guest migrated, as recorded by the
+//! guest's process. The copy left on this host is out of date.
 //!
-//! A file has a note of its own (`user.lighter.moved-to`), which stays with it wherever it is
-//! moved. A block device cannot have one, not every file system keeps it, and a power cut may come
-//! before it. So the process writes `departed/guests/NAME/UUID/ID.json` in the state folder when
-//! the migration begins. That counts once the migration's record says that the guest is the
-//! destination's; the node notes in the file that it does, since records are removed some day.
+//! A file is marked with an extended attribute (`user.lighter.moved-to`), which stays with it when
+//! the file is renamed. A block device cannot have one, not every file system keeps it, and a power
+//! cut may come before it is written. So the process also writes
+//! `departed/guests/NAME/UUID/ID.json` in the state folder when the migration begins. That file
+//! counts once the migration's record says that the guest belongs to the destination. The node then
+//! marks the file as settled, since records are removed eventually.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,32 +26,33 @@ use crate::durable;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
-/// The longest file that is read, in bytes.
+/// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
-/// Longest name of a host in a note, in characters: a note has 255 bytes.
+/// Longest host name in a note, in characters: a note has 255 bytes.
 const HOST_CHARACTERS_MAX: usize = 40;
-/// Most files of one guest that are read: one for each migration that took its disks along.
+/// Most files that are read for each guest: one for each migration that copied its disks.
 const FILES_MAX: usize = 4096;
 
-/// The disks of one migration.
+/// The disks that one migration copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Departure {
-    /// The guest's name here.
+    /// The guest's name on this host.
     pub(crate) guest: GuestName,
-    /// Its identity.
+    /// UUID of the guest.
     pub(crate) uuid: Uuid,
-    /// The migration.
+    /// ID of the migration.
     pub(crate) migration: MigrationId,
-    /// Where to, as its user wrote it.
+    /// The destination, as the user wrote it.
     pub(crate) destination: String,
-    /// Its disks that were copied.
+    /// The guest's disks that were copied.
     pub(crate) disks: Vec<DepartedDisk>,
-    /// The guest is the destination's, whatever becomes of the migration's record.
+    /// Whether the guest belongs to the destination for certain, even without the migration's
+    /// record.
     pub(crate) is_settled: bool,
 }
 
-/// The text of the note on a disk that leaves for `destination` with the guest `uuid`. It names the
-/// guest and the migration, so that no other guest's process can have it removed.
+/// Returns the note for a disk that moves to `destination` with the guest `uuid`. The note names
+/// the guest and the migration, so that no other guest's process can have it removed.
 pub(crate) fn note_text(destination: &str, uuid: Uuid, migration: MigrationId) -> String {
     let host = destination.chars().filter(|c| !c.is_control()).take(HOST_CHARACTERS_MAX);
     format!("{} (guest {uuid}, migration {migration})", host.collect::<String>())
@@ -59,25 +61,25 @@ pub(crate) fn note_text(destination: &str, uuid: Uuid, migration: MigrationId) -
 /// A disk that was copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DepartedDisk {
-    /// Its path when it was.
+    /// Path of the disk when it was copied.
     pub(crate) path: PathBuf,
-    /// What it is recognized by.
+    /// What identifies the disk when it is found again.
     pub(crate) identity: DiskIdentity,
 }
 
-/// A file cannot be read, is none of these, is about another guest, or names too many disks.
+/// A file that cannot be read, has another format, is about another guest, or names too many disks.
 #[derive(Debug)]
 struct Damaged;
 
-/// What is in the files.
+/// The content of all files.
 #[derive(Debug, Default)]
 struct Notes {
     departures: Vec<Departure>,
-    /// What cannot be read, with the name of the guest in whose place it is.
+    /// Files that cannot be read, each with the name of the guest whose folder contains it.
     damaged: Vec<(String, PathBuf)>,
 }
 
-/// The files of all guests.
+/// The departure files of all guests.
 #[derive(Debug, Clone)]
 pub(crate) struct Departures {
     folder: PathBuf,
@@ -85,27 +87,28 @@ pub(crate) struct Departures {
 }
 
 impl StateDir {
-    /// Disks whose content has gone to another host.
+    /// Returns the record of disks whose content has moved to another host.
     pub(crate) fn departures(&self) -> Departures {
         Departures { folder: self.departures_folder(), migrations: self.migrations() }
     }
 }
 
 impl Departures {
-    /// Where the guests have their places, by name.
+    /// Returns the folder that contains each guest's folder, by name.
     pub(crate) fn places(&self) -> PathBuf {
         self.folder.join("guests")
     }
 
-    /// Where the process of the guest `uuid` writes, which has this name here.
+    /// Returns the folder in which the process of the guest `uuid`, called `name` on this host,
+    /// writes.
     pub(crate) fn place(&self, name: &GuestName, uuid: Uuid) -> PathBuf {
         self.places().join(name.as_str()).join(uuid.to_string())
     }
 
-    /// Makes that place.
+    /// Creates the folder that `place` names.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If a folder cannot be created.
     pub(crate) fn create_place(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
         let of_name = self.places().join(name.as_str());
         for folder in [self.places(), of_name, self.place(name, uuid)] {
@@ -115,19 +118,20 @@ impl Departures {
         Ok(())
     }
 
-    /// Notes `departure`, durably. It counts when it is settled, or the migration's record says so.
+    /// Writes `departure`, durably. It counts once it is settled, or once the migration's record
+    /// says that the guest has left.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If the file cannot be written.
     pub(crate) fn write(&self, departure: &Departure) -> Result<()> {
         durable::write_json(&self.file(departure), departure)
     }
 
-    /// Notes for good that the disks of `departure` have left, as far as they have no note of their
-    /// own.
+    /// Records permanently that the disks of `departure` have left. Disks that carry the note
+    /// themselves need no entry.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If the file cannot be written or removed.
     pub(crate) fn settle(&self, departure: &Departure) -> Result<()> {
         let mut settled = Departure { is_settled: true, ..departure.clone() };
         let note = departure.note_text();
@@ -135,34 +139,34 @@ impl Departures {
         if settled.disks.is_empty() { self.forget(&settled) } else { self.write(&settled) }
     }
 
-    /// The guest stays, or is back: takes the notes off its disks, which a power cut after the
-    /// decision has left there, and removes the file. While a disk is not there (its file system
-    /// may not be mounted yet), the file stays for another try.
+    /// Removes the notes from the disks of a guest that stays here or has come back, and then the
+    /// file. A power cut after the decision leaves such notes. While a disk is missing (its file
+    /// system may not be mounted yet), the file stays for another attempt.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If a note or the file cannot be removed.
     pub(crate) fn give_back(&self, departure: &Departure) -> Result<()> {
         if take_notes_off(departure)? { self.forget(departure) } else { Ok(()) }
     }
 
-    /// The guest of `record`, which left with its disks, is to run here again: takes the notes off
-    /// them. The file stays, in case that its destination turns out to have it.
+    /// Removes the notes from the disks of the guest of `record`, which left with them and is about
+    /// to run here again. The file stays, because the destination may turn out to have the guest.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If a note cannot be removed.
     pub(crate) fn claim(&self, record: &Record) -> Result<()> {
         let Ok(name) = record.guest.parse() else { return Ok(()) };
         match self.read(&name, record.guest_uuid, record.migration) {
             Ok(Some(departure)) => take_notes_off(&departure).map(drop),
-            // A damaged one refuses the guest by itself.
+            // A damaged file refuses the start on its own (`expect_here`).
             Ok(None) | Err(Damaged) => Ok(()),
         }
     }
 
-    /// Removes the file of `departure`: its disks are not taken along, or have notes of their own.
+    /// Removes the file of `departure`: its disks are not copied, or carry the note themselves.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If the file cannot be removed.
     pub(crate) fn forget(&self, departure: &Departure) -> Result<()> {
         durable::remove_if_there(&self.file(departure))
     }
@@ -181,7 +185,7 @@ impl Departures {
         self.place(&departure.guest, departure.uuid).join(file_name(departure.migration))
     }
 
-    /// What guests have noted in their places, be it settled or not.
+    /// Lists what guests have recorded in their folders, settled or not.
     fn list(&self) -> Notes {
         let mut notes = Notes::default();
         for (name, of_name) in entries(&self.places()) {
@@ -202,7 +206,7 @@ impl Departures {
         notes
     }
 
-    /// The paths of the disks of the guest `uuid` that leave with `migration`.
+    /// Returns the paths of the disks of the guest `uuid` that leave with `migration`.
     pub(crate) fn disks_of(
         &self,
         name: &GuestName,
@@ -214,7 +218,7 @@ impl Departures {
         disks.map(|disk| disk.path).collect()
     }
 
-    /// Those that count now. Tells of notes of which that cannot be said.
+    /// Returns the departures that count now. Logs a warning about files that cannot be read.
     pub(crate) fn past(&self) -> DepartedDisks {
         let Notes { departures, damaged } = self.list();
         if let Some((_, file)) = damaged.first() {
@@ -229,7 +233,8 @@ impl Departures {
         DepartedDisks { disks: disks.collect(), damaged }
     }
 
-    /// Whether the migration's record says that the guest is the destination's, or cannot be read.
+    /// Whether the migration's record says that the guest belongs to the destination, or cannot be
+    /// read.
     fn is_past(&self, departure: &Departure) -> bool {
         let records = RecordStore::of_guest(&self.migrations, departure.guest.as_str());
         let is_its = |record: &Record| record.guest_uuid == departure.uuid;
@@ -237,9 +242,9 @@ impl Departures {
         record.map_or(true, |record| record.is_some_and(|record| record.has_left()))
     }
 
-    /// Records what `records` say of migrations that are over, before they are removed. Returns the
-    /// migrations whose records have to stay, and adds errors to `faults`: the next pass tries
-    /// again.
+    /// Settles or gives back the disks of migrations that are over by `records`, before those
+    /// records are removed. Returns the migrations whose records must stay because settling failed,
+    /// and adds errors to `faults`: the next pass tries again.
     pub(crate) fn settle_by(
         &self,
         records: &[Record],
@@ -271,13 +276,13 @@ impl Departures {
 }
 
 impl Departure {
-    /// The text of the note on each of its disks.
+    /// Returns the text of the note on each of its disks.
     fn note_text(&self) -> String {
         note_text(&self.destination, self.uuid, self.migration)
     }
 }
 
-/// Takes the notes of `departure` off its disks; whether all of them are there.
+/// Removes the notes of `departure` from its disks. Returns whether all disks were found.
 fn take_notes_off(departure: &Departure) -> Result<bool> {
     let note = departure.note_text();
     let mut are_there = true;
@@ -296,8 +301,8 @@ fn file_name(migration: MigrationId) -> String {
     format!("{migration}.json")
 }
 
-/// What the guest `uuid` called `name` has noted in the file at `path`; `None` when there is no
-/// such file.
+/// Reads what the guest `uuid` called `name` has recorded in the file at `path`; `None` if there is
+/// no such file.
 fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Damaged> {
     let text = match regular_file::read(path, FILE_BYTES_MAX) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -313,7 +318,7 @@ fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
     entries.filter_map(|it| Some((it.file_name().into_string().ok()?, it.path()))).collect()
 }
 
-/// Disks that are old, with the files that say so.
+/// Disks whose content on this host is out of date, with the files that say so.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DepartedDisks {
     disks: Vec<(PathBuf, Departure)>,
@@ -321,12 +326,13 @@ pub(crate) struct DepartedDisks {
 }
 
 impl DepartedDisks {
-    /// Refuses the disk at `path` for the guest `own` if its content has gone to another host, or a
-    /// file of this guest's that may say so cannot be read. What cannot be read of other guests
-    /// keeps this one from nothing: its process may have spoiled it.
+    /// Refuses the disk at `path` for the guest `own` if its content has moved to another host, or
+    /// if a file of this guest that may say so cannot be read. Unreadable files of other guests do
+    /// not matter here: a guest's process may have damaged its own, and must not be able to block
+    /// others.
     ///
     /// # Errors
-    /// It has; with the way out.
+    /// If the disk's content has moved or may have; the message says how to use the disk anyway.
     pub(crate) fn expect_here(&self, own: &GuestName, path: &Path) -> Result<()> {
         if let Some((_, file)) = self.damaged.iter().find(|(name, _)| name == own.as_str()) {
             bail!(
@@ -380,7 +386,7 @@ mod tests {
         Record { migration, guest: departure.guest.to_string(), guest_uuid, ..record }
     }
 
-    /// A state folder, a disk, and what its guest has noted.
+    /// Creates a state folder, a disk, and the guest's record of that disk.
     fn scene() -> (tempfile::TempDir, StateDir, PathBuf, Departure) {
         let (folder, state) = StateDir::temporary();
         let disk = folder.path().join("disk.raw");
@@ -486,14 +492,14 @@ mod tests {
         let attribute = (std::fs::File::open(&disk).unwrap(), departure.note_text());
         let write = || write_note(&attribute.0, &attribute.1);
         let expect = || state.departures().past().expect_here(&departure.guest, &disk);
-        // Twice, as after a power cut between the record and the disk.
+        // Twice, as after a power cut between writing the record and removing the note.
         for _ in 0..2 {
             write();
             crate::whereabouts::Whereabouts::claim(&state, &departure.guest).unwrap();
             assert_eq!(departed_to(&disk), None);
             expect().unwrap();
         }
-        // The other host runs it after all.
+        // The other host runs the guest after all.
         let mut faults = BTreeSet::new();
         state.departures().settle_by(&[record(&departure, SourceState::Done)], &mut faults);
         expect().unwrap_err();

@@ -1,12 +1,12 @@
-//! Where on this host guests that arrive may have disks: nowhere, unless the node's operator has
-//! said so.
+//! Where arriving guests may have disks on this host: nowhere, unless the node's operator permits
+//! it.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// What `--disk-dir` and `--disk-device` say.
+/// The places that `--disk-dir` and `--disk-device` permit.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DiskPlaces {
     folders: Vec<PathBuf>,
@@ -14,19 +14,19 @@ pub(crate) struct DiskPlaces {
 }
 
 impl DiskPlaces {
-    /// These folders and everything below them, where disks may be made, too, and these block
-    /// devices.
+    /// Permits these folders and everything below them, in which disks may also be created, and
+    /// these block devices.
     pub(crate) fn new(folders: Vec<PathBuf>, devices: Vec<PathBuf>) -> Self {
         Self { folders, devices }
     }
 
-    /// What a node was told, so that a mistake in it is heard of at its start. A device may still
-    /// come.
+    /// Checks the node's options, so that a mistake shows at its start. A device that does not
+    /// exist is only warned of: it may appear later.
     ///
     /// # Errors
-    /// One of `folders` is none, or what one of `devices` names is no block device.
+    /// If one of `folders` is not a folder, or one of `devices` exists and is not a block device.
     pub(crate) fn open(folders: &[PathBuf], devices: &[PathBuf]) -> Result<Self> {
-        // Guests' processes may be started from elsewhere.
+        // The path must not be relative: guests' processes may have another working directory.
         let folder = |path: &PathBuf| {
             let refused = || format!("cannot use --disk-dir {}", path.display());
             let found = path.canonicalize().with_context(refused)?;
@@ -46,15 +46,15 @@ impl DiskPlaces {
         Ok(Self::new(folders.iter().map(folder).collect::<Result<_>>()?, devices.to_vec()))
     }
 
-    /// The folders.
+    /// Returns the permitted folders.
     pub(crate) fn folders(&self) -> &[PathBuf] {
         &self.folders
     }
 
-    /// Whether a guest may have the disk `path`, which a peer has named.
+    /// Checks whether a guest may use the disk `path`, which a peer has named.
     ///
     /// # Errors
-    /// It may not, with the way out.
+    /// If it may not; the message says what to do.
     pub(crate) fn permit(&self, path: &Path) -> Result<(), String> {
         let found = path.canonicalize().ok();
         let is_it = |device: &PathBuf| {
@@ -63,12 +63,13 @@ impl DiskPlaces {
         if self.devices.iter().any(is_it) { Ok(()) } else { self.place(path).map(drop) }
     }
 
-    /// Where a disk that a peer wants at `path` goes: the same place, without links.
+    /// Returns where to create a disk that a peer wants at `path`: the same place, with links
+    /// resolved.
     ///
     /// # Errors
-    /// It may not be made there, with the way out.
+    /// If it may not be created there; the message says what to do.
     pub(crate) fn place(&self, path: &Path) -> Result<PathBuf, String> {
-        // A peer's words, which go to the log.
+        // The peer chose this text, and it goes to the log.
         let shown = path.to_string_lossy().escape_debug().to_string();
         if self.folders.is_empty() && self.devices.is_empty() {
             return Err(format!(
@@ -79,8 +80,8 @@ impl DiskPlaces {
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(format!("{shown} is no place for a disk"));
         };
-        // Links in a permitted folder do not lead out of it. Of what lies elsewhere a peer is not
-        // told whether it is there.
+        // Resolving links first keeps a link in a permitted folder from leading out of it. For
+        // other places the answer does not reveal to a peer whether the path exists.
         let mut above = folder.ancestors().filter_map(|folder| folder.canonicalize().ok());
         let nearest = above.next().unwrap_or_default();
         if !path.is_absolute() || !self.is_permitted(&nearest) {
@@ -99,14 +100,14 @@ impl DiskPlaces {
                 folder.to_string_lossy().escape_debug()
             )
         })?;
-        // It may be a link by now.
+        // The folder may have become a link meanwhile.
         if !self.is_permitted(&found) {
             return Err(format!("the folder of disk {shown} has changed: try again"));
         }
         Ok(found.join(name))
     }
 
-    /// Whether `folder`, a path without links, is one of the folders or below one.
+    /// Whether `folder`, a path without links, is a permitted folder or is below one.
     fn is_permitted(&self, folder: &Path) -> bool {
         let holds = |own: &PathBuf| own.canonicalize().is_ok_and(|own| folder.starts_with(own));
         self.folders.iter().any(holds)

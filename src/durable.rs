@@ -1,5 +1,5 @@
-//! Small files that are replaced whole: a reader finds the old one or the new one, also after a
-//! crash.
+//! Small files that are replaced atomically: a reader finds the old content or the new one, even
+//! after a crash.
 
 use std::fs;
 use std::io;
@@ -8,37 +8,37 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// Replaces the file at `path`; it is on disk when this returns.
+/// Replaces the file at `path` with `value` as JSON; the file is on disk when this returns.
 ///
 /// # Errors
-/// The file system refuses.
+/// If the file cannot be written.
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     replace(path, &to_text(path, value)?)
 }
 
-/// As [`write_json`], without waiting for the disk: for what is of no use after a crash of the
-/// host.
+/// Like [`write_json`], without waiting for the disk: for data that is useless after the host
+/// crashes.
 ///
 /// # Errors
-/// The file system refuses.
+/// If the file cannot be written.
 pub(crate) fn write_json_unflushed(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = to_text(path, value)?;
     regular_file::replace_unflushed(path, &text)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// As [`write_json`], for any bytes. The file is this user's alone.
+/// Like [`write_json`], for any bytes. Only this user may read the file.
 ///
 /// # Errors
-/// The file system refuses.
+/// If the file cannot be written.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     regular_file::replace(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Removes a file that may be there.
+/// Removes a file that may not exist.
 ///
 /// # Errors
-/// The file system refuses.
+/// If the file exists and cannot be removed.
 pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

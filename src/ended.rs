@@ -1,10 +1,9 @@
-//! How the last guests ended, one small file each. `lighter ls` shows it; a start consults it,
+//! How the last guests ended, one small file each. `lighter ls` shows it. A start consults it,
 //! since only this file says that a guest was saved.
 //!
-//! The files are `ended/guests/NAME/ended.json` in the state folder, written by a guest's process
-//! as its last act; it writes in no other guest's folder. A process that is killed writes none. The
-//! next guest of the same name removes the file when it runs. Earlier versions wrote
-//! `ended/NAME.json`.
+//! A guest's process writes `ended/guests/NAME/ended.json` in the state folder just before it
+//! exits, and writes in no other guest's folder. A process that is killed writes nothing. The next
+//! guest of the same name removes the file when it runs. Earlier versions wrote `ended/NAME.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,52 +16,52 @@ use serde::{Deserialize, Serialize};
 use crate::durable;
 use crate::names::GuestName;
 
-/// Files that are kept of guests that may be forgotten; beyond, the oldest goes.
+/// Most files that are kept; beyond, the oldest is removed, unless its guest is defined or saved.
 const FILES_MAX: usize = 100;
 
-/// The longest file that is read, in bytes.
+/// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// In what way a guest ended.
+/// How a guest ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum How {
-    /// It switched itself off.
+    /// The guest powered itself off.
     PoweredOff,
-    /// It reset itself, and was not to start over.
+    /// The guest reset itself, and was configured not to boot again.
     Reset,
-    /// Somebody ended it.
+    /// A user destroyed it.
     Destroyed,
-    /// It could not go on.
+    /// It could not continue, because of an error.
     Crashed,
-    /// It runs on another host.
+    /// It migrated to another host.
     Moved,
-    /// It is in a file.
+    /// It was saved to a file.
     Saved,
-    /// This copy of it was given up.
+    /// This host's copy of it was discarded.
     Discarded,
 }
 
 /// A guest that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
-    /// The name that it had on this host.
+    /// The guest's name on this host.
     pub(crate) name: GuestName,
-    /// Its identity.
+    /// UUID of the guest.
     pub(crate) uuid: uuid::Uuid,
-    /// When its process began here, in milliseconds since 1970; 0 when that is not known.
+    /// When its process started on this host, in milliseconds since 1970; 0 if unknown.
     #[serde(default)]
     pub(crate) began_unix_ms: u64,
     /// When it ended, in milliseconds since 1970.
     pub(crate) ended_unix_ms: u64,
-    /// In what way.
+    /// How it ended.
     pub(crate) how: How,
-    /// The same for people, as the end of the sentence "web-1 ...".
+    /// How it ended, in words: completes the sentence "web-1 ...".
     pub(crate) reason: String,
 }
 
 impl Ended {
-    /// How long ago that was.
+    /// Returns how long ago the guest ended.
     pub(crate) fn age(&self) -> Duration {
         let at = UNIX_EPOCH + Duration::from_millis(self.ended_unix_ms);
         SystemTime::now().duration_since(at).unwrap_or_default()
@@ -76,25 +75,25 @@ pub(crate) struct EndedGuests {
 }
 
 impl EndedGuests {
-    /// Those in `folder`, whether or not it exists.
+    /// Uses the files in `folder`, whether or not it exists.
     pub(crate) fn in_folder(folder: PathBuf) -> Self {
         Self { folder }
     }
 
-    /// Where the guests have their places, by name.
+    /// Returns the folder that contains each guest's folder, by name.
     pub(crate) fn places(&self) -> PathBuf {
         self.folder.join("guests")
     }
 
-    /// Where the process of the guest `name` writes how it ended.
+    /// Returns the folder in which the process of the guest `name` records how it ended.
     pub(crate) fn place(&self, name: &GuestName) -> PathBuf {
         self.places().join(name.as_str())
     }
 
-    /// Makes that place.
+    /// Creates that folder.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If a folder cannot be created.
     pub(crate) fn create_place(&self, name: &GuestName) -> Result<()> {
         for folder in [self.places(), self.place(name)] {
             regular_file::create_folder(&folder)
@@ -103,8 +102,8 @@ impl EndedGuests {
         Ok(())
     }
 
-    /// Forgets the oldest if there are too many, but for guests that are defined here or in a file;
-    /// and puts what earlier versions have written in its place.
+    /// Moves files of earlier versions to where this version has them, then removes the oldest
+    /// files if there are too many. Files of guests that are defined here or saved stay.
     pub(crate) fn tidy(&self, is_defined: impl Fn(&GuestName) -> bool) {
         for name in self.in_earlier_files() {
             if let Err(error) = self.put_in_place(&name) {
@@ -115,7 +114,7 @@ impl EndedGuests {
         self.forget_oldest(is_defined);
     }
 
-    /// Puts what an earlier version has written in its place, if nothing later is there.
+    /// Moves the file of an earlier version to its new place, unless a later one is there.
     fn put_in_place(&self, name: &GuestName) -> Result<()> {
         let (from, to) = (self.earlier_file(name), self.file(name));
         let at = |path| read(path).map(|ended| ended.ended_unix_ms);
@@ -127,28 +126,29 @@ impl EndedGuests {
         Ok(regular_file::sync_folder_of(&to)?)
     }
 
-    /// Remembers how a guest ended.
+    /// Records how a guest ended.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If the file cannot be written.
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
         durable::write_json(&self.file(&ended.name), ended)
     }
 
-    /// Removes what a crash has left of a file for the guest `name`, which is gone.
+    /// Removes the temporary file that a crash may have left for the guest `name`, which has ended.
     pub(crate) fn remove_unfinished(&self, name: &GuestName) {
-        // There may be none, and it is in nobody's way.
+        // It may not exist, and it does no harm if it stays.
         let _removed = fs::remove_file(self.place(name).join("ended.json.new"));
     }
 
-    /// Forgets how the last guest of this name ended: it is about another one from now on.
+    /// Removes the record of the last guest of this name: the name now belongs to another guest.
     pub(crate) fn forget(&self, name: &GuestName) {
-        // There may be none, and one that cannot be removed misleads nobody but people who ask
-        // after a guest that was killed.
+        // It may not exist. If it cannot be removed, it misleads only users who ask about a guest
+        // that was killed.
         let _removed = fs::remove_file(self.file(name));
     }
 
-    /// How the last guest of this name ended, if that is known: for people.
+    /// Returns how the last guest of this name ended, if that is known. To show only: errors are
+    /// ignored.
     pub(crate) fn read(&self, name: &GuestName) -> Option<Ended> {
         let ended =
             [self.earlier_file(name), self.file(name)].into_iter().filter_map(|it| read(&it));
@@ -156,12 +156,12 @@ impl EndedGuests {
         its.max_by_key(|ended| ended.ended_unix_ms)
     }
 
-    /// How the last guest of this name ended, where a second copy of it would do harm; none when no
-    /// file says so.
+    /// Returns how the last guest of this name ended, for decisions where a second copy would do
+    /// harm; `None` if no file says so.
     ///
     /// # Errors
-    /// A file is there and cannot be read, or is about another guest: it may have said that this
-    /// one is elsewhere.
+    /// If a file exists and cannot be read, or is about another guest: it may have said that this
+    /// guest is elsewhere.
     pub(crate) fn expect(&self, name: &GuestName) -> Result<Option<Ended>> {
         let mut last: Option<Ended> = None;
         for path in [self.earlier_file(name), self.file(name)] {
@@ -184,7 +184,7 @@ impl EndedGuests {
         Ok(last)
     }
 
-    /// All that are known, by name.
+    /// Returns all records, by name.
     pub(crate) fn list(&self) -> Vec<Ended> {
         let names: BTreeSet<_> = self.in_places().chain(self.in_earlier_files()).collect();
         names.iter().filter_map(|name| self.read(name)).collect()
@@ -194,17 +194,17 @@ impl EndedGuests {
         self.place(name).join("ended.json")
     }
 
-    /// Where earlier versions write it, some of whose guests may still be live.
+    /// Path that earlier versions write. Their guests may still be live.
     fn earlier_file(&self, name: &GuestName) -> PathBuf {
         self.folder.join(format!("{name}.json"))
     }
 
-    /// The guests that have a place.
+    /// Names of the guests that have a folder here.
     fn in_places(&self) -> impl Iterator<Item = GuestName> {
         file_names(&self.places()).filter_map(|name| name.parse().ok())
     }
 
-    /// The guests that have a file of an earlier version.
+    /// Names of the guests that have a file of an earlier version.
     fn in_earlier_files(&self) -> impl Iterator<Item = GuestName> {
         file_names(&self.folder).filter_map(|name| name.strip_suffix(".json")?.parse().ok())
     }
@@ -215,7 +215,7 @@ impl EndedGuests {
         if files.len() <= FILES_MAX {
             return;
         }
-        // What cannot be read may say so, too.
+        // A file that cannot be read may also say that the guest was saved.
         let is_saved = |path: &Path| read(path).is_none_or(|ended| ended.how == How::Saved);
         let forgettable =
             files.into_iter().filter(|(path, name)| !is_defined(name) && !is_saved(path));
@@ -231,13 +231,13 @@ impl EndedGuests {
     }
 }
 
-/// The names of what is in `folder`; none when it cannot be listed.
+/// Returns the names of the entries of `folder`; none if it cannot be listed.
 fn file_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
-/// A file that cannot be read is none: it is there to help, not to be in the way.
+/// Ignores a file that cannot be read: the record helps users, and must not block anything.
 fn read(path: &Path) -> Option<Ended> {
     read_if_there(path).ok()?
 }
@@ -329,7 +329,7 @@ mod tests {
             assert_eq!(latest(&guests), expected_unix_ms);
             assert!(!guests.earlier_file(&web).exists());
         }
-        // A name may end as such a file did.
+        // A guest's name may end in `.json`, as those files do.
         guests.create_place(&other).unwrap();
         guests.write(&ended("web.json")).unwrap();
         let names: Vec<_> = guests.list().into_iter().map(|ended| ended.name).collect();
@@ -350,7 +350,7 @@ mod tests {
             if number == 2 {
                 fs::write(guests.file(&ended.name), "{").unwrap();
             }
-            // Writing is faster than some file systems' clocks.
+            // Writing is faster than the resolution of some file systems' timestamps.
             let written = UNIX_EPOCH + Duration::from_secs(number as u64);
             fs::File::open(guests.file(&ended.name)).unwrap().set_modified(written).unwrap();
         }

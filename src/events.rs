@@ -1,8 +1,9 @@
-//! What happens to the guests of this host, as their processes tell it: all their streams as one.
+//! The events of all guests on this host, merged from the streams of their processes.
 //!
-//! Guests that come later are found by their folders. One that hangs holds nobody up, and what a
-//! process tells is told of its own guest alone. How a guest ended is told when its name is free
-//! again; of one that was killed, by the file that it has left or not.
+//! New guests are found by their folders. A guest that hangs does not delay the others, and a
+//! process can report events only for its own guest. The end of a guest is reported once its name
+//! is free again. If its process was killed, the file of `ended` says how it ended, if there is
+//! one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,33 +25,33 @@ use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};
 
-/// Events that wait for their reader; beyond, the guests' processes keep them.
+/// Events that wait for the reader; beyond, they stay with the guests' processes.
 const QUEUE_MAX: usize = 256;
 
-/// Events of a guest that are told in one second; a guest's process keeps a few that are not.
+/// Events per guest that are passed on in one second. The guest's process keeps some more.
 const EVENTS_PER_SECOND_MAX: u32 = 50;
 
-/// The first pause before something is tried again that a starting process will have ready soon;
-/// each one is twice as long as the one before.
+/// First pause before a retry while a process is starting, which soon has what is missing; each
+/// pause is twice the one before.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// The longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Between looks for new folders while the system does not tell of them.
+/// Pause between two scans for new folders while inotify is not available.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a guest's process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a process that has told its end may take to be gone.
+/// How long a process may take to exit after it has reported its end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Room for what the system tells of new folders at once, in bytes: each has a name.
+/// Buffer for inotify events, in bytes: each contains a name.
 const WATCHED_BYTES: usize = 4096;
 
-/// Tells what happens from now on to the guests of `state`, or to `only`, for as long as it is
-/// listened to. An error is the last that is told: this user may not ask a guest, or they cannot be
+/// Sends the events of the guests of `state`, or of `only`, from now on, until the receiver is
+/// dropped. An error is the last item: this user may not access a guest, or the guests cannot be
 /// listed.
 pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiver<Result<Event>> {
     let (told, heard) = mpsc::channel(QUEUE_MAX);
@@ -64,7 +65,7 @@ pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiv
     heard
 }
 
-/// The guests of this host, as they are followed.
+/// Follows the guests of this host.
 #[derive(Debug, Clone)]
 struct Host {
     state: StateDir,
@@ -73,7 +74,7 @@ struct Host {
 }
 
 impl Host {
-    /// Follows those that are there and those that come.
+    /// Follows the guests that exist and those that start later.
     async fn follow(&self) -> Result<()> {
         let mut folders = NewFolders::of(&self.state.guests());
         let (mut lives, mut followed) = (JoinSet::new(), BTreeSet::new());
@@ -97,7 +98,7 @@ impl Host {
         }
     }
 
-    /// Follows a guest until its process is gone; returns its name.
+    /// Follows a guest until its process has exited; returns the guest's name.
     async fn follow_life(self, guest: GuestDir, position: Position) -> Result<GuestName> {
         let name = guest.name().clone();
         let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
@@ -108,10 +109,11 @@ impl Host {
         let (mut life, mut stopped): (Option<Life>, _) = (None, None);
         let (mut pauses, mut pace) = (Pauses::default(), Pace::default());
         'life: while stopped.is_none() && guest.is_live() {
-            // Asked first: what is asked is answered, also by a process that is about to end.
+            // Before asking for its PID: a process that is about to exit still answers what is
+            // asked.
             let pid = life.as_ref().map_or(0, |life| life.pid);
             let Ok((first, mut events)) = client.follow_events(next, pid).await else {
-                // It has not begun, hangs, or is another user's.
+                // It has not started to serve, hangs, or belongs to another user.
                 if life.is_none() {
                     life = self.ask(&name, &client).await?;
                 }
@@ -136,8 +138,9 @@ impl Host {
                     _ => self.tell(event).await,
                 }
             }
-            // Visitors are shown out after a while, and come again. Who is shown out at once does
-            // not knock again at once.
+            // A process closes event streams after a while, and the client reconnects. A stream
+            // that is closed early keeps the pauses growing, so that the client does not reconnect
+            // at once.
             if begun.elapsed() > PAUSE_MAX {
                 pauses = Pauses::default();
             }
@@ -150,18 +153,18 @@ impl Host {
         Ok(name)
     }
 
-    /// Which process it is, if it answers.
+    /// Asks the process for its identity; `None` if it does not answer.
     async fn ask(&self, name: &GuestName, client: &ApiClient) -> Result<Option<Life>> {
         let info = guest_info(name, client).await?;
         Ok(info.map(|info| Life { uuid: info.uuid, pid: info.pid }))
     }
 
     async fn tell(&self, event: Event) {
-        // Nobody listens any more: this task is about to end.
+        // The receiver is gone: this task is about to end.
         let _unheard = self.told.send(Ok(event)).await;
     }
 
-    /// The end of a process that has not told it.
+    /// Makes the final event of a process that did not report its end.
     fn end_of(&self, guest: &GuestName, life: &Life, number: u64) -> Event {
         let ended = self.state.ended().read(guest).filter(|ended| ended.uuid == life.uuid);
         let reason =
@@ -177,7 +180,7 @@ impl Host {
     }
 }
 
-/// A guest's process.
+/// Identity of a guest's process.
 #[derive(Debug)]
 struct Life {
     uuid: Uuid,
@@ -185,22 +188,22 @@ struct Life {
 }
 
 impl Life {
-    /// The one that tells of this.
+    /// Returns the process that sent `event`.
     fn of(event: &Event) -> Self {
         Self { uuid: event.uuid, pid: event.pid }
     }
 }
 
-/// From where on a guest is followed.
+/// Where a guest's event stream begins.
 #[derive(Debug, Clone, Copy)]
 enum Position {
-    /// From the beginning of its process.
+    /// From the start of its process.
     Begin,
-    /// From now.
+    /// From the present.
     Now,
 }
 
-/// Waits until the guest's name is not that process's any more.
+/// Waits until that process no longer holds the guest's name.
 async fn wait_until_gone(guest: &GuestDir, pid: u32) {
     let is_its_own = || guest.read_identity().map_or(true, |identity| identity.pid == pid);
     let gone = async {
@@ -208,7 +211,7 @@ async fn wait_until_gone(guest: &GuestDir, pid: u32) {
             sleep(PAUSE_MIN).await;
         }
     };
-    // One that does not end has ended for those who follow it.
+    // If the process does not exit, its guest counts as ended for followers all the same.
     let _gone = timeout(END_PATIENCE, gone).await;
 }
 
@@ -223,7 +226,7 @@ impl Default for Pauses {
 }
 
 impl Pauses {
-    /// The next one.
+    /// Returns the next pause.
     fn next(&mut self) -> Duration {
         let longer = PAUSE_MAX.min(2 * self.0);
         std::mem::replace(&mut self.0, longer)
@@ -234,7 +237,8 @@ impl Pauses {
     }
 }
 
-/// How fast a guest is told of: one that resets again and again drowns no other.
+/// Limits the rate of one guest's events, so that a guest in a reset loop does not crowd out the
+/// others.
 #[derive(Debug)]
 struct Pace {
     since: Instant,
@@ -248,7 +252,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Counts an event, and waits where there were enough for this second.
+    /// Counts an event, and waits if this second has had its share.
     async fn keep(&mut self) {
         if self.events == EVENTS_PER_SECOND_MAX {
             sleep_until(self.since + Duration::from_secs(1)).await;
@@ -260,7 +264,7 @@ impl Pace {
     }
 }
 
-/// Waits for new folders in one, which need not exist yet.
+/// Waits for new folders in `parent`, which need not exist yet.
 #[derive(Debug)]
 struct NewFolders {
     parent: PathBuf,
@@ -274,21 +278,21 @@ impl NewFolders {
         Self { parent: parent.to_owned(), watch, pauses: Pauses::default() }
     }
 
-    /// Returns when there may be a new one, or when what was new the last time may be ready.
+    /// Returns when there may be a new folder, or when one found last time may be ready.
     async fn wait(&mut self) {
         self.watch = self.watch.take().or_else(|| watch(&self.parent).ok());
         let Some(watch) = &mut self.watch else { return sleep(LOOK_PAUSE).await };
         match timeout(self.pauses.next(), watch.next()).await {
-            // Which it is, is seen when they are listed.
+            // Listing the folders shows which one is new.
             Ok(Some(Ok(_))) => self.pauses = Pauses::default(),
-            // A watch that fails is made again.
+            // The next call replaces a watch that failed.
             Ok(Some(Err(_)) | None) => self.watch = None,
             Err(_) => {}
         }
     }
 }
 
-/// Has the system tell of new folders in `parent`.
+/// Watches `parent` for new folders, with inotify.
 fn watch(parent: &Path) -> io::Result<EventStream<Vec<u8>>> {
     let inotify = Inotify::init()?;
     inotify.watches().add(parent, WatchMask::CREATE | WatchMask::ONLYDIR)?;
@@ -314,7 +318,7 @@ mod tests {
     const NAME: &str = "web";
     const UUID: Uuid = Uuid::from_u128(5);
 
-    /// What a process tells, which ends each answer after one event.
+    /// The events that a process sends; it ends each answer after one event.
     type Script = Vec<What>;
 
     async fn tell(

@@ -1,27 +1,27 @@
-//! Exit codes: what a script learns from the program without reading its messages.
+//! Exit codes: what a script learns about the outcome without parsing messages.
 
 use std::fmt;
 use std::process::ExitCode;
 
-/// How a verb ended, as the shell sees it. 2 is clap's, for a wrong command line.
+/// How a command ended, as the shell sees it. Exit code 2 is clap's, for a wrong command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done.
+    /// The command succeeded.
     Done,
-    /// It failed.
+    /// The command failed.
     Failed,
-    /// The guest is paused here, and nobody here knows whether the other host runs it.
+    /// The guest is paused here, and this host does not know whether the other host runs it.
     InDoubt,
     /// The guest found its memory damaged.
     Corrupt,
-    /// Not known: a migration goes on, and is not watched any more.
+    /// The outcome is unknown: a migration continues and is no longer followed.
     Unwatched,
-    /// Somebody called it off.
+    /// A user cancelled it.
     Cancelled,
 }
 
 impl Exit {
-    /// The number for the shell.
+    /// Returns the exit code for the shell.
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -40,12 +40,12 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An error that asks for another exit code than 1; `main` looks for it in the chain.
+/// An error with an exit code other than 1; `main` searches the error chain for it.
 #[derive(Debug)]
 pub(crate) struct ExitWith {
-    /// The code to end with.
+    /// The exit code.
     pub(crate) exit: Exit,
-    /// What happened.
+    /// What failed.
     pub(crate) message: String,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for ExitWith {
 
 impl std::error::Error for ExitWith {}
 
-/// The exit code that an error asks for.
+/// Returns the exit code for an error.
 pub(crate) fn of_error(error: &anyhow::Error) -> Exit {
     error.downcast_ref::<ExitWith>().map_or(Exit::Failed, |with| with.exit)
 }

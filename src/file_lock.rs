@@ -1,9 +1,9 @@
-//! Locks that end with their process: open-file-description locks, so that a crash frees them and a
-//! look does not take them.
+//! File locks that end with their process: open-file-description locks, so that a crash frees them
+//! and a check does not take them.
 //!
-//! A process that owns what a lock stands for locks all bytes of its file. One that only removes
-//! what a dead process has left locks the first byte: it excludes the others, and they can tell
-//! that the lock is about to be free.
+//! A process that owns the locked resource locks all bytes of the file. A process that only cleans
+//! up after a dead one locks the first byte: this excludes the others, and tells them that the lock
+//! will soon be free.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -14,28 +14,28 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-/// A lock that this process holds, until dropped or dead.
+/// A lock that this process holds until it drops the lock or exits.
 #[derive(Debug)]
 pub(crate) struct FileLock {
-    /// Holds the lock: it belongs to the open file, and threads or children that did not inherit it
-    /// do not matter.
+    /// The open file that holds the lock. The lock belongs to it, so threads do not matter, nor
+    /// children that did not inherit it.
     file: File,
 }
 
 impl FileLock {
-    /// Takes the lock at `path`, creating the file; `None` when a live process holds it.
+    /// Takes the lock at `path`, creating the file; `None` if a live process holds it.
     ///
     /// # Errors
-    /// The file cannot be opened or the file system has no locks.
+    /// If the file cannot be opened, or the file system has no locks.
     pub(crate) fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
         Self::try_lock(path, &all_bytes())
     }
 
-    /// Takes the lock at `path` for as long as it takes to remove what a dead process has left;
-    /// `None` when another process holds it. [`Self::is_held`] says no meanwhile.
+    /// Takes the lock at `path` to clean up after a dead process; `None` if another process holds
+    /// it. Meanwhile [`Self::is_held`] returns false.
     ///
     /// # Errors
-    /// As [`Self::try_acquire`].
+    /// Like [`Self::try_acquire`].
     pub(crate) fn try_acquire_to_remove(path: &Path) -> io::Result<Option<Self>> {
         Self::try_lock(path, &first_byte())
     }
@@ -55,8 +55,7 @@ impl FileLock {
         }
     }
 
-    /// Whether `path` still names the file that is locked: false when somebody removed it in
-    /// between.
+    /// Whether `path` still names the locked file: false if another process has removed it since.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         match (self.file.metadata(), fs::metadata(path)) {
             (Ok(held), Ok(there)) => is_same(&held, &there),
@@ -64,12 +63,11 @@ impl FileLock {
         }
     }
 
-    /// Whether a live process holds the lock at `path`; only looks. When that cannot be told, as
-    /// without a free file descriptor, the answer is yes: taking a live process for dead does harm,
-    /// looking again later does not.
+    /// Whether a live process holds the lock at `path`, without taking it. Returns true if that
+    /// cannot be determined, e.g. without a free file descriptor: treating a live process as dead
+    /// does harm, checking again later does not.
     pub(crate) fn is_held(path: &Path) -> bool {
-        // To look takes no right to write, which there is none of on a file system that has become
-        // read-only.
+        // Opened for reading: the file system may have become read-only.
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) => {
@@ -86,17 +84,17 @@ impl FileLock {
         }
     }
 
-    /// Whether it is process `pid` that holds the lock at `path`. Such a lock knows files and not
-    /// processes, so that its holder is who has the file open with the lock on it
+    /// Whether process `pid` holds the lock at `path`. Such a lock belongs to an open file rather
+    /// than to a process, so its holder is the process that has the file open with the lock on it
     /// (proc_pid_fdinfo(5)).
     ///
     /// # Errors
-    /// There is no such lock or process, or it is another user's.
+    /// If there is no such file or process, or the process is another user's.
     pub(crate) fn is_held_by(path: &Path, pid: u32) -> io::Result<bool> {
         let there = fs::metadata(path)?;
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
             let number = entry?.file_name().display().to_string();
-            // One that has been closed by now is none that is locked.
+            // A descriptor that has been closed since does not hold the lock.
             let is_it = fs::metadata(format!("/proc/{pid}/fd/{number}"))
                 .is_ok_and(|open| is_same(&open, &there));
             let says_locked = || {

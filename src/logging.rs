@@ -1,4 +1,4 @@
-//! Logs and spans: tracing on stderr, for people or as JSON.
+//! Logs and spans: tracing on stderr, as text or as JSON.
 
 use std::io::IsTerminal;
 
@@ -7,10 +7,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, LogFormat, Verb};
 
-/// Starts logging as the command line and `RUST_LOG` ask.
+/// Starts logging as the command line and `RUST_LOG` specify.
 ///
 /// # Errors
-/// The filter cannot be read.
+/// If the filter is not valid.
 pub(crate) fn start(cli: &Cli) -> Result<()> {
     let default = if matches!(cli.verb, Verb::Node(_)) { "info" } else { "warn" };
     let filter = match (&cli.log.log_level, std::env::var("RUST_LOG")) {
@@ -24,7 +24,7 @@ pub(crate) fn start(cli: &Cli) -> Result<()> {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // They would be told on stderr, which cannot be written then: a panic, in the middle of a
+        // It would report a failed write to stderr on stderr, and panic in the middle of a
         // migration.
         .log_internal_errors(false)
         .with_writer(std::io::stderr)

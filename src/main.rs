@@ -1,13 +1,13 @@
 //! `lighter`: moves running KVM guests between hosts.
 //!
-//! The only place where the machine (`vmm-core`), the migration (`migrate`), the metrics and the
-//! memory observations meet. [`cli`] is the command line as typed; [`verbs`] does what it says by
-//! talking to guest processes through [`api`]; [`guest`] is the process of one guest,
-//! [`confinement`] what it may do, [`definitions`] are those that are written down; `node` receives
-//! guests; [`events`] tells what happens to them; [`demo`] shows it all. Start reading at
-//! [`dispatch`].
+//! Only this crate combines the machine (`vmm-core`), the migration (`migrate`), the metrics and
+//! memory optimization (`memopt`). [`cli`] is the command line as typed; [`verbs`] carries it out
+//! by talking to guest processes through [`api`]; [`guest`] is the process of one guest,
+//! [`confinement`] restricts what it may do, and [`definitions`] are the guests that are defined;
+//! `node` receives guests; [`events`] follows what happens to them; [`demo`] shows it all. Start
+//! reading at [`dispatch`].
 
-// [`output`] is for that: these macros panic when nobody reads or the disk is full.
+// Use [`output`] instead: these macros panic if the reader is gone or the disk is full.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod address;
@@ -63,7 +63,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells the user, or the log of a service that is to have nothing but objects of JSON.
+/// Reports an error to the user; a service with a JSON log reports it there, so that its stderr has
+/// only JSON objects.
 fn complain(cli: &Cli, error: &anyhow::Error) {
     let is_service = matches!(cli.verb, Verb::Node(_) | Verb::Incoming(_));
     if is_service && cli.log.log_format == LogFormat::Json && tracing::enabled!(Level::ERROR) {
@@ -107,7 +108,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
     }
 }
 
-/// Which sockets are asked.
+/// Returns which sockets the command uses.
 fn access(cli: &Cli) -> Result<Access> {
     if !cli.readonly {
         return Ok(Access::Full);

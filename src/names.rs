@@ -1,4 +1,4 @@
-//! Names of guests: what a name may look like, since it becomes a folder and travels between hosts.
+//! Names of guests, which are also folder names and are sent to other hosts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The longest name, in bytes; leaves room for the folder in a Unix socket's 107-byte path.
+/// Longest name, in bytes; leaves room for the folder in a Unix socket's 107-byte path.
 const NAME_BYTES_MAX: usize = 48;
 
 /// A guest's name: letters, digits, `-`, `_` and `.`, starting with a letter or a digit; unique on
@@ -19,12 +19,12 @@ const NAME_BYTES_MAX: usize = 48;
 pub(crate) struct GuestName(String);
 
 impl GuestName {
-    /// The name as text.
+    /// Returns the name as text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// A name nobody has chosen: `guest-` and 6 hexadecimal digits.
+    /// Generates a name for a guest without one: `guest-` and 6 hexadecimal digits.
     pub(crate) fn generate() -> Self {
         let digits = uuid::Uuid::new_v4().simple().to_string();
         Self(format!("guest-{}", digits.get(..6).unwrap_or(&digits)))

@@ -1,5 +1,5 @@
-//! Asks the other host of a guest's last migration whether it has the guest, before it starts here;
-//! then each host to which the guest has moved on.
+//! Asks the other host of a guest's last migration whether it has the guest, before the guest
+//! starts here; then each host to which the guest has moved on.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
@@ -20,24 +20,24 @@ use crate::output;
 use crate::state_dir::StateDir;
 use crate::whereabouts::migrations_of;
 
-/// How long a host may take to answer; one that has lost its power never does.
+/// How long a host may take to answer; one that has lost power never does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long it may take when nothing suggests that the guest is there: it keeps a start waiting.
+/// The same when nothing suggests that the guest is there: the start has to wait for it.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Hosts that are asked, one after the other, where the guest has gone from each.
+/// Most hosts that are asked, one after the other, when the guest has moved on from each.
 const HOSTS_MAX: usize = 8;
 
 /// Why the other host is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Occasion {
-    /// A guest is about to boot that is here by all that this host knows.
+    /// A guest is about to boot; according to this host's records it is here.
     Start,
-    /// A guest may be elsewhere: its start is refused, or ordered all the same. The hosts are asked
-    /// as well to which it has moved on.
+    /// The guest may be elsewhere: its start is refused, or forced. The hosts to which it has moved
+    /// on are asked as well.
     Elsewhere,
-    /// A copy that waits to be told is about to run.
+    /// A copy that waits for a decision is about to run.
     Resolve,
 }
 
@@ -45,41 +45,42 @@ pub(crate) enum Occasion {
 #[derive(Debug)]
 pub(crate) struct OtherHost {
     guest: GuestName,
-    /// Whether the node that was asked is the one that took part in the migration, as far as its
-    /// address goes.
+    /// Whether the node that was asked is the one that took part in the migration, judging by its
+    /// address.
     is_its_node: bool,
-    /// Whether it has the guest by this host's record: a guest that was started here since has been
-    /// ordered to.
+    /// Whether this host's record says that the other host has the guest. If the guest was started
+    /// here since, the user has forced it.
     was_given: bool,
-    /// What it says.
+    /// The answer of that host.
     first: Said,
-    /// What the hosts say to which the guest has moved on, in that order.
+    /// The answers of the hosts to which the guest has moved on, in that order.
     onward: Vec<Said>,
 }
 
-/// What a host says.
+/// One host's answer.
 #[derive(Debug)]
 struct Said {
     /// The host's name.
     host: String,
-    /// Where the guest is, or why the host does not say.
+    /// Where the guest is, or why the host cannot be asked.
     answer: Result<Traced, String>,
 }
 
-/// Asks hosts about one guest.
+/// A series of questions to hosts about one guest.
 struct Inquiry<'a> {
     state: &'a StateDir,
     last: &'a Record,
     patience: Duration,
-    /// The migrations by which the guest came here: an answer that names one of them is ignored.
+    /// The migrations that brought the guest here: an answer that names one of them is ignored.
     came_here: BTreeSet<MigrationId>,
 }
 
 impl OtherHost {
-    /// Asks the other host of the last migration of `guest`; none when it was never migrated.
+    /// Asks the other host of the last migration of `guest`; `None` if the guest was never
+    /// migrated.
     ///
     /// # Errors
-    /// The records of migrations cannot be read.
+    /// If the records of migrations cannot be read.
     pub(crate) async fn ask(
         state: &StateDir,
         guest: &GuestName,
@@ -108,11 +109,12 @@ impl OtherHost {
         Ok(Some(Self { guest, is_its_node, was_given, first, onward }))
     }
 
-    /// Refuses to let the copy of its last migration run here when the guest is the other host's,
-    /// or has run there since: then it is out of date. A host that cannot be asked is warned of.
+    /// Refuses to run the copy of the last migration here if the other host has the guest, or if it
+    /// has run there since: then this copy is out of date. Prints a warning if a host cannot be
+    /// asked.
     ///
     /// # Errors
-    /// It has the guest, or had it, and how that stands there.
+    /// If the other host has the guest, or had it; the message gives the guest's state there.
     pub(crate) fn expect_no_later(&self) -> Result<()> {
         let (guest, host) = (&self.guest, &self.first.host);
         match self.first.past() {
@@ -125,16 +127,16 @@ impl OtherHost {
         }
     }
 
-    /// Refuses the start of a guest that this host's records place here, when the other host has
-    /// it, or has had it since its last migration. A host that cannot be asked gives a warning.
+    /// Refuses the start of a guest that this host's records place here, if the other host has it,
+    /// or has had it since its last migration. Prints a warning if a host cannot be asked.
     ///
     /// # Errors
-    /// It has the guest, or had it, and how that stands there; `way_out` is for when it runs
-    /// nowhere.
+    /// If the other host has the guest, or had it; the message gives the guest's state there, and
+    /// `way_out` for when it runs nowhere.
     pub(crate) fn expect_none_since(&self, way_out: &str) -> Result<()> {
         let (guest, host) = (&self.guest, &self.first.host);
         match (self.first.past(), &self.first.answer) {
-            // An earlier version says that of before the migration, too.
+            // An earlier version also reports what happened before the migration.
             (Some(past), Ok(Traced { is_since: false, .. })) => {
                 output::note(format_args!(
                     "warning: {host} (an earlier version of lighter) had {guest}, and it {}; if that was after its last migration \
@@ -153,11 +155,11 @@ impl OtherHost {
         }
     }
 
-    /// Refuses to let a guest boot here that is the other host's, or has moved on from there to a
-    /// host that has it. Those that cannot be asked are warned of.
+    /// Refuses to boot a guest here that the other host has, or that has moved on from there to a
+    /// host that has it. Prints a warning if a host cannot be asked.
     ///
     /// # Errors
-    /// A host has the guest, and how it stands there.
+    /// If a host has the guest; the message gives its state there.
     pub(crate) fn expect_absent(&self) -> Result<()> {
         let Self { guest, is_its_node, first: Said { host, answer }, onward, .. } = self;
         match answer {
@@ -182,14 +184,14 @@ impl OtherHost {
         Ok(())
     }
 
-    /// What they say, as in "web-1 has moved to host-b; ...".
+    /// Returns all answers as text, as in "web-1 has moved to host-b; ...".
     pub(crate) fn says(&self) -> String {
         let all = std::iter::once(&self.first).chain(&self.onward);
         all.map(Said::to_string).collect::<Vec<_>>().join("; ")
     }
 }
 
-/// Refuses a guest that has moved on and is where it has moved to.
+/// Refuses a guest that has moved on, if it is on the host to which it moved.
 fn expect_not_at(guest: &GuestName, from: &Said, to: &Said) -> Result<()> {
     let Said { host, answer } = to;
     let how = from.past().map(fate).unwrap_or_default();
@@ -224,14 +226,14 @@ fn has_it(host: &str, guest: &GuestName, found: &FoundGuest) -> String {
     )
 }
 
-/// What became of a guest that is no longer there, as the end of the sentence "it ...".
+/// What became of a guest that is no longer there: completes the sentence "it ...".
 fn fate(past: &FoundGuest) -> String {
     let verb = if past.is_on_its_way() { "is" } else { "has" };
     format!("{verb} {}", past.state)
 }
 
 impl Said {
-    /// The guest, if it was there and is not any more.
+    /// Returns the guest if it was there and no longer is.
     fn past(&self) -> Option<&FoundGuest> {
         self.answer.as_ref().ok()?.guest.as_ref().filter(|found| found.is_past())
     }
@@ -273,7 +275,7 @@ impl<'a> Inquiry<'a> {
         Ok(self.without_arrival_here(traced.map_err(|error| error.to_string())?))
     }
 
-    /// What is left of an answer that the guest has left for this host.
+    /// Removes the guest from an answer which says that it left for this host.
     fn without_arrival_here(&self, traced: Traced) -> Traced {
         match &traced.onward {
             Some(onward) if self.came_here.contains(&onward.migration) => {
@@ -303,8 +305,8 @@ impl<'a> Inquiry<'a> {
     }
 }
 
-/// Where to ask next: the host as people call it, its node unless it must be looked up, and the
-/// migration that took the guest there.
+/// Returns where to ask next: the host as users call it, its node unless it must be looked up, and
+/// the migration that took the guest there.
 fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
     let past = said.past()?;
     let traced = said.answer.as_ref().ok()?;
@@ -315,14 +317,14 @@ fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
     Some((past.destination()?.to_owned(), None, None))
 }
 
-/// The node of a host that a host of an earlier version has named as its user did.
+/// Resolves a host that another host of an earlier version named as its user had typed it.
 async fn find(host: &str) -> Result<Peer, String> {
     let found = async { Destination::parse(host)?.find().await }.await;
     let peers = found.map_err(|error| format!("{error:#}"))?;
     peers.into_iter().next().ok_or_else(|| format!("{host} has no address"))
 }
 
-/// Returns the node of the other host: one on the default port, when the source's is not known.
+/// Returns the node of the other host; if the source's port is unknown, one on the default port.
 fn node_of(side: &Side) -> Option<Peer> {
     match side {
         Side::Source { server_name, node_address, .. } => {
@@ -336,8 +338,8 @@ fn node_of(side: &Side) -> Option<Peer> {
     }
 }
 
-/// Whether [`node_of`] is the node that took part in the migration, and not one on the default
-/// port.
+/// Whether [`node_of`] returns the node that took part in the migration, rather than one on the
+/// default port.
 fn knows_node(side: &Side) -> bool {
     match side {
         Side::Source { .. } => true,
@@ -410,11 +412,10 @@ mod tests {
         for passes in [said("b", None), said("b", Some(("in-doubt", false))), silent("b")] {
             other(passes, Vec::new()).expect_none_since(way_out).unwrap();
         }
-        // That it had the guest is known, and that was started here by order since.
+        // This host knew that the other host had the guest; a user has forced the start here since.
         let known = other(said("b", Some(("ended there", false))), Vec::new());
         OtherHost { was_given: true, ..known }.expect_none_since(way_out).unwrap();
-        // By a host of an earlier version, that may be of before the migration that brought the
-        // guest here.
+        // An earlier version may mean the time before the migration that brought the guest here.
         let mut earlier = said("b", Some(("moved to here", true)));
         earlier.answer.as_mut().unwrap().is_since = false;
         other(earlier, Vec::new()).expect_none_since(way_out).unwrap();

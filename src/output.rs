@@ -1,6 +1,6 @@
-//! What verbs print: results on stdout, notes on stderr. The only place that writes to either, so
-//! that a full disk is an error and a reader that has heard enough (`lighter ls | head -1`) is
-//! none.
+//! What commands print: results on stdout, notes on stderr. Only this module writes to either, so
+//! that a full disk is an error and a reader that has closed its end (`lighter ls | head -1`) is
+//! not.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -8,40 +8,40 @@ use std::io::{self, ErrorKind, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// Prints `text` on stdout, as it is.
+/// Prints `text` on stdout, unchanged.
 ///
 /// # Errors
-/// It cannot be written, as on a full disk. Nobody reading any more is no error: there is nothing
-/// left to say to them.
+/// If it cannot be written, as on a full disk. A reader that has closed its end is not an error: it
+/// wants no more.
 pub(crate) fn print(text: impl Display) -> Result<()> {
     write_all(&mut io::stdout().lock(), &text.to_string()).context("cannot print the result")
 }
 
-/// Prints `text` and a line's end.
+/// Prints `text` and a newline.
 ///
 /// # Errors
-/// As [`print()`].
+/// Like [`print()`].
 pub(crate) fn print_line(text: impl Display) -> Result<()> {
     print(format_args!("{text}\n"))
 }
 
 /// Prints a value as the one JSON document of `--json`.
 ///
-/// # Errors
+/// If the value has no JSON form, or as for [`print()`].
 /// The value has no JSON form; as [`print()`].
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print_line(serde_json::to_string_pretty(value).context("cannot print the result as JSON")?)
 }
 
-/// Says `text`, a line, on stderr. When that cannot be written there is nowhere to say so.
+/// Prints `text`, one line, on stderr. An error is ignored: there is nowhere to report it.
 pub(crate) fn note(text: impl Display) {
     let _unheard = write_all(&mut io::stderr().lock(), &format!("{text}\n"));
 }
 
-/// Writes bytes on stdout as they are; false when nobody reads any more.
+/// Writes bytes to stdout unchanged; returns false if the reader has closed its end.
 ///
 /// # Errors
-/// As [`print()`].
+/// Like [`print()`], except for the closed end.
 pub(crate) fn write_raw(bytes: &[u8]) -> Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {

@@ -1,43 +1,43 @@
-//! The last of what a guest wrote on its serial console, for everybody who wants to read along.
+//! The last output of a guest's serial console, for any number of readers.
 //!
-//! The guest writes and never waits: what is old goes, whether or not it was read. Readers have no
-//! place here, only the offset that each remembers for itself, counted in bytes since the guest's
-//! process began; so a thousand of them, or one that hangs, cost no memory.
+//! The guest writes and never waits: old output is dropped, whether or not it was read. This module
+//! keeps no state for each reader. A reader remembers its own offset, counted in bytes since the
+//! guest's process started; so a thousand readers, or one that hangs, cost no memory.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-/// What is kept, in bytes.
+/// Most output that is kept, in bytes.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
-/// The last of what a guest wrote.
+/// The last output of a guest's console.
 #[derive(Debug)]
 pub(crate) struct Scrollback {
     kept: Mutex<Kept>,
-    /// How much there has been; closed when there will not be more.
+    /// Number of bytes written so far; `None` once there will be no more.
     end: watch::Sender<Option<u64>>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
     bytes: VecDeque<u8>,
-    /// The offset behind the last byte.
+    /// Offset after the last byte.
     end: u64,
 }
 
-/// Some of what a guest wrote.
+/// A part of a guest's console output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Excerpt {
-    /// The offset of the first byte.
+    /// Offset of the first byte.
     pub(crate) from: u64,
-    /// The bytes.
+    /// The output.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Excerpt {
-    /// The offset behind the last byte: where to read on.
+    /// Returns the offset after the last byte: where to continue reading.
     pub(crate) fn next(&self) -> u64 {
         self.from + self.bytes.len() as u64
     }
@@ -50,7 +50,7 @@ impl Default for Scrollback {
 }
 
 impl Scrollback {
-    /// Adds what the guest wrote; forgets what is too old.
+    /// Adds output of the guest; drops what exceeds the limit.
     pub(crate) fn push(&self, bytes: &[u8]) {
         let end = {
             let mut kept = self.kept();
@@ -69,8 +69,8 @@ impl Scrollback {
         });
     }
 
-    /// What has been written from `from` on and is still here. An offset that has not been reached
-    /// is that of another life of the guest: everything is new to whoever comes with it.
+    /// Returns the output from `from` on that is still kept. An offset beyond the end comes from an
+    /// earlier process of the guest, so its reader gets everything.
     pub(crate) fn read(&self, from: u64) -> Excerpt {
         let kept = self.kept();
         let oldest = kept.end - kept.bytes.len() as u64;
@@ -79,15 +79,15 @@ impl Scrollback {
         Excerpt { from, bytes: kept.bytes.iter().skip(skipped).copied().collect() }
     }
 
-    /// Waits until there is something to read from `from` on, or nothing will come any more.
+    /// Waits until there is output after `from`, or there will be no more.
     pub(crate) async fn wait_beyond(&self, from: u64) {
         let mut end = self.end.subscribe();
         let is_there = |end: &Option<u64>| end.is_none_or(|end| end != from);
-        // The sender is ours, and so it lives.
+        // This cannot fail: `self` owns the sender.
         let _ = end.wait_for(is_there).await;
     }
 
-    /// Nothing will come any more.
+    /// Marks the end of the output.
     pub(crate) fn close(&self) {
         self.end.send_replace(None);
     }

@@ -1,22 +1,22 @@
-//! The signals that ask a process to end.
+//! Signals that ask a process to end.
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM, SIGINT and SIGHUP, from the moment this is made.
+/// Receives SIGTERM, SIGINT and SIGHUP from its creation on.
 #[derive(Debug)]
 pub(crate) struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
-    /// None when whoever started this process had it ignored, as nohup(1) does.
+    /// `None` if the parent started this process with SIGHUP ignored, as nohup(1) does.
     hang_up: Option<Signal>,
 }
 
 impl EndSignals {
-    /// Hears them from now on.
+    /// Starts to receive the signals.
     ///
     /// # Errors
-    /// The system gives no signals.
+    /// If a signal handler cannot be installed.
     pub(crate) fn listen() -> Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let hear = |kind| signal(kind).context("cannot hear signals");
@@ -30,7 +30,7 @@ impl EndSignals {
         })
     }
 
-    /// Waits for the first of them; returns its name.
+    /// Waits for the first of the signals; returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         let hang_up = async {
             match &mut self.hang_up {

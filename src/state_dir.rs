@@ -1,19 +1,21 @@
-//! The state folder of a host: where certificates, live guests and records of migrations are, and
-//! who owns a guest's name.
+//! The state folder of a host: certificates, live guests and records of migrations, and which
+//! process owns a guest's name.
 //!
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
 //! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
+//! departed/     guests/NAME/UUID/ID.json
 //! ended/        guests/NAME/ended.json
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT
 //! node.sock node-ro.sock node.json node.lock counted.json autostarted.json merge-domain
+//! lighter.toml density.json density-history/ ksm.json
 //! ```
 //!
-//! A name is taken while a live process holds its `lock`; what a dead one left behind is removed by
-//! whoever finds it.
+//! A name is taken while a live process holds its `lock`. The first process that finds a dead one's
+//! files removes them.
 
 use std::fs;
 use std::io;
@@ -37,16 +39,16 @@ mod settling;
 
 pub(crate) use self::process::ProcessHandle;
 
-/// The longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
+/// Longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// The longest `guest.json` that is read, in bytes.
+/// Largest `guest.json` that is read, in bytes.
 const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// How long a start waits for others to remove what a dead process has left: some files.
+/// How long a start waits while another process removes the files of a dead one.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Between two looks whether they have.
+/// Pause between two checks whether they are gone.
 const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
 
 /// One host's state folder.
@@ -56,18 +58,18 @@ pub(crate) struct StateDir {
     access: Access,
 }
 
-/// Which of a guest's sockets is asked.
+/// Which of a guest's API sockets commands use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// The one of its owner, who may do everything.
+    /// The owner's socket, which permits everything.
     #[default]
     Full,
-    /// The one of all users, who may look.
+    /// The socket for all users, which permits reading only.
     ReadOnly,
 }
 
 impl StateDir {
-    /// An empty folder that goes with its guard, for tests.
+    /// Creates an empty folder that is removed with its guard, for tests.
     #[cfg(test)]
     pub(crate) fn temporary() -> (tempfile::TempDir, Self) {
         let folder = tempfile::tempdir().unwrap();
@@ -76,30 +78,31 @@ impl StateDir {
         (folder, state)
     }
 
-    /// The folder at `root`, made absolute so that children with another working directory find it.
+    /// Uses the folder at `root`, made absolute so that child processes with another working
+    /// directory find it.
     ///
     /// # Errors
-    /// The working directory is gone.
+    /// If the working directory no longer exists.
     pub(crate) fn new(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)
             .with_context(|| format!("cannot find the folder {}", root.display()))?;
         Ok(Self { root, access: Access::Full })
     }
 
-    /// What its guests may be asked.
+    /// Returns the access to guests.
     pub(crate) fn access(&self) -> Access {
         self.access
     }
 
-    /// The same with another access to its guests.
+    /// Returns the same folder with another access to its guests.
     pub(crate) fn with_access(self, access: Access) -> Self {
         Self { access, ..self }
     }
 
-    /// The folder that `--state-dir` or `LIGHTER_STATE_DIR` names, or this user's own.
+    /// Returns the folder that `--state-dir` or `LIGHTER_STATE_DIR` names, or this user's default.
     ///
     /// # Errors
-    /// Neither a folder was named, nor is there a home folder.
+    /// If neither is set and there is no home folder.
     pub(crate) fn resolve(named: Option<&Path>) -> Result<Self> {
         if let Some(root) = named {
             return Self::new(root);
@@ -117,22 +120,22 @@ impl StateDir {
         )
     }
 
-    /// The folder itself.
+    /// Returns the folder's path.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The host's certificates.
+    /// Folder of the host's certificates.
     pub(crate) fn certs(&self) -> PathBuf {
         self.root.join("certs")
     }
 
-    /// Records and reports of migrations.
+    /// Folder of the records and reports of migrations.
     pub(crate) fn migrations(&self) -> PathBuf {
         self.root.join("migrations")
     }
 
-    /// How guests of this host ended.
+    /// Records of how guests of this host ended.
     pub(crate) fn ended(&self) -> EndedGuests {
         EndedGuests::in_folder(self.ended_folder())
     }
@@ -154,42 +157,42 @@ impl StateDir {
         self.root.join("definitions")
     }
 
-    /// The sockets over which programs of this host reach guests, and guests them.
+    /// Folder of the sockets over which programs of this host and guests reach each other.
     pub(crate) fn vsock_folder(&self) -> PathBuf {
         self.root.join("vsock")
     }
 
-    /// In which life of the host guests were last started with it.
+    /// File with the boot ID under which guests were last autostarted.
     pub(crate) fn autostarted_file(&self) -> PathBuf {
         self.root.join("autostarted.json")
     }
 
-    /// Held by the guests whose pages may be merged, with the name of their domain.
+    /// File that guests of the merge domain lock; it contains the domain's name.
     pub(crate) fn merge_domain_file(&self) -> PathBuf {
         self.root.join("merge-domain")
     }
 
-    /// The policy and the schedules of memory optimization.
+    /// File of the policy and the schedules of memory optimization.
     pub(crate) fn settings_file(&self) -> PathBuf {
         self.root.join("lighter.toml")
     }
 
-    /// What memory optimization did.
+    /// History of memory optimization runs.
     pub(crate) fn density_history(&self) -> PathBuf {
         self.root.join("density-history")
     }
 
-    /// What memory optimization remembers of the guests.
+    /// What memory optimization remembers about guests.
     pub(crate) fn density_ledger(&self) -> PathBuf {
         self.root.join("density.json")
     }
 
-    /// How ksmd was set before the node drove it.
+    /// ksmd's settings before the node changed them.
     pub(crate) fn ksm_journal(&self) -> PathBuf {
         self.root.join("ksm.json")
     }
 
-    /// The node's API socket.
+    /// The node's API socket for its owner.
     pub(crate) fn node_socket(&self) -> PathBuf {
         self.root.join("node.sock")
     }
@@ -199,7 +202,7 @@ impl StateDir {
         self.root.join("node-ro.sock")
     }
 
-    /// The node's socket that is asked.
+    /// The node's socket that commands use.
     pub(crate) fn client_socket(&self) -> PathBuf {
         match self.access {
             Access::Full => self.node_socket(),
@@ -207,22 +210,22 @@ impl StateDir {
         }
     }
 
-    /// What the node says about itself.
+    /// File in which the node publishes its addresses and PID.
     pub(crate) fn node_file(&self) -> PathBuf {
         self.root.join("node.json")
     }
 
-    /// Held by the host's one node.
+    /// Lock that the host's only node holds.
     pub(crate) fn node_lock(&self) -> PathBuf {
         self.root.join("node.lock")
     }
 
-    /// The folders of the guests that have a process.
+    /// Folder of the guests that have a process.
     pub(crate) fn guests(&self) -> PathBuf {
         self.root.join("guests")
     }
 
-    /// Where a guest of this name lives, whether or not there is one.
+    /// Returns the folder of the guest of this name, whether or not there is one.
     pub(crate) fn guest(&self, name: &GuestName) -> GuestDir {
         GuestDir {
             path: self.guests().join(name.as_str()),
@@ -232,11 +235,11 @@ impl StateDir {
         }
     }
 
-    /// Creates the state folder and those inside it, for this user only, but for the way to the
-    /// sockets of all users.
+    /// Creates the state folder and its subfolders. Only this user may read them, but all users may
+    /// pass through to the sockets meant for them.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If a folder or file cannot be created.
     pub(crate) fn create(&self) -> Result<()> {
         create(&self.root, PASSAGE)?;
         create(&self.guests(), LISTED)?;
@@ -259,10 +262,10 @@ impl StateDir {
             .with_context(|| format!("cannot write to the state folder {}", self.root.display()))
     }
 
-    /// The guests with a live process, by name; removes what dead ones left.
+    /// Returns the guests with a live process, by name; removes the files of dead ones.
     ///
     /// # Errors
-    /// The folder exists but cannot be read.
+    /// If the folder exists but cannot be read.
     pub(crate) fn live_guests(&self) -> Result<Vec<GuestDir>> {
         let entries = match fs::read_dir(self.guests()) {
             Ok(entries) => entries,
@@ -281,10 +284,10 @@ impl StateDir {
         Ok(live)
     }
 
-    /// The live guest of this name.
+    /// Returns the live guest of this name.
     ///
     /// # Errors
-    /// There is none; the message names those that there are.
+    /// If there is none; the message names the guests that there are.
     pub(crate) fn live_guest(&self, name: &GuestName) -> Result<GuestDir> {
         let guest = self.guest(name);
         if guest.is_live() {
@@ -311,7 +314,7 @@ impl StateDir {
     }
 }
 
-/// What a guest's process makes in its folder, beside the lock.
+/// Files that a guest's process creates in its folder, besides the lock.
 const OWN_FILES: [&str; 7] = [
     "api.sock",
     "api-ro.sock",
@@ -322,7 +325,7 @@ const OWN_FILES: [&str; 7] = [
     "lighter.log",
 ];
 
-/// Where one guest's process keeps its files.
+/// The folder in which one guest's process keeps its files.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestDir {
     path: PathBuf,
@@ -337,17 +340,18 @@ impl GuestDir {
         &self.name
     }
 
-    /// Where programs of this host reach the guest by vsock; `PATH_PORT` is where it reaches them.
+    /// The vsock socket for connections from this host to the guest; the guest's connections to
+    /// this host arrive at `PATH_PORT`.
     pub(crate) fn vsock_socket(&self) -> &Path {
         &self.vsock
     }
 
-    /// The folder itself.
+    /// Returns the folder's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The guest process's API socket.
+    /// The guest process's API socket for its owner.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path.join("api.sock")
     }
@@ -357,7 +361,7 @@ impl GuestDir {
         self.path.join("api-ro.sock")
     }
 
-    /// The socket that is asked.
+    /// The socket that commands use.
     pub(crate) fn client_socket(&self) -> PathBuf {
         match self.access {
             Access::Full => self.socket(),
@@ -365,12 +369,12 @@ impl GuestDir {
         }
     }
 
-    /// What the guest wrote on its serial console, when that is not a terminal.
+    /// File with the output of the guest's serial console, if that is not a terminal.
     pub(crate) fn console_log(&self) -> PathBuf {
         self.path.join("console.log")
     }
 
-    /// What a detached guest process logs.
+    /// Log of a detached guest process.
     pub(crate) fn process_log(&self) -> PathBuf {
         self.path.join("lighter.log")
     }
@@ -392,7 +396,8 @@ impl GuestDir {
         if self.is_live() {
             return true;
         }
-        // A folder without a lock, or one elsewhere, is none that a guest's process has made.
+        // A folder without a lock, or a link to one elsewhere, was not created by a guest's
+        // process.
         let is_link = fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_symlink());
         if is_link || !self.lock_file().exists() {
             return false;
@@ -406,10 +411,10 @@ impl GuestDir {
         false
     }
 
-    /// What the live process wrote about itself.
+    /// Reads what the live process wrote about itself.
     ///
     /// # Errors
-    /// It has not done so yet, or the file is damaged.
+    /// If it has not written it yet, or the file is damaged.
     pub(crate) fn read_identity(&self) -> Result<GuestIdentity> {
         let path = self.guest_file();
         let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
@@ -417,20 +422,21 @@ impl GuestDir {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 
-    /// Tells others who holds the name; for the process that does.
+    /// Publishes which process holds the name; the process itself calls this.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If the file cannot be written.
     pub(crate) fn write_identity(&self, identity: &GuestIdentity) -> Result<()> {
         durable::write_json_unflushed(&self.guest_file(), identity)
     }
 
-    /// Takes the name for this process, and removes what a dead one left in the folder.
+    /// Takes the name for this process, and removes files that a dead one left in the folder.
     ///
     /// # Errors
-    /// A live process has the name, the path is too long for a socket, or the file system refuses.
+    /// If a live process has the name, the path is too long for a socket, or the folder cannot be
+    /// created or locked.
     pub(crate) fn claim(&self) -> Result<GuestClaim> {
-        // The longer one.
+        // The longer of the two socket paths.
         let socket = self.readonly_socket();
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             bail!(
@@ -438,8 +444,8 @@ impl GuestDir {
                 socket.display()
             );
         }
-        // Another process may be removing the folder of a dead one just now, or this one, whose
-        // lock it has seen before it was locked: begin again then, for a while.
+        // Another process may be removing a dead one's folder right now, or may have removed this
+        // one just before this process locked it. Retry then, for a limited time.
         let begun = Instant::now();
         while begun.elapsed() < REMOVAL_PATIENCE {
             create(&self.path, PASSAGE)?;
@@ -466,8 +472,8 @@ impl GuestDir {
         bail!("{} is being removed by another process again and again", self.path.display())
     }
 
-    /// Removes what a guest's process makes, but the lock. Whatever else is there is somebody's and
-    /// stays.
+    /// Removes the files that a guest's process creates, except the lock. Any other file is a
+    /// user's and stays.
     fn remove_own_files(&self) {
         let inside = OWN_FILES.map(|name| self.path.join(name));
         for file in inside.iter().chain([&self.vsock]) {
@@ -481,7 +487,7 @@ impl GuestDir {
     }
 }
 
-/// A name that this process holds; gives it back, with the folder, when dropped.
+/// A name that this process holds. Dropping it releases the name and removes the folder.
 #[derive(Debug)]
 pub(crate) struct GuestClaim {
     dir: GuestDir,
@@ -489,7 +495,7 @@ pub(crate) struct GuestClaim {
 }
 
 impl GuestClaim {
-    /// The folder that came with the name.
+    /// Returns the folder that belongs to the name.
     pub(crate) fn dir(&self) -> &GuestDir {
         &self.dir
     }
@@ -498,8 +504,8 @@ impl GuestClaim {
 impl Drop for GuestClaim {
     fn drop(&mut self) {
         self.dir.remove_own_files();
-        // The lock goes last, while it is still held: whoever opened it before sees that it is gone
-        // and begins again.
+        // The lock is removed last, while it is still held: a process that opened it before sees
+        // that it is gone and tries again.
         let removed =
             fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
         if let Err(error) = removed {
@@ -508,30 +514,30 @@ impl Drop for GuestClaim {
     }
 }
 
-/// Who holds a name: `guest.json`, for people and for those who find the folder.
+/// The process that holds a name, as in `guest.json`: for users and for other processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GuestIdentity {
     /// The guest's name on this host.
     pub(crate) name: GuestName,
-    /// The guest's own identity, the same on every host.
+    /// UUID of the guest, the same on every host.
     pub(crate) uuid: uuid::Uuid,
-    /// The process that holds it.
+    /// The process that holds the name.
     pub(crate) pid: u32,
     /// When that process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
 }
 
-/// Mode of a folder that others cannot look into, but go through when they know what is there.
+/// Mode of a folder that other users cannot list, but can pass through to a path they know.
 const PASSAGE: u32 = 0o711;
-/// Mode of a folder that all may list.
+/// Mode of a folder that all users may list.
 const LISTED: u32 = 0o755;
 
 fn create_private(folder: &Path) -> Result<()> {
     create(folder, 0o700)
 }
 
-/// Creates a folder with this mode, or one that the user's umask makes stricter. One that is there
-/// keeps its own.
+/// Creates a folder with this mode, or a stricter one by the user's umask. A folder that exists
+/// keeps its mode.
 fn create(folder: &Path, mode: u32) -> Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
     made.with_context(|| format!("cannot create the folder {}", folder.display()))

@@ -1,5 +1,5 @@
-//! Tables for terminals: columns as wide as what they hold, two spaces between them, as docker and
-//! virsh print.
+//! Tables for terminals: each column as wide as its content, two spaces between columns, like
+//! docker and virsh.
 
 /// A table under construction.
 #[derive(Debug)]
@@ -45,12 +45,12 @@ impl Table {
     }
 }
 
-/// Text from elsewhere must not move the cursor.
+/// Replaces control characters: text from elsewhere must not move the cursor.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-/// Lines of `label  value`, the labels equally wide.
+/// Formats lines of `label  value`, with labels padded to the same width.
 pub(crate) fn facts(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     lines.iter().map(|(label, value)| format!("{label:width$}  {}\n", printable(value))).collect()

@@ -1,4 +1,4 @@
-//! The terminal of a user who types to a guest: every key goes to the guest, but Ctrl-].
+//! The terminal of a user at a guest's console: every key goes to the guest, except Ctrl-].
 
 use std::io::{self, IsTerminal, Read};
 
@@ -8,15 +8,16 @@ use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcse
 /// The key that does not go to the guest: Ctrl-].
 const LEAVE_KEY: u8 = 0x1d;
 
-/// A terminal whose keys all go to the guest; as it was before when dropped.
+/// A terminal in raw mode, whose keys all go to the guest. Dropping it restores the terminal's
+/// settings.
 pub(crate) struct RawTerminal {
     before: Termios,
 }
 
 impl RawTerminal {
-    /// Switches stdin to raw, when it is a terminal.
+    /// Switches stdin to raw mode if it is a terminal.
     ///
-    /// # Errors
+    /// If the terminal's settings cannot be read or changed.
     /// The terminal refuses.
     pub(crate) fn enter() -> Result<Option<Self>> {
         let stdin = io::stdin();
@@ -25,7 +26,7 @@ impl RawTerminal {
         }
         let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
         let mut raw = before.clone();
-        // Output stays as it is, so that our own messages start at the left.
+        // Output processing stays on, so that our own messages start in the first column.
         raw.local_flags
             .remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
         raw.input_flags
@@ -44,10 +45,10 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Hands stdin to `take` until its end, from a thread of its own; calls `leave` at Ctrl-].
+/// Passes stdin to `take` until its end, in a thread of its own; calls `leave` at Ctrl-].
 ///
 /// # Errors
-/// The system gives no thread.
+/// If the thread cannot be started.
 pub(crate) fn pump_input(
     take: impl Fn(&[u8]) + Send + 'static,
     leave: impl FnOnce() + Send + 'static,

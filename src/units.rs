@@ -1,4 +1,4 @@
-//! Sizes, rates and times: read as a user writes them, and shown as a user reads them.
+//! Sizes, rates and times: parses what users write, and formats values for users.
 //!
 //! Sizes are binary, as in QEMU and docker (`512M` is 512 MiB). Rates are what a network engineer
 //! writes: decimal with a unit (`100MB/s`, `1Gbit/s`), binary when it says so (`100MiB/s`). Nothing
@@ -17,7 +17,7 @@ pub(crate) const KIB: u64 = 1 << 10;
 /// A page of guest memory, in bytes.
 pub(crate) const PAGE_BYTES: u64 = 4 * KIB;
 
-/// A size in bytes, read as [`parse_size`] does, from a command line or a file.
+/// A size in bytes from a command line or a file, parsed by [`parse_size`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Size(pub(crate) u64);
@@ -39,7 +39,8 @@ impl TryFrom<String> for Size {
 }
 
 impl fmt::Display for Size {
-    /// As [`parse_size`] reads it, in the largest unit that leaves no remainder.
+    /// Formats the size so that [`parse_size`] can read it, in the largest unit that leaves no
+    /// remainder.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(GIB, "G"), (MIB, "M"), (KIB, "K")];
         let fits = |(bytes, _): &&(u64, &str)| self.0 != 0 && self.0.is_multiple_of(*bytes);
@@ -60,7 +61,7 @@ fn split_number(text: &str) -> Result<(f64, &str)> {
     Ok((number, unit.trim()))
 }
 
-/// Multiplies without leaving the range of `u64`.
+/// Multiplies; refuses a result beyond the range of `u64`.
 fn scaled(number: f64, factor: u64, text: &str) -> Result<u64> {
     let value = number * factor as f64;
     if !value.is_finite() || value >= u64::MAX as f64 {
@@ -69,19 +70,21 @@ fn scaled(number: f64, factor: u64, text: &str) -> Result<u64> {
     Ok(value.round() as u64)
 }
 
-/// Reads a size, as policies have it: bytes, or with K, M, G or T (each also as `KiB` or `KB`),
-/// always binary.
+/// Parses a size as in policies: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always
+/// binary.
 ///
 /// # Errors
-/// A text that is no number, whose unit is none of these, or that is too large.
+/// If the text is not a number, has another unit, or is too large.
 pub(crate) fn parse_size(text: &str) -> Result<u64> {
     memopt::units::parse_size(text).map_err(Error::msg)
 }
 
-/// Reads a rate into bytes each second: `100MB/s` (decimal), `100MiB/s` (binary), `1Gbit/s` (bits).
+/// Parses a rate into bytes each second: `100MB/s` (decimal), `100MiB/s` (binary), `1Gbit/s`
+/// (bits).
 ///
 /// # Errors
-/// A number without a unit (is it bytes or megabytes?), an unknown unit, or a rate of nothing.
+/// If the number has no unit (it could mean bytes or megabytes), the unit is unknown, or the rate
+/// is zero.
 pub(crate) fn parse_rate(text: &str) -> Result<u64> {
     let (number, unit) = split_number(text)?;
     let unit = unit.strip_suffix("/s").or_else(|| unit.strip_suffix("ps")).unwrap_or(unit);
@@ -109,25 +112,25 @@ pub(crate) fn parse_rate(text: &str) -> Result<u64> {
     }
 }
 
-/// Reads a time, as policies have it: `300ms`, `30s`, `5m`, `1h`, `1h30m`.
+/// Parses a time as in policies: `300ms`, `30s`, `5m`, `1h`, `1h30m`.
 ///
 /// # Errors
-/// A number without a unit, an unknown unit, or more than a year.
+/// If the number has no unit, the unit is unknown, or the time is more than a year.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
     memopt::units::parse_duration(text).map_err(Error::msg)
 }
 
-/// A size for people: three figures, binary units.
+/// Formats a size for users: three figures, binary units.
 pub(crate) fn format_size(bytes: u64) -> String {
     with_unit(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
 }
 
-/// A rate for people: three figures, decimal units each second.
+/// Formats a rate for users: three figures, decimal units each second.
 pub(crate) fn format_rate(bytes_per_s: u64) -> String {
     format!("{}/s", with_unit(bytes_per_s as f64, 1000.0, &["B", "kB", "MB", "GB", "TB"]))
 }
 
-/// A count for people: `20,043`.
+/// Formats a count for users: `20,043`.
 pub(crate) fn format_count(count: u64) -> String {
     let digits = count.to_string();
     let mut shown = String::with_capacity(digits.len() + digits.len() / 3);
@@ -156,7 +159,7 @@ fn with_unit(mut value: f64, step: f64, units: &[&str]) -> String {
     format!("{value:.decimals$} {}", units[unit])
 }
 
-/// A short time for people: `32.4 ms`, `1.36 s`, `4m 05s`.
+/// Formats a short time for users: `32.4 ms`, `1.36 s`, `4m 05s`.
 pub(crate) fn format_duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 1e-3 {
@@ -170,7 +173,7 @@ pub(crate) fn format_duration(time: Duration) -> String {
     }
 }
 
-/// A long time for people, in its two largest units: `45s`, `4m 05s`, `3h 12m`, `12d 4h`.
+/// Formats a long time for users, in its two largest units: `45s`, `4m 05s`, `3h 12m`, `12d 4h`.
 pub(crate) fn format_uptime(time: Duration) -> String {
     let seconds = time.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);

@@ -1,5 +1,4 @@
-//! Where a guest may be, as far as this host can know: a second copy on the same disks destroys
-//! them.
+//! Where a guest may be, as far as this host knows: a second copy on the same disks destroys them.
 
 use anyhow::{Context, Result, bail};
 use migrate::record::{DestinationState, Record, Side, SourceState};
@@ -11,22 +10,22 @@ use crate::state_dir::StateDir;
 /// Where a guest that does not run here may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Whereabouts {
-    /// Here, or nowhere.
+    /// On this host, or nowhere.
     Here,
-    /// Here or on another host: its last migration is not settled. As the end of the sentence
-    /// "web-1 ...".
+    /// On this host or another one: its last migration is not settled. The text completes the
+    /// sentence "web-1 ...".
     Unsettled(String),
-    /// On another host, or given up.
+    /// On another host, or discarded.
     Elsewhere(String),
-    /// In a file.
+    /// Saved in a file.
     Saved(String),
 }
 
 impl Whereabouts {
-    /// Those of the guest `name`, by what is written in `state`.
+    /// Determines where the guest `name` is, from the records in `state`.
     ///
     /// # Errors
-    /// The records of its migrations cannot be read, or how it last ended here.
+    /// If the records of its migrations cannot be read, or the record of how it last ended here.
     pub(crate) fn of(state: &StateDir, name: &GuestName) -> Result<Self> {
         let unknown = || format!("cannot tell whether {name} runs on another host");
         let last = last_migration(state, name).with_context(unknown)?;
@@ -34,11 +33,12 @@ impl Whereabouts {
         Ok(Self::by(last.as_ref(), ended))
     }
 
-    /// By the record of its last migration, and how it last ended here.
+    /// Decides by the record of the last migration, and by how the guest last ended here.
     fn by(last: Option<&Record>, ended: Option<Ended>) -> Self {
         let Some(last) = last else { return ended.and_then(Self::by_end).unwrap_or(Self::Here) };
         if let Some(ended) = ended.filter(|ended| ended.ended_unix_ms > last.updated_unix_ms) {
-            // One that was started here since, and ended here, is here; but that settles nothing.
+            // If it was started here since and ended here, it is here; but that does not settle the
+            // migration.
             let is_here = began_since(&ended, last) && !is_another_hosts(last);
             match Self::by_end(ended) {
                 Some(elsewhere) => return elsewhere,
@@ -52,7 +52,7 @@ impl Whereabouts {
         }
     }
 
-    /// By how it ended here, if that says that it is elsewhere.
+    /// Returns where the guest is, if its end on this host says that it is elsewhere.
     fn by_end(ended: Ended) -> Option<Self> {
         match ended.how {
             How::Saved => Some(Self::Saved(ended.reason)),
@@ -61,11 +61,11 @@ impl Whereabouts {
         }
     }
 
-    /// Notes durably that the guest is this host's, whatever became of its last migration: if that
-    /// is not settled, neither host goes on with it.
+    /// Records durably that the guest belongs to this host, whatever became of its last migration.
+    /// If that migration is not settled, neither host continues with it.
     ///
     /// # Errors
-    /// The record cannot be read or written: the guest must not be started.
+    /// If the record cannot be read or written: the guest must not be started.
     pub(crate) fn claim(state: &StateDir, name: &GuestName) -> Result<()> {
         let Some(mut last) = last_migration(state, name)? else { return Ok(()) };
         match &mut last.side {
@@ -84,10 +84,10 @@ impl Whereabouts {
         state.departures().claim(&last)
     }
 
-    /// Refuses a guest that may run elsewhere, with what the other host says now, and the way out.
+    /// Refuses a guest that may run elsewhere, with what the other host says now, and what to do.
     ///
     /// # Errors
-    /// Why.
+    /// If the guest may be elsewhere; the message says why.
     pub(crate) fn expect_here(
         self,
         name: &GuestName,
@@ -108,14 +108,14 @@ impl Whereabouts {
     }
 }
 
-/// Whether what has ended is no part of the migration `last`, but was started later.
+/// Whether the guest that ended was not the one of the migration `last`, or was started after it.
 fn began_since(ended: &Ended, last: &Record) -> bool {
     ended.began_unix_ms > last.updated_unix_ms || ended.uuid != last.guest_uuid
 }
 
-/// Whether another host may have the guest whatever has become of it here since. Not while a source
-/// is undecided: its guest was not handed over, and a destination whose operator has run it all the
-/// same is asked before every start.
+/// Whether another host may have the guest, whatever has happened to it here since. False while a
+/// source is undecided: its guest was not handed over, and a destination whose operator has forced
+/// it to run is asked before every start.
 fn is_another_hosts(last: &Record) -> bool {
     let is_undecided = matches!(last.side, Side::Source { state: SourceState::Undecided, .. });
     !last.is_settled() && !is_undecided
@@ -150,19 +150,19 @@ fn after_arriving(state: DestinationState) -> Whereabouts {
     }
 }
 
-/// This host's record of the last migration of `guest`.
+/// Returns this host's record of the last migration of `guest`.
 ///
 /// # Errors
-/// As [`migrations_of`].
+/// Like [`migrations_of`].
 pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Option<Record>> {
     Ok(migrations_of(state, guest)?.into_iter().next())
 }
 
-/// This host's records of the migrations of `guest`, and of any guest with the UUID for which that
-/// name is defined here; the last one first.
+/// Returns this host's records of the migrations of `guest`, and of any guest with the UUID under
+/// which that name is defined here; the latest first.
 ///
 /// # Errors
-/// The records cannot be read, or one of this guest's: it may be the last.
+/// If the records cannot be read, or one of this guest's: it may be the latest.
 pub(crate) fn migrations_of(state: &StateDir, guest: &GuestName) -> Result<Vec<Record>> {
     let definition = state.definitions().find(guest).ok().flatten();
     let uuid = definition.and_then(|definition| definition.spec.ok()?.uuid);
@@ -172,7 +172,7 @@ pub(crate) fn migrations_of(state: &StateDir, guest: &GuestName) -> Result<Vec<R
     Ok(state.records()?.of(guest.as_str(), uuid)?)
 }
 
-/// The record of the last migration of `guest` among `records`.
+/// Returns the record of the last migration of `guest` among `records`.
 pub(crate) fn last_of<'a>(
     records: impl IntoIterator<Item = &'a Record>,
     guest: &str,
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use crate::node::liveness::tests::{destination_record, source_record};
 
-    /// How a guest ended that was never migrated.
+    /// A record of how a guest that was never migrated ended.
     fn ended(how: How, ended_unix_ms: u64) -> Ended {
         let (name, uuid) = ("web".parse().unwrap(), uuid::Uuid::from_u128(77));
         Ended { name, uuid, began_unix_ms: 0, ended_unix_ms, how, reason: "was".to_owned() }
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(Whereabouts::of(&state, &db).unwrap(), Whereabouts::Here);
     }
 
-    /// Defines a guest with the UUID of the records in these tests.
+    /// Defines a guest with the UUID that the records in these tests have.
     fn define(state: &StateDir, name: &str) -> GuestName {
         let file = state.root().join("guest.toml");
         let uuid = source_record(SourceState::Done, 1).guest_uuid;

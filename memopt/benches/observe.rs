@@ -1,9 +1,9 @@
-//! What observing many guests takes: all counters, PSS of all, one round of the meter, which
-//! processes let pages be merged, and the host.
+//! Measures how long it takes to observe many guests: all counters, PSS of all, one round of the
+//! meter, the search for processes with mergeable memory, and the host.
 //!
 //! `cargo bench -p memopt --bench observe -- [PROCESSES] [MIB] [ROUNDS]` (100 processes of 16 MiB
 //! and 20 rounds by default). The processes are real and their memory is touched; it is on huge
-//! pages only where the host gives them to everybody.
+//! pages only if the host uses them for all processes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use memopt::observe::{Meter, Sources, cost, host, mergeable_areas, mergeable_pro
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// What a round may spend on exact measurements.
+/// The time that a round may spend on exact measurements.
 const BUDGET: Duration = Duration::from_millis(30);
 
 fn main() -> Outcome<()> {
@@ -49,7 +49,7 @@ fn main() -> Outcome<()> {
     let all = processes_of_the_host()?;
     let asked: Vec<_> =
         (0..rounds).map(|_| time(|| mergeable_processes(&sources, &[], |_| ()))).collect();
-    // Those processes let nothing be merged, so that all their page tables are walked.
+    // Those processes have no mergeable memory, so all their page tables are walked.
     let walk =
         |pids: &[u32]| pids.iter().map(|pid| mergeable_areas(&sources, *pid)).collect::<Vec<_>>();
     let walked: Vec<_> = (0..rounds).map(|_| time(|| walk(&all))).collect();
@@ -101,7 +101,7 @@ fn start(processes: usize, mib: usize) -> Outcome<Vec<Child>> {
     Ok(guests)
 }
 
-/// A process with touched memory, until its input ends.
+/// Runs as a process with touched memory until its input ends.
 fn hold(mib: usize) -> Outcome<()> {
     let memory = vec![7_u8; mib << 20];
     std::io::stdout().write_all(b"ready\n")?;

@@ -1,9 +1,9 @@
-//! How long it takes to plan for many guests.
+//! Measures how long it takes to plan for many guests.
 //!
 //! `cargo bench -p memopt --bench plan -- [GUESTS] [CHUNKS] [ROUNDS]` (100 guests, 512 surveyed
-//! chunks of each and 200 rounds by default). Each round is a look at which every guest says
-//! something new: taking it in and planning are timed apart. Two numbers say how long the median
-//! round and the slowest took.
+//! chunks of each and 200 rounds by default). In each round every guest reports new values;
+//! observing them and planning are timed separately. The two numbers are the median and the slowest
+//! round.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fn main() {
     rules(guests);
 }
 
-/// The same with as many rules as a policy may have.
+/// Measures planning with as many rules as a policy may have.
 fn rules(guests: usize) {
     let text =
         "[[guest]]\nname = \"*-none\"\nlabel = \"tier=batch\"\nmin = \"1GiB\"\n".repeat(1000);
@@ -96,7 +96,7 @@ fn look(guests: usize, chunks: usize, round: u64) -> Situation {
 }
 
 fn guest(index: u64, chunks: u64, round: u64) -> Guest {
-    // Any mixture: a linear congruence of guest and round.
+    // Pseudo-random values: a linear congruence of guest and round.
     let noise = (index * 6_364_136_223 + round * 1_442_695_041) % 1000;
     let used = GIB + noise * MIB;
     Guest {

@@ -1,4 +1,4 @@
-//! How fast one thread looks at pages: zeros, unique contents, duplicates, and a mix.
+//! Measures how fast one thread scans pages: zeros, unique contents, duplicates, and a mix.
 //!
 //! `cargo bench -p memopt --bench survey -- [MIB] [RUNS]` (1024 MiB and 5 runs by default).
 
@@ -46,7 +46,7 @@ fn look(memory: &[Page], seed: u64) -> Outcome<Scanned> {
     Ok(scan.finish())
 }
 
-/// A page of a content of its own, zeros for 0.
+/// Returns a page with its own content; zeros for 0.
 fn filled(content: u64) -> Page {
     let mut page = [0; 4096];
     let mut word = content;

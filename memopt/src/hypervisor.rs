@@ -1,8 +1,9 @@
-//! The port to what runs guests on this host: lighter's own processes, QEMU, Cloud Hypervisor.
+//! The port to the programs that run guests on this host: lighter's own processes, QEMU, Cloud
+//! Hypervisor.
 //!
-//! A [`Hypervisor`] inspects its guests, does the steps of a plan to them and has their pages
-//! surveyed. In what the programs differ for a plan is told by [`Vmm`](crate::situation::Vmm).
-//! Another program is another adapter, and one line where the service is started.
+//! A [`Hypervisor`] inspects its guests, executes the steps of a plan on them and surveys their
+//! pages. [`Vmm`](crate::situation::Vmm) describes the differences that matter for a plan.
+//! Supporting another program takes another adapter, and one line where the service is started.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -18,58 +19,58 @@ use crate::situation::{Chunk, Guest};
 use crate::step::Action;
 use crate::survey::{Digests, Seed};
 
-/// Most contents that a survey of a guest keeps: a table of them is less than 2 MB.
+/// Maximum number of contents that a survey of a guest keeps: a table of them is less than 2 MB.
 pub const CAPACITY_MAX: u32 = 1 << 16;
 
-/// Why something could not be done, for people.
+/// The reason why a request failed, to be read by people.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-/// What comes of asking a guest, in its own time.
+/// A pending answer of a guest, which takes as long as the guest needs.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
 
-/// What runs guests on this host.
+/// A program that runs guests on this host.
 pub trait Hypervisor: fmt::Debug + Send + Sync {
-    /// Its guests as they are now, but for what they cost. Guests that do not answer in time are
-    /// among them, with a hindrance.
+    /// Returns its guests in their present state, except for their cost. Guests that do not answer
+    /// in time are included, with a hindrance.
     fn inspect<'a>(&'a self, which: Which<'a>) -> Answer<'a, Inspected>;
 
-    /// Whether it runs this guest.
+    /// Whether this hypervisor runs `guest`.
     fn has(&self, guest: &GuestRef) -> bool;
 
-    /// Does `action`, which names a guest, to that one.
+    /// Executes `action`, which names a guest, on `guest`.
     fn act<'a>(&'a self, guest: &'a GuestRef, action: &'a Action) -> Answer<'a, ()>;
 
-    /// Has the pages of a guest surveyed. Dropping the answer gives that up.
+    /// Surveys the pages of `guest`. Dropping the answer cancels the survey.
     fn survey<'a>(&'a self, guest: &'a Guest, request: SurveyRequest) -> Answer<'a, Surveyed>;
 }
 
-/// Which guests are inspected.
+/// Selects the guests to inspect.
 #[derive(Debug, Clone, Copy)]
 pub struct Which<'a> {
-    /// Those with these names; all when absent.
+    /// Inspect only guests with these names; all guests when absent.
     pub names: Option<&'a BTreeSet<String>>,
-    /// Names that guests of other hypervisors have: no other guest may be called so.
+    /// Names already used by guests of other hypervisors: no other guest may have one of them.
     pub taken: &'a BTreeSet<String>,
 }
 
-/// What a hypervisor tells of its guests.
+/// What a hypervisor reports about its guests.
 #[derive(Debug, Default)]
 pub struct Inspected {
-    /// Those that were asked for.
+    /// The selected guests.
     pub guests: Vec<Guest>,
-    /// The names of all of them.
+    /// The names of all guests of the hypervisor, selected or not.
     pub names: BTreeSet<String>,
-    /// What cannot be told, or cannot be done on this host, and why.
+    /// What cannot be determined, or cannot be done on this host, and why.
     pub missing: Vec<String>,
 }
 
-/// A guest that was inspected, and that something is done to: its process is named, too, since
-/// another guest may have its name by now.
+/// Identifies a guest that was inspected and is acted on. It includes the process, because another
+/// guest may have the name by now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestRef {
-    /// Its name.
+    /// Name of the guest.
     pub name: String,
-    /// Its process; absent in plans of versions that did not tell it.
+    /// The guest's process; absent in plans of versions that did not record it.
     pub pid: Option<u32>,
 }
 
@@ -88,44 +89,44 @@ impl fmt::Display for GuestRef {
     }
 }
 
-/// How the pages of a guest are surveyed.
+/// The parameters of a survey of a guest's pages.
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SurveyRequest {
-    /// What the digests depend on, random: the same for all guests of a merge domain, and a secret
-    /// of theirs.
+    /// Random seed of the digests: the same for all guests of a merge domain, and kept secret.
     pub seed: u64,
-    /// Most contents that are kept, 1 to [`CAPACITY_MAX`].
+    /// Maximum number of contents kept, 1 to [`CAPACITY_MAX`].
     pub capacity: u32,
-    /// One content in 2^this many is kept, fewer when they are more than `capacity`.
+    /// One content in 2^`bits` is kept, fewer if there are more than `capacity`.
     pub bits: u32,
-    /// Share of one CPU, 0.01 to 1.
+    /// Share of one CPU that the survey may use, 0.01 to 1.
     pub cpu_share: f64,
-    /// How it is told which pages are written.
+    /// How written pages are detected.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub activity: Activity,
 }
 
 impl SurveyRequest {
-    /// A table with nothing in it, of which those are made that are asked for.
+    /// Returns an empty table with the requested parameters.
     #[must_use]
     pub fn empty(&self) -> Digests {
         Digests::new(Seed::new(self.seed), self.capacity(), self.bits)
     }
 
-    /// Most contents that are kept.
+    /// Returns the maximum number of contents kept.
     #[must_use]
     pub fn capacity(&self) -> NonZeroUsize {
         NonZeroUsize::new(self.capacity as usize).unwrap_or(NonZeroUsize::MIN)
     }
 }
 
-/// Processes of versions that knew no other take no field for it.
+/// Versions that had no other method reject the field (`deny_unknown_fields`), so the default is
+/// omitted.
 fn is_usual(activity: &Activity) -> bool {
     *activity == Activity::default()
 }
 
-/// Without the seed.
+/// Omits the seed, which is secret.
 impl fmt::Debug for SurveyRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seed: _, capacity, bits, cpu_share, activity } = self;
@@ -136,18 +137,20 @@ impl fmt::Debug for SurveyRequest {
     }
 }
 
-/// What a survey found.
+/// The result of a survey.
 #[derive(Debug)]
 pub struct Surveyed {
-    /// A sample of the contents, for the others of the merge domain.
+    /// A sample of the contents, to be compared with those of the other guests of the merge domain.
     pub digests: Digests,
-    /// The rest.
+    /// All other findings.
     pub findings: Box<dyn Findings>,
 }
 
-/// What a survey found, until it is known what the others of the merge domain have.
+/// The findings of a survey, held until those of the other guests of the merge domain are
+/// available.
 pub trait Findings: fmt::Debug + Send + Sync {
-    /// The guest's chunks in the light of what all guests of its `domain` have, in order.
+    /// Returns the guest's chunks in order, with duplicates counted against what all guests of its
+    /// `domain` have.
     fn chunks<'a>(&'a self, domain: &'a Digests) -> Answer<'a, Vec<Chunk>>;
 }
 

@@ -1,4 +1,4 @@
-//! Tests of guests' labels, as rules of a policy and schedules have them.
+//! Conditions on guests' labels, as used in policy rules and schedules.
 
 mod selector;
 
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::shortened;
 
-/// The longest key or value, in bytes.
+/// The longest key or value of a label, in bytes.
 const PART_BYTES_MAX: usize = 256;
 
-/// A test of a label: `tier=batch`, `tier!=prod` or `tier`, or with a `!` before it the contrary,
-/// which guests without the label pass.
+/// A condition on a label: `tier=batch`, `tier!=prod` or `tier`. A leading `!` negates it; a guest
+/// without the label then meets the condition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LabelTest {
@@ -25,7 +25,7 @@ pub struct LabelTest {
     wanted: Wanted,
 }
 
-/// What a label that is there must say.
+/// What the value of an existing label must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Wanted {
     Anything,
@@ -34,7 +34,7 @@ enum Wanted {
 }
 
 impl LabelTest {
-    /// Whether it holds for a guest with these labels.
+    /// Returns whether a guest with these labels meets the condition.
     #[must_use]
     pub fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
         let is_so = labels.get(&self.key).is_some_and(|value| match &self.wanted {
@@ -70,7 +70,7 @@ impl FromStr for LabelTest {
             Some(text) => (true, text),
             None => (false, text),
         };
-        // A value may be any text, `=` and `!=` included.
+        // A value may be any text, including `=` and `!=`.
         let (name, wanted) = match text.split_once('=') {
             Some((left, right)) => match left.strip_suffix('!') {
                 Some(name) => (name, Wanted::Another(value(right)?)),

@@ -1,18 +1,18 @@
 //! Memory optimisation of the guests on a host: observe, plan, act, verify.
 //!
-//! [`observe`] reads what each guest process really costs its host, and what the host has left;
-//! [`foreign`] asks guests of other programs, [`survey`] looks at pages; [`situation`] holds it all
-//! as plain numbers, from which everything else decides. [`policy`] is what the operator wants,
-//! [`ledger`] what has to be remembered between two looks, [`plan`] what to do now and why, and
-//! [`verify`] what really came of it, all of it in terms of a [`step`]. These four are pure: they
-//! hold no clock, no file and no socket (ADR 16). [`ksm`] drives the kernel's samepage merging in
-//! windows (ADR 17). [`settings`] is how a policy and schedules are read from their file, [`units`]
-//! how sizes, shares and times are written. [`schedule`] says when all that is done by itself, and
-//! [`history`] keeps what was planned, done and found (ADR 18). [`service`] is the shell around all
-//! of it: one loop, with guests behind the port [`hypervisor`] (ADR 25).
+//! [`observe`] reads what each guest process costs its host, and how much memory the host has left.
+//! [`foreign`] queries guests of other VMMs, and [`survey`] samples guest pages. [`situation`]
+//! holds the results as plain numbers; every decision is made from them. [`policy`] is what the
+//! operator wants, [`ledger`] what has to be remembered between two samples, [`plan`] what to do
+//! now and why, and [`verify`] what each [`step`] actually returned. These four are pure: they hold
+//! no clock, no file and no socket (ADR 16). [`ksm`] drives the kernel's samepage merging in
+//! windows (ADR 17). [`settings`] reads a policy and schedules from their file, and [`units`]
+//! defines how sizes, shares and times are written. [`schedule`] decides when all of this runs
+//! automatically, and [`history`] records what was planned, done and found (ADR 18). [`service`] is
+//! the shell around all of it: one loop, with guests behind the port [`hypervisor`] (ADR 25).
 //!
-//! It depends on nothing else of the workspace but `regular-file`. Start reading at
-//! [`situation::Situation`], then [`plan::plan`].
+//! Of the workspace, it depends only on `regular-file`. Start reading at [`situation::Situation`],
+//! then [`plan::plan`].
 
 pub mod foreign;
 pub mod history;

@@ -1,8 +1,8 @@
-//! What a plan is made from: the host and its guests at one moment, as plain numbers.
+//! The input of a plan: the host and its guests at one point in time, as plain numbers.
 //!
-//! Nothing here reads a file, asks a guest or knows the time of day. [`crate::observe`] and the
+//! Nothing here reads a file, queries a guest or reads the clock. [`crate::observe`] and the
 //! program fill these types in; [`crate::plan`] reads them. They are serializable, so that a plan
-//! can be kept beside what it was made from. All sizes are bytes.
+//! can be stored together with its input. All sizes are bytes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,39 +10,39 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The host and all guests that are known on it.
+/// The host and all known guests on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Situation {
-    /// Seconds since the Unix epoch, by the host's clock: for people. Laws reckon with
+    /// Seconds since the Unix epoch, by the host's clock: for display. Decisions use
     /// [`Self::uptime`].
     pub unix_seconds: u64,
-    /// Time since the host booted, which no one sets back.
+    /// Time since the host booted, which cannot be set back.
     pub uptime: Duration,
     /// The host.
     pub host: Host,
-    /// The guests, by name, each once.
+    /// The guests, sorted by name, each once.
     pub guests: Vec<Guest>,
 }
 
-/// What the host has left.
+/// The host's memory, and how much of it is left.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Host {
     /// `MemTotal`.
     pub total_bytes: u64,
-    /// `MemAvailable`: what new work could have without swapping.
+    /// `MemAvailable`: what new work could use without swapping.
     pub available_bytes: u64,
-    /// Swap that is in use.
+    /// Swap in use.
     pub swap_used_bytes: u64,
-    /// Pressure stall information of memory; absent where the kernel gives none (`psi=0`).
+    /// Pressure stall information of memory; absent where the kernel provides none (`psi=0`).
     pub pressure: Option<Pressure>,
-    /// The kernel's samepage merging; absent where the kernel has none.
+    /// The kernel's samepage merging; absent where the kernel does not have it.
     pub ksm: Option<Ksm>,
     /// The hugetlb pools, by page size.
     pub pools: Vec<Pool>,
-    /// The merge domain whose guests the kernel may merge at the moment.
+    /// The merge domain whose guests the kernel may merge now.
     pub merged_domain: Option<String>,
-    /// Processes of no guest here whose pages the kernel could merge with those of a domain, for
-    /// people; looked for only where somebody is to be merged.
+    /// Processes that belong to no guest here but whose pages the kernel could merge with those of
+    /// a domain, for display. Searched for only when a guest is to be merged.
     #[serde(default)]
     pub strangers: Vec<String>,
 }
@@ -63,76 +63,77 @@ pub struct Pressure {
 /// `/sys/kernel/mm/ksm`, and what ksmd has used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ksm {
-    /// 0 stopped, 1 running, 2 stopped and everything unmerged.
+    /// 0: stopped; 1: running; 2: stopped and everything unmerged.
     pub run: u8,
-    /// Pages that others share: what is kept.
+    /// Pages that others share: the pages kept.
     pub pages_shared: u64,
-    /// Pages that share them: what is saved.
+    /// Pages that share them: the pages saved.
     pub pages_sharing: u64,
-    /// Pages that were looked at and have no equal.
+    /// Pages that were scanned and have no duplicate.
     pub pages_unshared: u64,
-    /// Pages that change too fast. With `smart_scan` skipped pages count as such too.
+    /// Pages that change too fast to be merged. With `smart_scan`, skipped pages also count as
+    /// such.
     pub pages_volatile: u64,
     /// Pages that map the zero page.
     pub zero_pages: u64,
-    /// Pages looked at since boot.
+    /// Pages scanned since boot.
     pub pages_scanned: u64,
-    /// Times that all mergeable memory was looked at.
+    /// Number of times that all mergeable memory was scanned.
     pub full_scans: u64,
-    /// What merging saves less what its own records take. Signed.
+    /// What merging saves minus the memory of its own records. Signed.
     pub profit_bytes: i64,
-    /// CPU time of ksmd since boot; absent when its process cannot be found.
+    /// CPU time of ksmd since boot; absent when its process is not found.
     pub cpu: Option<Duration>,
 }
 
 /// One hugetlb pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pool {
-    /// The size of its pages.
+    /// Size of its pages.
     pub page_bytes: u64,
     /// Pages in the pool.
     pub pages: u64,
-    /// Pages that nobody has.
+    /// Pages that are not in use.
     pub free_pages: u64,
-    /// Free pages that are promised.
+    /// Free pages that are reserved.
     pub reserved_pages: u64,
 }
 
 /// One guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Guest {
-    /// Its name: one guest's only, on this host ([`crate::foreign::name_apart`]).
+    /// Name of the guest, unique on this host ([`crate::foreign::name_apart`]).
     pub name: String,
-    /// Who runs it.
+    /// The program that runs it.
     pub vmm: Vmm,
     /// The process that holds its memory.
     pub pid: u32,
-    /// Its RAM as it was started with.
+    /// RAM that it was started with.
     pub memory_bytes: u64,
-    /// What it costs the host.
+    /// Memory that it costs the host.
     pub cost: Cost,
-    /// What its RAM is made of.
+    /// The kind of memory behind its RAM.
     pub backing: Backing,
     /// Its balloon; absent when it has none.
     pub balloon: Option<Balloon>,
-    /// The merge domain it belongs to; absent when its pages are its own.
+    /// The merge domain it belongs to; absent when its pages are not shared with other guests.
     pub merge_domain: Option<String>,
-    /// The domain whose guests were merged on this host when it came, so that its process lets none
-    /// of its pages be merged for as long as it lives.
+    /// The domain whose guests were merged on this host when the guest arrived. For that reason its
+    /// process allows none of its pages to be merged for as long as it lives.
     #[serde(default)]
     pub merged_instead: Option<String>,
     /// Whether the kernel may merge its pages now.
     pub is_mergeable: bool,
-    /// Whether it is to have all of its memory from its start.
+    /// Whether all of its memory is to be allocated at its start.
     #[serde(default)]
     pub is_preallocated: bool,
-    /// What of its RAM is worth to merge, when that was looked at.
+    /// What is worth merging in its RAM; absent when it was not surveyed.
     pub survey: Option<Survey>,
-    /// Why nothing may be done to it now.
+    /// Why no step may be executed on it now.
     pub hindrance: Option<Hindrance>,
-    /// What its operator has written beside it.
+    /// Labels that its operator has given it.
     pub labels: BTreeMap<String, String>,
-    /// Whose process it is; absent where that cannot be told.
+    /// The user that owns its process; absent where that cannot be determined.
     #[serde(default)]
     pub user: Option<User>,
 }
@@ -140,14 +141,14 @@ pub struct Guest {
 /// A user of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct User {
-    /// His number.
+    /// Numeric user id.
     pub uid: u32,
-    /// His name, if the host has one for him.
+    /// User name, if the host has one for this id.
     pub name: Option<String>,
 }
 
 impl User {
-    /// Whether `text` is his name or his number.
+    /// Whether `text` is the user's name or id.
     #[must_use]
     pub fn is_called(&self, text: &str) -> bool {
         self.name.as_deref() == Some(text) || self.uid.to_string() == text
@@ -155,9 +156,9 @@ impl User {
 }
 
 impl Guest {
-    /// The name that it was started with. That of a guest of another program is the choice of the
-    /// user who started it, and several guests of a host may have the same: [`Self::name`] is one
-    /// guest's only.
+    /// Returns the name that the guest was started with. The user who starts a guest of another
+    /// program chooses its name, and several guests of a host may have the same; [`Self::name`] is
+    /// unique.
     #[must_use]
     pub fn claimed_name(&self) -> &str {
         let apart = || self.name.strip_suffix(&format!("@{}", self.pid));
@@ -167,14 +168,14 @@ impl Guest {
         }
     }
 
-    /// What `balloon`, which is its own, leaves it, in bytes: whatever is told, never more than its
-    /// memory.
+    /// Returns the bytes that `balloon`, which must be this guest's, leaves it: never more than its
+    /// memory, whatever the balloon reports.
     #[must_use]
     pub(crate) fn has_bytes(&self, balloon: &Balloon) -> u64 {
         balloon.actual_bytes.min(self.memory_bytes)
     }
 
-    /// A guest of which nothing more is known.
+    /// Returns a guest of which nothing else is known.
     #[must_use]
     pub fn unknown(name: String, vmm: Vmm, pid: u32) -> Self {
         Self {
@@ -197,7 +198,7 @@ impl Guest {
     }
 }
 
-/// Who runs a guest.
+/// The program that runs a guest.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -205,57 +206,57 @@ impl Guest {
 pub enum Vmm {
     /// This program.
     Lighter,
-    /// QEMU, with or without libvirt; asked through QMP.
+    /// QEMU, with or without libvirt; queried through QMP.
     Qemu,
-    /// Cloud Hypervisor; asked through its HTTP API.
+    /// Cloud Hypervisor; queried through its HTTP API.
     CloudHypervisor,
 }
 
 impl Vmm {
-    /// Whether it merges, takes apart, drops and shares single chunks of a guest's memory when it
-    /// is told to. With others the kernel may merge what they have marked at the start, and anybody
-    /// may make huge pages.
+    /// Whether the program merges, splits, drops and shares single chunks of a guest's memory on
+    /// request. For other programs, the kernel may merge what they marked at the start, and any
+    /// privileged process may make huge pages.
     #[must_use]
     pub const fn takes_chunks(self) -> bool {
         matches!(self, Self::Lighter)
     }
 
-    /// Whether a guest's name and labels are its operator's. Otherwise they are the choice of
-    /// whoever started its process, and what is said of the name is not believed where that would
-    /// give the guest something.
+    /// Whether a guest's name and labels are set by its operator. Otherwise the user who started
+    /// its process chose them, and a policy rule that does not also name the user may only restrict
+    /// the guest.
     #[must_use]
     pub const fn is_named_by_operator(self) -> bool {
         matches!(self, Self::Lighter)
     }
 }
 
-/// What a guest costs its host.
+/// The memory that a guest costs its host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cost {
     /// RSS.
     pub resident_bytes: u64,
-    /// PSS and pages of the hugetlb pool: the sum over all guests is what they cost together.
+    /// PSS plus pages of the hugetlb pool: the sum over all guests is their total cost.
     pub proportional_bytes: u64,
-    /// The part that transparent huge pages hold.
+    /// The part held in transparent huge pages.
     pub huge_bytes: u64,
-    /// Merged by the kernel; absent where it does not tell.
+    /// Bytes merged by the kernel; absent where the kernel does not report them.
     pub merged_bytes: Option<u64>,
-    /// What merging this process saves less what the records of it take; signed, and over-counted
-    /// between processes.
+    /// What merging saves in this process minus the memory of its records. Signed; pages shared
+    /// between processes are counted too often.
     pub merge_profit_bytes: Option<i64>,
     /// Swapped out.
     pub swapped_bytes: u64,
 }
 
-/// What a guest's RAM is made of: what can be done with it depends on it.
+/// The kind of memory behind a guest's RAM, which determines what can be done with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backing {
-    /// Private anonymous memory: the kernel can merge it and make huge pages of it.
+    /// Private anonymous memory: the kernel can merge it and use huge pages for it.
     Anonymous,
     /// A copy-on-write view of a template.
     Template,
-    /// Pages of the hugetlb pool: never merged; a balloon of 4 KiB pages gives nothing back.
+    /// Pages of the hugetlb pool: never merged, and a balloon of 4 KiB pages returns nothing.
     HugePool,
     /// Shared memory (`memfd`, `MAP_SHARED`): never merged.
     Shared,
@@ -264,37 +265,37 @@ pub enum Backing {
 /// A guest's balloon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Balloon {
-    /// Whether a driver serves it.
+    /// Whether a driver in the guest serves it.
     pub has_driver: bool,
-    /// What the guest is asked to keep.
+    /// Memory that the guest is asked to keep.
     pub target_bytes: u64,
-    /// Whether steps have set that, and not an operator; absent where the guest's monitor does not
-    /// remember it, and only [`crate::ledger::Ledger`] may know.
+    /// Whether a step set the target rather than an operator; absent where the guest's monitor does
+    /// not remember it, and only [`crate::ledger::Ledger`] may know.
     #[serde(default)]
     pub is_set_by_steps: Option<bool>,
-    /// What it keeps: its RAM less what is in the balloon.
+    /// Memory that the guest keeps: its RAM less what is in the balloon.
     pub actual_bytes: u64,
-    /// Whether the guest reports pages that it frees, so that they come back without being asked
-    /// for.
+    /// Whether the guest reports pages that it frees, so that the host gets them back without
+    /// asking.
     pub reports_free_pages: bool,
-    /// Reported and given back to the host since it was started; zero where nobody counts it.
+    /// Bytes reported and returned to the host since the guest was started; zero where they are not
+    /// counted.
     pub reported_bytes_total: u64,
-    /// What the guest says of its memory. Not to be trusted: a guest that lies may only hurt
-    /// itself.
+    /// The guest's own report of its memory. Not trusted: a guest that lies may only harm itself.
     pub statistics: Option<Statistics>,
 }
 
-/// What a guest's balloon driver says. Every value may be missing. Counters count since the guest
-/// booted.
+/// What a guest's balloon driver reports. Every value may be missing. Counters count since the
+/// guest booted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Statistics {
-    /// How old these are.
+    /// Age of this report.
     pub age: Duration,
-    /// Memory that the guest sees in all (`MEMTOT`).
+    /// Total memory as seen by the guest (`MEMTOT`).
     pub total_bytes: Option<u64>,
-    /// Memory that nobody uses (`MEMFREE`).
+    /// Unused memory (`MEMFREE`).
     pub free_bytes: Option<u64>,
-    /// What new work in the guest could have without swapping (`AVAIL`).
+    /// What new work in the guest could use without swapping (`AVAIL`).
     pub available_bytes: Option<u64>,
     /// Page cache (`CACHES`).
     pub caches_bytes: Option<u64>,
@@ -304,34 +305,34 @@ pub struct Statistics {
     pub swap_out_bytes: Option<u64>,
     /// Page faults that waited for a disk.
     pub major_faults: Option<u64>,
-    /// Processes killed for want of memory (Linux 6.12).
+    /// Processes killed because memory ran out (Linux 6.12).
     pub oom_kills: Option<u64>,
     /// Allocations that waited for memory (Linux 6.12).
     pub allocation_stalls: Option<u64>,
-    /// Memory that was reclaimed while somebody waited for it (Linux 6.12).
+    /// Memory reclaimed while a process waited for it (Linux 6.12).
     pub direct_reclaim_bytes: Option<u64>,
 }
 
-/// What a look at samples of a guest's RAM found, in chunks of 2 MiB.
+/// The result of sampling a guest's RAM, in chunks of 2 MiB.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Survey {
-    /// How old it is.
+    /// Age of the survey.
     pub age: Duration,
-    /// Share of the RAM that was looked at, 0 to 1.
+    /// Share of the RAM that was sampled, 0 to 1.
     pub sampled: f64,
-    /// How many pages share one content, on the average over the duplicates: 2 or more, or 0 when
-    /// that is not known. Of `n` equal pages, merging saves `n - 1`.
+    /// How many pages share one content, averaged over the duplicates: 2 or more, or 0 when
+    /// unknown. Of `n` equal pages, merging saves `n - 1`.
     #[serde(default)]
     pub copies: f64,
-    /// The chunks that were looked at, in order of their address.
+    /// The sampled chunks, in order of their address.
     pub chunks: Vec<Chunk>,
 }
 
 impl Survey {
-    /// What was found longer ago decides nothing.
+    /// An older survey is ignored.
     const AGE_MAX: Duration = Duration::from_secs(1800);
 
-    /// Whether it may decide anything.
+    /// Whether the survey is recent enough to base decisions on.
     #[must_use]
     pub fn is_recent(&self) -> bool {
         self.age <= Self::AGE_MAX
@@ -341,42 +342,43 @@ impl Survey {
 /// One chunk of 2 MiB of a guest's RAM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Chunk {
-    /// Guest physical address over 2 MiB.
+    /// Guest physical address divided by 2 MiB.
     pub index: u32,
-    /// Pages of 4 KiB that are there (0 to 512).
+    /// 4 KiB pages that are present (0 to 512).
     pub present_pages: u16,
-    /// Of them, pages of zeroes.
+    /// Of the present pages, those that contain only zeroes.
     pub zero_pages: u16,
-    /// Of them, pages with an equal elsewhere in the merge domain, the zeroes not among them.
+    /// Of the present pages, those with a duplicate elsewhere in the merge domain, zero pages not
+    /// included.
     pub duplicate_pages: u16,
-    /// Private pages that equal what the guest's template has in the same place.
+    /// Private pages equal to the guest's template at the same address.
     #[serde(default)]
     pub template_pages: u16,
-    /// Pages written between the two looks.
+    /// Pages written between the two samples.
     pub written_pages: u16,
     /// Whether a huge page holds it.
     pub is_huge: bool,
     /// Whether the kernel may merge it.
     pub is_mergeable: bool,
-    /// Whether merging has put one page of the host at several places of it, which cannot be taken
-    /// apart from outside: the kernel makes no huge page of it (`MADV_COLLAPSE` ends with `EAGAIN`,
-    /// however often it is asked).
+    /// Whether merging has mapped one host page at several addresses of it. That cannot be split
+    /// from outside: the kernel makes no huge page of such a chunk (`MADV_COLLAPSE` returns
+    /// `EAGAIN` every time).
     #[serde(default)]
     pub has_twins: bool,
 }
 
-/// Why a guest is left alone.
+/// The reason why no step is executed on a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hindrance {
-    /// It is on its way to another host, or arriving.
+    /// It is migrating to another host, or arriving from one.
     Migrating,
     /// Its vCPUs are stopped: its balloon does not move.
     Paused,
-    /// It is being written to a file.
+    /// It is being saved to a file.
     Saving,
     /// Its process does not answer.
     Unreachable,
-    /// It is another program's, and the operator wants such guests to be looked at only.
+    /// It belongs to another program, and the operator allows such guests only to be observed.
     Watched,
 }

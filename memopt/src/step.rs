@@ -1,4 +1,4 @@
-//! One thing to do, to a guest or to the host: plans consist of them, and everything else is about
+//! One action on a guest or on the host. Plans consist of steps; the rest of the crate deals with
 //! them.
 
 use std::fmt;
@@ -10,118 +10,118 @@ use serde::{Deserialize, Serialize};
 use crate::policy::Actuator;
 use crate::units::{Share, Size, Span};
 
-/// Chunks of 2 MiB that follow one another: `first` and the `count - 1` after it.
+/// Consecutive chunks of 2 MiB: `first` and the `count - 1` after it.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 pub struct ChunkRange {
-    /// Guest physical address over 2 MiB.
+    /// Guest physical address of the first chunk divided by 2 MiB.
     pub first: u32,
-    /// How many.
+    /// Number of chunks.
     pub count: u32,
 }
 
-/// One thing to do.
+/// One action of a plan, with the effect expected of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
-    /// What.
+    /// The action to execute.
     pub action: Action,
-    /// What the host is expected to get back. Signed: below zero it gives.
+    /// Memory that the host is expected to get back. Signed: negative when the host gives memory.
     pub expected_bytes: i64,
-    /// The CPU time of the host that it is expected to cost.
+    /// Host CPU time that the step is expected to cost.
     pub cpu: Duration,
-    /// Why, in one sentence.
+    /// The reason for the step, in one sentence.
     pub reason: String,
-    /// The process of the guest that it is done to, whatever other guest has the name by then;
-    /// absent for what is done to the host, and in plans of versions that did not say.
+    /// The process of the guest that is acted on, even if another guest has the name by then;
+    /// absent for steps on the host, and in plans of versions that did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
 }
 
-/// What can be done. All of it names what is to be, not a change to what is: doing it twice does no
-/// harm.
+/// The possible actions. Each names the state to reach rather than a change, so executing it twice
+/// does no harm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Action {
-    /// Have the guest keep so much memory.
+    /// Set the balloon so that the guest keeps `to_bytes`.
     SetBalloon {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// What it was asked to keep.
+        /// Memory that it was asked to keep so far.
         from_bytes: u64,
-        /// What it is to keep.
+        /// Memory that it is to keep.
         to_bytes: u64,
     },
-    /// Let the kernel merge these chunks of the guest, and no longer hold them in huge pages.
+    /// Let the kernel merge these chunks of the guest, and stop holding them in huge pages.
     Merge {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// Which, in order of their address.
+        /// The chunks, in order of their address.
         chunks: Vec<ChunkRange>,
     },
-    /// Take these chunks apart again, and merge them no more.
+    /// Split the merged pages of these chunks, and stop merging them.
     Unmerge {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// Which, in order of their address; all of its RAM when absent.
+        /// The chunks, in order of their address; all of its RAM when absent.
         chunks: Option<Vec<ChunkRange>>,
     },
     /// Collapse these chunks into huge pages (`MADV_COLLAPSE`).
     MakeHuge {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// Which, in order of their address.
+        /// The chunks, in order of their address.
         chunks: Vec<ChunkRange>,
     },
     /// Open a window for ksmd.
     DriveKsm {
         /// The merge domain whose guests may be merged.
         domain: String,
-        /// How fast it may look at pages.
+        /// Maximum scan rate.
         pages_per_s: u64,
-        /// Its share of one core.
+        /// Share of one core that ksmd may use.
         cpu: f64,
-        /// Its CPU time in all, at most.
+        /// Maximum CPU time over the whole window.
         #[serde(default = "unlimited")]
         cpu_time: Duration,
-        /// How long, at most.
+        /// Maximum duration of the window.
         window: Duration,
-        /// What the window is expected to bring in all, with the steps that only mark memory for
-        /// it.
+        /// What the window is expected to return in total, including the effect of the steps that
+        /// only mark memory for it.
         window_bytes: i64,
     },
-    /// Close the window, and give ksmd back the settings that it had.
+    /// Close the window, and restore ksmd's previous settings.
     StopKsm {
-        /// The merge domain that it was for.
+        /// The merge domain that the window was for.
         domain: String,
     },
     /// Drop private pages that equal the guest's template in the same place.
     RemergeTemplate {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// Which chunks, in order of their address.
+        /// The chunks, in order of their address.
         chunks: Vec<ChunkRange>,
     },
-    /// Give pages of zeros back, and the huge pages up that they are in.
+    /// Return pages of zeros to the host, and split the huge pages that contain them.
     DropZeros {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// Which chunks, in order of their address.
+        /// The chunks, in order of their address.
         chunks: Vec<ChunkRange>,
     },
     /// Resize a hugetlb pool of the host.
     ResizePool {
-        /// The size of its pages.
+        /// Size of the pool's pages.
         page_bytes: u64,
-        /// How many it has.
+        /// Pages in the pool so far.
         from_pages: u64,
-        /// How many it is to have.
+        /// Pages that the pool is to have.
         to_pages: u64,
     },
 }
 
 impl Action {
-    /// The guest that it is done to; absent for what is done to the host.
+    /// Returns the guest that the action applies to; `None` for actions on the host.
     #[must_use]
     pub fn guest(&self) -> Option<&str> {
         match self {
@@ -135,14 +135,14 @@ impl Action {
         }
     }
 
-    /// Whether it takes memory from a guest by its balloon: what a node that is killed may not
-    /// forget.
+    /// Whether it takes memory from a guest by its balloon. A node must not lose track of such a
+    /// step when it is killed.
     #[must_use]
     pub fn inflates_a_balloon(&self) -> bool {
         matches!(self, Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes < from_bytes)
     }
 
-    /// The means by which it is done.
+    /// Returns the actuator that executes it.
     #[must_use]
     pub fn actuator(&self) -> Actuator {
         match self {
@@ -158,8 +158,8 @@ impl Action {
         }
     }
 
-    /// In which order things are done: what guests need comes first, then what makes the rest safe,
-    /// then what brings most for least.
+    /// Rank in the order of execution: what guests need comes first, then what makes the rest safe,
+    /// then what returns most for least.
     pub(crate) fn rank(&self) -> u8 {
         match self {
             Self::SetBalloon { from_bytes, to_bytes, .. } if to_bytes > from_bytes => 0,
@@ -176,12 +176,12 @@ impl Action {
     }
 }
 
-/// In plans of versions that knew no such limit.
+/// The default in plans of versions without such a limit.
 fn unlimited() -> Duration {
     Duration::MAX
 }
 
-/// The chunks `indices`, which are in order, as few ranges as possible.
+/// Groups the chunks `indices`, which are in order, into as few ranges as possible.
 pub(crate) fn ranges(indices: impl IntoIterator<Item = u32>) -> Vec<ChunkRange> {
     let mut found: Vec<ChunkRange> = Vec::new();
     for index in indices {
@@ -193,7 +193,7 @@ pub(crate) fn ranges(indices: impl IntoIterator<Item = u32>) -> Vec<ChunkRange> 
     found
 }
 
-/// `12 chunks`, of 2 MiB each.
+/// Formats the number of chunks, of 2 MiB each, e.g. `12 chunks`.
 fn chunk_count(chunks: &[ChunkRange]) -> String {
     match chunks.iter().map(|range| u64::from(range.count)).sum::<u64>() {
         1 => "1 chunk".to_owned(),

@@ -1,7 +1,7 @@
-//! Sizes, shares and times, read as an operator writes them (`512MiB`, `20%`, `5m`), and shown as a
-//! reader wants them.
+//! Sizes, shares and times, parsed as an operator writes them (`512MiB`, `20%`, `5m`), and
+//! formatted for people.
 //!
-//! It depends on nothing.
+//! This module has no dependencies.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,15 +11,15 @@ pub const MIB: u64 = 1 << 20;
 /// One GiB, in bytes.
 pub const GIB: u64 = 1 << 30;
 
-/// The longest time that anybody can name: a year.
+/// The longest time that can be given: a year.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 86_400);
-/// The longest number with its unit that is looked at, in bytes.
+/// The longest number with its unit that is parsed, in bytes.
 const TEXT_BYTES_MAX: usize = 32;
 
-/// Reads a size: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always binary.
+/// Parses a size: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always binary.
 ///
 /// # Errors
-/// In words: it is no number, its unit is none of these, or it is too large.
+/// A message if the text is not a number, has an unknown unit, or is too large.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{}` is no size: write it as 512MiB, 8GiB or 4096", shortened(text));
     let (number, unit) = split(text).ok_or_else(wrong)?;
@@ -32,17 +32,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let bytes = number * (1_u64 << shift) as f64;
-    // 8 EiB and more is no memory; it would also not fit the signed sums.
+    // No host has 8 EiB of memory; it would also not fit the signed sums.
     if !bytes.is_finite() || bytes >= i64::MAX as f64 {
         return Err(format!("`{}` is too large", shortened(text)));
     }
     Ok(bytes.round() as u64)
 }
 
-/// Reads a share of a whole: `20%`, `12.5%`, `0%` to `100%`; the result is from 0 to 1.
+/// Parses a share: `20%`, `12.5%`, `0%` to `100%`. The result is from 0 to 1.
 ///
 /// # Errors
-/// In words: it has no `%`, or is out of range.
+/// A message if the text has no `%`, or is out of range.
 pub fn parse_share(text: &str) -> Result<f64, String> {
     let wrong = || format!("`{}` is no share: write it as 20%, from 0% to 100%", shortened(text));
     match split(text).ok_or_else(wrong)? {
@@ -51,10 +51,10 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads a time: `500ms`, `30s`, `5m`, `1h`, `1h30m`, `1d`.
+/// Parses a time: `500ms`, `30s`, `5m`, `1h`, `1h30m`, `1d`.
 ///
 /// # Errors
-/// In words: it has no unit, or one that is none of these, or is longer than a year.
+/// A message if the text has no unit or an unknown one, or is longer than a year.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
         format!("`{}` is not a time with a unit: use e.g. 300ms, 30s, 5m or 1h30m", shortened(text))
@@ -98,10 +98,10 @@ fn split(text: &str) -> Option<(f64, &str)> {
     Some((number.parse::<f64>().ok()?, unit.trim()))
 }
 
-/// That one of `all` whose name is `text`.
+/// Returns the one of `all` whose name is `text`.
 ///
 /// # Errors
-/// In words: it is no name of theirs.
+/// A message that lists the names if `text` is none of them.
 pub(crate) fn one_of<T: Copy>(
     text: &str,
     all: &[T],
@@ -113,7 +113,7 @@ pub(crate) fn one_of<T: Copy>(
     })
 }
 
-/// What is repeated of a hostile text in a message.
+/// Returns the beginning of an untrusted text, safe to repeat in a message.
 pub(crate) fn shortened(text: &str) -> String {
     let mut shown: String = text.chars().take(40).collect();
     if shown.len() < text.len() {
@@ -122,12 +122,12 @@ pub(crate) fn shortened(text: &str) -> String {
     shown.replace(|c: char| c.is_control(), " ")
 }
 
-/// A size as people read it: three figures and a binary unit, signed when it is below zero.
+/// A size for people: three significant digits and a binary unit, with a sign if it is negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub i64);
 
 impl Size {
-    /// Of an unsigned number of bytes; one beyond `i64::MAX` is shown as that.
+    /// Creates a size from an unsigned number of bytes; anything beyond `i64::MAX` becomes that.
     #[must_use]
     pub fn of(bytes: u64) -> Self {
         Self(signed(bytes))
@@ -155,7 +155,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// A share as people read it: `20%`, `1.5%`.
+/// A share for people: `20%`, `1.5%`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share(pub f64);
 
@@ -167,7 +167,7 @@ impl fmt::Display for Share {
     }
 }
 
-/// A time as people read it, in its two largest units: `45s`, `5m`, `1h 30m`, `2d 4h`.
+/// A time for people, in its two largest units: `45s`, `5m`, `1h 30m`, `2d 4h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -188,12 +188,12 @@ impl fmt::Display for Span {
     }
 }
 
-/// `bytes` as a signed number, at most `i64::MAX`.
+/// Returns `bytes` as a signed number, at most `i64::MAX`.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// `share` of `bytes`, for a share from 0 to some hundreds.
+/// Returns `share` of `bytes`, for a share from 0 to a few hundred.
 pub(crate) fn part(bytes: u64, share: f64) -> u64 {
     (bytes as f64 * share) as u64
 }

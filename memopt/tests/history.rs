@@ -1,6 +1,6 @@
-//! Histories of processes that are killed and disks that are full: what was put down is there.
+//! Histories of processes that are killed and of full disks: what was recorded stays readable.
 //!
-//! Each test starts this very program again, which plays the part that comes to grief.
+//! Each test starts this test program again, in the role of the process that fails.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,21 +16,21 @@ use memopt::policy::Goal;
 use memopt::schedule::Trigger;
 use memopt::step::{Action, Step};
 
-/// Where whoever plays the other part finds the history.
+/// The environment variable with the path of the history for the other role.
 const PATH: &str = "LIGHTER_TEST_HISTORY";
 
 fn open(path: &Path) -> Opened {
     History::open(path, Limits::default()).expect("a history")
 }
 
-/// A step whose reason has so many bytes.
+/// A step whose reason has `bytes` bytes.
 fn step(bytes: usize) -> Step {
     let action = Action::Unmerge { guest: "db".to_owned(), chunks: None };
     let (cpu, reason) = (Duration::ZERO, "x".repeat(bytes));
     Step { action, expected_bytes: 4096, cpu, reason, pid: None }
 }
 
-/// A plan of that step.
+/// A plan with that step.
 fn plan(bytes: usize) -> Plan {
     Plan {
         unix_seconds: 0,
@@ -47,7 +47,7 @@ fn plan(bytes: usize) -> Plan {
     }
 }
 
-/// This program, to run the test `name` once more, in its other part.
+/// The command that runs the test `name` of this program in the other role.
 fn other_part(name: &str) -> String {
     let program = std::env::current_exe().expect("a path");
     format!("exec '{}' --exact {name} --nocapture --test-threads 1", program.display())
@@ -59,14 +59,14 @@ fn shell(script: &str, history: &Path) -> Child {
     command.spawn().expect("a shell")
 }
 
-/// What the other part says that begins with `word`, a number each.
+/// Parses the number after `word` in a line of the other role's output.
 fn said(word: &str, line: &str) -> Option<u64> {
-    // The harness writes the test's name before the first line.
+    // The test harness prints the test's name before the first line.
     let (_, number) = line.split_once(word)?;
     number.trim().parse().ok()
 }
 
-/// Puts down one run after the other until it is killed, and says which it has put down.
+/// Records one run after the other until it is killed, and prints what it has recorded.
 fn write_for_ever(path: &Path) {
     let mut history = open(path).history;
     let plan = plan(20_000);
@@ -94,7 +94,7 @@ fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
         let test = "nothing_that_was_put_down_is_lost_when_the_process_is_killed";
         let mut child = shell(&other_part(test), &path);
         let mut lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
-        // Another place each time: between any two calls, and in the middle of the next.
+        // Kills it at a different point each time: between any two calls, and during the next one.
         for line in lines
             .by_ref()
             .map_while(Result::ok)
@@ -115,7 +115,7 @@ fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
         for (&run, &state) in &expected {
             check(&mut history, RunId(run), state, &interrupted);
         }
-        // What it has begun and had no time to say counts from here on.
+        // Runs that it began but could not print count from here on.
         for run in interrupted {
             expected.insert(run.0, State::Interrupted);
         }
@@ -133,7 +133,7 @@ fn note(expected: &mut BTreeMap<u64, State>, line: &str) {
     }
 }
 
-/// A run has come at least as far as was said, and is whole.
+/// Asserts that a run got at least as far as was printed, and is complete.
 fn check(history: &mut History, run: RunId, said: State, interrupted: &[RunId]) {
     let kept = history.run(run).expect("a run that was put down");
     assert_eq!(kept.plan, plan(20_000));
@@ -151,7 +151,7 @@ fn check(history: &mut History, run: RunId, said: State, interrupted: &[RunId]) 
     }
 }
 
-/// Writes until there is no room left; how many runs were put down.
+/// Records runs until the disk is full, and returns how many were recorded.
 fn fill(path: &Path) -> u64 {
     let mut history = open(path).history;
     let plan = plan(30_000);
@@ -170,7 +170,7 @@ fn fill(path: &Path) -> u64 {
     runs
 }
 
-/// Adds to one run until its log may not grow; how many actions were put down.
+/// Appends to one run until its log cannot grow, and returns how many actions were recorded.
 fn grow(path: &Path) -> u64 {
     let mut history = open(path).history;
     let run = history.begin(Trigger::Manual, 1, &plan(0)).expect("room");
@@ -184,7 +184,7 @@ fn grow(path: &Path) -> u64 {
     panic!("it grows for ever");
 }
 
-/// All that was put down before the disk was full is there, and there is room for more.
+/// Asserts that all runs recorded before the disk was full exist, and that there is space for more.
 fn check_filled(path: &Path, runs: u64) {
     let mut history = open(path).history;
     assert!(runs > 3, "{runs}");
@@ -196,7 +196,7 @@ fn check_filled(path: &Path, runs: u64) {
     assert!(next.0 > runs);
 }
 
-/// Runs a script to its end, and gives the number that it says after `word`.
+/// Runs a script to its end, and returns the number that it prints after `word`.
 #[track_caller]
 fn heard(script: &str, history: &Path, word: &str) -> u64 {
     let mut child = shell(script, history);
@@ -217,7 +217,7 @@ fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("history");
     let part = other_part("a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down");
-    // In blocks of 512 bytes; without the signal a write fails, as on a disk that is full.
+    // The limit is in blocks of 512 bytes; without the signal a write fails, as on a full disk.
     let actions = heard(&format!("trap '' XFSZ; ulimit -f 8192; {part}"), &path, "put ");
     let Opened { mut history, interrupted, .. } = open(&path);
     assert_eq!(interrupted, [RunId(1)]);
@@ -246,7 +246,7 @@ fn a_full_disk_is_said_and_costs_nothing_that_was_put_down() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let part = other_part("a_full_disk_is_said_and_costs_nothing_that_was_put_down");
-    // A disk that nobody else sees, and that goes with the process.
+    // A disk that only this process sees, and that is removed with it.
     let mount = format!("mount -t tmpfs -o size=12M none {}", folder.path().display());
     let script = format!("exec unshare --mount sh -c \"{mount} && {part}\"");
     heard(&script, &folder.path().join("history"), "checked ");

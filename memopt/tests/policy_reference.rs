@@ -1,5 +1,5 @@
-//! The reference of the policy says what the presets are: each row of its first table, written into
-//! a policy, changes nothing, and each of the second is what the policy of the preset has.
+//! Checks the policy reference against the presets: each row of its first table, written into a
+//! policy, changes nothing; each row of its second table matches the preset's policy.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 
 const REFERENCE: &str = include_str!("../../docs/density-policy.md");
 
-/// A row: field, and the values of the three presets.
+/// A row: a field, and the values of the three presets.
 type Row = (String, [String; 3]);
 
-/// The tables of presets: the keys of the file, and what else presets decide.
+/// Returns the two tables of presets: the keys of the file, and what else presets decide.
 fn tables() -> [Vec<Row>; 2] {
     let (presets, _) = REFERENCE.split_once("\n## Schedules\n").expect("what comes after");
     let (keys, rest) = presets.split_once("\nA preset decides more").expect("the second table");
@@ -26,7 +26,7 @@ fn row(line: &str) -> Option<Row> {
     Some((field.to_owned(), [of(0), of(1), of(2)]))
 }
 
-/// `value` as TOML: numbers as they are, `a, b` as a list, all else as a text.
+/// Formats `value` as TOML: numbers unchanged, `a, b` as a list, anything else as a text.
 fn toml(field: &str, value: &str) -> String {
     if ["faults", "second"].iter().any(|count| field.ends_with(count)) {
         return value.to_owned();
@@ -38,7 +38,7 @@ fn toml(field: &str, value: &str) -> String {
     format!("\"{value}\"")
 }
 
-/// The policy of `preset` with `field` written as `value`.
+/// Returns the policy of `preset` with `field` set to `value`.
 fn with(preset: Preset, field: &str, value: &str) -> Policy {
     let value = toml(field, value);
     let line = match field.split_once('.') {
@@ -49,7 +49,7 @@ fn with(preset: Preset, field: &str, value: &str) -> Policy {
     Policy::parse(&text, "docs/density-policy.md").unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Whether `text` is how people read `value`.
+/// Returns whether `text` is the readable form of `value`.
 fn reads_as(text: &str, value: &Value) -> bool {
     if let Some(seconds) = value.get("secs") {
         return parse_duration(text).is_ok_and(|time| *seconds == time.as_secs());
@@ -71,7 +71,8 @@ fn every_key_says_what_the_presets_are() {
     }
 }
 
-/// Whether the file had a key for this field of the policy once, which the preset decides now.
+/// Returns whether the file once had a key for this field of the policy, which the preset now
+/// decides.
 fn is_refused(field: &str) -> bool {
     let (section, name) = field.split_once('.').expect("a section");
     let name = name.replace('_', "-");

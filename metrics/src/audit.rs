@@ -1,11 +1,11 @@
-//! Reads exposition text back, and finds the metrics of the catalogue that nothing moves.
+//! Parses exposition text, and finds the metrics of the catalogue that stay zero.
 
 use std::collections::BTreeSet;
 
 use crate::catalogue::definitions;
 use crate::definition::Kind;
 
-/// Longest page that [`parse_samples`] reads: 64 MiB.
+/// The longest page that [`parse_samples`] reads: 64 MiB.
 const PAGE_BYTES_MAX: usize = 64 << 20;
 
 /// One series of a page.
@@ -20,14 +20,14 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The value of a label, when the series has it.
+    /// Returns the value of a label, if the series has it.
     #[must_use]
     pub fn label(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// A page that is not text exposition 0.0.4.
+/// Why a page is not valid text exposition 0.0.4.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExpositionError {
     /// A line that is neither a comment nor a sample.
@@ -35,21 +35,21 @@ pub enum ExpositionError {
     Line {
         /// The line's number, from 1.
         line: usize,
-        /// Its beginning.
+        /// The beginning of the line.
         text: String,
     },
-    /// More text than any node serves.
+    /// The page is longer than any node serves.
     #[error("the metrics page has {bytes} bytes; at most {PAGE_BYTES_MAX} are read")]
     TooLong {
-        /// Its length.
+        /// The page's length.
         bytes: usize,
     },
 }
 
-/// Every series of a page.
+/// Parses every series of a page.
 ///
 /// # Errors
-/// [`ExpositionError`] for text that is not a metrics page.
+/// [`ExpositionError`] if the text is not a metrics page.
 pub fn parse_samples(page: &str) -> Result<Vec<Sample>, ExpositionError> {
     if page.len() > PAGE_BYTES_MAX {
         return Err(ExpositionError::TooLong { bytes: page.len() });
@@ -77,7 +77,7 @@ fn parse_sample(text: &str) -> Option<Sample> {
     (!name.is_empty()).then(|| Sample { name: name.to_owned(), labels, value })
 }
 
-/// The pairs before the closing brace, and what follows it.
+/// Parses the pairs before the closing brace; returns them and the rest of the text.
 fn parse_labels(mut text: &str) -> Option<(Vec<(String, String)>, &str)> {
     let mut labels = Vec::new();
     loop {
@@ -92,7 +92,7 @@ fn parse_labels(mut text: &str) -> Option<(Vec<(String, String)>, &str)> {
     }
 }
 
-/// A label's value up to its closing quote, unescaped, and what follows.
+/// Unescapes a label's value up to its closing quote; returns it and the rest of the text.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -109,11 +109,11 @@ fn unquote(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// The names of the catalogue's metrics that had no value other than zero on any of `pages`: either
-/// nothing records them, or what was watched did not exercise them.
+/// Returns the names of the catalogue's metrics that were zero or absent on all of `pages`: either
+/// nothing records them, or the observed node did not exercise them.
 ///
 /// # Errors
-/// [`ExpositionError`] for text that is not a metrics page.
+/// [`ExpositionError`] if a text is not a metrics page.
 pub fn never_moved<'a>(
     pages: impl IntoIterator<Item = &'a str>,
 ) -> Result<Vec<&'static str>, ExpositionError> {

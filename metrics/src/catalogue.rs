@@ -1,9 +1,9 @@
-//! The catalogue: every metric of lighter, once; those of memory optimization are in
-//! `density/catalogue.rs`.
+//! The catalogue: every metric of lighter, exactly once; `density/catalogue.rs` has those of memory
+//! optimization.
 //!
-//! Rules, each held by a test below: prefix `lighter_`; base units, last in the name; `_total` on
-//! counters and nowhere else; labels bounded by a fixed list or by the guests on the host; no label
-//! called `type`; help is a sentence.
+//! Rules, each checked by a test below: prefix `lighter_`; base units, last in the name; `_total`
+//! on counters and nowhere else; labels bounded by a fixed list or by the guests on the host; no
+//! label named `type`; help is a sentence.
 
 use migrate::Phase;
 use migrate::progress::Role;
@@ -42,7 +42,7 @@ catalogue! {
             "Total duration of completed migrations, from connecting to running.";
     }
 
-    /// What is read afresh at every scrape.
+    /// Values that are read again at every scrape.
     struct Scraped {
         build_info: Gauge<(BuildVersion, BuildRevision)> = "lighter_build_info", Info,
             "The program that serves this page.";
@@ -151,12 +151,12 @@ catalogue! {
     }
 }
 
-/// Every metric: those of guests and migrations, then those of memory optimization.
+/// Returns every metric: those of guests and migrations, then those of memory optimization.
 pub fn definitions() -> impl Iterator<Item = &'static Definition> {
     Counted::DEFINITIONS.iter().chain(Scraped::DEFINITIONS).chain(density_definitions())
 }
 
-/// Every metric of memory optimization.
+/// Returns every metric of memory optimization.
 pub fn density_definitions() -> impl Iterator<Item = &'static Definition> {
     DensityCounted::DEFINITIONS.iter().chain(DensityScraped::DEFINITIONS)
 }

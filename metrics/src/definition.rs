@@ -1,9 +1,9 @@
-//! What the catalogue says about one metric, as data, and the rules that every entry obeys.
+//! The definition of a metric as data, and the rules that every entry follows.
 
-/// How a metric behaves over time, in Prometheus' words.
+/// How a metric behaves over time, in Prometheus' terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows, and starts again at zero with its process or its migration.
+    /// Only grows, and restarts at zero with its process or migration.
     Counter,
     /// Goes up and down.
     Gauge,
@@ -12,7 +12,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word of the `# TYPE` line.
+    /// Returns the word in the `# TYPE` line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -47,7 +47,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// How a name with this unit ends, before a counter's `_total`; empty when the name is free.
+    /// Returns how a name with this unit ends, before a counter's `_total`; empty if any name is
+    /// allowed.
     #[must_use]
     pub const fn suffix(self) -> &'static str {
         match self {
@@ -62,7 +63,7 @@ impl Unit {
         }
     }
 
-    /// The unit as the reference prints it.
+    /// Returns the unit as the reference prints it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -79,10 +80,10 @@ impl Unit {
     }
 }
 
-/// What values a label can take; every label is bounded by one of these.
+/// The values that a label can have; every label is bounded by one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabelValues {
-    /// Exactly these.
+    /// Exactly these values.
     Fixed(&'static [&'static str]),
     /// One per guest on this host.
     PerGuest,
@@ -97,7 +98,7 @@ pub enum LabelValues {
 pub struct LabelDefinition {
     /// The label's name.
     pub name: &'static str,
-    /// What it can say.
+    /// The values that it can have.
     pub values: LabelValues,
 }
 
@@ -112,16 +113,16 @@ pub struct Definition {
     pub unit: Unit,
     /// The labels in the order in which values are given.
     pub labels: &'static [LabelDefinition],
-    /// One sentence (or two) for whoever reads it on a dashboard; ends with a full stop.
+    /// One or two sentences for users of a dashboard; ends with a full stop.
     pub help: &'static str,
 }
 
-/// A family that cannot be registered: a mistake in the catalogue itself.
+/// A family that cannot be registered, because the catalogue has a mistake.
 #[derive(Debug, thiserror::Error)]
 #[error("metric {name} cannot be registered: {cause}; correct its entry in the catalogue")]
 pub struct CatalogueError {
     /// The metric's name.
     pub name: &'static str,
-    /// What the Prometheus library has against it.
+    /// The error of the Prometheus library.
     pub cause: prometheus::Error,
 }

@@ -1,4 +1,4 @@
-//! How the catalogue is written down: a set of families is a struct, and each field of it an entry.
+//! The macros of the catalogue: a set of families is a struct, and each of its fields an entry.
 
 macro_rules! definition {
     ($family:ty, $name:literal, $unit:ident, $help:literal) => {
@@ -25,7 +25,7 @@ macro_rules! catalogue {
             pub const DEFINITIONS: &'static [Definition] =
                 &[ $( definition!($family, $name, $unit, $help), )+ ];
 
-            /// Makes every family and registers it in `registry`.
+            /// Creates every family and registers it in `registry`.
             pub(crate) fn register(registry: &Registry) -> Result<Self, CatalogueError> {
                 Ok(Self { $(
                     $field: Family::register(

@@ -16,10 +16,10 @@ use crate::labels::{
 };
 use crate::snapshot::Snapshot;
 
-/// The `Content-Type` of [`Exporter::render`]'s text.
+/// The `Content-Type` of the text that [`Exporter::render`] returns.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// A page that could not be rendered.
+/// Why a page could not be rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     /// The catalogue has a mistake.
@@ -30,7 +30,7 @@ pub enum RenderError {
     Encode(prometheus::Error),
 }
 
-/// The counters of a running node, and the way to a page.
+/// The counters of a running node, and the renderer of its page.
 #[derive(Debug)]
 pub struct Exporter {
     registry: Registry,
@@ -41,11 +41,11 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// An exporter whose counters all stand at zero. `version` and `revision` say what was built,
-    /// `started` when the node began.
+    /// Creates an exporter with all counters at zero. `version` and `revision` identify the build,
+    /// `started` is when the node began.
     ///
     /// # Errors
-    /// [`CatalogueError`] for a mistake in the catalogue; the crate's tests rule it out.
+    /// [`CatalogueError`] if the catalogue has a mistake; the crate's tests rule that out.
     pub fn new(version: &str, revision: &str, started: SystemTime) -> Result<Self, CatalogueError> {
         let registry = Registry::new();
         let counted = Counted::register(&registry)?;
@@ -56,22 +56,22 @@ impl Exporter {
         Ok(Self { registry, counted, density, build, started })
     }
 
-    /// The counters to record with.
+    /// Returns the counters to record with.
     #[must_use]
     pub fn counted(&self) -> &Counted {
         &self.counted
     }
 
-    /// The counters of memory optimization.
+    /// Returns the counters of memory optimization.
     #[must_use]
     pub fn density(&self) -> &Arc<DensityCounted> {
         &self.density
     }
 
-    /// The page for one snapshot, in text exposition format 0.0.4.
+    /// Renders the page for one snapshot, in text exposition format 0.0.4.
     ///
     /// # Errors
-    /// [`RenderError`] when the catalogue has a mistake; the crate's tests rule it out.
+    /// [`RenderError`] if the catalogue has a mistake; the crate's tests rule that out.
     pub fn render(&self, snapshot: &Snapshot) -> Result<String, RenderError> {
         let registry = Registry::new();
         let scraped = Scraped::register(&registry)?;
@@ -91,8 +91,8 @@ impl Exporter {
     }
 }
 
-/// Makes every series exist from the start: a counter that appears with its first failure hides
-/// that failure from `increase()`.
+/// Creates every series at the start: a counter that appears with its first failure hides that
+/// failure from `increase()`.
 fn show_zeros(counted: &Counted) {
     for direction in Role::EVERY {
         counted.migrations_started.add(&(*direction,), 0.0);

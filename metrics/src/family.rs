@@ -1,4 +1,4 @@
-//! Typed families: a thin cover over the Prometheus vectors that makes labels part of the type.
+//! Typed families: a thin layer over the Prometheus vectors that makes labels part of the type.
 
 use std::marker::PhantomData;
 
@@ -8,13 +8,13 @@ use prometheus::{CounterVec, GaugeVec, HistogramOpts, HistogramVec, Opts, Regist
 use crate::definition::{CatalogueError, Definition, Kind, LabelDefinition};
 use crate::labels::Labels;
 
-/// What the catalogue needs to know of a family's type.
+/// What the catalogue needs from a family's type.
 pub(crate) trait Family: Sized {
     /// The kind in the `# TYPE` line.
     const KIND: Kind;
-    /// The labels in order.
+    /// The labels, in order.
     const LABELS: &'static [LabelDefinition];
-    /// Makes the family and registers it.
+    /// Creates the family and registers it.
     fn register(registry: &Registry, definition: &Definition) -> Result<Self, CatalogueError>;
 }
 
@@ -44,7 +44,7 @@ impl<L: Labels> Counter<L> {
         self.add(labels, 1.0);
     }
 
-    /// Adds `amount`, which must not be negative; a negative or non-finite amount counts as none.
+    /// Adds `amount`. A negative or non-finite amount counts as zero.
     pub fn add(&self, labels: &L, amount: f64) {
         // The type of `labels` fixes their number, so the lookup cannot fail.
         if let Ok(counter) = self.vector.get_metric_with_label_values(&labels.values()) {
@@ -52,7 +52,7 @@ impl<L: Labels> Counter<L> {
         }
     }
 
-    /// What has been counted so far.
+    /// Returns the count so far.
     #[must_use]
     pub fn get(&self, labels: &L) -> f64 {
         self.vector.get_metric_with_label_values(&labels.values()).map_or(0.0, |c| c.get())
@@ -97,11 +97,11 @@ impl<L: Labels> Family for Gauge<L> {
 
 /// The upper bounds of a histogram's buckets.
 pub trait Buckets {
-    /// The bounds, ascending, in the metric's unit; `+Inf` is added.
+    /// The bounds, ascending, in the metric's unit; `+Inf` is added automatically.
     const BOUNDS: &'static [f64];
 }
 
-/// Bounds for the time in which a guest stands still: a millisecond to ten seconds.
+/// Bounds for a guest's downtime: a millisecond to ten seconds.
 #[derive(Debug)]
 pub struct DowntimeBuckets;
 
@@ -110,7 +110,7 @@ impl Buckets for DowntimeBuckets {
         &[0.001, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0];
 }
 
-/// Bounds for the whole of a migration: a tenth of a second to an hour.
+/// Bounds for a whole migration or run: a tenth of a second to an hour.
 #[derive(Debug)]
 pub struct DurationBuckets;
 
@@ -134,9 +134,9 @@ impl<L: Labels, B: Buckets> Histogram<L, B> {
         }
     }
 
-    /// Makes the series appear with no observations yet.
+    /// Creates the series without any observation.
     pub(crate) fn touch(&self, labels: &L) {
-        // Looking a series up creates it; it cannot fail, since the type fixes the labels.
+        // The lookup creates the series. It cannot fail, since the type fixes the labels.
         let _created = self.vector.get_metric_with_label_values(&labels.values());
     }
 }

@@ -1,4 +1,4 @@
-//! Puts a [`Snapshot`] into the [`Scraped`] families.
+//! Copies a [`Snapshot`] into the [`Scraped`] families.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use crate::labels::{
 use crate::number::{number, unix_seconds};
 use crate::snapshot::{GuestSample, MigrationSample, NetworkSample, Snapshot};
 
-/// The node's own series.
+/// Fills the node's own series.
 pub(crate) fn node(
     families: &Scraped,
     build: &(BuildVersion, BuildRevision),
@@ -35,7 +35,7 @@ pub(crate) fn node(
     }
 }
 
-/// The series of one guest and of its migration.
+/// Fills the series of one guest and of its migration.
 pub(crate) fn guest(families: &Scraped, sample: &GuestSample) {
     let name = || GuestName(sample.name.clone());
     families.guest_info.set(&(name(), GuestUuid(sample.uuid.clone())), 1.0);
@@ -61,7 +61,7 @@ pub(crate) fn guest(families: &Scraped, sample: &GuestSample) {
     }
 }
 
-/// The series of one network device.
+/// Fills the series of one network device.
 fn network(families: &Scraped, name: &GuestName, sample: &NetworkSample) {
     let labels = (name.clone(), NetDevice(sample.device.clone()));
     let (received, transmitted) = (&sample.received, &sample.transmitted);
@@ -73,14 +73,14 @@ fn network(families: &Scraped, name: &GuestName, sample: &NetworkSample) {
     families.network_transmit_drops.add(&labels, number(transmitted.drops));
 }
 
-/// The series of one migration.
+/// Fills the series of one migration.
 pub(crate) fn migration(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     progress(families, name, sample);
     traffic(families, name, sample);
     forecast(families, name, sample);
 }
 
-/// Where a migration stands and how long it has taken.
+/// Fills the phase of a migration and its durations.
 fn progress(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let direction = sample.direction;
     for phase in Phase::EVERY {
@@ -98,7 +98,7 @@ fn progress(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     }
 }
 
-/// What a migration has carried.
+/// Fills what a migration has transferred.
 fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let labels = |encoding: Encoding| -> (GuestName, Role, Encoding) {
         (name.clone(), sample.direction, encoding)
@@ -115,7 +115,7 @@ fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     families.migration_disk_transferred.add(&labels, number(sample.disk_transferred_bytes));
 }
 
-/// What a migration measures and expects, and what came of it.
+/// Fills what a migration measures, expects and reached.
 fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let labels = (name.clone(), sample.direction);
     let seconds = |value: Option<Duration>| value.map(|duration| duration.as_secs_f64());

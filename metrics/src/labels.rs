@@ -1,4 +1,4 @@
-//! The labels and their values, as types: a call site cannot misspell one or invent another.
+//! The labels and their values as types, so that code cannot misspell or invent one.
 
 use migrate::Phase;
 use migrate::progress::Role;
@@ -7,13 +7,13 @@ use crate::definition::{LabelDefinition, LabelValues};
 
 /// A value of one label.
 pub trait Label {
-    /// The label's name and the values that it can take.
+    /// The label's name and possible values.
     const DEFINITION: LabelDefinition;
-    /// This value as the exposition prints it.
+    /// Returns this value as the exposition prints it.
     fn as_str(&self) -> &str;
 }
 
-/// A label whose values are all known.
+/// A label with a fixed set of values.
 pub trait FixedLabel: Label + Copy + PartialEq + 'static {
     /// Every value, in order.
     const EVERY: &'static [Self];
@@ -21,9 +21,9 @@ pub trait FixedLabel: Label + Copy + PartialEq + 'static {
 
 /// The labels of one family: a tuple of [`Label`]s, `()` for a family without labels.
 pub trait Labels {
-    /// The labels in order.
+    /// The labels, in order.
     const DEFINITIONS: &'static [LabelDefinition];
-    /// The values in the same order.
+    /// Returns the values in the same order.
     fn values(&self) -> Vec<&str>;
 }
 
@@ -55,7 +55,7 @@ impl<A: Label, B: Label, C: Label> Labels for (A, B, C) {
     }
 }
 
-/// Makes a type that names its own values a label.
+/// Makes a label of a type that has names for its own values.
 macro_rules! named_label {
     ($name:ty as $label:literal) => {
         impl FixedLabel for $name {
@@ -82,7 +82,7 @@ macro_rules! named_label {
     };
 }
 
-/// Makes a type without such names a label.
+/// Makes a label of a type without such names.
 macro_rules! label_values {
     ($name:ty as $label:literal { $( $variant:ident = $value:literal, )+ }) => {
         impl FixedLabel for $name {
@@ -101,7 +101,7 @@ macro_rules! label_values {
     };
 }
 
-/// Makes a type that is a label only.
+/// Declares a type that serves only as a label.
 macro_rules! fixed_label {
     ($(#[$doc:meta])* $name:ident as $label:literal {
         $( $(#[$variant_doc:meta])* $variant:ident = $value:literal, )+
@@ -137,7 +137,7 @@ open_label! {
     GuestName as "guest", PerGuest
 }
 open_label! {
-    /// The identity that a guest keeps wherever it runs.
+    /// The identity of a guest, which stays the same on every host.
     GuestUuid as "uuid", PerGuest
 }
 open_label! {
@@ -160,18 +160,18 @@ fixed_label! {
         Incoming = "incoming",
         /// Its vCPUs run.
         Running = "running",
-        /// Its vCPUs are held because somebody asked for it.
+        /// Its vCPUs are paused on request.
         Paused = "paused",
-        /// On its way to another host; it runs here until it is handed over.
+        /// On its way to another host; it runs here until the switchover.
         Migrating = "migrating",
-        /// Handed over or complete, but the other host has not been heard; it does not run here.
+        /// Handed over or complete, but the other host has not confirmed; it does not run here.
         InDoubt = "in_doubt",
         /// It has ended, and its process is about to.
         Ended = "ended",
     }
 }
 
-// Whether a migration takes a guest away or brings it.
+// Whether a migration moves a guest away from this host or to it.
 label_values! {
     Role as "direction" {
         Source = "outgoing",
@@ -182,13 +182,13 @@ label_values! {
 named_label!(Phase as "phase");
 
 fixed_label! {
-    /// How pages travelled.
+    /// How pages are encoded on the wire.
     Encoding as "encoding" {
-        /// As they are.
+        /// Uncompressed.
         Raw = "raw",
         /// Compressed with lz4.
         Lz4 = "lz4",
-        /// As one bit each: they hold only zeros.
+        /// One bit each: they hold only zeros.
         Zero = "zero",
     }
 }
@@ -200,31 +200,31 @@ fixed_label! {
         Version = "version",
         /// The destination refused the guest.
         Refused = "refused",
-        /// The limit of total time was reached.
+        /// The limit on total time was reached.
         Timeout = "timeout",
-        /// The other end is connected and did not answer.
+        /// The other end is connected but did not answer.
         NoAnswer = "no_answer",
-        /// The connection could not be made, or was lost.
+        /// The connection could not be established, or was lost.
         ConnectionLost = "connection_lost",
-        /// The other end broke the protocol.
+        /// The other end violated the protocol.
         Protocol = "protocol",
         /// Pages arrived damaged or incomplete.
         Data = "data",
-        /// The virtual machine did not do what was asked.
+        /// A request to the virtual machine failed.
         Guest = "guest",
-        /// The guest ended while it was being migrated.
+        /// The guest ended during its migration.
         GuestStopped = "guest_stopped",
         /// The durable record could not be written.
         Record = "record",
-        /// The two ends disagree about who runs the guest.
+        /// The two ends disagree about which of them runs the guest.
         InDoubt = "in_doubt",
-        /// An operator decided it by hand.
+        /// An operator settled the migration manually.
         Operator = "operator",
-        /// The guest stood still for too long at the hand-over, and went on at its source.
+        /// The guest was paused for too long at the switchover, and resumed at its source.
         Downtime = "downtime",
         /// The process that owned this end died.
         ProcessDied = "process_died",
-        /// Anything else; the log line with the migration's id says what.
+        /// Anything else; the log line with the migration's id has the details.
         Other = "other",
     }
 }
@@ -244,13 +244,13 @@ fixed_label! {
         Cpu = "cpu",
         /// There is no protocol version in common.
         Version = "version",
-        /// The description of the guest makes no sense or exceeds a limit.
+        /// The guest's description is invalid or exceeds a limit.
         Description = "description",
-        /// It has a disk that guests from elsewhere may not have.
+        /// The guest has a disk that guests from other hosts may not have.
         Disk = "disk",
-        /// The guest's process did not come up.
+        /// The guest's process did not start.
         Process = "process",
-        /// The node takes no guests now: it is shutting down, or too many are on their way.
+        /// The node accepts no guests now: it is shutting down, or too many are arriving.
         Busy = "busy",
     }
 }

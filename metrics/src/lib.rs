@@ -1,16 +1,16 @@
-//! Every metric of lighter in one place: its name, kind, unit, labels and help, and the exporter.
+//! All metrics of lighter: their names, kinds, units, labels and help texts, and the exporter.
 //!
-//! `catalogue.rs` is the one list ([`Counted`] and [`Scraped`]), with memory optimization in
-//! `density/`; everything else is derived from it: the typed handles that the program records with,
+//! `catalogue.rs` is the only list ([`Counted`] and [`Scraped`]), with memory optimization in
+//! `density/`. Everything else is derived from it: the typed handles that the program records with,
 //! the text that Prometheus scrapes, the reference in `docs/metrics.md`, and [`never_moved`], which
-//! finds metrics that nothing moves.
+//! finds metrics that stay zero.
 //!
 //! There are two kinds of family. [`Counted`] lives as long as the process and only grows.
-//! [`Scraped`] is filled afresh from one [`Snapshot`] at every scrape, so the series of a guest
-//! that has left go with it. [`Exporter`] holds both and renders text exposition 0.0.4.
+//! [`Scraped`] is rebuilt from one [`Snapshot`] at every scrape, so the series of a guest disappear
+//! with it. [`Exporter`] holds both and renders text exposition 0.0.4.
 //!
-//! Where `migrate` or `memopt` has a type for what a label or a sample says, it is that type. This
-//! crate is the only user of the `prometheus` crate. Start reading at `catalogue.rs`.
+//! If `migrate` or `memopt` has a type for the value of a label or sample, that type is used here.
+//! This crate is the only user of the `prometheus` crate. Start reading at `catalogue.rs`.
 
 mod audit;
 mod catalogue;

@@ -26,7 +26,7 @@ than a minute ago is not shown. What guests say of their memory counts since the
 since the host did.
 ";
 
-/// The whole reference as Markdown.
+/// Returns the whole reference as Markdown.
 #[must_use]
 pub fn markdown() -> String {
     let mut text = String::from(OPENING);
@@ -75,7 +75,7 @@ fn labels(text: &mut String) {
     }
 }
 
-/// The metrics that use a label, or how many there are when they would not fit a line.
+/// Returns the metrics that use a label, or their number if they would not fit on a line.
 fn users(name: &str, values: LabelValues) -> String {
     let users: Vec<_> = crate::definitions()
         .filter(|d| d.labels.iter().any(|label| label.name == name && label.values == values))

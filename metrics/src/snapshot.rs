@@ -1,4 +1,4 @@
-//! What one scrape sees: plain values that the program gathers, with no Prometheus in them.
+//! The data of one scrape: plain values that the program gathers, independent of Prometheus.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,132 +11,132 @@ use crate::labels::GuestState;
 /// Everything on the page except what [`Counted`](crate::Counted) has accumulated.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    /// How long it took to gather this.
+    /// How long it took to gather this snapshot.
     pub scrape_duration: Duration,
     /// The guests that answered.
     pub guests: Vec<GuestSample>,
-    /// The last migrations of guests that have left this host a short while ago.
+    /// The last migrations of guests that left this host recently.
     pub departed: Vec<DepartedSample>,
-    /// How many guests live but did not answer in time.
+    /// The number of guests that are alive but did not answer in time.
     pub guests_unreachable: u64,
     /// Migrations whose outcome is not settled.
     pub migrations_in_doubt: u64,
-    /// The host's memory; absent when it could not be read.
+    /// The host's memory; absent if it could not be read.
     pub host: Option<HostMemory>,
-    /// What memory optimization has seen and is about to do.
+    /// The state of memory optimization.
     pub density: DensitySample,
 }
 
-/// Memory as admission counts it, in bytes.
+/// The host's memory as admission counts it, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostMemory {
-    /// What the kernel can give without swapping.
+    /// Memory that the kernel can provide without swapping.
     pub available_bytes: u64,
-    /// What is left to the host.
+    /// Memory that admission leaves to the host.
     pub reserved_bytes: u64,
-    /// What admitted guests have been promised and do not occupy yet.
+    /// Memory promised to admitted guests that they do not occupy yet.
     pub promised_bytes: u64,
 }
 
-/// One guest.
+/// One guest of this node.
 #[derive(Debug, Clone)]
 pub struct GuestSample {
-    /// Its name on this host.
+    /// The guest's name on this host.
     pub name: String,
-    /// The identity that it keeps.
+    /// The guest's identity, the same on every host.
     pub uuid: String,
-    /// What it is doing.
+    /// The guest's state.
     pub state: GuestState,
-    /// When its process started.
+    /// When the guest's process started.
     pub started: SystemTime,
-    /// The memory that it was given, in bytes.
+    /// The guest's memory, in bytes.
     pub memory_bytes: u64,
-    /// The vCPUs that it was given.
+    /// The number of the guest's vCPUs.
     pub vcpus: u64,
-    /// RSS of its process in bytes, when it could be read.
+    /// RSS of the guest's process in bytes, if it could be read.
     pub resident_bytes: Option<u64>,
-    /// PSS of its process in bytes, when it could be read.
+    /// PSS of the guest's process in bytes, if it could be read.
     pub proportional_bytes: Option<u64>,
-    /// The longest stall that the guest has measured, when it reports one.
+    /// The longest stall that the guest has measured, if it reports one.
     pub longest_stall: Option<Duration>,
-    /// Its network devices.
+    /// The guest's network devices.
     pub networks: Vec<NetworkSample>,
-    /// The migration that it is in, or the last one that this process has seen.
+    /// The current migration, or the last one that this process has seen.
     pub migration: Option<MigrationSample>,
 }
 
 /// A network device of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSample {
-    /// Its tap on this host.
+    /// The device's tap on this host.
     pub device: String,
-    /// What the guest received.
+    /// Frames that the guest received.
     pub received: NetworkFlow,
-    /// What it sent.
+    /// Frames that the guest sent.
     pub transmitted: NetworkFlow,
 }
 
 /// Frames in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetworkFlow {
-    /// Bytes of frames that got through.
+    /// Bytes of the delivered frames.
     pub bytes: u64,
-    /// Frames that got through.
+    /// Delivered frames.
     pub packets: u64,
-    /// Frames that did not.
+    /// Dropped frames.
     pub drops: u64,
 }
 
-/// The migration that took a guest away. Its process has ended with it; without this, nobody would
-/// ever see how it went.
+/// The migration that took a guest away. The guest's process ended with it, so without this its
+/// result would never be visible.
 #[derive(Debug, Clone)]
 pub struct DepartedSample {
     /// The name that the guest had on this host.
     pub guest: String,
-    /// How it went.
+    /// The migration's result.
     pub migration: MigrationSample,
 }
 
-/// One migration of a guest, under way or just over. Absent values give no series.
+/// One migration of a guest, current or recently ended. Absent values give no series.
 #[derive(Debug, Clone)]
 pub struct MigrationSample {
     /// Away from this host, or to it.
     pub direction: Role,
-    /// The phase that it is in; absent when it is over.
+    /// The current phase; absent once the migration is over.
     pub phase: Option<Phase>,
-    /// Time spent in each phase that it has been in.
+    /// Time spent in each phase so far.
     pub phase_durations: Vec<(Phase, Duration)>,
-    /// Time since it began, or its total.
+    /// Time since the migration began, or its total.
     pub duration: Duration,
-    /// Rounds over memory, the one under way included; only the source counts them.
+    /// Rounds over memory and copied disks, including the current one; only the source counts them.
     pub rounds: Option<u64>,
-    /// Pages sent as they are, with their bytes.
+    /// Pages sent uncompressed, with their bytes.
     pub raw: Traffic,
     /// Pages sent compressed, with their bytes on the wire.
     pub lz4: Traffic,
-    /// Pages sent as a bit each.
+    /// Pages sent as one bit each.
     pub zero_pages: u64,
-    /// Pages not sent because the guest said that they are free; only the source counts them.
+    /// Pages not sent because the guest reported them free; only the source counts them.
     pub hinted_pages: Option<u64>,
     /// Guest memory still to be sent in this round, in bytes.
     pub remaining_bytes: Option<u64>,
-    /// Content of disks still to be sent in this round, in bytes; absent when none go along.
+    /// Disk content still to be sent in this round, in bytes; absent if no disks are copied.
     pub disk_remaining_bytes: Option<u64>,
     /// Bytes on the wire for disks.
     pub disk_transferred_bytes: u64,
-    /// Memory sent per second before compression, in bytes; zero pages do not count.
+    /// Memory and disks sent per second before compression, in bytes; zero pages do not count.
     pub transfer_rate: Option<f64>,
-    /// Rate of dirtying, in bytes per second.
+    /// The dirty rate of memory and copied disks, in bytes per second.
     pub dirty_rate: Option<f64>,
-    /// How long the guest would stand still if it were switched over now.
+    /// The expected downtime if the guest were switched over now.
     pub expected_downtime: Option<Duration>,
-    /// How long it stood still, as this side saw it.
+    /// The guest's downtime, as measured by this host.
     pub downtime: Option<Duration>,
-    /// How long it stood still, as the guest saw it.
+    /// The guest's downtime, as measured by the guest.
     pub guest_downtime: Option<Duration>,
 }
 
-/// Pages and the bytes that carried them.
+/// Pages, and the bytes that carried them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// Pages of 4096 bytes.

@@ -1,7 +1,7 @@
-//! The dashboards and the alert rules in `dashboards/` speak of metrics that there are, of all of
-//! them, and fire when they should.
+//! The dashboards and the alert rules in `dashboards/` name only existing metrics, name all of
+//! them, and the alerts fire when they should.
 //!
-//! That each expression evaluates is tested with a live node and Prometheus, end to end.
+//! An end-to-end test with a live node and Prometheus checks that each expression evaluates.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ fn items<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// The metrics that a text names, histograms without what Prometheus puts behind their names.
+/// Returns the metrics that a text names, histograms without Prometheus' suffixes.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
     let metrics = words.filter(|word| word.starts_with("lighter_"));
@@ -37,7 +37,7 @@ fn named(text: &str) -> BTreeSet<String> {
     metrics.map(stem).collect()
 }
 
-/// All that a dashboard asks Prometheus for: the expressions of its panels and of its variables.
+/// Returns all queries of a dashboard: the expressions of its panels and of its variables.
 fn asked(file: &str) -> String {
     let dashboard = dashboard(file);
     let panels = items(&dashboard, "panels").iter().flat_map(|panel| items(panel, "targets"));
@@ -68,7 +68,7 @@ fn the_dashboards_show_every_metric() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// Where a panel is: its left, top, right and bottom.
+/// Returns a panel's position: left, top, right and bottom.
 fn place(panel: &Value) -> [i64; 4] {
     let of = |key: &str| panel["gridPos"][key].as_i64().expect(key);
     [of("x"), of("y"), of("x") + of("w"), of("y") + of("h")]
@@ -146,7 +146,7 @@ fn promtool_has_each_alert_fire_when_it_should() {
         let said = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
     }
-    // A rule that no test has fire could be any nonsense.
+    // A rule without a test that fires it might never fire.
     let tests = text("dashboards/alerts.test.yml");
     for rule in text("dashboards/alerts.yml").split("- alert: ").skip(1) {
         let name = rule.lines().next().expect("a name");

@@ -1,4 +1,4 @@
-//! What an inspection of a host and its guests shows on the page.
+//! How an inspection of a host and its guests appears on the page.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use memopt::step::{Action, Step};
 use memopt::verify::Outcome;
 use metrics::{DensitySample, Exporter, InspectionSample, Snapshot};
 
-/// A host with one guest, whose driver has counted so many kills.
+/// A host with one guest, whose driver has counted `oom_kills` kills.
 fn situation(seconds: u64, oom_kills: u64) -> Situation {
     let statistics = Statistics {
         available_bytes: Some(100 << 20),
@@ -77,7 +77,7 @@ fn pain_stuck_balloons_and_benches_are_shown() {
 }
 
 /// A host that swaps, waits for memory and has merged zeros, with a guest that swaps, reports free
-/// memory and tells everything.
+/// memory and sends all statistics.
 fn strained() -> Situation {
     let mut strained = situation(200, 2);
     let host = &mut strained.host;

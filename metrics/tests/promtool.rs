@@ -1,4 +1,4 @@
-//! The page of a busy node passes `promtool check metrics` and leaves no metric out.
+//! The page of a busy node passes `promtool check metrics` and contains every metric.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -72,7 +72,7 @@ fn busy_snapshot() -> Snapshot {
     }
 }
 
-/// Everything that memory optimization can say of a guest.
+/// A guest with every value that memory optimization can have for one.
 fn guest_in_need() -> DensityGuest {
     let statistics = Statistics {
         age: Duration::from_secs(1),

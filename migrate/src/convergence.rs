@@ -1,22 +1,22 @@
-//! When to stop sending rounds and pause the guest: one pure function, [`judge`], on what a
-//! [`BandwidthMeter`] and the last round have shown.
+//! Decides when to stop sending rounds and pause the guest: one pure function, [`judge`], on the
+//! measurements of a [`BandwidthMeter`] and of the last round.
 
 use std::time::Duration;
 
 use crate::memory::PAGE_BYTES;
 
-/// What is known at the end of a round.
+/// The measurements at the end of a round.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observation {
     /// Pages sent in the round that has just ended.
     pub sent_pages: u64,
     /// Pages that are dirty now.
     pub dirty_pages: u64,
-    /// Memory sent per second, zero pages not counted; none when nothing has been measured.
+    /// Bytes of memory sent per second, zero pages not counted; none if nothing has been measured.
     pub bytes_per_second: Option<f64>,
-    /// What the guest would stand for even if no page were dirty.
+    /// Downtime of the guest even if no page were dirty.
     pub fixed: Duration,
-    /// For how long it may stand.
+    /// The downtime limit.
     pub limit: Duration,
 }
 
@@ -25,32 +25,32 @@ pub struct Observation {
 pub enum Verdict {
     /// Pause the guest.
     SwitchOver,
-    /// Send another round: it will bring the downtime below its limit, or further down.
+    /// Send another round: it brings the downtime below its limit, or lowers it further.
     SendRound,
     /// Send another round although the last one has not helped: the guest dirties memory as fast as
-    /// it is sent, and only writing less will change that.
+    /// it is sent, and the downtime stays above its limit unless the guest writes less.
     SendRoundInVain,
-    /// Wait, and measure the fixed part again: it alone is beyond the limit, whatever is sent.
+    /// Wait, then measure the fixed part again: it alone exceeds the limit, whatever is sent.
     MeasureAgain,
 }
 
-/// For how long the guest would stand if it were paused now.
+/// The expected downtime if the guest were paused now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpectedDowntime {
-    /// For its dirty memory.
+    /// Time to send its dirty memory.
     pub memory: Duration,
-    /// Whatever the memory does.
+    /// Time that does not depend on memory.
     pub fixed: Duration,
 }
 
 impl ExpectedDowntime {
-    /// Both parts.
+    /// Returns the sum of both parts.
     pub fn total(&self) -> Duration {
         self.memory.saturating_add(self.fixed)
     }
 }
 
-/// Dirty memory by measured bandwidth, plus the measured fixed part.
+/// Returns dirty memory divided by measured bandwidth, plus the measured fixed part.
 pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
     let bytes = seen.dirty_pages as f64 * PAGE_BYTES as f64;
     let seconds = match seen.bytes_per_second {
@@ -58,23 +58,23 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
         Some(rate) if rate > 0.0 => bytes / rate,
         _ => f64::INFINITY,
     };
-    // Beyond what a Duration holds, for ever is the same.
+    // More than a Duration holds: the same as never.
     let memory = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     ExpectedDowntime { memory, fixed: seen.fixed }
 }
 
 /// Decides at the end of a round whether to pause the guest.
 ///
-/// It is paused when two things hold. The expected downtime is within the limit; and another round
-/// would not pay, which is so when no page is dirty, when dirty memory already costs less than the
-/// fixed part, or when the last round has not left a quarter fewer pages dirty than it sent. So the
-/// limit is a limit and no target: where a few more rounds are cheap, the guest stands for much
-/// less. (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the
-/// limit.)
+/// It is paused if two things hold. The expected downtime is within the limit, and another round
+/// would not pay: no page is dirty, sending the dirty memory takes no longer than the fixed part,
+/// or the last round has not left at least a quarter fewer pages dirty than it sent. So the limit
+/// is not a target: where a few more rounds are cheap, the downtime is much shorter. (Cloud
+/// Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
 ///
-/// A guest that writes faster than the link carries never meets the first condition: rounds go on
-/// until the migration's time is over or somebody cancels it, and say that they are in vain. So it
-/// is with a limit below the fixed part, except that there rounds would be busy with nothing.
+/// A guest that writes faster than the link carries never meets the first condition: rounds go on,
+/// reported as not converging, until the migration times out or is cancelled. The same holds for a
+/// limit below the fixed part, except that rounds would not help there: the source waits and
+/// measures again.
 pub fn judge(seen: &Observation) -> Verdict {
     let expected = expected_downtime(seen);
     let shrinking = seen.dirty_pages.saturating_mul(4) <= seen.sent_pages.saturating_mul(3);
@@ -89,13 +89,14 @@ pub fn judge(seen: &Observation) -> Verdict {
     }
 }
 
-/// Rounds that send less than this say nothing about bandwidth: they fit into buffers.
+/// Rounds that send less than this tell nothing about bandwidth: they fit into buffers.
 const TELLING_BYTES: u64 = 4 << 20;
 
-/// Measures how much memory a second of sending moves, from the last few rounds.
+/// Measures the bandwidth, in bytes of memory per second, from the last few rounds.
 ///
-/// Zero pages do not count: they cost next to nothing and would promise a speed that pages with
-/// content cannot keep. A round weighs by its bytes; older rounds by half for each later one.
+/// Zero pages do not count: they cost next to nothing and would suggest a speed that pages with
+/// content cannot reach. A round is weighted by its bytes; each later round halves the weight of
+/// the earlier ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BandwidthMeter {
     bytes: f64,
@@ -103,7 +104,7 @@ pub struct BandwidthMeter {
 }
 
 impl BandwidthMeter {
-    /// Takes a round into account: `bytes` of memory, zero pages not counted, in `elapsed`.
+    /// Adds a round that sent `bytes` of memory, zero pages not counted, in `elapsed`.
     pub fn add_round(&mut self, bytes: u64, elapsed: Duration) {
         let known = self.bytes >= TELLING_BYTES as f64;
         if bytes == 0 || elapsed.is_zero() || (bytes < TELLING_BYTES && known) {
@@ -113,19 +114,19 @@ impl BandwidthMeter {
         self.seconds = self.seconds / 2.0 + elapsed.as_secs_f64();
     }
 
-    /// Bytes of memory per second; none before the first round that had content.
+    /// Returns bytes of memory per second; none before the first round that had content.
     pub fn bytes_per_second(&self) -> Option<f64> {
         (self.bytes > 0.0 && self.seconds > 0.0).then(|| self.bytes / self.seconds)
     }
 }
 
-/// The time over which pages are counted for a rate: a guest writes in bursts, and a late round is
-/// over in a millisecond.
+/// The window of the dirty rate: a guest writes in bursts, and a late round takes only a
+/// millisecond.
 const DIRTY_RATE_WINDOW: Duration = Duration::from_millis(200);
 
-/// Measures how many pages a second the guest writes, over the last 200 ms of looks at its dirty
-/// log, or over all of them while that is less. A look counts for the time since the one before,
-/// whatever happened in it.
+/// Measures how many pages per second the guest writes, over the last 200 ms of samples of its
+/// dirty log, or over all samples while they cover less. A sample covers the time since the one
+/// before it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DirtyRateMeter {
     looked: Option<Duration>,
@@ -134,7 +135,7 @@ pub struct DirtyRateMeter {
 }
 
 impl DirtyRateMeter {
-    /// Takes a look into account that found `pages` dirty at `now`; the log began at `began`.
+    /// Adds a sample that found `pages` dirty at `now`; the log began at `began`.
     pub fn add_look(&mut self, pages: u64, began: Duration, now: Duration) {
         let since = now.saturating_sub(self.looked.replace(now).unwrap_or(began)).as_secs_f64();
         let room = (DIRTY_RATE_WINDOW.as_secs_f64() - since).max(0.0);
@@ -146,7 +147,7 @@ impl DirtyRateMeter {
         self.seconds += since;
     }
 
-    /// Pages each second; 0 before any time has passed.
+    /// Returns pages per second; 0 before any time has passed.
     pub fn pages_per_second(&self) -> f64 {
         if self.seconds > 0.0 { self.pages / self.seconds } else { 0.0 }
     }
@@ -201,8 +202,8 @@ mod tests {
         assert_eq!(judge(&unknown_speed), Verdict::SendRoundInVain);
     }
 
-    /// A guest that writes `burst` pages each 10 ms, looked at after each of `pauses`, in
-    /// milliseconds; the rates seen.
+    /// The rates measured for a guest that writes `burst` pages every 10 ms, sampled after each of
+    /// `pauses`, in milliseconds.
     fn dirty_rates(burst: u64, pauses: &[u32]) -> Vec<f64> {
         let (mut meter, mut now) = (DirtyRateMeter::default(), 0);
         let mut look = |pause: u32| {
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn short_rounds_do_not_disturb_the_dirty_rate() {
-        // 2,000 pages/s: a long round, then many of a millisecond, of which one in ten meets a
+        // 2,000 pages/s: a long round, then many of one millisecond, of which one in ten meets a
         // burst.
         let pauses = [&[1000][..], &[1; 300]].concat();
         for (round, rate) in dirty_rates(20, &pauses).into_iter().enumerate() {
@@ -238,7 +239,7 @@ mod tests {
         assert!((10_000.0..=12_000.0).contains(&between), "{between}");
         meter.add_look(2000, Duration::ZERO, 1200 * MS);
         assert!(meter.pages_per_second() > 15_000.0);
-        // A rest of a second between two rounds is no burst.
+        // A second without samples between two rounds is not a burst.
         meter.add_look(20_000, Duration::ZERO, 2200 * MS);
         assert!((meter.pages_per_second() - 20_000.0).abs() < 1.0);
     }

@@ -1,4 +1,4 @@
-//! Why a migration failed: in which phase, with a reason from a bounded set, and in words.
+//! Why a migration failed: the phase, a reason from a bounded set, and a message.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::protocol::{CodecError, Complaint, VersionMismatch};
 use crate::reason::Reason;
 use crate::text::PeerText;
 
-/// A failed migration. Its text says what happened, on what, and where the guest is now is said by
-/// the outcome that carries it.
+/// A failed migration. Its text says what happened and on what; the outcome that carries it says
+/// where the guest is now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", sentence(*phase, failure))]
 pub struct MigrationError {
@@ -32,41 +32,41 @@ fn sentence(phase: Phase, failure: &Failure) -> String {
 }
 
 impl MigrationError {
-    /// The reason, as a label.
+    /// Returns the reason, for use as a label.
     pub const fn reason(&self) -> Reason {
         self.failure.reason()
     }
 
-    /// The failure as it is told to the peer.
+    /// Returns the failure as it is sent to the peer.
     pub fn complaint(&self) -> Complaint {
         Complaint::new(self.reason(), self.failure.to_string())
     }
 }
 
-/// What can go wrong.
+/// The ways in which a migration can fail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// No version in common.
     #[error(transparent)]
     Version(#[from] VersionMismatch),
-    /// The destination will not take the guest.
+    /// The destination refuses the guest.
     #[error("the destination refused the guest: {0}")]
     Refused(Refusal),
-    /// Called off on this side.
+    /// Cancelled on this side.
     #[error("cancelled by {by}")]
     Cancelled {
-        /// By whom or what.
+        /// The user or component that cancelled it.
         by: PeerText,
     },
-    /// The total time is over.
+    /// The time limit for the whole migration has passed.
     #[error("not finished after {} s, the limit that was set{why}", limit.as_secs_f64())]
     Timeout {
         /// The limit.
         limit: Duration,
-        /// What it was waiting for, if it was the guest.
+        /// What the guest or its pause was waiting for; empty if unrelated to the guest.
         why: PeerText,
     },
-    /// The guest stood still for too long before the decision to hand it over.
+    /// The guest was paused for too long before the decision to hand it over.
     #[error(
         "the hand-over took longer than {} s (the bound for --downtime {}s): {why}; try again, or allow \
          more with --downtime",
@@ -74,65 +74,66 @@ pub enum Failure {
         limit.as_secs_f64()
     )]
     Downtime {
-        /// For how long it may stand still: [`crate::Limits::standstill`].
+        /// The longest pause allowed: [`crate::Limits::standstill`].
         allowed: Duration,
         /// The downtime limit.
         limit: Duration,
-        /// What it was waiting for.
+        /// The steps that were not finished.
         why: PeerText,
     },
-    /// The peer is connected and does not answer.
+    /// The peer is connected but does not answer.
     #[error("no {expected} from the other side within {} s", limit.as_secs_f64())]
     NoAnswer {
-        /// The message that did not come.
+        /// Name of the message that did not come.
         expected: &'static str,
-        /// How long it was waited for.
+        /// How long this side waited for it.
         limit: Duration,
     },
-    /// The connection could not be made, or is gone.
+    /// The connection could not be made, or was lost.
     #[error("connection lost: {detail}")]
     ConnectionLost {
-        /// What the transport said.
+        /// The transport's error.
         detail: PeerText,
     },
     /// The peer broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(ProtocolError),
-    /// Memory pages arrived damaged or incomplete.
+    /// Memory pages that arrived damaged or incomplete.
     #[error("damaged data: {detail}")]
     Data {
-        /// What is wrong with them.
+        /// What is wrong with the data.
         detail: PeerText,
     },
-    /// The guest did not do what was asked.
+    /// A call to the guest failed.
     #[error("guest error: {0}")]
     Guest(GuestError),
-    /// The guest ended while it was being migrated.
+    /// The guest stopped running while it was being migrated.
     #[error("the guest has ended: {detail}")]
     GuestStopped {
-        /// How it ended.
+        /// How it stopped: shut down, crashed.
         detail: PeerText,
     },
     /// A durable record could not be written.
     #[error("the migration's record cannot be written: {detail}")]
     Record {
-        /// What the file system said.
+        /// The file system's error.
         detail: PeerText,
     },
-    /// The other side failed and told why.
+    /// The other side failed and said why.
     #[error("the other side gave up: {text}")]
     Peer {
-        /// Its reason.
+        /// The reason that it gave.
         reason: Reason,
-        /// Its words.
+        /// The text that it gave.
         text: PeerText,
     },
-    /// After the commit, the destination says that it does not know the migration.
+    /// After the commit, the destination does not know the migration.
     #[error(
         "the destination does not know this migration any more, although it was told to run the guest"
     )]
     Forgotten,
-    /// Source and destination may both run the guest: an operator has forced it.
+    /// Source and destination may both run the guest: an operator forced the destination to, while
+    /// the source had kept it.
     #[error(
         "the destination was made to run the guest by its operator, while the source had kept it: stop one of them"
     )]
@@ -140,13 +141,13 @@ pub enum Failure {
     /// An operator resolved a migration by hand.
     #[error("resolved by the operator: {choice}")]
     Operator {
-        /// What was chosen.
+        /// The operator's choice.
         choice: OperatorChoice,
     },
 }
 
 impl Failure {
-    /// The reason, as a label.
+    /// Returns the reason, for use as a label.
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Version(_) => Reason::Version,
@@ -177,13 +178,13 @@ impl From<&Complaint> for Failure {
     }
 }
 
-/// How a peer can break the protocol.
+/// The ways in which a peer can break the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// Bytes that are no message.
+    /// Bytes that are not a message.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// A message that has no place here.
+    /// A message that is not allowed in the current state.
     #[error("unexpected {message} while {waiting}")]
     Unexpected {
         /// The message.
@@ -191,16 +192,16 @@ pub enum ProtocolError {
         /// What this side was doing.
         waiting: &'static str,
     },
-    /// A message that contradicts what was said before.
+    /// A message that contradicts earlier ones.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// What an operator orders for a guest whose migration is in doubt, on the host where it is said.
+/// An operator's choice for a guest whose migration is in doubt, on the host where it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OperatorChoice {
-    /// Run the copy on this host. Safe only when the other host will not run its own.
+    /// Run the copy on this host. Safe only if the other host will not run its own.
     Run,
     /// Destroy the copy on this host.
     Discard,
@@ -215,34 +216,34 @@ impl std::fmt::Display for OperatorChoice {
     }
 }
 
-/// Why a migration cannot be called off any more.
+/// Why a migration can no longer be cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CancelRefused {
-    /// The destination is ready: only the source can tell it to give up.
+    /// The destination is ready: only the source can tell it to discard the guest.
     #[error(
         "too late to cancel at the destination: it is ready and the source decides; cancel there"
     )]
     SourceDecides,
-    /// The decision is made, and on disk.
+    /// The commit is decided and on disk.
     #[error("too late to cancel: the destination has been told to run the guest")]
     Committed,
-    /// There is nothing to cancel.
+    /// The migration is over.
     #[error("nothing to cancel: the migration is over")]
     Over,
 }
 
-/// Why an operator's choice is not heeded.
+/// Why an operator's choice is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveRefused {
-    /// Source and destination are about to agree by themselves.
+    /// Source and destination are connected and about to agree.
     #[error(
         "nothing to resolve: source and destination are connected and will agree by themselves"
     )]
     Connected,
-    /// Nothing has been decided yet: cancel is what is wanted.
+    /// Nothing has been decided yet: the operator can cancel instead.
     #[error("nothing to resolve: the migration is under way and can be cancelled")]
     NotInDoubt,
-    /// It is decided.
+    /// The migration is over.
     #[error("nothing to resolve: the migration is over")]
     Over,
 }

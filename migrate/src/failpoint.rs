@@ -1,30 +1,30 @@
-//! Points at which a test can hold, kill, cut or corrupt a migration; gone without the `failpoints`
-//! feature.
+//! Points at which a test can hold, kill, cut or corrupt a migration; compiled out without the
+//! `failpoints` feature.
 //!
-//! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`, each of which strikes once. A point is a
-//! side, a moment and a name in lower case: `source.send.commit`, `destination.recv.state`,
+//! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`; each point fires once. A point is a side, a
+//! kind of step and a name, in lower case: `source.send.commit`, `destination.recv.state`,
 //! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions:
-//! `hold` (what was to happen here does not), `freeze` (the same, and this side's deadlines do not
-//! pass until it loses its connection), `stall=PATH` (it makes that file and blocks its thread
-//! until the file is gone), `exit` (the process is killed), `panic` (the session's thread panics),
-//! `cut` (the connections are closed), `flip` (a byte of the frame is damaged).
+//! `hold` (skips the step), `freeze` (skips it, and suspends this side's deadlines until it loses
+//! its connection), `stall=PATH` (creates that file and blocks its thread until the file is gone),
+//! `exit` (kills the process), `panic` (panics in the session's thread), `cut` (closes the
+//! connections), `flip` (corrupts a byte of the frame).
 //!
 //! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others.
 
-/// What is to happen at a point.
+/// What happens to the step at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(feature = "failpoints"),
     expect(dead_code, reason = "only failpoints make anything else happen than Go")
 )]
 pub(crate) enum Passage {
-    /// Nothing special.
+    /// The step happens as usual.
     Go,
-    /// What was to happen does not.
+    /// The step does not happen.
     Hold,
     /// The connections are closed first.
     Cut,
-    /// The frame is damaged.
+    /// The frame is sent with a corrupted byte.
     Flip,
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Passage {
 mod enabled {
     use super::Passage;
 
-    /// No points.
+    /// No failpoints: the feature is off.
     #[derive(Debug, Clone, Default)]
     pub(crate) struct Failpoints;
 
@@ -52,7 +52,7 @@ mod enabled {
         pub(crate) fn thaw(&self) {}
     }
 
-    /// Nothing else is to be spoken.
+    /// Returns none: the versions cannot be overridden without the feature.
     pub(crate) fn versions() -> Option<Vec<u16>> {
         None
     }
@@ -67,13 +67,12 @@ mod enabled {
 
     use super::Passage;
 
-    /// Longest stall, lest a test that died leaves processes that stand for ever.
+    /// Longest stall, so that a test that died leaves no processes that block forever.
     const STALL_LONGEST: Duration = Duration::from_secs(900);
-    /// How often a stalled thread looks whether it may go on.
+    /// How often a stalled thread checks whether it may continue.
     const STALL_INTERVAL: Duration = Duration::from_millis(5);
 
-    /// The points of this process: each strikes once in its life, whatever number of migrations it
-    /// has.
+    /// The points of this process: each fires once in its lifetime, however many migrations run.
     static OF_PROCESS: OnceLock<Failpoints> = OnceLock::new();
 
     /// The points that are set.
@@ -100,30 +99,30 @@ mod enabled {
     }
 
     impl Failpoints {
-        /// Reads `LIGHTER_FAILPOINT`; what is not understood is logged and left out.
+        /// Reads `LIGHTER_FAILPOINT`; entries that cannot be parsed are logged and skipped.
         pub(crate) fn from_environment() -> Self {
             let read = || Self::parse(&std::env::var("LIGHTER_FAILPOINT").unwrap_or_default());
             OF_PROCESS.get_or_init(read).clone()
         }
 
-        /// As [`Failpoints::from_environment`], from a text.
+        /// As [`Failpoints::from_environment`], from a string.
         pub(crate) fn parse(text: &str) -> Self {
             let points = text.split(',').filter(|item| !item.is_empty());
             Self { points: Arc::new(points.filter_map(Point::parse).collect()), ..Self::default() }
         }
 
-        /// Whether time stands still for this side.
+        /// Returns whether this side's deadlines are suspended.
         pub(crate) fn is_frozen(&self) -> bool {
             self.frozen.load(Ordering::Relaxed)
         }
 
-        /// Time goes on.
+        /// Ends the suspension of deadlines.
         pub(crate) fn thaw(&self) {
             self.frozen.store(false, Ordering::Relaxed);
         }
 
-        /// Says what is to happen at the point `moment.name`; does not return from `exit` and
-        /// `panic`.
+        /// Returns what happens to the step at the point `moment.name`; does not return from `exit`
+        /// and `panic`.
         pub(crate) fn reach(&self, moment: &str, name: &str) -> Passage {
             let Some(point) = self.points.iter().find(|point| point.is(moment, name)) else {
                 return Passage::Go;
@@ -187,13 +186,13 @@ mod enabled {
         }
     }
 
-    /// What `LIGHTER_PROTOCOL_VERSIONS` asks for.
+    /// Returns the versions that `LIGHTER_PROTOCOL_VERSIONS` lists.
     pub(crate) fn versions() -> Option<Vec<u16>> {
         let text = std::env::var("LIGHTER_PROTOCOL_VERSIONS").ok()?;
         Some(text.split(',').filter_map(|version| version.parse().ok()).collect())
     }
 
-    /// Dies as from `kill -9`: nothing is cleaned up.
+    /// Dies as from `kill -9`, without cleanup.
     fn kill_self() -> ! {
         let pid = std::process::id().to_string();
         let _ = std::process::Command::new("kill").args(["-9", &pid]).status();

@@ -1,7 +1,7 @@
-//! Messages on a QUIC stream: the frame of [`crate::protocol::codec`], then its checksum.
+//! Messages on a QUIC stream: the frame of [`crate::protocol::codec`], followed by its checksum.
 //!
-//! The checksum is the xxh3-64 of the frame, little-endian. TLS already keeps others from changing
-//! a message; the checksum catches what is damaged at either end before or after encryption.
+//! The checksum is the xxh3-64 of the frame, little-endian. TLS already protects messages in
+//! transit; the checksum catches corruption at either end before or after encryption.
 
 use quinn::{ReadExactError, RecvStream, SendStream};
 use xxhash_rust::xxh3::xxh3_64;
@@ -11,16 +11,16 @@ use crate::protocol::codec::{self, HEAD_BYTES, Message};
 
 /// Bytes of the checksum after a frame.
 pub(crate) const CHECKSUM_BYTES: usize = 8;
-/// Bytes that are read at once: what a peer merely announces is not allocated.
+/// Bytes read at once: memory is allocated as data arrives, not for what the peer announces.
 const STEP_BYTES: usize = 256 << 10;
 
-/// Why no message came.
+/// Why no message could be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadFailure {
-    /// A frame that holds no message; the next one can be read.
+    /// A frame that does not hold a valid message; the next frame can be read.
     #[error(transparent)]
     Malformed(CodecError),
-    /// Bytes that are no frame: where the next one begins is not known.
+    /// Bytes that are not a frame: the start of the next one is unknown.
     #[error(transparent)]
     OutOfStep(CodecError),
     /// The stream ended or broke.
@@ -28,7 +28,7 @@ pub(crate) enum ReadFailure {
     Lost(String),
 }
 
-/// The bytes of `message` as they go on a stream.
+/// Returns the bytes of `message` as they are written to a stream.
 pub(crate) fn frame<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
     let mut bytes = codec::encode(message)?;
     let sum = xxh3_64(&bytes);

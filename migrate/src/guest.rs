@@ -1,7 +1,8 @@
-//! What a migration asks of a guest, on either side.
+//! What a migration needs from a guest, on either side.
 //!
-//! The program adapts its virtual machine to these traits; the tests of this crate have a simulated
-//! guest. All calls may block (they are made from blocking threads) and may come from any thread.
+//! The program implements these traits for its virtual machine; the tests of this crate use a
+//! simulated guest. All calls may block (they are made from blocking threads) and may come from any
+//! thread.
 
 use std::sync::Arc;
 
@@ -11,81 +12,82 @@ use uuid::Uuid;
 use crate::memory::{CHUNK_BYTES, MAX_MEMORY_BYTES, MemoryLayout};
 use crate::text::{Blob, PeerText};
 
-/// Longest name of a guest, in bytes.
+/// Longest guest name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
-/// Most disks that a migration copies.
+/// Most disks that one migration copies.
 pub const MAX_DISKS: usize = 16;
 
-/// What the destination must know before it can say yes and build the guest.
+/// What the destination must know before it can accept and build the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestDescription {
-    /// The guest's name, as its users know it; see [`GuestDescription::check_bounds`].
+    /// The guest's name; see [`GuestDescription::check_bounds`].
     pub name: String,
-    /// The guest's identity; stays with it wherever it runs.
+    /// The guest's identity; it stays the same wherever the guest runs.
     pub uuid: Uuid,
-    /// Where its memory lies.
+    /// The regions of its memory.
     pub layout: MemoryLayout,
     /// Number of virtual CPUs.
     pub vcpus: u16,
-    /// All that the virtual machine needs to build the same guest elsewhere (CPUID, devices), in
+    /// Everything the virtual machine needs to build the same guest elsewhere (CPUID, devices), in
     /// its own versioned encoding; opaque here, checked by [`GuestFactory::check`].
     pub config: Blob,
-    /// The disks whose content goes along; those that both hosts share are not among them. Their
-    /// chunks follow those of memory, each disk's from a new chunk on. They travel in a message of
-    /// their own, [`crate::protocol::SourceMessage::Disks`].
+    /// The disks whose content is copied with the guest; disks that both hosts share are not
+    /// listed. Their chunks follow those of memory, and each disk starts on a new chunk. They are
+    /// sent in a separate message, [`crate::protocol::SourceMessage::Disks`].
     #[serde(skip)]
     pub disks: Vec<DiskCopy>,
 }
 
-/// A disk whose content goes along with the guest.
+/// A disk whose content is copied with the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskCopy {
-    /// Which of the guest's devices it is, in the order of [`GuestDescription::config`].
+    /// Index of the disk among the guest's devices, in the order of [`GuestDescription::config`].
     pub device: u16,
     /// Its size in bytes.
     pub bytes: u64,
-    /// Bytes of it that take up room at the source: what the destination needs at least.
+    /// Bytes allocated for it at the source: the least that the destination needs.
     pub allocated_bytes: u64,
-    /// What becomes of a file that is in its place at the destination.
+    /// What happens to a file that is already in its place at the destination.
     pub existing: ExistingFile,
 }
 
 impl DiskCopy {
-    /// Chunks of its content, the last of which may be cut short by the disk's end.
+    /// Returns the number of its chunks; the last may be shorter than a full one.
     pub fn chunks(&self) -> usize {
         // At most 2^26 after `check_bounds`.
         self.bytes.div_ceil(CHUNK_BYTES as u64) as usize
     }
 }
 
-/// What becomes of a file that has the name of an arriving disk.
+/// What happens to a file that has the name of an arriving disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExistingFile {
-    /// It stays, and the guest is not taken in.
+    /// The file is kept, and the guest is refused.
     #[default]
     Keep,
-    /// The guest's disk takes its place when the guest is handed over, unless somebody uses it.
+    /// The guest's disk replaces it at hand-over, unless the file is in use.
     Replace,
 }
 
 impl GuestDescription {
-    /// Bytes of the disks that go along.
+    /// Returns the size of the disks that are copied.
     pub fn disk_bytes(&self) -> u64 {
         self.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.bytes))
     }
 
-    /// Chunks of memory and of the disks that go along: what data streams carry.
+    /// Returns the chunks of memory and of copied disks: what the data streams carry.
     pub fn chunks(&self) -> usize {
         self.layout.chunks() + self.disks.iter().map(DiskCopy::chunks).sum::<usize>()
     }
 
-    /// Checks what can be checked without knowing the virtual machine.
+    /// Checks everything that does not depend on the virtual machine.
     ///
     /// # Errors
-    /// When the name is empty, longer than [`MAX_NAME_BYTES`], has other characters than letters,
-    /// digits, `-`, `_` and `.`, or starts with `.` or `-`; when there is no virtual CPU; or when
-    /// there are more than [`MAX_DISKS`] disks to be copied, an empty one, or too much in them.
+    /// If the name is empty, longer than [`MAX_NAME_BYTES`], has characters other than letters,
+    /// digits, `-`, `_` and `.`, or starts with `.` or `-`; if there is no virtual CPU; or if there
+    /// are more than [`MAX_DISKS`] disks to copy, an empty one, or more data than
+    /// `MAX_MEMORY_BYTES`.
     pub fn check_bounds(&self) -> Result<(), Refusal> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = &self.name;
@@ -109,7 +111,7 @@ impl GuestDescription {
         self.check_disks()
     }
 
-    /// What a copy takes of either host's memory grows with the disks: so do they have bounds.
+    /// Bounds the copied disks: the memory that a copy takes on either host grows with them.
     fn check_disks(&self) -> Result<(), Refusal> {
         let refuse = |text: String| Err(Refusal::new(RefusalKind::Guest, text));
         if self.disks.len() > MAX_DISKS {
@@ -130,23 +132,23 @@ impl GuestDescription {
     }
 }
 
-/// Whether a guest executes or is paused by its user.
+/// Whether a guest is running or paused by its user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
-    /// It executes.
+    /// Its vCPUs run.
     Running,
-    /// Its user has paused it; a migration keeps it so.
+    /// Its user has paused it; it stays paused after a migration.
     Paused,
 }
 
-/// A guest that did not do what was asked; the message names the operation and the guest.
+/// A failed call to the guest; the message names the operation and the guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct GuestError(pub String);
 
 impl GuestError {
-    /// An error with this message.
+    /// Creates an error with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
@@ -158,203 +160,205 @@ impl GuestError {
 pub enum RefusalKind {
     /// Not enough memory.
     Memory,
-    /// The CPU lacks what the guest has been using.
+    /// The CPU lacks features that the guest uses.
     Cpu,
-    /// The name or identity is taken there.
+    /// Another guest there has the name or identity.
     Taken,
-    /// No KVM, or not permitted to use it.
+    /// KVM is missing, or access to it is denied.
     Kvm,
-    /// The description makes no sense, or is of an unknown version.
+    /// The description is invalid, or of an unknown version.
     Guest,
-    /// No protocol version in common.
+    /// The two sides have no protocol version in common.
     Version,
-    /// The destination takes no guests now (too many migrations, shutting down).
+    /// The destination accepts no guests now (too many migrations, shutting down).
     Busy,
-    /// Anything else; the text says it.
+    /// Any other reason, given in the text.
     Other,
 }
 
-/// Why a destination will not take a guest, as its operator should read it.
+/// Why a destination refuses a guest, for its operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
 pub struct Refusal {
-    /// What is lacking.
+    /// The kind of problem.
     pub kind: RefusalKind,
-    /// What is lacking on what object, with figures and the way out.
+    /// What is lacking, on which object, with figures and what to do about it.
     pub text: PeerText,
 }
 
 impl Refusal {
-    /// A refusal with this text (bounded and stripped of control characters).
+    /// Creates a refusal with this text (bounded and stripped of control characters).
     pub fn new(kind: RefusalKind, text: impl AsRef<str>) -> Self {
         Self { kind, text: PeerText::new(text.as_ref()) }
     }
 }
 
-/// How far a guest is with saying which of its pages are free.
+/// How much of its free memory a guest has reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HintProgress {
-    /// Pages that it has named.
+    /// Pages that it has reported so far.
     pub pages: u64,
-    /// Nothing more is to come.
+    /// Whether it has reported all of them.
     pub complete: bool,
 }
 
 /// A guest that is to leave this host.
 pub trait SourceGuest: Send + Sync {
-    /// What the destination must know to build it.
+    /// Returns what the destination must know to build the guest.
     fn describe(&self) -> GuestDescription;
 
-    /// Starts to log dirty pages; from then on every page counts as dirty once.
+    /// Starts the dirty log; every page then counts as dirty once.
     ///
     /// # Errors
-    /// When the log cannot be started; the guest runs on.
+    /// If the log cannot be started; the guest keeps running.
     fn start_dirty_log(&self) -> Result<(), GuestError>;
 
-    /// Takes those pages out of `words` (one word for each chunk, all bits set at first) that need
-    /// not be sent before they are written: the destination has zeros there, and so has the guest.
-    /// Called once, after the log was started.
+    /// Clears the pages in `words` (one word per chunk, all bits set at first) that need not be
+    /// sent until they are written: they are zero both in the guest and at the destination. Called
+    /// once, after the dirty log was started.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// If the pages cannot be determined.
     fn leave_out(&self, _words: &mut [u64]) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// Whether it runs, and would say which of its pages are free.
+    /// Returns whether the guest is running and can report its free pages.
     fn gives_hints(&self) -> bool {
         false
     }
 
-    /// Asks which pages are free; the guest takes them all, until [`SourceGuest::end_hints`]. It
-    /// may take one back and write it at any time, so every page of memory must have been re-armed
-    /// before this call: then a hint holds for as long as the log does not show its page.
+    /// Asks the guest which pages are free; it holds all of them until [`SourceGuest::end_hints`].
+    /// It may take one back and write it at any time, so every page of memory must have been
+    /// re-armed before this call: then a hint holds as long as the dirty log does not show its
+    /// page.
     ///
     /// # Errors
-    /// When it cannot be asked.
+    /// If the guest cannot be asked.
     fn begin_hints(&self) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// How far it is.
+    /// Returns how much the guest has reported.
     ///
     /// # Errors
-    /// When it cannot be asked.
+    /// If the progress cannot be read.
     fn hint_progress(&self) -> Result<HintProgress, GuestError> {
         Ok(HintProgress { pages: 0, complete: true })
     }
 
-    /// Lets the guest have its pages back, and adds (by OR) those that it named to `words`, one
-    /// word for each chunk of memory. Harmless when it was not asked.
+    /// Returns the held pages to the guest, and adds (by OR) those that it reported to `words`, one
+    /// word per chunk of memory. Harmless if it was not asked.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// If the guest cannot be told.
     fn end_hints(&self, _words: &mut [u64]) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// Stops the log. Harmless when it was not started.
+    /// Stops the dirty log. Harmless if it was not started.
     ///
     /// # Errors
-    /// When the log cannot be stopped.
+    /// If the log cannot be stopped.
     fn stop_dirty_log(&self) -> Result<(), GuestError>;
 
-    /// Adds (by OR) every page dirtied since it was last re-armed to `words`, one word for each
-    /// chunk of memory. Does not re-arm.
+    /// Adds (by OR) every page dirtied since it was last re-armed to `words`, one word per chunk of
+    /// memory. Does not re-arm.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError>;
 
-    /// Has exactly these pages logged again when they are written; `words[0]` is chunk
-    /// `first_chunk`. Called right *before* the pages are copied, so no write is missed.
+    /// Re-arms the dirty log for exactly these pages; `words[0]` is chunk `first_chunk`. Called
+    /// right *before* the pages are copied, so no write is missed.
     ///
     /// # Errors
-    /// When the log cannot be changed.
+    /// If the log cannot be changed.
     fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<(), GuestError>;
 
-    /// Copies memory into `buf` (whole pages) from page `first_page` of `chunk` on.
+    /// Copies memory into `buf` (whole pages), starting at page `first_page` of `chunk`.
     ///
     /// # Errors
-    /// When the range is outside of memory.
+    /// If the range is outside of memory.
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
 
-    /// Makes durable what the guest has written to its disks, whether it runs or is paused. May be
-    /// called beside any other call, and holds none of them up: [`SourceGuest::resume`] comes while
-    /// a disk hangs.
+    /// Flushes what the guest has written to its disks, whether it runs or is paused. May be called
+    /// during any other call and must delay none of them: [`SourceGuest::resume`] is called while a
+    /// disk hangs.
     ///
     /// # Errors
-    /// When a disk cannot be flushed.
+    /// If a disk cannot be flushed.
     fn flush(&self) -> Result<(), GuestError>;
 
-    /// Stops all vCPUs and devices; returns when they stand. Harmless when they do already.
+    /// Stops all vCPUs and devices; returns once they have stopped. Harmless if they already have.
     ///
     /// # Errors
-    /// When a vCPU does not stop.
+    /// If a vCPU does not stop.
     fn pause(&self) -> Result<(), GuestError>;
 
-    /// Lets a paused guest go on.
+    /// Resumes a paused guest.
     ///
     /// # Errors
-    /// When a vCPU does not start.
+    /// If a vCPU does not start.
     fn resume(&self) -> Result<(), GuestError>;
 
-    /// Whether it runs; false when paused by its user.
+    /// Returns whether the guest runs; false if its user has paused it.
     fn is_running(&self) -> bool;
 
-    /// Gives up what only one copy of the guest may have, such as the locks on its disks: the
-    /// decision is recorded, and the destination is about to take it. [`SourceGuest::resume`] takes
-    /// it back, should the guest be given back.
+    /// Releases what only one copy of the guest may hold, such as the locks on its disks: the
+    /// commit is recorded, and the destination is about to acquire them. [`SourceGuest::resume`]
+    /// acquires them again if the guest comes back.
     ///
     /// # Errors
-    /// When it cannot be given up; the destination then waits in vain, and says so.
+    /// If they cannot be released; the destination then waits for them, fails, and says so.
     fn release(&self) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// The state of vCPUs and devices of the paused guest. May dirty memory. Flushes no disk: see
-    /// [`SourceGuest::flush`].
+    /// Returns the state of vCPUs and devices of the paused guest. May dirty memory. Does not flush
+    /// disks: see [`SourceGuest::flush`].
     ///
     /// # Errors
-    /// When a piece of state cannot be read.
+    /// If a part of the state cannot be read.
     fn save_state(&self) -> Result<Vec<u8>, GuestError>;
 }
 
-/// A guest that has been built to receive another one's memory and state.
+/// A guest built to receive the memory and state of the migrating one.
 pub trait DestinationGuest: Send + Sync {
-    /// Writes whole pages into memory, from page `first_page` of `chunk` on.
+    /// Writes whole pages into memory, starting at page `first_page` of `chunk`.
     ///
     /// # Errors
-    /// When the range is outside of memory.
+    /// If the range is outside of memory.
     fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), GuestError>;
 
-    /// Zeroes the pages of `chunk` in `mask`. Only called for pages written before in this
+    /// Zeroes the pages of `chunk` in `mask`. Called only for pages written earlier in this
     /// migration: memory is zero when the guest is created.
     ///
     /// # Errors
-    /// When the chunk is outside of memory.
+    /// If the chunk is outside of memory.
     fn zero(&self, chunk: usize, mask: u64) -> Result<(), GuestError>;
 
-    /// Loads the state of vCPUs and devices. Memory and disks are complete by then, and what came
-    /// for the disks is durable when this returns.
+    /// Loads the state of vCPUs and devices. Memory and disks are complete by then, and all data
+    /// received for the disks is durable when this returns.
     ///
     /// # Errors
-    /// When the state is not understood or cannot be loaded.
+    /// If the state is not understood or cannot be loaded.
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes the guest this host's, with the locks and networks that only one copy of it may have;
-    /// from now on, what was built for it outlives this process. None of it runs yet. The source
-    /// gives those up in this moment, so wait for them a little.
+    /// Makes this host the owner of the guest, with the locks and networks that only one copy may
+    /// hold; from now on, what was built for it outlives this process. The guest does not run yet.
+    /// The source releases those locks at the same time, so implementations wait for them for a
+    /// short time.
     ///
     /// # Errors
-    /// When another process has one of them, or the guest cannot be kept; it then has none of them,
-    /// and may be adopted later.
+    /// If another process holds one of them, or the guest cannot be kept; it then holds none of
+    /// them, and may be adopted later.
     fn adopt(&self) -> Result<(), GuestError>;
 
-    /// Lets the guest run, which has been adopted.
+    /// Starts the guest, which has been adopted.
     ///
     /// # Errors
-    /// When a vCPU does not start.
+    /// If a vCPU does not start.
     fn resume(&self) -> Result<(), GuestError>;
 }
 
@@ -363,12 +367,12 @@ pub trait GuestFactory: Send + Sync {
     /// Checks everything that can be checked before anything is created.
     ///
     /// # Errors
-    /// Why this host cannot run the guest, and what to do about it.
+    /// If this host cannot run the guest; the refusal says why and what to do about it.
     fn check(&self, guest: &GuestDescription) -> Result<(), Refusal>;
 
     /// Builds the guest, paused, with its memory reserved.
     ///
     /// # Errors
-    /// Why it could not be built; nothing is left behind.
+    /// If it could not be built; nothing is left behind.
     fn create(&self, guest: &GuestDescription) -> Result<Arc<dyn DestinationGuest>, Refusal>;
 }

@@ -1,13 +1,13 @@
 //! Live migration of a guest from one process to another.
 //!
-//! Two state machines, [`source::Source`] and [`destination::Destination`], hold every decision of
-//! a migration and know no clock, socket or file: `handle(event, now)` returns the actions to take.
-//! The shells around them do the work and report what became of it. Start reading at [`phase`]
-//! (what happens in which order), [`protocol`] (what is said), then [`source`] and [`destination`].
-//! What a guest has to offer is in [`guest`]; who may run it after a failure is decided by the
-//! durable records of [`record`].
+//! Two state machines, [`source::Source`] and [`destination::Destination`], make every decision of
+//! a migration. They use no clock, socket or file: `handle(event, now)` returns the actions to
+//! take. The shells around them perform the actions and report the results. Start reading at
+//! [`phase`] (what happens in which order) and [`protocol`] (the messages), then [`source`] and
+//! [`destination`]. [`guest`] defines what a guest must provide; the durable records of [`record`]
+//! decide who may run the guest after a failure.
 //!
-//! This crate depends on no virtual machine: `vmm-core` is adapted to [`guest`] by the program.
+//! This crate depends on no virtual machine: the program adapts `vmm-core` to [`guest`].
 
 pub mod convergence;
 pub mod destination;

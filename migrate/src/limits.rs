@@ -1,35 +1,35 @@
-//! What the operator allows a migration to cost.
+//! Limits that the operator sets for a migration.
 
 use std::time::Duration;
 
-/// Limits of one migration, for the source. The bandwidth limit is the shell's business: the
-/// machine sees it as measured bandwidth.
+/// Limits of one migration, for the source. The bandwidth limit is not among them: the shell
+/// applies it, and the state machine sees it as measured bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The guest is paused for the last round only when this is expected to last no longer.
+    /// The source pauses the guest for the last round only if the expected downtime is within this.
     /// [`Limits::standstill`] bounds the actual pause.
     pub downtime: Duration,
-    /// The migration is cancelled when it has not committed after this time; none: never.
+    /// Time after which a migration that has not committed is aborted; none: no limit.
     pub total: Option<Duration>,
-    /// Longest wait for an answer to a greeting or a description of the guest.
+    /// Longest wait for the answer to a greeting or to the description of the guest.
     pub answer: Duration,
-    /// The guest resumes on the source when the destination is not ready this long after the pause,
-    /// also when it was paused by its user. See [`Limits::standstill`] for one that ran.
+    /// Time after the pause at which a migration is aborted if its guest was paused by its user and
+    /// the destination is not ready. For a running guest, [`Limits::standstill`] applies, which
+    /// this caps.
     pub switchover: Duration,
 }
 
-/// What a hand-over may take beyond twice the downtime limit.
+/// Time that a hand-over may take in addition to twice the downtime limit.
 const STANDSTILL_SLACK: Duration = Duration::from_secs(1);
 
 impl Limits {
-    /// Longest pause of a running guest before the decision to hand it over: twice the downtime
-    /// limit and a second. At most [`Limits::switchover`], or the downtime limit and a second where
-    /// that is longer.
+    /// Returns the longest pause of a running guest before the decision to hand it over: twice the
+    /// downtime limit plus a second. It is at most [`Limits::switchover`], or the downtime limit
+    /// plus a second if that is longer.
     ///
-    /// The downtime limit is compared with an estimate before the pause; this one holds after it,
-    /// when the link or a disk has become slower than it was. The slack keeps a hand-over that was
-    /// a little slower than expected from being repeated, which would cost the guest a second
-    /// standstill.
+    /// The downtime limit is compared with an estimate before the pause; this one applies after it,
+    /// when the link or a disk may have become slower. The slack lets a hand-over finish that is
+    /// slightly slower than expected; repeating it would pause the guest a second time.
     pub fn standstill(&self) -> Duration {
         let once = self.downtime.saturating_add(STANDSTILL_SLACK);
         once.saturating_add(self.downtime).min(self.switchover.max(once))

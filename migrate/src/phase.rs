@@ -3,23 +3,23 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where a migration is.
+/// The phase of a migration.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// QUIC with mutual TLS; version and features are agreed.
+    /// QUIC with mutual TLS is set up; version and features are agreed.
     Connect,
     /// The source describes the guest; the destination checks all of it, then builds it.
     Prepare,
     /// Rounds of dirty pages while the guest runs.
     Precopy,
-    /// The guest is paused: last pages and state.
+    /// The guest is paused: the last pages and its state are sent.
     Switchover,
-    /// The destination has been given everything, loads it and says so.
+    /// The destination has received everything, loads it and reports that it is ready.
     Ready,
-    /// The source has decided, durably, that the destination runs the guest, and says so.
+    /// The source decides that the destination runs the guest, makes that durable, and says so.
     Commit,
     /// The destination runs the guest; the source cleans up.
     Resume,
@@ -57,7 +57,7 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// One phase of a migration.
+/// The duration of one phase of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseTime {
     /// The phase.

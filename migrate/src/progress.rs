@@ -1,4 +1,4 @@
-//! How a migration is doing, in a form that can be shown, polled and put into metrics.
+//! The progress of a migration, for display, polling and metrics.
 
 use std::ops::AddAssign;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::phase::{Phase, PhaseTime};
 use crate::protocol::MigrationId;
 
-/// Which side tells.
+/// The side of a migration that reports.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -16,12 +16,12 @@ use crate::protocol::MigrationId;
 pub enum Role {
     /// The side that the guest leaves.
     Source,
-    /// The side that it goes to.
+    /// The side that receives the guest.
     Destination,
 }
 
 impl Role {
-    /// The name of the role.
+    /// Returns the name of the role.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Source => "source",
@@ -30,34 +30,34 @@ impl Role {
     }
 }
 
-/// What went over the data streams (or came), since the migration began. Pages count once for each
-/// time they were sent.
+/// Data sent (or received) over the data streams since the migration began. Pages count once for
+/// each time they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Transfer {
-    /// Bytes of frames, heads included, before encryption.
+    /// Bytes of frames, headers included, before encryption.
     pub wire_bytes: u64,
-    /// Frames.
+    /// Number of frames.
     pub frames: u64,
-    /// Pages that were zero.
+    /// Zero pages of memory.
     pub zero_pages: u64,
-    /// Pages that went as they are.
+    /// Pages of memory sent uncompressed.
     pub raw_pages: u64,
-    /// Pages that went compressed.
+    /// Pages of memory sent compressed.
     pub lz4_pages: u64,
     /// Bytes on the wire for the compressed pages.
     pub lz4_bytes: u64,
-    /// Pages of disks that had content, as they are or compressed; they count in none of the above
-    /// but the first two.
+    /// Pages of disks that had content, compressed or not. Of the fields above, they count only in
+    /// `wire_bytes` and `frames`.
     #[serde(default)]
     pub disk_pages: u64,
-    /// Pages of disks that were zero, also those that were not even sent.
+    /// Zero pages of disks, including those that were not even sent.
     #[serde(default)]
     pub disk_zero_pages: u64,
-    /// Bytes on the wire for disks, heads included: a part of `wire_bytes`.
+    /// Bytes on the wire for disks, headers included: a part of `wire_bytes`.
     #[serde(default)]
     pub disk_wire_bytes: u64,
-    /// Pages of memory that were not sent, since the guest had said that they are free and has not
-    /// written them since; they count in none of the above. Only the source knows.
+    /// Pages of memory that were not sent because the guest reported them free and has not written
+    /// them since; they count in none of the fields above. Only the source counts them.
     #[serde(default)]
     pub hinted_pages: u64,
 }
@@ -78,27 +78,27 @@ impl AddAssign for Transfer {
 }
 
 impl Transfer {
-    /// Pages of all encodings, of memory and of disks.
+    /// Returns the pages of all encodings, of memory and of disks.
     pub const fn pages(&self) -> u64 {
         self.all_zero_pages() + self.content_pages()
     }
 
-    /// Pages with content, of memory and of disks.
+    /// Returns the pages with content, of memory and of disks.
     pub const fn content_pages(&self) -> u64 {
         self.raw_pages + self.lz4_pages + self.disk_pages
     }
 
-    /// Pages without, of memory and of disks.
+    /// Returns the zero pages, of memory and of disks.
     pub const fn all_zero_pages(&self) -> u64 {
         self.zero_pages + self.disk_zero_pages
     }
 
-    /// Pages of disks, zero or not.
+    /// Returns the pages of disks, zero or not.
     pub const fn all_disk_pages(&self) -> u64 {
         self.disk_pages + self.disk_zero_pages
     }
 
-    /// The same traffic, of a disk instead of memory.
+    /// Returns the same traffic, counted for a disk instead of memory.
     #[must_use]
     pub(crate) const fn of_disk(self) -> Self {
         Self {
@@ -121,48 +121,48 @@ impl Transfer {
 pub struct Progress {
     /// The migration.
     pub migration: MigrationId,
-    /// Whose progress this is.
+    /// The side that reports.
     pub role: Role,
-    /// Where it is.
+    /// The current phase.
     pub phase: Phase,
-    /// How long each phase has lasted so far, in their order; the last one is under way.
+    /// How long each phase has lasted so far, in their order; the last one is still under way.
     #[serde(default)]
     pub phases: Vec<PhaseTime>,
-    /// Time since it began.
+    /// Time since the migration began.
     pub elapsed_seconds: f64,
-    /// Round under way; 0 before the first.
+    /// Number of the current round; 0 before the first.
     pub round: u32,
-    /// Guest memory.
+    /// Size of guest memory.
     pub memory_bytes: u64,
     /// Dirty memory still to be sent, as last counted.
     pub remaining_bytes: u64,
-    /// Size of the disks that go along.
+    /// Size of the disks that are copied.
     #[serde(default)]
     pub disk_bytes: u64,
-    /// What is still to be sent of them, as last counted.
+    /// Disk content still to be sent, as last counted.
     #[serde(default)]
     pub disk_remaining_bytes: u64,
-    /// What has been transferred.
+    /// Data transferred so far.
     pub transfer: Transfer,
     /// Memory and disk content sent per second, from the last rounds; zero pages do not count.
     pub bandwidth_bytes_per_second: f64,
     /// Pages of memory and of copied disks that the guest dirties per second, over the last 200 ms
-    /// of looks at its dirty log.
+    /// of samples of its dirty log.
     pub dirty_pages_per_second: f64,
-    /// How long the guest would stand if it were paused now; none before the first round.
+    /// Expected downtime if the guest were paused now; none before the first round has ended.
     pub expected_downtime_seconds: Option<f64>,
-    /// How long it may stand.
+    /// The downtime limit.
     pub downtime_limit_seconds: f64,
-    /// False when rounds have stopped to bring the expected downtime nearer to its limit: it will
-    /// not get there unless the guest writes less.
+    /// False if further rounds do not bring the expected downtime below its limit: it stays above
+    /// unless the guest writes less.
     pub converging: bool,
-    /// Set when this side cannot tell whether the other one runs the guest, or will: what the
-    /// operator can do.
+    /// What the operator can do; set if this side cannot tell whether the other one runs the guest
+    /// or will run it.
     pub in_doubt: Option<String>,
 }
 
 impl Progress {
-    /// A migration that has not begun.
+    /// Creates the progress of a migration that has not begun.
     pub fn new(migration: MigrationId, role: Role) -> Self {
         Self {
             migration,

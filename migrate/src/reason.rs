@@ -49,7 +49,7 @@ impl Reason {
         Self::Downtime,
     ];
 
-    /// The name of the reason: also its metric label.
+    /// Returns the name of the reason, which is also its metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Version => "version",
@@ -70,12 +70,12 @@ impl Reason {
         }
     }
 
-    /// The number of the reason on the wire.
+    /// Returns the number of the reason on the wire.
     pub fn code(self) -> u16 {
         Self::ALL.iter().position(|&reason| reason == self).map_or(0, |at| at as u16)
     }
 
-    /// The reason with this number; [`Reason::Other`] when there is none.
+    /// Returns the reason with this number; [`Reason::Other`] if there is none.
     pub fn from_code(code: u16) -> Self {
         Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Other)
     }

@@ -1,4 +1,4 @@
-//! What a migration did, once it is over.
+//! The final report of a migration.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::reason::Reason;
 
-/// Most rounds that a report lists: the first and the last ones, when there were more.
+/// Most rounds that a report lists: if there were more, the first and the last ones.
 pub const MAX_ROUNDS_LISTED: usize = 64;
 
 /// Where the guest is now.
@@ -19,14 +19,14 @@ pub const MAX_ROUNDS_LISTED: usize = 64;
 pub enum Outcome {
     /// At the destination: the migration succeeded.
     Migrated,
-    /// At the source, as if nothing had happened; or paused there, with a [`Report::way_out`], when
-    /// it could not go on.
+    /// At the source, unaffected by the migration; or paused there, with a [`Report::way_out`], if
+    /// it could not be resumed.
     StayedAtSource,
-    /// Paused at the source, and nobody can tell whether the destination runs it: see
+    /// Paused at the source, and it is unknown whether the destination runs it: see
     /// [`Report::way_out`].
     InDoubt,
-    /// At neither side, or this copy is of no use: it ended, was discarded by the operator, or
-    /// could not be resumed.
+    /// On neither side, or this copy is useless: it ended, was discarded by the operator, or could
+    /// not be resumed.
     Lost,
 }
 
@@ -37,50 +37,50 @@ pub struct Report {
     pub migration: MigrationId,
     /// The guest's name.
     pub guest: String,
-    /// Which side tells.
+    /// The side that reports.
     pub role: Role,
     /// Where the guest is now.
     pub outcome: Outcome,
     /// What went wrong, if anything.
     pub error: Option<ReportedError>,
-    /// What an operator can do when the guest stays paused: in doubt, or because it could not go
-    /// on.
+    /// What an operator can do if the guest stays paused: the outcome is in doubt, or it could not
+    /// be resumed.
     pub way_out: Option<String>,
-    /// From beginning to end.
+    /// Duration of the whole migration.
     pub total_seconds: f64,
-    /// For how long the guest stood, as this side saw it: the source from asking it to pause to
-    /// hearing that it runs (or having resumed it); the destination from the announcement of the
-    /// switchover to its running.
+    /// How long the guest was paused, as this side measured it. Source: from asking it to pause
+    /// until hearing that it runs (or having resumed it). Destination: from the announcement of the
+    /// switchover until it runs.
     pub downtime_seconds: Option<f64>,
-    /// What the source had expected of the downtime when it paused the guest.
+    /// The downtime that the source expected when it paused the guest.
     pub expected_downtime_seconds: Option<f64>,
-    /// What the guest stood still for at the source, when it was paused to be handed over.
+    /// How long each step of the hand-over took, if the source paused the guest for it.
     #[serde(default)]
     pub standstill: Option<Standstill>,
-    /// How often the source paused the guest before, to measure what a pause costs.
+    /// How often the source paused the guest earlier, to measure what a pause costs.
     #[serde(default)]
     pub dry_runs: u32,
-    /// For how long the guest stood in those, all of them together. No part of the downtime.
+    /// Total time that the guest was paused in those dry runs. Not part of the downtime.
     #[serde(default)]
     pub dry_run_seconds: f64,
     /// How long each phase lasted, in their order; phases that were not reached are missing.
     pub phases: Vec<PhaseTime>,
-    /// Guest memory.
+    /// Size of guest memory.
     pub memory_bytes: u64,
-    /// Size of the disks that went along.
+    /// Size of the disks that were copied.
     #[serde(default)]
     pub disk_bytes: u64,
-    /// What was transferred.
+    /// Data transferred.
     pub transfer: Transfer,
-    /// Number of rounds, the last one included.
+    /// Number of rounds, including the last one.
     pub rounds_total: u32,
-    /// The rounds, at most [`MAX_ROUNDS_LISTED`].
+    /// The rounds; at most [`MAX_ROUNDS_LISTED`].
     pub rounds: Vec<Round>,
 }
 
 impl Report {
-    /// The report of a source whose session broke down before its decision: the guest named `guest`
-    /// goes on there, or does not, as `resumed` says.
+    /// Returns the report of a source whose session failed before the commit: the guest named
+    /// `guest` was resumed there, or was not, as `resumed` says.
     pub fn of_a_breakdown(
         guest: &str,
         progress: &Progress,
@@ -114,56 +114,57 @@ impl Report {
     }
 }
 
-/// What an operator can do for the guest `name`, which is still here and could not go on.
+/// Returns what an operator can do for the guest `name`, which is still here but could not be
+/// resumed.
 pub(crate) fn resume_again(name: &str, error: &GuestError) -> String {
     format!(
         "{name} stays paused here, since it could not go on: {error}; `lighter resume {name}` tries again"
     )
 }
 
-/// What a guest stood still for before the decision to hand it over, as the source saw it: how long
-/// each step took. Disks are flushed and the state is saved beside the last pages. A step that was
-/// under way when the source let the guest go on counts up to then.
+/// How long each step took between the pause of a guest and the decision to hand it over, as the
+/// source measured it. Disks are flushed and the state is saved while the last pages are sent. A
+/// step that was under way when the source resumed the guest counts up to then.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Standstill {
-    /// Stopping its vCPUs and devices, with the requests that were under way.
+    /// Stopping its vCPUs and devices, including requests that were under way.
     pub pause_seconds: f64,
     /// Flushing its disks.
     pub flush_seconds: f64,
     /// Saving the state of its vCPUs and devices.
     pub save_seconds: f64,
-    /// Handing the last pages over to the transport.
+    /// Handing the last pages to the transport.
     pub send_seconds: f64,
-    /// Waiting for the destination to be ready, with what was still on its way there.
+    /// Waiting for the destination to be ready, including data still in transit.
     pub ready_seconds: f64,
 }
 
 /// One round of pre-copy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Round {
-    /// Its number, from 1.
+    /// Number of the round, from 1.
     pub round: u32,
     /// Pages sent, of memory and of disks.
     pub pages: u64,
-    /// Pages among them that were zero.
+    /// Zero pages among them.
     pub zero_pages: u64,
     /// Bytes handed to the transport.
     pub wire_bytes: u64,
-    /// How long it took.
+    /// Duration of the round.
     pub seconds: f64,
     /// Pages that were dirty at its end.
     pub dirty_pages: u64,
 }
 
-/// A [`MigrationError`] as data.
+/// A [`MigrationError`] in serialized form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReportedError {
     /// The phase in which it failed.
     pub phase: Phase,
     /// The reason, from a bounded set.
     pub reason: Reason,
-    /// What happened, in words.
+    /// What happened, as a message.
     pub message: String,
 }
 

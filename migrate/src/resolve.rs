@@ -1,4 +1,4 @@
-//! Settling a migration whose process is dead: pure functions for the node that finds its record.
+//! Settles a migration whose process is dead: pure functions for the node that finds its record.
 
 use crate::protocol::{Complaint, Decision, DestinationMessage, Takeover};
 use crate::reason::Reason;
@@ -7,20 +7,20 @@ use crate::record::{DestinationState, SourceState};
 /// What the node of a dead destination process must do when a source asks about its migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadAnswer {
-    /// State to make durable in the record before answering, when it changes.
+    /// State to make durable in the record before answering; none if it does not change.
     pub record: Option<DestinationState>,
-    /// The answer.
+    /// The answer to the source.
     pub answer: DestinationMessage,
 }
 
-/// Answers for a destination process that is dead; `state` is what its record says, none when there
-/// is no record.
+/// Returns the answer for a destination process that is dead; `state` is its record's state, none
+/// if there is no record.
 ///
 /// A copy that was loading or ready died with its process and had not run: once that is on disk,
-/// the source may have the guest back. One that was running has run: it is gone, as after any
-/// crash. Of one that was about to run nobody knows whether it did: the source, which still holds
-/// the guest paused, asks its operator. When it says that it has taken the guest back, that is
-/// settled, too.
+/// the source may take the guest back. One that was running did run, and is gone as after any
+/// crash. For one that was about to run, it is unknown whether it did: the source, which still
+/// holds the guest paused, asks its operator. If the source says that it has taken the guest back,
+/// the migration is settled as well.
 pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> DeadAnswer {
     use DestinationState::{Discarded, Failed, Loading, Ready, Running, Taking};
     match (state, decision) {
@@ -52,11 +52,11 @@ pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> D
 /// What a destination's answer means for the record of a dead source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeadSource {
-    /// Over: make this durable.
+    /// Over: this state is to be made durable.
     Settled(SourceState),
-    /// The destination cannot tell: leave the record, show the operator.
+    /// The destination cannot tell: the record stays as it is, for the operator.
     InDoubt,
-    /// Not an answer to `Resolve`: ask again later.
+    /// Not an answer to `Resolve`: the node asks again later.
     NoAnswer,
 }
 
@@ -66,7 +66,7 @@ pub fn judge_for_dead(state: SourceState, answer: &DestinationMessage) -> DeadSo
         (SourceState::Done | SourceState::Aborted, _) => DeadSource::Settled(state),
         (_, DestinationMessage::Running(_)) => DeadSource::Settled(SourceState::Done),
         (_, DestinationMessage::Discarded) => DeadSource::Settled(SourceState::Aborted),
-        // Nothing there, and nothing was to be: that is what was wanted.
+        // The destination has nothing, and was to have nothing.
         (SourceState::Undecided, DestinationMessage::Unknown) => {
             DeadSource::Settled(SourceState::Aborted)
         }

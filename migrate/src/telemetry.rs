@@ -1,4 +1,4 @@
-//! What a state machine notes on its way, for progress and the final report.
+//! What a state machine records for progress and the final report.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::report::{MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill};
 
-/// First rounds that stay listed when there are too many.
+/// Number of first rounds that stay listed when there are too many.
 const FIRST_ROUNDS: usize = 8;
 
-/// Notes of one migration on one side. Times are those of the machine's caller.
+/// Record of one migration on one side. Times are those of the machine's caller.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     role: Role,
@@ -69,7 +69,7 @@ impl Telemetry {
         self.began
     }
 
-    /// Enters `phase`; staying in the same one, or going back, changes nothing.
+    /// Enters `phase`; ignored if it is the current phase or an earlier one.
     pub(crate) fn enter(&mut self, phase: Phase, now: Duration) {
         if phase <= self.phase {
             return;
@@ -83,36 +83,36 @@ impl Telemetry {
         self.entered = now;
     }
 
-    /// The phase under way.
+    /// Returns the current phase and its duration so far.
     fn last_phase(&self, now: Duration) -> PhaseTime {
         let seconds = now.saturating_sub(self.entered).as_secs_f64();
         PhaseTime { phase: self.phase, seconds }
     }
 
-    /// The phases so far, with the one under way.
+    /// Returns the phases so far, including the current one.
     fn phases(&self, now: Duration) -> Vec<PhaseTime> {
         self.phases.iter().copied().chain([self.last_phase(now)]).collect()
     }
 
-    /// The guest stands from now on.
+    /// Records that the guest is paused from now on.
     pub(crate) fn stands(&mut self, now: Duration) {
         self.stood_from.get_or_insert(now);
     }
 
-    /// The guest runs again, here or there.
+    /// Records that the guest runs again, on either side.
     pub(crate) fn runs(&mut self, now: Duration) {
         if let Some(from) = self.stood_from.take() {
             self.downtime = Some(now.saturating_sub(from));
         }
     }
 
-    /// The guest stood for `time` in a dry run.
+    /// Records that the guest was paused for `time` in a dry run.
     pub(crate) fn stood_in_dry_run(&mut self, time: Duration) {
         self.dry_runs = self.dry_runs.saturating_add(1);
         self.stood_in_dry_runs = self.stood_in_dry_runs.saturating_add(time);
     }
 
-    /// Notes a round; of too many, the first and the last ones are kept.
+    /// Adds a round; if there are too many, the first and the last ones are kept.
     pub(crate) fn add_round(&mut self, round: Round) {
         self.rounds_total = self.rounds_total.max(round.round);
         if self.rounds.len() == MAX_ROUNDS_LISTED {
@@ -121,19 +121,19 @@ impl Telemetry {
         self.rounds.push(round);
     }
 
-    /// Notes a look at the dirty log, which began with this phase; returns pages each second as of
+    /// Adds a sample of the dirty log, which began with this phase; returns pages per second as of
     /// now.
     pub(crate) fn dirtied(&mut self, pages: u64, now: Duration) -> f64 {
         self.dirty_rate.add_look(pages, self.entered, now);
         self.dirty_rate.pages_per_second()
     }
 
-    /// The last round, to be changed.
+    /// Returns the last round, for changes.
     pub(crate) fn last_round(&mut self) -> Option<&mut Round> {
         self.rounds.last_mut()
     }
 
-    /// What both sides can tell of their progress.
+    /// Returns the part of the progress that both sides have.
     pub(crate) fn progress(&self, now: Duration) -> Progress {
         Progress {
             phase: self.phase,
@@ -146,7 +146,7 @@ impl Telemetry {
         }
     }
 
-    /// The final report as of now.
+    /// Returns the final report as of now.
     pub(crate) fn report(
         &self,
         outcome: Outcome,

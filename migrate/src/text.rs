@@ -1,20 +1,21 @@
-//! Pieces of bounded size that messages are made of.
+//! Types of bounded size that messages contain.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest text that is kept of a peer, in bytes.
+/// Longest text kept from a peer, in bytes.
 pub const MAX_TEXT_BYTES: usize = 512;
 
-/// Text for a human on the other side: at most [`MAX_TEXT_BYTES`], no control characters (they
-/// could forge log lines or drive a terminal). Longer text is cut and ends in `...`.
+/// Text for a person on the other side: at most [`MAX_TEXT_BYTES`], without control characters and
+/// marks of text direction (they could forge log lines or control a terminal). Longer text is cut
+/// and ends in `...`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct PeerText(String);
 
 impl PeerText {
-    /// Cuts and cleans `text`.
+    /// Truncates and cleans `text`.
     pub fn new(text: &str) -> Self {
         let room = MAX_TEXT_BYTES - "...".len();
         let mut clean = String::with_capacity(text.len().min(MAX_TEXT_BYTES));
@@ -29,7 +30,7 @@ impl PeerText {
         Self(clean)
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -64,7 +65,7 @@ impl From<PeerText> for String {
     }
 }
 
-/// Opaque bytes inside a message. Decoding allocates only what has really arrived.
+/// Opaque bytes inside a message. Decoding allocates only for bytes that have arrived.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Blob(pub Vec<u8>);
 
@@ -99,7 +100,7 @@ impl<'de> serde::de::Visitor<'de> for BlobVisitor {
         Ok(Blob(bytes.to_vec()))
     }
 
-    /// Formats without a type for bytes, such as JSON, write a list of numbers.
+    /// Formats without a byte type, such as JSON, write a list of numbers.
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Blob, A::Error> {
         let mut bytes = Vec::new();
         while let Some(byte) = seq.next_element()? {

@@ -1,11 +1,11 @@
-//! Files that are files.
+//! Opens, reads and replaces regular files safely.
 //!
-//! Certificates, records and descriptions of guests are small files in folders that other programs
-//! write to as well. A named pipe in such a place makes whoever opens it wait for ever, a folder
-//! opens and fails later with a riddle, a huge file fills memory. [`open`] and [`read`] refuse all
-//! of them, at once and in words; [`replace`] writes such a file whole or not at all, and a
-//! [`log::Log`] is added to line by line. This crate knows none of the others; every crate that
-//! reads a file somebody else may have put there uses it.
+//! Certificates, records and guest definitions are small files in folders that other programs write
+//! to as well. In such a place, opening a named pipe blocks forever, a folder opens and fails later
+//! with an obscure error, and a huge file fills memory. [`open`] and [`read`] refuse all of these
+//! immediately, with a clear message. [`replace`] writes such a file atomically, and a [`log::Log`]
+//! is appended to line by line. This crate depends on no other crate of the project; every crate
+//! that reads files which another program may have put there uses it.
 
 pub mod log;
 
@@ -15,17 +15,17 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The extension of a file that is written before it replaces another. No reader looks for it.
+/// The extension of a file that is being written before it replaces another. Readers ignore it.
 pub const UNFINISHED: &str = "new";
 
-/// Opens the regular file at `path` as `options` say, without ever waiting for another process.
+/// Opens the regular file at `path` with `options`, without ever blocking on another process.
 ///
 /// # Errors
-/// The system's, or [`ErrorKind::InvalidInput`] when what is there is no regular file.
+/// The system's error, or [`ErrorKind::InvalidInput`] if the path is not a regular file.
 pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let opened = options.custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {
-        // What open(2) says of a socket, and of a pipe that nobody reads.
+        // open(2) returns this for a socket, and for a pipe without a reader.
         Some(libc::ENXIO) => refusal("a socket or a pipe"),
         _ => error,
     })?;
@@ -33,9 +33,9 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if kind.is_file() { Ok(file) } else { Err(refusal(name(kind))) }
 }
 
-/// Opens the regular file at `path` to read it, where an untrusted program has named the path.
-/// Nothing but a regular file is ever opened: opening some devices has effects (a watchdog is
-/// armed). Does not wait for a lease that the other program holds on the file.
+/// Opens the regular file at `path` for reading, where an untrusted program has chosen the path.
+/// Never opens anything but a regular file: opening some devices has side effects (it arms a
+/// watchdog). Does not wait for a lease that the other program holds on the file.
 ///
 /// # Errors
 /// As [`open`].
@@ -49,27 +49,27 @@ pub fn open_untrusted(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)
 }
 
-/// The whole content of the regular file at `path`, which may have `bytes_max` bytes at most.
+/// Reads the whole content of the regular file at `path`, which may have `bytes_max` bytes at most.
 ///
 /// # Errors
-/// As [`open`], and [`ErrorKind::FileTooLarge`].
+/// As [`open`], and [`ErrorKind::FileTooLarge`] if the file is longer.
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     read_opened(&mut open(path, OpenOptions::new().read(true))?, bytes_max)
 }
 
-/// As [`read`], for text.
+/// Reads a text file, like [`read`].
 ///
 /// # Errors
-/// As [`read`], and [`ErrorKind::InvalidData`] when it is not UTF-8.
+/// As [`read`], and [`ErrorKind::InvalidData`] if the file is not valid UTF-8.
 pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
     let text = String::from_utf8(read(path, bytes_max)?);
     text.map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not valid UTF-8"))
 }
 
-/// The rest of a file that is open already.
+/// Reads the rest of an open file, which may have `bytes_max` bytes at most.
 ///
 /// # Errors
-/// The system's, and [`ErrorKind::FileTooLarge`].
+/// The system's error, and [`ErrorKind::FileTooLarge`] if there is more.
 pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
@@ -80,17 +80,18 @@ pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Replaces the file at `path`, which becomes this user's alone: a reader finds the old content or
-/// the new one, also after a crash of the host. It is on disk when this returns.
+/// Replaces the file at `path` by one that only this user can read: a reader finds the old content
+/// or the new one, even after a crash of the host. The content is on disk when this returns.
 ///
 /// # Errors
-/// The system's; then the old content holds.
+/// The system's error; the old content is then still in place.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_after(path, bytes, File::sync_all)?;
     sync_folder_of(path)
 }
 
-/// As [`replace`], without waiting for the disk: for what is of no use after a crash of the host.
+/// Like [`replace`], without waiting for the disk: for content that is of no use after a crash of
+/// the host.
 ///
 /// # Errors
 /// As [`replace`].
@@ -98,21 +99,21 @@ pub fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_after(path, bytes, |_| Ok(())).map(drop)
 }
 
-/// Waits until the names in the folder of `path` are on disk.
+/// Waits until the directory entries in the folder of `path` are on disk.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Makes the folder at `path`, whose parent is there, unless there is one. It is on disk when this
-/// returns.
+/// Creates the folder at `path`, whose parent must exist, unless it exists already. It is on disk
+/// when this returns.
 ///
 /// # Errors
-/// The system's, and [`ErrorKind::NotADirectory`] of anything else at this place, also a link to a
-/// folder: whoever lists the parent takes one for no folder.
+/// The system's error, and [`ErrorKind::NotADirectory`] if there is anything else at this path.
+/// That includes a link to a folder: code that lists the parent does not count a link as a folder.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
@@ -120,14 +121,14 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
             let what = "it is a file or a link, not a folder";
             return Err(io::Error::new(ErrorKind::NotADirectory, what));
         }
-        // Who has made it may have ended before it was on disk.
+        // The process that created it may have ended before it was on disk.
         Ok(()) | Err(_) => {}
     }
     sync_folder_of(path)
 }
 
-/// Writes `bytes` where they do not count yet, and moves them into place when `flush` has been
-/// successful. The file that was written is given.
+/// Writes `bytes` to a temporary name, and moves the file into place once `flush` has succeeded.
+/// Returns the written file.
 fn replace_after(
     path: &Path,
     bytes: &[u8],
@@ -140,12 +141,12 @@ fn replace_after(
     let written = file.write_all(bytes).and_then(|()| flush(&file));
     let in_place = written.and_then(|()| fs::rename(&beside, path));
     in_place.map(|()| file).inspect_err(|_| {
-        // What is left of it is of no use, and takes the room that may be what there is none of.
+        // The rest of the file is useless, and takes space on a disk that may be full.
         let _removed = fs::remove_file(&beside);
     })
 }
 
-/// The name under which a file is written before it replaces `path`.
+/// Returns the name under which a file is written before it replaces `path`.
 fn beside(path: &Path) -> PathBuf {
     path.with_added_extension(UNFINISHED)
 }
@@ -170,7 +171,7 @@ fn name(kind: FileType) -> &'static str {
 mod tests {
     use super::*;
 
-    /// Makes a named pipe; nix and libc would need more than this for it.
+    /// Creates a named pipe; with nix or libc this would take more code.
     fn pipe(path: &Path) {
         let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
         assert!(made.success());
@@ -191,7 +192,7 @@ mod tests {
         ] {
             assert_eq!(read(path, 10).unwrap_err().to_string(), what, "{}", path.display());
         }
-        // Opening either fails with another error, so neither was.
+        // Opening either would fail with another error, so neither was opened.
         for (path, what) in [
             (&*socket, "it is a socket, not a file"),
             (Path::new("/dev/tty"), "it is a device, not a file"),

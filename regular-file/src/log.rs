@@ -1,12 +1,12 @@
-//! Logs: files of lines, each behind its checksum, to which lines are added durably.
+//! Logs: files of lines with checksums, to which lines are appended durably.
 //!
-//! The first line is written beside the file's place, flushed and moved there, so every log has
-//! one. From then on a line costs one write and one flush of data. A crash while one is written
-//! leaves a line that is not intact, and everything before it holds; what is added later begins
-//! with an end of line, so that it is a line of its own.
+//! The first line is written to a temporary file, flushed and moved into place, so every log has
+//! one. From then on, each line costs one write and one flush of data. A crash during a write
+//! leaves a damaged line, and everything before it stays valid. The next line then begins with an
+//! end of line, so that it stands on its own.
 //!
-//! With room ([`Log::create`]) lines are written over padding, and neither the file's length nor
-//! its folder changes: no durable write is cheaper.
+//! With room ([`Log::create`]) lines are written over padding, so neither the file's length nor its
+//! folder changes: no durable write is cheaper.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,31 +15,31 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What room is filled with. It is in no line's checksum, and begins no line.
+/// The byte that fills the room. It is in no line's checksum, and no line begins with it.
 const PADDING: u8 = b' ';
-/// Hex digits of a line's checksum, and the space after it.
+/// The length of a line's checksum: hex digits and a space.
 const SUM_BYTES: usize = 17;
 
-/// A log that is written to.
+/// A log that is open for writing.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
     file: File,
-    /// How long a new file is made, in bytes; none where lines make it longer.
+    /// The size to which a new file is padded, in bytes; 0 if lines extend the file.
     room: usize,
-    /// Where the next line goes, in bytes.
+    /// The offset of the next line, in bytes.
     next: u64,
-    /// Where the padding ends, in bytes.
+    /// The end of the padding, in bytes.
     end: u64,
 }
 
 impl Log {
-    /// Writes a log of one line in place of whatever is at `path`, readable by its owner alone.
-    /// With `room` it is padded to so many bytes, and lines that do not fit replace it by another
-    /// one; without (0) lines make it longer. It is on disk when this returns.
+    /// Creates a log of one line, replacing any file at `path`; only its owner can read it. With
+    /// `room`, it is padded to that many bytes, and a line that does not fit starts a new log in
+    /// its place. Without (0), lines extend the file. The log is on disk when this returns.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn create(path: &Path, line: &[u8], room: usize) -> io::Result<Self> {
         let mut bytes = with_sum(line);
         let next = bytes.len() as u64;
@@ -49,11 +49,11 @@ impl Log {
         Ok(Self { path: path.to_owned(), file, room, next, end: bytes.len() as u64 })
     }
 
-    /// Opens the log at `path`, which may have `bytes_max` bytes at most, to go on with it. `room`
+    /// Opens the log at `path`, which may have `bytes_max` bytes at most, to append to it. `room`
     /// is that of [`Self::create`].
     ///
     /// # Errors
-    /// There is none, or the system's.
+    /// If there is no log, or it cannot be read; the system's error.
     pub fn open(path: &Path, bytes_max: u64, room: usize) -> io::Result<(Self, Lines)> {
         let mut file = super::open(path, OpenOptions::new().read(true).write(true))?;
         let lines = Lines::new(super::read_opened(&mut file, bytes_max)?);
@@ -61,52 +61,53 @@ impl Log {
         Ok((Self { path: path.to_owned(), file, room, next, end }, lines))
     }
 
-    /// Where it is.
+    /// Returns the log's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How long it is without its padding, in bytes.
+    /// Returns the log's length without padding, in bytes.
     pub const fn bytes(&self) -> u64 {
         self.next
     }
 
-    /// Adds a line; it is on disk when this returns.
+    /// Appends a line. It is on disk when this returns.
     ///
     /// # Errors
-    /// The system's; whether the line will be read is not known then.
+    /// The system's error. The line may then be readable or not.
     pub fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        // A line that a crash has torn may lack its end: begin with one.
+        // A line torn by a crash may lack its end, so each write begins with one.
         let mut bytes = vec![b'\n'];
         bytes.extend(with_sum(line));
         let next = self.next.saturating_add(bytes.len() as u64);
         if self.room > 0 && next > self.end {
-            // If that fails half-way, the file may be replaced already: never write to it again.
+            // If this fails half-way, the file may have been replaced already: never write to it
+            // again.
             self.end = 0;
             *self = Self::create(&self.path, line, self.room)?;
             return Ok(());
         }
         self.file.write_all_at(&bytes, self.next)?;
-        // Whatever becomes of the flush, the line may be there: never write over it.
+        // Even if the flush fails, the line may be on disk: never overwrite it.
         self.next = next;
         self.end = self.end.max(next);
         self.file.sync_data()
     }
 }
 
-/// The lines of a log, read at once.
+/// The lines of a log, read all at once.
 #[derive(Debug)]
 pub struct Lines {
     bytes: Vec<u8>,
-    /// Where the padding begins.
+    /// The offset of the padding.
     used: usize,
 }
 
 impl Lines {
-    /// Those of the log at `path`, which may have `bytes_max` bytes at most.
+    /// Reads the log at `path`, which may have `bytes_max` bytes at most.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn read(path: &Path, bytes_max: u64) -> io::Result<Self> {
         super::read(path, bytes_max).map(Self::new)
     }
@@ -116,14 +117,14 @@ impl Lines {
         Self { used: last.map_or(0, |last| last + 1), bytes }
     }
 
-    /// Each line, the oldest first: its text, or what is wrong with it.
+    /// Returns each line, the oldest first: its text, or what is wrong with it.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = Result<&[u8], &'static str>> {
         let lines = self.bytes[..self.used].split_inclusive(|&byte| byte == b'\n');
         lines.filter(|line| *line != b"\n").map(without_sum)
     }
 }
 
-/// Checksum, text, end of line.
+/// Formats a line: checksum, text, end of line.
 fn with_sum(line: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{:016x} ", xxh3_64(line)).into_bytes();
     bytes.extend_from_slice(line);
@@ -132,7 +133,8 @@ fn with_sum(line: &[u8]) -> Vec<u8> {
 }
 
 fn without_sum(bytes: &[u8]) -> Result<&[u8], &'static str> {
-    // Without its end a line is whole all the same, and would count as soon as another one follows.
+    // A line without its end is complete nevertheless: it would become valid once another line
+    // follows.
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let (sum, line) = bytes.split_at_checked(SUM_BYTES).ok_or("a line too short")?;
     let is_intact = sum == format!("{:016x} ", xxh3_64(line)).as_bytes();
@@ -207,7 +209,7 @@ mod tests {
             let lacks_at_most_its_end = cut >= whole.len() - 1;
             assert_eq!(second == ok("second"), lacks_at_most_its_end, "{cut}: {found:?}");
             Log::open(&path, MAX, 0).unwrap().0.append(b"third").unwrap();
-            // What has counted counts, and what has not does not count later.
+            // Valid lines stay valid, and damaged ones do not become valid later.
             assert_eq!(texts(&path), [ok("first"), second, ok("third")], "{cut}");
         }
     }

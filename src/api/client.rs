@@ -1,4 +1,4 @@
-//! Asks a process over its Unix socket.
+//! The client of a process's API on its Unix socket.
 
 use std::fs::File;
 use std::future::Future;
@@ -25,43 +25,44 @@ use super::types::{CONSOLE_FROM, ConsoleRead, GuestInfo};
 use crate::names::GuestName;
 use crate::scrollback::Excerpt;
 
-/// The largest answer that is read, in bytes.
+/// The largest response body that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// The longest line that is read of an answer that comes line by line, in bytes, and a frame more.
+/// The longest line that is read of a response that comes line by line, in bytes, plus up to one
+/// frame.
 const LINE_BYTES_MAX: usize = 8 << 10;
 
-/// Before a socket that is another user's is tried again.
+/// Pause before a forbidden socket is tried again.
 const OPENING_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long an ordinary answer may take.
+/// Timeout of an ordinary request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why an answer is missing.
+/// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// Nobody listens: the process is gone, or not there yet.
+    /// No process listens: it is gone, or not there yet.
     #[error("nobody answers on {socket}: {cause}")]
     Unreachable {
         /// The socket that was tried.
         socket: String,
-        /// The system's answer.
+        /// The error of the system.
         cause: io::Error,
     },
-    /// This user has no right to ask.
+    /// This user has no right to use the socket.
     #[error("no right to use {socket}: {cause}")]
     Forbidden {
         /// The socket that was tried.
         socket: String,
-        /// The system's answer.
+        /// The error of the system.
         cause: io::Error,
     },
-    /// The connection broke in the middle, or what came is no HTTP.
+    /// The connection broke, or the response is not HTTP.
     #[error("{socket} broke off: {cause}")]
     Broken {
         /// The socket that was tried.
         socket: String,
-        /// What hyper found.
+        /// The error of hyper.
         cause: String,
     },
     /// The answer did not come in time.
@@ -71,10 +72,10 @@ pub(crate) enum AskError {
     Slow {
         /// The socket that was tried.
         socket: String,
-        /// How long was waited.
+        /// The timeout.
         seconds: u64,
     },
-    /// The answer was no JSON of the expected shape: probably another version of lighter.
+    /// The response is not JSON of the expected shape: probably another version of lighter.
     #[error("{socket} answered something unexpected: {what}")]
     Strange {
         /// The socket that was tried.
@@ -88,14 +89,14 @@ pub(crate) enum AskError {
 }
 
 impl AskError {
-    /// Whether the process is gone (or going), rather than unwilling or short of something for the
-    /// moment, as is a process with too many who ask at once.
+    /// Whether the process is gone or ending. A process that refuses, or is overloaded for the
+    /// moment (a full backlog, no free descriptors), is not gone.
     pub(crate) fn is_gone(&self) -> bool {
         let says_so = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused);
         matches!(self, Self::Unreachable { cause, .. } if says_so(cause.kind()))
     }
 
-    /// Whether nothing was heard of the process, be it gone or not.
+    /// Whether no answer came from the process, gone or not.
     pub(crate) fn is_silence(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Slow { .. } => true,
@@ -103,18 +104,18 @@ impl AskError {
         }
     }
 
-    /// Whether this user may not ask.
+    /// Whether this user has no right to use the socket.
     pub(crate) fn is_forbidden(&self) -> bool {
         matches!(self, Self::Forbidden { .. })
     }
 
-    /// Whether the question may be answered when it is asked again.
+    /// Whether the same request may succeed when it is sent again.
     pub(crate) fn is_passing(&self) -> bool {
         let is_broken = matches!(self, Self::Unreachable { .. } | Self::Broken { .. });
         is_broken && !self.is_gone()
     }
 
-    /// Of a socket that there is no way to connect to.
+    /// The error of a failed connect.
     fn unconnected(socket: String, cause: io::Error) -> Self {
         match cause.kind() {
             ErrorKind::PermissionDenied => Self::Forbidden { socket, cause },
@@ -123,7 +124,7 @@ impl AskError {
     }
 }
 
-/// A client of one socket; each request is a connection of its own.
+/// A client of one socket; each request opens its own connection.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiClient {
     socket: PathBuf,
@@ -131,31 +132,31 @@ pub(crate) struct ApiClient {
 }
 
 impl ApiClient {
-    /// A client of the socket at `path`; connects when asked.
+    /// A client of the socket at `path`; connects with the first request.
     pub(crate) fn new(path: &Path) -> Self {
         Self { socket: path.to_owned(), patience: PATIENCE }
     }
 
-    /// The same with another patience, for requests that take their time (saving a guest) or must
-    /// not (a list of guests).
+    /// Sets another timeout, for requests that take long (saving a guest) or must not (a list of
+    /// guests).
     pub(crate) fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
     }
 
-    /// GET.
+    /// Sends a GET.
     ///
     /// # Errors
-    /// See [`AskError`]; the same for the other methods.
+    /// See [`AskError`]; the same holds for the other methods.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         self.ask(Method::GET, path, None::<&()>).await
     }
 
-    /// PUT without a body.
+    /// Sends a PUT without a body.
     pub(crate) async fn put<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         self.ask(Method::PUT, path, None::<&()>).await
     }
 
-    /// PUT with a JSON body.
+    /// Sends a PUT with a JSON body.
     pub(crate) async fn put_json<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -164,7 +165,7 @@ impl ApiClient {
         self.ask(Method::PUT, path, Some(body)).await
     }
 
-    /// POST with a JSON body.
+    /// Sends a POST with a JSON body.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -173,7 +174,7 @@ impl ApiClient {
         self.ask(Method::POST, path, Some(body)).await
     }
 
-    /// POST with a JSON body, and with a file that the process shall write or read.
+    /// Sends a POST with a JSON body, and with an open file for the process to write or read.
     pub(crate) async fn post_with_file<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -186,12 +187,13 @@ impl ApiClient {
         self.understand(self.patient(self.patience, exchange).await?)
     }
 
-    /// DELETE.
+    /// Sends a DELETE.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
         self.ask(Method::DELETE, path, None::<&()>).await
     }
 
-    /// `GET /v1/guest/console`; takes as long as `read` asks to wait, and the usual time on top.
+    /// Sends `GET /v1/guest/console`. The timeout is the usual one plus the time that `read` asks
+    /// to wait.
     pub(crate) async fn read_console(&self, read: &ConsoleRead) -> Result<Excerpt, AskError> {
         let path = format!("/v1/guest/console?from={}&wait_ms={}", read.from, read.wait_ms);
         let patience = self.patience + Duration::from_millis(read.wait_ms);
@@ -202,14 +204,14 @@ impl ApiClient {
         Ok(Excerpt { from, bytes: bytes.to_vec() })
     }
 
-    /// The number in this header of an answer.
+    /// Returns the number in this header of a response.
     fn number(&self, head: &Parts, name: &str) -> Result<u64, AskError> {
         let number = head.headers.get(name).and_then(|number| number.to_str().ok()?.parse().ok());
         number.ok_or_else(|| self.strange(format!("an answer without {name}")))
     }
 
-    /// `GET /v1/guest/events`, from the event `from` on of the process `pid`; with the number of
-    /// the first event that comes.
+    /// Sends `GET /v1/guest/events`, for the events of process `pid` from number `from` on. Returns
+    /// the number of the first event, and the stream.
     pub(crate) async fn follow_events(
         &self,
         from: u64,
@@ -247,7 +249,7 @@ impl ApiClient {
         serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()))
     }
 
-    /// A connection, on which `file` goes along with what is asked.
+    /// Opens a connection that sends `file` with the request.
     async fn connect(&self, file: Option<File>) -> Result<HandingStream, AskError> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|cause| AskError::unconnected(self.name(), cause))?;
@@ -264,7 +266,7 @@ impl ApiClient {
         tokio::time::timeout(patience, exchange).await.map_err(slow)?
     }
 
-    /// The body of an answer, unless it is a refusal.
+    /// Returns the body of a response, unless it is a refusal.
     fn success(&self, status: StatusCode, bytes: Bytes) -> Result<Bytes, AskError> {
         if status.is_success() {
             return Ok(bytes);
@@ -300,7 +302,7 @@ impl ApiClient {
         Ok((head, self.read(body).await?))
     }
 
-    /// The whole body of an answer.
+    /// Reads the whole body of a response.
     async fn read(&self, body: Incoming) -> Result<Bytes, AskError> {
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
@@ -310,7 +312,8 @@ impl ApiClient {
         Ok(body.to_bytes())
     }
 
-    /// Asks, and waits for the head of the answer. Its body comes while the driver is kept.
+    /// Sends a request, and waits for the head of the response. The body arrives only while the
+    /// driver is kept.
     async fn send(
         &self,
         stream: HandingStream,
@@ -347,7 +350,7 @@ impl ApiClient {
     }
 }
 
-/// What moves a connection's bytes; dropped, the connection is closed.
+/// The task that moves a connection's bytes; dropping it closes the connection.
 #[derive(Debug)]
 struct Driver(JoinHandle<Result<(), hyper::Error>>);
 
@@ -357,7 +360,7 @@ impl Drop for Driver {
     }
 }
 
-/// An answer that comes line by line, each of them a `T`.
+/// A response that comes line by line, each of them a `T`.
 #[derive(Debug)]
 pub(crate) struct Lines<T> {
     socket: PathBuf,
@@ -368,11 +371,11 @@ pub(crate) struct Lines<T> {
 }
 
 impl<T: DeserializeOwned> Lines<T> {
-    /// Waits for the next line; none when there will not be one. Nothing is lost when it is not
-    /// waited for to the end.
+    /// Waits for the next line; `None` at the end of the response. Cancel-safe: a dropped future
+    /// loses nothing.
     ///
     /// # Errors
-    /// The connection broke, or what came is no `T`.
+    /// If the connection breaks, or a line is not a `T`.
     pub(crate) async fn next(&mut self) -> Result<Option<T>, AskError> {
         loop {
             if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
@@ -391,7 +394,7 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 }
 
-/// Its errors do not name their causes, which are what matters here.
+/// Adds the causes of hyper's error, which it does not display itself and which matter here.
 fn broken(socket: &Path, error: hyper::Error) -> AskError {
     let cause = format!("{:#}", anyhow::Error::from(error));
     AskError::Broken { socket: socket.display().to_string(), cause }
@@ -401,17 +404,18 @@ fn strange(socket: &Path, what: String) -> AskError {
     AskError::Strange { socket: socket.display().to_string(), what }
 }
 
-/// How the guest `name` says that it stands, if it answers.
+/// Asks the guest `name` for its state; `None` if it does not answer.
 ///
 /// # Errors
-/// This user has no right to ask it.
+/// If this user has no right to ask it.
 pub(crate) async fn guest_info(
     name: &GuestName,
     client: &ApiClient,
 ) -> anyhow::Result<Option<GuestInfo>> {
     let mut answer = client.get("/v1/guest").await;
     if answer.as_ref().is_err_and(AskError::is_forbidden) {
-        // Until a socket for all users has just been made, it is its owner's.
+        // While a socket for all users is being created, only its owner can use it, so try once
+        // more.
         tokio::time::sleep(OPENING_PAUSE).await;
         answer = client.get("/v1/guest").await;
     }

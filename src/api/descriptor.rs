@@ -1,7 +1,7 @@
-//! A Unix stream on which an open file can go along with a request (`SCM_RIGHTS` of unix(7)).
+//! A Unix stream that can pass an open file with a request (`SCM_RIGHTS` of unix(7)).
 //!
-//! A guest's process opens no file that others name; so who wants it to write one opens it, and
-//! hands it over.
+//! A guest's process opens no file that a client names. A client that wants it to write a file
+//! opens the file and passes the descriptor.
 
 use std::fs::File;
 use std::io;
@@ -15,12 +15,12 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-/// The file that came last on a connection.
+/// The file that was received last on a connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Handed(Arc<Mutex<Option<Received>>>);
 
 impl Handed {
-    /// The file, once.
+    /// Takes the file; `None` from then on.
     pub(crate) fn take(&self) -> Option<File> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?.0.take()
     }
@@ -30,8 +30,8 @@ impl Handed {
     }
 }
 
-/// A file that others have opened: to close it may take as long as they like (its file system can
-/// be theirs), so that happens on a thread for what blocks.
+/// A received file. Closing it may block for as long as its file system likes, and a client may
+/// control that file system, so it is closed on a blocking thread.
 #[derive(Debug)]
 struct Received(Option<File>);
 
@@ -45,7 +45,7 @@ impl Drop for Received {
     }
 }
 
-/// A stream that keeps the file that comes on it, and sends one with the first bytes that are
+/// A stream that keeps a file that it receives, and sends one with the first bytes that are
 /// written.
 #[derive(Debug)]
 pub(crate) struct HandingStream {
@@ -60,7 +60,7 @@ impl HandingStream {
         Self { stream, handed: Handed::default(), to_send }
     }
 
-    /// What comes on it.
+    /// The file that it receives.
     pub(crate) fn handed(&self) -> Handed {
         self.handed.clone()
     }

@@ -1,4 +1,4 @@
-//! Refusals: `{"error": "for people", "reason": "for-programs"}` with the HTTP status that fits.
+//! Refusals: `{"error": "for people", "reason": "for-programs"}` with a matching HTTP status.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub(crate) enum Reason {
     NotFound,
     /// The route exists, but not with this method.
     MethodNotAllowed,
-    /// The request's body is larger than any sensible one.
+    /// The request's body is too large.
     TooLarge,
     /// The guest is being migrated: cancel first, or wait.
     Migrating,
@@ -32,12 +32,12 @@ pub(crate) enum Reason {
     WrongState,
     /// The guest is not the built-in workload.
     NoWorkload,
-    /// It was tried, and failed.
+    /// The operation was tried, and failed.
     Failed,
 }
 
 impl Reason {
-    /// The HTTP status that goes with the reason.
+    /// The HTTP status of the reason.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
@@ -52,7 +52,7 @@ impl Reason {
     }
 }
 
-/// A refusal, as it travels.
+/// The body of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ApiError {
     /// What happened and what to do, for people.
@@ -67,7 +67,7 @@ impl ApiError {
         Self { error: error.into(), reason }
     }
 
-    /// Something that was tried and failed; the whole chain of causes is told.
+    /// An operation that was tried and failed; the text has the whole chain of causes.
     pub(crate) fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::new(Reason::Failed, format!("{:#}", error.into()))
     }

@@ -1,4 +1,4 @@
-//! What happens to guests, as it is told: a line of JSON for each event.
+//! Events of guests in the API: a line of JSON for each.
 
 use std::fmt;
 
@@ -11,35 +11,36 @@ use uuid::Uuid;
 
 use crate::names::GuestName;
 
-/// Where a guest's process tells of its guest.
+/// The route on which a guest's process streams its events.
 pub(crate) const EVENTS: &str = "/v1/guest/events";
 
-/// The header of the answer with the number of the first event that is told, or will be.
+/// Response header with the number of the first event in the stream.
 pub(crate) const EVENTS_FROM: &str = "events-from";
 
 /// `GET /v1/guest/events`: the query.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EventsRead {
-    /// The number of the first event to be told; one that is still to come stands for the next one.
+    /// Number of the first event to send; a number that is not reached yet means the next event.
     pub(crate) from: u64,
-    /// The process whose events `from` counts: another one tells all that it has. 0 is any.
+    /// PID of the process whose events `from` counts; a process with another PID sends all events
+    /// that it keeps. 0 matches any process.
     pub(crate) pid: u32,
 }
 
 /// Something that happened to a guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Event {
-    /// When, in milliseconds since 1970.
+    /// Time of the event, in milliseconds since 1970.
     pub(crate) time_unix_ms: u64,
     /// The guest's name on this host.
     pub(crate) guest: GuestName,
-    /// The guest.
+    /// Identity of the guest, the same on every host.
     pub(crate) uuid: Uuid,
     /// The guest's process.
     pub(crate) pid: u32,
-    /// Its place among the events of that process, from 0. Where numbers are missing, the reader
-    /// was too slow: a process keeps its last 256 events.
+    /// Number of the event in that process, from 0. A gap means that the reader was too slow: a
+    /// process keeps its last 256 events.
     pub(crate) number: u64,
     /// What happened.
     #[serde(flatten)]
@@ -50,48 +51,48 @@ pub(crate) struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum What {
-    /// It runs here, started, restored or arrived.
+    /// The guest runs on this host: it was started, restored, or has arrived.
     Started,
-    /// It is not here any more.
+    /// The guest is no longer on this host.
     Stopped {
-        /// The end of the sentence "web-1 ...".
+        /// Completes the sentence "web-1 ...", such as "powered off".
         reason: String,
     },
-    /// Its vCPUs stand still.
+    /// The guest's vCPUs are stopped.
     Paused,
-    /// They run again.
+    /// The guest's vCPUs run again.
     Resumed,
-    /// It started over.
+    /// The guest was reset.
     Reset {
-        /// Why.
+        /// Why it was reset.
         reason: String,
     },
-    /// A migration from here or to here has begun.
+    /// A migration from or to this host has started.
     MigrationStarted {
-        /// Which.
+        /// Id of the migration.
         migration_id: MigrationId,
-        /// Which side of it this host is.
+        /// Which side of the migration this host is.
         role: Role,
     },
-    /// It has come further.
+    /// The migration has entered another phase.
     MigrationPhase {
-        /// Which.
+        /// Id of the migration.
         migration_id: MigrationId,
-        /// How far.
+        /// The phase that it is in now.
         phase: Phase,
     },
-    /// It is over.
+    /// The migration is over.
     MigrationEnded {
-        /// Which.
+        /// Id of the migration.
         migration_id: MigrationId,
-        /// Which side of it this host was.
+        /// Which side of the migration this host was.
         role: Role,
         /// How it ended.
         outcome: Outcome,
         /// Why it failed, if it did.
         error: Option<String>,
     },
-    /// Nobody can tell at the moment which host has the guest.
+    /// It cannot be determined at the moment which host has the guest.
     InDoubt {
         /// Why, and what to do.
         detail: String,
@@ -99,7 +100,7 @@ pub(crate) enum What {
 }
 
 impl What {
-    /// The end that `report` tells of.
+    /// The end of the migration in `report`.
     pub(crate) fn ended(report: &Report) -> Self {
         Self::MigrationEnded {
             migration_id: report.migration,

@@ -1,4 +1,4 @@
-//! What travels about a guest's memory, for whoever shares out that of the host.
+//! What the API says about a guest's memory, for memory optimization.
 
 use std::collections::BTreeMap;
 
@@ -9,45 +9,45 @@ use vmm_core::virtio::balloon::SetBy;
 use super::types::{BackingInfo, BalloonStatistics, GuestState};
 use crate::names::GuestName;
 
-/// `GET /v1/guest/memory`: what there is to know for whoever shares out the host's memory. Nobody
-/// waits for the guest: statistics are its last ones, and new ones are asked for meanwhile.
+/// `GET /v1/guest/memory`: the guest's state for memory optimization. The call does not wait for
+/// the guest: it returns the last statistics, and requests new ones for the next call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct GuestMemory {
     /// The guest's name.
     pub(crate) name: GuestName,
     /// The process that holds its memory.
     pub(crate) pid: u32,
-    /// What it is doing.
+    /// The guest's state.
     pub(crate) state: GuestState,
-    /// Whether it is being written to a file.
+    /// Whether the guest is being written to a file.
     pub(crate) is_being_saved: bool,
-    /// Its memory, bytes.
+    /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,
-    /// How that is backed.
+    /// How the memory is backed.
     pub(crate) backing: BackingInfo,
-    /// What its operator has written beside it.
+    /// Labels that the operator gave the guest.
     pub(crate) labels: BTreeMap<String, String>,
-    /// Its balloon, if it has one.
+    /// The balloon; absent when the guest has none.
     pub(crate) balloon: Option<BalloonLevel>,
 }
 
-/// Where a balloon stands.
+/// State of a balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BalloonLevel {
     /// Whether the guest has a driver for it.
     pub(crate) has_driver: bool,
-    /// Whether the guest reports free pages by itself.
+    /// Whether the guest reports free pages automatically.
     pub(crate) reporting: bool,
-    /// What the guest shall keep, bytes.
+    /// Balloon target: the memory that the guest should keep, bytes.
     pub(crate) target_bytes: u64,
-    /// Who has set that; absent from older guests' processes.
+    /// Who set the target; absent from guest processes of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
-    /// What it keeps, bytes.
+    /// Memory that the guest has now, bytes.
     pub(crate) actual_bytes: u64,
-    /// Given back through free page reports since the process started, bytes.
+    /// Memory freed through free page reporting since the process started, bytes.
     pub(crate) reported_bytes_total: u64,
-    /// What the guest said last.
+    /// The last statistics of the guest.
     pub(crate) statistics: Option<BalloonStatistics>,
 }
 
@@ -55,29 +55,29 @@ pub(crate) struct BalloonLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TreatmentRequest {
-    /// What becomes of the memory; the guest reads what it did before.
+    /// What to do with the memory; the guest's data does not change.
     pub(crate) treatment: MemoryTreatment,
-    /// Runs of chunks of 2 MiB, each as its first chunk (guest physical address over 2 MiB) and
-    /// their number; all memory when absent.
+    /// Runs of chunks of 2 MiB, each as its first chunk (guest physical address divided by 2 MiB)
+    /// and their number; all memory when absent.
     #[serde(default)]
     pub(crate) chunks: Option<Vec<(u32, u32)>>,
 }
 
-/// What becomes of a part of a guest's memory.
+/// What to do with a part of a guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum MemoryTreatment {
-    /// The kernel may merge it with that of other guests of its domain.
+    /// Let the kernel merge it with the memory of other guests of the same domain.
     Merge,
-    /// The kernel may not, and what is merged is taken apart.
+    /// Stop merging, and split what is merged.
     Unmerge,
-    /// As `unmerge`, and what is there becomes huge pages.
+    /// As `unmerge`, then collapse the present pages into huge pages.
     Collapse,
-    /// What is as in the guest's template is shared with it again. The guest stands still for
+    /// Share pages that equal the template's with the template again. The guest is paused for short
     /// moments.
     Share,
-    /// Pages of zeros are given back, and the huge pages up that they are in. The guest stands
-    /// still for moments.
+    /// Free zero pages, and give up the huge pages that contain them. The guest is paused for short
+    /// moments.
     DropZeros,
 }
 
@@ -86,6 +86,6 @@ pub(crate) enum MemoryTreatment {
 pub(crate) struct TreatedMemory {
     /// Chunks that were treated.
     pub(crate) chunks: u64,
-    /// Why not all of them.
+    /// Why not all chunks were treated.
     pub(crate) error: Option<String>,
 }

@@ -1,5 +1,4 @@
-//! What travels over a guest's API about its migration. Times are durations with their unit in the
-//! name.
+//! What a guest's API says about its migration. Times are durations with their unit in the name.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Most connections side by side; beyond, they only cost.
+/// Most parallel connections; more of them only cost.
 pub(crate) const CONNECTIONS_MAX: u8 = 16;
 
 /// `POST /v1/guest/migration`.
@@ -22,59 +21,59 @@ pub(crate) const CONNECTIONS_MAX: u8 = 16;
 pub(crate) struct MigrationRequest {
     /// HOST or HOST:PORT of the destination's node.
     pub(crate) destination: String,
-    /// Where that node is, at most four, to be tried in turn; the guest's process looks the name up
-    /// when absent.
+    /// Addresses of that node, at most four, tried in turn; when absent, the guest's process
+    /// resolves the name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) addresses: Vec<SocketAddr>,
-    /// Key and certificate for this guest's process, which the host has issued.
+    /// Key and certificate for this guest's process, issued by the host.
     pub(crate) identity: Identity,
-    /// Name in the destination's certificate, when it is not HOST.
+    /// Name in the destination's certificate, if it differs from HOST.
     #[serde(default)]
     pub(crate) tls_name: Option<String>,
-    /// How long the guest may stand still, in milliseconds.
+    /// Limit for the downtime, in milliseconds.
     #[serde(default = "default_downtime_ms")]
     #[schemars(range(min = 1))]
     pub(crate) downtime_ms_max: u64,
-    /// Limit for the network, in bytes each second.
+    /// Limit for the bandwidth, in bytes per second.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
-    /// Give up after this long, in milliseconds.
+    /// Timeout of the migration, in milliseconds.
     #[serde(default = "default_timeout_ms")]
     #[schemars(range(min = 1))]
     pub(crate) timeout_ms: u64,
     /// When pages are compressed.
     #[serde(default)]
     pub(crate) compression: Compression,
-    /// QUIC connections side by side; the source chooses when absent.
+    /// Number of parallel QUIC connections; the source chooses when absent.
     #[serde(default)]
     #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
     pub(crate) connections: Option<u8>,
-    /// The disks' content goes along; both hosts share the disks when absent.
+    /// Copies the disks' content with the guest; when absent, both hosts share the disks.
     #[serde(default)]
     pub(crate) copy_disks: Option<CopyDisks>,
-    /// The hosts need not prove to each other that they share the disks.
+    /// Skips the proof between the hosts that they share the disks.
     #[serde(default)]
     pub(crate) unproven_disks: bool,
-    /// UDP port of this host's node, by which the destination asks this host again; absent when no
-    /// node runs here.
+    /// UDP port of this host's node, through which the destination can ask this host later; absent
+    /// when no node runs here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) node_port: Option<NonZeroU16>,
 }
 
-/// How disks go along with a guest.
+/// How disks are copied with a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CopyDisks {
-    /// Where the destination shall have a disk, by its path here: absolute, both; where it is here
-    /// when absent.
+    /// Destination path of a disk by its path here, both absolute; a disk that is not listed keeps
+    /// its path.
     pub(crate) paths: BTreeMap<PathBuf, PathBuf>,
-    /// Whether files that are in the disks' places there are replaced.
+    /// Whether to replace files that exist at the disks' destination paths.
     pub(crate) replace: bool,
 }
 
 impl MigrationRequest {
-    /// A migration to `destination` with the usual limits.
+    /// A migration to `destination` with the default limits.
     pub(crate) fn to(destination: String, identity: Identity) -> Self {
         Self {
             destination,
@@ -112,9 +111,9 @@ pub(crate) struct MigrationStarted {
 /// `GET /v1/guest/migration`: the running migration, or the last one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MigrationStatus {
-    /// How it stands; the last state, when it is over.
+    /// Progress of the migration; its last state, when it is over.
     pub(crate) progress: Option<Progress>,
-    /// How it ended. One in doubt is followed by another when the doubt is settled.
+    /// How the migration ended. When a migration in doubt is resolved, its report is replaced.
     pub(crate) report: Option<Report>,
 }
 
@@ -122,14 +121,14 @@ pub(crate) struct MigrationStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResolveRequest {
-    /// What becomes of the copy of the guest that is here.
+    /// What to do with this host's copy of the guest.
     pub(crate) decision: Resolution,
-    /// Run it although the destination may have written its block devices. A process of an earlier
-    /// version does not know this field.
+    /// Run the guest although the destination may have written its block devices. Processes of
+    /// earlier versions do not know this field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unproven_disks: bool,
-    /// Who asks for it to run has asked the other host, or knows that it does not run the guest.
-    /// Processes of an earlier version do not know this field.
+    /// The client has asked the other host, or knows otherwise, that the guest does not run there.
+    /// Processes of earlier versions do not know this field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) other_host_has_none: bool,
 }
@@ -138,8 +137,8 @@ pub(crate) struct ResolveRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Resolution {
-    /// Run it.
+    /// Run this copy.
     Run,
-    /// Throw it away.
+    /// Discard this copy.
     Discard,
 }

@@ -1,11 +1,10 @@
 //! The HTTP/JSON interface of guest processes, on Unix sockets.
 //!
-//! [`types`] is what travels, [`migration`] what does about moving a guest, [`memory`] and
-//! [`survey`] what does about a guest's memory and looks at its pages, [`saving`] about its file,
-//! [`events`] about what happens to it, [`route`] what strangers are told of routes, [`server`] how a socket is served, [`client`] how
-//! one is asked, [`descriptor`] how a file goes along, [`error`] how a refusal looks on both sides.
-//! The routes themselves are where they are answered: `guest::api` and `node::api`. Start at
-//! [`types`].
+//! [`types`] has the types of requests and responses; those about one subject are in [`migration`],
+//! [`memory`], [`survey`] (of a guest's pages), [`saving`] and [`events`]. [`route`] describes the
+//! routes to clients (OpenAPI), [`server`] serves a socket, [`client`] sends requests to one,
+//! [`descriptor`] passes open files, and [`error`] has refusals for both sides. The handlers are in
+//! `guest::api` and `node::api`. Start at [`types`].
 
 pub(crate) mod client;
 pub(crate) mod descriptor;

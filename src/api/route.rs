@@ -1,5 +1,5 @@
-//! Routes that know what they take and what they answer: the document that describes an API to
-//! strangers is made from them.
+//! Routes that carry the types of their requests and responses; the OpenAPI document is generated
+//! from them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -21,18 +21,18 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 
-/// Where the document is.
+/// Path of the OpenAPI document.
 pub(crate) const DOCUMENT: &str = "/v1/openapi.json";
 
-/// The kind of [`lines`].
+/// Content type of [`lines`].
 const LINES: &str = "application/x-ndjson";
 
-/// What the document says of an API as a whole.
+/// What the document says about an API as a whole.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct About {
-    /// Whose it is.
+    /// Title of the API.
     pub(crate) title: &'static str,
-    /// Where it is served, and what holds for all of it.
+    /// Where the API is served, and what holds for all of it.
     pub(crate) description: &'static str,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Route<S> {
     handler: MethodRouter<S>,
 }
 
-/// What the document says of a route.
+/// What the document says about a route.
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
     method: Method,
@@ -55,59 +55,59 @@ pub(crate) struct Operation {
     headers: &'static [Header],
 }
 
-/// A part of a path or of a query: a whole number.
+/// A parameter in the path or the query: a whole number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parameter {
-    /// Its name.
+    /// Name of the parameter.
     pub(crate) name: &'static str,
-    /// Where it is written.
+    /// Where the parameter is.
     pub(crate) within: Within,
-    /// What it is for.
+    /// What the parameter is for.
     pub(crate) description: &'static str,
 }
 
-/// Where a parameter is written.
+/// Where a parameter is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Within {
     /// In the path.
     Path,
     /// In the query.
     Query {
-        /// Its value where the query omits it.
+        /// Its value if the query omits it.
         default: u64,
     },
 }
 
-/// A header of an answer: a whole number.
+/// A header of a response: a whole number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
-    /// Its name.
+    /// Name of the header.
     pub(crate) name: &'static str,
-    /// What it says.
+    /// Meaning of the number.
     pub(crate) description: &'static str,
 }
 
 /// Whether a request must have a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Required {
-    /// It must.
+    /// The body is required.
     Yes,
-    /// It may.
+    /// The body is optional.
     No,
 }
 
-/// What a body consists of.
+/// The content of a body.
 #[derive(Debug, Clone, Copy)]
 enum Content {
     /// JSON of a type.
     Json(fn(&mut SchemaGenerator) -> Schema),
-    /// Lines of JSON of a type, as they come.
+    /// Lines of JSON of a type, streamed.
     Lines(fn(&mut SchemaGenerator) -> Schema),
-    /// Bytes.
+    /// Raw bytes.
     Bytes,
 }
 
-/// A route that answers what `call` makes of the state.
+/// A GET route that answers what `call` makes of the state.
 pub(crate) fn read<S, T, A>(path: &'static str, summary: &'static str, call: fn(S) -> A) -> Route<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -118,7 +118,7 @@ where
     Route::new::<T>(Method::GET, path, StatusCode::OK, summary, get(handler))
 }
 
-/// A route that answers what `call` makes of the state and of a part of the request, with `status`.
+/// A route that answers with `status` and what `call` makes of the state and a part of the request.
 pub(crate) fn with_part<S, P, T, A>(
     method: Method,
     path: &'static str,
@@ -140,7 +140,7 @@ where
     Route::new::<T>(method, path, status, summary, handler)
 }
 
-/// As [`with_part`], for POST with a JSON body.
+/// Like [`with_part`], for POST with a JSON body.
 pub(crate) fn with_body<S, B, T, A>(
     path: &'static str,
     status: StatusCode,
@@ -159,7 +159,7 @@ where
     Route::new::<T>(Method::POST, path, status, summary, post(handler)).taking::<B>(Required::Yes)
 }
 
-/// An answer of `items`, each as a line of JSON, for as long as there are some.
+/// A response that streams `items`, each as a line of JSON, until they end.
 pub(crate) fn lines<T: Serialize>(
     items: impl Stream<Item = T> + Send + 'static,
 ) -> impl IntoResponse {
@@ -179,7 +179,7 @@ where
 }
 
 impl<S> Route<S> {
-    /// A route that takes nothing, and answers a `T` with `status` unless it refuses.
+    /// A route without input, which answers a `T` with `status` unless it refuses.
     pub(crate) fn new<T: JsonSchema>(
         method: Method,
         path: &'static str,
@@ -193,53 +193,53 @@ impl<S> Route<S> {
         Self { operation, handler }
     }
 
-    /// It takes a `B`.
+    /// Adds a request body of type `B`.
     pub(crate) fn taking<B: JsonSchema>(mut self, required: Required) -> Self {
         let content = Content::Json(SchemaGenerator::subschema_for::<B>);
         self.operation.request = Some((content, required));
         self
     }
 
-    /// Its path or its query has these.
+    /// Adds parameters of the path or the query.
     pub(crate) fn with(mut self, parameters: &'static [Parameter]) -> Self {
         self.operation.parameters = parameters;
         self
     }
 
-    /// It answers bytes, and numbers in these headers.
+    /// Makes the route answer bytes, with numbers in these headers.
     pub(crate) fn answering_bytes(mut self, headers: &'static [Header]) -> Self {
         self.operation.answer.1 = Content::Bytes;
         self.operation.headers = headers;
         self
     }
 
-    /// It answers lines of `T`, and numbers in these headers.
+    /// Makes the route answer lines of `T`, with numbers in these headers.
     pub(crate) fn answering_lines<T: JsonSchema>(mut self, headers: &'static [Header]) -> Self {
         self.operation.answer.1 = Content::Lines(SchemaGenerator::subschema_for::<T>);
         self.operation.headers = headers;
         self
     }
 
-    /// What the document says of it.
+    /// What the document says about the route.
     pub(crate) fn operation(&self) -> &Operation {
         &self.operation
     }
 }
 
 impl<S: Clone + Send + Sync + 'static> Route<S> {
-    /// It takes requests up to this length, in bytes.
+    /// Sets the limit for request bodies, in bytes.
     pub(crate) fn with_bodies_of(self, bytes_max: usize) -> Self {
         Self { handler: self.handler.layer(DefaultBodyLimit::max(bytes_max)), ..self }
     }
 }
 
 impl Operation {
-    /// Its method.
+    /// The HTTP method.
     pub(crate) fn method(&self) -> &Method {
         &self.method
     }
 
-    /// Its path.
+    /// The path.
     pub(crate) fn path(&self) -> &'static str {
         self.path
     }
@@ -255,7 +255,7 @@ where
     routes.into_iter().fold(Router::new(), add).with_state(state)
 }
 
-/// Serves what these operations are.
+/// Serves the document that describes these operations.
 pub(crate) fn document_router(about: About, operations: Vec<Operation>) -> Router {
     let made: Arc<OnceLock<Bytes>> = Arc::default();
     let show = async move || {
@@ -265,7 +265,7 @@ pub(crate) fn document_router(about: About, operations: Vec<Operation>) -> Route
     Router::new().route(DOCUMENT, get(show))
 }
 
-/// An OpenAPI document of these operations, and of itself.
+/// Generates an OpenAPI document of these operations and of its own route.
 pub(crate) fn document(about: About, operations: &[Operation]) -> Value {
     let settings = SchemaSettings::openapi3().with_transform(RecursiveTransform(plain));
     let mut generator = settings.into_generator();
@@ -290,14 +290,15 @@ pub(crate) fn document(about: About, operations: &[Operation]) -> Value {
     })
 }
 
-/// What the types' comments and the generator say that is for Rust alone, or for JSON Schema alone.
+/// Removes what is only for Rust or only for JSON Schema from the descriptions and the generated
+/// schema.
 fn plain(schema: &mut Schema) {
     if let Some(Value::String(text)) = schema.get_mut("description") {
         *text = text.replace("[`", "`").replace("`]", "`");
     }
-    // Of the readers of older answers, and no values that a request may count on.
+    // The defaults are for readers of older responses; requests cannot rely on them.
     schema.remove("default");
-    // OpenAPI 3.0 knows no tuples: any of the kinds in any place.
+    // OpenAPI 3.0 has no tuples: allow any of the element types at any position.
     if let Some(Value::Array(kinds)) = schema.get_mut("items") {
         let mut kinds = std::mem::take(kinds);
         kinds.dedup();

@@ -1,4 +1,4 @@
-//! What is said about saving a guest to a file.
+//! What the API says about saving a guest to a file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ pub(crate) struct SaveRequest {
     /// What the file is for.
     #[serde(default)]
     pub(crate) format: SaveFormat,
-    /// Whether the guest goes on when it is written; else it stands still until it is told to end
-    /// or to go on, or for a minute.
+    /// Whether the guest continues when the file is written. Otherwise it stays paused until the
+    /// client ends or resumes it, or for a minute after the save or its last `save/hold`.
     #[serde(default)]
     pub(crate) keep_running: bool,
-    /// Copies that will be made of its disks, while it stands still, for the guest to be restored
-    /// on.
+    /// Copies of its disks that the client makes while the guest is paused, and on which the guest
+    /// will be restored.
     #[serde(default)]
     pub(crate) copies: Option<SavedCopies>,
 }
@@ -30,38 +30,38 @@ pub(crate) struct SaveRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SavedCopies {
-    /// Where the copy of each disk will be.
+    /// Path of the copy, by the path of the disk.
     pub(crate) paths: BTreeMap<PathBuf, PathBuf>,
-    /// The modification time that they will have, in seconds since 1970.
+    /// The modification time that the copies will have, in seconds since 1970.
     pub(crate) modified_unix_s: i64,
 }
 
-/// What a guest is written to a file for.
+/// What a saved file is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SaveFormat {
-    /// To go on from it, once: small.
+    /// Restoring the guest, once; the file is small.
     #[default]
     Guest,
-    /// To start many others from it, which share its memory.
+    /// Starting many guests that share its memory.
     Template,
 }
 
 /// The answer to `POST /v1/guest/save`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Saved {
-    /// Names this save in what is said about it.
+    /// Identifies this save in later requests.
     pub(crate) id: Uuid,
     /// The file's size, bytes.
     pub(crate) file_bytes: u64,
-    /// How long the guest has stood still until now, in milliseconds.
+    /// How long the guest has been paused until now, in milliseconds.
     pub(crate) paused_ms: u64,
 }
 
-/// `PUT /v1/guest/save/...`: about the guest that stands still since a save.
+/// `PUT /v1/guest/save/...`: about the guest that is paused since a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SaveId {
-    /// [`Saved::id`].
+    /// [`Saved::id`] of that save.
     pub(crate) id: Uuid,
 }

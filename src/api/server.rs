@@ -1,5 +1,5 @@
-//! A Unix socket that serves a router: bounded in what it reads, in whom it serves at once and for
-//! how long, removed by its owner.
+//! A Unix socket that serves a router, with limits on sizes, connections and their duration. Its
+//! owner removes it.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -23,43 +23,43 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::descriptor::HandingStream;
 use super::error::{ApiError, Reason};
 
-/// The largest request body, in bytes; the largest sensible one is a few hundred.
+/// The largest request body, in bytes; the largest useful one has a few hundred.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
-/// The largest head of a request, in bytes: hyper takes no smaller limit.
+/// The largest request head, in bytes; hyper allows no smaller limit.
 const HEAD_BYTES_MAX: usize = 8 << 10;
 
-/// How long a request's head may take, also the next one of a connection.
+/// Timeout for a request's head, also for the next one on the same connection.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections at once of those who may only look; further ones wait.
+/// Concurrent connections of read-only clients; further ones wait.
 const VISITORS_MAX: usize = 64;
 
-/// Connections at once of the owner, whose programs may each watch the console.
+/// Concurrent connections of the owner, whose programs may each follow the console.
 const OWNERS_MAX: usize = 512;
 
-/// How long one who may only look may stay.
+/// How long a read-only client may stay connected.
 const VISIT_MAX: Duration = Duration::from_secs(30);
 
-/// How long requests that were taken before the end may go on.
+/// How long accepted requests may still run after shutdown has begun.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long the server waits when the system gives no connection.
+/// Pause after the system has failed to accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whom a socket is for.
+/// The users that a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Audience {
     /// This user, who may do everything.
     Owner,
-    /// All users who can reach the socket's folder. They may look, but not stay.
+    /// All users who can reach the socket's folder. They can only read, and for a limited time.
     Anybody,
 }
 
-/// Listens on `path`.
+/// Listens on `path`, with the permissions for `audience`.
 ///
 /// # Errors
-/// The path exists, is too long, or the file system refuses.
+/// If the path exists or is too long, or the file system refuses.
 fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
     let mode = match audience {
         Audience::Owner => 0o600,
@@ -67,14 +67,14 @@ fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
     };
     let listener = bind_with(path, Mode::from_bits_truncate(mode))
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    // What the umask has taken.
+    // Restores the permissions that the umask removed.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot protect {}", path.display()))?;
     Ok(listener)
 }
 
-/// Listens on `path`, which never allows more than `mode`: Linux makes the socket's file with the
-/// mode that the socket has.
+/// Listens on `path`. The socket file never allows more than `mode`, because Linux creates it with
+/// the mode of the socket.
 fn bind_with(path: &Path, mode: Mode) -> std::io::Result<UnixListener> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -84,8 +84,8 @@ fn bind_with(path: &Path, mode: Mode) -> std::io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-/// Serves `router` until `end`, answering what has been asked by then; unknown routes and oversized
-/// bodies get the same kind of answer as all else.
+/// Serves `router` until `end`, and then finishes the requests that were accepted. Unknown routes
+/// and oversized bodies get the same kind of response as everything else.
 async fn serve_until(
     listener: UnixListener,
     router: Router,
@@ -124,7 +124,7 @@ async fn serve_until(
     while visits.join_next().await.is_some() {}
 }
 
-/// Serves one connection.
+/// Serves one connection, within the limits of `audience`.
 async fn visit(stream: UnixStream, router: Router, audience: Audience, end: watch::Receiver<()>) {
     match audience {
         Audience::Owner => {
@@ -132,14 +132,14 @@ async fn visit(stream: UnixStream, router: Router, audience: Audience, end: watc
             let router = router.layer(Extension(stream.handed()));
             converse(stream, router, end).await;
         }
-        // No file is taken from strangers: the kernel closes what they send.
+        // Files are not accepted from other users: the kernel closes what they send.
         Audience::Anybody => {
             let _in_time = tokio::time::timeout(VISIT_MAX, converse(stream, router, end)).await;
         }
     }
 }
 
-/// Answers what is asked on one connection.
+/// Answers the requests of one connection.
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
@@ -153,14 +153,14 @@ async fn converse(
         .max_buf_size(HEAD_BYTES_MAX);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     tokio::select! {
-        // Who breaks off, or is slow, has no one to tell.
+        // A client that disconnects or is too slow cannot be told anything.
         _ = connection.as_mut() => return,
         _ = end.changed() => connection.as_mut().graceful_shutdown(),
     }
     let _broken_off = connection.as_mut().await;
 }
 
-/// A socket that is served and can be closed in order.
+/// A socket that is being served and can be shut down cleanly.
 #[derive(Debug)]
 pub(crate) struct Server {
     task: JoinHandle<()>,
@@ -171,7 +171,7 @@ impl Server {
     /// Serves `router` on the socket at `path`, for `audience`.
     ///
     /// # Errors
-    /// The path exists, is too long, or the file system refuses.
+    /// If the path exists or is too long, or the file system refuses.
     pub(crate) fn start(path: &Path, router: Router, audience: Audience) -> Result<Self> {
         let listener = bind(path, audience)?;
         let (end, ended) = watch::channel(());
@@ -179,7 +179,7 @@ impl Server {
         Ok(Self { task, end })
     }
 
-    /// Takes no more requests, and gives those that were taken a moment to be answered.
+    /// Stops accepting requests, and gives those already accepted a moment to finish.
     pub(crate) async fn close(mut self) {
         drop(self.end);
         if tokio::time::timeout(CLOSE_PATIENCE, &mut self.task).await.is_err() {

@@ -1,4 +1,4 @@
-//! What travels over a guest's API about looks at its pages.
+//! What a guest's API says about surveys of its pages.
 
 use std::borrow::Cow;
 
@@ -7,35 +7,35 @@ use memopt::survey::Digests;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The largest body of a request with such a table, in bytes.
+/// The largest body of a request with a `SurveyDomain`, in bytes.
 pub(crate) const DOMAIN_BYTES_MAX: usize = 2 << 20;
 
-/// How a look stands.
+/// State of a survey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SurveyState {
-    /// Nobody has looked yet.
+    /// There has been no survey yet.
     None,
-    /// Somebody looks.
+    /// A survey is running.
     Running,
-    /// It is over, and its findings are kept until the next one.
+    /// The survey is over; its findings are kept until the next one.
     Done,
-    /// It was called off, or could not be done.
+    /// The survey was cancelled, or failed.
     Failed,
 }
 
 /// `GET /v1/guest/survey`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SurveyStatus {
-    /// How it stands.
+    /// State of the survey.
     pub(crate) state: SurveyState,
-    /// Pages that were looked at so far.
+    /// Pages scanned so far.
     pub(crate) pages: u64,
-    /// CPU time that it took so far, in milliseconds.
+    /// CPU time used so far, in milliseconds.
     pub(crate) cpu_ms: u64,
-    /// Why it failed.
+    /// Why the survey failed.
     pub(crate) error: Option<String>,
-    /// What it found, for those of the same merge domain: a sample of the contents.
+    /// What the survey found, for guests of the same merge domain: a sample of the page contents.
     pub(crate) digests: Option<Digests>,
 }
 
@@ -43,25 +43,25 @@ pub(crate) struct SurveyStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SurveyDomain<'a> {
-    /// The tables of all guests of the merge domain merged, this one's among them. Contents with
-    /// one page may be left away.
+    /// The merged tables of all guests of the merge domain, including this one. Contents that only
+    /// one page has may be omitted.
     pub(crate) domain: Cow<'a, Digests>,
 }
 
 /// The answer to `PUT /v1/guest/survey`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct SurveyedMemory {
-    /// How long ago the look ended, in milliseconds.
+    /// How long ago the survey ended, in milliseconds.
     pub(crate) age_ms: u64,
-    /// Whether the host's kernel tells huge pages (Linux 6.7); without it no chunk is said to be
+    /// Whether the host's kernel reports huge pages (Linux 6.7); without it no chunk is reported as
     /// huge.
     pub(crate) tells_huge_pages: bool,
-    /// The chunks of which anything is there.
+    /// The chunks that have present pages.
     pub(crate) chunks: Vec<ChunkRow>,
 }
 
-/// A chunk: its index, and of its pages those that are there, of zeros, with an equal elsewhere, as
-/// in the template, and written; then 1 if it is huge, and 2 if it is mergeable. Short, for there
+/// A chunk: its index; how many of its pages are present, zero, duplicated elsewhere, equal to the
+/// template's, and written; and flags, 1 for huge and 2 for mergeable. An array, to be short: there
 /// may be 131,072 of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ChunkRow(u32, u16, u16, u16, u16, u16, u8);
@@ -104,7 +104,7 @@ impl From<ChunkRow> for Chunk {
             written_pages,
             is_huge: flags & IS_HUGE != 0,
             is_mergeable: flags & IS_MERGEABLE != 0,
-            // The guest's process takes them apart.
+            // The guest's process can split merged pages, so this does not matter for it.
             has_twins: false,
         }
     }

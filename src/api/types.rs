@@ -1,5 +1,5 @@
-//! What travels over a guest's API. Times are milliseconds since 1970 or durations with their unit
-//! in the name.
+//! Requests and responses of a guest's API. Times are milliseconds since 1970, or durations with
+//! their unit in the name.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,27 +14,27 @@ use vmm_core::virtio::net::NetStatus;
 
 use crate::names::GuestName;
 
-/// How a guest stands.
+/// State of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GuestState {
-    /// On its way here: the copy in this process is not complete and does not run.
+    /// Arriving: the copy in this process is incomplete and does not run.
     Incoming,
     /// Its vCPUs run.
     Running,
-    /// Its vCPUs stand still, because somebody asked for it.
+    /// Its vCPUs are stopped on request.
     Paused,
-    /// On its way to another host; it runs here until it is handed over.
+    /// Leaving for another host; it runs here until the switchover.
     Migrating,
-    /// Handed over or complete, but the other host has not been heard: it does not run here until
-    /// that is settled.
+    /// Handed over (at the source) or complete (at the destination), but the other host has not
+    /// confirmed: the guest does not run here until that is resolved.
     InDoubt,
-    /// It has ended, and so will its process.
+    /// The guest has ended, and its process is about to.
     Ended,
 }
 
 impl GuestState {
-    /// As shown in tables.
+    /// The state as shown in tables.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Incoming => "incoming",
@@ -47,23 +47,23 @@ impl GuestState {
     }
 }
 
-/// What a guest is made of.
+/// What a guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GuestKind {
     /// The built-in workload.
     Workload,
-    /// A kernel that the user brought.
+    /// A kernel provided by the user.
     Linux,
 }
 
-/// What becomes of a guest that resets itself.
+/// What happens when a guest resets itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OnReboot {
-    /// It boots again.
+    /// The guest boots again.
     Restart,
-    /// It ends.
+    /// The guest ends.
     Stop,
 }
 
@@ -74,11 +74,11 @@ pub(crate) struct GuestInfo {
     pub(crate) name: GuestName,
     /// Identity, the same on every host.
     pub(crate) uuid: Uuid,
-    /// The process that holds it.
+    /// The process that runs it.
     pub(crate) pid: u32,
-    /// How it stands.
+    /// State of the guest.
     pub(crate) state: GuestState,
-    /// What it is made of.
+    /// What the guest runs.
     pub(crate) kind: GuestKind,
     /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,
@@ -90,28 +90,28 @@ pub(crate) struct GuestInfo {
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
-    /// What it sees of its host's processor, by the name of the model; absent while it has not
-    /// arrived.
+    /// Name of the CPU model that the guest sees; absent until the source has described an incoming
+    /// guest.
     #[serde(default)]
     pub(crate) cpu_model: Option<String>,
     /// How its memory is backed.
     #[serde(default)]
     pub(crate) backing: BackingInfo,
-    /// Labels that it was started with; they go wherever it goes.
+    /// Labels given at its start; they move with the guest.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
-    /// How it and programs of this host reach each other, if they do.
+    /// The vsock device; absent when the guest has none.
     #[serde(default)]
     pub(crate) vsock: Option<VsockInfo>,
     /// When this process started, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,
-    /// What becomes of it when it resets itself.
+    /// What happens when the guest resets itself.
     pub(crate) on_reboot: OnReboot,
-    /// How often it has started over in this process.
+    /// Number of resets in this process.
     pub(crate) restarts: u64,
-    /// Why it did so last, for people.
+    /// Reason of the last reset, for people.
     pub(crate) last_restart: Option<String>,
-    /// The migration that is running, or the last one.
+    /// The running migration, or the last one.
     pub(crate) migration_id: Option<Uuid>,
     /// More about the state, for people: why it is in doubt and what to do.
     pub(crate) detail: Option<String>,
@@ -122,7 +122,7 @@ pub(crate) struct GuestInfo {
 
 #[cfg(test)]
 impl GuestInfo {
-    /// What a guest of this name could say.
+    /// An example for a guest of this name.
     pub(crate) fn example(name: &str) -> Self {
         Self {
             name: name.parse().unwrap(),
@@ -152,36 +152,36 @@ impl GuestInfo {
 /// What a guest's process is confined to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Confinement {
-    /// System calls.
+    /// Filter of system calls.
     pub(crate) seccomp: SeccompState,
-    /// Files.
+    /// Restriction of files.
     pub(crate) landlock: LandlockState,
 }
 
-/// What becomes of a process that tries a system call that it may not.
+/// What happens when a process makes a forbidden system call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum SeccompState {
-    /// It ends.
+    /// The process ends.
     On,
-    /// The kernel's log tells of it.
+    /// The kernel logs the call.
     Log,
-    /// Nothing.
+    /// Nothing: there is no filter.
     #[default]
     Off,
 }
 
-/// Whether a process can open what it does not need.
+/// How far Landlock keeps a process from files that it does not need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LandlockState {
-    /// No.
+    /// All rules are enforced.
     Full,
-    /// No, but the kernel is too old for some of the rules.
+    /// Some rules are not enforced, because the kernel is too old for them.
     Partial,
-    /// Yes: the kernel has no Landlock.
+    /// Not at all, because the kernel has no Landlock.
     Missing,
-    /// Yes: it was not to be confined.
+    /// Not at all, because Landlock was switched off.
     #[default]
     Off,
 }
@@ -189,9 +189,10 @@ pub(crate) enum LandlockState {
 /// A guest's vsock device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct VsockInfo {
-    /// The guest's address.
+    /// The guest's CID.
     pub(crate) cid: u32,
-    /// Where programs of this host reach it; where it reaches them is the same with `_PORT`.
+    /// Unix socket on which programs of this host connect to the guest. The guest connects to
+    /// theirs at the same path with `_PORT` appended.
     pub(crate) socket: PathBuf,
 }
 
@@ -200,39 +201,39 @@ pub(crate) struct VsockInfo {
 pub(crate) struct DiskInfo {
     /// The file or block device on this host.
     pub(crate) path: PathBuf,
-    /// Its size, bytes.
+    /// Size of the disk, bytes.
     pub(crate) bytes: u64,
-    /// The guest cannot write it.
+    /// Whether the guest can only read it.
     pub(crate) read_only: bool,
-    /// Whom the lock on it keeps away.
+    /// Whether the lock on the disk covers this host only, or all hosts of its file system.
     pub(crate) lock_reach: LockReach,
 }
 
 /// A network device of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NetInfo {
-    /// The guest's address.
+    /// The guest's MAC address.
     pub(crate) mac: String,
-    /// Most bytes of a packet, as the guest is told.
+    /// MTU that the guest is told, bytes.
     pub(crate) mtu: u16,
-    /// The tap on this host.
+    /// Name of the tap on this host.
     pub(crate) tap: String,
-    /// The bridge that the tap was put on; absent when the tap was given.
+    /// The bridge that the tap is attached to; absent when the user provided the tap.
     pub(crate) bridge: Option<String>,
-    /// Frames that the guest received, since it is in this process.
+    /// Frames that the guest received in this process.
     pub(crate) received: FlowInfo,
-    /// Frames that it sent.
+    /// Frames that the guest sent in this process.
     pub(crate) transmitted: FlowInfo,
 }
 
 /// Frames in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct FlowInfo {
-    /// Bytes of frames that got through.
+    /// Bytes of frames that were passed on.
     pub(crate) bytes: u64,
-    /// Frames that got through.
+    /// Frames that were passed on.
     pub(crate) packets: u64,
-    /// Frames that did not.
+    /// Frames that were dropped.
     pub(crate) drops: u64,
 }
 
@@ -255,30 +256,30 @@ impl From<NetStatus> for NetInfo {
     }
 }
 
-/// How a guest's memory is backed: words as for `lighter run`.
+/// How a guest's memory is backed, in the words of `lighter run`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BackingInfo {
     /// `off`, `thp`, `2M` or `1G`.
     pub(crate) hugepages: String,
-    /// All of it was taken at the start.
+    /// Whether all memory was allocated at the start.
     pub(crate) prealloc: bool,
-    /// NUMA nodes that it comes from.
+    /// NUMA nodes that the memory comes from.
     pub(crate) numa_policy: String,
-    /// With whose pages its pages may be merged.
+    /// Name of the domain within which its pages may be merged.
     pub(crate) merge_domain: Option<String>,
-    /// Whether the kernel may merge them now.
+    /// Whether the kernel may merge its pages now.
     pub(crate) mergeable: bool,
-    /// The domain that is merged on this host instead.
+    /// The domain that this host merges instead.
     pub(crate) merged_instead: Option<String>,
-    /// Pages that it has not written are those of a template.
+    /// Whether pages that the guest has not written are shared with a template.
     pub(crate) from_template: bool,
-    /// How KVM tells which pages it wrote.
+    /// How KVM reports the pages that the guest writes.
     pub(crate) dirty_log: String,
 }
 
 impl BackingInfo {
-    /// The size of its pages. A process of another version may have a word for it that this one
-    /// does not know.
+    /// Returns the size of its pages; the default if a process of another version names one that
+    /// this version does not know.
     pub(crate) fn huge_pages(&self) -> HugePages {
         self.hugepages.parse().unwrap_or_default()
     }
@@ -288,30 +289,30 @@ impl BackingInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RebootRequest {
-    /// The guest boots again should it switch itself off within this time, in milliseconds.
+    /// The guest boots again if it powers off within this time, in milliseconds.
     pub(crate) timeout_ms: u64,
 }
 
-/// `PUT /v1/guest/resume`, which needs none.
+/// `PUT /v1/guest/resume`: the body, which may be absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResumeRequest {
-    /// Takes disks as they are, also those that were written since the guest last had them.
+    /// Accept the disks as they are, even if they were written since the guest last had them.
     pub(crate) unsafe_disks: bool,
 }
 
-/// The answer of a request that has nothing else to say: how the guest stands now.
+/// Response of a request that returns nothing but the guest's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct StateAnswer {
-    /// How the guest stands now.
+    /// State of the guest now.
     pub(crate) state: GuestState,
 }
 
-/// How far the workload has come.
+/// Phase of the workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum WorkloadPhase {
-    /// Nothing has run yet.
+    /// The workload has not started yet.
     Starting,
     /// Memory is being filled.
     Filling,
@@ -319,16 +320,16 @@ pub(crate) enum WorkloadPhase {
     Working,
     /// Stopped on request.
     Stopped,
-    /// It broke down.
+    /// The workload crashed.
     Panicked,
 }
 
-/// `GET /v1/guest/workload`: what the built-in workload says about itself.
+/// `GET /v1/guest/workload`: the report of the built-in workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct WorkloadInfo {
-    /// How far it has come.
+    /// Phase of the workload.
     pub(crate) phase: WorkloadPhase,
-    /// Loop turns; grow while it runs.
+    /// Loop iterations; the number grows while the workload runs.
     pub(crate) ticks: u64,
     /// Pages rewritten since memory was filled.
     pub(crate) pages_written: u64,
@@ -337,30 +338,30 @@ pub(crate) struct WorkloadInfo {
     /// Pages read at random.
     #[serde(default)]
     pub(crate) pages_read: u64,
-    /// Longest time in which a vCPU did not run since the last reset, microseconds of the guest's
-    /// own clock.
+    /// Longest time that a vCPU did not run since the last reset of this value, in microseconds of
+    /// the guest's own clock.
     pub(crate) longest_stall_us: u64,
-    /// The reset that `longest_stall_us` counts from.
+    /// Number of the reset since which `longest_stall_us` counts.
     pub(crate) stall_epoch: u64,
-    /// Times the guest's clock was seen to go backwards.
+    /// How often the guest saw its clock go backwards.
     pub(crate) clock_backwards: u64,
-    /// The last check of all memory that is finished.
+    /// Number of the last complete check of all memory.
     pub(crate) verified_epoch: u64,
-    /// Bad pages found so far, in any check.
+    /// Bad pages found so far, by any check.
     pub(crate) bad_pages: u64,
-    /// The first of them, for people.
+    /// Description of the first bad page, for people.
     pub(crate) first_bad_page: Option<String>,
-    /// The guest's verdict: no bad page ever, no clock going backwards, no break-down.
+    /// The guest's verdict: no bad page ever, no clock going backwards, no crash.
     pub(crate) intact: bool,
 }
 
-/// `PUT /v1/guest/workload`: what is absent stays as it is.
+/// `PUT /v1/guest/workload`: absent settings do not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct WorkloadControl {
     /// Pages rewritten each second, all vCPUs together.
     pub(crate) dirty_rate_pages_per_s: Option<u64>,
-    /// The part of memory that is rewritten, bytes.
+    /// Size of the memory that is rewritten, bytes.
     pub(crate) working_set_bytes: Option<u64>,
     /// Forget the longest stall.
     pub(crate) reset_stall: bool,
@@ -372,52 +373,53 @@ pub(crate) struct WorkloadControl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BalloonRequest {
-    /// Memory that the guest shall keep, bytes; all of its memory to take nothing away.
+    /// Memory that the guest should keep, bytes; the size of its memory deflates the balloon.
     pub(crate) target_bytes: u64,
-    /// Who sets it: the optimizer takes its own back, and leaves an operator's. Absent, it is an
-    /// operator; older guests' processes reject the field.
+    /// Who sets the target: the optimizer takes back only targets that it has set itself, never an
+    /// operator's. Absent means an operator; guest processes of older versions reject the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
 }
 
-/// `GET /v1/guest/balloon`: what the guest keeps of its memory, and what the host spends on it.
+/// `GET /v1/guest/balloon`: how much of its memory the guest keeps, and what it costs the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BalloonInfo {
-    /// Whether the guest has a driver for it; without one, nothing happens.
+    /// Whether the guest has a driver for the balloon; without one, it has no effect.
     pub(crate) has_driver: bool,
-    /// Whether the guest reports free pages by itself, and they are given back.
+    /// Whether the guest reports free pages automatically, and the host frees them.
     pub(crate) reporting: bool,
-    /// Whether the guest says, when it is migrated, which pages are free and need not be sent.
+    /// Whether the guest gives free page hints during a migration: those pages need not be sent.
     #[serde(default)]
     pub(crate) gives_hints: bool,
     /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,
-    /// Memory that the guest shall keep, bytes.
+    /// Balloon target: the memory that the guest should keep, bytes.
     pub(crate) target_bytes: u64,
-    /// Who has set that; absent from older guests' processes.
+    /// Who set the target; absent from guest processes of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) set_by: Option<SetBy>,
-    /// Memory that it says to have kept, bytes.
+    /// Memory that the guest claims to keep, bytes.
     pub(crate) actual_bytes: u64,
-    /// Memory given back through the balloon since this process started, bytes; the guest may have
-    /// it again.
+    /// Memory freed through the balloon since this process started, bytes; the guest may use it
+    /// again later.
     pub(crate) inflated_bytes_total: u64,
-    /// Memory given back because the guest reported it as free, bytes; the guest may have it again.
+    /// Memory freed through free page reporting, bytes; the guest may use it again later.
     pub(crate) reported_bytes_total: u64,
-    /// Host memory of the guest's process (RSS), bytes: what was really given back is missing here.
+    /// Host memory of the guest's process, bytes: its RSS and its huge pages of the pool. Memory
+    /// that was really freed is not part of it.
     pub(crate) resident_bytes: Option<u64>,
-    /// The same, with memory that it has in common with other processes counted once (PSS), bytes.
+    /// The same, with each page that several processes share divided among them (PSS), bytes.
     pub(crate) proportional_bytes: Option<u64>,
-    /// What the guest said last of its memory.
+    /// The last statistics that the guest sent.
     pub(crate) statistics: Option<BalloonStatistics>,
 }
 
-/// What a guest says of its memory. None of it can be trusted.
+/// Statistics of a guest about its memory. They cannot be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct BalloonStatistics {
-    /// How long ago it said so, in milliseconds.
+    /// Age of the statistics, in milliseconds.
     pub(crate) age_ms: u64,
-    /// What it said; what it did not say is absent.
+    /// The values; those that the guest did not send are absent.
     #[serde(flatten)]
     pub(crate) values: Statistics,
 }
@@ -426,10 +428,10 @@ pub(crate) struct BalloonStatistics {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsoleInput {
-    /// What is typed, as UTF-8.
+    /// Text to type, in UTF-8.
     #[serde(default)]
     pub(crate) input: String,
-    /// What is typed behind that, in bytes: for keys that are no text.
+    /// Bytes to type after that, for keys that are not text.
     #[serde(default)]
     pub(crate) bytes: Vec<u8>,
 }
@@ -437,7 +439,7 @@ pub(crate) struct ConsoleInput {
 /// The answer to `PUT /v1/guest/console`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ConsoleTaken {
-    /// Bytes that there was room for; the rest must be typed again once the guest has read some.
+    /// Bytes that were accepted; the client must send the rest again once the guest has read some.
     pub(crate) taken_bytes: usize,
 }
 
@@ -445,24 +447,24 @@ pub(crate) struct ConsoleTaken {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ConsoleRead {
-    /// The offset to read from, in bytes since the guest's process began: `console-next` of the
-    /// last answer.
+    /// Offset to read from, in bytes since the guest's process began: `console-next` of the last
+    /// response.
     pub(crate) from: u64,
     /// How long to wait when there is nothing to read yet, in milliseconds.
     pub(crate) wait_ms: u64,
 }
 
-/// The header of an answer with the offset of its first byte.
+/// Response header with the offset of the first byte.
 pub(crate) const CONSOLE_FROM: &str = "console-from";
 
-/// The header of an answer with the offset behind its last byte.
+/// Response header with the offset after the last byte.
 pub(crate) const CONSOLE_NEXT: &str = "console-next";
 
-/// The answer to `PUT /v1/guest/workload`: what to wait for in the workload's report.
+/// Response of `PUT /v1/guest/workload`: the values to wait for in the workload's report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct WorkloadControlled {
-    /// `stall_epoch` reaches this once the stall is forgotten.
+    /// `stall_epoch` reaches this value once the stall is reset.
     pub(crate) stall_epoch: Option<u64>,
-    /// `verified_epoch` reaches this once all memory is checked.
+    /// `verified_epoch` reaches this value once all memory is checked.
     pub(crate) verified_epoch: Option<u64>,
 }

@@ -1,5 +1,5 @@
-//! Tries what a guest's process may not, for the tests that see it refused: `LIGHTER_ATTEMPT` names
-//! what.
+//! Tries something that a guest's process is not allowed to do, for the tests that expect a
+//! refusal. `LIGHTER_ATTEMPT` names it.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -13,11 +13,11 @@ use tokio::runtime::Runtime;
 
 use crate::output;
 
-/// Tries it in the main thread, in one of the runtime's, and in a new one, and tells how each
-/// ended.
+/// Makes the attempt in the main thread, in one of the runtime's and in a new one, and prints how
+/// each ended.
 ///
 /// # Errors
-/// A thread cannot be started.
+/// If a thread cannot be started.
 pub(crate) fn as_told(runtime: &Runtime) -> Result<()> {
     let Ok(what) = std::env::var("LIGHTER_ATTEMPT") else { return Ok(()) };
     tell("main", &what);

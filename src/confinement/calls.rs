@@ -1,13 +1,13 @@
-//! The system calls of a guest's process: the one list.
+//! The allow list of a guest's process: all its system calls are here.
 //!
-//! One list holds for all threads: whoever controls one of them can make the others do their work,
-//! since they share their memory.
+//! All threads share one list, because they share their memory: an attacker who controls one thread
+//! can make the others do its work.
 
 use libc::{c_long, *};
 use vmm_core::memory::{PAGEMAP_SCAN_REQUEST, WRITE_PROTECTION_REQUESTS};
 
-/// `ioctl` requests of devices, by a mask and what it leaves of them: `_IOC_TYPE` is in the second
-/// byte, the number in the first.
+/// `ioctl` requests of devices, as (mask, value of the masked request). `_IOC_TYPE` is the second
+/// byte, the number the first.
 pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
     // KVM (`KVMIO` of linux/kvm.h).
     (0xff00, 0xae00),
@@ -17,7 +17,8 @@ pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
     (0xffc0, 0x54c0),
 ];
 
-/// `ioctl` requests of files and terminals. Not `TIOCSTI`, which types on the user's terminal.
+/// `ioctl` requests of files and terminals. `TIOCSTI` is left out: it injects input into the user's
+/// terminal.
 pub(super) const IOCTLS: [u64; 10] = [
     FIONBIO,
     FIOCLEX,
@@ -28,14 +29,15 @@ pub(super) const IOCTLS: [u64; 10] = [
     TCSETSF,
     TIOCGWINSZ,
     TCGETS2,
-    // Of `/proc/self/pagemap`: how the guest's own pages are mapped.
+    // On `/proc/self/pagemap`: how the guest's own pages are mapped.
     PAGEMAP_SCAN_REQUEST,
 ];
 
 /// `SIOCBRADDIF` of linux/sockios.h.
 const ADD_TO_BRIDGE: u64 = 0x89a2;
 
-/// `ioctl` requests about network interfaces, for a guest that arrives and makes its tap then.
+/// `ioctl` requests about network interfaces, for an incoming guest, whose tap is created only
+/// after confinement.
 pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
     SIOCGIFINDEX,
     SIOCGIFMTU,
@@ -47,23 +49,24 @@ pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
     ADD_TO_BRIDGE,
 ];
 
-/// `ioctl` requests of a userfaultfd, for a guest from a template. It is there by then: no other
-/// can be made.
+/// `ioctl` requests of a userfaultfd, for a guest from a template. The userfaultfd exists before
+/// confinement; no other can be created.
 pub(super) const IOCTLS_OF_TEMPLATES: [u64; 2] = WRITE_PROTECTION_REQUESTS;
 
-/// Families of sockets: those of migrations, and what the C library asks for an address. Netlink's
-/// is for questions about networks alone, and Unix's only for guests that call programs over vsock;
+/// Families of sockets: those of migrations, and those with which the C library resolves names.
+/// Netlink is limited to routing, and Unix sockets to guests that connect to programs over vsock;
 /// see [`super::seccomp`].
 pub(super) const SOCKET_FAMILIES: [i32; 4] = [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK];
 
-/// Calls that make a ring for disks. Who has its disks at the start has its rings by then.
+/// Calls that set up an io_uring for disks. A guest that has its disks at the start has its rings
+/// before confinement.
 pub(super) const RINGS: [c_long; 2] = [SYS_io_uring_setup, SYS_io_uring_register];
 
-/// Calls without conditions, by what they are for.
+/// Calls that are allowed without conditions, by purpose.
 pub(super) const ALLOWED: &[&[c_long]] =
     &[&FILES, &MEMORY, &THREADS, &TIME, &WAITING, &NETWORK, &DISK_ENGINE, &IDENTITY];
 
-/// Files that are open, and files that [`super::landlock`] lets be opened.
+/// Open files, and files that [`super::landlock`] lets the process open.
 const FILES: [c_long; 53] = [
     SYS_read,
     SYS_write,
@@ -120,7 +123,7 @@ const FILES: [c_long; 53] = [
     SYS_pipe2,
 ];
 
-/// Memory; [`super::seccomp`] refuses what could be executed.
+/// Memory; [`super::seccomp`] refuses executable mappings.
 const MEMORY: [c_long; 13] = [
     SYS_mmap,
     SYS_munmap,
@@ -137,7 +140,7 @@ const MEMORY: [c_long; 13] = [
     SYS_membarrier,
 ];
 
-/// Threads of this process, and signals between them; [`super::seccomp`] refuses processes.
+/// Threads of this process, and signals between them; [`super::seccomp`] refuses new processes.
 const THREADS: [c_long; 20] = [
     SYS_clone,
     SYS_clone3,
@@ -161,7 +164,7 @@ const THREADS: [c_long; 20] = [
     SYS_exit_group,
 ];
 
-/// Clocks, and numbers that nobody can guess.
+/// Clocks and random numbers.
 const TIME: [c_long; 8] = [
     SYS_clock_gettime,
     SYS_clock_getres,
@@ -185,7 +188,7 @@ const WAITING: [c_long; 9] = [
     SYS_timerfd_create,
 ];
 
-/// Migrations and the API; [`super::seccomp`] refuses most families of sockets.
+/// Migrations and the API; [`super::seccomp`] refuses most socket families.
 const NETWORK: [c_long; 17] = [
     SYS_socket,
     SYS_listen,
@@ -206,11 +209,11 @@ const NETWORK: [c_long; 17] = [
     SYS_uname,
 ];
 
-/// Disks that are served by a ring. A guest that arrives makes its ring when it is confined
-/// already; others lack [`RINGS`].
+/// Disks that are served by an io_uring. An incoming guest sets up its ring after confinement; for
+/// others [`super::seccomp`] refuses [`RINGS`].
 const DISK_ENGINE: [c_long; 3] = [SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];
 
-/// Who this process is, and how much memory the host has.
+/// Identity of this process, and memory of the host.
 const IDENTITY: [c_long; 9] = [
     SYS_getpid,
     SYS_getppid,
@@ -223,8 +226,8 @@ const IDENTITY: [c_long; 9] = [
     SYS_getrusage,
 ];
 
-/// Names of calls that are tried by those who have broken out, for the message; others are told by
-/// their number.
+/// Calls that an attacker typically tries after a breakout. The message gives their names; it gives
+/// only the number of any other call.
 pub(super) const NOTORIOUS: [(c_long, &str); 26] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),

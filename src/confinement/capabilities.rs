@@ -1,4 +1,4 @@
-//! What is left of root's rights, where a guest's process has any.
+//! The capabilities that a guest's process keeps when root runs it.
 
 use anyhow::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -6,18 +6,20 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use super::files::Means;
 use crate::cli::isolation::SeccompMode;
 
-/// Files of others, as root's guests may have; memory beyond the limits for it.
+/// Access to files of other users, which root's guests may have, and memory beyond the resource
+/// limits.
 const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::IPC_LOCK)
     .union(CapabilitySet::SYS_RESOURCE);
 
-/// Gives up the capabilities (capabilities(7)) that a guest of these means does not take, in this
-/// thread and those that it starts. Call it while there is no other thread.
+/// Drops the capabilities (capabilities(7)) that a guest with these means does not need, in this
+/// thread and in those that it starts. Call it while there is no other thread. Does nothing unless
+/// `mode` is `On`.
 ///
 /// # Errors
-/// The kernel refuses.
+/// If the kernel refuses.
 pub(crate) fn drop_most(mode: SeccompMode, means: Means) -> Result<()> {
     if mode != SeccompMode::On {
         return Ok(());

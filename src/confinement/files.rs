@@ -1,4 +1,4 @@
-//! The files of a guest's process: the one list.
+//! The allow list of a guest's process for files: all its files are here.
 
 use std::path::{Path, PathBuf};
 
@@ -9,26 +9,26 @@ use vmm_core::{BootSource, VmShape};
 
 use crate::state_dir::{GuestDir, StateDir};
 
-/// What may be done with a file, or with a folder and all in it.
+/// What the process may do with a file, or with a folder and everything in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// Read it.
     Read,
-    /// Read and write it; a folder's files, too.
+    /// Read and write it, or the files of a folder.
     Write,
-    /// The same, and have files made and removed in it.
+    /// The same, and create and remove files in it.
     Keep,
     /// Remove empty folders in it.
     RemoveFolders,
-    /// Read, write, and ask the device that it is.
+    /// Read and write a character device, and send it `ioctl` requests.
     Device,
-    /// The same for a disk, which is a regular file or a block device: what else is there stays
-    /// closed, since others name disks.
+    /// The same for a disk, which must be a regular file or a block device. Anything else stays
+    /// closed, because the paths of disks come from others.
     Disk,
 }
 
-/// What is there for every guest, where it exists: devices, what is known of the host, and what
-/// leads from a name to an address.
+/// Files for every guest, where they exist: devices, facts about the host, and the configuration of
+/// name resolution.
 const ANY_GUESTS: [(&str, Use); 22] = [
     ("/dev/kvm", Use::Device),
     ("/dev/net/tun", Use::Device),
@@ -54,29 +54,30 @@ const ANY_GUESTS: [(&str, Use); 22] = [
     ("/usr/share/zoneinfo", Use::Read),
 ];
 
-/// What a guest's process does that not all of them do.
+/// What only some guests' processes do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Means {
-    /// It calls programs of the host for its guest (vsock).
+    /// Connects to programs of the host for the guest (vsock).
     pub(crate) unix_sockets: bool,
-    /// It makes or sets up taps.
+    /// Creates or configures taps.
     pub(crate) taps: bool,
-    /// It makes rings for disks when it is confined already.
+    /// Sets up io_urings for disks after confinement.
     pub(crate) rings: bool,
-    /// It has memory of a template write-protected.
+    /// Write-protects memory of a template.
     pub(crate) template: bool,
 }
 
 impl Means {
-    /// At most, of a guest that arrives and is not known yet. None arrives with a template.
+    /// The most that an incoming guest may need, before it is known. No incoming guest has a
+    /// template.
     pub(super) const OF_UNKNOWN: Self =
         Self { unix_sockets: true, taps: true, rings: true, template: false };
-    /// All of them.
+    /// All means.
     #[cfg(test)]
     pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
 }
 
-/// The files of one guest, and what else its process needs.
+/// The files of one guest, and the other means that its process needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     wanted: Vec<(PathBuf, Use)>,
@@ -85,17 +86,17 @@ pub(crate) struct Files {
     arriving: Option<ArrivingDisks>,
 }
 
-/// The disks of a guest that arrives.
+/// The disks of an incoming guest.
 #[derive(Debug, Clone)]
 pub(crate) struct ArrivingDisks {
-    /// Their paths, as the node has admitted them.
+    /// Their paths, as admitted by the node.
     pub(crate) paths: Vec<PathBuf>,
-    /// In which folders those may be made that come along.
+    /// The folders in which disks that are copied with the guest may be created.
     pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Files {
-    /// What every guest's process keeps, and what it finds out about its host.
+    /// The files that every guest's process keeps, and those that describe the host.
     pub(crate) fn of_guest(state: &StateDir, guest: &GuestDir, uuid: Uuid) -> Self {
         let mut wanted: Vec<_> =
             ANY_GUESTS.iter().map(|(path, what)| (PathBuf::from(path), *what)).collect();
@@ -103,7 +104,7 @@ impl Files {
             (guest.path().to_owned(), Use::Keep),
             (state.guests(), Use::RemoveFolders),
             (state.place_of_records(guest.name(), uuid), Use::Keep),
-            // Those of an earlier guest of its name; see `StateDir::timestamp_after_records`.
+            // Records of an earlier guest of that name; see `StateDir::timestamp_after_records`.
             (state.places_of_records().join(guest.name().as_str()), Use::Read),
             (state.ended().place(guest.name()), Use::Keep),
             (state.departures().place(guest.name(), uuid), Use::Keep),
@@ -116,7 +117,7 @@ impl Files {
         Self { wanted, means, vsock_folder, arriving: None }
     }
 
-    /// And the disks, taps and sockets of a guest of this shape.
+    /// Adds the disks, taps and sockets of a guest of this shape.
     pub(crate) fn and_devices(mut self, shape: &VmShape) -> Self {
         shape.disks().for_each(|disk| self.add_disk(disk.path()));
         if shape.cid().is_some() {
@@ -126,25 +127,25 @@ impl Files {
         self
     }
 
-    /// And the sockets of a guest with vsock.
+    /// Adds the sockets of a guest with vsock.
     pub(crate) fn add_vsock(&mut self) {
         self.means.unix_sockets = true;
         self.wanted.push((self.vsock_folder.clone(), Use::Keep));
     }
 
-    /// And this disk.
+    /// Adds this disk, and what sysfs says about it.
     pub(crate) fn add_disk(&mut self, path: &Path) {
         self.wanted.push((path.to_owned(), Use::Disk));
         self.wanted.extend(block::facts_of(path).into_iter().map(|folder| (folder, Use::Read)));
     }
 
-    /// The disks that were added.
+    /// Returns the disks that were added.
     pub(crate) fn disks(&self) -> impl Iterator<Item = &Path> {
         let disks = self.wanted.iter().filter(|(_, what)| *what == Use::Disk);
         disks.map(|(path, _)| path.as_path())
     }
 
-    /// And what the guest boots from, now and again.
+    /// Adds the files that the guest boots from, now and after a reset.
     pub(crate) fn and_boot(mut self, boot: &BootSource) -> Self {
         if let BootSource::Kernel(kernel) = boot {
             let files = [Some(&kernel.kernel), kernel.initrd.as_ref()];
@@ -153,15 +154,15 @@ impl Files {
         self
     }
 
-    /// And what a guest that was saved boots from again.
+    /// Adds the files that a restored guest boots from after a reset.
     pub(crate) fn and_boot_record(mut self, boot: Option<&BootRecord>) -> Self {
         self.wanted.extend(boot.into_iter().flat_map(BootRecord::paths).map(|it| (it, Use::Read)));
         self
     }
 
-    /// And the disks and what else the process of a guest does that is not known yet, but for
-    /// calling programs of the host. What comes along is made by a thread that is not confined: the
-    /// folders for disks are not among the files.
+    /// Adds the disks of a guest that is not known yet, and all means that it may need; Unix
+    /// sockets only if they were added before. An unconfined thread creates the disks that are
+    /// copied with the guest, so their folders are not among the files.
     pub(crate) fn of_unknown_guest(mut self, disks: ArrivingDisks) -> Self {
         disks.paths.iter().for_each(|disk| self.add_disk(disk));
         self.means = Means { unix_sockets: self.means.unix_sockets, ..Means::OF_UNKNOWN };
@@ -169,30 +170,30 @@ impl Files {
         self
     }
 
-    /// The disks of a guest that arrives: what it boots from comes to be known only when its
-    /// process is confined.
+    /// The disks of an incoming guest. What it boots from becomes known only after its process is
+    /// confined.
     pub(crate) fn arriving(&self) -> Option<&ArrivingDisks> {
         self.arriving.as_ref()
     }
 
-    /// And the template at this path.
+    /// Adds the template at this path.
     pub(crate) fn and_template(mut self, path: &Path) -> Self {
         self.means.template = true;
         self.and_file(path)
     }
 
-    /// And this file to be read.
+    /// Adds a file to read.
     pub(crate) fn and_file(mut self, path: &Path) -> Self {
         self.wanted.push((path.to_owned(), Use::Read));
         self
     }
 
-    /// What else its process does.
+    /// What the process does beyond using files.
     pub(crate) fn means(&self) -> Means {
         self.means
     }
 
-    /// All of them.
+    /// All files, with their use.
     pub(super) fn wanted(&self) -> &[(PathBuf, Use)] {
         &self.wanted
     }

@@ -1,4 +1,4 @@
-//! The files and ports that are left.
+//! The files and ports that Landlock leaves to a guest's process.
 
 use std::fs::{File, FileType};
 use std::os::fd::AsFd;
@@ -14,16 +14,17 @@ use super::files::{Files, Use};
 use crate::api::types::LandlockState;
 use crate::cli::spec::SwitchArg;
 
-/// What is asked for (Linux 6.12); an older kernel gives what it can.
+/// The Landlock version to request (Linux 6.12); an older kernel enforces what it can.
 const WANTED: ABI = ABI::V6;
-/// The port of name servers, which are asked over TCP when an answer is long.
+/// The port of name servers, which answer over TCP when a response is long.
 const DNS_PORT: u16 = 53;
 
-/// Leaves this thread, and those that it starts, `files`; TCP connections to name servers alone;
-/// and signals to nobody else. Call it while there is no other thread.
+/// Limits this thread, and those that it starts, to `files`, to TCP connections to name servers,
+/// and to signals and abstract Unix sockets within its own Landlock domain. Call it while there is
+/// no other thread.
 ///
 /// # Errors
-/// The kernel has Landlock and refuses.
+/// If the kernel has Landlock and refuses.
 pub(crate) fn restrict(switch: SwitchArg, files: &Files) -> Result<LandlockState> {
     if switch == SwitchArg::Off {
         return Ok(LandlockState::Off);
@@ -51,9 +52,9 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
         .create()?
         .add_rule(NetPort::new(DNS_PORT, AccessNet::ConnectTcp))?;
     for (path, what) in files.wanted() {
-        // What is not there cannot be opened either.
+        // A file that does not exist cannot be opened later either.
         let Ok(place) = PathFd::new(path) else { continue };
-        // Asked of what is open: its name may lead elsewhere by now.
+        // Ask the open file: by now its name may lead to another one.
         let kind = File::from(place.as_fd().try_clone_to_owned()?).metadata()?.file_type();
         let Some(access) = rights(*what, kind) else { continue };
         rules = rules.add_rule(PathBeneath::new(place, access))?;
@@ -61,7 +62,7 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// What may be done with something of this kind; `None` when it is nothing for this use.
+/// The rights of `what` on a file of this kind; `None` if the kind does not suit the use.
 fn rights(what: Use, kind: FileType) -> Option<BitFlags<AccessFs>> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let write = read | AccessFs::WriteFile | AccessFs::Truncate;

@@ -1,10 +1,10 @@
-//! What a guest's process gives up before its guest runs, so that one who breaks out of the guest
-//! finds little to do.
+//! The rights that a guest's process gives up before its guest runs, so that an attacker who breaks
+//! out of the guest can do little.
 //!
-//! [`landlock`] leaves the files that this guest needs; it is put on while the process has a single
-//! thread, which all others inherit. [`seccomp`] leaves the system calls of [`calls`], in all
-//! threads, once everything is set up; [`raw_trap`] tells which one was tried when another is.
-//! [`capabilities`] leaves what root's process needs of root's rights.
+//! [`landlock`] limits the process to the files that this guest needs. It is applied while the
+//! process has a single thread; later threads inherit it. [`seccomp`] limits all threads to the
+//! system calls of [`calls`] once everything is set up; [`raw_trap`] reports any other call.
+//! [`capabilities`] drops root's capabilities that the process does not need.
 //! `docs/adr/0014-confinement.md` has the reasons. To allow something new, add it to [`calls`] or
 //! to [`files`]: there is no other place.
 

@@ -1,5 +1,4 @@
-//! The handler of `SIGSYS`: says which system call was refused in which thread, and ends the
-//! process.
+//! The handler of `SIGSYS`: reports the refused system call and its thread, and ends the process.
 
 use std::io;
 
@@ -7,9 +6,9 @@ use vmm_sys_util::signal::register_signal_handler;
 
 use super::calls::NOTORIOUS;
 
-/// The exit code of a process that tried what it may not: as a shell tells of `SIGSYS`.
+/// Exit code after a refused system call: the one that a shell reports for `SIGSYS`.
 const EXIT_CODE: i32 = 128 + libc::SIGSYS;
-/// Where `si_syscall` is in `siginfo_t`, in units of 4 bytes (`asm-generic/siginfo.h`, 64 bits).
+/// Offset of `si_syscall` in `siginfo_t`, in units of 4 bytes (`asm-generic/siginfo.h`, 64 bits).
 const SYSCALL_AT: usize = 6;
 /// Longest message, in bytes.
 const MESSAGE_BYTES_MAX: usize = 200;
@@ -17,16 +16,16 @@ const MESSAGE_BYTES_MAX: usize = 200;
 /// Installs the handler.
 ///
 /// # Errors
-/// The system refuses.
+/// If the system refuses.
 pub(super) fn listen() -> io::Result<()> {
     register_signal_handler(libc::SIGSYS, on_refused)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Nothing here allocates or takes a lock: any thread may be anywhere.
+/// Neither allocates nor takes a lock: the signal may interrupt a thread anywhere.
 extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a `siginfo_t`, which has 128 bytes; of a SIGSYS this field is its
-    // system call.
+    // SAFETY: the kernel passes a `siginfo_t` of 128 bytes; for SIGSYS this field holds the system
+    // call.
     let call = unsafe { info.cast::<i32>().add(SYSCALL_AT).read() };
     let mut message = Message { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
     message.add(b"lighter: the guest's process tried a system call that it may not: ");
@@ -45,9 +44,9 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     message.add(name.split(|byte| *byte == 0).next().unwrap_or_default());
     message.add(b"; it ends here\n");
-    // SAFETY: the bytes are the message's own; what cannot be written is lost.
+    // SAFETY: the bytes are the message's own; a failed write is ignored.
     let _ = unsafe { libc::write(libc::STDERR_FILENO, message.bytes.as_ptr().cast(), message.len) };
-    // SAFETY: ends the process without running anything of it.
+    // SAFETY: ends the process without running any more of its code.
     unsafe { libc::_exit(EXIT_CODE) }
 }
 

@@ -1,8 +1,8 @@
-//! The system calls that are left, in all threads.
+//! The system calls that remain, in all threads.
 //!
-//! Filters of which the kernel follows the strictest: what is not in [`super::calls`] ends the
-//! process, with a message; what the C library may try by itself (a process, memory that can be
-//! executed, an odd socket) fails, and the process goes on.
+//! There are several filters; the kernel applies the strictest result. A call outside
+//! [`super::calls`] ends the process, with a message. What the C library may try on its own (a new
+//! process, executable memory, an unusual socket) fails with an error, and the process continues.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,13 @@ use super::files::Means;
 use super::{calls, raw_trap};
 use crate::cli::isolation::SeccompMode;
 
-/// Rules by number of the call; a call with an empty list matches always.
+/// Rules by system call number; a call with an empty list always matches.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Leaves this process, and all that its threads ever start, the calls of a guest's process.
+/// Limits this process, in all threads and any that they start, to the calls of a guest's process.
 ///
 /// # Errors
-/// The kernel has no filters, or refuses them.
+/// If the kernel has no filters, or refuses them.
 pub(crate) fn restrict(mode: SeccompMode, means: Means) -> Result<()> {
     let other = match mode {
         SeccompMode::Off => return Ok(()),
@@ -30,7 +30,7 @@ pub(crate) fn restrict(mode: SeccompMode, means: Means) -> Result<()> {
         SeccompMode::On => SeccompAction::Trap,
     };
     raw_trap::listen().context("cannot listen for refused system calls")?;
-    // The one that does not know the call for filters comes last.
+    // The filter that does not allow `seccomp` itself must come last.
     for filter in [absent(mode), refused(mode, means), allowed(means, other)] {
         let program: BpfProgram = filter
             .and_then(TryInto::try_into)
@@ -42,7 +42,7 @@ pub(crate) fn restrict(mode: SeccompMode, means: Means) -> Result<()> {
     Ok(())
 }
 
-/// What a guest's process does.
+/// The filter of what a guest's process does.
 fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendError> {
     let mut rules: Rules =
         calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
@@ -51,31 +51,31 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
     let ioctls = ioctls(means).map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
     let ioctls: Result<_, _> = devices.into_iter().chain(ioctls).collect();
     rules.insert(libc::SYS_ioctl, ioctls?);
-    // The handler that tells of refused calls stays.
+    // The handler that reports refused calls must not be replaced.
     let others = rule([(0, SeccompCmpOp::Ne, libc::SIGSYS as u64)])?;
     rules.insert(libc::SYS_rt_sigaction, vec![others]);
     let about = |process: u32| rule([(0, SeccompCmpOp::Eq, process.into())]);
     let own = std::process::id();
     rules.insert(libc::SYS_tgkill, vec![about(own)?]);
-    // 0 is the caller as well.
+    // 0 means the caller as well.
     rules.insert(libc::SYS_prlimit64, vec![about(own)?, about(0)?]);
-    // A thread may make way for others, and nobody else is told to.
+    // A thread may lower its own priority, but not change that of others.
     let itself = [(0, SeccompCmpOp::Eq, u64::from(libc::PRIO_PROCESS)), (1, SeccompCmpOp::Eq, 0)];
     rules.insert(libc::SYS_setpriority, vec![rule(itself)?]);
-    // The times of an open file, and of no other: Landlock does not know this call.
+    // Only the times of an open file: Landlock does not cover this call.
     let no_path = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     rules.insert(libc::SYS_utimensat, vec![SeccompRule::new(vec![no_path])?]);
     SeccompFilter::new(rules, other, SeccompAction::Allow, arch()?)
 }
 
-/// The `ioctl` requests, but for those of devices.
+/// The `ioctl` requests, except those of devices.
 fn ioctls(means: Means) -> impl Iterator<Item = u64> {
     let interfaces = if means.taps { &calls::IOCTLS_OF_INTERFACES[..] } else { &[] };
     let templates = if means.template { &calls::IOCTLS_OF_TEMPLATES[..] } else { &[] };
     calls::IOCTLS.iter().chain(interfaces).chain(templates).copied()
 }
 
-/// What fails.
+/// The filter of calls that fail with an error.
 fn refused(mode: SeccompMode, means: Means) -> Result<SeccompFilter, seccompiler::BackendError> {
     let executable = || {
         let exec = libc::PROT_EXEC as u64;
@@ -101,7 +101,8 @@ fn refused(mode: SeccompMode, means: Means) -> Result<SeccompFilter, seccompiler
     SeccompFilter::new(rules, SeccompAction::Allow, failure(mode, libc::EPERM), arch()?)
 }
 
-/// `clone3` hides what it does from a filter; the C library falls back on `clone`.
+/// The filter of `clone3`, whose arguments a filter cannot read; the C library falls back on
+/// `clone`.
 fn absent(mode: SeccompMode) -> Result<SeccompFilter, seccompiler::BackendError> {
     let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
     SeccompFilter::new(rules, SeccompAction::Allow, failure(mode, libc::ENOSYS), arch()?)
@@ -118,11 +119,11 @@ fn arch() -> Result<TargetArch, seccompiler::BackendError> {
     std::env::consts::ARCH.try_into()
 }
 
-/// All of these conditions: number of the argument, comparison, value.
+/// A rule with all of these conditions: argument number, comparison, value.
 fn rule<const N: usize>(
     conditions: [(u8, SeccompCmpOp, u64); N],
 ) -> Result<SeccompRule, seccompiler::BackendError> {
-    // The kernel looks at the lower half of these arguments only, and so does this.
+    // The kernel reads only the lower 32 bits of these arguments, so only those are compared.
     let condition = |(argument, operation, value)| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)
     };

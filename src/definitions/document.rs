@@ -1,4 +1,5 @@
-//! A guest's file: TOML with the options of `lighter run` as its keys, see [`GuestSpec`].
+//! A guest's definition file: TOML with the options of `lighter run` as its keys, see
+//! [`GuestSpec`].
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,23 +15,24 @@ use crate::cli::fault::{Fault, Place};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
 
-/// The longest file that is read, in bytes.
+/// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// A guest's file that has been understood.
+/// A guest's definition file that was parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Document {
-    /// As it was written.
+    /// The text as it was written.
     pub(crate) text: String,
-    /// What it says.
+    /// The guest that the text describes.
     pub(crate) spec: GuestSpec,
 }
 
 impl Document {
-    /// Reads the file at `path`.
+    /// Reads and parses the file at `path`.
     ///
     /// # Errors
-    /// It cannot be read, or says something that no guest can be; then with file, line and key.
+    /// If the file cannot be read, or describes an invalid guest; the message then gives file, line
+    /// and key.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = regular_file::read_text(path, FILE_BYTES_MAX)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -38,16 +40,17 @@ impl Document {
         Ok(Self { text, spec })
     }
 
-    /// The text with what a guest that is defined keeps: an identity, and an address for each
-    /// network device, those of `before` where it has them.
+    /// Returns the text, completed with what a defined guest must keep: a UUID, and an address for
+    /// each network device. Those of `before` are used where it has them.
     ///
     /// # Errors
-    /// It is another guest than `before`; this host has no entropy to choose an address with.
+    /// If it describes another guest than `before`, or this host has no entropy to choose an
+    /// address.
     pub(crate) fn text_to_keep(&self, before: Option<&GuestSpec>) -> Result<String> {
         let root = DeTable::parse(&self.text).map_err(|error| anyhow!("{error}"))?;
         let mut missing = Vec::from_iter(self.missing_identity(root.get_ref(), before)?);
         missing.extend(self.missing_addresses(root.get_ref(), before)?);
-        // From the end, so that what is put in moves nothing that is still to be found.
+        // From the end backwards, so that an insertion does not move the places of the others.
         missing.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
         let mut text = self.text.clone();
         for (place, key) in missing {
@@ -101,7 +104,7 @@ impl Document {
         Ok(missing)
     }
 
-    /// Where the keys of a network begin, and whether it stands in braces.
+    /// Returns where the keys of a network begin, and whether it is an inline table.
     fn beginning_of(&self, root: &DeTable<'_>, index: usize) -> Option<(usize, bool)> {
         let table = item(root, "net", index)?;
         let keys = table.get_ref().as_table()?.iter();
@@ -109,17 +112,17 @@ impl Document {
         Some((place, self.text[table.span()].starts_with('{')))
     }
 
-    /// The name in the file.
+    /// Returns the name in the file.
     ///
     /// # Errors
-    /// There is none.
+    /// If the file has no name.
     pub(crate) fn name(&self, path: &Path) -> Result<&GuestName> {
         let missing = || anyhow!("{}: the key `name` is missing", path.display());
         self.spec.name.as_ref().ok_or_else(missing)
     }
 }
 
-/// Reads a guest's file, which is called `file` in messages.
+/// Parses a definition file; messages call it `file`.
 fn parse(text: &str, file: &str) -> Result<GuestSpec, SettingsError> {
     settings::read_as(text, file, |spec: &GuestSpec, root| {
         let fault = spec.check().and_then(|()| spec.check_paths()).err();
@@ -130,7 +133,7 @@ fn parse(text: &str, file: &str) -> Result<GuestSpec, SettingsError> {
     })
 }
 
-/// Where the key at `place` is written.
+/// Returns where the key at `place` is written.
 fn span_of(root: &DeTable<'_>, place: Place) -> Option<Range<usize>> {
     let table = match place.item {
         None => root,
@@ -140,7 +143,7 @@ fn span_of(root: &DeTable<'_>, place: Place) -> Option<Range<usize>> {
     Some(key.span())
 }
 
-/// Table number `index` of those of this name.
+/// Returns table number `index` of the tables of this name.
 fn item<'a, 'i>(
     root: &'a DeTable<'i>,
     tables: &str,
@@ -198,7 +201,7 @@ tap = "tap-db"
         parse(text, "web.toml")
     }
 
-    /// What the command line `lighter run` with these arguments describes.
+    /// Returns the guest that the command line `lighter run` with these arguments describes.
     fn typed(arguments: &[&str]) -> GuestSpec {
         let line = [&["lighter", "run"], arguments].concat();
         match Cli::try_parse_from(line).unwrap().verb {
@@ -233,7 +236,7 @@ tap = "tap-db"
         assert_eq!(read("").unwrap(), typed(&[]), "the same holds when nothing is said");
     }
 
-    /// `text` is refused with `start` and, somewhere, `word`.
+    /// Checks that `text` is refused with a message that starts with `start` and contains `word`.
     #[track_caller]
     fn refused(text: &str, start: &str, word: &str) {
         let said = read(text).unwrap_err().to_string();
@@ -392,7 +395,7 @@ tap = "tap-db"
         refused("cpus = 1\ncpus = 2", "2: ", "duplicate key");
         refused("cpus = 1\nname = \"web", "2: ", "");
         refused("cpus", "1: ", "");
-        // Deep nesting must not end the program.
+        // Deep nesting must not crash the program.
         refused(&format!("x = {}", "[".repeat(60_000)), "1: ", "");
     }
 

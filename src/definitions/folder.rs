@@ -1,4 +1,4 @@
-//! The host's folder of guests that are defined.
+//! The host's folder of guest definitions.
 
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
@@ -15,33 +15,33 @@ use crate::names::GuestName;
 /// A guest that is defined.
 #[derive(Debug)]
 pub(crate) struct Definition {
-    /// Its name.
+    /// Name of the guest.
     pub(crate) name: GuestName,
-    /// Its file.
+    /// Path of its definition file.
     pub(crate) path: PathBuf,
-    /// Whether it starts with the host.
+    /// Whether the guest starts when the host boots.
     pub(crate) autostart: bool,
-    /// What the file says; a file that was damaged since makes no guest, and is still there.
+    /// The content of the file, or why it cannot be used: a damaged file stays listed.
     pub(crate) spec: Result<GuestSpec>,
 }
 
-/// The folder of guests that are defined.
+/// The folder of guest definitions.
 #[derive(Debug, Clone)]
 pub(crate) struct Definitions {
     folder: PathBuf,
 }
 
 impl Definitions {
-    /// Those in `folder`, whether or not it exists.
+    /// Uses the definitions in `folder`, whether or not it exists.
     pub(crate) fn in_folder(folder: PathBuf) -> Self {
         Self { folder }
     }
 
-    /// Keeps the guest's file at `path`, in the place of one that has the same name, with its
-    /// identity and addresses for its network devices. Returns the name.
+    /// Stores the definition file at `path`, with a UUID and addresses for its network devices. It
+    /// replaces the definition of the same name. Returns the name.
     ///
     /// # Errors
-    /// The file describes no guest or has no name for it, or the file system refuses.
+    /// If the file describes no valid guest or has no name, or the file cannot be written.
     pub(crate) fn define(&self, path: &Path) -> Result<GuestName> {
         let document = Document::read(path)?;
         let name = document.name(path)?;
@@ -53,25 +53,25 @@ impl Definitions {
         Ok(name.clone())
     }
 
-    /// Forgets a guest, and that it starts with the host.
+    /// Removes a definition, and with it the guest's autostart.
     ///
     /// # Errors
-    /// It is not defined, or the file system refuses.
+    /// If the guest is not defined, or a file cannot be removed.
     pub(crate) fn undefine(&self, name: &GuestName) -> Result<()> {
         self.expect(name)?;
-        // In this order: a mark without a guest would hold for the next one of this name.
+        // In this order: a mark without a definition would apply to the next guest of this name.
         durable::remove_if_there(&self.mark(name))?;
         durable::remove_if_there(&self.file(name))
     }
 
-    /// Lets a guest start with the host, or not any more.
+    /// Sets whether a guest starts when the host boots.
     ///
     /// # Errors
-    /// As [`Self::undefine`].
+    /// Like [`Self::undefine`].
     pub(crate) fn set_autostart(&self, name: &GuestName, autostart: bool) -> Result<()> {
         self.expect(name)?;
         if autostart {
-            // Empty: there is nothing in it that could be half written.
+            // An empty file cannot be half written.
             let path = self.mark(name);
             let mut options = OpenOptions::new();
             options.write(true).create(true).mode(0o600);
@@ -82,10 +82,10 @@ impl Definitions {
         }
     }
 
-    /// The guest of this name, if it is defined.
+    /// Returns the guest of this name, if it is defined.
     ///
     /// # Errors
-    /// That cannot be told, as when this user has no right to the folder.
+    /// If that cannot be determined, e.g. if this user may not read the folder.
     pub(crate) fn find(&self, name: &GuestName) -> Result<Option<Definition>> {
         let path = self.file(name);
         let is_there = path.try_exists();
@@ -98,10 +98,10 @@ impl Definitions {
         }))
     }
 
-    /// The guest of this name.
+    /// Returns the guest of this name.
     ///
     /// # Errors
-    /// It is not defined; the message names those that are. Or as [`Self::find`].
+    /// If it is not defined (the message names those that are), or as for [`Self::find`].
     pub(crate) fn expect(&self, name: &GuestName) -> Result<Definition> {
         if let Some(definition) = self.find(name)? {
             return Ok(definition);
@@ -115,10 +115,10 @@ impl Definitions {
         bail!("{name} is not defined in {} ({known})", self.folder.display())
     }
 
-    /// All, by name.
+    /// Returns all definitions, by name.
     ///
     /// # Errors
-    /// As [`Self::find`].
+    /// Like [`Self::find`].
     pub(crate) fn list(&self) -> Result<Vec<Definition>> {
         self.names()?.iter().filter_map(|name| self.find(name).transpose()).collect()
     }
@@ -150,7 +150,7 @@ impl Definitions {
     }
 }
 
-/// Reads the file of the guest `name`.
+/// Reads the definition file of the guest `name`.
 fn read(path: &Path, name: &GuestName) -> Result<GuestSpec> {
     let document = Document::read(path)?;
     let said = document.name(path)?;
@@ -168,7 +168,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A folder of definitions, and one for the files of a user.
+    /// Creates a folder of definitions, and one for a user's files.
     fn folders() -> (tempfile::TempDir, Definitions, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let kept = folder.path().join("definitions");
@@ -213,7 +213,7 @@ mod tests {
         definitions.set_autostart(&name("web"), true).unwrap();
         definitions.set_autostart(&name("web"), true).unwrap();
         assert!(definitions.expect(&name("web")).unwrap().autostart);
-        // A new file changes what the guest is, not when it starts.
+        // A new file changes the guest's configuration, but not its autostart.
         definitions.define(&file).unwrap();
         assert!(definitions.expect(&name("web")).unwrap().autostart);
 

@@ -1,9 +1,10 @@
-//! Guests that are written down: the files that users write, and the host's folder of them.
+//! Guests that are defined: the files that users write, and the host's folder of them.
 //!
-//! [`document`] reads a guest's file and says where it is wrong. [`Definitions`] is `definitions/`
-//! in the state folder: for each guest that was defined its file as it was written, `NAME.toml`,
-//! and for those that start with the host an empty file `NAME.autostart` beside it. Nothing here
-//! runs a guest; depends on the command line's types, which are those of the file.
+//! [`document`] parses a definition file and reports where it is wrong. [`Definitions`] is
+//! `definitions/` in the state folder. It has a file `NAME.toml` for each defined guest, as the
+//! user wrote it but with a UUID and network addresses added, and an empty file `NAME.autostart`
+//! for each guest that starts when the host boots. Nothing here runs a guest. The module depends on
+//! the command line's types, which are those of the file.
 
 mod document;
 mod folder;

@@ -1,5 +1,5 @@
-//! The demo's guest as its own witness: what it says about its memory and its clock, before and
-//! after it moved.
+//! The demo's guest as a witness: what it reports about its memory and its clock, before and after
+//! it moved.
 
 use std::time::{Duration, Instant};
 
@@ -13,33 +13,33 @@ use crate::api::types::{
 };
 use crate::units::format_count;
 
-/// Time between two looks at the guest.
+/// Time between two requests to the guest.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// What the guest says after a migration.
+/// What the guest reports after a migration.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Verdict {
     /// Longest time for which a vCPU did not run, by the guest's own clock, seconds.
     pub(super) downtime_seconds: f64,
-    /// Its memory is what it wrote, all of it, and its clock went forward.
+    /// Whether all of its memory is what it wrote, and its clock went forward.
     pub(super) intact: bool,
-    /// Pages that it checked after it arrived.
+    /// Pages that the guest checked after it arrived.
     pub(super) pages_checked: u64,
-    /// Pages that it found damaged.
+    /// Pages that the guest found damaged.
     pub(super) bad_pages: u64,
-    /// The first of them.
+    /// The first of those pages.
     pub(super) first_bad_page: Option<String>,
-    /// Times its clock went backwards.
+    /// Number of times that its clock went backwards.
     pub(super) clock_backwards: u64,
 }
 
 impl Verdict {
-    /// Whether nothing was off.
+    /// Whether the guest found no fault.
     pub(super) fn is_good(&self) -> bool {
         self.intact && self.bad_pages == 0 && self.clock_backwards == 0
     }
 
-    /// What was off.
+    /// Describes the fault.
     pub(super) fn complaint(&self, host: &str) -> String {
         let page = self.first_bad_page.as_deref().unwrap_or("no page is named");
         match (self.bad_pages, self.clock_backwards) {
@@ -63,7 +63,7 @@ impl Actor {
     /// Waits until the guest runs on `host`.
     ///
     /// # Errors
-    /// It does not, until the deadline.
+    /// If it does not run before the deadline.
     pub(super) async fn meet(host: &Host, deadline: Instant) -> Result<Self> {
         let client = host.guest_client();
         loop {
@@ -88,7 +88,7 @@ impl Actor {
     /// Waits until the guest has filled its memory and checked all of it once.
     ///
     /// # Errors
-    /// It does not, until the deadline, or finds a bad page at once.
+    /// If it does not do so before the deadline, or finds a bad page at once.
     pub(super) async fn wait_until_full(&self, deadline: Instant) -> Result<WorkloadInfo> {
         self.until(deadline, "fill its memory", |workload| {
             workload.phase == WorkloadPhase::Working
@@ -104,10 +104,10 @@ impl Actor {
         Ok(full)
     }
 
-    /// Makes the guest forget the stalls that it has seen so far.
+    /// Makes the guest reset its longest stall.
     ///
     /// # Errors
-    /// It does not obey.
+    /// If the guest does not do so within 10 s.
     pub(super) async fn forget_stalls(&self) -> Result<()> {
         let order = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
         let epoch = self.order(&order).await?.stall_epoch.unwrap_or(0);
@@ -117,10 +117,10 @@ impl Actor {
             .map(drop)
     }
 
-    /// Hears the guest after it arrived: how long it stood still, and whether its memory is whole.
+    /// Asks the guest after it arrived how long it was paused, and whether its memory is intact.
     ///
     /// # Errors
-    /// It does not run, or does not finish checking until the deadline.
+    /// If it does not run, or does not finish the check before the deadline.
     pub(super) async fn testify(&self, deadline: Instant) -> Result<Verdict> {
         let arrived = self.workload().await?;
         let ticking = |workload: &WorkloadInfo| {

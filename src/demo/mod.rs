@@ -1,9 +1,9 @@
-//! `lighter demo`: a live migration, and back, between two hosts that exist for the occasion.
+//! `lighter demo`: a live migration, and back, between two temporary hosts.
 //!
-//! The hosts are two state folders on this machine with certificates of one throw-away authority;
-//! all else is real: two `lighter node`, a `lighter run`, QUIC on loopback. [`stage`] builds the
-//! hosts and takes them down, [`actor`] is the guest as its own witness, [`story`] is what the
-//! audience sees. Start at [`run`].
+//! The hosts are two state folders on this machine, with certificates of a temporary authority.
+//! Everything else is real: two `lighter node`, one `lighter run`, QUIC over loopback. [`stage`]
+//! starts the hosts and removes them, [`actor`] reads what the guest reports about itself,
+//! [`story`] prints the steps. Start at [`run`].
 
 mod actor;
 mod stage;
@@ -32,18 +32,18 @@ use crate::verbs::progress::ProgressView;
 use crate::verbs::session::block_on;
 use crate::verbs::summary;
 
-/// How long the guest may stand still, in milliseconds: it stands for some tens of them. The demo
-/// is to succeed on a host that stalls for a second, too.
+/// Longest downtime that is allowed, in milliseconds. The usual downtime is some tens of them, but
+/// the demo should also succeed on a host that stalls for a second.
 const DOWNTIME_MS_MAX: u64 = 3_000;
 
-/// Everything that happened, for `--json`.
+/// The demo's results, for `--json`.
 #[derive(Debug, Serialize)]
 struct Performance {
     /// Guest memory, bytes.
     memory_bytes: u64,
-    /// Time in which the guest filled and checked its memory, seconds.
+    /// Time that the guest took to fill and check its memory, seconds.
     fill_seconds: f64,
-    /// There and back.
+    /// The two migrations, there and back.
     legs: Vec<Leg>,
 }
 
@@ -54,17 +54,17 @@ struct Leg {
     from: &'static str,
     /// The host that it went to.
     to: &'static str,
-    /// The source's report.
+    /// The source's report of the migration.
     report: Report,
-    /// What the guest says about it.
+    /// What the guest reports about it.
     guest: Verdict,
 }
 
-/// Plays the demo.
+/// Runs the demo.
 ///
 /// # Errors
-/// Anything that is off: a migration that fails, a guest that found its memory damaged, a process
-/// that did not come up.
+/// If anything goes wrong: a migration fails, the guest finds its memory damaged, or a process does
+/// not start.
 pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
     let mut stage = Stage::new()?;
     let played = block_on(async {
@@ -121,7 +121,7 @@ async fn play(stage: &mut Stage, args: &DemoArgs) -> Result<Performance> {
     Ok(Performance { memory_bytes: args.memory, fill_seconds, legs })
 }
 
-/// Memory is filled and checked within a few seconds on any machine; one that swaps gets more.
+/// Any machine fills and checks memory within a few seconds; one that swaps gets more time.
 fn fill_patience(args: &DemoArgs) -> Duration {
     Duration::from_secs(60) + Duration::from_secs(args.memory >> 26)
 }

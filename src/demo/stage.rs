@@ -1,4 +1,4 @@
-//! Two hosts for the time of a demo: folders, certificates, nodes, and a guest; all of it gone
+//! Two temporary hosts for a demo: folders, certificates, nodes and a guest. All of it is removed
 //! afterwards.
 
 use std::fs::File;
@@ -25,16 +25,16 @@ const GUEST: &str = "demo";
 /// How long a node may take until it listens.
 const NODE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long processes may take to end when asked to; then they are killed.
+/// How long processes may take to exit when asked; after that they are killed.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Time between two looks at something that is awaited.
+/// Time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// What is shown of a failed process's messages, bytes.
+/// How much of a failed process's messages is shown, in bytes.
 const MESSAGES_BYTES_MAX: usize = 2000;
 
-/// The guest's name.
+/// Returns the guest's name.
 ///
 /// # Errors
 /// Never; the name is a valid one.
@@ -63,27 +63,27 @@ impl Host {
         })
     }
 
-    /// `a` or `b`.
+    /// Returns `a` or `b`.
     pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Its state folder.
+    /// Returns the host's state folder.
     pub(super) fn state(&self) -> &StateDir {
         &self.state
     }
 
-    /// Where its node listens.
+    /// Returns the address on which its node listens.
     pub(super) fn address(&self) -> SocketAddr {
         self.address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// A client of the guest, if it is on this host.
+    /// Returns a client of the guest, which may or may not be on this host.
     pub(super) fn guest_client(&self) -> ApiClient {
         ApiClient::new(&self.state.root().join("guests").join(GUEST).join("api.sock"))
     }
 
-    /// Whether no guest is left here, now or a moment later.
+    /// Waits until no guest is left on this host; false if one is left after `END_PATIENCE`.
     pub(super) async fn is_empty_soon(&self) -> bool {
         let deadline = Instant::now() + END_PATIENCE;
         while self.state.live_guests().is_ok_and(|guests| !guests.is_empty()) {
@@ -99,7 +99,7 @@ impl Host {
         self.state.root().join(format!("{process}.log"))
     }
 
-    /// Starts this program with `arguments` on this host; what it says goes to a file.
+    /// Starts this program with `arguments` on this host; its messages go to a file.
     fn spawn(&self, process: &str, arguments: &[String]) -> Result<Child> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let log =
@@ -155,7 +155,7 @@ impl Host {
         }
     }
 
-    /// The last words of this host's processes.
+    /// Returns the last messages of this host's processes.
     fn messages(&self) -> String {
         let mut all = String::new();
         for process in ["node", "guest"] {
@@ -169,7 +169,7 @@ impl Host {
         all
     }
 
-    /// Ends the guests on this host, wherever they came from, then its node.
+    /// Ends the guests on this host, including those that arrived, then its node.
     fn strike(&mut self) {
         let guests = self.state.live_guests().unwrap_or_default();
         let pids: Vec<Pid> =
@@ -195,7 +195,7 @@ fn pid_of(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().filter(|pid| *pid > 1).map(Pid::from_raw)
 }
 
-/// Signals a process of the demo; one that is gone already needs no signal.
+/// Sends a signal to a process of the demo. A process that has already exited needs none.
 fn tell(pid: Pid, signal: Signal) {
     let _gone = kill(pid, signal);
 }
@@ -204,7 +204,7 @@ fn reap(child: Option<&mut Child>) {
     drop(child.map(Child::try_wait));
 }
 
-/// Asks a child to end, and kills it when it does not.
+/// Asks a child process to exit, and kills it if it does not.
 fn end(child: Option<Child>) {
     let Some(mut child) = child else { return };
     if let (Ok(None), Some(pid)) = (child.try_wait(), pid_of(child.id())) {
@@ -221,23 +221,23 @@ fn end(child: Option<Child>) {
     }
 }
 
-/// Both hosts, in a folder that goes with them.
+/// Both hosts, in a folder that is removed with them.
 #[derive(Debug)]
 pub(super) struct Stage {
     root: PathBuf,
-    /// Where the guest starts.
+    /// Host on which the guest starts.
     pub(super) a: Host,
-    /// Where it goes.
+    /// Host to which the guest moves.
     pub(super) b: Host,
 }
 
 impl Stage {
-    /// An empty stage.
+    /// Creates the folder, with nothing running yet.
     ///
     /// # Errors
-    /// There is no place for temporary files.
+    /// If no temporary folder can be created.
     pub(super) fn new() -> Result<Self> {
-        // mkdtemp(3) puts something unique where the last six letters are.
+        // mkdtemp(3) replaces the last six letters with unique ones.
         let template = std::env::temp_dir().join(format!("lighter-demo-{}", "X".repeat(6)));
         let root = nix::unistd::mkdtemp(&template)
             .with_context(|| format!("cannot create {}", template.display()))?;
@@ -246,10 +246,10 @@ impl Stage {
         Ok(Self { root, a, b })
     }
 
-    /// Makes certificates and starts the nodes.
+    /// Creates certificates and starts the nodes.
     ///
     /// # Errors
-    /// A node does not come up.
+    /// If a node does not start.
     pub(super) async fn raise(&mut self) -> Result<()> {
         let authority = Authority::create()?;
         for host in [&mut self.a, &mut self.b] {
@@ -262,7 +262,7 @@ impl Stage {
     /// Starts the guest on host a.
     ///
     /// # Errors
-    /// Its process cannot be started.
+    /// If its process cannot be started.
     pub(super) fn start_guest(&mut self, args: &DemoArgs) -> Result<()> {
         let pattern = args.pattern.to_possible_value().context("a pattern without a name")?;
         let arguments = [
@@ -278,7 +278,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Adds what the processes said to a failure.
+    /// Adds the messages of the processes to an error.
     pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let messages = format!("{}{}", self.a.messages(), self.b.messages());
         if messages.is_empty() || error.is::<crate::exit::ExitWith>() {
@@ -287,7 +287,7 @@ impl Stage {
         anyhow::anyhow!("{error:#}{messages}")
     }
 
-    /// Takes everything down. Does nothing the second time.
+    /// Ends the processes and removes the folder. Does nothing the second time.
     pub(super) fn strike(&mut self) {
         self.a.strike();
         self.b.strike();

@@ -1,4 +1,4 @@
-//! What the audience of the demo sees: a few steps, each with what happened and how long it took.
+//! What the user of the demo sees: a few steps, each with what happened and how long it took.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::output;
 use crate::units::{format_count, format_duration, format_size};
 use crate::verbs::summary;
 
-/// Tells the story on stdout, or keeps quiet for `--json`.
+/// Prints the steps on stdout; prints nothing for `--json`.
 #[derive(Debug)]
 pub(super) struct Story {
     output: Output,
 }
 
 impl Story {
-    /// A story for this output.
+    /// Prints for this kind of output.
     pub(super) fn new(output: Output) -> Self {
         Self { output }
     }

@@ -1,5 +1,5 @@
-//! The routes of memory optimization on the node's sockets. Those who may only read see the same,
-//! and begin nothing.
+//! The routes of memory optimization on the node's sockets. Users with read-only access see the
+//! same and start nothing.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::api::route::{Parameter, Route, Within, read, with_body, with_part};
 use crate::api::{ApiError, Reason};
 use crate::units::format_size;
 
-/// The most that a list holds.
+/// Most entries in a list.
 const COUNT_MAX: usize = 1000;
 
-/// The largest request for a run, in bytes: with such a plan, and what is around it.
+/// The largest request for a run, in bytes: a plan of the largest size, and the JSON around it.
 const RUN_BYTES_MAX: usize = PLAN_BYTES_MAX + 1024;
 
-/// The largest request for a plan, in bytes: with such a policy, each letter of which may be
-/// written as `\u0000`, and what is around it.
+/// The largest request for a plan, in bytes: a policy of the largest size, each character of which
+/// may be written as `\u0000`, and the JSON around it.
 const PLAN_REQUEST_BYTES_MAX: usize = 6 * FILE_BYTES_MAX + 1024;
 
-/// For the host's owner.
+/// Routes on the owner's socket.
 pub(crate) fn routes() -> Vec<Route<Arc<Density>>> {
     let mut routes = readonly_routes();
     routes.extend([
@@ -60,7 +60,7 @@ pub(crate) fn routes() -> Vec<Route<Arc<Density>>> {
     routes
 }
 
-/// For everybody.
+/// Routes on the socket for all users.
 pub(crate) fn readonly_routes() -> Vec<Route<Arc<Density>>> {
     vec![
         read("/v1/density", "How the host's memory stands, and what each guest has of it", show),
@@ -99,7 +99,7 @@ const COUNT: [Parameter; 1] = [Parameter {
     description: "how many, 1000 at most",
 }];
 
-/// `?count=N`
+/// The query `?count=N`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Count {
@@ -107,7 +107,7 @@ struct Count {
     count: usize,
 }
 
-/// How many it holds unless asked.
+/// Entries in a list unless the request says otherwise.
 const COUNT_USUAL: usize = 20;
 
 fn usual_count() -> usize {
@@ -178,7 +178,7 @@ fn id_of(id: Result<Path<u64>, PathRejection>) -> Result<RunId, ApiError> {
     Ok(RunId(id))
 }
 
-/// Why a request for a run is none.
+/// Returns why a request for a run is invalid.
 fn not_begun(rejection: JsonRejection) -> ApiError {
     match ApiError::from(rejection) {
         ApiError { reason: Reason::TooLarge, .. } => {

@@ -1,10 +1,9 @@
 //! Memory optimization of this host: [`memopt::service`], with what it needs of this program.
 //!
-//! All decisions are made in `memopt`. Here is who runs guests on this host
-//! ([`crate::hypervisors`]), where things are kept, [`tally`], which counts for Prometheus, and
-//! [`api`], the routes. The node may be killed at any time: what balloons hold is asked of the
-//! guests again, ksmd's settings are put back by the next node, and the history says what was
-//! interrupted.
+//! `memopt` makes all decisions. This module connects it to the hypervisors of this host
+//! ([`crate::hypervisors`]) and to its files. [`tally`] counts for Prometheus, and [`api`] has the
+//! routes. The node may be killed at any time: the next one asks the guests again what their
+//! balloons hold, restores ksmd's settings, and marks interrupted runs in the history.
 
 pub(crate) mod api;
 mod tally;
@@ -26,7 +25,7 @@ use crate::clock::{unix_ms, uptime};
 use crate::hypervisors::{ForeignGuests, OwnGuests};
 use crate::state_dir::StateDir;
 
-/// Memory optimization of this host, as `lighter.toml` says.
+/// Memory optimization of this host, as configured in `lighter.toml`.
 #[derive(Debug)]
 pub(crate) struct Density {
     client: Client,
@@ -44,10 +43,10 @@ impl Clock for HostClock {
 }
 
 impl Density {
-    /// Starts it.
+    /// Starts memory optimization.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// If a thread cannot be started.
     pub(crate) fn start(
         state: &StateDir,
         foreign: ForeignGuestsArg,
@@ -70,19 +69,19 @@ impl Density {
         Ok(Self { client: client.context("cannot start memory optimization")?, tally })
     }
 
-    /// Waits until it serves; in the log, if it does not.
+    /// Waits until the service is ready; logs an error if it cannot start.
     pub(crate) async fn opened(&self) {
         if let Err(error) = self.client.opened().await {
             tracing::error!("{error}");
         }
     }
 
-    /// What Prometheus is shown, without another inspection.
+    /// Returns what Prometheus is shown, without another inspection.
     pub(crate) fn sample(&self) -> DensitySample {
         self.tally.sample(self.client.published())
     }
 
-    /// Calls the run under way off, and puts ksmd's settings back. What balloons hold stays.
+    /// Cancels the current run, and restores ksmd's settings. Balloons keep their size.
     pub(crate) async fn shut_down(&self) {
         self.client.shut_down().await;
     }

@@ -1,4 +1,4 @@
-//! What memory optimization counts for Prometheus, and what scrapes show of its last inspection.
+//! Counters of memory optimization for Prometheus, and what scrapes show of its last inspection.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +16,10 @@ use metrics::{
 
 use crate::clock::{unix_ms, uptime};
 
-/// What was seen longer ago is not shown as if it were so now.
+/// An inspection older than this is not shown as if it were current.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
 
-/// Counts, and keeps what is shown.
+/// Counts events, and keeps what scrapes show.
 #[derive(Debug)]
 pub(super) struct Tally {
     counted: Arc<DensityCounted>,
@@ -29,9 +29,9 @@ pub(super) struct Tally {
 #[derive(Debug, Default)]
 struct Shown {
     inspection: Option<Inspection>,
-    /// When the last run ended well.
+    /// When the last successful run ended.
     last_success: Option<SystemTime>,
-    /// Times at which schedules did not run, since lighter.toml was read.
+    /// Number of times that schedules did not run, since lighter.toml was read.
     missed: BTreeMap<String, BTreeMap<MissedReason, u64>>,
 }
 
@@ -74,7 +74,7 @@ impl Observer for Tally {
 }
 
 impl Tally {
-    /// Counts with `counted`.
+    /// Counts in `counted`.
     pub(super) fn new(counted: Arc<DensityCounted>) -> Self {
         Self { counted, shown: Mutex::default() }
     }
@@ -91,7 +91,7 @@ impl Tally {
     fn verified(&self, outcome: &Outcome) {
         let labels = (outcome.actuator,);
         self.counted.verifications.inc(&(labels.0, outcome.verdict));
-        // What is not a counter's to count is left out by it.
+        // A counter ignores amounts with the wrong sign.
         self.counted.expected.add(&labels, outcome.expected_bytes as f64);
         self.counted.verified.add(&labels, outcome.returned_bytes as f64);
         self.counted.given.add(&labels, -(outcome.returned_bytes as f64));
@@ -103,7 +103,7 @@ impl Tally {
         *reasons.entry(of_lost(&missed.why)).or_default() += missed.count;
     }
 
-    /// What a scrape shows, with what the service has `published`.
+    /// Returns what a scrape shows, together with what the service has `published`.
     pub(super) fn sample(&self, published: Published) -> DensitySample {
         let shown = self.shown();
         let is_fresh = |last: &&Inspection| uptime().saturating_sub(last.uptime) < SHOWN_FOR;
@@ -139,7 +139,7 @@ fn unix_time(seconds: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
 }
 
-/// What a run was begun by; relief is no run, and counted apart.
+/// Returns what started a run; `None` for relief, which is not a run and is counted separately.
 fn of_trigger(trigger: &Trigger) -> Option<RunTrigger> {
     match trigger {
         Trigger::Manual => Some(RunTrigger::Manual),
@@ -173,7 +173,8 @@ fn of_lost(why: &Lost) -> MissedReason {
     }
 }
 
-/// The label of the end of a window; absent when ksmd could not be driven any more.
+/// Returns the label for the end of a merge window; `None` means that ksmd could not be controlled
+/// any more.
 fn of_window_end(end: Option<End>) -> WindowEnd {
     match end {
         Some(End::Flat) => WindowEnd::Flat,

@@ -1,5 +1,5 @@
-//! What is asked over the node's API about memory optimization; what it answers are
-//! `memopt::service`'s types.
+//! Requests to the node's API about memory optimization. The answers are types of
+//! `memopt::service`.
 
 use memopt::history::RunId;
 use memopt::plan::Plan;
@@ -7,35 +7,35 @@ use memopt::policy::Goal;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `POST /v1/density/plan`.
+/// The body of `POST /v1/density/plan`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct PlanRequest {
-    /// What for; the policy's goal when absent.
+    /// The goal; the policy's goal when absent.
     pub(crate) goal: Option<Goal>,
     /// The text of a policy; the node's when absent.
     pub(crate) policy: Option<String>,
-    /// Whether guests' pages are surveyed first where there is no recent survey, which takes its
+    /// Whether to survey guests' pages first where there is no recent survey, which takes some
     /// time.
     pub(crate) survey: bool,
 }
 
-/// The largest plan that is taken, in bytes of JSON.
+/// The largest plan that the node accepts, in bytes of JSON.
 pub(crate) const PLAN_BYTES_MAX: usize = 4 << 20;
 
-/// `POST /v1/density/runs`.
+/// The body of `POST /v1/density/runs`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RunRequest {
-    /// What for; the policy's goal when absent.
+    /// The goal; the policy's goal when absent.
     pub(crate) goal: Option<Goal>,
-    /// Nothing is done that is not in this plan.
+    /// The run takes only steps of this plan; without one, any that the policy allows.
     pub(crate) plan: Option<Plan>,
 }
 
 /// The answer to `POST /v1/density/runs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct RunStarted {
-    /// The run, for `GET /v1/density/runs/ID`.
+    /// ID of the run, for `GET /v1/density/runs/ID`.
     pub(crate) run: RunId,
 }

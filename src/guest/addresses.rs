@@ -1,8 +1,7 @@
-//! No two guests of a host have the same address in a network: the one that answers would not be
-//! the one that was asked.
+//! Keeps guests of a host from having the same MAC address: packets for one could reach the other.
 //!
-//! Guests of other hosts are not known here. A guest that was saved keeps its address, so this is
-//! where a second copy of it shows.
+//! Guests of other hosts are not known here. A saved guest keeps its address, so this check also
+//! finds a second copy of it.
 
 use std::time::Duration;
 
@@ -15,13 +14,13 @@ use crate::names::GuestName;
 use crate::state_dir::StateDir;
 use crate::verbs::session::block_on;
 
-/// How long a guest may take to tell its addresses; one that hangs is passed over.
+/// Timeout for a guest to report its addresses; a guest that hangs is skipped.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refuses a guest of this shape when a live guest of this host has one of its addresses.
+/// Refuses a guest of this shape if a live guest of this host has one of its addresses.
 ///
 /// # Errors
-/// The address, whose it is, and what can be done.
+/// If an address is taken; the error names the address, the other guest and the ways out.
 pub(super) fn expect_free(state: &StateDir, name: &GuestName, shape: &VmShape) -> Result<()> {
     let own: Vec<String> = shape.nets().map(|net| net.mac().to_string()).collect();
     if own.is_empty() {

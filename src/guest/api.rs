@@ -30,7 +30,7 @@ use crate::api::types::{
 
 use super::control::ProcessControl;
 
-/// What the document says of the API.
+/// What the document says about the API.
 const ABOUT: About = About {
     title: "lighter: a guest process",
     description: "HTTP/1.1 on the Unix socket guests/NAME/api.sock in the host's state folder \
@@ -39,13 +39,13 @@ const ABOUT: About = About {
         it.",
 };
 
-/// Where looks at a guest's pages are begun, and told of.
+/// The route on which surveys of a guest's pages are started and queried.
 const SURVEY: &str = "/v1/guest/survey";
 
-/// How long a reader of the console may wait for something to read.
+/// How long a reader of the console may wait for output.
 const CONSOLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Longest request for a migration, bytes: each file of certificates may have a megabyte.
+/// Longest request for a migration, bytes: each certificate file may have a megabyte.
 const IDENTITY_BYTES_MAX: usize = 4 << 20;
 
 /// The router of a guest process.
@@ -53,16 +53,16 @@ pub(crate) fn router(control: ProcessControl) -> Router {
     route::router(routes(), control).merge(document())
 }
 
-/// Serves what the API is.
+/// Serves the document that describes the API.
 fn document() -> Router {
     route::document_router(ABOUT, routes().iter().map(Route::operation).cloned().collect())
 }
 
-/// What those may ask who may only look. Not the console, which may show a secret, nor the balloon,
-/// which makes the guest work.
+/// Routes of the read-only socket. The console is not among them because it may show a secret, nor
+/// the balloon because it makes the guest work.
 const LOOKS: [&str; 4] = ["/v1/guest", EVENTS, "/v1/guest/migration", "/v1/guest/workload"];
 
-/// The router of a guest process for those who may only look.
+/// The router of a guest process for read-only clients.
 pub(crate) fn readonly_router(control: ProcessControl) -> Router {
     let looks = routes().into_iter().filter(|route| is_look(route.operation()));
     route::router(looks.collect(), control).merge(document())
@@ -72,13 +72,13 @@ fn is_look(operation: &Operation) -> bool {
     operation.method() == Method::GET && LOOKS.contains(&operation.path())
 }
 
-/// Every route there is, but for the document.
+/// All routes, except that of the document.
 fn routes() -> Vec<Route<ProcessControl>> {
     let parts = [state_routes(), migration_routes(), memory_routes(), told_routes()];
     parts.into_iter().flatten().collect()
 }
 
-/// How the guest stands, runs and ends.
+/// Routes about the guest's state, and to run and end it.
 fn state_routes() -> Vec<Route<ProcessControl>> {
     vec![
         ask(Method::GET, "/v1/guest", DONE, "How the guest stands", |guest| Ok(guest.info())),
@@ -144,7 +144,7 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// How it is saved and moved.
+/// Routes to save and migrate the guest.
 fn migration_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<Saved>(
@@ -217,7 +217,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// Its memory.
+/// Routes about the guest's memory.
 fn memory_routes() -> Vec<Route<ProcessControl>> {
     vec![
         ask(
@@ -279,7 +279,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// Its serial console, and what happens to it.
+/// Routes of the serial console and the events.
 fn told_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<()>(
@@ -326,7 +326,7 @@ const EVENTS_QUERY: [Parameter; 2] = [
     },
 ];
 
-/// The headers of what [`follow_events`] answers.
+/// The headers of the response of [`follow_events`].
 const EVENTS_HEADERS: [Header; 1] =
     [Header { name: EVENTS_FROM, description: "number of the first event that is asked for" }];
 
@@ -345,7 +345,7 @@ const CONSOLE_QUERY: [Parameter; 2] = [
     },
 ];
 
-/// The headers of what [`read_console`] answers.
+/// The headers of the response of [`read_console`].
 const CONSOLE_HEADERS: [Header; 2] = [
     Header { name: CONSOLE_FROM, description: "offset of the first byte" },
     Header { name: CONSOLE_NEXT, description: "offset to read on from" },
@@ -390,7 +390,7 @@ where
     Route::new::<T>(method, path, status, summary, handler).taking::<B>(Required::Yes)
 }
 
-/// Makes a call that may block on a thread for that, and turns what it says into an answer.
+/// Runs a call that may block on a blocking thread, and turns its result into a response.
 async fn answer<T, F>(status: StatusCode, call: F) -> Response
 where
     T: Serialize + Send + 'static,
@@ -404,7 +404,7 @@ where
     }
 }
 
-/// The one call with which a file goes along.
+/// Saves the guest. It is the only call that takes an open file with the request.
 async fn save(
     State(control): State<ProcessControl>,
     Extension(handed): Extension<Handed>,
@@ -420,8 +420,8 @@ async fn save(
     }
 }
 
-/// What the guest wrote on its serial console, as it is. Whoever asks to wait is no thread's
-/// business meanwhile.
+/// Returns the raw output of the serial console. A client that waits for output occupies no thread
+/// meanwhile.
 async fn read_console(
     State(control): State<ProcessControl>,
     query: Result<Query<ConsoleRead>, QueryRejection>,
@@ -437,7 +437,7 @@ async fn read_console(
         Err(refusal) => return refusal.into_response(),
     };
     let patience = Duration::from_millis(query.wait_ms).min(CONSOLE_WAIT_MAX);
-    // Nothing within that time is an answer too, and bytes go as `application/octet-stream`.
+    // A timeout leads to an empty answer. Bytes are sent as `application/octet-stream`.
     let _waited = tokio::time::timeout(patience, scrollback.wait_beyond(query.from)).await;
     let excerpt = scrollback.read(query.from);
     let headers =
@@ -445,7 +445,7 @@ async fn read_console(
     (headers, excerpt.bytes).into_response()
 }
 
-/// What happens to the guest, while it happens.
+/// Streams the events of the guest as they happen.
 async fn follow_events(
     State(control): State<ProcessControl>,
     query: Result<Query<EventsRead>, QueryRejection>,
@@ -470,7 +470,7 @@ async fn follow_events(
     ([(EVENTS_FROM, first.to_string())], route::lines(told)).into_response()
 }
 
-/// A body may be left out.
+/// Resumes the guest; the body may be absent.
 async fn resume(State(control): State<ProcessControl>, body: Bytes) -> Response {
     let request = if body.is_empty() { Ok(Json::default()) } else { Json::from_bytes(&body) };
     match request {
@@ -479,8 +479,8 @@ async fn resume(State(control): State<ProcessControl>, body: Bytes) -> Response 
     }
 }
 
-/// Refuses to let a copy run unless the other host has been asked: the guest's process cannot ask
-/// it.
+/// Refuses to run a copy unless the client says that the other host does not run the guest: the
+/// guest's process cannot ask it.
 fn expect_asked(request: &ResolveRequest) -> Result<(), ApiError> {
     if request.decision == Resolution::Run && !request.other_host_has_none {
         let text = "ask the other host first whether it runs the guest, as `lighter migrate --resolve run` does; if it does not, say so \

@@ -1,5 +1,5 @@
-//! A guest on its way here: builds its machine when it has been described, and makes it this
-//! process's own when it runs.
+//! An incoming guest: builds its machine once the source has described it, and gives the guest to
+//! this process once it runs.
 
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
@@ -30,11 +30,11 @@ use crate::departures::DepartedDisks;
 use crate::disk_places::DiskPlaces;
 use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 
-/// The longest line that the node writes, bytes: its certificates' files are each a megabyte at
+/// The longest line that the node writes, bytes: each of its certificate files has a megabyte at
 /// most.
 const GREETING_BYTES_MAX: u64 = 8 << 20;
 
-/// A migration to here, from its start until nothing of it is left.
+/// An incoming migration, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrival {
     session: MigrationSession,
@@ -44,7 +44,7 @@ impl Arrival {
     /// Starts to wait for the guest; returns the UDP port.
     ///
     /// # Errors
-    /// This host has no place for records, or no port.
+    /// If this host has no place for records, or no free port.
     pub(crate) fn start(
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
@@ -84,22 +84,22 @@ impl Arrival {
         Ok(port)
     }
 
-    /// What both directions have in common.
+    /// The part that both directions share.
     pub(crate) fn session(&self) -> &MigrationSession {
         &self.session
     }
 
-    /// Whether the guest is here, and only the last words with the source are left to be said.
+    /// Whether the guest is here, and only the final messages to the source are left.
     pub(crate) fn has_arrived(&self) -> bool {
         self.session.report().is_some_and(|report| report.outcome == Outcome::Migrated)
     }
 
-    /// How it stands.
+    /// Progress and report of the migration.
     pub(crate) fn status(&self) -> MigrationStatus {
         MigrationStatus { progress: Some(self.session.progress()), report: self.session.report() }
     }
 
-    /// Waits for the end and does what it means for the guest's process.
+    /// Waits for the end of the migration and applies its outcome to the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
         let outcome = self.session.handle().settled().await;
         if self.has_arrived() {
@@ -108,7 +108,7 @@ impl Arrival {
         }
         let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
         if process.machine().is_some_and(runs) {
-            // The session has broken down before it said so.
+            // The session broke down before it could report that.
             if let Err(error) = tokio::task::block_in_place(|| self.record_that_it_runs(&process)) {
                 tracing::error!(%error, "the source of {} is not told that it runs", process.name());
             }
@@ -122,7 +122,7 @@ impl Arrival {
         });
     }
 
-    /// From the record, the node tells the source.
+    /// Writes to the record that the guest runs here; the node tells the source.
     fn record_that_it_runs(&self, process: &GuestProcess) -> Result<(), RecordError> {
         let Some(mut record) = self.session.record(process, Role::Destination)? else {
             return Ok(());
@@ -134,20 +134,20 @@ impl Arrival {
     }
 }
 
-/// Builds the one guest that is awaited.
+/// Builds the one guest that this process waits for.
 struct Factory {
     process: Weak<GuestProcess>,
     console: Console,
-    /// Make its disks, and open what it boots from again.
+    /// Threads that create its disks, and open the files that it boots from after a reset.
     unconfined: Option<Unconfined>,
-    /// What bridges and taps are called here.
+    /// New names of bridges and taps on this host.
     net_map: Vec<NetRename>,
-    /// Those of them that it may use.
+    /// The bridges and taps that the guest may use.
     net_allowed: NetAllowed,
-    /// The disks that the node was told of, and permits.
+    /// The disks that were announced to the node, and that it permits.
     disks: Vec<PathBuf>,
     folders: DiskPlaces,
-    /// Those that are old here.
+    /// Disks whose content has left this host, so that the files here are out of date.
     departed: DepartedDisks,
 }
 
@@ -192,7 +192,7 @@ impl GuestFactory for Factory {
 }
 
 impl Factory {
-    /// What the machine is made of, as it is here and with the disks that come along.
+    /// Returns the machine's shape on this host, with the disks that are copied with the guest.
     fn shape_of(&self, guest: &GuestDescription) -> Result<VmShape, Refusal> {
         let mut shape = shape_of(guest)?;
         announced(shape.disks().map(|disk| disk.path()), &self.disks)?;
@@ -203,7 +203,7 @@ impl Factory {
         Ok(shape)
     }
 
-    /// Makes the files of the disks that come along.
+    /// Creates the files of the disks that are copied with the guest.
     fn make_disks(&self, guest: &GuestDescription, shape: &mut VmShape) -> Result<(), Refusal> {
         let Some(Unconfined { maker, .. }) = &self.unconfined else { return Ok(()) };
         if guest.disks.is_empty() {
@@ -219,8 +219,8 @@ impl Factory {
         Ok(())
     }
 
-    /// Refuses disks that both hosts are to share and whose content has gone from here: those that
-    /// come along replace what is here.
+    /// Refuses disks that both hosts should share if their content has left this host. Copied disks
+    /// replace what is here, so they need no check.
     fn expect_here(&self, guest: &GuestDescription, shape: &VmShape) -> Result<(), Refusal> {
         let comes = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
         let shared = shape.devices.iter().enumerate().filter(|(index, _)| !comes(*index));
@@ -234,7 +234,7 @@ impl Factory {
         disks.try_for_each(is_here).map_err(refused)
     }
 
-    /// Joins the guest's merge domain: the opener may open the lock's file, and this thread may
+    /// Joins the guest's merge domain. The opener opens the lock's file, because this thread may
     /// not.
     fn join(&self, process: &GuestProcess, domain: Option<&MergeDomain>) -> Result<Merging> {
         let path = process.state().merge_domain_file();
@@ -250,7 +250,7 @@ impl Factory {
     }
 }
 
-/// Refuses disks that the node has not been asked for: it has permitted the others alone.
+/// Refuses disks that were not announced to the node, since it has permitted only those.
 fn announced<'a>(
     mut disks: impl Iterator<Item = &'a Path>,
     permitted: &[PathBuf],
@@ -262,8 +262,8 @@ fn announced<'a>(
     })
 }
 
-/// What this host lacks, with its kind.
-// Handed to `map_err`, which gives the error away.
+/// The refusal for an error: what this host lacks, with its kind.
+// Passed to `map_err`, which passes the error by value.
 #[allow(clippy::needless_pass_by_value)]
 fn refused(error: Error) -> Refusal {
     let kind = match &error {
@@ -285,10 +285,10 @@ fn refused(error: Error) -> Refusal {
     Refusal::new(kind, error.to_string())
 }
 
-/// Reads what the node writes, and nobody else can see.
+/// Reads the secrets that the node writes to stdin, where no other process can see them.
 ///
 /// # Errors
-/// There is nothing, as when a user starts this by hand.
+/// If there are none, as when a user starts this command by hand.
 pub(crate) fn read_greeting() -> Result<IncomingGreeting> {
     let mut line = String::new();
     let stdin = std::io::stdin().lock();
@@ -301,10 +301,11 @@ pub(crate) fn read_greeting() -> Result<IncomingGreeting> {
     )
 }
 
-/// Tells the node where the source will find this process; from then on, stdout goes nowhere.
+/// Tells the node where the source finds this process. From then on, stdin and stdout are
+/// `/dev/null`.
 ///
 /// # Errors
-/// The node is gone.
+/// If the node is gone.
 pub(crate) fn tell_node_port(port: u16) -> Result<()> {
     tell_node(&IncomingLine::Port(port)).context("the node is gone")?;
     let null = std::fs::OpenOptions::new()
@@ -316,9 +317,10 @@ pub(crate) fn tell_node_port(port: u16) -> Result<()> {
     nix::unistd::dup2_stdout(&null).context("cannot close stdout")
 }
 
-/// Tells the node why no port will come; whoever has heard a port does not hear this.
+/// Tells the node why no port will come. After the port has been sent this has no effect, because
+/// stdout is `/dev/null`.
 pub(crate) fn tell_node_error(error: &anyhow::Error) {
-    // A node that is gone does not wait for the reason either.
+    // If the node is gone, it does not need the reason.
     let _unheard = tell_node(&IncomingLine::Error(format!("{error:#}")));
 }
 

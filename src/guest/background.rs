@@ -1,7 +1,7 @@
-//! `--detach`: the same command line again, in a session of its own.
+//! `--detach`: runs the same command line again, in a session of its own.
 //!
-//! The child gets a pipe as stderr. It keeps it until the guest runs, so that whatever goes wrong
-//! is read by the parent; then its stderr becomes a log, the pipe ends, and the parent returns.
+//! The child's stderr is a pipe until the guest runs, so that the parent reads any error. Then its
+//! stderr becomes a log, the pipe ends, and the parent returns.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -15,13 +15,13 @@ use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
 
-/// Set for the child, to the guest's name: the parent may have made it up.
+/// Environment variable of the child with the guest's name, which the parent may have generated.
 const NAME_VARIABLE: &str = "LIGHTER_DETACHED_NAME";
 
-/// What is read of the child's messages, bytes.
+/// Limit for messages that are read from the child, bytes.
 const MESSAGES_BYTES_MAX: u64 = 64 << 10;
 
-/// The name that this process was started for in the background, if it was.
+/// The guest's name, if this process is the background child.
 pub(crate) fn name() -> Option<GuestName> {
     std::env::var(NAME_VARIABLE).ok()?.parse().ok()
 }
@@ -29,7 +29,7 @@ pub(crate) fn name() -> Option<GuestName> {
 /// Starts this command line in the background, and waits until its guest runs.
 ///
 /// # Errors
-/// What the child said before it ended.
+/// If the guest does not start; the error is what the child said.
 pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut child = Command::new(program)
@@ -47,8 +47,8 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
             .read_to_string(&mut messages)
             .context("cannot hear the guest's process")?;
     }
-    // The pipe has ended: either the guest runs and its process logs elsewhere, or the process is
-    // about to be gone.
+    // The pipe has ended: either the guest runs and its process logs to a file, or the process is
+    // about to exit.
     let guest = state.guest(name);
     let is_its_own = guest.read_identity().is_ok_and(|identity| identity.pid == child.id());
     if is_its_own && guest.process_log().exists() {
@@ -65,18 +65,18 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
     }
 }
 
-/// The child's first step: away from the terminal that started it.
+/// The child's first step: leaves the terminal that started it.
 ///
 /// # Errors
-/// The system refuses.
+/// If the system refuses.
 pub(crate) fn leave_terminal() -> Result<()> {
     nix::unistd::setsid().map(drop).context("cannot start a session for the guest's process")
 }
 
-/// The child's last step: from now on it is heard in its log only, and the parent returns.
+/// The child's last step: from now on it writes only to its log, and the parent returns.
 ///
 /// # Errors
-/// The log cannot be opened.
+/// If the log cannot be opened.
 pub(crate) fn log_to_folder(guest: &GuestDir) -> Result<()> {
     let path = guest.process_log();
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);

@@ -10,16 +10,16 @@ use crate::api::types::{BalloonInfo, BalloonRequest, BalloonStatistics};
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
 
-/// How long a guest may take to answer with new statistics; after that, the last ones are shown.
+/// Timeout for new statistics of the guest; after that, the last ones are returned.
 const STATISTICS_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Between two looks for them.
+/// Interval at which new statistics are polled for.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
-/// How the balloon stands, with statistics that are new if the guest answers.
+/// Returns the state of the balloon, with new statistics if the guest sends some in time.
 ///
 /// # Errors
-/// The guest has no balloon.
+/// If the guest has no balloon.
 pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<BalloonInfo, ApiError> {
     let refused = |error| refusal(error, name);
     let vm = machine.vm();
@@ -44,12 +44,12 @@ pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<Ballo
     })
 }
 
-/// Where the balloon stands, with the last statistics; the guest is asked for new ones, and not
-/// waited for. `None` without a balloon, or when its thread is gone, which ends the guest anyway.
+/// Returns the state of the balloon with the last statistics, and requests new ones without waiting
+/// for them. `None` without a balloon, or when its thread is gone, which ends the guest anyway.
 pub(super) fn level(vm: &Vm) -> Option<BalloonLevel> {
     let status = vm.balloon().ok()?;
     if status.sends_statistics && vm.run_state() == RunState::Running {
-        // Whoever asks again finds them.
+        // The next call finds them.
         let _asked = vm.ask_balloon_statistics();
     }
     Some(BalloonLevel {
@@ -70,10 +70,10 @@ fn last_statistics(status: &BalloonStatus) -> Option<BalloonStatistics> {
     })
 }
 
-/// Sets how much memory the guest shall keep.
+/// Sets how much memory the guest should keep.
 ///
 /// # Errors
-/// The guest has no balloon, or the size is not one it can have.
+/// If the guest has no balloon, or cannot have that size.
 pub(super) fn set_target(
     machine: &SharedMachine,
     name: &GuestName,

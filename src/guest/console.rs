@@ -13,24 +13,24 @@ use anyhow::{Context, Result};
 
 use crate::scrollback::Scrollback;
 
-/// Output that waits for a slow terminal, bytes; beyond it the newest is lost.
+/// Limit for output that waits for a slow terminal, bytes; beyond it, the newest output is lost.
 const BACKLOG_BYTES_MAX: usize = 256 << 10;
 
-/// Size at which a console log is put aside, bytes; so a guest fills at most twice this.
+/// Size at which a console log is rotated, bytes. One old log is kept, so a guest fills twice this
+/// at most.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
-/// How long the end waits for a slow terminal.
+/// How long the shutdown waits for a slow terminal.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Where a guest's console goes; on the way, its last output is kept for those who ask over the
-/// API.
+/// Where a guest's console output goes. The most recent output is also kept for clients of the API.
 #[derive(Debug, Clone)]
 pub(crate) struct Console {
     place: Place,
     scrollback: Arc<Scrollback>,
 }
 
-/// Where a guest's console goes.
+/// The place that the output goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     /// This process's stdin and stdout.
@@ -55,15 +55,15 @@ impl Console {
         self.place == Place::Terminal
     }
 
-    /// The last of what was written.
+    /// The most recent output.
     pub(crate) fn scrollback(&self) -> &Arc<Scrollback> {
         &self.scrollback
     }
 
-    /// The end that the machine writes to.
+    /// Opens the writer for the machine.
     ///
     /// # Errors
-    /// The log cannot be opened.
+    /// If the log cannot be opened, or no thread can be started.
     pub(crate) fn output(&self) -> Result<Box<dyn Write + Send>> {
         let scrollback = Arc::clone(&self.scrollback);
         Ok(match &self.place {
@@ -73,7 +73,7 @@ impl Console {
     }
 }
 
-/// Writes to a place, and keeps the last of it.
+/// Writes to a place, and keeps the most recent output.
 struct Recorded<W> {
     scrollback: Arc<Scrollback>,
     place: W,
@@ -81,7 +81,8 @@ struct Recorded<W> {
 
 impl<W: Write> Write for Recorded<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // All of it, whatever becomes of the place: a full disk must not blind those who look.
+        // Keep all of it even if the place fails: a full disk must not hide output from API
+        // clients.
         self.scrollback.push(bytes);
         self.place.write_all(bytes).map(|()| bytes.len())
     }
@@ -99,7 +100,7 @@ struct TerminalOutput {
 #[derive(Default)]
 struct Backlog {
     waiting: VecDeque<u8>,
-    /// Bytes that the thread has taken and is writing.
+    /// Whether the thread has taken bytes and is writing them.
     writing: bool,
     closed: bool,
 }
@@ -130,7 +131,7 @@ fn drain(shared: &(Mutex<Backlog>, Condvar)) {
         held.writing = true;
         drop(held);
         let mut stdout = io::stdout().lock();
-        // A terminal that is gone is no reason to end the guest.
+        // A terminal that is gone must not end the guest.
         let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
         backlog.lock().unwrap_or_else(PoisonError::into_inner).writing = false;
         changed.notify_all();
@@ -163,7 +164,7 @@ impl Drop for TerminalOutput {
     }
 }
 
-/// A log that keeps between the last 4 and 8 MiB.
+/// A log that keeps the last 4 to 8 MiB.
 struct ConsoleLog {
     path: PathBuf,
     file: File,

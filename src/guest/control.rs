@@ -1,5 +1,5 @@
-//! What a guest process does when its API is asked: each request against what the process is busy
-//! with.
+//! Carries out the requests of a guest process's API. What the process is occupied with decides
+//! whether it accepts a request.
 
 use std::fs::File;
 use std::sync::{Arc, Weak};
@@ -33,11 +33,12 @@ use crate::api::types::{
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
 
-/// A guest that takes longer to shut down does not boot again by itself.
+/// Limit for the time in which a guest has to shut down for a reboot. After that it does not boot
+/// again automatically.
 const REBOOT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// A guest process behind the API; a type of its own because starting a migration needs the process
-/// shared.
+/// A guest process behind the API. It is a type of its own because starting a migration needs the
+/// process in an `Arc`.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessControl(pub(crate) Arc<GuestProcess>);
 
@@ -56,7 +57,7 @@ impl ProcessControl {
         self.process().machine().ok_or_else(missing)
     }
 
-    /// Does `action` on the machine of a guest that is nobody else's business at the moment.
+    /// Runs `action` on the machine, unless the guest is being saved or migrated.
     fn on_own_guest(
         &self,
         action: impl FnOnce(&SharedMachine) -> vmm_core::Result<()>,
@@ -70,7 +71,7 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    /// The guest, which stands still since it was saved: since `save`, if that is given.
+    /// Returns the guest if it is paused since it was saved; if `save` is given, since that save.
     fn standing(&self, save: Option<SaveId>) -> Result<Arc<StandsStill>, ApiError> {
         match &*self.process().occupation() {
             Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
@@ -107,8 +108,8 @@ impl ProcessControl {
         }
     }
 
-    /// Refuses what would touch the memory or the devices of a guest whose pages are still
-    /// arriving, or that is being handed over: there, it would be lost.
+    /// Refuses a request that would touch memory or devices while the guest's pages are still
+    /// arriving, or the guest is being handed over: its effect would be lost.
     fn refuse_when_incomplete(&self, occupation: &Occupation) -> Result<(), ApiError> {
         let handed_over = |machine: &SharedMachine| machine.vm().run_state() != RunState::Running;
         match occupation {
@@ -123,13 +124,12 @@ impl ProcessControl {
         }
     }
 
-    /// Presses the power button of a guest that shall boot again should it switch itself off until
-    /// then.
+    /// Presses the power button. If the guest powers off by the time `boots_again`, it boots again.
     fn press_power_button(&self, boots_again: Option<Instant>) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         let vm = self.machine()?.vm();
-        // Before the press: the guest may be quick.
+        // Set before the press, because the guest may react at once.
         vm.restart_on_power_off(boots_again);
         let pressed = vm.press_power_button();
         if !matches!(pressed, Ok(ButtonPress::Delivered)) {
@@ -195,10 +195,10 @@ fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
     machine.vm().nets().into_iter().map(NetInfo::from).collect()
 }
 
-/// What a guest process can be asked. Calls may block, for as long as their work takes; they are
-/// made on threads for that.
+/// The requests of the API. Calls may block for as long as their work takes, so they run on
+/// blocking threads.
 impl ProcessControl {
-    /// How the guest stands.
+    /// Returns the guest's state and configuration.
     pub(super) fn info(&self) -> GuestInfo {
         let identity = self.process().identity();
         let machine = self.process().machine();
@@ -238,16 +238,16 @@ impl ProcessControl {
         }
     }
 
-    /// Stops the vCPUs; done already is fine.
+    /// Stops the vCPUs; succeeds if they are stopped already.
     ///
     /// # Errors
-    /// A migration is running, or the guest is not one that can be paused; the same for `resume`,
+    /// If the guest is being saved or migrated, or cannot be paused; the same holds for `resume`,
     /// `stop` and `save`.
     pub(super) fn pause(&self) -> Result<StateAnswer, ApiError> {
         self.on_own_guest(|machine| machine.vm().pause())
     }
 
-    /// Lets the vCPUs run; done already is fine.
+    /// Lets the vCPUs run; succeeds if they run already.
     pub(super) fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError> {
         if let Ok(guest) = self.standing(None) {
             self.process().goes_on_after_save(&guest);
@@ -263,34 +263,34 @@ impl ProcessControl {
     /// Presses the power button.
     ///
     /// # Errors
-    /// As [`Self::pause`], or the guest does not listen to the button.
+    /// As for [`Self::pause`], or if the guest does not listen to the button.
     pub(super) fn shut_down(&self) -> Result<StateAnswer, ApiError> {
         self.press_power_button(None)
     }
 
-    /// Presses the power button, and boots the guest again once it has switched itself off.
+    /// Presses the power button, and boots the guest again once it has powered off.
     ///
     /// # Errors
-    /// As [`Self::shut_down`].
+    /// As for [`Self::shut_down`].
     pub(super) fn reboot(&self, request: &RebootRequest) -> Result<StateAnswer, ApiError> {
         let timeout = Duration::from_millis(request.timeout_ms).min(REBOOT_TIMEOUT_MAX);
         self.press_power_button(Some(Instant::now() + timeout))
     }
 
-    /// Resets the guest, also while it is migrated.
+    /// Resets the guest, even during a migration.
     ///
     /// # Errors
-    /// It does not run.
+    /// If the guest does not run, or is still arriving.
     pub(super) fn reset(&self) -> Result<StateAnswer, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
-        // Not `on_own_guest`: a migration goes on, with every page to be sent again.
+        // Not `on_own_guest`: a migration continues, and sends every page again.
         let vm = self.machine()?.vm();
         vm.reset().map_err(ApiError::failed)?;
         self.process().events().restarts(&vm.restarts());
         Ok(self.state())
     }
 
-    /// Ends the guest, and with it the process, once the answer is on its way.
+    /// Ends the guest, and its process with it, once the answer is on its way.
     pub(super) fn stop(&self) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
@@ -299,11 +299,12 @@ impl ProcessControl {
         Ok(StateAnswer { state: GuestState::Ended })
     }
 
-    /// Writes memory and state to a file: `handed`, or else the one of that name. `asker` is gone
-    /// when nobody waits for the answer.
+    /// Writes memory and state to a file: to `handed`, or else to the one that `request` names.
+    /// `asker` is gone when no client waits for the answer.
     ///
     /// # Errors
-    /// As [`Self::pause`]; the guest is to go on, and writes disks; the file cannot be written.
+    /// As for [`Self::pause`]; if the guest should keep running and writes disks; or if the file
+    /// cannot be written.
     pub(super) fn save(
         &self,
         request: &SaveRequest,
@@ -355,29 +356,30 @@ impl ProcessControl {
         })
     }
 
-    /// Lets the guest stand still for another minute.
+    /// Keeps the guest paused for another minute.
     ///
     /// # Errors
-    /// It does not stand still since this save; the same for `release_save` and `finish_save`.
+    /// If the guest is not paused since this save; the same holds for `release_save` and
+    /// `finish_save`.
     pub(super) fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         self.standing(Some(save))?.hold();
         Ok(self.state())
     }
 
-    /// Lets the guest go on as it was before it was saved.
+    /// Lets the guest continue as it was before the save.
     pub(super) fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
         self.process().goes_on_after_save(&guest);
-        // It goes on when the last one lets go of it.
+        // The guest continues when the last reference to it is dropped.
         drop(guest);
         Ok(self.state())
     }
 
-    /// Ends the guest: its file has its name.
+    /// Ends the guest, once its file has its final name.
     pub(super) fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
         let ending = Ending::Saved { file: guest.file().to_owned() };
-        // Nothing else says where the guest is: without it a start would boot it.
+        // Only this record says where the guest is: without it, a start would boot the guest.
         self.process().remember(&ending).map_err(ApiError::failed)?;
         self.process().end(ending);
         Ok(StateAnswer { state: GuestState::Ended })
@@ -386,7 +388,7 @@ impl ProcessControl {
     /// Starts a migration.
     ///
     /// # Errors
-    /// One is running already, or the request makes no sense.
+    /// If the guest is being saved or migrated, or the request is invalid.
     pub(super) fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
         self.machine()?;
         let mut occupation = self.process().occupation();
@@ -397,10 +399,10 @@ impl ProcessControl {
         Ok(MigrationStarted { id: id.0 })
     }
 
-    /// How the running migration stands, or how the last one ended.
+    /// Returns the progress of the running migration, or how the last one ended.
     ///
     /// # Errors
-    /// There was none.
+    /// If there was none.
     pub(super) fn migration(&self) -> Result<MigrationStatus, ApiError> {
         match &*self.process().occupation() {
             Occupation::Leaving(departure) => return Ok(departure.status()),
@@ -413,12 +415,12 @@ impl ProcessControl {
         }
     }
 
-    /// Calls the running migration off; answered at once, done a little later.
+    /// Cancels the running migration. The answer comes at once, the end a little later.
     ///
     /// # Errors
-    /// There is none, or the guest has been handed over.
+    /// If there is none, or the guest has been handed over.
     pub(super) fn cancel(&self) -> Result<StateAnswer, ApiError> {
-        // The answer comes from the migration's own thread: nothing may be held meanwhile.
+        // The migration's own thread answers, so no lock may be held meanwhile.
         let occupation = self.process().occupation().clone();
         let by = match occupation {
             Occupation::Arriving(_) => "the user at the destination",
@@ -429,10 +431,10 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    /// An operator's decision about a guest in doubt.
+    /// Applies an operator's decision about a guest in doubt.
     ///
     /// # Errors
-    /// The guest is not in doubt.
+    /// If the guest is not in doubt, or its copy must not run because of its disks.
     pub(super) fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
         let choice = match request.decision {
             Resolution::Run => OperatorChoice::Run,
@@ -453,10 +455,10 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    /// What the built-in workload says about itself.
+    /// Returns the report of the built-in workload.
     ///
     /// # Errors
-    /// The guest is not the workload, or its report is damaged.
+    /// If the guest is not the workload, or its report is damaged.
     pub(super) fn workload(&self) -> Result<WorkloadInfo, ApiError> {
         workload::report(self.machine()?)
     }
@@ -464,22 +466,22 @@ impl ProcessControl {
     /// Steers the built-in workload.
     ///
     /// # Errors
-    /// As [`Self::workload`].
+    /// As for [`Self::workload`].
     pub(super) fn control_workload(
         &self,
         control: &WorkloadControl,
     ) -> Result<WorkloadControlled, ApiError> {
-        // It writes to the guest's memory, also while the guest stands still: nobody gives pages of
-        // it back meanwhile, and no migration begins.
+        // This writes to the guest's memory, even while the guest is paused. While the lock is
+        // held, no pages of it are freed, and no migration starts.
         let occupation = self.process().occupation();
         self.refuse_when_incomplete(&occupation)?;
         workload::control(self.machine()?, control)
     }
 
-    /// What there is to know for whoever shares out the host's memory; the guest is not waited for.
+    /// Returns the guest's state for memory optimization, without waiting for the guest.
     ///
     /// # Errors
-    /// It has not arrived yet.
+    /// If the guest has not arrived yet.
     pub(super) fn memory(&self) -> Result<GuestMemory, ApiError> {
         let machine = self.machine()?;
         let process = self.process();
@@ -497,10 +499,11 @@ impl ProcessControl {
         })
     }
 
-    /// Has parts of the guest's memory merged, taken apart, or made of huge pages.
+    /// Applies a treatment to parts of the guest's memory: merges, splits, collapses, shares or
+    /// frees them.
     ///
     /// # Errors
-    /// As [`Self::pause`]; parts that are no memory of the guest's.
+    /// As for [`Self::pause`], or if a part is not memory of the guest.
     pub(super) fn treat_memory(
         &self,
         request: &TreatmentRequest,
@@ -512,10 +515,10 @@ impl ProcessControl {
         })
     }
 
-    /// Begins to look at the guest's pages.
+    /// Starts a survey of the guest's pages.
     ///
     /// # Errors
-    /// As [`Self::pause`]; somebody looks already; the request makes no sense.
+    /// As for [`Self::pause`]; if a survey is running already; or if the request is invalid.
     pub(super) fn begin_survey(&self, request: &SurveyRequest) -> Result<SurveyStatus, ApiError> {
         self.machine()?;
         self.refuse_when_busy(&self.process().occupation())?;
@@ -523,46 +526,46 @@ impl ProcessControl {
         self.survey()
     }
 
-    /// How the last look stands.
+    /// Returns the state of the last survey.
     ///
     /// # Errors
-    /// None so far.
+    /// Never, so far.
     pub(super) fn survey(&self) -> Result<SurveyStatus, ApiError> {
         Ok(self.process().surveys().status())
     }
 
-    /// What the last look found of each chunk.
+    /// Returns what the last survey found in each chunk.
     ///
     /// # Errors
-    /// It is not over, or `domain` is of others.
+    /// If the survey is not done, or `domain` is of another one.
     pub(super) fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
         self.process().surveys().chunks(self.machine()?.vm().ram(), &domain.domain)
     }
 
-    /// How the balloon stands, with new statistics if the guest gives some.
+    /// Returns the state of the balloon, with new statistics if the guest sends some in time.
     ///
     /// # Errors
-    /// There is none.
+    /// If the guest has no balloon.
     pub(super) fn balloon(&self) -> Result<BalloonInfo, ApiError> {
         balloon::look_at(self.machine()?, self.process().name())
     }
 
-    /// Sets how much memory the guest shall keep.
+    /// Sets how much memory the guest should keep.
     ///
     /// # Errors
-    /// As [`Self::balloon`]; the guest cannot have so much or so little; it has been handed over.
+    /// As for [`Self::balloon`]; if the guest cannot have that size; or if it has been handed over.
     pub(super) fn set_balloon(&self, request: &BalloonRequest) -> Result<BalloonInfo, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
         balloon::set_target(self.machine()?, self.process().name(), request)?;
-        // Handed over meanwhile: whether the target went along is not known here.
+        // If it was handed over meanwhile, it is not known here whether the target went with it.
         self.refuse_when_incomplete(&self.process().occupation())?;
         self.balloon()
     }
 
-    /// The last of what the guest wrote on its serial console.
+    /// Returns the most recent output of the serial console.
     ///
     /// # Errors
-    /// As [`Self::type_on_console`].
+    /// If the guest has not arrived yet.
     pub(super) fn scrollback(&self) -> Result<Arc<Scrollback>, ApiError> {
         Ok(Arc::clone(self.machine()?.scrollback()))
     }
@@ -570,7 +573,7 @@ impl ProcessControl {
     /// Types on the serial console.
     ///
     /// # Errors
-    /// The guest has not arrived yet.
+    /// If the guest has not arrived yet, or has been handed over.
     pub(super) fn type_on_console(&self, input: &ConsoleInput) -> Result<ConsoleTaken, ApiError> {
         self.refuse_when_incomplete(&self.process().occupation())?;
         let bytes = [input.input.as_bytes(), &input.bytes].concat();

@@ -1,8 +1,8 @@
-//! A guest and its disks that are copied with it: memory first, then one disk after the other, each
-//! from a new chunk on, so that a migration need not know one from the other.
+//! A guest with the disks that are copied with it. Chunks count memory first, then one disk after
+//! the other, each starting at a new chunk, so that a migration need not distinguish them.
 //!
 //! [`Departing`] is the source's view. [`Arriving`] is the destination's, where disks are files
-//! without names until the guest is this host's; [`expect`] decides which disks may come.
+//! without names until the guest belongs to this host; [`expect`] decides which disks are accepted.
 
 mod arriving;
 
@@ -27,7 +27,7 @@ use crate::names::GuestName;
 /// A disk that is copied.
 #[derive(Debug, Clone)]
 struct Part {
-    /// The first chunk that is its.
+    /// The disk's first chunk.
     first_chunk: usize,
     disk: Arc<DiskContent>,
 }
@@ -38,12 +38,12 @@ impl Part {
     }
 }
 
-/// The part that `chunk` belongs to, if it is not memory's.
+/// Returns the disk that `chunk` belongs to; `None` if it is memory.
 fn part_of(parts: &[Part], chunk: usize) -> Option<&Part> {
     parts.iter().find(|part| (part.first_chunk..part.end()).contains(&chunk))
 }
 
-/// Lays disks out behind `memory_chunks` of memory.
+/// Numbers the chunks of disks after `memory_chunks` of memory.
 fn lay_out(memory_chunks: usize, disks: impl Iterator<Item = Arc<DiskContent>>) -> Vec<Part> {
     let mut first_chunk = memory_chunks;
     let part = |disk: Arc<DiskContent>| {
@@ -54,36 +54,36 @@ fn lay_out(memory_chunks: usize, disks: impl Iterator<Item = Arc<DiskContent>>) 
     disks.map(part).collect()
 }
 
-/// A guest that leaves, with its disks.
+/// A departing guest, with the disks that are copied with it.
 #[derive(Debug)]
 pub(crate) struct Departing {
     machine: SharedMachine,
     description: GuestDescription,
-    /// Where the guest goes, as the user wrote it.
+    /// The destination, as the user wrote it.
     destination: String,
     migration: MigrationId,
     parts: Vec<Part>,
-    /// Marks for the destination, until it has seen them.
+    /// Marks on shared disks, kept until the destination has seen them.
     marks: Mutex<Vec<Mark>>,
 }
 
-/// What becomes of the disks of a guest that leaves.
+/// What happens to the disks of a departing guest.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Disks<'a> {
     /// Both hosts share them, and prove it.
     Shared,
-    /// Both hosts share them, says the user.
+    /// Both hosts share them; the user vouches for that.
     Vouched,
     /// Their content is copied.
     Copied(&'a CopyDisks),
 }
 
 impl Departing {
-    /// The guest of `machine` on its way to `destination` with `migration`, with its disks if they
-    /// are to be copied.
+    /// The guest of `machine` on its way to `destination` with `migration`, and with its disks if
+    /// they are copied.
     ///
     /// # Errors
-    /// What is wanted makes no sense for this guest.
+    /// If the request does not fit this guest.
     pub(crate) fn new(
         machine: SharedMachine,
         destination: &str,
@@ -121,14 +121,15 @@ impl Departing {
         self.description.layout.chunks()
     }
 
-    /// The block devices that the guest writes and the destination has as well.
+    /// The block devices that the guest writes and that the destination shares.
     pub(super) fn written_devices(&self) -> impl Iterator<Item = &DiskContent> {
         let are_shared = self.parts.is_empty();
         let disks = self.machine.disks().map(|(_, disk)| &**disk).filter(move |_| are_shared);
         disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
     }
 
-    /// What is to be known of the copied disks that the guest writes when they have left.
+    /// Returns the record of the copied disks that the guest writes, for when they have left.
+    /// `None` if there are no such disks.
     pub(super) fn departure(&self, guest: &GuestName) -> Option<Departure> {
         let recognized = |disk: &DiskContent| {
             Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
@@ -142,7 +143,7 @@ impl Departing {
         (!departure.disks.is_empty()).then_some(departure)
     }
 
-    /// The copied disks that the guest writes. One that it only reads stays up to date here, and
+    /// The copied disks that the guest writes. A disk that it only reads stays up to date here, and
     /// other guests may read it.
     fn written(&self) -> impl Iterator<Item = &DiskContent> {
         let disks = self.parts.iter().map(|part| &*part.disk);
@@ -150,11 +151,11 @@ impl Departing {
     }
 }
 
-/// The disks of `machine`, to be copied.
+/// Describes the disks of `machine`, all of which are copied.
 fn copies(machine: &SharedMachine, replace: bool) -> Vec<DiskCopy> {
     let existing = if replace { ExistingFile::Replace } else { ExistingFile::Keep };
     let copy = |(index, disk): (usize, &Arc<DiskContent>)| DiskCopy {
-        // A guest has a handful of devices.
+        // No truncation: a guest has a handful of devices.
         device: index as u16,
         bytes: disk.bytes(),
         allocated_bytes: disk.allocated_bytes(),
@@ -163,8 +164,8 @@ fn copies(machine: &SharedMachine, replace: bool) -> Vec<DiskCopy> {
     machine.disks().map(copy).collect()
 }
 
-/// Marks the files among the disks, and says so in `shape`. What cannot be marked cannot be proven,
-/// which the destination says.
+/// Marks the files among the disks, and records the marks in `shape`. A disk that cannot be marked
+/// cannot be proven, and the destination reports that.
 fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
     let mut marks = Vec::new();
     for (index, content) in machine.disks() {
@@ -185,7 +186,7 @@ fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
     marks
 }
 
-/// Gives disks of `shape` the paths that they shall have at the destination.
+/// Gives disks of `shape` their paths at the destination.
 fn move_disks(shape: &mut VmShape, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), String> {
     let mut left: Vec<&Path> = paths.keys().map(PathBuf::as_path).collect();
     for disk in shape.disks_mut() {
@@ -209,7 +210,7 @@ impl SourceGuest for Departing {
     }
 
     fn start_dirty_log(&self) -> Result<(), GuestError> {
-        // The destination has seen the marks.
+        // The destination has seen the marks by now.
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.parts.iter().for_each(|part| part.disk.start_log());
         self.machine.start_dirty_log()
@@ -243,7 +244,7 @@ impl SourceGuest for Departing {
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
         self.parts.iter().for_each(|part| part.disk.stop_log());
         for disk in self.written() {
-            // The guest stays.
+            // The guest stays on this host.
             if let Err(error) = disk.forget_departure() {
                 let path = disk.path().display();
                 tracing::error!(%error, "{path} is still marked as moved away");

@@ -1,7 +1,7 @@
-//! What happens to the guest, for everybody who follows it.
+//! Events of the guest, for all clients that follow it.
 //!
-//! The guest never waits for who follows: a reader has no place here, only the number of the event
-//! that it reads next, and what is old goes, whether or not it was read.
+//! The guest never waits for a client: no state is kept per reader, which passes the number of the
+//! event that it reads next. Old events are dropped, read or not.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use crate::api::migration::MigrationStatus;
 use crate::clock::unix_ms;
 use crate::state_dir::GuestIdentity;
 
-/// Events that are kept for those who come later, or are slow.
+/// Events that are kept for clients that connect later, or are slow.
 const KEPT_MAX: usize = 256;
 
 /// The last events of a guest's process.
@@ -25,22 +25,22 @@ const KEPT_MAX: usize = 256;
 pub(crate) struct Events {
     of: GuestIdentity,
     told: Mutex<Told>,
-    /// The number of the next event; none when there will not be one.
+    /// Number of the next event; `None` when there will be no more.
     next: watch::Sender<Option<u64>>,
 }
 
-/// What has been told.
+/// What has been reported so far.
 #[derive(Debug, Default)]
 struct Told {
     kept: VecDeque<Event>,
-    /// Whether the guest runs, once it has begun to.
+    /// Whether the guest runs, once it has started.
     is_running: Option<bool>,
-    /// How often it has started over.
+    /// Number of resets.
     restarts: u64,
     migration: Option<ToldMigration>,
 }
 
-/// What has been told of the last migration.
+/// What has been reported about the last migration.
 #[derive(Debug)]
 struct ToldMigration {
     id: MigrationId,
@@ -50,17 +50,17 @@ struct ToldMigration {
 }
 
 impl Events {
-    /// Those of the process of this identity, of which there are none yet.
+    /// The events of the process with this identity, empty at first.
     pub(super) fn new(of: GuestIdentity) -> Arc<Self> {
         Arc::new(Self { of, told: Mutex::default(), next: watch::Sender::new(Some(0)) })
     }
 
-    /// Tells that the guest runs here; once.
+    /// Reports that the guest runs here; only the first call counts.
     pub(super) fn started(&self) {
         self.tell_all(|told| told.start().into_iter().collect());
     }
 
-    /// Tells that the guest was paused, or goes on, if that is new.
+    /// Reports that the guest was paused or resumed, if that is new.
     pub(super) fn is_running(&self, is_running: bool) {
         self.tell_all(|told| match told.is_running {
             Some(was_running) if was_running != is_running => {
@@ -71,17 +71,17 @@ impl Events {
         });
     }
 
-    /// Tells that the guest has started over, each time that is new.
+    /// Reports each reset of the guest that is new.
     pub(super) fn restarts(&self, restarts: &Restarts) {
         let Some(last) = &restarts.last else { return };
         self.tell_all(|told| {
             let known = std::mem::replace(&mut told.restarts, restarts.count);
-            // Of several at once, the reason of the last one is known.
+            // Of several resets at once, only the reason of the last one is known.
             (known..restarts.count).map(|_| What::Reset { reason: last.to_string() }).collect()
         });
     }
 
-    /// Tells that a migration begins.
+    /// Reports that a migration starts.
     pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
         self.tell_all(|told| {
             let new = ToldMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
@@ -90,37 +90,37 @@ impl Events {
         });
     }
 
-    /// Tells what is new of a migration, if it is the last one that has begun.
+    /// Reports what is new about a migration, if it is the last one that started.
     pub(super) fn migration(&self, status: &MigrationStatus) {
         let Some(progress) = &status.progress else { return };
         self.tell_all(|told| told.migration(progress, status.report.as_ref()));
     }
 
-    /// Tells that the guest is not here any more, and nothing after that.
+    /// Reports that the guest is no longer here; no event follows.
     pub(super) fn stopped(&self, reason: String) {
         self.tell_all(|_| vec![What::Stopped { reason }]);
         self.next.send_replace(None);
     }
 
-    /// The number of the first event that a reader hears who asks for those from `from` on: of those
-    /// that are still to come, it is the next one.
+    /// Returns the number of the first event for a reader that asks for `from`; a number that is
+    /// not reached yet means the next event.
     pub(super) fn first(&self, from: u64) -> u64 {
         let next = *self.next.borrow();
         next.map_or(from, |next| from.min(next))
     }
 
-    /// Waits for the event of this number, or for the oldest later one that is still here; none
-    /// when there will not be one.
+    /// Waits for the event with this number, or the oldest later one that is still kept; `None`
+    /// when there will be no more.
     pub(super) async fn wait_for(&self, number: u64) -> Option<Event> {
         let mut next = self.next.subscribe();
-        // The sender is ours, and so it lives.
+        // Cannot fail: the sender lives as long as `self`.
         let _ = next.wait_for(|next| next.is_none_or(|next| next > number)).await;
         self.told().kept.iter().find(|event| event.number >= number).cloned()
     }
 
-    /// Tells what `news` says of what has been told.
+    /// Adds the events that `news` derives from what has been reported.
     fn tell_all(&self, news: impl FnOnce(&mut Told) -> Vec<What>) {
-        // Whoever tells of something else meanwhile waits: numbers rise.
+        // The lock makes concurrent reports wait, so that numbers rise.
         let mut told = self.told();
         let Some(mut number) = *self.next.borrow() else { return };
         for what in news(&mut told) {
@@ -146,7 +146,7 @@ impl Told {
         is_new.then_some(What::Started)
     }
 
-    /// What is new of a migration that stands so.
+    /// Returns what is new about a migration, given its progress and report.
     fn migration(&mut self, progress: &Progress, report: Option<&Report>) -> Vec<What> {
         let migration_id = progress.migration;
         let Some(known) = self.migration.as_mut().filter(|known| known.id == migration_id) else {
@@ -188,7 +188,7 @@ mod tests {
         Events::new(GuestIdentity { name, uuid: uuid::Uuid::nil(), pid: 7, started_unix_ms: 0 })
     }
 
-    /// All that is still kept.
+    /// All events that are still kept.
     fn told(events: &Events) -> Vec<What> {
         events.told().kept.iter().map(|event| event.what.clone()).collect()
     }

@@ -1,5 +1,4 @@
-//! A guest on its way to another host: starts the source's session, and draws the conclusions of
-//! its reports.
+//! A departing guest: starts the source's session, and acts on its reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,28 +19,28 @@ use crate::api::migration::{CONNECTIONS_MAX, MigrationRequest, MigrationStatus};
 use crate::api::{ApiError, Reason};
 use crate::departures;
 
-/// How long a guest that stays waits for the destination to have been told, before it is free to
-/// migrate again. A destination out of reach is told later, by the session in the background or by
-/// the node.
+/// How long a guest that stays waits until the destination has been told, before it can migrate
+/// again. If the destination is unreachable, the session in the background or the node tells it
+/// later.
 const TELL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A migration away from here, from its start until nothing of it is left.
+/// An outgoing migration, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
 pub(crate) struct Departure {
     session: MigrationSession,
     destination: String,
     guest: Arc<Departing>,
-    /// What was noted of its disks.
+    /// The record of its copied disks.
     disks: Option<departures::Departure>,
-    /// Whether it ran when the migration began.
+    /// Whether the guest ran when the migration started.
     ran: bool,
 }
 
 impl Departure {
-    /// Starts to migrate the guest of `process`.
+    /// Starts a migration of the guest of `process`.
     ///
     /// # Errors
-    /// The request makes no sense, or this host has no place for records.
+    /// If the request is invalid, or this host has no place for records.
     pub(crate) fn start(
         process: &Arc<GuestProcess>,
         request: &MigrationRequest,
@@ -56,10 +55,10 @@ impl Departure {
         let tls = Tls::new(&request.identity)
             .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
         let records = process.records();
-        // Starting the log anew sets right what cannot be stopped.
+        // If KVM cannot stop the survey's log, the start of the migration's log replaces it.
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
-        // Before anything else: a power cut leaves no time for it.
+        // Recorded before anything else: a power cut leaves no time for it.
         let disks = guest.departure(process.name());
         let notes = process.state().departures();
         if let Some(disks) = &disks {
@@ -83,17 +82,18 @@ impl Departure {
         Ok(departure)
     }
 
-    /// What both directions have in common.
+    /// The part that both directions share.
     pub(crate) fn session(&self) -> &MigrationSession {
         &self.session
     }
 
-    /// Where to, as the user wrote it.
+    /// The destination, as the user wrote it.
     pub(crate) fn destination(&self) -> &str {
         &self.destination
     }
 
-    /// How it stands. A guest that stays is reported when it can be migrated again, and not before.
+    /// Progress and report of the migration. A guest that stays is reported only when it can be
+    /// migrated again.
     pub(crate) fn status(&self) -> MigrationStatus {
         let report = self.session.report();
         MigrationStatus {
@@ -102,18 +102,18 @@ impl Departure {
         }
     }
 
-    /// The guest has ended, by itself or with its process; unless it has been handed over, that
-    /// ends the migration.
+    /// Tells the session that the guest has ended, on its own or with its process. That ends the
+    /// migration, unless the guest has been handed over.
     pub(crate) fn guest_stopped(&self, how: &str) {
         self.session.handle().guest_stopped(how);
     }
 
-    /// Refuses to run a guest in doubt again that the destination may have run on a block device:
-    /// nothing tells this host whether another one wrote it.
+    /// Refuses to run a guest in doubt again if the destination may have run it on a block device:
+    /// this host cannot know whether another one wrote the device.
     ///
     /// # Errors
-    /// There is such a device, and the migration is committed, or its record does not say that it
-    /// is not.
+    /// If there is such a device, and the migration is committed, or its record does not say that
+    /// it is not.
     pub(crate) fn expect_unwritten_disks(&self, process: &GuestProcess) -> Result<(), ApiError> {
         let Some(device) = self.guest.written_devices().next() else { return Ok(()) };
         let record = self.session.record(process, Role::Source);
@@ -136,7 +136,7 @@ impl Departure {
     async fn outcome(&self) -> Option<Report> {
         let mut reports = self.session.handle().report();
         let stays = async {
-            // Neither has anything left to do here but to tell the destination.
+            // In both cases, only the destination is left to be told.
             let is_over =
                 |report: &Report| matches!(report.outcome, Outcome::StayedAtSource | Outcome::Lost);
             let report = reports.wait_for(|report| report.as_ref().is_some_and(is_over)).await;
@@ -150,7 +150,7 @@ impl Departure {
         }
     }
 
-    /// Waits for the end and does what it means for the guest's process.
+    /// Waits for the end of the migration and applies its outcome to the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
         let Some(report) = self.outcome().await else {
             tracing::error!(migration = %self.session.id(), "the migration broke down without a report");
@@ -170,8 +170,8 @@ impl Departure {
                 self.watch_for_a_second_copy(&report, &process).await;
             }
             Outcome::Migrated => process.end(Ending::Moved { destination: self.destination }),
-            // In doubt and yet nothing left to do: the node goes on with the record, and this copy
-            // must not run.
+            // In doubt, but nothing is left to do here: the node continues with the record, and
+            // this copy must not run.
             Outcome::Lost | Outcome::InDoubt => {
                 let cause = report
                     .error
@@ -183,14 +183,14 @@ impl Departure {
         }
     }
 
-    /// Notes for good whose the guest's disks are, once that is certain.
+    /// Records for good which host has the guest's disks, once that is certain.
     fn note_disks(&self, process: &GuestProcess, outcome: Outcome) {
         let (Some(disks), notes) = (&self.disks, process.state().departures()) else { return };
         let noted = match outcome {
             Outcome::StayedAtSource => notes.give_back(disks),
             Outcome::Migrated => notes.settle(disks),
-            // The record says whose they are: a guest that is lost may have ended here before it
-            // was handed over.
+            // The record says who has them: a lost guest may have ended here before it was handed
+            // over.
             Outcome::Lost | Outcome::InDoubt => Ok(()),
         };
         if let Err(error) = noted {
@@ -201,8 +201,8 @@ impl Departure {
         }
     }
 
-    /// A destination that could not be told may have been ordered to run its copy: that is heard of
-    /// when it is reached.
+    /// Waits for a destination that could not be told that the guest stays. It may have been
+    /// ordered to run its copy; that shows only when it is reached.
     async fn watch_for_a_second_copy(&self, known: &Report, process: &GuestProcess) {
         let Some(last) = self.session.handle().settled().await else { return };
         let is_last = |process: &GuestProcess| {
@@ -220,9 +220,9 @@ impl Departure {
         }
     }
 
-    /// The session is gone and has not said how it ended: the record says whose the guest is.
-    /// Unless it is this process's own for certain, the copy here must not run again. The node goes
-    /// on with the record.
+    /// Handles a session that is gone without a report. The record says which host has the guest.
+    /// Unless that is certainly this host, the copy here must not run again. The node continues
+    /// with the record.
     fn broke_down(&self, process: &GuestProcess) {
         let name = process.name();
         match self.session.record(process, Role::Source) {
@@ -242,7 +242,7 @@ impl Departure {
         self.take_back(process);
     }
 
-    /// The guest goes on as it did, whatever its migration has left undone.
+    /// Lets the guest continue as before, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
         if let Err(error) = &resumed {
@@ -259,12 +259,12 @@ impl Departure {
     }
 }
 
-/// Whether the guest is still the source's.
+/// Whether the guest still belongs to the source.
 fn is_ours(record: &Record) -> bool {
     matches!(record.side, Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. })
 }
 
-/// What becomes of the disks.
+/// What the request wants to happen to the disks.
 fn disks_of(request: &MigrationRequest) -> Disks<'_> {
     match &request.copy_disks {
         Some(wanted) => Disks::Copied(wanted),
@@ -273,7 +273,7 @@ fn disks_of(request: &MigrationRequest) -> Disks<'_> {
     }
 }
 
-/// What is asked, as the session wants it.
+/// Builds the session's parameters from the request.
 fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
     let bad = |text: &str| Err(ApiError::new(Reason::BadRequest, text));
     let destination = Destination::parse(&request.destination);

@@ -1,5 +1,5 @@
-//! A virtual machine as a migration wants to see it, on either side: thin adapters from `vmm-core`
-//! to `migrate`.
+//! A virtual machine as a migration sees it, on either side: thin adapters from `vmm-core` to
+//! `migrate`.
 
 use std::sync::Arc;
 
@@ -34,10 +34,10 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Creates a machine that has not run and holds nothing.
+    /// Creates a machine that has not run and has no content.
     ///
     /// # Errors
-    /// This host cannot run a machine of this shape, or has no memory for it.
+    /// If this host cannot run a machine of this shape, or has no memory for it.
     pub(crate) fn create(
         name: GuestName,
         uuid: Uuid,
@@ -51,10 +51,11 @@ impl Machine {
         Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }
 
-    /// Wraps a machine that exists already and writes to `console`, as one restored from a file.
+    /// Wraps a machine that exists already and writes to `console`, such as one restored from a
+    /// file.
     ///
     /// # Errors
-    /// Its memory is laid out in a way that cannot be migrated.
+    /// If its memory layout cannot be migrated.
     pub(crate) fn adopt(
         name: GuestName,
         uuid: Uuid,
@@ -72,17 +73,17 @@ impl Machine {
         &self.vm
     }
 
-    /// The last of what the guest wrote on its serial console.
+    /// The most recent output of the guest's serial console.
     pub(crate) fn scrollback(&self) -> &Arc<Scrollback> {
         &self.scrollback
     }
 
-    /// What the machine is made of.
+    /// The configuration of the machine.
     pub(crate) fn shape(&self) -> &VmShape {
         &self.shape
     }
 
-    /// Its disks, with their places among its devices.
+    /// The machine's disks, with their indexes among its devices.
     pub(crate) fn disks(&self) -> impl Iterator<Item = (usize, &Arc<DiskContent>)> {
         (0..self.shape.devices.len()).filter_map(|index| Some((index, self.vm.disk(index)?)))
     }
@@ -92,7 +93,7 @@ impl Machine {
         self.uuid
     }
 
-    /// What it runs: the workload leaves its mark in memory.
+    /// What the guest runs. The workload is recognized by its report in memory.
     pub(crate) fn kind(&self) -> GuestKind {
         match vmm_core::workload::Report::read(self.vm.ram().memory()) {
             Ok(_) => GuestKind::Workload,
@@ -100,7 +101,7 @@ impl Machine {
         }
     }
 
-    /// A state that was saved, as the destination reads it.
+    /// Encodes a saved state for the destination.
     fn encode(&self, saved: Result<VmState, vmm_core::Error>) -> Result<Vec<u8>, GuestError> {
         let state = saved.map_err(|error| self.failed("save the state", error))?;
         state.to_bytes().map_err(|error| self.failed("encode the state", error))
@@ -111,23 +112,23 @@ impl Machine {
     }
 }
 
-/// Memory as the two crates describe it: the same regions, but each depends on nothing of the
-/// other.
+/// Converts the memory layout from one crate's type to the other's: the crates do not depend on
+/// each other.
 fn layout(ram: &RamLayout) -> Result<MemoryLayout> {
     let regions =
         ram.regions().iter().map(|region| Region { base: region.gpa, bytes: region.bytes });
     MemoryLayout::new(regions.collect()).context("the guest's memory cannot be migrated")
 }
 
-/// A guest of the most vCPUs fits into the message that carries its state, with some room for what
-/// else is in that.
+/// The state of a guest with the most vCPUs fits into the message that carries it, with room for
+/// the rest of the message.
 const _: () = assert!(STATE_BYTES_MAX + (1 << 10) <= STATE_LIMIT);
 
-/// The shape in a description, with everything in the description that repeats it checked against
-/// it.
+/// Returns the shape in a description, and checks that the other fields of the description agree
+/// with it.
 ///
 /// # Errors
-/// The description is damaged, contradicts itself, or is of another version.
+/// If the description is damaged, contradicts itself, or is of another version.
 pub(crate) fn shape_of(guest: &GuestDescription) -> Result<VmShape, Refusal> {
     let refuse = |error: &dyn std::fmt::Display| {
         Refusal::new(RefusalKind::Guest, format!("{}: {error}", guest.name))
@@ -148,7 +149,7 @@ impl SourceGuest for Machine {
             uuid: self.uuid,
             layout: self.layout.clone(),
             vcpus: u16::from(self.shape.vcpus),
-            // A shape that cannot be encoded is refused by the destination as empty.
+            // A shape that cannot be encoded is sent empty, and the destination refuses it.
             config: Blob(self.shape.to_bytes().unwrap_or_default()),
             disks: Vec::new(),
         }
@@ -255,7 +256,7 @@ impl DestinationGuest for Machine {
     }
 }
 
-/// A machine in the hands of a migration.
+/// A machine that is shared with a migration.
 pub(crate) type SharedMachine = Arc<Machine>;
 
 #[cfg(test)]

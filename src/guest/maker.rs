@@ -1,9 +1,9 @@
-//! Makes the disks that come with a guest, and gives them their names.
+//! A thread that creates the disks that are copied with a guest, and gives them their names.
 //!
-//! That takes the right to make, link and remove files in the folders of the node's `--disk-dir`,
-//! in which other guests have their disks. The guest's process never has it: one thread is started
-//! before the process is confined, makes the disks that the node has admitted and no other file,
-//! and ends before the guest runs.
+//! That needs the right to create, link and remove files in the folders of the node's `--disk-dir`,
+//! where other guests have their disks. The guest's process never has this right: one thread starts
+//! before the process is confined, creates only the disks that the node has admitted, and ends
+//! before the guest runs.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
@@ -15,29 +15,29 @@ use vmm_core::{DeviceError, DiskContent};
 
 use crate::disk_places::DiskPlaces;
 
-/// The thread; it ends when it is told to, or when this is dropped.
+/// The handle of the thread; the thread ends on request, or when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Maker(Mutex<Option<Sender<Order>>>);
 
-/// What the thread does, and where to its answer goes.
+/// A request to the thread, and the channel for its answer.
 #[derive(Debug)]
 enum Order {
-    /// Makes the file without a name for a disk that is to arrive.
+    /// Create the file, still without a name, for an incoming disk.
     Make(BlockConfig, SyncSender<Result<BlockConfig, String>>),
-    /// Gives the files of all these disks their names.
+    /// Give the files of all these disks their names.
     Name(Vec<Arc<DiskContent>>, SyncSender<Result<(), String>>),
 }
 
-/// The paths at which disks may be made.
+/// The paths at which disks may be created.
 #[derive(Debug)]
 struct Admitted(Vec<PathBuf>);
 
 impl Maker {
-    /// Starts it in a process that is not confined yet, for `disks`, those that the node has
-    /// admitted, in `places`.
+    /// Starts the thread in a process that is not confined yet. It may create `disks`, which the
+    /// node has admitted, in `places`.
     ///
     /// # Errors
-    /// The thread cannot be started.
+    /// If the thread cannot be started.
     pub(super) fn start(disks: &[PathBuf], places: &DiskPlaces) -> Result<Self> {
         let admitted = disks.iter().filter_map(|disk| places.place(disk).ok());
         let admitted = Admitted(admitted.collect());
@@ -48,18 +48,18 @@ impl Maker {
         Ok(Self(Mutex::new(Some(ask))))
     }
 
-    /// Makes the file for `disk`, which is to arrive.
+    /// Creates the file for `disk`, which is incoming.
     ///
     /// # Errors
-    /// The node has not admitted it, or the file system refuses.
+    /// If the node has not admitted it, or the file system refuses.
     pub(super) fn make(&self, disk: &BlockConfig) -> Result<BlockConfig, String> {
         self.ask(|answer| Order::Make(disk.clone(), answer))
     }
 
-    /// Gives all `disks` that have arrived their names, as [`DiskContent::adopt`] does.
+    /// Gives all `disks` their names once they have arrived, as [`DiskContent::adopt`] does.
     ///
     /// # Errors
-    /// The node has not admitted one; as [`DiskContent::adopt`].
+    /// If the node has not admitted one, or as for [`DiskContent::adopt`].
     pub(super) fn name(&self, disks: Vec<Arc<DiskContent>>) -> Result<(), String> {
         self.ask(|answer| Order::Name(disks, answer))
     }
@@ -70,7 +70,7 @@ impl Maker {
     ) -> Result<T, String> {
         let (answer, answered) = sync_channel(1);
         let gone = || "the thread that makes disks has ended".to_owned();
-        // The lock is not held while the disk is waited for.
+        // The lock is not held while waiting for the disk.
         let ask = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ask.ok_or_else(gone)?.send(order(answer)).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
@@ -81,7 +81,7 @@ impl Maker {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Ends the thread: the guest has its disks, or brings none.
+    /// Ends the thread, when the guest has its disks or brings none.
     pub(super) fn end(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -90,7 +90,7 @@ impl Maker {
 impl Admitted {
     fn carry_out(&self, order: Order) {
         let said = |error: DeviceError| error.to_string();
-        // Whoever has asked may be gone.
+        // The receiver of the answer may be gone.
         match order {
             Order::Make(disk, answer) => {
                 let admitted = self.expect([disk.path()]);

@@ -1,14 +1,13 @@
-//! Merge domains of one host: whose pages the kernel may merge.
+//! Merge domains of one host: which guests' pages the kernel may merge.
 //!
-//! The kernel knows no domains: it merges equal pages of all processes that let it. So guests of
-//! one domain at most let it at a time. Those that do hold a lock together, with the domain's name
-//! in its file; a guest of another domain finds it held and keeps its pages to itself. The lock
-//! ends with its holders.
+//! The kernel has no notion of domains: it merges equal pages of all processes that allow it. So
+//! only guests of one domain allow it at a time. They share a lock on a file that contains the
+//! domain's name; a guest of another domain finds the lock taken and keeps its pages unmerged. The
+//! lock ends with its holders.
 //!
 //! A guest's process opens that file only if its guest has a domain, and before it is confined
-//! ([`super::opener`] does it for a guest that arrives). From then on it has a descriptor that only
-//! reads: a guest's process that has been taken over can hold the lock (others wait for 5 s at
-//! most) and cannot write the name.
+//! ([`super::opener`] does it for an incoming guest). From then on it has a read-only descriptor: a
+//! compromised process can hold the lock (others wait for 5 s at most), but cannot write the name.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -21,27 +20,27 @@ use anyhow::{Context, Result};
 use vmm_core::Vm;
 use vmm_core::memory::MergeDomain;
 
-/// The longest name that is read, in bytes; those of domains are shorter.
+/// The longest name that is read, in bytes; names of domains are shorter.
 const NAME_BYTES_MAX: u64 = 256;
 
-/// How long a guest waits for a lock that is held alone. Its owner is about to share it: that takes
+/// How long a guest waits for an exclusive lock. Its owner is about to make it shared, which takes
 /// two calls.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two attempts to share the lock.
+/// Pause between two attempts to share the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Whether a guest's pages may be merged.
 #[derive(Debug)]
 pub(crate) enum Merging {
-    /// It has no domain.
+    /// No: the guest has no domain.
     Off,
-    /// With those of its domain, as long as this is held.
+    /// With pages of its domain, as long as this is held.
     On {
-        /// Held together with the other guests of the domain. It cannot be written.
+        /// A lock shared with the other guests of the domain. The file is read-only.
         _lock: File,
     },
-    /// Not now: guests of another domain are merged on this host.
+    /// Not now: this host merges guests of another domain.
     Held {
         /// The other domain.
         by: String,
@@ -49,11 +48,10 @@ pub(crate) enum Merging {
 }
 
 impl Merging {
-    /// Joins `domain`, if there is one and no other is merged on this host, whose lock is at
-    /// `path`.
+    /// Joins `domain`, if there is one and this host merges no other. The lock is at `path`.
     ///
     /// # Errors
-    /// The lock's file cannot be used.
+    /// If the lock's file cannot be used.
     pub(crate) fn join(domain: Option<&MergeDomain>, path: &Path) -> Result<Self> {
         let Some(domain) = domain else { return Ok(Self::Off) };
         let merging = join(path, domain, LOCK_PATIENCE).with_context(|| {
@@ -67,10 +65,10 @@ impl Merging {
         Ok(merging)
     }
 
-    /// Lets the kernel merge the pages of `vm` if its domain has been joined.
+    /// Lets the kernel merge the pages of `vm` if the guest has joined its domain.
     ///
     /// # Errors
-    /// The kernel does not merge pages.
+    /// If the kernel does not merge pages.
     pub(crate) fn begin(self, vm: &Vm) -> Result<Self> {
         if let Self::On { .. } = &self {
             vm.ram().merge()?;
@@ -100,7 +98,7 @@ fn join(path: &Path, domain: &MergeDomain, patience: Duration) -> Result<Merging
         return Ok(held_alone(path, &error));
     }
     drop(writer);
-    // What counts is what is there while the lock is shared, since nobody writes then.
+    // The name counts as read under the shared lock, because no process writes it then.
     let mut name = String::new();
     Read::by_ref(&mut lock).take(NAME_BYTES_MAX).read_to_string(&mut name)?;
     if name == domain.as_str() {
@@ -109,8 +107,8 @@ fn join(path: &Path, domain: &MergeDomain, patience: Duration) -> Result<Merging
     Ok(Merging::Held { by: name.chars().filter(|c| !c.is_control()).collect() })
 }
 
-/// A process that holds the lock for so long does not follow these rules: it must not keep guests
-/// from running.
+/// The result if another process holds the lock exclusively for too long. That process breaks the
+/// rules above, and must not keep guests from running.
 fn held_alone(path: &Path, error: &io::Error) -> Merging {
     let path = path.display();
     tracing::error!(
@@ -120,7 +118,7 @@ fn held_alone(path: &Path, error: &io::Error) -> Merging {
     Merging::Held { by: "an unknown domain".to_owned() }
 }
 
-/// Takes the lock together with others, unless it is held alone for longer than `patience`.
+/// Takes the shared lock; fails if the lock is held exclusively for longer than `patience`.
 fn share(lock: &File, patience: Duration) -> io::Result<()> {
     let begun = Instant::now();
     loop {

@@ -1,14 +1,15 @@
-//! The process of one guest: it owns the machine, the guest's end of a migration, and the guest's
+//! The process of one guest. It owns the machine, the guest's side of a migration, and the guest's
 //! API.
 //!
-//! [`plan`] is what a command line means; [`start`] builds the machine by it and lives until the
-//! guest ends ([`process`], which [`control`] opens to the routes of [`api`]). [`machine`] makes a virtual
-//! machine fit for a migration, [`leaving`] and [`arriving`] are its two directions, [`session`]
-//! what they share, [`disks`] the disks that are copied, [`unconfined`] the threads that make and
-//! open files for a guest that arrives. [`console`] is the serial line, [`background`] is
-//! `--detach`, [`workload`] the built-in guest, [`merging`] whether its pages may be merged,
-//! [`survey`] whether that is worth it, [`treatment`] has it done, [`addresses`] whether they are
-//! its own, [`events`] what happens to the guest. Start at [`start`].
+//! [`plan`] translates a command line, and [`start`] builds the machine from it and lives until the
+//! guest ends ([`process`], which [`control`] opens to the routes of [`api`]). [`machine`] adapts a
+//! virtual machine to migrations, [`leaving`] and [`arriving`] are the two directions, and
+//! [`session`] is what they share. [`disks`] has the disks that are copied, and [`unconfined`] the
+//! threads that create and open files for an incoming guest. [`console`] is the serial line,
+//! [`background`] is `--detach`, and [`workload`] the built-in guest. [`merging`] decides whether
+//! pages may be merged, [`survey`] whether that is worth it, and [`treatment`] does it.
+//! [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest. Start at
+//! [`start`].
 
 mod addresses;
 mod api;

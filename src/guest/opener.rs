@@ -1,10 +1,10 @@
-//! Opens what only a guest's description, or its state, says that it needs.
+//! A thread that opens files which only a guest's description or its state names.
 //!
-//! Which files a guest that has arrived boots from again comes with its state, long after its
-//! process was confined; and only with its description, whether it has a merge domain. So one
-//! thread is started before that and keeps the right to open any file: it joins the domain, opens
-//! those files alone, hands over what it has, the files only if their content is what the guest was
-//! started with, and ends.
+//! The files that an incoming guest boots from after a reset come with its state, long after its
+//! process was confined. Whether the guest has a merge domain comes with its description. So one
+//! thread starts before confinement and keeps the right to open any file. It joins the domain,
+//! opens only those files, hands them over if their content is what the guest was started with, and
+//! ends.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
@@ -16,11 +16,11 @@ use vmm_core::memory::MergeDomain;
 
 use super::merging::Merging;
 
-/// The thread; it ends when it has opened files, or when this is dropped.
+/// The handle of the thread; the thread ends when it has opened files, or when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Opener(Mutex<Option<Sender<Wanted>>>);
 
-/// What the thread is asked for.
+/// A request to the thread.
 #[derive(Debug)]
 enum Wanted {
     File(WantedFile),
@@ -31,7 +31,7 @@ impl Wanted {
     fn serve(self) {
         match self {
             Self::File(file) => file.open(),
-            // The guest may be gone.
+            // The guest, and the receiver with it, may be gone.
             Self::Domain { domain, path, joined } => {
                 let _ = joined.send(Merging::join(Some(&domain), &path));
             }
@@ -40,10 +40,10 @@ impl Wanted {
 }
 
 impl Opener {
-    /// Starts it, in a process that is not confined yet.
+    /// Starts the thread, in a process that is not confined yet.
     ///
     /// # Errors
-    /// The thread cannot be started.
+    /// If the thread cannot be started.
     pub(super) fn start() -> Result<Self> {
         let (ask, asked) = channel::<Wanted>();
         let open = move || asked.into_iter().for_each(Wanted::serve);
@@ -52,19 +52,19 @@ impl Opener {
         Ok(Self(Mutex::new(Some(ask))))
     }
 
-    /// Has these opened, once. Only a guest that boots again waits for it.
+    /// Opens these files, once. Only a guest that boots again waits for them.
     pub(super) fn open(&self, files: Vec<WantedFile>) {
         let Some(ask) = self.ask().take() else { return };
         for file in files {
-            // The thread is there as long as it can be asked.
+            // The thread lives as long as it has a sender.
             let _ = ask.send(Wanted::File(file));
         }
     }
 
-    /// Has `domain` joined, whose lock is at `path`.
+    /// Joins `domain`, whose lock is at `path`.
     ///
     /// # Errors
-    /// As [`Merging::join`], or the thread has ended.
+    /// As for [`Merging::join`], or if the thread has ended.
     pub(super) fn join(&self, domain: &MergeDomain, path: &Path) -> Result<Merging> {
         let (joined, answer) = sync_channel(1);
         let wanted = Wanted::Domain { domain: domain.clone(), path: path.to_owned(), joined };

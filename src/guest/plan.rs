@@ -1,4 +1,4 @@
-//! What a guest that is described means on this host.
+//! Translates the specification of a guest for this host.
 
 use std::path::Path;
 
@@ -18,24 +18,24 @@ use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg
 use crate::names::GuestName;
 use crate::units::{MIB, PAGE_BYTES, Size};
 
-/// A guest to be started.
+/// A guest that is about to start.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Its name.
+    /// Name of the guest, which is already settled.
     pub(crate) name: GuestName,
-    /// Its machine.
+    /// Configuration of its machine.
     pub(crate) shape: VmShape,
-    /// What it runs.
+    /// What it boots.
     pub(crate) boot: BootSource,
-    /// What becomes of it when it resets itself.
+    /// What happens when it resets itself.
     pub(crate) on_reboot: OnReboot,
 }
 
 impl Plan {
-    /// What `spec` means on this host, under a name that has been settled.
+    /// Translates `spec` for this host, under a name that is already settled.
     ///
     /// # Errors
-    /// This host cannot run such a guest, or a file is missing.
+    /// If this host cannot run such a guest, or a file is missing.
     pub(crate) fn new(spec: &GuestSpec, name: GuestName) -> Result<Self> {
         spec.check().with_context(|| format!("cannot run {name}"))?;
         let cannot = || format!("cannot run {name}");
@@ -48,8 +48,8 @@ impl Plan {
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
-            // The workload never resets itself: when it does, something is wrong and should be
-            // seen.
+            // The workload never resets itself: a reset means that something is wrong, and should
+            // be seen.
             (None, BootSource::Workload(_)) => OnReboot::Stop,
             (None, BootSource::Kernel(_)) => OnReboot::Restart,
         };
@@ -76,7 +76,7 @@ fn shape(spec: &GuestSpec) -> Result<VmShape> {
 /// The disks, /dev/vda first.
 ///
 /// # Errors
-/// One is not there, or not one.
+/// If one does not exist, or is not a disk.
 pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
     let disk = |disk: &DiskArg| {
         let access = match disk.access {
@@ -88,7 +88,7 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
             DiskEngine::IoUring => EngineChoice::IoUring,
             DiskEngine::Sync => EngineChoice::Sync,
         };
-        // A clone's disks have the queues that its template's have.
+        // For a clone this does not matter: its disks have the queues of its template's disks.
         let of_vcpus = u16::from(spec.vcpus().unwrap_or(1)).min(QUEUES_MAX);
         let queues = disk.queues.unwrap_or(of_vcpus);
         let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
@@ -98,7 +98,8 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
 }
 
 fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
-    // A guest that is migrated and boots again on the other host finds its files by these names.
+    // By these paths, a guest that was migrated finds its files when it boots again on the other
+    // host.
     let find = |file: &Path| {
         let found = std::path::absolute(file);
         let found = found.and_then(|path| std::fs::metadata(&path).map(|_| path));
@@ -141,10 +142,10 @@ fn net(net: &NetArg) -> Result<DeviceConfig> {
     Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
 
-/// The working set of a workload that was not told, in bytes.
+/// Default working set of the workload, in bytes.
 const WORKING_SET_BYTES: u64 = 64 * MIB;
 
-/// The pages that a workload writes each second when it was not told.
+/// Default number of pages that the workload writes per second.
 const DIRTY_RATE_PAGES_PER_S: u32 = 2000;
 
 fn workload(spec: &GuestSpec) -> WorkloadParams {

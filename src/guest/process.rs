@@ -1,4 +1,4 @@
-//! The life of a guest process: what it is occupied with, why it ends, and how it ends in order.
+//! The life of a guest process: what it is occupied with, why it ends, and its orderly end.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -28,41 +28,41 @@ use crate::names::GuestName;
 use crate::signals::EndSignals;
 use crate::state_dir::{GuestIdentity, StateDir};
 
-/// How long a look at the machine's events lasts, before the thread asks whether anybody still
-/// wants it.
+/// How long the thread waits for an event of the machine before it checks whether the process is
+/// still in use.
 const EVENT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the other host is given to hear that a migration is called off because this process
+/// How long the other host is given to learn that a migration is cancelled because this process
 /// ends.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a guest process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// Somebody asked for it, over the API, with a signal or a key.
+    /// A user asked for it, over the API, with a signal or a key.
     Asked,
-    /// The guest ended itself.
+    /// The guest ended on its own.
     Guest(StopReason),
     /// The guest runs on another host.
     Moved {
-        /// Where.
+        /// The other host.
         destination: String,
     },
-    /// The guest is in a file.
+    /// The guest was saved to a file.
     Saved {
-        /// Which.
+        /// Path of the file.
         file: PathBuf,
     },
     /// The copy in this process will never run.
     Discarded {
-        /// Which, and why.
+        /// Which copy, and why it was given up.
         message: String,
     },
 }
 
 impl Ending {
-    /// What is remembered of it, of the guest `uuid` in the process of this identity, which ends at
-    /// `ended_unix_ms`.
+    /// Returns the record of this ending, for the guest `uuid` in the process of this identity,
+    /// which ends at `ended_unix_ms`.
     pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid, ended_unix_ms: u64) -> Ended {
         let (how, reason) = match self {
             Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
@@ -79,23 +79,23 @@ impl Ending {
     }
 }
 
-/// What a guest process is busy with; decides what it may be asked.
+/// What a guest process is occupied with; decides which requests it accepts.
 #[derive(Debug, Clone)]
 pub(crate) enum Occupation {
     /// Nothing but its guest.
     None,
     /// Writing the guest to a file; the channel closes when that is over.
     Saving(watch::Receiver<()>),
-    /// Nothing: the guest has been written to a file, and stands still until it is ended.
+    /// Nothing: the guest has been saved, and is paused until it is ended or resumed.
     Saved(Arc<StandsStill>),
-    /// Sending the guest away.
+    /// Sending the guest to another host.
     Leaving(Departure),
     /// Receiving the guest.
     Arriving(Arrival),
 }
 
 impl Occupation {
-    /// The migration that the guest is in, whichever way.
+    /// The migration of the guest, in either direction.
     pub(crate) fn session(&self) -> Option<&MigrationSession> {
         match self {
             Self::Leaving(departure) => Some(departure.session()),
@@ -104,13 +104,13 @@ impl Occupation {
         }
     }
 
-    /// Why nobody can tell at the moment which host has the guest, and the way out.
+    /// Why it cannot be determined at the moment which host has the guest, and the way out.
     pub(crate) fn doubt(&self) -> Option<String> {
         self.session().and_then(MigrationSession::doubt)
     }
 }
 
-/// A guest being written to a file: when dropped, the process is free for other things.
+/// A save in progress. Dropping this ends the process's occupation with it.
 #[derive(Debug)]
 pub(crate) struct Saving<'a> {
     process: &'a GuestProcess,
@@ -119,14 +119,14 @@ pub(crate) struct Saving<'a> {
 }
 
 impl<'a> Saving<'a> {
-    /// Occupies `process`, whose `occupation` has been looked at.
+    /// Occupies `process`, whose `occupation` the caller has checked.
     pub(crate) fn begin(process: &'a GuestProcess, occupation: &mut Occupation) -> Self {
         let (_over, saving) = watch::channel(());
         *occupation = Occupation::Saving(saving);
         Self { process, next: Occupation::None, _over }
     }
 
-    /// It is written, and the guest stands still until it is ended.
+    /// The save is done, and the guest stays paused until it is ended or resumed.
     pub(crate) fn leave_standing(mut self, guest: Arc<StandsStill>) {
         self.next = Occupation::Saved(guest);
     }
@@ -144,17 +144,17 @@ pub(crate) struct GuestProcess {
     identity: GuestIdentity,
     state: StateDir,
     runtime: Handle,
-    /// Absent while the guest has not been described yet by the host that it comes from.
+    /// Absent until the source host has described the guest.
     machine: OnceLock<SharedMachine>,
     /// Whether the machine's pages may be merged.
     merging: OnceLock<Merging>,
     surveys: Surveys,
     occupation: Mutex<Occupation>,
     events: Arc<Events>,
-    /// How the last migration went, once it is over.
+    /// The result of the last migration, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     ending: watch::Sender<Option<Ending>>,
-    /// What the process was confined to, once it is.
+    /// The confinement, once the process is confined.
     confinement: OnceLock<Confinement>,
 }
 
@@ -178,18 +178,18 @@ impl GuestProcess {
         })
     }
 
-    /// What the process is confined to.
+    /// The confinement of the process; all off until it is confined.
     pub(crate) fn confinement(&self) -> Confinement {
         self.confinement.get().copied().unwrap_or_default()
     }
 
-    /// Tells others what the process is confined to from now on.
+    /// Sets the confinement that clients are told from now on.
     pub(super) fn set_confinement(&self, confinement: Confinement) {
-        // It is confined once.
+        // The process is confined only once.
         let _first = self.confinement.set(confinement);
     }
 
-    /// Who this process is.
+    /// Identity of this process.
     pub(crate) fn identity(&self) -> &GuestIdentity {
         &self.identity
     }
@@ -214,37 +214,37 @@ impl GuestProcess {
         &self.state
     }
 
-    /// Where the process's asynchronous work runs.
+    /// The runtime of the process's asynchronous work.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// Whether its pages may be merged; absent as long as the machine is.
+    /// Whether the guest's pages may be merged; absent as long as the machine is.
     pub(crate) fn merging(&self) -> Option<&Merging> {
         self.merging.get()
     }
 
-    /// The looks at its pages.
+    /// The surveys of the guest's pages.
     pub(super) fn surveys(&self) -> &Surveys {
         &self.surveys
     }
 
-    /// What happens to the guest.
+    /// The events of the guest.
     pub(super) fn events(&self) -> &Arc<Events> {
         &self.events
     }
 
-    /// The machine; absent while the guest has not been described yet.
+    /// The machine; absent until the source host has described the guest.
     pub(crate) fn machine(&self) -> Option<&SharedMachine> {
         self.machine.get()
     }
 
-    /// Gives the process its machine, whose merge domain has been joined, once, and listens to it
-    /// from then on.
+    /// Sets the machine, once, and handles its events from then on. `merging` is the result of
+    /// joining its merge domain.
     ///
     /// # Errors
-    /// The system gives no thread, one of the machine's is gone, or the system does not merge pages
-    /// that shall be.
+    /// If no thread can be started, a thread of the machine is gone, or the system does not merge
+    /// pages that should be merged.
     pub(crate) fn set_machine(
         self: &Arc<Self>,
         machine: SharedMachine,
@@ -284,7 +284,8 @@ impl GuestProcess {
             .context("cannot start a thread")
     }
 
-    /// What the process is busy with. Held for as long as a decision depends on it.
+    /// What the process is occupied with. Callers hold the lock as long as a decision depends on
+    /// it.
     pub(crate) fn occupation(&self) -> MutexGuard<'_, Occupation> {
         self.occupation.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -294,7 +295,7 @@ impl GuestProcess {
         self.last_migration.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A migration is over, and the guest is this process's own (again).
+    /// Ends a migration's occupation: it is over, and the guest belongs to this process (again).
     pub(super) fn conclude(&self, id: MigrationId, status: &MigrationStatus) {
         *self.last_migration() = Some((id, status.clone()));
         let mut occupation = self.occupation();
@@ -302,12 +303,12 @@ impl GuestProcess {
             *occupation = Occupation::None;
         }
         drop(occupation);
-        // Whoever hears of it may ask for the next one at once.
+        // Only now, because a client that learns of it may request the next migration at once.
         self.events.migration(status);
         self.tell_run_state();
     }
 
-    /// Tells those who follow the guest whether it runs, if that is new.
+    /// Reports whether the guest runs, if that is new.
     pub(super) fn tell_run_state(&self) {
         match self.machine().map(|machine| machine.vm().run_state()) {
             Some(vmm_core::RunState::Running) => self.events.is_running(true),
@@ -316,13 +317,13 @@ impl GuestProcess {
         }
     }
 
-    /// Tells those who follow the guest that it is not here any more, and how it ended.
+    /// Reports that the guest is no longer here, and how it ended.
     pub(super) fn tell_end(&self, ending: &Ending) {
         self.events.stopped(ending.record(self.identity(), self.identity.uuid, 0).reason);
     }
 
-    /// Lets a guest go on that stands still since it was saved, if that is `guest`; false if it
-    /// does not stand any more, or is about to end.
+    /// Ends the occupation with `guest`, which is paused since it was saved, so that it continues.
+    /// Returns false if it is not paused for that any more, or is about to end.
     pub(crate) fn goes_on_after_save(&self, guest: &Arc<StandsStill>) -> bool {
         let mut occupation = self.occupation();
         let stands = matches!(&*occupation, Occupation::Saved(it) if Arc::ptr_eq(it, guest));
@@ -333,10 +334,10 @@ impl GuestProcess {
         goes_on
     }
 
-    /// Notes durably that the guest ends so.
+    /// Durably records how the guest ends.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If the file system refuses.
     pub(crate) fn remember(&self, ending: &Ending) -> Result<()> {
         let uuid = self.machine().map_or(self.identity().uuid, |machine| machine.uuid());
         let now = self.state.timestamp_after_records(self.name());
@@ -344,8 +345,8 @@ impl GuestProcess {
         noted.with_context(|| format!("cannot note how {} ended", self.name()))
     }
 
-    /// Ends the process, for the first reason that is given. That it has gone elsewhere meanwhile
-    /// says more than that it was to end.
+    /// Ends the process, for the first reason that is given. A request to end is replaced, though,
+    /// by the news that the guest has moved, was saved or was discarded, which says more.
     pub(crate) fn end(&self, ending: Ending) {
         let has_left = matches!(
             ending,
@@ -364,12 +365,12 @@ impl GuestProcess {
         });
     }
 
-    /// Whether an end has been asked for.
+    /// Whether the process is about to end.
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.borrow().is_some()
     }
 
-    /// How the guest stands.
+    /// State of the guest.
     pub(crate) fn guest_state(&self) -> GuestState {
         if self.is_ending() {
             return GuestState::Ended;
@@ -391,7 +392,7 @@ impl GuestProcess {
         }
     }
 
-    /// The guest ended by itself, or on our order.
+    /// Handles a guest that has ended, on its own or on our order.
     fn guest_stopped(&self, reason: StopReason) {
         if let Occupation::Leaving(departure) = &*self.occupation() {
             departure.guest_stopped(&reason.to_string());
@@ -399,10 +400,10 @@ impl GuestProcess {
         self.end(Ending::Guest(reason));
     }
 
-    /// Waits until something ends the process, be it a signal.
+    /// Waits until something ends the process, such as a signal.
     ///
     /// # Errors
-    /// The system gives no signals.
+    /// If the system delivers no signals.
     pub(crate) async fn wait(&self) -> Result<()> {
         let mut signals = EndSignals::listen()?;
         let mut ending = self.ending.subscribe();
@@ -418,14 +419,14 @@ impl GuestProcess {
         self.ending.borrow().clone().unwrap_or(Ending::Asked)
     }
 
-    /// Ends what is going on: a migration is called off as far as possible, the machine stopped.
+    /// Ends what is going on: cancels a migration as far as possible, and stops the machine.
     pub(crate) async fn shut_down(self: &Arc<Self>) {
         let occupation = self.occupation().clone();
         match occupation {
             Occupation::Leaving(departure) => {
                 departure.guest_stopped("its process was told to end");
-                // In doubt it would ask for as long as the other host is silent: its node goes on
-                // with that.
+                // In doubt, the session would ask for as long as the other host is silent. The node
+                // continues with that instead.
                 if departure.session().doubt().is_none() {
                     departure.session().settled_within(CALL_OFF_PATIENCE).await;
                 }
@@ -437,7 +438,7 @@ impl GuestProcess {
                 }
             }
             Occupation::Saving(mut over) => {
-                // It sees that the guest has ended, and says so to whoever asked for it.
+                // The save notices that the guest has ended, and tells its client.
                 self.stop_machine().await;
                 let saved = tokio::time::timeout(CALL_OFF_PATIENCE, over.changed()).await;
                 if saved.is_err() {
@@ -462,7 +463,7 @@ impl GuestProcess {
     }
 }
 
-/// Warns of more vCPUs than KVM recommends on this host, as QEMU does: the guest runs all the same.
+/// Warns of more vCPUs than KVM recommends on this host, as QEMU does; the guest still runs.
 fn warn_of_vcpus(machine: &Machine) {
     let limits = VcpuLimits::of_host().ok();
     if let Some(warning) = limits.and_then(|limits| limits.warning(machine.shape().vcpus)) {

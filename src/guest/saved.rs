@@ -23,32 +23,32 @@ use crate::api::{ApiError, Reason};
 use crate::cli::spec::GuestSpec;
 use crate::names::GuestName;
 
-/// How long a guest stands still for somebody to end it after it was saved.
+/// How long a guest stays paused after a save, for a client to end it.
 const STANDS_STILL_MAX: Duration = Duration::from_secs(60);
 
-/// The name for a guest from `file` when none was chosen: the file's, without its ending.
+/// Default name for a guest from `file`: the file's name without its extension.
 ///
 /// # Errors
-/// That is no name for a guest.
+/// If that is not a valid name for a guest.
 pub(crate) fn name_of(file: &Path) -> Result<GuestName> {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     stem.parse()
         .with_context(|| format!("cannot name a guest after {}: choose a --name", file.display()))
 }
 
-/// What the guest in `file`, to be called `name`, is made of.
+/// Reads the configuration and state of the guest in `file`, which will be called `name`.
 ///
 /// # Errors
-/// The file is no saved guest, or is damaged.
+/// If the file is not a saved guest, or is damaged.
 pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> {
     snapshot::read_guest(file).with_context(|| format!("cannot restore {name}"))
 }
 
-/// Creates the machine that `file` holds, ready to go on where it was saved, as the guest `uuid`.
-/// `disks` are its disks with this host's evidence, to be trusted or not.
+/// Creates the machine in `file`, ready to continue where it was saved, as the guest `uuid`.
+/// `disks` are its disks with this host's evidence; `trust` says whether the user vouches for them.
 ///
 /// # Errors
-/// The file is no saved guest, is damaged, or does not fit this host.
+/// If the file is not a saved guest, is damaged, or does not fit this host.
 pub(crate) fn restore(
     file: &Path,
     name: GuestName,
@@ -63,20 +63,20 @@ pub(crate) fn restore(
     Machine::adopt(name, uuid, shape, vm, console)
 }
 
-/// The template in `file`, of which a clone is to be called `name`.
+/// Opens the template in `file`, for a clone that will be called `name`.
 ///
 /// # Errors
-/// The file is no template, or is damaged.
+/// If the file is not a template, or is damaged.
 pub(crate) fn open_template(file: &Path, name: &GuestName) -> Result<Template> {
     Template::open(file).with_context(|| format!("cannot run {name}"))
 }
 
-/// Creates a machine from the template that `spec` names, ready to go on where that guest was
-/// saved, under an identity of its own. `disks` are its own, `known` those and the template's, with
-/// this host's evidence.
+/// Creates a machine from `template`, ready to continue where that guest was saved, under an
+/// identity of its own. `disks` are its own disks, `known` those and the template's, with this
+/// host's evidence.
 ///
 /// # Errors
-/// What `spec` says does not fit the template or this host.
+/// If `spec` does not fit the template or this host.
 pub(crate) fn start_clone(
     spec: &GuestSpec,
     template: &Template,
@@ -101,11 +101,11 @@ pub(crate) fn start_clone(
     Machine::adopt(name, uuid, shape, vm, console)
 }
 
-/// Refuses to let a guest go on that is written in `format`, when the file would not fit its disks
-/// any more.
+/// Refuses to let a guest continue after it is saved in `format`, if the file would then no longer
+/// match its disks.
 ///
 /// # Errors
-/// It writes disks.
+/// If the guest writes disks.
 pub(crate) fn expect_no_written_disks(
     machine: &Machine,
     name: &GuestName,
@@ -120,7 +120,7 @@ pub(crate) fn expect_no_written_disks(
             "{name} writes its disk {disk}: should it go on, the saved memory would not match the disk; save the disk as \
              well (--disks), or omit --keep-running"
         ),
-        // Whoever has paused it can copy the disk meanwhile.
+        // While the guest is paused, the user can copy the disk.
         SaveFormat::Template if machine.vm().run_state() == RunState::Paused => return Ok(()),
         SaveFormat::Template => format!(
             "{name} writes its disk {disk}, of which clones need a copy that fits: `lighter pause {name}`, make the template, \
@@ -130,10 +130,10 @@ pub(crate) fn expect_no_written_disks(
     Err(ApiError::new(Reason::BadRequest, text))
 }
 
-/// Checks that what is said of the guest's disks makes sense.
+/// Checks that the disks in the request fit the guest.
 ///
 /// # Errors
-/// It does not.
+/// If they do not.
 pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(), ApiError> {
     let Some(copies) = &request.copies else { return Ok(()) };
     let bad = |text: String| Err(ApiError::new(Reason::BadRequest, text));
@@ -151,11 +151,11 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
     Ok(())
 }
 
-/// Writes a guest as `request` says. Returns the file's size in bytes, and the guest, which stands
-/// still.
+/// Saves a guest as `request` says. Returns the file's size in bytes, and the guest, which is
+/// paused.
 ///
 /// # Errors
-/// The guest has ended, or the file cannot be written; the guest goes on all the same.
+/// If the guest has ended, or the file cannot be written; in that case the guest continues.
 pub(crate) fn save(
     machine: &SharedMachine,
     events: &Arc<Events>,
@@ -185,8 +185,8 @@ pub(crate) fn save(
     Ok((report.file_bytes, guest))
 }
 
-/// Pauses the guest when `flush` has made durable what it has written to its disks until then:
-/// little is left to be flushed while it stands. Returns whether it ran.
+/// Pauses the guest once `flush` has made durable what it has written to its disks so far, so that
+/// little is left to flush while it is paused. Returns whether it ran.
 fn flush_and_pause(vm: &Vm, flush: impl FnOnce() -> Result<()>) -> Result<bool> {
     let ran = vm.run_state() == RunState::Running;
     if ran {
@@ -196,7 +196,7 @@ fn flush_and_pause(vm: &Vm, flush: impl FnOnce() -> Result<()>) -> Result<bool> 
     Ok(ran)
 }
 
-/// A guest that stands still for its file's sake: when dropped it goes on, if it ran before.
+/// A guest that is paused for a save. Dropping this resumes the guest, if it ran before.
 #[derive(Debug)]
 pub(crate) struct StandsStill {
     id: SaveId,
@@ -205,7 +205,7 @@ pub(crate) struct StandsStill {
     ran: bool,
     since: Instant,
     file: PathBuf,
-    /// When it goes on unless somebody holds it.
+    /// When the guest continues, unless a client holds it.
     until: Mutex<Instant>,
 }
 
@@ -216,7 +216,7 @@ impl From<SavedCopies> for DiskCopies {
 }
 
 impl StandsStill {
-    /// For another minute.
+    /// Keeps the guest paused for another minute.
     pub(super) fn hold(&self) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) =
             Instant::now() + STANDS_STILL_MAX;
@@ -226,23 +226,23 @@ impl StandsStill {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when.
+    /// When the guest was paused.
     pub(super) fn since(&self) -> Instant {
         self.since
     }
 
-    /// Which save it stands still for.
+    /// Id of the save for which the guest is paused.
     pub(super) fn id(&self) -> SaveId {
         self.id
     }
 
-    /// Where it was saved.
+    /// The file that it was saved to.
     pub(super) fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Lets `guest`, of `process`, go on when nobody holds or ends it for a minute: whoever has
-    /// asked for the file is gone.
+    /// Lets `guest`, of `process`, continue when no client holds or ends it for a minute: then the
+    /// client that requested the save is gone.
     pub(super) fn limit(guest: &Arc<Self>, process: &Arc<GuestProcess>) {
         let runtime = process.runtime().clone();
         let (guest, process) = (Arc::downgrade(guest), Arc::downgrade(process));
@@ -264,7 +264,7 @@ impl StandsStill {
 
 impl Drop for StandsStill {
     fn drop(&mut self) {
-        // One that was told to end meanwhile has ended.
+        // If it was told to end meanwhile, it has ended.
         if !self.ran || self.machine.vm().run_state() != RunState::Paused {
             return;
         }

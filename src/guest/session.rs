@@ -13,43 +13,44 @@ use super::process::GuestProcess;
 use crate::api::migration::MigrationStatus;
 use crate::api::{ApiError, Reason};
 
-/// No process has this id.
+/// A PID that no process has.
 const NO_PROCESS: u32 = 0;
 
-/// A migration, from its start until nothing of it is left. Dropping it changes nothing.
+/// A migration, from its start until nothing of it is left. This is only a handle: dropping it
+/// changes nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct MigrationSession(Handle);
 
 impl MigrationSession {
-    /// Watches the migration of `handle`.
+    /// Wraps the migration of `handle`.
     pub(super) fn new(handle: Handle) -> Self {
         Self(handle)
     }
 
-    /// What the session itself gives.
+    /// The handle of the session itself.
     pub(super) fn handle(&self) -> &Handle {
         &self.0
     }
 
-    /// The migration.
+    /// Id of the migration.
     pub(crate) fn id(&self) -> MigrationId {
         self.0.migration()
     }
 
-    /// How far it is.
+    /// Current progress.
     pub(super) fn progress(&self) -> Progress {
         self.0.progress().borrow().clone()
     }
 
-    /// How it ended, once it has.
+    /// The report, once the migration has ended.
     pub(super) fn report(&self) -> Option<Report> {
         self.0.report().borrow().clone()
     }
 
-    /// The record that the session has left on this side of the migration, if there is one.
+    /// Reads the record that the session has left on this side of the migration, if there is one.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// If it cannot be read.
     pub(super) fn record(
         &self,
         process: &GuestProcess,
@@ -58,39 +59,39 @@ impl MigrationSession {
         process.records().read(self.id(), role, |_| true)
     }
 
-    /// Why nobody can tell at the moment which host has the guest, and the way out; none when it is
-    /// not in doubt.
+    /// Why it cannot be determined at the moment which host has the guest, and the way out; `None`
+    /// if the guest is not in doubt.
     pub(crate) fn doubt(&self) -> Option<String> {
         self.progress().in_doubt
     }
 
-    /// Leaves `record` to the node, which goes on with it as if this process were dead: the session
-    /// has broken down.
+    /// Leaves `record` to the node after the session has broken down: the node continues with it as
+    /// if this process were dead.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// If it cannot be written.
     pub(super) fn disown(process: &GuestProcess, record: Record) -> Result<(), RecordError> {
         process.records().reopen(&record)?.write(&Record { pid: NO_PROCESS, ..record })
     }
 
-    /// Calls it off in the name of `by`.
+    /// Cancels the migration on behalf of `by`.
     ///
     /// # Errors
-    /// It is too late.
+    /// If it is too late.
     pub(crate) async fn cancel(&self, by: &str) -> Result<(), ApiError> {
         self.0.cancel(by).await.map_err(too_late)
     }
 
-    /// An operator decides.
+    /// Applies an operator's decision.
     ///
     /// # Errors
-    /// There is nothing to decide.
+    /// If the guest is not in doubt.
     pub(crate) async fn resolve(&self, choice: OperatorChoice) -> Result<(), ApiError> {
         self.0.resolve(choice).await.map_err(not_in_doubt)
     }
 
-    /// Tells those who follow the guest of `process` how the migration goes, as `status` shows it,
-    /// from now on until nothing is left of it.
+    /// Reports the progress of the migration as events of the guest of `process`, as `status` shows
+    /// it, from now on until nothing of the migration is left.
     pub(super) fn tell(
         &self,
         process: &GuestProcess,
@@ -102,7 +103,7 @@ impl MigrationSession {
         events.migration_started(self.id(), role);
         process.runtime().spawn(async move {
             loop {
-                // What changes while it is told is told next.
+                // Marked before the report, so that a change during it leads to the next one.
                 progress.mark_unchanged();
                 report.mark_unchanged();
                 events.migration(&status());
@@ -114,14 +115,14 @@ impl MigrationSession {
         });
     }
 
-    /// Waits until nothing of the migration is left, at most `patience`.
+    /// Waits until nothing of the migration is left, for at most `patience`.
     pub(crate) async fn settled_within(&self, patience: Duration) {
-        // Whatever is left is on disk, and the node goes on with it.
+        // Whatever is left is on disk, and the node continues with it.
         let _left = tokio::time::timeout(patience, self.0.settled()).await;
     }
 }
 
-// Handed to `map_err`, which gives the error away.
+// Passed to `map_err`, which passes the error by value.
 #[allow(clippy::needless_pass_by_value)]
 fn too_late(error: CancelRefused) -> ApiError {
     let reason = match error {

@@ -1,4 +1,4 @@
-//! How a guest process begins, lives and ends: `run`, `start`, `restore` and `incoming`.
+//! How a guest process starts, runs and ends: `run`, `start`, `restore` and `incoming`.
 
 use std::sync::Arc;
 
@@ -42,10 +42,10 @@ use crate::whereabouts::Whereabouts;
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
 const WORKERS_MAX: usize = 4;
 
-/// `lighter run`.
+/// Carries out `lighter run`.
 ///
 /// # Errors
-/// The guest cannot be started, or it crashed.
+/// If the guest cannot be started, or crashed.
 pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
     let spec = match &args.file {
         None => args.spec.clone(),
@@ -60,10 +60,10 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
     launch(state, &spec, &args.background, args.isolation)
 }
 
-/// `lighter start`.
+/// Carries out `lighter start`.
 ///
 /// # Errors
-/// The guest is not defined, may run on another host, cannot be started, or crashed.
+/// If the guest is not defined, may run on another host, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
     if is_to_be_asked_for(state, &args.name) {
@@ -74,8 +74,9 @@ pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> 
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
-/// Refuses a guest that may be elsewhere, unless its operator knows better; one that another host
-/// says it has even then. `start` is the order that starts it here all the same.
+/// Refuses a guest that may be on another host, unless the user forces the start. If another host
+/// says that it has the guest, force does not help. `start` is the command that starts it here
+/// anyway.
 fn expect_here(
     state: &StateDir,
     name: &GuestName,
@@ -97,14 +98,14 @@ fn expect_here(
     whereabouts.expect_here(name, other.map(|other| other.says()).as_deref(), &way_out)
 }
 
-/// Whether to ask where a guest is before it is started: in the background, that has been done, and
-/// the name of one that is live is taken.
+/// Whether to ask where a guest is before it is started. The background process does not ask again,
+/// and the name of a live guest is refused anyway.
 fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
     background::name().is_none() && !state.guest(name).is_live()
 }
 
-/// Warns of a guest of the same name that is elsewhere. It may be another, and then that is in
-/// order.
+/// Warns if a guest of the same name is on another host. It may be a different guest, and then all
+/// is well.
 fn warn_of_namesake(state: &StateDir, name: &GuestName) {
     if !is_to_be_asked_for(state, name) {
         return;
@@ -130,8 +131,8 @@ fn launch(
         return Ok(exit);
     }
     if let Some(file) = &spec.template {
-        // Opened once: what its guest may touch is what it is started from, whatever becomes of the
-        // name.
+        // Opened once: the guest is confined to the files of the template that it starts from, even
+        // if the name leads to another one later.
         let template = saved::open_template(file, &name)?;
         let disks = plan::disks(spec)
             .with_context(|| format!("cannot start {name} from {}", file.display()))?;
@@ -143,7 +144,7 @@ fn launch(
         let life = Life::begin(state, (&name, uuid), isolation, domain.as_ref(), |mut files| {
             let disks = spec.disk.iter().filter_map(|disk| disk.path.canonicalize().ok());
             disks.for_each(|disk| files.add_disk(&disk));
-            // The template's own disks and kernel are named in it.
+            // The template names its own disks and kernel.
             let boot = template.state().boot.as_ref();
             Ok(files.and_devices(template.shape()).and_boot_record(boot).and_template(file))
         })?;
@@ -167,10 +168,10 @@ fn launch(
     life.lead(Arc::new(machine), &console)
 }
 
-/// `lighter restore`.
+/// Carries out `lighter restore`.
 ///
 /// # Errors
-/// The file is no saved guest, the guest cannot be started here, or it crashed.
+/// If the file is not a saved guest, or the guest cannot be started here, or crashed.
 pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     let name = match &args.name {
         Some(name) => name.clone(),
@@ -178,7 +179,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     };
     if is_to_be_asked_for(state, &name) {
         let whereabouts = match Whereabouts::of(state, &name)? {
-            // As it should be: but another host may have it since.
+            // As it should be after a save, but another host may have the guest since.
             Whereabouts::Saved(_) => Whereabouts::Here,
             whereabouts => whereabouts,
         };
@@ -188,7 +189,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
-    // One that is defined is the same guest however it comes back.
+    // A defined guest keeps its identity however it comes back.
     let defined = state.definitions().find(&name)?.and_then(|it| it.spec.ok()?.uuid);
     let uuid = defined.unwrap_or_else(Uuid::new_v4);
     let (mut shape, saved) = saved::read(&args.file, &name)?;
@@ -209,7 +210,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     life.lead(Arc::new(machine), &console)
 }
 
-/// Starts the background process when one was asked for and this is not it.
+/// Starts the background process, if one was requested and this is not it.
 fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<Option<Exit>> {
     if !args.detach {
         return Ok(None);
@@ -221,10 +222,10 @@ fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<O
     background::start(state, name).map(Some)
 }
 
-/// `lighter incoming`.
+/// Carries out `lighter incoming`.
 ///
 /// # Errors
-/// The guest did not arrive, or crashed later.
+/// If the guest did not arrive, or crashed later.
 pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     background::leave_terminal()?;
     let life = Life::begin(state, (&args.name, args.uuid), args.isolation, None, |mut files| {
@@ -241,7 +242,7 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     outcome
 }
 
-/// A guest process from the moment that it holds its name.
+/// A guest process, from the time that it holds its name.
 struct Life {
     claim: GuestClaim,
     state: StateDir,
@@ -249,17 +250,18 @@ struct Life {
     seccomp: SeccompMode,
     landlock: LandlockState,
     means: Means,
-    /// Of a guest that is not known yet.
+    /// Threads for a guest that is not known yet.
     unconfined: Option<Unconfined>,
-    /// Disks that are old: of a guest that is not known yet, its disks are checked when it is.
+    /// Disks whose content has left this host. Those of a guest that is not known yet are checked
+    /// once it is.
     departed: DepartedDisks,
-    /// The merge domain of one that is.
+    /// The merge domain of a guest that is known.
     merging: Merging,
 }
 
 impl Life {
-    /// Takes the name, joins `domain`, and leaves this process the files that `files` adds to those
-    /// of every guest.
+    /// Claims the name, joins `domain`, and confines this process to the files that `files` adds to
+    /// those of every guest.
     fn begin(
         state: &StateDir,
         (name, uuid): (&GuestName, Uuid),
@@ -275,8 +277,8 @@ impl Life {
         if files.arriving().is_none() {
             files.disks().try_for_each(|disk| departed.expect_here(name, disk))?;
         }
-        // Before there are threads: all of them inherit it, but for the two of a guest that
-        // arrives, which keep their rights to files.
+        // Done before there are threads, so that all of them inherit it. Only the two threads of an
+        // incoming guest keep their rights to files.
         let means = files.means();
         confinement::drop_capabilities(isolation.seccomp, means)?;
         let merging = Merging::join(domain, &state.merge_domain_file())?;
@@ -293,8 +295,8 @@ impl Life {
         Ok(Self { claim, state, runtime, seccomp, landlock, means, unconfined, departed, merging })
     }
 
-    /// Leaves this process the system calls that it needs from now on. Everything that needs others
-    /// has been done.
+    /// Limits this process to the system calls that it needs from now on. Everything that needs
+    /// others has been done.
     fn confine(&self, process: &GuestProcess) -> Result<()> {
         let seccomp = match self.seccomp {
             SeccompMode::On => SeccompState::On,
@@ -312,7 +314,7 @@ impl Life {
         self.claim.dir()
     }
 
-    /// The terminal for a guest in the foreground, a log otherwise.
+    /// The terminal for a guest in the foreground, otherwise a log.
     fn console(&self) -> Console {
         if background::name().is_some() {
             Console::log(self.dir().console_log())
@@ -321,7 +323,7 @@ impl Life {
         }
     }
 
-    /// Runs a machine that is ready to run, until its end.
+    /// Runs a prepared machine until its end.
     fn lead(mut self, machine: SharedMachine, console: &Console) -> Result<Exit> {
         let process = GuestProcess::new(
             &self.state,
@@ -336,7 +338,7 @@ impl Life {
             true => attach(&process, &machine)?,
             false => None,
         };
-        // A client that connects as soon as there is a socket is answered when the guest runs.
+        // The lock makes clients that connect to the new socket wait until the guest runs.
         let starting = process.occupation();
         let servers = self.open(&process)?;
         self.confine(&process)?;
@@ -356,7 +358,7 @@ impl Life {
         self.live(&process, servers)
     }
 
-    /// Receives a guest and runs it, until its end.
+    /// Receives a guest and runs it until its end.
     fn receive(mut self, args: &IncomingArgs) -> Result<Exit> {
         let greeting = arriving::read_greeting()?;
         let process = GuestProcess::new(
@@ -375,7 +377,7 @@ impl Life {
         self.live(&process, servers)
     }
 
-    /// From here on others can find the guest.
+    /// Opens the API; from here on clients can find the guest.
     fn open(&self, process: &Arc<GuestProcess>) -> Result<[Server; 2]> {
         self.dir().write_identity(process.identity())?;
         let _entered = self.runtime.enter();
@@ -400,7 +402,7 @@ impl Life {
             }
             Ok::<_, anyhow::Error>(process.ending())
         })?;
-        // Whoever sees the folder gone may count on the guest being gone too; so it goes last.
+        // The folder goes last: a client that sees it gone may rely on the guest being gone too.
         self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
         if let Err(error) = process.remember(&ending) {
@@ -411,7 +413,7 @@ impl Life {
     }
 }
 
-/// Connects the terminal's keys to the guest.
+/// Connects the terminal's input to the guest.
 fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option<RawTerminal>> {
     let raw = RawTerminal::enter()?;
     if raw.is_some() {
@@ -432,7 +434,7 @@ fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option
     Ok(raw)
 }
 
-/// The last word.
+/// Prints how the guest ended, and returns the exit status.
 fn farewell(name: &GuestName, ending: Ending) -> Result<Exit> {
     match ending {
         Ending::Asked => Ok(Exit::Done),

@@ -1,4 +1,4 @@
-//! Looks at this guest's pages: one at a time, and what the last one found.
+//! Surveys of this guest's pages: one at a time, and the findings of the last one.
 
 mod memory;
 
@@ -18,11 +18,11 @@ use crate::api::survey::{ChunkRow, SurveyState, SurveyStatus, SurveyedMemory};
 use crate::api::{ApiError, Reason};
 use crate::survey::{Ended, Found, Looker, Progress};
 
-/// The looks at a guest: one at a time, and what the last one found.
+/// The surveys of a guest: one at a time, and the findings of the last one.
 #[derive(Debug, Default)]
 pub(super) struct Surveys {
     state: Mutex<State>,
-    /// Whether something else has begun with the guest since the last look began.
+    /// Whether something else has started with the guest since the last survey began.
     is_called_off: AtomicBool,
 }
 
@@ -36,10 +36,10 @@ enum State {
 }
 
 impl Surveys {
-    /// Begins to look.
+    /// Starts a survey.
     ///
     /// # Errors
-    /// The request is no sensible one, somebody looks already, or there is no thread for it.
+    /// If the request is invalid, a survey is running already, or no thread can be started.
     pub(super) fn begin(
         &self,
         process: &Arc<GuestProcess>,
@@ -84,8 +84,8 @@ impl Surveys {
         Ok(())
     }
 
-    /// Ends the look that may be under way, for something else begins with `machine`, whose process
-    /// is occupied with that by now. What is written is logged no more.
+    /// Cancels a survey that may be running, because something else starts with `machine`, whose
+    /// process is occupied with that by now. Stops the dirty log.
     pub(super) fn call_off(&self, machine: &SharedMachine) {
         self.is_called_off.store(true, Ordering::Release);
         if let Err(error) = machine.vm().stop_dirty_log() {
@@ -93,12 +93,12 @@ impl Surveys {
         }
     }
 
-    /// Whether that has happened to the last one.
+    /// Whether the last survey was cancelled in that way.
     fn is_called_off(&self) -> bool {
         self.is_called_off.load(Ordering::Acquire)
     }
 
-    /// How it stands, with what was found.
+    /// State of the survey, with its findings.
     pub(super) fn status(&self) -> SurveyStatus {
         let (state, progress, error, digests) = match &*self.state() {
             State::None => (SurveyState::None, None, None, None),
@@ -117,10 +117,10 @@ impl Surveys {
         SurveyStatus { state, pages: progress.pages(), cpu_ms: progress.cpu_ms(), error, digests }
     }
 
-    /// What was found, chunk by chunk, in the light of what all guests of the `domain` have.
+    /// Returns the findings for each chunk, given the contents of all guests of the `domain`.
     ///
     /// # Errors
-    /// Nothing is found yet, or the table is of another domain.
+    /// If there are no findings yet, or the table is of another domain.
     pub(super) fn chunks(
         &self,
         ram: &GuestRam,
@@ -152,7 +152,7 @@ impl Surveys {
 }
 
 impl State {
-    /// How it stands when a look has come to its end.
+    /// The state after a survey has ended.
     fn after(progress: Arc<Progress>, look: Result<Found, Ended>) -> Self {
         match look {
             Ok(found) => Self::Done(progress, Arc::new(found)),

@@ -1,5 +1,5 @@
-//! Has parts of a guest's memory merged, taken apart, made of huge pages, shared with its template
-//! again, or given back as zeros.
+//! Treats parts of a guest's memory: merges them, splits them, collapses them into huge pages,
+//! shares them with the template again, or frees zero pages.
 
 use std::ops::Range;
 use std::thread;
@@ -11,27 +11,27 @@ use vmm_core::memory::{PageMap, RamRegion, Treatment};
 use crate::api::memory::{MemoryTreatment, TreatedMemory, TreatmentRequest};
 use crate::api::{ApiError, Reason};
 
-/// Bytes of a chunk: what a huge page holds.
+/// Bytes of a chunk: the size of a huge page.
 const CHUNK_BYTES: u64 = 2 << 20;
 
-/// Most runs of chunks in one request: each may be two mappings more, and a process has 65,530
+/// Most runs of chunks in one request: each may add two mappings, and a process can have 65,530
 /// (`vm.max_map_count`).
 const RUNS_MAX: usize = 12_000;
 
-/// What is treated at once, bytes: for as long as that takes, whoever wants to migrate the guest,
-/// or to know how it is, has to wait, and it stands still while pages are dropped that are as in
-/// its template or zero.
+/// Bytes that are treated at once. Meanwhile, requests that migrate the guest or ask for its state
+/// have to wait, and the guest is paused if pages are dropped that are zero or equal its
+/// template's.
 const PIECE_BYTES: u64 = 8 << 20;
 
-/// Between two pieces: who waits for what is held gets it, for std's mutex by itself is as good to
-/// the one who has just had it.
+/// Pause between two pieces, so that other threads get the lock: std's mutex is not fair, and would
+/// let the thread that has just released it take it again.
 pub(super) const BREATH: Duration = Duration::from_micros(50);
 
-/// Treats what is asked for, until something goes wrong. What `hold` returns is held for a piece at
-/// a time: no migration begins meanwhile.
+/// Treats the requested memory, until there is an error. What `hold` returns is held for one piece
+/// at a time: no migration starts meanwhile.
 ///
 /// # Errors
-/// The request is no sensible one, or `hold` refuses from the first; then nothing is done.
+/// If the request is invalid, or `hold` refuses at the start; then nothing is done.
 pub(super) fn treat<H>(
     vm: &Vm,
     request: &TreatmentRequest,
@@ -54,7 +54,7 @@ pub(super) fn treat<H>(
     Ok(treated)
 }
 
-/// The addresses of all that is asked for.
+/// Returns the addresses of all requested memory.
 fn ranges(regions: &[RamRegion], request: &TreatmentRequest) -> Result<Vec<Range<u64>>, ApiError> {
     match &request.chunks {
         None => Ok(regions.iter().map(|region| region.gpa..region.gpa + region.bytes).collect()),
@@ -66,13 +66,13 @@ fn ranges(regions: &[RamRegion], request: &TreatmentRequest) -> Result<Vec<Range
     }
 }
 
-/// A range in pieces.
+/// Splits a range into pieces.
 fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
     range.step_by(PIECE_BYTES as usize).map(move |start| start..end.min(start + PIECE_BYTES))
 }
 
-/// The addresses of a run of chunks. The last chunk of a region may be shorter.
+/// Returns the addresses of a run of chunks. The last chunk of a region may be shorter.
 fn range(regions: &[RamRegion], (first, count): (u32, u32)) -> Result<Range<u64>, ApiError> {
     let start = u64::from(first) * CHUNK_BYTES;
     let end = start + u64::from(count) * CHUNK_BYTES;

@@ -8,10 +8,10 @@ use crate::api::types::{WorkloadControl, WorkloadControlled, WorkloadInfo, Workl
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
 
-/// What the workload says about itself.
+/// Returns the report of the workload.
 ///
 /// # Errors
-/// The guest is another one, or its report is damaged.
+/// If the guest is not the workload, or its report is damaged.
 pub(crate) fn report(machine: &Machine) -> Result<WorkloadInfo, ApiError> {
     let report = Report::read(machine.vm().ram().memory()).map_err(refusal)?;
     Ok(WorkloadInfo {
@@ -33,7 +33,7 @@ pub(crate) fn report(machine: &Machine) -> Result<WorkloadInfo, ApiError> {
 /// Steers the workload.
 ///
 /// # Errors
-/// As [`report`].
+/// As for [`report`].
 pub(crate) fn control(
     machine: &Machine,
     order: &WorkloadControl,
@@ -54,8 +54,8 @@ pub(crate) fn control(
     steer().map_err(refusal)
 }
 
-/// Lets a workload forget its stalls, so that the longest one tells how it felt the migration that
-/// begins. Another guest has nothing to forget.
+/// Resets the stall clock of a workload, so that its longest stall shows the effect of the
+/// migration that begins. Other guests have none.
 pub(crate) fn begin_migration(machine: &Machine) {
     let order = WorkloadControl { reset_stall: true, ..WorkloadControl::default() };
     match control(machine, &order) {
@@ -67,8 +67,8 @@ pub(crate) fn begin_migration(machine: &Machine) {
     }
 }
 
-/// The bad news that a workload has rung for. Each kind is told once: the log's disk is the host's,
-/// and a guest may ring, and write into its report, what it likes.
+/// Problems that a workload has reported by its doorbell. Each kind is logged once: the log is on
+/// the host's disk, and a guest may ring and write into its report what it likes.
 #[derive(Debug, Default)]
 pub(crate) struct BadNews {
     is_damaged: bool,
@@ -76,7 +76,7 @@ pub(crate) struct BadNews {
 }
 
 impl BadNews {
-    /// Tells the user what a workload rings for, when that is bad news.
+    /// Logs a problem that a workload reports by its doorbell.
     pub(crate) fn hear(&mut self, name: &GuestName, machine: &Machine, value: u32) {
         if let Some(doorbell) = Doorbell::decode(value)
             && let Ok(workload) = report(machine)
@@ -86,7 +86,7 @@ impl BadNews {
         }
     }
 
-    /// Whether this is bad news that has not been heard.
+    /// Whether this is a problem that was not reported before.
     fn is_new(&mut self, doorbell: Doorbell) -> bool {
         let known = match doorbell {
             Doorbell::Fault { .. } => &mut self.is_damaged,
@@ -112,7 +112,7 @@ fn tell(name: &GuestName, doorbell: Doorbell, workload: WorkloadInfo) {
     }
 }
 
-/// A bad page in words.
+/// Describes a bad page.
 fn describe(fault: Fault) -> String {
     let Fault { page, expected_sequence, found_sequence, found_page, .. } = fault;
     match fault.kind {
@@ -128,7 +128,7 @@ fn describe(fault: Fault) -> String {
     }
 }
 
-// Handed to `map_err`, which gives the error away.
+// Passed to `map_err`, which passes the error by value.
 #[allow(clippy::needless_pass_by_value)]
 fn refusal(error: WorkloadError) -> ApiError {
     let reason = match error {

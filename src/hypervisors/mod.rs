@@ -1,8 +1,8 @@
-//! What runs guests on this host, as memory optimization sees it: adapters of
+//! Hypervisors of this host, as memory optimization sees them: adapters of
 //! [`memopt::hypervisor::Hypervisor`].
 //!
-//! [`own`] asks lighter's guests over their API, [`foreign`] those that QEMU and Cloud Hypervisor
-//! run, over their monitors.
+//! [`own`] talks to lighter's guests over their API, [`foreign`] to those of QEMU and Cloud
+//! Hypervisor over their monitor sockets.
 
 mod foreign;
 mod own;

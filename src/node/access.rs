@@ -1,5 +1,5 @@
-//! Who may read metrics: clients that send the password, over TLS. Without either, every client
-//! that reaches the address.
+//! Access to metrics: with a password and TLS, only clients that send the password over TLS.
+//! Without either, every client that can reach the address.
 
 use std::path::Path;
 
@@ -16,19 +16,19 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-/// Longest file with a password, in bytes.
+/// Largest password file, in bytes.
 const AUTH_BYTES_MAX: u64 = 4096;
 
-/// What a client has to send, and whether by HTTPS.
+/// What a client must send, and whether it must use HTTPS.
 #[derive(Clone, Default)]
 pub(super) struct Access {
-    /// For HTTPS; with other certificates when those change.
+    /// For HTTPS; replaced when the certificates change.
     pub(super) tls: Option<watch::Receiver<TlsAcceptor>>,
-    /// What the header `Authorization` has to be.
+    /// The expected header `Authorization`.
     pub(super) authorization: Option<Authorization>,
 }
 
-/// The header with the right user and password.
+/// The header with the expected user and password.
 #[derive(Clone)]
 pub(super) struct Authorization(Vec<u8>);
 
@@ -38,10 +38,10 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Access {
-    /// Does the TLS handshake, if metrics are served by HTTPS.
+    /// Performs the TLS handshake, if metrics are served over HTTPS.
     ///
     /// # Errors
-    /// The handshake failed.
+    /// If the handshake fails.
     pub(super) async fn accept(&self, stream: TcpStream) -> std::io::Result<Box<dyn Stream>> {
         let acceptor = self.tls.as_ref().map(|tls| tls.borrow().clone());
         Ok(match acceptor {
@@ -52,10 +52,10 @@ impl Access {
 }
 
 impl Authorization {
-    /// Reads a file that holds `USER:PASSWORD` and is readable by its owner only.
+    /// Reads a file that contains `USER:PASSWORD` and that only its owner may read.
     ///
     /// # Errors
-    /// It cannot be read, others may read it, or it holds something else.
+    /// If the file cannot be read, others may read it, or it contains something else.
     pub(super) fn read(file: &Path) -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let shown = file.display();
@@ -80,7 +80,7 @@ impl Authorization {
     }
 }
 
-/// Answers requests with the right password only (RFC 7617).
+/// Serves only requests with the right password (RFC 7617).
 pub(super) async fn check(
     State(wanted): State<Option<Authorization>>,
     request: Request,

@@ -1,6 +1,7 @@
-//! Whether an incoming guest may come: a pure decision over what it asks for and what the host has.
+//! Whether an incoming guest is admitted: a pure decision over its request and the host's
+//! resources.
 //!
-//! Everything is checked here before anything is created, so that a refusal costs nothing and says
+//! Everything is checked before anything is created, so that a refusal costs nothing and can say
 //! what to do about it.
 
 use uuid::Uuid;
@@ -9,16 +10,16 @@ use vmm_core::memory::HugePages;
 use crate::names::GuestName;
 use crate::units::format_size;
 
-/// What an incoming guest asks for.
+/// The request of an incoming guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GuestRequest {
-    /// The name that it wants to keep.
+    /// The guest's name, which it wants to keep.
     pub(crate) name: GuestName,
-    /// Its identity.
+    /// UUID of the guest.
     pub(crate) uuid: Uuid,
     /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,
-    /// Where it comes from.
+    /// Where its memory comes from.
     pub(crate) takes: Takes,
     /// Virtual CPUs.
     pub(crate) vcpus: u32,
@@ -27,10 +28,10 @@ pub(crate) struct GuestRequest {
 /// Where a guest's memory comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takes {
-    /// What the host has available.
+    /// The host's available memory.
     OrdinaryMemory,
-    /// The host's pool of huge pages: the kernel reserves them for the guest's process, or refuses,
-    /// before anything of the guest is sent. So nothing need be promised.
+    /// The host's pool of huge pages. The kernel reserves them for the guest's process, or refuses,
+    /// before anything of the guest is sent, so the node need not promise them.
     PoolPages,
 }
 
@@ -44,7 +45,7 @@ impl From<HugePages> for Takes {
 }
 
 impl GuestRequest {
-    /// What the guest takes of the memory that is available, in bytes.
+    /// Returns how much of the available memory the guest takes, in bytes.
     pub(crate) fn ordinary_bytes(&self) -> u64 {
         match self.takes {
             Takes::OrdinaryMemory => self.memory_bytes,
@@ -53,63 +54,63 @@ impl GuestRequest {
     }
 }
 
-/// A guest that is on this host, or has been promised a place.
+/// A guest that is on this host, or has a promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Occupant {
-    /// Its name.
+    /// Name of the guest.
     pub(crate) name: GuestName,
-    /// Its identity; absent while its process has not told.
+    /// UUID of the guest; absent until its process has published it.
     pub(crate) uuid: Option<Uuid>,
 }
 
-/// What this host has, all read for one decision. Sizes in bytes.
+/// The host's state, all of it read for one decision. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct HostView {
-    /// Who is here.
+    /// Guests on this host or on their way.
     pub(crate) occupants: Vec<Occupant>,
-    /// What the kernel can give without swapping.
+    /// Memory that the kernel can give without swapping.
     pub(crate) available_bytes: u64,
-    /// What is left to the host whatever happens.
+    /// Memory that guests never get.
     pub(crate) reserved_bytes: u64,
-    /// What guests on their way here have been promised and do not occupy yet.
+    /// Memory promised to arriving guests that they do not occupy yet.
     pub(crate) promised_bytes: u64,
-    /// Why KVM cannot be used, if so.
+    /// Why KVM cannot be used, if it cannot.
     pub(crate) kvm_fault: Option<String>,
-    /// The most vCPUs that a guest can have here.
+    /// Most vCPUs that a guest can have on this host.
     pub(crate) vcpus_max: u32,
 }
 
 impl HostView {
-    /// What an incoming guest can have, in bytes.
+    /// Returns how much memory an incoming guest can have, in bytes.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.available_bytes.saturating_sub(self.reserved_bytes).saturating_sub(self.promised_bytes)
     }
 }
 
-/// Why a guest cannot come.
+/// Why a guest is not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// The name is in use.
+    /// Another guest has the name.
     #[error(
         "another guest named {name} is on the destination already, or on its way there: end that one on the destination or move this one \
          elsewhere; try again in some seconds if a migration of {name} was called off just now"
     )]
     NameTaken {
-        /// The name.
+        /// The name that is taken.
         name: GuestName,
     },
-    /// The identity is in use, under another name.
+    /// The same guest is on this host under another name.
     #[error(
         "this very guest ({uuid}) is on the destination already, as {occupant}: is the destination this host? A guest cannot be there \
          twice"
     )]
     UuidTaken {
-        /// The identity.
+        /// UUID of the guest.
         uuid: Uuid,
-        /// Who has it.
+        /// Name under which it is here.
         occupant: GuestName,
     },
-    /// Not enough memory.
+    /// The host does not have enough memory.
     #[error(
         "not enough memory for {name}: it has {}, and this host can give {} ({} available, {} promised to other guests on their way, \
          {} kept for the host); stop or move a guest there, or start the node with a smaller --reserve-memory",
@@ -117,78 +118,78 @@ pub(crate) enum Refusal {
         format_size(*.promised_bytes), format_size(*.reserved_bytes)
     )]
     Memory {
-        /// The guest.
+        /// Name of the guest.
         name: GuestName,
-        /// What it has.
+        /// Memory of the guest.
         wanted_bytes: u64,
-        /// What it could have.
+        /// Memory that it could have here.
         free_bytes: u64,
-        /// What the host has.
+        /// Memory that the host has available.
         available_bytes: u64,
-        /// What of this is promised.
+        /// The part of this that is promised.
         promised_bytes: u64,
-        /// What of this is kept back.
+        /// The part of this that is kept for the host.
         reserved_bytes: u64,
     },
-    /// KVM is missing or closed to the node.
+    /// KVM is missing, or the node may not use it.
     #[error("this host cannot run guests: {fault}")]
     Kvm {
         /// What is wrong, and what to do.
         fault: String,
     },
-    /// More vCPUs than the host can give.
+    /// The guest has more vCPUs than it can have here.
     #[error("{name} has {wanted} vCPUs, and a guest on this host can have at most {max}")]
     Vcpus {
-        /// The guest.
+        /// Name of the guest.
         name: GuestName,
-        /// What it has.
+        /// vCPUs of the guest.
         wanted: u32,
-        /// What it could have.
+        /// Most vCPUs that it could have here.
         max: u32,
     },
-    /// No protocol version in common.
+    /// The two sides have no protocol version in common.
     #[error("{what}")]
     Version {
-        /// What each side speaks, and the way out.
+        /// The versions of each side, and what to do.
         what: String,
     },
-    /// The description makes no sense.
+    /// The guest's description is invalid.
     #[error("the description of the guest is not acceptable: {what}")]
     Description {
         /// What is wrong.
         what: String,
     },
-    /// A disk that guests from elsewhere may not have.
+    /// A disk that arriving guests may not use.
     #[error("{name}: {what}")]
     Disk {
-        /// The guest.
+        /// Name of the guest.
         name: GuestName,
-        /// Which disk, and the way out.
+        /// Which disk, and what to do.
         what: String,
     },
-    /// The process for the guest did not come up.
+    /// The process for the guest did not start.
     #[error("the process for {name} did not come up: {what}; the node's log on that host has more")]
     Process {
-        /// The guest.
+        /// Name of the guest.
         name: GuestName,
         /// What happened.
         what: String,
     },
-    /// The node is about to end.
+    /// The node is shutting down.
     #[error("the node on this host is shutting down: try again when it is back")]
     ShuttingDown,
-    /// As many guests are on their way here as the node takes at once.
+    /// The node already receives as many guests as it accepts at once.
     #[error(
         "{count} guests are on their way to this host already: try again when they have arrived"
     )]
     TooMany {
-        /// How many.
+        /// Number of those guests.
         count: usize,
     },
 }
 
 impl Refusal {
-    /// The reason as counted.
+    /// Returns the reason as it is counted.
     pub(crate) fn reason(&self) -> metrics::RefusalReason {
         match self {
             Self::NameTaken { .. } => metrics::RefusalReason::NameTaken,
@@ -205,11 +206,11 @@ impl Refusal {
     }
 }
 
-/// Whether the guest may come.
+/// Decides whether to admit the guest.
 ///
 /// # Errors
-/// The first [`Refusal`] that applies; identity comes before resources, since no amount of memory
-/// helps against it.
+/// The first [`Refusal`] that applies. Identity is checked before resources, since no amount of
+/// memory helps against a conflict.
 pub(crate) fn decide(request: &GuestRequest, host: &HostView) -> Result<(), Refusal> {
     if let Some(twin) = host.occupants.iter().find(|occupant| occupant.uuid == Some(request.uuid)) {
         return Err(Refusal::UuidTaken { uuid: request.uuid, occupant: twin.name.clone() });

@@ -1,5 +1,5 @@
-//! The routes of the node on its sockets: what there is on this host, and what is done about its
-//! memory. Guests have their own sockets.
+//! The routes of the node's sockets: the guests on this host, their migrations, and memory
+//! optimization. Guests have their own sockets.
 
 use std::sync::Arc;
 
@@ -19,14 +19,14 @@ use crate::api::route::{self, About, Operation, Route, read};
 use crate::api::server::Audience;
 use crate::density::{self, Density};
 
-/// What the document says of the API.
+/// Title and description for the API document.
 const ABOUT: About = About {
     title: "lighter: the node of a host",
     description: "HTTP/1.1 on the Unix socket node.sock in the host's state folder (mode 0600). \
         Times are milliseconds unless named otherwise, sizes bytes. A refusal is {error, reason}.",
 };
 
-/// The router of a node for this audience.
+/// Returns the node's router for this audience.
 pub(crate) fn router(node: Arc<Node>, density: Arc<Density>, audience: Audience) -> Router {
     let of_density = match audience {
         Audience::Owner => density::api::routes(),
@@ -37,14 +37,14 @@ pub(crate) fn router(node: Arc<Node>, density: Arc<Density>, audience: Audience)
         .merge(route::document_router(ABOUT, operations()))
 }
 
-/// What is there for some audience.
+/// Returns all operations, whatever audience may use them.
 fn operations() -> Vec<Operation> {
     let own = routes().iter().map(Route::operation).cloned().collect::<Vec<_>>();
     let of_density = density::api::routes();
     own.into_iter().chain(of_density.iter().map(Route::operation).cloned()).collect()
 }
 
-/// Its own routes. Those of memory optimization come on top.
+/// The node's own routes, without those of memory optimization.
 fn routes() -> Vec<Route<Arc<Node>>> {
     vec![
         read("/v1/node", "The node and its host", show_node),
@@ -98,7 +98,7 @@ async fn follow_events(State(node): State<Arc<Node>>) -> impl IntoResponse {
     route::lines(node.events().follow())
 }
 
-/// A record without its secret.
+/// Converts a record, without its secret.
 fn entry(record: Record) -> MigrationEntry {
     let (state, peer) = match &record.side {
         Side::Source { state, destination, .. } => (SideState::Source(*state), destination.clone()),

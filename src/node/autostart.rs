@@ -1,8 +1,8 @@
-//! Starts the guests that start with the host, once in each life of the host.
+//! Starts the guests that are marked for autostart, once per boot of the host.
 //!
-//! The node does it when it first serves after the host has booted; a node that is started again
-//! later leaves guests that were shut down meanwhile alone. Each is started as by `lighter start`,
-//! by that program, one after the other.
+//! The node does it when it first serves after the host has booted. A node that is restarted later
+//! leaves alone guests that were shut down meanwhile. Each guest is started by running `lighter
+//! start`, one after the other.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,30 +20,30 @@ use crate::names::GuestName;
 use crate::state_dir::StateDir;
 use crate::whereabouts::Whereabouts;
 
-/// What tells one life of the host from another (proc(5)).
+/// A file that differs from boot to boot (proc(5)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The longest file of these that is read, in bytes.
+/// Largest file that is read here, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// How long a guest may take to start, before the next has its turn.
+/// How long a guest may take to start before the next one is started.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
-/// Between two looks at guests that may be on another host.
+/// Pause between two checks of guests that may be on another host.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
-/// `autostarted.json`.
+/// The content of `autostarted.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Autostarted {
-    /// The life of the host in which guests were last started with it.
+    /// Boot ID of the host's boot in which guests were last autostarted.
     boot_id: String,
-    /// Those that wait until it is settled where they are.
+    /// Guests that wait until their last migration is settled.
     #[serde(default)]
     waiting: Vec<GuestName>,
 }
 
-/// Starts the guests that start with the host, unless that has been done since it booted. What
-/// fails is logged. One whose last migration is not settled waits until it is.
+/// Starts the guests marked for autostart, unless that was done since the host booted. Failures are
+/// logged. A guest whose last migration is not settled waits until it is.
 pub(crate) async fn start_guests(node: Arc<Node>) {
     if let Err(error) = start_all(&node).await {
         tracing::error!("guests are not started with the host: {error:#}");
@@ -77,15 +77,15 @@ async fn start_all(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What is left to be started in this life of the host. The next look after the first one finds no
-/// more than waits, also when this node is killed just now: a guest must not start again that
-/// somebody has shut down since.
+/// Returns the guests that are still to be started in this boot. The file is written before they
+/// are: even if this node is killed right now, the next one finds only the guests that wait. A
+/// guest that a user has shut down since must not start again.
 fn begin(state: &StateDir) -> Result<Autostarted> {
     let boot_id = regular_file::read_text(Path::new(BOOT_ID), FILE_BYTES_MAX)
         .with_context(|| format!("cannot read {BOOT_ID}"))?;
     let boot_id = boot_id.trim().to_owned();
     let path = state.autostarted_file();
-    // A file that is not there or damaged tells of no start.
+    // A missing or damaged file counts as no autostart in this boot.
     let last = regular_file::read(&path, FILE_BYTES_MAX).ok();
     let last = last.and_then(|text| serde_json::from_slice::<Autostarted>(&text).ok());
     if let Some(last) = last.filter(|last| last.boot_id == boot_id) {
@@ -93,7 +93,7 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
     }
     let (mut waiting, mut due) = (Vec::new(), Vec::new());
     for definition in state.definitions().list()?.into_iter().filter(|it| it.autostart) {
-        // A damaged record stops only its own guest, whose start reports it.
+        // A damaged record stops only its own guest, and that guest's start reports it.
         if matches!(Whereabouts::of(state, &definition.name), Ok(Whereabouts::Unsettled(_))) {
             waiting.push(definition.name.clone());
         }
@@ -103,7 +103,7 @@ fn begin(state: &StateDir) -> Result<Autostarted> {
     Ok(Autostarted { boot_id, waiting: due })
 }
 
-/// Starts a guest, if it is here. Returns why not yet.
+/// Starts a guest, if it is on this host. Returns why not yet.
 async fn try_start(node: &Node, name: &GuestName) -> Option<String> {
     let state = node.state();
     let definition = state.definitions().find(name).ok().flatten();
@@ -137,7 +137,7 @@ async fn start(node: &Node, name: &GuestName) -> Result<()> {
     let said = String::from_utf8_lossy(&done.stderr);
     let said = said.trim();
     if done.status.success() {
-        // Such as that the other host cannot be asked whether it runs there.
+        // Warnings, e.g. that the other host cannot be asked whether it runs the guest.
         said.lines().for_each(|line| tracing::warn!(guest = %name, "{line}"));
     } else {
         bail!("{}", said.strip_prefix("lighter: ").unwrap_or(said));

@@ -1,5 +1,4 @@
-//! The node's certificates and the list of revoked ones, which are read again while the node
-//! serves.
+//! Reloads the node's certificates and the list of revoked ones while the node serves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,9 +14,9 @@ use tokio_rustls::TlsAcceptor;
 /// How often the files are read.
 const ROUND: Duration = Duration::from_secs(20);
 
-/// Has `endpoint` and the receivers of `web` serve with what is in the folder `certs`, where the
-/// caller has read `identity`. Files that cannot be used are logged once and change nothing. Open
-/// connections go on.
+/// Makes `endpoint` and the receivers of `web` use the certificates in the folder `certs`, whenever
+/// those differ from `identity`, which the caller has read there. Files that cannot be used are
+/// logged once and change nothing. Open connections continue.
 pub(super) fn keep(
     endpoint: Endpoint,
     web: watch::Sender<TlsAcceptor>,
@@ -55,10 +54,10 @@ pub(super) fn keep(
     })
 }
 
-/// Returns what accepts HTTPS connections as this host.
+/// Returns an acceptor of HTTPS connections to this host.
 ///
 /// # Errors
-/// Its certificates cannot be used.
+/// If the host's certificates cannot be used.
 pub(super) fn acceptor(identity: &Identity) -> Result<TlsAcceptor, TlsError> {
     Ok(TlsAcceptor::from(Arc::new(web_server(identity)?)))
 }
@@ -80,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    /// [`keep`] applies a change, and keeps what it has when there is none or an error.
+    /// [`keep`] applies a change; it keeps what it has if nothing changed, or on an error.
     #[test]
     fn a_list_that_cannot_be_used_changes_nothing() {
         let certs = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What happens to the guests of the host, in the node's log and for those who follow it there.
+//! The events of the host's guests, for the node's log and for clients that follow them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,16 +12,16 @@ use crate::api::events::{Event, What};
 use crate::events;
 use crate::table::printable;
 
-/// Events that are kept for readers who are slow; older ones they miss, as their numbers show.
+/// Events kept for slow clients. A client misses older ones, which shows in their numbers.
 const KEPT_MAX: usize = 1024;
 
 /// Longest text of an event in the log, characters.
 const LOGGED_MAX: usize = 1000;
 
-/// Before the guests are followed again after that failed.
+/// Pause before the guests are followed again after an error.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// The events of all guests, for those who follow them.
+/// The events of all guests, for clients that follow them.
 #[derive(Debug)]
 pub(crate) struct HostEvents(Mutex<Option<Sender<Event>>>);
 
@@ -32,7 +32,7 @@ impl Default for HostEvents {
 }
 
 impl HostEvents {
-    /// Those from now on, until the node ends.
+    /// Returns the events from now on, until the node ends.
     pub(crate) fn follow(&self) -> impl Stream<Item = Event> + use<> {
         let told = self.sender().as_ref().map(Sender::subscribe);
         unfold(told, async |told| {
@@ -41,14 +41,14 @@ impl HostEvents {
         })
     }
 
-    /// Ends what is followed.
+    /// Ends the streams of all clients.
     pub(crate) fn close(&self) {
         *self.sender() = None;
     }
 
     fn tell(&self, event: Event) {
         if let Some(sender) = &*self.sender() {
-            // That nobody listens is in order.
+            // It is fine if no client follows.
             let _unheard = sender.send(event);
         }
     }
@@ -68,7 +68,7 @@ async fn next(told: &mut Receiver<Event>) -> Option<Event> {
     }
 }
 
-/// Follows the guests of the host for as long as the node serves.
+/// Follows the host's guests for as long as the node serves.
 pub(crate) async fn follow_guests(node: Arc<Node>) {
     loop {
         let mut heard = events::follow(node.state(), None);

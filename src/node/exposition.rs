@@ -1,6 +1,6 @@
-//! `/metrics` and `/healthz` on TCP, for Prometheus and for whatever restarts services: plain HTTP
-//! on an address that the operator keeps local, or with TLS and a password ([`super::access`]).
-//! Nothing can be changed here.
+//! `/metrics` and `/healthz` on TCP, for Prometheus and for supervisors that restart services:
+//! plain HTTP on an address that the operator keeps local, or with TLS and a password
+//! ([`super::access`]). Clients cannot change anything here.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -28,22 +28,22 @@ use super::access::{self, Access};
 use super::service::Node;
 use crate::density::Density;
 
-/// Scrapes that may run at once; further ones are told to come again.
+/// Concurrent scrapes; further ones get status 503.
 const SCRAPES_MAX: usize = 4;
 
-/// The longest that a scrape takes before it is given up: above any guest's patience.
+/// Longest time for a scrape, after which it is abandoned: longer than any guest may take.
 const SCRAPE_PATIENCE: Duration = Duration::from_secs(8);
 
-/// Connections at once; for a further one, the oldest makes room that has not said what it wants.
+/// Concurrent connections. Beyond, the oldest one without a request is closed for a new one.
 const CONNECTIONS_MAX: usize = 32;
 
-/// How long a peer may take to say what it wants.
+/// How long a client may take to send its request.
 const HEADER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a connection lasts at most, the scrape included.
+/// Longest time for a connection, including the scrape.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(20);
 
-/// The pause after a connection could not be accepted.
+/// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Shared {
@@ -55,14 +55,14 @@ struct Shared {
 /// Listens on `address`; port 0 takes any free one.
 ///
 /// # Errors
-/// The address is taken or not this host's.
+/// If the address is taken or is not this host's.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
     let taken = || format!("cannot serve metrics on {address}: choose another with --metrics");
     TcpListener::bind(address).await.with_context(taken)
 }
 
-/// Serves until the task is aborted. Connections are few, short and timed: anybody may reach this
-/// address.
+/// Serves until the task is aborted. Connections are few, short and limited in time: any client may
+/// reach this address.
 pub(crate) fn serve(
     listener: TcpListener,
     node: Arc<Node>,
@@ -89,7 +89,7 @@ async fn accept(listener: TcpListener, router: Router, access: Access) {
             Ok((_, peer)) => {
                 tracing::debug!(%peer, "a connection for metrics is closed: too many are being answered");
             }
-            // As when there are no descriptors left: it must not spin.
+            // E.g. if there are no descriptors left: the loop must not spin.
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection for metrics");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -98,19 +98,19 @@ async fn accept(listener: TcpListener, router: Router, access: Access) {
     }
 }
 
-/// The connections that are open, oldest first.
+/// The open connections, oldest first.
 #[derive(Default)]
 struct Connections(VecDeque<Connection>);
 
 struct Connection {
     task: AbortHandle,
-    /// Whether the peer has said what it wants.
+    /// Whether the client has sent its request.
     has_asked: Arc<AtomicBool>,
 }
 
 impl Connections {
-    /// Whether there is room for one more: however many peers connect and say nothing, one that
-    /// asks is answered.
+    /// Makes room for one more connection; returns whether there is. However many clients connect
+    /// and stay silent, one that sends a request gets an answer.
     fn make_room(&mut self) -> bool {
         self.0.retain(|connection| !connection.task.is_finished());
         if self.0.len() < CONNECTIONS_MAX {
@@ -131,7 +131,7 @@ impl Connections {
         let connection = async move {
             let stream = tokio::time::timeout(HEADER_PATIENCE, access.accept(stream)).await;
             let stream = TokioIo::new(stream.map_err(|_| "TLS handshake timed out".to_owned())??);
-            // One connection, one request.
+            // Each connection serves one request.
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_PATIENCE)
@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// Connects and says `request`.
+    /// Connects and sends `request`.
     async fn peer(address: SocketAddr, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();

@@ -1,8 +1,8 @@
-//! The node's side of the dialogue with a source: admits guests, and settles migrations whose
+//! The node's answers to sources and other hosts: admits guests, and settles migrations whose
 //! process is gone.
 //!
-//! The decisions are made elsewhere ([`super::admission`], `migrate::resolve`); here they are
-//! carried out in the right order: promise, start, answer; record, then answer.
+//! The decisions are made elsewhere ([`super::admission`], `migrate::resolve`). This module carries
+//! them out in the right order: promise, start, answer; record, then answer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,29 +31,30 @@ use crate::names::GuestName;
 use crate::state_dir::GuestDir;
 use crate::whereabouts::last_migration;
 
-/// Guests on their way here at once.
+/// Most guests that arrive at once.
 const ARRIVING_MAX: usize = 16;
 
-/// How long the process of a guest's last try may take to end before the next is decided over, and
-/// how often it is asked for.
+/// How long to wait for the process of a guest's last attempt to end before the next attempt is
+/// decided, and the pause between two checks.
 const LAST_TRY_PATIENCE: Duration = Duration::from_secs(2);
 const LAST_TRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// A guest that asks to come.
+/// A guest that asks to be admitted.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    /// Where the source is.
+    /// The source's address.
     pub(crate) peer: SocketAddr,
-    /// The migration that brings it.
+    /// The migration that brings the guest.
     pub(crate) migration: MigrationId,
-    /// What the source speaks.
+    /// Protocol versions of the source.
     pub(crate) offer: Offer,
-    /// The guest.
+    /// The guest's description.
     pub(crate) guest: GuestDescription,
 }
 
 impl Node {
-    /// Checks, promises memory, starts the process and tells where it listens; or says why not.
+    /// Checks the guest, promises memory, starts the process and returns where it listens; or
+    /// returns why the guest is refused.
     pub(crate) async fn admit(&self, arrival: Arrival) -> FrontReply {
         let (migration, peer) = (arrival.migration, arrival.peer);
         let name = arrival.guest.name.clone();
@@ -65,7 +66,7 @@ impl Node {
             }
             Err(refusal) => {
                 self.counted().admissions_refused.inc(&(refusal.reason(),));
-                // The peer's text may hold anything; Debug escapes it.
+                // The source chose this text; Debug escapes it.
                 tracing::warn!(%migration, guest = ?name, %peer, "refused a guest: {refusal}");
                 FrontReply::Refused(for_the_wire(&refusal))
             }
@@ -105,8 +106,7 @@ impl Node {
         Ok((port, token))
     }
 
-    /// A source that tries again at once comes while the process of its last try still ends: it is
-    /// let end.
+    /// Waits for the process of the last attempt to end, since a source may try again at once.
     async fn await_end_of_last_try(&self, guest: Uuid) {
         let end = Instant::now() + LAST_TRY_PATIENCE;
         while self.promises().expects(guest) && Instant::now() < end {
@@ -136,7 +136,7 @@ impl Node {
             net_allowed: self.net_allowed(),
             vsock,
             log: self.log(),
-            // Who has no disk makes none. Which of them come along, only the process hears.
+            // A guest without disks creates none. Only the process learns which disks are copied.
             disk_folders: if disks.is_empty() { &[] } else { self.disk_places().folders() },
         };
         launch(&what).await.map_err(|error| {
@@ -145,7 +145,7 @@ impl Node {
         })
     }
 
-    /// What the host has, as far as it can be read: what cannot be read counts as not there.
+    /// Reads the host's state. What cannot be read counts as not there.
     fn host_view(&self) -> HostView {
         let guests = self.state().live_guests().unwrap_or_default();
         let occupants = guests
@@ -162,8 +162,8 @@ impl Node {
         }
     }
 
-    /// The guest `uuid`, or else the one that is called `name`, for a host of an earlier version at
-    /// `asker` that is about to run a copy of it.
+    /// Finds the guest `uuid`, or else the one that is called `name`. For a host of an earlier
+    /// version at `asker` that is about to run a copy of it.
     pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText, asker: SocketAddr) -> FrontReply {
         match self.sought(uuid, name, Since::Unsaid(asker.ip())).await {
             Ok((guest, _)) => FrontReply::Found(guest),
@@ -171,7 +171,8 @@ impl Node {
         }
     }
 
-    /// The same for a host that took part in `migration`, and where the guest has gone since.
+    /// Like `find`, for a host that took part in `migration`; also returns where the guest
+    /// has gone since.
     pub(crate) async fn trace(
         &self,
         uuid: Uuid,
@@ -200,7 +201,7 @@ impl Node {
         for guest in guests.iter().filter(is_sought) {
             sought.push(self.found(guest).await);
         }
-        // One that may run counts before one that waits, and before one that is past.
+        // A guest that may run counts before one that waits, and before one that is no longer here.
         let found = sought.into_iter().max_by_key(|it| (it.is_owned, it.uuid == uuid));
         if found.as_ref().is_some_and(|it| it.is_owned) {
             return Ok((found, None));
@@ -210,16 +211,17 @@ impl Node {
         Ok(past.map_or((found, None), |past| (Some(past.guest), past.onward)))
     }
 
-    /// How the guest `uuid` was last on this host, where it is not any more, by the records of its
-    /// migrations.
+    /// Returns how the guest `uuid` was last on this host, which no longer has it, by the records
+    /// of its migrations.
     ///
     /// # Errors
-    /// They cannot be read, or one that may be its: it was called `name`.
+    /// If the records cannot be read, or one that may be its own: it was called `name`.
     fn past(&self, uuid: Uuid, name: &str, since: Since) -> Result<Option<Past>, RecordError> {
         Ok(past(&self.records().of(name, Some(uuid))?, uuid, since))
     }
 
-    /// How a guest stands that another host asks about. One that does not answer may run.
+    /// Returns the state of a guest about which another host asks. A guest that does not answer may
+    /// run.
     async fn found(&self, guest: &GuestDir) -> FoundGuest {
         let (state, is_owned) = match inventory::look_at(guest.clone()).await.answer {
             Ok(GuestView { info, .. }) => {
@@ -233,8 +235,8 @@ impl Node {
         FoundGuest { uuid, name, state: state.into(), is_owned }
     }
 
-    /// Whether a guest on its way here has been handed over and is about to run. When its record
-    /// cannot be read, it may be.
+    /// Whether an arriving guest has been handed over and is about to run. If its record cannot be
+    /// read, it may be.
     fn is_taking_over(&self, guest: &GuestName) -> bool {
         let is_taking = |record: Record| {
             let Side::Destination { state, .. } = record.side else { return false };
@@ -244,8 +246,8 @@ impl Node {
             .map_or(true, |last| last.is_some_and(is_taking))
     }
 
-    /// What became of a migration to this host, for a source that has lost the process it was
-    /// talking to.
+    /// Answers a source, which has lost its connection to the destination process, what became of a
+    /// migration to this host.
     pub(crate) fn resolve(
         &self,
         (peer, guest): (SocketAddr, Option<Uuid>),
@@ -260,7 +262,7 @@ impl Node {
         reply
     }
 
-    /// For the process of `guest`, or for a host when there is none.
+    /// Settles the migration for the process of `guest`, or for a host if that is absent.
     fn settle_destination(
         &self,
         guest: Option<Uuid>,
@@ -299,7 +301,7 @@ impl Node {
         if !is_silent && !liveness::is_dead(self.state(), &record) {
             return FrontReply::AskProcess { port: *port };
         }
-        // What was read before it was seen to be dead or silent may not be its last word.
+        // The process may have written its record between the first read and the check: read again.
         let Ok(Some(record)) = self.destination_record(migration, token) else {
             return FrontReply::AskProcess { port: *port };
         };
@@ -316,7 +318,7 @@ impl Node {
         FrontReply::Resolved(dead.answer)
     }
 
-    /// The record of a migration to this host: the one with this token, or if there is none, any.
+    /// Returns the record of a migration to this host: the one with this token, otherwise any.
     fn destination_record(
         &self,
         migration: MigrationId,
@@ -329,12 +331,12 @@ impl Node {
         self.records().read(migration, Role::Destination, is_it)
     }
 
-    /// The identity of a live guest; none when it cannot be read.
+    /// Returns the UUID of a live guest; `None` if it cannot be read.
     fn uuid_of(&self, guest: &GuestDir) -> Option<Uuid> {
         self.state().read_uuid(guest.name()).ok()
     }
 
-    /// Makes a new state of a dead destination durable.
+    /// Writes the new state of a dead destination durably.
     pub(crate) fn write_destination(
         &self,
         record: &Record,
@@ -353,7 +355,7 @@ fn is_owned(state: GuestState) -> bool {
     matches!(state, GuestState::Running | GuestState::Paused | GuestState::Migrating)
 }
 
-/// What a description asks for; a hostile one is refused here.
+/// Converts a guest's description to a request; refuses one that is out of bounds.
 fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
     guest.check_bounds().map_err(|refusal| Refusal::Description { what: refusal.to_string() })?;
     let name = guest
@@ -369,20 +371,21 @@ fn read_request(guest: &GuestDescription) -> Result<GuestRequest, Refusal> {
     })
 }
 
-/// The disks that a guest will use. A description without sense has none, and is refused by the
-/// process.
+/// Returns the disks that a guest will use. An invalid description has none; the process refuses
+/// it.
 fn disks(shape: Option<&VmShape>) -> Vec<PathBuf> {
     let disks = shape.into_iter().flat_map(VmShape::disks);
     disks.map(|disk| disk.path().to_owned()).collect()
 }
 
-/// Where its memory comes from. One that cannot be read is refused by its process, with the reason.
+/// Returns where its memory comes from. The process refuses a description that cannot be read, with
+/// the reason.
 fn what_it_takes(guest: &GuestDescription) -> Takes {
     let shape = VmShape::from_bytes(&guest.config.0);
     Takes::from(shape.map(|shape| shape.memory.huge_pages).unwrap_or_default())
 }
 
-/// Why `/dev/kvm` cannot be used, if so.
+/// Returns why `/dev/kvm` cannot be used, if it cannot.
 fn kvm_fault() -> Option<String> {
     use std::io::ErrorKind;
     let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
@@ -395,7 +398,7 @@ fn kvm_fault() -> Option<String> {
     })
 }
 
-/// A refusal as the source and its operator read it.
+/// Converts a refusal for the source and its operator.
 fn for_the_wire(refusal: &Refusal) -> WireRefusal {
     let kind = match refusal {
         Refusal::NameTaken { .. } | Refusal::UuidTaken { .. } => RefusalKind::Taken,

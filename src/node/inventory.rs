@@ -1,6 +1,5 @@
-//! The guests on this host: found by their folders and locks, asked through their sockets. Nothing
-//! is remembered, so a node that was killed and started again knows as much as one that never
-//! stopped.
+//! The guests on this host: found by their folders and locks, and asked over their sockets. The
+//! node remembers none of this, so a restarted node knows as much as one that never stopped.
 
 use std::time::Duration;
 
@@ -13,36 +12,36 @@ use crate::api::types::{GuestInfo, WorkloadInfo};
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};
 
-/// How long one guest may take over all questions of one look. A guest that hangs costs a scrape
-/// this long, however many hang.
+/// How long one guest may take over all requests of one query. Guests are queried concurrently, so
+/// hung guests delay a scrape by this time, however many there are.
 const GUEST_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a look at one guest found.
+/// The result of a query to one guest.
 #[derive(Debug)]
 pub(crate) struct Sighting {
     /// The guest's name.
     pub(crate) name: GuestName,
-    /// What it said, or why it said nothing.
+    /// Its answers, or why there are none.
     pub(crate) answer: Result<GuestView, String>,
 }
 
 /// A guest that answered.
 #[derive(Debug)]
 pub(crate) struct GuestView {
-    /// How it stands.
+    /// State of the guest.
     pub(crate) info: GuestInfo,
-    /// The migration that it is in or was last in, as its process tells it.
+    /// Its current or last migration, as its process reports it.
     pub(crate) migration: Option<MigrationStatus>,
-    /// What the built-in workload reports; other guests have none.
+    /// Report of the built-in workload; other guests have none.
     pub(crate) workload: Option<WorkloadInfo>,
-    /// What its process costs the host, when that could be read.
+    /// Memory that its process uses on the host, if that could be read.
     pub(crate) cost: Option<ProcessCost>,
 }
 
-/// Looks at every live guest, at all of them at once.
+/// Queries every live guest, all concurrently.
 ///
 /// # Errors
-/// The folder of guests cannot be read.
+/// If the folder of guests cannot be read.
 pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<Sighting>> {
     let mut looks: JoinSet<Sighting> = state.live_guests()?.into_iter().map(look_at).collect();
     let mut sightings = Vec::with_capacity(looks.len());
@@ -56,7 +55,7 @@ pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<Sighting>> {
     Ok(sightings)
 }
 
-/// Looks at one live guest.
+/// Queries one live guest.
 pub(crate) async fn look_at(dir: GuestDir) -> Sighting {
     let name = dir.name().clone();
     let answer = match tokio::time::timeout(GUEST_PATIENCE, ask(&dir)).await {

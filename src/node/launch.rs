@@ -1,8 +1,8 @@
-//! Starts the process for an incoming guest and hears from it where it listens.
+//! Starts the process for an incoming guest and learns on which port it listens.
 //!
-//! The node tells it two secrets, its own key and what the source must show, and hears one line
-//! back; then they go separate ways. The process leads a session of its own, so neither a signal to
-//! the node's terminal nor the node's end reaches it.
+//! The node sends it two secrets, the process's own key and the token that the source must show,
+//! and reads one line. After that the two are independent. The process leads its own session, so
+//! neither a signal to the node's terminal nor the node's end reaches it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -22,26 +22,26 @@ use crate::cli::net::{NetAllowed, NetRename};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
-/// How long the process may take until it listens; it builds nothing before that.
+/// How long the process may take to listen; it builds nothing before that.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the process, once its guest runs, waits for the source to have heard so. Whoever asks
-/// later is answered by the node.
+/// How long the process of a running guest waits until the source has received that confirmation.
+/// The node answers any later request.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
-/// The longest line that is read from it, in bytes.
+/// Longest line that is read from the process, in bytes.
 const LINE_BYTES_MAX: u64 = 4096;
 
-/// What to start.
+/// The parameters of the process.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
     /// The state folder of this host.
     pub(crate) state: &'a StateDir,
     /// The guest's name.
     pub(crate) name: &'a GuestName,
-    /// The guest's identity.
+    /// UUID of the guest.
     pub(crate) uuid: Uuid,
-    /// The migration that brings it.
+    /// The migration that brings the guest.
     pub(crate) migration: MigrationId,
     /// The secret that the source must show.
     pub(crate) token: &'a Token,
@@ -49,22 +49,22 @@ pub(crate) struct Launch<'a> {
     pub(crate) bind: IpAddr,
     /// The disks that the guest will use.
     pub(crate) disks: &'a [PathBuf],
-    /// What bridges and taps are called here.
+    /// Renames of bridges and taps on this host.
     pub(crate) net_map: &'a [NetRename],
-    /// Those of them that the guest may use.
+    /// Bridges and taps that the guest may use.
     pub(crate) net_allowed: &'a NetAllowed,
-    /// Where disks may be made that come along; none for a guest without disks.
+    /// Folders in which copied disks may be created; none for a guest without disks.
     pub(crate) disk_folders: &'a [PathBuf],
     /// Whether the guest has vsock.
     pub(crate) vsock: bool,
-    /// How it logs.
+    /// Its logging options.
     pub(crate) log: &'a LogArgs,
 }
 
-/// A process that listens for its guest.
+/// A process that waits for its guest.
 #[derive(Debug)]
 pub(crate) struct Launched {
-    /// Its UDP port.
+    /// UDP port on which it listens.
     pub(crate) port: u16,
     /// The process; dropping this leaves it running.
     pub(crate) child: Child,
@@ -75,7 +75,7 @@ pub(crate) struct Launched {
 pub(crate) struct IncomingGreeting {
     /// The secret that the source must show.
     pub(crate) token: Token,
-    /// With what the process proves itself.
+    /// The key and certificate with which the process authenticates itself.
     pub(crate) identity: Identity,
 }
 
@@ -83,31 +83,31 @@ pub(crate) struct IncomingGreeting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum IncomingLine {
-    /// It listens.
+    /// The process listens on this port.
     Port(u16),
-    /// It cannot, and ends; for people.
+    /// The process cannot listen, and exits; the text is for users.
     Error(String),
 }
 
-/// Why no process listens for the guest. None is left behind.
+/// Why no process waits for the guest. No process is left behind.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
-    /// It could not be started at all.
+    /// The process could not be started.
     #[error("it cannot be started: {0}")]
     Start(std::io::Error),
-    /// There is nothing with which it could prove itself.
+    /// There is no certificate with which the process could authenticate itself.
     #[error(transparent)]
     Identity(#[from] TlsError),
-    /// It said what went wrong.
+    /// The process reported this error.
     #[error("{0}")]
     Said(String),
-    /// It died before it said anything.
+    /// The process exited before it wrote its line.
     #[error("it ended with {0} before it listened")]
     Ended(ExitStatus),
-    /// It neither listened nor ended.
+    /// The process neither listened nor exited in time.
     #[error("it did not listen within {} s", LAUNCH_PATIENCE.as_secs())]
     Slow,
-    /// Its line makes no sense.
+    /// The process wrote something else than a port.
     #[error("it said {0:?}, which is no port")]
     Strange(String),
 }
@@ -115,7 +115,7 @@ pub(crate) enum LaunchError {
 /// Starts the process and waits until it listens.
 ///
 /// # Errors
-/// [`LaunchError`]; the process has been ended then.
+/// [`LaunchError`]; the process has been ended in that case.
 pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     let identity = Identity::of_guest(&what.state.certs(), what.uuid, Role::Destination)?;
     let greeting = IncomingGreeting { token: *what.token, identity };
@@ -158,12 +158,12 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     }
 }
 
-/// Tells its secrets and reads the line.
+/// Sends the secrets and reads the line.
 async fn greet(child: &mut Child, greeting: &IncomingGreeting) -> Result<u16, LaunchError> {
     if let Some(mut input) = child.stdin.take() {
         let line = serde_json::to_string(greeting).map_err(std::io::Error::from);
         let line = line.map_err(LaunchError::Start)? + "\n";
-        // A process that ended already tells more by how it ended.
+        // If the process has exited already, its exit status says more than this error.
         let _ended_early = input.write_all(line.as_bytes()).await;
     }
     let mut line = String::new();
@@ -181,7 +181,7 @@ async fn greet(child: &mut Child, greeting: &IncomingGreeting) -> Result<u16, La
     }
 }
 
-/// Ends a process that is of no use.
+/// Ends a process that is not needed any more.
 async fn give_up(mut child: Child, error: LaunchError) -> LaunchError {
     if let Err(failure) = child.kill().await {
         tracing::warn!(%failure, "cannot end the process of a guest that will not arrive");

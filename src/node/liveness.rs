@@ -1,8 +1,8 @@
-//! Whether the process that owns a record still lives.
+//! Whether the process that owns a record is still alive.
 //!
-//! Process ids come again; a guest's lock does not lie: it is held by the process that has the
-//! guest's name, and `guest.json` beside it says which one that is. A record whose owner is another
-//! process than that is an orphan.
+//! PIDs are reused, so a PID alone proves nothing. A guest's lock does: the process that has the
+//! guest's name holds it, and `guest.json` beside it has that process's PID. A record of any other
+//! process is an orphan.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use super::launch::LINGER;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
-/// Whether the process that owns `record` is certainly gone. In doubt (a process that has just
-/// taken the name and has not said who it is) the answer is no: it is asked again a moment later.
+/// Whether the process that owns `record` is certainly gone. False in doubt, i.e. if a process has
+/// just taken the name and not published its PID: the caller checks again a moment later.
 pub(crate) fn is_dead(state: &StateDir, record: &Record) -> bool {
     let Ok(name) = record.guest.parse::<GuestName>() else { return true };
     is_gone(state, &name, record.pid)
 }
 
-/// Whether process `pid`, which had the guest's name, is certainly gone. In doubt as in
+/// Whether process `pid`, which had the guest's name, is certainly gone. False in doubt, as in
 /// [`is_dead`].
 pub(crate) fn is_gone(state: &StateDir, name: &GuestName, pid: u32) -> bool {
     let guest = state.guest(name);
     if !guest.is_live() {
         return true;
     }
-    // Same name and same id: the owner, or in a blue moon a process that got both after it. Times
-    // would tell them apart, but clocks are set back, and taking a live process for dead does harm
-    // while waiting for its end does not.
+    // Same name and same PID: this is the owner, or, very rarely, a later process that got both.
+    // Start times would tell them apart, but clocks can be set back, and taking a live process for
+    // dead does harm, while waiting for its end does not.
     guest.read_identity().is_ok_and(|owner| owner.pid != pid)
 }
 
-/// Whether the process that owns `record` answers for it no more, although it may live: its guest
-/// runs, and the time in which the source was to hear so is over at `now_unix_ms`. The record says
-/// all that it would.
+/// Whether the process that owns `record` no longer answers for it, although it may live: its guest
+/// runs, and at `now_unix_ms` the time in which it confirms that to the source is over. The record
+/// says all that the process would.
 pub(crate) fn is_silent(record: &Record, now_unix_ms: u64) -> bool {
     let age = Duration::from_millis(now_unix_ms.saturating_sub(record.updated_unix_ms));
     matches!(record.side, Side::Destination { state: DestinationState::Running, .. })
@@ -50,7 +50,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::state_dir::GuestIdentity;
 
-    /// A source's record for the guest `web`, owned by `pid`.
+    /// Returns a source's record for the guest `web`, owned by `pid`.
     pub(crate) fn source_record(state: SourceState, pid: u32) -> Record {
         let side = Side::Source {
             state,
@@ -63,7 +63,7 @@ pub(crate) mod tests {
         record(side, pid)
     }
 
-    /// A destination's record for the guest `web`, owned by `pid`.
+    /// Returns a destination's record for the guest `web`, owned by `pid`.
     pub(crate) fn destination_record(state: DestinationState, pid: u32) -> Record {
         let source_address = ([127, 0, 0, 1], 4952).into();
         let side = Side::Destination {

@@ -1,15 +1,14 @@
-//! The node of a host: receives migrations, knows the guests that are here, serves their metrics,
-//! and settles what dead processes left open.
+//! The node of a host: receives migrations, lists the guests on this host, serves their metrics,
+//! and settles migrations that dead processes left open.
 //!
-//! [`service`] is the node as a whole. A guest that wants to come goes through [`front`] (the
-//! dialogue), [`admission`] and [`promises`] (may it?), [`launch`] (its process). [`inventory`]
-//! finds guests, [`scrape`], [`exposition`] and [`access`] show them to Prometheus, [`outcomes`]
-//! counts how migrations ended, [`past`] tells other hosts where a guest has gone, [`retention`]
-//! and [`resolver`] look after their records, [`events`] tells what happens to guests, [`api`] is the
-//! node's socket, [`certificates`] sees
-//! when those change, [`autostart`] starts guests with the host. The node may be killed at any
-//! time: what it holds is on disk or in guests' processes, and what it has promised is found there
-//! again. Start at [`run()`].
+//! [`service`] is the node as a whole. An arriving guest goes through [`front`] (requests of
+//! sources), [`admission`] and [`promises`] (the decision), and [`launch`] (its process).
+//! [`inventory`] finds guests; [`scrape`], [`exposition`] and [`access`] show them to Prometheus;
+//! [`outcomes`] counts how migrations ended; [`past`] tells other hosts where a guest has gone;
+//! [`retention`] and [`resolver`] maintain the records; [`events`] reports guest events; [`api`] is
+//! the node's socket; [`certificates`] reloads certificates; [`autostart`] starts guests when the
+//! host boots. The node may be killed at any time: its state is on disk or in guests' processes,
+//! and the next node restores its promises from there. Start at [`run()`].
 
 mod access;
 mod admission;

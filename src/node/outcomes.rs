@@ -1,9 +1,9 @@
 //! Counts how migrations began and ended, each once, from their records.
 //!
-//! A record outlives the process that wrote it, so the node counts from records and not from what
-//! it is told: what ended while no node ran is counted by the next one. Which records have been
-//! counted is itself on disk ([`Ledger`]), so that a restarted node does not count them again;
-//! counters start at zero with the node, as Prometheus expects.
+//! A record outlives the process that wrote it. The node counts records rather than messages, so it
+//! also counts migrations that ended while no node ran. The counted records are noted on disk
+//! ([`Ledger`]), so that a restarted node does not count them again. Counters start at zero with
+//! the node, as Prometheus expects.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -20,25 +20,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 
-/// The longest ledger that is read, in bytes: retention keeps it far below.
+/// Largest ledger that is read, in bytes: retention keeps it far below.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;
 
 /// What has been counted of one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Mark {
-    /// Its beginning.
+    /// The start of the migration.
     Started,
-    /// Its beginning and its end.
+    /// The start and the end of the migration.
     Ended,
 }
 
-/// Which records have been counted.
+/// The records that have been counted.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     path: PathBuf,
     marks: BTreeMap<String, Mark>,
-    /// Whether the file says what `marks` say.
+    /// Whether the file agrees with `marks`.
     is_saved: bool,
 }
 
@@ -46,8 +46,8 @@ impl Ledger {
     /// Reads the ledger at `path`; without one, nothing has been counted.
     ///
     /// # Errors
-    /// The file cannot be read. A damaged one, or what is no such file, is passed over with a
-    /// warning: counting twice is better than not starting.
+    /// If the file cannot be read. A damaged file, or one that is not a regular file, is ignored
+    /// with a warning: counting twice is better than not starting.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let anew = |error: &dyn Display| {
             tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
@@ -64,12 +64,12 @@ impl Ledger {
         Ok(Self { path: path.to_owned(), marks, is_saved: true })
     }
 
-    /// Counts what is new in `records`, forgets what is no longer among them, and saves when
-    /// something changed. `is_dead` says whether the process that owns a record is gone.
+    /// Counts what is new in `records`, forgets records that are no longer among them, and saves
+    /// the ledger if it changed. `is_dead` says whether the process that owns a record is gone.
     ///
     /// # Errors
-    /// The ledger cannot be written; what was counted stays counted in this process, and the next
-    /// call tries again.
+    /// If the ledger cannot be written. This process does not count the records again, and the next
+    /// call retries.
     pub(crate) fn count(
         &mut self,
         records: &[Record],
@@ -80,7 +80,7 @@ impl Ledger {
         for record in records {
             let earlier_key = format!("{}.{}", record.migration, record.role().name());
             let key = format!("{earlier_key}.{}.{}", record.guest, record.guest_uuid);
-            // Earlier versions told records by their migration alone.
+            // Earlier versions identified records by their migration alone.
             let before = self.marks.get(&key).or_else(|| self.marks.get(&earlier_key)).copied();
             if before.is_none() {
                 counted.migrations_started.inc(&(record.role(),));
@@ -106,7 +106,7 @@ impl Ledger {
     }
 }
 
-/// How a migration ended, as counted.
+/// How a migration ended, as it is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Ending {
     Completed { direction: Role, downtime_seconds: Option<f64>, total_seconds: Option<f64> },
@@ -132,8 +132,8 @@ impl Ending {
     }
 }
 
-/// How the migration of a record ended; none while it has not. A report tells; without one, the
-/// state in which a dead process left the record does.
+/// Returns how the migration of a record ended; `None` while it has not. The report decides;
+/// without one, the state in which a dead process left the record.
 fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> {
     let direction = record.role();
     if let Some(report) = &record.report {
@@ -177,7 +177,7 @@ fn reported(report: &Report, direction: Role) -> Option<Ending> {
     })
 }
 
-/// A reason as a label; none for a migration that was called off, which is no failure.
+/// Returns a reason as a label; `None` for a cancelled migration, which is not a failure.
 fn reason(reason: Reason) -> Option<FailureReason> {
     Some(match reason {
         Reason::Cancelled => return None,
@@ -209,7 +209,7 @@ pub(crate) mod tests {
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
 
-    /// A source's report with this end.
+    /// Returns a source's report with this outcome.
     pub(crate) fn report(outcome: Outcome, error: Option<(Phase, Reason)>) -> Report {
         Report {
             migration: migrate::MigrationId::random(),

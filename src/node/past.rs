@@ -1,5 +1,5 @@
-//! What this host answers about a guest that it no longer has, by the records of its migrations:
-//! another host asks before the guest starts there.
+//! What this host answers about a guest that it no longer has, by the records of its migrations.
+//! Another host asks before it starts the guest.
 
 use std::net::IpAddr;
 
@@ -9,26 +9,26 @@ use migrate::record::{DestinationState, Record, Side, SourceState};
 use migrate::text::PeerText;
 use uuid::Uuid;
 
-/// From when on records count.
+/// Which records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Since {
-    /// From this migration, in which the asking host took part: its own record counts as far as it
-    /// says that the guest was here because of it.
+    /// Those after this migration, in which the asking host took part. The migration's own record
+    /// counts only if it says that the guest was here because of it.
     Migration(MigrationId),
-    /// The asking host, at this address, named no migration: it is of an earlier version.
+    /// The asking host, at this address, named no migration: it runs an earlier version.
     Unsaid(IpAddr),
 }
 
-/// A guest that was here.
+/// A guest that was on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Past {
     pub(super) guest: FoundGuest,
-    /// Where it has gone, or was to go.
+    /// Where it has gone or was going.
     pub(super) onward: Option<Onward>,
 }
 
-/// How the guest `uuid` was last here, by the `records` of its migrations, in any order; none if it
-/// was not, since then.
+/// Returns how the guest `uuid` was last on this host, by the `records` of its migrations, in any
+/// order; `None` if it was not here in the time that `since` selects.
 pub(super) fn past<'a>(
     records: impl IntoIterator<Item = &'a Record>,
     uuid: Uuid,
@@ -51,7 +51,7 @@ pub(super) fn past<'a>(
     }
 }
 
-/// What the record of another migration says: the guest was here in its course.
+/// What the record of another migration says, in whose course the guest was here.
 fn by_record(record: &Record) -> Option<Past> {
     match &record.side {
         Side::Source { state: SourceState::Done, .. } => Some(gone(record, FoundGuest::MOVED)),
@@ -79,7 +79,7 @@ fn is_open(side: &Side) -> bool {
     }
 }
 
-/// Whether the host at `address` is the other one of the migration.
+/// Whether the other host of the migration is at `address`.
 fn is_with(side: &Side, address: IpAddr) -> bool {
     match side {
         Side::Source { node_address, .. } => node_address.ip() == address,
@@ -92,7 +92,7 @@ fn ended(record: &Record) -> Past {
     Past { guest: found(record, state, false), onward: None }
 }
 
-/// The guest has left, or was leaving, for the host that the record of a source names.
+/// The guest has left, or was leaving, for the host that the source's record names.
 fn gone(record: &Record, how: &str) -> Past {
     let Side::Source { destination, server_name, node_address, .. } = &record.side else {
         return ended(record);
@@ -121,7 +121,7 @@ mod tests {
         Record { started_unix_ms, ..record }
     }
 
-    /// What is answered, and whether the guest is said to be this host's.
+    /// Returns the answer, and whether it says that this host owns the guest.
     fn told(records: &[Record], since: Since) -> Option<(String, bool)> {
         let uuid = source_record(SourceState::Done, 1).guest_uuid;
         past(records, uuid, since).map(|past| (past.guest.state.to_string(), past.guest.is_owned))
@@ -131,7 +131,7 @@ mod tests {
         Some(("ended there".to_owned(), false))
     }
 
-    /// The migration that brought the guest here from the asking host.
+    /// Returns the migration that brought the guest here from the asking host.
     fn arrived(state: DestinationState) -> (Record, Since) {
         let record = at(destination_record(state, 1), 1000);
         let since = Since::Migration(record.migration);
@@ -168,7 +168,7 @@ mod tests {
             let open = at(source_record(open, 1), 2000);
             let mut records = vec![arrived.clone(), open];
             assert_eq!(told(&records, since), on_its_way);
-            // It was offered again since, and not taken.
+            // The guest was offered again since, and not accepted.
             let offered = [DestinationState::Discarded, DestinationState::Loading];
             records.extend(offered.map(|state| at(destination_record(state, 1), 3000)));
             assert_eq!(told(&records, since), on_its_way);

@@ -1,8 +1,8 @@
-//! Memory that has been promised to guests on their way here and is not theirs yet.
+//! Memory that is promised to arriving guests and that they do not occupy yet.
 //!
-//! `MemAvailable` shrinks only as pages arrive, so without this two guests admitted one after the
-//! other could both be told that there is room for them. Promises die with the node, and the next
-//! one makes them anew ([`Promises::restore`]) for the guests that it finds on their way.
+//! `MemAvailable` shrinks only as pages arrive, so without promises two guests admitted in
+//! succession could both be promised the same memory. Promises end with the node. The next one
+//! restores them ([`Promises::restore`]) for the guests that it finds arriving.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,40 +13,40 @@ use uuid::Uuid;
 use super::admission::{GuestRequest, HostView, Occupant, Refusal, decide};
 use crate::names::GuestName;
 
-/// One promise.
+/// A promise to one guest.
 #[derive(Debug, Clone)]
 struct Promise {
     migration: MigrationId,
     uuid: Uuid,
     memory_bytes: u64,
-    /// The process that received it; absent until it has been started.
+    /// The process that receives the guest; absent until it has been started.
     pid: Option<u32>,
 }
 
 /// A guest with a promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expected {
-    /// Its name.
+    /// Name of the guest.
     pub(crate) name: GuestName,
-    /// The migration that brings it.
+    /// The migration that brings the guest.
     pub(crate) migration: MigrationId,
     /// Its process; absent until it has been started.
     pub(crate) pid: Option<u32>,
 }
 
-/// The promises that stand.
+/// The current promises.
 #[derive(Debug, Default)]
 pub(crate) struct Promises {
     standing: Mutex<BTreeMap<GuestName, Promise>>,
 }
 
 impl Promises {
-    /// Decides over `request` and, when it may come with `migration`, promises it its memory in the
-    /// same breath. `host` gives the view of the host without promises, and is asked while nobody
-    /// else can promise.
+    /// Decides over `request` and, if it admits the guest with `migration`, promises its memory
+    /// atomically. `host` reads the state of the host without promises; it is called while no other
+    /// promise can be made.
     ///
     /// # Errors
-    /// The refusal.
+    /// If the guest is not admitted.
     pub(crate) fn admit(
         &self,
         request: &GuestRequest,
@@ -67,23 +67,22 @@ impl Promises {
         Ok(())
     }
 
-    /// Promises anew what an earlier node has promised: to a guest that is on its way to process
-    /// `pid`.
+    /// Restores the promise of an earlier node to a guest that process `pid` is receiving.
     pub(crate) fn restore(&self, guest: &GuestRequest, migration: MigrationId, pid: u32) {
         let (uuid, memory_bytes) = (guest.uuid, guest.ordinary_bytes());
         let promise = Promise { migration, uuid, memory_bytes, pid: Some(pid) };
         self.lock().insert(guest.name.clone(), promise);
     }
 
-    /// From now on what process `pid` occupies counts towards the promise.
+    /// Sets the promise's process: what `pid` occupies counts towards the promise from now on.
     pub(crate) fn assign(&self, name: &GuestName, pid: u32) {
         if let Some(promise) = self.lock().get_mut(name) {
             promise.pid = Some(pid);
         }
     }
 
-    /// The guest has arrived with `migration`, or will not. What another migration of that name was
-    /// promised stands.
+    /// Ends a promise, because the guest has arrived with `migration` or will not arrive. A promise
+    /// for another migration of that name stays.
     pub(crate) fn release(&self, name: &GuestName, migration: MigrationId) {
         let mut standing = self.lock();
         if standing.get(name).is_some_and(|promise| promise.migration == migration) {
@@ -91,17 +90,17 @@ impl Promises {
         }
     }
 
-    /// Whether this very guest has a promise, whatever it is called.
+    /// Whether the guest with this UUID has a promise, under any name.
     pub(crate) fn expects(&self, guest: Uuid) -> bool {
         self.lock().values().any(|promise| promise.uuid == guest)
     }
 
-    /// How many guests have a promise.
+    /// Returns how many guests have a promise.
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// The guests with a promise.
+    /// Returns the guests with a promise.
     pub(crate) fn expected(&self) -> Vec<Expected> {
         let standing = self.lock();
         let expected = standing.iter().map(|(name, promise)| Expected {
@@ -112,12 +111,12 @@ impl Promises {
         expected.collect()
     }
 
-    /// What is promised and not occupied yet, in bytes.
+    /// Returns the memory that is promised and not occupied yet, in bytes.
     pub(crate) fn outstanding_bytes(&self) -> u64 {
         outstanding(&self.lock())
     }
 
-    /// A thread that died in here leaves a consistent map: every change is one call.
+    /// Ignores poisoning: every change is one call, so a panicked thread leaves a consistent map.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<GuestName, Promise>> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }

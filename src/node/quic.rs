@@ -1,5 +1,5 @@
-//! The node's ends of QUIC: what sources ask is handed to the node, and decisions are carried to
-//! other nodes.
+//! The node's QUIC endpoints: passes requests of sources to the node, and sends decisions to other
+//! nodes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use super::front::Arrival;
 use super::resolver::Courier;
 use super::service::Node;
 
-/// The node, as sources see it.
+/// Answers the requests of sources for the node.
 #[derive(Debug)]
 pub(crate) struct FrontDesk(pub(crate) Arc<Node>);
 
@@ -31,8 +31,8 @@ impl FrontHandler for FrontDesk {
         guest: Option<Uuid>,
     ) -> FrontReply {
         let node = Arc::clone(&self.0);
-        // A task of its own: a source that hangs up in the middle must not leave a process that
-        // nobody waits for.
+        // A task of its own: if the source disconnects, the node must still wait for the process
+        // that was started.
         let answer = tokio::spawn(async move {
             match request {
                 FrontRequest::Admit { migration, offer, guest } => {
@@ -57,19 +57,19 @@ impl FrontHandler for FrontDesk {
     }
 }
 
-/// Carries decisions to other nodes.
+/// Sends decisions to other nodes.
 #[derive(Debug)]
 pub(crate) struct NodeCourier {
     certs: PathBuf,
 }
 
 impl NodeCourier {
-    /// A courier of the host whose certificates are in the folder `certs`.
+    /// Uses the certificates of the host in the folder `certs`.
     pub(crate) fn new(certs: PathBuf) -> Self {
         Self { certs }
     }
 
-    /// It speaks for the guest's process that has ended.
+    /// Authenticates as the guest's process, which has ended.
     fn tls(&self, guest: Uuid) -> Result<Tls, TlsError> {
         Tls::new(&Identity::of_guest(&self.certs, guest, Role::Source)?)
     }

@@ -1,10 +1,10 @@
-//! Settles migrations whose source process died: finds their records and tells the destination what
-//! was decided, until it is heard.
+//! Settles migrations whose source process died: finds their records and sends the decision to the
+//! destination until it answers.
 //!
-//! The record decides, not this code: a commit on disk is said again, no commit means that the
-//! guest died here with its process and the copy there must go. What an answer means is decided by
-//! `migrate::resolve`. Records of destinations whose process died need nobody: their copy had not
-//! run, or died after it had; they are closed here, so that a source that asks hears it.
+//! The record decides. If a commit is on disk, it is sent again. If none is, the guest died here
+//! with its process, and the destination must discard its copy. `migrate::resolve` decides what an
+//! answer means. Records of destinations whose process died need no other host: their copy had not
+//! run, or died after it had. They are closed as well, so that a source that asks gets that answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,19 +18,18 @@ use tokio::time::Instant;
 
 use crate::clock::unix_ms;
 
-/// The first wait between two tries to reach a destination; doubled each time.
+/// First pause between two attempts to reach a destination; doubled each time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 
-/// The longest wait between two tries.
+/// Longest pause between two attempts.
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
-/// Brings a decision to a destination.
+/// Sends a decision to a destination.
 pub(crate) trait Courier {
-    /// Says `decision` about the migration of `record` to its destination, and brings back the
-    /// answer.
+    /// Sends `decision` about the migration of `record` to its destination, and returns the answer.
     ///
     /// # Errors
-    /// Why there is no answer; for the log.
+    /// If there is no answer; the text says why, for the log.
     fn deliver(
         &self,
         record: &Record,
@@ -38,25 +37,25 @@ pub(crate) trait Courier {
     ) -> impl Future<Output = Result<DestinationMessage, String>> + Send;
 }
 
-/// What was found out about one orphan.
+/// The result of an attempt to settle one orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settlement {
-    /// Over, and recorded.
+    /// The migration is settled, and the record says so.
     Settled,
-    /// Nobody can tell: for the operator.
+    /// No host can decide: left to the operator.
     InDoubt,
-    /// To be tried again.
+    /// To be retried.
     Waiting,
 }
 
-/// When each orphan is due again.
+/// When each orphan is due for the next attempt.
 #[derive(Debug, Default)]
 struct Schedule {
     due: BTreeMap<RecordKey, (Instant, Duration)>,
 }
 
 impl Schedule {
-    /// Whether it is time for this one; its next time is put off.
+    /// Whether this orphan is due; if so, schedules its next attempt.
     fn take(&mut self, orphan: RecordKey, now: Instant) -> bool {
         let (at, wait) = self.due.entry(orphan).or_insert((now, RETRY_FIRST));
         if now < *at {
@@ -67,21 +66,21 @@ impl Schedule {
         true
     }
 
-    /// Forgets those that are settled.
+    /// Removes the orphans that are settled.
     fn keep(&mut self, open: &[Record]) {
         let open: BTreeSet<RecordKey> = open.iter().map(Record::key).collect();
         self.due.retain(|orphan, _| open.contains(orphan));
     }
 }
 
-/// The source records among `records` that nobody else will settle.
+/// Returns the source records among `records` that are not settled and whose process is dead.
 pub(crate) fn orphans(records: &[Record], is_dead: impl Fn(&Record) -> bool) -> Vec<&Record> {
     let open = |record: &&Record| decision(record).is_some() && is_dead(record);
     records.iter().filter(open).collect()
 }
 
-/// The destination records among `records` whose process died before its guest ran, with what they
-/// become.
+/// Returns the destination records among `records` whose process died before its guest ran, each
+/// with its new state.
 pub(crate) fn dead_copies(
     records: &[Record],
     is_dead: impl Fn(&Record) -> bool,
@@ -105,25 +104,26 @@ fn decision(record: &Record) -> Option<Decision> {
     }
 }
 
-/// Settles orphans, each on its own: a destination that takes its time keeps no other waiting.
+/// Settles orphans independently: a slow destination does not delay the others.
 #[derive(Debug)]
 pub(crate) struct Resolver<C> {
     records: RecordStore,
     courier: Arc<C>,
     schedule: Schedule,
     tries: JoinSet<()>,
-    /// The tries that may not be over.
+    /// Attempts that may still run.
     under_way: BTreeMap<RecordKey, AbortHandle>,
 }
 
 impl<C: Courier + Send + Sync + 'static> Resolver<C> {
-    /// A resolver of orphans among `records`.
+    /// Creates a resolver of orphans among `records`.
     pub(crate) fn new(records: RecordStore, courier: C) -> Self {
         let (schedule, tries, under_way) = Default::default();
         Self { records, courier: Arc::new(courier), schedule, tries, under_way }
     }
 
-    /// Begins to try those of `orphans`, all that there are, that are due and not being tried.
+    /// Starts an attempt for each of `orphans` that is due and not being tried. `orphans` has all
+    /// that there are.
     pub(crate) fn tend(&mut self, orphans: &[Record]) {
         while let Some(tried) = self.tries.try_join_next() {
             if let Err(error) = tried {
@@ -148,7 +148,7 @@ impl<C: Courier + Send + Sync + 'static> Resolver<C> {
     }
 }
 
-/// Tries one orphan.
+/// Makes one attempt for an orphan.
 async fn settle_one(records: &RecordStore, record: &Record, courier: &impl Courier) -> Settlement {
     let (migration, guest) = (record.migration, record.guest.as_str());
     let (Side::Source { state, destination, .. }, Some(decision)) =
@@ -222,7 +222,7 @@ mod tests {
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
 
-    /// Answers always the same.
+    /// Always gives the same answer.
     struct Parrot(Result<DestinationMessage, String>);
 
     impl Courier for Parrot {
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// A store with one record in it.
+    /// Creates a store with one record in it.
     fn store(record: &Record) -> (tempfile::TempDir, RecordStore) {
         let folder = tempfile::tempdir().unwrap();
         let store = RecordStore::open(folder.path()).unwrap();
@@ -320,7 +320,7 @@ mod tests {
         );
     }
 
-    /// Never hears from the destination of one migration, and from others that the copy is gone.
+    /// Never returns for one migration; for others it answers that the copy is gone.
     struct Half {
         hung: MigrationId,
         asked: mpsc::UnboundedSender<MigrationId>,

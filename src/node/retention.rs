@@ -9,28 +9,28 @@ use uuid::Uuid;
 
 use crate::whereabouts::last_of;
 
-/// Settled records beyond this many may go, the oldest first.
+/// Beyond this many, settled records may be removed or archived, the oldest first.
 const RECORDS_MAX: usize = 250;
 
-/// No settled record goes before this age: its report is what an operator reads the next day, and a
-/// source that was cut off may still ask about it.
+/// Settled records younger than this are kept: operators read their reports the next day, and a
+/// source that was cut off may still ask.
 const AGE_MIN: Duration = Duration::from_secs(24 * 3600);
 
-/// Every settled record goes at this age.
+/// Settled records older than this are removed or archived, however few there are.
 const AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What becomes of an outdated record.
+/// What happens to an outdated record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It goes: a later one of the guest says where that is.
+    /// It is removed: a later record says where the guest is.
     Removed,
-    /// It is kept beside the others: without it, this host would say that it never had the guest.
+    /// It is archived: without it, this host would deny that it ever had the guest.
     Retired,
 }
 
-/// The records that are no longer read with all others at `now_unix_ms`, the oldest first. One that
-/// is not settled is never among them, nor one whose process lives, nor the last one of a guest
-/// that is defined here: that says where it is.
+/// Returns the records to remove or archive at `now_unix_ms`, the oldest first. Never among them
+/// are records that are not settled, records whose process is alive, and the last record of a guest
+/// that is defined here, which says where the guest is.
 pub(crate) fn outdated(
     records: &[Record],
     now_unix_ms: u64,
@@ -57,8 +57,8 @@ pub(crate) fn outdated(
     old
 }
 
-/// What to do with an outdated record: the last of each guest stays known, and the last of this
-/// host having it.
+/// Returns what to do with an outdated record. The last record of each guest is archived, and so is
+/// the last one that says that this host had it.
 fn fates(records: &[Record]) -> impl Fn(&Record) -> Fate {
     let mut last: BTreeMap<Uuid, [u64; 2]> = BTreeMap::new();
     for record in records {

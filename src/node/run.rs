@@ -1,5 +1,5 @@
-//! Starts the node's parts in the order in which they need each other, and ends them when the node
-//! is told to.
+//! Starts the node's parts in the order of their dependencies, and ends them when the node is told
+//! to exit.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,31 +31,32 @@ use crate::file_lock::FileLock;
 use crate::signals::EndSignals;
 use crate::state_dir::StateDir;
 
-/// How often records are looked through.
+/// Shortest pause between two passes over the records.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// With very many records a look is followed by a pause of this many times its length.
+/// With very many records, the pause after a pass is this many times the length of the pass.
 const ROUNDS_SHARE: u32 = 50;
 
-/// How long peers are given to hear that the node ends.
+/// How long to wait for peers to learn that the node ends.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// `lighter node`: serves until it is told to end.
+/// Runs `lighter node` until a signal ends it.
 ///
 /// # Errors
-/// Another node serves this state folder, there are no certificates, or an address cannot be had.
+/// If another node serves this state folder, there are no certificates, or an address cannot be
+/// used.
 pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Exit> {
     state.create()?;
     let _lock = lock(&state.node_lock())?;
     let identity = Identity::load(&state.certs())?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
     let ended = runtime.block_on(serve(state, args, log, identity));
-    // Reads of /proc of a process that hangs may never return: they end with us.
+    // Reads of /proc of a process that hangs may never return: they end with this process.
     runtime.shutdown_background();
     ended
 }
 
-/// Makes this the only node of the state folder.
+/// Takes the lock that makes this the only node of the state folder.
 fn lock(path: &Path) -> Result<FileLock> {
     let lock =
         FileLock::try_acquire(path).with_context(|| format!("cannot lock {}", path.display()))?;
@@ -96,7 +97,7 @@ async fn serve(
     let node = Arc::new(node.with_log(log.clone()));
     let counted = Arc::clone(node.density_counted());
     let density = Arc::new(Density::start(state, args.foreign_guests, counted)?);
-    // Before anybody can ask for a place.
+    // Before any guest can be admitted.
     node.renew_promises().await?;
     let parts = [
         tokio::spawn(migrate::front::serve(
@@ -115,7 +116,7 @@ async fn serve(
     };
     let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
     density.opened().await;
-    // Last: whoever reads it finds everything served.
+    // Last: a process that reads this file finds everything served.
     durable::write_json(&state.node_file(), &file)?;
     let guests = state.live_guests()?.len();
     tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests, "the node serves");
@@ -141,7 +142,8 @@ async fn serve(
     Ok(Exit::Done)
 }
 
-/// What a peer has to show for metrics, and what it is shown, which changes with the certificates.
+/// Returns what a client of metrics must send, and the channel that replaces the certificates it is
+/// shown.
 fn access_to_metrics(
     args: &NodeArgs,
     identity: &Identity,
@@ -151,7 +153,7 @@ fn access_to_metrics(
     Ok((web, Access { tls: args.metrics_tls.then_some(tls), authorization }))
 }
 
-/// Looks through the records again and again, and settles the orphans among them.
+/// Passes over the records at intervals, and settles the orphans among them.
 fn look_after_records(node: Arc<Node>, courier: NodeCourier) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut resolver = Resolver::new(node.records().clone(), courier);

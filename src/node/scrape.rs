@@ -1,4 +1,4 @@
-//! Turns what guests say into what Prometheus reads.
+//! Converts what guests report to samples for Prometheus.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
@@ -13,13 +13,13 @@ use super::inventory::{GuestView, Sighting};
 use crate::api::types::{FlowInfo, GuestState, NetInfo};
 use crate::units::PAGE_BYTES;
 
-/// How long the migration that took a guest away is shown: long enough for any scrape interval.
+/// How long the migration by which a guest left is shown: longer than any scrape interval.
 const DEPARTED_FOR: Duration = Duration::from_secs(600);
 
-/// Guests that are shown after they have left, at most.
+/// Most guests that are shown after they have left.
 const DEPARTED_MAX: usize = 256;
 
-/// One sample for each guest that answered, and how many did not.
+/// Returns a sample for each guest that answered, and how many did not.
 pub(crate) fn samples(sightings: &[Sighting]) -> (Vec<GuestSample>, u64) {
     let answered: Vec<GuestSample> =
         sightings.iter().filter_map(|sighting| sighting.answer.as_ref().ok()).map(sample).collect();
@@ -72,7 +72,8 @@ fn longest_stall(view: &GuestView) -> Option<Duration> {
     view.workload.as_ref().map(|workload| Duration::from_micros(workload.longest_stall_us))
 }
 
-/// The migration of a guest: from its report when it is over, from its progress while it runs.
+/// Returns the migration of a guest: from its report if it is over, from its progress while it
+/// runs.
 fn migration(view: &GuestView) -> Option<MigrationSample> {
     let told = view.migration.as_ref()?;
     if let Some(report) = &told.report {
@@ -111,7 +112,7 @@ fn running(progress: &Progress) -> MigrationSample {
     }
 }
 
-/// The last migrations of guests that have moved away in the last [`DEPARTED_FOR`].
+/// Returns the last migrations of guests that have moved away in the last [`DEPARTED_FOR`].
 pub(crate) fn departed(records: &[Record], now_unix_ms: u64) -> Vec<DepartedSample> {
     let mut newest: BTreeMap<&str, &Record> = BTreeMap::new();
     for record in records.iter().filter(|record| record.role() == Role::Source) {
@@ -161,7 +162,7 @@ fn finished(report: &Report) -> MigrationSample {
     }
 }
 
-/// Seconds as told by another process: what is no duration counts as none.
+/// Converts seconds that another process reported; an invalid duration counts as zero.
 fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value).unwrap_or_default()
 }

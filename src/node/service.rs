@@ -1,8 +1,7 @@
-//! The node as a whole: what it holds, how it starts, what it does again and again, and how it
-//! ends.
+//! The node as a whole: its state, how it starts, its periodic work, and how it ends.
 //!
-//! It holds no guest. Killed at any moment, it leaves guests running and records on disk, and the
-//! next one finds both.
+//! It runs no guest. If it is killed at any time, guests keep running and records stay on disk, and
+//! the next node finds both.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -39,18 +38,18 @@ pub(crate) struct Node {
     state: StateDir,
     file: NodeFile,
     reserved_bytes: u64,
-    /// What bridges and taps of arriving guests are called here.
+    /// Renames of bridges and taps of arriving guests.
     net_map: Vec<NetRename>,
-    /// Those of them that arriving guests may use.
+    /// Bridges and taps that arriving guests may use.
     net_allowed: NetAllowed,
-    /// Where disks may be made that come with arriving guests.
+    /// Where arriving guests may have disks.
     disk_places: DiskPlaces,
     log: LogArgs,
     exporter: Exporter,
     events: HostEvents,
     records: RecordStore,
     ledger: Mutex<Ledger>,
-    /// What was wrong with records at the last look.
+    /// Faults of records in the last pass.
     faults: Mutex<BTreeSet<String>>,
     promises: Arc<Promises>,
     in_doubt: AtomicU64,
@@ -58,10 +57,10 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node that serves at the addresses in `file`.
+    /// Creates a node that serves at the addresses in `file`.
     ///
     /// # Errors
-    /// The folder of records or the ledger cannot be read.
+    /// If the folder of records or the ledger cannot be read.
     pub(crate) fn new(state: StateDir, file: NodeFile, reserved_bytes: u64) -> Result<Self> {
         let revision = option_env!("LIGHTER_REVISION").unwrap_or("unknown");
         let exporter = Exporter::new(&file.version, revision, SystemTime::now())
@@ -87,97 +86,96 @@ impl Node {
         })
     }
 
-    /// The state folder.
+    /// Returns the state folder.
     pub(crate) fn state(&self) -> &StateDir {
         &self.state
     }
 
-    /// The records of migrations.
+    /// Returns the records of migrations.
     pub(crate) fn records(&self) -> &RecordStore {
         &self.records
     }
 
-    /// The counters.
+    /// Returns the counters.
     pub(crate) fn counted(&self) -> &Counted {
         self.exporter.counted()
     }
 
-    /// The counters of memory optimization.
+    /// Returns the counters of memory optimization.
     pub(crate) fn density_counted(&self) -> &Arc<DensityCounted> {
         self.exporter.density()
     }
 
-    /// What happens to the guests.
+    /// Returns the guests' events.
     pub(crate) fn events(&self) -> &HostEvents {
         &self.events
     }
 
-    /// Memory that is promised.
+    /// Returns the memory promises.
     pub(crate) fn promises(&self) -> &Promises {
         &self.promises
     }
 
-    /// The same node, with other names for bridges and taps of arriving guests, and those that they
-    /// may use.
+    /// Sets renames of bridges and taps of arriving guests, and which of this host's they may use.
     pub(crate) fn with_networks(self, net_map: Vec<NetRename>, net_allowed: NetAllowed) -> Self {
         Self { net_map, net_allowed, ..self }
     }
 
-    /// Arriving guests may have disks there.
+    /// Sets where arriving guests may have disks.
     pub(crate) fn with_disk_places(self, disk_places: DiskPlaces) -> Self {
         Self { disk_places, ..self }
     }
 
-    /// Processes that this node starts log as it does.
+    /// Sets how processes that this node starts log.
     pub(crate) fn with_log(self, log: LogArgs) -> Self {
         Self { log, ..self }
     }
 
-    /// How processes that this node starts log.
+    /// Returns how processes that this node starts log.
     pub(crate) fn log(&self) -> &LogArgs {
         &self.log
     }
 
-    /// What bridges and taps of arriving guests are called here.
+    /// Returns the renames of bridges and taps of arriving guests.
     pub(crate) fn net_map(&self) -> &[NetRename] {
         &self.net_map
     }
 
-    /// Which bridges and taps of this host arriving guests may use.
+    /// Returns which bridges and taps of this host arriving guests may use.
     pub(crate) fn net_allowed(&self) -> &NetAllowed {
         &self.net_allowed
     }
 
-    /// Memory that is left to the host, in bytes.
+    /// Returns the memory that guests never get, in bytes.
     pub(crate) fn reserved_bytes(&self) -> u64 {
         self.reserved_bytes
     }
 
-    /// Where guests that arrive may have disks.
+    /// Returns where arriving guests may have disks.
     pub(crate) fn disk_places(&self) -> &DiskPlaces {
         &self.disk_places
     }
 
-    /// Where migrations arrive.
+    /// Returns the address on which migrations arrive.
     pub(crate) fn listen_address(&self) -> SocketAddr {
         self.file.listen
     }
 
-    /// Whether the node admits nobody any more.
+    /// Whether the node has stopped admitting guests.
     pub(crate) fn is_shutting_down(&self) -> bool {
         self.is_shutting_down.load(Ordering::Relaxed)
     }
 
-    /// From now on nobody is admitted, and nothing told of what happens to guests.
+    /// Stops admitting guests, and ends the streams of events.
     pub(crate) fn shut_down(&self) {
         self.is_shutting_down.store(true, Ordering::Relaxed);
         self.events.close();
     }
 
-    /// Whether the node can do its work.
+    /// Checks whether the node can do its work.
     ///
     /// # Errors
-    /// Why not, for whoever watches it.
+    /// If it cannot; the text says why, for the service that monitors it.
     pub(crate) fn health(&self) -> Result<(), String> {
         if self.is_shutting_down() {
             return Err("shutting down".to_owned());
@@ -186,7 +184,7 @@ impl Node {
     }
 
     /// Waits for the process of an arriving guest in the background, so that no zombie is left, and
-    /// takes its promise back when it ends.
+    /// ends its promise when it exits.
     pub(crate) fn reap(&self, name: GuestName, migration: MigrationId, mut child: Child) {
         let promises = Arc::clone(&self.promises);
         tokio::spawn(async move {
@@ -202,12 +200,12 @@ impl Node {
         });
     }
 
-    /// One look through the records, by one thread at a time: counts, closes what is dead, removes
-    /// what is old, and returns the orphans, for the resolver. What cannot be written or removed is
-    /// told in the log: a guest must not wait for it.
+    /// Makes one pass over the records, in one thread at a time: counts, closes records of dead
+    /// destinations, removes old records, and returns the orphans for the resolver. Failures to
+    /// write or remove are logged: they must not hold up a guest.
     ///
     /// # Errors
-    /// The records cannot be listed.
+    /// If the records cannot be listed.
     pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
         let mut ledger = self.ledger();
         let (records, dead, mut faults) = self.read_records()?;
@@ -222,7 +220,7 @@ impl Node {
         }
         let is_gone = |record: &Record| liveness::is_dead(&self.state, record);
         let definitions = self.state.definitions();
-        // In doubt it is: a record more does no harm.
+        // In doubt the guest counts as defined: one record too many does no harm.
         let is_defined = |guest: &str| {
             guest.parse().is_ok_and(|name| !matches!(definitions.find(&name), Ok(None)))
         };
@@ -244,8 +242,8 @@ impl Node {
         Ok(orphans)
     }
 
-    /// All records, which of those that their process may still write to have none any more, and
-    /// what is wrong with others.
+    /// Reads all records. Also returns which of those that are not final have a dead process, and
+    /// the faults of others.
     fn read_records(&self) -> Result<(Vec<Record>, BTreeSet<RecordKey>, BTreeSet<String>)> {
         let (records, faults) = self.records.list()?;
         let damage = |fault| format!("a migration's record cannot be read: {fault}");
@@ -257,12 +255,12 @@ impl Node {
         if dead.is_empty() {
             return Ok((records, dead, faults));
         }
-        // A process may write its record and die between the reading of it and the look whether it
-        // lives. What counts is what is read after its death.
+        // A process may write its record and die between the read and the check whether it lives.
+        // What counts is a read after its death.
         Ok((self.records.list()?.0, dead, faults))
     }
 
-    /// Logs what is wrong with records, each when it is first seen.
+    /// Logs the faults of records, each when it first occurs.
     fn complain_once(&self, now: BTreeSet<String>) {
         let mut known = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         for fault in now.difference(&known) {
@@ -287,13 +285,13 @@ impl Node {
         }
     }
 
-    /// The ledger; whoever holds it is the only one to write records of dead processes.
+    /// Locks the ledger. Only the thread that holds it writes records of dead processes.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes promises back from guests whose process has ended. The node hears of that a little
-    /// later than others can see it, and whoever has seen it may bring the guest back at once.
+    /// Ends the promises of guests whose process has exited. The node notices an exit a little
+    /// later than others do, and a source that has noticed it may bring the guest back at once.
     pub(crate) fn forget_the_gone(&self) {
         for Expected { name, migration, pid } in self.promises.expected() {
             if pid.is_some_and(|pid| liveness::is_gone(&self.state, &name, pid)) {
@@ -302,7 +300,7 @@ impl Node {
         }
     }
 
-    /// Takes promises back from guests that have arrived or failed to.
+    /// Ends the promises of guests that have arrived or failed to arrive.
     fn keep_promises(&self, records: &[Record]) {
         for Expected { name, migration, .. } in self.promises.expected() {
             let is_its = |record: &&Record| {
@@ -323,11 +321,11 @@ impl Node {
         self.forget_the_gone();
     }
 
-    /// Promises memory anew to the guests that are on their way here: what an earlier node had
-    /// promised ended with it.
+    /// Restores the promises for the guests that are arriving: those of an earlier node ended with
+    /// it.
     ///
     /// # Errors
-    /// The guests' folder cannot be read.
+    /// If the guests' folder cannot be read.
     pub(crate) async fn renew_promises(&self) -> Result<()> {
         for sighting in inventory::look(&self.state).await? {
             let Ok(GuestView { info, .. }) = sighting.answer else { continue };
@@ -346,13 +344,13 @@ impl Node {
         Ok(())
     }
 
-    /// The page for Prometheus, with what memory optimization has to say.
+    /// Renders the page for Prometheus, with the sample of memory optimization.
     ///
     /// # Errors
-    /// The guests' folder or the records cannot be read.
+    /// If the guests' folder or the records cannot be read.
     pub(crate) async fn metrics_page(&self, density: DensitySample) -> Result<String> {
         let begin = Instant::now();
-        // Files are read and written here, and a scrape wants the latest outcome.
+        // Blocking: it reads and writes files, and a scrape wants the latest outcome.
         let departed = tokio::task::block_in_place(|| {
             self.look_through_records()?;
             let (records, _damaged) = self.records.list()?;
@@ -388,10 +386,10 @@ impl Node {
         })
     }
 
-    /// What `GET /v1/node` says.
+    /// Returns the answer to `GET /v1/node`.
     ///
     /// # Errors
-    /// The guests' folder cannot be read.
+    /// If the guests' folder cannot be read.
     pub(crate) fn info(&self) -> Result<NodeInfo> {
         Ok(NodeInfo {
             node: self.file.clone(),
@@ -412,7 +410,7 @@ pub(super) mod tests {
     use super::super::liveness::tests::source_record;
     use super::*;
 
-    /// A node of a folder of its own.
+    /// Creates a node in a temporary folder.
     pub(crate) fn node() -> (tempfile::TempDir, Node) {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
@@ -431,7 +429,7 @@ pub(super) mod tests {
     #[test]
     fn a_record_with_the_id_of_another_guests_migration_changes_nothing_of_it() {
         let (_folder, node) = node();
-        // Of a live process, and of one that is dead.
+        // One record of a live process, and one of a dead process.
         let web = source_record(SourceState::Committed, 1);
         let _live = node.state().guest(&web.guest.parse().unwrap()).claim().unwrap();
         let forged = Record {

@@ -1,4 +1,4 @@
-//! What travels over the node's API, and what `node.json` holds.
+//! The types of the node's API, and of `node.json`.
 
 use std::net::SocketAddr;
 
@@ -14,13 +14,13 @@ use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
-/// `node.json`: where the node of this host can be found. Written when it serves, removed when it
+/// `node.json`: the addresses of this host's node. Written when the node serves, removed when it
 /// ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NodeFile {
-    /// Its process.
+    /// PID of the node.
     pub(crate) pid: u32,
-    /// Its version.
+    /// Version of the node.
     pub(crate) version: String,
     /// UDP address on which migrations arrive, with the real port.
     pub(crate) listen: SocketAddr,
@@ -30,12 +30,12 @@ pub(crate) struct NodeFile {
     pub(crate) started_unix_ms: u64,
 }
 
-/// The longest `node.json` that is read, in bytes.
+/// Largest `node.json` that is read, in bytes.
 const NODE_FILE_BYTES_MAX: u64 = 64 << 10;
 
 impl NodeFile {
-    /// Returns what the node of `state` says of itself; none when no node runs there, or it is not
-    /// serving yet.
+    /// Returns what the node of `state` publishes about itself; `None` if no node runs there, or it
+    /// is not serving yet.
     pub(crate) fn of_live(state: &StateDir) -> Option<Self> {
         if !FileLock::is_held(&state.node_lock()) {
             return None;
@@ -45,17 +45,17 @@ impl NodeFile {
     }
 }
 
-/// `GET /v1/node`.
+/// The answer to `GET /v1/node`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NodeInfo {
-    /// Where it is.
+    /// The node's process and addresses.
     #[serde(flatten)]
     pub(crate) node: NodeFile,
     /// The host's memory; absent when it cannot be read.
     pub(crate) memory: Option<MemoryInfo>,
     /// Live guests, those that do not answer included.
     pub(crate) guests: usize,
-    /// Guests that have been admitted and have not arrived.
+    /// Guests that have been admitted and have not arrived yet.
     pub(crate) arriving: usize,
     /// Migrations whose outcome must still be settled with the other host.
     pub(crate) migrations_in_doubt: u64,
@@ -64,13 +64,13 @@ pub(crate) struct NodeInfo {
 /// The host's memory as admission counts it, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MemoryInfo {
-    /// All that the kernel manages.
+    /// Memory that the kernel manages.
     pub(crate) total_bytes: u64,
-    /// What it can give without swapping.
+    /// Memory that the kernel can give without swapping.
     pub(crate) available_bytes: u64,
-    /// What is left to the host.
+    /// Memory that guests never get.
     pub(crate) reserved_bytes: u64,
-    /// What arriving guests have been promised and do not occupy yet.
+    /// Memory promised to arriving guests that they do not occupy yet.
     pub(crate) promised_bytes: u64,
 }
 
@@ -79,9 +79,9 @@ pub(crate) struct MemoryInfo {
 pub(crate) struct GuestEntry {
     /// The guest's name.
     pub(crate) name: GuestName,
-    /// What its process says; absent when that did not answer.
+    /// What its process reports; absent when the process did not answer.
     pub(crate) info: Option<GuestInfo>,
-    /// What its process costs the host; absent when that could not be read.
+    /// Memory that its process uses on the host; absent when it could not be read.
     pub(crate) cost: Option<CostInfo>,
     /// Why it did not answer.
     pub(crate) fault: Option<String>,
@@ -94,11 +94,11 @@ pub(crate) struct CostInfo {
     pub(crate) resident_bytes: u64,
     /// PSS, and huge pages of the host's pool.
     pub(crate) proportional_bytes: u64,
-    /// Held by transparent huge pages.
+    /// Memory in transparent huge pages.
     pub(crate) anonymous_huge_bytes: u64,
-    /// Merged by KSM; absent on kernels that do not tell.
+    /// Memory merged by KSM; absent on kernels that do not report it.
     pub(crate) merged_bytes: Option<u64>,
-    /// Swapped out.
+    /// Memory that is swapped out.
     pub(crate) swapped_bytes: u64,
 }
 
@@ -117,17 +117,17 @@ impl From<ProcessCost> for CostInfo {
 /// One element of `GET /v1/migrations`: a record, without its secret.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MigrationEntry {
-    /// The migration.
+    /// ID of the migration.
     pub(crate) id: Uuid,
     /// The guest's name.
     pub(crate) guest: String,
     /// Which side this host is.
     pub(crate) role: Role,
-    /// What this side has recorded.
+    /// State that this side has recorded.
     pub(crate) state: SideState,
-    /// Whether it is over, as far as this host has to know.
+    /// Whether the migration is over, as far as this host must know.
     pub(crate) is_settled: bool,
-    /// Where the other side is.
+    /// Address or name of the other side.
     pub(crate) peer: String,
     /// When it began, in milliseconds since 1970.
     pub(crate) started_unix_ms: u64,

@@ -1,4 +1,5 @@
-//! The process that owns a guest's name: known from before it is told to end until it has.
+//! The process that owns a guest's name, identified before it is asked to end and until it has
+//! ended.
 
 use std::os::fd::OwnedFd;
 
@@ -9,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::GuestDir;
 use crate::file_lock::FileLock;
 
-/// A guest's process, and no other that gets its id later.
+/// A handle to a guest's process, which never refers to a later process with the same PID.
 #[derive(Debug)]
 pub(crate) struct ProcessHandle {
     pid: u32,
@@ -17,10 +18,10 @@ pub(crate) struct ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// The process that owns the name of `guest`.
+    /// Returns the process that owns the name of `guest`.
     ///
     /// # Errors
-    /// It has not said who it is, is gone, or is another user's.
+    /// If it has not published its PID, has ended, or belongs to another user.
     pub(crate) fn of(guest: &GuestDir) -> Result<Self> {
         let pid = guest.read_identity()?.pid;
         let cannot = || format!("cannot find the process of {}, {pid}", guest.name);
@@ -32,21 +33,21 @@ impl ProcessHandle {
         Ok(Self { pid, handle })
     }
 
-    /// Its id.
+    /// Returns its PID.
     pub(crate) fn id(&self) -> u32 {
         self.pid
     }
 
-    /// Kills it (SIGKILL).
+    /// Sends SIGKILL to it.
     ///
     /// # Errors
-    /// It is gone.
+    /// If the process no longer exists.
     pub(crate) fn kill(&self) -> Result<()> {
         pidfd_send_signal(&self.handle, Signal::KILL)
             .with_context(|| format!("cannot kill process {}", self.pid))
     }
 
-    /// Whether it has ended, with all its memory, be its parent told or not.
+    /// Whether the process has ended and freed its memory, even if its parent has not reaped it.
     pub(crate) fn has_ended(&self) -> bool {
         let mut handle = [PollFd::new(&self.handle, PollFlags::IN)];
         poll(&mut handle, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)

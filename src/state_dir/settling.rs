@@ -1,6 +1,6 @@
-//! What the process of a guest has outside of `guests/NAME`: the file which says which guest it is,
-//! and the folders in which it alone may write. They outlive it, and are made before it is
-//! confined.
+//! What a guest's process has outside of `guests/NAME`: the file with the guest's UUID, and the
+//! folders in which only that process may write. They are created before the process is confined,
+//! and outlive it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,49 +14,51 @@ use crate::durable;
 use crate::names::GuestName;
 
 impl StateDir {
-    /// The records of all guests' migrations.
+    /// Returns the records of all guests' migrations.
     ///
     /// # Errors
-    /// There is no folder for them.
+    /// If their folder does not exist.
     pub(crate) fn records(&self) -> Result<RecordStore, RecordError> {
         RecordStore::open(&self.migrations())
     }
 
-    /// Those of one guest's, for its process.
+    /// Returns the records of one guest, for its process.
     pub(crate) fn records_of(&self, name: &GuestName) -> RecordStore {
         RecordStore::of_guest(&self.migrations(), name.as_str())
     }
 
-    /// Where the process of the guest `uuid` writes them, which has this name here.
+    /// Folder in which the process of the guest `uuid`, called `name` on this host, writes its
+    /// records.
     pub(crate) fn place_of_records(&self, name: &GuestName, uuid: Uuid) -> PathBuf {
         RecordStore::place(&self.migrations(), name.as_str(), uuid)
     }
 
-    /// Where the guests have them, by name.
+    /// Folder that contains each guest's folder of records, by name.
     pub(crate) fn places_of_records(&self) -> PathBuf {
         RecordStore::places(&self.migrations())
     }
 
-    /// Now, in milliseconds since 1970; but later than all that is recorded of migrations of guests
-    /// of this name, also when the clock was set back.
+    /// Returns the current time in milliseconds since 1970, but later than everything recorded
+    /// about migrations of guests of this name, even if the clock was set back.
     pub(crate) fn timestamp_after_records(&self, name: &GuestName) -> u64 {
         self.records_of(name).timestamp()
     }
 
-    /// Makes folders for the guest `uuid`, in which its process writes records of migrations, which
-    /// disks left with it and how it ended, and notes that it has `name`. Removes what guests that
-    /// are gone have left of the same.
+    /// Creates the folders in which the process of the guest `uuid` records its migrations, its
+    /// departed disks and how it ended, and writes that the guest has `name`. Removes such files
+    /// and folders of guests that are gone.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// If a file or folder cannot be created.
     pub(crate) fn prepare_guest(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
         let folder = self.identities();
-        // A name may be taken again while another's start sees whether it is free.
+        // One start at a time: another start may check whether a name is free while this one takes
+        // it.
         let turn = fs::File::open(&folder).and_then(|turn| turn.lock().map(|()| turn));
         let _turn = turn.with_context(|| format!("cannot lock {}", folder.display()))?;
         self.forget_uuids_of_the_gone()?;
         let definitions = self.definitions();
-        // One that cannot be read counts as defined.
+        // A definition that cannot be read counts as defined.
         self.ended().tidy(|guest| !matches!(definitions.find(guest), Ok(None)));
         self.remove_empty_folders(name);
         self.ended().create_place(name)?;
@@ -65,11 +67,11 @@ impl StateDir {
         durable::write_json_unflushed(&self.uuid_file(name), &uuid)
     }
 
-    /// Which guest has the name, by the word of who started it. Says nothing about whether it
-    /// lives.
+    /// Reads which guest has the name, as written by the process that started it. Does not say
+    /// whether that guest is live.
     ///
     /// # Errors
-    /// There is none of that name, or the file is damaged.
+    /// If there is no guest of that name, or the file is damaged.
     pub(crate) fn read_uuid(&self, name: &GuestName) -> Result<Uuid> {
         let path = self.uuid_file(name);
         let text = regular_file::read(&path, GUEST_FILE_BYTES_MAX)
@@ -91,21 +93,21 @@ impl StateDir {
             fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
         for entry in entries.flatten() {
             let path = entry.path();
-            // One that another guest's start is just writing has another ending.
+            // A file that another guest's start is writing has another extension.
             if path.extension().is_none_or(|ending| ending != "json") {
                 continue;
             }
             let owner = path.file_stem().and_then(|stem| stem.to_str()?.parse::<GuestName>().ok());
             if owner.is_none_or(|owner| !self.guest(&owner).is_live()) {
-                // What is in the way of this name, its own writing says.
+                // If a file of this name cannot be removed, the later write reports it.
                 let _removed = fs::remove_file(&path);
             }
         }
         Ok(())
     }
 
-    /// Removes folders that [`Self::prepare_guest`] has made, if nothing is in them and no process
-    /// may need them: that of `own` has not been given its own yet.
+    /// Removes empty folders that [`Self::prepare_guest`] has created, if no process may need them.
+    /// The process of `own` has not been given its folders yet, so those may be removed too.
     fn remove_empty_folders(&self, own: &GuestName) {
         for folder in [self.places_of_records(), self.ended().places(), self.departures().places()]
         {
@@ -115,7 +117,7 @@ impl StateDir {
                     continue;
                 }
                 self.ended().remove_unfinished(&owner);
-                // Those in which there is something stay.
+                // Folders that are not empty stay.
                 for (_, of_uuid) in folders_in(&path) {
                     let _stays = fs::remove_dir(of_uuid);
                 }
@@ -125,7 +127,7 @@ impl StateDir {
     }
 }
 
-/// The folders in `folder`, with their names.
+/// Returns the folders in `folder`, with their names.
 fn folders_in(folder: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));

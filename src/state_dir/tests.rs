@@ -1,4 +1,4 @@
-//! The folder as guests, nodes and commands use it side by side.
+//! Tests of the state folder with guests, nodes and commands that use it concurrently.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -79,7 +79,7 @@ fn a_guests_places_are_there_as_long_as_it_lives_or_something_is_in_them() {
     prepare_another();
     assert!(!ended.exists());
 
-    // Another guest of its name has other records.
+    // Another guest of this name has other records.
     let _claim = state.guest(&web).claim().unwrap();
     state.prepare_guest(&web, uuid).unwrap();
     state.prepare_guest(&web, Uuid::max()).unwrap();

@@ -1,4 +1,4 @@
-//! What a look at a guest's pages has found.
+//! The result of a scan of a guest's pages.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,12 +9,12 @@ use vmm_core::memory::HugeView;
 
 use super::CHUNK_BYTES;
 
-/// What a look found.
+/// What a scan found.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(super) scanned: Scanned,
     pub(super) written: Written,
-    /// By the numbers of chunks.
+    /// By chunk number.
     pub(super) mapped: BTreeMap<u32, Mapped>,
     pub(super) view: HugeView,
     pub(super) ended: Instant,
@@ -29,24 +29,24 @@ pub(super) struct Mapped {
 }
 
 impl Found {
-    /// A sample of the contents, for the others of the domain.
+    /// Returns a sample of the page contents, to compare with other guests of the domain.
     pub(crate) fn digests(&self) -> &Digests {
         &self.scanned.digests
     }
 
-    /// Whether the host's kernel tells huge pages.
+    /// Whether the host's kernel reports huge pages.
     pub(crate) fn tells_huge_pages(&self) -> bool {
         self.view == HugeView::Told
     }
 
-    /// How long ago the look ended, in milliseconds.
+    /// Returns how long ago the scan ended, in milliseconds.
     pub(crate) fn age_ms(&self) -> u64 {
         u64::try_from(self.ended.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The chunks of which anything is there, in order, in the light of what all guests of the
-    /// `domain` have: a table of the same seed. `is_marked` tells of an address whether it may be
-    /// merged.
+    /// Returns the chunks with pages present, in order, compared with the digests of all guests of
+    /// the `domain`: a table with the same seed. `is_marked` says whether the memory at an address
+    /// may be merged.
     pub(crate) fn chunks(
         &self,
         domain: &Digests,
@@ -55,7 +55,7 @@ impl Found {
         self.scanned.chunks(domain).into_iter().map(move |mut chunk| {
             let mapped = self.mapped.get(&chunk.index).copied().unwrap_or_default();
             let written = self.written.pages(chunk.index, chunk.present_pages);
-            // What nobody has seen standing still does not stand still.
+            // A chunk that was not watched counts as written.
             chunk.written_pages = written.unwrap_or(chunk.present_pages);
             chunk.template_pages = mapped.template_pages;
             chunk.has_twins = mapped.has_twins;

@@ -1,4 +1,4 @@
-//! Whoever looks.
+//! The thread that scans memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,40 +15,40 @@ use super::found::{Found, Mapped};
 use super::{CHUNK_BYTES, Ended, Memory, Progress};
 use crate::units::PAGE_BYTES;
 
-/// Pages that are copied out at once: they fit a second-level cache.
+/// Pages that are copied at once: they fit in a second-level cache.
 const COPIED_PAGES: u64 = 32;
 
-/// Between the two looks at what is written, at least.
+/// Shortest time between the two samples of what is written.
 const LOOKS_APART: Duration = Duration::from_secs(1);
 
-/// What a look at the tables of a chunk costs, in pages that are read meanwhile.
+/// Cost of reading the page tables of a chunk, in pages that could be read meanwhile.
 const TABLE_PAGES: usize = 4;
 
-/// The lowest priority but for idle work (setpriority(2)).
+/// The lowest priority except idle scheduling (setpriority(2)).
 const NICE: i32 = 19;
 
-/// Which of the two looks at what is written.
+/// The first or the second sample of what is written.
 #[derive(Clone, Copy)]
 enum Look {
     First,
     Second,
 }
 
-/// Looks at memory.
+/// Scans memory.
 pub(crate) struct Looker<M> {
     memory: M,
     progress: Arc<Progress>,
     pace: Pace,
-    /// Pages since the last rest.
+    /// Pages read since the last pause.
     batch: usize,
-    /// CPU time of this thread at the last rest.
+    /// CPU time of this thread at the last pause.
     cpu: Duration,
     own: Vec<u8>,
     theirs: Vec<u8>,
 }
 
 impl<M: Memory> Looker<M> {
-    /// Looks at `memory` with a share of a CPU.
+    /// Prepares to scan `memory` with a share of a CPU.
     pub(crate) fn new(memory: M, progress: Arc<Progress>, share: f64) -> Self {
         let buffer = vec![0; (COPIED_PAGES * PAGE_BYTES) as usize];
         Self {
@@ -62,17 +62,17 @@ impl<M: Memory> Looker<M> {
         }
     }
 
-    /// Looks, with the least priority for this thread, which should have nothing else to do.
+    /// Scans at the lowest priority for this thread, which should have no other work.
     ///
     /// # Errors
-    /// It is called off, or cannot go on.
+    /// If the scan is cancelled, or cannot continue.
     pub(crate) fn look(
         mut self,
         mut scan: Scan,
         watch: Watch,
         activity: Activity,
     ) -> Result<Found, Ended> {
-        // Refused, it looks with the priority that it has, within its share.
+        // If this is refused, the scan runs at normal priority, within its share.
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!(%error, "a look at the guest's pages has an ordinary priority");
         }
@@ -86,8 +86,8 @@ impl<M: Memory> Looker<M> {
         Ok(Found { scanned: scan.finish(), written, mapped, view, ended: Instant::now() })
     }
 
-    /// Watches for a moment what is written: by the log if that is asked for and possible,
-    /// otherwise by samples.
+    /// Watches for a short time which pages are written: by the dirty log if that is requested and
+    /// available, otherwise by samples.
     fn written(&mut self, mut watch: Watch, activity: Activity) -> Result<Written, Ended> {
         if activity == Activity::DirtyLog
             && let Some(logged) = self.memory.log_writes(LOOKS_APART)?
@@ -101,8 +101,8 @@ impl<M: Memory> Looker<M> {
         Ok(Written::Sampled(watch))
     }
 
-    /// Does something with what is there of each chunk of 2 MiB that tells how many pages it took,
-    /// and rests in between as its share asks for.
+    /// Calls `body` with the present pages of each chunk of 2 MiB; it returns how many pages it
+    /// read. Pauses in between as the CPU share requires.
     fn each_chunk(
         &mut self,
         mut body: impl FnMut(&mut Self, u32, Vec<OwnPages>) -> Result<usize, MemoryError>,
@@ -159,7 +159,7 @@ impl<M: Memory> Looker<M> {
         Ok(read)
     }
 
-    /// Looks at the few pages of a chunk that tell whether it is written. Returns how many were
+    /// Samples the few pages of a chunk that show whether it is written. Returns how many were
     /// read.
     fn samples(
         &self,
@@ -186,7 +186,7 @@ impl<M: Memory> Looker<M> {
         Ok(read)
     }
 
-    /// Rests as its share asks for.
+    /// Pauses as the CPU share requires.
     fn rest(&mut self) {
         self.batch = 0;
         let worked = thread_cpu().saturating_sub(self.cpu);
@@ -197,14 +197,14 @@ impl<M: Memory> Looker<M> {
     }
 }
 
-/// Numbers of pages that are copied out at once.
+/// Splits `pages` into ranges of page numbers that are copied at once.
 fn parts(pages: &OwnPages) -> impl Iterator<Item = Range<u64>> {
     let first = pages.start / PAGE_BYTES;
     let end = first + pages.count;
     (first..end).step_by(COPIED_PAGES as usize).map(move |at| at..end.min(at + COPIED_PAGES))
 }
 
-/// CPU time of this thread.
+/// Returns the CPU time of this thread.
 fn thread_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

@@ -1,14 +1,13 @@
-//! Looks at the pages of a guest, whoever has them: what merging them would bring, and which are
-//! written.
+//! Scans the pages of a guest, of lighter or of another program: how much merging them would save,
+//! and which are written.
 //!
-//! Three passes over the chunks of 2 MiB: all pages once, for their contents; then a few of each
-//! chunk twice, a moment apart, for what is written ([`memopt::survey::Watch`]), or KVM's dirty log
-//! for that moment, which tells more and costs the guest more. Only pages that are there are read:
-//! reading another would map it.
+//! A scan makes three passes over the chunks of 2 MiB. The first digests the content of all pages.
+//! The other two sample a few pages of each chunk, a second apart, to find out what is written
+//! ([`memopt::survey::Watch`]). KVM's dirty log can replace them, which says more and costs the
+//! guest more. Only present pages are read: reading another would map it.
 //!
-//! A guest's process looks at its own memory (`guest`), the node at that of guests that other
-//! programs run (`node`): both by a [`Looker`], in a thread of its own that gives way to everybody
-//! else.
+//! A guest's process scans its own memory (`guest`). The node scans the memory of guests that other
+//! programs run (`node`). Both use a [`Looker`], in a thread of its own with the lowest priority.
 
 mod found;
 mod looker;
@@ -23,70 +22,72 @@ use vmm_core::memory::{HugeView, MemoryError, OwnPages};
 pub(crate) use found::Found;
 pub(crate) use looker::Looker;
 
-/// Bytes of a chunk.
+/// Size of a chunk, in bytes.
 pub(crate) const CHUNK_BYTES: u64 = 2 << 20;
 
-/// Memory that is looked at, by addresses of whoever has it.
+/// Memory to scan, by the addresses of its owner.
 pub(crate) trait Memory {
-    /// What there is, in order.
+    /// Returns the ranges of memory, in order.
     ///
     /// # Errors
-    /// It is not to be looked at now.
+    /// If the memory may not be scanned now.
     fn areas(&self) -> Result<Vec<Range<u64>>, Ended>;
 
-    /// The pages in `range`, whole pages of an area within a chunk, that are there and its own.
-    /// What this takes hold of is kept until [`Self::let_go`].
+    /// Returns the pages in `range` that are present and the guest's own. `range` has whole pages
+    /// of one area, within a chunk. Resources that this takes are kept until [`Self::let_go`].
     ///
     /// # Errors
-    /// It is not to be looked at any more, or the kernel does not tell.
+    /// If the memory may not be scanned any more, or the kernel does not report its pages.
     fn own_pages(&mut self, range: &Range<u64>) -> Result<Vec<OwnPages>, Ended>;
 
-    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk,
-    /// so that no huge page can be made of it before they are taken apart: for who cannot do that.
+    /// Whether KSM has mapped one page of the host at several addresses of `own`, pages of a chunk.
+    /// Such a chunk cannot become a huge page until these are split. Only memory whose merging the
+    /// node cannot undo reports this.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// If the kernel does not report the pages.
     fn has_twins(&self, _own: &[OwnPages]) -> Result<bool, MemoryError> {
         Ok(false)
     }
 
-    /// Copies what is at `address`, among pages that were told of last.
+    /// Copies the content at `address`, which is in the pages returned last.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// If it cannot be read.
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError>;
 
-    /// Copies what the template has there, from which the guest was made. Whether there is one.
+    /// Copies the content at `address` of the template from which the guest was made. Returns
+    /// whether there is one.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// If it cannot be read.
     fn read_template(&self, _address: u64, _bytes: &mut [u8]) -> Result<bool, MemoryError> {
         Ok(false)
     }
 
-    /// Logs for so long which pages are written: how many of each chunk of 2 MiB, by its number.
-    /// None where there is no log.
+    /// Logs for this time which pages are written. Returns the number of written pages by chunk
+    /// number (2 MiB each), or `None` if there is no log.
     ///
     /// # Errors
-    /// As [`Self::own_pages`].
+    /// Like [`Self::own_pages`].
     fn log_writes(&mut self, _time: Duration) -> Result<Option<BTreeMap<u32, u16>>, Ended> {
         Ok(None)
     }
 
-    /// The chunk was looked at.
+    /// Releases what was taken for a chunk.
     fn let_go(&mut self) {}
 
-    /// Whether huge pages are told, which is known after a look.
+    /// Whether the kernel reports huge pages, which is known after a scan.
     fn view(&self) -> HugeView;
 }
 
-/// Why a look ends early.
+/// Why a scan ended early.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// Something else is to be done with the guest, or it is gone, or nobody waits for this any
-    /// more.
+    /// It was cancelled: another operation needs the guest, the guest is gone, or the caller has
+    /// left.
     CalledOff,
-    /// It cannot go on.
+    /// It cannot continue.
     Failed(anyhow::Error),
 }
 
@@ -96,7 +97,7 @@ impl From<MemoryError> for Ended {
     }
 }
 
-/// How far a look is.
+/// Progress of a scan.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pages: AtomicU64,
@@ -104,12 +105,12 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Pages that were looked at.
+    /// Returns the number of pages scanned.
     pub(crate) fn pages(&self) -> u64 {
         self.pages.load(Ordering::Relaxed)
     }
 
-    /// CPU time that it took, in milliseconds.
+    /// Returns the CPU time that the scan used, in milliseconds.
     pub(crate) fn cpu_ms(&self) -> u64 {
         self.cpu_ns.load(Ordering::Relaxed) / 1_000_000
     }

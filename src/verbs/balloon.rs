@@ -1,5 +1,4 @@
-//! `lighter balloon`: how much memory a guest keeps, what it says of it, and what the host has of
-//! that.
+//! `lighter balloon`: a guest's balloon, its memory statistics, and what the guest costs the host.
 
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::units::{format_count, format_duration, format_size};
 /// Shows a guest's balloon, after setting its target if one is given.
 ///
 /// # Errors
-/// There is no such guest, it has no balloon, or the size is not one that it can have.
+/// If there is no such guest, it has no balloon, or the size is out of its range.
 pub(crate) fn run(state: &StateDir, args: &BalloonArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let info: BalloonInfo = block_on(async {

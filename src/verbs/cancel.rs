@@ -1,4 +1,4 @@
-//! `lighter cancel`: calls a running migration off, on either host.
+//! `lighter cancel`: cancels a running migration, on either host.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ use crate::exit::{Exit, ExitWith};
 use crate::output;
 use crate::state_dir::StateDir;
 
-/// How long calling off may take: the other host is told, and may be slow to answer.
+/// How long cancellation may take: the other host is told, and may be slow to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Calls the migration of a guest off, and waits until it is over: until the guest is its own
-/// again, or nothing of it is left on the host that it was on its way to.
+/// Cancels the migration of a guest, and waits until it is over: until the guest is out of the
+/// migration again, or the destination has nothing left of it.
 ///
 /// # Errors
-/// There is no such guest or no migration, or the guest has been handed over.
+/// If there is no such guest or no migration, or the guest has been handed over.
 pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let name = &args.name;
@@ -48,14 +48,14 @@ pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Has the migration called off; how the guest stood before that.
+/// Requests cancellation; returns the guest's state from before that.
 async fn call_off(client: &ApiClient) -> Result<GuestInfo, AskError> {
     let before = client.get("/v1/guest").await?;
     client.delete::<StateAnswer>("/v1/guest/migration").await?;
     Ok(before)
 }
 
-/// What became of a migration that agreed to be called off.
+/// Returns the result of a migration whose cancellation was accepted.
 fn result(report: &Report) -> Result<String> {
     let name = &report.guest;
     let cause = report.error.as_ref().map_or("no reason was given", |error| error.message.as_str());

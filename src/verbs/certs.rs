@@ -1,4 +1,4 @@
-//! `lighter certs`: the authority, and the certificates by which hosts know each other.
+//! `lighter certs`: the certificate authority, and the certificates with which hosts authenticate.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -19,14 +19,14 @@ use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
 
-/// How long one `lighter certs revoke` waits for another to end, and how often it tries.
+/// How long one `lighter certs revoke` waits for another to finish, and how often it retries.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Does one of `init`, `host`, `guest`, `revoke` and `show`.
+/// Runs one of `init`, `host`, `guest`, `revoke` and `show`.
 ///
 /// # Errors
-/// A file is there already (keys are never overwritten), is missing, or cannot be used.
+/// If a file exists already (keys are never overwritten), is missing, or cannot be used.
 pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
     match &args.action {
         CertsAction::Init { names } => init(state, names),
@@ -40,13 +40,14 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
     }
 }
 
-/// With what the process of the guest proves itself to other hosts: it has no other key.
+/// Returns the identity with which the guest's process authenticates to other hosts: it has no
+/// other key.
 ///
 /// # Errors
-/// This host's certificates cannot be used, or there is no such guest.
+/// If this host's certificates cannot be used, or there is no such guest.
 pub(crate) fn identity_of(state: &StateDir, guest: &GuestName) -> Result<Identity> {
     state.live_guest(guest)?;
-    // Not what its process says of itself.
+    // Not the UUID that the guest's process itself reports.
     Ok(Identity::of_guest(&state.certs(), state.read_uuid(guest)?, Role::Source)?)
 }
 
@@ -55,7 +56,7 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     let certs = state.certs();
     let names = if names.is_empty() { own_names()? } else { names.to_vec() };
     let authority = Authority::create().context("cannot make a certificate authority")?;
-    // First, so that a wrong name leaves nothing behind.
+    // Before anything is saved, so that an invalid name leaves nothing behind.
     let identity = authority.issue(&names).context("cannot make this host's certificate")?;
     authority.save(&certs).context("cannot save the certificate authority")?;
     authority.record(&certs, &identity)?;
@@ -102,8 +103,8 @@ fn revoke(state: &StateDir, which: &str) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Waits until no other process revokes certificates: each adds to the list that the one before has
-/// written.
+/// Waits until no other process revokes certificates: each revocation extends the list that the
+/// previous one wrote.
 fn lock(path: &Path) -> Result<FileLock> {
     let begin = Instant::now();
     loop {
@@ -151,32 +152,32 @@ fn line(certificate: &HostCertificate) -> String {
     format!("  {serial}  {}  valid from {from} until {until}\n", names.join(", "))
 }
 
-/// What `show` prints.
+/// The output of `show`.
 #[derive(Debug, Serialize)]
 struct Shown {
-    /// Where the certificates are.
+    /// Folder of the certificates.
     folder: String,
-    /// This host can issue certificates for others.
+    /// Whether this host can issue certificates for others.
     authority: bool,
-    /// This host's certificate and key are there and fit together.
+    /// Whether this host's certificate and key exist and match.
     usable: bool,
-    /// Why not.
+    /// Why they cannot be used.
     problem: Option<String>,
-    /// What the certificate says, when it can be read.
+    /// The content of the certificate, if it can be read.
     #[serde(flatten)]
     certificate: Option<ShownCertificate>,
 }
 
-/// What this host's certificate says.
+/// The content of this host's certificate.
 #[derive(Debug, Serialize)]
 struct ShownCertificate {
-    /// Its serial, in hexadecimal digits.
+    /// Serial number, in hexadecimal digits.
     serial: String,
     /// Names and addresses under which the host is reached.
     names: Vec<String>,
-    /// From when on it is valid, in seconds since 1970.
+    /// Start of its validity, in seconds since 1970.
     valid_from_unix_s: i64,
-    /// Until when, in seconds since 1970.
+    /// End of its validity, in seconds since 1970.
     valid_until_unix_s: i64,
 }
 
@@ -222,7 +223,7 @@ fn text(shown: &Shown) -> String {
     facts(&lines)
 }
 
-/// The host's name, in full and short, and the names of the loopback.
+/// Returns the host's name, in full and short, and the loopback names.
 fn own_names() -> Result<Vec<String>> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .context("cannot read this host's name")?;
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(state.certs()).unwrap().count(), 0);
     }
 
-    /// A state folder with an authority, and the list of serials that it has revoked.
+    /// Creates a state folder with an authority, and the list of serials that it has revoked.
     fn initialised() -> (tempfile::TempDir, StateDir) {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
@@ -335,7 +336,7 @@ mod tests {
         let error =
             format!("{:#}", revoke(outs[1].join("host.key").to_str().unwrap()).unwrap_err());
         assert!(error.contains("host.key does not hold a certificate"), "{error}");
-        // A folder is none of its files: its name may be a host's.
+        // A folder does not stand for the certificate in it: its name may be a host's.
         assert!(revoke(outs[1].to_str().unwrap()).is_err());
     }
 
@@ -350,7 +351,7 @@ mod tests {
                 scope.spawn(|| run(&state, &args(CertsAction::Revoke { which })).unwrap());
             }
         });
-        // The records would bring back what a list lacks.
+        // Otherwise the records would restore what the list lacks.
         std::fs::remove_dir_all(state.certs().join("issued")).unwrap();
         let authority = Authority::load(&state.certs()).unwrap();
         let revocation = authority.revoke(&state.certs(), &hosts).unwrap();

@@ -18,29 +18,28 @@ use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
 use crate::terminal::{RawTerminal, pump_input};
 
-/// How long one question for output waits.
+/// How long one request for output waits.
 const WAIT_MS: u64 = 20_000;
 
-/// Key strokes, or pieces of a file that is typed, that wait for the guest's process.
+/// Most keystrokes, or pieces of a file on stdin, that wait for the guest's process.
 const TYPED_MAX: usize = 16;
 
-/// Before typing again what the guest had no room for.
+/// Pause before input for which the guest had no room is sent again.
 const TYPE_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the guest may take to read what was typed before the user left.
+/// How long the guest may take, after the user has left, to read what was typed before.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a guest that is there may leave all questions unanswered, from the first on that
-/// failed.
+/// How long a live guest may leave all requests unanswered, from the first failure on.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Before asking a process again that did not answer.
+/// Pause before asking a process again that did not answer.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Watches a guest's console and types on it, until the guest is gone or the user leaves.
+/// Shows a guest's console and types on it, until the guest is gone or the user leaves.
 ///
 /// # Errors
-/// There is no such guest, or it cannot be asked.
+/// If there is no such guest, or its process does not answer.
 pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let guest = state.guest(&args.name);
@@ -51,9 +50,10 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     let (keys, typed) = channel(TYPED_MAX);
     let is_keyboard = raw.is_some();
     let take = move |bytes: &[u8]| match is_keyboard {
-        // What the guest does not read is lost, as on a real line: Ctrl-] must be heard behind it.
+        // Input that the guest does not read is dropped, as on a real serial line. Blocking here
+        // would keep Ctrl-] from being read.
         true => drop(keys.try_send(bytes.to_vec())),
-        // Nobody listens any more when this process ends.
+        // The receiver is gone only when this process ends.
         false => drop(keys.blocking_send(bytes.to_vec())),
     };
     let left = Arc::new(Notify::new());
@@ -73,8 +73,8 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Prints what the guest writes. Returns when the guest is gone, with true, or nobody reads this
-/// any more.
+/// Prints what the guest writes. Returns true when the guest is gone, or false when the reader of
+/// stdout has closed its end.
 async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
     let mut from = 0;
     let mut is_first = true;
@@ -101,7 +101,7 @@ async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
                 if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
                     return Err(error).context("cannot read the console");
                 }
-                // It is about to end, or has no time for us at the moment.
+                // The process is about to exit, or is too busy to answer.
                 sleep(PAUSE).await;
             }
             Err(error) => return Err(error).context("cannot read the console"),
@@ -109,7 +109,8 @@ async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
     }
 }
 
-/// Types what stdin says, until the user leaves. The end of a file that is typed is no leave.
+/// Types the input from stdin until the user leaves. The end of a file on stdin does not count as
+/// leaving.
 async fn type_until(left: &Notify, client: &ApiClient, typed: Receiver<Vec<u8>>) -> Result<()> {
     let mut typing = pin!(type_along(client, typed));
     tokio::select! {
@@ -122,7 +123,7 @@ async fn type_until(left: &Notify, client: &ApiClient, typed: Receiver<Vec<u8>>)
     Ok(())
 }
 
-/// Types what comes, to its end.
+/// Sends all input, to its end.
 async fn type_along(client: &ApiClient, mut typed: Receiver<Vec<u8>>) -> Result<(), AskError> {
     while let Some(mut rest) = typed.recv().await {
         while !rest.is_empty() {
@@ -135,7 +136,7 @@ async fn type_along(client: &ApiClient, mut typed: Receiver<Vec<u8>>) -> Result<
     Ok(())
 }
 
-/// Types as much as the guest has room for, and returns the rest: all of it while the guest is
+/// Sends as much as the guest has room for, and returns the rest: all of it while the guest is
 /// being handed over.
 async fn type_some(client: &ApiClient, bytes: Vec<u8>) -> Result<Vec<u8>, AskError> {
     let body = ConsoleInput { input: String::new(), bytes };
@@ -144,7 +145,7 @@ async fn type_some(client: &ApiClient, bytes: Vec<u8>) -> Result<Vec<u8>, AskErr
         Err(AskError::Refused(refusal)) if refusal.reason != Reason::Migrating => {
             Err(refusal.into())
         }
-        // Whether it is gone, the watching finds out.
+        // If the guest is gone, `watch` finds out.
         Err(_) => Ok(body.bytes),
     }
 }

@@ -1,4 +1,4 @@
-//! `lighter cpu-models`: what guests can be shown of this host's processor.
+//! `lighter cpu-models`: the CPU models that this host can offer to guests.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -9,12 +9,12 @@ use crate::exit::Exit;
 use crate::output;
 use crate::table::Table;
 
-/// A model, as printed.
+/// A CPU model, as printed.
 #[derive(Debug, Serialize)]
 struct Listed {
-    /// Its name.
+    /// Name of the model.
     name: String,
-    /// What it is, for people.
+    /// Description for users.
     about: String,
     /// Features that it needs and this host does not have, by their names in /proc/cpuinfo.
     missing: Vec<String>,
@@ -23,7 +23,7 @@ struct Listed {
 /// Lists the models.
 ///
 /// # Errors
-/// `/dev/kvm` does not answer.
+/// If `/dev/kvm` does not answer.
 pub(crate) fn run(args: &CpuModelsArgs) -> Result<Exit> {
     let models = vmm_core::cpu_models().context("cannot tell what this host's KVM can show")?;
     let models: Vec<Listed> = models

@@ -1,4 +1,4 @@
-//! `lighter define`, `undefine` and `autostart`: guests that are written down.
+//! `lighter define`, `undefine` and `autostart`: guest definitions.
 
 use anyhow::Result;
 
@@ -7,10 +7,10 @@ use crate::exit::Exit;
 use crate::output;
 use crate::state_dir::StateDir;
 
-/// Keeps a guest's file, and prints the guest's name.
+/// Stores a guest's definition, and prints the guest's name.
 ///
 /// # Errors
-/// The file describes no guest, or cannot be kept.
+/// If the file describes no valid guest, or cannot be stored.
 pub(crate) fn define(state: &StateDir, args: &DefineArgs) -> Result<Exit> {
     state.create()?;
     let name = state.definitions().define(&args.file)?;
@@ -18,19 +18,19 @@ pub(crate) fn define(state: &StateDir, args: &DefineArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Forgets a guest's file.
+/// Removes a guest's definition.
 ///
 /// # Errors
-/// The guest is not defined.
+/// If the guest is not defined.
 pub(crate) fn undefine(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
     state.definitions().undefine(&args.name)?;
     Ok(Exit::Done)
 }
 
-/// Lets a guest start with the host, or not any more.
+/// Sets whether a guest starts when the host boots.
 ///
 /// # Errors
-/// The guest is not defined.
+/// If the guest is not defined.
 pub(crate) fn autostart(state: &StateDir, args: &AutostartArgs) -> Result<Exit> {
     state.definitions().set_autostart(&args.name, !args.disable)?;
     Ok(Exit::Done)

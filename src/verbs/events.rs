@@ -1,4 +1,4 @@
-//! `lighter events`: what happens to the guests of this host, as their processes tell it.
+//! `lighter events`: follows the events of this host's guests, as their processes report them.
 
 use anyhow::Result;
 use migrate::quic::calendar_time;
@@ -14,10 +14,10 @@ use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::printable;
 
-/// Tells what happens to guests until the user has heard enough.
+/// Prints events until the user interrupts.
 ///
 /// # Errors
-/// The state folder cannot be read, or this user may not ask the guests.
+/// If the state folder cannot be read, or this user may not access the guests.
 pub(crate) fn run(state: &StateDir, args: &EventsArgs) -> Result<Exit> {
     block_on(async {
         let mut interrupts = interrupts()?;
@@ -29,7 +29,7 @@ pub(crate) fn run(state: &StateDir, args: &EventsArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Tells all, until nobody reads it any more.
+/// Prints all events, until the reader of stdout closes its end.
 async fn tell_all(state: &StateDir, args: &EventsArgs) -> Result<()> {
     let mut events = events::follow(state, args.name.as_ref());
     while let Some(event) = events.recv().await {

@@ -1,8 +1,8 @@
 //! Follows a migration to its end: asks the guest's process while there is one, and reads the
 //! record once it is gone.
 //!
-//! A process whose guest has moved away ends, and its socket with it; its report is in the record
-//! before that. So nothing is lost, whoever is faster.
+//! A process whose guest has moved away exits, and its socket goes with it. It writes its report to
+//! the record before that, so no report is lost, whichever comes first.
 
 use std::time::{Duration, Instant};
 
@@ -23,24 +23,24 @@ use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
 
-/// Time between two looks.
+/// Time between two requests for the state.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a process that does not answer any more may take to be gone.
+/// How long a process that no longer answers may take to exit.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a process that is there may leave its watcher without an answer: a busy host, a frozen
-/// process.
+/// How long a live process may leave requests unanswered: the host may be busy, or the process
+/// frozen.
 const SILENCE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the other host may be silent after the hand-over before the user is told that the guest
 /// is in doubt.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Hears Ctrl-C from now on, so that none is lost, whatever the verb is doing.
+/// Receives Ctrl-C from now on, so that none is lost, whatever the command is doing.
 ///
 /// # Errors
-/// The system gives no signals.
+/// If a signal handler cannot be installed.
 pub(crate) fn interrupts() -> Result<UnboundedReceiver<()>> {
     let mut signal = signal(SignalKind::interrupt()).context("cannot hear Ctrl-C")?;
     let (pressed, interrupts) = unbounded_channel();
@@ -48,26 +48,27 @@ pub(crate) fn interrupts() -> Result<UnboundedReceiver<()>> {
     Ok(interrupts)
 }
 
-/// A migration that somebody watches.
+/// Follows a migration for a user.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    /// This host.
+    /// State folder of this host.
     pub(crate) state: StateDir,
-    /// The guest.
+    /// Name of the guest.
     pub(crate) name: GuestName,
-    /// The migration.
+    /// ID of the migration.
     pub(crate) id: MigrationId,
-    /// Which side of it this host is.
+    /// Side of the migration on this host.
     pub(crate) role: Role,
 }
 
 impl Follower {
     /// Shows progress until the migration has ended, and returns its report. The first of
-    /// `interrupts` calls the migration off, a second one does not wait for that.
+    /// `interrupts` cancels the migration; after a second one this returns without waiting for
+    /// that.
     ///
     /// # Errors
-    /// The guest's process died without a report or does not answer, the guest is in doubt, or the
-    /// user left.
+    /// If the guest's process died without a report or does not answer, the guest is in doubt, or
+    /// the user left.
     pub(crate) async fn to_the_end(
         &self,
         mut interrupts: UnboundedReceiver<()>,
@@ -117,10 +118,10 @@ impl Follower {
         }
     }
 
-    /// Waits for the report of a migration that is about to end, without a word.
+    /// Waits silently for the report of a migration that is about to end.
     ///
     /// # Errors
-    /// The process is gone without a report.
+    /// If the process is gone without a report.
     pub(crate) async fn report(&self) -> Result<Report> {
         let client = ApiClient::new(&self.state.guest(&self.name).socket());
         loop {
@@ -136,7 +137,7 @@ impl Follower {
     /// Asks the guest's process about this migration.
     async fn look(&self, client: &ApiClient) -> Result<Look, AskError> {
         let status = match client.get::<MigrationStatus>("/v1/guest/migration").await {
-            // Another process has the name by now, and was never in any migration.
+            // Another process has the name now, and was never in any migration.
             Err(AskError::Refused(error)) if error.reason == Reason::NotMigrating => {
                 return Ok(Look::Elsewhere);
             }
@@ -150,8 +151,8 @@ impl Follower {
         })
     }
 
-    /// A process that has not got the guest is about to end; the guest's name is free here when
-    /// that is gone.
+    /// A process that no longer has the guest is about to exit. Waits for that, since the guest's
+    /// name is free on this host only afterwards.
     async fn conclude(&self, report: Report) -> Report {
         let goes_on = match self.role {
             Role::Source => report.outcome != Outcome::Migrated,
@@ -166,13 +167,13 @@ impl Follower {
         report
     }
 
-    /// Whether the process ends soon.
+    /// Whether the process exits within `END_PATIENCE`.
     async fn ends(&self) -> bool {
         is_gone_within(&self.state.guest(&self.name), None, END_PATIENCE).await
     }
 
-    /// The process is there and does not answer as it should: the migration is its business,
-    /// whoever watches.
+    /// The error for a process that lives and does not answer as it should. The migration continues
+    /// without this follower.
     fn lost_sight(&self, error: &AskError) -> anyhow::Error {
         let message = format!(
             "cannot watch the migration of {0} any more: {error}; it goes on, `lighter show {0}` tells how it stands",
@@ -181,7 +182,7 @@ impl Follower {
         ExitWith { exit: Exit::Unwatched, message }.into()
     }
 
-    /// The process is there, and nothing is known of the migration: its thread was killed by a bug.
+    /// The error for a process that lives and has no report: a bug has ended its migration thread.
     fn broke_down(&self) -> anyhow::Error {
         anyhow!(
             "the migration of {0} broke down without a report: `lighter show {0}` tells how the guest stands, the log of its \
@@ -198,7 +199,7 @@ impl Follower {
         ExitWith { exit: Exit::Unwatched, message }.into()
     }
 
-    /// The report that the process left behind, when it has ended or has other things to tell.
+    /// Reads the report in the record, when the process has exited or reports another migration.
     fn read_record(&self) -> Result<Report> {
         let is_its = |record: &Record| record.guest == self.name.as_str();
         let record = self.state.records()?.read(self.id, self.role, is_its)?;
@@ -215,28 +216,28 @@ impl Follower {
     }
 }
 
-/// What the guest's process says of a migration.
+/// The guest's process's answer about a migration.
 #[derive(Debug)]
 enum Look {
-    /// How it stands.
+    /// The migration is under way.
     UnderWay(Progress),
-    /// How it ended.
+    /// The migration has ended.
     Over(Report),
-    /// Nothing: it tells of another migration, or of none.
+    /// The process reports another migration, or none.
     Elsewhere,
 }
 
-/// For how long a guest has been in doubt.
+/// How long a guest has been in doubt.
 #[derive(Debug, Default)]
 struct Doubt {
     since: Option<Instant>,
 }
 
 impl Doubt {
-    /// Takes note of how the migration stands now.
+    /// Updates the time with the migration's current progress.
     ///
     /// # Errors
-    /// The guest has been in doubt for too long; the message has the way out.
+    /// If the guest has been in doubt for too long; the message says what to do.
     fn consider(&mut self, name: &GuestName, progress: &Progress, now: Instant) -> Result<()> {
         let Some(way_out) = &progress.in_doubt else {
             self.since = None;
@@ -268,7 +269,7 @@ mod tests {
     use crate::exit;
     use crate::state_dir::GuestClaim;
 
-    /// A guest `web` whose process answers as it is told to.
+    /// A guest `web` whose process gives configured answers.
     struct Scene {
         _claim: GuestClaim,
         _server: Server,
@@ -287,7 +288,7 @@ mod tests {
         Scene { _claim: claim, _folder: folder, _server: server, follower }
     }
 
-    /// What a source leaves of a migration after which the guest stayed.
+    /// Returns a source's record of a migration after which the guest stayed.
     fn record(migration: MigrationId) -> Record {
         let address = ([127, 0, 0, 1], 4950).into();
         Record {
@@ -309,7 +310,7 @@ mod tests {
         }
     }
 
-    /// What a follower says at its end, which comes soon.
+    /// Returns the error with which a follower ends, which must be soon.
     async fn failure(followed: impl Future<Output = Result<Report>>) -> anyhow::Error {
         tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap().unwrap_err()
     }

@@ -20,35 +20,35 @@ use crate::state_dir::{Access, GuestDir, StateDir};
 use crate::table::Table;
 use crate::units::{format_size, format_uptime};
 
-/// A guest that does not answer within this time is listed as such; the others should not have to
-/// wait.
+/// How long a guest may take to answer. One that takes longer is listed without an answer, so that
+/// the others need not wait.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One guest of this host, as `ls` and `show` see it.
+/// One guest of this host, as `ls` and `show` print it.
 #[derive(Debug, Serialize)]
 pub(crate) struct Listed {
-    /// What it says about itself, or its name when it says nothing.
+    /// The guest's answer, or its name if it does not answer.
     #[serde(flatten)]
     pub(crate) guest: Look,
-    /// Memory that its process occupies on this host, bytes.
+    /// Memory that its process occupies on the host, in bytes.
     pub(crate) resident_bytes: Option<u64>,
-    /// How long its process has lived, seconds.
+    /// Age of its process, in seconds.
     pub(crate) uptime_s: Option<u64>,
 }
 
-/// A guest that was asked.
+/// The result of asking a guest.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Look {
-    /// It answered.
+    /// The guest answered.
     Answer(Box<GuestInfo>),
-    /// It did not.
+    /// The guest did not answer.
     Silence {
-        /// Its name.
+        /// Name of the guest.
         name: GuestName,
-        /// That it does not.
+        /// Always `no-answer`.
         state: Unheard,
-        /// Its process, as far as its folder tells.
+        /// PID of its process, if its folder contains it.
         pid: Option<u32>,
     },
 }
@@ -57,12 +57,12 @@ pub(crate) enum Look {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Unheard {
-    /// The only one.
+    /// The process gave no answer in time.
     NoAnswer,
 }
 
 impl Listed {
-    /// Its name.
+    /// Returns the guest's name.
     pub(crate) fn name(&self) -> &GuestName {
         match &self.guest {
             Look::Answer(info) => &info.name,
@@ -70,7 +70,7 @@ impl Listed {
         }
     }
 
-    /// Its process, as far as it or its folder tells.
+    /// Returns the PID of its process, if the guest or its folder gives it.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.guest {
             Look::Answer(info) => Some(info.pid),
@@ -78,7 +78,7 @@ impl Listed {
         }
     }
 
-    /// What it says about itself.
+    /// Returns the guest's answer, if there is one.
     pub(crate) fn info(&self) -> Option<&GuestInfo> {
         match &self.guest {
             Look::Answer(info) => Some(info),
@@ -91,11 +91,11 @@ impl Listed {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Entry<'a> {
-    /// It has a process.
+    /// The guest has a process.
     Live(&'a Listed),
-    /// It has none, and is defined.
+    /// The guest has no process, and is defined.
     Off(&'a OffGuest),
-    /// It has none any more.
+    /// The guest has ended, and is not defined.
     Past(PastGuest<'a>),
 }
 
@@ -116,7 +116,7 @@ impl<'a> From<&'a Ended> for PastGuest<'a> {
 /// Lists the guests of this host.
 ///
 /// # Errors
-/// The state folder cannot be read, or this user may not ask the guests.
+/// If the state folder cannot be read, or this user may not access the guests.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
     let guests = block_on(look_at_all(state.live_guests()?))?;
     let (off, past) = if args.all { resting(state, &guests)? } else { Default::default() };
@@ -139,8 +139,8 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The guests that have no process: those that are defined, and of the others those whose end is
-/// known.
+/// Returns the guests without a process: those that are defined, and of the others those with a
+/// record of how they ended.
 fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ended>)> {
     let is_off = |name: &GuestName| live.iter().all(|guest| guest.name() != name);
     let mut past = state.ended().list();
@@ -159,7 +159,7 @@ fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ende
     Ok((off.collect(), past))
 }
 
-/// Asks guests, all at the same time; the answers are in their order.
+/// Asks guests, all concurrently; the answers are in the guests' order.
 async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
     let looks = guests.into_iter().map(|dir| tokio::spawn(async move { look_at(&dir).await }));
     let looks: Vec<_> = looks.collect();
@@ -173,7 +173,7 @@ async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
 /// Asks one guest.
 ///
 /// # Errors
-/// This user has no right to.
+/// If this user may not access the guest.
 pub(crate) async fn look_at(dir: &GuestDir) -> Result<Listed> {
     let client = ApiClient::new(&dir.client_socket()).with_patience(PATIENCE);
     let info = guest_info(dir.name(), &client).await?;
@@ -220,7 +220,7 @@ fn table(guests: &[Listed], off: &[OffGuest]) -> String {
     table.render()
 }
 
-/// A cell for what is not there.
+/// Returns the cell for a missing value.
 fn none() -> String {
     "-".to_owned()
 }

@@ -1,4 +1,4 @@
-//! `lighter migrate`: starts a migration, shows it, and says how it ended.
+//! `lighter migrate`: starts a migration, shows its progress, and reports how it ended.
 
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
@@ -29,21 +29,22 @@ use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::state_dir::StateDir;
 
-/// Longest wait for what an operator has decided to have happened.
+/// Longest wait for an operator's decision to take effect.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Time between two looks meanwhile.
+/// Time between two checks whether it has.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Migrates a guest, or resolves one in doubt.
 ///
 /// # Errors
-/// There is no such guest, it is being migrated already, or the migration did not succeed; the
-/// message says where the guest is now.
+/// If there is no such guest, it is being migrated already, or the migration failed; the message
+/// says where the guest is now.
 pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
-        // Given, unless there is a decision; the guest's process refuses nothing at all.
+        // Always given without a decision. Otherwise the guest's process would refuse the empty
+        // one.
         None => migrate(state, args, args.destination.as_deref().unwrap_or_default()),
     }
 }
@@ -109,7 +110,7 @@ fn print_success(
     Ok(())
 }
 
-/// Names the disks that are left without a note on them.
+/// Prints a warning that names the disks without a mark that they have moved.
 fn warn_of_unmarked(state: &StateDir, (name, uuid): (&GuestName, Uuid), report: &Report) {
     if report.disk_bytes == 0 {
         return;
@@ -128,8 +129,8 @@ fn warn_of_unmarked(state: &StateDir, (name, uuid): (&GuestName, Uuid), report: 
     ));
 }
 
-/// Asks the guest's process to begin. One of an earlier version looks the destination up itself,
-/// and does not know where the node listens.
+/// Asks the guest's process to start the migration. A process of an earlier version resolves the
+/// destination itself, and does not know the port of this host's node.
 async fn begin(
     client: &ApiClient,
     request: MigrationRequest,
@@ -139,8 +140,8 @@ async fn begin(
     ask_or_older(ask, request, older).await
 }
 
-/// Asks with `request`, and with `older` where the process refuses that: one of an earlier version
-/// refuses the fields that it does not know.
+/// Sends `request`, or `older` if the process refuses that: a process of an earlier version refuses
+/// fields that it does not know.
 async fn ask_or_older<R: PartialEq, T>(
     ask: impl AsyncFn(R) -> Result<T, AskError>,
     request: R,
@@ -155,7 +156,7 @@ async fn ask_or_older<R: PartialEq, T>(
     }
 }
 
-/// The process has the request and may still take it.
+/// The error for a process that has received the request and may still act on it.
 fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     let message = format!(
         "cannot tell whether the migration of {0} begins: {error}; it may when the process goes on: `lighter show {0}` tells, \
@@ -165,8 +166,8 @@ fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     ExitWith { exit: Exit::Unwatched, message }.into()
 }
 
-/// What is asked of the guest's process, which does not see the files that names are looked up in
-/// as they are now.
+/// Builds the request to the guest's process. Names are resolved here, since the process does not
+/// see the current versions of the files that name resolution reads.
 async fn request(
     state: &StateDir,
     args: &MigrateArgs,
@@ -216,9 +217,9 @@ fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result
     Ok(Exit::Done)
 }
 
-/// Tells the guest's process what was decided, once the other host has been asked. One of an
-/// earlier version does not know that it was, nor that disks may be unproven, for which it does not
-/// ask.
+/// Sends the decision to the guest's process, after the other host has been asked. A process of an
+/// earlier version does not know that the other host was asked. Nor does it know unproven disks, of
+/// which it does not ask for proof.
 async fn order(
     client: &ApiClient,
     decision: Resolution,
@@ -231,8 +232,9 @@ async fn order(
     ask_or_older(ask, request, older).await
 }
 
-/// A guest that is its own again stays paused because its user had paused it; or because it could
-/// not go on, and then there is a way out.
+/// A guest that is out of the migration stays paused for one of two reasons: its user had paused
+/// it, or it could not continue. In the second case the report says what to do, and this returns
+/// that as an error.
 async fn expect_no_way_out(client: &ApiClient) -> Result<()> {
     let status: MigrationStatus = client.get("/v1/guest/migration").await?;
     match status.report.and_then(|report| report.way_out) {
@@ -241,7 +243,8 @@ async fn expect_no_way_out(client: &ApiClient) -> Result<()> {
     }
 }
 
-/// Waits until the guest is as was ordered: its own again, or gone with its process.
+/// Waits until the decision has taken effect: the guest is out of the migration, or is gone with
+/// its process.
 async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
     let began = Instant::now();
     let mut last = None;

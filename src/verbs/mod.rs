@@ -1,9 +1,9 @@
-//! What the command line's verbs do: they find a guest's process and talk to it. Nothing here owns
-//! a guest.
+//! The commands of the command line: they find a guest's process and talk to it. No command runs a
+//! guest itself.
 //!
-//! A verb is a file with a `run`; [`session`] is how they reach guests, [`off`] how guests without
-//! a process are shown, [`follow`], [`progress`] and [`summary`] how a migration is watched. Start
-//! at [`list`] for the simplest, [`migrate`] for the one that matters.
+//! Each command is a file with a `run`. [`session`] is how commands reach guests, [`off`] shows
+//! guests without a process, and [`follow`], [`progress`] and [`summary`] show a migration. Start
+//! at [`list`] for the simplest command, and at [`migrate`] for the most important one.
 
 pub(crate) mod balloon;
 pub(crate) mod cancel;

@@ -1,4 +1,4 @@
-//! Guests that are defined and do not run, as `ls --all` and `show` tell of them.
+//! Guests that are defined and do not run, as `ls --all` and `show` print them.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::names::GuestName;
 use crate::table::facts;
 use crate::units::{format_size, format_uptime};
 
-/// How such a guest stands, in JSON.
+/// The state of such a guest in JSON.
 const STATE: &str = "shut-off";
 
 /// A guest that is defined and does not run.
 #[derive(Debug, Serialize)]
 pub(crate) struct OffGuest {
-    /// Its name.
+    /// Name of the guest.
     pub(crate) name: GuestName,
     /// Always `shut-off`.
     state: &'static str,
@@ -25,20 +25,20 @@ pub(crate) struct OffGuest {
     pub(crate) memory_bytes: Option<u64>,
     /// Virtual CPUs; absent when its file is damaged.
     pub(crate) vcpus: Option<u8>,
-    /// Its labels.
+    /// Labels of the guest.
     labels: BTreeMap<String, String>,
-    /// Whether it starts with the host.
+    /// Whether the guest starts when the host boots.
     autostart: bool,
-    /// Its file.
+    /// Path of the definition file.
     definition: String,
-    /// What is wrong with its file.
+    /// What is wrong with the definition file.
     fault: Option<String>,
-    /// How it ended last, when that is known.
+    /// How the guest last ended, if that is known.
     pub(crate) ended: Option<Ended>,
 }
 
 impl OffGuest {
-    /// A guest that is defined, and how it ended last.
+    /// Combines a definition with how the guest last ended.
     pub(crate) fn new(definition: Definition, ended: Option<Ended>) -> Self {
         let Definition { name, path, autostart, spec } = definition;
         let fault = spec.as_ref().err().map(|error| format!("{error:#}"));
@@ -56,12 +56,12 @@ impl OffGuest {
         }
     }
 
-    /// How it stands, for tables.
+    /// Returns the state for tables.
     pub(crate) fn state(&self) -> &'static str {
         if self.fault.is_some() { "damaged file" } else { "shut off" }
     }
 
-    /// All about it, for people.
+    /// Formats all details for users.
     pub(crate) fn text(&self) -> String {
         let mut lines = vec![("Name", self.name.to_string())];
         let ended = self.ended.as_ref();
@@ -79,18 +79,18 @@ impl OffGuest {
     }
 }
 
-/// A guest's labels for people, when it has any.
+/// Formats a guest's labels for users, if it has any.
 pub(crate) fn labels_line(labels: &BTreeMap<String, String>) -> Option<(&'static str, String)> {
     let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     (!pairs.is_empty()).then(|| ("Labels", pairs.join(", ")))
 }
 
-/// Where a guest is defined, for people.
+/// Formats the path of a guest's definition for users.
 pub(crate) fn definition_line(path: &str) -> (&'static str, String) {
     ("Defined in", path.to_owned())
 }
 
-/// Whether a guest starts with the host, for people.
+/// Formats for users whether a guest starts when the host boots.
 pub(crate) fn autostart_line(autostart: bool) -> (&'static str, String) {
     ("Starts with the host", if autostart { "yes" } else { "no" }.to_owned())
 }

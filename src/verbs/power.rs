@@ -13,24 +13,24 @@ use crate::output;
 use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 use crate::units::format_duration;
 
-/// How long a guest's process may take to answer that it ends.
+/// How long a guest's process may take to accept the request to exit.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two questions to a guest that is awaited.
+/// Pause between two requests to a guest that is waited for.
 const QUESTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Stops a guest's vCPUs.
 ///
 /// # Errors
-/// There is no such guest, or it is being migrated.
+/// If there is no such guest, or it is being migrated.
 pub(crate) fn pause(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     tell(state, args, "pause")
 }
 
-/// Lets a paused guest go on.
+/// Resumes a paused guest.
 ///
 /// # Errors
-/// As [`pause`].
+/// Like [`pause`].
 pub(crate) fn resume(state: &StateDir, args: &ResumeArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     let request = ResumeRequest { unsafe_disks: args.unsafe_disks };
@@ -43,16 +43,16 @@ pub(crate) fn resume(state: &StateDir, args: &ResumeArgs) -> Result<Exit> {
 /// Resets a guest.
 ///
 /// # Errors
-/// There is no such guest, or it does not run.
+/// If there is no such guest, or it does not run.
 pub(crate) fn reset(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     tell(state, args, "reset")
 }
 
-/// Ends a guest, and waits until nothing is left of it. A process that does not answer, or does not
-/// end, is killed.
+/// Ends a guest, and waits until its process has exited. A process that does not answer or does not
+/// exit is killed.
 ///
 /// # Errors
-/// As [`pause`]; or its process cannot be killed.
+/// Like [`pause`], or if its process cannot be killed.
 pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     let name = &args.name;
     let client = guest_client(state, name)?.with_patience(ANSWER_PATIENCE);
@@ -80,7 +80,8 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
     })
 }
 
-/// Tells a guest's process to end, again when it may hear it then. One that is gone has ended.
+/// Asks a guest's process to exit, and retries while it does not answer. A process that is gone has
+/// exited.
 async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError> {
     let begun = Instant::now();
     loop {
@@ -97,7 +98,7 @@ async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError
 /// Presses a guest's power button, and waits until the guest is off.
 ///
 /// # Errors
-/// As [`pause`]; or the guest does not listen to its button, or does not shut down in time.
+/// Like [`pause`], or if the guest ignores its button, or does not shut down in time.
 pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
     let (name, client) = (&args.name, guest_client(state, &args.name)?);
     let guest = state.guest(name);
@@ -119,10 +120,10 @@ pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Presses a guest's power button, and waits until the guest was off and boots again.
+/// Presses a guest's power button, and waits until the guest has shut down and boots again.
 ///
 /// # Errors
-/// As [`shutdown`]; or it ended and did not boot again.
+/// Like [`shutdown`], or if the guest ended and did not boot again.
 pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
     let (name, client) = (&args.name, guest_client(state, &args.name)?);
     let guest = state.guest(name);
@@ -150,7 +151,8 @@ pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
     }
 }
 
-/// Waits until the guest has started over more than `before` times; false when it is gone instead.
+/// Waits until the guest has restarted more than `before` times; returns false if it is gone
+/// instead.
 async fn restarts_beyond(client: &ApiClient, guest: &GuestDir, before: u64) -> bool {
     loop {
         match client.get::<GuestInfo>("/v1/guest").await {

@@ -1,5 +1,5 @@
-//! How a running migration looks: a bar on a terminal, lines elsewhere or beside JSON, nothing for
-//! programs.
+//! The progress of a running migration: a bar on a terminal; lines if stderr is not one, or beside
+//! JSON; nothing for programs.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -12,20 +12,20 @@ use crate::cli::Output;
 use crate::output;
 use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, format_size};
 
-/// What is said of a guest that writes faster than its memory is sent.
+/// What is shown while a guest writes faster than its memory is sent.
 const NOT_CONVERGING: &str = "not converging: raise --downtime (or --bandwidth, where it is limited), or have the guest write less";
 
-/// How often there is a line within a long step.
+/// How often a line is printed within a long phase or round.
 const LINES_EVERY: Duration = Duration::from_secs(10);
 
 /// Shows progress on stderr.
 #[derive(Debug)]
 pub(crate) enum ProgressView {
-    /// One line that changes.
+    /// One line that is updated in place.
     Bar(ProgressBar),
     /// A line for each phase and round, and every [`LINES_EVERY`] within one.
     Lines {
-        /// What was said last, and when.
+        /// The phase and round of the last line, and when it was printed.
         last: Option<((Phase, u32), Instant)>,
     },
     /// Nothing.
@@ -33,7 +33,7 @@ pub(crate) enum ProgressView {
 }
 
 impl ProgressView {
-    /// The view that fits where stderr goes.
+    /// Returns the view that fits the output and stderr.
     pub(crate) fn new(output: Output) -> Self {
         Self::fitting(output, std::io::stderr().is_terminal())
     }
@@ -41,7 +41,7 @@ impl ProgressView {
     fn fitting(output: Output, on_terminal: bool) -> Self {
         match (output, on_terminal) {
             (Output::Text, true) => Self::bar(),
-            // The document on stdout may go to the same terminal.
+            // The JSON document on stdout may go to the same terminal.
             (Output::Json, true) | (Output::Text, false) => Self::Lines { last: None },
             (Output::Json, false) => Self::Silent,
         }
@@ -49,14 +49,14 @@ impl ProgressView {
 
     fn bar() -> Self {
         let bar = ProgressBar::new(1);
-        // A template that does not parse would cost the looks, not the migration.
+        // A template that does not parse affects only the appearance.
         if let Ok(style) = ProgressStyle::with_template("{prefix:>20} [{bar:24}] {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
         Self::Bar(bar)
     }
 
-    /// Shows how the migration stands.
+    /// Shows the current progress.
     pub(crate) fn show(&mut self, progress: &Progress) {
         match self {
             Self::Bar(bar) => {
@@ -84,7 +84,7 @@ impl ProgressView {
     }
 }
 
-/// The number of the round that is under way or comes next.
+/// Returns the number of the round that is under way or comes next.
 fn round(progress: &Progress) -> u32 {
     progress.round.max(1)
 }
@@ -96,7 +96,8 @@ fn step(progress: &Progress) -> String {
     }
 }
 
-/// Memory and disks that do not wait to be sent. Before the first round all of it waits.
+/// Returns the bytes of memory and disks that do not wait to be sent. Before the first round all of
+/// them wait.
 fn done_bytes(progress: &Progress) -> u64 {
     if progress.phase < Phase::Precopy {
         0
@@ -118,7 +119,7 @@ fn figures(progress: &Progress) -> String {
         parts.push(format!("{} of disks left", format_size(progress.disk_remaining_bytes)));
     }
     parts.push(format_rate(rate(progress)));
-    // What the guest dirties is counted at the end of a round.
+    // The dirty rate is measured at the end of a round.
     if progress.bandwidth_bytes_per_second >= 1.0 {
         let dirtied = format_count(progress.dirty_pages_per_second.max(0.0) as u64);
         parts.push(format!("{dirtied} pages/s dirtied"));
@@ -134,8 +135,8 @@ fn figures(progress: &Progress) -> String {
     parts.join(", ")
 }
 
-/// Memory sent each second: as measured over the last rounds, or on average while the first one is
-/// under way.
+/// Returns the memory sent each second: as measured over the last rounds, or the average while the
+/// first one is under way.
 fn rate(progress: &Progress) -> u64 {
     if progress.bandwidth_bytes_per_second >= 1.0 {
         return progress.bandwidth_bytes_per_second as u64;
@@ -143,7 +144,7 @@ fn rate(progress: &Progress) -> u64 {
     average_rate(&progress.transfer, progress.elapsed_seconds)
 }
 
-/// Memory sent each second, on average, in bytes before compression; zero pages do not count.
+/// Returns the memory sent each second on average, in bytes before compression, without zero pages.
 pub(super) fn average_rate(transfer: &Transfer, seconds: f64) -> u64 {
     let pages = transfer.content_pages();
     (pages as f64 * PAGE_BYTES as f64 / seconds.max(1e-3)) as u64

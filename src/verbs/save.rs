@@ -1,5 +1,5 @@
-//! `lighter save` and `lighter template`: a guest's memory and state into a file, and its disks
-//! beside it.
+//! `lighter save` and `lighter template`: writes a guest's memory and state to a file, and its
+//! disks beside it.
 
 mod disks;
 
@@ -23,14 +23,14 @@ use crate::signals::EndSignals;
 use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 use crate::units::{format_duration, format_size};
 
-/// Memory goes to a disk: that may take its time.
+/// How long a save may take: memory is written to a disk.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Saves a guest.
 ///
 /// # Errors
-/// There is no such guest, it is being migrated, it shall go on and writes disks, or a file cannot
-/// be written.
+/// If there is no such guest, it is being migrated, it would continue and writes disks that are not
+/// copied, or a file cannot be written.
 pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
     let asked = Asked::new(state, &args.name, &args.file)?;
     let goes_on = args.keep_running;
@@ -42,10 +42,10 @@ pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
     }))
 }
 
-/// Makes a template of a guest.
+/// Makes a template from a guest.
 ///
 /// # Errors
-/// As [`run`].
+/// Like [`run`].
 pub(crate) fn template(state: &StateDir, args: &TemplateArgs) -> Result<Exit> {
     let asked = Asked::new(state, &args.name, &args.file)?;
     block_on(asked.write(SaveFormat::Template))
@@ -58,7 +58,7 @@ struct Asked {
     guest: GuestDir,
     client: ApiClient,
     file: PathBuf,
-    /// Since when it stands still, once it does.
+    /// The save for which the guest is paused, once it is.
     standing: Cell<Option<SaveId>>,
 }
 
@@ -71,14 +71,15 @@ impl Asked {
         Ok(Self { name: name.clone(), guest, client, file, standing: Cell::default() })
     }
 
-    /// Does what `work` does, unless somebody calls it off before its end: then the guest goes on.
+    /// Runs `work`, unless a signal interrupts it: then the guest is resumed.
     async fn or_called_off(&self, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
         let mut signals = EndSignals::listen()?;
         let signal = tokio::select! {
             done = work => return done.with_context(|| format!("cannot save {}", self.name)),
             signal = signals.next() => signal,
         };
-        // While it is being written it goes on by itself: nobody waits for the answer any more.
+        // While the file is still being written, the guest's process resumes the guest on its own,
+        // since no client waits for its answer any more.
         if let Some(save) = self.standing.get() {
             self.tell_guest("release", save).await?;
         }
@@ -89,8 +90,8 @@ impl Asked {
         Ok(self.client.put_json(&format!("/v1/guest/save/{what}"), &save).await?)
     }
 
-    /// A file without a name, which gets its name when all is there. It is opened here: the guest's
-    /// process may not, and it becomes this user's.
+    /// Creates an unnamed file, which gets its name when it is complete. It is opened here, since
+    /// the guest's process may not open it and the file should belong to this user.
     fn open(&self) -> Result<PartialFile> {
         PartialFile::create(&self.file)
             .with_context(|| format!("cannot save the guest to {}", self.file.display()))
@@ -105,7 +106,7 @@ impl Asked {
         Ok(self.client.post_with_file("/v1/guest/save", request, file.file()).await?)
     }
 
-    /// Writes a guest that goes on when it is written.
+    /// Writes a guest that continues once its memory is written.
     async fn write(&self, format: SaveFormat) -> Result<Exit> {
         let partial = self.open()?;
         let file = self.file.clone();
@@ -115,7 +116,7 @@ impl Asked {
         self.tell(&saved, Some(saved.paused_ms))
     }
 
-    /// Writes a guest that stands still until the file has its name, and so do copies of its disks.
+    /// Writes a guest that stays paused until the file has its name and its disks are copied.
     async fn write_standing(&self, with_disks: bool, goes_on: bool) -> Result<Exit> {
         let copies = match with_disks {
             true => Copies::create(&self.client.get("/v1/guest").await?, &self.file)?,
@@ -156,14 +157,14 @@ impl Asked {
         {
             self.tell_guest("release", save).await.with_context(|| format!("{error:#}"))?;
         } else if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
-            // Whatever it has answered.
+            // Whatever the answer was.
             return Ok(());
         }
         answer?;
         bail!("the guest's process does not end")
     }
 
-    /// The last word, on a guest that stood still for some milliseconds, or has ended.
+    /// Prints the result for a guest that was paused for some time, or has ended.
     fn tell(&self, saved: &Saved, stood_ms: Option<u64>) -> Result<Exit> {
         let (name, size, file) = (&self.name, format_size(saved.file_bytes), self.file.display());
         let became = match stood_ms {

@@ -1,5 +1,5 @@
-//! How a verb reaches a guest: a small runtime for the time of the verb, and a client of the
-//! guest's socket.
+//! How a command reaches a guest: a small runtime for the duration of the command, and a client of
+//! the guest's socket.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use crate::api::ApiClient;
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 
-/// How long a guest's process that was told to end may take.
+/// How long a guest's process may take to exit after it was told to.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two looks at whether a process has ended.
+/// Pause between two checks whether a process has exited.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Runs a verb's conversation with other processes.
+/// Runs a command's requests to other processes.
 ///
 /// # Errors
-/// The verb's own, or the system gives no runtime.
+/// The command's own errors, or if the runtime cannot be started.
 pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -28,17 +28,17 @@ pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
         .block_on(verb)
 }
 
-/// A client of the live guest of this name.
+/// Returns a client of the live guest of this name.
 ///
 /// # Errors
-/// There is no such guest here.
+/// If there is no such guest on this host.
 pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClient> {
     Ok(ApiClient::new(&state.live_guest(name)?.socket()))
 }
 
-/// Waits until nothing is left of `guest`; false when something is after `patience`. Its name is
-/// free a moment before its process has ended, which is waited for where it was known before it was
-/// told to end.
+/// Waits until `guest` and its process are gone; returns false if they are not after `patience`.
+/// The guest's name is free a moment before its process has exited. That exit is waited for only if
+/// `process` is given, which must be obtained before the process is told to exit.
 pub(crate) async fn is_gone_within(
     guest: &GuestDir,
     process: Option<&ProcessHandle>,

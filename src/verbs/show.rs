@@ -1,4 +1,4 @@
-//! `lighter show`: all about one guest.
+//! `lighter show`: all details of one guest.
 
 use std::time::Duration;
 
@@ -30,27 +30,28 @@ use crate::state_dir::{GuestDir, StateDir};
 use crate::table::facts;
 use crate::units::{format_count, format_duration, format_rate, format_size, format_uptime};
 
-/// Everything that is known about a guest.
+/// Everything that is shown of a guest.
 #[derive(Debug, Serialize)]
 struct Shown {
     #[serde(flatten)]
     listed: Listed,
-    /// Its folder, with console log and API socket.
+    /// Folder with the guest's console log and API socket.
     folder: String,
-    /// Its file, when it is defined.
+    /// Path of the definition file, if the guest is defined.
     definition: Option<String>,
-    /// Whether it starts with the host.
+    /// Whether the guest starts when the host boots.
     autostart: bool,
-    /// Its share of memory that it has in common with other processes counted once, bytes.
+    /// Memory of its process with shared pages divided among the processes that share them (PSS,
+    /// and huge pages of the host's pool), in bytes.
     proportional_bytes: Option<u64>,
     /// The running migration, or the last one.
     migration: Option<MigrationStatus>,
-    /// What the built-in workload says about itself.
+    /// Report of the built-in workload.
     workload: Option<WorkloadInfo>,
 }
 
 impl Shown {
-    /// What can be told of a guest that is asked no more.
+    /// Returns what is known of a guest without asking it for more.
     fn silent(listed: Listed, dir: &GuestDir, definition: Option<Definition>) -> Self {
         Self {
             listed,
@@ -64,10 +65,10 @@ impl Shown {
     }
 }
 
-/// Shows one guest; one that does not answer is a failure.
+/// Shows one guest; a guest that does not answer is a failure.
 ///
 /// # Errors
-/// There is no such guest, or this user has no right to see it.
+/// If there is no such guest, or this user may not see it.
 pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.guest(&args.name);
     if !dir.is_live() {
@@ -80,12 +81,12 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         }
     }
     let dir = state.live_guest(&args.name)?;
-    // Who may only look sees the guest, and not its file.
+    // A user with read-only access sees the guest, but not its definition.
     let definition = state.definitions().find(&args.name).ok().flatten();
     let shown = block_on(async {
         let client = ApiClient::new(&dir.client_socket());
         let mut shown = Shown::silent(look_at(&dir).await?, &dir, definition);
-        // One that does not answer is not asked for more.
+        // A guest that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
             shown.proportional_bytes = cost.map(|cost| cost.total_bytes());
@@ -110,7 +111,7 @@ fn show_off(args: &ShowArgs, guest: &OffGuest) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Shows what is left of a guest that has ended.
+/// Shows the record of a guest that has ended.
 fn show_past(args: &ShowArgs, ended: &Ended) -> Result<Exit> {
     match args.json.output() {
         Output::Json => output::print_json(&PastGuest::from(ended))?,
@@ -175,7 +176,7 @@ fn text(shown: &Shown) -> String {
     facts(&lines)
 }
 
-/// What its process may do.
+/// Formats what the guest's process may do.
 fn confinement_line(confinement: Confinement) -> String {
     let calls = match confinement.seccomp {
         SeccompState::On => "its system calls",
@@ -218,7 +219,7 @@ fn net_line(net: &NetInfo) -> String {
     )
 }
 
-/// What is not as it is by default.
+/// Formats the memory options that differ from the defaults.
 fn backing_lines(backing: &BackingInfo) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     let pages = match backing.hugepages.as_str() {
@@ -268,7 +269,7 @@ fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// How a migration ended, from the side that tells it.
+/// Formats how a migration ended, from the side that reports it.
 fn last_migration(report: &Report) -> String {
     let time = seconds(report.total_seconds);
     let outcome = match (report.outcome, report.role) {
@@ -284,8 +285,7 @@ fn last_migration(report: &Report) -> String {
     format!("{outcome}{}{}", stood.unwrap_or_default(), error.unwrap_or_default())
 }
 
-/// How a guest stands that is on its way here: what is left and how fast it comes is the source's
-/// to know.
+/// Formats the progress of an arriving guest. Only the source knows how much is left, and the rate.
 fn arrival_line(progress: &Progress) -> String {
     format!("{}, {} received", progress.phase, format_size(progress.transfer.wire_bytes))
 }

@@ -1,4 +1,4 @@
-//! What a migration's report says, for people, and the exit code that goes with it.
+//! Formats a migration's report for users, and maps it to an exit code.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::exit::{Exit, ExitWith};
 use crate::table::facts;
 use crate::units::{format_count, format_duration, format_rate, format_size};
 
-/// The figures of a migration, a line each.
+/// Formats the figures of a migration, one per line.
 pub(crate) fn figures(report: &Report) -> String {
     let transfer = &report.transfer;
     let mut lines = vec![("Total time", seconds(report.total_seconds))];
@@ -55,7 +55,7 @@ pub(crate) fn figures(report: &Report) -> String {
     facts(&lines)
 }
 
-/// Why the migration did not end with the guest at its destination; `None` when it did.
+/// Returns why the guest is not at its destination after the migration; `None` if it is.
 pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
     let guest = &report.guest;
     let cause = report
@@ -100,7 +100,7 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
     Some(ExitWith { exit, message })
 }
 
-/// What a guest stood still for before it was handed over, or went on.
+/// Formats the parts of the downtime before the hand-over, or before the guest continued.
 fn standstill(parts: &Standstill) -> String {
     format!(
         "{} to pause it, {} to flush its disks, {} to save its state, {} to send the last pages, {} for the destination to be \
@@ -113,7 +113,7 @@ fn standstill(parts: &Standstill) -> String {
     )
 }
 
-/// For how long a guest that stays has stood still for its hand-over, and what for.
+/// Formats the downtime of a guest that stays, and its parts.
 fn stood(report: &Report) -> String {
     let Some((downtime, parts)) = report.downtime_seconds.zip(report.standstill.as_ref()) else {
         return String::new();
@@ -121,12 +121,12 @@ fn stood(report: &Report) -> String {
     format!(", having stood still for {}: {}", seconds(downtime), standstill(parts))
 }
 
-/// How a guest that has stayed at the source is.
+/// Returns the state of a guest that has stayed at the source.
 pub(super) fn stays(report: &Report) -> &str {
     report.way_out.as_deref().unwrap_or("the guest goes on here")
 }
 
-/// A time of a report; what is no time (a negative one) is shown as none.
+/// Formats a time of a report; an invalid (negative) one is shown as zero.
 pub(crate) fn seconds(seconds: f64) -> String {
     format_duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
@@ -138,7 +138,7 @@ pub(super) mod tests {
     use migrate::progress::{Role, Transfer};
     use migrate::report::ReportedError;
 
-    /// A source's report with this end.
+    /// Returns a source's report with this outcome.
     pub(in super::super) fn report(outcome: Outcome, reason: Option<Reason>) -> Report {
         Report {
             migration: MigrationId::random(),

@@ -1,17 +1,17 @@
-//! The one way in which typed state becomes bytes and back: bincode with fixed-size little-endian
-//! integers, and always behind a limit, since the bytes may come from a peer or a file.
+//! The only place where typed state is encoded to bytes and decoded: bincode with fixed-size
+//! little-endian integers, and always with a limit, since the bytes may come from a peer or a file.
 
 use bincode::config;
 use bincode::error::{DecodeError, EncodeError};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Largest encoded value, in bytes, unless it says otherwise.
+/// Default limit on an encoded value, in bytes.
 pub(crate) const ENCODED_BYTES_MAX: usize = 1 << 20;
 
 /// Encodes `value`.
 ///
 /// # Errors
-/// When the value is larger than [`ENCODED_BYTES_MAX`].
+/// If the encoded value is larger than [`ENCODED_BYTES_MAX`].
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
     encode_within::<ENCODED_BYTES_MAX, T>(value)
 }
@@ -19,13 +19,13 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
 /// Encodes `value` in at most `MAX` bytes.
 ///
 /// # Errors
-/// When the value is larger.
+/// If the encoded value is larger.
 pub(crate) fn encode_within<const MAX: usize, T: Serialize>(
     value: &T,
 ) -> Result<Vec<u8>, EncodeError> {
     let mut bytes = Vec::with_capacity(16 << 10);
     bincode::serde::encode_into_std_write(value, &mut bytes, config::<MAX>())?;
-    // bincode's own limit is for decoding only.
+    // bincode's own limit applies to decoding only.
     if bytes.len() > MAX {
         let text = format!("{} bytes, of which {MAX} are allowed", bytes.len());
         return Err(EncodeError::OtherString(text));
@@ -36,7 +36,8 @@ pub(crate) fn encode_within<const MAX: usize, T: Serialize>(
 /// Decodes a value that fills `bytes` exactly. Memory use is bounded by [`ENCODED_BYTES_MAX`].
 ///
 /// # Errors
-/// When the bytes are no such value, are more than one, or claim lengths beyond the limit.
+/// If the bytes do not encode such a value, are followed by others, or claim lengths beyond the
+/// limit.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     decode_within::<ENCODED_BYTES_MAX, T>(bytes)
 }
@@ -51,7 +52,7 @@ pub(crate) fn decode_within<const MAX: usize, T: DeserializeOwned>(
     if bytes.len() > MAX {
         return Err(DecodeError::LimitExceeded);
     }
-    // The one place where it is allowed: `config` has the limit.
+    // The only permitted call: `config` sets the limit.
     #[expect(clippy::disallowed_methods)]
     let (value, used) = bincode::serde::decode_from_slice(bytes, config::<MAX>())?;
     if used != bytes.len() {
@@ -77,7 +78,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_decoded_is_not_encoded() {
-        // Its length takes eight bytes.
+        // The vector's length takes the other eight bytes.
         let largest = vec![7_u8; ENCODED_BYTES_MAX - 8];
         let bytes = encode(&largest).unwrap();
         assert_eq!(decode::<Vec<u8>>(&bytes).unwrap(), largest);

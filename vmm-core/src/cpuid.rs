@@ -1,4 +1,4 @@
-//! CPUID: what the guest's processor says it can do, and whether another host's can do it too.
+//! CPUID: the features that a guest's processor reports, and whether another host has them too.
 
 mod feature;
 mod model;
@@ -81,24 +81,24 @@ impl CpuidEntry {
     }
 }
 
-/// KVM's paravirtual features that guests are shown (Documentation/virt/kvm/x86/cpuid.rst): the
-/// clock in its old and new form, no delay on port access, and that the clock is stable. Left out
-/// are those whose state lives in guest memory that KVM writes behind the guest's back (steal time,
-/// EOI, async page faults), and hypercalls, which not every KVM completes.
+/// KVM's paravirtual features that guests see (Documentation/virt/kvm/x86/cpuid.rst): the clock in
+/// its old and new form, no delay on port access, and the clock's stability. Hidden are those whose
+/// state lives in guest memory that KVM writes behind the guest's back (steal time, EOI, async page
+/// faults), and hypercalls, which not every KVM completes.
 const PARAVIRTUAL_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
-/// What a new guest is shown of what KVM supports. Adds what KVM leaves for the VMM to announce:
-/// the hypervisor bit, and what the in-kernel interrupt controller provides on any host, which are
-/// the LAPIC's deadline timer and the x2APIC (KVM reports that one, too). Hides what has state that
-/// is not saved: shadow stacks, whose pointer is no MSR (`KVM_REG_GUEST_SSP`, since Linux 6.18),
-/// and with them indirect-branch tracking.
+/// Returns the part of KVM's supported CPUID that a new guest sees. Adds what KVM leaves for the
+/// VMM to announce: the hypervisor bit, and the features of the in-kernel interrupt controller that
+/// exist on any host, which are the LAPIC's deadline timer and the x2APIC (KVM reports the latter
+/// itself, too). Hides features whose state is not saved: shadow stacks, whose pointer is not an
+/// MSR (`KVM_REG_GUEST_SSP`, since Linux 6.18), and with them indirect-branch tracking.
 pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE_TIMER: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
     const SHSTK: u32 = 1 << 7;
     const IBT: u32 = 1 << 20;
-    /// The states of both in IA32_XSS.
+    /// The states of both features in IA32_XSS.
     const CET: u32 = 0b11 << 11;
     for entry in &mut entries {
         match entry.function {
@@ -115,15 +115,15 @@ pub(crate) fn for_new_guest(mut entries: Vec<CpuidEntry>) -> Vec<CpuidEntry> {
     entries
 }
 
-/// The table for vCPU `vcpu` of `vcpus`, as KVM wants it: its APIC ID, and its place in one socket
-/// with one thread for each core. None when there are more entries than KVM takes.
+/// Returns the table for vCPU `vcpu` of `vcpus` in KVM's format, with the vCPU's APIC ID and its
+/// place in one socket with one thread per core. `None` if there are more entries than KVM accepts.
 pub(crate) fn table(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Option<CpuId> {
     let entries: Vec<_> =
         topology::for_vcpu(entries, vcpu, vcpus).iter().map(kvm_cpuid_entry2::from).collect();
     CpuId::from_entries(&entries).ok()
 }
 
-/// Names of the features in `guest` that `host` does not have, in order.
+/// Returns the names of the features in `guest` that `host` lacks, in the order of the tables.
 pub(crate) fn missing_features(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<String> {
     feature_bits(guest)
         .filter(|(leaf, subleaf, register, bit)| {
@@ -147,14 +147,15 @@ fn word(entries: &[CpuidEntry], leaf: u32, subleaf: u32, register: Register) -> 
         .map_or(0, |entry| entry.register(register))
 }
 
-/// Who made the processor: `GenuineIntel`, `AuthenticAMD`. Empty when it is not told.
+/// Returns the processor's vendor: `GenuineIntel`, `AuthenticAMD`. Empty when the table has no leaf
+/// 0.
 pub(crate) fn vendor(entries: &[CpuidEntry]) -> String {
     let Some(leaf) = entries.iter().find(|entry| entry.function == 0) else { return String::new() };
     let bytes = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
     bytes.into_iter().filter(u8::is_ascii_graphic).map(char::from).collect()
 }
 
-/// Whether the processor is one of AMD's, or made like one.
+/// Whether the processor is AMD's or derived from AMD's (Hygon).
 pub(crate) fn is_amd(entries: &[CpuidEntry]) -> bool {
     ["AuthenticAMD", "HygonGenuine"].contains(&vendor(entries).as_str())
 }
@@ -163,9 +164,8 @@ fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
     word(entries, leaf, subleaf, register) >> bit & 1 == 1
 }
 
-/// Whether a guest with this table knows of the model-specific register `msr`. What a processor can
-/// do beyond CPUID's words is read from some registers; a guest that is not told that they are
-/// there does not have them.
+/// Whether a guest with this table has the model-specific register `msr`. Some registers report
+/// features beyond CPUID's words; a guest has such a register only if a CPUID feature announces it.
 pub(crate) fn knows_msr(entries: &[CpuidEntry], msr: u32) -> bool {
     msr::is_told(entries, msr)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a virtual machine, worded for the person who has to put it right.
+//! Errors of virtual machines, worded for the operator who has to fix them.
 
 use crate::RunState;
 use crate::boot::BootError;
@@ -19,7 +19,7 @@ pub enum Error {
         "cannot open /dev/kvm: {0}; check that the kvm module is loaded and that this user may read and write the device"
     )]
     OpenKvm(kvm_ioctls::Error),
-    /// The host's KVM lacks something without which no guest can run.
+    /// The host's KVM lacks a capability that every guest needs.
     #[error("this host's kvm lacks {capability}, which is needed to {purpose}")]
     MissingCapability {
         /// Name of the capability as in `linux/kvm.h`.
@@ -32,7 +32,7 @@ pub enum Error {
     Kvm {
         /// Name of the ioctl.
         call: &'static str,
-        /// The kernel's answer.
+        /// The error from the kernel.
         cause: kvm_ioctls::Error,
     },
     /// A call on a vCPU's file descriptor failed.
@@ -42,10 +42,10 @@ pub enum Error {
         vcpu: u8,
         /// Name of the ioctl.
         call: &'static str,
-        /// The kernel's answer.
+        /// The error from the kernel.
         cause: kvm_ioctls::Error,
     },
-    /// A vCPU's thread is gone although the VM is not stopped.
+    /// A vCPU's thread has ended although the VM is not stopped.
     #[error("the thread of vcpu {0} has ended; stop this guest")]
     VcpuThreadGone(u8),
     /// A vCPU's thread could not be started.
@@ -53,21 +53,21 @@ pub enum Error {
     StartThread {
         /// Index of the vCPU.
         vcpu: u8,
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// The call does not fit the state that the VM is in.
+    /// The call is not possible in the VM's current state.
     #[error("cannot {action}: the guest is {state}")]
     WrongState {
-        /// What was asked for.
+        /// The action that was requested.
         action: &'static str,
-        /// The state that the VM is in.
+        /// The VM's current state.
         state: RunState,
     },
-    /// A guest that was never booted cannot be booted again.
+    /// The guest was never booted, so it cannot be booted again.
     #[error("it is not known what this guest was booted from")]
     NeverBooted,
-    /// A slice of dirty words does not lie within the guest's RAM.
+    /// A slice of dirty words extends beyond the guest's RAM.
     #[error("dirty words {first}..{end} lie outside guest memory of {chunks} chunks")]
     DirtyRange {
         /// First chunk asked for.
@@ -77,17 +77,17 @@ pub enum Error {
         /// Chunks that the guest has.
         chunks: usize,
     },
-    /// Dirty tracking was used without being started, or started twice.
+    /// Dirty tracking was used without being started, or was started twice.
     #[error("dirty tracking is {0}")]
     DirtyTracking(&'static str),
-    /// The host's rings are shorter.
+    /// The host's rings are shorter than requested.
     #[error(
         "this host's kvm has dirty rings of at most {max} entries, not {entries}: choose --dirty-log ring:{max} or bitmap"
     )]
     DirtyRing {
-        /// Entries asked for.
+        /// Entries requested.
         entries: u32,
-        /// Most entries there can be.
+        /// Most entries that the host supports.
         max: u32,
     },
     /// See [`MemoryError`].

@@ -1,15 +1,15 @@
-//! What a guest does that its owner wants to hear of: its end, a reset, and the doorbell.
+//! Events of a guest for its owner: its end, a reset, and the doorbell.
 //!
-//! Events wait in an [`EventQueue`]. A guest can ring its doorbell as often as it likes, so only
-//! the last [`DOORBELLS_MAX`] rings wait; the one event that says that the guest has stopped is
-//! never lost, nor is a reset, of which there is one at a time.
+//! Events wait in an [`EventQueue`]. A guest can ring its doorbell as often as it likes, so the
+//! queue keeps only the last [`DOORBELLS_MAX`] rings. It never drops the one event that says that
+//! the guest has stopped, nor a reset, of which at most one waits.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Rings of the doorbell that wait to be taken; beyond it, the oldest is dropped.
+/// Rings of the doorbell that wait to be taken; at this limit the queue drops the oldest.
 pub const DOORBELLS_MAX: usize = 256;
 
 /// Something that a guest did.
@@ -17,7 +17,7 @@ pub const DOORBELLS_MAX: usize = 256;
 pub enum VmEvent {
     /// The guest has ended; none of its vCPUs runs again.
     Stopped(StopReason),
-    /// The guest stands still and is to start over: call [`crate::Vm::start_over`].
+    /// The guest is paused and has to be reset: call [`crate::Vm::start_over`].
     Reset(StopReason),
     /// The guest wrote to [`crate::devices::DOORBELL_PORT`].
     Doorbell {
@@ -28,7 +28,7 @@ pub enum VmEvent {
     },
 }
 
-/// Why a guest has ended, or starts over.
+/// Why a guest has ended or resets.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum StopReason {
     /// The owner called [`crate::Vm::stop`].
@@ -38,21 +38,20 @@ pub enum StopReason {
     Reset,
     /// The owner called [`crate::Vm::reset`].
     ResetAsked,
-    /// The guest switched itself off, by ACPI's soft-off (S5) or
-    /// [`crate::devices::POWER_OFF_PORT`].
+    /// The guest powered itself off, by ACPI's soft-off (S5) or [`crate::devices::POWER_OFF_PORT`].
     PowerOff,
-    /// The guest was to start over and could not.
+    /// The guest was to reset and could not.
     NoRestart {
-        /// Why it was to.
+        /// Why it was to reset.
         reason: Box<StopReason>,
         /// Why it could not.
         error: String,
     },
-    /// A fault that could not be delivered (`KVM_EXIT_SHUTDOWN`).
+    /// A fault that the processor could not deliver (`KVM_EXIT_SHUTDOWN`).
     TripleFault {
         /// The vCPU that faulted.
         vcpu: u8,
-        /// Where it was.
+        /// Address of its current instruction.
         rip: u64,
     },
     /// KVM gave up on an instruction (`KVM_EXIT_INTERNAL_ERROR`).
@@ -61,9 +60,9 @@ pub enum StopReason {
         vcpu: u8,
         /// `KVM_INTERNAL_ERROR_*` of `linux/kvm.h`; 1 is an instruction that could not be emulated.
         suberror: u32,
-        /// Where it was.
+        /// Address of its current instruction.
         rip: u64,
-        /// The instruction's bytes, as far as KVM tells; at most 15.
+        /// The instruction's bytes, if KVM reports them; at most 15.
         instruction: Vec<u8>,
     },
     /// The processor refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`).
@@ -77,13 +76,13 @@ pub enum StopReason {
     Unexpected {
         /// The vCPU concerned.
         vcpu: u8,
-        /// What it was.
+        /// Description of the exit or the error.
         what: String,
     },
 }
 
 impl StopReason {
-    /// True for the ways in which a guest ends of its own will (or its owner's); false for a crash.
+    /// Whether the guest ended as it or its owner asked; false for a crash.
     pub fn is_orderly(&self) -> bool {
         matches!(self, Self::Asked | Self::Reset | Self::PowerOff)
     }
@@ -112,7 +111,7 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// A bounded queue of [`VmEvent`]s with any number of takers.
+/// A bounded queue of [`VmEvent`]s with any number of consumers.
 #[derive(Debug, Default)]
 pub struct EventQueue {
     inner: Mutex<Inner>,
@@ -126,8 +125,8 @@ struct Inner {
 }
 
 impl EventQueue {
-    /// Takes the oldest event, waiting for one up to `patience`. `None` when that time has passed,
-    /// or at once when the guest has stopped and all its events have been taken.
+    /// Takes the oldest event, waiting up to `patience` for one. Returns `None` when that time has
+    /// passed, or at once when the guest has stopped and all its events have been taken.
     pub fn take(&self, patience: Duration) -> Option<VmEvent> {
         let deadline = Instant::now() + patience;
         let mut inner = self.lock();

@@ -1,5 +1,5 @@
-//! What a guest's owner has written beside it. Nothing of the machine depends on it; it goes
-//! wherever the guest goes.
+//! Labels that a guest's owner attaches to it. The machine does not depend on them; they move with
+//! the guest.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ const KEY_BYTES_MAX: usize = 63;
 /// Longest value, in bytes.
 const VALUE_BYTES_MAX: usize = 255;
 
-/// A label, or their number, is out of bounds.
+/// A label is malformed, or there are too many.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct LabelError(String);
 
-/// Checks labels, whoever gave them.
+/// Checks labels from any source.
 ///
 /// # Errors
-/// [`LabelError`].
+/// [`LabelError`] if there are more than 64, or one is malformed.
 pub fn check(labels: &Labels) -> Result<(), LabelError> {
     if labels.len() > LABELS_MAX {
         return Err(LabelError(format!("a guest has at most {LABELS_MAX} labels")));
@@ -33,7 +33,7 @@ pub fn check(labels: &Labels) -> Result<(), LabelError> {
 /// Checks one label.
 ///
 /// # Errors
-/// [`LabelError`].
+/// [`LabelError`] if its key or value is malformed.
 pub fn check_label(key: &str, value: &str) -> Result<(), LabelError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
     if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(is_plain) {

@@ -1,12 +1,12 @@
 //! A KVM virtual machine: memory, vCPUs, devices, dirty-page tracking and saved state.
 //!
-//! Everything starts at [`Vm`]: create one from a [`VmShape`], give it something to run with
-//! [`Vm::boot`], then [`Vm::resume`] it. A paused VM can be saved with [`Vm::save_state`], and that
-//! state loaded into a VM of the same shape in another process or on another host; [`snapshot`]
-//! does the same through a file. While it runs, dirty tracking tells which pages changed.
+//! Start at [`Vm`]: create one from a [`VmShape`], load what it runs with [`Vm::boot`], then
+//! [`Vm::resume`] it. [`Vm::save_state`] saves a paused VM; that state can be loaded into a VM of
+//! the same shape in another process or on another host. [`snapshot`] does the same through a file.
+//! While the guest runs, dirty tracking reports which pages changed.
 //!
-//! This crate knows KVM and the rust-vmm crates, and nothing of migration, of networks or of the
-//! program that it is part of.
+//! This crate depends on KVM and the rust-vmm crates. It knows nothing of migration, of networks or
+//! of the program that uses it.
 
 pub mod boot;
 mod codec;

@@ -1,5 +1,5 @@
-//! Everything that has to be equal on two hosts for a guest to run on either: its memory, its vCPUs
-//! and what its processor can do. Checked before anything is created.
+//! Everything that two hosts must agree on for a guest to run on either: its memory, its vCPUs and
+//! the features of its processor. All of it is checked before anything is created.
 
 mod tsc;
 mod vcpus;
@@ -26,45 +26,45 @@ pub use vcpus::{VCPUS_MAX, VcpuLimits};
 
 /// Version of the encoding of a [`VmShape`] without labels.
 const SHAPE_VERSION: u16 = 6;
-/// The same with labels behind.
+/// Version of the encoding of a [`VmShape`] that is followed by labels.
 const SHAPE_VERSION_WITH_LABELS: u16 = 7;
 
-/// A description from which the same virtual machine can be created on any fitting host.
+/// A description from which the same virtual machine can be created on any suitable host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmShape {
-    /// Guest RAM, in bytes; see [`RamLayout::new`] for what is possible.
+    /// Guest RAM, in bytes; see [`RamLayout::new`] for the bounds.
     pub memory_bytes: u64,
     /// Number of vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
-    /// What CPUID shows to the guest, before the fields that differ from vCPU to vCPU are filled
+    /// The CPUID table that the guest sees, before the fields that differ between vCPUs are filled
     /// in.
     pub cpuid: Vec<CpuidEntry>,
-    /// What the guest is shown in the model-specific registers that tell of features, by their
-    /// numbers in ascending order. A guest that `cpuid` does not tell of one of them does not have
-    /// it, whatever is in it.
+    /// The model-specific registers that report features, as the guest sees them, in ascending
+    /// order of their numbers. A guest lacks a register that `cpuid` does not announce, whatever
+    /// its value here.
     pub feature_msrs: Vec<MsrValue>,
     /// The guest's TSC frequency, in kHz.
     pub tsc_khz: u32,
-    /// Bytes of a vCPU's XSAVE area.
+    /// Size of a vCPU's XSAVE area, in bytes.
     pub xsave_bytes: u32,
     /// The virtio devices, by slot; see [`crate::devices::mmio`].
     pub devices: Vec<DeviceConfig>,
-    /// How the RAM is backed, on any host.
+    /// How the RAM is backed, on every host.
     pub memory: MemoryConfig,
-    /// Name of the model that `cpuid` and `feature_msrs` were made with, for people.
+    /// Name of the model that produced `cpuid` and `feature_msrs`, for people.
     pub cpu_model: String,
-    /// What the guest's owner has written beside it.
+    /// Labels that the guest's owner attached to it.
     #[serde(skip)]
     pub labels: Labels,
 }
 
-/// Why a shape is not possible, or not possible on this host.
+/// Why a shape is invalid, or not possible on this host.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ShapeError {
     /// The number of vCPUs is out of bounds.
     #[error("a guest has 1 to {VCPUS_MAX} vcpus, not {0}")]
     Vcpus(u8),
-    /// The guest has more vCPUs than this host's KVM gives a guest.
+    /// The guest has more vCPUs than this host's KVM allows.
     #[error(
         "the guest has {guest} vcpus, and this host's kvm gives a guest at most {host} \
          (KVM_CAP_MAX_VCPUS)"
@@ -72,32 +72,33 @@ pub enum ShapeError {
     HostVcpus {
         /// vCPUs that the guest has.
         guest: u8,
-        /// Most that a guest can have on this host.
+        /// Most vCPUs that a guest can have on this host.
         host: u8,
     },
-    /// The guest uses CPU features that this host does not have.
+    /// The guest uses CPU features that this host lacks.
     #[error("this host's processor lacks features that the guest uses: {}", .0.join(", "))]
     CpuFeatures(Vec<String>),
-    /// The guest was told of features, or of no weaknesses, that are not this host's.
+    /// The registers that the guest saw report features, or the absence of weaknesses, that this
+    /// host does not have.
     #[error(
         "the guest counts on what its processor's registers told it, and this host's differ in: {}; choose a level with --cpu \
          for guests that move between such hosts", .0.join(", ")
     )]
     CpuRegisters(Vec<String>),
-    /// The guest was started on a processor of another make.
+    /// The guest was started on a processor of another vendor.
     #[error(
         "the guest was started on a processor by {guest}, and this host's is by {host}: guests move between processors of one make only"
     )]
     CpuVendor {
-        /// The guest's, as CPUID has it.
+        /// The guest's vendor, as in CPUID.
         guest: String,
-        /// The host's.
+        /// The host's vendor.
         host: String,
     },
     /// See [`ModelError`].
     #[error(transparent)]
     CpuModel(#[from] ModelError),
-    /// The guest's extended state is larger than this host's.
+    /// The guest's extended state is larger than this host supports.
     #[error("the guest has {guest} bytes of extended cpu state, this host supports {host}")]
     XsaveBytes {
         /// Bytes the guest's state takes.
@@ -105,7 +106,7 @@ pub enum ShapeError {
         /// Bytes this host supports.
         host: u32,
     },
-    /// The clocks tick at different rates and the hardware cannot scale.
+    /// The TSC frequencies differ and this host's hardware cannot scale.
     #[error(
         "the guest's tsc runs at {guest} kHz and this host's at {host} kHz, and this host cannot scale it"
     )]
@@ -118,10 +119,10 @@ pub enum ShapeError {
     /// See [`LabelError`].
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// The bytes are no shape.
+    /// The bytes do not encode a shape.
     #[error("cannot read the description of the guest: {0}")]
     Malformed(String),
-    /// The shape was written by a version of this program that this one does not know.
+    /// The shape has a version that this program does not know.
     #[error(
         "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_LABELS}"
     )]
@@ -129,20 +130,20 @@ pub enum ShapeError {
 }
 
 impl VmShape {
-    /// The shape of a new guest on this host, with every CPU feature that KVM supports here and
-    /// without virtio devices; add them to [`VmShape::devices`].
+    /// Returns the shape of a new guest on this host, with every CPU feature that KVM supports here
+    /// and without virtio devices; add them to [`VmShape::devices`].
     ///
     /// # Errors
-    /// When memory or vCPUs are out of bounds, or `/dev/kvm` does not answer.
+    /// If memory or vCPUs are out of bounds, or `/dev/kvm` cannot be used.
     pub fn for_host(memory_bytes: u64, vcpus: u8) -> Result<Self> {
         Self::with_cpu(memory_bytes, vcpus, &CpuModel::default())
     }
 
-    /// The same with those of this host's CPU features that `model` shows.
+    /// As `for_host`, with only those CPU features of this host that `model` shows.
     ///
     /// # Errors
-    /// As [`VmShape::for_host`]; [`ModelError::Needs`] when the host lacks one that the
-    /// model needs.
+    /// As [`VmShape::for_host`]; [`ModelError::Needs`] if the host lacks a feature that the model
+    /// needs.
     pub fn with_cpu(memory_bytes: u64, vcpus: u8, model: &CpuModel) -> Result<Self> {
         let host = Host::get()?;
         let cpuid = model.apply(&host.cpuid).map_err(ShapeError::from)?;
@@ -162,15 +163,15 @@ impl VmShape {
         Ok(shape)
     }
 
-    /// Where the guest's RAM lies.
+    /// Returns the layout of the guest's RAM.
     ///
     /// # Errors
-    /// When the size is not possible.
+    /// If the size is not possible.
     pub fn layout(&self) -> Result<RamLayout> {
         Ok(RamLayout::new(self.memory_bytes)?)
     }
 
-    /// The disks, in their order.
+    /// Returns the disks, in the order of the devices.
     pub fn disks(&self) -> impl Iterator<Item = &BlockConfig> {
         self.devices.iter().filter_map(|device| match device {
             DeviceConfig::Block(disk) => Some(disk),
@@ -178,7 +179,7 @@ impl VmShape {
         })
     }
 
-    /// The same, to be changed.
+    /// As `disks`, to change them.
     pub fn disks_mut(&mut self) -> impl Iterator<Item = &mut BlockConfig> {
         self.devices.iter_mut().filter_map(|device| match device {
             DeviceConfig::Block(disk) => Some(disk),
@@ -186,7 +187,7 @@ impl VmShape {
         })
     }
 
-    /// The network devices, in their order.
+    /// Returns the network devices, in the order of the devices.
     pub fn nets(&self) -> impl Iterator<Item = &NetConfig> {
         self.devices.iter().filter_map(|device| match device {
             DeviceConfig::Net(net) => Some(net),
@@ -194,7 +195,7 @@ impl VmShape {
         })
     }
 
-    /// The same, to be changed.
+    /// As `nets`, to change them.
     pub fn nets_mut(&mut self) -> impl Iterator<Item = &mut NetConfig> {
         self.devices.iter_mut().filter_map(|device| match device {
             DeviceConfig::Net(net) => Some(net),
@@ -202,7 +203,7 @@ impl VmShape {
         })
     }
 
-    /// The guest's address, if it has a vsock device.
+    /// Returns the guest's vsock address (CID), if it has a vsock device.
     pub fn cid(&self) -> Option<u32> {
         self.devices.iter().find_map(|device| match device {
             DeviceConfig::Vsock { cid } => Some(*cid),
@@ -240,8 +241,8 @@ impl VmShape {
         Ok(self.memory.check_host(self.memory_bytes)?)
     }
 
-    /// Checks that the disks at their paths are those that the guest has at the source of a
-    /// migration, but for those that come with it.
+    /// Checks that the disks at their paths are those of the guest at the source of a migration,
+    /// except for disks that the migration copies.
     ///
     /// # Errors
     /// [`crate::DeviceError::OtherDisk`], [`crate::DeviceError::UnprovenDisk`],
@@ -250,13 +251,14 @@ impl VmShape {
         Ok(self.disks().try_for_each(BlockConfig::check_shared)?)
     }
 
-    /// Replaces the evidence that the disks came with by this host's, for their next migration.
+    /// Replaces the proofs of identity that the disks came with by this host's, for the next
+    /// migration.
     pub fn identify_disks(&mut self) {
         self.disks_mut().for_each(|disk| *disk = disk.clone().identified());
     }
 
-    /// Gives each disk the evidence of the one in `known` with the same path, and no other: for a
-    /// process that has been confined and cannot read it any more.
+    /// Gives each disk the proof of the disk in `known` with the same path, and no proof if there
+    /// is none. A confined process needs this because it can no longer read the disks.
     pub fn take_evidence(&mut self, known: &[BlockConfig]) {
         for disk in self.disks_mut() {
             let same = known.iter().find(|known| known.path() == disk.path());
@@ -268,7 +270,8 @@ impl VmShape {
     /// Encodes the shape for a peer or a file.
     ///
     /// # Errors
-    /// [`ShapeError::Malformed`] when it has absurdly many CPUID entries.
+    /// [`ShapeError::Malformed`] if the encoding is too long, which takes absurdly many CPUID
+    /// entries.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let bytes = match self.labels.is_empty() {
             true => codec::encode(&(SHAPE_VERSION, self)),
@@ -277,11 +280,12 @@ impl VmShape {
         Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)
     }
 
-    /// Decodes what [`VmShape::to_bytes`] made; the bytes may be hostile. Bounds are checked, the
-    /// host is not: see [`VmShape::check_host`].
+    /// Decodes bytes that [`VmShape::to_bytes`] produced; they may be hostile. Checks bounds but
+    /// not the host: see [`VmShape::check_host`].
     ///
     /// # Errors
-    /// [`ShapeError`], [`crate::memory::MemoryError::Size`].
+    /// [`ShapeError`] if the bytes are malformed or out of bounds;
+    /// [`crate::memory::MemoryError::Size`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let version = bytes
             .first_chunk()
@@ -317,16 +321,16 @@ impl VmShape {
     }
 }
 
-/// What each CPU model that has a name lacks on this host, by the names of features.
+/// Returns each predefined CPU model with the names of the features that this host lacks for it.
 ///
 /// # Errors
-/// `/dev/kvm` does not answer.
+/// If `/dev/kvm` cannot be used.
 pub fn cpu_models() -> Result<Vec<(CpuModel, Vec<String>)>> {
     let host = Host::get()?;
     Ok(CpuModel::all().map(|model| (model.clone(), model.missing(&host.cpuid))).collect())
 }
 
-/// What this host can do; asked of KVM once, since it does not change while the program runs.
+/// What this host supports. KVM is queried once, since this does not change while the program runs.
 #[derive(Debug)]
 struct Host {
     vcpus: VcpuLimits,
@@ -368,7 +372,7 @@ impl Host {
     }
 }
 
-/// Capabilities without which this VMM runs no guest.
+/// Checks the capabilities that this VMM needs for every guest.
 fn check_capabilities(kvm: &Kvm) -> Result<()> {
     let needed = [
         (Cap::Irqchip, "KVM_CAP_IRQCHIP", "deliver interrupts"),
@@ -388,10 +392,10 @@ fn check_capabilities(kvm: &Kvm) -> Result<()> {
     }
 }
 
-/// The CPUID table for vCPU `vcpu` of `vcpus`.
+/// Returns the CPUID table for vCPU `vcpu` of `vcpus`.
 ///
 /// # Errors
-/// [`ShapeError::Malformed`]: it has too many entries.
+/// [`ShapeError::Malformed`] if it has too many entries.
 pub(crate) fn cpuid_table(
     entries: &[CpuidEntry],
     vcpu: u8,

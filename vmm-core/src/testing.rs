@@ -1,4 +1,4 @@
-//! Guests for tests: a few machine instructions each, run at CPL 3 where they are fast everywhere.
+//! Guests for tests: a few machine instructions each, run at CPL 3, which is fast on every host.
 
 use std::io::sink;
 use std::sync::OnceLock;
@@ -7,14 +7,14 @@ use std::time::Duration;
 use crate::boot::{UserEntry, start_user_mode};
 use crate::{DirtyLog, Vm, VmEvent, VmOptions, VmShape};
 
-/// Far longer than any event takes; reached only by a test that fails.
+/// Far longer than any event takes; only a failing test reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// Where test programs are loaded.
+/// Load address of test programs.
 pub(crate) const CODE: u64 = 0x10_0000;
 /// First page that test programs write, at 2 MiB.
 pub(crate) const DATA: u64 = 0x20_0000;
 
-/// Adds 1 to the first word of RSI pages from RDI on, rings the doorbell with 1, and starts over.
+/// Adds 1 to the first word of RSI pages from RDI on, rings the doorbell with 1, and repeats.
 pub(crate) const TOUCH_PAGES: &[u8] = &[
     0x48, 0x89, 0xf8, // mov rax, rdi
     0x48, 0x89, 0xf1, // mov rcx, rsi
@@ -28,7 +28,7 @@ pub(crate) const TOUCH_PAGES: &[u8] = &[
     0xeb, 0xe0, // jmp start
 ];
 
-/// The same once: rings the doorbell with 1 and spins.
+/// As `TOUCH_PAGES`, but once: rings the doorbell with 1 and spins.
 pub(crate) fn touch_pages_once() -> Vec<u8> {
     let mut code = TOUCH_PAGES.to_vec();
     let jump = code.len() - 1;
@@ -45,7 +45,7 @@ pub(crate) const COUNT_ALOUD: &[u8] = &[
     0xeb, 0xfb, // jmp ring
 ];
 
-/// Adds 1 to the word at RDI for ever, and to XMM0 as well, which is stored behind it.
+/// Adds 1 to the word at RDI for ever, and to XMM0, whose value it stores after that word.
 pub(crate) const COUNT_IN_MEMORY: &[u8] = &[
     0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1
     0x66, 0x48, 0x0f, 0x6e, 0xc8, // movq xmm1, rax
@@ -56,7 +56,7 @@ pub(crate) const COUNT_IN_MEMORY: &[u8] = &[
     0xeb, 0xf2, // jmp turn
 ];
 
-/// Writes a byte to the port in RDI and spins.
+/// Writes the low byte of RSI to the port in RDI and spins.
 pub(crate) const WRITE_PORT: &[u8] = &[
     0x89, 0xfa, // mov edx, edi
     0x89, 0xf0, // mov eax, esi
@@ -64,10 +64,10 @@ pub(crate) const WRITE_PORT: &[u8] = &[
     0xeb, 0xfe, // jmp $
 ];
 
-/// An instruction that always faults, without an interrupt table to take the fault.
+/// An instruction that always faults; without an interrupt table, that ends the guest.
 pub(crate) const FAULT: &[u8] = &[0x0f, 0x0b]; // ud2
 
-/// The host's shape, found once, with another size.
+/// The host's shape, queried once, with another size.
 pub(crate) fn shape(mib: u64, vcpus: u8) -> VmShape {
     static HOST: OnceLock<VmShape> = OnceLock::new();
     let host = HOST.get_or_init(|| VmShape::for_host(64 << 20, 1).unwrap());
@@ -84,12 +84,12 @@ pub(crate) fn vm_with(mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
     vm_by(DirtyLog::Auto, mib, code, args)
 }
 
-/// The same with this log of dirty pages.
+/// As `vm_with`, with this dirty log.
 pub(crate) fn vm_by(dirty_log: DirtyLog, mib: u64, code: &[u8], args: &[[u64; 2]]) -> Vm {
     vm_of(&shape(mib, args.len() as u8), dirty_log, code, args)
 }
 
-/// The same of this shape.
+/// As `vm_by`, with this shape.
 pub(crate) fn vm_of(shape: &VmShape, dirty_log: DirtyLog, code: &[u8], args: &[[u64; 2]]) -> Vm {
     let options = VmOptions { dirty_log };
     let vm = Vm::create_with(shape, &options, Box::new(sink())).unwrap();
@@ -100,12 +100,12 @@ pub(crate) fn vm_of(shape: &VmShape, dirty_log: DirtyLog, code: &[u8], args: &[[
     vm
 }
 
-/// The next event, which must come.
+/// Returns the next event, and fails if none comes.
 pub(crate) fn event(vm: &Vm) -> VmEvent {
     vm.events().take(PATIENCE).expect("an event")
 }
 
-/// The word at `gpa`.
+/// Reads the word at `gpa`.
 pub(crate) fn word(vm: &Vm, gpa: u64) -> u64 {
     let mut bytes = [0; 8];
     vm.ram().read(gpa, &mut bytes).unwrap();
@@ -153,8 +153,8 @@ pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Pages of 2 MiB in the host's pool, `count` more than guests have; gone when dropped. The pool is
-/// the host's, so tests that need one take turns, of other processes too.
+/// Enlarges the host's pool of 2 MiB pages, by `count` free pages, until dropped. The pool belongs
+/// to the host, so tests that use it take turns, also across processes.
 pub(crate) struct Pool {
     before: u64,
     _turn: std::fs::File,
@@ -172,7 +172,7 @@ fn set_pool(pages: u64) {
         .expect("this test needs a pool of huge pages, and root to make one");
 }
 
-/// A pool of exactly `count` free pages.
+/// Sets up a pool with exactly `count` free pages.
 pub(crate) fn pool_of_2m(count: u64) -> Pool {
     let turn =
         std::fs::File::create(std::env::temp_dir().join("lighter-tests-hugetlb.lock")).unwrap();

@@ -1,7 +1,7 @@
-//! Files that have no name before they are complete (`O_TMPFILE` of open(2)): the kernel forgets
-//! such a file with its last descriptor, so nothing is left of it, whatever happens to the process
-//! that writes it. Then it gets its name at once, by `linkat`, or takes the place of another file,
-//! by `rename` from a name beside it.
+//! Files without a name until they are complete (`O_TMPFILE` of open(2)). The kernel frees such a
+//! file with its last descriptor, so nothing is left of it if the process that writes it dies. A
+//! complete file gets its name in one step: by `linkat`, or by `rename` from a temporary name if it
+//! replaces another file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,15 +14,16 @@ use nix::unistd::linkat;
 
 use crate::sys::file;
 
-/// Makes a file without a name in `folder`, opened as `options` say.
+/// Creates a file without a name in `folder`, with these `options`.
 ///
 /// # Errors
-/// `EOPNOTSUPP` or `EISDIR` where the file system has no such files; otherwise the system's answer.
+/// `EOPNOTSUPP` or `EISDIR` if the file system does not support such files; otherwise the error
+/// from the system.
 pub(crate) fn create(folder: &Path, options: &mut OpenOptions) -> io::Result<File> {
     options.custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(folder)
 }
 
-/// The folder that a file is in.
+/// Returns the folder of a file.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -33,15 +34,16 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 /// Makes the names in the folder of `path` durable.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
-/// A name that nobody else uses, in the folder of `path` and as long whatever `path` is.
+/// Returns an unused temporary name in the folder of `path`. Its length does not depend on `path`,
+/// so it cannot be too long.
 ///
 /// # Errors
-/// The host has no entropy yet.
+/// If the host has no entropy yet.
 pub(crate) fn beside(path: &Path) -> io::Result<PathBuf> {
     let mut number = [0; 8];
     file::fill_random(&mut number)?;
@@ -49,7 +51,7 @@ pub(crate) fn beside(path: &Path) -> io::Result<PathBuf> {
     Ok(folder_of(path).join(name))
 }
 
-/// A file's name, which is taken away again unless it is kept.
+/// A file's name, which is removed on drop unless it is kept.
 #[derive(Debug)]
 pub(crate) struct TakenName {
     path: PathBuf,
@@ -57,33 +59,33 @@ pub(crate) struct TakenName {
 }
 
 impl TakenName {
-    /// The name that a file has got already.
+    /// Takes over a name that a file already has.
     pub(crate) fn of(path: PathBuf) -> Self {
         Self { path, kept: false }
     }
 
-    /// Gives `file` a name that nobody has.
+    /// Gives `file` the name `path`, which must be unused.
     ///
     /// # Errors
-    /// `AlreadyExists`; otherwise the system's answer.
+    /// `AlreadyExists` if the name is in use; otherwise the error from the system.
     pub(crate) fn link(file: &File, path: PathBuf) -> io::Result<Self> {
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         linkat(AT_FDCWD, own.as_str(), AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)?;
         Ok(Self::of(path))
     }
 
-    /// Moves the file to `path`, in the place of what is there, and keeps it there: this cannot be
-    /// undone.
+    /// Renames the file to `path`, replacing a file that is there, and keeps that name. This cannot
+    /// be undone.
     ///
     /// # Errors
-    /// The system's answer; the file has its old name then.
+    /// The error from the system; the file then still has its old name.
     pub(crate) fn replace(&mut self, path: &Path) -> io::Result<()> {
         fs::rename(&self.path, path)?;
         self.kept = true;
         Ok(())
     }
 
-    /// The file keeps the name.
+    /// Leaves the name in place.
     pub(crate) fn keep(mut self) {
         self.kept = true;
     }
@@ -92,7 +94,7 @@ impl TakenName {
 impl Drop for TakenName {
     fn drop(&mut self) {
         if !self.kept {
-            // Nothing more can be done about a file that cannot be removed.
+            // A file that cannot be removed stays; there is nothing more to do.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -40,13 +40,13 @@ pub(crate) mod tests;
 pub use balloon::BalloonStatus;
 pub use power::Restarts;
 
-/// Where Intel processors without unrestricted guest support keep a task segment of KVM's: three
+/// Where Intel processors without unrestricted guest support keep KVM's own task segment: three
 /// pages in the hole below 4 GiB (`KVM_SET_TSS_ADDR`).
 const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One page in the same hole, for the same processors (`KVM_SET_IDENTITY_MAP_ADDR`).
+/// Where they keep KVM's identity map: one page in the same hole (`KVM_SET_IDENTITY_MAP_ADDR`).
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
-/// What a guest is doing.
+/// Whether a guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
@@ -68,15 +68,15 @@ impl fmt::Display for RunState {
     }
 }
 
-/// What is chosen for a VM in this process, and does not move with its guest.
+/// Options of a VM in this process, which do not move with its guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VmOptions {
-    /// How KVM tells which pages the guest wrote.
+    /// How KVM logs the pages that the guest writes.
     pub dirty_log: DirtyLog,
 }
 
-/// A virtual machine. All calls may be made from any thread; those that change what the guest is
-/// doing wait for each other. Dropping it ends the guest.
+/// A virtual machine. All methods may be called from any thread; those that change whether the
+/// guest runs wait for each other. Dropping the VM ends the guest.
 ///
 /// A new VM is paused and empty: [`Vm::boot`] or [`Vm::load_state`] gives it something to run.
 #[derive(Debug)]
@@ -88,29 +88,29 @@ pub struct Vm {
     dirty: Mutex<Tracker>,
     /// What the guest was booted from.
     origin: Mutex<Option<Origin>>,
-    /// The state that the VM was created in, which is that of a machine after a reset.
+    /// The state in which the VM was created, which is that of a machine after a reset.
     pristine: Option<Box<VmState>>,
-    /// Held by calls that change or save what the guest is doing.
+    /// Locked by calls that change whether the guest runs, or save its state.
     control: Mutex<()>,
-    /// What the guest was last told to do; whether it has ended since is in `machine`.
+    /// Whether the guest was last ordered to run; `machine` knows if it has ended since.
     told_to_run: AtomicBool,
 }
 
 impl Vm {
     /// Creates a paused VM after checking that this host can run it. The guest's serial output goes
-    /// to `console`, byte by byte; the guest waits while it is written.
+    /// to `console`, byte by byte; the guest waits during each write.
     ///
     /// # Errors
-    /// What [`VmShape::check_host`] finds, or what the host refuses.
+    /// As [`VmShape::check_host`]; the error of a KVM or system call.
     pub fn create(shape: &VmShape, console: Box<dyn Write + Send>) -> Result<Self> {
         Self::create_with(shape, &VmOptions::default(), console)
     }
 
-    /// The same with `options` of this process's.
+    /// As [`Vm::create`], with `options` for this process.
     ///
     /// # Errors
-    /// As [`Vm::create`]; [`Error::MissingCapability`] and [`Error::DirtyRing`] for a log that this
-    /// host does not have.
+    /// As [`Vm::create`]; [`Error::MissingCapability`] or [`Error::DirtyRing`] for a dirty log that
+    /// this host does not support.
     pub fn create_with(
         shape: &VmShape,
         options: &VmOptions,
@@ -119,7 +119,7 @@ impl Vm {
         Self::create_from(shape, options, None, console)
     }
 
-    /// The same with memory that begins as the `template` has it.
+    /// As `create_with`, with the content of the `template` as initial memory.
     pub(crate) fn create_from(
         shape: &VmShape,
         options: &VmOptions,
@@ -157,27 +157,27 @@ impl Vm {
         Ok(vm)
     }
 
-    /// The description this VM was created from.
+    /// The shape from which this VM was created.
     pub fn shape(&self) -> &VmShape {
         &self.shape
     }
 
-    /// How KVM tells which pages the guest wrote.
+    /// How KVM logs the pages that the guest writes.
     pub fn dirty_log(&self) -> DirtyLog {
         self.dirty_log
     }
 
-    /// Where the guest finds its virtio devices.
+    /// The MMIO slots of the guest's virtio devices.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         mmio::slots(self.shape.devices.len())
     }
 
-    /// How the guest's network devices stand, in the order of the shape. Never waits for them.
+    /// The state of the guest's network devices, in the order of the shape. Never blocks.
     pub fn nets(&self) -> Vec<NetStatus> {
         self.machine.bus.nets()
     }
 
-    /// The content of the guest's device number `index`, if that is a disk.
+    /// The content of the guest's device number `index`, if it is a disk.
     pub fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
         self.machine.bus.disk(index)
     }
@@ -187,12 +187,12 @@ impl Vm {
         &self.machine.ram
     }
 
-    /// What the guest has to tell.
+    /// The guest's events.
     pub fn events(&self) -> &Arc<EventQueue> {
         &self.machine.events
     }
 
-    /// What the guest is doing. Never waits.
+    /// Whether the guest runs. Never blocks.
     pub fn run_state(&self) -> RunState {
         match self.machine.stopped() {
             Some(_) => RunState::Stopped,
@@ -201,10 +201,11 @@ impl Vm {
         }
     }
 
-    /// Loads what a new guest shall run. It stays paused.
+    /// Loads the program that a new guest will run. The guest stays paused.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`crate::boot::BootError`].
+    /// [`Error::WrongState`] unless paused; [`crate::boot::BootError`] if the source cannot be
+    /// loaded.
     pub fn boot(&self, source: &BootSource) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Paused, "boot")?;
@@ -215,11 +216,11 @@ impl Vm {
     }
 
     /// Stops the vCPUs, waits until none is in the guest and no instruction is half done, and then
-    /// the devices: afterwards nothing writes to the guest's memory. Returns at once when the guest
-    /// is paused. Disks stay locked: see [`Vm::release`].
+    /// stops the devices: afterwards nothing writes to the guest's memory. Returns at once if the
+    /// guest is paused. Disks stay locked: see [`Vm::release`].
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended, also while it was being paused.
+    /// [`Error::WrongState`] if the guest has ended, even if it ended during this call.
     pub fn pause(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
@@ -231,28 +232,29 @@ impl Vm {
         self.expect(RunState::Paused, "pause")
     }
 
-    /// From now on, whenever the guest runs in this process, programs of the host find its vsock
-    /// device at `path`, a Unix socket: see the user guide. Without such a device, nothing happens.
+    /// Serves the guest's vsock device to programs of the host at `path`, a Unix socket, whenever
+    /// the guest runs in this process: see the user guide. Does nothing without such a device.
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub fn listen_at(&self, path: &Path) -> Result<()> {
         Ok(self.machine.bus.listen_at(path)?)
     }
 
-    /// Takes what only one copy of a guest may have, as [`Vm::resume`] does, for a guest that stays
-    /// paused. Does nothing when it has been taken already.
+    /// Takes the resources that only one copy of a guest may hold, as [`Vm::resume`] does, but the
+    /// guest stays paused. Does nothing if it holds them already.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; as [`Vm::resume`].
+    /// [`Error::WrongState`] unless paused; otherwise as [`Vm::resume`].
     pub fn take_over(&self) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Paused, "take the disks and networks")?;
         Ok(self.machine.bus.take_over()?)
     }
 
-    /// Gives up what only one copy of a guest may have, which is the locks on its disks and its
-    /// place in its networks, so that another copy can be resumed. [`Vm::resume`] takes them again.
+    /// Releases the resources that only one copy of a guest may hold, which are the locks on its
+    /// disks and its place in its networks, so that another copy can be resumed. [`Vm::resume`]
+    /// takes them again.
     ///
     /// # Errors
     /// [`Error::WrongState`] unless paused or stopped.
@@ -264,26 +266,26 @@ impl Vm {
         Ok(self.machine.bus.release()?)
     }
 
-    /// Has the next [`Vm::resume`] or [`Vm::take_over`] take the disks as they are, also those that
-    /// somebody has written since the guest had them: what it keeps of them in memory must fit all
-    /// the same.
+    /// Makes the next [`Vm::resume`] or [`Vm::take_over`] accept the disks as they are, even if
+    /// they have been written since the guest had them. The caller must know that they still fit
+    /// what the guest caches of them in memory.
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub fn trust_disks(&self) -> Result<()> {
         let _control = self.control();
         Ok(self.machine.bus.trust_disks()?)
     }
 
-    /// Lets the guest run on. Returns at once when it runs. From now on, disks that it writes are
-    /// locked against everybody else, those that it reads against writers, and its taps carry its
-    /// frames.
+    /// Runs the guest. Returns at once if it runs already. From now on, disks that the guest writes
+    /// are locked against all other users, disks that it only reads are locked against writers, and
+    /// its taps carry its frames.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when the guest has ended; [`crate::DeviceError::Network`];
-    /// [`crate::DeviceError::DiskInUse`] when somebody else has one of its disks, and goes on to
-    /// have it for some seconds; [`crate::DeviceError::DiskWritten`] when somebody has written one
-    /// since the guest gave it up. The guest then stays paused.
+    /// [`Error::WrongState`] if the guest has ended; [`crate::DeviceError::Network`];
+    /// [`crate::DeviceError::DiskInUse`] if another user has locked one of its disks and keeps it
+    /// locked for some seconds; [`crate::DeviceError::DiskWritten`] if a disk has been written
+    /// since the guest released it. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) {
@@ -297,26 +299,26 @@ impl Vm {
         Ok(())
     }
 
-    /// Ends the guest and waits until its vCPUs are gone. Does nothing when it has ended.
+    /// Ends the guest and waits until its vCPUs' threads have ended. Does nothing if it has ended.
     pub fn stop(&self) {
         let _control = self.control();
         self.machine.stop(StopReason::Asked);
         self.vcpus.iter().for_each(VcpuThread::exit);
-        // A device whose thread is gone does nothing any more either.
+        // A device whose thread has ended does nothing any more either.
         let _ = self.machine.bus.pause();
     }
 
-    /// Types `bytes` on the guest's serial console; returns how many there was room for.
+    /// Types `bytes` on the guest's serial console; returns how many fit into its buffer.
     pub fn console_input(&self, bytes: &[u8]) -> usize {
         self.machine.ports.serial().input(bytes)
     }
 
-    /// Reads everything of the guest but its memory, and makes durable what it has written to its
+    /// Saves everything of the guest but its memory, and makes durable what it has written to its
     /// disks. This may write to the guest's memory, so collect dirty pages once more afterwards.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; [`crate::DeviceError::Flush`]; what KVM
-    /// refuses.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; [`crate::DeviceError::Flush`]; the
+    /// error of a KVM call.
     pub fn save_state(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
@@ -324,8 +326,8 @@ impl Vm {
         self.state()
     }
 
-    /// As [`Vm::save_state`], but makes nothing durable. For a caller that measures, or that
-    /// flushes the disks beside this ([`DiskContent::sync`]) before it uses the state.
+    /// As [`Vm::save_state`], but makes nothing durable. For a caller that only measures, or that
+    /// flushes the disks concurrently ([`DiskContent::sync`]) before it uses the state.
     ///
     /// # Errors
     /// As [`Vm::save_state`].
@@ -336,7 +338,7 @@ impl Vm {
     }
 
     fn state(&self) -> Result<VmState> {
-        // Each vCPU's TSC is computed for the moment at which this clock was read.
+        // Each vCPU's TSC is computed for the instant at which this clock was read.
         let clock = state::save_clock(&self.machine.vm)?;
         let pair = ClockPair::of(&clock);
         let save = move |vcpu: &mut Vcpu| state::save_vcpu(vcpu, pair);
@@ -354,11 +356,11 @@ impl Vm {
         })
     }
 
-    /// Replaces everything of the guest but its memory. It stays paused.
+    /// Replaces everything of the guest but its memory. The guest stays paused.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; [`DeviceError::State`]; what KVM
-    /// refuses. After an error the VM is of no use any more: drop it.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; [`DeviceError::State`]; the error of a
+    /// KVM call. After an error the VM is unusable: drop it.
     pub fn load_state(&self, state: &VmState) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Paused, "load a state")?;
@@ -377,8 +379,8 @@ impl Vm {
         Ok(())
     }
 
-    /// The files that the guest boots from when it boots again, which this process has not opened:
-    /// from now on it waits for who has these.
+    /// Returns requests for the files that a reboot needs and that this process has not opened. A
+    /// reboot then waits for the holder of the requests to open them.
     pub fn wanted_boot_files(&self) -> Vec<WantedFile> {
         let bytes_max = self.ram().bytes();
         self.origin().as_ref().map_or_else(Vec::new, |origin| origin.wanted_files(bytes_max))
@@ -398,44 +400,46 @@ impl Vm {
         ports.power().load(&state.power);
         self.machine.bus.load(&state.devices)?;
         state::load_irqchip(&self.machine.vm, &state.irqchip)?;
-        // Only edges are kept in the controllers: a level has to be driven anew.
+        // The controllers save only edges, so a level has to be driven again.
         ports.power().drive_sci();
         Ok(())
     }
 
-    /// Starts to track which pages are written. Afterwards every page counts as dirty once.
+    /// Starts the dirty log. Afterwards every page counts as dirty once.
     ///
     /// # Errors
-    /// [`Error::DirtyTracking`] when it runs already; what KVM refuses.
+    /// [`Error::DirtyTracking`] if it runs already; the error of a KVM call.
     pub fn start_dirty_log(&self) -> Result<()> {
         self.dirty().start()
     }
 
-    /// Stops to track; the guest's memory goes back to huge pages. Does nothing when tracking does
-    /// not run.
+    /// Stops the dirty log, so that KVM can map the guest with huge pages again. Does nothing if it
+    /// does not run.
     ///
     /// # Errors
-    /// What KVM refuses.
+    /// The error of a KVM call.
     pub fn stop_dirty_log(&self) -> Result<()> {
         self.dirty().stop()
     }
 
     /// Sets in `words`, one word for each chunk of guest memory, the bits of pages that have been
-    /// written, by the guest or through [`Vm::ram`]. Bits that are set stay. Pages that the guest
-    /// wrote are reported again until they are re-armed.
+    /// written by the guest or through [`Vm::ram`]. Clears no bits. Pages that the guest wrote are
+    /// reported again until they are re-armed.
     ///
     /// # Errors
-    /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.
+    /// [`Error::DirtyTracking`] if the log does not run; [`Error::DirtyRange`] if `words` has the
+    /// wrong length; the error of a KVM call.
     pub fn collect_dirty(&self, words: &mut [u64]) -> Result<()> {
         self.dirty().collect(words)
     }
 
-    /// Watches the pages whose bits are set in `words`, which start at chunk `first_chunk`, for the
-    /// next write. Call it before copying these pages. Each call stops the guest's vCPUs for a
-    /// moment, so re-arm many chunks at once.
+    /// Has KVM log the next write to the pages whose bits are set in `words`, which start at chunk
+    /// `first_chunk`. Call it before copying these pages. Each call briefly stops the guest's
+    /// vCPUs, so re-arm many chunks at once.
     ///
     /// # Errors
-    /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.
+    /// [`Error::DirtyTracking`] if the log does not run; [`Error::DirtyRange`] if `words` extends
+    /// beyond guest memory; the error of a KVM call.
     pub fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<()> {
         self.dirty().rearm(first_chunk, words)
     }
@@ -450,7 +454,7 @@ impl Vm {
         vcpu.submit(job).wait()
     }
 
-    /// Replaces the tracker of dirty pages by one with another way to ask KVM.
+    /// Replaces the tracker of dirty pages by one with another backend.
     #[cfg(test)]
     pub(crate) fn track_dirty_by(
         &self,
@@ -496,13 +500,13 @@ impl Vm {
     }
 }
 
-/// A VM with interrupt controllers and a timer in the kernel.
+/// Creates a VM with in-kernel interrupt controllers and timer.
 ///
-/// `KVM_CAP_X2APIC_API` stays off, as in QEMU for guests of up to 255 vCPUs: it is for APIC IDs of
-/// more than 8 bits, which no guest has ([`crate::VCPUS_MAX`]), and with it `KVM_GET_LAPIC` has the
-/// ID in another format, so that a saved guest could not be loaded by a lighter that does not use
-/// it. Its other half, a broadcast quirk, concerns the destination 255 of interrupts that a device
-/// sends to x2APICs, which is nobody's ID either. Guests can use their x2APICs all the same.
+/// `KVM_CAP_X2APIC_API` stays off, as in QEMU for guests of up to 255 vCPUs. It serves APIC IDs of
+/// more than 8 bits, which no guest has ([`crate::VCPUS_MAX`]), and it changes the format of the ID
+/// in `KVM_GET_LAPIC`, so that a lighter without it could not load the saved guest. Its other half,
+/// a broadcast quirk, concerns the destination 255 of interrupts that a device sends to x2APICs,
+/// which is no vCPU's ID either. Guests can still use their x2APICs.
 fn new_vm(kvm: &Kvm) -> Result<VmFd> {
     let vm = kvm::create_vm(kvm).call("KVM_CREATE_VM")?;
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).call("KVM_SET_IDENTITY_MAP_ADDR")?;

@@ -1,4 +1,4 @@
-//! Finds the guests of other monitors among the processes of the host.
+//! Finds the guests of other VMMs among the host's processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,28 +8,28 @@ use crate::observe::sources::{unsigned, value_of};
 use crate::observe::{ObserveError, Sources, started_of};
 use crate::situation::{Backing, Vmm};
 
-/// Most arguments of a process that are looked at.
+/// The most arguments of a process that are read.
 const ARGUMENTS_MAX: usize = 4096;
 /// The longest name of a guest, in characters.
 const NAME_CHARS_MAX: usize = 128;
 
-/// What was found on a host.
+/// The guests found on a host.
 #[derive(Debug, Default)]
 pub struct Discovery {
-    /// The guests, in order of their processes, with the names that they claim.
+    /// The guests, ordered by pid, with the names that they claim.
     pub guests: Vec<Found>,
     /// Processes that look like a guest's and could not be read, and why.
     pub unreadable: Vec<(u32, ObserveError)>,
 }
 
-/// Looks through all processes for those of QEMU and Cloud Hypervisor.
+/// Searches all processes for QEMU and Cloud Hypervisor.
 ///
-/// A process tells its name and arguments itself: what comes of them is a claim. [`super::look()`]
-/// and [`super::set_balloon`] check that it is this process that listens on the socket before they
-/// say a word.
+/// A process controls its own name and arguments, so what they say is only a claim.
+/// [`super::look()`] and [`super::set_balloon`] verify that this process listens on the socket
+/// before they send anything.
 ///
 /// # Errors
-/// The list of processes cannot be read. Processes that end meanwhile are passed over.
+/// If the list of processes cannot be read. Processes that end in the meantime are skipped.
 pub fn discover(sources: &Sources) -> Result<Discovery, ObserveError> {
     let mounts = Mounts::of(&sources.read("proc/mounts").unwrap_or_default());
     let mut discovery = Discovery::default();
@@ -44,18 +44,18 @@ pub fn discover(sources: &Sources) -> Result<Discovery, ObserveError> {
     Ok(discovery)
 }
 
-/// The name of the program that `pid` runs; what it calls itself where the program is not to be
-/// seen (another user's process).
+/// Returns the name of the program that `pid` runs. If the program cannot be read (another user's
+/// process), returns the name that the process gives itself.
 fn program(sources: &Sources, pid: u32) -> Option<String> {
     let name = match fs::read_link(sources.path(format!("proc/{pid}/exe"))) {
         Ok(path) => path.file_name()?.to_string_lossy().into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             sources.read_lossy_of(pid, "comm").ok()?.trim_end().to_owned()
         }
-        // A thread of the kernel, or gone.
+        // A kernel thread, or a process that has ended.
         Err(_) => return None,
     };
-    // An upgrade while the guest runs.
+    // The program was upgraded while the guest runs.
     Some(name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned())
 }
 
@@ -63,14 +63,14 @@ fn vmm(program: &str) -> Option<Vmm> {
     if program.starts_with("qemu-system-") || program == "qemu-kvm" || program == "kvm" {
         Some(Vmm::Qemu)
     } else if program.starts_with("cloud-hyperviso") {
-        // What a process calls itself has 15 characters at most.
+        // The name that a process gives itself has 15 characters at most.
         Some(Vmm::CloudHypervisor)
     } else {
         None
     }
 }
 
-/// `None` for a process without arguments, as one that is ending has.
+/// Describes a guest; `None` for a process without arguments, e.g. one that is ending.
 fn found(
     sources: &Sources,
     pid: u32,
@@ -109,7 +109,7 @@ fn found(
     Ok(Some(found))
 }
 
-/// The user of a process. Its folder in `/proc` may be root's all the same.
+/// Returns the user of a process. The owner of its folder in `/proc` may be root regardless.
 fn uid(sources: &Sources, pid: u32) -> Result<Option<u32>, ObserveError> {
     let status = sources.read_lossy_of(pid, "status")?;
     let uids = value_of(&status, "Uid").unwrap_or_default();
@@ -118,8 +118,8 @@ fn uid(sources: &Sources, pid: u32) -> Result<Option<u32>, ObserveError> {
     Ok(first.filter(|_| uids.all(|uid| uid == first)).and_then(|uid| u32::try_from(uid).ok()))
 }
 
-/// Whether a process has a device open that pins its memory: also one that was plugged in later.
-/// What is not to be seen (another user's process) is not there.
+/// Returns whether a process has a device open that pins its memory, including one plugged in
+/// later. Without permission to read the files (another user's process) it returns `false`.
 pub(super) fn has_device(sources: &Sources, pid: u32) -> bool {
     let folder = format!("proc/{pid}/fd");
     let files = sources.entries(&folder).unwrap_or_default();
@@ -131,8 +131,8 @@ pub(super) fn has_device(sources: &Sources, pid: u32) -> bool {
         .any(|link| pins.iter().any(|device| link.starts_with(device)))
 }
 
-/// A name that can be shown: no control characters, none that change the direction or width of what
-/// follows, not too long, not empty.
+/// Makes a name safe to show: no control characters, none that change the direction or width of the
+/// text after it, not too long, not empty.
 fn speakable(name: &str) -> Option<String> {
     let is_shown = |c: &char| {
         !c.is_control()
@@ -142,20 +142,20 @@ fn speakable(name: &str) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// A path as the process means it.
+/// Resolves a path relative to the working directory of the process.
 fn absolute(sources: &Sources, pid: u32, path: &Path) -> PathBuf {
     let folder = fs::read_link(sources.path(format!("proc/{pid}/cwd")));
     folder.map_or_else(|_| path.to_owned(), |folder| folder.join(path))
 }
 
-/// Where file systems of huge pages are mounted.
+/// Mount points of hugetlbfs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Mounts {
     huge: Vec<PathBuf>,
 }
 
 impl Mounts {
-    /// From the text of `/proc/mounts`.
+    /// Parses the text of `/proc/mounts`.
     pub(super) fn of(text: &str) -> Self {
         let huge = text.lines().filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
@@ -165,7 +165,7 @@ impl Mounts {
         Self { huge: huge.collect() }
     }
 
-    /// What memory is that is mapped from the file (or a file in the folder) at `path`.
+    /// Returns what backs memory that is mapped from the file (or a file in the folder) at `path`.
     pub(super) fn backing_of_file(&self, path: &Path, is_shared: bool) -> Backing {
         if self.huge.iter().any(|mount| path.starts_with(mount)) {
             Backing::HugePool

@@ -1,28 +1,28 @@
-//! What can go wrong with guests that others run.
+//! Errors of guests that other VMMs run.
 
 use std::io;
 use std::time::Duration;
 
-/// Why a guest of another monitor cannot be asked.
+/// Why a guest of another VMM cannot be queried or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ForeignError {
-    /// Nothing was given by which it could be asked.
+    /// The guest has no usable monitor.
     #[error("{guest} cannot be asked: {why}")]
     NoDoor {
-        /// The guest.
+        /// The guest's name.
         guest: String,
-        /// What is missing, and the way out.
+        /// What is missing, and what to do about it.
         why: &'static str,
     },
-    /// Nobody listens on its socket.
+    /// No process listens on the socket.
     #[error("nobody answers on {socket}: {cause}")]
     Unreachable {
         /// The socket.
         socket: String,
-        /// The system's answer.
+        /// The system's error.
         cause: io::Error,
     },
-    /// The connection stands and the monitor does not greet: it serves one at a time. A process
+    /// The connection is open but the monitor does not greet: it serves another client. A process
     /// that hangs looks the same.
     #[error(
         "{socket} is taken: a QMP monitor serves one client, and somebody (libvirt?) is connected; start the guest with a second \
@@ -32,7 +32,7 @@ pub enum ForeignError {
         /// The socket.
         socket: String,
     },
-    /// Another process listens on the socket than the one that named it.
+    /// A process other than the one that named the socket listens on it.
     #[error(
         "{socket} is not of the guest's process {pid} but of {listener}, so nothing is said to it"
     )]
@@ -41,19 +41,19 @@ pub enum ForeignError {
         socket: String,
         /// The process that named it.
         pid: u32,
-        /// The process that listens, as far as it can be seen.
+        /// The process that listens, if it can be identified.
         listener: String,
     },
-    /// No answer in time.
+    /// No answer within the time limit.
     #[error(
         "{socket} did not answer {question} within {patience:?}: the guest's process hangs, or the host is overloaded"
     )]
     Slow {
         /// The socket.
         socket: String,
-        /// What was asked.
+        /// The command.
         question: String,
-        /// How long was waited.
+        /// The time limit.
         patience: Duration,
     },
     /// The connection broke.
@@ -61,46 +61,46 @@ pub enum ForeignError {
     Broken {
         /// The socket.
         socket: String,
-        /// Why.
+        /// The cause.
         cause: String,
     },
-    /// What came is not what this monitor says.
+    /// The answer does not follow the protocol.
     #[error("{socket} answered something unexpected: {what}")]
     Strange {
         /// The socket.
         socket: String,
-        /// What was wrong with it, cut to 200 characters.
+        /// What was wrong with the answer, cut to 200 characters.
         what: String,
     },
-    /// It refused.
+    /// The monitor refused the command.
     #[error("{socket} refused {question}: {reason}")]
     Refused {
         /// The socket.
         socket: String,
-        /// What was asked.
+        /// The command.
         question: String,
-        /// Its words, cut to 200 characters.
+        /// The monitor's message, cut to 200 characters.
         reason: String,
     },
-    /// It has a device of the host, so that all its memory is pinned.
+    /// The guest has a device of the host, so all its memory is pinned.
     #[error(
         "{guest} has a device of the host (VFIO, vDPA), which pins all its memory: its balloon would give the host nothing"
     )]
     Pinned {
-        /// The guest.
+        /// The guest's name.
         guest: String,
     },
-    /// It has no balloon.
+    /// The guest has no balloon.
     #[error(
         "{guest} has no balloon; start it with one (QEMU: -device virtio-balloon-pci, Cloud Hypervisor: --balloon size=0)"
     )]
     NoBalloon {
-        /// The guest.
+        /// The guest's name.
         guest: String,
     },
 }
 
-/// A peer's words: no control characters, 200 characters at most.
+/// Makes a peer's text safe to show: no control characters, 200 characters at most.
 pub(super) fn words(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
 }

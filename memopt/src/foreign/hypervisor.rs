@@ -17,14 +17,14 @@ use super::statistics::HypervisorStatistics;
 
 /// The largest answer that is read, in bytes. `vm.info` lists every device of the guest.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// Most devices whose counters are kept.
+/// The most devices whose counters are returned.
 const COUNTERS_MAX: usize = 4096;
 
-/// What a guest's devices have counted (`vm.counters`), by device and counter. Signed: nothing says
-/// that they are not.
+/// The counters of a guest's devices (`vm.counters`), by device and counter. Signed, because the
+/// API does not say that they are not.
 pub type Counters = BTreeMap<String, BTreeMap<String, i128>>;
 
-/// A client of one guest's process; each request is a connection of its own.
+/// A client of one guest's process; it opens a connection for each request.
 #[derive(Debug, Clone)]
 pub struct Hypervisor {
     socket: PathBuf,
@@ -32,13 +32,13 @@ pub struct Hypervisor {
     patience: Duration,
 }
 
-/// `vm.info`, as far as it matters here.
+/// The fields of `vm.info` that matter here.
 #[derive(Debug, Deserialize)]
 pub(super) struct Info {
     pub(super) config: Config,
     /// `Created`, `Running`, `Shutdown`, `Paused` or `BreakPoint`.
     pub(super) state: String,
-    /// RAM less what is in the balloon; absent before the guest was started.
+    /// RAM minus what is in the balloon; absent before the guest has started.
     pub(super) memory_actual_size: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Config {
     pub(super) devices: Option<Vec<IgnoredAny>>,
 }
 
-/// Memory of a guest; zones are beside `size`, each with settings of its own.
+/// The memory of a guest. Zones are in addition to `size`, each with its own settings.
 #[derive(Debug, Deserialize)]
 pub(super) struct Memory {
     pub(super) size: u64,
@@ -67,7 +67,7 @@ struct Zone {
     kind: MemoryKind,
 }
 
-/// What memory is made of.
+/// How memory is backed.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct MemoryKind {
@@ -77,7 +77,7 @@ pub(super) struct MemoryKind {
 }
 
 impl Memory {
-    /// All of it, plugged memory included.
+    /// Returns all memory, including plugged memory, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let zones = self.zones.iter().flatten();
         let zones = zones.map(|zone| zone.size.saturating_add(zone.hotplugged_size.unwrap_or(0)));
@@ -85,7 +85,7 @@ impl Memory {
         zones.fold(own, u64::saturating_add)
     }
 
-    /// What can be said of all of it.
+    /// Combines the kinds of all zones: mergeable only if all are, shared or huge if any is.
     pub(super) fn kind(&self) -> MemoryKind {
         let mut kinds: Vec<MemoryKind> =
             self.zones.iter().flatten().map(|zone| zone.kind).collect();
@@ -102,7 +102,7 @@ impl Memory {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct BalloonConfig {
-    /// What the guest was asked to give up.
+    /// The memory that the guest was asked to give up, in bytes.
     pub(super) size: u64,
     #[serde(default)]
     pub(super) free_page_reporting: bool,
@@ -114,8 +114,8 @@ struct Resize {
 }
 
 impl Hypervisor {
-    /// A client of process `pid`, whose API is on the socket at `path`; each answer may take as
-    /// long as `patience`.
+    /// Creates a client of process `pid`, whose API is on the socket at `path`. Each answer may
+    /// take up to `patience`.
     #[must_use]
     pub fn new(path: &Path, pid: u32, patience: Duration) -> Self {
         Self { socket: path.to_owned(), pid, patience }
@@ -125,8 +125,8 @@ impl Hypervisor {
         self.get("vm.info").await
     }
 
-    /// The guest's statistics; `None` when this version, or this guest, has none, or the guest
-    /// takes its time.
+    /// Returns the guest's statistics; `None` if this version or this guest has none, or the guest
+    /// does not answer in time.
     pub(super) async fn statistics(&self) -> Result<Option<HypervisorStatistics>, ForeignError> {
         match self.get("vm.balloon-stats").await {
             Ok(statistics) => Ok(Some(statistics)),
@@ -135,10 +135,10 @@ impl Hypervisor {
         }
     }
 
-    /// What its devices have counted.
+    /// Reads the counters of the guest's devices.
     ///
     /// # Errors
-    /// [`ForeignError`].
+    /// [`ForeignError`] if the request fails, or the answer has too many devices.
     pub async fn counters(&self) -> Result<Counters, ForeignError> {
         let counters: Counters = self.get("vm.counters").await?;
         if counters.len() > COUNTERS_MAX {
@@ -151,7 +151,7 @@ impl Hypervisor {
     /// Asks the guest to give up `bytes` of its RAM: the size of the balloon, not what remains.
     ///
     /// # Errors
-    /// [`ForeignError::Refused`] without a balloon.
+    /// [`ForeignError::Refused`] if the guest has no balloon.
     pub async fn resize_balloon(&self, bytes: u64) -> Result<(), ForeignError> {
         let body = serde_json::to_vec(&Resize { desired_balloon: bytes });
         let body = body.map_err(|error| self.strange(&error))?;
@@ -171,7 +171,7 @@ impl Hypervisor {
         if status.is_success() {
             return Ok(bytes);
         }
-        // It says why in plain text, or in a list of texts.
+        // The reason is plain text, or a list of texts.
         let reason = words(&format!("{status} {}", String::from_utf8_lossy(&bytes)));
         Err(ForeignError::Refused { socket: self.name(), question: what.into(), reason })
     }
@@ -196,7 +196,8 @@ impl Hypervisor {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| self.strange(&error))?;
-        // Driven here and not in a task of its own: whoever stops waiting leaves nothing behind.
+        // Polled here and not in its own task, so that a caller that stops waiting leaves no task
+        // behind.
         let answer = async {
             let response = sender.send_request(request).await.map_err(broken)?;
             let status = response.status();
@@ -214,7 +215,7 @@ impl Hypervisor {
             answer = &mut answer => return answer,
             ended = &mut connection => ended.map_err(broken)?,
         }
-        // The connection has ended; what it brought is still to be read.
+        // The connection has ended; its answer still has to be read.
         answer.await
     }
 
@@ -227,7 +228,7 @@ impl Hypervisor {
     }
 }
 
-/// An error of hyper with what is behind it: by itself it does not say.
+/// Formats an error of hyper with its causes, which its own message lacks.
 fn reasons(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);

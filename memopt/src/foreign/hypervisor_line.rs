@@ -1,5 +1,5 @@
-//! What the command line of a Cloud Hypervisor process tells. A guest that was made through the API
-//! has nothing on it but the API's socket; `vm.info` has the rest.
+//! Parses the command line of a Cloud Hypervisor process. For a guest created through the API it
+//! has only the API's socket; `vm.info` has the rest.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::options::{Options, size};
 use super::{Door, Line};
 use crate::situation::Backing;
 
-/// Reads the arguments of a process, the program's name not among them.
+/// Parses the arguments of a process, without the program's name.
 pub(super) fn parse(arguments: &[String]) -> Line {
     let mut line = Line::new(0, "it was started without an API socket: --api-socket PATH");
     for (option, value) in pairs(arguments) {
@@ -28,7 +28,7 @@ pub(super) fn parse(arguments: &[String]) -> Line {
             "device" => line.has_passthrough = true,
             "api-socket" => {
                 let Some(path) = options.get_or_first("path") else { continue };
-                // Cloud Hypervisor's guests have no names: the socket's is theirs.
+                // Cloud Hypervisor's guests have no names, so the socket's name is used.
                 let stem = Path::new(path).file_stem();
                 line.name = stem.map(|stem| stem.to_string_lossy().into_owned());
                 line.door = Door::CloudHypervisor(path.into());
@@ -39,7 +39,7 @@ pub(super) fn parse(arguments: &[String]) -> Line {
     line
 }
 
-/// `--memory size=1G` and `--memory=size=1G`.
+/// Splits arguments into options and values: `--memory size=1G` or `--memory=size=1G`.
 fn pairs(arguments: &[String]) -> impl Iterator<Item = (&str, &str)> {
     arguments.iter().enumerate().filter_map(|(index, argument)| {
         let option = argument.strip_prefix("--")?;

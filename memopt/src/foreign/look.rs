@@ -1,4 +1,4 @@
-//! One look at a guest of another monitor, and setting its balloon: the same for all of them.
+//! Queries a guest of another VMM and sets its balloon, the same for all VMMs.
 
 use std::time::Duration;
 
@@ -10,39 +10,39 @@ use super::{Door, Found};
 use crate::observe::Sources;
 use crate::situation::{Backing, Balloon, Hindrance, Statistics};
 
-/// How a guest is to be asked.
+/// How to query a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asking {
-    /// How long all of it may take; one answer half of that.
+    /// The time limit for the whole query; each answer may take half of it.
     pub patience: Duration,
-    /// How often QEMU shall ask its guest for statistics if nobody has said so yet; absent to leave
-    /// that alone.
+    /// How often QEMU should poll its guest for statistics if no client has set that yet; absent to
+    /// leave it unchanged.
     pub statistics_every: Option<Duration>,
-    /// The time, in seconds since the epoch: statistics carry the time of the host's clock.
+    /// The current time, in seconds since the epoch: QEMU stamps statistics with the host's clock.
     pub unix_seconds: u64,
 }
 
-/// What a guest's monitor tells.
+/// What a guest's monitor reports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Look {
-    /// Its RAM, plugged memory included.
+    /// The guest's RAM, including plugged memory.
     pub memory_bytes: u64,
-    /// What its RAM is made of.
+    /// What backs the RAM.
     pub backing: Backing,
-    /// Whether it lets the kernel merge its pages.
+    /// Whether the kernel may merge the guest's pages.
     pub is_mergeable: bool,
-    /// Its balloon; absent when it has none, or one that gives the host nothing because all memory
-    /// is pinned (VFIO). QEMU does not tell what it was asked for: the target is what the guest
-    /// has.
+    /// The guest's balloon; absent if it has none, or if the balloon returns nothing to the host
+    /// because all memory is pinned (VFIO). QEMU does not report the requested size, so there the
+    /// target equals the actual size.
     pub balloon: Option<Balloon>,
-    /// Why nothing may be done to it now.
+    /// Why the guest must not be changed now.
     pub hindrance: Option<Hindrance>,
 }
 
-/// Asks a guest's monitor.
+/// Queries a guest's monitor.
 ///
 /// # Errors
-/// [`ForeignError::NoDoor`] for a guest that cannot be asked, and what the others say.
+/// [`ForeignError::NoDoor`] if the guest has no usable monitor, or any error of the monitor.
 pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> {
     let each = asking.patience / 2;
     let looking = async {
@@ -61,13 +61,13 @@ pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> 
     patiently(found, asking.patience, looking).await
 }
 
-/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` for all of it.
-/// Refuses to inflate when a device of the host pins the memory: it may have been plugged in since
-/// [`super::discover()`].
+/// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` in total.
+/// Refuses to inflate the balloon if a device of the host pins the memory; such a device may have
+/// been plugged in since [`super::discover()`].
 ///
 /// # Errors
-/// [`ForeignError::NoDoor`], [`ForeignError::NoBalloon`], [`ForeignError::Pinned`], and what the
-/// others say.
+/// [`ForeignError::NoDoor`] if the guest has no usable monitor, [`ForeignError::NoBalloon`],
+/// [`ForeignError::Pinned`], or any error of the monitor.
 pub async fn set_balloon(
     sources: &Sources,
     found: &Found,
@@ -107,9 +107,9 @@ pub async fn set_balloon(
     patiently(found, patience, setting).await
 }
 
-/// The argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of `memory_bytes`,
-/// of which `outside_bytes` are of virtio-mem devices: the balloon takes RAM of the others only,
-/// and a quarter of that stays, in which the guest's kernel has to live.
+/// Returns the argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of
+/// `memory_bytes`, of which `outside_bytes` belong to virtio-mem devices. The balloon takes only
+/// the other RAM, and leaves a quarter of that, in which the guest's kernel has to live.
 fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
     let keep_bytes = keep_bytes.min(memory_bytes);
     match outside_bytes {
@@ -121,7 +121,7 @@ fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
     }
 }
 
-/// A peer that takes its time for each of many answers is given up too.
+/// Limits the total time, so that a peer which is slow for each of many answers times out too.
 async fn patiently<T>(
     found: &Found,
     patience: Duration,
@@ -178,8 +178,8 @@ async fn qemu_balloon(
         statistics = qmp.statistics(&path).await?.at(asking.unix_seconds);
         offers_reporting = qmp.offers_reporting(&path).await?;
     }
-    // QEMU does not say whether a driver serves it; statistics and a balloon that holds something
-    // come from a driver alone.
+    // QEMU does not report whether a driver serves the balloon. Only a driver can send statistics
+    // or fill the balloon.
     let has_driver = statistics.is_some() || actual < memory_bytes;
     Ok(Balloon {
         has_driver,
@@ -192,7 +192,8 @@ async fn qemu_balloon(
     })
 }
 
-/// From `query-status` and `query-migrate` (qapi/run-state.json, qapi/migration.json).
+/// Derives the hindrance from `query-status` and `query-migrate` (qapi/run-state.json,
+/// qapi/migration.json).
 fn qemu_hindrance(state: &RunState, migration: Option<&str>) -> Option<Hindrance> {
     let migrates = !matches!(migration, None | Some("none" | "completed" | "failed" | "cancelled"));
     match state.status.as_str() {

@@ -1,13 +1,14 @@
-//! Guests that somebody else runs: QEMU's, with or without libvirt, and Cloud Hypervisor's.
+//! Guests run by other VMMs: QEMU, with or without libvirt, and Cloud Hypervisor.
 //!
-//! [`discover()`] finds them among the processes of the host. [`look()`] asks one of them for its
-//! balloon, and [`set_balloon`] sets it: through QMP, or through Cloud Hypervisor's HTTP API. What
-//! they cost is read as for any process ([`crate::observe`]). They are never migrated, and nothing
-//! else of them is changed, but that QEMU is told to ask its guest for statistics if nobody has.
+//! [`discover()`] finds them among the host's processes. [`look()`] queries one guest's monitor for
+//! its balloon, and [`set_balloon`] sets the balloon: through QMP, or through Cloud Hypervisor's
+//! HTTP API. What they cost is measured as for any process ([`crate::observe`]). lighter never
+//! migrates them and changes nothing else in them, except that it makes QEMU poll its guest for
+//! statistics if no client has done so.
 //!
-//! Their processes may be anybody's: what they say is bounded and checked, and a socket is talked
-//! to only if the very process listens on it that named it. Cloud Hypervisor's side is tested
-//! against its API's description and a server of ours alone.
+//! Any user may own their processes. So their data is bounded and validated, and lighter uses a
+//! socket only if the process that named it is also the one that listens on it. The Cloud
+//! Hypervisor client has been tested only against the API's description and a test server.
 
 mod discover;
 mod error;
@@ -33,36 +34,37 @@ pub use qmp::Qmp;
 use crate::situation::{Backing, Vmm};
 use discover::Mounts;
 
-/// A guest of another monitor, as its process describes it.
+/// A guest of another VMM, as its process describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The process that holds its memory.
+    /// The process that holds the guest's memory.
     pub pid: u32,
-    /// When that process began, in ticks since the host booted: its number may be another's by now.
+    /// The start time of that process, in ticks since boot; its pid may be reused later.
     pub started: u64,
-    /// The name that its command line claims, or one that is made of its process's number: not one
-    /// guest's only before [`name_apart`].
+    /// The name that the command line claims, or one made from the pid. It is unique only after
+    /// [`name_apart`].
     pub name: String,
-    /// Who runs it.
+    /// The VMM that runs the guest.
     pub vmm: Vmm,
-    /// Whose process it is, as the kernel has it; absent when it has the rights of several users.
+    /// The user that owns the process, according to the kernel; absent if the process has the
+    /// rights of several users.
     pub uid: Option<u32>,
-    /// Its RAM; 0 when the command line does not tell.
+    /// The guest's RAM. If the command line does not give it: 0, or QEMU's default.
     pub memory_bytes: u64,
-    /// What its RAM is made of.
+    /// What backs the RAM.
     pub backing: Backing,
-    /// Whether it lets the kernel merge its pages.
+    /// Whether the kernel may merge the guest's pages.
     pub is_mergeable: bool,
-    /// Whether it has a device of the host (VFIO, vDPA), by its command line or the files that it
-    /// has open: then all its memory is pinned, and a balloon gives the host nothing.
+    /// Whether the guest has a device of the host (VFIO, vDPA), according to its command line or
+    /// open files: then all its memory is pinned, and its balloon returns nothing to the host.
     pub has_passthrough: bool,
-    /// Whether it was started to receive a migration.
+    /// Whether the guest was started to receive a migration.
     pub is_incoming: bool,
-    /// How it can be asked.
+    /// How lighter can reach the guest's monitor.
     pub door: Door,
 }
 
-/// What the command line of a guest's process tells.
+/// What the command line of a guest's process says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
     name: Option<String>,
@@ -75,7 +77,7 @@ struct Line {
 }
 
 impl Line {
-    /// One that tells nothing.
+    /// Creates a line without any settings.
     const fn new(memory_bytes: u64, no_door: &'static str) -> Self {
         Self {
             name: None,
@@ -89,16 +91,17 @@ impl Line {
     }
 }
 
-/// How a guest can be asked.
+/// How lighter can reach a guest's monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Door {
     /// QMP on a Unix socket. It serves one client at a time.
     Qmp(PathBuf),
     /// HTTP on a Unix socket.
     CloudHypervisor(PathBuf),
-    /// Its only monitor is libvirt's, which keeps it connected. A second one in the domain's XML
-    /// (`<qemu:commandline>` with `-qmp unix:PATH,server=on,wait=off`) would be ours.
+    /// The only monitor is libvirt's, which stays connected to it. A second one in the domain's XML
+    /// (`<qemu:commandline>` with `-qmp unix:PATH,server=on,wait=off`) would be available to
+    /// lighter.
     Libvirt,
-    /// Not at all: why not, and the way out.
+    /// No usable monitor; why, and what to do about it.
     None(&'static str),
 }

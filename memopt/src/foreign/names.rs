@@ -1,18 +1,17 @@
-//! Names of guests that other programs run: each one guest's only, whatever their command lines
-//! claim.
+//! Unique names for guests that other VMMs run, whatever their command lines claim.
 //!
-//! A user of the host who starts a process under the name of another guest must not be taken for
-//! that guest. So a claimed name is a guest's name only while no other guest of the host has or
-//! claims it; otherwise the number of its process, which the kernel gives, is put behind it.
+//! A user of the host who starts a process under the name of another guest must not pass for that
+//! guest. So a guest has the name that it claims only while no other guest of the host has or
+//! claims it; otherwise the pid, which comes from the kernel, is appended.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Found;
 use crate::observe::{Sources, started_of};
 
-/// Names `found` apart, from each other and from the guests that are called `own`: a name that is
-/// taken or claimed twice gets `@PID` behind it, for each of those that claim it, and so does one
-/// that looks as if it had that already.
+/// Makes the names of `found` unique, among each other and against the guests named in `own`. A
+/// name that is taken or claimed twice gets `@PID` appended, for each guest that claims it. So does
+/// a name that already looks like that.
 pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
     let mut claims = BTreeMap::<String, usize>::new();
     for guest in &*found {
@@ -27,12 +26,12 @@ pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
 }
 
 impl Found {
-    /// Whether [`name_apart`] may have called it `name`.
+    /// Returns whether [`name_apart`] may have given the guest this name.
     pub fn is_called(&self, name: &str) -> bool {
         name == self.name || name == self.numbered()
     }
 
-    /// Whether its process is still there.
+    /// Returns whether the guest's process still exists.
     pub fn is_there(&self, sources: &Sources) -> bool {
         started_of(sources, self.pid).is_ok_and(|started| started == self.started)
     }
@@ -101,7 +100,7 @@ mod tests {
             prop_assert!(!names.iter().any(|name| own.contains(*name)));
             for (guest, claim) in guests.iter().zip(&claims) {
                 let guest = Guest::unknown(guest.name.clone(), Vmm::Qemu, guest.pid);
-                // A name without the mark may end as if it had it.
+                // A name without the suffix may end like a name with it.
                 prop_assert!(guest.claimed_name() == claim);
             }
         }

@@ -1,10 +1,10 @@
-//! The syntax of QEMU's and Cloud Hypervisor's options: `first,key=value,flag`, sizes, and yes or
-//! no.
+//! The syntax of QEMU's and Cloud Hypervisor's options: `first,key=value,flag`, sizes, and
+//! booleans.
 
-/// Most parts of one option that are looked at.
+/// The most parts of one option that are read.
 const PARTS_MAX: usize = 256;
 
-/// One option's parts. QEMU writes a comma in a value as two.
+/// The parts of one option. In QEMU's syntax a double comma stands for a comma in a value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Options {
     parts: Vec<(String, Option<String>)>,
@@ -31,7 +31,7 @@ impl Options {
         Self { parts: parts.into_iter().map(pair).collect() }
     }
 
-    /// The first part, when it has no key: `unix:/path` in `unix:/path,server=on`.
+    /// Returns the first part if it has no key: `unix:/path` in `unix:/path,server=on`.
     pub(super) fn first(&self) -> Option<&str> {
         match self.parts.first() {
             Some((word, None)) if !word.is_empty() => Some(word),
@@ -39,18 +39,18 @@ impl Options {
         }
     }
 
-    /// The value of `key`; the last one counts, as it does for QEMU.
+    /// Returns the value of `key`; the last one counts, as in QEMU.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         let found = self.parts.iter().rev().find(|(name, _)| name == key);
         found.and_then(|(_, value)| value.as_deref())
     }
 
-    /// The value of `key`, or the first part when it has no key.
+    /// Returns the value of `key`, or else the first part if it has no key.
     pub(super) fn get_or_first(&self, key: &str) -> Option<&str> {
         self.get(key).or_else(|| self.first())
     }
 
-    /// Whether `key` is on; a bare `key` is.
+    /// Returns whether `key` is on; a bare `key` is.
     pub(super) fn is_on(&self, key: &str, default: bool) -> bool {
         let found = self.parts.iter().rev().find(|(name, _)| name == key);
         match found.map(|(_, value)| value.as_deref()) {
@@ -61,7 +61,8 @@ impl Options {
     }
 }
 
-/// A size such as `2048`, `2G`, `1.5G` or `512MiB`, in bytes; without a suffix it is in `unit`.
+/// Parses a size such as `2048`, `2G`, `1.5G` or `512MiB` into bytes; `unit` applies without a
+/// suffix.
 pub(super) fn size(text: &str, unit: u64) -> Option<u64> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {

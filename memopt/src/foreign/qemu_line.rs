@@ -1,8 +1,8 @@
-//! What the command line of a QEMU process tells: the guest's name, its RAM, what that is made of,
-//! and where to ask.
+//! Parses the command line of a QEMU process: the guest's name, its RAM and what backs it, and its
+//! monitor.
 //!
-//! QEMU's invocation manual (docs/system/invocation) has the options; libvirt writes `-object` as
-//! JSON.
+//! QEMU's invocation manual (docs/system/invocation) describes the options; libvirt writes
+//! `-object` as JSON.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::options::{Options, size};
 use super::{Door, Line, Mounts};
 use crate::situation::Backing;
 
-/// RAM without `-m`: QEMU's own default.
+/// RAM without `-m`: QEMU's default.
 const DEFAULT_MEMORY: u64 = 128 << 20;
 
 /// A memory backend (`-object memory-backend-...`).
@@ -36,7 +36,7 @@ struct JsonObject {
     path: Option<PathBuf>,
 }
 
-/// What matters here of a device, or of a node of NUMA; libvirt writes devices as JSON.
+/// The relevant fields of a device or of a NUMA node; libvirt writes devices as JSON.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Device {
@@ -54,7 +54,7 @@ impl Device {
     }
 }
 
-/// Reads the arguments of a QEMU process, the program's name not among them.
+/// Parses the arguments of a QEMU process, without the program's name.
 pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
     let mut line = Line::new(
         DEFAULT_MEMORY,
@@ -99,8 +99,8 @@ pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
     line
 }
 
-/// Options with their values: `-m 2G` and `--m 2G` alike. What has no value (`-S`) is passed over,
-/// since it matters to nobody here.
+/// Splits arguments into options and values: `-m 2G` or `--m 2G`. Options without a value (`-S`)
+/// are skipped; none of them matters here.
 fn pairs(arguments: &[String]) -> impl Iterator<Item = (&str, &str)> {
     arguments.windows(2).filter_map(|pair| {
         let option = pair[0].strip_prefix("--").or_else(|| pair[0].strip_prefix('-'))?;
@@ -108,8 +108,8 @@ fn pairs(arguments: &[String]) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// A guest may have memory of several kinds: what can be done with all of it is what can be done
-/// with the most awkward.
+/// Ranks backings by how little can be done with them: a guest with several kinds of memory is
+/// treated as if all of it were the most restricted kind.
 const fn strictness(backing: &Backing) -> u8 {
     match backing {
         Backing::Anonymous => 0,
@@ -136,7 +136,7 @@ fn backend(value: &str, options: &Options, mounts: &Mounts) -> Option<Backend> {
     let backing = match object.kind.as_str() {
         "memory-backend-ram" if object.share == Some(true) => Backing::Shared,
         "memory-backend-ram" => Backing::Anonymous,
-        // A memfd is shared unless it is told otherwise.
+        // A memfd is shared by default.
         "memory-backend-memfd" if object.hugetlb == Some(true) => Backing::HugePool,
         "memory-backend-memfd" if object.share == Some(false) => Backing::Template,
         "memory-backend-memfd" | "memory-backend-shm" => Backing::Shared,
@@ -148,8 +148,8 @@ fn backend(value: &str, options: &Options, mounts: &Mounts) -> Option<Backend> {
     Some(Backend { id: object.id, backing: Some(backing), merges: object.merge != Some(false) })
 }
 
-/// Where a QMP client can connect: a monitor that nobody is known to hold, before one that libvirt
-/// has.
+/// Returns where a QMP client can connect. A monitor that should be free goes before one that
+/// libvirt holds.
 fn door(arguments: &[String]) -> Option<Door> {
     let monitors = || {
         pairs(arguments).filter_map(|(option, value)| match option {
@@ -165,14 +165,14 @@ fn door(arguments: &[String]) -> Option<Door> {
     monitors().find(|door| matches!(door, Door::Qmp(_))).or_else(|| monitors().next())
 }
 
-/// `-qmp unix:/path,server=on`; a bare word names a character device.
+/// Parses `-qmp unix:/path,server=on`; a bare word names a character device.
 fn direct(value: &str) -> Option<Door> {
     let options = Options::parse(value);
     let path = options.first()?.strip_prefix("unix:")?;
     is_server(&options).then(|| Door::Qmp(path.into()))
 }
 
-/// `-chardev socket,id=ID,path=/path,server=on`, or libvirt's with `fd=N`.
+/// Finds `-chardev socket,id=ID,path=/path,server=on`, or libvirt's with `fd=N`.
 fn of_chardev(arguments: &[String], id: &str) -> Option<Door> {
     let mut devices = pairs(arguments).filter(|(option, _)| *option == "chardev");
     let options = devices.find_map(|(_, value)| {
@@ -186,7 +186,7 @@ fn of_chardev(arguments: &[String], id: &str) -> Option<Door> {
         Some(path) if id != "charmonitor" && !path.contains("/libvirt/") => {
             Some(Door::Qmp(path.into()))
         }
-        // libvirt opens the socket itself, and calls the device so.
+        // libvirt opens the socket itself, and uses these names.
         _ => Some(Door::Libvirt),
     }
 }
@@ -265,7 +265,7 @@ mod tests {
                 Backing::Shared,
                 false,
             ),
-            // Nothing uses it.
+            // No guest memory uses it.
             ("-object memory-backend-memfd,id=m,size=1G", Backing::Anonymous, true),
         ] {
             let found = line(text);

@@ -1,4 +1,4 @@
-//! Connecting to a guest's process, and to no other.
+//! Connects to the socket of a guest's process, and of no other.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use tokio::net::UnixStream;
 
 use super::error::ForeignError;
 
-/// Connects to the socket at `path` if it is `pid` that listens on it. Any user can start a process
-/// that looks like a guest's and names a socket of somebody else; whoever runs this may be root.
+/// Connects to the socket at `path` if process `pid` listens on it. Any user can start a process
+/// that looks like a guest's and names another user's socket, and lighter may run as root.
 ///
 /// # Errors
-/// [`ForeignError::Unreachable`], [`ForeignError::Slow`], or [`ForeignError::Elsewhere`] when
-/// another process listens.
+/// [`ForeignError::Unreachable`] if no process listens, [`ForeignError::Slow`] if connecting takes
+/// too long, [`ForeignError::Elsewhere`] if a process other than `pid` listens.
 pub(super) async fn connect(
     path: &Path,
     pid: u32,

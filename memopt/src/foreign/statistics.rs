@@ -1,4 +1,4 @@
-//! What guests say of their memory, as QEMU and Cloud Hypervisor pass it on.
+//! Guests' memory statistics, as QEMU and Cloud Hypervisor report them.
 
 use std::time::Duration;
 
@@ -6,12 +6,13 @@ use serde::Deserialize;
 
 use crate::situation::Statistics;
 
-/// QEMU's `guest-stats` (docs/interop/virtio-balloon-stats.rst). What a guest does not tell is 2^64
-/// - 1; older versions lack the later names.
+/// QEMU's `guest-stats` (docs/interop/virtio-balloon-stats.rst). Values that a guest does not
+/// report are 2^64 - 1; older versions lack the later names.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct QemuStatistics {
     pub(super) stats: QemuValues,
-    /// By the host's clock, in seconds since the epoch; 0 before the first.
+    /// The time of the last update on the host's clock, in seconds since the epoch; 0 before the
+    /// first.
     #[serde(rename = "last-update")]
     pub(super) last_update: u64,
 }
@@ -32,7 +33,8 @@ pub(super) struct QemuValues {
 }
 
 impl QemuStatistics {
-    /// As they are `unix_seconds` after the epoch; `None` before the guest has told any.
+    /// Converts the statistics at `unix_seconds` after the epoch; `None` before the guest has sent
+    /// any.
     pub(super) fn at(&self, unix_seconds: u64) -> Option<Statistics> {
         let told = |value: Option<u64>| value.filter(|value| *value != u64::MAX);
         let values = &self.stats;
@@ -52,8 +54,8 @@ impl QemuStatistics {
     }
 }
 
-/// Cloud Hypervisor's answer to `vm.balloon-stats` (later than 53.0), for which it has just asked
-/// the guest.
+/// Cloud Hypervisor's answer to `vm.balloon-stats` (later than 53.0), for which it queries the
+/// guest each time.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct HypervisorStatistics {
     stats: HypervisorValues,

@@ -1,4 +1,4 @@
-//! A history that may be missing: records are lost rather than work.
+//! A history that tolerates failure: it loses records rather than stopping the work.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,49 +8,49 @@ use super::limits::Limits;
 use super::run::RunId;
 use super::store::{History, Opened};
 
-/// How long after a failure the folder is tried again.
+/// How long to wait after a failure before opening the folder again.
 const RETRY: Duration = Duration::from_secs(60);
-/// Most news that wait for somebody to take them.
+/// Maximum number of news kept until they are taken.
 const NEWS_MAX: usize = 100;
 
-/// A history for whoever must go on without it: what fails is said once, and the folder is
-/// tried again every minute.
+/// A history for a caller that must continue without it. A failure is reported once, and the folder
+/// is opened again every minute.
 #[derive(Debug)]
 pub struct Chronicle {
     path: PathBuf,
     limits: Limits,
     kept: Kept,
-    /// What was last said to be wrong with the folder, so that it is said once.
+    /// The last reported problem with the folder, so that it is reported only once.
     complaint: Option<String>,
     news: Vec<News>,
 }
 
 #[derive(Debug)]
 enum Kept {
-    /// In the folder.
+    /// Records are written to the folder.
     InFolder(Box<History>),
-    /// Nowhere; from this uptime on the folder is tried again.
+    /// Records are lost; the folder is opened again at this uptime.
     Nowhere { retry_at: Duration },
 }
 
-/// What whoever keeps a log has to write into it.
+/// An event for the caller to log.
 #[derive(Debug)]
 pub enum News {
-    /// Nothing is kept from here on.
+    /// Nothing is recorded from here on.
     Lost(HistoryError),
-    /// It is kept, or kept again.
+    /// Runs are recorded, for the first time or again.
     Kept {
-        /// Runs that were interrupted: somebody died over them, or the history was lost meanwhile.
+        /// Runs that were interrupted: the process died during them, or the history was lost.
         interrupted: Vec<RunId>,
         /// Runs that cannot be read.
         unreadable: Vec<RunId>,
     },
-    /// One thing could not be kept, for its own sake.
+    /// One record was refused because of its own content; the history is still usable.
     Refused(HistoryError),
 }
 
 impl Chronicle {
-    /// A chronicle in the folder at `path`, at this uptime of the host.
+    /// Opens the history in the folder at `path`, at the host's `uptime`.
     #[must_use]
     pub fn open(path: PathBuf, limits: Limits, uptime: Duration) -> Self {
         let kept = Kept::Nowhere { retry_at: uptime };
@@ -59,7 +59,8 @@ impl Chronicle {
         chronicle
     }
 
-    /// Does something with the history, if there is one. What goes wrong is in [`Self::take_news`].
+    /// Runs `body` on the history, if there is one. Errors are reported through
+    /// [`Self::take_news`].
     pub fn with<T>(
         &mut self,
         uptime: Duration,
@@ -82,7 +83,7 @@ impl Chronicle {
         }
     }
 
-    /// What has happened since this was last asked.
+    /// Returns the news since the last call.
     #[must_use]
     pub fn take_news(&mut self) -> Vec<News> {
         std::mem::take(&mut self.news)
@@ -99,7 +100,7 @@ impl Chronicle {
         }
     }
 
-    /// Goes on without; said once, and not again each time that the folder is tried in vain.
+    /// Continues without a history. This is reported once, not again for each failed retry.
     fn lose(&mut self, uptime: Duration, error: HistoryError) {
         self.kept = Kept::Nowhere { retry_at: uptime.saturating_add(RETRY) };
         let complaint = Some(error.to_string());

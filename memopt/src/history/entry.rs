@@ -1,4 +1,4 @@
-//! The lines of a run's log, and what a run is by them.
+//! The lines of a run's log, and the state of the run that they add up to.
 
 use regular_file::log::Lines;
 use serde::de::DeserializeOwned;
@@ -10,27 +10,27 @@ use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
 use super::run::{Deed, Found, Run, RunEnd, RunId, State, Summary};
 use crate::schedule::Trigger;
 
-/// One line: what has become of the run.
+/// One line of the log: an event of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Entry {
-    /// It began: the first line of every log.
+    /// The run began: the first line of every log.
     Began(Beginning),
-    /// It has another plan.
+    /// The run has a new plan.
     Planned(Box<RawValue>),
-    /// These actions are about to be carried out.
+    /// These actions are about to be executed.
     Acting(Vec<Deed<Box<RawValue>>>),
-    /// This was found out about actions.
+    /// Results of actions.
     Found(Vec<Found>),
-    /// This went wrong.
+    /// An error of the run.
     Error(String),
-    /// It came to its end at `ended` (Unix seconds).
+    /// The run ended at `ended` (Unix seconds).
     Ended { ended: u64, outcome: RunEnd },
-    /// The process that carried it out died.
+    /// The process that executed the run died, or lost its history.
     Interrupted,
 }
 
-/// How a run began.
+/// The start of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Beginning {
     pub(super) trigger: Trigger,
@@ -39,7 +39,7 @@ pub(super) struct Beginning {
     pub(super) plan: Box<RawValue>,
 }
 
-/// A run as it is kept.
+/// A run as recorded in its log.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) beginning: Beginning,
@@ -62,11 +62,11 @@ impl Record {
         }
     }
 
-    /// The run whose log has these `lines`. Of a line that a crash has torn either nothing follows,
-    /// or that the run was interrupted.
+    /// Replays the `lines` of a run's log. A crash can leave a torn line, which may be followed
+    /// only by the entry that the run was interrupted.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// If the lines are damaged or inconsistent; the text says how.
     pub(super) fn replay(lines: &Lines) -> Result<Self, String> {
         let mut record: Option<Self> = None;
         let mut torn: Option<&str> = None;
@@ -91,10 +91,11 @@ impl Record {
         record.ok_or_else(|| torn.unwrap_or("its log does not say how it began").to_owned())
     }
 
-    /// Takes another line.
+    /// Applies one more entry.
     ///
     /// # Errors
-    /// The place of an action that it tells of and that there is not; nothing is changed then.
+    /// If the entry refers to an action that the run does not have; returns the index of that
+    /// action and changes nothing.
     pub(super) fn apply(&mut self, entry: Entry) -> Result<(), u32> {
         match entry {
             Entry::Began(beginning) => *self = Self::new(beginning),
@@ -127,12 +128,12 @@ impl Record {
         Ok(())
     }
 
-    /// The line for something that went wrong, unless it has very many.
+    /// Returns the entry for an error, or `None` when the run has too many already.
     pub(super) fn error(&self, error: &str) -> Option<Entry> {
         (self.errors.len() < ERRORS_MAX).then(|| Entry::Error(cut(error)))
     }
 
-    /// All but the plan and the actions of the run, which is `id`.
+    /// Returns the run, numbered `id`, without its plan and its actions.
     pub(super) fn summary(&self, id: RunId) -> Summary {
         let sum = |bytes: fn(&Deed<Box<RawValue>>) -> i64| {
             self.deeds.iter().map(bytes).fold(0, i64::saturating_add)
@@ -151,10 +152,10 @@ impl Record {
         }
     }
 
-    /// The whole run, which is `id`.
+    /// Returns the whole run, numbered `id`.
     ///
     /// # Errors
-    /// Another version wrote its plan or an action.
+    /// If another version wrote its plan or an action.
     pub(super) fn run(&self, id: RunId) -> Result<Run, HistoryError> {
         let plan = read("plan", id, &self.beginning.plan)?;
         let deed = |deed: &Deed<Box<RawValue>>| {
@@ -167,10 +168,10 @@ impl Record {
     }
 }
 
-/// A value as JSON of at most `bytes_max` bytes.
+/// Encodes a value as JSON of at most `bytes_max` bytes.
 ///
 /// # Errors
-/// It has more, or cannot be written as JSON.
+/// If the JSON is longer, or the value cannot be written as JSON.
 pub(super) fn to_json(
     what: &'static str,
     value: &impl Serialize,
@@ -184,7 +185,7 @@ pub(super) fn to_json(
     Ok(json)
 }
 
-/// The text of a log that tells of an action that its run does not have.
+/// The error text for a log that refers to an action that its run does not have.
 fn no_action(index: u32) -> String {
     format!("it has no action {index}")
 }
@@ -194,7 +195,7 @@ fn read<T: DeserializeOwned>(what: &str, run: RunId, json: &RawValue) -> Result<
         .map_err(|error| HistoryError::Unreadable { run, cause: format!("its {what}: {error}") })
 }
 
-/// The beginning of an error's text.
+/// Truncates an error text to the maximum length.
 pub(super) fn cut(error: &str) -> String {
     error.chars().take(ERROR_CHARS_MAX).collect()
 }

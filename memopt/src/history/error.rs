@@ -1,33 +1,33 @@
-//! Why something cannot be kept or read.
+//! The errors of the history.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::run::{RunId, State};
 
-/// What is wrong with a history, or with what is to be kept in it.
+/// The reason why a history, or a record in it, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// It cannot be opened, read or written.
+    /// The history cannot be opened, read or written.
     #[error("cannot use the history {path}: {cause}", path = path.display())]
     Io {
-        /// The folder.
+        /// Folder of the history.
         path: PathBuf,
-        /// What the system says.
+        /// The file system's error.
         cause: std::io::Error,
     },
-    /// The disk has no room.
+    /// The disk is full, or a quota or a file size limit is reached.
     #[error("there is no room to write the history {path}: {cause}; free some space on its disk", path = path.display())]
     Full {
-        /// The folder.
+        /// Folder of the history.
         path: PathBuf,
-        /// What the system says.
+        /// The file system's error.
         cause: std::io::Error,
     },
-    /// Another process has it.
+    /// Another process uses the history.
     #[error("the history {path} is in use by another process: a host has one node", path = path.display())]
     InUse {
-        /// The folder.
+        /// Folder of the history.
         path: PathBuf,
     },
     /// The last times of schedules cannot be read.
@@ -36,65 +36,65 @@ pub enum HistoryError {
         path = path.display()
     )]
     Damaged {
-        /// The file.
+        /// Path of the damaged file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         cause: String,
     },
-    /// It was given up after an earlier error.
+    /// The history was closed after an earlier error.
     #[error("the history {path} is closed since an error: open it again", path = path.display())]
     Closed {
-        /// The folder.
+        /// Folder of the history.
         path: PathBuf,
     },
-    /// There is no such run, or not any more.
+    /// The run does not exist, or was pruned.
     #[error("there is no run {0} in the history")]
     NoSuchRun(RunId),
-    /// There is no such action in a run.
+    /// The run does not have this action.
     #[error("run {run} has no action {index}")]
     NoSuchAction {
-        /// The run.
+        /// Number of the run.
         run: RunId,
-        /// The action, from 0.
+        /// Index of the action, from 0.
         index: u32,
     },
-    /// A run that has ended cannot be added to.
+    /// A run that has ended cannot be changed.
     #[error("run {run} is {state}: it cannot be changed")]
     Ended {
-        /// The run.
+        /// Number of the run.
         run: RunId,
-        /// How it ended.
+        /// The final state of the run.
         state: State,
     },
-    /// Too much for one run.
+    /// A record exceeds a limit.
     #[error("{what} is too large for the history: more than {max}")]
     TooLarge {
-        /// What.
+        /// The kind of record that is too large.
         what: &'static str,
         /// The limit, with its unit.
         max: String,
     },
-    /// It cannot be written as JSON.
+    /// A record cannot be written as JSON.
     #[error("{what} cannot be put down as JSON: {cause}")]
     Unwritable {
-        /// What.
+        /// The kind of record.
         what: &'static str,
-        /// What serde says.
+        /// The encoder's error.
         cause: serde_json::Error,
     },
-    /// Another version wrote it, or its log is damaged.
+    /// Another version wrote the run, or its log is damaged.
     #[error("run {run} cannot be read: {cause}")]
     Unreadable {
-        /// The run.
+        /// Number of the run.
         run: RunId,
-        /// What is wrong with it.
+        /// What is wrong with its log.
         cause: String,
     },
 }
 
 impl HistoryError {
-    /// What the system says of the history at `path`. Not of which file in it: the same fault has
-    /// the same text, so that it is said once.
+    /// Wraps a file system error of the history at `path`. It does not name the file, so that the
+    /// same fault has the same text and is reported once.
     pub(super) fn of(path: &Path, cause: std::io::Error) -> Self {
         let path = path.to_owned();
         match cause.kind() {
@@ -105,7 +105,7 @@ impl HistoryError {
         }
     }
 
-    /// Whether the history cannot be used after it until it is opened again.
+    /// Whether the history has to be opened again after this error.
     pub(super) const fn is_fatal(&self) -> bool {
         matches!(
             self,

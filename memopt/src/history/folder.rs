@@ -13,47 +13,47 @@ use super::error::HistoryError;
 use super::limits::Limits;
 use super::run::RunId;
 
-/// What the log of a run ends in.
+/// File name extension of a run's log.
 const EXTENSION: &str = "log";
 
-/// What the system says of a bad sector, a link to itself, and blocks that a file system finds
-/// damaged: EIO, ELOOP, EBADMSG, EUCLEAN.
+/// Error codes of a bad sector, a link to itself, and blocks that a file system found damaged: EIO,
+/// ELOOP, EBADMSG, EUCLEAN.
 const OF_ONE_FILE: [i32; 4] = [5, 40, 74, 117];
-/// The number of a run that has none after it: larger ones are no numbers in JSON everywhere.
+/// Run numbers stay below this: larger integers are not exact in every JSON implementation.
 const ID_MAX: u64 = 1 << 53;
 
-/// A history's folder, which this process alone has.
+/// The folder of a history, used exclusively by this process.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     limits: Limits,
-    /// Locked as long as it is open.
+    /// Holds the lock while it is open.
     _lock: File,
 }
 
-/// A run that is under way.
+/// A run in progress.
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) record: Record,
     log: Log,
 }
 
-/// A run as it is found when a history is opened.
+/// A run as found when a history is opened.
 #[derive(Debug)]
 pub(super) enum OnDisk {
-    /// It is over.
+    /// The run has ended.
     Over(Record),
-    /// It was left open.
+    /// The run has no end in its log.
     LeftOpen(Live),
-    /// Another version wrote it, or its log is damaged.
+    /// Another version wrote the run, or its log is damaged.
     Unreadable,
 }
 
 impl Folder {
-    /// The folder at `path`, which is made where there is none.
+    /// Opens the folder at `path`, and creates it if there is none.
     ///
     /// # Errors
-    /// Another process has it, or the system refuses.
+    /// If another process uses the folder, or the file system fails.
     pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, HistoryError> {
         regular_file::create_folder(path).map_err(|cause| HistoryError::of(path, cause))?;
         let lock = path.join("lock");
@@ -68,15 +68,15 @@ impl Folder {
         }
     }
 
-    /// Where the last times of schedules are.
+    /// Path of the log with the last times of schedules.
     pub(super) fn ticks(&self) -> PathBuf {
         self.path.join("schedules.log")
     }
 
-    /// The runs that have a log.
+    /// Returns the runs that have a log.
     ///
     /// # Errors
-    /// The system's.
+    /// If the file system fails.
     pub(super) fn runs(&self) -> Result<Vec<RunId>, HistoryError> {
         let failed = |cause| HistoryError::of(&self.path, cause);
         let mut runs = Vec::new();
@@ -89,10 +89,10 @@ impl Folder {
         Ok(runs)
     }
 
-    /// What there is of `run`, with the bytes of its log.
+    /// Opens `run`, and returns it with the size of its log in bytes.
     ///
     /// # Errors
-    /// The system's, which is not about this log alone.
+    /// If the file system fails in a way that does not concern this log alone.
     pub(super) fn open_run(&self, run: RunId) -> Result<(OnDisk, u64), HistoryError> {
         let path = self.log(run);
         let (log, lines) = match Log::open(&path, self.limits.log_bytes_max(), 0) {
@@ -112,10 +112,10 @@ impl Folder {
         Ok((found, bytes))
     }
 
-    /// A run that is over.
+    /// Reads a run that has ended.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// If its log cannot be read.
     pub(super) fn read_run(&self, run: RunId) -> Result<Record, HistoryError> {
         let lines = Lines::read(&self.log(run), self.limits.log_bytes_max());
         let record =
@@ -123,10 +123,10 @@ impl Folder {
         record.map_err(|cause| HistoryError::Unreadable { run, cause })
     }
 
-    /// Begins the log of the run after `last`, or of the first one.
+    /// Creates the log of the run after `last`, or of the first run.
     ///
     /// # Errors
-    /// It is too large, or the system's.
+    /// If the entry is too large, the run numbers are used up, or the file system fails.
     pub(super) fn begin(
         &self,
         last: Option<RunId>,
@@ -143,11 +143,11 @@ impl Folder {
         Ok((run, Live { record: Record::new(beginning), log }))
     }
 
-    /// Adds a line to the log of `run`.
+    /// Appends a line to the log of `run`.
     ///
     /// # Errors
-    /// It tells of an action that the run does not have, the run would be too large, or the
-    /// system's.
+    /// If the entry refers to an action that the run does not have, the run would become too large,
+    /// or the file system fails.
     pub(super) fn add(
         &self,
         run: RunId,
@@ -160,13 +160,14 @@ impl Folder {
         added.map_err(|cause| HistoryError::of(&self.path, cause))
     }
 
-    /// Removes the log of `run`; whether it is gone.
+    /// Removes the log of `run`. Returns whether it is gone.
     pub(super) fn remove(&self, run: RunId) -> bool {
         let removed = fs::remove_file(self.log(run));
         removed.map_or_else(|error| error.kind() == ErrorKind::NotFound, |()| true)
     }
 
-    /// An entry as a line of a run's log that has `bytes` already. What ends it always has room.
+    /// Encodes an entry as a line of a run's log of `bytes` so far. The limit does not apply to the
+    /// entry that ends the run.
     fn line(&self, entry: &Entry, bytes: u64) -> Result<Box<RawValue>, HistoryError> {
         let json = to_json("a line", entry, usize::MAX)?;
         let needed = bytes.saturating_add(json.get().len() as u64);
@@ -182,25 +183,25 @@ impl Folder {
         self.path.join(log_name(run))
     }
 
-    /// How much is kept.
+    /// Returns the limits on what is kept.
     pub(super) const fn limits(&self) -> Limits {
         self.limits
     }
 }
 
 impl Live {
-    /// Bytes of its log.
+    /// Returns the size of its log in bytes.
     pub(super) const fn bytes(&self) -> u64 {
         self.log.bytes()
     }
 }
 
-/// The name of the log of `run`.
+/// Returns the file name of the log of `run`.
 fn log_name(run: RunId) -> String {
     format!("{run}.{EXTENSION}")
 }
 
-/// Whether what goes wrong with one log says nothing of the others.
+/// Whether an error with one log says nothing about the other logs.
 pub(super) fn is_of_one_file(cause: &io::Error) -> bool {
     let is_its_kind = matches!(
         cause.kind(),

@@ -1,19 +1,19 @@
-//! How much is kept.
+//! Limits on what is kept.
 
-/// How many runs are kept, and how large they may be.
+/// Limits on the number of runs kept, and on their size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Runs that are kept; the oldest go first, the last one stays.
+    /// Maximum number of runs; the oldest are removed first, and the last one always stays.
     pub runs_max: u64,
-    /// Bytes of all of their logs together.
+    /// Maximum total size of all logs, in bytes.
     pub bytes_max: u64,
-    /// Bytes of one log; what ends the run may be more.
+    /// Maximum size of one log, in bytes; the entry that ends the run may exceed it.
     pub run_bytes_max: u64,
-    /// Bytes of one plan as JSON.
+    /// Maximum size of one plan as JSON, in bytes.
     pub plan_bytes_max: usize,
-    /// Bytes of one action as JSON.
+    /// Maximum size of one action as JSON, in bytes.
     pub part_bytes_max: usize,
-    /// Actions of one run.
+    /// Maximum number of actions in one run.
     pub actions_max: u32,
 }
 
@@ -31,16 +31,18 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The longest log that is read, in bytes. What ends a run always has room.
+    /// Returns the size of the largest log that is read, in bytes: above the limit, it has room for
+    /// the entry that ends a run.
     pub(super) const fn log_bytes_max(&self) -> u64 {
         self.run_bytes_max.saturating_add(self.part_bytes_max as u64).saturating_add(1 << 10)
     }
 }
 
-/// The longest error text that is kept, in characters, and most of them of one run.
+/// Maximum length of a recorded error text in characters, and maximum number of errors per run.
 pub(super) const ERROR_CHARS_MAX: usize = 1000;
 pub(super) const ERRORS_MAX: usize = 100;
-/// Most runs that one query reads.
+/// Maximum number of runs that one query returns.
 pub(super) const LISTED_MAX: usize = 1000;
-/// Most runs that are thrown away at once: whoever lowers a limit does not wait for all of it.
+/// Maximum number of runs removed at once, so that lowering a limit does not block the caller until
+/// all of them are gone.
 pub(super) const PRUNED_MAX: usize = 64;

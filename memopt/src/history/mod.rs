@@ -1,12 +1,13 @@
-//! What was planned, done and found, run by run, in a folder that survives whoever writes it.
+//! The record of what was planned, done and found, run by run, in a folder that outlives the
+//! process that writes it.
 //!
-//! [`History`] is the folder. A run is put down when it begins, its actions before they are carried
-//! out, and what came back of each when that is known: lines of the run's log. Whatever a call has
-//! put down is on disk when it returns. [`Chronicle`] is a history that may be missing: a full disk
-//! costs the records and not the work (ADR 18).
+//! [`History`] is the folder. Each run has a log, with lines for its start, its actions before they
+//! are executed, and the result of each once it is known. Everything that a call records is on disk
+//! when the call returns. [`Chronicle`] is a history that tolerates failure: a full disk costs
+//! records, but does not stop the work (ADR 18).
 //!
-//! It knows what a run is begun by ([`crate::schedule::Trigger`]), its plan and its steps, and no
-//! more of this crate. Start reading at [`History`].
+//! Of this crate, it depends only on what starts a run ([`crate::schedule::Trigger`]), on plans and
+//! on steps. Start reading at [`History`].
 
 mod chronicle;
 mod entry;

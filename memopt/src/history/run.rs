@@ -1,4 +1,4 @@
-//! One run as it is kept, and as it is read again.
+//! One run, in the forms in which it is recorded and read.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::plan::Plan;
 use crate::schedule::Trigger;
 use crate::step::Step;
 
-/// The number of a run: the first is 1, and none is given twice.
+/// Number of a run: the first is 1, and no number is used twice.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -17,7 +17,7 @@ use crate::step::Step;
 pub struct RunId(pub u64);
 
 impl RunId {
-    /// That of runs of which no history is kept. Others are counted from 1.
+    /// The number of runs that are not recorded. Recorded runs are counted from 1.
     pub const UNRECORDED: Self = Self(0);
 }
 
@@ -27,24 +27,24 @@ impl fmt::Display for RunId {
     }
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// There is a plan.
+    /// The run has a plan.
     Planned,
-    /// Its actions are being carried out.
+    /// Its actions are being executed.
     Acting,
-    /// What came back of them is being found out.
+    /// The results of its actions are being checked.
     Verifying,
-    /// It has come to its end.
+    /// The run has ended.
     Done,
-    /// Whoever carried it out died before it had come to its end.
+    /// The node died, or lost the history, before the run ended.
     Interrupted,
 }
 
 impl State {
-    /// Whether nothing more becomes of it.
+    /// Whether the run can no longer change.
     #[must_use]
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::Interrupted)
@@ -63,24 +63,24 @@ impl fmt::Display for State {
     }
 }
 
-/// How a run ended.
+/// The reason why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunEnd {
-    /// There is nothing left to do for its goal.
+    /// The goal is reached: nothing is left to do.
     Reached,
-    /// There is nothing more that can be done, and the goal is not reached.
+    /// Nothing more can be done, and the goal is not reached.
     Exhausted,
-    /// Its window is over.
+    /// The window of the run is over.
     WindowOver,
-    /// It was cancelled.
+    /// The run was cancelled.
     Cancelled,
     /// The host could not be inspected.
     Failed,
 }
 
 impl RunEnd {
-    /// Whether it did what it could.
+    /// Whether the run did all it could.
     pub fn is_success(self) -> bool {
         match self {
             Self::Reached | Self::Exhausted | Self::WindowOver => true,
@@ -101,32 +101,32 @@ impl fmt::Display for RunEnd {
     }
 }
 
-/// An action of a run, a [`Step`] or what is kept of one, and what came of it.
+/// An action of a run and its result. `A` is a [`Step`], or its recorded form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deed<A = Step> {
-    /// What was done.
+    /// The executed action.
     pub action: A,
-    /// What it was expected to give back to the host, in bytes; negative when it takes.
+    /// Bytes that the host was expected to get back; negative when the action takes memory.
     pub expected_bytes: i64,
-    /// What came back; absent when that was never found out.
+    /// Bytes that the host got back; absent when this was never determined.
     pub verified_bytes: Option<i64>,
-    /// Why it did not work.
+    /// Why the action failed; absent if it did not.
     pub error: Option<String>,
 }
 
-/// What was found out about an action.
+/// The result of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
-    /// The action's place in its run, from 0.
+    /// Index of the action in its run, from 0.
     pub index: u32,
-    /// What came back, in bytes; absent when that cannot be said.
+    /// Bytes that the host got back; absent when this cannot be determined.
     pub verified_bytes: Option<i64>,
-    /// Why it did not work.
+    /// Why the action failed; absent if it did not.
     pub error: Option<String>,
 }
 
 impl Found {
-    /// The action at `index` did not work.
+    /// The result that the action at `index` failed.
     pub fn failed(index: u32, error: &str) -> Self {
         Self { index, verified_bytes: None, error: Some(error.to_owned()) }
     }
@@ -135,45 +135,45 @@ impl Found {
 /// A run without its plan and its actions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Summary {
-    /// Its number.
+    /// Number of the run.
     pub id: RunId,
-    /// What it was begun by.
+    /// What started the run.
     pub trigger: Trigger,
-    /// When it began, in Unix seconds.
+    /// Start of the run, in Unix seconds.
     pub started: u64,
-    /// When it ended; absent when it has not, or was interrupted.
+    /// End of the run, in Unix seconds; absent when it has not ended, or was interrupted.
     pub ended: Option<u64>,
-    /// How far it has come.
+    /// Progress of the run.
     pub state: State,
-    /// Its actions so far.
+    /// Number of actions so far.
     pub actions: u32,
-    /// What they were expected to give back, in bytes.
+    /// Total bytes that the host was expected to get back.
     pub expected_bytes: i64,
-    /// What came back of them.
+    /// Total bytes that the host got back.
     pub verified_bytes: i64,
-    /// How it ended, when it has.
+    /// The reason why the run ended, if it has.
     pub outcome: Option<RunEnd>,
-    /// What went wrong; the last ones of very many are left out.
+    /// Errors of the run; the last ones are dropped when there are too many.
     pub errors: Vec<String>,
 }
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
-    /// All but the plan and the actions.
+    /// Everything except the plan and the actions.
     #[serde(flatten)]
     pub summary: Summary,
-    /// What it meant to do.
+    /// The plan of the run.
     pub plan: Plan,
-    /// What it has done, in order.
+    /// The executed actions, in order.
     pub deeds: Vec<Deed>,
 }
 
-/// Some runs, the newest first.
+/// A list of runs, newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Listing {
-    /// Those that can be read.
+    /// Runs that can be read.
     pub runs: Vec<Summary>,
-    /// Those that cannot: another version wrote them, or their logs are damaged.
+    /// Runs that cannot be read: another version wrote them, or their logs are damaged.
     pub unreadable: Vec<RunId>,
 }

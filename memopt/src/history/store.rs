@@ -13,19 +13,19 @@ use crate::plan::Plan;
 use crate::schedule::Trigger;
 use crate::step::Step;
 
-/// Every run of a host, in one folder: a log each.
+/// All recorded runs of a host, in one folder with a log for each run.
 ///
-/// What a call has written is on disk when it returns; a call that is refused writes nothing. After
-/// an error of the file system ([`HistoryError::Full`], [`HistoryError::Io`]) the history is
-/// closed, and has to be opened again, which tells how far that call came. Calls wait for the disk.
+/// Everything that a call writes is on disk when it returns; a call that is refused writes nothing.
+/// After a file system error ([`HistoryError::Full`], [`HistoryError::Io`]) the history is closed
+/// and has to be opened again, which reveals how far that call got. Calls block on the disk.
 #[derive(Debug)]
 pub struct History {
     path: PathBuf,
-    /// Absent once it was closed for an error.
+    /// Absent after the history was closed because of an error.
     open: Option<Open>,
 }
 
-/// A folder that is open.
+/// An open folder.
 #[derive(Debug)]
 struct Open {
     folder: Folder,
@@ -33,19 +33,19 @@ struct Open {
     runs: BTreeMap<RunId, Known>,
 }
 
-/// A run, as far as lists need it without its log.
+/// A run, with what lists need so that they do not read its log.
 #[derive(Debug)]
 enum Known {
-    /// It is under way.
+    /// In progress.
     Live(Box<Live>),
-    /// It is over; with the bytes of its log.
+    /// Ended; with the size of its log in bytes.
     Over(Box<Summary>, u64),
-    /// It cannot be read; with the bytes of its log.
+    /// Unreadable; with the size of its log in bytes.
     Unreadable(u64),
 }
 
 impl Known {
-    /// Bytes of its log.
+    /// Returns the size of its log in bytes.
     const fn bytes(&self) -> u64 {
         match self {
             Self::Live(live) => live.bytes(),
@@ -53,7 +53,8 @@ impl Known {
         }
     }
 
-    /// All but its plan and its actions, if it, the run `id`, can be read.
+    /// Returns the run, numbered `id`, without its plan and its actions. `None` if it is
+    /// unreadable.
     fn summary(&self, id: RunId) -> Option<Summary> {
         match self {
             Self::Live(live) => Some(live.record.summary(id)),
@@ -63,32 +64,34 @@ impl Known {
     }
 }
 
-/// A history that has been opened.
+/// An opened history, and the runs that need attention.
 #[derive(Debug)]
 pub struct Opened {
     /// The history.
     pub history: History,
-    /// Runs that somebody died over; they are [`super::State::Interrupted`] now.
+    /// Runs that had not ended when their process died or lost its history; their state is now
+    /// [`super::State::Interrupted`].
     pub interrupted: Vec<RunId>,
     /// Runs that cannot be read: another version wrote them, or their logs are damaged.
     pub unreadable: Vec<RunId>,
 }
 
-/// How much there is.
+/// The size of a history.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// Runs.
+    /// Number of runs.
     pub runs: u64,
-    /// Bytes of their logs.
+    /// Total size of their logs in bytes.
     pub bytes: u64,
 }
 
 impl History {
-    /// Opens the history at `path`, or begins one where there is none. Runs that were left open are
-    /// interrupted: no other process has the folder.
+    /// Opens the history at `path`, or creates one. Runs without an end are marked as interrupted:
+    /// the folder is locked, so no other process can be executing them.
     ///
     /// # Errors
-    /// Another process has it, the last times of schedules are damaged, or the system's.
+    /// If another process uses the history, the last times of schedules are damaged, or the file
+    /// system fails.
     pub fn open(path: &Path, limits: Limits) -> Result<Opened, HistoryError> {
         let folder = Folder::open(path, limits)?;
         let mut ticks = Ticks::open(&folder.ticks())?;
@@ -98,7 +101,7 @@ impl History {
             let known = match found {
                 OnDisk::Over(record) => Known::Over(Box::new(record.summary(run)), bytes),
                 OnDisk::LeftOpen(mut live) => {
-                    // A crash may have come before it was kept.
+                    // The process may have crashed before it recorded this time.
                     ticks.keep_later(&live.record.beginning.trigger)?;
                     match folder.add(run, &mut live, Entry::Interrupted) {
                         Err(HistoryError::Io { cause, .. }) if is_of_one_file(&cause) => {
@@ -126,10 +129,10 @@ impl History {
         Ok(Opened { history, interrupted, unreadable })
     }
 
-    /// Puts down a run that begins at `started` (Unix seconds), and throws away what is too old.
+    /// Records a run that starts at `started` (Unix seconds), and prunes old runs.
     ///
     /// # Errors
-    /// The plan is too large, or the file system's.
+    /// If the plan is too large, or the file system fails.
     pub fn begin(
         &mut self,
         trigger: Trigger,
@@ -149,10 +152,10 @@ impl History {
         })
     }
 
-    /// Puts down another plan for a run, which was made after a closer look.
+    /// Records a new plan for a run, made after a survey.
     ///
     /// # Errors
-    /// There is no such run, it has ended, the plan is too large, or the file system's.
+    /// If there is no such run, it has ended, the plan is too large, or the file system fails.
     pub fn plan_anew(&mut self, run: RunId, plan: &Plan) -> Result<(), HistoryError> {
         self.with(|open| {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
@@ -160,10 +163,11 @@ impl History {
         })
     }
 
-    /// Puts down actions that are about to be carried out; returns the place of the first.
+    /// Records actions that are about to be executed. Returns the index of the first one.
     ///
     /// # Errors
-    /// There is no such run, it has ended, it or an action is too large, or the file system's.
+    /// If there is no such run, it has ended, the run or an action is too large, or the file system
+    /// fails.
     pub fn act(&mut self, run: RunId, actions: &[Step]) -> Result<u32, HistoryError> {
         self.with(|open| {
             let Limits { part_bytes_max, actions_max, .. } = open.folder.limits();
@@ -183,21 +187,22 @@ impl History {
         })
     }
 
-    /// Puts down what was found out about actions.
+    /// Records results of actions.
     ///
     /// # Errors
-    /// There is no such run or action, the run has ended, it is too large, or the file system's.
+    /// If there is no such run or action, the run has ended, it is too large, or the file system
+    /// fails.
     pub fn verify(&mut self, run: RunId, found: &[Found]) -> Result<(), HistoryError> {
         let short =
             |found: &Found| Found { error: found.error.as_deref().map(cut), ..found.clone() };
         self.with(|open| open.add(run, Entry::Found(found.iter().map(short).collect())))
     }
 
-    /// Puts down what went wrong with a run. Of very many errors the last are left out, and so is
-    /// what is too long of one.
+    /// Records an error of a run. Texts are truncated, and errors beyond the maximum per run are
+    /// dropped.
     ///
     /// # Errors
-    /// There is no such run, it has ended, it is too large, or the file system's.
+    /// If there is no such run, it has ended, it is too large, or the file system fails.
     pub fn note_error(&mut self, run: RunId, error: &str) -> Result<(), HistoryError> {
         self.with(|open| match open.live_mut(run)?.0.record.error(error) {
             Some(entry) => open.add(run, entry),
@@ -205,10 +210,10 @@ impl History {
         })
     }
 
-    /// Puts down that a run has come to its end at `ended` (Unix seconds).
+    /// Records that a run ended at `ended` (Unix seconds).
     ///
     /// # Errors
-    /// There is no such run, it has ended before, or the file system's.
+    /// If there is no such run, it has already ended, or the file system fails.
     pub fn finish(&mut self, run: RunId, ended: u64, outcome: RunEnd) -> Result<(), HistoryError> {
         self.with(|open| {
             let (live, folder) = open.live_mut(run)?;
@@ -220,10 +225,10 @@ impl History {
         })
     }
 
-    /// The last `count` runs, at most a thousand.
+    /// Returns the last `count` runs, at most a thousand.
     ///
     /// # Errors
-    /// The history is closed.
+    /// If the history is closed.
     pub fn last(&mut self, count: usize) -> Result<Listing, HistoryError> {
         self.with(|open| {
             let mut listing = Listing::default();
@@ -241,10 +246,10 @@ impl History {
         })
     }
 
-    /// One whole run.
+    /// Returns one whole run.
     ///
     /// # Errors
-    /// There is no such run, it cannot be read, or the history is closed.
+    /// If there is no such run, it cannot be read, or the history is closed.
     pub fn run(&mut self, run: RunId) -> Result<Run, HistoryError> {
         self.with(|open| match open.runs.get(&run) {
             Some(Known::Live(live)) => live.record.run(run),
@@ -253,33 +258,33 @@ impl History {
         })
     }
 
-    /// Puts down that a schedule was decided on up to a time (Unix seconds) at which it did not
-    /// run, so that the next scheduler decides on later ones alone.
+    /// Records that a schedule was decided on up to `tick` (Unix seconds), at which it did not run.
+    /// The next scheduler then decides only on later times.
     ///
     /// # Errors
-    /// The file system's.
+    /// If the file system fails.
     pub fn note_decided(&mut self, schedule: &str, tick: u64) -> Result<(), HistoryError> {
         self.with(|open| open.ticks.keep(schedule, tick))
     }
 
-    /// The last time of each schedule at which it ran or is known not to have run, by its name, in
-    /// Unix seconds: what a [`crate::schedule::Scheduler`] begins with.
+    /// Returns the last time of each schedule at which it ran or is known not to have run, by its
+    /// name, in Unix seconds. A [`crate::schedule::Scheduler`] starts from these.
     ///
     /// # Errors
-    /// The history is closed.
+    /// If the history is closed.
     pub fn last_ticks(&mut self) -> Result<BTreeMap<String, u64>, HistoryError> {
         self.with(|open| Ok(open.ticks.all().clone()))
     }
 
-    /// How much there is.
+    /// Returns the number of runs and the size of their logs.
     ///
     /// # Errors
-    /// The history is closed.
+    /// If the history is closed.
     pub fn stored(&mut self) -> Result<Stored, HistoryError> {
         self.with(|open| Ok(open.stored()))
     }
 
-    /// Does something with the history, and closes it after an error that it cannot be used after.
+    /// Runs `body` on the open history, and closes it after a fatal error.
     fn with<T>(
         &mut self,
         body: impl FnOnce(&mut Open) -> Result<T, HistoryError>,
@@ -296,7 +301,7 @@ impl History {
 }
 
 impl Open {
-    /// The run, which is under way, and the folder that its log is in.
+    /// Returns a run in progress, and the folder of its log.
     fn live_mut(&mut self, run: RunId) -> Result<(&mut Live, &Folder), HistoryError> {
         match self.runs.get_mut(&run) {
             Some(Known::Live(live)) => Ok((live, &self.folder)),
@@ -308,7 +313,7 @@ impl Open {
         }
     }
 
-    /// Adds a line to a run that is under way.
+    /// Appends an entry to a run in progress.
     fn add(&mut self, run: RunId, entry: Entry) -> Result<(), HistoryError> {
         let (live, folder) = self.live_mut(run)?;
         folder.add(run, live, entry)
@@ -319,8 +324,8 @@ impl Open {
         Stored { runs: self.runs.len() as u64, bytes }
     }
 
-    /// Throws away the oldest runs while there are too many, or too large ones. Runs under way
-    /// stay, and so does the last one: the number of the next one follows from it.
+    /// Removes the oldest runs while the limits on their number or size are exceeded. Runs in
+    /// progress stay, and so does the last run, because the next run number follows from it.
     fn prune(&mut self) {
         let (Stored { mut runs, mut bytes }, limits) = (self.stored(), self.folder.limits());
         let last = self.runs.last_key_value().map(|(&last, _)| last);
@@ -333,7 +338,7 @@ impl Open {
             if runs <= limits.runs_max && bytes <= limits.bytes_max {
                 break;
             }
-            // One that cannot be removed keeps no other.
+            // A log that cannot be removed does not stop the pruning of others.
             if self.folder.remove(run) {
                 self.runs.remove(&run);
                 bytes = bytes.saturating_sub(freed);

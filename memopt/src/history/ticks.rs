@@ -1,4 +1,4 @@
-//! The last time of each schedule that was decided on. It outlives the runs.
+//! The last time that was decided on, for each schedule. It is kept longer than the runs.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -9,14 +9,14 @@ use regular_file::log::{Lines, Log};
 use super::error::HistoryError;
 use crate::schedule::Trigger;
 
-/// Most schedules of which the last time is remembered.
+/// Maximum number of schedules whose last time is kept.
 const SCHEDULES_MAX: usize = 256;
-/// Length of the file, and the longest that is read, in bytes.
+/// Size of the file in bytes, and the largest size that is read.
 const ROOM_BYTES: usize = 16 << 10;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The last times in Unix seconds, by the schedule's name: a log, each line of which has all of
-/// them, and the last one that is intact counts.
+/// The last times in Unix seconds, by the schedule's name. They are stored in a log whose every
+/// line holds all of them; the last intact line counts.
 #[derive(Debug)]
 pub(super) struct Ticks {
     log: Log,
@@ -24,11 +24,11 @@ pub(super) struct Ticks {
 }
 
 impl Ticks {
-    /// Those in the log at `path`; none when there is no such file. It is written anew, so that a
-    /// disk that has no room is known at once.
+    /// Reads the log at `path`; without a file there are no times yet. The file is rewritten, so
+    /// that a full disk is detected at once.
     ///
     /// # Errors
-    /// It is damaged, or the system's.
+    /// If the file is damaged, or the file system fails.
     pub(super) fn open(path: &Path) -> Result<Self, HistoryError> {
         let last = match Lines::read(path, FILE_BYTES_MAX) {
             Ok(lines) => last_intact(&lines),
@@ -41,11 +41,11 @@ impl Ticks {
         Ok(Self { log, last })
     }
 
-    /// Remembers that `schedule` was decided on up to `tick`; of too many schedules, another one
-    /// that was decided on longest ago is forgotten.
+    /// Records that `schedule` was decided on up to `tick`. If there are too many schedules,
+    /// forgets the other one with the oldest time.
     ///
     /// # Errors
-    /// The system's.
+    /// If the file system fails.
     pub(super) fn keep(&mut self, schedule: &str, tick: u64) -> Result<(), HistoryError> {
         self.last.insert(schedule.to_owned(), tick);
         if self.last.len() > SCHEDULES_MAX {
@@ -57,7 +57,8 @@ impl Ticks {
         kept.map_err(|cause| HistoryError::of(folder_of(self.log.path()), cause))
     }
 
-    /// As [`Self::keep`] for what a run was begun by, if nothing later was decided.
+    /// Like [`Self::keep`], for the schedule that started a run, unless a later time was decided
+    /// on.
     ///
     /// # Errors
     /// As [`Self::keep`].
@@ -70,7 +71,7 @@ impl Ticks {
         }
     }
 
-    /// All of them.
+    /// Returns the last time of every schedule.
     pub(super) const fn all(&self) -> &BTreeMap<String, u64> {
         &self.last
     }

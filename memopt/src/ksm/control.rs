@@ -1,4 +1,5 @@
-//! The hand on ksmd's settings: one at a time on a host, and everything as it was when it lets go.
+//! Exclusive control of ksmd's settings: one process per host, with the original values restored at
+//! the end.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -12,39 +13,40 @@ use crate::observe::{KsmKnobs, ObserveError, Sources, ksm_knobs};
 
 const FOLDER: &str = "sys/kernel/mm/ksm";
 
-/// Changes the settings of ksmd, and puts them back: when it is told to, when it is dropped, and
-/// when it is opened after a process that held it was killed.
+/// Changes ksmd's settings, and restores them: on request, on drop, and when the next process opens
+/// the journal of one that was killed.
 ///
-/// Before a setting is changed its value is in the journal, on disk. A setting that somebody else
-/// has changed since is theirs: it is reported, not written again and not put back.
+/// A setting's original value is in the journal, on disk, before the setting is changed. A setting
+/// that another process has changed since then is foreign: it is reported, and neither written
+/// again nor restored.
 #[derive(Debug)]
 pub struct Control {
     sources: Sources,
     journal: Journal,
-    /// Settings that somebody else took, until all is put back.
+    /// Foreign settings, left alone until the next `restore`.
     taken: Vec<Knob>,
-    /// Held as long as this is.
+    /// Released when this is dropped.
     _locks: [File; 2],
 }
 
-/// What was put back.
+/// The result of restoring the settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// The settings that have their first values again.
+    /// Settings that have their original values again.
     pub restored: Vec<Set>,
-    /// Those that somebody else changed meanwhile, which were left alone.
+    /// Settings that another process changed in the meantime, which were left alone.
     pub foreign: Vec<Foreign>,
 }
 
 impl Control {
-    /// Takes hold of ksmd's settings, and puts back what a killed process left changed. The journal
-    /// is at `journal`, in a folder that outlives this process; beside it there will be a file to
-    /// lock.
+    /// Takes control of ksmd's settings, and restores those that a killed process left changed. The
+    /// journal is at `journal`, in a folder that outlives this process; a lock file is created
+    /// beside it.
     ///
     /// # Errors
-    /// [`KsmError::Driven`] when another process has hold of them, [`KsmError::Damaged`] when the
-    /// journal is none, [`KsmError::Observe`] on a kernel without KSM, [`KsmError::Write`] or
-    /// [`KsmError::Journal`] when something cannot be put back.
+    /// [`KsmError::Driven`] if another process has control, [`KsmError::Damaged`] if the journal
+    /// cannot be read, [`KsmError::Observe`] on a kernel without KSM, [`KsmError::Write`] or
+    /// [`KsmError::Journal`] if a setting cannot be restored.
     pub fn open(sources: &Sources, journal: &Path) -> Result<(Self, Restored), KsmError> {
         ksm_knobs(sources)?;
         let locks = [lock_beside(journal)?, lock_folder(sources)?];
@@ -56,14 +58,15 @@ impl Control {
         Ok((control, restored))
     }
 
-    /// Makes settings, in their order. Those that already are as wanted are not touched; those that
-    /// somebody else changed since they were made here, now or earlier, are left alone and reported
-    /// once.
+    /// Writes settings, in order. Settings that already have the wanted value are not touched.
+    /// Settings that another process changed after they were written here, by this process or an
+    /// earlier one, are left alone and reported once.
     ///
     /// # Errors
-    /// [`KsmError::Value`] for a value that no knob can have, [`KsmError::Unmerged`] when somebody
-    /// forbade merging, and as [`Self::open`]. What was made until then is put back when this is
-    /// dropped.
+    /// [`KsmError::Value`] for a value that the knob cannot have, [`KsmError::Unmerged`] if merging
+    /// is forbidden on this host, [`KsmError::Observe`], [`KsmError::Write`] or
+    /// [`KsmError::Journal`] if a setting or the journal cannot be read or written. What was
+    /// written before the error is restored on drop.
     pub fn apply(&mut self, sets: &[Set]) -> Result<Vec<Foreign>, KsmError> {
         let mut foreign = Vec::new();
         for Set { knob, value } in sets.iter().copied() {
@@ -77,12 +80,13 @@ impl Control {
             if self.is_theirs(knob, current) {
                 foreign.push(self.leave(knob, current)?);
             } else if current == value {
-                // Nothing to change, and so nothing to put back.
+                // Nothing to change, and so nothing to restore.
             } else if knob == Knob::Run && current > 1 {
                 return Err(KsmError::Unmerged);
             } else {
                 self.journal.note(knob, current, value)?;
-                // Flushing the journal takes its time, in which others may have been here.
+                // Flushing the journal takes time, in which another process may have written the
+                // knob.
                 let now = self.current(knob)?;
                 if now == current {
                     self.write(knob, value)?;
@@ -95,12 +99,12 @@ impl Control {
         Ok(foreign)
     }
 
-    /// Whether a setting that was made here has another value now.
+    /// Returns whether another process has changed a setting that was written here.
     fn is_theirs(&self, knob: Knob, current: u64) -> bool {
         self.journal.entry(knob).is_some_and(|entry| !entry.is_ours(current))
     }
 
-    /// Leaves a setting to whoever made it `found`.
+    /// Marks a setting as foreign: another process set it to `found`.
     fn leave(&mut self, knob: Knob, found: u64) -> Result<Foreign, KsmError> {
         let ours = self.journal.entry(knob).map_or(found, |entry| entry.written);
         self.taken.push(knob);
@@ -108,11 +112,11 @@ impl Control {
         Ok(Foreign { knob, ours, found })
     }
 
-    /// Puts everything back, the last change first.
+    /// Restores all settings, the last change first.
     ///
     /// # Errors
-    /// The first setting that cannot be put back; all others are, and the journal keeps it for the
-    /// next try.
+    /// The first setting that cannot be restored. The others are restored nevertheless, and the
+    /// journal keeps the failed one for the next attempt.
     pub fn restore(&mut self) -> Result<Restored, KsmError> {
         let mut restored = Restored::default();
         let mut failed = None;
@@ -138,10 +142,10 @@ impl Control {
         self.journal.forget(knob)
     }
 
-    /// The settings as they are now.
+    /// Reads the current settings.
     ///
     /// # Errors
-    /// [`KsmError::Observe`].
+    /// [`KsmError::Observe`] if they cannot be read.
     pub fn knobs(&self) -> Result<KsmKnobs, KsmError> {
         Ok(ksm_knobs(&self.sources)?)
     }
@@ -153,7 +157,7 @@ impl Control {
 
     fn write(&self, knob: Knob, value: u64) -> Result<(), KsmError> {
         let text = knob.text(value);
-        // Not created: on a kernel without the knob there is nothing to write to.
+        // Does not create the file: a kernel without the knob has nothing to write to.
         let path = self.sources.path(relative(knob));
         let opened = OpenOptions::new().write(true).truncate(true).open(path);
         let written = opened.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
@@ -182,7 +186,7 @@ impl Drop for Control {
     }
 }
 
-/// Nobody else with this journal.
+/// Keeps other processes from using this journal.
 fn lock_beside(journal: &Path) -> Result<File, KsmError> {
     let mut path = journal.as_os_str().to_owned();
     path.push(".lock");
@@ -194,9 +198,9 @@ fn lock_beside(journal: &Path) -> Result<File, KsmError> {
     try_lock(opened, Path::new(&path))
 }
 
-/// Nobody else on this host, whatever their journals: the folder of the settings itself is locked,
-/// which harms nobody who does not look at the lock. Processes in another network namespace may
-/// have a /sys, and so a lock, of their own.
+/// Keeps other processes on this host from driving ksmd, whatever their journals: this locks the
+/// folder of the settings itself, which does not affect programs that ignore the lock. A process in
+/// another network namespace may have a `/sys` of its own, and thus a lock of its own.
 fn lock_folder(sources: &Sources) -> Result<File, KsmError> {
     let folder = sources.path(FOLDER);
     let file = folder.display().to_string();
@@ -219,7 +223,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A /sys and /proc of files with the kernel's defaults.
+    /// A /sys and /proc made of plain files with the kernel's defaults.
     pub(in crate::ksm) struct Fixture {
         folder: tempfile::TempDir,
     }
@@ -298,7 +302,7 @@ pub(super) mod tests {
         control.apply(&sets(&[(Knob::SleepMillisecs, 50), (Knob::Run, 1)])).unwrap();
         let journal = fs::read(fixture.journal()).unwrap();
         drop(control);
-        // As if it had been killed.
+        // As if the process had been killed.
         fs::write(fixture.journal(), journal).unwrap();
         fixture.set("sleep_millisecs", "50");
         fixture.set("run", "1");
@@ -320,7 +324,7 @@ pub(super) mod tests {
         assert_eq!(control.apply(&again).unwrap(), [], "told once");
         assert_eq!(fixture.get("pages_to_scan"), "1250");
 
-        // Also when they put it back themselves.
+        // A setting is foreign even if the other process wrote the original value back.
         control.apply(&sets(&[(Knob::SleepMillisecs, 50)])).unwrap();
         fixture.set("sleep_millisecs", "20");
         let foreign = Foreign { knob: Knob::SleepMillisecs, ours: 50, found: 20 };

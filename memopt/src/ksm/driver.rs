@@ -1,5 +1,4 @@
-//! The shell around a window: reads what ksmd does, and makes the settings that the window asks
-//! for.
+//! The shell around a window: samples ksmd, and writes the settings that the window asks for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use super::error::KsmError;
 use super::window::{End, Outcome, Sample, Window};
 use crate::observe::{Sources, ksm, ksmd_time};
 
-/// One window on a host. Dropping it ends the window and puts the settings back.
+/// One window on a host. Dropping it ends the window and restores the settings.
 #[derive(Debug)]
 pub struct Driver {
     sources: Sources,
@@ -19,18 +18,19 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver of `window`, which begins with the first [`Self::step`].
+    /// Creates a driver of `window`, which begins with the first [`Self::step`].
     #[must_use]
     pub fn new(sources: &Sources, control: Control, window: Window) -> Self {
         Self { sources: sources.clone(), control, window, restored: Restored::default() }
     }
 
-    /// Looks at ksmd and sets what the window wants; to be called every second or so, with any
-    /// clock that never goes back. With the outcome the settings are as they were, but for those
-    /// that somebody else changed meanwhile.
+    /// Samples ksmd and writes the settings that the window asks for. Call it about once a second,
+    /// with any monotonic clock. When it returns an outcome, the settings have been restored,
+    /// except those that another process changed in the meantime.
     ///
     /// # Errors
-    /// [`KsmError`]. The settings are put back when this is dropped.
+    /// [`KsmError`] if ksmd cannot be sampled or a setting cannot be written. The settings are
+    /// restored on drop.
     pub fn step(&mut self, now: Duration) -> Result<Option<Outcome>, KsmError> {
         let sample = self.sample()?;
         let sets = self.window.handle(&sample, now);
@@ -40,7 +40,7 @@ impl Driver {
         self.finish()
     }
 
-    /// Ends the window before its time.
+    /// Cancels the window.
     ///
     /// # Errors
     /// As [`Self::step`].
@@ -50,8 +50,8 @@ impl Driver {
         self.finish()
     }
 
-    /// Steps every `tick` until the window ends, or until `cancel` says so or has nobody any more
-    /// who could. Blocks.
+    /// Calls [`Self::step`] every `tick` until the window ends, or until `cancel` receives a
+    /// message or loses its last sender. Blocks.
     ///
     /// # Errors
     /// As [`Self::step`].
@@ -69,7 +69,7 @@ impl Driver {
         }
     }
 
-    /// What was put back at the end.
+    /// Returns which settings were restored at the end of the window.
     #[must_use]
     pub const fn restored(&self) -> &Restored {
         &self.restored
@@ -78,7 +78,7 @@ impl Driver {
     fn sample(&self) -> Result<Sample, KsmError> {
         let state = ksm(&self.sources)?;
         let mut counters = state.counters;
-        // Without it the pages alone are limited.
+        // If this is absent, the window estimates the CPU time from the scanned pages.
         counters.cpu = ksmd_time(&self.sources).ok();
         Ok(Sample { ksm: counters, knobs: state.knobs })
     }

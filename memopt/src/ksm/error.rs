@@ -1,4 +1,4 @@
-//! What can go wrong while the kernel's samepage merging is driven.
+//! Errors from driving the kernel's samepage merging.
 
 use std::io;
 
@@ -8,58 +8,58 @@ use crate::observe::ObserveError;
 /// Why ksmd cannot be driven.
 #[derive(Debug, thiserror::Error)]
 pub enum KsmError {
-    /// Its state cannot be read, as on a kernel without it.
+    /// ksmd's state cannot be read, e.g. because the kernel has no KSM.
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    /// Somebody else drives it.
+    /// Another process drives ksmd.
     #[error(
         "another lighter drives the kernel's samepage merging ({file} is locked); one node does that on a host: stop the other one"
     )]
     Driven {
-        /// The file or folder that is locked.
+        /// The locked file or folder.
         file: String,
     },
-    /// A setting was refused.
+    /// The kernel refused a setting.
     #[error("cannot set {file} to {value}: {cause}; this needs root (the owner of the file)")]
     Write {
         /// The file under `/sys/kernel/mm/ksm`.
         file: String,
-        /// What was to be written.
+        /// The value that was to be written.
         value: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         cause: io::Error,
     },
-    /// The journal cannot be kept, so nothing is changed.
+    /// The journal cannot be written, so no setting is changed.
     #[error(
         "cannot keep the journal {file} of the settings of ksmd, so they are left alone: {cause}"
     )]
     Journal {
-        /// The journal.
+        /// The journal's path.
         file: String,
-        /// The system's answer.
+        /// The system's error.
         cause: io::Error,
     },
-    /// The journal is no journal, so nothing is changed by it.
+    /// The journal cannot be read or parsed, so no setting is restored from it.
     #[error(
         "{file} is no journal of the settings of ksmd ({cause}): look at /sys/kernel/mm/ksm, set what is wrong there, and remove the file"
     )]
     Damaged {
-        /// The journal.
+        /// The journal's path.
         file: String,
         /// What is wrong with it.
         cause: String,
     },
-    /// Merging is forbidden on this host.
+    /// Merging is forbidden on this host: `run` is 2.
     #[error(
         "/sys/kernel/mm/ksm/run is 2: somebody had everything unmerged on this host; write 0 to it to allow merging again"
     )]
     Unmerged,
-    /// A value that a knob cannot have.
+    /// A value that the knob cannot have.
     #[error("{knob} cannot be {value}")]
     Value {
-        /// The knob.
+        /// The knob that was to be set.
         knob: Knob,
-        /// The value.
+        /// The rejected value.
         value: u64,
     },
 }

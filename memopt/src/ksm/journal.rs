@@ -1,9 +1,10 @@
-//! What the settings were before they were changed, on disk before the first change.
+//! The settings' original values, on disk before the first change.
 //!
-//! Each entry holds a knob's original value and the values that it may have been given here: the
-//! one that was written last and the one that is about to be. After a crash a knob that has one of
-//! them is put back; one that has another value was changed by somebody else meanwhile, and is left
-//! to them. A journal of an earlier boot says nothing: the kernel starts with its defaults.
+//! Each entry holds a knob's original value and the two values that it may have been given here:
+//! the last one written, and the one about to be written. After a crash, a knob that has one of
+//! these two is restored. A knob that has any other value was changed by another process in the
+//! meantime, and is left alone. A journal of an earlier boot is ignored: the kernel starts with its
+//! defaults.
 
 use std::fs;
 use std::io;
@@ -15,13 +16,13 @@ use super::error::KsmError;
 use super::knob::Knob;
 use crate::json;
 
-/// The largest journal that is read, in bytes; those that are written are below 1 KiB.
+/// The largest journal that is read, in bytes; the ones written here are below 1 KiB.
 const BYTES_MAX: u64 = 16 << 10;
 
-/// The only version there is.
+/// The only format version so far.
 const VERSION: u32 = 1;
 
-/// What was changed, in the order of the first change of each knob.
+/// The changed knobs, in the order of each knob's first change.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
@@ -32,32 +33,33 @@ pub(super) struct Journal {
 #[serde(deny_unknown_fields)]
 struct Content {
     version: u32,
-    /// `/proc/sys/kernel/random/boot_id`.
+    /// The `/proc/sys/kernel/random/boot_id` of the boot that the entries are from.
     boot: String,
     entries: Vec<Entry>,
 }
 
-/// One knob that was changed.
+/// One changed knob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Entry {
     pub(super) knob: Knob,
     pub(super) original: u64,
-    /// What it has been set to here.
+    /// The value last written here.
     pub(super) written: u64,
-    /// What it is about to be set to, or has been already.
+    /// The value about to be written, or written already.
     pub(super) next: u64,
 }
 
 impl Entry {
-    /// Whether `value` is one that may have been written here.
+    /// Returns whether `value` may have been written here.
     pub(super) const fn is_ours(&self, value: u64) -> bool {
         value == self.written || value == self.next
     }
 }
 
 impl Journal {
-    /// Opens the journal at `path`, which need not be there. One of another boot is taken as empty.
+    /// Opens the journal at `path`, which need not exist. A journal of another boot counts as
+    /// empty.
     pub(super) fn open(path: &Path, boot: &str) -> Result<Self, KsmError> {
         let empty = Content { version: VERSION, boot: boot.to_owned(), entries: Vec::new() };
         let content = match regular_file::read(path, BYTES_MAX) {
@@ -79,7 +81,7 @@ impl Journal {
         self.content.entries.iter().find(|entry| entry.knob == knob)
     }
 
-    /// Notes, durably, that `knob`, which has `current`, is about to be set to `next`.
+    /// Records on disk that `knob`, whose value is `current`, is about to be set to `next`.
     pub(super) fn note(&mut self, knob: Knob, current: u64, next: u64) -> Result<(), KsmError> {
         let entries = &mut self.content.entries;
         match entries.iter_mut().find(|entry| entry.knob == knob) {
@@ -89,15 +91,15 @@ impl Journal {
         self.write()
     }
 
-    /// Notes that `knob` has been set. Not on disk: after a crash it may have the one value or the
-    /// other, which does no harm.
+    /// Records, in memory only, that `knob` has been set. After a crash the entry therefore allows
+    /// both the old value and the new one, which does no harm.
     pub(super) fn settle(&mut self, knob: Knob) {
         if let Some(entry) = self.content.entries.iter_mut().find(|entry| entry.knob == knob) {
             entry.written = entry.next;
         }
     }
 
-    /// Forgets `knob`, durably; the file goes with the last one.
+    /// Removes `knob` on disk; the last removal deletes the file.
     pub(super) fn forget(&mut self, knob: Knob) -> Result<(), KsmError> {
         self.content.entries.retain(|entry| entry.knob != knob);
         self.write()
@@ -125,7 +127,8 @@ fn damaged(path: &Path, cause: String) -> KsmError {
     KsmError::Damaged { file: path.display().to_string(), cause }
 }
 
-/// A journal's bytes; whoever wrote them, nothing comes out that a knob cannot be given back.
+/// Parses and validates a journal. Whatever the bytes, every entry returned has a value that can be
+/// written back to its knob.
 fn parse(bytes: &[u8]) -> Result<Content, String> {
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if content.version != VERSION {

@@ -1,4 +1,4 @@
-//! The settings of ksmd that a window changes, and what they can be.
+//! The ksmd settings that a window changes, and their valid values.
 
 use std::fmt;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::observe::{Advisor, KsmKnobs};
 
-/// A file under `/sys/kernel/mm/ksm` that is written.
+/// A file under `/sys/kernel/mm/ksm` that lighter writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Knob {
-    /// 0 stops ksmd and keeps what is merged, 1 has it run. 2 (unmerge everything) is never
-    /// written.
+    /// 0 stops ksmd and keeps merged pages, 1 runs it. 2 (unmerge everything) is never written.
     Run,
-    /// Pages that ksmd looks at before it sleeps, from 1. The kernel refuses it while its advisor
-    /// decides.
+    /// Pages that ksmd scans before it sleeps, from 1. The kernel refuses writes while its advisor
+    /// is on.
     PagesToScan,
-    /// How long ksmd sleeps then, in milliseconds.
+    /// How long ksmd sleeps between batches, in milliseconds.
     SleepMillisecs,
-    /// Whether pages that were found unique are left out for a while: 0 or 1.
+    /// Whether ksmd skips pages that it found unique for some scans: 0 or 1.
     SmartScan,
-    /// Whether pages of zeros become the kernel's zero page: 0 or 1.
+    /// Whether ksmd merges pages of zeros with the kernel's zero page: 0 or 1.
     UseZeroPages,
-    /// Who decides on `pages_to_scan`: 0 for whoever writes it, 1 for the kernel (`scan-time`).
+    /// What sets `pages_to_scan`: 0 for user space (`none`), 1 for the kernel's advisor
+    /// (`scan-time`).
     AdvisorMode,
 }
 
 impl Knob {
-    /// All of them.
+    /// All knobs.
     pub const ALL: [Self; 6] = [
         Self::Run,
         Self::PagesToScan,
@@ -37,7 +37,7 @@ impl Knob {
         Self::AdvisorMode,
     ];
 
-    /// The file's name.
+    /// Returns the name of the knob's file.
     #[must_use]
     pub const fn file(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl Knob {
         }
     }
 
-    /// Whether `value` may be written.
+    /// Returns whether `value` may be written.
     #[must_use]
     pub const fn allows(self, value: u64) -> bool {
         match self {
@@ -60,7 +60,7 @@ impl Knob {
         }
     }
 
-    /// What is written for `value`.
+    /// Returns the text that is written for `value`.
     #[must_use]
     pub fn text(self, value: u64) -> String {
         match (self, value) {
@@ -70,7 +70,7 @@ impl Knob {
         }
     }
 
-    /// Its value among those that were read; `None` when this kernel does not have it.
+    /// Returns the knob's value in `knobs`; `None` if the kernel lacks the knob.
     #[must_use]
     pub fn of(self, knobs: &KsmKnobs) -> Option<u64> {
         match self {
@@ -93,17 +93,17 @@ impl fmt::Display for Knob {
     }
 }
 
-/// A setting to be made.
+/// A knob and the value to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Set {
-    /// Of what.
+    /// The knob to write.
     pub knob: Knob,
-    /// To what.
+    /// The value to write.
     pub value: u64,
 }
 
 impl Set {
-    /// `knob` to `value`.
+    /// Sets `knob` to `value`.
     #[must_use]
     pub const fn new(knob: Knob, value: u64) -> Self {
         Self { knob, value }
@@ -116,15 +116,15 @@ impl fmt::Display for Set {
     }
 }
 
-/// A setting that somebody else changed in between (ksmtuned, an operator): it is theirs from then
-/// on, and not put back.
+/// A setting that another process (ksmtuned, an operator) changed during the window. It is left
+/// alone from then on, and not restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foreign {
-    /// Of what.
+    /// The changed knob.
     pub knob: Knob,
-    /// What it had been set to here.
+    /// The value that was written here.
     pub ours: u64,
-    /// What was found.
+    /// The value that was found.
     pub found: u64,
 }
 

@@ -1,9 +1,10 @@
-//! Drives the kernel's samepage merging in windows of time, and leaves its settings as they were.
+//! Runs the kernel's samepage merging (KSM) in time windows, and restores its settings afterwards.
 //!
-//! [`Window`] decides, with neither clock nor file: what to set so that ksmd stays within a
-//! [`Budget`], and when to stop. [`Control`] makes settings, with a journal of what they were and a
-//! lock that keeps others out. [`Driver`] is the thin shell around both. What is merged stays
-//! merged when a window ends. Start reading at [`Window`]; docs/adr/0017-ksm-windows.md says why.
+//! [`Window`] decides, with neither clock nor file: which settings keep ksmd within a [`Budget`],
+//! and when to stop. [`Control`] writes the settings; it keeps their original values in a journal
+//! and holds a lock that keeps other processes out. [`Driver`] is the thin shell around both. Pages
+//! stay merged when a window ends. Start reading at [`Window`]; docs/adr/0017-ksm-windows.md gives
+//! the reasons.
 
 mod control;
 mod driver;

@@ -1,23 +1,23 @@
 //! One window in which ksmd runs: how fast, and for how long.
 //!
-//! ksmd looks at `pages_to_scan` pages, sleeps `sleep_millisecs`, and begins again. The window sets
-//! the sleep once and steers the pages by what ksmd was seen to use. With a batch of P pages that
-//! cost c each and a sleep of S, ksmd's share of a CPU is s = Pc / (S + Pc); so s / (1 - s) is
-//! proportional to P, and one measurement tells by which factor P has to change, whatever c is. c
-//! varies a lot: a first look at a page is a checksum (1 µs measured), later ones search two trees
-//! (4 to 6 µs).
+//! ksmd scans `pages_to_scan` pages, sleeps `sleep_millisecs`, and repeats. The window sets the
+//! sleep once, and adjusts the batch size to the CPU time that ksmd is seen to use. With a batch of
+//! P pages that cost c each and a sleep of S, ksmd's share of a CPU is s = Pc / (S + Pc). So s / (1
+//! - s) is proportional to P, and one measurement gives the factor by which P has to change,
+//! whatever c is. c varies a lot: the first scan of a page computes a checksum (1 µs measured),
+//! later scans search two trees (4 to 6 µs).
 //!
-//! It ends when all memory was looked at twice and going on brings hardly anything, when the time
-//! is over, when there is nothing to merge, or when somebody else changes a setting. Twice, since a
-//! page must be found unchanged by a second look before it can be merged with another one. After
-//! that the window goes on for as long as each eighth of the memory brings a tenth of what a page
-//! brought before on the average: pages that came late are merged then. A third look at what has no
-//! equal is the dearest of all, for both trees are searched, and the first eighth of it tells
-//! whether the rest is worth it.
+//! The window ends when all memory has been scanned twice and further scanning gains hardly
+//! anything, when its time or CPU time is used up, when there is nothing to merge, when another
+//! process changes a setting, or when it is cancelled. Two scans are needed because ksmd merges a
+//! page only if the second scan finds it unchanged. After that the window continues for as long as
+//! each eighth of the memory gains a tenth of what as many pages gained before on average: pages
+//! that became mergeable late are merged then. A third scan of unique pages costs the most, because
+//! ksmd searches both trees; the first eighth of it shows whether the rest is worthwhile.
 //!
-//! ksmd begins where it stood, perhaps near the end of a scan of guests that are gone: their pages
-//! count as profit until it comes by. So a first scan that is the rest of one is none, and what
-//! merging brings is reckoned from the end of the first whole one.
+//! ksmd resumes where it last stopped, perhaps near the end of a scan of guests that no longer
+//! exist; their pages count as profit until ksmd reaches them. So a first scan that is only the
+//! rest of one does not count, and the gain is measured from the end of the first complete scan.
 
 use std::time::Duration;
 
@@ -27,73 +27,74 @@ use super::knob::{Foreign, Knob, Set};
 use crate::observe::KsmKnobs;
 use crate::situation::Ksm;
 
-/// What a page is taken to cost ksmd before anything was measured: 171,000 pages a second of CPU
-/// time were seen.
+/// The assumed CPU cost per page until ksmd has been measured, in seconds: 171,000 pages per second
+/// of CPU time were observed.
 const PAGE_COST: f64 = 5.8e-6;
-/// How long a batch and the sleep after it should take together, in seconds. Long against a tick of
-/// the kernel (4 ms), short against the time between two samples; writing `run` waits for the
-/// batch.
+/// The target duration of a batch and the sleep after it, in seconds. It is long compared to a
+/// kernel tick (4 ms) and short compared to the time between two samples. A write to `run` waits
+/// for the batch to end.
 const PERIOD: f64 = 0.1;
-/// The shortest sleep, in seconds: a tick.
+/// The shortest sleep, in seconds: one kernel tick.
 const SLEEP_MIN: f64 = 0.004;
-/// The largest batch. At 6 µs a page it takes 0.6 s.
+/// The largest batch, in pages. At 6 µs per page it takes 0.6 s.
 const BATCH_MAX: f64 = 100_000.0;
-/// A limit is aimed at from below by this factor, so that what is measured next stays below it.
+/// The fraction of a limit to aim at, so that the next measurement stays below the limit.
 const AIM: f64 = 0.92;
-/// Below this part of the limit the batch is made larger.
+/// The batch grows if ksmd uses less than this fraction of the limit.
 const SLACK: f64 = 0.8;
-/// The batch changes by this factor at most from one sample to the next.
+/// The largest factor by which the batch changes from one sample to the next.
 const STEP: f64 = 4.0;
-/// Two samples nearer to each other say nothing about how fast ksmd is.
+/// Two samples closer together than this are too noisy to measure ksmd's speed.
 const STEER_AFTER: Duration = Duration::from_millis(200);
-/// Looks at all memory before flat profit counts.
+/// Full scans before flat profit counts.
 const FULL_SCANS: u64 = 2;
-/// A first scan with less than this part of the pages of the second was the rest of one.
+/// A first scan with fewer than this fraction of the second scan's pages was only the rest of one.
 const SCAN_PART: f64 = 0.75;
-/// Then one part in this many of the memory is looked at before it is seen what that gained.
+/// After that, the gain is evaluated each time one part in this many of the memory has been
+/// scanned.
 const STRETCH_PART: u64 = 8;
-/// A gain below this, reckoned for all memory, is flat.
+/// A gain below this, extrapolated to all memory, is flat.
 const FLAT_BYTES: i64 = 1 << 20;
-/// So is one below one part in this many of what as many pages gained on the average.
+/// A gain below one part in this many of the average gain of as many pages is flat too.
 const FLAT_PART: i64 = 10;
-/// After this long without any progress there is nothing to merge.
+/// Without any progress for this long, there is nothing to merge.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// What a window may use.
+/// The resources that a window may use.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
-    /// The share of one CPU that ksmd may use, above 0, up to 0.95.
+    /// The share of one CPU that ksmd may use: above 0, up to 0.95.
     pub cpu_share: f64,
-    /// CPU time that ksmd may use in all.
+    /// The total CPU time that ksmd may use.
     pub cpu_time: Duration,
-    /// Pages that it may look at in a second.
+    /// Pages that ksmd may scan per second.
     pub pages_per_second: u64,
     /// How long the window may last.
     pub time: Duration,
 }
 
-/// What else a window sets.
+/// The optional settings of a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
-    /// Whether pages that were found unique are left out for a while; as it is when absent.
+    /// Whether ksmd skips pages that it found unique for some scans; unchanged if absent.
     pub smart_scan: Option<bool>,
-    /// Whether pages of zeros become the kernel's zero page; as it is when absent.
+    /// Whether ksmd merges pages of zeros with the kernel's zero page; unchanged if absent.
     pub use_zero_pages: Option<bool>,
 }
 
 impl Options {
-    /// For windows over guests' memory: pages of zeros need no tree then. Without it most huge
-    /// pages of zeros were seen to be as they were after two looks (Linux 6.18); ADR 17 has
-    /// figures.
+    /// For windows over guests' memory: pages of zeros need no tree search. Without this option
+    /// most huge pages of zeros were seen to be unmerged after two scans (Linux 6.18); ADR 17 has
+    /// the figures.
     pub const GUESTS: Self = Self { smart_scan: None, use_zero_pages: Some(true) };
 }
 
-/// What is seen of ksmd at one moment.
+/// The state of ksmd at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
-    /// Its counters, with its CPU time.
+    /// ksmd's counters, including its CPU time.
     pub ksm: Ksm,
-    /// Its settings.
+    /// ksmd's settings.
     pub knobs: KsmKnobs,
 }
 
@@ -101,38 +102,39 @@ pub struct Sample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum End {
-    /// All memory was looked at twice or more, and merging gains hardly anything more.
+    /// All memory has been scanned at least twice, and merging gains hardly anything more.
     Flat,
-    /// Its time was over.
+    /// The window's time is used up.
     TimeUsed,
-    /// ksmd has used the CPU time that it might.
+    /// ksmd has used its CPU time.
     CpuTimeUsed,
-    /// No process lets its memory be merged.
+    /// ksmd made no progress for 10 s: no process has mergeable memory.
     NothingToMerge,
-    /// Somebody else drives ksmd.
+    /// Another process changed a setting.
     Foreign(Foreign),
-    /// It was called off.
+    /// The window was cancelled.
     CalledOff,
 }
 
-/// What a window did.
+/// The result of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Why it ended.
+    /// Why the window ended.
     pub end: End,
-    /// How long it lasted.
+    /// How long the window lasted.
     pub elapsed: Duration,
-    /// CPU time that ksmd used; absent when it cannot be told.
+    /// CPU time that ksmd used; absent if it cannot be read.
     pub cpu: Option<Duration>,
-    /// Pages that were looked at.
+    /// Pages that ksmd scanned.
     pub pages_scanned: u64,
-    /// Times that all mergeable memory was looked at.
+    /// Full scans of all mergeable memory.
     pub full_scans: u64,
-    /// By how much the profit of merging grew. Signed.
+    /// Growth of KSM's profit in bytes; may be negative.
     pub gain_bytes: i64,
 }
 
-/// A window: feed it samples, make the settings that it asks for, until it has an [`Outcome`].
+/// The state machine of a window: give it samples and write the settings that it returns, until it
+/// has an [`Outcome`].
 #[derive(Debug, Clone)]
 pub struct Window {
     budget: Budget,
@@ -141,26 +143,26 @@ pub struct Window {
     outcome: Option<Outcome>,
 }
 
-/// A window that has begun.
+/// The state of a window that has begun.
 #[derive(Debug, Clone)]
 struct Progress {
     begun: Duration,
     first: Ksm,
     last: Ksm,
     at: Duration,
-    /// What was seen at the end of each of the first two full scans.
+    /// The samples at the end of each of the first two full scans.
     scans: Vec<Ksm>,
-    /// When something was last seen to move.
+    /// The time of the last sample that showed progress.
     moved_at: Duration,
-    /// Where the stretch began whose gain is seen at its end.
+    /// The sample at the beginning of the stretch whose gain is evaluated next.
     stretch: Ksm,
     batch: f64,
-    /// What the knobs were set to.
+    /// The values that the knobs were set to.
     wanted: Vec<Set>,
 }
 
 impl Window {
-    /// A window that begins with its first sample. Budgets out of range are brought into it.
+    /// Creates a window that begins with its first sample. A budget out of range is clamped.
     #[must_use]
     pub fn new(budget: Budget, options: Options) -> Self {
         let share = if budget.cpu_share.is_finite() { budget.cpu_share } else { 0.0 };
@@ -173,14 +175,14 @@ impl Window {
         Self { budget, options, progress: None, outcome: None }
     }
 
-    /// What the window did; absent while it lasts.
+    /// Returns the window's result; `None` while it lasts.
     #[must_use]
     pub const fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
     }
 
-    /// Takes in what is seen at `now` (any clock that never goes back), and says what to set. When
-    /// there is an [`Self::outcome`] then, all settings are to be put back.
+    /// Handles the sample taken at `now` (any monotonic clock), and returns the settings to write.
+    /// If there is an [`Self::outcome`] afterwards, all settings must be restored.
     pub fn handle(&mut self, sample: &Sample, now: Duration) -> Vec<Set> {
         if self.outcome.is_some() {
             return Vec::new();
@@ -200,7 +202,7 @@ impl Window {
         progress.steer(factor)
     }
 
-    /// Ends it early: somebody called it off, or a setting was found to be another's.
+    /// Ends the window early: it was cancelled, or another process changed a setting.
     pub fn stop(&mut self, end: End, sample: &Sample, now: Duration) {
         if self.outcome.is_none() {
             self.end(end, &sample.ksm, now);
@@ -215,8 +217,8 @@ impl Window {
         let batch = (by_share.min(by_rate) * AIM).clamp(1.0, BATCH_MAX);
         let knobs = &sample.knobs;
         let mut sets = Vec::new();
-        // The advisor first: pages_to_scan cannot be written while it decides. ksmd last: it begins
-        // with everything set.
+        // The advisor goes first: the kernel refuses pages_to_scan while it is on. `run` goes last,
+        // so that ksmd starts with everything set.
         if knobs.advisor.is_some() {
             sets.push(Set::new(Knob::AdvisorMode, 0));
         }
@@ -272,7 +274,7 @@ impl Progress {
         (self.last, self.at) = (*ksm, now);
     }
 
-    /// Whether it is over, and why. `before` is what was seen before the last.
+    /// Returns whether the window is over, and why. `before` is the sample before the last one.
     fn is_over(&mut self, budget: &Budget, before: &Ksm, now: Duration) -> Option<End> {
         if self.is_flat() {
             return Some(End::Flat);
@@ -280,8 +282,8 @@ impl Progress {
         if now.saturating_sub(self.begun) >= budget.time {
             return Some(End::TimeUsed);
         }
-        // At the sample that is nearest to the limit: half of what the last interval took may be
-        // too much, or too little.
+        // Ends at the sample nearest to the limit: the true end may lie up to half an interval's
+        // CPU time before or after it.
         let used = cpu_between(&self.first, &self.last) + cpu_between(before, &self.last) / 2;
         if used >= budget.cpu_time {
             return Some(End::CpuTimeUsed);
@@ -289,7 +291,7 @@ impl Progress {
         (now.saturating_sub(self.moved_at) >= IDLE).then_some(End::NothingToMerge)
     }
 
-    /// Whether a stretch has just come to its end that gained too little.
+    /// Returns whether a stretch has just ended and gained too little.
     fn is_flat(&mut self) -> bool {
         if self.full_scans(&self.stretch) < FULL_SCANS {
             self.stretch = self.last;
@@ -297,13 +299,14 @@ impl Progress {
         }
         let looks = |since: &Ksm| match self.last.pages_scanned.saturating_sub(since.pages_scanned)
         {
-            // Before Linux 6.6 nobody counts pages.
+            // Kernels before Linux 6.6 do not count scanned pages.
             0 => self.last.full_scans.saturating_sub(since.full_scans) as f64,
             pages => pages as f64,
         };
         let gain = |since: &Ksm| self.last.profit_bytes.saturating_sub(since.profit_bytes) as f64;
         let (all, stretch) = (looks(&self.first), looks(&self.stretch));
-        // What was looked at since the window began was all memory, so many times or a little more.
+        // The pages scanned since the window began are all memory, times the number of full scans
+        // or slightly more.
         let part = stretch * self.full_scans(&self.last) as f64 / all.max(1.0);
         if part < 1.0 / STRETCH_PART as f64 {
             return false;
@@ -315,13 +318,13 @@ impl Progress {
         is_flat
     }
 
-    /// Scans of all memory until `then`.
+    /// Returns the number of full scans of all memory until `then`.
     fn full_scans(&self, then: &Ksm) -> u64 {
         let scans = then.full_scans.saturating_sub(self.first.full_scans);
         scans.saturating_sub(self.began_amid_a_scan().into())
     }
 
-    /// Whether the first scan was clearly less than the one after it.
+    /// Returns whether the first scan was clearly shorter than the one after it.
     fn began_amid_a_scan(&self) -> bool {
         let pages =
             |from: &Ksm, to: &Ksm| to.pages_scanned.saturating_sub(from.pages_scanned) as f64;
@@ -331,7 +334,7 @@ impl Progress {
         }
     }
 
-    /// Changes the batch by `factor`, if that is worth a setting.
+    /// Changes the batch by `factor`, and returns the setting if it differs from the last one.
     fn steer(&mut self, factor: Option<f64>) -> Vec<Set> {
         let Some(factor) = factor else { return Vec::new() };
         let batch = (self.batch * factor.clamp(1.0 / STEP, STEP)).clamp(1.0, BATCH_MAX);
@@ -348,8 +351,8 @@ impl Progress {
     }
 }
 
-/// By which factor the batch has to change, from what ksmd used between two samples; `None` when it
-/// is within its limits and near one of them, or did nothing.
+/// Returns the factor by which the batch has to change, given what ksmd used between two samples;
+/// `None` if ksmd is within its limits and near one of them, or did nothing.
 fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option<f64> {
     if elapsed < STEER_AFTER {
         return None;
@@ -358,8 +361,8 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     let scanned = now.pages_scanned.saturating_sub(before.pages_scanned) as f64 / seconds;
     let share = cpu_between(before, now).as_secs_f64() / seconds;
     let odds = |share: f64| share / (1.0 - share.min(0.99));
-    // How much of each limit is used, and the factor that brings it to the aim; what was not seen
-    // limits nothing.
+    // The used fraction of each limit, and the factor that brings it to the aim. A resource that
+    // was not measured limits nothing.
     let limits = [
         (share / budget.cpu_share, odds(budget.cpu_share * AIM) / odds(share)),
         (scanned / budget.pages_per_second as f64, budget.pages_per_second as f64 * AIM / scanned),
@@ -371,15 +374,15 @@ fn factor(budget: &Budget, before: &Ksm, now: &Ksm, elapsed: Duration) -> Option
     (is_over || is_slack).then_some(smallest)
 }
 
-/// CPU time that ksmd has used: where nobody counts it, what its pages were taken to cost at the
-/// beginning.
+/// Returns the CPU time that ksmd used between two samples. If the kernel does not report it, it is
+/// estimated from the scanned pages at `PAGE_COST`.
 fn cpu_between(before: &Ksm, now: &Ksm) -> Duration {
     let counted = now.cpu.zip(before.cpu).map(|(now, before)| now.saturating_sub(before));
     let pages = now.pages_scanned.saturating_sub(before.pages_scanned);
     counted.unwrap_or_else(|| Duration::from_secs_f64(pages as f64 * PAGE_COST))
 }
 
-/// The first setting that is not as it was made.
+/// Returns the first setting whose value is not the one written here.
 fn foreign(wanted: &[Set], knobs: &KsmKnobs) -> Option<Foreign> {
     wanted.iter().find_map(|set| {
         let found = set.knob.of(knobs)?;

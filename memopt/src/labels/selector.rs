@@ -1,4 +1,4 @@
-//! Which guests are meant, by their labels.
+//! Selects guests by their labels.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use super::LabelTest;
 
-/// Conditions on labels, all of which a guest must meet. None at all: every guest.
+/// Conditions on labels, all of which a guest must meet. Without conditions it selects every guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Selector(Vec<LabelTest>);
 
 impl Selector {
-    /// All of these conditions.
+    /// Selects the guests that meet all of these conditions.
     #[must_use]
     pub const fn new(conditions: Vec<LabelTest>) -> Self {
         Self(conditions)
     }
 
-    /// Whether there is no condition.
+    /// Returns whether there is no condition, so that every guest is selected.
     #[must_use]
     pub const fn is_everyone(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a guest with these labels is meant.
+    /// Returns whether a guest with these labels is selected.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|test| test.holds(labels))

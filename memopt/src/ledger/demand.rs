@@ -1,4 +1,4 @@
-//! What a guest uses, damped: it rises at once and falls slowly.
+//! A guest's memory use, damped: it rises at once and falls slowly.
 
 use std::time::Duration;
 
@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::situation::{Balloon, Guest, Statistics};
 
-/// How long the fast average remembers.
+/// Time constant of the fast average.
 const FAST: Duration = Duration::from_secs(60);
 
-/// What a guest uses of what it sees, in bytes: the largest of now and of two averages, as ESX
-/// estimates working sets (Waldspurger, OSDI 2002, 5.3).
+/// Bytes in use of the memory that a guest sees: the largest of the current value and two averages,
+/// as ESX estimates working sets (Waldspurger, OSDI 2002, 5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Demand {
-    /// By the last statistics.
+    /// Use according to the last statistics.
     pub now_bytes: u64,
-    /// The average that forgets fast.
+    /// Average with the short time constant.
     pub fast_bytes: u64,
-    /// The average that forgets slowly.
+    /// Average with the long time constant.
     pub slow_bytes: u64,
-    /// When the statistics were taken, as the host's uptime.
+    /// Host uptime when the statistics were taken.
     pub at: Duration,
 }
 
 impl Demand {
-    /// The first one.
+    /// Starts with a first value, taken at `at`.
     pub(super) fn new(bytes: u64, at: Duration) -> Self {
         Self { now_bytes: bytes, fast_bytes: bytes, slow_bytes: bytes, at }
     }
 
-    /// The one after `bytes` were needed at `at`, whose slow average remembers for `slow`.
-    /// Statistics that are not newer change nothing but what is needed now.
+    /// Returns the demand after `bytes` were in use at `at`, with `slow` as the time constant of
+    /// the slow average. Statistics that are not newer change only the current value.
     pub(super) fn next(self, bytes: u64, at: Duration, slow: Duration) -> Self {
         let passed = at.saturating_sub(self.at);
         Self {
@@ -41,7 +41,7 @@ impl Demand {
         }
     }
 
-    /// What the guest is taken to use.
+    /// Returns the estimated use of the guest.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.now_bytes.max(self.fast_bytes).max(self.slow_bytes)
@@ -57,13 +57,13 @@ fn towards(average: u64, value: u64, passed: Duration, remembers: Duration) -> u
     (average as f64 + change).max(0.0) as u64
 }
 
-/// What `guest` uses of what it sees and cannot do without, by its own words: never more than it
-/// has. Absent when it does not say.
+/// Returns the bytes that `guest` reports as in use and not dispensable: never more than it has.
+/// `None` when it does not report enough.
 ///
-/// All of the numbers come from the same statistics, so that a balloon that moves meanwhile makes
-/// no demand: what it sees less what is available, and what its kernel keeps for itself. A driver
-/// that leaves `MEMTOT` alone (with `DEFLATE_ON_OOM`) counts the balloon as used: what the guest
-/// has, less the `unseen` of it, bounds that.
+/// All numbers come from the same statistics, so that a balloon that moves meanwhile creates no
+/// demand: the memory that the guest sees, less what is available, plus what its kernel keeps for
+/// itself. A driver that does not adjust `MEMTOT` (with `DEFLATE_ON_OOM`) counts the balloon as
+/// used; the result is therefore limited to what the guest has, less `unseen`.
 pub(super) fn used_bytes(
     guest: &Guest,
     balloon: &Balloon,
@@ -72,7 +72,7 @@ pub(super) fn used_bytes(
 ) -> Option<u64> {
     let caches = statistics.caches_bytes.unwrap_or(0);
     let available = statistics.available_bytes.or_else(|| {
-        // Guests that do not say AVAIL (Windows): free memory, and half of the caches.
+        // Guests that do not report AVAIL (Windows): free memory plus half of the caches.
         statistics.free_bytes.map(|free| free.saturating_add(caches / 2))
     })?;
     let has = guest.has_bytes(balloon).saturating_sub(unseen);
@@ -81,8 +81,8 @@ pub(super) fn used_bytes(
     Some(sees.saturating_sub(available).saturating_add(kernel).min(has))
 }
 
-/// What `guest` has and its kernel says nothing of, beyond what that keeps for itself. Absent when
-/// it does not say what it sees.
+/// Returns the memory that `guest` has but its kernel does not report, beyond what that kernel
+/// keeps for itself. `None` when the guest does not report its total.
 pub(super) fn untold_bytes(
     guest: &Guest,
     balloon: &Balloon,
@@ -92,8 +92,7 @@ pub(super) fn untold_bytes(
     Some(untold.saturating_sub(kernel_bytes_max(guest)))
 }
 
-/// The most that a kernel is taken to keep for itself: its code, and what it needs to manage the
-/// rest.
+/// Upper bound of what a kernel keeps for itself: its code, and what it needs to manage the rest.
 fn kernel_bytes_max(guest: &Guest) -> u64 {
     guest.memory_bytes / 16
 }

@@ -1,4 +1,4 @@
-//! What is remembered of one guest.
+//! The state kept about one guest.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,42 +13,44 @@ use crate::policy::{Actuator, BalloonPolicy, Policy};
 use crate::situation::{Balloon, Guest, Statistics};
 use crate::units::{MIB, Span};
 
-/// Pain that comes back so soon after the last counts as the same.
+/// Pain that returns this soon after the last counts as the same.
 const AGAIN_WITHIN: Duration = Duration::from_secs(3600);
-/// A balloon that moves by less than this does not move: a guest's driver takes 1 MiB at a time.
+/// A balloon that moves by less than this counts as still: a guest's driver moves 1 MiB at a time.
 pub(crate) const STILL_BYTES: u64 = MIB;
-/// Monitors tell the age of statistics in whole seconds.
+/// Monitors report the age of statistics in whole seconds.
 const AGE_ERROR: Duration = Duration::from_secs(1);
 
-/// What is remembered of one guest.
+/// The state kept about one guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GuestLedger {
-    /// The process that this is about: another one of the same name begins anew.
+    /// The process that this record is for; another process of the same name gets a new record.
     pub pid: u32,
-    /// When it was last there, as the host's uptime.
+    /// Host uptime when it was last seen.
     pub seen: Duration,
-    /// What it uses of what it sees, damped; absent while it has not said.
+    /// Use of the memory that it sees, damped; absent until it reports statistics.
     pub demand: Option<Demand>,
-    /// What it has and never sees, in bytes: behind `mem=`, for `crashkernel=`, or its kernel's
-    /// beyond a sixteenth. Its balloon cannot take it, and it is taken to hold nothing of the host.
+    /// Bytes that the guest has but never sees: excluded by `mem=`, reserved for `crashkernel=`, or
+    /// used by its kernel beyond a sixteenth of its RAM. Its balloon cannot take them, and the host
+    /// is assumed to hold no memory for them.
     #[serde(default)]
     pub unseen_bytes: u64,
-    /// Its last pain.
+    /// The guest's last pain.
     pub pain: Option<Pain>,
-    /// Which way its balloon went.
+    /// Changes of direction of its balloon.
     pub turns: Turns,
-    /// How the actuators do.
+    /// Results of each actuator for this guest.
     pub standings: BTreeMap<Actuator, Standing>,
-    /// What a step asked it to keep last, in bytes: a target of another size is somebody else's.
+    /// The last balloon target set by a step, in bytes; any other target was set from outside.
     #[serde(default)]
     pub asked_bytes: Option<u64>,
-    /// What a step was about to ask it to keep, in bytes; nobody knows yet whether it did.
+    /// The balloon target that a step was about to set, in bytes; it is not known yet whether it
+    /// did.
     #[serde(default)]
     pub intended_bytes: Option<u64>,
     counters: Option<Counters>,
-    /// What it was asked for, what it had, and since when neither changed.
+    /// Balloon target, actual size, and the uptime since which neither changed.
     still: Option<(u64, u64, Duration)>,
-    /// When it was last not to be judged: before its first look, or while something hindered it.
+    /// Host uptime until which it is not judged: when it was first seen, or last had a hindrance.
     excused: Duration,
 }
 
@@ -75,7 +77,7 @@ impl GuestLedger {
         if guest.hindrance.is_some() {
             self.excused = now;
             self.still = None;
-            // What happened meanwhile is not what a balloon did.
+            // Changes during that time were not caused by a balloon.
             self.counters = None;
             return;
         }
@@ -93,7 +95,7 @@ impl GuestLedger {
         }
     }
 
-    /// Takes in statistics, new or old.
+    /// Records statistics, new or old, and returns the pain that they show.
     fn read(
         &mut self,
         guest: &Guest,
@@ -120,10 +122,10 @@ impl GuestLedger {
         }
     }
 
-    /// Learns what the guest never sees, from statistics of `at`. That is plain while its balloon
-    /// is empty. While it holds memory and stands still, it is at least what is not told: drivers
-    /// that leave `MEMTOT` alone tell of the balloon, too. What a balloon has moved by since the
-    /// statistics were taken is not told either.
+    /// Learns from statistics taken at `at` how much memory the guest never sees. With an empty
+    /// balloon it is exactly the unreported memory. With an inflated one it is at least that:
+    /// drivers that do not adjust `MEMTOT` report the balloon, too. The balloon must not have moved
+    /// since the statistics were taken, because its movement would count as unreported memory.
     fn learn_unseen(
         &mut self,
         guest: &Guest,
@@ -132,7 +134,7 @@ impl GuestLedger {
         at: Duration,
     ) {
         if self.counters.as_ref().is_some_and(|counters| counters.went_back(statistics)) {
-            // It began anew.
+            // The guest rebooted.
             self.unseen_bytes = 0;
         }
         let Some(untold) = untold_bytes(guest, balloon, statistics) else { return };
@@ -145,7 +147,7 @@ impl GuestLedger {
         }
     }
 
-    /// Pain when nothing was said since `at` for too long.
+    /// Returns pain if the guest has reported nothing since `at` for too long.
     fn silence(&self, at: Duration, now: Duration, policy: &Policy) -> Option<PainCause> {
         let silent = now.saturating_sub(at.max(self.excused));
         (silent > policy.balloon.timeout).then_some(PainCause::Silent(silent))
@@ -173,7 +175,7 @@ impl GuestLedger {
             }
             _ => now,
         };
-        // What it had when it stopped, so that one that creeps is seen to move.
+        // Keep the size at which it stopped, so that a slow creep adds up to a movement.
         let kept =
             self.still.map_or(actual, |(_, kept, _)| if since == now { actual } else { kept });
         self.still = Some((target, kept, since));
@@ -190,8 +192,8 @@ impl GuestLedger {
         bench.is_none_or(|bench| bench.until <= now)
     }
 
-    /// Whether the balloon is asked to inflate and does not. A request to deflate is never given
-    /// up: it takes nothing from anybody.
+    /// Whether the balloon is asked to inflate and does not. A request to deflate never counts as
+    /// stuck, because it takes no memory from the guest.
     #[must_use]
     pub fn is_stuck(&self, balloon: &Balloon, now: Duration, policy: &BalloonPolicy) -> bool {
         let is_asked = balloon.target_bytes.saturating_add(STILL_BYTES) < balloon.actual_bytes;
@@ -199,13 +201,14 @@ impl GuestLedger {
         balloon.has_driver && is_asked && now.saturating_sub(since) >= policy.timeout
     }
 
-    /// What it needs: what it uses, damped, and what it never sees. Absent while it has not said.
+    /// Returns what the guest needs: its damped use plus what it never sees. `None` until it
+    /// reports statistics.
     #[must_use]
     pub fn needs_bytes(&self) -> Option<u64> {
         Some(self.demand?.bytes().saturating_add(self.unseen_bytes))
     }
 
-    /// The pain for which the guest is spared now.
+    /// Returns the pain because of which the guest is spared now.
     #[must_use]
     pub fn spared(&self, now: Duration) -> Option<&Pain> {
         self.pain.as_ref().filter(|pain| now < pain.until)

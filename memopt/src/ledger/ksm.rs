@@ -1,5 +1,5 @@
-//! What is remembered of the kernel's merging: whose it is, and whether the open window still
-//! brings anything.
+//! State of the kernel's merging: which domain it serves, and whether the open window still returns
+//! memory.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use crate::ksm::End;
 use crate::policy::MergePolicy;
 use crate::situation::{Host, Ksm};
 
-/// Pages that ksmd looks at in one second of CPU time as long as nothing was measured: 171,000 were
-/// when all differed, 290,000 when half were equal (EPYC, nested).
+/// Pages that ksmd scans per second of CPU time until a rate has been measured: 171,000 when all
+/// pages differed, 290,000 when half were equal (EPYC, nested).
 const PAGES_PER_CPU_SECOND: u64 = 171_000;
 
-/// A window ends after so many full scans in which the profit stayed flat. A page is merged in its
-/// second at the earliest.
+/// A window ends after this many full scans with a flat profit. A page is merged in its second scan
+/// at the earliest.
 const PASSES: u64 = 3;
-/// A profit that grew by less than this share of itself is flat.
+/// A profit that grew by less than this share of itself counts as flat.
 const FLAT: f64 = 0.01;
 
-/// What is remembered of the kernel's merging.
+/// State of the kernel's merging.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct KsmLedger {
-    /// The window that we opened.
+    /// The window that this node opened.
     pub window: Option<Window>,
-    /// The domain that the last windows were for, and since when.
+    /// The domain of the last windows, and the uptime since which they serve it.
     pub domain: Option<(String, Duration)>,
-    /// Until then nothing is scanned, as the host's uptime.
+    /// Host uptime until which nothing is scanned.
     pub paused_until: Duration,
-    /// What was marked since the last window ended is expected to bring so much.
+    /// Bytes expected from memory marked since the last window ended.
     promised_bytes: i64,
-    /// Pages looked at for each second of CPU time, as measured.
+    /// Measured pages scanned per second of CPU time.
     rate: Option<u64>,
     last: Option<Ksm>,
 }
@@ -38,25 +38,26 @@ pub struct KsmLedger {
 /// An open window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Window {
-    /// Since when, as the host's uptime.
+    /// Host uptime when it was opened.
     pub since: Duration,
-    /// Full scans and profit when the profit was last seen to grow.
+    /// Full scans and profit when the profit last grew.
     mark: Option<(u64, i64)>,
-    /// The profit when it was opened.
+    /// Profit when it was opened.
     profit_bytes: i64,
-    /// Why it should end; absent as long as it should not.
+    /// Why it should end; absent while it should stay open.
     pub end: Option<WindowEnd>,
 }
 
-/// Why a window ends.
+/// The reason why a window ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WindowEnd {
-    /// Everything was looked at often enough, and the profit stays.
+    /// All memory was scanned often enough and the profit no longer grows, or there was nothing to
+    /// merge.
     Flat,
-    /// Its time is over.
+    /// Its time or its CPU time is used up, or it was cancelled.
     Over,
-    /// It was stopped by somebody else.
+    /// Something other than this node stopped ksmd.
     Stopped,
 }
 
@@ -71,7 +72,7 @@ impl From<End> for WindowEnd {
 }
 
 impl KsmLedger {
-    /// Pages that ksmd looks at in one second of CPU time.
+    /// Returns the pages that ksmd scans in one second of CPU time.
     #[must_use]
     pub fn pages_per_cpu_second(&self) -> u64 {
         self.rate.unwrap_or(PAGES_PER_CPU_SECOND)
@@ -100,7 +101,7 @@ impl KsmLedger {
         let (Some(before), Some(cpu)) = (last.cpu, ksm.cpu) else { return };
         let cpu = cpu.saturating_sub(before).as_secs_f64();
         let pages = ksm.pages_scanned.saturating_sub(last.pages_scanned);
-        // Less is rounding: the kernel counts in ticks of 10 ms.
+        // Below this, rounding dominates: the kernel counts in ticks of 10 ms.
         if cpu < 0.2 || pages == 0 {
             return;
         }
@@ -108,7 +109,7 @@ impl KsmLedger {
         self.rate = Some(self.rate.map_or(measured, |rate| rate - rate / 4 + measured / 4));
     }
 
-    /// A window is open for `domain`.
+    /// Records that a window is open for `domain`.
     pub(super) fn open(&mut self, domain: &str, now: Duration) {
         if self.domain.as_ref().is_none_or(|(known, _)| known != domain) {
             self.domain = Some((domain.to_owned(), now));
@@ -119,8 +120,8 @@ impl KsmLedger {
         }
     }
 
-    /// Who drives ksmd says why the open window has ended, which looks from outside could only
-    /// guess.
+    /// Records why the open window ended, as reported by the driver of ksmd. `observe`
+    /// could only infer it from samples.
     pub fn ended(&mut self, end: WindowEnd, now: Duration, policy: &MergePolicy) {
         if let Some(window) = &mut self.window {
             window.end = Some(end);
@@ -133,12 +134,12 @@ impl KsmLedger {
         self.promised_bytes = 0;
     }
 
-    /// So much is expected from what was marked.
+    /// Adds `bytes` to what is expected of the marked memory.
     pub(super) fn promise(&mut self, bytes: i64) {
         self.promised_bytes = self.promised_bytes.saturating_add(bytes.max(0));
     }
 
-    /// What the open window is expected to bring yet.
+    /// Returns the bytes that the open window is still expected to return.
     #[must_use]
     pub fn under_way_bytes(&self) -> u64 {
         let Some(window) = self.window.filter(|window| window.end.is_none()) else { return 0 };
@@ -151,7 +152,7 @@ impl KsmLedger {
 impl Window {
     fn observe(&mut self, ksm: &Ksm, now: Duration, policy: &MergePolicy) {
         if ksm.run != 1 {
-            // What we asked for may not have been done yet at the first look.
+            // At the first sample, ksmd may not have been started yet.
             if self.mark.is_some() {
                 self.end = Some(WindowEnd::Stopped);
             }
@@ -161,7 +162,7 @@ impl Window {
         match self.mark {
             Some((marked_scans, marked_profit)) if scans >= marked_scans => {
                 let grown = profit.saturating_sub(marked_profit);
-                // 1 MiB: a profit of nothing does not grow by a share of itself.
+                // At least 1 MiB: a profit of zero cannot grow by a share of itself.
                 let flat = ((marked_profit.unsigned_abs() as f64 * FLAT) as i64).max(1 << 20);
                 if grown > flat {
                     self.mark = Some((scans, profit));

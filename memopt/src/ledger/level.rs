@@ -1,4 +1,4 @@
-//! How short of memory the host is.
+//! The host's memory shortage level.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::policy::HostPolicy;
 use crate::situation::Host;
 
-/// How short of memory the host is.
+/// The host's memory shortage level.
 #[derive(
     Debug,
     Clone,
@@ -25,25 +25,25 @@ use crate::situation::Host;
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// It has enough: only the goal asks for memory.
+    /// The host has enough memory: only the goal asks for more.
     #[default]
     Green,
-    /// It gets short: balloons shrink whatever the goal says.
+    /// Memory is getting short: balloons are inflated whatever the goal says.
     Amber,
-    /// It is about to swap or kill: reserves are taken too, in longer steps.
+    /// The host is about to swap or kill: reserves are taken too, in larger steps.
     Red,
 }
 
 impl Level {
-    /// The level after a look at `host`: worse at once, better only when the bound is passed by the
-    /// hysteresis.
+    /// Returns the level after a sample of `host`. It worsens at once, and improves only when the
+    /// bound is passed by the hysteresis.
     #[must_use]
     pub fn next(self, host: &Host, policy: &HostPolicy) -> Self {
         let free = host.available_bytes as f64 / host.total_bytes.max(1) as f64;
         let stall = host.pressure.map_or(0.0, |pressure| pressure.full_10s);
         let margin = |level| if self >= level { policy.hysteresis } else { 0.0 };
-        // Half of what made it red: pressure averages fall slowly, and then pass their bound many
-        // times.
+        // The stall that ends red is half of the one that starts it: pressure averages fall slowly,
+        // and would cross a single bound many times.
         let calm = if self == Self::Red { policy.red_stall / 2.0 } else { policy.red_stall };
         if free < policy.red_below + margin(Self::Red) || stall >= calm {
             Self::Red

@@ -1,11 +1,11 @@
-//! What has to be remembered between two looks at the host: damped demand, pain, stuck balloons,
-//! benched actuators, the merging window.
+//! State kept between two samples of the host: damped demand, pain, stuck balloons, benched
+//! actuators, the merging window.
 //!
-//! [`Ledger::observe`] is told of every look, [`Ledger::acted`] of what was then done,
-//! [`Ledger::verified`] of what came of it. The ledger decides nothing: [`crate::plan`] reads it.
-//! It is plain data, can be kept in a file, and grows with the number of guests alone. Times are
-//! the host's uptime, which no one sets back; after a reboot of the host nothing in it means
-//! anything, and it forgets all. Start reading at [`Ledger`].
+//! [`Ledger::observe`] takes every sample, [`Ledger::acted`] the steps executed after it, and
+//! [`Ledger::verified`] their outcomes. The ledger decides nothing: [`crate::plan`] reads it. It is
+//! plain data, can be stored in a file, and its size depends only on the number of guests. Times
+//! are the host's uptime, which cannot be set back. After a reboot of the host none of the content
+//! is valid, and the ledger clears itself. Start reading at [`Ledger`].
 
 mod demand;
 mod guest;
@@ -37,29 +37,29 @@ use crate::step::{Action, Step};
 use crate::units::MIB;
 use crate::verify::Outcome;
 
-/// A guest that has not been seen for so long is forgotten.
+/// A guest not seen for this long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
-/// More guests of other programs than any host has; beyond it those of the last names are not
-/// remembered. Any user of the host can start processes that pass for some.
+/// More guests of other programs than any host has. Beyond this limit, those last by name are not
+/// recorded: any user of the host can start processes that pass for guests.
 const GUESTS_MAX: usize = 4096;
 
-/// What is remembered of a host and its guests.
+/// The state kept about a host and its guests.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// The uptime at the last look.
+    /// The host's uptime at the last sample.
     pub uptime: Duration,
     /// How short of memory the host is.
     pub level: Level,
-    /// What is remembered of each guest, by its name.
+    /// State of each guest, by its name.
     pub guests: BTreeMap<String, GuestLedger>,
-    /// What is remembered of the kernel's merging.
+    /// State of the kernel's merging.
     pub ksm: KsmLedger,
-    /// How the actuators of the host itself do.
+    /// Results of the actuators of the host itself.
     pub host: BTreeMap<Actuator, Standing>,
 }
 
 impl Ledger {
-    /// Takes in a look at the host. To be called once for each, before its plan is made.
+    /// Records a sample of the host. Must be called once per sample, before its plan is made.
     pub fn observe(&mut self, situation: &Situation, policy: &Policy) {
         let now = situation.uptime;
         if now < self.uptime {
@@ -68,7 +68,7 @@ impl Ledger {
         self.uptime = now;
         self.level = self.level.next(&situation.host, &policy.host);
         self.ksm.observe(&situation.host, now, &policy.merge);
-        // All of them before anything new is remembered: one's new name may have been another's.
+        // Rename all records before adding new ones: a guest's new name may have been another's.
         situation.guests.iter().for_each(|guest| self.follow(guest));
         for guest in &situation.guests {
             if !self.knows(&guest.name, guest.pid) {
@@ -89,8 +89,8 @@ impl Ledger {
         self.guests.get(name).is_some_and(|record| record.pid == pid)
     }
 
-    /// What is remembered of a guest of another program goes with its process when it is called
-    /// otherwise, because another one has come or gone that claims the same name
+    /// Renames the record of another program's guest when the name of the guest changes, which
+    /// happens when another guest that claims the same name comes or goes
     /// ([`crate::foreign::name_apart`]).
     fn follow(&mut self, guest: &Guest) {
         if guest.vmm.is_named_by_operator() || self.knows(&guest.name, guest.pid) {
@@ -104,8 +104,8 @@ impl Ledger {
         }
     }
 
-    /// Takes in that `step` is about to be done: a balloon that it has set is known for ours also
-    /// by a node that follows on one which ended before it could say so.
+    /// Records that `step` is about to be executed. If this node ends before it can record the
+    /// result, its successor still recognises the balloon target as set by a step.
     pub fn intends(&mut self, step: &Step) {
         let Action::SetBalloon { guest, from_bytes, to_bytes } = &step.action else { return };
         let is_ours = self.remembers(guest, *from_bytes);
@@ -115,7 +115,7 @@ impl Ledger {
         }
     }
 
-    /// Takes in that `step` is not done after all.
+    /// Records that `step` was not executed after all.
     pub fn desists(&mut self, step: &Step) {
         let record = step.action.guest().and_then(|guest| self.guests.get_mut(guest));
         if let (Some(record), Action::SetBalloon { .. }) = (record, &step.action) {
@@ -123,7 +123,7 @@ impl Ledger {
         }
     }
 
-    /// Takes in that `step` was done.
+    /// Records that `step` was executed.
     pub fn acted(&mut self, step: &Step) {
         match &step.action {
             Action::DriveKsm { domain, .. } => {
@@ -145,9 +145,9 @@ impl Ledger {
         }
     }
 
-    /// Whether what `guest` is asked to keep was set by a step, and not by somebody else since: as
-    /// its monitor tells, which is true also of a step on the host that it came from, or as
-    /// remembered here.
+    /// Whether the balloon target of `guest` was set by a step and not changed since. The guest's
+    /// monitor decides where it reports this, which includes steps on the host that the guest came
+    /// from; otherwise the ledger's own record does.
     #[must_use]
     pub fn has_asked(&self, guest: &Guest) -> bool {
         guest.balloon.as_ref().is_some_and(|balloon| {
@@ -159,12 +159,13 @@ impl Ledger {
 
     fn remembers(&self, guest: &str, target_bytes: u64) -> bool {
         let Some(record) = self.guests.get(guest) else { return false };
-        // What a guest has stands for what it was asked for where its monitor does not tell.
+        // Where the monitor does not report the target, the guest's actual size stands for it,
+        // hence the tolerance.
         let is_it = |asked: u64| asked.abs_diff(target_bytes) <= MIB;
         record.asked_bytes.is_some_and(is_it) || record.intended_bytes.is_some_and(is_it)
     }
 
-    /// Takes in what came of a step; an actuator that has failed often enough is benched.
+    /// Records the outcome of a step; an actuator that has failed often enough is benched.
     pub fn verified(&mut self, outcome: &Outcome) {
         let now = self.uptime;
         let standings = match &outcome.guest {
@@ -178,8 +179,8 @@ impl Ledger {
         standing.judge(outcome, now);
     }
 
-    /// Why `actuator` is benched for `guest`, or for the host itself when that is `None`; absent
-    /// when it is not.
+    /// Returns why `actuator` is benched for `guest`, or for the host itself when `guest` is
+    /// `None`. Returns `None` when it is not benched.
     #[must_use]
     pub fn bench(&self, guest: Option<&str>, actuator: Actuator) -> Option<&Bench> {
         let standings = match guest {

@@ -1,4 +1,4 @@
-//! Signs that a guest is short of memory, from what its statistics count.
+//! Signs that a guest is short of memory, derived from its statistics.
 
 use std::time::Duration;
 use std::{fmt, iter};
@@ -9,34 +9,34 @@ use crate::policy::PainPolicy;
 use crate::situation::Statistics;
 use crate::units::Span;
 
-/// A guest's pain, and how long it is spared for it.
+/// A guest's pain, and how long the guest is spared because of it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Pain {
-    /// What showed it.
+    /// The sign that was found.
     pub cause: PainCause,
-    /// When it was last seen, as the host's uptime.
+    /// Host uptime when it was last seen.
     pub at: Duration,
-    /// Until when the guest keeps everything.
+    /// Host uptime until which no memory is taken from the guest.
     pub until: Duration,
-    /// How often in a row it came back within an hour of its end.
+    /// How many times in a row it returned within an hour of its end.
     pub again: u8,
 }
 
-/// What showed a guest's pain.
+/// The sign of a guest's pain.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PainCause {
-    /// Processes were killed for want of memory.
+    /// Processes killed because memory ran out.
     OomKill(u64),
-    /// Allocations waited for memory, in a second.
+    /// Allocations per second that waited for memory.
     AllocationStalls(f64),
-    /// Bytes reclaimed while somebody waited, in a second.
+    /// Bytes per second reclaimed while a process waited.
     DirectReclaim(f64),
-    /// Page faults that waited for a disk, in a second.
+    /// Page faults per second that waited for a disk.
     MajorFaults(f64),
-    /// Bytes swapped in or out, in a second.
+    /// Bytes per second swapped in or out.
     Swapping(f64),
-    /// It has said nothing for so long.
+    /// Time without new statistics.
     Silent(Duration),
 }
 
@@ -56,31 +56,33 @@ impl fmt::Display for PainCause {
     }
 }
 
-/// Rates are of a second at least, however often somebody looks: a few faults between two looks are
-/// no storm, and a storm is not divided among them.
+/// Rates are taken over at least a second, however often the guest is sampled: a few faults between
+/// two samples are no storm, and a storm is not divided among many samples.
 const SPAN: Duration = Duration::from_secs(1);
 
-/// Samples are kept so far apart: there are few of a [`SPAN`] however often a guest is inspected.
+/// Minimum distance between stored samples, so that few fall within a [`SPAN`] however often a
+/// guest is inspected.
 const SPACE: Duration = Duration::from_millis(125);
 
-/// What a guest's counters said at a time.
+/// A guest's counters at one time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sample {
     at: Duration,
     statistics: Statistics,
 }
 
-/// The counters of a guest from which its growth is told, and when they were taken.
+/// The counters of a guest that growth is measured against, and when they were taken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Counters {
-    /// The latest that is a [`SPAN`] older than the newest, if any is.
+    /// Time of `last`: the latest statistics at least a [`SPAN`] older than the newest, if there
+    /// are any.
     at: Duration,
     last: Statistics,
     /// The time of the newest statistics.
     #[serde(default)]
     heard: Duration,
-    /// Those since, oldest first, of which the newest is kept in any case. The next node does
-    /// without them.
+    /// Statistics after `last`, oldest first; the newest is always kept. They are not stored for
+    /// the next node.
     #[serde(skip)]
     recent: Vec<Sample>,
 }
@@ -95,14 +97,15 @@ impl Counters {
         self.heard.max(self.at)
     }
 
-    /// Whether a counter of newer statistics went back: the guest began anew.
+    /// Whether a counter went back in newer statistics, i.e. the guest rebooted.
     pub(super) fn went_back(&self, statistics: &Statistics) -> bool {
         let newest = self.recent.last().map_or(&self.last, |sample| &sample.statistics);
         went_back(newest, statistics)
     }
 
-    /// Takes in newer statistics; says what pain they show. A counter that went back means that the
-    /// guest began anew: nothing is told from it, nor from one that was missing before.
+    /// Records newer statistics and returns the pain that they show. A counter that went back means
+    /// that the guest rebooted: nothing is derived from these statistics, nor from a counter that
+    /// was missing before.
     pub(super) fn next(
         &mut self,
         statistics: &Statistics,
@@ -134,7 +137,8 @@ impl Counters {
         }
     }
 
-    /// Growth until `at` is told since the latest that is a [`SPAN`] older, and each after it.
+    /// Drops samples so that growth until `at` is measured from the latest one that is at least a
+    /// [`SPAN`] older, and from each one after it.
     fn forget_before(&mut self, at: Duration) {
         let old =
             self.recent.iter().take_while(|sample| at.saturating_sub(sample.at) >= SPAN).count();
@@ -144,7 +148,7 @@ impl Counters {
     }
 }
 
-/// The pain that counters show which grew so in `span`.
+/// Returns the pain shown by the growth of the counters over `span`.
 fn cause(
     before: &Statistics,
     now: &Statistics,

@@ -1,4 +1,4 @@
-//! How an actuator does for a guest, or for the host: whether it delivers, and when it is benched.
+//! Results of an actuator for a guest or for the host: whether it delivers, and when it is benched.
 
 use std::time::Duration;
 
@@ -6,30 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::verify::{Outcome, Verdict};
 
-/// So many failures in a row bench an actuator.
+/// Number of consecutive failures that bench an actuator.
 const TRIES: u8 = 2;
-/// For how long; doubled with each bench.
+/// Duration of the first bench; doubled with each further one.
 const BENCH: Duration = Duration::from_secs(3600);
 /// The longest bench: a day.
 const BENCH_MAX: Duration = Duration::from_secs(86_400);
 
-/// How an actuator does.
+/// The results of an actuator.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     /// Failures in a row.
     pub failures: u8,
-    /// How often it was benched since it last delivered.
+    /// Number of benches since it last delivered.
     pub benches: u8,
-    /// Since when, and why, it may not be used.
+    /// Why it may not be used, and until when; absent if it was never benched since it last
+    /// delivered.
     pub bench: Option<Bench>,
 }
 
-/// Why an actuator may not be used.
+/// The reason and the end of a bench.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bench {
-    /// In one sentence.
+    /// Reason, in one sentence.
     pub reason: String,
-    /// Until then, as the host's uptime.
+    /// Host uptime until which the actuator may not be used.
     pub until: Duration,
 }
 
@@ -49,7 +50,7 @@ impl Standing {
         }
     }
 
-    /// Benches it, for longer each time.
+    /// Benches the actuator, longer each time.
     pub(super) fn bench(&mut self, reason: String, now: Duration) {
         let factor = 1 << self.benches.min(10);
         let until = now + BENCH.saturating_mul(factor).min(BENCH_MAX);

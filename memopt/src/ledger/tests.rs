@@ -1,4 +1,4 @@
-//! What is remembered, and what is not.
+//! What the ledger remembers, and what it does not.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::situation::{Guest, Hindrance, Pressure, Vmm};
 use crate::units::{GIB, MIB};
 use crate::verify::Verdict;
 
-/// A ledger that was told of `looks`.
+/// A ledger that observed `looks`.
 fn told(looks: &[Situation]) -> Ledger {
     let mut ledger = Ledger::default();
     for look in looks {
@@ -20,7 +20,7 @@ fn told(looks: &[Situation]) -> Ledger {
     ledger
 }
 
-/// A look `seconds` after the first, at a guest of 8 GiB that uses `used`.
+/// A sample `seconds` after the first, of a guest of 8 GiB that uses `used`.
 fn using(seconds: u64, used: u64) -> Situation {
     later(&situation(50, vec![idle_guest("a", 8 * GIB, used)]), seconds)
 }
@@ -35,8 +35,8 @@ fn demand_rises_at_once_and_falls_slowly() {
     assert_eq!(demand(&told(&looks)), 4 * GIB);
     looks.extend((2..62).map(|round| using(round * 10, GIB)));
     let later = demand(&told(&looks));
-    // The slow average has seen 4 GiB for ten seconds of ten minutes only, the fast one for ten of
-    // one.
+    // After ten seconds, the slow average has seen 4 GiB for a sixtieth of its ten minutes, the
+    // fast one for a sixth of its minute.
     assert!(later > GIB && later < GIB + 100 * MIB, "{later}");
     let mut looks = vec![using(0, 4 * GIB), using(10, GIB)];
     assert!(demand(&told(&looks)) > 3 * GIB, "ten seconds later");
@@ -51,7 +51,7 @@ fn demand_rises_at_once_and_falls_slowly() {
 fn a_driver_that_counts_the_balloon_as_used_makes_no_demand_of_it() {
     let mut look = using(0, GIB);
     balloon(&mut look.guests[0]).actual_bytes = 4 * GIB;
-    // It sees all of its RAM, and of that the balloon is not available.
+    // The guest sees all of its RAM, and the memory in the balloon is not available.
     *said(&mut look.guests[0]) = statistics(8 * GIB, 5 * GIB);
     assert_eq!(demand(&told(&[look])), GIB);
 }
@@ -64,9 +64,8 @@ fn what_the_kernel_keeps_for_itself_is_demand() {
     assert_eq!(demand(&told(&[look])), GIB + 200 * MIB);
 }
 
-/// A guest of 8 GiB that uses 1 GiB of the 5 GiB that it sees (`mem=5G`); a sixteenth is its
-/// kernel's. It has `has`, and its driver takes what its balloon holds off its total where it
-/// `follows`.
+/// A guest of 8 GiB that uses 1 GiB of the 5 GiB that it sees (`mem=5G`); its kernel uses a
+/// sixteenth. It has `has`, and if it `follows`, its driver subtracts the balloon from its total.
 fn limited(seconds: u64, has: u64, said_with: u64, follows: bool) -> Situation {
     let mut look = using(seconds, GIB);
     let guest = &mut look.guests[0];
@@ -93,12 +92,12 @@ fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
         assert_eq!(needs(limited(0, 8 * GIB, 8 * GIB, follows)), all);
         assert_eq!(needs(limited(10, 6 * GIB, 6 * GIB, follows)), all, "{follows}");
         assert_eq!(needs(limited(20, 6 * GIB, 6 * GIB, follows)), all, "{follows}");
-        // It has given more, and its statistics are from before: for that moment it seems to need
-        // less.
+        // The guest has given more since its statistics were taken: for that sample it seems to
+        // need less.
         let moving = needs(limited(30, 5 * GIB, 6 * GIB, follows));
         assert!(moving <= all && moving > all / 100 * 99, "{follows}: {moving}");
-        // It has all of it back, and its statistics are from before: it seems to need more, which
-        // falls slowly.
+        // The guest got everything back since its statistics were taken: it seems to need more, and
+        // that falls slowly.
         needs(limited(40, 8 * GIB, 5 * GIB, follows));
         assert!(needs(limited(50, 8 * GIB, 8 * GIB, follows)) >= all, "{follows}");
     }
@@ -160,7 +159,7 @@ fn rates_are_the_same_however_often_somebody_looks() {
         }
         ledger.guests["a"].pain.map(|pain| pain.cause)
     };
-    // More than 100 each second are too many.
+    // The limit is 100 per second.
     assert_eq!(pain_after(400, 60, 1), None, "a few, until now");
     assert_eq!(pain_after(400, 60, 2), Some(PainCause::MajorFaults(120.0)), "150 each second");
     assert_eq!(pain_after(400, 38, 20), None, "95 each second");
@@ -168,8 +167,8 @@ fn rates_are_the_same_however_often_somebody_looks() {
     assert_eq!(pain_after(10_000, 1500, 1), Some(PainCause::MajorFaults(150.0)));
 }
 
-/// How long it takes until pain is seen that begins at `begins_ms` with 150 faults each second,
-/// when the guest is inspected each `pause_ms`; 5 s where it is not seen.
+/// Time until pain is detected that begins at `begins_ms` with 150 faults per second, when the
+/// guest is inspected every `pause_ms`; 5 s if it is not detected.
 fn seen_after(begins_ms: u64, pause_ms: u64) -> u64 {
     let mut ledger = Ledger::default();
     let is_seen = |&ms: &u64| {
@@ -327,7 +326,7 @@ fn guests_come_and_go() {
     assert!(ledger.guests.contains_key("own"), "no crowd of others keeps it out");
 }
 
-/// A guest of QEMU's that is called `name` now.
+/// A QEMU guest whose current name is `name`.
 fn foreign(name: &str, pid: u32) -> Guest {
     Guest { vmm: Vmm::Qemu, pid, ..idle_guest(name, 8 * GIB, GIB) }
 }
@@ -336,7 +335,7 @@ fn foreign(name: &str, pid: u32) -> Guest {
 fn what_is_remembered_stays_with_the_process_when_another_claims_its_name() {
     let looks = [
         vec![foreign("db", 8)],
-        // A process of a lower number claims the name, then goes; and a guest of ours takes it.
+        // A process with a lower PID claims the name, then exits; and lighter's own guest takes it.
         vec![foreign("db@7", 7), foreign("db@8", 8)],
         vec![foreign("db", 8)],
         vec![Guest { pid: 9, ..idle_guest("db", 8 * GIB, GIB) }, foreign("db@8", 8)],
@@ -420,14 +419,14 @@ proptest! {
             demand = demand.next(to, Duration::from_secs(10) * step, slow);
         }
         let once = Demand::new(from, Duration::ZERO).next(to, Duration::from_secs(10) * steps, slow);
-        // The implicit step is not exact, but it is never far off, and never beyond.
+        // The implicit Euler step is not exact, but it is never far off, and never overshoots.
         let distance = (from.abs_diff(to) as f64 * 0.35) as u64 + 2;
         prop_assert!(demand.fast_bytes.abs_diff(once.fast_bytes) <= distance);
     }
 }
 
-/// Whether `ledger` takes a guest's balloon for one that a step has set, when its monitor does not
-/// tell.
+/// Whether `ledger` considers a guest's balloon target set by a step when the monitor does not
+/// report it.
 fn asked(ledger: &Ledger, name: &str, target_bytes: u64) -> bool {
     let mut guest = guest(name, 8 * GIB);
     balloon(&mut guest).target_bytes = target_bytes;

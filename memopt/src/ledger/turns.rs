@@ -1,4 +1,4 @@
-//! Changes of direction of a balloon: more than a few in a while are an oscillation, which is
+//! Changes of direction of a balloon. More than a few in a short time are an oscillation, which is
 //! damped.
 
 use std::collections::VecDeque;
@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// More turns than are needed for the strongest damping.
+/// Maximum number of turns kept: more than the strongest damping needs.
 const TURNS_MAX: usize = 8;
-/// Turns longer ago are no oscillation.
+/// Older turns do not count as an oscillation.
 const TURNS_WITHIN: Duration = Duration::from_secs(1800);
-/// Two turns are one squeeze and one release: what a guest that grows once does.
+/// Two turns are one squeeze and one release, which is normal for a guest that grows once.
 const TURNS_FREE: usize = 2;
 
-/// The last changes of direction of what a balloon is asked for.
+/// The recent changes of direction of a balloon target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turns {
-    /// The last target; absent before the first look.
+    /// The last target; absent before the first sample.
     target_bytes: Option<u64>,
-    /// Whether it went up last; absent before it moved.
+    /// Whether the last change was upward; absent before the first change.
     went_up: Option<bool>,
-    /// When it turned, as the host's uptime.
+    /// Host uptime of each turn.
     at: VecDeque<Duration>,
 }
 
 impl Turns {
-    /// Takes in what the balloon is asked for now, by whomever.
+    /// Records the current target of the balloon, set by a step or from outside.
     pub(super) fn observe(&mut self, target_bytes: u64, now: Duration) {
         let before = self.target_bytes.replace(target_bytes);
         while self.at.front().is_some_and(|at| now.saturating_sub(*at) > TURNS_WITHIN) {
@@ -41,14 +41,14 @@ impl Turns {
         }
     }
 
-    /// How much wider the dead band and longer the pauses have to be: 1 as long as nothing
+    /// Returns the factor by which the dead band widens and pauses lengthen: 1 while nothing
     /// oscillates, 8 at most.
     #[must_use]
     pub fn damping(&self) -> u32 {
         1 << self.at.len().saturating_sub(TURNS_FREE).min(3)
     }
 
-    /// When it turned last.
+    /// Returns the host uptime of the last turn.
     #[must_use]
     pub fn last(&self) -> Option<Duration> {
         self.at.back().copied()

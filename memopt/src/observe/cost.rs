@@ -1,79 +1,77 @@
-//! What one guest process costs its host.
+//! The host memory that one guest process costs.
 
 use super::fields::Fields;
 use super::{ObserveError, Sources};
 
-/// Host memory of one process, in bytes. Sizes are what the kernel's page tables say at that
-/// moment.
+/// Host memory of one process, in bytes, from the kernel's page tables at the time of the read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessCost {
-    /// RSS: every page that is mapped, shared ones in full.
+    /// RSS: all mapped pages; shared pages count in full.
     pub resident_bytes: u64,
-    /// PSS: every page that is mapped, divided by the number of its sharers. The sum over all
-    /// processes is what they cost together.
+    /// PSS: all mapped pages, each divided by the number of processes that share it. The sum over
+    /// all processes is what they cost together.
     pub proportional_bytes: u64,
     /// Anonymous pages; guest RAM is among them unless it is backed by a file.
     pub anonymous_bytes: u64,
-    /// The part of the anonymous pages that transparent huge pages hold.
+    /// The anonymous memory on transparent huge pages.
     pub anonymous_huge_bytes: u64,
     /// Pages merged by KSM; absent before Linux 6.8.
     pub merged_bytes: Option<u64>,
-    /// Anonymous pages that have been swapped out.
+    /// Anonymous memory in swap.
     pub swapped_bytes: u64,
-    /// Pages from the hugetlb pool, which RSS and PSS leave out.
+    /// Pages from the hugetlb pool, which RSS and PSS exclude.
     pub hugetlb_bytes: u64,
 }
 
 impl ProcessCost {
-    /// What the process takes from the host: its proportional share and its huge pages from the
-    /// pool.
+    /// Returns the process's total cost: its PSS plus its huge pages from the pool.
     #[must_use]
     pub const fn total_bytes(&self) -> u64 {
         self.proportional_bytes.saturating_add(self.hugetlb_bytes)
     }
 }
 
-/// Reads what process `pid` costs, from `/proc/PID/smaps_rollup` and `/proc/PID/status`.
+/// Reads the cost of process `pid` from `/proc/PID/smaps_rollup` and `/proc/PID/status`.
 ///
-/// The kernel walks the page tables of the process for this: 5 ms for 512 MiB of 4 KiB pages
+/// The kernel walks the process's page tables for this: 5 ms for 512 MiB of 4 KiB pages
 /// (`cargo bench -p memopt --bench observe -- 8 512`), much less for huge pages.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when the process ends meanwhile, [`ObserveError::Forbidden`] for a
+/// [`ObserveError::Gone`] if the process ends in the meantime, [`ObserveError::Forbidden`] for a
 /// process of another user.
 pub fn process_cost(pid: u32) -> Result<ProcessCost, ObserveError> {
     process_cost_in(&Sources::system(), pid)
 }
 
-/// As [`process_cost`], below another root.
+/// Like [`process_cost`], below another root.
 pub(super) fn process_cost_in(sources: &Sources, pid: u32) -> Result<ProcessCost, ObserveError> {
     let rollup = sources.read_of(pid, "smaps_rollup")?;
     let status = sources.read_of(pid, "status")?;
     parse_process_cost(&rollup, &status)
 }
 
-/// Reads only what process `pid` occupies, in bytes, from `/proc/PID/status`: its RSS and, which
-/// RSS leaves out, its huge pages from the pool. The kernel keeps these counters, so this costs
-/// microseconds however large the process is.
+/// Reads only how much memory process `pid` occupies, in bytes, from `/proc/PID/status`: its RSS,
+/// and its huge pages from the pool, which RSS excludes. The kernel maintains these counters, so
+/// this takes microseconds however large the process is.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when the process ends meanwhile, or has no memory any more.
+/// [`ObserveError::Gone`] if the process ends in the meantime, or no longer has memory.
 pub fn resident_bytes(pid: u32) -> Result<u64, ObserveError> {
     let text = Sources::system().read_of(pid, "status")?;
     parse_resident(&text)?.ok_or(ObserveError::Gone { pid })
 }
 
-/// `None` for a process without memory.
+/// Parses the RSS and pool pages; `None` for a process without memory.
 fn parse_resident(status: &str) -> Result<Option<u64>, ObserveError> {
     let status = Fields { file: "status", text: status };
     let pool = status.optional("HugetlbPages")?.unwrap_or(0);
     Ok(status.optional("VmRSS")?.map(|resident| resident.saturating_add(pool)))
 }
 
-/// The numbers in the text of `smaps_rollup` and `status`.
+/// Parses the text of `smaps_rollup` and `status`.
 ///
 /// # Errors
-/// [`ObserveError::Missing`] or [`ObserveError::Amount`] for text that no kernel writes.
+/// [`ObserveError::Missing`] or [`ObserveError::Amount`] if the text is not what the kernel writes.
 pub fn parse_process_cost(rollup: &str, status: &str) -> Result<ProcessCost, ObserveError> {
     let rollup = Fields { file: "smaps_rollup", text: rollup };
     let status = Fields { file: "status", text: status };

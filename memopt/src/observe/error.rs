@@ -1,34 +1,34 @@
-//! What can go wrong while observing.
+//! Errors of reading `/proc` and `/sys`.
 
 use std::io;
 
-/// An observation that could not be made.
+/// Why the state of a process or of the host could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
     /// The process has ended.
     #[error("process {pid} has ended")]
     Gone {
-        /// Its id.
+        /// The process's id.
         pid: u32,
     },
-    /// The kernel does not let this user look.
+    /// This user may not read the file.
     #[error("not allowed to read {file}; run as the user that owns the process, or as root")]
     Forbidden {
         /// The file under `/proc`.
         file: String,
     },
-    /// This kernel has no such file, or was told not to serve it.
+    /// This kernel has no such file, or the feature is disabled.
     #[error("this kernel has no {file}")]
     Absent {
         /// The file under `/proc` or `/sys`.
         file: String,
     },
-    /// Reading failed otherwise.
+    /// Reading failed for another reason.
     #[error("cannot read {file}: {cause}")]
     Read {
         /// The file under `/proc`.
         file: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         cause: io::Error,
     },
     /// The file is longer than the kernel ever makes it.
@@ -36,10 +36,10 @@ pub enum ObserveError {
     TooLong {
         /// The file under `/proc`.
         file: String,
-        /// What is read at most.
+        /// The most that is read, in bytes.
         limit: usize,
     },
-    /// A field that every supported kernel has is not there.
+    /// A field that every supported kernel has is missing.
     #[error("{file} has no field {field}; lighter needs Linux 4.14 or later")]
     Missing {
         /// The kind of file.
@@ -54,18 +54,18 @@ pub enum ObserveError {
         file: &'static str,
         /// The field's name.
         field: &'static str,
-        /// What stands there, cut to 40 characters.
+        /// The field's text, cut to 40 characters.
         value: String,
     },
-    /// A file does not hold what the kernel writes there.
+    /// A file's content is not what the kernel writes there.
     #[error("{file} holds something unexpected: {value:?}")]
     Unexpected {
         /// The file under `/proc` or `/sys`.
         file: String,
-        /// What stands there, cut to 40 characters.
+        /// The file's text, cut to 40 characters.
         value: String,
     },
-    /// The process has gone, or no process has that name.
+    /// No visible process is the kernel thread of that name; it may be hidden, as in a container.
     #[error("no kernel thread is called {name}")]
     NoThread {
         /// The thread's name.

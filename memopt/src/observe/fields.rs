@@ -2,7 +2,7 @@
 
 use super::ObserveError;
 
-/// Text of one of these files, with its kind for messages.
+/// The text of one of these files; `file` names its kind in messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'a> {
     pub(super) file: &'static str,
@@ -10,12 +10,12 @@ pub(super) struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// The bytes of `field`, which must be there.
+    /// Returns `field` in bytes; an error if it is missing.
     pub(super) fn required(&self, field: &'static str) -> Result<u64, ObserveError> {
         self.optional(field)?.ok_or(ObserveError::Missing { file: self.file, field })
     }
 
-    /// The bytes of `field`, if this kernel shows it.
+    /// Returns `field` in bytes, if this kernel has it.
     pub(super) fn optional(&self, field: &'static str) -> Result<Option<u64>, ObserveError> {
         let found = self
             .text
@@ -30,10 +30,11 @@ impl Fields<'_> {
     }
 }
 
-/// `  123 kB` in bytes; the kernel's kB are 1024 bytes (Documentation/filesystems/proc.rst).
+/// Parses `  123 kB` into bytes; the kernel's kB are 1024 bytes
+/// (Documentation/filesystems/proc.rst).
 fn kilobytes(value: &str) -> Option<u64> {
     let digits = value.trim().strip_suffix("kB")?.trim_end();
-    // u64's own parser would also take a plus sign.
+    // The parser of u64 would also accept a plus sign.
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

@@ -1,4 +1,4 @@
-//! What the host has.
+//! The host's memory and KSM, pressure and pool state.
 
 use std::fmt;
 
@@ -11,16 +11,16 @@ use crate::situation;
 pub struct HostMemory {
     /// All memory that the kernel manages.
     pub total_bytes: u64,
-    /// What the kernel reckons it can give to new work without swapping.
+    /// The kernel's estimate of the memory available to new work without swapping.
     pub available_bytes: u64,
 }
 
-/// A part of [`situation::Host`] that could not be read; the rest stands.
+/// A part of [`situation::Host`] that could not be read; the other parts are valid.
 #[derive(Debug)]
 pub struct Missing {
-    /// What is missing.
+    /// The missing part.
     pub part: Part,
-    /// Why.
+    /// Why it could not be read.
     pub cause: ObserveError,
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for Missing {
     }
 }
 
-/// What a host may lack.
+/// The parts of a host's state that may be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
     /// Swap in use.
@@ -57,13 +57,12 @@ impl fmt::Display for Part {
     }
 }
 
-/// Reads all that plans need to know of the host, and which parts of it this kernel does not tell
-/// or tells wrongly. A kernel that was built without one of them is no error. The merge domain is
-/// not the kernel's: it is left open.
+/// Reads all host state that plans need, and which parts of it this kernel lacks or reports
+/// incorrectly. A kernel built without one of them is not an error. The merge domain does not come
+/// from the kernel, so it is left empty.
 ///
 /// # Errors
-/// [`ObserveError`] when the host's memory itself cannot be read: without it there is nothing to
-/// decide from.
+/// [`ObserveError`] if the host's memory itself cannot be read: nothing can be decided without it.
 pub fn host(sources: &Sources) -> Result<(situation::Host, Vec<Missing>), ObserveError> {
     let mut missing = Vec::new();
     let text = sources.read("proc/meminfo")?;
@@ -92,15 +91,15 @@ fn present<T>(missing: &mut Vec<Missing>, part: Part, read: Result<T, ObserveErr
 /// Reads the host's memory from `/proc/meminfo`.
 ///
 /// # Errors
-/// [`ObserveError`] when the file cannot be read or is not what the kernel writes.
+/// [`ObserveError`] if the file cannot be read or is not what the kernel writes.
 pub fn host_memory() -> Result<HostMemory, ObserveError> {
     parse_meminfo(&Sources::system().read("proc/meminfo")?)
 }
 
-/// The numbers in the text of `meminfo`.
+/// Parses the text of `meminfo`.
 ///
 /// # Errors
-/// [`ObserveError::Missing`] or [`ObserveError::Amount`] for text that no kernel writes.
+/// [`ObserveError::Missing`] or [`ObserveError::Amount`] if the text is not what the kernel writes.
 pub fn parse_meminfo(text: &str) -> Result<HostMemory, ObserveError> {
     let fields = Fields { file: "meminfo", text };
     Ok(HostMemory {
@@ -109,7 +108,7 @@ pub fn parse_meminfo(text: &str) -> Result<HostMemory, ObserveError> {
     })
 }
 
-/// Swap in use, in the text of `meminfo`; a kernel without swap shows none.
+/// Parses the swap in use from `meminfo`; 0 on a kernel without swap.
 fn parse_swap_used(text: &str) -> Result<u64, ObserveError> {
     let fields = Fields { file: "meminfo", text };
     let total = fields.optional("SwapTotal")?.unwrap_or(0);

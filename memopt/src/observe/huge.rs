@@ -1,4 +1,4 @@
-//! Transparent huge pages, and how busily the kernel makes, splits and unshares pages.
+//! Transparent huge pages, and counters of how often the kernel makes, splits and unshares pages.
 
 use serde::Serialize;
 
@@ -6,45 +6,45 @@ use super::ObserveError;
 use super::fields::Fields;
 use super::sources::{Sources, chosen, if_there, unsigned, value_of};
 
-/// What transparent huge pages hold on the host, and who gets them.
+/// The host's memory on transparent huge pages, and the policy for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct HugePages {
     /// Anonymous memory on huge pages, in bytes.
     pub anonymous_bytes: u64,
     /// Shared memory on huge pages, in bytes.
     pub shmem_bytes: u64,
-    /// Which anonymous memory may have them; absent on a kernel without them.
+    /// Which anonymous memory may use them; absent on a kernel without them.
     pub enabled: Option<HugePagePolicy>,
 }
 
-/// `/sys/kernel/mm/transparent_hugepage/enabled`.
+/// The setting in `/sys/kernel/mm/transparent_hugepage/enabled`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HugePagePolicy {
-    /// All of it.
+    /// All anonymous memory.
     Always,
-    /// What asks for them (`MADV_HUGEPAGE`).
+    /// Memory that asked for them (`MADV_HUGEPAGE`).
     Madvise,
-    /// None.
+    /// No memory.
     Never,
 }
 
-/// Counters of `/proc/vmstat` since the host booted. What a kernel does not count is absent.
+/// Counters of `/proc/vmstat` since boot; absent if the kernel does not count them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Activity {
-    /// Huge pages that a page fault made.
+    /// Huge pages allocated by a page fault.
     pub thp_fault_alloc: Option<u64>,
-    /// Page faults that got small pages because no huge one was to be had.
+    /// Page faults that fell back to small pages because no huge page was available.
     pub thp_fault_fallback: Option<u64>,
-    /// Huge pages that khugepaged or `MADV_COLLAPSE` made.
+    /// Huge pages made by khugepaged or `MADV_COLLAPSE`.
     pub thp_collapse_alloc: Option<u64>,
-    /// Huge pages that were taken apart.
+    /// Huge pages that were split.
     pub thp_split_page: Option<u64>,
-    /// Mappings of huge pages that were taken apart.
+    /// Mappings of huge pages that were split.
     pub thp_split_pmd: Option<u64>,
-    /// Merged pages that were copied because a guest wrote to them (Linux 5.19).
+    /// Merged pages that were copied because a process wrote to them (Linux 5.19).
     pub cow_ksm: Option<u64>,
-    /// Merged pages that were copied as they came back from swap (Linux 5.19).
+    /// Merged pages that were copied when they were swapped in (Linux 5.19).
     pub ksm_swpin_copy: Option<u64>,
     /// Pages swapped in.
     pub pswpin: Option<u64>,
@@ -52,11 +52,11 @@ pub struct Activity {
     pub pswpout: Option<u64>,
 }
 
-/// Reads what transparent huge pages hold, from `/proc/meminfo` and
+/// Reads the state of transparent huge pages from `/proc/meminfo` and
 /// `/sys/kernel/mm/transparent_hugepage`.
 ///
 /// # Errors
-/// [`ObserveError`] when `meminfo` cannot be read or is not what the kernel writes.
+/// [`ObserveError`] if a file cannot be read or is not what the kernel writes.
 pub fn huge_pages(sources: &Sources) -> Result<HugePages, ObserveError> {
     const ENABLED: &str = "sys/kernel/mm/transparent_hugepage/enabled";
     let text = sources.read("proc/meminfo")?;
@@ -80,12 +80,12 @@ pub fn huge_pages(sources: &Sources) -> Result<HugePages, ObserveError> {
 /// Reads the counters of `/proc/vmstat`.
 ///
 /// # Errors
-/// [`ObserveError`] when the file cannot be read.
+/// [`ObserveError`] if the file cannot be read.
 pub fn activity(sources: &Sources) -> Result<Activity, ObserveError> {
     Ok(parse_vmstat(&sources.read("proc/vmstat")?))
 }
 
-/// The counters in the text of `vmstat`; what is no number counts as absent.
+/// Parses the text of `vmstat`; a value that is not a number counts as absent.
 #[must_use]
 pub fn parse_vmstat(text: &str) -> Activity {
     let counter = |name| value_of(text, name).and_then(unsigned);

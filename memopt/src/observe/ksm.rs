@@ -1,7 +1,7 @@
 //! The kernel's samepage merging: its counters, its knobs, and the CPU time of its thread.
 //!
-//! Documentation/admin-guide/mm/ksm.rst of the kernel names the files. Those that came later than
-//! Linux 4.14 may be missing.
+//! The kernel's Documentation/admin-guide/mm/ksm.rst names the files. Those added after Linux 4.14
+//! may be missing.
 
 use std::time::Duration;
 
@@ -11,63 +11,63 @@ use crate::situation;
 
 const FOLDER: &str = "sys/kernel/mm/ksm";
 
-/// Bytes of a page: merging is of 4 KiB pages on x86-64.
+/// Bytes per page: KSM merges 4 KiB pages on x86-64.
 const PAGE_BYTES: i64 = 4096;
-/// What the kernel keeps for each page that it looks at (`struct ksm_rmap_item`).
+/// Bytes that the kernel keeps for each page that KSM scans (`struct ksm_rmap_item`).
 const ITEM_BYTES: i64 = 64;
-/// `USER_HZ`: the ticks of `/proc/PID/stat`, a part of the kernel's interface on x86-64.
+/// `USER_HZ`: the ticks per second in `/proc/PID/stat`, fixed in the kernel's ABI on x86-64.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// All that `/sys/kernel/mm/ksm` tells.
+/// The state in `/sys/kernel/mm/ksm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KsmState {
-    /// The counters that plans are made from.
+    /// The counters that plans use.
     pub counters: situation::Ksm,
-    /// Pages that `smart_scan` left out since boot; absent before Linux 6.7.
+    /// Pages that `smart_scan` has skipped since boot; absent before Linux 6.7.
     pub pages_skipped: Option<u64>,
-    /// Contents with more sharers than `max_page_sharing`; absent before Linux 4.14.
+    /// Page contents with more sharers than `max_page_sharing`; absent before Linux 4.14.
     pub stable_node_chains: Option<u64>,
-    /// Copies of them that are kept.
+    /// Duplicate pages that the kernel keeps for those contents.
     pub stable_node_dups: Option<u64>,
-    /// Pages that share one kept page at most; absent before Linux 4.14.
+    /// The most mappings that share one page; absent before Linux 4.14.
     pub max_page_sharing: Option<u64>,
     /// Whether `pages_scanned` is counted (Linux 6.6); otherwise the counter stays 0.
     pub counts_scanned: bool,
-    /// How it is set.
+    /// KSM's settings.
     pub knobs: KsmKnobs,
 }
 
-/// How the kernel's samepage merging is set.
+/// The settings of the kernel's samepage merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KsmKnobs {
     /// 0 stopped, 1 running, 2 stopped and everything unmerged.
     pub run: u64,
-    /// Pages that ksmd looks at before it sleeps.
+    /// Pages that ksmd scans before it sleeps.
     pub pages_to_scan: u64,
-    /// How long it sleeps then.
+    /// How long ksmd sleeps between batches, in milliseconds.
     pub sleep_millisecs: u64,
-    /// Whether pages that were found unique are left out for a while; absent before Linux 6.7.
+    /// Whether ksmd skips pages that it found unique for some scans; absent before Linux 6.7.
     pub smart_scan: Option<u64>,
-    /// Whether pages of zeros become the kernel's zero page; absent before Linux 4.12.
+    /// Whether ksmd merges pages of zeros with the kernel's zero page; absent before Linux 4.12.
     pub use_zero_pages: Option<u64>,
     /// Whether pages of different NUMA nodes are merged; absent on kernels without NUMA.
     pub merge_across_nodes: Option<u64>,
-    /// Who decides on `pages_to_scan`; absent before Linux 6.8.
+    /// What sets `pages_to_scan`; absent before Linux 6.8.
     pub advisor: Option<Advisor>,
 }
 
-/// Who decides how many pages ksmd looks at.
+/// What decides how many pages ksmd scans per batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advisor {
-    /// Whoever writes `pages_to_scan`.
+    /// User space, by writing `pages_to_scan`.
     Off,
-    /// The kernel, so that a scan takes `advisor_target_scan_time`; `pages_to_scan` cannot be
-    /// written then.
+    /// The kernel's advisor, so that a scan takes `advisor_target_scan_time`. `pages_to_scan`
+    /// cannot be written in this mode.
     ScanTime,
 }
 
 impl Advisor {
-    /// What `advisor_mode` says: `[none] scan-time`, or a kind that is not known.
+    /// Parses `advisor_mode`, e.g. `[none] scan-time`; `None` for an unknown mode.
     fn parse(text: &str) -> Option<Self> {
         match chosen(text)? {
             "none" => Some(Self::Off),
@@ -77,10 +77,11 @@ impl Advisor {
     }
 }
 
-/// Reads `/sys/kernel/mm/ksm`; the counters are without ksmd's CPU time, which [`ksmd_time`] has.
+/// Reads `/sys/kernel/mm/ksm`. The counters lack ksmd's CPU time, which [`ksmd_time`] reads.
 ///
 /// # Errors
-/// [`ObserveError::Absent`] on a kernel without `CONFIG_KSM`; [`ObserveError::Unexpected`].
+/// [`ObserveError::Absent`] on a kernel without `CONFIG_KSM`, [`ObserveError::Unexpected`] if a
+/// file is not what the kernel writes.
 pub fn ksm(sources: &Sources) -> Result<KsmState, ObserveError> {
     let number = |name: &str| sources.number(&format!("{FOLDER}/{name}"));
     let optional = |name: &str| sources.number_if_there(&format!("{FOLDER}/{name}"));
@@ -118,7 +119,7 @@ pub fn ksm(sources: &Sources) -> Result<KsmState, ObserveError> {
     })
 }
 
-/// Reads how the kernel's samepage merging is set.
+/// Reads the settings of the kernel's samepage merging.
 ///
 /// # Errors
 /// As [`ksm`].
@@ -141,12 +142,12 @@ pub fn ksm_knobs(sources: &Sources) -> Result<KsmKnobs, ObserveError> {
     })
 }
 
-/// The CPU time of ksmd since the host booted: in nanoseconds where the kernel counts them
-/// (`schedstat`), otherwise in hundredths of a second.
+/// Reads ksmd's CPU time since boot: in nanoseconds if the kernel counts them (`schedstat`),
+/// otherwise in hundredths of a second.
 ///
 /// # Errors
-/// [`ObserveError::NoThread`] when no kernel thread is called so (as in a container that sees its
-/// own processes alone).
+/// [`ObserveError::NoThread`] if there is no such kernel thread, e.g. in a container that sees only
+/// its own processes.
 pub fn ksmd_time(sources: &Sources) -> Result<Duration, ObserveError> {
     let pid = find_ksmd(sources)?;
     if let Ok(text) = sources.read_of(pid, "schedstat")
@@ -160,8 +161,8 @@ pub fn ksmd_time(sources: &Sources) -> Result<Duration, ObserveError> {
     Ok(Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND)))
 }
 
-/// The process of ksmd: it has the name, and kthreadd (process 2) as its parent, which no program
-/// can have.
+/// Finds the process of ksmd by its name and its parent, kthreadd (process 2), which no user
+/// program can have.
 fn find_ksmd(sources: &Sources) -> Result<u32, ObserveError> {
     if let Some(pid) = sources.ksmd.get() {
         return Ok(*pid);
@@ -176,8 +177,8 @@ fn find_ksmd(sources: &Sources) -> Result<u32, ObserveError> {
     Ok(*sources.ksmd.get_or_init(|| pid))
 }
 
-/// `utime` and `stime` in the text of `/proc/PID/stat` (proc(5): fields 14 and 15; the name may
-/// hold spaces and brackets).
+/// Parses `utime` and `stime` in the text of `/proc/PID/stat` (proc(5): fields 14 and 15; the name
+/// may contain spaces and brackets).
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(11);
@@ -204,7 +205,7 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    /// What Linux 4.14 has.
+    /// The files of Linux 4.14.
     fn old_kernel(root: &Path) {
         for (name, value) in [
             ("run", "1"),

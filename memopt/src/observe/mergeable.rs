@@ -1,4 +1,4 @@
-//! Which processes let the kernel merge pages, and which of their memory.
+//! Finds the processes, and the areas of their memory, in which the kernel may merge pages.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,32 +8,32 @@ use super::process::{Merged, merged_of_thread};
 use super::sources::{if_there, named};
 use super::{ObserveError, Sources};
 
-/// Longest file that is read: a mapping takes a kilobyte, and a process has 65,530 of them
-/// (`vm.max_map_count`).
+/// The most that is read of a file: a mapping takes one kilobyte, and a process has up to 65,530 of
+/// them (`vm.max_map_count`).
 const FILE_BYTES_MAX: u64 = 80 << 20;
-/// So many processes are named; that there are more changes nothing.
+/// The most processes that are named; more would change nothing.
 const NAMED_MAX: usize = 8;
 
-/// The addresses at which process `pid` lets the kernel merge pages (`madvise(MADV_MERGEABLE)`;
-/// `mg` among the `VmFlags` of `/proc/PID/smaps`), in order. The kernel walks all its page tables
-/// for it.
+/// Returns the address ranges of process `pid` that the kernel may merge
+/// (`madvise(MADV_MERGEABLE)`; `mg` in the `VmFlags` of `/proc/PID/smaps`), in order. The kernel
+/// walks all page tables of the process for this.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's
-/// process, [`ObserveError::Read`].
+/// [`ObserveError::Gone`] if the process ends in the meantime, [`ObserveError::Forbidden`] for a
+/// process of another user, [`ObserveError::Read`] if its file cannot be read.
 pub fn mergeable_areas(sources: &Sources, pid: u32) -> Result<Vec<Range<u64>>, ObserveError> {
     Ok(areas(sources, pid, &format!("proc/{pid}"), usize::MAX)?.unwrap_or_default())
 }
 
-/// The processes that let the kernel merge pages of theirs, each as its number and
-/// [`named_process`], but for those with a number in `known`; 8 at most. One that cannot be
-/// inspected may be such a process, and is among them. Kernels older than Linux 6.15 have no answer
-/// for a process as a whole: there, all page tables of those that let nothing be merged are walked.
-/// `now_at` hears of each process before it is inspected, which takes as long as that process holds
-/// its memory map.
+/// Returns up to 8 processes with mergeable memory, except those in `known`: the pid and
+/// [`named_process`] of each. A process that cannot be inspected might have mergeable memory, so it
+/// is included. Kernels before Linux 6.15 do not report this per process: there, the page tables of
+/// every process without mergeable memory are walked. `now_at` is called with each process before
+/// it is inspected, because the inspection blocks for as long as that process holds its memory map
+/// lock.
 ///
 /// # Errors
-/// The list of processes cannot be read.
+/// If the list of processes cannot be read.
 pub fn mergeable_processes(
     sources: &Sources,
     known: &[u32],
@@ -53,10 +53,10 @@ pub fn mergeable_processes(
     Ok(inspected.take(NAMED_MAX).collect())
 }
 
-/// A process as `process 7 (program)`.
+/// Formats a process as `process 7 (program)`.
 #[must_use]
 pub fn named_process(sources: &Sources, pid: u32) -> String {
-    // What a process calls itself may be anything.
+    // A process may choose any name, including control characters.
     let name = sources.read_lossy_of(pid, "comm").unwrap_or_default();
     let name: String = name.chars().filter(|c| !c.is_control()).collect();
     format!("process {pid} ({name})")
@@ -67,7 +67,7 @@ fn lets_merge(sources: &Sources, pid: u32) -> Result<bool, ObserveError> {
     if let Some(answer) = thread_lets_merge(sources, pid, &of_process)? {
         return Ok(answer);
     }
-    // Its first thread may have ended before the others, which have the memory that it had.
+    // The first thread may have ended before the others, which still have the memory.
     for thread in if_there(sources.entries(&format!("{of_process}/task")))?.unwrap_or_default() {
         let folder = format!("{of_process}/task/{thread}");
         if let Some(answer) = thread_lets_merge(sources, pid, &folder)? {
@@ -77,7 +77,8 @@ fn lets_merge(sources: &Sources, pid: u32) -> Result<bool, ObserveError> {
     Ok(false)
 }
 
-/// `None` for a thread that has no memory, or has ended.
+/// Returns whether the thread's memory has mergeable areas; `None` if it has no memory or has
+/// ended.
 fn thread_lets_merge(
     sources: &Sources,
     pid: u32,
@@ -94,8 +95,8 @@ fn thread_lets_merge(
     }
 }
 
-/// The first `count` areas of the memory of the thread of process `pid` whose folder is `folder`;
-/// `None` when it has none.
+/// Returns the first `count` mergeable areas of the thread of process `pid` whose folder is
+/// `folder`; `None` if it has no memory.
 fn areas(
     sources: &Sources,
     pid: u32,
@@ -111,7 +112,7 @@ fn areas(
     for line in lines {
         let line = line.map_err(failed)?;
         let areas = areas.get_or_insert_default();
-        // The name of a mapped file may be anything; what counts here is ASCII.
+        // A mapped file's name may be any bytes; the parts that matter here are ASCII.
         let line = String::from_utf8_lossy(&line);
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let is_mergeable = flags.split_ascii_whitespace().any(|flag| flag == "mg");
@@ -126,7 +127,7 @@ fn areas(
     Ok(areas)
 }
 
-/// Of a line that begins a mapping: `7f0c00000000-7f0c20000000 rw-p 00000000 00:00 0`.
+/// Parses the first line of a mapping: `7f0c00000000-7f0c20000000 rw-p 00000000 00:00 0`.
 fn addresses(line: &str) -> Option<Range<u64>> {
     let (start, end) = line.split_once(' ')?.0.split_once('-')?;
     let address = |text| u64::from_str_radix(text, 16).ok();
@@ -190,7 +191,7 @@ VmFlags: rd mg\n";
         process(9, "guest", &[("ksm_stat", &stat("yes"))]);
         process(2, "kthreadd", &[("ksm_stat", ""), ("smaps", "")]);
         process(10, "odd", &[("ksm_stat", "nonsense")]);
-        // Two whose first thread has ended, on a kernel of today and on an old one.
+        // Two processes whose first thread has ended, on a current kernel and on an old one.
         process(11, "headless", &[("ksm_stat", ""), ("smaps", "")]);
         process(12, "headless", &[("smaps", "")]);
         for (thread, file, text) in [

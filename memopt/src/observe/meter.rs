@@ -1,12 +1,12 @@
-//! What many processes cost, without walking the page tables of all of them in each round.
+//! Measures what many processes cost, without walking all their page tables in each round.
 //!
-//! PSS is what a guest really costs, and dear: the kernel walks every mapped page for it. RSS, pool
-//! pages, swap and merged pages are counters. So each round reads the counters of every process,
-//! and PSS of as many as fit a budget of time: first those that were never measured, then those
-//! whose counters have moved most, then the oldest. Between two measurements PSS is taken to have
-//! moved as RSS did, less half of what was merged since: a page merged with one other is charged by
-//! half. The error is gone with the next measurement, and whoever verifies what an action brought
-//! asks for [`Meter::exact`].
+//! PSS is the true cost of a guest, but expensive: the kernel walks every mapped page for it. RSS,
+//! pool pages, swap and merged pages are cheap counters. So each round reads the counters of every
+//! process, and measures PSS for as many as fit a time budget: first those that were never
+//! measured, then those not measured for 5 minutes, then those whose counters have moved most, then
+//! the oldest. Between two measurements, PSS is assumed to have moved with RSS, minus half of what
+//! was merged since: a page merged with one other page is charged by half. The next measurement
+//! removes the error; code that verifies the gain of an action uses [`Meter::exact`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,14 +16,14 @@ use super::process::{Cheap, exact_cost};
 use super::{ObserveError, Sources};
 use crate::situation::Cost;
 
-/// What walking a page table takes until it was measured, in nanoseconds per MiB: 4 KiB pages, a
-/// slow host.
+/// The assumed time to walk page tables before the first measurement, in nanoseconds per MiB: 4 KiB
+/// pages on a slow host.
 const NANOSECONDS_PER_MIB: u64 = 10_000;
 
-/// After this long a process is measured before any that only moved more.
+/// A process not measured for this long goes before all that have moved more.
 const AGE_MAX: Duration = Duration::from_secs(300);
 
-/// Measures processes within a budget of time.
+/// Measures processes within a time budget.
 #[derive(Debug)]
 pub struct Meter {
     budget: Duration,
@@ -34,46 +34,45 @@ pub struct Meter {
 #[derive(Debug, Clone, Copy)]
 struct Known {
     cost: Cost,
-    /// The counters at that time.
+    /// The counters at the time of the measurement.
     then: Cheap,
-    /// Of the clock of whoever calls.
+    /// The time of the measurement, on the caller's clock.
     at: Duration,
     took: Duration,
 }
 
-/// What a process costs, and how well that is known.
+/// What a process costs, and how old the measurement is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metered {
-    /// What it costs. Before the first exact measurement PSS is as high as RSS, which it never
-    /// exceeds.
+    /// The cost. Before the first exact measurement, PSS is set to RSS, which it never exceeds.
     pub cost: Cost,
-    /// Time since PSS was measured; absent when it never was. All else is of this moment, but for
+    /// Time since PSS was measured; absent if it never was. All other values are current, except
     /// huge pages.
     pub exact_age: Option<Duration>,
 }
 
-/// A process whose PSS might be measured in this round.
+/// A process whose PSS may be measured in this round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Candidate {
-    /// Its place in the list of processes.
+    /// Its index in the list of processes.
     index: usize,
     is_known: bool,
-    /// By how much its counters have moved.
+    /// How far its counters have moved since the last measurement.
     drift_bytes: u64,
     age: Duration,
     expected: Duration,
 }
 
 impl Meter {
-    /// A meter that spends about `budget` on exact measurements in each round; at least one is
-    /// made.
+    /// Creates a meter that spends about `budget` on exact measurements in each round, and makes at
+    /// least one.
     #[must_use]
     pub const fn new(budget: Duration) -> Self {
         Self { budget, known: BTreeMap::new() }
     }
 
-    /// What each of `pids` costs, in their order; processes that are not among them are forgotten.
-    /// `now` is any clock that never goes back.
+    /// Returns what each of `pids` costs, in the same order. Forgets all other processes. `now` is
+    /// the time on any monotonic clock.
     pub fn round(
         &mut self,
         sources: &Sources,
@@ -98,7 +97,7 @@ impl Meter {
             }
             let began = Instant::now();
             if let Ok(cheap) = &cheap[candidate.index] {
-                // One that has ended meanwhile is told as gone in the next round.
+                // A process that has ended in the meantime is reported as gone in the next round.
                 let _ = self.measure(sources, pids[candidate.index], *cheap, now);
             }
             spent += began.elapsed();
@@ -107,10 +106,9 @@ impl Meter {
         told.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
     }
 
-    /// What each of `pids` costs by their counters alone: nothing is measured, and nobody is
-    /// forgotten.
+    /// Estimates what each of `pids` costs from their counters alone; measures and forgets nothing.
     ///
-    /// For looks that are too frequent for page tables to be walked.
+    /// For samples too frequent to walk page tables.
     pub fn estimates(
         &self,
         sources: &Sources,
@@ -121,10 +119,11 @@ impl Meter {
         pids.iter().map(tell).collect()
     }
 
-    /// What `pid` costs, measured now: for telling what an action brought.
+    /// Measures what `pid` costs now, to verify the gain of an action.
     ///
     /// # Errors
-    /// [`ObserveError::Gone`] or [`ObserveError::Forbidden`].
+    /// [`ObserveError::Gone`] if the process has ended, [`ObserveError::Forbidden`] for a process
+    /// of another user.
     pub fn exact(
         &mut self,
         sources: &Sources,
@@ -148,7 +147,7 @@ impl Meter {
         Ok(cost)
     }
 
-    /// Those that have memory, the most urgent first.
+    /// Returns the processes that have memory, the most urgent first.
     fn candidates(
         &self,
         pids: &[u32],
@@ -190,7 +189,7 @@ impl Meter {
     }
 }
 
-/// PSS as it was measured, moved as the counters have since.
+/// Estimates PSS: the measured value, adjusted by the counters' changes since then.
 fn moved(known: &Known, now: &Cheap) -> u64 {
     let merged = |cheap: &Cheap| cheap.merged.map_or(0, |merged| merged.bytes());
     let then = &known.then;
@@ -208,7 +207,7 @@ fn drift(then: &Cheap, now: &Cheap) -> u64 {
     resident.saturating_add(merged(then).abs_diff(merged(now)))
 }
 
-/// How long measuring a process may take: as long as the last time, grown with it.
+/// Estimates how long measuring a process will take: its last time, scaled with its growth.
 fn expected(known: Option<&Known>, now: &Cheap) -> Duration {
     let mebibytes = now.resident_bytes >> 20;
     let Some(known) = known else {
@@ -218,10 +217,10 @@ fn expected(known: Option<&Known>, now: &Cheap) -> Duration {
     known.took.mul_f64(growth.clamp(0.1, 100.0))
 }
 
-/// Orders by need: the unknown, then those that waited too long, then those that moved by more than
-/// 16 MiB, then the oldest.
+/// Sorts by urgency: processes never measured, then those that waited too long, then those that
+/// moved by 32 MiB or more (by powers of two), then the oldest.
 fn urgent_first(candidates: &mut [Candidate]) {
-    // Small movements are noise: they are put on one step, on which age decides.
+    // Movements below 32 MiB are noise: they count the same, and age decides.
     let step = |candidate: &Candidate| candidate.drift_bytes.checked_ilog2().unwrap_or(0).max(24);
     candidates.sort_by_key(|candidate| {
         let urgency = (candidate.age >= AGE_MAX, step(candidate), candidate.age);
@@ -255,7 +254,7 @@ mod tests {
         assert_eq!(all.map(|candidate| candidate.index), [3, 4, 2, 0, 1]);
     }
 
-    /// A process with `kib` of memory, half of it shared with one other.
+    /// A process with `kib` of memory, half of it shared with one other process.
     fn process(root: &Path, pid: u32, kib: u64, started: u64) {
         let folder = root.join(format!("proc/{pid}"));
         fs::create_dir_all(&folder).unwrap();
@@ -284,7 +283,7 @@ mod tests {
         let sources = Sources::at(folder.path());
         process(folder.path(), 10, 1000, 7);
         process(folder.path(), 11, 4000, 7);
-        // No time at all: one measurement in a round.
+        // No time budget: one measurement per round.
         let mut meter = Meter::new(Duration::ZERO);
         let at = Duration::from_secs;
         let first = costs(meter.round(&sources, &[10, 11], at(100)));

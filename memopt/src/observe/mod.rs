@@ -1,9 +1,9 @@
-//! What guests cost and what the host has left, read from `/proc` and `/sys`.
+//! Reads from `/proc` and `/sys` what guests cost and how much memory the host has left.
 //!
-//! Parsers are pure functions of text; the readers around them are thin, read at most 1 MiB of a
-//! file, and look below a [`Sources`], so that tests feed them files of their own. [`host()`] reads
-//! all of the host that plans need, [`Meter`] what many guests cost without walking all their page
-//! tables each time. All sizes are bytes.
+//! Parsers are pure functions of text. The readers around them are thin: they read at most 1 MiB of
+//! a file, below the root of a [`Sources`], so that tests can supply files of their own. [`host()`]
+//! reads all host state that plans need. [`Meter`] measures what many guests cost without walking
+//! all their page tables in each round. All sizes are bytes.
 
 mod cost;
 mod error;

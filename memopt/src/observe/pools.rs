@@ -1,4 +1,4 @@
-//! The pools of huge pages (Documentation/admin-guide/mm/hugetlbpage.rst of the kernel).
+//! The host's hugetlb pools (Documentation/admin-guide/mm/hugetlbpage.rst of the kernel).
 
 use super::ObserveError;
 use super::sources::Sources;
@@ -6,13 +6,14 @@ use crate::situation::Pool;
 
 const FOLDER: &str = "sys/kernel/mm/hugepages";
 
-/// Most pools that are looked at: x86-64 has two, arm64 four.
+/// The most pools that are read: x86-64 has two, arm64 four.
 const POOLS_MAX: usize = 32;
 
 /// Reads the pools of all page sizes from `/sys/kernel/mm/hugepages`, the smallest pages first.
 ///
 /// # Errors
-/// [`ObserveError::Absent`] on a kernel without hugetlb; [`ObserveError::Unexpected`].
+/// [`ObserveError::Absent`] on a kernel without hugetlb, [`ObserveError::Unexpected`] if a file is
+/// not what the kernel writes.
 pub fn pools(sources: &Sources) -> Result<Vec<Pool>, ObserveError> {
     let mut pools = Vec::new();
     for name in sources.entries(FOLDER)?.iter().take(POOLS_MAX) {
@@ -29,7 +30,7 @@ pub fn pools(sources: &Sources) -> Result<Vec<Pool>, ObserveError> {
     Ok(pools)
 }
 
-/// 2 MiB for `hugepages-2048kB`.
+/// Parses a folder's name: 2 MiB for `hugepages-2048kB`.
 fn page_bytes(name: &str) -> Option<u64> {
     let kilobytes = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
     super::sources::unsigned(kilobytes)?.checked_mul(1024)

@@ -1,5 +1,4 @@
-//! How much work waits for memory: pressure stall information (Documentation/accounting/psi.rst of
-//! the kernel).
+//! Memory pressure: pressure stall information (Documentation/accounting/psi.rst of the kernel).
 
 use super::ObserveError;
 use super::sources::Sources;
@@ -10,14 +9,14 @@ const FILE: &str = "proc/pressure/memory";
 /// Reads `/proc/pressure/memory`.
 ///
 /// # Errors
-/// [`ObserveError::Absent`] on a kernel without it (`CONFIG_PSI`, or booted with `psi=0`);
-/// [`ObserveError::Unexpected`].
+/// [`ObserveError::Absent`] on a kernel without it (`CONFIG_PSI`, or booted with `psi=0`),
+/// [`ObserveError::Unexpected`] if the file is not what the kernel writes.
 pub fn pressure(sources: &Sources) -> Result<Pressure, ObserveError> {
     let text = sources.read(FILE)?;
     parse_pressure(&text).ok_or_else(|| sources.unexpected(FILE, &text))
 }
 
-/// The shares in the text of `pressure/memory`; `None` for text that no kernel writes.
+/// Parses the text of `pressure/memory`; `None` if it is not what the kernel writes.
 #[must_use]
 pub fn parse_pressure(text: &str) -> Option<Pressure> {
     let share = |line: &str, average: &str| {
@@ -33,9 +32,9 @@ pub fn parse_pressure(text: &str) -> Option<Pressure> {
     })
 }
 
-/// `12.34` as a share of 1.
+/// Parses `12.34` percent into a share of 1.
 fn percentage(text: &str) -> Option<f64> {
-    // The parser of floats takes signs, exponents and `nan`; the kernel writes none of them.
+    // The parser of floats accepts signs, exponents and `nan`; the kernel writes none of them.
     if !text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return None;
     }

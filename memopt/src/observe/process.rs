@@ -1,5 +1,4 @@
-//! What one process costs, in the shape that plans are made from, and what the kernel has merged of
-//! it.
+//! Reads what one process costs, as plans need it, and what the kernel has merged of it.
 
 use super::cost::{ProcessCost, process_cost_in};
 use super::fields::Fields;
@@ -7,54 +6,53 @@ use super::sources::{Sources, if_there, unsigned, value_of};
 use super::{ObserveError, sources};
 use crate::situation::Cost;
 
-/// Bytes of a page that the kernel merges.
+/// Bytes per page that the kernel merges.
 const PAGE_BYTES: u64 = 4096;
 
-/// What the kernel's samepage merging does for one process (`/proc/PID/ksm_stat`, Linux 6.1 and
-/// later).
+/// KSM's state of one process (`/proc/PID/ksm_stat`, Linux 6.1 and later).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Merged {
-    /// Pages that the kernel keeps a record of.
+    /// Pages for which the kernel keeps a record.
     pub rmap_items: u64,
     /// Pages of zeros that map the kernel's zero page (Linux 6.6).
     pub zero_pages: u64,
-    /// Pages that are merged with others, of this process or of another.
+    /// Pages merged with others, of this process or of another.
     pub merging_pages: u64,
-    /// What merging them saves less what the records take. The sum over processes is more than what
-    /// is saved. Signed.
+    /// Bytes saved by merging, minus the kernel's records; may be negative. The sum over all
+    /// processes is more than what is actually saved.
     pub profit_bytes: i64,
     /// Whether all memory of the process may be merged (`PR_SET_MEMORY_MERGE`); absent on older
     /// kernels.
     pub merge_any: Option<bool>,
-    /// Whether any memory of it may be merged; absent on older kernels.
+    /// Whether any of its memory may be merged; absent on older kernels.
     pub is_mergeable: Option<bool>,
 }
 
 impl Merged {
-    /// Memory that is merged.
+    /// Returns the merged memory, in bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.merging_pages.saturating_add(self.zero_pages).saturating_mul(PAGE_BYTES)
     }
 }
 
-/// Reads what is merged of process `pid`; `None` on a kernel that does not tell, and for a process
-/// whose first thread has no memory: a thread of the kernel, a zombie, or one whose first thread
+/// Reads what is merged of process `pid`. `None` if the kernel does not report it, and for a
+/// process whose first thread has no memory: a kernel thread, a zombie, or one whose first thread
 /// has ended before the others.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's
-/// process, [`ObserveError::Unexpected`].
+/// [`ObserveError::Gone`] if the process ends in the meantime, [`ObserveError::Forbidden`] for a
+/// process of another user, [`ObserveError::Unexpected`] if the file is not what the kernel writes.
 pub fn merged(sources: &Sources, pid: u32) -> Result<Option<Merged>, ObserveError> {
-    // Without the folder the process is gone; without this file alone it is the kernel that does
-    // not tell.
+    // Without the folder the process is gone; if only this file is missing, the kernel does not
+    // report it.
     if !sources.path(format!("proc/{pid}")).exists() {
         return Err(ObserveError::Gone { pid });
     }
     merged_of_thread(sources, &format!("proc/{pid}"))
 }
 
-/// As [`merged`], of the thread whose folder is `folder`.
+/// Like [`merged`], for the thread whose folder is `folder`.
 pub(super) fn merged_of_thread(
     sources: &Sources,
     folder: &str,
@@ -68,7 +66,7 @@ pub(super) fn merged_of_thread(
     }
 }
 
-/// The numbers in the text of `ksm_stat`; `None` for text that no kernel writes.
+/// Parses the text of `ksm_stat`; `None` if it is not what the kernel writes.
 #[must_use]
 pub fn parse_ksm_stat(text: &str) -> Option<Merged> {
     let count = |name| value_of(text, name).map_or(Some(0), unsigned);
@@ -91,12 +89,12 @@ pub fn parse_ksm_stat(text: &str) -> Option<Merged> {
     })
 }
 
-/// Reads what process `pid` costs. The kernel walks all its page tables for it: [`super::Meter`]
-/// does that for many guests only now and then.
+/// Reads what process `pid` costs. The kernel walks all its page tables for this, so with many
+/// guests [`super::Meter`] does it only occasionally.
 ///
 /// # Errors
-/// [`ObserveError::Gone`] when it ends meanwhile, [`ObserveError::Forbidden`] for another user's
-/// process.
+/// [`ObserveError::Gone`] if the process ends in the meantime, [`ObserveError::Forbidden`] for a
+/// process of another user.
 pub fn cost(sources: &Sources, pid: u32) -> Result<Cost, ObserveError> {
     let merged = merged(sources, pid)?;
     let exact = process_cost_in(sources, pid)?;
@@ -114,14 +112,16 @@ pub(super) fn exact_cost(exact: &ProcessCost, merged: Option<Merged>) -> Cost {
     }
 }
 
-/// What the kernel counts for a process all the time, so that reading it costs microseconds.
+/// The counters that the kernel maintains for each process, so that reading them takes
+/// microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cheap {
     pub(super) resident_bytes: u64,
     pub(super) pool_bytes: u64,
     pub(super) swapped_bytes: u64,
     pub(super) merged: Option<Merged>,
-    /// When it was started, in ticks since boot: tells a process from a later one with its number.
+    /// Start time of the process in ticks since boot: distinguishes it from a later one with its
+    /// pid.
     pub(super) started: u64,
 }
 
@@ -133,7 +133,7 @@ impl Cheap {
         Self::parse(&status, merged, started)?.ok_or(ObserveError::Gone { pid })
     }
 
-    /// `None` for a process without memory.
+    /// Parses the counters; `None` for a process without memory.
     fn parse(
         status: &str,
         merged: Option<Merged>,
@@ -146,20 +146,20 @@ impl Cheap {
         Ok(Some(Self { resident_bytes, pool_bytes, swapped_bytes, merged, started }))
     }
 
-    /// RSS and pages of the pool.
+    /// Returns RSS plus pool pages, in bytes.
     pub(super) const fn occupied_bytes(&self) -> u64 {
         self.resident_bytes.saturating_add(self.pool_bytes)
     }
 }
 
-/// When a process began, in ticks of the kernel's clock since it booted: with its number, that
-/// tells it from all others.
+/// Reads the start time of a process, in kernel ticks since boot. Together with the pid it
+/// identifies the process.
 pub(crate) fn started_of(sources: &Sources, pid: u32) -> Result<u64, ObserveError> {
     let stat = sources.read_of(pid, "stat")?;
     started(&stat).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/stat"), &stat))
 }
 
-/// `starttime` in the text of `/proc/PID/stat` (proc(5): field 22).
+/// Parses `starttime` in the text of `/proc/PID/stat` (proc(5): field 22).
 fn started(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     sources::unsigned(rest.split(' ').nth(19)?)

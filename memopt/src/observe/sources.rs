@@ -1,4 +1,4 @@
-//! Where the kernel's files are read from, and the shapes that most of them have.
+//! Reads the kernel's files, in the formats that most of them have.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -7,54 +7,55 @@ use std::sync::OnceLock;
 
 use super::ObserveError;
 
-/// Longest file that is read: the kernel's are a few KiB (`vmstat`, and `status` of a process with
-/// very many supplementary groups, are the longest).
+/// The longest file that is read, in bytes. The kernel's are a few KiB; the longest are `vmstat`,
+/// and `status` of a process with very many supplementary groups.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// Most entries of a folder that are looked at: process ids end at 2^22, but nobody runs as many.
+/// The most folder entries that are read: pids can reach 2^22, but no host runs that many
+/// processes.
 const ENTRIES_MAX: usize = 1 << 18;
 
-/// `ESRCH`: what reading `smaps_rollup` of a process without memory (a zombie) gives.
+/// `ESRCH`: reading `smaps_rollup` of a process without memory (a zombie) returns this.
 const NO_SUCH_PROCESS: i32 = 3;
-/// `EOPNOTSUPP`: what opening `pressure/memory` gives on a kernel booted with `psi=0`.
+/// `EOPNOTSUPP`: opening `pressure/memory` on a kernel booted with `psi=0` returns this.
 const NOT_SUPPORTED: i32 = 95;
 
-/// The folder below which `proc` and `sys` lie: `/`, or a copy of them in a test.
+/// The folder that contains `proc` and `sys`: `/`, or a copy of them in a test.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     root: PathBuf,
-    /// The process of ksmd once it was found: it is never another one until the host boots again.
+    /// The pid of ksmd, once found; it stays the same until the host reboots.
     pub(super) ksmd: OnceLock<u32>,
 }
 
 impl Sources {
-    /// This host.
+    /// Reads the files of this host.
     #[must_use]
     pub fn system() -> Self {
         Self::at("/")
     }
 
-    /// Another root than `/`.
+    /// Reads the files below `root` instead of `/`.
     #[must_use]
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), ksmd: OnceLock::new() }
     }
 
-    /// Where `file`, such as `proc/meminfo`, lies.
+    /// Returns the path of `file`, e.g. `proc/meminfo`.
     #[must_use]
     pub fn path(&self, file: impl AsRef<Path>) -> PathBuf {
         self.root.join(file)
     }
 
-    /// Reads a file of the kernel whole.
+    /// Reads a whole file that does not belong to a process.
     ///
     /// # Errors
-    /// [`ObserveError::Absent`] when this kernel has no such file, and as [`Self::read_of`].
+    /// [`ObserveError::Absent`] if this kernel has no such file; otherwise as [`Self::read_of`].
     pub(crate) fn read(&self, file: &str) -> Result<String, ObserveError> {
         read(&self.path(file), None)
     }
 
-    /// Reads a file of process `pid` whole, such as `status`.
+    /// Reads a whole file of process `pid`, such as `status`.
     ///
     /// # Errors
     /// [`ObserveError::Gone`], [`ObserveError::Forbidden`], [`ObserveError::TooLong`] or
@@ -63,7 +64,7 @@ impl Sources {
         read(&self.path(format!("proc/{pid}/{file}")), Some(pid))
     }
 
-    /// As [`Self::read_of`], for text that programs chose: what is no UTF-8 is replaced.
+    /// Like [`Self::read_of`], for text that programs choose: invalid UTF-8 is replaced.
     ///
     /// # Errors
     /// As [`Self::read_of`].
@@ -72,27 +73,27 @@ impl Sources {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// A file that holds one number without a sign.
+    /// Reads a file that holds one unsigned number.
     pub(crate) fn number(&self, file: &str) -> Result<u64, ObserveError> {
         let text = self.read(file)?;
         unsigned(&text).ok_or_else(|| self.unexpected(file, &text))
     }
 
-    /// A file that holds one number with a sign.
+    /// Reads a file that holds one signed number.
     pub(crate) fn signed(&self, file: &str) -> Result<i64, ObserveError> {
         let text = self.read(file)?;
         text.trim().parse().map_err(|_| self.unexpected(file, &text))
     }
 
-    /// As [`Self::number`], for a file that older kernels do not have.
+    /// Like [`Self::number`], for a file that older kernels lack.
     pub(crate) fn number_if_there(&self, file: &str) -> Result<Option<u64>, ObserveError> {
         if_there(self.number(file))
     }
 
-    /// The numeric entries of `proc`, in ascending order.
+    /// Returns the pids in `proc`, in ascending order.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// If the folder cannot be read.
     pub(crate) fn processes(&self) -> Result<Vec<u32>, ObserveError> {
         let mut pids: Vec<u32> =
             self.entries("proc")?.iter().filter_map(|name| name.parse().ok()).collect();
@@ -100,7 +101,7 @@ impl Sources {
         Ok(pids)
     }
 
-    /// The names in a folder, [`ENTRIES_MAX`] at most.
+    /// Returns the names in a folder, [`ENTRIES_MAX`] at most.
     pub(crate) fn entries(&self, folder: &str) -> Result<Vec<String>, ObserveError> {
         let path = self.path(folder);
         let entries = fs::read_dir(&path).map_err(|cause| named(&path, None, cause))?;
@@ -116,7 +117,7 @@ impl Sources {
     }
 }
 
-/// What a file says, if this kernel has it.
+/// Returns the value read, or `None` if this kernel lacks the file.
 pub(crate) fn if_there<T>(read: Result<T, ObserveError>) -> Result<Option<T>, ObserveError> {
     match read {
         Ok(value) => Ok(Some(value)),
@@ -125,8 +126,8 @@ pub(crate) fn if_there<T>(read: Result<T, ObserveError>) -> Result<Option<T>, Ob
     }
 }
 
-/// Digits alone, with white space around them: the kernel writes no plus sign, which `parse` would
-/// take.
+/// Parses digits, with optional white space around them. `parse` would accept a plus sign, which
+/// the kernel never writes.
 pub(crate) fn unsigned(text: &str) -> Option<u64> {
     let digits = text.trim();
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -135,7 +136,7 @@ pub(crate) fn unsigned(text: &str) -> Option<u64> {
     digits.parse().ok()
 }
 
-/// The value beside `name` in lines of `name value`, as `vmstat` and `ksm_stat` have them.
+/// Returns the value of `name` from lines of `name value`, as in `vmstat` and `ksm_stat`.
 pub(crate) fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let rest = line.strip_prefix(name)?;
@@ -143,12 +144,12 @@ pub(crate) fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The word in brackets: what is chosen among `always [madvise] never`.
+/// Returns the word in brackets, the selected one in `always [madvise] never`.
 pub(crate) fn chosen(text: &str) -> Option<&str> {
     text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
 }
 
-/// Reads a `/proc` or `/sys` file whole; `pid` is given for a file of a process.
+/// Reads a whole `/proc` or `/sys` file; `pid` is set for a file of a process.
 fn read(path: &Path, pid: Option<u32>) -> Result<String, ObserveError> {
     String::from_utf8(read_bytes(path, pid)?).map_err(|_| {
         let cause = io::Error::new(io::ErrorKind::InvalidData, "it is not valid UTF-8");
@@ -168,7 +169,7 @@ fn read_bytes(path: &Path, pid: Option<u32>) -> Result<Vec<u8>, ObserveError> {
     Ok(bytes)
 }
 
-/// What it means that `cause` came of reading `path`; `pid` is given for a file of a process.
+/// Converts an I/O error from `path` to an `ObserveError`; `pid` is set for a file of a process.
 pub(super) fn named(path: &Path, pid: Option<u32>, cause: io::Error) -> ObserveError {
     let file = path.display().to_string();
     match (cause.kind(), cause.raw_os_error(), pid) {

@@ -1,10 +1,10 @@
-//! What ksmd's CPU time pays for.
+//! Limits what is marked to what ksmd's CPU time pays for.
 //!
-//! ksmd looks at all that is marked alike, and at each page twice before it merges it: with less
-//! CPU time than that takes it would merge next to nothing. So no more is marked than that time
-//! pays for, and first what brings most for a page that is looked at. Clones have equal pages at
-//! the same addresses, which are of use together only: a chunk is chosen in all guests of the
-//! domain, or in none.
+//! ksmd scans all marked memory alike, and scans each page twice before it merges it. With less CPU
+//! time than that takes, it would merge next to nothing. So no more is marked than the time pays
+//! for, starting with what returns most per page scanned. Clones have equal pages at the same
+//! addresses, which only help if all of them are marked: a chunk is chosen in all guests of the
+//! domain or in none.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,18 +13,18 @@ use std::time::Duration;
 use super::chunks::Worth;
 use super::view::Context;
 
-/// How often a window looks at each page: in two full scans, in the rest of the one amid which it
-/// begins, and in parts of one more until they bring nothing (`crate::ksm`). 2.57 were seen.
+/// How often a window scans each page: in two full scans, in the rest of the scan during which it
+/// begins, and in parts of another one until the profit is flat (`crate::ksm`). 2.57 was measured.
 pub(super) const LOOKS: f64 = 2.5;
 
 impl Context<'_> {
-    /// CPU time that ksmd can use in a window.
+    /// Returns the CPU time that ksmd can use in a window.
     pub(super) fn ksmd_time(&self) -> Duration {
         let merge = &self.policy.merge;
         merge.cpu_time.min(merge.window.mul_f64(merge.cpu))
     }
 
-    /// Pages that ksmd can merge in a window, each looked at as often as that takes.
+    /// Returns the pages that ksmd can merge in a window, given how often it has to scan each.
     pub(super) fn affordable_pages(&self) -> u64 {
         let merge = &self.policy.merge;
         let rate = self.ledger.ksm.pages_per_cpu_second() as f64;
@@ -34,8 +34,8 @@ impl Context<'_> {
     }
 }
 
-/// The numbers of those chunks that bring most, as many as fit `pages_max` pages in all guests
-/// together; none when all of them do.
+/// Returns the indices of the most valuable chunks that fit into `pages_max` pages, counted over
+/// all guests. `None` when all chunks fit.
 pub(super) fn best(worths: impl Iterator<Item = Worth>, pages_max: u64) -> Option<BTreeSet<u32>> {
     let mut places: BTreeMap<u32, (u64, i64)> = BTreeMap::new();
     for worth in worths {

@@ -1,9 +1,9 @@
-//! The law of one balloon: what a guest needs, what it must get at once, and what could be taken
-//! from it.
+//! The control law of one balloon: what a guest needs, what it must get at once, and what could be
+//! taken from it.
 //!
-//! `want = demand + reserve`, between the guest's floor and its maximum. Upwards all at once,
-//! downwards by steps; everything at once, and for a while, when the guest hurts. Targets are
-//! absolute, so that a step that is done twice, or not at all, does no harm.
+//! `want = demand + reserve`, between the guest's floor and its maximum. A balloon deflates in one
+//! step and inflates in several. A guest in pain gets everything at once, and keeps it for a while.
+//! Targets are absolute, so executing a step twice, or not at all, does no harm.
 
 use std::time::Duration;
 
@@ -15,42 +15,42 @@ use crate::policy::Actuator;
 use crate::situation::{Backing, Balloon};
 use crate::units::{MIB, Size, part};
 
-/// Differences up to this share of a guest's memory are left alone.
+/// Differences up to this share of a guest's memory are ignored.
 const DEAD_BAND: f64 = 0.01;
 
-/// Less than this is not worth moving.
+/// A smaller change is not worth a step.
 pub(super) const STEP_MIN_BYTES: u64 = 4 * MIB;
 
-/// What a guest's balloon is to do, as far as the guest alone decides.
+/// What a guest's balloon should do, judged from the guest alone.
 #[derive(Debug)]
 pub(super) enum Stance {
-    /// This target, whatever the host has.
+    /// Set this target, whatever the host has left.
     Must { to_bytes: u64, reason: String },
-    /// This target, as far as the host has it.
+    /// Set this target, as far as the host has memory.
     Wants { to_bytes: u64, reason: String },
-    /// It has more than its limit, and goes down to it by steps, whatever the goal.
+    /// The guest exceeds its limit, and is reduced to it in steps whatever the goal says.
     Shrinks { to_bytes: u64, reason: String },
-    /// It could do with less.
+    /// Memory could be taken from the guest.
     Spare(Spare),
-    /// Nothing.
+    /// Leave the balloon alone.
     Leave(Because),
 }
 
-/// What could be taken from a guest.
+/// Memory that could be taken from a guest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spare {
-    /// What it is to keep in the end.
+    /// Memory that the guest is to keep in the end.
     pub(super) low_bytes: u64,
-    /// How far it may go in this round.
+    /// Largest change in this round.
     pub(super) step_bytes: u64,
-    /// What it uses.
+    /// Memory that the guest uses.
     pub(super) used_bytes: u64,
-    /// What comes back for what is taken.
+    /// Memory that the host gets back for what is taken.
     pub(super) yields: Yield,
 }
 
 impl Context<'_> {
-    /// The stance of a guest that nothing hinders.
+    /// Returns the stance on a guest without a hindrance.
     pub(super) fn stance(&self, view: &View<'_>) -> Stance {
         let Some(balloon) = &view.guest.balloon else { return Stance::Leave(Because::NoBalloon) };
         if !view.limits.actuators.contains(&Actuator::Balloon) {
@@ -69,7 +69,7 @@ impl Context<'_> {
             .unwrap_or_else(|| self.by_demand(view, balloon))
     }
 
-    /// A guest that hurts, or did lately: it has all it may have.
+    /// A guest in pain, now or recently, gets all that it may have.
     fn spared(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
         let now = self.ledger.uptime;
         let pain = view.record?.spared(now)?;
@@ -81,7 +81,8 @@ impl Context<'_> {
         Some(Stance::Leave(Because::Spared { pain, left }))
     }
 
-    /// A balloon that does not inflate: asking on would only have the guest's driver try for ever.
+    /// A balloon that does not inflate is given up: with a target out of reach, the guest's driver
+    /// would retry for ever.
     fn given_up(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
         let policy = &self.policy.balloon;
         if !view.record?.is_stuck(balloon, self.ledger.uptime, policy) {
@@ -97,7 +98,7 @@ impl Context<'_> {
     fn below_floor(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
         let floor = view.limits.floor_bytes;
         let needs = view.record.and_then(GuestLedger::needs_bytes).unwrap_or(0);
-        // One that needs more than its floor gets it by its demand.
+        // A guest that needs more than its floor gets it from `by_demand`.
         (balloon.target_bytes < floor && needs < floor).then(|| Stance::Must {
             to_bytes: floor,
             reason: format!("its floor is {}", Size::of(floor)),
@@ -115,8 +116,8 @@ impl Context<'_> {
         let keeps = |reserve: u64| {
             needs.saturating_add(reserve).clamp(limits.floor_bytes, limits.max_bytes)
         };
-        // What a short host has taken of the reserve, it gives back when it is short no more: or it
-        // would be short again at once.
+        // A host that took reserves while short returns them only when it is no longer short.
+        // Otherwise it would be short again at once.
         let (owed, low) = match self.ledger.level {
             Level::Green => (reserve, keeps(reserve)),
             Level::Amber => (reserve / 2, keeps(reserve)),
@@ -135,7 +136,7 @@ impl Context<'_> {
             let step = self.step(view, balloon);
             let to_bytes = balloon.actual_bytes.saturating_sub(step).max(limits.max_bytes);
             if to_bytes >= target {
-                // What is less than that nobody could see move.
+                // A smaller movement would not be detected.
                 let is_on_its_way = balloon.actual_bytes > target.saturating_add(STILL_BYTES);
                 let arrived = Because::WithinDeadBand;
                 return Stance::Leave(if is_on_its_way { Because::Settling } else { arrived });
@@ -146,7 +147,7 @@ impl Context<'_> {
         self.spare(view, balloon, low, used)
     }
 
-    /// What keeps a balloon from shrinking now.
+    /// Returns why the balloon must not shrink the guest now.
     fn rests(&self, view: &View<'_>, balloon: &Balloon) -> Option<Because> {
         if !view.limits.take {
             return Some(Because::NotTaken);
@@ -183,13 +184,14 @@ impl Context<'_> {
         Stance::Spare(Spare { low_bytes, step_bytes, used_bytes, yields })
     }
 
-    /// Differences up to this are left alone: also those in which nobody could see a balloon move.
+    /// Returns the difference up to which a balloon is left alone. It is never smaller than the
+    /// smallest movement that can be detected.
     pub(super) fn dead_band(&self, view: &View<'_>) -> u64 {
         let share = part(view.guest.memory_bytes, DEAD_BAND);
         share.max(self.policy.balloon.dead_band_min_bytes).max(STILL_BYTES)
     }
 
-    /// How far a balloon may go in one round.
+    /// Returns the largest change of a balloon in one round.
     pub(super) fn step(&self, view: &View<'_>, balloon: &Balloon) -> u64 {
         let policy = &self.policy.balloon;
         let step = part(balloon.actual_bytes, policy.step).min(policy.step_max_bytes);
@@ -199,7 +201,7 @@ impl Context<'_> {
     }
 }
 
-/// The CPU time that moving so much takes: a balloon of 4 KiB pages moves 0.95 GiB/s
+/// Returns the CPU time for moving `bytes`: a balloon of 4 KiB pages moves 0.95 GiB/s
 /// (hyperalloc-bench).
 pub(super) fn cpu_of(bytes: u64) -> Duration {
     Duration::from_nanos(bytes)

@@ -1,4 +1,4 @@
-//! Why a guest gets nothing.
+//! The reasons why a guest or an actuator is skipped.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,100 +9,101 @@ use serde::{Deserialize, Serialize};
 use crate::situation::{Backing, Hindrance};
 use crate::units::{Size, Span};
 
-/// Why nothing is done, to a guest or by one actuator.
+/// The reason why no step is executed on a guest, or none by one actuator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "why", rename_all = "kebab-case")]
 pub enum Because {
-    /// Something forbids to touch it now.
+    /// The guest must not be touched now.
     Hindered {
-        /// What.
+        /// The condition that prevents it.
         by: Hindrance,
     },
     /// The policy says `optimize = false`.
     OptedOut,
-    /// The policy says `take = false`, or this run is for others.
+    /// The policy says `take = false`, or this run is limited to other guests.
     NotTaken,
-    /// Another guest of the same name is on the list.
+    /// Another guest with the same name comes first in the list.
     NameTaken,
     /// The policy does not allow this actuator.
     NotAllowed,
-    /// It failed too often.
+    /// The actuator failed too often.
     Benched {
-        /// How.
+        /// The failures.
         reason: String,
-        /// For how long yet.
+        /// Time until the bench ends.
         left: Duration,
     },
-    /// It has no balloon.
+    /// The guest has no balloon.
     NoBalloon,
-    /// Nobody in the guest serves the balloon.
+    /// No driver in the guest serves the balloon.
     NoDriver,
-    /// The guest says nothing of its memory.
+    /// The guest reports no memory statistics.
     NoStatistics,
-    /// With this kind of memory it would bring nothing.
+    /// The actuator would return nothing from this kind of memory.
     WrongBacking {
-        /// Of what the RAM is made.
+        /// The kind of memory behind the guest's RAM.
         backing: Backing,
     },
-    /// It hurt lately and has all it may have.
+    /// The guest was in pain recently and has all the memory that it may have.
     Spared {
-        /// What showed it.
+        /// The sign of the pain.
         pain: String,
-        /// For how long yet.
+        /// Time until the guest is no longer spared.
         left: Duration,
     },
-    /// Its balloon went up and down too often.
+    /// The balloon changed direction too often.
     Oscillating {
-        /// For how long yet it is left alone.
+        /// Time until it may be moved again.
         left: Duration,
     },
-    /// The balloon is still on its way.
+    /// The balloon has not reached its target yet.
     Settling,
-    /// It has about what it needs.
+    /// The guest has about as much as it needs.
     WithinDeadBand,
-    /// It has its floor.
+    /// The guest is at its floor.
     AtFloor,
-    /// It has no more pages on the host than it needs.
+    /// The guest holds no more host memory than it needs.
     NothingToGain,
-    /// The goal is reached without it.
+    /// The goal is reached without this guest.
     HostHasEnough,
-    /// It needs more, and the host has no more.
+    /// The guest needs more memory, and the host has none left.
     HostShort,
-    /// It belongs to no merge domain.
+    /// The guest belongs to no merge domain.
     NoDomain,
-    /// It would have a merge domain by its name, which whoever started it has chosen.
+    /// The policy assigns a merge domain by the guest's name alone, which the user who started it
+    /// chose.
     DomainByNameAlone,
     /// The kernel merges another domain.
     OtherDomain {
-        /// Which.
+        /// Name of the merged domain.
         domain: String,
     },
-    /// Somebody who is not of its domain could share pages with it.
+    /// A guest or a process outside the domain could share pages with the guest.
     Exposed {
-        /// Who, as a subject.
+        /// That guest or process, worded as the subject of a sentence.
         other: String,
     },
-    /// Its memory was not looked at, or too long ago.
+    /// The guest's memory was not surveyed, or too long ago.
     NotSurveyed,
-    /// Merging would cost more than it brings.
+    /// Merging would cost more than it returns.
     NoProfit,
-    /// All of it that is worth merging may be merged already.
+    /// Everything worth merging is marked already.
     Marked,
     /// ksmd has no CPU time for it.
     NoCpuTime,
-    /// It shares with its template first.
+    /// The guest first shares pages with its template.
     TemplateFirst,
-    /// Nothing of it is hot and without huge pages.
+    /// No chunk of the guest is hot and in small pages.
     NothingHot,
-    /// It has too few pages of zeros.
+    /// The guest has too few zero pages.
     FewZeros,
-    /// Too few of its pages equal its template's.
+    /// Too few of the guest's pages equal its template's.
     FewEqual,
-    /// It is to have all of its memory from its start.
+    /// The guest is to hold all of its memory from its start.
     Preallocated,
-    /// The kernel cannot merge.
+    /// The kernel does not support merging.
     NoKsm,
-    /// Only its own VMM could.
+    /// Only the guest's own VMM could do it.
     ForeignVmm,
 }
 
@@ -165,27 +166,27 @@ impl fmt::Display for Because {
     }
 }
 
-/// Something that only the operator can do.
+/// An action that only the operator can take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Advice {
-    /// Have the guest report free pages: they would come back by themselves.
+    /// Enable free page reporting for the guest, so that its free pages are returned automatically.
     EnableReporting {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// What it says is free.
+        /// Memory that the guest reports as free.
         free_bytes: u64,
     },
-    /// The kernel may merge this guest, and it belongs to no merge domain: nothing else may be
-    /// merged beside it.
+    /// Set a merge domain: the kernel may merge this guest, but it belongs to none, so no domain
+    /// can be merged beside it.
     NameDomain {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
     },
-    /// A rule of the policy would give this guest something by its name, which is its owner's
-    /// choice.
+    /// Name the user: a policy rule would give this guest an advantage by its name, which its owner
+    /// chose.
     NameUser {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
     },
 }

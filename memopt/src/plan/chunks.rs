@@ -1,11 +1,11 @@
-//! What each chunk of 2 MiB is worth: merged, huge, or left as it is.
+//! Decides for each chunk of 2 MiB whether to merge it, make it huge, or leave it as it is.
 //!
-//! Merging and huge pages exclude each other in a chunk: one merged page costs a whole huge page.
-//! Measured on 1 GiB of huge pages with one common page in each 2 MiB: all huge pages gone, 2 MiB
-//! saved, and 14 MiB lost on balance, for the kernel's records take 64 bytes for each page that it
-//! looks at. With half of the pages equal, 491 MiB came back. So a chunk is merged when it is cold
-//! and rich in duplicates, made huge when it is hot, and left alone in between; what was decided is
-//! only turned when the chunk is clearly the other.
+//! A chunk is either merged or huge: one merged page costs the whole huge page. Measured on 1 GiB
+//! of huge pages with one common page in each 2 MiB: all huge pages were lost, 2 MiB were saved,
+//! and the net loss was 14 MiB, because the kernel's records take 64 bytes for each page scanned.
+//! With half of the pages equal, 491 MiB came back. Therefore a chunk is merged when it is cold and
+//! has many duplicates, made huge when it is hot, and left alone in between. A decision is reversed
+//! only when the chunk has clearly changed.
 
 use std::collections::BTreeSet;
 
@@ -17,35 +17,35 @@ use crate::step::{ChunkRange, ranges};
 const PAGES: f64 = 512.0;
 /// Bytes in a page.
 const PAGE_BYTES: f64 = 4096.0;
-/// What the kernel keeps for each page that it may merge.
+/// Size of the kernel's record for each page that it may merge.
 const RECORD_BYTES: f64 = 64.0;
-/// A chunk is hot when at least this share of its pages was written between two looks.
+/// A chunk is hot when at least this share of its pages was written between two samples.
 const HOT_WRITTEN: f64 = 0.0625;
 /// A call to `madvise` splits a mapping in three, and a process has 65,530 (`vm.max_map_count`).
 const RANGES_MAX: usize = 8192;
 
-/// What is to become of a chunk.
+/// The decision for a chunk.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Fate {
-    /// What it is.
+    /// Leave it as it is.
     Same,
-    /// Merged, for so many bytes.
+    /// Merge it, which returns this many bytes.
     Merged(i64),
-    /// Merged as before; it is worth so many bytes.
+    /// Keep it merged; merging it is worth this many bytes.
     StaysMerged(i64),
-    /// Taken apart, for so many bytes that are lost.
+    /// Unmerge it; the bytes lost, as a negative number.
     Unmerged(i64),
-    /// A huge page, for so many bytes that it takes to fill the holes.
+    /// Make it a huge page; the bytes needed to fill the holes, as a negative number.
     Huge(i64),
 }
 
-/// What a chunk is worth.
+/// The value of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Worth {
     pub(super) index: u32,
-    /// Pages that are there.
+    /// Pages that are present.
     pub(super) pages: u16,
-    /// What it brings.
+    /// Bytes that the host gets back.
     pub(super) bytes: i64,
 }
 
@@ -55,7 +55,7 @@ impl Worth {
     }
 }
 
-/// Which chunks, and what they bring in all.
+/// Selected chunks, and their total value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub(super) chunks: Vec<Worth>,
@@ -76,12 +76,12 @@ impl Chosen {
         self.chunks.push(worth);
     }
 
-    /// Pages that are there.
+    /// Returns the number of present pages.
     pub(super) fn pages(&self) -> u64 {
         self.chunks.iter().map(|worth| u64::from(worth.pages)).sum()
     }
 
-    /// Those of these numbers, and the others.
+    /// Splits into the chunks whose index is in `wanted`, and the others.
     pub(super) fn split(self, wanted: &BTreeSet<u32>) -> (Self, Self) {
         let (wanted, others): (Vec<_>, Vec<_>) =
             self.chunks.into_iter().partition(|worth| wanted.contains(&worth.index));
@@ -92,8 +92,8 @@ impl Chosen {
         self.chunks.is_empty()
     }
 
-    /// As few ranges as possible, and no more than a process can have: the ones that bring least
-    /// are left out.
+    /// Converts to as few ranges as possible, and returns them with their value. Beyond the number
+    /// that a process can have, the least valuable ranges are omitted.
     pub(super) fn into_ranges(mut self) -> (Vec<ChunkRange>, i64) {
         self.chunks.sort_unstable_by_key(|worth| worth.index);
         self.chunks.dedup_by_key(|worth| worth.index);
@@ -121,7 +121,7 @@ impl Chosen {
     }
 }
 
-/// What merging does to the chunks of a guest.
+/// The chunks of a guest, sorted by what merging should do with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Sorted {
     pub(super) merge: Chosen,
@@ -129,7 +129,7 @@ pub(super) struct Sorted {
     pub(super) unmerge: Chosen,
 }
 
-/// Sorts the chunks of `survey`, for a guest that may be merged.
+/// Sorts the chunks of `survey`, for a guest that the kernel may merge.
 pub(super) fn sort(survey: &Survey, policy: &Policy) -> Sorted {
     let mut sorted = Sorted::default();
     for chunk in &survey.chunks {
@@ -143,14 +143,14 @@ pub(super) fn sort(survey: &Survey, policy: &Policy) -> Sorted {
     sorted
 }
 
-/// Whether the kernel's merging is for this guest.
+/// Whether the kernel may merge this guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MayMerge {
     Yes,
     No,
 }
 
-/// What is to become of `chunk`, whose duplicates have `copies` of each content.
+/// Decides about `chunk`, whose duplicates have `copies` of each content.
 pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Policy) -> Fate {
     let present = f64::from(chunk.present_pages.min(512));
     let written = f64::from(chunk.written_pages.min(512));
@@ -162,12 +162,12 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     if chunk.is_mergeable {
         let is_poor = saved < merge.leave_share * PAGES;
         return match may_merge {
-            // Marked with all of its guest, and nothing of it is merged yet: a huge page is one
-            // piece.
+            // The whole guest is marked, and nothing of this chunk is merged yet, because its huge
+            // page is not split.
             MayMerge::Yes if chunk.is_huge && !is_worth_it => Fate::Unmerged(0),
             MayMerge::Yes if is_hot || is_poor => Fate::Unmerged(-bytes.max(0)),
             MayMerge::Yes => Fate::StaysMerged(bytes),
-            // Its guest is unmerged as a whole.
+            // The whole guest is unmerged by another step.
             MayMerge::No => Fate::Same,
         };
     }
@@ -180,8 +180,9 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
     Fate::Same
 }
 
-/// The chunks that are hot and in small pages. Marks that cannot be taken away are no hindrance,
-/// for ksmd lets pages be that change, but merged pages are that stand twice in a chunk.
+/// Returns the chunks that are hot and in small pages. Mergeable marks that this program cannot
+/// remove do not matter, because ksmd skips pages that change. A chunk in which one merged page is
+/// mapped twice is excluded, because it cannot become huge.
 pub(super) fn hot(survey: &Survey, marks: Marks, policy: &Policy) -> Chosen {
     let mut chosen = Chosen::default();
     let can_be_huge = |chunk: &&Chunk| marks == Marks::Ours || !chunk.has_twins;
@@ -195,23 +196,23 @@ pub(super) fn hot(survey: &Survey, marks: Marks, policy: &Policy) -> Chosen {
     chosen
 }
 
-/// Who has marked what may be merged.
+/// The program that marked memory as mergeable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Marks {
-    /// This program, which takes them away.
+    /// This program, which can remove the marks.
     Ours,
-    /// Another, for good.
+    /// Another program, whose marks cannot be removed.
     Theirs,
 }
 
-/// Pages that merging would save: of `n` equal pages all but one, and those that are written again
-/// soon not at all.
+/// Returns the pages that merging would save: of `n` equal pages all but one. Pages that will soon
+/// be written again do not count.
 fn saved_pages(chunk: &Chunk, copies: f64) -> f64 {
     let present = f64::from(chunk.present_pages.min(512));
     if present == 0.0 {
         return 0.0;
     }
-    // Two is what makes a duplicate; a hostile or missing figure is taken as that.
+    // A duplicate has at least two copies; this is also used for a missing or hostile value.
     let copies = if copies.is_finite() { copies.max(2.0) } else { 2.0 };
     let zero = f64::from(chunk.zero_pages).min(present);
     let duplicate = f64::from(chunk.duplicate_pages).min(present - zero);
@@ -219,9 +220,10 @@ fn saved_pages(chunk: &Chunk, copies: f64) -> f64 {
     (zero + duplicate * (1.0 - 1.0 / copies)) * stays
 }
 
-/// The chunks whose pages of zeros are worth a huge page, where they are in one; with what merging
-/// would save there too, for a huge page is given up once. What may be merged already and is in
-/// small pages has its zeros merged.
+/// Returns the chunks whose zero pages are worth dropping. If a huge page holds them, they must be
+/// worth splitting it, on their own or together with what merging would save there, because the
+/// huge page is lost only once. Chunks in small pages that may already be merged are excluded: ksmd
+/// merges their zero pages.
 pub(super) fn of_zeros(
     survey: &Survey,
     may_merge: impl Fn(&Chunk) -> MayMerge,
@@ -240,7 +242,7 @@ pub(super) fn of_zeros(
     chosen
 }
 
-/// Whether a chunk that is cold is worth to be in small pages for so many that are saved.
+/// Whether the chunk is cold, and saving `saved` pages is worth holding it in small pages.
 fn is_worth_it(chunk: &Chunk, saved: f64, policy: &Policy) -> bool {
     let merge = &policy.merge;
     let share = if chunk.is_huge { merge.split_share } else { merge.join_share };
@@ -248,7 +250,8 @@ fn is_worth_it(chunk: &Chunk, saved: f64, policy: &Policy) -> bool {
     is_cold && saved >= share * PAGES
 }
 
-/// The chunks in which pages equal the guest's template, and are not about to be written.
+/// Returns the chunks with pages that equal the guest's template and are not likely to be written
+/// soon.
 pub(super) fn like_template(survey: &Survey, policy: &Policy) -> Chosen {
     let mut chosen = Chosen::default();
     for chunk in &survey.chunks {
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn half_of_its_pages_are_worth_a_huge_page() {
-        // 256 of 512, each with 7 others: 224 saved, less the records of 512.
+        // 256 of 512 pages, each with 7 copies elsewhere: 224 saved, less the records of 512.
         let expected = 224 * 4096 - 512 * 64;
         assert_eq!(fate_of(Chunk { duplicate_pages: 256, ..HUGE }), Fate::Merged(expected));
         let zeroes = Chunk { zero_pages: 256, ..HUGE };

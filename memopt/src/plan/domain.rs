@@ -1,8 +1,8 @@
-//! Which merge domain uses the kernel's merging.
+//! Chooses the merge domain that uses the kernel's merging.
 //!
-//! The kernel knows no domains: all that it may merge, it merges with each other, and what it has
-//! merged once it finds again. So the guests of one domain at most may be mergeable at a time. The
-//! others share with their templates.
+//! The kernel has no notion of domains: it merges everything mergeable with each other, and finds
+//! again whatever it has once merged. So the guests of at most one domain may be mergeable at a
+//! time. The others only share pages with their templates.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,22 +14,23 @@ use crate::policy::{Actuator, Policy};
 use crate::situation::{Backing, Hindrance, Situation};
 use crate::units::{Size, signed};
 
-/// Another domain gets the kernel's merging when it brings so many times what the present one does:
-/// taking the present one apart costs CPU time and memory first.
+/// Another domain replaces the present one when it returns this many times as much: unmerging the
+/// present one first costs CPU time and memory.
 const SWITCH_GAIN: f64 = 1.5;
-/// And when the present one has had it for so long, or no guest of it is mergeable any more.
+/// In addition, the present domain must have been merged for this long, or have no mergeable guest
+/// left.
 const STAY: Duration = Duration::from_secs(3600);
 
-/// The domain that is merged, and who stands against it.
+/// The domain that is merged, and what prevents its merging.
 pub(super) struct Domain {
     pub(super) choice: DomainChoice,
-    /// Whose pages the kernel could merge with it, for people: guests of other domains, or of none,
-    /// and processes of nobody here.
+    /// Guests and processes whose pages the kernel could merge with the domain, for display: guests
+    /// of other domains or of none, and processes that belong to no guest here.
     pub(super) exposed: Vec<String>,
 }
 
-/// Whose pages the kernel could merge with those of `domain`, though they are not to be, for
-/// people. As long as there is somebody, it is not merged.
+/// Lists the guests and processes whose pages the kernel could merge with those of `domain`
+/// although it must not, for display. The domain is not merged while there are any.
 #[must_use]
 pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<String> {
     let mergeable = situation.guests.iter().filter(|guest| guest.is_mergeable);
@@ -49,7 +50,7 @@ pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<Stri
     guests
 }
 
-/// Whether anybody is to be merged, if it pays.
+/// Whether any guest is to be merged, if it pays.
 #[must_use]
 pub fn wants_merging(situation: &Situation, policy: &Policy) -> bool {
     policy.actuators.contains(&Actuator::Merge)
@@ -58,8 +59,8 @@ pub fn wants_merging(situation: &Situation, policy: &Policy) -> bool {
 }
 
 impl Context<'_> {
-    /// What each domain has, and could have. Guests that cannot be touched now count with what they
-    /// have merged.
+    /// Returns what each domain saves or could save. Guests that cannot be acted on now count with
+    /// what they have merged.
     fn potentials<'v>(&self, all: &'v [View<'_>], free: &[View<'_>]) -> BTreeMap<&'v str, i64> {
         let mut found: BTreeMap<&str, i64> = BTreeMap::new();
         for view in all {
@@ -73,7 +74,7 @@ impl Context<'_> {
             let potential = match view.survey() {
                 Ok(survey) if is_free => {
                     let sorted = chunks::sort(survey, self.policy);
-                    // What was not looked at is taken to be like what was.
+                    // The part that was not sampled is assumed to be like the part that was.
                     let seen = survey.sampled.clamp(0.01, 1.0);
                     let bytes = sorted.merge.bytes.saturating_add(sorted.stay.bytes) as f64 / seen;
                     (bytes as i64).min(signed(view.guest.memory_bytes))
@@ -86,7 +87,7 @@ impl Context<'_> {
         found
     }
 
-    /// Whether the kernel can merge pages of this guest, and may.
+    /// Whether the kernel is able and allowed to merge pages of this guest.
     pub(super) fn can_merge(&self, view: &View<'_>) -> bool {
         matches!(view.guest.backing, Backing::Anonymous | Backing::Template)
             && (view.takes_chunks() || view.guest.is_mergeable)
@@ -94,13 +95,13 @@ impl Context<'_> {
             && self.may_take(view, Actuator::Merge).is_ok()
     }
 
-    /// The domain to be merged: the one with the most to gain, but the present one as long as it is
-    /// not far behind.
+    /// Chooses the domain to be merged: the one with the most to gain, or the present one unless it
+    /// is far behind.
     pub(super) fn choose_domain(&self, all: &[View<'_>], free: &[View<'_>]) -> Option<Domain> {
         self.situation.host.ksm?;
         let potentials = self.potentials(all, free);
         let present = self.present_domain(&potentials);
-        // The first by name of those that are equal.
+        // Of equal domains, the first by name.
         let best = potentials.iter().rev().max_by_key(|(_, bytes)| **bytes)?;
         let (best, most) = (*best.0, *best.1);
         let enough = signed(self.policy.merge.gain_min_bytes);
@@ -117,8 +118,8 @@ impl Context<'_> {
                     ),
                 )
             }
-            // What is mergeable already has to belong to somebody, or nobody would be told that
-            // others share with it.
+            // If guests are already mergeable, a domain is chosen even without a gain. Otherwise
+            // other guests that share pages with them would go unreported.
             _ if most < enough && !all.iter().any(|view| view.guest.is_mergeable) => return None,
             _ => (best, format!("it has the most to gain: {}", Size(most))),
         };
@@ -133,14 +134,14 @@ impl Context<'_> {
         Some(Domain { choice, exposed })
     }
 
-    /// The domain that is merged now, as long as it has guests.
+    /// Returns the domain that is merged now, if it still has guests.
     fn present_domain<'v>(&self, potentials: &BTreeMap<&'v str, i64>) -> Option<(&'v str, i64)> {
         let remembered = self.ledger.ksm.domain.as_ref().map(|(name, _)| name);
         let present = self.situation.host.merged_domain.as_ref().or(remembered)?;
         potentials.get_key_value(present.as_str()).map(|(name, bytes)| (*name, *bytes))
     }
 
-    /// Whether the domain `name`, with so much to gain, stays, where another has `most`.
+    /// Whether the domain `name`, with `bytes` to gain, stays although another has `most`.
     fn stays(&self, name: &str, bytes: i64, most: i64, all: &[View<'_>]) -> bool {
         let is_close = bytes as f64 * SWITCH_GAIN >= most as f64;
         let is_fresh = self.ledger.ksm.domain.as_ref().is_some_and(|(domain, since)| {

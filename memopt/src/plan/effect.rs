@@ -1,22 +1,22 @@
-//! What a step changes of what is known of its guest's pages, so that nobody has to look again to
-//! know.
+//! Updates a survey with the effect of a step, so that the guest does not have to be surveyed
+//! again.
 
 use crate::situation::{Chunk, Survey};
 use crate::step::{Action, ChunkRange};
 
-/// Which chunks are changed, all when absent, and how.
+/// The chunks to change (all of them when absent), and the change to each.
 type Change<'a> = (Option<&'a [ChunkRange]>, fn(&mut Chunk));
 
 impl Action {
-    /// Whether it changes what is known of pages: those of its guest, or of any for a window of
-    /// ksmd.
+    /// Whether the action changes surveys: that of its guest or, for a ksmd window, that of any
+    /// guest.
     #[must_use]
     pub fn changes_pages(&self) -> bool {
         self.change().is_some()
     }
 
-    /// Makes `survey`, which was made of its guest before, what it is afterwards; for a window of
-    /// ksmd one of any guest.
+    /// Updates `survey`, made before the action, with the effect of the action. The survey is that
+    /// of the action's guest or, for a ksmd window, that of any guest.
     pub fn note(&self, survey: &mut Survey) {
         let Some((ranges, change)) = self.change() else { return };
         let is_meant = |chunk: &&mut Chunk| ranges.is_none_or(|ranges| has(ranges, chunk.index));
@@ -40,7 +40,7 @@ impl Action {
     }
 }
 
-/// Whether `ranges`, which are in order, have this chunk.
+/// Whether `ranges`, which are in order, contain the chunk `index`.
 fn has(ranges: &[ChunkRange], index: u32) -> bool {
     let after = ranges.partition_point(|range| range.first <= index);
     let last = after.checked_sub(1).and_then(|before| ranges.get(before));
@@ -52,12 +52,12 @@ fn share_with_template(chunk: &mut Chunk) {
     chunk.template_pages = 0;
 }
 
-/// ksmd takes huge pages apart, zeros first.
+/// ksmd splits the huge pages of mergeable memory, zero pages first.
 fn merge(chunk: &mut Chunk) {
     chunk.is_huge &= !chunk.is_mergeable;
 }
 
-/// Those were not written, for they were still zero.
+/// The dropped pages do not count as written, since they were still zero.
 fn drop_zeros(chunk: &mut Chunk) {
     chunk.present_pages = chunk.present_pages.saturating_sub(chunk.zero_pages);
     chunk.written_pages = chunk.written_pages.min(chunk.present_pages);

@@ -13,7 +13,7 @@ use crate::situation::{
 use crate::step::{Action, Step};
 use crate::units::{GIB, MIB};
 
-/// A plan of these steps, and of nothing else.
+/// A plan with these steps and nothing else.
 pub(crate) fn plan_of(steps: Vec<Step>) -> Plan {
     Plan {
         unix_seconds: 0,
@@ -30,13 +30,13 @@ pub(crate) fn plan_of(steps: Vec<Step>) -> Plan {
     }
 }
 
-/// A step that costs nothing.
+/// A step without CPU cost.
 pub(crate) fn step(action: Action, expected_bytes: i64) -> Step {
     Step { action, expected_bytes, cpu: Duration::ZERO, reason: String::new(), pid: None }
 }
 
-/// A guest of `memory_bytes` with a balloon, no survey, and everything in use that a guest of its
-/// size has after boot.
+/// A guest of `memory_bytes` with a balloon and no survey, which uses as much as a guest of its
+/// size does after boot.
 pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
     let resident = memory_bytes / 2;
     Guest {
@@ -66,7 +66,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
     }
 }
 
-/// A guest that is resident as a whole, and uses `used_bytes` of it.
+/// A fully resident guest that uses `used_bytes` of its memory.
 pub(crate) fn idle_guest(name: &str, memory_bytes: u64, used_bytes: u64) -> Guest {
     let mut guest = guest(name, memory_bytes);
     guest.cost.resident_bytes = memory_bytes;
@@ -75,7 +75,7 @@ pub(crate) fn idle_guest(name: &str, memory_bytes: u64, used_bytes: u64) -> Gues
     guest
 }
 
-/// What a guest says that uses `used_bytes`, the rest being page cache, and that feels no pain.
+/// The statistics of a guest without pain that uses `used_bytes`; the rest is page cache.
 pub(crate) fn statistics(has_bytes: u64, used_bytes: u64) -> Statistics {
     Statistics {
         age: Duration::from_secs(1),
@@ -123,7 +123,7 @@ pub(crate) fn ksm() -> Ksm {
     Ksm { cpu: Some(Duration::ZERO), ..Ksm::default() }
 }
 
-/// A look at `count` chunks, each with so many duplicates and written pages.
+/// A survey of `count` chunks, each with this many duplicate and written pages.
 pub(crate) fn survey(count: u32, duplicate_pages: u16, written_pages: u16) -> Survey {
     let chunk = |index| Chunk {
         index,
@@ -141,7 +141,7 @@ pub(crate) fn survey(count: u32, duplicate_pages: u16, written_pages: u16) -> Su
     }
 }
 
-/// A guest of a merge domain, of which half is duplicates.
+/// A guest of a merge domain; half of its pages are duplicates.
 pub(crate) fn clone_of(name: &str, domain: &str) -> Guest {
     let mut guest = idle_guest(name, GIB, 900 * MIB);
     guest.merge_domain = Some(domain.to_owned());
@@ -149,7 +149,7 @@ pub(crate) fn clone_of(name: &str, domain: &str) -> Guest {
     guest
 }
 
-/// A guest that process `pid` claims to be.
+/// A guest that process `pid` claims to run.
 pub(crate) fn found(pid: u32, name: &str) -> Found {
     Found {
         pid,
@@ -166,7 +166,7 @@ pub(crate) fn found(pid: u32, name: &str) -> Found {
     }
 }
 
-/// The look after it, `seconds` later.
+/// The sample `seconds` after `situation`.
 pub(crate) fn later(situation: &Situation, seconds: u64) -> Situation {
     let mut later = situation.clone();
     later.uptime += Duration::from_secs(seconds);

@@ -1,4 +1,4 @@
-//! Guests give pages back by themselves: those that have most first, until the goal is met.
+//! Lets guests return pages without a balloon, those with the most first, until the goal is met.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use super::view::View;
 use crate::policy::Actuator;
 use crate::step::{Action, ChunkRange};
 
-/// A way for guests to give pages back.
+/// A way in which guests return pages.
 pub(super) struct Giving {
     pub(super) actuator: Actuator,
-    /// Why, in one sentence.
+    /// Reason for the step, in one sentence.
     pub(super) reason: &'static str,
     pub(super) cpu_per_chunk: Duration,
-    /// Of a guest, by its name, and its chunks.
+    /// Builds the action from the name of the guest and its chunks.
     pub(super) action: fn(String, Vec<ChunkRange>) -> Action,
 }
 
 impl Giving {
-    /// Has those of `views` give what `find` tells of them. `drafted` hears of each whose turn it
-    /// is, and what it is to do.
+    /// Drafts steps that return the chunks that `find` selects in `views`. Calls `drafted` with the
+    /// view of each guest and its action.
     pub(super) fn draft<'a, V: Deref<Target = View<'a>>>(
         &self,
         views: impl Iterator<Item = V>,

@@ -1,4 +1,4 @@
-//! Huge pages for what is hot.
+//! Huge pages for hot memory.
 
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ use crate::policy::Actuator;
 use crate::situation::Backing;
 use crate::step::Action;
 
-/// Copying 2 MiB, and the table entries around it.
+/// Copying 2 MiB, and updating the page tables.
 const CPU_PER_CHUNK: Duration = Duration::from_micros(500);
 
 impl Context<'_> {
-    /// Hot chunks become huge, as far as the host has the memory for their holes.
+    /// Drafts steps that make hot chunks huge, as far as the host has the memory to fill their
+    /// holes.
     pub(super) fn hot(&self, views: &[View<'_>], need: &mut Need, draft: &mut Draft) {
         for view in views {
             match self.hot_chunks(view) {
@@ -27,7 +28,7 @@ impl Context<'_> {
 
     fn hot_chunks(&self, view: &View<'_>) -> Result<Chosen, Because> {
         self.may_take(view, Actuator::Huge)?;
-        // Pages of others are looked at only where that is wished for.
+        // Guests of other programs are surveyed only if they are mergeable and have a merge domain.
         let may_be_seen = view.guest.is_mergeable && view.limits.merge_domain.is_some();
         if !view.takes_chunks() && !may_be_seen {
             return Err(Because::ForeignVmm);
@@ -41,7 +42,7 @@ impl Context<'_> {
         if chosen.is_empty() {
             return Err(Because::NothingHot);
         }
-        // Those that cost least.
+        // Prefer the chunks that cost least.
         chosen.chunks.sort_by_key(|worth| (std::cmp::Reverse(worth.bytes), worth.index));
         chosen.chunks.truncate(self.policy.huge.chunks_max as usize);
         Ok(chosen)

@@ -1,4 +1,4 @@
-//! Windows for ksmd: opened for what is marked, closed when they bring nothing more.
+//! Windows for ksmd: opened for marked memory, closed when they return nothing more.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::step::{Action, Step};
 use crate::units::signed;
 
 impl Context<'_> {
-    /// Opens or closes the window.
+    /// Drafts the step that opens or closes the window.
     pub(super) fn windows(
         &self,
         domain: Option<&Domain>,

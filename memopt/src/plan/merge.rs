@@ -1,4 +1,4 @@
-//! Merging within the domain that may, and taking apart what may not be merged.
+//! Merges within the chosen domain, and unmerges what must not be merged.
 
 use std::collections::BTreeSet;
 use std::ptr;
@@ -19,34 +19,33 @@ use crate::units::{Size, signed};
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
 
-/// A guest of the domain, with what its chunks are worth.
+/// A guest of the domain, with the value of its chunks.
 struct Candidate<'v, 'a> {
     view: &'v View<'a>,
     sorted: Sorted,
-    /// Whether some of it is left out since ksmd has no CPU time for it.
+    /// Whether chunks are left out because ksmd has no CPU time for them.
     is_cut: bool,
 }
 
 impl Candidate<'_, '_> {
-    /// Whether something of it may be merged already. A kernel that does not tell is taken at its
-    /// worst.
+    /// Whether some of its pages may be merged already. Assumed if the kernel does not report it.
     fn is_merged(&self) -> bool {
         !self.view.takes_chunks() || self.view.guest.cost.merged_bytes.is_none_or(|bytes| bytes > 0)
     }
 
-    /// Chunks that ksmd looks at only if the plan says so.
+    /// Returns the chunks that ksmd scans only if the plan marks them.
     fn open_chunks(&self) -> impl Iterator<Item = Worth> {
         let stay = if self.is_merged() { &[][..] } else { &self.sorted.stay.chunks };
         let merge = if self.view.takes_chunks() { &self.sorted.merge.chunks[..] } else { &[] };
         merge.iter().chain(stay).copied()
     }
 
-    /// Pages that it looks at in any case.
+    /// Returns the number of pages that ksmd scans in any case.
     fn pages_that_stay(&self) -> u64 {
         if self.is_merged() { self.marked_pages() } else { 0 }
     }
 
-    /// Pages that are marked. Marks of other programs are for good.
+    /// Returns the number of marked pages. Marks of other programs cannot be removed.
     fn marked_pages(&self) -> u64 {
         let Sorted { merge, stay, unmerge } = &self.sorted;
         match self.view.takes_chunks() {
@@ -56,16 +55,16 @@ impl Candidate<'_, '_> {
     }
 }
 
-/// What of the domain may be merged, after the steps of the plan.
+/// The mergeable memory of the domain after the steps of the plan.
 pub(super) struct Marked {
-    /// What guests that were marked before have to gain yet.
+    /// Bytes that guests marked earlier have yet to gain.
     pub(super) waiting_bytes: i64,
-    /// Pages that ksmd looks at.
+    /// Pages that ksmd scans.
     pub(super) pages: u64,
 }
 
 impl Context<'_> {
-    /// Takes apart what the kernel could merge with the wrong guests, and marks what is worth it.
+    /// Unmerges what the kernel could merge with the wrong guests, and marks what is worth merging.
     pub(super) fn merges(
         &self,
         free: &[View<'_>],
@@ -92,8 +91,8 @@ impl Context<'_> {
         self.mark(candidates, need, draft)
     }
 
-    /// The numbers of the chunks of `views` that ksmd has the CPU time for; none when it has enough
-    /// for all.
+    /// Returns the indices of the chunks of `views` that ksmd has the CPU time for; `None` when it
+    /// has enough for all.
     pub(super) fn paid_chunks(
         &self,
         views: &[View<'_>],
@@ -113,8 +112,8 @@ impl Context<'_> {
         afford::best(open(), self.affordable_pages().saturating_sub(stays))
     }
 
-    /// Pages of guests that cannot be touched now, or that nobody has looked at: what is marked of
-    /// them ksmd looks at all the same.
+    /// Returns the pages of guests that cannot be acted on now or were not surveyed: ksmd scans
+    /// their marked memory all the same.
     fn pages_of_others(&self, candidates: &[Candidate<'_, '_>]) -> u64 {
         let is_other = |guest: &&Guest| !candidates.iter().any(|it| ptr::eq(it.view.guest, *guest));
         let marked = self.situation.guests.iter().filter(|guest| guest.is_mergeable);
@@ -122,7 +121,7 @@ impl Context<'_> {
         pages.fold(0, u64::saturating_add)
     }
 
-    /// Leaves out what ksmd has no CPU time for. What is merged already stays so.
+    /// Drops the chunks that ksmd has no CPU time for. What is merged already stays merged.
     fn cut(&self, candidates: &mut [Candidate<'_, '_>]) {
         let Some(paid) = self.paid(candidates) else { return };
         for candidate in candidates {
@@ -138,13 +137,14 @@ impl Context<'_> {
         }
     }
 
-    /// What the chunks of a guest are worth; `None` for one that has to be taken apart as a whole.
+    /// Returns the value of a guest's chunks; `None` for a guest that has to be unmerged as a
+    /// whole.
     fn candidate(
         &self,
         view: &View<'_>,
         domain: Option<&Domain>,
     ) -> Result<Option<Sorted>, Because> {
-        // For the tenants' sake, whatever else holds for it.
+        // Isolation between tenants comes first, whatever else applies to the guest.
         if view.guest.is_mergeable && is_of_other(view, domain) {
             return match view.takes_chunks() {
                 true => Ok(None),
@@ -156,10 +156,10 @@ impl Context<'_> {
         Ok(Some(chunks::sort(view.survey()?, self.policy)))
     }
 
-    /// Whether the kernel may merge chunks of a guest, or why not.
+    /// Checks whether the kernel may merge chunks of a guest.
     ///
     /// # Errors
-    /// Why not.
+    /// If it may not; the error is the reason.
     pub(super) fn may_be_merged(
         &self,
         view: &View<'_>,
@@ -195,7 +195,8 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Takes chunks apart that turned hot or poor, as far as the host has the memory for it.
+    /// Unmerges chunks that became hot or lost their duplicates, as far as the host has memory for
+    /// it.
     fn take_apart(&self, candidates: &mut [Candidate<'_, '_>], need: &mut Need, draft: &mut Draft) {
         for Candidate { view, sorted, is_cut } in candidates {
             let chosen = std::mem::take(&mut sorted.unmerge);
@@ -217,7 +218,8 @@ impl Context<'_> {
         }
     }
 
-    /// Marks what is worth merging, the guests with the most to gain first, until the goal is met.
+    /// Marks what is worth merging until the goal is met, starting with the guests with the most to
+    /// gain.
     fn mark(
         &self,
         candidates: Vec<Candidate<'_, '_>>,
@@ -275,14 +277,14 @@ impl Context<'_> {
     }
 }
 
-/// Whether a guest belongs to no domain, or not to the one that is merged.
+/// Whether a guest belongs to no domain, or to another one than the chosen one.
 fn is_of_other(view: &View<'_>, domain: Option<&Domain>) -> bool {
     let own = view.limits.merge_domain.as_deref();
     let chosen = domain.map(|domain| domain.choice.domain.as_str());
     own.is_none() || (chosen.is_some() && own != chosen)
 }
 
-/// What a guest has to gain that is marked as a whole.
+/// Returns what a guest whose whole memory is marked has to gain.
 fn all_of(sorted: &Sorted) -> i64 {
     sorted.stay.bytes.saturating_add(sorted.merge.bytes)
 }
@@ -297,7 +299,7 @@ fn mark_one(view: &View<'_>, chosen: Chosen, need: &mut Need, draft: &mut Draft)
     draft.step(Action::Merge { guest: view.name().to_owned(), chunks }, expected, cpu, reason);
 }
 
-/// Takes a guest apart that the kernel could merge with others than its own.
+/// Unmerges a guest that the kernel could merge with guests outside its domain.
 fn unmerge_all(view: &View<'_>, domain: Option<&Domain>, draft: &mut Draft) {
     let merged = view.guest.cost.merged_bytes.unwrap_or(0);
     let reason = match (view.limits.merge_domain.as_ref(), domain) {
@@ -308,7 +310,7 @@ fn unmerge_all(view: &View<'_>, domain: Option<&Domain>, draft: &mut Draft) {
         (Some(own), None) => format!("domain {own} is merged no more"),
     };
     let action = Action::Unmerge { guest: view.name().to_owned(), chunks: None };
-    // Copying them apart: about 4 GiB/s.
+    // The kernel copies the pages apart at about 4 GiB/s.
     let cpu = Duration::from_nanos(merged / 4);
     draft.step(action, -signed(merged), cpu, reason);
 }

@@ -1,12 +1,13 @@
-//! What to do now, and why: a pure function of a look at the host, the policy, what is remembered,
+//! Decides what to do now, and why: a pure function of a sample of the host, the policy, the ledger
 //! and the goal.
 //!
-//! [`round`] takes in a look and plans; [`plan`] is the planning alone. A plan made without being
-//! acted on is the dry run. The same inputs give the same plan, in whatever order the guests come.
-//! Each law has its file: `balloon.rs` one balloon, `squeeze.rs` and `share.rs` all balloons
-//! together, `chunks.rs` what a chunk is worth, `domain.rs` who is merged, `afford.rs` what ksmd
-//! has the CPU time for, `ksm.rs` the windows, `need.rs` how much. ADR 16 has the reasons. It
-//! depends on steps, the policy, the ledger and the situation. Start reading at [`Plan`].
+//! [`round`] records a sample in the ledger and plans; [`plan`] only plans. A dry run is a plan
+//! that is not executed. The same inputs give the same plan, whatever the order of the guests. Each
+//! law has its own file: `balloon.rs` one balloon, `squeeze.rs` and `share.rs` all balloons
+//! together, `chunks.rs` the value of a chunk, `domain.rs` the merged domain, `afford.rs` what ksmd
+//! has the CPU time for, `ksm.rs` the windows, `need.rs` how much memory is wanted. ADR 16 has the
+//! reasons. This module depends on steps, the policy, the ledger and the situation. Start reading
+//! at [`Plan`].
 
 mod afford;
 mod balloon;
@@ -48,14 +49,14 @@ use crate::situation::Situation;
 use crate::step::Step;
 use crate::units::signed;
 
-/// Takes in a look at the host and makes its plan: what a guest shows of pain in this very look is
-/// answered in it.
+/// Records a sample of the host in `ledger` and makes its plan, which already responds to pain that
+/// a guest shows in this sample.
 pub fn round(situation: &Situation, policy: &Policy, ledger: &mut Ledger, goal: &Goal) -> Plan {
     ledger.observe(situation, policy);
     plan(situation, policy, ledger, goal)
 }
 
-/// What to do now, from what `ledger` knows after it was told of `situation`.
+/// Makes the plan for `situation`, which `ledger` must have observed already.
 #[must_use]
 pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal) -> Plan {
     let context = Context { situation, policy, ledger, goal: *goal };
@@ -83,7 +84,8 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     let mut free: Vec<_> = mergeable.into_iter().chain(waiting).collect();
     free.sort_by(|a, b| a.name().cmp(b.name()));
     context.hot(&free, &mut need, &mut draft);
-    // What comes later than a host that is about to swap can wait is not counted on.
+    // A host that is about to swap cannot wait for memory that the other steps return later: the
+    // balloons have to return everything that is wanted.
     let balloons = match ledger.level {
         Level::Red => Need { bytes: wanted.bytes, ..need },
         _ => need,
@@ -92,7 +94,7 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     finish(&context, wanted, domain.map(|domain| domain.choice), draft)
 }
 
-/// Puts a draft in order.
+/// Sorts the draft, and turns it into a plan.
 fn finish(
     context: &Context<'_>,
     wanted: Need,

@@ -1,19 +1,19 @@
-//! How much memory is asked for, and how much may be given away.
+//! How much memory is wanted, and how much may be given away.
 
 use crate::ledger::Level;
 use crate::policy::{Goal, Policy};
 use crate::situation::Host;
 use crate::units::part;
 
-/// How much memory is asked for, and how much may be given away.
+/// How much memory is wanted, and how much may be given away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Need {
-    /// What is still to be taken; absent when it is whatever there is.
+    /// Bytes still to be taken; absent when as much as possible is wanted.
     pub(super) bytes: Option<u64>,
-    /// What guests that *need* memory may get: it stays above the red line.
+    /// Bytes that guests that *need* memory may get: the host stays above the red line.
     pub(super) growth_bytes: u64,
-    /// What guests that could use memory may get back, and what huge pages may cost: it leaves goal
-    /// and level reached.
+    /// Bytes that guests that could use memory may get back, and that huge pages may cost: goal and
+    /// level stay reached.
     pub(super) spare_bytes: u64,
 }
 
@@ -22,9 +22,9 @@ impl Need {
         let limits = &policy.host;
         let share = |share: f64| part(host.total_bytes, share);
         let merged = host.ksm.map_or(0, |ksm| u64::try_from(ksm.profit_bytes).unwrap_or(0));
-        // Merged pages can be written at any moment, each then takes a page.
+        // A merged page can be written at any time, and then takes a page of its own.
         let cow_reserve = part(merged, limits.cow_reserve);
-        // Beyond where amber ends, or it would never quite end.
+        // Beyond the bound at which amber ends, which would otherwise hardly ever be passed.
         let margin = 2.0 * limits.hysteresis;
         let calm = share(limits.amber_below + margin);
         let wanted = if level == Level::Green { cow_reserve } else { calm.max(cow_reserve) };
@@ -44,23 +44,24 @@ impl Need {
         }
     }
 
-    /// Whether anything more is asked for.
+    /// Whether nothing more is wanted.
     pub(super) fn is_met(&self) -> bool {
         self.bytes == Some(0)
     }
 
-    /// What of `bytes` is asked for.
+    /// Returns the part of `bytes` that is wanted.
     pub(super) fn at_most(&self, bytes: u64) -> u64 {
         self.bytes.map_or(bytes, |left| left.min(bytes))
     }
 
-    /// So much is expected from steps that are already in the plan.
+    /// Records that `expected_bytes` are expected from steps already in the plan.
     pub(super) fn met_by(&mut self, expected_bytes: i64) {
         let expected = u64::try_from(expected_bytes).unwrap_or(0);
         self.bytes = self.bytes.map(|left| left.saturating_sub(expected));
     }
 
-    /// Takes `bytes` of what may be given away; false when there is not so much.
+    /// Takes `bytes` from what may be given away. Returns false and takes nothing if there is not
+    /// enough.
     pub(super) fn spend(&mut self, bytes: u64) -> bool {
         let left = self.spare_bytes.checked_sub(bytes);
         self.spare_bytes = left.unwrap_or(self.spare_bytes);

@@ -1,4 +1,4 @@
-//! The hugetlb pools of the host: what nobody has goes back, and a reserve is kept.
+//! The hugetlb pools of the host: unused pages are returned, and a reserve is kept.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::situation::Pool;
 use crate::step::Action;
 use crate::units::{Size, signed};
 
-/// Pages of this size are not given back: once memory is in pieces, they cannot be made again until
-/// the host boots.
+/// Pages of this size are not returned: once memory is fragmented, they cannot be allocated again
+/// until the host reboots.
 const GIGANTIC_BYTES: u64 = 1 << 30;
 
 impl Context<'_> {
-    /// Resizes pools, as the policy's `[pools]` says.
+    /// Drafts steps that resize pools, according to `[pools]` in the policy.
     pub(super) fn pools(&self, need: &mut Need, draft: &mut Draft) {
         let is_allowed = self.policy.actuators.contains(&Actuator::Pool);
         if !is_allowed || self.ledger.bench(None, Actuator::Pool).is_some() {
@@ -30,7 +30,8 @@ impl Context<'_> {
             let free = pool.free_pages.saturating_sub(pool.reserved_pages).min(pool.pages);
             let of = |bytes: u64| bytes.div_ceil(pool.page_bytes);
             let free_min = self.policy.pools.free_min_bytes;
-            // Nobody means pages of 1 GiB who has none, or asks for less than one.
+            // The reserve is not meant for larger pages if the host has none of them, or if it is
+            // smaller than one of them.
             let is_meant =
                 pool.page_bytes == smallest || (pool.pages > 0 && pool.page_bytes <= free_min);
             let least = if is_meant { of(free_min) } else { 0 };
@@ -38,7 +39,7 @@ impl Context<'_> {
             if free < least {
                 self.grow_pool(pool, least - free, need, draft);
             } else if free > most && pool.page_bytes < GIGANTIC_BYTES && !need.is_met() {
-                // No more than is asked for, to the next page.
+                // No more than needed, rounded up to a whole page.
                 let asked = need.at_most((free - most).saturating_mul(pool.page_bytes));
                 let pages = of(asked).min(free - most);
                 let expected = signed(pages.saturating_mul(pool.page_bytes));

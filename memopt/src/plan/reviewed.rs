@@ -1,11 +1,11 @@
-//! A plan that somebody has read and agreed to, held against what would be done now.
+//! Compares a plan that an operator has reviewed and agreed to with what would be done now.
 
 use super::sheet::Plan;
 use crate::step::{Action, ChunkRange, Step, ranges};
 
 impl Plan {
-    /// As much of this plan, which was made just now, as `agreed` has, too; and the steps of
-    /// `agreed` of which nothing is left, because nobody would take them any more.
+    /// Reduces this plan, which was just made, to what `agreed` also contains. Also returns the
+    /// steps of `agreed` of which nothing is left, because they would no longer be taken.
     #[must_use]
     pub fn within(mut self, agreed: &Self) -> (Self, Vec<Step>) {
         let steps = std::mem::take(&mut self.steps).into_iter();
@@ -31,8 +31,8 @@ impl Step {
 }
 
 impl Action {
-    /// As much of it as `agreed` allows: no further than that would go, to no other chunks. None
-    /// when that is about something else.
+    /// Returns the part of this action that `agreed` allows: no further than its target, and no
+    /// other chunks. `None` when `agreed` is about something else.
     fn within(&self, agreed: &Self) -> Option<Self> {
         if self.guest() != agreed.guest() {
             return None;
@@ -81,7 +81,7 @@ impl Action {
         Some(action)
     }
 
-    /// How much of something is done, to be held against as much of the same.
+    /// Returns the size of the action, for comparison with an action of the same kind.
     fn amount(&self) -> u64 {
         match self {
             Self::SetBalloon { from_bytes: from, to_bytes: to, .. }
@@ -95,7 +95,8 @@ impl Action {
     }
 }
 
-/// From `from` toward `to`, not beyond `bound`; none when that leads nowhere.
+/// Returns the target from `from` toward `to`, but not beyond `bound`; `None` if that changes
+/// nothing.
 fn toward(from: u64, to: u64, bound: u64) -> Option<u64> {
     if to < from {
         Some(to.max(bound)).filter(|to| *to < from)
@@ -104,11 +105,12 @@ fn toward(from: u64, to: u64, bound: u64) -> Option<u64> {
     }
 }
 
-/// What of `ours` is in `agreed`, a list that anybody may have written; none when it is nothing.
+/// Returns the chunks of `ours` that are also in `agreed`, which is untrusted input; `None` if
+/// there are none.
 fn common(ours: &[ChunkRange], agreed: &[ChunkRange]) -> Option<Vec<ChunkRange>> {
     let mut agreed = agreed.to_vec();
     agreed.sort();
-    // Up to where the ranges that begin no later reach.
+    // For each range, the furthest end of any range that begins no later.
     let ends: Vec<u32> = agreed
         .iter()
         .scan(0, |end: &mut u32, range| {
@@ -148,7 +150,7 @@ mod tests {
         Action::Merge { guest: "a".to_owned(), chunks }
     }
 
-    /// What is left of the step `now`, which brings 100 bytes, and what that brings.
+    /// What is left of the step `now`, which returns 100 bytes, and what the rest returns.
     fn left(now: Action, agreed: Action) -> Option<(Action, i64)> {
         let (plan, left_out) = plan(vec![(now, 100)]).within(&plan(vec![(agreed, 0)]));
         assert_eq!(left_out.len(), usize::from(plan.steps.is_empty()));

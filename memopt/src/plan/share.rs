@@ -1,25 +1,26 @@
-//! Who gives and who gets, when there is not enough for all.
+//! Divides memory between guests when there is not enough for all.
 
-/// How much more an idle byte costs than a used one (ESX: tau, 75 %).
+/// Share of the value of an idle byte that is taxed (ESX: tau, 75 %): an idle byte costs 1 / (1 -
+/// tax) times as much as a used one.
 const IDLE_TAX: f64 = 0.75;
 
-/// Somebody who holds memory that could be taken.
+/// A guest that holds memory which could be taken.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Holder {
-    /// What it holds of the host.
+    /// Host memory that it holds.
     pub(super) held_bytes: u64,
-    /// What it uses of that.
+    /// The part of it that it uses.
     pub(super) used_bytes: u64,
-    /// What can be taken at most.
+    /// Maximum that can be taken.
     pub(super) spare_bytes: u64,
     /// Its priority.
     pub(super) weight: u32,
 }
 
 impl Holder {
-    /// What it would keep where a byte costs `price` for each unit of priority: the smallest of
-    /// what it holds, by the law of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI
-    /// 2002, 5.2): `price = (used + idle / (1 - tax)) / weight`.
+    /// Returns what it would keep at `price`, the cost of a byte per unit of priority. The law is
+    /// that of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI 2002, 5.2): `price =
+    /// (used + idle / (1 - tax)) / weight`.
     fn keeps(&self, price: f64) -> f64 {
         let (held, weight) = (self.held_bytes as f64, f64::from(self.weight));
         let used = (self.used_bytes as f64).min(held);
@@ -28,17 +29,17 @@ impl Holder {
         kept.clamp(held - self.spare_bytes.min(self.held_bytes) as f64, held)
     }
 
-    /// The price at which it keeps everything.
+    /// Returns the price at which it keeps everything.
     fn top_price(&self) -> f64 {
         let used = self.used_bytes.min(self.held_bytes) as f64;
         (used + (self.held_bytes as f64 - used) / (1.0 - IDLE_TAX)) / f64::from(self.weight)
     }
 }
 
-/// What each gives so that together they give `wanted_bytes`, or all they can: those give first
-/// that hold most idle memory for their priority. Never more than `spare_bytes` of each. The more
-/// one holder could give, the less the others have to: leaving one out bounds what it can do to
-/// them.
+/// Returns what each holder gives, so that together they give `wanted_bytes` or all they can.
+/// Holders with the most idle memory for their priority give first, never more than their
+/// `spare_bytes`. The more one holder could give, the less the others have to. So leaving one out
+/// bounds what it can do to them.
 pub(super) fn take(holders: &[Holder], wanted_bytes: u64) -> Vec<u64> {
     let all: u64 = holders.iter().map(|it| it.spare_bytes.min(it.held_bytes)).sum();
     if all <= wanted_bytes {
@@ -58,8 +59,8 @@ pub(super) fn take(holders: &[Holder], wanted_bytes: u64) -> Vec<u64> {
     holders.iter().map(|it| gives(it).min(it.spare_bytes)).collect()
 }
 
-/// The same shares with none smaller than `portion_bytes`: what is too little to move is collected,
-/// and falls to whom the portion is filled by.
+/// Collects shares smaller than `portion_bytes`, which are too small to move: each collected
+/// portion is assigned to the holder whose share completes it. An incomplete portion is dropped.
 pub(super) fn in_portions(mut shares: Vec<u64>, portion_bytes: u64) -> Vec<u64> {
     let mut collected = 0;
     for share in shares.iter_mut().filter(|share| (1..portion_bytes).contains(*share)) {
@@ -71,12 +72,12 @@ pub(super) fn in_portions(mut shares: Vec<u64>, portion_bytes: u64) -> Vec<u64> 
     shares
 }
 
-/// What each gets of `budget_bytes`: what it asks for, or a share by its priority when that is
-/// less. What one does not need goes to the others (max-min fairness), so that one who asks for too
-/// much takes nothing from those who ask for little.
+/// Returns what each gets of `budget_bytes`: what it asks for, or a share by its priority when that
+/// is less. What one does not need goes to the others (max-min fairness), so asking for too much
+/// takes nothing from those who ask for little.
 pub(super) fn give(asks: &[(u64, u32)], budget_bytes: u64) -> Vec<u64> {
     let mut order: Vec<usize> = (0..asks.len()).collect();
-    // By what each asks for a unit of its priority; compared crosswise, for exactness.
+    // By the amount asked for per unit of priority, compared by cross-multiplication to be exact.
     order.sort_by(|&a, &b| {
         let (left, right) = (asks[a], asks[b]);
         let (left, right) =
@@ -151,7 +152,7 @@ mod tests {
             }
             let sum: u64 = given.iter().sum();
             prop_assert!(sum <= wanted.min(all));
-            // Rounded down for each, and the price to one part in 2^53 or so.
+            // Each share is rounded down, and the price is exact to about one part in 2^53.
             prop_assert!(wanted.min(all) - sum <= 64 + wanted.min(all) / 1_000_000 + holders.len() as u64);
         }
 

@@ -1,4 +1,4 @@
-//! What a plan consists of.
+//! The parts of a plan.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,36 +12,37 @@ use crate::policy::{Actuator, Goal};
 use crate::situation::Hindrance;
 use crate::step::{Action, Step};
 
-/// What is to be done now, why, and why the rest is not.
+/// The steps to execute now, with their reasons, and the reasons why others are skipped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
-    /// When, for people: seconds since the Unix epoch.
+    /// Time of the plan in seconds since the Unix epoch, for display.
     pub unix_seconds: u64,
-    /// When, as the host's uptime.
+    /// Time of the plan as the host's uptime.
     pub uptime: Duration,
-    /// What it is for.
+    /// The goal of the plan.
     pub goal: Goal,
-    /// How short the host is.
+    /// The host's memory shortage level.
     pub level: Level,
-    /// What the goal and the level ask for; absent when they take whatever there is.
+    /// Bytes that the goal and the level ask for; absent when they ask for as much as possible.
     pub wanted_bytes: Option<u64>,
-    /// What the steps are expected to give back to the host, in all. Signed: guests may get more
+    /// Total bytes that the steps are expected to return to the host. Signed: guests may get more
     /// than others give.
     pub expected_bytes: i64,
-    /// What could come in later rounds, when all goes as expected: balloons shrink by steps.
+    /// Bytes that later rounds could return if everything goes as expected: balloons inflate in
+    /// steps.
     pub later_bytes: u64,
-    /// Which merge domain uses the kernel's merging; absent when none does.
+    /// The merge domain that uses the kernel's merging; absent when there is none.
     pub domain: Option<DomainChoice>,
-    /// What is to be done, in this order.
+    /// The steps, in order of execution.
     pub steps: Vec<Step>,
-    /// Why guests get nothing, by their names.
+    /// Guests and actuators that were skipped, with the reasons, sorted by guest name.
     pub skipped: Vec<Skipped>,
-    /// What only the operator can do.
+    /// Actions that only the operator can take.
     pub advice: Vec<Advice>,
 }
 
 impl Plan {
-    /// The plan of which `step` alone is done, as it is recorded.
+    /// Returns a plan with `step` alone, in the form in which it is recorded.
     #[must_use]
     pub fn only(&self, step: &Step) -> Self {
         Self {
@@ -59,14 +60,14 @@ impl Plan {
         }
     }
 
-    /// Whether guests are left alone only until their balloons have got where they are going. One
-    /// that does not move is given up.
+    /// Whether a guest is skipped only until its balloon reaches its target. The wait ends: a
+    /// balloon that does not move is given up.
     #[must_use]
     pub fn waits_for_balloons(&self) -> bool {
         self.skipped.iter().any(|skipped| skipped.because == Because::Settling)
     }
 
-    /// Whether guests are left alone only because their processes did not answer in time: they may
+    /// Whether a guest is skipped only because its process did not answer in time; it may answer
     /// the next time.
     #[must_use]
     pub fn waits_for_answers(&self) -> bool {
@@ -75,28 +76,29 @@ impl Plan {
     }
 }
 
-/// Why nothing is done, to a guest or by one of the actuators.
+/// The reason why a guest, or one actuator for it, is skipped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
-    /// The guest.
+    /// Name of the guest.
     pub guest: String,
-    /// By what nothing is done; absent when by nothing at all.
+    /// The actuator that is skipped; absent when all are.
     pub actuator: Option<Actuator>,
-    /// Why.
+    /// The reason.
     pub because: Because,
 }
 
-/// Which merge domain uses the kernel's merging, which knows no domains: all that it may merge, it
-/// merges with each other.
+/// The choice of the merge domain that uses the kernel's merging. There can be only one, because
+/// the kernel has no notion of domains: it merges everything mergeable with each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DomainChoice {
-    /// Its name.
+    /// Name of the domain.
     pub domain: String,
-    /// What it has and could have.
+    /// Bytes that it saves or could save.
     pub potential_bytes: i64,
-    /// Why this one, in one sentence.
+    /// Reason for the choice, in one sentence.
     pub reason: String,
-    /// The others, which share with their templates alone, and what each could have.
+    /// The other domains, which only share pages with their templates, and the bytes that each
+    /// could save.
     pub others: Vec<(String, i64)>,
 }
 
@@ -109,7 +111,7 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// A plan while it is made.
+/// A plan under construction.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
     pub(super) steps: Vec<Step>,

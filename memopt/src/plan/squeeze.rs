@@ -1,5 +1,5 @@
-//! Balloons of all guests together: what each must get, who shares what the host has, and who gives
-//! what it wants.
+//! The balloons of all guests together: what each must get, who shares the memory that the host has
+//! left, and who gives the memory that it wants.
 
 use super::balloon::{STEP_MIN_BYTES, Spare, Stance, cpu_of};
 use super::because::{Advice, Because};
@@ -13,7 +13,7 @@ use crate::situation::Balloon;
 use crate::step::Action;
 use crate::units::{MIB, Size, signed};
 
-/// What is decided with the others in view.
+/// Guests whose balloons are decided together.
 #[derive(Default)]
 struct Queues<'v, 'a> {
     wants: Vec<(&'v View<'a>, u64, String)>,
@@ -22,7 +22,7 @@ struct Queues<'v, 'a> {
 }
 
 impl Context<'_> {
-    /// The balloons of `views`. `need` is what is still asked for when all else is planned.
+    /// Drafts the balloon steps for `views`. `need` is what is still wanted after all other steps.
     pub(super) fn balloons(&self, views: &[View<'_>], mut need: Need, draft: &mut Draft) {
         let mut queues = Queues::default();
         for view in views {
@@ -32,7 +32,8 @@ impl Context<'_> {
                     set(view, to_bytes, reason, draft);
                 }
                 Stance::Shrinks { to_bytes, reason } => {
-                    // At its limit's bidding, but what comes back is not asked for from others.
+                    // The guest's limit requires this step, but what it returns reduces what others
+                    // have to give.
                     need.met_by(set(view, to_bytes, reason, draft));
                 }
                 Stance::Wants { to_bytes, reason } => queues.wants.push((view, to_bytes, reason)),
@@ -55,8 +56,8 @@ impl Context<'_> {
         }
     }
 
-    /// What a balloon that is still inflating will bring: as much as one step at most, whatever the
-    /// guest says that it has.
+    /// Returns what a balloon that is still inflating will return: at most one step, whatever size
+    /// the guest reports.
     fn under_way(&self, view: &View<'_>, because: &Because) -> u64 {
         match (&view.guest.balloon, because) {
             (Some(balloon), Because::Settling) => {
@@ -67,8 +68,8 @@ impl Context<'_> {
         }
     }
 
-    /// Whether what the host has to spare goes back to the guests: for a headroom that is kept, but
-    /// not while memory is being collected.
+    /// Whether the host's spare memory is returned to the guests. This happens for a headroom goal,
+    /// but not while memory is being collected.
     fn may_return(&self, need: &Need) -> bool {
         matches!(self.goal, Goal::Keep(_))
             && self.ledger.level == Level::Green
@@ -76,8 +77,8 @@ impl Context<'_> {
             && need.spare_bytes >= STEP_MIN_BYTES
     }
 
-    /// Guests below their maximum get back what the host has to spare, by steps: their caches use
-    /// it better than nobody.
+    /// Returns the host's spare memory in steps to guests below their maximum, because their page
+    /// caches can use it.
     fn give_back(&self, queues: Queues<'_, '_>, spare_bytes: u64, draft: &mut Draft) {
         let spares = queues.spares.into_iter().map(|(view, _)| (view, Because::HostHasEnough));
         let mut asks = Vec::new();
@@ -102,7 +103,7 @@ impl Context<'_> {
         }
     }
 
-    /// What a guest that is left alone for this reason could have more, in one step.
+    /// Returns how much more a guest skipped for this reason could get in one step.
     fn could_have(&self, view: &View<'_>, because: &Because) -> Option<u64> {
         let content = [
             Because::HostHasEnough,
@@ -121,7 +122,8 @@ impl Context<'_> {
         view.record.is_some_and(|record| record.turns.damping() > 1)
     }
 
-    /// Takes what the host wants, from those first that hold most idle memory for their priority.
+    /// Takes the memory that the host wants, first from guests with the most idle memory for their
+    /// priority.
     fn squeeze(&self, spares: Vec<(&View<'_>, Spare)>, need: &Need, draft: &mut Draft) {
         let holders: Vec<Holder> = spares
             .iter()
@@ -145,7 +147,7 @@ impl Context<'_> {
         }
     }
 
-    /// Has a guest give one step towards `gain` bytes of the host's.
+    /// Drafts one step of a guest towards returning `gain` bytes to the host.
     fn shrink(&self, view: &View<'_>, spare: Spare, gain: u64, draft: &mut Draft) {
         let Some(balloon) = &view.guest.balloon else { return };
         let taken = spare.yields.taken_for(gain).min(spare.step_bytes);
@@ -154,7 +156,7 @@ impl Context<'_> {
         }
         let to_bytes = whole_mib(balloon.actual_bytes - taken.min(balloon.actual_bytes), balloon);
         if !asks_less(view, to_bytes) {
-            // It is asked for as much already, and as good as there.
+            // Its target is already that low, and its balloon has nearly reached it.
             return draft.skip(view.name(), Actuator::Balloon, Because::WithinDeadBand);
         }
         let now = spare.yields.gain(balloon.actual_bytes - to_bytes);
@@ -178,7 +180,7 @@ impl Context<'_> {
     }
 }
 
-/// Guests that need more share what the host has. Returns what they get.
+/// Divides what the host has left between guests that need more. Returns the total granted.
 fn grow(mut wants: Vec<(&View<'_>, u64, String)>, budget: u64, draft: &mut Draft) -> u64 {
     wants.sort_by(|a, b| a.0.name().cmp(b.0.name()));
     let target = |view: &View<'_>| view.guest.balloon.as_ref().map_or(0, |it| it.target_bytes);
@@ -189,7 +191,7 @@ fn grow(mut wants: Vec<(&View<'_>, u64, String)>, budget: u64, draft: &mut Draft
     let mut granted_bytes = 0;
     for ((view, to_bytes, reason), granted) in wants.into_iter().zip(share::give(&asks, budget)) {
         let from = target(view);
-        // The floor is nobody's to refuse.
+        // A guest always gets its floor, whatever the budget.
         let floor = view.limits.floor_bytes.min(to_bytes);
         let to = from.saturating_add(granted).max(floor);
         if to.saturating_sub(from) < STEP_MIN_BYTES {
@@ -205,26 +207,26 @@ fn grow(mut wants: Vec<(&View<'_>, u64, String)>, budget: u64, draft: &mut Draft
     granted_bytes
 }
 
-/// Whether `to_bytes` is less than what the guest is already asked for.
+/// Whether `to_bytes` is below the guest's present target.
 fn asks_less(view: &View<'_>, to_bytes: u64) -> bool {
     view.guest.balloon.as_ref().is_some_and(|balloon| to_bytes < balloon.target_bytes)
 }
 
-/// Rounded up to whole MiB, as far as the guest has it: drivers move whole pages, and people read
-/// figures.
+/// Rounds up to whole MiB, but not above the guest's actual size: drivers move whole pages, and
+/// round figures are easier to read.
 fn whole_mib(bytes: u64, balloon: &Balloon) -> u64 {
     bytes.div_ceil(MIB).saturating_mul(MIB).min(balloon.actual_bytes)
 }
 
-/// A step to `to_bytes`. Returns what it is expected to give back.
+/// Drafts a step to `to_bytes`. Returns the bytes that it is expected to return to the host.
 fn set(view: &View<'_>, to_bytes: u64, reason: String, draft: &mut Draft) -> i64 {
     let Some(balloon) = &view.guest.balloon else { return 0 };
     let yields = super::yields::Yield::of(view, balloon);
     let expected = match balloon.actual_bytes.checked_sub(to_bytes) {
         Some(taken) if to_bytes < balloon.target_bytes => signed(yields.gain(taken)),
-        // It is asked for less than before, but not given anything yet.
+        // The target rises, but not above the actual size: the guest gets no memory yet.
         Some(_) => 0,
-        // It may touch all that it gets.
+        // The guest may touch everything that it gets.
         None => -signed(to_bytes - balloon.actual_bytes),
     };
     let cpu = cpu_of(balloon.actual_bytes.abs_diff(to_bytes));

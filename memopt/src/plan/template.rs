@@ -1,4 +1,4 @@
-//! Sharing with the template again: for clones, of any merge domain.
+//! Shares pages with the template again, for clones of any merge domain.
 
 use std::time::Duration;
 
@@ -16,14 +16,15 @@ use crate::units::signed;
 const SHARING: Giving = Giving {
     actuator: Actuator::Template,
     reason: "pages that it wrote equal its template's again",
-    // Comparing a page and dropping it: 621,000 a second (EPYC, nested).
+    // Comparing and dropping a page: 621,000 per second (EPYC, nested).
     cpu_per_chunk: Duration::from_micros(825),
     action: |guest, chunks| Action::RemergeTemplate { guest, chunks },
 };
 
 impl Context<'_> {
-    /// Clones drop what equals their template, those with the most of it first, until the goal is
-    /// met. What else could merge the same pages waits: returns the clones' names.
+    /// Drafts steps in which clones drop what equals their template until the goal is met, those
+    /// with the most first. Returns the names of these clones: other ways of merging the same pages
+    /// have to wait.
     pub(super) fn templates(
         &self,
         views: &[View<'_>],

@@ -1,4 +1,5 @@
-//! One guest as a plan sees it: what it is, what holds for it, and what is remembered of it.
+//! One guest as a plan sees it: its current state, the limits that apply to it, and its ledger
+//! record.
 
 use std::borrow::Cow;
 
@@ -9,7 +10,7 @@ use crate::policy::{Actuator, Goal, GuestLimits, Policy};
 use crate::situation::{Guest, Situation, Survey};
 use crate::step::Action;
 
-/// One guest that something may be done to.
+/// One guest, with everything that a plan needs to decide about it.
 #[derive(Clone)]
 pub(super) struct View<'a> {
     pub(super) guest: &'a Guest,
@@ -18,7 +19,7 @@ pub(super) struct View<'a> {
     survey: Option<Cow<'a, Survey>>,
 }
 
-/// All that a plan is made from.
+/// Everything that a plan is made from.
 pub(super) struct Context<'a> {
     pub(super) situation: &'a Situation,
     pub(super) policy: &'a Policy,
@@ -27,8 +28,8 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The guests by name, and of them those that something may be done to. The others are left
-    /// with their reason.
+    /// Returns all guests sorted by name, and those of them that steps may act on. The others are
+    /// skipped in `draft`, with the reason.
     pub(super) fn views(&self, draft: &mut Draft) -> (Vec<View<'a>>, Vec<View<'a>>) {
         let mut guests: Vec<&Guest> = self.situation.guests.iter().collect();
         guests.sort_by(|a, b| (&a.name, a.pid).cmp(&(&b.name, b.pid)));
@@ -63,7 +64,7 @@ impl<'a> Context<'a> {
         View { guest, limits, record, survey }
     }
 
-    /// Why `actuator` may not be used on a guest.
+    /// Returns why `actuator` may not be used on a guest.
     pub(super) fn forbidden(&self, view: &View<'_>, actuator: Actuator) -> Option<Because> {
         if !view.limits.actuators.contains(&actuator) {
             return Some(Because::NotAllowed);
@@ -74,11 +75,11 @@ impl<'a> Context<'a> {
         Some(Because::Benched { reason: bench.reason.clone(), left })
     }
 
-    /// Whether `actuator` may be used on a guest for the sake of others, or of what it does not
-    /// need.
+    /// Whether `actuator` may be used to take memory from a guest: for other guests, or because it
+    /// does not need it.
     ///
     /// # Errors
-    /// Why not.
+    /// If it may not be used; the error is the reason.
     pub(super) fn may_take(&self, view: &View<'_>, actuator: Actuator) -> Result<(), Because> {
         match self.forbidden(view, actuator) {
             Some(because) => Err(because),
@@ -93,25 +94,25 @@ impl View<'_> {
         &self.guest.name
     }
 
-    /// What it has and never sees, as far as that is known.
+    /// Returns the memory that the guest has but never sees, as far as known.
     pub(super) fn unseen_bytes(&self) -> u64 {
         self.record.map_or(0, |record| record.unseen_bytes)
     }
 
-    /// What is known of its pages, when that is new enough, as they will be after the steps that
-    /// are drafted.
+    /// Returns the survey of its pages if it is recent enough, updated with the effect of the steps
+    /// drafted so far.
     pub(super) fn survey(&self) -> Result<&Survey, Because> {
         self.survey.as_deref().ok_or(Because::NotSurveyed)
     }
 
-    /// `action` is drafted: its pages will be as that leaves them.
+    /// Updates the survey with the effect of `action`, which was drafted.
     pub(super) fn note(&mut self, action: &Action) {
         if let Some(survey) = &mut self.survey {
             action.note(survey.to_mut());
         }
     }
 
-    /// As [`Vmm::takes_chunks`](crate::situation::Vmm::takes_chunks).
+    /// See [`Vmm::takes_chunks`](crate::situation::Vmm::takes_chunks).
     pub(super) fn takes_chunks(&self) -> bool {
         self.guest.vmm.takes_chunks()
     }

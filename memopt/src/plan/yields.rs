@@ -1,25 +1,26 @@
-//! What comes back to the host for what a balloon takes: not every page of a guest is there.
+//! What the host gets back for what a balloon takes: not every page of a guest is present.
 
 use super::view::View;
 use crate::situation::Balloon;
 
-/// What comes back for what a balloon takes.
+/// What the host gets back for what a balloon takes.
 ///
-/// A guest hands out free pages first, of which some (with free page reporting: nearly all) are
-/// holes already and bring nothing. Which of its free pages it takes is its own business: they are
-/// taken to be mixed.
+/// A guest hands out free pages first. Some of these (with free page reporting: nearly all) are
+/// already holes and return nothing. The guest decides which of its free pages it hands out; a mix
+/// is assumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Yield {
-    /// What the guest holds of the host.
+    /// Host memory that the guest holds.
     pub(super) held_bytes: u64,
-    /// What it could have and is not there.
+    /// Memory that the guest could use but that is not present.
     hole_bytes: u64,
-    /// What is free in it, by its own words, and no less than the holes.
+    /// Memory that the guest itself reports as free, at least the holes.
     free_bytes: u64,
 }
 
 impl Yield {
-    /// Of the guest of `view`. What it never sees is no hole among what its balloon takes.
+    /// Returns the yield of the guest of `view`. Memory that it never sees does not count as a
+    /// hole, because the balloon cannot take it.
     pub(super) fn of(view: &View<'_>, balloon: &Balloon) -> Self {
         let guest = view.guest;
         let has = guest.has_bytes(balloon).saturating_sub(view.unseen_bytes());
@@ -29,7 +30,7 @@ impl Yield {
         Self { held_bytes, hole_bytes, free_bytes: free.clamp(hole_bytes, has) }
     }
 
-    /// What comes back for `taken` bytes.
+    /// Returns the bytes that come back for `taken` bytes.
     pub(super) fn gain(&self, taken: u64) -> u64 {
         let gain = if taken <= self.free_bytes {
             let there = u128::from(self.free_bytes - self.hole_bytes);
@@ -41,7 +42,7 @@ impl Yield {
         gain.min(self.held_bytes)
     }
 
-    /// How much has to be taken for `gain` to come back.
+    /// Returns the bytes that have to be taken for `gain` bytes to come back.
     pub(super) fn taken_for(&self, gain: u64) -> u64 {
         let there = self.free_bytes - self.hole_bytes;
         if gain > there {
@@ -78,8 +79,8 @@ mod tests {
             let it = Yield { held_bytes: held, hole_bytes: hole, free_bytes: free.clamp(hole, hole + held) };
             let gain = (held as f64 * share) as u64;
             let back = it.gain(it.taken_for(gain));
-            // Rounded down twice; where nearly all that is free is a hole, a byte taken less is
-            // much less gained.
+            // Rounded down twice; where nearly all free memory is holes, taking a byte less loses
+            // far less than a byte of gain.
             prop_assert!(back <= gain && gain - back <= 1 + gain / 1_000_000, "{gain} {back}");
         }
     }

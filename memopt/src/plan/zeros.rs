@@ -1,4 +1,4 @@
-//! Pages of zeros go back to the host: no other guest is needed for that, and no ksmd.
+//! Returns pages of zeros to the host, which needs neither another guest nor ksmd.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use crate::units::signed;
 const DROPPING: Giving = Giving {
     actuator: Actuator::Zeros,
     reason: "their pages of zeros come back without merging",
-    // Splitting a huge page, and freeing what is zero of it: 430 us measured, with a quarter of it
-    // zeros (nested).
+    // Splitting a huge page and freeing its zero pages: 430 us measured, with a quarter of it zeros
+    // (nested).
     cpu_per_chunk: Duration::from_micros(450),
     action: |guest, chunks| Action::DropZeros { guest, chunks },
 };
 
 impl Context<'_> {
-    /// Guests give their zeros back, those with the most of them first, until the goal is met. What
-    /// comes after sees them as they will be then.
+    /// Drafts steps in which guests drop their zero pages until the goal is met, those with the
+    /// most first. The views are updated with the effect, for the decisions that follow.
     pub(super) fn zeros(
         &self,
         views: &mut [View<'_>],
@@ -34,7 +34,7 @@ impl Context<'_> {
         need: &mut Need,
         draft: &mut Draft,
     ) {
-        // What ksmd has no CPU time for keeps its huge pages.
+        // Chunks that ksmd has no CPU time for keep their huge pages.
         let paid = self.paid_chunks(views, domain);
         let find = |view: &View<'_>| self.zero_chunks(view, domain, paid.as_ref());
         DROPPING.draft(views.iter_mut(), find, need, draft, View::note);

@@ -1,4 +1,4 @@
-//! How it is told which of a guest's pages are written.
+//! How lighter detects which of a guest's pages are written.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,26 +8,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::one_of;
 
-/// How it is told which of a guest's pages are written. QEMU's `calc-dirty-rate` has the same
-/// choice: `page-sampling`, and `dirty-bitmap` or `dirty-ring`, between which a guest chooses here
-/// at its start.
+/// How lighter detects which of a guest's pages are written. QEMU's `calc-dirty-rate` offers the
+/// same choice: `page-sampling`, or `dirty-bitmap` and `dirty-ring`, between which a guest of
+/// lighter chooses when it starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activity {
-    /// A few pages of each 2 MiB are looked at twice: the guest notices nothing, and what it writes
-    /// in few places may be missed.
+    /// Reads a few pages of each 2 MiB twice and compares them. The guest is not affected, but
+    /// writes to only a few places may be missed.
     #[default]
     PageSampling,
-    /// KVM logs each page that is written in between: exact, and each first write to a page costs
-    /// the guest a fault meanwhile. Only of guests that lighter runs.
+    /// KVM logs each page that the guest writes between two reads. This is exact, but the first
+    /// write to each page costs the guest a fault. Only for guests that lighter runs.
     DirtyLog,
 }
 
 impl Activity {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 2] = [Self::PageSampling, Self::DirtyLog];
 
-    /// As it is written in files.
+    /// Returns the name used in files.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

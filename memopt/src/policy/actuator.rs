@@ -1,4 +1,4 @@
-//! The means by which memory is moved.
+//! The mechanisms that reclaim or return memory.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::one_of;
 
-/// A means by which memory is moved. What is benched, is benched by it.
+/// A mechanism that reclaims or returns memory. Each one is benched separately when it fails.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -17,27 +17,27 @@ use crate::units::one_of;
 pub enum Actuator {
     /// The guest's balloon.
     Balloon,
-    /// The kernel's samepage merging of single chunks.
+    /// KSM, the kernel's samepage merging, on single chunks.
     Merge,
-    /// Huge pages of single chunks.
+    /// Huge pages on single chunks.
     Huge,
-    /// Dropping pages that equal the guest's template.
+    /// Dropping pages that equal those of the guest's template.
     Template,
-    /// Giving pages of zeros back.
+    /// Returning pages of zeros to the host.
     Zeros,
     /// The host's hugetlb pools.
     Pool,
 }
 
-/// Which of them may be used.
+/// The actuators that may be used.
 pub type Actuators = BTreeSet<Actuator>;
 
 impl Actuator {
-    /// All of them, in the order of their names in files.
+    /// All actuators, in their order in files.
     pub const ALL: [Self; 6] =
         [Self::Balloon, Self::Merge, Self::Huge, Self::Template, Self::Zeros, Self::Pool];
 
-    /// As it is written in files.
+    /// Returns the name used in files.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The file of a policy: TOML.
+//! Reads a policy file (TOML).
 
 use toml::de::DeValue;
 
@@ -9,19 +9,20 @@ use super::sections::{HugePolicy, MergePolicy, Policy, PoolPolicy};
 use crate::settings::{self, Fault, Fields, SettingsError};
 use crate::units::{MIB, Size, parse_size, shortened};
 
-/// The most `[[guest]]` tables.
+/// The largest number of `[[guest]]` tables.
 pub const RULES_MAX: usize = 1024;
 
 impl Policy {
-    /// Reads `text`, the content of the file that is called `file_name` in messages.
+    /// Parses `text`, the content of the file that messages call `file_name`.
     ///
-    /// All is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`, `[pain]`,
-    /// `[merge]`, `[huge]`, `[pools]`, and `[[guest]]`. `[[schedule]]` is left to who reads
-    /// schedules.
+    /// Everything is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`,
+    /// `[pain]`, `[merge]`, `[huge]`, `[pools]`, and `[[guest]]`. `[[schedule]]` is ignored here;
+    /// `crate::schedule` reads it.
     ///
     /// # Errors
-    /// With file, line and field: what is no TOML, has unknown fields, values of another kind or
-    /// out of range, or such that contradict each other.
+    /// If the text is not valid TOML, or has unknown or retired fields, values of the wrong type or
+    /// out of range, or values that contradict each other. The error names the file, the line and
+    /// the field.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, SettingsError> {
         settings::read(text, file_name, read)
     }
@@ -132,7 +133,7 @@ fn read_rule(mut it: Fields<'_, '_>) -> Result<GuestRule, Fault> {
     Ok(rule)
 }
 
-/// The name or number of a user.
+/// Parses the name or number of a user.
 fn user(text: &str) -> Result<String, String> {
     match text.is_empty() || text.len() > 256 {
         true => {
@@ -142,8 +143,7 @@ fn user(text: &str) -> Result<String, String> {
     }
 }
 
-/// The most that a guest may have. With less than this no kernel runs, and a unit is likely to be
-/// missing.
+/// Parses a guest's maximum. Below 4 MiB no kernel runs; the unit is probably missing.
 fn limit(text: &str) -> Result<u64, String> {
     let least = 4 * MIB;
     match parse_size(text)? {
@@ -152,7 +152,7 @@ fn limit(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A name, or `false` for none.
+/// Reads a merge domain: a name, or `false` for none.
 fn read_domain(it: &mut Fields<'_, '_>) -> Result<Option<DomainRule>, Fault> {
     let key = "merge-domain";
     match it.get(key).map(|value| value.get_ref()) {

@@ -1,4 +1,4 @@
-//! How much is to be taken: the goal of a plan.
+//! The goal of a plan: how much memory to take from guests.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,50 +9,50 @@ use serde::{Deserialize, Serialize};
 use crate::situation::Host;
 use crate::units::{Share, Size, parse_share, parse_size, shortened, signed};
 
-/// How much memory a run is to give back to the host. It bounds what is *taken*: guests in pain,
-/// and a host that is short, get what they need whatever the goal says.
+/// How much memory a run should return to the host. The goal bounds only what is *taken*: guests in
+/// pain, and a host short of memory, get what they need whatever the goal says.
 ///
 /// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON
 /// alike.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Goal {
-    /// Give this many bytes back, however many are free already. What has been verified is taken
-    /// off by [`Goal::less`].
+    /// Return this many bytes, however many are free already. [`Goal::less`] subtracts what has
+    /// been verified.
     Free(u64),
-    /// Have this share of the host's memory available, 0 to 1.
+    /// Keep this share of the host's memory available, from 0 to 1.
     Keep(f64),
-    /// Take whatever nobody needs.
+    /// Take all memory that no guest needs.
     MaxDensity,
 }
 
-/// A text that is no goal.
+/// Why a text is not a valid goal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GoalError {
-    /// Its words are none that are known.
+    /// The text has none of the three forms.
     #[error("`{text}` is no goal: write `free 8GiB`, `keep 15% headroom` or `max density`")]
     Unknown {
-        /// The beginning of it.
+        /// The beginning of the text.
         text: String,
     },
-    /// Its amount is none.
+    /// The amount is not a valid size or share.
     #[error("{cause}")]
     Amount {
         /// What is wrong with the amount.
         cause: String,
     },
-    /// It asks for nothing, or for all there is.
+    /// The goal asks for nothing, or for almost all memory.
     #[error("`{text}` is no goal that can be reached: {cause}")]
     Impossible {
-        /// The beginning of it.
+        /// The beginning of the text.
         text: String,
-        /// Why not.
+        /// Why the goal cannot be reached.
         cause: &'static str,
     },
 }
 
 impl Goal {
-    /// The bytes that `host` still lacks; absent when there is no such limit.
+    /// Returns the bytes that `host` still lacks; `None` if the goal has no such limit.
     #[must_use]
     pub fn lacking_bytes(self, host: &Host) -> Option<u64> {
         match self {
@@ -65,8 +65,8 @@ impl Goal {
         }
     }
 
-    /// What is left of it once `returned_bytes` have been verified. Only a goal in bytes is used
-    /// up; one that memory was given for grows.
+    /// Returns the rest of the goal once `returned_bytes` have been verified. Only a goal in bytes
+    /// shrinks; a negative number (memory given to guests) makes it grow.
     #[must_use]
     pub fn less(self, returned_bytes: i64) -> Self {
         match self {
@@ -112,7 +112,7 @@ impl TryFrom<String> for Goal {
     type Error = GoalError;
 
     fn try_from(text: String) -> Result<Self, GoalError> {
-        // A goal whose bytes have all been verified.
+        // A goal whose bytes have all been verified; `parse` refuses 0.
         if text == "free 0 B" { Ok(Self::Free(0)) } else { text.parse() }
     }
 }
@@ -121,7 +121,7 @@ impl From<Goal> for String {
     fn from(goal: Goal) -> Self {
         match goal {
             Goal::Free(0) => "free 0 B".to_owned(),
-            // To the byte, which `Display` is not.
+            // Exact to the byte; `Display` rounds.
             Goal::Free(bytes) => format!("free {bytes}"),
             Goal::Keep(share) => format!("keep {}% headroom", share * 100.0),
             Goal::MaxDensity => "max density".to_owned(),

@@ -1,4 +1,4 @@
-//! What holds for one guest, after all rules that match it.
+//! The limits of one guest, combined from all rules that match it.
 
 use super::actuator::Actuators;
 use super::rule::{DomainRule, GuestRule, PRIORITY};
@@ -6,32 +6,32 @@ use super::sections::Policy;
 use crate::situation::Guest;
 use crate::units::part;
 
-/// What holds for one guest.
+/// The limits of one guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestLimits {
-    /// What it never gets less than: `min`, or the policy's floor.
+    /// The guest never gets less than this: `min`, or the policy's floor.
     pub floor_bytes: u64,
-    /// What it never gets more than: `max`, or all its RAM.
+    /// The guest never gets more than this: `max`, or all its RAM.
     pub max_bytes: u64,
-    /// Its weight.
+    /// The guest's weight when the host is short of memory.
     pub priority: u32,
-    /// Whether a rule would give it a merge domain, and does not for want of `user`: anybody could
-    /// start a guest of that name.
+    /// Whether a rule names a merge domain for the guest but does not apply because it lacks
+    /// `user`: any user could start a guest of that name.
     pub lacks_user: bool,
-    /// Whether a rule would give it anything else, and does not for want of `user`.
+    /// Whether a rule grants the guest anything else but does not apply because it lacks `user`.
     pub is_denied: bool,
-    /// The guests that it may share pages with.
+    /// The merge domain, whose guests may share pages with this one.
     pub merge_domain: Option<String>,
-    /// Whether anything may be taken from it.
+    /// Whether memory may be taken from the guest.
     pub take: bool,
-    /// Whether anything may be done to it.
+    /// Whether lighter may optimize the guest's memory at all.
     pub optimize: bool,
-    /// By what.
+    /// The actuators that may be used on the guest.
     pub actuators: Actuators,
 }
 
 impl Policy {
-    /// What holds for `guest`.
+    /// Returns the limits of `guest`.
     #[must_use]
     pub fn limits(&self, guest: &Guest) -> GuestLimits {
         let mut said = GuestRule::default();

@@ -1,10 +1,10 @@
-//! What the operator wants: a preset (`safe`, `balanced`, `dense`), numbers that differ from it,
-//! and limits for single guests.
+//! The operator's policy: a preset (`safe`, `balanced`, `dense`), numbers that differ from it, and
+//! limits for single guests.
 //!
-//! [`Policy::parse`] reads TOML; every number of every preset is in `numbers.rs`, with where it
-//! comes from in the documentation of the fields here. A policy is plain data: [`crate::plan`] does
-//! what it says. It depends on [`crate::situation`], [`crate::settings`], [`crate::units`] and
-//! [`crate::labels`] alone. Start reading at [`Policy`].
+//! [`Policy::parse`] reads TOML. The values of every preset are in `numbers.rs`; the documentation
+//! of the fields in `sections.rs` gives their meaning and sources. A policy is plain data, which
+//! [`crate::plan`] carries out. It depends on [`crate::situation`], [`crate::settings`],
+//! [`crate::units`] and [`crate::labels`] alone. Start reading at [`Policy`].
 
 mod activity;
 mod actuator;

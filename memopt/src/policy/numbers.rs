@@ -1,4 +1,4 @@
-//! The numbers of each preset. What they mean and where they come from is said in `sections.rs`.
+//! The values of each preset. `sections.rs` documents their meaning and sources.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::labels::Selector;
 use crate::units::MIB;
 
 impl Preset {
-    /// One of three values: safe, balanced, dense.
+    /// Picks the preset's value from those for safe, balanced and dense.
     fn of<T>(self, values: [T; 3]) -> T {
         let [safe, balanced, dense] = values;
         match self {
@@ -23,7 +23,7 @@ impl Preset {
         }
     }
 
-    /// The policy that says nothing else.
+    /// Returns the preset's policy, without any changes.
     #[must_use]
     pub fn policy(self) -> Policy {
         Policy {
@@ -109,7 +109,7 @@ const fn minutes(count: u64) -> Duration {
 }
 
 impl Default for Policy {
-    /// The preset `balanced`.
+    /// Returns the policy of the preset `balanced`.
     fn default() -> Self {
         Preset::default().policy()
     }

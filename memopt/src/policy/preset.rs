@@ -1,4 +1,4 @@
-//! The presets that a policy begins from; their numbers are in `numbers.rs`.
+//! The presets that a policy starts from; their values are in `numbers.rs`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::one_of;
 
-/// What a policy begins from.
+/// The defaults that a policy starts from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
-    /// Only what no guest notices: large reserves, small steps, no merging.
+    /// Only what guests do not notice: large reserves, small steps, no merging.
     Safe,
-    /// What peers do by default, and merging within the domains that the operator named.
+    /// The defaults of comparable systems, plus merging within the domains that the operator named.
     #[default]
     Balanced,
-    /// As many guests as fit: small reserves, everything allowed, all the time.
+    /// As many guests as fit: small reserves, all actuators, all the time.
     Dense,
 }
 
 impl Preset {
-    /// All of them.
+    /// All presets.
     pub const ALL: [Self; 3] = [Self::Safe, Self::Balanced, Self::Dense];
 
-    /// As it is written in files.
+    /// Returns the name used in files.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,15 +1,15 @@
-//! Keys that a policy had once, and what has taken their place.
+//! Retired policy keys, and what replaced them.
 
 use std::fmt;
 
 use crate::settings::{Fault, Fields};
 
-/// What decides instead of a key that is gone.
+/// What replaced a retired key.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Instead {
-    /// The preset.
+    /// The preset decides the value.
     Preset,
-    /// Nothing: the same holds for every policy.
+    /// The value is fixed, the same for every policy.
     Fixed,
     /// Another key.
     Key(&'static str),
@@ -17,7 +17,7 @@ pub(super) enum Instead {
 
 use Instead::{Fixed, Key, Preset};
 
-/// Of one table: the key, and what has taken its place.
+/// The retired keys of one table, each with its replacement.
 pub(super) type Retired = &'static [(&'static str, Instead)];
 
 pub(super) const HOST: Retired = &[
@@ -62,8 +62,8 @@ pub(super) const HUGE: Retired = &[("hot-written", Fixed), ("chunks-max", Preset
 
 pub(super) const VERIFY: Retired = &[("enough", Fixed), ("tries", Fixed), ("bench", Fixed)];
 
-/// Refuses the keys that a table had once: says of the first in the file what to write instead, and
-/// which others there are.
+/// Refuses retired keys in a table. The error says what to write instead of the first one in the
+/// file, and lists the others.
 pub(super) fn refuse(table: &Fields<'_, '_>, retired: Retired) -> Result<(), Fault> {
     let written = retired.iter().filter(|(key, _)| table.is_written(key));
     let mut written: Vec<_> =
@@ -88,7 +88,7 @@ impl fmt::Display for Instead {
     }
 }
 
-/// All of them, with their tables.
+/// All retired keys, by table.
 #[cfg(test)]
 pub(super) const ALL: [(&str, Retired); 6] = [
     ("host", HOST),

@@ -1,9 +1,9 @@
-//! What is said of single guests: `[[guest]]` of a policy. What comes of all rules together is in
-//! `limits.rs`.
+//! Rules for single guests: `[[guest]]` of a policy. `limits.rs` combines all rules that match a
+//! guest.
 //!
-//! A user of the host chooses the name of a guest that another program runs when he starts it. So
-//! for such a guest a rule that does not say `user` only restricts: what it forbids holds for each
-//! guest that claims the name, and what it would give it does not.
+//! Any user of the host can choose the name of a guest that another VMM runs. So for such a guest a
+//! rule without `user` only restricts: its restrictions hold for each guest that claims the name,
+//! and what it grants does not apply.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,47 +15,48 @@ use crate::labels::LabelTest;
 use crate::situation::Guest;
 use crate::units::shortened;
 
-/// The priority of a guest of which nothing is said.
+/// The priority of a guest without one.
 pub(super) const PRIORITY: u32 = 100;
 
-/// What is said of the guests that match.
+/// A rule for the guests that match it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestRule {
-    /// `name`: which guests, by their name; all when absent.
+    /// `name`: the guests with a matching name; all if absent.
     pub name: Option<NamePattern>,
-    /// `label`: and by their labels, all of which must hold.
+    /// `label`: only guests whose labels meet all these conditions.
     pub labels: Vec<LabelTest>,
-    /// `user`: and by whose processes they are, by name or number. Without it nothing is given to
-    /// guests of other programs, which choose their names themselves.
+    /// `user`: only guests whose process belongs to this user, given by name or number. Without it
+    /// the rule grants nothing to guests of other VMMs, whose users choose the names.
     pub user: Option<String>,
-    /// `min`: it keeps at least so much.
+    /// `min`: the guest keeps at least this much, in bytes.
     pub min_bytes: Option<u64>,
-    /// `max`: it gets at most so much.
+    /// `max`: the guest gets at most this much, in bytes.
     pub max_bytes: Option<u64>,
-    /// `priority`: its weight when the host is short, 1 to 10,000; 100 by default.
+    /// `priority`: the guest's weight when the host is short of memory, 1 to 10,000; 100 by
+    /// default.
     pub priority: Option<u32>,
-    /// `merge-domain`: instead of what it was started with.
+    /// `merge-domain`: replaces the domain that the guest was started with.
     pub merge_domain: Option<DomainRule>,
-    /// `take`: `false` takes nothing from it and leaves its pages as they are; what it needs it
-    /// gets.
+    /// `take`: `false` takes no memory from the guest and leaves its pages as they are; it still
+    /// gets the memory that it needs.
     pub take: Option<bool>,
-    /// `optimize`: `false` leaves it alone.
+    /// `optimize`: `false` leaves the guest alone.
     pub optimize: Option<bool>,
-    /// `actuators`: what may be used on it, of what may be used at all.
+    /// `actuators`: those that may be used on the guest, out of the policy's `actuators`.
     pub actuators: Option<Actuators>,
 }
 
-/// Which guests may share pages with one.
+/// The guests that may share pages with a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DomainRule {
-    /// None: its pages are its own. Written as `false`.
+    /// No other guest. Written as `false`.
     Own,
-    /// Those of this domain.
+    /// The guests of this merge domain.
     Named(String),
 }
 
-/// A name, or many: one `*` stands for any letters.
+/// A guest's name, or a pattern in which one `*` stands for any text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NamePattern {
@@ -64,8 +65,8 @@ pub struct NamePattern {
 }
 
 impl GuestRule {
-    /// Whether it speaks of `guest`: by the name that it claims, whatever it is called to tell it
-    /// from others.
+    /// Returns whether the rule matches `guest`. It compares the name that the guest claims, not
+    /// the name that lighter made unique.
     #[must_use]
     pub fn matches(&self, guest: &Guest) -> bool {
         self.name.as_ref().is_none_or(|name| name.matches(guest.claimed_name()))
@@ -89,8 +90,8 @@ impl GuestRule {
         }
     }
 
-    /// Takes in what of `later` forbids, and takes away. Whether there is more in it, which would
-    /// give.
+    /// Applies only the restrictions of `later`. Returns whether `later` would also grant
+    /// something.
     pub(super) fn restrict(&mut self, later: &Self) -> bool {
         if later.optimize == Some(false) {
             self.optimize = later.optimize;
@@ -103,8 +104,8 @@ impl GuestRule {
             self.actuators = Some(all.intersection(fewer).copied().collect());
         }
         if later.merge_domain.is_some() {
-            // A domain of that name is not given, and one that was given before is not meant any
-            // more.
+            // The rule does not grant the domain that it names, and the domain granted before no
+            // longer applies.
             self.merge_domain = later.merge_domain.clone().filter(|it| *it == DomainRule::Own);
         }
         let least = |own: Option<u64>, other: u64| own.map_or(other, |own| own.min(other));
@@ -116,7 +117,7 @@ impl GuestRule {
 }
 
 impl NamePattern {
-    /// Whether it means the guest of this name.
+    /// Returns whether the pattern matches the name.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         match &self.after {

@@ -1,4 +1,4 @@
-//! Policies as operators write them, well and badly.
+//! Valid and invalid policy files.
 
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ fn every_field_is_read() {
     assert_eq!(again, policy);
 }
 
-/// Each key of [`FULL`] changes something: none is read and forgotten.
+/// Each key of [`FULL`] changes something: none is parsed and then ignored.
 #[test]
 fn no_key_is_without_effect() {
     let whole = Policy::parse(FULL, "f").expect("a policy");
@@ -140,7 +140,7 @@ fn keys_of_yesterday_are_refused_with_what_to_write_instead() {
 fn every_key_of_the_file_is_known() {
     let policy = serde_json::to_value(Policy::default()).expect("JSON");
     for key in policy.as_object().expect("an object").keys() {
-        // Rules are written one by one.
+        // Each rule is its own `[[guest]]` table.
         let key = if key == "guests" { "guest" } else { key };
         let said = Policy::parse(&format!("{key} = 0"), "f").expect_err(key).to_string();
         assert!(!said.contains("no such field"), "{said}");
@@ -169,7 +169,7 @@ fn nothing_said_is_the_balanced_preset() {
     assert_eq!(Policy::parse(schedules, "f").expect("not ours"), Policy::default());
 }
 
-/// `text` is refused with `place` and, somewhere, `word`.
+/// Asserts that `text` is refused with an error that contains `place` and `word`.
 #[track_caller]
 fn refused(text: &str, place: &str, word: &str) {
     let said = Policy::parse(text, "lighter.toml").expect_err(text).to_string();
@@ -257,8 +257,8 @@ fn later_rules_speak_last_and_only_of_what_they_say() {
     assert_eq!(policy.limits(&batch).merge_domain, None);
 }
 
-/// A guest that a process of user 1000 says is called `name`, as it is called beside others that
-/// do.
+/// A guest that a process of user 1000 claims is called `name`, with the suffix that distinguishes
+/// it from others that claim the same name.
 fn claims(name: &str, pid: u32) -> Guest {
     let user = Some(User { uid: 1000, name: Some("bob".to_owned()) });
     Guest { vmm: Vmm::Qemu, pid, user, ..guest(name, 16 * GIB) }
@@ -287,7 +287,7 @@ fn what_forbids_holds_for_every_guest_that_claims_the_name() {
         assert_eq!(limits.actuators, [Actuator::Balloon, Actuator::Huge].into());
         assert!(!limits.is_denied, "nothing would have been given");
     }
-    // What is not the mark that tells guests apart is part of the name.
+    // A suffix other than the one that distinguishes guests is part of the name.
     assert!(policy.limits(&claims("untouchable@1234", 5)).optimize);
 }
 
@@ -323,7 +323,8 @@ fn a_name_alone_gives_a_guest_of_another_program_nothing() {
     assert_eq!((denied.floor_bytes, denied.max_bytes), (part(GIB, 0.25), GIB));
     assert_eq!((denied.priority, denied.merge_domain), (50, None));
     assert_eq!(denied.actuators, [Actuator::Balloon].into());
-    // Another user's is not meant, and a guest of ours is told by its name.
+    // A guest of another user does not match, and a guest of lighter is identified by its name
+    // alone.
     let other = policy("user = \"libvirt-qemu\"").limits(&claims("db-1", 7));
     assert_eq!((other.priority, other.is_denied, other.lacks_user), (50, false, false));
     let ours = policy("").limits(&guest("db-1", 16 * GIB));

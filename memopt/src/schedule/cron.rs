@@ -1,4 +1,4 @@
-//! Cron expressions: five fields, or `@daily` and the like, in a time zone.
+//! Cron expressions: five fields, or a nickname such as `@daily`, in a time zone.
 
 use std::fmt;
 
@@ -9,15 +9,15 @@ use super::zone::Zone;
 
 /// The longest expression, in bytes.
 const TEXT_BYTES_MAX: usize = 128;
-/// Where the search whether an expression ever comes true begins: 2024-01-01, a leap year.
+/// Where the check that an expression ever matches starts: 2024-01-01, a leap year.
 const LEAP_YEAR: u64 = 1_704_067_200;
 
-/// A cron expression and the time zone in which it is meant.
+/// A cron expression and its time zone.
 ///
-/// Its times are Unix times of whole minutes. Where the clock on the wall is put forward, a time of
-/// day that is left out (`30 2 * * *`) comes at the first instant after the gap, and those of an
-/// interval (`*/10 * * * *`) are left out. Where it is put back, a time of day comes once, the
-/// first time; an interval goes on through both hours.
+/// Its times are Unix times of whole minutes. When local time is set forward, a time of day in the
+/// gap (`30 2 * * *`) moves to the first instant after it, and the times of an interval
+/// (`*/10 * * * *`) in the gap are omitted. When local time is set back, a time of day occurs once,
+/// the first time; an interval continues through both hours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cron {
     text: String,
@@ -25,32 +25,32 @@ pub struct Cron {
     zone: Zone,
 }
 
-/// What is wrong with a cron expression.
+/// Why a cron expression is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CronError {
-    /// It cannot be understood.
+    /// The expression cannot be parsed.
     #[error(
         "`{text}` is no cron expression (minute hour day month weekday, as \"30 2 * * 1-5\"): {cause}"
     )]
     Malformed {
-        /// As it was written.
+        /// The expression as written.
         text: String,
-        /// What the parser says.
+        /// The parser's message.
         cause: String,
     },
-    /// There is no such day.
+    /// No date ever matches.
     #[error("`{text}` never comes: there is no such day")]
     Never {
-        /// As it was written.
+        /// The expression as written.
         text: String,
     },
 }
 
 impl Cron {
-    /// Reads an expression that is meant in `zone`.
+    /// Parses an expression in time zone `zone`.
     ///
     /// # Errors
-    /// It has not five fields, a field is out of its range, or no day is ever like that.
+    /// If it does not have five fields, a field is out of range, or no date ever matches.
     pub fn parse(text: &str, zone: Zone) -> Result<Self, CronError> {
         let shown = || text.chars().take(TEXT_BYTES_MAX).collect::<String>();
         let malformed = |cause: String| CronError::Malformed { text: shown(), cause };
@@ -68,8 +68,8 @@ impl Cron {
         }
     }
 
-    /// The first time after `unix_seconds`, in Unix seconds; absent when there is none that a
-    /// calendar knows.
+    /// Returns the first time after `unix_seconds`, in Unix seconds; `None` if the calendar ends
+    /// before that.
     #[must_use]
     pub fn after(&self, unix_seconds: u64) -> Option<u64> {
         let begin = Timestamp::from_second(i64::try_from(unix_seconds).ok()?).ok()?;
@@ -79,7 +79,7 @@ impl Cron {
         (found > unix_seconds).then_some(found)
     }
 
-    /// The last time that is not after `unix_seconds`.
+    /// Returns the last time at or before `unix_seconds`.
     #[must_use]
     pub fn until(&self, unix_seconds: u64) -> Option<u64> {
         let end = Timestamp::from_second(i64::try_from(unix_seconds).ok()?).ok()?;
@@ -100,9 +100,9 @@ impl fmt::Display for Cron {
 struct Field {
     name: &'static str,
     range: &'static str,
-    /// What may stand for a number.
+    /// Words that may be used instead of a number.
     words: &'static [&'static str],
-    /// What a number may have behind it.
+    /// The suffix that a number may have.
     mark: Option<char>,
 }
 
@@ -116,8 +116,8 @@ impl Field {
         Self { name, range, words, mark }
     }
 
-    /// Refuses what means nothing in this field. The parser takes much of it for something else:
-    /// `SUN5` for a Friday, a list with nothing between two commas for one that is shorter.
+    /// Refuses text without a meaning in this field. The parser would accept much of it with
+    /// another meaning: `SUN5` as Friday, or an empty list item as a shorter list.
     fn check(&self, text: &str) -> Result<(), String> {
         let is_weekday = self.name == "weekday";
         let list = text.strip_prefix('+').filter(|_| is_weekday).unwrap_or(text);
@@ -133,7 +133,8 @@ impl Field {
         Ok(())
     }
 
-    /// Whether a part of a list looks like one: `*`, `5`, `mon-fri`, `10-40/5`, `15W`, `fri#2`.
+    /// Returns whether a part of a list has a valid form: `*`, `5`, `mon-fri`, `10-40/5`, `15W`,
+    /// `fri#2`.
     fn takes(&self, part: &str) -> bool {
         let (range, step) = part.split_once('/').map_or((part, "1"), |split| split);
         let is_range = match (range.split_once('-'), range.split_once('#')) {
@@ -167,10 +168,10 @@ const FIELDS: [Field; 5] = [
     Field::new("month", "1 to 12", &MONTHS, None),
     Field::new("weekday", "0 to 7", &WEEKDAYS, Some('L')),
 ];
-/// What stands for an expression.
+/// Nicknames that replace an expression.
 const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
 
-/// Refuses what the parser would take for something else.
+/// Refuses text that the parser would misinterpret.
 fn check(text: &str) -> Result<(), String> {
     let fields: Vec<&str> = text.split_whitespace().collect();
     if text.trim().starts_with('@') {
@@ -184,7 +185,7 @@ fn check(text: &str) -> Result<(), String> {
     fields.into_iter().zip(&FIELDS).try_for_each(|(text, field)| field.check(text))
 }
 
-/// What is wrong, with the field in which it is, when one is wrong by itself.
+/// Returns the parser's message, naming the field if one field alone is wrong.
 fn cause(parser: &CronParser, text: &str, error: &croner::errors::CronError) -> String {
     let wrong_alone = |(index, (text, field)): (usize, (&str, &Field))| {
         let mut alone = ["*"; FIELDS.len()];
@@ -196,7 +197,7 @@ fn cause(parser: &CronParser, text: &str, error: &croner::errors::CronError) -> 
     found.unwrap_or_else(|| lower_case(error))
 }
 
-/// The parser's sentence as part of ours.
+/// Formats the parser's sentence as part of a message of lighter.
 fn lower_case(error: &croner::errors::CronError) -> String {
     let text = error.to_string();
     let text = text.trim_end_matches('.');
@@ -211,7 +212,8 @@ mod tests {
 
     use super::*;
 
-    /// As in Paris: forward on the last Sunday of March at 02:00, back on that of October at 03:00.
+    /// The rules of Paris: forward on the last Sunday of March at 02:00, back on that of October at
+    /// 03:00.
     const PARIS: &str = "CET-1CEST,M3.5.0,M10.5.0/3";
 
     fn unix(utc: &str) -> u64 {
@@ -222,7 +224,7 @@ mod tests {
         Cron::parse(text, Zone::posix(PARIS)).unwrap()
     }
 
-    /// The times of `cron` from one time to another, the first left out and the last let in.
+    /// The times of `cron` from one time to another, excluding the first and including the last.
     fn times(cron: &Cron, from: &str, to: &str) -> Vec<String> {
         let next = |at: &u64| cron.after(*at);
         let all = std::iter::successors(next(&unix(from)), next);
@@ -342,7 +344,7 @@ mod tests {
         ])
     }
 
-    /// What looks like an expression and need not be one.
+    /// Text similar to an expression, valid or not.
     fn nearly_expressions() -> impl Strategy<Value = String> {
         let minute = "[*](/[1-9]{1,2})?|[0-5]?[0-9]([-,][0-6][0-9]){0,2}|[LW?]";
         let hour = "[*](/[1-9])?|1?[0-9]([-,]2[0-4])?|MON";
@@ -357,7 +359,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever somebody writes is refused, or has a time, and the next one after it.
+        /// Any text is refused, or has a time and a next one after it.
         #[test]
         fn no_expression_makes_it_panic(text in nearly_expressions(), at in 0_u64..4_000_000_000) {
             if let Ok(cron) = Cron::parse(&text, Zone::posix(PARIS)) {
@@ -367,8 +369,7 @@ mod tests {
             }
         }
 
-        /// Forwards and backwards agree, also on the days on which the clock on the wall is
-        /// changed.
+        /// Forward and backward searches agree, also on days with a change of local time.
         #[test]
         fn the_last_time_is_the_one_with_no_other_behind_it(
             text in expressions(),

@@ -1,4 +1,4 @@
-//! One schedule: when, for how long, how much, what for and for whom.
+//! One schedule: its times, window, budget, goal and guests.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,45 +9,45 @@ use crate::labels::Selector;
 /// One `[[schedule]]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
-    /// What it is called: one schedule's only.
+    /// The schedule's name, unique in the file.
     pub name: String,
-    /// When it is due.
+    /// When the schedule is due.
     pub cron: Cron,
-    /// How long after it was due it may work. Work that begins late ends all the same.
+    /// How long after its due time a run may work. A run that begins late still ends at that time.
     pub window: Duration,
-    /// How much it may use.
+    /// What a run may use.
     pub budget: Budget,
-    /// What it is for.
+    /// The goal of its runs.
     pub goal: GoalText,
-    /// The guests it is for.
+    /// The guests to optimise.
     pub guests: Selector,
-    /// Whether it is ever due.
+    /// Whether the schedule is in use; a disabled one is never due.
     pub enabled: bool,
-    /// What becomes of it when something else runs when it is due.
+    /// What happens if another run is under way when it is due.
     pub overlap: Overlap,
-    /// What becomes of it when nobody was there when it was due.
+    /// What happens if no scheduler ran when it was due.
     pub missed: Missing,
 }
 
-/// How much of the host the kernel's merging thread (ksmd) may use in one run. What is absent is
-/// left to the policy.
+/// How much of the host the kernel's merging thread (ksmd) may use in one run. The policy decides
+/// absent values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Share of one CPU, in percent (1 to 100).
     pub cpu_percent: Option<u8>,
-    /// Pages of 4 KiB that are looked at in a second.
+    /// Pages of 4 KiB that ksmd may scan per second.
     pub pages_per_second: Option<u32>,
-    /// CPU time in all, in seconds.
+    /// Total CPU time, in seconds.
     pub cpu_seconds: Option<u32>,
 }
 
-/// A goal as it was written, such as `free 8GiB`, `max density` or `keep 15% headroom`. Whoever
-/// reads a file says what is a goal.
+/// A goal as written, such as `free 8GiB`, `max density` or `keep 15% headroom`. The caller of
+/// `read` validates it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GoalText(pub(crate) String);
 
 impl GoalText {
-    /// The goal as it was written.
+    /// Returns the goal as written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -60,27 +60,27 @@ impl fmt::Display for GoalText {
     }
 }
 
-/// What becomes of a schedule that is due while another run is under way: there is one run at a
-/// time on a host.
+/// What happens to a schedule that is due while another run is under way: a host has one run at a
+/// time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Overlap {
-    /// It runs after that, as long as its own window lasts.
+    /// It runs after the other run, if its own window is still open.
     #[default]
     Queue,
     /// It does not run this time.
     Skip,
 }
 
-/// What becomes of a schedule that was due while nobody was there: the node was down, the host
-/// slept, or its clock was put forward.
+/// What happens to a schedule that was due while no scheduler ran: the node was down, the host
+/// slept, or its clock was set forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Missing {
     /// It does not run this time.
     #[default]
     Skip,
-    /// It runs as soon as somebody is there again, once, if that is soon enough.
+    /// It runs once, as soon as the scheduler runs again, if that is soon enough.
     CatchUp {
-        /// How late it may begin.
+        /// The longest delay with which it may still begin.
         within: Duration,
     },
 }

@@ -1,4 +1,4 @@
-//! Schedules as they are written: the `[[schedule]]` tables of `lighter.toml`.
+//! Reads schedules from the `[[schedule]]` tables of `lighter.toml`.
 //!
 //! ```toml
 //! [[schedule]]
@@ -23,23 +23,23 @@ use crate::labels::Selector;
 use crate::settings::{self, Fault, Fields, SettingsError};
 use crate::units::{Span, one_of, parse_duration, parse_share, shortened};
 
-/// Most schedules of one host.
+/// The most schedules of one host.
 pub const SCHEDULES_MAX: usize = 64;
 
-/// The longest name and the longest goal, in bytes.
+/// The longest name, in bytes; below it, the longest goal.
 const NAME_BYTES_MAX: usize = 48;
 const GOAL_BYTES_MAX: usize = 128;
-/// How long a window is where nothing is said.
+/// The length of a window by default.
 const WINDOW: Duration = Duration::from_secs(3600);
-/// What it may be, in seconds.
+/// The valid lengths of a window, in seconds.
 const WINDOW_SECONDS: std::ops::RangeInclusive<u64> = 60..=7 * 86_400;
 
-/// Reads the schedules in `text`, the content of a file called `file` in messages. Other tables are
-/// somebody else's to read; `check_goal` says what is wrong with a goal.
+/// Parses the schedules in `text`, the content of the file that messages call `file`. Other tables
+/// are ignored here. `check_goal` validates a goal.
 ///
 /// # Errors
-/// The first thing that is wrong, with file, line and field: with TOML itself, a field that nobody
-/// knows or that is missing, a value out of its range, a name that is taken, or too many schedules.
+/// The first error, with its file, line and field: invalid TOML, an unknown or missing field, a
+/// value out of range, a name that is not unique, or too many schedules.
 pub fn read(
     text: &str,
     file: &str,
@@ -60,7 +60,7 @@ pub fn read(
     })
 }
 
-/// Reads one schedule.
+/// Parses one schedule.
 fn one(
     it: &mut Fields<'_, '_>,
     check_goal: impl Fn(&str) -> Result<(), String>,

@@ -1,8 +1,8 @@
-//! When the memory of a host is optimised by itself: schedules, and what decides by them.
+//! When lighter optimises a host's memory automatically: schedules, and the scheduler.
 //!
-//! [`read`] makes [`Schedule`]s of the `[[schedule]]` tables of `lighter.toml`; [`Scheduler`] is
-//! told what time it is and says what is due, what was missed and what has to end. It holds no
-//! clock, no timer and no file: whoever drives it does (ADR 18).
+//! [`read`] parses [`Schedule`]s from the `[[schedule]]` tables of `lighter.toml`. [`Scheduler`] is
+//! given the time and returns which runs are due, which were missed and which must end. It has no
+//! clock, timer or file of its own; its caller does (ADR 18).
 //!
 //! It depends on [`crate::settings`], [`crate::units`] and [`crate::labels`] alone. Start reading
 //! at [`Scheduler`].

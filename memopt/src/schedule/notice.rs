@@ -1,4 +1,4 @@
-//! What the scheduler says: what is due, what was missed, what has to end.
+//! The scheduler's notices: runs that are due, were missed or must end.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Span;
 
-/// What a run was begun by.
+/// What started a run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trigger {
@@ -19,10 +19,10 @@ pub enum Trigger {
     Schedule {
         /// The schedule's name.
         name: String,
-        /// When it was due, in Unix seconds.
+        /// The due time, in Unix seconds.
         tick: u64,
     },
-    /// A guest's need of memory, which the node saw unasked.
+    /// A guest's need for memory, which the node detected on its own.
     Relief,
 }
 
@@ -36,80 +36,81 @@ impl fmt::Display for Trigger {
     }
 }
 
-/// One thing that the scheduler says.
+/// One notice of the scheduler.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Notice {
-    /// A run has to begin, now. Whoever carries it out says when it has ended
-    /// ([`super::Event::Ended`]), also when it could not begin.
+    /// A run must begin now. The caller reports its end ([`super::Event::Ended`]), also if it could
+    /// not begin.
     Due(Due),
-    /// A run has been refused to an operator: another one is under way.
+    /// An operator's run was refused: another one is under way.
     Busy {
-        /// What is under way.
+        /// The run under way.
         running: Trigger,
     },
     /// A schedule did not run when it was due.
     Missed(Missed),
-    /// A schedule is due while another run is under way, and waits for its turn.
+    /// A schedule is due while another run is under way, and is queued.
     Queued {
-        /// Its name.
+        /// The schedule's name.
         schedule: String,
-        /// When it was due, in Unix seconds.
+        /// The due time, in Unix seconds.
         tick: u64,
-        /// What is under way.
+        /// The run under way.
         running: Trigger,
     },
-    /// The window of the run that is under way is over: what has not begun is not begun. Said once.
+    /// The window of the current run is over: it must not begin further steps. Sent once per run.
     End(Trigger),
-    /// The host's clock was set while nobody looked.
+    /// The host's clock was set between two calls of the scheduler.
     ClockSet {
-        /// By how many seconds: forwards, or backwards if negative.
+        /// The change in seconds: forward, or back if negative.
         by_seconds: i64,
-        /// Schedules of which times that they have run at come again: the clock was wrong before,
-        /// by hours.
+        /// Schedules that may run again at times at which they already ran: the clock was wrong by
+        /// hours before.
         again: Vec<String>,
     },
-    /// Nobody looked at the time for this long: the host slept, or had no time for this process.
+    /// The scheduler was not called for this long: the host slept, or did not schedule this
+    /// process.
     Asleep(Duration),
 }
 
-/// A run that has to begin.
+/// A run that must begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Due {
-    /// What it is begun by.
+    /// What starts the run.
     pub trigger: Trigger,
-    /// How long after it was due this is.
+    /// How long ago the run was due.
     pub lag: Duration,
-    /// How long it may work; absent for an operator's, which has no window.
+    /// How long the run may work; absent for an operator's run, which has no window.
     pub window: Option<Duration>,
-    /// Whether it is late, and what for.
+    /// Whether the run is late, and why.
     pub punctuality: Punctuality,
 }
 
-/// Whether a run begins when it was due.
+/// Whether a run begins on time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Punctuality {
-    /// Within a minute.
+    /// Within a minute of its due time.
     OnTime,
-    /// Nobody was there when it was due.
+    /// The scheduler did not run when it was due.
     CaughtUp,
     /// Another run was under way when it was due.
     Queued,
 }
 
-/// Times at which a schedule did not run.
+/// The times at which a schedule did not run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missed {
-    /// Its name.
+    /// The schedule's name.
     pub schedule: String,
-    /// The first of them, in Unix seconds.
+    /// The first missed time, in Unix seconds.
     pub first: u64,
-    /// The last of them.
+    /// The last missed time, in Unix seconds.
     pub last: u64,
-    /// How many; at least as many where nobody looked for very long.
+    /// The number of missed times; a lower bound after a long absence.
     pub count: u64,
-    /// Why it did not run.
+    /// Why the schedule did not run.
     pub why: Lost,
 }
 
@@ -117,13 +118,13 @@ pub struct Missed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lost {
-    /// Nobody was there, and it was too late when somebody was.
+    /// The scheduler did not run, and was back too late to catch up.
     Absent,
-    /// It was due again before it could be caught up: it runs once.
+    /// The schedule was due again before it could catch up: it runs only once.
     Superseded,
-    /// Another run was under way, and it does not wait (`overlap = "skip"`).
+    /// Another run was under way, and the schedule does not queue (`overlap = "skip"`).
     Overlapped(Trigger),
-    /// Another run was under way until its window was over.
+    /// Another run was under way until the schedule's window was over.
     WindowOver,
 }
 
@@ -181,7 +182,7 @@ impl fmt::Display for Missed {
     }
 }
 
-/// A time as people and programs read it.
+/// Formats a time for people and programs.
 fn utc(unix_seconds: u64) -> String {
     let time = i64::try_from(unix_seconds).ok().and_then(|at| Timestamp::from_second(at).ok());
     time.map_or_else(|| format!("@{unix_seconds}"), |time| time.to_string())

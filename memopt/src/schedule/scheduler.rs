@@ -1,4 +1,4 @@
-//! What decides when a run begins and when it ends. See [`Scheduler`].
+//! Decides when runs begin and end. See [`Scheduler`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,60 +12,63 @@ use super::notice::{Due, Lost, Notice, Punctuality, Trigger};
 
 mod entry;
 
-/// The longest time between two looks at the clock.
+/// The longest time between two reads of the clock.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// More than this between two looks is worth a word.
+/// A longer time than this between two reads is reported.
 const ASLEEP: Duration = Duration::from_secs(150);
-/// A clock that differs by more than this from what it should show was set; plus a thousandth, as
-/// clocks are slewed by half of that.
+/// A clock that is off by more than this was set. A thousandth of the elapsed time is added, as
+/// clocks are slewed by up to half of that.
 const SET_SECONDS: i64 = 2;
-/// How far back a clock may be set without anything coming again: what cron has (cron(8) of Vixie).
+/// How far a clock may be set back without any time occurring again: the same as in cron (cron(8)
+/// of Vixie).
 const BACK_MAX_SECONDS: u64 = 3 * 3600;
-/// How far back times are looked for that were missed while no node ran.
+/// How far back times are counted as missed while no node ran.
 const ABSENCE_MAX_SECONDS: u64 = 7 * 86_400;
-/// Most times that [`Scheduler::next`] lists.
+/// The most times that [`Scheduler::next`] returns.
 pub const NEXT_MAX: usize = 1000;
 
-/// What time it is.
+/// A point in time, on both of the host's clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// The host's clock, since the Unix epoch.
+    /// The host's clock, as time since the Unix epoch.
     pub wall: Duration,
-    /// Time since the host booted, that which it slept included (`CLOCK_BOOTTIME`).
+    /// Time since the host booted, including time asleep (`CLOCK_BOOTTIME`).
     pub uptime: Duration,
 }
 
-/// What the scheduler is told.
+/// The input of the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// Time has passed.
+    /// Only time has passed.
     Elapsed,
-    /// The run that was under way has ended.
+    /// The current run has ended.
     Ended,
-    /// An operator wants a run.
+    /// An operator requests a run.
     ManualWanted,
 }
 
-/// One of the times to come.
+/// A future time of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Upcoming {
-    /// When, in Unix seconds.
+    /// The due time, in Unix seconds.
     pub tick: u64,
-    /// What.
+    /// The schedule's name.
     pub schedule: String,
 }
 
 /// Decides when runs begin and end: one at a time on a host.
 ///
-/// It is told what time it is ([`Self::handle`], at the latest every [`Self::wait`]) and holds no
-/// clock. Each time of a schedule is decided once: it runs, or it is said to be missed.
+/// The caller supplies the time ([`Self::handle`], after [`Self::wait`] at the latest); the
+/// scheduler has no clock. It decides each time of a schedule once: the schedule runs, or a notice
+/// says that it missed that time.
 ///
-/// * A run is due at its time and ends when its window is over, reckoned from that time; a run that
-///   begins late has less. Once begun, its end is reckoned by the uptime, which nobody sets.
-/// * When several times have gone by, the last one counts and the others are missed.
-/// * A clock that is put forward, and a host that slept, is like an absence. One that is set back
-///   by up to three hours makes nothing come again; one that is set back by more was wrong before,
-///   and begins afresh.
+/// - A run is due at its time and ends when its window, measured from that time, is over; a run
+///   that begins late has less time. Once it has begun, its end is measured by the uptime, which
+///   cannot be set.
+/// - When several times have passed, the last one counts and the others are missed.
+/// - Setting the clock forward, and host sleep, count as an absence. Setting it back by up to three
+///   hours makes no time occur again. If it is set back by more, it was wrong before, and
+///   scheduling restarts at the new time.
 #[derive(Debug)]
 pub struct Scheduler {
     entries: Vec<Entry>,
@@ -76,24 +79,26 @@ pub struct Scheduler {
 #[derive(Debug)]
 struct Running {
     trigger: Trigger,
-    /// The uptime at which its window is over; absent when it has none, or it was told.
+    /// The uptime at which the window is over; absent if the run has no window, or `Notice::End`
+    /// was sent.
     deadline: Option<Duration>,
 }
 
-/// A time that is to be decided on.
+/// A due time to decide on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     tick: u64,
     index: usize,
-    /// The first of the times that are missed with it if it is, and how many they are with it.
+    /// The first of the times that are missed together with this one if it is missed, and their
+    /// number including it.
     first: u64,
     count: u64,
     origin: Origin,
 }
 
 impl Scheduler {
-    /// A scheduler of `schedules`. Of those that were decided on before, `last_ticks` has the last
-    /// time by name, in Unix seconds: what was due between that and now was missed. The others
+    /// Creates a scheduler of `schedules`. `last_ticks` has, by name, the last time that was
+    /// decided, in Unix seconds: what was due between that and now was missed. Schedules not in it
     /// begin now.
     #[must_use]
     pub fn new(schedules: Vec<Schedule>, last_ticks: &BTreeMap<String, u64>, now: Moment) -> Self {
@@ -107,8 +112,8 @@ impl Scheduler {
         Self { entries: schedules.into_iter().map(enter).collect(), running: None, seen: now }
     }
 
-    /// Takes up other `schedules`, as [`Self::new`] does. The run under way goes on, and is the
-    /// only one until its end, whether or not its schedule is still there.
+    /// Replaces the schedules, as [`Self::new`] does. The current run continues and excludes others
+    /// until it ends, whether or not its schedule still exists.
     pub fn replace(
         &mut self,
         schedules: Vec<Schedule>,
@@ -139,19 +144,19 @@ impl Scheduler {
         notices
     }
 
-    /// The run that is under way.
+    /// Returns the current run.
     #[must_use]
     pub fn running(&self) -> Option<&Trigger> {
         self.running.as_ref().map(|running| &running.trigger)
     }
 
-    /// The schedules, in the order of their file, with what has become of them.
+    /// Returns the schedules in file order, with their tallies.
     pub fn schedules(&self) -> impl Iterator<Item = (&Schedule, Tally)> {
         self.entries.iter().map(|entry| (&entry.schedule, entry.tally))
     }
 
-    /// How long nobody needs to look at the clock: at most half a minute, since it may be set
-    /// meanwhile.
+    /// Returns how long the caller may wait until the next [`Self::handle`]: at most half a minute,
+    /// since the clock may be set in the meantime.
     #[must_use]
     pub fn wait(&self, now: Moment) -> Duration {
         let ticks = self.entries.iter().filter_map(|entry| entry.next);
@@ -161,7 +166,7 @@ impl Scheduler {
         ticks.chain(deadline).fold(WAIT_MAX, Duration::min)
     }
 
-    /// The next `count` times at which schedules are due, in their order; at most [`NEXT_MAX`].
+    /// Returns the next `count` due times in order; at most [`NEXT_MAX`].
     #[must_use]
     pub fn next(&self, count: usize) -> Vec<Upcoming> {
         let mut heads: Vec<Option<u64>> = self.entries.iter().map(|entry| entry.next).collect();
@@ -177,7 +182,8 @@ impl Scheduler {
         upcoming
     }
 
-    /// Says when the clock was set or nobody looked, and begins afresh where it was wrong by hours.
+    /// Reports a clock that was set and a long time without calls. Restarts schedules if the clock
+    /// was wrong by hours.
     fn look_at_clock(&mut self, now: Moment, notices: &mut Vec<Notice>) {
         let passed = now.uptime.saturating_sub(self.seen.uptime);
         if passed > ASLEEP {
@@ -196,7 +202,7 @@ impl Scheduler {
             if entry.after > wall.saturating_add(BACK_MAX_SECONDS) {
                 entry.after = wall;
                 entry.look_ahead();
-                // A time that waits and comes again would run twice.
+                // A queued time that occurs again would run twice.
                 entry.queued = entry.queued.filter(|tick| *tick <= wall);
                 again.push(entry.schedule.name.clone());
             }
@@ -213,7 +219,7 @@ impl Scheduler {
         }
     }
 
-    /// One time of each schedule that waits or is due.
+    /// Returns one time for each schedule that is queued or due.
     fn candidates(&mut self, now: Moment, notices: &mut Vec<Notice>) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for (index, entry) in self.entries.iter_mut().enumerate() {
@@ -245,7 +251,7 @@ impl Scheduler {
         candidates
     }
 
-    /// What becomes of one time; nothing is said of one that goes on waiting.
+    /// Decides one time. A time that stays queued gives no notice.
     fn decide(&mut self, now: Moment, candidate: Candidate) -> Option<Notice> {
         let Candidate { tick, index, first, count, origin } = candidate;
         let entry = &mut self.entries[index];
@@ -290,12 +296,12 @@ impl Scheduler {
     }
 }
 
-/// How long after `tick` it is; nothing when the clock was set back meanwhile.
+/// Returns the time since `tick`; zero if the clock was set back in the meantime.
 fn lag(now: Moment, tick: u64) -> Duration {
     now.wall.saturating_sub(Duration::from_secs(tick))
 }
 
-/// Whole seconds from one time to the other; negative when the other is before it.
+/// Returns the whole seconds between two times; negative if `to` is earlier.
 fn signed_seconds(from: Duration, to: Duration) -> i64 {
     let magnitude = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     match to.checked_sub(from) {

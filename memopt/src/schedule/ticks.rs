@@ -1,25 +1,25 @@
-//! The times of a schedule that have gone by since somebody last looked.
+//! The times of a schedule that have passed since the last call.
 
 use super::cron::Cron;
 
-/// Most times that are counted one by one. After more than that, an absence of hours to years, the
+/// The most times that are counted exactly. Beyond that, after an absence of hours to years, the
 /// count is a lower bound.
 const COUNTED_MAX: u64 = 256;
 
-/// Times that have gone by: at least one.
+/// The times that have passed: at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Passed {
-    /// The first.
+    /// The first time.
     pub(super) first: u64,
-    /// The last but one, when there is more than one.
+    /// The last but one, if there is more than one.
     pub(super) before_last: Option<u64>,
-    /// The last.
+    /// The last time.
     pub(super) last: u64,
-    /// How many; at least as many when they are more than [`COUNTED_MAX`].
+    /// The number of times; a lower bound from [`COUNTED_MAX`] on.
     pub(super) count: u64,
 }
 
-/// The times of `cron` from `next`, which is one of them, until `now`, with `now` among them.
+/// Returns the times of `cron` from `next`, which is one of them, until `now`, inclusive.
 pub(super) fn passed(cron: &Cron, next: u64, now: u64) -> Option<Passed> {
     if next > now {
         return None;

@@ -1,4 +1,4 @@
-//! Time zones, by the host's own zone files.
+//! Time zones, from the host's zone files.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use jiff::tz::TimeZone;
 /// The longest name of a zone, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The time zone in which a cron expression is meant.
+/// The time zone of a cron expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone(TimeZone);
 
-/// A name of which this host has no time zone.
+/// The host has no time zone with this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this host knows no time zone `{name}`: write \"local\", \"UTC\" or a name from /usr/share/zoneinfo such as \"Europe/Paris\""
 )]
 pub struct ZoneError {
-    /// What was written.
+    /// The name as written.
     pub name: String,
 }
 
@@ -28,16 +28,16 @@ impl Zone {
         Self(TimeZone::UTC)
     }
 
-    /// What the host's clock on the wall shows: `TZ`, else `/etc/localtime`, else UTC.
+    /// Returns the host's local time zone: `TZ`, else `/etc/localtime`, else UTC.
     #[must_use]
     pub fn local() -> Self {
         Self(TimeZone::try_system().unwrap_or(TimeZone::UTC))
     }
 
-    /// The zone of this name: `local`, `UTC`, or one of the tz database.
+    /// Returns the zone of this name: `local`, `UTC`, or a name of the tz database.
     ///
     /// # Errors
-    /// The host has none of this name.
+    /// If the host has no zone with this name.
     pub fn find(name: &str) -> Result<Self, ZoneError> {
         let unknown = || ZoneError { name: name.chars().take(NAME_BYTES_MAX).collect() };
         match name {
@@ -47,12 +47,12 @@ impl Zone {
         }
     }
 
-    /// The zone as the library knows it.
+    /// Returns the zone as the library's type.
     pub(crate) fn inner(&self) -> &TimeZone {
         &self.0
     }
 
-    /// A zone by rules in POSIX' form, which needs no zone files.
+    /// Creates a zone from POSIX rules, which needs no zone files.
     #[cfg(test)]
     pub(crate) fn posix(rules: &str) -> Self {
         Self(TimeZone::posix(rules).expect("rules as POSIX has them"))

@@ -1,4 +1,4 @@
-//! What others ask of the service.
+//! The requests of clients to the service.
 
 use std::time::Duration;
 
@@ -16,41 +16,42 @@ use crate::plan::Plan;
 use crate::policy::{Goal, Policy};
 use crate::schedule::{Schedule, Tally};
 
-/// How long the loop may take to answer: it inspects guests that take a second each to be given up.
+/// Time limit for an answer of the loop. It inspects guests, and gives up each silent one after a
+/// second.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// How long it may take to open its files.
+/// Time limit for the service to open its files.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// At the end: how long putting ksmd back, the run's last step and the loop itself may take, and
-/// between two questions whether the run is over.
+/// Shutdown: time limits for restoring ksmd, for the last step of the run and for the loop itself,
+/// and the pause between two checks whether the run is over.
 const KSM_PATIENCE: Duration = Duration::from_secs(10);
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
 const END_PATIENCE: Duration = Duration::from_secs(3);
 const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
 
-/// What the loop publishes: it is read without waiting for the loop.
+/// State that the loop publishes; reading it does not wait for the loop.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Published {
-    /// The schedules, in the order of their file, with what has become of them.
+    /// The schedules in the order of their file, with their counts.
     pub schedules: Vec<(Schedule, Tally)>,
-    /// Whether a run is under way.
+    /// Whether a run is in progress.
     pub is_running: bool,
-    /// Whether `lighter.toml` as it is now does not hold.
+    /// Whether the current content of `lighter.toml` is invalid, and thus not applied.
     pub are_settings_invalid: bool,
 }
 
-/// What a plan is made with.
+/// Which surveys a plan is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// The surveys that there are.
+    /// The existing surveys.
     AsKnown,
-    /// They are surveyed first where that was not done lately, for as long as a window of ksmd at
-    /// most.
+    /// New ones where they are missing or old: guests are surveyed first, for at most the duration
+    /// of a ksmd window.
     SurveyedFirst,
 }
 
-/// Asks the service.
+/// A client of the service.
 #[derive(Debug, Clone)]
 pub struct Client {
     send: mpsc::Sender<Message>,
@@ -68,7 +69,7 @@ impl Client {
     /// Waits until the service has read its files and serves.
     ///
     /// # Errors
-    /// [`ServiceError::Silent`]: it does not within 10 s.
+    /// [`ServiceError::Silent`] if it does not within 10 s.
     pub async fn opened(&self) -> Result<(), ServiceError> {
         let mut published = self.published.clone();
         match timeout(OPEN_PATIENCE, published.changed()).await {
@@ -77,13 +78,13 @@ impl Client {
         }
     }
 
-    /// What was published last.
+    /// Returns the state published last.
     #[must_use]
     pub fn published(&self) -> Published {
         self.published.borrow().clone()
     }
 
-    /// How the host and its guests stand.
+    /// Returns the state of the host and its guests.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`], [`ServiceError::Silent`].
@@ -91,8 +92,8 @@ impl Client {
         self.ask(|core, reply| core.answer(reply, status)).await
     }
 
-    /// What would be done now: for `goal`, or that of the policy; with `policy`, or that of
-    /// `lighter.toml`.
+    /// Returns the plan of what would be done now. `goal` defaults to the policy's, `policy` to
+    /// that of `lighter.toml`.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`], [`ServiceError::Settings`], [`ServiceError::Silent`].
@@ -111,7 +112,8 @@ impl Client {
         self.ask_patiently(begin).await
     }
 
-    /// Begins a run: for `goal`, or that of the policy; nothing is done that is not in `only`.
+    /// Starts a run. `goal` defaults to the policy's. With `only`, the run executes nothing beyond
+    /// that plan.
     ///
     /// # Errors
     /// [`ServiceError::Busy`], [`ServiceError::Inspect`], [`ServiceError::Settings`],
@@ -124,7 +126,7 @@ impl Client {
         self.ask_patiently(move |core, reply| core.begin_now(goal, only, reply)).await
     }
 
-    /// Cancels a run; it ends after the step under way.
+    /// Cancels a run, which ends after its current step.
     ///
     /// # Errors
     /// [`ServiceError::NotUnderWay`], [`ServiceError::Silent`].
@@ -132,7 +134,7 @@ impl Client {
         self.call(move |core| core.cancel(id)).await?
     }
 
-    /// The last runs, the newest first.
+    /// Returns the last `count` runs, newest first.
     ///
     /// # Errors
     /// [`ServiceError::NoHistory`], [`ServiceError::Silent`].
@@ -140,7 +142,7 @@ impl Client {
         self.call(move |core| core.records.runs(count)).await?
     }
 
-    /// A run.
+    /// Returns one run.
     ///
     /// # Errors
     /// [`ServiceError::NoSuchRun`], [`ServiceError::Unreadable`], [`ServiceError::NoHistory`],
@@ -149,7 +151,7 @@ impl Client {
         self.call(move |core| core.records.run(id)).await?
     }
 
-    /// What runs, and the first `count` runs that are due then.
+    /// Returns the run in progress, and the next `count` scheduled runs.
     ///
     /// # Errors
     /// [`ServiceError::Silent`].
@@ -157,11 +159,11 @@ impl Client {
         self.call(move |core| core.agenda(count)).await
     }
 
-    /// Cancels the run under way, puts ksmd's settings back, and ends the service. What balloons
-    /// hold stays.
+    /// Cancels the run in progress, restores ksmd's settings, and ends the service. Balloons keep
+    /// their size.
     pub async fn shut_down(&self) {
         let wound_up = self.ask_patiently(|core, reply: Reply<bool>| {
-            // Also when the client waits no longer.
+            // Wind up even if the client no longer waits.
             let _unwanted = reply.send(Ok(core.wind_up()));
         });
         if timeout(KSM_PATIENCE, wound_up).await.is_err() {
@@ -177,7 +179,7 @@ impl Client {
         }
         let end = Message::Call(Box::new(|core| core.is_over = true));
         let ended = async {
-            // It may have ended already.
+            // The loop may have ended already.
             let _gone = self.send.send(end).await;
             self.send.closed().await;
         };
@@ -193,7 +195,7 @@ impl Client {
     ) -> Result<T, ServiceError> {
         self.ask(|core, reply| {
             if !reply.is_closed() {
-                // Who has asked may be gone.
+                // The caller may no longer wait.
                 let _unwanted = reply.send(Ok(body(core)));
             }
         })
@@ -208,7 +210,7 @@ impl Client {
         asked.unwrap_or(Err(ServiceError::Silent))
     }
 
-    /// As [`Self::ask`], for what takes its time.
+    /// Like [`Self::ask`], but without a time limit.
     async fn ask_patiently<T: Send + 'static>(
         &self,
         begin: impl FnOnce(&mut Core<'_>, Reply<T>) + Send + 'static,
@@ -221,7 +223,7 @@ impl Client {
 }
 
 impl Core<'_> {
-    /// Has a task find the answer. It stops when the client has stopped waiting.
+    /// Spawns a task that computes the answer. The task stops when the client no longer waits.
     fn answer<T, F>(&mut self, mut reply: Reply<T>, find: impl FnOnce(Handle) -> F)
     where
         T: Send + 'static,
@@ -231,7 +233,7 @@ impl Core<'_> {
         self.tasks.spawn(async move {
             tokio::select! {
                 found = found => {
-                    // Who has asked may be gone.
+                    // The caller may no longer wait.
                     let _unwanted = reply.send(found);
                 }
                 () = reply.closed() => {}
@@ -243,7 +245,7 @@ impl Core<'_> {
 async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
     let policy = handle.call(|core| core.settings.settings.policy.clone()).await;
     let mut view = handle.inspect(&policy, none()).await?;
-    // Thousands for each guest, of no use to a reader.
+    // Thousands of chunks per guest, which are of no use to a reader.
     let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
     surveys.for_each(|survey| survey.chunks.clear());
     view.situation.host.strangers = handle.shared.strangers.last(&view.situation);
@@ -268,7 +270,7 @@ async fn plan(
 ) -> Result<Plan, ServiceError> {
     let goal = goal.unwrap_or(policy.goal);
     if pages == Pages::SurveyedFirst {
-        // Whose pages are not surveyed in time is told in the plan.
+        // The plan names the guests that were not surveyed in time.
         let surveyed = handle.survey(&policy, Wanted::All);
         if let Ok(surveyed) = timeout(policy.merge.window, surveyed).await {
             surveyed?;

@@ -1,4 +1,4 @@
-//! The state of the loop: what the service knows, and what runs.
+//! The state of the loop: the service's data, and the run and tasks in progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,10 +25,10 @@ use crate::policy::{Goal, Policy};
 use crate::schedule::{self, Due, Moment, Notice, Schedule, Scheduler, Trigger};
 use crate::situation::Situation;
 
-/// The largest ledger that is read, in bytes.
+/// Maximum size of a ledger file that is read, in bytes.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;
 
-/// What the service knows, and what runs.
+/// The state of the loop: the service's data, and the run and tasks in progress.
 pub(super) struct Core<'a> {
     pub(super) host: &'a mut dyn Host,
     setup: &'a Setup,
@@ -40,20 +40,20 @@ pub(super) struct Core<'a> {
     scheduler: Scheduler,
     pub(super) run: Option<Running>,
     pub(super) tasks: JoinSet<()>,
-    /// Guests that get memory back just now, by the tasks that see to it.
+    /// Guests that are being given memory back, by the task that does it.
     pub(super) relieved: BTreeMap<task::Id, String>,
     publish: watch::Sender<Published>,
-    /// It is being shut down.
+    /// Whether the service is being shut down.
     is_winding_up: bool,
     pub(super) is_over: bool,
 }
 
-/// The run under way.
+/// The run in progress.
 #[derive(Debug)]
 pub(super) struct Running {
     task: task::Id,
     trigger: Trigger,
-    /// Absent before its first plan and after its end.
+    /// Absent before the first plan of the run and after its end.
     begun: Option<Begun>,
 }
 
@@ -61,13 +61,13 @@ pub(super) struct Running {
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) id: RunId,
-    /// When, as the host's uptime.
+    /// Host uptime when it began.
     at: Duration,
     cancel: watch::Sender<bool>,
 }
 
 impl<'a> Core<'a> {
-    /// The state that the last process has left, and what `lighter.toml` says.
+    /// Loads the state that the previous process left, and `lighter.toml`.
     pub(super) fn open(
         host: &'a mut dyn Host,
         setup: &'a Setup,
@@ -103,8 +103,8 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Does what it is told, what is due, and what guests in pain need, until it is shut down. What
-    /// tasks tell goes before what clients ask.
+    /// Handles messages, starts what is due, and relieves guests in pain, until the service is shut
+    /// down. Messages from tasks take precedence over those of clients.
     pub(super) async fn serve(&mut self, inbox: &mut Inbox, told: &mut mpsc::Receiver<Message>) {
         let mut watch = super::watch::Watch::default();
         self.publish();
@@ -130,14 +130,14 @@ impl<'a> Core<'a> {
                 let Inspect { policy, measured, reply } = *inspect;
                 if !reply.is_closed() {
                     let view = self.inspect(&policy, &measured).await;
-                    // Who has asked may be gone.
+                    // The caller may no longer wait.
                     let _unwanted = reply.send(view);
                 }
             }
         }
     }
 
-    /// Inspects the host and all guests, and remembers what that tells.
+    /// Inspects the host and all guests, and records the result in the ledger.
     pub(super) async fn inspect(
         &mut self,
         policy: &Policy,
@@ -153,7 +153,7 @@ impl<'a> Core<'a> {
         Ok(view)
     }
 
-    /// Inspects the guests of these names alone, without a walk of page tables.
+    /// Inspects only the guests with these names, without walking page tables.
     pub(super) async fn inspect_some(
         &mut self,
         policy: &Policy,
@@ -178,16 +178,16 @@ impl<'a> Core<'a> {
         Ok(View::new(observed, guests, complaints, now))
     }
 
-    /// What is to be done about `situation`.
+    /// Returns the plan for `situation`.
     pub(super) fn plan(&mut self, situation: &Situation, policy: &Policy, goal: &Goal) -> Plan {
         self.handle.notice(&Event::Planned);
         plan(situation, policy, &self.ledger, goal)
     }
 
-    /// Changes the ledger and saves it, for the process that comes after this one.
+    /// Changes the ledger and saves it for the process that follows this one.
     ///
     /// # Errors
-    /// It cannot be saved; it is changed all the same.
+    /// If it cannot be saved; the change remains in memory.
     pub(super) fn save(&mut self, change: impl FnOnce(&mut Ledger)) -> Result<(), String> {
         change(&mut self.ledger);
         let path = &self.setup.files.ledger;
@@ -195,14 +195,15 @@ impl<'a> Core<'a> {
             .map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
-    /// As [`Self::save`], where the change holds without it, too.
+    /// Like [`Self::save`], but only logs a failure, for changes that take effect even if they are
+    /// not saved.
     pub(super) fn remember(&mut self, change: impl FnOnce(&mut Ledger)) {
         if let Err(error) = self.save(change) {
             tracing::warn!("cannot write what the node remembers of balloons and merging: {error}");
         }
     }
 
-    /// What the ledger has of the guests that are there.
+    /// Returns the ledger's state of the guests in `situation`.
     pub(super) fn remembered(&self, situation: &Situation) -> BTreeMap<String, Remembered> {
         let known = situation
             .guests
@@ -213,7 +214,7 @@ impl<'a> Core<'a> {
             .collect()
     }
 
-    /// Begins a run that a client wants now; `asker` is told its number.
+    /// Starts a run that a client requested. `asker` receives its number.
     pub(super) fn begin_now(
         &mut self,
         goal: Option<Goal>,
@@ -230,7 +231,7 @@ impl<'a> Core<'a> {
             _ => None,
         });
         let is_due = notices.iter().any(is_manual);
-        // A schedule may have come due at the same moment.
+        // A schedule may have come due at the same time.
         self.dispatch(notices.into_iter().filter(|notice| !is_manual(notice)).collect());
         match busy {
             Some(busy) => refuse(asker, busy),
@@ -243,7 +244,7 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Begins a run, as a task.
+    /// Starts a run as a task.
     fn begin(&mut self, order: Order, asker: Option<Reply<RunId>>) {
         let trigger = order.trigger.clone();
         let task = self.tasks.spawn(runner::run(self.handle.clone(), order, asker)).id();
@@ -253,7 +254,7 @@ impl<'a> Core<'a> {
     fn begin_due(&mut self, due: Due) {
         let name = due.trigger.to_string();
         let Some(schedule) = self.schedule(&name).cloned() else {
-            // lighter.toml has changed between the scheduler's word and now.
+            // lighter.toml has changed since the scheduler reported the run.
             tracing::warn!(schedule = name, "there is no such schedule any more");
             return self.run_ended();
         };
@@ -275,7 +276,8 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Makes `id` the number of the run under way; what is returned hears when it is cancelled.
+    /// Assigns the number `id` to the run in progress. The returned receiver is notified when the
+    /// run is cancelled.
     pub(super) fn run_begun(&mut self, id: RunId) -> watch::Receiver<bool> {
         let (cancel, cancelled) = watch::channel(self.is_winding_up);
         let at = self.now().uptime;
@@ -287,7 +289,8 @@ impl<'a> Core<'a> {
         cancelled
     }
 
-    /// Records how the run under way has ended. Another one begins when its task has, too.
+    /// Records how the run in progress ended. Another one can begin only when its task has ended,
+    /// too.
     pub(super) fn run_over(&mut self, end: RunEnd) {
         let uptime = self.now().uptime;
         if let Some(Running { trigger, begun, .. }) = &mut self.run
@@ -300,10 +303,10 @@ impl<'a> Core<'a> {
         self.publish();
     }
 
-    /// Cancels a run; it ends after the step under way.
+    /// Cancels a run, which ends after its current step.
     ///
     /// # Errors
-    /// It is not under way.
+    /// If the run is not in progress.
     pub(super) fn cancel(&self, id: RunId) -> Result<(), ServiceError> {
         match self.running() {
             Some(run) if run.id == id => {
@@ -314,8 +317,8 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Cancels the run under way, and puts ksmd's settings back. What balloons hold stays.
-    /// Whether that was all.
+    /// Cancels the run in progress, and restores ksmd's settings. Balloons keep their size. Returns
+    /// whether no run is left.
     pub(super) fn wind_up(&mut self) -> bool {
         self.is_winding_up = true;
         if let Some(run) = self.running() {
@@ -357,26 +360,26 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// What waited for the end of a run is begun.
+    /// Clears the ended run, and starts runs that waited for its end.
     fn run_ended(&mut self) {
         self.run = None;
         let notices = self.handle_event(schedule::Event::Ended);
         self.dispatch(notices);
     }
 
-    /// What is due by now.
+    /// Starts what is due by now.
     pub(super) fn elapse(&mut self) {
         let notices = self.handle_event(schedule::Event::Elapsed);
         self.dispatch(notices);
     }
 
-    /// What the scheduler says to `event`. Nothing is due any more for a service that is shut down.
+    /// Returns the scheduler's response to `event`. During shutdown there is none.
     fn handle_event(&mut self, event: schedule::Event) -> Vec<Notice> {
         let now = self.now();
         if self.is_winding_up { Vec::new() } else { self.scheduler.handle(now, event) }
     }
 
-    /// Does what the scheduler says, and tells of the rest.
+    /// Starts the runs that the scheduler reports as due, and logs the other notices.
     fn dispatch(&mut self, notices: Vec<Notice>) {
         if notices.is_empty() {
             return;
@@ -405,7 +408,7 @@ impl<'a> Core<'a> {
         self.publish();
     }
 
-    /// Whether `lighter.toml` says something else now.
+    /// Reloads `lighter.toml` if it has changed.
     pub(super) fn refresh_settings(&mut self) {
         match self.settings.refresh() {
             Change::None => return,
@@ -437,7 +440,7 @@ impl<'a> Core<'a> {
         self.handle.notice(&Event::SchedulesReplaced);
     }
 
-    /// What runs, and the first `count` runs that are due then.
+    /// Returns the run in progress, and the next `count` scheduled runs.
     pub(super) fn agenda(&self, count: usize) -> Agenda {
         let goal = |name: &str| {
             self.schedule(name).map(|schedule| schedule.goal.to_string()).unwrap_or_default()
@@ -454,7 +457,7 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// What may be done.
+    /// Returns the policy that runs must follow.
     ///
     /// # Errors
     /// [`ServiceError::Settings`].
@@ -462,7 +465,7 @@ impl<'a> Core<'a> {
         self.settings.policy().map_err(ServiceError::Settings)
     }
 
-    /// The run under way, if it has a number.
+    /// Returns the run in progress, if it has a number.
     pub(super) fn running(&self) -> Option<&Begun> {
         self.run.as_ref().and_then(|run| run.begun.as_ref())
     }
@@ -490,8 +493,8 @@ fn is_manual(notice: &Notice) -> bool {
     matches!(notice, Notice::Due(Due { trigger: Trigger::Manual, .. }))
 }
 
-/// The policy of a schedule's run: for its guests alone, and within its budget, which can only take
-/// away from what the policy allows.
+/// Returns the policy for a run of `schedule`: limited to its guests and its budget, which can only
+/// restrict what the policy allows.
 fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
     policy.scope = schedule.guests.clone();
     let merge = &mut policy.merge;
@@ -507,7 +510,7 @@ fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
     policy
 }
 
-/// The ledger of the last process, if it can be read.
+/// Loads the ledger of the previous process. Starts with an empty one if it cannot be read.
 fn read_ledger(setup: &Setup) -> Ledger {
     let path = &setup.files.ledger;
     let read = || match regular_file::read_text(path, LEDGER_BYTES_MAX) {

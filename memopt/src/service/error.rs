@@ -1,44 +1,45 @@
-//! Why the service does not do what it was asked.
+//! The errors of the service.
 
 use thiserror::Error;
 
 use crate::history::RunId;
 use crate::schedule::Trigger;
 
-/// Why the service does not do what it was asked.
+/// The reason why the service refused or failed a request.
 #[derive(Debug, Error)]
 pub enum ServiceError {
-    /// The host, or what runs its guests, cannot be inspected.
+    /// The host or a hypervisor cannot be inspected.
     #[error("{0}")]
     Inspect(String),
     /// The state that is needed to undo a step cannot be saved.
     #[error("{0}")]
     Unremembered(String),
-    /// `lighter.toml` has been wrong since it was first read.
+    /// `lighter.toml` is invalid and was never valid since the service started, or the goal of a
+    /// schedule is invalid.
     #[error("{0}")]
     Settings(String),
-    /// One run at a time.
+    /// Another run is in progress; there is only one at a time.
     #[error("a run is under way ({running}): wait for its end, or `lighter density cancel`")]
     Busy {
-        /// The other one.
+        /// What started the other run.
         running: Trigger,
     },
-    /// The scheduler has not said why not.
+    /// The scheduler did not start the run and gave no reason.
     #[error("no run can begin now: try again")]
     NotNow,
-    /// It has ended, or there never was one.
+    /// The run has ended, or never existed.
     #[error("run {0} is not under way")]
     NotUnderWay(RunId),
-    /// The history has none of this number.
+    /// The history has no run with this number.
     #[error("there is no run {0}")]
     NoSuchRun(RunId),
-    /// The history's record of it cannot be read.
+    /// The record of the run cannot be read.
     #[error("{0}")]
     Unreadable(String),
     /// The history's folder cannot be used.
     #[error("no history is kept of runs: the node's log says why")]
     NoHistory,
-    /// It panicked over the question, has ended, or takes too long.
+    /// The service panicked during the request, has ended, or took too long.
     #[error("memory optimization does not answer: see the node's log")]
     Silent,
 }

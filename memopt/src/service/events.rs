@@ -1,4 +1,4 @@
-//! What happens in the service, to be counted.
+//! Events of the service, for metrics.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -12,63 +12,63 @@ use crate::situation::Situation;
 use crate::step::Action;
 use crate::verify::Outcome;
 
-/// Told what happens, as it happens.
+/// Receives the events of the service as they happen.
 pub trait Observer: Debug + Send + Sync {
-    /// This has happened. Nothing waits for long here.
+    /// Handles one event. Must not block, because the service waits for it.
     fn notice(&self, event: &Event<'_>);
 }
 
-/// One thing that has happened.
+/// An event of the service.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The service begins; its history tells of a run that did its work, at this time in Unix
+    /// The service started. Its history has a successful run that ended at this time, in Unix
     /// seconds.
     LastSuccess(u64),
     /// The host and all guests were inspected.
     Inspected {
-        /// What was found.
+        /// The result of the inspection.
         situation: &'a Situation,
-        /// What the ledger has of it.
+        /// The ledger after it.
         ledger: &'a Ledger,
-        /// By which it was.
+        /// The policy that was applied.
         policy: &'a Policy,
     },
-    /// They could not be.
+    /// The host and the guests could not be inspected.
     InspectionFailed,
     /// A plan was made.
     Planned,
     /// A run began.
     RunBegan(&'a Trigger),
-    /// A run was wanted or due, and could not begin.
+    /// A run was requested or due, but could not begin.
     RunNotBegun(&'a Trigger),
     /// A run ended.
     RunEnded {
-        /// What it was begun by.
+        /// What started the run.
         trigger: &'a Trigger,
-        /// How it ended.
+        /// The reason why it ended.
         end: RunEnd,
-        /// How long it took.
+        /// Duration of the run.
         took: Duration,
     },
-    /// A step was done.
+    /// A step was executed.
     StepDone(&'a Action),
-    /// A step could not be done.
+    /// A step could not be executed.
     StepFailed(&'a Action),
-    /// A step was checked.
+    /// The outcome of a step was determined.
     Verified(&'a Outcome),
-    /// The pages of so many guests were surveyed.
+    /// The pages of this many guests were surveyed.
     Surveyed(usize),
-    /// Those of so many were to be, and were not.
+    /// The pages of this many guests could not be surveyed.
     SurveysFailed(usize),
-    /// A guest got memory back, outside of any run.
+    /// A guest got memory back outside of any run.
     Relieved,
-    /// It should have, and could not.
+    /// A guest should have got memory back outside of any run, but the step failed.
     ReliefFailed,
-    /// `lighter.toml` has other schedules.
+    /// `lighter.toml` has changed, and its schedules were replaced.
     SchedulesReplaced,
     /// A schedule did not run when it was due.
     Missed(&'a Missed),
-    /// A window of ksmd ended; absent when ksmd could not be driven any more.
+    /// A window of ksmd ended; the reason is absent when ksmd could no longer be driven.
     WindowEnded(Option<ksm::End>),
     /// The service panicked, and is restarted.
     Restarted,

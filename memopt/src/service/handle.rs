@@ -1,4 +1,4 @@
-//! How tasks speak to the loop.
+//! How tasks communicate with the loop.
 
 use std::fmt;
 use std::future::pending;
@@ -17,34 +17,34 @@ use super::{Clock, Hypervisor};
 use crate::hypervisor::{Failure, GuestRef};
 use crate::policy::Policy;
 
-/// What the loop is told.
+/// A message to the loop.
 pub(super) enum Message {
     /// Inspect the host and all guests.
     Inspect(Box<Inspect>),
-    /// Run this on the service's state.
+    /// Call this with the service's state.
     Call(Call),
 }
 
-/// Who waits for an answer.
+/// Where an answer is sent.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, ServiceError>>;
 
 /// Answers with an error.
 pub(super) fn refuse<T>(reply: Reply<T>, error: ServiceError) {
-    // Who has asked may be gone.
+    // The caller may no longer wait.
     let _unwanted = reply.send(Err(error));
 }
 
-/// Something that is done with the service's state, at once.
+/// A call with the service's state, executed synchronously by the loop.
 pub(super) type Call = Box<dyn FnOnce(&mut Core<'_>) + Send>;
 
-/// An inspection that a task waits for.
+/// A request for an inspection.
 pub(super) struct Inspect {
     pub(super) policy: Policy,
     pub(super) measured: Filter,
     pub(super) reply: Reply<View>,
 }
 
-/// What clients send to the loop, and what it publishes for them.
+/// The loop's end of the channels to its clients: their messages, and the state published to them.
 pub struct Inbox {
     pub(super) messages: mpsc::Receiver<Message>,
     pub(super) publish: watch::Sender<Published>,
@@ -56,23 +56,23 @@ impl fmt::Debug for Inbox {
     }
 }
 
-/// What tasks use beside the loop.
+/// What tasks use without going through the loop.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) hypervisors: Vec<Arc<dyn Hypervisor>>,
-    /// Whom else the kernel could merge guests with.
+    /// Other processes that the kernel could merge guests with.
     pub(super) strangers: Strangers,
-    /// Guests' pages are surveyed for one task at a time.
+    /// Held while surveying: guests are surveyed for one task at a time.
     pub(super) surveying: tokio::sync::Mutex<()>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observer: Arc<dyn Observer>,
 }
 
 impl Shared {
-    /// What runs `guest`.
+    /// Returns the hypervisor that runs `guest`.
     ///
     /// # Errors
-    /// Its process is gone.
+    /// If its process is gone.
     pub(super) fn hypervisor_of(&self, guest: &GuestRef) -> Result<&dyn Hypervisor, Failure> {
         let has = self.hypervisors.iter().find(|it| it.has(guest));
         let it = has.ok_or_else(|| {
@@ -82,8 +82,8 @@ impl Shared {
     }
 }
 
-/// A task's way to its loop. The channel is the loop's own: when the loop is gone, nothing is
-/// answered, and the task ends with it.
+/// A task's connection to its loop. The channel belongs to this loop: when the loop is gone, calls
+/// never return, and the task is dropped with it.
 #[derive(Clone)]
 pub(super) struct Handle {
     pub(super) send: mpsc::Sender<Message>,
@@ -91,21 +91,21 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    /// Runs `body` on the service's state; returns its result.
+    /// Runs `body` on the service's state, and returns its result.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         body: impl FnOnce(&mut Core<'_>) -> T + Send + 'static,
     ) -> T {
         let (reply, told) = oneshot::channel();
         let call = Box::new(move |core: &mut Core<'_>| {
-            // Who has asked may be gone.
+            // The caller may no longer wait.
             let _unwanted = reply.send(body(core));
         });
         self.tell(Message::Call(call), told).await
     }
 
-    /// Inspects the host and all guests, those that are meant by `measured` without any estimate of
-    /// what they cost.
+    /// Inspects the host and all guests. The cost of guests selected by `measured` is measured
+    /// exactly.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`].
@@ -128,12 +128,12 @@ impl Handle {
         pending().await
     }
 
-    /// Tells the observer.
+    /// Notifies the observer.
     pub(super) fn notice(&self, event: &Event<'_>) {
         self.shared.observer.notice(event);
     }
 
-    /// The host's uptime.
+    /// Returns the host's uptime.
     pub(super) fn uptime(&self) -> Duration {
         self.shared.clock.now().uptime
     }

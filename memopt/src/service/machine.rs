@@ -14,18 +14,18 @@ use crate::ksm::{Budget, Control, Driver, KsmError, Options, Outcome, Window};
 use crate::observe::{self, Meter, ObserveError, Sources};
 use crate::situation::{Guest, Hindrance};
 
-/// What exact measurements may take in one inspection. At least one process is measured.
+/// Time that exact measurements may take in one inspection. At least one process is measured.
 const METER_BUDGET: Duration = Duration::from_millis(10);
 
-/// Between two readings of what ksmd does.
+/// Pause between two samples of ksmd's counters.
 const KSM_TICK: Duration = Duration::from_secs(1);
 
-/// This host.
+/// The host that this process runs on.
 #[derive(Debug)]
 pub struct Machine {
     sources: Sources,
     meter: Meter,
-    /// The file that says how ksmd was set before.
+    /// The file that keeps the original settings of ksmd.
     journal: PathBuf,
     window: Option<KsmWindow>,
     observer: Arc<dyn Observer>,
@@ -34,15 +34,15 @@ pub struct Machine {
 /// ksmd, driven by a thread.
 #[derive(Debug)]
 struct KsmWindow {
-    /// Dropped or told, it ends the window.
+    /// Sending a message or dropping this ends the window.
     cancel: Sender<()>,
-    /// Says what it did, unless it broke down.
+    /// Returns the outcome of the window, unless driving failed.
     thread: JoinHandle<Option<Outcome>>,
 }
 
 impl Machine {
-    /// The host whose files are below `sources`; `journal` keeps how ksmd was set, and
-    /// `observer` hears of its windows.
+    /// Creates the host whose files are below `sources`. `journal` keeps the original settings of
+    /// ksmd, and `observer` is notified when a window ends.
     #[must_use]
     pub const fn new(sources: Sources, journal: PathBuf, observer: Arc<dyn Observer>) -> Self {
         Self { sources, meter: Meter::new(METER_BUDGET), journal, window: None, observer }
@@ -61,7 +61,7 @@ impl Host for Machine {
             Costs::Estimated => self.meter.estimates(&self.sources, &pids, uptime),
             Costs::Measured(is_meant) => {
                 for guest in guests.iter().filter(|guest| is_meant(guest)) {
-                    // One that cannot be measured is told of with the others.
+                    // A process that cannot be measured is reported below with the others.
                     let _measured = self.meter.exact(&self.sources, guest.pid, uptime);
                 }
                 self.meter.round(&self.sources, &pids, uptime)
@@ -122,7 +122,7 @@ impl Host for Machine {
 
     fn end_window(&mut self) {
         let Some(KsmWindow { cancel, thread }) = self.window.take() else { return };
-        // A window that has ended hears nothing any more.
+        // The thread of a window that has ended no longer receives.
         let _ = cancel.send(());
         if thread.join().is_err() {
             tracing::error!("the thread that drives ksmd broke down");

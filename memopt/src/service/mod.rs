@@ -1,15 +1,15 @@
-//! The shell of memory optimization: one loop that inspects the host, begins runs that are due,
+//! The shell of memory optimization: one loop that inspects the host, starts runs that are due,
 //! gives guests in pain their memory back, and answers clients.
 //!
 //! The loop ([`run`](fn@run)) owns the state: settings, ledger, surveys, history, scheduler
-//! (`core`). It holds no lock: it takes messages one at a time (`handle`). What takes long is a
-//! task of its own, which tells the loop what came of it: a run (`runner`), a survey
-//! (`surveys`), a step (`steps`), an answer to a client (`client`). The world is behind
-//! ports: guests behind [`Hypervisor`], the host behind [`Host`] (`machine` is the real one),
-//! time behind [`Clock`]; what happens is told to an [`Observer`].
+//! (`core`). It holds no lock, because it takes messages one at a time (`handle`). Whatever takes
+//! long is a separate task that reports its result to the loop: a run (`runner`), a survey
+//! (`surveys`), a step (`steps`), an answer to a client (`client`). The outside world is behind
+//! ports: guests behind [`Hypervisor`], the host behind [`Host`] (`machine` is the real one), time
+//! behind [`Clock`]. An [`Observer`] receives the events.
 //!
-//! [`start`] runs the loop in a thread of its own. When it panics it is restarted, with ksmd as
-//! it was before; migrations, which other threads carry, do not notice.
+//! [`start`] runs the loop in its own thread. After a panic the loop is restarted and ksmd's
+//! settings are restored. Migrations run in other threads and are not affected.
 
 mod client;
 mod core;
@@ -50,52 +50,53 @@ use crate::hypervisor::Hypervisor;
 use crate::observe::Sources;
 use crate::schedule::Moment;
 
-/// Messages that wait for the loop.
+/// Maximum number of messages that wait for the loop.
 const INBOX: usize = 64;
 
-/// Before a restart; twice as long after each panic that follows soon, up to the second time.
+/// Pause before a restart; doubled, up to the maximum, after each panic that soon follows another.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// A panic after this long has nothing to do with the last one.
+/// A panic after this long is considered unrelated to the previous one.
 const STEADY: Duration = Duration::from_secs(600);
 
-/// What time it is.
+/// The clocks of the host.
 pub trait Clock: Debug + Send + Sync {
-    /// Now: the host's clock, and its uptime, which cannot be set.
+    /// Returns the present time: the wall clock, and the uptime, which cannot be set.
     fn now(&self) -> Moment;
 }
 
-/// Where things are kept.
+/// Paths of the service's files.
 #[derive(Debug, Clone)]
 pub struct Files {
     /// `lighter.toml`: policy and schedules.
     pub settings: PathBuf,
-    /// The ledger: balloons and merging.
+    /// The ledger: state of balloons and merging.
     pub ledger: PathBuf,
     /// The history of runs.
     pub history: PathBuf,
 }
 
-/// What the service works with.
+/// Everything that the service depends on.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// What runs guests here; a guest's name is that of the first one that has it.
+    /// The hypervisors of this host. If several have a guest of the same name, the first one keeps
+    /// the name.
     pub hypervisors: Vec<Arc<dyn Hypervisor>>,
-    /// Where the files are that processes are inspected by.
+    /// Locations of the files through which processes are inspected.
     pub sources: Sources,
-    /// Its own files.
+    /// The service's own files.
     pub files: Files,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Who is told what happens.
+    /// Receives the events of the service.
     pub observer: Arc<dyn Observer>,
 }
 
-/// Starts the service in a thread of its own.
+/// Starts the service in its own thread.
 ///
 /// # Errors
-/// The system gives no thread, or no runtime for it.
+/// If the thread or its runtime cannot be created.
 pub fn start(setup: Setup, mut host: Box<dyn Host>) -> io::Result<Client> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (client, mut inbox) = client();
@@ -120,7 +121,7 @@ pub fn start(setup: Setup, mut host: Box<dyn Host>) -> io::Result<Client> {
     Ok(client)
 }
 
-/// A client, and what [`run`](fn@run) takes its questions from.
+/// Returns a client, and the inbox from which [`run`](fn@run) takes its requests.
 #[must_use]
 pub fn client() -> (Client, Inbox) {
     let (send, messages) = mpsc::channel(INBOX);
@@ -128,7 +129,7 @@ pub fn client() -> (Client, Inbox) {
     (Client::new(send, published), Inbox { messages, publish })
 }
 
-/// Watches over this host until its client has shut it down, or is gone.
+/// Runs the service until its client shuts it down or is dropped.
 pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
     if let Err(error) = host.recover() {
         tracing::warn!("ksmd cannot be put back to how it was set: {error}");
@@ -140,7 +141,7 @@ pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
         clock: Arc::clone(&setup.clock),
         observer: Arc::clone(&setup.observer),
     };
-    // What tasks of an earlier loop have sent is not done by this one.
+    // A new channel, so that messages from tasks of an earlier loop are not executed by this one.
     let (send, mut told) = mpsc::channel(INBOX);
     let handle = Handle { send, shared: Arc::new(shared) };
     Core::open(host, setup, handle, inbox.publish.clone()).serve(inbox, &mut told).await;

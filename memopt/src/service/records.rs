@@ -1,5 +1,5 @@
-//! The records of runs for `lighter density history`. When its folder cannot be used, runs go on
-//! without.
+//! The records of runs for `lighter density history`. If its folder cannot be used, runs continue
+//! without records.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,20 +14,21 @@ use crate::plan::Plan;
 use crate::schedule::{Schedule, Trigger};
 use crate::step::Step;
 
-/// The last run that ended well is searched for among so many.
+/// Number of recent runs that are searched for the last successful one.
 const SUCCESS_AMONG: usize = 1000;
 
 /// The history of this host's runs.
 #[derive(Debug)]
 pub(super) struct Records {
     chronicle: Chronicle,
-    /// A run some of whose steps are not recorded: nothing is recorded of their outcomes.
+    /// A run with unrecorded steps: none of its results are recorded any more, because indices
+    /// would not match.
     incomplete: Option<RunId>,
     clock: Arc<dyn Clock>,
 }
 
 impl Records {
-    /// The history in this folder.
+    /// Opens the history in the folder at `path`.
     pub(super) fn open(path: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let chronicle = Chronicle::open(path, Limits::default(), clock.now().uptime);
         let mut records = Self { chronicle, incomplete: None, clock };
@@ -35,18 +36,18 @@ impl Records {
         records
     }
 
-    /// The last runs, the newest first.
+    /// Returns the last `count` runs, newest first.
     ///
     /// # Errors
-    /// No history is kept.
+    /// If there is no history.
     pub(super) fn runs(&mut self, count: usize) -> Result<Listing, ServiceError> {
         self.keep(|history| history.last(count)).ok_or(ServiceError::NoHistory)
     }
 
-    /// A run.
+    /// Returns one run.
     ///
     /// # Errors
-    /// There is none of this number, it cannot be read, or no history is kept.
+    /// If there is no run with this number, it cannot be read, or there is no history.
     pub(super) fn run(&mut self, id: RunId) -> Result<Run, ServiceError> {
         let run = self.keep(|history| match history.run(id) {
             Err(HistoryError::NoSuchRun(_)) => Ok(Err(ServiceError::NoSuchRun(id))),
@@ -58,8 +59,8 @@ impl Records {
         run.unwrap_or(Err(ServiceError::NoHistory))
     }
 
-    /// When each of `schedules` last ran or was due, in Unix seconds. New ones begin now, also for
-    /// the next node.
+    /// Returns when each of `schedules` last ran or was due, in Unix seconds. New schedules start
+    /// from now, which is recorded for the next node.
     pub(super) fn last_ticks(&mut self, schedules: &[Schedule]) -> BTreeMap<String, u64> {
         let now = self.unix_seconds();
         let mut ticks = self.keep(History::last_ticks).unwrap_or_default();
@@ -72,7 +73,7 @@ impl Records {
         ticks
     }
 
-    /// When the last run ended that did what it could, in Unix seconds.
+    /// Returns when the last successful run ended, in Unix seconds. Reliefs do not count.
     pub(super) fn last_success(&mut self) -> Option<u64> {
         let listing = self.keep(|history| history.last(SUCCESS_AMONG))?;
         let well = |run: &Summary| {
@@ -81,26 +82,26 @@ impl Records {
         listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended)
     }
 
-    /// Begins the record of a run; without a history it goes without a number.
+    /// Starts the record of a run; without a history it gets no number.
     pub(super) fn begin(&mut self, trigger: Trigger, plan: &Plan) -> RunId {
         let started = self.unix_seconds();
         self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId::UNRECORDED)
     }
 
-    /// Records that a guest was given memory back by `plan`, after it was: a guest in pain does not
-    /// wait for the host's disk.
+    /// Records that `plan` gave a guest memory back. This comes after the step, so that a guest in
+    /// pain does not wait for the host's disk.
     pub(super) fn record_relief(&mut self, plan: &Plan) {
         let run = self.begin(Trigger::Relief, plan);
         self.record_steps(run, &plan.steps);
         self.record_end(run, RunEnd::Reached);
     }
 
-    /// Records another plan, which was made after a survey.
+    /// Records a new plan of the run, made after a survey.
     pub(super) fn record_plan(&mut self, run: RunId, plan: &Plan) {
         self.keep(|history| history.plan_anew(run, plan));
     }
 
-    /// Records steps that are about to be done; returns the place of the first.
+    /// Records steps that are about to be executed. Returns the index of the first one.
     pub(super) fn record_steps(&mut self, run: RunId, steps: &[Step]) -> u32 {
         let first = self.keep(|history| history.act(run, steps));
         if first.is_none() {
@@ -109,7 +110,7 @@ impl Records {
         first.unwrap_or(0)
     }
 
-    /// Records what came of them.
+    /// Records the results of steps.
     pub(super) fn record_found(&mut self, run: RunId, found: &[Found]) {
         if self.incomplete == Some(run) {
             return;
@@ -117,19 +118,19 @@ impl Records {
         self.keep(|history| history.verify(run, found));
     }
 
-    /// Records what went wrong.
+    /// Records an error of a run.
     pub(super) fn record_error(&mut self, run: RunId, error: &str) {
         self.keep(|history| history.note_error(run, error));
     }
 
-    /// Records how it ended.
+    /// Records how a run ended.
     pub(super) fn record_end(&mut self, run: RunId, end: RunEnd) {
         let now = self.unix_seconds();
         self.keep(|history| history.finish(run, now, end));
     }
 
-    /// Records that it was decided over a schedule at this time (Unix seconds): that is where its
-    /// next time counts from.
+    /// Records that a schedule was decided on at this time (Unix seconds), from which its next time
+    /// is calculated.
     pub(super) fn record_decided(&mut self, schedule: &str, tick: u64) {
         self.keep(|history| history.note_decided(schedule, tick));
     }
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(begun["night"], NOW);
         records.record_decided("night", 7);
         drop(records);
-        // No node ran at that time, nor since.
+        // No node has run at that time or since.
         assert_eq!(Records::open(path, clock()).last_ticks(&schedules)["night"], 7);
     }
 
@@ -213,7 +214,7 @@ mod tests {
         let run = records.begin(Trigger::Manual, &plan(""));
         assert_eq!(records.record_steps(run, &[step("db", 1)]), 0);
         records.record_found(run, &[Found::failed(0, "first")]);
-        // Longer than any step that is recorded.
+        // Longer than the limit for a recorded step.
         records.record_steps(run, &[step(&"x".repeat(1 << 20), 1)]);
         records.record_found(run, &[Found::failed(0, "second")]);
         let kept = records.run(run).unwrap();

@@ -1,5 +1,5 @@
-//! One run: inspect, plan, act, wait until it shows, verify, and again until its goal is reached,
-//! nothing more can be done, its window is over, or it is cancelled.
+//! One run: inspect, plan, act, wait for the effects, verify, and repeat until the goal is reached,
+//! nothing more can be done, the window is over, or the run is cancelled.
 
 mod settle;
 
@@ -23,33 +23,33 @@ use crate::situation::Situation;
 use crate::step::{Action, Step};
 use crate::verify::{self, Expectation, Outcome};
 
-/// Between two inspections whether steps have settled.
+/// Pause between two inspections that check whether steps have settled.
 const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 
-/// A run ends after so many rounds, however much there is still to do.
+/// Maximum number of rounds of a run, even if there is more to do.
 const ROUNDS_MAX: usize = 1000;
 
-/// For so long a run waits for balloons alone. One that stands still is given up before, with the
-/// presets; one that creeps is waited for no longer.
+/// How long a run waits when only balloons are still moving. With the presets, a balloon that does
+/// not move is given up before that; this limits the wait for one that creeps.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
-/// So often in a row it inspects the host again when guests do not answer: on a busy host they may
-/// do so the next time.
+/// How often in a row a run inspects the host again because guests did not answer. On a busy host
+/// they may answer the next time.
 const SILENT_MAX: u32 = 3;
 
-/// What a run waits for when there is nothing to do now.
+/// What a run waits for when it has nothing to do.
 struct Waits {
     since: Duration,
     silent: u32,
 }
 
 impl Waits {
-    /// Something has just been done.
+    /// Starts counting from `now`, just after a round.
     const fn begin(now: Duration) -> Self {
         Self { since: now, silent: 0 }
     }
 
-    /// Whether it waits on, for guests that are left alone in `plan`.
+    /// Whether to keep waiting for guests that `plan` skips.
     fn go_on(&mut self, plan: &Plan, now: Duration) -> bool {
         if plan.waits_for_balloons() {
             self.silent = 0;
@@ -60,41 +60,41 @@ impl Waits {
     }
 }
 
-/// What a run is to do.
+/// The instructions for a run.
 #[derive(Debug)]
 pub(super) struct Order {
-    /// What it was begun by.
+    /// What started the run.
     pub(super) trigger: Trigger,
-    /// What for.
+    /// The goal of the run.
     pub(super) goal: Goal,
-    /// What may be done.
+    /// The policy that limits the run.
     pub(super) policy: Policy,
-    /// Nothing is done that is not in this plan, and only once.
+    /// If present, the run executes only what is in this plan, and only one round.
     pub(super) only: Option<Plan>,
-    /// When it ends in any case, as the host's uptime.
+    /// Host uptime at which the run ends in any case.
     pub(super) deadline: Option<Duration>,
 }
 
-/// A run under way.
+/// A run in progress.
 struct Run {
     handle: Handle,
     order: Order,
     id: RunId,
     cancelled: watch::Receiver<bool>,
-    /// What has come back so far.
+    /// Bytes that the host got back so far.
     returned_bytes: i64,
 }
 
-/// A step that was done, and waits to be checked.
+/// An executed step that waits to be checked.
 #[derive(Debug)]
 struct Pending {
-    /// Its place in the run.
+    /// Index of the step in the run.
     index: u32,
     expectation: Expectation,
 }
 
 impl Handle {
-    /// Inspects the host; returns what is to be done about it.
+    /// Inspects the host, and returns a plan.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`].
@@ -108,13 +108,14 @@ impl Handle {
     }
 }
 
-/// Does a run. `asker` is told its number once it has begun, or why it cannot.
+/// Executes a run. `asker` receives its number once it has begun, or the reason why it could not
+/// begin.
 pub(super) async fn run(handle: Handle, order: Order, asker: Option<Reply<RunId>>) {
     let trigger = order.trigger.clone();
     match Run::begin(handle.clone(), order).await {
         Ok((run, plan)) => {
             if let Some(asker) = asker {
-                // Who has asked may be gone.
+                // The caller may no longer wait.
                 let _unwanted = asker.send(Ok(run.id));
             }
             run.carry_out(plan).await;
@@ -130,7 +131,7 @@ pub(super) async fn run(handle: Handle, order: Order, asker: Option<Reply<RunId>
 }
 
 impl Run {
-    /// Makes the first plan, and records the run.
+    /// Makes the first plan, and records the start of the run.
     async fn begin(handle: Handle, order: Order) -> Result<(Self, Plan), ServiceError> {
         handle.shared.strangers.forget();
         let plan = handle.think(&order.policy, &order.goal).await?;
@@ -144,7 +145,7 @@ impl Run {
         Ok((Self { handle, order, id, cancelled, returned_bytes: 0 }, plan))
     }
 
-    /// Does it all, from the first plan on.
+    /// Executes the run from its first plan on.
     async fn carry_out(mut self, plan: Plan) {
         let end = match self.rounds(plan).await {
             Ok(end) => end,
@@ -214,7 +215,7 @@ impl Run {
         Ok(RunEnd::Exhausted)
     }
 
-    /// Tells what was agreed to and makes no sense any more.
+    /// Logs and records the agreed steps that no longer apply.
     async fn tell_left_out(&self, steps: &[Step]) {
         for step in steps {
             let error = format!("{}: left out, since nothing of it would be done now", step.action);
@@ -223,8 +224,8 @@ impl Run {
         }
     }
 
-    /// Has guests' pages surveyed where that was not done, or not lately, within the time that the
-    /// policy gives to ksmd.
+    /// Surveys guests whose surveys are missing or old, within the duration of a ksmd window and
+    /// the deadline of the run. Returns whether the plan has to be made again.
     async fn survey(&mut self) -> Result<bool, ServiceError> {
         if self.order.only.as_ref().is_some_and(|plan| !plan.steps.iter().any(is_of_chunks)) {
             return Ok(false);
@@ -242,7 +243,7 @@ impl Run {
         }
     }
 
-    /// Why it must not go on.
+    /// Returns the reason why the run must end now, if there is one.
     fn must_end(&self) -> Option<RunEnd> {
         let is_over = self.order.deadline.is_some_and(|deadline| deadline <= self.handle.uptime());
         match *self.cancelled.borrow() {
@@ -259,9 +260,9 @@ impl Run {
         }
     }
 
-    /// Does the steps of one plan, waits until they have settled, and checks what came of them.
+    /// Executes the steps of one plan, waits until they have settled, and checks their outcomes.
     async fn round(&mut self, steps: &[Step]) -> Result<(), ServiceError> {
-        // What guests cost before is held against what they cost afterwards: both exactly.
+        // The verification compares the cost before and after, so both are measured exactly.
         let mut before = self.inspect(self.concerned(steps)).await?;
         let is_concerned = self.concerned(steps);
         let concerned = before.guests.iter().filter(|guest| is_concerned(guest));
@@ -274,7 +275,7 @@ impl Run {
             if self.must_end().is_some() {
                 break;
             }
-            // What guests have given back by now is not what merging brings.
+            // Memory that guests have already returned must not be credited to merging.
             let gives = is_given_at_once(&step.action);
             if std::mem::replace(&mut has_given, gives) && !gives {
                 before = self.inspect(self.concerned(steps)).await?;
@@ -284,7 +285,7 @@ impl Run {
                 pending = rest;
             }
             if let Some(reason) = self.refusal(step).await {
-                // What was marked for this window is not merged now.
+                // Memory marked for this window will not be merged now.
                 let (marked, rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_of_window);
                 self.refused(index, &marked, &reason).await;
                 pending = rest;
@@ -307,14 +308,14 @@ impl Run {
         self.settle(pending, &names).await.and(outcome)
     }
 
-    /// The guests that `steps` are about.
+    /// Selects the guests that show the effects of `steps`.
     fn concerned(&self, steps: &[Step]) -> Filter {
         let (steps, policy) = (steps.to_vec(), self.order.policy.clone());
         Box::new(move |guest| steps.iter().any(|step| verify::concerns(step, guest, &policy)))
     }
 
-    /// Does a step; what is known of the guest's pages changes with it, also when it went wrong
-    /// half-way.
+    /// Executes a step, and updates the survey of the guest. After a failure the survey is dropped,
+    /// because the step may have had a partial effect.
     async fn perform(&self, step: &Step) -> Result<(), StepError> {
         let done = self.handle.perform(step).await;
         let (action, is_done) = (step.action.clone(), done.is_ok());
@@ -333,8 +334,8 @@ impl Run {
         Ok(())
     }
 
-    /// Why `step` must not have a domain merged: who else lets the kernel merge pages at this
-    /// moment.
+    /// Returns why a ksmd window must not be opened: another process or guest whose pages the
+    /// kernel could merge with the domain's now. `None` for other steps.
     async fn refusal(&self, step: &Step) -> Option<String> {
         let Action::DriveKsm { domain, .. } = &step.action else { return None };
         match self.exposed(domain).await {
@@ -349,8 +350,8 @@ impl Run {
         Ok(exposed(&situation, &self.order.policy, domain).into_iter().next())
     }
 
-    /// Tells of a window that may not be opened while another process lets the kernel merge pages,
-    /// and of what was `marked` for it. This does not count against merging.
+    /// Records a window that was not opened because another process lets the kernel merge its
+    /// pages, and the steps that were `marked` for it. This does not count against merging.
     async fn refused(&self, window: u32, marked: &[Pending], reason: &str) {
         tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
         let steps = marked.iter().map(|step| step.index).chain([window]);
@@ -358,7 +359,7 @@ impl Run {
         self.record_found(steps.map(refused).collect()).await;
     }
 
-    /// A step that could not be done counts against what it was done with.
+    /// Records a step that failed, which counts against its actuator.
     async fn failed(&self, index: u32, step: &Step, error: String) {
         tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
         self.handle.notice(&Event::StepFailed(&step.action));
@@ -367,18 +368,18 @@ impl Run {
     }
 }
 
-/// Whether ksmd's window brings what a step promises.
+/// Whether the effect of the step depends on ksmd's window.
 fn is_of_window(pending: &Pending) -> bool {
     let action = &pending.expectation.step.action;
     matches!(action, Action::DriveKsm { .. } | Action::Merge { .. })
 }
 
-/// Whether memory is back as soon as the step is done.
+/// Whether the memory comes back as soon as the step is executed.
 fn is_given_at_once(action: &Action) -> bool {
     matches!(action, Action::RemergeTemplate { .. } | Action::DropZeros { .. })
 }
 
-/// Whether guests' pages decide about a step.
+/// Whether the step is decided by the content of guests' pages.
 fn is_of_chunks(step: &Step) -> bool {
     matches!(
         step.action,
@@ -391,7 +392,8 @@ fn is_of_chunks(step: &Step) -> bool {
     )
 }
 
-/// What of `plan` is done by a run that does nothing but `only`, and what of that is left out.
+/// Returns the part of `plan` that a run limited to `only` executes, and the steps of `only` that
+/// are left out.
 fn within(plan: Plan, only: Option<&Plan>) -> (Plan, Vec<Step>) {
     match only {
         Some(only) => plan.within(only),

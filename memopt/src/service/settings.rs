@@ -1,5 +1,5 @@
-//! `lighter.toml`: the policy and the schedules of this host. A file that is wrong changes nothing:
-//! what it said before holds on, and if it was never right, nothing is taken from guests.
+//! `lighter.toml`: the policy and the schedules of this host. An invalid file changes nothing: its
+//! last valid content still applies. If it was never valid, nothing is taken from guests.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,12 +10,12 @@ use crate::policy::{Goal, Policy};
 use crate::schedule::{self, Schedule};
 use crate::settings::{FILE_BYTES_MAX, SettingsError};
 
-/// What the file says.
+/// The content of the file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
-    /// What may be done.
+    /// The policy, which limits what may be done.
     pub policy: Policy,
-    /// When runs begin without an operator.
+    /// The schedules of automatic runs.
     pub schedules: Vec<Schedule>,
 }
 
@@ -23,7 +23,7 @@ impl Settings {
     /// Reads `text`, the content of the file called `name` in messages.
     ///
     /// # Errors
-    /// What is wrong, with file, line and field.
+    /// If the text is invalid; the error names the file, the line and the field.
     pub fn parse(text: &str, name: &str) -> Result<Self, SettingsError> {
         let policy = Policy::parse(text, name)?;
         let check_goal =
@@ -33,37 +33,39 @@ impl Settings {
     }
 }
 
-/// What tells one state of the file from another: which file it is, when it or its rights were
-/// changed, and its length; or why that is not known.
+/// Identifies a version of the file: its inode, the time when its content or permissions last
+/// changed, and its length; or the error that prevents reading them.
 type Stamp = Result<(u64, (i64, i64), u64), ErrorKind>;
 
-/// The file, and what it said when it was last right.
+/// The file, and its last valid content.
 #[derive(Debug)]
 pub(super) struct SettingsFile {
     path: PathBuf,
-    /// Of the file as it was last read, right or wrong.
+    /// Stamp of the file when it was last read, valid or not.
     stamp: Stamp,
-    /// What holds.
+    /// The settings that apply.
     pub(super) settings: Settings,
-    /// The file was right once, or is not there: `settings` are what the operator wants.
+    /// Whether the file was valid once or does not exist, so that `settings` are what the operator
+    /// wants.
     is_known: bool,
-    /// Why the file as it is does not hold.
+    /// Why the current content of the file is not applied.
     pub(super) error: Option<String>,
 }
 
-/// What came of reading the file again.
+/// The result of reading the file again.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It is as it was.
+    /// The file has not changed.
     None,
-    /// It says something else, which holds from now on.
+    /// The file has changed, and its new content applies.
     New,
-    /// It is wrong, and what held goes on to hold.
+    /// The file is invalid, and the previous settings still apply.
     Wrong,
 }
 
 impl SettingsFile {
-    /// The file at `path`; where there is none, the usual policy holds and nothing is scheduled.
+    /// Reads the file at `path`. Without a file, the default policy applies and nothing is
+    /// scheduled.
     pub(super) fn open(path: &Path) -> Self {
         let stamp = stamp(path);
         let (settings, error) = match read(path) {
@@ -73,10 +75,10 @@ impl SettingsFile {
         Self { path: path.to_owned(), stamp, settings, is_known: error.is_none(), error }
     }
 
-    /// By what policy memory may be taken.
+    /// Returns the policy by which memory may be taken.
     ///
     /// # Errors
-    /// The file has been wrong since it was first read.
+    /// If the file has been invalid since it was first read.
     pub(super) fn policy(&self) -> Result<Policy, String> {
         if self.is_known {
             return Ok(self.settings.policy.clone());
@@ -105,7 +107,7 @@ impl SettingsFile {
         }
     }
 
-    /// The file, if it is there.
+    /// Returns the path of the file, if it exists.
     pub(super) fn path(&self) -> Option<&Path> {
         (self.stamp != Err(ErrorKind::NotFound)).then_some(self.path.as_path())
     }
@@ -176,7 +178,7 @@ mod tests {
         assert_eq!(file.refresh(), Change::Wrong);
         assert!(file.error.as_deref().unwrap().contains("densest"), "{:?}", file.error);
         assert_eq!(file.settings, before);
-        // As long as the one before, and said to be as old.
+        // A file with the same length and the same modification time.
         let other = folder.path().join("other.toml");
         fs::write(&other, SCHEDULE.replace("night", "early")).unwrap();
         fs::write(&path, SCHEDULE).unwrap();

@@ -1,4 +1,4 @@
-//! Does the steps of a plan, and remembers them.
+//! Executes the steps of a plan, and records them in the ledger.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use crate::hypervisor::{Failure, GuestRef};
 use crate::ksm::Budget;
 use crate::step::{Action, Step};
 
-/// Why a step was not done.
+/// The reason why a step was not executed.
 #[derive(Debug)]
 pub(super) enum StepError {
-    /// It takes memory, and what is asked of the balloon cannot be saved: the node is the cause,
-    /// and not the guest.
+    /// The step takes memory, and its balloon target cannot be saved. The cause is the node and not
+    /// the guest.
     Unremembered(String),
-    /// It could not be done.
+    /// The step failed.
     Failed(Failure),
 }
 
@@ -30,9 +30,9 @@ impl fmt::Display for StepError {
 }
 
 impl Handle {
-    /// Does a step, and remembers it. What is asked of a balloon is saved before: a node that is
-    /// killed in between leaves one that the next node gives back. So nothing is taken as long as
-    /// it cannot be saved; memory is given back all the same.
+    /// Executes a step, and records it in the ledger. A balloon target is saved first, so that if
+    /// this node is killed meanwhile, the next node knows that it may give the memory back. If the
+    /// target cannot be saved, no memory is taken, but memory is still given back.
     ///
     /// # Errors
     /// [`StepError`].

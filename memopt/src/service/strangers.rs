@@ -1,4 +1,5 @@
-//! Processes that are not guests of this host, and whose memory the kernel may merge with guests'.
+//! Processes that are not guests of this host, but whose memory the kernel may merge with that of
+//! guests.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,57 +15,57 @@ use crate::situation::{Guest, Situation};
 /// How long the result of a scan is used.
 const KEPT: Duration = Duration::from_secs(300);
 
-/// How long inspecting one process may take. One that waits for a device that does not answer can
-/// hold its memory map for good.
+/// Time limit for inspecting one process. A process that waits for a hung device can hold its
+/// memory map forever.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long inspecting all of them may take: before Linux 6.15, their page tables are walked.
+/// Time limit for inspecting all processes: before Linux 6.15, this walks their page tables.
 const ALL_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Inspects the host's processes now and then, and keeps what it found.
+/// Scans the host's processes from time to time, and keeps the result.
 #[derive(Debug)]
 pub(super) struct Strangers {
     sources: Sources,
     patience: Duration,
     found: Mutex<Option<Found>>,
-    /// The search under way, which may have begun for another run.
+    /// The scan in progress, which may have been started for another run.
     search: tokio::sync::Mutex<Option<Search>>,
 }
 
-/// What a search found, and when.
+/// The result of a scan, and the uptime when it was made.
 #[derive(Debug, Clone)]
 struct Found {
     at: Duration,
     processes: Processes,
 }
 
-/// Each process with its name.
+/// PID and description of each process.
 type Processes = Vec<(u32, String)>;
 
 fn failed(error: impl Into<String>) -> ServiceError {
     ServiceError::Inspect(error.into())
 }
 
-/// A search in a thread of its own: while a process cannot be inspected, it waits in the kernel.
+/// A scan in its own thread, which blocks in the kernel while a process cannot be inspected.
 #[derive(Debug)]
 struct Search {
-    /// The process that it inspects.
+    /// PID of the process being inspected.
     now_at: Arc<AtomicU32>,
     answer: oneshot::Receiver<Result<Processes, ObserveError>>,
 }
 
 impl Strangers {
-    /// Of the host whose files are below `sources`.
+    /// Creates the scanner of the host whose files are below `sources`.
     pub(super) fn new(sources: Sources) -> Self {
         let (found, search) = (Mutex::default(), tokio::sync::Mutex::default());
         Self { sources, patience: PATIENCE, found, search }
     }
 
-    /// The processes that no mergeable guest in `situation` is, each as text. They are inspected
-    /// unless that was done in the last five minutes.
+    /// Returns a description of each mergeable process that does not belong to a mergeable guest in
+    /// `situation`. Scans the processes unless this was done in the last five minutes.
     ///
     /// # Errors
-    /// The list of processes cannot be read.
+    /// If the list of processes cannot be read.
     pub(super) async fn lately(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
         let is_fresh = |found: &Found| situation.uptime.saturating_sub(found.at) < KEPT;
         match self.found().filter(is_fresh) {
@@ -73,10 +74,10 @@ impl Strangers {
         }
     }
 
-    /// As [`Self::lately`], inspected now.
+    /// Like [`Self::lately`], but always scans.
     ///
     /// # Errors
-    /// As [`Self::lately`].
+    /// See [`Self::lately`].
     pub(super) async fn now(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
         let processes = self.inspect(&situation.guests).await?;
         let text = named(&processes, &situation.guests);
@@ -84,19 +85,19 @@ impl Strangers {
         Ok(text)
     }
 
-    /// As [`Self::lately`], however long ago they were inspected; empty if they never were.
+    /// Like [`Self::lately`], but from the last scan, whatever its age; empty if there was none.
     pub(super) fn last(&self, situation: &Situation) -> Vec<String> {
         self.found().map_or_else(Vec::new, |found| named(&found.processes, &situation.guests))
     }
 
-    /// Discards the result: the next call scans again.
+    /// Discards the last result, so that [`Self::lately`] scans again.
     pub(super) fn forget(&self) {
         self.keep(None);
     }
 
     async fn inspect(&self, guests: &[Guest]) -> Result<Processes, ServiceError> {
         let mut search = self.search.lock().await;
-        // A scan that began earlier may have missed a process.
+        // Wait for an earlier scan, but do not use its result: it may have missed a process.
         if let Some(before) = &mut *search
             && self.ended(before).await.is_none()
         {
@@ -113,7 +114,8 @@ impl Strangers {
         }
     }
 
-    /// What a scan has found, unless one process, or all of them together, take too long.
+    /// Returns the result of a scan, or `None` if one process, or all of them together, take too
+    /// long.
     async fn ended(&self, search: &mut Search) -> Option<Result<Processes, ServiceError>> {
         let begun = Instant::now();
         loop {
@@ -132,7 +134,7 @@ impl Strangers {
         }
     }
 
-    /// The process that `search` waits for may be mergeable.
+    /// Returns the process that `search` waits for, because it may be mergeable.
     fn stuck(&self, search: &Search) -> Processes {
         let pid = search.now_at.load(Ordering::Relaxed);
         let process = named_process(&self.sources, pid);
@@ -146,7 +148,7 @@ impl Strangers {
         let (sources, at) = (self.sources.clone(), Arc::clone(&now_at));
         let inspect = move || {
             let now_at = |pid| at.store(pid, Ordering::Relaxed);
-            // The search may not be waited for any more.
+            // The caller may no longer wait for the scan.
             let _ = tell.send(mergeable_processes(&sources, &known, now_at));
         };
         let thread = std::thread::Builder::new().name("inspect".to_owned()).spawn(inspect);
@@ -163,14 +165,13 @@ impl Strangers {
     }
 }
 
-/// The numbers of the processes of guests that are known to be mergeable: plans heed these by
-/// themselves.
+/// Returns the PIDs of guests known to be mergeable, which plans already take into account.
 fn mergeable(guests: &[Guest]) -> impl Iterator<Item = u32> {
     guests.iter().filter(|guest| guest.is_mergeable).map(|guest| guest.pid)
 }
 
-/// Those of `processes` that are not known to be mergeable. A guest is among them when it has not
-/// told that it is.
+/// Returns the descriptions of those `processes` that do not belong to a guest known to be
+/// mergeable. A guest that does not report whether it is mergeable is included.
 fn named(processes: &[(u32, String)], guests: &[Guest]) -> Vec<String> {
     let is_known = |pid: u32| mergeable(guests).any(|known| known == pid);
     let strange = processes.iter().filter(|(pid, _)| !is_known(*pid));
@@ -211,14 +212,14 @@ mod tests {
     async fn a_process_that_cannot_be_inspected_in_time_is_named_and_waited_for_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = process(folder.path(), 7);
-        // Opening a pipe to read waits until another process opens it to write.
+        // Opening a pipe for reading blocks until another process opens it for writing.
         let pipe = path.join("ksm_stat");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
         let (sources, patience) = (Sources::at(folder.path()), Duration::from_millis(500));
         let strangers = Strangers { patience, ..Strangers::new(sources) };
         let stuck = "process 7 (bank), whose memory cannot be inspected in time,".to_owned();
-        // The thread may begin late on a busy machine.
+        // The thread may start late on a busy machine.
         while strangers.inspect(&[]).await.unwrap()[0].0 != 7 {}
         for _ in 0..2 {
             assert_eq!(strangers.inspect(&[]).await.unwrap(), [(7, stuck.clone())]);
@@ -229,7 +230,7 @@ mod tests {
         std::fs::write(&pipe, text).unwrap();
         std::io::Write::write_all(&mut waiting, text.as_bytes()).unwrap();
         drop(waiting);
-        // The search that waited has ended, and is not what is told.
+        // The scan that blocked has ended, and its result is not used.
         let strangers = Strangers { patience: PATIENCE, ..strangers };
         assert_eq!(strangers.inspect(&[]).await.unwrap(), []);
     }

@@ -1,9 +1,9 @@
-//! Has guests' pages surveyed, so that merging and huge pages are decided by what is there.
+//! Surveys guests' pages, so that decisions about merging and huge pages rest on their content.
 //!
-//! The guests of a merge domain are surveyed with one seed, drawn for each survey, so that what
-//! they found can be put together; a guest without a domain is surveyed alone. A few are surveyed
-//! at a time, which together take the share of a CPU that the policy gives to ksmd. One that is
-//! slow, dead or says nonsense goes without a survey, and the others with theirs.
+//! The guests of a merge domain are surveyed with one seed, drawn for each survey, so that their
+//! digests can be combined. A guest without a domain is surveyed alone. A few guests are surveyed
+//! at a time, which together use the CPU share that the policy grants ksmd. A guest that is slow,
+//! dead or answers nonsense gets no survey, and does not affect the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,25 +23,25 @@ use crate::situation::{Backing, Guest, Situation, Survey};
 use crate::step::Action;
 use crate::survey::Digests;
 
-/// Guests that are surveyed at a time.
+/// Number of guests surveyed at a time.
 const AT_ONCE_MAX: usize = 4;
 
-/// One content in 8 is kept, of large guests fewer: 64 samples of a chunk.
+/// 2^3: one content in 8 is kept, i.e. 64 samples per chunk; fewer of large guests.
 const BITS: u32 = 3;
 
-/// The surveys of guests' pages.
+/// The most recent surveys of guests' pages.
 #[derive(Debug, Default)]
 pub(super) struct Surveys {
     by_guest: BTreeMap<String, Kept>,
-    /// When a step last changed a guest's pages, as the host's uptime.
+    /// Host uptime when a step last changed a guest's pages.
     changed: BTreeMap<String, Duration>,
 }
 
 #[derive(Debug)]
 struct Kept {
-    /// The process that was asked: a guest that was started again is another one.
+    /// The process that was surveyed; a survey does not apply to a restarted guest.
     pid: u32,
-    /// When, as the host's uptime.
+    /// Host uptime when it was taken.
     taken: Duration,
     survey: Survey,
 }
@@ -55,7 +55,7 @@ pub(super) struct Known {
 }
 
 impl Surveys {
-    /// Gives the guests their surveys, and forgets those of processes that are gone.
+    /// Attaches the surveys to the guests, and drops those of processes that are gone.
     pub(super) fn fill(&mut self, guests: &mut [Guest], now: Duration) {
         for guest in guests {
             let Some(kept) = self.by_guest.get(&guest.name) else { continue };
@@ -68,14 +68,14 @@ impl Surveys {
         }
     }
 
-    /// Forgets guests that are no more.
+    /// Drops the surveys of guests that no longer exist.
     pub(super) fn retain(&mut self, guests: &[Guest]) {
         let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
         self.by_guest.retain(|name, _| names.contains(name.as_str()));
         self.changed.retain(|name, _| names.contains(name.as_str()));
     }
 
-    /// Keeps what was found between `begun` and `taken`, but for guests that a step has changed
+    /// Stores surveys made between `begun` and `taken`, except those of guests that a step changed
     /// meanwhile.
     pub(super) fn keep(&mut self, found: Vec<Known>, begun: Duration, taken: Duration) {
         for Known { name, pid, survey } in found {
@@ -86,7 +86,7 @@ impl Surveys {
         }
     }
 
-    /// A step has changed what was found.
+    /// Updates the surveys with the effect of a step.
     pub(super) fn acted(&mut self, action: &Action, now: Duration) {
         match action.guest() {
             Some(guest) if action.changes_pages() => {
@@ -99,7 +99,7 @@ impl Surveys {
         }
     }
 
-    /// A step went wrong half-way: who knows what it has changed.
+    /// Drops the survey of a guest after a step failed half-way, because its effect is unknown.
     pub(super) fn forget(&mut self, guest: &str, now: Duration) {
         self.changed.insert(guest.to_owned(), now);
         self.by_guest.remove(guest);
@@ -109,16 +109,16 @@ impl Surveys {
 /// Guests that are surveyed with one seed.
 type Domain<'a> = Vec<&'a Guest>;
 
-/// Whose pages are to be surveyed.
+/// Which guests to survey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Those of domains of which a guest has no survey that a plan would use.
+    /// The domains in which a guest has no survey recent enough for a plan.
     Due,
-    /// Those of all that a plan asks about.
+    /// All guests whose pages matter for a plan.
     All,
 }
 
-/// The domains that are surveyed.
+/// Returns the domains to survey.
 fn domains<'a>(situation: &'a Situation, policy: &Policy, wanted: Wanted) -> Vec<Domain<'a>> {
     let mut domains: BTreeMap<(Option<String>, Option<&str>), Domain<'a>> = BTreeMap::new();
     for guest in situation.guests.iter().filter(|guest| is_worth_it(guest, policy)) {
@@ -131,7 +131,7 @@ fn domains<'a>(situation: &'a Situation, policy: &Policy, wanted: Wanted) -> Vec
     domains.into_values().filter(is_wanted).collect()
 }
 
-/// Whether a plan would ask about the guest's pages.
+/// Whether the guest's pages matter for a plan.
 fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
     let limits = policy.limits(guest);
     guest.hindrance.is_none()
@@ -142,7 +142,7 @@ fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
                 use Actuator::{Huge, Merge, Template, Zeros};
                 may_be_any(&limits, &[Merge, Huge, Template, Zeros])
             }
-            // What its program has not marked, no other program can.
+            // Only the guest's own program can mark its memory.
             false => {
                 guest.is_mergeable
                     && limits.merge_domain.is_some()
@@ -156,8 +156,8 @@ fn may_be_any(limits: &GuestLimits, actuators: &[Actuator]) -> bool {
 }
 
 impl Handle {
-    /// Has guests' pages surveyed. Whether there were any to survey. When it is dropped, what was
-    /// found so far is kept.
+    /// Surveys guests' pages. Returns whether there were any to survey. If the future is dropped,
+    /// the surveys finished so far are kept.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`].
@@ -198,13 +198,14 @@ impl Handle {
     }
 }
 
-/// 64 bits that cannot be guessed, but for six that an UUID has always.
+/// Returns 64 random bits: the XOR combines each of the six fixed bits of the UUID with a random
+/// bit.
 fn random() -> u64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     high ^ low.rotate_left(32)
 }
 
-/// Surveys the guests of a domain. Who does not answer is left out, and told of.
+/// Surveys the guests of a domain. Those that do not answer are logged and left out.
 async fn survey_domain(
     guests: Vec<Guest>,
     request: SurveyRequest,
@@ -228,7 +229,7 @@ async fn survey_domain(
     let mut domain = request.empty();
     let mut found = Vec::new();
     for (guest, Surveyed { digests, findings }) in asked.join_all().await.into_iter().flatten() {
-        // All of one seed, which was checked.
+        // Always succeeds: all digests were checked to have the same seed.
         if domain.merge(&digests).is_ok() {
             found.push((guest, findings));
         }

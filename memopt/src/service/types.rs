@@ -1,5 +1,5 @@
-//! What the service tells of the host, its guests and its runs. All of it travels over the node's
-//! API.
+//! What the service reports about the host, its guests and its runs. All of these types are part of
+//! the node's API.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,49 +12,49 @@ use crate::ledger::{GuestLedger, Level};
 use crate::policy::Goal;
 use crate::situation::Situation;
 
-/// `GET /v1/density`.
+/// The answer to `GET /v1/density`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DensityStatus {
-    /// The host and its guests now.
+    /// The current state of the host and its guests.
     pub situation: Situation,
-    /// What the ledger has of each guest, by its name.
+    /// State that the ledger keeps about each guest, by its name.
     #[serde(default)]
     pub remembered: BTreeMap<String, Remembered>,
-    /// How short of memory the host is.
+    /// The host's memory shortage level.
     pub level: Level,
     /// The policy's goal.
     pub goal: Goal,
-    /// Where policy and schedules come from; absent when there is no such file and the default
-    /// policy holds.
+    /// File that defines policy and schedules; absent when there is no such file and the default
+    /// policy applies.
     pub file: Option<String>,
-    /// Why the file is not used as it is now; what it said before still holds.
+    /// Why the current content of the file is not applied; its last valid content still applies.
     pub file_error: Option<String>,
-    /// What this host does not tell, or does not let guests' processes have, and why.
+    /// What this host does not report, or denies to guests' processes, and why.
     pub missing: Vec<String>,
-    /// The run under way.
+    /// The run in progress.
     pub running: Option<RunId>,
 }
 
-/// What the ledger has of one guest, as far as it decides what is done to it.
+/// The part of a guest's ledger record that decides what is done to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Remembered {
-    /// What it is taken to need, in bytes; absent while it has not said.
+    /// Bytes that the guest is assumed to need; absent until it reports statistics.
     pub needs_bytes: Option<u64>,
-    /// Why nothing is taken from it now; absent when something may be.
+    /// Why nothing is taken from the guest now; absent when something may be.
     pub spared: Option<Spared>,
 }
 
-/// A guest that hurts, or did lately.
+/// A guest in pain, now or recently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spared {
-    /// What showed its pain last.
+    /// The last sign of its pain.
     pub pain: String,
-    /// For how long it keeps everything yet, in seconds.
+    /// Seconds until memory may be taken from it again.
     pub left_seconds: u64,
 }
 
 impl Remembered {
-    /// What `known` has of it at `now`, the host's uptime.
+    /// Returns the state that `known` holds at `now`, the host's uptime.
     pub fn of(known: &GuestLedger, now: Duration) -> Self {
         let spared = known.spared(now).map(|pain| Spared {
             pain: pain.cause.to_string(),
@@ -64,24 +64,25 @@ impl Remembered {
     }
 }
 
-/// `GET /v1/density/next`: what runs, and what comes then. The host is not inspected for it.
+/// The answer to `GET /v1/density/next`: the run in progress and the next ones. The host is not
+/// inspected for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Agenda {
-    /// The run under way.
+    /// The run in progress.
     pub running: Option<RunId>,
-    /// What is scheduled, the first first.
+    /// The scheduled runs, earliest first.
     pub next: Vec<NextRun>,
-    /// Why lighter.toml as it is now does not hold.
+    /// Why the current content of lighter.toml is not applied.
     pub file_error: Option<String>,
 }
 
-/// A run that is due.
+/// A scheduled run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NextRun {
-    /// When, in Unix seconds.
+    /// Time of the run in Unix seconds.
     pub at_unix_seconds: u64,
-    /// The schedule.
+    /// Name of the schedule.
     pub schedule: String,
-    /// What it is for.
+    /// Goal of the run.
     pub goal: String,
 }

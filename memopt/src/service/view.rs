@@ -1,4 +1,4 @@
-//! The host and its guests as they are now, in the form in which plans are made from it.
+//! The current state of the host and its guests, in the form that plans are made from.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
@@ -11,12 +11,13 @@ use crate::observe::ObserveError;
 use crate::schedule::Moment;
 use crate::situation::{self, Guest, Situation};
 
-/// The host itself: what it has and what guests' processes cost it, ksmd, and its pools.
+/// The host itself: its memory, what guests' processes cost it, ksmd, and its hugetlb pools.
 pub trait Host: Debug + Send {
-    /// The host's memory, and into each of `guests` what it costs, or that this cannot be told.
+    /// Returns the host's memory, and sets the cost of each of `guests`, or a hindrance if its cost
+    /// cannot be determined.
     ///
     /// # Errors
-    /// The host does not tell of its own memory.
+    /// If the host's own memory cannot be read.
     fn observe(
         &mut self,
         guests: &mut [Guest],
@@ -24,40 +25,41 @@ pub trait Host: Debug + Send {
         uptime: Duration,
     ) -> Result<Observed, ObserveError>;
 
-    /// Puts ksmd back to how it was set before a process was killed that drove it.
+    /// Restores the settings of ksmd that a process left changed when it was killed while driving
+    /// it.
     ///
     /// # Errors
-    /// It cannot be put back, or another process drives it.
+    /// If they cannot be restored, or another process drives ksmd.
     fn recover(&mut self) -> Result<(), KsmError>;
 
-    /// Opens a window of ksmd, in the place of the one that is open.
+    /// Opens a window of ksmd, replacing the open one.
     ///
     /// # Errors
-    /// ksmd cannot be driven.
+    /// If ksmd cannot be driven.
     fn drive_ksm(&mut self, budget: Budget) -> Result<(), Failure>;
 
     /// Whether a window is open.
     fn drives_ksm(&self) -> bool;
 
-    /// What the window did that was open and has ended; told once.
+    /// Returns the outcome of a window that has ended, once.
     fn take_outcome(&mut self) -> Option<Outcome>;
 
-    /// Ends the window that is open, if one is; ksmd is as it was before then.
+    /// Ends the open window, if there is one, and restores ksmd's settings.
     fn end_window(&mut self);
 
-    /// Gives a hugetlb pool so many pages.
+    /// Sets the number of pages in a hugetlb pool.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// If the kernel refuses.
     fn resize_pool(&mut self, page_bytes: u64, pages: u64) -> Result<(), Failure>;
 }
 
-/// How it is told what guests cost.
+/// How the cost of guests is determined.
 pub enum Costs<'a> {
-    /// The page tables of those that are meant are walked, and of some others in turn; for the rest
-    /// their counters tell.
+    /// Walks the page tables of the guests that the filter selects, and of some others in turn;
+    /// estimates the rest from their counters.
     Measured(&'a dyn Fn(&Guest) -> bool),
-    /// Their counters tell: for inspections that are frequent.
+    /// Estimates all guests from their counters, for frequent inspections.
     Estimated,
 }
 
@@ -70,34 +72,34 @@ impl Debug for Costs<'_> {
     }
 }
 
-/// What the host tells of itself.
+/// What the host reports about itself.
 #[derive(Debug)]
 pub struct Observed {
-    /// Its memory.
+    /// Memory of the host.
     pub host: situation::Host,
-    /// What it does not tell, and why.
+    /// What the host does not report, and why.
     pub missing: Vec<String>,
 }
 
-/// What an inspection found.
+/// The result of an inspection.
 #[derive(Debug)]
 pub(super) struct View {
     /// The host and its guests.
     pub(super) situation: Situation,
-    /// What this host does not tell, or does not let guests' processes have.
+    /// What this host does not report, or denies to guests' processes.
     pub(super) missing: Vec<String>,
 }
 
-/// Which guests are measured.
+/// Selects the guests to measure.
 pub(super) type Filter = Box<dyn Fn(&Guest) -> bool + Send>;
 
-/// None of them.
+/// Selects no guest.
 pub(super) fn none() -> Filter {
     Box::new(|_| false)
 }
 
-/// Asks hypervisors one after the other, for the guests of these names or all of them; returns them
-/// by name, and what cannot be told.
+/// Inspects the hypervisors one after the other, for the guests with these names or all guests.
+/// Returns the guests sorted by name, and what cannot be determined.
 pub(super) async fn guests(
     hypervisors: &[Arc<dyn Hypervisor>],
     names: Option<&BTreeSet<String>>,
@@ -118,7 +120,7 @@ pub(super) async fn guests(
 }
 
 impl View {
-    /// What `observed` tells of the host, together with its guests at this time.
+    /// Combines `observed` with the guests of the host at the time `now`.
     pub(super) fn new(
         observed: Observed,
         guests: Vec<Guest>,

@@ -1,5 +1,5 @@
-//! What the loop does unasked: it gives guests in pain their memory back at once, and begins the
-//! runs that `lighter.toml` schedules.
+//! The automatic work of the loop: it gives guests in pain their memory back at once, and starts
+//! the runs that `lighter.toml` schedules.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,35 +16,36 @@ use crate::policy::Goal;
 use crate::situation::{Guest, Situation};
 use crate::step::{Action, Step};
 
-/// Between two inspections of all guests, for the ledger.
+/// Pause between two inspections of all guests, for the ledger.
 const INSPECT_PAUSE: Duration = Duration::from_secs(10);
 
-/// Between two of guests whose balloons hold memory: statistics come with the inspection after the
-/// one that asked for them, and a guest in pain shall have its memory back within a second.
+/// Pause between two inspections of guests whose balloons hold memory. Statistics arrive with the
+/// inspection after the one that requested them, and a guest in pain must get its memory back
+/// within a second.
 const ALERT_PAUSE: Duration = Duration::from_millis(400);
 
-/// Between two readings of the clock and of `lighter.toml`.
+/// Pause between two checks of the clock and of `lighter.toml`.
 const TICK: Duration = Duration::from_secs(1);
 
-/// When what was last done, and who has to be watched closely.
+/// When the last inspections were, and the guests to watch closely.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     ticked: Option<Instant>,
-    /// When all guests were last inspected, as the host's uptime.
+    /// Host uptime at the last inspection of all guests.
     inspected: Duration,
     /// Guests whose balloons hold memory, by name, and whether they answered the last inspection.
     inflated: BTreeMap<String, bool>,
 }
 
 impl Watch {
-    /// When the next tick is, if nothing is due for as long as `idle`.
+    /// Returns the time of the next tick, if nothing is due for the duration `idle`.
     pub(super) fn pause(&self, idle: Duration) -> Instant {
         let pause = if self.inflated.is_empty() { TICK } else { ALERT_PAUSE };
         let pause = pause.min(idle.max(ALERT_PAUSE));
         self.ticked.map_or_else(Instant::now, |ticked| ticked + pause)
     }
 
-    /// Begins what is due, and looks after the guests.
+    /// Starts what is due, and relieves guests in pain.
     pub(super) async fn tick(&mut self, core: &mut Core<'_>) {
         core.refresh_settings();
         core.elapse();
@@ -56,16 +57,17 @@ impl Watch {
         if is_time_for_all || !self.inflated.is_empty() {
             match self.relieve(core, is_time_for_all).await {
                 Ok(now) => self.inflated = now,
-                // Those whose balloons held memory are inspected again.
+                // The guests whose balloons held memory are inspected again.
                 Err(error) => tracing::warn!("cannot inspect the guests: {error}"),
             }
         }
         self.ticked = Some(Instant::now());
     }
 
-    /// Inspects all guests, or those that are watched, and gives those that need more than their
-    /// balloons leave them all they may have. Returns those whose balloons hold memory. One that
-    /// does not answer stays among them once: a process that hangs would hold up the others.
+    /// Inspects all guests, or only the watched ones. Guests that need more than their balloons
+    /// leave them get the memory that a plan grants them. Returns the guests whose balloons hold
+    /// memory. A guest that does not answer is kept for one more inspection only: a hung process
+    /// would delay the others.
     async fn relieve(
         &self,
         core: &mut Core<'_>,
@@ -76,8 +78,8 @@ impl Watch {
             true => core.inspect(&policy, &none()).await?,
             false => core.inspect_some(&policy, &self.inflated.keys().cloned().collect()).await?,
         };
-        // Whatever the policy's goal: what the host merely has to spare is a run's to give, or the
-        // watch would undo what runs for other goals have taken.
+        // The policy's goal is ignored: only runs return memory that the host merely has to spare.
+        // Otherwise the watch would undo what runs for other goals have taken.
         let plan = plan(&view.situation, &policy, &core.ledger, &Goal::MaxDensity);
         for step in &plan.steps {
             if is_relief(step, &core.ledger, &view.situation) {
@@ -95,8 +97,8 @@ impl Watch {
     }
 }
 
-/// Whether `step` gives a guest back what runs have taken: a balloon that an operator has set is
-/// the operator's.
+/// Whether `step` gives a guest back what runs have taken. A balloon set by an operator is left to
+/// the operator.
 fn is_relief(step: &Step, ledger: &Ledger, situation: &Situation) -> bool {
     let Action::SetBalloon { guest, from_bytes, to_bytes } = &step.action else { return false };
     let of_it = situation.guests.iter().find(|it| it.name == *guest);
@@ -104,8 +106,8 @@ fn is_relief(step: &Step, ledger: &Ledger, situation: &Situation) -> bool {
 }
 
 impl Core<'_> {
-    /// Has a step done that gives a guest memory back, unless that is under way. `plan` is what is
-    /// recorded of it.
+    /// Spawns a step that gives a guest memory back, unless one is in progress for it. `plan` is
+    /// what is recorded.
     fn relieve(&mut self, plan: Plan, step: &Step) {
         let guest = step.action.guest().unwrap_or_default().to_owned();
         if self.relieved.values().any(|other| *other == guest) {

@@ -1,4 +1,4 @@
-//! One table of a file, read field by field: typed, within bounds, and with none left over.
+//! Reads one table of a file field by field: typed, within bounds, and without unknown keys.
 
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
@@ -9,15 +9,15 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use crate::units::{Share, Span, parse_duration, parse_share, parse_size, shortened};
 
-/// The most texts of one list.
+/// The most texts in one list.
 const TEXTS_MAX: usize = 64;
-/// Keys that are more alike than this are meant for each other.
+/// A key more similar than this to a known one counts as a misspelling of it.
 const LIKE: f64 = 0.8;
 
-/// What is wrong with a field.
+/// An error in a field.
 #[derive(Debug)]
 pub struct Fault {
-    /// Where it is written, as an offset into the file.
+    /// Where the field is written, as offsets into the file.
     pub at: Range<usize>,
     /// The field, with its tables.
     pub field: String,
@@ -25,7 +25,7 @@ pub struct Fault {
     pub what: String,
 }
 
-/// A table of the file, and which of its keys have been asked for.
+/// A table of the file, and the keys that have been read from it.
 pub(crate) struct Fields<'a, 'i> {
     path: String,
     at: Range<usize>,
@@ -36,12 +36,12 @@ pub(crate) struct Fields<'a, 'i> {
 type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
 
 impl<'a, 'i> Fields<'a, 'i> {
-    /// The fields of the file itself.
+    /// Returns the fields of the file's root table.
     pub(crate) fn root(table: &'a DeTable<'i>) -> Self {
         Self { path: String::new(), at: 0..0, table: Some(table), known: Vec::new() }
     }
 
-    /// The table `key` in it; an empty one when it is not written.
+    /// Returns the table `key`; an empty one if it is not in the file.
     pub(crate) fn section(&mut self, key: &'static str) -> Result<Self, Fault> {
         match self.get(key) {
             None => {
@@ -52,7 +52,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         }
     }
 
-    /// The tables `[[key]]` in it, at most `limit`.
+    /// Returns the tables `[[key]]`, at most `limit`.
     pub(crate) fn sections(&mut self, key: &'static str, limit: usize) -> Result<Vec<Self>, Fault> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let Some(items) = value.get_ref().as_array() else {
@@ -68,7 +68,8 @@ impl<'a, 'i> Fields<'a, 'i> {
     fn table_in(&self, value: Value<'a, 'i>, name: &str) -> Result<Self, Fault> {
         let (path, at) = (format!("{}{name}", self.path), value.span());
         match value.get_ref().as_table() {
-            // A table's own span begins at its first line; that of one of an array is its header.
+            // A table's own span begins at its first line; that of a table in an array, at its
+            // header.
             Some(table) => Ok(Self { path: path + ".", at, table: Some(table), known: Vec::new() }),
             None => {
                 let what = format!("is a table, not {}", article(value.get_ref()));
@@ -77,20 +78,20 @@ impl<'a, 'i> Fields<'a, 'i> {
         }
     }
 
-    /// What is written for `key`, which is a known one from here on.
+    /// Returns the value of `key`, which counts as known from now on.
     pub(crate) fn get(&mut self, key: &'static str) -> Option<Value<'a, 'i>> {
         self.known.push(key);
         self.table?.get(key)
     }
 
-    /// What is wrong with `key`: where it is written, else where its table is.
+    /// Creates an error for `key`, located at the key or, if it is not in the file, at its table.
     pub(crate) fn fault(&self, key: &str, what: &str) -> Fault {
         let written = self.table.and_then(|table| table.get_key_value(key));
         let at = written.map_or(self.at.clone(), |(name, _)| name.span());
         Fault { at, field: format!("{}{key}", self.path), what: what.to_owned() }
     }
 
-    /// Reads a text by `read`.
+    /// Reads a text and parses it with `read`.
     pub(crate) fn text<T, E: Display>(
         &mut self,
         key: &'static str,
@@ -104,7 +105,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         read(text).map(Some).map_err(|what| self.fault(key, &what.to_string()))
     }
 
-    /// Reads a text by `read` into `into`, which stays as it is when nothing is written.
+    /// Parses a text with `read` into `into`, which keeps its value if the key is absent.
     fn text_into<T>(
         &mut self,
         key: &'static str,
@@ -117,8 +118,8 @@ impl<'a, 'i> Fields<'a, 'i> {
         Ok(())
     }
 
-    /// Reads a text that has to be there by `read`. What is written like its key is taken for it,
-    /// misspelt.
+    /// Reads a required text and parses it with `read`. If it is missing, an unknown key similar to
+    /// it is reported as a misspelling.
     pub(crate) fn required<T, E: Display>(
         &mut self,
         key: &'static str,
@@ -130,7 +131,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         })
     }
 
-    /// Reads a text, or a list of them, by `read`.
+    /// Reads a text or a list of texts, and parses each with `read`.
     pub(crate) fn texts<T, E: Display>(
         &mut self,
         key: &'static str,
@@ -210,7 +211,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         Ok(number.map(|number| number as u32))
     }
 
-    /// Reads `noun`: a number within `bounds` that `fits`.
+    /// Reads a number within `bounds` for which `fits` holds; `noun` names its kind in the error.
     fn number_that(
         &mut self,
         key: &'static str,
@@ -235,8 +236,8 @@ impl<'a, 'i> Fields<'a, 'i> {
         }
     }
 
-    /// Refuses values that do not go upwards in their order. Blamed is one that is written: others
-    /// are a preset's.
+    /// Refuses values that are not in ascending order. The error names a key that is in the file,
+    /// since the other value may be the preset's.
     pub(crate) fn upwards<T: PartialOrd + Copy, S: Display>(
         &self,
         values: &[(&str, T)],
@@ -254,14 +255,14 @@ impl<'a, 'i> Fields<'a, 'i> {
         Ok(())
     }
 
-    /// Whether the file says something of `key`.
+    /// Returns whether the file contains `key`.
     pub(crate) fn is_written(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
     }
 
-    /// Refuses keys that nobody has asked for.
+    /// Refuses keys that were not read.
     pub(crate) fn finish(&self) -> Result<(), Fault> {
-        // In the order of the file, not of the alphabet.
+        // The first in the file, not the first in the alphabet.
         let first = self.unasked().min_by_key(|key| key.span().start);
         let Some(first) = first else { return Ok(()) };
         let hint = match self.near(first.get_ref()) {
@@ -276,19 +277,19 @@ impl<'a, 'i> Fields<'a, 'i> {
         Fault { at: written.span(), field, what: format!("there is no such field: {hint}") }
     }
 
-    /// Keys that nobody has asked for yet.
+    /// Returns the keys that have not been read yet.
     fn unasked(&self) -> impl Iterator<Item = &'a Spanned<DeString<'i>>> {
         let keys = self.table.into_iter().flat_map(|table| table.keys());
         keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()))
     }
 
-    /// What is written so much like `key` that it is meant. Keys that are asked for later have to
-    /// be unlike it.
+    /// Returns an unread key similar enough to `key` to be a misspelling of it. Keys that are read
+    /// later must differ from `key` more than this.
     fn misspelt(&self, key: &str) -> Option<&'a Spanned<DeString<'i>>> {
         self.unasked().find(|name| likeness(key, name.get_ref()) > LIKE)
     }
 
-    /// The known key that is most like `name`, when one is like it at all.
+    /// Returns the known key most similar to `name`, if any is similar enough.
     fn near(&self, name: &str) -> Option<&'static str> {
         let alike = self.known.iter().copied().map(|key| (likeness(key, name), key));
         let (best, key) = alike.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
@@ -296,7 +297,7 @@ impl<'a, 'i> Fields<'a, 'i> {
     }
 }
 
-/// `value`, which is written as `text`, if it is within its bounds.
+/// Returns `value`, written as `text`, if it is within `bounds`.
 fn within<T: PartialOrd>(
     text: &str,
     value: T,
@@ -310,12 +311,12 @@ fn within<T: PartialOrd>(
     Err(format!("`{}` is not from {low} to {high}", shortened(text)))
 }
 
-/// How like two keys are, from 0 to 1.
+/// Returns the similarity of two keys, from 0 to 1.
 fn likeness(key: &str, written: &str) -> f64 {
     strsim::jaro_winkler(key, &shortened(written))
 }
 
-/// What a value is, for people.
+/// Names the type of a value for people.
 fn article(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a text",

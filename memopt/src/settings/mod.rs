@@ -1,9 +1,9 @@
-//! How files of settings are read, TOML all of them: `lighter.toml` field by field, by whoever has
-//! fields in it, since its values lie on top of a preset's and have bounds (`read`); guests' files
-//! by the type that the command line has too ([`read_as`]). What is wrong comes back with file,
-//! line and field.
+//! Reads settings files, all of them TOML. `lighter.toml` is read field by field, by the modules
+//! that own the fields, because its values are merged onto a preset's and have bounds (`read`).
+//! Guest definitions are read as the type that the command line uses too ([`read_as`]). Errors name
+//! the file, line and field.
 //!
-//! It knows no field of anybody. It depends on [`crate::units`] alone.
+//! This module knows no fields itself. It depends on [`crate::units`] alone.
 
 mod error;
 mod fields;
@@ -19,10 +19,10 @@ pub(crate) use fields::Fields;
 /// The longest file that is read, in bytes.
 pub const FILE_BYTES_MAX: usize = 256 << 10;
 
-/// Reads `text`, the content of the file that is called `file` in messages, by `read`.
+/// Parses `text`, the content of the file that messages call `file`, with `read`.
 ///
 /// # Errors
-/// What is too long or no TOML, and what `read` finds.
+/// If the text is too long or not valid TOML, and the errors of `read`.
 pub(crate) fn read<T>(
     text: &str,
     file: &str,
@@ -31,11 +31,11 @@ pub(crate) fn read<T>(
     read_root(text, file, |root| read(Fields::root(root)))
 }
 
-/// Reads `text`, the content of the file that is called `file` in messages, as a `T`, which `check`
-/// compares with what is written.
+/// Parses `text`, the content of the file that messages call `file`, as a `T`, which `check` then
+/// compares with the TOML table.
 ///
 /// # Errors
-/// What is too long, no TOML or no `T`, and what `check` finds.
+/// If the text is too long, not valid TOML or not a valid `T`, and the errors of `check`.
 pub fn read_as<T: DeserializeOwned>(
     text: &str,
     file: &str,

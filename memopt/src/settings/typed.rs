@@ -1,4 +1,4 @@
-//! Files that are read by their type: what serde finds wrong, in our words and with its key.
+//! Errors of files that are read as a type: serde's messages in lighter's words, with the key.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Fault;
 
-/// What serde says, and what we say.
+/// serde's words, and the replacements used here.
 const WORDS: [(&str, &str); 5] = [
     ("unknown field", "unknown key"),
     ("missing field", "missing key"),
@@ -15,14 +15,15 @@ const WORDS: [(&str, &str); 5] = [
     (", expected u64", ", expected a whole number"),
 ];
 
-/// What serde found wrong in the file of this table.
+/// Converts an error of serde in the file of this table.
 pub(super) fn fault(root: &DeTable<'_>, error: &toml::de::Error) -> Fault {
     let at = error.span().unwrap_or_default();
     let field = error.span().and_then(|span| key_at(root, span)).unwrap_or_default();
     Fault { at, field, what: plain(error.message()) }
 }
 
-/// serde speaks of fields and of Rust's types, and toml's messages have several lines.
+/// Rewrites a message in terms of keys and numbers, on one line: serde writes of fields and Rust
+/// types, and toml's messages have several lines.
 pub(super) fn plain(message: &str) -> String {
     let number = message.strip_prefix("invalid value: integer ").and_then(|it| it.split_once(','));
     let what = number.map_or(message.to_owned(), |(number, _)| format!("{number} is out of range"));
@@ -30,7 +31,7 @@ pub(super) fn plain(message: &str) -> String {
     what.trim_end().replace('\n', ": ")
 }
 
-/// The key in whose name or value `span` begins.
+/// Returns the key whose name or value contains the beginning of `span`.
 fn key_at(table: &DeTable<'_>, span: Range<usize>) -> Option<String> {
     let offset = span.start;
     table.iter().find_map(|(key, value)| {

@@ -1,4 +1,4 @@
-//! A bounded sample of the contents of a guest's memory, as guests of a domain exchange it.
+//! A bounded sample of the contents of a guest's memory, which guests of a domain exchange.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::page::Seed;
 
-/// Most contents that a table may have, whoever made it.
+/// The most contents that a table may have, also one received from elsewhere.
 const ENTRIES_MAX: usize = 1 << 20;
-/// Most bits that decide on the sample: at 2^40 pages to a sample there is nothing left to tell.
+/// The most bits of sampling: at one sample per 2^40 contents an estimate has no meaning.
 pub const BITS_MAX: u32 = 40;
 
-/// Contents whose digests have their low bits zero, with the number of their pages.
+/// Contents whose digests have zeros in the low bits, with the number of their pages.
 ///
-/// It serializes as the tag of its seed, its bits, the pages that were looked at, and pairs of
-/// digest and number in ascending order. What is read back is checked to be such a table.
+/// It serializes as the tag of its seed, its bits, the number of scanned pages, and pairs of digest
+/// and count in ascending order. Deserializing validates the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(into = "Wire", try_from = "Wire")]
 pub struct Digests {
@@ -28,20 +28,21 @@ pub struct Digests {
     capacity: usize,
 }
 
-/// Why tables are refused.
+/// Why a table is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DigestsError {
-    /// What came is no table.
+    /// The received data is not a table.
     #[error("this is no table of digests: {0}")]
     Malformed(&'static str),
-    /// Tables of two merge domains, or of one before and after its seed was drawn anew.
+    /// The tables are of different merge domains, or of one domain before and after it got a new
+    /// seed.
     #[error(
         "tables of digests with different seeds say nothing about each other: look at the guests again"
     )]
     OtherSeed,
 }
 
-/// As it is exchanged.
+/// The serialized form of a table.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Wire {
@@ -53,8 +54,8 @@ struct Wire {
 }
 
 impl Digests {
-    /// An empty table of `capacity` contents at most, which samples one content in 2^`bits` until
-    /// it is full.
+    /// Creates an empty table of at most `capacity` contents, which samples one content in 2^`bits`
+    /// until it is full.
     #[must_use]
     pub fn new(seed: Seed, capacity: NonZeroUsize, bits: u32) -> Self {
         Self {
@@ -67,33 +68,32 @@ impl Digests {
         }
     }
 
-    /// One content in 2^this many is in the table.
+    /// Returns the sampling rate: one content in 2^`bits` is in the table.
     #[must_use]
     pub const fn bits(&self) -> u32 {
         self.bits
     }
 
-    /// Whether this table and the other one were made with one seed, and so say something about
-    /// each other.
+    /// Returns whether both tables were made with the same seed, and can be compared.
     #[must_use]
     pub const fn is_comparable(&self, other: &Self) -> bool {
         self.tag == other.tag
     }
 
-    /// Pages that were looked at, those of zeros among them.
+    /// Returns the number of scanned pages, including pages of zeros.
     #[must_use]
     pub const fn pages(&self) -> u64 {
         self.pages
     }
 
-    /// Pages of zeros.
+    /// Returns the number of pages of zeros.
     #[must_use]
     pub const fn zero_pages(&self) -> u64 {
         self.zero_pages
     }
 
-    /// How many pages share one content, on the average over contents that have more than one; 0
-    /// when none has.
+    /// Returns how many pages share one content, on average over the contents with more than one
+    /// page; 0 if there are none.
     #[must_use]
     pub fn copies(&self) -> f64 {
         let shared = || self.counts().filter(|count| *count > 1);
@@ -102,8 +102,8 @@ impl Digests {
         if contents == 0 { 0.0 } else { pages as f64 / contents as f64 }
     }
 
-    /// The table without contents that have one page only: all that [`super::Scanned::chunks`] asks
-    /// about, and a small part of it.
+    /// Drops the contents with only one page: [`super::Scanned::chunks`] does not need them, and
+    /// they are most of the table.
     #[must_use]
     pub fn into_shared(mut self) -> Self {
         self.entries.retain(|_, count| *count > 1);
@@ -115,7 +115,7 @@ impl Digests {
         self.zero_pages += 1;
     }
 
-    /// Counts a page; whether its content is in the sample.
+    /// Counts a page, and returns whether its content is in the sample.
     pub(super) fn add(&mut self, digest: u64) -> bool {
         self.pages += 1;
         if !is_sampled(digest, self.bits) {
@@ -127,26 +127,26 @@ impl Digests {
         is_sampled(digest, self.bits)
     }
 
-    /// How many pages have the content `digest`, if that is in the table.
+    /// Returns how many pages have the content `digest`; 0 if it is not in the table.
     pub(super) fn count(&self, digest: u64) -> u32 {
         self.entries.get(&digest).copied().unwrap_or(0)
     }
 
-    /// The contents, with the numbers of their pages.
+    /// Returns the contents, each with its number of pages.
     pub(super) fn contents(&self) -> impl Iterator<Item = (u64, u32)> {
         self.entries.iter().map(|(digest, count)| (*digest, *count))
     }
 
-    /// The numbers of pages of the contents.
+    /// Returns the number of pages of each content.
     pub(super) fn counts(&self) -> impl Iterator<Item = u32> {
         self.entries.values().copied()
     }
 
-    /// Adds the pages of another guest. Afterwards this table has as few contents as the coarser
-    /// one of both.
+    /// Adds the pages of another guest. Afterwards this table samples at the coarser rate of the
+    /// two.
     ///
     /// # Errors
-    /// [`DigestsError::OtherSeed`].
+    /// [`DigestsError::OtherSeed`] if the tables have different seeds.
     pub fn merge(&mut self, other: &Self) -> Result<(), DigestsError> {
         if !self.is_comparable(other) {
             return Err(DigestsError::OtherSeed);
@@ -164,7 +164,7 @@ impl Digests {
         Ok(())
     }
 
-    /// Keeps one content in 2^`bits`, if it has more.
+    /// Reduces the sample to one content in 2^`bits`, if it is finer than that.
     pub(super) fn coarsen(&mut self, bits: u32) {
         if bits > self.bits {
             self.bits = bits.min(BITS_MAX);
@@ -179,7 +179,7 @@ impl Digests {
     }
 }
 
-/// Whether a content is in a sample of one in 2^`bits`.
+/// Returns whether a content is in a sample of one in 2^`bits`.
 pub(super) const fn is_sampled(digest: u64, bits: u32) -> bool {
     digest.trailing_zeros() >= bits
 }

@@ -1,44 +1,44 @@
-//! How much merging would save, reckoned from samples.
+//! Estimates from samples how much merging would save.
 
 use super::digests::{Digests, DigestsError};
 
 /// Bytes of a page.
 const PAGE_BYTES: f64 = 4096.0;
-/// Pages that share one kept page at most: the default of `/sys/kernel/mm/ksm/max_page_sharing`.
+/// The most pages that share one kept page: the default of `/sys/kernel/mm/ksm/max_page_sharing`.
 const SHARING_MAX: u32 = 256;
 
-/// An estimate, and how far off it may be.
+/// An estimate and its error.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimate {
-    /// Bytes that merging would give back, pages of zeros not among them.
+    /// Bytes that merging would save, not including pages of zeros.
     pub bytes: f64,
-    /// Its standard error, in bytes: the truth is within two of them 19 times of 20.
+    /// The standard error, in bytes: the true value is within two of them 19 times out of 20.
     pub standard_error: f64,
 }
 
-/// What merging guests would save.
+/// How much merging guests would save.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sharing {
-    /// If each guest were merged by itself.
+    /// If each guest were merged separately.
     pub within: Estimate,
-    /// If all were merged together, beyond what they would save by themselves.
+    /// If all were merged together, in addition to `within`.
     pub across: Estimate,
-    /// Pages of zeros in all of them, in bytes: counted, not estimated.
+    /// Pages of zeros in all guests, in bytes: counted, not estimated.
     pub zero_bytes: u64,
 }
 
-/// What merging these guests would save.
+/// Estimates how much merging these guests would save.
 ///
 /// # Errors
-/// [`DigestsError::OtherSeed`] when they are not of one merge domain.
+/// [`DigestsError::OtherSeed`] if they are not of one merge domain.
 pub fn estimate(guests: &[Digests]) -> Result<Sharing, DigestsError> {
     let Some((first, others)) = guests.split_first() else { return Ok(Sharing::default()) };
     let mut all = first.clone();
     for guest in others {
         all.merge(guest)?;
     }
-    // For the difference everybody is looked at through the coarsest sample: both sides have the
-    // same contents then.
+    // For the difference, all guests are reduced to the coarsest sample, so that both sides cover
+    // the same contents.
     let mut within = Sum::default();
     let mut across = Sum::default();
     for guest in guests {
@@ -62,12 +62,12 @@ pub fn estimate(guests: &[Digests]) -> Result<Sharing, DigestsError> {
     })
 }
 
-/// Pages that go when a content with this many is merged.
+/// Returns how many pages are freed when a content with `pages` pages is merged.
 pub(super) const fn saved(pages: u32) -> u32 {
     pages - pages.div_ceil(SHARING_MAX)
 }
 
-/// Sums over samples, of one or several tables.
+/// Sums over the samples of one or more tables.
 #[derive(Debug, Default)]
 struct Sum {
     pages: f64,
@@ -75,7 +75,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// Adds the weights of the contents that a sample of one in 2^`bits` has.
+    /// Adds the weights of the contents in a sample of one in 2^`bits`.
     fn add(&mut self, bits: u32, weights: impl Iterator<Item = f64>) {
         let scale = 2_f64.powi(bits.cast_signed());
         for weight in weights {
@@ -121,7 +121,7 @@ mod tests {
         let two = guest(1, 1000, 0, &[3, 4, 4, 1]);
         let sharing = estimate(&[one, two]).unwrap();
         assert_eq!(sharing.within, Estimate { bytes: 3.0 * 4096.0, standard_error: 0.0 });
-        // A page of content 1 and one of content 3.
+        // One page of content 1 and one of content 3 are saved across the guests.
         assert_eq!(sharing.across.bytes, 2.0 * 4096.0);
         assert_eq!(estimate(&[]).unwrap(), Sharing::default());
     }
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(saved(u32::MAX), u32::MAX - (1 << 24));
     }
 
-    /// Two guests with contents of one, two, five and forty pages, a part of them common to both.
+    /// Two guests with contents of one, two, five and forty pages, some of them common to both.
     fn population() -> (Vec<u32>, Vec<u32>, f64, f64) {
         let mut one = Vec::new();
         let mut two = Vec::new();
@@ -152,8 +152,8 @@ mod tests {
         (one, two, within, across)
     }
 
-    /// The mean over many seeds is the truth, and the standard error is the spread: for a fixed
-    /// sample, and for tables that are too small and grow coarser as they fill.
+    /// The mean over many seeds is the true value, and the standard error is the spread: for a
+    /// fixed sample, and for tables that are too small and grow coarser as they fill.
     #[test]
     fn the_estimate_is_unbiased_and_knows_its_error() {
         let (one, two, within, across) = population();
@@ -177,7 +177,7 @@ mod tests {
                 let (mean, spread) = (sums[at] / runs, (spreads[at] / runs).sqrt());
                 let off = (mean - truth).abs() / (spread / runs.sqrt());
                 assert!(off < 3.5, "{capacity}: {mean} for {truth}, {off} standard errors off");
-                // Samples of two guests go by the same digests: their errors add up, to 1.4 times
+                // Samples of two guests use the same digests, so their errors add up, to 1.4 times
                 // at most.
                 let ratio = spread / (told[at] / runs).sqrt();
                 assert!((0.7..1.5).contains(&ratio), "{capacity}: told {ratio} of the spread");
@@ -192,8 +192,8 @@ mod tests {
         let coarse = guest(9, 300, 0, &contents);
         assert!(coarse.bits() > 0);
         let sharing = estimate(&[fine, coarse]).unwrap();
-        // Of the four pages of a content one goes in each guest, and one more of the two that are
-        // left.
+        // Of the four pages of a content, one is saved in each guest, and then one of the two that
+        // remain.
         let (within, across) = (4000.0 * 4096.0, 2000.0 * 4096.0);
         assert!((sharing.within.bytes - within).abs() < 4.0 * sharing.within.standard_error);
         assert!((sharing.across.bytes - across).abs() < 4.0 * sharing.across.standard_error);

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// How long a batch should take: short, so that nobody waits for the CPU long, and long against the
-/// cost of a sleep.
+/// The target duration of a batch: short, so that other work does not wait long for the CPU, and
+/// long compared to the cost of a sleep.
 const BATCH: Duration = Duration::from_millis(5);
-/// Pages of the first batch: 5 ms at 1.6 GiB/s.
+/// Pages in the first batch: 5 ms at 1.6 GiB/s.
 const FIRST_PAGES: usize = 2048;
-/// The largest batch.
+/// The largest batch, in pages.
 const PAGES_MAX: usize = 1 << 18;
 
-/// Tells how many pages to look at next, and how long to rest before that.
+/// Decides how many pages to scan next, and how long to sleep before that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
     share: f64,
@@ -18,20 +18,20 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// A pace of `share` of one CPU, brought to between 0.001 and 1.
+    /// Creates a pace of `share` of one CPU, clamped to between 0.001 and 1.
     #[must_use]
     pub fn new(share: f64) -> Self {
         let share = if share.is_finite() { share.clamp(0.001, 1.0) } else { 0.001 };
         Self { share, pages: FIRST_PAGES }
     }
 
-    /// Pages to look at next.
+    /// Returns how many pages to scan next.
     #[must_use]
     pub const fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Takes in that the last batch took `worked` of CPU time; how long to rest now.
+    /// Records that the last batch took `worked` of CPU time, and returns how long to sleep now.
     pub fn rest(&mut self, worked: Duration) -> Duration {
         let factor = BATCH.as_secs_f64() / worked.as_secs_f64().max(1e-6);
         let pages = self.pages as f64 * factor.clamp(0.5, 2.0);

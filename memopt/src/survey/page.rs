@@ -7,44 +7,44 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 /// A page of guest memory.
 pub type Page = [u8; 4096];
 
-/// What digests depend on besides the page. One for a merge domain, drawn at random and kept within
-/// it.
+/// The secret part of digests. Each merge domain has one, drawn at random and kept within the
+/// domain.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Seed(u64);
 
 impl Seed {
-    /// A seed of these random bits.
+    /// Creates a seed from random bits.
     #[must_use]
     pub const fn new(random: u64) -> Self {
         Self(random)
     }
 
-    /// XXH3-128 of a page, of which 64 bits are kept.
+    /// Returns the XXH3-128 digest of a page, folded to 64 bits.
     pub(super) fn digest(self, page: &Page) -> u64 {
         self.digest_of(page)
     }
 
-    /// The same of anything.
+    /// Returns the digest of any bytes.
     pub(super) fn digest_of(self, bytes: &[u8]) -> u64 {
         let digest = xxh3_128_with_seed(bytes, self.0);
         (digest ^ (digest >> 64)) as u64
     }
 
-    /// Tells tables of one seed from those of another without telling the seed: the digest of the
-    /// page of zeros, which is in no table.
+    /// Returns a tag that distinguishes tables of different seeds without revealing the seed: the
+    /// digest of the page of zeros, which is in no table.
     pub(super) fn tag(self) -> u64 {
         self.digest(&[0; 4096])
     }
 }
 
-/// Without its bits: it is a secret of its domain.
+/// Does not show the bits: the seed is a secret of its domain.
 impl fmt::Debug for Seed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Seed")
     }
 }
 
-/// Whether a page is all zeros. Most pages that are not say so in their first bytes.
+/// Returns whether a page is all zeros. For most other pages the first bytes decide.
 pub(super) fn is_zero(page: &Page) -> bool {
     let (blocks, _) = page.as_chunks::<64>();
     blocks.iter().all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)

@@ -1,4 +1,4 @@
-//! A look at pages of one guest, in chunks of 2 MiB.
+//! A scan of one guest's pages, in chunks of 2 MiB.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -10,31 +10,31 @@ use crate::situation::Chunk;
 /// Pages in a chunk.
 const CHUNK_PAGES: u64 = 512;
 
-/// Looks at pages as they come.
+/// Scans pages as the caller supplies them.
 #[derive(Debug)]
 pub struct Scan {
     seed: Seed,
     digests: Digests,
-    /// Pages by chunk: all, and those of zeros.
+    /// Pages present and pages of zeros, by chunk.
     chunks: BTreeMap<u32, (u16, u16)>,
-    /// Sampled pages by chunk and content.
+    /// The number of sampled pages, by chunk and content.
     samples: BTreeMap<(u32, u64), u16>,
     samples_max: usize,
 }
 
-/// What a look found.
+/// The result of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scanned {
-    /// The contents, for estimates and for others of the domain.
+    /// The sampled contents, for estimates and for other guests of the domain.
     pub digests: Digests,
     chunks: BTreeMap<u32, (u16, u16)>,
     samples: BTreeMap<(u32, u64), u16>,
 }
 
 impl Scan {
-    /// A look that samples one content in 2^`bits`, fewer when they are more than `capacity`, or
-    /// when their places are: twice as many are kept. At 3 bits a chunk has 64 samples or so, and a
-    /// guest of 4 GiB needs a capacity of 131,072.
+    /// Creates a scan that samples one content in 2^`bits`. The sample becomes coarser when it has
+    /// more than `capacity` contents, or more than twice that many pairs of chunk and content. At 3
+    /// bits a chunk has about 64 samples, and a guest of 4 GiB needs a capacity of 131,072.
     #[must_use]
     pub fn new(seed: Seed, capacity: NonZeroUsize, bits: u32) -> Self {
         let digests = Digests::new(seed, capacity, bits);
@@ -42,11 +42,11 @@ impl Scan {
         Self { seed, digests, chunks: BTreeMap::new(), samples: BTreeMap::new(), samples_max }
     }
 
-    /// Looks at pages with their guest physical addresses in pages, in any order, each once. Takes
-    /// as many as there are: whoever has a budget hands on [`super::Pace::pages`] at a time.
+    /// Scans pages, given with their guest physical addresses in pages: in any order, each page
+    /// once. To stay within a CPU budget, pass [`super::Pace::pages`] pages per call.
     pub fn feed<'a>(&mut self, pages: impl IntoIterator<Item = (u64, &'a Page)>) {
         for (index, page) in pages {
-            // Addresses of guests end at 2^52; beyond 2^53 there is no chunk of this number.
+            // Guest physical addresses end at 2^52; from 2^53 on the chunk number does not fit.
             let Ok(chunk) = u32::try_from(index / CHUNK_PAGES) else { continue };
             let (present, zeros) = self.chunks.entry(chunk).or_default();
             *present = present.saturating_add(1);
@@ -63,7 +63,7 @@ impl Scan {
         }
     }
 
-    /// What was found.
+    /// Finishes the scan and returns the result.
     #[must_use]
     pub fn finish(mut self) -> Scanned {
         let bits = self.digests.bits();
@@ -71,7 +71,7 @@ impl Scan {
         Scanned { digests: self.digests, chunks: self.chunks, samples: self.samples }
     }
 
-    /// Makes the sample coarser when it has too many places.
+    /// Makes the sample coarser if it has too many pairs of chunk and content.
     fn bound_samples(&mut self) {
         if self.samples.len() <= self.samples_max {
             return;
@@ -82,7 +82,7 @@ impl Scan {
             bits += 1;
             self.digests.coarsen(bits);
             if self.digests.bits() < bits {
-                // One content in more places than that: it stays, and nothing else does.
+                // A single content is in more chunks than that: it stays, and no others do.
                 break;
             }
             self.samples.retain(|(_, digest), _| is_sampled(*digest, bits));
@@ -91,9 +91,9 @@ impl Scan {
 }
 
 impl Scanned {
-    /// The chunks in order, with the pages whose content is elsewhere too, in this guest or in
-    /// another of `domain`: the tables of all guests merged, this one's among them. What was
-    /// written and how it is mapped is for others to fill in.
+    /// Returns the chunks in order, with the number of pages whose content occurs elsewhere too, in
+    /// this guest or in another of `domain`: the merged tables of all guests, including this one.
+    /// The caller fills in what was written and how the chunks are mapped.
     #[must_use]
     pub fn chunks(&self, domain: &Digests) -> Vec<Chunk> {
         let bits = domain.bits().max(self.digests.bits());
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_coarse_sample_is_right_over_many_chunks() {
-        // In each chunk 100 pages have their equal in another one, and 412 are unique.
+        // In each chunk, 100 pages equal a page of another chunk, and 412 are unique.
         let pages = (0..200_u32).flat_map(|chunk| {
             (0..512_u32).map(move |page| {
                 let content = if page < 100 {
@@ -177,7 +177,7 @@ mod tests {
         let chunks = scanned.chunks(&scanned.digests);
         let sum: u32 = chunks.iter().map(|chunk| u32::from(chunk.duplicate_pages)).sum();
         let mean = f64::from(sum) / chunks.len() as f64;
-        // 100 contents of 2 pages for each 2 chunks: the standard error of the mean is 2.6 pages.
+        // 100 contents of 2 pages per 2 chunks: the standard error of the mean is 2.6 pages.
         assert!((mean - 100.0).abs() < 8.0, "{mean}");
     }
 
@@ -189,7 +189,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing grows beyond its bound, and no chunk has more of anything than pages.
+        /// Nothing grows beyond its bound, and no chunk has more pages of any kind than pages.
         #[test]
         fn all_is_bounded(
             pages in proptest::collection::vec((0u64..4096, 0u32..600), 0..600),

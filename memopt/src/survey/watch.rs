@@ -1,51 +1,50 @@
-//! How many pages of each chunk were written between two looks, estimated from a sample of pages.
+//! Estimates how many pages of each chunk were written between two scans, from a sample of pages.
 
 use std::collections::BTreeMap;
 
 use super::page::{Page, Seed};
 
-/// Pages of a chunk that are looked at. One that has changed stands for 16, half of what makes a
-/// chunk hot.
+/// Sampled pages per chunk. A changed one stands for 16 pages, half of what makes a chunk hot.
 const SAMPLES: u64 = 32;
 /// Pages in a chunk.
 const CHUNK_PAGES: u64 = 512;
-/// Pages that one sample stands for.
+/// Pages that each sampled page stands for.
 const STRATUM: u64 = CHUNK_PAGES / SAMPLES;
 
-/// Remembers some pages of each chunk, and sees which of them change.
+/// Remembers some pages of each chunk, and detects which of them change.
 ///
-/// A page of each 16 is looked at. Which one depends on the seed, so that a guest cannot write
-/// beside them on purpose. It is an estimate: of a chunk in which w of 512 pages are written, w/16
-/// of the samples change on the average, and a chunk with less than that may seem still. A page
-/// that was written with what it had before counts as not written: merging does not mind it.
+/// One page of each 16 is sampled. The seed decides which, so that a guest cannot deliberately
+/// write to the others only. The result is an estimate: if w of a chunk's 512 pages are written,
+/// w/16 of the samples change on average, and a chunk with fewer writes may seem unchanged. A page
+/// that was written with the content it had counts as unwritten, which is harmless for merging.
 #[derive(Debug)]
 pub struct Watch {
     seed: Seed,
-    /// Digests of the first look, by page.
+    /// Digests from the first scan, by page.
     digests: BTreeMap<u64, u32>,
-    /// By chunk: pages that were looked at twice, and those of them that had changed.
+    /// By chunk: pages sampled twice, and how many of them changed.
     chunks: BTreeMap<u32, (u16, u16)>,
 }
 
 impl Watch {
-    /// Remembers nothing yet.
+    /// Creates a watch that remembers no pages yet.
     #[must_use]
     pub fn new(seed: Seed) -> Self {
         Self { seed, digests: BTreeMap::new(), chunks: BTreeMap::new() }
     }
 
-    /// Whether the page at this guest physical address (in pages) is one to look at.
+    /// Returns whether the page at this guest physical address (in pages) is sampled.
     #[must_use]
     pub fn wants(&self, index: u64) -> bool {
         index % STRATUM == self.seed.digest_of(&(index / STRATUM).to_le_bytes()) % STRATUM
     }
 
-    /// Remembers a page that [`Self::wants`] is true of.
+    /// Remembers a page for which [`Self::wants`] is true.
     pub fn first(&mut self, index: u64, page: &Page) {
         self.digests.insert(index, self.digest(page));
     }
 
-    /// Looks at a page again. One that was not there before says nothing.
+    /// Compares a page with its first sample. A page without one is ignored.
     pub fn second(&mut self, index: u64, page: &Page) {
         let (Some(before), Ok(chunk)) =
             (self.digests.remove(&index), u32::try_from(index / CHUNK_PAGES))
@@ -58,8 +57,8 @@ impl Watch {
         *changed += u16::from(has_changed);
     }
 
-    /// Pages of a chunk that were written between the looks, as an estimate, when `present` of its
-    /// pages are there. None when no page of it was looked at twice.
+    /// Estimates how many pages of a chunk were written between the scans, if `present` of its
+    /// pages are present. `None` if no page of it was sampled twice.
     #[must_use]
     pub fn written_pages(&self, chunk: u32, present: u16) -> Option<u16> {
         let (looked_at, changed) = self.chunks.get(&chunk)?;
@@ -86,7 +85,7 @@ mod tests {
         [content; 4096]
     }
 
-    /// Two looks at chunk 3, of which the pages `written` change.
+    /// Two scans of chunk 3, in which the pages `written` change.
     fn look_twice(written: impl Fn(u64) -> bool) -> Watch {
         let mut watch = watch(1);
         let pages: Vec<u64> = (3 * 512..4 * 512).filter(|index| watch.wants(*index)).collect();

@@ -1,21 +1,21 @@
-//! Which pages were written while a guest was looked at, however that was told.
+//! Which pages were written during a survey, sampled or logged.
 
 use std::collections::BTreeMap;
 
 use super::watch::Watch;
 
-/// Pages of each chunk of 2 MiB that were written in the moment between two looks.
+/// Pages of each chunk of 2 MiB that were written between two scans.
 #[derive(Debug)]
 pub enum Written {
     /// Estimated from a few pages of each chunk.
     Sampled(Watch),
-    /// Logged by KVM: so many pages of these chunks, by number, and none of any other.
+    /// Logged by KVM: the number of written pages by chunk number; none in all other chunks.
     Logged(BTreeMap<u32, u16>),
 }
 
 impl Written {
-    /// Pages of a chunk that were written, when `present` of its pages are there. None when nobody
-    /// has looked at any twice.
+    /// Returns how many pages of a chunk were written, if `present` of its pages are present.
+    /// `None` if no page of it was sampled twice.
     #[must_use]
     pub fn pages(&self, chunk: u32, present: u16) -> Option<u16> {
         match self {

@@ -1,4 +1,4 @@
-//! A step that was done, and what the host looked like before.
+//! An executed step, and the state of its guests before it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,26 +13,26 @@ use crate::situation::{Guest, Situation};
 use crate::step::{Action, ChunkRange, Step};
 use crate::units::{MIB, Share, Size, signed};
 
-/// Less than this cannot be told from what a process does by itself.
+/// Less than this is indistinguishable from a process's ordinary fluctuation.
 const VISIBLE_BYTES: i64 = 8 << 20;
 
-/// By then ksmd runs, when it was told to.
+/// Time within which ksmd starts once it is told to run.
 const WINDOW_OPENS: Duration = Duration::from_secs(60);
 
-/// A step that was done, and what the host looked like before.
+/// An executed step, and the state of its guests before it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Expectation {
-    /// What was done.
+    /// The step that was executed.
     pub step: Step,
-    /// When, as the host's uptime.
+    /// Host uptime when it was executed.
     pub since: Duration,
-    /// When it is looked at in any case.
+    /// Host uptime at which it is checked in any case.
     pub due: Duration,
-    /// Of the guests whose memory shows what it brings, by name.
+    /// State of the guests whose memory shows the effect of the step, by name.
     before: BTreeMap<String, GuestTraces>,
 }
 
-/// What a check found: bounds of what came back, and the share of what was expected.
+/// The result of a check: the bytes returned, and the share of what was expected.
 struct Found {
     returned_bytes: i64,
     share: Option<f64>,
@@ -41,8 +41,8 @@ struct Found {
 }
 
 impl Expectation {
-    /// Of `step`, which is about to be done; `before` is the look that its plan was made from, or a
-    /// newer one.
+    /// Records what a later check of `step` needs. The step is about to be executed, and `before`
+    /// is the sample that its plan was made from, or a newer one.
     #[must_use]
     pub fn of(step: &Step, before: &Situation, policy: &Policy) -> Self {
         let concerned = before.guests.iter().filter(|guest| concerns(step, guest, policy));
@@ -54,7 +54,7 @@ impl Expectation {
         }
     }
 
-    /// Whether it can be checked now: its time is over, or it is seen to be done.
+    /// Whether the step can be checked now: its time is over, or its effect is already visible.
     #[must_use]
     pub fn is_settled(&self, now: &Situation) -> bool {
         if now.uptime >= self.due || now.uptime < self.since {
@@ -70,14 +70,13 @@ impl Expectation {
         now.uptime > self.since && after.is_none_or(arrived)
     }
 
-    /// Whether the window has been closed before its time. At first it may not have been opened
-    /// yet.
+    /// Whether the window was closed early. Just after the step, it may not have been opened yet.
     fn window_is_over(&self, now: &Situation) -> bool {
         let runs = now.host.ksm.is_some_and(|ksm| ksm.run == 1);
         !runs && now.uptime >= self.since + WINDOW_OPENS
     }
 
-    /// What came of it.
+    /// Returns the outcome of the step, measured against the sample `after`.
     #[must_use]
     pub fn check(&self, after: &Situation) -> Outcome {
         let found = match self.step.action.guest() {
@@ -128,8 +127,7 @@ impl Expectation {
             Action::Unmerge { chunks: None, .. } => {
                 by_share(moved.process, i64::from(!now.is_mergeable), 1)
             }
-            // What else came back of the guest meanwhile is counted with the steps that it is due
-            // to.
+            // Whatever else the guest returned meanwhile is credited to the steps that caused it.
             _ => unclear(0, "what was taken apart is not counted"),
         }
     }
@@ -148,7 +146,7 @@ impl Expectation {
             return unclear(moved.process, "its balloon was asked for something else meanwhile");
         }
         if to_bytes >= had {
-            // Memory that is given shows when it is used; that the balloon let go of it shows at
+            // The host loses the memory only when the guest uses it, but the balloon deflates at
             // once.
             let given = signed(has).saturating_sub(signed(had));
             return by_share(moved.process, given, signed(to_bytes - had));
@@ -185,8 +183,8 @@ impl Expectation {
         }
     }
 
-    /// By the memory of the domain's guests: ksmd's own profit still counts the pages of processes
-    /// that are gone.
+    /// Judges a window by the memory of the domain's guests: ksmd's own profit still counts the
+    /// pages of processes that have exited.
     fn check_window(&self, window_bytes: i64, after: &Situation) -> Found {
         let (mut low, mut high, mut are_any_left) = (0_i64, 0_i64, false);
         for (name, before) in &self.before {
@@ -202,7 +200,8 @@ impl Expectation {
             return unclear(0, "none of its guests is there, or all are hindered now");
         }
         let mut found = bounded(low, high, window_bytes);
-        // What was marked for this window is counted with the steps that marked it.
+        // The part expected of memory marked for this window is credited to the steps that marked
+        // it.
         let own = self.step.expected_bytes as f64 / window_bytes.max(1) as f64;
         found.returned_bytes = (low as f64 * own) as i64;
         found
@@ -213,8 +212,8 @@ impl Expectation {
     }
 }
 
-/// Whether the memory of `guest` shows what `step` brings: for a window of ksmd that of its
-/// domain's guests does, otherwise that of the guest that it is done to.
+/// Whether the memory of `guest` shows the effect of `step`: for a ksmd window, this holds for the
+/// guests of its domain, otherwise for the guest that the step acts on.
 #[must_use]
 pub fn concerns(step: &Step, guest: &Guest, policy: &Policy) -> bool {
     match &step.action {
@@ -225,7 +224,8 @@ pub fn concerns(step: &Step, guest: &Guest, policy: &Policy) -> bool {
     }
 }
 
-/// By what came back, which lies between two bounds: when they disagree, nothing is said.
+/// Judges by the bytes returned, which lie between two bounds. If the bounds lead to different
+/// verdicts, the result is unclear.
 fn bounded(low: i64, high: i64, expected: i64) -> Found {
     if expected < VISIBLE_BYTES {
         return unclear(low, "too little was expected to be seen");
@@ -237,7 +237,7 @@ fn bounded(low: i64, high: i64, expected: i64) -> Found {
     by_share(low, low, expected)
 }
 
-/// By how much of something was done.
+/// Judges by the share of the requested amount that was done.
 fn by_share(returned_bytes: i64, done: i64, asked: i64) -> Found {
     if asked <= 0 {
         return unclear(returned_bytes, "nothing was expected of it");

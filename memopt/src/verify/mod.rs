@@ -1,12 +1,12 @@
-//! What really came back: each step is held against a look at the host before it, and one after it
-//! has settled.
+//! Verifies what each step returned: compares a sample of the host before it with one after it has
+//! settled.
 //!
-//! [`Expectation::of`] keeps what will be needed, [`Expectation::is_settled`] says when to look,
-//! and [`Expectation::check`] what came of it. The ledger benches what does not deliver. Nobody's
-//! word is taken for what the host can measure: a balloon counts by the memory of the guest's
-//! process, merging by the kernel's profit of a guest and that memory, a window of ksmd by the
-//! memory of all guests of its domain. It depends on steps, the policy and the situation. Start
-//! reading at [`Outcome`].
+//! [`Expectation::of`] records what the check will need, [`Expectation::is_settled`] says when to
+//! check, and [`Expectation::check`] returns the outcome. The ledger benches an actuator that does
+//! not deliver. Where the host can measure an effect, no report of a guest or of ksmd is trusted: a
+//! balloon is judged by the memory of the guest's process, merging by the kernel's profit of a
+//! guest and that memory, and a ksmd window by the memory of all guests of its domain. This module
+//! depends on steps, the policy and the situation. Start reading at [`Outcome`].
 
 mod expectation;
 mod outcome;

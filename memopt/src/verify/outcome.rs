@@ -1,4 +1,4 @@
-//! What came of a step.
+//! The outcome of a step.
 
 use std::fmt;
 
@@ -8,51 +8,51 @@ use crate::policy::Actuator;
 use crate::step::{Action, Step};
 use crate::units::{Share, Size};
 
-/// From this share on, a step has delivered.
+/// A step that returned at least this share has delivered.
 const DELIVERED: f64 = 0.8;
-/// An actuator that brings less than this share, several times in a row, is benched.
+/// An actuator that repeatedly returns less than this share is benched.
 const ENOUGH: f64 = 0.5;
-/// Below this share, nothing came of it.
+/// A step that returned less than this share returned nothing.
 const NOTHING: f64 = 0.1;
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The guest; absent for what was done to the host.
+    /// The guest; absent for steps on the host.
     pub guest: Option<String>,
-    /// By what.
+    /// The actuator that executed the step.
     pub actuator: Actuator,
-    /// What was done.
+    /// The action of the step.
     pub action: Action,
-    /// What was expected to come back. Signed.
+    /// Bytes expected to come back. Signed.
     pub expected_bytes: i64,
-    /// What came back, as far as it can be told from what moved otherwise: the least that agrees
-    /// with all measurements. Signed.
+    /// Bytes that came back, separated as far as possible from other changes: the lowest value
+    /// consistent with all measurements. Signed.
     pub returned_bytes: i64,
-    /// The share of what was expected to happen that did; absent when that cannot be told.
+    /// Share of the expected effect that occurred; absent when it cannot be determined.
     pub share: Option<f64>,
-    /// What to think of it.
+    /// The verdict derived from `share`.
     pub verdict: Verdict,
-    /// In one sentence.
+    /// Explanation of the verdict, in one sentence.
     pub reason: String,
 }
 
-/// What to think of a step.
+/// The assessment of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It brought what was expected: four fifths of it or more.
+    /// It returned four fifths or more of what was expected.
     Delivered,
-    /// It brought some of it.
+    /// It returned between a tenth and four fifths of what was expected.
     Partly,
-    /// It brought nothing, or less than a tenth.
+    /// It returned less than a tenth of what was expected.
     Nothing,
-    /// Too little was expected, or too much else moved.
+    /// Too little was expected to be measured, or too much else changed.
     Unclear,
 }
 
 impl Verdict {
-    /// Of the share of what was expected.
+    /// Returns the verdict for a share of what was expected.
     pub(super) fn of(share: f64) -> Self {
         match share {
             share if share >= DELIVERED => Self::Delivered,
@@ -63,7 +63,7 @@ impl Verdict {
 }
 
 impl Outcome {
-    /// What comes of a step that could not be done at all.
+    /// Returns the outcome of a step that could not be executed.
     #[must_use]
     pub fn failed(step: &Step, reason: String) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Outcome {
         }
     }
 
-    /// Whether it brought as much as is asked of an actuator that is to go on.
+    /// Whether the outcome is good enough to keep using the actuator.
     #[must_use]
     pub fn is_enough(&self) -> bool {
         self.share.is_none_or(|share| share >= ENOUGH)

@@ -1,4 +1,4 @@
-//! What came of steps, on hosts where other things move too.
+//! Outcomes of steps on hosts where other memory changes too.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn host() -> Situation {
     situation(50, vec![idle_guest("a", 8 * GIB, GIB)])
 }
 
-/// The outcome of `step` when, in the minute after it, `change` happened to the guest.
+/// Returns the outcome of `step` when `change` happened to the guest in the minute after it.
 fn after(step: &Step, change: impl Fn(&mut Guest)) -> Outcome {
     let before = host();
     let expectation = Expectation::of(step, &before, &Policy::default());
@@ -34,7 +34,7 @@ fn after(step: &Step, change: impl Fn(&mut Guest)) -> Outcome {
     expectation.check(&now)
 }
 
-/// The balloon did what it was asked for, and so much came back.
+/// The balloon reached its target, and `returned` bytes came back.
 fn inflated(returned: u64) -> impl Fn(&mut Guest) {
     move |guest| {
         balloon(guest).target_bytes = 8 * GIB - 256 * MIB;
@@ -244,7 +244,7 @@ fn a_window_counts_by_the_memory_of_its_domains_guests() {
     assert_eq!(found, (Verdict::Delivered, 95 << 20), "its own quarter of 380 MiB");
     let found = check(&|now| {
         merged(now, [200 * MIB, 180 * MIB, 0]);
-        // Pages of a process that died meanwhile.
+        // Pages of a process that exited meanwhile.
         now.host.ksm.as_mut().unwrap().profit_bytes = -(900 << 20);
     });
     assert_eq!(found.0, Verdict::Delivered, "whatever ksmd says");

@@ -1,11 +1,11 @@
-//! The marks that steps leave in what the host measures.
+//! The host's measurements of a guest, in which the effects of steps show.
 
 use serde::{Deserialize, Serialize};
 
 use crate::situation::{Guest, Situation};
 use crate::units::signed;
 
-/// What is measured of a guest.
+/// The measurements of one guest at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GuestTraces {
     pub(super) pid: u32,
@@ -17,28 +17,28 @@ pub(super) struct GuestTraces {
     pub(super) huge: i64,
     pub(super) actual: Option<u64>,
     pub(super) target: Option<u64>,
-    /// What it uses, by its own words: only ever speaks for it.
+    /// Memory that the guest itself reports as used; only ever counted in its favour.
     used: Option<i64>,
     pub(super) is_mergeable: bool,
     pub(super) is_hindered: bool,
 }
 
-/// What moved between two looks. Positive is what the host got back.
+/// Differences between two samples. Positive values are memory that the host got back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Movement {
-    /// The memory of its process.
+    /// Memory of the guest's process.
     pub(super) process: i64,
-    /// By its balloon.
+    /// Memory returned by its balloon.
     pub(super) balloon: i64,
-    /// By pages that it reported.
+    /// Memory returned through free page reporting.
     pub(super) reported: i64,
-    /// By being swapped out.
+    /// Memory returned by swapping.
     pub(super) swapped: i64,
-    /// By being merged.
+    /// Memory returned by merging.
     pub(super) merged: i64,
-    /// By the kernel's profit of it, when it tells.
+    /// Change of the kernel's merge profit for the process; absent when not reported.
     pub(super) profit: Option<i64>,
-    /// What it needs more than before, by its own words.
+    /// Additional memory that the guest itself reports as used.
     pub(super) grown: i64,
 }
 
@@ -85,8 +85,8 @@ impl GuestTraces {
 }
 
 impl Movement {
-    /// Two bounds of what came back when what moved by `others` is set against it: all of those
-    /// were pages of the process, or none were.
+    /// Returns a lower and an upper bound of the bytes returned, excluding the amounts in `others`:
+    /// either all of those were pages of the process, or none were.
     pub(super) fn without(&self, others: &[i64]) -> (i64, i64) {
         let (mut low, mut high) = (self.process, self.process);
         for other in others {

@@ -1,5 +1,5 @@
-//! A simulated host: guests with curves of demand, page caches and balloons, in rounds of ten
-//! seconds of virtual time.
+//! A simulated host: guests with demand curves, page caches and balloons, in rounds of ten seconds
+//! of virtual time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,15 +20,15 @@ const ROUND_S: u64 = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// It inflates, and the host gets nothing back (pinned pages).
+    /// It inflates, but the host gets no memory back (pinned pages).
     Pinned,
     /// Its driver does not inflate.
     Stuck,
-    /// It says that nearly all is available.
+    /// Its statistics claim that nearly all memory is available.
     Liar,
 }
 
-/// A guest: what it uses in each second, and how its caches grow.
+/// A guest: the memory it uses in each second, and how its caches grow.
 pub(crate) struct SimGuest {
     pub(crate) name: String,
     pub(crate) memory: u64,
@@ -59,13 +59,14 @@ impl SimGuest {
         }
     }
 
-    /// One round: the balloon moves, caches fill what is left, and what does not fit stalls.
+    /// Simulates one round: the balloon moves, caches fill the rest, and demand that does not fit
+    /// stalls.
     pub(crate) fn live(&mut self, second: u64) {
         if self.hindrance.is_some() {
             return;
         }
         let used = (self.used)(second);
-        // Inflating takes free pages and caches at 1 GiB/s, and then works hard for each page.
+        // Inflating takes free pages and caches at 1 GiB/s; beyond them it takes nothing.
         if self.target < self.actual && self.fault != Fault::Stuck {
             let floor = used.min(self.actual);
             self.actual = self.target.max(self.actual.saturating_sub(10 * GIB)).max(floor);
@@ -77,7 +78,7 @@ impl SimGuest {
         }
         let room = self.actual.saturating_sub(used);
         self.cache = (self.cache + 64 * MIB * ROUND_S).min(room);
-        // Free page reporting gives back what is neither used nor cached.
+        // Free page reporting returns memory that is neither used nor cached.
         let lives = used.min(self.actual) + self.cache;
         let is_pinned = self.fault == Fault::Pinned;
         self.resident = if is_pinned { self.resident.max(lives) } else { lives };
@@ -129,7 +130,7 @@ impl SimGuest {
     }
 }
 
-/// A host of `total` bytes, of which 1 GiB is its own, without ksmd and pools.
+/// A host of `total` bytes, of which it uses 1 GiB itself, without ksmd and pools.
 pub(crate) fn host(total: u64, guests: &[SimGuest]) -> Host {
     let taken: u64 = guests.iter().map(|guest| guest.resident).sum();
     Host {
@@ -144,7 +145,7 @@ pub(crate) fn host(total: u64, guests: &[SimGuest]) -> Host {
     }
 }
 
-/// A host with its guests, its optimiser, and what it has seen.
+/// A host with its guests, its optimiser, and a record of what happened.
 pub(crate) struct SimHost {
     pub(crate) total: u64,
     pub(crate) guests: Vec<SimGuest>,
@@ -183,7 +184,8 @@ impl SimHost {
         }
     }
 
-    /// One round: guests live, what has settled is verified, and a plan is made and done.
+    /// Simulates one round: guests run, settled steps are verified, and a plan is made and carried
+    /// out.
     pub(crate) fn round(&mut self) -> Plan {
         self.second += ROUND_S;
         for guest in &mut self.guests {
@@ -210,7 +212,7 @@ impl SimHost {
         plan
     }
 
-    /// Rounds of `minutes`; all their plans.
+    /// Simulates `minutes` and returns all plans.
     pub(crate) fn run(&mut self, minutes: u64) -> Vec<Plan> {
         (0..minutes * 60 / ROUND_S).map(|_| self.round()).collect()
     }
@@ -224,7 +226,7 @@ impl SimHost {
     }
 }
 
-/// How often the balloon of `name` changed its direction in `plans`.
+/// Counts how often the balloon of `name` changed direction in `plans`.
 pub(crate) fn turns(plans: &[Plan], name: &str) -> usize {
     let mut directions: Vec<bool> = plans
         .iter()

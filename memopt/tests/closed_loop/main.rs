@@ -1,5 +1,5 @@
-//! Hours of virtual time with plan, act and verify in a closed loop: nothing oscillates, pain is
-//! short, goals are reached when they can be.
+//! Plan, act and verify in a closed loop over hours of virtual time: nothing oscillates, pain is
+//! short, reachable goals are reached.
 
 mod host;
 mod merging;
@@ -15,7 +15,7 @@ use memopt::step::Action;
 use memopt::units::{GIB, MIB};
 use memopt::verify::Verdict;
 
-/// Eight guests of 8 GiB that use 1 to 2.75 GiB, the rest being caches.
+/// Eight guests of 8 GiB that use 1 to 2.75 GiB; caches fill the rest.
 fn quiet() -> Vec<SimGuest> {
     let guest =
         |index: u64| SimGuest::new(&format!("g{index}"), 8 * GIB, move |_| GIB + index * 256 * MIB);
@@ -29,7 +29,7 @@ fn full(total: u64, guests: Vec<SimGuest>) -> SimHost {
     host
 }
 
-/// A working day: a base load, a long hump at noon, and short bursts.
+/// A working day: a base load, a long peak at noon, and short bursts.
 fn office(index: u64, second: u64) -> u64 {
     let minute = (second / 60 + index * 17) % 480;
     let hump = if (120..300).contains(&minute) { 2 * GIB } else { 0 };
@@ -76,7 +76,7 @@ fn a_day_of_changing_demand_is_followed_without_oscillation() {
         host.run(60);
         let plans = host.run(480);
         for guest in &host.guests {
-            // One hump and five bursts are no more than six times up and down.
+            // One peak and five bursts are at most six times up and down.
             assert!(
                 turns(&plans, &guest.name) <= 14,
                 "{goal}: {} {}",
@@ -93,7 +93,7 @@ fn a_day_of_changing_demand_is_followed_without_oscillation() {
 
 #[test]
 fn pain_is_released_in_the_round_in_which_it_shows() {
-    // After two hours the guest needs at once more than it was left.
+    // After two hours the guest suddenly needs more than it was left.
     let jump = |second: u64| if second < 7200 { GIB } else { 6 * GIB };
     let mut host =
         SimHost::new(64 * GIB, Goal::MaxDensity, vec![SimGuest::new("a", 8 * GIB, jump)]);
@@ -114,7 +114,7 @@ fn pain_is_released_in_the_round_in_which_it_shows() {
     }
     assert!(released.is_some());
     assert_eq!(host.guest("a").stalls, 100, "one round of pain");
-    // Nothing is taken for the whole cooldown.
+    // Nothing is taken during the whole cooldown.
     assert_eq!(host.guest("a").actual, 8 * GIB);
 }
 
@@ -165,7 +165,7 @@ fn pinned_pages_are_found_out_by_what_did_not_come_back() {
     host.run(45);
     let bench = host.ledger.bench(Some("g0"), Actuator::Balloon).expect("benched");
     assert!(bench.reason.contains("nothing came of it"), "{}", bench.reason);
-    // Two steps, and one that was under way.
+    // Two steps, and one that was in progress.
     assert!(
         host.guest("g0").actual >= 8 * GIB - 3 * 256 * MIB,
         "{}",

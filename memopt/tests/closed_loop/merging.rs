@@ -1,5 +1,5 @@
-//! Merging and huge pages in a closed loop: a simulated ksmd that needs two passes, chunks that
-//! turn hot and cold, two merge domains.
+//! Merging and huge pages in a closed loop: a simulated ksmd that needs two scans, chunks that turn
+//! hot and cold, two merge domains.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const ROUND_S: u64 = 10;
 const CHUNKS: u32 = 512;
 const SURVEY_EVERY_S: u64 = 300;
 
-/// What a chunk is like, whatever is done to it.
+/// What a chunk contains, independent of the actions on it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Nature {
     Rich,
@@ -30,12 +30,12 @@ struct SimChunk {
     is_huge: bool,
     is_mergeable: bool,
     is_merged: bool,
-    /// How often it was taken for merging or out of it.
+    /// How often its merging was turned on or off.
     turns: u32,
 }
 
 impl SimChunk {
-    /// Pages that its merging saves: 300 duplicates, each with seven others.
+    /// Pages saved by merging it: 300 duplicates, each with seven others.
     fn saved_pages(&self) -> i64 {
         if self.is_merged { 262 } else { 0 }
     }
@@ -60,8 +60,8 @@ struct SimClone {
 }
 
 impl SimClone {
-    /// Three fifths of its chunks are rich in duplicates, a fifth is hot and in small pages, a
-    /// fifth unique.
+    /// Three fifths of its chunks are rich in duplicates, a fifth is hot and on small pages, a
+    /// fifth is unique.
     fn new(name: &str, domain: &'static str) -> Self {
         let chunk = |index: u32| {
             let nature = match index % 5 {
@@ -167,7 +167,7 @@ impl MergingHost {
         self.surveys = self.clones.iter().map(look).collect();
     }
 
-    /// ksmd goes over what is mergeable; at the second pass it merges.
+    /// Simulates ksmd's scans of mergeable memory; the second scan merges.
     fn scan(&mut self) {
         if self.pages_per_s == 0 {
             return;
@@ -275,7 +275,7 @@ impl MergingHost {
         }
     }
 
-    /// At no moment may the kernel merge guests of two domains.
+    /// The kernel must never be able to merge guests of two domains.
     fn assert_domains_apart(&self) {
         let is_mergeable = |clone: &&SimClone| clone.chunks.iter().any(|it| it.is_mergeable);
         let mut domains: Vec<&str> =
@@ -288,7 +288,7 @@ impl MergingHost {
         (0..minutes * 60 / ROUND_S).map(|_| self.round().steps.len()).sum()
     }
 
-    /// The share of the chunks of this nature, in this domain, for which `holds`.
+    /// The share of the chunks of this nature, in this domain, for which `holds` is true.
     fn share(&self, domain: &str, nature: Nature, holds: impl Fn(&SimChunk) -> bool) -> f64 {
         let clones = self.clones.iter().filter(|clone| clone.domain == domain);
         let chunks = clones.flat_map(|clone| &clone.chunks).filter(|it| it.nature == nature);
@@ -316,7 +316,7 @@ fn cold_duplicates_are_merged_hot_chunks_huge_and_the_rest_left_alone() {
     assert!(host.share("red", Nature::Unique, |it| it.is_huge) > 0.99);
     assert!(host.share("blue", Nature::Rich, |it| it.is_huge) > 0.99, "another domain");
     assert!(host.share("blue", Nature::Hot, |it| it.is_huge) > 0.99);
-    // The window ended by itself, long before its time was over.
+    // The window ended automatically, long before its time was over.
     assert_eq!(host.pages_per_s, 0);
     assert!(host.seconds_run <= 600, "{}", host.seconds_run);
     let merges = host.outcomes.iter().filter(|it| matches!(it.action, Action::Merge { .. }));
@@ -327,7 +327,7 @@ fn cold_duplicates_are_merged_hot_chunks_huge_and_the_rest_left_alone() {
     }
     let profit: i64 = host.clones.iter().map(SimClone::profit).sum();
     assert_eq!((count, returned), (3, profit));
-    // Later windows look whether there is more; nothing else is done.
+    // Later windows check whether there is more to merge; nothing else is done.
     assert!(host.run(180) <= 8);
 }
 
@@ -351,8 +351,8 @@ fn chunks_that_turn_are_turned_once() {
 fn the_domains_take_turns_only_when_it_pays() {
     let mut host = host();
     host.run(120);
-    // Half of the red guests' chunks become unique; blue has now more to gain, and some more is not
-    // enough.
+    // Half of the red guests' chunks become unique. Blue now has more to gain, but slightly more is
+    // not enough.
     let make_unique = |host: &mut MergingHost, count: usize| {
         for clone in host.clones.iter_mut().filter(|clone| clone.domain == "red") {
             let rich = clone.chunks.iter_mut().filter(|it| it.nature == Nature::Rich).take(count);

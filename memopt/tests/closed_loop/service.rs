@@ -23,24 +23,24 @@ use tokio::time::{Instant, sleep};
 
 use crate::host::{SimGuest, host};
 
-/// Guests, and what is wrong with the world.
+/// The simulated guests, and the failures that are injected.
 struct World {
     total: u64,
     guests: Mutex<Vec<SimGuest>>,
     begun: Instant,
-    /// Guests that take a step up and never say so.
+    /// Guests whose steps never return.
     hang: Mutex<BTreeSet<String>>,
-    /// Inspections that a guest will not answer, by its name.
+    /// How many inspections each of these guests will not answer.
     deaf: Mutex<BTreeMap<String, usize>>,
-    /// How often guests were inspected by their names.
+    /// How often guests were inspected by name.
     closely: AtomicUsize,
     /// Inspecting guests panics, once.
     breaks: AtomicBool,
-    /// So does a step.
+    /// A step panics, once.
     step_breaks: AtomicBool,
-    /// The file that has to know of a balloon before it is inflated.
+    /// The ledger file, which must record a balloon before it is inflated.
     ledger: std::path::PathBuf,
-    /// Balloons that were inflated before that.
+    /// Balloons that were inflated before they were recorded.
     untold: AtomicUsize,
 }
 
@@ -57,7 +57,7 @@ impl World {
         self.guests().iter().find(|guest| guest.name == name).expect("a guest").actual
     }
 
-    /// What is heard of `guest`: nothing but its name when it does not answer.
+    /// What the service learns of `guest`: only its name if it does not answer.
     fn heard(&self, guest: Guest) -> Guest {
         match self.deaf.lock().expect("names").get_mut(&guest.name) {
             Some(left) if *left > 0 => {
@@ -163,7 +163,7 @@ impl Host for WorldsHost {
     }
 }
 
-/// The clock that tokio keeps, and tests put forward.
+/// Tokio's clock, which tests advance.
 #[derive(Debug)]
 struct Virtual(Instant);
 
@@ -175,7 +175,7 @@ impl Clock for Virtual {
     }
 }
 
-/// What has happened, in words.
+/// The events so far, as text.
 #[derive(Debug, Default)]
 struct Heard(Mutex<Vec<String>>);
 
@@ -196,7 +196,7 @@ impl Observer for Heard {
     }
 }
 
-/// A service and its world.
+/// A service and its simulated world.
 struct Bench {
     world: Arc<World>,
     heard: Arc<Heard>,
@@ -238,7 +238,7 @@ impl Bench {
         &self.setup.files.ledger
     }
 
-    /// Runs the service, and the guests' lives, for as long as `test` takes.
+    /// Runs the service and the simulated guests for as long as `test` takes.
     async fn run(&self, test: impl AsyncFnOnce(Client)) {
         let (client, mut inbox) = service::client();
         let (setup, mut host) = (self.setup.clone(), WorldsHost(Arc::clone(&self.world)));
@@ -255,7 +255,7 @@ impl Bench {
         local.run_until(test(client)).await;
     }
 
-    /// A run, begun now; returns how it ended.
+    /// Starts a run and returns how it ended.
     async fn run_for(&self, client: &Client, goal: Goal) -> RunEnd {
         let id = client.begin(Some(goal), None).await.expect("a run");
         for _ in 0..7200 {
@@ -303,7 +303,8 @@ async fn a_guest_in_pain_has_its_memory_back_though_another_ones_process_hangs()
         while bench.world.second() < 3600 {
             sleep(Duration::from_secs(1)).await;
         }
-        // It shows when guests live the next time, and takes effect when they do again.
+        // The pain shows in the next simulated round, and the step takes effect in the one after
+        // it.
         sleep(Duration::from_secs(21)).await;
         assert_eq!(bench.world.actual("b"), 8 * GIB);
         assert!(bench.world.actual("a") < 3 * GIB, "its process hangs");
@@ -403,7 +404,7 @@ async fn a_run_that_panics_has_failed_and_the_next_one_begins() {
     bench.run(test).await;
 }
 
-/// In a thread of its own, and in real time.
+/// Runs the service in its own thread, in real time.
 #[tokio::test]
 async fn a_service_that_panics_is_restarted() {
     let bench = Bench::new(64 * GIB, idle(&["a"]), "");
@@ -411,8 +412,7 @@ async fn a_service_that_panics_is_restarted() {
     let client = service::start(bench.setup.clone(), host).expect("a thread");
     client.status().await.expect("an answer");
     bench.world.breaks.store(true, Ordering::Relaxed);
-    // It is the tick's inspection that panics, or the one for this client, who is not answered
-    // then.
+    // Either the tick's inspection panics, or the one for this client, which then gets no answer.
     if let Err(error) = client.status().await {
         assert!(matches!(error, ServiceError::Silent), "{error}");
     }

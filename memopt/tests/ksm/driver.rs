@@ -1,6 +1,6 @@
-//! Drives a window on this host until its input ends; for the test that kills it.
+//! Drives a window on this host until its input ends; for the test that kills this program.
 //!
-//! `ksm-driver JOURNAL`: says `driving` when the settings have been changed.
+//! `ksm-driver JOURNAL`: prints `driving` when the settings have been changed.
 
 use std::path::Path;
 use std::sync::mpsc;

@@ -1,6 +1,6 @@
-//! Windows of the real ksmd. They need root and a kernel with KSM, take turns through a lock of the
-//! host, and leave its settings as they were. `LIGHTER_SKIP_KSM=1` leaves them out, for hosts that
-//! have no KSM or whose ksmd is not to be touched.
+//! Windows of the real ksmd. The tests need root and a kernel with KSM, take turns through a lock
+//! of the host, and restore its settings. `LIGHTER_SKIP_KSM=1` skips them, for hosts without KSM or
+//! whose ksmd must not be changed.
 
 #![allow(clippy::unwrap_used)] // all of it is test
 
@@ -19,15 +19,15 @@ use support::ksm_turn::{FOLDER, KsmLock, set};
 /// Pages of the process that is merged: 64 MiB.
 const PAGES: u64 = 16_384;
 
-/// One test at a time on this host, also of other checkouts; checks at the end that all settings
-/// are as they were.
+/// Allows one test at a time on this host, including tests of other checkouts, and checks at the
+/// end that all settings are unchanged.
 struct Turn {
     before: KsmKnobs,
     lock: KsmLock,
 }
 
 impl Turn {
-    /// `None` when these tests are to be left out.
+    /// Waits for the lock; `None` if these tests are to be skipped.
     fn take() -> Option<Self> {
         if std::env::var_os("LIGHTER_SKIP_KSM").is_some_and(|value| value == "1") {
             eprintln!("left out: LIGHTER_SKIP_KSM=1");
@@ -45,9 +45,9 @@ impl Turn {
     }
 }
 
-/// A QEMU that never runs its guest, in whose memory the same page lies over and over. Pages of
-/// zeros would not do: since Linux 6.12 they are dropped when their huge page is split, before ksmd
-/// can merge them. It ends when this is dropped.
+/// A QEMU that never runs its guest, whose memory contains the same page over and over. Pages of
+/// zeros would not work: since Linux 6.12 they are dropped when their huge page is split, before
+/// ksmd can merge them. QEMU is stopped on drop.
 struct Duplicates(Child);
 
 impl Duplicates {
@@ -60,7 +60,7 @@ impl Duplicates {
         qemu.args(["-m", "128", "-device", &loader, "-qmp", "stdio"]);
         qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut qemu = qemu.spawn().expect("QEMU; scripts/setup installs it");
-        // It greets early, and answers when its memory is filled.
+        // QEMU greets early, and answers once its memory is filled.
         let mut asked = qemu.stdin.take().unwrap();
         asked.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
         let mut said = BufReader::new(qemu.stdout.take().unwrap()).lines();
@@ -77,7 +77,7 @@ impl Drop for Duplicates {
     }
 }
 
-/// A driver in a process of its own that has changed settings.
+/// Starts a driver in its own process, and waits until it has changed settings.
 fn start_driver(journal: &Path) -> Child {
     let mut driver = Command::new(env!("CARGO_BIN_EXE_ksm-driver"));
     let mut driver =
@@ -105,13 +105,13 @@ fn duplicates_are_merged_in_a_window_and_the_settings_are_as_they_were() {
     assert!(driver.restored().foreign.is_empty());
     turn.assert_all_is_as_it_was();
 
-    // Merged it stays; 256 pages share one (`max_page_sharing`).
+    // Pages stay merged; up to 256 share one (`max_page_sharing`).
     let merged = merged(&sources, duplicates.0.id()).unwrap().expect("Linux 6.1 or later");
     assert!(merged.merging_pages + merged.zero_pages > PAGES * 9 / 10, "{merged:?}");
     assert!(outcome.gain_bytes > (PAGES * 4096 * 8 / 10) as i64, "{outcome:?}");
     let share = outcome.cpu.unwrap().as_secs_f64() / outcome.elapsed.as_secs_f64();
-    // In a window this short most of it is the first guess; a host that is slow or busy is given
-    // room.
+    // In a window this short, most of the time runs on the first guess. The bound leaves margin for
+    // slow or busy hosts.
     assert!(share < 0.8, "ksmd used {share} of a CPU");
 }
 
@@ -153,7 +153,7 @@ fn a_setting_that_somebody_else_makes_is_theirs() {
     let Some(turn) = Turn::take() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut driver = start_driver(&folder.path().join("ksm.json"));
-    // Waiting closes it otherwise, which ends the driver.
+    // Otherwise `wait` closes it, which ends the driver.
     let _stdin = driver.stdin.take();
     // As ksmtuned does.
     set("pages_to_scan", "1250");

@@ -1,5 +1,5 @@
-//! The entries of memory optimization. The rules of the other catalogue hold here too, and its
-//! tests see to it.
+//! The metrics of memory optimization. The rules of the main catalogue apply here too, and its
+//! tests check them.
 
 use memopt::ledger::Level;
 use memopt::policy::Actuator;
@@ -59,7 +59,7 @@ catalogue! {
             "Times that memory optimization panicked and was restarted.";
     }
 
-    /// What memory optimization saw at its last inspection, and what it is about to do.
+    /// The state that memory optimization saw at its last inspection, and its next runs.
     struct DensityScraped {
         inspection: Gauge<()> = "lighter_density_inspection_timestamp_seconds", Timestamp,
             "When the host and its guests were last inspected.";

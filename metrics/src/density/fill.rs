@@ -1,4 +1,4 @@
-//! Puts a [`DensitySample`] into the families.
+//! Copies a [`DensitySample`] into the families.
 
 use memopt::ledger::Level;
 use memopt::policy::Actuator;
@@ -13,7 +13,7 @@ use super::sample::{DensityGuest, DensitySample, InspectionSample, ScheduleSampl
 use crate::labels::{FixedLabel, GuestName};
 use crate::number::{number, unix_seconds};
 
-/// Makes every series exist from the start, as for the other counters.
+/// Creates every series at the start, as for the other counters.
 pub(crate) fn show_zeros(counted: &DensityCounted) {
     for counter in [
         &counted.inspections,
@@ -54,7 +54,7 @@ pub(crate) fn show_zeros(counted: &DensityCounted) {
     }
 }
 
-/// All that a scrape shows.
+/// Fills all families of one scrape.
 pub(crate) fn fill(families: &DensityScraped, sample: &DensitySample) {
     families.running.set(&(), flag(sample.is_running));
     families.settings_invalid.set(&(), flag(sample.are_settings_invalid));
@@ -89,7 +89,7 @@ fn schedule(families: &DensityScraped, sample: &ScheduleSample) {
     }
 }
 
-/// What is remembered of the host.
+/// Fills what the ledger remembers of the host.
 fn remembered(families: &DensityScraped, sample: &InspectionSample) {
     for level in Level::EVERY {
         families.level.set(&(*level,), flag(*level == sample.level));
@@ -112,7 +112,7 @@ fn host(families: &DensityScraped, sample: &Host) {
     }
 }
 
-/// A pool of pages of a size that x86 has.
+/// Fills the families of one pool, if its page size exists on x86.
 fn pool(families: &DensityScraped, pool: &Pool) {
     let size = match pool.page_bytes {
         0x20_0000 => PageSize::Mib2,

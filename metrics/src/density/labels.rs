@@ -1,4 +1,4 @@
-//! What the labels of memory optimization's metrics can say.
+//! The values of the labels of memory optimization's metrics.
 
 use memopt::ledger::Level;
 use memopt::policy::Actuator;
@@ -25,7 +25,7 @@ label_values! {
 }
 
 fixed_label! {
-    /// What a run was begun by.
+    /// What started a run.
     RunTrigger as "trigger" {
         /// An operator.
         Manual = "manual",
@@ -37,13 +37,13 @@ fixed_label! {
 fixed_label! {
     /// How a run ended.
     RunOutcome as "outcome" {
-        /// There is nothing left to do for its goal.
+        /// Nothing is left to do for its goal.
         Reached = "reached",
-        /// There is nothing more that can be done.
+        /// Nothing more can be done.
         Exhausted = "exhausted",
         /// Its window was over.
         WindowOver = "window_over",
-        /// Somebody called it off.
+        /// A user cancelled it.
         Cancelled = "cancelled",
         /// The host could not be inspected.
         Failed = "failed",
@@ -53,49 +53,49 @@ fixed_label! {
 fixed_label! {
     /// Why a schedule did not run when it was due.
     MissedReason as "reason" {
-        /// The node was not there in time.
+        /// The node did not run in time.
         Absent = "absent",
-        /// It was due again before it could be caught up.
+        /// The schedule was due again before it could catch up.
         Superseded = "superseded",
-        /// Another run was under way, and it does not wait.
+        /// Another run was under way, and the schedule does not queue.
         Overlapped = "overlapped",
-        /// Another run was under way until its window was over.
+        /// Another run was under way until the schedule's window was over.
         WindowOver = "window_over",
     }
 }
 
 fixed_label! {
-    /// Why a window in which ksmd was driven ended.
+    /// Why a window of ksmd ended.
     WindowEnd as "end" {
         /// Everything was scanned, and merging gains hardly anything more.
         Flat = "flat",
-        /// Its time was over.
+        /// Its time was used up.
         TimeUsed = "time_used",
-        /// ksmd has used the CPU time that it might.
+        /// ksmd has used its CPU time.
         CpuTimeUsed = "cpu_time_used",
-        /// No process lets its memory be merged.
+        /// ksmd made no progress: no process has mergeable memory.
         NothingToMerge = "nothing_to_merge",
-        /// Somebody else changed a setting of ksmd.
+        /// Another process changed a setting of ksmd.
         Foreign = "foreign",
-        /// It was called off.
+        /// It was cancelled.
         CalledOff = "called_off",
-        /// ksmd could not be driven any more.
+        /// ksmd could no longer be driven.
         Failed = "failed",
     }
 }
 
 fixed_label! {
-    /// What a survey of a guest's pages found. A page may be of several.
+    /// What a survey of a guest's pages found. A page may count in several findings.
     Finding as "finding" {
-        /// They are there, and the guest's own.
+        /// Pages that are present and owned by the guest alone.
         Present = "present",
-        /// They are zero.
+        /// Pages of zeros.
         Zero = "zero",
-        /// They have an equal in the merge domain, and are not zero.
+        /// Pages other than zeros that have an equal in the merge domain.
         Duplicate = "duplicate",
-        /// They are as in the guest's template.
+        /// Pages that equal those of the guest's template.
         Template = "template",
-        /// They were written between two samples.
+        /// Pages that were written between two samples.
         Written = "written",
     }
 }
@@ -109,11 +109,11 @@ label_values! {
 }
 
 fixed_label! {
-    /// Who waited for memory.
+    /// Which tasks waited for memory.
     Stall as "stall" {
-        /// Something did.
+        /// Some tasks did.
         Some = "some",
-        /// Everything did.
+        /// All tasks did.
         Full = "full",
     }
 }

@@ -1,9 +1,9 @@
-//! The metrics of memory optimization: what the node saw of its host and guests at its last
-//! inspection, what it planned and did, and what really came back.
+//! The metrics of memory optimization: the state of the host and guests at the last inspection,
+//! what was planned and done, and how much memory was verifiably returned.
 //!
-//! `catalogue` is the list, `labels` what its labels can say, `sample` the plain values that the
-//! program hands over, `fill` puts them into the families. What is inspected and decided by is
-//! shown as the types of `memopt`.
+//! `catalogue` is the list, `labels` has the values of its labels, `sample` the plain values that
+//! the program provides, and `fill` copies them into the families. Inspected values and decisions
+//! have the types of `memopt`.
 
 mod catalogue;
 mod fill;

@@ -1,4 +1,4 @@
-//! What a scrape shows of memory optimization: plain values that the program hands over.
+//! The state of memory optimization for a scrape: plain values that the program provides.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,82 +8,82 @@ use memopt::situation::{Chunk, Guest, Host, Situation, Survey};
 
 use super::labels::{Finding, MissedReason};
 
-/// Bytes of the pages that a survey counts.
+/// Bytes per page in a survey.
 const PAGE_BYTES: u64 = 4096;
 
-/// What memory optimization has seen and is about to do.
+/// The last inspection, and the next runs.
 #[derive(Debug, Clone, Default)]
 pub struct DensitySample {
     /// The last inspection of the host and all guests; absent before the first.
     pub inspection: Option<InspectionSample>,
-    /// When that was, also when it is too old to be shown.
+    /// The time of the last inspection, set even if it is too old to be shown.
     pub inspected_at: Option<SystemTime>,
     /// Whether a run is under way.
     pub is_running: bool,
-    /// When the last run ended well.
+    /// When the last successful run ended.
     pub last_success: Option<SystemTime>,
-    /// Whether lighter.toml is wrong.
+    /// Whether lighter.toml has errors.
     pub are_settings_invalid: bool,
-    /// What is scheduled.
+    /// The schedules.
     pub schedules: Vec<ScheduleSample>,
 }
 
 /// One schedule.
 #[derive(Debug, Clone, Default)]
 pub struct ScheduleSample {
-    /// Its name.
+    /// The schedule's name.
     pub name: String,
-    /// When it is due next; absent for one that never is.
+    /// When the schedule is due next; absent for one that never is.
     pub next: Option<SystemTime>,
-    /// How late its last run began; absent before it.
+    /// How late the last run began; absent before the first run.
     pub lag: Option<Duration>,
-    /// Runs that were due and begun.
+    /// Runs that were due and began.
     pub runs: u64,
-    /// Times at which it did not run.
+    /// Times at which the schedule did not run, by reason.
     pub missed: Vec<(MissedReason, u64)>,
 }
 
 /// One inspection of the host and its guests.
 #[derive(Debug, Clone)]
 pub struct InspectionSample {
-    /// The host.
+    /// The host's state.
     pub host: Host,
-    /// How short of memory it is.
+    /// How short of memory the host is.
     pub level: Level,
     /// The actuators of the host itself that are benched.
     pub benched: Vec<Actuator>,
-    /// The guests.
+    /// The guests' states.
     pub guests: Vec<DensityGuest>,
 }
 
-/// One guest, of whichever program.
+/// One guest of any VMM.
 #[derive(Debug, Clone)]
 pub struct DensityGuest {
-    /// What was seen of it, its survey left out.
+    /// The inspected guest, without its survey.
     pub guest: Guest,
-    /// What it is taken to need, in bytes; absent while it has not said.
+    /// The guest's estimated demand, in bytes; absent before its first statistics.
     pub demand_bytes: Option<u64>,
-    /// Whether it keeps everything for having shown a want of memory.
+    /// Whether no memory is taken from the guest because it was short of memory.
     pub is_spared: bool,
-    /// Whether its balloon should inflate and does not move.
+    /// Whether the guest's balloon should inflate and does not move.
     pub is_balloon_stuck: bool,
-    /// The actuators that are not used for it.
+    /// The actuators that are benched for the guest.
     pub benched: Vec<Actuator>,
-    /// What a survey of its pages found; absent without one.
+    /// The result of a survey of its pages; absent without one.
     pub survey: Option<SurveySample>,
 }
 
-/// What a survey of a guest's pages found.
+/// The result of a survey of a guest's pages.
 #[derive(Debug, Clone)]
 pub struct SurveySample {
-    /// How old that is.
+    /// The age of the survey.
     pub age: Duration,
-    /// Bytes of each kind.
+    /// Bytes of each finding.
     pub found: Vec<(Finding, u64)>,
 }
 
 impl InspectionSample {
-    /// What `situation` shows, with what `ledger` remembers of it.
+    /// Combines `situation` with what `ledger` remembers of it.
     pub fn new(situation: &Situation, ledger: &Ledger, policy: &Policy) -> Self {
         let guest = |it: &Guest| DensityGuest::new(it, ledger, policy, situation.uptime);
         Self {
@@ -108,7 +108,7 @@ impl DensityGuest {
             is_balloon_stuck: known.is_some_and(is_stuck),
             benched: benched(ledger, Some(&guest.name)),
             survey: guest.survey.as_ref().map(SurveySample::new),
-            // Its chunks are thousands.
+            // The survey has thousands of chunks.
             guest: Guest { survey: None, ..guest.clone() },
         }
     }
@@ -130,7 +130,7 @@ impl SurveySample {
     }
 }
 
-/// The actuators that are benched, for a guest or the host itself.
+/// Returns the actuators that are benched for a guest or for the host itself.
 fn benched(ledger: &Ledger, guest: Option<&str>) -> Vec<Actuator> {
     Actuator::ALL.into_iter().filter(|it| ledger.bench(guest, *it).is_some()).collect()
 }

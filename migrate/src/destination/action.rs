@@ -1,22 +1,23 @@
-//! What a destination wants done.
+//! The actions of the destination's state machine.
 
 use crate::guest::GuestDescription;
 use crate::protocol::{DestinationMessage, Features};
 use crate::record::DestinationState;
 use crate::report::Report;
 
-/// Something to do, in the order given.
+/// An action for the shell; actions are performed in the order given.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Send this on the control stream. Not answered.
+    /// Send this on the control stream. No answer.
     Send(DestinationMessage),
-    /// Check that this host can run the guest, creating nothing: [`super::Event::Checked`].
+    /// Check that this host can run the guest, without creating anything:
+    /// [`super::Event::Checked`].
     Check(Box<GuestDescription>),
     /// Build the guest: [`super::Event::Created`].
     Create(Box<GuestDescription>),
-    /// The guest is built: apply what comes on the data streams.
+    /// The guest is built: apply the pages that arrive on the data streams.
     AcceptPages {
-        /// Number of data streams: chunk `c` may only come on stream `c % streams`.
+        /// Number of data streams: chunk `c` may only arrive on stream `c % streams`.
         streams: u16,
         /// Features that both sides have.
         features: Features,
@@ -26,19 +27,19 @@ pub enum Action {
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or
     /// [`super::Event::RecordFailed`]. At most one is outstanding.
     Record(DestinationState),
-    /// Make the guest this host's, with its disks and what else only one copy may have:
-    /// [`super::Event::Adopted`].
+    /// Make this host the owner of the guest, with its disks and whatever else only one copy may
+    /// hold: [`super::Event::Adopted`].
     AdoptGuest,
-    /// Let the guest run, which has been adopted: [`super::Event::Resumed`].
+    /// Start the guest, which has been adopted: [`super::Event::Resumed`].
     ResumeGuest,
-    /// Stop applying pages, destroy the guest if there is one, free its memory. Not answered.
+    /// Stop applying pages, destroy the guest if there is one, free its memory. No answer.
     Discard,
-    /// Close the connection, after what was sent. The source may still come back, unless
+    /// Close the connection once queued messages are sent. The source may still reconnect, unless
     /// [`Action::Settled`] follows.
     Disconnect,
-    /// The outcome is known: store the report in the record and show it. Comes exactly once.
+    /// The outcome is known: store the report in the record and publish it. Comes exactly once.
     Finished(Box<Report>),
-    /// Nothing more is to be said to the source: stop listening, drop the machine. A guest that
-    /// runs runs on.
+    /// The source needs no further answers: stop listening and drop the machine. A guest that runs
+    /// keeps running.
     Settled,
 }

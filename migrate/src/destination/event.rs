@@ -1,4 +1,4 @@
-//! What can happen to a destination.
+//! The events of the destination's state machine.
 
 use crate::error::OperatorChoice;
 use crate::guest::{GuestError, Refusal};
@@ -6,62 +6,62 @@ use crate::progress::Transfer;
 use crate::protocol::{CodecError, SourceMessage};
 use crate::text::PeerText;
 
-/// Something that happened, as the shell tells it. Answers to actions that have been overtaken (the
-/// migration was aborted meanwhile) may still be told; they are ignored.
+/// An event that the shell reports. Answers to actions that are obsolete (the migration was aborted
+/// meanwhile) may still be reported; they are ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The source, admitted by its token, has opened a control stream. It replaces the one before,
-    /// if there was one: nothing more may come of that.
+    /// The source, admitted by its token, has opened a control stream. It replaces an earlier one,
+    /// from which nothing more may be reported.
     Connected,
-    /// The connection with the control stream is gone.
+    /// The connection with the control stream is lost.
     ConnectionLost {
-        /// What the transport said.
+        /// The transport's error.
         detail: PeerText,
     },
-    /// A message came on the control stream.
+    /// A message arrived on the control stream.
     Message(SourceMessage),
-    /// Bytes came on the control stream that are no message.
+    /// Bytes arrived on the control stream that are not a valid message.
     Malformed(CodecError),
     /// Answer to [`super::Action::Check`].
     Checked(Result<(), Refusal>),
     /// Answer to [`super::Action::Create`].
     Created(Result<(), Refusal>),
-    /// A data stream ended as it should: all frames that its end marker announces are applied.
+    /// A data stream ended properly: all frames up to its end marker are applied.
     StreamEnded {
-        /// Which stream, from 0.
+        /// Number of the stream, from 0.
         stream: u16,
-        /// Frames that the end marker announces.
+        /// Frames that the end marker counts.
         announced: u64,
         /// Frames that were applied to memory.
         applied: u64,
     },
-    /// A data stream brought something that is no frame, or damaged, or out of place.
+    /// A data stream carried an invalid, damaged or misplaced frame.
     DataFailed {
-        /// What is wrong with it.
+        /// What is wrong with the frame.
         detail: PeerText,
     },
-    /// Totals of the data streams since the migration began; about ten times a second.
+    /// Totals of the data streams since the migration began; reported about ten times a second.
     Transferred(Transfer),
     /// Answer to [`super::Action::LoadState`].
     Loaded(Result<(), GuestError>),
-    /// Answer to [`super::Action::Record`]: it is on disk.
+    /// Answer to [`super::Action::Record`]: the record is on disk.
     Recorded,
-    /// Answer to [`super::Action::Record`]: whether it is on disk is not known.
+    /// Answer to [`super::Action::Record`]: the record may or may not be on disk.
     RecordFailed {
-        /// What the file system said.
+        /// The file system's error.
         detail: PeerText,
     },
     /// Answer to [`super::Action::AdoptGuest`].
     Adopted(Result<(), GuestError>),
     /// Answer to [`super::Action::ResumeGuest`].
     Resumed(Result<(), GuestError>),
-    /// Somebody on this side wants the migration called off.
+    /// A user or component on this side cancels the migration.
     Cancel {
-        /// Who.
+        /// The user or component that cancels it.
         by: PeerText,
     },
-    /// The operator decides for a destination that waits to be told.
+    /// The operator decides for a destination that waits for the source's decision.
     Resolve(OperatorChoice),
-    /// [`super::Destination::deadline`] has come.
+    /// The time of [`super::Destination::deadline`] has come.
     Tick,
 }

@@ -1,4 +1,4 @@
-//! The machine itself: its data, its public face, and who handles which event.
+//! The state machine: its data, its public interface, and the dispatch of events.
 
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -17,21 +17,21 @@ use crate::report::Outcome;
 use crate::telemetry::Telemetry;
 use crate::text::PeerText;
 
-/// For how long a destination that has said its last word waits for the source to have heard it.
+/// How long a destination that has discarded its copy waits for the source to hear it.
 const LAST_WORD: Duration = Duration::from_secs(10);
-/// Longest wait for the source's first word. It was here a moment ago to be admitted, and holds the
-/// guest's name while it is waited for.
+/// Longest wait for the source's first message. The source was admitted only a moment ago, and the
+/// guest's name stays reserved while it is awaited.
 const FIRST_WORD: Duration = Duration::from_secs(5);
 
-/// What a destination must know before it starts.
+/// The configuration of a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationConfig {
-    /// This migration.
+    /// The migration.
     pub migration: MigrationId,
-    /// What this side speaks: [`Offer::ours`].
+    /// Versions and features of this side: [`Offer::ours`].
     pub offer: Offer,
-    /// Time for the source to say that it has heard, from the record of the taken guest on.
-    /// A source that asks later is answered by the node, from that record.
+    /// How long to wait for the source's `Finish` once the guest's fate is recorded. The node
+    /// answers a source that asks later, from that record.
     pub linger: Duration,
 }
 
@@ -41,25 +41,25 @@ pub struct Destination {
     pub(super) config: DestinationConfig,
     pub(super) state: State,
     pub(super) connected: bool,
-    /// The source has said on this connection that the guest is this side's, and waits for what
-    /// becomes of that.
+    /// The source has said on this connection that the destination owns the guest, and waits for
+    /// the result.
     pub(super) is_asked: bool,
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<DestinationState>,
     pub(super) guest: Option<Box<GuestDescription>>,
-    /// What was announced of disks, until the guest is described.
+    /// Disks that the source has announced, until it describes the guest.
     pub(super) disks: Vec<DiskCopy>,
-    /// Where the node of the source's host listens, once the source has said so.
+    /// UDP port of the node of the source's host, once the source has sent it.
     pub(super) source_node_port: Option<NonZeroU16>,
     pub(super) streams: u16,
     pub(super) features: Features,
     pub(super) run_state: RunState,
     /// An operator, not the source, has ordered the guest to run.
     pub(super) forced: bool,
-    /// Why the last attempt to take the guest over came to nothing.
+    /// Why the last attempt to take over the guest failed.
     pub(super) not_taken: Option<PeerText>,
-    /// What could not be recorded of the guest's fate, and must be before this side may leave
-    /// answers to its node.
+    /// The guest's fate if it could not be recorded: it must be, before this side may leave answers
+    /// to its node.
     pub(super) unrecorded: Option<DestinationState>,
     pub(super) wait_until: Option<Duration>,
     pub(super) now: Duration,
@@ -67,8 +67,8 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// A destination waiting for its source. `now` is the time since any fixed moment, of a clock
-    /// that never goes back; all later calls must use the same clock.
+    /// Creates a destination that waits for its source. `now` is the time since any fixed moment,
+    /// from a clock that never goes back; all later calls must use the same clock.
     pub fn new(config: DestinationConfig, now: Duration) -> Self {
         Self {
             notes: Telemetry::new(Role::Destination, config.migration, now),
@@ -92,7 +92,7 @@ impl Destination {
         }
     }
 
-    /// Takes an event, returns what is to be done, in order.
+    /// Handles an event; returns the actions to perform, in order.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         self.now = self.now.max(now);
         match event {
@@ -119,32 +119,32 @@ impl Destination {
         std::mem::take(&mut self.actions)
     }
 
-    /// When [`Event::Tick`] must be told, unless something else happens before.
+    /// Returns when [`Event::Tick`] must be reported, unless another event comes first.
     pub fn deadline(&self) -> Option<Duration> {
         self.wait_until
     }
 
-    /// UDP port of the node of the source's host, for the record; none when the source has not said
-    /// it.
+    /// Returns the UDP port of the node of the source's host, for the record; none if the source
+    /// has not sent it.
     pub fn source_node_port(&self) -> Option<NonZeroU16> {
         self.source_node_port
     }
 
-    /// Where the migration is.
+    /// Returns the current phase of the migration.
     pub fn phase(&self) -> Phase {
         self.notes.phase()
     }
 
-    /// How the migration is doing.
+    /// Returns the progress of the migration.
     pub fn progress(&self, now: Duration) -> Progress {
         let waiting = self.can_resolve(OperatorChoice::Run).is_ok();
         Progress { in_doubt: waiting.then(|| self.way_out()), ..self.notes.progress(now) }
     }
 
-    /// Whether [`Event::Cancel`] would be heeded now.
+    /// Returns whether [`Event::Cancel`] would be accepted now.
     ///
     /// # Errors
-    /// Why not: the source may have decided already, or it is over.
+    /// If the source may have decided already, or the migration is over.
     pub fn can_cancel(&self) -> Result<(), CancelRefused> {
         match self.state {
             ref state if state.is_before_ready() => Ok(()),
@@ -153,10 +153,10 @@ impl Destination {
         }
     }
 
-    /// Whether [`Event::Resolve`] would be heeded now, with either choice.
+    /// Returns whether [`Event::Resolve`] would be accepted now, with either choice.
     ///
     /// # Errors
-    /// Why not: the destination is not waiting for a source that is gone.
+    /// If the destination is not waiting for a source that is out of reach.
     pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
             State::Ready if !self.connected => Ok(()),
@@ -170,7 +170,7 @@ impl Destination {
         self.actions.push(action);
     }
 
-    /// Sends a message when there is a connection; a source that was not reached asks again.
+    /// Sends a message if there is a connection; a source that does not receive it asks again.
     pub(super) fn say(&mut self, message: DestinationMessage) {
         if self.connected {
             self.push(Action::Send(message));
@@ -202,7 +202,7 @@ impl Destination {
         self.push(Action::Settled);
     }
 
-    /// Waits a little for the source to have heard the last word.
+    /// Waits a short time for the source to hear that the copy is discarded.
     pub(super) fn await_goodbye(&mut self) {
         self.wait_until = Some(self.now.saturating_add(LAST_WORD));
     }
@@ -253,8 +253,8 @@ impl Destination {
         }
     }
 
-    /// The source broke the protocol. Before being ready, the copy is discarded; afterwards only
-    /// the connection is, for the copy may have been promised to somebody.
+    /// The source broke the protocol. Before `Ready`, the copy is discarded; afterwards only the
+    /// connection is closed, since the guest may already be the destination's.
     pub(super) fn on_violation(&mut self, error: ProtocolError) {
         if self.state.is_before_ready() {
             self.give_up(Failure::Protocol(error));

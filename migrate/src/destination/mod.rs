@@ -1,11 +1,11 @@
 //! The destination's side of a migration, as a state machine.
 //!
-//! [`Destination::handle`] takes what happened ([`Event`]) and returns what is to be done
-//! ([`Action`]), in that order. It never lets a guest run that was not committed to it, and forgets
-//! none that may have been.
+//! [`Destination::handle`] takes an event ([`Event`]) and returns the actions to perform
+//! ([`Action`]), in order. The destination never runs a guest that was not committed to it, and
+//! never drops one that may have been.
 //!
-//! Reading order: `state` (what it waits for), `machine` (who handles which event), `receive` (up
-//! to being ready), `takeover` (from there to a guest that runs, or is gone).
+//! Reading order: `state` (what it waits for), `machine` (dispatch of events), `receive` (up to
+//! being ready), `takeover` (from there until the guest runs or is discarded).
 
 mod action;
 mod event;

@@ -1,4 +1,5 @@
-//! From the greeting to being ready: check, build, receive, load.
+//! From the greeting to being ready: checks and builds the guest, receives its pages, loads its
+//! state.
 
 use super::state::{Received, State};
 use super::{Action, Destination};
@@ -70,7 +71,7 @@ impl Destination {
                 self.say(DestinationMessage::Welcome { version, features });
             }
             Err(mismatch) => {
-                // The source reads this: "this side" must be the source.
+                // The text is for the source, so "this side" must be the source.
                 let seen_there = offer.newest_common(own).err().unwrap_or(mismatch.clone());
                 let refusal = Refusal::new(RefusalKind::Version, seen_there.to_string());
                 let farewell = DestinationMessage::Refused(refusal);
@@ -129,7 +130,7 @@ impl Destination {
                 self.record(DestinationState::Loading);
             }
             Err(refusal) => {
-                // It is not being built any more.
+                // The guest is no longer being built.
                 self.state = State::Checking;
                 self.refuse(refusal);
             }
@@ -198,7 +199,7 @@ impl Destination {
                 self.record(DestinationState::Ready);
             }
             Err(error) => {
-                // It is not being loaded any more.
+                // The state is no longer being loaded.
                 self.state = State::Receiving(Received::default());
                 self.give_up(Failure::Guest(error));
             }
@@ -211,8 +212,8 @@ impl Destination {
         }
     }
 
-    /// A source that has been here before wants to know, and this side has not been ready: there is
-    /// nothing for it here.
+    /// A source that was connected before asks for its migration, but this side has not been ready:
+    /// the copy here is of no use to it.
     fn on_early_resolve(&mut self, migration: MigrationId, decision: Decision) {
         if migration != self.config.migration {
             return self.say(DestinationMessage::Unknown);

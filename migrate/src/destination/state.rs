@@ -7,43 +7,43 @@ use crate::protocol::{DestinationMessage, SavedState};
 
 #[derive(Debug)]
 pub(super) enum State {
-    /// For the source to connect and greet.
+    /// Waits for the source to connect and greet.
     Waiting,
-    /// For the description of the guest.
+    /// Waits for the description of the guest.
     Greeted,
-    /// For the check of it.
+    /// Waits for the check of the description.
     Checking,
-    /// For the guest to be built.
+    /// Waits for the guest to be built.
     Creating,
-    /// For the first record.
+    /// Waits for the first record.
     Opening,
-    /// For pages and state.
+    /// Waits for pages and state.
     Receiving(Received),
-    /// For the state to be loaded.
+    /// Waits for the guest's state to be loaded.
     Loading { asked: Duration },
-    /// For the record that all is here.
+    /// Waits for the record that everything has been received.
     Vouching { load: Duration },
-    /// To be told.
+    /// Waits for the source's decision.
     Ready,
-    /// For the record that the guest is here.
+    /// Waits for the record that the destination owns the guest.
     TakingOver { asked: Duration },
-    /// For the guest to have what only one copy may have.
+    /// Waits for the locks and networks that only one copy of the guest may hold.
     Adopting { asked: Duration },
-    /// For the guest to run.
+    /// Waits for the guest to run.
     Resuming { asked: Duration },
-    /// For the source to have heard, and a record that says so.
+    /// Waits for the source's `Finish`, and the record that the guest runs.
     Running { resume: Duration, is_recorded: bool },
-    /// For the guest to be gone, and the record of that.
+    /// Waits for the guest to be destroyed, and the record of that.
     Discarding(Discard),
-    /// For the source to have heard that the copy is gone.
+    /// Waits for the source to hear that the copy is gone.
     Discarded,
-    /// The guest was to run and does not; the source is told so whenever it asks.
+    /// The guest was to run and does not; the source hears this whenever it asks.
     Failed { answer: DestinationMessage },
-    /// For nothing.
+    /// Waits for nothing: the migration is over on this side.
     Settled,
 }
 
-/// What has come of the guest.
+/// What has been received of the guest.
 #[derive(Debug, Default)]
 pub(super) struct Received {
     /// The source has announced the switchover.
@@ -60,18 +60,18 @@ impl Received {
     }
 }
 
-/// The end of a copy that will not run.
+/// A copy that is being discarded.
 #[derive(Debug)]
 pub(super) struct Discard {
     pub(super) error: MigrationError,
-    /// What the source is told when the copy is gone.
+    /// Message to the source once the copy is gone.
     pub(super) farewell: DestinationMessage,
-    /// The guest is being built or loaded: only when that is over can it be destroyed.
+    /// The guest is being built or loaded, and can be destroyed only afterwards.
     pub(super) busy: bool,
 }
 
 impl State {
-    /// Whether the copy may be thrown away without asking the source.
+    /// Returns whether the copy may be discarded without asking the source.
     pub(super) const fn is_before_ready(&self) -> bool {
         matches!(
             self,
@@ -85,12 +85,12 @@ impl State {
         )
     }
 
-    /// Whether the guest is being worked on.
+    /// Returns whether a call that builds or loads the guest is under way.
     pub(super) const fn is_busy(&self) -> bool {
         matches!(self, Self::Creating | Self::Loading { .. })
     }
 
-    /// What the destination was doing, for errors.
+    /// Returns what the destination is doing, for errors.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Waiting => "waiting for a greeting",

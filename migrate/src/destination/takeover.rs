@@ -1,4 +1,4 @@
-//! From being ready to a guest that runs here; or to one that is gone.
+//! From being ready until the guest runs here or is discarded.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::record::DestinationState;
 use crate::report::Outcome;
 use crate::text::PeerText;
 
-/// Until a record that could not be written is tried again.
+/// Time until a record that could not be written is tried again.
 const RECORD_PAUSE: Duration = Duration::from_secs(10);
 
 impl Destination {
-    /// The record that all is here is written, and the source may be told. If it is gone, it will
-    /// come back and tell.
+    /// The record that everything is here is written, so the source may be told. If it is
+    /// disconnected, it will reconnect and ask.
     pub(super) fn on_vouched(&mut self, answer: Result<(), PeerText>) {
         let State::Vouching { load } = self.state else { return };
         match answer {
@@ -60,7 +60,8 @@ impl Destination {
         self.on_decision(decision, message);
     }
 
-    /// This side has failed, and the source may not have heard of it when it said what comes now.
+    /// Returns whether this side has failed, which the source may not have heard when it sent its
+    /// message.
     fn has_given_up(&self) -> bool {
         matches!(self.state, State::Discarding(_) | State::Discarded)
     }
@@ -90,12 +91,12 @@ impl Destination {
             }
             (State::Discarded, _) => self.say(DestinationMessage::Discarded),
             (State::Discarding(_), _) => self.answer_when_discarded(),
-            // The answer is under way.
+            // The answer follows when the current step ends.
             _ => {}
         }
     }
 
-    /// The guest is this side's: first on disk, then in deed.
+    /// Takes over the guest: first in the record, then in fact.
     fn take_over(&mut self) {
         self.notes.enter(Phase::Commit, self.now);
         self.wait_until = None;
@@ -128,15 +129,15 @@ impl Destination {
     }
 
     /// The guest could not be taken over, and nothing of it has run. The copy is kept, since it may
-    /// be the only one by now: until the source says again whose the guest is, or an operator does.
+    /// by now be the only one, until the source or an operator says again who owns the guest.
     fn stay_ready(&mut self, failure: Failure) {
         let complaint = self.error(failure).complaint();
         self.state = State::Ready;
         self.forced = false;
         self.not_taken = Some(complaint.text.clone());
         self.record(DestinationState::Ready);
-        // A source that has reconnected meanwhile is about to ask: were it told now, it would take
-        // the guest back and have this side try again, too.
+        // A source that has reconnected meanwhile is about to ask. If it heard this now, it would
+        // take the guest back and also have this side try again.
         if self.is_asked {
             self.say(DestinationMessage::NotTaken(complaint));
         }
@@ -157,8 +158,8 @@ impl Destination {
                 self.finish(Outcome::Migrated, forced.as_ref());
             }
             Err(error) => {
-                // Some of it may have run, so the source must not go on by itself; but none of it
-                // will run from here on, and its operator may let it.
+                // Some of it may have run, so the source must not resume its copy automatically;
+                // but none of it will run from here on, so its operator may resume it.
                 self.push(Action::Discard);
                 let error = self.error(Failure::Guest(error));
                 let answer = DestinationMessage::Abort(error.complaint());
@@ -170,9 +171,9 @@ impl Destination {
         }
     }
 
-    /// What has become of the guest is on disk, from where its node tells it when this side no
-    /// longer listens; or it is not, and is tried again, since the record there still says that the
-    /// outcome is unknown.
+    /// The guest's fate is recorded, so the node can report it when this side no longer listens; or
+    /// it could not be recorded, and this is retried, since the record still says that the outcome
+    /// is unknown.
     pub(super) fn on_fate_recorded(&mut self, fate: DestinationState, is_written: bool) {
         if !matches!(self.state, State::Running { .. } | State::Failed { .. }) {
             return;
@@ -186,7 +187,7 @@ impl Destination {
     }
 
     /// The source knows that the guest runs here. Others learn it from the record, so this side
-    /// does not go before that is written.
+    /// does not end before the record is written.
     fn on_goodbye(&mut self) {
         self.config.linger = Duration::ZERO;
         if matches!(self.state, State::Running { is_recorded: true, .. }) {
@@ -194,13 +195,13 @@ impl Destination {
         }
     }
 
-    /// This side fails: the copy goes, then the source is told why.
+    /// Fails this side: the copy is discarded, then the source hears why.
     pub(super) fn give_up(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
         self.discard(failure, DestinationMessage::Abort(complaint));
     }
 
-    /// The copy goes, a record says so, and then the source hears `farewell`.
+    /// Discards the copy and records that; then the source hears `farewell`.
     pub(super) fn discard(&mut self, failure: Failure, farewell: DestinationMessage) {
         let error = self.error(failure);
         let busy = self.state.is_busy();
@@ -211,7 +212,7 @@ impl Destination {
         }
     }
 
-    /// Building or loading is over, and the guest is not wanted any more.
+    /// Building or loading has ended, and the guest is no longer wanted.
     pub(super) fn on_work_done(&mut self) {
         if let State::Discarding(discard) = &mut self.state
             && std::mem::replace(&mut discard.busy, false)
@@ -229,15 +230,16 @@ impl Destination {
         }
     }
 
-    /// The source has come back while the copy is being discarded: that is the answer then.
+    /// The source has reconnected while the copy is being discarded: the farewell becomes its
+    /// answer.
     fn answer_when_discarded(&mut self) {
         if let State::Discarding(discard) = &mut self.state {
             discard.farewell = DestinationMessage::Discarded;
         }
     }
 
-    /// Also when it could not be written: the copy is gone all the same, and a record that says
-    /// anything less than running is read as that.
+    /// Also called if the record could not be written: the copy is gone anyway, and a record in any
+    /// state before running is read as that.
     pub(super) fn on_discard_recorded(&mut self) {
         let State::Discarding(discard) = &mut self.state else { return };
         let error = discard.error.clone();

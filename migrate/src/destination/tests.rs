@@ -1,4 +1,5 @@
-//! What the simulated pair of `tests/pair` does not show: exact orders, exact words, odd moments.
+//! Cases that the simulated pair of `tests/pair` does not cover: exact order, exact text, unusual
+//! timing.
 
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ impl Bench {
         bench
     }
 
-    /// Up to the first page.
+    /// Runs up to the first page.
     fn receiving(streams: u16) -> Self {
         let mut bench = Self::greeted();
         bench.hear(prepare(guest("web-1"), streams));
@@ -83,7 +84,7 @@ impl Bench {
         bench
     }
 
-    /// The source has committed, and that is on disk here.
+    /// Runs until the source has committed and that is recorded here.
     fn adopting() -> Self {
         let mut bench = Self::ready();
         assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
@@ -91,7 +92,7 @@ impl Bench {
         bench
     }
 
-    /// From the last page of a guest that is paused to the decision that it is this host's.
+    /// Runs from the last page of a paused guest to the record that this host owns it.
     fn commit_paused(&mut self) {
         self.hear(SourceMessage::Switchover);
         self.hear(state(RunState::Paused));
@@ -146,7 +147,7 @@ fn report(actions: &[Action]) -> &Report {
     finished.unwrap()
 }
 
-/// The reason of the complaint among these actions.
+/// Returns the reason of the complaint among these actions.
 fn complaint(actions: &[Action]) -> Reason {
     let told = actions.iter().find_map(|action| match action {
         Action::Send(DestinationMessage::Abort(complaint)) => Some(complaint.reason()),
@@ -180,7 +181,7 @@ fn a_check_that_fails_is_the_answer() {
     assert_eq!(actions[1], Action::Send(DestinationMessage::Refused(refusal)));
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
     assert!(!actions.iter().any(|action| matches!(action, Action::Record(_))));
-    // The source may take its time to hear it, but not for ever.
+    // The source has some time to hear it, but not forever.
     let at = bench.destination.deadline().unwrap();
     let actions = bench.destination.handle(Event::Tick, at);
     assert_eq!(actions, [Action::Disconnect, Action::Settled]);
@@ -285,7 +286,7 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
     assert_eq!(actions[1], Action::Record(DestinationState::Running));
     assert_eq!(report(&actions).outcome, Outcome::Migrated);
-    // Asked again, it says the same again.
+    // Asked again, it repeats the answer.
     for message in [SourceMessage::Commit, resolve(Decision::Commit)] {
         assert!(matches!(bench.hear(message)[..], [Action::Send(DestinationMessage::Running(_))]));
     }
@@ -536,7 +537,7 @@ fn an_abort_of_the_source_is_reported_with_its_reason() {
     let error = report(&actions).error.clone().unwrap();
     assert_eq!(error.reason, Reason::Cancelled);
     assert!(error.message.ends_with("the other side gave up: cancelled by ops"));
-    // The source closes when it has heard.
+    // The source closes the connection once it has heard.
     assert_eq!(bench.lose_connection(), [Action::Settled]);
 }
 

@@ -1,4 +1,4 @@
-//! The side that asks.
+//! The client of the front protocol: requests to a node.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,16 +18,16 @@ use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
 use crate::text::PeerText;
 
-/// Time for a node to answer: it starts a process for the guest meanwhile.
+/// Longest wait for a node's answer, while it starts a process for the guest.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
 
-/// Why a request to a node came to nothing.
+/// Why a request to a node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontError {
-    /// The node says no.
+    /// The node refuses the request.
     #[error(transparent)]
     Refused(Refusal),
-    /// The connection could not be made or broke.
+    /// The connection could not be made, or broke.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The node did not answer in time.
@@ -35,10 +35,10 @@ pub enum FrontError {
     NoAnswer {
         /// The node's address.
         peer: SocketAddr,
-        /// How long it was waited for.
+        /// How long the caller waited.
         limit: Duration,
     },
-    /// The answer makes no sense.
+    /// The answer is not valid for the request.
     #[error("{peer} answered with something else than was asked: {detail}")]
     Protocol {
         /// The node's address.
@@ -51,13 +51,13 @@ pub enum FrontError {
 /// A process that waits for a guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Admission {
-    /// Its UDP port, on the node's address.
+    /// UDP port of the process, at the node's address.
     pub port: u16,
-    /// Secret to be shown on each stream to it.
+    /// Secret that each stream to it must show.
     pub token: Token,
 }
 
-/// Asks the node `peer` to take `guest` in.
+/// Asks the node `peer` to receive `guest`.
 ///
 /// # Errors
 /// [`FrontError::Refused`] with the node's reason, or why there is no answer.
@@ -74,10 +74,10 @@ pub async fn admit(
     }
 }
 
-/// Asks the node `peer` one question.
+/// Sends one request to the node `peer`, and returns its answer.
 ///
 /// # Errors
-/// Why there is no answer; a refusal is an answer.
+/// If there is no answer; a refusal is an answer.
 pub async fn ask(
     dialer: &Endpoint,
     peer: &Peer,
@@ -107,35 +107,35 @@ pub async fn ask(
     reply
 }
 
-/// A guest that a host is asked about.
+/// A guest to ask a host about.
 #[derive(Debug, Clone)]
 pub struct Sought {
     /// Its identity.
     pub uuid: Uuid,
-    /// Its name on the host that asks.
+    /// Its name on the asking host.
     pub name: String,
-    /// The last migration that the asking host knows of; none when what it knows has no such thing.
+    /// The last migration that the asking host knows of; none if it knows of none.
     pub migration: Option<MigrationId>,
 }
 
-/// What a host says of a guest.
+/// A host's answer about a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traced {
-    /// The guest, or how it was last there.
+    /// The guest, or its last known state there.
     pub guest: Option<FoundGuest>,
-    /// Where to go on asking when it has moved on, or may have.
+    /// The host to ask next if the guest has moved on, or may have.
     pub onward: Option<Onward>,
     /// Whether the answer covers only what happened after that migration; false from earlier
     /// versions.
     pub is_since: bool,
 }
 
-/// Asks the node `peer` whether its host has the guest that is `sought`, or else one of its name,
-/// and where that has gone since; for no longer than `patience`. A node of an earlier version is
-/// asked what it understands.
+/// Asks the node `peer` whether its host has the guest `sought`, or else one with its name, and
+/// where that has gone since; waits at most `patience`. A node of an earlier version is asked with
+/// a request that it understands.
 ///
 /// # Errors
-/// Why there is no answer.
+/// If there is no answer.
 pub async fn trace(
     tls: &Tls,
     peer: &Peer,
@@ -156,7 +156,7 @@ async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Tra
             Ok(FrontReply::Traced { guest, onward }) => {
                 return Ok(Traced { guest, onward, is_since: true });
             }
-            // An earlier version hangs up on a question that it does not know.
+            // An earlier version closes the connection on a request that it does not know.
             Err(FrontError::Link(LinkError::Closed { .. }) | FrontError::Protocol { .. }) => {}
             Ok(reply) => return Err(unfit(peer, reply)),
             Err(error) => return Err(error),
@@ -168,29 +168,29 @@ async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Tra
     }
 }
 
-/// A migration whose source process died, as its record names it.
+/// A migration whose source process died, as recorded.
 #[derive(Debug, Clone)]
 pub struct ResolveTarget {
     /// The migration.
     pub migration: MigrationId,
-    /// Secret that the destination gave out.
+    /// Secret that the destination issued.
     pub token: Token,
-    /// What the record says.
+    /// The decision in the record.
     pub decision: Decision,
     /// The destination's node.
     pub node: Peer,
-    /// Address of the process that took the guest in.
+    /// Address of the process that received the guest.
     pub process: SocketAddr,
 }
 
-/// Tells a destination what the source's record says, for a source process that is dead; returns
-/// the destination's answer: `Running`, `Discarded`, `Unknown`, or `Abort` when nobody can tell.
+/// Reports the decision in the record of a dead source process to the destination; returns its
+/// answer: `Running`, `Discarded`, `Unknown`, or `Abort` if the destination cannot tell.
 ///
-/// Asks the node first, which knows whether the process lives; if the node is away, the process
-/// itself.
+/// Asks the node first, which knows whether the process is alive; asks the process itself if the
+/// node says so or does not answer.
 ///
 /// # Errors
-/// Why there is no answer: ask again later.
+/// If there is no answer; the caller asks again later.
 pub async fn resolve(tls: &Tls, target: &ResolveTarget) -> Result<DestinationMessage, FrontError> {
     let dialer = endpoint::dialer(target.node.address, tls)?;
     let outcome = resolve_by(&dialer, target).await;
@@ -241,7 +241,7 @@ async fn resolve_with_process(
         let answer = framing::read::<DestinationMessage>(&mut receive).await?;
         framing::write(&mut send, &SourceMessage::Finish).await.map_err(lost)?;
         let _ = send.finish();
-        // The destination closes when it has heard; it may be gone already.
+        // The destination closes the connection once it has heard; it may be gone already.
         let _ = timeout(Duration::from_secs(2), send.stopped()).await;
         Ok(answer)
     };
@@ -279,7 +279,7 @@ mod tests {
     use super::*;
     use crate::quic::Authority;
 
-    /// A node that knows `Find` and no later question.
+    /// A node that knows `Find` and no later request.
     async fn serve_as_earlier(listener: Endpoint, found: FoundGuest) {
         while let Some(incoming) = listener.accept().await {
             let connection = incoming.await.unwrap();

@@ -1,10 +1,11 @@
-//! The dialogue between a source and the node of the destination.
+//! The protocol between a source and the destination's node.
 //!
-//! Before a migration, a source asks the node to [`admit`] a guest and is told the port and the
-//! token of the process that will take it in. After it has lost that process, it asks the node what
-//! became of it ([`ask`]); and the node of a source whose own process died says what the record
-//! holds ([`resolve`]). Before a copy is let run by hand, [`trace`] asks where the guest is. The
-//! node answers by [`serve()`]. One request for each connection, everything bounded and timed.
+//! Before a migration, a source asks the node to [`admit`] a guest and receives the port and the
+//! token of the process that will receive it. If it loses that process, it asks the node for the
+//! outcome ([`ask`]). If the source's own process died, its node reports what the record says
+//! ([`resolve`]). Before an operator has a copy run by hand, [`trace`] asks where the guest is. The
+//! node answers with [`serve()`]. Each connection carries one request; everything is bounded in
+//! size and time.
 
 mod dial;
 mod serve;

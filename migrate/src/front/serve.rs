@@ -1,4 +1,4 @@
-//! The node's side.
+//! The node's side of the protocol: answers requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use crate::quic::endpoint::{seat, shake_hands, turn_away};
 use crate::quic::peers::{self, GuestProcess};
 use crate::quic::places::{Place, Places};
 
-/// Requests answered at once; a peer beyond is turned away and tries again.
+/// Requests answered at once; further peers are turned away and try again.
 const CONCURRENT_MAX: usize = 32;
-/// Time for a peer to prove itself and say what it wants.
+/// Longest time for a peer's handshake, and for its request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// Time for a peer to take the answer.
+/// Longest time for a peer to receive the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// How old the certificate of a guest's process may be when a migration begins. `lighter migrate`
-/// has it made right before; what is left is for hosts whose clocks differ.
+/// Maximum age of the certificate of a guest's process when a migration begins. `lighter migrate`
+/// has it issued right before; the rest allows for clocks that differ.
 const ADMISSION_AGE_MAX: Duration = Duration::from_mins(15);
 
-/// Answers requests; implemented by the node.
+/// Answers requests; the node implements it.
 pub trait FrontHandler: Send + Sync + 'static {
-    /// Answers `request`, which came from `peer`: a host with a certificate of the fleet, or the
-    /// process of `guest` on such a host, which may ask for that guest only.
+    /// Answers `request` from `peer`: a host with a certificate of the fleet, or, if `guest` is
+    /// set, the process of that guest on such a host, which may ask only for that guest.
     fn answer(
         &self,
         request: FrontRequest,
@@ -38,7 +38,7 @@ pub trait FrontHandler: Send + Sync + 'static {
     ) -> impl Future<Output = FrontReply> + Send;
 }
 
-/// Answers the requests that come to `endpoint`, until it is closed; what is under way is finished.
+/// Answers the requests to `endpoint` until it is closed, and finishes those under way.
 pub async fn serve<H: FrontHandler>(endpoint: Endpoint, handler: Arc<H>) {
     let places = Places::new(CONCURRENT_MAX);
     let mut dialogues = JoinSet::new();
@@ -96,17 +96,17 @@ async fn answer_one<H: FrontHandler>(
     timeout(ANSWER_TIME, async {
         framing::write(&mut send, &reply).await?;
         send.finish().map_err(|error| error.to_string())?;
-        // Resolves when all has been acknowledged, or the peer has closed.
+        // Returns once everything is acknowledged, or the peer has closed the connection.
         send.stopped().await.map(drop).or(Ok(()))
     })
     .await
     .map_err(|_| "the answer was not taken in time")?
 }
 
-/// Whether a host (none), or the process of a guest, may ask that at `now`.
+/// Returns whether a host (none) or a guest's process may send this request at `now`.
 ///
 /// # Errors
-/// Why it may not.
+/// If it may not; the text says why.
 fn may_ask(
     process: Option<GuestProcess>,
     request: &FrontRequest,
@@ -115,8 +115,8 @@ fn may_ask(
     let Some(GuestProcess { guest: own, issued }) = process else { return Ok(()) };
     match request {
         FrontRequest::Admit { guest, .. } if guest.uuid == own => {
-            // Without this, one `lighter migrate` would let a process that is taken over send
-            // guests for as long as its certificate is valid.
+            // Without this, one `lighter migrate` would let a compromised process send guests for
+            // as long as its certificate is valid.
             let (age, is_ahead) = match now.duration_since(issued) {
                 Ok(age) => (age, false),
                 Err(ahead) => (ahead.duration(), true),
@@ -131,7 +131,7 @@ fn may_ask(
                  of `lighter migrate`: check the clocks of both hosts"
             ))
         }
-        // The record says whose it is.
+        // The record says which guest it is about.
         FrontRequest::Resolve { .. } => Ok(()),
         FrontRequest::Admit { .. } | FrontRequest::Find { .. } | FrontRequest::Trace { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
@@ -153,7 +153,7 @@ mod tests {
     use crate::quic::{Authority, Identity, Tls};
     use crate::text::{Blob, PeerText};
 
-    /// Answers that it knows of nothing.
+    /// Answers that it knows no migration.
     struct Ignorant;
 
     impl FrontHandler for Ignorant {
@@ -263,12 +263,12 @@ mod tests {
         let late = issued + ADMISSION_AGE_MAX + Duration::from_secs(1);
         may(&admit(own), issued + ADMISSION_AGE_MAX).unwrap();
         may(&admit(own), issued - Duration::from_mins(10)).unwrap();
-        // The source's clock is ahead: its process could begin migrations for an hour more.
+        // The source's clock is ahead: its process could begin migrations for another hour.
         let ahead = may(&admit(own), issued - Duration::from_hours(1)).unwrap_err();
         assert!(ahead.contains("60 minutes from the future"), "{ahead}");
         let refused = may(&admit(own), late).unwrap_err();
         assert!(refused.contains("15 minutes old") && refused.contains("clocks"), "{refused}");
-        // A migration in doubt is settled however late.
+        // A migration in doubt is settled, however late.
         may(&question(), issued + Duration::from_hours(24 * 29)).unwrap();
     }
 

@@ -1,11 +1,10 @@
-//! Where a guest's memory lies in its physical address space.
+//! The regions of a guest's memory in its physical address space.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CHUNK_BYTES, PAGE_BYTES};
 
-/// Most regions that a guest may have: far more than a PC needs, and few enough to check in no
-/// time.
+/// Most regions that a guest may have: far more than a PC needs, and few enough to check quickly.
 pub const MAX_REGIONS: usize = 16;
 /// Largest guest memory that is accepted, in bytes (16 TiB).
 pub const MAX_MEMORY_BYTES: u64 = 16 << 40;
@@ -19,18 +18,19 @@ pub struct Region {
     pub bytes: u64,
 }
 
-/// The regions of a guest's memory: ascending, apart, not empty, each a multiple of a chunk.
+/// The regions of a guest's memory: ascending, not overlapping, not empty, each a multiple of a
+/// chunk.
 ///
-/// It can only be built through [`MemoryLayout::new`], also when it comes from a peer.
+/// Can only be built through [`MemoryLayout::new`], including when it comes from a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Region>", into = "Vec<Region>")]
 pub struct MemoryLayout {
     regions: Vec<Region>,
 }
 
-/// Why a list of regions is no memory layout.
+/// Why a list of regions is not a valid memory layout.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // the messages say it
+#[allow(missing_docs)] // the messages document the variants
 pub enum LayoutError {
     #[error("guest memory has no region")]
     Empty,
@@ -49,10 +49,11 @@ pub enum LayoutError {
 }
 
 impl MemoryLayout {
-    /// Checks `regions` and makes a layout of them.
+    /// Checks `regions` and creates a layout from them.
     ///
     /// # Errors
-    /// When they are none or too many, not in ascending order, overlap, or are not whole chunks.
+    /// If there are none or too many, they are not ascending, overlap, or are not whole chunks; or
+    /// if they are more than `MAX_MEMORY_BYTES` in all or pass the end of the address space.
     pub fn new(regions: Vec<Region>) -> Result<Self, LayoutError> {
         if regions.is_empty() {
             return Err(LayoutError::Empty);
@@ -78,22 +79,22 @@ impl MemoryLayout {
         Ok(Self { regions })
     }
 
-    /// The regions, in ascending order.
+    /// Returns the regions, in ascending order.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
 
-    /// All memory, in bytes.
+    /// Returns the size of all memory, in bytes.
     pub fn bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.bytes).sum()
     }
 
-    /// All memory, in pages.
+    /// Returns the size of all memory, in pages.
     pub fn pages(&self) -> u64 {
         self.bytes() / PAGE_BYTES as u64
     }
 
-    /// All memory, in chunks: the number of words of its dirty bitmap.
+    /// Returns the size of all memory, in chunks: the number of words of its dirty bitmap.
     pub fn chunks(&self) -> usize {
         // At most 16 TiB / 256 KiB = 2^26.
         (self.bytes() / CHUNK_BYTES as u64) as usize

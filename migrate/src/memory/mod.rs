@@ -1,8 +1,8 @@
-//! The vocabulary for guest memory: pages, chunks, regions and sets of dirty pages.
+//! Types and units for guest memory: pages, chunks, regions and sets of dirty pages.
 //!
 //! A *page* is 4096 bytes. A *chunk* is 64 aligned pages (256 KiB): one `u64` word of a dirty
-//! bitmap, one frame on the wire, and the alignment that `KVM_CLEAR_DIRTY_LOG` asks for. Pages and
-//! chunks are numbered over the concatenated regions of the guest, so a bitmap has no holes.
+//! bitmap, one frame on the wire, and the alignment that `KVM_CLEAR_DIRTY_LOG` requires. Pages and
+//! chunks are numbered across the concatenated regions of the guest, so a bitmap has no holes.
 
 mod layout;
 mod page_set;

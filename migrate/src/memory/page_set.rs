@@ -7,67 +7,67 @@ pub struct PageSet {
 }
 
 impl PageSet {
-    /// The empty set over `chunks` chunks.
+    /// Returns an empty set over `chunks` chunks.
     pub fn empty(chunks: usize) -> Self {
         Self { words: vec![0; chunks] }
     }
 
-    /// All pages of `chunks` chunks.
+    /// Returns the set of all pages of `chunks` chunks.
     pub fn full(chunks: usize) -> Self {
         Self { words: vec![u64::MAX; chunks] }
     }
 
-    /// Chunks that the set ranges over.
+    /// Returns the number of chunks that the set covers.
     pub fn chunks(&self) -> usize {
         self.words.len()
     }
 
-    /// The bitmap, one word for each chunk.
+    /// Returns the bitmap, one word per chunk.
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// The bitmap, to be changed in place (for instance by `SourceGuest::collect_dirty`).
+    /// Returns the bitmap for changes in place (for instance by `SourceGuest::collect_dirty`).
     pub fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words
     }
 
-    /// Number of pages in the set.
+    /// Returns the number of pages in the set.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// Whether no page is in the set.
+    /// Returns whether the set has no pages.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)
     }
 
-    /// Adds page `page` of `chunk`; nothing when the chunk is out of range.
+    /// Adds page `page` of `chunk`; does nothing if the chunk is out of range.
     pub fn insert(&mut self, chunk: usize, page: usize) {
         if let Some(word) = self.words.get_mut(chunk) {
             *word |= 1 << (page % 64);
         }
     }
 
-    /// Whether page `page` of `chunk` is in the set.
+    /// Returns whether page `page` of `chunk` is in the set.
     pub fn contains(&self, chunk: usize, page: usize) -> bool {
         self.words.get(chunk).is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 
-    /// Adds all pages of `other`, chunk by chunk; chunks beyond the own range are ignored.
+    /// Adds all pages of `other`; its chunks beyond the range of this set are ignored.
     pub fn union(&mut self, other: &Self) {
         for (word, &more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;
         }
     }
 
-    /// Empties the set and returns what it held.
+    /// Empties the set and returns its former content.
     pub fn take(&mut self) -> Self {
         let chunks = self.chunks();
         std::mem::replace(self, Self::empty(chunks))
     }
 
-    /// The chunks that hold a page of the set, ascending, each with its mask of pages.
+    /// Returns the chunks with pages in the set, ascending, each with its mask of pages.
     pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         self.words.iter().copied().enumerate().filter(|&(_, word)| word != 0)
     }

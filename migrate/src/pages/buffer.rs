@@ -1,4 +1,4 @@
-//! Buffers that frames are built in, given back once the transport has let go of them.
+//! Buffers that frames are built in, returned to their pool once the transport releases them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,25 +8,26 @@ use lz4_flex::block::get_maximum_output_size;
 use super::header::HEADER_BYTES;
 use crate::memory::CHUNK_BYTES;
 
-/// Bytes in a batch's buffer: room for one frame at its worst, and for small frames to gather.
+/// Bytes of a batch's buffer: room for one frame at its worst, and for small frames to gather.
 pub const BATCH_BYTES: usize = 512 * 1024;
 
-/// Buffers kept for reuse by one pool; what is beyond goes back to the allocator.
+/// Buffers that one pool keeps for reuse; any more go back to the allocator.
 const KEPT_MAX: usize = 32;
 
-/// A stock of equal buffers, so that a migration does not fault fresh memory in for every frame.
+/// A pool of buffers of equal size, so that a migration does not fault in new memory for every
+/// frame.
 #[derive(Debug, Clone, Default)]
 pub struct BufferPool {
     free: Arc<Mutex<Vec<Box<[u8]>>>>,
 }
 
 impl BufferPool {
-    /// Makes an empty pool.
+    /// Creates an empty pool.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes a buffer for frames, new when none is free.
+    /// Takes a buffer for frames; allocates one if none is free.
     pub fn batch(&self) -> Batch {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = free.unwrap_or_else(|| vec![0; BATCH_BYTES].into_boxed_slice());
@@ -34,7 +35,7 @@ impl BufferPool {
     }
 }
 
-/// A buffer that goes back to its pool when dropped.
+/// A buffer that returns to its pool when dropped.
 #[derive(Debug)]
 struct Pooled {
     bytes: Box<[u8]>,
@@ -58,7 +59,7 @@ impl AsRef<[u8]> for Filled {
     }
 }
 
-/// Frames that go to the transport in one piece.
+/// Frames that are handed to the transport in one piece.
 #[derive(Debug)]
 pub struct Batch {
     buffer: Pooled,
@@ -71,24 +72,24 @@ impl Batch {
         self.filled
     }
 
-    /// Whether nothing was written yet.
+    /// Returns whether nothing has been written yet.
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// Whether a frame of any size still fits.
+    /// Returns whether a frame of any size still fits.
     pub fn has_room(&self) -> bool {
         self.buffer.bytes.len() - self.filled >= HEADER_BYTES + get_maximum_output_size(CHUNK_BYTES)
     }
 
-    /// Damages a byte in the middle of what was written, for tests of the other side.
+    /// Corrupts a byte in the middle of what was written, to test the other side.
     pub(crate) fn damage(&mut self) {
         if let Some(byte) = self.buffer.bytes.get_mut(self.filled / 2) {
             *byte ^= 0x10;
         }
     }
 
-    /// What is still free.
+    /// Returns the unused part of the buffer.
     pub(super) fn room(&mut self) -> &mut [u8] {
         &mut self.buffer.bytes[self.filled..]
     }

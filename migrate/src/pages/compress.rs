@@ -1,17 +1,16 @@
-//! Deciding, chunk by chunk, whether lz4 is worth its time.
+//! Decides, chunk by chunk, whether lz4 is worth its time.
 //!
-//! Compression pays when the bytes it saves would take longer on the wire than it takes to save
-//! them. Both sides of that comparison are measured while the migration runs: [`WireRate`] tells
-//! what a byte costs on the wire, and every attempt tells what lz4 costs and saves on this guest's
-//! memory. When an attempt does not pay, a growing number of chunks goes raw before the next
-//! attempt.
+//! Compression pays if sending the bytes it saves would take longer than saving them. Both are
+//! measured while the migration runs: [`WireRate`] measures what a byte costs on the wire, and
+//! every attempt measures what lz4 costs and saves on this guest's memory. After an attempt that
+//! does not pay, a growing number of chunks is sent raw before the next attempt.
 
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which compression the operator wants.
+/// The compression mode that the operator selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
@@ -20,19 +19,18 @@ pub enum Compression {
     Auto,
     /// Never compress.
     Off,
-    /// lz4 wherever it saves bytes, whatever it costs: for links that are paid by the byte.
+    /// lz4 wherever it saves bytes, at any cost: for links that are billed by the byte.
     Lz4,
 }
 
-/// An attempt must save at least this share, or the data counts as incompressible.
+/// An attempt that saves less than this share counts as incompressible data.
 const SAVING_MIN: f64 = 0.10;
-/// Chunks sent raw after the first attempt in a row that did not pay; doubles with each further
-/// one.
+/// Chunks sent raw after a first attempt that did not pay; doubled after each further one in a row.
 const SKIP_FIRST: u32 = 4;
 /// Most chunks sent raw between two attempts: 64 MiB of memory.
 const SKIP_MAX: u32 = 256;
 
-/// Chooses for one stream when to try lz4.
+/// Decides for one stream when to try lz4.
 #[derive(Debug)]
 pub(super) struct Chooser {
     mode: Compression,
@@ -45,7 +43,7 @@ impl Chooser {
         Self { mode, skip_left: 0, skip_next: SKIP_FIRST }
     }
 
-    /// Whether to try lz4 on the next chunk.
+    /// Returns whether to try lz4 on the next chunk.
     pub(super) fn wants(&mut self, wire: &WireRate) -> bool {
         match self.mode {
             Compression::Off => return false,
@@ -59,7 +57,7 @@ impl Chooser {
         false
     }
 
-    /// Learns what an attempt brought; returns whether its result is to be sent.
+    /// Updates the skip count from an attempt; returns whether its result is to be sent.
     pub(super) fn judge(&mut self, attempt: &Attempt, wire: &WireRate) -> Verdict {
         let saved = attempt.input_bytes.saturating_sub(attempt.output_bytes) as f64;
         let saving = saved / attempt.input_bytes.max(1) as f64;
@@ -78,21 +76,21 @@ impl Chooser {
     }
 }
 
-/// What one attempt at compression cost and brought.
+/// The cost and result of one compression attempt.
 pub(super) struct Attempt {
     pub(super) input_bytes: usize,
     pub(super) output_bytes: usize,
     pub(super) took: Duration,
 }
 
-/// What to do with an attempt's result: once made it is sent whenever it is smaller by enough.
+/// What to do with an attempt's result: once made, it is sent if it saves at least `SAVING_MIN`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Send,
     Discard,
 }
 
-/// What a byte costs on the wire, measured where the sender has to wait for it.
+/// The time that a byte costs on the wire, measured while the sender has to wait for it.
 #[derive(Debug, Clone, Default)]
 pub struct WireRate {
     ns_per_byte: Option<f64>,
@@ -100,16 +98,16 @@ pub struct WireRate {
     bytes: u64,
 }
 
-/// A write that waited less did not find the transport's buffer full.
+/// A write that waited less than this did not find the transport's buffer full.
 const WAITED_MIN: Duration = Duration::from_micros(20);
-/// Least bytes between two full buffers for a measurement.
+/// Fewest bytes between two full buffers that make a measurement.
 const SAMPLE_BYTES_MIN: u64 = 1 << 20;
 
 impl WireRate {
-    /// Learns that `bytes` were handed to the transport, which made the sender wait for `waited`.
+    /// Records that `bytes` were handed to the transport after the sender had waited for `waited`.
     ///
-    /// Between two moments at which the buffer was full, what went in is what the wire took.
-    /// Returns the bytes per second that the wire takes when they were measured anew.
+    /// Between two times at which the buffer was full, the bytes written are the bytes that the
+    /// wire took. Returns the new rate of the wire in bytes per second if this call measured it.
     pub fn wrote(&mut self, bytes: u64, waited: Duration, now: Instant) -> Option<f64> {
         self.bytes += bytes;
         if waited < WAITED_MIN {
@@ -130,13 +128,13 @@ impl WireRate {
         self.bytes_per_second()
     }
 
-    /// Forgets the last full buffer, because nothing was sent for a while; keeps what was measured.
+    /// Forgets the last full buffer, because sending was interrupted; keeps the measured rate.
     pub fn paused(&mut self) {
         self.full_at = None;
         self.bytes = 0;
     }
 
-    /// Bytes per second that the wire takes; none before it was measured.
+    /// Returns the rate of the wire in bytes per second; none before it was measured.
     pub fn bytes_per_second(&self) -> Option<f64> {
         self.ns_per_byte.map(|ns| 1e9 / ns)
     }

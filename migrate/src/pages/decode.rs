@@ -1,11 +1,11 @@
-//! Getting pages back out of frames.
+//! Extracts pages from frames.
 
 use lz4_flex::block::decompress_into;
 
 use super::header::{Encoding, FrameError, FrameHeader, HEADER_BYTES};
 use crate::memory::CHUNK_BYTES;
 
-/// Checks and unpacks the payloads of one data stream.
+/// Checks and decodes the payloads of one data stream.
 #[derive(Debug)]
 pub struct Decoder {
     content: Box<[u8]>,
@@ -18,19 +18,19 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Makes a decoder; its buffer of [`CHUNK_BYTES`] is all the memory it ever takes.
+    /// Creates a decoder; its buffer of [`CHUNK_BYTES`] is all the memory it uses.
     pub fn new() -> Self {
         Self { content: vec![0; CHUNK_BYTES].into_boxed_slice() }
     }
 
-    /// Returns the pages that `payload` holds, packed in the order of [`FrameHeader::carried`].
+    /// Returns the pages in `payload`, packed in the order of [`FrameHeader::carried`].
     ///
-    /// `bytes` is the header as it came, which the checksum covers too. Nothing is returned of a
-    /// frame that is not whole.
+    /// `bytes` is the header as received, which the checksum covers too. A damaged frame returns no
+    /// pages at all.
     ///
     /// # Errors
     /// [`FrameError::Checksum`] for damaged bytes, [`FrameError::Decompress`] for an lz4 block that
-    /// does not hold exactly the pages announced.
+    /// does not hold exactly the announced pages.
     pub fn decode<'a>(
         &'a mut self,
         header: &FrameHeader,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
     use crate::memory::PAGE_BYTES;
 
-    /// A page of one of four kinds, told apart by its number.
+    /// A page of one of four kinds, chosen by its number.
     fn page(number: usize) -> Vec<u8> {
         match number % 4 {
             0 => vec![0; PAGE_BYTES],

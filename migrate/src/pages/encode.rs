@@ -1,4 +1,4 @@
-//! Building frames from guest memory.
+//! Builds frames from guest memory.
 
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ impl std::fmt::Debug for Encoder {
 }
 
 impl Encoder {
-    /// Makes an encoder that compresses as `compression` says.
+    /// Creates an encoder that compresses according to `compression`.
     pub fn new(compression: Compression) -> Self {
         Self {
             chooser: Chooser::new(compression),
@@ -37,14 +37,13 @@ impl Encoder {
 
     /// Appends one frame with the pages `pages` of `chunk` to `batch`, which must have room.
     ///
-    /// `copy(first, out)` copies the pages from `first` on, as many as `out` holds, out of the
-    /// guest. The guest may write to them meanwhile: everything that follows looks at the copy
-    /// alone.
+    /// `copy(first, out)` copies pages out of the guest, starting at `first`, as many as `out`
+    /// holds. The guest may write to them meanwhile: everything after that reads the copy only.
     ///
-    /// Returns what the frame carries and takes.
+    /// Returns the pages that the frame carries and its size.
     ///
     /// # Errors
-    /// Whatever `copy` fails with; `batch` is as before then.
+    /// If `copy` fails, its error; `batch` is then unchanged.
     pub fn encode<E>(
         &mut self,
         batch: &mut Batch,
@@ -107,7 +106,7 @@ impl Encoder {
     }
 }
 
-/// Which pages a frame carries.
+/// Identifies the pages that a frame carries.
 #[derive(Debug, Clone, Copy)]
 pub struct Position {
     /// Pre-copy round, from 1.
@@ -132,7 +131,7 @@ fn copy_runs<E>(
     Ok(())
 }
 
-/// Closes the gaps that zero pages leave in `packed`; returns the mask of the zero pages.
+/// Closes the gaps of zero pages in `packed`; returns the mask of the zero pages.
 fn squeeze_zero(pages: u64, packed: &mut [u8]) -> u64 {
     let mut zero = 0;
     let mut left = pages;

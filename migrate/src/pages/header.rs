@@ -25,7 +25,7 @@ pub const HEADER_BYTES: usize = 48;
 const MAGIC: u32 = u32::from_le_bytes(*b"LTRF");
 const CHECKED: usize = 40;
 
-/// What a frame carries.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameKind {
     /// Pages of one chunk.
@@ -34,10 +34,10 @@ pub enum FrameKind {
     End,
 }
 
-/// How a frame's payload is written.
+/// The encoding of a frame's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// Pages as they are.
+    /// Pages uncompressed.
     Raw,
     /// All pages of the frame as one lz4 block.
     Lz4,
@@ -46,7 +46,7 @@ pub enum Encoding {
 /// Why bytes from the peer are not a valid frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The first four bytes are not a frame's.
+    /// The first four bytes are not the frame magic.
     #[error("page frame starts with {found:#010x}, not with the frame magic")]
     Magic {
         /// The bytes found.
@@ -68,7 +68,7 @@ pub enum FrameError {
         /// Chunks in the guest's memory layout.
         chunks: u64,
     },
-    /// The masks contradict each other or the kind.
+    /// The masks contradict each other or the frame's kind.
     #[error("page frame for chunk {chunk} has impossible masks: pages {pages:#x}, zero {zero:#x}")]
     Masks {
         /// Index in the frame.
@@ -90,7 +90,7 @@ pub enum FrameError {
         /// Bytes of the pages that are not zero.
         limit: usize,
     },
-    /// The bytes changed on the way.
+    /// The bytes changed in transit.
     #[error(
         "page frame for chunk {chunk} does not match its checksum: the data was damaged on its way"
     )]
@@ -98,7 +98,7 @@ pub enum FrameError {
         /// Index in the frame.
         chunk: u64,
     },
-    /// The lz4 block does not decode to the pages announced.
+    /// The lz4 block does not decode to the announced pages.
     #[error("page frame for chunk {chunk} does not decompress to the {expected} bytes announced")]
     Decompress {
         /// Index in the frame.
@@ -108,27 +108,27 @@ pub enum FrameError {
     },
 }
 
-/// The header of a chunk frame; see the module for its layout.
+/// The header of a chunk frame; see the module documentation for its layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What the frame carries.
+    /// The kind of the frame.
     pub kind: FrameKind,
-    /// How the payload is written.
+    /// The encoding of the payload.
     pub encoding: Encoding,
     /// Pre-copy round, from 1.
     pub round: u32,
     /// Bytes of payload after the header.
     pub payload_bytes: u32,
-    /// Chunk index; frames sent when the kind is [`FrameKind::End`].
+    /// Chunk index; if the kind is [`FrameKind::End`], the number of frames sent.
     pub chunk: u64,
-    /// Pages carried, bit 0 the chunk's first.
+    /// Mask of the pages carried; bit 0 is the chunk's first page.
     pub pages: u64,
-    /// Pages among `pages` that are zero.
+    /// Mask of those of `pages` that are zero.
     pub zero: u64,
 }
 
 impl FrameHeader {
-    /// The header of the last frame of a stream on which `frames` page frames were sent.
+    /// Returns the header of the last frame of a stream on which `frames` page frames were sent.
     pub fn end(round: u32, frames: u64) -> Self {
         Self {
             kind: FrameKind::End,
@@ -141,17 +141,17 @@ impl FrameHeader {
         }
     }
 
-    /// Mask of the pages that have bytes in the payload.
+    /// Returns the mask of the pages that have bytes in the payload.
     pub fn carried(&self) -> u64 {
         self.pages & !self.zero
     }
 
-    /// Bytes of the carried pages when decoded.
+    /// Returns the decoded size of the carried pages, in bytes.
     pub fn content_bytes(&self) -> usize {
         self.carried().count_ones() as usize * PAGE_BYTES
     }
 
-    /// Writes the header for `payload` into `out`, checksum included.
+    /// Writes the header for `payload` into `out`, including the checksum.
     pub fn encode(&self, payload: &[u8], out: &mut [u8; HEADER_BYTES]) {
         out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         out[4] = match self.kind {
@@ -172,14 +172,14 @@ impl FrameHeader {
         out[40..48].copy_from_slice(&sum.to_le_bytes());
     }
 
-    /// Reads and checks a header from the peer for a guest of `chunks` chunks.
+    /// Decodes and checks a header from the peer, for a guest of `chunks` chunks.
     ///
-    /// What it announces is bounded: a payload never exceeds [`crate::memory::CHUNK_BYTES`]. The
-    /// checksum covers the payload too, so it is checked by [`FrameHeader::verify`] once that has
+    /// The announced size is bounded: a payload never exceeds [`crate::memory::CHUNK_BYTES`]. The
+    /// checksum also covers the payload, so [`FrameHeader::verify`] checks it once the payload has
     /// been read.
     ///
     /// # Errors
-    /// [`FrameError`], naming the field that is wrong.
+    /// If a field is wrong; the [`FrameError`] names it.
     pub fn decode(bytes: &[u8; HEADER_BYTES], chunks: u64) -> Result<Self, FrameError> {
         let found = u32_at(bytes, 0);
         if found != MAGIC {
@@ -208,7 +208,7 @@ impl FrameHeader {
     /// Checks `bytes`, the encoded form of this header, and `payload` against the checksum.
     ///
     /// # Errors
-    /// [`FrameError::Checksum`] when they do not match.
+    /// [`FrameError::Checksum`] if they do not match.
     pub fn verify(&self, bytes: &[u8; HEADER_BYTES], payload: &[u8]) -> Result<(), FrameError> {
         if checksum(bytes, payload) == u64_at(bytes, CHECKED) {
             Ok(())

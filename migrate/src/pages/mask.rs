@@ -1,6 +1,6 @@
-//! Walking the set bits of a chunk's page mask.
+//! Iterates over the set bits of a chunk's page mask.
 
-/// A run of neighbouring pages inside one chunk.
+/// A run of consecutive pages in one chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// First page of the run, counted from the chunk's start (0 to 63).
@@ -9,7 +9,7 @@ pub struct Run {
     pub count: usize,
 }
 
-/// Yields the runs of set bits of `mask`, lowest first.
+/// Returns the runs of set bits of `mask`, lowest first.
 pub fn runs(mask: u64) -> impl Iterator<Item = Run> {
     let mut left = mask;
     std::iter::from_fn(move || {

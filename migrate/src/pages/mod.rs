@@ -1,11 +1,11 @@
-//! Guest memory on its way over the wire.
+//! The wire format of guest memory.
 //!
-//! Memory travels as *chunk frames*: a fixed header of 48 bytes ([`FrameHeader`]) that names one
-//! chunk of 64 pages and two masks, then the pages that are not zero, packed, raw or compressed
-//! with lz4. The source builds frames with an [`Encoder`] into reused buffers; the destination
-//! reads a header, then exactly the payload it announces, and gets the pages from
-//! [`Decoder::decode`] only when the frame's checksum holds. Everything here is synchronous and
-//! knows no socket; start with [`FrameHeader`].
+//! Memory is sent as *chunk frames*: a fixed header of 48 bytes ([`FrameHeader`]) that names one
+//! chunk of 64 pages and has two masks, then the pages that are not zero, packed, raw or compressed
+//! with lz4. The source builds frames with an [`Encoder`] in reused buffers; the destination reads
+//! a header, then exactly the payload it announces, and [`Decoder::decode`] returns the pages only
+//! if the frame's checksum matches. Everything here is synchronous and uses no socket; start with
+//! [`FrameHeader`].
 
 mod buffer;
 mod compress;

@@ -1,9 +1,9 @@
-//! Telling pages that hold only zeroes.
+//! Detects pages that hold only zeroes.
 
-/// Whether every byte of `page` is zero.
+/// Returns whether every byte of `page` is zero.
 ///
-/// Blocks of 64 bytes are OR-ed as words, which the compiler turns into vector code; most pages
-/// that are not zero are told by the first block.
+/// Blocks of 64 bytes are OR-ed as words, which the compiler vectorizes; for most pages that are
+/// not zero, the first block decides.
 pub fn is_zero(page: &[u8]) -> bool {
     let (blocks, tail) = page.as_chunks::<64>();
     blocks.iter().all(|block| or(block) == 0) && tail.iter().all(|&byte| byte == 0)

@@ -1,9 +1,9 @@
-//! Messages to bytes and back, with every length bounded before anything is allocated.
+//! Encodes messages and decodes them, with every length bounded before anything is allocated.
 //!
 //! A frame is an 8-byte head (`b"lC"`, kind, 0, length of the body as little-endian `u32`) and a
-//! body: the message in bincode 2, fixed-width little-endian integers. Each kind has its own limit,
-//! which is checked when the head is read. This is the only module that names bincode; it could be
-//! replaced by another serde format here alone.
+//! body: the message in bincode 2, with fixed-width little-endian integers. Each kind has its own
+//! limit, which is checked when the head is read. Only this module uses bincode, so another serde
+//! format would only change this module.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::Serialize;
@@ -23,36 +23,36 @@ pub const STATE_LIMIT: usize = 64 << 20;
 
 const MAGIC: [u8; 2] = *b"lC";
 
-/// Bytes that are no message.
+/// Why bytes are not a valid message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// Not the start of a frame: the stream is damaged, or speaks something else.
+    /// Not the start of a frame: the stream is damaged, or carries another protocol.
     #[error("not a control frame (starts with {0:02x?})")]
     BadHead([u8; HEAD_BYTES]),
     /// A kind that this release does not know.
     #[error("unknown kind {0} of control message")]
     UnknownKind(u8),
-    /// The head announces more than a message of its kind may have.
+    /// The head announces more than the limit of its kind.
     #[error("control message of kind {kind} announces {bytes} bytes, at most {limit} are accepted")]
     TooLong {
-        /// The kind.
+        /// The kind of the message.
         kind: u8,
-        /// What was announced.
+        /// The announced length.
         bytes: usize,
-        /// What is accepted.
+        /// The limit of the kind.
         limit: usize,
     },
-    /// The body is no message of its kind.
+    /// The body is not a valid message of its kind.
     #[error("control message of kind {kind} cannot be decoded: {detail}")]
     Malformed {
-        /// The kind.
+        /// The kind of the message.
         kind: u8,
-        /// What is wrong with it.
+        /// What is wrong with the body.
         detail: String,
     },
 }
 
-/// A checked head: how many bytes of body follow.
+/// A checked frame head: kind and length of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     kind: u8,
@@ -60,18 +60,19 @@ pub struct Head {
 }
 
 impl Head {
-    /// Bytes of body that follow the head: within the limit of its kind, so safe to allocate.
+    /// Returns the length of the body, which is within the limit of its kind and so safe to
+    /// allocate.
     pub const fn body_bytes(self) -> usize {
         self.body_bytes
     }
 }
 
-/// What can be sent in a frame.
+/// A message that can be sent in a frame.
 pub trait Message: Serialize + for<'de> Deserialize<'de> {
-    /// The kind of this message: distinct over all message types.
+    /// Returns the kind of this message, distinct across all message types.
     fn kind(&self) -> u8;
 
-    /// Largest body of a message of `kind`; none when this type has no such kind.
+    /// Returns the largest body of a message of `kind`; none if this type has no such kind.
     fn limit(kind: u8) -> Option<usize>;
 }
 
@@ -157,13 +158,13 @@ impl Message for FrontReply {
     }
 }
 
-/// The whole frame of `message`.
+/// Returns the whole frame of `message`.
 ///
 /// # Errors
-/// When the message is larger than its kind allows.
+/// If the message is larger than its kind allows.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
     let kind = message.kind();
-    #[allow(clippy::disallowed_methods)] // the module that may
+    #[allow(clippy::disallowed_methods)] // only this module may use bincode
     let body = bincode::serde::encode_to_vec(message, config())
         .map_err(|error| CodecError::Malformed { kind, detail: error.to_string() })?;
     let limit = M::limit(kind).ok_or(CodecError::UnknownKind(kind))?;
@@ -183,10 +184,11 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
     Ok(frame)
 }
 
-/// Checks the head of a frame that is to hold an `M`.
+/// Checks the head of a frame that should hold an `M`.
 ///
 /// # Errors
-/// When it is no head, of a kind that is no `M`, or announces more than that kind may have.
+/// If it is not a valid head, its kind is not one of `M`, or it announces more than that kind
+/// allows.
 pub fn head<M: Message>(bytes: [u8; HEAD_BYTES]) -> Result<Head, CodecError> {
     let [m0, m1, kind, reserved, l0, l1, l2, l3] = bytes;
     if [m0, m1] != MAGIC || reserved != 0 {
@@ -203,13 +205,13 @@ pub fn head<M: Message>(bytes: [u8; HEAD_BYTES]) -> Result<Head, CodecError> {
 /// Decodes the body that followed `head`.
 ///
 /// # Errors
-/// When it is not exactly one message of the kind that the head announced.
+/// If it is not exactly one message of the kind in the head.
 pub fn decode<M: Message>(head: Head, body: &[u8]) -> Result<M, CodecError> {
     let malformed = |detail: String| CodecError::Malformed { kind: head.kind, detail };
     if body.len() != head.body_bytes {
         return Err(malformed(format!("{} bytes, not {}", body.len(), head.body_bytes)));
     }
-    #[allow(clippy::disallowed_methods)] // the module that may
+    #[allow(clippy::disallowed_methods)] // only this module may use bincode
     let (message, used): (M, usize) = bincode::serde::borrow_decode_from_slice(body, config())
         .map_err(|error| malformed(error.to_string()))?;
     if used != body.len() {

@@ -1,7 +1,7 @@
-//! What a source says to the node of the destination before the guest's own process takes over,
-//! and when it has lost that process.
+//! The messages between a source and the destination's node: before the guest's own process takes
+//! over, and after the source has lost that process.
 
-// An address; nothing here opens a socket.
+// Only an address: this module opens no socket.
 use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -11,113 +11,113 @@ use super::{Decision, DestinationMessage, MigrationId, Offer, Token};
 use crate::guest::{GuestDescription, Refusal};
 use crate::text::PeerText;
 
-/// A question to a node.
+/// A request to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontRequest {
-    /// Asks for a process that takes this guest in.
+    /// Asks for a process that receives this guest.
     Admit {
-        /// The migration to come.
+        /// The migration about to start.
         migration: MigrationId,
-        /// What the source speaks.
+        /// Versions and features of the source.
         offer: Offer,
-        /// The guest.
+        /// Description of the guest.
         guest: GuestDescription,
     },
-    /// Tells what was decided about a migration whose process cannot be reached directly.
+    /// Reports the decision about a migration whose process cannot be reached directly.
     Resolve {
         /// The migration.
         migration: MigrationId,
-        /// Proof of having been admitted.
+        /// Proof that the node admitted the sender.
         token: Token,
-        /// What the source's record says.
+        /// The decision in the source's record.
         decision: Decision,
     },
-    /// Asks whether that host has a guest: one of this identity, or else one of this name.
+    /// Asks whether the host has a guest with this identity, or else one with this name.
     Find {
         /// The guest's identity.
         uuid: Uuid,
-        /// Its name on the host that asks.
+        /// Its name on the asking host.
         name: PeerText,
     },
-    /// Asks as `Find` does, and where the guest has gone since a migration in which both hosts took
-    /// part. An earlier version does not know this question: it is asked `Find`.
+    /// Asks as `Find` does, and also where the guest has gone since a migration between the two
+    /// hosts. Earlier versions do not know this request: they are asked `Find`.
     Trace {
         /// The guest's identity.
         uuid: Uuid,
-        /// Its name on the host that asks.
+        /// Its name on the asking host.
         name: PeerText,
-        /// The last migration that the asking host knows of. What came before it does not count.
+        /// The last migration that the asking host knows of; earlier ones do not count.
         migration: MigrationId,
     },
 }
 
-/// A guest that a host has.
+/// A guest that the answering host has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundGuest {
     /// Its identity.
     pub uuid: Uuid,
-    /// Its name there.
+    /// Its name on that host.
     pub name: PeerText,
-    /// How it stands, in a word.
+    /// Its state, in a word.
     pub state: PeerText,
-    /// Whether it is that host's: it runs there, or would if its user let it. Otherwise it waits to
-    /// be told whose it is.
+    /// Whether that host owns it: it runs there, or would unless paused by its user. If not, its
+    /// host still waits to hear which side owns it.
     pub is_owned: bool,
 }
 
 impl FoundGuest {
-    /// The state of a guest that is not there any more: it ran there, and has ended.
+    /// The state of a guest that ran there and has ended.
     pub const ENDED: &str = "ended there";
-    /// What the state of a guest begins with that ran there and has moved on; where to follows.
+    /// Prefix of the state of a guest that ran there and has moved on; the destination follows.
     pub const MOVED: &str = "moved to ";
-    /// What the state of a guest begins with that ran there and was being moved on, and of which
-    /// that host cannot tell whether it has arrived; where to follows.
+    /// Prefix of the state of a guest that ran there and was being moved on, if that host cannot
+    /// tell whether it has arrived; the destination follows.
     pub const ON_ITS_WAY: &str = "on its way to ";
 
-    /// Whether the guest is not there any more. A copy from before that is out of date.
+    /// Returns whether the guest has left or ended; an earlier copy of it is then out of date.
     pub fn is_past(&self) -> bool {
         self.state.as_str() == Self::ENDED || self.destination().is_some() || self.is_on_its_way()
     }
 
-    /// Whether that host cannot tell if the guest has arrived where it was being moved to.
+    /// Returns whether that host cannot tell if the guest has arrived at its new host.
     pub fn is_on_its_way(&self) -> bool {
         self.state.as_str().starts_with(Self::ON_ITS_WAY)
     }
 
-    /// Where it has moved on to, as the user there named it (`HOST:PORT`).
+    /// Returns where it has moved on to, as the user there named it (`HOST:PORT`).
     pub fn destination(&self) -> Option<&str> {
         self.state.as_str().strip_prefix(Self::MOVED)
     }
 }
 
-/// Where a guest went from a host that it has left, or is leaving.
+/// The next host of a guest that has left a host, or is leaving it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Onward {
-    /// The node there, as the user named it (`HOST:PORT`).
+    /// Node of the next host, as the user named it (`HOST:PORT`).
     pub destination: PeerText,
-    /// Name that its certificate must carry.
+    /// Name that the node's certificate must carry.
     pub server_name: PeerText,
     /// The node's address.
     pub node_address: SocketAddr,
-    /// The migration that took the guest there.
+    /// The migration that moved the guest there.
     pub migration: MigrationId,
 }
 
-/// The node's answer.
+/// A node's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontReply {
-    /// A process waits for the guest.
+    /// A process is waiting for the guest.
     Admitted {
-        /// UDP port of that process, on the node's address.
+        /// UDP port of that process, at the node's address.
         port: u16,
-        /// Secret to be shown on each connection to it.
+        /// Secret that each connection to it must show.
         token: Token,
     },
-    /// No, and why.
+    /// The request is refused, with the reason.
     Refused(Refusal),
     /// Answer to `Resolve`, from the record on disk; see [`crate::resolve::answer_for_dead`].
     Resolved(DestinationMessage),
-    /// Answer to `Resolve`: the process lives; say it there.
+    /// Answer to `Resolve`: the process is alive and must be asked itself.
     AskProcess {
         /// UDP port of that process.
         port: u16,
@@ -126,9 +126,9 @@ pub enum FrontReply {
     Found(Option<FoundGuest>),
     /// Answer to `Trace`.
     Traced {
-        /// The guest, or how it was last there.
+        /// The guest, or its last known state there.
         guest: Option<FoundGuest>,
-        /// Where to go on asking when it has moved on, or may have.
+        /// The host to ask next if the guest has moved on, or may have.
         onward: Option<Onward>,
     },
 }

@@ -1,4 +1,4 @@
-//! Names of migrations and the secret that binds connections to one of them.
+//! Identifiers of migrations, and the secret that binds connections to one of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,12 +15,12 @@ use uuid::Uuid;
 pub struct MigrationId(pub Uuid);
 
 impl MigrationId {
-    /// A fresh random identity.
+    /// Creates a random identifier.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
 
-    /// The 16 bytes, as they are written in front of data streams.
+    /// Returns the 16 bytes, as written at the start of data streams.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
@@ -46,7 +46,7 @@ impl FromStr for MigrationId {
 pub struct Token(pub [u8; 32]);
 
 impl Token {
-    /// A fresh random token (244 random bits: two version-4 UUIDs).
+    /// Creates a random token (244 random bits: two version-4 UUIDs).
     pub fn random() -> Self {
         let mut bytes = [0; 32];
         bytes[..16].copy_from_slice(Uuid::new_v4().as_bytes());
@@ -54,13 +54,13 @@ impl Token {
         Self(bytes)
     }
 
-    /// Whether `other` is the same token, in a time that does not tell where they differ.
+    /// Compares the tokens in constant time, so that timing does not reveal where they differ.
     pub fn matches(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).fold(0, |diff, (a, b)| diff | (a ^ b)) == 0
     }
 }
 
-/// Says that there is a token, and not which.
+/// Prints a placeholder instead of the secret.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(..)")

@@ -12,78 +12,80 @@ use crate::text::{Blob, PeerText};
 /// Most data streams of one migration.
 pub const MAX_STREAMS: u16 = 64;
 
-/// What the source says.
+/// A message from the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceMessage {
-    /// First word on a new migration's control stream.
+    /// First message on the control stream of a new migration.
     Hello {
-        /// The migration this is about.
+        /// The migration.
         migration: MigrationId,
-        /// What the source speaks.
+        /// Versions and features of the source.
         offer: Offer,
     },
-    /// First word on a control stream that replaces a lost one: what has been decided.
+    /// First message on a control stream that replaces a lost one: the source's decision.
     Resolve {
-        /// The migration this is about.
+        /// The migration.
         migration: MigrationId,
-        /// What the source's record says.
+        /// The decision in the source's record.
         decision: Decision,
     },
-    /// The guest that is to come.
+    /// Describes the guest that will be sent.
     Prepare(Prepare),
-    /// The guest stands; the last pages and its state are coming.
+    /// The source is pausing the guest; the last pages and its state follow.
     Switchover,
-    /// The guest's state. With the end of all data streams, the destination has everything.
+    /// The guest's state. Once all data streams have ended as well, the destination has everything.
     State(SavedState),
-    /// The destination is to run the guest. The decision is on disk at the source.
+    /// The destination is to run the guest. The source has made that decision durable.
     Commit,
     /// The source keeps the guest; the destination discards its copy and says so.
     Abort(Complaint),
-    /// The source has heard that the guest runs and has cleaned up.
+    /// The source has heard that the guest runs, and has cleaned up.
     Finish,
-    /// The disks that come along with the guest; said before `Prepare`, and only if there are any
+    /// The disks that are copied with the guest; sent before `Prepare`, and only if there are any
     /// and both sides have [`super::FEATURE_DISKS`].
     Disks(Vec<DiskCopy>),
-    /// Where the node of the source's host listens; said before `Prepare`, and only if there is one
-    /// and both sides have [`super::FEATURE_NODE`].
+    /// Where the node of the source's host listens; sent before `Prepare`, and only if a node runs
+    /// there and both sides have [`super::FEATURE_NODE`].
     Node {
-        /// Its UDP port.
+        /// UDP port of the node.
         port: NonZeroU16,
     },
 }
 
-/// What the destination says.
+/// A message from the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DestinationMessage {
-    /// Answer to `Hello`: what is spoken from now on.
+    /// Answer to `Hello`: the version and features in use from now on.
     Welcome {
-        /// Newest version that both speak.
+        /// Newest version that both sides speak.
         version: Version,
-        /// Features that both have.
+        /// Features that both sides have.
         features: Features,
     },
-    /// Answer to `Hello` or `Prepare`: no, and why. Nothing was created, or it is gone again.
+    /// Answer to `Hello` or `Prepare`: the guest is refused, with the reason. Nothing was created,
+    /// or it has been destroyed.
     Refused(Refusal),
-    /// Answer to `Prepare`: the guest is built, its memory reserved; pages may come.
+    /// Answer to `Prepare`: the guest is built and its memory reserved; the source may send pages.
     Prepared,
-    /// All pages and the state are loaded; a durable record says so. Waits to be told.
+    /// All pages and the state are loaded, and the destination has recorded that durably. It waits
+    /// for the source's decision.
     Ready {
-        /// Time that loading the state took, in microseconds.
+        /// Time to load the state, in microseconds.
         load_us: u64,
     },
-    /// Answer to `Commit`, or to `Resolve` of a commit: the guest is the destination's (and runs,
-    /// unless its user had paused it). Said again each time it is asked.
+    /// Answer to `Commit`, or to `Resolve` of a commit: the destination owns the guest (which runs,
+    /// unless its user had paused it). Repeated each time the source asks.
     Running(Takeover),
-    /// The destination failed and gives up; its copy is gone.
+    /// The destination has failed and destroyed its copy.
     Abort(Complaint),
-    /// The copy is gone and will never run, a durable record says so: answer to `Abort` and
+    /// The copy is destroyed and will never run, as a durable record says: answer to `Abort` and
     /// `Resolve`.
     Discarded,
-    /// Answer to `Resolve`: nothing is known here of such a migration.
+    /// Answer to `Resolve`: this migration is not known here.
     Unknown,
-    /// Answer to `Commit`, or to `Resolve` of a commit: the guest could not be taken over, and
-    /// nothing of it has run. The copy stays until the source has said again whose the guest is;
-    /// told that it is the destination's, the destination tries again.
+    /// Answer to `Commit`, or to `Resolve` of a commit: taking the guest over failed, and nothing
+    /// of it has run. The copy stays until the source says again who owns the guest; if the
+    /// destination does, it tries again.
     NotTaken(Complaint),
 }
 
@@ -92,8 +94,7 @@ pub enum DestinationMessage {
 pub struct Prepare {
     /// The guest.
     pub guest: GuestDescription,
-    /// Data streams that its pages will come on, 1 to [`MAX_STREAMS`]: chunk `c` on stream
-    /// `c % streams`.
+    /// Number of data streams, 1 to [`MAX_STREAMS`]: chunk `c` is sent on stream `c % streams`.
     pub streams: u16,
 }
 
@@ -102,50 +103,50 @@ pub struct Prepare {
 pub struct SavedState {
     /// Whether the guest is to run after the migration.
     pub run_state: RunState,
-    /// State of vCPUs and devices, as `SourceGuest::save_state` gave it.
+    /// State of vCPUs and devices, as returned by `SourceGuest::save_state`.
     pub state: Blob,
 }
 
-/// How the destination took the guest over.
+/// How the destination took over the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Takeover {
-    /// From hearing `Commit` to the guest running, in microseconds; 0 when not known any more.
+    /// Time from hearing `Commit` until the guest ran, in microseconds; 0 if no longer known.
     pub resume_us: u64,
 }
 
-/// What the source has decided about a migration.
+/// The source's decision about a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
     /// The destination runs the guest.
     Commit,
-    /// The source keeps it.
+    /// The source keeps the guest.
     Aborted,
 }
 
-/// A failure as it is told to the other side.
+/// A failure as it is reported to the other side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complaint {
     /// [`Reason::code`] of the failure; codes of newer releases read as [`Reason::Other`].
     pub code: u16,
-    /// What happened, for a human.
+    /// What happened, for a person.
     pub text: PeerText,
 }
 
 impl Complaint {
-    /// A complaint with this reason and text.
+    /// Creates a complaint with this reason and text.
     pub fn new(reason: Reason, text: impl AsRef<str>) -> Self {
         Self { code: reason.code(), text: PeerText::new(text.as_ref()) }
     }
 
-    /// The reason, as far as this release knows it.
+    /// Returns the reason; [`Reason::Other`] if this release does not know it.
     pub fn reason(&self) -> Reason {
         Reason::from_code(self.code)
     }
 }
 
 impl SourceMessage {
-    /// The name of the message, for logs and errors.
+    /// Returns the name of the message, for logs and errors.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Hello { .. } => "Hello",
@@ -163,7 +164,7 @@ impl SourceMessage {
 }
 
 impl DestinationMessage {
-    /// The name of the message, for logs and errors.
+    /// Returns the name of the message, for logs and errors.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Welcome { .. } => "Welcome",

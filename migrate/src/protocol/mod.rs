@@ -1,13 +1,13 @@
-//! What the two sides say to each other, and how it is put into bytes.
+//! The messages that the two sides exchange, and their encoding.
 //!
 //! One control stream, opened by the source, carries [`SourceMessage`]s one way and
-//! [`DestinationMessage`]s the other; [`front`] has the words exchanged with the node beforehand.
-//! Everything goes through [`codec`], the only module that knows bincode, which bounds each length
-//! before it allocates. Memory pages do not come through here.
+//! [`DestinationMessage`]s the other; [`front`] has the messages exchanged with the node
+//! beforehand. All of them go through [`codec`], the only module that uses bincode, which bounds
+//! each length before it allocates. Memory pages do not go through here.
 //!
 //! The frames of `Hello`, `Refused`, `Resolve`, `Abort` and the answers to `Resolve` never change
-//! from version to version: any two releases can tell each other why they cannot work together,
-//! and can settle a migration that was interrupted by an upgrade.
+//! between versions: any two releases can tell each other why they cannot work together, and can
+//! settle a migration that was interrupted by an upgrade.
 
 pub mod codec;
 pub mod front;

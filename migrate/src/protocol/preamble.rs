@@ -1,9 +1,9 @@
-//! The first bytes of every stream to a process that takes a guest in.
+//! The first bytes of every stream to a process that receives a guest.
 //!
 //! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data), reserved zero (1), stream
 //! number, little-endian (2; zero for control), migration id (16), token (32), reserved zero (8). A
-//! stream that does not show the right migration and token is closed with its connection, so that
-//! no other host of the fleet can join in.
+//! stream that does not show the right migration and token is closed together with its connection,
+//! so that no other host of the fleet can join.
 
 use super::{MAX_STREAMS, MigrationId, Token};
 
@@ -11,10 +11,10 @@ use super::{MAX_STREAMS, MigrationId, Token};
 pub(crate) const PREAMBLE_BYTES: usize = 64;
 const MAGIC: [u8; 4] = *b"LTRS";
 
-/// What a stream is for.
+/// The purpose of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamRole {
-    /// Messages, both ways.
+    /// Messages, in both directions.
     Control,
     /// Pages, from source to destination.
     Data {
@@ -23,7 +23,7 @@ pub(crate) enum StreamRole {
     },
 }
 
-/// Why a stream is not let in.
+/// Why a stream is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PreambleError {
     #[error("not a stream of lighter")]
@@ -36,7 +36,7 @@ pub(crate) enum PreambleError {
     Token,
 }
 
-/// Says which migration a stream belongs to, and proves it.
+/// Names the migration that a stream belongs to, with the token that proves it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Preamble {
     pub(crate) role: StreamRole,
@@ -45,7 +45,7 @@ pub(crate) struct Preamble {
 }
 
 impl Preamble {
-    /// The bytes to open a stream with.
+    /// Returns the bytes that a stream begins with.
     pub(crate) fn encode(&self) -> [u8; PREAMBLE_BYTES] {
         let mut bytes = [0; PREAMBLE_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -61,7 +61,7 @@ impl Preamble {
         bytes
     }
 
-    /// Checks what a stream was opened with against what this process waits for.
+    /// Checks a stream's preamble against the migration and token that this process waits for.
     pub(crate) fn admit(
         bytes: &[u8; PREAMBLE_BYTES],
         migration: MigrationId,

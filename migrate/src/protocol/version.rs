@@ -1,4 +1,4 @@
-//! Which protocol versions and features two sides have in common.
+//! Protocol versions and features, and which of them two sides have in common.
 
 use std::fmt;
 
@@ -23,49 +23,49 @@ pub const SUPPORTED_VERSIONS: &[Version] = &[Version(1)];
 /// Most versions that a peer may list.
 pub const MAX_VERSIONS: usize = 32;
 
-/// Pages may come compressed with lz4.
+/// Pages may be compressed with lz4.
 pub const FEATURE_LZ4: Features = Features(1);
 
-/// The content of disks may come along with a guest.
+/// The content of disks may be copied with a guest.
 pub const FEATURE_DISKS: Features = Features(2);
 
-/// The source may say where the node of its host listens.
+/// The source may send the port of its host's node.
 pub const FEATURE_NODE: Features = Features(4);
 
-/// Abilities that may be used when both sides have them: a set of bits. Unknown bits are ignored.
+/// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Features(pub u64);
 
 impl Features {
-    /// All that this build can do.
+    /// All features of this build.
     pub const SUPPORTED: Self = Self(FEATURE_LZ4.0 | FEATURE_DISKS.0 | FEATURE_NODE.0);
 
-    /// Those of both.
+    /// Returns the features that both sets have.
     #[must_use]
     pub const fn common(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Whether all of `other` are among these.
+    /// Returns whether this set has all of `other`.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 }
 
-/// What a side says it speaks.
+/// The versions and features that a side offers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Versions, in any order, at most [`MAX_VERSIONS`].
     pub versions: Vec<Version>,
-    /// Features it could use.
+    /// Features that the side can use.
     pub features: Features,
     /// Name and release of the program, for messages.
     pub software: PeerText,
 }
 
 impl Offer {
-    /// What this build speaks.
+    /// Returns the offer of this build.
     pub fn ours() -> Self {
         Self {
             versions: crate::failpoint::versions().map_or_else(
@@ -77,10 +77,10 @@ impl Offer {
         }
     }
 
-    /// The newest version that both sides speak.
+    /// Returns the newest version that both sides speak.
     ///
     /// # Errors
-    /// When there is none; the error names what either side speaks.
+    /// If there is none; the error lists the versions of both sides.
     pub fn newest_common(&self, peer: &Self) -> Result<Version, VersionMismatch> {
         let shared = |version: &&Version| peer.versions.contains(version);
         self.versions
@@ -104,15 +104,15 @@ impl fmt::Display for Offer {
     }
 }
 
-/// Two sides without a version in common.
+/// The two sides have no version in common.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no protocol version in common: this side is {ours}, the other is {theirs}; upgrade the older one"
 )]
 pub struct VersionMismatch {
-    /// What this side speaks.
+    /// Software and versions of this side.
     pub ours: String,
-    /// What the peer speaks.
+    /// Software and versions of the peer.
     pub theirs: String,
 }
 

@@ -1,4 +1,4 @@
-//! The certificate authority of a fleet and the certificates of its hosts.
+//! The certificate authority of a fleet, and the certificates of its hosts.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,9 +19,9 @@ use super::files::{
 use super::identity::Identity;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long an authority is valid.
+/// Validity of an authority's certificate, in days.
 pub(super) const CA_DAYS: u32 = 3650;
-/// How long a host certificate is valid; a little over two years.
+/// Validity of a host's certificate, in days: a little over two years.
 const HOST_DAYS: u32 = 825;
 
 /// A certificate authority: the fleet's root of trust.
@@ -32,12 +32,12 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes an authority, valid for ten years.
+    /// Creates an authority, valid for ten years.
     ///
     /// # Errors
-    /// [`CertError::Make`] when the system gives no randomness.
+    /// [`CertError::Make`] if the system provides no randomness.
     pub fn create() -> Result<Self, CertError> {
-        // Named apart, so that a certificate of another authority is told from a forged one.
+        // A unique name, so that a certificate of another authority can be told from a forged one.
         let subject = format!("lighter authority {}", uuid::Uuid::new_v4().simple());
         let make = |cause| CertError::Make { subject: subject.clone(), cause };
         let mut params = params(&subject, CA_DAYS, &[]).map_err(make)?;
@@ -51,8 +51,8 @@ impl Authority {
     /// Reads the authority that [`Authority::save`] wrote to `dir`.
     ///
     /// # Errors
-    /// [`CertError::File`] when `ca.pem` or `ca.key` cannot be read, [`CertError::Make`] when they
-    /// are not what their names say.
+    /// [`CertError::File`] if `ca.pem` or `ca.key` cannot be read, [`CertError::Make`] if they are
+    /// not a certificate and a key, and `CertError::OtherKey` if they do not belong together.
     pub fn load(dir: &Path) -> Result<Self, CertError> {
         let cert_pem = read(&dir.join(CA_CERT))?;
         let key_pem = read(&dir.join(CA_KEY))?;
@@ -70,30 +70,31 @@ impl Authority {
         }
     }
 
-    /// Writes `ca.pem` and `ca.key` to `dir`, which is made if it is not there.
+    /// Writes `ca.pem` and `ca.key` to `dir`, which is created if it does not exist.
     ///
     /// # Errors
-    /// [`CertError::Exists`] when there is an authority already, [`CertError::File`] for others.
+    /// [`CertError::Exists`] if an authority exists there already, [`CertError::File`] if a file
+    /// cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
         let (key, certificate) = (dir.join(CA_KEY), dir.join(CA_CERT));
-        // Before anything is written: a key beside the certificate of another authority would look
-        // like that one's.
+        // Checked before anything is written: a key beside the certificate of another authority
+        // would look like that authority's key.
         refuse_existing(&certificate)?;
         write_new(&key, &self.issuer.key().serialize_pem(), Mode::Secret)?;
         write_new(&certificate, &self.cert_pem, Mode::Public)
     }
 
-    /// Issues a certificate for a host that is reached by `names`: DNS names and IP addresses.
+    /// Issues a certificate for a host with the names `names`: DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`CertError::Name`] for anything else, [`CertError::Make`] when the system gives no
-    /// randomness.
+    /// [`CertError::Name`] for a name of another kind, [`CertError::Make`] if the system provides
+    /// no randomness.
     pub fn issue(&self, names: &[String]) -> Result<Identity, CertError> {
         self.issue_with(names, |_| {})
     }
 
-    /// As [`Self::issue`]; `change` has the last word on what the certificate says.
+    /// As [`Self::issue`]; `change` may change the certificate's parameters last.
     pub(super) fn issue_with(
         &self,
         names: &[String],
@@ -117,12 +118,12 @@ impl Authority {
         &self.issuer
     }
 
-    /// Its certificate, in PEM.
+    /// Returns the authority's certificate, in PEM.
     pub(super) fn cert_pem(&self) -> &str {
         &self.cert_pem
     }
 
-    /// Its name as it stands in what it has issued.
+    /// Returns the authority's name, encoded as in the certificates that it has issued.
     pub(super) fn subject(&self) -> Result<Vec<u8>, String> {
         self.read(|certificate| certificate.subject().as_raw().to_vec())
     }
@@ -135,7 +136,7 @@ impl Authority {
     }
 }
 
-/// What the certificate says of one that connects and is connected to.
+/// Returns the parameters of a certificate that is used both to connect and to accept connections.
 pub(super) fn params_of_peer(
     subject: &str,
     days: u32,

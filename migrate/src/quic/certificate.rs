@@ -1,5 +1,4 @@
-//! What a host's certificate says: under which names the host is reached, and from when until when;
-//! and why it cannot be used.
+//! The content of a host's certificate: its names and its validity; and why it cannot be used.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -17,7 +16,7 @@ use x509_parser::time::ASN1Time;
 use super::files::{CertError, HOST_CERT, read};
 use super::lists::ListError;
 
-/// Certificates are valid from so long before they are made, for hosts whose clocks differ.
+/// Certificates are valid from this long before they are made, for hosts whose clocks differ.
 pub(super) const CLOCK_GRACE: Duration = Duration::from_hours(24);
 
 /// Why a host's certificates cannot be used.
@@ -26,36 +25,36 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("{0}; `lighter certs` makes certificates")]
     Read(CertError),
-    /// A file is not PEM, or holds nothing of the kind.
+    /// A file is not PEM, or has no section of the expected kind.
     #[error("{what} is not usable: {cause}")]
     Pem {
-        /// Which one.
+        /// The file's role.
         what: &'static str,
-        /// What the parser said.
+        /// The parser's error.
         cause: pem::Error,
     },
-    /// The host's certificate is none.
+    /// The host's certificate is not a valid certificate.
     #[error("the host certificate is not usable: {cause}")]
     Malformed {
-        /// What the parser said.
+        /// The parser's error.
         cause: String,
     },
-    /// The host's certificate is no longer valid.
+    /// The host's certificate has expired.
     #[error(
         "this host's certificate expired at {until}: make a new one with `lighter certs host`, and put it in place of \
          host.pem and host.key"
     )]
     Expired {
-        /// When.
+        /// The end of its validity.
         until: String,
     },
     /// The host's certificate is not valid yet.
     #[error("this host's certificate is not valid before {from}: check this host's clock")]
     NotYetValid {
-        /// From when on it is.
+        /// The start of its validity.
         from: String,
     },
-    /// The host's certificate is of another authority.
+    /// The host's certificate was issued by another authority.
     #[error(
         "this host's certificate was not issued by the authority in ca.pem, and every host would refuse it: make a new one \
          with `lighter certs host` where that authority is, or put the ca.pem here that came with it"
@@ -64,10 +63,10 @@ pub enum TlsError {
     /// Other hosts would refuse the host's certificate.
     #[error("other hosts would refuse this host's certificate: {cause}")]
     Unfit {
-        /// What they would say.
+        /// The reason that they would give.
         cause: rustls::Error,
     },
-    /// Certificate and key do not fit together, or the authority is not one.
+    /// Certificate and key do not belong together, or the authority is not one.
     #[error("the host certificate and its authority cannot be used: {0}")]
     Config(rustls::Error),
     /// The list of revoked certificates cannot be read.
@@ -79,9 +78,9 @@ pub enum TlsError {
     /// No certificate can be made for the process of a guest.
     #[error("cannot make a certificate for the process of guest {guest}: {cause}")]
     Guest {
-        /// Which one.
+        /// The guest's identity.
         guest: Uuid,
-        /// What the library said.
+        /// The library's error.
         cause: rcgen::Error,
     },
     /// The authority cannot verify peers.
@@ -106,16 +105,16 @@ impl From<VerifierBuilderError> for TlsError {
     }
 }
 
-/// A host's certificate, as far as people ask about it. Nothing is verified: TLS does that.
+/// The parts of a host's certificate that users need. It is not verified: TLS does that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostCertificate {
-    /// Its number: one certificate's only, of its authority. In hexadecimal digits.
+    /// Serial number, unique among the certificates of its authority, in hexadecimal digits.
     pub serial: String,
     /// DNS names and IP addresses under which the host may be reached.
     pub names: Vec<String>,
-    /// From when on it is valid, in seconds since 1970.
+    /// Start of its validity, in seconds since 1970.
     pub valid_from_unix_s: i64,
-    /// Until when it is valid, in seconds since 1970.
+    /// End of its validity, in seconds since 1970.
     pub valid_until_unix_s: i64,
 }
 
@@ -128,7 +127,7 @@ impl HostCertificate {
         Self::from_pem(&read(&dir.join(HOST_CERT)).map_err(TlsError::Read)?)
     }
 
-    /// The first certificate in `pem`.
+    /// Reads the first certificate in `pem`.
     ///
     /// # Errors
     /// [`TlsError::Pem`] or [`TlsError::Malformed`].
@@ -151,7 +150,7 @@ impl HostCertificate {
         })
     }
 
-    /// Whether it is valid at `now`.
+    /// Checks that the certificate is valid at `now`.
     ///
     /// # Errors
     /// [`TlsError::Expired`] or [`TlsError::NotYetValid`].
@@ -167,7 +166,7 @@ impl HostCertificate {
         Ok(())
     }
 
-    /// Whether it is valid for `host`, a DNS name or an IP address.
+    /// Returns whether the certificate is valid for `host`, a DNS name or an IP address.
     #[must_use]
     pub fn is_for(&self, host: &str) -> bool {
         let address = |name: &str| name.parse::<IpAddr>().map(|address| address.to_canonical());
@@ -179,7 +178,7 @@ impl HostCertificate {
     }
 }
 
-/// The names in the certificate's subjectAltName (RFC 5280 §4.2.1.6).
+/// Returns the names in the certificate's subjectAltName (RFC 5280 §4.2.1.6).
 fn names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
     let listed = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
     let listed = listed.iter().flat_map(|extension| &extension.value.general_names);
@@ -199,12 +198,12 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4().or_else(|| Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()))
 }
 
-/// The name of the guest `guest` in its process's certificate (RFC 9562 §4).
+/// Returns the name of the guest `guest` in its process's certificate (RFC 9562 §4).
 pub(super) fn guest_uri(guest: Uuid) -> String {
     guest.urn().to_string()
 }
 
-/// The guest whose process shows the certificate `der`; none for a host's.
+/// Returns the guest whose process presents the certificate `der`; none for a host's certificate.
 pub(super) fn guest_of(der: &CertificateDer<'_>) -> Option<Uuid> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
@@ -214,20 +213,20 @@ pub(super) fn guest_of(der: &CertificateDer<'_>) -> Option<Uuid> {
     })
 }
 
-/// When the certificate `der` was made, by its issuer's clock: it is valid from [`CLOCK_GRACE`]
-/// before.
+/// Returns when the certificate `der` was made, by its issuer's clock: its validity starts
+/// [`CLOCK_GRACE`] earlier.
 pub(super) fn issued_at(der: &CertificateDer<'_>) -> Option<SystemTime> {
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let valid_from = u64::try_from(certificate.validity().not_before.timestamp()).ok()?;
     UNIX_EPOCH.checked_add(Duration::from_secs(valid_from) + CLOCK_GRACE)
 }
 
-/// Whether `name` can stand in a certificate: a DNS name or an IP address.
+/// Returns whether `name` is valid in a certificate: a DNS name or an IP address.
 pub(super) fn is_host_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
-/// A time in seconds since 1970, as text: `2029-02-22 12:30:00 UTC`.
+/// Formats a time in seconds since 1970: `2029-02-22 12:30:00 UTC`.
 pub fn calendar_time(unix_s: i64) -> String {
     match ASN1Time::from_timestamp(unix_s) {
         Ok(time) => {

@@ -1,5 +1,4 @@
-//! What a host shows and whom it trusts, read from PEM, and whether the one is good to those who
-//! have the other.
+//! Certificates and authorities of a host, read from PEM, and whether its peers will accept them.
 
 use std::sync::Arc;
 
@@ -13,8 +12,8 @@ use rustls_pki_types::{CertificateDer, UnixTime, pem};
 
 use super::certificate::TlsError;
 
-/// ring with AES-128 first: it is the cheapest cipher per byte, and the others stay for CPUs
-/// without AES.
+/// Returns ring with AES-128 first: it is the cheapest cipher per byte. The others are kept for
+/// CPUs without AES.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     provider.cipher_suites = vec![
@@ -25,7 +24,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// The authorities that peers are trusted by.
+/// Returns the authorities whose certificates are trusted.
 pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca_pem, "the authority's certificate, ca.pem,")? {
@@ -34,8 +33,8 @@ pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Checks the host's certificate as its peers will, which trust the same authority: as a
-/// server's, and as a client's.
+/// Checks the host's certificate as its peers will, which trust the same authority: as a server's
+/// and as a client's certificate.
 pub(super) fn check_chain(ca_pem: &str, cert_pem: &str) -> Result<(), TlsError> {
     let (provider, roots) = (provider(), Arc::new(roots(ca_pem)?));
     let chain = host_chain(cert_pem)?;
@@ -56,7 +55,7 @@ pub(super) fn check_chain(ca_pem: &str, cert_pem: &str) -> Result<(), TlsError> 
     Ok(())
 }
 
-/// The host's certificate, and those behind it.
+/// Returns the host's certificate and the chain behind it.
 pub(super) fn host_chain(cert_pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     certificates(cert_pem, "the host certificate, host.pem,")
 }

@@ -1,11 +1,11 @@
-//! CUBIC, without pacing where pacing only costs.
+//! CUBIC congestion control, without pacing where pacing only costs.
 //!
 //! CUBIC keeps a migration fair on shared links. On a LAN without loss, though, its window soon
-//! exceeds what the send window lets be under way, and all that is left of it is quinn's pacer,
-//! which wakes the connection for each burst and halves throughput on loopback. There the window is
-//! reported as unlimited, which is how quinn is told not to pace (`quinn-proto`,
-//! `connection/pacing.rs`); the send window still bounds the bytes under way. The first loss
-//! shrinks CUBIC's window and brings everything back.
+//! exceeds the bytes in flight that the send window allows. Only quinn's pacer is then left of it,
+//! which wakes the connection for each burst and halves throughput on loopback. In that case the
+//! window is reported as unlimited, which tells quinn not to pace (`quinn-proto`,
+//! `connection/pacing.rs`); the send window still bounds the bytes in flight. The first loss
+//! shrinks CUBIC's window and restores pacing.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use quinn_proto::RttEstimator;
 
 /// Paths slower than this are always paced.
 const RTT_MAX: Duration = Duration::from_millis(2);
-/// The least window that quinn does not pace.
+/// The smallest window at which quinn does not pace.
 const UNPACED: u64 = u32::MAX as u64 + 1;
 
-/// Makes [`FastPath`] controllers.
+/// Builds [`FastPath`] controllers.
 #[derive(Debug)]
 pub(super) struct FastPathCubic {
     cubic: Arc<CubicConfig>,
@@ -27,14 +27,14 @@ pub(super) struct FastPathCubic {
 }
 
 impl FastPathCubic {
-    /// For connections that never have more than `send_window` bytes under way.
+    /// Creates a factory for connections that never have more than `send_window` bytes in flight.
     pub(super) fn new(send_window: u64) -> Self {
-        // From here on CUBIC does not limit: slow start would double its window past the send
-        // window next.
+        // From here on CUBIC does not limit: slow start would next double its window past the send
+        // window.
         Self { cubic: Arc::default(), free: send_window / 2 }
     }
 
-    /// With this many bytes under way before anything is acknowledged.
+    /// Sets the bytes that may be in flight before anything is acknowledged.
     pub(super) fn starting_at(self, initial_window: u64) -> Self {
         let mut cubic = CubicConfig::default();
         cubic.initial_window(initial_window);
@@ -53,7 +53,7 @@ impl ControllerFactory for FastPathCubic {
 struct FastPath {
     cubic: Cubic,
     rtt: Duration,
-    /// CUBIC's window from which it is left out.
+    /// The window of CUBIC from which it no longer limits.
     free: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Binding sockets, connecting and accepting with the crate's transport settings.
+//! Binds sockets, connects and accepts, with the crate's transport settings.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use super::places::{Place, Places};
 use super::tls::Tls;
 use super::transport::{self, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER};
 
-/// Addresses of a host that are tried.
+/// Most addresses of a host that are tried.
 const ADDRESSES_MAX: usize = 4;
-/// Handshakes under way at once on one endpoint; more are ignored until one is through.
+/// Handshakes under way at once on one endpoint; further ones are ignored until one completes.
 const INCOMING_MAX: usize = 64;
-/// Bytes kept of connections that nobody has accepted yet.
+/// Bytes buffered for connections that have not been accepted yet.
 const INCOMING_BYTES: u64 = 1 << 20;
 
 /// A peer to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     /// Name or IP address that its certificate must be valid for.
     pub name: String,
 }
 
 impl Peer {
-    /// Looks up `host`, a DNS name or an IP address; returns it once for each address it has, at
+    /// Looks up `host`, a DNS name or an IP address; returns a peer for each of its addresses, at
     /// most four.
     ///
     /// # Errors
-    /// [`LinkError::Resolve`] when it has none.
+    /// [`LinkError::Resolve`] if it has no address.
     pub async fn find(host: &str, port: u16) -> Result<Vec<Self>, LinkError> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let fail = |reason: String| LinkError::Resolve { host: host.into(), reason };
@@ -44,14 +44,14 @@ impl Peer {
             .ok_or_else(|| fail("it has none".into()))
     }
 
-    /// Returns `host` once for each of its `addresses`, at most four.
+    /// Returns a peer for each of the `addresses` of `host`, at most four.
     pub fn at(host: &str, addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<Self> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let addresses = addresses.into_iter().take(ADDRESSES_MAX);
         addresses.map(|address| Self { address, name: bare.into() }).collect()
     }
 
-    /// The same host, another port.
+    /// Returns the same host with another port.
     #[must_use]
     pub fn with_port(&self, port: u16) -> Self {
         Self { address: SocketAddr::new(self.address.ip(), port), name: self.name.clone() }
@@ -63,18 +63,18 @@ impl Peer {
 /// Must be called inside a tokio runtime, which then drives the endpoint.
 ///
 /// # Errors
-/// [`LinkError::Socket`] when the address cannot be bound.
+/// [`LinkError::Socket`] if the address cannot be bound.
 pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     open(address, Some(server(tls)), MTU_MAX)
 }
 
-/// As [`listen`], for memory: takes the large datagrams that a source on the same host sends, for
-/// which quinn sets 128 MiB of address space aside.
+/// As [`listen`], for memory: accepts the large datagrams that a source on the same host sends, for
+/// which quinn reserves 128 MiB of address space.
 pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     open(address, Some(server(tls)), MTU_LOOPBACK)
 }
 
-/// Has `endpoint`, which [`listen`] opened, take new connections with other certificates.
+/// Makes `endpoint`, which [`listen`] opened, accept new connections with other certificates.
 pub fn renew(endpoint: &Endpoint, tls: &Tls) {
     endpoint.set_server_config(Some(server(tls)));
 }
@@ -93,12 +93,12 @@ fn server(tls: &Tls) -> ServerConfig {
 /// Opens an endpoint that connects to peers of the same address family as `towards`.
 ///
 /// # Errors
-/// [`LinkError::Socket`] when no socket can be had.
+/// [`LinkError::Socket`] if no socket can be opened.
 pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     dial_over(Path::Network, towards, tls)
 }
 
-/// As [`dialer`], for memory that goes to `towards`, which listens by [`listen_for_memory`].
+/// As [`dialer`], for memory sent to `towards`, which listens with [`listen_for_memory`].
 pub(crate) fn dialer_for_memory(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     dial_over(Path::to(towards), towards, tls)
 }
@@ -115,12 +115,12 @@ fn dial_over(path: Path, towards: SocketAddr, tls: &Tls) -> Result<Endpoint, Lin
     Ok(endpoint)
 }
 
-/// Gives `incoming` a place, if there is one. When half of `places` are taken, only to a peer that
-/// has proved to receive at the address it claims: others are asked to (RFC 9000 §8.1.2), and come
-/// again.
+/// Gives `incoming` a place if one is free. Once more than half of `places` are taken, only a peer
+/// that has proved to receive at its address gets one: others are sent a Retry (RFC 9000 §8.1.2)
+/// and come again.
 pub(crate) fn seat(incoming: Incoming, places: &Arc<Places>) -> Option<(Incoming, Place)> {
     if places.are_scarce() && !incoming.remote_address_validated() {
-        // Fails only for a peer that has been asked already.
+        // Fails only for a peer that was sent a Retry already.
         let _ = incoming.retry();
         return None;
     }
@@ -133,10 +133,10 @@ pub(crate) fn seat(incoming: Incoming, places: &Arc<Places>) -> Option<(Incoming
     }
 }
 
-/// Lets a peer prove who it is, within `patience`; its `place` is its own then.
+/// Completes the handshake of `incoming` within `patience`; its `place` is then permanent.
 ///
 /// # Errors
-/// It did not, in words.
+/// If the handshake fails, times out, or the place goes to another peer; the text says which.
 pub(crate) async fn shake_hands(
     incoming: Incoming,
     place: &mut Place,
@@ -153,13 +153,13 @@ pub(crate) async fn shake_hands(
         .map_err(|error| LinkError::explain(&error, from, "").to_string())
 }
 
-/// Connects to `peer` and checks who it is.
+/// Connects to `peer` and verifies its certificate.
 ///
-/// A peer that refuses this host's certificate says so only after this returns: the first read
-/// fails then.
+/// A peer that refuses this host's certificate says so only after this returns: the first read then
+/// fails.
 ///
 /// # Errors
-/// [`LinkError`], telling what was wrong.
+/// If the connection cannot be made; the [`LinkError`] says why.
 pub async fn connect(dialer: &Endpoint, peer: &Peer) -> Result<Connection, LinkError> {
     let connecting = dialer
         .connect(peer.address, &peer.name)
@@ -167,10 +167,10 @@ pub async fn connect(dialer: &Endpoint, peer: &Peer) -> Result<Connection, LinkE
     connecting.await.map_err(|error| LinkError::explain_connect(&error, peer.address, &peer.name))
 }
 
-/// Closes a connection that is only just up and tells the peer why.
+/// Closes a connection that has just been established, and tells the peer why.
 ///
-/// quinn forgets a close that its pacer holds up behind the handshake's last packets: the close
-/// stops the timer that would send it (`quinn-proto` 0.11, `close_common`). So those packets go
+/// quinn loses a close that its pacer delays behind the handshake's last packets: the close stops
+/// the timer that would send it (`quinn-proto` 0.11, `close_common`). So those packets are sent
 /// first.
 pub(crate) async fn turn_away(connection: &Connection, code: u32, reason: &str) {
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -192,8 +192,8 @@ fn open(
     Endpoint::new(config, server, socket, Arc::new(TokioRuntime)).map_err(fail)
 }
 
-/// Asks for larger socket buffers; with the system's own, bursts are lost. Less than asked is no
-/// error.
+/// Requests larger socket buffers, since bursts are lost with the system's default. Getting less is
+/// not an error.
 fn enlarge_buffers(socket: &UdpSocket) {
     let Ok(state) = quinn::udp::UdpSocketState::new(socket.into()) else { return };
     let outcome = state
@@ -245,8 +245,8 @@ mod tests {
         connected.unwrap();
     }
 
-    /// What the two sides of a connection see: the dialer reads one stream, which the listener
-    /// opens.
+    /// Returns the errors on both sides of a connection: the dialer reads one stream, which the
+    /// listener opens.
     async fn meet(listening: &Tls, dialing: &Tls, name: &str) -> (LinkError, LinkError) {
         let listener = listen(ANY, listening).unwrap();
         let address = listener.local_addr().unwrap();
@@ -285,7 +285,7 @@ mod tests {
         authority.issue(&["127.0.0.1".into()]).unwrap()
     }
 
-    /// A host whose certificate was valid until yesterday.
+    /// Creates a host whose certificate was valid until yesterday.
     fn expired_host(authority: &Authority) -> Identity {
         let expire = |params: &mut rcgen::CertificateParams| {
             let day = std::time::Duration::from_secs(24 * 3600);
@@ -295,7 +295,7 @@ mod tests {
         authority.issue_with(&["127.0.0.1".into()], expire).unwrap()
     }
 
-    /// The identities of a guest's process when it leaves the host, and when it arrives there.
+    /// Returns the identities of a guest's process as migration source and destination.
     fn processes_of(guest: Uuid, host: &Identity) -> [Tls; 2] {
         [Role::Source, Role::Destination]
             .map(|role| Tls::new(&host.vouch_for(guest, role).unwrap()).unwrap())
@@ -337,9 +337,9 @@ mod tests {
         let [stranger_leaving, stranger_arrived] = processes_of(Uuid::new_v4(), &there);
         let [leaving, arriving] = processes_of(Uuid::new_v4(), &here);
         for (listening, dialing) in [
-            // It listens where a node did.
+            // The stranger listens where a node did.
             (&stranger_arrived, &Tls::new(&here).unwrap()),
-            // It listens where a guest's process did.
+            // The stranger listens where a guest's process did.
             (&stranger_arrived, &leaving),
             (&arriving, &stranger_leaving),
         ] {
@@ -356,13 +356,13 @@ mod tests {
         let [_, arriving] = processes_of(guest, &there);
         let mut other = host(&theirs).vouch_for(guest, Role::Source).unwrap();
         other.ca_pem.clone_from(&there.ca_pem);
-        // A process may not pass on what it was given, also where its host is trusted as an
-        // authority is.
+        // A process cannot issue certificates with its own, even where its host is trusted as an
+        // authority.
         let process = there.vouch_for(guest, Role::Source).unwrap();
         let passed_on = process.vouch_for(guest, Role::Source).unwrap();
         let mut trusting = there.vouch_for(guest, Role::Destination).unwrap();
         trusting.ca_pem += &there.cert_pem;
-        // A host's certificate is no proof of its key.
+        // A host's certificate does not prove that a peer has its key.
         let mut forged = other.clone();
         let own = other.cert_pem.find("-----END CERTIFICATE-----").unwrap() + 26;
         forged.cert_pem = other.cert_pem[..own].to_owned() + &there.cert_pem;

@@ -1,20 +1,20 @@
-//! What a connection failed on, in words an operator can act on.
+//! Errors of connections, in words that an operator can act on.
 
 use std::io;
 use std::net::SocketAddr;
 
 use quinn::{ConnectError, ConnectionError};
 
-/// Why a connection to a peer could not be made, or ended.
+/// Why a connection to a peer could not be made, or was lost.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LinkError {
-    /// Nobody answered, or the peer fell silent.
+    /// The peer does not answer, or fell silent while connecting.
     #[error("{peer} does not answer: check that `lighter node` runs there and that UDP reaches it")]
     Silent {
         /// Address of the peer.
         peer: String,
     },
-    /// The connection was up and then the peer fell silent.
+    /// The peer fell silent on an established connection.
     #[error("lost the connection to {peer}: nothing heard for {seconds} s")]
     Lost {
         /// Address of the peer.
@@ -22,23 +22,23 @@ pub enum LinkError {
         /// Length of the silence.
         seconds: u64,
     },
-    /// The peer's certificate is of another authority.
+    /// The peer's certificate was issued by another authority.
     #[error("the certificate of {peer} was not issued by the authority in this host's ca.pem")]
     UnknownIssuer {
         /// Address of the peer.
         peer: String,
     },
-    /// The peer's certificate is for other names.
+    /// The peer's certificate is not valid for the name that was dialled.
     #[error(
         "the certificate of {peer} is not valid for the name {name}: issue one that lists it, or give one of its names with --tls-name"
     )]
     WrongName {
         /// Address of the peer.
         peer: String,
-        /// Name that the peer was called by.
+        /// The name that was dialled.
         name: String,
     },
-    /// The peer's certificate is no longer good.
+    /// The peer's certificate has been revoked.
     #[error("the certificate of {peer} has been revoked by its authority (crl.pem)")]
     Revoked {
         /// Address of the peer.
@@ -49,7 +49,7 @@ pub enum LinkError {
     BadCertificate {
         /// Address of the peer.
         peer: String,
-        /// What TLS said.
+        /// TLS's error.
         reason: String,
     },
     /// The peer refuses this host's certificate.
@@ -57,10 +57,10 @@ pub enum LinkError {
     Refused {
         /// Address of the peer.
         peer: String,
-        /// What the peer said.
+        /// The reason that the peer gave.
         reason: String,
     },
-    /// The peer wants a certificate and was shown none.
+    /// The peer requires a certificate and received none.
     #[error("{peer} demands a certificate and was shown none")]
     NoCertificate {
         /// Address of the peer.
@@ -88,12 +88,12 @@ pub enum LinkError {
         /// Address of the peer.
         peer: String,
     },
-    /// Something else went wrong in QUIC.
+    /// Another QUIC error.
     #[error("connection to {peer}: {reason}")]
     Other {
         /// Address of the peer.
         peer: String,
-        /// What QUIC said.
+        /// QUIC's error.
         reason: String,
     },
     /// The name has no address.
@@ -101,15 +101,15 @@ pub enum LinkError {
     Resolve {
         /// Host name as given.
         host: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// A UDP socket cannot be opened.
     #[error("cannot open a UDP socket on {address}: {reason}")]
     Socket {
-        /// Local address asked for.
+        /// The local address.
         address: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
 }
@@ -126,12 +126,12 @@ mod alert {
     pub(super) const UNKNOWN_CA: u64 = 48;
     pub(super) const CERTIFICATE_REQUIRED: u64 = 116;
     pub(super) const NO_APPLICATION_PROTOCOL: u64 = 120;
-    /// From bad_certificate (42) to certificate_unknown (46).
+    /// bad_certificate (42) to certificate_unknown (46).
     pub(super) const CERTIFICATE: std::ops::RangeInclusive<u64> = 42..=46;
 }
 
 impl LinkError {
-    /// Tells what `error` means for a connection to `peer` that was called `name`.
+    /// Translates `error` on a connection to `peer`, which was dialled as `name`.
     pub fn explain(error: &ConnectionError, peer: SocketAddr, name: &str) -> Self {
         let peer = peer.to_string();
         match error {
@@ -155,7 +155,7 @@ impl LinkError {
         }
     }
 
-    /// As [`LinkError::explain`], for a connection that never came to be.
+    /// As [`LinkError::explain`], for a connection that was never established.
     pub fn explain_connect(error: &ConnectionError, peer: SocketAddr, name: &str) -> Self {
         match error {
             ConnectionError::TimedOut => Self::Silent { peer: peer.to_string() },

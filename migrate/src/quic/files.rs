@@ -1,4 +1,4 @@
-//! The files of a certificates folder: what they are called, and how they are read and written.
+//! The files of a certificates folder: their names, and how they are read and written.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -10,20 +10,19 @@ use rustls_pki_types::pem::PemObject;
 
 /// The authority's certificate, or those of several authorities.
 pub(super) const CA_CERT: &str = "ca.pem";
-/// The authority's key, where the authority is.
+/// The authority's key, on the authority's host only.
 pub(super) const CA_KEY: &str = "ca.key";
 /// The host's certificate.
 pub(super) const HOST_CERT: &str = "host.pem";
 /// The host's key.
 pub(super) const HOST_KEY: &str = "host.key";
 
-/// The folder of what the authority has issued.
+/// The folder with records of the certificates that the authority has issued.
 pub(super) const ISSUED: &str = "issued";
 /// The list of revoked certificates, or those of several authorities.
 pub(super) const CRL: &str = "crl.pem";
 
-/// Longest certificate, key or list that is read, in bytes: authorities of others may come with
-/// long chains.
+/// Longest certificate, key or list that is read, in bytes: other authorities may use long chains.
 pub(super) const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Why certificates could not be made, read or written.
@@ -32,41 +31,41 @@ pub enum CertError {
     /// A file of the certificates folder cannot be read or written.
     #[error("cannot {action} {}: {cause}", path.display())]
     File {
-        /// What was tried: `read`, `write` or `create`.
+        /// The operation that failed: `read`, `write` or `create`.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// A file is there already, and keys are never overwritten.
+    /// A file exists already, and keys are never overwritten.
     #[error("{} is there already; remove it first if it is to be replaced", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// The folder belongs to hosts of another authority.
+    /// The folder is in use for hosts of another authority.
     #[error(
         "{} is of another authority: choose another folder, or remove what is there if this authority is to replace it",
         path.display()
     )]
     OtherAuthority {
-        /// The authority's certificate that is there.
+        /// Path of the other authority's certificate.
         path: PathBuf,
     },
-    /// A host cannot be reached under such a name.
+    /// The name is not valid for a host.
     #[error("`{name}` is neither a DNS name nor an IP address")]
     Name {
         /// The name.
         name: String,
     },
-    /// The authority's key and certificate are of two authorities.
+    /// The authority's key and certificate do not belong together.
     #[error(
         "{} is not the key of the authority in ca.pem: hosts would reject certificates signed with it",
         path.display()
     )]
     OtherKey {
-        /// The key.
+        /// Path of the key.
         path: PathBuf,
     },
     /// A file that should hold a certificate does not.
@@ -74,10 +73,10 @@ pub enum CertError {
     NotACertificate {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The parser's error.
         cause: String,
     },
-    /// A file among those that say what is revoked says nothing.
+    /// A record of a revoked certificate whose name is not a serial number.
     #[error(
         "{} is named by no certificate's serial: remove it, or give it its name again", path.display()
     )]
@@ -88,26 +87,26 @@ pub enum CertError {
     /// A key or certificate cannot be made or parsed.
     #[error("cannot make a certificate for {subject}: {cause}")]
     Make {
-        /// For whom.
+        /// The host or authority that it is for.
         subject: String,
-        /// What rcgen said.
+        /// rcgen's error.
         cause: rcgen::Error,
     },
 }
 
 impl CertError {
-    /// Whether it says that a file is not there.
+    /// Returns whether the error says that a file does not exist.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::File { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// Who may read a file.
+/// The access mode of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Mode {
-    /// Its owner: a private key.
+    /// Readable by its owner only: a private key.
     Secret,
-    /// Everybody: a certificate.
+    /// Readable by everyone: a certificate.
     Public,
 }
 
@@ -115,8 +114,8 @@ pub(super) fn read(path: &Path) -> Result<String, CertError> {
     regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
 }
 
-/// The content of the file at `path`; none when nothing has that name. A symbolic link to a missing
-/// file is an error.
+/// Returns the content of the file at `path`; none if nothing has that name. A symbolic link to a
+/// missing file is an error.
 pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, CertError> {
     match read(path) {
         Err(error) if error.is_missing() && !is_there(path) => Ok(None),
@@ -124,12 +123,12 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, CertError> {
     }
 }
 
-/// Whether anything has the name `path`, be it a symbolic link to a missing file.
+/// Returns whether anything has the name `path`, including a symbolic link to a missing file.
 fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Replaces the file at `path`, or the one that a symbolic link at `path` leads to.
+/// Replaces the file at `path`, or the target of a symbolic link at `path`.
 pub(super) fn replace(path: &Path, content: &str) -> Result<(), CertError> {
     let written = match is_there(path) {
         true => path
@@ -140,7 +139,7 @@ pub(super) fn replace(path: &Path, content: &str) -> Result<(), CertError> {
     written.map_err(|cause| file("write", path, cause))
 }
 
-/// Whether the first certificate in `wanted` is among those in `pem`.
+/// Returns whether the first certificate in `wanted` is among those in `pem`.
 pub(super) fn holds_certificate(pem: &str, wanted: &str) -> bool {
     let Ok(wanted) = CertificateDer::from_pem_slice(wanted.as_bytes()) else { return false };
     CertificateDer::pem_slice_iter(pem.as_bytes())
@@ -154,7 +153,7 @@ pub(super) fn create_dir(dir: &Path) -> Result<(), CertError> {
     builder.create(dir).map_err(|cause| file("create", dir, cause))
 }
 
-/// Refuses when there is anything at `path`.
+/// Fails if anything exists at `path`.
 pub(super) fn refuse_existing(path: &Path) -> Result<(), CertError> {
     if is_there(path) { Err(CertError::Exists { path: path.into() }) } else { Ok(()) }
 }
@@ -172,10 +171,10 @@ pub(super) fn write_new(path: &Path, content: &str, mode: Mode) -> Result<(), Ce
         opened => opened.map_err(|cause| file("write", path, cause))?,
     };
     let written = opened.write_all(content.as_bytes()).and_then(|()| opened.sync_all());
-    // Its name, too, has to be on disk: `issued/` records what can be revoked.
+    // Its name must be on disk as well: `issued/` records what can be revoked.
     let written = written.and_then(|()| regular_file::sync_folder_of(path));
     written.map_err(|cause| {
-        // On a full disk: a part of it would be in the way the next time.
+        // The disk may be full: a partial file would block the next attempt.
         let _ = std::fs::remove_file(path);
         file("write", path, cause)
     })

@@ -1,4 +1,4 @@
-//! The certificates and the key of a host, or of the process of a guest on it.
+//! The certificates and the key of a host, or of a guest's process on it.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -21,12 +21,12 @@ use super::lists::checked;
 pub struct Identity {
     /// The certificate of the authority.
     pub ca_pem: String,
-    /// Its certificate; of a guest's process, with its host's behind it.
+    /// Its certificate; for a guest's process, followed by the certificate of its host.
     pub cert_pem: String,
     /// Its private key.
     pub key_pem: String,
-    /// The lists of revoked certificates that the host has; none when it has no `crl.pem`. Left out
-    /// of JSON then: the process of a guest that was started by a version without this field
+    /// The lists of revoked certificates that the host has; none if it has no `crl.pem`. It is then
+    /// omitted from JSON: a guest's process that was started by a version without this field
     /// refuses an identity that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crl_pem: Option<String>,
@@ -39,18 +39,18 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads `ca.pem`, `host.pem`, `host.key` and, if it is there, `crl.pem` from `dir`.
+    /// Reads `ca.pem`, `host.pem`, `host.key` and, if it exists, `crl.pem` from `dir`.
     ///
     /// # Errors
-    /// [`TlsError`], naming the file or the certificate that is wrong: other hosts would refuse a
-    /// certificate that is not valid now with a message that helps less, and one that another
-    /// authority has issued. A `crl.pem` is an error when it holds no list, two of one authority,
-    /// one of an authority that is not in `ca.pem`, or one with a wrong signature.
+    /// [`TlsError`], naming the file or certificate that is wrong. A certificate that is not valid
+    /// now, or that another authority issued, is an error here because other hosts would refuse it
+    /// with a less helpful message. A `crl.pem` is an error if it holds no list, two lists of one
+    /// authority, a list of an authority that is not in `ca.pem`, or one with a wrong signature.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
         let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
         HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
-        // All peers are shown this file.
+        // All peers receive the content of this file.
         if cert_pem.contains("PRIVATE KEY") {
             let cause = "host.pem holds a private key, which belongs in host.key".to_owned();
             return Err(TlsError::Malformed { cause });
@@ -62,7 +62,7 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Its lists of revoked certificates, all of which count.
+    /// Returns the lists of revoked certificates; all of them apply.
     ///
     /// # Errors
     /// [`TlsError::Revocation`].
@@ -71,13 +71,13 @@ impl Identity {
         checked(lists, &self.ca_pem).map_err(TlsError::Revocation)
     }
 
-    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it is not there. One that is
-    /// there may hold further authorities.
+    /// Writes `host.pem` and `host.key` to `dir`, and `ca.pem` if it does not exist. An existing
+    /// one may hold further authorities.
     ///
     /// # Errors
-    /// [`CertError::Exists`] when the host has a certificate already, [`CertError::OtherAuthority`]
-    /// when `ca.pem` is there and holds others only, [`CertError::File`] for others. Nothing has
-    /// been written when an authority is the reason.
+    /// [`CertError::Exists`] if the host has a certificate already, [`CertError::OtherAuthority`]
+    /// if `ca.pem` exists and holds only other authorities, [`CertError::File`] for other errors.
+    /// Nothing has been written if the cause is an authority.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
         let ca = dir.join(CA_CERT);

@@ -1,8 +1,8 @@
-//! What an authority has issued, and which of that it has revoked: the folder `issued/` beside its
-//! key.
+//! The certificates that an authority has issued, and which of them it has revoked: the folder
+//! `issued/` beside its key.
 //!
-//! `SERIAL.pem` is a certificate, `SERIAL.revoked` says that it is revoked. `crl.pem` is made from
-//! these files as well: no revoked certificate comes back when that list is lost.
+//! `SERIAL.pem` is a certificate, `SERIAL.revoked` says that it is revoked. `crl.pem` is also made
+//! from these files, so certificates stay revoked if that list is lost.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -15,12 +15,12 @@ use super::certificate::{HostCertificate, TlsError};
 use super::files::{CertError, ISSUED, Mode, create_dir, file, read, write_new};
 use super::identity::Identity;
 
-/// A host's certificate that an authority has issued.
+/// A host's certificate issued by an authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
     /// The certificate in PEM.
     pub(super) pem: String,
-    /// What it says.
+    /// The decoded certificate.
     pub certificate: HostCertificate,
 }
 
@@ -48,8 +48,8 @@ fn parse(pem: &str, path: &Path) -> Result<HostCertificate, CertError> {
 }
 
 impl Authority {
-    /// Records in `dir`, where the authority is, that it has issued this certificate: one that is
-    /// not recorded can be revoked by its file only, which may be lost with its host.
+    /// Records in `dir`, the authority's folder, that it has issued this certificate. One that is
+    /// not recorded can only be revoked with its file, which may be lost with its host.
     ///
     /// # Errors
     /// [`CertError::NotACertificate`] or [`CertError::File`].
@@ -60,15 +60,15 @@ impl Authority {
         write_new(&folder.join(format!("{serial}.pem")), &issued.cert_pem, Mode::Public)
     }
 
-    /// The certificates that [`Authority::record`] recorded in `dir` and that `which` names: a name
-    /// or an address that they are valid for, or the serial of one.
+    /// Returns the certificates that [`Authority::record`] recorded in `dir` and that `which`
+    /// selects: by a name or address that they are valid for, or by serial.
     ///
     /// # Errors
-    /// [`CertError`], naming the file: one that cannot be read might be what is looked for. Only
+    /// [`CertError`], naming the file: one that cannot be read might be the one selected. Only
     /// files whose names end in `.pem` are read.
     pub fn issued_to(dir: &Path, which: &str) -> Result<Vec<Issued>, CertError> {
         let folder = dir.join(ISSUED);
-        // As `openssl x509 -serial` writes it, or with colons.
+        // As `openssl x509 -serial` prints it, or with colons.
         let serial = which.replace(':', "").to_ascii_lowercase();
         if serial_bytes(&serial).is_some() {
             match Issued::read(&folder.join(format!("{serial}.pem"))) {
@@ -86,15 +86,15 @@ impl Authority {
     }
 }
 
-/// The serials that are recorded in `dir` as revoked, and when each was, in seconds since 1970, if
-/// that can be read.
+/// Returns the serials that are recorded in `dir` as revoked, each with the time of its revocation,
+/// in seconds since 1970, if that can be read.
 pub(super) fn revoked(dir: &Path) -> Result<BTreeMap<Vec<u8>, Option<i64>>, CertError> {
     let mut found = BTreeMap::new();
     for path in with_suffix(&dir.join(ISSUED), "revoked")? {
         let Some(serial) = path.file_stem().and_then(OsStr::to_str).and_then(serial_bytes) else {
             return Err(CertError::NoSerial { path });
         };
-        // That it is there is what counts: a full disk may have left it empty.
+        // The file's existence counts: a full disk may have left it empty.
         found.insert(serial, read(&path).ok().and_then(|text| text.trim().parse().ok()));
     }
     Ok(found)
@@ -114,7 +114,7 @@ fn make(folder: &Path) -> Result<(), CertError> {
     regular_file::sync_folder_of(folder).map_err(|cause| file("create", folder, cause))
 }
 
-/// What is in `folder` under names that end in `.suffix`; nothing when there is no such folder.
+/// Returns the paths in `folder` that end in `.suffix`; none if the folder does not exist.
 fn with_suffix(folder: &Path, suffix: &str) -> Result<Vec<PathBuf>, CertError> {
     let cannot = |cause| file("read", folder, cause);
     let entries = match std::fs::read_dir(folder) {
@@ -130,7 +130,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The serial that is written in `hex`, two digits for each byte.
+/// Decodes a serial written in `hex`, two digits per byte.
 fn serial_bytes(hex: &str) -> Option<Vec<u8>> {
     if hex.is_empty()
         || !hex.len().is_multiple_of(2)

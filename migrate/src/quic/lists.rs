@@ -1,5 +1,4 @@
-//! Lists of certificates that are revoked before their time is over (RFC 5280 §5), checked when
-//! they are read.
+//! Lists of certificates revoked before they expire (RFC 5280 §5), checked when they are read.
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};
@@ -10,7 +9,7 @@ use x509_parser::{parse_x509_certificate, parse_x509_crl};
 /// Why the lists in a `crl.pem` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// There is none.
+    /// The file holds no list.
     #[error("it holds no list: copy it again, or remove it if nothing is revoked")]
     Empty,
     /// It is not PEM.
@@ -19,7 +18,7 @@ pub enum ListError {
     /// A list, or an authority that may have made it, cannot be parsed.
     #[error("{0}; copy it again")]
     Malformed(String),
-    /// It says nothing of some certificates, without an error.
+    /// The list covers only some certificates; rustls would ignore the others without an error.
     #[error(
         "the list of the authority {authority} is for some of its certificates only (issuingDistributionPoint): put a list of all here"
     )]
@@ -27,16 +26,16 @@ pub enum ListError {
         /// Name of the authority.
         authority: String,
     },
-    /// rustls does not take such a list.
+    /// rustls does not support such a list.
     #[error("{0}: put a complete list of version 2 here, with a time for the next update")]
     Unsupported(String),
-    /// Only one of two lists would be used.
+    /// The file holds two lists of one authority, of which only one would be used.
     #[error("it holds two lists of the authority {authority}: keep the one that was made last")]
     Twice {
         /// Name of the authority.
         authority: String,
     },
-    /// A list has no effect on any host that is trusted here.
+    /// A list is of an authority that is not trusted here, so it has no effect.
     #[error(
         "it holds a list of the authority {authority}, which is not in ca.pem: remove that list, or add the authority to ca.pem"
     )]
@@ -44,8 +43,8 @@ pub enum ListError {
         /// Name of the authority.
         authority: String,
     },
-    /// TLS would refuse every certificate of an authority whose list it may not believe (RFC 5280
-    /// §4.2.1.3).
+    /// The authority may not sign lists, so TLS would refuse every certificate of that authority
+    /// (RFC 5280 §4.2.1.3).
     #[error(
         "the authority {authority} may not sign lists (its keyUsage has no cRLSign): remove its list; nothing that it has \
          issued can be revoked"
@@ -54,7 +53,7 @@ pub enum ListError {
         /// Name of the authority.
         authority: String,
     },
-    /// Another key has signed a list, or it was changed since.
+    /// A list is signed with another key, or was changed after it was signed.
     #[error(
         "the list of the authority {authority} is not signed with that authority's key: copy it again"
     )]
@@ -64,11 +63,11 @@ pub enum ListError {
     },
 }
 
-/// The lists in the PEM text `lists`, each of which counts: it is signed by one of `authorities`,
-/// in PEM, and the only one of that authority.
+/// Returns the lists in the PEM text `lists`, after checking that each takes effect: it is signed
+/// by one of `authorities`, in PEM, and is the only list of that authority.
 ///
 /// # Errors
-/// [`ListError`].
+/// If a list would have no effect or cannot be used; [`ListError`] says why.
 pub(super) fn checked(
     lists: &str,
     authorities: &str,
@@ -90,7 +89,7 @@ pub(super) fn checked(
     Ok(lists)
 }
 
-/// The lists in `pem`: one at least.
+/// Returns the lists in `pem`; at least one.
 pub(super) fn sections(pem: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, ListError> {
     let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
@@ -98,7 +97,7 @@ pub(super) fn sections(pem: &str) -> Result<Vec<CertificateRevocationListDer<'st
     if found.is_empty() { Err(ListError::Empty) } else { Ok(found) }
 }
 
-/// The text of each list in `pem`, which [`sections`] has accepted.
+/// Returns the text of each list in `pem`, which [`sections`] has accepted.
 pub(super) fn texts(pem: &str) -> impl Iterator<Item = &str> {
     const END: &str = "-----END X509 CRL-----";
     pem.split_inclusive(END)
@@ -110,8 +109,8 @@ pub(super) fn parse(der: &[u8]) -> Result<CertificateRevocationList<'_>, ListErr
     Ok(parsed.1)
 }
 
-/// Checks that `list` is signed by the authority among `authorities`, in PEM, whose name it has. Of
-/// several with that name all must have signed it: rustls takes a list for that of each.
+/// Checks that `list` is signed by the authority among `authorities`, in PEM, whose name it has. If
+/// several have that name, all must have signed it: rustls applies a list to each of them.
 pub(super) fn verify(
     list: &CertificateRevocationList<'_>,
     authorities: &str,

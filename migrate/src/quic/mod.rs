@@ -1,9 +1,9 @@
-//! QUIC between hosts: who may talk to whom, and a transport tuned for moving memory.
+//! QUIC between hosts: authentication of peers, and a transport tuned for moving memory.
 //!
-//! Both ends of every connection prove themselves with a certificate of the same authority over TLS
-//! 1.3 ([`Tls`], made by [`Authority`]); nothing turns that off. [`endpoint`] binds sockets with
-//! the settings of [`transport`], and [`LinkError`] says in words what a failed connection failed
-//! on. Nothing here knows of guests or pages; start with [`Tls`] and [`endpoint::connect`].
+//! Both ends of every connection authenticate over TLS 1.3 with a certificate of the same authority
+//! ([`Tls`], made by [`Authority`]); this cannot be turned off. [`endpoint`] binds sockets with the
+//! settings of [`transport`], and [`LinkError`] explains why a connection failed. Nothing here
+//! depends on guests or pages; start with [`Tls`] and [`endpoint::connect`].
 
 mod authority;
 mod certificate;

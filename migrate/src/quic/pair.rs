@@ -1,4 +1,4 @@
-//! Two connected ends on loopback, for tests of what goes over a connection.
+//! Two connected endpoints on loopback, for tests of data on a connection.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -8,7 +8,7 @@ use super::authority::Authority;
 use super::endpoint::{Peer, connect, dialer, listen};
 use super::tls::Tls;
 
-/// Both ends of a connection, and what drives them.
+/// Both ends of a connection, and the endpoints that drive them.
 pub(crate) struct Pair {
     pub(crate) near: Connection,
     pub(crate) far: Connection,
@@ -29,7 +29,7 @@ impl Pair {
         Self { near: near.unwrap(), far, _endpoints: [listener, dialer] }
     }
 
-    /// A stream on which `bytes` come, and then `ending` happens.
+    /// Returns a stream on which `bytes` arrive before `ending`.
     pub(crate) async fn incoming(&self, bytes: &[u8], ending: Ending) -> RecvStream {
         let mut send: SendStream = self.near.open_uni().await.unwrap();
         send.write_all(bytes).await.unwrap();
@@ -41,7 +41,7 @@ impl Pair {
     }
 }
 
-/// How a stream ends.
+/// The way a stream ends.
 pub(crate) enum Ending {
     Finish,
     Reset(u32),

@@ -1,9 +1,9 @@
-//! Which peers are accepted: hosts with a certificate of the authority, and processes of guests
-//! with a certificate of such a host.
+//! Verifies which peers are accepted: hosts with a certificate of the authority, and guests'
+//! processes with a certificate of such a host.
 //!
-//! The process of a guest shows a certificate of its own, which names the guest and was issued by
-//! its host, and that host's behind it. The host's is verified as if it had been shown by itself
-//! (issuer, time, and the name that was dialled), then the guest's with the host's as its only
+//! A guest's process presents its own certificate, which names the guest and was issued by its
+//! host, followed by that host's certificate. The host's is verified as if the host had presented
+//! it (issuer, time, and the name that was dialled), then the guest's with the host's as its only
 //! issuer.
 
 use std::fmt;
@@ -25,31 +25,31 @@ use uuid::Uuid;
 
 use super::certificate::{HostCertificate, TlsError, guest_of, is_host_name, issued_at};
 
-/// The peer is the process of a guest that this connection is not for.
+/// The peer is the process of another guest than the one this connection is for.
 #[derive(thiserror::Error)]
 #[error("it is of the process of guest {shown}, which may not speak for others")]
 struct OtherGuest {
     shown: Uuid,
 }
 
-/// What rustls prints of it.
+/// rustls prints this in its messages.
 impl fmt::Debug for OtherGuest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
 }
 
-/// Verifies what peers show.
+/// Verifies the certificates of peers.
 #[derive(Debug)]
 pub(super) struct Peers {
     servers: Arc<WebPkiServerVerifier>,
     clients: Arc<dyn ClientCertVerifier>,
     provider: Arc<CryptoProvider>,
-    /// Whose process this is; none for a host.
+    /// The guest of this process; none for a host.
     own_guest: Option<Uuid>,
 }
 
-/// A chain of certificates, split.
+/// A peer's certificate chain, by kind of peer.
 enum Shown<'a> {
     Host,
     Guest { guest: Uuid, host: &'a CertificateDer<'a>, issuers: &'a [CertificateDer<'a>] },
@@ -59,7 +59,7 @@ impl<'a> Shown<'a> {
     fn new(shown: &CertificateDer<'_>, behind: &'a [CertificateDer<'a>]) -> Result<Self, Error> {
         let Some(guest) = guest_of(shown) else { return Ok(Self::Host) };
         let (host, issuers) = behind.split_first().ok_or(CertificateError::UnknownIssuer)?;
-        // Whatever stands among the authorities, a process vouches for nobody.
+        // Whatever is among the authorities, a guest's process cannot issue certificates.
         if guest_of(host).is_some() {
             return Err(CertificateError::UnknownIssuer.into());
         }
@@ -78,9 +78,10 @@ impl Peers {
             WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
         let mut clients = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         if !revoked.is_empty() {
-            // The host's certificate and those of intermediate authorities are looked up, each
-            // where there is a list of its issuer. When a list was to be replaced (nextUpdate) does
-            // not matter: operators carry lists by hand, and an old one is better than none.
+            // Revocation is checked for the host's certificate and those of intermediate
+            // authorities, each only if there is a list of its issuer. The date by which a list
+            // should be replaced (nextUpdate) is ignored: operators copy lists by hand, and an old
+            // one is better than none.
             servers = servers.with_crls(revoked.clone()).allow_unknown_revocation_status();
             clients = clients.with_crls(revoked).allow_unknown_revocation_status();
         }
@@ -88,7 +89,7 @@ impl Peers {
     }
 }
 
-/// The host, which has been checked, as the only issuer.
+/// Returns the host's certificate, which has been verified, as the only issuer.
 fn only(host: &CertificateDer<'_>) -> Result<RootCertStore, Error> {
     let mut issuers = RootCertStore::empty();
     issuers.add(host.clone().into_owned())?;
@@ -112,7 +113,8 @@ impl ServerCertVerifier for Peers {
             Shown::Host => self.servers.verify_server_cert(shown, behind, name, ocsp, now),
             Shown::Guest { guest, host, issuers } => {
                 let verified = self.servers.verify_server_cert(host, issuers, name, &[], now)?;
-                // Another's process may listen where a node, or this guest's process, did before.
+                // Another guest's process may listen where a node or this guest's process did
+                // before.
                 if self.own_guest != Some(guest) {
                     return Err(other_guest(guest));
                 }
@@ -155,7 +157,8 @@ impl ServerCertVerifier for Peers {
 
 impl ClientCertVerifier for Peers {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // A client that was sent the authority's name would have to be sent its host's, too.
+        // A client that picks its certificate by the authorities listed here would need its host's
+        // name in the list as well.
         &[]
     }
 
@@ -205,25 +208,25 @@ impl ClientCertVerifier for Peers {
     }
 }
 
-/// The process of a guest, as its certificate names it.
+/// A guest's process, as named by its certificate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GuestProcess {
-    /// Whose process it is.
+    /// The guest of this process.
     pub(crate) guest: Uuid,
-    /// When its host made its certificate, by that host's clock.
+    /// When its host issued its certificate, by that host's clock.
     pub(crate) issued: SystemTime,
 }
 
-/// The process at the other end; none for a host.
+/// Returns the guest's process at the other end; none for a host.
 pub(crate) fn process_at(connection: &Connection) -> Option<GuestProcess> {
     let shown = shown_by(connection)?;
     let guest = guest_of(shown.first()?)?;
-    // A certificate without a time is as old as can be.
+    // A certificate without a time counts as infinitely old.
     let issued = issued_at(shown.first()?).unwrap_or(SystemTime::UNIX_EPOCH);
     Some(GuestProcess { guest, issued })
 }
 
-/// A name that the certificate of the host at the other end is valid for.
+/// Returns a name that the certificate of the host at the other end is valid for.
 pub(crate) fn host_name_at(connection: &Connection) -> Option<String> {
     let shown = shown_by(connection)?;
     let host = shown.iter().find(|certificate| guest_of(certificate).is_none())?;

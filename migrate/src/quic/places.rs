@@ -1,12 +1,13 @@
-//! Places for connections: peers that do not finish their handshake keep no peer from another
-//! address out.
+//! Limits connections so that peers that do not finish their handshake cannot keep out a peer from
+//! another address.
 //!
-//! A peer takes a place and keeps it until the place is dropped. When all are taken, a new peer
-//! takes the place of the first one that has not proved that it receives at its address: such a
-//! peer may be anybody. If there is none, it takes one from the network (an IPv4 address, the first
-//! 64 bits of an IPv6 address) with the most unproven peers, if those are more than its own network
-//! has; else, within its own network, from the address with the most, if those are more than its
-//! own address has; else from its own address. The peer that came first loses its place.
+//! A peer takes a place and keeps it until the place is dropped. If all are taken, a new peer takes
+//! the place of an unproven one, that is, one that has not completed its handshake. First choice is
+//! one that has not proved that it receives at its address: that address may be forged. If there is
+//! none, it takes a place from the network (an IPv4 address, the first 64 bits of an IPv6 address)
+//! with the most unproven peers, if those are more than its own network has; otherwise, within its
+//! own network, from the address with the most, if those are more than its own address has;
+//! otherwise from its own address. In each case, the peer that came first loses its place.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,14 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Places for peers.
+/// A limited number of places for peers.
 #[derive(Debug)]
 pub(crate) struct Places {
     all: usize,
     taken: Mutex<Taken>,
 }
 
-/// Those that are taken, in the order in which they were.
+/// The places that are taken, in the order in which they were taken.
 #[derive(Debug, Default)]
 struct Taken {
     next: u64,
@@ -32,13 +33,14 @@ struct Taken {
 #[derive(Debug)]
 struct Peer {
     address: IpAddr,
-    /// Whether it has proved that it receives there (RFC 9000 §8.1).
+    /// Whether the peer has proved that it receives at this address (RFC 9000 §8.1).
     is_validated: bool,
-    /// Tells that the place is lost, as long as it can be: the peer has not proved who it is.
+    /// Signals that the place is lost; none once the peer has completed its handshake, after which
+    /// it cannot lose its place.
     unproven: Option<oneshot::Sender<()>>,
 }
 
-/// A place, which is free again when this is dropped.
+/// A place, which is freed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
@@ -47,25 +49,25 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    /// So many.
+    /// Creates `all` places.
     pub(crate) fn new(all: usize) -> Arc<Self> {
         Arc::new(Self { all, taken: Mutex::default() })
     }
 
-    /// Whether half of them are taken.
+    /// Returns whether more than half of the places are taken.
     pub(crate) fn are_scarce(&self) -> bool {
         self.taken().peers.len() * 2 > self.all
     }
 
-    /// Gives a peer at `address`, which it may have proved to receive at, a place; none when all
-    /// are of peers that have proved who they are.
+    /// Gives a place to a peer at `address`, which may be proved (`is_validated`) to be its own;
+    /// none if all places are taken by peers that have completed their handshake.
     pub(crate) fn take(self: &Arc<Self>, address: IpAddr, is_validated: bool) -> Option<Place> {
         let address = address.to_canonical();
         let mut taken = self.taken();
         if taken.peers.len() >= self.all {
             let victim = taken.first_to_go(address)?;
             let peer = taken.peers.remove(&victim)?;
-            // Whose task has ended does not hear it.
+            // Nothing receives this if the peer's task has ended.
             peer.unproven.map(|lost| lost.send(()));
         }
         let (unproven, lost) = oneshot::channel();
@@ -81,7 +83,7 @@ impl Places {
 }
 
 impl Taken {
-    /// The unproven peer that a new one from `address` replaces.
+    /// Returns the unproven peer that a new one from `address` replaces.
     fn first_to_go(&self, address: IpAddr) -> Option<u64> {
         let own = network(address);
         let first = |is_meant: &dyn Fn(&Peer) -> bool| {
@@ -98,8 +100,9 @@ impl Taken {
         peers.filter(|(_, peer)| peer.unproven.is_some())
     }
 
-    /// Of the unproven peers in `scope`, by `group`: the first of those groups that have the most,
-    /// if that is more than `own` has.
+    /// Groups the unproven peers in `scope` by `group`, and returns the first peer of the largest
+    /// group, if that is larger than the group `own`; of equal groups, the one whose first peer
+    /// came first.
     fn first_of_the_most(
         &self,
         group: impl Fn(IpAddr) -> IpAddr,
@@ -117,17 +120,17 @@ impl Taken {
 }
 
 impl Place {
-    /// Its peer has proved who it is: nobody takes the place away any more.
+    /// Makes the place permanent, as its peer has proved its identity.
     pub(crate) fn keep(&mut self) {
         if let Some(peer) = self.places.taken().peers.get_mut(&self.number) {
             peer.unproven = None;
         }
     }
 
-    /// Returns when another peer has the place.
+    /// Returns when another peer has taken the place.
     pub(crate) async fn lost(&mut self) {
         if (&mut self.lost).await.is_err() {
-            // It is kept.
+            // The place is permanent.
             std::future::pending::<()>().await;
         }
     }
@@ -139,7 +142,7 @@ impl Drop for Place {
     }
 }
 
-/// What an attacker has at least the whole of: an address of IPv4, a /64 of IPv6.
+/// Returns the smallest network that an attacker controls completely: an IPv4 address, an IPv6 /64.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(address) => {
@@ -162,7 +165,7 @@ mod tests {
     }
 
     impl Places {
-        /// For a peer that receives at `address`.
+        /// Takes a place for a peer that receives at `address`.
         fn of(self: &Arc<Self>, address: &str) -> Option<Place> {
             self.take(at(address), true)
         }
@@ -182,7 +185,7 @@ mod tests {
         let mut late = places.of("192.0.2.2").unwrap();
         assert!(is_lost(&mut flood[1]).await && !is_lost(&mut flood[2]).await);
         assert!(!is_lost(&mut early).await && !is_lost(&mut late).await);
-        // What is lost frees nothing when it goes.
+        // Dropping a place that was lost frees nothing.
         flood.remove(0);
         let _more = places.of("192.0.2.66").unwrap();
         assert!(is_lost(&mut flood[1]).await, "all are taken still");
@@ -218,8 +221,8 @@ mod tests {
         assert!(places.of("::ffff:192.0.2.2").is_some());
     }
 
-    /// Forty handshakes with a host's address as theirs, and as many from an address of the
-    /// attacker's own.
+    /// Forty handshakes with a host's address as their source, and as many from an address of the
+    /// attacker.
     #[tokio::test]
     async fn one_that_uses_an_address_of_another_does_not_keep_that_one_out() {
         let places = Places::new(64);
@@ -249,7 +252,7 @@ mod tests {
                 (0..all).map(|_| places.of("2001:db8::66").unwrap()).collect();
             let mut host = places.of("2001:db8::1").expect("a place for another address");
             assert!(is_lost(&mut flood[0]).await, "the first of the flood, of {all}");
-            // With one place for all, the next that comes has it.
+            // If there is only one place, the next peer takes it.
             if all > 1 {
                 let _more = places.of("2001:db8::66").expect("one of its own");
                 assert!(!is_lost(&mut host).await, "of {all}");
@@ -257,7 +260,7 @@ mod tests {
         }
     }
 
-    /// What is left to an attacker with many addresses of the hosts' own network.
+    /// An attack that remains possible: many addresses in the hosts' own network.
     #[tokio::test]
     async fn among_many_addresses_with_one_place_each_the_first_goes() {
         let places = Places::new(4);

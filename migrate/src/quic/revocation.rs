@@ -1,4 +1,4 @@
-//! Certificates that an authority revokes before their time is over: the lists that it makes.
+//! Certificates that an authority revokes before they expire: making the lists.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,7 +21,7 @@ use super::lists::{ListError, checked, parse, sections, texts, verify};
 #[cfg(test)]
 mod tests;
 
-/// Most certificates that an authority can have revoked. Each takes some 40 bytes of the file that
+/// Most certificates that an authority can have revoked. Each takes about 40 bytes of the file that
 /// all hosts read.
 const REVOKED_MAX: usize = 10_000;
 
@@ -34,7 +34,7 @@ pub enum RevokeError {
     /// A certificate cannot be parsed.
     #[error("the certificate is not usable: {0}")]
     Malformed(String),
-    /// The list that is there cannot be used.
+    /// The existing list cannot be used.
     #[error(
         "cannot add to {}: {cause}. If it is removed, a new list is made from the records in issued/",
         path.display()
@@ -42,7 +42,7 @@ pub enum RevokeError {
     List {
         /// The list.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the list.
         cause: ListError,
     },
     /// Another authority has issued the certificate.
@@ -56,7 +56,7 @@ pub enum RevokeError {
         "{REVOKED_MAX} certificates have been revoked, and no more can be: make a new authority"
     )]
     Full,
-    /// No host would read the file.
+    /// The file would be too large for any host to read.
     #[error("crl.pem would be larger than {PEM_BYTES_MAX} bytes: remove other authorities' lists")]
     TooLarge,
     /// The list cannot be signed.
@@ -64,18 +64,18 @@ pub enum RevokeError {
     Sign(rcgen::Error),
 }
 
-/// What [`Authority::revoke`] has done.
+/// The result of [`Authority::revoke`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
-    /// What it has revoked.
+    /// Certificates revoked by this call.
     pub done: Vec<HostCertificate>,
-    /// What had been revoked before.
+    /// Certificates that had been revoked before.
     pub before: Vec<HostCertificate>,
-    /// The list, for all other hosts.
+    /// Path of the list, to be copied to all other hosts.
     pub list: PathBuf,
 }
 
-/// The serial of a certificate that the authority with the name `own` has issued.
+/// Returns the serial of a certificate issued by the authority with the name `own`.
 fn serial(pem: &str, own: &[u8]) -> Result<Vec<u8>, RevokeError> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| RevokeError::Malformed(error.to_string()))?;
@@ -90,7 +90,7 @@ fn serial(pem: &str, own: &[u8]) -> Result<Vec<u8>, RevokeError> {
     Ok(certificate.raw_serial().to_vec())
 }
 
-/// What is revoked, as an authority knows it.
+/// The revocations that an authority knows of.
 #[derive(Debug, Default)]
 struct Known {
     /// Number of its last list.
@@ -102,7 +102,7 @@ struct Known {
 }
 
 impl Known {
-    /// What the lists in `pem` say to the authority `own`, in PEM, with the name `subject`.
+    /// Reads the lists in `pem` for the authority `own`, in PEM, with the name `subject`.
     fn read(pem: &str, own: &str, subject: &[u8]) -> Result<Self, ListError> {
         let mut known = Self::default();
         for (der, text) in sections(pem)?.iter().zip(texts(pem)) {
@@ -121,7 +121,7 @@ impl Known {
         Ok(known)
     }
 
-    /// Returns whether it was not revoked before.
+    /// Adds a serial; returns whether it was not revoked before.
     fn add(&mut self, serial: &[u8], at_s: i64) -> bool {
         match self.revoked.entry(serial.to_vec()) {
             Entry::Occupied(_) => false,
@@ -134,12 +134,12 @@ impl Known {
 }
 
 impl Authority {
-    /// Revokes `certificates`: adds them to the list in `dir`, where this authority is, and to its
-    /// records. The list is made again from the records if it is lost; lists of other authorities
-    /// beside it stay. The caller keeps others from doing so at the same time.
+    /// Revokes `certificates`: adds them to the list in `dir`, the authority's folder, and to its
+    /// records. A lost list is made again from the records; lists of other authorities in the file
+    /// are kept. The caller prevents concurrent calls.
     ///
     /// # Errors
-    /// [`RevokeError`]; but for [`RevokeError::File`] nothing has been written then.
+    /// [`RevokeError`]; except for [`RevokeError::File`], nothing has been written then.
     pub fn revoke(&self, dir: &Path, certificates: &[Issued]) -> Result<Revocation, RevokeError> {
         let own = self.subject().map_err(RevokeError::Malformed)?;
         let path = dir.join(CRL);
@@ -160,12 +160,12 @@ impl Authority {
             if is_new { &mut done } else { &mut before }.push(issued.certificate.clone());
         }
         let list = self.list(&known, now)?;
-        // What no host can use does not replace what they have.
+        // A list that no host can use must not replace the one that they have.
         if let Some(authorities) = read_if_there(&dir.join(CA_CERT)).map_err(RevokeError::File)? {
             checked(&list, &authorities)
                 .map_err(|cause| RevokeError::List { path: path.clone(), cause })?;
         }
-        // The records first: without the list, the next one is made from them.
+        // The records first: if the list is not written, the next one is made from them.
         for (serial, at_s) in known.revoked.iter().filter(|it| !recorded.contains_key(it.0)) {
             record_revoked(dir, serial, *at_s).map_err(RevokeError::File)?;
         }
@@ -173,7 +173,7 @@ impl Authority {
         Ok(Revocation { done, before, list: path })
     }
 
-    /// The text of `crl.pem` for what is revoked.
+    /// Returns the text of `crl.pem` for the known revocations.
     fn list(&self, known: &Known, now: Duration) -> Result<String, RevokeError> {
         if known.revoked.len() > REVOKED_MAX {
             return Err(RevokeError::Full);
@@ -187,8 +187,8 @@ impl Authority {
         });
         let list = CertificateRevocationListParams {
             this_update: epoch + now,
-            // Hosts use a list as long as there is no other; other programs may want a new one at
-            // that time.
+            // Hosts use a list until it is replaced; other programs may want a new one by that
+            // time.
             next_update: epoch + now + DAY * CA_DAYS,
             crl_number: SerialNumber::from(known.number.saturating_add(1)),
             issuing_distribution_point: None,

@@ -1,8 +1,8 @@
-//! Notices a peer that has fallen silent.
+//! Detects a peer that has fallen silent.
 //!
-//! QUIC's own idle time-out does not suffice: it never is shorter than three probe time-outs (RFC
-//! 9000 §10.1), and those follow the round-trip time. A process that was stopped for ten seconds
-//! has measured one of ten seconds, and would wait most of a minute for a peer that is gone.
+//! QUIC's own idle time-out does not suffice: it is never shorter than three probe time-outs (RFC
+//! 9000 §10.1), which grow with the round-trip time. A process that was stopped for ten seconds has
+//! measured a round trip of ten seconds, and would wait most of a minute for a dead peer.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::LinkError;
 use super::transport::{IDLE_TIMEOUT, NOTICED_WITHIN};
 
-/// Time between two looks.
+/// Time between two samples.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The limit is a look longer than the time-out, and the last sign of life may have come right
-/// after a look.
+/// The limit is one sample interval longer than the time-out, and the last datagram may have come
+/// right after a sample.
 const _: () = assert!(
     IDLE_TIMEOUT.as_millis() + 2 * LOOK_EVERY.as_millis() < NOTICED_WITHIN.as_millis(),
     "a dead peer is noticed later than is promised"
 );
 
-/// Waits until no datagram has come on `connection` for [`IDLE_TIMEOUT`] and a second, and says so.
-/// The peer sends a sign of life far more often.
+/// Waits until no datagram has come on `connection` for [`IDLE_TIMEOUT`] and a second; returns the
+/// error. A live peer sends keep-alives far more often.
 ///
-/// The time is counted in looks, so that time in which this process did not run is not taken for
-/// silence.
+/// The time is counted in samples, so that time during which this process did not run does not
+/// count as silence.
 pub(crate) async fn silence(connection: &Connection) -> LinkError {
     let limit = IDLE_TIMEOUT + LOOK_EVERY;
     unchanged(limit, || connection.stats().udp_rx.datagrams).await;
@@ -87,8 +87,8 @@ mod tests {
         assert!(timeout(5 * LOOK_EVERY, &mut told).await.is_err(), "{}", looks.get());
     }
 
-    /// A connection whose far side has fallen silent without closing it: its sockets are there, and
-    /// nothing runs that would use them, until the sender is dropped.
+    /// Returns a connection whose far side has fallen silent without closing it: its sockets exist,
+    /// but its runtime does not run until the sender is dropped.
     async fn fallen_silent() -> (Endpoint, Connection, mpsc::Sender<()>) {
         let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
         let tls = Tls::new(&identity).unwrap();

@@ -19,7 +19,7 @@ use super::peers::Peers;
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"lighter/1";
 
-/// An [`Identity`], ready for connections in both directions.
+/// An [`Identity`], ready to use for connections in both directions.
 #[derive(Clone)]
 pub struct Tls {
     pub(super) client: Arc<QuicClientConfig>,
@@ -33,7 +33,7 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Of the host whose [`Identity`] is in `dir`.
+    /// Loads the [`Identity`] of the host from `dir`.
     ///
     /// # Errors
     /// As [`Identity::load`] and [`Tls::new`].
@@ -41,7 +41,7 @@ impl Tls {
         Self::new(&Identity::load(dir)?)
     }
 
-    /// Uses certificates that are in memory.
+    /// Prepares certificates that are in memory.
     ///
     /// # Errors
     /// [`TlsError`], naming the certificate that is wrong.
@@ -49,7 +49,7 @@ impl Tls {
         Self::with_alpn(identity, ALPN)
     }
 
-    /// As [`Tls::new`], speaking another protocol.
+    /// As [`Tls::new`], with another protocol name.
     pub(crate) fn with_alpn(identity: &Identity, alpn: &[u8]) -> Result<Self, TlsError> {
         let provider = provider();
         let chain = host_chain(&identity.cert_pem)?;
@@ -58,15 +58,14 @@ impl Tls {
         let trust = (roots(&identity.ca_pem)?, identity.lists()?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
 
-        // Dangerous is what rustls calls any verifier that is not its own; this one is a shell
-        // around that.
+        // rustls calls any verifier other than its own dangerous; this one wraps rustls' own.
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(peers.clone())
             .with_client_auth_cert(chain.clone(), key.clone_key())?;
         client.alpn_protocols = vec![alpn.to_vec()];
-        // No tickets: every connection proves its certificate again.
+        // No session tickets: every connection proves its certificate again.
         client.resumption = Resumption::disabled();
 
         let mut server = ServerConfig::builder_with_provider(provider)
@@ -84,8 +83,8 @@ impl Tls {
     }
 }
 
-/// How a web server speaks TLS 1.3 with the certificate of a host; whoever trusts the authority can
-/// tell who it is.
+/// Returns the TLS 1.3 settings of a web server with a host's certificate; clients that trust the
+/// authority can verify the host.
 ///
 /// # Errors
 /// As [`Tls::new`].

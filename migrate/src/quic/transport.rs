@@ -1,4 +1,4 @@
-//! Transport settings, each with what it was chosen for.
+//! Transport settings, each with the reason for its value.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion::FastPathCubic;
 
-/// A peer that is silent for this long is taken for dead. A keep-alive sent into the silence starts
-/// the time anew (RFC 9000 §10.1), so that it takes 9 s at most.
+/// A peer that is silent for this long counts as dead. A keep-alive sent into the silence restarts
+/// the time (RFC 9000 §10.1), so it takes up to 9 s.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(7);
-/// Silence after which a sign of life is sent, so that only a dead peer is silent for the time-out.
+/// Silence after which a keep-alive is sent, so that only a dead peer is silent for the time-out.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Within this time a dead peer is noticed (docs/protocol.md): by QUIC's idle time-out, or by
+/// Time within which a dead peer is detected (docs/protocol.md): by QUIC's idle time-out, or by
 /// `silence`.
 pub const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 const _: () = assert!(
@@ -22,53 +22,54 @@ const _: () = assert!(
 );
 
 /// Largest UDP payload: ten of them fill the kernel's 64 KiB segmentation-offload buffer, which
-/// quinn limits to ten segments. Larger ones make it fall back to sending them singly.
+/// quinn limits to ten segments. With larger ones, quinn sends them one at a time.
 pub const MTU_MAX: u16 = 6550;
 /// Largest UDP payload on loopback, whose own limit is 65,507 bytes. A datagram of this size costs
 /// one system call without segmentation offload, as ten small ones do with it, and a tenth of the
-/// packets: measured, a quarter less CPU time at the source.
+/// packets: a quarter less CPU time at the source, measured.
 pub const MTU_LOOPBACK: u16 = 65_000;
-/// UDP payload that loopback is trusted to carry without a trial: the most that fits the length
+/// UDP payload that loopback is assumed to carry without probing: the most that fits the length
 /// field of quinn's handshake packets, 2^14 bytes.
 const MTU_LOOPBACK_SURE: u16 = 16_000;
-/// Link MTU of Linux' loopback device, unless somebody has changed it.
+/// Default link MTU of Linux' loopback device.
 const LOOPBACK_LINK_MTU: u32 = 65_536;
-/// Bytes that may be under way at the start on loopback: some of its datagrams.
+/// Bytes that may be in flight at the start on loopback: several of its datagrams.
 const LOOPBACK_INITIAL_WINDOW: u64 = 1 << 20;
-/// Time after which larger packets are tried again when they seem to be swallowed; they may have
-/// been lost to a burst.
+/// Time after which larger packets are tried again if they seem to be dropped; a burst may have
+/// caused the loss.
 const BLACK_HOLE_TIME: Duration = Duration::from_secs(1);
-/// Smallest UDP payload, which QUIC demands of every path (RFC 9000 §14).
+/// Smallest UDP payload, which QUIC requires of every path (RFC 9000 §14).
 const MTU_INITIAL: u16 = 1200;
 
-/// Bytes that may be under way unread on one connection; what the peer can make this host hold.
+/// Bytes that may be received and unread on one connection: the most that a peer can make this host
+/// buffer.
 const RECEIVE_WINDOW: u32 = 16 << 20;
-/// Bytes that may be written and not yet acknowledged, until the path is measured: small enough to
+/// Bytes that may be written and not yet acknowledged until the path is measured: small enough to
 /// stay in the CPU's cache, large enough for a LAN.
 const SEND_WINDOW: u64 = 4 << 20;
-/// Least send window: two batches of frames.
+/// Smallest send window: two batches of one full chunk each.
 const SEND_WINDOW_MIN: u64 = 512 << 10;
-/// Largest send window, for long fat paths.
+/// Largest send window, for paths with a large bandwidth-delay product.
 const SEND_WINDOW_MAX: u64 = 64 << 20;
 /// Round-trip time up to which [`SEND_WINDOW`] is enough: 16 Gbit/s at 2 ms.
 const RTT_SHORT: Duration = Duration::from_millis(2);
-/// How much may wait in the send buffer, as time. The guest's last pages queue behind it while the
-/// guest stands, so it adds to the downtime.
+/// Limit on the send buffer's queue, as time. The guest's last pages wait behind it while the guest
+/// is paused, so it adds to the downtime.
 const QUEUE: Duration = Duration::from_millis(30);
-/// Bytes wanted for each socket's buffers; the system may give less.
+/// Requested size of each socket's buffers, in bytes; the system may grant less.
 pub(super) const SOCKET_BUFFER: usize = 4 << 20;
 
-/// What lies between two hosts.
+/// The path between two hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Path {
-    /// Nothing: source and destination are processes of one host.
+    /// Source and destination are processes of one host.
     Loopback,
-    /// Anything else.
+    /// Any other path.
     Network,
 }
 
 impl Path {
-    /// The path to `peer`. Loopback counts as such only when it takes large datagrams.
+    /// Returns the path to `peer`. Loopback counts as such only if it carries large datagrams.
     pub(super) fn to(peer: SocketAddr) -> Self {
         if peer.ip().is_loopback() && loopback_is_large() { Self::Loopback } else { Self::Network }
     }
@@ -79,7 +80,7 @@ fn loopback_is_large() -> bool {
     mtu.trim().parse().is_ok_and(|mtu: u32| mtu >= LOOPBACK_LINK_MTU)
 }
 
-/// Makes the settings for one end of a connection over `path`.
+/// Returns the settings for one end of a connection over `path`.
 pub(super) fn config(path: Path) -> TransportConfig {
     let mut config = TransportConfig::default();
     match path {
@@ -107,9 +108,9 @@ fn over_network(config: &mut TransportConfig) {
         .congestion_controller_factory(Arc::new(FastPathCubic::new(SEND_WINDOW)));
 }
 
-/// On loopback nothing swallows large packets. A burst that overruns the receiver may look like it,
-/// and small packets without offload are ten times slower; so those that are sure are not small
-/// either.
+/// Sets the MTU for loopback, which drops no large packets. A burst that overruns the receiver may
+/// look like that, and small packets without offload are ten times slower; so even the MTU that is
+/// used without probing is not small.
 fn over_loopback(config: &mut TransportConfig) {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_LOOPBACK).black_hole_cooldown(BLACK_HOLE_TIME);
@@ -122,8 +123,8 @@ fn over_loopback(config: &mut TransportConfig) {
         .congestion_controller_factory(Arc::new(cubic));
 }
 
-/// The send window for a path that takes `bytes_per_second` with `round_trip`: what is under way,
-/// twice, so that the rate can grow, and a short queue.
+/// Returns the send window for a path with `bytes_per_second` and `round_trip`: twice the bytes in
+/// flight, so that the rate can grow, plus a short queue.
 pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
     let wanted = bytes_per_second * (2 * round_trip + QUEUE).as_secs_f64();
     let limit = if round_trip < RTT_SHORT { SEND_WINDOW } else { SEND_WINDOW_MAX };
@@ -138,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_slow_link_gets_a_short_queue() {
-        // 100 Mbit/s: what waits takes 42 ms.
+        // 100 Mbit/s: the queued bytes take 42 ms.
         assert_eq!(send_window(12.5e6, MS), SEND_WINDOW_MIN);
     }
 

@@ -1,4 +1,4 @@
-//! The certificates that a host issues to the processes of its guests.
+//! Certificates that a host issues to the processes of its guests.
 
 use std::path::Path;
 
@@ -11,23 +11,24 @@ use super::identity::Identity;
 use super::tls::Tls;
 use crate::progress::Role;
 
-/// How long the certificate of a guest's process is valid. The process may wait for an answer of a
-/// host that is out of reach for days.
+/// Validity of the certificate of a guest's process, in days. The process may wait for days for an
+/// answer from a host that is out of reach.
 const GUEST_DAYS: u32 = 30;
 
 impl Identity {
-    /// Makes a key and a certificate for the process of the guest `guest` on the host whose
-    /// identity is in `dir`: with it, that process does its part in migrations of this guest, and
-    /// nothing else.
+    /// Creates a key and a certificate for the process of the guest `guest` on the host whose
+    /// identity is in `dir`. They authorize that process for its `role` in migrations of this
+    /// guest, and for nothing else.
     ///
     /// # Errors
-    /// As [`Self::load`], and [`TlsError::Guest`] when the system gives no randomness.
+    /// As [`Self::load`], and [`TlsError::Guest`] if the system provides no randomness.
     pub fn of_guest(dir: &Path, guest: Uuid, role: Role) -> Result<Self, TlsError> {
         Self::load(dir)?.vouch_for(guest, role)
     }
 
     pub(super) fn vouch_for(&self, guest: Uuid, role: Role) -> Result<Self, TlsError> {
-        // Its key fits its certificate: peers would complain about what it has issued.
+        // Checks first that the host's key fits its certificate: otherwise peers would report the
+        // issued one.
         Tls::new(self)?;
         let make = |cause| TlsError::Guest { guest, cause };
         let host_key = KeyPair::from_pem(&self.key_pem).map_err(make)?;

@@ -1,8 +1,8 @@
 //! The file of a record: a [`Log`] with [`ROOM_BYTES`] of room. Each line is a whole [`Record`] as
-//! JSON, and the last line that is intact counts.
+//! JSON; the last intact line is the current one.
 //!
-//! A change is one line written over padding and one flush of data, with no change of length or
-//! folder: this is on the way of a paused guest.
+//! A change writes one line over padding and flushes data once, without changing the file's length
+//! or its folder: a paused guest waits for it.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,36 +11,36 @@ use regular_file::log::{Lines, Log};
 
 use super::Record;
 
-/// Length of a file of records, unless one record alone needs more.
+/// Length of a file of records, unless a single record needs more.
 const ROOM_BYTES: usize = 16 << 10;
-/// Longest file that is read.
+/// Longest file that is read, in bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// A record that could not be written or read.
+/// Why a record could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// The file system said no.
+    /// A file operation failed.
     #[error("cannot {operation} migration record {}: {cause}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On what file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What the file system said.
+        /// The file system's error.
         cause: std::io::Error,
     },
-    /// The file is no record.
+    /// The file is not a valid record.
     #[error("{} is no migration record: {detail}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         detail: String,
     },
 }
 
 impl RecordError {
-    /// The file or folder that it is about.
+    /// Returns the path of the file or folder that the error is about.
     pub fn path(&self) -> &Path {
         match self {
             Self::Io { path, .. } | Self::Damaged { path, .. } => path,
@@ -53,11 +53,11 @@ impl RecordError {
 pub struct RecordFile(Log);
 
 impl RecordFile {
-    /// Writes a file beside `path`, readable by its owner alone (it holds a token), and moves it
-    /// there.
+    /// Writes a file beside `path`, readable by its owner only (it holds a token), then renames it
+    /// to `path`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub(super) fn create(path: &Path, record: &Record) -> Result<Self, RecordError> {
         Self::create_with_room(path, record, ROOM_BYTES)
     }
@@ -65,7 +65,7 @@ impl RecordFile {
     /// As [`Self::create`], without room for further lines.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub(super) fn create_compact(path: &Path, record: &Record) -> Result<(), RecordError> {
         Self::create_with_room(path, record, 0).map(drop)
     }
@@ -75,10 +75,10 @@ impl RecordFile {
         log.map(Self).map_err(|cause| io("write", path, cause))
     }
 
-    /// Opens the file at `path`, to go on with it.
+    /// Opens the file at `path`, for further writes.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
+    /// If it does not exist, or cannot be read.
     pub(super) fn open(path: &Path) -> Result<Self, RecordError> {
         let opened = Log::open(path, MAX_FILE_BYTES, ROOM_BYTES);
         let (log, lines) = opened.map_err(|cause| io("open", path, cause))?;
@@ -87,10 +87,10 @@ impl RecordFile {
     }
 
     /// Replaces the record; it is durable when this returns. Cheap: one write and one flush of
-    /// data, no change of the folder, unless the record has outgrown its file.
+    /// data, without changing the folder, unless the record has outgrown its file.
     ///
     /// # Errors
-    /// When it cannot be written; whether the old or the new one will be read then is not known.
+    /// If it cannot be written; either the old or the new record may then be read.
     pub fn write(&mut self, record: &Record) -> Result<(), RecordError> {
         let json = to_json(record, self.0.path())?;
         self.0.append(&json).map_err(|cause| io("write", self.0.path(), cause))
@@ -113,10 +113,10 @@ pub(super) fn flush_folder_of(path: &Path) -> Result<(), RecordError> {
     regular_file::sync_folder_of(path).map_err(|cause| io("flush the folder of", path, cause))
 }
 
-/// The record in the file at `path`; none when there is no such file.
+/// Reads the record in the file at `path`; none if the file does not exist.
 ///
 /// # Errors
-/// When it is there and cannot be read.
+/// If it exists and cannot be read.
 pub(super) fn read(path: &Path) -> Result<Option<Record>, RecordError> {
     let lines = match Lines::read(path, MAX_FILE_BYTES) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

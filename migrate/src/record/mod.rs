@@ -1,17 +1,17 @@
-//! Durable records: who may run the guest after a crash.
+//! Durable records, which decide who may run the guest after a crash.
 //!
-//! Each side keeps one small file for each migration, in the node's state folder and not in the
-//! guest's process. It is on disk *before* the message that depends on it is sent:
+//! Each side keeps one small file per migration, in the node's state folder rather than the guest's
+//! process. It is on disk *before* the message that depends on it is sent:
 //!
 //! | source's record | destination's record | meaning |
 //! |---|---|---|
-//! | undecided | loading | the source runs the guest; the destination discards |
-//! | undecided | ready | the destination waits to be told; it never starts on its own |
+//! | undecided | loading | the source runs the guest; the destination discards its copy |
+//! | undecided | ready | the destination waits to be told; it never starts the guest on its own |
 //! | committed | ready | the source never runs the guest again; the destination will be told to |
-//! | committed | taking | the guest is the destination's, which is about to let it run |
-//! | committed | running | the destination runs it; the source has yet to hear so |
-//! | done | running | it is over |
-//! | aborted | discarded | it is over |
+//! | committed | taking | the destination owns the guest, and is about to run it |
+//! | committed | running | the destination runs it; the source has not heard so yet |
+//! | done | running | the migration is over |
+//! | aborted | discarded | the migration is over |
 
 mod file;
 mod slot;
@@ -33,23 +33,24 @@ pub(crate) use slot::RecordSlot;
 pub use store::RecordStore;
 pub(crate) use store::unix_ms;
 
-/// What the source has decided.
+/// The source's decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
-    /// Nothing yet: the guest is the source's.
+    /// None yet: the source owns the guest.
     Undecided,
-    /// The guest is the destination's.
+    /// The destination owns the guest.
     Committed,
-    /// The destination has said that it runs the guest: over.
+    /// The destination has said that it runs the guest; the migration is over.
     Done,
-    /// The destination has said that its copy is gone, or never had one to keep: over.
+    /// The destination has said that its copy is gone, or never had one to keep; the migration is
+    /// over.
     Aborted,
 }
 
 impl SourceState {
-    /// What the destination must still be told, by whoever finds this record without its process;
-    /// none when it is over.
+    /// Returns what the node must still tell the destination if it finds this record without its
+    /// process; none if the migration is over.
     pub const fn decision(self) -> Option<Decision> {
         match self {
             Self::Undecided => Some(Decision::Aborted),
@@ -59,19 +60,19 @@ impl SourceState {
     }
 }
 
-/// How far the destination has come.
+/// The destination's progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DestinationState {
-    /// It is being sent the guest; when the source is gone, it discards.
+    /// It receives the guest; if the source is gone, it discards its copy.
     Loading,
-    /// It has everything and waits to be told.
+    /// It has received everything and waits for the decision.
     Ready,
-    /// The guest is its own, and about to run: from here on nobody else may run it unasked.
+    /// It owns the guest and is about to run it: from here on no other host may run it on its own.
     Taking,
-    /// It has let the guest run.
+    /// It has started the guest.
     Running,
-    /// The guest was given to it, and it could not let it run: an operator must look.
+    /// It owns the guest but could not run it: an operator must decide.
     Failed,
     /// Its copy is gone and will never run.
     Discarded,
@@ -86,25 +87,25 @@ pub struct Record {
     pub guest: String,
     /// The guest's identity.
     pub guest_uuid: Uuid,
-    /// Process that owns this record while it lives.
+    /// Process that owns this record while it is alive.
     pub pid: u32,
     /// When the migration began, milliseconds since 1970.
     pub started_unix_ms: u64,
-    /// When this was written, milliseconds since 1970.
+    /// When this record was written, milliseconds since 1970.
     pub updated_unix_ms: u64,
-    /// Which side this is, how far it has come, and how to reach the other.
+    /// Which side this is, its state, and how to reach the other side.
     pub side: Side,
-    /// The final report, when it is over.
+    /// The final report, once the migration is over.
     pub report: Option<Report>,
 }
 
-/// What tells a record from all others of a host. The id of its migration alone does not: a guest's
-/// process writes what it likes into a record of its guest.
+/// Identifies a record among all records of a host. The id of its migration is not enough: a
+/// guest's process may write any id into a record of its guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordKey {
     /// The migration.
     pub migration: MigrationId,
-    /// Which side of it this host is.
+    /// The side of the migration that this host is.
     pub role: Role,
     /// The guest's name.
     pub guest: String,
@@ -113,14 +114,14 @@ pub struct RecordKey {
 }
 
 impl Record {
-    /// What tells it from all others of this host.
+    /// Returns its key among all records of this host.
     pub fn key(&self) -> RecordKey {
         let (guest, guest_uuid) = (self.guest.clone(), self.guest_uuid);
         RecordKey { migration: self.migration, role: self.role(), guest, guest_uuid }
     }
 
-    /// Whether this side of the migration is over: no copy of it runs, or may yet be let run, but
-    /// as the record says.
+    /// Returns whether this side of the migration is over: no copy runs, or may still be run, other
+    /// than the record says.
     pub const fn is_settled(&self) -> bool {
         match self.side {
             Side::Source { state, .. } => matches!(state, SourceState::Done | SourceState::Aborted),
@@ -130,7 +131,7 @@ impl Record {
         }
     }
 
-    /// Whether this host had the guest in the course of this migration, as far as it knows.
+    /// Returns whether this host had the guest during this migration, as far as the record tells.
     pub const fn had_guest(&self) -> bool {
         match self.side {
             Side::Source { .. } => true,
@@ -141,7 +142,7 @@ impl Record {
         }
     }
 
-    /// Whether the guest is the destination's, by the decision of this host, which was its source.
+    /// Returns whether the destination owns the guest, by the decision of this host as its source.
     pub const fn has_left(&self) -> bool {
         match self.side {
             Side::Source { state, .. } => {
@@ -151,7 +152,7 @@ impl Record {
         }
     }
 
-    /// Which side this is.
+    /// Returns which side this is.
     pub const fn role(&self) -> Role {
         match self.side {
             Side::Source { .. } => Role::Source,
@@ -160,13 +161,13 @@ impl Record {
     }
 }
 
-/// What only one of the sides records.
+/// The part of a record that only one of the sides has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "lowercase")]
 pub enum Side {
     /// The side that the guest leaves.
     Source {
-        /// What has been decided.
+        /// The decision.
         state: SourceState,
         /// The destination's node, as the user named it (`HOST:PORT`).
         destination: String,
@@ -174,23 +175,23 @@ pub enum Side {
         server_name: String,
         /// The node's address.
         node_address: SocketAddr,
-        /// Address of the process that takes the guest in.
+        /// Address of the process that receives the guest.
         process_address: SocketAddr,
-        /// Secret to be shown to it.
+        /// Secret that connections to that process must show.
         token: Token,
     },
-    /// The side that it goes to.
+    /// The side that receives the guest.
     Destination {
-        /// How far it has come.
+        /// Its progress.
         state: DestinationState,
-        /// Address from which the source came.
+        /// Address that the source connected from.
         source_address: SocketAddr,
-        /// A name in its host's certificate; absent before it came, and in records of a lighter
-        /// that did not keep it.
+        /// A name in the certificate of the source's host; absent before the source connected, and
+        /// in records of versions that did not keep it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_name: Option<String>,
-        /// UDP port of the node of its host; absent when no node ran there, before the source said
-        /// it, and when either lighter did not know of this field.
+        /// UDP port of the node on the source's host; absent if no node runs there, before the
+        /// source has sent it, and if either version does not know this field.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source_node_port: Option<NonZeroU16>,
         /// Port on which this process waits for the source.

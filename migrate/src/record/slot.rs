@@ -1,7 +1,7 @@
-//! The order of a machine's records: one at a time, the latest wins.
+//! Serializes the records of a state machine: one at a time, and the latest replaces those queued.
 
-/// Keeps at most one record outstanding. A state asked for meanwhile waits for the answer; of
-/// several, the last is written.
+/// Keeps at most one record outstanding. A state requested meanwhile is queued until the answer; of
+/// several, only the last is written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RecordSlot<S> {
     outstanding: Option<S>,
@@ -14,7 +14,7 @@ impl<S: Copy> RecordSlot<S> {
         Self { outstanding: None, queued: None, last_asked: None }
     }
 
-    /// Asks for `state` to be made durable; returns it when it is to be written now.
+    /// Requests that `state` is made durable; returns it if it is to be written now.
     #[must_use]
     pub(crate) fn ask(&mut self, state: S) -> Option<S> {
         self.last_asked = Some(state);
@@ -26,14 +26,14 @@ impl<S: Copy> RecordSlot<S> {
         self.outstanding
     }
 
-    /// An answer came: returns the state that it is about, and the next to be written.
+    /// Handles an answer: returns the state that it is about, and the next one to be written.
     pub(crate) fn answered(&mut self) -> (Option<S>, Option<S>) {
         let answered = self.outstanding.take();
         self.outstanding = self.queued.take();
         (answered, self.outstanding)
     }
 
-    /// The state that the record has, or will have.
+    /// Returns the state that the record has, or will have.
     pub(crate) fn last_asked(&self) -> Option<S> {
         self.last_asked
     }

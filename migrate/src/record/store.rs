@@ -1,9 +1,9 @@
 //! The files behind the records: `guests/GUEST/UUID/ID.source.json` and `ID.destination.json`.
 //!
-//! What is in a guest's folder is of this guest alone: its process writes there, and nowhere else.
-//! Earlier versions wrote all records into the folder that `guests` is in; they are still read
-//! there. `past/UUID.json`, which only the node writes, is the archived last record of a guest that
-//! was here; `UUID.offered.json` that of a later offer that was not taken.
+//! Each guest has its own folder, the only one that its process writes to. Earlier versions wrote
+//! all records into the parent folder of `guests`; they are still read there. `past/UUID.json`,
+//! which only the node writes, is the archived last record of a guest that was here;
+//! `UUID.offered.json` is that of a later offer that was not taken.
 
 use std::ffi::OsStr;
 use std::fs::{self, FileType};
@@ -19,10 +19,10 @@ use super::{Record, Side};
 use crate::progress::Role;
 use crate::protocol::{MigrationId, Token};
 
-/// A file that is not finished at this age is not being written any more.
+/// Age at which a file that is not finished is no longer being written.
 const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 
-/// The most that is read in a guest's folder, in files and in bytes: a day of a migration every ten
+/// Most files and bytes that are read in a guest's folder: a day with a migration every ten
 /// seconds.
 const FILES_MAX: usize = 16 << 10;
 const BYTES_MAX: u64 = 256 << 20;
@@ -31,40 +31,40 @@ const BYTES_MAX: u64 = 256 << 20;
 #[derive(Debug, Clone)]
 pub struct RecordStore {
     folder: PathBuf,
-    /// Whose they are; all when there is none.
+    /// The guest that they belong to; none for all guests.
     guest: Option<String>,
 }
 
 impl RecordStore {
-    /// Opens the folder of all guests' records (`STATE/migrations`), creating it when it is not
-    /// there.
+    /// Opens the folder of all guests' records (`STATE/migrations`), and creates it if it does not
+    /// exist.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// If it cannot be created.
     pub fn open(folder: &Path) -> Result<Self, RecordError> {
         fs::create_dir_all(folder).map_err(|cause| io("create the folder of", folder, cause))?;
         Ok(Self { folder: folder.to_owned(), guest: None })
     }
 
-    /// The records in the folder of all guests that are those of `guest`, a guest's name.
+    /// Returns the records of `guest`, a guest's name, within the folder of all guests.
     pub fn of_guest(folder: &Path, guest: &str) -> Self {
         Self { folder: folder.to_owned(), guest: Some(guest.to_owned()) }
     }
 
-    /// Where in the folder of all guests' records the guests have theirs, by name.
+    /// Returns the parent folder of the guests' own folders, within the folder of all records.
     pub fn places(folder: &Path) -> PathBuf {
         folder.join("guests")
     }
 
-    /// Where in the folder of all guests' records those of one are.
+    /// Returns the folder of one guest's records, within the folder of all records.
     pub fn place(folder: &Path, guest: &str, uuid: Uuid) -> PathBuf {
         Self::places(folder).join(guest).join(uuid.to_string())
     }
 
-    /// Makes that place; it is durable when this returns.
+    /// Creates that folder; it is durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be created, or is a link: what is behind one is not read.
+    /// If it cannot be created, or is a symbolic link: links are not followed when reading.
     pub fn create_place(folder: &Path, guest: &str, uuid: Uuid) -> Result<(), RecordError> {
         Self::way_to_place(folder, guest, uuid).iter().try_for_each(|folder| {
             regular_file::create_folder(folder)
@@ -72,7 +72,7 @@ impl RecordStore {
         })
     }
 
-    /// The folders that a place is in, and itself.
+    /// Returns the parent folders of a guest's folder, and the folder itself.
     fn way_to_place(folder: &Path, guest: &str, uuid: Uuid) -> [PathBuf; 3] {
         let places = Self::places(folder);
         let of_guest = places.join(guest);
@@ -82,11 +82,11 @@ impl RecordStore {
     /// Writes a record for the first time; it is durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn create(&self, record: &Record) -> Result<RecordFile, RecordError> {
         let (folder, guest, uuid) = (&self.folder, &record.guest, record.guest_uuid);
         let is_folder = |path: &PathBuf| path.symlink_metadata().is_ok_and(|it| it.is_dir());
-        // A guest's process has been given its place, and can make none.
+        // A guest's process cannot create its folder: its node has done so.
         if !Self::way_to_place(folder, guest, uuid).iter().all(is_folder) {
             Self::create_place(folder, guest, uuid)?;
         }
@@ -94,19 +94,20 @@ impl RecordStore {
         RecordFile::create(&Self::place(folder, guest, uuid).join(name), record)
     }
 
-    /// Opens this record, of a process that is gone, to go on with it.
+    /// Opens the record of a process that is gone, for further writes.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
+    /// If it does not exist, or cannot be read.
     pub fn reopen(&self, record: &Record) -> Result<RecordFile, RecordError> {
         RecordFile::open(&self.path_of(record))
     }
 
-    /// Reads a record; none when there is none. A guest's process may write any migration's id: of
-    /// records with the same, this is one that `is_it`, or if none is, any.
+    /// Reads a record; none if it does not exist. Since a guest's process may write the id of any
+    /// migration, several records may match: this returns one for which `is_it` is true, or else
+    /// any.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// If it exists and cannot be read.
     pub fn read(
         &self,
         migration: MigrationId,
@@ -123,7 +124,7 @@ impl RecordStore {
                 Ok(None) => {}
                 Ok(Some(record)) if is_it(&record) => return Ok(Some(record)),
                 Ok(found) => other = Ok(found),
-                // It may be in another folder.
+                // The record may be in another folder.
                 Err(error) if matches!(other, Ok(None)) => other = Err(error),
                 Err(_) => {}
             }
@@ -131,11 +132,11 @@ impl RecordStore {
         other
     }
 
-    /// All records that can be read, newest first, and what is wrong with the others: a guest's
-    /// process may spoil what is in the folder of its guest.
+    /// Returns all records that can be read, newest first, and the errors of the others: a guest's
+    /// process may damage the records in its own folder.
     ///
     /// # Errors
-    /// When the folder of all guests' records cannot be listed.
+    /// If the folder of all guests' records cannot be listed.
     pub fn list(&self) -> Result<(Vec<Record>, Vec<RecordError>), RecordError> {
         let mut records = Vec::new();
         let (folders, mut errors) = self.folders()?;
@@ -158,11 +159,11 @@ impl RecordStore {
         Ok((records, errors))
     }
 
-    /// All records of the guest `uuid` and of guests called `name`, also those that were retired,
+    /// Returns all records of the guest `uuid` and of guests called `name`, including retired ones,
     /// newest first.
     ///
     /// # Errors
-    /// As [`Self::list`]; or one that may be theirs cannot be read: it may be the last.
+    /// As [`Self::list`]; or if one that may be theirs cannot be read, since it may be the newest.
     pub fn of(&self, name: &str, uuid: Option<Uuid>) -> Result<Vec<Record>, RecordError> {
         let (mut records, damaged) = self.list()?;
         let of_name = Self::places(&self.folder).join(name);
@@ -182,18 +183,18 @@ impl RecordStore {
         Ok(records)
     }
 
-    /// Now, in milliseconds since 1970; but later than every record, for the order of records is
-    /// that of their times, and a clock can be set back.
+    /// Returns the current time, in milliseconds since 1970, but later than every record: records
+    /// are ordered by their times, and a clock can be set back.
     pub fn timestamp(&self) -> u64 {
         let records = self.list().map(|(records, _damaged)| records).unwrap_or_default();
         let times = records.iter().map(|record| record.updated_unix_ms.max(record.started_unix_ms));
         unix_ms().max(times.max().map_or(0, |last| last.saturating_add(1)))
     }
 
-    /// Removes this record; harmless when there is none.
+    /// Removes this record; harmless if it does not exist.
     ///
     /// # Errors
-    /// When it is there and cannot be removed.
+    /// If it exists and cannot be removed.
     pub fn remove(&self, record: &Record) -> Result<(), RecordError> {
         let path = self.path_of(record);
         match fs::remove_file(&path) {
@@ -203,12 +204,11 @@ impl RecordStore {
         }
     }
 
-    /// Removes this record from those that [`Self::list`] gives, and keeps it for [`Self::of`],
-    /// without its report and the secret of its migration; unless it says nothing of where its
-    /// guest went.
+    /// Removes this record from those that [`Self::list`] returns, and keeps it for [`Self::of`],
+    /// without its report and token; not kept if it says nothing about where its guest went.
     ///
     /// # Errors
-    /// When it cannot be kept, and then it stays; or cannot be removed.
+    /// If it cannot be kept, in which case it stays; or if it cannot be removed.
     pub fn retire(&self, record: &Record) -> Result<(), RecordError> {
         let (uuid, had_guest) = (record.guest_uuid, record.had_guest());
         let path = self.past_of(uuid, had_guest);
@@ -225,11 +225,11 @@ impl RecordStore {
         self.remove(record)
     }
 
-    /// What [`Self::retire`] has kept of the guest `uuid`: its last record of this host having it,
-    /// and the last of its not being taken.
+    /// Returns the records of the guest `uuid` that [`Self::retire`] has kept: the last one of this
+    /// host having it, and the last one of an offer not taken.
     ///
     /// # Errors
-    /// When one is there and cannot be read, or is another guest's.
+    /// If one exists and cannot be read, or is another guest's.
     fn retired(&self, uuid: Uuid) -> Result<Vec<Record>, RecordError> {
         let mut kept = Vec::new();
         for had_guest in [true, false] {
@@ -254,12 +254,12 @@ impl RecordStore {
         self.past().join(format!("{uuid}.{ending}"))
     }
 
-    /// Removes files of records whose writing a crash or a power cut has ended at `now`, if not
-    /// within the last minute: it may be under way.
+    /// Removes files of records that a crash or a power cut left unfinished, if they are older than
+    /// a minute at `now`: younger ones may still be being written.
     ///
     /// # Errors
-    /// When a folder cannot be listed, or one is there and cannot be removed; those elsewhere are
-    /// removed.
+    /// If a folder cannot be listed, or an unfinished file cannot be removed; those in other
+    /// folders are removed all the same.
     pub fn remove_unfinished(&self, now: SystemTime) -> Result<(), RecordError> {
         let (folders, faults) = self.folders()?;
         let removed = folders.iter().map(|folder| folder.remove_unfinished(now));
@@ -267,10 +267,10 @@ impl RecordStore {
         failed.or(faults.into_iter().next()).map_or(Ok(()), Err)
     }
 
-    /// Where this record is, or would be.
+    /// Returns the path that this record has, or would have.
     fn path_of(&self, record: &Record) -> PathBuf {
         let name = file_name(record.migration, record.role());
-        // One of the same migration may be another guest's.
+        // A record of the same migration may be another guest's.
         let is_it = |found: &Record| found.key() == record.key();
         let place = match self.of_all().read(&name) {
             Ok(Some(found)) if is_it(&found) => self.folder.clone(),
@@ -279,13 +279,12 @@ impl RecordStore {
         place.join(name)
     }
 
-    /// The folder into which earlier versions write.
+    /// Returns the folder that earlier versions write to.
     fn of_all(&self) -> Folder {
         Folder { path: self.folder.clone(), owner: None }
     }
 
-    /// The folders that records are in, and what is wrong with those of guests that cannot be
-    /// listed.
+    /// Returns the folders with records, and the errors of guests' folders that cannot be listed.
     fn folders(&self) -> Result<(Vec<Folder>, Vec<RecordError>), RecordError> {
         let places = Self::places(&self.folder);
         let (mut found, guests) = match &self.guest {
@@ -310,12 +309,12 @@ impl RecordStore {
 /// A folder with records.
 struct Folder {
     path: PathBuf,
-    /// Name and UUID of the guest whose process writes there; none for that of all guests.
+    /// Name and UUID of the guest whose process writes there; none for the folder of all guests.
     owner: Option<(String, String)>,
 }
 
 impl Folder {
-    /// The names of its files that end in `.extension`.
+    /// Returns the names of its files that end in `.extension`.
     fn files(&self, extension: &str) -> Result<Vec<String>, RecordError> {
         let mut names = names_in(&self.path, |_| true)?;
         let extension = Some(OsStr::new(extension));
@@ -331,7 +330,7 @@ impl Folder {
         Ok(names)
     }
 
-    /// The record in the file `name`; none when there is no such file.
+    /// Reads the record in the file `name`; none if the file does not exist.
     fn read(&self, name: &str) -> Result<Option<Record>, RecordError> {
         let path = self.path.join(name);
         let Some(record) = read(&path)? else { return Ok(None) };
@@ -364,7 +363,7 @@ impl Folder {
     }
 }
 
-/// What is kept of a record that is over.
+/// Returns the part of a finished record that is kept.
 fn compact(record: &Record) -> Record {
     let mut kept = Record { report: None, ..record.clone() };
     let (Side::Source { token, .. } | Side::Destination { token, .. }) = &mut kept.side;
@@ -372,14 +371,14 @@ fn compact(record: &Record) -> Record {
     kept
 }
 
-/// The name of the file with the record of one side of a migration: source and destination may
-/// share a folder.
+/// Returns the name of the file with the record of one side of a migration; source and destination
+/// may share a folder.
 fn file_name(migration: MigrationId, role: Role) -> String {
     format!("{migration}.{}.json", role.name())
 }
 
-/// What is in `folder` and of a `kind`, by name; nothing when it is gone. Passes over names that
-/// are not UTF-8: no record has one.
+/// Returns the names of the entries of `folder` of a `kind`; none if the folder does not exist.
+/// Names that are not UTF-8 are skipped: no record has one.
 fn names_in(folder: &Path, kind: impl Fn(&FileType) -> bool) -> Result<Vec<String>, RecordError> {
     let cannot = |cause| io("list", folder, cause);
     let entries = match fs::read_dir(folder) {
@@ -396,7 +395,7 @@ fn names_in(folder: &Path, kind: impl Fn(&FileType) -> bool) -> Result<Vec<Strin
     Ok(names)
 }
 
-/// Milliseconds since 1970.
+/// Returns the current time in milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))

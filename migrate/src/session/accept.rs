@@ -1,4 +1,4 @@
-//! Lets in the streams of the one source that a destination waits for.
+//! Accepts the streams of the one source that a destination waits for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::protocol::{MigrationId, Token};
 use crate::quic::endpoint::{seat, shake_hands, turn_away};
 use crate::quic::places::{Place, Places};
 
-/// Connections at once: the most that a source has, and as many for one that comes back.
+/// Most connections at once: those of a source, and as many again if it reconnects.
 const CONNECTIONS_MAX: usize = 32;
-/// Time for a handshake, and for the first stream to show its token.
+/// Longest time for a handshake, and for the first stream to show its token.
 const ADMISSION_TIME: Duration = Duration::from_secs(10);
-/// Code with which a connection is closed that is not let in.
+/// Close code of a connection that is refused.
 const NOT_ADMITTED: u32 = 2;
 
 /// A stream that showed the right token.
@@ -28,7 +28,7 @@ pub(super) enum Arrival {
     Data(u16, RecvStream),
 }
 
-/// Who is let in, and where to.
+/// Admission rules of a destination, and where admitted streams go.
 pub(super) struct Gate<T> {
     pub(super) migration: MigrationId,
     pub(super) token: Token,
@@ -56,7 +56,7 @@ pub(super) async fn accept<T: Send + 'static>(endpoint: Endpoint, gate: Gate<T>)
 }
 
 impl<T> Gate<T> {
-    /// Takes the streams of one connection, until it is gone.
+    /// Handles the streams of one connection until it is closed.
     async fn host(&self, incoming: Incoming, place: &mut Place) -> Result<(), String> {
         let connection = shake_hands(incoming, place, ADMISSION_TIME).await?;
         let outcome = self.take_streams(&connection).await;
@@ -66,8 +66,8 @@ impl<T> Gate<T> {
         outcome
     }
 
-    /// Passes on the streams of a connection until it is gone. The first one must come soon; each
-    /// must show its token soon after it came.
+    /// Forwards the streams of a connection until it is closed. The first must come within
+    /// `ADMISSION_TIME`; each must show its token within that time after it was opened.
     async fn take_streams(&self, connection: &Connection) -> Result<(), String> {
         let late = |_| "no token was shown in time".to_owned();
         let mut next = timeout(ADMISSION_TIME, next_stream(connection)).await.map_err(late)?;
@@ -82,7 +82,7 @@ impl<T> Gate<T> {
         Ok(())
     }
 
-    /// Reads a stream's preamble; none when the connection breaks meanwhile.
+    /// Reads a stream's preamble; none if the connection breaks meanwhile.
     async fn admit(
         &self,
         connection: &Connection,
@@ -111,10 +111,10 @@ impl<T> Gate<T> {
     }
 }
 
-/// A stream that the peer opened; with a way back when it goes both ways.
+/// A stream that the peer opened; with a sending half if it is bidirectional.
 type Opened = (Option<SendStream>, RecvStream);
 
-/// Waits for a stream; none when the connection is gone.
+/// Waits for a stream; none if the connection is closed.
 async fn next_stream(connection: &Connection) -> Option<Opened> {
     tokio::select! {
         both = connection.accept_bi() => both.ok().map(|(send, receive)| (Some(send), receive)),

@@ -1,4 +1,4 @@
-//! The clock that a session's machine is given.
+//! The clock of a session's state machine.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ impl Clock {
         self.0.elapsed()
     }
 
-    /// Waits until the clock shows `at`; for ever when there is no such time.
+    /// Waits until the clock shows `at`; forever if there is no such time.
     pub(super) async fn reach(self, at: Option<Duration>) {
         match at.and_then(|at| self.0.checked_add(at)) {
             Some(at) => tokio::time::sleep_until(at).await,

@@ -1,4 +1,4 @@
-//! How a source reaches the process that takes its guest in, first and again.
+//! Connects a source to the process that receives its guest, at first and again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
 
-/// Time after which a node is asked again whether the process lives that does not answer.
+/// Pause before asking a node again about a process that does not answer.
 const ASK_NODE_EVERY: Duration = Duration::from_secs(1);
-/// Longest wait for a contact that is not wanted any more, so as to say so.
+/// Longest time to withdraw from a contact that is no longer wanted.
 pub(super) const WITHDRAW_TIME: Duration = Duration::from_secs(2);
 
-/// Where the destination was found.
+/// Addresses of the destination, and the token for it.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) node: Peer,
@@ -27,22 +27,22 @@ pub(super) struct Found {
     pub(super) token: Token,
 }
 
-/// A standing connection to the process.
+/// An established connection to the process.
 #[derive(Debug)]
 pub(super) struct Contact {
     pub(super) found: Found,
     pub(super) connections: Vec<Connection>,
     pub(super) control: (SendStream, RecvStream),
-    /// The first one is for dialogues, the others for one connection each.
+    /// The first one is for requests to the node, the others for one connection each.
     pub(super) endpoints: Vec<Endpoint>,
 }
 
 impl Contact {
-    /// Gives up before a word was said: the process there need not wait any longer, nor its node
-    /// keep the guest's name for it.
+    /// Closes the contact before any message was sent, so that the process stops waiting and its
+    /// node releases the guest's name.
     pub(super) async fn withdraw(self) {
         let Self { connections, control: (mut send, _receive), endpoints, .. } = self;
-        // The process closes the connection when it has read that nothing will come.
+        // The process closes the connection once it has read that the stream is finished.
         if send.finish().is_ok() {
             let _ = timeout(WITHDRAW_TIME, connections[0].closed()).await;
         }
@@ -57,7 +57,7 @@ impl Contact {
     }
 }
 
-/// Why there is none.
+/// Why no contact was made.
 #[derive(Debug)]
 pub(super) enum NoContact {
     Refused(Refusal),
@@ -79,7 +79,7 @@ impl From<LinkError> for NoContact {
     }
 }
 
-/// What the first contact needs.
+/// Parameters of the first contact.
 pub(super) struct Approach {
     pub(super) tls: Tls,
     pub(super) host: String,
@@ -91,7 +91,7 @@ pub(super) struct Approach {
     pub(super) connections: u16,
 }
 
-/// Asks the node to take the guest in and connects to the process that will.
+/// Asks the node to receive the guest, and connects to the process that will.
 pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     let Approach { tls, host, port, addresses, server_name, migration, guest, connections } =
         approach;
@@ -115,8 +115,8 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     Ok(Contact { found, connections: standing, control, endpoints })
 }
 
-/// Asks the node at each of its addresses in turn, until one answers; its host may have addresses
-/// that it, or this network, does not listen on.
+/// Asks the node at each of its addresses in turn until one answers; its host may have addresses
+/// that the node does not listen on, or that are out of reach from this network.
 async fn knock(
     candidates: Vec<Peer>,
     tls: &Tls,
@@ -127,7 +127,7 @@ async fn knock(
     for node in candidates {
         let to_node = match endpoint::dialer(node.address, tls) {
             Ok(dialer) => dialer,
-            // This host does not have that family of addresses.
+            // This host does not support that address family.
             Err(error) => {
                 silent = Some(error);
                 continue;
@@ -142,17 +142,16 @@ async fn knock(
     Err(NoContact::Failed(silent.map_or_else(String::new, |error| error.to_string())))
 }
 
-/// How an attempt to reach the process again ended.
+/// The result of reconnecting.
 #[derive(Debug)]
 pub(super) enum Reached {
-    /// A control stream stands.
+    /// The process was reached: its connection and control stream.
     Process(Connection, (SendStream, RecvStream)),
-    /// The process is gone; its node answers for it, to this decision.
+    /// The process is gone; its node answers for it, about this decision.
     Node(Decision, DestinationMessage),
 }
 
-/// Reaches the process again; its node is asked at the same time, and answers if the process is
-/// dead.
+/// Reconnects to the process; asks its node at the same time, which answers if the process is dead.
 pub(super) async fn reach_again(
     endpoint: Endpoint,
     found: Found,
@@ -171,7 +170,7 @@ pub(super) async fn reach_again(
         loop {
             match front::ask(&endpoint, &found.node, &request).await {
                 Ok(FrontReply::Resolved(answer)) => return Some(Reached::Node(decision, answer)),
-                // It may be dying.
+                // The process may be about to die.
                 Ok(FrontReply::AskProcess { .. }) => sleep(ASK_NODE_EVERY).await,
                 _ => return None,
             }

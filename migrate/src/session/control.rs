@@ -1,4 +1,4 @@
-//! The control stream: one task reads messages, one writes them, in the order they were given.
+//! The control stream: one task reads messages, another writes them in the order they were queued.
 
 use std::time::Duration;
 
@@ -17,28 +17,28 @@ use crate::quic::silence::silence;
 
 /// Longest wait at the end for the peer to acknowledge the last messages.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
-/// Longest wait for a peer whose control stream has ended to close the connection and say why.
+/// Longest wait, once the control stream has ended, for the peer to close the connection with a
+/// reason.
 const REASON_TIME: Duration = Duration::from_millis(500);
-/// Messages that wait to be written: both sides wait for answers and have few under way, so a peer
-/// for which there are more asks without reading.
+/// Most messages that wait to be written. Both sides wait for answers and have few in flight, so a
+/// peer that needs more sends requests without reading the answers.
 const OUTBOX_MAX: usize = 16;
-/// Data streams have 0: messages and state go ahead of pages that wait.
+/// Data streams have 0: messages and state go ahead of queued pages.
 const PRIORITY: i32 = 10;
 
-/// What came on the control stream.
+/// A message or event from the control stream.
 #[derive(Debug)]
 pub(super) enum Heard<M> {
     Message(M),
     Malformed(CodecError),
-    /// Nothing more will come.
+    /// The stream is lost; nothing more will come.
     Lost(String),
 }
 
-/// Where what is heard on one control stream goes, wrapped into the driver's inputs.
+/// Receiver of what arrives on one control stream, which it wraps into the driver's inputs.
 pub(super) struct Ear<M, T> {
     pub(super) inputs: mpsc::Sender<T>,
-    /// Number of the control stream, so that the last words of one that was replaced are told
-    /// apart.
+    /// Number of the control stream, so that late messages of a replaced stream can be recognised.
     pub(super) generation: u64,
     pub(super) wrap: fn(u64, Heard<M>) -> T,
 }
@@ -55,8 +55,8 @@ impl<M, T> Ear<M, T> {
     }
 }
 
-/// A control stream on which messages can be sent. Dropping it sends what was given, then closes
-/// its connections.
+/// A control stream to send messages on. Dropping it sends the queued messages, then closes its
+/// connections.
 #[derive(Debug)]
 pub(super) struct Control {
     outbox: mpsc::Sender<Vec<u8>>,
@@ -64,9 +64,9 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Takes over a stream of the first of `connections`; what is heard goes to `ear`, which makes
-    /// the peer wait when it is full, until it is [`Heard::Lost`]. All connections end with the
-    /// control stream.
+    /// Takes over a stream of the first of `connections`. What arrives goes to `ear`, which makes
+    /// the peer wait if its queue is full, until the stream is [`Heard::Lost`]. All connections are
+    /// closed together with the control stream; if one of them is lost, so is the control stream.
     pub(super) fn start<M: Message + Send + 'static, T: Send + 'static>(
         connections: Vec<Connection>,
         name: &str,
@@ -82,7 +82,7 @@ impl Control {
             tasks.spawn(async move {
                 let lost = tokio::select! {
                     error = silence(&connection) => error.to_string(),
-                    // Of the first one the reader tells.
+                    // The reader reports the loss of the first one.
                     _ = connection.closed() => match index {
                         0 => return,
                         _ => describe(&connection, &name, ""),
@@ -97,7 +97,7 @@ impl Control {
     /// Queues the bytes of a message.
     pub(super) fn send_bytes(&self, frame: Vec<u8>) {
         match self.outbox.try_send(frame) {
-            // When the writer is gone, so is the connection, and the reader says so.
+            // If the writer is gone, so is the connection, and the reader reports it.
             Ok(()) | Err(TrySendError::Closed(_)) => {}
             Err(TrySendError::Full(_)) => self.cut("answers are not read"),
         }
@@ -110,12 +110,12 @@ impl Control {
         }
     }
 
-    /// Round-trip time of the first connection.
+    /// Returns the round-trip time of the first connection.
     pub(super) fn round_trip(&self) -> Duration {
         self.connections[0].rtt()
     }
 
-    /// All connections, the one with the control stream first.
+    /// Returns all connections, the one with the control stream first.
     pub(super) fn connections(&self) -> &[Connection] {
         &self.connections
     }
@@ -129,7 +129,7 @@ async fn write_all(
     let _ = send.set_priority(PRIORITY);
     while let Some(frame) = letters.recv().await {
         if send.write_chunk(frame.into()).await.is_err() {
-            // The reader hears why; the connection is the driver's to give up.
+            // The reader reports the cause; the driver closes the connection.
             while letters.recv().await.is_some() {}
         }
     }
@@ -173,7 +173,7 @@ async fn read_all<M: Message, T>(
     }
 }
 
-/// Why `connection` is of no use any more: what the transport says, else `detail`.
+/// Returns why `connection` is unusable: the transport's error, or else `detail`.
 pub(super) fn describe(connection: &Connection, name: &str, detail: &str) -> String {
     match connection.close_reason() {
         Some(error) => LinkError::explain(&error, connection.remote_address(), name).to_string(),

@@ -1,4 +1,4 @@
-//! What the rest of the program holds of a running migration.
+//! The interface of a running migration to the rest of the program.
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -8,7 +8,7 @@ use crate::protocol::MigrationId;
 use crate::report::Report;
 use crate::text::PeerText;
 
-/// Asks of the program to a session.
+/// A request from the program to a session.
 #[derive(Debug)]
 pub(super) enum Command {
     Cancel { by: PeerText, answer: oneshot::Sender<Result<(), CancelRefused>> },
@@ -16,7 +16,7 @@ pub(super) enum Command {
     GuestStopped { detail: PeerText },
 }
 
-/// What is left of a [`Command`] when whoever asked has been answered.
+/// What remains of a [`Command`] to do, apart from the answer.
 #[derive(Debug)]
 pub(super) enum Ordered {
     Cancel { by: PeerText },
@@ -25,8 +25,8 @@ pub(super) enum Ordered {
 }
 
 impl Command {
-    /// Asks the machine whether it may be; returns what is to be done, if anything, and the answer,
-    /// to be given once it is.
+    /// Asks the machine whether the command is allowed; returns what is to be done, if anything,
+    /// and the answer, to be given after it is done.
     pub(super) fn ask(
         self,
         can_cancel: impl FnOnce() -> Result<(), CancelRefused>,
@@ -48,7 +48,7 @@ impl Command {
     }
 }
 
-/// What whoever gave a command waits for: by then, progress shows what it has changed.
+/// The answer to a command, given only once progress shows what the command has changed.
 #[derive(Debug)]
 pub(super) enum Answer {
     Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
@@ -58,7 +58,7 @@ pub(super) enum Answer {
 
 impl Answer {
     pub(super) fn give(self) {
-        // Who has gone meanwhile does not wait for it.
+        // The receiver may have been dropped meanwhile.
         match self {
             Self::Cancel(to, answer) => drop(to.send(answer)),
             Self::Resolve(to, answer) => drop(to.send(answer)),
@@ -67,7 +67,8 @@ impl Answer {
     }
 }
 
-/// A running migration, seen from the rest of the program. Dropping it changes nothing.
+/// A running migration, seen from the rest of the program. Dropping it does not affect the
+/// migration.
 #[derive(Debug, Clone)]
 pub struct Handle {
     migration: MigrationId,
@@ -79,25 +80,26 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The migration.
+    /// Returns the migration.
     pub fn migration(&self) -> MigrationId {
         self.migration
     }
 
-    /// UDP port on which a destination waits for its source; 0 at a source.
+    /// Returns the UDP port on which a destination waits for its source; 0 at a source.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// How it is doing, renewed at each change and about ten times a second while pages are sent.
+    /// Returns the progress, updated at each change and about ten times a second while pages are
+    /// sent.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
-    /// Calls the migration off in the name of `by`; the report tells what became of it.
+    /// Cancels the migration on behalf of `by`; the report has the outcome.
     ///
     /// # Errors
-    /// Why it cannot be called off any more.
+    /// If it is too late to cancel.
     pub async fn cancel(&self, by: &str) -> Result<(), CancelRefused> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Cancel { by: by.into(), answer };
@@ -108,7 +110,7 @@ impl Handle {
     /// Decides for a migration in doubt.
     ///
     /// # Errors
-    /// Why there is nothing to decide.
+    /// If there is nothing to decide.
     pub async fn resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Resolve { choice, answer };
@@ -116,25 +118,24 @@ impl Handle {
         answered.await.unwrap_or(Err(ResolveRefused::Over))
     }
 
-    /// Tells a source that its guest has ended by itself.
+    /// Tells a source that its guest has ended on its own.
     pub fn guest_stopped(&self, detail: &str) {
         let _ = self.commands.send(Command::GuestStopped { detail: detail.into() });
     }
 
-    /// The report as far as there is one; one in doubt is followed by another.
+    /// Returns the report once there is one; a report in doubt is followed by another.
     pub fn report(&self) -> watch::Receiver<Option<Report>> {
         self.report.clone()
     }
 
-    /// Waits until nothing of the migration is left, no task, socket or thread; returns the last
-    /// report.
+    /// Waits until no task, socket or thread of the migration is left; returns the last report.
     pub async fn settled(&self) -> Option<Report> {
         let _ = self.over.clone().wait_for(|&over| over).await;
         self.report.borrow().clone()
     }
 }
 
-/// The session's ends of a [`Handle`].
+/// The session's ends of the channels of a [`Handle`].
 #[derive(Debug)]
 pub(super) struct Board {
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
@@ -142,8 +143,8 @@ pub(super) struct Board {
     pub(super) report: watch::Sender<Option<Report>>,
 }
 
-/// Makes a handle for this side of `migration` and the session's ends of it; the last one is set to
-/// true at the end.
+/// Creates a handle for this side of `migration` and the session's ends of its channels; the last
+/// one is set to true at the end.
 pub(super) fn handle(migration: MigrationId, role: Role) -> (Handle, Board, watch::Sender<bool>) {
     let (ask, commands) = mpsc::unbounded_channel();
     let (progress, progress_seen) = watch::channel(Progress::new(migration, role));
@@ -169,14 +170,14 @@ impl Handle {
 
 #[cfg(test)]
 impl Handle {
-    /// Waits for the first report. None only when the session's thread was killed by a bug.
+    /// Waits for the first report; none only if a bug killed the session's thread.
     pub(super) async fn reported(&self) -> Option<Report> {
         let mut report = self.report.clone();
         let found = report.wait_for(Option::is_some).await;
         found.ok().and_then(|report| report.clone())
     }
 
-    /// Whether nothing of the migration is left; see [`Handle::settled`].
+    /// Returns whether nothing of the migration is left; see [`Handle::settled`].
     pub(super) fn is_over(&self) -> bool {
         *self.over.borrow()
     }

@@ -1,11 +1,11 @@
-//! Asks a guest which of its pages are free, so that they need not be sent.
+//! Asks a guest which of its pages are free, so that they are not sent.
 //!
-//! A hint is about the moment in which the guest gave it: the guest may take the page back and
-//! write it before anybody has looked. So all of memory is re-armed *before* the guest is asked.
-//! From then on every page that is written is in the log, and stays there until it is re-armed,
-//! which is right before it is copied. A hinted page that is not in the log when the first round
-//! begins is left out of it; one that is written later is found by the collection after that round.
-//! See docs/adr/0015-free-page-hints.md.
+//! A hint holds only for the time at which the guest gave it: the guest may take the page back and
+//! write it before the host reads the hint. So all of memory is re-armed *before* the guest is
+//! asked. From then on, every written page is in the dirty log and stays there until it is
+//! re-armed, right before it is copied. A hinted page that is not in the log when the first round
+//! begins is omitted from that round; if it is written later, the collection after the round finds
+//! it. See docs/adr/0015-free-page-hints.md.
 
 use std::sync::{Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use crate::guest::{GuestError, HintProgress, SourceGuest};
 use crate::memory::PageSet;
 
-/// Chunks re-armed by one call: 256 MiB, as much as one `KVM_CLEAR_DIRTY_LOG` takes.
+/// Chunks re-armed by one call: 256 MiB, the most that one `KVM_CLEAR_DIRTY_LOG` takes.
 const BLOCK_CHUNKS: usize = 1024;
-/// Between two looks at how far the guest is.
+/// Pause between two checks of the guest's progress.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
-/// How long a guest may say nothing new.
+/// Longest time that a guest may report nothing new.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
-/// How long it may take in all. It holds its free memory meanwhile.
+/// Longest time that reporting may take. The guest withholds its free memory meanwhile.
 const TIME_MAX: Duration = Duration::from_secs(3);
 
-/// Where the pages are put until the first round, whose sender owns it.
+/// Holds the hinted pages until the first round, whose sender owns it.
 #[derive(Debug, Default)]
 pub(super) struct Slot(Mutex<Option<PageSet>>);
 
@@ -31,16 +31,16 @@ impl Slot {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(hinted);
     }
 
-    /// What was put there.
+    /// Takes the hinted pages out.
     pub(super) fn take(&self) -> Option<PageSet> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Fills `slot` with the pages that `guest`, of `chunks` chunks, says are free: of memory, which
-/// are the first `memory_chunks`. Blocks for some seconds at most, until `slot` is not wanted any
-/// more. Call it after the log was started and before the first round. Without hints a migration is
-/// slower, no more: what goes wrong is logged.
+/// Fills `slot` with the pages that `guest` reports as free; `chunks` is the number of all its
+/// chunks, of which the first `memory_chunks` are memory. Blocks for some seconds at most, and only
+/// while `slot` is in use. Call it after the dirty log was started and before the first round.
+/// Without hints a migration is slower, but works: errors are only logged.
 pub(super) fn gather(
     guest: &dyn SourceGuest,
     chunks: usize,
@@ -58,10 +58,9 @@ pub(super) fn gather(
     }
 }
 
-/// Has every page of memory watched. All of them are still to be sent, so that nothing is
-/// forgotten.
+/// Re-arms every page of memory. All of them are still to be sent, so no change is lost.
 fn arm(guest: &dyn SourceGuest, chunks: usize, memory_chunks: usize) -> Result<(), GuestError> {
-    // The first reading of a log may tell of every page, whatever was re-armed before it.
+    // The first read of a log may report every page, whatever was re-armed before it.
     guest.collect_dirty(PageSet::empty(chunks).words_mut())?;
     let all = PageSet::full(memory_chunks);
     let blocks = (0..).step_by(BLOCK_CHUNKS).zip(all.words().chunks(BLOCK_CHUNKS));
@@ -74,13 +73,13 @@ fn ask(
     slot: &Weak<Slot>,
 ) -> Result<PageSet, GuestError> {
     let asked = guest.begin_hints().and_then(|()| wait(guest, slot));
-    // Also after a failure: the guest must not be left without its free memory.
+    // Also after a failure: the guest must get its free memory back.
     let mut hinted = PageSet::empty(memory_chunks);
     guest.end_hints(hinted.words_mut())?;
     asked.map(|()| hinted)
 }
 
-/// Waits until the guest has said it all, falls silent, or nobody wants to know.
+/// Waits until the guest has reported everything, falls silent, or the hints are no longer wanted.
 fn wait(guest: &dyn SourceGuest, slot: &Weak<Slot>) -> Result<(), GuestError> {
     let began = Instant::now();
     let (mut heard, mut known) = (began, 0);

@@ -1,4 +1,4 @@
-//! Writes a session's record, one version after the other, off the runtime's threads.
+//! Writes the versions of a session's record, one after the other, off the runtime's threads.
 
 use std::fmt::Debug;
 
@@ -9,7 +9,7 @@ use tracing::Instrument;
 use crate::record::{Record, RecordError, RecordFile, RecordStore, unix_ms};
 use crate::text::PeerText;
 
-/// How far a side is: by its own account, and by what is on the disk.
+/// The state of one side: as requested, and as on disk.
 #[derive(Debug)]
 pub(super) struct Stated<S> {
     asked: S,
@@ -17,23 +17,23 @@ pub(super) struct Stated<S> {
 }
 
 impl<S: Copy + PartialEq> Stated<S> {
-    /// A side that begins in `state`, which needs no record.
+    /// Creates a side that begins in `state`, which needs no record.
     pub(super) fn new(state: S) -> Self {
         Self { asked: state, durable: state }
     }
 
-    /// What the next record says.
+    /// Returns the state that the next record has.
     pub(super) fn now(&self) -> S {
         self.asked
     }
 
-    /// `state` is to be recorded.
+    /// Requests that `state` is recorded.
     pub(super) fn ask(&mut self, state: S) {
         self.asked = state;
     }
 
-    /// The record of `state` was written, or not. What could not be written must not be written
-    /// later, with a report, when nobody counts on it any more.
+    /// Handles the result of recording `state`. If it could not be written, it must not be written
+    /// later with a report, when the machine no longer relies on it.
     pub(super) fn answered<E>(&mut self, state: S, outcome: &Result<(), E>) {
         if outcome.is_ok() {
             self.durable = state;
@@ -43,7 +43,7 @@ impl<S: Copy + PartialEq> Stated<S> {
     }
 }
 
-/// Takes versions of one record; they are written in order.
+/// Queues versions of one record, which are written in order.
 #[derive(Debug)]
 pub(super) struct Keeper {
     orders: mpsc::UnboundedSender<Order>,
@@ -55,25 +55,25 @@ struct Order {
 }
 
 impl Keeper {
-    /// Starts a keeper of a record that is not in `store` yet.
+    /// Starts a writer for a record that is not in `store` yet.
     pub(super) fn start(store: RecordStore, tasks: &mut JoinSet<()>) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         tasks.spawn(keep(store, inbox).in_current_span());
         Self { orders }
     }
 
-    /// Writes `record`; `done` is called when it is durable, or cannot be made so.
+    /// Writes `record`; calls `done` when it is durable, or cannot be made durable.
     pub(super) fn write(
         &self,
         mut record: Record,
         done: impl FnOnce(Result<(), RecordError>) + Send + 'static,
     ) {
-        // Also when the clock has been set back meanwhile.
+        // The clock may have been set back since.
         record.updated_unix_ms = unix_ms().max(record.started_unix_ms);
         let _ = self.orders.send(Order { record, done: Box::new(done) });
     }
 
-    /// Writes `record`, which says `state`; `tell` hears whether that is durable.
+    /// Writes `record` with the state `state`; `tell` receives whether it is durable.
     pub(super) fn write_state<S: Debug + Copy + Send + 'static>(
         &self,
         record: Record,
@@ -89,7 +89,8 @@ impl Keeper {
         });
     }
 
-    /// Writes `record` with a report, by which nothing is decided: without it, less is known later.
+    /// Writes `record` with a report. No decision depends on it: without it, only information is
+    /// lost.
     pub(super) fn write_report(&self, record: Record) {
         self.write(record, |outcome| {
             if let Err(error) = outcome {
@@ -113,7 +114,7 @@ async fn keep(store: RecordStore, mut inbox: mpsc::UnboundedReceiver<Order>) {
                 Err(error) => (None, Err(error)),
             },
         });
-        // The closure cannot be cancelled; it would have to panic.
+        // The closure cannot be cancelled; only a panic ends up here.
         let Ok((kept, outcome)) = written.await else { return };
         file = kept;
         done(outcome);

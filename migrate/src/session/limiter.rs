@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-/// How much of the allowance may be saved up while nothing is sent.
+/// Allowance that may accumulate while nothing is sent, as time.
 const BURST: Duration = Duration::from_millis(20);
 
-/// A token bucket that may run into debt: a frame is sent whole, and the next ones wait for it.
+/// A token bucket that may go into debt: a frame is sent whole, and later ones wait for it.
 #[derive(Debug)]
 pub(super) struct Limiter {
     bucket: Mutex<Bucket>,
@@ -19,21 +19,21 @@ pub(super) struct Limiter {
 
 #[derive(Debug)]
 struct Bucket {
-    /// None: no limit.
+    /// None for no limit.
     bytes_per_second: Option<f64>,
     bytes: f64,
     filled_at: Instant,
 }
 
 impl Limiter {
-    /// Limits to `bytes_per_second`, all streams together.
+    /// Limits all streams together to `bytes_per_second`.
     pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
         let bytes_per_second = bytes_per_second.map(|rate| rate.max(1) as f64);
         let bucket = Bucket { bytes_per_second, bytes: 0.0, filled_at: Instant::now() };
         Self { bucket: Mutex::new(bucket), lifted: Notify::new() }
     }
 
-    /// Ends the limit, also for those that wait.
+    /// Removes the limit, also for callers that are waiting.
     pub(super) fn lift(&self) {
         self.lock().bytes_per_second = None;
         self.lifted.notify_waiters();

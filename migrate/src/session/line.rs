@@ -1,5 +1,4 @@
-//! One side's line to the other: the control stream of the moment, and the failpoints on the way to
-//! it.
+//! One side's connection to the other: the current control stream, and the failpoints around it.
 
 use tokio::sync::mpsc;
 
@@ -17,15 +16,15 @@ pub(super) struct Moments {
     receive: &'static str,
 }
 
-/// Those of the source.
+/// Failpoints of the source.
 pub(super) const SOURCE: Moments =
     Moments { act: "source.act", send: "source.send", receive: "source.recv" };
-/// Those of the destination.
+/// Failpoints of the destination.
 pub(super) const DESTINATION: Moments =
     Moments { act: "destination.act", send: "destination.send", receive: "destination.recv" };
 
-/// At most one control stream at a time, and the number of those there were: words of an earlier
-/// one are not taken for the current one's.
+/// At most one control stream at a time, with its number: late messages of an earlier one are then
+/// not taken for messages of the current one.
 #[derive(Debug)]
 pub(super) struct Line {
     moments: Moments,
@@ -39,22 +38,22 @@ impl Line {
         Self { moments, failpoints, control: None, generation: 0 }
     }
 
-    /// The control stream, if there is one.
+    /// Returns the control stream, if there is one.
     pub(super) fn control(&self) -> Option<&Control> {
         self.control.as_ref()
     }
 
-    /// For other points than those of messages and actions.
+    /// Returns the failpoints, for points other than messages and actions.
     pub(super) fn failpoints(&self) -> &Failpoints {
         &self.failpoints
     }
 
-    /// The number of the control stream there is, or was last.
+    /// Returns the number of the current or last control stream.
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// An ear for the next control stream, which is to be [opened](Self::open) with it.
+    /// Creates a receiver for the next control stream, which must be [opened](Self::open) with it.
     pub(super) fn next_ear<M, T>(
         &mut self,
         inputs: mpsc::Sender<T>,
@@ -64,30 +63,30 @@ impl Line {
         Ear { inputs, generation: self.generation, wrap }
     }
 
-    /// Takes over a control stream.
+    /// Makes `control` the current control stream.
     pub(super) fn open(&mut self, control: Control) {
         self.control = Some(control);
     }
 
-    /// Gives the control stream up: what was given to it is still sent, what comes from it is not
-    /// heard any more.
+    /// Releases the control stream: its queued messages are still sent, but what arrives on it is
+    /// ignored.
     pub(super) fn close(&mut self) {
         self.failpoints.thaw();
         self.generation += 1;
         self.control = None;
     }
 
-    /// Closes the connections at once, and hears of it as of any other loss.
+    /// Closes the connections at once; the loss is reported like any other.
     pub(super) fn cut(&self, reason: &str) {
         if let Some(control) = &self.control {
             control.cut(reason);
         }
     }
 
-    /// Sends `message`, which is called `name`, when there is a control stream.
+    /// Sends `message`, whose name is `name`, if there is a control stream.
     ///
     /// # Errors
-    /// It cannot be encoded.
+    /// If it cannot be encoded.
     pub(super) fn send<M: Message>(&self, name: &str, message: &M) -> Result<(), CodecError> {
         let passage = self.failpoints.reach(self.moments.send, name);
         let Some(control) = &self.control else { return Ok(()) };
@@ -108,12 +107,12 @@ impl Line {
         Ok(())
     }
 
-    /// Whether the action of this name is to be performed.
+    /// Returns whether the action of this name is to be performed.
     pub(super) fn may_act(&self, action: &str) -> bool {
         self.may_pass(self.moments.act, action)
     }
 
-    /// Whether the message of this name is to be heard.
+    /// Returns whether the message of this name is to be handled.
     pub(super) fn may_hear(&self, message: &str) -> bool {
         self.may_pass(self.moments.receive, message)
     }

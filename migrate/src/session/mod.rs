@@ -1,12 +1,12 @@
-//! The shells that carry a migration out: sockets, clocks, files and guests around the state
+//! The shells that perform a migration: sockets, clocks, files and guests around the state
 //! machines.
 //!
-//! A session owns a thread with its own small runtime, so a migration takes no more cores than
-//! useful and nothing else of the process holds it up. [`start_source`] moves a guest away,
-//! [`start_destination`] takes one in; both return a [`Handle`] to watch, cancel and resolve the
-//! migration, and to await its end. Inside, a driver feeds events to the machine and performs its
-//! actions; start with `source/mod.rs` and `destination/mod.rs`, then `sender.rs` and `receiver.rs`
-//! for the pages.
+//! A session has its own thread with its own small runtime, so a migration uses no more cores than
+//! useful, and other work of the process does not delay it. [`start_source`] sends a guest away,
+//! [`start_destination`] receives one; both return a [`Handle`] to watch, cancel and resolve the
+//! migration, and to await its end. Inside, a driver passes events to the state machine and
+//! performs its actions; start with `source/mod.rs` and `destination/mod.rs`, then `sender.rs` and
+//! `receiver.rs` for the pages.
 
 mod accept;
 mod clock;

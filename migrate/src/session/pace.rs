@@ -1,24 +1,24 @@
-//! What the drivers of both sides have in common: their limits, and whether to go on.
+//! Limits and control flow that the drivers of both sides share.
 
 use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// Time between two looks at the totals of the data streams.
+/// Time between two samples of the data streams' totals.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Longest wait at the end for what is still to be sent or written.
+/// Longest wait at the end for messages and records that are still to be written.
 pub(super) const LEFTOVER_TIME: Duration = Duration::from_secs(10);
-/// Messages and arrivals that wait for the driver; the peer waits beyond.
+/// Most messages and arrivals queued for the driver; beyond that, the peer waits.
 pub(super) const INPUTS_MAX: usize = 16;
 
-/// What follows an action.
+/// What the driver does after an action.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     GoOn,
     End,
 }
 
-/// Ticks when the totals are to be looked at.
+/// Returns an interval that ticks when the totals are to be sampled.
 pub(super) fn looks() -> Interval {
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Skip);

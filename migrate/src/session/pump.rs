@@ -15,12 +15,13 @@ use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate, 
 use crate::progress::Transfer;
 use crate::quic::transport::send_window;
 
-/// Chunks re-armed at once, right before they are copied: 16 MiB. Larger blocks let the guest write
-/// more pages twice, smaller ones cost more calls.
+/// Chunks re-armed at once, right before they are copied: 16 MiB. With larger blocks the guest
+/// writes more pages between re-arming and copying, which are then sent twice; smaller ones take
+/// more calls.
 const BLOCK_CHUNKS: usize = 64;
-/// Bytes of frames handed to the transport at once, more or less.
+/// Approximate number of bytes handed to the transport at once.
 const BATCH_GOAL: usize = 128 << 10;
-/// Code with which a stream is reset that is not wanted any more.
+/// Reset code of a stream that is no longer wanted.
 pub(super) const STOPPED: u32 = 1;
 
 /// Why pages could not be sent.
@@ -30,7 +31,7 @@ pub(super) enum PumpError {
     Stream(String),
 }
 
-/// What all pumps of a migration share.
+/// What all data streams of a migration share.
 #[derive(Clone)]
 pub(super) struct Plant {
     pub(super) guest: Arc<dyn SourceGuest>,
@@ -39,11 +40,11 @@ pub(super) struct Plant {
     pub(super) pool: BufferPool,
     pub(super) compression: Compression,
     pub(super) failpoints: Failpoints,
-    /// Chunks from here on are disks'.
+    /// Number of memory chunks; the chunks after them belong to disks.
     pub(super) memory_chunks: usize,
 }
 
-/// One data stream and what is needed to fill it.
+/// One data stream, and the state needed to fill it.
 pub(super) struct Pump {
     plant: Plant,
     connection: Connection,
@@ -55,7 +56,7 @@ pub(super) struct Pump {
     wire: WireRate,
     batch: Batch,
     frames: u64,
-    /// A chunk of a disk, once there was one.
+    /// Buffer for a chunk of a disk, allocated with the first one.
     content: Vec<u8>,
 }
 
@@ -83,7 +84,7 @@ impl Pump {
         }
     }
 
-    /// Sends this stream's share of `dirty`; returns what that took.
+    /// Sends this stream's share of `dirty`; returns what was sent.
     pub(super) async fn send(
         &mut self,
         round: u32,
@@ -108,7 +109,7 @@ impl Pump {
                     self.flush("pages").await?;
                 }
             }
-            // Zero pages fill no buffer, and without a wait nobody else would get this thread.
+            // Zero pages fill no buffer, so without this no other task would run on this thread.
             yield_now().await;
         }
         self.flush("pages").await?;
@@ -122,7 +123,7 @@ impl Pump {
         self.stream.end().map_err(|error| PumpError::Stream(error.to_string()))
     }
 
-    /// The words of a block, without the chunks of other streams.
+    /// Returns the words of a block, with the chunks of other streams cleared.
     fn share(&self, first: usize, words: &[u64]) -> [u64; BLOCK_CHUNKS] {
         let mut share = [0; BLOCK_CHUNKS];
         for (offset, &word) in words.iter().enumerate() {
@@ -133,7 +134,7 @@ impl Pump {
         share
     }
 
-    /// Reads these pages of a disk, on a thread that may wait for it.
+    /// Reads these pages of a disk, on a thread that may block.
     async fn read(&mut self, chunk: usize, pages: u64) -> Result<(), PumpError> {
         let guest = Arc::clone(&self.plant.guest);
         let mut content = std::mem::take(&mut self.content);
@@ -145,7 +146,7 @@ impl Pump {
             }
             Ok(content)
         });
-        // A panic there has been reported by the panic handler already.
+        // A panic there has already been reported by the panic handler.
         let read = reading.await.map_err(|error| PumpError::Stream(error.to_string()))?;
         self.content = read.map_err(PumpError::Guest)?;
         Ok(())
@@ -198,14 +199,14 @@ impl Pump {
     }
 }
 
-/// The range of words from the first to the last that is not zero.
+/// Returns the range from the first to the last word that is not zero.
 fn span(words: &[u64]) -> Option<(usize, usize)> {
     let from = words.iter().position(|&word| word != 0)?;
     let to = words.iter().rposition(|&word| word != 0)?;
     Some((from, to + 1))
 }
 
-/// A stream that is reset when it is dropped before its end, lest it look complete.
+/// A stream that is reset if dropped before its end, so that it does not look complete.
 struct Owned {
     stream: SendStream,
     ended: bool,

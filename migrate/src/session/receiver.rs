@@ -1,4 +1,4 @@
-//! Applies what comes on the data streams to the guest's memory and disks.
+//! Applies the data streams to the guest's memory and disks.
 
 use std::sync::Arc;
 
@@ -15,28 +15,28 @@ use crate::pages::{Decoder, Encoding, FrameError, FrameHeader, FrameKind, HEADER
 use crate::progress::Transfer;
 use crate::protocol::{FEATURE_LZ4, Features};
 
-/// What chunks there are, and how they are dealt out to the streams.
+/// The chunks of a guest, and how they are distributed over the streams.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Space {
-    /// Chunks of memory, which come first.
+    /// Number of memory chunks, which come first.
     pub(super) memory_chunks: usize,
-    /// All of them, those of disks included.
+    /// Number of all chunks, including those of disks.
     pub(super) chunks: usize,
-    /// Data streams.
+    /// Number of data streams.
     pub(super) streams: u16,
 }
 
-/// The memory and disks that pages go to, shared by all streams.
+/// The guest's memory and disks, shared by all streams.
 pub(super) struct Memory {
     guest: Arc<dyn DestinationGuest>,
-    /// Pages that hold something by now; a zero page only has to be zeroed among these.
+    /// Pages that have content by now; only among these does a zero page have to be zeroed.
     written: Written,
     space: Space,
     features: Features,
     totals: Arc<Totals>,
 }
 
-/// Why a stream cannot go on.
+/// Why a stream cannot continue.
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
     #[error(transparent)]
@@ -51,7 +51,7 @@ enum ReceiveError {
     Truncated { stream: u16, frames: u64 },
     #[error("data stream {stream} goes on after its end marker")]
     Overlong { stream: u16 },
-    /// The connection broke, or the source wants no more: both are told on the control stream.
+    /// The connection broke, or the source stopped sending: the control stream reports both.
     #[error("told elsewhere")]
     Elsewhere,
 }
@@ -67,7 +67,7 @@ impl Memory {
         Self { guest, written, space, features, totals }
     }
 
-    /// Number of data streams.
+    /// Returns the number of data streams.
     pub(super) fn streams(&self) -> u16 {
         self.space.streams
     }
@@ -87,7 +87,7 @@ impl Memory {
             self.guest.copy_in(chunk, run.first, data)?;
             rest = after;
         }
-        // One stream carries all frames of a chunk, so nobody else changes this word.
+        // One stream carries all frames of a chunk, so no other task changes this word.
         self.written.set(chunk, (before | header.carried()) & !stale);
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Memory {
     }
 }
 
-/// One frame of a stream, and what it is taken apart with.
+/// The current frame of a stream, and the buffers to decode it.
 struct Frame {
     stream: u16,
     head: [u8; HEADER_BYTES],
@@ -111,7 +111,7 @@ impl Frame {
         Self { stream, head, payload, decoder: Decoder::new() }
     }
 
-    /// Checks the frame, and writes the pages that it has.
+    /// Checks the frame, and writes its pages.
     fn apply(&mut self, memory: &Memory, header: &FrameHeader) -> Result<(), ReceiveError> {
         let payload = &self.payload[..header.payload_bytes as usize];
         let content = self.decoder.decode(header, &self.head, payload)?;
@@ -122,8 +122,8 @@ impl Frame {
         Ok(memory.apply(header, content)?)
     }
 
-    /// As [`Frame::apply`], where a disk may take its time: the runtime has one thread, and a
-    /// connection on which nothing is said for some seconds is given up.
+    /// As [`Frame::apply`], but on another thread, since a disk may be slow: the runtime has one
+    /// thread, and a connection that is silent for several seconds is dropped.
     async fn apply_elsewhere(
         mut self,
         memory: &Arc<Memory>,
@@ -131,12 +131,12 @@ impl Frame {
     ) -> Result<Self, ReceiveError> {
         let memory = Arc::clone(memory);
         let applied = spawn_blocking(move || self.apply(&memory, &header).map(|()| self)).await;
-        // A panic there has been reported by the panic handler already.
+        // A panic there has already been reported by the panic handler.
         applied.map_err(|error| GuestError::new(error.to_string()))?
     }
 }
 
-/// Applies one data stream to its end; returns what is to be told to the machine, if anything.
+/// Applies one data stream to its end; returns the event to report to the machine, if any.
 pub(super) async fn receive(
     memory: Arc<Memory>,
     stream: u16,
@@ -204,7 +204,7 @@ async fn fill(
     })
 }
 
-/// Nothing may follow an end marker.
+/// Fails if anything follows the end marker.
 async fn expect_end(from: &mut RecvStream, stream: u16) -> Result<(), ReceiveError> {
     match from.read_exact(&mut [0]).await {
         Ok(()) => Err(ReceiveError::Overlong { stream }),
@@ -234,7 +234,8 @@ mod tests {
 
     const SPACE: Space = Space { memory_chunks: 1, chunks: 2, streams: 2 };
 
-    /// A guest of two chunks, the second of a disk, that notes which pages were written and zeroed.
+    /// A guest of two chunks, the second of a disk, that records which pages were written and
+    /// zeroed.
     #[derive(Default)]
     struct Notes(Mutex<Vec<(usize, u64, &'static str)>>);
 
@@ -259,7 +260,7 @@ mod tests {
         }
     }
 
-    /// Frames as a source writes them: pages with this fill, of this chunk.
+    /// Returns the frames of a source: pages filled with this byte, of this chunk.
     fn frames(list: &[(u64, u64, u8)], end: Option<u64>, compression: Compression) -> Vec<u8> {
         let (mut batch, mut encoder) = (BufferPool::new().batch(), Encoder::new(compression));
         for &(chunk, pages, fill) in list {
@@ -306,7 +307,7 @@ mod tests {
         assert_eq!(*seen, [(0, 0b110, "copy"), (0, 0b110, "zero")]);
     }
 
-    /// A disk that has written a page when the test says so.
+    /// A disk that finishes a write when the test says so.
     struct Slow(Mutex<std::sync::mpsc::Receiver<()>>, tokio::sync::Notify);
 
     impl DestinationGuest for Slow {

@@ -16,22 +16,23 @@ use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
 use crate::source::{Event, FinalSent, RoundSent};
 
-/// A peer that stops a data stream says why on the control stream, which may be a little slower:
-/// for so long its word goes before the bare loss of the stream. Hearing it ends the sender.
+/// A peer that stops a data stream says why on the control stream, which may arrive slightly later.
+/// The sender waits this long, so that the reason is reported before the loss of the stream; when
+/// the reason arrives, the sender ends.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// What the driver asks for.
+/// An order of the driver.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Order {
-    /// Send what is dirty, then count what has become dirty.
+    /// Send the dirty pages, then count those dirtied meanwhile.
     Round(u32),
-    /// Collect, then send what is dirty.
+    /// Collect, then send the dirty pages.
     FinalRound(u32),
-    /// Collect, send what is dirty, end the streams.
+    /// Collect, send the dirty pages, then end the streams.
     Remainder(u32),
 }
 
-/// Where a sender sends to, and as whom.
+/// Connections and credentials of a sender.
 pub(super) struct Route {
     pub(super) connections: Vec<Connection>,
     pub(super) name: String,
@@ -40,15 +41,15 @@ pub(super) struct Route {
     pub(super) token: Token,
 }
 
-/// A sender at work. Dropping it stops the sending at once and resets streams that have not ended.
+/// A running sender. Dropping it stops sending at once and resets streams that have not ended.
 pub(super) struct Sender {
     orders: mpsc::UnboundedSender<Order>,
     _stop: watch::Sender<()>,
 }
 
 impl Sender {
-    /// Starts to send pages of a guest of `chunks` chunks, all of them dirty but those that `hints`
-    /// holds by then and that were not written since; answers go to `tell`.
+    /// Starts to send the pages of a guest of `chunks` chunks. All of them are dirty, except those
+    /// that `hints` holds by the first round and that were not written since. Answers go to `tell`.
     pub(super) fn start(
         plant: Plant,
         route: Route,
@@ -102,7 +103,7 @@ impl Work {
             }
             tell(outcome.unwrap_or_else(|error| self.explain(error)));
             if failed {
-                // The machine decides what comes next; nothing more goes over these streams.
+                // The machine decides what comes next; these streams carry nothing more.
                 std::future::pending::<()>().await;
             }
         }
@@ -125,13 +126,13 @@ impl Work {
         Ok(round_sent(&sent, 0))
     }
 
-    /// Before the first round: what the destination has already, which is zeros, counts as sent.
+    /// Before the first round, counts pages as sent that are zero at the destination already.
     async fn leave_out(&mut self) -> Result<Transfer, PumpError> {
         if !self.pumps.is_empty() {
             return Ok(Transfer::default());
         }
         let (guest, mut dirty) = (Arc::clone(&self.plant.guest), self.dirty.take());
-        // Where a disk's holes are may have to be read first.
+        // Finding a disk's holes may require reading it.
         let looking = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
         let looked = looking.await.map_err(|error| PumpError::Stream(error.to_string()))?;
         self.dirty = looked.map_err(PumpError::Guest)?;
@@ -149,8 +150,9 @@ impl Work {
         Ok(left_out)
     }
 
-    /// Leaves out what the guest has said to be free and has not written since the log watches it:
-    /// the destination has zeros there. What it writes later, the log shows like any other page.
+    /// Omits pages that the guest has reported free and has not written since they were re-armed:
+    /// they are zero at the destination. If the guest writes one later, the log shows it like any
+    /// other page.
     fn leave_out_hinted(&mut self) -> Result<u64, PumpError> {
         let Some(hinted) = self.hints.take() else { return Ok(0) };
         let memory = self.plant.memory_chunks;
@@ -179,7 +181,7 @@ impl Work {
         self.plant.guest.collect_dirty(self.dirty.words_mut()).map_err(PumpError::Guest)
     }
 
-    /// Sends all pages of the dirty set, which is empty afterwards.
+    /// Sends all pages of the dirty set, and empties it.
     async fn send_dirty(&mut self, round: u32) -> Result<Transfer, PumpError> {
         if self.pumps.is_empty() {
             self.open().await?;

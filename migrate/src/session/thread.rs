@@ -1,4 +1,4 @@
-//! The thread and the runtime that a session lives in.
+//! The thread and the runtime of a session.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -14,7 +14,7 @@ const LEFTOVER_TIME: Duration = Duration::from_secs(5);
 /// Why a session could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The system gave no thread.
+    /// No thread could be started.
     #[error("cannot start a thread for the migration: {0}")]
     Thread(io::Error),
     /// No port could be bound.
@@ -22,17 +22,17 @@ pub enum StartError {
     Link(#[from] crate::quic::LinkError),
 }
 
-/// Connections that pay on this host: one for four cores, at most four. A second one on two cores
-/// costs more in switching than it brings.
+/// Returns the number of connections that pays on this host: one per four cores, at most four. A
+/// second one on two cores costs more in switching than it gains.
 pub(super) fn connections_useful() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     u16::try_from(cores / 4).unwrap_or(u16::MAX).clamp(1, 4)
 }
 
-/// Runs `session` on a thread of its own with `workers` runtime threads, then sets `over`: also
-/// when it panics, and after calls to its guest have had [`LEFTOVER_TIME`] to return.
+/// Runs `session` on a separate thread with `workers` runtime threads, then sets `over`: also if it
+/// panics, and after waiting up to [`LEFTOVER_TIME`] for calls to its guest to return.
 ///
-/// With one worker everything runs on the one thread: no hand-over between transport and pages.
+/// With one worker everything runs on that thread, without hand-over between transport and pages.
 pub(super) fn run<F: Future<Output = ()>>(
     name: &str,
     workers: u16,
@@ -41,7 +41,7 @@ pub(super) fn run<F: Future<Output = ()>>(
 ) -> Result<(), StartError> {
     let runtime = build(workers).map_err(StartError::Thread)?;
     let body = move || {
-        // The panic handler has told of a panic.
+        // The panic handler has already reported a panic.
         let _ = catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { session().await })));
         runtime.shutdown_timeout(LEFTOVER_TIME);
         over.send_replace(true);

@@ -1,10 +1,10 @@
-//! Running totals of the data streams, added to by every stream and read by the driver.
+//! Running totals of the data streams: every stream adds to them, and the driver reads them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::progress::Transfer;
 
-/// What went over all data streams so far.
+/// Totals over all data streams so far.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     wire_bytes: AtomicU64,

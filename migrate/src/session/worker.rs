@@ -6,7 +6,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 type Call = Box<dyn FnOnce() + Send>;
 
-/// A queue of calls, so that a guest is never paused and resumed at the same time.
+/// A queue of calls, which keeps a guest from being paused and resumed at the same time.
 #[derive(Debug, Clone)]
 pub(super) struct Worker(mpsc::Sender<Call>);
 

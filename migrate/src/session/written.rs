@@ -1,30 +1,30 @@
-//! Which pages a guest that arrives has by now: a word for each chunk, which takes memory once it
-//! says something.
+//! The pages that an arriving guest has received: one word per chunk, allocated when the first of
+//! its block is needed.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Words that come and go together: 4 KiB, no more than the page that makes them needed. A peer may
-/// announce disks of 16 TiB that hold nothing.
+/// Words allocated together: 4 KiB, no more than the page that makes them necessary. A peer may
+/// announce 16 TiB of disks that hold nothing.
 const BLOCK_WORDS: usize = 512;
 
-/// See the module.
+/// Mask of received pages per chunk, allocated in blocks.
 pub(super) struct Written(Vec<OnceLock<Box<[AtomicU64; BLOCK_WORDS]>>>);
 
 impl Written {
-    /// Nothing of `chunks` chunks.
+    /// Creates an empty set for `chunks` chunks.
     pub(super) fn new(chunks: usize) -> Self {
         let blocks = chunks.div_ceil(BLOCK_WORDS);
         Self(std::iter::repeat_with(OnceLock::new).take(blocks).collect())
     }
 
-    /// The pages of `chunk`.
+    /// Returns the mask of the pages of `chunk`.
     pub(super) fn of(&self, chunk: usize) -> u64 {
         let block = self.0.get(chunk / BLOCK_WORDS).and_then(OnceLock::get);
         block.map_or(0, |words| words[chunk % BLOCK_WORDS].load(Relaxed))
     }
 
-    /// `chunk` has these pages.
+    /// Sets the mask of the pages of `chunk`.
     pub(super) fn set(&self, chunk: usize, pages: u64) {
         if pages == self.of(chunk) {
             return;

@@ -1,4 +1,4 @@
-//! How long the guest would stand still if it were paused now, and whether that is short enough.
+//! Estimates the downtime if the guest were paused now, and whether it is within the limit.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use crate::convergence::{
 use crate::memory::PAGE_BYTES;
 use crate::text::PeerText;
 
-/// Shortest wait before a fixed part that is beyond the limit is measured again.
+/// Shortest wait before a fixed part above the limit is measured again.
 const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// The wait before the next dry run, in times that the guest stood in the last one.
+/// Wait before the next dry run, as a multiple of the pause in the last one.
 const MEASURE_AGAIN_FACTOR: u32 = 50;
 
-/// What was measured of a switchover, and what follows from it.
+/// Measurements for a switchover, and the estimate that follows from them.
 #[derive(Debug)]
 pub(super) struct Estimate {
     meter: BandwidthMeter,
-    /// What making records durable takes while the guest stands.
+    /// Time to make records durable while the guest is paused.
     records: Duration,
-    /// What the guest would stand for even if no page were dirty.
+    /// Downtime of the guest even if no page were dirty.
     fixed: Duration,
-    /// The wait before that is measured again.
+    /// Wait before the fixed part is measured again.
     rest: Duration,
     dirty_pages_per_second: f64,
     expected: Option<ExpectedDowntime>,
@@ -30,7 +30,7 @@ pub(super) struct Estimate {
 }
 
 impl Estimate {
-    /// One in which nothing was measured yet.
+    /// Creates an estimate without measurements.
     pub(super) fn new() -> Self {
         Self {
             meter: BandwidthMeter::default(),
@@ -43,13 +43,14 @@ impl Estimate {
         }
     }
 
-    /// Making the records durable that are written while the guest stands takes so long.
+    /// Sets the time that it takes to make the records durable that are written during the
+    /// downtime.
     pub(super) fn set_records(&mut self, took: Duration) {
         self.records = took;
     }
 
-    /// The fixed part of the downtime: state is saved here and loaded there; state to ready and
-    /// commit to running each cost a round trip; disks are flushed once more; and records are made
+    /// Sets the fixed part of the downtime. State is saved here and loaded there; state to ready,
+    /// and commit to running, cost a round trip each; disks are flushed once more; records are made
     /// durable.
     pub(super) fn add_probe(&mut self, probe: &Probe) {
         self.rest = probe.stood.saturating_mul(MEASURE_AGAIN_FACTOR).max(MEASURE_AGAIN_AFTER);
@@ -61,25 +62,26 @@ impl Estimate {
             .saturating_add(self.records);
     }
 
-    /// Takes a round into account that took `elapsed`.
+    /// Adds a round that took `elapsed`.
     pub(super) fn add_round(&mut self, sent: &RoundSent, elapsed: Duration) {
         let content = sent.pages.saturating_sub(sent.zero_pages);
         self.meter.add_round(content.saturating_mul(PAGE_BYTES as u64), elapsed);
     }
 
-    /// So many pages are dirtied in a second.
+    /// Sets the number of pages that the guest dirties per second.
     pub(super) fn set_dirty_rate(&mut self, pages_per_second: f64) {
         self.dirty_pages_per_second = pages_per_second;
     }
 
-    /// What to do after a round that took `elapsed`, for a guest that may stand for `limit`.
+    /// Decides what to do after a round that took `elapsed`, for a downtime limit of `limit`.
     pub(super) fn judge(
         &mut self,
         sent: &RoundSent,
         elapsed: Duration,
         limit: Duration,
     ) -> Verdict {
-        // A guest that has only zero pages has shown no speed but that of finding them.
+        // A guest with only zero pages has shown no bandwidth, only the speed of finding zero
+        // pages.
         let found = sent.pages as f64 * PAGE_BYTES as f64 / elapsed.as_secs_f64();
         let found = Some(found).filter(|rate| rate.is_finite() && *rate > 0.0);
         let seen = Observation {
@@ -94,7 +96,7 @@ impl Estimate {
         self.verdict
     }
 
-    /// Memory sent each second; absent before the first round that had content.
+    /// Returns memory sent per second; none before the first round that had content.
     pub(super) fn bytes_per_second(&self) -> Option<f64> {
         self.meter.bytes_per_second()
     }
@@ -103,22 +105,22 @@ impl Estimate {
         self.dirty_pages_per_second
     }
 
-    /// Absent before the first round is judged.
+    /// Returns the expected downtime; none before the first round is judged.
     pub(super) fn expected_downtime(&self) -> Option<Duration> {
         self.expected.map(|expected| expected.total())
     }
 
-    /// The wait before the fixed part is measured again.
+    /// Returns the wait before the fixed part is measured again.
     pub(super) fn rest(&self) -> Duration {
         self.rest
     }
 
-    /// Whether rounds, as far as was judged, bring the downtime below its limit.
+    /// Returns whether rounds, by the last verdict, bring the downtime below its limit.
     pub(super) fn is_converging(&self) -> bool {
         !matches!(self.verdict, Verdict::SendRoundInVain | Verdict::MeasureAgain)
     }
 
-    /// Why rounds have not ended, for a guest that may stand for `limit`.
+    /// Returns why rounds have not ended, for a downtime limit of `limit`.
     pub(super) fn why_not_over(&self, limit: Duration) -> PeerText {
         let limit = limit.as_secs_f64();
         let text = match (self.verdict, self.expected) {

@@ -1,4 +1,4 @@
-//! What can happen to a source.
+//! The events of the source's state machine.
 
 use std::time::Duration;
 
@@ -8,47 +8,48 @@ use crate::progress::Transfer;
 use crate::protocol::{CodecError, DestinationMessage};
 use crate::text::PeerText;
 
-/// Something that happened, as the shell tells it. Answers to actions that have been overtaken (the
-/// migration was aborted meanwhile) may still be told; they are ignored.
+/// An event that the shell reports. Answers to actions that are obsolete (the migration was aborted
+/// meanwhile) may still be reported; they are ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The connection to the destination stands and a fresh control stream is open on it: at the
-    /// start, and as answer to [`super::Action::Reconnect`].
+    /// The connection to the destination is up, with a new control stream: at the start, and as
+    /// answer to [`super::Action::Reconnect`].
     Connected,
-    /// There is no connection (any more), or it could not be made; also when a stream of it failed.
-    /// Nothing that was sent before may be taken as received.
+    /// The connection is lost, or could not be made; also reported if one of its streams failed.
+    /// Nothing sent before can be assumed to have been received.
     ConnectionLost {
-        /// What the transport said.
+        /// The transport's error.
         detail: PeerText,
     },
-    /// A message came on the control stream.
+    /// A message arrived on the control stream.
     Message(DestinationMessage),
-    /// Bytes came on the control stream that are no message.
+    /// Bytes arrived on the control stream that are not a valid message.
     Malformed(CodecError),
-    /// Answer to [`super::Action::Record`]: it is on disk.
+    /// Answer to [`super::Action::Record`]: the record is on disk.
     Recorded,
-    /// Answer to [`super::Action::Record`]: whether it is on disk is not known.
+    /// Answer to [`super::Action::Record`]: the record may or may not be on disk.
     RecordFailed {
-        /// What the file system said.
+        /// The file system's error.
         detail: PeerText,
     },
     /// Answer to [`super::Action::StartPrecopy`].
     PrecopyStarted,
     /// Answer to [`super::Action::Probe`].
     Probed(Probe),
-    /// Totals of the data streams since the migration began; about ten times a second.
+    /// Totals of the data streams since the migration began; reported about ten times a second.
     Transferred(Transfer),
-    /// Answer to [`super::Action::SendRound`] and [`super::Action::SendFinalRound`]: its pages are
-    /// handed over to the transport.
+    /// Answer to [`super::Action::SendRound`] and [`super::Action::SendFinalRound`]: the round's
+    /// pages are handed to the transport.
     RoundSent(RoundSent),
-    /// Answer to [`super::Action::Pause`]: the guest stands.
+    /// Answer to [`super::Action::Pause`]: the guest is paused.
     Paused {
-        /// What it did before.
+        /// Whether the guest ran before.
         was: RunState,
     },
-    /// Answer to [`super::Action::Pause`]: some of it may stand, some may not.
+    /// Answer to [`super::Action::Pause`] and [`super::Action::Probe`]: some vCPUs may be paused,
+    /// others not.
     PauseFailed {
-        /// What it did before.
+        /// Whether the guest ran before.
         was: RunState,
         /// What went wrong.
         error: GuestError,
@@ -57,66 +58,68 @@ pub enum Event {
     Flushed,
     /// Answer to [`super::Action::SaveState`].
     StateSaved {
-        /// The state.
+        /// State of vCPUs and devices.
         state: Vec<u8>,
     },
     /// Answer to [`super::Action::SendRemainder`]: its pages and the end marker of every stream are
-    /// handed over to the transport.
+    /// handed to the transport.
     RemainderSent(FinalSent),
     /// Answer to [`super::Action::ResumeGuest`].
     Resumed(Result<(), GuestError>),
-    /// An action on the guest failed: start, probe, round, flush, save.
+    /// An action on the guest failed: start of the dirty log, a round, a flush, saving the state.
+    /// Also reported if a message cannot be encoded.
     GuestFailed(GuestError),
-    /// The guest ended by itself (it shut down, or crashed).
+    /// The guest ended on its own (it shut down, or crashed).
     GuestStopped {
         /// How it ended.
         detail: PeerText,
     },
-    /// Somebody wants the migration called off. See [`super::Source::can_cancel`] for the answer.
+    /// A user or component cancels the migration. [`super::Source::can_cancel`] says whether that
+    /// is possible.
     Cancel {
-        /// Who.
+        /// The user or component that cancels it.
         by: PeerText,
     },
     /// The operator decides for a source in doubt. See [`super::Source::can_resolve`].
     Resolve(OperatorChoice),
-    /// [`super::Source::deadline`] has come.
+    /// The time of [`super::Source::deadline`] has come.
     Tick,
 }
 
-/// A dry run of the last step, to learn how long it takes whatever the memory does.
+/// A dry run of the switchover, which measures the time it takes apart from sending memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Probe {
-    /// Pausing the guest and saving its state (which is thrown away).
+    /// Time to pause the guest and save its state (which is discarded).
     pub pause_and_save: Duration,
-    /// For how long the guest stood; zero if it was paused before.
+    /// How long the guest was paused; zero if it was already paused.
     pub stood: Duration,
-    /// A flush of the disks, soon after another one.
+    /// Time of a flush of the disks right after another one.
     pub flush: Duration,
     /// Round-trip time of the connection.
     pub round_trip: Duration,
 }
 
-/// A round that has been sent.
+/// The result of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RoundSent {
-    /// Pages sent in this round, of memory and of disks, those that are zero included.
+    /// Pages sent in this round, of memory and of disks, including zero pages.
     pub pages: u64,
-    /// Pages among them that are zero.
+    /// Zero pages among them.
     pub zero_pages: u64,
     /// Bytes handed to the transport for them.
     pub wire_bytes: u64,
-    /// Pages that are dirty now and make up the next round.
+    /// Pages that are dirty now; they make up the next round.
     pub dirty_pages: u64,
-    /// Pages of disks among them.
+    /// Pages of disks among the dirty ones.
     pub dirty_disk_pages: u64,
 }
 
-/// The very last pages and the end of the streams.
+/// The last pages and the end of the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FinalSent {
-    /// Pages sent: those that saving the state had dirtied.
+    /// Pages sent: those dirtied by saving the state.
     pub pages: u64,
-    /// Pages among them that are zero.
+    /// Zero pages among them.
     pub zero_pages: u64,
     /// Bytes handed to the transport for them.
     pub wire_bytes: u64,

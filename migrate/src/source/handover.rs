@@ -1,4 +1,4 @@
-//! From the pause to the end: last pages and state, the decision, and hearing of it.
+//! From the pause to the end: last pages and state, the decision, and the destination's answer.
 
 use super::standstill::Step;
 use super::state::State;
@@ -45,14 +45,15 @@ impl Source {
         }
     }
 
-    /// Stops the clock of the standstill: the decision is made, or the guest resumes.
+    /// Removes the deadline of the pause and notes how long its steps took: the decision is made,
+    /// or the guest resumes.
     pub(super) fn end_standstill(&mut self) {
         if self.standstill.stop_clock() {
             self.notes.standstill = Some(self.standstill.report(self.now));
         }
     }
 
-    /// Its user has paused the guest: it loses no time by standing still.
+    /// The guest was paused by its user: a longer pause costs it nothing.
     fn wait_without_standstill(&mut self) {
         let limit = self.config.limits.switchover;
         self.awaited = Some(("Ready", self.now.saturating_add(limit), limit));
@@ -79,8 +80,9 @@ impl Source {
         }
     }
 
-    /// With the last round sent, the disks flushed and the state saved, dirty memory is collected a
-    /// last time. So the destination is not ready before this host holds nothing of the disks back.
+    /// Once the last round is sent, the disks are flushed and the state is saved, collects dirty
+    /// memory a last time. So the destination is not ready while this host still holds unflushed
+    /// disk data.
     pub(super) fn end_streams(&mut self) {
         if matches!(self.state, State::Finishing { round_sent: true, flushed: true, saved: true }) {
             self.standstill.begin(Step::Send, self.now);
@@ -105,8 +107,8 @@ impl Source {
         }
     }
 
-    /// The destination is ready. From here on the guest is its, unless the record fails; or unless
-    /// the guest has stood still for too long by now, and goes on here.
+    /// The destination is ready. From here on the guest is the destination's, unless the record
+    /// fails; or unless the guest has by now been paused for too long, and is resumed here.
     pub(super) fn decide(&mut self) {
         if self.standstill.until().is_some_and(|until| until <= self.now) {
             return self.abort(self.stood_too_long());
@@ -133,8 +135,8 @@ impl Source {
                     self.link.plan_redial(self.now);
                 }
             }
-            // Nothing was said yet, so the guest can be taken back: but the record may be on disk,
-            // and somebody may act on it if this process dies. First undo it.
+            // The commit was not sent yet, so the guest can be taken back. But the record may be on
+            // disk, and the node may act on it if this process dies: undo it first.
             Err(detail) => {
                 let error = self.error(Failure::Record { detail });
                 self.state = State::Reclaiming { error, tell: true, asked: None };
@@ -143,7 +145,7 @@ impl Source {
         }
     }
 
-    /// Says on a fresh connection what was decided.
+    /// Sends the decision on a new connection.
     pub(super) fn tell_decision(&mut self) {
         let decision = match &self.state {
             State::Asking { decision, .. } => *decision,
@@ -154,13 +156,13 @@ impl Source {
         self.link.expect_answer(self.now);
     }
 
-    /// Messages after the decision, whichever it was.
+    /// Handles messages after the decision, whichever it was.
     pub(super) fn on_late_message(&mut self, message: &DestinationMessage) {
         self.link.failures = 0;
         match &self.state {
             State::Unwinding(_) => self.on_message_while_unwinding(message),
             State::Asking { decision, .. } => self.on_answer(*decision, message),
-            // The answer to a question of before the operator's order, which comes too late.
+            // The answer to a request sent before the operator's order, which comes too late.
             State::Reclaiming { .. } if matches!(message, DestinationMessage::Running(_)) => {
                 self.on_running();
             }
@@ -213,8 +215,8 @@ impl Source {
         self.settle();
     }
 
-    /// The destination has said, with a record behind it, that its copy will never run: this one
-    /// may, whatever was decided.
+    /// The destination has said, with a durable record, that its copy will never run: this copy may
+    /// run, whatever was decided.
     fn on_given_back(&mut self) {
         let State::Asking { trouble, .. } = &mut self.state else { return };
         let error = trouble.take().unwrap_or_else(|| MigrationError {
@@ -229,7 +231,7 @@ impl Source {
         self.record(SourceState::Aborted);
     }
 
-    /// The destination waits with its copy to hear whose the guest is: it is this side's again,
+    /// The destination keeps its copy until it hears who owns the guest: the source takes it back,
     /// once a record says so.
     fn on_not_taken(&mut self, complaint: &Complaint) {
         let error = self.error(Failure::from(complaint));
@@ -238,7 +240,7 @@ impl Source {
         self.record(SourceState::Undecided);
     }
 
-    /// Nobody but an operator can tell any more where the guest is.
+    /// Only an operator can tell now where the guest is.
     fn stay_in_doubt(&mut self, failure: Failure) {
         let error = self.error(failure);
         if self.link.is_up() {
@@ -260,8 +262,8 @@ impl Source {
                     State::Asking { decision, .. } => Some(*decision),
                     _ => None,
                 };
-                // The destination is told, whatever it has answered before: it may wait to hear
-                // whose the guest is.
+                // The destination is told, whatever it has answered before: it may be waiting to
+                // hear who owns the guest.
                 self.state = State::Reclaiming { error, tell: true, asked };
                 self.record(SourceState::Undecided);
             }

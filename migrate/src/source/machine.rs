@@ -1,4 +1,4 @@
-//! The machine itself: its data, its public face, and who handles which event.
+//! The state machine: its data, its public interface, and the dispatch of events.
 
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -21,20 +21,20 @@ use crate::report::Outcome;
 use crate::telemetry::Telemetry;
 use crate::text::PeerText;
 
-/// What a source must know before it starts.
+/// The configuration of a source.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
-    /// This migration.
+    /// The migration.
     pub migration: MigrationId,
-    /// The guest, as its `describe` gave it.
+    /// The guest, as described by its `describe`.
     pub guest: GuestDescription,
-    /// What this side speaks: [`Offer::ours`].
+    /// Versions and features of this side: [`Offer::ours`].
     pub offer: Offer,
     /// Data streams to use, 1 to [`crate::protocol::MAX_STREAMS`].
     pub streams: u16,
-    /// What the operator allows.
+    /// The operator's limits.
     pub limits: Limits,
-    /// UDP port of this host's node, which the destination records; none when no node runs here.
+    /// UDP port of this host's node, which the destination records; none if no node runs here.
     pub node_port: Option<NonZeroU16>,
 }
 
@@ -46,25 +46,25 @@ pub struct Source {
     pub(super) link: Link,
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<SourceState>,
-    /// When the last record was asked for.
+    /// When the last record was requested.
     pub(super) record_asked: Duration,
     pub(super) features: Features,
-    /// An answer that must come: its name, until when, and how long that is.
+    /// A message that must come: its name, its deadline, and the length of the wait.
     pub(super) awaited: Option<(&'static str, Duration, Duration)>,
     pub(super) standstill: Standstill,
     pub(super) estimate: Estimate,
     pub(super) round: Current,
-    /// What the guest did before this side paused it.
+    /// Whether the guest ran before this side paused it.
     pub(super) run_state: RunState,
-    /// Why the operator's last order to run it here came to nothing.
+    /// Why the operator's last order to run it here had no effect.
     pub(super) not_taken_back: Option<PeerText>,
     pub(super) now: Duration,
     actions: Vec<Action>,
 }
 
 impl Source {
-    /// A source about to connect. `now` is the time since any fixed moment, of a clock that never
-    /// goes back; all later calls must use the same clock.
+    /// Creates a source that is about to connect. `now` is the time since any fixed moment, from a
+    /// clock that never goes back; all later calls must use the same clock.
     pub fn new(config: SourceConfig, now: Duration) -> Self {
         let mut notes = Telemetry::new(Role::Source, config.migration, now);
         notes.guest.clone_from(&config.guest.name);
@@ -89,7 +89,7 @@ impl Source {
         }
     }
 
-    /// Takes an event, returns what is to be done, in order.
+    /// Handles an event; returns the actions to perform, in order.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         self.now = self.now.max(now);
         match event {
@@ -118,18 +118,18 @@ impl Source {
         std::mem::take(&mut self.actions)
     }
 
-    /// When [`Event::Tick`] must be told, unless something else happens before.
+    /// Returns when [`Event::Tick`] must be reported, unless another event comes first.
     pub fn deadline(&self) -> Option<Duration> {
         let own = self.own_deadlines().into_iter().flatten().map(|(at, _)| at);
         own.chain(self.link.deadline()).chain(self.measure_at()).min()
     }
 
-    /// Where the migration is.
+    /// Returns the current phase of the migration.
     pub fn phase(&self) -> Phase {
         self.notes.phase()
     }
 
-    /// How the migration is doing.
+    /// Returns the progress of the migration.
     pub fn progress(&self, now: Duration) -> Progress {
         let [memory, disks] = self.round.remaining_pages(&self.notes.transfer);
         let expected = self.estimate.expected_downtime();
@@ -147,8 +147,8 @@ impl Source {
         }
     }
 
-    /// Memory sent each second: by the rounds so far, and before the first is through by what it
-    /// has sent.
+    /// Returns memory sent per second: from the rounds so far, or, during the first round, from
+    /// what it has sent.
     fn bandwidth(&self, now: Duration) -> f64 {
         let so_far = || {
             let transfer = &self.notes.transfer;
@@ -159,10 +159,10 @@ impl Source {
         self.estimate.bytes_per_second().unwrap_or_else(so_far)
     }
 
-    /// Whether [`Event::Cancel`] would be heeded now.
+    /// Returns whether [`Event::Cancel`] would be accepted now.
     ///
     /// # Errors
-    /// Why not: the destination has been told to run the guest, or it is over already.
+    /// If the destination has been told to run the guest, or the migration is over.
     pub fn can_cancel(&self) -> Result<(), CancelRefused> {
         match self.state {
             ref state if state.is_uncommitted() => Ok(()),
@@ -173,10 +173,10 @@ impl Source {
         }
     }
 
-    /// Whether [`Event::Resolve`] would be heeded now; on this side either choice is as good.
+    /// Returns whether [`Event::Resolve`] would be accepted now; the same for either choice.
     ///
     /// # Errors
-    /// Why not: the migration is not in doubt.
+    /// If the migration is not in doubt.
     pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
             _ if self.is_in_doubt() => Ok(()),
@@ -190,8 +190,8 @@ impl Source {
         self.actions.push(action);
     }
 
-    /// Sends a message when there is a connection; without one, the next connection's first
-    /// message says it all.
+    /// Sends a message if there is a connection; otherwise the first message on the next connection
+    /// replaces it.
     pub(super) fn say(&mut self, message: SourceMessage) {
         if self.link.is_up() {
             self.push(Action::Send(message));
@@ -253,8 +253,8 @@ impl Source {
         }
     }
 
-    /// The peer broke the protocol: before the commit the migration is off; afterwards, only the
-    /// connection.
+    /// The peer broke the protocol: before the commit the migration is aborted; afterwards only the
+    /// connection is closed.
     pub(super) fn on_violation(&mut self, error: ProtocolError) {
         if self.state.is_uncommitted() {
             self.abort(Failure::Protocol(error));
@@ -274,7 +274,7 @@ impl Source {
         }
     }
 
-    /// When to measure again what was beyond its limit.
+    /// Returns when to measure again what exceeded its limit.
     fn measure_at(&self) -> Option<Duration> {
         match self.state {
             State::Resting { until } => Some(until),
@@ -297,7 +297,7 @@ impl Source {
         [standstill, total, answer]
     }
 
-    /// Why a guest that stands still is not handed over any more.
+    /// Returns why a guest that was paused for too long is no longer handed over.
     pub(super) fn stood_too_long(&self) -> Failure {
         let limits = &self.config.limits;
         let why = PeerText::new(&self.standstill.why());
@@ -328,14 +328,14 @@ impl Source {
     fn is_in_doubt(&self) -> bool {
         match self.state {
             State::InDoubt => true,
-            // A destination that was reached again and has not answered is as good as one out of
-            // reach.
+            // A destination that was reached again but has not answered is treated as out of reach.
             State::Asking { .. } => !self.link.is_up() || self.link.failures > 0,
             _ => false,
         }
     }
 
-    /// What an operator can do when this side does not know whether the destination runs the guest.
+    /// Returns what an operator can do if this side does not know whether the destination runs the
+    /// guest.
     fn way_out(&self) -> String {
         let name = &self.config.guest.name;
         let trouble = self.not_taken_back.as_ref();

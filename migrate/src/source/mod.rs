@@ -1,13 +1,14 @@
 //! The source's side of a migration, as a state machine.
 //!
-//! [`Source::handle`] takes what happened ([`Event`]) and returns what is to be done ([`Action`]),
-//! in that order. It holds every decision of the source: when to send another round, when to pause,
-//! when the guest goes on here, and, after the commit, that it never does on its own.
+//! [`Source::handle`] takes an event ([`Event`]) and returns the actions to perform ([`Action`]),
+//! in order. It makes every decision of the source: when to send another round, when to pause, when
+//! to resume the guest here. After the commit, the source never resumes the guest without the
+//! destination or an operator.
 //!
-//! Reading order: `state` (what it waits for), `machine` (who handles which event), `rounds` (up to
-//! the pause), `handover` (from the pause to the end), `unwind` (back to a guest that runs here).
-//! What they reckon with: `round` (what is to be sent), `estimate` (whether it is time to switch
-//! over), `standstill` (what the guest waits for meanwhile).
+//! Reading order: `state` (what it waits for), `machine` (dispatch of events), `rounds` (up to the
+//! pause), `handover` (from the pause to the end), `unwind` (resuming the guest here). They rely on
+//! `round` (what is still to be sent), `estimate` (whether to switch over) and `standstill` (what
+//! the paused guest waits for).
 
 mod action;
 mod estimate;

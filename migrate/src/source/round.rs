@@ -1,4 +1,4 @@
-//! The round under way: what it has to send, and what of that has been sent.
+//! The current round: the pages it has to send, and how many of them have been sent.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use crate::guest::GuestDescription;
 use crate::memory::PAGE_BYTES;
 use crate::progress::Transfer;
 
-/// The round under way, or what is yet to be sent in the next one.
+/// The current round, or the pages to be sent in the next one.
 #[derive(Debug)]
 pub(super) struct Current {
-    /// From 1; 0 before the first.
+    /// Number of the round, from 1; 0 before the first.
     pub(super) number: u32,
     began: Duration,
-    /// Its pages, of memory and of disks.
+    /// Pages to send, of memory and of disks.
     pub(super) pages: u64,
     /// Pages of disks among them.
     pub(super) disk_pages: u64,
-    /// What had been sent when it began.
+    /// Totals when the round began.
     sent_before: Transfer,
 }
 
 impl Current {
-    /// What there is to send of `guest` before the first round.
+    /// Returns the state before the first round: all pages of `guest` are to be sent.
     pub(super) fn new(guest: &GuestDescription, now: Duration) -> Self {
         let disk_pages = guest.disk_bytes().div_ceil(PAGE_BYTES as u64);
         Self {
@@ -34,24 +34,24 @@ impl Current {
         }
     }
 
-    /// The next one begins, with so much sent before.
+    /// Begins the next round, when `sent` was sent before it.
     pub(super) fn begin(&mut self, sent: Transfer, now: Duration) {
         self.number = self.number.saturating_add(1);
         (self.began, self.sent_before) = (now, sent);
     }
 
-    /// It has been sent; what is dirty now is the next one's.
+    /// Ends the round; the pages dirty now are those of the next one.
     pub(super) fn end(&mut self, sent: &RoundSent, transfer: Transfer) {
         (self.pages, self.disk_pages) = (sent.dirty_pages, sent.dirty_disk_pages);
         self.sent_before = transfer;
     }
 
-    /// How long it has taken.
+    /// Returns how long the round has taken.
     pub(super) fn elapsed(&self, now: Duration) -> Duration {
         now.saturating_sub(self.began)
     }
 
-    /// What it still has to send when so much has been sent in all, of memory and of disks.
+    /// Returns the pages still to be sent, of memory and of disks, when the totals are `now`.
     pub(super) fn remaining_pages(&self, now: &Transfer) -> [u64; 2] {
         let before = &self.sent_before;
         let sent_disk = now.all_disk_pages().saturating_sub(before.all_disk_pages());

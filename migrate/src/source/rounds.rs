@@ -1,4 +1,5 @@
-//! From the first connection to the pause: agree, have the guest prepared, send rounds.
+//! From the first connection to the pause: agree on a version, have the guest prepared, send
+//! rounds.
 
 use super::standstill::Step;
 use super::state::State;
@@ -14,8 +15,8 @@ use crate::record::SourceState;
 use crate::report::Round;
 use crate::text::PeerText;
 
-/// Records that are made durable while the guest stands: committed here, ready and taking there.
-/// Together they flush about as often as the creation of the first one did.
+/// Records that are made durable while the guest is paused: committed here, ready and taking there.
+/// Together they take about as many flushes as the creation of the first one.
 const RECORDS_IN_DOWNTIME: u32 = 3;
 
 impl Source {
@@ -61,7 +62,7 @@ impl Source {
             (State::Describing, DestinationMessage::Prepared) => self.on_prepared(),
             (State::Ending { ready }, DestinationMessage::Ready { .. }) => *ready = true,
             (State::AwaitingReady, DestinationMessage::Ready { .. }) => self.decide(),
-            // While connecting, the destination's node answers.
+            // While connecting, this is the answer of the destination's node.
             (
                 State::Connecting | State::Greeting | State::Describing,
                 DestinationMessage::Refused(refusal),
@@ -125,7 +126,7 @@ impl Source {
     }
 
     /// The disk may have been busy when the record was created, or the host when the guest was
-    /// paused: what was beyond the limit then need not be now.
+    /// paused: a fixed part above the limit then may be below it now.
     pub(super) fn measure_again(&mut self) {
         self.state = State::Weighing;
         self.record(SourceState::Undecided);

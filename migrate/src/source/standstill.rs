@@ -1,4 +1,4 @@
-//! Times the steps of the hand-over, for the report and for the error when it takes too long.
+//! Times the steps of the hand-over, for the report and for the error if it takes too long.
 
 use std::time::Duration;
 
@@ -29,26 +29,26 @@ impl Step {
     }
 }
 
-/// How long each step has taken, and since when it is under way.
+/// The time that each step has taken, and since when it is under way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Standstill {
-    /// When a guest that ran has stood still for too long to be handed over.
+    /// When a guest that ran has been paused for too long to be handed over.
     until: Option<Duration>,
     steps: [(Duration, Option<Duration>); Step::ALL.len()],
 }
 
 impl Standstill {
-    /// A guest that ran may stand still until then.
+    /// Sets the deadline for the pause of a guest that ran.
     pub(super) fn allow_until(&mut self, until: Duration) {
         self.until = Some(until);
     }
 
-    /// When it has stood still for too long; absent while it may stand.
+    /// Returns when the guest has been paused for too long; none while there is no deadline.
     pub(super) fn until(&self) -> Option<Duration> {
         self.until
     }
 
-    /// It may stand from here on; whether it was not to stand for long before.
+    /// Removes the deadline; returns whether there was one.
     pub(super) fn stop_clock(&mut self) -> bool {
         self.until.take().is_some()
     }
@@ -57,7 +57,7 @@ impl Standstill {
         self.steps[step as usize].1.get_or_insert(now);
     }
 
-    /// Ends a step; one that is not under way stays as it is.
+    /// Ends a step; does nothing if it is not under way.
     pub(super) fn end(&mut self, step: Step, now: Duration) {
         let (took, since) = &mut self.steps[step as usize];
         if let Some(since) = since.take() {
@@ -65,7 +65,7 @@ impl Standstill {
         }
     }
 
-    /// What the guest waits for.
+    /// Returns the steps that the guest is waiting for.
     pub(super) fn why(&self) -> String {
         let is_under_way = |step: &Step| self.steps[*step as usize].1.is_some();
         let waits: Vec<_> =
@@ -73,7 +73,7 @@ impl Standstill {
         waits.join(", and ")
     }
 
-    /// How long each step took; one that is under way, up to now.
+    /// Returns how long each step took; a step still under way counts up to now.
     pub(super) fn report(mut self, now: Duration) -> report::Standstill {
         Step::ALL.into_iter().for_each(|step| self.end(step, now));
         let seconds = |step: Step| self.steps[step as usize].0.as_secs_f64();

@@ -8,60 +8,60 @@ use crate::protocol::Decision;
 use crate::record::SourceState;
 use crate::report::Outcome;
 
-/// Longest wait for the answer to a commit before the connection is made anew.
+/// Longest wait for the answer to a commit before reconnecting.
 const COMMIT_ANSWER: Duration = Duration::from_secs(10);
-/// First pause before the connection is made anew; each further one is twice as long.
+/// First pause before reconnecting; each further one is twice as long.
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
-/// Longest pause before the connection is made anew.
+/// Longest pause before reconnecting.
 const REDIAL_LAST: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) enum State {
-    /// For the first connection.
+    /// Waits for the first connection.
     Connecting,
-    /// For the first record.
+    /// Waits for the first record.
     Opening,
-    /// For the answer to `Hello`.
+    /// Waits for the answer to `Hello`.
     Greeting,
-    /// For the answer to `Prepare`.
+    /// Waits for the answer to `Prepare`.
     Describing,
-    /// For streams and dirty log.
+    /// Waits for the data streams and the dirty log to start.
     Starting,
-    /// For the dry run of the last step.
+    /// Waits for the dry run of the switchover.
     Probing,
-    /// For a round.
+    /// Waits for a round to be sent.
     Copying,
-    /// For a time at which the switchover may be measured to be faster.
+    /// Waits before the switchover is measured again, in case it has become faster.
     Resting { until: Duration },
-    /// For a record that is written again to see how long that takes now.
+    /// Waits for a record that is written again to measure how long that takes now.
     Weighing,
-    /// For the guest to stand.
+    /// Waits for the guest to pause.
     Pausing,
-    /// For the last round, the flush of the disks, and the state.
+    /// Waits for the last round, the flush of the disks, and the state.
     Finishing { round_sent: bool, flushed: bool, saved: bool },
-    /// For the remainder; the destination may be faster.
+    /// Waits for the remainder to be sent; the destination may be `ready` earlier.
     Ending { ready: bool },
-    /// For `Ready`.
+    /// Waits for `Ready`.
     AwaitingReady,
-    /// For the record of the commit. From here on the guest is not the source's.
+    /// Waits for the record of the commit. From here on the source does not own the guest.
     Deciding,
-    /// For the destination's answer to what was decided; the guest stands.
+    /// Waits for the destination's answer to the decision; the guest is paused.
     Asking { decision: Decision, trouble: Option<MigrationError> },
-    /// For the record that takes the guest back; whether the destination is then to be told, and
-    /// what it was asked until an operator ordered this.
+    /// Waits for the record that takes the guest back; `tell` is whether the destination must then
+    /// be told, and `asked` the decision that it was asked about before an operator ordered this.
     Reclaiming { error: MigrationError, tell: bool, asked: Option<Decision> },
-    /// For the guest to be back and the destination to be told.
+    /// Waits for the guest to be resumed and the destination to be told.
     Unwinding(Unwind),
-    /// For the operator.
+    /// Waits for the operator.
     InDoubt,
-    /// For the last record.
+    /// Waits for the last record.
     Closing { outcome: Outcome, error: Option<MigrationError> },
-    /// For nothing.
+    /// Waits for nothing: the migration is over on this side.
     Settled,
 }
 
 impl State {
-    /// Whether the guest is the source's, and nobody has said otherwise.
+    /// Returns whether the source owns the guest and has decided nothing else.
     pub(super) const fn is_uncommitted(&self) -> bool {
         !matches!(
             self,
@@ -75,7 +75,7 @@ impl State {
         )
     }
 
-    /// What the source was doing, for errors.
+    /// Returns what the source is doing, for errors.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -96,28 +96,28 @@ impl State {
     }
 }
 
-/// The way back to a guest that runs here.
+/// A migration that is being undone: the guest resumes here.
 #[derive(Debug)]
 pub(super) struct Unwind {
     pub(super) error: MigrationError,
     pub(super) guest: GuestBack,
     pub(super) telling: Telling,
-    /// The outcome was reported already.
+    /// Whether the outcome was already reported.
     pub(super) reported: bool,
-    /// The last record is being written.
+    /// Whether the last record is being written.
     pub(super) recording: bool,
-    /// The destination runs its copy: its operator has ordered that meanwhile.
+    /// Whether the destination runs its copy, because its operator ordered that meanwhile.
     pub(super) runs_there: bool,
 }
 
 impl Unwind {
-    /// One in which the guest is to be `guest`, and the destination is yet to be told.
+    /// Creates an unwind for a guest in the state `guest`; nothing is reported or recorded yet.
     pub(super) const fn new(error: MigrationError, guest: GuestBack, telling: Telling) -> Self {
         Self { error, guest, telling, reported: false, recording: false, runs_there: false }
     }
 
-    /// What is to be on disk in the end. While both copies may run, the record stays undecided:
-    /// when this process has ended, the node asks the destination.
+    /// Returns the final state of the record. While both copies may run, it stays undecided: when
+    /// this process has ended, the node asks the destination.
     pub(super) fn end(&self) -> SourceState {
         match (self.runs_there, &self.guest) {
             (false, _) => SourceState::Aborted,
@@ -126,7 +126,8 @@ impl Unwind {
         }
     }
 
-    /// What an operator can do for the guest `name` when it did not go on, and runs nowhere else.
+    /// Returns what an operator can do for the guest `name` if it could not be resumed and runs
+    /// nowhere else.
     pub(super) fn way_out(&self, name: &str) -> Option<String> {
         match (&self.guest, &self.error.failure) {
             (GuestBack::Stuck(_), Failure::Forced) => None,
@@ -136,33 +137,34 @@ impl Unwind {
     }
 }
 
-/// How far the guest is on its way back.
+/// How far the guest has been resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum GuestBack {
-    /// It has been asked to pause; only then is known whether it is to go on.
+    /// It was asked to pause; whether to resume it is known only afterwards.
     Pausing,
-    /// It has been asked to go on.
+    /// It was asked to resume.
     Resuming,
     /// It is as it was before the migration.
     Back,
-    /// It could not go on and stays paused.
+    /// It could not be resumed and stays paused.
     Stuck(GuestError),
     /// It has ended.
     Gone,
 }
 
-/// Whether the destination knows that the migration is off.
+/// Whether the destination knows that the migration is aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Telling {
-    /// It does, or will find out by the loss of the connection.
+    /// It knows, or will notice the loss of the connection.
     Told,
-    /// It has been told and is to say that its copy is gone. It finds out by itself, too.
+    /// It was told, and must confirm that its copy is gone. It also finds out without that.
     Asked,
-    /// It may be ready, and then waits to be told, however long: it is tried until it has been.
+    /// It may be ready, and then waits for the decision without limit: this side retries until it
+    /// has been told.
     Owed,
 }
 
-/// The connection, and when to make it anew.
+/// The connection, and when to reconnect.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) status: LinkStatus,
@@ -172,11 +174,11 @@ pub(super) struct Link {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkStatus {
-    /// There is one; with a time by which an answer must have come.
+    /// It is up; with the deadline for an answer, if one is expected.
     Up { answer_by: Option<Duration> },
-    /// There is none; with a time at which to make one.
+    /// It is down; with the time of the next attempt, if there is to be one.
     Down { redial_at: Option<Duration> },
-    /// One is being made.
+    /// An attempt is under way.
     Dialing,
 }
 
@@ -197,7 +199,7 @@ impl Link {
         self.status = LinkStatus::Down { redial_at: None };
     }
 
-    /// An answer is expected on the connection that is up.
+    /// Sets the deadline for an answer on the current connection.
     pub(super) fn expect_answer(&mut self, now: Duration) {
         self.status = LinkStatus::Up { answer_by: Some(now + COMMIT_ANSWER) };
     }

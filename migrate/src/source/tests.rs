@@ -1,4 +1,5 @@
-//! What the simulated pair of `tests/pair` does not show: exact orders, exact words, odd moments.
+//! Cases that the simulated pair of `tests/pair` does not cover: exact order, exact text, unusual
+//! timing.
 
 use std::time::Duration;
 
@@ -63,8 +64,8 @@ impl Bench {
         self.tell(Event::Message(message))
     }
 
-    /// Up to the first round, with a record that takes `record` and a switchover that takes what
-    /// `probe` says.
+    /// Runs up to the first round, with a record that takes `record` and a switchover that takes
+    /// the times in `probe`.
     fn begin_with(&mut self, record: Duration, probe: Probe) {
         self.tell(Event::Connected);
         self.now += record;
@@ -79,14 +80,14 @@ impl Bench {
         self.begin_with(Duration::ZERO, probe);
     }
 
-    /// Up to the first round.
+    /// Runs up to the first round.
     fn copying() -> Self {
         let mut bench = Self::new();
         bench.begin(Probe { pause_and_save: 2 * MS, round_trip: MS, ..Probe::default() });
         bench
     }
 
-    /// Up to a paused guest.
+    /// Runs until the guest is paused.
     fn paused(was: RunState) -> Self {
         let mut bench = Self::copying();
         bench.tell(Event::RoundSent(RoundSent::default()));
@@ -94,7 +95,7 @@ impl Bench {
         bench
     }
 
-    /// Up to the answer of a destination that is to be ready.
+    /// Runs until only the destination's `Ready` is missing.
     fn awaiting_ready() -> Self {
         let mut bench = Self::paused(RunState::Running);
         bench.tell(Event::RoundSent(RoundSent::default()));
@@ -104,7 +105,7 @@ impl Bench {
         bench
     }
 
-    /// Up to the answer to the commit.
+    /// Runs up to the answer to the commit.
     fn committed() -> Self {
         let mut bench = Self::awaiting_ready();
         let decided = bench.hear(DestinationMessage::Ready { load_us: 1 });
@@ -114,7 +115,7 @@ impl Bench {
         bench
     }
 
-    /// In doubt, because the destination has forgotten.
+    /// Is in doubt, because the destination does not know the migration.
     fn in_doubt() -> Self {
         let mut bench = Self::committed();
         bench.hear(DestinationMessage::Unknown);
@@ -296,7 +297,7 @@ fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_goes_on() {
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     let failed = || Event::RecordFailed { detail: "no space left".into() };
     assert_eq!(bench.tell(failed()), [Action::Record(SourceState::Undecided)]);
-    // It may still say commit on disk: the destination must give its copy up first.
+    // The disk may still say commit: the destination must discard its copy first.
     let actions = bench.tell(failed());
     assert!(matches!(
         actions[..],
@@ -346,7 +347,7 @@ fn a_destination_that_does_not_answer_is_not_waited_for() {
         bench.source.handle(Event::Tick, at)[..],
         [Action::Send(SourceMessage::Abort(_))]
     ));
-    // Nor for its goodbye.
+    // Nor does it wait for the answer to its abort.
     let at = bench.source.deadline().unwrap();
     let actions = bench.source.handle(Event::Tick, at);
     assert_eq!(actions, [Action::Disconnect, Action::Record(SourceState::Aborted)]);

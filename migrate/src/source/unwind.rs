@@ -1,5 +1,5 @@
-//! Back to a guest that runs here: after a failure or a cancel, and after a commit that the
-//! destination has durably given back.
+//! Undoing a migration: after a failure or a cancel, and after a commit whose guest the destination
+//! has durably given back.
 
 use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
 use super::{Action, Source};
@@ -10,7 +10,7 @@ use crate::report::Outcome;
 use crate::text::PeerText;
 
 impl Source {
-    /// Calls the migration off before the commit; the destination is told why.
+    /// Aborts the migration before the commit; the destination is told why.
     pub(super) fn abort(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
         let telling = match self.state {
@@ -25,7 +25,7 @@ impl Source {
         self.unwind(failure, telling);
     }
 
-    /// Calls the migration off; the destination knows.
+    /// Aborts the migration; the destination knows.
     pub(super) fn abort_told(&mut self, failure: Failure) {
         self.unwind(failure, Telling::Told);
     }
@@ -65,8 +65,8 @@ impl Source {
         self.go_on_unwinding();
     }
 
-    /// Reports when the guest is back and the destination is told (or cannot be, for now); ends
-    /// when both are done and recorded.
+    /// Reports once the guest is resumed and the destination is told (or is out of reach for now);
+    /// ends once both are done and recorded.
     fn go_on_unwinding(&mut self) {
         let State::Unwinding(unwind) = &mut self.state else { return };
         if matches!(unwind.guest, GuestBack::Pausing | GuestBack::Resuming) || unwind.recording {
@@ -100,7 +100,7 @@ impl Source {
         self.finish(outcome, Some(&error));
     }
 
-    /// A pause asked for before the migration was called off has come about.
+    /// A pause that was requested before the abort has completed.
     pub(super) fn on_paused_too_late(&mut self, was: RunState) {
         let State::Unwinding(unwind) = &mut self.state else { return };
         if unwind.guest == GuestBack::Pausing {
@@ -114,7 +114,7 @@ impl Source {
         }
     }
 
-    /// Keeps a guest that cannot go on as it is (another guest may have locked its disk): its
+    /// Keeps a guest that cannot be resumed as it is (another guest may have locked its disk): its
     /// memory may be the only copy.
     pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {
         if let State::Unwinding(unwind) = &mut self.state
@@ -131,8 +131,8 @@ impl Source {
         }
     }
 
-    /// Pausing it for good, or for a look at how long that takes, has failed. Some of its vCPUs may
-    /// stand: let all of them go on, if they did before.
+    /// The pause for the hand-over or for a dry run has failed. Some vCPUs may be stopped: resume
+    /// all of them if the guest ran before.
     pub(super) fn on_pause_failed(&mut self, was: RunState, error: GuestError) {
         match self.state {
             State::Probing | State::Pausing => {
@@ -211,14 +211,14 @@ impl Source {
                 self.link.up();
                 self.go_on_unwinding();
             }
-            // They crossed the message that called it off.
+            // They were sent before the destination heard of the abort.
             DestinationMessage::Welcome { .. }
             | DestinationMessage::Prepared
             | DestinationMessage::Ready { .. } => {}
         }
     }
 
-    /// The last record of the way back is written, or cannot be.
+    /// The last record of the unwind is written, or cannot be.
     pub(super) fn on_end_recorded(&mut self, answer: &Result<(), PeerText>) {
         match &mut self.state {
             State::Reclaiming { .. } => self.on_reclaimed(answer),
@@ -230,8 +230,8 @@ impl Source {
         }
     }
 
-    /// The record still says that the guest is the destination's, and whoever reads it after a
-    /// crash would act on that: the operator's order has no effect, and they are told why.
+    /// The record still says that the guest is the destination's, and the node would act on that
+    /// after a crash: the operator's order has no effect, and the operator is told why.
     fn stay_given_away(&mut self, detail: PeerText, asked: Option<Decision>) {
         self.not_taken_back = Some(detail);
         let Some(decision) = asked else {
@@ -244,9 +244,9 @@ impl Source {
         }
     }
 
-    /// The guest is this side's again. When the destination has given it back (`tell` is false),
-    /// that stands on the destination's disk and a failure to write it here, too, is harmless. When
-    /// it has not, it must first do so.
+    /// The source owns the guest again. If the destination has given it back (`tell` is false), its
+    /// record says so, and failing to write it here as well is harmless. If not, the destination
+    /// must first give it back.
     pub(super) fn on_reclaimed(&mut self, answer: &Result<(), PeerText>) {
         let State::Reclaiming { error, tell, asked } = &self.state else { return };
         let (error, tell, asked) = (error.clone(), *tell, *asked);

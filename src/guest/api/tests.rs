@@ -1,4 +1,4 @@
-//! The routes of a guest's process, whose guest has not run yet.
+//! The routes of a guest's process, with a guest that has not run yet.
 
 use std::collections::BTreeSet;
 
@@ -143,7 +143,7 @@ async fn the_console_is_read_as_it_is_from_where_one_stopped() {
     let all = client.read_console(&read(0)).await.unwrap();
     assert_eq!((all.from, all.bytes.as_slice()), (0, &b"said \xff"[..]));
     assert_eq!(client.read_console(&read(5)).await.unwrap().bytes, b"\xff");
-    // Nothing comes, and that is said in time.
+    // There is no more output, and the answer still comes in time.
     assert_eq!(client.read_console(&read(6)).await.unwrap().next(), 6);
     let refusal = refused(client.get::<()>("/v1/guest/console?from=x").await);
     assert_eq!(refusal.reason, Reason::BadRequest);

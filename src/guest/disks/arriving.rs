@@ -1,4 +1,4 @@
-//! Disks on their way here with their guest.
+//! Disks that are copied to this host with their guest.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -22,16 +22,16 @@ use crate::guest::machine::SharedMachine;
 use crate::guest::unconfined::Unconfined;
 use crate::units::format_size;
 
-/// Content that waits in the host's cache at most before the disk is asked to take it, in bytes.
-/// What is left at the end is written while the guest stands.
+/// Limit for content in the host's page cache before the disk is synced, in bytes. What is left at
+/// the end is written while the guest is paused.
 const SYNC_EVERY: u64 = 8 << 20;
-/// Further portions of it that the source may be ahead of the disk.
+/// Further portions of that size that the source may be ahead of the disk.
 const AHEAD_MAX: usize = 2;
 
-/// Prepares `shape` for the disks that come with `guest`.
+/// Prepares `shape` for the disks that are copied with `guest`.
 ///
 /// # Errors
-/// The description contradicts itself, a disk may not be made where it shall be, or it has no room
+/// If the description contradicts itself, or a disk may not be created at its path, or has no room
 /// there.
 pub(crate) fn expect(
     guest: &GuestDescription,
@@ -72,7 +72,7 @@ pub(crate) fn expect(
     Ok(())
 }
 
-/// The disk that a description speaks of.
+/// Returns the disk that an entry of the description means.
 fn disk_of<'a>(shape: &'a VmShape, copy: &DiskCopy) -> Result<&'a BlockConfig, &'static str> {
     match shape.devices.get(usize::from(copy.device)) {
         Some(DeviceConfig::Block(disk)) if disk.bytes() == copy.bytes => Ok(disk),
@@ -94,21 +94,22 @@ fn check_room(folder: &Path, bytes: u64) -> Result<(), String> {
     ))
 }
 
-/// A guest that arrives, with its disks.
+/// An incoming guest, with its disks.
 #[derive(Debug)]
 pub(crate) struct Arriving {
     machine: SharedMachine,
     parts: Vec<Part>,
     writers: Vec<Writer>,
-    /// Name its disks, and open what it boots from again when that is known.
+    /// Threads that name its disks, and open the files that it boots from after a reset.
     unconfined: Option<Unconfined>,
 }
 
 impl Arriving {
-    /// The guest of `machine`, which was made of a shape that [`expect`] has prepared for `guest`.
+    /// The guest of `machine`, which was created from a shape that [`expect`] has prepared for
+    /// `guest`.
     ///
     /// # Errors
-    /// A thread cannot be had.
+    /// If a thread cannot be started.
     pub(crate) fn new(
         machine: SharedMachine,
         guest: &GuestDescription,
@@ -140,7 +141,7 @@ impl Arriving {
             let disks: Vec<_> = disks.iter().map(|disk| &**disk).collect();
             return DiskContent::adopt(&disks).map_err(|error| GuestError::new(error.to_string()));
         };
-        // The disks have their names already: the thread has ended.
+        // If the thread has ended, the disks have their names already.
         if !disks.is_empty() && !maker.has_ended() {
             maker.name(disks).map_err(GuestError::new)?;
             maker.end();
@@ -173,7 +174,7 @@ impl DestinationGuest for Arriving {
     fn load_state(&self, state: &[u8]) -> Result<(), GuestError> {
         self.writers.iter().try_for_each(Writer::finish)?;
         self.each_disk(DiskContent::sync)?;
-        // Now is the time to hear of it: from here on, the source counts on this host.
+        // The last chance to find this out: from here on, the source relies on this host.
         self.each_disk(DiskContent::check_adoption)?;
         self.machine.load_state(state)?;
         if let Some(Unconfined { opener, .. }) = &self.unconfined {
@@ -183,12 +184,12 @@ impl DestinationGuest for Arriving {
     }
 
     fn adopt(&self) -> Result<(), GuestError> {
-        // Locks first: without them the guest goes on at its source, and no copy of its disks may
-        // be left behind here.
+        // Take the locks first: if that fails, the guest continues at its source, and no copy of
+        // its disks may stay here.
         DestinationGuest::adopt(&*self.machine)?;
         let named = self.name_disks();
         if named.is_err() {
-            // The source may take them again.
+            // Lets the source take the locks again.
             SourceGuest::release(&*self.machine)?;
         }
         named
@@ -199,13 +200,13 @@ impl DestinationGuest for Arriving {
     }
 }
 
-/// Has a disk's content written back while more of it comes, so that little is left for the end,
-/// and a source that is faster than the disk waits for it.
+/// Writes a disk's content back while more of it arrives. So little is left for the end, and a
+/// source that is faster than the disk has to wait for it.
 #[derive(Debug)]
 struct Writer {
     disk: Arc<DiskContent>,
     unwritten: AtomicU64,
-    /// Both are gone once all has come.
+    /// The queue and the thread; both are gone once all content has arrived.
     work: Mutex<Option<(SyncSender<()>, JoinHandle<()>)>>,
     fault: Arc<Mutex<Option<String>>>,
 }
@@ -226,13 +227,13 @@ impl Writer {
         })
     }
 
-    /// More has come.
+    /// Counts content that has arrived, and has it synced when it is enough.
     fn wrote(&self, bytes: u64) -> Result<(), GuestError> {
         let unwritten = self.unwritten.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if unwritten >= SYNC_EVERY {
             self.unwritten.store(0, Ordering::Relaxed);
             if let Some((orders, _)) = &*lock(&self.work) {
-                // A thread that has ended has left its verdict.
+                // A thread that has ended has left its error.
                 let _ = orders.send(());
             }
             self.verdict()?;
@@ -240,7 +241,7 @@ impl Writer {
         Ok(())
     }
 
-    /// All has come: waits until the thread is through with what it was asked for.
+    /// Waits until the thread has done what it was asked for, once all content has arrived.
     fn finish(&self) -> Result<(), GuestError> {
         if let Some((orders, thread)) = lock(&self.work).take() {
             drop(orders);
@@ -250,7 +251,8 @@ impl Writer {
         self.verdict()
     }
 
-    /// The kernel tells of content that could not be written once, to whoever asks first.
+    /// Returns the thread's error. It must be kept, because the kernel reports a failed write only
+    /// once, to the first caller that syncs.
     fn verdict(&self) -> Result<(), GuestError> {
         match &*lock(&self.fault) {
             Some(fault) => Err(GuestError::new(fault.clone())),
@@ -261,7 +263,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Whether it could be written concerns nobody any more.
+        // The guest is given up, so a write error no longer matters.
         let _ = self.finish();
     }
 }

@@ -1,4 +1,4 @@
-//! A guest with a disk, both ways, with KVM but without a network.
+//! A guest with a disk as source and as destination, with KVM but without a network.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::guest::machine::{Machine, shape_of};
 const MIB: u64 = 1 << 20;
 const MEMORY_CHUNKS: usize = 256;
 
-/// A machine of 64 MiB with these disks behind a source of entropy.
+/// A machine of 64 MiB with these disks after an entropy source.
 fn machine(disks: &[&Path]) -> SharedMachine {
     let mut shape = VmShape::for_host(64 * MIB, 1).unwrap();
     shape.devices.push(DeviceConfig::Rng);
@@ -138,7 +138,7 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     copied.adopt().unwrap();
     assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
 
-    // One on storage that both hosts share.
+    // A disk on storage that both hosts share.
     let description =
         Departing::new(machine(&[&from]), "host-b", MIGRATION, Disks::Shared).unwrap().describe();
     let shared = Arriving::new(machine(&[&from]), &description, None).unwrap();
@@ -148,7 +148,7 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     machine(&[&from]).vm().take_over().unwrap();
 }
 
-/// Where a driver of the disk would have its things, in whole pages.
+/// Where a driver of the disk would have its data structures, as page numbers.
 const TABLE: u64 = 1;
 const AVAILABLE: u64 = 2;
 const USED: u64 = 3;
@@ -156,8 +156,8 @@ const REQUEST: u64 = 4;
 const DATA: u64 = 5;
 const CODE: u64 = 6;
 
-/// Sets the guest of `machine` up to halt, with a request in its queue that writes page `page` of
-/// the disk in slot 1. It is looked at when the guest goes on.
+/// Prepares the guest of `machine` to halt, with a request in its queue that writes page `page` of
+/// the disk in slot 1. The device handles the request when the guest resumes.
 fn prepare_write(machine: &Machine, page: u64) {
     let descriptor = |address: u64, len: u32, flags: u16, next: u16| {
         let (flags, next) = (flags.to_le_bytes(), next.to_le_bytes());
@@ -196,7 +196,7 @@ fn prepare_write(machine: &Machine, page: u64) {
     machine.vm().load_state(&state).unwrap();
 }
 
-/// Lets the guest go on until its request is answered.
+/// Resumes the guest until its request is answered.
 fn write_prepared(machine: &Machine) {
     machine.vm().resume().unwrap();
     let mut page = [0xee; 4096];

@@ -1,4 +1,4 @@
-//! This guest's own memory, as it is looked at.
+//! This guest's own memory, as a survey reads it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,22 +18,22 @@ use crate::survey::{Ended, Memory};
 pub(super) struct OwnMemory {
     process: Weak<GuestProcess>,
     map: PageMap,
-    /// Held no longer than for a chunk: a process that ends waits for nobody who rests.
+    /// Held for one chunk at most: a process that ends must not wait for a survey that sleeps.
     machine: Option<SharedMachine>,
 }
 
 impl OwnMemory {
-    /// That of the guest of `process`, which is this one, with the page tables in `map`.
+    /// The memory of the guest of `process`, which is this process, with the page tables in `map`.
     pub(super) fn new(process: &Arc<GuestProcess>, map: PageMap) -> Self {
         Self { process: Arc::downgrade(process), map, machine: None }
     }
 
-    /// The machine, as long as nothing else is to be done with it.
+    /// Returns the machine, as long as nothing else starts with it.
     fn machine(&self) -> Result<SharedMachine, Ended> {
         self.while_free(|machine| Ok(SharedMachine::clone(machine)))
     }
 
-    /// Does something with the machine before anything else is begun with it.
+    /// Runs `body` on the machine while nothing else can start with it.
     fn while_free<T>(
         &self,
         body: impl FnOnce(&SharedMachine) -> vmm_core::Result<T>,
@@ -50,14 +50,14 @@ impl OwnMemory {
         body(machine.ok_or(Ended::CalledOff)?).map_err(|error| Ended::Failed(error.into()))
     }
 
-    /// What is written while the log is on, which it is for `time`, and for what is watched first a
-    /// little longer.
+    /// Counts the pages that are written in each chunk while the log is on: for `time`, and a
+    /// little longer for the chunks that are armed first.
     fn logged(&self, time: Duration) -> Result<BTreeMap<u32, u16>, Ended> {
         let all = self.while_free(|machine| {
             machine.vm().start_dirty_log()?;
             collect(machine)
         })?;
-        // Every page counts as written at first.
+        // At first every page counts as written.
         for (index, piece) in all.chunks(REARMED_CHUNKS_MAX).enumerate() {
             let first = index * REARMED_CHUNKS_MAX;
             self.while_free(|machine| machine.vm().rearm_dirty(first, piece))?;
@@ -70,8 +70,8 @@ impl OwnMemory {
         })
     }
 
-    /// Logs no more. Who has called the look off has stopped the log, and may have begun another
-    /// one.
+    /// Stops the dirty log. If the survey was cancelled, the canceller has stopped it, and may have
+    /// started another one.
     fn stop_logging(&self) {
         if let Err(Ended::Failed(error)) = self.while_free(|machine| machine.vm().stop_dirty_log())
         {
@@ -79,7 +79,7 @@ impl OwnMemory {
         }
     }
 
-    /// The one that is held.
+    /// Returns the machine that is held.
     fn held(&self, gpa: u64, len: usize) -> Result<&SharedMachine, MemoryError> {
         self.machine.as_ref().ok_or(MemoryError::NoSuchAddress { gpa, len })
     }
@@ -131,7 +131,7 @@ impl Memory for OwnMemory {
     }
 }
 
-/// A word for each chunk of 256 KiB, with a bit for each page of it that was written.
+/// Returns a word for each chunk of 256 KiB, with a bit for each page that was written.
 fn collect(machine: &SharedMachine) -> vmm_core::Result<Vec<u64>> {
     let mut words = vec![0; machine.vm().ram().chunks()];
     machine.vm().collect_dirty(&mut words)?;

@@ -1,5 +1,5 @@
-//! Guests of this host that other programs run: found among its processes, asked through their
-//! monitors.
+//! Guests of this host that other programs run: found by scanning the host's processes, controlled
+//! over their monitor sockets.
 
 mod survey;
 
@@ -26,57 +26,59 @@ use crate::clock::{unix_ms, uptime};
 use crate::file_lock::FileLock;
 use crate::survey::CHUNK_BYTES;
 
-/// How long a monitor may take to answer.
+/// Timeout for an answer of a monitor.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it may take to take up a balloon's new size.
+/// Timeout for a monitor to accept a new balloon size.
 const SET_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often guests are asked for statistics, when nobody else has said so.
+/// Interval of balloon statistics, if no other client of the monitor has set one.
 const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
-/// How long what was found among the host's processes holds.
+/// How long the result of a process scan is reused.
 const DISCOVERY_AGE_MAX: Duration = Duration::from_secs(10);
 
-/// Held by the one node that looks after foreign guests, in a folder where other users cannot
-/// make it first.
+/// Held by the one node that handles foreign guests. It is in a folder where other users cannot
+/// create it first.
 const LOCK_FILE: &str = "foreign-guests.lock";
 
-/// Guests that other programs run.
+/// Guests that other programs run on this host.
 #[derive(Debug)]
 pub(crate) struct ForeignGuests {
     doing: ForeignGuestsArg,
     sources: Sources,
-    /// Held for as long as this node is the one that looks after them.
+    /// Held as long as this node handles them.
     _lock: FileLock,
     register: Mutex<Register>,
 }
 
-/// Known guests by PID; their names are not trusted.
+/// Known guests by PID, because their names are not trusted.
 #[derive(Debug, Default)]
 struct Register {
     guests: BTreeMap<u32, Known>,
     at: Option<Duration>,
 }
 
-/// One of them.
+/// A foreign guest and what this node remembers about it.
 #[derive(Debug, Clone)]
 struct Known {
     found: Found,
-    /// Who runs it: looking up the name may take as long as a directory service does.
+    /// The user that runs it. Kept here because the name lookup may be as slow as a directory
+    /// service.
     user: Option<User>,
-    /// The RAM that the monitor told last.
+    /// The RAM that the monitor reported last.
     memory_bytes: u64,
-    /// What this node asked it to keep: QEMU tells what a guest has, not what it was asked for.
+    /// The balloon target that this node set: QEMU reports only a guest's actual size, not its
+    /// target.
     asked_bytes: Option<u64>,
 }
 
 impl ForeignGuests {
-    /// Looks after the guests that other programs run on this host; `None` when another node of
-    /// this user does.
+    /// Takes over the guests that other programs run on this host; `None` if another node of this
+    /// user has them.
     ///
     /// # Errors
-    /// The user has no folder for the time that the system runs, or the lock cannot be made there.
+    /// If the user has no runtime directory, or the lock cannot be created there.
     pub(crate) fn claim(doing: ForeignGuestsArg) -> Result<Option<Self>> {
         let root = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
         let folder = root.or_else(|| std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
@@ -93,7 +95,8 @@ impl ForeignGuests {
         Ok(lock.map(|lock| Self { doing, sources, _lock: lock, register: Mutex::default() }))
     }
 
-    /// All of them, named apart from the guests called `own`, and what cannot be told of some.
+    /// Returns all foreign guests, with names distinct from `own`, and the errors of those that
+    /// could not be inspected.
     async fn look(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
         let found = self.found(own);
         let acts = self.doing == ForeignGuestsArg::Act;
@@ -101,7 +104,8 @@ impl ForeignGuests {
             .into_iter()
             .map(|known| async move {
                 let unix_seconds = unix_ms() / 1000;
-                // To have them sent is a change, too.
+                // Enabling statistics changes the guest's settings, so a node that only watches
+                // does not.
                 let statistics_every = acts.then_some(STATISTICS_EVERY);
                 let asking = Asking { patience: PATIENCE, statistics_every, unix_seconds };
                 let look = foreign::look(&known.found, &asking).await;
@@ -139,10 +143,10 @@ impl ForeignGuests {
         }
     }
 
-    /// Asks a guest to keep so much of its memory.
+    /// Sets the balloon so that the guest keeps `keep_bytes` of its memory.
     ///
     /// # Errors
-    /// It is only watched, is gone, cannot be asked, or has no balloon.
+    /// If this node only watches, or the guest is gone, cannot be reached, or has no balloon.
     async fn set_balloon(&self, pid: u32, keep_bytes: u64) -> Result<()> {
         let known = self.known(pid)?;
         let memory_bytes = known.memory_bytes;
@@ -154,25 +158,25 @@ impl ForeignGuests {
         Ok(())
     }
 
-    /// Makes huge pages of chunks of a guest, as a look at its pages numbers them.
+    /// Collapses chunks of a guest into huge pages; their numbers are those of a survey.
     ///
     /// # Errors
-    /// It is only watched, is gone, or none becomes one.
+    /// If this node only watches, the guest is gone, or no chunk could be collapsed.
     async fn make_huge(&self, pid: u32, chunks: &[ChunkRange]) -> Result<()> {
         let number =
             i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
         let process = pidfd_open(number, PidfdFlags::empty()).context("its process is gone")?;
-        // Not before: from here on the number stays that process's.
+        // Only now that the pidfd pins the process: the PID cannot be reused from here on.
         let _known = self.known(pid)?;
         let numbers = chunks.iter().flat_map(|range| range.first..range.first + range.count);
         let starts: Vec<u64> = numbers.map(|number| u64::from(number) * CHUNK_BYTES).collect();
         Ok(spawn_blocking(move || make_huge(process.as_fd(), starts.into_iter())).await??)
     }
 
-    /// A guest that something is to be done to.
+    /// Returns a guest that is about to be changed.
     ///
     /// # Errors
-    /// It is only watched, or gone.
+    /// If this node only watches, or the guest is gone.
     fn known(&self, pid: u32) -> Result<Known> {
         ensure!(
             self.doing == ForeignGuestsArg::Act,
@@ -182,7 +186,8 @@ impl ForeignGuests {
         known.filter(|known| known.found.is_there(&self.sources)).context("it is gone")
     }
 
-    /// What is among the host's processes, looked for now and then, named apart from `own`.
+    /// Returns the guests among the host's processes, with names distinct from `own`. Scans the
+    /// processes again when the last scan is too old.
     fn found(&self, own: &BTreeSet<String>) -> Vec<Known> {
         let now = uptime();
         let mut register = self.register();
@@ -237,7 +242,7 @@ impl Hypervisor for ForeignGuests {
 }
 
 impl Register {
-    /// These are there now. What is known of those that were there before is kept.
+    /// Replaces the guests by `found`, and keeps the state of those that were there before.
     fn renew(&mut self, found: Vec<Found>) {
         let mut before = std::mem::take(&mut self.guests);
         for found in found {
@@ -264,13 +269,13 @@ fn user(uid: u32) -> User {
     User { uid, name: known.map(|user| user.name) }
 }
 
-/// What is known of a guest, with what its monitor told, if it did.
+/// Builds the guest from the process scan and the monitor's answer, if there is one.
 fn guest(found: &Found, look: Option<Look>) -> Guest {
     let mut guest = Guest {
         memory_bytes: found.memory_bytes,
         backing: found.backing,
         is_mergeable: found.is_mergeable,
-        // Who does not answer may be doing anything.
+        // Without an answer the guest may be doing anything, so it must not be touched.
         hindrance: Some(if found.is_incoming {
             Hindrance::Migrating
         } else {
@@ -297,9 +302,9 @@ mod tests {
 
     use super::*;
 
-    /// A guest of QEMU's that this process claims to be, on a host whose node does `doing` with it;
-    /// its monitor, which nobody has asked yet; and their folder. The process began when the host
-    /// booted, by what was found, and this one did not.
+    /// A QEMU guest whose process is this one, on a host whose node does `doing` with it; its
+    /// monitor, which has received no request yet; and their folder. Its recorded start time is the
+    /// host's boot (0), which differs from that of this process.
     fn scene(doing: ForeignGuestsArg) -> (tempfile::TempDir, UnixListener, ForeignGuests, Found) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("qmp");
@@ -327,7 +332,8 @@ mod tests {
         GuestRef { name: name.to_owned(), pid: Some(pid) }
     }
 
-    /// Nothing is done to the guest, for the reason `why`, and its monitor is not asked.
+    /// Asserts that nothing is done to the guest, for the reason `why`, and that its monitor gets
+    /// no request.
     async fn is_left_alone(guests: &ForeignGuests, pid: u32, monitor: &UnixListener, why: &str) {
         let chunks = [ChunkRange { first: 0, count: 1 }];
         let refusals =

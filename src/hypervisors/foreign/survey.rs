@@ -1,5 +1,5 @@
-//! Surveys guests that other programs run, by this process: at that part of their memory that the
-//! kernel may merge, which is read through `/proc` and not changed.
+//! Surveys guests of other programs from this process. It covers the part of their memory that the
+//! kernel may merge, reads it through `/proc` and does not change it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use vmm_core::memory::{HugeView, MemoryError, OwnPages, ProcessMemory};
 
 use crate::survey::{Ended, Found, Looker, Memory};
 
-/// Whoever waits for what is found.
+/// The sender to the task that waits for the findings.
 type Waiting = oneshot::Sender<Result<Found, Ended>>;
 
-/// Surveys process `pid`, in a thread of its own. Given up by whoever drops this.
+/// Surveys process `pid`, in a thread of its own. Dropping the future cancels the survey.
 ///
 /// # Errors
-/// It is gone, may not be looked at, or lets the kernel merge nothing.
+/// If the process is gone, may not be read, or has no mergeable memory.
 pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed> {
     let areas = spawn_blocking(move || mergeable_areas(&Sources::system(), pid)).await??;
     ensure!(!areas.is_empty(), "it lets the kernel merge none of its memory");
@@ -32,10 +32,10 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
         let memory = ForeignMemory { memory, areas, waiting: &waiting };
         let looker = Looker::new(memory, Arc::default(), request.cpu_share);
         let scan = Scan::new(Seed::new(request.seed), request.capacity(), request.bits);
-        // KVM's log is for who runs the guest.
+        // KVM's dirty log is available only to the process that runs the guest.
         let activity = Activity::PageSampling;
         let found = looker.look(scan, Watch::new(Seed::new(request.seed)), activity);
-        // Nobody waits any more.
+        // The receiver may be gone: then the survey was cancelled.
         let _unwanted = waiting.send(found);
     };
     let thread = std::thread::Builder::new().name("survey".to_owned()).spawn(work);
@@ -50,14 +50,14 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
     }
 }
 
-/// What was found, which is in this process.
+/// The findings of a survey; they are kept in this process.
 #[derive(Debug)]
 struct Here(Arc<Found>);
 
 impl Findings for Here {
     fn chunks<'a>(&'a self, domain: &'a Digests) -> Answer<'a, Vec<Chunk>> {
         let (found, domain) = (Arc::clone(&self.0), domain.clone());
-        // Only what is marked was surveyed.
+        // Only mergeable memory was surveyed.
         let chunks = move || found.chunks(&domain, |_| true).collect();
         Box::pin(async move { Ok(spawn_blocking(chunks).await?) })
     }

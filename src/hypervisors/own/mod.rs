@@ -1,4 +1,4 @@
-//! Guests of lighter's, asked over their API.
+//! Lighter's own guests, controlled over their API.
 
 mod survey;
 
@@ -21,20 +21,20 @@ use crate::api::{ApiClient, AskError};
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};
 
-/// How long a guest's process may take to say how it stands.
+/// Timeout for a guest's process to report its memory.
 const INSPECT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it may take for a step: taking pages apart copies them.
+/// Timeout for a guest's process to do a step: splitting merged pages copies them.
 const ACT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long it may take for what a survey asks of it.
+/// Timeout for a guest's process to answer a request of a survey.
 const SURVEY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The guests below a state folder.
 #[derive(Debug)]
 pub(crate) struct OwnGuests {
     state: StateDir,
-    /// What guests' processes cannot have here, as far as this one can tell.
+    /// Why guests' processes lack write protection here, as far as this process can tell.
     withheld: Option<String>,
 }
 
@@ -59,7 +59,7 @@ impl OwnGuests {
         Ok(Inspected { guests, names: all, missing: self.withheld.iter().cloned().collect() })
     }
 
-    /// The folder of `guest`, unless it is gone or another one has its name by now.
+    /// Returns the folder of `guest`; `None` if it is gone or another guest has its name by now.
     fn find(&self, guest: &GuestRef) -> Option<GuestDir> {
         let dir = self.state.guest(&guest.name.parse().ok()?);
         let is_it = |pid| dir.read_identity().is_ok_and(|identity| identity.pid == pid);
@@ -135,7 +135,7 @@ async fn treat(
     }
 }
 
-/// One guest; none when it ended meanwhile.
+/// Inspects one guest; `None` if it ended meanwhile.
 async fn ask(dir: GuestDir) -> Option<Guest> {
     let client = ApiClient::new(&dir.socket()).with_patience(INSPECT_PATIENCE);
     let answer = client.get::<GuestMemory>("/v1/guest/memory").await;
@@ -144,7 +144,8 @@ async fn ask(dir: GuestDir) -> Option<Guest> {
         Err(error) if error.is_gone() => None,
         Err(error) => {
             tracing::debug!(guest = %dir.name(), %error, "a guest does not answer");
-            // It has no memory of its own yet, or is not heard: either way it is left alone.
+            // It has no memory of its own yet, or does not answer: either way it must not be
+            // touched.
             let refused = matches!(error, AskError::Refused(_));
             let hindrance = if refused { Hindrance::Migrating } else { Hindrance::Unreachable };
             let pid = dir.read_identity().ok()?.pid;
@@ -227,7 +228,7 @@ mod tests {
 
     use super::*;
 
-    /// Has userfaultfd fail in this thread as where it is not permitted.
+    /// Makes userfaultfd fail in this thread, as on a host that does not permit it.
     fn forbid_userfaultfd() {
         let rules = [(libc::SYS_userfaultfd, Vec::new())].into();
         let (refuse, arch) = (SeccompAction::Errno(libc::EPERM as u32), std::env::consts::ARCH);

@@ -1,4 +1,4 @@
-//! Has the pages of lighter's guests surveyed, by their own processes.
+//! Surveys of lighter's guests, done by their own processes.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::units::PAGE_BYTES;
 
 const PATH: &str = "/v1/guest/survey";
 
-/// Between two questions how far a guest's process is.
+/// Interval at which a guest's process is polled for the survey's progress.
 const POLL_PAUSE: Duration = Duration::from_millis(500);
 
-/// How much coarser than its size asks for a guest's table may be: a coarse table makes those of
-/// its domain coarse.
+/// By how many bits a guest's table may be coarser than its size requires. The limit is there
+/// because a coarse table makes all tables of its domain coarse.
 const BITS_SLACK: u32 = 2;
 
-/// A guest that is asked.
+/// A guest whose process has done a survey.
 #[derive(Debug)]
 struct Asked {
     memory_bytes: u64,
     client: ApiClient,
 }
 
-/// Has the pages of `guest` surveyed, which `client` asks.
+/// Surveys the pages of `guest` through its process, which `client` reaches.
 pub(super) async fn survey(
     client: ApiClient,
     guest: &Guest,
@@ -67,7 +67,8 @@ impl Asked {
     }
 }
 
-/// Whether a table can be what such a guest has: others are measured by it too.
+/// Checks that a guest of this size can have such a table: the other guests of its domain are
+/// measured by it as well.
 fn check(digests: &Digests, request: &SurveyRequest, memory_bytes: u64) -> Result<()> {
     let pages = memory_bytes / PAGE_BYTES;
     let full = pages.div_ceil(u64::from(CAPACITY_MAX)).next_power_of_two().ilog2();

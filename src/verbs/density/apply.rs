@@ -1,4 +1,4 @@
-//! `lighter density apply`: begins a run and follows it to its end.
+//! `lighter density apply`: starts a run and follows it to its end.
 
 use std::time::Duration;
 
@@ -21,20 +21,20 @@ use crate::state_dir::StateDir;
 use crate::verbs::follow::interrupts;
 use crate::verbs::session::block_on;
 
-/// Between two looks at a run in which something has just happened. Each answer has the whole run,
-/// and most of the time it waits.
+/// Pause between two requests for a run that has just made progress. Each answer contains the whole
+/// run, and a run spends most of its time waiting.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
-/// Between two looks when nothing has happened for long.
+/// The longest such pause, reached while the run makes no progress.
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Between two looks of `--watch` for something to do.
+/// Pause of `--watch` between two checks for work.
 const WATCH_PAUSE: Duration = Duration::from_secs(10);
 
-/// Does it.
+/// Starts a run and follows it; with `--watch`, again and again.
 ///
 /// # Errors
-/// No node answers, another run is under way, or the plan's file cannot be read.
+/// If no node answers, another run is under way, or the plan's file cannot be read.
 pub(super) fn run(state: &StateDir, args: &ApplyArgs) -> Result<Exit> {
     let request = RunRequest { goal: args.options.goal, plan: plan(args)? };
     block_on(async {
@@ -71,8 +71,8 @@ fn plan(args: &ApplyArgs) -> Result<Option<Plan>> {
 }
 
 fn parse(text: &str) -> Result<Plan> {
-    // Of the plan itself: `null` would be none, and a run without one does whatever the policy
-    // allows.
+    // Checked here: `null` would parse as no plan, and a run without a plan does whatever the
+    // policy allows.
     let value: Value = serde_json::from_str(text)?;
     if !value.is_object() {
         bail!("it is no object of JSON");
@@ -80,7 +80,7 @@ fn parse(text: &str) -> Result<Plan> {
     Ok(serde_json::from_str(text)?)
 }
 
-/// One run, to its end.
+/// Follows one run to its end.
 async fn one(
     client: &ApiClient,
     request: &RunRequest,
@@ -104,7 +104,7 @@ async fn one(
     })
 }
 
-/// Waits for the run's end, and says what it does meanwhile. Ctrl-C calls it off.
+/// Waits for the run's end, and prints its steps meanwhile. Ctrl-C cancels it.
 async fn follow(
     client: &ApiClient,
     id: RunId,
@@ -132,7 +132,7 @@ async fn follow(
     }
 }
 
-/// Lets some time pass. Ctrl-C calls the run off, and says so.
+/// Waits for `pause`. Ctrl-C cancels the run; returns whether that happened.
 async fn wait(
     client: &ApiClient,
     id: RunId,
@@ -142,7 +142,7 @@ async fn wait(
     tokio::select! {
         () = tokio::time::sleep(pause) => false,
         _ = interrupts.recv() => {
-            // It may be over by now, which the next look tells.
+            // The run may have ended already; the next request shows that.
             let _cancelled: Result<RunStarted, _> = client.delete(&run_path(id)).await;
             true
         }
@@ -153,7 +153,7 @@ fn run_path(id: RunId) -> String {
     format!("/v1/density/runs/{id}")
 }
 
-/// Waits for the end of a run of which no history is kept.
+/// Waits for the end of a run without a history.
 async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) -> Result<Exit> {
     output::note(
         "the run has begun, but no history is kept: the node's log says why, and what it does",
@@ -169,7 +169,7 @@ async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) 
     }
 }
 
-/// Whether there is anything to do.
+/// Whether a plan made now has any step.
 async fn has_work(client: &ApiClient, request: &RunRequest) -> Result<bool> {
     let request = PlanRequest { goal: request.goal, survey: true, policy: None };
     let client = client.clone().with_patience(SURVEY_PATIENCE);

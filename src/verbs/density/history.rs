@@ -1,4 +1,4 @@
-//! `lighter density history`: what was done, all runs or one.
+//! `lighter density history`: the past runs, or one of them.
 
 use anyhow::Result;
 use memopt::history::{Deed, Listing, Run, Summary};
@@ -13,10 +13,10 @@ use crate::state_dir::StateDir;
 use crate::table::{Table, facts};
 use crate::verbs::session::block_on;
 
-/// Shows runs.
+/// Shows all runs, or one in detail.
 ///
 /// # Errors
-/// No node answers, or there is no such run.
+/// If no node answers, or there is no such run.
 pub(super) fn run(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
     match args.run {
         Some(run) => one(state, args, run),
@@ -58,7 +58,7 @@ fn table(runs: &[Summary]) -> String {
     table.render()
 }
 
-/// `done: goal reached`.
+/// Formats the state as in `done: goal reached`.
 fn state_of(run: &Summary) -> String {
     match run.outcome {
         Some(end) => format!("{}: {end}", run.state),
@@ -76,7 +76,7 @@ fn one(state: &StateDir, args: &HistoryArgs, run: u64) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// All about a run.
+/// Formats all details of a run.
 pub(super) fn text(run: &Run) -> String {
     let summary = &run.summary;
     let mut lines = vec![

@@ -1,7 +1,7 @@
-//! `lighter density`: what memory optimization sees, plans, does and did. All of it is the node's
-//! work; here it is asked and shown.
+//! `lighter density`: the state, plans, runs and history of memory optimization. The node does all
+//! the work; these commands send requests and show the answers.
 //!
-//! A verb is a file; start at [`plan`].
+//! Each command is a file; start at [`plan`].
 
 mod apply;
 mod history;
@@ -23,10 +23,10 @@ use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::Table;
 
-/// Does what was asked for.
+/// Runs one of the `lighter density` commands.
 ///
 /// # Errors
-/// No node answers, or it refuses.
+/// If no node answers, or it refuses.
 pub(crate) fn run(state: &StateDir, args: &DensityArgs) -> Result<Exit> {
     match &args.verb {
         DensityVerb::Status(args) => status::run(state, args),
@@ -38,12 +38,12 @@ pub(crate) fn run(state: &StateDir, args: &DensityArgs) -> Result<Exit> {
     }
 }
 
-/// A client of this host's node.
+/// Returns a client of this host's node.
 fn node(state: &StateDir) -> ApiClient {
     ApiClient::new(&state.client_socket())
 }
 
-/// An answer of the node's, or what to do when there is none.
+/// Returns the node's answer, or an error that says what to do.
 fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
     match answer {
         Err(error) if error.is_gone() => {
@@ -102,7 +102,7 @@ fn cancel(state: &StateDir, args: &CancelRunArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Bytes that came back, or were given: `+1.5 GiB`.
+/// Formats bytes that were freed; a negative number was given back to guests: `-1.5 GiB`.
 fn signed_size(bytes: i64) -> String {
     let size = crate::units::format_size(bytes.unsigned_abs());
     if bytes < 0 { format!("-{size}") } else { size }

@@ -1,4 +1,4 @@
-//! `lighter density plan`.
+//! `lighter density plan`: shows the steps that a run would take now.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::table::{Table, facts};
 use crate::units::{format_duration, format_size};
 use crate::verbs::session::block_on;
 
-/// How long the node may take to inspect the host's processes before it merges anything.
+/// How long the node may take to inspect the host's processes, which it does before it answers.
 pub(super) const INSPECTION_PATIENCE: Duration = Duration::from_secs(90);
 
-/// How long looks at guests' pages may take: as long as a policy can give them.
+/// How long surveys of guests' pages may take: as long as a policy can allow.
 pub(super) const SURVEY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
-/// Shows what would be done.
+/// Shows the steps that a run would take.
 ///
 /// # Errors
-/// No node answers, or the policy is wrong.
+/// If no node answers, or the policy is invalid.
 pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     let policy = args.policy.as_deref().map(policy).transpose()?;
     let (goal, survey) = (args.options.goal, args.survey);
@@ -46,7 +46,7 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The content of a policy's file. The node would not know its name.
+/// Reads a policy's file. It is checked here, since the node could not name the file in an error.
 fn policy(path: &Path) -> Result<String> {
     let name = path.display().to_string();
     let text = regular_file::read_text(path, FILE_BYTES_MAX as u64)
@@ -55,7 +55,7 @@ fn policy(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// A plan as people read it.
+/// Formats a plan for users.
 pub(super) fn text(plan: &Plan) -> String {
     let wanted = plan.wanted_bytes.map_or_else(|| "as much as possible".to_owned(), format_size);
     let mut lines = vec![

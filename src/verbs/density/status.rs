@@ -1,4 +1,4 @@
-//! `lighter density status`.
+//! `lighter density status`: the host's memory, and each guest's part of it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::verbs::session::block_on;
 /// Shows the host and its guests.
 ///
 /// # Errors
-/// No node answers.
+/// If no node answers.
 pub(super) fn run(state: &StateDir, args: &StatusArgs) -> Result<Exit> {
     let status: DensityStatus = block_on(async { heard(node(state).get("/v1/density").await) })?;
     match args.json.output() {

@@ -1,4 +1,4 @@
-//! Copies of a guest's disks, made while it stands still.
+//! Copies of a guest's disks, made while the guest is paused.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::clock::unix_ms;
 use crate::output;
 use crate::units::format_size;
 
-/// Between two times that the guest is held and progress is told.
+/// Pause between two times that the guest is held and progress is printed.
 const PACE: Duration = Duration::from_secs(5);
 
 /// The copies of one guest's disks.
@@ -37,29 +37,29 @@ struct Copy {
 }
 
 impl Copies {
-    /// Files without names for copies of all disks that `guest` writes, beside the `file` that it
-    /// is saved to.
+    /// Creates unnamed files for copies of all disks that `guest` writes, beside the `file` to
+    /// which it is saved.
     ///
-    /// # Errors
+    /// If a disk cannot be read, or a file cannot be created.
     /// A disk cannot be read, or a file cannot be made.
     pub(super) fn create(guest: &GuestInfo, file: &Path) -> Result<Self> {
         let mut disks = Vec::new();
         for (disk, path) in places(&guest.disks, file) {
             let from = File::open(&disk.path)
                 .with_context(|| format!("cannot read disk {}", disk.path.display()))?;
-            // Another saved guest may need it, or run on it.
+            // An existing file is not replaced: another saved guest may need it, or run on it.
             if path.symlink_metadata().is_ok() {
                 bail!("{}: {} is there already", cannot_copy(disk, &path), path.display());
             }
             let to = PartialFile::create(&path).with_context(|| cannot_copy(disk, &path))?;
             disks.push(Copy { disk: disk.clone(), from: Arc::new(from), path, to });
         }
-        // An even second: all file systems can store it.
+        // An even second, which all file systems can store.
         let modified_unix_s = i64::try_from(unix_ms() / 2000 * 2)?;
         Ok(Self { disks, modified_unix_s })
     }
 
-    /// What the guest's process has to know of them.
+    /// Returns what the guest's process must know about the copies.
     pub(super) fn plan(&self) -> Option<SavedCopies> {
         let paths: BTreeMap<_, _> =
             self.disks.iter().map(|copy| (copy.disk.path.clone(), copy.path.clone())).collect();
@@ -67,11 +67,10 @@ impl Copies {
         (!paths.is_empty()).then_some(SavedCopies { paths, modified_unix_s })
     }
 
-    /// Copies the disks of a guest that stands still as long as it is told to by `hold`, and gives
-    /// the copies their names.
+    /// Copies the disks of a guest that `hold` keeps paused, and gives the copies their names.
     ///
     /// # Errors
-    /// A disk cannot be copied, or the guest did not stand still all the time.
+    /// If a disk cannot be copied, or the guest was not paused all the time.
     pub(super) async fn fill<F>(self, hold: impl Fn() -> F) -> Result<()>
     where
         F: Future<Output = Result<StateAnswer>>,
@@ -81,7 +80,7 @@ impl Copies {
             date(copy.to.file(), self.modified_unix_s)?;
         }
         if !self.disks.is_empty() {
-            // It stood still until now.
+            // Confirms that the guest was paused until now.
             hold().await?;
         }
         for copy in self.disks {
@@ -120,7 +119,7 @@ impl Copy {
         };
         let copy = move || {
             copy_content(&from, &to, bytes, step)?;
-            // Here it may take its time.
+            // Flushed in this thread, where it may take long.
             to.sync_all()
         };
         let mut work = tokio::task::spawn_blocking(copy);
@@ -139,8 +138,8 @@ fn cannot_copy(disk: &DiskInfo, path: &Path) -> String {
     format!("cannot copy disk {} to {}", disk.path.display(), path.display())
 }
 
-/// The disks that a guest writes, and where each is copied to: `FILE.NAME`, and a number more where
-/// that is taken.
+/// Returns the disks that a guest writes, and where each is copied to: `FILE.NAME`, with a number
+/// appended if that is taken.
 fn places<'a>(disks: &'a [DiskInfo], file: &Path) -> Vec<(&'a DiskInfo, PathBuf)> {
     let mut places: Vec<(&DiskInfo, PathBuf)> = Vec::new();
     for disk in disks.iter().filter(|disk| !disk.read_only) {

@@ -1,9 +1,10 @@
-//! The ACPI tables, from which a stock kernel learns of processors, interrupts and devices
-//! (ACPI specification 6.5, chapter 5).
+//! The ACPI tables, which describe processors, interrupts and devices to a stock kernel (ACPI
+//! specification 6.5, chapter 5).
 //!
-//! They are one run of bytes: the root pointer first, then FACS, DSDT, FADT, MADT and XSDT. They
-//! are written once at boot and belong to the guest from then on, so they move with its memory. Why
-//! fixed hardware and not the reduced kind: docs/adr/0008-acpi-and-power.md.
+//! The tables are contiguous: the root pointer first, then FACS, DSDT, FADT, MADT and XSDT. The VMM
+//! writes them once, at boot. From then on they are guest memory and move with it.
+//! docs/adr/0008-acpi-and-power.md says why the guest gets fixed hardware and not the
+//! hardware-reduced kind.
 
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
@@ -30,11 +31,11 @@ const OEM_TABLE: [u8; 8] = *b"LIGHTRVM";
 const OEM_REVISION: u32 = 1;
 /// Bytes of a table's header (table 5.4).
 const HEADER_BYTES: u32 = 36;
-/// Where a table may start; the FACS wants the most.
+/// Alignment of a table's address: that of the FACS, the strictest.
 const ALIGNMENT: u64 = 64;
 
-/// The tables of a guest with `vcpus` processors and these devices, to be put at `gpa`, a multiple
-/// of 64 below 4 GiB. The root pointer is the first thing in them.
+/// Builds the tables of a guest with `vcpus` processors and these devices, for the address `gpa`, a
+/// multiple of 64 below 4 GiB. The root pointer comes first.
 pub(super) fn build(gpa: u64, vcpus: u8, devices: &[Slot]) -> Vec<u8> {
     let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
     let facs = tables.add(&encode(&FACS::new()));
@@ -50,7 +51,7 @@ pub(super) fn build(gpa: u64, vcpus: u8, devices: &[Slot]) -> Vec<u8> {
     tables.bytes
 }
 
-/// Tables one after the other.
+/// Tables under construction, one after the other.
 struct Tables {
     gpa: u64,
     bytes: Vec<u8>,
@@ -72,10 +73,10 @@ fn encode(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// Fixed hardware features: the power button is one, there is no sleep button and no clock that
-/// wakes.
+/// Builds the FADT: fixed hardware with a power button, without a sleep button and without an RTC
+/// that can wake the system.
 fn fadt(facs: u64, dsdt: u64) -> FADT {
-    /// Latencies that mean that there is no such idle state.
+    /// Latencies above the limits, which say that the processor has no such idle state.
     const NO_C2: u16 = 101;
     const NO_C3: u16 = 1001;
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
@@ -104,8 +105,8 @@ fn fadt(facs: u64, dsdt: u64) -> FADT {
     fadt.finalize()
 }
 
-/// IA-PC boot architecture flags (table 5.11): there are devices on the ISA bus, namely the serial
-/// port, but no keyboard controller worth probing, no VGA and no CMOS clock.
+/// IA-PC boot architecture flags (table 5.11): the ISA bus has devices (the serial port), but there
+/// is no keyboard controller worth probing, no VGA and no CMOS clock.
 const BOOT_ARCHITECTURE: u16 = {
     const LEGACY_DEVICES: u16 = 1 << 0;
     const NO_VGA: u16 = 1 << 2;
@@ -117,11 +118,10 @@ fn port(port: u16, bytes: u8, access: AccessSize) -> GAS {
     GAS::new(AddressSpace::SystemIo, bytes * 8, 0, access, port.into())
 }
 
-/// Processors and interrupt controllers (section 5.2.12). `acpi_tables` has the frame for it, but
-/// no way to say that there are 8259s too, nor what the SCI is like; so its parts are put into a
-/// table of our own. A processor's entry has 8 bits for its ID, of which 255 means that there is
-/// none: that is enough for [`crate::VCPUS_MAX`], and the longer entries for x2APICs are not
-/// needed.
+/// Builds the MADT: processors and interrupt controllers (section 5.2.12). The MADT type of
+/// `acpi_tables` cannot say that there are 8259s too, nor describe the SCI, so this puts that
+/// crate's entries into a generic table. A processor's entry has 8 bits for its ID, and 255 means
+/// no processor: that is enough for [`crate::VCPUS_MAX`], without the longer x2APIC entries.
 fn madt(vcpus: u8) -> Sdt {
     const REVISION: u8 = 5;
     const HAS_8259S: u32 = 1;
@@ -140,8 +140,8 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-/// ISA interrupts are edges, but the SCI is a level, and active high as KVM's lines are (section
-/// 5.2.12.5).
+/// Describes the SCI as level-triggered and active high, like KVM's lines: ISA interrupts are
+/// edge-triggered unless overridden (section 5.2.12.5).
 fn sci_override() -> [u8; 10] {
     const INTERRUPT_SOURCE_OVERRIDE: u8 = 2;
     const ISA: u8 = 0;
@@ -152,7 +152,7 @@ fn sci_override() -> [u8; 10] {
     [INTERRUPT_SOURCE_OVERRIDE, 10, ISA, SCI_GSI as u8, g0, g1, g2, g3, flags, 0]
 }
 
-/// Section 5.2.12.7.
+/// Connects LINT1 of every processor to NMI (section 5.2.12.7).
 fn nmi_of_every_processor() -> [u8; 6] {
     const LOCAL_APIC_NMI: u8 = 4;
     const EVERY_PROCESSOR: u8 = 0xff;
@@ -160,8 +160,9 @@ fn nmi_of_every_processor() -> [u8; 6] {
     [LOCAL_APIC_NMI, 6, EVERY_PROCESSOR, 0, 0, LINT1]
 }
 
-/// What there is beyond the fixed hardware: the soft-off state, the serial console and the virtio
-/// devices. No code: nothing has to be interpreted when something happens.
+/// Builds the DSDT, which describes what is not fixed hardware: the soft-off state, the serial
+/// console and the virtio devices. It contains no code, so the guest never has to interpret AML to
+/// handle an event.
 fn dsdt(devices: &[Slot]) -> Sdt {
     const REVISION: u8 = 2;
     let mut aml = Vec::new();
@@ -177,7 +178,7 @@ fn dsdt(devices: &[Slot]) -> Sdt {
     dsdt
 }
 
-/// AML that is ready.
+/// Encoded AML.
 struct Encoded(Vec<u8>);
 
 impl Aml for Encoded {
@@ -225,7 +226,7 @@ fn virtio(index: u32, slot: &Slot) -> Encoded {
     )))
 }
 
-/// An interrupt that a device uses, active high, edge-triggered and its own.
+/// An interrupt resource that a device uses: active high, edge-triggered and not shared.
 fn edge(gsi: u32) -> Interrupt {
     let (consumer, edge, active_low, shared) = (true, true, false, false);
     Interrupt::new(consumer, edge, active_low, shared, gsi)

@@ -1,9 +1,9 @@
-//! A bzImage: the setup header, checked before anything is loaded, and the compressed kernel behind
+//! Loads a bzImage: checks the setup header first, then loads the compressed kernel that follows
 //! it.
 //!
-//! By the 64-bit boot protocol (Documentation/arch/x86/boot.rst), so the real-mode part is not run.
-//! The file may be hostile: the header is read at fixed offsets and every number in it is checked
-//! against the guest's memory.
+//! This uses the 64-bit boot protocol (Documentation/arch/x86/boot.rst), which skips the real-mode
+//! part. The file may be hostile: the header is read at fixed offsets, and every number in it is
+//! checked against the guest's memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,20 +17,20 @@ use super::kernel::{Entry, Kernel};
 use super::layout::HIGH_MEMORY;
 use crate::memory::GuestRam;
 
-/// Where the setup header begins, in the file and in `boot_params` alike.
+/// Offset of the setup header, in the file and in `boot_params` alike.
 pub(super) const SETUP_HEADER: usize = 0x1f1;
-/// Where "HdrS" is.
+/// Offset of the magic "HdrS".
 pub(super) const MAGIC_OFFSET: usize = 0x202;
 /// "HdrS", little-endian.
 const MAGIC: u32 = 0x5372_6448;
 const BOOT_FLAG: u16 = 0xaa55;
 /// Version 2.12, the first with a 64-bit entry (Linux 3.8).
 const VERSION_MIN: u16 = 0x020c;
-/// `loadflags`: the kernel goes above 1 MiB, as every bzImage does.
+/// `loadflags`: the kernel is loaded above 1 MiB, as every bzImage is.
 const LOADED_HIGH: u8 = 1 << 0;
-/// `xloadflags`: there is a 64-bit entry.
+/// `xloadflags`: the kernel has a 64-bit entry.
 const KERNEL_64: u16 = 1 << 0;
-/// Where the 64-bit entry is in the loaded kernel.
+/// Offset of the 64-bit entry in the loaded kernel.
 const ENTRY_64: u64 = 0x200;
 const SECTOR_BYTES: u64 = 512;
 /// Sectors of the real-mode part when the header says 0.
@@ -39,7 +39,7 @@ const SETUP_SECTORS_DEFAULT: u8 = 4;
 /// Loads the bzImage in `file`, `bytes` long, into memory that ends at `low_end`.
 ///
 /// # Errors
-/// What is wrong with it, as the end of a sentence.
+/// A description of what is wrong with the file, as the end of a sentence.
 pub(super) fn load(
     ram: &GuestRam,
     low_end: u64,
@@ -59,23 +59,24 @@ pub(super) fn load(
     })
 }
 
-/// Where a bzImage goes, and what it wants.
+/// Where a bzImage is loaded, and what it requires.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     /// Where the compressed kernel is loaded.
     load: u64,
-    /// End of the memory that it needs until it has looked at its memory map.
+    /// End of the memory that the kernel needs before it has read its memory map.
     end: u64,
     /// End of the memory in which the initrd may lie.
     initrd_end_max: u64,
-    /// Longest command line, without its final zero.
+    /// Longest command line that the kernel accepts, without the final zero.
     cmdline_bytes_max: usize,
-    /// The setup header for `boot_params`, as long as the kernel says it is.
+    /// The setup header for `boot_params`, with the length that the kernel declares.
     setup: Vec<u8>,
 }
 
 impl Plan {
-    /// What the first bytes of a file of `file_bytes` mean in memory that ends at `low_end`.
+    /// Plans the load from `head`, the first bytes of a file of `file_bytes`, into memory that ends
+    /// at `low_end`.
     fn new(head: &[u8], file_bytes: u64, low_end: u64) -> Result<Self, String> {
         let header = head.get(SETUP_HEADER..).unwrap_or_default();
         let header = header.get(..size_of::<setup_header>()).unwrap_or_default();
@@ -105,7 +106,7 @@ impl Plan {
     }
 }
 
-/// Refuses what cannot be started at a 64-bit entry.
+/// Refuses a kernel that has no 64-bit entry to start at.
 fn check(header: &setup_header) -> Result<(), String> {
     let (magic, flag, version) = (header.header, header.boot_flag, header.version);
     if magic != MAGIC || flag != BOOT_FLAG {
@@ -127,8 +128,9 @@ fn check(header: &setup_header) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the compressed kernel is loaded, and where it will run once it has unpacked itself: at the
-/// address that it prefers, or the next aligned one above where a relocatable one was loaded.
+/// Returns where the compressed kernel is loaded, and where it runs after unpacking itself: at its
+/// preferred address or, if it is relocatable, at the first aligned address at or above the load
+/// address, whichever is higher.
 fn places(header: &setup_header) -> Result<(u64, u64), String> {
     let (preferred, alignment) = (header.pref_address, u64::from(header.kernel_alignment));
     if header.relocatable_kernel == 0 {
@@ -143,7 +145,8 @@ fn places(header: &setup_header) -> Result<(u64, u64), String> {
     Ok((HIGH_MEMORY, HIGH_MEMORY.next_multiple_of(alignment).max(preferred)))
 }
 
-/// The part of the header that this kernel knows of: it ends where the jump in it leads to.
+/// The part of the setup header that this kernel defines: it ends at the target of the header's
+/// jump.
 fn own_part(head: &[u8]) -> Vec<u8> {
     let jump = head.get(MAGIC_OFFSET - 1).copied().unwrap_or(0);
     let end = (MAGIC_OFFSET + usize::from(jump)).min(SETUP_HEADER + size_of::<setup_header>());

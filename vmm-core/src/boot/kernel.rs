@@ -1,4 +1,4 @@
-//! Loading a kernel into memory, whichever of the two formats it has.
+//! Loads a kernel of either format into guest memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ pub(super) enum Entry {
     Boot64 {
         /// Its first instruction.
         at: u64,
-        /// The setup header that it came with; none in an ELF image.
+        /// The kernel's own setup header; empty for an ELF image.
         setup: Vec<u8>,
     },
 }
@@ -34,15 +34,15 @@ pub(super) enum Entry {
 pub(super) struct Kernel {
     /// How it is entered.
     pub(super) entry: Entry,
-    /// End of the memory that it needs for itself.
+    /// End of the memory that the kernel itself needs.
     pub(super) end: u64,
     /// End of the memory in which its initrd may lie.
     pub(super) initrd_end_max: u64,
-    /// Longest command line that it takes, without the final zero.
+    /// Longest command line that the kernel accepts, without the final zero.
     pub(super) cmdline_bytes_max: usize,
 }
 
-/// A format of kernel files, told by content.
+/// The format of a kernel file, detected by content.
 enum Format {
     Elf,
     BzImage,
@@ -64,10 +64,11 @@ impl Format {
     }
 }
 
-/// Loads the kernel in `file`, which was found at `path`.
+/// Loads the kernel in `file`, which was opened at `path`.
 ///
 /// # Errors
-/// [`BootError::Kernel`].
+/// [`BootError::Kernel`] if the file is no kernel that can be started or does not fit;
+/// `BootError::Read` if its length cannot be read.
 pub(super) fn load(ram: &GuestRam, path: &Path, file: &mut File) -> Result<Kernel, BootError> {
     let refused = |reason: String| BootError::Kernel { path: path.to_path_buf(), reason };
     let unreadable = |cause| BootError::Read { what: "kernel", path: path.to_path_buf(), cause };

@@ -1,5 +1,5 @@
 //! Guest-physical addresses below 1 MiB that the VMM fills before a guest starts, and those of the
-//! interrupt controllers. The kernel takes the memory over once it has read it.
+//! interrupt controllers. The kernel reuses this memory once it has read it.
 
 /// Descriptor table.
 pub(crate) const GDT: u64 = 0x500;
@@ -21,25 +21,26 @@ pub(crate) const CMDLINE: u64 = 0x9000;
 pub(crate) const CMDLINE_BYTES_MAX: usize = 2047;
 /// Page tables, one page after the other.
 pub(crate) const PAGE_TABLES: u64 = 0xa000;
-/// End of what page tables may take, and of low memory that a kernel is told of.
+/// End of the room for page tables, and of the low memory that the kernel's memory map lists.
 pub(crate) const LOW_MEMORY_END: u64 = 0x9_fc00;
-/// ACPI tables: in the range that Linux scans for their root when it is not told where that is.
+/// ACPI tables: in the range that Linux scans for the root pointer when the boot protocol does not
+/// pass its address.
 pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
-/// End of the ACPI tables' room.
+/// End of the room for the ACPI tables.
 pub(crate) const ACPI_TABLES_END: u64 = MP_TABLE;
 /// MP table: in the BIOS ROM's 64 KiB, which kernels scan for it (MultiProcessor Specification 1.4,
-/// chapter 4) and where SeaBIOS has it too. The other places are too small for 255 processors: they
-/// have a kilobyte.
+/// chapter 4) and where SeaBIOS puts it too. The other two places that kernels scan have one
+/// kilobyte, too little for 255 processors.
 pub(crate) const MP_TABLE: u64 = 0xf_0000;
-/// End of the MP table's room.
+/// End of the room for the MP table.
 pub(crate) const MP_TABLE_END: u64 = HIGH_MEMORY;
-/// Where memory begins again after the hole for legacy devices.
+/// Start of the memory above the hole for legacy devices.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
-/// Where the local APICs are.
+/// Address of the local APICs.
 pub(crate) const LAPIC_ADDRESS: u32 = 0xfee0_0000;
-/// Where the I/O APIC is.
+/// Address of the I/O APIC.
 pub(crate) const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
-/// The I/O APIC's ID: what its register in KVM reads after a reset, and what QEMU and Cloud
-/// Hypervisor put into their ACPI tables. The register has 4 bits, too few for an ID above those of
-/// many processors; it need not differ from theirs, since there is no APIC bus.
+/// The I/O APIC's ID: the value of its register in KVM after a reset, and the ID in the ACPI tables
+/// of QEMU and Cloud Hypervisor. The register has 4 bits, too few for an ID above those of many
+/// processors. The ID may equal a processor's, since there is no APIC bus.
 pub(crate) const IOAPIC_ID: u8 = 0;

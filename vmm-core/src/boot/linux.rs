@@ -1,12 +1,12 @@
-//! Starting a Linux kernel, entered in one of two ways.
+//! Starts a Linux kernel through one of two entries.
 //!
 //! * An ELF image with a PVH note, in 32-bit protected mode with EBX pointing to `hvm_start_info`
 //!   (Xen's `public/arch-x86/hvm/start_info.h`).
 //! * A bzImage, or an ELF image without a note, at its 64-bit entry with RSI pointing to
 //!   `boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
-//! Either way it finds its memory map, command line and initrd there, and the root of its ACPI
-//! tables. An MP table is there too, for a kernel that is told `acpi=off`.
+//! Either structure gives the kernel its memory map, command line and initrd, and the root of its
+//! ACPI tables. The VMM writes an MP table too, for a kernel that runs with `acpi=off`.
 
 use std::path::Path;
 
@@ -28,9 +28,9 @@ use crate::devices::mmio::{Slot, kernel_arguments, slots};
 use crate::error::{KvmContext, Result};
 use crate::memory::{GuestRam, PAGE_BYTES};
 
-/// Address space that the 64-bit entry is given: kernel, command line and initrd lie in it.
+/// Address space mapped for the 64-bit entry: kernel, command line and initrd lie in it.
 const MAPPED_BYTES: u64 = 4 << 30;
-/// RFLAGS with nothing set but the bit that always is.
+/// RFLAGS with only the bit set that is always 1.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
 /// Loads kernel, initrd and tables into the guest's memory and points vCPU 0 at the kernel.
@@ -63,14 +63,14 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     }
 }
 
-/// Where the initrd lies; all zero when there is none.
+/// Location of the initrd in guest memory; all zero when there is none.
 #[derive(Debug, Clone, Copy, Default)]
 struct Initrd {
     gpa: u64,
     bytes: u64,
 }
 
-/// Puts the initrd as high below the hole as the kernel allows, on a page boundary.
+/// Loads the initrd as high in the memory below 4 GiB as the kernel allows, on a page boundary.
 fn load_initrd(ram: &GuestRam, file: &BootFile, kernel: &Kernel) -> Result<Initrd, BootError> {
     let mut open = file.read(ram.bytes())?;
     let unreadable = |cause| unreadable_initrd(file.path(), cause);
@@ -95,8 +95,8 @@ fn low_end(ram: &GuestRam) -> u64 {
     ram.layout().regions()[0].bytes
 }
 
-/// Writes the command line with its final zero; returns its length without it. A kernel may take
-/// less than there is room for.
+/// Writes the command line with its final zero; returns its length without it. The kernel may
+/// accept less than the room at `CMDLINE`.
 fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32, BootError> {
     let (bytes, max) = (cmdline.len(), kernel_max.min(CMDLINE_BYTES_MAX));
     if bytes > max {
@@ -122,7 +122,7 @@ fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: &[Slot]) -> Result<u64,
     Ok(ACPI_TABLES)
 }
 
-/// What a range of addresses is, as e820 and PVH number it.
+/// Type of an address range, numbered as in e820 and PVH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RangeKind {
     Ram = 1,
@@ -130,7 +130,7 @@ enum RangeKind {
     Acpi = 3,
 }
 
-/// The guest's memory map: start, length, kind.
+/// Returns the guest's memory map: start, length and kind of each range.
 fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, RangeKind)> {
     let mut map = vec![
         (0, LOW_MEMORY_END, RangeKind::Ram),
@@ -164,8 +164,8 @@ fn write_start_info(ram: &GuestRam, initrd: Initrd, root: Option<u64>) -> Result
     write(ram, PVH_MEMORY_MAP, &map.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
 }
 
-/// Writes `boot_params` by the offsets of zero-page.rst and boot.rst: the kernel's own setup
-/// header, or the least of one, with what a boot loader fills in.
+/// Writes `boot_params` at the offsets of zero-page.rst and boot.rst: the kernel's own setup
+/// header, or a minimal one, with the fields that a boot loader fills in.
 fn write_boot_params(
     ram: &GuestRam,
     initrd: Initrd,
@@ -237,7 +237,7 @@ pub(crate) fn start_protected_mode(vm: &Vm, rip: u64) -> Result<()> {
     start_pvh(vm, rip)
 }
 
-/// Sets the registers of vCPU 0; the others wait for the kernel to start them.
+/// Sets the registers of vCPU 0; the other vCPUs wait until the kernel starts them.
 fn start(
     vm: &Vm,
     regs: kvm_regs,
@@ -317,8 +317,9 @@ mod tests {
 
     #[test]
     fn a_kernel_without_a_pvh_note_starts_in_64_bit_mode_with_its_boot_params() {
-        // Kernel mode may be emulated instruction by instruction here, so keep to plain ones:
-        // mov eax, [rsi + 0x228]; mov dx, 0x4c0; out dx, eax; jmp $
+        // KVM on this host may emulate kernel mode instruction by instruction, so use plain
+        // instructions:
+        //  mov eax, [rsi + 0x228]; mov dx, 0x4c0; out dx, eax; jmp $
         let code = [0x8b, 0x86, 0x28, 2, 0, 0, 0x66, 0xba, 0xc0, 4, 0xef, 0xeb, 0xfe];
         let kernel = file_with(&elf(0x10_0000, &code));
         let vm = empty_vm(16, 1);

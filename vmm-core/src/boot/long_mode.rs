@@ -1,9 +1,9 @@
-//! Starting a freestanding program in 64-bit user mode, on all vCPUs at once.
+//! Starts a freestanding program in 64-bit user mode on all vCPUs at once.
 //!
 //! Each vCPU begins at CPL 3 with flat segments, I/O privilege level 3 (so that port instructions
-//! work), interrupts off, SSE on, XSAVE on with all that the processor has, and all of RAM mapped
-//! one to one, writable and executable, by 2 MiB pages. There is no interrupt table: a fault is a
-//! triple fault and ends the guest.
+//! work), interrupts off, SSE on, XSAVE on with every vector state of the processor, and all of RAM
+//! mapped one to one, writable and executable, by 2 MiB pages. There is no interrupt table: a fault
+//! becomes a triple fault and ends the guest.
 
 use super::BootError;
 use super::layout::{LOW_MEMORY_END, PAGE_TABLES};
@@ -14,7 +14,7 @@ use crate::Vm;
 use crate::error::{KvmContext, Result};
 use crate::vcpu::Vcpu;
 
-/// Programs may use memory from here on; what is below belongs to page and descriptor tables.
+/// Lowest address that programs may use; page and descriptor tables lie below it.
 pub const PROGRAM_START: u64 = LOW_MEMORY_END;
 /// Largest memory that can be mapped for a program, in bytes.
 pub const USER_MEMORY_BYTES_MAX: u64 = 128 << 30;
@@ -22,7 +22,7 @@ pub const USER_MEMORY_BYTES_MAX: u64 = 128 << 30;
 const _: () =
     assert!(PAGE_TABLES + identity_map_bytes(USER_MEMORY_BYTES_MAX + (1 << 30)) <= LOW_MEMORY_END);
 
-/// Registers that a vCPU starts with; all others are 0.
+/// Initial registers of a vCPU; all others are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserEntry {
     /// First instruction.
@@ -33,10 +33,12 @@ pub struct UserEntry {
     pub args: [u64; 2],
 }
 
-/// Prepares all vCPUs of a paused VM to run a program that is in its memory, one entry for each.
+/// Prepares all vCPUs of a paused VM to run a program that is in its memory, with one entry for
+/// each vCPU.
 ///
 /// # Errors
-/// [`BootError::EntryCount`], [`BootError::TooMuchMemory`], or what KVM answers.
+/// [`BootError::EntryCount`] if there is not one entry for each vCPU; [`BootError::TooMuchMemory`]
+/// if the guest has more than `USER_MEMORY_BYTES_MAX`; the error of a KVM call.
 pub fn start_user_mode(vm: &Vm, entries: &[UserEntry]) -> Result<()> {
     let shape = vm.shape();
     if entries.len() != usize::from(shape.vcpus) {
@@ -80,7 +82,7 @@ fn set_registers(vcpu: &Vcpu, cr3: u64, entry: UserEntry) -> Result<kvm_bindings
     Ok(sregs)
 }
 
-/// Switches on in XCR0 whatever vector state this processor has, which user mode cannot do itself.
+/// Enables in XCR0 every vector state that this processor has, which user mode cannot do itself.
 fn enable_xsave(vcpu: &Vcpu) -> Result<Xsave> {
     let (fd, index) = (vcpu.fd(), vcpu.index());
     let cpuid =
@@ -92,11 +94,10 @@ fn enable_xsave(vcpu: &Vcpu) -> Result<Xsave> {
     Ok(Xsave::Enabled)
 }
 
-/// What may be switched on in XCR0 on a processor that says `cpuid`; none without XSAVE: the leaf
-/// of its states is there all the same.
+/// Returns the bits that XCR0 may have on a processor with the table `cpuid`; `None` without XSAVE,
+/// which is checked separately because the leaf of its states can be present without it.
 fn vector_states(cpuid: &[kvm_bindings::kvm_cpuid_entry2]) -> Option<u64> {
-    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need nothing but to be
-    /// enabled.
+    /// x87, SSE, AVX, and the three parts of AVX-512: the states that need no setup but this bit.
     const VECTOR_STATES: u64 = 0b1110_0111;
     const X87: u64 = 1;
     const XSAVE: u32 = 1 << 26;

@@ -1,9 +1,9 @@
-//! Giving a new guest something to run.
+//! Gives a new guest something to run.
 //!
-//! Every guest starts in a state that the VMM sets up directly: no firmware runs. A Linux kernel is
-//! entered as its boot protocols say (`linux.rs`) and finds the machine described in ACPI tables
-//! (`acpi.rs`); a freestanding program, such as the embedded workload, starts in 64-bit user mode
-//! at once ([`long_mode`]), where code runs at full speed even on hosts whose KVM has to emulate
+//! The VMM sets up every guest's initial state directly: no firmware runs. A Linux kernel is
+//! entered as its boot protocols require (`linux.rs`) and reads about the machine in ACPI tables
+//! (`acpi.rs`). A freestanding program, such as the embedded workload, starts directly in 64-bit
+//! user mode ([`long_mode`]), where code runs at full speed even on hosts whose KVM has to emulate
 //! the guest's kernel mode.
 
 mod acpi;
@@ -43,10 +43,10 @@ pub enum BootSource {
     Kernel(KernelSource),
 }
 
-/// A command line for a kernel with ACPI tables.
+/// Default command line for a kernel with ACPI tables.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
-/// A command line for a kernel without ACPI tables. It resets by the keyboard controller, the one
-/// way that is left.
+/// Default command line for a kernel without ACPI tables. It selects reset by the keyboard
+/// controller, the only way without ACPI.
 pub const DEFAULT_CMDLINE_WITHOUT_ACPI: &str = "console=ttyS0 acpi=off reboot=k";
 
 /// Why a guest cannot be booted.
@@ -59,7 +59,7 @@ pub enum BootError {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
     /// A file is larger than the guest's memory.
@@ -72,7 +72,7 @@ pub enum BootError {
         /// Its length.
         bytes: u64,
     },
-    /// A guest that boots again does not find the file that it was first booted from.
+    /// The file differs from the one that the guest was first booted from.
     #[error("{} is not the {what} that the guest was started with", path.display())]
     Changed {
         /// "kernel" or "initrd".
@@ -80,7 +80,7 @@ pub enum BootError {
         /// The file.
         path: PathBuf,
     },
-    /// The kernel file is no kernel for x86-64 that can be started.
+    /// The kernel file is not a kernel for x86-64 that can be started.
     #[error(
         "{} is not a kernel that can be started: {reason}; give a bzImage or an ELF vmlinux for x86-64",
         path.display()
@@ -91,44 +91,44 @@ pub enum BootError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The initial RAM disk does not fit above the kernel.
+    /// The initrd does not fit into guest memory above the kernel.
     #[error(
         "guest memory has no room for an initrd of {initrd_bytes} bytes after a kernel that ends at \
          {kernel_end:#x}; give the guest more memory"
     )]
     InitrdTooLarge {
-        /// Its length.
+        /// Length of the initrd, in bytes.
         initrd_bytes: u64,
         /// Guest-physical address at which the kernel ends.
         kernel_end: u64,
     },
-    /// The command line is longer than the kernel takes.
+    /// The command line is longer than the kernel accepts.
     #[error("the kernel command line has {bytes} bytes, this kernel takes at most {max}")]
     CmdlineTooLong {
-        /// Its length.
+        /// Length of the command line, in bytes.
         bytes: usize,
-        /// The longest one.
+        /// The longest that is accepted, in bytes.
         max: usize,
     },
-    /// The command line has a byte that no command line can have.
+    /// The command line contains a zero byte, which would end it.
     #[error("the kernel command line contains a zero byte")]
     CmdlineZeroByte,
-    /// There are more devices than the ACPI tables have room for.
+    /// The guest has more devices than the ACPI tables have room for.
     #[error("the acpi tables have no room for {devices} devices")]
     AcpiTables {
-        /// Devices of the guest.
+        /// Number of the guest's devices.
         devices: usize,
     },
-    /// The guest has more memory than a freestanding program can be given.
+    /// The guest has more memory than can be mapped for a freestanding program.
     #[error(
         "a program in user mode can have at most {} GiB of memory, this guest has {}",
         long_mode::USER_MEMORY_BYTES_MAX >> 30, bytes >> 30
     )]
     TooMuchMemory {
-        /// The guest's memory.
+        /// Size of the guest's memory, in bytes.
         bytes: u64,
     },
-    /// As many entries as vCPUs are needed.
+    /// The number of entries differs from the number of vCPUs.
     #[error("{entries} entry points for {vcpus} vcpus")]
     EntryCount {
         /// Entries given.
@@ -139,7 +139,7 @@ pub enum BootError {
     /// The embedded workload cannot be loaded.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
-    /// The guest's memory does not take what has to be written.
+    /// A table or file cannot be written into the guest's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }

@@ -1,20 +1,20 @@
-//! The MP table, from which a kernel without ACPI learns of processors and interrupt controllers
+//! The MP table, which describes processors and interrupt controllers to a kernel without ACPI
 //! (Intel MultiProcessor Specification 1.4, chapter 4).
 
 use super::layout::{IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
 
 /// Revision 1.4 of the specification.
 const SPECIFICATION: u8 = 4;
-/// Interrupt lines, one for each pin of KVM's I/O APIC. All are said to be of the ISA bus, also
-/// those beyond its sixteen: its interrupts are edge-triggered and active high, as those of our
-/// devices are.
+/// Interrupt lines, one for each pin of KVM's I/O APIC. The table assigns all of them to the ISA
+/// bus, even those beyond its sixteen, because ISA interrupts are edge-triggered and active high,
+/// like those of our devices.
 const ISA_LINES: u8 = 24;
 /// Bytes of the floating pointer structure.
 const POINTER_BYTES: usize = 16;
 /// Bytes of the configuration table's header.
 const HEADER_BYTES: usize = 44;
 
-/// Kinds of entries (table 4-3).
+/// Entry types (table 4-3).
 mod kind {
     pub(super) const PROCESSOR: u8 = 0;
     pub(super) const BUS: u8 = 1;
@@ -23,14 +23,14 @@ mod kind {
     pub(super) const LOCAL_INTERRUPT: u8 = 4;
 }
 
-/// Kinds of interrupts (table 4-11).
+/// Interrupt types (table 4-11).
 mod interrupt {
     pub(super) const VECTORED: u8 = 0;
     pub(super) const NMI: u8 = 1;
     pub(super) const EXTINT: u8 = 3;
 }
 
-/// The floating pointer and the table for `vcpus` processors, to be put at `gpa`.
+/// Builds the floating pointer and the table for `vcpus` processors, for the address `gpa`.
 pub(super) fn build(gpa: u64, vcpus: u8) -> Vec<u8> {
     let (entries, count) = entries(vcpus);
     let mut table = b"PCMP".to_vec();
@@ -78,7 +78,7 @@ fn entries(vcpus: u8) -> (Vec<u8>, u16) {
     (bytes, u16::from(vcpus) + 2 + u16::from(ISA_LINES) + 2)
 }
 
-/// What makes the bytes add up to 0.
+/// Returns the byte that makes the sum of all bytes 0.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }

@@ -1,11 +1,11 @@
-//! What a guest is booted from, kept so that it can be booted again.
+//! What a guest is booted from, kept so that the guest can be booted again.
 //!
-//! The first boot opens the files and remembers them with a digest of their content. The process
-//! that did so reads the open files again, whatever has become of their names. Saved state carries
-//! names and digests: a process that has the guest from there opens the file of that name, or has
-//! it opened by another who may ([`WantedFile`]), and takes it only with that content. So a guest
-//! never wakes up with another kernel, and a peer that sends a state cannot have a file of this
-//! host loaded that it does not know already.
+//! The first boot opens the files and records a digest of their content. In that process, a reboot
+//! reads the same open files, even if their names have changed or are gone. Saved state carries
+//! names and digests: a process that loads the state opens the file by name, or has a thread with
+//! the permission open it ([`WantedFile`]), and accepts it only if the digest matches. So a guest
+//! never reboots into another kernel, and a peer that sends a state cannot make this host load a
+//! file whose content the peer does not already know.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,34 +22,34 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{BootError, BootSource};
 use crate::workload::WorkloadParams;
 
-/// How long a guest that boots waits for a file that another opens.
+/// How long a reboot waits for a file that another thread opens.
 const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
-/// A Linux kernel and what it is given.
+/// A Linux kernel with its command line and initrd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelSource {
-    /// A `bzImage`, or an uncompressed ELF `vmlinux`; told by content.
+    /// A `bzImage` or an uncompressed ELF `vmlinux`, detected by content.
     pub kernel: PathBuf,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// Kernel command line, as it is; see [`super::DEFAULT_CMDLINE`].
+    /// Kernel command line, passed unchanged; see [`super::DEFAULT_CMDLINE`].
     pub cmdline: String,
-    /// Whether it is given ACPI tables.
+    /// Whether the guest gets ACPI tables.
     pub acpi: Acpi,
 }
 
-/// Whether a guest is given ACPI tables. Without them it finds its processors in an MP table, has
-/// no power button and cannot switch itself off.
+/// Whether a guest gets ACPI tables. Without them it finds its processors in an MP table, has no
+/// power button and cannot power itself off through ACPI.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Acpi {
-    /// It is.
+    /// With ACPI tables.
     #[default]
     On,
-    /// It is not.
+    /// Without ACPI tables, with an MP table only.
     Off,
 }
 
-/// What a guest boots from, in its saved state.
+/// What a guest boots from, as recorded in its saved state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootRecord {
     /// The embedded workload.
@@ -62,13 +62,13 @@ pub enum BootRecord {
         initrd: Option<FileRecord>,
         /// The kernel command line.
         cmdline: String,
-        /// Whether it is given ACPI tables.
+        /// Whether the guest gets ACPI tables.
         acpi: Acpi,
     },
 }
 
 impl BootRecord {
-    /// The files that the guest boots from when it boots again.
+    /// Returns the files that a reboot of the guest reads.
     pub fn paths(&self) -> Vec<PathBuf> {
         match self {
             Self::Workload(_) => Vec::new(),
@@ -81,12 +81,12 @@ impl BootRecord {
     }
 }
 
-/// A file in a saved state.
+/// A boot file as recorded in a saved state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
-    /// Its path, as bytes.
+    /// Path of the file, as bytes.
     pub path: Vec<u8>,
-    /// XXH3 of its content, 128 bits.
+    /// XXH3 of the file's content, 128 bits.
     pub digest: u128,
 }
 
@@ -96,7 +96,7 @@ impl FileRecord {
     }
 }
 
-/// What a guest was booted from, ready to be booted from again.
+/// What a guest was booted from, ready for a reboot.
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// The embedded workload.
@@ -105,7 +105,7 @@ pub(crate) enum Origin {
     Kernel(KernelFiles),
 }
 
-/// A Linux kernel and what it is given.
+/// The files and options of a Linux kernel.
 #[derive(Debug)]
 pub(crate) struct KernelFiles {
     /// The kernel.
@@ -114,15 +114,16 @@ pub(crate) struct KernelFiles {
     pub(super) initrd: Option<BootFile>,
     /// The kernel command line.
     pub(super) cmdline: String,
-    /// Whether it is given ACPI tables.
+    /// Whether the guest gets ACPI tables.
     pub(super) acpi: Acpi,
 }
 
 impl Origin {
-    /// Opens the files of `source`, none longer than `bytes_max`.
+    /// Opens the files of `source`, each of at most `bytes_max`.
     ///
     /// # Errors
-    /// [`BootError::Read`], [`BootError::FileTooLarge`].
+    /// [`BootError::Read`] if a file cannot be opened or read; [`BootError::FileTooLarge`] if it is
+    /// longer than `bytes_max`.
     pub(crate) fn open(source: &BootSource, bytes_max: u64) -> Result<Self, BootError> {
         let kernel = match source {
             BootSource::Workload(params) => return Ok(Self::Workload(params.clone())),
@@ -137,7 +138,7 @@ impl Origin {
         }))
     }
 
-    /// For a saved state.
+    /// Returns the record for a saved state.
     pub(crate) fn record(&self) -> BootRecord {
         match self {
             Self::Workload(params) => BootRecord::Workload(params.clone()),
@@ -150,14 +151,15 @@ impl Origin {
         }
     }
 
-    /// The files that are not open, from now on to be opened by who has these.
+    /// Returns a request for each file that is not open yet. A reboot then waits for the holder of
+    /// the requests to open the files.
     pub(crate) fn wanted_files(&self, bytes_max: u64) -> Vec<WantedFile> {
         let Self::Kernel(files) = self else { return Vec::new() };
         let files = [Some(&files.kernel), files.initrd.as_ref()].into_iter().flatten();
         files.filter_map(|file| file.wanted(bytes_max)).collect()
     }
 
-    /// From a saved state. Nothing is opened before the guest boots again.
+    /// Restores the origin from a saved state. No file is opened before the guest reboots.
     pub(crate) fn from_record(record: &BootRecord) -> Self {
         match record {
             BootRecord::Workload(params) => Self::Workload(params.clone()),
@@ -180,18 +182,18 @@ pub(super) struct BootFile {
     content: Mutex<Content>,
 }
 
-/// How a file is come by.
+/// How a reboot gets at the file.
 #[derive(Debug)]
 enum Content {
-    /// It is open.
+    /// From the open file.
     Open(File),
-    /// By its name, which is all that a saved state has.
+    /// By opening its name: a saved state has nothing else.
     ByName,
-    /// From another, who may open it where this process may not.
+    /// From another thread, which may open the file where this process may not.
     Wanted(Receiver<Result<File, BootError>>),
 }
 
-/// A file that a guest boots from when it boots again, to be opened by a thread that may.
+/// A request to open a file that a reboot needs, for a thread that has the permission.
 #[derive(Debug)]
 pub struct WantedFile {
     what: &'static str,
@@ -202,10 +204,11 @@ pub struct WantedFile {
 }
 
 impl WantedFile {
-    /// Opens it and hands it to the guest, if it has the content that the guest was started with.
+    /// Opens the file and sends it to the guest, or the error if it cannot be opened or its content
+    /// differs from what the guest was started with.
     pub fn open(self) {
         let Self { what, path, digest, bytes_max, opened } = self;
-        // The guest may be gone.
+        // The guest may be gone: then nothing receives the file.
         let _ = opened.send(open_known(what, &path, digest, bytes_max));
     }
 }
@@ -239,15 +242,16 @@ impl BootFile {
         Some(WantedFile { what, path, digest, bytes_max, opened })
     }
 
-    /// Where it was found.
+    /// The path at which the file was opened.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file, at its beginning, once its content has been found to be what it was at first.
+    /// Returns the file, at its beginning, after checking that its content is unchanged.
     ///
     /// # Errors
-    /// [`BootError::Read`], [`BootError::FileTooLarge`], [`BootError::Changed`].
+    /// [`BootError::Read`] if it cannot be read; [`BootError::FileTooLarge`];
+    /// [`BootError::Changed`] if its digest differs.
     pub(super) fn read(&self, bytes_max: u64) -> Result<File, BootError> {
         let unreadable = unreadable(self.what, &self.path);
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,7 +277,7 @@ fn open_known(
     expect_content(open(what, path, bytes_max)?, what, path, digest)
 }
 
-/// The file, at its beginning, if it has this digest.
+/// Returns the file, at its beginning, if it has the digest `known`.
 fn expect_content(
     mut file: File,
     what: &'static str,
@@ -292,8 +296,8 @@ fn unreadable(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> Boo
     move |cause| BootError::Read { what, path: path.clone(), cause }
 }
 
-/// Opens a file, and nothing but a file: a folder or a device would fail later with a message that
-/// helps nobody, or never end.
+/// Opens a regular file and refuses anything else: reading a folder would fail later with a useless
+/// message, and reading a device might never end.
 fn open(what: &'static str, path: &Path, bytes_max: u64) -> Result<File, BootError> {
     let unreadable = unreadable(what, path);
     let file = regular_file::open(path, File::options().read(true)).map_err(&unreadable)?;
@@ -304,7 +308,7 @@ fn open(what: &'static str, path: &Path, bytes_max: u64) -> Result<File, BootErr
     Ok(file)
 }
 
-/// XXH3 of a file's content from its beginning on, 128 bits.
+/// Returns the XXH3 of a file's whole content, 128 bits.
 fn digest(mut file: &File) -> std::io::Result<u128> {
     const BUFFER_BYTES: usize = 256 << 10;
     file.rewind()?;

@@ -5,7 +5,7 @@ use kvm_bindings::{kvm_segment, kvm_sregs};
 use super::layout::{GDT, PAGE_TABLES, TASK_SEGMENT};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
 
-/// Who may use the memory that is mapped, and at which privilege the guest starts.
+/// The privilege at which the guest starts, and which may access the mapped memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Privilege {
     /// Ring 0.
@@ -38,7 +38,7 @@ const ENTRIES: usize = 512;
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Bytes of page tables that map the first `mapped_bytes` of the address space.
+/// Returns the bytes of page tables that map the first `mapped_bytes` of the address space.
 pub(crate) const fn identity_map_bytes(mapped_bytes: u64) -> u64 {
     (2 + mapped_bytes.div_ceil(GIB)) * PAGE_BYTES as u64
 }
@@ -97,16 +97,16 @@ mod control {
     pub(super) const EFER_NXE: u64 = 1 << 11;
 }
 
-/// Whether the processor has XSAVE, and so whether its use may be switched on.
+/// Whether to enable XSAVE, which only a processor that has it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Xsave {
-    /// It has not.
+    /// The processor lacks it.
     Absent,
-    /// Switch it on.
+    /// The processor has it: enable it.
     Enabled,
 }
 
-/// Sets 64-bit mode with paging by `cr3` and flat segments.
+/// Sets up 64-bit mode with page tables at `cr3` and flat segments.
 pub(crate) fn enter_long_mode(sregs: &mut kvm_sregs, cr3: u64, privilege: Privilege, xsave: Xsave) {
     use control::*;
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
@@ -121,7 +121,7 @@ pub(crate) fn enter_long_mode(sregs: &mut kvm_sregs, cr3: u64, privilege: Privil
     set_segments(sregs, code, data);
 }
 
-/// Sets 32-bit protected mode without paging and with flat segments, as the PVH entry wants it.
+/// Sets up 32-bit protected mode without paging and with flat segments, as the PVH entry requires.
 pub(crate) fn enter_protected_mode(sregs: &mut kvm_sregs) {
     use control::*;
     sregs.cr0 = CR0_PE | CR0_ET;
@@ -133,7 +133,7 @@ pub(crate) fn enter_protected_mode(sregs: &mut kvm_sregs) {
     set_segments(sregs, code, data);
 }
 
-/// Selectors of the descriptors that [`write_descriptors`] writes, by index.
+/// Indices of the descriptors that [`write_descriptors`] writes.
 const CODE_INDEX: u16 = 2;
 const DATA_INDEX: u16 = 3;
 const TASK_INDEX: u16 = 4;
@@ -187,12 +187,13 @@ fn set_segments(sregs: &mut kvm_sregs, code: Descriptor, data: Descriptor) {
     sregs.idt.limit = 0;
 }
 
-/// Bytes of the task segment: its fixed part, one bit for each port, and a final byte of ones.
+/// Bytes of the task segment: its fixed part, one bit for each port, and the final byte of ones
+/// that the processor requires.
 const TASK_SEGMENT_BYTES: u32 = 0x68 + 65536 / 8 + 1;
 
-/// Writes the descriptor table that the segments of `sregs` come from, and a task segment that
-/// allows all I/O ports. I/O privilege level 3 allows them too, but not every KVM keeps it (Intel
-/// SDM volume 1, 19.5).
+/// Writes the descriptor table for the segments of `sregs`, and a task segment whose bitmap allows
+/// all I/O ports. I/O privilege level 3 allows them too, but not every KVM preserves it (Intel SDM
+/// volume 1, 19.5).
 pub(crate) fn write_descriptors(ram: &GuestRam, sregs: &kvm_sregs) -> Result<(), MemoryError> {
     let table = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr)];
     for (index, entry) in (0u64..).zip(table) {
@@ -206,7 +207,7 @@ pub(crate) fn write_descriptors(ram: &GuestRam, sregs: &kvm_sregs) -> Result<(),
     ram.write(TASK_SEGMENT, &task)
 }
 
-/// The descriptor of a segment (Intel SDM volume 3, 3.4.5).
+/// Encodes a segment as a descriptor (Intel SDM volume 3, 3.4.5).
 fn descriptor(segment: &kvm_segment) -> u64 {
     let (base, limit) = (segment.base, u64::from(segment.limit));
     let limit = if segment.g == 1 { limit >> 12 } else { limit };

@@ -1,4 +1,4 @@
-//! Features of a processor: where CPUID tells of them, and what people call them.
+//! Processor features: their bits in CPUID and their names.
 
 /// A register of CPUID's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,13 +23,13 @@ impl Register {
 /// A bit of CPUID's output: leaf, subleaf, register, number.
 pub(super) type Bit = (u32, u32, Register, u32);
 
-/// The bit that people call `name`.
+/// Returns the bit with this name.
 pub(super) fn by_name(name: &str) -> Option<Bit> {
     let found = FEATURE_NAMES.iter().find(|(.., known)| *known == name);
     found.map(|(leaf, subleaf, register, bit, _)| (*leaf, *subleaf, *register, *bit))
 }
 
-/// What people call a bit, or where it is.
+/// Returns the name of a bit or, if it has none, its position.
 pub(super) fn name((leaf, subleaf, register, bit): Bit) -> String {
     let known = FEATURE_NAMES
         .iter()
@@ -42,10 +42,10 @@ pub(super) fn name((leaf, subleaf, register, bit): Bit) -> String {
 }
 
 /// Registers in which each bit is a feature that a guest may come to depend on: leaf, subleaf,
-/// register, bits to look at (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E).
+/// register, mask of the bits that count (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E).
 pub(super) const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (1, 0, Register::Ecx, !0),
-    // Without ACPI (22), HTT (28) and TM (29), which tell of the platform.
+    // Without ACPI (22), HTT (28) and TM (29), which describe the platform.
     (1, 0, Register::Edx, !(1 << 22 | 1 << 28 | 1 << 29)),
     (6, 0, Register::Eax, 1 << 2),
     (7, 0, Register::Ebx, !0),
@@ -68,8 +68,8 @@ pub(super) const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x8000_0021, 0, Register::Eax, !0),
 ];
 
-/// Names of features that people know by name: leaf, subleaf, register, bit, name in /proc/cpuinfo
-/// as a rule.
+/// Features that have a name: leaf, subleaf, register, bit, and the name, usually that in
+/// /proc/cpuinfo.
 const FEATURE_NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (1, 0, Register::Ecx, 0, "sse3"),
     (1, 0, Register::Ecx, 1, "pclmulqdq"),

@@ -1,11 +1,11 @@
-//! CPU models: what a guest is shown of its host's processor, so that unlike hosts can exchange
-//! guests.
+//! CPU models: which features of its host's processor a guest sees, so that different hosts can
+//! exchange guests.
 //!
-//! The levels are those of the x86-64 psABI (section "Micro-Architecture Levels"), by the names
-//! that GCC, Linux distributions and QEMU give them. A level *needs* the level's instructions, and
-//! *keeps* of everything else only what any processor of that level has and a kernel wants. All
-//! else is masked, on every leaf (see [`leaves`]): a guest that was started on the newer host of
-//! two then runs on the older too.
+//! The levels are those of the x86-64 psABI (section "Micro-Architecture Levels"), under the names
+//! that GCC, Linux distributions and QEMU use. A level *needs* the instructions of the psABI's
+//! level, and *keeps* only those other features that every processor of that level has and a kernel
+//! uses. Everything else is masked, on every leaf (see [`leaves`]): so a guest that was started on
+//! the newer of two hosts can also run on the older one.
 
 mod leaves;
 
@@ -15,16 +15,16 @@ use super::feature::{self, Bit, Register};
 use super::msr::{self, Extent, MsrValue};
 use super::{CpuidEntry, has, word};
 
-/// Nested virtualization as Intel's and AMD's processors have it.
+/// The features of nested virtualization on Intel's and AMD's processors.
 const NESTED: [&str; 2] = ["vmx", "svm"];
 
-/// What SVM can do (AMD APM volume 3, Fn8000_000A).
+/// The leaf of SVM's features (AMD APM volume 3, Fn8000_000A).
 const SVM_LEAF: u32 = 0x8000_000a;
 
 /// Longest name of a model, in bytes.
 const NAME_BYTES_MAX: usize = 63;
 
-/// What every x86-64 processor has, and what KVM provides on any of them.
+/// Features that every x86-64 processor has and that KVM provides on all of them.
 const EVERYWHERE: &[&str] = &[
     "fpu",
     "vme",
@@ -65,11 +65,11 @@ const EVERYWHERE: &[&str] = &[
 struct Level {
     name: &'static str,
     about: &'static str,
-    /// Instructions that it adds to the level before it.
+    /// Features that the level adds to those of the level before it.
     needs: &'static [&'static str],
-    /// What its processors have besides.
+    /// Further features that its processors have and the level shows.
     keeps: &'static [&'static str],
-    /// Components of extended state that it adds: bits of XCR0.
+    /// Extended-state components that the level adds: bits of XCR0.
     xcr0: u32,
 }
 
@@ -116,46 +116,46 @@ const LEVELS: &[Level] = &[
     },
 ];
 
-/// Why a CPU model cannot be had.
+/// Why a CPU model cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
-    /// The host lacks what it needs.
+    /// The host lacks features that the model needs.
     #[error("this host's processor cannot be a {model}: it lacks {}; `lighter cpu-models` lists what it can be", .missing.join(", "))]
     Needs {
-        /// The model.
+        /// Name of the model.
         model: String,
-        /// The features, by name.
+        /// Names of the missing features.
         missing: Vec<String>,
     },
-    /// It makes no sense.
+    /// The model contradicts itself, or has an invalid name or an unknown feature.
     #[error("the CPU model is not possible: {0}")]
     Impossible(String),
 }
 
-/// What a guest is shown of its host's processor.
+/// Which features of its host's processor a guest sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuModel {
     name: String,
-    /// The level, by its place in the list; absent: all that the host has.
+    /// Index of the level in the list; `None` for all features of the host.
     level: Option<u8>,
     add: Vec<String>,
     remove: Vec<String>,
     nested: Nested,
 }
 
-/// Whether a guest is shown that it can run guests itself: VMX, or SVM. What it makes of that is no
-/// part of its saved state, so it is not shown unless asked for.
+/// Whether a guest sees that it can run guests itself: VMX or SVM. The state of nested guests is
+/// not saved, so the feature is hidden by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Nested {
-    /// It is not shown.
+    /// Hidden from the guest.
     #[default]
     Off,
-    /// It is shown; the guest can be saved and moved while it does not use it.
+    /// Visible to the guest, which can be saved and moved as long as it does not use the feature.
     On,
 }
 
 impl Default for CpuModel {
-    /// All that the host has.
+    /// Returns the model `host`: all features of the host.
     fn default() -> Self {
         Self {
             name: "host".to_owned(),
@@ -168,12 +168,12 @@ impl Default for CpuModel {
 }
 
 impl CpuModel {
-    /// The model of this name: `host` or a level.
+    /// Returns the model of this name: `host` or a level.
     pub fn named(name: &str) -> Option<Self> {
         Self::all().find(|model| model.name == name)
     }
 
-    /// Every model that has a name.
+    /// Returns every model with a predefined name.
     pub fn all() -> impl Iterator<Item = Self> {
         let levels = (0..).zip(LEVELS).map(|(index, level)| Self {
             name: level.name.to_owned(),
@@ -183,11 +183,11 @@ impl CpuModel {
         std::iter::once(Self::default()).chain(levels)
     }
 
-    /// This model with some features more and others less, under a name of its own.
+    /// Returns this model with features added and removed, under its own name.
     ///
     /// # Errors
-    /// [`ModelError::Impossible`] for a feature that is not known by name, or a name that cannot be
-    /// one.
+    /// [`ModelError::Impossible`] for an invalid name, an unknown feature, a feature of nested
+    /// virtualization, or a feature that is both added and removed.
     pub fn derive(
         &self,
         name: &str,
@@ -217,17 +217,17 @@ impl CpuModel {
         Ok(Self { name, level: self.level, add, remove, nested: self.nested })
     }
 
-    /// This model with or without nested virtualization.
+    /// Returns this model with or without nested virtualization.
     pub fn with_nested(self, nested: Nested) -> Self {
         Self { nested, ..self }
     }
 
-    /// Its name.
+    /// Name of the model.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it is, for people.
+    /// Describes the model, for people.
     pub fn about(&self) -> &'static str {
         self.level().map_or("all that this host's processor and KVM have", |level| level.about)
     }
@@ -240,7 +240,7 @@ impl CpuModel {
         self.level.map_or(&[], |level| &LEVELS[..=usize::from(level).min(LEVELS.len() - 1)])
     }
 
-    /// What the model needs and `host` does not have, by name.
+    /// Returns the names of the features that the model needs and `host` lacks.
     pub(crate) fn missing(&self, host: &[CpuidEntry]) -> Vec<String> {
         let of_levels = self.levels().iter().flat_map(|level| level.needs);
         let needs = of_levels.copied().chain(self.added());
@@ -252,10 +252,10 @@ impl CpuModel {
         missing
     }
 
-    /// What a guest is shown of `host`.
+    /// Returns the part of `host`'s table that a guest of this model sees.
     ///
     /// # Errors
-    /// [`ModelError::Needs`].
+    /// [`ModelError::Needs`] if the host lacks a feature that the model needs.
     pub(crate) fn apply(&self, host: &[CpuidEntry]) -> Result<Vec<CpuidEntry>, ModelError> {
         let missing = self.missing(host);
         if !missing.is_empty() {
@@ -279,11 +279,11 @@ impl CpuModel {
         Ok(entries)
     }
 
-    /// What a guest that is shown `cpuid` is shown of the registers of `host` that tell of
-    /// features.
+    /// Returns the feature registers of `host` as a guest of this model sees them, if its table is
+    /// `cpuid`.
     ///
     /// # Errors
-    /// [`ModelError::Needs`].
+    /// [`ModelError::Needs`] if the host lacks a bit that the model adds.
     pub(crate) fn apply_msrs(
         &self,
         host: &[MsrValue],
@@ -297,7 +297,8 @@ impl CpuModel {
         Ok(msr::shown(host, cpuid, extent, (&self.add, &self.remove)))
     }
 
-    /// The features in CPUID that are added, also for the sake of a register's bits.
+    /// Returns the added CPUID features, including those that announce a register with an added
+    /// bit.
     fn added(&self) -> impl Iterator<Item = &str> {
         self.add.iter().map(|name| msr::told_by(name).unwrap_or(name))
     }
@@ -315,7 +316,7 @@ impl CpuModel {
     }
 }
 
-/// Whether `name` can be shown as it is, whoever gave it.
+/// Checks that `name`, which may come from anywhere, is safe to print.
 pub(crate) fn check_name(name: &str) -> Result<(), ModelError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_plain) {
@@ -326,7 +327,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The features that tell of nested virtualization.
+/// Returns the features of nested virtualization.
 fn nested_bits() -> impl Iterator<Item = Bit> {
     NESTED.iter().filter_map(|name| feature::by_name(name))
 }
@@ -337,8 +338,8 @@ fn clear(entries: &mut [CpuidEntry], (leaf, subleaf, register, bit): Bit) {
     places.for_each(|entry| *entry.register_mut(register) &= !(1 << bit));
 }
 
-/// Takes extended state away that is not there without its instructions, and describes what is
-/// left.
+/// Removes extended state whose instructions the table lacks, and updates the sizes of what
+/// remains.
 fn fit_state(entries: &mut Vec<CpuidEntry>) {
     const LEGACY_BYTES: u32 = 576;
     let named = |name| feature::by_name(name).is_some_and(|bit| has(entries, bit));
@@ -355,7 +356,7 @@ fn fit_state(entries: &mut Vec<CpuidEntry>) {
     let of_supervisor = word(entries, 0xd, 1, Register::Ecx);
     entries.retain(|entry| {
         let is_component = entry.function == 0xd && entry.index >= 2;
-        // Bit 0 of ECX: the supervisor's, of IA32_XSS and not of XCR0.
+        // Bit 0 of ECX: a supervisor component, enabled in IA32_XSS and not in XCR0.
         let enabled = if entry.ecx & 1 == 1 { of_supervisor } else { components };
         !is_component || entry.index < 32 && enabled >> entry.index & 1 == 1
     });

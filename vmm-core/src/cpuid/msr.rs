@@ -1,8 +1,8 @@
-//! Model-specific registers that tell of features (`KVM_GET_MSR_FEATURE_INDEX_LIST`): what of them
-//! a guest is shown, and whether another host gives it too.
+//! Model-specific registers that report features (`KVM_GET_MSR_FEATURE_INDEX_LIST`): what a guest
+//! sees of them, and whether another host provides the same.
 //!
-//! Left out are the revision of the microcode, which is no feature and which KVM makes up for
-//! guests, and what tells of nested virtualisation, which no level has.
+//! Not included are the microcode revision, which is no feature and which KVM makes up for guests,
+//! and the registers that describe nested virtualisation, which no level has.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -16,36 +16,36 @@ use crate::error::{KvmContext, Result};
 pub struct MsrValue {
     /// The register's number.
     pub index: u32,
-    /// Its value.
+    /// The register's value.
     pub value: u64,
 }
 
-/// A list of `indices` for `KVM_GET_MSRS`, with room for their values.
+/// Builds a list of `indices` for `KVM_GET_MSRS`, with room for their values.
 pub(crate) fn msr_list(indices: &[u32]) -> Option<Msrs> {
     let entries: Vec<kvm_msr_entry> =
         indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
     Msrs::from_entries(&entries).ok()
 }
 
-/// A register that tells of features.
+/// A register that reports features.
 #[derive(Debug)]
 pub(super) struct FeatureMsr {
     index: u32,
-    /// The feature in CPUID without which a guest does not have the register.
+    /// The CPUID feature that announces the register; a guest without it lacks the register.
     told_by: Option<&'static str>,
-    /// Bits that every host of each level has.
+    /// Bits that every host of every level has.
     everywhere: u64,
-    /// Bits that tell of a weakness: it is their absence that a guest counts on. Hosts for which a
-    /// level is meant may have the weakness, so guests of levels are told of it, as Intel
-    /// recommends for RSBA ("Retpoline: A Branch Target Injection Mitigation", on migration pools).
+    /// Bits that report a weakness: guests rely on such a bit being 0. A level may include hosts
+    /// with the weakness, so guests of levels always see the bit set, as Intel recommends for RSBA
+    /// ("Retpoline: A Branch Target Injection Mitigation", on migration pools).
     warnings: u64,
-    /// Bits that are numbers, 0 for none, and have to be equal.
+    /// Bits that form numbers, which have to be equal on both hosts; 0 means none.
     numbers: u64,
 }
 
 const ARCH_CAPABILITIES: u32 = 0x10a;
 
-/// In ascending order of their numbers (Intel SDM volume 4; Linux,
+/// The known registers, in ascending order of their numbers (Intel SDM volume 4; Linux,
 /// `arch/x86/include/asm/msr-index.h`).
 const FEATURE_MSRS: &[FeatureMsr] = &[
     // MSR_PLATFORM_INFO: faults on CPUID, which KVM emulates on any processor.
@@ -59,11 +59,11 @@ const FEATURE_MSRS: &[FeatureMsr] = &[
     },
     // IA32_PERF_CAPABILITIES: the formats of branch and event records are numbers.
     FeatureMsr { index: 0x345, told_by: Some("pdcm"), everywhere: 0, warnings: 0, numbers: 0xf3f },
-    // MSR_AMD64_DE_CFG: LFENCE waits, or can be told to, on AMD's processors since 2007.
+    // MSR_AMD64_DE_CFG: LFENCE is serializing, or can be made so, on AMD's processors since 2007.
     FeatureMsr { index: 0xc001_1029, told_by: None, everywhere: 1 << 1, warnings: 0, numbers: 0 },
 ];
 
-/// Bits of IA32_ARCH_CAPABILITIES, by Linux's names for them.
+/// Names of the bits of IA32_ARCH_CAPABILITIES, as in Linux.
 const NAMES: &[(u32, &str)] = &[
     (0, "rdcl_no"),
     (1, "ibrs_all"),
@@ -87,12 +87,12 @@ const NAMES: &[(u32, &str)] = &[
     (62, "its_no"),
 ];
 
-/// The bit of IA32_ARCH_CAPABILITIES that people call `name`.
+/// Returns the bit of IA32_ARCH_CAPABILITIES with this name.
 fn bit_by_name(name: &str) -> Option<u64> {
     NAMES.iter().find(|(_, known)| *known == name).map(|(bit, _)| 1 << bit)
 }
 
-/// The feature in CPUID that tells of the register with the bit that people call `name`.
+/// Returns the CPUID feature that announces the register with the bit `name`.
 pub(super) fn told_by(name: &str) -> Option<&'static str> {
     bit_by_name(name)?;
     FEATURE_MSRS.iter().find(|msr| msr.index == ARCH_CAPABILITIES)?.told_by
@@ -103,7 +103,7 @@ impl FeatureMsr {
         FEATURE_MSRS.iter().find(|msr| msr.index == index)
     }
 
-    /// The bits of this register that are named in `names`.
+    /// Returns the bits of this register that `names` lists.
     fn bits(&self, names: &[String]) -> u64 {
         let named = names.iter().filter_map(|name| bit_by_name(name));
         if self.index == ARCH_CAPABILITIES { named.fold(0, |bits, bit| bits | bit) } else { 0 }
@@ -122,8 +122,8 @@ impl FeatureMsr {
         }
     }
 
-    /// What a guest that is shown `guest` counts on and does not have where KVM gives `host`, or no
-    /// such register.
+    /// Returns what a guest with the value `guest` relies on and a host with the value `host`
+    /// lacks; `None` if the host does not have the register.
     fn missing(&self, guest: u64, host: Option<u64>) -> Vec<String> {
         let is_there = if host.is_some() { !0 } else { 0 };
         let host = host.unwrap_or_default();
@@ -140,15 +140,15 @@ impl FeatureMsr {
     }
 }
 
-/// Whether a guest with the table `cpuid` has register `index`, as far as that is told by a
-/// feature.
+/// Whether a guest with the table `cpuid` has register `index`; true for a register that no feature
+/// announces.
 pub(super) fn is_told(cpuid: &[CpuidEntry], index: u32) -> bool {
     FeatureMsr::of(index).is_none_or(|msr| msr.is_told(cpuid))
 }
 
-/// The registers that KVM gives guests on this host, with all that it has in them. KVM may tell of
-/// registers that it then keeps from guests, so `vcpu`, which has been told of all that KVM
-/// supports, is given them to find out.
+/// Returns the feature registers that KVM provides to guests on this host, with all bits that it
+/// supports. KVM may list registers that it then withholds from guests, so this sets each one on
+/// `vcpu`, which has everything in its CPUID that KVM supports, to find out.
 pub(crate) fn of_host(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<MsrValue>> {
     let listed = kvm.get_msr_feature_index_list().call("KVM_GET_MSR_FEATURE_INDEX_LIST")?;
     let there = FEATURE_MSRS.iter().filter(|msr| listed.as_slice().contains(&msr.index));
@@ -161,8 +161,8 @@ pub(crate) fn of_host(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<MsrValue>> {
     Ok(values.collect())
 }
 
-/// What a guest with the table `cpuid` is shown of the registers of `host`: all, or what every host
-/// of a level has; with and without the bits that are named.
+/// Returns the registers of `host` as a guest with the table `cpuid` sees them: all bits, or those
+/// of every host of a level; plus the bits named in `add`, minus those named in `remove`.
 pub(super) fn shown(
     host: &[MsrValue],
     cpuid: &[CpuidEntry],
@@ -177,8 +177,8 @@ pub(super) fn shown(
             Extent::Level => (msr.everywhere | added, !0),
         };
         let told = value & kept & !msr.warnings | (warned | added) & msr.warnings;
-        // Also a register that the guest is not told of is set: KVM goes by it in what else it
-        // allows.
+        // Set the register to 0 even if the guest does not see it: KVM uses its value to decide
+        // what else to allow.
         MsrValue { index, value: if msr.is_told(cpuid) { told & !removed } else { 0 } }
     });
     masked.collect()
@@ -187,13 +187,13 @@ pub(super) fn shown(
 /// How much of a host's registers a model shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// All.
+    /// All bits.
     Host,
-    /// What every host of a level has.
+    /// The bits that every host of a level has.
     Level,
 }
 
-/// What is named in `names` and is not in the registers of `host`. A weakness is never missing.
+/// Returns the bits in `names` that the registers of `host` lack. A weakness is never missing.
 pub(super) fn missing_names(names: &[String], host: &[MsrValue]) -> Vec<String> {
     let Some(msr) = FeatureMsr::of(ARCH_CAPABILITIES) else { return Vec::new() };
     let value = host.iter().find(|value| value.index == msr.index).map_or(0, |value| value.value);
@@ -205,8 +205,8 @@ pub(super) fn missing_names(names: &[String], host: &[MsrValue]) -> Vec<String> 
         .collect()
 }
 
-/// What a guest with the table `cpuid` and the registers `guest` counts on and `host` does not
-/// give, for people.
+/// Returns, for people, what a guest with the table `cpuid` and the registers `guest` relies on and
+/// `host` lacks.
 pub(crate) fn missing(guest: &[MsrValue], cpuid: &[CpuidEntry], host: &[MsrValue]) -> Vec<String> {
     let known = guest.iter().filter_map(|value| Some((FeatureMsr::of(value.index)?, value.value)));
     let told = known.filter(|(msr, _)| msr.is_told(cpuid));
@@ -214,7 +214,7 @@ pub(crate) fn missing(guest: &[MsrValue], cpuid: &[CpuidEntry], host: &[MsrValue
     told.flat_map(|(msr, value)| msr.missing(value, of_host(msr.index))).collect()
 }
 
-/// The first of `msrs` that is none of those that tell of features, or not in its order.
+/// Returns the first of `msrs` that is not a feature register or is out of order.
 pub(crate) fn misplaced(msrs: &[MsrValue]) -> Option<u32> {
     let mut expected = FEATURE_MSRS.iter();
     msrs.iter().map(|msr| msr.index).find(|index| !expected.any(|msr| msr.index == *index))

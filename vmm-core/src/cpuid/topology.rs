@@ -1,30 +1,29 @@
-//! Where CPUID says that a vCPU is: in the one socket, on a core of its own.
+//! The topology that CPUID reports to a vCPU: one socket, with one core for each vCPU.
 //!
-//! All vCPUs are cores of one socket with one thread each, and share the last level of cache. The
-//! APIC ID is the vCPU's index. Nothing of the host's own topology is shown: KVM gives it in some
-//! leaves and leaves it out of others, depending on its version, so all of it is replaced here, on
-//! any host.
+//! All vCPUs are cores of one socket, with one thread each, and share the last level of cache. The
+//! APIC ID is the vCPU's index. KVM reports the host's topology in some leaves and omits it in
+//! others, depending on its version, so all of it is replaced here, on every host.
 
 use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
 use super::{CpuidEntry, is_amd};
 
-/// Leaves that list the levels of the topology, in the same form: 0x1f is newer.
+/// Leaves that list the levels of the topology in the same format; 0x1f is the newer one.
 const LEVEL_LEAVES: [u32; 2] = [0xb, 0x1f];
 /// From this level on, all cores share a cache.
 const SHARED_CACHE_LEVEL: u32 = 3;
-/// Most cores that leaf 4 can tell of, less one: it has 6 bits for them. QEMU says 64 of more, too;
-/// kernels take the number from leaf 0xb.
+/// Largest value of leaf 4's field for the number of cores less one: the field has 6 bits. For more
+/// than 64 cores QEMU reports 64 as well; kernels take the number from leaf 0xb.
 const LEAF_4_CORES_MAX: u32 = 0x3f;
 
-/// The entries for vCPU `vcpu` of `vcpus`.
+/// Returns the table for vCPU `vcpu` of `vcpus`.
 pub(super) fn for_vcpu(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Vec<CpuidEntry> {
     let place = Place::new(entries, vcpu, vcpus);
     let is_level = |entry: &&CpuidEntry| LEVEL_LEAVES.contains(&entry.function);
     let mut table: Vec<CpuidEntry> =
         entries.iter().filter(|entry| !is_level(entry)).copied().collect();
     table.iter_mut().for_each(|entry| place.adjust(entry));
-    // Linux 6.18 gives the level of threads alone: a guest that is shown no more has a socket for
+    // Linux 6.18 reports only the thread level; a guest that saw no more would assume a socket for
     // each vCPU.
     for leaf in LEVEL_LEAVES {
         if entries.iter().any(|entry| entry.function == leaf) {
@@ -34,16 +33,16 @@ pub(super) fn for_vcpu(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Vec<Cpuid
     table
 }
 
-/// The place of a vCPU among those of its guest.
+/// The place of a vCPU in its guest's topology.
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    /// The APIC ID.
+    /// The vCPU's APIC ID.
     id: u32,
-    /// How many vCPUs there are.
+    /// Number of vCPUs.
     count: u32,
-    /// Bits of an APIC ID that tell the cores of the socket apart.
+    /// Bits of an APIC ID that distinguish the cores of the socket.
     core_bits: u32,
-    /// Whether the guest reads the leaves as on a processor of AMD's.
+    /// Whether the guest interprets the leaves as on AMD's processors.
     is_amd: bool,
 }
 
@@ -66,7 +65,7 @@ impl Place {
                 self.adjust_cache(entry, cores << 26);
             }
             0x8000_0001 if self.is_amd => {
-                // CmpLegacy: what HTT and leaf 1 tell of are cores and not threads.
+                // CmpLegacy: HTT and the count in leaf 1 describe cores, not threads.
                 const CMP_LEGACY: u32 = 1 << 1;
                 entry.ecx = with(entry.ecx, CMP_LEGACY, self.count > 1);
             }
@@ -76,25 +75,26 @@ impl Place {
                 entry.ecx = if self.is_amd { cores } else { 0 };
             }
             0x8000_001d => self.adjust_cache(entry, 0),
-            // The extended APIC ID; the core, with one thread; the one node of the socket.
+            // The extended APIC ID; the core, with one thread; node 0, the only one of the socket.
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (self.id, self.id & 0xff, 0),
             _ => {}
         }
     }
 
-    /// The initial APIC ID, how many of them there are, and whether there are several.
+    /// Sets the initial APIC ID, the number of APIC IDs, and whether there are several.
     fn adjust_leaf_1(&self, entry: &mut CpuidEntry) {
         const HTT: u32 = 1 << 28;
         entry.ebx = entry.ebx & 0x0000_ffff | self.id << 24 | self.count << 16;
         entry.edx = with(entry.edx, HTT, self.count > 1);
     }
 
-    /// Who shares a cache, in bits 25 to 14 of EAX, with `others` above them.
+    /// Sets the number of vCPUs that share a cache, bits 25 to 14 of EAX, and the bits above them
+    /// to `others`.
     fn adjust_cache(&self, entry: &mut CpuidEntry, others: u32) {
         const KIND: u32 = 0x1f;
         const KEPT: u32 = 0x3fff;
         if entry.eax & KIND == 0 {
-            // There are no more caches.
+            // No more caches.
             return;
         }
         let level = entry.eax >> 5 & 7;
@@ -102,8 +102,8 @@ impl Place {
         entry.eax = entry.eax & KEPT | (sharers - 1) << 14 | others;
     }
 
-    /// The levels of `leaf`: threads of a core, and cores of the socket. To what comes after them,
-    /// KVM answers that there is no such level (`kvm_cpuid` in arch/x86/kvm/cpuid.c).
+    /// Returns the levels of `leaf`: the threads of a core and the cores of the socket. For higher
+    /// subleaves KVM answers that there is no such level (`kvm_cpuid` in arch/x86/kvm/cpuid.c).
     fn levels(&self, leaf: u32) -> [CpuidEntry; 2] {
         const THREAD: u32 = 1;
         const CORE: u32 = 2;
@@ -120,7 +120,7 @@ impl Place {
     }
 }
 
-/// `word` with `bit` set or cleared.
+/// Returns `word` with `bit` set or cleared.
 fn with(word: u32, bit: u32, is_set: bool) -> u32 {
     if is_set { word | bit } else { word & !bit }
 }

@@ -1,4 +1,4 @@
-//! An edge on an interrupt line.
+//! Edge-triggered interrupt lines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,24 +6,24 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use vm_superio::Trigger;
 
-/// An edge-triggered line into the kernel's interrupt controllers. Raised by ioctl rather than by
-/// an event: when the call returns the interrupt has arrived there, so a state saved right after it
-/// holds the interrupt. (`KVM_IRQFD` hands an I/O APIC's interrupts to a work queue, which may run
-/// later.)
+/// An edge-triggered line into the kernel's interrupt controllers. It is raised by ioctl, not
+/// through an eventfd: when the call returns the interrupt has reached the controller, so a state
+/// saved right after it includes the interrupt. (`KVM_IRQFD` hands an I/O APIC's interrupts to a
+/// work queue, which may run later.)
 #[derive(Clone)]
 pub(crate) struct IrqLine {
-    /// Nobody listens in a test or in front of a fuzzer.
+    /// `None` in tests and fuzz targets, which have no VM.
     vm: Option<Arc<VmFd>>,
     gsi: u32,
 }
 
 impl IrqLine {
-    /// The line `gsi` into the interrupt controllers of `vm`.
+    /// Returns the line `gsi` into the interrupt controllers of `vm`.
     pub(crate) fn new(vm: Arc<VmFd>, gsi: u32) -> Self {
         Self { vm: Some(vm), gsi }
     }
 
-    /// A line that leads nowhere.
+    /// Returns a line that is connected to nothing.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn unconnected() -> Self {
         Self { vm: None, gsi: 0 }

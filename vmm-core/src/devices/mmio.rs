@@ -1,25 +1,25 @@
-//! Where the virtio devices lie in the guest's address space, and which interrupt each of them has.
+//! Addresses and interrupt lines of the virtio devices.
 //!
 //! Device `n` of a guest has a page of registers at [`WINDOW_START`]` + n * 4 KiB`, in the hole
-//! below 4 GiB, and an edge-triggered interrupt line of its own. Both depend on `n` alone, so that
-//! they are the same on every host. The rest of the hole reads as ones.
+//! below 4 GiB, and its own edge-triggered interrupt line. Both depend on `n` alone, so they are
+//! the same on every host. The rest of the hole reads as ones.
 
 use crate::memory::LOW_RAM_MAX;
 
 /// First address of the window.
 pub const WINDOW_START: u64 = 0xd000_0000;
-/// Bytes of a device's page of registers.
+/// Size of a device's page of registers, in bytes.
 pub const SLOT_BYTES: u64 = 4096;
 /// Most devices that a guest may have.
 pub const SLOTS_MAX: usize = 12;
 /// The interrupt lines, by slot: the upper eight pins of the I/O APIC, which no legacy device uses,
-/// then those of the ISA bus that none of a virtual machine's does.
+/// then ISA interrupts that no device of these virtual machines uses.
 const GSIS: [u32; SLOTS_MAX] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 10, 11];
 
 const _: () = assert!(WINDOW_START >= LOW_RAM_MAX);
 const _: () = assert!(WINDOW_START + SLOT_BYTES * SLOTS_MAX as u64 <= 0xfec0_0000);
 
-/// What a driver must know to find a device: for ACPI's tables and the kernel's command line.
+/// What a driver needs to find a device: goes into the ACPI tables and the kernel's command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     /// Guest-physical address of the page of registers.
@@ -30,7 +30,7 @@ pub struct Slot {
     pub gsi: u32,
 }
 
-/// The slots of a guest's first `devices` devices, in order; at most [`SLOTS_MAX`].
+/// Returns the slots of a guest's first `devices` devices, in order; at most [`SLOTS_MAX`].
 pub fn slots(devices: usize) -> impl Iterator<Item = Slot> {
     (0..).zip(GSIS).take(devices).map(|(index, gsi): (u64, u32)| Slot {
         address: WINDOW_START + index * SLOT_BYTES,
@@ -39,15 +39,15 @@ pub fn slots(devices: usize) -> impl Iterator<Item = Slot> {
     })
 }
 
-/// Which device an access to `address` is for, and its offset in that device's page.
+/// Returns the slot index of the device at `address` and the offset in that device's page.
 pub(crate) fn locate(address: u64) -> Option<(usize, u64)> {
     let inside = address.checked_sub(WINDOW_START)?;
     let index = usize::try_from(inside / SLOT_BYTES).ok()?;
     (index < SLOTS_MAX).then_some((index, inside % SLOT_BYTES))
 }
 
-/// How a kernel without ACPI is told of the devices
-/// (`virtio_mmio.device=` of Documentation/admin-guide/kernel-parameters.txt).
+/// Returns the arguments that announce the devices to a kernel without ACPI (`virtio_mmio.device=`
+/// of Documentation/admin-guide/kernel-parameters.txt).
 pub(crate) fn kernel_arguments(devices: &[Slot]) -> String {
     let argument = |slot: &Slot| format!(" virtio_mmio.device=4K@{:#x}:{}", slot.address, slot.gsi);
     devices.iter().map(argument).collect()

@@ -1,5 +1,5 @@
-//! Where the devices of a guest are: behind I/O ports, some of which mean something to the VMM
-//! itself, and, for the virtio devices of [`crate::virtio`], in the window of [`mmio`].
+//! The guest's devices: I/O ports, some of which address the VMM itself, and the virtio devices of
+//! [`crate::virtio`], whose registers lie in the window of [`mmio`].
 //!
 //! | port | what |
 //! |---|---|
@@ -8,9 +8,9 @@
 //! | 0x600 - 0x605 | ACPI power hardware: power button on GSI 9, soft-off (see `power.rs`) |
 //! | 0xcf9 | ACPI reset register |
 //! | [`POWER_OFF_PORT`] | any write ends the guest |
-//! | [`DOORBELL_PORT`] | a write of up to 32 bits reaches the owner as [`crate::VmEvent::Doorbell`] |
+//! | [`DOORBELL_PORT`] | the owner gets up to 32 bits as [`crate::VmEvent::Doorbell`] |
 //!
-//! Interrupt controllers and the PIT live in the kernel. Everything else reads as ones.
+//! Interrupt controllers and the PIT are in the kernel. Every other address reads as ones.
 
 mod irq;
 pub mod mmio;

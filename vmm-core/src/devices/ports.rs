@@ -1,11 +1,11 @@
-//! Which device answers at which I/O port.
+//! Dispatches I/O port accesses to devices.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::power::{self, PM1_PORTS, RESET_PORT};
 use super::{DOORBELL_PORT, POWER_OFF_PORT, PowerHardware, SERIAL_PORT, SerialPort};
 
-/// Command and status port of the i8042 keyboard controller, of which only the reset line exists.
+/// Command and status port of the i8042 keyboard controller; only its reset line is emulated.
 const I8042_COMMAND_PORT: u16 = 0x64;
 /// The i8042 command that pulses the processor's reset line.
 const I8042_RESET: u8 = 0xfe;
@@ -15,14 +15,14 @@ const SERIAL_PORT_LAST: u16 = SERIAL_PORT + 7;
 const PM1_FIRST: u16 = *PM1_PORTS.start();
 const PM1_LAST: u16 = *PM1_PORTS.end();
 
-/// What a write to a port means beyond its device.
+/// What a write to a port asks of the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PortEffect {
     /// Nothing more.
     None,
-    /// The guest wants to be reset.
+    /// The guest requests a reset.
     Reset,
-    /// The guest wants to be off.
+    /// The guest requests power-off.
     PowerOff,
     /// The guest rang its doorbell.
     Doorbell(u32),
@@ -36,22 +36,22 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// The devices of a new guest.
+    /// Creates the devices of a new guest.
     pub(crate) fn new(serial: SerialPort, power: PowerHardware) -> Self {
         Self { serial: Mutex::new(serial), power: Mutex::new(power) }
     }
 
-    /// The power button and its like.
+    /// Locks the ACPI power hardware.
     pub(crate) fn power(&self) -> MutexGuard<'_, PowerHardware> {
         self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The serial console.
+    /// Locks the serial console.
     pub(crate) fn serial(&self) -> MutexGuard<'_, SerialPort> {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The guest reads `data.len()` bytes from `port`.
+    /// Handles a guest read of `data.len()` bytes from `port`.
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         match port {
             SERIAL_PORT..=SERIAL_PORT_LAST => {
@@ -64,7 +64,8 @@ impl Ports {
         }
     }
 
-    /// The guest writes `data` to `port`; for a repeated instruction, all of its values.
+    /// Handles a guest write of `data` to `port`; for a repeated instruction, `data` holds all its
+    /// values.
     pub(crate) fn write(&self, port: u16, data: &[u8]) -> PortEffect {
         match port {
             SERIAL_PORT..=SERIAL_PORT_LAST => {

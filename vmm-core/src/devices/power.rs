@@ -1,12 +1,12 @@
 //! ACPI's fixed hardware: the power button, soft-off and the reset register.
 //!
 //! The registers are those of the ACPI specification 6.5, section 4.8.3: a PM1 event block (status
-//! and enable), a PM1 control register, and the reset register at the port that PC chipsets have it
-//! at. The tables that tell a kernel of them are in `boot/acpi.rs`; without those, nobody touches
-//! these ports.
+//! and enable), a PM1 control register, and the reset register at the port that PC chipsets use.
+//! The tables that announce them to a kernel are in `boot/acpi.rs`; a guest without those tables
+//! does not touch these ports.
 //!
-//! The button sets its status bit. While a bit is both set and enabled, the SCI is asserted, level
-//! triggered, until the guest clears one of the two.
+//! The button sets its status bit. While a bit is both set and enabled, the SCI is asserted (level
+//! triggered), until the guest clears one of the two.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -27,13 +27,13 @@ pub(crate) const PM1_CONTROL_PORT: u16 = PM1_EVENT_PORT + 4;
 pub(crate) const PM1_CONTROL_BYTES: u8 = 2;
 /// All ports of the PM1 registers.
 pub(crate) const PM1_PORTS: RangeInclusive<u16> = PM1_EVENT_PORT..=PM1_EVENT_PORT + 5;
-/// The reset register.
+/// Port of the reset register.
 pub(crate) const RESET_PORT: u16 = 0xcf9;
-/// What the reset register takes for a reset.
+/// Value that triggers a reset when written to the reset register.
 pub(crate) const RESET_VALUE: u8 = RESET_CPU | RESET_SYSTEM;
 /// Interrupt line of the SCI.
 pub(crate) const SCI_GSI: u32 = 9;
-/// The sleep type that switches off (`_S5`).
+/// Sleep type of soft-off (`_S5`).
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 
 const RESET_SYSTEM: u8 = 1 << 1;
@@ -45,7 +45,8 @@ mod event {
     pub(super) const GLOBAL_LOCK: u16 = 1 << 5;
     pub(super) const POWER_BUTTON: u16 = 1 << 8;
     pub(super) const RTC: u16 = 1 << 10;
-    /// What can be enabled. Only the button ever happens, but a kernel reads back what it enabled.
+    /// Events that can be enabled. Only the button ever occurs, but a kernel reads back what it
+    /// enabled.
     pub(super) const ENABLES: u16 = TIMER | GLOBAL_LOCK | POWER_BUTTON | RTC;
 }
 
@@ -56,32 +57,33 @@ mod control {
     pub(super) const SLEEP_TYPE: u16 = 7 << 10;
     pub(super) const SLEEP_TYPE_SHIFT: u16 = 10;
     pub(super) const SLEEP_ENABLE: u16 = 1 << 13;
-    /// What is kept of a write; the sleep bit reads as 0.
+    /// Bits that are stored on a write; the sleep bit reads as 0.
     pub(super) const KEPT: u16 = BUS_MASTER_RELOAD | SLEEP_TYPE;
 }
 
 /// Saved state of the power hardware.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerState {
-    /// What has happened: PM1 status.
+    /// PM1 status: the events that occurred.
     pub status: u16,
-    /// What raises the SCI: PM1 enable.
+    /// PM1 enable: the events that raise the SCI.
     pub enable: u16,
-    /// PM1 control, as far as it is kept.
+    /// PM1 control: only the bits that are stored.
     pub control: u16,
 }
 
-/// What became of a press of the power button.
+/// Whether the guest notices a press of the power button.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ButtonPress {
-    /// The guest's kernel is told; what it does is up to it.
+    /// The guest's kernel is notified; how it reacts is up to the guest.
     Delivered,
-    /// The guest has not enabled the button: it still boots, has no driver, or runs without ACPI.
+    /// The guest has not enabled the button: it is still booting, has no driver, or runs without
+    /// ACPI.
     Ignored,
 }
 
-/// The SCI's line into the interrupt controllers. Set by ioctl rather than by an event: it has its
-/// level when the call returns.
+/// The SCI's line into the interrupt controllers. It is set by ioctl, not through an eventfd: the
+/// line has its new level when the call returns.
 struct SciLine(Option<Arc<VmFd>>);
 
 impl SciLine {
@@ -93,7 +95,7 @@ impl SciLine {
     }
 }
 
-/// The device.
+/// The ACPI power hardware of a guest.
 pub(crate) struct PowerHardware {
     state: PowerState,
     sci: SciLine,
@@ -106,7 +108,7 @@ impl fmt::Debug for PowerHardware {
 }
 
 impl PowerHardware {
-    /// Power hardware that interrupts through the controllers of `vm`.
+    /// Creates power hardware that interrupts through the controllers of `vm`.
     pub(crate) fn new(vm: Arc<VmFd>) -> Self {
         Self { state: PowerState::default(), sci: SciLine(Some(vm)) }
     }
@@ -121,7 +123,7 @@ impl PowerHardware {
         ButtonPress::Delivered
     }
 
-    /// The guest reads `data.len()` bytes from `port`, one of [`PM1_PORTS`].
+    /// Handles a guest read of `data.len()` bytes from `port`, one of [`PM1_PORTS`].
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         let registers = self.registers();
         let from = usize::from(port - PM1_EVENT_PORT);
@@ -130,7 +132,8 @@ impl PowerHardware {
         }
     }
 
-    /// The guest writes `data` from `port` on, one of [`PM1_PORTS`]; bytes beyond them go nowhere.
+    /// Handles a guest write of `data` from `port` on, one of [`PM1_PORTS`]; excess bytes are
+    /// ignored.
     pub(crate) fn write(&mut self, port: u16, data: &[u8]) -> PortEffect {
         let mut effect = PortEffect::None;
         for (port, byte) in (port..=*PM1_PORTS.end()).zip(data) {
@@ -142,12 +145,12 @@ impl PowerHardware {
         effect
     }
 
-    /// The state.
+    /// Returns the state.
     pub(crate) fn save(&self) -> PowerState {
         self.state
     }
 
-    /// Replaces the state. The line follows with [`PowerHardware::drive_sci`], once the interrupt
+    /// Replaces the state. Call [`PowerHardware::drive_sci`] to set the line once the interrupt
     /// controllers have their state.
     pub(crate) fn load(&mut self, state: &PowerState) {
         self.state = PowerState {
@@ -157,16 +160,16 @@ impl PowerHardware {
         };
     }
 
-    /// Brings the SCI to the level that the registers ask for.
+    /// Sets the SCI to the level that the registers require.
     pub(crate) fn drive_sci(&self) {
         self.sci.set(self.state.status & self.state.enable != 0);
     }
 
-    /// The bytes of all registers, from the first port on.
+    /// Returns the bytes of all registers, from the first port on.
     fn registers(&self) -> [u8; 6] {
         let [s0, s1] = self.state.status.to_le_bytes();
         let [e0, e1] = self.state.enable.to_le_bytes();
-        // ACPI is always on: there is no other mode to switch from.
+        // ACPI is always enabled: there is no legacy mode to switch from.
         let [c0, c1] = (self.state.control | control::SCI_ENABLED).to_le_bytes();
         [s0, s1, e0, e1, c0, c1]
     }
@@ -191,7 +194,7 @@ impl PowerHardware {
     }
 }
 
-/// What a write to [`RESET_PORT`] means.
+/// Returns the effect of a write to [`RESET_PORT`].
 pub(crate) fn reset_effect(data: &[u8]) -> PortEffect {
     let resets = data.iter().any(|value| value & RESET_CPU != 0);
     if resets { PortEffect::Reset } else { PortEffect::None }
@@ -205,7 +208,7 @@ pub(crate) mod tests {
     const ENABLE: u16 = PM1_EVENT_PORT + 2;
     const BUTTON: [u8; 2] = event::POWER_BUTTON.to_le_bytes();
 
-    /// Power hardware whose SCI goes nowhere.
+    /// Power hardware whose SCI is connected to nothing.
     pub(crate) fn loose() -> PowerHardware {
         PowerHardware { state: PowerState::default(), sci: SciLine(None) }
     }

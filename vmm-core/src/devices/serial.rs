@@ -10,13 +10,13 @@ use vm_superio::serial::{NoEvents, Serial};
 
 use super::IrqLine;
 
-/// Input that waits for the guest to read it; what is typed beyond it is refused.
+/// Most input that waits for the guest to read it, in bytes; the rest is refused.
 const BACKLOG_BYTES_MAX: usize = 4096;
 
 /// Bytes of the 16550's receive FIFO as vm-superio models it.
 const FIFO_BYTES: usize = 64;
 
-/// Where the guest's output goes.
+/// Sink of the guest's output.
 type Output = Box<dyn Write + Send>;
 
 /// Saved state of the serial console.
@@ -42,15 +42,15 @@ pub struct SerialState {
     pub scratch: u8,
     /// The receive FIFO, at most 64 bytes.
     pub fifo: Vec<u8>,
-    /// Input that waits for room in the FIFO.
+    /// Input that waits for space in the FIFO.
     pub backlog: Vec<u8>,
 }
 
-/// The device.
+/// The serial console of a guest.
 pub(crate) struct SerialPort {
     uart: Serial<IrqLine, NoEvents, Output>,
     backlog: VecDeque<u8>,
-    /// True while the guest is paused: input waits, so that nothing changes under a save.
+    /// True while the guest is paused: input stays in the backlog, so that a save is consistent.
     frozen: bool,
 }
 
@@ -61,26 +61,27 @@ impl fmt::Debug for SerialPort {
 }
 
 impl SerialPort {
-    /// A port that writes to `output`, which must not block for long: the guest waits for it.
+    /// Creates a port that writes to `output`, which must not block for long: the guest waits for
+    /// it.
     pub(crate) fn new(irq: IrqLine, output: Output) -> Self {
         Self { uart: Serial::new(irq, output), backlog: VecDeque::new(), frozen: true }
     }
 
-    /// The guest reads the register at `offset`.
+    /// Handles a guest read of the register at `offset`.
     pub(crate) fn read(&mut self, offset: u8) -> u8 {
         let value = self.uart.read(offset);
         self.refill();
         value
     }
 
-    /// The guest writes the register at `offset`. Output that cannot be written is lost, as on a
-    /// cable that nobody listens to.
+    /// Handles a guest write of the register at `offset`. Output that cannot be written is lost, as
+    /// on an unconnected cable.
     pub(crate) fn write(&mut self, offset: u8, value: u8) {
         let _ = self.uart.write(offset, value);
         self.refill();
     }
 
-    /// Takes input for the guest; returns how many bytes there was room for.
+    /// Queues input for the guest; returns how many bytes fitted.
     pub(crate) fn input(&mut self, bytes: &[u8]) -> usize {
         let room = BACKLOG_BYTES_MAX - self.backlog.len().min(BACKLOG_BYTES_MAX);
         let taken = room.min(bytes.len());
@@ -89,18 +90,18 @@ impl SerialPort {
         taken
     }
 
-    /// Holds input back until [`SerialPort::thaw`].
+    /// Holds input in the backlog until [`SerialPort::thaw`].
     pub(crate) fn freeze(&mut self) {
         self.frozen = true;
     }
 
-    /// Lets input through again.
+    /// Passes input to the guest again.
     pub(crate) fn thaw(&mut self) {
         self.frozen = false;
         self.refill();
     }
 
-    /// The state, with input that waits.
+    /// Returns the state, including the backlog.
     pub(crate) fn save(&self) -> SerialState {
         let registers = self.uart.state();
         SerialState {
@@ -118,11 +119,11 @@ impl SerialPort {
         }
     }
 
-    /// Replaces the state. This may raise the interrupt, so load the interrupt controllers after
-    /// it.
+    /// Replaces the state. This may raise the interrupt, so load the interrupt controllers' state
+    /// afterwards.
     ///
     /// # Errors
-    /// A sentence, when the state is not possible.
+    /// If the state is impossible; the text says why.
     pub(crate) fn load(&mut self, state: &SerialState) -> Result<(), String> {
         let (fifo, backlog) = (state.fifo.len(), state.backlog.len());
         if fifo > FIFO_BYTES || backlog > BACKLOG_BYTES_MAX {
@@ -179,7 +180,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A running port without an interrupt line, and what it wrote.
+    /// A running port without an interrupt line, and the buffer that collects its output.
     pub(crate) fn port_with_output() -> (SerialPort, Arc<Mutex<Vec<u8>>>) {
         let shared = Shared::default();
         let mut port = SerialPort::new(IrqLine::unconnected(), Box::new(shared.clone()));

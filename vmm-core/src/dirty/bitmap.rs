@@ -1,9 +1,10 @@
 //! Dirty tracking by KVM's bitmap, with manual protection where the kernel has it.
 //!
-//! `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` separates reading the log from write-protecting pages again,
-//! and with `INITIALLY_SET` the start costs nothing: pages are protected chunk by chunk as they are
-//! first copied. Kernels without it protect everything at once on each reading, which is correct
-//! too, only slower for the guest; see `KVM_CLEAR_DIRTY_LOG` in Documentation/virt/kvm/api.rst.
+//! `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` separates reading the log from write-protecting pages again.
+//! With `INITIALLY_SET`, starting the log costs nothing: pages are protected chunk by chunk as they
+//! are first copied. Kernels without the capability protect everything on each read, which is
+//! correct too but slows the guest more; see `KVM_CLEAR_DIRTY_LOG` in
+//! Documentation/virt/kvm/api.rst.
 
 use std::sync::Arc;
 
@@ -18,40 +19,40 @@ use crate::error::{KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam};
 use crate::sys::kvm;
 
-/// Most words that one `KVM_CLEAR_DIRTY_LOG` carries: 256 MiB of guest memory. The kernel holds the
-/// lock of the guest's page tables meanwhile, and the guest's faults wait for it.
+/// Most words that one `KVM_CLEAR_DIRTY_LOG` covers: 256 MiB of guest memory. During the call the
+/// kernel holds the lock of the guest's page tables, and the guest's faults wait for it.
 pub const REARMED_CHUNKS_MAX: usize = 1024;
 
-/// How KVM keeps its log.
+/// When KVM write-protects pages for its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protection {
-    /// Pages are protected when cleared, and all count as dirty at first.
+    /// KVM protects pages when they are cleared, and reports every page as dirty at first.
     ManualInitiallySet,
-    /// Pages are protected at the start and when cleared.
+    /// KVM protects pages at the start and when they are cleared.
     Manual,
-    /// Pages are protected at the start and whenever the log is read.
+    /// KVM protects pages at the start and whenever the log is read.
     OnRead,
 }
 
-/// See the module.
+/// KVM's dirty bitmap as a backend; see the module.
 #[derive(Debug)]
 pub(super) struct BitmapLog {
     vm: Arc<VmFd>,
     protection: Protection,
-    /// True from the start to the first reading, when KVM itself does not report every page.
+    /// Set from the start to the first read, if KVM itself does not report every page.
     report_all: bool,
-    /// For one reading of the largest region.
+    /// Buffer for reading the log of the largest region.
     scratch: Vec<u64>,
 }
 
 impl BitmapLog {
-    /// The log of `vm`. Enables manual protection if it can.
+    /// Creates the log of `vm`, with manual protection if the kernel supports it.
     pub(super) fn new(vm: Arc<VmFd>) -> Self {
         let both = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
         Self::with_features(vm, both)
     }
 
-    /// The same with those `wanted` features of the capability that the kernel has.
+    /// As `new`, with those of the `wanted` features of the capability that the kernel has.
     fn with_features(vm: Arc<VmFd>, wanted: u32) -> Self {
         let protection = enable_manual_protection(&vm, wanted);
         if protection == Protection::OnRead {
@@ -127,9 +128,9 @@ impl DirtyBackend for BitmapLog {
     }
 }
 
-/// Cuts `words` into runs worth an ioctl each: without zero words at the ends, and no longer than
-/// [`REARMED_CHUNKS_MAX`]. Zero words in between are kept, since each call costs the guest a flush
-/// of its TLBs and the kernel skips zero words in no time.
+/// Cuts `words` into runs, one for each ioctl: without zero words at the ends, and no longer than
+/// [`REARMED_CHUNKS_MAX`]. Zero words in between stay in a run, since each call costs the guest a
+/// TLB flush and the kernel skips zero words quickly.
 fn runs(words: &[u64]) -> impl Iterator<Item = (usize, &[u64])> {
     words.chunks(REARMED_CHUNKS_MAX).enumerate().filter_map(|(index, run)| {
         let first = run.iter().position(|word| *word != 0)?;
@@ -144,10 +145,11 @@ mod tests {
     use crate::testing::{DATA, touch_pages_once, vm_with};
     use crate::vm::tests::dirty_log_is_exact;
 
-    /// Runs the exactness test with other features of the capability.
+    /// Runs the exactness test with only these features of the capability.
     fn is_exact_with(features: u32) -> Protection {
         let vm = vm_with(64, &touch_pages_once(), &[[DATA + 3 * 4096, 1000]]);
-        // The capability is on since the VM was created: switch it off, or to less.
+        // The capability has been enabled since the VM was created: disable it, or some of its
+        // features.
         let mut protection = None;
         vm.track_dirty_by(|vm| {
             let cap =

@@ -1,8 +1,8 @@
-//! Which pages of guest memory have changed.
+//! Tracks which pages of guest memory have changed.
 //!
-//! [`Tracker`] is the start: its backend asks KVM what the guest wrote; what the VMM itself wrote
-//! is in vm-memory's bitmap, since KVM does not see it, and is added to every answer. Bits are
-//! dense words over the guest's chunks.
+//! Start reading at [`Tracker`]. Its backend asks KVM which pages the guest wrote. KVM does not see
+//! the VMM's own writes; vm-memory's bitmap records them, and the tracker adds them to every
+//! result. Bitmaps are dense words over the guest's chunks.
 
 mod bitmap;
 mod ring;
@@ -21,25 +21,25 @@ use crate::error::{Error, KvmContext, Result};
 use crate::memory::{GuestRam, RamLayout};
 use crate::sys::kvm;
 
-/// Fewest entries of a ring: KVM keeps some 600 of them back.
+/// Fewest entries of a ring: KVM reserves some 600 of them.
 const RING_ENTRIES_MIN: u32 = 1024;
 /// Most entries of a ring (`KVM_DIRTY_RING_MAX_ENTRIES` of `linux/kvm_host.h`).
 const RING_ENTRIES_MAX: u32 = 65_536;
-/// Entries of a ring when no number was given.
+/// Default number of entries of a ring.
 const RING_ENTRIES: u32 = 16_384;
 
-/// How KVM tells which pages the guest wrote. A matter of this host alone: wherever a guest
-/// arrives, it may be another.
+/// How KVM logs the pages that the guest writes. This is a setting of the host: after a migration
+/// the destination may use another log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DirtyLog {
-    /// What is best on this host: at present always the bitmap, see docs/adr/0010-dirty-ring.md.
+    /// The best log on this host: currently always the bitmap, see docs/adr/0010-dirty-ring.md.
     #[default]
     Auto,
-    /// A bit for each page.
+    /// A bitmap with one bit for each page.
     Bitmap,
-    /// A list for each vCPU.
+    /// A ring for each vCPU.
     Ring {
-        /// Pages that a list holds: a power of two.
+        /// Entries of a ring, one for each written page: a power of two.
         entries: u32,
     },
 }
@@ -79,10 +79,11 @@ impl FromStr for DirtyLog {
 }
 
 impl DirtyLog {
-    /// The rings of `vm`, which has no vCPUs yet, if it shall have some.
+    /// Enables the dirty rings of `vm` if this log uses them; `vm` must not have vCPUs yet.
     ///
     /// # Errors
-    /// The host has none.
+    /// `MissingCapability` if the host's KVM has no rings, `DirtyRing` if they are shorter; the
+    /// error of a KVM call.
     pub(crate) fn rings(self, vm: &Arc<VmFd>, layout: &RamLayout) -> Result<Option<Arc<Rings>>> {
         match self {
             Self::Auto | Self::Bitmap => Ok(None),
@@ -93,10 +94,10 @@ impl DirtyLog {
     }
 }
 
-/// Which pages were written, whoever wrote them.
+/// Tracks which pages the guest or the VMM wrote.
 ///
-/// After a start, every page counts as dirty once. A page is reported by every [`Tracker::collect`]
-/// until it is re-armed, and again once it is written after that; so a page must be re-armed
+/// After a start, every page counts as dirty once. [`Tracker::collect`] reports a page every time
+/// until the page is re-armed, and again once it is written after that. So a page must be re-armed
 /// *before* it is copied, or a write in between would be lost.
 #[derive(Debug)]
 pub(crate) struct Tracker {
@@ -106,8 +107,8 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// A tracker for `ram`, whose regions are the slots of `vm`, with these rings, or with the
-    /// bitmap.
+    /// Creates a tracker for `ram`, whose regions are the slots of `vm`. It uses `rings`, or the
+    /// bitmap without them.
     pub(crate) fn new(rings: Option<Arc<Rings>>, vm: Arc<VmFd>, ram: Arc<GuestRam>) -> Self {
         match rings {
             Some(rings) => Self::by(Box::new(rings), ram),
@@ -115,15 +116,15 @@ impl Tracker {
         }
     }
 
-    /// The same with this way to ask KVM.
+    /// As `new`, with this backend.
     pub(crate) fn by(backend: Box<dyn DirtyBackend>, ram: Arc<GuestRam>) -> Self {
         Self { ram, running: false, backend }
     }
 
-    /// Starts to track.
+    /// Starts tracking.
     ///
     /// # Errors
-    /// [`Error::DirtyTracking`]; what KVM refuses.
+    /// [`Error::DirtyTracking`] if it is running already; the error of a KVM call.
     pub(crate) fn start(&mut self) -> Result<()> {
         if self.running {
             return Err(Error::DirtyTracking("running already"));
@@ -134,19 +135,20 @@ impl Tracker {
         Ok(())
     }
 
-    /// Stops to track, which gives the guest its huge pages back.
+    /// Stops tracking, so that KVM can map the guest with huge pages again.
     ///
     /// # Errors
-    /// What KVM refuses. A slot may go on logging then, which costs speed only: the next start sets
-    /// them all anew.
+    /// The error of a KVM call. A slot may then keep logging, which costs only speed: the next
+    /// start sets the flags of every slot.
     pub(crate) fn stop(&mut self) -> Result<()> {
         if std::mem::take(&mut self.running) { self.backend.stop(&self.ram) } else { Ok(()) }
     }
 
-    /// Sets the bits of pages that have been written, and clears none.
+    /// Sets the bits of pages that have been written. Clears no bit.
     ///
     /// # Errors
-    /// [`Error::DirtyTracking`], [`Error::DirtyRange`]; what KVM refuses.
+    /// [`Error::DirtyTracking`] if it is not running; [`Error::DirtyRange`] if `words` is not as
+    /// long as guest memory; the error of a KVM call.
     pub(crate) fn collect(&mut self, words: &mut [u64]) -> Result<()> {
         self.check_running()?;
         let (end, chunks) = (words.len(), self.ram.chunks());
@@ -158,11 +160,11 @@ impl Tracker {
         Ok(())
     }
 
-    /// Forgets the bits set in `words`, which start at chunk `first_chunk`, and watches these pages
-    /// for writes again.
+    /// Clears the log of the pages whose bits are set in `words`, which start at chunk
+    /// `first_chunk`, and has KVM log their next writes.
     ///
     /// # Errors
-    /// As [`Tracker::collect`].
+    /// As [`Tracker::collect`], except that `words` must lie within guest memory.
     pub(crate) fn rearm(&mut self, first_chunk: usize, words: &[u64]) -> Result<()> {
         self.check_running()?;
         let (first, chunks) = (first_chunk, self.ram.chunks());
@@ -177,12 +179,12 @@ impl Tracker {
     }
 }
 
-/// A way to learn from KVM which pages the guest wrote, for [`Tracker`], which calls it in order
-/// and with ranges that are in `ram`.
+/// A way to ask KVM which pages the guest wrote. [`Tracker`] calls it in the right order and with
+/// ranges that lie in `ram`.
 pub(crate) trait DirtyBackend: Send + fmt::Debug {
-    /// Has KVM log. Every page counts as written.
+    /// Starts KVM's log. Every page counts as written.
     fn start(&mut self, ram: &GuestRam) -> Result<()>;
-    /// Has KVM log no more.
+    /// Stops KVM's log.
     fn stop(&mut self, ram: &GuestRam) -> Result<()>;
     /// See [`Tracker::collect`].
     fn collect(&mut self, ram: &GuestRam, words: &mut [u64]) -> Result<()>;
@@ -190,7 +192,7 @@ pub(crate) trait DirtyBackend: Send + fmt::Debug {
     fn rearm(&mut self, ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()>;
 }
 
-/// Sets the flags of the slots of `vm`, which are the regions of `ram`.
+/// Sets the flags of the memory slots of `vm`, which are the regions of `ram`.
 fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
     for (slot, region) in (0..).zip(ram.mappings()) {
         kvm::set_memory_region(vm, slot, flags, region).call("KVM_SET_USER_MEMORY_REGION")?;
@@ -198,7 +200,7 @@ fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
     Ok(())
 }
 
-/// Adds what was written through `ram`, which KVM does not see, and forgets it.
+/// Adds what was written through `ram`, which KVM does not see, and clears that record.
 fn add_own_writes(ram: &GuestRam, words: &mut [u64]) {
     for (region, place) in ram.mappings().zip(ram.layout().regions()) {
         let own = (**region).bitmap().get_and_reset();

@@ -1,11 +1,12 @@
 //! Dirty tracking by KVM's rings: each vCPU lists the pages that it writes.
 //!
-//! Taking entries from the rings costs as much as pages were written, whatever the size of the
-//! guest. A page is watched again once its entry has been taken and all rings have been reset.
-//! Three things keep a write from being lost: pages taken are kept in `pending` until they are
-//! re-armed; nothing is forgotten there before the rings are reset; and whoever takes, resets or
-//! forgets holds the same lock. A vCPU whose ring is full leaves the guest, and does it itself. See
-//! Documentation/virt/kvm/api.rst, `KVM_CAP_DIRTY_LOG_RING`.
+//! Collecting costs time in proportion to the number of written pages, whatever the size of the
+//! guest. KVM logs a page again once its entry has been taken and all rings have been reset. Three
+//! rules keep a write from being lost: pages that were taken stay in `pending` until they are
+//! re-armed; a page is removed from `pending` only after the rings are reset; and taking, resetting
+//! and removing all happen under one lock. A vCPU whose ring is full leaves the guest, and its
+//! thread takes the entries and resets the rings itself. See Documentation/virt/kvm/api.rst,
+//! `KVM_CAP_DIRTY_LOG_RING`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +20,8 @@ use crate::error::{Error, KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
 use crate::sys::dirty_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
 
-/// How often a signal may stop KVM in resetting the rings: far more often than signals come.
+/// Most calls that may be needed to reset the rings. KVM stops early when a signal arrives, but
+/// `reset_dirty_rings` blocks signals, so this bound is only a safeguard against an endless loop.
 const RESET_TRIES_MAX: u32 = 10_000;
 
 /// The rings of all vCPUs, shared with the vCPUs' threads.
@@ -27,7 +29,7 @@ const RESET_TRIES_MAX: u32 = 10_000;
 pub(crate) struct Rings {
     vm: Arc<VmFd>,
     layout: RamLayout,
-    /// Of each ring.
+    /// Entries of each ring.
     entries: u32,
     inner: Mutex<Inner>,
 }
@@ -35,17 +37,18 @@ pub(crate) struct Rings {
 #[derive(Debug, Default)]
 struct Inner {
     rings: Vec<DirtyRing>,
-    /// Pages that were written and have not been re-armed; empty while nothing is tracked.
+    /// Pages that were written and have not been re-armed; empty while tracking is off.
     pending: Vec<u64>,
-    /// Entries that have been taken and not been reset.
+    /// Entries that have been taken but not yet reset.
     taken: usize,
 }
 
 impl Rings {
-    /// Has `vm`, which has no vCPUs yet, make a ring of `entries` for each.
+    /// Has `vm`, which has no vCPUs yet, create a ring of `entries` for each vCPU.
     ///
     /// # Errors
-    /// [`Error::MissingCapability`], [`Error::DirtyRing`]; what KVM refuses.
+    /// [`Error::MissingCapability`] if KVM has no rings; [`Error::DirtyRing`] if they are shorter;
+    /// the error of a KVM call.
     pub(crate) fn enable(vm: Arc<VmFd>, layout: RamLayout, entries: u32) -> Result<Arc<Self>> {
         let bytes = u64::from(entries) * ENTRY_BYTES as u64;
         let known = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING];
@@ -64,10 +67,10 @@ impl Rings {
         Ok(Arc::new(Self { vm, layout, entries, inner: Mutex::default() }))
     }
 
-    /// Adds the ring of `vcpu`, number `index`.
+    /// Adds the ring of `vcpu`, whose index is `index`.
     ///
     /// # Errors
-    /// It cannot be mapped.
+    /// If the ring cannot be mapped.
     pub(crate) fn add(&self, vcpu: &VcpuFd, index: u8) -> Result<()> {
         let ring = DirtyRing::map(vcpu, self.entries as usize)
             .map_err(|error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EIO)));
@@ -75,17 +78,17 @@ impl Rings {
         Ok(())
     }
 
-    /// Makes room in all rings, for a vCPU that found its own full.
+    /// Empties all rings, for a vCPU that found its own full.
     ///
     /// # Errors
-    /// What KVM refuses.
+    /// The error of a KVM call.
     pub(crate) fn make_room(&self) -> Result<()> {
         let mut inner = self.lock();
         self.take(&mut inner);
         self.reset(&mut inner)
     }
 
-    /// Takes all that is in the rings.
+    /// Takes all entries out of the rings.
     fn take(&self, inner: &mut Inner) {
         let Inner { rings, pending, taken } = inner;
         let regions = self.layout.regions();
@@ -100,7 +103,7 @@ impl Rings {
         }
     }
 
-    /// Has all pages that were taken watched again.
+    /// Has KVM log writes to all pages that were taken again.
     fn reset(&self, inner: &mut Inner) -> Result<()> {
         let mut tries = 0;
         while inner.taken > 0 {
@@ -145,7 +148,8 @@ impl DirtyBackend for Arc<Rings> {
 
     fn rearm(&mut self, _ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()> {
         let mut inner = self.lock();
-        // First: a page that is forgotten and not watched could be written unseen.
+        // Reset first: a page that is removed from `pending` but not logged could be written
+        // unseen.
         self.reset(&mut inner)?;
         for (pending, word) in inner.pending[first_chunk..].iter_mut().zip(words) {
             *pending &= !word;
@@ -169,7 +173,7 @@ mod tests {
         let vm = vm_by(RING, 64, TOUCH_PAGES, &[[DATA, pages], [DATA, pages]]);
         vm.start_dirty_log().unwrap();
         let mut words = vec![0; vm.ram().chunks()];
-        // Also when the signals with which it is paused come while a vCPU makes room.
+        // Pause repeatedly: its signals also arrive while a vCPU empties the rings.
         for _ in 0..10 {
             vm.collect_dirty(&mut words).unwrap();
             vm.rearm_dirty(0, &words).unwrap();

@@ -1,5 +1,5 @@
-//! Mapping guest memory, and giving parts of it back to the host: the right call differs with what
-//! is behind the memory, and the wrong one succeeds and does nothing, or brings back old content.
+//! Maps guest memory and gives parts of it back to the host. The right call depends on what backs
+//! the memory; the wrong one succeeds and does nothing, or brings back old content.
 
 mod blocks;
 mod equals;
@@ -24,45 +24,44 @@ use super::{
 use crate::sys::mapping::{self, Advice, Part};
 use crate::sys::userfaultfd::Userfaultfd;
 
-/// Most blocks of a template that are replaced one by one. Each may be two mappings more, and a
-/// process has 65,530 by default (`vm.max_map_count`).
+/// Most blocks of a template that are replaced one by one. Each may add two mappings, and a process
+/// may have 65,530 by default (`vm.max_map_count`).
 const REPLACED_BLOCKS_MAX: usize = 12_000;
-/// What one thread takes at a time when all memory is touched, in bytes.
+/// Bytes that one thread populates at a time.
 const POPULATE_BYTES: usize = 64 << 20;
-/// Most threads that touch memory.
+/// Most threads that populate memory.
 const POPULATE_THREADS_MAX: usize = 16;
 
-/// What becomes of a part of guest memory while the guest runs.
+/// How the kernel treats a part of guest memory from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
-    /// Pages that are equal to others of the merge domain may be merged.
+    /// The kernel may merge its pages with equal ones of the merge domain.
     Merge,
-    /// They are not merged any more; those that are become the guest's own again, which takes
-    /// memory.
+    /// The kernel no longer merges its pages, and splits those that are merged, which takes memory.
     Unmerge,
-    /// As [`Self::Unmerge`], and what is there becomes huge pages.
+    /// As [`Self::Unmerge`], and the kernel collapses its pages into huge pages.
     Collapse,
 }
 
-/// The memory of a guest in a file, from which others are started.
+/// Guest memory in a file, from which clones are started.
 #[derive(Debug)]
 pub(crate) struct TemplateImage {
     /// The file, open for reading.
     pub(crate) file: Arc<File>,
-    /// Where in it guest memory begins, a multiple of a page.
+    /// Offset of guest memory in the file, a multiple of the page size.
     pub(crate) offset: u64,
 }
 
-/// What is behind guest memory.
+/// What backs guest memory.
 #[derive(Debug)]
 enum Kind {
-    /// Private anonymous memory: what is dropped is given back and reads as zeros.
+    /// Private anonymous memory: dropped pages go back to the host and read as zeros.
     Anonymous,
-    /// Pages of a pool. A page that is dropped stays reserved for this guest: the host gains
-    /// nothing, and on older kernels (before 6.9) another process could take it, of which the guest
-    /// would die.
+    /// Pages of a pool. A dropped page would stay reserved for this guest, so the host would gain
+    /// nothing. On kernels before 6.9 another process could take it, and the guest would then die
+    /// for lack of a page.
     Pool,
-    /// Pages of a file, private once written. Dropping one brings the file's content back.
+    /// Pages of a file, private once written. A dropped page has the file's content again.
     Template(Replaced),
 }
 
@@ -70,27 +69,28 @@ enum Kind {
 #[derive(Debug)]
 struct Replaced {
     blocks: BlockSet,
-    /// How many one by one.
+    /// How many of them were replaced one by one.
     count: AtomicUsize,
 }
 
-/// How guest memory is backed, and how it goes back.
+/// How guest memory is backed, and how to give it back.
 #[derive(Debug)]
 pub(super) struct Backing {
     kind: Kind,
     config: MemoryConfig,
     is_merged: AtomicBool,
-    /// The blocks that the kernel may merge. Held while it is told so.
+    /// The blocks that the kernel may merge. Locked during the `madvise` calls, so that both agree.
     marks: Mutex<BlockSet>,
-    /// For memory of a template, where this process may have one.
+    /// Write-protects memory of a template; `None` without a template or without the permission.
     userfaultfd: Option<Userfaultfd>,
 }
 
 impl Backing {
-    /// Backing as `config` says, or from a template.
+    /// Creates the backing that `config` describes, or that of a template.
     ///
     /// # Errors
-    /// [`MemoryError::TemplateBacking`].
+    /// [`MemoryError::TemplateBacking`] for a template with pages of a pool or memory taken in
+    /// advance.
     pub(super) fn new(
         layout: &RamLayout,
         config: &MemoryConfig,
@@ -108,7 +108,7 @@ impl Backing {
             None if is_pool => Kind::Pool,
             None => Kind::Anonymous,
         };
-        // Now: a process that is confined makes none any more.
+        // Open it now: a confined process cannot.
         let userfaultfd = template.and_then(|_| {
             let made =
                 Userfaultfd::open().map_err(|cause| MemoryError::NoWriteProtection { cause });
@@ -123,13 +123,13 @@ impl Backing {
         })
     }
 
-    /// As where this process may have no userfaultfd.
+    /// Drops the userfaultfd, as if this process had no permission for one.
     #[cfg(test)]
     pub(super) fn without_userfaultfd(self) -> Self {
         Self { userfaultfd: None, ..self }
     }
 
-    /// What has memory of the guest write-protected.
+    /// The userfaultfd that write-protects memory of the guest.
     pub(super) fn userfaultfd(&self) -> Option<&Userfaultfd> {
         self.userfaultfd.as_ref()
     }
@@ -137,7 +137,8 @@ impl Backing {
     /// Maps a region.
     ///
     /// # Errors
-    /// [`MemoryError::Map`], [`MemoryError::Policy`].
+    /// [`MemoryError::Map`] if it cannot be mapped; [`MemoryError::Policy`] if the kernel refuses
+    /// the NUMA policy.
     pub(super) fn map(
         &self,
         region: &RamRegion,
@@ -164,7 +165,8 @@ impl Backing {
         Ok(mapped)
     }
 
-    /// Tells the kernel what was wished for; huge pages only where they come as the kernel likes.
+    /// Applies the configured page size and NUMA policy; requests huge pages for ordinary anonymous
+    /// memory only, since pools and files do not take that advice.
     fn prepare(&self, part: Part<'_>, is_file_or_pool: bool) -> Result<(), MemoryError> {
         let pages = match self.config.huge_pages {
             HugePages::Off => Some(Advice::SmallPages),
@@ -172,7 +174,7 @@ impl Backing {
             _ => None,
         };
         if let Some(advice) = pages {
-            // A refusal (a kernel without such pages) costs speed only.
+            // A refusal (by a kernel without such pages) costs only speed.
             let _ = mapping::advise(part, advice);
         }
         let policy = self.config.numa;
@@ -184,7 +186,8 @@ impl Backing {
     /// Lets the kernel merge pages of `regions`, which lie at `places`, with equal ones.
     ///
     /// # Errors
-    /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
+    /// [`MemoryError::CannotMerge`] for pages of a pool; [`MemoryError::Merge`] if the kernel
+    /// refuses.
     pub(super) fn merge<'a>(
         &self,
         regions: impl Iterator<Item = &'a GuestRegionMmap<AtomicBitmap>>,
@@ -197,11 +200,12 @@ impl Backing {
         regions.zip(places).try_for_each(|(region, place)| self.mark(Part::whole(region), place))
     }
 
-    /// Has a part of the memory at `place` merged, or left alone, or made of huge pages.
+    /// Merges, unmerges or collapses a part of the memory at `place`.
     ///
     /// # Errors
-    /// [`MemoryError::CannotMerge`], [`MemoryError::NotMerged`], [`MemoryError::Merge`],
-    /// [`MemoryError::Collapse`].
+    /// [`MemoryError::CannotMerge`] for pages of a pool; [`MemoryError::NotMerged`] if this guest's
+    /// memory must not be merged; [`MemoryError::Merge`] or [`MemoryError::Collapse`] if the kernel
+    /// refuses.
     pub(super) fn treat(
         &self,
         part: Part<'_>,
@@ -235,7 +239,8 @@ impl Backing {
         Ok(())
     }
 
-    /// What could only be taken apart in part stays marked: the kernel may still merge it.
+    /// Memory that the kernel could unmerge only in part stays marked: the rest may still be
+    /// merged.
     fn unmark(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
         let marks = self.marks();
         mapping::advise(part, Advice::Unmergeable).map_err(|cause| MemoryError::Merge { cause })?;
@@ -257,11 +262,11 @@ impl Backing {
         self.marks().has_any()
     }
 
-    /// Fills `buf` with what the template has from `offset` on, within one block; whether the
-    /// memory there is of a template.
+    /// Fills `buf` with the template's content from `offset` on, within one block. Returns false,
+    /// and leaves `buf` alone, where the memory is not a template's.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// If the file cannot be read.
     pub(super) fn read_template(
         &self,
         region: &GuestRegionMmap<AtomicBitmap>,
@@ -283,12 +288,13 @@ impl Backing {
         self.is_merged.load(Ordering::Acquire)
     }
 
-    /// Whether it is a template's.
+    /// Whether the memory comes from a template.
     pub(super) fn is_template(&self) -> bool {
         matches!(self.kind, Kind::Template(_))
     }
 
-    /// Where in this process those of a part's blocks are that are a template's still.
+    /// Returns the addresses in this process of those blocks of a part that are still the
+    /// template's.
     pub(super) fn of_template(&self, part: Part<'_>, place: &RamRegion) -> Vec<Range<u64>> {
         let mut found = Vec::new();
         if let Kind::Template(replaced) = &self.kind {
@@ -299,11 +305,11 @@ impl Backing {
         found
     }
 
-    /// Makes `len` bytes of `region` from `offset` on, whole pages, zeros, and gives them back to
-    /// the host where that is possible. Returns how many bytes the host got.
+    /// Makes `len` bytes of `region` from `offset` on, whole pages, read as zeros, and gives them
+    /// back to the host if the backing allows it. Returns how many bytes the host got.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The error from the system.
     pub(super) fn discard(
         &self,
         region: &GuestRegionMmap<AtomicBitmap>,
@@ -325,8 +331,8 @@ impl Backing {
         }
     }
 
-    /// Block by block: what is anonymous by now is dropped; a whole block becomes anonymous; pages
-    /// of a part of a block are overwritten unless they are zero.
+    /// Handles each block: drops pages of a block that is already anonymous, replaces a whole block
+    /// by anonymous memory, and overwrites the pages of a partial block unless they are zero.
     fn discard_template(
         &self,
         replaced: &Replaced,
@@ -358,7 +364,7 @@ impl Backing {
         Ok(given as u64)
     }
 
-    /// Puts anonymous memory in the place of whole blocks, or of a whole region.
+    /// Maps anonymous memory over whole blocks, or over a whole region.
     fn replace(
         &self,
         replaced: &Replaced,
@@ -370,14 +376,14 @@ impl Backing {
         let part = Part::new(region, offset, len)?;
         mapping::map_anonymous_over(part)?;
         replaced.blocks.add(place, part.range());
-        // The guest has its memory: that it is not as was wished for costs speed only.
+        // The guest has its memory; a wrong page size, policy or mark costs only speed or memory.
         if let Err(error) = self.prepare(part, false).and_then(|()| self.mark_again(part, place)) {
             tracing::warn!(%error, "a part of a guest's memory is not backed as it should be");
         }
         Ok(())
     }
 
-    /// A new mapping knows nothing of the marks of the one before.
+    /// Marks the new mapping, which does not inherit the marks of the one it replaced.
     fn mark_again(&self, part: Part<'_>, place: &RamRegion) -> Result<(), MemoryError> {
         let marks = self.marks();
         part.blocks(BLOCK_BYTES)
@@ -387,7 +393,7 @@ impl Backing {
     }
 }
 
-/// Overwrites pages with zeros, except those that are zero: writing them would take memory.
+/// Overwrites pages with zeros, except those that are zero already: writing them would take memory.
 fn zero(region: &GuestRegionMmap<AtomicBitmap>, offset: usize, len: usize) -> std::io::Result<()> {
     const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
     let mut page = [0; PAGE_BYTES];
@@ -401,10 +407,10 @@ fn zero(region: &GuestRegionMmap<AtomicBitmap>, offset: usize, len: usize) -> st
     Ok(())
 }
 
-/// Touches all of `regions`, on several threads.
+/// Populates all of `regions`, on several threads.
 ///
 /// # Errors
-/// [`MemoryError::Populate`].
+/// [`MemoryError::Populate`] if the host has too little memory.
 pub(super) fn populate(regions: &[&GuestRegionMmap<AtomicBitmap>]) -> Result<(), MemoryError> {
     let parts: Vec<(usize, usize, usize)> = regions
         .iter()
@@ -420,7 +426,7 @@ pub(super) fn populate(regions: &[&GuestRegionMmap<AtomicBitmap>]) -> Result<(),
         while let Some((index, start, len)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
             let part = Part::new(regions[*index], *start, *len)?;
             if let Err(error) = mapping::advise(part, Advice::Populate) {
-                // The others need not go on.
+                // Tell the other threads to stop.
                 next.store(parts.len(), Ordering::Relaxed);
                 return Err(error);
             }

@@ -1,15 +1,16 @@
-//! Making huge pages of small ones.
+//! Collapses small pages into huge ones.
 
 use std::io::{ErrorKind, Result};
 
-/// How often the kernel is asked for a huge page whose pages are in use at the moment.
+/// Most attempts for a huge page whose pages are in use by the kernel.
 const TRIES: usize = 8;
 
-/// Has `collapse` make a huge page of each block: the kernel leaves one whose pages are in
-/// somebody's hands at the moment as it is, and says so only when it is asked for nothing else.
+/// Collapses each block into a huge page. The kernel skips a block whose pages are in use at that
+/// moment, and reports this only if the call is for that block alone, so each block gets its own
+/// call and some retries.
 ///
 /// # Errors
-/// No block became one; the kernel's answer for the last.
+/// If no block could be collapsed: the kernel's error for the last one.
 pub(super) fn each<T>(
     blocks: impl Iterator<Item = T>,
     collapse: impl Fn(&T) -> Result<()>,

@@ -1,4 +1,4 @@
-//! How a guest's memory is to be backed: what its operator chooses, and what moves with the guest.
+//! How a guest's memory is backed: the operator chooses it, and it moves with the guest.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,36 +11,36 @@ use super::{MemoryError, pool};
 /// Longest name of a merge domain, in bytes.
 const DOMAIN_BYTES_MAX: usize = 63;
 
-/// How a guest's memory is to be backed; part of its [`crate::VmShape`].
+/// How a guest's memory is backed; part of its [`crate::VmShape`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryConfig {
-    /// The size of its pages.
+    /// The size of the host pages under it.
     pub huge_pages: HugePages,
-    /// When the host's memory is taken.
+    /// When it is taken from the host.
     pub prealloc: Prealloc,
-    /// Where the host's memory is taken from.
+    /// Which NUMA nodes it is taken from.
     pub numa: NumaPolicy,
-    /// With whose pages its pages may be merged; absent: with nobody's.
+    /// The guests with which it may share merged pages; `None` to merge with no other guest.
     pub merge_domain: Option<MergeDomain>,
 }
 
-/// The size of the host's pages under guest memory. KVM's dirty log counts pages of 4 KiB with
-/// each.
+/// The size of the host's pages under guest memory. KVM's dirty log has 4 KiB granularity with each
+/// of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HugePages {
     /// Pages of 4 KiB only.
     Off,
-    /// Huge pages where the kernel finds some (`MADV_HUGEPAGE`).
+    /// Huge pages where the kernel can find them (`MADV_HUGEPAGE`).
     #[default]
     Transparent,
-    /// Pages of 2 MiB from the host's pool, reserved for the guest as long as it is there.
+    /// Pages of 2 MiB from the host's pool, reserved for the guest's lifetime.
     Pool2M,
     /// Pages of 1 GiB from the host's pool.
     Pool1G,
 }
 
 impl HugePages {
-    /// Bytes of a page from a pool; absent for ordinary memory.
+    /// Returns the bytes of a page from a pool; `None` for ordinary memory.
     pub fn pool_page_bytes(self) -> Option<u64> {
         match self {
             Self::Off | Self::Transparent => None,
@@ -49,7 +49,7 @@ impl HugePages {
         }
     }
 
-    /// As typed.
+    /// The word for it on the command line.
     fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -78,23 +78,23 @@ impl FromStr for HugePages {
     }
 }
 
-/// When the host's memory is taken.
+/// When guest memory is taken from the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prealloc {
     /// As the guest touches it.
     #[default]
     OnDemand,
-    /// All of it before the guest is there.
+    /// All of it before the guest starts.
     AtStart,
 }
 
-/// A set of guests whose pages may be merged with each other's, as those of one tenant.
+/// A set of guests whose pages may be merged with each other's, such as those of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MergeDomain(String);
 
 impl MergeDomain {
-    /// Its name.
+    /// Name of the domain.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -133,10 +133,11 @@ impl FromStr for MergeDomain {
 }
 
 impl MemoryConfig {
-    /// Whether any host could back `bytes` of guest memory like this.
+    /// Checks that some host could back `bytes` of guest memory like this.
     ///
     /// # Errors
-    /// [`MemoryError::NotWholeHugePages`], [`MemoryError::CannotMerge`], [`MemoryError::Nodes`].
+    /// [`MemoryError::NotWholeHugePages`]; [`MemoryError::CannotMerge`] for a pool with a merge
+    /// domain; [`MemoryError::Nodes`] for a policy without nodes.
     pub fn check(&self, bytes: u64) -> Result<(), MemoryError> {
         self.numa.check()?;
         let Some(page) = self.huge_pages.pool_page_bytes() else { return Ok(()) };
@@ -149,10 +150,10 @@ impl MemoryConfig {
         }
     }
 
-    /// Whether this host can back `bytes` of guest memory like this now. Takes nothing.
+    /// Checks that this host can back `bytes` of guest memory like this now. Reserves nothing.
     ///
     /// # Errors
-    /// What [`MemoryConfig::check`] finds; [`MemoryError::NotEnough`], [`MemoryError::PoolShort`],
+    /// As [`MemoryConfig::check`]; [`MemoryError::NotEnough`], [`MemoryError::PoolShort`],
     /// [`MemoryError::NoPool`], [`MemoryError::NoSuchNode`], [`MemoryError::NoKsm`].
     pub fn check_host(&self, bytes: u64) -> Result<(), MemoryError> {
         self.check(bytes)?;
@@ -166,8 +167,9 @@ impl MemoryConfig {
         }
     }
 
-    /// Whether all memory is to be touched at the start. A page of a pool that is to come from some
-    /// nodes is reserved on any of them: the guest would die of the page that is not there.
+    /// Whether to populate all memory at the start. That includes a pool with a NUMA policy: the
+    /// kernel reserves such pages on any node, so a page could be missing on the chosen nodes
+    /// later, and the guest would die when it touches that page.
     pub(crate) fn is_populated(&self) -> bool {
         let may_run_short =
             self.huge_pages.pool_page_bytes().is_some() && self.numa != NumaPolicy::Default;

@@ -1,14 +1,16 @@
-//! What the host can give: a guest that it cannot back is refused before anything is made.
+//! What the host can provide: a guest that it cannot back is refused before anything is created.
 
 use super::MemoryError;
 
-/// Memory that stays free for the host and the VMM's own process when a guest is started, in bytes.
+/// Memory that must stay free for the host and the VMM's own process when a guest is started, in
+/// bytes.
 pub const HOST_RESERVE_BYTES: u64 = 64 << 20;
 
-/// Bytes that the host can give without swapping: `MemAvailable` of `/proc/meminfo` (proc(5)).
+/// Returns the bytes that the host can provide without swapping: `MemAvailable` of `/proc/meminfo`
+/// (proc(5)).
 ///
 /// # Errors
-/// [`MemoryError::Meminfo`].
+/// [`MemoryError::Meminfo`] if the file cannot be read or lacks that line.
 pub fn available_bytes() -> Result<u64, MemoryError> {
     let text = std::fs::read_to_string("/proc/meminfo")
         .map_err(|error| MemoryError::Meminfo(format!("/proc/meminfo: {error}")))?;
@@ -25,7 +27,7 @@ pub(crate) fn check_available(wanted: u64) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Checks that the kernel can merge pages at all; whether it does at the moment is another matter.
+/// Checks that the kernel supports KSM; it need not be running.
 pub(super) fn check_ksm() -> Result<(), MemoryError> {
     let is_there = std::path::Path::new("/sys/kernel/mm/ksm").is_dir();
     if is_there { Ok(()) } else { Err(MemoryError::NoKsm) }

@@ -6,7 +6,7 @@ use super::{CHUNK_BYTES, HUGE_PAGE_BYTES, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, Me
 
 /// Largest RAM below the hole for devices, in bytes: everything from here to 4 GiB is not RAM.
 pub const LOW_RAM_MAX: u64 = 3 << 30;
-/// Where RAM goes on above the hole.
+/// Start of the RAM above the hole.
 pub const HIGH_RAM_START: u64 = 4 << 30;
 
 /// A run of guest-physical addresses that is RAM.
@@ -14,7 +14,7 @@ pub const HIGH_RAM_START: u64 = 4 << 30;
 pub struct RamRegion {
     /// Guest-physical address of the first byte.
     pub gpa: u64,
-    /// Length in bytes, a multiple of a chunk's.
+    /// Length in bytes, a multiple of the chunk size.
     pub bytes: u64,
     /// Number of the region's first chunk.
     pub first_chunk: usize,
@@ -34,10 +34,11 @@ pub struct RamLayout {
 }
 
 impl RamLayout {
-    /// Lays out `bytes` of RAM: below [`LOW_RAM_MAX`] first, the rest from [`HIGH_RAM_START`].
+    /// Lays out `bytes` of RAM: up to [`LOW_RAM_MAX`] from address 0, the rest from
+    /// [`HIGH_RAM_START`].
     ///
     /// # Errors
-    /// [`MemoryError::Size`] when `bytes` is out of bounds or no whole number of chunks.
+    /// [`MemoryError::Size`] if `bytes` is out of bounds or not a whole number of chunks.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
         let whole = bytes.is_multiple_of(CHUNK_BYTES as u64);
         if !whole || !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) {
@@ -60,7 +61,7 @@ impl RamLayout {
         &self.regions
     }
 
-    /// Chunks in all regions: the length of a dirty bitmap in words.
+    /// Number of chunks in all regions: the length of a dirty bitmap in words.
     pub fn chunks(&self) -> usize {
         self.regions.iter().map(RamRegion::chunks).sum()
     }
@@ -70,8 +71,8 @@ impl RamLayout {
         self.regions.iter().map(|region| region.bytes).sum()
     }
 
-    /// Pages whose bits are set in `words`, one for each chunk, by which 2 MiB of guest-physical
-    /// addresses they are in; none where none is set.
+    /// Counts the pages whose bits are set in `words`, one word for each chunk, by the 2 MiB of
+    /// guest-physical addresses that they lie in. Omits 2 MiB in which no bit is set.
     pub fn pages_by_2m(&self, words: &[u64]) -> BTreeMap<u32, u16> {
         let mut found = BTreeMap::new();
         for region in &self.regions {
@@ -85,7 +86,7 @@ impl RamLayout {
         found
     }
 
-    /// Index of the region that holds `chunk`, and the chunk's byte offset in it.
+    /// Returns the index of the region that holds `chunk`, and the chunk's byte offset in it.
     pub(crate) fn locate(&self, chunk: usize) -> Option<(usize, usize)> {
         self.regions.iter().enumerate().find_map(|(index, region)| {
             let inside = chunk.checked_sub(region.first_chunk)?;

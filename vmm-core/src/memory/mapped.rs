@@ -1,4 +1,4 @@
-//! Which pages of a guest are there, and how they are mapped.
+//! Which pages of a guest are present, and how they are mapped.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,28 +8,28 @@ use std::ops::Range;
 use super::{GuestRam, MemoryError, PAGE_BYTES};
 use crate::sys::pagemap::{self, IS_FILE, IS_HUGE, IS_ZERO, Region};
 
-/// Whether the kernel tells which pages are part of huge ones.
+/// Whether the kernel reports which pages are parts of huge ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HugeView {
-    /// It does.
+    /// It does, by `PAGEMAP_SCAN`.
     Told,
     /// It does not: Linux before 6.7 has no `PAGEMAP_SCAN`.
     Untold,
 }
 
-/// Pages next to each other that are there and are the guest's own: not the template's, and not the
-/// page of zeros that memory is mapped to that was only read.
+/// A run of present pages that are the guest's own: neither the template's nor the zero page, to
+/// which the kernel maps memory that was only read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnPages {
-    /// Address of the first: the guest's physical one, or the process's that was asked for.
+    /// Address of the first page: guest-physical, or virtual for `ProcessMemory`.
     pub start: u64,
-    /// How many.
+    /// Number of pages.
     pub count: u64,
-    /// Whether they are mapped as parts of huge pages.
+    /// Whether the pages are mapped as parts of huge pages.
     pub is_huge: bool,
 }
 
-/// A process's page tables, as the kernel shows them.
+/// A process's page tables, as the kernel reports them.
 #[derive(Debug)]
 pub struct PageMap {
     file: File,
@@ -40,35 +40,36 @@ impl PageMap {
     /// Opens `/proc/self/pagemap`.
     ///
     /// # Errors
-    /// [`MemoryError::Pagemap`].
+    /// [`MemoryError::Pagemap`] if it cannot be opened.
     pub fn open() -> Result<Self, MemoryError> {
         let file =
             File::open("/proc/self/pagemap").map_err(|cause| MemoryError::Pagemap { cause })?;
         Ok(Self::new(file))
     }
 
-    /// What `file`, a `/proc/PID/pagemap`, shows.
+    /// Reads page tables from `file`, a `/proc/PID/pagemap`.
     pub(super) fn new(file: File) -> Self {
         Self { file, view: HugeView::Told }
     }
 
-    /// As on a kernel before 6.7.
+    /// Opens it as on a kernel before 6.7.
     #[cfg(test)]
     fn open_plainly() -> Self {
         Self { view: HugeView::Untold, ..Self::open().unwrap() }
     }
 
-    /// Whether huge pages are told, which is known after the first look.
+    /// Whether the kernel reports huge pages; not reliable before the first scan.
     pub fn view(&self) -> HugeView {
         self.view
     }
 
-    /// The guest's own pages in `range`, whole pages of guest-physical addresses within a region,
-    /// in order. Nothing is mapped by looking. On a kernel before 6.7, pages of zeros that were
-    /// only read count among them.
+    /// Returns the guest's own pages in `range`, whole pages of guest-physical addresses within a
+    /// region, in order. The scan maps no pages. On a kernel before 6.7 the result includes zero
+    /// pages that were only read.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM; [`MemoryError::Pagemap`] if the
+    /// kernel refuses.
     pub fn own_pages(
         &mut self,
         ram: &GuestRam,
@@ -83,10 +84,10 @@ impl PageMap {
         Ok(found)
     }
 
-    /// The same of `addresses` of the process, whole pages.
+    /// As `own_pages`, for virtual `addresses` of the process, whole pages.
     ///
     /// # Errors
-    /// [`MemoryError::Pagemap`].
+    /// [`MemoryError::Pagemap`] if the kernel refuses.
     pub(super) fn own_pages_at(
         &mut self,
         addresses: &Range<u64>,
@@ -114,17 +115,17 @@ impl PageMap {
         Ok(regions.iter().filter(is_own).map(own).collect())
     }
 
-    /// Whether merging has put one page of the host at several places of `own`, in order, within a
-    /// chunk of 2 MiB: the kernel makes no huge page of those. Not known, and so false, without
-    /// `CAP_SYS_ADMIN`.
+    /// Whether KSM has mapped one host page at several places of `own`, which are in order and
+    /// within 2 MiB: the kernel makes no huge page of such memory. False without `CAP_SYS_ADMIN`,
+    /// since the frame numbers are hidden then.
     ///
     /// # Errors
-    /// [`MemoryError::Pagemap`].
+    /// [`MemoryError::Pagemap`] if they cannot be read.
     pub(super) fn has_twins_at(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
         let small: Vec<&OwnPages> = own.iter().filter(|pages| !pages.is_huge).collect();
         let (Some(first), Some(last)) = (small.first(), small.last()) else { return Ok(false) };
         debug_assert!(own.is_sorted_by_key(|pages| pages.start));
-        // One read for all of them.
+        // One read covers all of them.
         let addresses = first.start..last.start + last.count * PAGE_BYTES as u64;
         let frames = pagemap::frames(&self.file, &addresses)
             .map_err(|cause| MemoryError::Pagemap { cause })?;
@@ -136,19 +137,19 @@ impl PageMap {
         Ok(!small.iter().flat_map(of).all(|frame| seen.insert(frame)))
     }
 
-    /// Write-protects the process's own pages at `addresses`, which are registered for it, and
-    /// tells where they are.
+    /// Write-protects the process's own pages at `addresses`, which are registered for that, and
+    /// returns their ranges.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The error from the kernel.
     pub(super) fn protect_at(&self, addresses: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
         pagemap::protect(&self.file, addresses).map(places)
     }
 
-    /// Where those are that nobody has written to since.
+    /// Returns the ranges that have not been written to since `protect_at`.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The error from the kernel.
     pub(super) fn protected_at(&self, addresses: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
         pagemap::protected(&self.file, addresses).map(places)
     }
@@ -221,7 +222,8 @@ mod tests {
     #[test]
     fn huge_pages_are_told() {
         let ram = ram(HugePages::Off);
-        // A region need not begin at a multiple of 2 MiB in this process, but two in eight do.
+        // A region need not begin at a multiple of 2 MiB in this process, but 8 MiB contain whole 2
+        // MiB blocks.
         ram.copy_in(0, 0, &[1; crate::memory::CHUNK_BYTES]).unwrap();
         (0..ram.chunks()).for_each(|chunk| ram.copy_in(chunk, 0, &[1; 4096]).unwrap());
         ram.treat(&(0..8 * MIB), Treatment::Collapse).unwrap();

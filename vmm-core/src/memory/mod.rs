@@ -4,11 +4,12 @@
 //! that several guests share.
 //!
 //! A chunk is 64 aligned pages of 4096 bytes, which is one word of a dirty bitmap; every region is
-//! a whole number of chunks. Chunk numbers run over the regions in order, without the hole between
-//! them, and are what dirty tracking, a migration and a saved file count in. Start reading at
+//! a whole number of chunks. Chunk numbers run through the regions in order, skipping the hole
+//! between them. Dirty tracking, migrations and saved files all count in chunks. Start reading at
 //! [`GuestRam`].
 //!
-//! Memory of guests that other programs run is only looked at: [`ProcessMemory`].
+//! [`ProcessMemory`] inspects, without changing its content, memory of guests that other programs
+//! run.
 
 mod backing;
 mod collapse;
@@ -44,26 +45,26 @@ pub use crate::sys::userfaultfd::WRITE_PROTECTION_REQUESTS;
 pub const CHUNK_PAGES: usize = 64;
 /// Bytes of a chunk.
 pub const CHUNK_BYTES: usize = CHUNK_PAGES * PAGE_BYTES;
-/// What a huge page of the smallest kind holds.
+/// Bytes of the smallest kind of huge page.
 pub(crate) const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Smallest memory a guest may have, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
-/// Largest memory a guest may have, in bytes: what one page of page-directory pointers maps.
+/// Largest memory a guest may have, in bytes.
 pub const MEMORY_BYTES_MAX: u64 = 256 << 30;
 
-/// Failure to provide or to reach guest memory.
+/// Failure to provide or to access guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The size is not one a guest can have.
+    /// The size is not possible for a guest.
     #[error(
         "guest memory of {} is not possible: give a multiple of 256 KiB between 4 MiB and 256 GiB",
         size(*bytes)
     )]
     Size {
-        /// The size asked for.
+        /// The requested size.
         bytes: u64,
     },
-    /// The host has not enough memory to back the guest.
+    /// The host does not have enough memory to back the guest.
     #[error(
         "this host cannot back a guest of {} MiB: {} MiB are available and {} MiB of them stay reserved; \
          stop another guest or choose another host",
@@ -72,38 +73,38 @@ pub enum MemoryError {
     NotEnough {
         /// Bytes the guest needs.
         wanted: u64,
-        /// Bytes that the host could give (`MemAvailable` of `/proc/meminfo`).
+        /// Bytes that the host could provide (`MemAvailable` of `/proc/meminfo`).
         available: u64,
     },
     /// `/proc/meminfo` could not be read or understood.
     #[error("cannot tell how much memory this host has: {0}")]
     Meminfo(String),
-    /// The mapping could not be made.
+    /// Guest memory could not be mapped.
     #[error("cannot map guest memory of {}: {reason}", size(*bytes))]
     Map {
-        /// The size asked for.
+        /// The requested size.
         bytes: u64,
-        /// The system's answer.
+        /// The error from the system.
         reason: String,
     },
-    /// The memory could not be given back.
+    /// The memory could not be given back to the host.
     #[error("cannot clear guest memory: {0}")]
     Discard(std::io::Error),
-    /// A word that means nothing.
+    /// A word that is not a valid choice.
     #[error("`{text}` is not possible: give {wanted}")]
     Word {
         /// The word.
         text: String,
-        /// What is possible.
+        /// The valid choices.
         wanted: &'static str,
     },
-    /// The name is none for a merge domain.
+    /// The name is not valid for a merge domain.
     #[error("a merge domain is named with 1 to {bytes_max} letters, digits, `-`, `_` or `.`")]
     Domain {
         /// Longest name, in bytes.
         bytes_max: usize,
     },
-    /// Memory that is no whole number of huge pages.
+    /// Guest memory is not a whole number of huge pages.
     #[error("guest memory of {} is no whole number of huge pages of {}", size(*bytes), size(*page))]
     NotWholeHugePages {
         /// Bytes of guest memory.
@@ -111,43 +112,43 @@ pub enum MemoryError {
         /// Bytes of a huge page.
         page: u64,
     },
-    /// Huge pages of a pool and merging contradict each other.
+    /// Huge pages of a pool cannot be merged.
     #[error(
         "huge pages of a pool cannot be merged: choose a merge domain, or huge pages, not both"
     )]
     CannotMerge,
-    /// A template and another backing contradict each other.
+    /// A template cannot be combined with a pool or memory taken in advance.
     #[error(
         "a guest from a template has ordinary pages that are taken as it writes them: no huge pages of a pool and \
          no memory taken in advance"
     )]
     TemplateBacking,
-    /// A policy without nodes.
+    /// A NUMA policy without nodes.
     #[error("the memory policy names no NUMA node")]
     Nodes,
-    /// A node that this host does not have.
+    /// A NUMA node that does not exist on this host.
     #[error("this host has no memory on NUMA node {node}, only on {there}: choose other nodes")]
     NoSuchNode {
-        /// The node.
+        /// Number of the node.
         node: u32,
-        /// Those that there are.
+        /// The nodes that exist.
         there: String,
     },
-    /// The kernel does not take the policy.
+    /// The kernel refuses the NUMA policy.
     #[error("this host cannot take guest memory from the nodes of {policy}: {cause}")]
     Policy {
-        /// The policy.
+        /// The policy, as typed.
         policy: String,
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// Pages of this size are unknown to the processor or the kernel.
+    /// The processor or the kernel does not support huge pages of this size.
     #[error("this host has no huge pages of {}: its processor or kernel does not know them", size(*page))]
     NoPool {
         /// Bytes of a page.
         page: u64,
     },
-    /// The pool is too small.
+    /// The pool has too few free pages.
     #[error(
         "the guest needs {needed} huge pages of {}, and {available} of this host's {total} are free: raise the pool with `{}`, or stop \
          another guest",
@@ -158,9 +159,9 @@ pub enum MemoryError {
         page: u64,
         /// Pages that the guest needs.
         needed: u64,
-        /// Pages that it could have.
+        /// Pages that the guest could have.
         available: u64,
-        /// Pages of the pool.
+        /// Pages in the pool.
         total: u64,
     },
     /// The memory could not be taken in advance.
@@ -169,84 +170,85 @@ pub enum MemoryError {
          that were chosen"
     )]
     Populate {
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// The kernel merges no pages.
+    /// The kernel was built without KSM.
     #[error(
         "this host's kernel merges no pages (it was built without CONFIG_KSM): leave the merge domain away"
     )]
     NoKsm,
-    /// The kernel does not mark the memory.
+    /// The kernel refuses to mark the memory for merging, or to unmerge it.
     #[error("cannot have guest memory merged: {cause}")]
     Merge {
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// The guest is to have all of its memory from the start.
+    /// The guest must have all of its memory from the start, so none of it is given back.
     #[error(
         "all of the guest's memory is taken in advance or of a pool: nothing of it is given back"
     )]
     KeepsAll,
-    /// Pages cannot be shared with the template again.
+    /// Pages could not be shared with the template again.
     #[error("cannot share the guest's memory with its template again: {cause}")]
     Share {
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// No memory of this process can be write-protected without answering each write.
+    /// The kernel offers this process no asynchronous write-protection, the only kind that lets
+    /// writes proceed without answering each fault.
     #[error(
         "asynchronous write-protection (userfaultfd, Linux 6.7) cannot be had: {cause}; guests stand still longer while they share \
          with their templates again"
     )]
     NoWriteProtection {
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
     /// The guest's template cannot be read.
     #[error("cannot read the template of guest memory: {cause}")]
     ReadTemplate {
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// Another process's memory cannot be looked at.
+    /// Another process's memory could not be inspected.
     #[error(
         "cannot look at the memory of process {pid} (which takes root, or CAP_SYS_PTRACE): {cause}"
     )]
     Process {
-        /// The process.
+        /// PID of the process.
         pid: u32,
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// The kernel does not tell how guest memory is mapped.
+    /// The kernel does not report how guest memory is mapped.
     #[error("cannot tell how guest memory is mapped (pagemap): {cause}")]
     Pagemap {
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// The guest has no merge domain, or another one is merged on this host.
+    /// The guest has no merge domain, or this host merges another one.
     #[error(
         "pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host"
     )]
     NotMerged,
-    /// The kernel makes no huge pages of the memory.
+    /// The kernel refuses to make huge pages of the memory.
     #[error("cannot make huge pages of guest memory: {cause}")]
     Collapse {
-        /// The system's answer: `EINVAL` of a kernel before 6.1, `ENOMEM` or `EAGAIN` when no huge
-        /// page is free.
+        /// The error from the system: `EINVAL` from a kernel before 6.1, `ENOMEM` or `EAGAIN` when
+        /// no huge page is free.
         cause: std::io::Error,
     },
-    /// A chunk, or pages in it, that the guest does not have.
+    /// A chunk, or pages in it, that do not exist in the guest.
     #[error(
         "{pages} pages from page {first_page} of chunk {chunk} are not guest memory ({chunks} chunks)"
     )]
     NoSuchPages {
-        /// Chunk number.
+        /// Number of the chunk.
         chunk: usize,
         /// First page within the chunk.
         first_page: usize,
-        /// Pages asked for.
+        /// Pages requested.
         pages: usize,
         /// Chunks that the guest has.
         chunks: usize,
@@ -264,7 +266,7 @@ pub enum MemoryError {
     },
 }
 
-/// How an operator gives a pool `pages` pages of `page` bytes.
+/// Returns the command that sets a pool to `pages` pages of `page` bytes.
 fn raise(page: u64, pages: u64) -> String {
     if page == 2 << 20 {
         return format!("sysctl vm.nr_hugepages={pages}");
@@ -272,7 +274,7 @@ fn raise(page: u64, pages: u64) -> String {
     format!("echo {pages} > {}/nr_hugepages", pool::folder(page).display())
 }
 
-/// A size in the largest binary unit that it is a whole number of.
+/// Formats a size in the largest binary unit of which it is a whole number.
 fn size(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit)) {

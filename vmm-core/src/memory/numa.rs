@@ -1,4 +1,4 @@
-//! From which of the host's NUMA nodes guest memory comes
+//! The NUMA nodes of the host that guest memory comes from
 //! (Documentation/admin-guide/mm/numa_memory_policy.rst).
 
 use std::fmt;
@@ -8,31 +8,31 @@ use serde::{Deserialize, Serialize};
 
 use super::MemoryError;
 
-/// One more than the highest node that can be named.
+/// One more than the highest node number that can be given.
 const NODES_MAX: u32 = 64;
-/// The nodes of this host that have memory; absent on a kernel without NUMA.
+/// Lists the nodes of this host that have memory; missing on a kernel without NUMA.
 const WITH_MEMORY: &str = "/sys/devices/system/node/has_memory";
 
-/// From which nodes guest memory comes.
+/// Which nodes guest memory comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NumaPolicy {
-    /// As the kernel likes: near the vCPU that touches it first.
+    /// The kernel chooses: near the vCPU that touches the memory first.
     #[default]
     Default,
-    /// From these and no others.
+    /// From these nodes only.
     Bind(NodeSet),
-    /// From these in turn.
+    /// From these nodes in turn.
     Interleave(NodeSet),
-    /// From this one as long as it has some.
+    /// From this node as long as it has free memory.
     Preferred(u8),
 }
 
-/// Some of the nodes 0 to 63, a bit each.
+/// A set of nodes 0 to 63.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSet(u64);
 
 impl NodeSet {
-    /// A bit for each node.
+    /// Returns a word with a bit for each node.
     pub(super) fn bits(self) -> u64 {
         self.0
     }
@@ -113,12 +113,13 @@ impl FromStr for NumaPolicy {
 }
 
 impl NumaPolicy {
-    /// The nodes that it names.
+    /// Returns the nodes that the policy names.
     pub(crate) fn nodes(self) -> Option<NodeSet> {
         self.binding().map(|(_, nodes)| nodes)
     }
 
-    /// The kernel's word for it (`MPOL_*` of `linux/mempolicy.h`), with the nodes that it names.
+    /// Returns the kernel's mode (`MPOL_*` of `linux/mempolicy.h`) and the nodes; `None` for the
+    /// default policy.
     pub(super) fn binding(self) -> Option<(libc::c_int, NodeSet)> {
         match self {
             Self::Default => None,
@@ -131,7 +132,7 @@ impl NumaPolicy {
         }
     }
 
-    /// Whether it names nodes at all: one from a peer might not.
+    /// Checks that the policy names a node: one from a peer might not.
     pub(super) fn check(self) -> Result<(), MemoryError> {
         match self.nodes() {
             Some(NodeSet(0)) => Err(MemoryError::Nodes),
@@ -139,11 +140,11 @@ impl NumaPolicy {
         }
     }
 
-    /// Whether this host has the nodes that it names.
+    /// Checks that this host has the nodes that the policy names.
     pub(super) fn check_host(self) -> Result<(), MemoryError> {
         let Some(wanted) = self.nodes() else { return Ok(()) };
         let text = std::fs::read_to_string(WITH_MEMORY).unwrap_or_else(|_| "0".to_owned());
-        // A host with so many nodes that they cannot be named has all that can.
+        // A list that does not parse has nodes beyond 63: assume that the host has all of 0 to 63.
         let there = text.trim().parse().unwrap_or(NodeSet(!0));
         check_nodes(wanted, there)
     }

@@ -4,21 +4,21 @@ use std::path::{Path, PathBuf};
 
 use super::MemoryError;
 
-/// How a pool of the host stands, in pages.
+/// State of one of the host's pools, in pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pool {
-    /// Pages that it has.
+    /// Pages in the pool.
     total: u64,
-    /// Of these, used by nobody.
+    /// Pages of these that are not in use.
     free: u64,
-    /// Of the free ones, promised to somebody.
+    /// Free pages that are reserved for processes.
     reserved: u64,
-    /// Pages that it may still get from the rest of memory, if there are any.
+    /// Pages by which the pool may still grow (overcommit), if the host has the memory.
     more: u64,
 }
 
 impl Pool {
-    /// Pages that a guest can have.
+    /// Returns the pages that a guest can have.
     fn available(self) -> u64 {
         self.free.saturating_sub(self.reserved).saturating_add(self.more)
     }
@@ -27,7 +27,8 @@ impl Pool {
 /// Checks that the pool of pages of `page` bytes can back `bytes`.
 ///
 /// # Errors
-/// [`MemoryError::NoPool`], [`MemoryError::PoolShort`].
+/// [`MemoryError::NoPool`] if the host has no pages of this size; [`MemoryError::PoolShort`] if too
+/// few are free.
 pub(super) fn check(bytes: u64, page: u64) -> Result<(), MemoryError> {
     check_pool(read(&folder(page)), bytes, page)
 }
@@ -42,7 +43,7 @@ fn check_pool(pool: Option<Pool>, bytes: u64, page: u64) -> Result<(), MemoryErr
     Ok(())
 }
 
-/// Where the kernel tells of the pool of pages of `page` bytes.
+/// Returns the sysfs folder of the pool of pages of `page` bytes.
 pub(super) fn folder(page: u64) -> PathBuf {
     PathBuf::from(format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page >> 10))
 }

@@ -1,5 +1,5 @@
-//! Memory of another process, which is looked at through `/proc` (proc(5), `mem` and `pagemap`),
-//! and whose content is never changed.
+//! Inspects memory of another process through `/proc` (proc(5), `mem` and `pagemap`). The process's
+//! content never changes.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,8 +10,8 @@ use super::mapped::{HugeView, OwnPages, PageMap};
 use super::{HUGE_PAGE_BYTES, MemoryError, PAGE_BYTES, collapse};
 use crate::sys::process;
 
-/// Memory of another process, by its virtual addresses. Should its number be given to a new process
-/// meanwhile, this stays with the old one.
+/// Memory of another process, by its virtual addresses. It stays bound to that process even if the
+/// kernel reuses its PID.
 #[derive(Debug)]
 pub struct ProcessMemory {
     pid: u32,
@@ -20,10 +20,10 @@ pub struct ProcessMemory {
 }
 
 impl ProcessMemory {
-    /// Of process `pid`.
+    /// Opens the memory of process `pid`.
     ///
     /// # Errors
-    /// [`MemoryError::Process`]: there is none, or it may not be looked at.
+    /// [`MemoryError::Process`] if there is no such process, or this one may not inspect it.
     pub fn open(pid: u32) -> Result<Self, MemoryError> {
         let open = |file| File::open(format!("/proc/{pid}/{file}"));
         let refused = |cause| MemoryError::Process { pid, cause };
@@ -32,16 +32,17 @@ impl ProcessMemory {
         Ok(Self { pid, memory, map })
     }
 
-    /// Whether huge pages are told, which is known after the first look.
+    /// Whether the kernel reports huge pages; not reliable before the first scan.
     pub fn view(&self) -> HugeView {
         self.map.view()
     }
 
-    /// The pages at `addresses`, whole pages, that are there and the process's own, as
-    /// [`PageMap::own_pages`] tells them. None at addresses where nothing is mapped.
+    /// Returns the process's own present pages at `addresses`, whole pages, as
+    /// [`PageMap::own_pages`] does. Empty where nothing is mapped.
     ///
     /// # Errors
-    /// [`MemoryError::Process`] for addresses that no process has, [`MemoryError::Pagemap`].
+    /// [`MemoryError::Process`] for addresses that no process can have; [`MemoryError::Pagemap`] if
+    /// the kernel refuses.
     pub fn own_pages(&mut self, addresses: &Range<u64>) -> Result<Vec<OwnPages>, MemoryError> {
         let is_whole = |address: u64| address.is_multiple_of(PAGE_BYTES as u64);
         if !is_whole(addresses.start) || !is_whole(addresses.end) || addresses.is_empty() {
@@ -51,32 +52,33 @@ impl ProcessMemory {
         self.map.own_pages_at(addresses)
     }
 
-    /// Whether merging has put one page of the host at several places of `own`, pages of a chunk of
-    /// 2 MiB in the order in which [`Self::own_pages`] has told of them: [`make_huge`] makes no
-    /// huge page of those. Not known, and so false, without `CAP_SYS_ADMIN`.
+    /// Whether KSM has mapped one host page at several places of `own`, which are within 2 MiB and
+    /// in the order of [`Self::own_pages`]: [`make_huge`] makes no huge page of such memory. False
+    /// without `CAP_SYS_ADMIN`, since the frame numbers are hidden then.
     ///
     /// # Errors
-    /// [`MemoryError::Pagemap`].
+    /// [`MemoryError::Pagemap`] if they cannot be read.
     pub fn has_twins(&self, own: &[OwnPages]) -> Result<bool, MemoryError> {
         self.map.has_twins_at(own)
     }
 
-    /// Copies what is at `address`. A page that has gone since it was told of is one of zeros.
+    /// Copies memory at `address`. A page that has been dropped since `own_pages` reads as zeros.
     ///
     /// # Errors
-    /// [`MemoryError::Process`]: nothing is mapped there, or the process is gone.
+    /// [`MemoryError::Process`] if nothing is mapped there, or the process has ended.
     pub fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let read = self.memory.read_exact_at(buf, address);
         read.map_err(|cause| MemoryError::Process { pid: self.pid, cause })
     }
 }
 
-/// Makes huge pages of the chunks of 2 MiB at `starts` of the process that `process`, a pidfd,
-/// stands for. What it reads there stays as it was. Takes the rights to look at the process and to
-/// change its priority (`CAP_SYS_PTRACE` and `CAP_SYS_NICE`), and Linux 6.1.
+/// Collapses the blocks of 2 MiB at `starts` of the process behind the pidfd `process` into huge
+/// pages. Their content stays the same. Requires permission to inspect the process and to change
+/// its priority (`CAP_SYS_PTRACE` and `CAP_SYS_NICE`), and Linux 6.1.
 ///
 /// # Errors
-/// [`MemoryError::Collapse`]: no chunk became one; the system's answer for the last.
+/// [`MemoryError::Collapse`] if no block could be collapsed, with the system's error for the last
+/// one.
 pub fn make_huge(
     process: BorrowedFd<'_>,
     starts: impl Iterator<Item = u64>,
@@ -92,13 +94,13 @@ mod tests {
 
     use super::*;
 
-    /// `cat`, which waits for what never comes.
+    /// Starts `cat`, which waits for input that never comes.
     fn cat() -> Child {
         let command = &mut Command::new("cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat")
     }
 
-    /// Where its heap lies.
+    /// Returns the address range of its heap.
     fn heap(pid: u32) -> Range<u64> {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         let line = maps.lines().find(|line| line.ends_with("[heap]")).expect("a heap");
@@ -111,7 +113,7 @@ mod tests {
     fn what_another_process_has_is_told_and_read() {
         let mut cat = cat();
         let mut memory = loop {
-            // Between fork and exec it is a copy of this process.
+            // Between fork and exec, the child is a copy of this process.
             let name = std::fs::read_to_string(format!("/proc/{}/comm", cat.id())).unwrap();
             if name.trim() == "cat" {
                 break ProcessMemory::open(cat.id()).expect("this test takes root");

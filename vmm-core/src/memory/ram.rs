@@ -1,4 +1,4 @@
-//! Guest RAM itself, and how the rest of the program reads and writes it.
+//! Guest RAM, and how the rest of the program reads and writes it.
 
 use std::ops::Range;
 
@@ -16,9 +16,9 @@ use crate::sys::RamMap;
 use crate::sys::mapping::{self, Part};
 use crate::sys::userfaultfd::Userfaultfd;
 
-/// The RAM of one guest: private memory, filled with zeros or with what a template holds.
+/// The RAM of one guest: private memory, initially zeros or the content of a template.
 ///
-/// Writes through this type are remembered page by page, since KVM's dirty log does not see them;
+/// Writes through this type are recorded page by page, since KVM's dirty log does not see them;
 /// [`crate::Vm::collect_dirty`] adds them to what the guest wrote. Reads race with a running guest:
 /// a page that the guest is writing reads as some mix of old and new, and is dirty afterwards.
 #[derive(Debug)]
@@ -30,10 +30,10 @@ pub struct GuestRam {
 
 impl GuestRam {
     /// Maps `layout` as `config` says, after checking that the host can back it. With a `template`,
-    /// its content is that of the file, which must be as long as it says.
+    /// the memory has the content of its file, which must be long enough.
     ///
     /// # Errors
-    /// What [`MemoryConfig::check_host`] finds; [`MemoryError::Map`], [`MemoryError::Policy`],
+    /// As [`MemoryConfig::check_host`]; [`MemoryError::Map`], [`MemoryError::Policy`],
     /// [`MemoryError::Populate`], [`MemoryError::TemplateBacking`].
     pub(crate) fn new(
         layout: RamLayout,
@@ -54,34 +54,36 @@ impl GuestRam {
         Ok(Self { memory, layout, backing })
     }
 
-    /// Ordinary memory of `bytes`.
+    /// Creates ordinary memory of `bytes`.
     #[cfg(test)]
     pub(crate) fn anonymous(bytes: u64) -> Self {
         Self::new(RamLayout::new(bytes).unwrap(), &MemoryConfig::default(), None).unwrap()
     }
 
-    /// Lets the kernel merge pages with equal ones of other processes that let it, see
+    /// Lets the kernel merge pages with equal ones of other processes that allow it too; see
     /// [`MemoryConfig::merge_domain`].
     ///
     /// # Errors
-    /// [`MemoryError::CannotMerge`], [`MemoryError::Merge`].
+    /// [`MemoryError::CannotMerge`] for pages of a pool; [`MemoryError::Merge`] if the kernel
+    /// refuses.
     pub fn merge(&self) -> Result<(), MemoryError> {
         self.backing.merge(self.memory.iter(), self.layout.regions())
     }
 
-    /// Has `range`, whole pages of guest-physical addresses, treated in this way. The guest reads
-    /// what it did before.
+    /// Applies `treatment` to `range`, whole pages of guest-physical addresses. The guest reads the
+    /// same content as before.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
-    /// [`MemoryError::CannotMerge`] for huge pages of a pool, [`MemoryError::NotMerged`],
-    /// [`MemoryError::Merge`], [`MemoryError::Collapse`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages;
+    /// [`MemoryError::CannotMerge`] for pages of a pool; [`MemoryError::NotMerged`] if this guest's
+    /// memory must not be merged; [`MemoryError::Merge`] or [`MemoryError::Collapse`] if the kernel
+    /// refuses.
     pub fn treat(&self, range: &Range<u64>, treatment: Treatment) -> Result<(), MemoryError> {
         let (part, place) = self.part(range)?;
         self.backing.treat(part, place, treatment)
     }
 
-    /// The whole pages of `range`, and the region that they are in.
+    /// Returns the whole pages of `range`, and the region that they lie in.
     pub(super) fn part(&self, range: &Range<u64>) -> Result<(Part<'_>, &RamRegion), MemoryError> {
         let len = range.end.saturating_sub(range.start) as usize;
         let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };
@@ -91,7 +93,7 @@ impl GuestRam {
         Ok((Part::new(region, offset, len).map_err(|_| nowhere())?, place))
     }
 
-    /// Whether the kernel may merge pages of the 2 MiB around guest-physical address `gpa`.
+    /// Whether the kernel may merge pages of the 2 MiB block around guest-physical address `gpa`.
     pub fn is_marked(&self, gpa: u64) -> bool {
         let found = self.find(&(gpa..gpa)).filter(|(index, offset)| {
             (*offset as u64) < self.layout.regions().get(*index).map_or(0, |place| place.bytes)
@@ -101,16 +103,17 @@ impl GuestRam {
         })
     }
 
-    /// Whether the kernel may merge any pages now.
+    /// Whether the kernel may currently merge any page.
     pub fn has_marks(&self) -> bool {
         self.backing.has_marks()
     }
 
-    /// Fills `buf`, whole pages within 2 MiB, with what the guest's template has at guest-physical
-    /// address `gpa`. False where the memory is not, or no longer, a template's.
+    /// Fills `buf`, whole pages within 2 MiB, with the template's content at guest-physical address
+    /// `gpa`. Returns false where the memory is not, or no longer, a template's.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`], [`MemoryError::ReadTemplate`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM; [`MemoryError::ReadTemplate`] if the
+    /// file cannot be read.
     pub fn read_template(&self, gpa: u64, buf: &mut [u8]) -> Result<bool, MemoryError> {
         let len = buf.len();
         let nowhere = || MemoryError::NoSuchAddress { gpa, len };
@@ -126,12 +129,12 @@ impl GuestRam {
             .map_err(|cause| MemoryError::ReadTemplate { cause })
     }
 
-    /// The runs of pages in `ranges` that are as in the guest's template, in order of their
-    /// addresses.
+    /// Returns the runs of pages in `ranges` that equal those of the guest's template, in order of
+    /// their addresses.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when a range is not RAM or not whole pages,
-    /// [`MemoryError::ReadTemplate`].
+    /// [`MemoryError::NoSuchAddress`] if a range is not RAM or not whole pages;
+    /// [`MemoryError::ReadTemplate`] if the template's file cannot be read.
     pub(super) fn as_in_template(
         &self,
         ranges: &[Range<u64>],
@@ -147,58 +150,59 @@ impl GuestRam {
         Ok(found)
     }
 
-    /// Gives the pages in `range` back: they read as in the guest's template where they are that
-    /// one's, and as zeros elsewhere.
+    /// Drops the pages in `range`: they then read as in the template where the memory is a
+    /// template's, and as zeros elsewhere.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
-    /// [`MemoryError::Share`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages;
+    /// [`MemoryError::Share`] if the kernel refuses.
     pub(super) fn drop_pages(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let (part, _) = self.part(range)?;
         mapping::drop_pages(part).map_err(|cause| MemoryError::Share { cause })
     }
 
-    /// Where in this process memory in `range` is that is a template's.
+    /// Returns the addresses in this process of the memory in `range` that is a template's.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages.
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages.
     pub(super) fn of_template(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>, MemoryError> {
         let (part, place) = self.part(range)?;
         Ok(self.backing.of_template(part, place))
     }
 
-    /// What has memory of the guest write-protected: there where it is of a template, and this
-    /// process may have one.
+    /// The userfaultfd that write-protects memory of the guest. `None` if the memory does not come
+    /// from a template, or this process may not have one.
     pub(super) fn userfaultfd(&self) -> Option<&Userfaultfd> {
         self.backing.userfaultfd()
     }
 
-    /// As where this process may have none.
+    /// Drops the userfaultfd, as if this process might not have one.
     #[cfg(test)]
     pub(super) fn without_userfaultfd(self) -> Self {
         Self { backing: self.backing.without_userfaultfd(), ..self }
     }
 
-    /// Makes small pages of the huge ones in `range`, and has the kernel make no new ones there.
+    /// Splits the huge pages in `range` into small ones, and stops the kernel from making new ones
+    /// there.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages.
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages.
     pub(crate) fn break_up(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         self.backing.break_up(self.part(range)?.0);
         Ok(())
     }
 
-    /// Whether nothing of it is given back unasked: it was taken in advance, or is of a pool.
+    /// Whether the VMM gives none of it back on its own: it was taken in advance, or is of a pool.
     pub(crate) fn keeps_all(&self) -> bool {
         self.backing.keeps_all()
     }
 
-    /// The runs of pages in `range` that are zero and take memory, as `map` tells, in order of
-    /// their addresses.
+    /// Returns the runs of pages in `range` that are zero and take memory according to `map`, in
+    /// order of their addresses.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
-    /// [`MemoryError::Pagemap`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages;
+    /// [`MemoryError::Pagemap`] if the kernel refuses.
     pub(crate) fn zeros(
         &self,
         range: &Range<u64>,
@@ -222,20 +226,20 @@ impl GuestRam {
         Ok(found)
     }
 
-    /// Gives those pages of `range` back that are zero, as far as that brings memory back. The
-    /// guest reads what it did before; nobody may write to its memory meanwhile. Returns their
-    /// bytes.
+    /// Gives back those pages of `range` that are zero, where that frees memory. The guest reads
+    /// the same content as before. Its memory must not be written meanwhile. Returns the bytes of
+    /// these pages.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages,
-    /// [`MemoryError::Discard`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages;
+    /// [`MemoryError::Discard`] if the kernel refuses.
     pub(crate) fn drop_zeros(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
         let (part, place) = self.part(range)?;
         self.backing.drop_zeros(place, part).map_err(MemoryError::Discard)
     }
 
-    /// Whether parts of it may be marked for the kernel to merge: it has a merge domain, and this
-    /// host merges that one.
+    /// Whether parts of it may be marked for the kernel to merge: the guest has a merge domain, and
+    /// this host merges that domain.
     pub fn is_merged(&self) -> bool {
         self.backing.is_merged()
     }
@@ -245,22 +249,22 @@ impl GuestRam {
         self.backing.is_template()
     }
 
-    /// Where the RAM lies.
+    /// Layout of the RAM in guest-physical addresses.
     pub fn layout(&self) -> &RamLayout {
         &self.layout
     }
 
-    /// Chunks of 64 pages.
+    /// Number of chunks of 64 pages.
     pub fn chunks(&self) -> usize {
         self.layout.chunks()
     }
 
-    /// Bytes.
+    /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.layout.bytes()
     }
 
-    /// The same memory as rust-vmm crates want it.
+    /// The same memory in the form that rust-vmm crates use.
     pub fn memory(&self) -> &GuestMemoryMmap<AtomicBitmap> {
         &self.memory
     }
@@ -268,7 +272,7 @@ impl GuestRam {
     /// Fills `buf`, a whole number of pages, from page `first_page` of `chunk` on.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPages`], [`MemoryError::NotWholePages`].
+    /// [`MemoryError::NoSuchPages`] if the guest has no such pages; [`MemoryError::NotWholePages`].
     pub fn copy_out(
         &self,
         chunk: usize,
@@ -282,7 +286,7 @@ impl GuestRam {
     /// Writes `data`, a whole number of pages, from page `first_page` of `chunk` on.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPages`], [`MemoryError::NotWholePages`].
+    /// [`MemoryError::NoSuchPages`] if the guest has no such pages; [`MemoryError::NotWholePages`].
     pub fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), MemoryError> {
         self.pages(chunk, first_page, data.len())?.copy_from(data);
         Ok(())
@@ -291,7 +295,7 @@ impl GuestRam {
     /// Fills the pages of `chunk` whose bits are set in `mask` with zeros.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchPages`].
+    /// [`MemoryError::NoSuchPages`] if there is no such chunk.
     pub fn zero(&self, chunk: usize, mask: u64) -> Result<(), MemoryError> {
         const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
         for page in (0..CHUNK_PAGES).filter(|page| mask >> page & 1 == 1) {
@@ -303,7 +307,7 @@ impl GuestRam {
     /// Fills `buf` from guest-physical address `gpa` on. The range must lie within one region.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         self.memory
@@ -314,7 +318,7 @@ impl GuestRam {
     /// Writes `data` from guest-physical address `gpa` on. The range must lie within one region.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM.
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError> {
         self.memory
             .write_slice(data, GuestAddress(gpa))
@@ -324,7 +328,7 @@ impl GuestRam {
     /// Gives all memory back to the host: it reads as zeros, and every page counts as written.
     ///
     /// # Errors
-    /// [`MemoryError::Discard`].
+    /// [`MemoryError::Discard`] if the system refuses.
     pub(crate) fn clear(&self) -> Result<(), MemoryError> {
         for (index, region) in self.layout.regions().iter().enumerate() {
             self.discard_in(index, 0, region.bytes as usize)?;
@@ -338,12 +342,12 @@ impl GuestRam {
     }
 
     /// Gives whole pages back to the host: they read as zeros, and count as written, so that a
-    /// migration that has sent what was there sends zeros after it. Returns how many bytes the host
-    /// got, which is none from a pool, and less than all from a template.
+    /// migration that has already sent their content sends zeros after it. Returns how many bytes
+    /// the host got: none from a pool, and possibly less than all from a template.
     ///
     /// # Errors
-    /// [`MemoryError::NoSuchAddress`] when the range is not RAM or not whole pages; then nothing is
-    /// done. [`MemoryError::Discard`].
+    /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages, and then nothing
+    /// has changed. [`MemoryError::Discard`] if the system refuses.
     pub(crate) fn discard(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
         let len = range.end.saturating_sub(range.start) as usize;
         let page = PAGE_BYTES as u64;
@@ -354,7 +358,8 @@ impl GuestRam {
         }
     }
 
-    /// Index of the region that holds all of `range`, and where in it the range begins.
+    /// Returns the index of the region that holds all of `range`, and the offset of the range in
+    /// it.
     fn find(&self, range: &Range<u64>) -> Option<(usize, usize)> {
         self.layout.regions().iter().enumerate().find_map(|(index, region)| {
             let offset = range.start.checked_sub(region.gpa)?;
@@ -363,7 +368,7 @@ impl GuestRam {
         })
     }
 
-    /// Gives a part of a region back to the host, whole pages.
+    /// Gives whole pages of a region back to the host.
     fn discard_in(&self, index: usize, offset: usize, len: usize) -> Result<u64, MemoryError> {
         let (Some(region), Some(place)) =
             (self.memory.iter().nth(index), self.layout.regions().get(index))
@@ -371,8 +376,8 @@ impl GuestRam {
             return Ok(0);
         };
         let discarded = self.backing.discard(region, place, offset, len);
-        // Afterwards: marked before, a page could be found dirty, sent as it was, and be zeroed
-        // unseen. Also when it failed half-way.
+        // Mark the pages dirty afterwards, even after a partial failure: a page marked before could
+        // be found dirty, sent with its old content, and then be zeroed unseen.
         (**region).bitmap().mark_dirty(offset, len);
         discarded.map_err(MemoryError::Discard)
     }

@@ -1,8 +1,8 @@
-//! Ranges in order, as few as possible.
+//! Ordered lists of ranges, with adjacent ranges merged.
 
 use std::ops::Range;
 
-/// Adds `next`, which begins where the last one ends, or later.
+/// Appends `next`, which begins at or after the end of the last range.
 pub(super) fn add<T: PartialEq>(runs: &mut Vec<Range<T>>, next: Range<T>) {
     match runs.last_mut() {
         Some(last) if last.end == next.start => last.end = next.end,
@@ -10,7 +10,7 @@ pub(super) fn add<T: PartialEq>(runs: &mut Vec<Range<T>>, next: Range<T>) {
     }
 }
 
-/// What lies in runs of both.
+/// Returns the intersection of two lists.
 pub(super) fn common(one: &[Range<u64>], other: &[Range<u64>]) -> Vec<Range<u64>> {
     let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
     let mut found = Vec::new();
@@ -31,7 +31,7 @@ mod tests {
 
     use super::*;
 
-    /// The runs of those numbers whose bits are set.
+    /// Returns the runs of the numbers whose bits are set.
     fn of(bits: u64) -> Vec<Range<u64>> {
         let mut runs = Vec::new();
         (0..64).filter(|bit| bits >> bit & 1 == 1).for_each(|bit| add(&mut runs, bit..bit + 1));

@@ -1,9 +1,9 @@
-//! Has a guest share pages with its template again: its own copies that are as in the template are
-//! given back, while it writes.
+//! Lets a guest share pages with its template again: gives back the guest's own copies that equal
+//! the template's pages, although the guest keeps writing.
 //!
-//! The copies are write-protected and compared while the guest runs, and then, while it stands
-//! still, those are dropped that nobody has written to since. `docs/adr/0021-template-re-merge.md`
-//! has the reasons.
+//! The copies are write-protected and compared while the guest runs. Then the guest pauses briefly,
+//! and those copies that have not been written since are dropped.
+//! `docs/adr/0021-template-re-merge.md` gives the reasons.
 
 use std::ops::Range;
 
@@ -12,29 +12,29 @@ use super::{GuestRam, MemoryError, OwnPages, PAGE_BYTES, runs};
 use crate::error::Result;
 use crate::sys::userfaultfd::Userfaultfd;
 
-/// Checks that this process can have memory write-protected in such a way that whoever writes to it
-/// notices nothing.
+/// Checks that this process can write-protect memory without disturbing its writers: the kernel
+/// itself resolves their faults.
 ///
 /// # Errors
-/// [`MemoryError::NoWriteProtection`].
+/// [`MemoryError::NoWriteProtection`] if the kernel refuses.
 pub fn check_write_protection() -> Result<(), MemoryError> {
     Userfaultfd::open().map(drop).map_err(|cause| MemoryError::NoWriteProtection { cause })
 }
 
-/// All that writes to a guest's memory.
+/// Everything that writes to a guest's memory: vCPUs and devices.
 pub(crate) trait Writers {
-    /// Does `work` while they stand still: what they had begun is done, and none of them holds on
-    /// to a page to write to it later.
+    /// Runs `work` while the writers are stopped: they have finished what they had begun, and none
+    /// of them holds a reference to a page to write to it later.
     ///
     /// # Errors
-    /// They cannot be stopped, or cannot go on; what `work` returns.
+    /// If the writers cannot be stopped or resumed; the error of `work`.
     fn still<T>(&self, work: impl FnOnce() -> Result<T, MemoryError>) -> Result<T>;
 }
 
 impl GuestRam {
-    /// Gives the guest's own copies of its template's pages in `range`, whole pages, back where
-    /// they are as in the template again; `map` tells which pages are copies. What `writers` read
-    /// stays as it was.
+    /// Gives back the guest's own copies of template pages in `range`, whole pages, where they
+    /// equal the template again; `map` reports which pages are copies. The content of the memory
+    /// does not change for `writers`.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`], [`MemoryError::Pagemap`], [`MemoryError::ReadTemplate`],
@@ -72,7 +72,7 @@ impl GuestRam {
         })
     }
 
-    /// Watches the memory in `range` that is a template's; none where this process cannot.
+    /// Watches the memory in `range` that is a template's; `None` if this process cannot.
     fn watch(&self, range: &Range<u64>) -> Result<Option<Watch<'_>>, MemoryError> {
         let Some(userfaultfd) = self.userfaultfd() else { return Ok(None) };
         let (whole, _) = self.part(range)?;
@@ -93,24 +93,25 @@ impl GuestRam {
     }
 }
 
-/// Tells which of the guest's own pages in parts of its memory are written to, until it is dropped.
+/// Records which of the guest's own pages in parts of its memory are written to, until it is
+/// dropped.
 struct Watch<'a> {
     userfaultfd: &'a Userfaultfd,
-    /// Addresses in this process.
+    /// Address ranges in this process.
     parts: Vec<Range<u64>>,
-    /// A guest-physical address, and where it is in this process.
+    /// A guest-physical address; `address` is the same place in this process.
     gpa: u64,
     address: u64,
 }
 
 impl Watch<'_> {
-    /// Write-protects all own pages, and returns their guest-physical addresses: each write from
-    /// now on is told. Whoever holds on to a page to write to it later would not be seen.
+    /// Write-protects all own pages and returns their guest-physical addresses: writes from now on
+    /// are recorded. A writer that already holds a reference to a page would go unnoticed.
     fn protect(&self, map: &PageMap) -> std::io::Result<Vec<Range<u64>>> {
         self.each(|part| map.protect_at(part))
     }
 
-    /// Those that have not been written to since.
+    /// Returns the pages that have not been written to since `protect`.
     fn unwritten(&self, map: &PageMap) -> Result<Vec<Range<u64>>, MemoryError> {
         self.each(|part| map.protected_at(part)).map_err(|cause| MemoryError::Pagemap { cause })
     }
@@ -132,7 +133,7 @@ impl Drop for Watch<'_> {
     fn drop(&mut self) {
         for part in &self.parts {
             if let Err(error) = self.userfaultfd.unregister(part) {
-                // Writers take what is left of it away, page by page.
+                // The kernel removes the remaining protection page by page, as pages are written.
                 tracing::warn!(%error, "a part of a guest's memory stays write-protected");
             }
         }

@@ -1,4 +1,4 @@
-//! How many vCPUs a guest may have: on any host, and on this one.
+//! Limits on the number of vCPUs of a guest: on any host, and on this one.
 
 use kvm_ioctls::Kvm;
 
@@ -6,26 +6,26 @@ use super::ShapeError;
 use crate::error::{Error, Result};
 
 /// Most vCPUs that a guest may have. Their APIC IDs are 0 to 254: in 8 bits, 255 means all of them
-/// (Intel SDM volume 3, "Determining IPI Destination"). As long as 8 bits will do, no guest needs
-/// interrupts to be remapped for it, and no table in a guest's memory the longer form of an ID.
+/// (Intel SDM volume 3, "Determining IPI Destination"). With 8-bit IDs, no guest needs interrupt
+/// remapping, and no table in guest memory needs the longer form of an ID.
 pub const VCPUS_MAX: u8 = 255;
 
 /// How many vCPUs a guest may have on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VcpuLimits {
-    /// Most that a guest can have: what KVM takes (`KVM_CAP_MAX_VCPUS`, and as many IDs by
-    /// `KVM_CAP_MAX_VCPU_ID`), and no more than [`VCPUS_MAX`].
+    /// Most vCPUs that a guest can have: the limit of KVM (`KVM_CAP_MAX_VCPUS`, and the number of
+    /// IDs by `KVM_CAP_MAX_VCPU_ID`), and no more than [`VCPUS_MAX`].
     pub max: u8,
-    /// Most that KVM recommends (`KVM_CAP_NR_VCPUS`). Since Linux 5.16 this is the number of
-    /// processors that the host has online: with more, vCPUs wait for each other to be run.
+    /// Most vCPUs that KVM recommends (`KVM_CAP_NR_VCPUS`). Since Linux 5.16 this is the number of
+    /// the host's online processors: with more vCPUs, they take turns on them.
     pub recommended: u32,
 }
 
 impl VcpuLimits {
-    /// Those of this host.
+    /// Returns the limits of this host.
     ///
     /// # Errors
-    /// [`Error::OpenKvm`].
+    /// [`Error::OpenKvm`] if `/dev/kvm` cannot be opened.
     pub fn of_host() -> Result<Self> {
         Kvm::new().map(|kvm| Self::ask(&kvm)).map_err(Error::OpenKvm)
     }
@@ -38,14 +38,14 @@ impl VcpuLimits {
         }
     }
 
-    /// Checks that a guest can have `vcpus` here.
+    /// Checks that a guest can have `vcpus` on this host.
     pub(super) fn check(self, vcpus: u8) -> Result<(), ShapeError> {
         let max = self.max;
         if vcpus > max { Err(ShapeError::HostVcpus { guest: vcpus, host: max }) } else { Ok(()) }
     }
 
-    /// What to tell the operator of a guest that has `vcpus` here, if they are more than KVM
-    /// recommends.
+    /// Returns a warning for the operator if a guest with `vcpus` has more than KVM recommends
+    /// here.
     pub fn warning(self, vcpus: u8) -> Option<String> {
         let recommended = self.recommended;
         (u32::from(vcpus) > recommended).then(|| {

@@ -1,9 +1,8 @@
-//! A guest in a file: [`save`] and [`restore`]; [`save_template`] and [`Template`] for files from
-//! which many guests are started.
+//! Saves a guest to a file and restores it: [`save`] and [`restore`]. [`save_template`] and
+//! [`Template`] do so for files from which many guests are started.
 //!
 //! The file holds what a migration sends: the guest's [`crate::VmShape`], its [`crate::VmState`],
-//! and its memory by chunks, of which those that are zero are left out. All numbers are
-//! little-endian:
+//! and its memory in chunks, without those that are zero. All numbers are little-endian:
 //!
 //! | what | bytes |
 //! |---|---|
@@ -11,12 +10,12 @@
 //! | length of the shape, the shape | 4, n |
 //! | length of the state, the state | 4, n |
 //! | XXH3-64 of everything so far | 8 |
-//! | for each chunk that is not zero: number, mask of its pages that are not zero, those pages, XXH3-64 of the three | 8, 8, n, 8 |
+//! | per non-zero chunk: number, mask of non-zero pages, these, XXH3-64 of the three | 8, 8, n, 8 |
 //! | end: number 2^64 - 1, number of chunks written, XXH3-64 of the two | 8, 8, 8 |
 //!
-//! A file appears under its name only when it is complete and on disk; a guest is restored only
-//! from a file that is intact to its end, and on disks that nobody has written since
-//! ([`crate::virtio::block::Seal`]).
+//! A file appears under its name only when it is complete and on disk. A guest is restored only
+//! from a file that is intact to its end, and by default only if its disks have not been written
+//! since ([`crate::virtio::block::Seal`]).
 
 mod format;
 mod partial;
@@ -44,7 +43,7 @@ pub enum SnapshotError {
     Write {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
     /// The disk is full.
@@ -55,9 +54,9 @@ pub enum SnapshotError {
     DiskFull {
         /// The file.
         path: PathBuf,
-        /// Bytes that had been written.
+        /// Bytes written before the disk was full.
         written: u64,
-        /// The largest that the file can become, in bytes.
+        /// Largest possible size of the file, in bytes.
         needed: u64,
     },
     /// The file could not be read.
@@ -65,16 +64,16 @@ pub enum SnapshotError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error from the system.
         cause: std::io::Error,
     },
-    /// The file is not one that [`save`] has written.
+    /// The file was not written by [`save`] or `save_template`.
     #[error("{} is not a saved guest", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
-    /// The file was written in a format that this version does not know.
+    /// The file has a format version that this program does not know.
     #[error(
         "{} has snapshot format {found}, this program knows {known}; use the version of lighter that wrote it",
         path.display()
@@ -82,26 +81,26 @@ pub enum SnapshotError {
     Version {
         /// The file.
         path: PathBuf,
-        /// The format found.
+        /// The version found.
         found: u32,
-        /// The format known.
+        /// The newest version known.
         known: u32,
     },
-    /// The file ends too early.
+    /// The file is cut off.
     #[error("{} is cut off: it was not copied or written completely", path.display())]
     Truncated {
         /// The file.
         path: PathBuf,
     },
-    /// The content is not what was written.
+    /// The file's content differs from what was written.
     #[error("{} is damaged: {what}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// The part that is damaged.
         what: String,
     },
-    /// A template's guest writes a disk, which two guests cannot do.
+    /// The template's guest writes a disk, which its clones cannot share.
     #[error(
         "clones of {} would all write its disk {}: give each a copy of that disk with --disk, or make a template \
          of a guest that only reads it",
@@ -113,17 +112,17 @@ pub enum SnapshotError {
         /// The disk.
         disk: PathBuf,
     },
-    /// A template's guest has an address, which two guests cannot have.
+    /// The template's guest has a MAC address, which its clones cannot share.
     #[error(
         "a guest with network devices makes no template: its clones would all have its address"
     )]
     TemplateNetwork,
-    /// Disks that are not like the template's.
+    /// The clone's disks do not match the template's.
     #[error("a clone of {} needs {wanted}, copies of those that its guest had, in the same order", template.display())]
     TemplateDisks {
         /// The template.
         template: PathBuf,
-        /// Which disks.
+        /// The disks that the template requires.
         wanted: String,
     },
 }

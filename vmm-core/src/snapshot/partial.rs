@@ -1,5 +1,5 @@
-//! A file that has no name before it is complete, so that nothing is left of it whatever happens to
-//! the process that writes it.
+//! A file that gets its name only when it is complete, so that nothing is left of it if the process
+//! that writes it dies.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -17,16 +17,17 @@ const MODE: u32 = 0o600;
 pub struct PartialFile {
     file: File,
     path: PathBuf,
-    /// Its name beside `path`: for the moment in which an old file is replaced, or all the time
-    /// where the file system knows no files without a name.
+    /// A temporary name next to `path`: used only while an old file is replaced, or from the start
+    /// where the file system does not support files without a name.
     beside: Option<TakenName>,
 }
 
 impl PartialFile {
-    /// A file that is to be at `path`.
+    /// Creates a file that will be published at `path`.
     ///
     /// # Errors
-    /// The file system refuses, or something else than a saved guest or a template has the name.
+    /// If the file system refuses, or the name belongs to something other than a saved guest, a
+    /// template or an empty file.
     pub fn create(path: &Path) -> io::Result<Self> {
         path.file_name().ok_or(ErrorKind::InvalidFilename)?;
         may_be_replaced(path)?;
@@ -36,7 +37,7 @@ impl PartialFile {
         }
     }
 
-    /// As [`Self::create`], where every file needs a name.
+    /// As [`Self::create`], for file systems where every file needs a name.
     fn named(path: &Path) -> io::Result<Self> {
         let beside = unnamed_file::beside(path)?;
         let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&beside)?;
@@ -44,15 +45,15 @@ impl PartialFile {
         Ok(Self { file, path: path.to_path_buf(), beside })
     }
 
-    /// What is written to.
+    /// The file to write to.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Brings the file to disk and gives it its name, unless `check`, asked in between, says no.
+    /// Flushes the file to disk, runs `check`, and gives the file its name if `check` succeeds.
     ///
     /// # Errors
-    /// What `check` says; or the file system refuses. Nothing is left then.
+    /// The error of `check`, or of the file system. In either case no file is left.
     pub fn publish(mut self, check: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.file.sync_all()?;
         check()?;
@@ -76,9 +77,10 @@ impl PartialFile {
     }
 }
 
-/// Refuses what is no file of ours: it may be the disk of a guest. An empty file is nobody's.
+/// Refuses to replace a file that we did not write: it may be a guest's disk. An empty file may be
+/// replaced.
 fn may_be_replaced(path: &Path) -> io::Result<()> {
-    // Moving a file into place would replace a device or a pipe, not write to it.
+    // A rename would replace a device or a pipe instead of writing to it.
     match fs::metadata(path) {
         Ok(there) if !there.is_file() => {
             return Err(io::Error::other("something that is no file has this name"));
@@ -98,7 +100,7 @@ fn may_be_replaced(path: &Path) -> io::Result<()> {
     Err(io::Error::other(error))
 }
 
-/// A file in the folder of `path` that goes with its last descriptor.
+/// Creates a file in the folder of `path` that disappears with its last descriptor.
 fn unnamed(path: &Path) -> io::Result<File> {
     let folder = unnamed_file::folder_of(path);
     unnamed_file::create(folder, OpenOptions::new().write(true).mode(MODE))
@@ -116,7 +118,7 @@ mod tests {
         entries.map(|entry| entry.unwrap().file_name()).collect()
     }
 
-    /// Both kinds of file, where the file system of temporary folders has both.
+    /// Both kinds of file, if the file system of the temporary folder supports both.
     const KINDS: [fn(&Path) -> PartialFile; 2] =
         [|path| PartialFile::create(path).unwrap(), |path| PartialFile::named(path).unwrap()];
 
@@ -164,7 +166,7 @@ mod tests {
         let (path, disk) = (folder.path().join("guest"), vec![0; 4096]);
         for content in [disk.as_slice(), b"short", b"LIGHTER"] {
             let partial = PartialFile::create(&path).unwrap();
-            // It comes while the guest is written, and is there the next time.
+            // The file appears while the guest is written, and is there at the next attempt.
             fs::write(&path, content).unwrap();
             for error in [partial.publish(|| Ok(())), PartialFile::create(&path).map(drop)] {
                 let error = error.unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Restoring.
+//! Restores a guest from a file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, ErrorKind, Read, Write};
@@ -14,12 +14,12 @@ use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
 use crate::virtio::block::DiskProof;
 use crate::{DeviceError, GuestRam, Vm, VmShape, VmState};
 
-/// The disks of a guest that is restored.
+/// What is required of the disks of a guest that is restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SavedDisks {
-    /// They must be as they were when the guest was saved. [`Vm::resume`] finds out.
+    /// They must be unchanged since the guest was saved. [`Vm::resume`] checks it.
     Unwritten,
-    /// They are taken as they are: the user vouches for them.
+    /// They are accepted as they are: the user takes responsibility.
     Vouched,
 }
 
@@ -35,12 +35,13 @@ impl SavedDisks {
     }
 }
 
-/// Creates a paused VM from a file that [`super::save`] has written. Its serial output goes to
-/// `console`, as in [`Vm::create`].
+/// Creates a paused VM from a file that [`super::save`] has written. The guest's serial output goes
+/// to `console`, as in [`Vm::create`].
 ///
 /// # Errors
-/// [`SnapshotError`] when it is no regular file or not intact to its end;
-/// [`DeviceError::DiskUnsealed`]; what [`Vm::create`] and [`Vm::load_state`] find.
+/// [`SnapshotError`] if it is not a regular file or not intact to its end;
+/// [`DeviceError::DiskUnsealed`] if the file has no seal for a disk; the errors of [`Vm::create`]
+/// and [`Vm::load_state`].
 pub fn restore(path: &Path, disks: SavedDisks, console: Box<dyn Write + Send>) -> Result<Vm> {
     let mut input = Input::open(path)?;
     let (shape, state) = input.header(MAGIC, VERSIONS)?;
@@ -52,16 +53,17 @@ pub fn restore(path: &Path, disks: SavedDisks, console: Box<dyn Write + Send>) -
     Ok(vm)
 }
 
-/// The shape and the state of the guest in the file at `path`, whose memory is not looked at.
+/// Reads the shape and the state of the guest in the file at `path`, without its memory.
 ///
 /// # Errors
-/// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
+/// [`SnapshotError`] if the file cannot be read or its header is damaged; [`crate::ShapeError`],
+/// [`crate::state::StateError`].
 pub fn read_guest(path: &Path) -> Result<(VmShape, VmState)> {
     let (shape, state) = Input::open(path)?.header(MAGIC, VERSIONS)?;
     Ok((VmShape::from_bytes(&shape)?, VmState::from_bytes(&state)?))
 }
 
-/// Reads what a file holds as [`restore`] does, but for the machine: into memory of `memory_bytes`,
+/// Reads a file as [`restore`] does, but without creating a machine: into memory of `memory_bytes`,
 /// whatever the shape says.
 ///
 /// # Errors
@@ -87,20 +89,20 @@ pub(super) struct Input<'a, R> {
 impl<'a> Input<'a, File> {
     /// Opens a regular file.
     pub(super) fn open(path: &'a Path) -> Result<Self, SnapshotError> {
-        // Not waiting for another process to write to a pipe.
+        // This does not block when `path` is a pipe without a writer.
         let file = regular_file::open(path, OpenOptions::new().read(true))
             .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
         Ok(Self { file: BufReader::with_capacity(1 << 20, file), path, position: 0 })
     }
 
-    /// The file, wherever it has been read to.
+    /// Returns the file, whose position is undefined.
     pub(super) fn into_file(self) -> File {
         self.file.into_inner()
     }
 }
 
 impl<R: Read> Input<'_, R> {
-    /// How many bytes have been read.
+    /// Number of bytes read so far.
     pub(super) fn position(&self) -> usize {
         self.position
     }
@@ -123,7 +125,8 @@ impl<R: Read> Input<'_, R> {
         SnapshotError::Damaged { path: self.path.to_path_buf(), what: what.into() }
     }
 
-    /// The encoded shape and state of a file that begins with this magic and one of the versions.
+    /// Reads the encoded shape and state of a file that must begin with this magic and one of the
+    /// `known` versions.
     pub(super) fn header(
         &mut self,
         magic: [u8; 8],
@@ -153,7 +156,8 @@ impl<R: Read> Input<'_, R> {
         Ok((shape, state))
     }
 
-    /// A section of at most `bytes_max` with its length; both are added to `all` for the checksum.
+    /// Reads a section of at most `bytes_max` with its length, and appends both to `all` for the
+    /// checksum.
     fn section(&mut self, all: &mut Vec<u8>, bytes_max: u32) -> Result<Vec<u8>, SnapshotError> {
         let mut len = [0; 4];
         self.fill(&mut len)?;
@@ -168,7 +172,7 @@ impl<R: Read> Input<'_, R> {
         Ok(bytes)
     }
 
-    /// Reads memory into `ram`, which is zero, up to the end of the file.
+    /// Reads memory into `ram`, which must be zero, up to the end of the file.
     fn memory(&mut self, ram: &GuestRam) -> Result<(), SnapshotError> {
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut chunks = 0;
@@ -194,7 +198,7 @@ impl<R: Read> Input<'_, R> {
         }
     }
 
-    /// Compares the checksum that comes next.
+    /// Compares the record's checksum, which follows in the file.
     fn check(&mut self, first: u64, second: u64, pages: &[u8]) -> Result<(), SnapshotError> {
         let mut hash = Xxh3::new();
         hash.update(&first.to_le_bytes());
@@ -221,7 +225,7 @@ impl<R: Read> Input<'_, R> {
         Ok(())
     }
 
-    /// Nothing may follow.
+    /// Checks that nothing follows the end record.
     fn end(&mut self) -> Result<(), SnapshotError> {
         match self.file.read(&mut [0]) {
             Ok(0) => Ok(()),

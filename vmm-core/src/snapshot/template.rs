@@ -1,8 +1,8 @@
-//! Templates: a guest in a file from which others are started, each with its memory mapped from the
+//! Templates: a guest in a file from which clones are started, with their memory mapped from the
 //! file.
 //!
-//! What a clone has not written is the file's, in the host's page cache, once for all clones; so a
-//! clone starts at once and costs what it writes. All numbers are little-endian:
+//! Pages that a clone has not written are in the host's page cache, once for all clones. So a clone
+//! starts immediately and costs only the memory that it writes. All numbers are little-endian:
 //!
 //! | what | bytes |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | nothing, up to a multiple of 2 MiB | n |
 //! | memory, whole; pages that are zero are holes | the shape's |
 //!
-//! The memory has no checksum: reading all of it would take longer than what a template spares. It
-//! is as trusted as a guest is, with which a file that another user can write is not: see
+//! The memory has no checksum: reading all of it would take longer than a template saves. The file
+//! is trusted as much as the guest itself, so it must not be writable by another user: see
 //! [`Template::open`].
 
 use std::fs::File;
@@ -34,14 +34,14 @@ use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage};
 use crate::virtio::block::{Access, BlockConfig, DiskProof};
 use crate::{Vm, VmOptions, VmShape, VmState};
 
-/// Guest memory begins at a multiple of this, so that huge pages of the page cache fit.
+/// Alignment of guest memory in the file, so that huge pages of the page cache fit.
 const ALIGNMENT_BYTES: u64 = 2 << 20;
 
-/// Writes a paused guest to `path` as a template, replacing what is there. The file appears
-/// complete or not at all, and clones of the file that was there keep it. The guest stays paused.
+/// Writes a paused guest to `path` as a template, replacing an existing one. The new file appears
+/// complete or not at all, and clones of the old file keep using it. The guest stays paused.
 ///
 /// # Errors
-/// As [`super::save`]; [`SnapshotError::TemplateNetwork`].
+/// As [`super::save`]; [`SnapshotError::TemplateNetwork`] if the guest has network devices.
 pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     let header = template_header(vm)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
@@ -52,8 +52,7 @@ pub fn save_template(vm: &Vm, path: &Path) -> Result<SnapshotReport> {
     Ok(report)
 }
 
-/// As [`save_template`], into an empty file that somebody else has opened: see
-/// [`super::save_into`].
+/// As [`save_template`], into an empty file that the caller has opened: see [`super::save_into`].
 ///
 /// # Errors
 /// As [`save_template`].
@@ -66,8 +65,8 @@ pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotR
     Ok(report)
 }
 
-/// Everything before the memory. A guest that was itself restored knows what its disks looked like
-/// then, which is nothing to clones.
+/// Encodes everything before the memory, without proofs of the disks: those that a restored guest
+/// came with do not apply to clones.
 fn template_header(vm: &Vm) -> Result<Vec<u8>> {
     expect_no_network(vm.shape())?;
     let mut shape = vm.shape().clone();
@@ -75,7 +74,7 @@ fn template_header(vm: &Vm) -> Result<Vec<u8>> {
     header((TEMPLATE_MAGIC, TEMPLATE_VERSION), &shape, &vm.save_state()?)
 }
 
-/// Writes everything; an error comes with the bytes that had been written.
+/// Writes the whole file; an error comes with the number of bytes that were to be written by then.
 fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Error, u64)> {
     let start = image_offset(header.len());
     let file_bytes = start + vm.ram().bytes();
@@ -105,26 +104,26 @@ fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Erro
     Ok(SnapshotReport { file_bytes, pages, zero_pages })
 }
 
-/// Where memory begins in a file whose header has `bytes`.
+/// Returns the offset of memory in a file whose header has `bytes`.
 fn image_offset(bytes: usize) -> u64 {
     (bytes as u64).next_multiple_of(ALIGNMENT_BYTES)
 }
 
-/// What a clone has of its own.
+/// The parts of a clone's configuration that do not come from the template.
 #[derive(Debug, Clone, Default)]
 pub struct CloneConfig {
-    /// How its memory is backed where it has written.
+    /// How the memory that the clone writes is backed.
     pub memory: MemoryConfig,
-    /// Its disks instead of the template's, one for each in the same order; none to share the
-    /// template's, which must be read-only then.
+    /// Disks instead of the template's, one for each in the same order. If empty, the clone shares
+    /// the template's disks, which must then be read-only.
     pub disks: Vec<BlockConfig>,
-    /// What its owner has written beside it.
+    /// Labels that the clone's owner attaches to it.
     pub labels: Labels,
-    /// What else does not come from the template.
+    /// Options of the VM in this process.
     pub options: VmOptions,
 }
 
-/// A template that has been opened, and whose description is intact.
+/// A template that has been opened, with an intact description.
 #[derive(Debug)]
 pub struct Template {
     path: PathBuf,
@@ -134,12 +133,13 @@ pub struct Template {
 }
 
 impl Template {
-    /// Opens the template at `path`. Its file must be regular, of this user or of root, and nobody
-    /// else may be able to write it: clones would see what is written, and die when it is made
-    /// shorter.
+    /// Opens the template at `path`. Its file must be a regular file, belong to this user or to
+    /// root, and not be writable by anyone else: clones would see what is written to it, and die if
+    /// it is truncated.
     ///
     /// # Errors
-    /// [`SnapshotError`], [`crate::ShapeError`], [`crate::state::StateError`].
+    /// [`SnapshotError`] if the file cannot be read, is damaged, or others can write it;
+    /// [`crate::ShapeError`], [`crate::state::StateError`].
     pub fn open(path: &Path) -> Result<Self> {
         let mut input = Input::open(path)?;
         let (shape, state) = input.header(TEMPLATE_MAGIC, TEMPLATE_VERSION..=TEMPLATE_VERSION)?;
@@ -149,7 +149,7 @@ impl Template {
         let there = file
             .metadata()
             .map_err(|cause| SnapshotError::Read { path: path.to_path_buf(), cause })?;
-        // What is mapped must be there: reading beyond the end of a file ends the process.
+        // All mapped memory must exist in the file: access beyond a file's end kills the process.
         check_owner(path, there.uid(), there.mode(), nix::unistd::geteuid().as_raw())?;
         if there.len() != offset + shape.memory_bytes {
             let path = path.to_path_buf();
@@ -164,26 +164,27 @@ impl Template {
         Ok(Self { path: path.to_path_buf(), shape, state, image })
     }
 
-    /// Its file.
+    /// Path of the template's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What its guests are made of, but for what a clone has of its own.
+    /// Shape of its clones, apart from what a `CloneConfig` replaces.
     pub fn shape(&self) -> &VmShape {
         &self.shape
     }
 
-    /// The state in which its guests start.
+    /// The state in which its clones start.
     pub fn state(&self) -> &VmState {
         &self.state
     }
 
-    /// What a clone with this configuration is made of.
+    /// Returns the shape of a clone with this configuration.
     ///
     /// # Errors
-    /// [`SnapshotError::TemplateDisk`], [`SnapshotError::TemplateDisks`],
-    /// [`SnapshotError::TemplateNetwork`].
+    /// [`SnapshotError::TemplateDisk`] if clones would share a disk that the guest writes;
+    /// [`SnapshotError::TemplateDisks`] if the given disks do not match the template's;
+    /// [`SnapshotError::TemplateNetwork`] if the guest has network devices.
     fn clone_shape(&self, own: &CloneConfig) -> Result<VmShape, SnapshotError> {
         expect_no_network(&self.shape)?;
         let (memory, labels) = (own.memory.clone(), own.labels.clone());
@@ -212,18 +213,18 @@ impl Template {
             });
         }
         for (disk, own) in disks.iter_mut().zip(&own.disks) {
-            // The guest's driver knows how many queues there are.
+            // The guest's driver has already set up the template's number of queues.
             **disk = own.clone().with_queues(disk.queues());
         }
         Ok(shape)
     }
 
-    /// Creates a paused VM that goes on where the template's guest was saved. Its serial output
-    /// goes to `console`, as in [`Vm::create`].
+    /// Creates a paused VM that continues where the template's guest was saved. The clone's serial
+    /// output goes to `console`, as in [`Vm::create`].
     ///
     /// # Errors
-    /// [`SnapshotError`] for disks; [`crate::memory::MemoryError::TemplateBacking`]; what
-    /// [`Vm::create`] and [`Vm::load_state`] find.
+    /// [`SnapshotError`] if the disks do not fit; [`crate::memory::MemoryError::TemplateBacking`];
+    /// the errors of [`Vm::create`] and [`Vm::load_state`].
     pub fn start(&self, own: &CloneConfig, console: Box<dyn Write + Send>) -> Result<Vm> {
         let shape = self.clone_shape(own)?;
         let vm = Vm::create_from(&shape, &own.options, Some(&self.image), console)?;
@@ -232,12 +233,13 @@ impl Template {
     }
 }
 
-/// The guest's driver goes on with the address that it has: two guests cannot both have it.
+/// Refuses network devices: the guest's driver keeps using its MAC address, which two guests cannot
+/// share.
 fn expect_no_network(shape: &VmShape) -> Result<(), SnapshotError> {
     if shape.nets().next().is_some() { Err(SnapshotError::TemplateNetwork) } else { Ok(()) }
 }
 
-/// Whether only those can write the file who may do with the guest what they like.
+/// Checks that only this user and root can write the file, since its content runs as their guest.
 fn check_owner(path: &Path, owner: u32, mode: u32, own: u32) -> Result<(), SnapshotError> {
     const OTHERS_WRITE: u32 = 0o022;
     let is_ours = owner == own || owner == 0;

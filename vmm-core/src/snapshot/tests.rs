@@ -1,4 +1,4 @@
-//! Saving to files and restoring, intact and otherwise.
+//! Saving to files and restoring from intact and damaged ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::{Error, RunState, Vm};
 
 const NO_COPIES: DiskCopies = DiskCopies { paths: BTreeMap::new(), modified_unix_s: 0 };
 
-/// A guest of 16 MiB that counts, paused, with something above its program.
+/// A paused guest of 16 MiB that counts, with data above its program.
 fn counting_guest() -> Vm {
     let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0], [DATA + 4096, 0]]);
     vm.ram().write((16 << 20) - 4096, &[0xa5; 4096]).unwrap();
@@ -27,7 +27,7 @@ fn saved_file(folder: &Path) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-/// What restoring from `bytes` fails with.
+/// Returns the error of restoring from `bytes`.
 fn failure(folder: &Path, bytes: &[u8]) -> SnapshotError {
     let path = folder.join("broken");
     fs::write(&path, bytes).unwrap();
@@ -76,7 +76,7 @@ fn a_failed_save_leaves_the_old_file_and_nothing_else() {
     let error =
         save(&vm, &folder.path().join("missing/guest"), &NO_COPIES).unwrap_err().to_string();
     assert!(error.contains("missing/guest: No such file or directory"), "{error}");
-    // Only a file is replaced by a file.
+    // A file replaces only files.
     let occupied = folder.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
     assert!(matches!(

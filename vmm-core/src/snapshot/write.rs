@@ -1,4 +1,4 @@
-//! Saving.
+//! Saves a guest to a file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,24 +15,24 @@ use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
 use crate::virtio::block::{DiskProof, Seal};
 use crate::{DeviceConfig, RunState, Vm, VmShape, VmState};
 
-/// What a save has done.
+/// Result of a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotReport {
-    /// Length of the file.
+    /// Length of the file in bytes.
     pub file_bytes: u64,
-    /// Pages of guest memory in it.
+    /// Pages of guest memory in the file.
     pub pages: u64,
-    /// Pages of guest memory left out because they are zero.
+    /// Pages of guest memory that were omitted because they are zero.
     pub zero_pages: u64,
 }
 
-/// Copies that somebody makes of a guest's disks when it has been saved, on which it is to be
-/// restored.
+/// Copies of a guest's disks that the caller makes after the guest has been saved, and with which
+/// it will be restored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskCopies {
-    /// Where each disk's copy will be.
+    /// Path of the copy, for each path of a disk.
     pub paths: BTreeMap<PathBuf, PathBuf>,
-    /// The modification time that they will have, in seconds since 1970.
+    /// The modification time that the copies will have, in seconds since 1970.
     pub modified_unix_s: i64,
 }
 
@@ -42,12 +42,13 @@ impl DiskCopies {
     }
 }
 
-/// Saves a paused guest to `path`, replacing what is there. The file appears complete or not at
-/// all. The guest stays paused. It is restored on `copies` of its disks where there are any.
+/// Saves a paused guest to `path`, replacing an existing file. The new file appears complete or not
+/// at all. The guest stays paused. It will be restored with those `copies` of its disks that are
+/// given.
 ///
 /// # Errors
-/// [`crate::Error::WrongState`] unless paused; [`SnapshotError`]. After an error nothing is left
-/// behind, and a file that was there before is untouched.
+/// [`crate::Error::WrongState`] unless paused; [`SnapshotError`] if the file cannot be written.
+/// After an error no partial file is left, and an existing file is untouched.
 pub fn save(vm: &Vm, path: &Path, copies: &DiskCopies) -> Result<SnapshotReport> {
     let header = guest_header(vm, copies)?;
     let write = |cause| SnapshotError::Write { path: path.to_path_buf(), cause };
@@ -57,9 +58,8 @@ pub fn save(vm: &Vm, path: &Path, copies: &DiskCopies) -> Result<SnapshotReport>
     Ok(report)
 }
 
-/// As [`save`], into an empty file that somebody else has opened; it is on disk when this returns.
-/// `path` is its name in messages, and it is for the one who has opened it to remove what an error
-/// leaves.
+/// As [`save`], into an empty file that the caller has opened; the file is on disk when this
+/// returns. `path` is its name in messages. After an error the caller must remove the file.
 ///
 /// # Errors
 /// As [`save`].
@@ -70,7 +70,7 @@ pub fn save_into(vm: &Vm, file: &File, path: &Path, copies: &DiskCopies) -> Resu
     Ok(report)
 }
 
-/// Everything before the memory of a guest, with what its disks look like now.
+/// Encodes everything before the memory of a guest, with the current seals of its disks.
 fn guest_header(vm: &Vm, copies: &DiskCopies) -> Result<Vec<u8>> {
     let state = vm.save_state()?;
     let mut shape = vm.shape().clone();
@@ -85,7 +85,7 @@ fn guest_header(vm: &Vm, copies: &DiskCopies) -> Result<Vec<u8>> {
     header((MAGIC, VERSION), &shape, &state)
 }
 
-/// Everything before the memory.
+/// Encodes everything before the memory.
 pub(super) fn header(
     (magic, version): ([u8; 8], u32),
     shape: &VmShape,
@@ -101,7 +101,7 @@ pub(super) fn header(
     Ok(bytes)
 }
 
-/// Writes everything; returns how many pages that was.
+/// Writes the whole file; returns the number of pages in it.
 fn write_guest(out: &mut impl Write, header: &[u8], vm: &Vm) -> io::Result<u64> {
     let ram = vm.ram();
     out.write_all(header)?;
@@ -122,7 +122,7 @@ fn write_guest(out: &mut impl Write, header: &[u8], vm: &Vm) -> io::Result<u64> 
     Ok(pages)
 }
 
-/// One bit for each page of a chunk that is not zero.
+/// Returns one bit for each page of a chunk that is not zero.
 pub(super) fn used_pages(chunk: &[u8]) -> u64 {
     let pages = chunk.chunks_exact(PAGE_BYTES).enumerate();
     pages.filter(|(_, page)| !is_zero(page)).fold(0, |mask, (index, _)| mask | 1 << index)
@@ -151,7 +151,7 @@ fn write_record(out: &mut impl Write, first: u64, second: u64, pages: &[&[u8]]) 
     out.write_all(&hash.digest().to_le_bytes())
 }
 
-/// Counts what was written, for the report and for the message when the disk is full.
+/// Counts the bytes written, for the report and for the message when the disk is full.
 struct Counted<W> {
     inner: W,
     bytes: u64,
@@ -186,7 +186,7 @@ fn fill(file: &File, path: &Path, vm: &Vm, header: &[u8]) -> Result<SnapshotRepo
     }
 }
 
-/// What went wrong with writing to `path`.
+/// Returns the error for a failure to write to `path`.
 pub(super) fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> SnapshotError {
     let path = path.to_path_buf();
     match cause.kind() {
@@ -197,7 +197,8 @@ pub(super) fn failure(path: &Path, cause: io::Error, written: u64, vm: &Vm) -> S
     }
 }
 
-/// A guest that is told to end while it is saved, as with its process, is not saved.
+/// Fails if the guest is no longer paused: a guest that ends while it is saved, for example with
+/// its process, is not saved.
 pub(super) fn expect_paused(vm: &Vm) -> io::Result<()> {
     match vm.run_state() {
         RunState::Paused => Ok(()),

@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{KvmContext, Result};
 use crate::sys::kvm;
 
-/// Two readings of the wall clock this far from each other are as good as one, in nanoseconds.
+/// A clock reading between two readings of the wall clock this close together is accurate enough,
+/// in nanoseconds.
 const CLOSE_NS: u64 = 50_000;
-/// Maximum number of readings of a clock, of which the closest counts.
+/// Most readings of a clock, of which the most accurate one is used.
 const READINGS_MAX: usize = 5;
 
-/// The interrupt controllers and the timer in the kernel.
+/// The in-kernel interrupt controllers and timer.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct IrqchipState {
     /// First 8259.
@@ -32,7 +33,7 @@ pub struct IrqchipState {
 
 impl std::fmt::Debug for IrqchipState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The controllers are unions without a Debug of their own.
+        // The controllers are unions that do not implement `Debug`.
         f.debug_struct("IrqchipState").field("pit", &self.pit).finish_non_exhaustive()
     }
 }
@@ -52,8 +53,8 @@ pub(crate) fn save_irqchip(vm: &VmFd) -> Result<IrqchipState> {
     })
 }
 
-/// Writes the interrupt controllers and the timer. After the vCPUs: loading the I/O APIC passes its
-/// waiting interrupts on to the local APICs, which must have their state by then.
+/// Loads the interrupt controllers and the timer. Call it after loading the vCPUs: loading the I/O
+/// APIC delivers its pending interrupts to the local APICs, which must have their state by then.
 pub(crate) fn load_irqchip(vm: &VmFd, state: &IrqchipState) -> Result<()> {
     let chips = [
         (&state.pic_master, KVM_IRQCHIP_PIC_MASTER),
@@ -61,14 +62,14 @@ pub(crate) fn load_irqchip(vm: &VmFd, state: &IrqchipState) -> Result<()> {
         (&state.ioapic, KVM_IRQCHIP_IOAPIC),
     ];
     for (chip, chip_id) in chips {
-        // The state may come from a peer: which chip it is, is not for it to say.
+        // The state may come from a peer, so do not trust its chip ID.
         let chip = kvm_irqchip { chip_id, ..*chip };
         vm.set_irqchip(&chip).call("KVM_SET_IRQCHIP")?;
     }
     vm.set_pit2(&state.pit).call("KVM_SET_PIT2")
 }
 
-/// Reads the guest's clock with the host's wall clock and TSC of that moment.
+/// Reads the guest's clock together with the host's wall clock and TSC.
 pub(crate) fn save_clock(vm: &VmFd) -> Result<kvm_clock_data> {
     let mut best = read_clock(vm)?;
     for _ in 1..READINGS_MAX {
@@ -83,16 +84,16 @@ pub(crate) fn save_clock(vm: &VmFd) -> Result<kvm_clock_data> {
     Ok(best.clock)
 }
 
-/// The guest's clock, with a wall clock and a TSC that were the host's at most so long before or
-/// after.
+/// The guest's clock, with the host's wall clock and TSC read at most `within_ns` before or after
+/// it.
 struct Reading {
     clock: kvm_clock_data,
     within_ns: u64,
 }
 
-/// KVM tells the wall clock and the TSC while it has a master clock; else they are what they were
-/// around the call. A guest's TSC must go on by what its clock does: one that is its clock source
-/// is given up for unstable otherwise.
+/// Reads the clock once. KVM reports the wall clock and the TSC as long as it has a master clock;
+/// otherwise this reads them around the call. The guest's TSC must later advance by the same time
+/// as its clock, or a guest that uses the TSC as clock source marks it unstable.
 fn read_clock(vm: &VmFd) -> Result<Reading> {
     let (before, tsc_before) = (wall_clock_ns(), kvm::host_tsc());
     let mut clock = vm.get_clock().call("KVM_GET_CLOCK")?;
@@ -107,10 +108,11 @@ fn read_clock(vm: &VmFd) -> Result<Reading> {
     Ok(Reading { clock, within_ns })
 }
 
-/// Sets the guest's clock, before any vCPU runs, to what it would show had it gone on since it was
-/// saved: so the guest's time of day stays right.
+/// Sets the guest's clock, before any vCPU runs, to what it would show had it continued since it
+/// was saved, which keeps the guest's time of day right.
 pub(crate) fn load_clock(vm: &VmFd, saved: &kvm_clock_data) -> Result<()> {
-    // KVM_CAP_ADJUST_CLOCK tells the flags that KVM_SET_CLOCK knows: this one since Linux 5.16.
+    // KVM_CAP_ADJUST_CLOCK returns the flags that KVM_SET_CLOCK supports: this one since Linux
+    // 5.16.
     let known = vm.check_extension_int(Cap::AdjustClock).cast_unsigned();
     set_clock(vm, saved, known & KVM_CLOCK_REALTIME != 0)
 }
@@ -125,7 +127,7 @@ fn set_clock(vm: &VmFd, saved: &kvm_clock_data, kernel_adds: bool) -> Result<()>
     vm.set_clock(&clock).call("KVM_SET_CLOCK")
 }
 
-/// What the guest's clock shows when the wall clock shows `wall_clock`, in nanoseconds; it never
+/// Returns the guest's clock at the wall clock time `wall_clock`, in nanoseconds. The clock never
 /// goes back.
 fn clock_at(saved: &kvm_clock_data, wall_clock: u64) -> u64 {
     saved.clock.saturating_add(wall_clock.saturating_sub(saved.realtime))
@@ -136,7 +138,7 @@ fn wall_clock_ns() -> u64 {
     u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// True when the clock came with the host's TSC and wall clock of the same moment.
+/// Whether the clock comes with the host's TSC and wall clock of the same instant.
 pub(crate) fn has_host_time(clock: &kvm_clock_data) -> bool {
     let needed = KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
     clock.flags & needed == needed

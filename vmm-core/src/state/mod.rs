@@ -1,10 +1,10 @@
-//! Saved state: everything of a guest but its memory, typed and versioned.
+//! Saved state: everything of a guest but its memory and shape, typed and versioned.
 //!
-//! [`VmState`] is what a migration sends and what a snapshot file holds; both go through
+//! [`VmState`] is what a migration sends and what a snapshot file holds; both use
 //! [`crate::Vm::save_state`] and [`crate::Vm::load_state`]. The order in which a vCPU's state is
-//! read and written back matters and is that of `vcpu.rs`; `machine.rs` has the interrupt
-//! controllers, the PIT and the clock; `msrs.rs` says which model-specific registers are saved, and
-//! `tsc.rs` how the guest's TSC is carried from one host to another.
+//! read and written matters: see `vcpu.rs`. `machine.rs` handles the interrupt controllers, the PIT
+//! and the clock. `msrs.rs` lists the model-specific registers to save, and `tsc.rs` carries the
+//! guest's TSC from one host to another.
 
 mod machine;
 mod msrs;
@@ -37,12 +37,12 @@ pub(crate) use vcpu::{load_msrs, load_vcpu, save_vcpu};
 const MAGIC: [u8; 4] = *b"LVMS";
 /// Version of [`VmState`]'s encoding: raised whenever a field changes.
 const STATE_VERSION: u16 = 3;
-/// Room for the state of a vCPU, in bytes. With an XSAVE area of 11 KiB, the largest that there is
-/// (AMX), it is 17 KiB at most.
+/// Room for the encoded state of a vCPU, in bytes. It takes at most 17 KiB, with the largest
+/// existing XSAVE area of 11 KiB (AMX).
 const VCPU_BYTES_MAX: usize = 32 << 10;
 /// Longest encoded [`VmState`], in bytes.
 pub const STATE_BYTES_MAX: usize = codec::ENCODED_BYTES_MAX + VCPUS_MAX as usize * VCPU_BYTES_MAX;
-/// Architecture of [`VmState`]: the structs of the kernel's x86-64 interface go in as they are.
+/// Architecture of [`VmState`]: it contains the structs of the kernel's x86-64 interface unchanged.
 const ARCH_X86_64: u16 = 0x8664;
 
 /// Everything of a guest but its memory and its [`crate::VmShape`].
@@ -51,17 +51,17 @@ pub struct VmState {
     /// The vCPUs, by index; at most [`VCPUS_MAX`].
     #[serde(deserialize_with = "vcpus")]
     pub vcpus: Vec<VcpuState>,
-    /// Interrupt controllers and timer in the kernel.
+    /// The in-kernel interrupt controllers and timer.
     pub irqchip: IrqchipState,
-    /// The guest's clock (kvmclock), with the host's TSC and wall clock of the same moment.
+    /// The guest's clock (kvmclock), with the host's TSC and wall clock of the same instant.
     pub clock: kvm_bindings::kvm_clock_data,
     /// The serial console.
     pub serial: SerialState,
-    /// The power button and its like.
+    /// The power button and the other ACPI fixed hardware.
     pub power: PowerState,
-    /// What the guest boots from when it boots again; absent when it was never booted.
+    /// What the guest boots from on a reboot; `None` if it was never booted.
     pub boot: Option<BootRecord>,
-    /// What becomes of it when it resets itself.
+    /// What happens when the guest resets itself.
     pub on_reboot: OnReboot,
     /// The virtio devices, by slot.
     pub devices: Vec<DeviceState>,
@@ -70,10 +70,10 @@ pub struct VmState {
 /// Failure to save, encode, decode or load state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The bytes are no saved state.
+    /// The bytes do not encode a saved state.
     #[error("cannot read the saved state: {0}")]
     Malformed(String),
-    /// The state was written by another version of this program.
+    /// The state has a version that this program does not know.
     #[error(
         "the saved state has version {found}, this program knows {STATE_VERSION}; use the version of lighter that wrote it"
     )]
@@ -81,10 +81,10 @@ pub enum StateError {
         /// The version found.
         found: u16,
     },
-    /// The state is of another architecture.
+    /// The state is for another architecture.
     #[error("the saved state is of architecture {0:#06x}, not of x86-64")]
     Architecture(u16),
-    /// The state has another number of vCPUs than the VM.
+    /// The numbers of vCPUs in the state and of the VM differ.
     #[error("the saved state has {state} vcpus, the virtual machine has {vm}")]
     VcpuCount {
         /// vCPUs in the state.
@@ -95,30 +95,30 @@ pub enum StateError {
     /// A model-specific register could not be read.
     #[error("cannot read msr {index:#x} of vcpu {vcpu}")]
     ReadMsr {
-        /// The vCPU.
+        /// Index of the vCPU.
         vcpu: u8,
-        /// The register.
+        /// Number of the register.
         index: u32,
     },
-    /// A model-specific register does not take the saved value.
+    /// KVM refuses the saved value of a model-specific register.
     #[error("this host's kvm does not take {value:#x} for msr {index:#x} of vcpu {vcpu}")]
     WriteMsr {
-        /// The vCPU.
+        /// Index of the vCPU.
         vcpu: u8,
-        /// The register.
+        /// Number of the register.
         index: u32,
         /// The saved value.
         value: u64,
     },
-    /// The guest uses nested virtualization, whose state is in no saved state.
+    /// The guest uses nested virtualization, whose state is not saved.
     #[error(
         "the guest runs guests of its own (vcpu {vcpu} has {register} set), and these would be lost: shut them down, unload its \
          kvm_intel or kvm_amd, and try again"
     )]
     Nested {
-        /// The vCPU.
+        /// Index of the vCPU.
         vcpu: u8,
-        /// The bit that says so: `CR4.VMXE` or `EFER.SVME`.
+        /// The bit that shows it: `CR4.VMXE` or `EFER.SVME`.
         register: &'static str,
     },
 }
@@ -127,16 +127,16 @@ impl VmState {
     /// Encodes the state for a peer or a file.
     ///
     /// # Errors
-    /// [`StateError::Malformed`] when it is beyond all bounds.
+    /// [`StateError::Malformed`] if the encoding is longer than `STATE_BYTES_MAX`.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
         codec::encode_within::<STATE_BYTES_MAX, _>(&(MAGIC, STATE_VERSION, ARCH_X86_64, self))
             .map_err(|error| StateError::Malformed(error.to_string()))
     }
 
-    /// Decodes what [`VmState::to_bytes`] made; the bytes may be hostile.
+    /// Decodes bytes that [`VmState::to_bytes`] produced; they may be hostile.
     ///
     /// # Errors
-    /// [`StateError`].
+    /// [`StateError`] if they are malformed, or of another version or architecture.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
         let header = bytes
             .get(..8)
@@ -155,7 +155,7 @@ impl VmState {
     }
 }
 
-/// Reads vCPUs, of which more than there can be are refused before there is memory for any.
+/// Reads the vCPUs, and refuses too many of them before allocating memory for any.
 fn vcpus<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<VcpuState>, D::Error> {
     struct Vcpus;
 

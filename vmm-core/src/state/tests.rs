@@ -1,4 +1,4 @@
-//! Saving and loading on real KVM: what goes in comes out, and the guest goes on with it.
+//! Saving and loading on real KVM: the loaded state equals the saved one, and the guest continues.
 
 use kvm_bindings::kvm_irqchip;
 
@@ -10,12 +10,12 @@ use crate::cpuid::msr::msr_list;
 use crate::testing::*;
 use crate::{Error, VmEvent};
 
-/// Registers that tick on while nothing runs.
+/// Registers that keep counting while the guest is paused.
 const TICKING_MSRS: [u32; 2] = [TSC, TSC_DEADLINE];
-/// The local APIC's current count, which ticks on too.
+/// The local APIC's current count, which keeps counting too.
 const LAPIC_CURRENT_COUNT: usize = 0x390;
 
-/// Sets what ticks to 0, so that two states can be compared.
+/// Sets whatever counts to 0, so that two states can be compared.
 fn without_time(mut state: VmState) -> VmState {
     state.clock = Default::default();
     for vcpu in &mut state.vcpus {
@@ -35,7 +35,7 @@ fn chip_bytes(chip: &kvm_irqchip) -> Vec<u8> {
     codec::encode(chip).unwrap()
 }
 
-/// Compares field by field, so that a difference has a name.
+/// Compares field by field, so that a failure names the field.
 fn assert_same(left: VmState, right: VmState) {
     let (left, right) = (without_time(left), without_time(right));
     for (left, right) in left.vcpus.iter().zip(&right.vcpus) {
@@ -61,12 +61,12 @@ fn assert_same(left: VmState, right: VmState) {
     assert_eq!(left.serial, right.serial);
 }
 
-/// A state that has been through its encoding.
+/// Encodes and decodes a state.
 fn sent(state: &VmState) -> VmState {
     VmState::from_bytes(&state.to_bytes().unwrap()).unwrap()
 }
 
-/// Two vCPUs that have run and are paused.
+/// A paused VM with two vCPUs that have run.
 fn vm_that_ran() -> crate::Vm {
     let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0], [DATA + 4096, 0]]);
     vm.resume().unwrap();
@@ -79,7 +79,7 @@ fn vm_that_ran() -> crate::Vm {
 #[test]
 fn state_saved_again_before_the_first_run_is_the_same_field_by_field() {
     let source = vm_that_ran();
-    // Something other than the initial state where a test can reach it.
+    // Set values other than the initial ones where a test can.
     source
         .on_vcpu(1, |vcpu| {
             let mut debug = vcpu.fd().get_debug_regs().unwrap();
@@ -153,7 +153,7 @@ fn no_port_write_is_lost_or_doubled_by_moving() {
         let state = vm.save_state().unwrap();
         let first_left = std::iter::from_fn(|| vm.events().take(Default::default())).last();
         if let Some(VmEvent::Doorbell { value, .. }) = first_left {
-            // RAX is the value rung next, or the one just rung if the pause fell before the INC.
+            // RAX is the value to ring next, or the one just rung if the pause came before the INC.
             let rax = state.vcpus[0].regs.rax as u32;
             assert!(rax == value || rax == value + 1, "{rax} after {value}");
             assert!(value > last);
@@ -169,7 +169,7 @@ fn no_port_write_is_lost_or_doubled_by_moving() {
         let rip_after_out = CODE + 7;
         let rung = state.vcpus[0].regs.rip == rip_after_out;
         let expected = state.vcpus[0].regs.rax as u32 + u32::from(rung);
-        // Of a long run, only the last rings wait: the first is lost when the queue is full.
+        // The queue keeps only the last rings, so the first one is lost when it is full.
         if waiting + 1 < crate::DOORBELLS_MAX {
             assert_eq!(value, expected, "the first ring after the move");
         }
@@ -251,7 +251,7 @@ fn an_msr_that_kvm_does_not_take_is_named() {
 /// Registers that CPUID may hide from a guest: IA32_ARCH_CAPABILITIES and IA32_PERF_CAPABILITIES.
 const HIDEABLE_MSRS: [u32; 2] = [0x10a, 0x345];
 
-/// Those of the registers `listed` that are neither `saved` nor hidden from the guest.
+/// Returns those registers in `listed` that are neither `saved` nor hidden from the guest.
 fn lost_msrs(listed: &[u32], saved: &[u32], is_hidden: impl Fn(u32) -> bool) -> Vec<String> {
     let is_hidden = |index: u32| HIDEABLE_MSRS.contains(&index) && is_hidden(index);
     let unsaved = listed.iter().filter(|index| !saved.contains(index));
@@ -283,7 +283,7 @@ fn a_register_that_is_neither_saved_nor_hidden_is_named() {
     assert_eq!(lost, ["0x174", "0x10a"]);
 }
 
-/// A state of `count` vCPUs, each as large as a host has them.
+/// A state of `count` vCPUs, each of the largest size on a real host.
 fn large_state(count: usize) -> VmState {
     /// `KVM_CAP_XSAVE2` of a host with AMX.
     const XSAVE_BYTES: usize = 11_008;
@@ -334,7 +334,7 @@ fn hostile_states_are_refused_and_never_panic() {
     assert!(matches!(with(0, b'X'), Err(StateError::Malformed(_))));
     assert!(matches!(with(4, 9), Err(StateError::Version { found: 9 })));
     assert!(matches!(with(6, 0), Err(StateError::Architecture(0x8600))));
-    // Any length in it may be wrong: what comes out must load or fail, in bounded memory.
+    // Any length in it may be wrong: a decoded state must load or fail, in bounded memory.
     let vm = empty_vm(16, 2);
     for at in (8..good.len()).step_by(61) {
         if let Ok(state) = with(at, 0xff) {

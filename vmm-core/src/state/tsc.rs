@@ -1,19 +1,20 @@
-//! Carrying the guest's TSC to another host.
+//! Carries the guest's TSC to another host.
 //!
 //! A guest that uses the TSC as its clock must find it advanced by exactly the time that its
 //! kvmclock has advanced, whatever the two hosts' own TSCs show. This is the algorithm of
 //! Documentation/virt/kvm/devices/vcpu.rst, section 4.1, with one reading of the clocks for all
-//! vCPUs: offsets that were equal stay equal, which the kernel needs to keep its fast clock.
+//! vCPUs: so offsets that were equal stay equal, which the kernel needs to keep its fast clock.
 //!
-//! What is carried is the guest's own TSC at that reading. An offset means nothing elsewhere: KVM
-//! adds it to the host's TSC *scaled* to the guest's frequency, and hosts scale differently.
+//! The state holds the guest's TSC at that reading, and not the offset, which is meaningless on
+//! another host: KVM adds it to the host's TSC *scaled* to the guest's frequency, and hosts scale
+//! differently.
 
 use kvm_bindings::kvm_clock_data;
 
 use super::machine::has_host_time;
 use crate::shape::TscScale;
 
-/// A guest's clock and the host's TSC, read at the same moment.
+/// A guest's clock and the host's TSC, read at the same instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClockPair {
     /// kvmclock, in nanoseconds.
@@ -23,23 +24,23 @@ pub(crate) struct ClockPair {
 }
 
 impl ClockPair {
-    /// The pair in `clock`, when the kernel gave both.
+    /// Returns the pair in `clock`, if the kernel provided both.
     pub(crate) fn of(clock: &kvm_clock_data) -> Option<Self> {
         has_host_time(clock).then_some(Self { guest_ns: clock.clock, host_tsc: clock.host_tsc })
     }
 }
 
-/// The two moments between which a TSC is carried.
+/// The two instants between which a TSC is carried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TscCarry {
     /// The guest's clock when the state was saved, in nanoseconds.
     pub(crate) saved_ns: u64,
-    /// Now, on this host, after its clock has been set.
+    /// The clocks now, on this host, after the guest's clock has been set.
     pub(crate) now: ClockPair,
 }
 
 impl TscCarry {
-    /// The offset to set on this host, which scales by `scale`, for a vCPU whose TSC was
+    /// Returns the offset to set on this host, which scales by `scale`, for a vCPU whose TSC was
     /// `guest_tsc` when the state was saved and runs at `khz` ticks per millisecond.
     pub(crate) fn offset(&self, guest_tsc: u64, khz: u32, scale: TscScale) -> u64 {
         let passed_ns = i128::from(self.now.guest_ns) - i128::from(self.saved_ns);
@@ -52,7 +53,7 @@ impl TscCarry {
 mod tests {
     use super::*;
 
-    /// A host whose KVM does as the kernel's does, and which has been up for some time.
+    /// A host whose KVM scales as the kernel does, and which has been up for some time.
     #[derive(Debug, Clone, Copy)]
     struct HostKvm {
         khz: u32,
@@ -106,7 +107,7 @@ mod tests {
                     let after = to.guest_tsc(GUEST_KHZ, offset, later_ms);
                     let expected = (500 + later_ms) * u64::from(GUEST_KHZ);
                     let off_by = after.wrapping_sub(saved).abs_diff(expected);
-                    // 2^-32 of a minute's ticks, and a tick.
+                    // 2^-32 of a minute's ticks, plus one tick.
                     assert!(off_by <= 40, "{from:?} {to:?}: off by {off_by} ticks");
                 }
             }

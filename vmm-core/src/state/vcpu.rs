@@ -1,4 +1,4 @@
-//! State of a vCPU, and the order in which it is read and written.
+//! A vCPU's state, and the order in which it is read and written.
 //!
 //! | step | reason |
 //! |---|---|
@@ -28,13 +28,13 @@ use crate::vcpu::Vcpu;
 /// State of a vCPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// Runnable, halted, or waiting to be started.
+    /// Whether the vCPU is runnable, halted, or waiting to be started.
     pub mp_state: kvm_mp_state,
     /// General-purpose registers.
     pub regs: kvm_regs,
     /// Segment, control and descriptor-table registers.
     pub sregs: kvm_sregs,
-    /// The XSAVE area: x87, SSE, AVX and whatever else the processor has.
+    /// The XSAVE area: x87, SSE, AVX and all other extended state of the processor.
     pub xsave: Vec<u8>,
     /// XCR0.
     pub xcrs: kvm_xcrs,
@@ -46,15 +46,15 @@ pub struct VcpuState {
     pub msrs: Vec<MsrValue>,
     /// The guest's TSC frequency, in kHz.
     pub tsc_khz: u32,
-    /// The guest's TSC when [`VmState::clock`](super::VmState::clock) was read; `None` when the
-    /// host's KVM does not tell.
+    /// The guest's TSC when [`VmState::clock`](super::VmState::clock) was read; `None` if the
+    /// host's KVM does not report it.
     pub tsc: Option<u64>,
-    /// Exceptions, interrupts and NMIs on their way.
+    /// Pending exceptions, interrupts and NMIs.
     pub events: kvm_vcpu_events,
 }
 
-/// Reads the state of a parked vCPU, in the order that the module's table gives reasons for.
-/// `clock` was read while it was parked.
+/// Reads the state of a parked vCPU, in the order that the module's table explains. `clock` was
+/// read while the vCPU was parked.
 pub(crate) fn save_vcpu(vcpu: &mut Vcpu, clock: Option<ClockPair>) -> Result<VcpuState> {
     let (index, xsave_bytes) = (vcpu.index(), vcpu.xsave_bytes);
     let fd = vcpu.fd();
@@ -90,8 +90,8 @@ pub(crate) fn save_vcpu(vcpu: &mut Vcpu, clock: Option<ClockPair>) -> Result<Vcp
     })
 }
 
-/// The bit by which the guest has switched nested virtualization on (Intel SDM volume 3, 24.7; AMD
-/// APM volume 2, 15.4).
+/// Returns the bit by which the guest has enabled nested virtualization, if it is set (Intel SDM
+/// volume 3, 24.7; AMD APM volume 2, 15.4).
 fn nested_in_use(sregs: &kvm_sregs) -> Option<&'static str> {
     const VMXE: u64 = 1 << 13;
     const SVME: u64 = 1 << 12;
@@ -110,8 +110,9 @@ fn save_msrs(vcpu: &mut Vcpu) -> Result<Vec<MsrValue>> {
     Ok(values.map(|entry| MsrValue { index: entry.index, value: entry.data }).collect())
 }
 
-/// A deadline that has passed, but whose interrupt has not been delivered, reads as 0; loading a 0
-/// would disarm the timer and the guest would wait for ever. A deadline of "now" delivers it.
+/// Keeps the interrupt of an expired deadline. A deadline that has expired but whose interrupt has
+/// not been delivered reads as 0. Loading 0 would disarm the timer, and the guest would wait for
+/// ever; a deadline of "now" delivers the interrupt.
 fn keep_lost_deadline(msrs: &mut [MsrValue], lapic: &kvm_lapic_state) {
     let Some(tsc) = msrs.iter().find(|msr| msr.index == TSC).map(|msr| msr.value) else { return };
     for msr in msrs.iter_mut().filter(|msr| msr.index == TSC_DEADLINE && msr.value == 0) {
@@ -121,7 +122,7 @@ fn keep_lost_deadline(msrs: &mut [MsrValue], lapic: &kvm_lapic_state) {
     }
 }
 
-/// True when the local APIC's timer is unmasked and in TSC-deadline mode (Intel SDM volume 3,
+/// Whether the local APIC's timer is unmasked and in TSC-deadline mode (Intel SDM volume 3,
 /// 11.5.4).
 fn uses_deadline(lapic: &kvm_lapic_state) -> bool {
     const LVT_TIMER: usize = 0x320;
@@ -133,7 +134,7 @@ fn uses_deadline(lapic: &kvm_lapic_state) -> bool {
     lvt & MASKED == 0 && lvt & MODE == MODE_DEADLINE
 }
 
-/// Writes the state of a parked vCPU. `carry` is given when the clocks of both hosts are known.
+/// Loads the state of a parked vCPU. `carry` is given if the clocks of both hosts are known.
 pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCarry>) -> Result<()> {
     let (index, xsave_bytes) = (vcpu.index(), vcpu.xsave_bytes);
     let fd = vcpu.fd();
@@ -157,8 +158,8 @@ pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCar
     fd.set_vcpu_events(&state.events).vcpu_call(index, "KVM_SET_VCPU_EVENTS")
 }
 
-/// Sets the TSC's frequency where it differs. Whether that is possible or close enough has been
-/// checked with the guest's shape.
+/// Sets the TSC frequency if it differs. If that fails, the frequencies must be within the
+/// tolerance, as the check of the guest's shape requires too.
 fn load_tsc_khz(fd: &VcpuFd, index: u8, khz: u32) -> Result<()> {
     let host = fd.get_tsc_khz().vcpu_call(index, "KVM_GET_TSC_KHZ")?;
     if host == khz || fd.set_tsc_khz(khz).is_ok() {
@@ -168,8 +169,9 @@ fn load_tsc_khz(fd: &VcpuFd, index: u8, khz: u32) -> Result<()> {
     Ok(())
 }
 
-/// Writes registers in the order given. One that does not take its value is skipped when it has
-/// that value already (it is read-only), or when it is unknown here and was 0 (it was never used).
+/// Writes registers in the given order. A register that refuses its value is skipped if it has that
+/// value already (it is read-only), or if this host lacks it and the value is 0 (it was never
+/// used).
 pub(crate) fn load_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<()> {
     let mut rest = msrs;
     while !rest.is_empty() {
@@ -188,7 +190,7 @@ pub(crate) fn load_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<()>
     Ok(())
 }
 
-/// Writes as many of `msrs` as KVM takes; returns how many.
+/// Writes as many of `msrs` as KVM accepts; returns how many.
 fn write_msrs(fd: &VcpuFd, index: u8, msrs: &[MsrValue]) -> Result<usize> {
     let indices: Vec<u32> = msrs.iter().map(|msr| msr.index).collect();
     let mut list =

@@ -1,4 +1,4 @@
-//! Raw system calls on files: positioned I/O straight into and out of guest memory, holes, locks;
+//! Raw system calls on files: positioned I/O directly between files and guest memory, holes, locks;
 //! and the host's entropy.
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use super::{RamSlice, check};
 /// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
 pub(crate) const SLICES_MAX: usize = 1024;
 
-/// Which way data goes.
+/// Direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// From the file into guest memory.
@@ -21,40 +21,40 @@ pub(crate) enum Direction {
     Out,
 }
 
-/// What becomes of a range of a file.
+/// How a range of a file is cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Clearing {
-    /// It is given back to the file system and reads as zeros.
+    /// The range is given back to the file system and reads as zeros.
     PunchHole,
-    /// It reads as zeros and keeps its place.
+    /// The range reads as zeros and stays allocated.
     Zero,
 }
 
-/// What to look for in a file.
+/// The kind of extent to look for in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// Something that was written.
+    /// Data that was written.
     Data,
     /// A hole, or the file's end.
     Hole,
 }
 
-/// What a lock on a whole file allows to others.
+/// The mode of a lock on a whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lock {
-    /// Shared locks.
+    /// Others may lock the file shared.
     Shared,
-    /// Nothing.
+    /// Others may not lock the file.
     Exclusive,
-    /// Everything: it is no lock.
+    /// No lock.
     None,
 }
 
 /// Moves all bytes between `slices` and `file` from `offset` on. Guest memory that is written is
-/// remembered as dirty, also when the call fails half-way.
+/// marked dirty, even if the call fails half-way.
 ///
 /// # Errors
-/// The system's answer; `UnexpectedEof` when the file ends before.
+/// `UnexpectedEof` if the file ends before; otherwise the error from the system.
 pub(crate) fn transfer(
     file: &File,
     offset: u64,
@@ -74,7 +74,7 @@ fn transfer_batch(
     slices: &[RamSlice<'_>],
     direction: Direction,
 ) -> io::Result<()> {
-    // The guards keep the mappings in place for as long as the kernel may use the pointers.
+    // The guards keep the mappings in place as long as the kernel may use the pointers.
     let guards: Vec<_> = slices.iter().map(RamSlice::ptr_guard_mut).collect();
     let mut vectors: Vec<libc::iovec> = guards
         .iter()
@@ -87,7 +87,7 @@ fn transfer_batch(
     result
 }
 
-/// Repeats the call until all is moved. The vectors point to memory that stays mapped.
+/// Repeats the call until all bytes are moved. The vectors must point to memory that stays mapped.
 fn transfer_vectors(
     file: &File,
     offset: &mut u64,
@@ -100,8 +100,8 @@ fn transfer_vectors(
         let (fd, count) = (file.as_raw_fd(), rest.len() as libc::c_int);
         // SAFETY: each vector is a slice of guest memory whose guard the caller holds, so it is
         // mapped and belongs to the guest alone; the kernel reads the vectors themselves and keeps
-        // neither. That the guest may write the same memory meanwhile is its own affair: no
-        // reference exists.
+        // neither. The guest may write the same memory concurrently, which affects only the data:
+        // no Rust reference to it exists.
         let moved = unsafe {
             match direction {
                 Direction::In => libc::preadv(fd, rest.as_ptr(), count, at),
@@ -123,7 +123,7 @@ fn transfer_vectors(
     Ok(())
 }
 
-/// Leaves out the first `bytes`.
+/// Skips the first `bytes` of `vectors`.
 pub(crate) fn advance(vectors: &mut [libc::iovec], bytes: usize) -> &mut [libc::iovec] {
     let (mut left, mut whole) = (bytes, 0);
     for vector in vectors.iter_mut() {
@@ -141,7 +141,7 @@ pub(crate) fn advance(vectors: &mut [libc::iovec], bytes: usize) -> &mut [libc::
 /// Clears a range of a file or of a block device.
 ///
 /// # Errors
-/// `Unsupported` when the file system cannot; otherwise the system's answer.
+/// `Unsupported` if the file system cannot do it; otherwise the error from the system.
 pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
     let mode = match how {
         Clearing::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
@@ -149,22 +149,23 @@ pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::
     };
     let range = |number: u64| i64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput);
     let (offset, bytes) = (range(offset)?, range(bytes)?);
-    // SAFETY: fallocate touches no memory of ours.
+    // SAFETY: fallocate accesses no memory of ours.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
 }
 
-/// Where the next extent begins, from `from` on; `None` when there is none before the file's end.
-/// Changes the file's position, which positioned I/O does not care for.
+/// Returns where the next extent begins, from `from` on; `None` if there is none before the file's
+/// end. Changes the file's position, which positioned I/O does not use.
 ///
 /// # Errors
-/// `InvalidInput` where the file or its file system does not tell; otherwise the system's answer.
+/// `InvalidInput` if the file or its file system does not support it; otherwise the error from the
+/// system.
 pub(crate) fn seek_extent(file: &File, from: u64, what: Extent) -> io::Result<Option<u64>> {
     let whence = match what {
         Extent::Data => libc::SEEK_DATA,
         Extent::Hole => libc::SEEK_HOLE,
     };
     let from = i64::try_from(from).map_err(|_| io::ErrorKind::InvalidData)?;
-    // SAFETY: lseek touches no memory of ours.
+    // SAFETY: lseek accesses no memory of ours.
     let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
     match u64::try_from(found) {
         Ok(found) => Ok(Some(found)),
@@ -175,11 +176,11 @@ pub(crate) fn seek_extent(file: &File, from: u64, what: Extent) -> io::Result<Op
     }
 }
 
-/// Locks a whole file, or unlocks it, for this open file description (`F_OFD_SETLK`): the lock goes
-/// with the last copy of the descriptor, and holds between processes and within one.
+/// Locks or unlocks a whole file for this open file description (`F_OFD_SETLK`): the lock ends when
+/// the last copy of the descriptor is closed, and works between processes and within one.
 ///
 /// # Errors
-/// `WouldBlock` when somebody else's lock is in the way; otherwise the system's answer.
+/// `WouldBlock` if another lock is in the way; otherwise the error from the system.
 pub(crate) fn lock(file: &File, lock: Lock) -> io::Result<()> {
     let kind = match lock {
         Lock::Shared => libc::F_RDLCK,
@@ -204,19 +205,20 @@ pub(crate) fn lock(file: &File, lock: Lock) -> io::Result<()> {
     }
 }
 
-/// Forgets what this host has cached of a file, as far as it is not dirty: another host may have
-/// written it since. A refusal is ignored, as the call is advice only.
+/// Drops what this host has cached of a file, except dirty pages: another host may have written it
+/// since. A refusal is ignored, as the call is only advice.
 pub(crate) fn forget_cached(file: &File) {
-    // SAFETY: posix_fadvise touches no memory of ours.
+    // SAFETY: posix_fadvise accesses no memory of ours.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
-/// Fills `bytes` from the host's entropy, without waiting: it is there since the host has booted.
+/// Fills `bytes` with the host's entropy, without blocking: it is available once the host has
+/// booted.
 ///
 /// # Errors
-/// The host has none yet.
+/// If the host has no entropy yet.
 pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
-    // SAFETY: the kernel writes at most the length of `bytes`, which is ours to write.
+    // SAFETY: the kernel writes at most the length of `bytes`, which we borrow mutably.
     let filled =
         unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
     // Requests of up to 256 bytes are never cut short (getrandom(2)).

@@ -1,4 +1,4 @@
-//! Getting a vCPU's thread out of `KVM_RUN`, without ever losing the request.
+//! Gets a vCPU's thread out of `KVM_RUN`, without ever losing the request.
 //!
 //! A kick is a real-time signal to the thread. Its handler sets `immediate_exit` in the thread's
 //! own `kvm_run`, so it makes no difference whether the signal arrives while the thread is in the
@@ -13,13 +13,13 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 thread_local! {
-    /// This thread's `immediate_exit` byte; null in a thread that runs no vCPU. A `const` value
-    /// without a destructor, so reading it in a signal handler initialises nothing.
+    /// This thread's `immediate_exit` byte; null in a thread that runs no vCPU. It is a `const`
+    /// value without a destructor, so reading it in a signal handler initialises nothing.
     static EXIT_FLAG: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Makes the current thread one that can be kicked, until dropped. It must be dropped before the
-/// vCPU, as `vcpu::thread` does: the handler writes into what the vCPU has mapped.
+/// Lets the current thread be kicked, until dropped. It must be dropped before the vCPU, as
+/// `vcpu::thread` does: the signal handler writes into memory that the vCPU has mapped.
 #[derive(Debug)]
 pub(crate) struct Kickable {
     tid: libc::pid_t,
@@ -29,7 +29,7 @@ impl Kickable {
     /// Points the signal handler at the `immediate_exit` byte of `vcpu`, which this thread runs.
     ///
     /// # Errors
-    /// When the signal handler cannot be installed.
+    /// If the signal handler cannot be installed.
     pub(crate) fn new(vcpu: &mut VcpuFd) -> Result<Self, kvm_ioctls::Error> {
         static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
         INSTALLED
@@ -37,7 +37,8 @@ impl Kickable {
                 register_signal_handler(SIGRTMIN(), on_kick).map_err(|error| error.errno())
             })
             .map_err(kvm_ioctls::Error::new)?;
-        // A thread inherits the mask of the one that made it. Failure means it was not blocked.
+        // A thread inherits its creator's signal mask. Failure means that the signal was not
+        // blocked.
         let _ = unblock_signal(SIGRTMIN());
         EXIT_FLAG.set(&raw mut vcpu.get_kvm_run().immediate_exit);
         // SAFETY: gettid has no preconditions.
@@ -45,7 +46,7 @@ impl Kickable {
         Ok(Self { tid })
     }
 
-    /// What [`kick`] wants.
+    /// The thread ID for [`kick`].
     pub(crate) fn tid(&self) -> libc::pid_t {
         self.tid
     }
@@ -57,9 +58,9 @@ impl Drop for Kickable {
     }
 }
 
-/// Kicks the thread `tid` of this process. A thread that is gone, or runs no vCPU, takes no harm.
+/// Kicks the thread `tid` of this process. Harmless if the thread has ended or runs no vCPU.
 pub(crate) fn kick(tid: libc::pid_t) {
-    // SAFETY: tgkill only sends a signal, to a thread of this process alone, and its handler is
+    // SAFETY: tgkill only sends a signal, and only to a thread of this process; the handler is
     // installed before any tid is known.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, SIGRTMIN()) };
 }
@@ -68,7 +69,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
     let flag = EXIT_FLAG.get();
     if !flag.is_null() {
         // SAFETY: the pointer is into this thread's mapping of `kvm_run`, which outlives the
-        // `Kickable` that set it and takes it back; a byte is written whole.
+        // `Kickable` that set it and resets it on drop; the write of one byte is atomic.
         unsafe { ptr::write_volatile(flag, 1) };
     }
 }

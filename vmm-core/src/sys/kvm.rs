@@ -1,4 +1,4 @@
-//! The ioctls that kvm-ioctls lacks, leaves unsafe, or leaves half-way.
+//! Ioctls that kvm-ioctls lacks, exposes only as unsafe, or supports only in part.
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
@@ -22,7 +22,7 @@ ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, u64);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
-/// Set in the flags of an emulation failure when the instruction's bytes are there (`linux/kvm.h`).
+/// Flag of an emulation failure: the instruction's bytes are present (`linux/kvm.h`).
 const EMULATION_FLAG_INSTRUCTION_BYTES: u64 = 1;
 /// `KVM_INTERNAL_ERROR_EMULATION` of `linux/kvm.h`.
 const INTERNAL_ERROR_EMULATION: u32 = 1;
@@ -30,8 +30,8 @@ const INTERNAL_ERROR_EMULATION: u32 = 1;
 /// Bytes of the oldest XSAVE area, `struct kvm_xsave` without its flexible tail.
 pub(crate) const XSAVE_BYTES_MIN: usize = 4096;
 
-/// A VM without anything. The kernel starts a thread for it, and gives up when a signal comes
-/// meanwhile: begins again then, as QEMU does.
+/// Creates an empty VM. The kernel starts a thread for it, and fails if a signal arrives meanwhile;
+/// this retries then, as QEMU does.
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     loop {
         match kvm.create_vm() {
@@ -41,7 +41,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     }
 }
 
-/// Registers `region` as KVM memory slot `slot`, or changes its `flags`.
+/// Registers `region` as KVM memory slot `slot`, or changes the slot's `flags`.
 ///
 /// The region must outlive the VM: `vcpu::Machine`, which owns both, drops the VM first.
 pub(crate) fn set_memory_region(
@@ -58,14 +58,14 @@ pub(crate) fn set_memory_region(
         userspace_addr: host_address(region) as u64,
     };
     // SAFETY: the range is one whole mapping made by vm-memory, so it belongs to the guest alone,
-    // and its owner keeps it mapped for as long as the VM's file descriptor is open.
+    // and its owner keeps it mapped as long as the VM's file descriptor is open.
     unsafe { vm.set_user_memory_region(userspace) }
 }
 
 /// Reads the dirty log of `slot` into `words`, which must have one bit for each page of the slot.
 ///
 /// # Errors
-/// `EINVAL` when `words` is not `slot_pages / 64` long; otherwise the kernel's answer.
+/// `EINVAL` if `words` is not `slot_pages / 64` long; otherwise the error from the kernel.
 pub(crate) fn get_dirty_log(
     vm: &VmFd,
     slot: u32,
@@ -109,11 +109,12 @@ pub(crate) fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> Result<Vec<u8>, Error> {
     Ok(area)
 }
 
-/// Loads a vCPU's XSAVE area. `bytes` is what this host's KVM reads: the value of `KVM_CAP_XSAVE2`,
-/// or [`XSAVE_BYTES_MIN`]; a shorter `area` is padded with zeros, which mean initial state.
+/// Loads a vCPU's XSAVE area. `bytes` is the length that this host's KVM reads: the value of
+/// `KVM_CAP_XSAVE2`, or [`XSAVE_BYTES_MIN`]. A shorter `area` is padded with zeros, which mean
+/// initial state.
 ///
 /// # Errors
-/// `E2BIG` when `area` is longer than this host can load; otherwise the kernel's answer.
+/// `E2BIG` if `area` is longer than this host can load; otherwise the error from the kernel.
 pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8], bytes: usize) -> Result<(), Error> {
     let bytes = bytes.max(XSAVE_BYTES_MIN);
     if area.len() > bytes {
@@ -126,14 +127,14 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8], bytes: usize) -> Result<(), 
     check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), padded.as_ptr()) })
 }
 
-/// The host's TSC, in ticks.
+/// Reads the host's TSC, in ticks.
 pub(crate) fn host_tsc() -> u64 {
     // SAFETY: the instruction reads a register, and every x86-64 processor has it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// What the guest's TSC is ahead of the host's, in ticks (wrapping). An error means that this KVM
-/// does not tell (`KVM_VCPU_TSC_OFFSET`, Documentation/virt/kvm/devices/vcpu.rst).
+/// Returns the offset of the guest's TSC from the host's, in ticks (wrapping). Fails if this KVM
+/// does not report it (`KVM_VCPU_TSC_OFFSET`, Documentation/virt/kvm/devices/vcpu.rst).
 pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut offset = 0u64;
     let attr = kvm_device_attr { addr: (&raw mut offset) as u64, ..tsc_offset_attr() };
@@ -142,7 +143,7 @@ pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     Ok(offset)
 }
 
-/// Sets what [`tsc_offset`] reads.
+/// Sets the offset that [`tsc_offset`] reads.
 pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), Error> {
     let attr = kvm_device_attr { addr: (&raw const offset) as u64, ..tsc_offset_attr() };
     // SAFETY: the kernel reads one u64 from `addr`, which points to `offset`.
@@ -157,8 +158,8 @@ fn tsc_offset_attr() -> kvm_device_attr {
     }
 }
 
-/// After an exit with `KVM_EXIT_INTERNAL_ERROR`: the suberror, and the bytes of the instruction
-/// that could not be emulated, as far as KVM tells them.
+/// Returns the suberror after an exit with `KVM_EXIT_INTERNAL_ERROR`, and the bytes of the
+/// instruction that could not be emulated, if KVM reports them.
 pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
     let run = vcpu.get_kvm_run();
     // SAFETY: any bytes are a valid value of these plain integers; the exit reason says which view
@@ -177,14 +178,14 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u8>) {
     (failure.suberror, bytes.iter().copied().take(usize::from(size)).collect())
 }
 
-/// The number of registers that `KVM_GET_REG_LIST` has for `vcpu`. Since Linux 6.18 these are
-/// registers that are in no other structure and no MSRs, such as the shadow stack's pointer;
-/// earlier kernels have no such list.
+/// Returns the number of registers that `KVM_GET_REG_LIST` lists for `vcpu`. Since Linux 6.18 these
+/// are registers that no other structure holds and that are not MSRs, such as the shadow stack
+/// pointer; earlier kernels have no such list.
 #[cfg(test)]
 pub(crate) fn listed_registers(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut count = 0_u64;
-    // SAFETY: a `kvm_reg_list` with room for no register is its length alone, and the kernel writes
-    // no more.
+    // SAFETY: a `kvm_reg_list` with room for no register consists of its length alone, and the
+    // kernel writes no more.
     match check(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_REG_LIST(), &mut count) }) {
         Err(error) if [libc::EINVAL, libc::ENOTTY].contains(&error.errno()) => Ok(0),
         Err(error) if error.errno() != libc::E2BIG => Err(error),

@@ -1,5 +1,4 @@
-//! What the kernel is asked to do with guest memory: `madvise`, `mbind`, and a mapping over a
-//! mapping.
+//! System calls on guest memory: `madvise`, `mbind`, and mapping over an existing mapping.
 
 use std::io::{Error, ErrorKind, Result};
 
@@ -8,7 +7,7 @@ use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
 use super::{PAGE_BYTES, check, host_address};
 
-/// A part of a region: whole pages within it.
+/// A part of a region that consists of whole pages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part<'a> {
     region: &'a GuestRegionMmap<AtomicBitmap>,
@@ -17,11 +16,11 @@ pub(crate) struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// `len` bytes of `region` from `offset` on.
+    /// Returns the `len` bytes of `region` from `offset` on.
     ///
     /// # Errors
-    /// `EINVAL` unless both are whole pages and lie in the region: the kernel would round a length
-    /// up, beyond what was asked for.
+    /// `EINVAL` unless both are multiples of the page size and lie in the region: the kernel would
+    /// round a length up, beyond the requested part.
     pub(crate) fn new(
         region: &'a GuestRegionMmap<AtomicBitmap>,
         offset: usize,
@@ -34,13 +33,13 @@ impl<'a> Part<'a> {
         Ok(Self { region, offset, len })
     }
 
-    /// All of `region`.
+    /// Returns all of `region`.
     pub(crate) fn whole(region: &'a GuestRegionMmap<AtomicBitmap>) -> Self {
         Self { region, offset: 0, len: region.len() as usize }
     }
 
-    /// The same in parts that end where the guest's physical addresses are multiples of `bytes`,
-    /// whole pages.
+    /// Splits the part where offsets in the region are multiples of `bytes`, which must be whole
+    /// pages.
     pub(crate) fn blocks(self, bytes: usize) -> impl Iterator<Item = Self> {
         let end = self.offset + self.len;
         let mut at = self.offset;
@@ -52,28 +51,28 @@ impl<'a> Part<'a> {
         })
     }
 
-    /// The region that it is a part of.
+    /// The region that contains the part.
     pub(crate) fn region(&self) -> &'a GuestRegionMmap<AtomicBitmap> {
         self.region
     }
 
-    /// Its first page; nothing where it is nothing.
+    /// Returns its first page, or an empty part if it is empty.
     pub(crate) fn first_page(self) -> Self {
         Part { len: self.len.min(PAGE_BYTES), ..self }
     }
 
-    /// Its last page; nothing where it is nothing.
+    /// Returns its last page, or an empty part if it is empty.
     pub(crate) fn last_page(self) -> Self {
         let len = self.len.min(PAGE_BYTES);
         Part { offset: self.offset + self.len - len, len, ..self }
     }
 
-    /// Where it lies in its region.
+    /// Returns its offsets in the region.
     pub(crate) fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
     }
 
-    /// Where it lies in this process.
+    /// Returns its addresses in this process.
     pub(crate) fn addresses(&self) -> std::ops::Range<u64> {
         let start = self.start() as u64;
         start..start + self.len as u64
@@ -84,31 +83,31 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What is asked of the kernel for a part. None of it changes what the guest reads.
+/// Advice to the kernel about a part. None of it changes what the guest reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advice {
-    /// Transparent huge pages where there are some.
+    /// Use transparent huge pages where possible.
     HugePages,
-    /// Small pages only.
+    /// Use small pages only.
     SmallPages,
-    /// Pages that are equal may be merged.
+    /// Equal pages may be merged.
     Mergeable,
-    /// None is merged any more: those that are become the guest's own again, which takes memory.
+    /// Merge no pages any more, and split merged ones, which takes memory.
     Unmergeable,
-    /// What is there now becomes huge pages, at once (`MADV_COLLAPSE`, Linux 6.1).
+    /// Collapse the present pages into huge pages now (`MADV_COLLAPSE`, Linux 6.1).
     Collapse,
-    /// What is there is needed less than the rest (`MADV_COLD`, Linux 5.4). A huge page of which it
-    /// is a part becomes small ones.
+    /// Reclaim these pages before others (`MADV_COLD`, Linux 5.4). This splits a huge page of which
+    /// they are only a part.
     Cold,
-    /// Have every page ready to be written (`MADV_POPULATE_WRITE`, Linux 5.14). An error, where
-    /// touching the page would end the process.
+    /// Make every page present and writable (`MADV_POPULATE_WRITE`, Linux 5.14). Without memory
+    /// this fails, where touching the page would kill the process.
     Populate,
 }
 
-/// Asks for `advice`.
+/// Gives `advice` for a part.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
     let advice = match advice {
         Advice::HugePages => libc::MADV_HUGEPAGE,
@@ -120,8 +119,8 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         Advice::Populate => libc::MADV_POPULATE_WRITE,
     };
     loop {
-        // SAFETY: none of these changes what is read, and the part lies within a mapping that we
-        // own.
+        // SAFETY: none of this advice changes what is read, and the part lies within a mapping that
+        // we own.
         let result = unsafe { libc::madvise(part.start(), part.len, advice) };
         match check(result) {
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted) => {}
@@ -133,39 +132,38 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
     }
 }
 
-/// Gives the pages of a private part back to the host. Afterwards it reads as zeros where it is
-/// anonymous, and as the file where its pages are copies of a file's.
+/// Drops the pages of a private part. Afterwards it reads as zeros if it is anonymous, and as the
+/// file if its pages were copies of a file's.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn drop_pages(part: Part<'_>) -> Result<()> {
     // SAFETY: the part lies within a mapping that we own. Guest memory is only ever accessed as
-    // volatile, so nobody minds that its content changes.
+    // volatile, so its content may change at any time.
     check(unsafe { libc::madvise(part.start(), part.len, libc::MADV_DONTNEED) })
 }
 
-/// Puts anonymous, private memory in the place of a part, whatever was mapped there; it reads as
-/// zeros.
+/// Replaces a part by anonymous private memory, whatever was mapped there; it reads as zeros.
 ///
 /// # Errors
-/// The kernel's answer: `ENOMEM` when the process has as many mappings as it may have.
+/// The error from the kernel: `ENOMEM` if the process has reached its limit of mappings.
 pub(crate) fn map_anonymous_over(part: Part<'_>) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the part lies within a mapping that we own, and stays mapped with the same access at
-    // every moment; vm-memory unmaps the whole range in the end, whatever it consists of. KVM
-    // follows such changes (MMU notifiers), and guest memory is only ever accessed as volatile.
+    // SAFETY: the part lies within a mapping that we own, and stays mapped with the same access
+    // throughout; vm-memory finally unmaps the whole range, whatever it consists of. KVM follows
+    // such changes (MMU notifiers), and guest memory is only ever accessed as volatile.
     let mapped = unsafe { libc::mmap(part.start(), part.len, access, flags, -1, 0) };
     if mapped == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes the pages of a part, those that are touched from now on, from the NUMA nodes whose bits
-/// are set in `nodes`, as `mode` says (`MPOL_*`).
+/// Sets the NUMA nodes, those whose bits are set in `nodes`, and the mode (`MPOL_*`) for pages of a
+/// part that are allocated from now on.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn bind(part: Part<'_>, mode: libc::c_int, nodes: u64) -> Result<()> {
-    // The kernel reads one bit less than it is told (get_nodes of mm/mempolicy.c).
+    // The kernel reads one bit fewer than the given number (get_nodes of mm/mempolicy.c).
     let bits = libc::c_ulong::from(u64::BITS + 1);
     // SAFETY: mbind reads the 64 bits of `nodes`, and changes no content of the part, which lies
     // within a mapping that we own.

@@ -1,8 +1,8 @@
-//! System calls that no library offers, as functions that are safe to call: each says why. All
-//! `unsafe` of this crate is here, except for that of the guests' own workload.
+//! Safe wrappers of system calls that no library offers; each says why it is safe. All `unsafe` of
+//! this crate is here, except for that of the embedded workload.
 //!
-//! What is here knows the kernel and vm-memory, and nothing else of this crate: neither devices nor
-//! how guest memory is laid out. Its errors are the kernel's.
+//! This module depends on the kernel and vm-memory only: it knows neither devices nor the layout of
+//! guest memory. Its errors are the kernel's.
 
 pub(crate) mod dirty_ring;
 pub(crate) mod file;
@@ -24,15 +24,15 @@ use vm_memory::{
     GuestRegionMmap, MemoryRegionAddress, Permissions,
 };
 
-/// Bytes of a page.
+/// Size of a page in bytes.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Guest memory as rust-vmm crates see it, remembering what is written through it.
+/// Guest memory in the form that rust-vmm crates use; it records what is written through it.
 pub(crate) type RamMap = GuestMemoryMmap<AtomicBitmap>;
-/// A piece of guest memory that remembers being written.
+/// A piece of guest memory that records writes.
 pub(crate) type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, AtomicBitmap>>;
 
-/// A run of guest-physical addresses.
+/// A range of guest-physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Buffer {
     /// Guest-physical address.
@@ -41,10 +41,11 @@ pub(crate) struct Buffer {
     pub(crate) len: u32,
 }
 
-/// The memory of `buffers`, for I/O without a copy. A buffer that spans two regions is two slices.
+/// Returns the memory of `buffers`, for I/O without a copy. A buffer that spans two regions gives
+/// two slices.
 ///
 /// # Errors
-/// Never for buffers that lie in RAM.
+/// If a buffer does not lie in RAM.
 pub(crate) fn slices<'a>(
     buffers: &[Buffer],
     memory: &'a RamMap,
@@ -59,12 +60,12 @@ pub(crate) fn slices<'a>(
     Ok(slices)
 }
 
-/// Where `region` lies in this process.
+/// Returns the address of `region` in this process.
 pub(crate) fn host_address(region: &GuestRegionMmap<AtomicBitmap>) -> *mut u8 {
     region.get_host_address(MemoryRegionAddress(0)).unwrap_or(std::ptr::null_mut())
 }
 
-/// The answer of a call that returns a negative number when it fails.
+/// Converts the result of a call that returns a negative number on failure.
 fn check(result: impl Into<libc::c_long>) -> io::Result<()> {
     if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

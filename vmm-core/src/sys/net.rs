@@ -1,5 +1,5 @@
 //! Raw system calls on taps and network interfaces: the ioctls of `linux/if_tun.h` and
-//! `linux/sockios.h`, and frames straight into and out of guest memory.
+//! `linux/sockios.h`, and frames directly to and from guest memory.
 
 use std::fs::File;
 use std::io;
@@ -10,46 +10,46 @@ use vm_memory::bitmap::Bitmap;
 
 use super::{RamSlice, check};
 
-/// Most buffers of a frame (`UIO_MAXIOV` of `linux/uio.h`), without the one that catches what is
-/// too long.
+/// Most buffers of a frame (`UIO_MAXIOV` of `linux/uio.h`), minus the one that detects frames that
+/// are too long.
 pub(crate) const SLICES_MAX: usize = 1023;
-/// Longest name of an interface, in bytes, without the zero behind it.
+/// Longest name of an interface, in bytes, without the final zero.
 pub(crate) const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 
 /// `SIOCBRADDIF` of `linux/sockios.h`.
 const ADD_TO_BRIDGE: libc::c_ulong = 0x89a2;
 /// `ETHTOOL_GDRVINFO` of `linux/ethtool.h`.
 const GET_DRIVER: u32 = 3;
-/// Bytes of `struct ethtool_drvinfo`, and where in it the driver's name is.
+/// Bytes of `struct ethtool_drvinfo`, and the range of the driver's name in it.
 const DRIVER_INFO_BYTES: usize = 196;
 const DRIVER_NAME: std::ops::Range<usize> = 4..36;
 
-/// Whether there is such a thing.
+/// Whether an interface has a carrier, or is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Carrier {
-    /// As if the cable were plugged in.
+    /// As with the cable plugged in.
     On,
-    /// As if it were not.
+    /// As with the cable unplugged.
     Off,
 }
 
-/// What came of receiving a frame.
+/// Result of receiving a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// A frame of so many bytes.
+    /// A frame of this many bytes.
     Frame(usize),
     /// A frame that was longer than the buffers; it is lost.
     TooLong,
 }
 
-/// Attaches `tun`, an open `/dev/net/tun`, to the interface `name`, or makes it; a `%d` in the name
-/// becomes a number. Returns the name.
+/// Attaches `tun`, an open `/dev/net/tun`, to the interface `name`, which is created if necessary;
+/// the kernel replaces `%d` in the name by a number. Returns the name.
 ///
 /// # Errors
-/// The system's answer; `InvalidInput` for a name that no interface can have.
+/// `InvalidInput` for a name that no interface can have; otherwise the error from the system.
 pub(crate) fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<String> {
     let mut request = request(name)?;
-    // TUNSETIFF looks at the lower 16 bits, which is what a `short` has.
+    // TUNSETIFF uses the lower 16 bits, which fit a `short`.
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
@@ -57,52 +57,52 @@ pub(crate) fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<S
     Ok(String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
 }
 
-/// Sets how many bytes of virtio-net's header are before each frame.
+/// Sets the size of the virtio-net header before each frame, in bytes.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn set_header_bytes(tun: &File, bytes: libc::c_int) -> io::Result<()> {
     // SAFETY: the kernel reads one `int`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
 }
 
-/// Sets what the frames that are read may leave to the reader (`TUN_F_*`).
+/// Sets the offloads (`TUN_F_*`): what the kernel may leave undone in frames that are read.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn set_offloads(tun: &File, offloads: libc::c_uint) -> io::Result<()> {
     let offloads = libc::c_ulong::from(offloads);
-    // SAFETY: the argument is a number.
+    // SAFETY: the argument is a number, not a pointer.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
 }
 
-/// Plugs the tap in, or out.
+/// Switches the tap's carrier on or off.
 ///
 /// # Errors
-/// The system's answer: kernels before 5.0 cannot.
+/// The error from the system: kernels before 5.0 do not support this.
 pub(crate) fn set_carrier(tun: &File, carrier: Carrier) -> io::Result<()> {
     let on = libc::c_int::from(carrier == Carrier::On);
     // SAFETY: the kernel reads one `int`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETCARRIER, &raw const on) })
 }
 
-/// A socket on which the system is asked about interfaces. The family does not matter to the
-/// system; a guest's process that is confined may have Unix sockets only for vsock.
+/// Opens a socket for ioctls on interfaces. They work with any address family. A confined guest
+/// process may open Unix sockets only for vsock, so this uses an Internet socket.
 pub(crate) fn control() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
 }
 
-/// The index of an interface.
+/// Returns the index of an interface.
 ///
 /// # Errors
-/// `ENODEV` when there is none; `InvalidInput` for a name that no interface can have.
+/// `ENODEV` if there is no such interface; `InvalidInput` for a name that no interface can have.
 pub(crate) fn index(control: &OwnedFd, name: &str) -> io::Result<libc::c_int> {
     let answer = ask(control, libc::SIOCGIFINDEX, request(name)?)?;
     // SAFETY: SIOCGIFINDEX fills in this field, and any bytes are a valid number.
     Ok(unsafe { answer.ifr_ifru.ifru_ifindex })
 }
 
-/// The MTU of an interface.
+/// Returns the MTU of an interface.
 ///
 /// # Errors
 /// As [`index`].
@@ -115,7 +115,7 @@ pub(crate) fn mtu(control: &OwnedFd, name: &str) -> io::Result<u32> {
 /// Sets the MTU of an interface.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn set_mtu(control: &OwnedFd, name: &str, mtu: u32) -> io::Result<()> {
     let mut request = request(name)?;
     request.ifr_ifru.ifru_mtu = mtu as libc::c_int;
@@ -125,7 +125,7 @@ pub(crate) fn set_mtu(control: &OwnedFd, name: &str, mtu: u32) -> io::Result<()>
 /// Sets the hardware address of an interface.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn set_hardware_address(
     control: &OwnedFd,
     name: &str,
@@ -151,7 +151,7 @@ pub(crate) fn is_up(control: &OwnedFd, name: &str) -> io::Result<bool> {
 /// Sets an interface up or down.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn set_up(control: &OwnedFd, name: &str, up: Carrier) -> io::Result<()> {
     let before = libc::c_int::from(flags(control, name)?);
     let after = match up {
@@ -169,20 +169,20 @@ fn flags(control: &OwnedFd, name: &str) -> io::Result<libc::c_short> {
     Ok(unsafe { answer.ifr_ifru.ifru_flags })
 }
 
-/// Puts the interface of this index on a bridge.
+/// Adds the interface with this index to a bridge.
 ///
 /// # Errors
-/// The system's answer.
+/// The error from the system.
 pub(crate) fn add_to_bridge(control: &OwnedFd, bridge: &str, index: libc::c_int) -> io::Result<()> {
     let mut request = request(bridge)?;
     request.ifr_ifru.ifru_ifindex = index;
     ask(control, ADD_TO_BRIDGE, request).map(drop)
 }
 
-/// The name of an interface's driver: `bridge`, `tun`.
+/// Returns the name of an interface's driver: `bridge`, `tun`.
 ///
 /// # Errors
-/// As [`index`]; `EOPNOTSUPP` when the driver does not say.
+/// As [`index`]; `EOPNOTSUPP` if the driver does not report its name.
 pub(crate) fn driver(control: &OwnedFd, name: &str) -> io::Result<String> {
     let mut info = [0u8; DRIVER_INFO_BYTES];
     info[..4].copy_from_slice(&GET_DRIVER.to_ne_bytes());
@@ -195,12 +195,13 @@ pub(crate) fn driver(control: &OwnedFd, name: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// A request about the interface `name`, all zeros beyond it.
+/// Returns a request for the interface `name`, with all other fields zero.
 fn request(name: &str) -> io::Result<libc::ifreq> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains('\0') {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: `ifreq` is numbers, a union of such and a pointer, for all of which zeros are valid.
+    // SAFETY: `ifreq` consists of numbers, a union of numbers and a pointer, for all of which zeros
+    // are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
@@ -208,26 +209,26 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-/// For requests that hold no pointer.
+/// Makes a request that contains no pointer.
 fn ask(
     control: &OwnedFd,
     what: libc::c_ulong,
     mut request: libc::ifreq,
 ) -> io::Result<libc::ifreq> {
-    // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call; the requests that
-    // come here hold numbers and addresses in place, no pointer.
+    // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call; the requests passed
+    // to this function hold numbers and addresses in place, no pointer.
     check(unsafe { libc::ioctl(control.as_raw_fd(), what as _, &raw mut request) })?;
     Ok(request)
 }
 
-/// Receives one frame into `slices`, at most [`SLICES_MAX`]. What is written is remembered as
-/// dirty, also when the call fails half-way.
+/// Receives one frame into at most [`SLICES_MAX`] `slices`. Memory that is written is marked dirty,
+/// even if the call fails half-way.
 ///
 /// # Errors
-/// `WouldBlock` when there is no frame, and then nothing was written; otherwise the system's
-/// answer.
+/// `WouldBlock` if there is no frame, and then nothing was written; otherwise the error from the
+/// system.
 pub(crate) fn receive(from: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Result<Received> {
-    // The guards keep the mappings in place for as long as the kernel may use the pointers.
+    // The guards keep the mappings in place as long as the kernel may use the pointers.
     let guards: Vec<_> = slices.iter().map(RamSlice::ptr_guard_mut).collect();
     let mut vectors: Vec<libc::iovec> = Vec::with_capacity(guards.len() + 1);
     vectors.extend(
@@ -236,14 +237,14 @@ pub(crate) fn receive(from: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Resu
             .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }),
     );
     let room: usize = vectors.iter().map(|vector| vector.iov_len).sum();
-    // One byte more than there is room for shows a frame that does not fit.
+    // One extra byte detects a frame that does not fit.
     let mut excess = 0u8;
     vectors.push(libc::iovec { iov_base: (&raw mut excess).cast(), iov_len: 1 });
     let count = vectors.len() as libc::c_int;
     // SAFETY: each vector is a slice of guest memory whose guard is held here, so it is mapped and
     // belongs to the guest alone, or the byte above; the kernel reads the vectors themselves and
-    // keeps neither. That the guest may use the same memory meanwhile is its own affair: no
-    // reference exists.
+    // keeps neither. The guest may use the same memory concurrently, which affects only the data:
+    // no Rust reference to it exists.
     let received = unsafe { libc::readv(from.as_raw_fd(), vectors.as_ptr(), count) };
     match usize::try_from(received) {
         Ok(bytes) => {
@@ -260,7 +261,7 @@ pub(crate) fn receive(from: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Resu
     }
 }
 
-/// Remembers that the first `bytes` of `slices` were written.
+/// Marks the first `bytes` of `slices` dirty.
 fn mark_dirty(slices: &[RamSlice<'_>], bytes: usize) {
     let mut left = bytes;
     for slice in slices {
@@ -273,10 +274,10 @@ fn mark_dirty(slices: &[RamSlice<'_>], bytes: usize) {
     }
 }
 
-/// Sends one frame of `slices`, at most [`SLICES_MAX`].
+/// Sends one frame from at most [`SLICES_MAX`] `slices`.
 ///
 /// # Errors
-/// The system's answer; then the frame is lost.
+/// The error from the system; the frame is then lost.
 pub(crate) fn send(to: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Result<()> {
     let guards: Vec<_> = slices.iter().map(RamSlice::ptr_guard).collect();
     let vectors: Vec<libc::iovec> = guards
@@ -292,7 +293,7 @@ pub(crate) fn send(to: BorrowedFd<'_>, slices: &[RamSlice<'_>]) -> io::Result<()
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends one frame that is not the guest's.
+/// Sends one frame that does not come from guest memory.
 ///
 /// # Errors
 /// As [`send`].

@@ -1,4 +1,4 @@
-//! What the kernel tells of the pages of a process: `PAGEMAP_SCAN` of `/proc/PID/pagemap` (Linux
+//! What the kernel reports about a process's pages: `PAGEMAP_SCAN` of `/proc/PID/pagemap` (Linux
 //! 6.7, `linux/fs.h`, Documentation/admin-guide/mm/pagemap.rst), which libc lacks.
 
 use std::fs::File;
@@ -12,37 +12,36 @@ use vmm_sys_util::ioctl_iowr_nr;
 
 use super::PAGE_BYTES;
 
-/// The `ioctl` request by which [`PageMap`](crate::memory::PageMap) scans (`PAGEMAP_SCAN` of
-/// `linux/fs.h`), for the confinement of the process.
+/// The `ioctl` request that [`PageMap`](crate::memory::PageMap) uses to scan (`PAGEMAP_SCAN` of
+/// `linux/fs.h`), for the seccomp filter of the process.
 pub const PAGEMAP_SCAN_REQUEST: u64 = 0xc060_6610;
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, ScanArgument);
 
-/// `PAGE_IS_WPALLOWED`: in memory that can be write-protected asynchronously, see
+/// `PAGE_IS_WPALLOWED`: the memory can be write-protected asynchronously, see
 /// [`super::userfaultfd`].
 const IS_PROTECTABLE: u64 = 1 << 0;
-/// `PAGE_IS_WRITTEN`: not write-protected, or not any more.
+/// `PAGE_IS_WRITTEN`: not write-protected, or no longer.
 const IS_WRITTEN: u64 = 1 << 1;
-/// `PAGE_IS_FILE`: of a file, or of shared memory.
+/// `PAGE_IS_FILE`: backed by a file or shared memory.
 pub(crate) const IS_FILE: u64 = 1 << 2;
 /// `PAGE_IS_PRESENT`.
 pub(crate) const IS_PRESENT: u64 = 1 << 3;
-/// `PAGE_IS_PFNZERO`: the page of zeros that everybody has.
+/// `PAGE_IS_PFNZERO`: the shared zero page.
 pub(crate) const IS_ZERO: u64 = 1 << 5;
 /// `PAGE_IS_HUGE`: mapped as part of a huge page.
 pub(crate) const IS_HUGE: u64 = 1 << 6;
 
-/// `PM_SCAN_WP_MATCHING`: write-protect what is found.
+/// `PM_SCAN_WP_MATCHING`: write-protect the pages found.
 const PROTECT: u64 = 1 << 0;
-/// `PM_SCAN_CHECK_WPASYNC`: fail where that is not possible.
+/// `PM_SCAN_CHECK_WPASYNC`: fail if they cannot be write-protected.
 const OR_FAIL: u64 = 1 << 1;
 
-/// Bit 63 of an entry: present.
+/// Bit 63 of an entry: the page is present.
 const ENTRY_PRESENT: u64 = 1 << 63;
-/// Bit 61: of a file, or of shared memory.
+/// Bit 61 of an entry: backed by a file or shared memory.
 const ENTRY_FILE: u64 = 1 << 61;
-/// Bits 0 to 54: the number of the host's page, for whoever may know it (`CAP_SYS_ADMIN`), and 0
-/// for others.
+/// Bits 0 to 54 of an entry: the host's page frame number, or 0 without `CAP_SYS_ADMIN`.
 const ENTRY_FRAME: u64 = (1 << 55) - 1;
 
 /// `struct pm_scan_arg`.
@@ -63,56 +62,56 @@ struct ScanArgument {
     return_mask: u64,
 }
 
-/// What a scan looks for, and what it does with it.
+/// What a scan looks for, and what it does with the pages it finds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Search {
-    /// What pages are.
+    /// Categories that pages must have.
     are: u64,
-    /// What they are not.
+    /// Categories that pages must not have.
     are_not: u64,
-    /// What is told of them.
+    /// Categories to report.
     told: u64,
-    /// `PROTECT`, `OR_FAIL`.
+    /// `PROTECT` and `OR_FAIL`, or 0.
     flags: u64,
 }
 
-/// `struct page_region`: pages next to each other that are alike.
+/// `struct page_region`: a run of pages with equal categories.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Region {
-    /// Address in the process.
+    /// Address of the first page in the process.
     pub(crate) start: u64,
-    /// Where it ends.
+    /// Address after the last page.
     pub(crate) end: u64,
-    /// What was asked for of `IS_PRESENT` and the others.
+    /// Categories of the pages, among those that were to be reported.
     pub(crate) categories: u64,
 }
 
-/// The pages of the process at `addresses`, whole pages, that are present, in order.
+/// Returns the present pages of the process at `addresses`, whole pages, in order.
 ///
 /// # Errors
-/// `ENOTTY` of a kernel before 6.7; otherwise the kernel's answer.
+/// `ENOTTY` from a kernel before 6.7; otherwise the error from the kernel.
 pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let told = IS_PRESENT | IS_FILE | IS_ZERO | IS_HUGE;
     search(pagemap, addresses, Search { are: IS_PRESENT, told, ..Search::default() })
 }
 
-/// Write-protects those pages at `addresses` that are present and the process's own, and tells
-/// which they are, in order. From now on they count as written once anybody has written to them.
+/// Write-protects the pages at `addresses` that are present and the process's own, and returns them
+/// in order. From now on, any write to a page marks it as written.
 ///
 /// # Errors
-/// `EPERM` where the memory is not registered with a userfaultfd for it; otherwise the kernel's
-/// answer.
+/// `EPERM` if the memory is not registered with a userfaultfd for this; otherwise the error from
+/// the kernel.
 pub(crate) fn protect(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let (are, are_not, flags) = (IS_PRESENT, IS_FILE | IS_ZERO, PROTECT | OR_FAIL);
     search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags })
 }
 
-/// Those that [`protect`] found and nobody has written to since: what is certainly protected,
-/// present and the process's own, and nothing else.
+/// Returns the pages that [`protect`] found and that have not been written since: only pages that
+/// are certainly protected, present and the process's own.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn protected(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let (are, are_not) = (IS_PRESENT | IS_PROTECTABLE, IS_WRITTEN | IS_FILE | IS_ZERO);
     search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags: 0 })
@@ -120,7 +119,7 @@ pub(crate) fn protected(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Re
 
 fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<Region>> {
     let mut found = Vec::new();
-    // As many as 2 MiB can have at most.
+    // As many regions as 2 MiB can have at most.
     let mut regions = [Region::default(); 512];
     let mut start = addresses.start;
     while start < addresses.end {
@@ -138,7 +137,7 @@ fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<
         };
         // SAFETY: the kernel reads and writes one `struct pm_scan_arg`, and writes at most
         // `vec_len` of `struct page_region` at `vec`, which is `regions`. Pages keep their content,
-        // and who writes to one that is protected is not kept from it.
+        // and writes to protected pages are not prevented.
         let count = unsafe { ioctl_with_mut_ref(pagemap, PAGEMAP_SCAN(), &mut argument) };
         let Ok(count) = usize::try_from(count) else { return Err(std::io::Error::last_os_error()) };
         found.extend(regions.iter().take(count));
@@ -150,10 +149,10 @@ fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<
     Ok(found)
 }
 
-/// The same from the plain file, which does not tell huge pages, nor the page of zeros from others.
+/// As `scan`, by reading the file, whose entries identify neither huge pages nor the zero page.
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn read(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     const PAGE: u64 = PAGE_BYTES as u64;
     let mut found: Vec<Region> = Vec::new();
@@ -171,11 +170,11 @@ pub(crate) fn read(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
     Ok(found)
 }
 
-/// The host's page at each page of `addresses`, and none where there is none, or where this process
-/// may not know it (`CAP_SYS_ADMIN`).
+/// Returns the host's frame for each page of `addresses`; `None` where no page is present, or if
+/// this process may not see frame numbers (`CAP_SYS_ADMIN`).
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn frames(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Option<NonZeroU64>>> {
     let frame = |entry: u64| {
         NonZeroU64::new(if entry & ENTRY_PRESENT == 0 { 0 } else { entry & ENTRY_FRAME })

@@ -1,21 +1,22 @@
-//! What the kernel is asked to do with the memory of another process: `process_madvise(2)`.
+//! System calls on the memory of another process: `process_madvise(2)`.
 
 use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Makes huge pages of what is at `addresses` of `process`, a pidfd (`MADV_COLLAPSE`, Linux 6.1).
+/// Collapses the memory at `addresses` of `process`, a pidfd, into huge pages (`MADV_COLLAPSE`,
+/// Linux 6.1).
 ///
 /// # Errors
-/// The kernel's answer.
+/// The error from the kernel.
 pub(crate) fn collapse(process: BorrowedFd<'_>, addresses: &Range<u64>) -> Result<()> {
     let part = libc::iovec {
         iov_base: addresses.start as usize as *mut libc::c_void,
         iov_len: (addresses.end - addresses.start) as usize,
     };
     let (process, advice) = (process.as_raw_fd(), libc::MADV_COLLAPSE);
-    // SAFETY: the kernel reads the one iovec, whose address is of the other process and means
-    // nothing in this one; that process reads the same afterwards.
+    // SAFETY: the kernel reads one iovec, whose address belongs to the other process and is not
+    // accessed in this one; the other process reads the same content afterwards.
     let done = unsafe {
         libc::syscall(libc::SYS_process_madvise, process, &raw const part, 1_usize, advice, 0_u32)
     };

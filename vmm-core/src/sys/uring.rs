@@ -1,5 +1,5 @@
-//! Positioned I/O by io_uring, straight into and out of guest memory. What the kernel may still
-//! touch is kept until it has answered, also when the ring is dropped.
+//! Positioned I/O by io_uring, directly between files and guest memory. Everything that the kernel
+//! may still access is kept until it has completed the operation, even if the ring is dropped.
 
 use std::fs::File;
 use std::io;
@@ -13,58 +13,58 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::file::{Direction, SLICES_MAX, advance};
 use super::{Buffer, RamMap, RamSlice, slices};
 
-/// Orders handed to the kernel at once; more take another call.
+/// Orders submitted to the kernel in one call; more take another call.
 const SUBMISSIONS: u32 = 256;
-/// Attempts to hear from the kernel before what it may still touch is given up, never to be freed.
+/// Attempts to get completions before memory that the kernel may still access is leaked.
 const DROP_ATTEMPTS: u32 = 1000;
-/// Times that the kernel may say "again" to one order without moving a byte, before that is an
-/// error: some kernels say it for ever.
+/// Times that the kernel may return "try again" for one order without moving a byte before that
+/// counts as an error: some kernels return it for ever.
 const AGAIN_MAX: u32 = 100;
 
-/// Bytes to be moved between a file and guest memory.
+/// A transfer of bytes between a file and guest memory.
 #[derive(Debug)]
 pub(crate) struct Transfer {
-    /// Where in the file.
+    /// Offset in the file.
     pub(crate) offset: u64,
-    /// Where in guest memory.
+    /// Buffers in guest memory.
     pub(crate) buffers: Vec<Buffer>,
-    /// Which way.
+    /// Direction of the transfer.
     pub(crate) direction: Direction,
-    /// Whether a write must be durable when it is answered.
+    /// Whether a write must be durable when it completes.
     pub(crate) durable: bool,
 }
 
-/// What the kernel is to do.
+/// An operation for the kernel.
 #[derive(Debug)]
 pub(crate) enum Order {
     /// Move bytes.
     Transfer(Transfer),
-    /// Make durable what was written before.
+    /// Make earlier writes durable.
     Sync,
 }
 
-/// An order under way, with all that the kernel may touch.
+/// An order in flight, with everything that the kernel may access.
 struct Flight<T> {
     ticket: T,
     file: Arc<File>,
     memory: RamMap,
     order: Order,
-    /// What is still to be moved, from `first` on.
+    /// Buffers in this process; those from `first` on are not fully transferred.
     vectors: Vec<libc::iovec>,
     first: usize,
-    /// Times that the kernel said "again" since it last moved something.
+    /// Times that the kernel has returned "try again" since it last moved a byte.
     again: u32,
 }
 
-// SAFETY: the vectors point into `memory`, which goes along and may be used from any thread.
+// SAFETY: the vectors point into `memory`, which moves with them and may be used from any thread.
 unsafe impl<T: Send> Send for Flight<T> {}
 
-/// A ring; orders come back with their tickets, in any order.
+/// A ring; orders complete in any order and are identified by their tickets.
 pub(crate) struct Uring<T> {
     ring: IoUring,
-    /// Raised for each order that is done.
+    /// Signalled for each completed order.
     event: EventFd,
-    /// By the number that the kernel is told.
+    /// Orders in flight, indexed by the `user_data` of their entries.
     flights: Vec<Option<Flight<T>>>,
     free: Vec<usize>,
     in_flight: usize,
@@ -77,10 +77,11 @@ impl<T> std::fmt::Debug for Uring<T> {
 }
 
 impl<T> Uring<T> {
-    /// A ring for up to `orders_max` orders at a time, which can do nothing but what is here.
+    /// Creates a ring for up to `orders_max` orders at a time, restricted to the operations of this
+    /// module.
     ///
     /// # Errors
-    /// The host has no io_uring (5.10 or later), or does not let this process have it.
+    /// If the host has no io_uring (Linux 5.10 or later), or forbids it to this process.
     pub(crate) fn new(orders_max: u32) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_r_disabled()
@@ -90,27 +91,28 @@ impl<T> Uring<T> {
         let allowed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
         let submitter = ring.submitter();
         submitter.register_restrictions(&mut allowed.map(Restriction::sqe_op))?;
-        // Not only for what kernel threads do: a read that waits for the host's cache is done by
-        // this task's own work.
+        // For all completions, not only those of kernel threads: a read that waits for the page
+        // cache completes in this task's own work.
         submitter.register_eventfd(event.as_raw_fd())?;
         submitter.register_enable_rings()?;
         Ok(Self { ring, event, flights: Vec::new(), free: Vec::new(), in_flight: 0 })
     }
 
-    /// Readable when an order was done; also one that [`Uring::submit`] did at once.
+    /// The eventfd that is readable after a completion, including one during [`Uring::submit`].
     pub(crate) fn event_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 
-    /// Orders under way.
+    /// Number of orders in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Takes an order; [`Uring::submit`] hands it over.
+    /// Queues an order; [`Uring::submit`] submits it.
     ///
     /// # Errors
-    /// A buffer does not lie in memory, or the kernel takes no more; nothing will be done.
+    /// If a buffer does not lie in memory, or the kernel accepts no more orders. The order is then
+    /// dropped.
     pub(crate) fn begin(
         &mut self,
         file: &Arc<File>,
@@ -137,46 +139,47 @@ impl<T> Uring<T> {
             Ok(()) => Ok(()),
             Err(error) => match self.land(number) {
                 Some(ticket) => Err((error, ticket)),
-                // It was put there just now.
+                // Unreachable: the flight was stored just now.
                 None => Ok(()),
             },
         }
     }
 
-    /// Hands over all orders that were taken.
+    /// Submits all queued orders.
     ///
     /// # Errors
-    /// The system's answer; what was not handed over can be later.
+    /// The error from the system; orders that were not submitted stay queued.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         retried(|| self.ring.submit())
     }
 
-    /// Whether there are orders that the kernel was not handed yet, also such that it had done half
-    /// of.
+    /// Whether any order waits to be submitted, including one that the kernel completed only in
+    /// part.
     pub(crate) fn has_unsubmitted(&mut self) -> bool {
         !self.ring.submission().is_empty()
     }
 
-    /// Hands over all orders and waits until one is done.
+    /// Submits all queued orders and waits until one completes.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The error from the system.
     pub(crate) fn wait(&mut self) -> io::Result<()> {
         retried(|| self.ring.submit_and_wait(1))
     }
 
-    /// The next order that is done, with how it went. Guest memory that was written is remembered
-    /// as dirty by then, also when it failed half-way. Ask [`Uring::has_unsubmitted`] afterwards.
+    /// Returns the next completed order with its result. Guest memory that was written has been
+    /// marked dirty by then, even if the order failed half-way. Check [`Uring::has_unsubmitted`]
+    /// afterwards.
     pub(crate) fn reap(&mut self) -> Option<(T, io::Result<()>)> {
         loop {
             let done = self.ring.completion().next()?;
             let number = done.user_data() as usize;
             let flight = self.flights.get_mut(number)?.as_mut()?;
             let outcome = match flight.moved(done.result()) {
-                // The rest of it, or all of it once more.
+                // Queue the rest of it, or all of it once more.
                 None => match self.push(number) {
                     Ok(()) => {
-                        // If that fails the ring keeps the order, which is thereby still under way.
+                        // If that fails, the order stays in the ring and counts as in flight.
                         let _ = self.submit();
                         continue;
                     }
@@ -188,14 +191,14 @@ impl<T> Uring<T> {
         }
     }
 
-    /// Tells the kernel of a flight.
+    /// Queues the entry of a flight.
     fn push(&mut self, number: usize) -> io::Result<()> {
         let Some(Some(flight)) = self.flights.get(number) else { return Ok(()) };
         let entry = flight.entry().user_data(number as u64);
         for _ in 0..2 {
-            // SAFETY: file, memory and vectors stay in `flights` until the kernel has answered this
-            // entry or the process ends: see `land` and `drop`. The vector's items are not moved
-            // meanwhile.
+            // SAFETY: file, memory and vectors stay in `flights` until the kernel has completed
+            // this entry or the process ends: see `land` and `drop`. The items of the vector do not
+            // move meanwhile.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -204,7 +207,7 @@ impl<T> Uring<T> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Lets go of a flight that the kernel does not know of, or not any more.
+    /// Removes a flight that the kernel does not know, or has completed.
     fn land(&mut self, number: usize) -> Option<T> {
         let flight = self.flights.get_mut(number)?.take()?;
         self.free.push(number);
@@ -221,7 +224,7 @@ impl<T> Drop for Uring<T> {
             if self.in_flight == 0 {
                 return;
             }
-            // Tried again, whatever the answer.
+            // Try again, whatever the result.
             let _ = self.wait();
         }
         tracing::error!(orders = self.in_flight, "the kernel does not give guest memory back");
@@ -247,7 +250,7 @@ impl<T> Flight<T> {
         }
     }
 
-    /// Takes the kernel's answer in; `None` when the order is not done yet.
+    /// Handles a completion; `None` if the order is not finished.
     fn moved(&mut self, result: i32) -> Option<io::Result<()>> {
         let moved = match usize::try_from(result) {
             Ok(moved) => moved,
@@ -286,7 +289,7 @@ impl<T> Flight<T> {
     }
 }
 
-/// Where buffers lie in this process. `memory` must be kept for as long as that is used.
+/// Returns the addresses of buffers in this process. `memory` must live as long as they are used.
 fn vectors(buffers: &[Buffer], memory: &RamMap) -> io::Result<Vec<libc::iovec>> {
     let slices = slices(buffers, memory).map_err(io::Error::other)?;
     let vector = |slice: &RamSlice<'_>| {
@@ -324,9 +327,9 @@ mod tests {
         Order::Transfer(Transfer { offset: 0, buffers, direction: Direction::In, durable: false })
     }
 
-    /// Makes `fd` another name of what `other` is; returns what it was.
+    /// Makes `fd` refer to what `other` refers to; returns what it referred to before.
     fn exchange(fd: RawFd, other: RawFd) -> OwnedFd {
-        // SAFETY: both are open; what `fd` was lives on in the copy, which is ours alone.
+        // SAFETY: both are open; the previous file lives on in the copy, which is ours alone.
         unsafe {
             let before = OwnedFd::from_raw_fd(libc::dup(fd));
             assert_eq!(libc::dup2(other, fd), fd);
@@ -343,7 +346,7 @@ mod tests {
         ring.begin(&file, &memory, read_of(8192), 7).unwrap();
         ring.wait().unwrap();
 
-        // Half of it is done, and the kernel takes nothing now.
+        // Half of it is done, and now the kernel accepts nothing.
         let null = File::open("/dev/null").unwrap();
         let number = ring.ring.as_raw_fd();
         let own = exchange(number, null.as_raw_fd());

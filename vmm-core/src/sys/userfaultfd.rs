@@ -18,19 +18,19 @@ ioctl_iowr_nr!(UFFDIO_API, TYPE, 0x3f, Api);
 ioctl_iowr_nr!(UFFDIO_REGISTER, TYPE, 0x00, Register);
 ioctl_ior_nr!(UFFDIO_UNREGISTER, TYPE, 0x01, Addresses);
 
-/// The requests with which memory is write-protected (`UFFDIO_REGISTER` and `UFFDIO_UNREGISTER` of
-/// `linux/userfaultfd.h`), for the confinement of the process of a guest that has a template.
+/// The requests that enable and end write-protection (`UFFDIO_REGISTER` and `UFFDIO_UNREGISTER` of
+/// `linux/userfaultfd.h`), for the seccomp filter of a guest process that uses a template.
 pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
 
 /// `UFFD_API`.
 const API: u64 = 0xaa;
-/// `UFFD_FEATURE_WP_ASYNC`: whoever writes to a protected page takes the protection away and goes
-/// on.
+/// `UFFD_FEATURE_WP_ASYNC`: on a write to a protected page the kernel removes the protection, and
+/// the writer continues.
 const WP_ASYNC: u64 = 1 << 15;
 /// `UFFDIO_REGISTER_MODE_WP`.
 const MODE_WP: u64 = 1 << 1;
-/// `UFFD_USER_MODE_ONLY`: faults of the kernel are never handed to this process, for which others
-/// need a right (`vm.unprivileged_userfaultfd`). With `WP_ASYNC` none is.
+/// `UFFD_USER_MODE_ONLY`: this process handles no faults of the kernel, which would require a
+/// privilege (`vm.unprivileged_userfaultfd`). With `WP_ASYNC` it handles no faults at all.
 const USER_MODE_ONLY: libc::c_int = 1;
 
 /// `struct uffdio_api`.
@@ -65,21 +65,21 @@ struct Register {
     ioctls: u64,
 }
 
-/// Has memory of this process write-protected, of which whoever writes to it notices nothing. What
-/// is protected, and what was written since, is for [`super::pagemap`] to do and to tell.
+/// Lets memory of this process be write-protected without disturbing writers. [`super::pagemap`]
+/// sets the protection and reports what was written since.
 #[derive(Debug)]
 pub(crate) struct Userfaultfd {
     file: File,
 }
 
 impl Userfaultfd {
-    /// Opens one.
+    /// Opens a userfaultfd for asynchronous write-protection.
     ///
     /// # Errors
-    /// `EINVAL` of a kernel before 6.7, `ENOSYS` of one that was built without it, `EPERM` where
-    /// this process may not; otherwise the kernel's answer.
+    /// `EINVAL` from a kernel before 6.7, `ENOSYS` from one that was built without it, `EPERM` if
+    /// this process may not have one; otherwise the error from the kernel.
     pub(crate) fn open() -> Result<Self> {
-        // SAFETY: the call takes flags alone and makes a descriptor.
+        // SAFETY: the call takes only flags and creates a descriptor.
         let made = unsafe {
             libc::syscall(
                 libc::SYS_userfaultfd,
@@ -88,7 +88,7 @@ impl Userfaultfd {
         };
         let descriptor = RawFd::try_from(made).ok().filter(|made| *made >= 0);
         let descriptor = descriptor.ok_or_else(Error::last_os_error)?;
-        // SAFETY: the kernel has just made it, and nobody else has it.
+        // SAFETY: the kernel has just created the descriptor, so nothing else owns it.
         let file = unsafe { File::from_raw_fd(descriptor) };
         let mut argument = Api { api: API, features: WP_ASYNC, ioctls: 0 };
         // SAFETY: the kernel reads and writes one `struct uffdio_api`.
@@ -96,24 +96,23 @@ impl Userfaultfd {
         Ok(Self { file })
     }
 
-    /// Lets pages at `addresses`, whole ones, be protected.
+    /// Registers `addresses`, whole pages, so that they can be protected.
     ///
     /// # Errors
-    /// `EBUSY` when another userfaultfd has them, `ENOMEM` when the process has as many mappings as
-    /// it may have; otherwise the kernel's answer.
+    /// `EBUSY` if another userfaultfd has registered them, `ENOMEM` if the process has reached its
+    /// limit of mappings; otherwise the error from the kernel.
     pub(crate) fn register(&self, addresses: &Range<u64>) -> Result<()> {
         let mut argument = Register { range: addresses.into(), mode: MODE_WP, ioctls: 0 };
         // SAFETY: the kernel reads and writes one `struct uffdio_register`. Memory keeps its
         // content, and no access to it ever waits for this process: in this mode the kernel itself
-        // takes protections away.
+        // removes protections.
         check(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut argument) })
     }
 
-    /// Takes all protections at `addresses` away; all of them must have been registered, or be
-    /// anonymous.
+    /// Removes all protections at `addresses`, all of which must be registered, or anonymous.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// The error from the kernel.
     pub(crate) fn unregister(&self, addresses: &Range<u64>) -> Result<()> {
         let argument = Addresses::from(addresses);
         // SAFETY: the kernel reads one `struct uffdio_range`. Memory keeps its content.

@@ -1,9 +1,9 @@
-//! vCPUs: a thread each, parked or in the guest.
+//! vCPUs, each with a thread that is parked or in the guest.
 //!
-//! A [`VcpuThread`] is told what to do (an `Order`) and parks as soon as it can: it leaves the
-//! guest when kicked ([`crate::sys::kick`]), finishes the instruction that an exit has left half
-//! done, and waits. A parked vCPU runs *jobs*: closures that get the vCPU, always on its own
-//! thread, which is how its registers are read and written.
+//! A [`VcpuThread`] gets an `Order` and, to park, leaves the guest when kicked
+//! ([`crate::sys::kick`]), finishes an instruction that an exit left half done, and waits. A parked
+//! vCPU runs *jobs*: closures that get the vCPU, always on its own thread. This is how its
+//! registers are read and written.
 
 mod resets;
 mod run;

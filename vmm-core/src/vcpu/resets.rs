@@ -1,4 +1,4 @@
-//! What it means when a guest resets or switches itself off, and the reset that is due.
+//! Policies for guests that reset or power themselves off, and the pending reset.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::StopReason;
 
-/// What becomes of a guest that resets itself, or faults in a way that resets a processor.
+/// What happens when a guest resets itself, or has a fault that resets a processor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnReboot {
     /// It boots again, from what it was first booted from.
@@ -18,35 +18,35 @@ pub enum OnReboot {
     Stop,
 }
 
-/// Shared by the vCPUs, which find that a reset is due, and the VM, which does it.
+/// Shared by the vCPUs, which request a reset, and the VM, which performs it.
 #[derive(Debug, Default)]
 pub(crate) struct Resets {
     restarts: AtomicBool,
-    /// Until when a guest that switches itself off is booted again.
+    /// A guest that powers itself off before this time boots again.
     power_off_restarts_until: Mutex<Option<Instant>>,
-    /// Why a reset is due.
+    /// Reason of the pending reset.
     due: Mutex<Option<StopReason>>,
     done: AtomicU64,
     last: Mutex<Option<StopReason>>,
 }
 
 impl Resets {
-    /// Sets what becomes of a guest that resets itself.
+    /// Sets what happens when the guest resets itself.
     pub(crate) fn set_policy(&self, policy: OnReboot) {
         self.restarts.store(policy == OnReboot::Restart, Ordering::Release);
     }
 
-    /// What becomes of a guest that resets itself.
+    /// Returns what happens when the guest resets itself.
     pub(crate) fn policy(&self) -> OnReboot {
         if self.restarts.load(Ordering::Acquire) { OnReboot::Restart } else { OnReboot::Stop }
     }
 
-    /// Boots a guest that switches itself off before `until` again; `None` takes that back.
+    /// Makes a guest that powers itself off before `until` boot again; `None` cancels this.
     pub(crate) fn restart_on_power_off(&self, until: Option<Instant>) {
         *lock(&self.power_off_restarts_until) = until;
     }
 
-    /// Whether a guest that cannot go on for `reason` is to start over.
+    /// Whether a guest that stopped for `reason` is to reset.
     pub(super) fn starts_over(&self, reason: &StopReason) -> bool {
         match reason {
             StopReason::Reset | StopReason::TripleFault { .. } => {
@@ -59,29 +59,29 @@ impl Resets {
         }
     }
 
-    /// A reset is due. Of several reasons, the first counts.
+    /// Requests a reset. If several are requested, the first reason counts.
     pub(crate) fn request(&self, reason: StopReason) {
         lock(&self.due).get_or_insert(reason);
     }
 
-    /// Why a reset is due, if one is. It no longer is afterwards.
+    /// Clears the pending reset and returns its reason.
     pub(crate) fn take(&self) -> Option<StopReason> {
         lock(&self.due).take()
     }
 
-    /// Whether a reset is due.
+    /// Whether a reset is pending.
     pub(crate) fn is_due(&self) -> bool {
         lock(&self.due).is_some()
     }
 
-    /// A reset is done.
+    /// Records that a reset was done.
     pub(crate) fn note_done(&self, reason: StopReason) {
         self.restart_on_power_off(None);
         *lock(&self.last) = Some(reason);
         self.done.fetch_add(1, Ordering::Release);
     }
 
-    /// How often the guest has started over, and why it did so last.
+    /// Returns how often the guest was reset, and the last reason.
     pub(crate) fn done(&self) -> (u64, Option<StopReason>) {
         (self.done.load(Ordering::Acquire), lock(&self.last).clone())
     }

@@ -1,4 +1,4 @@
-//! Running a vCPU: in and out of the guest, one exit after the other.
+//! Runs a vCPU: enters the guest and handles one exit after the other.
 
 use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, Msrs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -8,8 +8,8 @@ use crate::devices::PortEffect;
 use crate::event::{StopReason, VmEvent};
 use crate::sys::kvm;
 
-/// Exits handled while an instruction is being finished for a pause. A repeated string instruction
-/// leaves the guest at least every 1024 turns; a guest that needs more than this is broken.
+/// Most exits while an instruction is finished for a pause. A repeated string instruction leaves
+/// the guest at least every 1024 iterations; a guest that needs more exits than this is broken.
 const FINISHING_EXITS_MAX: usize = 1 << 16;
 
 /// A vCPU, owned by its thread.
@@ -23,11 +23,11 @@ pub(crate) struct Vcpu {
     pub(crate) xsave_bytes: usize,
 }
 
-/// What became of one entry into the guest.
+/// Result of one entry into the guest.
 enum Turn {
     /// Enter again.
     Again,
-    /// Kicked, or nothing left to finish.
+    /// The vCPU was kicked, or has nothing left to finish.
     Interrupted,
 }
 
@@ -37,46 +37,47 @@ impl Vcpu {
         Self { fd, index, msrs, xsave_bytes }
     }
 
-    /// Index, which is also the APIC id.
+    /// Index, which is also the APIC ID.
     pub(crate) fn index(&self) -> u8 {
         self.index
     }
 
-    /// For the ioctls.
+    /// The vCPU's descriptor, for ioctls.
     pub(crate) fn fd(&self) -> &VcpuFd {
         &self.fd
     }
 
-    /// The list of MSRs to save, and the vCPU to read them from.
+    /// The vCPU's descriptor, and the list of MSRs to read from it.
     pub(crate) fn fd_and_msrs(&mut self) -> (&VcpuFd, &mut Msrs) {
         (&self.fd, &mut self.msrs)
     }
 
-    /// For the ioctls that change `kvm_run`.
+    /// The vCPU's descriptor, for ioctls that change `kvm_run`.
     pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
         &mut self.fd
     }
 
-    /// Runs the guest until told to leave, then finishes what an exit left half done.
+    /// Runs the guest until ordered to leave, then finishes an instruction that an exit left half
+    /// done.
     ///
     /// # Errors
-    /// The reason for which the guest cannot go on.
+    /// The reason why the guest cannot continue.
     pub(super) fn run(&mut self, mailbox: &Mailbox, machine: &Machine) -> Result<(), StopReason> {
-        // Tells a guest with kvmclock that it was stopped, so that its soft-lockup watchdog
-        // forgives the gap. The flag reaches guest memory on entry, hence now and not when pausing.
-        // EINVAL means that the guest has no kvmclock.
+        // This tells a guest with kvmclock that it was stopped, so that its soft-lockup watchdog
+        // ignores the gap. KVM writes the flag to guest memory on entry, so it is set here and not
+        // when pausing. EINVAL means that the guest has no kvmclock.
         let _ = self.fd.kvmclock_ctrl();
         while !mailbox.must_leave() {
             if let Turn::Interrupted = self.turn(machine)? {
-                // The flag falls before `must_leave` is looked at again: a kick in between raises
-                // it once more and costs one empty turn.
+                // Clear the flag before checking `must_leave` again: a kick in between sets it once
+                // more and costs one empty turn.
                 self.fd.set_kvm_immediate_exit(0);
             }
         }
         self.finish_instruction(machine)
     }
 
-    /// Completes port and MMIO accesses whose second half KVM does on the next entry.
+    /// Completes port and MMIO accesses, whose second half KVM performs on the next entry.
     fn finish_instruction(&mut self, machine: &Machine) -> Result<(), StopReason> {
         for _ in 0..FINISHING_EXITS_MAX {
             self.fd.set_kvm_immediate_exit(1);
@@ -88,9 +89,8 @@ impl Vcpu {
         Err(self.unexpected("an instruction that never ends".into()))
     }
 
-    /// Lets KVM forget an access that an exit has left half done. For a vCPU whose state is about
-    /// to be replaced: KVM would finish the access on the next entry, in the midst of the new
-    /// state.
+    /// Discards an access that an exit left half done. For a vCPU whose state is about to be
+    /// replaced: KVM would otherwise finish the access on the next entry, within the new state.
     pub(crate) fn abandon_instruction(&mut self) {
         for _ in 0..FINISHING_EXITS_MAX {
             self.fd.set_kvm_immediate_exit(1);
@@ -131,7 +131,7 @@ impl Vcpu {
                 return Err(self.unexpected(what));
             }
             Err(error) if error.errno() == libc::EINTR => return Ok(Turn::Interrupted),
-            // A vCPU that waits for its start-up interrupt has been woken for something else.
+            // A vCPU that waits for its start-up interrupt was woken by something else.
             Err(error) if error.errno() == libc::EAGAIN => {}
             Err(error) => {
                 let what = format!("KVM_RUN at {:#x}: {error}", self.rip());
@@ -153,7 +153,7 @@ impl Vcpu {
         Ok(Turn::Again)
     }
 
-    /// Takes what is in the rings for the one who asks for it next.
+    /// Empties the full dirty rings; the next collection reports these pages.
     fn make_room(&self, machine: &Machine) -> Result<(), StopReason> {
         let room = machine.rings.as_ref().map_or(Ok(()), |rings| rings.make_room());
         room.map_err(|error| self.unexpected(format!("a full dirty ring: {error}")))

@@ -1,4 +1,4 @@
-//! The thread of a vCPU, and how others talk to it.
+//! The thread of a vCPU, and how other threads control it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,13 +20,13 @@ use crate::virtio::Bus;
 /// Stack of a vCPU's thread, in bytes.
 const STACK_BYTES: usize = 512 << 10;
 
-/// What all vCPUs of a guest share. The devices' threads go first, then the VM's descriptor, to be
-/// closed before its memory is unmapped.
+/// What all vCPUs of a guest share. On drop the devices' threads end first, then the VM's
+/// descriptor is closed, and only then its memory is unmapped: keep this order of fields.
 #[derive(Debug)]
 pub(crate) struct Machine {
     /// Its virtio devices.
     pub(crate) bus: Bus,
-    /// The rings in which KVM lists written pages, if it does.
+    /// KVM's dirty rings, if it uses them.
     pub(crate) rings: Option<Arc<Rings>>,
     /// The VM.
     pub(crate) vm: Arc<VmFd>,
@@ -34,10 +34,10 @@ pub(crate) struct Machine {
     pub(crate) ram: Arc<GuestRam>,
     /// Its devices behind I/O ports.
     pub(crate) ports: Ports,
-    /// What it has to tell.
+    /// Its events for the owner.
     pub(crate) events: Arc<EventQueue>,
     stopped: OnceLock<StopReason>,
-    /// What a reset means, and whether one is due.
+    /// The policy for resets, and the pending one.
     pub(crate) resets: Resets,
     vcpus: Mutex<Vec<Arc<Mailbox>>>,
 }
@@ -64,12 +64,12 @@ impl Machine {
         }
     }
 
-    /// Why the guest has ended, once it has.
+    /// Returns why the guest has ended, if it has.
     pub(crate) fn stopped(&self) -> Option<&StopReason> {
         self.stopped.get()
     }
 
-    /// Ends the guest: no vCPU enters it again. The first reason counts. Does not wait.
+    /// Ends the guest: no vCPU enters it again. Only the first reason counts. Does not wait.
     pub(crate) fn stop(&self, reason: StopReason) {
         if self.stopped.set(reason.clone()).is_err() {
             return;
@@ -78,7 +78,8 @@ impl Machine {
         self.events.push(VmEvent::Stopped(reason));
     }
 
-    /// A vCPU cannot go on: the guest starts over when it shall, and ends otherwise. Does not wait.
+    /// Handles a vCPU that cannot continue: requests a reset if the policy says so, and ends the
+    /// guest otherwise. Does not wait.
     pub(crate) fn end_or_start_over(&self, reason: StopReason) {
         if !self.resets.starts_over(&reason) {
             return self.stop(reason);
@@ -95,7 +96,7 @@ impl Machine {
     }
 }
 
-/// What a vCPU's thread is to do.
+/// What a vCPU's thread has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Leave the guest, finish the current instruction and wait.
@@ -108,7 +109,7 @@ pub(crate) enum Order {
 
 type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
 
-/// A job's answer, still to come.
+/// The pending result of a job.
 #[derive(Debug)]
 pub(crate) struct Answer<T> {
     vcpu: u8,
@@ -116,17 +117,17 @@ pub(crate) struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// Waits for the job to be done.
+    /// Waits until the job is done.
     pub(crate) fn wait(self) -> Result<T> {
         self.receiver.recv().map_err(|_| Error::VcpuThreadGone(self.vcpu))
     }
 }
 
-/// Orders for a vCPU's thread, and its whereabouts.
+/// Orders for a vCPU's thread, and the thread's state.
 pub(crate) struct Mailbox {
     inner: Mutex<Inbox>,
     changed: Condvar,
-    /// Mirrors `order != Run`, for a look without the lock after every exit from the guest.
+    /// Equals `order != Run`; read without the lock after every exit from the guest.
     leave: AtomicBool,
 }
 
@@ -156,7 +157,7 @@ impl Mailbox {
         Self { inner: Mutex::new(inbox), changed: Condvar::new(), leave: AtomicBool::new(true) }
     }
 
-    /// True when the vCPU must not enter the guest again.
+    /// Whether the vCPU must not enter the guest again.
     pub(crate) fn must_leave(&self) -> bool {
         self.leave.load(Ordering::Acquire)
     }
@@ -179,7 +180,7 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
-    /// Waits until the vCPU is parked, or gone.
+    /// Waits until the vCPU is parked, or its thread has ended.
     fn wait_parked(&self) {
         let mut inbox = self.lock();
         while !inbox.parked && !inbox.gone {
@@ -187,7 +188,7 @@ impl Mailbox {
         }
     }
 
-    /// The vCPU's side: parks until there is something to do.
+    /// Returns what the vCPU's thread has to do next; parks until there is something.
     fn next(&self) -> Next {
         let mut inbox = self.lock();
         loop {
@@ -230,7 +231,7 @@ impl VcpuThread {
     /// Starts the thread of `vcpu`, parked.
     ///
     /// # Errors
-    /// [`Error::StartThread`].
+    /// [`Error::StartThread`] if the system refuses.
     pub(crate) fn start(vcpu: Vcpu, machine: &Arc<Machine>) -> Result<Self> {
         let index = vcpu.index();
         let mailbox = Arc::new(Mailbox::new());
@@ -249,7 +250,7 @@ impl VcpuThread {
         self.mailbox.order(Order::Run);
     }
 
-    /// Tells the vCPU to park, without waiting for it.
+    /// Orders the vCPU to park, without waiting for it.
     pub(crate) fn ask_to_park(&self) {
         self.mailbox.order(Order::Park);
     }
@@ -259,7 +260,7 @@ impl VcpuThread {
         self.mailbox.wait_parked();
     }
 
-    /// Hands a job to the vCPU's thread, which takes it up when parked.
+    /// Hands a job to the vCPU's thread, which runs it when parked.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Vcpu) -> T + Send + 'static,
@@ -278,7 +279,7 @@ impl VcpuThread {
         self.mailbox.order(Order::Exit);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            // A panic in a vCPU's thread has been reported by the panic handler already.
+            // The panic handler has already reported a panic in a vCPU's thread.
             let _ = thread.join();
         }
     }
@@ -290,7 +291,7 @@ impl Drop for VcpuThread {
     }
 }
 
-/// Tells everyone who waits that the thread is gone, however it ends.
+/// Tells all waiting threads that this thread has ended, even if it panics.
 struct Farewell<'a> {
     mailbox: &'a Mailbox,
 }
@@ -328,7 +329,7 @@ fn serve(mut vcpu: Vcpu, mailbox: &Mailbox, machine: &Machine) {
             }
         }
     }
-    // The handler must forget the vCPU before its `kvm_run` is unmapped.
+    // Drop it first: the signal handler must not use the vCPU's `kvm_run` after it is unmapped.
     drop(kickable);
     drop(vcpu);
 }

@@ -1,9 +1,8 @@
-//! The device with its queues, as its thread sees them: what is to be done, and what must not be
-//! done.
+//! A device with its queues, as its thread sees them: decides what to process, and when.
 //!
-//! No thread and no file descriptor is here, so this is where pausing, resetting, saving and
-//! breaking are tested. Two rules hold: while paused, nothing reads or writes the guest's memory;
-//! and once a queue is broken, none is touched until the driver has reset the device.
+//! This module has no thread and no file descriptor, so pausing, resetting, saving and breaking are
+//! tested here. Two rules hold: while paused, nothing reads or writes the guest's memory; and once
+//! a queue is broken, no queue is touched until the driver has reset the device.
 
 #[cfg(test)]
 mod tests;
@@ -23,30 +22,30 @@ use super::queue::{Queue, QueueError, QueuePosition, Suppression};
 use super::transport::QueueRegisters;
 use crate::memory::GuestRam;
 
-/// Most bytes of a device's own state.
+/// Maximum size of a device's own state, in bytes.
 const STATE_BYTES_MAX: usize = 64 << 10;
 
-/// Saved state of what is behind the registers.
+/// Saved state of the queues and the device, without the registers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendState {
-    /// The queues in use; `None` for those that the driver has not set up.
+    /// Positions of the queues; `None` for queues that the driver has not set up.
     pub positions: Vec<Option<QueuePosition>>,
-    /// What the device's type adds.
+    /// State specific to the type of device.
     pub device: Vec<u8>,
 }
 
-/// When a queue is to be looked at.
+/// When a queue must be processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
-    /// When the driver notifies.
+    /// Only after the driver notifies.
     Never,
-    /// Now.
+    /// At once.
     Now,
-    /// Then.
+    /// At this time.
     At(Instant),
 }
 
-/// See the module.
+/// A device, its queues and its interrupt; see the module.
 #[derive(Debug)]
 pub(crate) struct Backend {
     device: Box<dyn Device>,
@@ -55,15 +54,15 @@ pub(crate) struct Backend {
     /// By index; all `None` unless the driver is ready and no queue is broken.
     queues: Vec<Option<Queue>>,
     due: Vec<Due>,
-    /// What the device itself wants to be looked at.
+    /// Queues that the device itself asked to have processed.
     looks: Looks,
     paused: bool,
-    /// A guest can break its queues as often as it likes; the log hears of it once.
+    /// The log gets one message only: a guest can break its queues as often as it likes.
     complained: bool,
 }
 
 impl Backend {
-    /// A paused device whose driver has not come yet.
+    /// Creates a paused device whose driver is not ready yet.
     pub(crate) fn new(device: Box<dyn Device>, ram: Arc<GuestRam>, interrupt: Interrupt) -> Self {
         let count = device.queue_sizes().len();
         let queues = (0..count).map(|_| None).collect();
@@ -72,17 +71,17 @@ impl Backend {
         Self { device, interrupt, ram, queues, due, looks, paused: true, complained: false }
     }
 
-    /// The device.
+    /// Returns the device.
     pub(crate) fn device(&mut self) -> &mut (dyn Device + 'static) {
         &mut *self.device
     }
 
-    /// Whether it stands.
+    /// Returns whether the device is paused.
     pub(crate) fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// The driver is ready.
+    /// Opens the queues: the driver is ready.
     pub(crate) fn activate(&mut self, features: u64, registers: &[QueueRegisters]) {
         let start = QueuePosition { next_available: 0, next_used: 0 };
         let positions: Vec<_> =
@@ -116,19 +115,20 @@ impl Backend {
         registers.iter().zip(positions).map(open).collect()
     }
 
-    /// The driver has reset the device.
+    /// Handles a reset by the driver.
     pub(crate) fn reset(&mut self) {
         self.close_queues();
         self.device.reset();
         self.interrupt.replace_config(self.device.config());
     }
 
-    /// The driver has given up; until it resets the device, nothing in its memory is touched.
+    /// Closes the queues: the driver has given up. Its memory is not touched until it resets the
+    /// device.
     pub(crate) fn abandon(&mut self) {
         self.close_queues();
     }
 
-    /// Has `job` ask or tell the balloon something, if this is one. Then its queues are looked at.
+    /// Runs `job` if the device is a balloon, else returns `None`. All queues are processed next.
     pub(crate) fn on_balloon<T>(
         &mut self,
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T,
@@ -140,13 +140,13 @@ impl Backend {
         done
     }
 
-    /// The driver has written the configuration space.
+    /// Handles a write of the driver to the configuration space.
     pub(crate) fn config_written(&mut self) {
         let (device, mut rings) = self.rings(Instant::now());
         device.config_written(&mut rings);
     }
 
-    /// Stops. When this returns, nothing touches the guest's memory.
+    /// Pauses the device. When this returns, nothing touches the guest's memory.
     pub(crate) fn pause(&mut self) {
         if self.paused {
             return;
@@ -158,8 +158,9 @@ impl Backend {
         self.paused = true;
     }
 
-    /// Goes on. A notification or an interrupt may have been lost on the way from another host, so
-    /// every queue is looked at once, and an interrupt that was not acknowledged is raised again.
+    /// Resumes the device. A notification or an interrupt may have been lost on the way from
+    /// another host, so every queue is processed once, and an unacknowledged interrupt is raised
+    /// again.
     pub(crate) fn resume(&mut self) {
         self.paused = false;
         self.look_at_all();
@@ -168,15 +169,15 @@ impl Backend {
         device.resumed(&mut rings);
     }
 
-    /// The driver notifies.
+    /// Handles a notification of the driver for queue `index`.
     pub(crate) fn notify(&mut self, index: usize) {
         if let (Some(due), Some(Some(_))) = (self.due.get_mut(index), self.queues.get(index)) {
             *due = Due::Now;
         }
     }
 
-    /// A file descriptor of the device's has become readable. While paused it waits: on resuming,
-    /// [`super::worker`] asks for all of them.
+    /// Handles a watched file descriptor that became readable. Does nothing while paused: on
+    /// resume, [`super::worker`] reports all descriptors as readable.
     pub(crate) fn ready(&mut self, index: usize) {
         if self.paused {
             return;
@@ -191,7 +192,7 @@ impl Backend {
             .for_each(|index| self.notify(index));
     }
 
-    /// Does what is due, for each queue no more than the device thinks fair at a time.
+    /// Does what is due; of each queue, at most as many requests as the device takes in one turn.
     pub(crate) fn work(&mut self, now: Instant) {
         if !self.paused && self.device.due().is_some_and(|due| due <= now) {
             let (device, mut rings) = self.rings(now);
@@ -220,7 +221,7 @@ impl Backend {
         }
     }
 
-    /// For how long nothing is due; `None` is until something happens.
+    /// Returns how long nothing is due; `None` means until the next event.
     pub(crate) fn idle_for(&self, now: Instant) -> Option<Duration> {
         let wait = |due: &Due| match due {
             Due::Never => None,
@@ -231,21 +232,21 @@ impl Backend {
         if self.paused { None } else { self.due.iter().filter_map(wait).chain(own).min() }
     }
 
-    /// The state of the paused device.
+    /// Returns the state of the paused device.
     ///
     /// # Errors
-    /// What [`Device::save`] says.
+    /// If [`Device::save`] fails.
     pub(crate) fn save(&mut self) -> Result<BackendState, DeviceError> {
         let positions =
             self.queues.iter().map(|queue| queue.as_ref().map(Queue::position)).collect();
         Ok(BackendState { positions, device: self.device.save()? })
     }
 
-    /// Replaces the state of the paused device. `driver` holds the driver's features and queues
-    /// when it is ready.
+    /// Replaces the state of the paused device. `driver` holds the driver's features and queues if
+    /// the driver is ready.
     ///
     /// # Errors
-    /// A sentence, when the state is not possible.
+    /// If the state is impossible; the text says why.
     pub(crate) fn load(
         &mut self,
         state: &BackendState,
@@ -281,7 +282,7 @@ impl Backend {
         Ok(())
     }
 
-    /// No queue is touched any more until the driver has reset the device.
+    /// Closes the queues and asks the driver for a reset; no queue is touched until then.
     fn give_up(&mut self, error: QueueError) {
         self.close_queues();
         self.interrupt.needs_reset();

@@ -1,9 +1,9 @@
-//! The buffers of a request: runs of guest memory that the driver has described, checked to lie in
+//! The buffers of a request: ranges of guest memory that the driver described, checked to lie in
 //! RAM.
 //!
-//! How a request is cut into descriptors says nothing about its content (virtio 1.2, 2.7.4.3), so
-//! devices take bytes off the front or the back and never look at single descriptors, unless a
-//! request is about the memory that they describe.
+//! How a request is split into descriptors has no meaning (virtio 1.2, 2.7.4.3), so devices take
+//! bytes off the front or the back and never inspect single descriptors, unless a request is about
+//! the memory that the descriptors name.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
@@ -14,12 +14,12 @@ use crate::sys::{self, Buffer, RamMap, RamSlice};
 pub(crate) struct Buffers(Vec<Buffer>);
 
 impl Buffers {
-    /// Adds a buffer; false when it does not lie in RAM. An empty one is left out.
+    /// Adds a buffer; returns false if it does not lie in RAM. An empty buffer is omitted.
     pub(crate) fn push(&mut self, memory: &RamMap, gpa: u64, len: u32) -> bool {
         if len == 0 {
             return true;
         }
-        // Whether it may be written is the guest's own affair: all its RAM is.
+        // Whether it may be written does not matter here: all guest RAM is writable.
         let inside = gpa.checked_add(len.into()).is_some()
             && memory.check_range(GuestAddress(gpa), len as usize, Permissions::Read);
         if inside {
@@ -28,18 +28,18 @@ impl Buffers {
         inside
     }
 
-    /// Bytes in all of them.
+    /// Returns the total length in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.iter().map(|buffer| u64::from(buffer.len)).sum()
     }
 
-    /// The pieces themselves, address and length: for requests that are about memory, not about
-    /// bytes.
+    /// Returns the address and length of each buffer: for requests about memory itself, not its
+    /// content.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter().map(|buffer| (buffer.gpa, buffer.len.into()))
     }
 
-    /// Takes `bytes` off the front; `None`, and nothing taken, when there are fewer.
+    /// Takes `bytes` off the front; returns `None`, and takes nothing, if there are fewer.
     pub(crate) fn take_front(&mut self, bytes: u64) -> Option<Self> {
         let rest = self.bytes().checked_sub(bytes)?;
         let back = self.split_off(bytes);
@@ -47,13 +47,13 @@ impl Buffers {
         Some(std::mem::replace(self, back))
     }
 
-    /// Takes `bytes` off the back; `None`, and nothing taken, when there are fewer.
+    /// Takes `bytes` off the back; returns `None`, and takes nothing, if there are fewer.
     pub(crate) fn take_back(&mut self, bytes: u64) -> Option<Self> {
         let at = self.bytes().checked_sub(bytes)?;
         Some(self.split_off(at))
     }
 
-    /// Leaves the first `at` bytes, at most all, and returns the rest.
+    /// Keeps the first `at` bytes, or all if there are fewer, and returns the rest.
     fn split_off(&mut self, at: u64) -> Self {
         let (mut front, mut back, mut left) = (Vec::new(), Vec::new(), at);
         for Buffer { gpa, len } in self.0.drain(..) {
@@ -70,7 +70,7 @@ impl Buffers {
         Self(back)
     }
 
-    /// Fills `bytes`, which must not be longer than the buffers.
+    /// Fills `bytes` from the buffers, which must be at least as long.
     ///
     /// # Errors
     /// Never for buffers that lie in RAM and are long enough.
@@ -84,7 +84,7 @@ impl Buffers {
         complete(rest.len())
     }
 
-    /// Writes `bytes`, which must not be longer than the buffers.
+    /// Writes `bytes` to the buffers, which must be at least as long.
     ///
     /// # Errors
     /// Never for buffers that lie in RAM and are long enough.
@@ -98,7 +98,7 @@ impl Buffers {
         complete(rest.len())
     }
 
-    /// The memory itself, see [`sys::slices`].
+    /// Returns the memory of the buffers, see [`sys::slices`].
     ///
     /// # Errors
     /// Never for buffers that lie in RAM.
@@ -129,7 +129,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// 1 MiB of RAM from 0 on.
+    /// 1 MiB of RAM at address 0.
     pub(crate) fn memory() -> RamMap {
         RamMap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
     }

@@ -17,23 +17,23 @@ use crate::devices::mmio::{self, locate};
 use crate::error::Result;
 use crate::memory::GuestRam;
 
-/// See the module.
+/// All virtio devices of a guest; see the module.
 #[derive(Debug, Default)]
 pub(crate) struct Bus {
     devices: Vec<MmioDevice>,
-    /// Which of them is the balloon.
+    /// Index of the balloon in `devices`.
     balloon: Option<usize>,
-    /// By slot: what can be copied.
+    /// The disks' content, by slot, for copying it.
     disks: Vec<Option<Arc<DiskContent>>>,
-    /// What is counted of the network devices.
+    /// The counters of the network devices.
     nets: Vec<Arc<NetMeter>>,
 }
 
 impl Bus {
-    /// Creates the devices of `configs`, which have been checked, in this order.
+    /// Creates the devices of `configs`, in this order. The configurations must have been checked.
     ///
     /// # Errors
-    /// What creating one of them says.
+    /// If a device cannot be created.
     pub(crate) fn new(
         vm: &Arc<VmFd>,
         ram: &Arc<GuestRam>,
@@ -52,7 +52,7 @@ impl Bus {
         Ok(Self { devices, balloon, disks, nets })
     }
 
-    /// A vCPU reads what is not RAM. What belongs to nobody reads as ones.
+    /// Handles a vCPU read outside RAM. Addresses without a device read as ones.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
@@ -60,22 +60,22 @@ impl Bus {
         }
     }
 
-    /// A vCPU writes what is not RAM.
+    /// Handles a vCPU write outside RAM.
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
         }
     }
 
-    /// The content of the disk in slot `index`; `None` when there is something else.
+    /// Returns the content of the disk in slot `index`; `None` if the slot has no disk.
     pub(crate) fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
         self.disks.get(index)?.as_ref()
     }
 
-    /// Has the balloon's thread do `job`; `None` when there is no balloon.
+    /// Runs `job` on the balloon's thread; returns `None` if there is no balloon.
     ///
     /// # Errors
-    /// The balloon's thread is gone.
+    /// If the balloon's thread has ended.
     pub(crate) fn on_balloon<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
@@ -86,31 +86,31 @@ impl Bus {
         }
     }
 
-    /// See [`super::device::Device::listen_at`].
+    /// Passes `path` to the devices, see [`super::device::Device::listen_at`].
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub(crate) fn listen_at(&self, path: &Path) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(|device| device.listen_at(path.to_owned()))
     }
 
-    /// How the network devices stand, in their order.
+    /// Returns the status of the network devices, in their order.
     pub(crate) fn nets(&self) -> Vec<NetStatus> {
         self.nets.iter().map(|meter| meter.status()).collect()
     }
 
-    /// Stops all devices: when this returns, nothing is under way. Call it when the vCPUs stand.
+    /// Pauses all devices: when this returns, no request is in flight. Pause the vCPUs first.
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub(crate) fn pause(&self) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(MmioDevice::pause)
     }
 
-    /// Takes what only one copy of the guest may have; all or nothing.
+    /// Acquires what only one copy of the guest may hold; all or nothing.
     ///
     /// # Errors
-    /// Somebody else has it.
+    /// If another process holds it.
     pub(crate) fn take_over(&self) -> Result<(), DeviceError> {
         let taken = self.devices.iter().try_for_each(MmioDevice::take_over);
         if taken.is_err() {
@@ -119,31 +119,31 @@ impl Bus {
         taken
     }
 
-    /// Gives up what [`Bus::take_over`] took.
+    /// Releases what [`Bus::take_over`] acquired.
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub(crate) fn release(&self) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(MmioDevice::release)
     }
 
-    /// Takes disks as they are in the next [`Bus::take_over`].
+    /// Makes the next [`Bus::take_over`] accept the disks as they are.
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub(crate) fn trust_disks(&self) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(MmioDevice::trust_disk)
     }
 
-    /// Lets all devices go on.
+    /// Resumes all devices.
     ///
     /// # Errors
-    /// A device's thread is gone.
+    /// If a device's thread has ended.
     pub(crate) fn resume(&self) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(MmioDevice::resume)
     }
 
-    /// Makes durable what the paused devices hold back for the guest.
+    /// Makes durable what the paused devices have not yet written back for the guest.
     ///
     /// # Errors
     /// [`DeviceError::Flush`].
@@ -151,10 +151,10 @@ impl Bus {
         self.devices.iter().try_for_each(MmioDevice::settle)
     }
 
-    /// The states of the paused devices.
+    /// Returns the states of the paused devices.
     ///
     /// # Errors
-    /// What a device holds back cannot be made durable.
+    /// If data that a device has not yet written back cannot be made durable.
     pub(crate) fn save(&self) -> Result<Vec<DeviceState>, DeviceError> {
         self.devices.iter().map(MmioDevice::save).collect()
     }

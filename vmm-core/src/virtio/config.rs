@@ -1,5 +1,5 @@
-//! Which devices a guest has: a part of its [`crate::VmShape`], from which the same devices are
-//! created on any host.
+//! The list of a guest's devices: part of its [`crate::VmShape`], from which any host creates the
+//! same devices.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +19,9 @@ pub enum DeviceConfig {
     Rng,
     /// A disk.
     Block(BlockConfig),
-    /// A balloon, and how it learns of free pages; a guest has one at most.
+    /// A balloon, and how it learns of free pages; at most one per guest.
     Balloon(FreePages),
-    /// Sockets between the guest and its host; a guest has one such device at most.
+    /// Sockets between the guest and its host; at most one such device per guest.
     Vsock {
         /// The guest's address, 3 to 2^32 - 2.
         cid: u32,
@@ -31,7 +31,7 @@ pub enum DeviceConfig {
 }
 
 impl DeviceConfig {
-    /// Checks that the description makes sense, without looking at this host.
+    /// Checks that the configuration makes sense, without inspecting this host.
     ///
     /// # Errors
     /// [`DeviceError::Config`].
@@ -44,7 +44,7 @@ impl DeviceConfig {
         }
     }
 
-    /// Checks that this host has what the device needs. Nothing of it stays.
+    /// Checks that this host has what the device needs, without keeping anything open.
     ///
     /// # Errors
     /// [`DeviceError`], worded for the operator.

@@ -1,8 +1,8 @@
-//! What a device is: everything that differs from one type to another.
+//! The interface of a device: everything that differs between types of devices.
 //!
-//! A device is owned by its thread ([`super::worker`]) and called from there alone, with its queues
-//! at hand ([`Rings`]). It never sees registers, interrupts' lines, or other devices; while it is
-//! paused it is not called at all.
+//! A device is owned by its thread ([`super::worker`]) and called only from there, with access to
+//! its queues ([`Rings`]). It never sees registers, interrupt lines, or other devices; its queues
+//! are not processed while it is paused.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -37,7 +37,7 @@ pub(crate) enum DeviceKind {
 }
 
 impl DeviceKind {
-    /// For messages and threads.
+    /// Returns the name used in messages and as thread name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Net => "net",
@@ -49,63 +49,63 @@ impl DeviceKind {
     }
 }
 
-/// What becomes of a request that was taken from a queue.
+/// Outcome of a request that was taken from a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It is done, with so many bytes written.
+    /// The request is complete, with so many bytes written.
     Now(u32),
-    /// It is under way: [`Rings::finish`] answers it.
+    /// The request is in flight: [`Rings::finish`] answers it.
     Later,
 }
 
-/// When a queue wants to be looked at again.
+/// When a queue must be processed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// When the driver notifies.
+    /// Only after the driver notifies.
     Idle,
-    /// At once, after others had their turn.
+    /// At once, after other queues had their turn.
     More,
-    /// After this time: the driver asks for more than it may have.
+    /// After this time: the driver asks for more than its allowance.
     After(Duration),
 }
 
-/// A type of device. Its offered features and queues do not change once it is made.
+/// A type of device. The features and queues that it offers never change after its creation.
 ///
-/// The bus and the backend find a disk, a network device and the balloon by their type (`Any`): a
-/// device that wraps another one would hide it.
+/// The bus and the backend recognise a disk, a network device and the balloon by their type
+/// (`Any`): a device that wraps another one would hide it.
 pub(crate) trait Device: Any + Send + Debug {
-    /// Its type.
+    /// Returns the device's type.
     fn kind(&self) -> DeviceKind;
 
-    /// Features of its type that it offers; those of the rings are added by others.
+    /// Returns the features specific to its type; the features of the rings are added elsewhere.
     fn features(&self) -> u64;
 
-    /// Most entries of each queue: powers of two.
+    /// Returns the maximum size of each queue in entries: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// Its configuration space as a driver finds it that comes now: asked for at first, after a
-    /// reset and after a state was loaded. Changes in between go through [`Rings::change_config`].
+    /// Returns the configuration space for a driver that starts now. Called at creation, after a
+    /// reset and after a state was loaded; changes in between go through [`Rings::change_config`].
     fn config(&self) -> ConfigSpace;
 
-    /// The driver is ready and has accepted `features`.
+    /// Called when the driver is ready and has accepted `features`.
     fn activate(&mut self, _features: u64) {}
 
-    /// The driver has put something in queue `index`, or may have.
+    /// Processes queue `index`, in which the driver may have put requests.
     ///
     /// # Errors
-    /// The queue is broken: the device will be reset before it is called again.
+    /// If the queue is broken: the device will be reset before it is called again.
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError>;
 
-    /// The driver has written the configuration space.
+    /// Called when the driver has written the configuration space.
     fn config_written(&mut self, _rings: &mut Rings<'_>) {}
 
-    /// File descriptors that the device wants to hear of, for as long as it lives. They are watched
-    /// for edges: read until there is nothing left.
+    /// Returns the file descriptors to watch for input, for as long as the device lives. They are
+    /// watched edge-triggered: read until nothing is left.
     fn watched(&self) -> Vec<RawFd> {
         Vec::new()
     }
 
-    /// Descriptor `index` of [`Device::watched`] has become readable, or may have.
+    /// Called when descriptor `index` of [`Device::watched`] may have become readable.
     ///
     /// # Errors
     /// As [`Device::process`].
@@ -113,22 +113,24 @@ pub(crate) trait Device: Any + Send + Debug {
         Ok(())
     }
 
-    /// When the device wants to do something by itself; it waits for as long as it is paused.
+    /// Returns when `Device::on_due` must be called next. It is not called while the device is
+    /// paused.
     fn due(&self) -> Option<Instant> {
         None
     }
 
-    /// It is time for what [`Device::due`] spoke of.
+    /// Called at the time that [`Device::due`] returned.
     fn on_due(&mut self, _rings: &mut Rings<'_>) {}
 
-    /// The device goes on, after a pause or for the first time.
+    /// Called when the device resumes, after a pause or for the first time.
     fn resumed(&mut self, _rings: &mut Rings<'_>) {}
 
-    /// The driver has reset the device. Nothing that was in a queue is there any more.
+    /// Called when the driver has reset the device. The queues are already closed and their
+    /// requests gone.
     fn reset(&mut self) {}
 
-    /// Waits until nothing touches guest memory behind this call: an engine that works on its own
-    /// ends here what it has begun.
+    /// Waits until nothing touches guest memory outside this call: a device with an asynchronous
+    /// engine completes its requests in flight here.
     ///
     /// # Errors
     /// As [`Device::process`].
@@ -136,56 +138,57 @@ pub(crate) trait Device: Any + Send + Debug {
         Ok(())
     }
 
-    /// Takes what only one copy of the guest may have, such as the lock on a disk. Called before
-    /// the guest runs; does nothing when it has been taken already.
+    /// Acquires what only one copy of the guest may hold, such as the lock on a disk. Called before
+    /// the guest runs; does nothing if it is already held.
     ///
     /// # Errors
-    /// Somebody else has it.
+    /// If another process holds it.
     fn take_over(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// Gives up what [`Device::take_over`] took: the guest now runs elsewhere, or may. Does nothing
-    /// when it was not taken.
+    /// Releases what [`Device::take_over`] acquired: the guest now runs elsewhere, or may. Does
+    /// nothing if it is not held.
     fn release(&mut self) {}
 
-    /// Takes a disk as it is in [`Device::take_over`], also when somebody has written it since the
-    /// guest had it.
+    /// Makes [`Device::take_over`] accept a disk as it is, even if it was written since the guest
+    /// last had it.
     fn trust_disk(&mut self) {}
 
-    /// Makes durable what the paused device holds back for the guest, which may go on elsewhere.
+    /// Makes durable what the paused device has not yet written back for the guest, which may
+    /// resume elsewhere.
     ///
     /// # Errors
-    /// It cannot be made durable.
+    /// If it cannot be made durable.
     fn settle(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// State beyond registers and queues.
+    /// Returns the state beyond registers and queues.
     ///
     /// # Errors
-    /// It cannot be told.
+    /// If the state cannot be saved.
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
         Ok(Vec::new())
     }
 
-    /// Replaces the state by what [`Device::save`] returned; it may be hostile.
+    /// Replaces the state with what [`Device::save`] returned; it may be hostile.
     ///
     /// # Errors
-    /// A sentence, when the state is not possible.
+    /// If the state is impossible; the text says why.
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         expect_no_state(state)
     }
 
-    /// From now on, whenever the guest runs here, programs of the host find the device at `path`:
-    /// for those that programs of the host look for.
+    /// Sets the socket path at which programs of the host reach the device whenever the guest runs
+    /// here. Only a device that such programs connect to (vsock) uses it.
     fn listen_at(&mut self, _path: &Path) {}
 }
 
-/// What [`Device::load`] checks for a device that saves nothing.
+/// Checks the argument of [`Device::load`] for a device that saves nothing.
 ///
 /// # Errors
-/// There is something.
+/// If there is any state.
 pub(crate) fn expect_no_state(state: &[u8]) -> Result<(), String> {
     match state.len() {
         0 => Ok(()),
@@ -193,11 +196,11 @@ pub(crate) fn expect_no_state(state: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The queues that a device wants to be looked at, a bit each.
+/// Queues that a device asked to have processed, one bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Looks(pub(super) u32);
 
-/// What a device has at hand while it works: its queues, the guest's memory, and its interrupt.
+/// What a device uses while it works: its queues, the guest's memory, and its interrupt.
 #[derive(Debug)]
 pub(crate) struct Rings<'a> {
     pub(super) ram: &'a GuestRam,
@@ -208,28 +211,28 @@ pub(crate) struct Rings<'a> {
 }
 
 impl<'a> Rings<'a> {
-    /// The guest's memory.
+    /// Returns the guest's memory.
     pub(crate) fn ram(&self) -> &'a GuestRam {
         self.ram
     }
 
-    /// The time.
+    /// Returns the current time.
     pub(crate) fn now(&self) -> Instant {
         self.now
     }
 
-    /// Whether the driver has set up queue `index`.
+    /// Returns whether the driver has set up queue `index`.
     pub(crate) fn is_set_up(&self, index: usize) -> bool {
         matches!(self.queues.get(index), Some(Some(_)))
     }
 
-    /// Has queue `index` looked at soon, as if the driver had notified.
+    /// Requests that queue `index` is processed soon, as if the driver had notified.
     pub(crate) fn look_at(&mut self, index: usize) {
         self.looks.0 |= 1 << index;
     }
 
-    /// Changes the configuration space's bytes, never their number, and tells the driver if there
-    /// is one.
+    /// Changes bytes of the configuration space, never its length, and interrupts the driver if
+    /// there is one.
     pub(crate) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         self.interrupt.change_config(change);
         if self.queues.iter().any(Option::is_some) {
@@ -237,21 +240,21 @@ impl<'a> Rings<'a> {
         }
     }
 
-    /// Fills `bytes` from the beginning of the configuration space.
+    /// Fills `bytes` from the start of the configuration space.
     pub(crate) fn read_config(&self, bytes: &mut [u8]) {
         self.interrupt.read_config(bytes);
     }
 
-    /// Takes a request from queue `index`, to be answered later by [`Rings::give_back`]; the driver
-    /// notifies of the next one.
+    /// Takes a request from queue `index`, to be answered later by [`Rings::give_back`].
+    /// Notifications stay enabled, so the driver announces its next request.
     ///
     /// # Errors
-    /// The queue is broken.
+    /// If the queue is broken.
     pub(crate) fn take(&mut self, index: usize) -> Result<Option<Chain>, QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(None) };
         let memory = self.ram.memory();
         let mut taken = queue.pop(memory)?;
-        // One that came before the driver was told to notify again is seen now.
+        // A request may have arrived before notifications were enabled again.
         if queue.unmute(memory)? && taken.is_none() {
             taken = queue.pop(memory)?;
             queue.unmute(memory)?;
@@ -259,10 +262,10 @@ impl<'a> Rings<'a> {
         Ok(taken)
     }
 
-    /// Answers the request that [`Rings::take`] called `head`, with `written` bytes.
+    /// Answers the request whose [`Rings::take`] returned `head`, with `written` bytes.
     ///
     /// # Errors
-    /// The queue is broken.
+    /// If the queue is broken.
     pub(crate) fn give_back(
         &mut self,
         index: usize,
@@ -273,11 +276,11 @@ impl<'a> Rings<'a> {
         self.notify_driver(index)
     }
 
-    /// As [`Rings::give_back`], without telling the driver: [`Rings::notify_driver`] does, for all
-    /// of them.
+    /// As [`Rings::give_back`], but without an interrupt: [`Rings::notify_driver`] raises one for
+    /// several requests.
     ///
     /// # Errors
-    /// The queue is broken.
+    /// If the queue is broken.
     pub(crate) fn finish(
         &mut self,
         index: usize,
@@ -288,10 +291,10 @@ impl<'a> Rings<'a> {
         queue.push_used(self.ram.memory(), head, written)
     }
 
-    /// Interrupts the driver if it wants to hear of what was given back.
+    /// Interrupts the driver if it asked for an interrupt for the requests given back.
     ///
     /// # Errors
-    /// The queue is broken.
+    /// If the queue is broken.
     pub(crate) fn notify_driver(&mut self, index: usize) -> Result<(), QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
         if queue.wants_interrupt(self.ram.memory())? {
@@ -301,10 +304,10 @@ impl<'a> Rings<'a> {
     }
 
     /// Answers up to `requests_max` requests of queue `index`; `answer` returns how many bytes it
-    /// has written. A queue that the driver has not set up is empty.
+    /// has written. A queue that the driver has not set up counts as empty.
     ///
     /// # Errors
-    /// The queue is broken, or `answer` says so.
+    /// If the queue is broken, or `answer` fails.
     pub(crate) fn serve(
         &mut self,
         index: usize,
@@ -315,10 +318,10 @@ impl<'a> Rings<'a> {
     }
 
     /// As [`Rings::serve`], for requests that may be answered later. A queue that the driver has
-    /// not set up is empty.
+    /// not set up counts as empty.
     ///
     /// # Errors
-    /// The queue is broken, or `answer` says so.
+    /// If the queue is broken, or `answer` fails.
     pub(crate) fn take_on(
         &mut self,
         index: usize,
@@ -329,7 +332,8 @@ impl<'a> Rings<'a> {
         let memory = self.ram.memory();
         queue.mute(memory)?;
         let (mut served, mut progress) = (0, Progress::More);
-        // Every turn counts: a driver that takes requests back as they are looked for gets no more.
+        // Empty turns count too: a driver that withdraws requests while the device polls gets no
+        // extra turn.
         for _ in 0..requests_max {
             match queue.pop(memory)? {
                 Some(chain) => {
@@ -339,7 +343,7 @@ impl<'a> Rings<'a> {
                         served += 1;
                     }
                 }
-                // One that came before the driver was told to notify again is seen now.
+                // A request may have arrived before notifications were enabled again.
                 None if queue.unmute(memory)? => queue.mute(memory)?,
                 None => {
                     progress = Progress::Idle;

@@ -1,53 +1,53 @@
-//! What can go wrong with a device, worded for the person who has to put it right.
+//! Device errors, worded for the person who has to fix the problem.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Failure to create, to save or to run a device.
+/// Failure to create, save or run a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// The list of devices, or one of them, is not possible.
+    /// The list of devices, or one device's configuration, is invalid.
     #[error("{0}")]
     Config(String),
-    /// A device's thread or its file descriptors could not be made.
+    /// A device's thread or its file descriptors could not be created.
     #[error("cannot start the {device}: {cause}")]
     Start {
-        /// The device.
+        /// Name of the device.
         device: &'static str,
-        /// The system's answer.
+        /// Error of the system call.
         cause: io::Error,
     },
-    /// A device's thread has ended although the VM lives.
+    /// A device's thread has ended although the VM still runs.
     #[error("the thread of the {device} has ended; stop this guest")]
     ThreadGone {
-        /// The device.
+        /// Name of the device.
         device: &'static str,
     },
-    /// A balloon was asked for something, of a guest that has none.
+    /// A balloon operation was requested of a guest without a balloon.
     #[error("this guest has no balloon")]
     NoBalloon,
-    /// A guest can not have so much memory, or so little.
+    /// The guest cannot have this much memory, or this little.
     #[error(
         "a balloon leaves the guest between {} MiB and its {} MiB, not {bytes} bytes",
         min >> 20, max >> 20
     )]
     BalloonTarget {
-        /// What was asked for.
+        /// Requested memory of the guest, in bytes.
         bytes: u64,
-        /// The least.
+        /// Smallest possible value, in bytes.
         min: u64,
-        /// The most: all that the guest has.
+        /// Largest possible value, in bytes: all of the guest's memory.
         max: u64,
     },
-    /// A disk could not be opened, or not as it must be.
+    /// A disk could not be opened in the required way.
     #[error("cannot use disk {}: {cause}", path.display())]
     Disk {
         /// The file or block device.
         path: PathBuf,
-        /// The system's answer, or what is wrong.
+        /// Error of the system call, or what is wrong with the disk.
         cause: io::Error,
     },
-    /// A disk has another size than the guest knows.
+    /// A disk has a different size from the one the guest knows.
     #[error(
         "disk {} has {found} bytes here, the guest knows {expected}: give it the same disk",
         path.display()
@@ -55,15 +55,15 @@ pub enum DeviceError {
     DiskSize {
         /// The file or block device.
         path: PathBuf,
-        /// Bytes found.
+        /// Size found, in bytes.
         found: u64,
-        /// Bytes that the guest knows.
+        /// Size that the guest knows, in bytes.
         expected: u64,
     },
-    /// A device does not take its state.
+    /// A device rejected its saved state.
     #[error("cannot load device state: {0}")]
     State(String),
-    /// The disk's content has moved to another host with its guest.
+    /// The disk's content has moved to another host together with its guest.
     #[error(
         "disk {} is old: its content has moved to {where_to} with its guest; when the guest is there, remove the file; to use it \
          all the same, `setfattr -x {attribute} {}` (Debian's package attr)",
@@ -72,7 +72,7 @@ pub enum DeviceError {
     DiskDeparted {
         /// The file.
         path: PathBuf,
-        /// The host, as its user wrote it, and the migration.
+        /// The destination host as the user typed it, and the migration.
         where_to: String,
     },
     /// The disk at the guest's path is not the guest's.
@@ -94,7 +94,7 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// The disk was written since the guest was saved, or gave it up.
+    /// The disk was written since the guest was saved or released it.
     #[error(
         "disk {} was written since the guest last had it, whose memory does not fit it any more: boot the guest from it with \
          `lighter run`, put the disk of that time back, or give --unsafe if its content is the same",
@@ -104,7 +104,7 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// Nobody can tell whether the disk was written since the guest was saved.
+    /// It cannot be determined whether the disk was written since the guest was saved.
     #[error(
         "cannot tell whether disk {} was written since the guest was saved: give --unsafe if you are sure that it was not",
         path.display()
@@ -113,15 +113,15 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// The socket by which programs reach a guest could not be made.
+    /// The socket at which programs reach the guest could not be created.
     #[error("cannot listen at {} for those who look for the guest: {cause}", path.display())]
     Vsock {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system call.
         cause: io::Error,
     },
-    /// Somebody else uses the disk.
+    /// Another guest or program uses the disk.
     #[error(
         "disk {} is in use by another guest or program; stop that one first, or share the disk with ro on both sides",
         path.display()
@@ -133,12 +133,12 @@ pub enum DeviceError {
     /// A tap or a bridge could not be used.
     #[error("cannot use network interface {interface}: {cause}")]
     Network {
-        /// The tap, or the bridge.
+        /// Name of the tap or the bridge.
         interface: String,
-        /// The system's answer, or what is wrong.
+        /// Error of the system call, or what is wrong with the interface.
         cause: io::Error,
     },
-    /// A disk that is to arrive would take the place of a file.
+    /// A disk that is about to arrive would overwrite an existing file.
     #[error(
         "disk {} is there already: move it away, give the arriving one another place, or let it be replaced",
         path.display()
@@ -152,7 +152,7 @@ pub enum DeviceError {
     Flush {
         /// The file or block device.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system call.
         cause: io::Error,
     },
 }

@@ -1,7 +1,7 @@
 //! A device without KVM and without a thread, for the fuzz targets in `fuzz/`: its registers, its
-//! backend and a guest's memory, put together as `mmio_device` does it.
+//! backend and a guest's memory, joined as `mmio_device` does it.
 //!
-//! The driver is the fuzzer's: it writes registers and memory as it likes.
+//! The fuzzer plays the driver: it writes registers and memory as it likes.
 
 use std::any::Any;
 use std::io;
@@ -27,47 +27,48 @@ use crate::devices::IrqLine;
 use crate::error::Result;
 use crate::memory::{GuestRam, MemoryConfig, RamLayout};
 
-/// Turns of a device's work for one notification: it must be done long before.
+/// Most turns of a device's work for one notification; a correct device needs far fewer.
 const TURNS_MAX: usize = 100_000;
 
-/// Events taken at once.
+/// Most events taken per wait.
 const EVENTS_MAX: usize = 16;
 
-/// A device that is on, and a guest's memory.
+/// A running device, and a guest's memory.
 #[derive(Debug)]
 pub struct Bench {
     transport: Transport,
     backend: Backend,
     ram: Arc<GuestRam>,
-    /// What the device watches, for edges; `None` when that is nothing.
+    /// Edge-triggered watch on the device's file descriptors; `None` if it has none.
     watch: Option<Epoll>,
-    /// How far the device's clock is ahead.
+    /// How far the device's clock is ahead of the real one.
     ahead: Duration,
 }
 
 impl Bench {
-    /// The device of `config`, with `memory_bytes` of memory that holds nothing but zeros.
+    /// Creates the device of `config`, with `memory_bytes` of zeroed memory.
     ///
     /// # Errors
-    /// There is no such device, or not so much memory.
+    /// If the device cannot be created, or the memory cannot be allocated.
     pub fn new(config: &DeviceConfig, memory_bytes: u64) -> Result<Self> {
         Self::of(config.create()?, memory_bytes)
     }
 
-    /// A network device, and the end of its wire where its network is: a datagram is a frame with
-    /// its header.
+    /// Creates a network device, and returns it with the network's end of its link: a datagram is a
+    /// frame with its header.
     ///
     /// # Errors
-    /// The system gives no sockets, or not so much memory.
+    /// If the sockets cannot be created, or the memory cannot be allocated.
     pub fn with_network(memory_bytes: u64) -> Result<(Self, UnixDatagram)> {
         let (device, network) = net::on_wire().map_err(failed("net"))?;
         Ok((Self::of(Box::new(device), memory_bytes)?, network))
     }
 
-    /// A device by which the guest has the address `cid`, and which programs find at `path`.
+    /// Creates a vsock device with which the guest has the address `cid`; programs connect at
+    /// `path`.
     ///
     /// # Errors
-    /// There can be nothing at `path`, or not so much memory.
+    /// If nothing can be created at `path`, or the memory cannot be allocated.
     pub fn with_sockets(cid: u32, path: &Path, memory_bytes: u64) -> Result<Self> {
         let mut device = DeviceConfig::Vsock { cid }.create()?;
         device.listen_at(path);
@@ -93,17 +94,17 @@ impl Bench {
         Ok(Self { transport, backend, ram, watch, ahead: Duration::ZERO })
     }
 
-    /// The guest's memory.
+    /// Returns the guest's memory.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
     }
 
-    /// The driver reads registers.
+    /// Reads registers as the driver.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         self.transport.read(offset, data);
     }
 
-    /// The driver writes registers; what has to follow is done when this returns.
+    /// Writes registers as the driver; the effects are complete when this returns.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         match self.transport.write(offset, data) {
             Effect::None => return,
@@ -119,13 +120,13 @@ impl Bench {
         self.work();
     }
 
-    /// Something has happened on the device's host, or `time` has passed.
+    /// Advances the device's clock by `time` and handles what has happened on its host.
     pub fn look(&mut self, time: Duration) {
         self.ahead += time;
         self.work();
     }
 
-    /// Lets the device work until it is idle or waits.
+    /// Lets the device work until it is idle or waits for a time.
     fn work(&mut self) {
         let now = Instant::now() + self.ahead;
         for _ in 0..TURNS_MAX {
@@ -138,7 +139,7 @@ impl Bench {
         unreachable!("the device works for ever on what does not change");
     }
 
-    /// Tells the device which of what it watches has become readable; false when nothing has.
+    /// Reports readable file descriptors to the device; returns false if there are none.
     fn pass_events(&mut self) -> bool {
         let Some(watch) = &self.watch else { return false };
         let mut events = [EpollEvent::default(); EVENTS_MAX];
@@ -147,15 +148,16 @@ impl Bench {
         count > 0
     }
 
-    /// As the thread does it: edges that came during the pause were not passed on.
+    /// Does what the device's thread does on resume: edges that came during the pause were not
+    /// reported.
     fn resume(&mut self) {
         self.backend.resume();
         (0..self.backend.device().watched().len()).for_each(|index| self.backend.ready(index));
         self.work();
     }
 
-    /// The operator asks a balloon for the guest's statistics, and sets how large it shall be; a
-    /// migration ends and another asks which pages are free.
+    /// Requests the guest's statistics and sets the balloon's target, as an operator does; then
+    /// ends one migration's free-page hinting and begins another's.
     pub fn set_balloon(&mut self, pages: u32) {
         self.backend.on_balloon(|balloon, rings| {
             balloon.ask();
@@ -166,16 +168,16 @@ impl Bench {
         self.work();
     }
 
-    /// The content of the disk, if this is one, for a copy of it while its driver is at work.
+    /// Returns the disk's content, if the device is a disk, to copy it while its driver is active.
     pub fn disk_content(&mut self) -> Option<Arc<DiskContent>> {
         let device: &dyn Any = self.backend.device();
         device.downcast_ref().map(BlockDevice::content)
     }
 
-    /// The guest is handed over to another host, and comes back as it was.
+    /// Releases the device as for a migration to another host, then takes it back unchanged.
     ///
     /// # Errors
-    /// Somebody else has what only one copy of the guest may have.
+    /// If another process holds what only one copy of the guest may hold.
     pub fn leave_and_return(&mut self) -> Result<(), DeviceError> {
         self.backend.pause();
         self.backend.device().release();
@@ -184,10 +186,10 @@ impl Bench {
         Ok(())
     }
 
-    /// The state, of the paused device.
+    /// Pauses the device, returns its state, and resumes it.
     ///
     /// # Errors
-    /// It cannot be saved.
+    /// If the device cannot be saved.
     pub fn save(&mut self) -> Result<DeviceState, DeviceError> {
         self.backend.pause();
         let state = DeviceState { backend: self.backend.save()?, transport: self.transport.save() };
@@ -195,8 +197,8 @@ impl Bench {
         Ok(state)
     }
 
-    /// Looks at something while the device stands, and nothing is under way. What the driver has
-    /// asked for goes on afterwards.
+    /// Calls `look` while the device is paused and no request is in flight; then resumes the
+    /// driver's requests.
     pub fn while_paused<T>(&mut self, look: impl FnOnce() -> T) -> T {
         self.backend.pause();
         let seen = look();
@@ -204,10 +206,10 @@ impl Bench {
         seen
     }
 
-    /// Replaces the state, as of a guest that has arrived, and goes on.
+    /// Replaces the state, as for a guest that has arrived, and resumes the device.
     ///
     /// # Errors
-    /// A sentence, when the state is not possible; the device must not be used any more.
+    /// If the state is impossible; the text says why. The device must not be used any more.
     pub fn load(&mut self, state: &DeviceState) -> Result<(), String> {
         self.backend.pause();
         self.transport.load(&state.transport)?;

@@ -1,4 +1,4 @@
-//! A device's interrupt: the reasons in its registers, and the line.
+//! A device's interrupt: its pending causes in the registers, and its line.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::Signals;
 use super::signals::{Cause, ConfigSpace};
 use crate::devices::IrqLine;
 
-/// See the module.
+/// A device's interrupt; see the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Interrupt {
     signals: Arc<Signals>,
@@ -16,22 +16,23 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// The interrupt whose reasons are in `signals`.
+    /// Creates the interrupt whose causes are recorded in `signals`.
     pub(crate) fn new(signals: Arc<Signals>, line: IrqLine) -> Self {
         Self { signals, line }
     }
 
-    /// Changes the configuration's bytes, never their number. Raise [`Cause::Config`] afterwards.
+    /// Changes bytes of the configuration space, never its length. Raise [`Cause::Config`]
+    /// afterwards.
     pub(super) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         self.signals.change_config(change);
     }
 
-    /// Fills `bytes` from the beginning of the configuration.
+    /// Fills `bytes` from the start of the configuration space.
     pub(super) fn read_config(&self, bytes: &mut [u8]) {
         self.signals.read_config(0, bytes);
     }
 
-    /// Replaces the configuration, of which no driver knows.
+    /// Replaces the configuration space while no driver uses it.
     pub(super) fn replace_config(&self, config: ConfigSpace) {
         self.signals.replace_config(config);
     }
@@ -42,22 +43,22 @@ impl Interrupt {
         self.pulse();
     }
 
-    /// Interrupts the driver again for what it has not acknowledged. A driver that finds nothing to
-    /// do takes no harm; one that was never interrupted would wait for ever.
+    /// Interrupts the driver again for what it has not acknowledged. A spurious interrupt does no
+    /// harm; a driver whose interrupt was lost would wait forever.
     pub(crate) fn repeat(&self) {
         if self.signals.interrupt_status() != 0 {
             self.pulse();
         }
     }
 
-    /// The device cannot go on; the driver is told.
+    /// Reports to the driver that the device cannot continue until a reset.
     pub(crate) fn needs_reset(&self) {
         self.signals.set_needs_reset();
         self.raise(Cause::Config);
     }
 
     fn pulse(&self) {
-        // The line exists for as long as the VM: that KVM refuses is a bug, not the guest's
+        // The line exists for as long as the VM: an error from KVM is a bug, and not the guest's
         // problem.
         if let Err(error) = self.line.trigger() {
             tracing::error!(line = ?self.line, %error, "cannot interrupt the guest");

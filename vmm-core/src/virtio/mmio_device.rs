@@ -1,4 +1,4 @@
-//! A device in its slot: the registers for the vCPUs, and its thread behind them.
+//! A device in its slot: the registers that the vCPUs access, and the device's thread behind them.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,23 +23,24 @@ use crate::devices::mmio::Slot;
 use crate::error::{KvmContext, Result};
 use crate::memory::GuestRam;
 
-/// Features of the rings, which every device has.
+/// Features of the rings, which every device offers.
 pub(super) const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Saved state of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
-    /// Its registers.
+    /// The registers.
     pub transport: TransportState,
-    /// What is behind them.
+    /// The queues and the device behind the registers.
     pub backend: BackendState,
 }
 
-/// See the module.
+/// A device in its slot; see the module.
 #[derive(Debug)]
 pub(crate) struct MmioDevice {
-    /// Held while what follows from a write is done, so that a second vCPU finds it done.
+    /// Locked until the effects of a write are complete, so that no second vCPU sees them half
+    /// done.
     transport: Mutex<Transport>,
     kicks: Vec<EventFd>,
     worker: Worker,
@@ -49,7 +50,7 @@ impl MmioDevice {
     /// Puts `device` into `slot` of `vm`, paused.
     ///
     /// # Errors
-    /// [`DeviceError::Start`]; what KVM refuses.
+    /// [`DeviceError::Start`]; or if KVM rejects a queue's eventfd.
     pub(crate) fn new(
         vm: &Arc<VmFd>,
         ram: &Arc<GuestRam>,
@@ -72,18 +73,19 @@ impl MmioDevice {
         Ok(Self { transport: Mutex::new(transport), kicks, worker })
     }
 
-    /// A vCPU reads registers.
+    /// Handles a vCPU read of registers.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         self.transport().read(offset, data);
     }
 
-    /// A vCPU writes registers. Returns when what has to follow is done, but for work on queues.
+    /// Handles a vCPU write to registers. Returns once the effects are complete, except for work on
+    /// queues.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         let mut transport = self.transport();
         let done = match transport.write(offset, data) {
             Effect::None => Ok(()),
             Effect::Notify(queue) => {
-                // KVM hands these to the thread by itself, but for odd ways of writing.
+                // KVM signals the thread directly, except for unusual kinds of writes.
                 if let Some(kick) = self.kicks.get(queue) {
                     let _ = kick.write(1);
                 }
@@ -102,17 +104,17 @@ impl MmioDevice {
         }
     }
 
-    /// Stops the device: when this returns, nothing of it is under way.
+    /// Pauses the device: when this returns, no request is in flight.
     pub(crate) fn pause(&self) -> Result<(), DeviceError> {
         self.worker.call(Backend::pause)
     }
 
-    /// Lets the device go on.
+    /// Resumes the device.
     pub(crate) fn resume(&self) -> Result<(), DeviceError> {
         self.worker.call(Backend::resume)
     }
 
-    /// Has the thread do `job` if the device is a balloon.
+    /// Runs `job` on the device's thread if the device is a balloon.
     pub(crate) fn on_balloon<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
@@ -120,32 +122,32 @@ impl MmioDevice {
         self.worker.call(|backend| backend.on_balloon(job))
     }
 
-    /// See [`Device::take_over`].
+    /// Acquires what only one copy of the guest may hold, see [`Device::take_over`].
     pub(crate) fn take_over(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().take_over())?
     }
 
-    /// See [`Device::release`].
+    /// Releases it again, see [`Device::release`].
     pub(crate) fn release(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().release())
     }
 
-    /// See [`Device::trust_disk`].
+    /// Makes the next take-over accept the disk as it is, see [`Device::trust_disk`].
     pub(crate) fn trust_disk(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().trust_disk())
     }
 
-    /// See [`Device::listen_at`].
+    /// Sets the device's socket path, see [`Device::listen_at`].
     pub(crate) fn listen_at(&self, path: PathBuf) -> Result<(), DeviceError> {
         self.worker.call(move |backend| backend.device().listen_at(&path))
     }
 
-    /// See [`Device::settle`].
+    /// Makes the guest's writes durable, see [`Device::settle`].
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().settle())?
     }
 
-    /// The state of the paused device.
+    /// Returns the state of the paused device.
     pub(crate) fn save(&self) -> Result<DeviceState, DeviceError> {
         let backend = self.worker.call(Backend::save)??;
         Ok(DeviceState { transport: self.transport().save(), backend })
@@ -159,7 +161,7 @@ impl MmioDevice {
         transport.load(&state.transport).map_err(refused)?;
         let driver =
             transport.is_active().then(|| (transport.features(), transport.queues().to_vec()));
-        // A queue that is broken stays so until the reset.
+        // A broken queue stays closed until the driver resets the device.
         let driver = driver.filter(|_| !state.transport.needs_reset);
         let backend = state.backend.clone();
         let loaded = self.worker.call(move |own| {
@@ -174,7 +176,7 @@ impl MmioDevice {
     }
 }
 
-/// An event for each queue, which KVM raises when the driver notifies.
+/// Creates an eventfd for each queue, which KVM signals when the driver notifies.
 fn kicks(vm: &VmFd, slot: Slot, count: usize, device: &'static str) -> Result<Vec<EventFd>> {
     let address = IoEventAddress::Mmio(slot.address + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
     (0u32..)

@@ -1,24 +1,24 @@
-//! Virtio devices: what a guest has beyond processors and memory (virtio 1.2, over virtio-mmio).
+//! Virtio devices (virtio 1.2 over virtio-mmio): all that a guest has beyond vCPUs and memory.
 //!
 //! From the guest inwards:
 //!
-//! | file | is |
+//! | file | contents |
 //! |---|---|
-//! | `bus` | all devices, by slot; where a vCPU's access arrives |
-//! | `mmio_device` | a device in its slot: the two halves below, put together |
-//! | `transport` | its registers, as a state machine |
+//! | `bus` | all devices, by slot; entry point of vCPU accesses |
+//! | `mmio_device` | a device in its slot: joins its registers and its thread |
+//! | `transport` | the device's registers, as a state machine |
 //! | `signals`, `interrupt` | what the device tells its driver |
-//! | `worker` | its thread |
-//! | `backend` | the device with its queues, as that thread sees them: pausing, resetting, breaking |
-//! | `queue`, `buffers` | requests, whole and checked |
-//! | `device` | what a type of device has to say for itself: start here to add one |
+//! | `worker` | the device's thread |
+//! | `backend` | the device and its queues on that thread: pausing, resetting, breaking |
+//! | `queue`, `buffers` | requests, complete and validated |
+//! | `device` | the trait that each type of device implements: start here to add one |
 //! | `rng`, [`block`], [`net`], [`balloon`], `vsock` | types of devices |
-//! | `config` | which devices a guest has, as its description says it |
-//! | `fuzzing` | a device on a bench, for the fuzz targets |
+//! | `config` | the devices in a guest's configuration |
+//! | `fuzzing` | a test bench with one device, for the fuzz targets |
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver
-//! that breaks the rules of a queue finds its device waiting for a reset, and nobody else takes
-//! notice. `docs/adr/0007-virtio-devices.md` has the reasons.
+//! that breaks the rules of a queue gets a device that needs a reset; nothing else is affected.
+//! `docs/adr/0007-virtio-devices.md` has the reasons.
 
 mod backend;
 pub mod balloon;

@@ -1,9 +1,10 @@
-//! A virtqueue as a device uses it: requests come out whole and checked, or the queue is broken.
+//! A virtqueue as a device uses it: it yields complete, validated requests, or the queue is broken.
 //!
-//! The rings themselves are those of the `virtio-queue` crate. What it leaves to its users is here:
-//! that the rings lie in RAM, that a chain of descriptors ends (the crate's iterator just stops at
-//! a loop or at nonsense), that every buffer lies in RAM, and that nothing is as long as a guest
-//! says. A broken queue means [`super::backend`] gives up on the device until the driver resets it.
+//! The rings themselves are handled by the `virtio-queue` crate. This module checks what the crate
+//! leaves to its users: that the rings lie in RAM, that a descriptor chain ends (the crate's
+//! iterator just stops at a loop or an invalid descriptor), that every buffer lies in RAM, and that
+//! lengths which the guest states have a bound. On a broken queue [`super::backend`] closes the
+//! device's queues until the driver resets it.
 
 #[cfg(test)]
 mod tests;
@@ -20,71 +21,72 @@ use super::buffers::Buffers;
 use super::transport::QueueRegisters;
 use crate::memory::RamMap;
 
-/// Most descriptors of one request, those of an indirect table included.
+/// Maximum number of descriptors in a request, including those of an indirect table.
 pub(crate) const DESCRIPTORS_MAX: usize = 1024;
 
-/// Why a queue can not be used any more.
+/// Why a queue cannot be used any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum QueueError {
-    /// The rings do not lie in RAM, or are nonsense otherwise.
+    /// The rings do not lie in RAM, or are otherwise invalid.
     #[error("its rings are not in memory")]
     Rings,
     /// The driver claims more requests than the queue has room for, or one that does not exist.
     #[error("its available ring makes no sense")]
     Available,
-    /// A chain of descriptors loops, leads nowhere, or is too long.
+    /// A descriptor chain loops, points outside its table, is too long, or has a readable buffer
+    /// after a writable one.
     #[error("a chain of descriptors does not end")]
     Chain,
     /// A buffer does not lie in RAM.
     #[error("a buffer is not in memory")]
     Buffer,
-    /// A request is longer than any that a driver has a reason for.
+    /// A request is longer than any driver needs.
     #[error("a request is too long")]
     TooLong,
-    /// A request is not as the device's type wants it.
+    /// A request does not have the form that the type of device requires.
     #[error("a request has no place for its answer")]
     Request,
 }
 
-/// How far device and driver have come.
+/// How far device and driver have progressed in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueuePosition {
-    /// The next entry of the available ring to be looked at.
+    /// Index of the next entry of the available ring to read.
     pub next_available: u16,
-    /// The next entry of the used ring to be filled.
+    /// Index of the next entry of the used ring to fill.
     pub next_used: u16,
 }
 
-/// A request.
+/// A request of the driver: a descriptor chain.
 #[derive(Debug)]
 pub(crate) struct Chain {
-    /// Its name towards the driver; give it to [`Queue::push_used`].
+    /// Identifies the request to the driver; pass it to [`Queue::push_used`].
     pub(crate) head: u16,
-    /// What the driver says.
+    /// Buffers that the driver has filled.
     pub(crate) readable: Buffers,
-    /// Where the device answers.
+    /// Buffers for the device's answer.
     pub(crate) writable: Buffers,
 }
 
 /// How interrupts and notifications are suppressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Suppression {
-    /// By a flag.
+    /// With a flag.
     Flag,
-    /// By an index (`VIRTIO_F_EVENT_IDX`).
+    /// With an event index (`VIRTIO_F_EVENT_IDX`).
     Index,
 }
 
-/// See the module.
+/// A queue that the driver has set up; see the module.
 #[derive(Debug)]
 pub(crate) struct Queue {
     rings: Rings,
-    /// Entries of the used ring that the driver's wish for an interrupt has been looked at for.
+    /// Used index up to which the driver's wish for an interrupt (`used_event`) has been checked.
     told: Wrapping<u16>,
 }
 
 impl Queue {
-    /// A queue that the driver has set up, at its beginning or where it was saved.
+    /// Opens a queue that the driver has set up, at its start or at its saved position.
     ///
     /// # Errors
     /// [`QueueError::Rings`], [`QueueError::Available`].
@@ -95,8 +97,8 @@ impl Queue {
         position: QueuePosition,
     ) -> Result<Self, QueueError> {
         let size = u64::from(registers.size);
-        // Descriptors of 16 bytes; rings of flags, index, entries of 2 or 8 bytes, and an event
-        // index.
+        // Descriptors have 16 bytes. Each ring consists of flags, index, entries of 2 or 8 bytes,
+        // and an event index.
         let parts = [
             (registers.descriptors, 16 * size),
             (registers.available, 6 + 2 * size),
@@ -127,10 +129,10 @@ impl Queue {
         Ok(Self { rings: rings.map_err(|_| QueueError::Rings)?, told })
     }
 
-    /// The next request, if there is one.
+    /// Returns the next request, if there is one.
     ///
     /// # Errors
-    /// [`QueueError`]: the driver does not keep the rules.
+    /// [`QueueError`], if the driver breaks the rules.
     pub(crate) fn pop(&mut self, memory: &RamMap) -> Result<Option<Chain>, QueueError> {
         let size = self.rings.size();
         let mut available = self.rings.iter(memory).map_err(|_| QueueError::Available)?;
@@ -141,10 +143,10 @@ impl Queue {
         }
     }
 
-    /// Gives a request back with `bytes` written to it.
+    /// Returns a request to the driver with `bytes` written to it.
     ///
     /// # Errors
-    /// [`QueueError::Available`] for a head that never came out of [`Queue::pop`].
+    /// [`QueueError::Available`] for a head outside the queue.
     pub(crate) fn push_used(
         &mut self,
         memory: &RamMap,
@@ -157,7 +159,7 @@ impl Queue {
         self.rings.add_used(memory, head, bytes).map_err(|_| QueueError::Rings)
     }
 
-    /// Whether the driver wants to be interrupted for what was given back since it was last asked.
+    /// Returns whether the driver wants an interrupt for the requests returned since the last call.
     ///
     /// # Errors
     /// Never for rings in RAM.
@@ -171,10 +173,10 @@ impl Queue {
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Whether the entry that the driver waits for (`used_event`; virtio 1.2, 2.7.10) has come
-    /// since this was last asked.
+    /// Returns whether the entry that the driver waits for (`used_event`; virtio 1.2, 2.7.10) was
+    /// added since the last call.
     fn event_is_among_new(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
-        // What was given back is seen before what the driver wants is read.
+        // The driver must see the used entries before its `used_event` is read here.
         fence(Ordering::SeqCst);
         let place = self.rings.avail_ring() + 4 + 2 * u64::from(self.rings.size());
         let event: u16 =
@@ -184,12 +186,12 @@ impl Queue {
         Ok(now - Wrapping(u16::from_le(event)) - Wrapping(1) < now - before)
     }
 
-    /// Gives several requests back with so many bytes written to each, and the driver sees all of
-    /// them or none.
+    /// Returns several requests to the driver, each with the bytes written to it; the driver sees
+    /// all of them or none.
     ///
     /// # Errors
-    /// As [`Queue::push_used`]; [`QueueError::Available`] for more requests than the queue has room
-    /// for.
+    /// As [`Queue::push_used`]; [`QueueError::Available`] for more requests than the queue has
+    /// entries.
     pub(crate) fn push_used_together(
         &mut self,
         memory: &RamMap,
@@ -213,23 +215,23 @@ impl Queue {
             memory.write_slice(&entry, GuestAddress(place)).map_err(|_| QueueError::Rings)?;
             index += 1;
         }
-        // The last one shows them all, by the ring's index.
+        // Adding the last one updates the ring's index, which publishes them all.
         self.rings.set_next_used(index.0);
         self.push_used(memory, *last, *bytes)
     }
 
-    /// Puts the last `count` requests that came out back, as if they had not.
+    /// Puts the last `count` requests that [`Queue::pop`] returned back into the queue.
     pub(crate) fn take_back(&mut self, count: usize) {
         let back = Wrapping(self.rings.next_avail()) - Wrapping(count as u16);
         self.rings.set_next_avail(back.0);
     }
 
-    /// Entries that it has.
+    /// Returns the number of entries.
     pub(crate) fn size(&self) -> u16 {
         self.rings.size()
     }
 
-    /// Tells the driver that it need not notify: the device looks by itself.
+    /// Tells the driver that it need not notify: the device polls the queue.
     ///
     /// # Errors
     /// Never for rings in RAM.
@@ -237,7 +239,7 @@ impl Queue {
         self.rings.disable_notification(memory).map_err(|_| QueueError::Rings)
     }
 
-    /// Tells the driver to notify again; true when a request has come meanwhile.
+    /// Tells the driver to notify again; returns true if a request has arrived in the meantime.
     ///
     /// # Errors
     /// Never for rings in RAM.
@@ -245,13 +247,13 @@ impl Queue {
         self.rings.enable_notification(memory).map_err(|_| QueueError::Rings)
     }
 
-    /// How far it has come.
+    /// Returns the position of device and driver.
     pub(crate) fn position(&self) -> QueuePosition {
         QueuePosition { next_available: self.rings.next_avail(), next_used: self.rings.next_used() }
     }
 }
 
-/// Follows a chain to its end.
+/// Follows a descriptor chain to its end.
 fn collect(memory: &RamMap, chain: DescriptorChain<&RamMap>) -> Result<Chain, QueueError> {
     let head = chain.head_index();
     let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
@@ -259,7 +261,7 @@ fn collect(memory: &RamMap, chain: DescriptorChain<&RamMap>) -> Result<Chain, Qu
     for descriptor in chain {
         descriptors += 1;
         goes_on = descriptor.has_next();
-        // Everything to be written follows everything to be read (virtio 1.2, 2.7.4.2).
+        // All readable descriptors come before the writable ones (virtio 1.2, 2.7.4.2).
         let late = !descriptor.is_write_only() && writable != Buffers::default();
         if descriptors > DESCRIPTORS_MAX || late {
             return Err(QueueError::Chain);

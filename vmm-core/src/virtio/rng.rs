@@ -1,8 +1,7 @@
-//! A source of entropy (virtio 1.2, 5.4): one queue of buffers to be filled from the host's
-//! `getrandom`.
+//! An entropy source (virtio 1.2, 5.4): one queue of buffers, filled from the host's `getrandom`.
 //!
-//! A request gets no more than [`REQUEST_BYTES_MAX`], and only so many requests are answered each
-//! second: a guest that asks without end waits, instead of keeping a processor of the host busy.
+//! A request gets at most [`REQUEST_BYTES_MAX`], and the number of requests answered per second is
+//! limited: a guest that asks without end waits, instead of keeping a CPU of the host busy.
 
 use std::time::{Duration, Instant};
 
@@ -11,18 +10,18 @@ use super::queue::QueueError;
 use super::signals::ConfigSpace;
 use crate::sys::file;
 
-/// Most bytes that a request gets; a driver that wants more asks again. Linux asks for 64.
+/// Most bytes per request; a driver that wants more asks again. Linux asks for 64.
 const REQUEST_BYTES_MAX: usize = 256;
-/// Requests each second; with the above, 1 MiB of entropy.
+/// Requests answered per second; with the limit above, 1 MiB of entropy.
 const REQUESTS_PER_SECOND: u32 = 4096;
-/// Requests that may come at once after a pause.
+/// Most requests answered at once after an idle period.
 const BURST: u32 = 256;
-/// Requests answered before the thread looks for other work.
+/// Requests answered before the thread checks for other work.
 const BATCH: u32 = 64;
 /// Entries of the queue.
 const QUEUE_SIZE: u16 = 64;
 
-/// The device.
+/// The entropy device.
 #[derive(Debug, Default)]
 pub(crate) struct RngDevice {
     allowance: Allowance,
@@ -57,7 +56,7 @@ impl Device for RngDevice {
             let len = chain.writable.bytes().min(REQUEST_BYTES_MAX as u64);
             let bytes = &mut bytes[..len as usize];
             let place = chain.writable.take_front(len).ok_or(QueueError::Buffer)?;
-            // Without entropy there is nothing to say; the driver asks again.
+            // Without entropy the answer is empty; the driver asks again.
             if file::fill_random(bytes).is_err() {
                 return Ok(0);
             }
@@ -69,15 +68,15 @@ impl Device for RngDevice {
     }
 }
 
-/// Requests that may still be answered: refilled with time, up to [`BURST`].
+/// Number of requests that may still be answered: refills with time, up to [`BURST`].
 #[derive(Debug, Default)]
 struct Allowance {
-    /// When and how much it was last; `None` is full.
+    /// Time and amount of the last update; `None` means full.
     last: Option<(Instant, u32)>,
 }
 
 impl Allowance {
-    /// How many requests may be answered now.
+    /// Returns how many requests may be answered now.
     fn requests(&mut self, now: Instant) -> u32 {
         let Some((then, left)) = self.last else {
             self.last = Some((now, BURST));

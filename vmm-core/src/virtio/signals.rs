@@ -1,5 +1,5 @@
-//! What a device tells its driver through registers: the interrupt's reasons, that it wants a
-//! reset, and its configuration space. Written by the device's thread, read by the vCPUs'.
+//! What a device tells its driver through registers: interrupt causes, the need for a reset, and
+//! its configuration space. The device's thread writes them, the vCPU threads read them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
-/// See the module.
+/// The registers that a device sets; see the module.
 #[derive(Debug)]
 pub(crate) struct Signals {
     interrupt_status: AtomicU32,
@@ -28,29 +28,29 @@ pub(crate) enum Cause {
 #[derive(Debug)]
 pub(crate) struct ConfigSpace {
     bytes: Vec<u8>,
-    /// What the driver may write; writes elsewhere are ignored.
+    /// Ranges that the driver may write; writes elsewhere are ignored.
     writable: Vec<Range<usize>>,
     generation: u32,
 }
 
 impl ConfigSpace {
-    /// A space that the driver only reads.
+    /// Creates a space that the driver can only read.
     pub(crate) fn read_only(bytes: Vec<u8>) -> Self {
         Self { bytes, writable: Vec::new(), generation: 0 }
     }
 
-    /// A space of which the driver may write a part.
+    /// Creates a space with one range that the driver may write.
     pub(crate) fn with_writable(bytes: Vec<u8>, writable: Range<usize>) -> Self {
         Self::read_only(bytes).and_writable(writable)
     }
 
-    /// The same with another part that the driver may write.
+    /// Adds another range that the driver may write.
     pub(crate) fn and_writable(mut self, part: Range<usize>) -> Self {
         self.writable.push(part);
         self
     }
 
-    /// Fills `data` from `offset` on; what lies behind the end reads as 0.
+    /// Fills `data` from `offset` on; bytes beyond the end read as 0.
     fn read(&self, offset: usize, data: &mut [u8]) {
         data.fill(0);
         let rest = self.bytes.get(offset..).unwrap_or_default();
@@ -58,7 +58,7 @@ impl ConfigSpace {
         data[..len].copy_from_slice(&rest[..len]);
     }
 
-    /// True when all of `data` lies where the driver may write, and has been written.
+    /// Writes `data` and returns true, if all of it lies in one writable range.
     fn write(&mut self, offset: usize, data: &[u8]) -> bool {
         let Some(end) = offset.checked_add(data.len()) else { return false };
         let allowed = self.writable.iter().any(|part| offset >= part.start && end <= part.end);
@@ -73,7 +73,7 @@ impl ConfigSpace {
 }
 
 impl Signals {
-    /// Nothing signalled, and a configuration.
+    /// Creates the registers with `config` and nothing signalled.
     pub(crate) fn new(config: ConfigSpace) -> Self {
         Self {
             interrupt_status: AtomicU32::new(0),
@@ -82,7 +82,7 @@ impl Signals {
         }
     }
 
-    /// Adds a reason for an interrupt. Raise the line afterwards.
+    /// Adds a cause of an interrupt. Raise the line afterwards.
     pub(super) fn add(&self, cause: Cause) {
         let bit = match cause {
             Cause::Used => VIRTIO_MMIO_INT_VRING,
@@ -91,62 +91,62 @@ impl Signals {
         self.interrupt_status.fetch_or(bit, Ordering::AcqRel);
     }
 
-    /// Reasons that the driver has not acknowledged.
+    /// Returns the causes that the driver has not acknowledged.
     pub(crate) fn interrupt_status(&self) -> u32 {
         self.interrupt_status.load(Ordering::Acquire)
     }
 
-    /// The driver has seen these reasons.
+    /// Clears the causes that the driver acknowledges.
     pub(super) fn acknowledge(&self, bits: u32) {
         self.interrupt_status.fetch_and(!bits, Ordering::AcqRel);
     }
 
-    /// The device cannot go on until it is reset.
+    /// Records that the device cannot continue until it is reset.
     pub(super) fn set_needs_reset(&self) {
         self.needs_reset.store(true, Ordering::Release);
     }
 
-    /// Whether it waits for a reset.
+    /// Returns whether the device waits for a reset.
     pub(crate) fn needs_reset(&self) -> bool {
         self.needs_reset.load(Ordering::Acquire)
     }
 
-    /// As after a reset. The configuration stays.
+    /// Clears everything but the configuration, as a reset does.
     pub(super) fn clear(&self) {
         self.interrupt_status.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
     }
 
-    /// Changes the configuration's bytes, never their number; the driver sees a new generation.
+    /// Changes bytes of the configuration, never its length; the driver sees a new generation.
     pub(crate) fn change_config(&self, change: impl FnOnce(&mut [u8])) {
         let mut config = self.config();
         change(&mut config.bytes);
         config.generation = config.generation.wrapping_add(1);
     }
 
-    /// Replaces the configuration by that of a device of which no driver knows; generations go on.
+    /// Replaces the configuration while no driver uses it; the generation number continues.
     pub(super) fn replace_config(&self, space: ConfigSpace) {
         let mut config = self.config();
         let generation = config.generation;
         *config = ConfigSpace { generation, ..space };
     }
 
-    /// Fills `data` from the configuration.
+    /// Fills `data` from the configuration, from `offset` on.
     pub(crate) fn read_config(&self, offset: usize, data: &mut [u8]) {
         self.config().read(offset, data);
     }
 
-    /// The driver writes the configuration; true when it may.
+    /// Writes the configuration for the driver; returns false if it may not write there.
     pub(super) fn write_config(&self, offset: usize, data: &[u8]) -> bool {
         self.config().write(offset, data)
     }
 
-    /// Number of the configuration's changes by the device.
+    /// Returns the number of changes that the device made to the configuration.
     pub(crate) fn config_generation(&self) -> u32 {
         self.config().generation
     }
 
-    /// Takes the saved values.
+    /// Replaces the registers with the saved values.
     pub(super) fn load(&self, interrupt_status: u32, needs_reset: bool, config_generation: u32) {
         let known = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
         self.interrupt_status.store(interrupt_status & known, Ordering::Release);

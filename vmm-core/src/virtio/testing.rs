@@ -1,4 +1,4 @@
-//! A driver for tests, and a device on a bench: no KVM, no thread.
+//! A driver and a test bench for one device: no KVM, no thread.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,30 +14,30 @@ use super::transport::QueueRegisters;
 use crate::devices::IrqLine;
 use crate::memory::{GuestRam, RamMap};
 
-/// Flag of a descriptor that the device writes.
+/// Descriptor flag: the device writes the buffer.
 pub(crate) const WRITABLE: u16 = VRING_DESC_F_WRITE as u16;
-/// Flag of a descriptor that is followed by another.
+/// Descriptor flag: another descriptor follows.
 pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-/// Flag of a descriptor that is a table of descriptors.
+/// Descriptor flag: the buffer is a table of descriptors.
 pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 /// Entries of the driver's queues.
 pub(crate) const SIZE: u16 = 16;
-/// Where the first queue lies; each takes a page.
+/// Address of the first queue; each queue takes a page.
 const QUEUES: u64 = 0x1_0000;
 
-/// The driver's side of a queue: descriptors at the start of a page, the rings behind.
+/// The driver's side of a queue: descriptors at the start of a page, then the rings.
 pub(crate) struct Driver<'a> {
     memory: &'a RamMap,
     at: u64,
 }
 
 impl<'a> Driver<'a> {
-    /// The driver of queue `index`; nothing of it is kept but in guest memory.
+    /// Returns the driver of queue `index`; its only state is in guest memory.
     pub(crate) fn new(memory: &'a RamMap, index: usize) -> Self {
         Self { memory, at: QUEUES + index as u64 * 4096 }
     }
 
-    /// The queue as the driver would set it up.
+    /// Returns the queue as the driver would set it up.
     pub(crate) fn registers(&self) -> QueueRegisters {
         QueueRegisters {
             size: SIZE,
@@ -75,10 +75,11 @@ impl<'a> Driver<'a> {
         self.descriptor(self.at + u64::from(index) * 16, buffer, next);
     }
 
-    /// Offers a request of these buffers (address, length, flags). The descriptors follow those
-    /// that were offered before, round the table.
+    /// Offers a request with these buffers (address, length, flags). Its descriptors follow those
+    /// of the last request, wrapping around the table.
     pub(crate) fn offer(&self, buffers: &[(u64, u32, u16)]) -> u16 {
-        // The next free descriptor is kept where neither side looks: behind the used ring.
+        // The index of the next free descriptor is stored behind the used ring, which neither side
+        // reads.
         let place = self.at + 0xff0;
         let head = self.half(place);
         let mut index = head;
@@ -105,7 +106,7 @@ impl<'a> Driver<'a> {
         self.set_half(self.available() + 2, index);
     }
 
-    /// All that has come back: heads and lengths.
+    /// Returns all requests that have come back: heads and lengths.
     pub(crate) fn used(&self) -> Vec<(u32, u32)> {
         let used = self.at + 0x800;
         let entry = |index: u16| {
@@ -117,7 +118,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// A device that is on, with a driver that has set up all of its queues.
+/// A running device, with a driver that has set up all of its queues.
 pub(crate) struct Bench {
     pub(crate) backend: Backend,
     pub(crate) ram: Arc<GuestRam>,
@@ -126,7 +127,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// The device on the bench, running, with all its features accepted.
+    /// Creates a running bench; the driver has accepted all features of the device.
     pub(crate) fn new(device: Box<dyn Device>) -> Self {
         let mut bench = Self::switched_off(device);
         let features = bench.backend.device().features();
@@ -135,7 +136,7 @@ impl Bench {
         bench
     }
 
-    /// The device on the bench, paused and without a driver.
+    /// Creates a paused bench without a driver.
     pub(crate) fn switched_off(device: Box<dyn Device>) -> Self {
         let ram = Arc::new(GuestRam::anonymous(4 << 20));
         let signals = Arc::new(Signals::new(device.config()));
@@ -147,18 +148,18 @@ impl Bench {
         Self { backend, ram, signals, registers }
     }
 
-    /// The driver of queue `index`.
+    /// Returns the driver of queue `index`.
     pub(crate) fn driver(&self, index: usize) -> Driver<'_> {
         Driver::new(self.ram.memory(), index)
     }
 
-    /// Notifies queue `index` and lets the device work until it is idle or waits.
+    /// Notifies queue `index` and lets the device work until it is idle or waits for a time.
     pub(crate) fn kick(&mut self, index: usize) {
         self.backend.notify(index);
         self.run();
     }
 
-    /// Lets the device work until it is idle or waits.
+    /// Lets the device work until it is idle or waits for a time.
     pub(crate) fn run(&mut self) {
         let now = Instant::now();
         while self.backend.idle_for(now).is_some_and(|wait| wait.is_zero()) {
@@ -166,7 +167,7 @@ impl Bench {
         }
     }
 
-    /// Guest memory.
+    /// Returns `len` bytes of guest memory at `gpa`.
     pub(crate) fn bytes(&self, gpa: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.ram.read(gpa, &mut bytes).unwrap();

@@ -1,9 +1,9 @@
 //! The registers of a virtio-mmio device as a state machine (virtio 1.2, 4.2.2 and 3.1.1).
 //!
-//! It knows no file descriptor, no thread and no guest memory: [`Transport::read`] and
-//! [`Transport::write`] take what a vCPU did, and `write` returns what has to follow. Whatever a
-//! driver does against the rules is ignored, as if the register could not be written; nothing that
-//! it does can bring the registers into a state that the rules forbid.
+//! It has no file descriptor, no thread and no guest memory: [`Transport::read`] and
+//! [`Transport::write`] take a vCPU's access, and `write` returns the action that must follow. A
+//! driver's access that breaks the rules is ignored, as if the register could not be written; no
+//! sequence of accesses brings the registers into a state that the rules forbid.
 
 mod state;
 #[cfg(test)]
@@ -25,13 +25,13 @@ pub use state::{QueueRegisters, TransportState};
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
-/// Version of the register layout; 1 is the legacy one.
+/// Version of the register layout (version 1 is the legacy layout).
 const VERSION: u32 = 2;
-/// "LGHT": whoever made the device; drivers do not care.
+/// Vendor ID, "LGHT"; drivers ignore it.
 const VENDOR: u32 = 0x5448_474c;
-/// Where the configuration space begins.
+/// Offset of the configuration space.
 const CONFIG: u64 = register::VIRTIO_MMIO_CONFIG as u64;
-/// Most queues that a device may have; as many as there are eventfds worth their price.
+/// Most queues that a device may have: each costs an eventfd.
 pub(crate) const QUEUES_MAX: usize = 16;
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
@@ -40,24 +40,24 @@ const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 
-/// What has to follow a write.
+/// The action that must follow a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// Nothing.
+    /// No action.
     None,
-    /// The driver is ready: the device goes to work on its queues.
+    /// The driver is ready: start processing the queues.
     Activate,
     /// The driver has reset the device.
     Reset,
-    /// The driver has given up on the device, whose queues are not its any more.
+    /// The driver has given up on the device, which must not use the queues any more.
     Abandon,
-    /// There is something in this queue.
+    /// The driver has notified this queue.
     Notify(usize),
     /// The driver has written the configuration space.
     ConfigWritten,
 }
 
-/// See the module.
+/// The registers of a device; see the module.
 #[derive(Debug)]
 pub(crate) struct Transport {
     kind: DeviceKind,
@@ -72,8 +72,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// The registers of a device that was just switched on. `queue_sizes` are powers of two, at
-    /// most [`QUEUES_MAX`] of them.
+    /// Creates the registers of a device after power-on. `queue_sizes` are powers of two, at most
+    /// [`QUEUES_MAX`] of them.
     pub(crate) fn new(
         kind: DeviceKind,
         offered: u64,
@@ -93,23 +93,23 @@ impl Transport {
         }
     }
 
-    /// Features that the driver has accepted.
+    /// Returns the features that the driver has accepted.
     pub(crate) fn features(&self) -> u64 {
         self.driver_features
     }
 
-    /// The queues as the driver has set them up.
+    /// Returns the queues as the driver has set them up.
     pub(crate) fn queues(&self) -> &[QueueRegisters] {
         &self.queues
     }
 
-    /// Whether the driver has said that it is ready, and not that it has failed.
+    /// Returns whether the driver has set DRIVER_OK and not FAILED.
     pub(crate) fn is_active(&self) -> bool {
         self.status & (DRIVER_OK | FAILED) == DRIVER_OK
     }
 
-    /// The driver reads `data.len()` bytes at `offset`. A register is read with 32 bits at its own
-    /// offset, else it reads as 0.
+    /// Handles a driver's read of `data.len()` bytes at `offset`. Registers must be read with 32
+    /// bits at their own offset; other reads return 0.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             return self.signals.read_config(offset as usize, data);
@@ -133,7 +133,7 @@ impl Transport {
             register::VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |queue| queue.ready.into()),
             register::VIRTIO_MMIO_INTERRUPT_STATUS => self.signals.interrupt_status(),
             register::VIRTIO_MMIO_STATUS => self.status(),
-            // No region of shared memory exists: its length reads as -1.
+            // There are no shared memory regions: their length reads as -1.
             register::VIRTIO_MMIO_SHM_LEN_LOW
             | register::VIRTIO_MMIO_SHM_LEN_HIGH
             | register::VIRTIO_MMIO_SHM_BASE_LOW
@@ -143,8 +143,8 @@ impl Transport {
         }
     }
 
-    /// The driver writes `data` at `offset`. Anything but 32 bits at a register's own offset is
-    /// ignored, but for the configuration space.
+    /// Handles a driver's write of `data` at `offset`. Outside the configuration space, anything
+    /// but 32 bits at a register's own offset is ignored.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             let may = self.status & DRIVER != 0 && self.status & FAILED == 0;
@@ -171,7 +171,7 @@ impl Transport {
         Effect::None
     }
 
-    /// Features are chosen by a driver that has introduced itself, until it says that it is done.
+    /// Sets features. The driver may do so after DRIVER and before FEATURES_OK.
     fn write_features(&mut self, value: u32) {
         if self.status & (DRIVER | FEATURES_OK | FAILED) != DRIVER {
             return;
@@ -185,8 +185,8 @@ impl Transport {
         self.driver_features = others | u64::from(value) << shift;
     }
 
-    /// A queue is set up after the features, and before the driver is ready; once the queue is
-    /// ready itself, it can only be taken back.
+    /// Sets up a queue. The driver may do so after FEATURES_OK and before DRIVER_OK; a queue that
+    /// is ready can only be set to not ready.
     fn write_queue(&mut self, offset: u32, value: u32) {
         if self.status & (FEATURES_OK | DRIVER_OK | FAILED) != FEATURES_OK {
             return;
@@ -213,8 +213,9 @@ impl Transport {
         if self.is_active() && ready { Effect::Notify(queue) } else { Effect::None }
     }
 
-    /// A driver never takes a bit back but by a reset, and sets them in the order of 3.1.1. It
-    /// writes back what it has read, so NEEDS_RESET, which is the device's, may be among them.
+    /// Sets the status. Only a reset clears bits, and the driver sets them in the order of 3.1.1.
+    /// It writes back what it has read, so the value may include NEEDS_RESET, which belongs to the
+    /// device.
     fn write_status(&mut self, value: u32) -> Effect {
         if value == 0 {
             self.reset();
@@ -266,12 +267,12 @@ impl Transport {
     }
 }
 
-/// The driver may take what is offered, and must take the rules of virtio 1.
+/// Returns whether the driver accepted only offered features, and VIRTIO_F_VERSION_1 among them.
 fn features_fit(accepted: u64, offered: u64) -> bool {
     accepted & !offered == 0 && accepted >> VIRTIO_F_VERSION_1 & 1 == 1
 }
 
-/// The 32 features of a page; there are two.
+/// Returns the 32 features of a page; there are two pages.
 fn page(features: u64, page: u32) -> u32 {
     match page {
         0 => features as u32,

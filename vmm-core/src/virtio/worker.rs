@@ -1,9 +1,9 @@
 //! A device's thread.
 //!
-//! It owns the [`Backend`] and sleeps until a queue is notified, a file descriptor of the device's
-//! is readable, something is due, or somebody has a *job* for it: a closure that gets the backend,
-//! always on this thread. Everything that the rest of the program wants of a device is a job, so a
-//! pause is a barrier without a lock: the job runs between two batches of requests, and when it has
+//! It owns the [`Backend`] and sleeps until a queue is notified, a file descriptor of the device is
+//! readable, a timer is due, or another thread sends a *job*: a closure that gets the backend and
+//! always runs on this thread. The rest of the program reaches a device only through jobs, so a
+//! pause is a barrier without a lock: the job runs between two batches of requests, and once it has
 //! been answered, the backend is paused.
 
 use std::io;
@@ -18,15 +18,15 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::backend::Backend;
 use super::error::DeviceError;
 
-/// Stack of a device's thread, in bytes.
+/// Stack size of a device's thread, in bytes.
 const STACK_BYTES: usize = 256 << 10;
-/// What woke the thread: a job.
+/// Event source: a job.
 const JOB: u64 = 0;
-/// What woke the thread: a queue; its index is added.
+/// Event source: a queue; its index is added.
 const QUEUE: u64 = 1;
-/// What woke the thread: a file descriptor of the device's; its index is added.
+/// Event source: a file descriptor of the device; its index is added.
 const WATCHED: u64 = 1 << 32;
-/// Events taken at once.
+/// Most events taken per wait.
 const EVENTS_MAX: usize = 16;
 
 type Job = Box<dyn FnOnce(&mut Backend) + Send>;
@@ -41,7 +41,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread; `kicks` are the queues' notifications.
+    /// Starts the thread; `kicks` are the queues' eventfds.
     ///
     /// # Errors
     /// [`DeviceError::Start`].
@@ -59,12 +59,12 @@ impl Worker {
         Ok(Self { device, jobs: Some(jobs), bell, thread: Some(thread) })
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub(crate) fn device(&self) -> &'static str {
         self.device
     }
 
-    /// Has `job` run on the thread and waits for its answer.
+    /// Runs `job` on the thread and waits for its answer.
     ///
     /// # Errors
     /// [`DeviceError::ThreadGone`].
@@ -76,7 +76,7 @@ impl Worker {
         let (sender, answer) = mpsc::sync_channel(1);
         let job: Job = Box::new(move |backend| drop(sender.send(job(backend))));
         if let Some(jobs) = &self.jobs {
-            // A thread that is gone has dropped its inbox, and the answer never comes.
+            // A thread that has ended has dropped the receiver: `answer` then returns an error.
             let _ = jobs.send(job);
             let _ = self.bell.write(1);
         }
@@ -89,13 +89,13 @@ impl Drop for Worker {
         self.jobs = None;
         let _ = self.bell.write(1);
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported by the panic handler already.
+            // The panic handler has already reported a panic of the thread.
             let _ = thread.join();
         }
     }
 }
 
-/// What the thread waits for.
+/// The event sources that the thread waits for.
 struct Watch {
     epoll: Epoll,
     kicks: Vec<EventFd>,
@@ -122,7 +122,7 @@ impl Watch {
         Ok(Self { epoll, kicks, bell, watched })
     }
 
-    /// The body of the thread.
+    /// Runs the thread's event loop.
     fn run(self, mut backend: Backend, inbox: &Receiver<Job>) {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         loop {
@@ -159,7 +159,7 @@ impl Watch {
         }
     }
 
-    /// Runs what waits; an error means that nobody wants anything any more.
+    /// Runs the queued jobs; returns an error once the `Worker` was dropped.
     fn run_jobs(&self, backend: &mut Backend, inbox: &Receiver<Job>) -> Result<(), ()> {
         loop {
             let was_paused = backend.is_paused();
@@ -169,7 +169,7 @@ impl Watch {
                 Err(TryRecvError::Disconnected) => return Err(()),
             }
             if was_paused && !backend.is_paused() {
-                // Edges that came while it was paused were not passed on.
+                // Edges that arrived during the pause were not reported.
                 (0..self.watched).for_each(|index| backend.ready(index));
             }
         }

@@ -1,5 +1,5 @@
-//! The balloon as the guest's owner sees it: in bytes of memory that the guest keeps, not of memory
-//! that it gives up.
+//! The balloon from the view of the guest's owner: in bytes of memory that the guest keeps, not of
+//! memory that it gives up.
 
 use std::time::Duration;
 
@@ -9,39 +9,40 @@ use crate::memory::MEMORY_BYTES_MIN;
 use crate::virtio::DeviceError;
 use crate::virtio::balloon::{Discarded, HintProgress, PAGE_BYTES, SetBy, Statistics};
 
-/// How a guest's balloon stands.
+/// State of a guest's balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BalloonStatus {
-    /// Whether the guest has a driver for it; without one, nothing happens.
+    /// Whether the guest has a driver for it; without a driver, nothing happens.
     pub has_driver: bool,
-    /// Whether the guest reports free pages that are then given back to the host.
+    /// Whether the guest reports free pages, which then go back to the host.
     pub reporting: bool,
     /// Whether the guest sends statistics.
     pub sends_statistics: bool,
-    /// Whether the guest says which pages are free when a migration asks: for guests that do not
-    /// report.
+    /// Whether the guest lists its free pages when a migration asks: for guests that do not report
+    /// them.
     pub gives_hints: bool,
-    /// Memory that the guest has without a balloon, in bytes.
+    /// Memory of the guest without a balloon, in bytes.
     pub memory_bytes: u64,
-    /// Memory that it shall keep, in bytes.
+    /// Memory that the guest is to keep, in bytes.
     pub target_bytes: u64,
-    /// Who has set that.
+    /// Who set the target.
     pub set_by: SetBy,
-    /// Memory that it says to have kept, in bytes: more than the target while it is on its way
-    /// there, when it has none to give, or when it took some back because it ran out of it.
+    /// Memory that the guest claims to have kept, in bytes. It exceeds the target while the balloon
+    /// inflates, if the guest cannot give up more, or if it took some back because it ran out of
+    /// memory.
     pub actual_bytes: u64,
-    /// Memory that was given back, in this process. How much of it the guest uses again, only the
-    /// host's page tables know.
+    /// Memory that was given back, in this process. Only the host's page tables show how much of it
+    /// the guest uses again.
     pub discarded: Discarded,
-    /// What the guest said last of its memory, and how long ago; none of it can be trusted.
+    /// The guest's last statistics, and their age; none of them can be trusted.
     pub statistics: Option<(Statistics, Duration)>,
 }
 
 impl Vm {
-    /// How the balloon stands.
+    /// Returns the state of the balloon.
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`].
+    /// [`DeviceError::NoBalloon`] if the guest has none.
     pub fn balloon(&self) -> Result<BalloonStatus> {
         let report = self.machine.bus.on_balloon(|balloon, _| balloon.report())?;
         let report = report.ok_or(DeviceError::NoBalloon)?;
@@ -61,54 +62,54 @@ impl Vm {
         })
     }
 
-    /// Asks the guest for new statistics; see [`BalloonStatus::statistics`] for their coming. A
-    /// guest that is paused answers when it runs.
+    /// Asks the guest for new statistics, which appear in [`BalloonStatus::statistics`]. A paused
+    /// guest answers when it runs.
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`].
+    /// [`DeviceError::NoBalloon`] if the guest has none.
     pub fn ask_balloon_statistics(&self) -> Result<()> {
         let asked = self.machine.bus.on_balloon(|balloon, _| balloon.ask())?;
         Ok(asked.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// Asks the guest which of its pages are free. It takes all of them until [`Vm::end_hints`],
-    /// and may write any of them again at any time: only a dirty log that watched *every* page
-    /// before this call can tell which hints still hold. Nothing happens when
+    /// Asks the guest which of its pages are free. The guest sets all of them aside until
+    /// [`Vm::end_hints`], but may write any of them again at any time: only a dirty log that
+    /// covered *every* page before this call shows which hints still hold. Does nothing if
     /// [`BalloonStatus::gives_hints`] is false.
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`].
+    /// [`DeviceError::NoBalloon`] if the guest has none.
     pub fn begin_hints(&self) -> Result<()> {
         let asked = self.machine.bus.on_balloon(|balloon, rings| balloon.begin_hints(rings))?;
         Ok(asked.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// How far the guest is.
+    /// Returns how far the guest has come with its hints.
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`].
+    /// [`DeviceError::NoBalloon`] if the guest has none.
     pub fn hint_progress(&self) -> Result<HintProgress> {
         let progress = self.machine.bus.on_balloon(|balloon, _| balloon.hint_progress())?;
         Ok(progress.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// Lets the guest have its free pages back, and returns those that it named: a word for each
-    /// chunk of memory, or none at all when it was not asked, or was reset meanwhile.
+    /// Lets the guest use its free pages again, and returns those that it listed: a word for each
+    /// chunk of memory, or no words if it was not asked, or was reset meanwhile.
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`].
+    /// [`DeviceError::NoBalloon`] if the guest has none.
     pub fn end_hints(&self) -> Result<Vec<u64>> {
         let words = self.machine.bus.on_balloon(|balloon, rings| balloon.end_hints(rings))?;
         Ok(words.ok_or(DeviceError::NoBalloon)?)
     }
 
-    /// Has the guest keep no more than `bytes` of its memory, rounded down to whole pages; all of
-    /// it to empty the balloon. What the guest does is up to it: see
-    /// [`BalloonStatus::actual_bytes`].
+    /// Sets the memory that the guest is to keep to `bytes`, rounded down to whole pages; its whole
+    /// memory empties the balloon. The guest need not comply: see [`BalloonStatus::actual_bytes`].
     ///
     /// # Errors
-    /// [`DeviceError::NoBalloon`]; [`DeviceError::BalloonTarget`] for more memory than the guest
-    /// has, or less than a guest can have; [`Error::WrongState`] when the guest has ended.
+    /// [`DeviceError::NoBalloon`] if the guest has none; [`DeviceError::BalloonTarget`] for more
+    /// memory than the guest has, or less than a guest can have; [`Error::WrongState`] if the guest
+    /// has ended.
     pub fn set_balloon_target(&self, bytes: u64, by: SetBy) -> Result<()> {
         let _control = self.control();
         if self.run_state() == RunState::Stopped {

@@ -1,5 +1,5 @@
 //! Virtio devices on real KVM: a guest that drives them with its own instructions, saving, dirty
-//! pages, locks, and guests that do not keep the rules.
+//! pages, locks, and guests that break the rules.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -30,10 +30,10 @@ pub(super) mod register {
     pub(in crate::vm) const CONFIG: u32 = 0x100;
 }
 
-/// Where requests' data lies.
+/// Address of the requests' data.
 const BUFFER: u64 = 0x30_0000;
 
-/// A paused guest that will do nothing.
+/// A paused guest that only spins.
 fn vm_with_devices(devices: Vec<DeviceConfig>) -> Vm {
     let shape = VmShape { devices, ..shape(16, 1) };
     let vm = Vm::create(&shape, Box::new(std::io::sink())).unwrap();
@@ -52,12 +52,13 @@ fn disk_file() -> tempfile::NamedTempFile {
     file
 }
 
-/// What a driver writes to get a device with one queue going.
+/// Register writes by which a driver sets up a device with one queue.
 fn handshake(vm: &Vm) -> Vec<(u32, u32)> {
     handshake_for(vm, 0, 1)
 }
 
-/// What a driver writes to get a device going with `features` of its type, and `queues` queues.
+/// Register writes by which a driver sets up a device with `features` of its type, and `queues`
+/// queues.
 pub(super) fn handshake_for(vm: &Vm, features: u32, queues: usize) -> Vec<(u32, u32)> {
     let mut writes = vec![
         (register::STATUS, 1),
@@ -103,7 +104,7 @@ pub(super) fn stores(writes: &[(u32, u32)]) -> Vec<u8> {
     code
 }
 
-/// A guest that gets the device in slot 0 going and notifies its queue.
+/// A guest that sets up the device in slot 0 and notifies its queue.
 fn driving_vm(devices: Vec<DeviceConfig>) -> Vm {
     let vm = vm_with_devices(devices);
     let mut writes = handshake(&vm);
@@ -112,7 +113,7 @@ fn driving_vm(devices: Vec<DeviceConfig>) -> Vm {
     vm
 }
 
-/// The VMM's side of a driver, as if a vCPU had written.
+/// Writes registers from the VMM, as if a vCPU had written them.
 pub(super) fn drive(vm: &Vm, slot: u64, writes: &[(u32, u32)]) {
     for (register, value) in writes {
         let address = WINDOW_START + slot * 4096 + u64::from(*register);
@@ -197,7 +198,7 @@ fn nothing_happens_while_paused() {
     vm.pause().unwrap();
     offer_entropy(&vm);
     drive(&vm, 0, &[(register::QUEUE_NOTIFY, 0)]);
-    // The thread has been through its loop when it has answered a job.
+    // The thread has been through its loop once it has answered a job.
     vm.machine.bus.pause().unwrap();
     vm.machine.bus.pause().unwrap();
     assert_eq!(Driver::new(vm.ram().memory(), 0).used(), []);
@@ -288,7 +289,7 @@ fn memory_without_a_device_reads_as_ones() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Registers and rings full of nonsense, in any order: the devices stay, and can be saved.
+    /// Nonsense in registers and rings, in any order: the devices survive, and can be saved.
     #[test]
     fn no_guest_gets_the_vmm_down(
         rings in prop::collection::vec(any::<u8>(), 0x1000),

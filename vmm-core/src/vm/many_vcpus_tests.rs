@@ -9,7 +9,7 @@ use crate::{VcpuLimits, snapshot};
 /// The local APIC's ID register (Intel SDM volume 3, table 11-1).
 const LAPIC_ID: usize = 0x20;
 
-/// The ID in bits 31 to 24 of the register, as xAPICs have it.
+/// Returns the ID in bits 31 to 24 of the register, where xAPICs have it.
 fn lapic_id(state: &VmState, vcpu: usize) -> u8 {
     state.vcpus[vcpu].lapic.regs[LAPIC_ID + 3] as u8
 }
@@ -65,7 +65,7 @@ fn as_many_vcpus_as_this_host_has_are_saved_to_a_file_and_restored() {
     assert_eq!(levels.unwrap(), [(0, 1, id), (1, cores, id)]);
 }
 
-/// As Linux has them: it switches to x2APICs as soon as it starts a processor.
+/// As in Linux, which switches to x2APICs as soon as it starts a processor.
 #[test]
 fn x2apics_keep_their_ids_in_another_vm() {
     const X2APIC_ENABLED: u64 = 1 << 10;

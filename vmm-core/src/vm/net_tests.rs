@@ -1,7 +1,7 @@
-//! Network devices on real KVM, with taps on a bridge in a network namespace of the test's own.
+//! Network devices on real KVM, with taps on a bridge in the test's own network namespace.
 //!
-//! Needs CAP_NET_ADMIN and ip(8). Where they are not to be had, set `LIGHTER_TEST_SKIP_NETWORK=1`
-//! to leave these tests out; without that they fail and say so.
+//! Needs CAP_NET_ADMIN and ip(8). Set `LIGHTER_TEST_SKIP_NETWORK=1` to skip these tests where they
+//! are not available; otherwise the tests fail and say so.
 
 use std::process::Command;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::{DeviceConfig, VmState};
 
 /// CSUM, GUEST_CSUM, MAC, GUEST_TSO4, MRG_RXBUF, STATUS, CTRL_VQ, GUEST_ANNOUNCE.
 const FEATURES: u32 = 1 | 1 << 1 | 1 << 5 | 1 << 7 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 21;
-/// Where received frames, and a frame to be sent, lie.
+/// Address of received frames, and of a frame to send.
 const BUFFERS: u64 = 0x40_0000;
 const BUFFER_BYTES: u64 = 0x2000;
 const FRAME: u64 = 0x80_0000;
@@ -34,7 +34,7 @@ fn on_a_bridge(test: fn()) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("CAP_SYS_ADMIN, for a network namespace");
         for conf in ["all", "default"] {
-            // Frames of the host's own would only be in the way.
+            // The host's own frames would only disturb.
             let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6"), "1");
         }
         ip("link add br0 type bridge mcast_snooping 0");
@@ -56,13 +56,13 @@ fn on_bridge() -> NetLink {
     NetLink::Bridge { bridge: "br0".to_owned(), tap: None }
 }
 
-/// A guest on `link`, not created yet.
+/// The shape of a guest on `link`.
 fn shape_on(link: NetLink, mac: &str) -> VmShape {
     let config = NetConfig::new(link, mac.parse().unwrap()).unwrap();
     VmShape { devices: vec![DeviceConfig::Net(config)], ..shape(16, 1) }
 }
 
-/// A paused guest that will do nothing.
+/// A paused guest that only spins.
 fn vm_of(shape: &VmShape) -> Vm {
     let vm = Vm::create(shape, Box::new(std::io::sink())).unwrap();
     vm.ram().write(CODE, &[0xeb, 0xfe]).unwrap(); // jmp $
@@ -70,12 +70,12 @@ fn vm_of(shape: &VmShape) -> Vm {
     vm
 }
 
-/// A paused guest that will do nothing, on the bridge.
+/// A paused guest on the bridge that only spins.
 fn vm(mac: &str) -> Vm {
     vm_of(&shape_on(on_bridge(), mac))
 }
 
-/// A guest on the bridge that runs, with a driver that has offered all its buffers.
+/// A running guest on the bridge, with a driver that has offered all its buffers.
 fn receiving_vm(mac: &str) -> Vm {
     receiving(vm(mac))
 }
@@ -91,7 +91,7 @@ fn receiving(vm: Vm) -> Vm {
     vm
 }
 
-/// Sends a broadcast that ends with `words`, and waits until the device has it.
+/// Sends a broadcast that ends with `words`, and waits until the device has taken it.
 fn broadcast(vm: &Vm, words: &str) {
     let mut frame = vec![0; HEADER_BYTES];
     frame.extend([0xff; 6]);
@@ -109,7 +109,7 @@ fn broadcast(vm: &Vm, words: &str) {
     }
 }
 
-/// The frames that the guest has received.
+/// Returns the frames that the guest has received.
 fn received(vm: &Vm) -> Vec<Vec<u8>> {
     let used = Driver::new(vm.ram().memory(), 0).used();
     let frame = |(index, (_, bytes)): (u64, (u32, u32))| {
@@ -120,8 +120,8 @@ fn received(vm: &Vm) -> Vec<Vec<u8>> {
     (0..).zip(used).map(frame).collect()
 }
 
-/// What holds when a descriptor is closed: a process that another test forks has it too, for a
-/// moment.
+/// Waits for an effect of closing a descriptor: a process that another test forks holds a copy of
+/// it for a moment.
 #[track_caller]
 fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -130,7 +130,7 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Waits for a frame beyond the first `known`.
+/// Waits for a matching frame after the first `known`.
 #[track_caller]
 fn wait_for_frame(vm: &Vm, known: usize, what: &str, is_it: impl Fn(&[u8]) -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -184,7 +184,7 @@ fn a_copy_carries_nothing_until_it_is_the_guest_and_is_announced_then() {
         wait_for_frame(&copy, 0, "the broadcast", |frame| frame.ends_with(b"there?"));
         assert_eq!(received(&source), Vec::<Vec<u8>>::new());
 
-        // The copy is gone, and the source is the guest again.
+        // The copy is gone, and the source takes over again.
         let made = copy.nets().remove(0).tap;
         drop(copy);
         eventually("what was made goes with its guest", || !ip("link show").contains(&made));
@@ -209,7 +209,7 @@ fn a_tap_that_was_given_has_its_cable_in_while_it_is_the_guests() {
         assert!(refused.contains("tap0: it is in use by another guest or program"), "{refused}");
         let guest = receiving(guest);
         assert!(has_carrier());
-        // Whether the bridge has noticed already is its affair.
+        // The bridge may notice the carrier later.
         let deadline = Instant::now() + PATIENCE;
         while received(&guest).is_empty() {
             assert!(Instant::now() < deadline, "nothing gets through");

@@ -1,9 +1,9 @@
-//! The power button, and starting a guest over.
+//! The power button, and resets of a guest.
 //!
-//! A guest is reset in place: the same vCPUs, memory and descriptors, so that its owner keeps what
-//! it has and a migration that is under way goes on. The vCPU that finds that a reset is due asks
-//! all to park and tells the owner, who calls [`Vm::start_over`]; a pause that comes first does the
-//! reset too, so that no guest is ever saved between its end and its new beginning.
+//! A reset happens in place, with the same vCPUs, memory and descriptors, so that the owner keeps
+//! its handles and a migration that is under way continues. The vCPU that requests a reset orders
+//! all vCPUs to park and sends an event to the owner, who calls [`Vm::start_over`]. A pause that
+//! comes first performs the reset too, so a guest is never saved between the request and the reset.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -17,27 +17,27 @@ use crate::state::{ClockPair, TscCarry};
 use crate::vcpu::OnReboot;
 use crate::virtio::balloon::BalloonReport;
 
-/// How often a guest has started over in this VM.
+/// The resets of a guest in this VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Restarts {
-    /// How often.
+    /// Number of resets.
     pub count: u64,
-    /// Why it did so last.
+    /// Reason of the last reset.
     pub last: Option<StopReason>,
 }
 
 impl Vm {
-    /// Sets what becomes of the guest when it resets itself. It is part of the guest's saved state.
+    /// Sets what happens when the guest resets itself. This is part of the guest's saved state.
     pub fn set_on_reboot(&self, policy: OnReboot) {
         self.machine.resets.set_policy(policy);
     }
 
-    /// What becomes of the guest when it resets itself.
+    /// Returns what happens when the guest resets itself.
     pub fn on_reboot(&self) -> OnReboot {
         self.machine.resets.policy()
     }
 
-    /// Presses the power button. What the guest does then is up to it.
+    /// Presses the power button. The guest decides what to do then.
     ///
     /// # Errors
     /// [`Error::WrongState`] unless running.
@@ -47,17 +47,17 @@ impl Vm {
         Ok(self.machine.ports.power().press_button())
     }
 
-    /// Boots the guest again should it switch itself off before `until`; `None` takes that back.
+    /// Makes the guest boot again if it powers itself off before `until`; `None` cancels this.
     pub fn restart_on_power_off(&self, until: Option<Instant>) {
         self.machine.resets.restart_on_power_off(until);
     }
 
-    /// Resets a running guest, like the button on a machine: its memory is lost and it boots again,
-    /// whatever [`Vm::set_on_reboot`] says. Every page counts as written.
+    /// Resets a running guest, like a machine's reset button: its memory is lost and it boots
+    /// again, whatever [`Vm::set_on_reboot`] says. Every page counts as written.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless running, also when it cannot be booted again: the guest has
-    /// ended then, and an event tells why.
+    /// [`Error::WrongState`] unless running, or if the guest cannot be booted again: it has then
+    /// ended, and an event says why.
     pub fn reset(&self) -> Result<()> {
         let _control = self.control();
         self.expect(RunState::Running, "reset")?;
@@ -66,8 +66,8 @@ impl Vm {
         self.expect(RunState::Running, "reset")
     }
 
-    /// Does the reset that is due, after [`crate::VmEvent::Reset`]; nothing when none is. A guest
-    /// that cannot be booted again ends, with an event.
+    /// Performs the pending reset, after [`crate::VmEvent::Reset`]. Does nothing if none is
+    /// pending. If the guest cannot be booted again, it ends, and an event says why.
     pub fn start_over(&self) {
         let _control = self.control();
         if self.told_to_run.load(Ordering::Acquire) && self.machine.resets.is_due() {
@@ -75,10 +75,10 @@ impl Vm {
         }
     }
 
-    /// Stops a running guest, does the reset that is due and lets it go on, unless that cannot be
-    /// done.
+    /// Stops a running guest, performs the pending reset and resumes it; ends the guest if that
+    /// fails.
     fn restart(&self) {
-        // A device that does not stop is met again below.
+        // If a device does not stop, a step below fails with its error.
         let _ = self.park_all();
         self.settle_reset();
         if self.machine.stopped().is_some() {
@@ -95,13 +95,13 @@ impl Vm {
         self.machine.stop(StopReason::NoRestart { reason, error });
     }
 
-    /// How often the guest has started over here.
+    /// Returns the resets of the guest in this VM.
     pub fn restarts(&self) -> Restarts {
         let (count, last) = self.machine.resets.done();
         Restarts { count, last }
     }
 
-    /// Does the reset that is due. All vCPUs are parked and stay so.
+    /// Performs the pending reset. All vCPUs must be parked, and stay so.
     pub(super) fn settle_reset(&self) {
         let Some(reason) = self.machine.resets.take() else { return };
         if self.machine.stopped().is_some() {
@@ -122,10 +122,10 @@ impl Vm {
         let answers: Vec<_> =
             self.vcpus.iter().map(|vcpu| vcpu.submit(|vcpu| vcpu.abandon_instruction())).collect();
         answers.into_iter().try_for_each(|answer| answer.wait())?;
-        // The guest's TSC goes on counting, at the same value on all vCPUs.
+        // The guest's TSC keeps counting, from the same value on all vCPUs.
         let clock = ClockPair::of(&pristine.clock);
         let carry = clock.map(|clock| TscCarry { saved_ns: clock.guest_ns, now: clock });
-        // What the operator wants of the balloon outlives the guest's system.
+        // The operator's balloon target survives the reset.
         let before = self.machine.bus.on_balloon(|balloon, _| balloon.report())?;
         self.load_hardware(pristine, carry)?;
         if let Some(BalloonReport { target_pages, set_by, .. }) = before {
@@ -133,7 +133,7 @@ impl Vm {
                 balloon.set_target(target_pages, set_by, rings);
             })?;
         }
-        // After the vCPUs: their old state may have had KVM write to memory.
+        // After loading the vCPUs: their old state may have made KVM write to memory.
         self.ram().clear()?;
         boot::boot(self, origin)
     }

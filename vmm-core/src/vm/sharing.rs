@@ -1,5 +1,5 @@
-//! Giving back memory that the guest can have again for nothing: what is as in its template, and
-//! what is zero.
+//! Gives back memory whose content costs nothing to restore: pages that equal the template's, and
+//! pages of zeros.
 
 use std::ops::Range;
 
@@ -8,29 +8,31 @@ use crate::error::Result;
 use crate::memory::{HUGE_PAGE_BYTES, MemoryError, PageMap, Writers};
 
 impl Vm {
-    /// Gives the guest's own copies of its template's pages in `range` (guest-physical addresses,
-    /// whole pages) back where they are as in the template again; `map` tells which pages are
-    /// copies. What the guest reads stays as it was. It stands still twice: while its copies are
-    /// write-protected, and while those are dropped that it has not written to since.
+    /// Gives back the guest's own copies of template pages in `range` (guest-physical addresses,
+    /// whole pages) where they equal the template again; `map` reports which pages are copies. The
+    /// guest reads the same content as before. It pauses twice: while its copies are
+    /// write-protected, and while those that it has not written since are dropped.
     ///
     /// # Errors
-    /// [`crate::Error::WrongState`] when the guest has ended; [`MemoryError`]; as [`Vm::resume`].
+    /// [`crate::Error::WrongState`] if the guest has ended; [`MemoryError`]; as [`Vm::resume`].
     pub fn share_with_template(&self, range: &Range<u64>, map: &mut PageMap) -> Result<()> {
         self.ram().share(range, map, self)
     }
 
-    /// Gives pages of zeros in `range` (guest-physical addresses, whole pages) back, and the huge
-    /// pages up that they are in. Linux 6.12 and later do that while the guest runs; what `map`
-    /// shows afterwards is dropped. What the guest reads stays as it was.
+    /// Gives back pages of zeros in `range` (guest-physical addresses, whole pages), and splits the
+    /// huge pages that contain them. Linux 6.12 and later free zero pages in the split, while the
+    /// guest runs; those that `map` still shows afterwards are dropped. The guest reads the same
+    /// content as before.
     ///
     /// # Errors
-    /// [`MemoryError::KeepsAll`]; [`crate::Error::WrongState`] when the guest has ended; other
-    /// [`MemoryError`]s; as [`Vm::resume`].
+    /// [`MemoryError::KeepsAll`] if the guest must have all of its memory;
+    /// [`crate::Error::WrongState`] if the guest has ended; other [`MemoryError`]s; as
+    /// [`Vm::resume`].
     pub fn drop_zeros(&self, range: &Range<u64>, map: &mut PageMap) -> Result<()> {
         if self.ram().keeps_all() {
             return Err(MemoryError::KeepsAll.into());
         }
-        // A huge page that is zero as a whole goes as a whole.
+        // Drop huge pages that are entirely zero as a whole, without splitting them.
         let zeros = self.ram().zeros(range, map)?;
         let whole: Vec<_> = zeros.into_iter().filter_map(|run| whole_chunks(&run)).collect();
         self.drop_what_is_zero(&whole)?;
@@ -38,7 +40,8 @@ impl Vm {
         self.drop_what_is_zero(&self.ram().zeros(range, map)?)
     }
 
-    /// Drops what is zero still of `runs`, which may have been written to since they were found.
+    /// Drops the pages of `runs` that are still zero; they may have been written since they were
+    /// found.
     fn drop_what_is_zero(&self, runs: &[Range<u64>]) -> Result<()> {
         if runs.is_empty() {
             return Ok(());
@@ -58,7 +61,7 @@ impl Writers for Vm {
     }
 }
 
-/// The chunks of 2 MiB that lie within a run as a whole.
+/// Returns the whole 2 MiB blocks that lie within a run.
 fn whole_chunks(run: &Range<u64>) -> Option<Range<u64>> {
     let (start, end) =
         (run.start.next_multiple_of(HUGE_PAGE_BYTES), run.end / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES);
@@ -73,7 +76,7 @@ mod tests {
     use crate::snapshot::{CloneConfig, Template, save_template};
     use crate::testing::{DATA, vm_with, word};
 
-    /// Flips the first bit of RSI pages from RDI on, and starts over.
+    /// Flips the first bit of RSI pages from RDI on, and repeats.
     const FLIP_PAGES: &[u8] = &[
         0x48, 0x89, 0xf8, // mov rax, rdi
         0x48, 0x89, 0xf1, // mov rcx, rsi
@@ -103,7 +106,8 @@ mod tests {
             assert_eq!(clone.run_state(), RunState::Running);
             assert_eq!(map.own_pages(clone.ram(), &quiet).unwrap(), [], "turn {turn}");
             clone.pause().unwrap();
-            // It is somewhere within a turn: what it has flipped already is unlike the rest.
+            // It is somewhere within a turn: the pages that it has flipped already differ from the
+            // rest.
             let words: Vec<u64> = (0..PAGES).map(|page| word(&clone, DATA + page * 4096)).collect();
             let changes = words.windows(2).filter(|two| two[0] != two[1]).count();
             assert!(changes <= 1 && words.iter().all(|word| *word <= 1), "turn {turn}: {words:?}");

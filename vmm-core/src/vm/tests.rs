@@ -1,4 +1,4 @@
-//! The VM as its owner sees it, on real KVM.
+//! The VM's public interface, on real KVM.
 
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ fn no_port_write_is_lost_or_doubled_by_pausing() {
         vm.resume().unwrap();
         let VmEvent::Doorbell { value, .. } = event(&vm) else { panic!("another event") };
         vm.pause().unwrap();
-        // More may wait than the queue holds; what is there must be without gaps up to the end.
+        // There may be more rings than the queue holds; the last ones must be without gaps.
         let mut last = value;
         while let Some(VmEvent::Doorbell { value, .. }) = vm.events().take(Default::default()) {
             assert!(value == last + 1 || value > expected + crate::DOORBELLS_MAX as u32);
@@ -103,7 +103,7 @@ fn the_ways_in_which_a_guest_ends() {
 #[test]
 fn an_instruction_that_kvm_cannot_fetch_is_an_internal_error() {
     let vm = empty_vm(16, 1);
-    // Mapped by the page tables, but there is no memory behind it.
+    // The page tables map this address, but there is no memory behind it.
     crate::boot::start_kernel_mode(&vm, vm.ram().bytes() + 0x1000).unwrap();
     let reason = stop_reason_of(&vm);
     assert!(!reason.is_orderly(), "{reason}");
@@ -150,7 +150,7 @@ fn a_guest_that_the_host_cannot_back_is_not_created() {
     assert!(error.contains("this host cannot back a guest of 204800 MiB"), "{error}");
 }
 
-/// Each way in which KVM tells of written pages; the shortest ring is full every few hundred pages.
+/// Each kind of dirty log; the shortest ring is full every few hundred pages.
 const LOGS: [DirtyLog; 3] =
     [DirtyLog::Bitmap, DirtyLog::Ring { entries: 1024 }, DirtyLog::Ring { entries: 65_536 }];
 
@@ -178,7 +178,7 @@ fn the_dirty_log_counts_pages_of_4_kib_under_huge_ones_too() {
     }
 }
 
-/// Runs a guest that writes 1000 pages from page 515 on and checks what the log says of it.
+/// Runs a guest that writes 1000 pages from page 515 on, and checks what the log reports.
 pub(crate) fn dirty_log_is_exact(vm: &Vm) {
     let chunks = vm.ram().chunks();
     vm.start_dirty_log().unwrap();
@@ -196,8 +196,8 @@ pub(crate) fn dirty_log_is_exact(vm: &Vm) {
     vm.ram().write(40 << 20, &[1]).unwrap();
     vm.collect_dirty(&mut words).unwrap();
     let written = |page: usize| (515..1515).contains(&page) || page == 40 << 8;
-    // Where KVM shadows the guest's page tables, reading through a writable entry that is marked
-    // dirty, as ours are, may count as a write: the page that the program itself is in.
+    // Where KVM shadows the guest's page tables, a read through a writable entry that is marked
+    // dirty, as ours are, may count as a write: this concerns the page that contains the program.
     let program = (CODE / 4096) as usize;
     for page in (0..chunks * 64).filter(|page| *page != program) {
         assert_eq!(words[page / 64] >> (page % 64) & 1 == 1, written(page), "page {page}");

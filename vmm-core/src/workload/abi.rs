@@ -1,7 +1,7 @@
-//! Where the workload guest and its host meet in guest RAM, as both sides compile it.
+//! Layout of the pages in guest RAM that the workload guest and its host share, compiled into both.
 //!
-//! Every structure is a row of little-endian `u64` words. The host writes [`ParamsPage`] once and
-//! [`ControlPage`] at will; each vCPU writes its own report page, twice buffered (see
+//! Every structure is a sequence of little-endian `u64` words. The host writes [`ParamsPage`] once
+//! and [`ControlPage`] at any time. Each vCPU writes its own report page, double-buffered (see
 //! [`REPORT_TURN_WORD`]) so that a reader finds a complete report even in a paused guest.
 
 /// First word of the parameter page.
@@ -27,21 +27,20 @@ pub const REPORTS_GPA: u64 = 0x20_2000;
 pub const STACKS_GPA: u64 = 0x21_0000;
 /// Size of one vCPU's stack.
 pub const STACK_BYTES: u64 = 0x1_0000;
-/// The ledger (one `u32` sequence per page of working memory) starts here; working memory follows
-/// it.
+/// Start of the ledger, one `u32` sequence per page of working memory; working memory follows it.
 pub const LEDGER_GPA: u64 = 0x40_0000;
 
 /// Port that the guest writes a 32-bit doorbell value to: `vcpu << 8 | code`.
 pub const DOORBELL_PORT: u16 = 0x4c0;
 /// Doorbell: this vCPU has filled its part of memory and starts to work.
 pub const BELL_FILLED: u8 = 1;
-/// Doorbell: a full verification was finished (the report says with what result).
+/// Doorbell: a full verification has finished (the report has its result).
 pub const BELL_VERIFIED: u8 = 2;
-/// Doorbell: this vCPU has obeyed the stop command and only spins from here on.
+/// Doorbell: this vCPU has obeyed the stop command and only spins from now on.
 pub const BELL_STOPPED: u8 = 3;
 /// Doorbell: the first bad page was found (rung once per vCPU).
 pub const BELL_FAULT: u8 = 4;
-/// Doorbell: the guest program panicked, or was started with parameters it does not know.
+/// Doorbell: the guest program panicked, or was started with unknown parameters.
 pub const BELL_PANIC: u8 = 5;
 
 /// Word of a report page that counts finished reports: report `n` lies in buffer `n % 2`.
@@ -61,16 +60,16 @@ macro_rules! words {
         pub struct $name { $($(#[$field_meta])* pub $field: u64,)* }
 
         impl $name {
-            /// How many `u64` words this is in guest RAM.
+            /// Number of `u64` words in guest RAM.
             pub const WORDS: usize = [$(stringify!($field)),*].len();
 
-            /// The words in guest order.
+            /// Returns the words in guest order.
             #[must_use]
             pub fn to_words(&self) -> [u64; Self::WORDS] {
                 [$(self.$field),*]
             }
 
-            /// The inverse of [`Self::to_words`].
+            /// Creates the structure from its words, the inverse of [`Self::to_words`].
             #[must_use]
             pub fn from_words(words: &[u64; Self::WORDS]) -> Self {
                 let [$($field),*] = *words;
@@ -81,7 +80,7 @@ macro_rules! words {
 }
 
 words! {
-    /// Written once by the host, before the first instruction.
+    /// Parameters that the host writes once, before the first instruction.
     ParamsPage {
         /// [`MAGIC`].
         magic,
@@ -91,7 +90,7 @@ words! {
         vcpus,
         /// TSC ticks per second.
         tsc_hz,
-        /// Seed of what guests of one image have in common.
+        /// Seed of the content that guests of one image share.
         seed,
         /// Seed of all other content.
         own_seed,
@@ -105,30 +104,30 @@ words! {
         high_gpa,
         /// Share of stamped pages with random content, percent.
         random_percent,
-        /// Share of stamped pages with compressible text, percent. What is left is zero pages.
+        /// Share of stamped pages with compressible text, percent. The remaining pages are zero.
         text_percent,
         /// Share of pages whose first version is the image's, percent.
         image_percent,
-        /// Pages of one kind that lie together in the first version.
+        /// Length of a run of pages of one kind in the first version.
         run_pages,
         /// Share of rewrites that clear the page instead of stamping it, percent.
         zeroing_percent,
         /// Background check, pages per second, all vCPUs together.
         sweep_rate,
-        /// Pages read at random, pages per second, all vCPUs together. This and what follows are 0
-        /// in guests of older versions.
+        /// Pages read at random, pages per second, all vCPUs together. This and the following
+        /// fields are 0 in guests of older versions.
         read_rate,
-        /// A [`super::stamp::Shuffle`]: pages of a piece.
+        /// [`super::stamp::Shuffle`]: pages of a piece.
         piece_pages,
-        /// A [`super::stamp::Shuffle`]: how many pieces.
+        /// [`super::stamp::Shuffle`]: number of pieces.
         pieces,
-        /// A [`super::stamp::Shuffle`]: its stride.
+        /// [`super::stamp::Shuffle`]: its stride.
         stride,
     }
 }
 
 words! {
-    /// Written by the host at any time; the guest looks at it at least every millisecond.
+    /// Commands that the host writes at any time; the guest reads them at least every millisecond.
     ControlPage {
         /// Pages to rewrite per second, all vCPUs together; 0 rewrites nothing.
         dirty_rate,
@@ -136,41 +135,41 @@ words! {
         working_set_pages,
         /// Order of rewriting: an [`super::Order`] as number.
         order,
-        /// The guest forgets its longest stall when this changes.
+        /// A change resets the guest's longest stall.
         stall_epoch,
-        /// The guest verifies all its pages when this changes.
+        /// A change makes the guest verify all its pages.
         verify_epoch,
-        /// Not 0: stop working and ring the bell.
+        /// If not 0, the guest stops working and rings the doorbell.
         stop,
     }
 }
 
 words! {
-    /// What one vCPU says about itself.
+    /// State and counters of one vCPU.
     ReportPage {
         /// 0 not started, 1 filling, 2 working, 3 stopped, 4 panicked.
         phase,
-        /// Loop turns; grows for as long as the vCPU runs.
+        /// Loop iterations; grows as long as the vCPU runs.
         tick,
         /// TSC at this report.
         tsc,
         /// Pages rewritten after the first fill.
         pages_written,
-        /// Pages checked, for whatever reason.
+        /// Pages checked, for any reason.
         pages_checked,
         /// Background sweeps finished over this vCPU's part.
         sweeps,
-        /// Longest time between two loop turns since the last reset, TSC ticks.
+        /// Longest time between two loop iterations since the last reset, TSC ticks.
         longest_stall,
-        /// `stall_epoch` that `longest_stall` belongs to.
+        /// The `stall_epoch` that `longest_stall` belongs to.
         stall_epoch,
-        /// Times the TSC was seen to go backwards.
+        /// Times that the TSC went backwards.
         tsc_backwards,
-        /// `verify_epoch` of the last finished verification.
+        /// The `verify_epoch` of the last finished verification.
         verified_epoch,
         /// Bad pages that this verification found.
         verified_bad,
-        /// Bad pages found in all.
+        /// Total number of bad pages found.
         faults,
         /// First bad page: its number.
         fault_page,
@@ -187,7 +186,7 @@ words! {
     }
 }
 
-/// The part of `total` that belongs to `vcpu` of `vcpus`: first item and count.
+/// Returns the part of `total` that belongs to `vcpu` of `vcpus`: first item and count.
 ///
 /// Parts are contiguous, differ by at most one, and cover everything.
 #[must_use]

@@ -1,4 +1,4 @@
-//! Steering a running workload guest.
+//! Controls a running workload guest.
 
 use vm_memory::GuestMemoryBackend;
 
@@ -6,9 +6,9 @@ use super::WorkloadError;
 use super::abi::{CONTROL_GPA, ControlPage, PAGE_BYTES};
 use super::memory::{load_word, read_params, store_word};
 
-/// Steers a workload guest by writing to its control page.
+/// Controls a workload guest by writing to its control page.
 ///
-/// Every write goes through `vm-memory`, so it counts as dirty and travels with a migration. The
+/// Every write goes through `vm-memory`, so it counts as dirty and a migration transfers it. The
 /// guest obeys within a millisecond of running time; a paused guest obeys after it is resumed.
 #[derive(Debug)]
 pub struct Control<'ram, M> {
@@ -17,10 +17,10 @@ pub struct Control<'ram, M> {
 }
 
 impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
-    /// The control page of the workload guest in `ram`.
+    /// Opens the control page of the workload guest in `ram`.
     ///
     /// # Errors
-    /// [`WorkloadError::NotAWorkload`] if there is none.
+    /// [`WorkloadError::NotAWorkload`] if there is no workload guest.
     pub fn new(ram: &'ram M) -> Result<Self, WorkloadError> {
         Ok(Self { ram, pages: read_params(ram)?.pages })
     }
@@ -33,7 +33,7 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
         self.store(Word::DirtyRate, pages_per_second)
     }
 
-    /// Sets the part of memory that is rewritten, in bytes; it is cut to what there is.
+    /// Sets the part of memory that is rewritten, in bytes, limited to the working memory.
     ///
     /// # Errors
     /// As [`Self::set_dirty_rate`].
@@ -41,8 +41,8 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
         self.store(Word::WorkingSetPages, (bytes / PAGE_BYTES).min(self.pages))
     }
 
-    /// Makes the guest forget its longest stall. Returns the epoch that
-    /// [`super::Report::stall_epoch`] reaches once it has.
+    /// Resets the guest's longest stall. Returns the epoch that [`super::Report::stall_epoch`]
+    /// reaches once the guest has obeyed.
     ///
     /// # Errors
     /// As [`Self::set_dirty_rate`].
@@ -50,8 +50,8 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
         self.advance(Word::StallEpoch)
     }
 
-    /// Makes the guest check all its memory, while it goes on working. Returns the epoch that
-    /// [`super::Report::verified_epoch`] reaches once it has.
+    /// Makes the guest check all its memory while it keeps working. Returns the epoch that
+    /// [`super::Report::verified_epoch`] reaches once the check has finished.
     ///
     /// # Errors
     /// As [`Self::set_dirty_rate`].
@@ -59,7 +59,7 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
         self.advance(Word::VerifyEpoch)
     }
 
-    /// Makes the guest stop working; each vCPU rings the doorbell and then only spins.
+    /// Stops the guest's work; each vCPU rings the doorbell and then only spins.
     ///
     /// # Errors
     /// As [`Self::set_dirty_rate`].
@@ -78,7 +78,7 @@ impl<'ram, M: GuestMemoryBackend> Control<'ram, M> {
     }
 }
 
-/// The words of [`ControlPage`] that change while the guest works, by their places; 2, the order of
+/// Indices of the words of [`ControlPage`] that change while the guest works. Word 2, the order of
 /// rewriting, does not.
 #[derive(Clone, Copy)]
 enum Word {
@@ -95,7 +95,7 @@ impl Word {
     }
 }
 
-// A word added to the page without a name here would shift the others.
+// A new word in the page needs a name here, or the indices of those after it would be wrong.
 const _: () = assert!(Word::Stop as usize + 1 == ControlPage::WORDS);
 
 #[cfg(test)]

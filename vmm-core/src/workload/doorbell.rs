@@ -1,8 +1,8 @@
-//! The events that the workload guest announces through its port.
+//! Events that the workload guest announces through its I/O port.
 
 use super::abi::{BELL_FAULT, BELL_FILLED, BELL_PANIC, BELL_STOPPED, BELL_VERIFIED, VCPUS_MAX};
 
-/// What a 32-bit write to [`super::DOORBELL_PORT`] says.
+/// An event encoded in a 32-bit write to [`super::DOORBELL_PORT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doorbell {
     /// The vCPU has filled its part of memory and starts to work.
@@ -10,7 +10,7 @@ pub enum Doorbell {
         /// Index of the vCPU.
         vcpu: u8,
     },
-    /// The vCPU has finished a verification; its report says with what result.
+    /// The vCPU has finished a verification; its report has the result.
     Verified {
         /// Index of the vCPU.
         vcpu: u8,
@@ -25,7 +25,7 @@ pub enum Doorbell {
         /// Index of the vCPU.
         vcpu: u8,
     },
-    /// The guest program panicked or does not know its parameters.
+    /// The guest program panicked or was started with unknown parameters.
     Panic {
         /// Index of the vCPU.
         vcpu: u8,
@@ -33,7 +33,7 @@ pub enum Doorbell {
 }
 
 impl Doorbell {
-    /// The event behind `value`; `None` for what no workload writes.
+    /// Decodes `value`; `None` for a value that no workload writes.
     #[must_use]
     pub fn decode(value: u32) -> Option<Self> {
         let vcpu = u8::try_from(value >> 8).ok().filter(|vcpu| u64::from(*vcpu) < VCPUS_MAX)?;

@@ -1,8 +1,8 @@
-//! What can go wrong between the host and the workload guest.
+//! Errors between the host and the workload guest.
 
 use vm_memory::GuestMemoryError;
 
-/// Failure to start, steer or read the workload guest.
+/// Failure to start, control or read the workload guest.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkloadError {
     /// A parameter is outside its range.
@@ -10,9 +10,9 @@ pub enum WorkloadError {
     Parameter {
         /// Field of [`super::WorkloadParams`], or of the call.
         name: &'static str,
-        /// What was given.
+        /// The value given.
         value: u64,
-        /// What would be accepted.
+        /// The accepted values.
         allowed: &'static str,
     },
     /// Guest RAM cannot hold the image, the ledger and the working memory.
@@ -21,11 +21,11 @@ pub enum WorkloadError {
          {available_bytes} bytes: give the guest {enough_mib} MiB of memory or the workload less"
     )]
     MemoryTooSmall {
-        /// Working memory asked for.
+        /// Working memory requested.
         wanted_bytes: u64,
         /// Working memory that would fit.
         available_bytes: u64,
-        /// Guest memory with which it would, MiB.
+        /// Guest memory that would be enough, MiB.
         enough_mib: u64,
     },
     /// Guest RAM does not hold a workload guest, or one of another version.
@@ -34,14 +34,14 @@ pub enum WorkloadError {
         /// The version that this build knows.
         version: u64,
     },
-    /// The guest wrote something into its report that no workload writes.
+    /// The guest's report contains a value that no workload writes.
     #[error("workload report of vcpu {vcpu} is damaged: {field} is {value}")]
     Report {
         /// Index of the vCPU.
         vcpu: u64,
-        /// Which field.
+        /// Name of the field.
         field: &'static str,
-        /// What it holds.
+        /// Value of the field.
         value: u64,
     },
     /// Guest RAM could not be read or written.
@@ -49,7 +49,7 @@ pub enum WorkloadError {
     Memory {
         /// Guest physical address.
         gpa: u64,
-        /// Why.
+        /// Cause of the failure.
         cause: GuestMemoryError,
     },
 }

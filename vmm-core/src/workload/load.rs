@@ -1,4 +1,4 @@
-//! Puts the workload guest into RAM.
+//! Loads the workload guest into RAM.
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -11,20 +11,20 @@ use super::params::check;
 use super::stamp::Shuffle;
 use super::{WorkloadError, WorkloadParams};
 
-/// The program, a flat binary for [`IMAGE_GPA`], built by this crate's build script.
+/// The program, a flat binary for [`IMAGE_GPA`] that this crate's build script builds.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
 
-/// Registers that a vCPU starts the workload with.
+/// Registers with which a vCPU starts the workload.
 ///
-/// Besides them it needs, from the first instruction on: 64-bit mode at CPL 3 with flat segments;
-/// all of RAM mapped one to one, user-accessible and writable, with page tables below
-/// [`IMAGE_GPA`]; RFLAGS with IOPL 3 and interrupts off; CR4.OSFXSR set and CR0.EM and CR0.TS
-/// clear (it uses SSE2); CR4.TSD clear (it uses RDTSC). It takes no interrupts and no exceptions.
+/// From the first instruction on, the vCPU also needs: 64-bit mode at CPL 3 with flat segments; all
+/// of RAM mapped one to one, user-accessible and writable, with page tables below [`IMAGE_GPA`];
+/// RFLAGS with IOPL 3 and interrupts off; CR4.OSFXSR set and CR0.EM and CR0.TS clear (it uses
+/// SSE2); CR4.TSD clear (it uses RDTSC). It takes no interrupts and no exceptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuEntry {
     /// First instruction.
     pub rip: u64,
-    /// Stack, as after a call.
+    /// Stack pointer, as after a call.
     pub rsp: u64,
     /// First argument: index of the vCPU.
     pub rdi: u64,
@@ -32,13 +32,13 @@ pub struct VcpuEntry {
     pub rsi: u64,
 }
 
-/// Writes image, parameters and control values into `ram`, and tells how each vCPU starts.
+/// Writes image, parameters and control values into `ram`, and returns each vCPU's entry registers.
 ///
-/// `ram` must be fresh (all zero), as memory just mapped is. `tsc_hz` is the frequency of the
-/// guest's TSC in ticks per second. Memory below [`IMAGE_GPA`] is left to the VMM.
+/// `ram` must be all zero, like newly mapped memory. `tsc_hz` is the frequency of the guest's TSC
+/// in ticks per second. Memory below [`IMAGE_GPA`] is left to the VMM.
 ///
 /// # Errors
-/// [`WorkloadError::Parameter`] and [`WorkloadError::MemoryTooSmall`] say what would fit;
+/// [`WorkloadError::Parameter`] and [`WorkloadError::MemoryTooSmall`] say what would be accepted;
 /// [`WorkloadError::Memory`] if `ram` has a hole below the working memory.
 pub fn load(
     ram: &impl GuestMemoryBackend,
@@ -102,7 +102,7 @@ fn control_page(params: &WorkloadParams, pages: u64) -> ControlPage {
     }
 }
 
-/// Where the pages that the guest fills lie.
+/// Location of the pages that the guest fills.
 #[derive(Debug, PartialEq, Eq)]
 struct WorkingMemory {
     pages: u64,
@@ -112,7 +112,7 @@ struct WorkingMemory {
 }
 
 impl WorkingMemory {
-    /// Takes `wanted_bytes`, or all there is, from the region at 0 and then from the next one.
+    /// Plans `wanted_bytes`, or all available memory, in the region at 0 and then in the next one.
     fn plan(
         ram: &impl GuestMemoryBackend,
         wanted_bytes: Option<u64>,

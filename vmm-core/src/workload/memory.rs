@@ -1,4 +1,4 @@
-//! Reading and writing the workload's pages in guest RAM, with errors that name the address.
+//! Reads and writes the workload's pages in guest RAM, with errors that name the address.
 
 use std::sync::atomic::Ordering;
 
@@ -28,7 +28,7 @@ pub(super) fn write_words(
     words.iter().zip((gpa..).step_by(8)).try_for_each(|(word, at)| store_word(ram, at, *word))
 }
 
-/// Reads the word at `gpa` in one access, which later reads do not overtake.
+/// Reads the word at `gpa` in one access; later reads are not reordered before it.
 pub(super) fn load_word(ram: &impl GuestMemoryBackend, gpa: u64) -> Result<u64, WorkloadError> {
     ram.load(GuestAddress(gpa), Ordering::Acquire)
         .map_err(|cause| WorkloadError::Memory { gpa, cause })
@@ -62,7 +62,7 @@ pub(super) fn write_bytes(
     ram.write_slice(bytes, GuestAddress(gpa)).map_err(|cause| WorkloadError::Memory { gpa, cause })
 }
 
-/// The parameter page, if this is a workload guest of this build's version.
+/// Reads the parameter page, if this is a workload guest of this build's version.
 pub(super) fn read_params(ram: &impl GuestMemoryBackend) -> Result<ParamsPage, WorkloadError> {
     let params = ParamsPage::from_words(&read_words(ram, PARAMS_GPA)?);
     let known = params.magic == MAGIC

@@ -1,10 +1,9 @@
-//! The embedded `workload` guest: parameters, loading, control, and the decoding of what it
-//! reports.
+//! The embedded `workload` guest: parameters, loading, control, and decoding its reports.
 //!
-//! The guest itself is a small freestanding program (`vmm-core/workload/`) that ships inside the
+//! The guest itself is a small freestanding program (`vmm-core/workload/`) that is part of the
 //! binary. It fills memory with stamped pages, rewrites them at a set rate, checks every page it
-//! touches and measures its own longest stall. It talks to its host through three kinds of pages
-//! in guest RAM, all at fixed addresses, so the host reads and steers it without any exit:
+//! touches and measures its own longest stall. Its host controls and reads it through three kinds
+//! of pages at fixed addresses in guest RAM, which takes no exits:
 //!
 //! * [`abi`] is the layout of those pages, and [`stamp`] the content of a stamped page; both are
 //!   `no_std`, hold no `unsafe`, and are compiled into the guest as well;

@@ -1,4 +1,4 @@
-//! What the workload guest is asked to do.
+//! Parameters of the workload guest.
 
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,7 @@ use super::abi::PAGE_BYTES;
 const RATE_MAX: u64 = 10_000_000;
 const READ_RATE_MAX: u64 = 1_000_000_000;
 
-/// What memory is filled with.
+/// Content with which memory is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pattern {
@@ -20,7 +20,7 @@ pub enum Pattern {
     Zero,
     /// Compressible text in every page.
     Text,
-    /// Shares of each; what the two leave of 100 percent is zero pages.
+    /// A mix of all three; pages beyond the two shares are zero.
     Mixed {
         /// Share of incompressible pages, percent.
         random_percent: u8,
@@ -33,19 +33,19 @@ impl Pattern {
     /// Half random, a quarter text, a quarter zero.
     pub const MIXED: Self = Self::Mixed { random_percent: 50, text_percent: 25 };
 
-    /// The same content, in all but `zero_percent` of the pages.
+    /// Returns the same mix of content, but with `zero_percent` of the pages zero.
     #[must_use]
     pub fn with_zeros(self, zero_percent: u8) -> Self {
         let filled = 100_u64.saturating_sub(zero_percent.into());
         let (random, text) = self.shares();
         let of_all = |share: u64| (filled * share).checked_div(random + text).unwrap_or(0) as u8;
         let text_percent = of_all(text);
-        // What is rounded off is random; where nothing is, there is neither.
+        // The remainder of the rounding is random content, unless there is neither random nor text.
         let random_percent = if random + text == 0 { 0 } else { filled as u8 - text_percent };
         Self::Mixed { random_percent, text_percent }
     }
 
-    /// Random and text share, percent.
+    /// Returns the shares of random and text pages, percent.
     pub(super) fn shares(self) -> (u64, u64) {
         match self {
             Self::Random => (100, 0),
@@ -58,30 +58,30 @@ impl Pattern {
     }
 }
 
-/// In which order pages of the working set are rewritten.
+/// The order in which pages of the working set are rewritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// One after the other, over and over.
+    /// In ascending order, repeatedly.
     #[default]
     Sequential = 0,
-    /// Any page, evenly.
+    /// Uniformly at random.
     Random = 1,
     /// Nine of ten writes go to a tenth of the pages.
     Hot = 2,
 }
 
-/// What the workload guest is asked to do.
+/// Parameters of the workload guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkloadParams {
-    /// Memory that is filled and checked; `None` takes all that the guest has.
+    /// Memory that is filled and checked; `None` uses all that the guest has.
     pub memory_bytes: Option<u64>,
-    /// The part of it that is rewritten (cut to what there is).
+    /// The part of it that is rewritten, limited to all of it.
     pub working_set_bytes: u64,
-    /// Pages rewritten per second, all vCPUs together; 0 leaves memory alone and only spins.
+    /// Pages rewritten per second, all vCPUs together; with 0 the guest only spins.
     pub dirty_rate_pages_per_second: u64,
-    /// What pages are filled with.
+    /// Content of the pages.
     pub pattern: Pattern,
     /// Order of rewriting.
     pub order: Order,
@@ -89,20 +89,20 @@ pub struct WorkloadParams {
     pub zeroing_percent: u8,
     /// Pages per second that are checked in the background, all vCPUs together.
     pub sweep_pages_per_second: u64,
-    /// Pages per second of which a word is read, anywhere in memory, all vCPUs together.
+    /// Pages per second of which one word is read, anywhere in memory, all vCPUs together.
     pub read_pages_per_second: u64,
-    /// Share of pages that are filled with what all guests of the same `seed` have there, percent:
-    /// as clones of one image. Pages of zeros are not among them; what is neither is the guest's
-    /// own, and so is whatever is rewritten.
+    /// Share of pages whose first content is the same in all guests with the same `seed`, percent,
+    /// as in clones of one image. Zero pages do not count among them. All other content is the
+    /// guest's own, including whatever is rewritten.
     pub image_percent: u8,
-    /// Pages of one kind (zero, the image's, own) that lie together, at least 1.
+    /// Length of a run of pages of one kind (zero, the image's, own), at least 1.
     pub run_pages: u64,
-    /// Pages of a piece, where pieces lie in an order of the guest's own
-    /// ([`super::stamp::Shuffle`]); 0 for none.
+    /// Pages of a piece, if the pieces are to be in an order specific to the guest
+    /// ([`super::stamp::Shuffle`]); 0 for no pieces.
     pub piece_pages: u64,
     /// Seed of the image.
     pub seed: u64,
-    /// Seed of what is the guest's own.
+    /// Seed of the guest's own content.
     pub own_seed: u64,
 }
 
@@ -127,10 +127,10 @@ impl Default for WorkloadParams {
 }
 
 impl WorkloadParams {
-    /// Checks every field against its range, apart from what depends on the guest's memory.
+    /// Checks every field against its range, except for limits that depend on the guest's memory.
     ///
     /// # Errors
-    /// [`WorkloadError::Parameter`] names the field and what it may be.
+    /// [`WorkloadError::Parameter`] names the field and the accepted values.
     pub fn validate(&self) -> Result<(), WorkloadError> {
         let (random, text) = self.pattern.shares();
         let rate = self.dirty_rate_pages_per_second;
@@ -151,7 +151,7 @@ impl WorkloadParams {
     }
 }
 
-/// A refusal of `name` unless `value` lies in `range`, which `allowed` says in words.
+/// Refuses `value` for the parameter `name` unless it lies in `range`, which `allowed` describes.
 pub(super) fn check(
     name: &'static str,
     value: u64,

@@ -1,4 +1,4 @@
-//! What the workload guest says about itself, read from its RAM without any exit.
+//! Reports of the workload guest, read from its RAM without any exit.
 
 use std::time::Duration;
 
@@ -9,18 +9,19 @@ use super::abi::{PAGE_BYTES, REPORT_BUFFERS_WORD, REPORT_TURN_WORD, REPORTS_GPA,
 use super::memory::{load_word, read_params, read_words};
 use super::{Fault, FaultKind, WorkloadError};
 
-/// A report page is written a thousand times a second, and copied in less than a microsecond.
+/// Attempts to copy a consistent report. The guest writes its report page a thousand times a
+/// second, and a copy takes less than a microsecond.
 const READ_ATTEMPTS_MAX: u32 = 100;
 
-/// How far a vCPU's workload has come.
+/// Progress of a vCPU's workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// No instruction has run yet.
     Starting,
-    /// Memory is being filled.
+    /// Filling memory.
     Filling,
-    /// Memory is full; pages are rewritten and checked.
+    /// Memory is full; the vCPU rewrites and checks pages.
     Working,
     /// Stopped on command.
     Stopped,
@@ -28,16 +29,16 @@ pub enum Phase {
     Panicked,
 }
 
-/// What one vCPU says about itself.
+/// State and counters of one vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VcpuReport {
-    /// How far it has come.
+    /// Progress of the workload.
     pub phase: Phase,
-    /// Loop turns; grows for as long as the vCPU runs.
+    /// Loop iterations; grows as long as the vCPU runs.
     pub ticks: u64,
     /// Pages rewritten after the first fill.
     pub pages_written: u64,
-    /// Pages checked, for whatever reason.
+    /// Pages checked, for any reason.
     pub pages_checked: u64,
     /// Pages read at random.
     pub pages_read: u64,
@@ -45,24 +46,24 @@ pub struct VcpuReport {
     pub sweeps: u64,
     /// Longest time in which the vCPU did not run, since the last reset.
     pub longest_stall: Duration,
-    /// The reset that `longest_stall` counts from.
+    /// Epoch of the reset that `longest_stall` counts from.
     pub stall_epoch: u64,
-    /// Times the TSC was seen to go backwards.
+    /// Times that the TSC went backwards.
     pub tsc_backwards: u64,
-    /// The last verification that was finished.
+    /// Epoch of the last finished verification.
     pub verified_epoch: u64,
     /// Bad pages that this verification found.
     pub verified_bad: u64,
-    /// Bad pages found in all.
+    /// Total number of bad pages found.
     pub faults: u64,
     /// The first bad page.
     pub first_fault: Option<Fault>,
 }
 
-/// What the workload guest says about itself: one part for each vCPU, and the sums over them.
+/// Report of the workload guest, with one part for each vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// One for each vCPU, in order.
+    /// Reports of the vCPUs, in order.
     pub vcpus: Vec<VcpuReport>,
 }
 
@@ -70,8 +71,8 @@ impl Report {
     /// Reads the report of the workload guest in `ram`, running or paused.
     ///
     /// # Errors
-    /// [`WorkloadError::NotAWorkload`] if there is none, [`WorkloadError::Report`] if the guest
-    /// wrote something else there.
+    /// [`WorkloadError::NotAWorkload`] if there is no workload guest, [`WorkloadError::Report`] if
+    /// its report page is damaged.
     pub fn read(ram: &impl GuestMemoryBackend) -> Result<Self, WorkloadError> {
         let params = read_params(ram)?;
         let vcpus = (0..params.vcpus)
@@ -80,7 +81,7 @@ impl Report {
         Ok(Self { vcpus })
     }
 
-    /// How far the slowest vCPU has come, or [`Phase::Panicked`] if any has panicked.
+    /// Returns the phase of the slowest vCPU, or [`Phase::Panicked`] if any has panicked.
     #[must_use]
     pub fn phase(&self) -> Phase {
         let phases = || self.vcpus.iter().map(|vcpu| vcpu.phase);
@@ -90,7 +91,7 @@ impl Report {
         }
     }
 
-    /// Loop turns of all vCPUs.
+    /// Loop iterations of all vCPUs.
     #[must_use]
     pub fn ticks(&self) -> u64 {
         self.sum(|vcpu| vcpu.ticks)
@@ -138,19 +139,19 @@ impl Report {
         self.vcpus.iter().map(|vcpu| vcpu.longest_stall).max().unwrap_or_default()
     }
 
-    /// The reset that every vCPU has obeyed.
+    /// Epoch of the last reset that every vCPU has obeyed.
     #[must_use]
     pub fn stall_epoch(&self) -> u64 {
         self.vcpus.iter().map(|vcpu| vcpu.stall_epoch).min().unwrap_or(0)
     }
 
-    /// The verification that every vCPU has finished.
+    /// Epoch of the last verification that every vCPU has finished.
     #[must_use]
     pub fn verified_epoch(&self) -> u64 {
         self.vcpus.iter().map(|vcpu| vcpu.verified_epoch).min().unwrap_or(0)
     }
 
-    /// Whether no bad page was ever found, no vCPU panicked, and the TSC never went backwards.
+    /// Whether no bad page was ever found, no vCPU has panicked, and the TSC never went backwards.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         let whole = |vcpu: &VcpuReport| {

@@ -1,15 +1,15 @@
 //! The content of a page, as a pure function of seeds, page number and sequence.
 //!
-//! A stamped page starts with four words (magic, page number, sequence, checksum) and goes on with
-//! random or compressible words; a zero page has no stamp at all. Whoever knows the seeds, page
-//! number and sequence can write any page and check it to the last bit, so a page that is lost,
-//! stale, misplaced, torn or flipped is told apart. Compiled into the freestanding guest, the check
-//! program of the Linux guest, and the host.
+//! A stamped page starts with four words (magic, page number, sequence, checksum), followed by
+//! random or compressible words; a zero page has no stamp at all. From the seeds, page number and
+//! sequence, any page can be written and checked to the last bit. So the check distinguishes pages
+//! that are lost, stale, misplaced, torn or flipped. This module is compiled into the freestanding
+//! guest, the check program of the Linux guest, and the host.
 //!
-//! In its first version (sequence 0) a page comes from the seed of an image that several guests may
-//! have in common, or from the guest's own; later versions always come from its own. Which pages
-//! are zero, of the image or its own is the same in all guests of an image, and alternates in runs;
-//! with a [`Shuffle`], pieces of that order lie elsewhere in each guest.
+//! In its first version (sequence 0) a page comes either from the seed of an image, which several
+//! guests may share, or from the guest's own seed; later versions always come from its own. Which
+//! pages are zero, the image's or its own is the same in all guests of an image, and alternates in
+//! runs. With a [`Shuffle`], pieces of that order lie elsewhere in each guest.
 
 /// A page as words.
 pub type PageWords = [u64; 512];
@@ -20,11 +20,11 @@ pub const STAMP_MAGIC: u64 = u64::from_le_bytes(*b"stamped\0");
 const STAMP_WORDS: usize = 4;
 const MIX_A: u64 = 0xa076_1d64_78bd_642f;
 const MIX_B: u64 = 0xe703_7ed1_a0b4_28db;
-/// 2^64 over the golden ratio: multiples of it, taken as fractions of 2^64, lie evenly however many
-/// there are.
+/// 2^64 divided by the golden ratio: its multiples, as fractions of 2^64, are evenly distributed
+/// for any number of them.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Compressible content is made of these, eight bytes at a time.
+/// Compressible content consists of these, eight bytes each.
 const TEXT: [[u8; 8]; 16] = [
     *b"lighter ",
     *b"than air",
@@ -44,7 +44,7 @@ const TEXT: [[u8; 8]; 16] = [
     *b"we sail\n",
 ];
 
-/// What a page is filled with.
+/// Kind of a page's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// All zero, no stamp.
@@ -55,23 +55,23 @@ pub enum Class {
     Text,
 }
 
-/// What is wrong with a page.
+/// Kind of damage of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// A whole, valid page, but of another page number.
+    /// A complete, valid page with another page number.
     Misplaced = 1,
-    /// A whole, valid page, but an older or newer version of it.
+    /// A complete, valid page, but an older or newer version of it.
     Stale = 2,
-    /// No version of any page: torn or flipped.
+    /// Not a version of any page: torn or flipped.
     Corrupt = 3,
-    /// Should be zero and is not.
+    /// The page should be zero and is not.
     NotCleared = 4,
-    /// Should have content and is zero.
+    /// The page should have content and is zero.
     Lost = 5,
 }
 
 impl FaultKind {
-    /// The kind that travels as `code` in a report.
+    /// Decodes the kind from its `code` in a report.
     #[must_use]
     pub const fn from_code(code: u64) -> Option<Self> {
         Some(match code {
@@ -85,64 +85,64 @@ impl FaultKind {
     }
 }
 
-/// A bad page: what was expected and what was found.
+/// A bad page: expected and found content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What is wrong.
+    /// Kind of damage.
     pub kind: FaultKind,
     /// Number of the page in working memory (not a guest frame number).
     pub page: u64,
     /// Sequence that the page should have.
     pub expected_sequence: u32,
-    /// Sequence in its stamp; 0 when there is none.
+    /// Sequence in the page's stamp; 0 if it has none.
     pub found_sequence: u64,
-    /// Page number in its stamp; 0 when there is none.
+    /// Page number in the page's stamp; 0 if it has none.
     pub found_page: u64,
 }
 
-/// How pages are filled.
+/// Parameters that determine the content of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Seed of the image: which pages are of what kind, and the first version of those that are the
-    /// image's.
+    /// Seed of the image: determines the kind of each page, and the first version of the image's
+    /// pages.
     pub seed: u64,
     /// Seed of all other content.
     pub own_seed: u64,
     /// Share of random pages, percent.
     pub random_percent: u64,
-    /// Share of text pages, percent. The rest are zero.
+    /// Share of text pages, percent. The remaining pages are zero.
     pub text_percent: u64,
-    /// Share of pages whose first version is the image's, percent; no more than random and text
-    /// have together.
+    /// Share of pages whose first version is the image's, percent; at most the sum of random and
+    /// text.
     pub image_percent: u64,
-    /// Pages of one kind (zero, the image's, own) that lie together in the first version, at least
+    /// Length of a run of pages of one kind (zero, the image's, own) in the first version, at least
     /// 1.
     pub run_pages: u64,
     /// Share of rewrites (sequence above 0) that clear the page, percent.
     pub zeroing_percent: u64,
-    /// Where the pieces of the first version lie.
+    /// Order of the pieces in the first version.
     pub shuffle: Shuffle,
 }
 
-/// Puts the pieces of the first version in an order of the guest's own, so that pages that guests
-/// of an image have in common lie at different addresses in each: as the files in the page caches
-/// of Linux guests do.
+/// Reorders the pieces of the first version differently in each guest, so that pages that guests of
+/// an image share lie at different addresses in each, like files in the page caches of Linux
+/// guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shuffle {
-    /// Pages of a piece; 0 leaves all where it is.
+    /// Pages of a piece; 0 changes no order.
     pub piece_pages: u64,
-    /// How many pieces there are; pages beyond them stay where they are.
+    /// Number of pieces; pages beyond them keep their place.
     pub pieces: u64,
-    /// Piece `n` holds what would be in piece `n * stride % pieces`; without a common divisor with
-    /// `pieces`.
+    /// Piece `n` holds the content of piece `n * stride % pieces`; `stride` and `pieces` have no
+    /// common divisor.
     pub stride: u64,
 }
 
 impl Shuffle {
-    /// Leaves all where it is.
+    /// Keeps every page in its place.
     pub const NONE: Self = Self { piece_pages: 0, pieces: 0, stride: 0 };
 
-    /// An order of `pages` pages that follows from `seed`.
+    /// Returns an order of `pages` pages that depends on `seed`.
     #[must_use]
     pub fn new(piece_pages: u64, pages: u64, seed: u64) -> Self {
         let pieces = pages.checked_div(piece_pages).unwrap_or(0);
@@ -156,7 +156,7 @@ impl Shuffle {
         Self { piece_pages, pieces, stride }
     }
 
-    /// The page whose first version lies in `page`.
+    /// Returns the number of the page whose first version lies in `page`.
     #[must_use]
     pub fn source(&self, page: u64) -> u64 {
         let Some(piece) = page.checked_div(self.piece_pages) else { return page };
@@ -172,9 +172,10 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
 }
 
 impl Content {
-    /// What `page` holds in its version `sequence`; sequence 0 is the first fill.
+    /// Returns the kind of content of `page` in its version `sequence`; sequence 0 is the first
+    /// fill.
     ///
-    /// Where all memory starts as zero (no random and no text share), rewrites alternate between
+    /// If all memory starts as zero (random and text shares are 0), rewrites alternate between
     /// random content and zero, so that pages change at all.
     #[must_use]
     pub fn class(&self, page: u64, sequence: u32) -> Class {
@@ -207,13 +208,13 @@ impl Content {
         sequence == 0 && self.place(self.source(page, sequence)) < self.image_percent
     }
 
-    /// The page number that `page` is made from in its version `sequence`.
+    /// Returns the page number from which version `sequence` of `page` is generated.
     fn source(&self, page: u64, sequence: u32) -> u64 {
         if sequence == 0 { self.shuffle.source(page) } else { page }
     }
 
-    /// Where the run of `page` lies among all, from 0 to 99: the image's come first, then own ones,
-    /// then zero ones.
+    /// Returns the rank of `page`'s run among all runs, from 0 to 99: the image's come first, then
+    /// own ones, then zero ones.
     fn place(&self, page: u64) -> u64 {
         let run = page / self.run_pages.max(1);
         let spread = mix(self.seed).wrapping_add(run.wrapping_mul(GOLDEN));
@@ -253,7 +254,7 @@ impl Content {
     /// Checks that `words` is version `sequence` of `page`, to the last bit.
     ///
     /// # Errors
-    /// The [`Fault`] that tells what the page holds instead.
+    /// A [`Fault`] that says what the page holds instead.
     pub fn check(&self, page: u64, sequence: u32, words: &PageWords) -> Result<(), Fault> {
         let class = self.class(page, sequence);
         let good = match class {
@@ -312,7 +313,7 @@ fn checksum(words: &PageWords) -> u64 {
     sum.finish(words[1], words[2])
 }
 
-/// One step of wyhash: both halves of a 128-bit product, folded.
+/// One step of wyhash: the XOR of both halves of a 128-bit product.
 /// <https://github.com/wangyi-fudan/wyhash>
 #[must_use]
 pub fn mix(value: u64) -> u64 {
@@ -320,7 +321,7 @@ pub fn mix(value: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// The words of a page's body.
+/// Generator of the words of a page's body.
 struct Stream {
     state: u64,
     class: Class,
@@ -343,7 +344,7 @@ impl Stream {
     }
 }
 
-/// Four multiplying lanes, so that a wrong bit anywhere changes the sum.
+/// A checksum with four multiplying lanes, so that a wrong bit anywhere changes it.
 struct Checksum([u64; 4]);
 
 impl Checksum {
@@ -358,7 +359,7 @@ impl Checksum {
         }
     }
 
-    /// The sum over the body and over the stamp's own page number and sequence.
+    /// Returns the checksum over the body and over the stamp's page number and sequence.
     fn finish(self, page: u64, sequence: u64) -> u64 {
         let [a, b, c, d] = self.0;
         mix(a ^ mix(b ^ mix(c ^ mix(d ^ mix(page ^ mix(sequence))))))
@@ -513,7 +514,7 @@ mod tests {
         for run in 0..50 {
             assert!((run * 64..(run + 1) * 64).all(|page| kind(page) == kind(run * 64)));
         }
-        // Evenly, however few there are.
+        // Evenly distributed, even if there are few runs.
         let zero = (0..10).filter(|run| kind(run * 64).0).count();
         assert!((3..=5).contains(&zero), "{zero} of 10 runs are zero");
     }

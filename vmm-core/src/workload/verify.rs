@@ -1,4 +1,4 @@
-//! Checking the memory of a paused workload guest from outside.
+//! Checks the memory of a paused workload guest from outside.
 
 use vm_memory::GuestMemoryBackend;
 
@@ -7,23 +7,23 @@ use super::memory::{load_word, read_bytes, read_params};
 use super::stamp::{Content, PageWords, Shuffle};
 use super::{Fault, WorkloadError};
 
-/// What [`verify_image`] found.
+/// Result of [`verify_image`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageVerdict {
-    /// Pages that were checked.
+    /// Number of pages that were checked.
     pub pages: u64,
     /// Pages that were being rewritten when the guest was paused, at most one for each vCPU.
     pub skipped: u64,
-    /// Bad pages.
+    /// Number of bad pages.
     pub faults: u64,
-    /// The first of them.
+    /// The first bad page.
     pub first_fault: Option<Fault>,
 }
 
 /// Checks every page of a paused workload guest against the guest's own ledger.
 ///
-/// It does not need the guest to run, so it can compare what arrived at a destination that has not
-/// been started. The guest must be in [`super::Phase::Working`] or [`super::Phase::Stopped`].
+/// The guest need not run, so this can check what arrived at a destination before the guest is
+/// resumed there. The guest must be in [`super::Phase::Working`] or [`super::Phase::Stopped`].
 ///
 /// # Errors
 /// [`WorkloadError::NotAWorkload`] if there is no workload guest in `ram`, and
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-    /// Memory as the guest leaves it right after filling.
+    /// Memory as the guest leaves it after filling.
     fn filled() -> (GuestMemoryMmap, ParamsPage) {
         let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
         load(&ram, 1, 1_000_000_000, &WorkloadParams::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Looks at a real QEMU, whose guest never runs, and at a server that speaks Cloud Hypervisor's
+//! Queries a real QEMU, whose guest never runs, and a server that implements Cloud Hypervisor's
 //! API.
 
 use std::io::{BufRead, BufReader};
@@ -22,8 +22,8 @@ fn asking() -> Asking {
     Asking { patience: PATIENCE, statistics_every, unix_seconds: 1_800_000_000 }
 }
 
-/// A QEMU with 64 MiB and a monitor on a socket. It ends when this is dropped. The kernel may not
-/// merge its guest unless `more` says so: tests that drive ksmd may run meanwhile.
+/// A QEMU with 64 MiB and a monitor on a socket. It is stopped on drop. The kernel may not merge
+/// its guest unless `more` allows it: tests that drive ksmd may run at the same time.
 struct Qemu {
     process: Child,
     folder: tempfile::TempDir,
@@ -47,7 +47,7 @@ impl Qemu {
         ]);
         qemu.args(["-qmp", "stdio"]).args(more).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = qemu.spawn().expect("QEMU; scripts/setup installs it");
-        // When one monitor greets, the others listen.
+        // Once one monitor greets, the others listen.
         let said = process.stdout.take().unwrap();
         BufReader::new(said).read_line(&mut String::new()).unwrap();
         Self { process, folder }
@@ -72,13 +72,13 @@ async fn a_real_qemu_is_found_asked_and_set() {
     let balloon = ["-device", "virtio-balloon-pci,free-page-reporting=on"];
     let qemu = Qemu::start(&[merging, balloon].concat());
     let found = qemu.find();
-    // Other tests may run guests of that name.
+    // Other tests may run guests with the same name.
     assert!(found.name.starts_with("looked-at"), "{}", found.name);
     assert_eq!((found.vmm, found.memory_bytes), (Vmm::Qemu, 64 << 20));
     assert_eq!((found.backing, found.is_mergeable), (Backing::Anonymous, true));
     assert_eq!(found.door, Door::Qmp(qemu.folder.path().join("qmp")));
 
-    // Twice: the second finds statistics asked for already.
+    // Twice: the second query finds statistics polling enabled.
     for _ in 0..2 {
         let seen = look(&found, &asking()).await.unwrap();
         assert_eq!((seen.memory_bytes, seen.hindrance), (64 << 20, Some(Hindrance::Paused)));
@@ -91,7 +91,7 @@ async fn a_real_qemu_is_found_asked_and_set() {
     assert!(matches!(error, ForeignError::Refused { .. }), "{error}");
 }
 
-/// A process that has a device of the host open, as the kernel tells.
+/// A process that has a device of the host open, according to the kernel.
 fn with_device(pid: u32) -> (tempfile::TempDir, Sources) {
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join(format!("proc/{pid}/fd"));
@@ -109,7 +109,7 @@ async fn nothing_is_taken_from_a_real_qemu_whose_memory_a_device_pins() {
     let pinned = Found { has_passthrough: true, ..found.clone() };
     assert_eq!(look(&pinned, &asking()).await.unwrap().balloon, None);
 
-    // It was plugged in after the guest was found.
+    // The device was plugged in after the guest was found.
     let (_folder, later) = with_device(found.pid);
     for (sources, found) in [(&later, &found), (&Sources::system(), &pinned)] {
         let error = set_balloon(sources, found, 64 << 20, 32 << 20, PATIENCE).await.unwrap_err();
@@ -126,14 +126,14 @@ async fn memory_of_virtio_mem_devices_is_asked_for() {
     let plugged = ["-m", "64,maxmem=256M", "-object", backend, "-device", device];
     let qemu = Qemu::start(&[&plugged[..], &["-device", "virtio-balloon-pci"]].concat());
     let seen = look(&qemu.find(), &asking()).await.unwrap();
-    // Its guest, which has no driver yet, has plugged none.
+    // The guest has no driver yet, so it has plugged no memory.
     assert_eq!((seen.memory_bytes, seen.balloon.unwrap().actual_bytes), (64 << 20, 64 << 20));
 }
 
 #[test]
 fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
     const MIB: u64 = 1 << 20;
-    // To keep, all memory, that of virtio-mem devices, and what the balloon is told.
+    // Memory to keep, all memory, that of virtio-mem devices, and the balloon's argument.
     for [keep, memory, outside, told] in [
         [48, 64, 0, 48],
         [100, 192, 128, 16],
@@ -199,8 +199,8 @@ fn hypervisor(socket: &Path) -> Found {
     }
 }
 
-/// A server that gives each request the answer that begins with its path, none where the status is
-/// empty, and keeps what it was asked.
+/// A server that gives each request the first answer whose path the request contains, or no answer
+/// if the status is empty. It records the requests.
 struct Server {
     _folder: tempfile::TempDir,
     socket: PathBuf,
@@ -220,8 +220,8 @@ impl Server {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = vec![0; 4096];
                 let mut length = 0;
-                // A body is complete when its brace closes; requests without one end with their
-                // head.
+                // A body is complete at its closing brace; requests without a body end after the
+                // headers.
                 while !request[..length].ends_with(b"\r\n\r\n")
                     && !request[..length].ends_with(b"}")
                 {
@@ -243,7 +243,7 @@ impl Server {
     }
 }
 
-/// As the description of the API has it (vmm/src/api/openapi/cloud-hypervisor.yaml), shortened.
+/// Follows the API's description (vmm/src/api/openapi/cloud-hypervisor.yaml), shortened.
 const INFO: &str = r#"{"config": {"payload": {"kernel": "/vmlinux"},
     "memory": {"size": 1073741824, "mergeable": true, "shared": false, "hugepages": false, "hotplugged_size": null, "zones": null},
     "balloon": {"size": 268435456, "free_page_reporting": true}, "devices": null},
@@ -303,7 +303,7 @@ async fn an_older_cloud_hypervisor_has_no_statistics_and_a_guest_may_have_no_bal
     assert!(matches!(error, ForeignError::NoBalloon { .. }), "{error}");
 }
 
-/// Cloud Hypervisor waits for a second until it gives up a guest that does not answer.
+/// Cloud Hypervisor waits one second for a guest before it gives up on its statistics.
 #[tokio::test]
 async fn a_guest_that_owes_its_statistics_is_seen_without() {
     let server = Server::start(leaked(vec![
@@ -343,7 +343,7 @@ async fn a_server_that_hangs_is_given_up() {
     assert!(matches!(&error, ForeignError::Slow { question, .. } if question == "vm.info"));
 }
 
-/// Each answer comes in time, and all of them together do not.
+/// Each answer is in time, but all of them together are not.
 #[tokio::test(start_paused = true)]
 async fn a_monitor_that_takes_its_time_for_everything_is_given_up() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,20 +1,20 @@
-//! One line of QMP (docs/interop/qmp-spec.rst of QEMU): what it is, whatever a peer sends.
+//! Parses one line of QMP (docs/interop/qmp-spec.rst of QEMU), whatever the peer sends.
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::foreign::error::words;
 
-/// What a line is.
+/// The kinds of lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<T> {
-    /// The monitor introduces itself.
+    /// The monitor's greeting.
     Greeting,
-    /// Something happened to the guest; or the answer to another question.
+    /// An event of the guest, or the answer to another command.
     Other,
-    /// The answer.
+    /// The answer to this command.
     Answer(T),
-    /// The question was refused, in these words.
+    /// The command was refused, with this message.
     Refused(String),
 }
 
@@ -29,7 +29,7 @@ struct Raw<T> {
     answer: Option<T>,
 }
 
-/// A line of which only the kind is looked at.
+/// The fields that give only the kind of a line.
 #[derive(Deserialize)]
 struct Kind {
     event: Option<IgnoredAny>,
@@ -44,14 +44,14 @@ struct RawError {
     desc: String,
 }
 
-/// Reads a line as the answer to question `id`, or as anything else that may come in between.
+/// Parses a line as the answer to command `id`, or as another line that may come in between.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message if the line is not valid.
 pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Line<T>, String> {
     let raw: Raw<T> = match serde_json::from_slice(line) {
         Ok(raw) => raw,
-        // The answer to another question has another shape.
+        // The answer to another command may have another shape.
         Err(error) => {
             return match serde_json::from_slice::<Kind>(line) {
                 Ok(kind) if kind.event.is_some() || kind.id.is_some_and(|it| it != id) => {
@@ -66,7 +66,7 @@ pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Line<T>
     } else if raw.event.is_some() {
         Ok(Line::Other)
     } else if let Some(error) = raw.error {
-        // An error of a line that could not be read has no id.
+        // The error for a line that QEMU could not parse has no id.
         let is_ours = raw.id.is_none_or(|it| it == id);
         let text = words(&format!("{} ({})", error.desc, error.class));
         Ok(if is_ours { Line::Refused(text) } else { Line::Other })

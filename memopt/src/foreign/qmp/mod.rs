@@ -1,5 +1,5 @@
-//! A client of QEMU's monitor protocol: a line of JSON for each question and each answer, with
-//! events in between.
+//! A client of QEMU's monitor protocol (QMP): one line of JSON for each command and each answer,
+//! with events in between.
 
 mod line;
 #[cfg(test)]
@@ -18,12 +18,12 @@ use super::error::{ForeignError, words};
 use super::socket::connect;
 use super::statistics::QemuStatistics;
 
-/// The longest line that is read, in bytes. A list of a hundred devices has about 10 KiB.
+/// The longest line that is read, in bytes. A list of a hundred devices takes about 10 KiB.
 const LINE_BYTES_MAX: usize = 1 << 20;
-/// Most lines that are passed over for one answer.
+/// The most lines that are skipped while waiting for an answer.
 const LINES_MAX: usize = 1000;
 
-/// A connection to the monitor of one guest. While it stands nobody else can use that monitor: keep
+/// A connection to one guest's monitor. While it is open no other client can use that monitor: keep
 /// it short.
 #[derive(Debug)]
 pub struct Qmp {
@@ -33,7 +33,7 @@ pub struct Qmp {
     next_id: u64,
 }
 
-/// What a guest does (`query-status`).
+/// A guest's run state (`query-status`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct RunState {
     pub(super) running: bool,
@@ -74,13 +74,13 @@ struct Bytes {
 const NOTHING: Option<()> = None;
 
 impl Qmp {
-    /// Connects to the monitor of process `pid` on the socket at `path`; each answer may take as
-    /// long as `patience`.
+    /// Connects to the monitor of process `pid` on the socket at `path`. Each answer may take up to
+    /// `patience`.
     ///
     /// # Errors
-    /// [`ForeignError::Taken`] when somebody else is connected, [`ForeignError::Unreachable`] when
-    /// nobody listens, [`ForeignError::Elsewhere`] when another process does,
-    /// [`ForeignError::Strange`] when it is no QMP.
+    /// [`ForeignError::Taken`] if another client is connected, [`ForeignError::Unreachable`] if no
+    /// process listens, [`ForeignError::Elsewhere`] if a process other than `pid` listens,
+    /// [`ForeignError::Strange`] if it does not speak QMP.
     pub async fn connect(path: &Path, pid: u32, patience: Duration) -> Result<Self, ForeignError> {
         let stream = BufReader::new(connect(path, pid, patience).await?);
         let mut qmp = Self { socket: path.display().to_string(), stream, patience, next_id: 1 };
@@ -96,7 +96,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Asks one question.
+    /// Sends one command and returns its answer.
     async fn ask<T: DeserializeOwned>(
         &mut self,
         command: &str,
@@ -136,7 +136,7 @@ impl Qmp {
         Err(self.strange(&format!("{LINES_MAX} lines without an answer to {command}")))
     }
 
-    /// The next line, without its end.
+    /// Reads the next line, without its end.
     async fn line(&mut self) -> Result<Vec<u8>, ForeignError> {
         let mut line = Vec::new();
         loop {
@@ -165,7 +165,7 @@ impl Qmp {
         self.ask("query-status", NOTHING).await
     }
 
-    /// The state of a migration, when there is or was one.
+    /// Returns the state of a migration, if there is or was one.
     pub(super) async fn migration(&mut self) -> Result<Option<String>, ForeignError> {
         #[derive(Deserialize)]
         struct Migration {
@@ -175,7 +175,7 @@ impl Qmp {
         Ok(migration.status)
     }
 
-    /// RAM that the guest has, plugged memory included.
+    /// Returns the guest's RAM, including plugged memory.
     pub(super) async fn memory_bytes(&mut self) -> Result<u64, ForeignError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "kebab-case")]
@@ -188,7 +188,8 @@ impl Qmp {
         Ok(summary.base_memory.saturating_add(summary.plugged_memory))
     }
 
-    /// What the guest has of virtio-mem devices: memory that no balloon knows of.
+    /// Returns the memory that the guest has plugged from virtio-mem devices, which QEMU's balloon
+    /// does not count.
     pub(super) async fn virtio_mem_bytes(&mut self) -> Result<u64, ForeignError> {
         #[derive(Deserialize)]
         struct Device {
@@ -206,8 +207,8 @@ impl Qmp {
         Ok(of_virtio.fold(0, |sum: u64, device| sum.saturating_add(device.data.size)))
     }
 
-    /// RAM less what is in the balloon, and less what virtio-mem devices give; `None` without a
-    /// balloon.
+    /// Returns the RAM minus what is in the balloon and what virtio-mem devices provide; `None`
+    /// without a balloon.
     pub(super) async fn balloon_actual(&mut self) -> Result<Option<u64>, ForeignError> {
         #[derive(Deserialize)]
         struct Balloon {
@@ -223,13 +224,13 @@ impl Qmp {
     /// Asks the guest to keep `bytes` of its RAM.
     ///
     /// # Errors
-    /// [`ForeignError::Refused`] without a balloon, or for a size that is none.
+    /// [`ForeignError::Refused`] if the guest has no balloon, or the size is invalid.
     pub async fn set_balloon(&mut self, bytes: u64) -> Result<(), ForeignError> {
         let _: IgnoredAny = self.ask("balloon", Some(Bytes { value: bytes })).await?;
         Ok(())
     }
 
-    /// The path of the balloon among QEMU's objects: with an id of its own or without one.
+    /// Returns the path of the balloon among QEMU's objects, whether it has an id or not.
     pub(super) async fn balloon_path(&mut self) -> Result<Option<String>, ForeignError> {
         for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
             let of = OfObject { path: folder, property: None, value: None };
@@ -247,7 +248,8 @@ impl Qmp {
         self.get(path, "guest-stats").await
     }
 
-    /// Whether the balloon offers free page reporting; versions that do not know it do not.
+    /// Returns whether the balloon offers free page reporting; QEMU versions without the property
+    /// do not.
     pub(super) async fn offers_reporting(&mut self, path: &str) -> Result<bool, ForeignError> {
         match self.get(path, "free-page-reporting").await {
             Err(ForeignError::Refused { .. }) => Ok(false),
@@ -255,8 +257,7 @@ impl Qmp {
         }
     }
 
-    /// Has QEMU ask the guest for statistics every `interval`, unless somebody has it do so
-    /// already.
+    /// Makes QEMU poll the guest for statistics every `interval`, unless it already polls.
     pub(super) async fn start_statistics(
         &mut self,
         path: &str,
@@ -294,7 +295,7 @@ fn broken(socket: &str, cause: &dyn std::fmt::Display) -> ForeignError {
     ForeignError::Broken { socket: socket.to_owned(), cause: cause.to_string() }
 }
 
-/// How QEMU says that there is no balloon: by a class of its own.
+/// QEMU reports a missing balloon by an error class of its own.
 fn is_no_balloon(reason: &str) -> bool {
     reason.contains("DeviceNotActive")
 }

@@ -1,4 +1,4 @@
-//! The client against scripted monitors; those of a real QEMU are in `look/tests.rs`.
+//! The client against scripted monitors; `look/tests.rs` runs it against a real QEMU.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
 const ACCEPTED: &str = "{\"return\": {}, \"id\": 1}\r\n";
 
-/// A monitor that says `says` at once, whatever it is asked, and then closes the connection or
-/// keeps it.
+/// A monitor that sends `says` at once, whatever it is asked, and then closes the connection or
+/// keeps it open.
 struct Scripted {
     _folder: tempfile::TempDir,
     socket: PathBuf,
@@ -31,7 +31,7 @@ impl Scripted {
         let says = says.into();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            // Whoever has read enough may be gone by now.
+            // The client may have read enough and disconnected.
             let _ = stream.write_all(&says).await;
             if afterwards == Afterwards::Stays {
                 std::future::pending::<()>().await;
@@ -72,7 +72,7 @@ async fn a_guest_without_a_balloon_has_none() {
     assert!(error.to_string().contains("refused query-balloon: No balloon"), "{error}");
 }
 
-/// As QEMU 10.0 answers.
+/// The answer of QEMU 10.0.
 #[tokio::test]
 async fn what_virtio_mem_devices_have_plugged_is_added_up() {
     let device = |kind: &str, size: u64| {

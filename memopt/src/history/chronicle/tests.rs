@@ -1,4 +1,4 @@
-//! A history that is lost, found again, and never in the way.
+//! A history that is lost and found again never blocks the work.
 
 use std::fs;
 

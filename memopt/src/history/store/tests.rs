@@ -1,4 +1,4 @@
-//! What is put down, found again, refused and thrown away.
+//! What the history records, finds again, refuses and prunes.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn open(path: &Path, limits: Limits) -> Opened {
     History::open(path, limits).unwrap()
 }
 
-/// A new history in a folder of its own.
+/// A new history in its own folder.
 fn fresh(limits: Limits) -> (tempfile::TempDir, PathBuf, History) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history");
@@ -25,7 +25,7 @@ fn fresh(limits: Limits) -> (tempfile::TempDir, PathBuf, History) {
     (folder, path, history)
 }
 
-/// Where the log of a run is.
+/// Path of the log of a run.
 fn log(path: &Path, run: RunId) -> PathBuf {
     path.join(format!("{run}.log"))
 }
@@ -40,7 +40,7 @@ fn small() -> Limits {
     }
 }
 
-/// Has a run come and go.
+/// Starts and finishes a run.
 fn whole_run(history: &mut History, started: u64) -> RunId {
     let run = history.begin(Trigger::Manual, started, &plan("")).unwrap();
     history.finish(run, started + 1, RunEnd::Reached).unwrap();
@@ -298,7 +298,7 @@ fn times_of_schedules_that_cannot_be_read_are_damaged_and_left_as_they_are() {
     drop(history);
     let times = path.join("schedules.log");
     let whole = fs::read_to_string(&times).unwrap();
-    // The power went while the last one was written.
+    // The power failed while the last line was being written.
     fs::write(&times, whole.replace("20}", "2")).unwrap();
     let mut history = open(&path, Limits::default()).history;
     assert_eq!(history.last_ticks().unwrap()["nightly"], 10);
@@ -323,7 +323,7 @@ fn a_schedule_runs_once_for_one_time_also_when_the_node_dies_before_it_has_noted
     fs::write(path.join("schedules.log"), before).unwrap();
     let mut history = open(&path, Limits::default()).history;
     assert_eq!(history.last_ticks().unwrap()["nightly"], 20);
-    // A later decision holds.
+    // A later decision is kept.
     history.begin(nightly(30), 31, &plan("")).unwrap();
     history.note_decided("nightly", 40).unwrap();
     drop(history);
@@ -398,7 +398,7 @@ fn there_is_a_last_number() {
     assert_eq!(history.stored().unwrap().runs, 1);
 }
 
-/// A history with one run that was carried out, and the bytes of its log.
+/// A history with one executed run, and the bytes of its log.
 fn carried_out() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     let (folder, path, mut history) = fresh(Limits::default());
     let run = history.begin(Trigger::Manual, 1, &plan("plan")).unwrap();
@@ -427,7 +427,7 @@ fn a_log_cut_short_tells_of_an_interrupted_run_up_to_there() {
         assert_eq!(unreadable, [], "{length}");
         let run = history.run(RunId(1)).unwrap();
         let state = run.summary.state;
-        // Without its end a line is whole all the same.
+        // A line without its newline is still complete.
         assert_eq!(state == State::Done, length >= whole.len() - 1, "{length}: {state}");
         assert_eq!(run.summary.outcome.is_some(), state == State::Done, "{length}");
         assert_eq!(interrupted.is_empty(), state == State::Done, "{length}");
@@ -466,7 +466,8 @@ fn a_line_that_is_lost_in_the_middle_is_not_passed_over() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
-    /// Whatever is changed in a log: what is read is what was written, and the next run is kept.
+    /// However a log is changed, either what is read is what was written, or the run is unreadable;
+    /// and the next run is recorded.
     #[test]
     fn a_changed_log_is_unreadable_or_right(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),

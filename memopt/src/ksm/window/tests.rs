@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::observe::Advisor;
 
-/// A ksmd over `memory` pages of which `duplicates` merge during the second look.
+/// A ksmd over `memory` pages, of which `duplicates` merge during the second scan.
 struct Simulated {
     knobs: KsmKnobs,
     memory: f64,
@@ -13,14 +13,14 @@ struct Simulated {
     scanned: f64,
     cpu: f64,
     now: f64,
-    /// CPU time per page, at the first look and later.
+    /// CPU time per page, on the first scan and later.
     costs: [f64; 2],
     has_cpu: bool,
     counts_pages: bool,
-    /// Looks that it takes until all duplicates are merged.
+    /// Scans until all duplicates are merged.
     merging_looks: f64,
-    /// Where in a scan it stands at the beginning, as a part of one: all before that, of processes
-    /// that are gone, is still counted.
+    /// Where ksmd is within a scan at the beginning, as a fraction: everything before that, of
+    /// processes that no longer exist, still counts.
     stood: f64,
 }
 
@@ -95,7 +95,7 @@ impl Simulated {
         }
         let cost = self.costs[usize::from(self.scanned > self.memory)];
         let batch = self.knobs.pages_to_scan as f64;
-        // Sleeps end at a tick.
+        // Sleeps end at a kernel tick.
         let sleep = (self.knobs.sleep_millisecs as f64 / 4.0).ceil() * 0.004;
         let batches = seconds / (sleep + batch * cost);
         self.scanned += batches * batch;
@@ -106,7 +106,7 @@ impl Simulated {
         Duration::from_secs_f64(self.now)
     }
 
-    /// Runs `window` to its end, with a sample each second.
+    /// Runs `window` to its end, with one sample per second.
     fn run(&mut self, window: &mut Window) -> Outcome {
         for _ in 0..100_000 {
             let sets = window.handle(&self.sample(), self.now());
@@ -212,7 +212,7 @@ fn the_time_ends_it_however_much_is_left() {
 fn the_cpu_time_ends_it_near_to_it() {
     for has_cpu in [true, false] {
         let mut ksmd = Simulated { has_cpu, ..Simulated::new(1e9, 1e8) };
-        // What a page is taken to cost where nobody counts.
+        // The assumed cost per page where the kernel does not count CPU time.
         ksmd.costs = [PAGE_COST; 2];
         let budget = Budget { cpu_time: Duration::from_secs(3), ..budget(0.2, NO_RATE, 3600) };
         let outcome = ksmd.run(&mut Window::new(budget, Options::default()));
@@ -276,8 +276,8 @@ fn a_window_that_is_called_off_says_what_it_did_so_far() {
 }
 
 proptest! {
-    /// Over a whole window ksmd stays within both limits, for any cost of a page, and uses what it
-    /// may.
+    /// Over a whole window ksmd stays within both limits, for any cost per page, and makes use of
+    /// the budget.
     #[test]
     fn stays_within_the_budget_and_makes_use_of_it(
         share in 0.01_f64..0.95,
@@ -290,12 +290,12 @@ proptest! {
         let outcome = ksmd.run(&mut window);
         let used = outcome.cpu.unwrap().as_secs_f64() / 300.0 / share;
         let looked = outcome.pages_scanned as f64 / 300.0 / rate as f64;
-        // The first second is a guess.
+        // The first second runs on the assumed cost.
         prop_assert!(used < 1.02 && looked < 1.02, "share {used}, rate {looked}");
         prop_assert!(used.max(looked) > 0.7, "share {used}, rate {looked}");
     }
 
-    /// Whatever is read, no setting is one that the kernel cannot take.
+    /// Whatever the samples, every setting is one that the kernel accepts.
     #[test]
     fn any_samples_give_settings_that_knobs_allow(
         numbers in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i64>(), any::<u32>()), 1..20),
@@ -327,7 +327,7 @@ proptest! {
 }
 
 impl Simulated {
-    /// Without an advisor there is nobody to refuse anything.
+    /// Sets knobs without an advisor that could refuse.
     fn set_blindly(&mut self, sets: &[Set]) {
         self.knobs.advisor = Some(Advisor::Off);
         self.set(sets);

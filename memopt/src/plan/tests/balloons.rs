@@ -40,8 +40,8 @@ fn a_guest_gets_all_that_it_needs_at_once() {
     assert_eq!(set_to(&plan, "a"), Some(demand + demand / 5));
 }
 
-/// Waiting for a balloon ends because one that stands still is given up: what nobody sees move is
-/// not waited for.
+/// Waiting for a balloon ends because one that does not move is given up. A movement too small to
+/// be detected is not waited for.
 #[test]
 fn a_balloon_is_on_its_way_only_where_it_can_be_seen_to_move() {
     let text = "[balloon]\nreserve-min = \"1MiB\"\ndead-band-min = \"0\"\nstep = \"0.1%\"\ntimeout = \"5m\"";
@@ -90,7 +90,7 @@ fn a_guest_that_does_not_answer_may_do_so_the_next_time() {
 
 #[test]
 fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
-    // Of its 8 GiB it sees half, all of which is there, and uses 1 GiB of it.
+    // The guest sees half of its 8 GiB, all of which is present, and uses 1 GiB of it.
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     guest.cost.resident_bytes = 4 * GIB;
     *said(&mut guest) = statistics(4 * GIB, GIB);
@@ -100,7 +100,7 @@ fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
     assert_eq!(ledger.guests["a"].needs_bytes(), Some(GIB + kernel + unseen));
     let low = GIB + kernel + (GIB + kernel) / 5 + unseen;
     assert_eq!(set_to(&plan, "a"), Some(8 * GIB - 256 * MIB));
-    // The half gibibyte that its kernel may have taken is free and not there.
+    // The half GiB that its kernel may have taken counts as free but not present.
     let there = 5 * GIB / 2;
     let all = u128::from(8 * GIB - low) * u128::from(there) / u128::from(3 * GIB);
     assert_eq!(u128::try_from(plan.expected_bytes).unwrap() + u128::from(plan.later_bytes), all);
@@ -113,7 +113,7 @@ fn what_is_too_little_to_move_is_not_the_hosts_fault() {
     policy.balloon.dead_band_min_bytes = MIB;
     let lacking = |missing: u64| {
         let mut guest = idle_guest("a", 256 * MIB, 96 * MIB);
-        // A demand of 80 MiB and a fifth of it.
+        // A demand of 80 MiB plus a reserve of a fifth.
         balloon(&mut guest).target_bytes = 96 * MIB - missing;
         balloon(&mut guest).actual_bytes = 96 * MIB - missing;
         *said(&mut guest) = statistics(96 * MIB - missing, 80 * MIB);
@@ -128,7 +128,7 @@ fn pain_gives_everything_back_in_the_same_round() {
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;
     balloon(&mut guest).actual_bytes = 4 * GIB;
-    // Even on a host that has nothing left.
+    // This holds even on a host that has nothing left.
     let before = situation(2, vec![guest]);
     let signs: [fn(&mut crate::situation::Statistics); 6] = [
         |it| it.oom_kills = Some(1),
@@ -147,7 +147,7 @@ fn pain_gives_everything_back_in_the_same_round() {
         let plan = round(&hurt, &balanced(), &mut ledger, &MAX);
         assert_eq!(set_to(&plan, "a"), Some(8 * GIB));
         assert!(plan.steps[0].reason.starts_with("it hurts: "), "{}", plan.steps[0]);
-        // And nothing is taken before the cooldown is over, though the sign is gone.
+        // Nothing is taken before the cooldown is over, although the sign is gone.
         let mut calm = later(&hurt, 200);
         balloon(&mut calm.guests[0]).target_bytes = 8 * GIB;
         balloon(&mut calm.guests[0]).actual_bytes = 8 * GIB;
@@ -223,7 +223,7 @@ fn what_is_no_longer_wanted_is_left_alone_with_a_reason() {
         because(|it| *it = idle_guest("a", 8 * GIB, 6 * GIB + 650 * MIB), MAX, 50),
         Because::WithinDeadBand
     );
-    // All but the used is a hole already: free page reporting has been there first.
+    // Everything unused is a hole already, because of free page reporting.
     assert_eq!(
         because(
             |it| {
@@ -298,7 +298,7 @@ fn what_is_under_way_is_not_asked_for_again() {
     assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
     let taken = |plan: &Plan| (8 * GIB - set_to(plan, "b").expect("a step")).div_ceil(MIB);
     assert!((99..=100).contains(&taken(&plan)), "to the next whole MiB: {}", taken(&plan));
-    // A device that says to have had the whole host spares the others one step, no more.
+    // A device that claims the size of the whole host spares the others one step, no more.
     balloon(&mut moving).actual_bytes = 64 * GIB;
     let host = situation(50, vec![moving, idle_guest("b", 8 * GIB, GIB)]);
     let plan = round(&host, &balanced(), &mut Ledger::default(), &Goal::Free(300 * MIB));
@@ -313,7 +313,7 @@ fn when_the_host_is_short_the_idle_and_the_unimportant_give_first() {
         idle_guest("idle", 8 * GIB, GIB),
         idle_guest("vip", 8 * GIB, GIB),
     ];
-    // 22 % are to be available before amber ends: 1.28 GiB are lacking, and a step is 256 MiB.
+    // Amber ends at 22 % available: 1.28 GiB are missing, and a step is 256 MiB.
     let (plan, ledger) = settled(&situation(19, guests.clone()), &balanced(), Goal::Keep(0.1));
     assert_eq!(ledger.level, Level::Amber);
     assert!(set_to(&plan, "idle").is_some() && set_to(&plan, "vip").is_some(), "{plan:#?}");
@@ -342,12 +342,12 @@ fn guests_that_grow_share_what_the_host_has() {
     for guest in &mut guests {
         balloon(guest).target_bytes = 4 * GIB;
         balloon(guest).actual_bytes = 4 * GIB;
-        // By their averages they need more than they have.
+        // By their averages the guests need more than they have.
         *said(guest) = statistics(4 * GIB, 4 * GIB);
     }
     let host = situation(6, guests);
     let (plan, _) = settled(&host, &balanced(), MAX);
-    // Red below 5 %: 1 % of 64 GiB is left, half of it for each.
+    // Red begins below 5 %: 1 % of 64 GiB is left, half of it for each.
     let (a, b) = (set_to(&plan, "a").unwrap(), set_to(&plan, "b").unwrap());
     assert!(a == b && a > 4 * GIB && a < 4 * GIB + 400 * MIB, "{a}");
 }

@@ -1,4 +1,4 @@
-//! What holds for every host: any guests, any statistics, any goal.
+//! Invariants of plans for every host: any guests, any statistics, any goal.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::ledger::Level;
 use crate::situation::{Backing, Balloon, Guest, Hindrance, Pressure, Statistics, Vmm};
 
-/// Rules that opt guests out, limit them and weigh them.
+/// Rules that opt guests out, limit them and give them priorities.
 const POLICY: &str = r#"
 [[guest]]
 name = "g1"
@@ -66,7 +66,7 @@ fn some_statistics() -> impl Strategy<Value = Statistics> {
 
 fn some_balloon(memory: u64) -> impl Strategy<Value = Option<Balloon>> {
     let statistics = prop::option::weighted(0.9, some_statistics());
-    // A device may say anything of what its driver has.
+    // A device may report any size for what its driver has taken.
     let actual = prop_oneof![0..=memory, Just(memory), 0..=memory * 2];
     let sizes = (0..=memory, actual, any::<bool>());
     let balloon = (sizes, prop::bool::weighted(0.9), any::<bool>(), statistics).prop_map(
@@ -157,7 +157,7 @@ fn some_situation() -> impl Strategy<Value = Situation> {
     )
 }
 
-/// Two looks, a minute apart; the second differs in what guests say and have.
+/// Two samples, a minute apart; the second differs in what guests report and have.
 fn some_looks() -> impl Strategy<Value = (Situation, Situation)> {
     (some_situation(), some_guests()).prop_map(|(first, others)| {
         let mut second = later(&first, 60);
@@ -184,7 +184,7 @@ fn guest_of<'a>(situation: &'a Situation, name: &str) -> &'a Guest {
     situation.guests.iter().find(|guest| guest.name == name).expect("a guest of the host")
 }
 
-/// The balloon steps of `plan`: name, from, to.
+/// The balloon steps of `plan`: name, old target, new target.
 fn balloon_steps(plan: &Plan) -> Vec<(&str, u64, u64)> {
     let steps = plan.steps.iter().filter_map(|step| match &step.action {
         Action::SetBalloon { guest, from_bytes, to_bytes } => {
@@ -211,7 +211,7 @@ proptest! {
             prop_assert!(to <= guest_of(&looks.1, name).memory_bytes);
             prop_assert_ne!(from, to);
             prop_assert!(to > from || limits.take, "{name}: taken from");
-            // Nobody loses what it says it needs, but to its operator's limit.
+            // No guest loses what it reports to need, except to its operator's limit.
             let demand = ledger.guests[name].needs_bytes().unwrap_or(0);
             prop_assert!(to >= from.min(demand).min(limits.max_bytes), "{name}: below its demand");
             let record = &ledger.guests[name];
@@ -252,11 +252,11 @@ proptest! {
             let guest = guest_of(&looks.1, name);
             let limits = policy.limits(guest);
             prop_assert!(guest.hindrance.is_none() && limits.optimize, "{step}");
-            // Taking a guest apart for its tenant's sake is nobody's to forbid.
+            // No policy can forbid unmerging a guest to isolate its tenant.
             let protects = matches!(step.action, Action::Unmerge { chunks: None, .. });
             prop_assert!(protects || limits.actuators.contains(&step.action.actuator()), "{step}");
         }
-        // Whoever gets nothing is told why.
+        // Every guest without a step is skipped with a reason.
         for guest in &looks.1.guests {
             let gets = plan.steps.iter().any(|step| step.action.guest() == Some(&guest.name));
             let skipped = plan.skipped.iter().any(|it| it.guest == guest.name);
@@ -304,7 +304,7 @@ proptest! {
                 prop_assert!(step.expected_bytes.unsigned_abs() <= memory, "{step}");
             }
         }
-        // Balloons alone never take more than is asked for, but for what an operator's limit takes.
+        // Balloons alone never take more than is wanted, except for what an operator's limit takes.
         let asked = plan.wanted_bytes.unwrap_or(u64::MAX);
         let asked_for = |step: &&Step| {
             step.action.actuator() == Actuator::Balloon && !step.reason.contains("limit")
@@ -337,15 +337,15 @@ proptest! {
         prop_assert_eq!(read.steps, plan.steps);
     }
 
-    /// Whatever a guest says: other actuators do the same to the others, and no balloon of theirs
-    /// shrinks further than when the liar gives nothing at all.
+    /// Whatever a guest reports, other actuators treat the other guests the same, and no other
+    /// guest is reduced further than when the liar gives nothing at all.
     #[test]
     fn a_guest_that_lies_changes_only_its_own_lot(
         looks in some_looks(), lie in some_statistics(), liar in 0..8_usize, goal in some_goal(),
     ) {
         let (mut first, mut second) = looks;
-        // The others speak the truth of their free pages: none. What a byte more or less does is
-        // not to be multiplied here.
+        // The others truthfully report no free pages. This keeps small differences from being
+        // multiplied.
         for guest in first.guests.iter_mut().chain(&mut second.guests) {
             if let Some(statistics) = guest.balloon.as_mut().and_then(|it| it.statistics.as_mut()) {
                 statistics.free_bytes = None;
@@ -387,7 +387,7 @@ proptest! {
                 prop_assert!(to + slack >= bound, "{other}: {to} below {bound}");
             }
         }
-        // Nobody is refused what it gets in pain.
+        // No guest in pain is refused what it would get without the lie.
         for (other, from, to) in balloon_steps(&honest) {
             let is_relief = honest.steps.iter().any(|step| {
                 step.action.guest() == Some(other) && step.reason.starts_with("it hurts")

@@ -8,7 +8,7 @@ use crate::situation::{Backing, Guest, Hindrance, Pool, User, Vmm};
 
 const MAX: Goal = Goal::MaxDensity;
 
-/// The steps of `plan` that do not move balloons, as people read them.
+/// The steps of `plan` that do not move balloons, in their displayed form.
 fn told(plan: &Plan) -> Vec<String> {
     let steps = plan.steps.iter().map(|step| step.action.to_string());
     steps.filter(|it| !it.contains(": balloon")).collect()
@@ -24,7 +24,7 @@ fn two_domains() -> Vec<Guest> {
     ]
 }
 
-/// As after the steps of `plan` were done: what it marks is mergeable, what it takes apart is not.
+/// The host after the steps of `plan`: what it marks is mergeable, what it unmerges is not.
 fn done(host: &Situation, plan: &Plan, ledger: &mut Ledger) -> Situation {
     let mut next = later(host, 10);
     for step in &plan.steps {
@@ -47,7 +47,7 @@ fn done(host: &Situation, plan: &Plan, ledger: &mut Ledger) -> Situation {
 
 fn mark(guest: &mut Guest, is_mergeable: bool) {
     guest.is_mergeable = is_mergeable;
-    // Looked at since.
+    // The guest was surveyed since.
     guest.survey.as_mut().unwrap().age = Duration::from_secs(1);
     for chunk in &mut guest.survey.as_mut().unwrap().chunks {
         chunk.is_mergeable = is_mergeable;
@@ -72,7 +72,7 @@ fn the_domain_with_most_to_gain_is_merged_and_the_other_is_told_why_not() {
     assert!(domain.reason.contains("most to gain: 1.27 GiB"), "{}", domain.reason);
     let domain = "blue".to_owned();
     assert_eq!(why(&plan, "red-1", Actuator::Merge), Because::OtherDomain { domain });
-    // 224 of 512 pages each, less the records of all.
+    // 224 of 512 pages each, less the kernel's records of all 512.
     let each = 512 * (224 * 4096 - 512 * 64);
     assert_eq!(plan.steps[0].expected_bytes, each);
 }
@@ -92,7 +92,8 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
     let mut ledger = Ledger::default();
     let plan = round(&host, &policy, &mut ledger, &MAX);
     host = done(&host, &plan, &mut ledger);
-    // Blue's guests lose what they have in common; red is worth more from here on, but not at once.
+    // Blue's guests lose their duplicates; from here on red is worth more, but does not replace
+    // blue at once.
     for guest in host.guests.iter_mut().filter(|guest| guest.name.starts_with("blue")) {
         let mut survey = survey(512, 30, 0);
         let chunks = survey.chunks.iter_mut();
@@ -143,14 +144,14 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     let exposed = Because::Exposed { other: "guest vm of another domain".to_owned() };
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), exposed);
     assert!(plan.advice[0].to_string().contains("mem-merge=off"), "{}", plan.advice[0]);
-    // With a domain it is one of them, and ksmd is driven for it.
+    // With a domain, the guest is a member of it, and ksmd is driven for it.
     let policy =
         Policy::parse("[[guest]]\nname = \"vm\"\nuser = \"qemu\"\nmerge-domain = \"blue\"", "f")
             .unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan).len(), 4);
-    // Not by its name alone, which anybody may have chosen; not while nobody knows what it does;
-    // and not where it is not acted upon.
+    // Nothing is merged by the guest's name alone, which any user may choose; nor while its monitor
+    // does not answer; nor while it is only watched.
     let by_name = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
     let (plan, _) = settled(&host, &by_name, MAX);
     assert_eq!(told(&plan), Vec::<String>::new());
@@ -169,8 +170,8 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     }
 }
 
-/// It came while the others were merged: no domain is taken apart for one that cannot take its
-/// place.
+/// These guests arrived while another domain was merged. That domain is not unmerged for one that
+/// cannot take its place.
 #[test]
 fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
     let mut guests = vec![clone_of("red-1", "red"), clone_of("red-2", "red")];
@@ -186,13 +187,13 @@ fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
     assert_eq!(plan.domain.as_ref().map(|choice| choice.domain.as_str()), Some("red"), "{plan:#?}");
     let other = Because::OtherDomain { domain: "red".to_owned() };
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), other);
-    // In another process they may.
+    // In new processes they may be merged.
     host.guests.iter_mut().for_each(|guest| guest.merged_instead = None);
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(plan.domain.map(|choice| choice.domain).as_deref(), Some("blue"));
 }
 
-/// What is not mergeable any more, or never was, need not be taken apart.
+/// Guests that are no longer mergeable, or never were, need not be unmerged.
 #[test]
 fn a_domain_keeps_its_place_only_for_guests_that_are_mergeable() {
     let domain_of = |is_mergeable: bool| {
@@ -223,13 +224,13 @@ fn a_process_that_anyone_could_share_with_stops_all_merging_with_its_name() {
     assert_eq!(why, "process 7 (bank) could share its pages");
 }
 
-/// 171,000 pages a second of CPU time, each 2.5 times: 68,400 pages, which are 66 chunks in both
-/// guests.
+/// 171,000 pages per second of CPU time, each scanned 2.5 times: 68,400 pages, which are 66 chunks
+/// in both guests.
 #[test]
 fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     let policy = Policy::parse("[merge]\ncpu-time = \"1s\"", "f").unwrap();
     let mut host = situation(50, vec![clone_of("red-1", "red"), clone_of("red-2", "red")]);
-    // The poor ones at the beginning are left out.
+    // The poor chunks at the beginning are left out.
     for guest in &mut host.guests {
         for chunk in &mut guest.survey.as_mut().unwrap().chunks[..100] {
             chunk.duplicate_pages = 200;
@@ -242,7 +243,7 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     assert_eq!(chunks[..], [ChunkRange { first: 100, count: 66 }]);
     assert!(plan.steps[2].cpu <= Duration::from_secs(1), "{:?}", plan.steps[2].cpu);
 
-    // Marked as a whole at their start, and nothing is merged yet.
+    // The guests were marked as a whole at their start, and nothing is merged yet.
     for guest in &mut host.guests {
         mark(guest, true);
         guest.cost.merged_bytes = Some(0);
@@ -250,7 +251,7 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan), ["red-1: unmerge 446 chunks", "red-2: unmerge 446 chunks", window]);
 
-    // What is merged already is looked at in any case.
+    // Guests that are merged already are scanned in any case.
     host.guests.iter_mut().for_each(|guest| guest.cost.merged_bytes = Some(100 * MIB));
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(told(&plan), [window]);
@@ -258,7 +259,7 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(why(&plan, "red-3", Actuator::Merge), Because::NoCpuTime);
 
-    // So is one that cannot be touched now.
+    // A guest that cannot be acted on now is also scanned.
     let mut leaving = clone_of("red-1", "red");
     (leaving.is_mergeable, leaving.hindrance) = (true, Some(Hindrance::Migrating));
     let host = situation(50, vec![leaving, clone_of("red-2", "red")]);
@@ -266,7 +267,7 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     assert_eq!(why(&plan, "red-2", Actuator::Merge), Because::NoCpuTime);
 }
 
-/// What their programs have marked is known of a look, and not changed.
+/// A sample shows what other programs have marked; a plan does not change it.
 #[test]
 fn guests_of_other_programs_alone_are_worth_a_window() {
     let foreign = |name: &str| {
@@ -286,7 +287,7 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
         "{plan:#?}"
     );
     assert_eq!(why(&plan, "vm-1", Actuator::Huge), Because::NothingHot);
-    // 224 of 512 pages of each chunk, less the records of all.
+    // 224 of 512 pages of each chunk, less the kernel's records of all 512.
     assert_eq!(plan.steps[0].expected_bytes, 2 * 512 * (224 * 4096 - 512 * 64));
 }
 
@@ -340,7 +341,7 @@ fn a_window_ends_when_the_profit_is_flat_and_comes_again_after_the_pause() {
     for scans in 0..20 {
         let ksm = host.host.ksm.as_mut().unwrap();
         ksm.full_scans = scans;
-        // It grows until the sixth scan.
+        // The profit grows until the sixth scan.
         ksm.profit_bytes = i64::try_from(scans.min(6)).unwrap() << 28;
         let plan = round(&host, &policy, &mut ledger, &MAX);
         host = done(&host, &plan, &mut ledger);
@@ -364,7 +365,7 @@ fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
     let plan = round(&host, &policy, &mut ledger, &MAX);
     host = done(&host, &plan, &mut ledger);
     round(&later(&host, 1), &policy, &mut ledger, &MAX);
-    // Its driver has put ksmd back to how it was.
+    // The driver of ksmd has restored its previous state.
     host.host.ksm.as_mut().unwrap().run = 0;
     host = later(&host, 2);
     let guessed = round(&host, &policy, &mut ledger, &MAX);
@@ -391,7 +392,7 @@ fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
     assert_eq!(told(&plan)[0], "a: unmerge 100 chunks");
     assert_eq!(told(&plan)[1], "a: merge 312 chunks");
     assert_eq!(told(&plan).last().unwrap(), "a: huge pages for 100 chunks");
-    // A host that is short keeps what is merged.
+    // A host short of memory keeps what is merged.
     let mut short = host;
     short.host.available_bytes = 8 * GIB;
     let (plan, _) = settled(&short, &Policy::default(), MAX);
@@ -453,7 +454,7 @@ fn zeros_are_given_back_before_the_rest_is_merged() {
         plan.steps.iter().find(|step| step.action.to_string() == wanted).unwrap().expected_bytes
     };
     assert_eq!(of("blue-1: give back the zeros of 512 chunks"), 512 * 256 * 4096);
-    // 128 of the 256 pages that are left, each with 7 others, less the kernel's records of 256.
+    // 128 of the 256 pages left, each with 7 copies elsewhere, less the kernel's records of 256.
     assert_eq!(of("blue-1: merge 512 chunks"), 512 * (112 * 4096 - 256 * 64));
 }
 

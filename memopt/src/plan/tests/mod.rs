@@ -1,4 +1,4 @@
-//! Plans for small hosts, law by law; what holds for all hosts is in `invariants.rs`.
+//! Plans for small hosts, law by law; `invariants.rs` has what holds for all hosts.
 
 mod balloons;
 mod invariants;
@@ -11,7 +11,7 @@ use crate::situation::Situation;
 use crate::step::{Action, ChunkRange};
 use crate::units::{GIB, MIB};
 
-/// The plan for a look that follows on one a minute earlier.
+/// The plan for a sample that follows another one a minute earlier.
 fn settled(situation: &Situation, policy: &Policy, goal: Goal) -> (Plan, Ledger) {
     let mut ledger = Ledger::default();
     let _ = round(situation, policy, &mut ledger, &goal);
@@ -20,7 +20,7 @@ fn settled(situation: &Situation, policy: &Policy, goal: Goal) -> (Plan, Ledger)
     (plan, ledger)
 }
 
-/// What the balloon of `name` is set to.
+/// The balloon target that the plan sets for `name`.
 fn set_to(plan: &Plan, name: &str) -> Option<u64> {
     plan.steps.iter().find_map(|step| match &step.action {
         Action::SetBalloon { guest, to_bytes, .. } if guest == name => Some(*to_bytes),
@@ -28,7 +28,7 @@ fn set_to(plan: &Plan, name: &str) -> Option<u64> {
     })
 }
 
-/// Why the balloon of `name`, or all of it, is left alone.
+/// Why the guest `name`, or one actuator for it, is skipped.
 fn why(plan: &Plan, name: &str, actuator: Actuator) -> Because {
     let found = plan
         .skipped

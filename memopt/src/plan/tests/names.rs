@@ -1,10 +1,10 @@
-//! Guests that have, or claim, one another's names.
+//! Guests with the same name, and processes that claim another guest's name.
 
 use super::*;
 use crate::foreign::name_apart;
 use crate::situation::{Guest, Hindrance, Vmm};
 
-/// A process of another user's, at a lower number, that claims the name of guest `name` of ours.
+/// A process of another user, with a lower PID, that claims the name of lighter's own guest `name`.
 fn impostor(name: &str, of: &Guest) -> Guest {
     let (pid, hindrance) = (of.pid - 1, Some(Hindrance::Watched));
     let mut claims = [found(pid, name)];

@@ -1,4 +1,4 @@
-//! Files that say everything, files that say next to nothing, and all that can be wrong with one.
+//! Files with all keys, files with almost none, and every kind of error.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ goal = "max density"
 guests = "tier!=prod"
 "#;
 
-/// A goal is what begins with a verb.
+/// Accepts any text that begins with a goal's verb.
 fn goal(text: &str) -> Result<(), String> {
     let known = ["free ", "max ", "keep "].iter().any(|verb| text.starts_with(verb));
     known.then_some(()).ok_or_else(|| format!("`{text}` is no goal"))
@@ -39,7 +39,7 @@ fn parse(text: &str) -> Result<Vec<Schedule>, String> {
     read(text, "lighter.toml", goal).map_err(|error| error.to_string())
 }
 
-/// A schedule that lacks nothing, and `line`.
+/// A schedule with all required keys, and `line`.
 fn with(line: &str) -> Result<Vec<Schedule>, String> {
     let mut lines = vec!["name = \"n\"", "cron = \"0 2 * * *\"", "goal = \"max density\""];
     let key = line.split('=').next().unwrap_or_default();

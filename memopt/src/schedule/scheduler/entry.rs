@@ -1,4 +1,4 @@
-//! One schedule as time goes by: which of its times are decided, and what became of them.
+//! One schedule over time: which of its times are decided, and with what result.
 
 use std::time::Duration;
 
@@ -8,61 +8,62 @@ use crate::schedule::notice::{Due, Lost, Missed, Notice, Punctuality, Trigger};
 use crate::schedule::ticks::{Passed, passed};
 use crate::schedule::{Missing, Schedule};
 
-/// How late a run may begin and still be on time. The fields of a cron expression are minutes.
+/// How late a run may begin and still be on time: the resolution of a cron expression is a minute.
 const ON_TIME: Duration = Duration::from_secs(60);
 
-/// What has become of a schedule since the scheduler was made.
+/// A schedule's results since the scheduler was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Runs that were begun.
+    /// Runs that began.
     pub begun: u64,
-    /// Times at which it did not run.
+    /// Times at which the schedule did not run.
     pub missed: u64,
     /// How late the last run began.
     pub lag_last: Duration,
-    /// How late any run began.
+    /// How late any run began, at most.
     pub lag_max: Duration,
 }
 
-/// A schedule, and how far it is decided.
+/// A schedule, and up to when it is decided.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// What was written.
+    /// The schedule as configured.
     pub(super) schedule: Schedule,
-    /// The time up to which everything is decided.
+    /// The time until which everything is decided, in Unix seconds.
     pub(super) after: u64,
-    /// The first time after that.
+    /// The first time after `after`.
     pub(super) next: Option<u64>,
-    /// The time that waits for another run to end.
+    /// The due time that waits for another run to end.
     pub(super) queued: Option<u64>,
-    /// What has become of it.
+    /// The schedule's results so far.
     pub(super) tally: Tally,
 }
 
-/// Where a time comes from.
+/// Why a time has to be decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
-    /// It was due before, and waited for another run.
+    /// It was due earlier, and waited for another run.
     Queue,
-    /// It has gone by just now, or while nobody was there.
+    /// It has just passed, or passed while no scheduler ran.
     Clock,
 }
 
 impl Entry {
-    /// `schedule`, of which everything until `after` is decided.
+    /// Creates the entry of `schedule`, decided until `after`.
     pub(super) fn new(schedule: Schedule, after: u64) -> Self {
         let mut entry = Self { schedule, after, next: None, queued: None, tally: Tally::default() };
         entry.look_ahead();
         entry
     }
 
-    /// Finds the first time that is not decided.
+    /// Finds the first undecided time.
     pub(super) fn look_ahead(&mut self) {
         let is_on = self.schedule.enabled;
         self.next = is_on.then(|| self.schedule.cron.after(self.after)).flatten();
     }
 
-    /// The times that have gone by until `wall`; they are decided by whoever takes them.
+    /// Returns the times that have passed until `wall`. They count as decided: the caller must
+    /// decide them.
     pub(super) fn take_passed(&mut self, wall: u64) -> Option<Passed> {
         let passed = passed(&self.schedule.cron, self.next?, wall)?;
         self.after = passed.last;
@@ -70,7 +71,7 @@ impl Entry {
         Some(passed)
     }
 
-    /// Whether a time that nobody decided on for `lag` is lost.
+    /// Returns whether a time that was not decided for `lag` is missed.
     pub(super) fn is_too_late(&self, lag: Duration) -> bool {
         let late_max = match self.schedule.missed {
             Missing::Skip => ON_TIME,
@@ -79,13 +80,13 @@ impl Entry {
         lag > late_max || lag >= self.schedule.window
     }
 
-    /// Says that it does not run at `count` times.
+    /// Counts `count` missed times, and returns the notice.
     pub(super) fn miss(&mut self, first: u64, last: u64, count: u64, why: Lost) -> Notice {
         self.tally.missed = self.tally.missed.saturating_add(count);
         Notice::Missed(Missed { schedule: self.schedule.name.clone(), first, last, count, why })
     }
 
-    /// Has it run for `tick`, which was so long ago.
+    /// Begins the run for `tick`, which was `lag` ago.
     pub(super) fn begin(&mut self, tick: u64, lag: Duration, origin: Origin) -> Due {
         self.tally.begun += 1;
         self.tally.lag_last = lag;

@@ -7,7 +7,7 @@ use super::*;
 use crate::labels::Selector;
 use crate::schedule::{Budget, Cron, GoalText, Missed, Missing, Zone};
 
-/// 2026-11-20 00:00 UTC, and when the host booted.
+/// 2026-11-20 00:00 UTC, and the time of the host's boot.
 const MIDNIGHT: u64 = 1_795_132_800;
 const BOOT: u64 = MIDNIGHT - 1_000_000;
 const MINUTE: u64 = 60;
@@ -31,13 +31,13 @@ fn catch_up(seconds: u64) -> Missing {
     Missing::CatchUp { within: Duration::from_secs(seconds) }
 }
 
-/// The moment `seconds` after midnight, on a host whose clock was never set.
+/// The time `seconds` after midnight, on a host whose clock was never set.
 fn at(seconds: u64) -> Moment {
     let wall = MIDNIGHT + seconds;
     Moment { wall: Duration::from_secs(wall), uptime: Duration::from_secs(wall - BOOT) }
 }
 
-/// As [`at`], with a clock that was put forward by `by` seconds, or back.
+/// Like [`at`], with a clock that was set forward by `by` seconds, or back.
 fn set(seconds: u64, by: i64) -> Moment {
     let right = at(seconds);
     let wall = right.wall.as_secs().saturating_add_signed(by);
@@ -67,7 +67,7 @@ fn scheduler(schedules: Vec<Schedule>) -> Scheduler {
     Scheduler::new(schedules, &BTreeMap::new(), at(0))
 }
 
-/// Looks at the clock every half minute until `to`; what is said meanwhile.
+/// Calls the scheduler every half minute until `to`, and returns its notices.
 fn pass(scheduler: &mut Scheduler, from: u64, to: u64) -> Vec<Notice> {
     let looks = (from..=to).step_by(30);
     looks.flat_map(|seconds| scheduler.handle(at(seconds), Event::Elapsed)).collect()
@@ -319,7 +319,7 @@ fn a_window_is_not_longer_or_shorter_for_a_clock_that_is_set() {
 #[test]
 fn a_clock_that_is_slewed_was_not_set() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
-    // Half a thousandth, as the kernel slews at most.
+    // Half a thousandth: the kernel's largest slew.
     for look in 1..2000_u64 {
         let mut moment = at(look * 30);
         moment.wall += Duration::from_millis(look * 15);
@@ -338,16 +338,16 @@ fn a_last_run_in_a_wrong_future_does_not_stop_a_schedule() {
     );
 }
 
-/// What happens to a host.
+/// An event on a host.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
-    /// So many seconds pass.
+    /// This many seconds pass.
     Passes(u64),
-    /// Its clock is set by so many seconds.
+    /// The clock is set by this many seconds.
     Set(i64),
-    /// The run that is under way ends.
+    /// The current run ends.
     Ends,
-    /// An operator wants a run.
+    /// An operator requests a run.
     Wanted,
 }
 
@@ -383,7 +383,7 @@ fn some_schedules() -> impl Strategy<Value = Vec<Schedule>> {
     })
 }
 
-/// Lives through `fates` and checks what has to hold at each moment. Returns the moment at the end.
+/// Runs through `fates` and checks the invariants after each. Returns the final time.
 fn live(
     scheduler: &mut Scheduler,
     schedules: &[Schedule],
@@ -426,7 +426,7 @@ fn live(
 }
 
 proptest! {
-    /// However clocks are set, no run begins twice for one time, unless that was announced.
+    /// However clocks are set, no run begins twice for one time, unless a notice announced it.
     #[test]
     fn never_runs_twice_for_one_time(schedules in some_schedules(), fates in fates(-40_000..40_000)) {
         let mut scheduler = scheduler(schedules.clone());
@@ -440,8 +440,8 @@ proptest! {
         });
     }
 
-    /// Each time is accounted for once: it ran, was missed, or waits. So it is when clocks are put
-    /// forward.
+    /// Each time is accounted for once: it ran, was missed, or is queued. This also holds when
+    /// clocks are set forward.
     #[test]
     fn every_time_is_accounted_for(schedules in some_schedules(), fates in fates(0..3600)) {
         let mut scheduler = scheduler(schedules.clone());

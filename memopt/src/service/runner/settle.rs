@@ -1,4 +1,4 @@
-//! Waits until the steps of a round have shown what they bring, and checks them.
+//! Waits until the effects of a round's steps can be measured, and checks them.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ use crate::step::Action;
 use crate::verify::{Outcome, Verdict};
 
 impl Run {
-    /// Inspects the host until each step has shown what it brings, and checks it then. When the run
-    /// must end, it is checked as it is.
+    /// Inspects the host repeatedly, and checks each step once it has settled. When the run must
+    /// end, checks the remaining steps at once.
     pub(super) async fn settle(
         &mut self,
         mut pending: Vec<Pending>,
@@ -33,7 +33,7 @@ impl Run {
             self.note_window_end().await;
             let mut now = self.inspect(none()).await?;
             let drives_ksm = self.handle.call(|core| core.host.drives_ksm()).await;
-            // What ksmd was to do, and it has ended its window.
+            // A step that relies on ksmd is settled when ksmd's window has ended.
             let window_is_over = |pending: &Pending| is_of_window(pending) && !drives_ksm;
             let is_over = |pending: &Pending, now: &Situation| {
                 must_end || pending.expectation.is_settled(now) || window_is_over(pending)
@@ -51,10 +51,10 @@ impl Run {
         Ok(())
     }
 
-    /// Whether an inspection would tell nothing of these steps: a window shows what it brings when
-    /// it is over, and all others but those of balloons are given their time. Inspecting all guests
-    /// each second would take a fifth as much CPU time as ksmd does. Guests in pain get their
-    /// memory back all the same (`watch`).
+    /// Whether an inspection would reveal nothing about these steps: a window shows its effect when
+    /// it is over, and other steps, except those of balloons, are given their time. Inspecting all
+    /// guests every second would take a fifth of the CPU time that ksmd uses. Guests in pain still
+    /// get their memory back (`watch`).
     fn nothing_shows_yet(&self, pending: &[Pending], drives_ksm: bool) -> bool {
         let now = self.handle.uptime();
         pending.iter().all(|pending| {
@@ -68,7 +68,7 @@ impl Run {
     async fn note_window_end(&mut self) {
         let Some(outcome) = self.handle.call(|core| core.host.take_outcome()).await else { return };
         let merge = &mut self.order.policy.merge;
-        // What is left is for windows to come.
+        // The remaining CPU time is for later windows.
         merge.cpu_time = merge.cpu_time.saturating_sub(outcome.cpu.unwrap_or_default());
         let (end, merge) = (outcome.end.into(), *merge);
         let note = move |core: &mut Core<'_>| {
@@ -95,7 +95,7 @@ impl Run {
         self.conclude(found, &outcome).await;
     }
 
-    /// Records what came of a step, and remembers it.
+    /// Records the result of a step in the history, and its outcome in the ledger.
     pub(super) async fn conclude(&self, found: Found, outcome: &Outcome) {
         self.record_found(vec![found]).await;
         let outcome = outcome.clone();

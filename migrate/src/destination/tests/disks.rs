@@ -1,4 +1,4 @@
-//! Disks that come along with a guest.
+//! Disks that are copied with a guest.
 
 use super::*;
 use crate::guest::{DiskCopy, ExistingFile, MAX_DISKS};
@@ -8,7 +8,7 @@ fn disk(bytes: u64) -> DiskCopy {
     DiskCopy { device: 0, bytes, allocated_bytes: 0, existing: ExistingFile::Keep }
 }
 
-/// What comes of a guest of which these disks were said to come along.
+/// Returns the actions for a guest with which these disks are to be copied.
 fn prepared_with(disks: Vec<DiskCopy>) -> Vec<Action> {
     let mut bench = Bench::new();
     bench.hear(hello(Offer::ours()));

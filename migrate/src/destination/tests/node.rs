@@ -1,4 +1,4 @@
-//! The node of the source's host.
+//! The port of the node of the source's host.
 
 use std::num::NonZeroU16;
 

@@ -1,4 +1,4 @@
-//! Golden bytes, and bytes that are none.
+//! Golden bytes, and bytes that are not messages.
 
 use std::num::NonZeroU16;
 
@@ -213,7 +213,7 @@ fn a_head_is_refused_before_anything_is_allocated() {
 
 #[test]
 fn lengths_inside_a_message_cannot_exceed_the_message() {
-    // `State` that announces 2^36 bytes and brings three.
+    // `State` that announces 2^36 bytes and has three.
     let mut frame = encode(&source_messages()[4]).unwrap();
     frame[16..24].copy_from_slice(&(1_u64 << 36).to_le_bytes());
     assert!(matches!(
@@ -257,9 +257,9 @@ fn a_layout_that_is_none_does_not_decode() {
 
 #[test]
 fn text_of_a_peer_is_cut_and_cleaned_when_it_is_decoded() {
-    // As a peer would write it that does not use `PeerText`.
+    // As written by a peer that does not use `PeerText`.
     let body = (6_u32, 3_u16, format!("{}\x1b[2J", "x".repeat(4000)));
-    #[allow(clippy::disallowed_methods)] // the module that may
+    #[allow(clippy::disallowed_methods)] // only this module may use bincode
     let body = bincode::serde::encode_to_vec(&body, config()).unwrap();
     let mut frame = vec![b'l', b'C', 7, 0];
     frame.extend((body.len() as u32).to_le_bytes());
@@ -280,7 +280,7 @@ fn a_message_beyond_its_limit_is_not_sent() {
     assert!(matches!(encode(&message), Err(CodecError::TooLong { kind: 3, .. })));
 }
 
-/// Decodes as each type; what decodes must encode again.
+/// Decodes as each message type; whatever decodes must encode again.
 fn feed(frame: &[u8]) {
     if let Ok(message) = decode_frame::<SourceMessage>(frame) {
         encode(&message).unwrap();

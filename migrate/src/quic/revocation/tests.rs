@@ -1,4 +1,4 @@
-//! Lists in a certificates folder that hosts take or refuse, and what authorities make of them.
+//! Lists in a certificates folder: which ones hosts accept, and what authorities make of them.
 
 use std::net::SocketAddr;
 
@@ -42,14 +42,14 @@ impl Fleet {
         self.dir.path().join(CRL)
     }
 
-    /// Number of the list, and how many certificates it revokes.
+    /// Returns the number of the list, and how many certificates it revokes.
     fn known(&self) -> (u64, usize) {
         let (own, subject) = (self.authority.cert_pem(), self.authority.subject().unwrap());
         let known = Known::read(&self.list(), own, &subject).unwrap();
         (known.number, known.revoked.len())
     }
 
-    /// Why a host of this authority does not take the file that `put` puts in place of its
+    /// Returns why a host of this authority refuses the file that `put` puts in place of its
     /// `crl.pem`.
     fn refuses(&self, put: impl FnOnce(&Path)) -> String {
         let host = tempfile::tempdir().unwrap();
@@ -67,7 +67,7 @@ fn with_list(identity: &Identity, list: &str) -> Identity {
     Identity { crl_pem: Some(list.to_owned()), ..identity.clone() }
 }
 
-/// Whether a host that listens and one that connects let each other in.
+/// Returns whether a host that listens and one that connects accept each other.
 async fn meet(listening: &Identity, connecting: &Identity) -> Result<(), LinkError> {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let listener = listen(any, &Tls::new(listening).unwrap()).unwrap();
@@ -125,12 +125,12 @@ async fn of_two_authorities_each_has_its_list() {
         meet(&a, &good).await.unwrap();
         is_refused(&a, &b).await;
     }
-    // A list of one says nothing of the other's hosts.
+    // A list of one authority does not affect hosts of the other.
     std::fs::write(dir.path().join(CRL), ours.list()).unwrap();
     meet(&Identity::load(dir.path()).unwrap(), &b).await.unwrap();
 }
 
-/// A list of long ago that revokes the certificate with this serial.
+/// Returns an old list that revokes the certificate with this serial.
 fn list_of(serial: Vec<u8>) -> CertificateRevocationListParams {
     CertificateRevocationListParams {
         this_update: date_time_ymd(2001, 1, 1),
@@ -158,7 +158,7 @@ async fn a_list_does_not_expire() {
     is_refused(&a, &b).await;
 }
 
-/// Params of an authority of this name that may issue others.
+/// Returns the parameters of an authority of this name that may issue others.
 fn authority(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -187,7 +187,8 @@ async fn a_host_falls_with_its_intermediate_authority() {
         let serial = parse_x509_certificate(&der).unwrap().1.raw_serial().to_vec();
         list_of(serial).signed_by(&root).unwrap().pem().unwrap()
     };
-    // No list of the intermediate authority: what it has issued is as good as without.
+    // There is no list of the intermediate authority: what it has issued is accepted as without
+    // lists.
     let knowing = with_list(&host, &list(&host.ca_pem));
     meet(&knowing, &host).await.unwrap();
     let knowing = with_list(&host, &list(&intermediate_pem));
@@ -227,7 +228,7 @@ fn two_lists_of_one_authority_are_refused() {
     let error = fleet.refuses(|path| std::fs::write(path, &both).unwrap());
     let authority = "two lists of the authority CN=lighter authority ";
     assert!(error.contains(authority), "{error}");
-    // The authority itself makes one of them.
+    // The authority itself merges them into one.
     std::fs::write(fleet.path(), both).unwrap();
     fleet.revoke(&[]);
     assert_eq!(fleet.known(), (3, 1));
@@ -251,7 +252,7 @@ fn a_list_that_another_key_signed_is_refused() {
     assert!(matches!(refused, Err(RevokeError::List { .. })), "{refused:?}");
 }
 
-/// Such a list has no effect on hosts' certificates, and rustls says nothing.
+/// Such a list has no effect on hosts' certificates, and rustls reports no error.
 #[test]
 fn a_list_of_some_certificates_only_is_refused() {
     let fleet = Fleet::new();
@@ -288,7 +289,7 @@ fn a_list_of_an_authority_that_may_sign_none_is_refused() {
     let mut params = authority("root");
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let ca_pem = params.self_signed(&key).unwrap().pem();
-    // What makes the list thinks that it may.
+    // The code that makes the list assumes that it may.
     let list = list_of(vec![7]).signed_by(&Issuer::new(authority("root"), key)).unwrap();
     let error = checked(&list.pem().unwrap(), &ca_pem).unwrap_err();
     assert!(matches!(error, ListError::NoSigner { .. }), "{error}");
@@ -350,7 +351,7 @@ fn a_list_that_is_lost_brings_nothing_back() {
     std::fs::remove_file(fleet.path()).unwrap();
     fleet.revoke(&[&second]);
     assert_eq!(fleet.known().1, 2);
-    // A disk that was full when it was recorded.
+    // As a disk left it that was full when the revocation was recorded.
     let records = std::fs::read_dir(fleet.dir.path().join(ISSUED)).unwrap();
     records.for_each(|entry| std::fs::write(entry.unwrap().path(), "").unwrap());
     std::fs::remove_file(fleet.path()).unwrap();
@@ -443,7 +444,7 @@ fn the_process_of_a_guest_that_an_earlier_version_started_understands_an_identit
     serde_json::from_str::<Before>(&text).unwrap();
     assert_eq!(serde_json::from_str::<Identity>(&text).unwrap(), host);
 
-    // With a list it refuses: it would let in what is revoked.
+    // It refuses an identity with a list: it would accept revoked certificates.
     fleet.revoke(&[]);
     let host = with_list(&host, &fleet.list());
     let text = serde_json::to_string(&host).unwrap();

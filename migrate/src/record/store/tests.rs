@@ -1,4 +1,4 @@
-//! Of the files of records.
+//! Files of records.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -72,7 +72,7 @@ fn state_of(record: &Record) -> SourceState {
     }
 }
 
-/// Where the record of a source is.
+/// Returns the path of a source's record.
 fn path(store: &RecordStore) -> PathBuf {
     store.path_of(&source_record(SourceState::Undecided))
 }
@@ -117,7 +117,7 @@ fn a_line_torn_by_a_crash_leaves_the_one_before() {
             bytes[torn.clone()].fill(b' ');
             fs::write(&path, &bytes).unwrap();
             let read = read_source(&store, id()).unwrap().unwrap();
-            // Without its end a line is whole all the same.
+            // A line without its line feed is still intact.
             let intact = torn.is_empty() || torn == (used - 1..used);
             assert_eq!(state_of(&read) == SourceState::Committed, intact, "{torn:?}");
         }

@@ -1,4 +1,4 @@
-//! Carrying out what the destination's machine wants done.
+//! Performs the actions of the destination's state machine.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ impl Driver {
     }
 }
 
-/// The name of an action, for failpoints.
+/// Returns the name of an action, for failpoints.
 fn name(action: &Action) -> &'static str {
     match action {
         Action::Send(_) => "Send",

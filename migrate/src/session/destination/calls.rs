@@ -1,4 +1,4 @@
-//! Calls to the guest that arrives and to its factory, on the worker's thread.
+//! Calls to the arriving guest and its factory, on the worker's thread.
 
 use super::{Driver, Input};
 use crate::destination::Event;
@@ -26,7 +26,7 @@ impl Driver {
         });
     }
 
-    /// Runs a call to the guest on the worker and tells the machine how it went.
+    /// Runs a call to the guest on the worker, and reports the result to the state machine.
     pub(super) fn with_guest(
         &self,
         event: fn(Result<(), GuestError>) -> Event,
@@ -47,7 +47,7 @@ impl Driver {
         self.readers.abort_all();
         self.early.clear();
         self.memory = None;
-        // Freeing much memory takes a while; not on this thread.
+        // Freeing much memory takes a while, so this thread does not do it.
         let guest = self.guest.take();
         self.worker.run(move || drop(guest));
     }

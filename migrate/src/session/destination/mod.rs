@@ -1,4 +1,4 @@
-//! The shell of the destination: takes one guest in.
+//! The shell of the destination: receives one guest.
 
 mod actions;
 mod calls;
@@ -36,34 +36,34 @@ use crate::quic::{LinkError, Tls, endpoint, peers};
 use crate::record::{DestinationState, RecordStore};
 use crate::text::PeerText;
 
-/// What a destination waits for, and where.
+/// The migration that a destination waits for, and where it listens.
 #[derive(Debug, Clone)]
 pub struct DestinationSession {
-    /// The migration that was admitted.
+    /// The admitted migration.
     pub migration: MigrationId,
-    /// The secret that its source must show.
+    /// The token that its source must show.
     pub token: Token,
     /// Address to listen on.
     pub listen: IpAddr,
-    /// UDP ports to choose from; `0..=0` leaves it to the system.
+    /// UDP ports to choose from; with `0..=0` the system chooses.
     pub ports: RangeInclusive<u16>,
-    /// The guest's name as admitted; for the record.
+    /// The guest's name as admitted, for the record.
     pub guest: String,
-    /// The guest's identity as admitted: who settles the migration is its process, also when it was
-    /// never described.
+    /// The guest's identity as admitted: the migration is settled with the process of this guest,
+    /// even if the guest was never described.
     pub guest_uuid: Uuid,
-    /// Time for the source to appear, and to say that it has heard the last word.
+    /// How long to wait for the source's `Finish` once the guest's fate is recorded.
     pub linger: Duration,
 }
 
-/// Starts to take a guest in, on a thread of its own; its port is bound when this returns.
+/// Starts to receive a guest, on a separate thread; its port is bound when this returns.
 ///
-/// The session keeps the guest only as long as the migration needs it. Whoever owns `factory` keeps
-/// the guest running when the report says so ([`crate::report::Outcome::Migrated`]), and must hold
-/// nothing that keeps its memory otherwise.
+/// The session holds the guest only while the migration needs it. The owner of `factory` keeps the
+/// guest running if the report says so ([`crate::report::Outcome::Migrated`]), and must otherwise
+/// hold nothing that keeps its memory allocated.
 ///
 /// # Errors
-/// [`StartError`] when no port or thread is to be had.
+/// [`StartError`] if no port can be bound or no thread started.
 pub fn start_destination(
     session: DestinationSession,
     factory: Arc<dyn GuestFactory>,
@@ -86,7 +86,7 @@ pub(super) fn start_with(
     let tls = tls.clone();
     run("migrate-target", connections_useful(), over, move || {
         async move {
-            // The endpoint has to be opened by the runtime that drives it.
+            // The runtime that drives the endpoint must also open it.
             let endpoint = match bind(&session, &tls) {
                 Ok(endpoint) => endpoint,
                 Err(error) => return drop(bound.send(Err(error))),
@@ -117,7 +117,7 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
     outcome
 }
 
-/// What the driver waits for.
+/// An input of the driver.
 enum Input {
     Event(Event),
     Recorded(DestinationState, Result<(), PeerText>),
@@ -136,7 +136,7 @@ struct Driver {
     /// Answers to actions.
     told: mpsc::UnboundedReceiver<Input>,
     tell: mpsc::UnboundedSender<Input>,
-    /// What comes from the network.
+    /// Input from the network.
     heard: mpsc::Receiver<Input>,
     hear: mpsc::Sender<Input>,
     tasks: JoinSet<()>,
@@ -147,17 +147,17 @@ struct Driver {
     port: u16,
     description: Option<GuestDescription>,
     guest: Option<Arc<dyn DestinationGuest>>,
-    /// A copy was discarded: what is still being created is not wanted.
+    /// Set when a copy was discarded: a guest that is still being built is then dropped.
     discarded: bool,
     memory: Option<Arc<Memory>>,
-    /// Streams that came before the guest was built.
+    /// Streams that arrived before the guest was built.
     early: Vec<(u16, RecvStream)>,
-    /// Streams that came at all, one bit each.
+    /// Streams that have arrived, one bit each.
     seen: u64,
     readers: JoinSet<()>,
     stated: Stated<DestinationState>,
     started_unix_ms: u64,
-    /// Where the source is, and a name of its host; for the record.
+    /// Address of the source and a name of its host, for the record.
     source: Option<(SocketAddr, Option<String>)>,
 }
 
@@ -241,7 +241,7 @@ impl Driver {
     fn take(&mut self, input: Input) -> Next {
         match input {
             Input::Event(event @ Event::StreamEnded { .. }) => {
-                // The machine's sums are to include all of the stream.
+                // The machine's totals must include the whole stream.
                 self.handle(Event::Transferred(self.totals.read()));
                 self.handle(event)
             }
@@ -288,7 +288,7 @@ impl Driver {
         let next = match ordered {
             Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
             Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
-            // The guest that runs here is not the session's business any more.
+            // The session no longer handles the guest that runs here.
             Some(Ordered::GuestStopped { .. }) | None => Next::GoOn,
         };
         answer.give();
@@ -317,7 +317,7 @@ impl Driver {
         self.read_streams()
     }
 
-    /// Starts to read the streams that have come, once there is a memory to put them in.
+    /// Starts to read the streams that have arrived, once the guest's memory exists.
     fn read_streams(&mut self) -> Next {
         let Some(memory) = self.memory.clone() else { return Next::GoOn };
         for (stream, receive_from) in std::mem::take(&mut self.early) {
@@ -339,7 +339,7 @@ impl Driver {
         self.handle(Event::DataFailed { detail: detail.into() })
     }
 
-    /// Feeds an event to the machine and performs what it says.
+    /// Passes an event to the state machine, and performs its actions.
     fn handle(&mut self, event: Event) -> Next {
         let actions = self.machine.handle(event, self.clock.now());
         let mut next = Next::GoOn;
@@ -352,14 +352,15 @@ impl Driver {
         next
     }
 
-    /// Waits for what is still to be sent and written, then leaves nothing behind.
+    /// Waits until queued messages and records are written, then ends all tasks and frees
+    /// everything.
     async fn leave(self) {
         let Self { mut tasks, mut readers, endpoint, line, keeper, worker, .. } = self;
         readers.shutdown().await;
         drop((line, keeper, worker, self.memory, self.guest, self.told, self.heard));
         endpoint.set_server_config(None);
-        // The writer of the control stream closes its connection once all is acknowledged; then the
-        // endpoint has none left and can go, and with it the one that accepts.
+        // The writer of the control stream closes its connection once everything is acknowledged.
+        // The endpoint then has none left and can be closed, which also ends the accepting task.
         let quiet = async {
             let _ = timeout(Duration::from_secs(3), endpoint.wait_idle()).await;
             endpoint.close(0_u32.into(), b"");

@@ -1,4 +1,4 @@
-//! Carrying out what the source's machine wants done.
+//! Performs the actions of the source's state machine.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Driver {
             Action::StopDirtyLog => self.stop_dirty_log(),
             Action::Reconnect => self.reconnect(),
             Action::Disconnect => self.line.close(),
-            // The guest's owner destroys it, when the report says so.
+            // The guest's owner destroys it once the report says so.
             Action::DropGuest => self.sender = None,
             Action::Finished(report) => self.finish(*report),
             Action::Settled => return Next::End,
@@ -71,7 +71,8 @@ impl Driver {
                     Err(SendError(Input::Approached(contact))) => contact,
                     _ => return,
                 },
-                // It may have been admitted: then a process there waits for it, in vain.
+                // The guest may have been admitted: then a process there waits for this source in
+                // vain.
                 () = tell.closed() => match timeout(WITHDRAW_TIME, approach).await {
                     Ok(contact) => contact,
                     Err(_) => return,
@@ -83,14 +84,14 @@ impl Driver {
         });
     }
 
-    /// What a destination that is reached again is to hear.
+    /// Returns the decision to report to a destination that is reached again.
     pub(super) fn decision(&self) -> Decision {
         self.stated.now().decision().unwrap_or(Decision::Aborted)
     }
 
     pub(super) fn reconnect(&mut self) {
         let Some(found) = self.found.clone() else { return };
-        // In doubt this happens again and again.
+        // Repeated while the outcome is in doubt, so finished tasks are removed here.
         while self.tasks.try_join_next().is_some() {}
         let endpoint = self
             .endpoints
@@ -166,7 +167,7 @@ impl Driver {
     }
 }
 
-/// The name of an action, for failpoints.
+/// Returns the name of an action, for failpoints.
 fn name(action: &Action) -> &'static str {
     match action {
         Action::Send(_) => "Send",

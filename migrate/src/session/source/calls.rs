@@ -1,4 +1,4 @@
-//! Calls to the guest that leaves: on the worker's thread, but for the flushes of its disks.
+//! Calls to the departing guest: on the worker's thread, except for flushes of its disks.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use crate::guest::{GuestError, RunState, SourceGuest};
 use crate::source::{Event, Probe};
 
 impl Driver {
-    /// Runs a call to the guest on the worker; what it returns is told to the machine.
+    /// Runs a call to the guest on the worker, and reports the event it returns to the state
+    /// machine.
     pub(super) fn with_guest(&self, call: impl FnOnce(&dyn SourceGuest) -> Event + Send + 'static) {
         let (guest, tell) = (self.guest.clone(), self.tell.clone());
         self.worker.run(move || {
@@ -31,9 +32,9 @@ impl Driver {
         });
     }
 
-    /// Flushes the disks beside the round that begins, unless the flush of an earlier one is still
-    /// under way: little is then left to be flushed when the guest stands. A failure is told by
-    /// that last flush.
+    /// Flushes the disks while the round is sent, unless an earlier flush is still under way:
+    /// little is then left to flush during the pause. A failure is reported by the flush during the
+    /// pause.
     pub(super) fn flush(&mut self) {
         let (guest, flushing) = (self.guest.clone(), self.flushing.clone());
         if flushing.swap(true, Ordering::AcqRel) {
@@ -47,8 +48,8 @@ impl Driver {
         });
     }
 
-    /// Flushes the disks of the guest that stands. The worker's thread is left to the call that
-    /// lets the guest go on, which must not wait for a disk.
+    /// Flushes the disks of the paused guest. Not on the worker's thread, which must stay free for
+    /// the call that resumes the guest: that must not wait for a disk.
     pub(super) fn flush_disks(&mut self) {
         let (guest, tell) = (self.guest.clone(), self.tell.clone());
         let failpoints = self.line.failpoints().clone();
@@ -64,11 +65,11 @@ impl Driver {
         });
     }
 
-    /// Runs `call` on a thread of its own. The end of the session waits for it, but not for ever.
+    /// Runs `call` on a separate thread. The end of the session waits for it, but not indefinitely.
     fn beside(&mut self, call: impl FnOnce() + Send + 'static) {
         let thread = spawn_blocking(call);
         self.tasks.spawn(async move {
-            // A panic there has been reported by the panic handler already.
+            // A panic there has already been reported by the panic handler.
             let _ = thread.await;
         });
     }
@@ -118,10 +119,10 @@ fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses, saves, and lets the guest go on as it did. Its disks are flushed before that, while it
-/// runs.
+/// Pauses the guest, saves its state, and resumes it if it ran. Its disks are flushed before that,
+/// while it runs.
 fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> {
-    // The first one has all that has piled up.
+    // The first flush writes everything that has accumulated.
     guest.flush()?;
     let began = Instant::now();
     guest.flush()?;

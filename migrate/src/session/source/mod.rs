@@ -1,4 +1,4 @@
-//! The shell of the source: moves one guest to another host.
+//! The shell of the source: sends one guest to another host.
 
 mod actions;
 mod calls;
@@ -39,38 +39,38 @@ use crate::record::{RecordStore, SourceState};
 use crate::source::{Event, Source, SourceConfig};
 use crate::text::PeerText;
 
-/// What is to be migrated where, and how.
+/// The destination and the settings of a migration.
 #[derive(Debug, Clone)]
 pub struct SourceSession {
-    /// Name of the attempt; [`MigrationId::random`].
+    /// Identifier of this attempt; [`MigrationId::random`].
     pub migration: MigrationId,
     /// Host name or IP address of the destination's node.
     pub host: String,
     /// UDP port of the destination's node.
     pub port: u16,
-    /// Where that is, to be tried in turn; looked up when none.
+    /// Addresses of that host, tried in turn; looked up if empty.
     pub addresses: Vec<SocketAddr>,
-    /// Name that the destination's certificate must carry; the host when none.
+    /// Name that the destination's certificate must carry; `host` if none.
     pub server_name: Option<String>,
-    /// What the migration may cost.
+    /// The operator's limits.
     pub limits: Limits,
-    /// Most bytes per second before the guest is paused; none: as fast as it goes.
+    /// Most bytes per second before the guest is paused; none for no limit.
     pub bandwidth: Option<u64>,
-    /// When to compress.
+    /// The compression mode.
     pub compression: Compression,
-    /// Number of connections, 1 to 16; none: what pays on this host.
+    /// Number of connections, 1 to 16; none for the best number on this host.
     pub connections: Option<u16>,
-    /// UDP port of this host's node, which the destination records; none when no node runs here.
+    /// UDP port of this host's node, which the destination records; none if no node runs here.
     pub node_port: Option<NonZeroU16>,
 }
 
-/// Starts to migrate `guest` away, on a thread of its own.
+/// Starts to migrate `guest` to another host, on a separate thread.
 ///
-/// The guest's owner destroys it when the report says that it is at the destination
+/// The guest's owner destroys it once the report says that it is at the destination
 /// ([`crate::report::Outcome::Migrated`]) or lost; the session itself only stops using it.
 ///
 /// # Errors
-/// [`StartError`] when the system gives no thread; everything later is told by the report.
+/// [`StartError`] if no thread can be started; the report has all later errors.
 pub fn start_source(
     session: SourceSession,
     guest: Arc<dyn SourceGuest>,
@@ -98,7 +98,7 @@ pub(super) fn start_with(
     Ok(handle)
 }
 
-/// What the driver waits for.
+/// An input of the driver.
 #[derive(Debug)]
 enum Input {
     Event(Event),
@@ -120,7 +120,7 @@ struct Driver {
     /// Answers to actions.
     told: mpsc::UnboundedReceiver<Input>,
     tell: mpsc::UnboundedSender<Input>,
-    /// What the peer says.
+    /// Messages from the peer.
     heard: mpsc::Receiver<Input>,
     hear: mpsc::Sender<Input>,
     tasks: JoinSet<()>,
@@ -131,7 +131,7 @@ struct Driver {
     found: Option<Found>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
-    /// Whether the disks are being flushed.
+    /// Set while a flush of the disks during a round is under way.
     flushing: Arc<AtomicBool>,
     stated: Stated<SourceState>,
     started_unix_ms: u64,
@@ -211,7 +211,7 @@ impl Driver {
     fn take(&mut self, input: Input) -> Next {
         match input {
             Input::Event(event @ (Event::RoundSent(_) | Event::RemainderSent(_))) => {
-                // The machine's sums are to include all of the round.
+                // The machine's totals must include the whole round.
                 self.handle(Event::Transferred(self.totals.read()));
                 self.handle(event)
             }
@@ -284,8 +284,7 @@ impl Driver {
         self.handle(Event::Connected)
     }
 
-    /// Somebody else than the process has answered for it: there is no connection, only this
-    /// message.
+    /// The node has answered instead of the process: there is no connection, only this message.
     fn answered(&mut self, message: DestinationMessage) -> Next {
         self.line.close();
         match self.handle(Event::Connected) {
@@ -299,7 +298,7 @@ impl Driver {
         self.handle(Event::ConnectionLost { detail: detail.into() })
     }
 
-    /// Feeds an event to the machine and performs what it says.
+    /// Passes an event to the state machine, and performs its actions.
     fn handle(&mut self, event: Event) -> Next {
         let actions = self.machine.handle(event, self.clock.now());
         let mut next = Next::GoOn;
@@ -312,7 +311,8 @@ impl Driver {
         next
     }
 
-    /// Waits for what is still to be sent and written, then leaves nothing behind.
+    /// Waits until queued messages and records are written, then ends all tasks and frees
+    /// everything.
     async fn leave(self) {
         let Self { mut tasks, endpoints, sender, line, keeper, worker, told, heard, .. } = self;
         drop((sender, line, keeper, worker, told, heard));

@@ -40,7 +40,7 @@ impl Driver {
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.session.port);
         let found = self.found.as_ref();
         let named = self.session.server_name.as_ref().unwrap_or(&self.session.host);
-        // A migration that never found its destination has nobody to be told of its end.
+        // A migration that never found its destination has no peer to tell about its end.
         let state = if found.is_none() { SourceState::Aborted } else { self.stated.now() };
         Record {
             migration: self.session.migration,

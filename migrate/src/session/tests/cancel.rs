@@ -1,4 +1,4 @@
-//! Migrations that are called off or fail half way, without any failpoint.
+//! Migrations that are cancelled or fail half way, without failpoints.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::phase::Phase;
 use crate::reason::Reason;
 use crate::session::SourceSession;
 
-/// A migration that takes minutes, in its first round.
+/// Starts a migration that takes minutes; returns during its first round.
 pub(super) async fn slow(
     world: &World,
     guest: &std::sync::Arc<FakeSource>,
@@ -32,7 +32,7 @@ async fn a_cancelled_migration_ends_at_once_though_the_bandwidth_is_small() {
     let asked = Instant::now();
     handle.cancel("a test").await.unwrap();
     let report = world.assert_stayed(&guest, &handle).await;
-    // All of its memory takes minutes.
+    // Sending all of its memory would take minutes.
     assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
     assert_eq!(report.error.unwrap().reason, Reason::Cancelled);
     assert_eq!(handle.cancel("a test").await, Err(CancelRefused::Over));
@@ -47,7 +47,7 @@ async fn a_migration_cancelled_right_after_its_admission_lets_the_destination_go
     let asked = Instant::now();
     handle.cancel("a test").await.unwrap();
     in_time(there.settled()).await.unwrap();
-    // A process that hears nothing waits for five seconds.
+    // A process whose source sends nothing waits for five seconds.
     assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
     world.assert_stayed(&guest, &handle).await;
 }
@@ -104,8 +104,8 @@ async fn a_network_that_goes_silent_is_noticed_soon() {
     relay.silent.store(true, SeqCst);
     let cut = Instant::now();
     let report = in_time(handle.reported()).await.unwrap();
-    // Within 10 s, on a machine that has time: the time-out is 7 s, and what it adds up to is
-    // tested with a clock of its own.
+    // Within 10 s on an idle machine: the time-out is 7 s, and a test with its own clock covers
+    // what is added to it.
     assert!(cut.elapsed() < Duration::from_secs(30), "{:?}", cut.elapsed());
     assert_eq!(report.error.unwrap().reason, Reason::ConnectionLost);
     world.assert_stayed(&guest, &handle).await;

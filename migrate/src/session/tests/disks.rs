@@ -1,4 +1,4 @@
-//! Disks that take their time.
+//! Disks that are slow.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use crate::pages::{BufferPool, Compression};
 use crate::protocol::FEATURE_LZ4;
 use crate::quic::pair::Pair;
 
-/// A guest whose second chunk is of a disk that is read when the test says so.
+/// A guest whose second chunk is on a disk; reads of it finish when the test says so.
 struct Slow(Arc<FakeSource>, Mutex<Receiver<()>>, Notify);
 
 impl SourceGuest for Slow {

@@ -18,7 +18,7 @@ async fn start(source: &str, destination: &str) -> (World, Arc<FakeSource>, Hand
     (world, guest, handle)
 }
 
-/// Exactly one copy runs, and it has the memory.
+/// Asserts that exactly one copy runs, with the guest's memory.
 async fn assert_one_runs(
     world: &World,
     guest: &FakeSource,
@@ -125,7 +125,7 @@ async fn a_migration_that_is_held_can_be_cancelled_in_every_phase_before_the_com
     ] {
         let point = format!("{source}{destination}");
         let (world, guest, handle) = start(source, destination).await;
-        // Until it stands still: nothing changes for a while.
+        // Waits until the progress has not changed for a while.
         let mut progress = handle.progress();
         let mut last = None;
         loop {

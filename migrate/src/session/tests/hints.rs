@@ -1,4 +1,4 @@
-//! Guests that say which pages are free, and what they do with them afterwards.
+//! Guests that report free pages, and use them afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -9,16 +9,17 @@ use super::world::{FakeHints, FakeSource, World, in_time, reach};
 use crate::phase::Phase;
 use crate::session::SourceSession;
 
-/// Pages of the guest that are free and stay so: those of a chunk, and some of another one.
+/// Pages of the guest that are free and stay free: those of one chunk, and some of another.
 const FREE: std::ops::Range<usize> = 64..200;
 
-/// Whether the page holds zeros at the destination.
+/// Returns whether the page holds zeros at the destination.
 fn is_zero_there(world: &World, page: usize) -> bool {
     let at = page % 64 * 4096;
     world.target().memory.with(page / 64, |bytes| bytes[at..at + 4096].iter().all(|b| *b == 0))
 }
 
-/// Nobody cares what was in a free page: at the source it is made what it is at the destination.
+/// Zeroes free pages at the source as well, so that both memories can be compared: their content is
+/// irrelevant.
 fn forget_free(guest: &Arc<FakeSource>, pages: impl Iterator<Item = usize>) {
     for page in pages {
         let at = page % 64 * 4096;
@@ -46,8 +47,8 @@ async fn free_pages_are_not_sent_and_read_as_zeros() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_that_are_taken_back_and_written_arrive_as_they_were_written() {
-    // Before anybody has looked at the hint, when the guest has its pages back, and while the round
-    // that leaves them out is under way.
+    // Before the host has read the hint, after the guest has its pages back, and during the round
+    // that omits them.
     let (at_once, afterwards, later) = (70, 80, [100, 190]);
     let hints = FakeHints {
         pages: FREE.collect(),
@@ -69,8 +70,8 @@ async fn pages_that_are_taken_back_and_written_arrive_as_they_were_written() {
     assert!(used.iter().all(|page| !is_zero_there(&world, *page)));
     forget_free(&guest, FREE.filter(|page| !used.contains(page)));
     world.assert_migrated(&guest, &handle).await;
-    // 64, which the guest cleared after it was asked, and the two that it used were sent with the
-    // rest.
+    // Page 64, which the guest cleared after it was asked, and the two that it used were sent with
+    // the rest.
     assert_eq!(report.transfer.hinted_pages, FREE.len() as u64 - 3, "{report:?}");
 }
 

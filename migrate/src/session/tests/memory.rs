@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 const PAGE: usize = 4096;
 const CHUNK: usize = 64 * PAGE;
 
-/// What a page is filled with.
+/// The content to fill a page with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
     Zero,
@@ -32,7 +32,7 @@ impl FakeMemory {
         look(&mut self.0[chunk].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Fills all pages; `seed` makes them differ from one call to the next.
+    /// Fills all pages; with a different `seed`, the content differs.
     pub(crate) fn fill(&self, content: Content, seed: u64) {
         for chunk in 0..self.chunks() {
             self.with(chunk, |bytes| {
@@ -44,7 +44,7 @@ impl FakeMemory {
         }
     }
 
-    /// The first page that differs.
+    /// Returns the first page that differs.
     pub(crate) fn first_difference(&self, other: &Self) -> Option<usize> {
         (0..self.chunks()).find_map(|chunk| {
             let theirs = other.with(chunk, |bytes| bytes.to_vec());

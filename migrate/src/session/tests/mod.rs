@@ -1,4 +1,4 @@
-//! Whole migrations over loopback, with guests that are nothing but memory.
+//! Whole migrations over loopback, with guests that consist only of memory.
 
 mod cancel;
 mod disks;

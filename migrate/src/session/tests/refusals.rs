@@ -1,4 +1,4 @@
-//! Migrations that are refused before anything moves, each with a message that names why.
+//! Migrations that are refused before anything is sent, each with a message that says why.
 
 use super::cancel::slow;
 use super::memory::Content;
@@ -82,14 +82,14 @@ async fn for_the_wrong_token() {
     let world = World::with(|node| node.token_told = Some(Token::random()));
     let guest = FakeSource::new(2, Content::Text);
     let handle = world.start(world.session(), &guest);
-    // The process goes on waiting for the right source; here nobody comes.
+    // The process keeps waiting for the right source; in this test none comes.
     let there = world.arrival().await;
     let report = in_time(handle.settled()).await.unwrap();
     assert_says(&report.error.unwrap().message, "wrong token for this migration");
     there.cancel("the test").await.unwrap();
     in_time(there.settled()).await.unwrap();
-    // Its source may ask only later, as one that lost its power does: whose it was is known though
-    // it was never described.
+    // The source may ask only later, for example after a power cut: the guest's identity is
+    // recorded although the guest was never described.
     let record =
         world.node.records.read(there.migration(), Role::Destination, |_| true).unwrap().unwrap();
     assert_eq!(record.guest_uuid, guest.describe().uuid);

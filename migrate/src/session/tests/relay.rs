@@ -1,4 +1,4 @@
-//! A network between source and process that can go silent.
+//! A network between source and process that can fall silent.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use tokio::net::UdpSocket;
 use super::super::limiter::Limiter;
 use super::world::LOOPBACK;
 
-/// Passes datagrams on between one source socket and one process, until it is made silent.
+/// Forwards datagrams between one source socket and one process until it is silenced.
 #[derive(Clone, Default)]
 pub(super) struct Relay {
     pub(super) silent: Arc<AtomicBool>,
-    /// Bytes a second that go to the process; 0: as fast as they come.
+    /// Bytes per second forwarded to the process; 0 for no limit.
     pub(super) bytes_per_second: u64,
 }
 
 impl Relay {
-    /// Starts to pass on to `port`; returns the port to send to.
+    /// Starts forwarding to `port`; returns the port to send to.
     pub(super) fn start(&self, port: u16) -> u16 {
         let here = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
         here.set_nonblocking(true).unwrap();

@@ -1,4 +1,4 @@
-//! Hand-overs that take longer than they were expected to: the guest goes on at the source in time.
+//! Hand-overs that take longer than expected: the guest resumes at the source in time.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use crate::limits::Limits;
 use crate::report::Report;
 use crate::session::{Handle, SourceSession};
 
-/// Twice this and a second is what a guest may stand still for.
+/// A guest may be paused for twice this and a second.
 const DOWNTIME: Duration = Duration::from_millis(500);
-/// What the machine that runs the tests may add to it.
+/// Delay that a busy test machine may add.
 const BUSY: Duration = Duration::from_secs(6);
 
 fn session(world: &World) -> SourceSession {
@@ -20,8 +20,8 @@ fn session(world: &World) -> SourceSession {
     SourceSession { limits, ..world.session() }
 }
 
-/// Waits until the guest, which stands for a disk that hangs, goes on: also the first report is out
-/// by then.
+/// Waits until the guest, which is paused for a disk that hangs, resumes and the first report is
+/// published.
 async fn goes_on(guest: &FakeSource, handle: &Handle) -> (Duration, Report) {
     let mut progress = handle.progress();
     let began = loop {

@@ -51,7 +51,7 @@ async fn disks_are_flushed_while_the_guest_runs_and_once_more_with_its_last_stat
     assert!(report.dry_runs == 1 && report.dry_run_seconds > 0.0, "{report:?}");
     let steps = guest.steps.lock().unwrap();
     assert_eq!(steps[..4], ["flush", "flush", "pause", "save"], "{steps:?}");
-    // Beside each round, whatever else the guest does.
+    // Flushes happen during each round, whatever else the guest does.
     assert!(steps[4..].contains(&"flush"), "{steps:?}");
     let others: Vec<_> = steps[4..].iter().filter(|step| **step != "flush").collect();
     assert_eq!(others, [&"pause", &"save"], "{steps:?}");
@@ -165,16 +165,16 @@ async fn the_bandwidth_limit_holds() {
     let report = world.assert_migrated(&guest, &handle).await;
     let rounds = &report.rounds[..1];
     let rate = rounds[0].wire_bytes as f64 / rounds[0].seconds;
-    // How near a busy machine comes to it is another matter; the limiter's own tests have a clock
-    // that is theirs.
+    // How close a busy machine comes to the limit is not tested here; the limiter's own tests use
+    // their own clock.
     assert!(rate < 11e6, "{rate} {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_slow_link_little_waits_ahead_of_the_last_pages() {
     let mut seen = Vec::new();
-    // With the first send window still full the guest would stand for a second each time; a busy
-    // machine may hold one up.
+    // With the first send window still full, the guest would be paused for a second each time; a
+    // busy machine may delay one of the attempts.
     for _ in 0..3 {
         let relay = Relay { bytes_per_second: 4 << 20, ..Relay::default() };
         let world = World::with(|node| node.relay = Some(relay));

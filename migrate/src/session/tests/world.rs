@@ -1,4 +1,4 @@
-//! Two hosts on loopback with guests that are nothing but memory.
+//! Two hosts on loopback, with guests that consist only of memory.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -34,11 +34,11 @@ use crate::text::Blob;
 
 pub(super) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CHUNK: u64 = 256 << 10;
-/// Longest wait for anything; a test that runs into it has failed.
+/// Longest wait for anything in these tests; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A guest at the source. A page is marked dirty after it was written, and it cannot be paused
-/// between.
+/// A guest at the source. A page is marked dirty after it was written, and the guest cannot be
+/// paused in between.
 pub(super) struct FakeSource {
     pub(super) memory: FakeMemory,
     dirty: Vec<AtomicU64>,
@@ -53,18 +53,18 @@ pub(super) struct FakeSource {
     pub(super) hints: FakeHints,
 }
 
-/// What a guest does when it is asked which pages are free.
+/// The behaviour of a guest that is asked which pages are free.
 #[derive(Default)]
 pub(super) struct FakeHints {
-    /// The pages that it names, in this order: none, and it gives no hints.
+    /// The pages that it reports, in this order; if empty, it gives no hints.
     pub(super) pages: Vec<usize>,
-    /// Those of them that it clears before it names them.
+    /// Of those, the pages that it clears before it reports them.
     pub(super) cleared: Vec<usize>,
-    /// Those of them that it takes back and writes at once.
+    /// Of those, the pages that it takes back and writes at once.
     pub(super) taken_back: Vec<usize>,
-    /// Those of them that it writes as soon as it has them back.
+    /// Of those, the pages that it writes as soon as it has them back.
     pub(super) used_afterwards: Vec<usize>,
-    /// It never says that it has named all.
+    /// Whether it never reports that it is complete.
     pub(super) is_endless: bool,
     pub(super) is_holding: AtomicBool,
     pub(super) named: AtomicU64,
@@ -100,13 +100,13 @@ impl FakeSource {
         }
     }
 
-    /// Whether a flush hangs, or has.
+    /// Returns whether a flush hangs, or has hung.
     pub(super) fn is_hanging(&self) -> bool {
         self.hanging.load(SeqCst)
     }
 
-    /// Has flushes hang, or those that hang return. One that begins while the guest runs does not
-    /// hang.
+    /// Makes flushes hang, or lets those that hang return. A flush that begins while the guest runs
+    /// does not hang.
     pub(super) fn set_stuck(&self, stuck: bool) {
         *self.stuck.0.lock().unwrap_or_else(PoisonError::into_inner) = stuck;
         self.stuck.1.notify_all();
@@ -116,7 +116,7 @@ impl FakeSource {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(step);
     }
 
-    /// Writes a page as a running guest does; false when it is paused.
+    /// Writes a page as a running guest does; returns false if it is paused.
     pub(super) fn write(&self, page: usize, content: Content, seed: u64) -> bool {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         if !self.running.load(SeqCst) {
@@ -327,11 +327,11 @@ pub(super) struct Node {
     pub(super) records: RecordStore,
     pub(super) refuse: Option<&'static str>,
     pub(super) failpoints: Mutex<Failpoints>,
-    /// Token that the source is told; the right one when none.
+    /// Token that the source is told; the right one if none.
     pub(super) token_told: Option<Token>,
-    /// The guest that it takes the source's for; that one when none.
+    /// The guest identity that it expects; that of the source's guest if none.
     pub(super) expects: Option<Uuid>,
-    /// Stands between the source and the process.
+    /// Relay between the source and the process, if any.
     pub(super) relay: Option<Relay>,
     pub(super) arrived: watch::Sender<Option<Handle>>,
 }
@@ -391,7 +391,7 @@ impl Node {
     }
 }
 
-/// Both hosts.
+/// Both hosts of a migration.
 pub(super) struct World {
     pub(super) identity: Identity,
     pub(super) tls: Tls,
@@ -463,14 +463,14 @@ impl World {
         source::start_with(session, guest.clone(), tls, records, points).unwrap()
     }
 
-    /// The session at the destination, once the guest was admitted.
+    /// Returns the session at the destination, once the guest was admitted.
     pub(super) async fn arrival(&self) -> Handle {
         let mut seen = self.arrived.clone();
         let found = in_time(seen.wait_for(Option::is_some)).await;
         found.unwrap().clone().unwrap()
     }
 
-    /// The guest as it was built at the destination.
+    /// Returns the guest as built at the destination.
     pub(super) fn target(&self) -> Arc<FakeTarget> {
         self.node.factory.built.lock().unwrap().clone().unwrap()
     }
@@ -493,7 +493,7 @@ impl World {
         report
     }
 
-    /// Asserts that the guest stayed and runs, and nothing runs at the destination.
+    /// Asserts that the guest stayed and runs, and that none runs at the destination.
     pub(super) async fn assert_stayed(&self, source: &FakeSource, handle: &Handle) -> Report {
         let report = in_time(handle.settled()).await.unwrap();
         assert_eq!(report.outcome, Outcome::StayedAtSource, "{report:?}");
@@ -517,7 +517,7 @@ impl Drop for World {
     }
 }
 
-/// Waits, but not for ever.
+/// Waits for `what`, at most `PATIENCE`.
 pub(super) async fn in_time<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("it took too long")
 }
@@ -528,7 +528,7 @@ pub(super) async fn reach(handle: &Handle, phase: Phase) {
     in_time(progress.wait_for(|progress| progress.phase >= phase)).await.unwrap();
 }
 
-/// What the records of a migration say.
+/// Returns the decision in the records of a migration.
 pub(super) fn decision(world: &World, handle: &Handle) -> Option<Decision> {
     let record = world.records.read(handle.migration(), Role::Source, |_| true).unwrap()?;
     match record.side {

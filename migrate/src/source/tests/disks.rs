@@ -1,4 +1,4 @@
-//! Disks that come along with a guest.
+//! Disks that are copied with a guest.
 
 use super::*;
 use crate::guest::{DiskCopy, ExistingFile};

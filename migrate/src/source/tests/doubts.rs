@@ -1,4 +1,4 @@
-//! When only an operator can tell where the guest is.
+//! Cases in which only an operator can tell where the guest is.
 
 use super::*;
 use crate::protocol::Complaint;
@@ -20,7 +20,7 @@ fn an_unknown_migration_after_the_commit_is_left_to_the_operator() {
     let actions = bench.tell(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
 
-    // Should it have remembered by now, it waits to hear whose the guest is.
+    // If it does know the migration by now, it is waiting to hear who owns the guest.
     let at = bench.source.deadline().unwrap();
     assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
     bench.tell(Event::Connected);
@@ -60,7 +60,7 @@ fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so()
         actions[..],
         [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
     ));
-    // The destination has been running it: the operator was wrong, and must hear of it.
+    // The destination has been running it: the operator was wrong, and must be told.
     let actions = bench.hear(DestinationMessage::Running(Takeover::default()));
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::InDoubt);
 }
@@ -107,7 +107,7 @@ fn a_guest_that_could_not_be_taken_goes_on_here_and_the_copy_is_told_so() {
     assert!(actions.contains(&Action::ResumeGuest));
     assert!(matches!(actions.last(), Some(Action::Send(SourceMessage::Abort(_)))));
     bench.tell(Event::Resumed(Ok(())));
-    // Said twice, it is answered twice: the copy waits for a word.
+    // Each time it is sent, it is answered: the copy waits for the decision.
     assert!(matches!(
         bench.hear(not_taken)[..],
         [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
@@ -128,7 +128,7 @@ fn a_destination_that_says_it_runs_is_heard_while_the_operators_order_is_recorde
     bench.tell(Event::Connected);
     bench.tell(Event::Resolve(OperatorChoice::Run));
     assert_eq!(bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 })), []);
-    // The record of the order, then that of the end.
+    // The record of the order, then the record of the end.
     assert_eq!(bench.tell(Event::Recorded), [Action::Record(SourceState::Done)]);
     let actions = bench.tell(Event::Recorded);
     assert!(actions.contains(&Action::DropGuest) && !actions.contains(&Action::ResumeGuest));

@@ -1,11 +1,12 @@
-//! The node of the source's host.
+//! The port of the node of the source's host.
 
 use std::num::NonZeroU16;
 
 use super::*;
 use crate::protocol::FEATURE_NODE;
 
-/// What a source says of its host's node, when the destination has all features but those.
+/// Returns the ports that a source sends for its host's node, if the destination has all features
+/// but `missing`.
 fn said_without(node_port: Option<NonZeroU16>, missing: Features) -> Vec<NonZeroU16> {
     let mut bench = Bench::new();
     bench.source.config.node_port = node_port;

@@ -1,11 +1,11 @@
-//! For how long the guest stands still before it is handed over, or goes on here.
+//! How long the guest is paused before it is handed over or resumed here.
 
 use super::*;
 
-/// The default downtime limit of 300 ms, twice, and a second.
+/// Twice the default downtime limit of 300 ms, plus a second.
 const ALLOWED: Duration = Duration::from_millis(1600);
 
-/// Up to the request to pause the guest, which came at the time that is returned.
+/// Runs up to the request to pause the guest; returns the time of that request.
 fn pausing() -> (Bench, Duration) {
     let mut bench = Bench::copying();
     let actions = bench.tell(Event::RoundSent(RoundSent::default()));
@@ -14,7 +14,7 @@ fn pausing() -> (Bench, Duration) {
     (bench, asked)
 }
 
-/// Lets the time pass that a guest may stand still, and it go on; returns the report.
+/// Lets the longest pause pass, and the guest resume; returns the report.
 fn stands_too_long(bench: &mut Bench, asked: Duration) -> Report {
     bench.now = bench.source.deadline().unwrap();
     assert_eq!(bench.now, asked + ALLOWED);
@@ -52,7 +52,7 @@ fn a_disk_that_hangs_holds_up_neither_the_guest_nor_the_words() {
     assert!((standstill.flush_seconds - 1.599).abs() < 1e-6, "{standstill:?}");
     assert!((standstill.pause_seconds - 0.001).abs() < 1e-6, "{standstill:?}");
     assert_eq!(standstill.ready_seconds, 0.0);
-    // The answer of the disk, at last.
+    // The disk answers, at last.
     assert_eq!(bench.tell(Event::Flushed), []);
 }
 
@@ -75,7 +75,7 @@ fn a_link_that_has_become_slow_is_named() {
     assert!(message(&report).contains("had not said that it is ready"), "{report:?}");
 }
 
-/// The process itself may not have run when the time was over.
+/// The process may have been stopped when the time ran out.
 #[test]
 fn a_ready_that_comes_too_late_hands_nothing_over() {
     let mut bench = Bench::awaiting_ready();

@@ -1,4 +1,4 @@
-//! The tables read back by the offsets of the specification, and by `iasl`.
+//! Reads the tables back at the offsets of the specification, and with `iasl`.
 
 use std::process::Command;
 
@@ -23,7 +23,7 @@ impl Memory {
         &self.0[(gpa - ACPI_TABLES) as usize..]
     }
 
-    /// The table at `gpa`, by its own length, with a sum of zero.
+    /// The table at `gpa`, as long as it says it is; its checksum must be right.
     fn table(&self, gpa: u64) -> &[u8] {
         let table = self.from(gpa);
         let table = &table[..word32(table, 4) as usize];
@@ -31,7 +31,7 @@ impl Memory {
         table
     }
 
-    /// The tables that the root leads to: FADT, MADT, DSDT.
+    /// The tables that the root pointer leads to: FADT, MADT, DSDT.
     fn found(&self) -> [&[u8]; 3] {
         let root = self.from(ACPI_TABLES);
         assert_eq!(&root[..8], b"RSD PTR ");
@@ -121,8 +121,8 @@ fn every_processor_of_many_has_an_id_that_the_tables_can_hold() {
         let memory = Memory::with(vcpus, &DEVICES);
         let [_, madt, _] = memory.found();
         let processors = entries_of(madt).into_iter().filter(|entry| entry[0] == 0);
-        // As Linux reads them (acpi_parse_lapic): processor UID, APIC ID, enabled; an ID of 255 is
-        // none.
+        // As Linux reads them (acpi_parse_lapic): processor UID, APIC ID, enabled; an ID of 255
+        // means no processor.
         let ids: Vec<(u8, u8, u8)> =
             processors.map(|entry| (entry[2], entry[3], entry[4])).collect();
         assert!(ids.iter().copied().eq((0..vcpus).map(|id| (id, id, 1))), "{vcpus}: {ids:?}");
@@ -155,7 +155,7 @@ fn as_many_devices_as_there_are_interrupt_lines_fit_the_room() {
     assert!(Memory::with(VCPUS_MAX, &devices).0.len() <= room);
 }
 
-/// Intel's disassembler takes every table without complaint. The tests above need no program.
+/// Intel's disassembler accepts every table. The tests above need no external program.
 #[test]
 fn the_disassembler_takes_every_table() {
     if std::env::var_os("LIGHTER_SKIP_IASL").is_some() {

@@ -1,4 +1,4 @@
-//! Headers, sound and hostile.
+//! Valid and hostile setup headers.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 const LOW_END: u64 = 256 << 20;
 const FILE_BYTES: u64 = 8 << 20;
 
-/// A header as a kernel of today has it.
+/// A header like that of a current kernel.
 fn sound() -> setup_header {
     setup_header {
         setup_sects: 30,
@@ -105,7 +105,7 @@ proptest! {
         keep in any::<u16>(),
         file_bytes in any::<u64>(),
     ) {
-        // Noise alone would fail at the magic: some fields are as they should be.
+        // Random bytes alone would fail at the magic, so some fields get valid values.
         let mut header = *setup_header::from_slice(&bytes).unwrap();
         let good = sound();
         (header.header, header.boot_flag) = (good.header, good.boot_flag);

@@ -1,4 +1,4 @@
-//! What each model shows of a processor that has everything, and of this host's.
+//! What each model shows of a processor with every feature, and of this host's.
 
 use super::*;
 use crate::VmShape;
@@ -10,7 +10,7 @@ fn entry(function: u32, index: u32, registers: [u32; 4]) -> CpuidEntry {
     CpuidEntry { function, index, flags: 0, eax, ebx, ecx, edx }
 }
 
-/// A processor with every feature that CPUID can tell of.
+/// A processor with every feature that CPUID can report.
 fn everything() -> Vec<CpuidEntry> {
     let all = [!0; 4];
     let mut entries: Vec<_> =

@@ -1,4 +1,4 @@
-//! What guests are shown of registers, on made-up hosts and on real KVM.
+//! What guests see of registers, on made-up hosts and on real KVM.
 
 use super::*;
 use crate::cpuid::CpuModel;
@@ -26,7 +26,7 @@ fn host(arch_capabilities: u64) -> Vec<MsrValue> {
     values.map(|(index, value)| MsrValue { index, value }).to_vec()
 }
 
-/// A table that tells of IA32_ARCH_CAPABILITIES, but not of IA32_PERF_CAPABILITIES.
+/// A table that announces IA32_ARCH_CAPABILITIES, but not IA32_PERF_CAPABILITIES.
 fn telling() -> Vec<CpuidEntry> {
     let (function, index, flags) = (7, 0, 0);
     vec![CpuidEntry { function, index, flags, eax: 0, ebx: 0, ecx: 0, edx: 1 << 29 }]

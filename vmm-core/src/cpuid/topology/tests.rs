@@ -1,4 +1,4 @@
-//! The topology of guests of many sizes, decoded as Linux does.
+//! The topology of guests of many sizes, decoded the way Linux does it.
 
 use super::*;
 use crate::VCPUS_MAX;
@@ -17,12 +17,12 @@ fn vendor_leaf(name: &[u8; 12]) -> CpuidEntry {
     entry(0, 0, [0x1f, ebx, ecx, edx])
 }
 
-/// A cache as leaves 4 and 0x8000_001d describe it, shared in the host's way.
+/// A cache as leaves 4 and 0x8000_001d describe it, shared as on the host.
 fn cache(leaf: u32, index: u32, level: u32) -> CpuidEntry {
     entry(leaf, index, [0xfffc_0000 | 1 << 8 | level << 5 | 1, 0x01c0_003f, 0x3f, 0])
 }
 
-/// A host's table with all bits set wherever topology is; levels as an old KVM gives them.
+/// A host's table with all bits set in every topology field; the levels as an old KVM reports them.
 fn intel() -> Vec<CpuidEntry> {
     let mut entries = vec![vendor_leaf(b"GenuineIntel"), entry(1, 0, [!0; 4])];
     entries.extend([cache(4, 0, 1), cache(4, 1, 1), cache(4, 2, 2), cache(4, 3, 3)]);
@@ -34,7 +34,7 @@ fn intel() -> Vec<CpuidEntry> {
     entries
 }
 
-/// The same of AMD's; levels as Linux 6.2 and later give them.
+/// The same for an AMD host; the levels as Linux 6.2 and later report them.
 fn amd() -> Vec<CpuidEntry> {
     let mut entries = vec![vendor_leaf(b"AuthenticAMD"), entry(1, 0, [!0; 4])];
     entries.extend([entry(4, 0, [0; 4]), entry(0xb, 0, [0, 0, 0, 5])]);
@@ -45,7 +45,7 @@ fn amd() -> Vec<CpuidEntry> {
     entries
 }
 
-/// The table of one vCPU, read as the instruction reads it.
+/// The table of one vCPU, read the way the instruction reads it.
 struct Cpuid(Vec<CpuidEntry>);
 
 impl Cpuid {
@@ -53,7 +53,8 @@ impl Cpuid {
         Self(for_vcpu(entries, vcpu, vcpus))
     }
 
-    /// EAX to EDX. Zeros where nothing is, but for the levels, as in `kvm_cpuid`.
+    /// Returns EAX to EDX. Zeros for a missing leaf, except for the level leaves, as in
+    /// `kvm_cpuid`.
     fn read(&self, leaf: u32, index: u32) -> [u32; 4] {
         let find = |index| {
             let mut found =
@@ -77,8 +78,8 @@ impl Cpuid {
         self.read(leaf, index)[register] >> low & mask
     }
 
-    /// Threads of a core and processors of the socket, each with the bits of the APIC ID up to
-    /// there, and the APIC ID: `parse_topology_leaf` of arch/x86/kernel/cpu/topology_ext.c.
+    /// Returns threads per core and processors per socket, each with its number of APIC ID bits,
+    /// and the APIC ID: `parse_topology_leaf` of arch/x86/kernel/cpu/topology_ext.c.
     fn levels(&self, leaf: u32) -> ([(u32, u32); 2], u32) {
         let mut domains = [(0, 1); 2];
         let mut id = None;
@@ -95,8 +96,8 @@ impl Cpuid {
         (domains, id.expect("a level"))
     }
 
-    /// Bits of the APIC ID that tell apart those that share this cache, and how many may do so
-    /// (`get_cache_id` and `get_num_threads_sharing` of cacheinfo.c).
+    /// Returns the number of APIC ID bits that distinguish the sharers of this cache, and how many
+    /// may share it (`get_cache_id` and `get_num_threads_sharing` of cacheinfo.c).
     fn sharing(&self, leaf: u32, index: u32) -> (u32, u32) {
         let sharers = self.field((leaf, index, 0), 25, 14) + 1;
         (sharers.next_power_of_two().ilog2(), sharers)
@@ -108,7 +109,7 @@ const EBX: usize = 1;
 const ECX: usize = 2;
 const EDX: usize = 3;
 
-/// What holds on any processor: the APIC IDs, all in one socket.
+/// Checks what holds on any processor: the APIC IDs, all in one socket.
 fn is_one_socket(entries: &[CpuidEntry], leaves: &[u32]) {
     for vcpus in COUNTS {
         let count = u32::from(vcpus);
@@ -124,7 +125,7 @@ fn is_one_socket(entries: &[CpuidEntry], leaves: &[u32]) {
                 assert_eq!((threads, x2apic_id), ((0, 1), id), "{leaf:#x} of {vcpus}");
                 assert_eq!(cores.1, count);
                 assert_eq!(x2apic_id >> cores.0, 0, "all are in socket 0");
-                // A guest's APIC IDs fill the bits that they have, but for the last half.
+                // The APIC IDs use more than half of the range of their bits.
                 assert!(count <= 1 << cores.0 && (vcpus == 1 || count > 1 << (cores.0 - 1)));
             }
         }

@@ -1,5 +1,5 @@
-//! Giving back what can be had again for nothing: pages that are as the guest's template has them,
-//! and pages of zeros.
+//! Gives back pages whose content costs nothing to restore: pages that equal those of the guest's
+//! template, and pages of zeros.
 
 use std::io::{Error, Result};
 use std::ops::Range;
@@ -11,15 +11,15 @@ use super::{Backing, Kind};
 use crate::memory::{PAGE_BYTES, RamRegion, runs};
 use crate::sys::mapping::{self, Advice, Part};
 
-/// What is compared at once: both sides fit a first-level cache.
+/// Bytes compared at once: both sides fit a first-level cache.
 const COMPARED_BYTES: usize = 4 * PAGE_BYTES;
 
 impl Backing {
-    /// The runs of pages of a part that are as in the guest's template, by their places in the
-    /// region.
+    /// Returns the runs of pages of a part that equal those of the guest's template, by their
+    /// offsets in the region.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// If the file cannot be read.
     pub(in crate::memory) fn as_in_template(
         &self,
         place: &RamRegion,
@@ -28,33 +28,33 @@ impl Backing {
         equals(part, |at, theirs| self.read_template(part.region(), place, at, theirs))
     }
 
-    /// Makes small pages of the huge ones that a part lies in, and has the kernel make no new ones
-    /// there. Linux 6.12 and later give back at once what is zero of them. Where the kernel
-    /// refuses, they stay as they are.
+    /// Splits the huge pages that a part lies in into small ones, and stops the kernel from making
+    /// new ones there. Linux 6.12 and later then free their zero pages immediately. If the kernel
+    /// refuses, the huge pages stay.
     pub(in crate::memory) fn break_up(&self, part: Part<'_>) {
-        // Huge pages of the host need not begin where the guest's do: one may reach into the block
-        // from before, one beyond it.
+        // The host's huge pages need not begin where the guest's do: one may reach into the block
+        // from the front, another beyond its end.
         let ends =
             part.blocks(BLOCK_BYTES).flat_map(|block| [block.first_page(), block.last_page()]);
         let calls = std::iter::once((part, Advice::SmallPages))
             .chain(ends.map(|page| (page, Advice::Cold)));
         for (part, advice) in calls {
-            // Only less comes back then.
+            // After a refusal less memory comes back, nothing worse.
             let _ = mapping::advise(part, advice);
         }
     }
 
-    /// Whether the guest is to have all of its memory at any time.
+    /// Whether the guest must always have all of its memory.
     pub(in crate::memory) fn keeps_all(&self) -> bool {
         self.config.is_populated() || matches!(self.kind, Kind::Pool)
     }
 
-    /// Gives those pages of a part back that are zero. Nobody may write to the guest's memory
-    /// meanwhile. Returns the bytes of them, whether they took memory or not; where nothing would
-    /// come back, none are looked at.
+    /// Gives back those pages of a part that are zero. The guest's memory must not be written
+    /// meanwhile. Returns the bytes of these pages, whether they took memory or not. Skips memory
+    /// where nothing would come back.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The error from the system.
     pub(in crate::memory) fn drop_zeros(&self, place: &RamRegion, part: Part<'_>) -> Result<u64> {
         let zeros = equals(part, |at, theirs| {
             theirs.fill(0);
@@ -64,7 +64,7 @@ impl Backing {
                 Kind::Template(replaced) => replaced.blocks.has(place, at),
             })
         })?;
-        // What lies together goes at once: a huge page is given back whole.
+        // Drop whole runs: a huge page must be dropped as a whole to be freed.
         zeros.into_iter().try_fold(0, |dropped, run| {
             mapping::drop_pages(Part::new(part.region(), run.start, run.len())?)?;
             Ok(dropped + run.len() as u64)
@@ -72,8 +72,8 @@ impl Backing {
     }
 }
 
-/// The runs of pages of a part that are as `read` tells for the place in the region; none where it
-/// tells nothing.
+/// Returns the runs of pages of a part that equal what `read` fills in for their offset in the
+/// region. Skips memory for which `read` returns false.
 fn equals(
     part: Part<'_>,
     mut read: impl FnMut(usize, &mut [u8]) -> Result<bool>,
@@ -91,8 +91,8 @@ fn equals(
     Ok(equal)
 }
 
-/// Adds the runs of whole pages that are the same in both, which are equally long and lie at
-/// `start`.
+/// Adds the runs of whole pages that are equal in `own` and `theirs`, which have the same length
+/// and lie at `start`.
 fn add_equal_pages(own: &[u8], theirs: &[u8], start: usize, equal: &mut Vec<Range<usize>>) {
     let pages = own.chunks_exact(PAGE_BYTES).zip(theirs.chunks_exact(PAGE_BYTES));
     for (at, (own, theirs)) in (start..).step_by(PAGE_BYTES).zip(pages) {

@@ -1,4 +1,4 @@
-//! What is mapped, what goes back, and what the guest reads then, for each backing.
+//! What each backing maps and gives back, and what the guest reads afterwards.
 
 use std::io::Write;
 
@@ -12,7 +12,8 @@ fn ram(mib: u64, config: &MemoryConfig) -> GuestRam {
     GuestRam::new(RamLayout::new(mib << 20).unwrap(), config, None).unwrap()
 }
 
-/// A template of 8 MiB in which each byte of page N is N + 1, behind a page that is not memory.
+/// A template of 8 MiB in which each byte of page N is N + 1, after one page that is not guest
+/// memory.
 fn template() -> TemplateImage {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&[0xee; PAGE_BYTES]).unwrap();
@@ -31,7 +32,7 @@ fn from(template: &TemplateImage) -> GuestRam {
     GuestRam::new(layout, &MemoryConfig::default(), Some(template)).unwrap()
 }
 
-/// The first byte of each page, each of which must be of one byte.
+/// Returns the first byte of each page, after checking that all bytes of the page are equal.
 fn bytes_of_pages(ram: &GuestRam) -> Vec<u8> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut bytes = Vec::new();
@@ -48,14 +49,14 @@ fn bytes_of_pages(ram: &GuestRam) -> Vec<u8> {
 /// What backs the pages of `ram`.
 #[derive(Debug, PartialEq, Eq)]
 struct Backed {
-    /// Bytes that are there.
+    /// Bytes that are present.
     present: u64,
-    /// Of these, the guest's own and not a file's.
+    /// Bytes of these that are the guest's own and not a file's.
     own: u64,
 }
 
-/// Reads it from /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): mappings that meet
-/// are one in other files of /proc.
+/// Reads /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst), because other files of
+/// /proc show adjacent mappings as one.
 fn backed(ram: &GuestRam) -> Backed {
     use std::os::unix::fs::FileExt;
     const PRESENT: u64 = 1 << 63;
@@ -72,7 +73,7 @@ fn backed(ram: &GuestRam) -> Backed {
     Backed { present: bytes(present.len()), own: bytes(own) }
 }
 
-/// The flags of each mapping of the first region.
+/// Returns the flags of each mapping of the first region.
 fn flags(ram: &GuestRam) -> Vec<String> {
     let region = ram.mappings().next().unwrap();
     let start = crate::sys::host_address(region) as u64;
@@ -174,9 +175,9 @@ fn a_templates_content_does_not_come_back_when_pages_are_discarded() {
     ram.copy_in(1, 0, &[0xff; PAGE_BYTES]).unwrap();
     let block = BLOCK_BYTES as u64;
     let given = [
-        // Parts of two blocks with a whole one between.
+        // Parts of two blocks with a whole one between them.
         (ram.discard(&(block - 4096..2 * block + 4096)).unwrap(), block),
-        // The whole one again, and a part of it: anonymous by now.
+        // The whole one again, and a part of it: it is anonymous by now.
         (ram.discard(&(block..2 * block)).unwrap(), block),
         (ram.discard(&(block..block + 4096)).unwrap(), 4096),
         // A page that was written, and one that was not.
@@ -203,8 +204,8 @@ fn zeros_of_a_template_are_not_copied_when_they_are_discarded() {
     assert_eq!(backed(&ram).own, 0);
 }
 
-/// Memory of huge pages, as far as the host has some, in which every fourth page is zero, and every
-/// page of the second 2 MiB.
+/// Memory of huge pages, if the host has some, in which every fourth page is zero, and every page
+/// of the second 2 MiB.
 fn with_zeros(config: &MemoryConfig) -> (GuestRam, Vec<u8>) {
     let ram = ram(8, config);
     for chunk in 0..ram.chunks() {
@@ -245,7 +246,7 @@ fn pages_that_were_written_since_stay() {
     let (ram, mut expected) = with_zeros(&MemoryConfig::default());
     ram.write(0, &[7; PAGE_BYTES]).unwrap();
     expected[0] = 7;
-    // 512 of the second 2 MiB, a quarter of the others, and one less.
+    // 512 pages of the second 2 MiB, a quarter of the others, minus one.
     assert_eq!(ram.drop_zeros(&(0..8 << 20)).unwrap(), ((512 + 3 * 128 - 1) * PAGE_BYTES) as u64);
     assert_eq!(bytes_of_pages(&ram), expected);
 }

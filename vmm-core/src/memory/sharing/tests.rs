@@ -1,5 +1,5 @@
-//! What goes back to the template and what is kept, whatever is written meanwhile and by whichever
-//! way.
+//! What goes back to the template and what is kept, whatever is written meanwhile and by whatever
+//! means.
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
@@ -18,7 +18,7 @@ const BYTES: usize = 8 << 20;
 const ALL: Range<u64> = 0..BYTES as u64;
 const BLOCK: u64 = 2 << 20;
 
-/// A clone, and what its template has: no two pages are alike.
+/// A clone, and the content of its template, in which no two pages are equal.
 fn clone() -> (GuestRam, Vec<u8>) {
     let words = (0..BYTES as u64 / 8).map(|word| (word + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let content: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
@@ -31,7 +31,7 @@ fn clone() -> (GuestRam, Vec<u8>) {
     (ram, content)
 }
 
-/// With write-protection, and without.
+/// Returns one clone with write-protection, and one without.
 fn clones() -> [(GuestRam, Vec<u8>); 2] {
     let (plain, content) = clone();
     [clone(), (plain.without_userfaultfd(), content)]
@@ -41,7 +41,7 @@ fn pages(numbers: Range<u64>) -> Range<u64> {
     numbers.start * PAGE_BYTES as u64..numbers.end * PAGE_BYTES as u64
 }
 
-/// Has the guest have copies of its own, as they are.
+/// Makes the guest have its own copies of the pages, with unchanged content.
 fn copy(ram: &GuestRam, range: Range<u64>) {
     let mut bytes = vec![0; (range.end - range.start) as usize];
     ram.read(range.start, &mut bytes).unwrap();
@@ -63,7 +63,7 @@ fn content(ram: &GuestRam) -> Vec<u8> {
     bytes
 }
 
-/// Writers of whom one does something more before they stand still for the last time.
+/// Writers, one of which does something more before they are stopped for the last time.
 struct Late<F: Fn()> {
     does: F,
     /// How often they are stopped before that.
@@ -80,7 +80,8 @@ impl<F: Fn()> Writers for Late<F> {
     }
 }
 
-/// Shares while this is done between comparing and dropping, with write-protection or without.
+/// Shares memory while `does` runs between comparing and dropping, with write-protection or
+/// without.
 fn share_while(ram: &GuestRam, does: impl Fn()) {
     let stops_before = Cell::new(u32::from(ram.userfaultfd().is_some()));
     let late = Late { does, stops_before };
@@ -109,8 +110,8 @@ fn what_is_written_between_comparing_and_dropping_is_kept() {
         file.write_all(&[7; PAGE_BYTES]).unwrap();
         let at = |page: usize| (page * PAGE_BYTES) as u64;
         share_while(&ram, || {
-            // A store; one of what is there already; and the kernel by read(2), across the end of a
-            // page.
+            // A store; a store of equal content; and a write by the kernel in read(2), across a
+            // page boundary.
             ram.write(at(2) + 4095, &[0]).unwrap();
             ram.write(at(4), &expected[4 * PAGE_BYTES..][..8]).unwrap();
             let mut file = file.try_clone().unwrap();
@@ -131,7 +132,7 @@ fn what_is_written_between_comparing_and_dropping_is_kept() {
 #[test]
 fn what_a_balloon_takes_meanwhile_stays_zero_and_what_comes_then_stays() {
     let (ram, mut expected) = clone();
-    // One block has been taken before.
+    // One block was discarded before.
     ram.discard(&(3 * BLOCK..4 * BLOCK)).unwrap();
     ram.write(3 * BLOCK, &[9; 3 * PAGE_BYTES]).unwrap();
     copy(&ram, 0..3 * BLOCK);
@@ -152,12 +153,12 @@ fn what_a_balloon_takes_meanwhile_stays_zero_and_what_comes_then_stays() {
     expected[3 * block..][..3 * PAGE_BYTES].fill(9);
     assert!(content(&ram) == expected);
     let mut kept = own(&ram);
-    // What is no template's any more may be of huge pages.
+    // Memory that is no longer a template's may be of huge pages.
     kept.retain(|run| run.start < BLOCK || (2 * BLOCK..3 * BLOCK).contains(&run.start));
     assert_eq!(kept, [pages(1..2), pages(1030..1031)]);
 }
 
-/// Mappings of guest memory, and whether any is registered.
+/// Returns the number of mappings of guest memory, and whether any is registered.
 fn mappings(ram: &GuestRam) -> (usize, bool) {
     let (part, _) = ram.part(&ALL).unwrap();
     let addresses = part.addresses();
@@ -198,12 +199,12 @@ fn nothing_of_the_write_protection_stays() {
     assert_eq!(map.protected_at(&part).unwrap(), [], "without it no page counts as unwritten");
 }
 
-/// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst): what is
-/// dropped while it is protected stays marked as both.
+/// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst): a page that
+/// is dropped while it is protected keeps both marks.
 const SWAPPED: u64 = 1 << 62;
 const PROTECTED: u64 = 1 << 57;
 
-/// Pages that have any of these bits.
+/// Counts the pages that have any of these bits.
 fn entries(ram: &GuestRam, bits: u64) -> usize {
     let first = ram.part(&ALL).unwrap().0.addresses().start / PAGE_BYTES as u64;
     let mut bytes = vec![0; BYTES / PAGE_BYTES * 8];
@@ -213,7 +214,7 @@ fn entries(ram: &GuestRam, bits: u64) -> usize {
     entries.filter(|entry| entry & bits != 0).count()
 }
 
-/// Writers that hold this while they write stand still while it is held alone.
+/// Writers hold this lock shared while they write; they are stopped while it is held exclusively.
 impl Writers for RwLock<()> {
     fn still<T>(&self, work: impl FnOnce() -> Result<T, MemoryError>) -> Result<T> {
         let _alone = self.write().unwrap();
@@ -225,17 +226,17 @@ impl Writers for RwLock<()> {
 #[derive(Clone, Copy)]
 enum Way {
     Store,
-    /// `read(2)`, of a file that is opened with these flags.
+    /// `read(2)` from a file that is opened with these flags.
     Read(i32),
 }
 
-/// Writes to a part of memory until it is told to stop: half of the time what the template has.
+/// Writes to a part of memory until it is told to stop, half of the time what the template has.
 struct Scribbler<'a> {
     ram: &'a GuestRam,
     gpa: u64,
-    /// What the memory has when it is done.
+    /// Expected content of the memory when it is done.
     model: &'a mut [u8],
-    /// What the template has, and as much that it does not have.
+    /// The template's content, followed by as many bytes that differ from it.
     source: Vec<u8>,
     random: u64,
 }
@@ -249,7 +250,7 @@ impl Scribbler<'_> {
         (self.random >> 20) as usize % below
     }
 
-    /// What is written next, and where in the source that is.
+    /// Returns what to write next: its place in memory, and its place in the source.
     fn next(&mut self) -> (Range<usize>, Range<usize>) {
         let pages = self.model.len() / PAGE_BYTES;
         let first = self.random(pages);
@@ -261,7 +262,7 @@ impl Scribbler<'_> {
         (place, from)
     }
 
-    /// Returns how often it wrote.
+    /// Runs until it is told to stop; returns how often it wrote.
     fn go_on(mut self, way: Way, gate: &RwLock<()>, is_over: &AtomicBool) -> u64 {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&self.source).unwrap();
@@ -288,13 +289,13 @@ impl Scribbler<'_> {
     }
 }
 
-/// `O_DIRECT` where files of tests can be read so: then a device writes to pages that the kernel
-/// got hold of before.
+/// `O_DIRECT` where the tests' files support it: then a device writes to pages of which the kernel
+/// took references before.
 fn direct() -> i32 {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().write_all(&[1; PAGE_BYTES]).unwrap();
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(file.path());
-    // Where it is only said to be possible, a single byte can be read.
+    // Some file systems accept the flag and ignore it: then a single byte can be read.
     let is_direct = opened.is_ok_and(|mut file| file.read(&mut [0; 1]).is_err());
     if is_direct { libc::O_DIRECT } else { 0 }
 }

@@ -1,4 +1,4 @@
-//! Clones that run, what they share, and files that are no templates.
+//! Clones that run, the memory they share, and files that are not templates.
 
 use std::fs::{self, Permissions};
 use std::io::sink;
@@ -16,7 +16,8 @@ fn clone_of(template: &Template) -> Vm {
     template.start(&CloneConfig::default(), Box::new(sink())).unwrap()
 }
 
-/// A template of a guest that counts in memory, how far it had come, and its folder.
+/// Returns a template of a guest that counts in memory, with its folder and the count when it was
+/// saved.
 fn counting() -> (tempfile::TempDir, PathBuf, u64) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("counting.template");

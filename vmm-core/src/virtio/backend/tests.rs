@@ -154,7 +154,7 @@ fn a_device_whose_driver_has_given_up_rests_and_can_be_saved() {
 
     bench.backend.pause();
     let state = bench.backend.save().unwrap();
-    // Without a driver that is ready, as the registers of such a device say.
+    // The registers of such a device say that no driver is ready.
     let mut destination = Bench::switched_off(Box::<Echo>::default());
     destination.backend.load(&state, None).unwrap();
 }

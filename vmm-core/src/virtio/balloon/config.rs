@@ -3,32 +3,32 @@
 
 use crate::virtio::signals::ConfigSpace;
 
-/// Bytes of the space.
+/// Size of the space in bytes.
 pub(super) const BYTES: usize = 16;
-/// Where the number of pages that the driver shall give up lies.
+/// Offset of the number of pages that the driver must give up.
 const TARGET: usize = 0;
-/// Where the driver writes how many it has given up.
+/// Offset of the number of pages that the driver has given up.
 const ACTUAL: usize = 4;
-/// Where the command for free page hinting lies.
+/// Offset of the command for free page hinting.
 const HINTS: usize = 8;
-/// Where the driver writes what its pages must hold.
+/// Offset of the poison value that the driver writes.
 const POISON: usize = 12;
 
-/// The values.
+/// The values of the configuration space.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Values {
-    /// Pages that the driver shall give up.
+    /// Pages that the driver must give up.
     pub(super) target_pages: u32,
-    /// Pages that it says to have given up.
+    /// Pages that the driver claims to have given up.
     pub(super) actual_pages: u32,
-    /// The command for hints: see [`super::hints`].
+    /// The command for free page hinting: see [`super::hints`].
     pub(super) hint_command: u32,
-    /// What the pages must hold, when the driver has accepted the feature.
+    /// Value with which the guest fills free pages, if the driver has accepted `PAGE_POISON`.
     pub(super) poison: u32,
 }
 
 impl Values {
-    /// The values in the bytes of the space.
+    /// Decodes the bytes of the space.
     pub(super) fn from_bytes(bytes: &[u8; BYTES]) -> Self {
         let word = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -41,7 +41,7 @@ impl Values {
         }
     }
 
-    /// The bytes of the space.
+    /// Returns the bytes of the space.
     pub(super) fn to_bytes(self) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         let words = [
@@ -56,14 +56,14 @@ impl Values {
         bytes
     }
 
-    /// Puts the command for hints into the bytes of the space.
+    /// Writes the command for hints into the bytes of the space.
     pub(super) fn set_hint_command(bytes: &mut [u8], command: u32) {
         if let Some(place) = bytes.get_mut(HINTS..HINTS + 4) {
             place.copy_from_slice(&command.to_le_bytes());
         }
     }
 
-    /// The space itself: the driver writes what is its own.
+    /// Returns the space; the driver may write the number of pages given up and the poison value.
     pub(super) fn space(self) -> ConfigSpace {
         ConfigSpace::with_writable(self.to_bytes().to_vec(), ACTUAL..ACTUAL + 4)
             .and_writable(POISON..POISON + 4)

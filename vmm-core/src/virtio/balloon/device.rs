@@ -1,10 +1,10 @@
-//! The balloon as a device.
+//! The balloon device.
 //!
-//! Dropping pages is up to the device, so what cannot be dropped is answered like the rest, and the
-//! log hears of it once. A driver that names what is not RAM breaks the queue. Pages in the balloon
-//! are dropped whatever their poison: the driver writes them anew when it takes them back. Reported
-//! pages come back as they are, so they are only dropped while a page of zeros is what the driver
-//! wants (5.5.6.7).
+//! The device may drop pages but need not, so requests whose pages cannot be dropped are answered
+//! like the others, and logged once. A driver that names addresses outside RAM breaks the queue.
+//! Pages in the balloon are dropped whatever the poison value: the driver rewrites them when it
+//! takes them back. Reported pages come back unwritten, so they are only dropped while the driver
+//! expects pages of zeros (5.5.6.7).
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -26,119 +26,118 @@ use crate::virtio::signals::ConfigSpace;
 
 /// Entries of each queue. Linux does not report pages to a queue of less than 32.
 const QUEUE_SIZE: u16 = 128;
-/// Most pages in a request to inflate. Linux sends 256; a longer request breaks the queue.
+/// Most pages in an inflate request. Linux sends 256; a longer request breaks the queue.
 const PFNS_MAX: usize = 4096;
-/// Requests to inflate that are served before the thread looks for other work. A pause waits for so
-/// many at most, that is for 16,384 system calls in the worst case, some 20 ms.
+/// Inflate requests served before the thread checks for other work. A pause waits for at most this
+/// many, that is for 16,384 system calls in the worst case, about 20 ms.
 const INFLATE_BATCH: usize = 4;
-/// Most bytes of one hint that count, and hints that are looked at at a time: a hint costs no
-/// system call.
+/// Most bytes of one hint that count. `HINT_BATCH` is the number of hints served per turn: a hint
+/// costs no system call.
 const HINT_BYTES_MAX: u64 = REPORT_BYTES_MAX;
 const HINT_BATCH: usize = 64;
-/// Requests to deflate that are served at a time; they are only answered.
+/// Deflate requests served per turn; they are only answered.
 const DEFLATE_BATCH: usize = 64;
-/// Most bytes dropped for one report; the rest stays where it is. Linux reports up to 128 MiB at a
-/// time.
+/// Most bytes dropped for one report; the rest is kept. Linux reports up to 128 MiB at a time.
 const REPORT_BYTES_MAX: u64 = 256 << 20;
-/// Reports that are served at a time.
+/// Reports served per turn.
 const REPORT_BATCH: usize = 4;
 
-/// Memory that was dropped since the device was created on this host, as far as the host got it.
+/// Memory that the host got back since the device was created on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Discarded {
-    /// Bytes that were put into the balloon, each time that they were.
+    /// Bytes dropped by inflating the balloon; a page counts each time it is inflated.
     pub inflated_bytes: u64,
-    /// Bytes that were reported as free, each time that they were.
+    /// Bytes dropped by free page reporting; a page counts each time it is reported.
     pub reported_bytes: u64,
 }
 
-/// Statistics, and when they came.
+/// Statistics of a guest, with their timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GuestStatistics {
-    /// What the guest says.
+    /// The values that the guest sent.
     pub(crate) values: Statistics,
-    /// When it said so.
+    /// When the guest sent them.
     pub(crate) at: Instant,
 }
 
 impl GuestStatistics {
-    /// How long ago it said so.
+    /// Returns the time since the guest sent them.
     pub(crate) fn age(&self) -> Duration {
         self.at.elapsed()
     }
 }
 
-/// How a balloon stands, in pages of 4096 bytes; see [`crate::Vm::balloon`].
+/// State of a balloon, in pages of 4096 bytes; see [`crate::Vm::balloon`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BalloonReport {
     /// Whether the guest has a driver that is ready.
     pub(crate) has_driver: bool,
-    /// Whether the driver reports free pages, and they can be dropped.
+    /// Whether the driver reports free pages and they can be dropped.
     pub(crate) reporting: bool,
     /// Whether the driver sends statistics.
     pub(crate) sends_statistics: bool,
-    /// Whether the driver says which pages are free when a migration asks, and that is of use.
+    /// Whether the driver answers a migration's request for free pages, and the answer is useful.
     pub(crate) gives_hints: bool,
-    /// Pages that the driver shall give up.
+    /// Pages that the driver must give up.
     pub(crate) target_pages: u32,
-    /// Who has set that.
+    /// Who set the target.
     pub(crate) set_by: SetBy,
-    /// Pages that it says to have given up: anything, from a hostile one.
+    /// Pages that the driver claims to have given up: any value, from a hostile driver.
     pub(crate) actual_pages: u32,
-    /// What was dropped here.
+    /// Memory that was dropped on this host.
     pub(crate) discarded: Discarded,
-    /// The last statistics.
+    /// The last statistics, if any.
     pub(crate) statistics: Option<GuestStatistics>,
 }
 
-/// What a driver is offered to tell of free pages.
+/// The way in which a driver can tell the device about free pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FreePages {
-    /// It reports them as they come; one that cannot names them when it is asked.
+    /// Free page reporting; a driver that does not support it can use hinting.
     #[default]
     Reported,
-    /// It names them when it is asked.
+    /// Free page hinting only: the driver names free pages on request.
     Hinted,
 }
 
-/// Who has set a balloon's target. It goes wherever the guest goes: an optimizer that takes memory
-/// gives it back, but leaves what an operator has set.
+/// Who set a balloon's target. It is saved with the guest and migrates with it: an optimizer that
+/// takes memory gives it back later, but does not change a target that an operator has set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SetBy {
-    /// An operator, or nobody yet.
+    /// An operator, or the target was never set.
     #[default]
     Operator,
     /// The optimizer of a host's memory.
     Optimizer,
 }
 
-/// See the module.
+/// A balloon of a guest; see the module.
 #[derive(Debug, Default)]
 pub(crate) struct BalloonDevice {
     free_pages: FreePages,
     config: Values,
     set_by: SetBy,
-    /// Those that the driver has accepted; `None` until it is ready.
+    /// Features that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
-    /// The buffer that the driver has put its last statistics into, by its head.
+    /// Head of the request in whose buffer the driver sent its last statistics.
     held: Option<u16>,
-    /// New statistics are wanted.
+    /// True while new statistics are wanted.
     asked: bool,
     statistics: Option<GuestStatistics>,
     hints: Hints,
     discarded: Discarded,
-    /// The log hears once of what cannot be dropped.
+    /// Pages that cannot be dropped are logged once only.
     complained: bool,
 }
 
 impl BalloonDevice {
-    /// A balloon that learns of free pages in this way.
+    /// Creates a balloon that learns of free pages in this way.
     pub(crate) fn new(free_pages: FreePages) -> Self {
         Self { free_pages, ..Self::default() }
     }
 
-    /// How it stands.
+    /// Returns the state of the balloon.
     pub(crate) fn report(&self) -> BalloonReport {
         BalloonReport {
             has_driver: self.features.is_some(),
@@ -153,7 +152,7 @@ impl BalloonDevice {
         }
     }
 
-    /// Sets how many pages the driver shall give up, and tells it.
+    /// Sets how many pages the driver must give up, and tells the driver.
     pub(crate) fn set_target(&mut self, pages: u32, by: SetBy, rings: &Rings<'_>) {
         self.config.target_pages = pages;
         self.set_by = by;
@@ -164,14 +163,14 @@ impl BalloonDevice {
         });
     }
 
-    /// Asks for new statistics, as soon as the statistics queue is looked at.
+    /// Requests new statistics; the request is sent when the statistics queue is processed next.
     pub(crate) fn ask(&mut self) {
         self.asked = true;
     }
 
-    /// Asks the driver which pages are free, if it can tell. Hints are not asked for where pages
-    /// are reported: those are zeros already, and a guest that clears what it takes would fill them
-    /// for nothing.
+    /// Asks the driver which pages are free, if it can answer. A driver that reports free pages is
+    /// not asked: those pages are zeros already, and a guest that clears pages on allocation would
+    /// populate them for nothing.
     pub(crate) fn begin_hints(&mut self, rings: &Rings<'_>) {
         if self.gives_hints() {
             self.hints.begin(rings.ram());
@@ -179,13 +178,13 @@ impl BalloonDevice {
         }
     }
 
-    /// How far the driver is with its hints.
+    /// Returns the progress of the driver's hints.
     pub(crate) fn hint_progress(&self) -> HintProgress {
         self.hints.progress()
     }
 
-    /// Has the driver take its pages back; returns those that it named, a word for each chunk, or
-    /// nothing.
+    /// Tells the driver to take its pages back. Returns the pages that it named, as one word for
+    /// each chunk, or nothing if no command was active.
     pub(crate) fn end_hints(&mut self, rings: &Rings<'_>) -> Vec<u64> {
         if !self.hints.is_asking() {
             return Vec::new();
@@ -243,8 +242,8 @@ impl BalloonDevice {
         })
     }
 
-    /// Notes what the driver names. A buffer to read is a command's id, one to write is free
-    /// memory; nothing is written there.
+    /// Records the pages that the driver names. A readable buffer holds a command's id; a writable
+    /// buffer is free memory, which is not written.
     fn take_hints(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         let ram = rings.ram();
         rings.serve(index, HINT_BATCH, |mut chain, memory| {
@@ -277,8 +276,8 @@ impl BalloonDevice {
         Ok(dropped)
     }
 
-    /// Keeps one buffer of statistics until new ones are wanted. Others wait in the queue: a driver
-    /// makes no more work than the host asks for.
+    /// Holds one buffer of statistics until new ones are wanted. Further buffers stay in the queue,
+    /// so a driver causes no more work than the host asks for.
     fn exchange_statistics(
         &mut self,
         index: usize,
@@ -348,7 +347,8 @@ impl Device for BalloonDevice {
         }
     }
 
-    /// What is the driver's own is taken over; the target and the command are not.
+    /// Takes over the fields that the driver writes; the target and the hint command are the
+    /// device's.
     fn config_written(&mut self, rings: &mut Rings<'_>) {
         let mut bytes = [0; config::BYTES];
         rings.read_config(&mut bytes);
@@ -356,14 +356,14 @@ impl Device for BalloonDevice {
         self.config = Values { target_pages, hint_command, ..Values::from_bytes(&bytes) };
     }
 
-    /// Whoever asked for hints elsewhere is not here to end them.
+    /// Ends a hint command that was begun on another host: its requester is not here to end it.
     fn resumed(&mut self, rings: &mut Rings<'_>) {
         if std::mem::take(&mut self.hints.owes_done) {
             self.tell_hint_command(rings);
         }
     }
 
-    /// The target stays: the next driver shall keep to it too.
+    /// Keeps the target: it applies to the next driver too.
     fn reset(&mut self) {
         self.config = Values { target_pages: self.config.target_pages, ..Values::default() };
         self.features = None;

@@ -1,63 +1,63 @@
-//! Free page hinting (virtio 1.2, 5.5.6.6): at the host's asking, the driver takes all free pages
-//! that it can get and names them, and keeps them until it is told that the host is done.
+//! Free page hinting (virtio 1.2, 5.5.6.6): on request of the host, the driver allocates all free
+//! pages that it can get, names them, and keeps them until the host says that it is done.
 //!
 //! Unlike a reported page, a hinted one may be taken back and written by the guest at any time,
-//! also before its hint was looked at. So nothing is dropped here: the pages are only noted, and
-//! whoever asked leaves those alone that were written since.
+//! even before its hint was processed. So this module drops nothing: it only records the pages, and
+//! the requester must treat those that were written since as used.
 
 use std::ops::Range;
 
 use crate::memory::{CHUNK_PAGES, GuestRam};
 
-/// The host wants no hints (`VIRTIO_BALLOON_CMD_ID_STOP`); in the driver's mouth, it has no more.
+/// No hints wanted (`VIRTIO_BALLOON_CMD_ID_STOP`); sent by the driver, it means "no more hints".
 pub(super) const STOP: u32 = 0;
-/// The host is done: the driver takes its pages back (`VIRTIO_BALLOON_CMD_ID_DONE`).
+/// The host is done and the driver takes its pages back (`VIRTIO_BALLOON_CMD_ID_DONE`).
 pub(super) const DONE: u32 = 1;
-/// The least id of a command; QEMU's, too. A command has another than the one before it.
+/// Lowest id of a command, as in QEMU. Consecutive commands have different ids.
 pub(super) const ID_MIN: u32 = 1 << 31;
 
 const PAGE_BYTES: u64 = super::PAGE_BYTES;
 
-/// How far a guest is with its hints.
+/// Progress of a guest's hints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HintProgress {
     /// Pages named so far.
     pub pages: u64,
-    /// Nothing more is to come.
+    /// True if no more pages will be named.
     pub complete: bool,
 }
 
-/// Where a command stands.
+/// State of a command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Stage {
-    /// There is none, or it has ended.
+    /// There is no command, or it has ended.
     #[default]
     Idle,
-    /// The driver has not answered, or answers an older one.
+    /// The driver has not answered yet, or is answering an older command.
     Asked,
-    /// The driver names pages.
+    /// The driver is naming pages.
     Answering,
-    /// It has named all that it could.
+    /// The driver has named all pages that it could.
     Answered,
 }
 
-/// The last command and what came of it.
+/// The last command and the pages named in answer.
 #[derive(Debug, Default)]
 pub(super) struct Hints {
-    /// Its id; 0 when there was none.
+    /// Id of the command; 0 if there was none.
     id: u32,
     stage: Stage,
-    /// The pages that were named, a word for each chunk; empty while there is no command.
+    /// The pages that were named, one word for each chunk; empty while there is no command.
     words: Vec<u64>,
-    /// The driver may hold pages for a host that the guest has left.
+    /// The driver may still keep pages for a command of the host that the guest came from.
     pub(super) owes_done: bool,
 }
 
 impl Hints {
-    /// A balloon whose last command, given elsewhere, was `id`.
+    /// Returns the state of a balloon whose last command, given on another host, was `id`.
     ///
     /// # Errors
-    /// A sentence, when no command can have it.
+    /// If `id` is not a valid command id; the text says so.
     pub(super) fn after(id: u32) -> Result<Self, String> {
         if id != 0 && id < ID_MIN {
             return Err(format!("no command for hints has the id {id}"));
@@ -65,17 +65,17 @@ impl Hints {
         Ok(Self { id, owes_done: id != 0, ..Self::default() })
     }
 
-    /// The last command's id; 0 when there was none.
+    /// Returns the id of the last command; 0 if there was none.
     pub(super) fn id(&self) -> u32 {
         self.id
     }
 
-    /// A command is under way.
+    /// Returns whether a command is active.
     pub(super) fn is_asking(&self) -> bool {
         self.stage != Stage::Idle
     }
 
-    /// What the configuration space says.
+    /// Returns the value for the configuration space.
     pub(super) fn command(&self) -> u32 {
         match (self.stage, self.id) {
             (Stage::Idle, 0) => STOP,
@@ -92,21 +92,22 @@ impl Hints {
         self.owes_done = false;
     }
 
-    /// Ends the command; returns the pages that were named: none when there was no command.
+    /// Ends the command and returns the pages that were named; none if there was no command.
     pub(super) fn end(&mut self) -> Vec<u64> {
         self.stage = Stage::Idle;
         self.owes_done = false;
         std::mem::take(&mut self.words)
     }
 
-    /// The driver is gone, with all that it held; its successor has heard of no command.
+    /// Forgets the command: the driver is gone with all that it held, and its successor knows of
+    /// none.
     pub(super) fn forget(&mut self) {
         self.stage = Stage::Idle;
         self.words = Vec::new();
         self.owes_done = false;
     }
 
-    /// The driver begins to answer the command `id`, or says that it has no more.
+    /// Records that the driver begins to answer the command `id`, or has no more hints (`STOP`).
     pub(super) fn on_command(&mut self, id: u32) {
         self.stage = match (self.stage, id) {
             (Stage::Idle, _) => Stage::Idle,
@@ -117,8 +118,8 @@ impl Hints {
         };
     }
 
-    /// The driver names these pages, all of them RAM. They count when it answers the command that
-    /// stands.
+    /// Records pages that the driver names, all of them RAM. They count only if the driver is
+    /// answering the current command.
     pub(super) fn on_pages(&mut self, ram: &GuestRam, ranges: &[Range<u64>]) {
         if self.stage != Stage::Answering {
             return;
@@ -136,7 +137,7 @@ impl Hints {
         }
     }
 
-    /// How far it is.
+    /// Returns the progress of the current command.
     pub(super) fn progress(&self) -> HintProgress {
         HintProgress {
             pages: self.words.iter().map(|word| u64::from(word.count_ones())).sum(),

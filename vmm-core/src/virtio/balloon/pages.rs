@@ -1,16 +1,17 @@
-//! From what a driver names to ranges of guest-physical addresses: whole pages, in order, none
-//! twice.
+//! Converts what a driver names into ranges of guest-physical addresses: whole pages, in order,
+//! without duplicates.
 //!
-//! Whether they are RAM is for others to check.
+//! The caller checks that they are RAM.
 
 use std::ops::Range;
 
 use super::PAGE_BYTES;
 
-/// Bytes of a page's number (`__le32`).
+/// Size of a page frame number in bytes (`__le32`).
 pub(super) const PFN_BYTES: usize = 4;
 
-/// The pages whose numbers are in `bytes`; what is no whole number at the end is left out.
+/// Returns the pages whose frame numbers are in `bytes`; an incomplete number at the end is
+/// ignored.
 pub(super) fn of_pfns(bytes: &[u8]) -> Vec<Range<u64>> {
     let pages = bytes.chunks_exact(PFN_BYTES).map(|pfn| {
         let pfn = u32::from_le_bytes([pfn[0], pfn[1], pfn[2], pfn[3]]);
@@ -20,7 +21,7 @@ pub(super) fn of_pfns(bytes: &[u8]) -> Vec<Range<u64>> {
     coalesce(pages.collect())
 }
 
-/// The whole pages within pieces of memory (address, length), up to `bytes_max` in all.
+/// Returns the whole pages within pieces of memory (address, length), up to `bytes_max` in total.
 pub(super) fn within(pieces: impl Iterator<Item = (u64, u64)>, bytes_max: u64) -> Vec<Range<u64>> {
     let whole = pieces.filter_map(|(gpa, len)| {
         let end = gpa.checked_add(len)?;
@@ -37,7 +38,7 @@ pub(super) fn within(pieces: impl Iterator<Item = (u64, u64)>, bytes_max: u64) -
     ranges
 }
 
-/// Puts ranges in order and together where they meet or overlap.
+/// Sorts ranges and merges those that touch or overlap.
 fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();
@@ -70,7 +71,7 @@ mod tests {
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
-    /// The numbers of the pages in `ranges`, which must be whole, in order and apart.
+    /// Returns the numbers of the pages in `ranges`, which must be whole, in order and disjoint.
     fn numbers(ranges: &[Range<u64>]) -> BTreeSet<u64> {
         assert!(ranges.iter().all(|range| !range.is_empty()));
         assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");

@@ -1,27 +1,27 @@
-//! Which queue is which.
+//! Assigns a purpose to each queue.
 //!
-//! By the specification (virtio 1.2, 5.5.2) each queue has a number of its own, whether the others
-//! exist or not. Linux numbers those that the features brought about one after the other, and so
-//! does QEMU: without statistics, its queue of hints is number 2. Which of the two a driver does
-//! shows in the queues that it has set up, so this device understands both.
+//! By the specification (virtio 1.2, 5.5.2) each queue has a fixed number, whether the others exist
+//! or not. Linux instead numbers the queues of the accepted features consecutively, and so does
+//! QEMU: without statistics, the queue of hints is number 2. The queues that a driver has set up
+//! show which numbering it uses, so this device supports both.
 
 use super::feature;
 
-/// Queues that the device has: as many as any numbering needs.
+/// Number of queues that the device has: enough for either numbering.
 pub(super) const COUNT: usize = 5;
 
-/// What a queue is for.
+/// Purpose of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// Pages that the driver gives up.
     Inflate,
     /// Pages that the driver takes back.
     Deflate,
-    /// A buffer of statistics, which the device keeps until it wants new ones.
+    /// A buffer of statistics, which the device holds until it wants new ones.
     Statistics,
-    /// Free pages, which the driver may use again at any time.
+    /// Free pages that the driver may use again at any time.
     Hints,
-    /// Free pages, which the driver does not use until they are answered.
+    /// Free pages that the driver does not use until the device has answered.
     Reporting,
 }
 
@@ -32,8 +32,8 @@ const OPTIONAL: [(u64, Role); 3] = [
     (feature::REPORTING, Role::Reporting),
 ];
 
-/// What queue `index` is for when the driver has accepted `features` and set up the queues for
-/// which `is_set_up` holds.
+/// Returns the purpose of queue `index` when the driver has accepted `features` and set up the
+/// queues for which `is_set_up` holds.
 pub(super) fn role(index: usize, features: u64, is_set_up: impl Fn(usize) -> bool) -> Option<Role> {
     let place = match index {
         0 => return Some(Role::Inflate),
@@ -44,7 +44,7 @@ pub(super) fn role(index: usize, features: u64, is_set_up: impl Fn(usize) -> boo
     let consecutive = || accepted.clone().nth(place).map(|(_, role)| role);
     let own = OPTIONAL.get(place).filter(|(feature, _)| features & feature != 0);
     let own = || own.map(|(_, role)| *role);
-    // A queue behind the last of a consecutive numbering.
+    // Consecutive numbering leaves these queues unused.
     let by_specification = (2 + accepted.clone().count()..COUNT).any(is_set_up);
     if by_specification { own().or_else(consecutive) } else { consecutive().or_else(own) }
 }
@@ -55,7 +55,8 @@ mod tests {
 
     const ALL: [u64; 3] = [feature::STATISTICS, feature::HINTS, feature::REPORTING];
 
-    /// Every choice of the features that have queues, each with some that have none.
+    /// Every combination of the features that have queues, with and without features that have
+    /// none.
     fn choices() -> impl Iterator<Item = u64> {
         let others = [0, feature::DEFLATE_ON_OOM | feature::PAGE_POISON, 1 << 32];
         (0..8_usize).flat_map(move |choice| {

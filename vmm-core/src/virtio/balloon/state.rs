@@ -1,42 +1,42 @@
-//! What is saved of a balloon. The pages in it are the driver's business: here they are zeros like
-//! others.
+//! The saved state of a balloon. It does not list the pages in the balloon: the driver knows them,
+//! and for the device they are pages of zeros like others.
 
 use serde::{Deserialize, Serialize};
 
 use super::SetBy;
 use crate::codec;
 
-/// Version of the encoding of a balloon that has never asked for hints.
+/// Version of the encoding, for a balloon that has never requested hints.
 const VERSION: u16 = 1;
-/// The same with the last command's id behind.
+/// Version that appends the id of the last command.
 const VERSION_WITH_HINTS: u16 = 2;
-/// The same with who has set the target behind, when that is the optimizer.
+/// Version that also appends who set the target; used if that is the optimizer.
 const VERSION_WITH_SETTER: u16 = 3;
 
-/// See the module.
+/// The saved state of a balloon; see the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedBalloon {
-    /// Pages that the driver shall give up.
+    /// Pages that the driver must give up.
     pub(super) target_pages: u32,
-    /// Pages that it says to have given up.
+    /// Pages that the driver claims to have given up.
     pub(super) actual_pages: u32,
-    /// What its pages must hold.
+    /// Value with which the guest fills free pages.
     pub(super) poison: u32,
-    /// The buffer of statistics that waits here for the next question, by its head.
+    /// Head of the statistics request that the device holds until it wants new statistics.
     pub(super) held: Option<u16>,
-    /// Id of the last command for hints; 0 when there was none.
+    /// Id of the last command for hints; 0 if there was none.
     #[serde(skip)]
     pub(super) hint_id: u32,
-    /// Who has set the target.
+    /// Who set the target.
     #[serde(skip)]
     pub(super) set_by: SetBy,
 }
 
 impl SavedBalloon {
-    /// Encodes it.
+    /// Encodes the state.
     ///
     /// # Errors
-    /// Never: it is small.
+    /// Never: the state is small.
     pub(super) fn to_bytes(self) -> Result<Vec<u8>, String> {
         let bytes = match (self.set_by, self.hint_id) {
             (SetBy::Operator, 0) => codec::encode(&(VERSION, self)),
@@ -46,10 +46,11 @@ impl SavedBalloon {
         bytes.map_err(|error| error.to_string())
     }
 
-    /// Decodes what may be hostile; every value is one that a driver could have brought about.
+    /// Decodes a state that may be hostile; a driver could have set any value that is accepted
+    /// here.
     ///
     /// # Errors
-    /// A sentence.
+    /// If the bytes cannot be decoded; the text says why.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let version = bytes.first_chunk().ok_or_else(|| "its state is empty".to_owned())?;
         let saved = match u16::from_le_bytes(*version) {

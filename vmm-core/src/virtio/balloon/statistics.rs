@@ -1,16 +1,16 @@
-//! What a guest says of its memory: pairs of a tag and a value (virtio 1.2, 5.5.6.3).
+//! A guest's memory statistics: pairs of a tag and a value (virtio 1.2, 5.5.6.3).
 //!
-//! All of it is optional and none of it can be trusted. The pairs come in any order; of a tag that
-//! comes twice, the last counts, and tags that nobody knows are left out.
+//! All values are optional and none can be trusted. The pairs come in any order; if a tag occurs
+//! twice, the last one counts, and unknown tags are ignored.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a pair: `__le16` and `__le64`, packed.
+/// Size of a pair in bytes: `__le16` and `__le64`, packed.
 const PAIR_BYTES: usize = 10;
-/// Most pairs that are looked at. Linux 6.12 sends 16.
+/// Most pairs that are read. Linux 6.12 sends 16.
 const PAIRS_MAX: usize = 64;
-/// Most bytes of statistics that are looked at.
+/// Most bytes of statistics that are read.
 pub(super) const BYTES_MAX: usize = PAIR_BYTES * PAIRS_MAX;
 
 /// A guest's statistics, with the fields of `linux/virtio_balloon.h` (`VIRTIO_BALLOON_S_*`) as of
@@ -18,46 +18,46 @@ pub(super) const BYTES_MAX: usize = PAIR_BYTES * PAIRS_MAX;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Statistics {
-    /// Bytes that were swapped in, since the guest booted like all that is no amount of memory.
+    /// Bytes swapped in since the guest booted; all other event counts also start at boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap_in_bytes: Option<u64>,
-    /// Bytes that were swapped out.
+    /// Bytes swapped out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap_out_bytes: Option<u64>,
     /// Page faults that had to wait for a disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub major_faults: Option<u64>,
-    /// Page faults that did not.
+    /// Page faults that did not wait for a disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minor_faults: Option<u64>,
-    /// Memory that is used for nothing at all (`MemFree`).
+    /// Memory that is not used at all (`MemFree`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub free_bytes: Option<u64>,
-    /// Memory that the guest's system has, without what is in the balloon (`MemTotal`).
+    /// Memory of the guest without what is in the balloon (`MemTotal`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
-    /// Memory that programs can get without swapping (`MemAvailable`).
+    /// Memory that programs can allocate without swapping (`MemAvailable`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available_bytes: Option<u64>,
-    /// Memory that holds copies of what is on disks.
+    /// Memory that caches data of disks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_bytes: Option<u64>,
-    /// Huge pages that were taken from the guest's pool.
+    /// Huge pages allocated from the guest's pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub huge_page_allocations: Option<u64>,
-    /// Huge pages that were wanted and not there.
+    /// Failed allocations of huge pages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub huge_page_failures: Option<u64>,
-    /// Processes that were killed for want of memory.
+    /// Processes killed because memory ran out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,
-    /// How often a program had to wait for memory to be freed.
+    /// Number of times a program had to wait for memory to be freed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation_stalls: Option<u64>,
-    /// Bytes looked through for memory to free, in the background.
+    /// Bytes scanned in the background for memory to free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background_scan_bytes: Option<u64>,
-    /// Bytes looked through for memory to free while a program waited.
+    /// Bytes scanned for memory to free while a program waited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direct_scan_bytes: Option<u64>,
     /// Bytes freed in the background.
@@ -69,7 +69,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// The statistics in a driver's buffer.
+    /// Decodes the statistics in a driver's buffer.
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let mut statistics = Self::default();
         for pair in bytes.chunks_exact(PAIR_BYTES).take(PAIRS_MAX) {

@@ -1,4 +1,4 @@
-//! What a guest's description says of a disk.
+//! Configuration of a disk.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -21,47 +21,48 @@ const SERIAL_BYTES_MAX: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// What a guest may do with a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
-    /// Read and write; no other guest uses it meanwhile.
+    /// Read and write; no other guest uses the disk at the same time.
     ReadWrite,
-    /// Read; other guests may read it too.
+    /// Read only; other guests may read the disk too.
     ReadOnly,
 }
 
-/// How requests are carried out.
+/// How requests are executed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineChoice {
-    /// By io_uring where the host has it and lets this process use it.
+    /// With io_uring if the host has it and lets this process use it, otherwise with plain system
+    /// calls.
     #[default]
     Auto,
-    /// By io_uring; a host without it does not run the guest.
+    /// With io_uring; the guest does not start on a host without it.
     IoUring,
-    /// One after the other, by plain system calls.
+    /// One after the other, with plain system calls.
     Sync,
 }
 
-/// What becomes of a file that has the name of an arriving disk.
+/// What happens to an existing file at the path of an arriving disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupied {
-    /// It stays, and the disk does not arrive.
+    /// The file is kept, and the disk is rejected.
     Refuse,
-    /// The disk takes its place, unless somebody uses it.
+    /// The disk replaces the file, unless the file is in use.
     Replace,
 }
 
-/// Whether the disk is on this host already.
+/// Whether the disk is already on this host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// It is.
+    /// The disk is on this host.
     #[default]
     Present,
-    /// Its content comes with the guest.
+    /// The disk's content arrives with the guest.
     Arriving(Occupied),
 }
 
-/// Most queues of a disk. vCPUs of a guest that has more of them share queues.
+/// Most queues of a disk. vCPUs share queues if the guest has more vCPUs than that.
 pub(super) const QUEUES_MAX: u16 = 8;
 
-/// A file that was made for an arriving disk: equal to itself alone.
+/// A file that was created for an arriving disk: equal only to itself.
 #[derive(Debug, Clone)]
 struct Made(Arc<File>);
 
@@ -73,38 +74,39 @@ impl PartialEq for Made {
 
 impl Eq for Made {}
 
-/// A disk of a guest. A migration expects the same disk under the same path at the destination.
+/// A disk of a guest. A migration expects the same disk at the same path at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockConfig {
     path: PathBuf,
     access: Access,
     serial: String,
-    /// Bytes, a multiple of a sector's: measured when the guest was described.
+    /// Size in bytes, a multiple of the sector size, as measured when the guest was defined.
     bytes: u64,
-    /// Request queues.
+    /// Number of request queues.
     queues: u16,
     engine: EngineChoice,
-    /// Evidence for a destination that it has the same disk.
+    /// Evidence from which a destination sees that it has the same disk.
     proof: DiskProof,
-    /// This host's affair.
+    /// Whether the disk is on this host; not part of the serialized configuration.
     #[serde(skip)]
     origin: Origin,
-    /// The file that was made for it, where it is to arrive.
+    /// The file that was created for the disk, if it is arriving.
     #[serde(skip)]
     made: Option<Made>,
-    /// The guest has it already, on the host that it comes from.
+    /// The guest already used the disk on the host that it comes from.
     #[serde(skip)]
     goes_on: bool,
 }
 
 impl BlockConfig {
-    /// The disk at `path`, an existing regular file or block device. `serial` is what the guest
-    /// sees as the disk's serial number, at most 20 characters of ASCII.
+    /// Creates the configuration of the disk at `path`, an existing regular file or block device.
+    /// `serial` is the disk's serial number as the guest sees it, at most 20 ASCII characters.
     ///
     /// # Errors
-    /// [`DeviceError`].
+    /// [`DeviceError`], if the disk cannot be used.
     pub fn new(path: &Path, access: Access, serial: &str) -> Result<Self, DeviceError> {
-        // Absolute and without links, so that it means the same in every process and on every host.
+        // Absolute and without links, so that the path has the same meaning in every process and on
+        // every host.
         let found = path
             .canonicalize()
             .map_err(|cause| DeviceError::Disk { path: path.to_path_buf(), cause })?;
@@ -113,7 +115,8 @@ impl BlockConfig {
         if there < SECTOR_BYTES {
             return Err(DeviceError::Config(no_sectors(&found, there)));
         }
-        // A file need not end with a whole sector; what is behind the last one is out of reach.
+        // A file need not end with a whole sector; the guest cannot access bytes beyond the last
+        // whole one.
         let bytes = there - there % SECTOR_BYTES;
         let config = Self {
             path: found,
@@ -131,30 +134,30 @@ impl BlockConfig {
         Ok(config)
     }
 
-    /// With so many request queues, 1 to 8, lest vCPUs wait for each other.
+    /// Sets the number of request queues, 1 to 8: with several, vCPUs do not wait for each other.
     #[must_use]
     pub fn with_queues(self, queues: u16) -> Self {
         Self { queues, ..self }
     }
 
-    /// With requests carried out like that.
+    /// Sets how requests are executed.
     #[must_use]
     pub fn with_engine(self, engine: EngineChoice) -> Self {
         Self { engine, ..self }
     }
 
-    /// With other evidence for a destination that it has the same disk.
+    /// Replaces the evidence from which a destination sees that it has the same disk.
     #[must_use]
     pub fn with_proof(self, proof: DiskProof) -> Self {
         Self { proof, ..self }
     }
 
-    /// The evidence for a destination that it has the same disk.
+    /// Returns the evidence from which a destination sees that it has the same disk.
     pub(crate) fn proof(&self) -> &DiskProof {
         &self.proof
     }
 
-    /// Checks that it is known what the disk looked like when its guest was saved.
+    /// Checks that the configuration records what the disk looked like when its guest was saved.
     ///
     /// # Errors
     /// [`DeviceError::DiskUnsealed`].
@@ -165,8 +168,8 @@ impl BlockConfig {
         }
     }
 
-    /// With the evidence that this host has: it is not taken over from the host that the guest came
-    /// from.
+    /// Replaces the evidence with that of this host's disk; evidence from the host that the guest
+    /// came from does not apply here.
     #[must_use]
     pub(crate) fn identified(self) -> Self {
         let disk = Disk::open_present(&self.path, self.access);
@@ -174,24 +177,25 @@ impl BlockConfig {
         self.with_proof(proof)
     }
 
-    /// The same disk under another path, for a host that keeps its disks elsewhere.
+    /// Returns the same disk at another path, for a host that keeps its disks elsewhere.
     #[must_use]
     pub fn at(&self, path: &Path) -> Self {
         Self { path: path.to_path_buf(), ..self.clone() }
     }
 
-    /// The same disk for a host that it is being copied to: it is created without a name, and
-    /// [`crate::DiskContent::adopt`] gives it one.
+    /// Returns the same disk for the host that it is being copied to: the file is created without a
+    /// name, and [`crate::DiskContent::adopt`] names it.
     #[must_use]
     pub fn arriving(&self, occupied: Occupied) -> Self {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
     }
 
-    /// The same disk with the file that it arrives in, which is made without a name: for a process
-    /// whose confined threads may make none. A disk that is here already stays as it is.
+    /// Returns the same disk with the nameless file that it arrives in, which is created here: for
+    /// a process whose confined threads cannot create files. A disk that is already on this host
+    /// does not change.
     ///
     /// # Errors
-    /// The file system cannot have files without names, or has no room.
+    /// If the file system does not support files without names, or is full.
     pub fn made(&self) -> Result<Self, DeviceError> {
         let made = match self.origin {
             Origin::Present => None,
@@ -200,53 +204,54 @@ impl BlockConfig {
         Ok(Self { made, ..self.clone() })
     }
 
-    /// The file that was made for it, if one was.
+    /// Returns the file that was created for the disk, if any.
     pub(super) fn made_file(&self) -> Option<&Arc<File>> {
         self.made.as_ref().map(|made| &made.0)
     }
 
-    /// The same disk for a guest that goes on here with it, and does not begin on it.
+    /// Returns the same disk for a guest that continues to use it here, rather than starting on it.
     #[must_use]
     pub fn going_on(&self) -> Self {
         Self { goes_on: true, ..self.clone() }
     }
 
-    /// Whether the guest begins on it here: what was saved on it before does not fit it any more.
+    /// Returns whether the guest starts on the disk here. If so, guests that were saved on it
+    /// before no longer match it.
     pub(super) fn begins_here(&self) -> bool {
         self.origin == Origin::Present && !self.goes_on
     }
 
-    /// Whether it is on this host already.
+    /// Returns whether the disk is already on this host.
     pub(super) fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// Request queues.
+    /// Returns the number of request queues.
     pub fn queues(&self) -> u16 {
         self.queues
     }
 
-    /// How requests are carried out.
+    /// Returns how requests are executed.
     pub fn engine(&self) -> EngineChoice {
         self.engine
     }
 
-    /// The file or block device.
+    /// Returns the path of the file or block device.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the guest may do with it.
+    /// Returns what the guest may do with the disk.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// The serial number.
+    /// Returns the serial number.
     pub fn serial(&self) -> &str {
         &self.serial
     }
 
-    /// Its size in bytes.
+    /// Returns the size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -288,8 +293,8 @@ impl BlockConfig {
         }
     }
 
-    /// Checks that the disk at its path is the one that the guest has at the source, which has
-    /// given its proof.
+    /// Checks that the disk at the path is the one that the guest has at the source, which has sent
+    /// its evidence.
     pub(crate) fn check_shared(&self) -> Result<(), DeviceError> {
         if self.origin != Origin::Present {
             return Ok(());

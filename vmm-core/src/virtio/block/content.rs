@@ -1,8 +1,7 @@
-//! The content of a disk, for whoever copies it while the guest runs: by chunks, as guest memory.
+//! The content of a disk, for copying it while the guest runs: in chunks, as guest memory.
 //!
-//! It shares the open file with the device, so it reads what the guest has written, and a pause or
-//! a save concerns it no less. At the destination of a copy it is what the content is written
-//! through.
+//! It shares the open file with the device, so it reads what the guest has written, and pausing and
+//! saving cover it too. At the destination of a copy, the content is written through it.
 
 use std::fs::File;
 use std::io;
@@ -24,10 +23,10 @@ use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::sys::file::{self, Clearing};
 use crate::virtio::DeviceError;
 
-/// Bytes of a sector as `stat` counts them, whatever the file system's are.
+/// Block size of `stat` in bytes, whatever block size the file system has.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// See the module. All calls may come from any thread.
+/// The content of a disk; see the module. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct DiskContent {
     path: PathBuf,
@@ -36,14 +35,14 @@ pub struct DiskContent {
     access: Access,
     lock_reach: LockReach,
     log: WriteLog,
-    /// What remains to be done for the file to have its name.
+    /// Where the disk comes from, while its file has no name yet.
     unnamed: Mutex<Option<Origin>>,
-    /// A guest may be saved on it as it is now, which the next write ends.
+    /// A saved guest may depend on the present content; the guest's next write breaks such seals.
     may_be_sealed: AtomicBool,
 }
 
 impl DiskContent {
-    /// The content of the disk that `file` is.
+    /// Creates the content of the disk in `file`.
     pub(super) fn new(config: &BlockConfig, file: &Arc<File>) -> Self {
         let unnamed = Some(config.origin()).filter(|origin| *origin != Origin::Present);
         Self {
@@ -58,43 +57,43 @@ impl DiskContent {
         }
     }
 
-    /// The file or block device.
+    /// Returns the path of the file or block device.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its size in bytes, which need not be whole pages.
+    /// Returns the size in bytes, which need not be a multiple of the page size.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// What the guest may do with it.
+    /// Returns what the guest may do with the disk.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// Whether it is a block device.
+    /// Returns whether the disk is a block device.
     pub fn is_device(&self) -> bool {
         self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
     }
 
-    /// What it is recognized by, whatever is at its path by now; `None` when the system does not
-    /// tell.
+    /// Returns the identity of the open disk, whatever is at its path by now; `None` if the system
+    /// call fails.
     pub fn identity(&self) -> Option<DiskIdentity> {
         DiskIdentity::of(&self.file.metadata().ok()?)
     }
 
-    /// Whom the lock on it keeps away.
+    /// Returns which programs are kept away by the lock on the disk.
     pub fn lock_reach(&self) -> LockReach {
         self.lock_reach
     }
 
-    /// Chunks of its content; the last one may be cut short by the disk's end.
+    /// Returns the number of chunks; the end of the disk may cut the last one short.
     pub fn chunks(&self) -> usize {
         self.bytes.div_ceil(CHUNK_BYTES as u64) as usize
     }
 
-    /// Bytes of it that take up room on this host; all of them when that cannot be told.
+    /// Returns the bytes allocated on this host; the disk's size if that is unknown.
     pub fn allocated_bytes(&self) -> u64 {
         match self.file.metadata() {
             Ok(found) if found.is_file() => {
@@ -104,63 +103,63 @@ impl DiskContent {
         }
     }
 
-    /// Notes on the disk, durably, that its content has gone, and `where_to`: from now on it is
-    /// refused as a guest's disk here.
+    /// Durably marks the disk as departed to `where_to`: from now on this host refuses it as a
+    /// guest's disk.
     ///
     /// # Errors
-    /// The system's answer: not all file systems can keep the note.
+    /// If the mark cannot be written: not all file systems support it.
     pub fn note_departure(&self, where_to: &str) -> io::Result<()> {
         departed::note(&self.file, where_to)
     }
 
-    /// Takes that back.
+    /// Removes the mark of `DiskContent::note_departure`.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If the mark cannot be removed.
     pub fn forget_departure(&self) -> io::Result<()> {
         departed::forget(&self.file)
     }
 
-    /// Marks the disk for the destination of a migration, if it is a file: another host then tells
-    /// it from others.
+    /// Marks the disk for the destination of a migration, if it is a file, so that the destination
+    /// can tell it from other files.
     ///
     /// # Errors
-    /// The system's answer: the file is another user's, for example.
+    /// If the mark cannot be set, for example because the file belongs to another user.
     pub fn mark(&self) -> io::Result<Option<Mark>> {
         Mark::set(&self.file)
     }
 
-    /// The device's view of the same.
+    /// Returns the log in which the device records writes.
     pub(super) fn log(&self) -> &WriteLog {
         &self.log
     }
 
-    /// Starts to log what the guest writes.
+    /// Starts to log the guest's writes.
     pub fn start_log(&self) {
         self.log.start(self.bytes);
     }
 
-    /// Stops the log. Does nothing when it was not started.
+    /// Stops the log. Does nothing if it was not started.
     pub fn stop_log(&self) {
         self.log.stop();
     }
 
-    /// Sets the bits of pages that the guest has written in `words`, one word for each chunk.
+    /// Sets in `words`, one word for each chunk, the bits of the pages that the guest has written.
     pub fn collect_written(&self, words: &mut [u64]) {
         self.log.collect(words);
     }
 
-    /// Forgets that the pages in `words`, from chunk `first_chunk` on, were written. Call it before
-    /// they are read.
+    /// Clears the log for the pages in `words`, from chunk `first_chunk` on. Call this before
+    /// reading the pages.
     pub fn rearm(&self, first_chunk: usize, words: &[u64]) {
         self.log.clear(first_chunk, words);
     }
 
-    /// Sets in `words`, one for each chunk, which pages hold something, as far as the file system
-    /// can tell; the others read as zeros.
+    /// Sets in `words`, one word for each chunk, the bits of the pages that contain data, as far as
+    /// the file system can tell; all other pages read as zeros.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If a system call fails.
     pub fn find_data(&self, words: &mut [u64]) -> Result<(), DeviceError> {
         words.fill(0);
         let mut set = |from: u64, to: u64| {
@@ -179,11 +178,11 @@ impl DiskContent {
         Ok(())
     }
 
-    /// Copies content into `buf`, from page `first_page` of `chunk` on; what is behind the disk's
-    /// end is zeros.
+    /// Copies content into `buf`, from page `first_page` of `chunk` on; bytes beyond the end of the
+    /// disk are zeros.
     ///
     /// # Errors
-    /// The range lies outside, or the disk cannot be read.
+    /// If the range is invalid, or the disk cannot be read.
     pub fn copy_out(
         &self,
         chunk: usize,
@@ -196,21 +195,20 @@ impl DiskContent {
         self.file.read_exact_at(content, offset).map_err(|error| self.failed(error))
     }
 
-    /// Writes content from page `first_page` of `chunk` on; what is behind the disk's end is left
-    /// out.
+    /// Writes content from page `first_page` of `chunk` on; bytes beyond the end of the disk are
+    /// ignored.
     ///
     /// # Errors
-    /// The range lies outside, or the disk cannot be written: it may be full.
+    /// If the range is invalid, or the disk cannot be written, for example because it is full.
     pub fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), DeviceError> {
         let (offset, inside) = self.place(chunk, first_page, data.len())?;
         self.file.write_all_at(&data[..inside], offset).map_err(|error| self.failed(error))
     }
 
-    /// Makes the pages of `chunk` in `mask` zeros, and gives their room back where that is
-    /// possible.
+    /// Zeroes the pages of `chunk` in `mask`, and frees their space where possible.
     ///
     /// # Errors
-    /// The chunk lies outside, or the disk cannot be written.
+    /// If the chunk is invalid, or the disk cannot be written.
     pub fn zero(&self, chunk: usize, mask: u64) -> Result<(), DeviceError> {
         for page in (0..CHUNK_PAGES).filter(|page| mask >> page & 1 == 1) {
             let (offset, inside) = self.place(chunk, page, PAGE_BYTES)?;
@@ -222,26 +220,25 @@ impl DiskContent {
         Ok(())
     }
 
-    /// Makes all that was written durable.
+    /// Makes all writes durable.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If the system call fails.
     pub fn sync(&self) -> Result<(), DeviceError> {
         let flush = |cause| DeviceError::Flush { path: self.path.clone(), cause };
         self.file.sync_data().map_err(flush)
     }
 
-    /// Makes all that was written durable, and says what the disk looks like, of a guest that
-    /// stands still: see [`Seal`].
+    /// Makes all writes of a paused guest durable, and returns the disk's seal: see [`Seal`].
     ///
     /// # Errors
-    /// The system's answer.
+    /// If a system call fails.
     pub fn seal(&self) -> Result<DiskProof, DeviceError> {
         self.may_be_sealed.store(true, Ordering::Release);
         Seal::of(&self.file).map(DiskProof::Sealed).map_err(|error| self.failed(error))
     }
 
-    /// Whether seals are to be broken before the guest writes; says so once.
+    /// Returns whether seals must be broken before the guest writes; true only once per seal.
     pub(super) fn take_seals(&self) -> bool {
         self.may_be_sealed.swap(false, Ordering::AcqRel)
     }
@@ -249,7 +246,7 @@ impl DiskContent {
     /// Checks that [`DiskContent::adopt`] would succeed now.
     ///
     /// # Errors
-    /// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; what the system answers.
+    /// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; or if a system call fails.
     pub fn check_adoption(&self) -> Result<(), DeviceError> {
         match *self.unnamed() {
             Some(Origin::Arriving(occupied)) => staged::check_place(&self.path, occupied).map(drop),
@@ -257,12 +254,13 @@ impl DiskContent {
         }
     }
 
-    /// Gives all `disks` that have arrived their names, durably: from now on they outlive this
-    /// process. Leaves out those that have one.
+    /// Durably names the files of all `disks` that have arrived: from now on they outlive this
+    /// process. Skips disks that already have a name.
     ///
     /// # Errors
-    /// [`DeviceError::DiskExists`] when somebody has taken a name meanwhile; what the system
-    /// answers. None has a name then, but for those that had replaced another disk by then.
+    /// [`DeviceError::DiskExists`] if another file has taken a name meanwhile; or if a system call
+    /// fails. After an error no disk has a name, except those that had already replaced another
+    /// file.
     pub fn adopt(disks: &[&Self]) -> Result<(), DeviceError> {
         let mut origins: Vec<_> = disks.iter().map(|disk| disk.unnamed()).collect();
         let files = disks.iter().zip(&origins).filter_map(|(disk, origin)| match **origin {
@@ -280,8 +278,8 @@ impl DiskContent {
         self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a range of pages lies in the file, and how many of its `len` bytes are before the
-    /// disk's end.
+    /// Returns the offset of a range of pages in the file, and how many of its `len` bytes lie
+    /// before the end of the disk.
     fn place(
         &self,
         chunk: usize,

@@ -1,5 +1,5 @@
-//! A copy of a disk's content in a file: shared with the disk where the file system can do that,
-//! holes and all.
+//! Copies a disk's content to a file: shares blocks with the disk if the file system supports that,
+//! and keeps holes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -11,14 +11,14 @@ use rustix::fs::ioctl_ficlone;
 
 use crate::sys::file::{self, Extent};
 
-/// Read and written at a time, in bytes.
+/// Size of one read and write, in bytes.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Copies the first `bytes` of `from` to the empty file `to`; `step` is told how many have been
-/// dealt with, now and then.
+/// Copies the first `bytes` of `from` to the empty file `to`, and calls `step` repeatedly with the
+/// number of bytes done so far.
 ///
 /// # Errors
-/// What `step` says; the system's answer.
+/// If `step` fails, or a system call fails.
 pub fn copy_content(
     from: &File,
     to: &File,
@@ -37,7 +37,7 @@ pub fn copy_content(
             let length = (end - at).min(PIECE_BYTES as u64);
             let piece = &mut piece[..length as usize];
             from.read_exact_at(piece, at)?;
-            // A device does not tell where it holds nothing.
+            // A block device does not report holes, so pieces of zeros are detected here.
             if piece.iter().any(|byte| *byte != 0) {
                 to.write_all_at(piece, at)?;
             }
@@ -48,11 +48,11 @@ pub fn copy_content(
     step(bytes)
 }
 
-/// The next range of `file`'s first `bytes`, from `at` on, that may hold something else than zeros;
-/// `None` when there is none.
+/// Returns the next range of `file`'s first `bytes`, from `at` on, that may contain anything but
+/// zeros; `None` if there is none.
 ///
 /// # Errors
-/// The system's answer.
+/// If a system call fails.
 pub(super) fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= bytes {
         return Ok(None);
@@ -60,20 +60,21 @@ pub(super) fn next_data(file: &File, at: u64, bytes: u64) -> io::Result<Option<(
     let data = match file::seek_extent(file, at, Extent::Data) {
         Ok(Some(data)) if data < bytes => data,
         Ok(_) => return Ok(None),
-        // A block device, or a file system that does not tell.
+        // A block device, or a file system that does not report holes.
         Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(Some((at, bytes))),
         Err(error) => return Err(error),
     };
     let hole = file::seek_extent(file, data, Extent::Hole)?;
-    // A file that is being truncated meanwhile might lead nowhere.
+    // A file that is truncated concurrently must not yield an empty range: the caller would never
+    // advance.
     Ok(Some((data, hole.unwrap_or(bytes).clamp(data + 1, bytes))))
 }
 
-/// Gives a copy the modification time by which it is known, in seconds since 1970: see
-/// [`super::Seal::File`].
+/// Sets the modification time of a copy, in seconds since 1970, from which its seal recognizes it:
+/// see [`super::Seal::File`].
 ///
 /// # Errors
-/// The system's answer.
+/// If the system call fails.
 pub fn date(copy: &File, modified_unix_s: i64) -> io::Result<()> {
     Ok(futimens(copy, &TimeSpec::UTIME_OMIT, &TimeSpec::new(modified_unix_s, 0))?)
 }

@@ -1,4 +1,4 @@
-//! The disk as a device.
+//! The disk device.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -30,38 +30,38 @@ use crate::virtio::signals::ConfigSpace;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
-/// Requests taken before the thread looks for other work.
+/// Requests taken before the thread checks for other work.
 const BATCH: usize = 16;
-/// When orders that the kernel did not take are handed over once more.
+/// Delay until requests that the kernel did not accept are submitted again.
 const SUBMIT_AGAIN: Duration = Duration::from_millis(5);
-/// Bytes of a serial number, padded with zeros.
+/// Size of the serial number in bytes, padded with zeros.
 const SERIAL_BYTES: usize = 20;
 
-/// See the module.
+/// A disk of a guest.
 #[derive(Debug)]
 pub(crate) struct BlockDevice {
-    // Goes before what it may still use.
+    // Dropped first: it may still use the fields below.
     engine: Engine,
     disk: Disk,
     content: Arc<DiskContent>,
     limits: Limits,
     queues: u16,
-    /// Requests under way, by queue.
+    /// Requests in flight, by queue.
     under_way: Vec<u16>,
     serial: [u8; SERIAL_BYTES],
     /// Whether each write must be durable, as for a driver that does not flush.
     writes_through: bool,
-    /// A guest can repeat what fails as often as it likes; the log hears of it once.
+    /// The log gets one message only: a guest can repeat a failing request as often as it likes.
     complained: bool,
-    /// When the ring gets another chance to hand over what the kernel did not take.
+    /// When requests that the kernel did not accept are submitted again.
     submit_at: Option<Instant>,
 }
 
 impl BlockDevice {
-    /// Opens the disk, without locking it.
+    /// Opens the disk without locking it.
     ///
     /// # Errors
-    /// [`DeviceError`].
+    /// [`DeviceError`], if the disk or its engine cannot be used.
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
         let failed = |cause| DeviceError::Disk { path: config.path().to_path_buf(), cause };
         let disk = Disk::open(config)?;
@@ -90,12 +90,12 @@ impl BlockDevice {
         })
     }
 
-    /// The disk's content, to be copied while the guest runs.
+    /// Returns the disk's content, for copying it while the guest runs.
     pub(crate) fn content(&self) -> Arc<DiskContent> {
         Arc::clone(&self.content)
     }
 
-    /// Answers a request, or begins what it wants.
+    /// Answers a request, or starts its operation.
     fn take(&mut self, queue: usize, chain: Chain, memory: &RamMap) -> Result<Answer, QueueError> {
         let head = chain.head;
         let Request { wish, data_bytes, status } = parse(chain, memory, &self.limits)?;
@@ -114,7 +114,7 @@ impl BlockDevice {
         answered(&status, answer, data_bytes, memory).map(Answer::Now)
     }
 
-    /// Hands `operation` to the ring, or carries it out.
+    /// Queues `operation` on the ring, or executes it.
     fn set_about(
         &mut self,
         operation: Operation,
@@ -139,7 +139,8 @@ impl BlockDevice {
         };
         let Engine::Ring(ring) = &mut self.engine else { return Err(QueueError::Request) };
         let queue = ticket.queue;
-        // Each request has a descriptor of its own until it is answered, unless the driver lies.
+        // A request occupies a descriptor until it is answered, so a correct driver stays below
+        // this limit.
         if self.under_way[queue] >= QUEUE_SIZE {
             return Err(QueueError::Available);
         }
@@ -158,7 +159,7 @@ impl BlockDevice {
         if changes && self.writes_through { self.disk.file().sync_data() } else { Ok(()) }
     }
 
-    /// A request is done; returns how many bytes were written to guest memory.
+    /// Completes a request; returns how many bytes were written to guest memory.
     fn finished(
         &mut self,
         ticket: &Ticket,
@@ -180,7 +181,8 @@ impl BlockDevice {
         answered(&ticket.status, answer, ticket.data_bytes, memory)
     }
 
-    /// Hands over what was begun; what the kernel does not take is tried again a little later.
+    /// Submits the queued requests; those that the kernel does not accept are tried again a little
+    /// later.
     fn submit(&mut self) {
         let Engine::Ring(ring) = &mut self.engine else { return };
         if let Err(error) = ring.submit() {
@@ -194,7 +196,7 @@ impl BlockDevice {
         self.submit_at = ring.has_unsubmitted().then(|| Instant::now() + SUBMIT_AGAIN);
     }
 
-    /// Answers what the ring has done.
+    /// Answers the requests that the ring has completed.
     fn reap(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         let memory = rings.ram().memory();
         let mut touched = 0u32;
@@ -212,7 +214,7 @@ impl BlockDevice {
             .try_for_each(|queue| rings.notify_driver(queue))
     }
 
-    /// Waits for the ring to be done with something; false when nothing is under way.
+    /// Waits until the ring completes a request; returns false if none is in flight.
     fn wait(&mut self) -> bool {
         let Engine::Ring(ring) = &mut self.engine else { return false };
         if ring.in_flight() == 0 {
@@ -226,7 +228,7 @@ impl BlockDevice {
     }
 }
 
-/// Writes the status of a request; returns how many bytes were written to guest memory in all.
+/// Writes the status of a request; returns the total number of bytes written to guest memory.
 fn answered(
     place: &Buffers,
     status: Status,
@@ -260,7 +262,7 @@ impl Device for BlockDevice {
         vec![QUEUE_SIZE; self.queues.into()]
     }
 
-    /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
+    /// Returns `struct virtio_blk_config` (virtio 1.2, 5.2.4).
     fn config(&self) -> ConfigSpace {
         let mut bytes = vec![0; 60];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -286,10 +288,10 @@ impl Device for BlockDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         let progress = rings.take_on(index, BATCH, |chain, memory| self.take(index, chain, memory));
-        // What was begun goes on even if the queue is broken.
+        // Requests that were queued must be submitted even if the queue is broken.
         self.submit();
         let progress = progress?;
-        // Much is done at once, above all what the host has cached.
+        // Many requests complete at once, above all those that the host has cached.
         self.reap(rings)?;
         Ok(progress)
     }
@@ -298,14 +300,14 @@ impl Device for BlockDevice {
         self.submit_at
     }
 
-    /// What is done then makes the ring readable.
+    /// Submits again; completions then make the ring's descriptor readable.
     fn on_due(&mut self, _rings: &mut Rings<'_>) {
         self.submit();
     }
 
     fn watched(&self) -> Vec<RawFd> {
         match &self.engine {
-            // Edges are all that matters, so its counter is never read.
+            // Only edges matter, so the eventfd's counter is never read.
             Engine::Ring(ring) => vec![ring.event_fd()],
             Engine::Positioned => Vec::new(),
         }
@@ -324,7 +326,7 @@ impl Device for BlockDevice {
         outcome
     }
 
-    /// What is under way is answered to nobody, but ends first: it reads and writes guest memory.
+    /// Waits for the requests in flight without answering them: they still access guest memory.
     fn reset(&mut self) {
         loop {
             while let Engine::Ring(ring) = &mut self.engine
@@ -359,8 +361,7 @@ impl Device for BlockDevice {
         self.disk.trust();
     }
 
-    /// The disk's content must have reached the disk: another host does not see what is in this
-    /// one's cache.
+    /// Flushes the disk: another host does not see data in this host's page cache.
     fn settle(&mut self) -> Result<(), DeviceError> {
         self.disk.flush()
     }

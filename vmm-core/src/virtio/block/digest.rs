@@ -1,9 +1,9 @@
-//! A digest of the places of a block device that change when it is mounted or its volumes are used:
-//! whichever host does that, while a count of written sectors is one host's own.
+//! A digest of the areas of a block device that change when the device is mounted or its volumes
+//! are used. It detects this from any host, while a count of written sectors only covers one host.
 //!
-//! It covers the device's first and last MiB and the head of each partition: boot sectors,
-//! partition tables, LVM's metadata, the superblocks of ext4, XFS, btrfs and of md. It proves that
-//! a device was written, and never that it was not.
+//! It covers the device's first and last MiB and the start of each partition: boot sectors,
+//! partition tables, LVM metadata, the superblocks of ext4, XFS, btrfs and md. It can prove that a
+//! device was written, but never that it was not.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -14,26 +14,25 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::sys::file;
 
-/// Read at both ends of the device, in bytes.
+/// Bytes read at each end of the device.
 const END_BYTES: usize = 1 << 20;
-/// Read at the head of a partition, in bytes. LVM puts the first volume of a partition at 1 MiB,
-/// and the superblock of a file system is in its first 128 KiB.
+/// Bytes read at the start of a partition. LVM puts the first volume of a partition at 1 MiB, and
+/// the superblock of a file system is in its first 128 KiB.
 const HEAD_BYTES: usize = (1 << 20) + (128 << 10);
 /// Most partitions that are read.
 const PARTITIONS_MAX: usize = 32;
-/// Where direct reads may begin: a multiple of all devices' sectors. The buffer begins at one as
-/// well.
+/// Alignment of direct reads and of the buffer, in bytes: a multiple of every device's sector size.
 const ALIGNMENT: usize = 4096;
-/// Bytes of a sector of a partition table, on most devices and on those with large sectors.
+/// Sector sizes of partition tables in bytes: of most devices, and of those with large sectors.
 const SECTORS: [usize; 2] = [512, 4096];
 
-/// The digest of `device`, which has so many `bytes`, as the device holds it now: what this host
-/// has cached is not read.
+/// Returns the digest of `device`, whose size is `bytes`. It reads what the device stores now, not
+/// what this host has cached.
 ///
 /// # Errors
-/// The device cannot be read.
+/// If the device cannot be read.
 pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
-    // Not on the guest's open file: the flag would be the guest's as well.
+    // Reopened: on the guest's open file, the flag would affect the guest too.
     let path = format!("/proc/self/fd/{}", device.as_raw_fd());
     let flags = libc::O_DIRECT | libc::O_CLOEXEC;
     let direct = OpenOptions::new().read(true).custom_flags(flags).open(path);
@@ -67,7 +66,7 @@ fn align(at: u64) -> u64 {
     at - at % ALIGNMENT as u64
 }
 
-/// Bytes that a device may be told to write to directly.
+/// A buffer that is aligned for direct reads.
 struct Buffer {
     bytes: Vec<u8>,
     start: usize,
@@ -80,7 +79,8 @@ impl Buffer {
         Self { bytes, start }
     }
 
-    /// Up to `length` bytes of the device from `at` on, which is aligned; fewer at its end.
+    /// Reads up to `length` bytes from `at` on, which must be aligned; fewer at the end of the
+    /// device.
     fn read(&mut self, device: &File, at: u64, length: usize, end: u64) -> io::Result<&[u8]> {
         let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(length);
         let whole = &mut self.bytes[self.start..][..length];
@@ -97,8 +97,8 @@ impl Buffer {
     }
 }
 
-/// Where the partitions begin, in bytes, by the tables in the first bytes of a device, which are
-/// its guest's and may say anything.
+/// Returns the start of each partition in bytes, from the tables at the start of a device. The
+/// guest writes these tables, so they may contain anything.
 fn partitions(first: &[u8]) -> Vec<u64> {
     let mut heads: Vec<u64> = SECTORS.into_iter().flat_map(|sector| gpt(first, sector)).collect();
     if heads.is_empty() {
@@ -108,7 +108,7 @@ fn partitions(first: &[u8]) -> Vec<u64> {
     heads
 }
 
-/// By a GUID partition table (UEFI 2.10, 5.3), if there is one in sectors of this size.
+/// Reads a GUID partition table (UEFI 2.10, 5.3), if there is one with sectors of this size.
 fn gpt(first: &[u8], sector: usize) -> Vec<u64> {
     let Some(header) = first.get(sector..).filter(|header| header.starts_with(b"EFI PART")) else {
         return Vec::new();
@@ -124,7 +124,7 @@ fn gpt(first: &[u8], sector: usize) -> Vec<u64> {
     entries.chunks(size).take(count).filter(used).map(head).collect()
 }
 
-/// By the four entries of an MBR.
+/// Reads the four entries of an MBR.
 fn mbr(first: &[u8]) -> Vec<u64> {
     if first.get(510..512) != Some(&[0x55, 0xaa]) {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! A disk of the host: opened, measured, and locked while the guest runs here.
+//! A disk of the host: opened, measured, and locked while the guest runs on this host.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -16,13 +16,13 @@ use super::{departed, staged};
 use crate::sys::file::{self, Lock};
 use crate::virtio::DeviceError;
 
-/// How long a disk may stay locked by the copy of the guest that gives it up: after a migration the
-/// source unlocks it in the moment in which it tells the destination to go on.
+/// How long to wait for a disk that the guest's other copy still locks: after a migration, the
+/// source unlocks it while it tells the destination to resume.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-/// How often the lock is tried meanwhile.
+/// Interval between attempts to lock the disk.
 const LOCK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// See the module.
+/// An open disk of the host; see the module.
 #[derive(Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
@@ -30,29 +30,29 @@ pub(crate) struct Disk {
     access: Access,
     bytes: u64,
     locked: bool,
-    /// It has been the guest's, who may have written what is not durable yet.
+    /// The guest has used the disk here, so there may be writes that are not durable yet.
     may_be_written: bool,
-    /// What it must look like when it is taken over.
+    /// Required state of the disk when it is taken over.
     expected: Expected,
 }
 
-/// What a disk must look like when its guest takes it over, whose memory would not fit it
-/// otherwise.
+/// The state in which a guest must find its disk at the take-over; otherwise its memory would not
+/// match the disk.
 #[derive(Debug)]
 enum Expected {
-    /// Its content is what the guest finds there.
+    /// Any: the guest uses the content as it is.
     Anything,
-    /// As it was when the guest was saved.
+    /// Unchanged since the guest was saved.
     AsSaved(Seal),
-    /// As it was when the guest gave it up, in the life of this process; where that can be told.
+    /// Unchanged since the guest released the disk in this process, if that can be determined.
     AsLeft(Seal),
 }
 
 impl Disk {
-    /// Opens the disk that `config` describes, or makes one that is to arrive, without locking it.
+    /// Opens the disk of `config`, or creates the file of an arriving disk, without locking it.
     ///
     /// # Errors
-    /// [`DeviceError`].
+    /// [`DeviceError`], if the disk cannot be opened or created.
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
         match config.origin() {
@@ -82,7 +82,7 @@ impl Disk {
         let file = OpenOptions::new()
             .read(true)
             .write(access == Access::ReadWrite)
-            // A FIFO would keep us waiting for its other end.
+            // Without this flag, opening a FIFO would block until its other end is opened.
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)
             .map_err(failed)?;
@@ -95,10 +95,10 @@ impl Disk {
         if let Some(where_to) = departed::where_to(&file) {
             return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
         }
-        // Up to Linux 5.14 io_uring answers reads of such a file that would wait with "again", for
-        // ever.
+        // O_NONBLOCK is cleared: up to Linux 5.14, io_uring answers reads of such a file that would
+        // block with EAGAIN, every time.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
-        // The end of a block device is found by seeking alone.
+        // Only seeking finds the size of a block device.
         let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
         Ok(Self::of(path, Arc::new(file), access, bytes))
     }
@@ -109,27 +109,27 @@ impl Disk {
         Self { path, file, access, bytes, locked: false, may_be_written: false, expected }
     }
 
-    /// The open file, for whoever needs it for longer.
+    /// Returns the open file, to keep it longer than the disk.
     pub(crate) fn shared_file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// The open file.
+    /// Returns the open file.
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    /// What may be done with it.
+    /// Returns what the guest may do with the disk.
     pub(crate) fn access(&self) -> Access {
         self.access
     }
 
-    /// Bytes when it was opened.
+    /// Returns the size in bytes when the disk was opened.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Checks that it has the size that a guest knows, up to a part of a sector.
+    /// Checks that the disk has the size that a guest knows, ignoring a partial sector at the end.
     ///
     /// # Errors
     /// [`DeviceError::DiskSize`].
@@ -141,11 +141,11 @@ impl Disk {
         Err(DeviceError::DiskSize { path: self.path.clone(), found, expected })
     }
 
-    /// Locks it, and from then on trusts its content.
+    /// Locks the disk and checks its content; does nothing if it is already locked.
     ///
     /// # Errors
     /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for
-    /// a guest that was saved; what the system answers.
+    /// a guest that was saved; or if a system call fails.
     pub(crate) fn take_over(&mut self) -> Result<(), DeviceError> {
         if self.locked {
             return Ok(());
@@ -196,12 +196,12 @@ impl Disk {
         }
     }
 
-    /// Takes the disk as it is, when it is taken over next.
+    /// Makes the next take-over accept the disk as it is.
     pub(crate) fn trust(&mut self) {
         self.expected = Expected::Anything;
     }
 
-    /// Breaks all seals of a disk that its guest is about to write, durably.
+    /// Durably breaks all seals of a disk that its guest is about to write.
     pub(crate) fn break_seals(&mut self) {
         self.trust();
         if self.access == Access::ReadWrite
@@ -212,7 +212,8 @@ impl Disk {
         }
     }
 
-    /// Unlocks it; the guest takes it again as it is now, or not at all.
+    /// Unlocks the disk. The guest can take it over again only if it is unchanged by then, as far
+    /// as that can be determined.
     pub(crate) fn release(&mut self) {
         if !self.locked {
             return;
@@ -227,13 +228,13 @@ impl Disk {
     fn unlock(&mut self) {
         self.locked = false;
         if let Err(error) = file::lock(&self.file, Lock::None) {
-            // The lock then lasts as long as this process, which is about to end.
+            // The lock then ends with this process, which is about to exit.
             tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
         }
     }
 
-    /// Makes all that the guest has written durable. A disk that never was the guest's here is left
-    /// alone.
+    /// Makes all writes of the guest durable. Does nothing on a disk that the guest never used
+    /// here.
     ///
     /// # Errors
     /// [`DeviceError::Flush`].
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn only_a_disk_that_was_the_guests_is_made_durable() {
-        // A regular file that cannot be made durable.
+        // A regular file that cannot be synced.
         let path = Path::new("/proc/self/oom_score_adj");
         let mut disk = Disk::open_present(path, Access::ReadWrite).unwrap();
         disk.flush().unwrap();
@@ -290,10 +291,10 @@ mod tests {
             disk.take_over().map(|()| disk)
         };
         let saved = sealed(Seal::of(file.as_file()).unwrap());
-        // A start that fails after this may be tried again.
+        // A start that fails after the take-over may be tried again.
         drop(take(&saved).unwrap());
         take(&saved).unwrap().break_seals();
-        // The guest has begun, if it has not written.
+        // The guest has started, although it has not written.
         assert!(matches!(take(&saved), Err(DeviceError::DiskWritten { .. })));
         let strange = sealed(Seal::Device("a".to_owned(), 1));
         assert!(matches!(take(&strange), Err(DeviceError::DiskWritten { .. })));

@@ -1,4 +1,4 @@
-//! Carrying out what a driver asks of a disk.
+//! Executes a driver's requests to a disk.
 
 use std::io;
 
@@ -12,38 +12,38 @@ use crate::sys::file::{self, Clearing, Direction};
 use crate::sys::uring::Uring;
 use crate::virtio::buffers::Buffers;
 
-/// Zeros written at a time where the file system cannot clear a range by itself.
+/// Zeros written at a time, in bytes, if the file system cannot clear a range itself.
 const ZEROS_BYTES: usize = 64 << 10;
 
-/// How a disk's requests are carried out.
+/// How a disk's requests are executed.
 #[derive(Debug)]
 pub(super) enum Engine {
-    /// By positioned system calls, each done before the next is looked at.
+    /// With positioned system calls, each complete before the next request is taken.
     Positioned,
-    /// Reads, writes and flushes beside each other, by io_uring; the rest as above.
+    /// With io_uring: reads, writes and flushes run concurrently; the rest as above.
     Ring(Box<Uring<Ticket>>),
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    /// Its queue.
+    /// Index of its queue.
     pub(super) queue: usize,
-    /// Its name there.
+    /// Head of its descriptor chain.
     pub(super) head: u16,
-    /// Bytes that it writes to guest memory when it succeeds, without the status.
+    /// Bytes that it writes to guest memory if it succeeds, without the status.
     pub(super) data_bytes: u32,
-    /// The byte for the status.
+    /// Buffer of the status byte.
     pub(super) status: Buffers,
-    /// What it writes of the disk: first byte and length.
+    /// Range of the disk that it writes: first byte and length.
     pub(super) writes: Option<(u64, u64)>,
 }
 
 impl Engine {
-    /// The engine that `choice` asks for, for up to `requests_max` requests at a time.
+    /// Creates the engine of `choice`, for up to `requests_max` concurrent requests.
     ///
     /// # Errors
-    /// This process cannot have an engine that must be.
+    /// If the configuration requires an engine that this process cannot use.
     pub(super) fn new(choice: EngineChoice, requests_max: u32) -> io::Result<Self> {
         match (choice, Uring::new) {
             (EngineChoice::Sync, _) => Ok(Self::Positioned),
@@ -59,10 +59,10 @@ impl Engine {
     }
 }
 
-/// Carries out `operation`, whose range lies on the disk, before it returns.
+/// Executes `operation`, whose range must lie on the disk, before it returns.
 ///
 /// # Errors
-/// The system's answer.
+/// If a system call fails.
 pub(super) fn carry_out(disk: &Disk, operation: &Operation, memory: &RamMap) -> io::Result<()> {
     match operation {
         Operation::Read { offset, into } => transfer(disk, *offset, into, memory, Direction::In),
@@ -87,7 +87,7 @@ fn transfer(
     file::transfer(disk.file(), offset, &slices, direction)
 }
 
-/// A discarded range holds anything; where holes are not possible it keeps what it has.
+/// A discarded range may read as anything; where holes are not supported it keeps its content.
 fn discard(disk: &Disk, range: Range) -> io::Result<()> {
     match file::clear(disk.file(), range.offset, range.bytes, Clearing::PunchHole) {
         Err(error) if is_unsupported(&error) => Ok(()),

@@ -1,4 +1,4 @@
-//! What a disk is recognized by on this host, also after a reboot and under another path.
+//! Recognizes a disk on this host, even after a reboot or at another path.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -9,34 +9,34 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{bytes_of, is_same_here, lasting_names_of};
 
-/// How a disk is recognized again.
+/// Features that identify a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskIdentity {
-    /// A regular file: its inode, and when it was made in nanoseconds since 1970, where the file
-    /// system tells.
+    /// A regular file: its inode, and its creation time where the file system records it.
     File {
-        /// The inode's number.
+        /// Inode number.
         inode: u64,
-        /// When the file was made.
+        /// Creation time in nanoseconds since 1970; `None` if the file system does not record it.
         born_unix_ns: Option<u64>,
     },
     /// A block device.
     Device {
         /// Its names, each after its kind and a space; none where the kernel knows none.
         names: Vec<String>,
-        /// Its size.
+        /// Size in bytes.
         bytes: u64,
     },
 }
 
 impl DiskIdentity {
-    /// That of the disk at `path`; `None` when there is none.
+    /// Returns the identity of the disk at `path`; `None` if there is none.
     pub fn at(path: &Path) -> Option<Self> {
         Self::of(&fs::metadata(path).ok()?)
     }
 
-    /// That of the disk with this metadata; `None` when it is neither a file nor a block device.
+    /// Returns the identity of the disk with this metadata; `None` for anything but a file or a
+    /// block device.
     pub(super) fn of(found: &Metadata) -> Option<Self> {
         if found.is_file() {
             let born = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
@@ -50,9 +50,9 @@ impl DiskIdentity {
         })
     }
 
-    /// Whether a disk that is now `other` is this one; `same_path` says whether its path is the
-    /// same, which decides where a device has no names. Where the file system does not tell when a
-    /// file was made, the file is recognized under its own path alone: another may have its inode.
+    /// Returns whether the disk that is now `other` is this one. `same_path` says whether its path
+    /// is the same, which decides for a device without names. A file without a known creation time
+    /// is only recognized at its own path: another file may have its inode number.
     pub fn is_same(&self, other: &Self, same_path: bool) -> bool {
         match (self, other) {
             (Self::File { born_unix_ns, .. }, Self::File { .. }) => {

@@ -1,4 +1,4 @@
-//! Whom the lock on a disk keeps away.
+//! Which programs are kept away by the lock on a disk.
 
 use std::fs::File;
 
@@ -6,8 +6,8 @@ use nix::sys::statfs::{self, FsType, fstatfs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// File systems that pass locks on to other hosts (statfs(2) has their numbers; nix does not have
-/// all of them).
+/// File systems that propagate locks to other hosts (statfs(2) lists their numbers; nix lacks some
+/// of them).
 const NETWORK_FILE_SYSTEMS: [FsType; 7] = [
     statfs::NFS_SUPER_MAGIC,
     statfs::OCFS2_SUPER_MAGIC,
@@ -18,18 +18,20 @@ const NETWORK_FILE_SYSTEMS: [FsType; 7] = [
     FsType(0x0bd0_0bd0), // Lustre
 ];
 
-/// Whom the lock on a disk keeps away.
+/// Which programs are kept away by the lock on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockReach {
-    /// Programs of this host. Nothing keeps another host from a block device that it sees, too.
+    /// Programs of this host. Another host that has access to the same block device is not kept
+    /// away.
     Host,
-    /// Programs of all hosts that mount the file system, as far as it is mounted to pass locks on.
+    /// Programs of all hosts that mount the file system, unless it is mounted without lock
+    /// propagation.
     FileSystem,
 }
 
 impl LockReach {
-    /// That of a lock on `file`; the nearer one where the system does not tell.
+    /// Returns the reach of a lock on `file`; `Host` if the system call fails.
     pub(super) fn of(file: &File) -> Self {
         let is_file = file.metadata().is_ok_and(|found| found.is_file());
         let kind = fstatfs(file).map(|found| found.filesystem_type());

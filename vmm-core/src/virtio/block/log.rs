@@ -1,8 +1,8 @@
-//! Which parts of a disk the guest has written: the disk's counterpart of dirty-page tracking.
+//! Records which parts of a disk the guest has written: the counterpart of dirty-page tracking.
 //!
 //! A bit stands for a page of 4096 bytes, a word for a chunk, as in the dirty bitmap of memory. The
-//! device marks a range *after* it was written, also when that failed half-way. So who clears a bit
-//! and then reads misses nothing: a write that was under way meanwhile sets it again, and a pause
+//! device marks a range *after* it was written, even if the write failed half-way. So a reader that
+//! clears a bit before it reads misses nothing: a write in flight sets the bit again, and a pause
 //! waits for all writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,24 +10,24 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 
-/// See the module. Costs nothing while nobody wants to know.
+/// The write log of a disk; see the module. It costs nothing while it is stopped.
 #[derive(Debug, Default)]
 pub(super) struct WriteLog(RwLock<Option<Vec<AtomicU64>>>);
 
 impl WriteLog {
-    /// Starts to log writes to a disk of `bytes`; nothing is marked then.
+    /// Starts to log writes to a disk of `bytes`, with nothing marked.
     pub(super) fn start(&self, bytes: u64) {
         let chunks = bytes.div_ceil(CHUNK_BYTES as u64) as usize;
         let words = std::iter::repeat_with(AtomicU64::default).take(chunks).collect();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(words);
     }
 
-    /// Stops.
+    /// Stops logging and drops the bits.
     pub(super) fn stop(&self) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The range was written.
+    /// Marks a range that was written.
     pub(super) fn mark(&self, offset: u64, bytes: u64) {
         self.with(|words| {
             each_word(offset, bytes, |chunk, mask| {
@@ -38,7 +38,7 @@ impl WriteLog {
         });
     }
 
-    /// Adds what is marked to `into`, by OR, from the disk's first chunk on.
+    /// Adds the marked bits to `into` (by OR), from the disk's first chunk on.
     pub(super) fn collect(&self, into: &mut [u64]) {
         self.with(|words| {
             for (into, word) in into.iter_mut().zip(words) {
@@ -63,7 +63,7 @@ impl WriteLog {
     }
 }
 
-/// Calls `set` with every chunk that the range touches, and the mask of its pages therein.
+/// Calls `set` for every chunk that the range touches, with the mask of the touched pages.
 pub(super) fn each_word(offset: u64, bytes: u64, mut set: impl FnMut(usize, u64)) {
     let pages = CHUNK_PAGES as u64;
     let mut page = offset / PAGE_BYTES as u64;

@@ -1,13 +1,19 @@
-//! A disk (virtio 1.2, 5.2), raw: a regular file or a block device of the host.
+//! A raw disk (virtio 1.2, 5.2): a regular file or a block device of the host.
 //!
-//! `request` understands what the driver asks and knows no file; `engine` carries it out; `disk` is
-//! the open disk with its lock, `lock_reach` whom that keeps away, `content` the same for whoever
-//! copies it, `log` what was written meanwhile, `staged` a disk that is being copied to here.
-//! `proof` checks that two hosts share a disk, by the `names` of a device, `copy` makes another of
-//! one that stands still, `seal` checks that nobody has written one since its guest was saved,
-//! `departed` is a note on one whose content has moved away, `identity` what it is recognized by
-//! where such a note cannot be; `device.rs` ties them together. Start with [`BlockConfig`], which
-//! is what a guest's description says of a disk.
+//! | file | contents |
+//! |---|---|
+//! | `config` | a disk's configuration: start with [`BlockConfig`] |
+//! | `device` | the device, which joins the other parts |
+//! | `request` | parses the driver's requests, without access to the disk |
+//! | `engine` | executes the requests |
+//! | `disk`, `lock_reach` | the open disk with its lock, and which programs that lock keeps away |
+//! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
+//! | `staged` | a disk that is being copied to this host |
+//! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
+//! | `copy` | copies a disk that is not being written |
+//! | `seal`, `digest` | checks that a disk was not written since its guest was saved |
+//! | `departed` | a mark on a disk whose content has moved to another host |
+//! | `identity` | recognizes a disk where such a mark is not possible |
 
 mod config;
 mod content;
@@ -38,5 +44,5 @@ pub use names::facts_of;
 pub use proof::{DiskProof, Mark};
 pub use seal::Seal;
 
-/// Bytes of a sector, the unit of all positions, whatever the disk's own is.
+/// Size of a sector in bytes: the unit of all positions, whatever sector size the disk has.
 pub(crate) const SECTOR_BYTES: u64 = 512;

@@ -1,9 +1,9 @@
-//! The names by which two hosts know the same block device, from sysfs.
+//! The names, from sysfs, by which two hosts recognize the same block device.
 //!
 //! A device of the device mapper has a UUID that LVM keeps on the disk itself, so two hosts that
-//! were made from one image have the same on different disks. It counts together with the names of
-//! the physical disks below the device. A multipath device's UUID is the disk's WWID and needs no
-//! others.
+//! were cloned from one image have equal UUIDs on different disks. Such a UUID counts only together
+//! with the names of the physical disks below the device. The UUID of a multipath device is the
+//! disk's WWID and needs no other names.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,29 +19,29 @@ use super::proof::NAME_BYTES_MAX;
 /// The file that identifies this boot of the host (proc(5)).
 pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Kinds of names, the most exact one first: where two hosts know several, the first that both know
-/// decides. A serial number may be a controller's, or whatever its user typed.
+/// Kinds of names, the most precise one first: if two hosts have several kinds in common, the first
+/// one decides. A serial number may belong to a controller, or be any text that a user entered.
 const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
 const DM_UUID: &str = "dm/uuid";
-/// The name of a device of the device mapper: on its own host alone, and the last that counts
-/// there.
+/// The name of a device-mapper device: valid only on its own host, and used there as the last
+/// resort.
 const DM_NAME: &str = "dm/name";
 
-/// Kinds of names of the physical disks below a device, the most exact one first, and where each
-/// disk has its own.
+/// Kinds of names of the physical disks below a device, the most precise one first, and the sysfs
+/// files that contain each disk's name.
 const BELOW: [(&str, [&str; 2]); 2] =
     [("below/wwid", ["wwid", "device/wwid"]), ("below/serial", ["device/serial", "serial"])];
 
-/// Most devices that a device may lie on, with those between.
+/// Most devices below a device, including those in between.
 const STACK_MAX: usize = 256;
 
-/// Whether a device is the same by the names that two hosts know it by; `None` when they have no
-/// kind of name in common.
+/// Returns whether the names on two hosts are those of one device; `None` if they have no kind of
+/// name in common.
 pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> {
     let both = |kind: &str| Some((of_kind(known, kind)?, of_kind(here, kind)?));
     KINDS.iter().find_map(|kind| {
         let (known, here) = both(kind)?;
-        // The number of a device means nothing to another kernel, nor after a reboot.
+        // Device numbers have no meaning for another kernel, nor after a reboot.
         let is_of_another_boot =
             *kind == "boot" && known.split(' ').next() != here.split(' ').next();
         if is_of_another_boot {
@@ -55,7 +55,7 @@ pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> 
     })
 }
 
-/// As [`is_same_device`], for names from one host: what they lie on says nothing more.
+/// As [`is_same_device`], for names from one host: the disks below need not be compared.
 pub(super) fn is_same_here(known: &[String], now: &[String]) -> Option<bool> {
     KINDS
         .iter()
@@ -67,7 +67,7 @@ fn of_kind<'a>(names: &'a [String], kind: &str) -> Option<&'a str> {
     names.iter().find_map(|name| name.strip_prefix(kind)?.strip_prefix(' '))
 }
 
-/// Whether a UUID of the device mapper is that of a multipath device, or of a partition of one
+/// Returns whether a device-mapper UUID belongs to a multipath device, or to a partition of one
 /// (kpartx).
 fn is_of_multipath(uuid: &str) -> bool {
     let is_part =
@@ -79,18 +79,18 @@ fn is_of_multipath(uuid: &str) -> bool {
     }
 }
 
-/// The names of a block device; those of a partition include its first sector.
+/// Returns the names of a block device; those of a partition include its first sector.
 pub(super) fn names_of(device: u64) -> Vec<String> {
     let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
     let mut names = names_at(&place);
-    // The same kernel: two nodes on one host.
+    // Only matches under the same kernel: two nodes on one host.
     if let Some(boot) = read(Path::new(BOOT_ID)) {
         names.push(format!("boot {boot} {}:{}", major(device), minor(device)));
     }
     names
 }
 
-/// Those that outlive a boot of the host, on this host.
+/// Returns the names that stay valid on this host after a reboot.
 pub(super) fn lasting_names_of(device: u64) -> Vec<String> {
     let Ok(place) = place_in_sysfs(device).canonicalize() else { return Vec::new() };
     let mut names = names_at(&place);
@@ -98,18 +98,18 @@ pub(super) fn lasting_names_of(device: u64) -> Vec<String> {
     names
 }
 
-/// The size of a block device in bytes; 0 when it cannot be told.
+/// Returns the size of a block device in bytes; 0 if it cannot be read.
 pub(super) fn bytes_of(device: u64) -> u64 {
     let sectors = read(&place_in_sysfs(device).join("size")).and_then(|text| text.parse().ok());
     sectors.map_or(0, |sectors: u64| sectors.saturating_mul(SECTOR_BYTES))
 }
 
-/// The folder of a block device in sysfs.
+/// Returns the folder of a block device in sysfs.
 pub(super) fn place_in_sysfs(device: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", major(device), minor(device)))
 }
 
-/// The folder of the disk whose folder, or that of a partition of it, is `place`.
+/// Returns the folder of the disk to which `place` belongs: its own folder or that of a partition.
 fn disk_at(place: &Path) -> &Path {
     match place.join("partition").exists() {
         true => place.parent().unwrap_or(place),
@@ -117,9 +117,9 @@ fn disk_at(place: &Path) -> &Path {
     }
 }
 
-/// The folders in which the kernel names the block device at `path`, and those below it, and counts
-/// what is written to it; none for anything else. A [`super::Seal`] and a proof that two hosts
-/// share the device are made and checked by processes that may read them.
+/// Returns the sysfs folders with the names and the write counters of the block device at `path`
+/// and of those below it; none for anything else. A process needs read access to them to make and
+/// check a [`super::Seal`] or the evidence that two hosts share the device.
 pub fn facts_of(path: &Path) -> Vec<PathBuf> {
     let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
     let place = device.and_then(|device| place_in_sysfs(device.rdev()).canonicalize().ok());
@@ -142,8 +142,8 @@ fn names_at(place: &Path) -> Vec<String> {
     names
 }
 
-/// One name of a disk or, with its first sector, of a partition. A partition without a known start
-/// has no name.
+/// Returns one name of a disk or, with its first sector, of a partition; `None` for a partition
+/// whose start is unknown.
 fn name_at(place: &Path, kind: &str) -> Option<String> {
     let disk = disk_at(place);
     let name = read(&disk.join(kind))?;
@@ -154,25 +154,25 @@ fn name_at(place: &Path, kind: &str) -> Option<String> {
     Some(format!("{name} from sector {start}"))
 }
 
-/// A device and what it lies on.
+/// A device and all devices below it.
 #[derive(Debug, Default)]
 struct Stack {
-    /// The folders of all of them.
+    /// The sysfs folders of all of them.
     all: BTreeSet<PathBuf>,
-    /// Those that lie on no other.
+    /// The folders of those that have no device below them.
     physical: BTreeSet<PathBuf>,
-    /// There are more than [`STACK_MAX`], or one cannot be read.
+    /// There are more than [`STACK_MAX`] devices, or one cannot be read.
     is_incomplete: bool,
 }
 
 impl Stack {
-    /// A name for all physical disks together, by the first of the kinds `own` that each has;
-    /// `None` when one has none.
+    /// Returns one name for all physical disks together, using for each disk the first kind of
+    /// `own` that it has; `None` if a disk has none.
     fn name(&self, own: &[&str]) -> Option<String> {
         if self.is_incomplete || self.physical.is_empty() {
             return None;
         }
-        // Paths to one disk have one name.
+        // Several paths to one disk have the same name, which counts once.
         let name = |place: &PathBuf| own.iter().find_map(|kind| name_at(place, kind));
         let names: BTreeSet<String> = self.physical.iter().map(name).collect::<Option<_>>()?;
         let text = names.into_iter().collect::<Vec<_>>().join("\n");
@@ -180,7 +180,7 @@ impl Stack {
     }
 }
 
-/// The device at `place` and what it lies on.
+/// Returns the device at `place` and all devices below it.
 fn stack_at(place: &Path) -> Stack {
     let mut stack = Stack::default();
     let mut left = vec![place.to_owned()];
@@ -203,7 +203,7 @@ fn stack_at(place: &Path) -> Stack {
     stack
 }
 
-/// The folders of the devices that a disk lies on; `None` when they cannot be told.
+/// Returns the folders of the devices below a disk; `None` if they cannot be read.
 fn slaves_of(disk: &Path) -> Option<Vec<PathBuf>> {
     let entries = match fs::read_dir(disk.join("slaves")) {
         Ok(entries) => entries,
@@ -213,7 +213,7 @@ fn slaves_of(disk: &Path) -> Option<Vec<PathBuf>> {
     entries.map(|entry| entry.ok()?.path().canonicalize().ok()).collect()
 }
 
-/// The line in a file of sysfs, if there is one that says something.
+/// Returns the line in a sysfs file, if there is one that is not empty and not too long.
 fn read(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.trim();
@@ -264,8 +264,8 @@ mod tests {
         }
     }
 
-    /// A folder with a device of the device mapper, `dm-0`, on another that lies on a partition and
-    /// a whole disk, of these names.
+    /// A folder with a device-mapper device, `dm-0`, above a partition and a whole disk with these
+    /// names.
     fn sysfs(names: [Option<&str>; 2]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let write = |file: &str, text: &str| {
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_device_has_one_of_the_names() {
-        // Any block device of this host; there need not be one.
+        // Any block devices of this host; there may be none.
         let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
         for device in devices {
             let name = device.file_name().into_string().unwrap();

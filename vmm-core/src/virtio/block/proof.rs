@@ -27,12 +27,12 @@ pub(super) const NAME_BYTES_MAX: usize = 256;
 /// How far ahead of now an access time must be so that no read updates it (`relatime_need_update`
 /// in fs/inode.c), with room.
 const AHEAD: Duration = Duration::from_secs(48 * 3600);
-/// An access time that is further ahead than this is a mark.
+/// An access time further ahead than this is a mark.
 const MARKED_AHEAD: Duration = Duration::from_secs(24 * 3600);
-/// How long another guest's mark on the same file is waited for. One that stays longer was left by
-/// a process that was killed.
+/// How long to wait for the removal of another guest's mark on the same file. A mark that stays
+/// longer was left by a process that was killed.
 const MARK_PATIENCE: Duration = Duration::from_secs(10);
-/// How often that is looked at.
+/// Interval between checks for that mark.
 const MARK_INTERVAL: Duration = Duration::from_millis(50);
 /// The last second that every file system can store.
 const LAST_SECOND: u64 = i32::MAX as u64;
@@ -54,7 +54,7 @@ pub enum DiskProof {
 }
 
 impl DiskProof {
-    /// The names of a block device; [`DiskProof::Absent`] for anything else.
+    /// Returns the names of a block device; [`DiskProof::Absent`] for anything else.
     pub(super) fn of(file: &File) -> Self {
         match file.metadata() {
             Ok(found) if found.file_type().is_block_device() => {
@@ -65,7 +65,7 @@ impl DiskProof {
         }
     }
 
-    /// Whether its bounds are kept.
+    /// Returns whether the numbers and sizes of names are within their bounds.
     pub(super) fn is_bounded(&self) -> bool {
         match self {
             Self::Device(names) => {
@@ -76,10 +76,10 @@ impl DiskProof {
         }
     }
 
-    /// Whether `disk` is the one that this was said of; `None` when there is no telling.
+    /// Returns whether this is evidence of `disk`; `None` if that cannot be determined.
     ///
     /// # Errors
-    /// The disk's times cannot be read.
+    /// If the disk's times cannot be read.
     pub(super) fn holds_for(&self, disk: &Disk) -> io::Result<Option<bool>> {
         let found = disk.file().metadata()?;
         Ok(match self {
@@ -117,12 +117,12 @@ impl Mark {
         }
         let before = unmarked_time(file)?;
         futimens(&**file, &random_time()?, &TimeSpec::UTIME_OMIT)?;
-        // As the file system stores it, which may be less exact.
+        // Read back, because the file system may store it with less precision.
         let here = access_time(file)?;
         Ok(Some(Self { file: Arc::clone(file), before, here }))
     }
 
-    /// What the destination must find.
+    /// Returns the evidence that the destination must find.
     pub fn proof(&self) -> DiskProof {
         DiskProof::AccessTime(self.here.0, self.here.1)
     }
@@ -132,7 +132,7 @@ impl Drop for Mark {
     fn drop(&mut self) {
         let restored = access_time(&self.file).and_then(|now| match now == self.here {
             true => Ok(futimens(&*self.file, &self.before, &TimeSpec::UTIME_OMIT)?),
-            // Another guest's mark by now.
+            // Another guest has set its own mark since.
             false => Ok(()),
         });
         if let Err(error) = restored {
@@ -146,7 +146,7 @@ fn access_time(file: &File) -> io::Result<(i64, i64)> {
     Ok((found.atime(), found.atime_nsec()))
 }
 
-/// The access time of `file` when it has no mark; now, when it has one that stays.
+/// Returns the access time of `file` once it has no mark; the current time if a mark stays.
 fn unmarked_time(file: &File) -> io::Result<TimeSpec> {
     let start = Instant::now();
     loop {
@@ -162,7 +162,7 @@ fn unmarked_time(file: &File) -> io::Result<TimeSpec> {
     }
 }
 
-/// A random time in the future.
+/// Returns a random time in the future.
 fn random_time() -> io::Result<TimeSpec> {
     let mut random = [0; 16];
     file::fill_random(&mut random)?;
@@ -186,7 +186,7 @@ mod tests {
         Disk::open_present(path, Access::ReadWrite).unwrap()
     }
 
-    /// A file of some bytes, and one like it.
+    /// A file of some bytes, and another one with the same content.
     fn twins() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
@@ -242,7 +242,7 @@ mod tests {
         drop(first);
         let second = second.join().unwrap();
         assert_eq!(second.proof().holds_for(&disk).unwrap(), Some(true));
-        // As a process that was killed.
+        // As left by a process that was killed.
         std::mem::forget(second);
         let third = Mark::set(disk.shared_file()).unwrap().unwrap();
         assert_eq!(third.proof().holds_for(&disk).unwrap(), Some(true));

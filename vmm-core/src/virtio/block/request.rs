@@ -1,9 +1,8 @@
-//! What a driver asks of a disk (virtio 1.2, 5.2.6), understood without touching the disk.
+//! Parses the driver's requests to a disk (virtio 1.2, 5.2.6) without access to the disk.
 //!
-//! A request is 16 bytes of header, data in one of the directions, and a byte for the status at the
-//! very end. Anything is possible in it but to harm somebody else: what does not fit the disk or
-//! the limits is answered with an error, and only a request without that last byte breaks the
-//! queue.
+//! A request is a header of 16 bytes, data in one of the directions, and a status byte at the very
+//! end. A hostile request can only harm its own guest: one that does not fit the disk or the limits
+//! is answered with an error, and only a request without the status byte breaks the queue.
 
 #[cfg(test)]
 mod tests;
@@ -19,81 +18,82 @@ use crate::memory::RamMap;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::queue::{Chain, QueueError};
 
-/// Most buffers of a request's data; what the driver is told, too.
+/// Most data buffers of a request, as announced to the driver.
 pub(crate) const SEGMENTS_MAX: u32 = 126;
-/// Most bytes of one of them.
+/// Most bytes of one data buffer, as announced to the driver.
 pub(crate) const SEGMENT_BYTES_MAX: u32 = 1 << 20;
-/// Most bytes that a request moves: a pause waits for one such request at most.
+/// Most data of a request in bytes, which bounds how long a pause waits for it.
 const DATA_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
-/// Most ranges that one request discards or fills with zeros.
+/// Most ranges that one request discards or zeroes.
 pub(crate) const RANGES_MAX: u32 = 16;
-/// Most sectors of a range to be discarded: 1 GiB.
+/// Most sectors of a range to discard: 1 GiB.
 pub(crate) const DISCARD_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES as u32;
-/// Most sectors of a range to be filled with zeros: 16 MiB, as they may have to be written.
+/// Most sectors of a range to zero: 16 MiB, as zeros may have to be written.
 pub(crate) const ZERO_SECTORS_MAX: u32 = (16 << 20) / SECTOR_BYTES as u32;
 
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: u64 = 16;
 
-/// What requests are measured against.
+/// Limits that every request must respect.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Sectors of the disk, as the guest knows it.
+    /// Size of the disk in sectors, as the guest knows it.
     pub(crate) sectors: u64,
-    /// What the guest may do with it.
+    /// What the guest may do with the disk.
     pub(crate) access: Access,
 }
 
-/// What becomes of a request.
+/// Status with which a request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Status {
-    /// Done.
+    /// The request succeeded.
     Ok = VIRTIO_BLK_S_OK as u8,
-    /// Not possible, or it failed.
+    /// The request was invalid, or it failed.
     Failed = VIRTIO_BLK_S_IOERR as u8,
-    /// The disk does not know such requests.
+    /// The disk does not support this kind of request.
     Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
 }
 
 /// A range of the disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Range {
-    /// Of the first byte.
+    /// Offset of the first byte.
     pub(crate) offset: u64,
-    /// Length, not 0.
+    /// Length in bytes, not 0.
     pub(crate) bytes: u64,
-    /// Whether its place may be given back.
+    /// Whether its space may be freed.
     pub(crate) unmap: bool,
 }
 
-/// Something to be done with the disk. Every range lies on it.
+/// An operation on the disk. Every range lies on the disk.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// Read from the disk.
     Read {
-        /// From this byte on.
+        /// Offset on the disk, in bytes.
         offset: u64,
-        /// To here.
+        /// Buffers to fill.
         into: Buffers,
     },
     /// Write to the disk.
     Write {
-        /// From this byte on.
+        /// Offset on the disk, in bytes.
         offset: u64,
-        /// From here.
+        /// Buffers to write.
         from: Buffers,
     },
-    /// Make durable what was written.
+    /// Make earlier writes durable.
     Flush,
-    /// Forget what is there.
+    /// Discard the content of ranges.
     Discard(Vec<Range>),
-    /// Fill with zeros.
+    /// Fill ranges with zeros.
     WriteZeroes(Vec<Range>),
 }
 
 impl Operation {
-    /// What it changes of the disk, as one range that holds all of it: first byte and length.
+    /// Returns the part of the disk that it changes, as one range that covers all: first byte and
+    /// length.
     pub(crate) fn writes(&self) -> Option<(u64, u64)> {
         match self {
             Self::Read { .. } | Self::Flush => None,
@@ -107,32 +107,32 @@ impl Operation {
     }
 }
 
-/// What a request wants.
+/// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// Something of the disk.
+    /// An operation on the disk.
     Do(Operation),
-    /// The serial number, in these 20 bytes.
+    /// The serial number, to be written to these 20 bytes.
     Identify(Buffers),
-    /// Something that is answered with an error at once.
+    /// Nothing possible: it is answered with this error at once.
     Refused(Status),
 }
 
 /// A request that can be answered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// What it wants.
+    /// What it asks for.
     pub(crate) wish: Wish,
-    /// Bytes that it writes to guest memory when it succeeds, without the status.
+    /// Bytes that it writes to guest memory if it succeeds, without the status.
     pub(crate) data_bytes: u32,
-    /// The byte for the status.
+    /// Buffer of the status byte.
     pub(crate) status: Buffers,
 }
 
-/// Understands a request.
+/// Parses a request.
 ///
 /// # Errors
-/// [`QueueError::Request`] when there is no byte for the status.
+/// [`QueueError::Request`] if there is no status byte.
 pub(crate) fn parse(chain: Chain, memory: &RamMap, limits: &Limits) -> Result<Request, QueueError> {
     let Chain { mut readable, mut writable, .. } = chain;
     let status = writable.take_back(1).ok_or(QueueError::Request)?;
@@ -150,7 +150,7 @@ pub(crate) fn parse(chain: Chain, memory: &RamMap, limits: &Limits) -> Result<Re
     })
 }
 
-/// Type and first sector.
+/// Returns the type and the first sector.
 fn read_header(readable: &mut Buffers, memory: &RamMap) -> Option<(u32, u64)> {
     let mut header = [0; HEADER_BYTES];
     readable.take_front(HEADER_BYTES as u64)?.read(memory, &mut header).ok()?;
@@ -200,7 +200,7 @@ impl Limits {
         }
     }
 
-    /// The offset of `sector` on the disk, when all of `data` has room from there on.
+    /// Returns the offset of `sector` in bytes, if all of `data` fits on the disk from there on.
     fn place(&self, sector: u64, data: &Buffers) -> Result<u64, Status> {
         let bytes = data.bytes();
         if bytes == 0 || bytes > DATA_BYTES_MAX || !bytes.is_multiple_of(SECTOR_BYTES) {
@@ -217,7 +217,8 @@ impl Limits {
     }
 }
 
-/// The ranges of a request to discard or to fill with zeros; `flags_known` are those it may have.
+/// Returns the ranges of a discard or write-zeroes request; `flags_known` are the flags it may
+/// have.
 fn ranges(
     data: &Buffers,
     memory: &RamMap,
@@ -247,12 +248,12 @@ fn ranges(
     table.chunks_exact(RANGE_BYTES as usize).map(range).collect()
 }
 
-/// The 32-bit word at `at`, which must lie within `bytes`.
+/// Returns the 32-bit word at `at`, which must lie within `bytes`.
 fn word(bytes: &[u8], at: usize) -> u32 {
     bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
 }
 
-/// The 64-bit word at `at`, which must lie within `bytes`.
+/// Returns the 64-bit word at `at`, which must lie within `bytes`.
 fn long(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
 }

@@ -1,11 +1,11 @@
-//! Whether a disk was written since its guest was saved or left it: the guest's memory must match
-//! its disk.
+//! Checks whether a disk was written since its guest was saved or left it: the guest's memory must
+//! match its disk.
 //!
-//! Of a file its modification time tells. What a guest writes becomes durable before that time
-//! does, so a guest that starts on a file sets it, durably, before its first write. A block device
-//! has none; its kernel counts what is written to it and discarded, for as long as the host is up,
-//! unless it was told not to count (`queue/iostats`). That misses what other hosts write, of which
-//! the [`super::digest`] of the device's ends and superblocks tells the most likely.
+//! For a file, the modification time shows it. A guest's writes can become durable before that time
+//! does, so a guest that starts on a file updates the time, durably, before its first write. A
+//! block device has no such time; its kernel counts the sectors written and discarded since the
+//! host booted, unless counting is disabled (`queue/iostats`). The count misses writes of other
+//! hosts; the [`super::digest`] of the device's ends and superblocks detects the most likely ones.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
@@ -20,33 +20,33 @@ use serde::{Deserialize, Serialize};
 use super::digest::digest;
 use super::names::{BOOT_ID, place_in_sysfs};
 
-/// Longest name of a host's life, in bytes: a UUID.
+/// Longest boot id of a host, in bytes: a UUID.
 const BOOT_BYTES_MAX: usize = 64;
-/// File systems store times to two seconds, or better.
+/// Longest wait for a new modification time: file systems store times to two seconds, or better.
 const BREAK_PATIENCE: Duration = Duration::from_secs(3);
-/// Most store them to the tick of the kernel's clock.
+/// Interval between attempts: most file systems store times to the tick of the kernel's clock.
 const BREAK_INTERVAL: Duration = Duration::from_millis(4);
-/// Where the sectors written and discarded stand in a device's `stat`
-/// (Documentation/block/stat.rst); before Linux 4.18 there are no latter ones.
+/// Indices of the sectors written and discarded in a device's `stat`
+/// (Documentation/block/stat.rst); kernels before 4.18 do not count discarded sectors.
 const SECTORS_CHANGED: [usize; 2] = [6, 13];
 
-/// What a disk looked like when its guest last had it.
+/// State of a disk when its guest last had it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seal {
-    /// A file, by its modification time: seconds since 1970, and nanoseconds.
+    /// Modification time of a file: seconds since 1970, and nanoseconds.
     File(i64, i64),
-    /// A block device, by the host's boot and the sectors that were written to it since that.
-    /// Earlier versions sealed with these alone.
+    /// Boot id of the host and the sectors written to a block device since that boot. Earlier
+    /// versions sealed a device with these alone.
     Device(String, u64),
-    /// The same, and the digest of some of its content.
+    /// As `Seal::Device`, with the digest of some of the device's content.
     DeviceContent(String, u64, [u8; 16]),
 }
 
 impl Seal {
-    /// Makes what was written to `file` durable, and says what it looks like now.
+    /// Makes all writes to `file` durable, and returns its present state.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If a system call fails.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         file.sync_all()?;
         Ok(match Self::at_a_glance(file)? {
@@ -59,11 +59,11 @@ impl Seal {
         })
     }
 
-    /// What `file` looks like now, when all that was written to it is durable already. Of a device,
-    /// this counts only what this host writes.
+    /// Returns the present state of `file`, whose writes must be durable already. For a device,
+    /// this only covers writes of this host.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If a system call fails.
     pub(super) fn at_a_glance(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
         if !found.file_type().is_block_device() {
@@ -73,7 +73,7 @@ impl Seal {
         Ok(Self::Device(boot.trim().to_owned(), sectors_written(found.rdev())?))
     }
 
-    /// Whether its bounds are kept.
+    /// Returns whether the sizes are within their bounds.
     pub(super) fn is_bounded(&self) -> bool {
         match self {
             Self::File(..) => true,
@@ -81,10 +81,10 @@ impl Seal {
         }
     }
 
-    /// Whether `file` is as it was; `None` when there is no telling.
+    /// Returns whether `file` is unchanged; `None` if that cannot be determined.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If a system call fails.
     pub(super) fn holds_for(&self, file: &File) -> io::Result<Option<bool>> {
         let now = match self {
             Self::DeviceContent(..) => Self::of(file)?,
@@ -96,7 +96,8 @@ impl Seal {
         Ok(self.is_unbroken(&now))
     }
 
-    /// Whether a disk that looks like `now` was not written; `None` when there is no telling.
+    /// Returns whether a disk with the state `now` is unchanged; `None` if that cannot be
+    /// determined.
     fn is_unbroken(&self, now: &Self) -> Option<bool> {
         if let (Self::DeviceContent(_, _, then), Self::DeviceContent(_, _, now)) = (self, now)
             && then != now
@@ -105,14 +106,14 @@ impl Seal {
         }
         match (self.count(), now.count()) {
             (Some((then, _)), Some((now, _))) if then != now => None,
-            // Nothing was ever written, or it is not counted.
+            // Nothing was ever written, or writes are not counted.
             (Some((_, 0)), Some((_, 0))) => None,
             (Some(then), Some(now)) => Some(then == now),
             _ => Some(self == now),
         }
     }
 
-    /// Of a device: the host's boot, and the sectors written since.
+    /// Returns the host's boot id and the sectors written since that boot; `None` for a file.
     fn count(&self) -> Option<(&str, u64)> {
         match self {
             Self::File(..) => None,
@@ -123,10 +124,10 @@ impl Seal {
     }
 }
 
-/// Breaks all seals of a regular file, durably, before it is written.
+/// Durably breaks all seals of a regular file before it is written.
 ///
 /// # Errors
-/// The system's answer.
+/// If a system call fails, or the file's modification time does not change.
 pub(super) fn break_all(file: &File) -> io::Result<()> {
     let before = file.metadata()?;
     if !before.is_file() {
@@ -134,7 +135,8 @@ pub(super) fn break_all(file: &File) -> io::Result<()> {
     }
     let start = Instant::now();
     loop {
-        // Both times: whoever may write the file may do that, and nothing less.
+        // Sets both times to now: write permission is enough for that, but not for setting only
+        // one.
         futimens(file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)?;
         if file.metadata()?.modified()? != before.modified()? {
             return file.sync_all();
@@ -220,7 +222,7 @@ mod tests {
         assert_eq!(sectors_changed(stat), Some(864));
         assert_eq!(sectors_changed("4 0 32 1 9 2 800 3 0 4 4"), Some(800));
         assert_eq!(sectors_changed("4 0"), None);
-        // Any block device of this host; there need not be one.
+        // Any block devices of this host; there may be none.
         let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
         for device in devices {
             let name = device.file_name().into_string().unwrap();

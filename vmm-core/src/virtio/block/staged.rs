@@ -1,7 +1,8 @@
-//! A disk on its way here: a file without a name (`O_TMPFILE`) until its guest is this host's.
+//! A disk that is being copied to this host: a file without a name (`O_TMPFILE`) until its guest
+//! runs here.
 //!
-//! So nothing half copied can be taken for a disk, and nothing is left behind, however the copy
-//! ends: the kernel forgets the file with the last process that has it open.
+//! So no half-copied file can be mistaken for a disk, and nothing is left behind, however the copy
+//! ends: the kernel deletes the file when the last process closes it.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -13,14 +14,14 @@ use crate::sys::file::{self, Lock};
 use crate::unnamed_file::{self, TakenName};
 use crate::virtio::DeviceError;
 
-/// Like other programs' images of disks: for the user that the guest runs as alone.
+/// File mode, as for other programs' disk images: only for the user that the guest runs as.
 const MODE: u32 = 0o600;
 
-/// Checks that a disk could be made at `path`. Creates nothing. What is there and may be replaced
-/// is locked for as long as the file that is returned is open.
+/// Checks that a disk could be created at `path`, without creating anything. A file there that may
+/// be replaced is returned, and locked for as long as the returned file is open.
 ///
 /// # Errors
-/// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; what the system answers.
+/// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; or if a system call fails.
 pub(super) fn check_place(path: &Path, occupied: Occupied) -> Result<Option<File>, DeviceError> {
     let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
     let folder = unnamed_file::folder_of(path);
@@ -41,7 +42,7 @@ pub(super) fn check_place(path: &Path, occupied: Occupied) -> Result<Option<File
     }
 }
 
-/// Checks that there can be a file beside: it may be that the whole path gets too long.
+/// Checks that a file can be created beside `path`: its longer path may exceed the limit.
 fn check_beside(path: &Path) -> io::Result<()> {
     match unnamed_file::beside(path)?.symlink_metadata() {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -49,7 +50,7 @@ fn check_beside(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Locks what is there, if it is a file that nobody uses.
+/// Locks the file at `path`, if it is a regular file that is not in use.
 fn lock_unused(path: &Path) -> Result<File, DeviceError> {
     let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
     let in_use = || DeviceError::DiskInUse { path: path.to_path_buf() };
@@ -59,18 +60,17 @@ fn lock_unused(path: &Path) -> Result<File, DeviceError> {
         io::ErrorKind::WouldBlock => in_use(),
         _ => failed(error),
     })?;
-    // Somebody may have put another file there before this one was locked.
+    // Another file may have been put there before this one was locked.
     let (locked, there) = (file.metadata().map_err(failed)?, path.metadata().map_err(failed)?);
     let is_same = (locked.dev(), locked.ino()) == (there.dev(), there.ino());
     if is_same { Ok(file) } else { Err(in_use()) }
 }
 
-/// Makes the file for a disk of `bytes` that is to be at `path`. It is locked against everybody
-/// else, so that nobody takes it between the moment in which it gets its name and that in which its
-/// guest takes it over.
+/// Creates the file of a disk of `bytes` that will be at `path`. The file is locked exclusively, so
+/// that no other process takes it between being named and its guest's take-over.
 ///
 /// # Errors
-/// The file system cannot have files without names, or has no room.
+/// If the file system does not support files without names, or is full.
 pub(super) fn create(path: &Path, bytes: u64) -> Result<File, DeviceError> {
     let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
     let mut options = OpenOptions::new();
@@ -84,38 +84,38 @@ pub(super) fn create(path: &Path, bytes: u64) -> Result<File, DeviceError> {
         _ => failed(cause),
     })?;
     file::lock(&file, Lock::Exclusive).map_err(failed)?;
-    // The mode is subject to the umask, which may take away what the guest's own user needs.
+    // The umask may have removed permissions that the guest's user needs.
     file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
     file.set_len(bytes).map_err(failed)?;
     Ok(file)
 }
 
-/// A file that is to get its name.
+/// A file that is about to be named.
 #[derive(Debug)]
 pub(super) struct Nameless<'a> {
     /// The file.
     pub(super) file: &'a File,
-    /// Its name.
+    /// Its path.
     pub(super) path: &'a Path,
-    /// Whether something else may have that name.
+    /// Whether an existing file with that name may be replaced.
     pub(super) occupied: Occupied,
 }
 
-/// A file that has its name, or one beside it.
+/// A file that has its name, or a temporary name beside it.
 struct Named {
     path: PathBuf,
     name: TakenName,
-    /// What it replaces, locked until that is over.
+    /// The file that it replaces, locked until the replacement is complete.
     old: Option<File>,
 }
 
-/// Gives all `files` their names, and makes that durable: all places are checked, and what is to be
-/// replaced is locked; then each file gets a name, beside its own where it replaces another; then
-/// those take their places.
+/// Durably names all `files`: first all places are checked, and files to be replaced are locked;
+/// then each file gets its name, or a temporary name if it replaces another file; then the latter
+/// are renamed.
 ///
 /// # Errors
-/// As [`check_place`]; no file has a name then, but for those that had replaced another by then. A
-/// file that has lost its name again cannot get another.
+/// As [`check_place`]; after an error no file has a name, except those that had already replaced
+/// another file. A file that has lost its name again cannot get another.
 pub(super) fn give_names(files: &[Nameless<'_>]) -> Result<(), DeviceError> {
     let places = files.iter().map(|file| check_place(file.path, file.occupied));
     let places = places.collect::<Result<Vec<_>, _>>()?;
@@ -143,7 +143,7 @@ fn give_name(file: &Nameless<'_>, old: Option<File>) -> Result<Named, DeviceErro
     };
     match name.and_then(|name| TakenName::link(file.file, name)) {
         Ok(name) => Ok(Named { path, name, old }),
-        // Somebody was faster.
+        // Another process has created the file meanwhile.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(DeviceError::DiskExists { path })
         }

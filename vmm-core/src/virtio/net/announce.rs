@@ -1,47 +1,48 @@
-//! Telling the network where the guest is now: frames that a switch learns its port from.
+//! Announces the guest's new location to the network: sends frames from which switches learn its
+//! port.
 //!
-//! The host sends them in the guest's name, so they come whatever the guest runs: reverse ARP (RFC
-//! 903), as other hypervisors do, since nobody answers and nobody's table changes but those of
-//! switches. The driver is asked to announce itself too (`VIRTIO_NET_F_GUEST_ANNOUNCE`), which
-//! knows its IP addresses and VLANs.
+//! The host sends them on behalf of the guest, so they do not depend on the guest's software. They
+//! are reverse ARP requests (RFC 903), as other hypervisors send: no machine answers them, and only
+//! the tables of switches change. The driver is also asked to announce itself
+//! (`VIRTIO_NET_F_GUEST_ANNOUNCE`), since it knows its IP addresses and VLANs.
 
 use std::time::{Duration, Instant};
 
 use super::{HEADER_BYTES, MacAddress};
 
-/// Frames for each announcement: some switches lose the first ones.
+/// Frames per announcement: some switches lose the first ones.
 const ROUNDS: u32 = 5;
-/// From the first frame to the second, and what each pause is longer than the one before.
+/// Pause after the first frame; each further pause is longer by `PAUSE_STEP`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_STEP: Duration = Duration::from_millis(100);
 
-/// A frame with its header.
+/// Size of an announcement frame with its header, in bytes.
 pub(super) const ANNOUNCEMENT_BYTES: usize = HEADER_BYTES + 60;
 
-/// Frames that are still to be sent.
+/// Progress of an announcement: the frames still to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Announcement {
-    /// When the next is due, and how many have been sent.
+    /// When the next frame is due, and how many have been sent.
     next: Option<(Instant, u32)>,
 }
 
 impl Announcement {
-    /// Begins, or begins anew.
+    /// Starts an announcement, or restarts it.
     pub(super) fn begin(&mut self, now: Instant) {
         self.next = Some((now, 0));
     }
 
-    /// Sends no more.
+    /// Stops the announcement.
     pub(super) fn end(&mut self) {
         self.next = None;
     }
 
-    /// When the next frame is to be sent.
+    /// Returns when the next frame must be sent.
     pub(super) fn due(&self) -> Option<Instant> {
         self.next.map(|(due, _)| due)
     }
 
-    /// Whether a frame is to be sent now; it then counts as sent.
+    /// Returns whether a frame must be sent now; if so, it counts as sent.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         let Some((due, sent)) = self.next.filter(|(due, _)| *due <= now) else { return false };
         let pause = FIRST_PAUSE + PAUSE_STEP * sent;
@@ -50,8 +51,8 @@ impl Announcement {
     }
 }
 
-/// Reverse ARP to everybody, asking for the IP address of `mac`, after an empty header of
-/// virtio-net's.
+/// Returns a broadcast frame with a reverse ARP request for `mac`, behind an empty virtio-net
+/// header.
 pub(super) fn frame(mac: MacAddress) -> [u8; ANNOUNCEMENT_BYTES] {
     let mac = mac.bytes();
     let mut bytes = [0; ANNOUNCEMENT_BYTES];

@@ -1,4 +1,4 @@
-//! What a guest's description says of a network device.
+//! Configuration of a network device.
 
 use std::fmt;
 
@@ -9,32 +9,32 @@ use super::tap::{self, Tap};
 use crate::sys::net::NAME_BYTES_MAX;
 use crate::virtio::DeviceError;
 
-/// Least and most MTU of a device, in bytes (virtio 1.2, 5.1.4.1).
+/// Range of valid MTUs in bytes (virtio 1.2, 5.1.4.1).
 const MTUS: std::ops::RangeInclusive<u16> = 68..=65535;
 
-/// Where frames of the guest's come out on the host.
+/// The guest's network connection on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NetLink {
-    /// At a tap that somebody has made, and set up as they like.
+    /// An existing tap, which the operator has configured.
     Tap(String),
-    /// At a bridge: a tap is made for the guest, put on the bridge, and goes when the guest does.
+    /// A bridge: a tap is created for the guest, added to the bridge, and removed with the guest.
     Bridge {
-        /// The bridge.
+        /// Name of the bridge.
         bridge: String,
-        /// The tap's name; `None` for any that is free.
+        /// Name of the tap; `None` for any free name.
         tap: Option<String>,
     },
 }
 
 impl NetLink {
-    /// The interface that has to be there: the bridge, or the tap that was given.
+    /// Returns the interface that must exist: the bridge, or the existing tap.
     pub fn interface(&self) -> &str {
         match self {
             Self::Tap(name) | Self::Bridge { bridge: name, .. } => name,
         }
     }
 
-    /// Checks that its names could be those of interfaces, on any host.
+    /// Checks that the names are valid interface names, on any host.
     ///
     /// # Errors
     /// [`DeviceError::Config`].
@@ -65,18 +65,18 @@ impl fmt::Display for NetLink {
     }
 }
 
-/// A network device of a guest. A migration expects a bridge, or a tap, of the same name at the
-/// destination.
+/// A network device of a guest. At the destination, a migration expects a bridge or tap of the same
+/// name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConfig {
     link: NetLink,
     mac: MacAddress,
-    /// Bytes: measured when the guest was described.
+    /// MTU in bytes, as measured when the guest was defined.
     mtu: u16,
 }
 
 impl NetConfig {
-    /// A device on `link`, which exists on this host.
+    /// Creates the configuration of a device on `link`, which must exist on this host.
     ///
     /// # Errors
     /// [`DeviceError::Config`], [`DeviceError::Network`].
@@ -88,29 +88,29 @@ impl NetConfig {
         Ok(Self { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..config })
     }
 
-    /// A device at a tap that is nowhere, for tests that do not open it.
+    /// Returns the configuration of a device on a non-existent tap, for tests that do not open it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn nowhere() -> Self {
         let mac = MacAddress::of_nobody();
         Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500 }
     }
 
-    /// Where frames come out on the host.
+    /// Returns the device's connection on the host.
     pub fn link(&self) -> &NetLink {
         &self.link
     }
 
-    /// The guest's address.
+    /// Returns the guest's MAC address.
     pub fn mac(&self) -> MacAddress {
         self.mac
     }
 
-    /// Most bytes of a packet, as the guest is told.
+    /// Returns the MTU that the guest is told, in bytes.
     pub fn mtu(&self) -> u16 {
         self.mtu
     }
 
-    /// The same device on a bridge, or at a tap, of another name.
+    /// Returns the same device on a bridge or tap of another name.
     #[must_use]
     pub fn renamed(&self, interface: &str) -> Self {
         let link = match &self.link {
@@ -139,13 +139,14 @@ impl NetConfig {
         Ok(())
     }
 
-    /// Checks that this host can give the guest its network, by trying.
+    /// Checks that this host can connect the guest to its network, by trying it.
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         Tap::open(self).map(drop)
     }
 }
 
-/// Names that the kernel would take for a pattern, or that nobody can type, are none.
+/// Returns whether `name` is valid. Rejects names that the kernel would take for a pattern or that
+/// are hard to type.
 fn is_interface_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=NAME_BYTES_MAX).contains(&name.len())
@@ -178,7 +179,7 @@ mod tests {
     fn hostile_descriptions_are_refused() {
         let good = config(NetLink::Tap("tap0".to_owned()));
         assert!(NetConfig { mtu: 67, ..good.clone() }.check().is_err());
-        // As a peer could send it.
+        // A peer could send this.
         let group: MacAddress = crate::codec::decode(&[1, 0, 0x5e, 0, 0, 1]).unwrap();
         let error = NetConfig { mac: group, ..good }.check().unwrap_err().to_string();
         assert!(error.contains("01:00:5e:00:00:01"), "{error}");

@@ -1,33 +1,32 @@
-//! What the driver asks by the control queue (virtio 1.2, 5.1.6.5).
+//! Commands that the driver sends on the control queue (virtio 1.2, 5.1.6.5).
 //!
-//! The guest gets all frames that come to its tap, so what it wants to receive is noted and changes
-//! nothing: the driver sorts out the rest, as it would have to anyway. Its address stays as it is:
-//! the guest would lose it with its driver, and the network with each migration.
+//! The guest gets all frames that arrive at its tap, so its receive filters are accepted and have
+//! no effect: the driver must filter frames anyway. The MAC address cannot be changed: the device
+//! would forget the change when the driver goes, and the network with each migration.
 
 use virtio_bindings::virtio_net as net;
 
 use crate::memory::RamMap;
 use crate::virtio::queue::{Chain, QueueError};
 
-/// Bytes of a command that are looked at; none that is known is longer, but for tables of
-/// addresses.
+/// Bytes of a command that are read; no known command is longer, except for address tables.
 const BYTES_MAX: u64 = 16;
 
-/// What has to follow.
+/// Outcome of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
     /// The driver has announced the guest.
     Announced,
-    /// Nothing.
+    /// The command succeeded and needs no action.
     Done,
-    /// It can not be: there is no such command, or it is not as it should be.
+    /// The command is unknown or malformed.
     Refused,
 }
 
 /// Reads a command and answers it.
 ///
 /// # Errors
-/// There is no place for the answer.
+/// If there is no space for the answer.
 pub(super) fn serve(mut chain: Chain, memory: &RamMap) -> Result<Wish, QueueError> {
     let len = chain.readable.bytes().min(BYTES_MAX);
     let mut bytes = [0; BYTES_MAX as usize];
@@ -48,7 +47,7 @@ fn understand(bytes: &[u8]) -> Wish {
             net::VIRTIO_NET_CTRL_RX,
             net::VIRTIO_NET_CTRL_RX_PROMISC | net::VIRTIO_NET_CTRL_RX_ALLMULTI,
         ) if matches!(data, [0 | 1]) => Wish::Done,
-        // Two tables, each after its length; the addresses are of no interest.
+        // Two tables, each after its length; the addresses are ignored.
         (net::VIRTIO_NET_CTRL_MAC, net::VIRTIO_NET_CTRL_MAC_TABLE_SET) if data.len() >= 8 => {
             Wish::Done
         }

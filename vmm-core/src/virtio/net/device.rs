@@ -26,40 +26,40 @@ use crate::virtio::device::{Device, DeviceKind, Progress, Rings, expect_no_state
 use crate::virtio::queue::QueueError;
 use crate::virtio::signals::{Cause, ConfigSpace};
 
-/// Entries of each queue, as usual for network devices; the control queue needs fewer.
+/// Entries of each queue, as usual for network devices; the control queue has fewer.
 const QUEUE_SIZE: u16 = 256;
-/// See [`QUEUE_SIZE`].
+/// Entries of the control queue.
 const CONTROL_QUEUE_SIZE: u16 = 64;
-/// Frames sent, and commands obeyed, before the thread looks for other work.
+/// Frames sent, or commands executed, before the thread checks for other work.
 const BATCH: usize = 64;
-/// Frames from before the driver came that are dropped at most: more than a tap keeps.
+/// Most stale frames that are dropped when the driver becomes ready: more than a tap's queue holds.
 const STALE_FRAMES_MAX: usize = 4096;
-/// A guest that stood still for so long is announced when it goes on: others may have given it up.
+/// A guest that was paused this long is announced on resume: switches may have dropped its address.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
-/// Where in the configuration space the status is (virtio 1.2, 5.1.4).
+/// Offset of the status in the configuration space (virtio 1.2, 5.1.4).
 const STATUS: std::ops::Range<usize> = 6..8;
 
-/// See the module.
+/// A network device of a guest.
 #[derive(Debug)]
 pub(crate) struct NetDevice {
     config: NetConfig,
     port: Box<dyn Port>,
-    /// Those that the driver has accepted; `None` until it is ready.
+    /// Features that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
     receiver: Receiver,
     received: Flow,
     transmitted: Flow,
     meter: Arc<NetMeter>,
     announcement: Announcement,
-    /// The driver has been asked to announce itself, and has not said that it did.
+    /// The driver was asked to announce the guest and has not confirmed it.
     asked_to_announce: bool,
-    /// The guest comes from elsewhere, or may have been believed to be there.
+    /// The network may believe that the guest is on another host.
     moved: bool,
     paused_at: Option<Instant>,
 }
 
 impl NetDevice {
-    /// Opens or makes the tap; it carries nothing yet.
+    /// Opens or creates the tap; it carries no frames yet.
     ///
     /// # Errors
     /// [`DeviceError::Network`].
@@ -67,12 +67,12 @@ impl NetDevice {
         Ok(Self::on(Box::new(Tap::open(config)?), config))
     }
 
-    /// What is counted of it, to be read while it works.
+    /// Returns the counters, to be read while the device works.
     pub(crate) fn meter(&self) -> Arc<NetMeter> {
         Arc::clone(&self.meter)
     }
 
-    /// A device with `port` for its host's side.
+    /// Creates a device with `port` as its connection on the host.
     pub(super) fn on(port: Box<dyn Port>, config: &NetConfig) -> Self {
         Self {
             config: config.clone(),
@@ -98,10 +98,9 @@ impl NetDevice {
         (VIRTIO_NET_S_LINK_UP | announce) as u16
     }
 
-    /// What frames may leave to this driver.
+    /// Returns the `TUN_F_*` offloads that the driver accepts on received frames.
     fn offloads(&self) -> u32 {
-        // Without checksums left to it, a driver cannot take frames that are still to be cut
-        // (5.1.3.1).
+        // A driver that does not complete checksums cannot take unsegmented frames (5.1.3.1).
         if !self.has(VIRTIO_NET_F_GUEST_CSUM) {
             return 0;
         }
@@ -113,9 +112,9 @@ impl NetDevice {
             | offload(VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO)
     }
 
-    /// Drops the frames that came before there was anybody to receive them.
+    /// Drops the frames that arrived before there was a driver to receive them.
     fn drop_stale_frames(&mut self) {
-        // Room for the header alone: the rest of a frame goes when it has been read.
+        // Space for the header only: a read discards the rest of the frame.
         let mut header = [0; HEADER_BYTES];
         for _ in 0..STALE_FRAMES_MAX {
             match nix::unistd::read(self.port.frames(), &mut header) {
@@ -156,7 +155,7 @@ impl NetDevice {
         })?;
         if announced {
             self.asked_to_announce = false;
-            // The driver knows; it need not be interrupted.
+            // The driver knows this, so it is not interrupted.
             rings.interrupt.change_config(put_status(self.status()));
         }
         Ok(progress)
@@ -176,7 +175,7 @@ impl Device for NetDevice {
         DeviceKind::Net
     }
 
-    /// Nothing that depends on this host: a guest finds the same device everywhere.
+    /// Offers only features that every host has: a guest finds the same device everywhere.
     fn features(&self) -> u64 {
         [
             VIRTIO_NET_F_CSUM,
@@ -205,7 +204,7 @@ impl Device for NetDevice {
         vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_QUEUE_SIZE]
     }
 
-    /// `struct virtio_net_config` (virtio 1.2, 5.1.4).
+    /// Returns `struct virtio_net_config` (virtio 1.2, 5.1.4).
     fn config(&self) -> ConfigSpace {
         let mut bytes = self.config.mac().bytes().to_vec();
         let queue_pairs = 1u16;
@@ -254,7 +253,7 @@ impl Device for NetDevice {
         self.announcement.due()
     }
 
-    /// Sends an announcement's next frame.
+    /// Sends the next frame of an announcement.
     fn on_due(&mut self, rings: &mut Rings<'_>) {
         if self.announcement.take(rings.now()) {
             let frame = announce::frame(self.config.mac());
@@ -264,8 +263,8 @@ impl Device for NetDevice {
         }
     }
 
-    /// Tells the network that the guest is here if it may believe otherwise. Nobody knows a guest
-    /// without a driver.
+    /// Announces the guest if the network may believe that it is elsewhere. A guest without a
+    /// driver is not announced: no switch knows it.
     fn resumed(&mut self, rings: &mut Rings<'_>) {
         let stood = self.paused_at.take().map(|then| rings.now().saturating_duration_since(then));
         let moved =
@@ -303,8 +302,8 @@ impl Device for NetDevice {
         self.port.close_to_traffic();
     }
 
-    /// Nothing is kept: whether the driver was asked to announce itself does not matter, as it is
-    /// asked again.
+    /// Accepts only an empty state. Whether the driver was asked to announce the guest need not be
+    /// saved, as it is asked again.
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.moved = true;
         expect_no_state(state)

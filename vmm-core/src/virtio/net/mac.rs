@@ -1,4 +1,4 @@
-//! Addresses of network devices.
+//! MAC addresses of network devices.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::file;
 
-/// The address of one network device, neither zero nor of a group.
+/// The MAC address of one network device: neither zero nor a group address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MacAddress([u8; 6]);
 
-/// Why something is no address of a network device.
+/// A text that is not a valid MAC address of a network device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is no address of a network device: write six bytes as 52:54:00:12:34:56, the first of them even"
@@ -19,11 +19,11 @@ pub struct MacAddress([u8; 6]);
 pub struct MacError(String);
 
 impl MacAddress {
-    /// An address that nobody else has, but for a chance of one in seventy trillion: chosen by
-    /// chance among those that are administered locally (IEEE 802, 8.2).
+    /// Returns a random, locally administered address (IEEE 802, 8.2). The chance that it equals a
+    /// given one is one in seventy trillion.
     ///
     /// # Errors
-    /// The host has no entropy yet.
+    /// If the host has no entropy yet.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 6];
         file::fill_random(&mut bytes)?;
@@ -31,18 +31,18 @@ impl MacAddress {
         Ok(Self(bytes))
     }
 
-    /// One for tests.
+    /// Returns a fixed address for tests.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn of_nobody() -> Self {
         Self([0x52, 0x54, 0, 0x12, 0x34, 0x56])
     }
 
-    /// Its bytes, in the order of the wire.
+    /// Returns the bytes in wire order.
     pub fn bytes(self) -> [u8; 6] {
         self.0
     }
 
-    /// Whether a device can have it: a peer may have sent anything.
+    /// Returns whether a device can have this address: a peer may have sent any bytes.
     pub(super) fn is_possible(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }

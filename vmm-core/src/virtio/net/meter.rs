@@ -1,47 +1,48 @@
-//! What is counted of a network device: written by its thread, read by whoever wants to know, whom
-//! it does not wait for.
+//! Counters of a network device: its thread writes them, other threads read them, and it never
+//! waits for a slow reader.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::config::{NetConfig, NetLink};
 use super::mac::MacAddress;
 
-/// Frames in one direction, as the guest sees it, since the device was created on this host.
+/// Frames in one direction from the guest's point of view, since the device was created on this
+/// host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// Bytes of frames that got through.
+    /// Bytes of the frames that were delivered.
     pub bytes: u64,
-    /// Frames that got through; one that is cut into pieces elsewhere counts as one.
+    /// Frames that were delivered; a frame that is segmented elsewhere counts as one.
     pub frames: u64,
-    /// Frames that did not.
+    /// Frames that were dropped.
     pub drops: u64,
 }
 
-/// How a network device stands; see [`crate::Vm::nets`].
+/// Status of a network device; see [`crate::Vm::nets`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetStatus {
-    /// The guest's address.
+    /// The guest's MAC address.
     pub mac: MacAddress,
-    /// Most bytes of a packet, as the guest is told.
+    /// The MTU that the guest is told, in bytes.
     pub mtu: u16,
-    /// The tap on this host.
+    /// Name of the tap on this host.
     pub tap: String,
-    /// The bridge that the tap was put on, if it was made.
+    /// The bridge to which the tap was added, if this program created the tap.
     pub bridge: Option<String>,
     /// Frames that the guest received.
     pub received: Flow,
-    /// Frames that it sent.
+    /// Frames that the guest sent.
     pub transmitted: Flow,
 }
 
-/// See the module.
+/// The counters of a network device; see the module.
 #[derive(Debug)]
 pub(crate) struct NetMeter {
     status: Mutex<NetStatus>,
 }
 
 impl NetMeter {
-    /// Of a device as described by `config`, on the host's interface `tap`.
+    /// Creates the counters of a device with `config` on the host's interface `tap`.
     pub(super) fn new(config: &NetConfig, tap: &str) -> Self {
         let bridge = match config.link() {
             NetLink::Tap(_) => None,
@@ -52,13 +53,13 @@ impl NetMeter {
         Self { status: Mutex::new(NetStatus { mac, mtu, tap, bridge, received, transmitted }) }
     }
 
-    /// Replaces the counts; once per batch of frames.
+    /// Replaces the counters; called once per batch of frames.
     pub(super) fn publish(&self, received: Flow, transmitted: Flow) {
         let mut status = self.lock();
         (status.received, status.transmitted) = (received, transmitted);
     }
 
-    /// How the device stood after its last batch.
+    /// Returns the status after the device's last batch.
     pub(crate) fn status(&self) -> NetStatus {
         self.lock().clone()
     }

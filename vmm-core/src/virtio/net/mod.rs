@@ -1,17 +1,17 @@
-//! A network device (virtio 1.2, 5.1): frames go between the guest's buffers and a tap of the
-//! host's, without a copy in between.
+//! A network device (virtio 1.2, 5.1): frames move between the guest's buffers and a tap of the
+//! host without a copy in between.
 //!
-//! | file | is |
+//! | file | contents |
 //! |---|---|
 //! | `device` | the device: start here |
 //! | `receive`, `transmit` | frames to the guest, and from it |
-//! | `control` | what the driver asks by the control queue |
-//! | `announce` | telling the network where the guest is now |
-//! | `meter` | what is counted, for whoever wants to know |
-//! | `port` | what the device needs of the host's side |
-//! | `tap` | the host's side: a tap, made or given, perhaps on a bridge |
-//! | `wire` | a socket in the place of the tap, for the fuzz targets |
-//! | `config`, `mac` | what a guest's description says |
+//! | `control` | commands of the driver on the control queue |
+//! | `announce` | announces the guest's new location to the network |
+//! | `meter` | counters and status |
+//! | `port` | the interface that the device needs on the host |
+//! | `tap` | that interface as a tap: created or existing, with or without a bridge |
+//! | `wire` | a socket instead of a tap, for the fuzz targets |
+//! | `config`, `mac` | configuration of the device |
 //!
 //! `docs/adr/0012-networks.md` has the reasons.
 
@@ -36,17 +36,17 @@ pub use meter::{Flow, NetStatus};
 #[cfg(feature = "fuzzing")]
 pub(super) use wire::on_wire;
 
-/// Bytes of `struct virtio_net_hdr_v1`, which is before each frame.
+/// Size of `struct virtio_net_hdr_v1`, which precedes each frame, in bytes.
 const HEADER_BYTES: usize = 12;
-/// Bytes of a frame beyond its payload: addresses, type, and a VLAN tag.
+/// Bytes of a frame besides its payload: addresses, type, and a VLAN tag.
 const ETHERNET_BYTES: usize = 18;
-/// Bytes of the shortest frame that can be sent: addresses and type.
+/// Size of the shortest frame that can be sent: addresses and type.
 const FRAME_BYTES_MIN: usize = 14;
-/// Bytes of the longest payload, which is to be cut into frames later.
+/// Size of the longest payload, which is segmented into frames later.
 const PAYLOAD_BYTES_MAX: usize = 65536;
-/// The queues, by index.
+/// Index of the receive queue.
 const RECEIVE: usize = 0;
-/// See [`RECEIVE`].
+/// Index of the transmit queue.
 const TRANSMIT: usize = 1;
-/// See [`RECEIVE`].
+/// Index of the control queue.
 const CONTROL: usize = 2;

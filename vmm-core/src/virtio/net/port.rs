@@ -1,4 +1,4 @@
-//! What a network device needs of the host: a descriptor for frames, and a switch for them.
+//! What a network device needs from the host: a file descriptor for frames, and a way to stop them.
 
 use std::fmt::Debug;
 use std::io;
@@ -6,29 +6,29 @@ use std::os::fd::BorrowedFd;
 
 use crate::virtio::DeviceError;
 
-/// The host's side of a network device. Frames have virtio-net's header before them, both ways.
+/// The host's side of a network device. Each frame has a virtio-net header, in both directions.
 pub(crate) trait Port: Send + Debug {
-    /// The interface on the host.
+    /// Returns the name of the host's interface.
     fn name(&self) -> &str;
 
-    /// Most bytes of a packet here.
+    /// Returns the MTU of the host's interface in bytes.
     fn mtu(&self) -> usize;
 
-    /// Each read is a frame, each write too; neither waits.
+    /// Returns the descriptor for frames: each read or write is one frame, and neither blocks.
     fn frames(&self) -> BorrowedFd<'_>;
 
-    /// Sets what frames may leave to the guest, as `TUN_F_*` of `linux/if_tun.h`.
+    /// Sets which offloads the guest accepts on received frames, as `TUN_F_*` of `linux/if_tun.h`.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If the system call fails.
     fn set_offloads(&self, offloads: u32) -> io::Result<()>;
 
-    /// Lets frames through, in both directions.
+    /// Lets frames pass, in both directions.
     ///
     /// # Errors
     /// [`DeviceError::Network`].
     fn open_to_traffic(&mut self) -> Result<(), DeviceError>;
 
-    /// Lets nothing through any more, and has the network forget that the guest was here.
+    /// Stops all frames, and makes the network forget that the guest was here.
     fn close_to_traffic(&mut self);
 }

@@ -1,10 +1,10 @@
-//! Frames for the guest: read straight into the buffers that its driver has offered.
+//! Frames for the guest, read directly into the buffers that its driver has offered.
 //!
-//! A frame's length is known when it has been read, so there must be room for the longest before.
-//! Where the driver takes frames in pieces (`VIRTIO_NET_F_MRG_RXBUF`), buffers are therefore taken
-//! from the queue ahead and *held*; those that a frame does not need wait for the next one. A pause
-//! puts them back. Only while a driver offers too few of them, a frame is read to the side first,
-//! and copied when it fits.
+//! A frame's length is known only after it was read, so there must be space for the longest frame
+//! first. If the driver accepts frames in pieces (`VIRTIO_NET_F_MRG_RXBUF`), buffers are therefore
+//! taken from the queue in advance and *held*; those that a frame does not need are used for the
+//! next one. A pause returns them to the queue. Only while a driver offers too few buffers is a
+//! frame read into memory of the VMM first, and copied once it fits.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,30 +20,30 @@ use crate::sys::net::{self, Received};
 use crate::virtio::device::Progress;
 use crate::virtio::queue::{Chain, Queue, QueueError};
 
-/// Frames received before the thread looks for other work: a pause waits for so many at most.
+/// Frames received before the thread checks for other work: a pause waits for at most this many.
 const BATCH: usize = 64;
-/// Where in the header the number of buffers is.
+/// Offset of the number of buffers in the header.
 const BUFFER_COUNT: u64 = 10;
 
-/// How the driver wants frames.
+/// How the driver accepts frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filling {
-    /// Each in one buffer.
+    /// Each frame in one buffer.
     Single,
-    /// Each in as many buffers as it takes.
+    /// Each frame in as many buffers as it needs.
     Merged,
 }
 
-/// See the module.
+/// Receives frames for the guest; see the module.
 #[derive(Debug)]
 pub(super) struct Receiver {
     filling: Filling,
-    /// Bytes that the longest frame takes, its header included.
+    /// Size of the longest possible frame with its header, in bytes.
     room_wanted: u64,
-    /// There may be a frame to be read.
+    /// There may be a frame to read.
     readable: bool,
     held: VecDeque<Held>,
-    /// A frame that was read to the side, with its header.
+    /// A frame that was read into the VMM's memory, with its header.
     waiting: Option<Vec<u8>>,
 }
 
@@ -55,23 +55,23 @@ struct Held {
 }
 
 impl Receiver {
-    /// A receiver of frames that are no longer than the MTU says, or than the longest that can be
-    /// cut into frames later.
+    /// Creates a receiver of frames up to the MTU, or, with `takes_long`, up to the longest
+    /// unsegmented frame.
     pub(super) fn new(filling: Filling, mtu: usize, takes_long: bool) -> Self {
         let payload = if takes_long { PAYLOAD_BYTES_MAX } else { mtu };
         let room_wanted = (HEADER_BYTES + ETHERNET_BYTES + payload) as u64;
         Self { filling, room_wanted, readable: true, held: VecDeque::new(), waiting: None }
     }
 
-    /// A frame may have come.
+    /// Records that a frame may have arrived.
     pub(super) fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// Receives what is there, as far as the driver has offered buffers.
+    /// Receives the available frames, as far as the driver has offered buffers.
     ///
     /// # Errors
-    /// The queue is broken.
+    /// If the queue is broken.
     pub(super) fn process(
         &mut self,
         queue: &mut Queue,
@@ -86,8 +86,8 @@ impl Receiver {
             }
             let wanted = self.waiting.as_ref().map_or(self.room_wanted, |frame| frame.len() as u64);
             if !self.make_room(wanted, queue, memory)? {
-                // The driver notifies when it has more; one that it offered before it was told to
-                // is seen now.
+                // The driver notifies when it offers more. It may have offered a buffer before it
+                // was told to notify.
                 if queue.unmute(memory)? {
                     queue.mute(memory)?;
                     continue;
@@ -98,7 +98,7 @@ impl Receiver {
                 }
                 queue.mute(memory)?;
                 match self.waiting.take() {
-                    // The driver has offered all that it can, and that is not enough.
+                    // The driver has offered all the buffers that it can, and they are too small.
                     Some(_) => flow.drops += 1,
                     None => self.read_aside(frames, flow),
                 }
@@ -121,7 +121,7 @@ impl Receiver {
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => self.readable = false,
-            // A tap that is gone or down; the next frame makes it readable again.
+            // The tap is gone or down; the next frame makes it readable again.
             _ => {
                 self.readable = false;
                 flow.drops += 1;
@@ -129,8 +129,8 @@ impl Receiver {
         }
     }
 
-    /// Holds buffers until there is room for `wanted` bytes; false when the driver has to offer
-    /// more.
+    /// Takes buffers from the queue until `wanted` bytes fit; returns false if the driver must
+    /// offer more.
     fn make_room(
         &mut self,
         wanted: u64,
@@ -150,7 +150,7 @@ impl Receiver {
             if bytes < HEADER_BYTES as u64 {
                 return Err(QueueError::Request);
             }
-            // Offered more often than it has entries, buffers are offered twice.
+            // More buffers than the queue has entries: the driver has offered one twice.
             if self.held.len() >= usize::from(queue.size()) {
                 return Err(QueueError::Available);
             }
@@ -158,7 +158,8 @@ impl Receiver {
         }
     }
 
-    /// Reads a frame that may not fit into what the driver has offered.
+    /// Reads a frame into the VMM's memory; it may not fit into the buffers that the driver has
+    /// offered.
     fn read_aside(&mut self, frames: BorrowedFd<'_>, flow: &mut Flow) {
         let mut bytes = vec![0; self.room_wanted as usize + 1];
         match nix::unistd::read(frames, &mut bytes) {
@@ -171,7 +172,7 @@ impl Receiver {
         }
     }
 
-    /// Copies a frame that was read to the side into what is held, where it fits.
+    /// Copies a frame from the VMM's memory into the held buffers, which must have space for it.
     fn copy(
         &mut self,
         frame: &[u8],
@@ -191,7 +192,7 @@ impl Receiver {
         self.deliver(frame.len(), queue, memory, flow)
     }
 
-    /// Receives one frame into what is held.
+    /// Receives one frame into the held buffers.
     fn receive(
         &mut self,
         queue: &mut Queue,
@@ -211,7 +212,8 @@ impl Receiver {
         self.deliver(bytes, queue, memory, flow)
     }
 
-    /// A frame of so many bytes, with its header, is in what is held.
+    /// Counts a frame of `bytes`, including its header, that is in the held buffers, and hands it
+    /// over.
     fn deliver(
         &mut self,
         bytes: usize,
@@ -224,7 +226,7 @@ impl Receiver {
         Ok(self.hand_over(queue, memory, bytes as u64)?)
     }
 
-    /// The room for the next frame, in as many pieces as one call takes.
+    /// Returns the space for the next frame, in at most as many pieces as one call accepts.
     fn slices<'a>(&self, memory: &'a RamMap) -> Result<Vec<RamSlice<'a>>, QueueError> {
         let mut slices = Vec::with_capacity(self.held.len());
         let usable = match self.filling {
@@ -241,7 +243,7 @@ impl Receiver {
         Ok(slices)
     }
 
-    /// Gives the driver the buffers that the first `bytes` of the held ones are in, all at once.
+    /// Gives the driver the held buffers that contain the first `bytes`, all at once.
     fn hand_over(
         &mut self,
         queue: &mut Queue,
@@ -263,8 +265,8 @@ impl Receiver {
         queue.push_used_together(memory, &used)
     }
 
-    /// Puts back what is held, so that nothing but the queue's position has to be kept. A frame
-    /// that waits is lost.
+    /// Returns the held buffers to the queue, so that only the queue's position has to be saved. A
+    /// frame in the VMM's memory is lost.
     pub(super) fn put_back(&mut self, queue: Option<&mut Queue>) {
         if let Some(queue) = queue {
             queue.take_back(self.held.len());
@@ -274,7 +276,7 @@ impl Receiver {
     }
 }
 
-/// Writes the number of buffers into the header.
+/// Writes the number of buffers into the frame's header.
 fn write_count(chain: &Chain, memory: &RamMap, count: u16) -> Result<(), QueueError> {
     let broken = |_| QueueError::Buffer;
     let count = count.to_le_bytes();

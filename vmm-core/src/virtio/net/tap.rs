@@ -1,9 +1,9 @@
-//! A tap of the host's: frames that the guest sends come in there, frames that go out there the
-//! guest receives.
+//! A tap on the host: frames that the guest sends arrive there, and frames sent there reach the
+//! guest.
 //!
-//! It carries nothing until the guest takes it over: a tap that was made is down until then, though
-//! on its bridge already; one that was given has its cable out. So two copies of a guest on one
-//! network are no two guests.
+//! A tap carries no frames until the guest takes it over: a tap that was created is down until
+//! then, though already on its bridge; an existing tap has no carrier. So a second copy of a guest
+//! is never active on the network.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,33 +17,33 @@ use super::port::Port;
 use crate::sys::net::{self, Carrier};
 use crate::virtio::DeviceError;
 
-/// Where taps come from.
+/// The device file that creates taps.
 const TUN: &str = "/dev/net/tun";
-/// A tap for one reader, with virtio-net's header before each frame.
+/// A tap for one reader, with a virtio-net header before each frame.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-/// What a tap is called that has no name of its own; the kernel puts a number in.
+/// Name of a tap without a configured name; the kernel inserts a number.
 const NAME_PATTERN: &str = "lighter%d";
-/// First byte of the address of a tap that was made: above all others, since a bridge takes the
-/// lowest of its ports' for its own.
+/// First byte of the MAC address of a created tap: higher than all others, since a bridge adopts
+/// the lowest address of its ports.
 const ADDRESS_START: u8 = 0xfe;
-/// The same when the guest's address begins so: with one address for both, the bridge keeps the
-/// guest's frames for itself.
+/// First byte if the guest's address starts with `ADDRESS_START`: if both had the same address, the
+/// bridge would keep the guest's frames for itself.
 const ADDRESS_START_OF_THOSE: u8 = 0xfa;
 
-/// Whose the interface is.
+/// Who created the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// Ours: it goes with us, and is ours to set up and down.
+    /// This program: it sets the tap up and down, and the tap disappears with it.
     Made,
-    /// Somebody else's.
+    /// The operator.
     Given,
 }
 
-/// See the module.
+/// A tap of the host; see the module.
 #[derive(Debug)]
 pub(super) struct Tap {
     file: File,
-    /// For questions about interfaces; any socket will do.
+    /// Socket for interface ioctls; any socket works.
     control: OwnedFd,
     name: String,
     mtu: u32,
@@ -51,7 +51,7 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// Makes a tap, or opens the one that was given. It carries nothing yet.
+    /// Creates a tap, or opens the existing one. It carries no frames yet.
     ///
     /// # Errors
     /// [`DeviceError::Network`].
@@ -79,8 +79,8 @@ impl Tap {
         }
         let file = open_tun().map_err(failed)?;
         net::attach(&file, name, FLAGS).map_err(|cause| failed(explained(cause)))?;
-        // Older kernels cannot; then frames that nobody waits for are dropped when the driver
-        // comes.
+        // Older kernels cannot set the carrier; frames that arrive early are then dropped when the
+        // driver becomes ready.
         let _ = net::set_carrier(&file, Carrier::Off);
         let tap = Self { file, control, name: name.to_owned(), mtu, origin: Origin::Given };
         net::set_header_bytes(&tap.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
@@ -117,7 +117,7 @@ impl Tap {
         let failed = |cause| unusable(name, cause);
         net::set_header_bytes(&self.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
         net::set_hardware_address(control, name, address).map_err(failed)?;
-        // As the bridge's: a bridge takes the least of its ports' for its own.
+        // The MTU of the bridge: a bridge adopts the lowest MTU of its ports.
         net::set_mtu(control, name, self.mtu).map_err(failed)?;
         let index = net::index(control, name).map_err(failed)?;
         net::add_to_bridge(control, bridge, index)
@@ -164,10 +164,10 @@ impl Port for Tap {
     }
 }
 
-/// The MTU of what a link names.
+/// Returns the MTU of the interface of `link`.
 ///
 /// # Errors
-/// There is no such thing, or it is something else.
+/// If there is no such interface, or it is of another kind.
 pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
     let name = link.interface();
     let failed = |cause| unusable(name, cause);
@@ -196,7 +196,7 @@ fn open_tun() -> io::Result<File> {
     options.open(TUN).map_err(|cause| io::Error::other(format!("cannot open {TUN}: {cause}")))
 }
 
-/// What the system's answer means here.
+/// Explains the error of a system call in terms of taps.
 fn explained(cause: io::Error) -> io::Error {
     let what = match cause.raw_os_error() {
         Some(libc::EPERM) => {
@@ -209,7 +209,7 @@ fn explained(cause: io::Error) -> io::Error {
     io::Error::new(cause.kind(), what)
 }
 
-/// The address of the tap of a guest that has the address `guest`: alike to people, and another.
+/// Returns the tap's own address: similar to the guest's for people, but different.
 fn own_address(guest: MacAddress) -> [u8; 6] {
     let mut own = guest.bytes();
     own[0] = if own[0] == ADDRESS_START { ADDRESS_START_OF_THOSE } else { ADDRESS_START };

@@ -1,4 +1,4 @@
-//! Frames from the guest: written straight from its driver's buffers.
+//! Frames from the guest, written directly from its driver's buffers.
 
 use std::os::fd::BorrowedFd;
 
@@ -8,15 +8,15 @@ use crate::memory::RamMap;
 use crate::sys::net;
 use crate::virtio::queue::{Chain, QueueError};
 
-/// Bytes that a frame has with its header.
+/// Valid sizes of a frame with its header, in bytes.
 const BYTES: std::ops::RangeInclusive<usize> =
     HEADER_BYTES + FRAME_BYTES_MIN..=HEADER_BYTES + ETHERNET_BYTES + PAYLOAD_BYTES_MAX;
 
-/// Sends the frame of `chain`. What cannot be sent is lost, as on any network; the kernel checks
-/// what the header says.
+/// Sends the frame of `chain`. A frame that cannot be sent is lost, as on any network; the kernel
+/// checks the header.
 ///
 /// # Errors
-/// The queue is broken.
+/// If the queue is broken.
 pub(super) fn send(
     chain: &Chain,
     memory: &RamMap,

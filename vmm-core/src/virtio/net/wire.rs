@@ -1,4 +1,4 @@
-//! A socket in the place of a tap, for the fuzz targets: no network of the host's is touched.
+//! A socket instead of a tap, for the fuzz targets: no network of the host is touched.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,18 +9,18 @@ use super::device::NetDevice;
 use super::port::Port;
 use crate::virtio::DeviceError;
 
-/// The guest's end.
+/// The guest's end of the socket pair.
 #[derive(Debug)]
 struct Wire {
     end: UnixDatagram,
     mtu: u16,
 }
 
-/// A device and the other end of its wire: a datagram is a frame with its header. Neither end
-/// waits.
+/// Creates a device, and returns it with the other end of its socket: a datagram is a frame with
+/// its header. Neither end blocks.
 ///
 /// # Errors
-/// The system gives no sockets.
+/// If the sockets cannot be created.
 pub(in crate::virtio) fn on_wire() -> io::Result<(NetDevice, UnixDatagram)> {
     let (end, network) = UnixDatagram::pair()?;
     end.set_nonblocking(true)?;

@@ -1,4 +1,4 @@
-//! What a driver may do to a queue, and what a hostile one does.
+//! Valid and hostile use of a queue by its driver.
 
 use proptest::prelude::*;
 
@@ -149,7 +149,8 @@ fn a_driver_that_wants_no_interrupt_gets_none() {
 }
 
 proptest! {
-    /// Random bytes where the queue is: nothing panics, and what comes out lies in memory.
+    /// Puts random bytes where the queue is: nothing panics, and every request's buffers lie in
+    /// memory.
     #[test]
     fn random_rings_are_harmless(
         page in prop::collection::vec(any::<u8>(), 0x800),
@@ -160,7 +161,7 @@ proptest! {
         let driver = Driver::new(&memory, 0);
         let mut page = page;
         if small {
-            // Addresses and lengths that are mostly possible, so that chains get long.
+            // Mostly valid addresses and lengths, so that chains get long.
             for descriptor in page[..0x400].chunks_exact_mut(16) {
                 descriptor[2..8].fill(0);
                 descriptor[10..12].fill(0);

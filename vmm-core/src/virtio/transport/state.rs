@@ -1,4 +1,4 @@
-//! The registers that are saved, and what a saved value must fulfil to be loaded.
+//! The saved registers, and their validation on load.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +9,9 @@ use super::{
 /// Registers of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
-    /// Most entries that it may have.
+    /// Maximum number of entries.
     pub size_max: u16,
-    /// Entries, a power of two.
+    /// Number of entries, a power of two.
     pub size: u16,
     /// Whether the driver has set it up.
     pub ready: bool,
@@ -24,7 +24,7 @@ pub struct QueueRegisters {
 }
 
 impl QueueRegisters {
-    /// A queue that is not set up.
+    /// Creates a queue that is not set up.
     pub(crate) fn new(size_max: u16) -> Self {
         debug_assert!(size_max.is_power_of_two());
         Self { size_max, size: size_max, ready: false, descriptors: 0, available: 0, used: 0 }
@@ -41,7 +41,7 @@ impl QueueRegisters {
         }
     }
 
-    /// Whether the parts lie where they may (virtio 1.2, 2.7). Address 0 means "not set".
+    /// Returns whether the parts are aligned (virtio 1.2, 2.7). Address 0 means "not set".
     fn is_aligned(&self) -> bool {
         let parts = [(self.descriptors, 16), (self.available, 2), (self.used, 4)];
         parts.iter().all(|(address, align)| *address != 0 && address.is_multiple_of(*align))
@@ -80,14 +80,14 @@ pub struct TransportState {
     pub status: u32,
     /// Whether the device waits for a reset.
     pub needs_reset: bool,
-    /// Reasons for an interrupt that the driver has not acknowledged.
+    /// Interrupt causes that the driver has not acknowledged.
     pub interrupt_status: u32,
     /// Number of changes to the configuration space.
     pub config_generation: u32,
 }
 
 impl Transport {
-    /// All registers.
+    /// Returns all registers.
     pub(crate) fn save(&self) -> TransportState {
         TransportState {
             device_id: self.kind as u32,
@@ -104,10 +104,10 @@ impl Transport {
         }
     }
 
-    /// Replaces all registers, unless no driver could have brought them there.
+    /// Replaces all registers, unless no driver could have set them this way.
     ///
     /// # Errors
-    /// A sentence that says what does not fit.
+    /// If the state is impossible; the text says why.
     pub(crate) fn load(&mut self, state: &TransportState) -> Result<(), String> {
         self.check(state)?;
         self.device_features_page = state.device_features_page;
@@ -124,7 +124,7 @@ impl Transport {
         if state.device_id != self.kind as u32 {
             return Err(format!("it has id {}, not {}", state.device_id, self.kind as u32));
         }
-        // A feature that the driver may not have used yet, but has seen, must stay.
+        // The driver may still use a feature that it has seen offered, so none may disappear.
         let lacking = state.offered & !self.offered;
         if lacking != 0 {
             return Err(format!("its features {lacking:#x} do not exist here"));
@@ -153,7 +153,7 @@ impl Transport {
     }
 }
 
-/// Bits are set in their order; a driver may fail at any time.
+/// Returns whether the bits are set in their order; FAILED may be set at any time.
 pub(super) fn is_possible_status(status: u32) -> bool {
     let steps = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
     let reached = (0..=steps.len()).map(|count| steps[..count].iter().sum::<u32>());

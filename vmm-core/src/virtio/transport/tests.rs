@@ -44,7 +44,7 @@ fn set_up_queue(transport: &mut Transport, queue: u32) {
     write(transport, READY, 1);
 }
 
-/// With features agreed on, and one queue ready.
+/// Registers with agreed features and one ready queue.
 fn negotiated() -> Transport {
     let mut transport = transport();
     write(&mut transport, STATUS, 1);
@@ -279,7 +279,7 @@ fn registers_that_no_driver_could_set_are_refused() {
     assert!(spoilt(&|state| state.queues[0].available = 1).contains("queues"));
 }
 
-/// Any access that a guest can make to a page of registers, mostly to registers that exist.
+/// Any access that a guest can make to the register page, mostly to registers that exist.
 fn access() -> impl Strategy<Value = (u64, Vec<u8>)> {
     let register = prop_oneof![
         4 => prop::sample::select(vec![

@@ -1,7 +1,7 @@
-//! One connection: a stream of the host's on one side, packets from and to the guest on the other.
+//! One connection: a stream of the host on one side, packets from and to the guest on the other.
 //!
-//! Bytes wait on their way in both directions, no more than [`BUFFER_BYTES`] each: the guest has
-//! been told how much room there is, and the host's program waits in its socket.
+//! Bytes are buffered in both directions, at most [`BUFFER_BYTES`] each: the guest has been told
+//! how much space there is, and the host's program blocks on its socket.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -12,23 +12,23 @@ use super::packet::{
     Credit, Header, Op, Ports, Received, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, STREAM,
 };
 
-/// Most bytes that wait in one direction.
+/// Most bytes buffered in one direction.
 pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
-/// How far a connection is.
+/// Progress of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The guest has not answered whether it accepts the connection of a host's program.
+    /// A program of the host asked for it, and the guest has not answered yet.
     Asked,
     /// Both sides may send.
     Open,
-    /// It ends with the next packet to the guest.
+    /// The next packet to the guest ends it.
     Broken,
-    /// The guest has been told, or has said so itself: it can be forgotten.
+    /// The guest was told, or has ended it itself: the connection can be removed.
     Over,
 }
 
-/// See the module.
+/// A connection between the guest and a program of the host; see the module.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
@@ -36,31 +36,32 @@ pub(super) struct Connection {
     phase: Phase,
     to_guest: VecDeque<u8>,
     to_host: VecDeque<u8>,
-    /// What the guest said last of its room.
+    /// The space that the guest last announced.
     guest: Credit,
     /// Bytes sent to the guest, modulo 2^32.
     sent: u32,
-    /// Bytes that the stream took, modulo 2^32, and how many the guest knows of.
+    /// Bytes that the stream accepted, modulo 2^32, and how many of them the guest has been told
+    /// of.
     forwarded: u32,
     told: u32,
-    /// What each side does no more, as flags of a shutdown.
+    /// What each side has stopped doing, as flags of a shutdown.
     guest_shut: u32,
     host_shut: u32,
-    /// What of the guest's the stream knows.
+    /// Flags of the guest that the stream was already shut down with.
     stream_shut: u32,
-    /// The stream may have something to read.
+    /// The stream may have data to read.
     readable: bool,
-    /// Packets without data that the guest is to get.
+    /// Packets without data that must be sent to the guest.
     owed: Vec<Op>,
 }
 
 impl Connection {
-    /// A connection that a host's program wants.
+    /// Creates a connection that a program of the host asks for.
     pub(super) fn asked_for_by_host(stream: UnixStream, ports: Ports) -> Self {
         Self::new(stream, ports, Phase::Asked, Op::Request)
     }
 
-    /// A connection that the guest wants, and gets.
+    /// Creates a connection that the guest asks for; it is accepted.
     pub(super) fn asked_for_by_guest(stream: UnixStream, request: &Received) -> Self {
         let mut connection = Self::new(stream, request.ports, Phase::Open, Op::Response);
         connection.guest = request.credit;
@@ -86,19 +87,19 @@ impl Connection {
         }
     }
 
-    /// Whether it can be forgotten.
+    /// Returns whether the connection can be removed.
     pub(super) fn is_over(&self) -> bool {
         self.phase == Phase::Over
     }
 
-    /// The stream may have something to read, or room.
+    /// Handles a stream that may have data to read, or space.
     pub(super) fn stream_is_ready(&mut self) {
         self.readable = true;
         self.forward();
     }
 
-    /// A packet from the guest, with its data. What does not belong to the phase breaks the
-    /// connection.
+    /// Handles a packet from the guest, with its data. A packet that is invalid in the phase breaks
+    /// the connection.
     pub(super) fn receive(&mut self, packet: &Received, data: &[u8]) {
         self.guest = packet.credit;
         match (packet.op, self.phase) {
@@ -106,8 +107,8 @@ impl Connection {
             (Some(Op::Reset), _) => self.phase = Phase::Over,
             (Some(Op::Response), Phase::Asked) => {
                 self.phase = Phase::Open;
-                // As Firecracker and Cloud Hypervisor answer; a stream that nothing was written to
-                // takes it.
+                // The same answer as Firecracker's and Cloud Hypervisor's. Nothing was written to
+                // the stream before, so there is space for it.
                 let answer = format!("OK {}\n", self.ports.host);
                 if self.stream.write_all(answer.as_bytes()).is_err() {
                     self.break_off();
@@ -131,7 +132,7 @@ impl Connection {
         self.guest_shut & SHUTDOWN_SEND == 0 && data.len() <= BUFFER_BYTES - self.to_host.len()
     }
 
-    /// Gives the stream what it takes, and ends it when the guest has nothing more for it.
+    /// Writes to the stream what it accepts, and shuts it down when the guest has finished sending.
     fn forward(&mut self) {
         while !self.to_host.is_empty() {
             match self.stream.write(self.to_host.as_slices().0) {
@@ -142,7 +143,7 @@ impl Connection {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nobody reads what the guest sends.
+                // The program does not read any more.
                 Err(_) => return self.break_off(),
             }
         }
@@ -154,12 +155,13 @@ impl Connection {
         }
     }
 
-    /// Once: each time makes the stream ready for this side too, which would look at it for ever.
+    /// Shuts the stream down, once per change: every shutdown makes the stream ready on this side
+    /// too, so repeating it would loop forever.
     fn shut_stream(&mut self) {
         self.stream_shut = self.guest_shut;
         match self.guest_shut {
             SHUTDOWN_BOTH => self.phase = Phase::Broken,
-            // Nobody is there to hear that it failed.
+            // A failure does not matter: nothing would react to it.
             SHUTDOWN_SEND => drop(self.stream.shutdown(Shutdown::Write)),
             _ => drop(self.stream.shutdown(Shutdown::Read)),
         }
@@ -176,7 +178,7 @@ impl Connection {
         }
     }
 
-    /// Whether there is a packet for the guest; reads the stream to find out.
+    /// Returns whether there is a packet for the guest; reads the stream to find out.
     pub(super) fn has_packet(&mut self) -> bool {
         match self.phase {
             Phase::Over => return false,
@@ -191,7 +193,7 @@ impl Connection {
         self.to_guest.len().min(self.guest.left(self.sent) as usize)
     }
 
-    /// Reads no more than the guest takes; it says by itself when it takes more.
+    /// Reads at most as much as the guest accepts; the guest sends a packet when it accepts more.
     fn read_stream(&mut self) {
         let is_closed = (self.guest_shut & SHUTDOWN_RECEIVE | self.host_shut & SHUTDOWN_SEND) != 0;
         if !self.readable || is_closed || !self.to_guest.is_empty() {
@@ -216,8 +218,8 @@ impl Connection {
         self.owe(Op::Shutdown);
     }
 
-    /// The next packet for the guest: its header, and its data of at most `room` bytes. Ask
-    /// [`Connection::has_packet`] before.
+    /// Returns the next packet for the guest: its header, and its data of at most `room` bytes.
+    /// Call [`Connection::has_packet`] first.
     pub(super) fn next_packet(&mut self, room: usize) -> (Header, Vec<u8>) {
         let op = match self.phase {
             Phase::Broken => {

@@ -1,4 +1,4 @@
-//! The device: queues on one side, connections on the other.
+//! The vsock device: queues on one side, connections on the other.
 
 #[cfg(test)]
 mod tests;
@@ -21,50 +21,50 @@ use crate::virtio::device::{Device, DeviceKind, Progress, Rings, expect_no_state
 use crate::virtio::queue::{Chain, QueueError};
 use crate::virtio::signals::ConfigSpace;
 
-/// Packets to the guest.
+/// Index of the queue for packets to the guest.
 const RX: usize = 0;
-/// Packets from the guest.
+/// Index of the queue for packets from the guest.
 const TX: usize = 1;
-/// News of the device itself.
+/// Index of the queue for events of the device itself.
 const EVENT: usize = 2;
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
-/// All connections are gone (`VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`).
+/// Event: all connections are gone (`VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
-/// Most connections at a time.
+/// Most simultaneous connections.
 const CONNECTIONS_MAX: usize = 256;
-/// Most refusals that wait for room in the guest; beyond, its packets wait.
+/// Most refusals waiting to be sent; at the limit, packets of the guest wait.
 const REFUSALS_MAX: usize = 64;
-/// Packets each way before the thread looks for other work.
+/// Packets in each direction before the thread checks for other work.
 const BATCH: usize = 64;
-/// The first of the ports that programs of the host get: those below are for who listens.
+/// First of the host ports assigned to connecting programs; lower ports are for listening programs.
 const FIRST_OWN_PORT: u32 = 1 << 30;
-/// Events taken at once.
+/// Most events taken per wait.
 const EVENTS_MAX: usize = 16;
 
-/// Which of [`Device::watched`] is the door; the other one is the connections.
+/// Index in [`Device::watched`] of the listening socket; the other index is the connections.
 const DOOR: usize = 0;
 
-/// See the module.
+/// A vsock device of a guest: its queues and its connections.
 #[derive(Debug)]
 pub(crate) struct VsockDevice {
     cid: u64,
-    /// Where programs of the host reach the guest, once somebody has said so.
+    /// Socket path at which programs of the host reach the guest; `None` until it is set.
     place: Option<PathBuf>,
     door: Door,
     streams: Epoll,
     connections: BTreeMap<Ports, Connection>,
-    /// The connection that had its turn last.
+    /// The connection that last had its turn.
     last: Option<Ports>,
     refusals: VecDeque<Header>,
     next_port: u32,
     has_driver: bool,
-    /// The driver has connections from another host or time.
+    /// The driver still has connections from another host or from before a restore.
     reset_due: bool,
 }
 
-/// Addresses that a guest can have (virtio 1.2, 5.10.4).
+/// Addresses (CIDs) that a guest can have (virtio 1.2, 5.10.4).
 pub const GUEST_CIDS: RangeInclusive<u32> = 3..=u32::MAX - 1;
 
 /// Checks that a guest can have this address.
@@ -80,7 +80,7 @@ pub(in crate::virtio) fn check_cid(cid: u32) -> Result<(), DeviceError> {
 }
 
 impl VsockDevice {
-    /// A device by which the guest has the address `cid`.
+    /// Creates a device with which the guest has the address `cid`.
     ///
     /// # Errors
     /// [`DeviceError::Start`].
@@ -100,7 +100,7 @@ impl VsockDevice {
         })
     }
 
-    /// Takes what the guest has sent.
+    /// Handles the packets that the guest has sent.
     fn take_packets(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         match REFUSALS_MAX - self.refusals.len() {
             0 => Ok(Progress::Idle),
@@ -147,7 +147,7 @@ impl VsockDevice {
         }
     }
 
-    /// Connects the guest to the program that it asks for.
+    /// Connects the guest to the program at the port that it asks for.
     fn accept(&mut self, request: &Received) -> io::Result<()> {
         let Some(place) = &self.place else { return Err(io::ErrorKind::NotConnected.into()) };
         let stream = dial(place, request.ports.host)?;
@@ -157,7 +157,7 @@ impl VsockDevice {
         Ok(())
     }
 
-    /// Connects a program to the port that it asks for, if the guest wants that.
+    /// Asks the guest to accept a program's connection to its port `guest`.
     fn introduce(&mut self, stream: UnixStream, guest: u32) -> io::Result<()> {
         while self.connections.contains_key(&Ports { host: self.next_port, guest }) {
             self.next_port = self.next_port.wrapping_add(1).max(FIRST_OWN_PORT);
@@ -192,7 +192,7 @@ impl VsockDevice {
         }
     }
 
-    /// Gives the guest what there is for it, while it has room.
+    /// Sends the guest its packets, while it has space.
     fn give_packets(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         for _ in 0..BATCH {
             let speaker = self.next_speaker();
@@ -217,7 +217,7 @@ impl VsockDevice {
         Ok(Progress::More)
     }
 
-    /// The connection whose turn it is to send, if there is one.
+    /// Returns the connection whose turn it is to send, if there is one.
     fn next_speaker(&mut self) -> Option<Ports> {
         let last = self.last.unwrap_or(Ports { host: u32::MAX, guest: u32::MAX });
         let after = (Bound::Excluded(last), Bound::Unbounded);
@@ -240,7 +240,8 @@ impl VsockDevice {
         Some(packet)
     }
 
-    /// Tells the driver that its connections are gone, once, when it has room for that.
+    /// Tells the driver once that its connections are gone, as soon as it offers a buffer for the
+    /// event.
     fn tell_of_reset(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         if !self.reset_due {
             return Ok(());
@@ -288,8 +289,8 @@ impl Device for VsockDevice {
         if index == EVENT {
             return self.tell_of_reset(rings).map(|()| Progress::Idle);
         }
-        // What comes in has answers, and what goes out makes room for refusals: one is not done
-        // without the other.
+        // Received packets cause answers, and sent packets make room for refusals, so both
+        // directions are handled together.
         let taken = self.take_packets(rings)?;
         let given = self.give_packets(rings)?;
         Ok(if taken == Progress::Idle { given } else { taken })
@@ -302,7 +303,7 @@ impl Device for VsockDevice {
     fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         if index == DOOR {
             for (stream, port) in self.door.requests() {
-                // A program that cannot be introduced finds its stream closed.
+                // If the connection fails, the program finds its stream closed.
                 let _ = self.introduce(stream, port);
             }
         } else {
@@ -323,7 +324,7 @@ impl Device for VsockDevice {
         self.door.open(path).map_err(|cause| DeviceError::Vsock { path: path.clone(), cause })
     }
 
-    /// Should the guest go on here after all, its driver hears that its connections are gone.
+    /// Closes all connections; if the guest resumes here after all, its driver is told.
     fn release(&mut self) {
         self.door.close();
         self.forget_connections();

@@ -1,10 +1,10 @@
-//! The host's side: a Unix socket for programs that look for the guest, and those at which the
-//! guest looks for programs.
+//! The host's side: a Unix socket at which programs reach the guest, and sockets at which the guest
+//! reaches programs.
 //!
-//! As Firecracker and Cloud Hypervisor have it. Who connects to the socket `PATH` and writes
-//! `CONNECT PORT\n` is connected to that port of the guest, and reads `OK PORT\n` first. A guest
-//! that connects to port `PORT` of the host is connected to the socket `PATH_PORT`, when somebody
-//! listens there.
+//! The protocol is that of Firecracker and Cloud Hypervisor. A program that connects to the socket
+//! `PATH` and writes `CONNECT PORT\n` is connected to that port of the guest, and reads `OK PORT\n`
+//! first. A guest that connects to port `PORT` of the host is connected to the socket `PATH_PORT`,
+//! if a program listens there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,16 +16,17 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// Most programs that have connected and not said yet what they want; more are turned away.
+/// Most connected programs that have not sent their request yet; more are rejected.
 const VISITORS_MAX: usize = 64;
-/// Longest line that a program may write first: `CONNECT`, a space, a number and the line's end.
+/// Longest request without its `\n`: `CONNECT`, a space, a number and a `\r`.
 const REQUEST_BYTES_MAX: usize = 19;
-/// The listener among what the door waits for; programs are counted from 1 on.
+/// Identifies the listener among the watched descriptors; programs are numbered from 1.
 const LISTENER: u64 = 0;
-/// Events taken at once.
+/// Most events taken per wait.
 const EVENTS_MAX: usize = 16;
 
-/// Where programs of the host knock.
+/// The listening socket for programs of the host, and the programs that have not sent a request
+/// yet.
 #[derive(Debug)]
 pub(super) struct Door {
     epoll: Epoll,
@@ -34,14 +35,14 @@ pub(super) struct Door {
     next: u64,
 }
 
-/// A program that has not said yet what it wants.
+/// A connected program that has not sent its request yet.
 #[derive(Debug)]
 struct Visitor {
     stream: UnixStream,
     line: Vec<u8>,
 }
 
-/// What a visitor's line is, so far.
+/// What a program has sent so far.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Unfinished,
@@ -50,29 +51,31 @@ enum Line {
 }
 
 impl Door {
-    /// A closed door.
+    /// Creates it without a listening socket.
     ///
     /// # Errors
-    /// The system gives no epoll.
+    /// If no epoll instance can be created.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self { epoll: Epoll::new()?, listener: None, visitors: BTreeMap::new(), next: LISTENER })
     }
 
-    /// Becomes readable when there may be something for [`Door::requests`].
+    /// Returns a descriptor that becomes readable when [`Door::requests`] may have something to
+    /// return.
     pub(super) fn descriptor(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }
 
-    /// Opens it at `path`, for whoever may enter its folder. Does nothing when it is open there.
+    /// Listens at `path`; file permissions of its folder control access. Does nothing if it already
+    /// listens there.
     ///
     /// # Errors
-    /// The file system refuses, or the path is too long for a socket.
+    /// If the file system refuses, or the path is too long for a socket.
     pub(super) fn open(&mut self, path: &Path) -> io::Result<()> {
         if self.listener.as_ref().is_some_and(|(_, at)| at == path) {
             return Ok(());
         }
         self.close();
-        // Whoever calls owns the name; what is there was left by a process that is gone.
+        // The caller owns this path; a file there was left by a process that has ended.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -84,16 +87,16 @@ impl Door {
         Ok(())
     }
 
-    /// Closes it and turns those away who have not said what they want.
+    /// Stops listening and disconnects the programs that have not sent a request.
     pub(super) fn close(&mut self) {
         self.visitors.clear();
         if let Some((_, path)) = self.listener.take() {
-            // Nobody finds anything behind it any more, whether or not it is there.
+            // Even if the file stays, nothing listens behind it.
             let _ = fs::remove_file(path);
         }
     }
 
-    /// The streams of programs that want to be connected to the guest, each with the guest's port.
+    /// Returns the streams of programs that asked for a connection, each with the guest's port.
     pub(super) fn requests(&mut self) -> Vec<(UnixStream, u32)> {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         let mut requests = Vec::new();
@@ -135,7 +138,7 @@ impl Door {
             Line::Connect(port) => {
                 let stream = self.visitors.remove(&number)?.stream;
                 let event = EpollEvent::default();
-                // The stream is somebody else's now; it comes here no more.
+                // From now on the connection owns and watches the stream.
                 self.epoll.ctl(ControlOperation::Delete, stream.as_raw_fd(), event).ok()?;
                 Some((stream, port))
             }
@@ -150,7 +153,7 @@ impl Drop for Door {
 }
 
 impl Visitor {
-    /// Reads to the end of the line and not a byte more: what follows is for the guest.
+    /// Reads to the end of the line and not a byte further: what follows is for the guest.
     fn read_line(&mut self) -> Line {
         let mut byte = [0];
         loop {
@@ -171,10 +174,10 @@ impl Visitor {
     }
 }
 
-/// Connects to the program that listens for the guest's connections to `port`; never waits.
+/// Connects to the program that listens for the guest's connections to `port`; never blocks.
 ///
 /// # Errors
-/// Nobody listens there, or too many wait for that.
+/// If no program listens there, or its backlog is full.
 pub(super) fn dial(door: &Path, port: u32) -> io::Result<UnixStream> {
     let mut path = door.as_os_str().to_owned();
     path.push(format!("_{port}"));
@@ -184,10 +187,10 @@ pub(super) fn dial(door: &Path, port: u32) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// Adds `descriptor` to those that `epoll` waits for, by edges.
+/// Adds `descriptor` to `epoll`, edge-triggered.
 ///
 /// # Errors
-/// The system's answer.
+/// If the system call fails.
 pub(super) fn watch(epoll: &Epoll, descriptor: &impl AsRawFd, data: u64) -> io::Result<()> {
     let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
     epoll.ctl(ControlOperation::Add, descriptor.as_raw_fd(), EpollEvent::new(events, data))

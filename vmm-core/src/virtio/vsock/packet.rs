@@ -1,34 +1,34 @@
 //! A packet's header: `struct virtio_vsock_hdr` (virtio 1.2, 5.10.6), always little-endian.
 
-/// Bytes of a header.
+/// Size of a header in bytes.
 pub(super) const HEADER_BYTES: usize = 44;
-/// The address of the host.
+/// Address (CID) of the host.
 pub(super) const HOST_CID: u64 = 2;
-/// The one type of socket that this device knows (`VIRTIO_VSOCK_TYPE_STREAM`).
+/// The only socket type that this device supports (`VIRTIO_VSOCK_TYPE_STREAM`).
 pub(super) const STREAM: u16 = 1;
-/// The sender receives no more data.
+/// The sender will receive no more data.
 pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
-/// The sender sends no more data.
+/// The sender will send no more data.
 pub(super) const SHUTDOWN_SEND: u32 = 2;
-/// Both.
+/// The sender will neither receive nor send.
 pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
-/// What a packet is for.
+/// Purpose of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     /// Asks for a connection.
     Request,
-    /// Accepts one.
+    /// Accepts a connection.
     Response,
-    /// Refuses or ends one at once.
+    /// Refuses a connection, or ends it immediately.
     Reset,
-    /// Says what the sender does no more.
+    /// Announces that the sender stops sending or receiving.
     Shutdown,
     /// Carries data.
     Data,
-    /// Says how much room the sender has.
+    /// Announces the sender's space.
     CreditUpdate,
-    /// Asks how much room the receiver has.
+    /// Asks for the receiver's space.
     CreditRequest,
 }
 
@@ -48,55 +48,55 @@ impl Op {
     }
 }
 
-/// The two ends of a connection: there is one at most between the same two ports.
+/// The two ports of a connection, which identify it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ports {
-    /// The host's.
+    /// The host's port.
     pub(super) host: u32,
-    /// The guest's.
+    /// The guest's port.
     pub(super) guest: u32,
 }
 
-/// A header from the guest, as far as it was understood.
+/// A decoded header from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Received {
-    /// Where it comes from and goes to.
+    /// CID of the sender.
     pub(super) source_cid: u64,
-    /// Where it goes to.
+    /// CID of the receiver.
     pub(super) destination_cid: u64,
-    /// Between which ports.
+    /// Ports of the connection.
     pub(super) ports: Ports,
-    /// Bytes of data that follow, by the header.
+    /// Size of the data that follows, as the header claims, in bytes.
     pub(super) bytes: u32,
-    /// The type of socket; see [`STREAM`].
+    /// The socket type; see [`STREAM`].
     pub(super) socket_type: u16,
-    /// What it is for; `None` for what nobody knows.
+    /// Purpose of the packet; `None` if it is unknown.
     pub(super) op: Option<Op>,
-    /// Of [`Op::Shutdown`].
+    /// Flags of [`Op::Shutdown`].
     pub(super) flags: u32,
-    /// How much the guest takes at a time.
+    /// The guest's space for data.
     pub(super) credit: Credit,
 }
 
-/// What one side says of its room for data.
+/// The space for data that one side announces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Credit {
-    /// Bytes that its buffer holds.
+    /// Size of its buffer in bytes.
     pub(super) allocated: u32,
     /// Bytes that have left the buffer since the connection began, modulo 2^32.
     pub(super) forwarded: u32,
 }
 
 impl Credit {
-    /// Bytes that may still be sent to this side after `sent`. A side that talks nonsense gets
-    /// nothing.
+    /// Returns how many more bytes may be sent to this side after `sent`. Inconsistent values give
+    /// 0.
     pub(super) fn left(self, sent: u32) -> u32 {
         self.allocated.saturating_sub(sent.wrapping_sub(self.forwarded))
     }
 }
 
 impl Received {
-    /// Reads a header.
+    /// Decodes a header.
     pub(super) fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Self {
         let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let word = |at: usize| u32::from(half(at)) | u32::from(half(at + 2)) << 16;
@@ -117,25 +117,25 @@ impl Received {
 /// A header to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Between which ports.
+    /// Ports of the connection.
     pub(super) ports: Ports,
-    /// The type of socket: that of the packet that is answered.
+    /// The socket type: that of the packet that is answered.
     pub(super) socket_type: u16,
-    /// What it is for.
+    /// Purpose of the packet.
     pub(super) op: Op,
-    /// Of [`Op::Shutdown`].
+    /// Flags of [`Op::Shutdown`].
     pub(super) flags: u32,
-    /// How much the host takes at a time.
+    /// The host's space for data.
     pub(super) credit: Credit,
 }
 
 impl Header {
-    /// A packet that ends what is between `ports`.
+    /// Returns a packet that ends the connection between `ports`.
     pub(super) fn reset(ports: Ports, socket_type: u16) -> Self {
         Self { ports, socket_type, op: Op::Reset, flags: 0, credit: Credit::default() }
     }
 
-    /// The header's bytes, for a guest of this address and with so much data behind it.
+    /// Encodes the header for a guest with this address, with `data_bytes` of data behind it.
     pub(super) fn to_bytes(self, guest_cid: u64, data_bytes: u32) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -174,7 +174,8 @@ mod tests {
         assert_eq!(bytes, expected);
         let read = Received::from_bytes(&bytes);
         assert_eq!((read.source_cid, read.destination_cid, read.bytes), (2, 5, 11));
-        // What the host sends comes from the host's port, what it receives from the guest's.
+        // Packets of the host come from the host's port; packets of the guest come from the
+        // guest's.
         assert_eq!(read.ports, Ports { guest: 0x0403_0201, host: 7 });
         assert_eq!((read.op, read.flags, read.credit), (Some(Op::Data), 3, header.credit));
     }

@@ -1,5 +1,5 @@
 //! The balloon on real KVM: a guest that gives up memory with its own instructions, what the host
-//! has got afterwards, and what a migration under way sees of it.
+//! regains, and what a migration under way sees of it.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,13 +20,13 @@ use crate::{BootSource, DeviceConfig, DirtyLog, VmEvent, VmOptions, VmShape, VmS
 const FEATURES: u32 = 1 << 1 | 1 << 2 | 1 << 5;
 /// Inflate, deflate, statistics, reporting.
 const QUEUES: usize = 4;
-/// Memory that is given up, and how much of it: 4 MiB from 8 MiB on.
+/// Memory that is given up: address and size, 4 MiB from 8 MiB on.
 const PAGES: u64 = 8 << 20;
 const BYTES: u64 = 4 << 20;
 /// Pages named in one request.
 const PFNS: u64 = 256;
 const REQUESTS: u64 = BYTES / 4096 / PFNS;
-/// Where the requests lie.
+/// Address of the requests.
 const REQUEST: u64 = 0x30_0000;
 
 /// A paused guest of 16 MiB with a balloon, whose pages at [`PAGES`] are full of sevens.
@@ -34,7 +34,7 @@ fn guest() -> Vm {
     guest_with(DeviceConfig::Balloon(FreePages::Reported), DirtyLog::Auto)
 }
 
-/// The same with this balloon and this log of dirty pages.
+/// As `guest`, with this balloon and this dirty log.
 fn guest_with(balloon: DeviceConfig, dirty_log: DirtyLog) -> Vm {
     let shape = VmShape { devices: vec![balloon], ..shape(16, 1) };
     let options = VmOptions { dirty_log };
@@ -45,8 +45,8 @@ fn guest_with(balloon: DeviceConfig, dirty_log: DirtyLog) -> Vm {
     vm
 }
 
-/// Has the guest get its balloon going, inflate it by all pages at [`PAGES`], wait for the answers,
-/// say what the first of the pages holds now, and write there.
+/// Makes the guest set up its balloon, inflate it by all pages at [`PAGES`], wait for the answers,
+/// ring the doorbell with the content of the first page, and write there.
 fn inflate_all(vm: &Vm) {
     let driver = Driver::new(vm.ram().memory(), 0);
     for request in 0..REQUESTS {
@@ -75,13 +75,13 @@ fn inflate_all(vm: &Vm) {
     vm.ram().write(CODE, &code).unwrap();
 }
 
-/// The queue of hints of a driver that has no others of its own.
+/// The hint queue of a driver that has no other optional queues.
 const HINTS: usize = 2;
-/// Where a word becomes 1 when the guest shall go on.
+/// Address of a word that becomes 1 when the guest may continue.
 const GO: u64 = 0x38_0000;
 
-/// Has the guest get its balloon going, wait, notify of its hints, and write the second of the
-/// pages at [`PAGES`].
+/// Makes the guest set up its balloon, wait, notify its hint queue, and write the second page at
+/// [`PAGES`].
 fn write_what_is_hinted(vm: &Vm) {
     let doorbell = [0x66, 0xba, 0xc0, 0x04, 0xef]; // mov dx, DOORBELL_PORT; out dx, eax
     let mut code = stores(&handshake_for(vm, 1 << 3, HINTS + 1));
@@ -99,7 +99,7 @@ fn write_what_is_hinted(vm: &Vm) {
     vm.ram().write(CODE, &code).unwrap();
 }
 
-/// Names all pages at [`PAGES`] as free, in answer to the first command.
+/// Lists all pages at [`PAGES`] as free, in answer to the first command.
 fn hint_all(vm: &Vm) {
     let driver = Driver::new(vm.ram().memory(), HINTS);
     let words = [1u32 << 31, 0]; // The least id that there is, and "no more".
@@ -146,7 +146,7 @@ fn a_hinted_page_that_is_taken_back_at_once_is_in_either_log() {
     }
 }
 
-/// How many of the host's pages are there for `bytes` of guest memory from `gpa` on.
+/// Counts the host's pages that back `bytes` of guest memory from `gpa` on.
 fn resident_pages(vm: &Vm, gpa: u64, bytes: u64) -> usize {
     let region = vm.ram().mappings().next().unwrap();
     let address = region.get_host_address(MemoryRegionAddress(gpa)).unwrap() as u64;
@@ -176,7 +176,7 @@ fn memory_in_the_balloon_goes_back_to_the_host_and_comes_back_as_zeros() {
     vm.resume().unwrap();
     assert_eq!(event(&vm), VmEvent::Doorbell { vcpu: 0, value: 0 }, "a page that was used again");
     vm.pause().unwrap();
-    // The page that the guest has used may be huge.
+    // The page that the guest used may be part of a huge one.
     let huge = 2 << 20;
     assert_eq!(resident_pages(&vm, PAGES + huge, BYTES - huge), 0);
     assert_eq!(word(&vm, PAGES), 5, "what was written since");
@@ -212,7 +212,7 @@ fn a_migration_under_way_never_keeps_what_was_in_the_balloon() {
     assert_eq!(word(&destination, PAGES + 4096), 0);
 }
 
-/// Copies the pages whose bits are set.
+/// Copies the pages whose bits are set in `words`.
 fn send_dirty(from: &Vm, to: &Vm, words: &[u64]) {
     let mut page = [0; 4096];
     for (chunk, word) in words.iter().enumerate() {
@@ -235,7 +235,7 @@ fn assert_same_memory(one: &Vm, other: &Vm) {
 #[test]
 fn reported_memory_goes_back_to_the_host() {
     let vm = guest();
-    // The device may see what is offered before it is notified.
+    // The device may process the buffers before it is notified.
     assert_eq!(resident_pages(&vm, PAGES, BYTES), 1024);
     vm.resume().unwrap();
     drive(&vm, 0, &handshake_for(&vm, FEATURES, QUEUES));

@@ -9,8 +9,8 @@ use crate::boot::{Acpi, KernelSource};
 use crate::testing::*;
 use crate::{BootSource, VmEvent, VmState};
 
-/// Rings the doorbell with the word at DATA, writes 7 there, and then does what `end` does. Kernel
-/// mode may be emulated here, so these are plain instructions.
+/// Rings the doorbell with the word at DATA, writes 7 there, and then runs `end`. Kernel mode may
+/// be emulated here, so these are plain instructions.
 fn program(end: &[u8]) -> Vec<u8> {
     let mut code = vec![
         0x8b, 0x04, 0x25, 0, 0, 0x20, 0, // mov eax, [DATA]
@@ -152,7 +152,7 @@ fn a_reset_is_for_a_guest_that_runs() {
     assert!(matches!(vm.reset(), Err(Error::WrongState { state: RunState::Stopped, .. })));
 }
 
-/// Another VM in the state of `vm`, as after a migration.
+/// Creates another VM in the state of `vm`, as after a migration.
 fn moved(vm: &Vm) -> Vm {
     let state = VmState::from_bytes(&vm.save_state().unwrap().to_bytes().unwrap()).unwrap();
     let other = empty_vm(16, vm.shape().vcpus);

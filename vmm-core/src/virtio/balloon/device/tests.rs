@@ -1,4 +1,4 @@
-//! The balloon on the bench: what drivers ask of it, and what hostile ones do.
+//! The balloon on a test bench, with valid and hostile drivers.
 
 mod hints;
 
@@ -15,9 +15,9 @@ const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 const STATISTICS: usize = 2;
 const REPORTING: usize = 4;
-/// Where requests lie.
+/// Address of the requests.
 const REQUEST: u64 = 0x8000;
-/// Pages that are given up, a MiB from the start, filled with sevens.
+/// Address of the pages that are given up, at 1 MiB, filled with sevens.
 const PAGES: u64 = 1 << 20;
 /// The number of the first of them.
 const PFN: u32 = (PAGES / PAGE_BYTES) as u32;
@@ -29,7 +29,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// With a driver that accepts no more than `features`.
+/// A bench whose driver accepts no more than `features`.
 fn bench_with(features: u64) -> Bench {
     let mut bench = Bench::switched_off(Box::<BalloonDevice>::default());
     bench.backend.activate(features, &bench.registers);
@@ -60,7 +60,7 @@ fn ask(bench: &mut Bench) {
     bench.run();
 }
 
-/// Which of the pages from [`PAGES`] on hold zeros; the others must hold sevens.
+/// Returns which of the pages from [`PAGES`] on hold zeros; the others must hold sevens.
 fn zeroed(bench: &Bench) -> Vec<u32> {
     let bytes = bench.bytes(PAGES, 1 << 20);
     let pages = (0..).zip(bytes.chunks(PAGE_BYTES as usize));
@@ -72,7 +72,7 @@ fn zeroed(bench: &Bench) -> Vec<u32> {
         .collect()
 }
 
-/// Which of the pages from [`PAGES`] on count as written.
+/// Returns which of the pages from [`PAGES`] on count as written.
 fn written(bench: &Bench) -> Vec<u32> {
     let region = bench.ram.mappings().next().unwrap();
     let at = |index: u32| PAGES + u64::from(index) * PAGE_BYTES;
@@ -361,7 +361,7 @@ fn a_target_waits_for_a_driver_and_outlives_it() {
     assert_eq!(words, [100, 0, 0, 0]);
 }
 
-/// The same guest on another host.
+/// Moves the guest to another host.
 fn move_to(source: &Bench, state: &BackendState) -> Bench {
     let mut destination = Bench::switched_off(Box::<BalloonDevice>::default());
     destination.ram.write(0, &source.bytes(0, 4 << 20)).unwrap();
@@ -419,7 +419,7 @@ fn hostile_states_are_refused_or_harmless() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Rings and descriptors full of nonsense on all queues: the device stays, and comes to rest.
+    /// Random rings and descriptors on all queues: the device survives and becomes idle.
     #[test]
     fn no_driver_gets_it_down(
         rings in prop::collection::vec(any::<u8>(), 5 * 0x1000),

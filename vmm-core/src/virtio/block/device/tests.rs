@@ -37,10 +37,10 @@ fn bench_and_content(
 const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x9000;
 const STATUS: u64 = 0xf000;
-/// No status that there is.
+/// A value that is not a valid status.
 const UNANSWERED: u8 = 0xee;
 
-/// Makes a request with `data` buffers and returns its status.
+/// Sends a request with `data` buffers and returns its status.
 fn ask(bench: &mut Bench, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u8 {
     let mut header = [0; 16];
     header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -162,7 +162,7 @@ fn what_is_read_from_the_disk_is_dirty_memory(engine: EngineChoice) {
     assert_eq!([0x1f, 0x20, 0x21, 0x22].map(dirty), [false, true, true, false]);
 }
 
-/// Offers `count` reads of a sector each, without a kick.
+/// Offers `count` reads of a sector each, without a notification.
 fn offer_reads(bench: &mut Bench, count: u64) {
     for index in 0..count {
         let (header, data) = (0x2_0000 + index * 32, 0x3_0000 + index * 512);
@@ -237,7 +237,7 @@ fn whatever_is_written_is_logged_and_nothing_else(engine: EngineChoice) {
 fn a_driver_that_offers_one_request_again_and_again_breaks_its_queue(engine: EngineChoice) {
     let file = file();
     let mut bench = bench(&file, Access::ReadWrite, engine);
-    // More than the ring has room for.
+    // More requests than the ring has entries.
     bench.driver(0).set_available_index(SIZE + 1);
     bench.kick(0);
     assert!(bench.signals.needs_reset());

@@ -1,4 +1,4 @@
-//! Requests that are right, wrong, and random.
+//! Valid, invalid, and random requests.
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
@@ -16,7 +16,7 @@ fn buffers(memory: &RamMap, pieces: &[(u64, u32)]) -> Buffers {
     buffers
 }
 
-/// A request with `data` in the readable part and room for `room` bytes and a status.
+/// A request with `data` in the readable part, and space for `room` bytes and a status.
 fn request(limits: Limits, kind: u32, sector: u64, data: &[u8], room: u32) -> Request {
     let memory = memory();
     let mut header = kind.to_le_bytes().to_vec();
@@ -24,7 +24,7 @@ fn request(limits: Limits, kind: u32, sector: u64, data: &[u8], room: u32) -> Re
     header.extend(sector.to_le_bytes());
     memory.write_slice(&header, GuestAddress(0x1000)).unwrap();
     memory.write_slice(data, GuestAddress(0x2000)).unwrap();
-    // Cut in odd places, as a driver may.
+    // Split in odd places, as a driver may do.
     let readable = buffers(&memory, &[(0x1000, 5), (0x1005, 11), (0x2000, data.len() as u32)]);
     let writable = buffers(&memory, &[(0x4_0000, room), (0x8_0000, 1)]);
     parse(Chain { head: 0, readable, writable }, &memory, &limits).unwrap()

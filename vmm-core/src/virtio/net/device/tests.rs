@@ -1,4 +1,4 @@
-//! The device with a driver, and a socket for a tap.
+//! The device with a driver, and a socket instead of a tap.
 
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,11 +15,11 @@ use crate::virtio::net::{MacAddress, NetLink, NetStatus};
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
 const MTU: usize = 1500;
-/// Where buffers lie: room for all that a queue has.
+/// Address of the buffers, with space for all that a queue holds.
 const BUFFERS: u64 = 0x10_0000;
 const BUFFER_BYTES: u32 = 0x2000;
 
-/// A socket in the place of a tap, and what it was told.
+/// A socket instead of a tap, and the calls that it received.
 #[derive(Debug)]
 struct Cable {
     end: UnixDatagram,
@@ -60,7 +60,7 @@ impl Port for Cable {
     }
 }
 
-/// A device on a bench, and the other end of its cable.
+/// A device on a test bench, and the network's end of its socket.
 struct Scene {
     bench: Bench,
     network: UnixDatagram,
@@ -89,7 +89,7 @@ fn device() -> (Box<NetDevice>, UnixDatagram, Arc<Mutex<Vec<String>>>) {
 }
 
 impl Scene {
-    /// The device runs, with all features but `without`.
+    /// Creates a running device, with all features but `without`.
     fn without(without: &[u32]) -> Self {
         let (device, network, told) = device();
         let without = without.iter().fold(0, |bits, feature| bits | 1u64 << feature);
@@ -100,7 +100,7 @@ impl Scene {
         Self { bench, network, told }
     }
 
-    /// Offers `count` buffers for frames, the first of them at [`BUFFERS`].
+    /// Offers `count` receive buffers, the first at [`BUFFERS`].
     fn offer(&mut self, count: u64) {
         for index in 0..count {
             let at = BUFFERS + index * u64::from(BUFFER_BYTES);
@@ -109,7 +109,7 @@ impl Scene {
         self.bench.kick(RECEIVE);
     }
 
-    /// A frame of `bytes`, each of them `fill`, comes from the network.
+    /// Sends a frame of `bytes`, each of them `fill`, from the network.
     fn arrive(&mut self, bytes: usize, fill: u8) {
         let mut frame = vec![0; HEADER_BYTES];
         frame.resize(HEADER_BYTES + bytes, fill);
@@ -127,14 +127,14 @@ impl Scene {
         device.downcast_ref().map(NetDevice::meter).unwrap().status()
     }
 
-    /// The next frame that the network got, without its header.
+    /// Returns the next frame that the network received, without its header.
     fn sent(&self) -> Option<Vec<u8>> {
         let mut bytes = vec![0; 1 << 17];
         let len = self.network.recv(&mut bytes).ok()?;
         Some(bytes[HEADER_BYTES..len].to_vec())
     }
 
-    /// Gives a command and returns the answer.
+    /// Sends a command and returns the answer.
     fn command(&mut self, bytes: &[u8]) -> u8 {
         let (at, answer) = (0x8000, 0x9000);
         self.bench.ram.write(at, bytes).unwrap();
@@ -145,14 +145,14 @@ impl Scene {
         self.bench.bytes(answer, 1)[0]
     }
 
-    /// The status in the configuration space.
+    /// Returns the status in the configuration space.
     fn configured_status(&self) -> u16 {
         let mut bytes = [0; 2];
         self.bench.signals.read_config(STATUS.start, &mut bytes);
         u16::from_le_bytes(bytes)
     }
 
-    /// Stands still, and goes on as a guest that comes from elsewhere.
+    /// Pauses the guest, and resumes it as one that has arrived from another host.
     fn migrate(&mut self, features: u64) {
         self.bench.backend.pause();
         let state = self.bench.backend.save().unwrap();
@@ -259,7 +259,7 @@ fn only_pages_that_a_frame_is_in_are_dirty() {
     let clean =
         |scene: &Scene| scene.bench.ram.mappings().for_each(|region| (**region).bitmap().reset());
     clean(&scene);
-    // A look that finds nothing.
+    // The queue is processed but there is no frame.
     scene.bench.backend.ready(0);
     scene.bench.run();
     let dirty = |scene: &Scene, gpa: u64| {
@@ -407,8 +407,8 @@ fn frames_from_before_the_driver_came_are_dropped() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Buffers of any kind in any queue, with traffic: the device works or is broken, and can be
-    /// paused and saved.
+    /// Any kinds of buffers in any queue, with traffic: the device works or its queue breaks, and
+    /// it can still be paused and saved.
     #[test]
     fn no_driver_gets_the_device_down(
         offers in prop::collection::vec(
@@ -426,7 +426,7 @@ proptest! {
             while scene.sent().is_some() {}
         }
         for bytes in frames {
-            // The socket takes only so many; a tap drops what is too many.
+            // The socket's queue is limited; a tap drops excess frames.
             let _ = scene.network.send(&vec![1; bytes]);
             scene.bench.backend.ready(0);
             scene.bench.run();

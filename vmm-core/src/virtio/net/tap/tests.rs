@@ -1,4 +1,4 @@
-//! What is refused; taps that carry frames are tested end to end, in network namespaces.
+//! Rejected configurations; taps that carry frames are tested end to end, in network namespaces.
 
 use super::*;
 

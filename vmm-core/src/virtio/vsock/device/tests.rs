@@ -10,21 +10,21 @@ use crate::virtio::testing::{Bench, WRITABLE};
 use crate::virtio::vsock::packet::{Credit, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 const CID: u32 = 5;
-/// Where the guest's packets lie, one after the other, and its places for the host's.
+/// Address of the guest's packets, which are consecutive; `PLACES` is that of its receive buffers.
 const SENT: u64 = 0x10_0000;
 const PLACES: u64 = 0x20_0000;
 const PLACE_BYTES: u32 = 4096;
 
-/// A guest with a driver, at a host where programs may listen.
+/// A guest with a driver, on a host where programs may listen.
 struct Scene {
     folder: tempfile::TempDir,
     bench: Bench,
-    /// Of the guest's packets and places so far.
+    /// Number of packets that the guest sent, and of buffers that it offered.
     sent: u64,
     places: u64,
-    /// Of the host's packets so far.
+    /// Number of the host's packets that were received.
     seen: usize,
-    /// What the guest says of its room.
+    /// The space that the guest announces.
     credit: Credit,
 }
 
@@ -59,13 +59,13 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    /// Sends from the guest's port to the host's.
+    /// Sends a packet from the guest's port to the host's.
     fn send(&mut self, ports: Ports, op: u16, flags: u32, data: &[u8]) {
         self.send_of_type(STREAM, ports, op, flags, data);
     }
 
     fn send_of_type(&mut self, kind: u16, ports: Ports, op: u16, flags: u32, data: &[u8]) {
-        // The same bytes as a header of the host's, with both ends exchanged.
+        // A header of the host has the same layout, with both ends exchanged.
         let turned = Ports { host: ports.guest, guest: ports.host };
         let header =
             Header { ports: turned, socket_type: kind, op: Op::Data, flags, credit: self.credit };
@@ -83,7 +83,7 @@ impl Scene {
         self.bench.kick(TX);
     }
 
-    /// Gives the host places for so many packets.
+    /// Offers buffers for so many packets.
     fn make_room(&mut self, packets: u64) {
         for _ in 0..packets {
             let at = PLACES + self.places % 16 * u64::from(PLACE_BYTES);
@@ -93,14 +93,14 @@ impl Scene {
         self.bench.kick(RX);
     }
 
-    /// Lets the device see what programs have done.
+    /// Lets the device notice what programs have done.
     fn look(&mut self) {
         self.bench.backend.ready(0);
         self.bench.backend.ready(1);
         self.bench.run();
     }
 
-    /// What the host has sent since it was last asked.
+    /// Returns what the host has sent since the last call.
     fn received(&mut self) -> Vec<Packet> {
         let used = self.bench.driver(RX).used();
         let new = (self.seen..used.len()).map(|index| {
@@ -122,7 +122,7 @@ impl Scene {
         self.received().into_iter().filter_map(|packet| packet.op).collect()
     }
 
-    /// A program of the host that is connected to the guest's port 1024.
+    /// Connects a program of the host to the guest's port 1024.
     fn introduced(&mut self) -> (UnixStream, Ports) {
         let mut program = UnixStream::connect(self.path("vsock")).unwrap();
         program.write_all(b"CONNECT 1024\n").unwrap();
@@ -136,7 +136,7 @@ impl Scene {
         (program, request.ports)
     }
 
-    /// A connection that the guest has made to port 52 of the host.
+    /// Connects the guest to port 52 of the host.
     fn accepted(&mut self) -> (UnixStream, Ports) {
         let listener = UnixListener::bind(self.path("vsock_52")).unwrap();
         let ports = Ports { host: 52, guest: 2000 };
@@ -230,7 +230,7 @@ fn the_guest_gets_no_more_than_it_has_room_for() {
 fn packets_wait_for_places_and_are_cut_to_fit() {
     let mut scene = Scene::new();
     let (mut program, ports) = scene.introduced();
-    // Seven places are left.
+    // Seven buffers are left.
     let long: Vec<u8> = (0..40_000u32).map(|byte| byte as u8).collect();
     program.write_all(&long).unwrap();
     scene.look();
@@ -262,7 +262,7 @@ fn who_sends_more_than_there_is_room_for_is_cut_off() {
     let mut scene = Scene::new();
     let (_program, ports) = scene.accepted();
     let data = vec![7; BUFFER_BYTES];
-    // The program reads nothing: at some time its socket is full, then our buffer.
+    // The program reads nothing: at some point its socket is full, then the device's buffer.
     let mut ops = Vec::new();
     for _ in 0..20 {
         scene.make_room(1);

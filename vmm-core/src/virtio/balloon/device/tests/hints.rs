@@ -1,11 +1,11 @@
-//! Hints: what a driver says when it is asked, and what it says unasked.
+//! Free page hinting: what a driver sends on request, and what it sends without one.
 
 use super::*;
 use crate::virtio::balloon::hints::{DONE, HintProgress, ID_MIN, STOP};
 
 /// The queue of hints.
 const HINTS: usize = 3;
-/// Where a driver's words to the device lie.
+/// Address of the command ids that the driver sends.
 const WORD: u64 = 0x7000;
 const FEATURES: u64 = feature::STATISTICS | feature::HINTS | feature::DEFLATE_ON_OOM;
 
@@ -14,7 +14,7 @@ fn begin(bench: &mut Bench) {
     bench.run();
 }
 
-/// Ends the hints; the pages that were named, by number.
+/// Ends the command and returns the numbers of the pages that were named.
 fn end(bench: &mut Bench) -> Vec<usize> {
     let words = bench.backend.on_balloon(|balloon, rings| balloon.end_hints(rings)).unwrap();
     let is_set = |page: &usize| words[page / 64] >> (page % 64) & 1 == 1;
@@ -29,14 +29,14 @@ fn command(bench: &Bench) -> u32 {
     config_word(bench, 8)
 }
 
-/// The driver says that it answers `id`, or that it has no more.
+/// Sends the id of the command that the driver answers, or `STOP`.
 fn say(bench: &mut Bench, id: u32) {
     bench.ram.write(WORD, &id.to_le_bytes()).unwrap();
     bench.driver(HINTS).offer(&[(WORD, 4, 0)]);
     bench.kick(HINTS);
 }
 
-/// The driver names `count` pages from page `first` on.
+/// Names `count` pages from page `first` on.
 fn hint(bench: &mut Bench, first: usize, count: usize) {
     let (gpa, bytes) = (first as u64 * PAGE_BYTES, count as u64 * PAGE_BYTES);
     bench.driver(HINTS).offer(&[(gpa, bytes as u32, WRITABLE)]);
@@ -86,7 +86,7 @@ fn pages_that_answer_no_command_or_another_one_do_not_count() {
     hint(&mut bench, 1, 1);
     assert_eq!(end(&mut bench), Vec::<usize>::new());
     begin(&mut bench);
-    // What the driver had in the queue before it saw the command.
+    // The driver had these in the queue before it saw the command.
     hint(&mut bench, 2, 1);
     say(&mut bench, STOP);
     assert!(!progress(&mut bench).complete, "that was the end of something else");
@@ -191,7 +191,7 @@ fn a_guest_that_arrives_is_told_to_take_its_pages_back() {
     begin(&mut there);
     assert_eq!(command(&there), ID_MIN + 1, "the driver remembers the one before");
 
-    // A guest that stays goes on naming pages: whoever asked is still here.
+    // A guest that stays continues to name pages: the requester is still here.
     source.backend.resume();
     source.run();
     assert_eq!(command(&source), ID_MIN);
@@ -205,7 +205,7 @@ fn a_state_with_an_impossible_command_is_refused() {
     assert!(error.contains("id 7"), "{error}");
 }
 
-/// What a driver and its host do.
+/// A step of the driver or of the host.
 #[derive(Debug, Clone)]
 enum Turn {
     Begin,
@@ -230,8 +230,8 @@ fn turn() -> impl Strategy<Value = Turn> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is said when: no page counts that the driver has not named since it was asked, and
-    /// after the end it always has its pages back.
+    /// In any order of steps, only pages count that the driver named since the request, and after
+    /// the end the driver always has its pages back.
     #[test]
     fn any_order_of_words_and_pages_is_survived(turns in prop::collection::vec(turn(), 0..40)) {
         let mut bench = bench_with(FEATURES);
