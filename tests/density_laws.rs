@@ -1,5 +1,5 @@
-//! The laws of others by which the density benchmark drives ksmd, against what their documentation
-//! says that they do.
+//! Checks the ksmd tuning rules of other systems, which the density benchmark applies, against the
+//! behaviour that their documentation states.
 
 #[path = "../benches/density/laws.rs"]
 mod laws;
@@ -39,7 +39,7 @@ fn ksmd_stops_only_when_little_is_committed_and_much_is_free() {
 fn mom_begins_with_what_the_kernel_has_and_averages_what_is_free() {
     let mut tuner = Tuner::new(MOM);
     assert_eq!(tuner.look(FULL), Order::Run { pages: 400 });
-    // 0.05 and 0.30: still less than 20 % on the average.
+    // 0.05 and 0.30: still less than 20 % on average.
     assert_eq!(tuner.look(EASED), Order::Run { pages: 700 });
     assert_eq!(tuner.look(EASED), Order::Run { pages: 650 });
 }

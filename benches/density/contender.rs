@@ -2,29 +2,29 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// Who decides what is merged, and how fast.
+/// A contender: decides what is merged, and how fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
-    /// `lighter density apply`.
+    /// lighter, by `lighter density apply`.
     Lighter,
-    /// ksmd as the kernel sets it: 100 pages, 20 ms.
+    /// ksmd with the kernel's default settings: 100 pages, 20 ms.
     Default,
-    /// ksmtuned's law.
+    /// ksmd driven by ksmtuned's rules.
     Ksmtuned,
-    /// oVirt MoM's law.
+    /// ksmd driven by the rules of oVirt's MoM.
     Mom,
-    /// The kernel's own advisor (Linux 6.8): `advisor_mode` is `scan-time`, with its defaults.
+    /// ksmd with the kernel's advisor (Linux 6.8): `advisor_mode` = `scan-time`, with its defaults.
     Advisor,
-    /// ksmd over all memory, as fast as lighter lets it run.
+    /// ksmd over all memory, at the fastest pace that lighter allows.
     Fast,
 }
 
 impl Contender {
-    /// As they stand in the table.
+    /// All contenders, in the order of the table.
     pub(crate) const ALL: [Self; 6] =
         [Self::Lighter, Self::Default, Self::Ksmtuned, Self::Mom, Self::Advisor, Self::Fast];
 
-    /// As it is chosen on the command line.
+    /// The contender's name on the command line.
     pub(crate) const fn option(self) -> &'static str {
         match self {
             Self::Lighter => "lighter",
@@ -36,7 +36,7 @@ impl Contender {
         }
     }
 
-    /// As it stands in the table.
+    /// The contender's name in the table.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Lighter => "lighter",
@@ -54,21 +54,21 @@ impl Contender {
 pub(crate) struct Lot(u64);
 
 impl Lot {
-    /// The same orders for the same seed.
+    /// Creates a generator that draws the same orders for the same seed.
     pub(crate) fn new(seed: u64) -> Self {
-        // Its state is never 0.
+        // The generator's state must never be 0.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
     }
 
-    /// A seed at random.
+    /// Returns a random seed.
     pub(crate) fn any_seed() -> u64 {
         RandomState::new().build_hasher().finish() % 1_000_000
     }
 
-    /// All of `contenders`, in an order of its own.
+    /// Returns all of `contenders` in random order.
     pub(crate) fn order(&mut self, contenders: &[Contender]) -> Vec<Contender> {
         let mut order = contenders.to_vec();
-        // Fisher and Yates.
+        // Fisher-Yates shuffle.
         for last in (1..order.len()).rev() {
             let chosen = self.next() % (last as u64 + 1);
             order.swap(last, chosen as usize);

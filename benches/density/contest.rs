@@ -1,4 +1,4 @@
-//! The turns: each contender gets guests of the same kind, and the CPU time that lighter used.
+//! The turns: each contender gets the same kind of guests and the CPU time that lighter has used.
 
 use std::path::Path;
 use std::thread;
@@ -17,52 +17,52 @@ use super::reads::{paces, part};
 use super::settings::{Case, Settings};
 use support::bench::interruption;
 
-/// Between the last clone's filling its memory and the first figures; and between ksmd's end and
-/// the last figures, while the hot guests write on.
+/// Time between the last clone's fill and the first figures, and between the end of ksmd's work and
+/// the last figures, during which the hot guests keep writing.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// One turn.
+/// The measurements of one turn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn {
-    /// Who.
+    /// The contender whose turn it was.
     pub(crate) contender: Contender,
-    /// What it used.
+    /// The CPU time that the contender used.
     pub(crate) spent: Spent,
-    /// What guests cost before.
+    /// The guests' cost before.
     pub(crate) before: Figures,
-    /// What they cost afterwards.
+    /// The guests' cost afterwards.
     pub(crate) after: Figures,
-    /// Pages that read-hot guests read for each CPU second while the contender was at work, of what
-    /// they read before.
+    /// Pages per CPU second that the read-hot guests read while the contender was at work, relative
+    /// to the rate before.
     pub(crate) reads_during: f64,
-    /// The same afterwards.
+    /// The same ratio afterwards.
     pub(crate) reads_after: f64,
 }
 
 impl Turn {
-    /// By what PSS of all guests fell, in bytes.
+    /// The decrease of the PSS of all guests, in bytes.
     pub(crate) fn gross_bytes(&self) -> f64 {
         self.before.proportional as f64 - self.after.proportional as f64
     }
 
-    /// The same less what ksmd's records of guests' pages take.
+    /// The gross bytes less the growth of ksmd's records of guests' pages.
     pub(crate) fn net_bytes(&self) -> f64 {
         self.gross_bytes() - (self.after.records as f64 - self.before.records as f64)
     }
 
-    /// Net bytes for each CPU second.
+    /// Net bytes per CPU second.
     pub(crate) fn bytes_per_cpu_second(&self) -> f64 {
         self.net_bytes() / self.spent.cpu_seconds()
     }
 }
 
-/// Has the contenders take their turns, and `show` what came of each case when it is over.
+/// Lets the contenders take their turns, and calls `show` with the results of each case.
 ///
 /// # Errors
-/// Something does not run here, a guest's memory is damaged, or the user calls it off.
+/// If something does not run here, a guest's memory is damaged, or the user interrupts.
 pub(crate) fn run(settings: &Settings, folder: &Path, show: impl Fn(Case, &[Turn])) -> Result<()> {
     let saved = {
-        // Guests that may be merged keep lighter from merging others, in tests as well.
+        // While other mergeable guests exist, also those of tests, lighter merges nothing.
         let _turn = Knobs::take()?;
         SavedGuests::boot(settings, folder)?
     };
@@ -80,13 +80,13 @@ struct Scene<'a> {
     settings: &'a Settings,
     saved: &'a SavedGuests,
     case: Case,
-    /// What lighter has used so far.
+    /// The CPU time that lighter has used in each of its turns so far.
     used: Vec<Allowance>,
 }
 
 impl Scene<'_> {
-    /// All rounds. Before them lighter takes a turn that does not count: it says what the others
-    /// may use.
+    /// Runs all rounds. Before them lighter takes a turn that does not count, which determines what
+    /// the others may use.
     fn rounds(&mut self, lot: &mut Lot, folder: &Path) -> Result<Vec<Turn>> {
         if self.settings.cpu_seconds.is_none() {
             report(&self.turn(Contender::Lighter, &folder.join("first"))?);
@@ -139,7 +139,7 @@ impl Scene<'_> {
         })
     }
 
-    /// The median of what lighter has used so far, or what the user says.
+    /// The median of what lighter has used so far, or the user's figure.
     fn allowance(&self) -> Result<Allowance> {
         if let Some(cpu_seconds) = self.settings.cpu_seconds {
             let (cpu_share, pages_per_second) = lighter::usual_pace();

@@ -1,4 +1,4 @@
-//! ksmd driven by others than lighter, until it has used what it may.
+//! Drives ksmd in the way of other systems until it has used its allowance.
 
 use std::path::Path;
 use std::thread;
@@ -14,48 +14,48 @@ use super::knobs::Knobs;
 use super::laws::{self, Law, Order, Seen, Tuner};
 use support::bench::interruption;
 
-/// How often it is seen whether ksmd has used what it may.
+/// Interval between two checks of whether ksmd has used its allowance.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Between two looks of lighter's node at ksmd.
+/// Interval at which lighter's node checks ksmd.
 const NODE_TICK: Duration = Duration::from_secs(1);
-/// After this long the rest of what ksmd may use is left.
+/// Limit of a turn; the rest of the allowance is not used.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// The kernel's own settings.
+/// The kernel's default settings.
 const DEFAULT_PAGES: u64 = 100;
 const DEFAULT_SLEEP_MS: u64 = 20;
 
-/// CPU time, and how it may be used.
+/// The CPU time that a contender may use, and at which pace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance {
-    /// CPU seconds.
+    /// CPU seconds that may be used.
     pub(crate) cpu_seconds: f64,
-    /// ksmd's share of a core where it is driven as lighter does.
+    /// ksmd's share of a core if it is driven as by lighter.
     pub(crate) cpu_share: f64,
-    /// Pages that it may look at in a second then.
+    /// Pages per second that ksmd may scan in that case.
     pub(crate) pages_per_second: u64,
 }
 
-/// What was used.
+/// The CPU time that a contender has used.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spent {
-    /// ksmd's CPU seconds.
+    /// CPU seconds of ksmd.
     pub(crate) ksmd: f64,
-    /// CPU seconds of looks at guests' pages, in their processes.
+    /// CPU seconds of surveys of guests' pages, in the guests' processes.
     pub(crate) looks: f64,
-    /// lighter's node's.
+    /// CPU seconds of lighter's node.
     pub(crate) node: f64,
-    /// How long it took.
+    /// Duration of the work.
     pub(crate) elapsed: Duration,
 }
 
 impl Spent {
-    /// CPU seconds in all.
+    /// Total CPU seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         self.ksmd + self.looks + self.node
     }
 }
 
-/// Counts ksmd's CPU time.
+/// Measures the CPU time that ksmd uses.
 struct Meter {
     sources: Sources,
     first: Duration,
@@ -75,7 +75,7 @@ impl Meter {
         Ok(ksmd_time(&self.sources)?.saturating_sub(self.first))
     }
 
-    /// Waits for `time`, or until all is used; whether there is more to be used.
+    /// Waits for `time`, or until the allowance is used up; returns whether some of it is left.
     fn wait(&self, time: Duration) -> Result<bool> {
         let begun = Instant::now();
         loop {
@@ -97,10 +97,10 @@ impl Meter {
     }
 }
 
-/// Has `contender` use what it may.
+/// Lets `contender` use its allowance.
 ///
 /// # Errors
-/// ksmd cannot be driven, or the user calls it off.
+/// If ksmd cannot be driven, or the user interrupts.
 pub(crate) fn drive(
     contender: Contender,
     fleet: &Fleet,
@@ -131,7 +131,8 @@ pub(crate) fn drive(
     Ok(spent)
 }
 
-/// On a host whose memory is what its guests were given: there these laws have ksmd work hardest.
+/// Pretends that the host's memory is what its guests were given: in that case these rules have
+/// ksmd work hardest.
 fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
     let host_gib = host_memory()?.total_bytes as f64 / f64::from(1 << 30);
     let sleep_ms = law.sleep_ms(host_gib);
@@ -158,8 +159,8 @@ fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
     }
 }
 
-/// By the window that lighter's node would open, which may end before all is used: when nothing is
-/// gained any more.
+/// Drives ksmd by the window that lighter's node would open. It may end before the allowance is
+/// used up, when it gains nothing any more.
 fn as_lighter(allowance: &Allowance, meter: &Meter, folder: &Path) -> Result<()> {
     let sources = Sources::system();
     let (control, _) = Control::open(&sources, &folder.join("ksm.json"))?;

@@ -1,38 +1,38 @@
-//! What guests cost their host at one moment.
+//! The cost of the guests for their host at one point in time.
 
 use anyhow::{Context, Result};
 use memopt::observe::{Sources, cost, host_memory, ksm, merged};
 
-/// What the kernel keeps for each page that ksmd has looked at (`struct ksm_rmap_item`).
+/// Size of the kernel's record of a page that ksmd has scanned (`struct ksm_rmap_item`), in bytes.
 const ITEM_BYTES: u64 = 64;
 
-/// What guests cost their host at one moment, in bytes.
+/// The cost of the guests for their host at one point in time, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Figures {
     /// PSS of all guests' processes.
     pub(crate) proportional: u64,
-    /// What the guests' processes hold, merged pages counted for each.
+    /// Resident memory of the guests' processes, with merged pages counted for each process.
     pub(crate) resident: u64,
-    /// ksmd's records of all guests' pages.
+    /// Memory of ksmd's records of all guests' pages.
     pub(crate) records: u64,
     /// Transparent huge pages of all guests.
     pub(crate) huge: u64,
-    /// Those of the hot ones.
+    /// Transparent huge pages of the hot guests.
     pub(crate) hot_huge: u64,
-    /// Those of the read-hot ones.
+    /// Transparent huge pages of the read-hot guests.
     pub(crate) reader_huge: u64,
-    /// What the host says is available.
+    /// Memory that the host reports as available.
     pub(crate) available: u64,
-    /// What the kernel says that merging brings on the whole; signed.
+    /// The kernel's own figure of the total profit of merging; may be negative.
     pub(crate) profit: i64,
 }
 
 impl Figures {
-    /// Of the guests in these processes, of which those at `hot` are hot, and those at `readers`
-    /// read-hot.
+    /// Measures the guests in the processes `pids`; `hot` and `readers` are the indices of the hot
+    /// and the read-hot ones.
     ///
     /// # Errors
-    /// One of them is gone.
+    /// If one of the processes is gone.
     pub(crate) fn take(pids: &[u32], hot: &[usize], readers: &[usize]) -> Result<Self> {
         let sources = Sources::system();
         let mut figures = Self {

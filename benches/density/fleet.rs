@@ -1,4 +1,4 @@
-//! All guests of one turn: started alike for everybody, and ended when dropped.
+//! All guests of one turn: started in the same way for every contender, and ended when dropped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ use super::workload::{Clone, Heat};
 use support::bench::program::{Run, lighter};
 use support::bench::usage;
 
-/// How lighter names its vCPU threads.
+/// Part of the name of lighter's vCPU threads.
 const VCPU_MARK: &str = "vcpu";
-/// The lowest priority but for idle work (setpriority(2)).
+/// The lowest priority above idle work (setpriority(2)).
 const NICE: i32 = 19;
 
 /// All guests of one turn.
@@ -27,17 +27,17 @@ pub(crate) struct Fleet {
     clones: Vec<Clone>,
     linux: Vec<LinuxGuest>,
     pids: Vec<u32>,
-    /// By their places among `pids`: clones first, then Linux.
+    /// Indices into `pids`, which has the clones first, then the Linux guests.
     hot: Vec<usize>,
     readers: Vec<usize>,
 }
 
 impl Fleet {
-    /// Starts them in the state folder `state`, the hot ones first, and waits until all memory is
-    /// filled.
+    /// Starts the guests in the state folder `state`, the hot ones first, and waits until all
+    /// memory is filled.
     ///
     /// # Errors
-    /// They do not start.
+    /// If they do not start.
     pub(crate) fn start(
         state: &Path,
         case: Case,
@@ -79,23 +79,23 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// The folder that a node looks after them in.
+    /// The state folder, for a node to manage the guests.
     pub(crate) fn state(&self) -> &Path {
         &self.state
     }
 
-    /// What they cost now.
+    /// The guests' cost at this point.
     ///
     /// # Errors
-    /// One of them is gone.
+    /// If one of the processes is gone.
     pub(crate) fn figures(&self) -> Result<Figures> {
         Figures::take(&self.pids, &self.hot, &self.readers)
     }
 
-    /// What those that are read-hot have read so far.
+    /// The number of pages that each read-hot guest has read so far.
     ///
     /// # Errors
-    /// One of them does not answer.
+    /// If one of them does not answer.
     pub(crate) fn reads(&mut self) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for place in &self.readers {
@@ -109,19 +109,19 @@ impl Fleet {
         Ok(samples)
     }
 
-    /// CPU seconds of their processes so far, without their vCPUs.
+    /// CPU seconds of the guests' processes so far, without their vCPUs.
     ///
     /// # Errors
-    /// One of them is gone.
+    /// If one of the processes is gone.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         let of = |pid: &u32| usage::cpu_seconds_without_vcpus(*pid, VCPU_MARK);
         self.pids.iter().map(of).sum()
     }
 
-    /// Has each check all its memory.
+    /// Has each guest check all its memory.
     ///
     /// # Errors
-    /// One does not answer, or is damaged.
+    /// If a guest does not answer, or its memory is damaged.
     pub(crate) fn check(&mut self) -> Result<()> {
         let epochs = self.clones.iter().map(Clone::begin_check).collect::<Result<Vec<_>>>()?;
         for (clone, epoch) in self.clones.iter().zip(epochs) {
@@ -153,8 +153,9 @@ fn pid(state: &Path, name: &str) -> Result<u32> {
     u32::try_from(pid.context("`lighter show` tells no pid")?).context("pid")
 }
 
-/// The clones' workload never halts, as idle guests do: its vCPUs get what nobody else wants,
-/// within its process and on the host, where each session has its share of the CPUs.
+/// Gives the vCPUs of a clone the lowest priority, because its workload never halts, as idle guests
+/// do: they then get only CPU time that no other task wants, both within their process and on the
+/// host, where each session has its share of the CPUs.
 fn yield_to_others(pid: u32) -> Result<()> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?;

@@ -1,4 +1,4 @@
-//! ksmd's settings: as before after each turn, however it ends, and nobody's tests meanwhile.
+//! ksmd's settings: restored after each turn, however it ends, and out of reach of tests meanwhile.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -9,33 +9,34 @@ use anyhow::{Context, Result, ensure};
 
 use support::bench::interruption;
 
-/// By this, in the folder for temporary files, the tests that drive ksmd take turns. They also
-/// remember how it is set, and would put back what somebody had set for the moment.
+/// Name of the lock file, in the folder for temporary files, by which the tests that drive ksmd
+/// take turns. Those tests also record the settings and would restore a temporary value.
 const TURN: &str = "lighter-tests-ksm.lock";
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 
-/// What is changed here; older kernels do not have all of them. The last is put back first: ksmd
-/// stops before anything else changes, and the batch can only be set without an advisor.
+/// The settings that are changed here; older kernels lack some of them. They are restored from the
+/// last to the first: ksmd stops before anything else changes, and the batch can only be set while
+/// there is no advisor.
 const ALL: [&str; 6] =
     ["smart_scan", "use_zero_pages", "sleep_millisecs", "pages_to_scan", "advisor_mode", "run"];
-/// Linux 6.8.
+/// The advisor's setting (Linux 6.8).
 const ADVISOR: &str = "advisor_mode";
 const ADVISED: &str = "scan-time";
 
-/// ksmd's settings as they were, and are again when this is dropped.
+/// ksmd's original settings, which are restored when this is dropped.
 pub(crate) struct Knobs {
     before: Vec<(&'static str, String)>,
-    // Let go when all is as before.
+    // Released once the settings are restored.
     _turn: File,
 }
 
 impl Knobs {
-    /// Waits for the end of tests that drive ksmd, and remembers how it is set.
+    /// Waits for tests that drive ksmd to end, and records the settings.
     ///
     /// # Errors
-    /// This kernel does not merge pages, ksmd is at work, or the user calls it off.
+    /// If this kernel does not merge pages, ksmd is running, or the user interrupts.
     pub(crate) fn take() -> Result<Self> {
         let turn = take_turn()?;
         let known = ALL.into_iter().filter(|knob| Path::new(FOLDER).join(knob).exists());
@@ -44,20 +45,20 @@ impl Knobs {
         Ok(Self { before, _turn: turn })
     }
 
-    /// Has ksmd scan, `pages` in a batch with `sleep_ms` between two.
+    /// Has ksmd scan batches of `pages`, with `sleep_ms` between two.
     ///
     /// # Errors
-    /// It takes root.
+    /// If the settings cannot be written, which requires root.
     pub(crate) fn run(&self, pages: u64, sleep_ms: u64) -> Result<()> {
         write("sleep_millisecs", &sleep_ms.to_string())?;
         write("pages_to_scan", &pages.to_string())?;
         write("run", "1")
     }
 
-    /// Whether ksmd is still set as [`Self::run`] did, and nobody else drives it.
+    /// Checks that ksmd still has the settings of [`Self::run`].
     ///
     /// # Errors
-    /// Somebody does.
+    /// If another process has changed them.
     pub(crate) fn expect(&self, pages: u64, sleep_ms: u64) -> Result<()> {
         let wanted = ["1".to_owned(), pages.to_string(), sleep_ms.to_string()];
         let found = [read("run")?, read("pages_to_scan")?, read("sleep_millisecs")?];
@@ -68,17 +69,17 @@ impl Knobs {
     /// Has ksmd scan with `sleep_ms` between two batches, whose size the kernel's advisor sets.
     ///
     /// # Errors
-    /// It takes root, and a kernel that has an advisor.
+    /// If the settings cannot be written, which requires root and a kernel with an advisor.
     pub(crate) fn run_advised(&self, sleep_ms: u64) -> Result<()> {
         write("sleep_millisecs", &sleep_ms.to_string())?;
         write(ADVISOR, ADVISED)?;
         write("run", "1")
     }
 
-    /// Whether ksmd is still set as [`Self::run_advised`] did.
+    /// Checks that ksmd still has the settings of [`Self::run_advised`].
     ///
     /// # Errors
-    /// Somebody else drives it.
+    /// If another process has changed them.
     pub(crate) fn expect_advised(&self, sleep_ms: u64) -> Result<()> {
         let wanted = ["1".to_owned(), ADVISED.to_owned(), sleep_ms.to_string()];
         let found = [read("run")?, read(ADVISOR)?, read("sleep_millisecs")?];
@@ -86,31 +87,34 @@ impl Knobs {
         Ok(())
     }
 
-    /// Stops ksmd; what is merged stays.
+    /// Stops ksmd; merged pages stay merged.
     ///
     /// # Errors
-    /// It takes root.
+    /// If the setting cannot be written, which requires root.
     pub(crate) fn stop(&self) -> Result<()> {
         write("run", "0")
     }
 
-    /// Has the kernel forget all that was ever merged: it counts what processes had that are gone.
+    /// Unmerges everything and discards ksmd's state, whose counters include processes that are
+    /// gone.
     ///
     /// # Errors
-    /// It takes root.
+    /// If the settings cannot be written, which requires root.
     pub(crate) fn forget(&self) -> Result<()> {
         write("run", "2")?;
         self.put_back()
     }
 
-    /// Makes all as it was.
+    /// Restores the original settings.
     ///
     /// # Errors
-    /// The first that cannot be; the others are.
+    /// If a setting cannot be restored; the others are restored nevertheless, and the last such
+    /// error is returned.
     pub(crate) fn put_back(&self) -> Result<()> {
         let mut outcome = Ok(());
         for (knob, value) in self.before.iter().rev() {
-            // Some cannot even be written as they are: only what is another is.
+            // Some settings do not accept even their present value: only those that differ are
+            // written.
             if !read(knob).is_ok_and(|now| now == *value)
                 && let Err(error) = write(knob, value)
             {
@@ -147,7 +151,7 @@ fn take_turn() -> Result<File> {
     }
 }
 
-/// The value; of a choice, what is chosen.
+/// The value of a setting; for a list of choices, the active one.
 fn read(knob: &str) -> Result<String> {
     let path = format!("{FOLDER}/{knob}");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;

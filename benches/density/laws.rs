@@ -1,79 +1,79 @@
-//! The laws by which ksmtuned and oVirt's MoM drive ksmd, as pure functions of shares of the host's
-//! memory.
+//! The rules by which ksmtuned and oVirt's MoM drive ksmd, as pure functions of shares of the
+//! host's memory.
 //!
-//! Both run ksmd when guests have nearly all of the memory, or little is free, and let it look at
-//! more pages each time they find too little free, at fewer when there is enough. They differ in
-//! how often they look, and in where they begin. Constants are those that both ship with
-//! (`ksmtuned` and `ksmtuned.conf`; `ksm.rules` of MoM); the laws here follow what these say.
+//! Both run ksmd when guests hold nearly all of the memory or little is free. They increase the
+//! batch each time too little is free, and reduce it when enough is. They differ in the sampling
+//! interval and in the initial batch. The constants are the defaults of both (`ksmtuned` and
+//! `ksmtuned.conf`; `ksm.rules` of MoM), and the rules here follow those files.
 
 use std::time::Duration;
 
-/// What should be free, as a share of the host's memory.
+/// Share of the host's memory that should be free.
 const FREE_WANTED: f64 = 0.20;
-/// Pages more in each batch when too little is free.
+/// Pages by which a batch grows when too little is free.
 const BOOST_PAGES: u64 = 300;
-/// Pages fewer when enough is.
+/// Pages by which it shrinks when enough is free.
 const DECAY_PAGES: u64 = 50;
-/// The smallest batch.
+/// Size of the smallest batch, in pages.
 const PAGES_MIN: u64 = 64;
-/// The largest batch.
+/// Size of the largest batch, in pages.
 const PAGES_MAX: u64 = 1250;
-/// The sleep between two batches on a host with [`BASELINE_GIB`], in ms.
+/// Sleep between two batches on a host with [`BASELINE_GIB`], in ms.
 const SLEEP_MS: f64 = 10.0;
 const BASELINE_GIB: f64 = 16.0;
 
-/// Who looks how often, and begins where.
+/// A set of rules: sampling interval and initial values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Law {
-    /// Between two looks.
+    /// Time between two samples.
     pub(crate) interval: Duration,
-    /// Looks over which the free share is averaged.
+    /// Number of samples over which the free share is averaged.
     pub(crate) averaged: usize,
-    /// The batch before the first look.
+    /// Batch before the first sample, in pages.
     pub(crate) pages_at_first: u64,
-    /// The least sleep between two batches, in ms.
+    /// Least sleep between two batches, in ms.
     pub(crate) sleep_ms_min: u64,
 }
 
-/// Looks each minute, begins with nothing, and never sleeps less than 10 ms (`[ $sleep -le 10 ] &&
-/// sleep=10`).
+/// Samples every minute, begins with an empty batch, and never sleeps less than 10 ms (`[ $sleep
+/// -le 10 ] && sleep=10`).
 pub(crate) const KSMTUNED: Law =
     Law { interval: Duration::from_secs(60), averaged: 1, pages_at_first: 0, sleep_ms_min: 10 };
 
-/// Looks every 10 s, averages over 50 s, and begins with what the kernel has.
+/// Samples every 10 s, averages over 50 s, and begins with the kernel's batch.
 pub(crate) const MOM: Law =
     Law { interval: Duration::from_secs(10), averaged: 5, pages_at_first: 100, sleep_ms_min: 0 };
 
 impl Law {
-    /// The sleep between two batches on a host with this much memory, in ms, rounded down as both
-    /// do.
+    /// The sleep between two batches on a host with this much memory, in ms, rounded down as by
+    /// both tools.
     pub(crate) fn sleep_ms(&self, host_gib: f64) -> u64 {
         ((SLEEP_MS * BASELINE_GIB / host_gib) as u64).max(self.sleep_ms_min)
     }
 }
 
-/// What is seen of a host, as shares of its memory.
+/// A sample of a host, in shares of its memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Seen {
-    /// What guests' processes hold, pages that are merged counted for each of them.
+    /// Memory that guests' processes hold, with merged pages counted for each process.
     pub(crate) committed: f64,
-    /// What is free, caches included.
+    /// Free memory, including caches.
     pub(crate) free: f64,
 }
 
-/// What ksmd is to do.
+/// What ksmd has to do until the next sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Nothing; what is merged stays.
+    /// Stop; merged pages stay merged.
     Stop,
-    /// To look at so many pages in a batch.
+    /// Scan in batches of so many pages.
     Run {
-        /// The batch.
+        /// Pages per batch.
         pages: u64,
     },
 }
 
-/// A law at work.
+/// A set of rules with the state that it has reached.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuner {
     law: Law,
@@ -82,12 +82,12 @@ pub(crate) struct Tuner {
 }
 
 impl Tuner {
-    /// That has not looked yet.
+    /// Creates a tuner that has not sampled yet.
     pub(crate) fn new(law: Law) -> Self {
         Self { law, pages: law.pages_at_first, free: Vec::new() }
     }
 
-    /// What follows from a look.
+    /// Takes a sample and returns what ksmd has to do.
     pub(crate) fn look(&mut self, seen: Seen) -> Order {
         self.free.push(seen.free);
         let first = self.free.len().saturating_sub(self.law.averaged);

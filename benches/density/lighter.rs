@@ -1,4 +1,4 @@
-//! lighter's own turn: its node looks after the guests, and is told to find what it can.
+//! lighter's own turn: its node manages the guests, and is told to optimize their memory.
 
 use std::process::{Child, Stdio};
 use std::thread;
@@ -15,16 +15,16 @@ use support::bench::interruption;
 use support::bench::program::{Node, Run, lighter};
 use support::bench::usage;
 
-/// What others drive ksmd for: equal pages, zeros among them; and huge pages.
+/// The same goals for which others drive ksmd: equal pages, including zeros; and huge pages.
 const POLICY: &str = "goal = \"max density\"\nactuators = [\"merge\", \"huge\", \"zeros\"]\n";
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Has lighter's node optimize the guests once, with so much CPU time for ksmd, or as much as is
-/// usual. Also tells what it used, as an allowance for others.
+/// Has lighter's node optimize the guests once, with `ksmd_seconds` of CPU time for ksmd, or the
+/// default. Returns what it used, also as an allowance for the others.
 ///
 /// # Errors
-/// It cannot.
+/// If lighter fails.
 pub(crate) fn optimize(fleet: &Fleet, ksmd_seconds: Option<u32>) -> Result<(Spent, Allowance)> {
     let state = fleet.state();
     lighter(state).args(["certs", "init", "localhost"]).run()?;
@@ -49,13 +49,13 @@ pub(crate) fn optimize(fleet: &Fleet, ksmd_seconds: Option<u32>) -> Result<(Spen
     Ok((spent, Allowance { cpu_seconds, cpu_share, pages_per_second }))
 }
 
-/// What lighter's node lets ksmd use in a window, where lighter has opened none.
+/// The default pace of ksmd in a window, for runs in which lighter opened none.
 pub(crate) fn usual_pace() -> (f64, u64) {
     let merge = Policy::default().merge;
     (merge.cpu, merge.pages_per_s)
 }
 
-/// What it let ksmd use in this run.
+/// The pace that lighter allowed ksmd in this run.
 fn pace(run: &Value) -> (f64, u64) {
     let deeds = run["deeds"].as_array().into_iter().flatten();
     let actions = deeds.map(|deed| &deed["action"]["action"]);
@@ -75,7 +75,7 @@ fn await_policy(fleet: &Fleet) -> Result<()> {
     anyhow::bail!("the node has not read its policy")
 }
 
-/// `lighter density apply`, which Ctrl-C ends.
+/// Runs `lighter density apply`, which Ctrl-C ends.
 fn apply(fleet: &Fleet) -> Result<Value> {
     let mut command = lighter(fleet.state());
     command.args(["density", "apply", "--json"]);
@@ -96,12 +96,12 @@ fn apply(fleet: &Fleet) -> Result<Value> {
     }
 }
 
-/// A process that does not outlive this.
+/// A process that is killed when dropped.
 struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // It has ended already, mostly.
+        // In most cases the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,5 +1,5 @@
-//! The guests of Linux: booted once, which takes a minute where KVM emulates their kernel, and
-//! restored from files after that.
+//! The Linux guests: booted once, which takes a minute where KVM emulates their kernel, and then
+//! restored from files.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,21 +12,21 @@ use support::bench::console::Console;
 use support::bench::lighter_console;
 use support::bench::program::{Run, lighter};
 
-/// Longest time for a boot to the check program, with its memory filled.
+/// Limit of a boot until the check program has filled its memory.
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 /// Memory of a guest. The kernel has 80 MiB of it, of which its cache takes [`CACHED_MIB`]; the
-/// check program fills 12 MiB with content of the guest's own.
+/// check program fills 12 MiB with content that is unique to the guest.
 const MEMORY: &str = "96M";
 const FILLED: &str = "mem=80M check.mib=12 check.random=80 check.rate=0 check.halt=1";
-/// The part of the disk that is read into the cache: the same disk in all, but in an order of each
-/// guest's own.
+/// The part of the disk that is read into the cache: the same disk in all guests, but each reads it
+/// in an order of its own.
 const CACHED_MIB: usize = 24;
 
-/// Files that guests are restored from.
+/// The files from which guests are restored.
 #[derive(Debug)]
 pub(crate) struct SavedGuests {
     files: Vec<PathBuf>,
-    /// Sums over their caches.
+    /// The checksums of the guests' caches.
     sums: Vec<u64>,
 }
 
@@ -34,7 +34,7 @@ impl SavedGuests {
     /// Boots all guests at once, and saves them below `folder`.
     ///
     /// # Errors
-    /// They do not boot.
+    /// If a guest does not boot.
     pub(crate) fn boot(settings: &Settings, folder: &Path) -> Result<Self> {
         let count = settings.linux;
         let mut saved = Self { files: Vec::new(), sums: Vec::new() };
@@ -68,7 +68,7 @@ impl SavedGuests {
             let mut console = lighter_console::of_guest(&state.join("guests").join(name))?;
             console.wait_for_boot(BOOT_PATIENCE)?;
             saved.sums.push(console.ask(b'v', |line| line.verified > 0)?.sum);
-            // Lines that nobody asked for would be work of their own.
+            // Regular output would cause work that is not part of the measurement.
             console.type_letter(b's')?;
             let file = folder.join(format!("{name}.lighter"));
             lighter(&state).args(["save", name]).arg(&file).run()?;
@@ -77,10 +77,10 @@ impl SavedGuests {
         Ok(saved)
     }
 
-    /// Starts them all in the state folder `state`. Returns them with their names.
+    /// Restores all guests in the state folder `state`. Returns them with their names.
     ///
     /// # Errors
-    /// lighter does not start them.
+    /// If lighter cannot start one.
     pub(crate) fn restore(&self, state: &Path) -> Result<Vec<(String, LinuxGuest)>> {
         let names = (1..=self.files.len()).map(|number| format!("linux-{number}"));
         let restore = |((name, file), sum): ((String, &PathBuf), &u64)| {
@@ -92,7 +92,7 @@ impl SavedGuests {
     }
 }
 
-/// A running guest of Linux.
+/// A running Linux guest.
 pub(crate) struct LinuxGuest {
     console: Console,
     name: String,
@@ -100,37 +100,38 @@ pub(crate) struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// The guest with this name in the state folder `state`, whose cache has this sum.
+    /// Attaches to the guest `name` in the state folder `state`, whose cache has the checksum
+    /// `sum`.
     ///
     /// # Errors
-    /// It has no console.
+    /// If the guest has no console.
     fn attach(state: &Path, name: &str, sum: u64) -> Result<Self> {
         let console = lighter_console::of_guest(&state.join("guests").join(name))?;
         Ok(Self { console, name: name.to_owned(), sum })
     }
 
-    /// Has it read its cache from now on.
+    /// Has the guest read its cache from now on.
     ///
     /// # Errors
-    /// It has no console any more.
+    /// If the guest's console is closed.
     pub(crate) fn read_for_ever(&mut self) -> Result<()> {
         self.console.type_letter(b'L')
     }
 
-    /// Pages of its cache that it has read.
+    /// Number of pages of its cache that the guest has read.
     ///
     /// # Errors
-    /// It does not answer.
+    /// If the guest does not answer.
     pub(crate) fn pages_read(&mut self) -> Result<u64> {
         Ok(self.console.ask(b'i', |_| true)?.read)
     }
 
-    /// Has it check all that its check program wrote, and its cache.
+    /// Has the guest check everything that its check program wrote, and its cache.
     ///
     /// # Errors
-    /// It does not answer, or its memory is not as it wrote it.
+    /// If the guest does not answer, or its memory or cache is damaged.
     pub(crate) fn check(&mut self) -> Result<()> {
-        // It was checked once before it was saved.
+        // The first check took place before the guest was saved.
         let line = self.console.ask(b'v', |line| line.verified > 1)?;
         ensure!(line.sum == self.sum, "the cache of {} is damaged", self.name);
         ensure!(line.errors == 0, "{} pages of {} are damaged", line.errors, self.name);
@@ -138,7 +139,7 @@ impl LinuxGuest {
     }
 }
 
-/// Content of a disk: bytes that do not repeat (xorshift64).
+/// Content of a disk: pseudorandom bytes without repetition (xorshift64).
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let words = (0..length / 8).flat_map(|_| {
@@ -150,7 +151,7 @@ fn noise(length: usize) -> Vec<u8> {
     words.collect()
 }
 
-/// Runs a script of the test guest's, which prints the path of what it found or made.
+/// Runs a script of the test guest and returns the path that it prints, of what it found or made.
 fn script(folder: &Path, name: &str) -> Result<String> {
     let script = folder.join(name);
     let output = Command::new(&script)

@@ -1,22 +1,22 @@
-//! How fast guests read that do nothing but read: breaking up their huge pages costs them time.
+//! The reading speed of guests that only read: splitting their huge pages slows them down.
 //!
-//! The vCPUs of all guests share few CPUs, so that pages are counted for each second of CPU time of
-//! the vCPU and not of the clock.
+//! The vCPUs of all guests share few CPUs, so that pages are counted per second of the vCPU's CPU
+//! time, not per second of real time.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-/// What a guest has read so far.
+/// The pages that a guest has read so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Pages.
+    /// Pages read.
     pub(crate) pages: u64,
-    /// CPU seconds of its vCPUs.
+    /// CPU seconds of the guest's vCPUs.
     pub(crate) vcpu_seconds: f64,
 }
 
-/// Pages for each CPU second of the vCPUs, of each guest that reads, between two samples.
+/// Pages per CPU second of the vCPUs, for each reading guest, between two samples.
 pub(crate) fn paces(first: &[Sample], last: &[Sample]) -> Vec<f64> {
     let pace = |(first, last): (&Sample, &Sample)| {
         (last.pages - first.pages) as f64 / (last.vcpu_seconds - first.vcpu_seconds)
@@ -24,17 +24,17 @@ pub(crate) fn paces(first: &[Sample], last: &[Sample]) -> Vec<f64> {
     first.iter().zip(last).map(pace).collect()
 }
 
-/// `now` as a part of `before`: the mean over the guests.
+/// `now` relative to `before`: the mean over the guests.
 pub(crate) fn part(before: &[f64], now: &[f64]) -> f64 {
     let parts = before.iter().zip(now).map(|(before, now)| now / before);
     parts.sum::<f64>() / before.len() as f64
 }
 
-/// CPU seconds so far of the threads of a process whose names hold `mark`: the first number of
-/// their `schedstat`, in ns.
+/// CPU seconds that the threads of a process whose names contain `mark` have used so far: the first
+/// number of their `schedstat`, in ns.
 ///
 /// # Errors
-/// There are none.
+/// If there are no such threads, or they cannot be read.
 pub(crate) fn vcpu_seconds(pid: u32, mark: &str) -> Result<f64> {
     let (mut threads, mut ns) = (0, 0);
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {

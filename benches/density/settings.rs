@@ -1,29 +1,29 @@
-//! What is measured, and how often.
+//! The settings of the benchmark: what is measured, and how often.
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::contender::{Contender, Lot};
 use super::knobs;
 
-/// How the pages of a clone lie, or that there are none.
+/// The layout of a clone's pages, or that there are no clones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// Zeros, the image's pages and the guest's own in runs of 4 MiB, which begin anywhere in a
-    /// chunk of 2 MiB, at the same addresses in all clones.
+    /// Runs of 4 MiB of zeros, of the image's pages and of the guest's own, which begin anywhere in
+    /// a chunk of 2 MiB, at the same addresses in all clones.
     Clustered,
-    /// Mixed page by page, at the same addresses in all clones.
+    /// A mix page by page, at the same addresses in all clones.
     Scattered,
-    /// Mixed in pieces of 64 KiB, at different addresses in each clone, as files in the page caches
-    /// of Linux guests.
+    /// A mix of pieces of 64 KiB, at different addresses in each clone, like files in the page
+    /// caches of Linux guests.
     Shuffled,
-    /// No clones: guests of Linux only.
+    /// No clones, only Linux guests.
     Linux,
 }
 
 impl Layout {
     const ALL: [Self; 4] = [Self::Clustered, Self::Scattered, Self::Shuffled, Self::Linux];
 
-    /// As it is chosen, and as it stands above its table.
+    /// The layout's name on the command line and above its table.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Clustered => "clustered",
@@ -33,7 +33,7 @@ impl Layout {
         }
     }
 
-    /// Options of `lighter run`.
+    /// Options of `lighter run` for this layout.
     pub(crate) const fn options(self) -> &'static [&'static str] {
         match self {
             Self::Clustered => &["--run-length", "4M"],
@@ -44,17 +44,17 @@ impl Layout {
     }
 }
 
-/// Guests, and the content of the clones among them.
+/// The kind of guests, and the content of the clones among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Case {
-    /// How pages lie.
+    /// The layout of the clones' pages.
     pub(crate) layout: Layout,
-    /// Share of pages of zeros, percent.
+    /// Share of zero pages, in percent.
     pub(crate) zero_percent: u64,
 }
 
 impl Case {
-    /// As it is chosen, and how its folder is called: `clustered-25`, `linux`.
+    /// The case's name on the command line, and of its folder: `clustered-25`, `linux`.
     pub(crate) fn name(self) -> String {
         match self.layout {
             Layout::Linux => self.layout.name().to_owned(),
@@ -72,28 +72,28 @@ impl Case {
     }
 }
 
-/// What is measured, and how often.
+/// The settings of the benchmark: what is measured, and how often.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Clones with the built-in workload.
+    /// Number of clones with the built-in workload.
     pub(crate) guests: usize,
-    /// Guests with Linux.
+    /// Number of Linux guests.
     pub(crate) linux: usize,
-    /// Memory of each clone, MiB.
+    /// Memory of each clone, in MiB.
     pub(crate) memory_mib: u64,
     /// Turns of each contender.
     pub(crate) runs: usize,
-    /// What guests there are.
+    /// The cases to measure.
     pub(crate) cases: Vec<Case>,
-    /// Who takes part.
+    /// The contenders that take part.
     pub(crate) contenders: Vec<Contender>,
-    /// Who was chosen, but cannot take part on this kernel.
+    /// The contenders that were chosen but cannot run on this kernel.
     pub(crate) skipped: Vec<Contender>,
-    /// Seed of the order of turns.
+    /// Seed for the order of turns.
     pub(crate) seed: u64,
-    /// What each may use where lighter does not take part.
+    /// CPU seconds that each contender may use if lighter does not take part.
     pub(crate) cpu_seconds: Option<f64>,
-    /// CPU seconds that lighter's policy gives ksmd, where not what it gives it usually.
+    /// CPU seconds that lighter's policy gives ksmd, if not the default.
     pub(crate) ksmd_seconds: Option<u32>,
 }
 
@@ -104,7 +104,7 @@ impl Settings {
     /// Reads the command line; `--bench`, which cargo adds, is ignored.
     ///
     /// # Errors
-    /// An option is unknown, or its value makes no sense.
+    /// If an option is unknown, or its value is invalid.
     pub(crate) fn from_arguments(arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut settings = Self {
             guests: 8,
@@ -162,19 +162,19 @@ impl Settings {
         Ok(())
     }
 
-    /// How many clones there are.
+    /// Number of clones in `case`.
     pub(crate) fn clones(&self, case: Case) -> usize {
         if case.layout == Layout::Linux { 0 } else { self.guests }
     }
 
-    /// Clones that write all over their memory: the first. As many others, after them, read all
-    /// over theirs.
+    /// Number of clones that write all over their memory, which are the first ones. The same
+    /// number, after them, reads all over theirs.
     pub(crate) fn hot(&self, case: Case) -> usize {
         quarter(self.clones(case))
     }
 
-    /// All guests that read, by their places among all, clones first: as many clones as are hot,
-    /// after those; without clones, guests of Linux.
+    /// Indices of the guests that read, clones first: as many clones as are hot, after those;
+    /// without clones, Linux guests.
     pub(crate) fn readers(&self, case: Case) -> Vec<usize> {
         let hot = self.hot(case);
         if self.clones(case) > 0 {
@@ -185,12 +185,12 @@ impl Settings {
     }
 }
 
-/// At least one, where there are any.
+/// A quarter of the guests, and at least one if there are any.
 fn quarter(guests: usize) -> usize {
     if guests == 0 { 0 } else { (guests / 4).max(1) }
 }
 
-/// Those of `all` that are named in `text`, in the order of `all`.
+/// The elements of `all` that are named in `text`, in the order of `all`.
 fn chosen<T: Copy>(text: &str, all: &[T], name: impl Fn(T) -> &'static str) -> Result<Vec<T>> {
     let names: Vec<&str> = text.split(',').collect();
     if let Some(other) = names.iter().find(|wanted| !all.iter().any(|it| name(*it) == **wanted)) {

@@ -1,4 +1,4 @@
-//! The outcome as Markdown.
+//! The results as Markdown.
 
 use super::contender::Contender;
 use super::contest::Turn;
@@ -90,17 +90,17 @@ fn row(turns: &[Turn], contender: Contender, lighter: f64) -> String {
     format!("| {} |", cells.join(" | "))
 }
 
-/// Which of two figures is the better one.
+/// Whether more or less is better for a figure.
 #[derive(Clone, Copy)]
 enum Goal {
-    /// The larger one.
+    /// The larger figure is better.
     More,
-    /// The smaller one.
+    /// The smaller figure is better.
     Less,
 }
 
 impl Goal {
-    /// Whether `its` is better than `ours`. No figure is better than one that is not a number.
+    /// Whether `its` is better than `ours`; false if either is not a number.
     fn is_better(self, its: f64, ours: f64) -> bool {
         match self {
             Self::More => its > ours,
@@ -109,7 +109,8 @@ impl Goal {
     }
 }
 
-/// The middle one of a contender's turns by a figure; of an even number the mean of the middle two.
+/// The median of a figure over a contender's turns; for an even number of turns, the mean of the
+/// middle two.
 fn median(turns: &[Turn], contender: Contender, figure: impl Fn(&Turn) -> f64) -> f64 {
     let values = sorted(turns, contender, figure);
     let middle = values.len() / 2;

@@ -1,4 +1,4 @@
-//! The clones: guests of lighter's with the built-in workload.
+//! The clones: lighter guests with the built-in workload.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -11,31 +11,32 @@ use super::settings::{Case, Settings};
 use support::bench::interruption;
 use support::bench::program::{Run, lighter};
 
-/// Share of each clone's pages that is the image's, percent; what is neither that nor zeros is the
-/// guest's own.
+/// Share of each clone's pages that belong to the image, in percent; the pages that are neither
+/// that nor zero are the guest's own.
 pub(crate) const IMAGE_PERCENT: u64 = 35;
-/// Hot guests write to one page in so many each second, anywhere in their memory.
+/// Hot guests write to one page in this many per second, anywhere in their memory.
 pub(crate) const HOT_PAGES_PER_WRITE: u64 = 5;
-/// Read-hot guests read as many pages each second as they can: more than any CPU does.
+/// Read rate of read-hot guests, in pages per second: more than any CPU manages, so that they read
+/// as fast as they can.
 const READ_RATE: u64 = 1_000_000_000;
 
-/// How long a guest may take to fill its memory, or to check it.
+/// Limit for a guest to fill its memory, or to check it.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const PAGES_PER_MIB: u64 = 256;
 
-/// What a clone does.
+/// The activity of a clone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heat {
     /// Writes all over its memory.
     Hot,
     /// Reads all over its memory, and writes nothing.
     ReadHot,
-    /// Writes nothing, and reads 10,000 pages a second.
+    /// Writes nothing, and reads 10,000 pages per second.
     Idle,
 }
 
-/// A clone.
+/// A clone, reached through the API of its process.
 #[derive(Debug)]
 pub(crate) struct Clone {
     socket: PathBuf,
@@ -43,10 +44,10 @@ pub(crate) struct Clone {
 }
 
 impl Clone {
-    /// Starts a clone in the state folder `state`; it fills its memory then.
+    /// Starts a clone in the state folder `state`; it then fills its memory.
     ///
     /// # Errors
-    /// lighter does not start it.
+    /// If lighter cannot start it.
     pub(crate) fn start(
         state: &Path,
         name: &str,
@@ -74,37 +75,38 @@ impl Clone {
         Ok(Self { socket, name: name.to_owned() })
     }
 
-    /// Waits until its memory is filled.
+    /// Waits until the clone's memory is filled.
     ///
     /// # Errors
-    /// It is not in time.
+    /// If it is not filled in time.
     pub(crate) fn await_work(&self) -> Result<()> {
         self.wait_for("it fills its memory", |report| report["phase"] == "working").map(drop)
     }
 
-    /// Pages that it has read at random.
+    /// Number of pages that the clone has read at random.
     ///
     /// # Errors
-    /// It does not answer.
+    /// If the clone does not answer.
     pub(crate) fn pages_read(&self) -> Result<u64> {
         self.ask("GET", None)?["pages_read"]
             .as_u64()
             .context("the workload does not say what it reads")
     }
 
-    /// Begins to check all its memory; what [`Self::await_check`] waits for.
+    /// Starts a check of all the clone's memory; returns the number to pass to
+    /// [`Self::await_check`].
     ///
     /// # Errors
-    /// It does not answer.
+    /// If the clone does not answer.
     pub(crate) fn begin_check(&self) -> Result<u64> {
         let told = self.ask("PUT", Some(&json!({ "verify": true })))?;
         told["verified_epoch"].as_u64().context("the workload says nothing of a check")
     }
 
-    /// Waits until all its memory is checked.
+    /// Waits until all the clone's memory is checked.
     ///
     /// # Errors
-    /// It is not in time, or its memory is not as it wrote it.
+    /// If the check is not complete in time, or the memory is damaged.
     pub(crate) fn await_check(&self, epoch: u64) -> Result<()> {
         let is_done = |report: &Value| report["verified_epoch"].as_u64() >= Some(epoch);
         let report = self.wait_for("it checks its memory", is_done)?;

@@ -1,4 +1,4 @@
-//! A guest with a disk, under one of the systems: its serial console is its process's standard
+//! A guest with a disk, run by one of the systems. Its serial console is its process's standard
 //! input and output.
 
 use std::fs::File;
@@ -14,12 +14,12 @@ use nix::unistd::Pid;
 
 use support::bench::usage;
 
-/// How long a guest may take to boot, or to answer.
+/// Limit for a guest to boot, or to answer.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Size of the disk in bytes; the program uses all of it.
+/// Size of the disk in bytes; the program in the guest uses all of it.
 const DISK_BYTES: usize = 64 << 20;
 
-/// What runs a guest.
+/// A VMM with a disk engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum System {
     /// QEMU with its default engine, a pool of threads.
@@ -33,11 +33,11 @@ pub(crate) enum System {
 }
 
 impl System {
-    /// In the order of the table.
+    /// All systems, in the order of the table.
     pub(crate) const ALL: [Self; 4] =
         [Self::QemuThreads, Self::QemuIoUring, Self::LighterIoUring, Self::LighterSync];
 
-    /// As it stands in the table.
+    /// The system's name in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::QemuThreads => "QEMU, threads",
@@ -47,7 +47,7 @@ impl System {
         }
     }
 
-    /// What names of vCPU threads hold.
+    /// Part of the name of the system's vCPU threads.
     fn vcpu_mark(self) -> &'static str {
         match self {
             Self::QemuThreads | Self::QemuIoUring => "/KVM",
@@ -88,7 +88,7 @@ impl System {
     }
 }
 
-/// A line of the guest's about its disk.
+/// A line of the guest's report about its disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DiskLine {
     pub(crate) count: u64,
@@ -109,7 +109,7 @@ impl DiskLine {
     }
 }
 
-/// A guest; ended when dropped.
+/// A running guest; killed when dropped.
 pub(crate) struct Guest {
     system: System,
     child: Child,
@@ -118,10 +118,10 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Starts the guest, which boots then.
+    /// Starts the guest, which then boots.
     ///
     /// # Errors
-    /// The system does not run here.
+    /// If the system does not run here.
     pub(crate) fn start(
         system: System,
         kernel: &Path,
@@ -163,49 +163,49 @@ impl Guest {
         Ok(Self { system, child, keys, lines })
     }
 
-    /// Waits for its first sign of life, and asks it to be silent from then on.
+    /// Waits for the guest's first line, and asks it to be silent from then on.
     ///
     /// # Errors
-    /// It does not boot.
+    /// If the guest does not boot.
     pub(crate) fn await_boot(&mut self) -> Result<()> {
         self.wait_for(|line| line.trim().starts_with("check tick=").then_some(()))?;
         self.type_letter(b's')
     }
 
-    /// As it stands in the table.
+    /// The system's name in the table.
     pub(crate) fn name(&self) -> &'static str {
         self.system.name()
     }
 
-    /// Lets it go on.
+    /// Continues the guest's process.
     ///
     /// # Errors
-    /// It has ended.
+    /// If it has ended.
     pub(crate) fn wake(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Stops it, so that it costs nothing.
+    /// Stops the guest's process, so that it uses no CPU time.
     ///
     /// # Errors
-    /// It has ended.
+    /// If it has ended.
     pub(crate) fn sleep(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// Types `letter` and waits for what the guest says of its disk.
+    /// Types `letter` and waits for the guest's line about its disk.
     ///
     /// # Errors
-    /// It does not answer.
+    /// If the guest does not answer.
     pub(crate) fn ask(&mut self, letter: u8) -> Result<DiskLine> {
         self.type_letter(letter)?;
         self.wait_for(DiskLine::parse)
     }
 
-    /// CPU seconds of its process so far, without vCPU threads.
+    /// CPU seconds of the guest's process so far, without vCPU threads.
     ///
     /// # Errors
-    /// It has ended.
+    /// If the process has ended.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         usage::cpu_seconds_without_vcpus(self.child.id(), self.system.vcpu_mark())
     }
@@ -235,7 +235,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // The process may have exited on its own, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,12 +1,12 @@
 //! A guest's disk under lighter and under QEMU's virtio-mmio, in one run: the same Linux kernel,
-//! the same program in it, the same host, a file of the same content, which the host has cached.
+//! the same program in it, the same host, and files of the same content, which the host has cached.
 //!
 //!     cargo bench --bench disk [-- --runs 5]
 //!
 //! Four guests are booted, which takes some minutes where KVM emulates the guest's kernel; then
-//! each measures its disk in turn, while the others are stopped. The guest counts the time
-//! (`tests/guest/check/throughput.rs`); CPU is that of the process without its vCPU threads. Start
-//! reading at [`main`].
+//! each measures its disk in turn, while the others are stopped. The guest takes the time
+//! (`tests/guest/check/throughput.rs`); CPU time is that of the process without its vCPU threads.
+//! Start reading at [`main`].
 
 mod guest;
 
@@ -16,7 +16,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use guest::{Guest, System};
 
-/// What a guest is asked for.
+/// A measurement that a guest can be asked for.
 struct Task {
     letter: u8,
     name: &'static str,
@@ -29,10 +29,10 @@ const TASKS: [Task; 4] = [
     Task { letter: b'W', name: "4 KiB writes at random places, 1/s" },
 ];
 
-/// A measurement.
+/// The result of a measurement.
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    /// Megabytes or requests each second.
+    /// Megabytes or requests per second.
     rate: f64,
     cpu_seconds: f64,
 }
@@ -64,7 +64,7 @@ fn main() -> Result<()> {
                     found.rate,
                     found.cpu_seconds
                 );
-                // The first one is first use of everything.
+                // The first run warms everything up.
                 if run > 0 {
                     measured.push(found);
                 }
@@ -102,7 +102,7 @@ fn measure(guest: &mut Guest, task: &Task) -> Result<Run> {
     Ok(Run { rate, cpu_seconds })
 }
 
-/// Medians, and ranges of rates, as Markdown.
+/// The medians, and the ranges of rates, as Markdown.
 fn table(guests: &[Guest], measured: &[Vec<Vec<Run>>]) -> String {
     let names: Vec<_> = guests.iter().map(Guest::name).collect();
     let mut lines = vec![
@@ -140,7 +140,7 @@ fn initrd() -> Result<PathBuf> {
     script("initramfs.sh")
 }
 
-/// Runs a script of the test guest's, which prints the path of what it found or made.
+/// Runs a script of the test guest and returns the path that it prints, of what it found or made.
 fn script(name: &str) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest").join(name);
     let output = Command::new(&script)

@@ -1,4 +1,4 @@
-//! Who sends to the guests.
+//! The client that sends data to the guests.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Stdio};
@@ -9,25 +9,25 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::lan::Lan;
 
-/// How long a part may take to come back.
+/// Limit for a part to come back.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// What is read at a time.
+/// Bytes per read.
 const READ_BYTES: usize = 64 << 10;
 
-/// A connection to a guest.
+/// A TCP connection to a guest, through busybox.
 pub(crate) struct Client {
     process: Child,
     input: ChildStdin,
-    /// Bytes that came back.
+    /// Data that came back.
     echoed: Receiver<Vec<u8>>,
     sent: u64,
 }
 
 impl Client {
-    /// Connects to the program that sends everything back.
+    /// Connects to the guest's echo program.
     ///
     /// # Errors
-    /// There is no busybox.
+    /// If busybox cannot be started.
     pub(crate) fn connect(lan: &Lan, address: &str) -> Result<Self> {
         let mut process = lan
             .command("busybox")
@@ -50,10 +50,10 @@ impl Client {
         Ok(Self { process, input, echoed, sent: 0 })
     }
 
-    /// Sends so many KiB and waits for them; returns how long that took.
+    /// Sends `kib` KiB and waits for them; returns how long that took.
     ///
     /// # Errors
-    /// They do not come back, or others do.
+    /// If the data does not come back, or differs.
     pub(crate) fn echo(&mut self, kib: usize) -> Result<Duration> {
         let words = (self.sent..).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let data: Vec<u8> = words.take(kib * 128).flat_map(u64::to_le_bytes).collect();
@@ -79,7 +79,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // The process may have exited on its own, which is fine.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -88,14 +88,14 @@ impl Drop for Client {
 /// The mean round trip of `count` echo requests, in milliseconds.
 ///
 /// # Errors
-/// The guest does not answer all of them.
+/// If the guest does not answer all of them.
 pub(crate) fn ping(lan: &Lan, address: &str, count: u32) -> Result<f64> {
     let count = count.to_string();
     let output =
         lan.command("busybox").args(["ping", "-q", "-i", "0.2", "-c", &count, address]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success() && text.contains(" 0% packet loss"), "ping: {text}");
-    // round-trip min/avg/max = 0.1/0.2/0.3 ms
+    // The line to parse: round-trip min/avg/max = 0.1/0.2/0.3 ms
     let mean = text.rsplit(" = ").next().and_then(|times| times.split('/').nth(1)?.parse().ok());
     mean.with_context(|| format!("ping said {text}"))
 }

@@ -1,23 +1,23 @@
-//! A bridge in a network namespace, with a tap for each guest and the client's address; removed
-//! when dropped.
+//! A bridge in a network namespace, with a tap device for each guest and the client's address;
+//! deleted when dropped.
 
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// The client's address (TEST-NET-2, RFC 5737).
+/// Address of the client (TEST-NET-2, RFC 5737).
 const CLIENT: &str = "198.51.100.1/24";
 
-/// The namespace.
+/// The network namespace with the bridge.
 pub(crate) struct Lan {
     name: String,
 }
 
 impl Lan {
-    /// Makes namespace and bridge.
+    /// Creates the namespace and the bridge.
     ///
     /// # Errors
-    /// There is no ip(8), or this is not root.
+    /// If ip(8) is missing, or this process is not root.
     pub(crate) fn lay() -> Result<Self> {
         let lan = Self { name: format!("lighter-bench-{}", std::process::id()) };
         ip(&["netns", "add", &lan.name])?;
@@ -27,16 +27,16 @@ impl Lan {
         Ok(lan)
     }
 
-    /// Makes a tap on the bridge, for whoever opens it.
+    /// Creates a tap device on the bridge, for a process to open by name.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// If the tap device cannot be created.
     pub(crate) fn add_tap(&self, name: &str) -> Result<()> {
         self.ip(&["tuntap", "add", name, "mode", "tap"])?;
         self.ip(&["link", "set", name, "master", "br0", "up"])
     }
 
-    /// A command that runs in the namespace.
+    /// Returns a command that runs `program` in the namespace.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);

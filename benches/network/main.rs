@@ -1,12 +1,12 @@
-//! lighter's network beside QEMU's, in one run: the same Linux kernel, the same program in it, taps
-//! of the same kind on the same bridge.
+//! lighter's network compared with QEMU's, in one run: the same Linux kernel, the same program in
+//! it, tap devices of the same kind on the same bridge.
 //!
 //!     cargo bench --bench network [-- --runs 5] [--kib 512]
 //!
 //! One guest of each is booted (a minute or two where KVM emulates the guest's kernel). A client on
-//! the bridge sends so many KiB through each in turn and waits for all of it to come back, over one
-//! TCP connection for each guest; then it sends pings. Needs root, for a network namespace that is
-//! made for the purpose; busybox, iproute2 and QEMU.
+//! the bridge sends the given amount of data through each in turn and waits for all of it to come
+//! back, over one TCP connection per guest; then it sends pings. Needs root, for a network
+//! namespace of its own; busybox, iproute2 and QEMU.
 //!
 //! Start reading at [`run`].
 
@@ -23,21 +23,21 @@ use client::Client;
 use lan::Lan;
 use systems::{Lighter, Qemu, System};
 
-/// Longest time for a boot to the program that listens.
+/// Limit of a boot until the guest's program listens.
 const BOOT_PATIENCE: Duration = Duration::from_secs(1200);
-/// Echo requests of each run, a fifth of a second apart.
+/// Number of echo requests per run, a fifth of a second apart.
 const PINGS: u32 = 20;
 
-/// What was measured of one guest in one run.
+/// The measurements of one guest in one run.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     kib_per_second: f64,
     round_trip_ms: f64,
-    /// Of the guest's process without its vCPUs, for each MiB that went there and back.
+    /// CPU time of the guest's process without its vCPUs, per MiB that went there and back.
     cpu_ms_per_mib: f64,
 }
 
-/// How often, and how much.
+/// The number of runs, and the data per run.
 struct Settings {
     runs: usize,
     kib: usize,
@@ -72,13 +72,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All runs: for each system, in their order.
+/// Executes all runs; returns the results of each system, in their order.
 fn run(settings: &Settings, lan: &Lan, systems: &[Box<dyn System>; 2]) -> Result<[Vec<Run>; 2]> {
     let mut clients = Vec::new();
     for system in systems {
         system.wait_for_boot(BOOT_PATIENCE)?;
         let mut client = Client::connect(lan, system.address())?;
-        // One that does not count: first use of everything.
+        // A transfer that does not count: it warms everything up.
         client.echo(16)?;
         clients.push(client);
     }
@@ -100,10 +100,10 @@ fn run(settings: &Settings, lan: &Lan, systems: &[Box<dyn System>; 2]) -> Result
     Ok(runs)
 }
 
-/// A figure that is compared: its name, and how to get it.
+/// A figure to compare: its name, and how to read it from a run.
 type Figure = (&'static str, fn(&Run) -> f64);
 
-/// The result as Markdown: medians and ranges, and lighter's as a ratio of QEMU's.
+/// The results as Markdown: medians and ranges, and lighter's as a ratio of QEMU's.
 fn table(settings: &Settings, [qemu, lighter]: &[Vec<Run>; 2]) -> String {
     let figures: [Figure; 3] = [
         ("KiB/s there and back (more is better)", |run| run.kib_per_second),
@@ -124,7 +124,7 @@ fn table(settings: &Settings, [qemu, lighter]: &[Vec<Run>; 2]) -> String {
     text
 }
 
-/// The median, and with the range as text.
+/// The median, and the median with the range as text.
 fn summary(mut values: Vec<f64>) -> (f64, String) {
     values.sort_by(f64::total_cmp);
     let middle = values[values.len() / 2];

@@ -1,4 +1,4 @@
-//! The two systems, each with a guest that sends back what it is sent (`tests/guest/relay`).
+//! The two systems, each with a guest that echoes what it receives (`tests/guest/relay`).
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use anyhow::{Context, Result, bail, ensure};
 use super::lan::Lan;
 use support::bench::usage;
 
-/// Guest memory, MiB.
+/// Guest memory, in MiB.
 const MEMORY_MIB: u64 = 128;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// What the guest says when it listens.
+/// The guest's console message once it listens.
 const READY: &str = "relay: ready";
 
 /// A system with one guest.
 pub(crate) trait System {
-    /// As it stands in the table.
+    /// The system's name in the table.
     fn name(&self) -> &'static str;
 
-    /// The guest's address.
+    /// The guest's IP address.
     fn address(&self) -> &'static str;
 
-    /// All that the guest has said on its console.
+    /// Everything that the guest has written to its console.
     fn console(&self) -> Result<String>;
 
-    /// CPU seconds of the guest's process, without vCPUs.
+    /// CPU seconds of the guest's process so far, without vCPUs.
     fn cpu_seconds(&self) -> Result<f64>;
 
     /// Waits until the guest listens.
@@ -41,7 +41,7 @@ pub(crate) trait System {
     }
 }
 
-/// What both boot.
+/// What both systems boot.
 struct Boot {
     kernel: String,
     initrd: String,
@@ -67,17 +67,17 @@ fn path_from(script: &Path) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// QEMU, ended when dropped.
+/// QEMU with one guest; killed when dropped.
 pub(crate) struct Qemu {
     child: Child,
     console: PathBuf,
 }
 
 impl Qemu {
-    /// Starts QEMU on a tap of its own; the guest boots.
+    /// Starts QEMU on a tap device of its own; the guest then boots.
     ///
     /// # Errors
-    /// There is no QEMU, or it does not run here.
+    /// If there is no QEMU, or it does not run here.
     pub(crate) fn boot(lan: &Lan, folder: &Path) -> Result<Self> {
         lan.add_tap("tap-qemu")?;
         let (boot, console) = (Boot::of("198.51.100.2")?, folder.join("qemu.console"));
@@ -96,7 +96,7 @@ impl Qemu {
             .args(["-serial", &format!("file:{}", console.display()), "-append", &boot.cmdline])
             .args(["-kernel", &boot.kernel, "-initrd", &boot.initrd])
             .stdin(Stdio::null())
-            // It complains about each CPU feature that this host lacks.
+            // QEMU complains about each CPU feature that this host lacks.
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start qemu-system-x86_64: apt-get install qemu-system-x86")?;
@@ -129,17 +129,17 @@ impl Drop for Qemu {
     }
 }
 
-/// lighter, whose guest is ended when dropped.
+/// lighter with one guest, which is ended when this is dropped.
 pub(crate) struct Lighter {
     child: Child,
     console: PathBuf,
 }
 
 impl Lighter {
-    /// Starts a guest on a tap of its own; it boots.
+    /// Starts a guest on a tap device of its own; it then boots.
     ///
     /// # Errors
-    /// lighter does not run here.
+    /// If lighter does not run here.
     pub(crate) fn boot(lan: &Lan, folder: &Path) -> Result<Self> {
         lan.add_tap("tap-lighter")?;
         let (boot, console) = (Boot::of("198.51.100.3")?, folder.join("lighter.console"));

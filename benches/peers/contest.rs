@@ -1,4 +1,4 @@
-//! The rounds: who migrates when, and what is noted.
+//! The rounds: which system migrates when, and what is recorded.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,28 +13,29 @@ use super::qemu::Qemu;
 use super::settings::{LOADS, Load, Settings, Variant};
 use support::bench::interruption;
 
-/// Longest time for a boot to the check program, with all memory mapped and filled.
+/// Limit of a boot until the check program has mapped and filled all its memory.
 const BOOT_PATIENCE: Duration = Duration::from_secs(1200);
 
-/// One migration.
+/// The measurements of one migration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
-    /// Who.
+    /// The system and its transport.
     pub(crate) variant: Variant,
-    /// While the guest did what.
+    /// The guest's load during the migration.
     pub(crate) load: Load,
-    /// What the system says and what it cost.
+    /// The system's own figures, and the cost.
     pub(crate) transfer: Transfer,
-    /// The longest time in which the guest did not run, as it saw it.
+    /// The longest time during which the guest did not run, according to the guest.
     pub(crate) gap: Duration,
 }
 
-/// All that was measured.
+/// The results of all rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Every migration, in order.
     pub(crate) runs: Vec<Run>,
-    /// Resident bytes beyond guest memory of an idle guest's process that has been migrated.
+    /// Resident bytes beyond guest memory of an idle guest's process after a migration, for each
+    /// system.
     pub(crate) overhead_bytes: Vec<(&'static str, u64)>,
 }
 
@@ -48,7 +49,7 @@ impl Systems {
     fn boot(settings: &Settings, folder: &Path) -> Result<Self> {
         let guest = LinuxGuest::prepare(settings)?;
         eprintln!("booting {} MiB guests", guest.memory_mib);
-        // Both boot at once.
+        // The guests of both systems boot at the same time.
         let with_qemu = settings.has(&[Variant::QemuTls, Variant::QemuTcp]);
         let with_lighter = settings.has(&[Variant::Lighter]);
         let mut systems = Self {
@@ -59,7 +60,7 @@ impl Systems {
             peer.console().wait_for_boot(BOOT_PATIENCE)?;
         }
         for peer in systems.all() {
-            // Lines that nobody asked for would be gaps of their own.
+            // Regular output would cause gaps that are not part of the measurement.
             peer.console().type_letter(b's')?;
             peer.pause()?;
         }
@@ -84,11 +85,11 @@ impl Systems {
 /// Boots the guests and runs all rounds.
 ///
 /// # Errors
-/// A system cannot be run, a migration failed, or a guest's memory is not what it should be.
+/// If a system cannot be run, a migration fails, or a guest's memory is damaged.
 pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Outcome> {
     let mut systems = Systems::boot(settings, folder)?;
     let mut outcome = Outcome::default();
-    // One that does not count: first use of everything.
+    // A migration that does not count: it warms everything up.
     for variant in &settings.variants {
         if let Some(peer) = systems.of(*variant) {
             migrate(peer, *variant, LOADS[0])?;
@@ -113,7 +114,7 @@ pub(crate) fn run(settings: &Settings, folder: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Wakes the guest, migrates it under `load`, checks it, and puts it back to sleep.
+/// Resumes the guest, migrates it under `load`, checks it, and pauses it again.
 fn migrate(peer: &mut dyn Peer, variant: Variant, load: Load) -> Result<Run> {
     interruption::check()?;
     peer.resume()?;

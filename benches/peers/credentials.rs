@@ -1,4 +1,4 @@
-//! Certificates for QEMU's TLS, thrown away afterwards.
+//! Temporary certificates for QEMU's TLS.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// The host name in both certificates.
+/// The host name in the certificates.
 pub(crate) const HOST_NAME: &str = "localhost";
 
-/// Makes a CA, a server and a client certificate in `folder`, under the names that QEMU expects.
+/// Creates a CA, a server and a client certificate in `folder`, under the names that QEMU expects.
 ///
 /// # Errors
-/// The folder cannot be written.
+/// If the folder cannot be written.
 pub(crate) fn make(folder: &Path) -> Result<PathBuf> {
     let folder = folder.join("qemu-tls");
     fs::create_dir(&folder)?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::settings::Settings;
 
-/// What to boot.
+/// The files and options with which the guest boots.
 #[derive(Clone, Debug)]
 pub(crate) struct LinuxGuest {
     /// An ELF vmlinux.
@@ -21,10 +21,10 @@ pub(crate) struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// Finds or makes kernel and initramfs by the scripts in `tests/guest/`.
+    /// Finds or makes kernel and initramfs with the scripts in `tests/guest/`.
     ///
     /// # Errors
-    /// A script failed; what it said is on stderr.
+    /// If a script fails; its messages are on stderr.
     pub(crate) fn prepare(settings: &Settings) -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let host = std::fs::read_to_string(folder.join("cmdline"))?;

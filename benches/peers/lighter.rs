@@ -1,4 +1,4 @@
-//! lighter with one guest, which goes back and forth between two nodes on this host.
+//! lighter with one guest, which migrates back and forth between two nodes on this host.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,12 +17,13 @@ use support::bench::program::{Node, Run, lighter};
 use support::bench::usage;
 
 const GUEST: &str = "bench";
-/// How lighter names its vCPU threads.
+/// Part of the name of lighter's vCPU threads.
 const VCPU_MARK: &str = "vcpu";
-/// The source's process ends with the migration, so its CPU time is read so often until then.
+/// Interval at which the CPU time of the source's process is sampled: the process ends with the
+/// migration, so it cannot be read afterwards.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// lighter with one guest.
+/// lighter with one guest and two hosts.
 pub(crate) struct Lighter {
     hosts: [Host; 2],
     here: usize,
@@ -31,10 +32,10 @@ pub(crate) struct Lighter {
 }
 
 impl Lighter {
-    /// Starts two nodes, and the guest on the first; it boots.
+    /// Starts two nodes, and the guest on the first; the guest then boots.
     ///
     /// # Errors
-    /// lighter does not run here.
+    /// If lighter does not run here.
     pub(crate) fn boot(guest: &LinuxGuest, folder: &Path) -> Result<Self> {
         let states = [folder.join("host-a"), folder.join("host-b")];
         let names = ["localhost", "127.0.0.1"];
@@ -81,7 +82,7 @@ impl Peer for Lighter {
         self.verb("resume")
     }
 
-    /// Nothing: its node starts the destination when the migration arrives.
+    /// Does nothing: the node starts the destination when the migration arrives.
     fn prepare(&mut self, _: Variant) -> Result<()> {
         Ok(())
     }
@@ -152,7 +153,7 @@ impl Host {
     }
 }
 
-/// Follows the CPU time of a process that is about to end.
+/// Samples the CPU time of a process that is about to end.
 struct CpuSampler {
     stop: Sender<()>,
     thread: JoinHandle<f64>,
@@ -176,7 +177,7 @@ impl CpuSampler {
     }
 
     fn finish(self) -> Result<f64> {
-        // The thread has ended already when the process has.
+        // If the process has ended, so has the thread.
         let _ = self.stop.send(());
         self.thread.join().ok().context("the sampler broke down")
     }

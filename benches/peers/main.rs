@@ -1,15 +1,16 @@
-//! lighter beside QEMU, in one run: the same Linux kernel, the same program in it, the same host.
+//! lighter compared with QEMU, in one run: the same Linux kernel, the same program in it, the same
+//! host.
 //!
 //!     cargo bench --bench peers [-- --runs 5] [--only lighter|qemu] [--memory-mib 512]
 //!
 //! One guest of each is booted (a minute or two where KVM emulates the guest's kernel) and then
-//! migrated over and over: QEMU over TLS, lighter, QEMU over plain TCP, in turn, idle and while it
-//! writes. While one is measured, the other stands still. Before each run the memory that a
-//! destination will take is touched and freed ([`preheat`]), or the host's own paging is all that
-//! shows. The guest says itself how long it stood still and whether its memory is intact; a run in
-//! which it is not ends the benchmark.
+//! migrated repeatedly: QEMU over TLS, lighter, QEMU over plain TCP, in turn, while idle and while
+//! writing. While one is measured, the other is paused. Before each run, as much memory as a
+//! destination will take is touched and freed ([`preheat`]); otherwise the results would show only
+//! the paging of the underlying host. The guest itself reports its longest pause and whether its
+//! memory is intact; a run that damages memory ends the benchmark.
 //!
-//! Start reading at [`contest`], which runs the rounds; [`peer`] is what it needs of each system.
+//! Start reading at [`contest`], which runs the rounds; [`peer`] is the interface of a system.
 
 mod contest;
 mod credentials;

@@ -1,4 +1,4 @@
-//! What the contest needs of a system that migrates guests.
+//! The interface of a system that migrates guests.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use anyhow::Result;
 use super::settings::Variant;
 use support::bench::console::Console;
 
-/// What a system says about a migration, and what the migration cost.
+/// A system's own figures of a migration, and what the migration cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transfer {
-    /// From start to end, as the system itself counts.
+    /// Time from start to end, as the system itself reports it.
     pub(crate) total: Duration,
-    /// Bytes sent, as the system itself counts.
+    /// Bytes sent, as the system itself reports them.
     pub(crate) wire_bytes: u64,
     /// CPU seconds at the source, without vCPUs.
     pub(crate) source_cpu_seconds: f64,
@@ -20,18 +20,18 @@ pub(crate) struct Transfer {
     pub(crate) destination_cpu_seconds: f64,
 }
 
-/// A system with one guest, which it can move between two processes.
+/// A system with one guest, which it can migrate between two processes.
 pub(crate) trait Peer {
-    /// The console of the guest where it runs now.
+    /// The console of the guest where it currently runs.
     fn console(&mut self) -> &mut Console;
 
-    /// Makes the guest stand still.
+    /// Pauses the guest.
     fn pause(&mut self) -> Result<()>;
 
-    /// Makes it run again.
+    /// Resumes the guest.
     fn resume(&mut self) -> Result<()>;
 
-    /// Starts whatever the next migration arrives at.
+    /// Starts the destination of the next migration, if the system needs that.
     fn prepare(&mut self, variant: Variant) -> Result<()>;
 
     /// Migrates the guest; afterwards it runs at the destination.

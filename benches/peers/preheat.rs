@@ -1,8 +1,8 @@
-//! Fetching memory from whoever lends it to this host.
+//! Gets memory from the machine below this host before a run needs it.
 //!
-//! On a virtual host, freed memory soon goes back to the machine below, and taking it again is far
-//! slower than any migration. Touching and freeing as much as a destination will take, right before
-//! a run, leaves the programs as what is measured.
+//! On a virtual host, freed memory soon returns to the underlying machine, and getting it back is
+//! far slower than any migration. Touching and freeing as much as a destination will take, right
+//! before a run, makes the run measure the programs only.
 
 use std::hint::black_box;
 

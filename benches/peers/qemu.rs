@@ -1,4 +1,4 @@
-//! QEMU with one guest: a process for each place that the guest has been to.
+//! QEMU with one guest: one process for each place that the guest has been in.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,16 +16,16 @@ use super::settings::Variant;
 use support::bench::console::Console;
 use support::bench::usage;
 
-/// QEMU names its vCPU threads `CPU 0/KVM` when asked to.
+/// QEMU names its vCPU threads `CPU 0/KVM` with `debug-threads=on`.
 const VCPU_MARK: &str = "/KVM";
-/// Far above what loopback carries; the default would be a limit.
+/// Far above what loopback carries; QEMU's default would limit the migration.
 const BANDWIDTH_BYTES_PER_SECOND: u64 = 1 << 40;
-/// QEMU's default, and lighter's.
+/// The default of both QEMU and lighter.
 const DOWNTIME_LIMIT_MS: u64 = 300;
 const REPORT_ATTEMPTS_MAX: u32 = 1000;
 const REPORT_INTERVAL: Duration = Duration::from_millis(5);
 
-/// QEMU with one guest.
+/// QEMU with one guest, and the process that it migrates to next.
 pub(crate) struct Qemu {
     folder: PathBuf,
     credentials: PathBuf,
@@ -36,10 +36,10 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
-    /// Starts QEMU; the guest boots.
+    /// Starts QEMU; the guest then boots.
     ///
     /// # Errors
-    /// There is no QEMU, or it does not run here.
+    /// If there is no QEMU, or it does not run here.
     pub(crate) fn boot(guest: &LinuxGuest, folder: &Path) -> Result<Self> {
         let credentials = credentials::make(folder)?;
         let here = Process::start(guest, folder, &credentials, 0, &[])?;
@@ -49,9 +49,9 @@ impl Qemu {
 }
 
 impl Qemu {
-    /// What QEMU says about the migration that was completed just now.
+    /// QEMU's figures of the migration that has just completed.
     fn report(&mut self) -> Result<Value> {
-        // It announces completion a moment before it has added up.
+        // QEMU announces completion shortly before its figures are final.
         for _ in 0..REPORT_ATTEMPTS_MAX {
             let report = self.here.qmp.execute("query-migrate", &json!({}))?;
             if report["total-time"].as_u64().is_some_and(|ms| ms > 0) {
@@ -83,7 +83,7 @@ impl Peer for Qemu {
         let mut next =
             Process::start(&self.guest, &self.folder, &self.credentials, number, &incoming)?;
         next.configure(variant, "arriving")?;
-        // The port is free now and nobody else on this host is after it.
+        // The port is free now, and no other process on this host wants it.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         next.qmp.execute("migrate-incoming", &json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
         self.next = Some((next, port));
@@ -116,7 +116,7 @@ impl Peer for Qemu {
     }
 }
 
-/// One QEMU, ended when dropped.
+/// A QEMU process, killed when dropped.
 struct Process {
     child: Child,
     qmp: Qmp,
@@ -153,7 +153,7 @@ impl Process {
             .arg(&guest.initrd)
             .args(more)
             .stdin(Stdio::null())
-            // It complains about each CPU feature that this host lacks.
+            // QEMU complains about each CPU feature that this host lacks.
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start qemu-system-x86_64: apt-get install qemu-system-x86")?;
@@ -188,7 +188,7 @@ impl Drop for Process {
     }
 }
 
-/// A process that does not outlive a failed start.
+/// A process that is killed if the start fails after it.
 struct Ended(Option<Child>);
 
 impl Drop for Ended {
@@ -198,7 +198,7 @@ impl Drop for Ended {
 }
 
 fn end(child: &mut Child) {
-    // It may have ended by itself, which is as good.
+    // The process may have exited on its own, which is fine.
     let _ = child.kill();
     let _ = child.wait();
 }

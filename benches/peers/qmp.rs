@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-/// How long QEMU may take to open its socket, to answer, or to migrate.
+/// Limit for QEMU to open its socket, to answer, or to migrate.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection to one QEMU.
 pub(crate) struct Qmp {
     reader: BufReader<UnixStream>,
-    /// Events that came while an answer was awaited.
+    /// Events that arrived while waiting for an answer.
     events: Vec<Value>,
 }
 
@@ -22,7 +22,7 @@ impl Qmp {
     /// Connects, once QEMU listens, and leaves negotiation mode.
     ///
     /// # Errors
-    /// QEMU does not open its socket.
+    /// If QEMU does not open its socket.
     pub(crate) fn connect(path: &Path) -> Result<Self> {
         let stream = connect_unix(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -35,7 +35,7 @@ impl Qmp {
     /// Runs a command and returns its answer.
     ///
     /// # Errors
-    /// QEMU refuses.
+    /// If QEMU refuses the command.
     pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.reader.get_mut(), "{request}")?;
@@ -54,7 +54,7 @@ impl Qmp {
     /// Waits until a migration has ended.
     ///
     /// # Errors
-    /// It failed.
+    /// If the migration failed.
     pub(crate) fn wait_for_migration(&mut self) -> Result<()> {
         loop {
             let event = match self.events.is_empty() {
@@ -76,7 +76,7 @@ impl Qmp {
     }
 }
 
-/// Connects to a socket that a process just started is about to open.
+/// Connects to a socket that a process just started will open.
 pub(crate) fn connect_unix(path: &Path) -> Result<UnixStream> {
     let start = Instant::now();
     loop {

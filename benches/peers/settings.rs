@@ -1,27 +1,27 @@
-//! What is measured, and how often.
+//! The settings of the benchmark: what is measured, and how often.
 
 use anyhow::{Context, Result, bail};
 
-/// Guest memory that is the kernel's, or nobody's, MiB.
+/// Guest memory for the kernel and in reserve, in MiB.
 const FREE_MIB: u64 = 512;
 
-/// A state of the guest during a migration.
+/// What the guest does during a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Load {
-    /// As it stands in the table.
+    /// The load's name in the table.
     pub(crate) name: &'static str,
-    /// The check program's command for it.
+    /// The command of the check program that sets this load.
     pub(crate) command: u8,
 }
 
-/// The loads that are measured.
+/// All loads that are measured.
 pub(crate) const LOADS: [Load; 3] = [
     Load { name: "idle", command: b'0' },
     Load { name: "64 MiB at 2,000 pages/s", command: b'2' },
     Load { name: "64 MiB at 20,000 pages/s", command: b'h' },
 ];
 
-/// A system under measurement, with its way over the network.
+/// A system under measurement, with its transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variant {
     /// lighter: QUIC, TLS 1.3.
@@ -33,7 +33,7 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
-    /// As it stands in the table.
+    /// The variant's name in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Lighter => "lighter",
@@ -43,16 +43,16 @@ impl Variant {
     }
 }
 
-/// What is measured, and how often.
+/// The settings of the benchmark: what is measured, and how often.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// Measured migrations of each system under each load.
     pub(crate) runs: usize,
-    /// In the order in which they take turns.
+    /// The variants, in the order of their turns.
     pub(crate) variants: Vec<Variant>,
-    /// Guest memory that holds random content, MiB.
+    /// Guest memory with random content, in MiB.
     pub(crate) filled_mib: u64,
-    /// All guest memory, MiB.
+    /// Total guest memory, in MiB.
     pub(crate) memory_mib: u64,
 }
 
@@ -60,7 +60,7 @@ impl Settings {
     /// Reads the command line; `--bench`, which cargo adds, is ignored.
     ///
     /// # Errors
-    /// An option is unknown, or its value is no number.
+    /// If an option is unknown, or its value is not a number.
     pub(crate) fn from_arguments(arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut settings = Self {
             runs: 5,

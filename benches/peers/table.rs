@@ -1,11 +1,11 @@
-//! The result as Markdown.
+//! The results as Markdown.
 
 use std::fmt::Write;
 
 use super::contest::{Outcome, Run};
 use super::settings::{LOADS, Load, Settings, Variant};
 
-/// A figure that is compared; smaller is better for all of them.
+/// A figure to compare; smaller is better for all of them.
 struct Figure {
     name: &'static str,
     digits: usize,
@@ -76,7 +76,7 @@ fn cell(outcome: &Outcome, load: Load, variant: Variant, figure: &Figure) -> Str
     format!("{:.digits$} ({first:.digits$}-{last:.digits$})", median(&values))
 }
 
-/// In ascending order.
+/// The figure of all runs, in ascending order.
 fn values(outcome: &Outcome, load: Load, variant: Variant, figure: &Figure) -> Vec<f64> {
     let runs = outcome.runs.iter().filter(|run| run.load == load && run.variant == variant);
     let mut values: Vec<f64> = runs.map(figure.of).collect();
@@ -84,7 +84,7 @@ fn values(outcome: &Outcome, load: Load, variant: Variant, figure: &Figure) -> V
     values
 }
 
-/// Of values in ascending order; the mean of the middle two of an even number.
+/// The median of values in ascending order; for an even number, the mean of the middle two.
 fn median(values: &[f64]) -> f64 {
     let middle = values.len() / 2;
     match (values.get(middle), values.len() % 2) {

@@ -1,4 +1,4 @@
-//! A guest of Linux whose disk fits into its page cache, as long as its balloon is empty.
+//! A Linux guest whose disk fits into its page cache as long as its balloon is empty.
 
 use std::fs::File;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use support::linux::image::{BOOT_PATIENCE, cmdline, script};
 use support::linux::witness::Witness;
 use support::{Guest, Host, wait};
 
-/// Its name.
+/// The guest's name.
 const NAME: &str = "linux";
-/// Its memory.
+/// Memory size of the guest.
 pub(crate) const ALL_BYTES: u64 = 128 << 20;
-/// What its check program looks after: 1 MiB.
+/// Pages that the check program checks: 1 MiB.
 const CHECKED_PAGES: u64 = 256;
-/// Its disk, in bytes.
+/// Size of the guest's disk, in bytes.
 const DISK_BYTES: u64 = 32 << 20;
-/// How long Linux may take to fill or empty its balloon where its kernel is emulated, or to read.
+/// Limit for Linux to inflate or deflate its balloon where its kernel is emulated, or to read.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The guest.
+/// The Linux guest, and its console.
 #[derive(Debug)]
 pub(crate) struct Linux {
     guest: Guest,
@@ -28,7 +28,7 @@ pub(crate) struct Linux {
 }
 
 impl Linux {
-    /// Boots it.
+    /// Boots the guest on `host`, and waits for its memory statistics.
     pub(crate) fn boot(host: &Host) -> Self {
         let disk = host.state_dir().join("disk.raw");
         let file = File::create(&disk).expect("a file");
@@ -49,29 +49,29 @@ impl Linux {
             let seen = linux.balloon();
             wait::holds(seen["statistics"]["major_faults"].is_u64(), seen)
         });
-        // Lines that nobody asked for would be work of their own.
+        // Regular output would cause work that is not part of the measurement.
         linux.type_letter('s');
         linux
     }
 
-    /// All that its console has shown.
+    /// Everything that the guest has written to its console.
     pub(crate) fn said(&self) -> String {
         self.witness.console()
     }
 
-    /// Types a letter on its console.
+    /// Types a letter on the guest's console.
     pub(crate) fn type_letter(&self, letter: char) {
         let input = json!({ "input": letter });
         let answer = self.guest.request("PUT", "/v1/guest/console", Some(&input));
         answer.success().expect("it is typed");
     }
 
-    /// What its balloon says. Asking makes its driver send new statistics.
+    /// The state of the guest's balloon. The request makes the driver send new statistics.
     pub(crate) fn balloon(&self) -> Value {
         self.guest.get("/v1/guest/balloon").expect("an answer")
     }
 
-    /// Has the node take what it does not need, which is what its cache has among others.
+    /// Has the node reclaim the memory that the guest does not need, which includes its cache.
     pub(crate) fn await_squeeze(&self, host: &Host) {
         wait::within(PATIENCE, "the node takes what linux does not need", || {
             host.run(&["density", "apply"]).ok();
@@ -81,7 +81,7 @@ impl Linux {
         });
     }
 
-    /// Waits until it keeps `bytes`.
+    /// Waits until the balloon leaves the guest `bytes`.
     pub(crate) fn await_actual(&self, bytes: u64) {
         wait::within(PATIENCE, "linux follows its balloon's target", || {
             let seen = self.balloon();
@@ -89,7 +89,7 @@ impl Linux {
         });
     }
 
-    /// Waits until it has said `text` for the `count`th time.
+    /// Waits until the guest has printed `text` for the `count`th time.
     pub(crate) fn await_text(&self, text: &str, count: usize) {
         wait::within(PATIENCE, text, || {
             let said = self.said();

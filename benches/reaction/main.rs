@@ -1,13 +1,13 @@
-//! How soon a guest in pain has its memory back: Linux lives from its page cache, its balloon holds
-//! what the cache needs, and a node watches.
+//! How quickly a guest under memory pressure gets its memory back: a Linux guest depends on its
+//! page cache, its balloon holds the memory that the cache needs, and a node monitors it.
 //!
 //!     cargo bench --bench reaction [-- --runs 5]
 //!
-//! In each run the guest reads pages of its disk at random through a mapping
-//! (`tests/guest/check/cached.rs`), all of which its cache can hold. Then its balloon is inflated
-//! until the cache cannot, and the guest reads again: now it waits for its disk. Times count from
-//! when the guest says that it begins, which is before anybody can know. Builds a kernel that
-//! counts its page faults the first time (ten minutes). Takes root.
+//! In each run the guest reads random pages of its disk through a mapping
+//! (`tests/guest/check/cached.rs`), all of which fit into its cache. Then its balloon is inflated
+//! until they do not, and the guest reads again: now it waits for its disk. Times count from the
+//! guest's message that it begins, which is before the node can notice. The first run of the
+//! benchmark builds a kernel that counts its page faults (ten minutes). Needs root.
 
 mod linux;
 mod round;

@@ -1,4 +1,4 @@
-//! One run: the guest reads, its balloon is inflated, it reads again, and somebody has to notice.
+//! One run: the guest reads, its balloon is inflated, it reads again, and the node has to notice.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,10 @@ use super::linux::{ALL_BYTES, Linux};
 use support::{Host, NodePlan, wait};
 
 /// Leaves the guest half of what its cache needs. A fault that waits for the disk takes 40 ms and
-/// more where KVM emulates the guest's kernel: there are 12 to 20 each second, where the usual
-/// policy calls a hundred pain. Here it is four. While its driver inflates the balloon, which takes
-/// half a minute, it answers no question: that is not to end the squeeze before the guest reads.
+/// more where KVM emulates the guest's kernel: there are 12 to 20 per second, and the default
+/// policy takes a hundred for memory pressure. Here it is four. While the driver inflates the
+/// balloon, which takes half a minute, it does not answer requests: that must not end the squeeze
+/// before the guest reads.
 const POLICY: &str = r#"
 goal = "max density"
 actuators = ["balloon"]
@@ -22,37 +23,38 @@ timeout = "5m"
 [pain]
 major-faults = 4
 "#;
-/// What the node says when it gives a guest in pain its memory back.
+/// The node's log message when it returns memory to a guest under memory pressure.
 const HURTS: &str = "it hurts: ";
-/// How long the node looks at the guest before anything happens.
+/// How long the node monitors the guest before anything happens.
 const QUIET: Duration = Duration::from_secs(3);
-/// Nobody waits for longer than this.
+/// Limit of the node's reaction.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What was seen in a run.
+/// The measurements of a run.
 #[derive(Debug)]
 pub(crate) struct Round {
-    /// Pages that the guest reads each second while its cache holds all of them.
+    /// Pages per second that the guest reads while its cache holds all of them.
     pub(crate) at_ease: f64,
-    /// From when it begins until its balloon's target was raised.
+    /// Pages per second that the guest reads from its beginning until its balloon's target was
+    /// raised.
     pub(crate) in_pain: f64,
-    /// What the node saw.
+    /// The reason in the node's log.
     pub(crate) cause: String,
-    /// From when the guest began to read until its balloon's target was all it has.
+    /// Time from the guest's beginning to read until its balloon's target was all its memory.
     pub(crate) told: Duration,
-    /// Until the balloon was empty.
+    /// Time from the guest's beginning to read until its balloon was empty.
     pub(crate) empty: Duration,
 }
 
-/// What the guest said about a tenth of a second: by its clock from when it began, and how many
-/// pages it has read since.
+/// One of the guest's lines, ten of which it prints per second: the time since it began, by its own
+/// clock, and the number of pages that it has read since.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     time: Duration,
     pages: f64,
 }
 
-/// Plays one, with a guest that has just booted.
+/// Executes one run with a guest that has just booted.
 pub(crate) fn play(host: &mut Host, linux: &Linux) -> Round {
     linux.type_letter('M');
     linux.await_text("cached ends", 1);
@@ -81,7 +83,7 @@ pub(crate) fn play(host: &mut Host, linux: &Linux) -> Round {
     Round { at_ease, in_pain, cause, told, empty }
 }
 
-/// What the guest said since it began to read last.
+/// The guest's lines since it last began to read.
 fn samples(said: &str) -> Vec<Sample> {
     let last = said.rsplit("cached begins").next().unwrap_or_default();
     let sample = |line: &str| {
@@ -92,7 +94,7 @@ fn samples(said: &str) -> Vec<Sample> {
     last.lines().filter_map(sample).collect()
 }
 
-/// Pages each second, between each two samples.
+/// Pages per second between each two consecutive samples.
 fn paces(samples: &[Sample]) -> Vec<f64> {
     let pace = |pair: &[Sample]| {
         let time = (pair[1].time - pair[0].time).as_secs_f64();
@@ -101,7 +103,7 @@ fn paces(samples: &[Sample]) -> Vec<f64> {
     samples.windows(2).map(pace).collect()
 }
 
-/// Pages each second, from the beginning until `time` or soon after.
+/// Pages per second from the beginning until the first sample at or after `time`.
 fn until(samples: &[Sample], time: Duration) -> f64 {
     let last = samples.iter().find(|sample| sample.time >= time);
     last.map_or(0.0, |sample| sample.pages / sample.time.as_secs_f64())

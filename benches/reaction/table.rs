@@ -1,15 +1,15 @@
-//! The runs as a table, each row as soon as there is one.
+//! The runs as a table, of which each row is printed as soon as it is known.
 
 use std::time::Duration;
 
 use super::round::Round;
 
-/// What the columns say.
+/// The head of the table.
 pub(crate) const HEAD: &str = "\
 | run | at ease, pages/s | in pain, pages/s | the node's reason | target raised, s | balloon empty, s |
 |---|---|---|---|---|---|";
 
-/// The row of run `number`.
+/// The table row of run `number`.
 pub(crate) fn row(number: u32, round: &Round) -> String {
     format!(
         "| {number} | {:.0} | {:.0} | {} | {} | {} |",

@@ -1,4 +1,4 @@
-//! Each action, as a user does it.
+//! The actions, carried out as a user would.
 
 use std::thread;
 use std::time::Duration;
@@ -10,24 +10,24 @@ use super::stage::{LINUX, Member, Side, Stage};
 use super::story::Kind;
 use support::{Done, Exit, Guest, Migration};
 
-/// Sizes of clones, MiB.
+/// Memory sizes of clones, in MiB.
 const CLONE_MIB: [u64; 3] = [64, 96, 128];
-/// What clones write to, MiB, and how many pages each second.
+/// Sizes of the clones' working sets, in MiB; and numbers of pages that they write per second.
 const WORKING_SETS_MIB: [u64; 4] = [4, 16, 32, 48];
 const DIRTY_RATES: [u32; 5] = [0, 100, 500, 2000, 5000];
-/// What Linux is told to keep of its 128 MiB.
+/// Balloon targets of the Linux guest, which has 128 MiB, in MiB.
 const BALLOONS_MIB: [u64; 4] = [100, 108, 118, 128];
-/// A clone's migration takes about this long, milliseconds.
+/// Approximate duration of a clone's migration, in milliseconds.
 const MIGRATION_MS: u64 = 500;
 
-/// What was done.
+/// The outcome of an action.
 #[derive(Debug)]
 pub(crate) struct Performed {
-    /// In words.
+    /// The action in words.
     pub(crate) what: String,
-    /// The guest that should be fine now.
+    /// The guest that should be sound now.
     pub(crate) guest: Option<String>,
-    /// Whether it was refused, by design.
+    /// Whether the action was refused, by design.
     pub(crate) is_refused: bool,
 }
 
@@ -37,10 +37,10 @@ impl Performed {
     }
 }
 
-/// Does it.
+/// Carries out one action of this kind.
 ///
 /// # Panics
-/// It does not work.
+/// If the action fails.
 pub(crate) fn act(kind: Kind, stage: &mut Stage, dice: &mut Dice) -> Performed {
     match kind {
         Kind::Come => come(stage, dice),
@@ -70,7 +70,7 @@ pub(crate) fn act(kind: Kind, stage: &mut Stage, dice: &mut Dice) -> Performed {
     }
 }
 
-/// The index of a guest of which `holds` holds; there is one.
+/// The index of a random guest for which `holds` is true; there must be one.
 fn any(stage: &Stage, dice: &mut Dice, holds: impl Fn(&Member) -> bool) -> usize {
     let all = stage.members.iter().enumerate().filter(|(_, member)| holds(member));
     let all: Vec<usize> = all.map(|(index, _)| index).collect();
@@ -126,7 +126,7 @@ fn migrate_and_pause(stage: &mut Stage, index: usize, after_ms: u64) -> Performe
     Performed { is_refused, ..Performed::to(&name, format!("{name} to {to:?}: {what}")) }
 }
 
-/// Whether a guest that moves, or has just gone, could not be paused, which is by design.
+/// Whether a pause was refused by design, because the guest is migrating or has just left.
 fn is_refused(done: &Done) -> bool {
     if done.exit == Exit::Done {
         return false;
@@ -149,7 +149,7 @@ fn balloon(stage: &Stage, dice: &mut Dice) -> Performed {
     Performed::to(LINUX, format!("{LINUX} to {mib} MiB"))
 }
 
-/// All that are paused go on.
+/// Resumes all paused guests.
 pub(crate) fn resume_all(stage: &mut Stage) {
     for index in 0..stage.members.len() {
         if stage.members[index].is_paused {

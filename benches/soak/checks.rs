@@ -1,4 +1,4 @@
-//! What must hold after an action, and at the end.
+//! The checks after each action, and at the end.
 
 use serde_json::Value;
 
@@ -9,10 +9,11 @@ use support::checks::{await_life, memory_is_intact, nothing_left_behind};
 use support::ksm::KsmTurn;
 use support::wait;
 
-/// More runs than a soak has.
+/// Limit of the listed runs, more than a soak can have.
 const RUNS_MAX: &str = "1000";
 
-/// The guest lives and its memory is intact; all guests are where they should be; nodes live.
+/// Asserts that the guest is alive with intact memory, that all guests are where they should be,
+/// and that the nodes are alive.
 pub(crate) fn after(stage: &mut Stage, guest: Option<&str>) {
     let guest = guest.and_then(|name| stage.members.iter().find(|member| member.name == name));
     if let Some(member) = guest.cloned() {
@@ -36,7 +37,7 @@ fn is_sound(stage: &mut Stage, member: &Member) {
     }
 }
 
-/// Each guest is on its host, once, as it should be, and no other is there.
+/// Asserts that each guest is on its host, once, in the right state, and that there are no others.
 fn all_are_there(stage: &Stage) {
     for side in Side::ALL {
         let here = stage.members.iter().filter(|member| member.at == side);
@@ -58,7 +59,7 @@ const fn state(member: &Member) -> &'static str {
     if member.is_paused { "paused" } else { "running" }
 }
 
-/// Everything, once more; each check whether or not others have failed.
+/// Repeats all checks at the end, each even if others have failed.
 pub(crate) fn at_the_end(stage: &mut Stage, turn: &KsmTurn, summary: &mut Summary) {
     summary.guarded("at the end, runs", || stage.quiet());
     summary.guarded("at the end, paused guests", || actions::resume_all(stage));

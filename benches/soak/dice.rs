@@ -1,11 +1,11 @@
-//! Numbers that a seed decides.
+//! Random numbers that a seed determines.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Debug)]
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Thrown the same for the same seed.
+    /// Creates a generator that returns the same numbers for the same seed.
     pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -17,12 +17,12 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A number below `end`, which must not be 0.
     pub(crate) const fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// One of these, of which there are some.
+    /// A random element of `all`, which must not be empty.
     pub(crate) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len() as u64) as usize]
     }

@@ -1,15 +1,15 @@
-//! The guest of Linux, as the tests have it.
+//! The Linux guest, which is that of the tests.
 
 use std::time::Duration;
 
 use support::linux::witness::{Line, Witness};
 use support::wait;
 
-/// How long the check program may take where its kernel is emulated and the machine is busy.
+/// Limit of the check, where the guest's kernel is emulated and the machine is busy.
 const CHECK_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Waits until each of its `pages` has been checked and rewritten since `earlier`, and none was
-/// bad.
+/// Waits until each of the guest's `pages` has been checked and rewritten since `earlier`; asserts
+/// that none was bad.
 pub(crate) fn await_check(witness: &Witness, pages: u64, earlier: &Line) {
     let enough = earlier.get("written") + pages as i64;
     wait::within(CHECK_PATIENCE, "linux has checked all its pages", || {

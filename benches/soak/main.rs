@@ -1,15 +1,15 @@
-//! Two hosts whose nodes optimize memory every minute, while guests come, go, grow, are paused and
-//! move: nothing may break.
+//! Two hosts whose nodes optimize memory every minute while guests start, end, grow, are paused and
+//! migrate: nothing may break.
 //!
 //!     cargo bench --bench soak [-- --minutes 30] [--seed N]
 //!
-//! What happens is drawn by the seed: every few seconds a clone (the built-in workload) is started
-//! or ended, writes to more or less of its memory, is paused, goes on, or migrates; so does one
-//! guest of Linux, whose balloon is also moved by hand; and a node is killed, and a new one
-//! started. After each action the guest that it was about must live and find its memory intact, and
-//! all guests must be where they should be. At the end also: ksmd's settings are as before,
-//! schedules ran every minute, nodes have not grown, and nothing is left behind. Takes root. Start
-//! reading at [`story`].
+//! A seed determines what happens: every few seconds a clone (the built-in workload) is started or
+//! ended, writes to more or less of its memory, is paused, resumed, or migrated; so is one Linux
+//! guest, whose balloon is also set by hand; and a node is killed and replaced. After each action
+//! the guest concerned must be alive with intact memory, and all guests must be where they should
+//! be. At the end, in addition, ksmd's settings must be restored, schedules must have run every
+//! minute, nodes must not have grown, and nothing may be left behind. Needs root. Start reading at
+//! [`story`].
 
 mod actions;
 mod checks;

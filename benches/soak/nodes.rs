@@ -1,4 +1,4 @@
-//! What a node's process takes: memory and files, soon after its start and at its end.
+//! The memory and files of a node's process, soon after its start and at its end.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use support::Pid;
 
-/// More than this is a leak.
+/// Growth beyond this is a leak.
 const GROWTH_KIB_MAX: u64 = 32 << 10;
 const GROWTH_FILES_MAX: usize = 16;
 
@@ -32,7 +32,7 @@ impl Display for Usage {
     }
 }
 
-/// The life of a node's process.
+/// The resource usage of a node's process over its life.
 #[derive(Debug)]
 pub(crate) struct Life {
     pid: Pid,
@@ -42,15 +42,16 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Of one that has just begun, and has all that it needs after `warm_up`.
+    /// Creates the record of a process that has just started and needs `warm_up` until its usage is
+    /// stable.
     pub(crate) fn of(pid: Pid, warm_up: Duration) -> Self {
         Self { pid, begun: Instant::now(), warm_up, early: None }
     }
 
-    /// What it takes, and took when it had warmed up.
+    /// Returns the process's present usage, together with that after the warm-up.
     ///
     /// # Panics
-    /// It has ended, or takes much more by now.
+    /// If the process has ended, or its usage has grown too much.
     pub(crate) fn look(&mut self) -> String {
         let now = Usage::of(self.pid);
         if self.begun.elapsed() < self.warm_up {

@@ -1,4 +1,4 @@
-//! Two hosts, and who lives on them.
+//! Two hosts and their guests.
 
 use std::time::Duration;
 
@@ -8,15 +8,16 @@ use support::linux::image::Image;
 use support::linux::witness::{Line, Witness};
 use support::{GuestPlan, Host, NodePlan, Pair, wait};
 
-/// The guest of Linux.
+/// Name of the Linux guest.
 pub(crate) const LINUX: &str = "linux";
-/// What nodes log last, in lines.
+/// Number of log lines to print of each host.
 const LAST_LINES: usize = 60;
 
-/// ksmd is the machine's, and one node drives it: that of host a.
+/// Actuators of hosts a and b. There is one ksmd per machine, and only the node of host a drives
+/// it.
 const ACTUATORS: [&str; 2] = [r#"["balloon", "merge", "huge"]"#, r#"["balloon", "huge"]"#];
-/// Takes what guests of this size do not need, which is less than the usual policy looks at, and
-/// merges what little there is.
+/// Takes what guests of this size do not need, which is too little for the default policy, and
+/// merges even small gains.
 const POLICY: &str = r#"
 preset = "dense"
 goal = "max density"
@@ -30,7 +31,7 @@ gain-min = "1MiB"
 window = "30s"
 pause = "10s"
 "#;
-/// A run every minute, which is over when the next one begins.
+/// A run every minute, which is over before the next one begins.
 const SCHEDULE: &str = r#"
 [[schedule]]
 name = "soak"
@@ -39,20 +40,20 @@ for = "1m"
 goal = "max density"
 "#;
 
-/// One of the hosts.
+/// One of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The one whose nodes are killed, and drive ksmd.
+    /// Host a, whose node is killed repeatedly and drives ksmd.
     A,
-    /// The one whose node lives all the time.
+    /// Host b, whose node lives all the time.
     B,
 }
 
 impl Side {
-    /// Both.
+    /// Both hosts.
     pub(crate) const ALL: [Self; 2] = [Self::A, Self::B];
 
-    /// Where a guest here migrates to.
+    /// The host to which guests of this one migrate.
     pub(crate) const fn other(self) -> Self {
         match self {
             Self::A => Self::B,
@@ -61,23 +62,23 @@ impl Side {
     }
 }
 
-/// A guest that should be there.
+/// A guest that should exist.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
-    /// Its name.
+    /// The guest's name.
     pub(crate) name: String,
-    /// Where.
+    /// The host that the guest should be on.
     pub(crate) at: Side,
-    /// Whether its vCPUs stand.
+    /// Whether the guest is paused.
     pub(crate) is_paused: bool,
 }
 
-/// All of it.
+/// The hosts and the guests that should be on them.
 pub(crate) struct Stage {
     pair: Pair,
     /// The guests that should be there, Linux first.
     pub(crate) members: Vec<Member>,
-    /// What Linux said last.
+    /// The Linux guest's last line.
     pub(crate) last_line: Line,
     image: Image,
     lives: [Life; 2],
@@ -86,7 +87,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Two hosts and the guest of Linux from `image`, for a soak that lasts for `time`.
+    /// Creates two hosts and the Linux guest from `image`, for a soak that lasts for `time`.
     pub(crate) fn set(image: Image, time: Duration) -> Self {
         let mut pair = Pair::without_nodes();
         for (host, actuators) in [&mut pair.a, &mut pair.b].into_iter().zip(ACTUATORS) {
@@ -101,7 +102,7 @@ impl Stage {
         Self { pair, members: vec![linux], last_line, image, lives, warm_up, clones_born: 0 }
     }
 
-    /// A host.
+    /// The host on `side`.
     pub(crate) const fn host(&self, side: Side) -> &Host {
         match side {
             Side::A => &self.pair.a,
@@ -109,29 +110,29 @@ impl Stage {
         }
     }
 
-    /// Both.
+    /// Both hosts.
     pub(crate) fn hosts(&self) -> [&Host; 2] {
         self.pair.hosts()
     }
 
-    /// How many guests there are, and whether the end is near.
+    /// The numbers of guests; `is_late` is passed on.
     pub(crate) fn cast(&self, is_late: bool) -> Cast {
         let paused = self.members.iter().filter(|member| member.is_paused).count();
         let all = self.members.len();
         Cast { clones: all - 1, running: all - paused, paused, is_late }
     }
 
-    /// What Linux says.
+    /// The console of the Linux guest.
     pub(crate) fn witness(&self) -> Witness {
         Witness::of(self.host(self.members[0].at), LINUX, self.image.pages())
     }
 
-    /// Pages that Linux checks.
+    /// Number of pages that the Linux guest checks.
     pub(crate) fn linux_pages(&self) -> u64 {
         self.image.pages()
     }
 
-    /// A clone that is to be started, with much in common with the others.
+    /// The plan of a new clone, which has much content in common with the others.
     pub(crate) fn next_clone(&mut self, memory_mib: u64, dirty_rate: u32) -> GuestPlan {
         self.clones_born += 1;
         let common = ["--merge-domain", "soak", "--zero-share", "25", "--image-share", "35"];
@@ -144,12 +145,12 @@ impl Stage {
         }
     }
 
-    /// Looks at the nodes, and says what they have grown by.
+    /// Checks the nodes, and returns their usage.
     pub(crate) fn look_at_nodes(&mut self) -> [String; 2] {
         self.lives.each_mut().map(Life::look)
     }
 
-    /// Kills the node of host a, and starts another.
+    /// Kills the node of host a and starts another one; returns the old one's usage.
     pub(crate) fn replace_node(&mut self) -> String {
         let grown = self.lives[0].look();
         self.pair.a.kill_node();
@@ -158,7 +159,7 @@ impl Stage {
         grown
     }
 
-    /// Ends the schedules, and waits until no run is under way.
+    /// Removes the schedules, and waits until no run is in progress.
     pub(crate) fn quiet(&self) {
         for (host, actuators) in self.hosts().into_iter().zip(ACTUATORS) {
             settle(host, actuators, "");
@@ -173,7 +174,7 @@ impl Stage {
         }
     }
 
-    /// The end of what the nodes have logged, to stderr.
+    /// Prints the end of the nodes' logs to stderr.
     pub(crate) fn say_last_words(&self) {
         for host in self.hosts() {
             let logs = host.logs();

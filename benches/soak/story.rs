@@ -1,4 +1,4 @@
-//! What happens: actions that are drawn, each with its checks, until the time is over.
+//! The course of a soak: random actions, each with its checks, until the time is over.
 
 use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,12 +14,12 @@ use super::{actions, checks, interruption};
 use support::ksm::KsmTurn;
 use support::linux::image::Image;
 
-/// Clones at a time.
+/// Limit on the number of clones.
 const CLONES_MAX: usize = 8;
-/// Between two actions, milliseconds.
+/// Pauses between two actions, in milliseconds.
 const PAUSE_MS: [u64; 4] = [500, 1000, 2000, 4000];
 
-/// What can happen.
+/// The kinds of actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// A clone is started.
@@ -30,15 +30,15 @@ pub(crate) enum Kind {
     Write,
     /// A guest migrates, running or paused.
     Move,
-    /// A guest migrates, and is told to pause meanwhile.
+    /// A guest migrates, and is told to pause during the migration.
     MoveAndPause,
     /// A guest is paused.
     Pause,
-    /// A paused guest goes on.
+    /// A paused guest is resumed.
     Resume,
-    /// The balloon of Linux is moved by hand.
+    /// The balloon of the Linux guest is set by hand.
     Balloon,
-    /// A node is killed, and a new one started.
+    /// A node is killed, and another one is started.
     KillNode,
 }
 
@@ -55,7 +55,7 @@ impl Kind {
         Self::KillNode,
     ];
 
-    /// How often it comes among others; 0 when it cannot.
+    /// The relative frequency of this action; 0 if it is impossible.
     const fn weight(self, cast: Cast) -> u64 {
         let Cast { clones, running, paused, is_late } = cast;
         match self {
@@ -89,16 +89,16 @@ impl Display for Kind {
     }
 }
 
-/// What there is.
+/// The state of the soak that decides which actions are possible.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cast {
-    /// Clones.
+    /// Number of clones.
     pub(crate) clones: usize,
-    /// Guests that run.
+    /// Number of running guests.
     pub(crate) running: usize,
-    /// Guests that are paused.
+    /// Number of paused guests.
     pub(crate) paused: usize,
-    /// In the last third nodes are left alone, to be seen growing.
+    /// Whether the last third has begun, in which nodes are not killed, so that their growth shows.
     pub(crate) is_late: bool,
 }
 
@@ -114,12 +114,13 @@ fn next(dice: &mut Dice, cast: Cast) -> Kind {
     Kind::Move
 }
 
-/// Plays for `time`. What went wrong is in the summary, and on stderr with the nodes' last words.
+/// Runs a soak for `time`. Failures are in the summary, and on stderr with the end of the nodes'
+/// logs.
 ///
 /// # Errors
-/// The user calls it off.
+/// If the user interrupts.
 pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
-    // Booted, if need be, before others wait for their turn.
+    // The image is booted, if need be, before this takes a turn that others wait for.
     let image = Image::halting();
     let turn = KsmTurn::take();
     let mut dice = Dice::new(seed);
@@ -140,7 +141,7 @@ pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
     Ok(summary)
 }
 
-/// One action and its checks.
+/// Carries out one action and its checks.
 fn step(kind: Kind, stage: &mut Stage, dice: &mut Dice, summary: &mut Summary, at: Duration) {
     let at = at.as_secs();
     let act = || {
@@ -154,10 +155,10 @@ fn step(kind: Kind, stage: &mut Stage, dice: &mut Dice, summary: &mut Summary, a
     }
 }
 
-/// What `act` returns, or what it panicked with: the tests' checks end so.
+/// Returns the result of `act`, or its panic message: the tests' checks fail by panicking.
 ///
 /// # Errors
-/// It panicked.
+/// If `act` panics.
 pub(crate) fn caught<T>(act: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(act)).map_err(|payload| {
         let text = payload.downcast_ref::<String>().cloned();

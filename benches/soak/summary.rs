@@ -1,4 +1,4 @@
-//! What has happened, in figures.
+//! The figures of a soak.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -18,12 +18,12 @@ pub(crate) struct Runs {
     others: u64,
     actions: u64,
     verified_bytes: i64,
-    /// What went wrong in runs, and how often.
+    /// The errors of the runs, with their numbers.
     errors: BTreeMap<String, u64>,
 }
 
 impl Runs {
-    /// Counts one, as the history tells it.
+    /// Counts a run from the density history.
     pub(crate) fn add(&mut self, run: &Value) {
         let is_ours = run["trigger"]["schedule"]["name"] == "soak";
         match run["state"].as_str() {
@@ -38,10 +38,11 @@ impl Runs {
         }
     }
 
-    /// About one for each minute; only those whose node was killed have no end.
+    /// Asserts that there was about one run per minute, and that only runs whose node was killed
+    /// are interrupted.
     ///
     /// # Panics
-    /// It is not so.
+    /// If that is not so.
     pub(crate) fn are_enough(&self, time: Duration, kills: u64) {
         let minutes = time.as_secs() / 60;
         let all = self.done + self.interrupted;
@@ -52,34 +53,34 @@ impl Runs {
     }
 }
 
-/// All of it.
+/// The results of the whole soak.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
-    /// How long it went on.
+    /// How long the soak lasted.
     pub(crate) time: Duration,
-    /// What went wrong.
+    /// The failures, each with what was being done.
     pub(crate) failures: Vec<String>,
-    /// Of each host.
+    /// The runs of each host.
     pub(crate) runs: Vec<Runs>,
-    /// What the nodes take.
+    /// The resource usage of the nodes.
     pub(crate) nodes: Option<[String; 2]>,
     actions: BTreeMap<Kind, u64>,
     refused: u64,
 }
 
 impl Summary {
-    /// Counts an action.
+    /// Counts an action and whether it was refused.
     pub(crate) fn count(&mut self, kind: Kind, done: &Performed) {
         *self.actions.entry(kind).or_default() += 1;
         self.refused += u64::from(done.is_refused);
     }
 
-    /// Does what may fail; a failure is noted.
+    /// Calls `act` and records a panic as a failure.
     pub(crate) fn guarded<T>(&mut self, what: &str, act: impl FnOnce() -> T) -> Option<T> {
         caught(act).map_err(|failure| self.failures.push(format!("{what}: {failure}"))).ok()
     }
 
-    /// How many nodes were killed.
+    /// How often a node was killed.
     pub(crate) fn kills(&self) -> u64 {
         self.of(Kind::KillNode)
     }

@@ -1,4 +1,4 @@
-//! A guest that arrives: what its source says, in any order.
+//! An incoming guest: messages of its source, in any order.
 
 #![no_main]
 

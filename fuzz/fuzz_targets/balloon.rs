@@ -1,4 +1,4 @@
-//! A balloon: pages, statistics, free memory, and its operator.
+//! A balloon: pages, statistics, free page hints, and its operator.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A disk that may be written, and is copied meanwhile.
+//! A writable disk that is being copied at the same time.
 
 #![no_main]
 

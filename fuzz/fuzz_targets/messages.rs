@@ -1,4 +1,4 @@
-//! Control messages of either side of a migration, and what is said at a node's door.
+//! Control messages of either side of a migration, and requests to a node.
 
 #![no_main]
 
@@ -6,6 +6,6 @@ use fuzz::peer;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    // Without a byte for the kind there is no message.
+    // Input without a byte for the kind contains no message.
     let _none = peer::messages(data);
 });

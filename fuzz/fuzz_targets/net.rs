@@ -1,4 +1,4 @@
-//! A network device on a wire that is no tap: frames both ways, and commands.
+//! A network device whose wire is a socket instead of a tap: frames both ways, and commands.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Frames of pages, as they come on the data streams of a migration.
+//! Page frames, as they arrive on the data streams of a migration.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Rings and descriptor chains, in front of the simplest device: a source of entropy.
+//! Rings and descriptor chains of the simplest device, the entropy device.
 
 #![no_main]
 

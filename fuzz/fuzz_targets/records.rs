@@ -1,4 +1,4 @@
-//! A migration's record: who may run the guest.
+//! A migration's record, which decides who may run the guest.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Registers of a device of each type: single reads and writes, with no driver by the rules in
-//! between.
+//! Registers of a device of each type: single reads and writes, not in the order in which a
+//! compliant driver uses them.
 
 #![no_main]
 

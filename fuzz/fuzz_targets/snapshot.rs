@@ -1,4 +1,4 @@
-//! A guest in a file.
+//! The file of a saved guest.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Files that guests are started from.
+//! Template files, from which guests are started.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Sockets between the guest and programs of its host.
+//! vsock connections between the guest and programs on its host.
 
 #![no_main]
 

@@ -1,5 +1,4 @@
-//! A guest that arrives from a peer which says what it likes, when it likes; the host's own answers
-//! are as they must be.
+//! An incoming guest whose peer sends anything at any time, while the host's own answers are valid.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
@@ -19,10 +18,10 @@ use migrate::reason::Reason;
 use migrate::record::DestinationState;
 use migrate::text::Blob;
 
-/// What happens to a destination, one after the other.
+/// The events of a destination, in order.
 #[derive(Debug, Arbitrary)]
 pub struct Arrival {
-    /// Steps by the rules, as `by_the_rules` has them, that are taken at first.
+    /// Number of steps of `by_the_rules` that are taken first.
     lawful: u8,
     #[arbitrary(with = crate::all)]
     steps: Vec<Step>,
@@ -31,7 +30,7 @@ pub struct Arrival {
 #[derive(Debug, Arbitrary)]
 enum Step {
     Hear(Words),
-    /// The host has done the oldest of what it was asked for.
+    /// The host has completed its oldest open request.
     Answer {
         well: bool,
     },
@@ -110,7 +109,7 @@ impl Words {
     }
 }
 
-/// The one that is expected, mostly.
+/// The expected migration id, for most values of `other`.
 fn migration(other: u8) -> MigrationId {
     let mut id = MigrationId(Default::default());
     if other > 240 {
@@ -133,7 +132,7 @@ fn guest(name: &str, vcpus: u16) -> GuestDescription {
     }
 }
 
-/// A guest that arrives, from the greeting to running.
+/// The steps of an incoming guest that follow the protocol, from the greeting until it runs.
 fn by_the_rules() -> [Step; 14] {
     let answer = || Step::Answer { well: true };
     [
@@ -154,12 +153,12 @@ fn by_the_rules() -> [Step; 14] {
     ]
 }
 
-/// The host of the destination, which does what it is asked for and watches that it may be asked
-/// for.
+/// The host of the destination, which carries out the destination's requests and checks that they
+/// are allowed.
 struct Host {
     destination: Destination,
     now: Duration,
-    /// What is still to be answered.
+    /// Requests that are still to be answered.
     asked: VecDeque<Asked>,
     taking_recorded: bool,
     discarded: bool,
@@ -177,10 +176,11 @@ enum Asked {
     Resume,
 }
 
-/// Lets a guest arrive; returns how often it was to run here.
+/// Lets a guest arrive; returns how often the destination wanted to run it.
 ///
 /// # Panics
-/// The destination wants what it must not: a guest run that is not its, or that is destroyed.
+/// If the destination requests what it must not, such as to run a guest that is not its own or that
+/// is destroyed.
 pub fn arrive(arrival: &Arrival) -> u64 {
     let config = DestinationConfig {
         migration: migration(0),

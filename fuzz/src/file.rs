@@ -1,4 +1,4 @@
-//! What lies on a disk: saved guests, encoded states and shapes, a migration's records.
+//! Files on disk: saved guests, encoded states and shapes, migration records.
 
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
@@ -18,24 +18,24 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::driver::MEMORY_BYTES;
 
-/// Memory in a template begins at a multiple of this.
+/// Memory in a template begins at a multiple of this, in bytes.
 const TEMPLATE_ALIGNMENT_BYTES: u64 = 2 << 20;
 
 /// An encoded shape or state.
 #[derive(Debug, Arbitrary)]
 pub enum Encoded {
-    /// A good one, changed.
+    /// A valid one, with changes.
     Good(Changed),
-    /// Anything.
+    /// Arbitrary bytes.
     AsIs(Vec<u8>),
 }
 
-/// Changes to something good.
+/// Changes to a valid encoding.
 #[derive(Debug, Arbitrary)]
 pub struct Changed {
-    /// Which of two good ones.
+    /// Which of the two valid encodings to use.
     second: bool,
-    /// Where, and what is added to what is there.
+    /// Offsets, each with a number that is added to the byte there.
     bytes: Vec<(u16, u8)>,
     rest: Vec<u8>,
 }
@@ -57,26 +57,26 @@ impl Encoded {
     }
 }
 
-/// A saved guest: parts as they come, with checksums that fit, since no damage by chance gets past
+/// A saved guest with arbitrary parts but valid checksums, because random damage would not get past
 /// those.
 #[derive(Debug, Arbitrary)]
 pub struct SavedGuest {
     shape: Encoded,
     state: Encoded,
     chunks: Vec<Chunk>,
-    /// The number of chunks that the end tells, when it is not the right one.
+    /// The number of chunks in the end entry, if it is not the correct one.
     told: Option<u64>,
-    /// A byte that is damaged after all.
+    /// A byte to damage after the checksums are computed.
     damage: Option<(u32, u8)>,
     rest: Vec<u8>,
 }
 
 #[derive(Debug, Arbitrary)]
 struct Chunk {
-    /// How far behind the one before; 0 is the same again.
+    /// Distance from the previous chunk; 0 repeats its number.
     step: u8,
     mask: u64,
-    /// Pages fewer than the mask tells.
+    /// Decides how many pages are missing compared with the mask.
     missing: u8,
     fill: u8,
 }
@@ -92,7 +92,7 @@ impl SavedGuest {
         file.extend(xxh3_64(&file).to_le_bytes());
         let mut number = 0u64;
         for chunk in &self.chunks {
-            // 16 of them may lie in memory.
+            // 16 chunks fit into memory.
             let mask = chunk.mask & if chunk.fill & 1 == 0 { 0xf } else { u64::MAX };
             let pages = (mask.count_ones() as usize).saturating_sub((chunk.missing / 200).into());
             entry(&mut file, number, mask, &vec![chunk.fill; pages * 4096]);
@@ -118,8 +118,7 @@ fn entry(file: &mut Vec<u8>, first: u64, second: u64, pages: &[u8]) {
     file.extend(sum.digest().to_le_bytes());
 }
 
-/// A file that guests may be started from: its head with a checksum that fits, and memory that may
-/// end anywhere.
+/// A template file: its head has a valid checksum, and its memory may end anywhere.
 #[derive(Debug, Arbitrary)]
 pub struct TemplateFile {
     shape: Encoded,
@@ -127,13 +126,13 @@ pub struct TemplateFile {
     flaw: Option<Flaw>,
 }
 
-/// What is wrong with a template but its shape and its state.
+/// An error in a template other than in its shape or state.
 #[derive(Debug, Arbitrary)]
 enum Flaw {
     Version(u32),
-    /// Bytes that are missing at the end, or are too many.
+    /// Bytes that are missing at the end if negative, or surplus.
     Excess(i32),
-    /// A byte that is damaged after all.
+    /// A byte to damage after the checksum is computed.
     Damage(u32, u8),
 }
 
@@ -155,10 +154,10 @@ impl TemplateFile {
     }
 }
 
-/// Opens a template; true when guests could be started from it.
+/// Opens a template; returns whether guests could be started from it.
 ///
 /// # Panics
-/// There is no place for temporary files.
+/// If there is no room for temporary files.
 pub fn template(template: &TemplateFile) -> bool {
     let head = template.head(good());
     let memory_at = (head.len() as u64).next_multiple_of(TEMPLATE_ALIGNMENT_BYTES);
@@ -177,8 +176,8 @@ pub fn template(template: &TemplateFile) -> bool {
     opened.is_ok()
 }
 
-/// Shapes and states that can be read: of a guest with a device of each type or none, and with a
-/// vCPU or none.
+/// Readable shapes and states: of a guest with a device of each type or with none, and with a vCPU
+/// or none.
 struct Good {
     shapes: [Vec<u8>; 2],
     states: [Vec<u8>; 2],
@@ -205,7 +204,7 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
     let memory_bytes = MEMORY_BYTES;
     let (cpuid, tsc_khz, xsave_bytes) = (vec![entry; 2], 1_000_000, 4096);
     let (cpu_model, memory) = ("host".to_owned(), MemoryConfig::default());
-    // Of those with devices alone: without labels, a shape is of another version.
+    // Only for shapes with devices: a shape without labels is encoded in another version.
     let label = || ("team".to_owned(), "shop".to_owned());
     let labels = devices.first().map(|_| label()).into_iter().collect();
     // IA32_ARCH_CAPABILITIES.
@@ -225,8 +224,7 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }
 
-/// A state in which everything is zero, found by trying: whatever its version and however long it
-/// is.
+/// A state that is all zeros, in whatever version and length the decoder accepts; found by trying.
 fn state(vcpus: u64) -> Vec<u8> {
     let head = |version: u16| {
         let architecture = 0x8664_u16.to_le_bytes();
@@ -244,15 +242,15 @@ fn state(vcpus: u64) -> Vec<u8> {
     bytes
 }
 
-/// Reads a saved guest; true when it is one.
+/// Reads a saved guest; returns whether it is valid.
 pub fn saved_guest(saved: &SavedGuest) -> bool {
     snapshot::read_into_new(&saved.bytes(good()), MEMORY_BYTES).is_ok()
 }
 
-/// Reads a shape and a state, as a peer sends them too; returns how many they were.
+/// Reads a shape and a state, which peers also send; returns how many of them are valid.
 ///
 /// # Panics
-/// What was understood cannot be said again.
+/// If a valid one cannot be encoded again.
 pub fn shape_and_state((shape, state): &(Encoded, Encoded)) -> u64 {
     let mut understood = 0;
     if let Ok(shape) = VmShape::from_bytes(&shape.of(&good().shapes)) {
@@ -271,16 +269,16 @@ pub fn shape_and_state((shape, state): &(Encoded, Encoded)) -> u64 {
 /// Lines of a migration's record.
 #[derive(Debug, Arbitrary)]
 pub enum Line {
-    /// As it is.
+    /// Arbitrary bytes.
     AsIs(Vec<u8>),
-    /// With its checksum in front and its end behind.
+    /// A record with its valid checksum and line end.
     Checked(Vec<u8>),
 }
 
-/// Reads `lines` as a migration's record; true when there is one in them.
+/// Reads `lines` as a migration's record; returns whether they contain a valid one.
 ///
 /// # Panics
-/// There is no temporary folder.
+/// If there is no temporary folder.
 pub fn record(lines: &[Line]) -> bool {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder =
@@ -290,7 +288,7 @@ pub fn record(lines: &[Line]) -> bool {
     let migration = MigrationId(Default::default());
     let file = folder.path().join(format!("{migration}.source.json"));
     std::fs::write(&file, bytes).unwrap_or_else(|error| panic!("{error}"));
-    // A file that is no record is told apart from one that is not there.
+    // A file without a valid record must not be reported as a missing file.
     let read = store.read(migration, Role::Source, |_| true);
     assert!(!matches!(read, Ok(None)));
     read.is_ok()

@@ -1,10 +1,10 @@
-//! What the fuzz targets do with their input: one module for each party that feeds this program.
+//! The implementation of the fuzz targets: one module for each source of untrusted input.
 //!
-//! [`mod@driver`] is a guest's driver in front of a virtio device, by the rules and against them;
-//! [`peer`] is the other host of a migration, [`arrival`] a guest that comes from it; [`mod@file`]
-//! is what lies on a disk. Every entry returns how far its input came, so that `tests/reach.rs` can
-//! tell a target that drives its code from one that is turned away at the door. `scripts/fuzz` runs
-//! them.
+//! [`mod@driver`] is a guest's driver of a virtio device, compliant or not; [`peer`] is the other
+//! host of a migration, [`arrival`] a guest that arrives from it; [`mod@file`] are files on disk.
+//! Every entry point returns how far its input got, so that `tests/reach.rs` can tell a target that
+//! exercises the code from one whose input is rejected by the first checks. `scripts/fuzz` runs the
+//! targets.
 
 pub mod arrival;
 pub mod driver;
@@ -13,14 +13,15 @@ pub mod peer;
 
 use arbitrary::{Arbitrary, Unstructured};
 
-/// Most elements of a list, so that one input is done soon.
+/// Limit on the elements of a list, so that a single input does not take long.
 const ELEMENTS_MAX: usize = 256;
 
-/// A list as long as the input: by itself `arbitrary` tosses a coin after each element.
+/// Decodes a list that takes up the whole input. The default of `arbitrary` flips a coin after each
+/// element, which makes lists short.
 fn all<'a, T: Arbitrary<'a>>(input: &mut Unstructured<'a>) -> arbitrary::Result<Vec<T>> {
     let mut list = Vec::new();
     while !input.is_empty() && list.len() < ELEMENTS_MAX {
-        // The last one may be cut off.
+        // The last element may be truncated.
         let Ok(element) = input.arbitrary() else { break };
         list.push(element);
     }

@@ -1,4 +1,4 @@
-//! The other host of a migration, and who calls at the node's door.
+//! The other host of a migration, and clients of the node.
 
 use arbitrary::{Arbitrary, Unstructured};
 use migrate::memory::CHUNK_BYTES;
@@ -8,23 +8,23 @@ use migrate::protocol::front::{FrontReply, FrontRequest};
 use migrate::protocol::{DestinationMessage, SourceMessage};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Chunks of the guest that page frames are for.
+/// Number of chunks of the guest that page frames are for.
 const CHUNKS: u64 = 1024;
-/// Where a page frame's checksum is.
+/// Offset of the checksum in a page frame's header.
 const CHECKSUM_AT: usize = 40;
 
-/// What comes on a data stream.
+/// The content of a data stream.
 #[derive(Debug, Arbitrary)]
 pub struct PageStream {
     #[arbitrary(with = crate::all)]
     frames: Vec<PageFrame>,
 }
 
-/// A frame of pages: fields as they come, or with what a peer by the rules would have put there.
+/// A page frame with arbitrary fields, or with those that a compliant peer would send.
 #[derive(Debug, Arbitrary)]
 struct PageFrame {
     head: [u8; HEADER_BYTES],
-    /// Magic, version and reserved bytes are as they must be.
+    /// Whether magic, version and reserved bytes are valid.
     is_frame: bool,
     pages: u64,
     zero: u64,
@@ -34,7 +34,7 @@ struct PageFrame {
 #[derive(Debug, Arbitrary)]
 enum Content {
     AsIs(Vec<u8>),
-    /// Bytes that are repeated, compressed to what the header announces.
+    /// A repeated byte, compressed to the size that the header announces.
     Compressed(u8, [u8; 4]),
     /// Whole pages.
     Raw(u8),
@@ -54,7 +54,7 @@ impl PageFrame {
             }
         };
         if self.is_frame {
-            // As `migrate::pages::header` lays it out; only the magic is taken from a good one.
+            // The layout of `migrate::pages::header`; only the magic is copied from a valid frame.
             let mut good = [0; HEADER_BYTES];
             FrameHeader::end(0, 0).encode(&[], &mut good);
             head[..4].copy_from_slice(&good[..4]);
@@ -71,10 +71,10 @@ impl PageFrame {
     }
 }
 
-/// Reads frames of pages, one decoder for all as on a stream; returns how many were whole.
+/// Reads page frames with one decoder, as on a stream; returns how many were valid.
 ///
 /// # Panics
-/// A frame is taken that must not be.
+/// If the decoder accepts a frame that it must not.
 pub fn pages(stream: &PageStream) -> u64 {
     let mut decoder = Decoder::new();
     let mut whole = 0;
@@ -94,10 +94,10 @@ pub fn pages(stream: &PageStream) -> u64 {
     whole
 }
 
-/// Reads `data` as a message of each kind of party; returns how many it was one for.
+/// Reads `data` as a message of each party; returns for how many parties it is valid.
 ///
 /// # Errors
-/// There is not enough data to choose a kind.
+/// If there is not enough data to choose a kind.
 pub fn messages(data: &[u8]) -> arbitrary::Result<u64> {
     let mut input = Unstructured::new(data);
     let kind: u8 = input.arbitrary()?;
@@ -116,7 +116,7 @@ fn message<M: Message>(head: [u8; HEAD_BYTES], body: &[u8]) -> u64 {
     let Ok(head) = codec::head::<M>(head) else { return 0 };
     assert_eq!(head.body_bytes(), body.len());
     let Ok(message) = codec::decode::<M>(head, body) else { return 0 };
-    // What was understood can be said again, and is then understood as the same.
+    // A valid message can be encoded, and decodes as the same kind.
     let Ok(again) = codec::encode(&message) else { return 1 };
     let mut first = [0; HEAD_BYTES];
     first.copy_from_slice(&again[..HEAD_BYTES]);

@@ -1,4 +1,5 @@
-//! Whether the targets get anywhere: what is turned away at the door finds nothing behind it.
+//! Checks that the fuzz targets reach their code: input that the first checks reject tests nothing
+//! behind them.
 
 use arbitrary::{Arbitrary, Unstructured};
 use fuzz::arrival::{self, Arrival};
@@ -11,14 +12,14 @@ use fuzz::peer::{self, PageStream};
 use vmm_core::DeviceConfig;
 use vmm_core::virtio::balloon::FreePages;
 
-/// Inputs that are tried.
+/// Number of inputs to try.
 const INPUTS: u64 = 400;
 
 type Disk = Script<DiskRequest, Copier>;
 type Net = Script<NetRequest, Network>;
 type Vsock = Script<VsockRequest, Program>;
 
-/// The sum of what `run` says of inputs by chance.
+/// The sum of `run` over random inputs.
 fn reached<T>(run: impl Fn(T) -> u64) -> u64
 where
     T: for<'a> Arbitrary<'a>,
@@ -71,7 +72,7 @@ fn what_the_guest_sends_comes_through() {
     assert!(frames > INPUTS / 10, "{frames} frames");
     let copied = reached(|script: Disk| driver::run(driver::copied_disk(), &script).came_through);
     assert!(copied > 0, "nothing is copied");
-    // A connection takes more than a few steps by chance; the fuzzer finds them.
+    // A connection takes more steps than random inputs make; the fuzzer finds them.
     let talk = driver::run(driver::sockets(), &driver::conversation(1000));
     let welcome = "OK 1073741824\n".len() as u64;
     assert_eq!(talk.came_through, 1000 + welcome);
@@ -87,8 +88,8 @@ fn devices_move() {
 fn what_a_peer_says_is_understood_at_times() {
     let frames = reached(|frames: PageStream| peer::pages(&frames));
     assert!(frames > INPUTS / 4, "{frames} page frames");
-    // Messages without content: a kind, and the number of a variant. Others are the fuzzer's to
-    // find.
+    // Messages without content: a kind, and the number of a variant. The fuzzer has to find the
+    // others.
     let bodies = (0..=u8::MAX).flat_map(|kind| (0..8).map(move |variant| [kind, variant, 0, 0, 0]));
     let messages: u64 = bodies.filter_map(|body| peer::messages(&body).ok()).sum();
     assert!(messages >= 4, "{messages} messages");

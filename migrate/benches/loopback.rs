@@ -2,9 +2,9 @@
 //! downtime.
 //!
 //! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 5 runs and all rows
-//! by default). The source is this process and the destination a child of it, so that neither gains
-//! from the other's caches, and memory is touched beforehand, so that the transport is measured and
-//! not the first touch of memory.
+//! by default). The source is this process and the destination a child of it, so that neither
+//! profits from the other's caches. All memory is touched beforehand, so that the transport is
+//! measured and not the first touch of memory.
 
 #[path = "../src/session/tests/memory.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
@@ -67,7 +67,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// One migration, as a line of the table.
+/// Runs one migration and prints it as a row of the table.
 fn measure(
     mib: usize,
     content: Content,
@@ -199,7 +199,7 @@ impl SourceGuest for Idle {
     }
 }
 
-/// Memory that waits for a guest.
+/// The destination's memory.
 struct Target(Arc<FakeMemory>);
 
 impl DestinationGuest for Target {
@@ -269,7 +269,7 @@ impl FrontHandler for Node {
     }
 }
 
-/// The child: takes one guest in, then says what CPU time that took.
+/// The child process: receives one guest, then prints the CPU time that it took.
 fn destination(folder: &Path, mib: usize) -> Outcome<()> {
     let memory = Arc::new(FakeMemory::new(mib * 4));
     (0..memory.chunks()).for_each(|chunk| memory.with(chunk, |bytes| bytes.fill(0)));

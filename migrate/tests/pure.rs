@@ -1,4 +1,5 @@
-//! The machines, the convergence rule and the codec hold no clock, no socket and no file.
+//! Asserts that the state machines, the convergence rule and the codec use no clock, socket or
+//! file.
 
 #![allow(clippy::unwrap_used)] // all of it is test
 

@@ -1,4 +1,4 @@
-//! The verbs beside migrate, and what they say when they cannot do what was asked.
+//! The commands other than migrate, and their messages when they cannot do what was asked.
 
 use std::fs::File;
 use std::io::pipe;
@@ -68,7 +68,7 @@ fn a_guest_that_does_not_answer_is_destroyed_all_the_same() {
     guest_is_gone(&[&pair.a], "web-1");
     await_life(&other);
 
-    // What is written down is not believed.
+    // A file's claim about the process id is not trusted.
     let pid = other.pid();
     let identity = pair.a.state_dir().join("guests/web-2/guest.json");
     let mut text: Value =
@@ -136,7 +136,8 @@ fn a_guest_that_has_ended_is_remembered_with_how_it_did() {
     let listed = pair.a.run(&["ls", "--all", "--json"]).ok().json();
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "the living hides the dead: {listed:#}");
 
-    // One that is killed says nothing; how another ended is not said in its place.
+    // A killed guest leaves no end report, and `show` must not report the end of an earlier guest
+    // of that name.
     guest.pid().kill();
     guest_is_gone(&[&pair.a], "web-1");
     let shown = pair.a.run(&["show", "web-1"]);
@@ -216,7 +217,7 @@ fn nothing_to_cancel_or_to_resolve_is_said() {
     await_life(&pair.a.guest("web-1"));
 }
 
-/// Runs a verb whose output goes to `stdout`.
+/// Runs a command whose output goes to `stdout`.
 fn print_to(host: &Host, verb: &[&str], stdout: impl Into<Stdio>) -> Output {
     lighter(host.state_dir(), verb).stdout(stdout).output().expect("the program")
 }
@@ -243,7 +244,8 @@ fn output_that_cannot_be_written_is_an_error_unless_nobody_reads_it() {
     }
 }
 
-/// What a verb that fails says, of which no part may be there twice.
+/// Asserts that a command fails with `words` in its message, and that no part of the message occurs
+/// twice.
 #[track_caller]
 fn complaint(host: &Host, verb: &[&str], words: &[&str]) {
     let done = host.run(verb).complains(Exit::Failed, words);

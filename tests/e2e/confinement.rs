@@ -1,4 +1,4 @@
-//! What a guest's process may not do, tried; and what all users of a host may see.
+//! Attempts of a guest's process to do what it may not; and what every user of a host may see.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -17,8 +17,8 @@ use support::{
 #[cfg(feature = "failpoints")]
 use support::{Running, wait};
 
-/// Seccomp's state of each thread of the guest's process, by the thread's name (proc_pid_status(5):
-/// 2 is a filter).
+/// The seccomp state of each thread of the guest's process, with the thread's name
+/// (proc_pid_status(5): 2 is a filter).
 fn filters(guest: &Guest) -> Vec<(String, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process");
     let field = |status: &str, name: &str| {
@@ -26,20 +26,20 @@ fn filters(guest: &Guest) -> Vec<(String, String)> {
         line.unwrap_or_default().trim().to_owned()
     };
     tasks
-        // A thread may end while it is looked at.
+        // A thread may end while this reads its status.
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
         .filter(|status| !field(status, "Name:").starts_with("kvm-"))
         .map(|status| (field(&status, "Name:"), field(&status, "Seccomp:")))
         .collect()
 }
 
-/// What a guest's process may have of root's rights, if root runs it (capabilities(7)): files of
-/// others, memory, networks.
+/// Capabilities that a guest's process may keep if root runs it (capabilities(7)): access to files
+/// of other users, memory locks, networks.
 const CAPABILITIES_MAX: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 14 | 1 << 24;
 
 fn no_thread_has_other_capabilities(guest: &Guest) {
     for task in fs::read_dir(format!("/proc/{}/task", guest.pid().0)).expect("a live process") {
-        // A thread may end while it is looked at.
+        // A thread may end before its status is read.
         let Ok(status) = fs::read_to_string(task.expect("a thread").path().join("status")) else {
             continue;
         };
@@ -168,13 +168,14 @@ fn strangers_who_stay_do_not_keep_the_owner_away() {
     pair.a.run(&["--readonly", "show", "web-1"]).ok();
 }
 
-/// Runs a guest whose process makes an attempt once it is confined, in each kind of thread.
+/// Runs a guest whose process makes an attempt once it is confined, in each kind of thread. The
+/// attempt is described by `what`.
 #[cfg(feature = "failpoints")]
 fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
     let arguments = [&["run", "--name", "web-1", "--memory", "64M"], more].concat();
     let mut command = lighter(pair.a.state_dir(), &arguments);
-    // Programs with failpoints may write in the folder for temporary files, where the host of this
-    // test is.
+    // Programs with failpoints may write in the folder for temporary files, which also contains the
+    // host of this test: another TMPDIR keeps that access away from it.
     command.env("LIGHTER_ATTEMPT", what).env("TMPDIR", "/nowhere");
     Running::start(command)
 }
@@ -266,7 +267,7 @@ fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
         let back = if how.is_empty() { &[][..] } else { &back };
         Migration::start(&pair.b, "web-1", &pair.a, back).finish().ok();
         pair.b.kill_node();
-        // What was left there is old.
+        // A migration with a copy has left an outdated disk on host b.
         let _there_after_a_copy = fs::remove_file(&copy);
     }
 }

@@ -1,4 +1,4 @@
-//! The serial console: watched and typed on by several, of a guest that writes back what it reads.
+//! The serial console: several users read and type on that of a guest that echoes its input.
 
 use std::io::{PipeWriter, Write, pipe};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use support::checks::nothing_left_behind;
 use support::kernel::kernel;
 use support::{Guest, Pair, Running, lighter, wait};
 
-/// Writes "hi" and a line's end to the serial port, and then whatever it reads from it.
+/// Writes "hi" and a newline to the serial port, and then echoes whatever it reads from the port.
 const PROGRAM: [u8; 30] = [
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
     0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
@@ -21,7 +21,7 @@ const PROGRAM: [u8; 30] = [
     0xeb, 0xef, // jmp read
 ];
 
-/// Starts the guest on host a.
+/// Starts the echoing guest on host a.
 fn start_echo(pair: &Pair) -> Guest {
     let path = kernel(&pair.folder().join("echo"), &PROGRAM).display().to_string();
     let line = ["run", "--detach", "--name", "echo", "--memory", "64M", "--kernel", &path];
@@ -29,7 +29,7 @@ fn start_echo(pair: &Pair) -> Guest {
     pair.a.guest("echo")
 }
 
-/// `lighter console`, with a keyboard.
+/// Starts `lighter console`; returns it with the pipe that serves as its keyboard.
 fn watch(pair: &Pair) -> (Running, PipeWriter) {
     let (keys, keyboard) = pipe().expect("a pipe");
     let mut command = lighter(pair.a.state_dir(), &["console", "echo"]);
@@ -37,7 +37,7 @@ fn watch(pair: &Pair) -> (Running, PipeWriter) {
     (Running::start(command), keyboard)
 }
 
-/// Waits until the console has shown `text`, and nothing else.
+/// Waits until the console's output is exactly `text`.
 #[track_caller]
 fn shows(console: &Running, text: &str) {
     wait::until(&format!("the console shows {text:?}"), || {
@@ -57,7 +57,7 @@ fn several_watch_one_console_and_each_can_type() {
 
     let (second, mut second_keys) = watch(&pair);
     shows(&second, "hi\none ");
-    // More than the port has room for at once, and characters of several bytes.
+    // More than fits into the port's buffer at once, with multi-byte characters.
     let long = format!("{} äöü.", "x".repeat(300));
     second_keys.write_all(long.as_bytes()).expect("a keyboard");
     for console in [&first, &second] {

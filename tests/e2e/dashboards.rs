@@ -1,5 +1,5 @@
 //! The dashboards and the alert rules in `dashboards/`, evaluated by a real Prometheus that scrapes
-//! two nodes while guests move between them, and while memory is taken from them.
+//! two nodes while guests migrate between them and while the nodes reclaim memory.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use support::checks::{guest_is_gone, nothing_left_behind};
 use support::linux::image::Image;
 use support::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 
-/// What Grafana puts in the place of its variables.
+/// The values that Grafana would substitute for its variables.
 const VARIABLES: [(&str, &str); 5] = [
     ("$cluster", ".*"),
     ("$instance", ".*"),
@@ -28,7 +28,7 @@ const VARIABLES: [(&str, &str); 5] = [
     ("$__range", "5m"),
 ];
 
-/// A Prometheus that scrapes some nodes each second; it ends with the test.
+/// A Prometheus that scrapes some nodes every second; it ends with the test.
 struct Prometheus {
     process: Child,
     log: PathBuf,
@@ -37,7 +37,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts one for the nodes of `hosts`, with the alert rules.
+    /// Starts a Prometheus that scrapes the nodes of `hosts` and evaluates the alert rules.
     fn start(hosts: &[&Host]) -> Self {
         let targets: Vec<_> = hosts.iter().map(|host| metrics_address(host)).collect();
         Self::scraping(&format!(
@@ -45,7 +45,7 @@ impl Prometheus {
         ))
     }
 
-    /// Starts one with these jobs, in YAML.
+    /// Starts a Prometheus with these scrape jobs, in YAML.
     fn scraping(jobs: &str) -> Self {
         let folder = TempDir::with_prefix("lighter-").expect("a temporary folder");
         let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards/alerts.yml");
@@ -69,7 +69,7 @@ impl Prometheus {
         started
     }
 
-    /// The address that it says it listens at, once it answers there.
+    /// The address in Prometheus's log, once Prometheus is ready.
     fn listens(&self) -> Result<String, String> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         if !log.contains("Server is ready") {
@@ -81,7 +81,7 @@ impl Prometheus {
         address.map(str::to_owned).ok_or(log)
     }
 
-    /// What it answers.
+    /// Sends a GET request and returns the JSON answer.
     fn get(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(&self.address).expect("Prometheus listens");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
@@ -92,7 +92,7 @@ impl Prometheus {
         serde_json::from_str(body).expect("JSON")
     }
 
-    /// How many series an expression gives.
+    /// Number of series that `expression` yields.
     #[track_caller]
     fn series(&self, expression: &str) -> usize {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
@@ -118,7 +118,7 @@ fn metrics_address(host: &Host) -> String {
     node["metrics"].as_str().expect("an address").to_owned()
 }
 
-/// The expressions of a dashboard's panels, as Grafana would ask them.
+/// The expressions of a dashboard's panels, with Grafana's variables substituted.
 fn expressions(file: &str) -> Vec<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards").join(file);
     let dashboard: Value =
@@ -132,18 +132,18 @@ fn expressions(file: &str) -> Vec<String> {
     asked.collect()
 }
 
-/// Slower than the guest writes, and fast enough that its first round is over soon.
+/// Slower than the guest writes, but fast enough that the first round ends soon.
 const SLOWLY: [&str; 2] = ["--bandwidth", "2MB/s"];
 
-/// Has everything happen that the dashboard shows: a guest that moves, one that is refused, one
-/// that is called off, and one that is on its way when this returns.
+/// Produces everything that the dashboard shows: a migration that succeeds, one that is refused,
+/// one that is cancelled, and one that is still running when this returns.
 fn busy(pair: &Pair, prometheus: &Prometheus) -> Migration {
-    // A counter that moves before the first scrape has not moved for Prometheus.
+    // Prometheus sees no increase of a counter that moved before the first scrape.
     wait::until("both nodes are scraped", || {
         let up = prometheus.series("up{job=\"lighter\"} == 1");
         wait::holds(up == 2, up)
     });
-    // What a guest measures of its last migration is told where it stays.
+    // A guest's measurements of its last migration are reported by the host on which it stays.
     let settled = GuestPlan { name: "settled".to_owned(), ..GuestPlan::default() };
     let settled = Guest::start(&pair.a, &settled);
     Migration::run(&pair.a, settled.name(), &pair.b).ok();
@@ -157,7 +157,8 @@ fn busy(pair: &Pair, prometheus: &Prometheus) -> Migration {
     called_off.await_phase("precopy");
     pair.b.run(&["cancel", guest.name()]).ok();
     called_off.finish().cancelled();
-    // The destination refuses it while its process from before is ending.
+    // The destination refuses the guest while its own earlier process of that guest is still
+    // ending.
     guest_is_gone(&[&pair.a], guest.name());
     let under_way = Migration::start(&pair.b, guest.name(), &pair.a, &SLOWLY);
     under_way.await_phase("precopy");
@@ -176,7 +177,8 @@ fn every_expression_of_dashboard_and_alerts_evaluates_on_live_nodes() {
 
     let expressions = expressions("lighter-migrations.json");
     assert!(expressions.len() > 40, "{expressions:#?}");
-    // The workload has no network, no disks and no balloon: those give no series, and no error.
+    // The workload has no network, disks or balloon: the expressions about them yield no series and
+    // no error.
     let elsewhere = moved_elsewhere::names(&MOVED_ELSEWHERE);
     let is_elsewhere = |text: &str| elsewhere.iter().any(|name| text.contains(name));
     wait::until("every panel shows something", || {
@@ -193,7 +195,7 @@ fn every_expression_of_dashboard_and_alerts_evaluates_on_live_nodes() {
         let is_fine = rules.len() > 5 && rules.iter().all(|rule| rule["health"] == "ok");
         wait::holds(is_fine, answer.clone())
     });
-    // How long a guest stood is a matter of the machine.
+    // The downtime depends on the machine.
     let firing = "ALERTS{alertstate=\"firing\",alertname!=\"LighterDowntimeHigh\"}";
     assert_eq!(prometheus.series(firing), 0);
 
@@ -241,8 +243,8 @@ fn metrics_are_read_by_https_with_the_password_and_not_without() {
     assert_eq!(prometheus.series("lighter_build_info{job=\"right\"}"), 1);
 }
 
-/// Whether an expression gives no series where all is well, or on a guest whose kernel is older
-/// than Linux 6.12 and counts no events of its memory.
+/// Whether an expression may yield no series: because nothing is wrong, or because the guest's
+/// kernel is older than Linux 6.12 and does not count memory events.
 fn may_be_empty(expression: &str) -> bool {
     let filters = ["> 0", "== 0", "== 1"];
     let untold = ["allocation_stalls", "direct_reclaim", "oom_kills", "_swap_", "major_faults"];

@@ -1,12 +1,11 @@
-//! Guests that are written down: defined, started, listed while they are off, started with the
-//! host.
+//! Defined guests: defined, started, listed while they are off, autostarted when the host boots.
 
 use serde_json::Value;
 
 use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
 use support::{Exit, Guest, Host, Migration, NodePlan, Pair, wait};
 
-/// A small workload.
+/// A definition of a small workload.
 const WEB: &str = "\
 # A guest of the tests.
 name = \"web-1\"
@@ -17,20 +16,20 @@ working-set = \"8M\"
 labels = { team = \"shop\" }
 ";
 
-/// Writes a guest's file, and returns its path.
+/// Writes a definition file, and returns its path.
 fn file(pair: &Pair, text: &str) -> String {
     let path = pair.folder().join("guest.toml");
     std::fs::write(&path, text).expect("a guest's file");
     path.display().to_string()
 }
 
-/// `lighter ls --all --json`.
+/// The list of `lighter ls --all --json`.
 fn list_all(host: &Host) -> Vec<Value> {
     let listed = host.run(&["ls", "--all", "--json"]).ok().json();
     listed.as_array().expect("a list").clone()
 }
 
-/// The guest runs, with sound memory.
+/// Waits until the guest's workload runs, and asserts that its memory is intact.
 #[track_caller]
 fn works(host: &Host) -> Guest {
     let guest = host.guest("web-1");
@@ -134,7 +133,7 @@ fn what_is_wrong_in_a_file_is_told_with_its_place_and_nothing_is_kept() {
     assert_eq!(list_all(&pair.a), Vec::<Value>::new());
     nothing_left_behind(&[&pair.a]);
 
-    // One that is damaged later is still listed, and says why it does not start.
+    // A definition that is damaged later is still listed, with the reason why it cannot start.
     pair.a.run(&["define", &file(&pair, WEB)]).ok();
     let kept = pair.a.state_dir().join("definitions/web-1.toml");
     std::fs::write(kept, "name = \"web-1\"\ncpus = 0").expect("a guest's file");
@@ -170,7 +169,7 @@ fn the_node_starts_guests_once_in_each_life_of_the_host() {
 
     pair.a.run(&["destroy", "web-1"]).ok();
     pair.a.kill_node();
-    // Another node in the same life of the host.
+    // Another node during the same boot of the host.
     pair.a.start_node(&NodePlan::default());
     pair.a.await_log(&["guests have been started with the host before"]);
     pair.a.kill_node();

@@ -1,4 +1,4 @@
-//! `lighter demo`, the first thing that a newcomer types.
+//! `lighter demo`, the first command that a new user runs.
 
 use support::{Exit, lighter, run};
 

@@ -1,5 +1,5 @@
-//! Memory optimization, as a user has it: what is planned is done, what came back is found out, and
-//! whatever dies, guests and ksmd are left sane.
+//! Memory optimization as users see it: plans are carried out, the regained memory is measured, and
+//! guests and ksmd are left in a sane state whichever process dies.
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,8 @@ use support::linux::image::Image;
 use support::linux::witness::Witness;
 use support::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pool, ask, wait};
 
-/// Takes what a guest of 128 MiB does not need, which is less than the usual policy looks at; with
-/// patience for its emulated kernel.
+/// Takes what a guest of 128 MiB does not need, which is too little for the default policy; it is
+/// patient with the guest's emulated kernel.
 pub(crate) const POLICY: &str = r#"
 goal = "max density"
 [balloon]
@@ -26,11 +26,11 @@ step = "20%"
 timeout = "5m"
 "#;
 
-/// How long a schedule's run may take: it begins within a minute, and takes another, in which
-/// balloons move and what came back is measured. The machine may be busy.
+/// Limit of a scheduled run: it begins within a minute and takes another, in which balloons move
+/// and the regained memory is measured. The machine may be busy.
 pub(crate) const RUN_PATIENCE: Duration = Duration::from_secs(900);
 
-/// What the guest has.
+/// Memory size of the Linux guest.
 const ALL_BYTES: u64 = 128 << 20;
 
 pub(crate) fn write_settings(host: &Host, text: &str) {
@@ -44,12 +44,12 @@ pub(crate) fn node_uses(host: &Host, what: &str) {
     });
 }
 
-/// A host whose node follows [`POLICY`].
+/// Two hosts; the node of the first follows [`POLICY`].
 pub(crate) fn dense() -> Pair {
     following(POLICY)
 }
 
-/// A host whose node follows `policy`, which is for `max density`.
+/// Two hosts; the node of the first follows `policy`, whose goal must be `max density`.
 pub(crate) fn following(policy: &str) -> Pair {
     let pair = Pair::new();
     write_settings(&pair.a, policy);
@@ -66,7 +66,7 @@ pub(crate) fn restore_linux(host: &Host, image: &Image) -> Witness {
     Witness::of(host, "linux", image.pages())
 }
 
-/// Waits until there is something to do, and returns the plan.
+/// Waits until the plan has steps, and returns it.
 pub(crate) fn await_plan(host: &Host) -> Value {
     wait::until("the guest has said what it needs", || {
         let plan = host.run(&["density", "plan", "--json"]).ok().json();
@@ -88,7 +88,7 @@ fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     let file = pair.folder().join("plan.json");
     fs::write(&file, plan.to_string()).expect("a file");
 
-    // What a failed `jq` leaves is not the same as no plan at all.
+    // A failed `jq` leaves `null`, which must not be taken for an absent plan.
     let nothing = pair.folder().join("nothing.json");
     fs::write(&nothing, "null").expect("a file");
     let words = ["nothing.json is no plan", "lighter density plan --json"];
@@ -107,7 +107,7 @@ fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     witness.line().follows(&before);
 
     let listed = pair.a.run(&["density", "history", "--json"]).ok().json();
-    // It may have had some of it back by now, which is listed, too.
+    // The guest may already have regained some memory, which the history lists as another run.
     let mut runs = listed["runs"].as_array().expect("a list").iter();
     assert!(runs.any(|it| it["id"] == run["id"]), "{listed:#}");
     let text = pair.a.run(&["density", "history", &run["id"].to_string()]).ok().stdout;
@@ -141,8 +141,8 @@ fn a_run_waits_for_the_balloon_of_a_linux_and_goes_on_from_there() {
     assert!(balloon_target(&pair.a, "linux") < 116 << 20, "{run:#}");
 }
 
-/// The usual policy keeps a headroom that the host has anyway: what a run for another goal takes is
-/// not given back for that.
+/// The default policy keeps a headroom that the host has anyway: memory that a run has taken for
+/// another goal is not given back for that one.
 #[test]
 fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
     let pair = dense();
@@ -162,7 +162,7 @@ fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
     assert_eq!(balloon_target(&pair.a, "linux"), target);
 }
 
-/// Two more looks that the node makes by itself.
+/// Waits for two more of the node's automatic inspections.
 fn await_looks(host: &Host) {
     let looks = || {
         let page = crate::metrics::scrape(host);
@@ -191,21 +191,21 @@ fn what_a_run_takes_from_linux_is_given_back_where_it_moves_to() {
         (&target.into(), &"optimizer".into())
     );
 
-    // It needs more by this.
+    // With this reserve the guest needs more memory.
     write_settings(&pair.b, &POLICY.replace("8MiB", "1GiB"));
     wait::within(RUN_PATIENCE, "the node there gives it back", || {
         let target = balloon_target(&pair.b, "linux");
         wait::holds(target == ALL_BYTES, target)
     });
-    // What an operator sets is the operator's.
+    // The node leaves a target alone that an operator has set.
     let balloon = pair.b.run(&["balloon", "linux", "116M", "--json"]).ok().json();
     assert_eq!(balloon["set_by"], "operator");
     await_looks(&pair.b);
     assert_eq!(balloon_target(&pair.b, "linux"), 116 << 20);
 }
 
-/// Nothing is taken that the next node could not give back, and what is needed is given all the
-/// same.
+/// The node takes nothing that it cannot record, because the next node could not give it back; but
+/// it still gives a guest the memory that it needs.
 #[test]
 fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     let pair = dense();
@@ -213,7 +213,7 @@ fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     let _witness = restore_linux(&pair.a, &image);
     await_plan(&pair.a);
     let file = pair.a.state_dir().join("density.json");
-    // What cannot be replaced by a file: root writes wherever there is space.
+    // A folder in the place of the file: permissions would not stop root from writing.
     let keep_from_writing = || {
         let _ = fs::remove_file(&file);
         fs::create_dir_all(file.join("taken")).expect("a folder");
@@ -233,7 +233,7 @@ fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     let target = balloon_target(&pair.a, "linux");
     assert!(target < ALL_BYTES, "no balloon is benched: {target}");
     keep_from_writing();
-    // It needs more by this.
+    // With this reserve the guest needs more memory.
     write_settings(&pair.a, &POLICY.replace("8MiB", "1GiB"));
     wait::within(RUN_PATIENCE, "the node gives it back", || {
         let target = balloon_target(&pair.a, "linux");
@@ -241,8 +241,8 @@ fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     });
 }
 
-/// A process that claims to be QEMU's, with a guest called `name`: what any user of a host can
-/// start.
+/// A process that claims to be a QEMU with a guest called `name`, as any user of a host can start
+/// one.
 struct Impostor(Child);
 
 impl Impostor {
@@ -264,7 +264,7 @@ impl Drop for Impostor {
 
 #[test]
 fn what_a_run_takes_from_linux_is_given_back_whoever_claims_its_name() {
-    // One node of a host sees guests of other programs: the tests in which one does take turns.
+    // Only one node per host handles foreign guests: the tests whose node does take turns.
     let _turn = KsmTurn::take();
     let mut pair = Pair::without_nodes();
     let arguments = ["--foreign-guests", "watch"].map(str::to_owned).into();
@@ -287,7 +287,7 @@ fn what_a_run_takes_from_linux_is_given_back_whoever_claims_its_name() {
             && seen.contains(&(&json!("linux"), &Value::Null));
         wait::holds(is_there, status)
     });
-    // It needs more by this.
+    // With this reserve the guest needs more memory.
     write_settings(&pair.a, &POLICY.replace("8MiB", "1GiB"));
     wait::within(RUN_PATIENCE, "the node gives it back", || {
         let target = balloon_target(&pair.a, "linux");
@@ -349,7 +349,7 @@ fn a_node_that_is_killed_in_the_middle_leaves_linux_sane() {
     assert_eq!(run["state"], "interrupted", "{run:#}");
     let status = pair.a.run(&["density", "status", "--json"]).ok().json();
     assert_eq!(status["running"], Value::Null, "{status:#}");
-    // What the balloon holds is known again.
+    // The new node knows the balloon's target again.
     let target = balloon_target(&pair.a, "linux");
     let seen = &status["situation"]["guests"][0]["balloon"]["target_bytes"];
     assert_eq!(*seen, target, "{status:#}");
@@ -392,7 +392,7 @@ fn the_pool_of_huge_pages_is_as_large_as_the_policy_says() {
         assert_eq!(run["errors"], Value::Array(Vec::new()), "{run:#}");
         run["deeds"][0]["verified_bytes"].as_i64()
     };
-    // It has 8 to begin with.
+    // The pool begins with 8 free pages.
     assert_eq!(apply("free-min = \"24MiB\"\nfree-max = \"24MiB\"", 12), Some(-(8 << 20)));
     assert_eq!(apply("free-max = \"6MiB\"", 3), Some(18 << 20));
     nothing_left_behind(&pair.hosts());
@@ -414,7 +414,7 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
     fs::write(&trial, schedule).expect("a file");
     let plan = ["density", "plan", "--policy", &trial.display().to_string()];
     pair.a.run(&plan).complains(Exit::Failed, &["trial.toml:3:", "schedule[0].cron"]);
-    // As long as a file may be that the node reads, and each letter takes two on its way.
+    // The largest file that the node reads, of characters that take two bytes each in the request.
     fs::write(&trial, format!("# {}\n", "\"".repeat((256 << 10) - 3))).expect("a file");
     pair.a.run(&plan).ok();
     pair.a.kill_node();
@@ -508,7 +508,7 @@ fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
         wait::holds(merged.iter().all(|pages| *pages > 4 << 10), merged)
     });
     treat(&guests[0], "collapse");
-    // The kernel counts what was taken apart until ksmd passes by.
+    // The kernel counts unmerged pages as merged until ksmd scans them again.
     wait::until("nothing is merged", || {
         let merged = merged_pages(guests[0].pid());
         wait::holds(merged == 0, merged)

@@ -1,5 +1,4 @@
-//! What Prometheus sees of memory optimization at work: each metric of its catalogue moves on a
-//! live node.
+//! What Prometheus sees of memory optimization: each metric of its catalogue moves on a live node.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,10 +13,10 @@ use support::ksm::KsmTurn;
 use support::linux::image::Image;
 use support::{Exit, Guest, GuestPlan, Host, Pair, wait};
 
-/// Metrics that may stay at zero here: for each file and test that moves them, their names. This
-/// machine has no swap, may wait for no memory and have no pools; the guest's kernel is older than
-/// Linux 6.12, has no disk, frees nothing and holds next to nothing beyond its need, so that little
-/// is expected and either sign may come back; and nothing here fails.
+/// Metrics that may stay at zero here, grouped by the file and the test that moves them. This
+/// machine has no swap, may have no memory stalls and no huge page pools. The guest's kernel is
+/// older than Linux 6.12; the guest has no disk, frees nothing and holds hardly more than it needs,
+/// so that little is expected and the regained memory may have either sign. And nothing fails here.
 const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "metrics/tests/inspection.rs",
@@ -78,7 +77,7 @@ fn metrics_that_stay_at_zero_in_one_test_are_moved_by_the_one_that_is_named() {
     assert!(elsewhere.into_iter().all(|name| names.contains(&name)), "one of another catalogue");
 }
 
-/// Two schedules that are due at the same time, of which one does not wait for the other.
+/// Two schedules that are due at the same time; one of them does not wait for the other.
 const SCHEDULES: &str = r#"
 [[schedule]]
 name = "first"
@@ -92,7 +91,7 @@ goal = "max density"
 overlap = "skip"
 "#;
 
-/// Scrapes until a page has this.
+/// Scrapes, collecting the pages, until `holds` is true of one.
 #[track_caller]
 fn await_page(host: &Host, what: &str, pages: &mut Vec<String>, holds: impl Fn(&str) -> bool) {
     wait::within(RUN_PATIENCE, what, || {
@@ -104,7 +103,7 @@ fn await_page(host: &Host, what: &str, pages: &mut Vec<String>, holds: impl Fn(&
 
 #[test]
 fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
-    // Built, if need be, before other tests wait for their turn.
+    // The image is built, if need be, before this test takes a turn that other tests wait for.
     let image = Image::halting();
     let turn = KsmTurn::take();
     let pair = dense();
@@ -124,8 +123,8 @@ fn every_metric_of_memory_optimization_moves_on_a_node_with_linux() {
     assert!(still.is_empty(), "nothing moves {}", still.join(", "));
 }
 
-/// A run begins and ends; then the guest is given its memory back, since the policy says that it
-/// needs more.
+/// A run begins and ends; then a policy by which the guest needs more makes the node give its
+/// memory back.
 fn a_run_is_seen(host: &Host, pages: &mut Vec<String>) {
     let socket = host.state_dir().join("node.sock");
     let body = serde_json::json!({});
@@ -144,7 +143,7 @@ fn a_run_is_seen(host: &Host, pages: &mut Vec<String>) {
     });
 }
 
-/// Two guests with equal memory, which the kernel merges; then one is paused.
+/// Two guests with equal memory, which ksmd merges; then one is paused.
 fn merging_is_seen(host: &Host, turn: &KsmTurn, pages: &mut Vec<String>) {
     let start = |name: &str| {
         let options = ["--merge-domain", "shop"].map(str::to_owned).into();
@@ -168,7 +167,7 @@ fn merging_is_seen(host: &Host, turn: &KsmTurn, pages: &mut Vec<String>) {
     }
 }
 
-/// One schedule runs, and the other does not wait for it.
+/// One schedule runs; the other is missed, because it does not wait for the first.
 fn what_is_scheduled_is_seen(pair: &Pair, pages: &mut Vec<String>) {
     write_settings(&pair.a, &format!("{POLICY}{SCHEDULES}"));
     await_page(&pair.a, "one schedule has run and the other has not", pages, |page| {
@@ -181,9 +180,10 @@ fn what_is_scheduled_is_seen(pair: &Pair, pages: &mut Vec<String>) {
     });
 }
 
-/// A folder of guests that cannot be read, and settings that are wrong.
+/// A guests folder that cannot be read, and invalid settings.
 fn what_goes_wrong_is_seen(host: &Host, pages: &mut Vec<String>) {
-    // What is scheduled goes on with settings that are wrong, and one run at a time is under way.
+    // Invalid settings would not stop the schedules, and only one run can be in progress: end both
+    // first.
     write_settings(host, POLICY);
     wait::within(RUN_PATIENCE, "nothing is scheduled, and no run is under way", || {
         let next = host.run(&["density", "next", "--json"]).ok().json();

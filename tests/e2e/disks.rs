@@ -1,7 +1,7 @@
-//! Disks that go along with their guest: `lighter migrate --copy-disks`.
+//! Disks that are copied with their guest: `lighter migrate --copy-disks`.
 //!
-//! The guest is a kernel of three bytes that sleeps for ever, so that it has a disk and starts at
-//! once; a Linux guest that writes while its disk is copied is in [`crate::linux`].
+//! The guest is a kernel of three bytes that sleeps forever, so that it has a disk and starts at
+//! once. For a Linux guest that writes while its disk is copied, see [`crate::linux`].
 
 mod devices;
 #[cfg(feature = "failpoints")]

@@ -1,5 +1,5 @@
-//! Guests of two merge domains on one host: whichever is merged, and whatever the other would gain,
-//! they share no page.
+//! Guests of two merge domains on one host: whichever domain is merged, and however much the other
+//! would gain, the two share no page.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_
 use support::ksm::{KsmTurn, merged_frames};
 use support::{Guest, GuestPlan, Host, ask, wait};
 
-/// A domain has its place for as long as no other has more to gain.
+/// A domain stays merged for as long as no other has more to gain.
 const POLICY: &str = r#"
 goal = "max density"
 actuators = ["merge"]
@@ -28,8 +28,8 @@ fn start(host: &Host, name: &str, domain: &str, memory: &str) -> Guest {
     Guest::start(host, &plan)
 }
 
-/// Frames that both have merged, at one and the same time: a frame that one gives up may be
-/// another's a moment later.
+/// Frames that both guests have merged at the same time. The frames of `one` are read twice,
+/// because a frame that one guest gives up may belong to another a moment later.
 fn in_common(one: &Guest, other: &Guest) -> BTreeSet<u64> {
     let before = merged_frames(one.pid());
     let others = merged_frames(other.pid());
@@ -46,7 +46,7 @@ fn nothing_in_common(one: &[Guest], other: &[Guest]) {
     }
 }
 
-/// Begins a run, and calls `meanwhile` again and again until it is over.
+/// Starts a run, and calls `meanwhile` repeatedly until the run is over.
 fn run(host: &Host, meanwhile: impl Fn()) -> Value {
     let socket = host.state_dir().join("node.sock");
     let begun = ask(&socket, "POST", "/v1/density/runs", Some(&json!({})));
@@ -58,7 +58,7 @@ fn run(host: &Host, meanwhile: impl Fn()) -> Value {
     })
 }
 
-/// The domains for which ksmd was driven, in order.
+/// The domains for which the run drove ksmd, in order.
 fn driven_for(run: &Value) -> Vec<&str> {
     let deeds = run["deeds"].as_array().expect("a list").iter();
     let windows = deeds.filter(|deed| {
@@ -71,14 +71,14 @@ fn driven_for(run: &Value) -> Vec<&str> {
 fn a_domain_and_the_one_that_takes_its_place_share_no_page() {
     let turn = KsmTurn::take();
     let pair = following(POLICY);
-    // All guests have the same content, but for what each writes.
+    // All guests have the same content, except for what each writes.
     let shop = ["one", "two"].map(|name| start(&pair.a, name, "shop", "64M"));
     let first = run(&pair.a, || {});
     assert!(driven_for(&first).contains(&"shop"), "{first:#}");
     assert!(in_common(&shop[0], &shop[1]).len() > 4 << 10, "the shop is merged: {first:#}");
 
-    // It would have more to gain than the shop, and its guests' processes let nothing be merged
-    // beside the shop's.
+    // The bank would gain more than the shop, but its guests' processes allow no merging while the
+    // shop's do.
     let start_bank = || ["three", "four"].map(|name| start(&pair.a, name, "bank", "128M"));
     let bank = start_bank();
     let second = run(&pair.a, || nothing_in_common(&shop, &bank));
@@ -86,7 +86,7 @@ fn a_domain_and_the_one_that_takes_its_place_share_no_page() {
     assert!(bank.iter().all(|guest| merged_frames(guest.pid()).is_empty()), "{second:#}");
     assert!(in_common(&shop[0], &shop[1]).len() > 4 << 10, "nor is the shop taken apart");
 
-    // The shop's end is the bank's beginning, and the other way round.
+    // With all guests gone, the bank can begin first and the shop has to wait.
     for guest in shop.iter().chain(&bank) {
         pair.a.run(&["destroy", guest.name()]).ok();
         guest_is_gone(&[&pair.a], guest.name());

@@ -1,4 +1,4 @@
-//! Events: what becomes of guests, as it is told while it happens.
+//! Events: changes of guests, reported while they happen.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Running, lighter, wait};
 
-/// `lighter events --json`, once it listens: it has told of a guest that came and went.
+/// Starts `lighter events --json` and waits until it listens, that is, until it has reported a
+/// guest that came and went.
 fn listen(host: &Host) -> Running {
     let listener = Running::start(lighter(host.state_dir(), &["events", "--json"]));
     wait::until("somebody listens", || {
@@ -21,14 +22,14 @@ fn listen(host: &Host) -> Running {
     listener
 }
 
-/// What was told so far.
+/// The events reported so far.
 fn events(listener: &Running) -> Vec<Value> {
     let lines = listener.said().0;
     // The last line may not be complete yet.
     lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Waits until these have been told of web-1, in this order, whatever else was.
+/// Waits until these events of web-1 have been reported in this order, with any others in between.
 #[track_caller]
 fn await_events(listener: &Running, names: &[&str]) -> Vec<Value> {
     wait::until(&format!("{names:?} are told"), || {
@@ -48,7 +49,7 @@ fn the_life_of_a_guest_is_told_while_it_happens() {
     let listener = listen(&pair.a);
     Guest::start(&pair.a, &GuestPlan::default());
     await_events(&listener, &["started"]);
-    // However short it stands.
+    // Even the shortest pause is reported.
     pair.a.run(&["pause", "web-1"]).ok();
     pair.a.run(&["resume", "web-1"]).ok();
     await_events(&listener, &["started", "paused", "resumed"]);
@@ -88,7 +89,7 @@ fn the_node_tells_the_same_as_the_guests_processes() {
     let phases = told.iter().filter_map(|event| event["phase"].as_str()).collect::<Vec<_>>();
     let all = ["connect", "prepare", "precopy", "switchover", "ready", "commit", "resume"];
     assert_eq!(phases, all);
-    // One that is killed tells nothing more.
+    // A killed guest reports nothing more; its end is reported all the same.
     let guest = Guest::start(host, &GuestPlan::default());
     await_events(&listener, &["stopped", "started"]);
     guest.pid().signal(Signal::SIGKILL);

@@ -1,11 +1,11 @@
-//! The fault matrix: kill, cut, corrupt and cancel in each phase of a migration, and the way out of
-//! every doubt.
+//! The fault matrix: kill, cut, corrupt and cancel in each phase of a migration, and the resolution
+//! of every doubt.
 //!
-//! A phase is held by a failpoint (`migrate/src/failpoint.rs`), see [`phase`]; what is done to the
-//! migration then is real: a SIGKILL, a closed connection, a second command. [`scene`] sets it up.
-//! A test is a cell of the matrix, and named after it.
+//! A failpoint (`migrate/src/failpoint.rs`) holds a phase, see [`phase`]; what then happens to the
+//! migration is real: a SIGKILL, a closed connection, a second command. [`scene`] sets it up. Each
+//! test is a cell of the matrix, and named after it.
 
-/// One test for each phase, each of which calls `super::$check` with its phase.
+/// Defines one test per phase, each of which calls `super::$check` with its phase.
 macro_rules! in_each_phase {
     ($check:ident: $($phase:ident)*) => {
         mod $check {

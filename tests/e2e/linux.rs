@@ -1,9 +1,8 @@
-//! A real Linux, migrated while it runs: it goes on ticking with the right content and the right
+//! A real Linux guest, migrated while it runs: it continues with the right memory content and
 //! clocks, and loses no timer.
 //!
-//! The guest is booted once and saved (see [`image`]); every test starts from that file, so
-//! restoring is tested each time. What it says about itself comes over its serial console (see
-//! [`witness`]).
+//! The guest is booted once and saved (see [`image`]); every test starts from that file, so each
+//! also tests restoring. The guest reports its state on its serial console (see [`witness`]).
 
 mod backings;
 mod balloon;
@@ -19,7 +18,7 @@ use support::linux::witness::Witness;
 use support::checks::nothing_left_behind;
 use support::{Host, Migration, Pair};
 
-/// Migrations in a row, so that a small error in a clock adds up to a visible one.
+/// Number of consecutive migrations, so that small clock errors add up to a visible one.
 const MIGRATIONS: usize = 6;
 
 #[test]

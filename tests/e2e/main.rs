@@ -1,17 +1,17 @@
-//! End to end, as a user has it: real processes of the built program, real guests on KVM, real QUIC
-//! on loopback.
+//! End-to-end tests, from a user's view: real processes of the built program, real guests on KVM,
+//! real QUIC on loopback.
 //!
-//! [`support`] is what the tests stand on. Without a fault: [`moving`] guests, the [`commands`]
-//! beside it, the [`confinement`] of its process, the [`console`], [`dashboards`], [`definitions`]
-//! of guests, their [`density`] on a host, [its metrics](density_metrics) and merge [`domains`],
+//! The tests build on [`support`]. Without a fault: [`moving`] guests, the other [`commands`], the
+//! [`confinement`] of a guest's process, the [`console`], [`dashboards`], [`definitions`] of
+//! guests, their [`density`] on a host, [its metrics](density_metrics) and merge [`domains`],
 //! [`disks`] that are copied with the guest, [`events`], the [`demo`], a [`linux`] guest, how
-//! [`memory`] is backed, [`power`] buttons and resets, [`saving`] to files, and the [`metrics`] of
-//! it all, with what one test leaves out and another moves ([`moved_elsewhere`]). With one:
-//! [`refusals`] before anything has begun, [`network`] cuts between two network namespaces, and,
-//! built with the feature `failpoints`, the matrix of [`faults`] in each phase. One binary, so that
-//! all of them share the machine's time.
+//! [`memory`] is backed, [`power`] buttons and resets, [`saving`] to files, and all [`metrics`],
+//! with a list of those that other tests move ([`moved_elsewhere`]). With faults: [`refusals`]
+//! before a migration begins, [`network`] cuts between two network namespaces, and, built with the
+//! feature `failpoints`, the matrix of [`faults`] in each phase. All of them are in one binary, so
+//! that they run in parallel.
 //!
-//! Tests with `linux` in their names boot a Linux, which takes minutes on a KVM that emulates the
+//! Tests with `linux` in their names boot a Linux guest, which takes minutes where KVM emulates the
 //! guest's kernel: only `scripts/check --full` runs them.
 
 #![cfg_attr(not(feature = "failpoints"), expect(dead_code, reason = "the fault matrix uses it"))]

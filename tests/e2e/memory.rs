@@ -1,4 +1,4 @@
-//! How guest memory is backed, as a user sees it: huge pages, templates, merge domains, dirty
+//! The backing of guest memory, from a user's view: huge pages, templates, merge domains, dirty
 //! rings, CPU models.
 
 use std::fs::File;
@@ -25,7 +25,7 @@ fn shown(host: &Host, name: &str) -> Value {
 
 #[test]
 fn a_guest_on_huge_pages_of_the_pool_moves_is_saved_and_comes_back_on_such_pages() {
-    // Two guests of 64 MiB: one leaves while the other arrives.
+    // Room for two guests of 64 MiB: one leaves while the other arrives.
     let _pool = Pool::of_2m(64);
     let pair = Pair::new();
     let free = Pool::free();
@@ -110,7 +110,7 @@ fn clones_share_their_templates_memory_and_are_guests_of_their_own() {
         memory_is_intact(clone);
         assert_eq!(backing(clone)["from_template"], true);
     }
-    // All of them have now read all of their memory.
+    // By now all guests have read all of their memory.
     let together: u64 = names.iter().map(|name| cost(&pair.a, name)).sum();
     assert!(together < 2 * alone, "three clones cost {together} bytes, one ordinary guest {alone}");
 
@@ -147,7 +147,7 @@ fn one_merge_domain_of_a_host_is_merged_at_a_time() {
     assert_eq!(backing(&start("other", "bank"))["mergeable"], true, "the shop is gone");
 }
 
-/// As a process of a guest could, or one of an earlier version, that has been taken over.
+/// The lock may be held by a guest's process that was compromised, or by one of an earlier version.
 #[test]
 fn who_keeps_the_lock_of_merge_domains_keeps_no_guest_from_running_or_arriving() {
     let _turn = KsmTurn::take();
@@ -188,14 +188,14 @@ fn an_arrived_guest_is_merged_with_its_domain() {
 fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
     let turn = KsmTurn::take();
     let pair = Pair::new();
-    // The same content in all three, but for the 8 MiB that each goes on writing to.
+    // All three have the same content, except for the 8 MiB that each keeps writing to.
     let start = |name: &str, options: &[&str]| Guest::start(&pair.a, &plan(name, options));
     let (one, two) =
         (start("one", &["--merge-domain", "shop"]), start("two", &["--merge-domain", "shop"]));
     let (other, plain) = (start("other", &["--merge-domain", "bank"]), start("plain", &[]));
     let before: u64 = ["one", "two"].map(|name| cost(&pair.a, name)).iter().sum();
     let _scan = turn.scanning();
-    // Half of 64 MiB at least, on either side.
+    // At least half of 64 MiB, in either guest.
     wait::until("the shop's pages are merged", || {
         let merged = [&one, &two].map(|guest| merged_pages(guest.pid()));
         wait::holds(merged.iter().all(|pages| *pages > 8 << 10), merged)
@@ -206,11 +206,11 @@ fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
     });
     assert_eq!([&other, &plain].map(|guest| merged_pages(guest.pid())), [0, 0]);
     let frames = [&one, &two, &other, &plain].map(|guest| merged_frames(guest.pid()));
-    // ksmd goes on meanwhile, and so do they.
+    // ksmd continues meanwhile, and so do the guests.
     assert!(frames[0].intersection(&frames[1]).count() > 4 << 10, "the shop's are the same frames");
     assert!(frames[2].is_empty() && frames[3].is_empty(), "nobody else's are merged");
 
-    // They write while ksmd looks on, and one leaves.
+    // The guests write while ksmd scans, and one migrates.
     for guest in [&one, &two] {
         await_life(guest);
         memory_is_intact(guest);
@@ -220,7 +220,7 @@ fn the_kernel_merges_what_guests_of_a_domain_have_in_common_and_nothing_else() {
     memory_is_intact(&one);
 }
 
-/// Whether the kernel may merge some of the memory of the guest's process.
+/// Whether ksmd may merge some of the guest's memory.
 fn is_marked(guest: &Guest) -> bool {
     let smaps = format!("/proc/{}/smaps", guest.pid().0);
     let text = std::fs::read_to_string(Path::new(&smaps)).expect("a live process");
@@ -236,13 +236,13 @@ fn a_busy_guest_moves_by_dirty_rings() {
     let text = pair.a.run(&["show", "ring"]).ok().stdout;
     assert!(text.contains("ring:1024"), "{text}");
     for _ in 0..2 {
-        // Called off and begun again: the log starts anew.
+        // Cancelled and started again: the dirty log must restart.
         let migration = Migration::start(&pair.a, "ring", &pair.b, &["--bandwidth", "2MB/s"]);
         migration.await_phase("precopy");
         pair.a.run(&["cancel", "ring"]).ok();
         migration.finish().cancelled();
     }
-    // It writes as fast as a busy machine can send.
+    // The guest writes as fast as a busy machine can send.
     Migration::start(&pair.a, "ring", &pair.b, &["--downtime", "10s"]).finish().ok();
     let arrived = one_intact_copy(&pair.hosts(), "ring", &pair.b);
     assert_eq!(backing(&arrived)["dirty_log"], "auto", "a matter of each host");

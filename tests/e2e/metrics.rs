@@ -1,5 +1,5 @@
 //! What Prometheus sees of a node whose guests come and go: every metric of the catalogue moves, a
-//! guest that hangs hangs nothing else, and a node that was killed counts nothing twice.
+//! hung guest delays nothing else, and a node that was killed counts nothing twice.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,11 +15,11 @@ use crate::moved_elsewhere::{self, MovedElsewhere};
 use support::checks::{guest_is_gone, nothing_left_behind, one_intact_copy};
 use support::{CRAWL, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pid, lighter, wait};
 
-/// A scrape takes at most this long, however many guests hang: a guest is given two seconds.
+/// Limit of a scrape, however many guests hang: a guest's own limit is two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
-/// Metrics that may stay at zero here, for each file and test that moves them: the workload has no
-/// network, no disks and no balloon.
+/// Metrics that may stay at zero here, because the workload has no network, disks or balloon;
+/// grouped by the file and the test that moves them.
 pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "tests/e2e/network/relay.rs",
@@ -54,7 +54,7 @@ pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     ),
 ];
 
-/// A connection to the metrics of the node of `host`.
+/// Connects to the metrics address of the node of `host`.
 fn connect(host: &Host) -> TcpStream {
     let file = fs::read(host.state_dir().join("node.json")).expect("node.json");
     let node: Value = serde_json::from_slice(&file).expect("JSON");
@@ -64,7 +64,7 @@ fn connect(host: &Host) -> TcpStream {
     stream
 }
 
-/// One page of the node of `host`: status and text.
+/// Fetches a page from the node of `host`: status and body.
 fn get(host: &Host, path: &str) -> (u16, String) {
     let mut stream = connect(host);
     write!(stream, "GET {path} HTTP/1.1\r\nhost: lighter\r\nconnection: close\r\n\r\n")
@@ -76,7 +76,7 @@ fn get(host: &Host, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-/// The metrics of a node.
+/// Scrapes the metrics of a node.
 pub(crate) fn scrape(host: &Host) -> String {
     wait::until("the node has its metrics together in time", || match get(host, "/metrics") {
         (200, page) => Ok(page),
@@ -84,7 +84,8 @@ pub(crate) fn scrape(host: &Host) -> String {
     })
 }
 
-/// The value of the series with this name and these label values; absent when there is none.
+/// The value of the series with this name and these label values; `None` if there is no such
+/// series.
 pub(crate) fn value(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let fits = |sample: &Sample| {
         sample.name == name
@@ -93,7 +94,7 @@ pub(crate) fn value(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f
     parse_samples(page).expect("a metrics page").into_iter().find(fits).map(|sample| sample.value)
 }
 
-/// Waits until a series has a value, collecting the pages seen on the way.
+/// Waits until a series has the value `wanted`, and collects the pages scraped on the way.
 #[track_caller]
 fn await_value(
     host: &Host,
@@ -110,7 +111,7 @@ fn await_value(
     });
 }
 
-/// Migrates and scrapes both nodes all the while.
+/// Migrates a guest and scrapes both nodes meanwhile.
 fn migrate_watched(from: &Host, name: &str, to: &Host, pages: &mut Vec<String>) {
     let migration =
         Migration::start(from, name, to, &["--bandwidth", "10MB/s", "--downtime", "3s"]);
@@ -130,7 +131,8 @@ fn every_metric_of_the_catalogue_moves_on_a_live_node() {
     let guest = Guest::start(&pair.a, &GuestPlan { dirty_rate: 2000, ..GuestPlan::default() });
     migrate_watched(&pair.a, guest.name(), &pair.b, &mut pages);
 
-    // Refused, since a guest of that name has come up meanwhile; then called off.
+    // A migration that is refused, because a guest of that name is now running there; then one that
+    // is cancelled.
     let namesake = Guest::start(&pair.a, &GuestPlan::default());
     Migration::run(&pair.b, guest.name(), &pair.a).stayed(&["already"]);
     pair.a.run(&["stop", namesake.name()]).ok();
@@ -140,7 +142,7 @@ fn every_metric_of_the_catalogue_moves_on_a_live_node() {
     pair.b.run(&["cancel", guest.name()]).ok();
     cancelled.finish().cancelled();
 
-    // A guest that hangs.
+    // A hung guest.
     let hung = pair.b.guest(guest.name()).pid();
     hung.freeze();
     await_value(&pair.b, "lighter_guests_unreachable", &[], 1.0, &mut pages);
@@ -152,16 +154,16 @@ fn every_metric_of_the_catalogue_moves_on_a_live_node() {
     let mut still = never_moved(pages.iter().map(String::as_str)).expect("metrics pages");
     let elsewhere = moved_elsewhere::names(&MOVED_ELSEWHERE);
     still.retain(|name| !elsewhere.contains(name));
-    // It takes more than this for memory optimization to have something to do (see
-    // `density_metrics`).
+    // The metrics of memory optimization need more to move than this test does; see
+    // `density_metrics`.
     still.retain(|name| !density_definitions().any(|one| one.name == *name));
     assert!(still.is_empty(), "nothing moves {}", still.join(", "));
     promtool_approves(pages.last().expect("a page"));
     nothing_left_behind(&pair.hosts());
 }
 
-/// The source's process dies in the middle while the other node is away: its node cannot settle
-/// that until it is back.
+/// The source's process dies during a migration while the other node is down: the source's node
+/// cannot settle the migration until that one is back.
 fn in_doubt_until_the_other_node_is_back(pair: &mut Pair, pages: &mut Vec<String>) {
     let lost =
         Guest::start(&pair.a, &GuestPlan { name: "lost".to_owned(), ..GuestPlan::default() });
@@ -185,7 +187,7 @@ fn metrics_that_a_workload_does_not_move_are_moved_by_the_test_that_is_named() {
     MOVED_ELSEWHERE.iter().for_each(moved_elsewhere::check);
 }
 
-/// Waits until something is counted of the migration of `guest`.
+/// Waits until the metric `name` is above zero for the migration of `guest`.
 #[track_caller]
 pub(crate) fn is_counted(host: &Host, name: &str, guest: &str, direction: &str) {
     wait::until(&format!("{name} of {guest} ({direction}) is counted"), || {
@@ -195,7 +197,7 @@ pub(crate) fn is_counted(host: &Host, name: &str, guest: &str, direction: &str) 
     });
 }
 
-/// The page has nothing that `promtool check metrics` would say something about.
+/// Asserts that `promtool check metrics` has no complaints about the page.
 fn promtool_approves(page: &str) {
     if std::env::var_os("LIGHTER_SKIP_PROMTOOL").is_some() {
         eprintln!("left out: LIGHTER_SKIP_PROMTOOL is set");
@@ -229,9 +231,9 @@ fn a_guest_that_hangs_does_not_hang_the_page_of_the_others() {
     let pids = hung.map(|guest| guest.pid());
     pids.iter().for_each(|pid| pid.freeze());
 
-    // A signal takes its time to stop every thread.
+    // A signal needs some time to stop every thread.
     await_value(&pair.a, "lighter_guests_unreachable", &[], 2.0, &mut Vec::new());
-    // One that waits for guests in turn is never as fast.
+    // A node that waited for one guest after the other would never be this fast.
     let page = wait::until("a page comes in time, with all but those that hang", || {
         let begin = Instant::now();
         let page = scrape(&pair.a);
@@ -266,7 +268,7 @@ fn a_killed_node_leaves_guests_running_and_the_next_finds_them_and_counts_nothin
     );
     assert_eq!(one_intact_copy(&pair.hosts(), guest.name(), &pair.b).pid(), pid);
 
-    // What happened while no node was there is counted by the next.
+    // The next node counts what happened while none was running.
     let left = [("direction", "outgoing")];
     pair.b.kill_node();
     Migration::run(&pair.b, guest.name(), &pair.a).ok();

@@ -1,10 +1,10 @@
-//! Metrics that one test leaves out, since another moves them: the list names that test, and what
-//! it names is there.
+//! Lists of metrics that one test skips because another moves them: an entry names that test, and
+//! `check` verifies that the test exists and names the metrics.
 
 use std::fs;
 use std::path::Path;
 
-/// A file, a test in it, and the full names of the metrics that this test moves.
+/// A file, a test in it, and the full names of the metrics that the test moves.
 pub(crate) type MovedElsewhere = (&'static str, &'static str, &'static [&'static str]);
 
 /// All metrics of a list.
@@ -12,7 +12,7 @@ pub(crate) fn names(list: &[MovedElsewhere]) -> Vec<&'static str> {
     list.iter().flat_map(|(.., metrics)| metrics.iter().copied()).collect()
 }
 
-/// The text of test `name` in `file`; none when there is no such test.
+/// The text of test `name` in `file`; `None` if there is no such test.
 fn test_text<'a>(file: &'a str, name: &str) -> Option<&'a str> {
     let (before, text) = file.split_once(&format!("fn {name}() {{\n"))?;
     let (attribute, indent) = before.rsplit_once('\n')?;
@@ -20,7 +20,8 @@ fn test_text<'a>(file: &'a str, name: &str) -> Option<&'a str> {
     attribute.trim_end().ends_with("#[test]").then_some(&text[..end])
 }
 
-/// The test is there and names each of its metrics, and the catalogue has them.
+/// Asserts that the test exists and names each of its metrics, and that the catalogue contains
+/// them.
 #[track_caller]
 pub(crate) fn check((path, name, metrics): &MovedElsewhere) {
     let file = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));

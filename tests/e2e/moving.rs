@@ -1,5 +1,5 @@
-//! Migrations that succeed: there and back, many in a row, of a paused guest; what the reports say
-//! about them.
+//! Migrations that succeed: there and back, many in a row, of a paused guest; and the content of
+//! their reports.
 
 use serde_json::Value;
 
@@ -29,18 +29,19 @@ fn the_process_of_a_guest_that_arrives_logs_as_its_node_does() {
     let pair = Pair::with_nodes(&NodePlan::default(), &as_json);
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     Migration::run(&pair.a, guest.name(), &pair.b).ok();
-    // A line of its own; the node has no part in a migration.
+    // The guest's own process must log: the node takes no part in a migration.
     let logs = wait::until("the guest's process logs something", || {
         let logs = pair.b.logs();
         if logs.contains("closing a connection") { Ok(logs) } else { Err(logs) }
     });
-    // The last line may be half written.
+    // The last line may be incomplete.
     for line in logs[..=logs.rfind('\n').expect("a line")].lines() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
 }
 
-/// The report has sent all memory, in rounds, with a downtime, and its parts fit together.
+/// Asserts that the report accounts for all memory, in rounds, with a downtime, and that its parts
+/// add up.
 fn accounts_for_the_guest(report: &Value, memory_bytes: u64) {
     assert_eq!(report["memory_bytes"], memory_bytes, "{report:#}");
     let pages = ["zero_pages", "raw_pages", "lz4_pages"]

@@ -1,8 +1,8 @@
-//! A real network that breaks: two hosts in two network namespaces, joined by a cable that is
-//! pulled and put back.
+//! A real network that fails: two hosts in two network namespaces, joined by a cable that is
+//! unplugged and plugged in again.
 //!
-//! Needs root. Where namespaces cannot be made, set `LIGHTER_TEST_SKIP_NETWORK=1` to leave these
-//! tests out; without that they fail and say so.
+//! Needs root. Where namespaces cannot be created, set `LIGHTER_TEST_SKIP_NETWORK=1` to skip these
+//! tests; otherwise they fail and say so.
 
 pub(crate) mod cable;
 mod lan;
@@ -16,13 +16,13 @@ use cable::Cable;
 use support::checks::{exactly_one_copy_runs, one_intact_copy};
 use support::{CRAWL, Guest, GuestPlan, Migration, wait};
 
-/// A dead peer is noticed within this time (docs/protocol.md).
+/// A dead peer is detected within this time (docs/protocol.md).
 const PROMISED: Duration = Duration::from_secs(10);
 
-/// The same on a machine that may be busy, and far from what takes a minute.
+/// The same on a machine that may be busy; still far below a minute.
 pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(3 * 10);
 
-/// Pulls of the cable of which the fastest is noticed as promised.
+/// How often the cable is unplugged; the fastest detection must be within the promised time.
 const PULLS: usize = 3;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Power buttons and resets: of the workload, which knows nothing of them, and of a Linux guest,
+//! Power buttons and resets: of the workload, which does not handle them, and of a Linux guest,
 //! which does.
 
 use serde_json::json;

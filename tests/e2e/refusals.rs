@@ -1,5 +1,5 @@
-//! What is refused before a guest has moved a byte: strangers, guests that do not fit, and what a
-//! guest on its way cannot do.
+//! Requests that are refused before a guest is transferred: hosts that are not trusted, guests that
+//! do not fit, and what a migrating guest cannot do.
 
 use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
@@ -9,7 +9,8 @@ use support::checks::{
 };
 use support::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
 
-/// The guest stays, unharmed, and the destination has nothing of it.
+/// Asserts that the guest is still on host a, unharmed, and that the destination has no trace of
+/// it.
 fn stays(pair: &Pair, name: &str) {
     one_intact_copy(&pair.hosts(), name, &pair.a);
     assert!(pair.b.list().iter().all(|guest| guest["name"] != name));
@@ -42,7 +43,7 @@ fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
     let shown = pair.a.run(&["certs", "show"]);
     assert!(shown.exit == Exit::Failed && shown.stdout.contains(words[0]), "{shown:#?}");
 
-    // It trusts both authorities, so that only the destination can notice.
+    // The source trusts both authorities, so that only the destination can refuse.
     let authority = |of: &Pair| std::fs::read(of.a.certs().join("ca.pem")).expect("a certificate");
     std::fs::write(
         pair.a.certs().join("ca.pem"),
@@ -53,7 +54,7 @@ fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
     stays(&pair, guest.name());
 }
 
-/// Both nodes serve on; the list is put where the operator would.
+/// Both nodes keep running; the revocation list is installed where the operator would put it.
 #[test]
 fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
     let pair = Pair::new();
@@ -65,12 +66,12 @@ fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
     assert!(pair.a.run(&["certs", "revoke", "host-b"]).ok().stdout.contains("crl.pem"));
     let file = pair.b.certs().join("host.pem").display().to_string();
     pair.a.run(&["certs", "revoke", &file]).ok();
-    // The source learns it by itself: each migration reads its certificates.
+    // The source notices without a restart: each migration reads its certificates.
     let words = ["has been revoked by its authority"];
     Migration::run(&pair.a, guest.name(), &pair.b).stayed(&words);
     stays(&pair, guest.name());
 
-    // And the node of the other, within a minute, though it was started before.
+    // The node of the other host notices within a minute, although it was started before.
     let from_b = GuestPlan { name: "from-b".to_owned(), ..GuestPlan::default() };
     Guest::start(&pair.b, &from_b);
     wait::until("the node of the other host has heard", || {
@@ -80,8 +81,8 @@ fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
     let words = ["its authority has revoked it"];
     Migration::run(&pair.b, "from-b", &pair.a).stayed(&words);
 
-    // Half of a copy: the node keeps the list that it has read, and a migration that begins here
-    // has none.
+    // A half-copied file: the node keeps the list that it has read before, and a migration that
+    // begins on this host fails for lack of one.
     std::fs::write(pair.a.certs().join("crl.pem"), "").expect("a file");
     wait::until("the node has read the empty file", || {
         let log = pair.a.logs();
@@ -105,7 +106,8 @@ fn a_host_without_certificates_is_told_how_to_make_them() {
     stays(&pair, guest.name());
 }
 
-/// Gives the first host of `pair` a certificate of its own authority that is valid in these years.
+/// Gives the first host of `pair` a certificate of its own authority, valid from the start of year
+/// `from` to that of `until`.
 fn issue_for_years(pair: &Pair, from: i32, until: i32) {
     let read = |file| std::fs::read_to_string(pair.a.certs().join(file)).expect("a file");
     let key = KeyPair::from_pem(&read("ca.key")).expect("a key");
@@ -163,7 +165,7 @@ fn a_host_under_another_name_than_its_certificates_gets_no_guest() {
     pair.b.start_node(&NodePlan::default());
     let guest = Guest::start(&pair.a, &GuestPlan::default());
 
-    // By its address, which is not in its certificate; then under a name that is another host's.
+    // By the host's address, which is not in its certificate; then by the name of another host.
     Migration::run(&pair.a, guest.name(), &pair.b).stayed(&["certificate", "127.0.0.1"]);
     let other = Migration::start(&pair.a, guest.name(), &pair.b, &["--tls-name", "host-c"]);
     other.finish().stayed(&["certificate", "host-c"]);
@@ -311,7 +313,7 @@ fn a_migration_whose_process_hangs_is_not_watched_any_more() {
     pid.thaw();
     unwatched.complains(Exit::Unwatched, &["did not answer", "it goes on", "lighter show web-1"]);
 
-    // It goes on, or has noticed that the other host lost patience with it.
+    // The guest continues, or its process has noticed that the other host gave up on it.
     let _too_late = pair.a.run(&["cancel", guest.name()]);
     stays(&pair, guest.name());
 }

@@ -1,5 +1,4 @@
-//! `lighter save`, `restore` and `template`: what becomes of the guest, of the file, and of the
-//! disks between the two.
+//! `lighter save`, `restore` and `template`: their effects on the guest, the file, and the disks.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -50,7 +49,7 @@ fn a_guest_whose_save_cannot_be_noted_goes_on() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     await_life(&guest);
-    // Its process may not make it again.
+    // The guest's process is not allowed to create this folder again.
     fs::remove_dir(pair.a.state_dir().join("ended/guests/web-1")).expect("the place for its end");
     let file = pair.folder().join("web-1.lighter").display().to_string();
     let words = ["may be out of date", "cannot note how web-1 ended"];
@@ -59,7 +58,7 @@ fn a_guest_whose_save_cannot_be_noted_goes_on() {
     memory_is_intact(&guest);
 }
 
-/// A guest that sleeps, with a disk.
+/// Starts a sleeping guest with a disk; returns the disk's path.
 fn guest_with_a_disk(pair: &Pair) -> PathBuf {
     let disk = pair.folder().join("disk.raw");
     fs::write(&disk, [7; 1 << 20]).expect("a disk");
@@ -127,7 +126,7 @@ fn disks_are_saved_with_a_guest_that_goes_on() {
     assert_eq!(fs::read(&disk).expect("the disk"), fs::read(&copy).expect("its copy"));
     pair.a.guest("db").await_state("running");
 
-    // The guest goes on with its disk, and what was saved with the copy.
+    // The guest continues with its disk, the saved one with the copy.
     let written = File::options().write(true).open(&disk).expect("the disk");
     written.write_all_at(&[8; 512], 0).expect("a sector");
     pair.a.run(&["restore", &file, "--name", "past", "--detach"]).ok();
@@ -153,7 +152,7 @@ fn a_template_of_a_guest_that_writes_disks_is_made_while_it_stands_still() {
     pair.a.guest("db").await_state("paused");
 }
 
-/// Asks a guest whose process may open files to save itself. Returns the save's id.
+/// Asks a guest whose process may open files to save itself. Returns the id of the save.
 fn save_by_api(guest: &Guest, file: &Path) -> Value {
     let request = json!({ "file": file });
     let saved = guest.request("POST", "/v1/guest/save", Some(&request)).success();
@@ -214,7 +213,7 @@ fn a_guest_goes_on_when_nobody_waits_for_its_file() {
     });
     save.pid().kill();
     save.finish();
-    // A fast disk has it before the kill: then the guest may have ended.
+    // A fast disk has written the whole file before the kill: then the guest may have ended.
     if !file.exists() {
         await_life(&guest);
         memory_is_intact(&guest);

@@ -1,4 +1,4 @@
-//! Looks at guests' pages, from a guest's API to what merging of single chunks brings.
+//! Surveys of guests' pages, from a guest's API to the gain of merging single chunks.
 
 use memopt::survey::Digests;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use support::checks::{await_life, cost, memory_is_intact, nothing_left_behind, o
 use support::ksm::{KsmTurn, marked_and_huge, merged_pages};
 use support::{CRAWL, Guest, GuestPlan, Host, Migration, Pair, ask, wait};
 
-/// Pages of the guests here, and the least of them that belong to the workload.
+/// Pages of each guest here; the workload has nearly all of them.
 const PAGES: u64 = 64 << 8;
 
 fn start(host: &Host, name: &str, domain: &str, dirty_rate: u32) -> Guest {
@@ -26,14 +26,14 @@ fn begin(guest: &Guest, cpu_share: f64) -> Result<Value, String> {
     guest.request("POST", "/v1/guest/survey", Some(&request(cpu_share))).success()
 }
 
-/// With the pages that KVM logs as written in that moment.
+/// Begins a survey that has KVM log the pages written in its interval.
 fn begin_logged(guest: &Guest) {
     let mut request = request(1.0);
     request["activity"] = json!("dirty-log");
     guest.request("POST", "/v1/guest/survey", Some(&request)).success().expect("it begins");
 }
 
-/// Waits until the look is over, one way or the other.
+/// Waits until the survey has ended, successfully or not.
 fn await_end(guest: &Guest) -> Value {
     wait::until("the look has ended", || {
         let status = guest.get("/v1/guest/survey")?;
@@ -42,10 +42,10 @@ fn await_end(guest: &Guest) -> Value {
     })
 }
 
-/// Waits until the look has ended because something else began with the guest.
+/// Waits until another operation on the guest has cancelled the survey.
 ///
 /// # Errors
-/// It was over before.
+/// If the survey was complete before.
 fn called_off(guest: &Guest) -> Result<(), Value> {
     let status = await_end(guest);
     if status["state"] == "done" {
@@ -67,7 +67,7 @@ fn await_digests(guest: &Guest) -> Digests {
     serde_json::from_value(status["digests"].clone()).expect("a table")
 }
 
-/// Rows: index, present, zeros, duplicates, as in the template, written, flags.
+/// Rows: index, present, zeros, duplicates, equal to the template, written, flags.
 fn chunks(guest: &Guest, domain: &Digests) -> Vec<[u64; 7]> {
     let body = json!({ "domain": domain });
     let found = guest.request("PUT", "/v1/guest/survey", Some(&body)).success().expect("chunks");
@@ -77,7 +77,7 @@ fn chunks(guest: &Guest, domain: &Digests) -> Vec<[u64; 7]> {
 
 #[test]
 fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
-    // ksmd would take its huge pages apart meanwhile.
+    // ksmd would split the guest's huge pages meanwhile.
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guests = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
@@ -92,7 +92,7 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
     assert!(sum(&alone, 3) < PAGES / 16, "it has hardly a page twice: {alone:?}");
     let huge = together.iter().filter(|row| row[6] & 1 != 0).count();
     assert!(huge >= 16, "its memory is of huge pages, and stays so: {together:?}");
-    // All but the 8 MiB that each goes on writing to, and the zeros.
+    // All pages except zeros and the 8 MiB that each guest keeps writing to.
     assert!(sum(&together, 3) > PAGES / 2, "{together:?}");
     assert!(sum(&together, 2) + sum(&together, 3) > PAGES * 3 / 4, "{together:?}");
     wait::until("8 MiB are seen to be written to", || {
@@ -116,8 +116,9 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
     let plan = GuestPlan { options, dirty_rate: 40, ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
     await_life(&guest);
-    // One page in 50 of its working set of 8 MiB, in each of its chunks. Where KVM shadows the
-    // guest's page tables, what it reads beside them counts too, as do those tables.
+    // A survey sees one page in 50 of the 8 MiB working set, in each of its chunks. Where KVM
+    // shadows the guest's page tables, those tables and pages read next to them count as written,
+    // too.
     wait::until("a look tells what it writes", || {
         begin_logged(&guest);
         let rows = chunks(&guest, &await_digests(&guest));
@@ -127,19 +128,20 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
         };
         let (inside, outside) = (written(true), written(false));
         assert!(outside.iter().sum::<u64>() < 16, "{rows:?}");
-        // A busy machine may have let it write less.
+        // On a busy machine the guest may have written less.
         let is_told = inside.iter().filter(|pages| **pages > 0).count() >= 4
             && inside.iter().sum::<u64>() >= 25;
         wait::holds(is_told, rows)
     });
-    // Logged for that moment alone: the next look begins anew, and so does a migration.
+    // The log is on for that interval only: the next survey starts it again, and so does a
+    // migration.
     begin_logged(&guest);
     await_digests(&guest);
     await_life(&guest);
     memory_is_intact(&guest);
 }
 
-/// What it does not write while it stands still would count as still.
+/// Pages that the guest does not write because it is paused would count as stable.
 #[test]
 fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
     let _turn = KsmTurn::take();
@@ -238,7 +240,7 @@ fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
     assert!(!chunks(&guest, &table).is_empty());
 }
 
-/// Merges what is worth it, and leaves balloons alone.
+/// Merges what is worth merging, and leaves balloons alone.
 const POLICY: &str = r#"
 goal = "max density"
 actuators = ["merge", "huge"]
@@ -294,8 +296,8 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     nothing_left_behind(&pair.hosts());
 }
 
-/// A guest of which the node of `host` does not know, whose pages the kernel would merge with
-/// anybody's.
+/// Asserts that a run merges nothing while there is a guest that the node of `host` does not know
+/// and whose pages ksmd could merge with those of any other.
 fn nobody_is_merged_with_a_stranger(host: &Host) {
     let elsewhere = Pair::without_nodes();
     let stranger = start(&elsewhere.a, "stranger", "shop", 0);
@@ -320,7 +322,7 @@ fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other()
         stranger.request("PUT", "/v1/guest/memory", Some(&body)).success().expect("it is done");
     };
     lets_be_merged("unmerge");
-    // The guests' pages have not been inspected: the run does so after its first plan.
+    // The guests' pages have not been surveyed yet: the run does so after its first plan.
     let socket = pair.a.state_dir().join("node.sock");
     let begun = ask(&socket, "POST", "/v1/density/runs", Some(&json!({})));
     let begun = begun.expect("an answer").success().expect("a run")["run"].to_string();
@@ -345,7 +347,7 @@ fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other()
     assert!(verified > Some(30 << 20), "{run:#}");
 }
 
-/// Chunks of a guest to which a plan would do this.
+/// Number of chunks of a guest to which the plan applies action `kind`.
 fn chunks_to(plan: &Value, kind: &str, guest: &str) -> u64 {
     let steps = plan["steps"].as_array().expect("a list").iter();
     let is_meant = |action: &&Value| action["kind"] == kind && action["guest"] == guest;
@@ -367,12 +369,12 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
 
     let order = json!({ "dirty_rate_pages_per_s": 20_000, "working_set_bytes": 40 << 20 });
     shop[0].request("PUT", "/v1/guest/workload", Some(&order)).success().expect("it is steered");
-    // What was zero comes back only as it is written.
+    // A zero page becomes a page of its own only once it is written.
     wait::until("new looks tell that it writes", || {
         let plan = pair.a.run(&["density", "plan", "--survey", "--json"]).ok().json();
         wait::holds(chunks_to(&plan, "unmerge", "one") >= 16, plan)
     });
-    // In one run or in several, as its pages come back.
+    // In one run or in several, depending on how quickly the pages are written.
     wait::within(
         RUN_PATIENCE,
         "the 40 MiB that it writes are huge, and the kernel may merge them no more",
@@ -398,8 +400,8 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
 fn zeros_come_back_without_merging_while_the_guest_writes() {
     let pair = following(&POLICY.replace("\"merge\", \"huge\"", "\"zeros\""));
     let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
-    // Each page of its working set is written several times in each look: no look takes any of it
-    // for still.
+    // Each page of the working set is written several times per survey, so that none counts as
+    // stable.
     let plan = GuestPlan { options, dirty_rate: 8000, ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
     let before = cost(&pair.a, guest.name());
@@ -430,13 +432,13 @@ fn zeros_come_back_without_merging_while_the_guest_writes() {
     let treated = eager.request("PUT", "/v1/guest/memory", Some(&order)).success();
     let error = treated.expect("an answer")["error"].to_string();
     assert!(error.contains("taken in advance"), "{error}");
-    // Its zeros are 32 MiB. What its process allocates besides may change by a little.
+    // The guest has 32 MiB of zeros. The other allocations of its process may vary slightly.
     let lost = before.saturating_sub(eager.pid().anonymous_bytes());
     assert!(lost < 1 << 20, "it keeps all, and has lost {lost} bytes");
     nothing_left_behind(&pair.hosts());
 }
 
-/// Whether its process can have memory write-protected.
+/// Whether the guest's process can have memory write-protected.
 fn has_userfaultfd(guest: &Guest) -> bool {
     let folder = format!("/proc/{}/fd", guest.pid().0);
     let descriptors = std::fs::read_dir(folder).expect("descriptors");
@@ -447,8 +449,8 @@ fn has_userfaultfd(guest: &Guest) -> bool {
 #[test]
 fn a_clone_shares_with_its_template_again_while_it_writes() {
     let pair = Pair::without_nodes();
-    // Where all is zero, pages are filled and cleared by turns: what is cleared is as in the
-    // template again.
+    // In a guest of zeros, the workload alternately fills and clears pages: a cleared page equals
+    // the template's again.
     let options = ["--zero-share", "100"].map(str::to_owned).into();
     let plan =
         GuestPlan { name: "first".to_owned(), options, dirty_rate: 0, ..GuestPlan::default() };
@@ -482,7 +484,7 @@ fn a_clone_shares_with_its_template_again_while_it_writes() {
         share();
         memory_is_intact(&clone);
     }
-    // How many of its pages are cleared depends on where it is in its turn.
+    // The number of cleared pages depends on where the workload is in its cycle.
     let before = wait::until("some of its own pages are as in the template", || {
         steer(20_000);
         await_writes(PAGES / 3);

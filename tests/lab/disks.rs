@@ -1,4 +1,4 @@
-//! Disks that are files of one host each: whether the file at a guest's path is the guest's disk.
+//! Disks that are local files of each host: whether the file at a guest's path is the guest's disk.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ const DISK: &str = "/var/lib/disks/db.raw";
 const SAVE: &str = "save db /var/lib/disks/db.lighter";
 const RESTORE: &str = "restore /var/lib/disks/db.lighter --name db --detach";
 
-/// Runs a guest whose name and disk follow.
+/// Runs a guest; the caller appends its name and disk.
 const RUN: &str = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
 
-/// Two hosts with the kernel of [`RUN`]; [`DISK`] is the first host's own.
+/// Two hosts with the kernel of [`RUN`]; only the first host has [`DISK`].
 fn hosts(lab: &Lab) -> [Host<'_>; 2] {
     let hosts = lab.nodes();
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -26,7 +26,7 @@ fn hosts(lab: &Lab) -> [Host<'_>; 2] {
     hosts
 }
 
-/// The same, and a guest on the first with the disk `disk`.
+/// As `hosts`, with a guest on the first host that uses `disk`.
 fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
     let hosts = hosts(lab);
     hosts[0].lighter(&format!("{RUN} db --disk {disk}")).ok();
@@ -66,8 +66,8 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
 fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_from() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // Of a device that this life of the host has never written to, nobody can tell whether writes
-    // are counted.
+    // Until this host has written to the device since it booted, lighter cannot tell whether the
+    // device's writes are counted.
     here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
     there.lighter(&format!("migrate db {} --downtime 10s", here.address())).ok();
@@ -81,10 +81,10 @@ fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_fr
 fn a_device_that_another_host_has_written_is_not_the_saved_guests_any_more() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // A device that this host has never written to since it booted may not be counted.
+    // As above: before this host's first write, the device's writes may not be counted.
     here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(SAVE).ok();
-    // What this host has cached of the device is kept for as long as the device is open.
+    // The host keeps its cached pages of the device for as long as the device is open.
     here.sh(
         "setsid -f sleep 3600 </dev/vdb >/dev/null 2>&1; dd if=/dev/vdb of=/dev/null bs=1M count=2",
     )
@@ -155,7 +155,7 @@ fn a_file_whose_note_the_power_cut_prevented_is_old_under_another_name_too() {
 fn a_mapped_device_without_a_uuid_is_old_by_its_name() {
     let lab = Lab::of(2);
     let [here, there] = hosts(&lab);
-    // The first to be made is dm-0.
+    // The first device that is created becomes dm-0.
     let make = |name: &str| {
         let file = format!("/var/lib/disks/{name}.raw");
         here.sh(&format!(
@@ -195,7 +195,7 @@ fn a_save_that_cannot_be_noted_fails_and_the_guest_goes_on() {
          lighter show full | grep saved; lighter restore /var/tmp/again.lighter --name full --detach; \
          lighter show full --json | grep running"
     );
-    // A mount of its own, which goes with the guest.
+    // A private mount, which disappears with the guest.
     let done = here.sh(&format!("unshare --mount sh -c '{script}'"));
     assert!(done.stderr.contains("No space left on device"), "{done:?}");
     done.ok();

@@ -1,4 +1,5 @@
-//! The lab itself: several side by side, and nothing left of one that ends, however it ends.
+//! The lab itself: several labs run side by side, and one that ends leaves nothing behind, however
+//! it ends.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::fixtures::{holds, lab_command, lab_folder, until};
 
-/// A lab beside that of the other tests, whose host is booting, and the process that owns it.
+/// A second lab beside that of the other tests, with a host that is booting, and the process that
+/// owns the lab.
 struct Second {
     name: String,
     owner: Child,
@@ -35,8 +37,8 @@ impl Second {
         lab_folder(&self.name)
     }
 
-    /// The command lines of its processes: those in the session that its supervisor has begun, and
-    /// emulators, which have their own.
+    /// The command lines of the lab's processes: those in its supervisor's session, and the
+    /// emulators, which run in sessions of their own.
     fn processes(&self) -> Vec<String> {
         let (session, folder) = (self.supervisor.to_string(), self.folder().display().to_string());
         let found = [["--session", &session], ["--full", &folder]].map(|which| {
@@ -46,7 +48,7 @@ impl Second {
         found.concat().lines().map(str::to_owned).collect()
     }
 
-    /// No process is left of it.
+    /// Asserts that none of the lab's processes is left.
     fn runs_no_more(&self) {
         until("the lab is gone", || {
             let left = self.processes();
@@ -59,7 +61,7 @@ impl Second {
 
 impl Drop for Second {
     fn drop(&mut self) {
-        // The lab ends with it, whatever has become of the test.
+        // The lab ends with its owner, whether or not the test passed.
         let _ = self.owner.kill();
         let _ = self.owner.wait();
     }
@@ -78,7 +80,7 @@ fn a_lab_whose_supervisor_is_killed_leaves_no_process() {
     let lab = Second::up("kept");
     Command::new("kill").args(["-KILL", &lab.supervisor.to_string()]).status().expect("kill");
     lab.runs_no_more();
-    // What was killed leaves files until another lab is started, or ended.
+    // A killed supervisor leaves files until the next lab starts, or this one is taken down.
     lab_command(&lab.name, &["down"]).status().expect("scripts/lab");
     assert!(!lab.folder().exists(), "{:?}", lab.folder());
 }

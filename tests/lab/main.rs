@@ -1,10 +1,10 @@
-//! What only whole hosts with a real KVM can show: stock guests, power cuts, cables, unlike
-//! processors, systemd.
+//! What only whole hosts with a real KVM can show: stock guests, power cuts, unplugged cables,
+//! different processors, systemd.
 //!
-//! The hosts are those of `scripts/lab`, Debian machines under emulation. They are started for the
-//! first test and serve all tests of this process, one after the other; [`fixtures`] gives each
-//! test hosts as after installation. `scripts/check` runs the short ones, `scripts/check --full`
-//! all of them; each can be run alone by its name:
+//! The hosts are those of `scripts/lab`, Debian machines under emulation. The first test starts
+//! them, and all tests of this process use them, one after the other; [`fixtures`] resets the hosts
+//! to their state after installation for each test. `scripts/check` runs the short tests,
+//! `scripts/check --full` all of them; each can be run alone by its name:
 //!
 //! ```text
 //! cargo test --workspace --features failpoints --test lab -- --exact stock::two_vcpus_move_twice

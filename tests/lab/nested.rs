@@ -1,8 +1,8 @@
-//! A guest that can run guests of its own: whether it does decides whether it can move.
+//! A guest that can run nested guests: it can move exactly while it runs none.
 
 use crate::fixtures::{Lab, StockGuest, holds, until};
 
-/// Creates a virtual machine, and keeps it.
+/// Creates a virtual machine and holds it open.
 const HOLD_A_VM: &str = "import fcntl, os, signal; vm = fcntl.ioctl(os.open('/dev/kvm', os.O_RDWR), 0xae01, 0); signal.pause()";
 
 #[test]

@@ -1,8 +1,8 @@
-//! Power cuts and cut cables in each phase of a migration: afterwards exactly one copy runs, or
-//! waits, as the protocol says.
+//! Power cuts and unplugged cables in each phase of a migration: afterwards exactly one copy of the
+//! guest runs, or it is paused in doubt, or gone with its host, as the protocol says.
 //!
-//! A failpoint holds the migration at the end of a phase; the outage begins when the records of
-//! both hosts say that it stands there.
+//! A failpoint holds the migration at the end of a phase; the outage begins once the records of
+//! both hosts show that phase.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
@@ -11,38 +11,39 @@ use std::time::Duration;
 use crate::fixtures::{Host, Lab, holds, until};
 use support::state_folder::belongs;
 
-/// A place in a migration at which it can be held.
+/// A point in a migration at which a failpoint can hold it.
 #[derive(Debug)]
 struct Phase {
-    /// Its name, which is the guest's too.
+    /// The phase's name, which is also the guest's name.
     name: &'static str,
-    /// The failpoint that holds the source there; one of the destination's begins with its name.
+    /// The failpoint, prefixed with the side that it holds: `source` or `destination`.
     point: &'static str,
-    /// What the records of source and destination say there, or [`NONE`].
+    /// The states in the records of source and destination at that point; [`NONE`] if there is no
+    /// record.
     records: [&'static str; 2],
-    /// Where the guest is after the source has lost its power.
+    /// Where the guest is after the source lost power.
     source_lost_power: Outcome,
-    /// Where it is after the destination has.
+    /// Where the guest is after the destination lost power.
     destination_lost_power: Outcome,
-    /// Where it is after its hosts could not reach each other for a while.
+    /// Where the guest is after the hosts could not reach each other for a while.
     cable_was_out: Outcome,
 }
 
-/// There is no record yet.
+/// Record state of a host that has no record yet.
 const NONE: &str = "";
-/// A destination that is held goes on when this file of its own is gone.
+/// A held destination continues when this file on its host is removed.
 const HELD: &str = "/tmp/lab-held";
 
-/// Where a guest is when all is over.
+/// Where a guest is after the outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// It runs at the source.
+    /// The guest runs at the source.
     Source,
-    /// It runs at the destination.
+    /// The guest runs at the destination.
     Destination,
-    /// It waits at the source for an operator.
+    /// The guest is paused at the source until an operator resolves the doubt.
     InDoubt,
-    /// It is gone with the host that ran it, as in any crash.
+    /// The guest was lost with the host that ran it, as in any crash.
     Gone,
 }
 
@@ -76,7 +77,7 @@ const RESUME: Phase = Phase {
     cable_was_out: Outcome::Destination,
 };
 
-/// A phase in which the guest is the source's.
+/// A phase before the commit: the guest still belongs to the source.
 const fn undecided(name: &'static str, point: &'static str, destination: &'static str) -> Phase {
     Phase {
         name,
@@ -88,14 +89,15 @@ const fn undecided(name: &'static str, point: &'static str, destination: &'stati
     }
 }
 
-/// Two hosts with nodes, and guests on the first that are held in their migrations to the second.
+/// Two hosts with nodes, and guests on the first whose migrations to the second are held.
 struct Scenario {
     lab: Lab,
     expected: Vec<(&'static str, Outcome)>,
 }
 
 impl Scenario {
-    /// Hosts with nodes; the second's is held at `point`, if that is the destination's.
+    /// Starts both nodes; if `point` is a failpoint of the destination, the second node is held
+    /// there.
     fn set(point: &str) -> Self {
         let scenario = Self { lab: Lab::of(2), expected: Vec::new() };
         if point.starts_with("destination") {
@@ -107,18 +109,19 @@ impl Scenario {
         scenario
     }
 
-    /// Starts a guest and its migration, and waits until that is held in `phase`.
+    /// Starts a guest and its migration, and waits until a failpoint holds it in `phase`.
     fn hold(&mut self, phase: &Phase, outcome: Outcome) {
         self.start(phase, outcome);
         self.await_held(phase, "true");
     }
 
-    /// Starts a guest and its migration, which will be held in `phase`.
+    /// Starts a guest and its migration, which a failpoint will hold in `phase`.
     fn start(&mut self, phase: &Phase, outcome: Outcome) {
         let [here, there] = self.hosts();
         let name = phase.name;
         let point = format!("LIGHTER_FAILPOINT={}:freeze", phase.point);
-        // Its vCPU never rests: on such a host it must not be in the way of others.
+        // The workload's vCPU never idles: a low dirty rate and a small working set keep it from
+        // slowing down the other guests on an emulated host.
         here.sh(&format!(
             "systemd-run --quiet --unit lab-guest-{name} --setenv={point} lighter run --name {name} --memory 16M \
              --working-set 1M --dirty-rate 50 < /dev/null"
@@ -141,12 +144,12 @@ impl Scenario {
         self.expected.push((name, outcome));
     }
 
-    /// Waits until a migration is held, and the records say that it is in `phase`. The host that
-    /// holds it does `then` at once.
+    /// Waits until a migration is held and the records show `phase`. The host that holds it runs
+    /// the shell command `then` at once.
     fn await_held(&self, phase: &Phase, then: &str) {
         let [here, there] = self.hosts();
         let name = phase.name;
-        // The process of a guest that arrives logs as its node does.
+        // The process of an incoming guest logs to its node's unit.
         let (host, unit) = match phase.point.starts_with("destination") {
             true => (there, "lighter-node".to_owned()),
             false => (here, format!("lab-guest-{name}")),
@@ -168,20 +171,20 @@ impl Scenario {
         [self.lab.host(1), self.lab.host(2)]
     }
 
-    /// Lets a destination that is held go on.
+    /// Lets a held destination continue.
     fn release(&self) {
         let [_, there] = self.hosts();
         there.sh(&format!("rm -f {HELD}")).ok();
     }
 
-    /// Host `number` loses its power, and has it back.
+    /// Cuts and restores the power of host `number`, and waits until its node answers.
     fn lose_power(&self, number: usize) {
         self.lab.cut_power(number);
         self.lab.restore_power(number);
         self.lab.host(number).await_node();
     }
 
-    /// Each guest ends where expected, and nothing else is left on either host.
+    /// Asserts that each guest ends where expected, and that nothing else is left on either host.
     #[track_caller]
     fn ends_as_expected(&self) {
         let hosts = self.hosts();
@@ -204,13 +207,13 @@ impl Scenario {
         }
     }
 
-    /// A host has the processes and folders of its guests, its node, settled records (but of those
-    /// in doubt), and nothing else.
+    /// Asserts that the host has only the processes and folders of `guests`, its node, and settled
+    /// records (except for guests in doubt).
     #[track_caller]
     fn nothing_is_left(&self, host: Host<'_>, guests: &BTreeMap<String, String>) {
         let is_open = |(guest, state): &(String, String)| {
             let is_settled = ["done", "aborted", "running", "discarded"].contains(&state.as_str());
-            // Nobody but an operator can tell whose the guest is.
+            // Only an operator can decide which host owns this guest.
             let is_in_doubt = self.expected.contains(&(guest.as_str(), Outcome::InDoubt));
             !is_settled && !is_in_doubt
         };
@@ -228,14 +231,14 @@ impl Scenario {
     }
 }
 
-/// How the guests on a host stand, by name.
+/// The states of the guests on a host, by name.
 fn guests(host: Host<'_>) -> BTreeMap<String, String> {
     let text =
         |guest: &serde_json::Value, key: &str| guest[key].as_str().unwrap_or_default().to_owned();
     host.guests().iter().map(|it| (text(it, "name"), text(it, "state"))).collect()
 }
 
-/// The state of each record on a host, by the guest's name.
+/// The states of the migration records on a host, by the guest's name.
 fn states(host: Host<'_>) -> BTreeMap<String, String> {
     let state = |record: &serde_json::Value| {
         record["side"]["state"].as_str().unwrap_or_default().to_owned()
@@ -243,7 +246,7 @@ fn states(host: Host<'_>) -> BTreeMap<String, String> {
     host.records().into_iter().map(|(guest, record)| (guest, state(&record))).collect()
 }
 
-/// All of a guest's memory is as it wrote it.
+/// Asserts that a full check of the guest's memory finds it intact.
 #[track_caller]
 fn is_intact(host: Host<'_>, guest: &str) {
     let socket = format!("/var/lib/lighter/guests/{guest}/api.sock");
@@ -312,8 +315,9 @@ fn the_cable_is_out_while_the_destination_takes_the_guest() {
     scenario.ends_as_expected();
 }
 
-/// A guest in each phase: what its process sends and hears is dropped as soon as it stands there,
-/// and when all do, the cable is pulled, too.
+/// Holds one guest in each phase, unplugs the cable for `time`, and checks the outcomes. Each
+/// guest's UDP traffic is dropped as soon as that guest is held, so that it loses its connection in
+/// that phase while the others still need the cable.
 fn cable_is_out_for(time: Duration) {
     let mut scenario = Scenario::set("");
     let filter = "nft 'add table inet lab; add chain inet lab in { type filter hook input priority 0; }; \

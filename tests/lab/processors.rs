@@ -1,8 +1,8 @@
-//! Hosts of unlike processors.
+//! Migration between hosts with different processors.
 
 use crate::fixtures::{Lab, StockGuest};
 
-/// The usual processor of the lab without some of its features.
+/// The default processor of the lab without some of its features.
 const LESSER: &str = "EPYC-Rome,+svm,+npt,+nrip-save,-avx2,-bmi2,-movbe";
 
 #[test]

@@ -1,4 +1,4 @@
-//! The node as a service of systemd, with the unit that the user guide prints.
+//! The node as a systemd service, with the unit from the user guide.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +28,7 @@ fn a_guest_comes_back_with_the_power_and_outlives_its_node() {
         "truncate -s 16M /var/lib/disks/web.raw && printf '{GUEST}' > /tmp/web.toml && sync"
     ))
     .ok();
-    // What it answers is on the disk.
+    // Once these commands return, their results are on disk, without a sync.
     host.lighter("define /tmp/web.toml && lighter autostart web").ok();
     lab.cut_power(1);
     lab.restore_power(1);
@@ -51,7 +51,7 @@ fn a_host_is_found_by_a_name_that_it_got_after_the_guest_started() {
     let [here, there] = lab.nodes();
     let folder = tempfile::tempdir().expect("a temporary folder");
     here.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
-    // Each of these puts another file in the place of the last one, as editors do.
+    // Each command replaces the file by another one (rename or `sed -i`), as editors do.
     here.sh("echo 127.0.0.1 localhost > /etc/hosts.new && mv /etc/hosts.new /etc/hosts").ok();
     here.lighter("run --name web --memory 64M --kernel /var/lib/disks/sleeper --detach").ok();
     here.lighter("migrate web host2").complains(&["cannot find an address for host2"]);
@@ -60,7 +60,8 @@ fn a_host_is_found_by_a_name_that_it_got_after_the_guest_started() {
     assert_eq!(there.state_of("web").as_deref(), Some("running"));
 }
 
-/// The runs in `host`'s history, by number, with their states; all of them can be read.
+/// The runs in the density history of `host`, by number, with their states; asserts that every
+/// entry is readable.
 fn runs(host: Host<'_>) -> BTreeMap<u64, String> {
     let history = host.lighter("density history --count 1000 --json").json();
     assert_eq!(history["unreadable"], json!([]), "{history}");
@@ -75,7 +76,7 @@ fn what_was_done_for_density_is_known_after_a_power_cut() {
     let host = lab.host(1);
     host.start_node();
     for cut in 1..=3 {
-        // The power goes at any moment of a run.
+        // The power cut can hit any point of a run.
         let apply = "while true; do lighter density apply; done";
         host.sh(&format!("systemd-run --quiet --unit lab-apply sh -c '{apply}'")).ok();
         let before = until("runs are recorded", || {

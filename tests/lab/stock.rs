@@ -1,13 +1,13 @@
-//! A stock Debian guest, as its users have it: it boots, shuts down and reboots by ACPI, uses its
-//! devices, and moves while a client on a third host streams a file through it.
+//! A stock Debian guest in ordinary use: it boots, shuts down and reboots by ACPI, uses its
+//! devices, and migrates while a client on a third host streams a file through it.
 
 use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
 
-/// How long a guest may stand still in a move: emulated hosts are slow, their link carries 1 MB/s,
-/// and nothing is timed here.
+/// The limit of a migration's downtime. It is generous: emulated hosts are slow, their link carries
+/// 1 MB/s, and nothing is timed here.
 const DOWNTIME: &str = "10s";
 
-/// The link between the hosts.
+/// netem options of the link between the hosts.
 const LINK: &str = "delay 5ms loss 0.1%";
 
 #[test]
@@ -135,7 +135,8 @@ fn follows_its_balloon(host: Host<'_>) {
 
 fn reports_free_pages(guest: &StockGuest, host: Host<'_>) {
     let resident = || host.lighter("balloon debian --json").json();
-    // In huge pages: the kernel reports blocks of 2 MiB and more, and others may stay with it.
+    // In huge pages: the guest's kernel reports free blocks of 2 MiB and more, and may keep smaller
+    // ones.
     guest
         .sh(
             host,

@@ -1,14 +1,15 @@
-//! Tidiness as a test: the house rules that neither rustc nor clippy can check.
+//! Tidiness as a test: the house rules that rustc and clippy cannot check.
 
 mod modules;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The longest file that a reader can still hold in their head.
+/// The length of the longest file that a reader can still keep in mind.
 const FILE_LINES_MAX: usize = 600;
 
-/// The only files and folders that may hold `unsafe`, so that a review of memory safety has an end.
+/// The only files and folders that may contain `unsafe`, so that a review of memory safety is
+/// finite.
 const UNSAFE_PLACES: &[&str] = &[
     "src/confinement/raw_trap.rs",
     "tests/guest/check/linux.rs",
@@ -16,7 +17,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "vmm-core/workload/",
 ];
 
-/// Words that say nothing about what a file is for.
+/// File names that do not say what a file is for.
 const VAGUE_NAMES: &[&str] = &["utils", "util", "helpers", "helper", "common", "manager", "misc"];
 
 struct Source {
@@ -25,7 +26,7 @@ struct Source {
 }
 
 impl Source {
-    /// The path as printed in a finding, relative to the root and with `/` in it.
+    /// The path as printed in a finding: relative to the root.
     fn name(&self) -> String {
         self.path.strip_prefix(root()).unwrap_or(&self.path).display().to_string()
     }
@@ -35,7 +36,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust source of the workspace.
+/// Reads every Rust source of the workspace.
 fn sources() -> Vec<Source> {
     let folders = [
         "src",
@@ -71,7 +72,7 @@ fn collect(folder: &Path, into: &mut Vec<Source>) {
     }
 }
 
-/// Runs `rule` over every line of every source but this one; it says what is wrong, or nothing.
+/// Applies `rule` to every line of every source but this one, and collects what it finds wrong.
 fn findings(rule: impl Fn(&Source, &str) -> Option<String>) -> Vec<String> {
     let mut found = Vec::new();
     for source in sources().iter().filter(|source| source.name() != "tests/tidy/main.rs") {
@@ -102,7 +103,7 @@ fn no_file_is_longer_than_600_lines() {
 fn unsafe_stays_in_its_few_files() {
     let found = findings(|source, line| {
         let code = line.split("//").next().unwrap_or_default();
-        // The option of `lighter migrate`.
+        // The option `--unsafe` of `lighter migrate`, and its name.
         let code = code.replace("--unsafe", "").replace("\"unsafe\"", "");
         let has_unsafe =
             code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
@@ -123,9 +124,9 @@ fn nothing_is_left_unfinished_or_switched_off() {
     assert_none(&found);
 }
 
-/// What `lines[index]` does against the convention that an error's text says all, its cause
-/// included, and that such a cause is not the error's `source()` too: whoever prints the chain
-/// would print it twice, whoever prints the text would lose it.
+/// Checks `lines[index]` against the convention that an error's text includes its cause, and that
+/// the cause is then not also the error's `source()`: a caller that prints the chain would print it
+/// twice, a caller that prints only the text would lose it.
 fn cause_told_twice_or_lost(lines: &[&str], index: usize) -> Option<&'static str> {
     let line = lines[index].trim();
     let above = lines[..index].iter().rev().map(|line| line.trim());
@@ -216,7 +217,7 @@ fn scripts_check_runs_the_tests_of_every_target() {
     assert!(missing.is_empty(), "scripts/check does not run {missing:?}");
 }
 
-/// What lies in `folder`; nothing, when there is none.
+/// The entries of `folder`; empty if there is no such folder.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let found = fs::read_dir(folder).into_iter().flatten();
     found.map(|entry| entry.expect("a readable folder").path()).collect()
@@ -226,7 +227,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 fn lines_fit_the_screen() {
     let found = findings(|_, line| {
         let width = line.chars().count();
-        // Rows of tables cannot be wrapped.
+        // Table rows cannot be wrapped.
         let comment = line.trim_start().trim_start_matches(['/', '!']);
         let is_prose =
             line.trim_start().starts_with("//") && !comment.trim_start().starts_with('|');

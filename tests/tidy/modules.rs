@@ -1,34 +1,34 @@
-//! Modules know each other in one direction: which of a crate's modules uses which is a graph
-//! without cycles, but for those below. Without this, a reader of one module has to read all.
+//! Modules depend on each other in one direction: the use graph of a crate's modules has no cycles,
+//! except for those below. Otherwise, to understand one module, a reader has to read all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{Source, sources};
 
-/// Folders of the crates' sources.
+/// The source folders of the crates.
 const CRATES: [&str; 5] = ["vmm-core/src", "migrate/src", "memopt/src", "metrics/src", "src"];
 
-/// Uses that close a cycle, each with its reason.
+/// Uses that may close a cycle, each with its reason.
 const ALLOWED: [Exception; 2] = [
-    // A crate's error names what its modules fail with, and they return it.
+    // A crate's error type names the errors of its modules, and the modules return it.
     ("vmm-core/src", "error", "*"),
-    // Booting sets a virtual machine up, which boots again when it resets itself.
+    // Booting sets up a virtual machine, and a virtual machine boots again when it resets itself.
     ("vmm-core/src", "boot", "vm"),
 ];
 
-/// The folder of a crate, a module, and one that it uses; `*` for any.
+/// The source folder of a crate, a module, and a module that it uses; `*` stands for any.
 type Exception = (&'static str, &'static str, &'static str);
 
-/// Which modules of a crate use which.
+/// The modules of a crate, each with those that it uses.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// The modules of one crate, and what they use.
+/// The modules of one crate and their sources.
 struct Crate {
-    /// Its sources without tests, and where their modules lie.
+    /// The crate's sources without tests, each with the path of its module.
     sources: Vec<(PathBuf, String)>,
     modules: BTreeSet<String>,
-    /// Names that the crate's root takes from a module.
+    /// Names that the crate's root imports from a module.
     names: BTreeMap<String, String>,
 }
 
@@ -61,7 +61,7 @@ impl Crate {
         Self { sources, modules, names }
     }
 
-    /// The module that a path from the crate's root leads into.
+    /// The module to which a path from the crate's root leads.
     fn module(&self, path: &[String]) -> Option<&String> {
         let first = path.first()?;
         self.modules.get(first).or_else(|| self.names.get(first))
@@ -72,7 +72,7 @@ impl Crate {
         for (place, text) in &self.sources {
             let Some(module) = first(place) else { continue };
             let used = graph.entry(module.clone()).or_default();
-            // `super` as often as it takes to the root.
+            // As many `super` as lead to the root.
             let supers = "super::".repeat(place.components().count());
             for start in ["crate::", &supers] {
                 let uses = text.split(start).skip(1);
@@ -85,7 +85,7 @@ impl Crate {
     }
 }
 
-/// Where the module of `source` lies: `src/boot` for `src/boot.rs` and for `src/boot/mod.rs`.
+/// The path of the module of `source`: `src/boot` for both `src/boot.rs` and `src/boot/mod.rs`.
 fn place(source: &Source) -> PathBuf {
     let path = PathBuf::from(source.name()).with_extension("");
     let is_root = ["mod", "lib", "main"].iter().any(|name| path.ends_with(name));
@@ -96,12 +96,12 @@ fn within(place: &Path, folder: &str) -> PathBuf {
     place.strip_prefix(folder).unwrap_or(place).to_path_buf()
 }
 
-/// The outermost module at `place` in a crate; none at its root.
+/// The outermost module that contains `place`; `None` for the crate's root.
 fn first(place: &Path) -> Option<String> {
     place.iter().next().map(|name| name.to_string_lossy().into_owned())
 }
 
-/// Modules in files of their own that `text` declares for tests.
+/// Modules in files of their own that `text` declares only for tests.
 fn modules_for_tests(text: &str) -> impl Iterator<Item = &str> {
     text.split("#[cfg(test)]\n").skip(1).filter_map(|rest| {
         let line = rest.lines().find(|line| !line.trim_start().starts_with("#["))?;
@@ -109,7 +109,7 @@ fn modules_for_tests(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Code without comments, and without the tests at the file's end.
+/// The code without comments and without the tests at the end of the file.
 fn production(text: &str) -> String {
     let is_tests = |at: &usize| {
         let declared = text[*at..].lines().nth(2).unwrap_or_default();
@@ -132,7 +132,7 @@ fn first_tree(text: &str) -> &str {
     &text[..end.unwrap_or(text.len())]
 }
 
-/// The paths of `a::{b, c::{d, e}}`, by their parts.
+/// The paths of `a::{b, c::{d, e}}`, each split into its parts.
 fn paths(tree: &str) -> Vec<Vec<String>> {
     let Some((before, group)) = tree.split_once('{') else {
         let parts = tree.split(" as ").next().unwrap_or_default().split("::");
@@ -156,7 +156,7 @@ fn paths(tree: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The cycles of the crate in `folder` but for `allowed`, and what uses them.
+/// The cycles of the crate in `folder`, except for `allowed`, and the modules that use them.
 fn cycles_of(folder: &'static str, allowed: &[Exception]) -> Graph {
     let mut graph = Crate::read(folder).graph();
     for (_, from, to) in allowed.iter().filter(|(of, ..)| *of == folder) {
@@ -166,8 +166,8 @@ fn cycles_of(folder: &'static str, allowed: &[Exception]) -> Graph {
     cycles(graph)
 }
 
-/// What is left of `graph` once modules that use no other one are taken out, again and again: the
-/// cycles, and what uses them.
+/// Removes modules that use no other one until none is left. The rest of `graph` are the cycles and
+/// the modules that use them.
 fn cycles(mut graph: Graph) -> Graph {
     loop {
         let leaves: BTreeSet<_> = graph

@@ -1,10 +1,10 @@
-//! What it costs to learn which pages a guest wrote, by bitmap and by rings: for the one who asks,
-//! and for the guest.
+//! The cost of finding the pages that a guest has written, by bitmap and by rings: for the thread
+//! that collects them, and for the guest.
 //!
 //! `cargo bench -p vmm-core --bench dirty_log -- [ROUNDS] [MILLISECONDS]` (10 rounds of 100 ms by
 //! default). The guest is the built-in workload with one vCPU, which rewrites a working set of 256
-//! MiB at a set rate, or as fast as it can. Each round lets it run, and then collects and re-arms
-//! as a migration does. Figures are medians over the rounds.
+//! MiB at a given rate, or as fast as it can. Each round lets it run, and then collects and re-arms
+//! like a migration. Figures are medians over the rounds.
 
 use std::io::{Error, sink};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const WORKING_SET_BYTES: u64 = 256 << 20;
-/// More than any processor manages.
+/// More pages per second than any processor can write.
 const UNLIMITED: u64 = 10_000_000;
 
 fn main() -> Outcome<()> {
@@ -71,7 +71,7 @@ fn measure(mib: u64, rate: u64, log: DirtyLog, rounds: u64, pause: Duration) -> 
     ))
 }
 
-/// A guest that has filled its memory.
+/// Starts a guest and waits until it has filled its memory.
 fn working(mib: u64, rate: u64, dirty_log: DirtyLog) -> Outcome<Vm> {
     let shape = VmShape::for_host(mib << 20, 1)?;
     let vm = Vm::create_with(&shape, &VmOptions { dirty_log }, Box::new(sink()))?;
@@ -94,7 +94,7 @@ fn working(mib: u64, rate: u64, dirty_log: DirtyLog) -> Outcome<Vm> {
     }
 }
 
-/// Pages that the guest writes in a second.
+/// Pages that the guest writes per second.
 fn speed(vm: &Vm, during: Duration) -> Outcome<f64> {
     let written =
         || Ok::<_, Box<dyn std::error::Error>>(Report::read(vm.ram().memory())?.pages_written());

@@ -1,12 +1,12 @@
-//! What it costs to have a clone share with its template again: for the host, and for the guest,
+//! The cost of making a clone share pages with its template again: for the host, and for the guest,
 //! which writes meanwhile.
 //!
 //! `cargo bench -p vmm-core --bench sharing -- [ROUNDS] [MIB]` (5 rounds of 1024 MiB by default).
-//! The guest is the built-in workload with one vCPU, which rewrites 64 MiB, at 2,000 pages a second
-//! or as fast as it can. Each round starts a clone of it, has every other run of its pages copied
-//! as they are, lets it run, and shares 8 MiB at a time, as `lighter` does. Figures are medians
-//! over the rounds; a stall is the longest time that the guest did not run while a piece was
-//! treated, by its own clock.
+//! The guest is the built-in workload with one vCPU, which rewrites 64 MiB, at 2,000 pages per
+//! second or as fast as it can. Each round starts a clone of it, makes unchanged copies of every
+//! other run of its pages, lets it run, and shares 8 MiB at a time, as `lighter` does. Figures are
+//! medians over the rounds; a stall is the longest time that the guest did not run while a piece
+//! was shared, by its own clock.
 
 use std::io::{Error, sink};
 use std::path::Path;
@@ -24,9 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PIECE_BYTES: u64 = 8 << 20;
 const PAGE: u64 = PAGE_BYTES as u64;
 const RATE: u64 = 2_000;
-/// More than any processor manages.
+/// More pages per second than any processor can write.
 const UNLIMITED: u64 = 10_000_000;
-/// Pages in a row that are copied, and as many that are not.
+/// Lengths of the runs: so many consecutive pages are copied, then as many are not.
 const RUNS: [u64; 3] = [1, 16, 512];
 
 fn main() -> Outcome<()> {
@@ -59,7 +59,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// What one round came to.
+/// The results of one round.
 struct Row {
     copied_mib: f64,
     shared_mib: f64,
@@ -85,7 +85,7 @@ fn measure(template: &Path, rate: u64, run: u64) -> Outcome<Row> {
         vm.share_with_template(&piece, &mut map)?;
         total += began.elapsed();
         cpu += Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now()? - used);
-        // It tells of a stall once it has gone on.
+        // The guest reports a stall only once it runs again.
         std::thread::sleep(Duration::from_millis(1));
         stalls.push(Report::read(vm.ram().memory())?.longest_stall().as_secs_f64() * 1e6);
     }
@@ -120,7 +120,7 @@ fn filled(mib: u64) -> Outcome<Vm> {
     }
 }
 
-/// Makes copies of every other run of pages of a paused clone, which stay as they are.
+/// Makes copies of every other run of pages of a paused clone, without changing the content.
 fn copy_every_other(vm: &Vm, run: u64) -> Outcome<()> {
     let mut page = [0; PAGE_BYTES];
     for region in vm.ram().layout().regions() {

@@ -1,4 +1,5 @@
-//! The workload guest on real KVM: it works, obeys, finds damage, and can be checked from outside.
+//! The workload guest on real KVM: it runs, accepts control, detects damage, and can be verified
+//! from outside.
 
 #![allow(clippy::unwrap_used)] // all of it is test
 
@@ -12,10 +13,10 @@ use vmm_core::workload::{
 use vmm_core::{BootSource, RunState, StopReason, Vm, VmEvent, VmShape};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A page in the middle of the working memory, past everything that the layout puts first.
+/// A page in the middle of the working memory, beyond everything at the start of the layout.
 const SOME_GPA: u64 = 32 << 20;
 
-/// A guest that has filled its memory and works.
+/// Starts a guest and waits until it has filled its memory.
 fn working(vcpus: u8, params: WorkloadParams) -> Vm {
     let shape = VmShape::for_host(64 << 20, vcpus).unwrap();
     let vm = Vm::create(&shape, Box::new(io::sink())).unwrap();
@@ -25,7 +26,7 @@ fn working(vcpus: u8, params: WorkloadParams) -> Vm {
     vm
 }
 
-/// Waits until `count` rings for which `wanted` holds were heard.
+/// Waits until `count` doorbells for which `wanted` holds have rung.
 fn wait_for(vm: &Vm, count: u8, wanted: impl Fn(Doorbell) -> bool) {
     let mut heard = 0;
     while heard < count {
@@ -38,7 +39,7 @@ fn wait_for(vm: &Vm, count: u8, wanted: impl Fn(Doorbell) -> bool) {
     }
 }
 
-/// Has all memory checked by the guest, and returns what it says afterwards.
+/// Has the guest check all its memory, and returns its report afterwards.
 fn verified(vm: &Vm) -> Report {
     let control = Control::new(vm.ram().memory()).unwrap();
     let epoch = control.request_verification().unwrap();
@@ -52,7 +53,7 @@ fn report(vm: &Vm) -> Report {
     Report::read(vm.ram().memory()).unwrap()
 }
 
-/// Waits until the report says what is wanted, or long enough to know that it never will.
+/// Waits until `wanted` holds for the report, or panics after a time limit.
 fn wait_until(vm: &Vm, wanted: impl Fn(&Report) -> bool) -> Report {
     let start = Instant::now();
     loop {
@@ -104,7 +105,7 @@ fn clones_of_an_image_have_its_pages_in_runs_and_find_their_own_intact() {
         vm.pause().unwrap();
         assert_eq!(verify_image(vm.ram().memory()).unwrap().faults, 0);
     }
-    // Past the working set; both have their pages in the same place.
+    // Beyond the working set; both clones have their pages at the same addresses.
     let page = |vm: &Vm, gpa: u64| {
         let mut bytes = vec![0_u8; 4096];
         vm.ram().memory().read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
@@ -180,7 +181,7 @@ fn a_paused_guest_can_be_checked_from_outside() {
 fn a_pause_is_the_longest_stall_until_it_is_forgotten() {
     let vm = working(1, WorkloadParams::default());
     let pause = Duration::from_millis(300);
-    // It begins to watch the time when it begins to work, just after its bell.
+    // The guest starts to measure stalls when it starts to write, just after its doorbell rings.
     wait_until(&vm, |report| report.pages_written() > 0);
     vm.pause().unwrap();
     std::thread::sleep(pause);

@@ -1,5 +1,4 @@
-//! A disk is copied while its driver writes to it: what the log says is enough for the copy to
-//! become the same.
+//! Copies a disk while its driver writes to it: the dirty log must suffice to make the copy equal.
 
 use std::sync::Arc;
 
@@ -11,31 +10,31 @@ use vmm_core::virtio::fuzzing::Bench;
 use super::host::{Host, Scene};
 use super::{bench, disk};
 
-/// Bytes of a page and of a chunk.
+/// Sizes of a page and of a chunk, in bytes.
 const PAGE_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 64 * PAGE_BYTES;
 
-/// A disk that nobody copies yet.
+/// A disk that is not being copied yet.
 ///
 /// # Panics
-/// There is no place for temporary files.
+/// If there is no room for temporary files.
 pub fn copied_disk() -> Scene<Option<Copy>> {
     let config: DeviceConfig = disk();
     Scene { bench: bench(&config), side: None }
 }
 
-/// What a copy does.
+/// A step of a copy.
 #[derive(Debug, Arbitrary)]
 pub enum Copier {
-    /// Begins anew.
+    /// Starts the copy again from the beginning.
     Begin,
-    /// Copies what was written meanwhile.
+    /// Copies what has been written since the last round.
     Round,
-    /// Copies the rest while the device stands, and compares.
+    /// Copies the rest while the device is stopped, and compares.
     End,
 }
 
-/// A copy under way.
+/// A copy in progress.
 #[derive(Debug)]
 pub struct Copy {
     content: Arc<DiskContent>,

@@ -1,25 +1,26 @@
-//! What is done on a device's host while its driver is at work.
+//! Actions on a device's host while its driver works.
 
 use arbitrary::Arbitrary;
 use vmm_core::virtio::fuzzing::Bench;
 
-/// Something that is done on the host.
+/// An action on the host.
 pub trait Host {
-    /// What it is done with.
+    /// The host's end of the device, such as its wire.
     type Side;
 
-    /// Does it, and lets the device see; returns how much of the guest's has come through.
+    /// Carries out the action and lets the device notice; returns how much of the guest's output
+    /// has arrived.
     fn act(&self, bench: &mut Bench, side: &mut Self::Side) -> u64;
 }
 
-/// A device, and what is at its host's side.
+/// A device, and the host's end of it.
 #[derive(Debug)]
 pub struct Scene<S> {
     pub(super) bench: Bench,
     pub(super) side: S,
 }
 
-/// Nobody does anything.
+/// A host that does nothing.
 impl Host for () {
     type Side = ();
 
@@ -28,7 +29,7 @@ impl Host for () {
     }
 }
 
-/// The operator of a balloon asks for statistics, and sets how large it shall be.
+/// The operator of a balloon, who asks for statistics and sets the target.
 #[derive(Debug, Arbitrary)]
 pub struct Operator {
     pages: u32,

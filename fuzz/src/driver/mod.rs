@@ -1,7 +1,7 @@
-//! A guest's driver in front of a device: [`Script`] is what it does, `Driver` does it.
+//! The guest's driver of a device: a [`Script`] lists its actions, `Driver` carries them out.
 //!
-//! The rings lie where the driver knows them, so that most of what it does is understood and gets
-//! deep; but it may also write any register and any byte of memory at any time.
+//! The driver knows where its rings are, so that the device understands most of its requests and
+//! executes them deeply; but it may also write any register and any byte of memory at any time.
 
 mod copier;
 mod host;
@@ -28,9 +28,9 @@ use ring::{Descriptor, Ring};
 pub use sockets::{Program, Programs, VsockRequest, conversation, sockets};
 use state::Damage;
 
-/// Memory of the guest, in bytes.
+/// Size of the guest's memory, in bytes.
 pub const MEMORY_BYTES: u64 = 4 << 20;
-/// Registers by their offsets (virtio 1.2, 4.2.2).
+/// Offsets of registers (virtio 1.2, 4.2.2).
 mod register {
     pub(super) const DRIVER_FEATURES: u64 = 0x20;
     pub(super) const DRIVER_FEATURES_SEL: u64 = 0x24;
@@ -41,22 +41,22 @@ mod register {
     pub(super) const STATUS: u64 = 0x70;
     pub(super) const QUEUE_PLACES: [u64; 3] = [0x80, 0x90, 0xa0];
 }
-/// Features that every driver must accept: virtio 1.
+/// Feature bits that every driver must accept: VERSION_1.
 const VERSION_1_HIGH: u32 = 1;
-/// Most queues that a driver here sets up.
+/// Limit on the queues that a driver here sets up.
 const QUEUES_MAX: u8 = 5;
 
-/// What a driver does, one after the other; requests are of type `R`, and `H` is what the host does
-/// meanwhile.
+/// The actions of a driver, in order; requests are of type `R`, and `H` are the actions of the host
+/// in between.
 #[derive(Debug, Arbitrary)]
 pub struct Script<R, H = ()> {
-    /// Features, of those that are offered, that a driver by the rules accepts.
+    /// Offered features that the driver accepts during a compliant setup.
     features: u32,
     #[arbitrary(with = crate::all)]
     steps: Vec<Step<R, H>>,
 }
 
-/// Half of all steps are by the rules, so that the others find something to break.
+/// About half of all steps are compliant, so that the others find a working state to break.
 #[derive(Debug, Arbitrary)]
 enum Step<R, H> {
     Lawful(Lawful<R, H>),
@@ -65,7 +65,7 @@ enum Step<R, H> {
 
 #[derive(Debug, Arbitrary)]
 enum Lawful<R, H> {
-    /// Makes a request, and may notify.
+    /// Makes a request, and notifies the device if `notify`.
     Ask {
         queue: u8,
         request: R,
@@ -76,14 +76,14 @@ enum Lawful<R, H> {
     },
     /// Resets the device and sets it up again.
     SetUp,
-    /// Reads anywhere among the registers, in any width.
+    /// Reads registers at any offset, in any width.
     Read {
         offset: u16,
         len: u8,
     },
-    /// The host's part.
+    /// An action of the host.
     Host(H),
-    /// The guest goes elsewhere.
+    /// The device is saved and restored, as in a migration.
     Move,
 }
 
@@ -91,23 +91,23 @@ enum Lawful<R, H> {
 enum Lawless {
     /// Writes a register.
     Write { register: u8, value: u32 },
-    /// Writes anywhere among the registers, in any width.
+    /// Writes registers at any offset, in any width.
     WriteAnywhere { offset: u16, bytes: Vec<u8> },
     /// Writes memory.
     Poke { at: u32, bytes: Vec<u8> },
-    /// Offers descriptors that need not make sense.
+    /// Offers descriptors that may be invalid.
     Offer { queue: u8, descriptors: Vec<Descriptor>, head: u8 },
-    /// Sets the number of requests offered.
+    /// Sets the index of the available ring.
     Index { queue: u8, index: u16 },
-    /// The guest comes from a peer that lies about its device.
+    /// The device is restored from a state that a lying peer has modified.
     Arrive(Damage),
 }
 
-/// What is done to the registers alone, of a device of one type.
+/// A sequence of accesses to the registers of one device.
 #[derive(Debug, Arbitrary)]
 pub struct RegisterScript {
     device: u8,
-    /// Whether the device is set up by the rules at first.
+    /// Whether the device is first set up by a compliant driver.
     set_up: bool,
     #[arbitrary(with = crate::all)]
     steps: Vec<RegisterStep>,
@@ -115,7 +115,7 @@ pub struct RegisterScript {
 
 #[derive(Debug, Arbitrary)]
 enum RegisterStep {
-    /// One that there is, with a value that it may have.
+    /// An existing register, with a plausible value.
     Known {
         register: u8,
         value: Value,
@@ -133,7 +133,7 @@ enum RegisterStep {
 
 #[derive(Debug, Arbitrary)]
 enum Value {
-    /// Small ones are steps of the status, numbers of queues, and pages of features.
+    /// Small values are status steps, queue numbers, and feature pages.
     Small(u8),
     Page(u16),
     Any(u32),
@@ -144,10 +144,10 @@ const WRITABLE_REGISTERS: [u64; 16] = [
     0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4, 0x100,
 ];
 
-/// Runs `script` in front of a device.
+/// Executes `script` on a device.
 ///
 /// # Panics
-/// The device does what it must not.
+/// If the device does what it must not.
 pub fn run_registers(script: &RegisterScript) -> Reach {
     let disk = disk();
     let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon(FreePages::Reported), &disk];
@@ -187,10 +187,10 @@ fn bench(config: &DeviceConfig) -> Bench {
     Bench::new(config, MEMORY_BYTES).unwrap_or_else(|error| panic!("no device: {error}"))
 }
 
-/// A disk of 1 MiB in a file of this process's own.
+/// A disk of 1 MiB in a temporary file of this process.
 ///
 /// # Panics
-/// There is no place for temporary files.
+/// If there is no room for temporary files.
 pub fn disk() -> DeviceConfig {
     static DISK: OnceLock<(NamedTempFile, BlockConfig)> = OnceLock::new();
     let create = || {
@@ -202,21 +202,21 @@ pub fn disk() -> DeviceConfig {
     DeviceConfig::Block(DISK.get_or_init(create).1.clone())
 }
 
-/// How far a script came.
+/// How far a script got, which shows whether it exercises the code behind the first checks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Requests that the device has answered.
+    /// Number of requests that the device has answered.
     pub answered: u64,
-    /// Times that the device moved with its state.
+    /// How often the device was saved and restored.
     pub moved: u64,
-    /// What came through to the host: frames, or bytes.
+    /// Output that reached the host: frames, or bytes.
     pub came_through: u64,
 }
 
-/// Runs `script` in `scene`.
+/// Executes `script` in `scene`.
 ///
 /// # Panics
-/// The device does what it must not.
+/// If the device does what it must not.
 pub fn run<R: Request, H: Host>(scene: Scene<H::Side>, script: &Script<R, H>) -> Reach {
     let Scene { bench, mut side } = scene;
     let mut driver = Driver::new(bench, script.features);
@@ -229,10 +229,10 @@ pub fn run<R: Request, H: Host>(scene: Scene<H::Side>, script: &Script<R, H>) ->
     driver.reach
 }
 
-/// A device of `config`, which nobody needs to look after.
+/// A device of `config`, whose host does nothing.
 ///
 /// # Panics
-/// There is no such device.
+/// If there is no such device.
 pub fn alone(config: &DeviceConfig) -> Scene<()> {
     Scene { bench: bench(config), side: () }
 }
@@ -260,7 +260,7 @@ impl Driver {
         u32::from_le_bytes(bytes)
     }
 
-    /// The way of virtio 1.2, 3.1.1.
+    /// The setup of virtio 1.2, 3.1.1.
     fn set_up(&mut self) {
         for status in [0, 1, 3] {
             self.register(register::STATUS, status);
@@ -286,7 +286,7 @@ impl Driver {
         self.register(register::STATUS, 0xf);
     }
 
-    /// Does a step; `None` when there is no going on.
+    /// Executes a step; `None` if the script cannot continue.
     fn take<R: Request, H: Host>(&mut self, step: &Step<R, H>, side: &mut H::Side) -> Option<()> {
         match step {
             Step::Lawful(step) => {
@@ -318,7 +318,7 @@ impl Driver {
             Lawless::WriteAnywhere { offset, bytes } => {
                 self.bench.write((*offset).into(), &bytes[..bytes.len().min(8)]);
             }
-            // Where there is no memory nothing is written.
+            // A write outside of memory has no effect.
             Lawless::Poke { at, bytes } => ring::put(self.bench.ram(), (*at).into(), bytes),
             Lawless::Offer { queue, descriptors, head } => {
                 let ring = &mut self.rings[usize::from(queue % QUEUES_MAX)];
@@ -354,7 +354,7 @@ impl Driver {
         self.reach.answered += u64::from(after.wrapping_sub(before));
     }
 
-    /// Whatever a driver has done, the device can be saved, and its state loaded.
+    /// Whatever a driver has done, the device can be saved and its state restored.
     fn go_elsewhere(&mut self) {
         let state = match self.bench.save() {
             Ok(state) => state,
@@ -366,7 +366,7 @@ impl Driver {
         self.reach.moved += 1;
     }
 
-    /// A state that was tampered with is refused, or it harms nobody.
+    /// A modified state must be refused or be harmless.
     fn arrive(&mut self, damage: &Damage) -> Option<()> {
         let mut state = self.bench.save().ok()?;
         damage.apply(&mut state);

@@ -1,4 +1,4 @@
-//! A network device: frames both ways, commands, and the network behind a wire that is no tap.
+//! A network device: frames both ways, commands, and a network whose wire is a socket, not a tap.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -12,42 +12,42 @@ use super::host::{Host, Scene};
 use super::request::{DATA, HEADER, Request, STATUS, queue_or};
 use super::ring::{Buffer, WRITABLE, put};
 
-/// Most frames that come at once; the wire holds no more.
+/// Limit on the frames that arrive at once; the wire holds no more.
 const FRAMES_MAX: u8 = 10;
-/// Bytes before each frame.
+/// Size of the header before each frame, in bytes.
 const HEADER_BYTES: usize = 12;
-/// Where in a frame its type is, and that of an announcement.
+/// Position of the EtherType in a frame with its header, and the type of an announcement.
 const TYPE: std::ops::Range<usize> = 24..26;
 const REVERSE_ARP: [u8; 2] = [0x80, 0x35];
-/// Longer than any frame.
+/// More than the size of any frame, in bytes.
 const FRAME_BYTES_MAX: usize = 80_000;
 
-/// A device and the end of its wire.
+/// A network device and the other end of its wire.
 ///
 /// # Panics
-/// The system gives no sockets.
+/// If the system provides no sockets.
 pub fn network() -> Scene<UnixDatagram> {
     let (bench, side) =
         Bench::with_network(MEMORY_BYTES).unwrap_or_else(|error| panic!("no device: {error}"));
     Scene { bench, side }
 }
 
-/// What a driver asks of a network device.
+/// A driver's request to a network device.
 #[derive(Debug, Arbitrary)]
 #[allow(missing_docs)] // the names say it
 pub enum NetRequest {
-    /// Receive into these buffers.
+    /// Offers buffers to receive into.
     Room { first: u16, second: Option<u16> },
-    /// Send this.
+    /// Sends a frame.
     Frame {
         header: [u8; HEADER_BYTES],
         bytes: u16,
-        /// A part of it that is in a buffer of its own.
+        /// Part of the frame that is in a separate buffer.
         split: Option<u16>,
-        /// Once more the same bytes, for a frame that is too long.
+        /// How often the same bytes are repeated, for a frame that is too long.
         twice: u8,
     },
-    /// Obey this.
+    /// Sends a command.
     Command { class: u8, command: u8, data: Vec<u8>, answer_bytes: u8 },
 }
 
@@ -73,7 +73,7 @@ impl Request for NetRequest {
                 frame
             }
             Self::Command { class, command, data, answer_bytes } => {
-                // Those that there are, mostly.
+                // Existing classes and commands, for most inputs.
                 put(ram, HEADER, &[class % 6, command % 3]);
                 put(ram, HEADER + 2, data);
                 let mut parts = vec![buffer(HEADER, 2 + data.len() as u32, 0)];
@@ -97,19 +97,19 @@ impl Request for NetRequest {
     }
 }
 
-/// What the network does, and its host.
+/// An action of the network, or of the host.
 #[derive(Debug, Arbitrary)]
 #[allow(missing_docs)] // the names say it
 pub enum Network {
-    /// Frames come, each with this header and so many bytes behind it.
+    /// Frames arrive, each with this header followed by `bytes` bytes.
     Send { header: [u8; HEADER_BYTES], bytes: u16, count: u8 },
-    /// Something comes that need not be a frame.
+    /// Data arrives that need not be a frame.
     SendAny(Vec<u8>),
-    /// So many frames are taken from the wire.
+    /// Takes `count` frames from the wire.
     Take { count: u8 },
-    /// Time passes.
+    /// Lets time pass.
     Wait { ms: u16 },
-    /// The guest is handed over and comes back.
+    /// The guest is handed over and returns.
     LeaveAndReturn,
 }
 
@@ -123,7 +123,7 @@ impl Host for Network {
             Self::Send { header, bytes, count } => {
                 let mut frame = header.to_vec();
                 frame.resize(HEADER_BYTES + usize::from(*bytes), 0x55);
-                // A wire that is full loses frames.
+                // A full wire drops frames.
                 (0..=count % FRAMES_MAX).for_each(|_| drop(wire.send(&frame)));
             }
             Self::SendAny(bytes) => drop(wire.send(bytes)),
@@ -147,7 +147,7 @@ fn take(wire: &UnixDatagram, count: u8) -> u64 {
     for _ in 0..count {
         let Ok(bytes) = wire.recv(&mut frame) else { break };
         assert!(bytes > HEADER_BYTES, "a frame of {bytes} bytes with its header");
-        // What announces the guest is not the guest's.
+        // The host announces the guest itself.
         frames += u64::from(frame[TYPE] != REVERSE_ARP);
     }
     frames

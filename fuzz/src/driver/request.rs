@@ -1,35 +1,35 @@
-//! Requests by the rules, or nearly so, of each type of device.
+//! Compliant or nearly compliant requests to each type of device.
 
 use arbitrary::Arbitrary;
 use vmm_core::GuestRam;
 
 use super::ring::{Buffer, WRITABLE, put};
 
-/// Where a request's header lies, its status, and its data.
+/// Guest physical addresses of a request's header, its status, and its data.
 pub(super) const HEADER: u64 = 0x2_0000;
 pub(super) const STATUS: u64 = 0x2_1000;
 pub(super) const DATA: u64 = 0x10_0000;
-/// From this number on, a request goes to the queue that the input says, though it is not the right
+/// From this value on, a request goes to the queue that the input names, even if it is the wrong
 /// one.
 const ANY_QUEUE: u8 = 250;
 
-/// What a driver asks of its device.
+/// A driver's request to its device.
 pub trait Request {
-    /// Writes what the request says into memory; returns its buffers.
+    /// Writes the content of the request into memory; returns its buffers.
     fn lay_out(&self, ram: &GuestRam) -> Vec<Buffer>;
 
-    /// The queue that it goes to, when the input says `any`.
+    /// The queue for the request, when the input names the queue `any`.
     fn queue(&self, any: u8) -> u8 {
         any
     }
 }
 
-/// Mostly `right`.
+/// Returns `right`, for most values of `any`.
 pub(super) fn queue_or(right: u8, any: u8) -> u8 {
     if any >= ANY_QUEUE { any } else { right }
 }
 
-/// Something to be filled: of a source of entropy.
+/// Buffers that an entropy device is to fill.
 #[derive(Debug, Arbitrary)]
 pub struct Fill {
     lens: [u16; 3],
@@ -46,17 +46,17 @@ impl Request for Fill {
     }
 }
 
-/// Page numbers or statistics, of a balloon.
+/// A request to a balloon: page numbers, statistics, or free memory.
 #[derive(Debug, Arbitrary)]
 pub enum BalloonRequest {
-    /// Pages to be given up or taken back; the number says how many follow one another.
+    /// Pages to inflate or deflate: a page number, and the number of pages that follow.
     Pages(Vec<(u16, u8)>),
-    /// Tags and values.
+    /// Statistics, as tags and values.
     Statistics(Vec<(u8, u64)>),
-    /// Free memory, by page and bytes.
+    /// Free memory, as a page number and a size in bytes.
     Free(Vec<(u16, u32)>),
-    /// The word that begins the answer to one of the first commands for hints; the number 0 is the
-    /// word that ends it.
+    /// The word that begins the answer to one of the first commands for hints; 0 is the word that
+    /// ends it.
     Command(u8),
 }
 
@@ -96,9 +96,9 @@ pub struct DiskRequest {
     kind: Kind,
     sector: Sector,
     sectors: u8,
-    /// Bytes that make the data end in the middle of a sector.
+    /// Extra bytes, so that the data ends in the middle of a sector.
     excess: Option<u16>,
-    /// Whether the data is one buffer or two.
+    /// Whether the data is in two buffers instead of one.
     split: bool,
     no_status: bool,
 }
@@ -109,7 +109,7 @@ enum Kind {
     Write,
     Flush,
     Identify,
-    /// Ranges: first sector, sectors, flags.
+    /// Ranges, each with its first sector, number of sectors, and flags.
     Discard(Vec<(u16, u16, u8)>),
     WriteZeroes(Vec<(u16, u16, u8)>),
     Other(u32),

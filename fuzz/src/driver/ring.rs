@@ -1,30 +1,30 @@
-//! A split queue in guest memory, as its driver keeps it (virtio 1.2, 2.7).
+//! A split queue in guest memory, from its driver's view (virtio 1.2, 2.7).
 
 use arbitrary::Arbitrary;
 use vmm_core::GuestRam;
 
-/// Entries of a queue.
+/// Number of entries of a queue.
 pub(super) const SIZE: u16 = 16;
-/// Where the first queue lies; each has a page.
+/// Guest physical address of the first queue; each queue has a page.
 const FIRST: u64 = 0x1_0000;
 const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
 const NEXT: u16 = 1;
-/// Flag of a buffer that the device writes.
+/// Flag of a buffer that the device may write.
 pub(super) const WRITABLE: u16 = 2;
 
-/// A descriptor that need not make sense.
+/// A descriptor that may be invalid.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub(super) struct Descriptor {
     address: u64,
     len: u32,
     flags: u16,
     next: u16,
-    /// Whether the address is brought into memory.
+    /// Whether the address is reduced to lie within memory.
     within: bool,
 }
 
-/// A part of a request: address, length, and [`WRITABLE`] or 0.
+/// A buffer of a request: address, length, and [`WRITABLE`] or 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Buffer {
     pub(super) gpa: u64,
@@ -44,7 +44,7 @@ impl Ring {
         Self { at: FIRST + u64::from(queue) * 4096, next_descriptor: 0, index: 0 }
     }
 
-    /// Descriptors, available ring, used ring; all below 4 GiB.
+    /// Addresses of the descriptor table, available ring and used ring; all below 4 GiB.
     pub(super) fn places(&self) -> [u32; 3] {
         [self.at, self.at + AVAILABLE, self.at + USED].map(|place| place as u32)
     }
@@ -74,7 +74,7 @@ impl Ring {
         put(ram, at + 14, &((index + 1) % SIZE).to_le_bytes());
     }
 
-    /// Writes descriptors from the table's first on, and offers `head`.
+    /// Writes descriptors from the beginning of the table, and offers `head`.
     pub(super) fn offer_as_is(&mut self, ram: &GuestRam, descriptors: &[Descriptor], head: u16) {
         for (index, it) in (0..SIZE).zip(descriptors) {
             let gpa = if it.within { it.address % super::MEMORY_BYTES } else { it.address };
@@ -95,14 +95,14 @@ impl Ring {
         put(ram, self.at + AVAILABLE + 2, &index.to_le_bytes());
     }
 
-    /// Requests that have been answered, as the device says.
+    /// Number of requests that the device has answered, according to the used ring.
     pub(super) fn used(&self, ram: &GuestRam) -> u16 {
         let mut bytes = [0; 2];
         ram.read(self.at + USED + 2, &mut bytes).map_or(0, |()| u16::from_le_bytes(bytes))
     }
 }
 
-/// Writes memory; what lies outside is nobody's.
+/// Writes to memory; a write outside of it has no effect.
 pub(super) fn put(ram: &GuestRam, gpa: u64, bytes: &[u8]) {
     let _outside = ram.write(gpa, bytes);
 }

@@ -1,4 +1,4 @@
-//! Sockets between guest and host: packets on one side, programs on the other.
+//! vsock connections between guest and host: packets on one side, programs on the other.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -18,24 +18,24 @@ use super::request::{DATA, Request, queue_or};
 use super::ring::{Buffer, WRITABLE, put};
 use super::{Lawful, Script, Step};
 
-/// The guest's address.
+/// CID of the guest.
 const CID: u32 = 3;
-/// Bytes of a packet's header.
+/// Size of a packet's header, in bytes.
 const HEADER_BYTES: u32 = 44;
-/// Ports of the guest, and those of the host where programs listen.
+/// Number of ports of the guest, and of ports of the host at which programs listen.
 const PORTS: u8 = 2;
-/// What packets are for, by number (virtio 1.2, 5.10.6): 1 asks, 2 accepts, 5 carries data; nobody
-/// knows 0 and 8.
+/// Operations of packets, by number (virtio 1.2, 5.10.6): 1 requests, 2 accepts, 5 carries data; 0
+/// and 8 are undefined.
 const OPS: [u8; 16] = [1, 1, 1, 2, 2, 2, 5, 5, 5, 5, 3, 4, 6, 7, 0, 8];
-/// The first port that a program of the host gets.
+/// The first port that a program on the host is given.
 const FIRST_OWN_PORT: u32 = 1 << 30;
-/// From this number on, something about a packet is odd.
+/// From this value on, a packet has an oddity.
 const ODD: u8 = 240;
 
-/// A device and a folder for programs, one of which listens already.
+/// A vsock device and a folder for programs, one of which is already listening.
 ///
 /// # Panics
-/// There is no place for sockets.
+/// If there is no room for sockets.
 pub fn sockets() -> Scene<Programs> {
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
     let mut side = Programs { folder, listeners: BTreeMap::new(), streams: Vec::new() };
@@ -44,19 +44,19 @@ pub fn sockets() -> Scene<Programs> {
     Scene { bench: bench.unwrap_or_else(|error| panic!("no device: {error}")), side }
 }
 
-/// What a driver asks of a vsock device.
+/// A driver's request to a vsock device.
 #[derive(Debug, Arbitrary)]
 #[allow(missing_docs)] // the names say it
 pub enum VsockRequest {
-    /// Receive into a buffer, perhaps with the header in one of its own.
+    /// Offers a buffer to receive into, or two with the header in the first.
     Room { bytes: u16, split: bool },
-    /// Hear of the transport's reset.
+    /// Offers a buffer for the transport reset event.
     Event { bytes: u8 },
-    /// Send this.
+    /// Sends a packet.
     Packet(Packet),
 }
 
-/// A packet to the host.
+/// A packet from the guest to the host.
 #[derive(Debug, Arbitrary)]
 pub struct Packet {
     op: u8,
@@ -71,14 +71,14 @@ pub struct Packet {
 
 #[derive(Debug, Arbitrary)]
 enum HostPort {
-    /// Where a program may listen.
+    /// A port at which a program may listen.
     Listener(u8),
-    /// What a program was given.
+    /// A port that was given to a program.
     Own(u8),
     Any(u32),
 }
 
-/// What the guest says of its room.
+/// The guest's credit fields.
 #[derive(Debug, Arbitrary)]
 enum GuestRoom {
     Much,
@@ -87,12 +87,12 @@ enum GuestRoom {
 
 #[derive(Debug, Arbitrary)]
 enum Oddity {
-    /// Bytes of data by the header.
+    /// Wrong number of data bytes in the header.
     Told(u32),
     Type(u16),
     Cids(u64, u64),
     Flags(u32),
-    /// The packet ends here.
+    /// The packet is truncated to this many bytes.
     Cut(u8),
 }
 
@@ -108,7 +108,7 @@ impl Packet {
             GuestRoom::Is { allocated, forwarded } => (allocated, forwarded),
         };
         let op = OPS[usize::from(self.op) % OPS.len()];
-        // Data goes with packets that carry it.
+        // Only packets with operation 5 carry data.
         let data = if op == 5 { u32::from(self.bytes) } else { 0 };
         let (mut told, mut kind, mut cids) = (data, 1, (u64::from(CID), 2));
         let (mut flags, mut len) = (u32::from(self.flags), HEADER_BYTES + data);
@@ -161,7 +161,7 @@ impl Request for VsockRequest {
     }
 }
 
-/// The programs of the host, and where they are.
+/// The programs on the host: the folder of their sockets, the listeners, and the streams.
 #[derive(Debug)]
 pub struct Programs {
     folder: TempDir,
@@ -184,7 +184,7 @@ impl Programs {
 
     fn stop_listening(&mut self, port: u8) {
         self.listeners.remove(&port);
-        // It may not be there.
+        // The socket may not exist.
         let _ = std::fs::remove_file(self.folder.path().join(format!("vsock_{port}")));
     }
 
@@ -200,30 +200,30 @@ impl Programs {
     }
 }
 
-/// What a program does, or the host. Programs are known by numbers, of which the number of programs
-/// is taken away.
+/// An action of a program, or of the host. Programs are named by numbers, modulo the number of
+/// programs.
 #[derive(Debug, Arbitrary)]
 #[allow(missing_docs)] // the names say it
 pub enum Program {
     /// Connects to the guest's port.
     Knock { port: u8 },
-    /// Connects and says something else.
+    /// Connects and sends some other line.
     KnockWith(Vec<u8>),
-    /// Waits at the host's port for the guest.
+    /// Listens at the host's port for the guest.
     Listen(u8),
-    /// Does so no more.
+    /// Stops listening.
     StopListening(u8),
-    /// Takes the connection that the guest has made.
+    /// Accepts the connection that the guest has made.
     Accept(u8),
     /// Writes as much as there is room for.
     Write { program: u8, bytes: u16 },
-    /// Reads what there is.
+    /// Reads what has arrived.
     Read { program: u8, bytes: u16 },
-    /// Reads, or writes, no more.
+    /// Shuts down reading, writing, or both.
     Shut { program: u8, reading: bool, writing: bool },
-    /// Goes.
+    /// Closes the connection.
     Leave { program: u8 },
-    /// The guest is handed over and comes back.
+    /// The guest is handed over and returns.
     LeaveAndReturn,
 }
 
@@ -247,7 +247,7 @@ impl Host for Program {
             }
             Self::Write { program, bytes } => {
                 let data = vec![0x55; (*bytes).into()];
-                // Nobody may be there any more, or everything be full.
+                // The other end may be gone, or the buffers full.
                 let _ = side.stream(*program).map(|stream| stream.write(&data));
             }
             Self::Read { program, bytes } => {
@@ -276,7 +276,7 @@ impl Host for Program {
 
 fn knock(side: &mut Programs, line: &[u8]) {
     let Ok(mut stream) = UnixStream::connect(side.door()) else { return };
-    // Who is turned away at once cannot write.
+    // A program that is rejected at once cannot write any more.
     let _ = stream.write(line);
     side.add(stream);
 }
@@ -288,12 +288,12 @@ fn shut(side: &mut Programs, program: u8, sides: (bool, bool)) {
         (false, true) => Shutdown::Write,
         (false, false) => return,
     };
-    // It may be shut already.
+    // The stream may already be shut down.
     let _ = side.stream(program).map(|stream| stream.shutdown(how));
 }
 
-/// A program that the guest connects to gets `bytes` bytes, and one that comes to the guest its
-/// welcome: by the rules alone.
+/// A compliant exchange: a program to which the guest connects receives `bytes` bytes, and one that
+/// connects to the guest is accepted.
 pub fn conversation(bytes: u16) -> Script<VsockRequest, Program> {
     let ask = |request| Lawful::Ask { queue: 0, request, notify: true };
     let packet = |host, op: u8| {

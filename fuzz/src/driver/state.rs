@@ -1,9 +1,9 @@
-//! What a peer that lies changes in a device's state.
+//! A lying peer's changes to a device's state.
 
 use arbitrary::Arbitrary;
 use vmm_core::virtio::DeviceState;
 
-/// Changes, in this order.
+/// A list of changes, applied in order.
 #[derive(Debug, Arbitrary)]
 pub(super) struct Damage(Vec<Change>);
 
@@ -15,7 +15,7 @@ enum Change {
     Selected(u32),
     NeedsReset(bool),
     Interrupts(u32),
-    /// Size, readiness, and places of a queue.
+    /// Size, readiness, and addresses of a queue.
     Queue {
         queue: u8,
         size: u16,
@@ -23,7 +23,7 @@ enum Change {
         places: [u32; 3],
     },
     QueueCount(u8),
-    /// How far a queue has been worked on.
+    /// The positions that a queue has reached.
     Position {
         queue: u8,
         available: u16,

@@ -1,4 +1,4 @@
-//! Faults as they strike, and what must hold whatever strikes.
+//! Carries out the faults, and checks the invariants.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use migrate::source;
 use crate::faults::{Side, What};
 use crate::world::{Happening, World, limits};
 
-/// What simulated steps add to the time for which a guest may stand still.
+/// Time that simulated steps add to the longest allowed pause of a guest.
 const STEPS: Duration = Duration::from_millis(5);
 
 impl World {
@@ -28,7 +28,7 @@ impl World {
             What::Outage { ms } => {
                 let time = Duration::from_millis(ms.into());
                 self.outage_until = self.outage_until.max(self.now + time);
-                // Dead peers are detected within some seconds.
+                // Dead peers are detected within a few seconds.
                 self.cut(Duration::from_secs(5), Duration::from_secs(7));
             }
             What::Kill(side) => self.kill(side),
@@ -113,8 +113,8 @@ impl World {
     fn operator_discards(&mut self, side: Side) {
         let choice = OperatorChoice::Discard;
         match side {
-            // On the source only when nobody knows whether the destination runs it; that loses the
-            // guest when it does not, so it is no part of what must hold.
+            // At the source, this is possible only while it is unknown whether the destination runs
+            // the guest. If it does not, the guest is lost, so the invariants do not include it.
             Side::Source => {}
             Side::Destination => {
                 let Some(destination) = &self.destination else { return };
@@ -148,7 +148,7 @@ impl World {
         guest.is_some_and(|guest| guest.running)
     }
 
-    /// Holds at every moment.
+    /// Checks what must hold at all times.
     pub(crate) fn check_always(&mut self) {
         if self.source_runs() && self.destination_runs() {
             self.violation("two copies run");
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// Holds when the source lets the guest go on.
+    /// Checks what must hold when the source resumes the guest.
     pub(crate) fn check_given_back(&mut self) {
         if self.facts.destination_ran {
             self.violation("the source runs a guest that has run at the destination");
@@ -175,7 +175,7 @@ impl World {
         }
     }
 
-    /// Holds when the destination takes the guest over.
+    /// Checks what must hold when the destination takes the guest over.
     pub(crate) fn check_takeover(&mut self) {
         self.facts.destination_ran = true;
         let committed = self.source_disk == Some(SourceState::Committed);
@@ -198,7 +198,7 @@ impl World {
         }
     }
 
-    /// Holds when nothing is left to happen.
+    /// Checks what must hold when no event is left.
     pub(crate) fn check_end(&mut self) {
         self.check_who_runs();
         self.check_outcomes();

@@ -1,10 +1,10 @@
-//! What goes wrong, and when.
+//! The faults, and the points at which they occur.
 
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-/// Milliseconds of an hour.
+/// Milliseconds per hour.
 pub(crate) const HOUR_MS: u32 = 3_600_000;
 
 /// A side of the migration.
@@ -14,44 +14,44 @@ pub(crate) enum Side {
     Destination,
 }
 
-/// The moment of a fault.
+/// The point at which a fault occurs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
-    /// Just before the n-th control message is put on its way (of both directions, from 0).
+    /// Just before the n-th control message is sent (both directions together, from 0).
     Message(u32),
     /// Just before a side carries out its n-th action (from 0).
     Before(Side, u32),
-    /// Just after a side has carried out its n-th action.
+    /// Just after a side has carried out its n-th action (from 0).
     After(Side, u32),
-    /// At a time, in milliseconds.
+    /// At a point in virtual time, in milliseconds.
     At(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum What {
-    /// The connection breaks; each side hears of it after so many milliseconds.
+    /// The connection breaks; each side is notified after so many milliseconds.
     Cut { source_ms: u32, destination_ms: u32 },
-    /// The message of this moment is lost, and nobody hears of it.
+    /// The message at this point is lost, and neither side is notified.
     LoseMessage,
-    /// A chunk of memory is lost on its way.
+    /// A chunk of memory is lost in transit.
     LoseFrame,
-    /// Nothing gets through for so many milliseconds, no new connection either.
+    /// Nothing gets through for so many milliseconds, and no connection can be made.
     Outage { ms: u32 },
     /// A process is killed.
     Kill(Side),
-    /// The next record of a side cannot be written; it may be on disk all the same.
+    /// The next record of a side reports a write error; it may be on disk nevertheless.
     FailRecord(Side, RecordLoss),
-    /// Somebody cancels.
+    /// A user cancels the migration.
     Cancel(Side),
-    /// The operator discards the copy of a side that waits to be told.
+    /// The operator discards the copy of a side that waits for the decision.
     OperatorDiscards(Side),
     /// The operator runs the destination's copy, knowing that the source is dead.
     OperatorRunsAfterDeathOfSource,
-    /// Destination killed, and its disk is lost with it.
+    /// The destination is killed, and its disk is lost.
     LoseDestinationHost,
-    /// The guest does not do the next thing that it is asked to (pause, save, load).
+    /// The guest fails to do the next thing that it is asked for (pause, save, load).
     FailGuest(Side),
-    /// The peer speaks nonsense to this side.
+    /// The peer sends an invalid message to this side.
     Garble(Side),
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Fault {
     pub(crate) what: What,
 }
 
-/// The circumstances of one run.
+/// The conditions of one run.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) latency: Duration,
@@ -76,11 +76,11 @@ pub(crate) struct Scenario {
     pub(crate) pages_per_second: u32,
     pub(crate) streams: u16,
     pub(crate) paused_by_user: bool,
-    /// The state is saved when the last round is under way, not before it.
+    /// The state is saved while the last round is in progress, not before it.
     pub(crate) saves_late: bool,
-    /// What each page costs the link from the pause on, in times of what it cost before.
+    /// The factor by which the cost of a page on the link grows from the pause on.
     pub(crate) slower_after_pause: u32,
-    /// How long the flush of the disks takes that follows the pause.
+    /// Duration of the flush of the disks after the pause.
     pub(crate) flush: Duration,
     pub(crate) faults: Vec<Fault>,
 }

@@ -1,4 +1,4 @@
-//! A guest of a few chunks whose pages are numbers: it dirties them at a rate while it runs.
+//! A guest of a few chunks whose pages are numbers. While it runs, it dirties them at a given rate.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use migrate::text::Blob;
 use migrate::{GuestDescription, PageSet};
 use uuid::Uuid;
 
-/// Chunks of its memory, in two regions.
+/// Number of chunks of the guest's memory, in two regions.
 pub(crate) const CHUNKS: usize = 6;
 
 pub(crate) fn description() -> GuestDescription {
@@ -23,11 +23,11 @@ pub(crate) fn description() -> GuestDescription {
     }
 }
 
-/// What a copy of the guest is made of.
+/// The content of a copy of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) memory: Vec<u64>,
-    /// Counts the guest's writes: its "registers".
+    /// Counts the guest's writes; serves as the guest's registers.
     pub(crate) stamp: u64,
 }
 
@@ -46,7 +46,7 @@ impl SimGuest {
     pub(crate) fn filled(writes_per_second: u32, working_set: u64) -> Self {
         let mut guest = Self::zeroed(writes_per_second, working_set);
         for page in 0..guest.content.memory.len() {
-            // A third of its pages is zero.
+            // A third of the pages is zero.
             guest.content.memory[page] =
                 if page.is_multiple_of(3) { 0 } else { 1_000_000 + page as u64 };
         }
@@ -65,7 +65,8 @@ impl SimGuest {
         }
     }
 
-    /// Writes what a running guest has written by `now`; after long waits only the last bit of it.
+    /// Performs the writes of a running guest until `now`; after long waits only the last part of
+    /// them.
     pub(crate) fn advance(&mut self, now: Duration) {
         let past = now.saturating_sub(self.ran_until);
         let writes = past.as_micros() * u128::from(self.writes_per_second) / 1_000_000;
@@ -80,7 +81,7 @@ impl SimGuest {
         }
     }
 
-    /// One write, somewhere in the working set; now and then a page becomes zero.
+    /// Performs one write, somewhere in the working set; every seventh one zeroes the page.
     pub(crate) fn write(&mut self) {
         self.content.stamp += 1;
         let stamp = self.content.stamp;
@@ -109,7 +110,7 @@ impl SimGuest {
         self.log.words_mut()[chunk] &= !mask;
     }
 
-    /// Saves the "registers", which dirties a page as it does on real machines.
+    /// Saves the "registers", which dirties a page as on real machines.
     pub(crate) fn save_state(&mut self) -> Vec<u8> {
         self.write();
         self.content.stamp.to_le_bytes().to_vec()

@@ -1,6 +1,6 @@
-//! A source and a destination against each other in virtual time: latency, cuts, lost messages,
-//! crashes, full disks, cancels and operators, at every boundary and in thousands of combinations.
-//! The guest is simulated, with real content that is compared.
+//! A source and a destination connected to each other in virtual time: latency, cuts, lost
+//! messages, crashes, full disks, cancels and operators, at every boundary and in thousands of
+//! combinations. The guest is simulated, with real content that is compared at the end.
 
 #![allow(clippy::unwrap_used)] // all of it is test
 
@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
 use world::{DOWNTIME_LIMIT, World};
 
-/// Runs a scenario to its end and checks everything that must hold.
+/// Runs a scenario to its end and checks all invariants.
 fn run(scenario: Scenario) -> World {
     let mut world = World::new(scenario);
     world.run();
@@ -28,7 +28,7 @@ fn run(scenario: Scenario) -> World {
     world
 }
 
-/// Runs a scenario and panics with the whole story when something does not hold.
+/// Runs a scenario and panics with its whole trace if an invariant is violated.
 fn run_well(scenario: Scenario) -> World {
     let text = format!("{scenario:?}");
     let world = run(scenario);
@@ -77,8 +77,8 @@ fn a_paused_guest_is_taken_over_though_nobody_hears_of_it_from_its_process() {
     assert_eq!(outcome(&world), Outcome::Migrated);
 }
 
-/// Nobody says for a day that the source has heard, and the record that the guest runs could not be
-/// written at first.
+/// For a day the destination does not learn that the source has received its message, and the
+/// record that the guest runs could not be written at first.
 #[test]
 fn a_guest_that_could_not_be_recorded_as_running_is_no_doubt_an_hour_later() {
     let outage = What::Outage { ms: 24 * HOUR_MS };
@@ -106,9 +106,9 @@ fn a_guest_that_never_converges_stays_when_the_time_is_over() {
     assert!(message.contains("pages/s, too fast to be paused for less than"), "{message}");
 }
 
-/// Guests that write at any rate, over links of any speed. A simulated step of a millisecond or two
-/// that no dry run measures, and what the guest writes between the verdict and the pause, may come
-/// on top of the limit, and nothing else.
+/// Guests with any write rate, over links of any speed. The downtime may exceed the limit only by a
+/// simulated step of a millisecond or two, which no dry run measures, and by what the guest writes
+/// between the estimate and the pause.
 #[test]
 fn a_guest_is_moved_within_the_downtime_limit_or_not_at_all() {
     const BEYOND_SECONDS: f64 = 0.005;
@@ -125,7 +125,7 @@ fn a_guest_is_moved_within_the_downtime_limit_or_not_at_all() {
             writes_per_second,
             working_set,
             pages_per_second,
-            // The simulated second stream is slower than the round trip that is measured.
+            // The simulated second stream is slower than the round trip that the source measures.
             streams: 1,
             ..Scenario::default()
         };
@@ -161,7 +161,7 @@ fn a_destination_that_lost_its_memory_of_a_commit_leaves_the_operator_a_way_out(
     assert!(found);
 }
 
-/// Every kind of fault at every message and before and after every action of either side.
+/// Every kind of fault at every message, and before and after every action of either side.
 #[test]
 fn any_single_fault_at_any_boundary() {
     let cut = |source_ms, destination_ms| What::Cut { source_ms, destination_ms };
@@ -198,8 +198,7 @@ fn any_single_fault_at_any_boundary() {
     }
 }
 
-/// A word that is lost when the guest changes hands, and then a crash of either side at any
-/// boundary.
+/// A message that is lost during the hand-over, and then a crash of either side at any boundary.
 #[test]
 fn a_lost_word_and_then_a_crash() {
     let losses = [
@@ -219,7 +218,8 @@ fn a_lost_word_and_then_a_crash() {
     }
 }
 
-/// A migration called off at any boundary leaves the guest at the source, in time.
+/// A migration that is cancelled at any boundary before the commit leaves the guest at the source,
+/// in time.
 #[test]
 fn cancel_before_the_commit_always_succeeds() {
     let mut in_time = 0;
@@ -237,8 +237,8 @@ fn cancel_before_the_commit_always_succeeds() {
     assert!((10..40).contains(&in_time), "{in_time}");
 }
 
-/// Whatever the destination fails of before it is ready, the source's user reads it, and not that
-/// some connection was lost.
+/// If the destination fails before it is ready, the source's user reads the reason, not just that a
+/// connection was lost.
 #[test]
 fn the_source_hears_why_the_destination_has_failed() {
     use migrate::Reason;
@@ -259,7 +259,8 @@ fn the_source_hears_why_the_destination_has_failed() {
             };
             let world = run_well(scenario);
             if let Some(error) = &world.facts.source_reports[0].error {
-                // Nonsense costs a destination that is ready the connection, and nothing else.
+                // An invalid message costs a destination that is ready its connection, and nothing
+                // else.
                 let nonsense = what == What::Garble(Side::Destination);
                 if !nonsense || error.phase < migrate::Phase::Ready {
                     assert!(reasons.contains(&error.reason), "{when:?} {what:?} {error:?}");

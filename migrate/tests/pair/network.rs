@@ -1,4 +1,4 @@
-//! Connections, messages on them, and the two nodes that speak for dead processes.
+//! Connections, their messages, and the two nodes, which answer for dead processes.
 
 use std::time::Duration;
 
@@ -11,14 +11,15 @@ use migrate::source;
 use crate::faults::{Side, When};
 use crate::world::{Conn, End, Happening, World, migration};
 
-/// Connections that a node makes to the other host; only a test's end limits them.
+/// Limit on the connections that a node makes to the other host, so that tests end; a real node has
+/// none.
 const NODE_TRIES: u32 = 200;
 
-/// Between a node's attempts when nothing gets through.
+/// Interval between a node's attempts while nothing gets through.
 const NODE_RETRY: Duration = Duration::from_secs(60);
 
 impl World {
-    /// Makes a connection for `near`: to the destination's process if it listens, else to its node.
+    /// Connects `near` to the destination's process if that listens, else to its node.
     pub(crate) fn connect(&mut self, near: End) {
         if self.now < self.outage_until {
             if near == End::Source {
@@ -74,7 +75,7 @@ impl World {
         self.after(self.scenario.latency, Happening::FromDestination(conn, bytes));
     }
 
-    /// One side closes: the other hears of it behind what was sent.
+    /// One side closes its connection: the other side is notified after it has received everything.
     pub(crate) fn close_from(&mut self, side: Side) {
         let (conn, other) = match side {
             Side::Source => (self.source.as_mut().and_then(|s| s.conn.take()), Side::Destination),
@@ -88,7 +89,7 @@ impl World {
         }
     }
 
-    /// Breaks the connections of now; each side hears of it in its own time.
+    /// Breaks all open connections; each side is notified after its own delay.
     pub(crate) fn cut(&mut self, source: Duration, destination: Duration) {
         let open: Vec<u64> =
             self.conns.iter().filter(|(_, conn)| !conn.broken).map(|(id, _)| *id).collect();
@@ -101,7 +102,7 @@ impl World {
         }
     }
 
-    /// The destination's node answers for a process that is dead, or has nothing more to say.
+    /// The destination's node answers for a process that is dead or has no more to say.
     pub(crate) fn ask_destination_node(
         &mut self,
         conn: u64,
@@ -122,7 +123,7 @@ impl World {
         self.after(self.scenario.latency, Happening::FromDestination(conn, bytes));
     }
 
-    /// The source's node finds the record of a dead process.
+    /// The source's node connects because of a dead process's record.
     pub(crate) fn dial_as_node(&mut self) {
         let open = self.source_disk.and_then(|state| state.decision()).is_some();
         if self.source.is_none() && open && self.resolver_conn.is_none() {
@@ -139,7 +140,7 @@ impl World {
         let message = SourceMessage::Resolve { migration: migration(), decision };
         let bytes = codec::encode(&message).unwrap();
         self.after(self.scenario.latency, Happening::FromSource(conn, bytes));
-        // Whatever becomes of it: ask again later, unless it is settled by then.
+        // In any case the node asks again later, unless the migration is settled by then.
         self.after(Duration::from_secs(15), Happening::Lost(conn, Side::Source));
     }
 

@@ -1,4 +1,4 @@
-//! The shells around the two machines: they carry out actions on simulated guests and disks.
+//! The shells around the two state machines: they carry out actions on simulated guests and disks.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::guest::SimGuest;
 use crate::world::{Happening, World};
 
 const MS: Duration = Duration::from_millis(1);
-/// For so long a disk that somebody else has is tried again.
+/// How long to retry a disk that another process has locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl World {
@@ -129,7 +129,7 @@ impl World {
                 return self.after(MS, Happening::PauseDone);
             }
             Action::SaveState => {
-                // Beside the last round, and dirtying memory while or after it is sent.
+                // The state is saved during or after the last round, and dirties memory.
                 let delay = if saves_late { 20 * MS } else { MS };
                 let generation = source.generation;
                 return self.after(delay, Happening::Save { generation });
@@ -197,7 +197,7 @@ impl World {
         self.after(delay + MS / 10, Happening::RoundDone { generation, pages });
     }
 
-    /// Re-arms and copies the pages of a chunk, and puts them on their way.
+    /// Re-arms and copies the pages of a chunk, and sends them.
     pub(crate) fn copy(&mut self, generation: u32, chunk: usize, mask: u64) {
         let Some(source) = self.source.as_mut().filter(|s| s.generation == generation) else {
             return;
@@ -209,7 +209,7 @@ impl World {
         let stream = chunk % source.frames.len();
         source.frames[stream] += 1;
         let Some(conn) = source.conn else { return };
-        // Streams overtake each other, and each keeps its order.
+        // Streams may overtake each other, but each keeps its order.
         let arrives = (self.now + self.scenario.latency * (stream as u32 + 1))
             .max(source.stream_clock[stream]);
         source.stream_clock[stream] = arrives;
@@ -314,7 +314,7 @@ impl World {
             }
             ToDo::AdoptGuest => {
                 if self.scenario.paused_by_user {
-                    // One that stays paused is taken over with that.
+                    // A guest that stays paused is taken over by this action, not by a resume.
                     self.check_takeover();
                 }
                 destination::Event::Adopted(Ok(()))

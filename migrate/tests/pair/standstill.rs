@@ -11,18 +11,19 @@ use crate::faults::Scenario;
 use crate::run_well;
 use crate::world::limits;
 
-/// The simulated answer of a guest that is to go on.
+/// Simulated duration of a resume, in seconds.
 const RESUME_SECONDS: f64 = 0.001;
 
-/// From the request to pause to the decision: every other part of the downtime comes after it.
+/// Duration from the request to pause until the decision, in seconds; every other part of the
+/// downtime comes after it.
 fn undecided_seconds(report: &Report) -> f64 {
     let phases = report.phases.iter();
     let undecided = phases.filter(|it| [Phase::Switchover, Phase::Ready].contains(&it.phase));
     undecided.map(|it| it.seconds).sum()
 }
 
-/// Runs a migration in which nothing but speeds goes wrong, and asserts that the guest stood for no
-/// longer than it may. Returns why it stayed, if it did.
+/// Runs a migration whose only faults are changes of speed, and asserts that the guest was paused
+/// for no longer than allowed. Returns why it stayed at the source, if it did.
 fn run_in_time(scenario: Scenario) -> Option<Reason> {
     let text = format!("{scenario:?}");
     let world = run_well(scenario);
@@ -49,7 +50,7 @@ fn run_in_time(scenario: Scenario) -> Option<Reason> {
     Some(error.reason)
 }
 
-/// A guest that dirties about as much as fits the downtime limit.
+/// A guest whose dirty rate just about fits the downtime limit.
 fn busy_guest() -> Scenario {
     Scenario { writes_per_second: 20_000, working_set: 250, ..Scenario::default() }
 }

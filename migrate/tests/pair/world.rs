@@ -16,10 +16,10 @@ use uuid::Uuid;
 use crate::faults::{RecordLoss, Scenario, Side, What, When};
 use crate::guest::{CHUNKS, Content, SimGuest, description};
 
-/// How long a guest may be paused.
+/// The downtime limit of the migrations here.
 pub(crate) const DOWNTIME_LIMIT: Duration = Duration::from_millis(100);
 
-/// After so much virtual time nothing may be left to happen.
+/// Virtual time after which no event may be left.
 pub(crate) const END: Duration = Duration::from_secs(30 * 24 * 3600);
 
 pub(crate) struct SourceProcess {
@@ -28,9 +28,9 @@ pub(crate) struct SourceProcess {
     pub(crate) conn: Option<u64>,
     pub(crate) settled: bool,
     pub(crate) pending: PageSet,
-    /// Rounds of before the last `StopSending` are void.
+    /// Invalidates the rounds from before the last `StopSending`.
     pub(crate) generation: u32,
-    /// What a page costs the link, in times of what it cost before the pause.
+    /// The factor by which the cost of a page on the link has grown since the pause.
     pub(crate) slower: u32,
     pub(crate) frames: Vec<u64>,
     pub(crate) stream_clock: Vec<Duration>,
@@ -45,7 +45,7 @@ pub(crate) struct DestinationProcess {
     pub(crate) applied: Vec<u64>,
 }
 
-/// Who is at an end of a connection.
+/// The party at one end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Source,
@@ -81,7 +81,7 @@ pub(crate) enum Happening {
     Fault(What),
 }
 
-/// What is to be judged at the end.
+/// The facts of a run, which the final checks judge.
 #[derive(Default)]
 pub(crate) struct Facts {
     pub(crate) source_reports: Vec<Report>,
@@ -97,9 +97,9 @@ pub(crate) struct Facts {
     pub(crate) operator_discarded: bool,
     pub(crate) forced: bool,
     pub(crate) cancelled_in_time: bool,
-    /// A copy that had been given the guest could not let it run.
+    /// The destination owned the guest but could not resume it.
     pub(crate) takeover_failed: bool,
-    /// The source could not let its guest go on, and keeps it paused.
+    /// The source could not resume its guest, and keeps it paused.
     pub(crate) resume_failed: bool,
     pub(crate) node_in_doubt: bool,
     /// The destination died between its record that the guest is its own and the guest's start.
@@ -127,18 +127,18 @@ pub(crate) struct World {
     pub(crate) lose_frame: bool,
     pub(crate) fail_record: HashMap<Side, RecordLoss>,
     pub(crate) fail_guest: HashMap<Side, bool>,
-    /// When the source asked a running guest to pause, until it has decided to hand it over or lets
-    /// it go on.
+    /// When the source asked a running guest to pause; `None` once it has committed or resumed the
+    /// guest.
     pub(crate) stands_since: Option<Duration>,
-    /// When the disks are flushed that the guest has written.
+    /// When the flush of the disks that the guest has written completes.
     pub(crate) flushed_at: Option<Duration>,
-    /// What whoever runs the guest next must hold.
+    /// The content that the next copy to run must have.
     pub(crate) truth: Option<Content>,
     pub(crate) facts: Facts,
     pub(crate) trace: Vec<String>,
 }
 
-/// What the operator allows.
+/// The operator's limits.
 pub(crate) fn limits() -> Limits {
     let total = Some(Duration::from_secs(120));
     Limits { downtime: DOWNTIME_LIMIT, total, ..Limits::default() }
@@ -238,7 +238,7 @@ impl World {
         self.facts.violations.push(text.to_owned());
     }
 
-    /// Runs until nothing is left to happen.
+    /// Runs until no event is left.
     pub(crate) fn run(&mut self) {
         loop {
             let ticks = [
@@ -329,7 +329,7 @@ impl World {
         }
     }
 
-    /// One side hears that a connection is gone.
+    /// Notifies one side that a connection is gone.
     fn lose(&mut self, conn: u64, side: Side) {
         let detail = "cut by the test".into();
         match side {
@@ -355,7 +355,7 @@ impl World {
         }
     }
 
-    /// The faults of this moment.
+    /// Carries out the faults that are due at this point.
     pub(crate) fn faults_at(&mut self, moment: When) {
         let due: Vec<What> = self
             .scenario
@@ -365,7 +365,7 @@ impl World {
             .map(|fault| fault.what)
             .collect();
         for what in due {
-            // What comes as an event waits for the actions that are being carried out.
+            // A fault that is an event of its own waits until the current actions are done.
             let is_event = matches!(
                 what,
                 What::Cancel(_) | What::OperatorDiscards(_) | What::OperatorRunsAfterDeathOfSource

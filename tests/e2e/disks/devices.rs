@@ -1,4 +1,4 @@
-//! Guests with block devices: loop devices of this host, on files.
+//! Guests with block devices: loop devices of this host on files.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -14,8 +14,8 @@ const BYTES: u64 = 16 << 20;
 /// A loop device on a file, detached when dropped.
 struct Loop {
     device: PathBuf,
-    /// What is written here is written to the device without this host's kernel counting it, as by
-    /// another host.
+    /// The file behind the device. Writes to it bypass the kernel's write counter of the device,
+    /// like those of another host.
     behind: fs::File,
 }
 
@@ -29,7 +29,7 @@ impl Loop {
         assert!(made.status.success(), "these tests make loop devices, as root: {made:?}");
         let device = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
         let loop_device = Self { device, behind };
-        // A device that was never written may not be counted.
+        // The writes of a device that was never written may not be counted.
         let device = fs::File::options().write(true).open(&loop_device.device).expect("a device");
         device.write_all_at(&[7; 4096], 0).expect("a write");
         device.sync_all().expect("a flush");
@@ -71,7 +71,7 @@ fn a_device_that_was_written_behind_the_hosts_back_is_not_the_saved_guests_any_m
     runs(&pair.a);
     pair.a.run(&["destroy", GUEST]).ok();
 
-    // Held open, so that what this host has cached stays cached.
+    // Held open, so that this host keeps its cached pages.
     let held = fs::File::open(&device.device).expect("the device");
     held.read_exact_at(&mut [0; 8192], 0).expect("its content");
     device.behind.write_all_at(b"mounted", 1024).expect("a write by another host");

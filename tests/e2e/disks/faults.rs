@@ -1,5 +1,5 @@
-//! What becomes of a disk that is being copied when something breaks in each phase: one guest runs,
-//! with its disk, and no file is left that is not somebody's.
+//! Faults in each phase of a migration that copies a disk: one guest runs, with its disk, and no
+//! file is left over.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use vmm_core::virtio::block::departed_to;
 use super::place::{GUEST, Place};
 use support::{Exit, NodePlan, Pid, wait};
 
-/// A place where one side does `what` at `point`.
+/// A place in which one side does `what` when it reaches failpoint `point`.
 fn place(point: &str, what: &str) -> Place {
     let set = vec![("LIGHTER_FAILPOINT".to_owned(), format!("{point}:{what}"))];
     if point.starts_with("source") {
@@ -18,7 +18,8 @@ fn place(point: &str, what: &str) -> Place {
     }
 }
 
-/// The guest stays with its disk, and nothing came of the copy; the next attempt succeeds.
+/// Asserts that the guest stays with its disk, that nothing is left of the copy, and that the next
+/// attempt succeeds.
 #[track_caller]
 fn stays_and_leaves_nothing(mut place: Place) {
     place.runs_only_on(&place.pair.a);
@@ -129,7 +130,7 @@ fn source_killed_before_there_is_a_note_on_its_disk() {
     place.run_on("again", &disk).complains(Exit::Failed, &words);
 }
 
-/// The guest died with its two processes; its disk here is the one that it had.
+/// The guest died with its two processes; its disk on the source is the one that it had.
 #[test]
 fn both_sides_killed_between_the_decision_and_its_arrival() {
     let mut place = place("source.send.commit", "hold");
@@ -150,8 +151,8 @@ fn both_sides_killed_between_the_decision_and_its_arrival() {
     assert_eq!(place.files_of("b"), [""; 0]);
 }
 
-/// The disk has its name by then: it is whole, and nothing else lies about; who has the guest is
-/// the operator's to say.
+/// The disk already has its final name: it is complete, and no temporary file is left. Which host
+/// has the guest is for the operator to decide.
 #[test]
 fn destination_host_lost_between_the_disks_name_and_the_word_that_the_guest_runs() {
     let mut place = place("destination.send.running", "hold");

@@ -1,4 +1,4 @@
-//! Two hosts with a folder for disks each, and a guest with a disk on the first.
+//! Two hosts, each with a folder for disks, and a guest with a disk on the first.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -9,20 +9,20 @@ use support::{Done, Host, Migration, NodePlan, Pair, lighter, run, wait};
 
 /// The guest's name.
 pub(super) const GUEST: &str = "db";
-/// Size of its disk: no whole number of pages.
+/// Size of the guest's disk, deliberately not a multiple of the page size.
 pub(super) const DISK_BYTES: u64 = (24 << 20) + 512;
-/// Content of the disk; the rest is holes.
+/// Bytes of data on the disk; the rest is holes.
 const CONTENT_BYTES: usize = 3 << 20;
-/// Where it begins.
+/// Offset of the data.
 const CONTENT_AT: u64 = 9 << 20;
 
-/// The hosts, and their folders.
+/// The two hosts; their folders are beside them.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) pair: Pair,
 }
 
-/// How a migration ended.
+/// The result of a migration command.
 type Outcome = support::Outcome;
 
 impl Place {
@@ -31,7 +31,7 @@ impl Place {
         Self::with_environment(&[], &[])
     }
 
-    /// As [`Self::new`], with environment for the processes of either side.
+    /// As [`Self::new`], with environment variables for the processes of either side.
     pub(super) fn with_environment(
         source: &[(String, String)],
         target: &[(String, String)],
@@ -53,12 +53,12 @@ impl Place {
         place
     }
 
-    /// Starts the guest on the first host, with this environment.
+    /// Starts the guest on the first host, with these environment variables.
     pub(super) fn start_guest(&self, environment: &[(String, String)]) {
         self.run_with(GUEST, &self.disk_a(), environment).ok();
     }
 
-    /// Starts a guest called `name` on the first host, with `disk`.
+    /// Starts a guest called `name` with `disk` on the first host.
     pub(super) fn run_on(&self, name: &str, disk: &Path) -> Done {
         self.run_with(name, disk, &[])
     }
@@ -73,22 +73,23 @@ impl Place {
         run(command)
     }
 
-    /// A host's folder for disks, by the host's name; nobody may make disks in `c`.
+    /// The disk folder `host`: `a` and `b` are those of the hosts, and neither host may create
+    /// disks in `c`.
     pub(super) fn folder(&self, host: &str) -> PathBuf {
         self.pair.folder().join(format!("disks-{host}"))
     }
 
-    /// The disk on the first host.
+    /// The path of the disk on the first host.
     pub(super) fn disk_a(&self) -> PathBuf {
         self.folder("a").join("disk.raw")
     }
 
-    /// Its place on the second.
+    /// The path of the disk on the second host.
     pub(super) fn disk_b(&self) -> PathBuf {
         self.folder("b").join("disk.raw")
     }
 
-    /// The files in a host's folder for disks.
+    /// The names of the files in a host's disk folder.
     pub(super) fn files_of(&self, host: &str) -> Vec<String> {
         let entries = fs::read_dir(self.folder(host)).expect("a folder").flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
@@ -104,7 +105,7 @@ impl Place {
         self.start(more).finish()
     }
 
-    /// Migrates it back.
+    /// Migrates the guest with its disk back to the first host.
     pub(super) fn migrate_back(&self, more: &[&str]) -> Outcome {
         let (hosts, disks) = ([&self.pair.b, &self.pair.a], [&*self.disk_b(), &*self.disk_a()]);
         self.start_between(hosts, disks, more).finish()
@@ -116,7 +117,7 @@ impl Place {
         Migration::start(from, GUEST, to, &[&arguments, more].concat())
     }
 
-    /// The guest runs on `host`, and nowhere else.
+    /// Asserts that the guest runs on `host`, and nowhere else.
     #[track_caller]
     pub(super) fn runs_only_on(&self, host: &Host) {
         host.guest(GUEST).await_state("running");

@@ -1,10 +1,10 @@
-//! A fault in lighter itself: the session of a migration panics, and its process lives on.
+//! A bug in lighter itself: the session of a migration panics, and its process survives.
 
 use super::phase::Side;
 use super::scene::{GUEST, Scene};
 use support::Exit;
 
-/// A test for each place before the decision: its name, who panics there, the failpoint.
+/// Defines a test per point before the decision: its name, the side that panics, the failpoint.
 macro_rules! panics {
     ($($name:ident $side:ident $point:literal)*) => {
         $(
@@ -25,7 +25,7 @@ panics!(
     destination_when_all_is_there Destination "destination.send.ready"
 );
 
-/// The guest goes on at the source, and the destination forgets its copy.
+/// Asserts that the guest continues at the source, and that the destination discards its copy.
 fn stays(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:panic"));
     scene.migrate();
@@ -35,7 +35,7 @@ fn stays(side: Side, point: &str) {
     scene.another_migration_succeeds();
 }
 
-/// Afterwards it runs at the destination, as the records say.
+/// The guest then runs at the destination, as the records say.
 #[test]
 fn source_after_its_decision() {
     let mut scene = Scene::with_failpoint(Side::Source, "source.send.commit:panic");
@@ -45,7 +45,7 @@ fn source_after_its_decision() {
     scene.runs_only_on(&scene.pair.b);
 }
 
-/// The source hears so from the destination's node.
+/// The source learns from the destination's node that the guest runs.
 #[test]
 fn destination_when_the_guest_runs() {
     let point = "destination.send.running";

@@ -6,8 +6,8 @@ use support::Exit;
 
 in_each_phase!(cancelled: connect prepare precopy switchover ready commit resume);
 
-/// Until the guest is handed over the migration is called off and the guest goes on here;
-/// afterwards that is refused, and the migration is completed.
+/// Before the commit, the migration is cancelled and the guest continues on the source; afterwards
+/// the cancellation is refused, and the migration completes.
 fn cancelled(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
     let cancel = scene.pair.a.run(&["cancel", GUEST]);

@@ -1,5 +1,5 @@
-//! A guest that stands for seconds at the hand-over, because something is slow: its clocks know it
-//! afterwards, and no timer is lost.
+//! A guest that is paused for seconds at the switchover, because something is slow: afterwards its
+//! clocks are right, and no timer is lost.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use support::linux::image::Image;
 use support::linux::witness::Witness;
 use support::{HELD, Migration, Pair, lighter, run, wait};
 
-/// Much longer than the error of a clock reading, and than the guest's timers.
+/// Much longer than the error of a clock reading and the interval of the guest's timer.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 #[test]

@@ -1,12 +1,12 @@
-//! The connection breaks in each phase, between two processes that live on.
+//! The connection breaks in each phase, between two processes that survive.
 
 use super::phase::{Owner, Phase};
 use super::scene::Scene;
 
 in_each_phase!(connection_cut: connect prepare precopy switchover ready commit resume);
 
-/// Before the decision, the guest goes on at the source; afterwards the source comes back and the
-/// migration is completed.
+/// Before the commit, the guest continues at the source; afterwards the source reconnects and the
+/// migration completes.
 fn connection_cut(phase: &Phase) {
     let mut scene = Scene::with_failpoint(phase.side, &format!("{}:cut", phase.cut));
     scene.migrate();

@@ -1,5 +1,5 @@
-//! In doubt: the guest runs nowhere, the way out is printed, and the operator takes it, or the
-//! hosts find each other again.
+//! Migrations in doubt: the guest runs on neither host, the message names the way out, and either
+//! the operator takes it or the hosts reach each other again.
 
 use super::phase::{self, Side};
 use super::scene::{GUEST, Scene, Stall};
@@ -9,10 +9,10 @@ use support::checks::{
 use support::kernel::sleeper;
 use support::{Exit, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
 
-/// Arguments of `lighter` that run the copy of a host.
+/// Arguments of `lighter` that resolve the doubt by running the host's own copy.
 const RESOLVE_RUN: [&str; 4] = ["migrate", GUEST, "--resolve", "run"];
 
-/// Destination ready, source host gone for good: its guest, its node, all.
+/// The destination is ready, and the source host is gone for good: guest and node.
 fn source_host_gone() -> Scene {
     let mut scene = Scene::held_in(&phase::ready());
     scene.pair.a.kill_node();
@@ -22,7 +22,7 @@ fn source_host_gone() -> Scene {
     scene
 }
 
-/// Source committed, destination host gone for good, before the guest ran there.
+/// The source has committed, and the destination host is gone for good before the guest ran there.
 fn destination_host_gone() -> Scene {
     let mut scene = Scene::held_in(&phase::commit());
     let destination = scene.destination();
@@ -33,7 +33,7 @@ fn destination_host_gone() -> Scene {
     scene
 }
 
-/// A guest beside it, whose life shows that the others do not.
+/// A guest on host a whose progress proves that copies of the other one make none.
 fn witness(scene: &Scene) -> Guest {
     Guest::start(&scene.pair.a, &GuestPlan { name: "witness".to_owned(), ..GuestPlan::default() })
 }
@@ -61,8 +61,8 @@ fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
 fn a_ready_destination_asks_the_host_that_the_guest_came_from_before_it_runs() {
     let mut scene = source_host_gone();
     scene.pair.b.kill_node();
-    // Its host was set up again: it knows nothing of the migration, and starts the guest from its
-    // disks.
+    // The source host was reinstalled: it knows nothing of the migration, and starts the guest from
+    // its disks.
     std::fs::remove_dir_all(scene.pair.a.state_dir().join("migrations")).expect("records");
     let listen = scene.pair.a.last_address().to_owned();
     boots(&mut scene.pair.a, &listen);
@@ -83,7 +83,7 @@ fn a_ready_destination_does_not_run_a_guest_that_has_moved_on_from_its_source() 
     let mut scene = source_host_gone();
     let uuid = scene.pair.b.records()[0]["guest_uuid"].as_str().expect("a UUID").to_owned();
     scene.pair.b.kill_node();
-    // The source has kept the guest, and moves it to a third host.
+    // The source has kept the guest, and migrates it to a third host.
     std::fs::remove_dir_all(scene.pair.a.state_dir().join("migrations")).expect("records");
     let listen = scene.pair.a.last_address().to_owned();
     boots(&mut scene.pair.a, &listen);
@@ -102,8 +102,8 @@ fn a_ready_destination_does_not_run_a_guest_that_has_moved_on_from_its_source() 
 
 #[test]
 fn a_source_in_doubt_does_not_run_a_guest_that_has_moved_on_from_its_destination() {
-    // The source never hears that the guest runs at its destination, and does not dial it again
-    // either.
+    // The source never receives the message that the guest runs at its destination, and does not
+    // reconnect either.
     let deaf = "source.recv.running:freeze,source.act.reconnect:hold";
     let mut scene = Scene::with_failpoint(Side::Source, deaf);
     scene.migrate();
@@ -128,7 +128,8 @@ fn a_source_in_doubt_does_not_run_a_guest_that_has_moved_on_from_its_destination
 
 #[test]
 fn a_source_in_doubt_does_not_run_a_guest_that_is_on_its_way_from_its_destination() {
-    // No source ever hears that the guest runs at its destination, nor dials that again.
+    // No source ever receives the message that the guest runs at its destination, and none
+    // reconnects.
     let deaf = "source.recv.running:freeze,source.act.reconnect:hold";
     let mut scene = Scene::with_failpoint_on_both(deaf);
     scene.migrate();
@@ -148,7 +149,7 @@ fn a_source_in_doubt_does_not_run_a_guest_that_is_on_its_way_from_its_destinatio
     drop((scene.take_migration(), onward));
 }
 
-/// Has `host` start [`GUEST`] with it: the guest `uuid`, with less memory than it has.
+/// Defines [`GUEST`] with autostart on `host`: the guest `uuid`, with less memory than it has now.
 fn define_with_autostart(scene: &Scene, host: &Host, uuid: &str) {
     let file = scene.pair.folder().join("defined.toml");
     let text = format!("name = \"{GUEST}\"\nuuid = \"{uuid}\"\nmemory = \"64M\"");
@@ -157,14 +158,14 @@ fn define_with_autostart(scene: &Scene, host: &Host, uuid: &str) {
     host.run(&["autostart", GUEST]).ok();
 }
 
-/// The UUID of the guest, by the first record of a host.
+/// The guest's UUID, from the first record of a host.
 fn uuid_of(host: &Host) -> String {
     host.records()[0]["guest_uuid"].as_str().expect("a UUID").to_owned()
 }
 
 #[test]
 fn a_source_that_kept_its_guest_does_not_start_it_again_after_the_destination_was_told_to_run_it() {
-    // The destination is ready and cut off; the source goes on with its guest, and cannot tell the
+    // The destination is ready and cut off; the source continues its guest, and cannot tell the
     // destination.
     let mut scene = Scene::with_stall("source.act.reconnect", "destination.send.ready:cut");
     scene.migrate();
@@ -176,7 +177,7 @@ fn a_source_that_kept_its_guest_does_not_start_it_again_after_the_destination_wa
     assert!(warned.stderr.contains("cannot be asked whether it runs web-1"), "{}", warned.stderr);
     scene.pair.b.guest(GUEST).await_state("running");
     scene.release();
-    // Two copies run, and both operators are told to end one.
+    // Two copies run, and the operators of both hosts are told to stop one of them.
     scene.pair.a.await_log(&["stop one of them"]);
     scene.pair.a.run(&["destroy", GUEST]).ok();
     assert_eq!(scene.pair.a.records()[0]["side"]["state"], "undecided");
@@ -198,7 +199,7 @@ fn a_destination_that_was_off_does_not_start_a_guest_that_its_source_has_started
     for host in scene.pair.hosts() {
         define_with_autostart(&scene, host, &uuid);
     }
-    // Its host loses power.
+    // The host loses power.
     scene.pair.b.kill_node();
     scene.pair.b.guest(GUEST).pid().kill();
     let warned = scene.pair.a.run(&["start", GUEST, "--force"]).ok();
@@ -214,7 +215,8 @@ fn a_destination_that_was_off_does_not_start_a_guest_that_its_source_has_started
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
     exactly_one_copy_runs(&scene.pair.hosts(), GUEST, &scene.pair.a);
 
-    // Where the other host is silent, the one that has the guest by its records starts it.
+    // If the other host does not answer, the one that has the guest according to its records starts
+    // it.
     scene.pair.a.kill_node();
     scene.pair.a.guest(GUEST).pid().kill();
     scene.pair.b.kill_node();
@@ -248,12 +250,12 @@ fn a_guest_that_has_moved_on_is_neither_started_nor_restored_where_it_first_was(
     let hosts = [&scene.pair.a, &scene.pair.b, &elsewhere.b];
     exactly_one_copy_runs(&hosts, GUEST, &elsewhere.b);
 
-    // Another guest may have the name.
+    // Another guest may take the name.
     let run = scene.pair.a.run(&["run", "--detach", "--name", GUEST, "--memory", "64M"]).ok();
     assert!(run.stderr.contains(&format!("warning: {moved}")), "{}", run.stderr);
 }
 
-/// A third host with a node, as host b of a pair, whose certificate is that of the scene's host b.
+/// A third host with a node, as host b of another pair, with the certificate of host b of `pair`.
 fn third_host(pair: &Pair) -> Pair {
     let mut elsewhere = Pair::without_nodes();
     for file in ["ca.pem", "host.pem", "host.key"] {
@@ -312,7 +314,7 @@ fn a_guest_in_doubt_is_neither_resumed_nor_migrated() {
     no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
 }
 
-/// Starts the node as if its host had booted again.
+/// Starts the node as if its host had rebooted.
 fn boots(host: &mut Host, listen: &str) {
     host.boots_again();
     host.start_node(&NodePlan { listen: Some(listen.to_owned()), ..NodePlan::default() });
@@ -335,7 +337,7 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
     let words = ["was on its way here", "the host that it came from may have it", "--force"];
     scene.pair.b.run(&["start", GUEST]).complains(Exit::Failed, &words);
 
-    // Started there all the same, by other means, it is seen from the source.
+    // If the guest is started there by other means, the source notices.
     let again = GuestPlan { name: GUEST.to_owned(), ..GuestPlan::default() };
     let again = Guest::start(&scene.pair.b, &again);
     let words = ["127.0.0.1", "has web-1, as web-1 (running)", "end it there first"];
@@ -345,7 +347,7 @@ fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
 
     scene.pair.a.run(&RESOLVE_RUN).ok();
     scene.runs_only_on(&scene.pair.a);
-    // The node has seen it run meanwhile, or not.
+    // Whether or not the node has seen the guest run in the meantime:
     scene.pair.b.kill_node();
     boots(&mut scene.pair.b, &listen);
     scene.pair.b.await_log(&["web-1 was last on its way here from another host"]);

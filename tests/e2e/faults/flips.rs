@@ -1,10 +1,10 @@
-//! A byte is flipped in each kind of frame, as bad memory at either end would do it: it is noticed,
-//! named, and harms nothing.
+//! A flipped byte in each kind of frame, as from faulty memory at either end: it is detected and
+//! named, and does no harm.
 
 use super::phase::Side;
 use super::scene::Scene;
 
-/// A test for each kind of frame: its name, who sends it, its failpoint.
+/// Defines a test per kind of frame: its name, the side that sends the frame, the failpoint.
 macro_rules! flipped {
     ($check:ident: $($name:ident $side:ident $point:literal)*) => {
         mod $check {
@@ -55,8 +55,8 @@ fn damaged_pages(compression: &[&str]) {
     scene.another_migration_succeeds();
 }
 
-/// The guest goes on at the source, the message says what was wrong, and the next migration
-/// succeeds.
+/// The guest continues at the source, the message says that the frame was damaged, and the next
+/// migration succeeds.
 fn before_the_decision(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:flip"));
     scene.migrate();
@@ -65,7 +65,7 @@ fn before_the_decision(side: Side, point: &str) {
     scene.another_migration_succeeds();
 }
 
-/// What is decided stays decided: it is said again on a new connection.
+/// The decision stands: it is sent again on a new connection.
 fn after_the_decision(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:flip"));
     scene.migrate();

@@ -1,4 +1,4 @@
-//! The cable is pulled at the very moment of the hand-over, and put back: two network namespaces,
+//! The cable is unplugged exactly at the switchover, and plugged in again: two network namespaces,
 //! as in [`crate::network`].
 
 use super::phase::{self, Phase, Side};
@@ -7,7 +7,7 @@ use crate::network::cable::Cable;
 use support::checks::{exactly_one_copy_runs, no_copy_runs, one_intact_copy};
 use support::{Guest, GuestPlan, HELD, Migration, NodePlan, Pair};
 
-/// A migration between two namespaces that stands in `phase`, with the cable pulled.
+/// A migration between two namespaces that is held in `phase`, with the cable unplugged.
 struct Pulled {
     pair: Pair,
     cable: Cable,

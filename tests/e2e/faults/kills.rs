@@ -1,4 +1,4 @@
-//! `kill -9` of the destination, the source and the command line in each phase.
+//! `kill -9` of the destination, the source and the command in each phase.
 
 use super::phase::{Owner, Phase};
 use super::scene::{GUEST, Scene};
@@ -9,13 +9,14 @@ in_each_phase!(destination_killed: connect prepare precopy switchover ready comm
 in_each_phase!(source_killed: connect prepare precopy switchover ready commit resume);
 in_each_phase!(command_line_killed: connect prepare precopy switchover ready commit resume);
 
-/// As long as its copy has not run, the guest goes on at the source, even when that had decided to
-/// give it away: the destination's node vouches that the copy is gone. A copy that has run is gone
-/// as after any crash, and not doubled.
+/// As long as the destination's copy has not run, the guest continues at the source, even after the
+/// commit: the destination's node confirms that the copy is gone. A copy that has run is lost, as
+/// in any crash, and is not replaced by the source's.
 fn destination_killed(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
     if phase.name == "resume" {
-        // It is told before it is recorded; until then, nobody could tell whether it has run.
+        // The destination sends "running" before it records it; until the record is written, it is
+        // unknown whether the copy has run.
         wait::until("the destination has recorded that the guest runs", || {
             let records = scene.pair.b.records();
             wait::holds(records.iter().any(|it| it["side"]["state"] == "running"), records)
@@ -32,7 +33,7 @@ fn destination_killed(phase: &Phase) {
     scene.another_migration_succeeds();
 }
 
-/// Before the decision is on disk the guest is gone with its only holder; afterwards the source's
+/// Before the commit is on disk, the guest is lost with its only owner; afterwards the source's
 /// node tells the destination, which runs it.
 fn source_killed(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
@@ -45,7 +46,7 @@ fn source_killed(phase: &Phase) {
     }
 }
 
-/// The migration is the guest's process's own: it goes on.
+/// The migration belongs to the guest's process: it continues without the command.
 fn command_line_killed(phase: &Phase) {
     let mut scene = Scene::stalled_in(phase);
     let migration = scene.take_migration();

@@ -1,4 +1,4 @@
-//! Nodes that die in the middle: migrations and guests go on without them.
+//! Nodes that die during a migration: the migration and the guests continue without them.
 
 use super::phase::{self, Phase};
 use super::scene::{GUEST, Scene};
@@ -7,8 +7,8 @@ use support::{Migration, NodePlan};
 
 in_each_phase!(both_nodes_killed_and_started_again: prepare precopy switchover ready commit resume);
 
-/// The nodes are out of the way of the data: the migration is completed without them, and new ones
-/// find what there is.
+/// The nodes are not in the data path: the migration completes without them, and new nodes find the
+/// result.
 fn both_nodes_killed_and_started_again(phase: &Phase) {
     let mut scene = Scene::stalled_in(phase);
     scene.pair.a.kill_node();

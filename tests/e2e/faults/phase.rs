@@ -1,35 +1,36 @@
-//! Where each phase is held or cut: at the message that would end it, or the work that fills it.
+//! The failpoints that hold or cut each phase: at the message that would end it, or the work that
+//! fills it.
 
-/// Who reaches a failpoint.
+/// The side of a migration that reaches a failpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// The process that the guest leaves.
     Source,
-    /// The process that takes it in.
+    /// The process that receives the guest.
     Destination,
 }
 
-/// Who may run the guest once the connection is lost for good in a phase.
+/// The side that may run the guest once the connection is lost for good in a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// The source: it has not decided otherwise.
+    /// The source, because it has not committed.
     Source,
-    /// The destination: the source's decision is on disk.
+    /// The destination, because the source's commit is on disk.
     Destination,
 }
 
 /// A phase of a migration, and its failpoint.
 #[derive(Debug)]
 pub(super) struct Phase {
-    /// Its name in progress and reports of the source.
+    /// Name of the phase in the source's progress and reports.
     pub(super) name: &'static str,
-    /// Who is held.
+    /// The side that is held.
     pub(super) side: Side,
-    /// Where.
+    /// The failpoint that holds it.
     pub(super) point: &'static str,
-    /// Where the connection is cut, on the same side.
+    /// The failpoint at which the connection is cut, on the same side.
     pub(super) cut: &'static str,
-    /// Whose the guest is.
+    /// The side that may run the guest.
     pub(super) owner: Owner,
 }
 
@@ -53,7 +54,7 @@ pub(super) fn switchover() -> Phase {
     Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
 }
 
-/// The flush of the disks of the guest that stands. It is on a thread of its own.
+/// The flush of the paused guest's disks, which runs on a thread of its own.
 pub(super) fn flush() -> Phase {
     let point = "source.guest.flush";
     Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }

@@ -1,4 +1,4 @@
-//! Resets of a guest that is on its way.
+//! Resets of a guest during its migration.
 
 use super::phase;
 use super::scene::{GUEST, Scene};
@@ -13,7 +13,7 @@ fn a_guest_that_is_reset_while_it_migrates_arrives_as_it_boots() {
     let arrived = scene.pair.b.guest(GUEST);
     arrived.await_workload("it works", |workload| workload["phase"] == "working");
     scene.runs_only_on(&scene.pair.b);
-    // It has brought along what it boots from.
+    // The guest has brought its boot images with it.
     scene.pair.b.run(&["reset", GUEST]).ok();
     arrived.await_workload("it works again", |workload| workload["phase"] == "working");
     scene.runs_only_on(&scene.pair.b);

@@ -1,4 +1,4 @@
-//! Two hosts, a guest, and a migration with a failpoint in its way.
+//! Two hosts, a guest, and a migration that runs into a failpoint.
 
 use std::path::PathBuf;
 
@@ -9,35 +9,35 @@ use support::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";
 
-/// A failpoint that holds a process until the test lets it go on: it makes a file, and waits until
-/// that is gone.
+/// A failpoint that holds a process until the test releases it: the process creates a file and
+/// waits until the test removes it.
 #[derive(Debug)]
 pub(super) struct Stall(PathBuf);
 
 impl Stall {
-    /// A stall of the test that owns `pair`.
+    /// A stall for the test that owns `pair`.
     pub(super) fn new(pair: &Pair) -> Self {
         Self(pair.folder().join("stall"))
     }
 
-    /// The environment that stalls `phase`, for the processes of `side`.
+    /// The environment that stalls `phase`, for the processes of `side`; empty for the other side.
     pub(super) fn environment(&self, phase: &Phase, side: Side) -> Vec<(String, String)> {
         environment(phase.side, side, &format!("{}:stall={}", phase.point, self.0.display()))
     }
 
-    /// Waits until a process stands.
+    /// Waits until a process is held.
     #[track_caller]
     pub(super) fn await_reached(&self) {
         wait::until("the migration stands", || wait::holds(self.0.exists(), &self.0));
     }
 
-    /// Lets it go on.
+    /// Releases the held process.
     pub(super) fn release(&self) {
         std::fs::remove_file(&self.0).expect("a process that stands");
     }
 }
 
-/// The environment for the processes of `side`: the failpoint, when it is theirs.
+/// The environment of the processes of `side`, with the failpoint if it is one of side `of`.
 fn environment(of: Side, side: Side, failpoint: &str) -> Vec<(String, String)> {
     let set = (of == side).then(|| ("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned()));
     set.into_iter().collect()
@@ -57,13 +57,14 @@ impl Scene {
         Self::prepare(|_, of| environment(side, of, failpoint))
     }
 
-    /// Two hosts and the guest, with a failpoint in its process on each; no migration yet.
+    /// Two hosts and the guest, with the same failpoint in the processes of both sides; no
+    /// migration yet.
     pub(super) fn with_failpoint_on_both(failpoint: &str) -> Self {
         Self::prepare(|_, of| environment(of, of, failpoint))
     }
 
-    /// Two hosts and the guest, with a failpoint on each side, one of which stalls until
-    /// [`Self::release`]; no migration yet.
+    /// Two hosts and the guest, with a failpoint on each side; that of the source stalls until
+    /// [`Self::release`]. No migration yet.
     pub(super) fn with_stall(source: &str, destination: &str) -> Self {
         Self::prepare(|stall, of| match of {
             Side::Source => environment(of, of, &format!("{source}:stall={}", stall.0.display())),
@@ -76,7 +77,7 @@ impl Scene {
         Self::prepare(|_, _| Vec::new())
     }
 
-    /// A migration that stands in `phase` for good: what should come next there does not.
+    /// A migration that is held in `phase` forever: the next step never happens.
     pub(super) fn held_in(phase: &Phase) -> Self {
         let mut scene = Self::with_failpoint(phase.side, &format!("{}:hold", phase.point));
         scene.migrate();
@@ -84,7 +85,7 @@ impl Scene {
         scene
     }
 
-    /// A migration that stands in `phase` until [`Self::release`].
+    /// A migration that is held in `phase` until [`Self::release`].
     pub(super) fn stalled_in(phase: &Phase) -> Self {
         let mut scene = Self::stalling_in(phase);
         scene.migrate();
@@ -92,18 +93,19 @@ impl Scene {
         scene
     }
 
-    /// Two hosts and the guest, whose first migration will stand in `phase`; it has not begun.
+    /// Two hosts and the guest, whose first migration will be held in `phase`; it has not started
+    /// yet.
     pub(super) fn stalling_in(phase: &Phase) -> Self {
         Self::prepare(|stall, of| stall.environment(phase, of))
     }
 
-    /// Waits until the migration stands.
+    /// Waits until the stall holds the migration.
     #[track_caller]
     pub(super) fn await_stalled(&self) {
         self.stall.await_reached();
     }
 
-    /// Lets a stalled migration go on.
+    /// Releases a stalled migration.
     pub(super) fn release(&self) {
         self.stall.release();
     }
@@ -124,17 +126,17 @@ impl Scene {
         self.migrate_with(&HELD);
     }
 
-    /// Starts the migration with more arguments.
+    /// Starts the migration with `more` arguments.
     pub(super) fn migrate_with(&mut self, more: &[&str]) {
         self.migration = Some(Migration::start(&self.pair.a, GUEST, &self.pair.b, more));
     }
 
-    /// The migration's command.
+    /// Takes the migration's command out of the scene.
     pub(super) fn take_migration(&mut self) -> Migration {
         self.migration.take().expect("a migration was started")
     }
 
-    /// Waits until the failpoint has struck.
+    /// Waits until the process of `side` has reached the failpoint.
     #[track_caller]
     pub(super) fn await_failpoint(&self, side: Side, point: &str) {
         let host = match side {
@@ -154,21 +156,22 @@ impl Scene {
         self.pair.a.guest(GUEST).pid()
     }
 
-    /// The process on host b that takes the guest in.
+    /// The process on host b that receives the guest.
     pub(super) fn destination(&self) -> Pid {
         let children = self.pair.b.node().pid().children();
         assert_eq!(children.len(), 1, "one guest is on its way");
         children[0]
     }
 
-    /// The guest runs on `host` and nowhere else, intact, and nothing is left behind.
+    /// Asserts that the guest runs on `host` and nowhere else, intact, and that nothing is left
+    /// behind.
     #[track_caller]
     pub(super) fn runs_only_on(&self, host: &Host) {
         one_intact_copy(&self.pair.hosts(), GUEST, host);
     }
 
-    /// Nothing stands in the way of another migration to host b: it succeeds. The destination's
-    /// node is started anew, since its environment holds the failpoint.
+    /// Asserts that another migration to host b succeeds. Restarts the destination's node first,
+    /// because the environment of the old one contains the failpoint.
     #[track_caller]
     pub(super) fn another_migration_succeeds(mut self) {
         self.pair.b.kill_node();

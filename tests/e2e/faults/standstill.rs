@@ -1,4 +1,4 @@
-//! A hand-over that takes longer than it was expected to: the guest does not wait for it.
+//! A switchover that takes longer than expected: the guest continues instead of waiting for it.
 
 use super::phase;
 use super::scene::Scene;

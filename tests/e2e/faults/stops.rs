@@ -1,5 +1,5 @@
-//! A process that the host does not let run for a while: SIGSTOP, as a frozen cgroup or a host out
-//! of memory does it.
+//! A process that the host stops for a while: by SIGSTOP, which has the effect of a frozen cgroup
+//! or a host that is out of memory.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use support::{CRAWL, wait};
 /// Longer than either side waits for a sign of life.
 const STANDSTILL: Duration = Duration::from_secs(12);
 
-/// The destination has given up meanwhile, and said so to a process that did not hear: it finds out
-/// as soon as after any loss.
+/// The destination has given up in the meantime, and its message did not reach the stopped source:
+/// the source notices as quickly as after any other loss.
 #[test]
 fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gone() {
     let mut scene = Scene::without_failpoint();
@@ -36,8 +36,8 @@ fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gon
     scene.another_migration_succeeds();
 }
 
-/// Its node lives and answers nothing for it; the source does not wait for longer than for a host
-/// that is gone.
+/// The destination's node is alive but does not answer for it; the source gives up as soon as for a
+/// host that is gone.
 #[test]
 fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_on() {
     let mut scene = Scene::without_failpoint();
@@ -53,7 +53,8 @@ fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_
     assert!(noticed < NOTICED_WITHIN, "noticed after {noticed:?}");
 
     arriving.thaw();
-    // What has come for it meanwhile is still written into its memory, the counter included.
+    // The copy still writes what has arrived in the meantime into its memory, including the loop
+    // counter.
     wait::until("the copy ends", || {
         let state = scene.pair.b.guest(GUEST).state();
         assert_ne!(state.as_deref(), Some("running"), "a second copy runs");

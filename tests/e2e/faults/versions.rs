@@ -1,15 +1,16 @@
-//! Two releases that have no version of the protocol in common.
+//! Two releases that have no protocol version in common.
 
 use super::scene::GUEST;
 use support::checks::one_intact_copy;
 use support::{Guest, GuestPlan, Migration, NodePlan, Pair};
 
-/// Another age: a version that this release does not speak.
+/// The environment of a release that speaks only a version unknown to this one.
 fn another_age() -> Vec<(String, String)> {
     vec![("LIGHTER_PROTOCOL_VERSIONS".to_owned(), "7".to_owned())]
 }
 
-/// The message names what either side speaks, and what to do; the guest goes on.
+/// Asserts that the message names the versions of both sides and the remedy, and that the guest
+/// continues on the source.
 fn are_refused(pair: &Pair, guest: &GuestPlan) {
     Guest::start(&pair.a, guest);
     let words =

@@ -1,4 +1,4 @@
-//! Linux on memory of other kinds: huge pages of the pool, and clones of a template.
+//! Linux on other kinds of memory: huge pages of the pool, and clones of a template.
 
 use super::disk::{MIB, boot_with, make_disk};
 use support::checks::{cost, nothing_left_behind};
@@ -8,7 +8,7 @@ use support::{Host, Migration, Pair, Pool, wait};
 
 #[test]
 fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
-    // Two guests of 128 MiB: one leaves while the other arrives.
+    // Room for two guests of 128 MiB: one leaves while the other arrives.
     let _pool = Pool::of_2m(128);
     let folder = tempfile::tempdir().expect("a folder");
     let pair = Pair::taking_disks_in(folder.path());

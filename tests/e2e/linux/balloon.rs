@@ -1,4 +1,4 @@
-//! A Linux guest that gives memory back, moves, and gets it again.
+//! A Linux guest that gives memory back, migrates, and regains it.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use support::linux::image::{BOOT_PATIENCE, cmdline, script};
 use support::linux::witness::Witness;
 use support::{Exit, Host, Migration, Pair, wait};
 
-/// Memory that the check program looks after.
+/// Memory that the check program checks.
 const MIB: u64 = 1;
-/// The guest's memory.
+/// Memory size of the guest.
 const ALL_BYTES: u64 = 128 << 20;
-/// What the balloon leaves free in the guest.
+/// Memory that the balloon leaves free in the guest.
 const LEFT_BYTES: u64 = 12 << 20;
-/// How long Linux may take to fill or empty its balloon where its kernel is emulated.
+/// Limit for Linux to inflate or deflate its balloon where KVM emulates the guest's kernel.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(300);
 
-/// What the guest fills with noise and frees before it begins, and how much of it is found free at
-/// least: Linux hands out free memory in blocks of 4 MiB.
+/// Memory that the guest fills with noise and frees before the test begins, and how much of it must
+/// be found free: Linux hands out free memory in blocks of 4 MiB.
 const LITTER_MIB: u64 = 32;
 const FOUND_MIB: u64 = 16;
 const PAGES_PER_MIB: u64 = 256;
-/// Migrations of which two are enough.
+/// Limit on the number of migrations; two with hints are enough.
 const MIGRATIONS_MAX: usize = 8;
 
 fn start(host: &Host, name: &str, more: &[&str]) {
@@ -43,12 +43,12 @@ fn balloon(host: &Host) -> Value {
     host.run(&["balloon", "linux", "--json"]).ok().json()
 }
 
-/// What the guest costs the host, in bytes.
+/// Resident memory of the guest's process, in bytes.
 fn resident(balloon: &Value) -> u64 {
     balloon["resident_bytes"].as_u64().expect("a size")
 }
 
-/// Waits until the guest keeps `bytes`.
+/// Waits until the balloon leaves the guest `bytes`.
 fn await_actual(host: &Host, bytes: u64) -> Value {
     wait::within(BALLOON_PATIENCE, "the guest follows its balloon's target", || {
         let seen = balloon(host);
@@ -56,7 +56,7 @@ fn await_actual(host: &Host, bytes: u64) -> Value {
     })
 }
 
-/// Waits until the guest's driver has said how its memory is.
+/// Waits until the guest's driver has reported memory statistics.
 fn await_statistics(host: &Host) -> Value {
     wait::within(BALLOON_PATIENCE, "the guest says how its memory is", || {
         let seen = balloon(host);
@@ -75,7 +75,7 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
     assert_eq!((&seen["has_driver"], &seen["reporting"]), (&true.into(), &true.into()), "{seen:#}");
     let resident_before = resident(&seen);
 
-    // Nearly all that is free, so that most of the litter is among it.
+    // Nearly all free memory, so that most of the litter is in the balloon.
     let given = (seen["statistics"]["free_bytes"].as_u64().expect("a size") - LEFT_BYTES) >> 20;
     let kept_bytes = ALL_BYTES - (given << 20);
     pair.a.run(&["balloon", "linux", &format!("{}M", kept_bytes >> 20)]).ok();
@@ -99,7 +99,7 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
     nothing_left_behind(&pair.hosts());
 }
 
-/// Starts a guest that has freed memory which is not zero.
+/// Starts a guest that has freed memory with nonzero content.
 fn start_littered(host: &Host, more: &[&str]) -> Witness {
     let litter = format!("check.litter={LITTER_MIB}");
     start_with(host, "linux", &litter, more);
@@ -137,7 +137,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
     let free_before = free_bytes(&pair.a);
 
     let mut hosts = pair.hosts();
-    // On a busy machine its driver may have said little when its time is over.
+    // On a busy machine the driver may have reported few hints when its time is over.
     let mut told_enough = 0;
     for turn in 1..=MIGRATIONS_MAX {
         let report = Migration::run(hosts[0], "linux", hosts[1]).ok();

@@ -1,5 +1,5 @@
-//! A Linux guest that writes files to an ext4 of its own while that is copied with it to another
-//! host, and on there.
+//! A Linux guest that writes files to its ext4 file system while its disk is copied to another
+//! host, and continues there.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,10 @@ use support::linux::image::BOOT_PATIENCE;
 use support::linux::witness::Witness;
 use support::{Host, Migration, NodePlan, Pair, wait};
 
-/// Files that must have been written before the move, and that must be after it.
+/// Number of files that must have been written before the migration, and again after it.
 const FILES: u64 = 3;
 
-/// Runs a program of the host's; returns what it printed.
+/// Runs a program on the host and returns its output.
 #[track_caller]
 fn host(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().expect(program);
@@ -24,7 +24,7 @@ fn host(program: &str, arguments: &[&str]) -> String {
     said
 }
 
-/// Files that the guest says to have written.
+/// Number of files that the guest reports as written.
 fn written(host: &Host) -> u64 {
     let console = Witness::of(host, "db", MIB * 256).console();
     assert!(!console.contains("files: cannot write"), "{console}");
@@ -40,12 +40,12 @@ fn await_files(host: &Host, count: u64) {
     });
 }
 
-/// After its journal was replayed, as at every mount, the file system has no fault, and all files
-/// are as they were written. Returns how many there are.
+/// Asserts that the file system is sound once its journal has been replayed, as at every mount, and
+/// that all files have the content that was written. Returns the number of files.
 #[track_caller]
 fn files_are_sound(disk: &Path, folder: &Path) -> u64 {
     let disk = disk.display().to_string();
-    // 1: its journal was replayed.
+    // Exit code 1: e2fsck has replayed the journal.
     let replayed = Command::new("e2fsck").args(["-p", &disk]).status().expect("e2fsck");
     assert!(matches!(replayed.code(), Some(0 | 1)), "{replayed}");
     host("e2fsck", &["-f", "-n", &disk]);
@@ -86,7 +86,7 @@ fn linux_takes_its_ext4_along_while_it_writes_to_it() {
     pair.b.run(&["destroy", "db"]).ok();
 
     assert!(files_are_sound(&there, &pair.folder().join("there")) >= after);
-    // The source's file is as it was at the hand-over.
+    // The source's file is as it was at the switchover.
     assert!(files_are_sound(&here, &pair.folder().join("here")) >= before);
     nothing_left_behind(&pair.hosts());
 }

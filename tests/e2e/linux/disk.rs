@@ -1,8 +1,8 @@
-//! A Linux guest with a disk and a source of entropy, migrated while it writes.
+//! A Linux guest with a disk and an entropy device, migrated while it writes.
 //!
-//! It is booted anew: a disk belongs to one guest, so a saved one cannot be started twice. For each
-//! line that it says it writes a record, past every cache, and reads the one before back
-//! (`tests/guest/check/disk.rs`).
+//! Each test boots its own guest: a disk belongs to one guest, so a saved one cannot be started
+//! twice. For each line that it prints, the guest writes a record, bypassing every cache, and reads
+//! the previous one back (`tests/guest/check/disk.rs`).
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -13,25 +13,25 @@ use support::linux::image::{BOOT_PATIENCE, cmdline, script};
 use support::linux::witness::{Line, Witness};
 use support::{Exit, Host, Migration, Pair, wait};
 
-/// Lines, and so records, awaited on each host.
+/// Number of lines, and so of records, awaited on each host.
 const LINES: usize = 3;
-/// Memory that the check program looks after.
+/// Memory that the check program checks.
 pub(super) const MIB: u64 = 1;
 const SECTOR_BYTES: usize = 512;
 
-/// A disk of 8 MiB in `folder`.
+/// Creates a disk of 8 MiB in `folder`.
 pub(super) fn make_disk(folder: &Path) -> PathBuf {
     let disk = folder.join("disk.raw");
     fs::File::create(&disk).and_then(|file| file.set_len(8 << 20)).expect("a disk");
     disk
 }
 
-/// How a guest with `disk` is started.
+/// Arguments that start a guest with `disk`.
 fn arguments(name: &str, disk: &Path) -> Vec<String> {
     boot_with(name, disk, "check.disk=1")
 }
 
-/// As [`arguments`], with this for the check program.
+/// As [`arguments`], with `task` as options of the check program.
 pub(super) fn boot_with(name: &str, disk: &Path, task: &str) -> Vec<String> {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
     let check = format!("mem=80M check.mib={MIB} check.rate=100 check.halt=1 {task}");
@@ -57,7 +57,8 @@ pub(super) fn boot_with(name: &str, disk: &Path, task: &str) -> Vec<String> {
     options.map(str::to_owned).to_vec()
 }
 
-/// What the guest says on `host` after [`LINES`] more lines; it has read all that it wrote.
+/// Waits for [`LINES`] more lines of the guest on `host`, and returns the last one; asserts that
+/// the guest has read everything that it wrote.
 #[track_caller]
 fn lines_of(host: &Host) -> Line {
     let witness = Witness::of(host, "db", MIB * 256);
@@ -67,7 +68,7 @@ fn lines_of(host: &Host) -> Line {
     last
 }
 
-/// Record `number` is on the disk, as this host sees it.
+/// Asserts that record `number` is on the disk, as this host sees it.
 #[track_caller]
 fn is_on_disk(disk: &fs::File, number: u64) {
     let mut sector = [0; SECTOR_BYTES];
@@ -116,7 +117,8 @@ fn a_destination_without_the_disk_says_so_and_the_guest_stays() {
     let disk = make_disk(folder.path());
     let pair = Pair::taking_disks_in(folder.path());
     pair.a.run(&arguments("db", &disk)).ok();
-    // Both hosts of the test are this one: taking the name away is what tells them apart.
+    // Both hosts of the test are this machine: renaming the file is what makes it absent at the
+    // destination.
     fs::rename(&disk, folder.path().join("elsewhere.raw")).expect("another name");
     let expected = format!("cannot use disk {}: No such file", disk.display());
     Migration::run(&pair.a, "db", &pair.b).stayed(&[&expected]);

@@ -1,5 +1,5 @@
-//! A Linux guest that QEMU runs: seen, planned for, asked for memory, and merged by the same
-//! commands as ours.
+//! A Linux guest that QEMU runs: the same commands as for lighter's guests list it, plan for it,
+//! reclaim its memory and merge it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -14,8 +14,8 @@ use support::{NodePlan, Pair, Pid, wait};
 
 const ALL_BYTES: u64 = 128 << 20;
 
-/// Of domain shop are those whose program lets the kernel merge them, as QEMU does unless it is
-/// told not to.
+/// Assigns foreign guests to domain shop, which has an effect on those whose VMM lets ksmd merge
+/// them, as QEMU does unless told otherwise.
 const MERGING: &str = r#"
 goal = "free 1GiB"
 actuators = ["merge"]
@@ -27,7 +27,7 @@ user = "root"
 merge-domain = "shop"
 "#;
 
-/// What it writes is to be huge, though half of it are zeros that are not there.
+/// Makes what the guest writes huge, though half of that memory is zeros that are not present.
 const HOT: &str = r#"
 goal = "max density"
 actuators = ["huge"]
@@ -39,7 +39,7 @@ user = "root"
 merge-domain = "shop"
 "#;
 
-/// QEMU with a Linux guest, as anybody might have started it. Ends when dropped.
+/// A QEMU with a Linux guest, started independently of lighter. Killed when dropped.
 struct Qemu {
     child: Child,
     name: String,
@@ -48,7 +48,8 @@ struct Qemu {
 impl Qemu {
     fn boot(folder: &Path) -> Self {
         let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
-        // Of 24 MiB half are pages of zeros; 8 MiB are written, a fifth of them each second.
+        // Half of the 24 MiB are zero pages; the guest writes to 8 MiB, a fifth of them each
+        // second.
         let check = "mem=80M check.mib=24 check.ws=8 check.random=50 check.rate=400 check.halt=1";
         let cmdline = cmdline(check);
         let name = format!("foreign-{}", std::process::id());
@@ -78,7 +79,7 @@ impl Drop for Qemu {
     }
 }
 
-/// Lines in which the guest has checked itself, none of which found a fault.
+/// Number of lines in which the guest has checked itself; asserts that none reports a fault.
 fn checks(folder: &Path) -> usize {
     let console = fs::read_to_string(folder.join("console")).unwrap_or_default();
     let lines: Vec<&str> = console.lines().filter(|line| line.starts_with("check ")).collect();
@@ -88,7 +89,7 @@ fn checks(folder: &Path) -> usize {
 
 #[test]
 fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
-    // QEMU lets the kernel merge its guest.
+    // QEMU lets ksmd merge its guest, so this test needs a turn.
     let ksm = KsmTurn::take();
     let mut pair = Pair::without_nodes();
     write_settings(&pair.a, POLICY);
@@ -116,7 +117,7 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     assert!(plan.contains("it is only watched"), "{plan}");
     pair.a.kill_node();
     pair.a.start_node(&node("act"));
-    // By mistake: two that would tug at one balloon.
+    // A second node by mistake: both would drive the same balloon.
     pair.b.start_node(&node("act"));
     let status = pair.a.run(&["density", "status", "--json"]).ok().json();
     let [guest] = &of_ours(&status["situation"]["guests"])[..] else { panic!("{status:#}") };
@@ -130,7 +131,7 @@ fn a_guest_of_qemus_gives_memory_by_the_same_commands() {
     });
     assert_eq!(of_ours(&plan["steps"])[0]["action"]["kind"], "set-balloon", "{plan:#}");
     let before = checks(&folder);
-    // One round: the guest's driver is slow where its kernel is emulated.
+    // A single round: the guest's driver is slow where its kernel is emulated.
     let file = folder.join("plan.json").display().to_string();
     fs::write(&file, plan.to_string()).expect("a file");
     let run = pair.a.run(&["density", "apply", "--plan", &file, "--json"]).ok().json();
@@ -160,13 +161,13 @@ fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu, ksm: &KsmTurn) {
     let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
     let window = window.unwrap_or_else(|| panic!("{run:#}"));
     assert!(window["verified_bytes"].as_i64() > Some(4 << 20), "{run:#}");
-    // Of pages of zeros the kernel takes most when it takes huge pages apart, and counts them
-    // nowhere.
+    // The kernel merges most zero pages by splitting huge pages, and does not count those.
     assert!(merged_pages(Pid(qemu.child.id())) > 1 << 8, "{run:#}");
     assert!(ksm.is_as_before(), "{run:#}");
 }
 
-/// ksmd has made small pages of its huge ones.
+/// Checks that the node collapses the guest's written memory into huge pages again, after ksmd has
+/// split them.
 fn what_it_writes_becomes_huge(pair: &Pair, qemu: &Qemu) {
     let huge_bytes = || marked_and_huge(Pid(qemu.child.id())).1;
     write_settings(&pair.a, HOT);

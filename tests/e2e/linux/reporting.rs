@@ -1,5 +1,5 @@
-//! A Linux guest that frees memory, which the host then has again: without a balloon that is
-//! filled, and without being asked.
+//! A Linux guest whose freed memory returns to the host by free page reporting: no balloon is
+//! inflated, and the host does not ask for it.
 
 use std::fs;
 
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use support::linux::image::{BOOT_PATIENCE, cmdline, script};
 use support::{Host, Pair, wait};
 
-/// What the guest frees (`tests/guest/lend`), and what the host has to get of it: the kernel
-/// reports whole blocks of 2 MiB only, so what lies between pages that are in use stays, and is
-/// more or less from boot to boot.
+/// Memory that the guest frees (`tests/guest/lend`), and how much of it the host must regain: the
+/// kernel reports only whole blocks of 2 MiB, so free memory between pages in use stays with the
+/// guest, and its amount varies from boot to boot.
 const FREED_BYTES: u64 = 48 << 20;
 const BACK_BYTES: u64 = FREED_BYTES / 2;
 
-/// Linux reports free memory beyond 64 MiB of it only (`PAGE_REPORTING_CAPACITY` blocks), so the
-/// guest has plenty.
+/// Starts the guest with plenty of memory: Linux reports free memory only beyond 64 MiB of it
+/// (`PAGE_REPORTING_CAPACITY` blocks).
 fn boot(host: &Host) {
     let [kernel, initrd] = [script("kernel.sh", &["vmlinux"]), script("initramfs.sh", &[])];
     let cmdline = cmdline("rdinit=/lend");
@@ -32,7 +32,7 @@ fn await_text(host: &Host, text: &str) {
     });
 }
 
-/// What the guest costs the host, in bytes: proportional set size.
+/// The guest's cost for the host in bytes (its proportional set size), and the whole answer.
 fn cost(host: &Host) -> (u64, Value) {
     let shown = host.run(&["show", "lender", "--json"]).ok().json();
     (shown["proportional_bytes"].as_u64().expect("a size"), shown)

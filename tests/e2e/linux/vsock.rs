@@ -1,5 +1,5 @@
-//! Programs of both hosts talk to Linux by vsock while it moves: its connections end, and new ones
-//! are made.
+//! Programs on both hosts talk to a Linux guest by vsock while it migrates: its connections end,
+//! and new ones can be made.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,10 @@ use support::linux::image::Image;
 use support::linux::witness::{Line, Witness};
 use support::{Host, Migration, Pair, wait};
 
-/// How long the guest may take to answer, where its kernel is emulated.
+/// Limit of the guest's answer, where its kernel is emulated.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A program of `host` that is connected to the guest's port `port`.
+/// Connects a program on `host` to the guest's port `port`.
 fn connect(host: &Host, port: u32) -> UnixStream {
     let shown = host.run(&["show", "linux", "--json"]).ok().json();
     assert_eq!(shown["vsock"]["cid"], 3, "{shown:#}");
@@ -25,7 +25,7 @@ fn connect(host: &Host, port: u32) -> UnixStream {
     stream
 }
 
-/// Reads to the end of a line; nothing when the stream ends first.
+/// Reads to the end of a line; returns an empty string if the stream ends first.
 fn line(stream: &mut UnixStream) -> String {
     let (mut line, mut byte) = (String::new(), [0]);
     while stream.read(&mut byte).expect("an answer in time") == 1 {
@@ -37,9 +37,9 @@ fn line(stream: &mut UnixStream) -> String {
     line
 }
 
-/// A connection on which the guest says back what is said. A guest that has just come resets all
-/// that its driver knows when it gets to it, and with it what was connected before: a program tries
-/// again.
+/// A connection to the guest's echo program. Some time after it has arrived, the guest's driver
+/// resets all connections that it knows, including those made since the arrival: a program has to
+/// retry.
 fn talk(host: &Host) -> UnixStream {
     wait::within(ANSWER_PATIENCE, "the guest says back what is said", || {
         let mut stream = connect(host, 1024);

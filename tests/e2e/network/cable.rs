@@ -1,29 +1,30 @@
-//! Two network namespaces with a veth pair between them, made and removed with ip(8).
+//! Two network namespaces with a veth pair between them, created and deleted with ip(8).
 
 use std::process::Command;
 
 use support::{NodePlan, Pair};
 
-/// Addresses of the two ends (TEST-NET-1, RFC 5737); each pair of namespaces has them for itself.
+/// Addresses of the two ends (TEST-NET-1, RFC 5737). Every cable uses the same ones, in namespaces
+/// of its own.
 const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 
-/// The interface in either namespace.
+/// Name of the interface in either namespace.
 const INTERFACE: &str = "veth0";
 
-/// Leaves these tests out.
+/// The environment variable that skips these tests.
 const SKIP: &str = "LIGHTER_TEST_SKIP_NETWORK";
 
-/// Two namespaces and what joins them; removed when dropped.
+/// Two namespaces and the veth pair that joins them; deleted when dropped.
 #[derive(Debug)]
 pub(crate) struct Cable {
     namespaces: [String; 2],
 }
 
 impl Cable {
-    /// Lays a cable; none when the tests that need one are to be skipped.
+    /// Creates a cable; `None` if the tests that need one are to be skipped.
     ///
     /// # Panics
-    /// When it cannot be laid.
+    /// If it cannot be created.
     pub(crate) fn lay() -> Option<Self> {
         if std::env::var_os(SKIP).is_some() {
             eprintln!("skipped, because {SKIP} is set");
@@ -48,12 +49,12 @@ impl Cable {
         Some(cable)
     }
 
-    /// Two hosts with certificates for the ends of the cable, without nodes yet.
+    /// Two hosts without nodes, with certificates for the ends of the cable.
     pub(crate) fn hosts(&self) -> Pair {
         Pair::with_names(["host-a", ADDRESSES[0]], ["host-b", ADDRESSES[1]])
     }
 
-    /// How the node of host a (end 0) or b (end 1) is started in its namespace.
+    /// The plan for starting the node of host a (end 0) or b (end 1) in its namespace.
     pub(crate) fn node_plan(&self, end: usize) -> NodePlan {
         NodePlan {
             namespace: Some(self.namespaces[end].clone()),
@@ -67,12 +68,12 @@ impl Cable {
         Some(self.namespaces[0].clone())
     }
 
-    /// The namespaces of the hosts.
+    /// The namespaces of both hosts.
     pub(super) fn namespaces(&self) -> &[String; 2] {
         &self.namespaces
     }
 
-    /// Nothing goes faster than `rate`, in either direction, as tc(8) writes rates.
+    /// Limits the traffic in either direction to `rate`, in the syntax of tc(8).
     pub(super) fn shape(&self, rate: &str) {
         for namespace in &self.namespaces {
             let place = ["-n", namespace, "qdisc", "add", "dev", INTERFACE, "root"];
@@ -81,12 +82,12 @@ impl Cable {
         }
     }
 
-    /// Nothing passes any more, in either direction.
+    /// Unplugs the cable: nothing passes any more, in either direction.
     pub(crate) fn pull(&self) {
         ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "down"]);
     }
 
-    /// All passes again.
+    /// Plugs the cable in again.
     pub(crate) fn put_back(&self) {
         ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "up"]);
     }
@@ -95,7 +96,8 @@ impl Cable {
 impl Drop for Cable {
     fn drop(&mut self) {
         for namespace in &self.namespaces {
-            // The first may take the cable with it; whatever is left goes with the second.
+            // Deleting the first namespace may already delete the cable; the rest goes with the
+            // second.
             let _ = Command::new("ip").args(["netns", "del", namespace]).status();
         }
     }

@@ -1,37 +1,37 @@
-//! A network for guests: a bridge on each of two hosts, both plugged into a switch that somebody
-//! else looks after.
+//! A network for guests: a bridge on each of two hosts, both connected to a switch that lighter
+//! does not manage.
 //!
-//! The switch is a bridge in a namespace of its own; the client's address is on it. So its table of
-//! addresses is what any switch between two hosts would have.
+//! The switch is a bridge in a namespace of its own, with the client's address. Its forwarding
+//! table therefore behaves like that of any switch between two hosts.
 
 use super::cable::{Cable, ip, tool};
 use support::NodePlan;
 
-/// The bridge on each host.
+/// Name of the bridge on each host.
 pub(super) const BRIDGES: [&str; 2] = ["br0", "lan"];
-/// The switch.
+/// Name of the switch.
 const SWITCH: &str = "sw0";
-/// Its ports, by host.
+/// Names of the switch's ports, by host.
 const PORTS: [&str; 2] = ["port-a", "port-b"];
-/// The switch's interface for frames that a filter drops, and its other end.
+/// The interface to which a filter diverts the frames that it drops, and its other end.
 const DROPPED: [&str; 2] = ["dropped", "dropped-end"];
-/// Reverse ARP's type in a frame: what announces a guest that has moved.
+/// EtherType of reverse ARP, which announces a guest that has migrated.
 const REVERSE_ARP: &str = "0x8035";
 /// The interface of each host towards the switch.
 const UPLINK: &str = "up0";
-/// The client's address, and the guest's (TEST-NET-2, RFC 5737).
+/// Address of the client (TEST-NET-2, RFC 5737).
 const CLIENT: &str = "198.51.100.1/24";
-/// See [`CLIENT`].
+/// Address of the guest, in the network of [`CLIENT`].
 pub(super) const GUEST: &str = "198.51.100.2";
 
-/// Two hosts on a cable, and the switch; removed when dropped.
+/// Two hosts on a cable, and the switch; deleted when dropped.
 #[derive(Debug)]
 pub(super) struct Lan {
     cable: Cable,
     switch: Namespace,
 }
 
-/// A filter at a port of the switch; removed when dropped.
+/// A filter at a port of the switch; deleted when dropped.
 #[derive(Debug)]
 pub(super) struct PortFilter<'a> {
     switch: &'a str,
@@ -55,8 +55,8 @@ impl Drop for Namespace {
 }
 
 impl Lan {
-    /// The switch with its client and both hosts; host b has no bridge yet. None when such tests
-    /// are to be skipped.
+    /// Creates the switch, its client and both hosts; host b has no bridge yet. `None` if such
+    /// tests are to be skipped.
     pub(super) fn lay() -> Option<Self> {
         let cable = Cable::lay()?;
         let name = format!("{}-switch", cable.namespaces()[0]);
@@ -73,7 +73,7 @@ impl Lan {
         Some(lan)
     }
 
-    /// Gives host a (0) or b (1) a bridge, and plugs it into the switch.
+    /// Creates the bridge of host a (0) or b (1), and connects it to the switch.
     pub(super) fn plug_in(&self, host: usize) {
         let (switch, port, bridge) = (self.switch(), PORTS[host], BRIDGES[host]);
         let namespace = &self.cable.namespaces()[host];
@@ -85,8 +85,8 @@ impl Lan {
         ip(&["-n", namespace, "link", "set", bridge, "up"]);
     }
 
-    /// How the node of host a (0) or b (1) is started: it knows what the other one calls the
-    /// bridge.
+    /// The plan for starting the node of host a (0) or b (1), with the map from the other host's
+    /// bridge to its own.
     pub(super) fn node_plan(&self, host: usize) -> NodePlan {
         let (here, there) = (BRIDGES[host], BRIDGES[1 - host]);
         let net_map = ["--net-map".to_owned(), format!("{there}={here}")];
@@ -105,8 +105,8 @@ impl Lan {
         &self.switch.0
     }
 
-    /// From now on the switch receives nothing from host a (0) or b (1) but announcements (reverse
-    /// ARP).
+    /// Drops, until the filter is dropped, all frames from host a (0) or b (1) to the switch except
+    /// announcements (reverse ARP).
     pub(super) fn admit_only_announcements(&self, host: usize) -> PortFilter<'_> {
         let (switch, port) = (self.switch(), PORTS[host]);
         tool("tc", &["-n", switch, "qdisc", "add", "dev", port, "clsact"]);
@@ -121,7 +121,7 @@ impl Lan {
         filter
     }
 
-    /// Behind which host the switch believes the device of address `mac` to be: 0, 1, or none.
+    /// The host behind which the switch has learnt the address `mac`: 0 or 1; `None` if it has not.
     pub(super) fn learnt(&self, mac: &str) -> Option<usize> {
         let table = tool("bridge", &["-n", self.switch(), "fdb", "show", "br", SWITCH]);
         let line = table.lines().find(|line| line.starts_with(mac))?;

@@ -1,5 +1,5 @@
-//! A Linux guest with a disk and a network, which moves to and fro while a client outside sends a
-//! file through it.
+//! A Linux guest with a disk and a network, which migrates back and forth while an external client
+//! sends a file through it.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,23 +14,24 @@ use support::{Host, Migration, in_namespace, lighter, run, wait};
 
 const NAME: &str = "relay";
 const MAC: &str = "52:54:00:c0:ff:ee";
-/// There and back, five times.
+/// Number of migrations: there and back, five times.
 const MIGRATIONS: usize = 10;
-/// What goes through the guest at a time, in bytes: little, where the guest's kernel is emulated.
+/// Bytes that go through the guest at a time; few, because the guest's kernel may be emulated.
 const PART_BYTES: usize = 2 << 10;
-/// How fast the hosts' link is.
+/// Rate of the hosts' link.
 const LINK_RATE: &str = "400mbit";
-/// Slow enough for parts to go through the guest and come back meanwhile: what it has to send takes
-/// 2 s. The downtime is for hosts that are emulated themselves.
+/// Slow enough for data to go through the guest and come back meanwhile: the memory takes 2 s to
+/// send. The downtime is for hosts that are emulated themselves.
 const SLOWLY: [&str; 4] = ["--bandwidth", "4MB/s", "--downtime", "10s"];
-/// How soon after the fastest migration the switch knows the guest's new port: by the first rounds
-/// of the announcement (at 0, 50 and 200 ms; the last one is at 800 ms), and long before what a
-/// guest may send unasked: Linux asks for a neighbour's address 5 s after it has used it.
+/// How soon after the fastest migration the switch must know the guest's new port. The first rounds
+/// of the announcement (at 0, 50 and 200 ms; the last is at 800 ms) are early enough. What a guest
+/// may send on its own comes much later: Linux asks for a neighbour's address 5 s after it has used
+/// it.
 const LEARNT_WITHIN: Duration = Duration::from_millis(300);
-/// How long data may take through an emulated kernel and back, on a busy machine.
+/// Limit for data to pass through an emulated kernel and back, on a busy machine.
 const ECHO_PATIENCE: Duration = Duration::from_secs(120);
 
-/// A disk of 64 MiB with an empty ext4 file system.
+/// Creates a disk of 64 MiB with an empty ext4 file system.
 fn make_disk(folder: &Path) -> PathBuf {
     let disk = folder.join("disk.raw");
     std::fs::File::create(&disk).and_then(|file| file.set_len(64 << 20)).expect("a disk");
@@ -39,7 +40,7 @@ fn make_disk(folder: &Path) -> PathBuf {
     disk
 }
 
-/// Runs a tool, and returns what it prints.
+/// Runs a tool and returns its output.
 #[track_caller]
 fn tool(command: &mut Command) -> Vec<u8> {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -57,13 +58,13 @@ fn start(host: &Host, lan: &Lan, disk: &Path) {
     run(in_namespace(command, lan.cable().end_a().as_deref())).ok();
 }
 
-/// The guest's console output on this host.
+/// The guest's console output on `host`.
 fn console(host: &Host) -> String {
     let log = host.state_dir().join("guests").join(NAME).join("console.log");
     String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
 }
 
-/// A TCP client beside the switch; one connection, as long as it lives.
+/// A TCP client in the switch's namespace, with one connection for its whole life.
 struct Client {
     process: Child,
     keys: Option<ChildStdin>,
@@ -92,7 +93,7 @@ impl Client {
         Self { process, keys, sent: Vec::new(), echoed }
     }
 
-    /// Sends the next part of a file in which no two parts are alike.
+    /// Sends the next part of a file in which no two parts are equal.
     fn send(&mut self) {
         let start = self.sent.len() as u64;
         let words = (start / 8..).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -101,8 +102,8 @@ impl Client {
         self.sent.extend(part);
     }
 
-    /// Waits until all that was sent has come back, and nothing else. `seen` is told if it does
-    /// not.
+    /// Waits until everything that was sent has come back, and nothing else. The panic message
+    /// contains `seen` if it does not.
     #[track_caller]
     fn await_echo(&mut self, seen: impl Fn() -> String) {
         wait::within(ECHO_PATIENCE, "the guest sends all back", || {
@@ -113,8 +114,8 @@ impl Client {
         assert!(self.process.try_wait().expect("a child").is_none(), "the connection is lost");
     }
 
-    /// Migrates the guest while part after part goes through it. Returns how many bytes came back
-    /// from the start of precopy to the migration's end.
+    /// Migrates the guest while data goes through it. Returns how many bytes came back between the
+    /// start of precopy and the end of the migration.
     #[track_caller]
     fn stream_during_migration(&mut self, from: &Host, to: &Host) -> usize {
         let echoed = Arc::clone(&self.echoed);
@@ -135,7 +136,7 @@ impl Client {
         })
     }
 
-    /// Ends the connection: the guest has seen everything.
+    /// Closes the connection, which tells the guest that it has received everything.
     fn close(&mut self) {
         self.keys = None;
     }
@@ -148,7 +149,8 @@ impl Drop for Client {
     }
 }
 
-/// Waits until the switch knows that the guest is behind host `place`; returns how long that took.
+/// Waits until the switch has learnt that the guest is behind host `place`; returns how long that
+/// took.
 #[track_caller]
 fn await_learnt(lan: &Lan, place: usize) -> Duration {
     let since = Instant::now();
@@ -159,8 +161,8 @@ fn await_learnt(lan: &Lan, place: usize) -> Duration {
     since.elapsed()
 }
 
-/// Migrates the guest while nothing but announcements gets to the switch from where it goes: what
-/// the switch learns, it learns from them. Returns how long after the migration that was.
+/// Migrates the guest while the switch receives only announcements from the destination, so that it
+/// learns the port from them. Returns how long after the migration it did.
 #[track_caller]
 fn announced_migration(lan: &Lan, from: &Host, (place, to): (usize, &Host)) -> Duration {
     let _filter = lan.admit_only_announcements(place);
@@ -168,12 +170,12 @@ fn announced_migration(lan: &Lan, from: &Host, (place, to): (usize, &Host)) -> D
     await_learnt(lan, place)
 }
 
-/// The guest's network device as `lighter ls --json` shows it, and its taps on this host.
+/// The guest's network device on this host, as `lighter ls --json` shows it.
 fn net(host: &Host) -> serde_json::Value {
     host.list()[0]["nets"][0].clone()
 }
 
-/// The metrics of the node of host a, which are told within its namespace.
+/// The metrics of the node of host a, which are served within its namespace.
 fn metrics_page(host: &Host, lan: &Lan) -> String {
     let file = std::fs::read(host.state_dir().join("node.json")).expect("node.json");
     let node: serde_json::Value = serde_json::from_slice(&file).expect("JSON");
@@ -208,7 +210,7 @@ fn a_connection_through_linux_lives_while_it_moves_ten_times() {
     let mut learnt_after = Vec::new();
     for turn in 0..MIGRATIONS {
         let [(_, from), (place, to)] = hosts;
-        // Both in either direction.
+        // Two migrations of each kind in turn, so that both kinds happen in both directions.
         if turn % 4 >= 2 {
             let bytes = client.stream_during_migration(from, to);
             eprintln!("{bytes} bytes came back while the guest moved to host {place}");
@@ -222,7 +224,7 @@ fn a_connection_through_linux_lives_while_it_moves_ten_times() {
         hosts.reverse();
     }
     eprintln!("the switch knew the guest's port {learnt_after:?} after the migrations");
-    // On a busy machine the test itself is late at times, but not each time.
+    // On a busy machine the test itself is late at times, but not every time.
     let fastest = learnt_after.iter().min().expect("migrations");
     assert!(*fastest < LEARNT_WITHIN, "{learnt_after:?}");
 

@@ -1,11 +1,11 @@
-//! Taps: made and gone with the guest, given and left, and what is refused.
+//! Tap devices: created and deleted with the guest, supplied by the user and kept, and refused.
 
 use super::cable::{ip, tool};
 use super::lan::Lan;
 use support::kernel::sleeper;
 use support::{Exit, Migration, Pair, in_namespace, lighter, run, wait};
 
-/// Starts a guest that sleeps, with this network, in the namespace of host a.
+/// Starts a sleeping guest with this network in the namespace of host a.
 fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> support::Done {
     let kernel = sleeper(pair.folder()).display().to_string();
     let arguments = ["run", "--detach", "--name", name, "--memory", "64M"];
@@ -14,7 +14,7 @@ fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> support::Done {
     run(in_namespace(command, lan.cable().end_a().as_deref()))
 }
 
-/// What `ip link show` says of an interface on host a; nothing when there is none.
+/// The line of `ip link show` for an interface on host a; empty if there is none.
 fn link(lan: &Lan, name: &str) -> String {
     let all = tool("ip", &["-n", &lan.cable().namespaces()[0], "-o", "link", "show"]);
     all.lines().find(|line| line.contains(&format!(": {name}: "))).unwrap_or_default().to_owned()
@@ -59,7 +59,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
         plan
     };
     start(&lan, &pair, "web", "bridge=br0").ok();
-    // It is there, and for the host's own guests.
+    // The bridge exists, but only the host's own guests may use it.
     pair.b.start_node(&allowing("dmz,br0"));
     let words = ["network devices at dmz, br0 alone, not at lan", "--net-allow"];
     Migration::run(&pair.a, "web", &pair.b).stayed(&words);

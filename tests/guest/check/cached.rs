@@ -1,6 +1,6 @@
-//! A program that lives from the kernel's cache: it reads pages of `/dev/vda` at random through a
-//! mapping. What the cache holds is read at the speed of memory; for all else it waits for the
-//! disk, at a page fault each.
+//! A program that depends on the kernel's page cache: it reads random pages of `/dev/vda` through a
+//! mapping. Cached pages are read at the speed of memory; each other page costs a page fault that
+//! waits for the disk.
 
 use core::ffi::CStr;
 use core::hint::black_box;
@@ -11,19 +11,19 @@ use crate::random::Random;
 use crate::stamp::Shuffle;
 
 const DISK: &CStr = c"/dev/vda";
-/// Bytes of the disk that it reads, over and over.
+/// Bytes of the disk that the program reads over and over.
 const BYTES: u64 = 16 << 20;
 const PAGE_BYTES: u64 = 4096;
 const PIECE_BYTES: u64 = 64 << 10;
-/// How long it reads, and how often it says how many pages it has read, in lines each second.
+/// How long it reads, in seconds, and how many lines with its progress it prints per second.
 const SECONDS: u64 = 10;
 const LINES_PER_S: u64 = 10;
-/// Pages between two looks at the clock.
+/// Pages read between two readings of the clock.
 const STRIDE: u64 = 8;
-/// Pages that [`Cached::turn`] reads.
+/// Pages that one call of [`Cached::turn`] reads.
 const TURN: u64 = 256;
 
-/// A part of the disk that the cache holds all of, mapped.
+/// A mapped part of the disk that fits into the cache.
 pub struct Cached {
     bytes: &'static [u8],
     random: Random,
@@ -33,11 +33,11 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// Reads the first `bytes` of the disk, in pieces whose order follows from `seed`: guests that
-    /// read the same disk have its pages at different addresses.
+    /// Reads the first `bytes` of the disk into the cache, in pieces whose order depends on `seed`:
+    /// guests that read the same disk then have its pages at different addresses.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn fill(bytes: u64, seed: u64) -> Result<Self, u64> {
         let (file, buffer) = (File::open(DISK)?, linux::allocate(PIECE_BYTES)?);
         let pieces = bytes / PIECE_BYTES;
@@ -56,7 +56,7 @@ impl Cached {
         Ok(cached)
     }
 
-    /// Reads some pages at random if it is to; returns whether it is.
+    /// Reads some random pages if reading is on; returns whether it is.
     pub fn turn(&mut self) -> bool {
         if self.is_reading {
             let pages = self.bytes.len() as u64 / PAGE_BYTES;
@@ -69,31 +69,31 @@ impl Cached {
         self.is_reading
     }
 
-    /// Begins to read pages, or ends.
+    /// Turns reading on or off.
     pub fn toggle(&mut self) {
         self.is_reading = !self.is_reading;
     }
 
-    /// Sums up all that is mapped.
+    /// Computes the checksum of the whole mapping.
     pub fn check(&mut self) {
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let words = self.bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
         self.sum = words.fold(0, |sum: u64, word| (sum.rotate_left(29) ^ word).wrapping_mul(FACTOR));
     }
 
-    /// Pages read.
+    /// Number of pages read.
     pub fn read(&self) -> u64 {
         self.read
     }
 
-    /// The last sum.
+    /// The last checksum.
     pub fn sum(&self) -> u64 {
         self.sum
     }
 }
 
-/// Reads for some seconds, after it has had every page read into the cache if it shall be `warm`;
-/// prints a line each tenth of a second.
+/// Reads for some seconds and prints a line every tenth of a second. If `is_warm`, it first reads
+/// every page into the cache.
 pub fn read(is_warm: bool, hz: u64) {
     let Ok(pages) = linux::map_to_read(DISK, BYTES) else {
         return Line::new("cached nothing: the disk cannot be mapped").print();
@@ -123,7 +123,7 @@ pub fn read(is_warm: bool, hz: u64) {
     Line::new("cached ends").print();
 }
 
-/// Reads all of it once, in large pieces.
+/// Reads all of it once, in large pieces, to fill the cache.
 fn fill_cache() {
     if let (Ok(file), Ok(buffer)) = (File::open(DISK), linux::allocate(PIECE_BYTES)) {
         for piece in 0..BYTES / PIECE_BYTES {

@@ -1,13 +1,13 @@
-//! A record after the other on `/dev/vda`, past every cache, and each read back before the next is
-//! written.
+//! Writes records to `/dev/vda` one after the other, bypassing every cache, and reads each back
+//! before it writes the next.
 //!
-//! Record `n` is sector `n` of the disk: its number, in every word.
+//! Record `n` is sector `n` of the disk, filled with its number in every word.
 
 use crate::linux::{File, Sector};
 
 const WORDS: usize = 64;
 
-/// The disk.
+/// The disk, with counters.
 pub struct Disk {
     file: File,
     written: u64,
@@ -18,7 +18,7 @@ impl Disk {
     /// Opens the disk.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn open() -> Result<Self, u64> {
         Ok(Self { file: File::open_direct(c"/dev/vda")?, written: 0, errors: 0 })
     }
@@ -39,12 +39,12 @@ impl Disk {
         }
     }
 
-    /// Records written so far.
+    /// Number of records written so far.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Writes that failed, and records that were not read back as they were written.
+    /// Number of failed writes, and of records that were not read back as written.
     pub fn errors(&self) -> u64 {
         self.errors
     }

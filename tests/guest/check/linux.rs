@@ -40,9 +40,10 @@ const TCSETS: u64 = 0x5402;
 const AF_VSOCK: u64 = 40;
 const SOCK_STREAM_NONBLOCK: u64 = 1 | O_NONBLOCK;
 const ERROR_MAX: u64 = 4095;
-/// There is nothing to read yet (`EAGAIN`).
+/// The error of a read or accept that would have to wait (`EAGAIN`).
 pub const WOULD_BLOCK: u64 = 11;
-/// The connection was reset (`ECONNRESET`, `ENOTCONN`): Linux gives the second one for vsock.
+/// The errors of a reset connection (`ECONNRESET`, `ENOTCONN`): Linux returns the second one for
+/// vsock.
 pub const RESETS: [u64; 2] = [104, 107];
 const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
@@ -56,20 +57,20 @@ pub enum Clock {
     Monotonic = 1,
 }
 
-/// The time stamp counter.
+/// Reads the time stamp counter.
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC touches no memory, and Linux lets programs use it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Ticks of the time stamp counter, of which there are `hz` in a second, as microseconds.
+/// Converts ticks of the time stamp counter, which has `hz` per second, into microseconds.
 pub fn microseconds(ticks: u64, hz: u64) -> u64 {
     (u128::from(ticks) * 1_000_000 / u128::from(hz)) as u64
 }
 
-/// Makes the console standard input and output, unbuffered, and mounts what is needed for that.
+/// Opens the console as standard input and output, unbuffered, and mounts what that needs.
 pub fn open_console() {
-    // All of these may have been done by an init script before; then they fail, and that is fine.
+    // An init script may have done any of these before; then they fail, which is fine.
     let _ = mount(c"devtmpfs", c"/dev");
     let _ = mount(c"proc", c"/proc");
     let Ok(console) = open(c"/dev/console", O_RDWR | O_NONBLOCK) else { return };
@@ -84,7 +85,7 @@ pub fn open_console() {
     }
 }
 
-/// The byte that was typed on the console, if any; never waits.
+/// Returns a byte that was typed on the console, if any; never waits.
 pub fn typed() -> Option<u8> {
     let mut byte = 0u8;
     let read = call(READ, [0, &raw mut byte as u64, 1, 0, 0, 0]);
@@ -101,7 +102,7 @@ pub fn write(mut bytes: &[u8]) {
     }
 }
 
-/// Says what went wrong, and resets the machine.
+/// Prints `what` and `number`, and resets the machine.
 pub fn fail(what: &str, number: u64) -> ! {
     let mut line = Line::new(what);
     line.number(number);
@@ -116,7 +117,7 @@ pub fn reset() -> ! {
     reboot(RESTART)
 }
 
-/// Switches the machine off.
+/// Powers the machine off.
 pub fn power_off() -> ! {
     const POWER_OFF: u64 = 0x4321_fedc;
     reboot(POWER_OFF)
@@ -136,7 +137,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// The port of this number.
+    /// Opens the port `number`.
     pub fn open(number: u16) -> Option<Self> {
         let file = open(c"/dev/port", O_RDWR).ok()?;
         Some(Self { file, number: number.into() })
@@ -155,7 +156,7 @@ impl Port {
     }
 }
 
-/// The beginning of a file, as much as fits; nothing when it cannot be read.
+/// The beginning of a file, as much as fits into `buffer`; empty if the file cannot be read.
 pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     let Ok(file) = open(path, 0) else { return &[] };
     let at = buffer.as_mut_ptr() as u64;
@@ -164,12 +165,13 @@ pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     &buffer[..count as usize]
 }
 
-/// Maps physical memory from `address` on: a ledger with a word for each page, then `count` pages.
+/// Maps physical memory from `address` on: a ledger with one word per page, followed by `count`
+/// pages.
 ///
-/// Called once: what it returns is the only reference to that memory.
+/// Call it once: what it returns must be the only reference to that memory.
 ///
 /// # Errors
-/// The number of the kernel's error.
+/// The kernel's error number, if a system call fails.
 pub fn map_physical(
     address: u64,
     count: u64,
@@ -180,8 +182,9 @@ pub fn map_physical(
     let start = call(MMAP, [0, bytes, PROT_READ_WRITE, MAP_SHARED, memory, address])?;
     let ledger = start as *mut u32;
     let pages = (start + ledger_bytes) as *mut PageWords;
-    // SAFETY: the kernel has just mapped `bytes` at `start`, page-aligned, for nobody else; the two
-    // slices do not overlap and fit, and every bit pattern is a valid integer.
+    // SAFETY: the kernel has just created a mapping of `bytes` at `start`, page-aligned, to which
+    // nothing else refers; the two slices fit into it and do not overlap, and every bit pattern is
+    // a valid integer.
     unsafe {
         Ok((
             core::slice::from_raw_parts_mut(ledger, count as usize),
@@ -190,42 +193,43 @@ pub fn map_physical(
     }
 }
 
-/// So many bytes of memory of the program's own, in whole pages.
+/// Allocates `bytes` of private memory, in whole pages.
 ///
 /// # Errors
-/// The number of the kernel's error.
+/// The kernel's error number, if a system call fails.
 pub fn allocate(bytes: u64) -> Result<&'static mut [u8], u64> {
     const PRIVATE_ANONYMOUS: u64 = 0x22;
     let start = call(MMAP, [0, bytes, PROT_READ_WRITE, PRIVATE_ANONYMOUS, u64::MAX, 0])?;
-    // SAFETY: the kernel has just mapped `bytes` at `start`, filled with zeros, for nobody else.
+    // SAFETY: the kernel has just created a zero-filled mapping of `bytes` at `start`, to which
+    // nothing else refers.
     Ok(unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes as usize) })
 }
 
-/// Maps the beginning of a file, to be read here and there: nothing is read ahead.
+/// Maps the beginning of a file for random reads, without readahead.
 ///
 /// # Errors
-/// The number of the kernel's error.
+/// The kernel's error number, if a system call fails.
 pub fn map_to_read(path: &CStr, bytes: u64) -> Result<&'static [u8], u64> {
     const RANDOM: u64 = 1;
     let file = open(path, 0)?;
     let start = call(MMAP, [0, bytes, PROT_READ, MAP_SHARED, file, 0])?;
     let _ = call(CLOSE, [file, 0, 0, 0, 0, 0]);
     call(MADVISE, [start, bytes, RANDOM, 0, 0, 0])?;
-    // SAFETY: the kernel has just mapped `bytes` at `start`; nobody writes to the file.
+    // SAFETY: the kernel has just mapped `bytes` at `start`, and no process writes to the file.
     Ok(unsafe { core::slice::from_raw_parts(start as *const u8, bytes as usize) })
 }
 
-/// Fills so many bytes of memory with noise and gives them back to the kernel, so that its free
-/// memory is not of zeros.
+/// Fills `bytes` of memory with noise and returns them to the kernel, so that its free memory is
+/// not zero.
 ///
 /// # Errors
-/// The number of the kernel's error.
+/// The kernel's error number, if a system call fails.
 pub fn litter(bytes: u64) -> Result<(), u64> {
     const PRIVATE_ANONYMOUS_POPULATED: u64 = 0x8022;
     let flags = PRIVATE_ANONYMOUS_POPULATED;
     let start = call(MMAP, [0, bytes, PROT_READ_WRITE, flags, u64::MAX, 0])?;
-    // SAFETY: the kernel has just mapped `bytes` at `start`, page-aligned, for nobody else; nobody
-    // keeps the slice.
+    // SAFETY: the kernel has just created a mapping of `bytes` at `start`, page-aligned, to which
+    // nothing else refers; the slice is not used after the unmapping.
     let words = unsafe { core::slice::from_raw_parts_mut(start as *mut u64, bytes as usize / 8) };
     let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
     for word in words {
@@ -237,14 +241,14 @@ pub fn litter(bytes: u64) -> Result<(), u64> {
     call(MUNMAP, [start, bytes, 0, 0, 0, 0]).map(drop)
 }
 
-/// Nanoseconds on `clock`.
+/// The time on `clock`, in nanoseconds.
 pub fn now(clock: Clock) -> u64 {
     let mut time = [0u64; 2];
     let _ = call(CLOCK_GETTIME, [clock as u64, time.as_mut_ptr() as u64, 0, 0, 0, 0]);
     time[0] * 1_000_000_000 + time[1]
 }
 
-/// Sleeps for `ns`, below a second or a whole number of seconds.
+/// Sleeps for `ns` nanoseconds.
 pub fn sleep(ns: u64) {
     let time = [ns / 1_000_000_000, ns % 1_000_000_000];
     let _ = call(NANOSLEEP, [time.as_ptr() as u64, 0, 0, 0, 0, 0]);
@@ -254,7 +258,7 @@ pub fn sleep(ns: u64) {
 pub struct Timer(u64);
 
 impl Timer {
-    /// Expires every `period_ns` from now on.
+    /// Creates a timer that expires every `period_ns` from now on.
     pub fn every(period_ns: u64) -> Self {
         let spec = [0, period_ns, 0, period_ns];
         match call(TIMERFD_CREATE, [Clock::Monotonic as u64, O_NONBLOCK, 0, 0, 0, 0]) {
@@ -266,7 +270,7 @@ impl Timer {
         }
     }
 
-    /// How often it has expired since this was asked last.
+    /// How often the timer has expired since the last call.
     pub fn expiries(&self) -> u64 {
         let mut count = 0u64;
         match call(READ, [self.0, &raw mut count as u64, 8, 0, 0, 0]) {
@@ -276,7 +280,7 @@ impl Timer {
     }
 }
 
-/// A sector, where the disk can reach it.
+/// A sector, aligned for direct I/O.
 #[repr(C, align(512))]
 pub struct Sector(pub [u64; 64]);
 
@@ -284,51 +288,51 @@ pub struct Sector(pub [u64; 64]);
 pub struct File(u64);
 
 impl File {
-    /// Opens it to be read through the cache.
+    /// Opens the device for reading through the page cache.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn open(path: &CStr) -> Result<Self, u64> {
         open(path, 0).map(Self)
     }
 
-    /// Opens it so that reads and writes pass every cache.
+    /// Opens the device so that reads and writes bypass every cache.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn open_direct(path: &CStr) -> Result<Self, u64> {
         open(path, O_RDWR | O_DIRECT | O_DSYNC).map(Self)
     }
 
-    /// Opens it so that reads and writes pass the guest's cache, and are answered when the disk's
-    /// has them.
+    /// Opens the device so that reads and writes bypass the guest's cache and complete once they
+    /// are in the disk's.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn open_past_cache(path: &CStr) -> Result<Self, u64> {
         open(path, O_RDWR | O_DIRECT).map(Self)
     }
 
-    /// Fills `buffer` from byte `offset` on; false when it could not be read.
+    /// Fills `buffer` from byte `offset` on; false if that fails.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> bool {
         let (at, length) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
         call(PREAD64, [self.0, at, length, offset, 0, 0]) == Ok(length)
     }
 
-    /// Writes `buffer` from byte `offset` on; false when it could not be written.
+    /// Writes `buffer` from byte `offset` on; false if that fails.
     pub fn write_at(&self, offset: u64, buffer: &[u8]) -> bool {
         let (at, length) = (buffer.as_ptr() as u64, buffer.len() as u64);
         call(PWRITE64, [self.0, at, length, offset, 0, 0]) == Ok(length)
     }
 
-    /// Reads a sector; false when it could not be read.
+    /// Reads a sector; false if that fails.
     pub fn read_sector(&self, number: u64, sector: &mut Sector) -> bool {
         let at = (&raw mut sector.0) as u64;
         let read = call(PREAD64, [self.0, at, SECTOR_BYTES, number * SECTOR_BYTES, 0, 0]);
         read == Ok(SECTOR_BYTES)
     }
 
-    /// Writes a sector; false when it could not be written.
+    /// Writes a sector; false if that fails.
     pub fn write_sector(&self, number: u64, sector: &Sector) -> bool {
         let at = (&raw const sector.0) as u64;
         let written = call(PWRITE64, [self.0, at, SECTOR_BYTES, number * SECTOR_BYTES, 0, 0]);
@@ -336,14 +340,14 @@ impl File {
     }
 }
 
-/// A vsock socket. Nothing waits: what would is an error.
+/// A nonblocking vsock socket: a call that would have to wait is an error.
 pub struct VsockSocket(u64);
 
 impl VsockSocket {
     /// Listens at `port`.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn listen(port: u32) -> Result<Self, u64> {
         let socket = call(SOCKET, [AF_VSOCK, SOCK_STREAM_NONBLOCK, 0, 0, 0, 0])?;
         // `struct sockaddr_vm`: family, port, address (any), rest.
@@ -353,21 +357,21 @@ impl VsockSocket {
         Ok(Self(socket))
     }
 
-    /// Who has connected, if anybody.
+    /// Accepts a connection, if there is one.
     pub fn accept(&self) -> Option<Self> {
         call(ACCEPT4, [self.0, 0, 0, O_NONBLOCK, 0, 0]).ok().map(Self)
     }
 
-    /// Reads what is there.
+    /// Reads the data that has arrived.
     ///
     /// # Errors
-    /// The number of the kernel's error; [`WOULD_BLOCK`] when there is nothing.
+    /// The kernel's error number; [`WOULD_BLOCK`] if no data has arrived.
     pub fn read(&self, buffer: &mut [u8]) -> Result<usize, u64> {
         let at = buffer.as_mut_ptr() as u64;
         call(READ, [self.0, at, buffer.len() as u64, 0, 0, 0]).map(|count| count as usize)
     }
 
-    /// Writes `bytes`, or some of them; returns how many.
+    /// Writes `bytes` or the first of them; returns how many.
     pub fn write(&self, bytes: &[u8]) -> usize {
         let at = bytes.as_ptr() as u64;
         call(WRITE, [self.0, at, bytes.len() as u64, 0, 0, 0]).unwrap_or(0) as usize
@@ -392,8 +396,8 @@ fn mount(kind: &CStr, folder: &CStr) -> Result<u64, u64> {
 fn call(number: u64, arguments: [u64; 6]) -> Result<u64, u64> {
     let [a, b, c, d, e, f] = arguments;
     let result: u64;
-    // SAFETY: every caller passes pointers to memory of its own that outlive the call, as large as
-    // the call says; the kernel changes RAX, RCX and R11 only.
+    // SAFETY: every caller passes pointers to its own memory, which outlives the call and is as
+    // large as the call says; the kernel changes only RAX, RCX and R11.
     unsafe {
         asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c,
             in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _,

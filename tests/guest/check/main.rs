@@ -1,13 +1,13 @@
-//! `check`: the program that the Linux test guest runs.
+//! `check`: the program in the Linux test guest.
 //!
-//! It fills memory above the kernel's `mem=` limit with stamped pages, rewrites and checks them for
-//! ever, and prints one line a second on the console: its clocks, its timer, its pages, its errors,
-//! and the longest gap in which it did not run. It takes single-letter commands on the console (see
-//! [`Check::command`]). Options come from the kernel command line (see [`options`]).
+//! It fills memory above the kernel's `mem=` limit with stamped pages, rewrites and checks them
+//! forever, and prints one line per second on the console: its clocks, its timer, its pages, its
+//! errors, and the longest gap in which it did not run. It takes single-letter commands on the
+//! console (see [`Check::command`]). Options come from the kernel command line (see [`options`]).
 //!
-//! No standard library and no allocator: where the guest's page faults are emulated they cost about
-//! a millisecond each, so the program is a few pages, and the memory it works on is mapped at once
-//! through `/dev/mem`.
+//! It uses neither the standard library nor an allocator: where the guest's page faults are
+//! emulated they cost about a millisecond each, so the program is only a few pages long, and the
+//! memory that it works on is mapped at once through `/dev/mem`.
 
 #![no_std]
 #![no_main]
@@ -175,11 +175,11 @@ impl Check {
 
     fn turn(&mut self, now: u64) {
         self.ticks += 1;
-        // A clock that went backwards shows as a gap of centuries, which no test overlooks.
+        // A clock that went backwards shows as a gap of centuries, which no test misses.
         let elapsed = now.wrapping_sub(self.last);
         self.last = now;
         self.gap = self.gap.max(elapsed);
-        // A program that sleeps has ten milliseconds' worth of pages to write when it wakes.
+        // A program that sleeps has to write ten milliseconds' worth of pages when it wakes up.
         let pages_max = if self.options.halt { self.rate / 50 + 1 } else { 1 };
         let mut credit = elapsed;
         for _ in 0..pages_max {
@@ -194,7 +194,7 @@ impl Check {
         }
     }
 
-    /// One line; the time that it takes is told apart from gaps.
+    /// Prints one line; the time that printing takes is reported separately from gaps.
     fn print(&mut self) {
         let monotonic = linux::now(Clock::Monotonic);
         self.expiries += self.timer.expiries();
@@ -237,7 +237,7 @@ impl Check {
         self.last = now;
     }
 
-    /// Obeys the letter that was typed, if any:
+    /// Executes the letter that was typed, if any:
     ///
     /// | letter | does |
     /// |---|---|
@@ -248,7 +248,7 @@ impl Check {
     /// | `0` to `9` | rewrite so many thousand pages per second |
     /// | `h` | rewrite 20,000 pages per second |
     /// | `R`, `W`, `S`, `T` | measure the disk: see [`throughput`] |
-    /// | `M`, `m` | read mapped pages of the disk for 10 s, after filling the cache with them, or not: see [`cached`] |
+    /// | `M`, `m` | read mapped pages for 10 s, with or without a full cache at first: [`cached`] |
     /// | `L` | read mapped pages of the disk at random (`check.cache`); again: do not |
     /// | `q` | reset the machine |
     fn command(&mut self) {
@@ -279,13 +279,13 @@ impl Check {
     }
 }
 
-/// Listens at a vsock port, unless it is 0.
+/// Listens at a vsock port; `None` if the port is 0.
 fn listen(port: u32) -> Option<Echo> {
     let echo = (port != 0).then(|| Echo::listen(port))?;
     Some(echo.unwrap_or_else(|error| linux::fail("check: cannot listen by vsock, error ", error)))
 }
 
-/// TSC ticks per second, measured over half a second of the guest's own clock.
+/// TSC ticks per second, measured over half a second by the guest's clock.
 fn measure_tsc() -> u64 {
     let (start_ns, start) = (linux::now(Clock::Monotonic), tsc());
     loop {

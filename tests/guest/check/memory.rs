@@ -1,10 +1,10 @@
-//! The stamped pages, mapped through `/dev/mem`, and their ledger.
+//! The stamped pages, mapped through `/dev/mem`, and the ledger of their versions.
 
 use crate::linux;
 use crate::options::Options;
 use crate::stamp::{Content, Fault, PageWords, Shuffle};
 
-/// The pages and the sequence that each should have.
+/// The pages, and the version that each should have.
 pub struct Memory {
     pages: &'static mut [PageWords],
     ledger: &'static mut [u32],
@@ -19,10 +19,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Maps ledger and pages at `options.base`.
+    /// Maps the ledger and the pages at `options.base`.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn map(options: &Options) -> Result<Self, u64> {
         let (ledger, pages) = linux::map_physical(options.base, options.pages)?;
         Ok(Self {
@@ -70,7 +70,7 @@ impl Memory {
         self.written += 1;
     }
 
-    /// Checks the next page of all.
+    /// Checks the next page, in turn over all pages.
     pub fn sweep(&mut self) {
         if self.pages.is_empty() {
             return;
@@ -86,22 +86,22 @@ impl Memory {
         }
     }
 
-    /// Pages rewritten.
+    /// Number of pages rewritten.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Pages checked.
+    /// Number of pages checked.
     pub fn checked(&self) -> u64 {
         self.checked
     }
 
-    /// Bad pages found.
+    /// Number of bad pages found.
     pub fn errors(&self) -> u64 {
         self.errors
     }
 
-    /// The first of them.
+    /// The first bad page found.
     pub fn first_fault(&self) -> Option<Fault> {
         self.first_fault
     }

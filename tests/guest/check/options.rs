@@ -13,53 +13,53 @@
 //! | `check.own=N` | 1 | seed of the pages: guests with the same seed have the same pages |
 //! | `check.cache=N` | 0 | part of `/dev/vda` that is read into the cache and mapped first, MiB |
 //! | `check.order=N` | 1 | seed of the order in which it is read |
-//! | `check.litter=N` | 0 | memory that is filled with noise and given back to the kernel first, MiB |
+//! | `check.litter=N` | 0 | memory filled with noise and returned to the kernel first, MiB |
 //! | `check.button=1` | 0 | switch off when the power button is pressed |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
 //! | `check.vsock=N` | 0 | say back what is said at this vsock port |
 //! | `check.disk=1` | 0 | write a record to `/dev/vda` for each line, and ask `/dev/hwrng` once |
 
-/// What the program was asked to do.
+/// The options from the command line.
 #[derive(Clone, Copy)]
 pub struct Options {
-    /// First byte of memory that is not the kernel's.
+    /// Address of the first byte of memory that does not belong to the kernel.
     pub base: u64,
-    /// Pages filled and checked.
+    /// Number of pages that are filled and checked.
     pub pages: u64,
-    /// Pages rewritten.
+    /// Number of pages that are rewritten.
     pub working_set_pages: u64,
     /// Pages rewritten per second.
     pub rate: u64,
     /// Pages checked in the background per second.
     pub sweep: u64,
-    /// Share of incompressible pages, percent.
+    /// Share of incompressible pages, in percent.
     pub random: u64,
-    /// Share of compressible pages, percent.
+    /// Share of compressible pages, in percent.
     pub text: u64,
-    /// Share of rewrites that clear the page, percent.
+    /// Share of rewrites that clear the page, in percent.
     pub zeroing: u64,
     /// Seed of the pages.
     pub own_seed: u64,
-    /// Part of the disk that is read into the cache, bytes.
+    /// Part of the disk that is read into the cache, in bytes.
     pub cache: u64,
-    /// Seed of the order in which it is read.
+    /// Seed of the order in which that part is read.
     pub cache_order: u64,
-    /// Memory that is filled and given back at first, bytes.
+    /// Memory that is filled with noise and returned to the kernel at first, in bytes.
     pub litter: u64,
-    /// Switch off when the power button is pressed.
+    /// Whether to power off when the power button is pressed.
     pub button: bool,
-    /// Sleep between turns.
+    /// Whether to sleep between iterations.
     pub halt: bool,
-    /// Write to the disk.
+    /// Whether to write records to the disk.
     pub disk: bool,
-    /// Vsock port to listen at; 0 is none.
+    /// Vsock port to listen at; 0 for none.
     pub vsock: u32,
 }
 
 const PAGES_PER_MIB: u64 = 256;
 
 impl Options {
-    /// Reads what it knows from `cmdline` and leaves the rest.
+    /// Reads the known options from `cmdline` and ignores the rest.
     pub fn parse(cmdline: &[u8]) -> Self {
         let value = |name: &[u8]| {
             let words = cmdline.split(|byte| byte.is_ascii_whitespace());
@@ -88,7 +88,7 @@ impl Options {
     }
 }
 
-/// Digits, then perhaps K, M or G. Anything else ends the number.
+/// Digits, optionally followed by K, M or G. Anything else ends the number.
 fn number(text: &[u8]) -> u64 {
     let mut value: u64 = 0;
     for byte in text {

@@ -1,5 +1,5 @@
-//! How fast `/dev/vda` is, for the benchmark: a number of reads or writes, one after the other,
-//! past the guest's cache.
+//! The speed of `/dev/vda`, for the benchmark: a number of reads or writes, one after the other,
+//! bypassing the guest's cache.
 
 use crate::line::Line;
 use crate::linux::{self, File, tsc};
@@ -7,14 +7,14 @@ use crate::random::Random;
 
 /// Bytes of the disk that are used.
 const DISK_BYTES: u64 = 64 << 20;
-/// Bytes of a request at a random place.
+/// Size of a request at a random offset, in bytes.
 const SMALL_BYTES: u64 = 4 << 10;
-/// Bytes of a request in a row.
+/// Size of a sequential request, in bytes.
 const LARGE_BYTES: u64 = 256 << 10;
-/// Requests at random places.
+/// Number of requests at random offsets.
 const SMALL_COUNT: u64 = 1000;
 
-/// Does what `letter` says and prints a line; whole seconds may pass.
+/// Measures what `letter` selects and prints a line, which may take several seconds.
 ///
 /// | letter | does |
 /// |---|---|

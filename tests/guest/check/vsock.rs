@@ -1,8 +1,8 @@
-//! Echoes what one program of the host at a time says on a vsock port.
+//! Echoes what a program on the host sends on a vsock port, one program at a time.
 
 use crate::linux::{RESETS, VsockSocket, WOULD_BLOCK};
 
-/// The port, and who has connected to it.
+/// The listening port, and the program that has connected to it.
 pub struct Echo {
     listener: VsockSocket,
     program: Option<VsockSocket>,
@@ -14,12 +14,12 @@ impl Echo {
     /// Listens at `port`.
     ///
     /// # Errors
-    /// The number of the kernel's error.
+    /// The kernel's error number, if a system call fails.
     pub fn listen(port: u32) -> Result<Self, u64> {
         Ok(Self { listener: VsockSocket::listen(port)?, program: None, echoed: 0, resets: 0 })
     }
 
-    /// Says back what was said since.
+    /// Echoes what has arrived since the last call, or accepts a connection.
     pub fn turn(&mut self) {
         let Some(program) = &self.program else {
             self.program = self.listener.accept();
@@ -36,12 +36,12 @@ impl Echo {
         }
     }
 
-    /// Bytes said back.
+    /// Number of bytes echoed.
     pub fn echoed(&self) -> u64 {
         self.echoed
     }
 
-    /// Connections that ended with a reset.
+    /// Number of connections that ended with a reset.
     pub fn resets(&self) -> u64 {
         self.resets
     }

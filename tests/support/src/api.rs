@@ -1,4 +1,4 @@
-//! A guest's API as any HTTP client would use it: one request over the Unix socket, one JSON
+//! A client of a guest's HTTP API, like any user's: one request over the Unix socket, one JSON
 //! answer.
 
 use std::io::{self, Read, Write};
@@ -8,26 +8,26 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// An answer.
+/// An HTTP answer with JSON in it.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The HTTP status.
+    /// The HTTP status code.
     pub status: u16,
-    /// The document.
+    /// The JSON document in the body.
     pub body: Value,
 }
 
 impl Answer {
-    /// The document of a successful answer, or the whole answer as an error.
+    /// Returns the document of a successful answer, or the whole answer as an error.
     pub fn success(self) -> Result<Value, String> {
         if (200..300).contains(&self.status) { Ok(self.body) } else { Err(format!("{self:?}")) }
     }
 }
 
-/// Asks the process behind `socket`; `body` makes the request carry JSON.
+/// Sends a request to the process behind `socket`; `body` becomes the request's JSON.
 ///
 /// # Errors
-/// Nobody listens, or the answer is no HTTP with JSON in it.
+/// If no process listens on the socket, or the answer is not HTTP with JSON in it.
 pub fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -37,7 +37,8 @@ pub fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> io:
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
-    // At once: who refuses what the first line says may not wait for the rest.
+    // In one write: a server that refuses the request after its first line may close the connection
+    // before it reads the rest.
     stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

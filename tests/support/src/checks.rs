@@ -1,5 +1,5 @@
-//! What must hold after every failure: one copy of the guest runs, its memory is intact, and
-//! nothing is left behind.
+//! Assertions that must hold after every failure: one copy of the guest runs, its memory is intact,
+//! and nothing is left behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,10 +11,11 @@ use super::process::{Pid, processes_of};
 use super::state_folder::belongs;
 use super::{Exit, Guest, Host, wait};
 
-/// Loop turns that prove that a guest runs. It makes far more than this in a millisecond.
+/// Loop iterations that prove that a guest runs. The workload makes far more than this in a
+/// millisecond.
 const TICKS_OF_LIFE: u64 = 1000;
 
-/// What the host spends on a guest, pages that are shared counted once. Bytes.
+/// The host memory that a guest costs, in bytes; shared pages count proportionally (PSS).
 pub fn cost(host: &Host, name: &str) -> u64 {
     wait::until("its process tells what it costs", || {
         let shown = host.run(&["show", name, "--json"]);
@@ -25,8 +26,8 @@ pub fn cost(host: &Host, name: &str) -> u64 {
     })
 }
 
-/// Exactly one copy of the guest runs on these hosts, and it is the one on `here`; its memory is
-/// intact, and no other copy is left, running or not. Returns it.
+/// Asserts that exactly one copy of the guest runs on these hosts, the one on `here`, that its
+/// memory is intact, and that no other copy is left, running or not. Returns the running copy.
 #[track_caller]
 pub fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = exactly_one_copy_runs(hosts, name, here);
@@ -39,8 +40,8 @@ pub fn one_intact_copy(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     guest
 }
 
-/// Exactly one copy of the guest runs, the one on `here`. Believes the guest's own loop counter,
-/// not what processes say.
+/// Asserts that exactly one copy of the guest runs, the one on `here`. Relies on the guest's own
+/// loop counter, not only on what the processes report.
 #[track_caller]
 pub fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) -> Guest {
     let guest = here.guest(name);
@@ -60,8 +61,8 @@ pub fn exactly_one_copy_runs(hosts: &[&Host], name: &str, here: &Host) -> Guest 
     guest
 }
 
-/// No copy of the guest runs. `witness` is a guest that does: while it lives on visibly, the copies
-/// must not.
+/// Asserts that no copy of the guest runs. `witness` is a running guest: while its loop counter
+/// advances, those of the copies must not.
 #[track_caller]
 pub fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
     let copies: Vec<Guest> = hosts.iter().map(|host| host.guest(name)).collect();
@@ -74,7 +75,7 @@ pub fn no_copy_runs(hosts: &[&Host], name: &str, witness: &Guest) {
     }
 }
 
-/// The guest is gone from these hosts, as after any crash.
+/// Waits until the guest is gone from these hosts, as after any crash, and nothing is left behind.
 #[track_caller]
 pub fn guest_is_gone(hosts: &[&Host], name: &str) {
     wait::until(&format!("{name} is gone"), || {
@@ -85,8 +86,8 @@ pub fn guest_is_gone(hosts: &[&Host], name: &str) {
     nothing_left_behind(hosts);
 }
 
-/// The guest's own verdict on all its memory, asked for now: every page as it wrote it, its clock
-/// never backwards.
+/// Has the guest check all its memory now, and asserts that every page is as the guest wrote it and
+/// that its clock never went backwards.
 #[track_caller]
 pub fn memory_is_intact(guest: &Guest) {
     let workload = guest.verify();
@@ -95,7 +96,7 @@ pub fn memory_is_intact(guest: &Guest) {
     assert_eq!(workload["clock_backwards"], 0, "{workload:#}");
 }
 
-/// The guest makes progress.
+/// Waits until the guest's loop counter has advanced.
 #[track_caller]
 pub fn await_life(guest: &Guest) {
     let start = guest.ticks().unwrap_or(0);
@@ -110,8 +111,8 @@ fn others(hosts: &[&Host], name: &str, here: &Host) -> Vec<Guest> {
     elsewhere.map(|host| host.guest(name)).collect()
 }
 
-/// On these hosts there are the nodes, the guests that are listed, settled records, and nothing
-/// else: no process, no socket, no folder of a guest, no temporary file.
+/// Asserts that these hosts have only their nodes, the listed guests and settled records: no other
+/// process, socket, guest folder or temporary file.
 #[track_caller]
 pub fn nothing_left_behind(hosts: &[&Host]) {
     for host in hosts {
@@ -122,7 +123,7 @@ pub fn nothing_left_behind(hosts: &[&Host]) {
     }
 }
 
-/// What should not be there.
+/// The processes, files and records that should not be on the host.
 fn leftovers(host: &Host) -> Vec<String> {
     let listed = host.list();
     let mut left = stray_processes(host, &listed);
@@ -159,7 +160,7 @@ fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) {
     }
 }
 
-/// Records of migrations that are not over.
+/// Migration records that are not in a final state.
 fn unsettled_records(host: &Host) -> Vec<String> {
     let records = host.records();
     let open = records.iter().filter(|record| {

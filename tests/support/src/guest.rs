@@ -1,4 +1,4 @@
-//! A guest, reached through its process's API wherever it is.
+//! A guest, reached through the API of its process on whichever host it is.
 
 use std::path::{Path, PathBuf};
 
@@ -9,24 +9,25 @@ use super::process::Pid;
 use super::program::{in_namespace, lighter, run};
 use super::{Host, wait};
 
-/// How a guest is started. The default is small and calm, so that many fit on a small machine.
+/// How to start a guest. The default is small and writes little, so that many fit on a small
+/// machine.
 #[derive(Debug, Clone)]
 pub struct GuestPlan {
-    /// Its name.
+    /// Name of the guest.
     pub name: String,
-    /// Its memory, as for `--memory`.
+    /// Size of the guest's memory, as for `--memory`.
     pub memory: String,
-    /// Its vCPUs.
+    /// Number of vCPUs.
     pub cpus: u8,
-    /// Pages that the workload writes each second.
+    /// Pages that the workload writes per second.
     pub dirty_rate: u32,
-    /// The part of memory that it writes to, as for `--working-set`.
+    /// The part of memory that the workload writes to, as for `--working-set`.
     pub working_set: String,
-    /// More of `lighter run`'s options.
+    /// More options of `lighter run`.
     pub options: Vec<String>,
-    /// Environment of its process.
+    /// Environment variables of the guest's process.
     pub environment: Vec<(String, String)>,
-    /// Network namespace of its process; absent: this one.
+    /// Network namespace of the guest's process; `None` for that of the test.
     pub namespace: Option<String>,
 }
 
@@ -45,7 +46,7 @@ impl Default for GuestPlan {
     }
 }
 
-/// A guest on a host, whether or not it is there (any more).
+/// A guest on a host, whether or not it exists there (yet, or any more).
 #[derive(Debug, Clone)]
 pub struct Guest {
     state_dir: PathBuf,
@@ -53,7 +54,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts the built-in workload on `host` and waits until it works.
+    /// Starts the built-in workload on `host` and waits until it writes.
     pub fn start(host: &Host, plan: &GuestPlan) -> Self {
         let (cpus, rate) = (plan.cpus.to_string(), plan.dirty_rate.to_string());
         let mut arguments = vec![
@@ -80,62 +81,62 @@ impl Guest {
         guest
     }
 
-    /// The guest of this name on the host with this state folder.
+    /// The guest `name` on the host with this state folder.
     pub fn at(state_dir: &Path, name: &str) -> Self {
         Self { state_dir: state_dir.to_owned(), name: name.to_owned() }
     }
 
-    /// Its name.
+    /// The guest's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process's socket.
+    /// The API socket of the guest's process.
     pub fn socket(&self) -> PathBuf {
         self.state_dir.join("guests").join(&self.name).join("api.sock")
     }
 
-    /// GET.
+    /// Sends a GET request and returns the document.
     ///
     /// # Errors
-    /// What the process refused with, or that nobody answers.
+    /// If the process refuses the request or does not answer.
     pub fn get(&self, path: &str) -> Result<Value, String> {
         ask(&self.socket(), "GET", path, None).map_err(|error| error.to_string())?.success()
     }
 
-    /// A request that is answered.
+    /// Sends a request, which must be answered, though not necessarily with success.
     #[track_caller]
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         ask(&self.socket(), method, path, body)
             .unwrap_or_else(|error| panic!("{}: {method} {path}: {error}", self.name))
     }
 
-    /// How it stands, as it says; absent when nobody answers.
+    /// The guest's state according to its process; `None` if no process answers.
     pub fn state(&self) -> Option<String> {
         Some(self.get("/v1/guest").ok()?["state"].as_str()?.to_owned())
     }
 
-    /// Its process.
+    /// The guest's process.
     #[track_caller]
     pub fn pid(&self) -> Pid {
         let info = self.get("/v1/guest").unwrap_or_else(|error| panic!("{}: {error}", self.name));
         Pid(info["pid"].as_u64().expect("a pid") as u32)
     }
 
-    /// What its workload says.
+    /// The report of the guest's workload.
     ///
     /// # Errors
-    /// It has none, or nobody answers.
+    /// If the guest has no workload, or no process answers.
     pub fn workload(&self) -> Result<Value, String> {
         self.get("/v1/guest/workload")
     }
 
-    /// Turns of its loop: grow exactly while its vCPUs run.
+    /// Iterations of the workload's loop, which grow exactly while the guest's vCPUs run.
     pub fn ticks(&self) -> Option<u64> {
         self.workload().ok()?["ticks"].as_u64()
     }
 
-    /// Waits for something in the workload's report.
+    /// Waits until `condition` holds for the workload's report, and returns that report.
     #[track_caller]
     pub fn await_workload(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         wait::until(&format!("the workload of {}: {what}", self.name), || {
@@ -144,7 +145,7 @@ impl Guest {
         })
     }
 
-    /// Waits until it stands as `state`.
+    /// Waits until the guest is in `state`.
     #[track_caller]
     pub fn await_state(&self, state: &str) {
         wait::until(&format!("{} is {state}", self.name), || {
@@ -153,7 +154,7 @@ impl Guest {
         });
     }
 
-    /// Has it check all its memory, to the last bit, and returns what it says then.
+    /// Has the guest check all its memory, to the last bit, and returns its report afterwards.
     #[track_caller]
     pub fn verify(&self) -> Value {
         let asked = self.request("PUT", "/v1/guest/workload", Some(&json!({ "verify": true })));

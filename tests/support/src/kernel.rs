@@ -1,18 +1,18 @@
-//! Kernels of a few instructions, for guests of which no more is asked.
+//! Kernels of a few instructions, for guests that need to do nothing more.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where a kernel's code lies in guest memory, and is entered.
+/// Guest physical address at which a kernel's code is loaded and entered.
 const ADDRESS: u64 = 2 << 20;
-/// Bytes of an ELF header (elf(5)).
+/// Size of an ELF header (elf(5)), in bytes.
 const HEADER_BYTES: u16 = 64;
-/// Bytes of a program header.
+/// Size of an ELF program header, in bytes.
 const SEGMENT_BYTES: u16 = 56;
-/// Sleeps for ever: `hlt; jmp`.
+/// Sleeps forever: `hlt; jmp`.
 const SLEEPER: [u8; 3] = [0xf4, 0xeb, 0xfd];
 
-/// A kernel that sleeps for ever, written into `folder`.
+/// Writes a kernel that sleeps forever into `folder`, and returns its path.
 pub fn sleeper(folder: &Path) -> PathBuf {
     kernel(&folder.join("sleeper"), &SLEEPER)
 }
@@ -21,7 +21,7 @@ pub fn sleeper(folder: &Path) -> PathBuf {
 pub fn kernel(path: &Path, code: &[u8]) -> PathBuf {
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
-    // ET_EXEC, EM_X86_64, version; entry; program headers behind this one; none of sections.
+    // ET_EXEC, EM_X86_64, version; entry; program headers follow this one; no section headers.
     elf.extend([2_u16, 62].map(u16::to_le_bytes).concat());
     elf.extend(1_u32.to_le_bytes());
     elf.extend([ADDRESS, HEADER_BYTES.into(), 0].map(u64::to_le_bytes).concat());

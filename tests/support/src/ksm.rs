@@ -1,5 +1,5 @@
-//! The kernel's samepage merging, for tests that need it to run. It belongs to the whole machine,
-//! so they take turns.
+//! Kernel samepage merging, for tests that need it to run. There is one ksmd per machine, so these
+//! tests take turns.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -8,20 +8,21 @@ use std::os::unix::fs::FileExt;
 use super::ksm_turn::{FOLDER, KsmLock, set};
 use super::process::Pid;
 
-/// Pages that are looked at in a row, with a millisecond between: some hundred MiB a second.
+/// Makes ksmd scan 5000 pages in a row, with a pause of a millisecond: some hundred MiB a second.
 const KNOBS: [(&str, &str); 3] =
     [("pages_to_scan", "5000"), ("sleep_millisecs", "1"), ("run", "1")];
 
-/// Keeps other tests' ksmd and mergeable guests away, for tests with such guests of their own: the
-/// program drives ksmd for no domain as long as there are strangers. A test's first variable, so
-/// that it is dropped last: its guests have ended by then, also when the test fails.
+/// A turn with ksmd, for tests with mergeable guests: it keeps out the mergeable guests of other
+/// tests, because the program drives ksmd for no domain while there are foreign ones. Make it the
+/// first variable of the test, so that it is dropped last: the test's guests have ended by then,
+/// also if the test fails.
 #[derive(Debug)]
 pub struct KsmTurn(KsmLock);
 
 impl KsmTurn {
-    /// Waits for it. What is merged is taken apart (`2`) and forgotten, also what processes had
-    /// merged that are gone: guests of tests whose turn it was before, and of tests that only wait
-    /// for theirs, are as if nobody had driven ksmd.
+    /// Waits for the turn. Then unmerges all pages (`run` = 2) and discards ksmd's state, also for
+    /// processes that no longer exist, so that earlier tests and guests of tests that wait for
+    /// their turn leave no trace of merging.
     pub fn take() -> Self {
         let lock = KsmLock::take();
         let run = read(&format!("{FOLDER}/run"));
@@ -30,20 +31,20 @@ impl KsmTurn {
         Self(lock)
     }
 
-    /// Makes ksmd scan fast until the returned value is dropped. The turn lasts until the guests
-    /// have ended.
+    /// Makes ksmd scan fast until the returned value is dropped. The turn itself lasts until the
+    /// guests have ended.
     #[must_use]
     pub fn scanning(&self) -> Scan<'_> {
         Scan::begin(self)
     }
 
-    /// Whether each knob is as it was then.
+    /// Whether each setting of ksmd is as it was when the turn began.
     pub fn is_as_before(&self) -> bool {
         self.0.is_as_before()
     }
 }
 
-/// A ksmd that scans fast. Dropping it restores the knobs.
+/// A phase in which ksmd scans fast. Dropping it restores the settings.
 #[derive(Debug)]
 pub struct Scan<'a> {
     before: [(&'static str, String); KNOBS.len()],
@@ -64,7 +65,7 @@ impl Drop for Scan<'_> {
     }
 }
 
-/// Bytes of a process's memory that the kernel may merge, and that are huge pages.
+/// Bytes of a process's memory that ksmd may merge, and bytes in huge pages.
 pub fn marked_and_huge(pid: Pid) -> (u64, u64) {
     let text = fs::read_to_string(format!("/proc/{}/smaps", pid.0)).expect("a process");
     let (mut size, mut marked, mut huge) = (0, 0, 0);
@@ -81,13 +82,13 @@ pub fn marked_and_huge(pid: Pid) -> (u64, u64) {
     (marked << 10, huge << 10)
 }
 
-/// Pages of a process that are merged with others.
+/// Number of a process's pages that ksmd has merged.
 pub fn merged_pages(pid: Pid) -> u64 {
     let text = read(&format!("/proc/{}/ksm_merging_pages", pid.0));
     text.parse().expect("a number")
 }
 
-/// Frames of memory that a process maps and the kernel has merged (KPF_KSM of `/proc/kpageflags`).
+/// Page frames that a process maps and ksmd has merged (KPF_KSM of `/proc/kpageflags`).
 pub fn merged_frames(pid: Pid) -> BTreeSet<u64> {
     const KPF_KSM: u64 = 1 << 21;
     const PRESENT: u64 = 1 << 63;

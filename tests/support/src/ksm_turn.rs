@@ -1,15 +1,14 @@
-//! A test's turn with the host's ksmd: a lock of the host, also for other checkouts. The file of
-//! the lock holds the settings as they were, so that a test that was killed leaves nothing changed
-//! for the next.
+//! A test's turn with the host's ksmd: a lock of the whole host, across checkouts. The lock file
+//! holds the original settings, so that the next test can restore what a killed test left changed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 
-/// Where the kernel has the settings of ksmd.
+/// The kernel's folder of ksmd settings.
 pub const FOLDER: &str = "/sys/kernel/mm/ksm";
 
-/// What must be as before when a program has driven ksmd; older kernels do not have all of them.
-/// In an order in which they can be put back: the advisor would decide about others.
+/// The settings that a test must leave unchanged; older kernels lack some of them. In the order in
+/// which they can be restored: while the advisor is on, it sets others itself.
 const KNOBS: [&str; 8] = [
     "advisor_mode",
     "max_page_sharing",
@@ -21,18 +20,18 @@ const KNOBS: [&str; 8] = [
     "run",
 ];
 
-/// The settings that there are, one a line: its name and its value.
+/// The settings that this kernel has, one per line: name and value.
 fn settings() -> String {
     let setting = |knob| {
         let text = fs::read_to_string(format!("{FOLDER}/{knob}")).ok()?;
-        // The choices of the advisor: the one in brackets is on.
+        // Of the advisor's choices, the one in brackets is active.
         let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
         Some(format!("{knob} {}\n", chosen.map_or(text.trim(), |(chosen, _)| chosen)))
     };
     KNOBS.into_iter().filter_map(setting).collect()
 }
 
-/// The lock.
+/// The lock on the host's ksmd, held by one test at a time.
 #[derive(Debug)]
 pub struct KsmLock {
     file: File,
@@ -40,7 +39,7 @@ pub struct KsmLock {
 }
 
 impl KsmLock {
-    /// Waits for it, and puts back what a test has left changed that was killed.
+    /// Waits for the lock, and restores the settings that a killed test left changed.
     pub fn take() -> Self {
         let path = std::env::temp_dir().join("lighter-tests-ksm.lock");
         let mut options = OpenOptions::new();
@@ -50,7 +49,7 @@ impl KsmLock {
         let mut left = String::new();
         file.read_to_string(&mut left).expect("the file of the lock can be read");
         if !left.is_empty() && left != settings() {
-            set("run", "2"); // what is merged keeps some settings from being changed
+            set("run", "2"); // the kernel refuses to change some settings while pages are merged
             left.lines()
                 .filter_map(|line| line.split_once(' '))
                 .for_each(|(knob, value)| set(knob, value));
@@ -62,14 +61,15 @@ impl KsmLock {
         Self { file, before }
     }
 
-    /// Whether each setting is as it was then.
+    /// Whether each setting is as it was when the lock was taken.
     pub fn is_as_before(&self) -> bool {
         settings() == self.before
     }
 }
 
 impl Drop for KsmLock {
-    /// What a test that fails has left changed is put back by the next.
+    /// Keeps the original settings in the file if the test left some changed: the next test
+    /// restores them.
     fn drop(&mut self) {
         if self.is_as_before() {
             let _ = self.file.set_len(0);

@@ -1,10 +1,9 @@
 //! Hosts, guests and migrations as a user has them, for tests and benches: real processes of the
-//! built program, real KVM, real QUIC on loopback, each pair of hosts in a temporary folder of its
-//! own.
+//! built program, real KVM, real QUIC on loopback. Each pair of hosts has its own temporary folder.
 //!
 //! Start at [`Pair`] (two hosts that trust each other), then [`Guest`] and [`Migration`]. What must
-//! hold after a failure is in [`checks`]. Nothing here sleeps to synchronise: [`wait`] asks for a
-//! condition until it holds or a deadline passes. What benches alone share is in [`mod@bench`].
+//! hold after a failure is in [`checks`]. Nothing here sleeps to synchronise: [`wait`] checks a
+//! condition until it holds or a deadline passes. What only benches share is in [`mod@bench`].
 
 pub mod bench;
 pub mod checks;

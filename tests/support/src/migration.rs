@@ -1,40 +1,42 @@
-//! A migration as a user starts it: `lighter migrate`, watched from outside.
+//! A migration as a user starts it: `lighter migrate`, observed from outside.
 
 use serde_json::Value;
 
 use super::program::{Done, Running, lighter};
 use super::{Exit, Guest, Host, Pid, wait};
 
-/// Slower than a guest of [`GuestPlan::default`](super::GuestPlan) writes: it is on its way for as
-/// long as a test needs.
+/// A bandwidth below the dirty rate of [`GuestPlan::default`](super::GuestPlan): the migration
+/// stays in precopy for as long as a test needs.
 pub const CRAWL: [&str; 2] = ["--bandwidth", "500KB/s"];
 
-/// For tests that hold a migration while the guest stands still: longer than they do.
+/// A downtime limit for tests that hold a migration while the guest is paused: longer than they
+/// hold it.
 pub const HELD: [&str; 2] = ["--downtime", "10s"];
 
-/// Limit of the downtime for tests that are not about it: what a hand-over needs when other tests
-/// run beside it. Where all of the host is emulated it needs more, which the environment then says.
+/// Downtime limit for tests of other things: enough for a switchover while other tests run beside
+/// it. A host that is fully emulated needs more, and sets it by the environment variable.
 fn downtime() -> [String; 2] {
     let limit = std::env::var("LIGHTER_TEST_DOWNTIME").unwrap_or_else(|_| "3s".to_owned());
     ["--downtime".to_owned(), limit]
 }
 
-/// A running `lighter migrate --json`; killed when dropped (the migration itself goes on then).
+/// A running `lighter migrate --json`. Dropping it kills the command; the migration itself
+/// continues.
 #[derive(Debug)]
 pub struct Migration {
     verb: Running,
     guest: Guest,
 }
 
-/// How it ended.
+/// The end of a migration command.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Exit code and words.
+    /// The command's exit code and output.
     pub done: Done,
 }
 
 impl Migration {
-    /// Starts to migrate `name` from one host to the other, with more arguments.
+    /// Starts to migrate guest `name` from one host to the other; `more` are further arguments.
     pub fn start(from: &Host, name: &str, to: &Host, more: &[&str]) -> Self {
         Self::to_address(from, name, to.node().address(), more)
     }
@@ -43,7 +45,7 @@ impl Migration {
     pub fn to_address(from: &Host, name: &str, address: &str, more: &[&str]) -> Self {
         let (mut arguments, downtime) =
             ([&["migrate", name, address, "--json"], more].concat(), downtime());
-        // One that crawls is not to arrive.
+        // A migration with limited bandwidth is not meant to complete.
         let is_said = |option: &&str| ["--downtime", "--bandwidth"].contains(option);
         if !more.iter().any(is_said) {
             arguments.extend(downtime.iter().map(String::as_str));
@@ -52,17 +54,17 @@ impl Migration {
         Self { verb: Running::start(command), guest: from.guest(name) }
     }
 
-    /// Migrates and waits for the end.
+    /// Migrates the guest and waits for the end.
     pub fn run(from: &Host, name: &str, to: &Host) -> Outcome {
         Self::start(from, name, to, &[]).finish()
     }
 
-    /// The process of the command line.
+    /// The process of the `lighter migrate` command.
     pub fn pid(&self) -> Pid {
         self.verb.pid()
     }
 
-    /// Waits until the source says that it is in `phase`.
+    /// Waits until the source reports `phase`.
     #[track_caller]
     pub fn await_phase(&self, phase: &str) {
         wait::until(&format!("the migration reaches {phase}"), || {
@@ -72,7 +74,7 @@ impl Migration {
         });
     }
 
-    /// Waits for the end of the command.
+    /// Waits until the command ends.
     #[track_caller]
     pub fn finish(self) -> Outcome {
         let Self { verb, guest } = self;
@@ -81,7 +83,7 @@ impl Migration {
 }
 
 impl Outcome {
-    /// It succeeded; the report.
+    /// Asserts that the migration succeeded; returns its report.
     #[track_caller]
     pub fn ok(self) -> Value {
         let report = self.done.ok().json();
@@ -90,8 +92,8 @@ impl Outcome {
         report
     }
 
-    /// It failed and the guest goes on where it was; the message says so, and has all of `words`.
-    /// Returns the report, when there is one.
+    /// Asserts that the migration failed and the guest continues on the source, and that the
+    /// message says so and contains all of `words`. Returns the command's output.
     #[track_caller]
     pub fn stayed(self, words: &[&str]) -> Done {
         self.done
@@ -99,13 +101,14 @@ impl Outcome {
             .complains(Exit::Failed, words)
     }
 
-    /// It was called off.
+    /// Asserts that the migration was cancelled.
     #[track_caller]
     pub fn cancelled(self) -> Done {
         self.done.complains(Exit::Cancelled, &["called off", "the guest goes on here"])
     }
 
-    /// Nobody can tell: the guest runs nowhere, and the way out is printed.
+    /// Asserts that the migration is in doubt: the guest runs on neither host, and the message
+    /// names the way out.
     #[track_caller]
     pub fn in_doubt(self) -> Done {
         self.done.complains(Exit::InDoubt, &["in doubt", "paused here", "--resolve"])

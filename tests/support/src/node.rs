@@ -1,4 +1,4 @@
-//! A host's node: a real `lighter node` on loopback ports of the kernel's choice.
+//! A host's node: a real `lighter node` on loopback ports that the kernel chooses.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,20 @@ use super::process::Pid;
 use super::program::{in_namespace, lighter, read};
 use super::wait;
 
-/// How a node is started.
+/// How to start a node.
 #[derive(Debug, Clone, Default)]
 pub struct NodePlan {
-    /// More arguments.
+    /// More arguments of `lighter node`.
     pub arguments: Vec<String>,
-    /// Environment, inherited by the processes that it starts.
+    /// Environment variables of the node, which the processes that it starts inherit.
     pub environment: Vec<(String, String)>,
-    /// Network namespace to run in; absent: this one.
+    /// Network namespace of the node; `None` for that of the test.
     pub namespace: Option<String>,
-    /// QUIC address to listen on; absent: loopback, any port.
+    /// QUIC address to listen on; `None` for any port on loopback.
     pub listen: Option<String>,
 }
 
-/// A live node; killed when dropped. Guests do not depend on it.
+/// A running node; killed when dropped. Guests continue without it.
 #[derive(Debug)]
 pub struct Node {
     child: Child,
@@ -31,12 +31,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node on the host at `state_dir` and waits until it listens; its log is added to
+    /// Starts a node on the host at `state_dir` and waits until it listens; appends its log to
     /// `log`.
     pub fn start(state_dir: &Path, log: &Path, plan: &NodePlan) -> Self {
         let listen = plan.listen.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let mut arguments = vec!["node", "--listen", &listen, "--metrics", "127.0.0.1:0"];
-        // One node of a host looks after them, and many tests run at once.
+        // Foreign guests are for one node per host only, and many tests run at once.
         if !plan.arguments.iter().any(|argument| argument == "--foreign-guests") {
             arguments.extend(["--foreign-guests", "off"]);
         }
@@ -57,12 +57,12 @@ impl Node {
         Self { child, address }
     }
 
-    /// HOST:PORT for `lighter migrate`.
+    /// The node's HOST:PORT, for `lighter migrate`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Its process.
+    /// The node's process.
     pub fn pid(&self) -> Pid {
         Pid(self.child.id())
     }
@@ -75,7 +75,7 @@ impl Drop for Node {
     }
 }
 
-/// The address in `node.json`, once this process wrote it.
+/// The address in `node.json`, if process `pid` wrote that file.
 fn announced(file: &PathBuf, pid: u32) -> Option<String> {
     let said: Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     (said.get("pid")?.as_u64()? == u64::from(pid)).then_some(())?;

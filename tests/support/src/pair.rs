@@ -1,5 +1,5 @@
-//! Two hosts that trust each other, each a state folder with certificates and a node; removed, with
-//! all their processes, at the end of a test.
+//! Two hosts that trust each other, each a state folder with certificates and a node. The end of
+//! the test removes them and ends all their processes.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::process::processes_of;
 use super::program::{Done, lighter, read, run};
 use super::{Guest, NodePlan, wait};
 
-/// A host: a state folder, and its node while there is one.
+/// A host: a state folder, and its node while one runs.
 #[derive(Debug)]
 pub struct Host {
     state_dir: PathBuf,
@@ -22,22 +22,22 @@ pub struct Host {
 }
 
 impl Host {
-    /// Runs a verb on this host to its end.
+    /// Runs a command on this host to its end.
     pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Done {
         run(lighter(&self.state_dir, arguments))
     }
 
-    /// Its state folder.
+    /// The host's state folder.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
-    /// The folder in which it knows its certificates.
+    /// The folder of the host's certificates.
     pub fn certs(&self) -> PathBuf {
         self.state_dir.join("certs")
     }
 
-    /// Starts its node.
+    /// Starts the host's node.
     pub fn start_node(&mut self, plan: &NodePlan) {
         assert!(self.node.is_none(), "one node for each host");
         let node = Node::start(&self.state_dir, &self.log, plan);
@@ -45,22 +45,22 @@ impl Host {
         self.node = Some(node);
     }
 
-    /// Its live node.
+    /// The host's running node.
     pub fn node(&self) -> &Node {
         self.node.as_ref().expect("this host's node was started")
     }
 
-    /// The address of its node, or of the one that it had last.
+    /// The address of the host's node, or of its last one.
     pub fn last_address(&self) -> &str {
         &self.last_address
     }
 
-    /// Its node's process, while there is one.
+    /// The process of the host's node, if one runs.
     pub fn node_pid(&self) -> Option<super::Pid> {
         self.node.as_ref().map(Node::pid)
     }
 
-    /// The records of its migrations, each as it was written last.
+    /// The newest version of each migration record on this host.
     pub fn records(&self) -> Vec<Value> {
         self.record_files().iter().map(|path| newest(&read(path))).collect()
     }
@@ -73,19 +73,19 @@ impl Host {
         inside(self.state_dir.join("migrations/guests")).flat_map(inside).flat_map(inside).collect()
     }
 
-    /// SIGKILL for its node.
+    /// Kills the host's node with SIGKILL.
     pub fn kill_node(&mut self) {
         drop(self.node.take());
     }
 
-    /// What its nodes and its live guests have logged.
+    /// The logs of the host's nodes and live guests.
     pub fn logs(&self) -> String {
         let guests =
             std::fs::read_dir(self.state_dir.join("guests")).into_iter().flatten().flatten();
         guests.fold(read(&self.log), |logs, guest| logs + &read(&guest.path().join("lighter.log")))
     }
 
-    /// Waits until its nodes and live guests have logged `words`.
+    /// Waits until the logs of the host's nodes and live guests contain `words`.
     #[track_caller]
     pub fn await_log(&self, words: &[&str]) {
         wait::until(&format!("{words:?} in a log"), || {
@@ -95,7 +95,8 @@ impl Host {
         });
     }
 
-    /// As if the host had booted since its last node: the next one starts its guests again.
+    /// Makes the host look rebooted since its last node started: the next node autostarts its
+    /// guests.
     pub fn boots_again(&self) {
         let file = self.state_dir.join("autostarted.json");
         std::fs::write(file, "{\"boot_id\": \"of the life before\"}").expect("a file");
@@ -107,12 +108,12 @@ impl Host {
         listed.as_array().expect("a list").clone()
     }
 
-    /// A guest that is (to be) on this host, by name.
+    /// The guest `name` on this host, whether or not it exists there yet.
     pub fn guest(&self, name: &str) -> Guest {
         Guest::at(&self.state_dir, name)
     }
 
-    /// All that its processes left to read, for the report of a test that failed.
+    /// The logs and state of the host's processes, for the report of a failed test.
     fn testimony(&self) -> String {
         let mut text = format!("--- node of {}\n{}", self.state_dir.display(), read(&self.log));
         for guest in
@@ -130,31 +131,31 @@ impl Host {
     }
 }
 
-/// The newest version in a record's file: each is a line, a checksum and then the record.
+/// The newest version in a record's file. Each line is a checksum followed by a record.
 fn newest(text: &str) -> Value {
     let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
     let record = line.split_once(' ').map(|(_, record)| serde_json::from_str(record.trim()));
     record.and_then(Result::ok).unwrap_or_else(|| Value::String(format!("no record: {text}")))
 }
 
-/// Two hosts of one authority.
+/// Two hosts that trust the same certificate authority.
 #[derive(Debug)]
 pub struct Pair {
-    /// The first, which holds the authority.
+    /// The first host, which holds the authority.
     pub a: Host,
-    /// The second.
+    /// The second host.
     pub b: Host,
     folder: TempDir,
 }
 
 impl Pair {
-    /// Two hosts with ordinary nodes.
+    /// Two hosts with default nodes.
     #[expect(clippy::new_without_default, reason = "it starts processes")]
     pub fn new() -> Self {
         Self::with_nodes(&NodePlan::default(), &NodePlan::default())
     }
 
-    /// Two hosts with these nodes.
+    /// Two hosts whose nodes are started as `a` and `b` say.
     pub fn with_nodes(a: &NodePlan, b: &NodePlan) -> Self {
         let mut pair = Self::without_nodes();
         pair.a.start_node(a);
@@ -162,21 +163,21 @@ impl Pair {
         pair
     }
 
-    /// Two hosts with nodes that take disks in `folder`.
+    /// Two hosts whose nodes accept disks in `folder`.
     pub fn taking_disks_in(folder: &Path) -> Self {
         let arguments = vec!["--disk-dir".to_owned(), folder.display().to_string()];
         let plan = NodePlan { arguments, ..NodePlan::default() };
         Self::with_nodes(&plan, &plan)
     }
 
-    /// Two hosts with certificates and no node yet.
+    /// Two hosts with certificates, without nodes.
     pub fn without_nodes() -> Self {
         Self::with_names(["host-a", "127.0.0.1"], ["host-b", "127.0.0.1"])
     }
 
-    /// Two hosts without a node yet, with certificates for these names and addresses.
+    /// Two hosts without nodes, with certificates for these names and addresses.
     pub fn with_names(names_a: [&str; 2], names_b: [&str; 2]) -> Self {
-        // Short, for the 107 bytes of a Unix socket's path.
+        // Short: the path of a Unix socket has at most 107 bytes.
         let folder = TempDir::with_prefix("lighter-").expect("a temporary folder");
         let host = |name: &str| Host {
             state_dir: folder.path().join(name),
@@ -190,18 +191,18 @@ impl Pair {
         pair
     }
 
-    /// Gives host b a certificate for `names`, from host a's authority.
+    /// Gives host b a certificate for `names`, issued by host a's authority.
     pub fn issue_certificate(&self, names: &[&str]) {
         let out = self.b.certs().display().to_string();
         self.a.run(&[&["certs", "host"], names, &["--out", &out]].concat()).ok();
     }
 
-    /// A folder for files of the test's own.
+    /// A folder for the test's own files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Both.
+    /// Both hosts, a first.
     pub fn hosts(&self) -> [&Host; 2] {
         [&self.a, &self.b]
     }
@@ -214,8 +215,8 @@ impl Drop for Pair {
         }
         self.a.kill_node();
         self.b.kill_node();
-        // Guests outlive nodes and verbs: end those that were given this pair's folder, by their
-        // ids.
+        // Guests outlive nodes and commands: kill those that were given this pair's folder, by
+        // their ids.
         for pid in processes_of(self.folder.path()) {
             pid.kill();
         }

@@ -1,12 +1,12 @@
-//! Where the built program, the sources and room for files are.
+//! The paths of the built program, the sources and the scratch folder.
 
 use std::env::current_exe;
 use std::path::{Path, PathBuf};
 
-/// The program that was built along with this test or bench.
+/// The path of the program that was built together with this test or bench.
 ///
 /// # Panics
-/// This process is no test and no bench of the workspace.
+/// If this process is not a test or bench of the workspace.
 pub fn built_program() -> PathBuf {
     profile_folder().join("lighter")
 }
@@ -20,7 +20,7 @@ pub fn repository() -> &'static Path {
     root.expect("two folders up")
 }
 
-/// A folder below Cargo's target folder, where files of tests stay from run to run.
+/// A folder below Cargo's target folder, in which files of tests persist between runs.
 ///
 /// # Panics
 /// As [`built_program`].

@@ -1,4 +1,4 @@
-//! The host's pool of huge pages, for tests that need one. It belongs to the whole machine, so they
+//! The host's pool of huge pages, for tests that need one. There is one per machine, so these tests
 //! take turns.
 
 use std::fs::{self, File};
@@ -7,19 +7,19 @@ use super::wait;
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// A pool of 2 MiB pages; as it was before when dropped, which is when the test's guests have
-/// ended.
+/// A pool of 2 MiB pages. Dropping it waits until the test's guests have ended, and restores the
+/// previous size.
 #[derive(Debug)]
 pub struct Pool {
     before: u64,
-    /// Pages that others had before.
+    /// Pages that other processes had before.
     taken: u64,
-    /// Shared with the tests of `vmm-core`, which may run at the same time.
+    /// The lock file is shared with the tests of `vmm-core`, which may run at the same time.
     _turn: File,
 }
 
 impl Pool {
-    /// A pool with exactly `pages` that nobody has.
+    /// Resizes the pool so that exactly `pages` are available.
     pub fn of_2m(pages: u64) -> Self {
         let lock = std::env::temp_dir().join("lighter-tests-hugetlb.lock");
         let turn = File::create(lock).expect("a lock file");
@@ -35,12 +35,12 @@ impl Pool {
         Self { before, taken, _turn: turn }
     }
 
-    /// All its pages.
+    /// Number of pages in the pool, used or not.
     pub fn all() -> u64 {
         count("nr_hugepages")
     }
 
-    /// Pages that no process has touched.
+    /// Number of pages that no process has touched.
     pub fn free() -> u64 {
         count("free_hugepages")
     }
@@ -48,8 +48,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // A process that was killed gives its pages back in its own time: what the next test
-        // counted would not be there any more.
+        // A killed process returns its pages with a delay; without this wait, the next test would
+        // count them as taken.
         if !std::thread::panicking() {
             wait::until("the test's guests give their huge pages back", || {
                 wait::holds(taken() <= self.taken, taken())
@@ -59,7 +59,7 @@ impl Drop for Pool {
     }
 }
 
-/// Pages that processes have, or were promised.
+/// Number of pages that processes use or have reserved.
 fn taken() -> u64 {
     count("nr_hugepages") - count("free_hugepages") + count("resv_hugepages")
 }

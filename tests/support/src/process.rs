@@ -1,5 +1,5 @@
-//! Processes as the kernel shows them: who belongs to a state folder, who is alive, and the end of
-//! one of them by its id.
+//! Processes as the kernel shows them: which belong to a state folder, which are alive; and signals
+//! to one of them by its id.
 
 use std::fs;
 use std::path::Path;
@@ -8,24 +8,23 @@ use nix::sys::signal::{Signal, kill};
 
 use super::wait;
 
-/// A process.
+/// A process id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pid(pub u32);
 
 impl Pid {
-    /// Whether it executes, or could: a process that has ended and waits for its parent to notice
-    /// does not count.
+    /// Whether the process can execute: a zombie does not count.
     pub fn is_alive(self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
         state(&stat).is_some_and(|state| !['Z', 'X'].contains(&state))
     }
 
-    /// SIGKILL; harmless when it is gone.
+    /// Sends SIGKILL; does nothing if the process is gone.
     pub fn kill(self) {
         self.signal(Signal::SIGKILL);
     }
 
-    /// SIGSTOP; returns when all its threads stand.
+    /// Sends SIGSTOP and waits until all threads of the process have stopped.
     pub fn freeze(self) {
         self.signal(Signal::SIGSTOP);
         let tasks = format!("/proc/{}/task", self.0);
@@ -40,29 +39,29 @@ impl Pid {
         });
     }
 
-    /// Goes on after [`Self::freeze`].
+    /// Continues the process after [`Self::freeze`].
     pub fn thaw(self) {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Sends a signal; harmless when the process is gone.
+    /// Sends a signal; does nothing if the process is gone.
     pub fn signal(self, signal: Signal) {
         let _ = kill(nix::unistd::Pid::from_raw(self.0 as i32), signal);
     }
 
-    /// Its command line, for messages.
+    /// The process's command line, for messages.
     pub fn command_line(self) -> String {
         let line = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ")
     }
 
-    /// Its live children.
+    /// The process's live children.
     pub fn children(self) -> Vec<Self> {
         all().filter(|pid| pid.parent() == Some(self) && pid.is_alive()).collect()
     }
 
-    /// Its anonymous memory that is present, in bytes. PSS changes with every process that maps the
-    /// same program; this does not.
+    /// The process's resident anonymous memory, in bytes. Unlike PSS, it does not change with the
+    /// number of processes that map the same program.
     pub fn anonymous_bytes(self) -> u64 {
         let told = self.status("RssAnon:").expect("a process");
         told.trim_end_matches(" kB").parse::<u64>().expect("a size") << 10
@@ -72,7 +71,7 @@ impl Pid {
         self.status("PPid:")?.parse().ok().map(Self)
     }
 
-    /// What its status says in the line that begins with `name`.
+    /// The rest of the line that begins with `name` in the process's `status` file.
     fn status(self, name: &str) -> Option<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
         let told = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -89,11 +88,12 @@ impl Pid {
 
 /// The state in the text of a `stat` file.
 fn state(stat: &str) -> Option<char> {
-    // The name, in parentheses, may hold anything; the state is the first field after it.
+    // The process name, in parentheses, may contain any character; the state is the first field
+    // after it.
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// The live processes that were given `state_dir`, on their command line or in their environment.
+/// The live processes that have `state_dir` on their command line or in their environment.
 pub(crate) fn processes_of(state_dir: &Path) -> Vec<Pid> {
     let text = state_dir.as_os_str().as_encoded_bytes();
     all().filter(|pid| pid.mentions(text) && pid.is_alive()).collect()

@@ -1,4 +1,4 @@
-//! The built program: run to its end, with everything it said.
+//! Runs the built program to its end and collects its output.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,28 +12,28 @@ use serde_json::Value;
 use super::paths::built_program;
 use super::wait;
 
-/// How long a verb may take to its end. A run of memory optimization waits for balloons, whose
-/// drivers take half a minute for a step where KVM emulates the guest's kernel.
+/// Limit of one command. A run of memory optimization waits for balloons, whose drivers take half a
+/// minute per step where KVM emulates the guest's kernel.
 const END_PATIENCE: Duration = Duration::from_secs(900);
 
-/// The exit codes that `lighter --help` promises.
+/// The exit codes that `lighter --help` documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// 0
+    /// Exit code 0.
     Done,
-    /// 1
+    /// Exit code 1.
     Failed,
-    /// 2
+    /// Exit code 2.
     Usage,
-    /// 3
+    /// Exit code 3.
     InDoubt,
-    /// 4
+    /// Exit code 4.
     Corrupt,
-    /// 5
+    /// Exit code 5.
     Unwatched,
-    /// 130
+    /// Exit code 130.
     Cancelled,
-    /// Ended by a signal, or a code that is not documented.
+    /// Ended by a signal, or with an undocumented code.
     Other,
 }
 
@@ -52,26 +52,26 @@ impl Exit {
     }
 }
 
-/// A run of the program that has ended.
+/// A completed run of the program.
 #[derive(Debug)]
 pub struct Done {
-    /// How it ended.
+    /// How the program ended.
     pub exit: Exit,
-    /// What it printed.
+    /// The program's standard output.
     pub stdout: String,
-    /// What it complained about.
+    /// The program's standard error.
     pub stderr: String,
 }
 
 impl Done {
-    /// The run was successful.
+    /// Asserts that the run succeeded.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.exit, Exit::Done, "{self:#?}");
         self
     }
 
-    /// The one JSON document on stdout.
+    /// Parses stdout, which must be one JSON document.
     #[track_caller]
     pub fn json(&self) -> Value {
         let parsed = serde_json::from_str(&self.stdout);
@@ -79,8 +79,9 @@ impl Done {
             .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {self:#?}"))
     }
 
-    /// It failed with `exit`, and the complaint holds every one of `words`, like a message should:
-    /// one line that starts with the program's name, no debug output.
+    /// Asserts that the run failed with `exit` and that its message contains each of `words` and is
+    /// formed like every message: one line that starts with the program's name, without debug
+    /// output.
     #[track_caller]
     pub fn complains(self, exit: Exit, words: &[&str]) -> Self {
         assert_eq!(self.exit, exit, "{self:#?}");
@@ -94,8 +95,8 @@ impl Done {
     }
 }
 
-/// A command of the built program, on the host whose state folder is `state_dir`; nothing of this
-/// environment leaks in.
+/// A command of the built program on the host with state folder `state_dir`. It does not inherit
+/// lighter's variables from this environment.
 pub fn lighter<S: AsRef<OsStr>>(state_dir: &Path, arguments: &[S]) -> Command {
     let mut command = Command::new(built_program());
     command.arg("--state-dir").arg(state_dir).args(arguments).stdin(Stdio::null());
@@ -115,8 +116,8 @@ fn without_leaks(mut command: Command) -> Command {
     command
 }
 
-/// The same command in a network namespace (`ip netns`), or in this one when none is named. Set its
-/// environment afterwards.
+/// Moves the command into a network namespace (`ip netns`), or leaves it in this one for `None`.
+/// Set its environment afterwards, because this discards it.
 pub fn in_namespace(command: Command, namespace: Option<&str>) -> Command {
     let Some(namespace) = namespace else { return command };
     let mut outer = Command::new("ip");
@@ -125,8 +126,9 @@ pub fn in_namespace(command: Command, namespace: Option<&str>) -> Command {
     without_leaks(outer)
 }
 
-/// The same command for a user who owns nothing here. Others may not get to where the program was
-/// built: it is found by the working directory, which root chooses.
+/// The same command for a user without any rights here. That user may not enter the folder of the
+/// built program, so the command runs the program by a relative path, from a working directory that
+/// root sets.
 pub fn as_stranger(command: &Command) -> Command {
     let program = Path::new(command.get_program());
     let (folder, name) =
@@ -138,12 +140,11 @@ pub fn as_stranger(command: &Command) -> Command {
     without_leaks(outer)
 }
 
-/// A run of the program that goes on; killed when dropped.
+/// A running program; killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    /// Files, not pipes: a program that says a lot must not stand still because the test does not
-    /// read.
+    /// Files, not pipes: a program with much output must not block because the test does not read.
     stdout: File,
     stderr: File,
     what: String,
@@ -161,18 +162,18 @@ impl Running {
         Self { child, stdout, stderr, what }
     }
 
-    /// Its process.
+    /// The program's process.
     pub fn pid(&self) -> super::Pid {
         super::Pid(self.child.id())
     }
 
-    /// Waits for its end.
+    /// Waits until the program ends.
     pub fn finish(self) -> Done {
         self.finish_watched(|| ())
     }
 
-    /// As [`Self::finish`]; what `watch` saw last is part of the message when the end does not
-    /// come.
+    /// As [`Self::finish`]; if the program does not end in time, the panic message contains what
+    /// `watch` returned last.
     pub fn finish_watched<W: std::fmt::Debug>(mut self, watch: impl Fn() -> W) -> Done {
         let what = format!("{} ends", self.what);
         let status =
@@ -184,7 +185,7 @@ impl Running {
         Done { exit: Exit::of(status), stdout, stderr }
     }
 
-    /// What it has printed so far: stdout, stderr.
+    /// The output so far: stdout, stderr.
     pub fn said(&self) -> (String, String) {
         (content(&self.stdout), content(&self.stderr))
     }
@@ -203,7 +204,8 @@ fn scratch() -> File {
     tempfile::tempfile().expect("a temporary file")
 }
 
-/// The whole content of a file that somebody else appends to, whatever this descriptor's position.
+/// The whole content of a file to which another process appends, whatever the position of this
+/// descriptor.
 fn content(file: &File) -> String {
     use std::os::unix::fs::FileExt;
     let mut bytes = vec![0; file.metadata().map_or(0, |metadata| metadata.len() as usize)];
@@ -217,7 +219,7 @@ pub fn run(command: Command) -> Done {
     Running::start(command).finish()
 }
 
-/// The content of a file that may not be there (any more).
+/// The content of a file; empty if it cannot be read.
 pub(crate) fn read(path: &Path) -> String {
     let mut text = Vec::new();
     if let Ok(mut file) = File::open(path) {

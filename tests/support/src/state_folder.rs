@@ -1,8 +1,8 @@
-//! What may lie in a state folder when all is quiet.
+//! The files that may be in a state folder when nothing is in progress.
 
 use std::collections::BTreeSet;
 
-/// Whether a file has its place in the state folder of a host that has these guests.
+/// Whether `file` may be in the state folder of a host that has these guests.
 pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
     let parts: Vec<&str> = file.split('/').collect();
     match parts.as_slice() {
@@ -14,7 +14,7 @@ pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         | ["certs", "issued", _] => true,
         ["density-history", log] => log.ends_with(".log"),
         ["definitions", file] => file.ends_with(".toml") || file.ends_with(".autostart"),
-        // Of guests that are gone, until another starts.
+        // Records of guests that are gone stay until another guest starts.
         ["migrations", "guests", _, _, record] | ["migrations", "past", record] => {
             record.ends_with(".json")
         }

@@ -1,24 +1,24 @@
-//! Waiting for a condition: the only place in tests where a thread sleeps.
+//! Waits for a condition. Tests call it instead of sleeping.
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take to hold before the test fails. Generous: it is reached only when
-/// something is broken, and the machine may be busy with other tests.
+/// Default limit of a wait. It is generous: a test reaches it only if something is broken, and the
+/// machine may be busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How often a condition is asked for.
+/// Default interval between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(15);
 
-/// Asks for `condition` until it gives a value, and returns it.
+/// Calls `condition` until it returns a value, and returns that value.
 ///
 /// # Panics
-/// When it has not within [`PATIENCE`]; the message has `what` and the last refusal.
+/// If it has not within [`PATIENCE`]; the message contains `what` and the last error.
 pub fn until<T, E: Debug>(what: &str, condition: impl FnMut() -> Result<T, E>) -> T {
     within(PATIENCE, what, condition)
 }
 
-/// As [`until`], with another patience.
+/// As [`until`], with a limit of `patience`.
 pub fn within<T, E: Debug>(
     patience: Duration,
     what: &str,
@@ -27,7 +27,7 @@ pub fn within<T, E: Debug>(
     every(INTERVAL, patience, what, condition)
 }
 
-/// As [`within`], for a condition that is asked for less or more often.
+/// As [`within`], with the given interval between two checks.
 #[track_caller]
 pub fn every<T, E: Debug>(
     interval: Duration,
@@ -47,7 +47,7 @@ pub fn every<T, E: Debug>(
     }
 }
 
-/// Turns a truth into what [`until`] asks for.
+/// Converts a truth value and its evidence into the result that [`until`] expects.
 pub fn holds<S: Debug>(truth: bool, seen: S) -> Result<(), S> {
     if truth { Ok(()) } else { Err(seen) }
 }

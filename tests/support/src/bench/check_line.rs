@@ -1,34 +1,34 @@
-//! The lines that the guest's check program prints (`tests/guest/check/`).
+//! Parses the lines that the guest's check program prints (`tests/guest/check/`).
 
-/// One line: what the guest says about itself.
+/// One line of the check program: the guest's report about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckLine {
-    /// Turns of its loop.
+    /// Iterations of the program's loop.
     pub ticks: u64,
-    /// Pages rewritten.
+    /// Pages that the program has rewritten.
     pub written: u64,
-    /// Bad pages.
+    /// Pages with wrong content.
     pub errors: u64,
-    /// Full checks that were asked for and are done.
+    /// Full checks that were requested and are complete.
     pub verified: u64,
-    /// How often the longest gap was forgotten.
+    /// How often the longest gap was reset.
     pub epoch: u64,
-    /// Longest time in which the program did not run, microseconds.
+    /// Longest time during which the program did not run, in microseconds.
     pub gap_us: u64,
-    /// Longest time that its own output took, microseconds.
+    /// Longest time that the program's own output took, in microseconds.
     pub output_us: u64,
-    /// Pages of its disk read through a mapping; 0 where it has none.
+    /// Pages of the guest's disk read through a mapping; 0 for a guest without one.
     pub read: u64,
-    /// Sum over what is mapped, when it was checked last; 0 where it has none.
+    /// Checksum of the mapped pages as of their last check; 0 for a guest without a mapping.
     pub sum: u64,
-    /// Expiries of its 100 ms timer.
+    /// Expiries of the program's 100 ms timer.
     pub timers: u64,
-    /// Expiries that its clock makes it expect.
+    /// Expiries to be expected according to the guest's clock.
     pub expected: u64,
 }
 
 impl CheckLine {
-    /// Reads a whole line; `None` for anything else, also for a line cut in two by a migration.
+    /// Parses a whole line; `None` for anything else, also for a line that a migration cut in two.
     pub fn parse(line: &str) -> Option<Self> {
         let fields = line.trim().strip_prefix("check ")?;
         let value = |name: &str| {
@@ -44,7 +44,7 @@ impl CheckLine {
             gap_us: value("gap_us")?,
             read: value("read").unwrap_or(0),
             sum: value("sum").unwrap_or(0),
-            // The last field: a line that has it is whole.
+            // The program prints this field last: a line that has it is whole.
             output_us: value("output_us")?,
             timers: value("timers")?,
             expected: value("expected")?,

@@ -1,4 +1,4 @@
-//! The guest's serial console: letters in, check lines out.
+//! A guest's serial console: letters in, check lines out.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,10 +13,10 @@ use super::interruption;
 
 /// How long the guest may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a wait looks whether the user has called the benchmark off.
+/// How often a wait checks whether the user has interrupted the benchmark.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A console of a guest.
+/// The console of one guest.
 pub struct Console {
     lines: Receiver<CheckLine>,
     input: Box<dyn Write>,
@@ -29,7 +29,7 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// Reads `output` in a thread of its own until it ends, and types into `input`.
+    /// Reads `output` in a separate thread until it ends, and types into `input`.
     pub fn new(output: impl Read + Send + 'static, input: impl Write + 'static) -> Self {
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -46,23 +46,22 @@ impl Console {
         Self { lines, input: Box::new(input) }
     }
 
-    /// Waits for the first line of a guest that boots.
+    /// Waits for the first check line of a guest that is booting.
     ///
     /// # Errors
-    /// None came in `patience`.
+    /// If none arrives within `patience`, the console is closed, or the user interrupts.
     pub fn wait_for_boot(&self, patience: Duration) -> Result<CheckLine> {
         self.wait_for(patience, |_| true).context("the guest did not boot to its check program")
     }
 
-    /// Types `letter`, and waits for a line for which `done` holds.
+    /// Types `letter` and waits for a line for which `done` holds.
     ///
-    /// The letter is typed once: typed again, it would be obeyed again by a guest that is only
-    /// slow.
+    /// The letter is typed only once: a guest that is merely slow would obey each repetition.
     ///
     /// # Errors
-    /// The guest does not answer.
+    /// If the guest does not answer, its console is closed, or the user interrupts.
     pub fn ask(&mut self, letter: u8, done: impl Fn(&CheckLine) -> bool) -> Result<CheckLine> {
-        // What was printed before is no answer.
+        // Lines printed before the request are not an answer to it.
         while self.lines.try_recv().is_ok() {}
         self.type_letter(letter)?;
         let asked = char::from(letter);
@@ -82,10 +81,10 @@ impl Console {
         bail!("no answer within {} s", patience.as_secs())
     }
 
-    /// Types `letter` and expects nothing.
+    /// Types `letter` without waiting for an answer.
     ///
     /// # Errors
-    /// The console is closed.
+    /// If the console is closed.
     pub fn type_letter(&mut self, letter: u8) -> Result<()> {
         self.input.write_all(&[letter]).context("cannot type on the guest's console")
     }

@@ -1,4 +1,4 @@
-//! Ctrl-C ends the benchmark in order: guests and nodes do not outlive it.
+//! Ends the benchmark in order after Ctrl-C: guests and nodes do not outlive it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -7,14 +7,14 @@ use anyhow::{Context, Result, ensure};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Takes note of Ctrl-C from now on, instead of dying of it.
+/// Records Ctrl-C from now on, instead of letting it kill the process.
 ///
 /// # Errors
-/// The system does not let us.
+/// If the runtime or the thread cannot be started.
 pub fn watch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // The handler is in place when the thread has started or soon after; a Ctrl-C before that ends
-    // the process, which has started nothing yet.
+    // The handler is in place shortly after the thread has started; a Ctrl-C before that kills the
+    // process, which has not started any guest yet.
     thread::Builder::new()
         .name("ctrl-c".to_owned())
         .spawn(move || {
@@ -27,10 +27,10 @@ pub fn watch() -> Result<()> {
         .context("cannot start a thread")
 }
 
-/// An error once Ctrl-C was pressed.
+/// Fails once the user has pressed Ctrl-C.
 ///
 /// # Errors
-/// It was.
+/// If Ctrl-C was pressed.
 pub fn check() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::Relaxed), "called off");
     Ok(())

@@ -1,5 +1,5 @@
-//! The serial console of a guest of lighter's: its log is read, and keys go through the guest's
-//! API.
+//! The serial console of a lighter guest: output is read from its log, and keys are sent through
+//! the guest's API.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,10 +15,10 @@ use super::console::Console;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The console of the guest that has its files in `folder`.
+/// Opens the console of the guest whose files are in `folder`.
 ///
 /// # Errors
-/// It has none.
+/// If the guest has no readable console log.
 pub fn of_guest(folder: &Path) -> Result<Console> {
     let log = folder.join("console.log");
     let file = File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
@@ -27,7 +27,7 @@ pub fn of_guest(folder: &Path) -> Result<Console> {
     Ok(Console::new(output, Keys { socket: folder.join("api.sock"), _alive: alive }))
 }
 
-/// A file that is still being written, for as long as anyone wants to know.
+/// Follows a file that is still being written, until the console is dropped.
 struct Tail {
     file: File,
     alive: Weak<()>,

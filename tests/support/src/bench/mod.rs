@@ -1,4 +1,5 @@
-//! What benches share: guests of several systems, their consoles, and what they cost.
+//! What the benches share: guests of several systems, their consoles, and measurements of their
+//! cost.
 
 pub mod check_line;
 pub mod console;

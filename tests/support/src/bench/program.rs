@@ -1,4 +1,4 @@
-//! The program under test: its verbs, and its node.
+//! The program under test: its commands and its node.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::built_program;
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A node on ports of the kernel's choice; ended when dropped.
+/// A node on ports that the kernel chooses; ended when dropped.
 #[derive(Debug)]
 pub struct Node {
     child: Child,
@@ -28,7 +28,7 @@ impl Node {
     /// Starts a node for the guests in `state`, which has certificates, and waits until it listens.
     ///
     /// # Errors
-    /// It does not.
+    /// If the node does not start within 20 seconds.
     pub fn start(state: &Path) -> Result<Self> {
         let log = File::create(state.with_extension("log"))?;
         let child = lighter(state)
@@ -52,12 +52,12 @@ impl Node {
         Ok(node)
     }
 
-    /// HOST:PORT for `lighter migrate`.
+    /// The node's HOST:PORT, for `lighter migrate`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Its process.
+    /// The node's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -69,8 +69,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good. Asked to end, it leaves nothing changed on
-        // the host.
+        // SIGTERM first, so that the node can undo its changes to the host; it fails harmlessly if
+        // the node has already exited.
         let _ = kill(Pid::from_raw(self.pid().cast_signed()), Signal::SIGTERM);
         let start = Instant::now();
         while !self.has_ended() && start.elapsed() < PATIENCE {
@@ -81,19 +81,19 @@ impl Drop for Node {
     }
 }
 
-/// The program under test with its state in `state`.
+/// The program under test, with `state` as its state folder.
 pub fn lighter(state: &Path) -> Command {
     let mut command = Command::new(built_program());
     command.env("LIGHTER_STATE_DIR", state);
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end; implemented for `Command`.
 pub trait Run {
-    /// What it printed.
+    /// Returns what the command printed.
     ///
     /// # Errors
-    /// It failed; what it complained of is in the error.
+    /// If the command fails; the error contains the command's stderr.
     fn run(&mut self) -> Result<String>;
 }
 

@@ -1,28 +1,28 @@
-//! What a process costs, from `/proc`.
+//! The cost of a process in CPU and memory, from `/proc`.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-/// `sysconf(_SC_CLK_TCK)` on x86 Linux, in which `/proc` counts.
+/// `sysconf(_SC_CLK_TCK)` on x86 Linux, the unit of CPU times in `/proc`.
 const TICKS_PER_SECOND: f64 = 100.0;
 const KIB: u64 = 1024;
 
-/// CPU seconds of a process so far, threads that have ended included.
+/// CPU seconds that a process has used so far, including its threads that have ended.
 ///
 /// # Errors
-/// There is no such process.
+/// If there is no such process.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(stat_ticks(&process(pid).join("stat"))? as f64 / TICKS_PER_SECOND)
 }
 
-/// CPU seconds of a guest's process so far, without its vCPU threads (whose names hold
-/// `vcpu_mark`).
+/// CPU seconds that a guest's process has used so far, without its vCPU threads (those whose names
+/// contain `vcpu_mark`).
 ///
 /// # Errors
-/// There is no such process, or it has no such threads any more: then their time can no longer be
-/// told from the rest.
+/// If there is no such process, or its vCPU threads have ended: their time can then no longer be
+/// separated from the rest.
 pub fn cpu_seconds_without_vcpus(pid: u32, vcpu_mark: &str) -> Result<f64> {
     let all = stat_ticks(&process(pid).join("stat"))?;
     let mut vcpus = 0;
@@ -46,7 +46,7 @@ fn process(pid: u32) -> PathBuf {
 /// User and system time, fields 14 and 15 of proc(5).
 fn stat_ticks(path: &PathBuf) -> Result<u64> {
     let stat = fs::read_to_string(path).with_context(|| format!("cannot read {path:?}"))?;
-    // The second field is the name in parentheses, which may hold anything.
+    // The second field is the process name in parentheses, which may contain any character.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let mut fields = fields.split_ascii_whitespace().skip(11);
     let mut next = || fields.next().and_then(|field| field.parse::<u64>().ok());
@@ -55,10 +55,11 @@ fn stat_ticks(path: &PathBuf) -> Result<u64> {
     Ok(user + system)
 }
 
-/// Resident bytes of a process apart from its guest's memory: from mappings smaller than that.
+/// Resident bytes of a process without its guest's memory: only mappings smaller than `guest_bytes`
+/// count.
 ///
 /// # Errors
-/// There is no such process.
+/// If there is no such process.
 pub fn overhead_bytes(pid: u32, guest_bytes: u64) -> Result<u64> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let mut overhead = 0;

@@ -1,5 +1,5 @@
-//! A Linux guest that has booted, kept in a file: made once, and again only when something that
-//! goes into it has changed.
+//! A booted Linux guest, saved to a file. The file is made once, and again only when one of its
+//! inputs has changed.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,24 +12,25 @@ use super::witness::Witness;
 use crate::paths::target_folder;
 use crate::{Pair, repository, scratch_folder, wait};
 
-/// Booting takes a minute where KVM emulates the guest's kernel, and the machine may be busy.
+/// Limit of a boot, which takes a minute where KVM emulates the guest's kernel; the machine may
+/// also be busy.
 pub const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 
-/// One image is made at a time, and by one thread.
+/// Only one thread makes an image at a time.
 static MAKING: Mutex<()> = Mutex::new(());
 
-/// A saved guest.
+/// A guest that was booted and then saved.
 #[derive(Debug)]
 pub struct Image {
     file: String,
     pages: u64,
 }
 
-/// What a guest is booted with.
+/// The inputs of an image: what the guest is booted with.
 #[derive(Debug, Hash)]
 struct Recipe {
     name: &'static str,
-    /// Format of its kernel, as `kernel.sh` calls it.
+    /// Format of the kernel, as `kernel.sh` names it.
     kernel: &'static str,
     /// More arguments of `lighter run`.
     arguments: &'static [&'static str],
@@ -39,9 +40,9 @@ struct Recipe {
 }
 
 impl Image {
-    /// One vCPU, which halts between two turns of the check program, a hundred times a second. It
-    /// was booted with ACPI tables, and listens to its power button, and at port 1024 of its vsock
-    /// device.
+    /// A guest with one vCPU, which halts between two iterations of the check program, a hundred
+    /// times a second. It was booted with ACPI tables, and listens to its power button and to port
+    /// 1024 of its vsock device.
     pub fn halting() -> Self {
         Self::of(&Recipe {
             name: "halting",
@@ -53,8 +54,8 @@ impl Image {
         })
     }
 
-    /// Two vCPUs, one of them never idle. It was booted from a bzImage, without ACPI tables, and
-    /// ends when it resets.
+    /// A guest with two vCPUs, one of which is never idle. It was booted from a bzImage, without
+    /// ACPI tables, and stops when it resets.
     pub fn busy() -> Self {
         Self::of(&Recipe {
             name: "busy",
@@ -66,12 +67,12 @@ impl Image {
         })
     }
 
-    /// The file, for `lighter restore`.
+    /// The image file, for `lighter restore`.
     pub fn file(&self) -> &str {
         &self.file
     }
 
-    /// Pages that the check program looks after.
+    /// Number of pages that the check program checks.
     pub fn pages(&self) -> u64 {
         self.pages
     }
@@ -122,20 +123,20 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
     pair.a.run(&["save", "linux", &file.display().to_string()]).ok();
 }
 
-/// Where what goes into a guest is made.
+/// The folder with the scripts that make a guest's kernel and initramfs.
 fn guest_folder() -> PathBuf {
     repository().join("tests/guest")
 }
 
-/// The command line of a guest's kernel: what it needs here, and `task`.
+/// The kernel command line of a guest: what every guest needs here, and `task`.
 pub fn cmdline(task: &str) -> String {
     let options = fs::read_to_string(guest_folder().join("cmdline")).expect("a command line");
     format!("console=ttyS0 quiet {} {task}", options.trim())
 }
 
-/// Runs a script of the guest's folder, which prints the path of what it made or found.
+/// Runs a script of the guest folder and returns the path that it prints, of what it made or found.
 pub fn script(name: &str, arguments: &[&str]) -> String {
-    // What one test has made or built, the next one finds.
+    // One script at a time: the next test finds what this one has built.
     static RUNNING: Mutex<()> = Mutex::new(());
     let _one = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     let output = Command::new(guest_folder().join(name))
@@ -147,8 +148,8 @@ pub fn script(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("a path").trim().to_owned()
 }
 
-/// Everything that a saved guest depends on: what was booted, and the machine that booted and saved
-/// it.
+/// Hashes everything that a saved guest depends on: what was booted, and the machine that booted
+/// and saved it.
 fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (recipe, cmdline).hash(&mut hasher);
@@ -162,7 +163,7 @@ fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     hasher.finish()
 }
 
-/// Every file below `folder`.
+/// Collects every file below `folder`.
 fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();

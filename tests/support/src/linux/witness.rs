@@ -1,5 +1,4 @@
-//! What the check program in the Linux guest says about itself, a line each second on the serial
-//! console.
+//! The report of the check program in a Linux guest: one line per second on the serial console.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,15 +7,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::{Host, wait};
 
-/// How far the guest's clocks may seem to wander in a test: a line takes tens of milliseconds on
-/// its way through an emulated kernel and a serial port, and more when the machine is busy.
+/// How far the guest's clocks may appear to drift in a test: a line takes tens of milliseconds
+/// through an emulated kernel and a serial port, and longer when the machine is busy.
 const CLOCK_ERROR_MS: i64 = 400;
 
-/// Lines from which clocks are read. A delay only ever adds, so the least of them is nearest to the
-/// truth.
+/// Lines from which the clocks are read. A delay can only make a reading larger, so the smallest
+/// reading is the most accurate.
 const READINGS: usize = 4;
 
-/// A line each second, on a busy machine.
+/// Limit of the wait for a line. The program prints one per second, but the machine may be busy.
 const LINE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The console of a Linux guest on one host.
@@ -26,7 +25,7 @@ pub struct Witness {
     pages: u64,
 }
 
-/// One line: numbers by name; see `tests/guest/README.md`.
+/// One line of the report: numbers by name; see `tests/guest/README.md`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line(BTreeMap<String, i64>);
 
@@ -41,21 +40,21 @@ impl Line {
         line.0.contains_key("output_us").then_some(line)
     }
 
-    /// A number by its name.
+    /// The number called `name`.
     #[track_caller]
     pub fn get(&self, name: &str) -> i64 {
         *self.0.get(name).unwrap_or_else(|| panic!("no `{name}` in {self:?}"))
     }
 
-    /// The guest has booted since, by its own clocks. Restoring and migrating it is not booting:
-    /// both clocks go on.
+    /// Whether the guest has rebooted since `earlier`, according to its own clocks. A restore or a
+    /// migration is not a reboot: both clocks continue.
     pub fn is_of_a_later_boot_than(&self, earlier: &Self) -> bool {
         let booted_ms = |line: &Self| line.get("real_ms") - line.get("mono_ms");
         booted_ms(self) > booted_ms(earlier) + 10 * CLOCK_ERROR_MS
     }
 
-    /// It is the same guest, later: its loop and its clocks went on, no page is bad and no timer is
-    /// lost.
+    /// Asserts that this line is from the same guest at a later time: its loop and its clocks have
+    /// advanced, no page is bad and no timer is lost.
     #[track_caller]
     pub fn follows(&self, earlier: &Self) {
         for name in ["tick", "mono_ms", "real_ms", "timers", "written"] {
@@ -68,29 +67,30 @@ impl Line {
     #[track_caller]
     fn is_sound(&self) {
         assert_eq!(self.get("errors"), 0, "bad pages: {self:?}");
-        // More than expected is no loss: the program reads its clock before it counts its timers.
+        // A count above the expected one is not a loss: the program reads its clock before it
+        // counts its timers.
         let lost = self.get("expected") - self.get("timers");
         assert!(lost <= 1, "{lost} timers lost: {self:?}");
     }
 }
 
-/// The guest's clocks against each other and against the host's.
+/// The guest's clocks, compared with each other and with the host's.
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks {
-    /// How far the host's time of day is ahead of the guest's, milliseconds.
+    /// How far the host's time of day is ahead of the guest's, in milliseconds.
     host_ahead_ms: i64,
-    /// From when the guest's monotonic clock counts, by its time of day, milliseconds.
+    /// The guest's time of day at which its monotonic clock was zero, in milliseconds.
     monotonic_start_ms: i64,
 }
 
 impl Clocks {
-    /// What a line says that has come by now.
+    /// The clocks according to a line that has just arrived.
     fn of(line: &Line) -> Self {
         let (real_ms, mono_ms) = (line.get("real_ms"), line.get("mono_ms"));
         Self { host_ahead_ms: host_ms() - real_ms, monotonic_start_ms: real_ms - mono_ms }
     }
 
-    /// What two lines say: the less of each.
+    /// The smaller of each reading.
     fn least(self, other: Self) -> Self {
         Self {
             host_ahead_ms: self.host_ahead_ms.min(other.host_ahead_ms),
@@ -98,8 +98,8 @@ impl Clocks {
         }
     }
 
-    /// How much the time of day has lost since `before`, by the host's clock, and the monotonic
-    /// clock beyond that, milliseconds.
+    /// How much time the guest's time of day has lost since `before` against the host's clock, and
+    /// how much more its monotonic clock has lost, in milliseconds.
     fn lost_since(self, before: Self) -> [i64; 2] {
         let lost_ms = self.host_ahead_ms - before.host_ahead_ms;
         [lost_ms, self.monotonic_start_ms - before.monotonic_start_ms]
@@ -107,24 +107,24 @@ impl Clocks {
 }
 
 impl Witness {
-    /// The guest `name` on `host`, whose check program looks after so many pages.
+    /// The guest `name` on `host`, whose check program checks `pages` pages.
     pub fn of(host: &Host, name: &str, pages: u64) -> Self {
         Self { console: host.state_dir().join("guests").join(name).join("console.log"), pages }
     }
 
-    /// All that the console has shown.
+    /// Everything that the guest has written to its console.
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
-    /// The newest whole line, if there is one yet.
+    /// The newest whole line; `None` if there is none yet.
     pub fn last_line(&self) -> Option<Line> {
         let console = self.console();
         let whole = &console[..=console.rfind('\n')?];
         whole.lines().rev().find_map(Line::parse)
     }
 
-    /// The next line that comes, sound.
+    /// Waits for the next line, and asserts that it reports no bad pages and no lost timers.
     #[track_caller]
     pub fn line(&self) -> Line {
         let before = self.last_line();
@@ -136,8 +136,8 @@ impl Witness {
         line
     }
 
-    /// The last of some lines, and the clocks by all of them: it reads on until some lines in a row
-    /// have brought nothing new.
+    /// Reads lines until `READINGS` in a row have not improved the clock readings. Returns the
+    /// last line and the best readings.
     #[track_caller]
     pub fn testify(&self) -> (Line, Clocks) {
         let mut last = self.line();
@@ -151,8 +151,8 @@ impl Witness {
         (last, clocks)
     }
 
-    /// Neither clock has lost or gained time since `before`; returns the last line. A busy machine
-    /// may delay more lines than those: it reads on.
+    /// Asserts that neither clock has lost or gained time since `before`, and returns the last
+    /// line. Keeps reading lines, because a busy machine may delay several of them.
     #[track_caller]
     pub fn keeps_time_since(&self, before: Clocks) -> Line {
         let (mut last, mut clocks) = self.testify();
@@ -167,8 +167,8 @@ impl Witness {
         })
     }
 
-    /// Every page has been checked against its stamp and rewritten since `earlier`, and none was
-    /// bad.
+    /// Waits until every page has been checked against its stamp and rewritten since `earlier`;
+    /// asserts that none was bad.
     #[track_caller]
     pub fn has_checked_all_since(&self, earlier: &Line) {
         let enough = earlier.get("written") + self.pages as i64;
