@@ -2,10 +2,10 @@
 //!
 //! ksmd scans `pages_to_scan` pages, sleeps `sleep_millisecs`, and repeats. The window sets the
 //! sleep once, and adjusts the batch size to the CPU time that ksmd is seen to use. With a batch of
-//! P pages that cost c each and a sleep of S, ksmd's share of a CPU is s = Pc / (S + Pc). So s / (1
-//! - s) is proportional to P, and one measurement gives the factor by which P has to change,
-//! whatever c is. c varies a lot: the first scan of a page computes a checksum (1 µs measured),
-//! later scans search two trees (4 to 6 µs).
+//! P pages that cost c each and a sleep of S, ksmd's share of a CPU is `s = Pc / (S + Pc)`. So
+//! `s / (1 - s)` is proportional to P, and one measurement gives the factor by which P has to
+//! change, whatever c is. c varies a lot: the first scan of a page computes a checksum (1 µs
+//! measured), later scans search two trees (4 to 6 µs).
 //!
 //! The window ends when all memory has been scanned twice and further scanning gains hardly
 //! anything, when its time or CPU time is used up, when there is nothing to merge, when another
