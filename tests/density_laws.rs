@@ -46,7 +46,7 @@ fn mom_begins_with_what_the_kernel_has_and_averages_what_is_free() {
 
 #[test]
 fn larger_hosts_sleep_less_but_ksmtuned_never_less_than_10_ms() {
-    let sleep_ms = |law: laws::Law| [4.0, 16.0, 24.0, 64.0].map(|gib| law.sleep_ms(gib));
+    let sleep_ms = |law: laws::Rules| [4.0, 16.0, 24.0, 64.0].map(|gib| law.sleep_ms(gib));
     assert_eq!(sleep_ms(MOM), [40, 10, 6, 2]);
     assert_eq!(sleep_ms(KSMTUNED), [40, 10, 10, 10]);
 }

@@ -11,7 +11,7 @@ use memopt::observe::{Sources, host_memory, ksmd_time};
 use super::contender::Contender;
 use super::fleet::Fleet;
 use super::knobs::Knobs;
-use super::laws::{self, Law, Order, Seen, Tuner};
+use super::laws::{self, Order, Rules, Seen, Tuner};
 use support::bench::interruption;
 
 /// Interval between two checks of whether ksmd has used its allowance.
@@ -133,7 +133,7 @@ pub(crate) fn drive(
 
 /// Pretends that the host's memory is what its guests were given: in that case these rules have
 /// ksmd work hardest.
-fn by_law(law: Law, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
+fn by_law(law: Rules, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()> {
     let host_gib = host_memory()?.total_bytes as f64 / f64::from(1 << 30);
     let sleep_ms = law.sleep_ms(host_gib);
     let host_bytes = fleet.figures()?.resident as f64;

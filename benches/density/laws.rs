@@ -24,7 +24,7 @@ const BASELINE_GIB: f64 = 16.0;
 
 /// A set of rules: sampling interval and initial values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Law {
+pub(crate) struct Rules {
     /// Time between two samples.
     pub(crate) interval: Duration,
     /// Number of samples over which the free share is averaged.
@@ -37,14 +37,14 @@ pub(crate) struct Law {
 
 /// Samples every minute, begins with an empty batch, and never sleeps less than 10 ms (`[ $sleep
 /// -le 10 ] && sleep=10`).
-pub(crate) const KSMTUNED: Law =
-    Law { interval: Duration::from_secs(60), averaged: 1, pages_at_first: 0, sleep_ms_min: 10 };
+pub(crate) const KSMTUNED: Rules =
+    Rules { interval: Duration::from_secs(60), averaged: 1, pages_at_first: 0, sleep_ms_min: 10 };
 
 /// Samples every 10 s, averages over 50 s, and begins with the kernel's batch.
-pub(crate) const MOM: Law =
-    Law { interval: Duration::from_secs(10), averaged: 5, pages_at_first: 100, sleep_ms_min: 0 };
+pub(crate) const MOM: Rules =
+    Rules { interval: Duration::from_secs(10), averaged: 5, pages_at_first: 100, sleep_ms_min: 0 };
 
-impl Law {
+impl Rules {
     /// The sleep between two batches on a host with this much memory, in ms, rounded down as by
     /// both tools.
     pub(crate) fn sleep_ms(&self, host_gib: f64) -> u64 {
@@ -76,14 +76,14 @@ pub(crate) enum Order {
 /// A set of rules with the state that it has reached.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuner {
-    law: Law,
+    law: Rules,
     pages: u64,
     free: Vec<f64>,
 }
 
 impl Tuner {
     /// Creates a tuner that has not sampled yet.
-    pub(crate) fn new(law: Law) -> Self {
+    pub(crate) fn new(law: Rules) -> Self {
         Self { law, pages: law.pages_at_first, free: Vec::new() }
     }
 

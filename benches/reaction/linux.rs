@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use support::linux::image::{BOOT_PATIENCE, cmdline, script};
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{Guest, Host, wait};
 
 /// The guest's name.
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(crate) struct Linux {
     guest: Guest,
-    witness: Witness,
+    witness: CheckConsole,
 }
 
 impl Linux {
@@ -40,7 +40,7 @@ impl Linux {
         let arguments = ["run", "--detach", "--name", NAME, "--memory", "128M", "--disk", &disk];
         let boot = ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", &cmdline];
         host.run(&[arguments.as_slice(), &boot].concat()).ok();
-        let witness = Witness::of(host, NAME, CHECKED_PAGES);
+        let witness = CheckConsole::of(host, NAME, CHECKED_PAGES);
         wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
             witness.last_line().ok_or_else(|| witness.console())
         });

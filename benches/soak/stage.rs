@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::nodes::Life;
-use super::story::Cast;
+use super::story::Population;
 use support::linux::image::Image;
-use support::linux::witness::{Line, Witness};
+use support::linux::witness::{CheckConsole, Line};
 use support::{GuestPlan, Host, NodePlan, Pair, wait};
 
 /// Name of the Linux guest.
@@ -95,7 +95,7 @@ impl Stage {
             host.start_node(&NodePlan::default());
         }
         pair.a.run(&["restore", image.file(), "--name", LINUX, "--detach"]).ok();
-        let last_line = Witness::of(&pair.a, LINUX, image.pages()).line();
+        let last_line = CheckConsole::of(&pair.a, LINUX, image.pages()).line();
         let linux = Member { name: LINUX.to_owned(), at: Side::A, is_paused: false };
         let warm_up = Duration::from_secs(180).min(time / 3);
         let lives = pair.hosts().map(|host| Life::of(host.node().pid(), warm_up));
@@ -116,15 +116,15 @@ impl Stage {
     }
 
     /// The numbers of guests; `is_late` is passed on.
-    pub(crate) fn cast(&self, is_late: bool) -> Cast {
+    pub(crate) fn cast(&self, is_late: bool) -> Population {
         let paused = self.members.iter().filter(|member| member.is_paused).count();
         let all = self.members.len();
-        Cast { clones: all - 1, running: all - paused, paused, is_late }
+        Population { clones: all - 1, running: all - paused, paused, is_late }
     }
 
     /// The console of the Linux guest.
-    pub(crate) fn witness(&self) -> Witness {
-        Witness::of(self.host(self.members[0].at), LINUX, self.image.pages())
+    pub(crate) fn witness(&self) -> CheckConsole {
+        CheckConsole::of(self.host(self.members[0].at), LINUX, self.image.pages())
     }
 
     /// Number of pages that the Linux guest checks.
@@ -175,7 +175,7 @@ impl Stage {
     }
 
     /// Prints the end of the nodes' logs to stderr.
-    pub(crate) fn say_last_words(&self) {
+    pub(crate) fn print_log_tails(&self) {
         for host in self.hosts() {
             let logs = host.logs();
             let lines: Vec<&str> = logs.lines().collect();

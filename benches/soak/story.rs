@@ -56,8 +56,8 @@ impl Kind {
     ];
 
     /// The relative frequency of this action; 0 if it is impossible.
-    const fn weight(self, cast: Cast) -> u64 {
-        let Cast { clones, running, paused, is_late } = cast;
+    const fn weight(self, cast: Population) -> u64 {
+        let Population { clones, running, paused, is_late } = cast;
         match self {
             Self::Come if clones < CLONES_MAX => 24 - 2 * clones as u64,
             Self::Go if clones > 2 => 2 * clones as u64,
@@ -91,7 +91,7 @@ impl Display for Kind {
 
 /// The state of the soak that decides which actions are possible.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cast {
+pub(crate) struct Population {
     /// Number of clones.
     pub(crate) clones: usize,
     /// Number of running guests.
@@ -102,7 +102,7 @@ pub(crate) struct Cast {
     pub(crate) is_late: bool,
 }
 
-fn next(dice: &mut Dice, cast: Cast) -> Kind {
+fn next(dice: &mut Dice, cast: Population) -> Kind {
     let all = Kind::ALL.map(|kind| (kind, kind.weight(cast)));
     let mut drawn = dice.below(all.iter().map(|(_, weight)| weight).sum());
     for (kind, weight) in all {
@@ -136,7 +136,7 @@ pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
     summary.time = begun.elapsed();
     checks::at_the_end(&mut stage, &turn, &mut summary);
     if !summary.failures.is_empty() {
-        stage.say_last_words();
+        stage.print_log_tails();
     }
     Ok(summary)
 }

@@ -136,7 +136,7 @@ pub struct DirtyRateMeter {
 
 impl DirtyRateMeter {
     /// Adds a sample that found `pages` dirty at `now`; the log began at `began`.
-    pub fn add_look(&mut self, pages: u64, began: Duration, now: Duration) {
+    pub fn add_sample(&mut self, pages: u64, began: Duration, now: Duration) {
         let since = now.saturating_sub(self.looked.replace(now).unwrap_or(began)).as_secs_f64();
         let room = (DIRTY_RATE_WINDOW.as_secs_f64() - since).max(0.0);
         if self.seconds > room {
@@ -209,7 +209,7 @@ mod tests {
         let mut look = |pause: u32| {
             let bursts = u64::from((now + pause) / 10 - now / 10);
             now += pause;
-            meter.add_look(bursts * burst, Duration::ZERO, now * MS);
+            meter.add_sample(bursts * burst, Duration::ZERO, now * MS);
             meter.pages_per_second()
         };
         pauses.iter().map(|pause| look(*pause)).collect()
@@ -231,16 +231,16 @@ mod tests {
     fn the_dirty_rate_follows_a_guest_that_changes() {
         let mut meter = DirtyRateMeter::default();
         assert_eq!(meter.pages_per_second(), 0.0);
-        meter.add_look(0, Duration::ZERO, Duration::ZERO);
+        meter.add_sample(0, Duration::ZERO, Duration::ZERO);
         assert_eq!(meter.pages_per_second(), 0.0);
-        meter.add_look(2000, Duration::ZERO, 1000 * MS);
-        meter.add_look(2000, Duration::ZERO, 1100 * MS);
+        meter.add_sample(2000, Duration::ZERO, 1000 * MS);
+        meter.add_sample(2000, Duration::ZERO, 1100 * MS);
         let between = meter.pages_per_second();
         assert!((10_000.0..=12_000.0).contains(&between), "{between}");
-        meter.add_look(2000, Duration::ZERO, 1200 * MS);
+        meter.add_sample(2000, Duration::ZERO, 1200 * MS);
         assert!(meter.pages_per_second() > 15_000.0);
         // A second without samples between two rounds is not a burst.
-        meter.add_look(20_000, Duration::ZERO, 2200 * MS);
+        meter.add_sample(20_000, Duration::ZERO, 2200 * MS);
         assert!((meter.pages_per_second() - 20_000.0).abs() < 1.0);
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Telemetry {
     phases: Vec<PhaseTime>,
     rounds: Vec<Round>,
     rounds_total: u32,
-    stood_from: Option<Duration>,
+    paused_since: Option<Duration>,
     downtime: Option<Duration>,
     dry_runs: u32,
     stood_in_dry_runs: Duration,
@@ -47,7 +47,7 @@ impl Telemetry {
             phases: Vec::new(),
             rounds: Vec::new(),
             rounds_total: 0,
-            stood_from: None,
+            paused_since: None,
             downtime: None,
             dry_runs: 0,
             stood_in_dry_runs: Duration::ZERO,
@@ -96,12 +96,12 @@ impl Telemetry {
 
     /// Records that the guest is paused from now on.
     pub(crate) fn stands(&mut self, now: Duration) {
-        self.stood_from.get_or_insert(now);
+        self.paused_since.get_or_insert(now);
     }
 
     /// Records that the guest runs again, on either side.
     pub(crate) fn runs(&mut self, now: Duration) {
-        if let Some(from) = self.stood_from.take() {
+        if let Some(from) = self.paused_since.take() {
             self.downtime = Some(now.saturating_sub(from));
         }
     }
@@ -124,7 +124,7 @@ impl Telemetry {
     /// Adds a sample of the dirty log, which began with this phase; returns pages per second as of
     /// now.
     pub(crate) fn dirtied(&mut self, pages: u64, now: Duration) -> f64 {
-        self.dirty_rate.add_look(pages, self.entered, now);
+        self.dirty_rate.add_sample(pages, self.entered, now);
         self.dirty_rate.pages_per_second()
     }
 

@@ -97,7 +97,7 @@ impl AskError {
     }
 
     /// Whether no answer came from the process, gone or not.
-    pub(crate) fn is_silence(&self) -> bool {
+    pub(crate) fn is_unanswered(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Slow { .. } => true,
             Self::Forbidden { .. } | Self::Strange { .. } | Self::Refused(_) => false,
@@ -110,7 +110,7 @@ impl AskError {
     }
 
     /// Whether the same request may succeed when it is sent again.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         let is_broken = matches!(self, Self::Unreachable { .. } | Self::Broken { .. });
         is_broken && !self.is_gone()
     }
@@ -444,12 +444,12 @@ mod tests {
             (Errno::EMFILE, false),
         ] {
             let error = unreachable(errno.into());
-            assert_eq!((error.is_gone(), error.is_passing()), (is_gone, !is_gone), "{error}");
+            assert_eq!((error.is_gone(), error.is_transient()), (is_gone, !is_gone), "{error}");
         }
         let broken = AskError::Broken { socket: String::new(), cause: String::new() };
-        assert!(!broken.is_gone() && broken.is_passing());
+        assert!(!broken.is_gone() && broken.is_transient());
         let forbidden = unreachable(Errno::EACCES.into());
-        assert!(forbidden.is_forbidden() && !forbidden.is_gone() && !forbidden.is_passing());
-        assert!(!forbidden.is_silence() && !forbidden.to_string().contains("nobody"));
+        assert!(forbidden.is_forbidden() && !forbidden.is_gone() && !forbidden.is_transient());
+        assert!(!forbidden.is_unanswered() && !forbidden.to_string().contains("nobody"));
     }
 }

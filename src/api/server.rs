@@ -33,13 +33,13 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Concurrent connections of read-only clients; further ones wait.
-const VISITORS_MAX: usize = 64;
+const READONLY_CONNECTIONS_MAX: usize = 64;
 
 /// Concurrent connections of the owner, whose programs may each follow the console.
-const OWNERS_MAX: usize = 512;
+const OWNER_CONNECTIONS_MAX: usize = 512;
 
 /// How long a read-only client may stay connected.
-const VISIT_MAX: Duration = Duration::from_secs(30);
+const READONLY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long accepted requests may still run after shutdown has begun.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
@@ -101,17 +101,17 @@ async fn serve_until(
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let places = match audience {
-        Audience::Owner => OWNERS_MAX,
-        Audience::Anybody => VISITORS_MAX,
+        Audience::Owner => OWNER_CONNECTIONS_MAX,
+        Audience::Anybody => READONLY_CONNECTIONS_MAX,
     };
-    let mut visits = JoinSet::new();
+    let mut served = JoinSet::new();
     loop {
         tokio::select! {
             _ = end.changed() => break,
-            Some(_) = visits.join_next() => {}
-            accepted = listener.accept(), if visits.len() < places => match accepted {
+            Some(_) = served.join_next() => {}
+            accepted = listener.accept(), if served.len() < places => match accepted {
                 Ok((stream, _)) => {
-                    visits.spawn(visit(stream, router.clone(), audience, end.clone()));
+                    served.spawn(serve_stream(stream, router.clone(), audience, end.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the api socket takes no connection");
@@ -121,26 +121,32 @@ async fn serve_until(
         }
     }
     drop(listener);
-    while visits.join_next().await.is_some() {}
+    while served.join_next().await.is_some() {}
 }
 
 /// Serves one connection, within the limits of `audience`.
-async fn visit(stream: UnixStream, router: Router, audience: Audience, end: watch::Receiver<()>) {
+async fn serve_stream(
+    stream: UnixStream,
+    router: Router,
+    audience: Audience,
+    end: watch::Receiver<()>,
+) {
     match audience {
         Audience::Owner => {
             let stream = HandingStream::new(stream, None);
             let router = router.layer(Extension(stream.handed()));
-            converse(stream, router, end).await;
+            serve_http(stream, router, end).await;
         }
         // Files are not accepted from other users: the kernel closes what they send.
         Audience::Anybody => {
-            let _in_time = tokio::time::timeout(VISIT_MAX, converse(stream, router, end)).await;
+            let _in_time =
+                tokio::time::timeout(READONLY_TIME_MAX, serve_http(stream, router, end)).await;
         }
     }
 }
 
 /// Answers the requests of one connection.
-async fn converse(
+async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     mut end: watch::Receiver<()>,
@@ -255,7 +261,7 @@ mod tests {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET /hello HTTP/1.1\r\nhost: ").await.unwrap();
             let began = Instant::now();
-            let closed = timeout(2 * VISIT_MAX, stream.read_to_end(&mut Vec::new())).await;
+            let closed = timeout(2 * READONLY_TIME_MAX, stream.read_to_end(&mut Vec::new())).await;
             let waited = began.elapsed();
             closed.expect("the connection is closed").unwrap();
             let limit = HEAD_PATIENCE + Duration::from_secs(1);
@@ -271,7 +277,7 @@ mod tests {
         let path = folder.path().join("sock");
         let _server = Server::start(&path, router(), Audience::Anybody).unwrap();
         let mut silent = Vec::new();
-        for _ in 0..VISITORS_MAX {
+        for _ in 0..READONLY_CONNECTIONS_MAX {
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET /hello HTTP/1.1\r\n").await.unwrap();
             silent.push(stream);

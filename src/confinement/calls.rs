@@ -228,7 +228,7 @@ const IDENTITY: [c_long; 9] = [
 
 /// Calls that an attacker typically tries after a breakout. The message gives their names; it gives
 /// only the number of any other call.
-pub(super) const NOTORIOUS: [(c_long, &str); 26] = [
+pub(super) const NAMED_CALLS: [(c_long, &str); 26] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),
     (SYS_fork, "fork"),

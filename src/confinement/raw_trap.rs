@@ -4,7 +4,7 @@ use std::io;
 
 use vmm_sys_util::signal::register_signal_handler;
 
-use super::calls::NOTORIOUS;
+use super::calls::NAMED_CALLS;
 
 /// Exit code after a refused system call: the one that a shell reports for `SIGSYS`.
 const EXIT_CODE: i32 = 128 + libc::SIGSYS;
@@ -29,7 +29,7 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     let call = unsafe { info.cast::<i32>().add(SYSCALL_AT).read() };
     let mut message = Message { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
     message.add(b"lighter: the guest's process tried a system call that it may not: ");
-    if let Some((_, name)) = NOTORIOUS.iter().find(|(number, _)| *number == i64::from(call)) {
+    if let Some((_, name)) = NAMED_CALLS.iter().find(|(number, _)| *number == i64::from(call)) {
         message.add(name.as_bytes());
         message.add(b" (");
         message.add_number(call);

@@ -2,12 +2,12 @@
 //!
 //! The hosts are two state folders on this machine, with certificates of a temporary authority.
 //! Everything else is real: two `lighter node`, one `lighter run`, QUIC over loopback. [`stage`]
-//! starts the hosts and removes them, [`actor`] reads what the guest reports about itself,
-//! [`story`] prints the steps. Start at [`run`].
+//! starts the hosts and removes them, [`guest_probe`] reads what the guest reports about itself,
+//! [`printer`] prints the steps. Start at [`run`].
 
-mod actor;
+mod guest_probe;
+mod printer;
 mod stage;
-mod story;
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ use migrate::progress::Role;
 use migrate::{MigrationId, Report};
 use serde::Serialize;
 
-use actor::{Actor, Verdict};
+use guest_probe::{GuestProbe, Verdict};
+use printer::Printer;
 use stage::{Host, Stage};
-use story::Story;
 
 use crate::api::migration::{MigrationRequest, MigrationStarted};
 use crate::cli::Output;
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
         }
     });
     let played = played.map_err(|error| stage.explain(error));
-    stage.strike();
+    stage.tear_down();
     let performance = played?;
     if args.json.output() == Output::Json {
         output::print_json(&performance)?;
@@ -93,31 +93,31 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Exit> {
 }
 
 async fn play(stage: &mut Stage, args: &DemoArgs) -> Result<Performance> {
-    let story = Story::new(args.json.output());
-    story.opening()?;
+    let printer = Printer::new(args.json.output());
+    printer.opening()?;
     stage.raise().await?;
-    story.hosts(&stage.a, &stage.b)?;
+    printer.hosts(&stage.a, &stage.b)?;
 
     let began = Instant::now();
     stage.start_guest(args)?;
-    story.guest(args)?;
-    let actor = Actor::meet(&stage.a, began + fill_patience(args)).await?;
-    let filled = actor.wait_until_full(began + fill_patience(args)).await?;
-    story.filled(&filled, args.memory, began.elapsed())?;
+    printer.guest(args)?;
+    let guest_probe = GuestProbe::meet(&stage.a, began + fill_patience(args)).await?;
+    let filled = guest_probe.wait_until_full(began + fill_patience(args)).await?;
+    printer.filled(&filled, args.memory, began.elapsed())?;
     let fill_seconds = began.elapsed().as_secs_f64();
 
     let mut legs = Vec::new();
     for (from, to) in [(&stage.a, &stage.b), (&stage.b, &stage.a)] {
-        story.leg(from, to)?;
+        printer.leg(from, to)?;
         let leg = move_guest(from, to, args).await?;
-        story.moved(&leg)?;
+        printer.moved(&leg)?;
         let good = leg.guest.is_good();
         legs.push(leg);
         if !good {
             break;
         }
     }
-    story.end(legs.iter().all(|leg| leg.guest.is_good()))?;
+    printer.end(legs.iter().all(|leg| leg.guest.is_good()))?;
     Ok(Performance { memory_bytes: args.memory, fill_seconds, legs })
 }
 
@@ -127,7 +127,7 @@ fn fill_patience(args: &DemoArgs) -> Duration {
 }
 
 async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
-    let before = Actor::meet(from, Instant::now() + Duration::from_secs(10)).await?;
+    let before = GuestProbe::meet(from, Instant::now() + Duration::from_secs(10)).await?;
     before.forget_stalls().await?;
     let identity = identity_of(from.state(), &stage::guest_name()?)?;
     let request = MigrationRequest {
@@ -152,7 +152,7 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
     if let Some(failure) = summary::failure(&report, to.name()) {
         return Err(failure.into());
     }
-    let after = Actor::meet(to, Instant::now() + Duration::from_secs(10)).await?;
+    let after = GuestProbe::meet(to, Instant::now() + Duration::from_secs(10)).await?;
     let guest = after.testify(Instant::now() + fill_patience(args)).await?;
     if !from.is_empty_soon().await {
         bail!("host {} still has the guest after it moved to host {}", from.name(), to.name());

@@ -170,7 +170,7 @@ impl Host {
     }
 
     /// Ends the guests on this host, including those that arrived, then its node.
-    fn strike(&mut self) {
+    fn tear_down(&mut self) {
         let guests = self.state.live_guests().unwrap_or_default();
         let pids: Vec<Pid> =
             guests.iter().filter_map(|guest| pid_of(guest.read_identity().ok()?.pid)).collect();
@@ -288,9 +288,9 @@ impl Stage {
     }
 
     /// Ends the processes and removes the folder. Does nothing the second time.
-    pub(super) fn strike(&mut self) {
-        self.a.strike();
-        self.b.strike();
+    pub(super) fn tear_down(&mut self) {
+        self.a.tear_down();
+        self.b.tear_down();
         if self.root.exists()
             && let Err(error) = std::fs::remove_dir_all(&self.root)
         {
@@ -301,6 +301,6 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.strike();
+        self.tear_down();
     }
 }

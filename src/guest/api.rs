@@ -60,21 +60,22 @@ fn document() -> Router {
 
 /// Routes of the read-only socket. The console is not among them because it may show a secret, nor
 /// the balloon because it makes the guest work.
-const LOOKS: [&str; 4] = ["/v1/guest", EVENTS, "/v1/guest/migration", "/v1/guest/workload"];
+const READONLY_ROUTES: [&str; 4] =
+    ["/v1/guest", EVENTS, "/v1/guest/migration", "/v1/guest/workload"];
 
 /// The router of a guest process for read-only clients.
 pub(crate) fn readonly_router(control: ProcessControl) -> Router {
-    let looks = routes().into_iter().filter(|route| is_look(route.operation()));
+    let looks = routes().into_iter().filter(|route| is_readonly(route.operation()));
     route::router(looks.collect(), control).merge(document())
 }
 
-fn is_look(operation: &Operation) -> bool {
-    operation.method() == Method::GET && LOOKS.contains(&operation.path())
+fn is_readonly(operation: &Operation) -> bool {
+    operation.method() == Method::GET && READONLY_ROUTES.contains(&operation.path())
 }
 
 /// All routes, except that of the document.
 fn routes() -> Vec<Route<ProcessControl>> {
-    let parts = [state_routes(), migration_routes(), memory_routes(), told_routes()];
+    let parts = [state_routes(), migration_routes(), memory_routes(), console_and_event_routes()];
     parts.into_iter().flatten().collect()
 }
 
@@ -280,7 +281,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
 }
 
 /// Routes of the serial console and the events.
-fn told_routes() -> Vec<Route<ProcessControl>> {
+fn console_and_event_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<()>(
             Method::GET,

@@ -14,13 +14,16 @@ use crate::names::GuestName;
 const STATISTICS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Interval at which new statistics are polled for.
-const LOOK_PAUSE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Returns the state of the balloon, with new statistics if the guest sends some in time.
 ///
 /// # Errors
 /// If the guest has no balloon.
-pub(super) fn look_at(machine: &SharedMachine, name: &GuestName) -> Result<BalloonInfo, ApiError> {
+pub(super) fn balloon_info(
+    machine: &SharedMachine,
+    name: &GuestName,
+) -> Result<BalloonInfo, ApiError> {
     let refused = |error| refusal(error, name);
     let vm = machine.vm();
     let mut status = vm.balloon().map_err(refused)?;
@@ -96,7 +99,7 @@ fn with_new_statistics(vm: &Vm) -> vmm_core::Result<BalloonStatus> {
         if is_new || waited > STATISTICS_PATIENCE {
             return Ok(status);
         }
-        std::thread::sleep(LOOK_PAUSE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -16,7 +16,7 @@ use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::process::{Ending, GuestProcess, Occupation, Saving};
-use super::saved::StandsStill;
+use super::saved::PausedForSave;
 use super::session::MigrationSession;
 use super::{balloon, saved, treatment, workload};
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
@@ -72,7 +72,7 @@ impl ProcessControl {
     }
 
     /// Returns the guest if it is paused since it was saved; if `save` is given, since that save.
-    fn standing(&self, save: Option<SaveId>) -> Result<Arc<StandsStill>, ApiError> {
+    fn standing(&self, save: Option<SaveId>) -> Result<Arc<PausedForSave>, ApiError> {
         match &*self.process().occupation() {
             Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
                 Ok(Arc::clone(guest))
@@ -250,7 +250,7 @@ impl ProcessControl {
     /// Lets the vCPUs run; succeeds if they run already.
     pub(super) fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError> {
         if let Ok(guest) = self.standing(None) {
-            self.process().goes_on_after_save(&guest);
+            self.process().release_after_save(&guest);
         }
         self.on_own_guest(|machine| {
             if request.unsafe_disks {
@@ -346,7 +346,7 @@ impl ProcessControl {
         let (id, since) = (guest.id().id, guest.since());
         if !request.keep_running && asker.strong_count() > 0 {
             let guest = Arc::new(guest);
-            StandsStill::limit(&guest, &self.0);
+            PausedForSave::limit(&guest, &self.0);
             saving.leave_standing(guest);
         }
         Ok(Saved {
@@ -369,7 +369,7 @@ impl ProcessControl {
     /// Lets the guest continue as it was before the save.
     pub(super) fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
-        self.process().goes_on_after_save(&guest);
+        self.process().release_after_save(&guest);
         // The guest continues when the last reference to it is dropped.
         drop(guest);
         Ok(self.state())
@@ -547,7 +547,7 @@ impl ProcessControl {
     /// # Errors
     /// If the guest has no balloon.
     pub(super) fn balloon(&self) -> Result<BalloonInfo, ApiError> {
-        balloon::look_at(self.machine()?, self.process().name())
+        balloon::balloon_info(self.machine()?, self.process().name())
     }
 
     /// Sets how much memory the guest should keep.

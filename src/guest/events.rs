@@ -57,12 +57,12 @@ impl Events {
 
     /// Reports that the guest runs here; only the first call counts.
     pub(super) fn started(&self) {
-        self.tell_all(|told| told.start().into_iter().collect());
+        self.report_all(|told| told.start().into_iter().collect());
     }
 
     /// Reports that the guest was paused or resumed, if that is new.
     pub(super) fn is_running(&self, is_running: bool) {
-        self.tell_all(|told| match told.is_running {
+        self.report_all(|told| match told.is_running {
             Some(was_running) if was_running != is_running => {
                 told.is_running = Some(is_running);
                 vec![if is_running { What::Resumed } else { What::Paused }]
@@ -74,7 +74,7 @@ impl Events {
     /// Reports each reset of the guest that is new.
     pub(super) fn restarts(&self, restarts: &Restarts) {
         let Some(last) = &restarts.last else { return };
-        self.tell_all(|told| {
+        self.report_all(|told| {
             let known = std::mem::replace(&mut told.restarts, restarts.count);
             // Of several resets at once, only the reason of the last one is known.
             (known..restarts.count).map(|_| What::Reset { reason: last.to_string() }).collect()
@@ -83,7 +83,7 @@ impl Events {
 
     /// Reports that a migration starts.
     pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
-        self.tell_all(|told| {
+        self.report_all(|told| {
             let new = ToldMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
             told.migration = Some(new);
             vec![What::MigrationStarted { migration_id, role }]
@@ -93,12 +93,12 @@ impl Events {
     /// Reports what is new about a migration, if it is the last one that started.
     pub(super) fn migration(&self, status: &MigrationStatus) {
         let Some(progress) = &status.progress else { return };
-        self.tell_all(|told| told.migration(progress, status.report.as_ref()));
+        self.report_all(|told| told.migration(progress, status.report.as_ref()));
     }
 
     /// Reports that the guest is no longer here; no event follows.
     pub(super) fn stopped(&self, reason: String) {
-        self.tell_all(|_| vec![What::Stopped { reason }]);
+        self.report_all(|_| vec![What::Stopped { reason }]);
         self.next.send_replace(None);
     }
 
@@ -119,7 +119,7 @@ impl Events {
     }
 
     /// Adds the events that `news` derives from what has been reported.
-    fn tell_all(&self, news: impl FnOnce(&mut Told) -> Vec<What>) {
+    fn report_all(&self, news: impl FnOnce(&mut Told) -> Vec<What>) {
         // The lock makes concurrent reports wait, so that numbers rise.
         let mut told = self.told();
         let Some(mut number) = *self.next.borrow() else { return };

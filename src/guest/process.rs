@@ -17,10 +17,10 @@ use super::events::Events;
 use super::leaving::Departure;
 use super::machine::{Machine, SharedMachine};
 use super::merging::Merging;
-use super::saved::StandsStill;
+use super::saved::PausedForSave;
 use super::session::MigrationSession;
 use super::survey::Surveys;
-use super::workload::BadNews;
+use super::workload::ReportedFaults;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{Confinement, GuestState};
 use crate::ended::{Ended, How};
@@ -87,7 +87,7 @@ pub(crate) enum Occupation {
     /// Writing the guest to a file; the channel closes when that is over.
     Saving(watch::Receiver<()>),
     /// Nothing: the guest has been saved, and is paused until it is ended or resumed.
-    Saved(Arc<StandsStill>),
+    Saved(Arc<PausedForSave>),
     /// Sending the guest to another host.
     Leaving(Departure),
     /// Receiving the guest.
@@ -127,7 +127,7 @@ impl<'a> Saving<'a> {
     }
 
     /// The save is done, and the guest stays paused until it is ended or resumed.
-    pub(crate) fn leave_standing(mut self, guest: Arc<StandsStill>) {
+    pub(crate) fn leave_standing(mut self, guest: Arc<PausedForSave>) {
         self.next = Occupation::Saved(guest);
     }
 }
@@ -258,7 +258,7 @@ impl GuestProcess {
         let merging = merging.begin(machine.vm())?;
         let _first = self.merging.set(merging);
         let process = Arc::downgrade(self);
-        let mut bad_news = BadNews::default();
+        let mut bad_news = ReportedFaults::default();
         let listen = move || {
             loop {
                 let event = machine.vm().events().take(EVENT_PATIENCE);
@@ -324,7 +324,7 @@ impl GuestProcess {
 
     /// Ends the occupation with `guest`, which is paused since it was saved, so that it continues.
     /// Returns false if it is not paused for that any more, or is about to end.
-    pub(crate) fn goes_on_after_save(&self, guest: &Arc<StandsStill>) -> bool {
+    pub(crate) fn release_after_save(&self, guest: &Arc<PausedForSave>) -> bool {
         let mut occupation = self.occupation();
         let stands = matches!(&*occupation, Occupation::Saved(it) if Arc::ptr_eq(it, guest));
         let goes_on = stands && !self.is_ending();

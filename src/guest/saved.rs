@@ -161,12 +161,12 @@ pub(crate) fn save(
     events: &Arc<Events>,
     request: &SaveRequest,
     handed: Option<File>,
-) -> Result<(u64, StandsStill)> {
+) -> Result<(u64, PausedForSave)> {
     let file = request.file.as_path();
     let vm = machine.vm();
     let ran = flush_and_pause(vm, || Ok(machine.flush()?))?;
     events.is_running(false);
-    let guest = StandsStill {
+    let guest = PausedForSave {
         id: SaveId { id: Uuid::new_v4() },
         machine: Arc::clone(machine),
         events: Arc::clone(events),
@@ -198,7 +198,7 @@ fn flush_and_pause(vm: &Vm, flush: impl FnOnce() -> Result<()>) -> Result<bool> 
 
 /// A guest that is paused for a save. Dropping this resumes the guest, if it ran before.
 #[derive(Debug)]
-pub(crate) struct StandsStill {
+pub(crate) struct PausedForSave {
     id: SaveId,
     machine: SharedMachine,
     events: Arc<Events>,
@@ -215,7 +215,7 @@ impl From<SavedCopies> for DiskCopies {
     }
 }
 
-impl StandsStill {
+impl PausedForSave {
     /// Keeps the guest paused for another minute.
     pub(super) fn hold(&self) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -253,7 +253,7 @@ impl StandsStill {
                 tokio::time::sleep_until(until).await;
             }
             let (Some(guest), Some(process)) = (guest.upgrade(), process.upgrade()) else { return };
-            if process.goes_on_after_save(&guest) {
+            if process.release_after_save(&guest) {
                 let (name, file) = (process.name(), guest.file.display());
                 tracing::warn!("{name} goes on: nobody has ended it since it was saved to {file}");
                 drop(tokio::task::spawn_blocking(move || drop(guest)).await);
@@ -262,7 +262,7 @@ impl StandsStill {
     }
 }
 
-impl Drop for StandsStill {
+impl Drop for PausedForSave {
     fn drop(&mut self) {
         // If it was told to end meanwhile, it has ended.
         if !self.ran || self.machine.vm().run_state() != RunState::Paused {

@@ -409,7 +409,7 @@ impl Life {
             tracing::warn!("{error:#}");
         }
         drop(self.claim);
-        farewell(&name, ending)
+        exit_of(&name, ending)
     }
 }
 
@@ -435,7 +435,7 @@ fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option
 }
 
 /// Prints how the guest ended, and returns the exit status.
-fn farewell(name: &GuestName, ending: Ending) -> Result<Exit> {
+fn exit_of(name: &GuestName, ending: Ending) -> Result<Exit> {
     match ending {
         Ending::Asked => Ok(Exit::Done),
         Ending::Guest(reason) if reason.is_orderly() => {

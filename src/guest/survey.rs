@@ -16,7 +16,7 @@ use super::machine::SharedMachine;
 use super::process::GuestProcess;
 use crate::api::survey::{ChunkRow, SurveyState, SurveyStatus, SurveyedMemory};
 use crate::api::{ApiError, Reason};
-use crate::survey::{Ended, Found, Looker, Progress};
+use crate::survey::{Ended, Found, Progress, Scanner};
 
 /// The surveys of a guest: one at a time, and the findings of the last one.
 #[derive(Debug, Default)]
@@ -65,13 +65,13 @@ impl Surveys {
         self.is_called_off.store(false, Ordering::Release);
         let progress = Arc::new(Progress::default());
         let memory = OwnMemory::new(process, map);
-        let looker = Looker::new(memory, Arc::clone(&progress), request.cpu_share);
+        let scanner = Scanner::new(memory, Arc::clone(&progress), request.cpu_share);
         let seed = Seed::new(request.seed);
         let scan = Scan::new(seed, capacity, request.bits);
         let (process, told) = (Arc::downgrade(process), Arc::clone(&progress));
         let activity = request.activity;
         let work = move || {
-            let state = State::after(told, looker.look(scan, Watch::new(seed), activity));
+            let state = State::after(told, scanner.run(scan, Watch::new(seed), activity));
             if let Some(process) = process.upgrade() {
                 *process.surveys().state() = state;
             }

@@ -25,7 +25,7 @@ const PIECE_BYTES: u64 = 8 << 20;
 
 /// Pause between two pieces, so that other threads get the lock: std's mutex is not fair, and would
 /// let the thread that has just released it take it again.
-pub(super) const BREATH: Duration = Duration::from_micros(50);
+pub(super) const YIELD_PAUSE: Duration = Duration::from_micros(50);
 
 /// Treats the requested memory, until there is an error. What `hold` returns is held for one piece
 /// at a time: no migration starts meanwhile.
@@ -49,7 +49,7 @@ pub(super) fn treat<H>(
             break;
         }
         treated.chunks += (piece.end - piece.start).div_ceil(CHUNK_BYTES);
-        thread::sleep(BREATH);
+        thread::sleep(YIELD_PAUSE);
     }
     Ok(treated)
 }

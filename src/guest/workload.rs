@@ -70,12 +70,12 @@ pub(crate) fn begin_migration(machine: &Machine) {
 /// Problems that a workload has reported by its doorbell. Each kind is logged once: the log is on
 /// the host's disk, and a guest may ring and write into its report what it likes.
 #[derive(Debug, Default)]
-pub(crate) struct BadNews {
+pub(crate) struct ReportedFaults {
     is_damaged: bool,
     is_broken: bool,
 }
 
-impl BadNews {
+impl ReportedFaults {
     /// Logs a problem that a workload reports by its doorbell.
     pub(crate) fn hear(&mut self, name: &GuestName, machine: &Machine, value: u32) {
         if let Some(doorbell) = Doorbell::decode(value)
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_rings_without_end_is_told_of_once_for_each_kind() {
-        let mut news = BadNews::default();
+        let mut news = ReportedFaults::default();
         let heard: Vec<bool> = (0..4)
             .flat_map(|vcpu| {
                 [Doorbell::Fault { vcpu }, Doorbell::Panic { vcpu }, Doorbell::Filled { vcpu }]

@@ -18,7 +18,7 @@ const GUEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The result of a query to one guest.
 #[derive(Debug)]
-pub(crate) struct Sighting {
+pub(crate) struct GuestAnswer {
     /// The guest's name.
     pub(crate) name: GuestName,
     /// Its answers, or why there are none.
@@ -42,8 +42,8 @@ pub(crate) struct GuestView {
 ///
 /// # Errors
 /// If the folder of guests cannot be read.
-pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<Sighting>> {
-    let mut looks: JoinSet<Sighting> = state.live_guests()?.into_iter().map(look_at).collect();
+pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<GuestAnswer>> {
+    let mut looks: JoinSet<GuestAnswer> = state.live_guests()?.into_iter().map(look_at).collect();
     let mut sightings = Vec::with_capacity(looks.len());
     while let Some(done) = looks.join_next().await {
         match done {
@@ -56,7 +56,7 @@ pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<Sighting>> {
 }
 
 /// Queries one live guest.
-pub(crate) async fn look_at(dir: GuestDir) -> Sighting {
+pub(crate) async fn look_at(dir: GuestDir) -> GuestAnswer {
     let name = dir.name().clone();
     let answer = match tokio::time::timeout(GUEST_PATIENCE, ask(&dir)).await {
         Ok(answer) => answer,
@@ -65,7 +65,7 @@ pub(crate) async fn look_at(dir: GuestDir) -> Sighting {
             GUEST_PATIENCE.as_secs()
         )),
     };
-    Sighting { name, answer }
+    GuestAnswer { name, answer }
 }
 
 async fn ask(dir: &GuestDir) -> Result<GuestView, String> {

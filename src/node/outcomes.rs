@@ -49,15 +49,15 @@ impl Ledger {
     /// If the file cannot be read. A damaged file, or one that is not a regular file, is ignored
     /// with a warning: counting twice is better than not starting.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let anew = |error: &dyn Display| {
+        let start_empty = |error: &dyn Display| {
             tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
             BTreeMap::new()
         };
         let marks = match regular_file::read(path, LEDGER_BYTES_MAX) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| anew(&error)),
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| start_empty(&error)),
             Err(error) => match error.kind() {
                 ErrorKind::NotFound => BTreeMap::new(),
-                ErrorKind::InvalidInput | ErrorKind::FileTooLarge => anew(&error),
+                ErrorKind::InvalidInput | ErrorKind::FileTooLarge => start_empty(&error),
                 _ => return Err(error).with_context(|| format!("cannot read {}", path.display())),
             },
         };

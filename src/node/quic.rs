@@ -16,14 +16,14 @@ use migrate::record::{Record, Side};
 use uuid::Uuid;
 
 use super::front::Arrival;
-use super::resolver::Courier;
+use super::resolver::DecisionClient;
 use super::service::Node;
 
 /// Answers the requests of sources for the node.
 #[derive(Debug)]
-pub(crate) struct FrontDesk(pub(crate) Arc<Node>);
+pub(crate) struct SourceRequests(pub(crate) Arc<Node>);
 
-impl FrontHandler for FrontDesk {
+impl FrontHandler for SourceRequests {
     async fn answer(
         &self,
         request: FrontRequest,
@@ -59,11 +59,11 @@ impl FrontHandler for FrontDesk {
 
 /// Sends decisions to other nodes.
 #[derive(Debug)]
-pub(crate) struct NodeCourier {
+pub(crate) struct NodeClient {
     certs: PathBuf,
 }
 
-impl NodeCourier {
+impl NodeClient {
     /// Uses the certificates of the host in the folder `certs`.
     pub(crate) fn new(certs: PathBuf) -> Self {
         Self { certs }
@@ -75,7 +75,7 @@ impl NodeCourier {
     }
 }
 
-impl Courier for NodeCourier {
+impl DecisionClient for NodeClient {
     async fn deliver(
         &self,
         record: &Record,

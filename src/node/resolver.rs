@@ -25,7 +25,7 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// Sends a decision to a destination.
-pub(crate) trait Courier {
+pub(crate) trait DecisionClient {
     /// Sends `decision` about the migration of `record` to its destination, and returns the answer.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ pub(crate) struct Resolver<C> {
     under_way: BTreeMap<RecordKey, AbortHandle>,
 }
 
-impl<C: Courier + Send + Sync + 'static> Resolver<C> {
+impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
     /// Creates a resolver of orphans among `records`.
     pub(crate) fn new(records: RecordStore, courier: C) -> Self {
         let (schedule, tries, under_way) = Default::default();
@@ -149,7 +149,11 @@ impl<C: Courier + Send + Sync + 'static> Resolver<C> {
 }
 
 /// Makes one attempt for an orphan.
-async fn settle_one(records: &RecordStore, record: &Record, courier: &impl Courier) -> Settlement {
+async fn settle_one(
+    records: &RecordStore,
+    record: &Record,
+    courier: &impl DecisionClient,
+) -> Settlement {
     let (migration, guest) = (record.migration, record.guest.as_str());
     let (Side::Source { state, destination, .. }, Some(decision)) =
         (&record.side, decision(record))
@@ -225,7 +229,7 @@ mod tests {
     /// Always gives the same answer.
     struct Parrot(Result<DestinationMessage, String>);
 
-    impl Courier for Parrot {
+    impl DecisionClient for Parrot {
         async fn deliver(&self, _: &Record, _: Decision) -> Result<DestinationMessage, String> {
             self.0.clone()
         }
@@ -326,7 +330,7 @@ mod tests {
         asked: mpsc::UnboundedSender<MigrationId>,
     }
 
-    impl Courier for Half {
+    impl DecisionClient for Half {
         async fn deliver(
             &self,
             record: &Record,

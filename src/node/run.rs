@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
 use super::access::{Access, Authorization};
-use super::quic::{FrontDesk, NodeCourier};
+use super::quic::{NodeClient, SourceRequests};
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
@@ -102,11 +102,11 @@ async fn serve(
     let parts = [
         tokio::spawn(migrate::front::serve(
             endpoint.clone(),
-            Arc::new(FrontDesk(Arc::clone(&node))),
+            Arc::new(SourceRequests(Arc::clone(&node))),
         )),
         exposition::serve(listener, Arc::clone(&node), Arc::clone(&density), access),
         certificates::keep(endpoint.clone(), web, state.certs(), identity),
-        look_after_records(Arc::clone(&node), NodeCourier::new(state.certs())),
+        tend_records(Arc::clone(&node), NodeClient::new(state.certs())),
         tokio::spawn(events::follow_guests(Arc::clone(&node))),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),
     ];
@@ -154,14 +154,14 @@ fn access_to_metrics(
 }
 
 /// Passes over the records at intervals, and settles the orphans among them.
-fn look_after_records(node: Arc<Node>, courier: NodeCourier) -> JoinHandle<()> {
+fn tend_records(node: Arc<Node>, courier: NodeClient) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut resolver = Resolver::new(node.records().clone(), courier);
         let mut pause = Duration::ZERO;
         loop {
             sleep(pause).await;
             let begin = Instant::now();
-            let found = tokio::task::block_in_place(|| node.look_through_records());
+            let found = tokio::task::block_in_place(|| node.process_records());
             pause = ROUND.max(begin.elapsed() * ROUNDS_SHARE);
             match found {
                 Ok(orphans) => resolver.tend(&orphans),

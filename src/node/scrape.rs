@@ -9,7 +9,7 @@ use migrate::record::Record;
 use migrate::report::Outcome;
 use migrate::{Progress, Report};
 
-use super::inventory::{GuestView, Sighting};
+use super::inventory::{GuestAnswer, GuestView};
 use crate::api::types::{FlowInfo, GuestState, NetInfo};
 use crate::units::PAGE_BYTES;
 
@@ -20,7 +20,7 @@ const DEPARTED_FOR: Duration = Duration::from_secs(600);
 const DEPARTED_MAX: usize = 256;
 
 /// Returns a sample for each guest that answered, and how many did not.
-pub(crate) fn samples(sightings: &[Sighting]) -> (Vec<GuestSample>, u64) {
+pub(crate) fn samples(sightings: &[GuestAnswer]) -> (Vec<GuestSample>, u64) {
     let answered: Vec<GuestSample> =
         sightings.iter().filter_map(|sighting| sighting.answer.as_ref().ok()).map(sample).collect();
     let silent = (sightings.len() - answered.len()) as u64;
@@ -264,8 +264,11 @@ mod tests {
     #[test]
     fn silent_guests_are_counted_and_give_no_sample() {
         let sightings = [
-            Sighting { name: "web".parse().unwrap(), answer: Ok(view(GuestState::Running, None)) },
-            Sighting { name: "db".parse().unwrap(), answer: Err("no answer".to_owned()) },
+            GuestAnswer {
+                name: "web".parse().unwrap(),
+                answer: Ok(view(GuestState::Running, None)),
+            },
+            GuestAnswer { name: "db".parse().unwrap(), answer: Err("no answer".to_owned()) },
         ];
         let (guests, silent) = samples(&sightings);
         assert_eq!((guests.len(), silent), (1, 1));

@@ -206,7 +206,7 @@ impl Node {
     ///
     /// # Errors
     /// If the records cannot be listed.
-    pub(crate) fn look_through_records(&self) -> Result<Vec<Record>> {
+    pub(crate) fn process_records(&self) -> Result<Vec<Record>> {
         let mut ledger = self.ledger();
         let (records, dead, mut faults) = self.read_records()?;
         let is_dead = |record: &Record| dead.contains(&record.key());
@@ -352,7 +352,7 @@ impl Node {
         let begin = Instant::now();
         // Blocking: it reads and writes files, and a scrape wants the latest outcome.
         let departed = tokio::task::block_in_place(|| {
-            self.look_through_records()?;
+            self.process_records()?;
             let (records, _damaged) = self.records.list()?;
             anyhow::Ok(scrape::departed(&records, unix_ms()))
         })?;
@@ -440,7 +440,7 @@ pub(super) mod tests {
         };
         node.records().create(&web).unwrap();
         node.records().create(&forged).unwrap();
-        assert_eq!(node.look_through_records().unwrap(), std::slice::from_ref(&forged));
+        assert_eq!(node.process_records().unwrap(), std::slice::from_ref(&forged));
         let started = &node.counted().migrations_started;
         assert!((started.get(&(Role::Source,)) - 2.0).abs() < f64::EPSILON);
         let web_is = node.records().read(web.migration, Role::Source, |it| it.guest == "web");
@@ -452,7 +452,7 @@ pub(super) mod tests {
         let (_folder, node) = node();
         let moved_on = source_record(SourceState::Done, 1);
         node.records().create(&moved_on).unwrap();
-        node.look_through_records().unwrap();
+        node.process_records().unwrap();
         assert_eq!(node.records().list().unwrap().0, []);
         let (uuid, name) = (moved_on.guest_uuid, PeerText::new("web"));
         let FrontReply::Traced { guest, onward } =
@@ -473,7 +473,7 @@ pub(super) mod tests {
         node.records().create(&old).unwrap();
         std::fs::create_dir_all(folder.path().join("counted.json/in the way")).unwrap();
 
-        let orphans = node.look_through_records().unwrap();
+        let orphans = node.process_records().unwrap();
 
         assert_eq!(orphans, [orphan]);
         assert_eq!(node.records().list().unwrap().0, orphans);

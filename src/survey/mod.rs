@@ -7,10 +7,10 @@
 //! guest more. Only present pages are read: reading another would map it.
 //!
 //! A guest's process scans its own memory (`guest`). The node scans the memory of guests that other
-//! programs run (`node`). Both use a [`Looker`], in a thread of its own with the lowest priority.
+//! programs run (`node`). Both use a [`Scanner`], in a thread of its own with the lowest priority.
 
 mod found;
-mod looker;
+mod scanner;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages};
 
 pub(crate) use found::Found;
-pub(crate) use looker::Looker;
+pub(crate) use scanner::Scanner;
 
 /// Size of a chunk, in bytes.
 pub(crate) const CHUNK_BYTES: u64 = 2 << 20;

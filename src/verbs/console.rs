@@ -94,7 +94,7 @@ async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
                     return Ok(false);
                 }
             }
-            Err(error) if error.is_gone() || error.is_passing() => {
+            Err(error) if error.is_gone() || error.is_transient() => {
                 if !guest.is_live() {
                     return Ok(true);
                 }

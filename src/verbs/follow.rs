@@ -95,14 +95,14 @@ impl Follower {
                     }
                 }
                 () = tokio::time::sleep(INTERVAL) => {
-                    match self.look(&client).await {
-                        Ok(Look::Over(report)) => return Ok(self.conclude(report).await),
-                        Ok(Look::UnderWay(progress)) => {
+                    match self.poll(&client).await {
+                        Ok(Poll::Over(report)) => return Ok(self.conclude(report).await),
+                        Ok(Poll::UnderWay(progress)) => {
                             answered = Instant::now();
                             show(&progress);
                             doubt.consider(&self.name, &progress, Instant::now())?;
                         }
-                        Ok(Look::Elsewhere) => return self.read_record(),
+                        Ok(Poll::Elsewhere) => return self.read_record(),
                         Err(error) if error.is_gone() => {
                             return if self.ends().await {
                                 self.read_record()
@@ -125,29 +125,29 @@ impl Follower {
     pub(crate) async fn report(&self) -> Result<Report> {
         let client = ApiClient::new(&self.state.guest(&self.name).socket());
         loop {
-            match self.look(&client).await {
-                Ok(Look::Over(report)) => return Ok(self.conclude(report).await),
-                Ok(Look::Elsewhere) => return self.read_record(),
+            match self.poll(&client).await {
+                Ok(Poll::Over(report)) => return Ok(self.conclude(report).await),
+                Ok(Poll::Elsewhere) => return self.read_record(),
                 Err(error) if error.is_gone() && self.ends().await => return self.read_record(),
-                Ok(Look::UnderWay(_)) | Err(_) => tokio::time::sleep(INTERVAL).await,
+                Ok(Poll::UnderWay(_)) | Err(_) => tokio::time::sleep(INTERVAL).await,
             }
         }
     }
 
     /// Asks the guest's process about this migration.
-    async fn look(&self, client: &ApiClient) -> Result<Look, AskError> {
+    async fn poll(&self, client: &ApiClient) -> Result<Poll, AskError> {
         let status = match client.get::<MigrationStatus>("/v1/guest/migration").await {
             // Another process has the name now, and was never in any migration.
             Err(AskError::Refused(error)) if error.reason == Reason::NotMigrating => {
-                return Ok(Look::Elsewhere);
+                return Ok(Poll::Elsewhere);
             }
             answer => answer?,
         };
         let is_this = |migration| migration == self.id;
         Ok(match (status.report, status.progress) {
-            (Some(report), _) if is_this(report.migration) => Look::Over(report),
-            (_, Some(progress)) if is_this(progress.migration) => Look::UnderWay(progress),
-            _ => Look::Elsewhere,
+            (Some(report), _) if is_this(report.migration) => Poll::Over(report),
+            (_, Some(progress)) if is_this(progress.migration) => Poll::UnderWay(progress),
+            _ => Poll::Elsewhere,
         })
     }
 
@@ -218,7 +218,7 @@ impl Follower {
 
 /// The guest's process's answer about a migration.
 #[derive(Debug)]
-enum Look {
+enum Poll {
     /// The migration is under way.
     UnderWay(Progress),
     /// The migration has ended.

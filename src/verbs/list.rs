@@ -118,7 +118,7 @@ impl<'a> From<&'a Ended> for PastGuest<'a> {
 /// # Errors
 /// If the state folder cannot be read, or this user may not access the guests.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
-    let guests = block_on(look_at_all(state.live_guests()?))?;
+    let guests = block_on(ask_all(state.live_guests()?))?;
     let (off, past) = if args.all { resting(state, &guests)? } else { Default::default() };
     match args.json.output() {
         Output::Json => {
@@ -160,8 +160,8 @@ fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ende
 }
 
 /// Asks guests, all concurrently; the answers are in the guests' order.
-async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
-    let looks = guests.into_iter().map(|dir| tokio::spawn(async move { look_at(&dir).await }));
+async fn ask_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
+    let looks = guests.into_iter().map(|dir| tokio::spawn(async move { ask(&dir).await }));
     let looks: Vec<_> = looks.collect();
     let mut listed = Vec::with_capacity(looks.len());
     for look in looks {
@@ -174,7 +174,7 @@ async fn look_at_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
 ///
 /// # Errors
 /// If this user may not access the guest.
-pub(crate) async fn look_at(dir: &GuestDir) -> Result<Listed> {
+pub(crate) async fn ask(dir: &GuestDir) -> Result<Listed> {
     let client = ApiClient::new(&dir.client_socket()).with_patience(PATIENCE);
     let info = guest_info(dir.name(), &client).await?;
     let identity = || dir.read_identity().ok();
@@ -266,7 +266,7 @@ mod tests {
             guests.push(dir);
         }
 
-        let listed = look_at_all(guests).await.unwrap();
+        let listed = ask_all(guests).await.unwrap();
 
         let names: Vec<&str> = listed.iter().map(|guest| guest.name().as_str()).collect();
         assert_eq!(names, ["a", "b", "c"]);

@@ -254,7 +254,7 @@ async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()
         let info: GuestInfo = match client.get("/v1/guest").await {
             Ok(info) => info,
             Err(error) if error.is_gone() && decision == Resolution::Discard => return Ok(()),
-            Err(error) if error.is_passing() => continue,
+            Err(error) if error.is_transient() => continue,
             Err(error) => return Err(error.into()),
         };
         match info.state {

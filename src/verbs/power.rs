@@ -65,7 +65,7 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
             Ok(()) => {
                 format!("its process is still there {END_PATIENCE:?} after it was told to end")
             }
-            Err(error) if error.is_silence() => error.to_string(),
+            Err(error) if error.is_unanswered() => error.to_string(),
             Err(error) => return Err(error).with_context(|| format!("cannot end {name}")),
         };
         let cannot = || format!("cannot end {name}: {fault}");
@@ -86,8 +86,8 @@ async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError
     let begun = Instant::now();
     loop {
         match client.put::<StateAnswer>("/v1/guest/stop").await {
-            Err(error) if error.is_silence() && !guest.is_live() => return Ok(()),
-            Err(error) if error.is_silence() && begun.elapsed() < ANSWER_PATIENCE => {
+            Err(error) if error.is_unanswered() && !guest.is_live() => return Ok(()),
+            Err(error) if error.is_unanswered() && begun.elapsed() < ANSWER_PATIENCE => {
                 tokio::time::sleep(QUESTION_PAUSE).await;
             }
             answer => return answer.map(drop),

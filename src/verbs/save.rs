@@ -32,9 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// If there is no such guest, it is being migrated, it would continue and writes disks that are not
 /// copied, or a file cannot be written.
 pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
-    let asked = Asked::new(state, &args.name, &args.file)?;
+    let asked = SaveJob::new(state, &args.name, &args.file)?;
     let goes_on = args.keep_running;
-    block_on(asked.or_called_off(async {
+    block_on(asked.or_interrupted(async {
         match (args.disks, goes_on) {
             (false, true) => asked.write(SaveFormat::Guest).await,
             (with_disks, goes_on) => asked.write_standing(with_disks, goes_on).await,
@@ -47,13 +47,13 @@ pub(crate) fn run(state: &StateDir, args: &SaveArgs) -> Result<Exit> {
 /// # Errors
 /// Like [`run`].
 pub(crate) fn template(state: &StateDir, args: &TemplateArgs) -> Result<Exit> {
-    let asked = Asked::new(state, &args.name, &args.file)?;
+    let asked = SaveJob::new(state, &args.name, &args.file)?;
     block_on(asked.write(SaveFormat::Template))
 }
 
 /// A guest that is to be written to a file.
 #[derive(Debug)]
-struct Asked {
+struct SaveJob {
     name: GuestName,
     guest: GuestDir,
     client: ApiClient,
@@ -62,7 +62,7 @@ struct Asked {
     standing: Cell<Option<SaveId>>,
 }
 
-impl Asked {
+impl SaveJob {
     fn new(state: &StateDir, name: &GuestName, file: &Path) -> Result<Self> {
         let guest = state.live_guest(name)?;
         let client = ApiClient::new(&guest.socket()).with_patience(PATIENCE);
@@ -72,7 +72,7 @@ impl Asked {
     }
 
     /// Runs `work`, unless a signal interrupts it: then the guest is resumed.
-    async fn or_called_off(&self, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+    async fn or_interrupted(&self, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
         let mut signals = EndSignals::listen()?;
         let signal = tokio::select! {
             done = work => return done.with_context(|| format!("cannot save {}", self.name)),

@@ -10,7 +10,7 @@ use migrate::{Progress, Report};
 use serde::Serialize;
 use vmm_core::virtio::block::LockReach;
 
-use super::list::{Listed, PastGuest, look_at};
+use super::list::{Listed, PastGuest, ask};
 use super::off::{OffGuest, autostart_line, definition_line, labels_line};
 use super::session::block_on;
 use super::summary::seconds;
@@ -85,7 +85,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let definition = state.definitions().find(&args.name).ok().flatten();
     let shown = block_on(async {
         let client = ApiClient::new(&dir.client_socket());
-        let mut shown = Shown::silent(look_at(&dir).await?, &dir, definition);
+        let mut shown = Shown::silent(ask(&dir).await?, &dir, definition);
         // A guest that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();

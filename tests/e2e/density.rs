@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use support::checks::{await_life, guest_is_gone, nothing_left_behind};
 use support::ksm::{KsmTurn, merged_pages};
 use support::linux::image::Image;
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pool, ask, wait};
 
 /// Takes what a guest of 128 MiB does not need, which is too little for the default policy; it is
@@ -61,9 +61,9 @@ fn balloon_target(host: &Host, name: &str) -> u64 {
     host.run(&["balloon", name, "--json"]).ok().json()["target_bytes"].as_u64().expect("a size")
 }
 
-pub(crate) fn restore_linux(host: &Host, image: &Image) -> Witness {
+pub(crate) fn restore_linux(host: &Host, image: &Image) -> CheckConsole {
     host.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
-    Witness::of(host, "linux", image.pages())
+    CheckConsole::of(host, "linux", image.pages())
 }
 
 /// Waits until the plan has steps, and returns it.
@@ -158,12 +158,12 @@ fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
     pair.a.run(&["density", "apply", "--goal", "max density"]).ok();
     let target = balloon_target(&pair.a, "linux");
     assert!(target < ALL_BYTES, "{target}");
-    await_looks(&pair.a);
+    await_inspections(&pair.a);
     assert_eq!(balloon_target(&pair.a, "linux"), target);
 }
 
 /// Waits for two more of the node's automatic inspections.
-fn await_looks(host: &Host) {
+fn await_inspections(host: &Host) {
     let looks = || {
         let page = crate::metrics::scrape(host);
         crate::metrics::value(&page, "lighter_density_inspections_total", &[]).expect("a counter")
@@ -200,7 +200,7 @@ fn what_a_run_takes_from_linux_is_given_back_where_it_moves_to() {
     // The node leaves a target alone that an operator has set.
     let balloon = pair.b.run(&["balloon", "linux", "116M", "--json"]).ok().json();
     assert_eq!(balloon["set_by"], "operator");
-    await_looks(&pair.b);
+    await_inspections(&pair.b);
     assert_eq!(balloon_target(&pair.b, "linux"), 116 << 20);
 }
 

@@ -13,7 +13,7 @@ mod reporting;
 mod vsock;
 
 use support::linux::image::Image;
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 
 use support::checks::nothing_left_behind;
 use support::{Host, Migration, Pair};
@@ -35,15 +35,15 @@ fn goes_on(image: &Image) {
     let pair = Pair::new();
     let mut hosts: [&Host; 2] = pair.hosts();
     hosts[0].run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
-    let mut witness = Witness::of(hosts[0], "linux", image.pages());
-    let (before, clocks) = witness.testify();
+    let mut witness = CheckConsole::of(hosts[0], "linux", image.pages());
+    let (before, clocks) = witness.read_clocks();
     witness.has_checked_all_since(&before);
 
     let mut last = before;
     for _ in 0..MIGRATIONS {
         Migration::run(hosts[0], "linux", hosts[1]).ok();
         hosts.reverse();
-        witness = Witness::of(hosts[0], "linux", image.pages());
+        witness = CheckConsole::of(hosts[0], "linux", image.pages());
         let now = witness.line();
         now.follows(&last);
         last = now;
@@ -59,12 +59,12 @@ fn linux_that_was_paused_goes_on_at_the_destination() {
     let pair = Pair::new();
     let image = Image::halting();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
-    let before = Witness::of(&pair.a, "linux", image.pages()).line();
+    let before = CheckConsole::of(&pair.a, "linux", image.pages()).line();
     pair.a.run(&["pause", "linux"]).ok();
     Migration::run(&pair.a, "linux", &pair.b).ok();
     pair.b.guest("linux").await_state("paused");
     pair.b.run(&["resume", "linux"]).ok();
-    let witness = Witness::of(&pair.b, "linux", image.pages());
+    let witness = CheckConsole::of(&pair.b, "linux", image.pages());
     let after = witness.line();
     after.follows(&before);
     witness.has_checked_all_since(&after);

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
 use support::linux::image::{BOOT_PATIENCE, Image};
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{Exit, Guest, GuestPlan, Migration, Pair, wait};
 
 #[test]
@@ -43,9 +43,9 @@ fn linux_shuts_down_at_its_power_button_on_the_host_that_it_has_moved_to() {
     let pair = Pair::new();
     let image = Image::halting();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
-    Witness::of(&pair.a, "linux", image.pages()).line();
+    CheckConsole::of(&pair.a, "linux", image.pages()).line();
     Migration::run(&pair.a, "linux", &pair.b).ok();
-    Witness::of(&pair.b, "linux", image.pages()).line();
+    CheckConsole::of(&pair.b, "linux", image.pages()).line();
 
     let done = pair.b.run(&["shutdown", "linux", "--timeout", "5m"]).ok();
     assert!(done.stderr.contains("linux powered off"), "{done:?}");
@@ -61,7 +61,7 @@ fn linux_reboots_at_its_power_button_when_asked_to() {
     let pair = Pair::without_nodes();
     let image = Image::halting();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
-    let witness = Witness::of(&pair.a, "linux", image.pages());
+    let witness = CheckConsole::of(&pair.a, "linux", image.pages());
     let before = witness.line();
     let guest = pair.a.guest("linux");
     let pid = guest.pid();
@@ -83,7 +83,7 @@ fn linux_without_acpi_ends_when_it_resets_and_was_told_to_stop_then() {
     let pair = Pair::without_nodes();
     let image = Image::busy();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
-    Witness::of(&pair.a, "linux", image.pages()).line();
+    CheckConsole::of(&pair.a, "linux", image.pages()).line();
     let words = ["linux does not listen to its power button", "runs without ACPI"];
     pair.a.run(&["shutdown", "linux"]).complains(Exit::Failed, &words);
 

@@ -166,8 +166,8 @@ fn has(entries: &[CpuidEntry], (leaf, subleaf, register, bit): Bit) -> bool {
 
 /// Whether a guest with this table has the model-specific register `msr`. Some registers report
 /// features beyond CPUID's words; a guest has such a register only if a CPUID feature announces it.
-pub(crate) fn knows_msr(entries: &[CpuidEntry], msr: u32) -> bool {
-    msr::is_told(entries, msr)
+pub(crate) fn has_msr(entries: &[CpuidEntry], msr: u32) -> bool {
+    msr::is_announced(entries, msr)
 }
 
 #[cfg(test)]
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn registers_of_features_that_are_not_shown_are_not_the_guests() {
         let shown = [CpuidEntry { edx: 1 << 29, ..entry(7, 0, 0, 0) }];
-        assert!(knows_msr(&shown, 0x10a) && !knows_msr(&[], 0x10a) && !knows_msr(&shown, 0x345));
-        assert!(knows_msr(&[entry(1, 0, 0, 1 << 15)], 0x345) && knows_msr(&[], 0x10));
+        assert!(has_msr(&shown, 0x10a) && !has_msr(&[], 0x10a) && !has_msr(&shown, 0x345));
+        assert!(has_msr(&[entry(1, 0, 0, 1 << 15)], 0x345) && has_msr(&[], 0x10));
     }
 }

@@ -53,12 +53,12 @@ pub(crate) fn beside(path: &Path) -> io::Result<PathBuf> {
 
 /// A file's name, which is removed on drop unless it is kept.
 #[derive(Debug)]
-pub(crate) struct TakenName {
+pub(crate) struct NameGuard {
     path: PathBuf,
     kept: bool,
 }
 
-impl TakenName {
+impl NameGuard {
     /// Takes over a name that a file already has.
     pub(crate) fn of(path: PathBuf) -> Self {
         Self { path, kept: false }
@@ -91,7 +91,7 @@ impl TakenName {
     }
 }
 
-impl Drop for TakenName {
+impl Drop for NameGuard {
     fn drop(&mut self) {
         if !self.kept {
             // A file that cannot be removed stays; there is nothing more to do.
@@ -109,14 +109,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         let make = || create(folder.path(), OpenOptions::new().write(true)).unwrap();
-        let name = TakenName::link(&make(), path.clone()).unwrap();
-        let second = TakenName::link(&make(), path.clone()).unwrap_err();
+        let name = NameGuard::link(&make(), path.clone()).unwrap();
+        let second = NameGuard::link(&make(), path.clone()).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
         assert!(path.exists());
         drop(name);
         assert!(!path.exists());
-        TakenName::link(&make(), path.clone()).unwrap().keep();
-        let mut other = TakenName::link(&make(), beside(&path).unwrap()).unwrap();
+        NameGuard::link(&make(), path.clone()).unwrap().keep();
+        let mut other = NameGuard::link(&make(), beside(&path).unwrap()).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         other.replace(&path).unwrap();
         drop(other);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Door, Found, hypervisor_line, qemu_line};
+use super::{Found, Monitor, hypervisor_line, qemu_line};
 use crate::observe::sources::{unsigned, value_of};
 use crate::observe::{ObserveError, Sources, started_of};
 use crate::situation::{Backing, Vmm};
@@ -25,7 +25,7 @@ pub struct Discovery {
 /// Searches all processes for QEMU and Cloud Hypervisor.
 ///
 /// A process controls its own name and arguments, so what they say is only a claim.
-/// [`super::look()`] and [`super::set_balloon`] verify that this process listens on the socket
+/// [`super::query()`] and [`super::set_balloon`] verify that this process listens on the socket
 /// before they send anything.
 ///
 /// # Errors
@@ -89,7 +89,7 @@ fn found(
             (hypervisor_line::parse(&arguments), "cloud-hypervisor")
         }
     };
-    let name = line.name.and_then(|name| speakable(&name));
+    let name = line.name.and_then(|name| sanitize_name(&name));
     let mut found = Found {
         pid,
         started: started_of(sources, pid)?,
@@ -101,9 +101,9 @@ fn found(
         is_mergeable: line.is_mergeable,
         has_passthrough: line.has_passthrough || has_device(sources, pid),
         is_incoming: line.is_incoming,
-        door: line.door,
+        monitor: line.monitor,
     };
-    if let Door::Qmp(path) | Door::CloudHypervisor(path) = &mut found.door {
+    if let Monitor::Qmp(path) | Monitor::CloudHypervisor(path) = &mut found.monitor {
         *path = absolute(sources, pid, path);
     }
     Ok(Some(found))
@@ -133,7 +133,7 @@ pub(super) fn has_device(sources: &Sources, pid: u32) -> bool {
 
 /// Makes a name safe to show: no control characters, none that change the direction or width of the
 /// text after it, not too long, not empty.
-fn speakable(name: &str) -> Option<String> {
+fn sanitize_name(name: &str) -> Option<String> {
     let is_shown = |c: &char| {
         !c.is_control()
             && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -234,7 +234,7 @@ mod tests {
         let names: Vec<_> =
             found.guests.iter().map(|guest| (guest.pid, guest.name.as_str())).collect();
         assert_eq!(names, [(7, "web"), (8, "web"), (9, "a"), (10, "qemu-10"), (11, "[2Jx")]);
-        assert_eq!(found.guests[0].door, Door::Qmp("/run/guests/q.sock".into()));
+        assert_eq!(found.guests[0].monitor, Monitor::Qmp("/run/guests/q.sock".into()));
         assert_eq!(found.guests[2].vmm, Vmm::CloudHypervisor);
         assert!(found.unreadable.is_empty());
     }

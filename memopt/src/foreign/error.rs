@@ -8,7 +8,7 @@ use std::time::Duration;
 pub enum ForeignError {
     /// The guest has no usable monitor.
     #[error("{guest} cannot be asked: {why}")]
-    NoDoor {
+    NoMonitor {
         /// The guest's name.
         guest: String,
         /// What is missing, and what to do about it.

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::options::{Options, size};
-use super::{Door, Line};
+use super::{Line, Monitor};
 use crate::situation::Backing;
 
 /// Parses the arguments of a process, without the program's name.
@@ -31,7 +31,7 @@ pub(super) fn parse(arguments: &[String]) -> Line {
                 // Cloud Hypervisor's guests have no names, so the socket's name is used.
                 let stem = Path::new(path).file_stem();
                 line.name = stem.map(|stem| stem.to_string_lossy().into_owned());
-                line.door = Door::CloudHypervisor(path.into());
+                line.monitor = Monitor::CloudHypervisor(path.into());
             }
             _ => {}
         }
@@ -64,9 +64,9 @@ mod tests {
             line("--api-socket /run/ch/web.sock --memory size=1024M,mergeable=on --cpus boot=2");
         assert_eq!((guest.name.as_deref(), guest.memory_bytes), (Some("web"), 1 << 30));
         assert!(guest.is_mergeable && !guest.has_passthrough);
-        assert_eq!(guest.door, Door::CloudHypervisor("/run/ch/web.sock".into()));
+        assert_eq!(guest.monitor, Monitor::CloudHypervisor("/run/ch/web.sock".into()));
         let path = line("--api-socket=path=/run/a.sock");
-        assert_eq!(path.door, Door::CloudHypervisor("/run/a.sock".into()));
+        assert_eq!(path.monitor, Monitor::CloudHypervisor("/run/a.sock".into()));
     }
 
     #[test]
@@ -74,7 +74,7 @@ mod tests {
         let shared = line("--memory size=1G,mergeable=on,shared=on --device path=/sys/x");
         assert_eq!((shared.backing, shared.is_mergeable), (Backing::Shared, false));
         assert!(shared.has_passthrough);
-        assert!(matches!(shared.door, Door::None(_)));
+        assert!(matches!(shared.monitor, Monitor::None(_)));
         let pool = line("--memory size=1G,hugepages=on,shared=on");
         assert_eq!(pool.backing, Backing::HugePool);
     }

@@ -1,6 +1,6 @@
 //! Guests run by other VMMs: QEMU, with or without libvirt, and Cloud Hypervisor.
 //!
-//! [`discover()`] finds them among the host's processes. [`look()`] queries one guest's monitor for
+//! [`discover()`] finds them among the host's processes. [`query()`] asks one guest's monitor for
 //! its balloon, and [`set_balloon`] sets the balloon: through QMP, or through Cloud Hypervisor's
 //! HTTP API. What they cost is measured as for any process ([`crate::observe`]). lighter never
 //! migrates them and changes nothing else in them, except that it makes QEMU poll its guest for
@@ -14,11 +14,11 @@ mod discover;
 mod error;
 mod hypervisor;
 mod hypervisor_line;
-mod look;
 mod names;
 mod options;
 mod qemu_line;
 mod qmp;
+mod query;
 mod socket;
 mod statistics;
 
@@ -27,9 +27,9 @@ use std::path::PathBuf;
 pub use discover::{Discovery, discover};
 pub use error::ForeignError;
 pub use hypervisor::{Counters, Hypervisor};
-pub use look::{Asking, Look, look, set_balloon};
-pub use names::name_apart;
+pub use names::make_names_unique;
 pub use qmp::Qmp;
+pub use query::{QueryOptions, Reading, query, set_balloon};
 
 use crate::situation::{Backing, Vmm};
 use discover::Mounts;
@@ -42,7 +42,7 @@ pub struct Found {
     /// The start time of that process, in ticks since boot; its pid may be reused later.
     pub started: u64,
     /// The name that the command line claims, or one made from the pid. It is unique only after
-    /// [`name_apart`].
+    /// [`make_names_unique`].
     pub name: String,
     /// The VMM that runs the guest.
     pub vmm: Vmm,
@@ -61,7 +61,7 @@ pub struct Found {
     /// Whether the guest was started to receive a migration.
     pub is_incoming: bool,
     /// How lighter can reach the guest's monitor.
-    pub door: Door,
+    pub monitor: Monitor,
 }
 
 /// What the command line of a guest's process says.
@@ -73,12 +73,12 @@ struct Line {
     is_mergeable: bool,
     has_passthrough: bool,
     is_incoming: bool,
-    door: Door,
+    monitor: Monitor,
 }
 
 impl Line {
     /// Creates a line without any settings.
-    const fn new(memory_bytes: u64, no_door: &'static str) -> Self {
+    const fn new(memory_bytes: u64, no_monitor: &'static str) -> Self {
         Self {
             name: None,
             memory_bytes,
@@ -86,14 +86,14 @@ impl Line {
             is_mergeable: false,
             has_passthrough: false,
             is_incoming: false,
-            door: Door::None(no_door),
+            monitor: Monitor::None(no_monitor),
         }
     }
 }
 
 /// How lighter can reach a guest's monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Door {
+pub enum Monitor {
     /// QMP on a Unix socket. It serves one client at a time.
     Qmp(PathBuf),
     /// HTTP on a Unix socket.

@@ -12,7 +12,7 @@ use crate::observe::{Sources, started_of};
 /// Makes the names of `found` unique, among each other and against the guests named in `own`. A
 /// name that is taken or claimed twice gets `@PID` appended, for each guest that claims it. So does
 /// a name that already looks like that.
-pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
+pub fn make_names_unique(own: &BTreeSet<String>, found: &mut [Found]) {
     let mut claims = BTreeMap::<String, usize>::new();
     for guest in &*found {
         *claims.entry(guest.name.clone()).or_default() += 1;
@@ -26,7 +26,7 @@ pub fn name_apart(own: &BTreeSet<String>, found: &mut [Found]) {
 }
 
 impl Found {
-    /// Returns whether [`name_apart`] may have given the guest this name.
+    /// Returns whether [`make_names_unique`] may have given the guest this name.
     pub fn is_called(&self, name: &str) -> bool {
         name == self.name || name == self.numbered()
     }
@@ -56,7 +56,7 @@ mod tests {
     fn named(own: &[&str], claims: &[(u32, &str)]) -> Vec<String> {
         let own = own.iter().map(|name| (*name).to_owned()).collect();
         let mut guests: Vec<_> = claims.iter().map(|(pid, name)| found(*pid, name)).collect();
-        name_apart(&own, &mut guests);
+        make_names_unique(&own, &mut guests);
         guests.into_iter().map(|guest| guest.name).collect()
     }
 
@@ -94,7 +94,7 @@ mod tests {
         ) {
             let mut guests: Vec<_> =
                 (1..).zip(&claims).map(|(pid, name)| found(pid, name)).collect();
-            name_apart(&own, &mut guests);
+            make_names_unique(&own, &mut guests);
             let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
             prop_assert_eq!(names.len(), guests.len());
             prop_assert!(!names.iter().any(|name| own.contains(*name)));

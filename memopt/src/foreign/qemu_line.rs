@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::options::{Options, size};
-use super::{Door, Line, Mounts};
+use super::{Line, Monitor, Mounts};
 use crate::situation::Backing;
 
 /// RAM without `-m`: QEMU's default.
@@ -93,8 +93,8 @@ pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
     line.backing = strictest.or(path_backing).unwrap_or(Backing::Anonymous);
     let is_private = matches!(line.backing, Backing::Anonymous | Backing::Template);
     line.is_mergeable = is_private && merges && of_use.iter().all(|backend| backend.merges);
-    if let Some(door) = door(arguments) {
-        line.door = door;
+    if let Some(monitor) = monitor(arguments) {
+        line.monitor = monitor;
     }
     line
 }
@@ -150,7 +150,7 @@ fn backend(value: &str, options: &Options, mounts: &Mounts) -> Option<Backend> {
 
 /// Returns where a QMP client can connect. A monitor that should be free goes before one that
 /// libvirt holds.
-fn door(arguments: &[String]) -> Option<Door> {
+fn monitor(arguments: &[String]) -> Option<Monitor> {
     let monitors = || {
         pairs(arguments).filter_map(|(option, value)| match option {
             "qmp" | "qmp-pretty" => direct(value),
@@ -162,18 +162,18 @@ fn door(arguments: &[String]) -> Option<Door> {
             _ => None,
         })
     };
-    monitors().find(|door| matches!(door, Door::Qmp(_))).or_else(|| monitors().next())
+    monitors().find(|monitor| matches!(monitor, Monitor::Qmp(_))).or_else(|| monitors().next())
 }
 
 /// Parses `-qmp unix:/path,server=on`; a bare word names a character device.
-fn direct(value: &str) -> Option<Door> {
+fn direct(value: &str) -> Option<Monitor> {
     let options = Options::parse(value);
     let path = options.first()?.strip_prefix("unix:")?;
-    is_server(&options).then(|| Door::Qmp(path.into()))
+    is_server(&options).then(|| Monitor::Qmp(path.into()))
 }
 
 /// Finds `-chardev socket,id=ID,path=/path,server=on`, or libvirt's with `fd=N`.
-fn of_chardev(arguments: &[String], id: &str) -> Option<Door> {
+fn of_chardev(arguments: &[String], id: &str) -> Option<Monitor> {
     let mut devices = pairs(arguments).filter(|(option, _)| *option == "chardev");
     let options = devices.find_map(|(_, value)| {
         let options = Options::parse(value);
@@ -184,10 +184,10 @@ fn of_chardev(arguments: &[String], id: &str) -> Option<Door> {
     }
     match options.get("path") {
         Some(path) if id != "charmonitor" && !path.contains("/libvirt/") => {
-            Some(Door::Qmp(path.into()))
+            Some(Monitor::Qmp(path.into()))
         }
         // libvirt opens the socket itself, and uses these names.
-        _ => Some(Door::Libvirt),
+        _ => Some(Monitor::Libvirt),
     }
 }
 
@@ -214,7 +214,7 @@ mod tests {
         );
         assert_eq!((line.name.as_deref(), line.memory_bytes), (Some("web-1"), 2 << 30));
         assert_eq!((line.backing, line.is_mergeable), (Backing::Anonymous, true));
-        assert_eq!(line.door, Door::Qmp("/run/web-1.qmp".into()));
+        assert_eq!(line.monitor, Monitor::Qmp("/run/web-1.qmp".into()));
         assert!(!line.has_passthrough && !line.is_incoming);
     }
 
@@ -226,12 +226,12 @@ mod tests {
              -chardev socket,id=charmonitor,fd=26,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control";
         let guest = line(libvirt);
         assert_eq!((guest.name.as_deref(), guest.memory_bytes), (Some("db"), 4 << 30));
-        assert_eq!((guest.is_mergeable, guest.door), (false, Door::Libvirt));
+        assert_eq!((guest.is_mergeable, guest.monitor), (false, Monitor::Libvirt));
         let path = libvirt.replace("fd=26", "path=/var/lib/libvirt/qemu/domain-1-db/monitor.sock");
-        assert_eq!(line(&path).door, Door::Libvirt);
+        assert_eq!(line(&path).monitor, Monitor::Libvirt);
 
         let second = format!("{libvirt} -qmp unix:/run/db.qmp,server,nowait");
-        assert_eq!(line(&second).door, Door::Qmp("/run/db.qmp".into()));
+        assert_eq!(line(&second).monitor, Monitor::Qmp("/run/db.qmp".into()));
     }
 
     #[test]
@@ -283,10 +283,10 @@ mod tests {
             "-mon chardev=missing,mode=control",
             "",
         ] {
-            assert!(matches!(line(text).door, Door::None(_)), "{text}");
+            assert!(matches!(line(text).monitor, Monitor::None(_)), "{text}");
         }
         let own = "-chardev socket,id=c,path=/run/c,server=on -mon chardev=c,mode=control";
-        assert_eq!(line(own).door, Door::Qmp("/run/c".into()));
+        assert_eq!(line(own).monitor, Monitor::Qmp("/run/c".into()));
         assert!(line("-device vfio-pci,host=01:00.0 -incoming defer").has_passthrough);
         assert!(line(r#"-device {"driver":"vfio-pci","host":"01:00.0","id":"h"}"#).has_passthrough);
         assert!(

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::error::HistoryError;
 use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
-use super::run::{Deed, Found, Run, RunEnd, RunId, State, Summary};
+use super::run::{Found, Run, RunAction, RunEnd, RunId, State, Summary};
 use crate::schedule::Trigger;
 
 /// One line of the log: an event of the run.
@@ -19,7 +19,7 @@ pub(super) enum Entry {
     /// The run has a new plan.
     Planned(Box<RawValue>),
     /// These actions are about to be executed.
-    Acting(Vec<Deed<Box<RawValue>>>),
+    Acting(Vec<RunAction<Box<RawValue>>>),
     /// Results of actions.
     Found(Vec<Found>),
     /// An error of the run.
@@ -45,7 +45,7 @@ pub(super) struct Record {
     pub(super) beginning: Beginning,
     ended: Option<u64>,
     pub(super) state: State,
-    pub(super) deeds: Vec<Deed<Box<RawValue>>>,
+    pub(super) deeds: Vec<RunAction<Box<RawValue>>>,
     outcome: Option<RunEnd>,
     errors: Vec<String>,
 }
@@ -135,7 +135,7 @@ impl Record {
 
     /// Returns the run, numbered `id`, without its plan and its actions.
     pub(super) fn summary(&self, id: RunId) -> Summary {
-        let sum = |bytes: fn(&Deed<Box<RawValue>>) -> i64| {
+        let sum = |bytes: fn(&RunAction<Box<RawValue>>) -> i64| {
             self.deeds.iter().map(bytes).fold(0, i64::saturating_add)
         };
         Summary {
@@ -158,10 +158,10 @@ impl Record {
     /// If another version wrote its plan or an action.
     pub(super) fn run(&self, id: RunId) -> Result<Run, HistoryError> {
         let plan = read("plan", id, &self.beginning.plan)?;
-        let deed = |deed: &Deed<Box<RawValue>>| {
+        let deed = |deed: &RunAction<Box<RawValue>>| {
             let action = read("action", id, &deed.action)?;
             let (verified_bytes, error) = (deed.verified_bytes, deed.error.clone());
-            Ok(Deed { action, expected_bytes: deed.expected_bytes, verified_bytes, error })
+            Ok(RunAction { action, expected_bytes: deed.expected_bytes, verified_bytes, error })
         };
         let deeds = self.deeds.iter().map(deed).collect::<Result<_, HistoryError>>()?;
         Ok(Run { summary: self.summary(id), plan, deeds })

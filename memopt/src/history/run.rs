@@ -103,7 +103,7 @@ impl fmt::Display for RunEnd {
 
 /// An action of a run and its result. `A` is a [`Step`], or its recorded form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Deed<A = Step> {
+pub struct RunAction<A = Step> {
     /// The executed action.
     pub action: A,
     /// Bytes that the host was expected to get back; negative when the action takes memory.
@@ -166,7 +166,7 @@ pub struct Run {
     /// The plan of the run.
     pub plan: Plan,
     /// The executed actions, in order.
-    pub deeds: Vec<Deed>,
+    pub deeds: Vec<RunAction>,
 }
 
 /// A list of runs, newest first.

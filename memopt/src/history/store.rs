@@ -7,7 +7,7 @@ use super::entry::{Beginning, Entry, cut, to_json};
 use super::error::HistoryError;
 use super::folder::{Folder, Live, OnDisk, is_of_one_file};
 use super::limits::{LISTED_MAX, Limits, PRUNED_MAX};
-use super::run::{Deed, Found, Listing, Run, RunEnd, RunId, Summary};
+use super::run::{Found, Listing, Run, RunAction, RunEnd, RunId, Summary};
 use super::ticks::Ticks;
 use crate::plan::Plan;
 use crate::schedule::Trigger;
@@ -156,7 +156,7 @@ impl History {
     ///
     /// # Errors
     /// If there is no such run, it has ended, the plan is too large, or the file system fails.
-    pub fn plan_anew(&mut self, run: RunId, plan: &Plan) -> Result<(), HistoryError> {
+    pub fn replace_plan(&mut self, run: RunId, plan: &Plan) -> Result<(), HistoryError> {
         self.with(|open| {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
             open.add(run, Entry::Planned(plan))
@@ -179,7 +179,7 @@ impl History {
             let deeds = actions.iter().map(|step| {
                 let action = to_json("an action", step, part_bytes_max)?;
                 let expected_bytes = step.expected_bytes;
-                Ok(Deed { action, expected_bytes, verified_bytes: None, error: None })
+                Ok(RunAction { action, expected_bytes, verified_bytes: None, error: None })
             });
             let deeds = deeds.collect::<Result<Vec<_>, HistoryError>>()?;
             open.add(run, Entry::Acting(deeds))?;

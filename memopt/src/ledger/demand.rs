@@ -83,7 +83,7 @@ pub(super) fn used_bytes(
 
 /// Returns the memory that `guest` has but its kernel does not report, beyond what that kernel
 /// keeps for itself. `None` when the guest does not report its total.
-pub(super) fn untold_bytes(
+pub(super) fn unreported_bytes(
     guest: &Guest,
     balloon: &Balloon,
     statistics: &Statistics,

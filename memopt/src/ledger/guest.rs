@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::demand::{Demand, untold_bytes, used_bytes};
+use super::demand::{Demand, unreported_bytes, used_bytes};
 use super::pain::{Counters, Pain, PainCause};
 use super::standing::Standing;
 use super::turns::Turns;
@@ -137,7 +137,7 @@ impl GuestLedger {
             // The guest rebooted.
             self.unseen_bytes = 0;
         }
-        let Some(untold) = untold_bytes(guest, balloon, statistics) else { return };
+        let Some(untold) = unreported_bytes(guest, balloon, statistics) else { return };
         let stands_since = self.still.map_or(at, |(_, _, since)| since);
         let is_empty = balloon.actual_bytes.saturating_add(STILL_BYTES) > guest.memory_bytes;
         if is_empty && (self.demand.is_none() || stands_since <= at) {

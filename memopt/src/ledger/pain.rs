@@ -112,7 +112,7 @@ impl Counters {
         at: Duration,
         policy: &PainPolicy,
     ) -> Option<PainCause> {
-        let began_anew = self.went_back(statistics);
+        let has_rebooted = self.went_back(statistics);
         let newest = at.max(self.at());
         self.forget_before(at);
         let since = |(before, then): (&Statistics, Duration)| {
@@ -120,8 +120,8 @@ impl Counters {
         };
         let recent = self.recent.iter().map(|sample| (&sample.statistics, sample.at));
         let mut samples = iter::once((&self.last, self.at)).chain(recent);
-        let cause = if began_anew { None } else { samples.find_map(since) };
-        if began_anew || cause.is_some() {
+        let cause = if has_rebooted { None } else { samples.find_map(since) };
+        if has_rebooted || cause.is_some() {
             *self = Self::new(statistics, newest);
         } else if at > self.at() {
             self.keep(Sample { at, statistics: *statistics });

@@ -15,7 +15,7 @@ use super::view::Context;
 
 /// How often a window scans each page: in two full scans, in the rest of the scan during which it
 /// begins, and in parts of another one until the profit is flat (`crate::ksm`). 2.57 was measured.
-pub(super) const LOOKS: f64 = 2.5;
+pub(super) const SCANS_PER_PAGE: f64 = 2.5;
 
 impl Context<'_> {
     /// Returns the CPU time that ksmd can use in a window.
@@ -30,7 +30,7 @@ impl Context<'_> {
         let rate = self.ledger.ksm.pages_per_cpu_second() as f64;
         let by_time = self.ksmd_time().as_secs_f64() * rate;
         let by_rate = merge.window.as_secs_f64() * merge.pages_per_s as f64;
-        (by_time.min(by_rate) / LOOKS) as u64
+        (by_time.min(by_rate) / SCANS_PER_PAGE) as u64
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::because::Because;
+use super::skip_reason::SkipReason;
 use super::view::{Context, View};
 use super::yields::Yield;
 use crate::ledger::{GuestLedger, Level, STILL_BYTES};
@@ -23,7 +23,7 @@ pub(super) const STEP_MIN_BYTES: u64 = 4 * MIB;
 
 /// What a guest's balloon should do, judged from the guest alone.
 #[derive(Debug)]
-pub(super) enum Stance {
+pub(super) enum BalloonDecision {
     /// Set this target, whatever the host has left.
     Must { to_bytes: u64, reason: String },
     /// Set this target, as far as the host has memory.
@@ -33,7 +33,7 @@ pub(super) enum Stance {
     /// Memory could be taken from the guest.
     Spare(Spare),
     /// Leave the balloon alone.
-    Leave(Because),
+    Leave(SkipReason),
 }
 
 /// Memory that could be taken from a guest.
@@ -51,17 +51,19 @@ pub(super) struct Spare {
 
 impl Context<'_> {
     /// Returns the stance on a guest without a hindrance.
-    pub(super) fn stance(&self, view: &View<'_>) -> Stance {
-        let Some(balloon) = &view.guest.balloon else { return Stance::Leave(Because::NoBalloon) };
+    pub(super) fn stance(&self, view: &View<'_>) -> BalloonDecision {
+        let Some(balloon) = &view.guest.balloon else {
+            return BalloonDecision::Leave(SkipReason::NoBalloon);
+        };
         if !view.limits.actuators.contains(&Actuator::Balloon) {
-            return Stance::Leave(Because::NotAllowed);
+            return BalloonDecision::Leave(SkipReason::NotAllowed);
         }
         if !balloon.has_driver {
-            return Stance::Leave(Because::NoDriver);
+            return BalloonDecision::Leave(SkipReason::NoDriver);
         }
         if view.guest.backing == Backing::HugePool {
             let backing = view.guest.backing;
-            return Stance::Leave(Because::WrongBacking { backing });
+            return BalloonDecision::Leave(SkipReason::WrongBacking { backing });
         }
         self.spared(view, balloon)
             .or_else(|| self.given_up(view, balloon))
@@ -70,46 +72,46 @@ impl Context<'_> {
     }
 
     /// A guest in pain, now or recently, gets all that it may have.
-    fn spared(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
+    fn spared(&self, view: &View<'_>, balloon: &Balloon) -> Option<BalloonDecision> {
         let now = self.ledger.uptime;
         let pain = view.record?.spared(now)?;
         let to_bytes = view.limits.max_bytes;
         let (pain, left) = (pain.cause.to_string(), pain.until - now);
         if balloon.target_bytes < to_bytes {
-            return Some(Stance::Must { to_bytes, reason: format!("it hurts: {pain}") });
+            return Some(BalloonDecision::Must { to_bytes, reason: format!("it hurts: {pain}") });
         }
-        Some(Stance::Leave(Because::Spared { pain, left }))
+        Some(BalloonDecision::Leave(SkipReason::Spared { pain, left }))
     }
 
     /// A balloon that does not inflate is given up: with a target out of reach, the guest's driver
     /// would retry for ever.
-    fn given_up(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
+    fn given_up(&self, view: &View<'_>, balloon: &Balloon) -> Option<BalloonDecision> {
         let policy = &self.policy.balloon;
         if !view.record?.is_stuck(balloon, self.ledger.uptime, policy) {
             return None;
         }
         let to_bytes = balloon.actual_bytes.clamp(view.limits.floor_bytes, view.limits.max_bytes);
-        (to_bytes > balloon.target_bytes).then(|| Stance::Must {
+        (to_bytes > balloon.target_bytes).then(|| BalloonDecision::Must {
             to_bytes,
             reason: "its balloon does not inflate further: the rest is given up".to_owned(),
         })
     }
 
-    fn below_floor(&self, view: &View<'_>, balloon: &Balloon) -> Option<Stance> {
+    fn below_floor(&self, view: &View<'_>, balloon: &Balloon) -> Option<BalloonDecision> {
         let floor = view.limits.floor_bytes;
         let needs = view.record.and_then(GuestLedger::needs_bytes).unwrap_or(0);
         // A guest that needs more than its floor gets it from `by_demand`.
-        (balloon.target_bytes < floor && needs < floor).then(|| Stance::Must {
+        (balloon.target_bytes < floor && needs < floor).then(|| BalloonDecision::Must {
             to_bytes: floor,
             reason: format!("its floor is {}", Size::of(floor)),
         })
     }
 
-    fn by_demand(&self, view: &View<'_>, balloon: &Balloon) -> Stance {
+    fn by_demand(&self, view: &View<'_>, balloon: &Balloon) -> BalloonDecision {
         let (limits, policy) = (&view.limits, &self.policy.balloon);
         let used = match view.record.and_then(|record| record.demand) {
             Some(demand) if balloon.statistics.is_some() => demand.bytes(),
-            _ => return Stance::Leave(Because::NoStatistics),
+            _ => return BalloonDecision::Leave(SkipReason::NoStatistics),
         };
         let needs = used.saturating_add(view.unseen_bytes());
         let reserve = part(used, policy.reserve).max(policy.reserve_min_bytes);
@@ -127,10 +129,10 @@ impl Context<'_> {
         if want > target && (want - target > self.dead_band(view) || target < limits.floor_bytes) {
             let (needs, reserve) = (Size::of(needs), Size::of(owed));
             let reason = format!("it needs {needs} and a reserve of {reserve}");
-            return Stance::Wants { to_bytes: want, reason };
+            return BalloonDecision::Wants { to_bytes: want, reason };
         }
-        if let Some(because) = self.rests(view, balloon) {
-            return Stance::Leave(because);
+        if let Some(skip_reason) = self.rests(view, balloon) {
+            return BalloonDecision::Leave(skip_reason);
         }
         if target > limits.max_bytes && limits.max_bytes < balloon.actual_bytes {
             let step = self.step(view, balloon);
@@ -138,50 +140,60 @@ impl Context<'_> {
             if to_bytes >= target {
                 // A smaller movement would not be detected.
                 let is_on_its_way = balloon.actual_bytes > target.saturating_add(STILL_BYTES);
-                let arrived = Because::WithinDeadBand;
-                return Stance::Leave(if is_on_its_way { Because::Settling } else { arrived });
+                let arrived = SkipReason::WithinDeadBand;
+                return BalloonDecision::Leave(if is_on_its_way {
+                    SkipReason::Settling
+                } else {
+                    arrived
+                });
             }
             let reason = format!("its limit is {}", Size::of(limits.max_bytes));
-            return Stance::Shrinks { to_bytes, reason };
+            return BalloonDecision::Shrinks { to_bytes, reason };
         }
         self.spare(view, balloon, low, used)
     }
 
     /// Returns why the balloon must not shrink the guest now.
-    fn rests(&self, view: &View<'_>, balloon: &Balloon) -> Option<Because> {
+    fn rests(&self, view: &View<'_>, balloon: &Balloon) -> Option<SkipReason> {
         if !view.limits.take {
-            return Some(Because::NotTaken);
+            return Some(SkipReason::NotTaken);
         }
-        if let Some(because) = self.forbidden(view, Actuator::Balloon) {
-            return Some(because);
+        if let Some(skip_reason) = self.forbidden(view, Actuator::Balloon) {
+            return Some(skip_reason);
         }
         if balloon.actual_bytes.saturating_sub(balloon.target_bytes) > self.dead_band(view) {
-            return Some(Because::Settling);
+            return Some(SkipReason::Settling);
         }
         let turns = &view.record?.turns;
         let pause = self.policy.balloon.cooldown.saturating_mul(turns.damping());
         let left = (turns.last()? + pause).checked_sub(self.ledger.uptime)?;
         let is_resting = turns.damping() > 1 && !left.is_zero();
-        is_resting.then_some(Because::Oscillating { left })
+        is_resting.then_some(SkipReason::Oscillating { left })
     }
 
-    fn spare(&self, view: &View<'_>, balloon: &Balloon, low_bytes: u64, used_bytes: u64) -> Stance {
+    fn spare(
+        &self,
+        view: &View<'_>,
+        balloon: &Balloon,
+        low_bytes: u64,
+        used_bytes: u64,
+    ) -> BalloonDecision {
         let surplus = balloon.actual_bytes.saturating_sub(low_bytes);
         let damping = view.record.map_or(1, |record| record.turns.damping());
         if surplus <= self.dead_band(view).saturating_mul(u64::from(damping)) {
             let is_floor = low_bytes == view.limits.floor_bytes;
-            return Stance::Leave(if is_floor {
-                Because::AtFloor
+            return BalloonDecision::Leave(if is_floor {
+                SkipReason::AtFloor
             } else {
-                Because::WithinDeadBand
+                SkipReason::WithinDeadBand
             });
         }
         let yields = Yield::of(view, balloon);
         if yields.gain(surplus) < self.policy.balloon.dead_band_min_bytes.max(STEP_MIN_BYTES) {
-            return Stance::Leave(Because::NothingToGain);
+            return BalloonDecision::Leave(SkipReason::NothingToGain);
         }
         let step_bytes = self.step(view, balloon).min(surplus);
-        Stance::Spare(Spare { low_bytes, step_bytes, used_bytes, yields })
+        BalloonDecision::Spare(Spare { low_bytes, step_bytes, used_bytes, yields })
     }
 
     /// Returns the difference up to which a balloon is left alone. It is never smaller than the

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Plan;
-use crate::foreign::{Door, Found};
+use crate::foreign::{Found, Monitor};
 use crate::ledger::Level;
 use crate::policy::Goal;
 use crate::situation::{
@@ -162,7 +162,7 @@ pub(crate) fn found(pid: u32, name: &str) -> Found {
         is_mergeable: false,
         has_passthrough: false,
         is_incoming: false,
-        door: Door::None("a test"),
+        monitor: Monitor::None("a test"),
     }
 }
 

@@ -3,10 +3,10 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use super::because::Because;
 use super::chunks::Chosen;
 use super::need::Need;
 use super::sheet::Draft;
+use super::skip_reason::SkipReason;
 use super::view::View;
 use crate::policy::Actuator;
 use crate::step::{Action, ChunkRange};
@@ -27,7 +27,7 @@ impl Giving {
     pub(super) fn draft<'a, V: Deref<Target = View<'a>>>(
         &self,
         views: impl Iterator<Item = V>,
-        find: impl Fn(&View<'a>) -> Result<Chosen, Because>,
+        find: impl Fn(&View<'a>) -> Result<Chosen, SkipReason>,
         need: &mut Need,
         draft: &mut Draft,
         mut drafted: impl FnMut(V, &Action),
@@ -36,13 +36,13 @@ impl Giving {
         for view in views {
             match find(&view) {
                 Ok(chosen) => found.push((view, chosen)),
-                Err(because) => draft.skip(view.name(), self.actuator, because),
+                Err(skip_reason) => draft.skip(view.name(), self.actuator, skip_reason),
             }
         }
         found.sort_by(|a, b| (b.1.bytes, a.0.name()).cmp(&(a.1.bytes, b.0.name())));
         for (view, chosen) in found {
             if need.is_met() {
-                draft.skip(view.name(), self.actuator, Because::HostHasEnough);
+                draft.skip(view.name(), self.actuator, SkipReason::HostHasEnough);
                 continue;
             }
             let count = u32::try_from(chosen.chunks.len()).unwrap_or(u32::MAX);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::because::Because;
 use super::chunks::{self, Chosen, Marks};
 use super::need::Need;
 use super::sheet::Draft;
+use super::skip_reason::SkipReason;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::Backing;
@@ -21,26 +21,26 @@ impl Context<'_> {
         for view in views {
             match self.hot_chunks(view) {
                 Ok(chosen) => self.make_huge(view, chosen, need, draft),
-                Err(because) => draft.skip(view.name(), Actuator::Huge, because),
+                Err(skip_reason) => draft.skip(view.name(), Actuator::Huge, skip_reason),
             }
         }
     }
 
-    fn hot_chunks(&self, view: &View<'_>) -> Result<Chosen, Because> {
+    fn hot_chunks(&self, view: &View<'_>) -> Result<Chosen, SkipReason> {
         self.may_take(view, Actuator::Huge)?;
         // Guests of other programs are surveyed only if they are mergeable and have a merge domain.
         let may_be_seen = view.guest.is_mergeable && view.limits.merge_domain.is_some();
         if !view.takes_chunks() && !may_be_seen {
-            return Err(Because::ForeignVmm);
+            return Err(SkipReason::ForeignVmm);
         }
         if view.guest.backing != Backing::Anonymous {
-            return Err(Because::WrongBacking { backing: view.guest.backing });
+            return Err(SkipReason::WrongBacking { backing: view.guest.backing });
         }
         let survey = view.survey()?;
         let marks = if view.takes_chunks() { Marks::Ours } else { Marks::Theirs };
         let mut chosen = chunks::hot(survey, marks, self.policy);
         if chosen.is_empty() {
-            return Err(Because::NothingHot);
+            return Err(SkipReason::NothingHot);
         }
         // Prefer the chunks that cost least.
         chosen.chunks.sort_by_key(|worth| (std::cmp::Reverse(worth.bytes), worth.index));
@@ -52,7 +52,7 @@ impl Context<'_> {
         let count = chosen.chunks.len();
         let (chunks, expected) = chosen.into_ranges();
         if !need.spend(expected.unsigned_abs()) {
-            return draft.skip(view.name(), Actuator::Huge, Because::HostShort);
+            return draft.skip(view.name(), Actuator::Huge, SkipReason::HostShort);
         }
         let action = Action::MakeHuge { guest: view.name().to_owned(), chunks };
         let cpu = CPU_PER_CHUNK.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::afford::LOOKS;
+use super::afford::SCANS_PER_PAGE;
 use super::domain::Domain;
 use super::merge::Marked;
 use super::need::Need;
@@ -54,7 +54,7 @@ impl Context<'_> {
         let policy = &self.policy.merge;
         let rate = self.ledger.ksm.pages_per_cpu_second();
         let pages_per_s = policy.pages_per_s.min((rate as f64 * policy.cpu) as u64).max(1);
-        let looks = pages as f64 * LOOKS;
+        let looks = pages as f64 * SCANS_PER_PAGE;
         let cpu_time = Duration::from_secs_f64(looks / rate as f64).min(self.ksmd_time());
         let wanted_bytes = marked_bytes.saturating_add(waiting_bytes);
         let action = Action::DriveKsm {

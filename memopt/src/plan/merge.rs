@@ -5,11 +5,11 @@ use std::ptr;
 use std::time::Duration;
 
 use super::afford;
-use super::because::{Advice, Because};
 use super::chunks::{self, Chosen, Sorted, Worth};
 use super::domain::Domain;
 use super::need::Need;
 use super::sheet::Draft;
+use super::skip_reason::{Advice, SkipReason};
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::{Backing, Guest};
@@ -79,7 +79,7 @@ impl Context<'_> {
                     candidates.push(Candidate { view, sorted, is_cut: false });
                 }
                 Ok(None) => unmerge_all(view, domain, draft),
-                Err(because) => draft.skip(view.name(), Actuator::Merge, because),
+                Err(skip_reason) => draft.skip(view.name(), Actuator::Merge, skip_reason),
             }
             if view.guest.is_mergeable && view.limits.merge_domain.is_none() && !view.takes_chunks()
             {
@@ -87,7 +87,7 @@ impl Context<'_> {
             }
         }
         self.cut(&mut candidates);
-        self.take_apart(&mut candidates, need, draft);
+        self.unmerge_chunks(&mut candidates, need, draft);
         self.mark(candidates, need, draft)
     }
 
@@ -143,13 +143,13 @@ impl Context<'_> {
         &self,
         view: &View<'_>,
         domain: Option<&Domain>,
-    ) -> Result<Option<Sorted>, Because> {
+    ) -> Result<Option<Sorted>, SkipReason> {
         // Isolation between tenants comes first, whatever else applies to the guest.
         if view.guest.is_mergeable && is_of_other(view, domain) {
             return match view.takes_chunks() {
                 true => Ok(None),
-                false if view.limits.lacks_user => Err(Because::DomainByNameAlone),
-                false => Err(Because::ForeignVmm),
+                false if view.limits.lacks_user => Err(SkipReason::DomainByNameAlone),
+                false => Err(SkipReason::ForeignVmm),
             };
         }
         self.may_be_merged(view, domain)?;
@@ -164,47 +164,52 @@ impl Context<'_> {
         &self,
         view: &View<'_>,
         domain: Option<&Domain>,
-    ) -> Result<(), Because> {
+    ) -> Result<(), SkipReason> {
         self.may_take(view, Actuator::Merge)?;
         if !matches!(view.guest.backing, Backing::Anonymous | Backing::Template) {
-            return Err(Because::WrongBacking { backing: view.guest.backing });
+            return Err(SkipReason::WrongBacking { backing: view.guest.backing });
         }
         if view.limits.lacks_user {
-            return Err(Because::DomainByNameAlone);
+            return Err(SkipReason::DomainByNameAlone);
         }
         if view.limits.merge_domain.is_none() {
-            return Err(Because::NoDomain);
+            return Err(SkipReason::NoDomain);
         }
         if let Some(domain) = &view.guest.merged_instead {
-            return Err(Because::OtherDomain { domain: domain.clone() });
+            return Err(SkipReason::OtherDomain { domain: domain.clone() });
         }
         if self.situation.host.ksm.is_none() {
-            return Err(Because::NoKsm);
+            return Err(SkipReason::NoKsm);
         }
         if let Some(bench) = self.ledger.bench(None, Actuator::Merge) {
             let left = bench.until.saturating_sub(self.ledger.uptime);
-            return Err(Because::Benched { reason: bench.reason.clone(), left });
+            return Err(SkipReason::Benched { reason: bench.reason.clone(), left });
         }
-        let Some(domain) = domain else { return Err(Because::NoProfit) };
+        let Some(domain) = domain else { return Err(SkipReason::NoProfit) };
         if is_of_other(view, Some(domain)) {
-            return Err(Because::OtherDomain { domain: domain.choice.domain.clone() });
+            return Err(SkipReason::OtherDomain { domain: domain.choice.domain.clone() });
         }
         if let Some(other) = domain.exposed.first() {
-            return Err(Because::Exposed { other: other.clone() });
+            return Err(SkipReason::Exposed { other: other.clone() });
         }
         Ok(())
     }
 
     /// Unmerges chunks that became hot or lost their duplicates, as far as the host has memory for
     /// it.
-    fn take_apart(&self, candidates: &mut [Candidate<'_, '_>], need: &mut Need, draft: &mut Draft) {
+    fn unmerge_chunks(
+        &self,
+        candidates: &mut [Candidate<'_, '_>],
+        need: &mut Need,
+        draft: &mut Draft,
+    ) {
         for Candidate { view, sorted, is_cut } in candidates {
             let chosen = std::mem::take(&mut sorted.unmerge);
             if chosen.is_empty() || !view.takes_chunks() {
                 continue;
             }
             if !need.spend(chosen.bytes.min(0).unsigned_abs()) {
-                draft.skip(view.name(), Actuator::Merge, Because::HostShort);
+                draft.skip(view.name(), Actuator::Merge, SkipReason::HostShort);
                 continue;
             }
             let (chunks, expected) = chosen.into_ranges();
@@ -239,16 +244,16 @@ impl Context<'_> {
                 marked.waiting_bytes = marked.waiting_bytes.saturating_add(waiting);
             }
             let otherwise = match (is_cut, sorted.stay.is_empty()) {
-                (true, _) => Because::NoCpuTime,
-                (false, false) => Because::Marked,
-                (false, true) => Because::NoProfit,
+                (true, _) => SkipReason::NoCpuTime,
+                (false, false) => SkipReason::Marked,
+                (false, true) => SkipReason::NoProfit,
             };
             order.push((view, sorted.merge, otherwise));
         }
         order.sort_by(|a, b| (b.1.bytes, a.0.name()).cmp(&(a.1.bytes, b.0.name())));
         for (view, chosen, otherwise) in order {
             match self.unmarked(view, &chosen, otherwise, need) {
-                Some(because) => draft.skip(view.name(), Actuator::Merge, because),
+                Some(skip_reason) => draft.skip(view.name(), Actuator::Merge, skip_reason),
                 None => {
                     marked.pages += chosen.pages();
                     mark_one(view, chosen, need, draft);
@@ -262,15 +267,15 @@ impl Context<'_> {
         &self,
         view: &View<'_>,
         chosen: &Chosen,
-        otherwise: Because,
+        otherwise: SkipReason,
         need: &Need,
-    ) -> Option<Because> {
+    ) -> Option<SkipReason> {
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
             Some(otherwise)
         } else if need.is_met() {
-            Some(Because::HostHasEnough)
+            Some(SkipReason::HostHasEnough)
         } else if !view.takes_chunks() {
-            Some(Because::ForeignVmm)
+            Some(SkipReason::ForeignVmm)
         } else {
             None
         }

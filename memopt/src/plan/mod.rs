@@ -11,7 +11,6 @@
 
 mod afford;
 mod balloon;
-mod because;
 mod chunks;
 mod domain;
 mod effect;
@@ -26,6 +25,7 @@ mod pool;
 mod reviewed;
 mod share;
 mod sheet;
+mod skip_reason;
 mod squeeze;
 mod template;
 #[cfg(test)]
@@ -34,9 +34,9 @@ mod view;
 mod yields;
 mod zeros;
 
-pub use because::{Advice, Because};
 pub use domain::{exposed, wants_merging};
 pub use sheet::{DomainChoice, Plan, Skipped};
+pub use skip_reason::{Advice, SkipReason};
 
 use std::collections::BTreeMap;
 
@@ -74,7 +74,7 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     let (waiting, mut mergeable): (Vec<_>, Vec<_>) =
         free.into_iter().partition(|view| is_clone(&view.guest.name) && !view.guest.is_mergeable);
     for view in &waiting {
-        draft.skip(view.name(), Actuator::Merge, Because::TemplateFirst);
+        draft.skip(view.name(), Actuator::Merge, SkipReason::TemplateFirst);
     }
     context.zeros(&mut mergeable, domain.as_ref(), &mut need, &mut draft);
     let marked = context.merges(&mergeable, domain.as_ref(), &mut need, &mut draft);

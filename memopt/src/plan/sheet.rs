@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::because::{Advice, Because};
+use super::skip_reason::{Advice, SkipReason};
 use crate::ledger::Level;
 use crate::policy::{Actuator, Goal};
 use crate::situation::Hindrance;
@@ -64,15 +64,15 @@ impl Plan {
     /// balloon that does not move is given up.
     #[must_use]
     pub fn waits_for_balloons(&self) -> bool {
-        self.skipped.iter().any(|skipped| skipped.because == Because::Settling)
+        self.skipped.iter().any(|skipped| skipped.skip_reason == SkipReason::Settling)
     }
 
     /// Whether a guest is skipped only because its process did not answer in time; it may answer
     /// the next time.
     #[must_use]
     pub fn waits_for_answers(&self) -> bool {
-        let silent = Because::Hindered { by: Hindrance::Unreachable };
-        self.skipped.iter().any(|skipped| skipped.because == silent)
+        let silent = SkipReason::Hindered { by: Hindrance::Unreachable };
+        self.skipped.iter().any(|skipped| skipped.skip_reason == silent)
     }
 }
 
@@ -83,8 +83,9 @@ pub struct Skipped {
     pub guest: String,
     /// The actuator that is skipped; absent when all are.
     pub actuator: Option<Actuator>,
-    /// The reason.
-    pub because: Because,
+    /// The reason; histories that an earlier build wrote call it `because`.
+    #[serde(rename = "reason", alias = "because")]
+    pub skip_reason: SkipReason,
 }
 
 /// The choice of the merge domain that uses the kernel's merging. There can be only one, because
@@ -105,8 +106,8 @@ pub struct DomainChoice {
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.actuator {
-            Some(actuator) => write!(f, "{}: no {actuator}: {}", self.guest, self.because),
-            None => write!(f, "{}: {}", self.guest, self.because),
+            Some(actuator) => write!(f, "{}: no {actuator}: {}", self.guest, self.skip_reason),
+            None => write!(f, "{}: {}", self.guest, self.skip_reason),
         }
     }
 }
@@ -131,8 +132,8 @@ impl Draft {
         self.steps.push(Step { action, expected_bytes, cpu, reason, pid: None });
     }
 
-    pub(super) fn skip(&mut self, guest: &str, actuator: Actuator, because: Because) {
+    pub(super) fn skip(&mut self, guest: &str, actuator: Actuator, skip_reason: SkipReason) {
         let (guest, actuator) = (guest.to_owned(), Some(actuator));
-        self.skipped.push(Skipped { guest, actuator, because });
+        self.skipped.push(Skipped { guest, actuator, skip_reason });
     }
 }

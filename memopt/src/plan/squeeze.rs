@@ -1,11 +1,11 @@
 //! The balloons of all guests together: what each must get, who shares the memory that the host has
 //! left, and who gives the memory that it wants.
 
-use super::balloon::{STEP_MIN_BYTES, Spare, Stance, cpu_of};
-use super::because::{Advice, Because};
+use super::balloon::{BalloonDecision, STEP_MIN_BYTES, Spare, cpu_of};
 use super::need::Need;
 use super::share::{self, Holder};
 use super::sheet::Draft;
+use super::skip_reason::{Advice, SkipReason};
 use super::view::{Context, View};
 use crate::ledger::Level;
 use crate::policy::{Actuator, Goal};
@@ -18,7 +18,7 @@ use crate::units::{MIB, Size, signed};
 struct Queues<'v, 'a> {
     wants: Vec<(&'v View<'a>, u64, String)>,
     spares: Vec<(&'v View<'a>, Spare)>,
-    content: Vec<(&'v View<'a>, Because)>,
+    content: Vec<(&'v View<'a>, SkipReason)>,
 }
 
 impl Context<'_> {
@@ -28,19 +28,21 @@ impl Context<'_> {
         for view in views {
             self.advise(view, draft);
             match self.stance(view) {
-                Stance::Must { to_bytes, reason } => {
+                BalloonDecision::Must { to_bytes, reason } => {
                     set(view, to_bytes, reason, draft);
                 }
-                Stance::Shrinks { to_bytes, reason } => {
+                BalloonDecision::Shrinks { to_bytes, reason } => {
                     // The guest's limit requires this step, but what it returns reduces what others
                     // have to give.
                     need.met_by(set(view, to_bytes, reason, draft));
                 }
-                Stance::Wants { to_bytes, reason } => queues.wants.push((view, to_bytes, reason)),
-                Stance::Spare(spare) => queues.spares.push((view, spare)),
-                Stance::Leave(because) => {
-                    need.met_by(signed(self.under_way(view, &because)));
-                    queues.content.push((view, because));
+                BalloonDecision::Wants { to_bytes, reason } => {
+                    queues.wants.push((view, to_bytes, reason));
+                }
+                BalloonDecision::Spare(spare) => queues.spares.push((view, spare)),
+                BalloonDecision::Leave(skip_reason) => {
+                    need.met_by(signed(self.under_way(view, &skip_reason)));
+                    queues.content.push((view, skip_reason));
                 }
             }
         }
@@ -49,8 +51,8 @@ impl Context<'_> {
         if self.may_return(&need) {
             self.give_back(queues, need.spare_bytes, draft);
         } else {
-            for (view, because) in queues.content {
-                draft.skip(view.name(), Actuator::Balloon, because);
+            for (view, skip_reason) in queues.content {
+                draft.skip(view.name(), Actuator::Balloon, skip_reason);
             }
             self.squeeze(queues.spares, &need, draft);
         }
@@ -58,9 +60,9 @@ impl Context<'_> {
 
     /// Returns what a balloon that is still inflating will return: at most one step, whatever size
     /// the guest reports.
-    fn under_way(&self, view: &View<'_>, because: &Because) -> u64 {
-        match (&view.guest.balloon, because) {
-            (Some(balloon), Because::Settling) => {
+    fn under_way(&self, view: &View<'_>, skip_reason: &SkipReason) -> u64 {
+        match (&view.guest.balloon, skip_reason) {
+            (Some(balloon), SkipReason::Settling) => {
                 let open = balloon.actual_bytes.saturating_sub(balloon.target_bytes);
                 open.min(self.step(view, balloon))
             }
@@ -80,12 +82,12 @@ impl Context<'_> {
     /// Returns the host's spare memory in steps to guests below their maximum, because their page
     /// caches can use it.
     fn give_back(&self, queues: Queues<'_, '_>, spare_bytes: u64, draft: &mut Draft) {
-        let spares = queues.spares.into_iter().map(|(view, _)| (view, Because::HostHasEnough));
+        let spares = queues.spares.into_iter().map(|(view, _)| (view, SkipReason::HostHasEnough));
         let mut asks = Vec::new();
-        for (view, because) in queues.content.into_iter().chain(spares) {
-            match self.could_have(view, &because) {
+        for (view, skip_reason) in queues.content.into_iter().chain(spares) {
+            match self.could_have(view, &skip_reason) {
                 Some(bytes) => asks.push((view, bytes)),
-                None => draft.skip(view.name(), Actuator::Balloon, because),
+                None => draft.skip(view.name(), Actuator::Balloon, skip_reason),
             }
         }
         asks.sort_by(|a, b| a.0.name().cmp(b.0.name()));
@@ -94,7 +96,7 @@ impl Context<'_> {
         for ((view, _), granted) in asks.iter().zip(share::give(&weights, spare_bytes)) {
             let granted = granted / MIB * MIB;
             if granted < STEP_MIN_BYTES {
-                draft.skip(view.name(), Actuator::Balloon, Because::HostHasEnough);
+                draft.skip(view.name(), Actuator::Balloon, SkipReason::HostHasEnough);
                 continue;
             }
             let target = view.guest.balloon.as_ref().map_or(0, |balloon| balloon.target_bytes);
@@ -104,17 +106,18 @@ impl Context<'_> {
     }
 
     /// Returns how much more a guest skipped for this reason could get in one step.
-    fn could_have(&self, view: &View<'_>, because: &Because) -> Option<u64> {
+    fn could_have(&self, view: &View<'_>, skip_reason: &SkipReason) -> Option<u64> {
         let content = [
-            Because::HostHasEnough,
-            Because::WithinDeadBand,
-            Because::AtFloor,
-            Because::NothingToGain,
-            Because::NotTaken,
+            SkipReason::HostHasEnough,
+            SkipReason::WithinDeadBand,
+            SkipReason::AtFloor,
+            SkipReason::NothingToGain,
+            SkipReason::NotTaken,
         ];
         let balloon = view.guest.balloon.as_ref()?;
         let missing = view.limits.max_bytes.checked_sub(balloon.target_bytes)?;
-        let may = content.contains(because) && !self.dampened(view) && missing >= STEP_MIN_BYTES;
+        let may =
+            content.contains(skip_reason) && !self.dampened(view) && missing >= STEP_MIN_BYTES;
         may.then(|| missing.min(self.step(view, balloon)))
     }
 
@@ -152,12 +155,12 @@ impl Context<'_> {
         let Some(balloon) = &view.guest.balloon else { return };
         let taken = spare.yields.taken_for(gain).min(spare.step_bytes);
         if gain < STEP_MIN_BYTES || taken == 0 {
-            return draft.skip(view.name(), Actuator::Balloon, Because::HostHasEnough);
+            return draft.skip(view.name(), Actuator::Balloon, SkipReason::HostHasEnough);
         }
         let to_bytes = whole_mib(balloon.actual_bytes - taken.min(balloon.actual_bytes), balloon);
         if !asks_less(view, to_bytes) {
             // Its target is already that low, and its balloon has nearly reached it.
-            return draft.skip(view.name(), Actuator::Balloon, Because::WithinDeadBand);
+            return draft.skip(view.name(), Actuator::Balloon, SkipReason::WithinDeadBand);
         }
         let now = spare.yields.gain(balloon.actual_bytes - to_bytes);
         draft.later_bytes = draft.later_bytes.saturating_add(gain.saturating_sub(now));
@@ -196,8 +199,9 @@ fn grow(mut wants: Vec<(&View<'_>, u64, String)>, budget: u64, draft: &mut Draft
         let to = from.saturating_add(granted).max(floor);
         if to.saturating_sub(from) < STEP_MIN_BYTES {
             let is_little = to == to_bytes;
-            let because = if is_little { Because::WithinDeadBand } else { Because::HostShort };
-            draft.skip(view.name(), Actuator::Balloon, because);
+            let skip_reason =
+                if is_little { SkipReason::WithinDeadBand } else { SkipReason::HostShort };
+            draft.skip(view.name(), Actuator::Balloon, skip_reason);
             continue;
         }
         granted_bytes += to - from;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::because::Because;
 use super::chunks::{self, Chosen};
 use super::give::Giving;
 use super::need::Need;
 use super::sheet::Draft;
+use super::skip_reason::SkipReason;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::Backing;
@@ -38,15 +38,15 @@ impl Context<'_> {
         clones
     }
 
-    fn equal_chunks(&self, view: &View<'_>) -> Result<Chosen, Because> {
+    fn equal_chunks(&self, view: &View<'_>) -> Result<Chosen, SkipReason> {
         self.may_take(view, Actuator::Template)?;
         if !view.takes_chunks() {
-            return Err(Because::ForeignVmm);
+            return Err(SkipReason::ForeignVmm);
         }
         let survey = view.survey()?;
         let chosen = chunks::like_template(survey, self.policy);
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
-            return Err(Because::FewEqual);
+            return Err(SkipReason::FewEqual);
         }
         Ok(chosen)
     }

@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
-use super::because::Because;
 use super::sheet::{Draft, Skipped};
+use super::skip_reason::SkipReason;
 use crate::ledger::{GuestLedger, Ledger};
 use crate::policy::{Actuator, Goal, GuestLimits, Policy};
 use crate::situation::{Guest, Situation, Survey};
@@ -38,18 +38,18 @@ impl<'a> Context<'a> {
         for guest in guests {
             let is_taken = last.replace(&guest.name) == Some(&guest.name);
             let view = self.view(guest);
-            let because = match guest.hindrance {
-                _ if is_taken => Some(Because::NameTaken),
-                Some(by) => Some(Because::Hindered { by }),
-                None if !view.limits.optimize => Some(Because::OptedOut),
+            let skip_reason = match guest.hindrance {
+                _ if is_taken => Some(SkipReason::NameTaken),
+                Some(by) => Some(SkipReason::Hindered { by }),
+                None if !view.limits.optimize => Some(SkipReason::OptedOut),
                 None => None,
             };
-            match because {
+            match skip_reason {
                 None => free.push(view.clone()),
-                Some(because) => draft.skipped.push(Skipped {
+                Some(skip_reason) => draft.skipped.push(Skipped {
                     guest: guest.name.clone(),
                     actuator: None,
-                    because,
+                    skip_reason,
                 }),
             }
             all.push(view);
@@ -65,14 +65,14 @@ impl<'a> Context<'a> {
     }
 
     /// Returns why `actuator` may not be used on a guest.
-    pub(super) fn forbidden(&self, view: &View<'_>, actuator: Actuator) -> Option<Because> {
+    pub(super) fn forbidden(&self, view: &View<'_>, actuator: Actuator) -> Option<SkipReason> {
         if !view.limits.actuators.contains(&actuator) {
-            return Some(Because::NotAllowed);
+            return Some(SkipReason::NotAllowed);
         }
         let standing = view.record?.standings.get(&actuator)?;
         let bench = standing.bench.as_ref()?;
         let left = bench.until.checked_sub(self.ledger.uptime).filter(|left| !left.is_zero())?;
-        Some(Because::Benched { reason: bench.reason.clone(), left })
+        Some(SkipReason::Benched { reason: bench.reason.clone(), left })
     }
 
     /// Whether `actuator` may be used to take memory from a guest: for other guests, or because it
@@ -80,10 +80,10 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// If it may not be used; the error is the reason.
-    pub(super) fn may_take(&self, view: &View<'_>, actuator: Actuator) -> Result<(), Because> {
+    pub(super) fn may_take(&self, view: &View<'_>, actuator: Actuator) -> Result<(), SkipReason> {
         match self.forbidden(view, actuator) {
-            Some(because) => Err(because),
-            None if !view.limits.take => Err(Because::NotTaken),
+            Some(skip_reason) => Err(skip_reason),
+            None if !view.limits.take => Err(SkipReason::NotTaken),
             None => Ok(()),
         }
     }
@@ -101,8 +101,8 @@ impl View<'_> {
 
     /// Returns the survey of its pages if it is recent enough, updated with the effect of the steps
     /// drafted so far.
-    pub(super) fn survey(&self) -> Result<&Survey, Because> {
-        self.survey.as_deref().ok_or(Because::NotSurveyed)
+    pub(super) fn survey(&self) -> Result<&Survey, SkipReason> {
+        self.survey.as_deref().ok_or(SkipReason::NotSurveyed)
     }
 
     /// Updates the survey with the effect of `action`, which was drafted.

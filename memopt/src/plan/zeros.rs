@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::because::Because;
 use super::chunks::{self, Chosen, MayMerge};
 use super::domain::Domain;
 use super::give::Giving;
 use super::need::Need;
 use super::sheet::Draft;
+use super::skip_reason::SkipReason;
 use super::view::{Context, View};
 use crate::policy::Actuator;
 use crate::situation::{Backing, Chunk};
@@ -45,16 +45,16 @@ impl Context<'_> {
         view: &View<'_>,
         domain: Option<&Domain>,
         paid: Option<&BTreeSet<u32>>,
-    ) -> Result<Chosen, Because> {
+    ) -> Result<Chosen, SkipReason> {
         self.may_take(view, Actuator::Zeros)?;
         if !view.takes_chunks() {
-            return Err(Because::ForeignVmm);
+            return Err(SkipReason::ForeignVmm);
         }
         if view.guest.backing != Backing::Anonymous {
-            return Err(Because::WrongBacking { backing: view.guest.backing });
+            return Err(SkipReason::WrongBacking { backing: view.guest.backing });
         }
         if view.guest.is_preallocated {
-            return Err(Because::Preallocated);
+            return Err(SkipReason::Preallocated);
         }
         let is_merged = self.may_be_merged(view, domain).is_ok();
         let may_merge = |chunk: &Chunk| match paid.is_none_or(|paid| paid.contains(&chunk.index)) {
@@ -63,7 +63,7 @@ impl Context<'_> {
         };
         let chosen = chunks::of_zeros(view.survey()?, may_merge, self.policy);
         if chosen.bytes < signed(self.policy.merge.gain_min_bytes.max(1)) {
-            return Err(Because::FewZeros);
+            return Err(SkipReason::FewZeros);
         }
         Ok(chosen)
     }

@@ -127,7 +127,7 @@ impl Scheduler {
     /// Decides on everything until `now`.
     pub fn handle(&mut self, now: Moment, event: Event) -> Vec<Notice> {
         let mut notices = Vec::new();
-        self.look_at_clock(now, &mut notices);
+        self.check_clock(now, &mut notices);
         if event == Event::Ended {
             self.running = None;
         }
@@ -184,7 +184,7 @@ impl Scheduler {
 
     /// Reports a clock that was set and a long time without calls. Restarts schedules if the clock
     /// was wrong by hours.
-    fn look_at_clock(&mut self, now: Moment, notices: &mut Vec<Notice>) {
+    fn check_clock(&mut self, now: Moment, notices: &mut Vec<Notice>) {
         let passed = now.uptime.saturating_sub(self.seen.uptime);
         if passed > ASLEEP {
             notices.push(Notice::Asleep(passed));
@@ -201,7 +201,7 @@ impl Scheduler {
         for entry in &mut self.entries {
             if entry.after > wall.saturating_add(BACK_MAX_SECONDS) {
                 entry.after = wall;
-                entry.look_ahead();
+                entry.find_next();
                 // A queued time that occurs again would run twice.
                 entry.queued = entry.queued.filter(|tick| *tick <= wall);
                 again.push(entry.schedule.name.clone());

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::Clock;
 use super::error::ServiceError;
 use crate::history::{
-    Chronicle, Found, History, HistoryError, Limits, Listing, News, Run, RunEnd, RunId, Summary,
+    Found, History, HistoryError, HistoryEvent, Limits, Listing, LossyHistory, Run, RunEnd, RunId,
+    Summary,
 };
 use crate::plan::Plan;
 use crate::schedule::{Schedule, Trigger};
@@ -20,7 +21,7 @@ const SUCCESS_AMONG: usize = 1000;
 /// The history of this host's runs.
 #[derive(Debug)]
 pub(super) struct Records {
-    chronicle: Chronicle,
+    lossy_history: LossyHistory,
     /// A run with unrecorded steps: none of its results are recorded any more, because indices
     /// would not match.
     incomplete: Option<RunId>,
@@ -30,8 +31,8 @@ pub(super) struct Records {
 impl Records {
     /// Opens the history in the folder at `path`.
     pub(super) fn open(path: PathBuf, clock: Arc<dyn Clock>) -> Self {
-        let chronicle = Chronicle::open(path, Limits::default(), clock.now().uptime);
-        let mut records = Self { chronicle, incomplete: None, clock };
+        let lossy_history = LossyHistory::open(path, Limits::default(), clock.now().uptime);
+        let mut records = Self { lossy_history, incomplete: None, clock };
         records.tell_news();
         records
     }
@@ -98,7 +99,7 @@ impl Records {
 
     /// Records a new plan of the run, made after a survey.
     pub(super) fn record_plan(&mut self, run: RunId, plan: &Plan) {
-        self.keep(|history| history.plan_anew(run, plan));
+        self.keep(|history| history.replace_plan(run, plan));
     }
 
     /// Records steps that are about to be executed. Returns the index of the first one.
@@ -136,13 +137,13 @@ impl Records {
     }
 
     fn keep<T>(&mut self, body: impl FnOnce(&mut History) -> Result<T, HistoryError>) -> Option<T> {
-        let done = self.chronicle.with(self.clock.now().uptime, body);
+        let done = self.lossy_history.with(self.clock.now().uptime, body);
         self.tell_news();
         done
     }
 
     fn tell_news(&mut self) {
-        self.chronicle.take_news().into_iter().for_each(tell);
+        self.lossy_history.take_news().into_iter().for_each(tell);
     }
 
     fn unix_seconds(&self) -> u64 {
@@ -150,11 +151,11 @@ impl Records {
     }
 }
 
-fn tell(news: News) {
+fn tell(news: HistoryEvent) {
     match news {
-        News::Lost(error) => tracing::warn!("no history is kept: {error}"),
-        News::Refused(error) => tracing::warn!("not in the history: {error}"),
-        News::Kept { interrupted, unreadable } => {
+        HistoryEvent::Lost(error) => tracing::warn!("no history is kept: {error}"),
+        HistoryEvent::Refused(error) => tracing::warn!("not in the history: {error}"),
+        HistoryEvent::Kept { interrupted, unreadable } => {
             for run in interrupted {
                 tracing::warn!("run {run} was interrupted: the node died over it");
             }

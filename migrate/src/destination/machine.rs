@@ -148,7 +148,7 @@ impl Destination {
     pub fn can_cancel(&self) -> Result<(), CancelRefused> {
         match self.state {
             ref state if state.is_before_ready() => Ok(()),
-            State::Vouching { .. } | State::Ready => Err(CancelRefused::SourceDecides),
+            State::RecordingReady { .. } | State::Ready => Err(CancelRefused::SourceDecides),
             _ => Err(CancelRefused::Over),
         }
     }
@@ -160,7 +160,7 @@ impl Destination {
     pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
             State::Ready if !self.connected => Ok(()),
-            State::Ready | State::Vouching { .. } => Err(ResolveRefused::Connected),
+            State::Ready | State::RecordingReady { .. } => Err(ResolveRefused::Connected),
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
         }
@@ -214,7 +214,7 @@ impl Destination {
         }
         match (answered, answer) {
             (Some(DestinationState::Loading), answer) => self.on_opened(answer),
-            (Some(DestinationState::Ready), answer) => self.on_vouched(answer),
+            (Some(DestinationState::Ready), answer) => self.on_ready_recorded(answer),
             (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(answer),
             (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
             (Some(fate @ (DestinationState::Running | DestinationState::Failed)), answer) => {

@@ -195,7 +195,7 @@ impl Destination {
         let State::Loading { asked } = self.state else { return self.on_work_done() };
         match answer {
             Ok(()) => {
-                self.state = State::Vouching { load: self.now.saturating_sub(asked) };
+                self.state = State::RecordingReady { load: self.now.saturating_sub(asked) };
                 self.record(DestinationState::Ready);
             }
             Err(error) => {

@@ -22,7 +22,7 @@ pub(super) enum State {
     /// Waits for the guest's state to be loaded.
     Loading { asked: Duration },
     /// Waits for the record that everything has been received.
-    Vouching { load: Duration },
+    RecordingReady { load: Duration },
     /// Waits for the source's decision.
     Ready,
     /// Waits for the record that the destination owns the guest.
@@ -97,7 +97,7 @@ impl State {
             Self::Greeted => "waiting for a guest's description",
             Self::Checking | Self::Creating | Self::Opening => "preparing the guest",
             Self::Receiving(_) => "receiving memory",
-            Self::Loading { .. } | Self::Vouching { .. } => "loading the guest's state",
+            Self::Loading { .. } | Self::RecordingReady { .. } => "loading the guest's state",
             Self::Ready => "waiting for the source's decision",
             Self::TakingOver { .. } | Self::Adopting { .. } | Self::Resuming { .. } => {
                 "taking the guest over"

@@ -18,8 +18,8 @@ const RECORD_PAUSE: Duration = Duration::from_secs(10);
 impl Destination {
     /// The record that everything is here is written, so the source may be told. If it is
     /// disconnected, it will reconnect and ask.
-    pub(super) fn on_vouched(&mut self, answer: Result<(), PeerText>) {
-        let State::Vouching { load } = self.state else { return };
+    pub(super) fn on_ready_recorded(&mut self, answer: Result<(), PeerText>) {
+        let State::RecordingReady { load } = self.state else { return };
         match answer {
             Ok(()) => {
                 self.state = State::Ready;
@@ -70,14 +70,14 @@ impl Destination {
         self.is_asked = decision == Decision::Commit;
         match (&self.state, decision) {
             (State::Ready, Decision::Commit) => self.take_over(),
-            (State::Ready | State::Vouching { .. }, Decision::Aborted) => {
+            (State::Ready | State::RecordingReady { .. }, Decision::Aborted) => {
                 let failure = match message {
                     SourceMessage::Abort(complaint) => Failure::from(complaint),
                     _ => Failure::ConnectionLost { detail: "the source has kept the guest".into() },
                 };
                 self.discard(failure, DestinationMessage::Discarded);
             }
-            (State::Vouching { .. }, Decision::Commit) => {
+            (State::RecordingReady { .. }, Decision::Commit) => {
                 let error = ProtocolError::Invalid("a commit before all was ready".to_owned());
                 self.give_up(Failure::Protocol(error));
             }

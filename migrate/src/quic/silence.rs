@@ -13,12 +13,12 @@ use super::LinkError;
 use super::transport::{IDLE_TIMEOUT, NOTICED_WITHIN};
 
 /// Time between two samples.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The limit is one sample interval longer than the time-out, and the last datagram may have come
 /// right after a sample.
 const _: () = assert!(
-    IDLE_TIMEOUT.as_millis() + 2 * LOOK_EVERY.as_millis() < NOTICED_WITHIN.as_millis(),
+    IDLE_TIMEOUT.as_millis() + 2 * SAMPLE_INTERVAL.as_millis() < NOTICED_WITHIN.as_millis(),
     "a dead peer is noticed later than is promised"
 );
 
@@ -28,21 +28,21 @@ const _: () = assert!(
 /// The time is counted in samples, so that time during which this process did not run does not
 /// count as silence.
 pub(crate) async fn silence(connection: &Connection) -> LinkError {
-    let limit = IDLE_TIMEOUT + LOOK_EVERY;
+    let limit = IDLE_TIMEOUT + SAMPLE_INTERVAL;
     unchanged(limit, || connection.stats().udp_rx.datagrams).await;
     LinkError::Lost { peer: connection.remote_address().to_string(), seconds: limit.as_secs() }
 }
 
 /// Waits until `count` has been the same for `limit`.
 async fn unchanged(limit: Duration, count: impl Fn() -> u64) {
-    let mut looks = interval(LOOK_EVERY);
+    let mut looks = interval(SAMPLE_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut seen, mut silent) = (count(), Duration::ZERO);
     looks.tick().await;
     while silent < limit {
         looks.tick().await;
         let now = count();
-        silent = if now == seen { silent + LOOK_EVERY } else { Duration::ZERO };
+        silent = if now == seen { silent + SAMPLE_INTERVAL } else { Duration::ZERO };
         seen = now;
     }
 }
@@ -65,12 +65,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_noticed_in_time_and_any_sign_of_life_starts_it_anew() {
-        let limit = 8 * LOOK_EVERY;
-        let (began, last) = (Instant::now(), 20 * LOOK_EVERY);
+        let limit = 8 * SAMPLE_INTERVAL;
+        let (began, last) = (Instant::now(), 20 * SAMPLE_INTERVAL);
         let heard = || began.elapsed().min(last).as_secs() / 7;
         assert!(timeout(last, unchanged(limit, heard)).await.is_err());
         unchanged(limit, heard).await;
-        assert!(began.elapsed() >= last && began.elapsed() <= last + limit + LOOK_EVERY);
+        assert!(began.elapsed() >= last && began.elapsed() <= last + limit + SAMPLE_INTERVAL);
     }
 
     #[tokio::test(start_paused = true)]
@@ -80,11 +80,11 @@ mod tests {
             looks.set(looks.get() + 1);
             0
         };
-        let told = unchanged(8 * LOOK_EVERY, standing_still);
+        let told = unchanged(8 * SAMPLE_INTERVAL, standing_still);
         tokio::pin!(told);
-        assert!(timeout(LOOK_EVERY, &mut told).await.is_err());
+        assert!(timeout(SAMPLE_INTERVAL, &mut told).await.is_err());
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(timeout(5 * LOOK_EVERY, &mut told).await.is_err(), "{}", looks.get());
+        assert!(timeout(5 * SAMPLE_INTERVAL, &mut told).await.is_err(), "{}", looks.get());
     }
 
     /// Returns a connection whose far side has fallen silent without closing it: its sockets exist,

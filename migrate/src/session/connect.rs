@@ -102,7 +102,7 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     if let Some(name) = server_name {
         candidates.iter_mut().for_each(|node| node.name.clone_from(&name));
     }
-    let (node, to_node, admission) = knock(candidates, &tls, migration, guest).await?;
+    let (node, to_node, admission) = ask_node(candidates, &tls, migration, guest).await?;
     let peer = node.with_port(admission.port);
     let (mut standing, mut endpoints) = (Vec::new(), vec![to_node]);
     for _ in 0..connections {
@@ -117,7 +117,7 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
 
 /// Asks the node at each of its addresses in turn until one answers; its host may have addresses
 /// that the node does not listen on, or that are out of reach from this network.
-async fn knock(
+async fn ask_node(
     candidates: Vec<Peer>,
     tls: &Tls,
     migration: MigrationId,

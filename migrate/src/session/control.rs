@@ -36,20 +36,20 @@ pub(super) enum Heard<M> {
 }
 
 /// Receiver of what arrives on one control stream, which it wraps into the driver's inputs.
-pub(super) struct Ear<M, T> {
+pub(super) struct Inbox<M, T> {
     pub(super) inputs: mpsc::Sender<T>,
     /// Number of the control stream, so that late messages of a replaced stream can be recognised.
     pub(super) generation: u64,
     pub(super) wrap: fn(u64, Heard<M>) -> T,
 }
 
-impl<M, T> Clone for Ear<M, T> {
+impl<M, T> Clone for Inbox<M, T> {
     fn clone(&self) -> Self {
         Self { inputs: self.inputs.clone(), generation: self.generation, wrap: self.wrap }
     }
 }
 
-impl<M, T> Ear<M, T> {
+impl<M, T> Inbox<M, T> {
     async fn hear(&self, heard: Heard<M>) {
         let _ = self.inputs.send((self.wrap)(self.generation, heard)).await;
     }
@@ -72,7 +72,7 @@ impl Control {
         name: &str,
         (send, receive): (SendStream, RecvStream),
         tasks: &mut JoinSet<()>,
-        ear: &Ear<M, T>,
+        ear: &Inbox<M, T>,
     ) -> Self {
         let (outbox, letters) = mpsc::channel(OUTBOX_MAX);
         tasks.spawn(write_all(send, letters, connections.clone()).in_current_span());
@@ -154,7 +154,7 @@ async fn read_all<M: Message, T>(
     mut receive: RecvStream,
     connection: Connection,
     name: String,
-    ear: Ear<M, T>,
+    ear: Inbox<M, T>,
 ) {
     loop {
         match framing::read(&mut receive).await {

@@ -18,7 +18,7 @@ pub(super) enum Command {
 
 /// What remains of a [`Command`] to do, apart from the answer.
 #[derive(Debug)]
-pub(super) enum Ordered {
+pub(super) enum PendingCommand {
     Cancel { by: PeerText },
     Resolve(OperatorChoice),
     GuestStopped { detail: PeerText },
@@ -31,18 +31,21 @@ impl Command {
         self,
         can_cancel: impl FnOnce() -> Result<(), CancelRefused>,
         can_resolve: impl FnOnce(OperatorChoice) -> Result<(), ResolveRefused>,
-    ) -> (Option<Ordered>, Answer) {
+    ) -> (Option<PendingCommand>, Answer) {
         match self {
             Self::Cancel { by, answer } => {
                 let may = can_cancel();
-                (may.is_ok().then_some(Ordered::Cancel { by }), Answer::Cancel(answer, may))
+                (may.is_ok().then_some(PendingCommand::Cancel { by }), Answer::Cancel(answer, may))
             }
             Self::Resolve { choice, answer } => {
                 let may = can_resolve(choice);
-                (may.is_ok().then_some(Ordered::Resolve(choice)), Answer::Resolve(answer, may))
+                (
+                    may.is_ok().then_some(PendingCommand::Resolve(choice)),
+                    Answer::Resolve(answer, may),
+                )
             }
             Self::GuestStopped { detail } => {
-                (Some(Ordered::GuestStopped { detail }), Answer::Nobody)
+                (Some(PendingCommand::GuestStopped { detail }), Answer::Nobody)
             }
         }
     }
@@ -137,7 +140,7 @@ impl Handle {
 
 /// The session's ends of the channels of a [`Handle`].
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct SessionChannels {
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) report: watch::Sender<Option<Report>>,
@@ -145,7 +148,10 @@ pub(super) struct Board {
 
 /// Creates a handle for this side of `migration` and the session's ends of its channels; the last
 /// one is set to true at the end.
-pub(super) fn handle(migration: MigrationId, role: Role) -> (Handle, Board, watch::Sender<bool>) {
+pub(super) fn handle(
+    migration: MigrationId,
+    role: Role,
+) -> (Handle, SessionChannels, watch::Sender<bool>) {
     let (ask, commands) = mpsc::unbounded_channel();
     let (progress, progress_seen) = watch::channel(Progress::new(migration, role));
     let (report, report_seen) = watch::channel(None);
@@ -158,7 +164,7 @@ pub(super) fn handle(migration: MigrationId, role: Role) -> (Handle, Board, watc
         report: report_seen,
         over: over_seen,
     };
-    (handle, Board { commands, progress, report }, over)
+    (handle, SessionChannels { commands, progress, report }, over)
 }
 
 impl Handle {

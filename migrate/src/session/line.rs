@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc;
 
-use super::control::{Control, Ear, Heard};
+use super::control::{Control, Heard, Inbox};
 use crate::failpoint::{Failpoints, Passage};
 use crate::framing;
 use crate::protocol::CodecError;
@@ -10,31 +10,34 @@ use crate::protocol::codec::Message;
 
 /// The names of one side's failpoints.
 #[derive(Debug)]
-pub(super) struct Moments {
+pub(super) struct FailpointNames {
     act: &'static str,
     send: &'static str,
     receive: &'static str,
 }
 
 /// Failpoints of the source.
-pub(super) const SOURCE: Moments =
-    Moments { act: "source.act", send: "source.send", receive: "source.recv" };
+pub(super) const SOURCE: FailpointNames =
+    FailpointNames { act: "source.act", send: "source.send", receive: "source.recv" };
 /// Failpoints of the destination.
-pub(super) const DESTINATION: Moments =
-    Moments { act: "destination.act", send: "destination.send", receive: "destination.recv" };
+pub(super) const DESTINATION: FailpointNames = FailpointNames {
+    act: "destination.act",
+    send: "destination.send",
+    receive: "destination.recv",
+};
 
 /// At most one control stream at a time, with its number: late messages of an earlier one are then
 /// not taken for messages of the current one.
 #[derive(Debug)]
 pub(super) struct Line {
-    moments: Moments,
+    moments: FailpointNames,
     failpoints: Failpoints,
     control: Option<Control>,
     generation: u64,
 }
 
 impl Line {
-    pub(super) fn new(moments: Moments, failpoints: Failpoints) -> Self {
+    pub(super) fn new(moments: FailpointNames, failpoints: Failpoints) -> Self {
         Self { moments, failpoints, control: None, generation: 0 }
     }
 
@@ -54,13 +57,13 @@ impl Line {
     }
 
     /// Creates a receiver for the next control stream, which must be [opened](Self::open) with it.
-    pub(super) fn next_ear<M, T>(
+    pub(super) fn next_inbox<M, T>(
         &mut self,
         inputs: mpsc::Sender<T>,
         wrap: fn(u64, Heard<M>) -> T,
-    ) -> Ear<M, T> {
+    ) -> Inbox<M, T> {
         self.generation += 1;
-        Ear { inputs, generation: self.generation, wrap }
+        Inbox { inputs, generation: self.generation, wrap }
     }
 
     /// Makes `control` the current control stream.

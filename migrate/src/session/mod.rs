@@ -15,14 +15,14 @@ mod control;
 mod destination;
 mod handle;
 mod hints;
-mod keeper;
 mod limiter;
 mod line;
 mod pace;
-mod pump;
 mod receiver;
+mod record_writer;
 mod sender;
 mod source;
+mod stream_sender;
 #[cfg(test)]
 mod tests;
 mod thread;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// Time between two samples of the data streams' totals.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest wait at the end for messages and records that are still to be written.
 pub(super) const LEFTOVER_TIME: Duration = Duration::from_secs(10);
 /// Most messages and arrivals queued for the driver; beyond that, the peer waits.
@@ -20,7 +20,7 @@ pub(super) enum Next {
 
 /// Returns an interval that ticks when the totals are to be sampled.
 pub(super) fn looks() -> Interval {
-    let mut looks = interval(LOOK_EVERY);
+    let mut looks = interval(SAMPLE_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     looks
 }

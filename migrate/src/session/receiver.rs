@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quinn::{ReadError, ReadExactError, RecvStream};
 use tokio::task::spawn_blocking;
 
-use super::pump::STOPPED;
+use super::stream_sender::STOPPED;
 use super::totals::Totals;
 use super::written::Written;
 use crate::destination::Event;

@@ -9,7 +9,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
 use super::hints::Slot;
-use super::pump::{Plant, Pump, PumpError};
+use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
 use crate::protocol::preamble::{Preamble, StreamRole};
@@ -51,7 +51,7 @@ impl Sender {
     /// Starts to send the pages of a guest of `chunks` chunks. All of them are dirty, except those
     /// that `hints` holds by the first round and that were not written since. Answers go to `tell`.
     pub(super) fn start(
-        plant: Plant,
+        plant: StreamContext,
         route: Route,
         chunks: usize,
         hints: Arc<Slot>,
@@ -78,11 +78,11 @@ impl Sender {
 }
 
 struct Work {
-    plant: Plant,
+    plant: StreamContext,
     route: Route,
     hints: Arc<Slot>,
     dirty: PageSet,
-    pumps: Vec<Pump>,
+    pumps: Vec<StreamSender>,
 }
 
 impl Work {
@@ -98,7 +98,7 @@ impl Work {
                 Order::Remainder(round) => self.remainder(round).await.map(Event::RemainderSent),
             };
             let failed = outcome.is_err();
-            if matches!(outcome, Err(PumpError::Stream(_))) {
+            if matches!(outcome, Err(StreamSendError::Stream(_))) {
                 tokio::time::sleep(LAST_WORD).await;
             }
             tell(outcome.unwrap_or_else(|error| self.explain(error)));
@@ -109,7 +109,7 @@ impl Work {
         }
     }
 
-    async fn round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
+    async fn round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         let left_out = self.leave_out().await?;
         let mut sent = self.send_dirty(round).await?;
         sent += left_out;
@@ -120,22 +120,22 @@ impl Work {
         Ok(RoundSent { dirty_disk_pages: disks, ..round_sent(&sent, memory + disks) })
     }
 
-    async fn final_round(&mut self, round: u32) -> Result<RoundSent, PumpError> {
+    async fn final_round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         self.collect()?;
         let sent = self.send_dirty(round).await?;
         Ok(round_sent(&sent, 0))
     }
 
     /// Before the first round, counts pages as sent that are zero at the destination already.
-    async fn leave_out(&mut self) -> Result<Transfer, PumpError> {
+    async fn leave_out(&mut self) -> Result<Transfer, StreamSendError> {
         if !self.pumps.is_empty() {
             return Ok(Transfer::default());
         }
         let (guest, mut dirty) = (Arc::clone(&self.plant.guest), self.dirty.take());
         // Finding a disk's holes may require reading it.
         let looking = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
-        let looked = looking.await.map_err(|error| PumpError::Stream(error.to_string()))?;
-        self.dirty = looked.map_err(PumpError::Guest)?;
+        let looked = looking.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        self.dirty = looked.map_err(StreamSendError::Guest)?;
         let words = self.dirty.words();
         let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();
         let (memory, disks) = words.split_at(self.plant.memory_chunks);
@@ -144,7 +144,7 @@ impl Work {
             disk_zero_pages: zeros(disks),
             ..Transfer::default()
         };
-        let hinted_pages = self.leave_out_hinted()?;
+        let hinted_pages = self.skip_hinted()?;
         let left_out = Transfer { hinted_pages, ..left_out };
         self.plant.totals.add(&left_out);
         Ok(left_out)
@@ -153,7 +153,7 @@ impl Work {
     /// Omits pages that the guest has reported free and has not written since they were re-armed:
     /// they are zero at the destination. If the guest writes one later, the log shows it like any
     /// other page.
-    fn leave_out_hinted(&mut self) -> Result<u64, PumpError> {
+    fn skip_hinted(&mut self) -> Result<u64, StreamSendError> {
         let Some(hinted) = self.hints.take() else { return Ok(0) };
         let memory = self.plant.memory_chunks;
         let count = |dirty: &PageSet| -> u64 {
@@ -167,28 +167,28 @@ impl Work {
         Ok(before.saturating_sub(count(&self.dirty)))
     }
 
-    async fn remainder(&mut self, round: u32) -> Result<FinalSent, PumpError> {
+    async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
         self.collect()?;
         let sent = self.send_dirty(round).await?;
-        for pump in &mut self.pumps {
-            pump.end(round).await?;
+        for stream_sender in &mut self.pumps {
+            stream_sender.end(round).await?;
         }
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
     }
 
-    fn collect(&mut self) -> Result<(), PumpError> {
-        self.plant.guest.collect_dirty(self.dirty.words_mut()).map_err(PumpError::Guest)
+    fn collect(&mut self) -> Result<(), StreamSendError> {
+        self.plant.guest.collect_dirty(self.dirty.words_mut()).map_err(StreamSendError::Guest)
     }
 
     /// Sends all pages of the dirty set, and empties it.
-    async fn send_dirty(&mut self, round: u32) -> Result<Transfer, PumpError> {
+    async fn send_dirty(&mut self, round: u32) -> Result<Transfer, StreamSendError> {
         if self.pumps.is_empty() {
             self.open().await?;
         }
         let dirty = self.dirty.take();
-        if let [pump] = &mut self.pumps[..] {
-            return pump.send(round, &dirty).await;
+        if let [stream_sender] = &mut self.pumps[..] {
+            return stream_sender.send(round, &dirty).await;
         }
         self.send_in_parallel(round, Arc::new(dirty)).await
     }
@@ -197,32 +197,32 @@ impl Work {
         &mut self,
         round: u32,
         dirty: Arc<PageSet>,
-    ) -> Result<Transfer, PumpError> {
+    ) -> Result<Transfer, StreamSendError> {
         let mut running = JoinSet::new();
-        for (place, mut pump) in self.pumps.drain(..).enumerate() {
+        for (place, mut stream_sender) in self.pumps.drain(..).enumerate() {
             let dirty = dirty.clone();
             running.spawn(async move {
-                let sent = pump.send(round, &dirty).await;
-                (place, pump, sent)
+                let sent = stream_sender.send(round, &dirty).await;
+                (place, stream_sender, sent)
             });
         }
         let mut back = Vec::new();
         let mut total = Transfer::default();
         while let Some(joined) = running.join_next().await {
-            let broken = |error: tokio::task::JoinError| PumpError::Stream(error.to_string());
-            let (place, pump, sent) = joined.map_err(broken)?;
+            let broken = |error: tokio::task::JoinError| StreamSendError::Stream(error.to_string());
+            let (place, stream_sender, sent) = joined.map_err(broken)?;
             total += sent?;
-            back.push((place, pump));
+            back.push((place, stream_sender));
         }
         back.sort_unstable_by_key(|(place, _)| *place);
-        self.pumps.extend(back.into_iter().map(|(_, pump)| pump));
+        self.pumps.extend(back.into_iter().map(|(_, stream_sender)| stream_sender));
         Ok(total)
     }
 
     /// Opens the data streams, stream `i` on connection `i % connections`.
-    async fn open(&mut self) -> Result<(), PumpError> {
+    async fn open(&mut self) -> Result<(), StreamSendError> {
         let Route { connections, streams, migration, token, .. } = &self.route;
-        let broken = |error: &dyn std::fmt::Display| PumpError::Stream(error.to_string());
+        let broken = |error: &dyn std::fmt::Display| StreamSendError::Stream(error.to_string());
         for index in 0..*streams {
             let connection = &connections[usize::from(index) % connections.len()];
             let mut stream = connection.open_uni().await.map_err(|error| broken(&error))?;
@@ -231,15 +231,15 @@ impl Work {
             let wrote = stream.write_all(&preamble.encode()).await;
             wrote.map_err(|error| broken(&error))?;
             let (plant, connection) = (self.plant.clone(), connection.clone());
-            self.pumps.push(Pump::new(plant, connection, stream, index, *streams));
+            self.pumps.push(StreamSender::new(plant, connection, stream, index, *streams));
         }
         Ok(())
     }
 
-    fn explain(&self, error: PumpError) -> Event {
+    fn explain(&self, error: StreamSendError) -> Event {
         match error {
-            PumpError::Guest(error) => Event::GuestFailed(error),
-            PumpError::Stream(detail) => {
+            StreamSendError::Guest(error) => Event::GuestFailed(error),
+            StreamSendError::Stream(detail) => {
                 let closed = |connection: &&Connection| connection.close_reason().is_some();
                 let detail = match self.route.connections.iter().find(closed) {
                     Some(connection) => describe(connection, &self.route.name, &detail),

@@ -128,7 +128,7 @@ impl Source {
     /// The disk may have been busy when the record was created, or the host when the guest was
     /// paused: a fixed part above the limit then may be below it now.
     pub(super) fn measure_again(&mut self) {
-        self.state = State::Weighing;
+        self.state = State::MeasuringRecord;
         self.record(SourceState::Undecided);
     }
 

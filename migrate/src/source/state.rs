@@ -34,7 +34,7 @@ pub(super) enum State {
     /// Waits before the switchover is measured again, in case it has become faster.
     Resting { until: Duration },
     /// Waits for a record that is written again to measure how long that takes now.
-    Weighing,
+    MeasuringRecord,
     /// Waits for the guest to pause.
     Pausing,
     /// Waits for the last round, the flush of the disks, and the state.
@@ -83,7 +83,9 @@ impl State {
             Self::Greeting => "agreeing on a version",
             Self::Describing => "having the guest prepared",
             Self::Starting => "starting to copy",
-            Self::Probing | Self::Resting { .. } | Self::Weighing => "measuring the switchover",
+            Self::Probing | Self::Resting { .. } | Self::MeasuringRecord => {
+                "measuring the switchover"
+            }
             Self::Copying => "sending memory",
             Self::Pausing => "pausing the guest",
             Self::Finishing { .. } | Self::Ending { .. } => "sending the last pages and the state",
@@ -101,7 +103,7 @@ impl State {
 pub(super) struct Unwind {
     pub(super) error: MigrationError,
     pub(super) guest: GuestBack,
-    pub(super) telling: Telling,
+    pub(super) telling: PeerNotice,
     /// Whether the outcome was already reported.
     pub(super) reported: bool,
     /// Whether the last record is being written.
@@ -112,7 +114,7 @@ pub(super) struct Unwind {
 
 impl Unwind {
     /// Creates an unwind for a guest in the state `guest`; nothing is reported or recorded yet.
-    pub(super) const fn new(error: MigrationError, guest: GuestBack, telling: Telling) -> Self {
+    pub(super) const fn new(error: MigrationError, guest: GuestBack, telling: PeerNotice) -> Self {
         Self { error, guest, telling, reported: false, recording: false, runs_there: false }
     }
 
@@ -154,7 +156,7 @@ pub(super) enum GuestBack {
 
 /// Whether the destination knows that the migration is aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Telling {
+pub(super) enum PeerNotice {
     /// It knows, or will notice the loss of the connection.
     Told,
     /// It was told, and must confirm that its copy is gone. It also finds out without that.

@@ -1,7 +1,7 @@
 //! Undoing a migration: after a failure or a cancel, and after a commit whose guest the destination
 //! has durably given back.
 
-use super::state::{GuestBack, LinkStatus, State, Telling, Unwind};
+use super::state::{GuestBack, LinkStatus, PeerNotice, State, Unwind};
 use super::{Action, Source};
 use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
@@ -14,12 +14,12 @@ impl Source {
     pub(super) fn abort(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
         let telling = match self.state {
-            State::Connecting | State::Opening => Telling::Told,
-            State::Ending { .. } | State::AwaitingReady => Telling::Owed,
-            _ if self.link.is_up() => Telling::Asked,
-            _ => Telling::Told,
+            State::Connecting | State::Opening => PeerNotice::Told,
+            State::Ending { .. } | State::AwaitingReady => PeerNotice::Owed,
+            _ if self.link.is_up() => PeerNotice::Asked,
+            _ => PeerNotice::Told,
         };
-        if telling != Telling::Told {
+        if telling != PeerNotice::Told {
             self.say(SourceMessage::Abort(complaint));
         }
         self.unwind(failure, telling);
@@ -27,10 +27,10 @@ impl Source {
 
     /// Aborts the migration; the destination knows.
     pub(super) fn abort_told(&mut self, failure: Failure) {
-        self.unwind(failure, Telling::Told);
+        self.unwind(failure, PeerNotice::Told);
     }
 
-    fn unwind(&mut self, failure: Failure, telling: Telling) {
+    fn unwind(&mut self, failure: Failure, telling: PeerNotice) {
         let gone = matches!(failure, Failure::GuestStopped { .. });
         let guest = match self.state {
             _ if gone => GuestBack::Gone,
@@ -55,10 +55,10 @@ impl Source {
         self.begin_unwinding(error, guest, telling);
     }
 
-    fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, telling: Telling) {
+    fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, telling: PeerNotice) {
         self.state = State::Unwinding(Unwind::new(error, guest, telling));
         match (telling, self.link.is_up()) {
-            (Telling::Told, _) => {}
+            (PeerNotice::Told, _) => {}
             (_, true) => self.link.expect_answer(self.now),
             (_, false) => self.link.plan_redial(self.now),
         }
@@ -72,7 +72,7 @@ impl Source {
         if matches!(unwind.guest, GuestBack::Pausing | GuestBack::Resuming) || unwind.recording {
             return;
         }
-        let told = unwind.telling == Telling::Told;
+        let told = unwind.telling == PeerNotice::Told;
         let end = unwind.end();
         let recorded = self.records.last_asked().is_none_or(|last| last == end);
         if told && !recorded {
@@ -174,13 +174,13 @@ impl Source {
         match &mut self.state {
             State::Asking { .. } => self.link.plan_redial(self.now),
             State::Unwinding(unwind) => match unwind.telling {
-                Telling::Told => self.link.down(),
-                Telling::Asked => {
-                    unwind.telling = Telling::Told;
+                PeerNotice::Told => self.link.down(),
+                PeerNotice::Asked => {
+                    unwind.telling = PeerNotice::Told;
                     self.link.down();
                     self.go_on_unwinding();
                 }
-                Telling::Owed => {
+                PeerNotice::Owed => {
                     self.link.plan_redial(self.now);
                     self.go_on_unwinding();
                 }
@@ -196,13 +196,13 @@ impl Source {
             | DestinationMessage::Unknown
             | DestinationMessage::Refused(_)
             | DestinationMessage::Abort(_) => {
-                unwind.telling = Telling::Told;
+                unwind.telling = PeerNotice::Told;
                 self.link.up();
                 self.go_on_unwinding();
             }
             DestinationMessage::NotTaken(_) => self.tell_decision(),
             DestinationMessage::Running(_) => {
-                unwind.telling = Telling::Told;
+                unwind.telling = PeerNotice::Told;
                 unwind.reported = false;
                 unwind.runs_there = true;
                 if unwind.guest != GuestBack::Gone {
@@ -272,7 +272,7 @@ impl Source {
             self.push(Action::ResumeGuest);
         }
         self.push(Action::StopDirtyLog);
-        let telling = if tell { Telling::Owed } else { Telling::Told };
+        let telling = if tell { PeerNotice::Owed } else { PeerNotice::Told };
         if tell && self.link.is_up() {
             let complaint = error.complaint();
             self.say(SourceMessage::Abort(complaint));

@@ -11,7 +11,7 @@ use vmm_core::memory::{HugeView, MemoryError, OwnPages, PageMap};
 
 use crate::guest::machine::SharedMachine;
 use crate::guest::process::{GuestProcess, Occupation};
-use crate::guest::treatment::BREATH;
+use crate::guest::treatment::YIELD_PAUSE;
 use crate::survey::{Ended, Memory};
 
 /// The memory of the guest of this process.
@@ -61,7 +61,7 @@ impl OwnMemory {
         for (index, piece) in all.chunks(REARMED_CHUNKS_MAX).enumerate() {
             let first = index * REARMED_CHUNKS_MAX;
             self.while_free(|machine| machine.vm().rearm_dirty(first, piece))?;
-            thread::sleep(BREATH);
+            thread::sleep(YIELD_PAUSE);
         }
         thread::sleep(time);
         self.while_free(|machine| {

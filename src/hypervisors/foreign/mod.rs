@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use memopt::foreign::{self, Asking, Found, Look};
+use memopt::foreign::{self, Found, QueryOptions, Reading};
 use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
 use memopt::observe::Sources;
 use memopt::situation::{Guest, Hindrance, User};
@@ -97,28 +97,28 @@ impl ForeignGuests {
 
     /// Returns all foreign guests, with names distinct from `own`, and the errors of those that
     /// could not be inspected.
-    async fn look(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
+    async fn query(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
         let found = self.found(own);
         let acts = self.doing == ForeignGuestsArg::Act;
-        let mut looks: JoinSet<(Known, Result<Look, foreign::ForeignError>)> = found
+        let mut looks: JoinSet<(Known, Result<Reading, foreign::ForeignError>)> = found
             .into_iter()
             .map(|known| async move {
                 let unix_seconds = unix_ms() / 1000;
                 // Enabling statistics changes the guest's settings, so a node that only watches
                 // does not.
                 let statistics_every = acts.then_some(STATISTICS_EVERY);
-                let asking = Asking { patience: PATIENCE, statistics_every, unix_seconds };
-                let look = foreign::look(&known.found, &asking).await;
-                (known, look)
+                let asking = QueryOptions { patience: PATIENCE, statistics_every, unix_seconds };
+                let query = foreign::query(&known.found, &asking).await;
+                (known, query)
             })
             .collect();
         let (mut guests, mut complaints) = (Vec::new(), Vec::new());
         while let Some(done) = looks.join_next().await {
-            let Ok((Known { found, user, .. }, look)) = done else { continue };
-            if let Err(error) = &look {
+            let Ok((Known { found, user, .. }, query)) = done else { continue };
+            if let Err(error) = &query {
                 complaints.push(format!("{}: {error}", found.name));
             }
-            let mut guest = Guest { user, ..guest(&found, look.ok()) };
+            let mut guest = Guest { user, ..guest(&found, query.ok()) };
             if let Some(known) = self.register().guests.get_mut(&found.pid) {
                 known.memory_bytes = guest.memory_bytes;
                 if let (Some(balloon), Some(asked)) = (&mut guest.balloon, known.asked_bytes) {
@@ -204,7 +204,7 @@ impl ForeignGuests {
         let mut all: Vec<Known> = register.guests.values().cloned().collect();
         drop(register);
         let mut found: Vec<Found> = all.iter().map(|known| known.found.clone()).collect();
-        foreign::name_apart(own, &mut found);
+        foreign::make_names_unique(own, &mut found);
         all.iter_mut().zip(found).for_each(|(known, found)| known.found = found);
         all
     }
@@ -217,7 +217,7 @@ impl ForeignGuests {
 impl Hypervisor for ForeignGuests {
     fn inspect<'a>(&'a self, which: Which<'a>) -> Answer<'a, Inspected> {
         Box::pin(async move {
-            let (mut guests, missing) = self.look(which.taken).await;
+            let (mut guests, missing) = self.query(which.taken).await;
             let names = guests.iter().map(|guest| guest.name.clone()).collect();
             if let Some(wanted) = which.names {
                 guests.retain(|guest| wanted.contains(&guest.name));
@@ -270,7 +270,7 @@ fn user(uid: u32) -> User {
 }
 
 /// Builds the guest from the process scan and the monitor's answer, if there is one.
-fn guest(found: &Found, look: Option<Look>) -> Guest {
+fn guest(found: &Found, query: Option<Reading>) -> Guest {
     let mut guest = Guest {
         memory_bytes: found.memory_bytes,
         backing: found.backing,
@@ -283,12 +283,12 @@ fn guest(found: &Found, look: Option<Look>) -> Guest {
         }),
         ..Guest::unknown(found.name.clone(), found.vmm, found.pid)
     };
-    if let Some(look) = look {
-        guest.memory_bytes = look.memory_bytes;
-        guest.backing = look.backing;
-        guest.is_mergeable = look.is_mergeable;
-        guest.balloon = look.balloon;
-        guest.hindrance = look.hindrance;
+    if let Some(query) = query {
+        guest.memory_bytes = query.memory_bytes;
+        guest.backing = query.backing;
+        guest.is_mergeable = query.is_mergeable;
+        guest.balloon = query.balloon;
+        guest.hindrance = query.hindrance;
     }
     guest
 }
@@ -297,7 +297,7 @@ fn guest(found: &Found, look: Option<Look>) -> Guest {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use memopt::foreign::Door;
+    use memopt::foreign::Monitor;
     use memopt::situation::{Backing, Vmm};
 
     use super::*;
@@ -321,7 +321,7 @@ mod tests {
             is_mergeable: false,
             has_passthrough: false,
             is_incoming: false,
-            door: Door::Qmp(socket),
+            monitor: Monitor::Qmp(socket),
         };
         let guests = ForeignGuests::claim_in(folder.path(), doing).unwrap().unwrap();
         guests.register().renew(vec![found.clone()]);

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages, ProcessMemory};
 
-use crate::survey::{Ended, Found, Looker, Memory};
+use crate::survey::{Ended, Found, Memory, Scanner};
 
 /// The sender to the task that waits for the findings.
 type Waiting = oneshot::Sender<Result<Found, Ended>>;
@@ -30,11 +30,11 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
     let (waiting, told) = oneshot::channel();
     let work = move || {
         let memory = ForeignMemory { memory, areas, waiting: &waiting };
-        let looker = Looker::new(memory, Arc::default(), request.cpu_share);
+        let scanner = Scanner::new(memory, Arc::default(), request.cpu_share);
         let scan = Scan::new(Seed::new(request.seed), request.capacity(), request.bits);
         // KVM's dirty log is available only to the process that runs the guest.
         let activity = Activity::PageSampling;
-        let found = looker.look(scan, Watch::new(Seed::new(request.seed)), activity);
+        let found = scanner.run(scan, Watch::new(Seed::new(request.seed)), activity);
         // The receiver may be gone: then the survey was cancelled.
         let _unwanted = waiting.send(found);
     };

@@ -1,7 +1,7 @@
 //! `lighter density history`: the past runs, or one of them.
 
 use anyhow::Result;
-use memopt::history::{Deed, Listing, Run, Summary};
+use memopt::history::{Listing, Run, RunAction, Summary};
 use migrate::quic::calendar_time;
 
 use super::{heard, node, plan, signed_size};
@@ -103,7 +103,7 @@ pub(super) fn text(run: &Run) -> String {
     text
 }
 
-fn row(deed: &Deed) -> [String; 4] {
+fn row(deed: &RunAction) -> [String; 4] {
     let verified = deed.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
     let reason = &deed.action.reason;
     let why = match &deed.error {

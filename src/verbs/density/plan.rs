@@ -88,7 +88,7 @@ pub(super) fn text(plan: &Plan) -> String {
         let mut table = Table::new(&["LEFT ALONE", "BY", "WHY"]);
         for skipped in &plan.skipped {
             let by = skipped.actuator.map_or_else(|| "all".to_owned(), |by| by.to_string());
-            table.row([skipped.guest.clone(), by, skipped.because.to_string()]);
+            table.row([skipped.guest.clone(), by, skipped.skip_reason.to_string()]);
         }
         text.push('\n');
         text.push_str(&table.render());

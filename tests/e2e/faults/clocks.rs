@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::phase::{self, Side};
 use super::scene::Stall;
 use support::linux::image::Image;
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{HELD, Migration, Pair, lighter, run, wait};
 
 /// Much longer than the error of a clock reading and the interval of the guest's timer.
@@ -20,8 +20,8 @@ fn linux_that_stands_for_seconds_at_the_hand_over_loses_neither_time_nor_timers(
         lighter(pair.a.state_dir(), &["restore", image.file(), "--name", "linux", "--detach"]);
     restore.envs(stall.environment(&phase, Side::Source));
     run(restore).ok();
-    let witness = Witness::of(&pair.a, "linux", image.pages());
-    let (before, clocks) = witness.testify();
+    let witness = CheckConsole::of(&pair.a, "linux", image.pages());
+    let (before, clocks) = witness.read_clocks();
 
     let migration = Migration::start(&pair.a, "linux", &pair.b, &HELD);
     stall.await_reached();
@@ -31,5 +31,5 @@ fn linux_that_stands_for_seconds_at_the_hand_over_loses_neither_time_nor_timers(
     let report = migration.finish().ok();
     assert!(report["downtime_seconds"].as_f64() > Some(STANDSTILL.as_secs_f64()), "{report:#}");
 
-    Witness::of(&pair.b, "linux", image.pages()).keeps_time_since(clocks).follows(&before);
+    CheckConsole::of(&pair.b, "linux", image.pages()).keeps_time_since(clocks).follows(&before);
 }

@@ -3,7 +3,7 @@
 use super::disk::{MIB, boot_with, make_disk};
 use support::checks::{cost, nothing_left_behind};
 use support::linux::image::{BOOT_PATIENCE, Image};
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{Host, Migration, Pair, Pool, wait};
 
 #[test]
@@ -17,13 +17,13 @@ fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
     let mut arguments = boot_with("db", &disk, "check.disk=1");
     arguments.extend(["--hugepages", "2M", "--prealloc"].map(str::to_owned));
     pair.a.run(&arguments).ok();
-    let witness = Witness::of(&pair.a, "db", MIB * 256);
+    let witness = CheckConsole::of(&pair.a, "db", MIB * 256);
     let before = wait::within(BOOT_PATIENCE, "linux boots on huge pages", || {
         witness.last_line().ok_or_else(|| witness.console())
     });
     assert_eq!(Pool::free(), free - 64);
     Migration::run(&pair.a, "db", &pair.b).ok();
-    let after = Witness::of(&pair.b, "db", MIB * 256).line();
+    let after = CheckConsole::of(&pair.b, "db", MIB * 256).line();
     after.follows(&before);
     assert_eq!(Pool::free(), free - 64, "it has such pages there, and none here");
     nothing_left_behind(&pair.hosts());
@@ -33,7 +33,7 @@ fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
 fn clones_of_a_linux_go_on_from_where_it_was() {
     let pair = Pair::new();
     let image = Image::halting();
-    let witness = |host: &Host, name: &str| Witness::of(host, name, image.pages());
+    let witness = |host: &Host, name: &str| CheckConsole::of(host, name, image.pages());
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
     let origin = witness(&pair.a, "linux").line();
     let file = pair.folder().join("linux.template").display().to_string();

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use support::checks::nothing_left_behind;
 use support::linux::image::{BOOT_PATIENCE, cmdline, script};
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{Exit, Host, Migration, Pair, wait};
 
 /// Memory that the check program checks.
@@ -85,7 +85,7 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
     assert!(has_given_litter, "{resident_before} before, now {seen:#}");
 
     Migration::run(&pair.a, "linux", &pair.b).ok();
-    let after = Witness::of(&pair.b, "linux", MIB * PAGES_PER_MIB).line();
+    let after = CheckConsole::of(&pair.b, "linux", MIB * PAGES_PER_MIB).line();
     after.follows(&before);
     let there = await_statistics(&pair.b);
     assert_eq!(there["target_bytes"], kept_bytes, "{there:#}");
@@ -94,16 +94,16 @@ fn linux_gives_memory_back_and_its_balloon_goes_along() {
 
     pair.b.run(&["balloon", "linux", "128M"]).ok();
     await_actual(&pair.b, ALL_BYTES);
-    let last = Witness::of(&pair.b, "linux", MIB * PAGES_PER_MIB).line();
+    let last = CheckConsole::of(&pair.b, "linux", MIB * PAGES_PER_MIB).line();
     last.follows(&after);
     nothing_left_behind(&pair.hosts());
 }
 
 /// Starts a guest that has freed memory with nonzero content.
-fn start_littered(host: &Host, more: &[&str]) -> Witness {
+fn start_littered(host: &Host, more: &[&str]) -> CheckConsole {
     let litter = format!("check.litter={LITTER_MIB}");
     start_with(host, "linux", &litter, more);
-    let witness = Witness::of(host, "linux", MIB * PAGES_PER_MIB);
+    let witness = CheckConsole::of(host, "linux", MIB * PAGES_PER_MIB);
     wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
         witness.last_line().ok_or_else(|| witness.console())
     });
@@ -148,7 +148,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
             let name = "lighter_migration_hinted_pages_total";
             crate::metrics::is_counted(hosts[1], name, "linux", "outgoing");
         }
-        let now = Witness::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
+        let now = CheckConsole::of(hosts[0], "linux", MIB * PAGES_PER_MIB).line();
         now.follows(&last);
         last = now;
         wait::within(BALLOON_PATIENCE, "linux has its free memory back", || {

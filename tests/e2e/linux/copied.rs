@@ -8,7 +8,7 @@ use std::process::Command;
 use super::disk::{MIB, boot_with};
 use support::checks::nothing_left_behind;
 use support::linux::image::BOOT_PATIENCE;
-use support::linux::witness::Witness;
+use support::linux::witness::CheckConsole;
 use support::{Host, Migration, NodePlan, Pair, wait};
 
 /// Number of files that must have been written before the migration, and again after it.
@@ -26,7 +26,7 @@ fn host(program: &str, arguments: &[&str]) -> String {
 
 /// Number of files that the guest reports as written.
 fn written(host: &Host) -> u64 {
-    let console = Witness::of(host, "db", MIB * 256).console();
+    let console = CheckConsole::of(host, "db", MIB * 256).console();
     assert!(!console.contains("files: cannot write"), "{console}");
     let counts =
         console.lines().filter_map(|line| line.trim().strip_prefix("files ")?.parse().ok());
@@ -36,7 +36,7 @@ fn written(host: &Host) -> u64 {
 #[track_caller]
 fn await_files(host: &Host, count: u64) {
     wait::within(BOOT_PATIENCE, "linux writes files", || {
-        wait::holds(written(host) >= count, Witness::of(host, "db", MIB * 256).console())
+        wait::holds(written(host) >= count, CheckConsole::of(host, "db", MIB * 256).console())
     });
 }
 

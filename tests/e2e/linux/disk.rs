@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use support::checks::nothing_left_behind;
 use support::linux::image::{BOOT_PATIENCE, cmdline, script};
-use support::linux::witness::{Line, Witness};
+use support::linux::witness::{CheckConsole, Line};
 use support::{Exit, Host, Migration, Pair, wait};
 
 /// Number of lines, and so of records, awaited on each host.
@@ -61,7 +61,7 @@ pub(super) fn boot_with(name: &str, disk: &Path, task: &str) -> Vec<String> {
 /// the guest has read everything that it wrote.
 #[track_caller]
 fn lines_of(host: &Host) -> Line {
-    let witness = Witness::of(host, "db", MIB * 256);
+    let witness = CheckConsole::of(host, "db", MIB * 256);
     let lines = [(); LINES].map(|()| witness.line());
     let [.., last] = lines;
     assert_eq!(last.get("disk_errors"), 0, "{last:?}");
@@ -88,7 +88,7 @@ fn linux_with_a_disk_goes_on_writing_at_the_destination() {
 
     let pair = Pair::taking_disks_in(folder.path());
     pair.a.run(&arguments("db", &disk)).ok();
-    let witness = Witness::of(&pair.a, "db", MIB * 256);
+    let witness = CheckConsole::of(&pair.a, "db", MIB * 256);
     wait::within(BOOT_PATIENCE, "linux boots and writes to its disk", || {
         witness.last_line().ok_or_else(|| witness.console())
     });

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::checks::nothing_left_behind;
 use support::linux::image::Image;
-use support::linux::witness::{Line, Witness};
+use support::linux::witness::{CheckConsole, Line};
 use support::{Host, Migration, Pair, wait};
 
 /// Limit of the guest's answer, where its kernel is emulated.
@@ -54,7 +54,7 @@ fn talk(host: &Host) -> UnixStream {
     })
 }
 
-fn await_line(witness: &Witness, what: &str, holds: impl Fn(&Line) -> bool) {
+fn await_line(witness: &CheckConsole, what: &str, holds: impl Fn(&Line) -> bool) {
     wait::within(ANSWER_PATIENCE, what, || {
         let line = witness.line();
         if holds(&line) { Ok(()) } else { Err(line) }
@@ -67,7 +67,7 @@ fn linux_talks_to_programs_of_whichever_host_it_is_on() {
     let image = Image::halting();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();
     let mut stream = talk(&pair.a);
-    let before = Witness::of(&pair.a, "linux", image.pages()).line();
+    let before = CheckConsole::of(&pair.a, "linux", image.pages()).line();
     assert_eq!(line(&mut connect(&pair.a, 9)), "", "nobody listens at this port of the guest");
 
     Migration::run(&pair.a, "linux", &pair.b).ok();
@@ -75,7 +75,7 @@ fn linux_talks_to_programs_of_whichever_host_it_is_on() {
     let is_over = matches!(&ended, Ok(0))
         || ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
     assert!(is_over, "connections do not go along: {ended:?}");
-    let witness = Witness::of(&pair.b, "linux", image.pages());
+    let witness = CheckConsole::of(&pair.b, "linux", image.pages());
     await_line(&witness, "the guest hears that its connection is gone", |line| {
         line.get("resets") == before.get("resets") + 1
     });

@@ -196,7 +196,7 @@ impl CpuModel {
     ) -> Result<Self, ModelError> {
         check_name(name)?;
         let is_unknown =
-            |name: &&String| feature::by_name(name).is_none() && msr::told_by(name).is_none();
+            |name: &&String| feature::by_name(name).is_none() && msr::announced_by(name).is_none();
         if let Some(unknown) = add.iter().chain(remove).find(is_unknown) {
             let what = format!(
                 "there is no CPU feature `{unknown}`: use names of /proc/cpuinfo, or of bits of IA32_ARCH_CAPABILITIES"
@@ -208,7 +208,7 @@ impl CpuModel {
             let what = format!("`{name}` is not changed by name: use `--nested on` or `off`");
             return Err(ModelError::Impossible(what));
         }
-        let implied = add.iter().filter_map(|name| msr::told_by(name));
+        let implied = add.iter().filter_map(|name| msr::announced_by(name));
         let mut wanted = add.iter().map(String::as_str).chain(implied);
         if let Some(both) = wanted.find(|name| remove.iter().any(|removed| removed == name)) {
             return Err(ModelError::Impossible(format!("`{both}` is both added and removed")));
@@ -300,7 +300,7 @@ impl CpuModel {
     /// Returns the added CPUID features, including those that announce a register with an added
     /// bit.
     fn added(&self) -> impl Iterator<Item = &str> {
-        self.add.iter().map(|name| msr::told_by(name).unwrap_or(name))
+        self.add.iter().map(|name| msr::announced_by(name).unwrap_or(name))
     }
 
     fn kept(&self) -> Vec<Bit> {

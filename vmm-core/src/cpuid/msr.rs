@@ -32,7 +32,7 @@ pub(crate) fn msr_list(indices: &[u32]) -> Option<Msrs> {
 pub(super) struct FeatureMsr {
     index: u32,
     /// The CPUID feature that announces the register; a guest without it lacks the register.
-    told_by: Option<&'static str>,
+    announced_by: Option<&'static str>,
     /// Bits that every host of every level has.
     everywhere: u64,
     /// Bits that report a weakness: guests rely on such a bit being 0. A level may include hosts
@@ -49,18 +49,30 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 /// `arch/x86/include/asm/msr-index.h`).
 const FEATURE_MSRS: &[FeatureMsr] = &[
     // MSR_PLATFORM_INFO: faults on CPUID, which KVM emulates on any processor.
-    FeatureMsr { index: 0xce, told_by: None, everywhere: 1 << 31, warnings: 0, numbers: 0 },
+    FeatureMsr { index: 0xce, announced_by: None, everywhere: 1 << 31, warnings: 0, numbers: 0 },
     FeatureMsr {
         index: ARCH_CAPABILITIES,
-        told_by: Some("arch_capabilities"),
+        announced_by: Some("arch_capabilities"),
         everywhere: 0,
         warnings: 1 << 2 | 1 << 19,
         numbers: 0,
     },
     // IA32_PERF_CAPABILITIES: the formats of branch and event records are numbers.
-    FeatureMsr { index: 0x345, told_by: Some("pdcm"), everywhere: 0, warnings: 0, numbers: 0xf3f },
+    FeatureMsr {
+        index: 0x345,
+        announced_by: Some("pdcm"),
+        everywhere: 0,
+        warnings: 0,
+        numbers: 0xf3f,
+    },
     // MSR_AMD64_DE_CFG: LFENCE is serializing, or can be made so, on AMD's processors since 2007.
-    FeatureMsr { index: 0xc001_1029, told_by: None, everywhere: 1 << 1, warnings: 0, numbers: 0 },
+    FeatureMsr {
+        index: 0xc001_1029,
+        announced_by: None,
+        everywhere: 1 << 1,
+        warnings: 0,
+        numbers: 0,
+    },
 ];
 
 /// Names of the bits of IA32_ARCH_CAPABILITIES, as in Linux.
@@ -93,9 +105,9 @@ fn bit_by_name(name: &str) -> Option<u64> {
 }
 
 /// Returns the CPUID feature that announces the register with the bit `name`.
-pub(super) fn told_by(name: &str) -> Option<&'static str> {
+pub(super) fn announced_by(name: &str) -> Option<&'static str> {
     bit_by_name(name)?;
-    FEATURE_MSRS.iter().find(|msr| msr.index == ARCH_CAPABILITIES)?.told_by
+    FEATURE_MSRS.iter().find(|msr| msr.index == ARCH_CAPABILITIES)?.announced_by
 }
 
 impl FeatureMsr {
@@ -109,8 +121,8 @@ impl FeatureMsr {
         if self.index == ARCH_CAPABILITIES { named.fold(0, |bits, bit| bits | bit) } else { 0 }
     }
 
-    fn is_told(&self, cpuid: &[CpuidEntry]) -> bool {
-        let feature = self.told_by.map(feature::by_name);
+    fn is_announced(&self, cpuid: &[CpuidEntry]) -> bool {
+        let feature = self.announced_by.map(feature::by_name);
         feature.is_none_or(|feature| feature.is_some_and(|bit| has(cpuid, bit)))
     }
 
@@ -142,8 +154,8 @@ impl FeatureMsr {
 
 /// Whether a guest with the table `cpuid` has register `index`; true for a register that no feature
 /// announces.
-pub(super) fn is_told(cpuid: &[CpuidEntry], index: u32) -> bool {
-    FeatureMsr::of(index).is_none_or(|msr| msr.is_told(cpuid))
+pub(super) fn is_announced(cpuid: &[CpuidEntry], index: u32) -> bool {
+    FeatureMsr::of(index).is_none_or(|msr| msr.is_announced(cpuid))
 }
 
 /// Returns the feature registers that KVM provides to guests on this host, with all bits that it
@@ -179,7 +191,7 @@ pub(super) fn shown(
         let told = value & kept & !msr.warnings | (warned | added) & msr.warnings;
         // Set the register to 0 even if the guest does not see it: KVM uses its value to decide
         // what else to allow.
-        MsrValue { index, value: if msr.is_told(cpuid) { told & !removed } else { 0 } }
+        MsrValue { index, value: if msr.is_announced(cpuid) { told & !removed } else { 0 } }
     });
     masked.collect()
 }
@@ -209,7 +221,7 @@ pub(super) fn missing_names(names: &[String], host: &[MsrValue]) -> Vec<String> 
 /// `host` lacks.
 pub(crate) fn missing(guest: &[MsrValue], cpuid: &[CpuidEntry], host: &[MsrValue]) -> Vec<String> {
     let known = guest.iter().filter_map(|value| Some((FeatureMsr::of(value.index)?, value.value)));
-    let told = known.filter(|(msr, _)| msr.is_told(cpuid));
+    let told = known.filter(|(msr, _)| msr.is_announced(cpuid));
     let of_host = |index| host.iter().find(|msr| msr.index == index).map(|msr| msr.value);
     told.flat_map(|(msr, value)| msr.missing(value, of_host(msr.index))).collect()
 }

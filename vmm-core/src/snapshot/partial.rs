@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::format::{MAGIC, TEMPLATE_MAGIC};
-use crate::unnamed_file::{self, TakenName};
+use crate::unnamed_file::{self, NameGuard};
 
 /// Mode of the file: a guest's memory holds its secrets.
 const MODE: u32 = 0o600;
@@ -19,7 +19,7 @@ pub struct PartialFile {
     path: PathBuf,
     /// A temporary name next to `path`: used only while an old file is replaced, or from the start
     /// where the file system does not support files without a name.
-    beside: Option<TakenName>,
+    beside: Option<NameGuard>,
 }
 
 impl PartialFile {
@@ -41,7 +41,7 @@ impl PartialFile {
     fn named(path: &Path) -> io::Result<Self> {
         let beside = unnamed_file::beside(path)?;
         let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&beside)?;
-        let beside = Some(TakenName::of(beside));
+        let beside = Some(NameGuard::of(beside));
         Ok(Self { file, path: path.to_path_buf(), beside })
     }
 
@@ -63,15 +63,15 @@ impl PartialFile {
 
     fn give_name(&mut self) -> io::Result<()> {
         if self.beside.is_none() {
-            match TakenName::link(&self.file, self.path.clone()) {
+            match NameGuard::link(&self.file, self.path.clone()) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                outcome => return outcome.map(TakenName::keep),
+                outcome => return outcome.map(NameGuard::keep),
             }
         }
         may_be_replaced(&self.path)?;
         let mut beside = match self.beside.take() {
             Some(beside) => beside,
-            None => TakenName::link(&self.file, unnamed_file::beside(&self.path)?)?,
+            None => NameGuard::link(&self.file, unnamed_file::beside(&self.path)?)?,
         };
         beside.replace(&self.path)
     }

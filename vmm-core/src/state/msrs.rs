@@ -33,7 +33,7 @@ pub(crate) fn saved_msrs(kvm: &Kvm, vcpu: &VcpuFd, shape: &VmShape) -> Result<Ve
             indices.push(index);
         }
     }
-    indices.retain(|index| cpuid::knows_msr(&shape.cpuid, *index) && is_readable(vcpu, *index));
+    indices.retain(|index| cpuid::has_msr(&shape.cpuid, *index) && is_readable(vcpu, *index));
     indices.sort_by_key(|index| match *index {
         TSC => 0,
         TSC_DEADLINE => 2,

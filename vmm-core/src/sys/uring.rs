@@ -44,7 +44,7 @@ pub(crate) enum Order {
 }
 
 /// An order in flight, with everything that the kernel may access.
-struct Flight<T> {
+struct InFlight<T> {
     ticket: T,
     file: Arc<File>,
     memory: RamMap,
@@ -57,7 +57,7 @@ struct Flight<T> {
 }
 
 // SAFETY: the vectors point into `memory`, which moves with them and may be used from any thread.
-unsafe impl<T: Send> Send for Flight<T> {}
+unsafe impl<T: Send> Send for InFlight<T> {}
 
 /// A ring; orders complete in any order and are identified by their tickets.
 pub(crate) struct Uring<T> {
@@ -65,7 +65,7 @@ pub(crate) struct Uring<T> {
     /// Signalled for each completed order.
     event: EventFd,
     /// Orders in flight, indexed by the `user_data` of their entries.
-    flights: Vec<Option<Flight<T>>>,
+    flights: Vec<Option<InFlight<T>>>,
     free: Vec<usize>,
     in_flight: usize,
 }
@@ -128,7 +128,7 @@ impl<T> Uring<T> {
             },
         };
         let (file, memory) = (Arc::clone(file), memory.clone());
-        let flight = Flight { ticket, file, memory, order, vectors, first: 0, again: 0 };
+        let flight = InFlight { ticket, file, memory, order, vectors, first: 0, again: 0 };
         let number = self.free.pop().unwrap_or_else(|| {
             self.flights.push(None);
             self.flights.len() - 1
@@ -232,7 +232,7 @@ impl<T> Drop for Uring<T> {
     }
 }
 
-impl<T> Flight<T> {
+impl<T> InFlight<T> {
     fn entry(&self) -> squeue::Entry {
         let file = types::Fd(self.file.as_raw_fd());
         let rest = &self.vectors[self.first..];
@@ -369,8 +369,8 @@ mod tests {
         let Order::Transfer(transfer) = &order else { panic!("{order:?}") };
         let vectors = vectors(&transfer.buffers, &memory).unwrap();
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let mut flight = Flight { ticket: (), file, memory, order, vectors, first: 0, again: 0 };
-        let answers = |flight: &mut Flight<()>| {
+        let mut flight = InFlight { ticket: (), file, memory, order, vectors, first: 0, again: 0 };
+        let answers = |flight: &mut InFlight<()>| {
             (0..).find_map(|count| flight.moved(-libc::EAGAIN).map(|outcome| (count, outcome)))
         };
         assert!(flight.moved(-libc::EINTR).is_none());

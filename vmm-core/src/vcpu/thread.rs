@@ -292,11 +292,11 @@ impl Drop for VcpuThread {
 }
 
 /// Tells all waiting threads that this thread has ended, even if it panics.
-struct Farewell<'a> {
+struct GoneOnDrop<'a> {
     mailbox: &'a Mailbox,
 }
 
-impl Drop for Farewell<'_> {
+impl Drop for GoneOnDrop<'_> {
     fn drop(&mut self) {
         let mut inbox = self.mailbox.lock();
         inbox.gone = true;
@@ -308,7 +308,7 @@ impl Drop for Farewell<'_> {
 
 /// The body of a vCPU's thread.
 fn serve(mut vcpu: Vcpu, mailbox: &Mailbox, machine: &Machine) {
-    let _farewell = Farewell { mailbox };
+    let _farewell = GoneOnDrop { mailbox };
     let kickable = match Kickable::new(vcpu.fd_mut()) {
         Ok(kickable) => kickable,
         Err(error) => {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::balloon::BalloonDevice;
-use super::device::{Device, Looks, Progress, Rings};
+use super::device::{Device, Progress, Rings, WantedQueues};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueError, QueuePosition, Suppression};
@@ -55,10 +55,10 @@ pub(crate) struct Backend {
     queues: Vec<Option<Queue>>,
     due: Vec<Due>,
     /// Queues that the device itself asked to have processed.
-    looks: Looks,
+    looks: WantedQueues,
     paused: bool,
     /// The log gets one message only: a guest can break its queues as often as it likes.
-    complained: bool,
+    warned: bool,
 }
 
 impl Backend {
@@ -67,8 +67,8 @@ impl Backend {
         let count = device.queue_sizes().len();
         let queues = (0..count).map(|_| None).collect();
         let due = vec![Due::Never; count];
-        let looks = Looks::default();
-        Self { device, interrupt, ram, queues, due, looks, paused: true, complained: false }
+        let looks = WantedQueues::default();
+        Self { device, interrupt, ram, queues, due, looks, paused: true, warned: false }
     }
 
     /// Returns the device.
@@ -90,7 +90,7 @@ impl Backend {
             Ok(queues) => {
                 self.queues = queues;
                 self.device.activate(features);
-                self.look_at_all();
+                self.schedule_all();
             }
             Err(error) => self.give_up(error),
         }
@@ -136,7 +136,7 @@ impl Backend {
         let (device, rings) = self.rings(Instant::now());
         let device: &mut dyn Any = device;
         let done = device.downcast_mut().map(|balloon| job(balloon, &rings));
-        self.look_at_all();
+        self.schedule_all();
         done
     }
 
@@ -163,7 +163,7 @@ impl Backend {
     /// again.
     pub(crate) fn resume(&mut self) {
         self.paused = false;
-        self.look_at_all();
+        self.schedule_all();
         self.interrupt.repeat();
         let (device, mut rings) = self.rings(Instant::now());
         device.resumed(&mut rings);
@@ -286,7 +286,7 @@ impl Backend {
     fn give_up(&mut self, error: QueueError) {
         self.close_queues();
         self.interrupt.needs_reset();
-        if !std::mem::replace(&mut self.complained, true) {
+        if !std::mem::replace(&mut self.warned, true) {
             let device = self.device.kind().name();
             tracing::warn!(device, %error, "the guest's driver breaks the rules; the device waits for a reset");
         }
@@ -297,7 +297,7 @@ impl Backend {
         self.due.fill(Due::Never);
     }
 
-    fn look_at_all(&mut self) {
+    fn schedule_all(&mut self) {
         for (due, queue) in self.due.iter_mut().zip(&self.queues) {
             *due = if queue.is_some() { Due::Now } else { Due::Never };
         }

@@ -198,14 +198,14 @@ pub(crate) fn expect_no_state(state: &[u8]) -> Result<(), String> {
 
 /// Queues that a device asked to have processed, one bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Looks(pub(super) u32);
+pub(crate) struct WantedQueues(pub(super) u32);
 
 /// What a device uses while it works: its queues, the guest's memory, and its interrupt.
 #[derive(Debug)]
 pub(crate) struct Rings<'a> {
     pub(super) ram: &'a GuestRam,
     pub(super) queues: &'a mut [Option<Queue>],
-    pub(super) looks: &'a mut Looks,
+    pub(super) looks: &'a mut WantedQueues,
     pub(super) interrupt: &'a Interrupt,
     pub(super) now: Instant,
 }
@@ -227,7 +227,7 @@ impl<'a> Rings<'a> {
     }
 
     /// Requests that queue `index` is processed soon, as if the driver had notified.
-    pub(crate) fn look_at(&mut self, index: usize) {
+    pub(crate) fn request_processing(&mut self, index: usize) {
         self.looks.0 |= 1 << index;
     }
 

@@ -1,4 +1,4 @@
-//! The client against scripted monitors; `look/tests.rs` runs it against a real QEMU.
+//! The client against scripted monitors; `query/tests.rs` runs it against a real QEMU.
 
 use std::path::PathBuf;
 

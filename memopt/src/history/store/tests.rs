@@ -55,13 +55,13 @@ fn ids(listing: &Listing) -> Vec<u64> {
 fn a_plan_that_is_made_anew_takes_the_place_of_the_first() {
     let (_folder, _path, mut history) = fresh(small());
     let run = history.begin(nightly(1000), 1001, &plan("a")).unwrap();
-    history.plan_anew(run, &plan("b")).unwrap();
+    history.replace_plan(run, &plan("b")).unwrap();
     assert_eq!(history.run(run).unwrap().plan, plan("b"));
-    let error = history.plan_anew(run, &plan(&"c".repeat(1000))).unwrap_err();
+    let error = history.replace_plan(run, &plan(&"c".repeat(1000))).unwrap_err();
     assert!(matches!(error, HistoryError::TooLarge { .. }), "{error}");
     assert_eq!(history.run(run).unwrap().plan, plan("b"));
     history.finish(run, 1002, RunEnd::Reached).unwrap();
-    let error = history.plan_anew(run, &plan("d")).unwrap_err();
+    let error = history.replace_plan(run, &plan("d")).unwrap_err();
     assert!(matches!(error, HistoryError::Ended { .. }), "{error}");
 }
 
@@ -90,7 +90,7 @@ fn a_run_is_found_as_it_was_put_down() {
 
     let Opened { mut history, interrupted, unreadable } = open(&path, Limits::default());
     assert!(interrupted.is_empty() && unreadable.is_empty());
-    let deed = |guest, expected_bytes, verified_bytes, error| Deed {
+    let deed = |guest, expected_bytes, verified_bytes, error| RunAction {
         action: step(guest, expected_bytes),
         expected_bytes,
         verified_bytes,

@@ -66,13 +66,13 @@ fn a_guest_above_its_limit_is_waited_for_as_far_as_it_can_be_seen_to_move() {
     let wide = law("dead-band-min = \"1GiB\"\nstep = \"0.1%\"\ntimeout = \"5m\"");
     let mut fine = law("timeout = \"5m\"");
     fine.balloon.step_max_bytes = 512 << 10;
-    for (policy, open_bytes, because) in
-        [(&wide, 100 * MIB, Because::Settling), (&fine, MIB, Because::WithinDeadBand)]
+    for (policy, open_bytes, skip_reason) in
+        [(&wide, 100 * MIB, SkipReason::Settling), (&fine, MIB, SkipReason::WithinDeadBand)]
     {
         let mut guest = idle_guest("a", 8 * GIB, GIB / 2);
         balloon(&mut guest).target_bytes = 8 * GIB - open_bytes;
         let (plan, _) = settled(&situation(50, vec![guest]), policy, MAX);
-        assert_eq!(why(&plan, "a", Actuator::Balloon), because, "{plan:#?}");
+        assert_eq!(why(&plan, "a", Actuator::Balloon), skip_reason, "{plan:#?}");
         assert!(plan.steps.is_empty(), "{plan:#?}");
     }
 }
@@ -119,7 +119,7 @@ fn what_is_too_little_to_move_is_not_the_hosts_fault() {
         *said(&mut guest) = statistics(96 * MIB - missing, 80 * MIB);
         settled(&situation(50, vec![guest]), &policy, MAX).0
     };
-    assert_eq!(why(&lacking(3 * MIB), "a", Actuator::Balloon), Because::WithinDeadBand);
+    assert_eq!(why(&lacking(3 * MIB), "a", Actuator::Balloon), SkipReason::WithinDeadBand);
     assert_eq!(set_to(&lacking(6 * MIB), "a"), Some(96 * MIB));
 }
 
@@ -153,7 +153,10 @@ fn pain_gives_everything_back_in_the_same_round() {
         balloon(&mut calm.guests[0]).actual_bytes = 8 * GIB;
         said(&mut calm.guests[0]).age = Duration::from_secs(1);
         let plan = round(&calm, &balanced(), &mut ledger, &MAX);
-        assert!(matches!(why(&plan, "a", Actuator::Balloon), Because::Spared { .. }), "{plan:?}");
+        assert!(
+            matches!(why(&plan, "a", Actuator::Balloon), SkipReason::Spared { .. }),
+            "{plan:?}"
+        );
         let plan = round(&later(&calm, 200), &balanced(), &mut ledger, &MAX);
         assert!(set_to(&plan, "a") < Some(8 * GIB), "{plan:?}");
     }
@@ -167,16 +170,16 @@ fn a_balloon_that_does_not_move_is_given_up_and_benched() {
     let now = situation(50, vec![guest]);
     let mut ledger = Ledger::default();
     let plan = round(&now, &balanced(), &mut ledger, &MAX);
-    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::Settling);
     let mut now = later(&now, 30);
     let plan = round(&now, &balanced(), &mut ledger, &MAX);
     assert_eq!(set_to(&plan, "a"), Some(7 * GIB), "what it has");
     balloon(&mut now.guests[0]).target_bytes = 7 * GIB;
     let plan = round(&later(&now, 10), &balanced(), &mut ledger, &MAX);
-    let because = why(&plan, "a", Actuator::Balloon).to_string();
+    let skip_reason = why(&plan, "a", Actuator::Balloon).to_string();
     assert!(
-        because.starts_with("benched for 59m 50s: the balloon did not move for 30s"),
-        "{because}"
+        skip_reason.starts_with("benched for 59m 50s: the balloon did not move for 30s"),
+        "{skip_reason}"
     );
     let plan = round(&later(&now, 3700), &balanced(), &mut ledger, &MAX);
     assert!(set_to(&plan, "a") < Some(7 * GIB), "it may try again");
@@ -192,40 +195,40 @@ fn a_balloon_that_creeps_is_not_stuck() {
         balloon(&mut now.guests[0]).actual_bytes -= MIB;
         now = later(&now, 10);
         let plan = round(&now, &balanced(), &mut ledger, &MAX);
-        assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+        assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::Settling);
     }
 }
 
 #[test]
 fn what_is_no_longer_wanted_is_left_alone_with_a_reason() {
-    let because = |change: fn(&mut crate::situation::Guest), goal, available| {
+    let skip_reason = |change: fn(&mut crate::situation::Guest), goal, available| {
         let mut guest = idle_guest("a", 8 * GIB, GIB);
         change(&mut guest);
         let (plan, _) = settled(&situation(available, vec![guest]), &balanced(), goal);
         assert_eq!(set_to(&plan, "a"), None, "{plan:?}");
         why(&plan, "a", Actuator::Balloon)
     };
-    assert_eq!(because(|_| {}, Goal::Keep(0.3), 31), Because::HostHasEnough);
-    assert_eq!(because(|_| {}, Goal::Free(0), 50), Because::HostHasEnough);
-    assert_eq!(because(|it| it.balloon = None, MAX, 50), Because::NoBalloon);
-    assert_eq!(because(|it| balloon(it).has_driver = false, MAX, 50), Because::NoDriver);
-    assert_eq!(because(|it| balloon(it).statistics = None, MAX, 50), Because::NoStatistics);
+    assert_eq!(skip_reason(|_| {}, Goal::Keep(0.3), 31), SkipReason::HostHasEnough);
+    assert_eq!(skip_reason(|_| {}, Goal::Free(0), 50), SkipReason::HostHasEnough);
+    assert_eq!(skip_reason(|it| it.balloon = None, MAX, 50), SkipReason::NoBalloon);
+    assert_eq!(skip_reason(|it| balloon(it).has_driver = false, MAX, 50), SkipReason::NoDriver);
+    assert_eq!(skip_reason(|it| balloon(it).statistics = None, MAX, 50), SkipReason::NoStatistics);
     let backing = Backing::HugePool;
     assert_eq!(
-        because(|it| it.backing = Backing::HugePool, MAX, 50),
-        Because::WrongBacking { backing }
+        skip_reason(|it| it.backing = Backing::HugePool, MAX, 50),
+        SkipReason::WrongBacking { backing }
     );
     assert_eq!(
-        because(|it| it.hindrance = Some(Hindrance::Migrating), MAX, 1),
-        Because::Hindered { by: Hindrance::Migrating }
+        skip_reason(|it| it.hindrance = Some(Hindrance::Migrating), MAX, 1),
+        SkipReason::Hindered { by: Hindrance::Migrating }
     );
     assert_eq!(
-        because(|it| *it = idle_guest("a", 8 * GIB, 6 * GIB + 650 * MIB), MAX, 50),
-        Because::WithinDeadBand
+        skip_reason(|it| *it = idle_guest("a", 8 * GIB, 6 * GIB + 650 * MIB), MAX, 50),
+        SkipReason::WithinDeadBand
     );
     // Everything unused is a hole already, because of free page reporting.
     assert_eq!(
-        because(
+        skip_reason(
             |it| {
                 it.cost.resident_bytes = GIB;
                 said(it).free_bytes = Some(7 * GIB);
@@ -233,7 +236,7 @@ fn what_is_no_longer_wanted_is_left_alone_with_a_reason() {
             MAX,
             50
         ),
-        Because::NothingToGain
+        SkipReason::NothingToGain
     );
 }
 
@@ -247,7 +250,7 @@ fn opted_out_guests_are_left_alone_even_in_pain() {
     said(&mut host.guests[0]).oom_kills = Some(5);
     let plan = round(&later(&host, 10), &policy, &mut ledger, &MAX);
     assert!(plan.steps.is_empty());
-    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::OptedOut);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::OptedOut);
 }
 
 #[test]
@@ -256,7 +259,7 @@ fn a_guest_that_nothing_is_taken_from_keeps_its_pages_and_gets_what_it_needs() {
     let mut host = situation(3, vec![idle_guest("a", 8 * GIB, GIB)]);
     let (plan, _) = settled(&host, &policy, MAX);
     for actuator in [Actuator::Balloon, Actuator::Merge, Actuator::Huge, Actuator::Zeros] {
-        assert_eq!(why(&plan, "a", actuator), Because::NotTaken, "{actuator}");
+        assert_eq!(why(&plan, "a", actuator), SkipReason::NotTaken, "{actuator}");
     }
     balloon(&mut host.guests[0]).target_bytes = 4 * GIB;
     balloon(&mut host.guests[0]).actual_bytes = 4 * GIB;
@@ -295,7 +298,7 @@ fn what_is_under_way_is_not_asked_for_again() {
     let host = situation(50, vec![moving.clone(), idle_guest("b", 8 * GIB, GIB)]);
     let mut ledger = Ledger::default();
     let plan = round(&host, &balanced(), &mut ledger, &Goal::Free(300 * MIB));
-    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::Settling);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::Settling);
     let taken = |plan: &Plan| (8 * GIB - set_to(plan, "b").expect("a step")).div_ceil(MIB);
     assert!((99..=100).contains(&taken(&plan)), "to the next whole MiB: {}", taken(&plan));
     // A device that claims the size of the whole host spares the others one step, no more.
@@ -317,7 +320,7 @@ fn when_the_host_is_short_the_idle_and_the_unimportant_give_first() {
     let (plan, ledger) = settled(&situation(19, guests.clone()), &balanced(), Goal::Keep(0.1));
     assert_eq!(ledger.level, Level::Amber);
     assert!(set_to(&plan, "idle").is_some() && set_to(&plan, "vip").is_some(), "{plan:#?}");
-    assert_eq!(why(&plan, "busy", Actuator::Balloon), Because::HostHasEnough);
+    assert_eq!(why(&plan, "busy", Actuator::Balloon), SkipReason::HostHasEnough);
     let (plan, _) = settled(&situation(19, guests), &policy, Goal::Keep(0.1));
     assert_eq!(set_to(&plan, "idle"), Some(8 * GIB - 256 * MIB));
     assert_eq!(set_to(&plan, "vip"), None, "{plan:#?}");
@@ -382,6 +385,6 @@ fn two_guests_of_one_name_are_not_confused() {
     twin.pid += 1;
     let host = situation(50, vec![twin, idle_guest("a", 8 * GIB, GIB)]);
     let (plan, _) = settled(&host, &balanced(), MAX);
-    assert_eq!(why(&plan, "a", Actuator::Balloon), Because::NameTaken);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::NameTaken);
     assert!(plan.steps.len() <= 1);
 }

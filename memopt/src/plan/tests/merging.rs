@@ -71,7 +71,7 @@ fn the_domain_with_most_to_gain_is_merged_and_the_other_is_told_why_not() {
     assert_eq!((domain.domain.as_str(), domain.others.len()), ("blue", 1));
     assert!(domain.reason.contains("most to gain: 1.27 GiB"), "{}", domain.reason);
     let domain = "blue".to_owned();
-    assert_eq!(why(&plan, "red-1", Actuator::Merge), Because::OtherDomain { domain });
+    assert_eq!(why(&plan, "red-1", Actuator::Merge), SkipReason::OtherDomain { domain });
     // 224 of 512 pages each, less the kernel's records of all 512.
     let each = 512 * (224 * 4096 - 512 * 64);
     assert_eq!(plan.steps[0].expected_bytes, each);
@@ -82,7 +82,7 @@ fn a_goal_merges_no_more_guests_than_it_needs() {
     let host = situation(50, two_domains());
     let (plan, _) = settled(&host, &Policy::default(), Goal::Free(100 * MIB));
     assert_eq!(told(&plan).len(), 2, "{:?}", told(&plan));
-    assert_eq!(why(&plan, "blue-3", Actuator::Merge), Because::HostHasEnough);
+    assert_eq!(why(&plan, "blue-3", Actuator::Merge), SkipReason::HostHasEnough);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     let host = situation(50, guests);
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(told(&plan), Vec::<String>::new());
-    let exposed = Because::Exposed { other: "guest vm of another domain".to_owned() };
+    let exposed = SkipReason::Exposed { other: "guest vm of another domain".to_owned() };
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), exposed);
     assert!(plan.advice[0].to_string().contains("mem-merge=off"), "{}", plan.advice[0]);
     // With a domain, the guest is a member of it, and ksmd is driven for it.
@@ -155,7 +155,7 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     let by_name = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
     let (plan, _) = settled(&host, &by_name, MAX);
     assert_eq!(told(&plan), Vec::<String>::new());
-    assert_eq!(why(&plan, "vm", Actuator::Merge), Because::DomainByNameAlone);
+    assert_eq!(why(&plan, "vm", Actuator::Merge), SkipReason::DomainByNameAlone);
     for (hindrance, words) in [
         (Hindrance::Unreachable, "guest vm with a silent monitor could share its pages"),
         (Hindrance::Watched, "guest vm that is watched only could share its pages"),
@@ -185,7 +185,7 @@ fn a_domain_whose_guests_processes_do_not_let_be_merged_takes_no_place() {
     host.host.merged_domain = Some("red".to_owned());
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(plan.domain.as_ref().map(|choice| choice.domain.as_str()), Some("red"), "{plan:#?}");
-    let other = Because::OtherDomain { domain: "red".to_owned() };
+    let other = SkipReason::OtherDomain { domain: "red".to_owned() };
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), other);
     // In new processes they may be merged.
     host.guests.iter_mut().for_each(|guest| guest.merged_instead = None);
@@ -257,14 +257,14 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     assert_eq!(told(&plan), [window]);
     host.guests.push(clone_of("red-3", "red"));
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(why(&plan, "red-3", Actuator::Merge), Because::NoCpuTime);
+    assert_eq!(why(&plan, "red-3", Actuator::Merge), SkipReason::NoCpuTime);
 
     // A guest that cannot be acted on now is also scanned.
     let mut leaving = clone_of("red-1", "red");
     (leaving.is_mergeable, leaving.hindrance) = (true, Some(Hindrance::Migrating));
     let host = situation(50, vec![leaving, clone_of("red-2", "red")]);
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(why(&plan, "red-2", Actuator::Merge), Because::NoCpuTime);
+    assert_eq!(why(&plan, "red-2", Actuator::Merge), SkipReason::NoCpuTime);
 }
 
 /// A sample shows what other programs have marked; a plan does not change it.
@@ -286,7 +286,7 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
         ["ksmd: merge domain blue, 34200 pages/s, 20% of a core, for 30m"],
         "{plan:#?}"
     );
-    assert_eq!(why(&plan, "vm-1", Actuator::Huge), Because::NothingHot);
+    assert_eq!(why(&plan, "vm-1", Actuator::Huge), SkipReason::NothingHot);
     // 224 of 512 pages of each chunk, less the kernel's records of all 512.
     assert_eq!(plan.steps[0].expected_bytes, 2 * 512 * (224 * 4096 - 512 * 64));
 }
@@ -304,7 +304,7 @@ fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_a
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(
         why(&plan, "vm", Actuator::Huge),
-        Because::ForeignVmm,
+        SkipReason::ForeignVmm,
         "nobody has named its domain"
     );
     let policy =
@@ -397,30 +397,33 @@ fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
     short.host.available_bytes = 8 * GIB;
     let (plan, _) = settled(&short, &Policy::default(), MAX);
     assert!(told(&plan).iter().all(|it| !it.contains("unmerge") && !it.contains("huge")));
-    assert_eq!(why(&plan, "a", Actuator::Huge), Because::HostShort);
+    assert_eq!(why(&plan, "a", Actuator::Huge), SkipReason::HostShort);
 }
 
 #[test]
 fn merging_says_why_not() {
-    let because = |change: fn(&mut Guest), policy: &str| {
+    let skip_reason = |change: fn(&mut Guest), policy: &str| {
         let mut guests = two_domains();
         change(&mut guests[2]);
         let policy = Policy::parse(policy, "f").unwrap();
         let (plan, _) = settled(&situation(50, guests), &policy, MAX);
         why(&plan, "blue-1", Actuator::Merge)
     };
-    assert_eq!(because(|it| it.merge_domain = None, ""), Because::NoDomain);
-    assert_eq!(because(|it| it.survey = None, ""), Because::NotSurveyed);
+    assert_eq!(skip_reason(|it| it.merge_domain = None, ""), SkipReason::NoDomain);
+    assert_eq!(skip_reason(|it| it.survey = None, ""), SkipReason::NotSurveyed);
     let old = |it: &mut Guest| it.survey.as_mut().unwrap().age = Duration::from_secs(7200);
-    assert_eq!(because(old, ""), Because::NotSurveyed);
-    assert_eq!(because(|it| it.survey = Some(survey(512, 3, 0)), ""), Because::NoProfit);
+    assert_eq!(skip_reason(old, ""), SkipReason::NotSurveyed);
+    assert_eq!(skip_reason(|it| it.survey = Some(survey(512, 3, 0)), ""), SkipReason::NoProfit);
     let backing = Backing::Shared;
-    assert_eq!(because(|it| it.backing = Backing::Shared, ""), Because::WrongBacking { backing });
-    assert_eq!(because(|_| {}, "preset = \"safe\""), Because::NotAllowed);
+    assert_eq!(
+        skip_reason(|it| it.backing = Backing::Shared, ""),
+        SkipReason::WrongBacking { backing }
+    );
+    assert_eq!(skip_reason(|_| {}, "preset = \"safe\""), SkipReason::NotAllowed);
     let mut host = situation(50, two_domains());
     host.host.ksm = None;
     let (plan, _) = settled(&host, &Policy::default(), MAX);
-    assert_eq!(why(&plan, "blue-1", Actuator::Merge), Because::NoKsm);
+    assert_eq!(why(&plan, "blue-1", Actuator::Merge), SkipReason::NoKsm);
 }
 
 #[test]
@@ -433,7 +436,7 @@ fn clones_share_with_their_template_in_any_domain() {
     let (plan, _) = settled(&situation(50, guests), &Policy::default(), MAX);
     assert_eq!(told(&plan).len(), 5);
     assert!(told(&plan).contains(&"red-1: share 512 chunks with the template again".to_owned()));
-    assert_eq!(why(&plan, "blue-1", Actuator::Merge), Because::TemplateFirst);
+    assert_eq!(why(&plan, "blue-1", Actuator::Merge), SkipReason::TemplateFirst);
     assert_eq!(plan.steps[0].expected_bytes, 512 * 256 * 4096);
 }
 
@@ -460,20 +463,23 @@ fn zeros_are_given_back_before_the_rest_is_merged() {
 
 #[test]
 fn zeros_say_why_not() {
-    let because = |change: fn(&mut Guest), policy: &str| {
+    let skip_reason = |change: fn(&mut Guest), policy: &str| {
         let mut guest = clone_of("a", "red");
         guest.survey.as_mut().unwrap().chunks.iter_mut().for_each(|it| it.zero_pages = 256);
         change(&mut guest);
         let policy = Policy::parse(policy, "f").unwrap();
         why(&settled(&situation(50, vec![guest]), &policy, MAX).0, "a", Actuator::Zeros)
     };
-    assert_eq!(because(|it| it.survey = None, ""), Because::NotSurveyed);
-    assert_eq!(because(|it| it.survey = Some(survey(512, 3, 0)), ""), Because::FewZeros);
-    assert_eq!(because(|it| it.is_preallocated = true, ""), Because::Preallocated);
-    assert_eq!(because(|it| it.vmm = Vmm::Qemu, ""), Because::ForeignVmm);
+    assert_eq!(skip_reason(|it| it.survey = None, ""), SkipReason::NotSurveyed);
+    assert_eq!(skip_reason(|it| it.survey = Some(survey(512, 3, 0)), ""), SkipReason::FewZeros);
+    assert_eq!(skip_reason(|it| it.is_preallocated = true, ""), SkipReason::Preallocated);
+    assert_eq!(skip_reason(|it| it.vmm = Vmm::Qemu, ""), SkipReason::ForeignVmm);
     let backing = Backing::Template;
-    assert_eq!(because(|it| it.backing = Backing::Template, ""), Because::WrongBacking { backing });
-    assert_eq!(because(|_| {}, "preset = \"safe\""), Because::NotAllowed);
+    assert_eq!(
+        skip_reason(|it| it.backing = Backing::Template, ""),
+        SkipReason::WrongBacking { backing }
+    );
+    assert_eq!(skip_reason(|_| {}, "preset = \"safe\""), SkipReason::NotAllowed);
 }
 
 #[test]

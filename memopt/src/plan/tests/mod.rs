@@ -29,10 +29,10 @@ fn set_to(plan: &Plan, name: &str) -> Option<u64> {
 }
 
 /// Why the guest `name`, or one actuator for it, is skipped.
-fn why(plan: &Plan, name: &str, actuator: Actuator) -> Because {
+fn why(plan: &Plan, name: &str, actuator: Actuator) -> SkipReason {
     let found = plan
         .skipped
         .iter()
         .find(|it| it.guest == name && it.actuator.is_none_or(|it| it == actuator));
-    found.unwrap_or_else(|| panic!("{name} is not skipped: {plan:#?}")).because.clone()
+    found.unwrap_or_else(|| panic!("{name} is not skipped: {plan:#?}")).skip_reason.clone()
 }

@@ -1,14 +1,14 @@
 //! Guests with the same name, and processes that claim another guest's name.
 
 use super::*;
-use crate::foreign::name_apart;
+use crate::foreign::make_names_unique;
 use crate::situation::{Guest, Hindrance, Vmm};
 
 /// A process of another user, with a lower PID, that claims the name of lighter's own guest `name`.
 fn impostor(name: &str, of: &Guest) -> Guest {
     let (pid, hindrance) = (of.pid - 1, Some(Hindrance::Watched));
     let mut claims = [found(pid, name)];
-    name_apart(&[of.name.clone()].into(), &mut claims);
+    make_names_unique(&[of.name.clone()].into(), &mut claims);
     Guest { hindrance, vmm: Vmm::Qemu, pid, ..idle_guest(&claims[0].name, 8 * GIB, GIB) }
 }
 

@@ -52,12 +52,12 @@ impl Entry {
     /// Creates the entry of `schedule`, decided until `after`.
     pub(super) fn new(schedule: Schedule, after: u64) -> Self {
         let mut entry = Self { schedule, after, next: None, queued: None, tally: Tally::default() };
-        entry.look_ahead();
+        entry.find_next();
         entry
     }
 
     /// Finds the first undecided time.
-    pub(super) fn look_ahead(&mut self) {
+    pub(super) fn find_next(&mut self) {
         let is_on = self.schedule.enabled;
         self.next = is_on.then(|| self.schedule.cron.after(self.after)).flatten();
     }
@@ -67,7 +67,7 @@ impl Entry {
     pub(super) fn take_passed(&mut self, wall: u64) -> Option<Passed> {
         let passed = passed(&self.schedule.cron, self.next?, wall)?;
         self.after = passed.last;
-        self.look_ahead();
+        self.find_next();
         Some(passed)
     }
 

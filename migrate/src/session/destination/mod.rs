@@ -19,11 +19,11 @@ use uuid::Uuid;
 use super::accept::{Arrival, Gate, accept};
 use super::clock::Clock;
 use super::control::{Control, Heard};
-use super::handle::{Board, Command, Handle, Ordered, handle};
-use super::keeper::{Keeper, Stated};
+use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::receiver::{Memory, receive};
+use super::record_writer::{RecordWriter, RecordedState};
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
 use super::worker::Worker;
@@ -132,7 +132,7 @@ struct Driver {
     line: Line,
     machine: Destination,
     clock: Clock,
-    board: Board,
+    board: SessionChannels,
     /// Answers to actions.
     told: mpsc::UnboundedReceiver<Input>,
     tell: mpsc::UnboundedSender<Input>,
@@ -141,7 +141,7 @@ struct Driver {
     hear: mpsc::Sender<Input>,
     tasks: JoinSet<()>,
     worker: Worker,
-    keeper: Keeper,
+    record_writer: RecordWriter,
     totals: Arc<Totals>,
     endpoint: Endpoint,
     port: u16,
@@ -155,7 +155,7 @@ struct Driver {
     /// Streams that have arrived, one bit each.
     seen: u64,
     readers: JoinSet<()>,
-    stated: Stated<DestinationState>,
+    stated: RecordedState<DestinationState>,
     started_unix_ms: u64,
     /// Address of the source and a name of its host, for the record.
     source: Option<(SocketAddr, Option<String>)>,
@@ -169,7 +169,7 @@ impl Driver {
         port: u16,
         records: RecordStore,
         failpoints: Failpoints,
-        board: Board,
+        board: SessionChannels,
     ) -> Self {
         let clock = Clock::start();
         let config = DestinationConfig {
@@ -193,7 +193,7 @@ impl Driver {
             hear,
             worker: Worker::start(&mut tasks),
             started_unix_ms: records.timestamp(),
-            keeper: Keeper::start(records, &mut tasks),
+            record_writer: RecordWriter::start(records, &mut tasks),
             tasks,
             totals: Arc::default(),
             endpoint,
@@ -206,7 +206,7 @@ impl Driver {
             early: Vec::new(),
             seen: 0,
             readers: JoinSet::new(),
-            stated: Stated::new(DestinationState::Loading),
+            stated: RecordedState::new(DestinationState::Loading),
         }
     }
 
@@ -286,10 +286,10 @@ impl Driver {
         let (ordered, answer) =
             command.ask(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
         let next = match ordered {
-            Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
-            Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
+            Some(PendingCommand::Cancel { by }) => self.handle(Event::Cancel { by }),
+            Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             // The session no longer handles the guest that runs here.
-            Some(Ordered::GuestStopped { .. }) | None => Next::GoOn,
+            Some(PendingCommand::GuestStopped { .. }) | None => Next::GoOn,
         };
         answer.give();
         next
@@ -302,7 +302,7 @@ impl Driver {
             let name = peers::host_name_at(&connection);
             self.source = Some((connection.remote_address(), name));
         }
-        let ear = self.line.next_ear(self.hear.clone(), Input::Heard);
+        let ear = self.line.next_inbox(self.hear.clone(), Input::Heard);
         self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &ear));
         self.handle(Event::Connected)
     }
@@ -355,9 +355,9 @@ impl Driver {
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
-        let Self { mut tasks, mut readers, endpoint, line, keeper, worker, .. } = self;
+        let Self { mut tasks, mut readers, endpoint, line, record_writer, worker, .. } = self;
         readers.shutdown().await;
-        drop((line, keeper, worker, self.memory, self.guest, self.told, self.heard));
+        drop((line, record_writer, worker, self.memory, self.guest, self.told, self.heard));
         endpoint.set_server_config(None);
         // The writer of the control stream closes its connection once everything is acknowledged.
         // The endpoint then has none left and can be closed, which also ends the accepting task.

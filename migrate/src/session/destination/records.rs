@@ -13,7 +13,7 @@ impl Driver {
     pub(super) fn record(&mut self, state: DestinationState) {
         self.stated.ask(state);
         let tell = self.tell.clone();
-        self.keeper.write_state(self.make_record(None), state, move |state, outcome| {
+        self.record_writer.write_state(self.make_record(None), state, move |state, outcome| {
             let _ = tell.send(Input::Recorded(state, outcome));
         });
     }
@@ -31,7 +31,7 @@ impl Driver {
     }
 
     pub(super) fn finish(&mut self, report: Report) {
-        self.keeper.write_report(self.make_record(Some(report.clone())));
+        self.record_writer.write_report(self.make_record(Some(report.clone())));
         self.board.report.send_replace(Some(report));
     }
 

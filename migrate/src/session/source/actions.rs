@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use super::super::connect::{Approach, WITHDRAW_TIME, approach, reach_again};
 use super::super::hints::{Slot, gather};
 use super::super::pace::Next;
-use super::super::pump::Plant;
 use super::super::sender::{Order, Route, Sender};
+use super::super::stream_sender::StreamContext;
 use super::{Driver, Input};
 use crate::guest::GuestError;
 use crate::pages::{BufferPool, Compression};
@@ -116,7 +116,7 @@ impl Driver {
             wanted if path.features.has(FEATURE_LZ4) => wanted,
             _ => Compression::Off,
         };
-        let plant = Plant {
+        let plant = StreamContext {
             guest: self.guest.clone(),
             limiter: self.limiter.clone(),
             totals: self.totals.clone(),

@@ -19,11 +19,11 @@ use tracing::Instrument;
 use super::clock::Clock;
 use super::connect::{Contact, Found, NoContact, Reached};
 use super::control::{Control, Heard};
-use super::handle::{Board, Command, Handle, Ordered, handle};
-use super::keeper::{Keeper, Stated};
+use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::limiter::Limiter;
 use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
+use super::record_writer::{RecordWriter, RecordedState};
 use super::sender::Sender;
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
@@ -116,7 +116,7 @@ struct Driver {
     line: Line,
     machine: Source,
     clock: Clock,
-    board: Board,
+    board: SessionChannels,
     /// Answers to actions.
     told: mpsc::UnboundedReceiver<Input>,
     tell: mpsc::UnboundedSender<Input>,
@@ -125,7 +125,7 @@ struct Driver {
     hear: mpsc::Sender<Input>,
     tasks: JoinSet<()>,
     worker: Worker,
-    keeper: Keeper,
+    record_writer: RecordWriter,
     limiter: Arc<Limiter>,
     totals: Arc<Totals>,
     found: Option<Found>,
@@ -133,7 +133,7 @@ struct Driver {
     sender: Option<Sender>,
     /// Set while a flush of the disks during a round is under way.
     flushing: Arc<AtomicBool>,
-    stated: Stated<SourceState>,
+    stated: RecordedState<SourceState>,
     started_unix_ms: u64,
 }
 
@@ -144,7 +144,7 @@ impl Driver {
         tls: Tls,
         records: RecordStore,
         failpoints: Failpoints,
-        board: Board,
+        board: SessionChannels,
     ) -> Self {
         let clock = Clock::start();
         let description = guest.describe();
@@ -173,7 +173,7 @@ impl Driver {
             hear,
             worker: Worker::start(&mut tasks),
             started_unix_ms: records.timestamp(),
-            keeper: Keeper::start(records, &mut tasks),
+            record_writer: RecordWriter::start(records, &mut tasks),
             tasks,
             limiter: Arc::new(Limiter::new(session.bandwidth)),
             totals: Arc::default(),
@@ -181,7 +181,7 @@ impl Driver {
             endpoints: Vec::new(),
             sender: None,
             flushing: Arc::default(),
-            stated: Stated::new(SourceState::Undecided),
+            stated: RecordedState::new(SourceState::Undecided),
             session,
         }
     }
@@ -264,9 +264,11 @@ impl Driver {
         let (ordered, answer) =
             command.ask(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
         let next = match ordered {
-            Some(Ordered::Cancel { by }) => self.handle(Event::Cancel { by }),
-            Some(Ordered::Resolve(choice)) => self.handle(Event::Resolve(choice)),
-            Some(Ordered::GuestStopped { detail }) => self.handle(Event::GuestStopped { detail }),
+            Some(PendingCommand::Cancel { by }) => self.handle(Event::Cancel { by }),
+            Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
+            Some(PendingCommand::GuestStopped { detail }) => {
+                self.handle(Event::GuestStopped { detail })
+            }
             None => Next::GoOn,
         };
         answer.give();
@@ -279,7 +281,7 @@ impl Driver {
         stream: (quinn::SendStream, quinn::RecvStream),
     ) -> Next {
         let name = self.found.as_ref().map_or("", |found| &found.node.name).to_owned();
-        let ear = self.line.next_ear(self.hear.clone(), Input::Heard);
+        let ear = self.line.next_inbox(self.hear.clone(), Input::Heard);
         self.line.open(Control::start(connections, &name, stream, &mut self.tasks, &ear));
         self.handle(Event::Connected)
     }
@@ -314,8 +316,9 @@ impl Driver {
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
-        let Self { mut tasks, endpoints, sender, line, keeper, worker, told, heard, .. } = self;
-        drop((sender, line, keeper, worker, told, heard));
+        let Self { mut tasks, endpoints, sender, line, record_writer, worker, told, heard, .. } =
+            self;
+        drop((sender, line, record_writer, worker, told, heard));
         let quiet = async { while tasks.join_next().await.is_some() {} };
         if timeout(LEFTOVER_TIME, quiet).await.is_err() {
             tracing::warn!("gave up waiting for parts of the migration to end");

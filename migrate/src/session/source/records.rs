@@ -14,7 +14,7 @@ impl Driver {
     pub(super) fn record(&mut self, state: SourceState) {
         self.stated.ask(state);
         let tell = self.tell.clone();
-        self.keeper.write_state(self.make_record(None), state, move |state, outcome| {
+        self.record_writer.write_state(self.make_record(None), state, move |state, outcome| {
             let _ = tell.send(Input::Recorded(state, outcome));
         });
     }
@@ -32,7 +32,7 @@ impl Driver {
     }
 
     pub(super) fn finish(&mut self, report: Report) {
-        self.keeper.write_report(self.make_record(Some(report.clone())));
+        self.record_writer.write_report(self.make_record(Some(report.clone())));
         self.board.report.send_replace(Some(report));
     }
 

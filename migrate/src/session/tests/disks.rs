@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::super::limiter::Limiter;
-use super::super::pump::{Plant, Pump};
 use super::super::receiver::{Memory, Space, receive};
+use super::super::stream_sender::{StreamContext, StreamSender};
 use super::memory::{Content, FakeMemory};
 use super::world::{FakeSource, FakeTarget};
 use crate::failpoint::Failpoints;
@@ -67,7 +67,7 @@ async fn nobody_but_its_stream_waits_for_a_disk() {
     let (ready, inbox) = channel();
     let inner = FakeSource::new(2, Content::Random);
     let guest = Arc::new(Slow(inner, Mutex::new(inbox), Notify::new()));
-    let plant = Plant {
+    let plant = StreamContext {
         guest: guest.clone(),
         limiter: Arc::new(Limiter::new(None)),
         totals: Arc::default(),
@@ -78,18 +78,18 @@ async fn nobody_but_its_stream_waits_for_a_disk() {
     };
     let pair = Pair::new().await;
     let stream = pair.near.open_uni().await.unwrap();
-    let mut pump = Pump::new(plant, pair.near.clone(), stream, 0, 1);
+    let mut stream_sender = StreamSender::new(plant, pair.near.clone(), stream, 0, 1);
     let mut dirty = PageSet::full(2);
     dirty.words_mut().copy_from_slice(&[1, 0b110]);
     let meanwhile = async {
         guest.2.notified().await;
         ready.send(()).unwrap();
     };
-    let (sent, ()) = tokio::join!(pump.send(1, &dirty), meanwhile);
+    let (sent, ()) = tokio::join!(stream_sender.send(1, &dirty), meanwhile);
     let sent = sent.unwrap();
     assert_eq!((sent.raw_pages, sent.disk_pages), (1, 2));
 
-    pump.end(1).await.unwrap();
+    stream_sender.end(1).await.unwrap();
     let target = Arc::new(FakeTarget::new(2));
     let space = Space { memory_chunks: 1, chunks: 2, streams: 1 };
     let memory = Memory::new(target.clone(), space, FEATURE_LZ4, Arc::default());

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::witness::Witness;
+use super::witness::CheckConsole;
 use crate::paths::target_folder;
 use crate::{Pair, repository, scratch_folder, wait};
 
@@ -116,7 +116,7 @@ fn boot_and_save(recipe: &Recipe, [kernel, initrd, cmdline]: &[&str; 3], file: &
         cmdline,
     ];
     pair.a.run(&[&arguments, recipe.arguments].concat()).ok();
-    let witness = Witness::of(&pair.a, "linux", recipe.mib * 256);
+    let witness = CheckConsole::of(&pair.a, "linux", recipe.mib * 256);
     wait::within(BOOT_PATIENCE, "linux boots and checks itself", || {
         witness.last_line().ok_or_else(|| witness.console())
     });

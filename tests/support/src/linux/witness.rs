@@ -20,7 +20,7 @@ const LINE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The console of a Linux guest on one host.
 #[derive(Debug)]
-pub struct Witness {
+pub struct CheckConsole {
     console: PathBuf,
     pages: u64,
 }
@@ -106,7 +106,7 @@ impl Clocks {
     }
 }
 
-impl Witness {
+impl CheckConsole {
     /// The guest `name` on `host`, whose check program checks `pages` pages.
     pub fn of(host: &Host, name: &str, pages: u64) -> Self {
         Self { console: host.state_dir().join("guests").join(name).join("console.log"), pages }
@@ -139,7 +139,7 @@ impl Witness {
     /// Reads lines until `READINGS` in a row have not improved the clock readings. Returns the
     /// last line and the best readings.
     #[track_caller]
-    pub fn testify(&self) -> (Line, Clocks) {
+    pub fn read_clocks(&self) -> (Line, Clocks) {
         let mut last = self.line();
         let (mut clocks, mut calm) = (Clocks::of(&last), 0);
         while calm < READINGS {
@@ -155,7 +155,7 @@ impl Witness {
     /// line. Keeps reading lines, because a busy machine may delay several of them.
     #[track_caller]
     pub fn keeps_time_since(&self, before: Clocks) -> Line {
-        let (mut last, mut clocks) = self.testify();
+        let (mut last, mut clocks) = self.read_clocks();
         wait::within(LINE_PATIENCE, "its clocks have lost no time, in milliseconds", || {
             let lost_ms = clocks.lost_since(before);
             if lost_ms.iter().all(|ms| ms.abs() < CLOCK_ERROR_MS) {

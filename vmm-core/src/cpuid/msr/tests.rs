@@ -129,7 +129,7 @@ fn every_vcpu_of_each_model_has_what_its_shape_shows() {
         shape.check_host().unwrap();
         let state = new_vm(&shape).unwrap().save_state().unwrap();
         for MsrValue { index, value } in &shape.feature_msrs {
-            for vcpu in state.vcpus.iter().filter(|_| is_told(&shape.cpuid, *index)) {
+            for vcpu in state.vcpus.iter().filter(|_| is_announced(&shape.cpuid, *index)) {
                 assert_eq!(value_of(&vcpu.msrs, *index), Some(*value), "msr {index:#x}");
             }
         }

@@ -128,7 +128,7 @@ pub(crate) struct BalloonDevice {
     hints: Hints,
     discarded: Discarded,
     /// Pages that cannot be dropped are logged once only.
-    complained: bool,
+    warned: bool,
 }
 
 impl BalloonDevice {
@@ -267,7 +267,7 @@ impl BalloonDevice {
         for range in ranges {
             match ram.discard(range) {
                 Ok(bytes) => dropped += bytes,
-                Err(error) if !std::mem::replace(&mut self.complained, true) => {
+                Err(error) if !std::mem::replace(&mut self.warned, true) => {
                     tracing::warn!(%error, "a guest's free memory cannot be given back to the host");
                 }
                 Err(_) => {}

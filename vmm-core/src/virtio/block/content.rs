@@ -18,7 +18,7 @@ use super::lock_reach::LockReach;
 use super::log::{WriteLog, each_word};
 use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
-use super::staged::{self, Nameless};
+use super::staged::{self, UnnamedFile};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::sys::file::{self, Clearing};
 use crate::virtio::DeviceError;
@@ -265,7 +265,7 @@ impl DiskContent {
         let mut origins: Vec<_> = disks.iter().map(|disk| disk.unnamed()).collect();
         let files = disks.iter().zip(&origins).filter_map(|(disk, origin)| match **origin {
             Some(Origin::Arriving(occupied)) => {
-                Some(Nameless { file: &disk.file, path: &disk.path, occupied })
+                Some(UnnamedFile { file: &disk.file, path: &disk.path, occupied })
             }
             Some(Origin::Present) | None => None,
         });

@@ -52,7 +52,7 @@ pub(crate) struct BlockDevice {
     /// Whether each write must be durable, as for a driver that does not flush.
     writes_through: bool,
     /// The log gets one message only: a guest can repeat a failing request as often as it likes.
-    complained: bool,
+    warned: bool,
     /// When requests that the kernel did not accept are submitted again.
     submit_at: Option<Instant>,
 }
@@ -85,7 +85,7 @@ impl BlockDevice {
             under_way: vec![0; queues.into()],
             serial,
             writes_through: false,
-            complained: false,
+            warned: false,
             submit_at: None,
         })
     }
@@ -172,7 +172,7 @@ impl BlockDevice {
         let answer = match done {
             Ok(()) => Status::Ok,
             Err(error) => {
-                if !std::mem::replace(&mut self.complained, true) {
+                if !std::mem::replace(&mut self.warned, true) {
                     tracing::warn!(disk = ?self.disk, %error, "a request to a disk has failed");
                 }
                 Status::Failed

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::Occupied;
 use crate::sys::file::{self, Lock};
-use crate::unnamed_file::{self, TakenName};
+use crate::unnamed_file::{self, NameGuard};
 use crate::virtio::DeviceError;
 
 /// File mode, as for other programs' disk images: only for the user that the guest runs as.
@@ -92,7 +92,7 @@ pub(super) fn create(path: &Path, bytes: u64) -> Result<File, DeviceError> {
 
 /// A file that is about to be named.
 #[derive(Debug)]
-pub(super) struct Nameless<'a> {
+pub(super) struct UnnamedFile<'a> {
     /// The file.
     pub(super) file: &'a File,
     /// Its path.
@@ -104,7 +104,7 @@ pub(super) struct Nameless<'a> {
 /// A file that has its name, or a temporary name beside it.
 struct Named {
     path: PathBuf,
-    name: TakenName,
+    name: NameGuard,
     /// The file that it replaces, locked until the replacement is complete.
     old: Option<File>,
 }
@@ -116,7 +116,7 @@ struct Named {
 /// # Errors
 /// As [`check_place`]; after an error no file has a name, except those that had already replaced
 /// another file. A file that has lost its name again cannot get another.
-pub(super) fn give_names(files: &[Nameless<'_>]) -> Result<(), DeviceError> {
+pub(super) fn give_names(files: &[UnnamedFile<'_>]) -> Result<(), DeviceError> {
     let places = files.iter().map(|file| check_place(file.path, file.occupied));
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let named = files.iter().zip(places).map(|(file, old)| give_name(file, old));
@@ -135,13 +135,13 @@ pub(super) fn give_names(files: &[Nameless<'_>]) -> Result<(), DeviceError> {
     Ok(())
 }
 
-fn give_name(file: &Nameless<'_>, old: Option<File>) -> Result<Named, DeviceError> {
+fn give_name(file: &UnnamedFile<'_>, old: Option<File>) -> Result<Named, DeviceError> {
     let path = file.path.to_path_buf();
     let name = match &old {
         Some(_) => unnamed_file::beside(&path),
         None => Ok(path.clone()),
     };
-    match name.and_then(|name| TakenName::link(file.file, name)) {
+    match name.and_then(|name| NameGuard::link(file.file, name)) {
         Ok(name) => Ok(Named { path, name, old }),
         // Another process has created the file meanwhile.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -245,7 +245,7 @@ impl Device for NetDevice {
 
     fn ready(&mut self, _index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         self.receiver.set_readable();
-        rings.look_at(RECEIVE);
+        rings.request_processing(RECEIVE);
         Ok(())
     }
 

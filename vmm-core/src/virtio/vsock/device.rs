@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 
 use super::connection::{BUFFER_BYTES, Connection};
-use super::host::{Door, dial, watch};
+use super::host::{Listener, dial, watch};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Op, Ports, Received, STREAM};
 use crate::memory::RamMap;
 use crate::virtio::DeviceError;
@@ -52,7 +52,7 @@ pub(crate) struct VsockDevice {
     cid: u64,
     /// Socket path at which programs of the host reach the guest; `None` until it is set.
     place: Option<PathBuf>,
-    door: Door,
+    door: Listener,
     streams: Epoll,
     connections: BTreeMap<Ports, Connection>,
     /// The connection that last had its turn.
@@ -89,7 +89,7 @@ impl VsockDevice {
         Ok(Self {
             cid: cid.into(),
             place: None,
-            door: Door::new().map_err(failed)?,
+            door: Listener::new().map_err(failed)?,
             streams: Epoll::new().map_err(failed)?,
             connections: BTreeMap::new(),
             last: None,
@@ -176,7 +176,7 @@ impl VsockDevice {
         watch(&self.streams, stream, u64::from(ports.host) << 32 | u64::from(ports.guest))
     }
 
-    fn look_at_streams(&mut self) {
+    fn process_streams(&mut self) {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         loop {
             let count = self.streams.wait(0, &mut events).unwrap_or(0);
@@ -307,9 +307,9 @@ impl Device for VsockDevice {
                 let _ = self.introduce(stream, port);
             }
         } else {
-            self.look_at_streams();
+            self.process_streams();
         }
-        rings.look_at(RX);
+        rings.request_processing(RX);
         Ok(())
     }
 

@@ -28,16 +28,16 @@ const EVENTS_MAX: usize = 16;
 /// The listening socket for programs of the host, and the programs that have not sent a request
 /// yet.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct Listener {
     epoll: Epoll,
     listener: Option<(UnixListener, PathBuf)>,
-    visitors: BTreeMap<u64, Visitor>,
+    visitors: BTreeMap<u64, PendingClient>,
     next: u64,
 }
 
 /// A connected program that has not sent its request yet.
 #[derive(Debug)]
-struct Visitor {
+struct PendingClient {
     stream: UnixStream,
     line: Vec<u8>,
 }
@@ -47,10 +47,10 @@ struct Visitor {
 enum Line {
     Unfinished,
     Connect(u32),
-    Nonsense,
+    Invalid,
 }
 
-impl Door {
+impl Listener {
     /// Creates it without a listening socket.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Door {
         Ok(Self { epoll: Epoll::new()?, listener: None, visitors: BTreeMap::new(), next: LISTENER })
     }
 
-    /// Returns a descriptor that becomes readable when [`Door::requests`] may have something to
+    /// Returns a descriptor that becomes readable when [`Listener::requests`] may have something to
     /// return.
     pub(super) fn descriptor(&self) -> RawFd {
         self.epoll.as_raw_fd()
@@ -122,7 +122,7 @@ impl Door {
                 && stream.set_nonblocking(true).is_ok()
                 && watch(&self.epoll, &stream, self.next).is_ok();
             if is_watched {
-                self.visitors.insert(self.next, Visitor { stream, line: Vec::new() });
+                self.visitors.insert(self.next, PendingClient { stream, line: Vec::new() });
             }
         }
     }
@@ -131,7 +131,7 @@ impl Door {
         let line = self.visitors.get_mut(&number)?.read_line();
         match line {
             Line::Unfinished => None,
-            Line::Nonsense => {
+            Line::Invalid => {
                 self.visitors.remove(&number);
                 None
             }
@@ -146,13 +146,13 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-impl Visitor {
+impl PendingClient {
     /// Reads to the end of the line and not a byte further: what follows is for the guest.
     fn read_line(&mut self) -> Line {
         let mut byte = [0];
@@ -162,7 +162,7 @@ impl Visitor {
                 Ok(1) if self.line.len() < REQUEST_BYTES_MAX => self.line.push(byte[0]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Line::Unfinished,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => return Line::Nonsense,
+                _ => return Line::Invalid,
             }
         }
     }
@@ -170,7 +170,7 @@ impl Visitor {
     fn request(&self) -> Line {
         let text = std::str::from_utf8(&self.line).unwrap_or_default();
         let port = text.strip_prefix("CONNECT ").and_then(|port| port.trim().parse().ok());
-        port.map_or(Line::Nonsense, Line::Connect)
+        port.map_or(Line::Invalid, Line::Connect)
     }
 }
 
@@ -202,15 +202,15 @@ mod tests {
 
     use super::*;
 
-    fn open_door() -> (tempfile::TempDir, Door, PathBuf) {
+    fn open_door() -> (tempfile::TempDir, Listener, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vsock");
-        let mut door = Door::new().unwrap();
+        let mut door = Listener::new().unwrap();
         door.open(&path).unwrap();
         (folder, door, path)
     }
 
-    fn ports(door: &mut Door) -> Vec<u32> {
+    fn ports(door: &mut Listener) -> Vec<u32> {
         door.requests().into_iter().map(|(_, port)| port).collect()
     }
 

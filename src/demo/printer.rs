@@ -16,11 +16,11 @@ use crate::verbs::summary;
 
 /// Prints the steps on stdout; prints nothing for `--json`.
 #[derive(Debug)]
-pub(super) struct Story {
+pub(super) struct Printer {
     output: Output,
 }
 
-impl Story {
+impl Printer {
     /// Prints for this kind of output.
     pub(super) fn new(output: Output) -> Self {
         Self { output }

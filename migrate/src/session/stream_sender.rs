@@ -26,14 +26,14 @@ pub(super) const STOPPED: u32 = 1;
 
 /// Why pages could not be sent.
 #[derive(Debug)]
-pub(super) enum PumpError {
+pub(super) enum StreamSendError {
     Guest(GuestError),
     Stream(String),
 }
 
 /// What all data streams of a migration share.
 #[derive(Clone)]
-pub(super) struct Plant {
+pub(super) struct StreamContext {
     pub(super) guest: Arc<dyn SourceGuest>,
     pub(super) limiter: Arc<Limiter>,
     pub(super) totals: Arc<Totals>,
@@ -45,8 +45,8 @@ pub(super) struct Plant {
 }
 
 /// One data stream, and the state needed to fill it.
-pub(super) struct Pump {
-    plant: Plant,
+pub(super) struct StreamSender {
+    plant: StreamContext,
     connection: Connection,
     stream: Owned,
     /// This stream carries the chunks with `chunk % streams == index`.
@@ -60,9 +60,9 @@ pub(super) struct Pump {
     content: Vec<u8>,
 }
 
-impl Pump {
+impl StreamSender {
     pub(super) fn new(
-        plant: Plant,
+        plant: StreamContext,
         connection: Connection,
         stream: SendStream,
         index: u16,
@@ -89,7 +89,7 @@ impl Pump {
         &mut self,
         round: u32,
         dirty: &PageSet,
-    ) -> Result<Transfer, PumpError> {
+    ) -> Result<Transfer, StreamSendError> {
         let mut sent = Transfer::default();
         self.wire.paused();
         for (block, words) in dirty.words().chunks(BLOCK_CHUNKS).enumerate() {
@@ -97,7 +97,7 @@ impl Pump {
             let share = self.share(first, words);
             let Some((from, to)) = span(&share) else { continue };
             let rearmed = self.plant.guest.rearm_dirty(first + from, &share[from..to]);
-            rearmed.map_err(PumpError::Guest)?;
+            rearmed.map_err(StreamSendError::Guest)?;
             for (offset, &pages) in share[from..to].iter().enumerate().filter(|word| *word.1 != 0) {
                 let chunk = first + from + offset;
                 let position = Position { round, chunk: chunk as u64, pages };
@@ -117,10 +117,10 @@ impl Pump {
     }
 
     /// Ends the stream.
-    pub(super) async fn end(&mut self, round: u32) -> Result<(), PumpError> {
+    pub(super) async fn end(&mut self, round: u32) -> Result<(), StreamSendError> {
         self.encoder.end(&mut self.batch, round, self.frames);
         self.flush("end").await?;
-        self.stream.end().map_err(|error| PumpError::Stream(error.to_string()))
+        self.stream.end().map_err(|error| StreamSendError::Stream(error.to_string()))
     }
 
     /// Returns the words of a block, with the chunks of other streams cleared.
@@ -135,7 +135,7 @@ impl Pump {
     }
 
     /// Reads these pages of a disk, on a thread that may block.
-    async fn read(&mut self, chunk: usize, pages: u64) -> Result<(), PumpError> {
+    async fn read(&mut self, chunk: usize, pages: u64) -> Result<(), StreamSendError> {
         let guest = Arc::clone(&self.plant.guest);
         let mut content = std::mem::take(&mut self.content);
         let reading = spawn_blocking(move || {
@@ -147,12 +147,12 @@ impl Pump {
             Ok(content)
         });
         // A panic there has already been reported by the panic handler.
-        let read = reading.await.map_err(|error| PumpError::Stream(error.to_string()))?;
-        self.content = read.map_err(PumpError::Guest)?;
+        let read = reading.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        self.content = read.map_err(StreamSendError::Guest)?;
         Ok(())
     }
 
-    fn encode(&mut self, position: Position, sent: &mut Transfer) -> Result<(), PumpError> {
+    fn encode(&mut self, position: Position, sent: &mut Transfer) -> Result<(), StreamSendError> {
         let guest = &self.plant.guest;
         let chunk = position.chunk as usize;
         let is_of_disk = chunk >= self.plant.memory_chunks;
@@ -165,7 +165,7 @@ impl Pump {
             guest.copy_out(chunk, first, out)
         };
         let frame = self.encoder.encode(&mut self.batch, position, &self.wire, copy);
-        let frame = frame.map_err(PumpError::Guest)?;
+        let frame = frame.map_err(StreamSendError::Guest)?;
         let frame = if is_of_disk { frame.of_disk() } else { frame };
         self.frames += 1;
         self.plant.totals.add(&frame);
@@ -174,7 +174,7 @@ impl Pump {
     }
 
     /// Hands the frames gathered so far to the transport.
-    async fn flush(&mut self, kind: &str) -> Result<(), PumpError> {
+    async fn flush(&mut self, kind: &str) -> Result<(), StreamSendError> {
         if self.batch.is_empty() {
             return Ok(());
         }
@@ -189,7 +189,7 @@ impl Pump {
         let asked = Instant::now();
         self.plant.limiter.take(length).await;
         let written = self.stream.stream.write_chunk(bytes).await;
-        written.map_err(|error| PumpError::Stream(error.to_string()))?;
+        written.map_err(|error| StreamSendError::Stream(error.to_string()))?;
         let now = Instant::now();
         if let Some(rate) = self.wire.wrote(length as u64, now - asked, now.into_std()) {
             let window = send_window(rate, self.connection.min_rtt());

@@ -17,9 +17,9 @@ use crate::situation::Vmm;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn asking() -> Asking {
+fn asking() -> QueryOptions {
     let statistics_every = Some(Duration::from_secs(10));
-    Asking { patience: PATIENCE, statistics_every, unix_seconds: 1_800_000_000 }
+    QueryOptions { patience: PATIENCE, statistics_every, unix_seconds: 1_800_000_000 }
 }
 
 /// A QEMU with 64 MiB and a monitor on a socket. It is stopped on drop. The kernel may not merge
@@ -76,11 +76,11 @@ async fn a_real_qemu_is_found_asked_and_set() {
     assert!(found.name.starts_with("looked-at"), "{}", found.name);
     assert_eq!((found.vmm, found.memory_bytes), (Vmm::Qemu, 64 << 20));
     assert_eq!((found.backing, found.is_mergeable), (Backing::Anonymous, true));
-    assert_eq!(found.door, Door::Qmp(qemu.folder.path().join("qmp")));
+    assert_eq!(found.monitor, Monitor::Qmp(qemu.folder.path().join("qmp")));
 
     // Twice: the second query finds statistics polling enabled.
     for _ in 0..2 {
-        let seen = look(&found, &asking()).await.unwrap();
+        let seen = query(&found, &asking()).await.unwrap();
         assert_eq!((seen.memory_bytes, seen.hindrance), (64 << 20, Some(Hindrance::Paused)));
         let balloon = seen.balloon.unwrap();
         assert_eq!((balloon.actual_bytes, balloon.has_driver), (64 << 20, false));
@@ -105,9 +105,9 @@ fn with_device(pid: u32) -> (tempfile::TempDir, Sources) {
 async fn nothing_is_taken_from_a_real_qemu_whose_memory_a_device_pins() {
     let qemu = Qemu::start(&["-device", "virtio-balloon-pci"]);
     let found = qemu.find();
-    assert!(look(&found, &asking()).await.unwrap().balloon.is_some());
+    assert!(query(&found, &asking()).await.unwrap().balloon.is_some());
     let pinned = Found { has_passthrough: true, ..found.clone() };
-    assert_eq!(look(&pinned, &asking()).await.unwrap().balloon, None);
+    assert_eq!(query(&pinned, &asking()).await.unwrap().balloon, None);
 
     // The device was plugged in after the guest was found.
     let (_folder, later) = with_device(found.pid);
@@ -125,7 +125,7 @@ async fn memory_of_virtio_mem_devices_is_asked_for() {
     let device = "virtio-mem-pci,memdev=more,requested-size=64M";
     let plugged = ["-m", "64,maxmem=256M", "-object", backend, "-device", device];
     let qemu = Qemu::start(&[&plugged[..], &["-device", "virtio-balloon-pci"]].concat());
-    let seen = look(&qemu.find(), &asking()).await.unwrap();
+    let seen = query(&qemu.find(), &asking()).await.unwrap();
     // The guest has no driver yet, so it has plugged no memory.
     assert_eq!((seen.memory_bytes, seen.balloon.unwrap().actual_bytes), (64 << 20, 64 << 20));
 }
@@ -151,13 +151,13 @@ fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
 async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
     let qemu = Qemu::start(&[]);
     let found = qemu.find();
-    let Door::Qmp(socket) = &found.door else { panic!("{:?}", found.door) };
+    let Monitor::Qmp(socket) = &found.monitor else { panic!("{:?}", found.monitor) };
     let libvirt = Qmp::connect(socket, found.pid, PATIENCE).await.unwrap();
-    let impatient = Asking { patience: Duration::from_millis(300), ..asking() };
-    let error = look(&found, &impatient).await.unwrap_err();
+    let impatient = QueryOptions { patience: Duration::from_millis(300), ..asking() };
+    let error = query(&found, &impatient).await.unwrap_err();
     assert!(matches!(error, ForeignError::Taken { .. }), "{error}");
     drop(libvirt);
-    let seen = look(&found, &asking()).await.unwrap();
+    let seen = query(&found, &asking()).await.unwrap();
     assert_eq!(seen.balloon, None, "there is none");
     let error =
         set_balloon(&Sources::system(), &found, 64 << 20, 32 << 20, PATIENCE).await.unwrap_err();
@@ -182,10 +182,10 @@ fn what_hinders_is_what_qemu_says() {
 
 #[tokio::test]
 async fn a_guest_without_a_door_is_told_with_the_way_out() {
-    let found = |door| Found { door, ..hypervisor(Path::new("/")) };
-    let error = look(&found(Door::Libvirt), &asking()).await.unwrap_err();
+    let found = |monitor| Found { monitor, ..hypervisor(Path::new("/")) };
+    let error = query(&found(Monitor::Libvirt), &asking()).await.unwrap_err();
     assert!(error.to_string().contains("libvirt's"), "{error}");
-    let error = set_balloon(&Sources::system(), &found(Door::None("no socket")), 1, 1, PATIENCE)
+    let error = set_balloon(&Sources::system(), &found(Monitor::None("no socket")), 1, 1, PATIENCE)
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "ch cannot be asked: no socket");
@@ -194,7 +194,7 @@ async fn a_guest_without_a_door_is_told_with_the_way_out() {
 fn hypervisor(socket: &Path) -> Found {
     Found {
         vmm: Vmm::CloudHypervisor,
-        door: Door::CloudHypervisor(socket.to_owned()),
+        monitor: Monitor::CloudHypervisor(socket.to_owned()),
         ..fixture::found(std::process::id(), "ch")
     }
 }
@@ -269,7 +269,7 @@ async fn cloud_hypervisor_is_asked_and_set() {
         ),
     ]));
     let found = hypervisor(&server.socket);
-    let seen = look(&found, &asking()).await.unwrap();
+    let seen = query(&found, &asking()).await.unwrap();
     assert_eq!((seen.memory_bytes, seen.is_mergeable, seen.hindrance), (1 << 30, true, None));
     let balloon = seen.balloon.unwrap();
     assert_eq!((balloon.target_bytes, balloon.actual_bytes), (768 << 20, 768 << 20));
@@ -296,7 +296,7 @@ async fn an_older_cloud_hypervisor_has_no_statistics_and_a_guest_may_have_no_bal
         ("/api/v1/vm.balloon-stats", "404 Not Found", String::new()),
     ]));
     let found = hypervisor(&server.socket);
-    let seen = look(&found, &asking()).await.unwrap();
+    let seen = query(&found, &asking()).await.unwrap();
     assert_eq!((seen.balloon, seen.hindrance), (None, Some(Hindrance::Paused)));
     assert_eq!((seen.backing, seen.is_mergeable), (Backing::Shared, false));
     let error = set_balloon(&Sources::system(), &found, 1 << 30, 1, PATIENCE).await.unwrap_err();
@@ -310,8 +310,8 @@ async fn a_guest_that_owes_its_statistics_is_seen_without() {
         ("/api/v1/vm.info", "200 OK", INFO.to_owned()),
         ("/api/v1/vm.balloon-stats", "", String::new()),
     ]));
-    let asking = Asking { patience: Duration::from_millis(600), ..asking() };
-    let balloon = look(&hypervisor(&server.socket), &asking).await.unwrap().balloon.unwrap();
+    let asking = QueryOptions { patience: Duration::from_millis(600), ..asking() };
+    let balloon = query(&hypervisor(&server.socket), &asking).await.unwrap().balloon.unwrap();
     assert_eq!((balloon.has_driver, balloon.actual_bytes), (true, 768 << 20));
     assert_eq!(balloon.statistics, None);
 }
@@ -327,7 +327,7 @@ async fn what_a_server_must_not_say_is_a_typed_error() {
         ("200 OK", " ".repeat(5 << 20), false),
     ] {
         let server = Server::start(leaked(vec![("/api/v1/vm.info", status, body)]));
-        let error = look(&hypervisor(&server.socket), &asking()).await.unwrap_err();
+        let error = query(&hypervisor(&server.socket), &asking()).await.unwrap_err();
         let text = error.to_string();
         assert!(text.len() < 600 && !text.contains('\u{1b}'), "{text}");
         assert_eq!(matches!(error, ForeignError::Refused { .. }), is_refusal, "{error}");
@@ -339,7 +339,7 @@ async fn a_server_that_hangs_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("ch.sock");
     let _listener = UnixListener::bind(&socket).unwrap();
-    let error = look(&hypervisor(&socket), &asking()).await.unwrap_err();
+    let error = query(&hypervisor(&socket), &asking()).await.unwrap_err();
     assert!(matches!(&error, ForeignError::Slow { question, .. } if question == "vm.info"));
 }
 
@@ -362,8 +362,8 @@ async fn a_monitor_that_takes_its_time_for_everything_is_given_up() {
             }
         }
     });
-    let found = Found { door: Door::Qmp(socket), ..hypervisor(Path::new("/")) };
-    let error = look(&found, &asking()).await.unwrap_err();
+    let found = Found { monitor: Monitor::Qmp(socket), ..hypervisor(Path::new("/")) };
+    let error = query(&found, &asking()).await.unwrap_err();
     assert!(
         matches!(&error, ForeignError::Slow { question, .. } if question.contains("all")),
         "{error}"

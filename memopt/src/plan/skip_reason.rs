@@ -12,7 +12,7 @@ use crate::units::{Size, Span};
 /// The reason why no step is executed on a guest, or none by one actuator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "why", rename_all = "kebab-case")]
-pub enum Because {
+pub enum SkipReason {
     /// The guest must not be touched now.
     Hindered {
         /// The condition that prevents it.
@@ -107,7 +107,7 @@ pub enum Because {
     ForeignVmm,
 }
 
-impl fmt::Display for Because {
+impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hindered { by: Hindrance::Migrating } => "it is migrating",

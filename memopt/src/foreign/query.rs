@@ -6,13 +6,13 @@ use super::discover::has_device;
 use super::error::ForeignError;
 use super::hypervisor::Hypervisor;
 use super::qmp::{Qmp, RunState};
-use super::{Door, Found};
+use super::{Found, Monitor};
 use crate::observe::Sources;
 use crate::situation::{Backing, Balloon, Hindrance, Statistics};
 
 /// How to query a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asking {
+pub struct QueryOptions {
     /// The time limit for the whole query; each answer may take half of it.
     pub patience: Duration,
     /// How often QEMU should poll its guest for statistics if no client has set that yet; absent to
@@ -24,7 +24,7 @@ pub struct Asking {
 
 /// What a guest's monitor reports.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Look {
+pub struct Reading {
     /// The guest's RAM, including plugged memory.
     pub memory_bytes: u64,
     /// What backs the RAM.
@@ -42,23 +42,23 @@ pub struct Look {
 /// Queries a guest's monitor.
 ///
 /// # Errors
-/// [`ForeignError::NoDoor`] if the guest has no usable monitor, or any error of the monitor.
-pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> {
+/// [`ForeignError::NoMonitor`] if the guest has no usable monitor, or any error of the monitor.
+pub async fn query(found: &Found, asking: &QueryOptions) -> Result<Reading, ForeignError> {
     let each = asking.patience / 2;
     let looking = async {
-        match &found.door {
-            Door::Qmp(socket) => {
+        match &found.monitor {
+            Monitor::Qmp(socket) => {
                 let mut qmp = Qmp::connect(socket, found.pid, each).await?;
-                look_at_qemu(found, &mut qmp, asking).await
+                query_qemu(found, &mut qmp, asking).await
             }
-            Door::CloudHypervisor(socket) => {
+            Monitor::CloudHypervisor(socket) => {
                 let hypervisor = Hypervisor::new(socket, found.pid, each);
-                look_at_hypervisor(found, &hypervisor).await
+                query_hypervisor(found, &hypervisor).await
             }
-            Door::Libvirt | Door::None(_) => Err(no_door(found)),
+            Monitor::Libvirt | Monitor::None(_) => Err(no_monitor(found)),
         }
     };
-    patiently(found, asking.patience, looking).await
+    within_limit(found, asking.patience, looking).await
 }
 
 /// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` in total.
@@ -66,7 +66,7 @@ pub async fn look(found: &Found, asking: &Asking) -> Result<Look, ForeignError> 
 /// been plugged in since [`super::discover()`].
 ///
 /// # Errors
-/// [`ForeignError::NoDoor`] if the guest has no usable monitor, [`ForeignError::NoBalloon`],
+/// [`ForeignError::NoMonitor`] if the guest has no usable monitor, [`ForeignError::NoBalloon`],
 /// [`ForeignError::Pinned`], or any error of the monitor.
 pub async fn set_balloon(
     sources: &Sources,
@@ -80,8 +80,8 @@ pub async fn set_balloon(
     let is_pinned = || found.has_passthrough || has_device(sources, found.pid);
     let pinned = || ForeignError::Pinned { guest: found.name.clone() };
     let setting = async {
-        match &found.door {
-            Door::Qmp(socket) => {
+        match &found.monitor {
+            Monitor::Qmp(socket) => {
                 let mut qmp = Qmp::connect(socket, found.pid, each).await?;
                 let actual_bytes = qmp.balloon_actual().await?.ok_or_else(no_balloon)?;
                 let outside_bytes = qmp.virtio_mem_bytes().await?;
@@ -90,7 +90,7 @@ pub async fn set_balloon(
                 }
                 qmp.set_balloon(qemu_target(keep_bytes, memory_bytes, outside_bytes)).await
             }
-            Door::CloudHypervisor(socket) => {
+            Monitor::CloudHypervisor(socket) => {
                 let hypervisor = Hypervisor::new(socket, found.pid, each);
                 let config = hypervisor.info().await?.config;
                 let balloon = config.balloon.ok_or_else(no_balloon)?;
@@ -101,10 +101,10 @@ pub async fn set_balloon(
                 }
                 hypervisor.resize_balloon(memory_bytes.saturating_sub(keep_bytes)).await
             }
-            Door::Libvirt | Door::None(_) => Err(no_door(found)),
+            Monitor::Libvirt | Monitor::None(_) => Err(no_monitor(found)),
         }
     };
-    patiently(found, patience, setting).await
+    within_limit(found, patience, setting).await
 }
 
 /// Returns the argument of QEMU's `balloon` command for a guest that keeps `keep_bytes` of
@@ -122,7 +122,7 @@ fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
 }
 
 /// Limits the total time, so that a peer which is slow for each of many answers times out too.
-async fn patiently<T>(
+async fn within_limit<T>(
     found: &Found,
     patience: Duration,
     asking: impl Future<Output = Result<T, ForeignError>>,
@@ -132,18 +132,22 @@ async fn patiently<T>(
     tokio::time::timeout(patience, asking).await.map_err(slow)?
 }
 
-fn no_door(found: &Found) -> ForeignError {
-    let why = match found.door {
-        Door::None(why) => why,
+fn no_monitor(found: &Found) -> ForeignError {
+    let why = match found.monitor {
+        Monitor::None(why) => why,
         _ => {
             "its only QMP monitor is libvirt's, which serves one client; give it a second one in the domain's XML \
              (qemu:commandline, -qmp unix:PATH,server=on,wait=off)"
         }
     };
-    ForeignError::NoDoor { guest: found.name.clone(), why }
+    ForeignError::NoMonitor { guest: found.name.clone(), why }
 }
 
-async fn look_at_qemu(found: &Found, qmp: &mut Qmp, asking: &Asking) -> Result<Look, ForeignError> {
+async fn query_qemu(
+    found: &Found,
+    qmp: &mut Qmp,
+    asking: &QueryOptions,
+) -> Result<Reading, ForeignError> {
     let state = qmp.run_state().await?;
     let migration = qmp.migration().await?;
     let memory_bytes = qmp.memory_bytes().await?;
@@ -154,7 +158,7 @@ async fn look_at_qemu(found: &Found, qmp: &mut Qmp, asking: &Asking) -> Result<L
         }
         _ => None,
     };
-    Ok(Look {
+    Ok(Reading {
         memory_bytes,
         backing: found.backing,
         is_mergeable: found.is_mergeable,
@@ -167,7 +171,7 @@ async fn qemu_balloon(
     qmp: &mut Qmp,
     actual: u64,
     memory_bytes: u64,
-    asking: &Asking,
+    asking: &QueryOptions,
 ) -> Result<Balloon, ForeignError> {
     let mut statistics = None;
     let mut offers_reporting = false;
@@ -205,7 +209,7 @@ fn qemu_hindrance(state: &RunState, migration: Option<&str>) -> Option<Hindrance
     }
 }
 
-async fn look_at_hypervisor(found: &Found, hypervisor: &Hypervisor) -> Result<Look, ForeignError> {
+async fn query_hypervisor(found: &Found, hypervisor: &Hypervisor) -> Result<Reading, ForeignError> {
     let info = hypervisor.info().await?;
     let memory_bytes = info.config.memory.bytes();
     let actual_bytes = info.memory_actual_size.unwrap_or(memory_bytes).min(memory_bytes);
@@ -233,7 +237,7 @@ async fn look_at_hypervisor(found: &Found, hypervisor: &Hypervisor) -> Result<Lo
         (false, true) => Backing::Shared,
         (false, false) => Backing::Anonymous,
     };
-    Ok(Look {
+    Ok(Reading {
         memory_bytes,
         backing,
         is_mergeable: kind.mergeable && backing == Backing::Anonymous,

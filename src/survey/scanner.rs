@@ -35,7 +35,7 @@ enum Look {
 }
 
 /// Scans memory.
-pub(crate) struct Looker<M> {
+pub(crate) struct Scanner<M> {
     memory: M,
     progress: Arc<Progress>,
     pace: Pace,
@@ -47,7 +47,7 @@ pub(crate) struct Looker<M> {
     theirs: Vec<u8>,
 }
 
-impl<M: Memory> Looker<M> {
+impl<M: Memory> Scanner<M> {
     /// Prepares to scan `memory` with a share of a CPU.
     pub(crate) fn new(memory: M, progress: Arc<Progress>, share: f64) -> Self {
         let buffer = vec![0; (COPIED_PAGES * PAGE_BYTES) as usize];
@@ -66,7 +66,7 @@ impl<M: Memory> Looker<M> {
     ///
     /// # Errors
     /// If the scan is cancelled, or cannot continue.
-    pub(crate) fn look(
+    pub(crate) fn run(
         mut self,
         mut scan: Scan,
         watch: Watch,
@@ -78,8 +78,8 @@ impl<M: Memory> Looker<M> {
         }
         self.cpu = thread_cpu();
         let mut mapped = BTreeMap::<u32, Mapped>::new();
-        self.each_chunk(|looker, index, found| {
-            looker.contents(&found, &mut scan, mapped.entry(index).or_default())
+        self.each_chunk(|scanner, index, found| {
+            scanner.contents(&found, &mut scan, mapped.entry(index).or_default())
         })?;
         let written = self.written(watch, activity)?;
         let view = self.memory.view();
@@ -95,9 +95,9 @@ impl<M: Memory> Looker<M> {
             self.rest();
             return Ok(Written::Logged(logged));
         }
-        self.each_chunk(|looker, _, found| looker.samples(&found, &mut watch, Look::First))?;
+        self.each_chunk(|scanner, _, found| scanner.samples(&found, &mut watch, Look::First))?;
         std::thread::sleep(LOOKS_APART);
-        self.each_chunk(|looker, _, found| looker.samples(&found, &mut watch, Look::Second))?;
+        self.each_chunk(|scanner, _, found| scanner.samples(&found, &mut watch, Look::Second))?;
         Ok(Written::Sampled(watch))
     }
 

@@ -16,13 +16,13 @@ const NEWS_MAX: usize = 100;
 /// A history for a caller that must continue without it. A failure is reported once, and the folder
 /// is opened again every minute.
 #[derive(Debug)]
-pub struct Chronicle {
+pub struct LossyHistory {
     path: PathBuf,
     limits: Limits,
     kept: Kept,
     /// The last reported problem with the folder, so that it is reported only once.
     complaint: Option<String>,
-    news: Vec<News>,
+    news: Vec<HistoryEvent>,
 }
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ enum Kept {
 
 /// An event for the caller to log.
 #[derive(Debug)]
-pub enum News {
+pub enum HistoryEvent {
     /// Nothing is recorded from here on.
     Lost(HistoryError),
     /// Runs are recorded, for the first time or again.
@@ -49,14 +49,14 @@ pub enum News {
     Refused(HistoryError),
 }
 
-impl Chronicle {
+impl LossyHistory {
     /// Opens the history in the folder at `path`, at the host's `uptime`.
     #[must_use]
     pub fn open(path: PathBuf, limits: Limits, uptime: Duration) -> Self {
         let kept = Kept::Nowhere { retry_at: uptime };
-        let mut chronicle = Self { path, limits, kept, complaint: None, news: Vec::new() };
-        chronicle.try_open(uptime);
-        chronicle
+        let mut lossy_history = Self { path, limits, kept, complaint: None, news: Vec::new() };
+        lossy_history.try_open(uptime);
+        lossy_history
     }
 
     /// Runs `body` on the history, if there is one. Errors are reported through
@@ -77,7 +77,7 @@ impl Chronicle {
                 None
             }
             Err(error) => {
-                self.tell(News::Refused(error));
+                self.tell(HistoryEvent::Refused(error));
                 None
             }
         }
@@ -85,7 +85,7 @@ impl Chronicle {
 
     /// Returns the news since the last call.
     #[must_use]
-    pub fn take_news(&mut self) -> Vec<News> {
+    pub fn take_news(&mut self) -> Vec<HistoryEvent> {
         std::mem::take(&mut self.news)
     }
 
@@ -94,7 +94,7 @@ impl Chronicle {
             Ok(Opened { history, interrupted, unreadable }) => {
                 self.kept = Kept::InFolder(Box::new(history));
                 self.complaint = None;
-                self.tell(News::Kept { interrupted, unreadable });
+                self.tell(HistoryEvent::Kept { interrupted, unreadable });
             }
             Err(error) => self.lose(uptime, error),
         }
@@ -106,11 +106,11 @@ impl Chronicle {
         let complaint = Some(error.to_string());
         if complaint != self.complaint {
             self.complaint = complaint;
-            self.tell(News::Lost(error));
+            self.tell(HistoryEvent::Lost(error));
         }
     }
 
-    fn tell(&mut self, news: News) {
+    fn tell(&mut self, news: HistoryEvent) {
         if self.news.len() < NEWS_MAX {
             self.news.push(news);
         }

@@ -55,11 +55,11 @@ impl Verdict {
 
 /// The guest on one host.
 #[derive(Debug)]
-pub(super) struct Actor {
+pub(super) struct GuestProbe {
     client: ApiClient,
 }
 
-impl Actor {
+impl GuestProbe {
     /// Waits until the guest runs on `host`.
     ///
     /// # Errors

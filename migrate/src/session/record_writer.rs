@@ -11,12 +11,12 @@ use crate::text::PeerText;
 
 /// The state of one side: as requested, and as on disk.
 #[derive(Debug)]
-pub(super) struct Stated<S> {
+pub(super) struct RecordedState<S> {
     asked: S,
     durable: S,
 }
 
-impl<S: Copy + PartialEq> Stated<S> {
+impl<S: Copy + PartialEq> RecordedState<S> {
     /// Creates a side that begins in `state`, which needs no record.
     pub(super) fn new(state: S) -> Self {
         Self { asked: state, durable: state }
@@ -45,7 +45,7 @@ impl<S: Copy + PartialEq> Stated<S> {
 
 /// Queues versions of one record, which are written in order.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct RecordWriter {
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -54,7 +54,7 @@ struct Order {
     done: Box<dyn FnOnce(Result<(), RecordError>) + Send>,
 }
 
-impl Keeper {
+impl RecordWriter {
     /// Starts a writer for a record that is not in `store` yet.
     pub(super) fn start(store: RecordStore, tasks: &mut JoinSet<()>) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
@@ -123,11 +123,11 @@ async fn keep(store: RecordStore, mut inbox: mpsc::UnboundedReceiver<Order>) {
 
 #[cfg(test)]
 mod tests {
-    use super::Stated;
+    use super::RecordedState;
 
     #[test]
     fn a_state_that_could_not_be_written_is_taken_back() {
-        let mut stated = Stated::new(0);
+        let mut stated = RecordedState::new(0);
         stated.ask(1);
         stated.answered(1, &Ok::<_, ()>(()));
         stated.ask(2);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_late_failure_does_not_take_back_what_was_asked_since() {
-        let mut stated = Stated::new(0);
+        let mut stated = RecordedState::new(0);
         stated.ask(1);
         stated.ask(2);
         stated.answered(1, &Err(()));
