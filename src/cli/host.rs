@@ -107,7 +107,7 @@ pub(crate) struct NodeArgs {
     pub(crate) disk_device: Vec<PathBuf>,
 
     /// What to do about guests that QEMU and Cloud Hypervisor run on this host (`lighter density`);
-    /// one node of a host does.
+    /// of the nodes that a user runs, one acts.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub(crate) foreign_guests: ForeignGuestsArg,
 }
