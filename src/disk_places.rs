@@ -30,7 +30,7 @@ impl DiskPlaces {
         let folder = |path: &PathBuf| {
             let refused = || format!("cannot use --disk-dir {}", path.display());
             let found = path.canonicalize().with_context(refused)?;
-            if found.is_dir() { Ok(found) } else { bail!("{}: it is no folder", refused()) }
+            if found.is_dir() { Ok(found) } else { bail!("{}: not a folder", refused()) }
         };
         for device in devices {
             match device.metadata() {
@@ -38,7 +38,7 @@ impl DiskPlaces {
                     tracing::warn!(device = %device.display(), %error, "--disk-device is not there yet");
                 }
                 Ok(found) if !found.file_type().is_block_device() => {
-                    bail!("cannot use --disk-device {}: it is no block device", device.display())
+                    bail!("cannot use --disk-device {}: not a block device", device.display())
                 }
                 Ok(_) => {}
             }
@@ -78,7 +78,7 @@ impl DiskPlaces {
             ));
         }
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(format!("{shown} is no place for a disk"));
+            return Err(format!("{shown} cannot be a disk"));
         };
         // Resolving links first keeps a link in a permitted folder from leading out of it. For
         // other places the answer does not reveal to a peer whether the path exists.

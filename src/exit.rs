@@ -71,7 +71,7 @@ mod tests {
     fn an_error_keeps_its_code_under_context() {
         let error = anyhow::Error::from(ExitWith {
             exit: Exit::Cancelled,
-            message: "called off".to_owned(),
+            message: "cancelled".to_owned(),
         });
         assert_eq!(
             of_error(&Err::<(), _>(error).context("cannot migrate").unwrap_err()),

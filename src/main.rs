@@ -117,7 +117,7 @@ fn access(cli: &Cli) -> Result<Access> {
         Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
         Verb::Density(ref args) if args.verb.only_looks() => Ok(Access::ReadOnly),
         _ => bail!(
-            "--readonly only looks: it goes with ls, show, events, and density status, history and next"
+            "--readonly changes nothing: it goes with ls, show, events, and density status, history and next"
         ),
     }
 }

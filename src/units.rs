@@ -93,7 +93,7 @@ pub(crate) fn parse_rate(text: &str) -> Result<u64> {
         Some(prefix) => (prefix, 8.0),
         None => match lower.strip_suffix('b') {
             Some(prefix) => (prefix, 1.0),
-            None => bail!("`{text}` is no rate: write it as 100MB/s, 100MiB/s or 1Gbit/s"),
+            None => bail!("`{text}` is not a rate: write it as 100MB/s, 100MiB/s or 1Gbit/s"),
         },
     };
     let factor = match prefix {
@@ -104,10 +104,10 @@ pub(crate) fn parse_rate(text: &str) -> Result<u64> {
         "ki" => KIB,
         "mi" => MIB,
         "gi" => GIB,
-        _ => bail!("`{text}` is no rate: write it as 100MB/s, 100MiB/s or 1Gbit/s"),
+        _ => bail!("`{text}` is not a rate: write it as 100MB/s, 100MiB/s or 1Gbit/s"),
     };
     match scaled(number / divisor, factor, text)? {
-        0 => bail!("`{text}` is no rate at all: leave the limit away for none"),
+        0 => bail!("`{text}` is not a rate: omit the limit for none"),
         rate => Ok(rate),
     }
 }

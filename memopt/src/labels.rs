@@ -53,7 +53,7 @@ impl FromStr for LabelTest {
         let wrong = || {
             let shown = shortened(text);
             format!(
-                "`{shown}` is no test of a label: write tier=batch, tier!=prod, tier, or !tier=prod"
+                "`{shown}` is not a label selector: write tier=batch, tier!=prod, tier, or !tier=prod"
             )
         };
         let key = |key: &str| {

@@ -26,7 +26,7 @@ catalogue! {
         migrations_completed: Counter<(Role,)> = "lighter_migrations_completed_total", Count,
             "Migrations that ended with the guest on its destination.";
         migrations_cancelled: Counter<(Phase,)> = "lighter_migrations_cancelled_total", Count,
-            "Migrations that were called off, by the phase they were in.";
+            "Migrations that were cancelled, by the phase they were in.";
         migrations_failed: Counter<(Phase, FailureReason)> =
             "lighter_migrations_failed_total", Count,
             "Migrations that failed, by the phase they were in and the reason.";
@@ -139,7 +139,7 @@ catalogue! {
             "Measured rate at which a migrating guest writes its memory, and its disks if they go along.";
         migration_expected_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_expected_downtime_seconds", Seconds,
-            "How long a guest would stand still if it were switched over now.";
+            "How long a guest would pause if it were switched over now.";
         migration_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_downtime_seconds", Seconds,
             "How long the migration of a guest stopped it as this host saw it; \

@@ -100,7 +100,7 @@ impl GuestDescription {
             return Err(Refusal::new(
                 RefusalKind::Guest,
                 format!(
-                    "`{shown}` is no guest name: 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_`, \
+                    "`{shown}` is not a guest name: 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_`, \
                      `.`, starting with a letter or digit"
                 ),
             ));

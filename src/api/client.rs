@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     /// No process listens: it is gone, or not there yet.
-    #[error("nobody answers on {socket}: {cause}")]
+    #[error("no process answers on {socket}: {cause}")]
     Unreachable {
         /// The socket that was tried.
         socket: String,

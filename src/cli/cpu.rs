@@ -29,7 +29,7 @@ impl FromStr for CpuArg {
         CpuModel::named(text).map(Self::Model).ok_or_else(|| {
             let names: Vec<String> = CpuModel::all().map(|model| model.name().to_owned()).collect();
             format!(
-                "`{text}` is no CPU model: give {}, or a file that ends in .toml",
+                "`{text}` is not a CPU model: give {}, or a file that ends in .toml",
                 names.join(", ")
             )
         })
@@ -70,7 +70,7 @@ fn read(path: &Path) -> Result<CpuModel> {
     let name = path.display().to_string();
     let file: ModelFile = memopt::settings::read_as(&text, &name, |_, _| Ok(()))?;
     let base = CpuModel::named(&file.base).ok_or_else(|| {
-        anyhow!("`{}` is no CPU model to begin with; see `lighter cpu-models`", file.base)
+        anyhow!("`{}` is not a CPU model to begin with; see `lighter cpu-models`", file.base)
     })?;
     let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     Ok(base.derive(name, &file.add, &file.remove)?)

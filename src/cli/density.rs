@@ -76,7 +76,7 @@ pub(crate) struct PlanOptions {
 Examples:
   lighter density plan
   lighter density plan --goal 'keep 15% headroom'
-  lighter density plan --survey                  looks at the guests' pages first
+  lighter density plan --survey                  surveys the guests' pages first
   lighter density plan --policy dense.toml       with another policy than the node's
   lighter density plan --json > plan.json        for `lighter density apply --plan plan.json`")]
 pub(crate) struct PlanArgs {

@@ -45,7 +45,7 @@ impl FromStr for DiskEngine {
             "auto" => Ok(Self::Auto),
             "io_uring" => Ok(Self::IoUring),
             "sync" => Ok(Self::Sync),
-            _ => Err(format!("`{text}` is no engine of a disk: auto, io_uring, sync")),
+            _ => Err(format!("`{text}` is not a disk engine: auto, io_uring, sync")),
         }
     }
 }
@@ -129,7 +129,7 @@ impl FromStr for DiskArg {
                 },
                 _ => {
                     return Err(format!(
-                        "`{option}` is no option of a disk: ro, serial=TEXT, queues=N, engine=auto|io_uring|sync"
+                        "`{option}` is not a disk option: ro, serial=TEXT, queues=N, engine=auto|io_uring|sync"
                     ));
                 }
             }

@@ -143,7 +143,7 @@ The guest is paused while it is written, and then goes on. Guests from the file 
 moments, each under its own name and UUID, and share its memory until they write it. A guest that writes disks has
 clones only if each gets a copy of these disks, of the same moment: `lighter pause` it, make the template, copy the disks,
 `lighter resume` it. All clones begin with the same random numbers: have their systems
-draw new ones. Leave the file alone while clones run; to replace it, write it anew with this verb.")]
+draw new ones. Leave the file alone while clones run; to replace it, run this verb again.")]
 pub(crate) struct TemplateArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -177,8 +177,8 @@ pub(crate) struct NameArgs {
 Examples:
   lighter resume web-1
 
-A guest that had given a disk up, in a migration that came to nothing, goes on only when nobody has written that disk since:
-what it keeps of it in memory would destroy it.")]
+A guest that had given a disk up in a migration that failed goes on only if that disk was not written since: what the
+guest keeps of it in memory would destroy it.")]
 pub(crate) struct ResumeArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -220,7 +220,7 @@ Examples:
   lighter console web-1 < /dev/null | tee boot.log
 
 Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves the console, and the guest goes on.
-As many as like watch it at the same time, and each can type. When the guest migrates this ends: look on where it is.")]
+As many as like watch it at the same time, and each can type. When the guest migrates this ends: open its console on the other host.")]
 pub(crate) struct ConsoleArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -256,7 +256,7 @@ Examples:
   lighter balloon web-1 --json
 
 With SIZE the guest is told to keep no more than that of its memory; give it all of its memory to take nothing away.
-It gives memory up as it can: look again to see how far it is. `Resident` is what the host really spends on it.")]
+It gives memory up as it can: run this again to see how far it is. `Resident` is what the host really spends on it.")]
 pub(crate) struct BalloonArgs {
     /// The guest.
     pub(crate) name: GuestName,

@@ -29,7 +29,7 @@ impl FromStr for Label {
     fn from_str(text: &str) -> Result<Self> {
         match text.split_once('=') {
             Some((key, value)) => Self::new(key, value),
-            None => bail!("`{text}` is no label: write it as KEY=VALUE"),
+            None => bail!("`{text}` is not a label: write it as KEY=VALUE"),
         }
     }
 }

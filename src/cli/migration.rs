@@ -22,9 +22,9 @@ Examples:
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
   lighter migrate web-1 --resolve run
 
-Ctrl-C calls the migration off and the guest goes on here; a second Ctrl-C does not wait for that
+Ctrl-C cancels the migration, and the guest goes on here; a second Ctrl-C does not wait for that
 (exit code 5). The migration is done by the guest's own process: when this command is killed it goes
-on, `lighter show NAME` tells how it stands, and `lighter cancel NAME` calls it off.
+on, `lighter show NAME` tells how it stands, and `lighter cancel NAME` cancels it.
 
 Whatever fails, the guest runs on one host at most. When the connection is lost in the very moment of
 handing over, the guest may run on none until the hosts reach each other again; if they never will,

@@ -30,7 +30,7 @@ Exit codes:
   0    done
   1    it failed; the message says what and where
   2    the command line is wrong
-  3    in doubt: the guest is paused here, and nobody here knows whether the other host runs it
+  3    in doubt: the guest is paused here, and this host cannot tell whether the other one runs it
   4    the guest found its memory damaged
   5    not known: a migration goes on and is not watched any more; `lighter show` tells more
   130  cancelled (Ctrl-C, `lighter cancel`)

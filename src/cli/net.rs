@@ -72,7 +72,7 @@ impl FromStr for NetArg {
                 }
                 _ => {
                     return Err(format!(
-                        "`{option}` is no option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS"
+                        "`{option}` is not an option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS"
                     ));
                 }
             }

@@ -89,7 +89,7 @@ impl Definitions {
     pub(crate) fn find(&self, name: &GuestName) -> Result<Option<Definition>> {
         let path = self.file(name);
         let is_there = path.try_exists();
-        let is_there = is_there.with_context(|| format!("cannot look for {}", path.display()))?;
+        let is_there = is_there.with_context(|| format!("cannot search for {}", path.display()))?;
         Ok(is_there.then(|| Definition {
             name: name.clone(),
             autostart: self.mark(name).exists(),

@@ -52,7 +52,7 @@ pub(crate) fn routes() -> Vec<Route<Arc<Density>>> {
             Method::DELETE,
             "/v1/density/runs/{id}",
             StatusCode::ACCEPTED,
-            "Call a run off; it ends after the step under way (node.sock only)",
+            "Cancel a run; it ends after the step under way (node.sock only)",
             cancel,
         )
         .with(&ID),

@@ -152,7 +152,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             Method::POST,
             "/v1/guest/save",
             DONE,
-            "Write memory and state to a file; the guest stands still meanwhile. Send the \
+            "Write memory and state to a file; the guest is paused meanwhile. Send the \
              file along, open for writing (SCM_RIGHTS): a process that is confined opens \
              none, and `file` is its name in messages",
             post(save),
@@ -162,24 +162,24 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             Method::PUT,
             "/v1/guest/save/hold",
             DONE,
-            "Let the guest that stands still since this save do so for another minute (409 if \
-             it does not any more)",
+            "Keep the guest that is paused since this save paused for another minute (409 if \
+             it is not any more)",
             |guest, save: SaveId| guest.hold_save(save),
         ),
         tell(
             Method::PUT,
             "/v1/guest/save/release",
             DONE,
-            "Let the guest that stands still since this save go on as it was before (409 if \
-             it does not stand still any more)",
+            "Let the guest that is paused since this save go on as it was before (409 if \
+             it is not any more)",
             |guest, save: SaveId| guest.release_save(save),
         ),
         tell(
             Method::PUT,
             "/v1/guest/save/finish",
             BEGUN,
-            "End the guest that stands still since this save (409 if it does not any more): \
-             its file has its name",
+            "End the guest that is paused since this save (409 if it is not any more): \
+             error messages name its file",
             |guest, save: SaveId| guest.finish_save(save),
         ),
         ask(
@@ -201,7 +201,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             Method::DELETE,
             "/v1/guest/migration",
             BEGUN,
-            "Call the running migration off (409 too-late once the guest is handed over)",
+            "Cancel the running migration (409 too-late once the guest is handed over)",
             |guest| guest.cancel(),
         ),
         tell(
@@ -225,15 +225,15 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
             Method::GET,
             "/v1/guest/memory",
             DONE,
-            "What there is to know for whoever shares out the host's memory; nobody waits for \
-             the guest: statistics are its last ones",
+            "The guest's memory, for programs that distribute the host's; the guest is not waited \
+             for: statistics are its last ones",
             |guest| guest.memory(),
         ),
         tell(
             Method::PUT,
             "/v1/guest/memory",
             DONE,
-            "Have parts of the guest's memory merged, taken apart, made of huge pages, or \
+            "Have parts of the guest's memory merged, unmerged, made of huge pages, or \
              shared with its template again (409 while it is migrated or saved)",
             |guest, request: TreatmentRequest| guest.treat_memory(&request),
         ),
@@ -241,22 +241,22 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
             Method::POST,
             SURVEY,
             BEGUN,
-            "Begin to look at the guest's pages: what merging them would bring, and which are \
-             written (409 while it is migrated or saved, or somebody looks already)",
+            "Begin a survey of the guest's pages: what merging them would save, and which are \
+             written (409 while it is migrated or saved, or a survey is under way)",
             |guest, request: SurveyRequest| guest.begin_survey(&request),
         ),
         ask(
             Method::GET,
             SURVEY,
             DONE,
-            "How the last look stands; once it is done, with its sample of contents",
+            "The state of the last survey; once it is done, with its sample of contents",
             |guest| guest.survey(),
         ),
         tell(
             Method::PUT,
             SURVEY,
             DONE,
-            "What the last look found of each chunk of 2 MiB, given the merged samples of all \
+            "What the last survey found of each chunk of 2 MiB, given the merged samples of all \
              guests of the merge domain (409 before it is done)",
             |guest, domain: SurveyDomain<'static>| guest.surveyed(&domain),
         )

@@ -79,7 +79,7 @@ impl ProcessControl {
             }
             _ => {
                 let name = self.process().name();
-                let text = format!("{name} does not stand still since this save any more");
+                let text = format!("{name} is not paused since this save any more");
                 Err(ApiError::new(Reason::WrongState, text))
             }
         }

@@ -283,7 +283,7 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
         return bad("a migration needs some time: give a downtime and a time-out above zero");
     }
     if request.bandwidth_bytes_per_s_max == Some(0) {
-        return bad("a migration needs some bandwidth: leave the limit away for none");
+        return bad("a migration needs some bandwidth: omit the limit for none");
     }
     if request.connections.is_some_and(|count| !(1..=CONNECTIONS_MAX).contains(&count)) {
         return bad("a migration has 1 to 16 connections");

@@ -138,7 +138,9 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
     let Some(copies) = &request.copies else { return Ok(()) };
     let bad = |text: String| Err(ApiError::new(Reason::BadRequest, text));
     if request.format == SaveFormat::Template || request.keep_running {
-        return bad("copies of disks go with a guest that stands still to be restored".to_owned());
+        return bad(
+            "copies of disks go with a guest that stays paused until it is restored".to_owned()
+        );
     }
     for (disk, copy) in &copies.paths {
         if !machine.shape().disks().any(|known| known.path() == disk) {
@@ -255,7 +257,7 @@ impl PausedForSave {
             let (Some(guest), Some(process)) = (guest.upgrade(), process.upgrade()) else { return };
             if process.release_after_save(&guest) {
                 let (name, file) = (process.name(), guest.file.display());
-                tracing::warn!("{name} goes on: nobody has ended it since it was saved to {file}");
+                tracing::warn!("{name} goes on: it was not ended since it was saved to {file}");
                 drop(tokio::task::spawn_blocking(move || drop(guest)).await);
             }
         });

@@ -54,11 +54,11 @@ impl Surveys {
             return bad(format!("one content in 2^0 to 2^{BITS_MAX} is kept"));
         }
         if !(0.01..=1.0).contains(&request.cpu_share) {
-            return bad("a look takes a share of 0.01 to 1 of a CPU".to_owned());
+            return bad("a survey takes a share of 0.01 to 1 of a CPU".to_owned());
         }
         let mut state = self.state();
         if matches!(*state, State::Running(_)) {
-            let text = "somebody looks at the guest's pages already: wait for the end of that";
+            let text = "a survey of the guest's pages is under way: wait for its end";
             return Err(ApiError::new(Reason::WrongState, text));
         }
         let map = PageMap::open().map_err(ApiError::failed)?;
@@ -89,7 +89,7 @@ impl Surveys {
     pub(super) fn call_off(&self, machine: &SharedMachine) {
         self.is_called_off.store(true, Ordering::Release);
         if let Err(error) = machine.vm().stop_dirty_log() {
-            tracing::warn!(%error, "the log of a look at the guest's pages cannot be stopped, which makes the guest slower");
+            tracing::warn!(%error, "the dirty log of a survey cannot be stopped, which makes the guest slower");
         }
     }
 
@@ -135,7 +135,7 @@ impl Surveys {
             }
         };
         if !found.digests().is_comparable(domain) {
-            let text = "the table is of another merge domain, or of an earlier look";
+            let text = "the table is of another merge domain, or of an earlier survey";
             return Err(ApiError::new(Reason::BadRequest, text));
         }
         let chunks = found.chunks(domain, |gpa| ram.is_marked(gpa));
@@ -157,7 +157,7 @@ impl State {
         match look {
             Ok(found) => Self::Done(progress, Arc::new(found)),
             Err(Ended::CalledOff) => {
-                let text = "called off: the guest is migrated, saved, or ended";
+                let text = "cancelled: the guest is migrated, saved, or ended";
                 Self::Failed(progress, text.to_owned())
             }
             Err(Ended::Failed(error)) => Self::Failed(progress, format!("{error:#}")),

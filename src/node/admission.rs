@@ -93,7 +93,7 @@ pub(crate) enum Refusal {
     /// Another guest has the name.
     #[error(
         "another guest named {name} is on the destination already, or on its way there: end that one on the destination or move this one \
-         elsewhere; try again in some seconds if a migration of {name} was called off just now"
+         elsewhere; try again in some seconds if a migration of {name} was cancelled just now"
     )]
     NameTaken {
         /// The name that is taken.

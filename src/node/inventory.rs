@@ -48,7 +48,7 @@ pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<GuestAnswer>> {
     while let Some(done) = looks.join_next().await {
         match done {
             Ok(sighting) => sightings.push(sighting),
-            Err(error) => tracing::error!(%error, "a look at a guest broke down"),
+            Err(error) => tracing::error!(%error, "asking a guest broke down"),
         }
     }
     sightings.sort_by(|a, b| a.name.cmp(&b.name));

@@ -108,7 +108,7 @@ pub(crate) enum LaunchError {
     #[error("it did not listen within {} s", LAUNCH_PATIENCE.as_secs())]
     Slow,
     /// The process wrote something else than a port.
-    #[error("it said {0:?}, which is no port")]
+    #[error("it said {0:?}, which is not a port")]
     Strange(String),
 }
 

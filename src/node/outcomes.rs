@@ -50,7 +50,7 @@ impl Ledger {
     /// with a warning: counting twice is better than not starting.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let start_empty = |error: &dyn Display| {
-            tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: beginning anew");
+            tracing::warn!(file = %path.display(), %error, "the ledger of counted migrations is damaged: starting with an empty one");
             BTreeMap::new()
         };
         let marks = match regular_file::read(path, LEDGER_BYTES_MAX) {

@@ -176,7 +176,7 @@ async fn settle_one(
             tracing::error!(
                 %migration, guest, destination,
                 answer = answer.name(),
-                "the source process died after its commit, and the destination does not say that it runs the guest: look for it there"
+                "the source process died after its commit, and the destination does not say that it runs the guest: check there"
             );
             Settlement::InDoubt
         }

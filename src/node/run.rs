@@ -166,7 +166,7 @@ fn tend_records(node: Arc<Node>, courier: NodeClient) -> JoinHandle<()> {
             match found {
                 Ok(orphans) => resolver.tend(&orphans),
                 Err(error) => {
-                    tracing::error!("cannot look through the records of migrations: {error:#}");
+                    tracing::error!("cannot process the records of migrations: {error:#}");
                 }
             }
         }

@@ -74,7 +74,7 @@ impl<M: Memory> Scanner<M> {
     ) -> Result<Found, Ended> {
         // If this is refused, the scan runs at normal priority, within its share.
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "a look at the guest's pages has an ordinary priority");
+            tracing::debug!(%error, "the survey of the guest's pages has an ordinary priority");
         }
         self.cpu = thread_cpu();
         let mut mapped = BTreeMap::<u32, Mapped>::new();

@@ -165,7 +165,7 @@ async fn ask_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
     let looks: Vec<_> = looks.collect();
     let mut listed = Vec::with_capacity(looks.len());
     for look in looks {
-        listed.push(look.await.context("a look at a guest broke down")??);
+        listed.push(look.await.context("asking a guest broke down")??);
     }
     Ok(listed)
 }

@@ -160,7 +160,7 @@ async fn ask_or_older<R: PartialEq, T>(
 fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     let message = format!(
         "cannot tell whether the migration of {0} begins: {error}; it may when the process goes on: `lighter show {0}` tells, \
-         `lighter cancel {0}` calls it off",
+         `lighter cancel {0}` cancels it",
         args.name
     );
     ExitWith { exit: Exit::Unwatched, message }.into()

@@ -72,7 +72,7 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
         let process = process.with_context(cannot)?;
         process.kill().with_context(cannot)?;
         let pid = process.id();
-        output::note(format_args!("{name} does not end by itself ({fault}): killed process {pid}"));
+        output::note(format_args!("{name} does not end ({fault}): killed process {pid}"));
         if !is_gone_within(&guest, Some(&process), END_PATIENCE).await {
             bail!("process {pid} of {name} was killed, and is still there after {END_PATIENCE:?}");
         }

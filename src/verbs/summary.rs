@@ -70,7 +70,7 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
         Outcome::Migrated => return None,
         Outcome::StayedAtSource if cancelled => (
             Exit::Cancelled,
-            format!("the migration of {guest} to {destination} was called off; {}", stays(report)),
+            format!("the migration of {guest} to {destination} was cancelled; {}", stays(report)),
         ),
         Outcome::StayedAtSource => (
             Exit::Failed,

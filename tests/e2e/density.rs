@@ -91,7 +91,7 @@ fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     // A failed `jq` leaves `null`, which must not be taken for an absent plan.
     let nothing = pair.folder().join("nothing.json");
     fs::write(&nothing, "null").expect("a file");
-    let words = ["nothing.json is no plan", "lighter density plan --json"];
+    let words = ["nothing.json is not a plan", "lighter density plan --json"];
     pair.a
         .run(&["density", "apply", "--plan", &nothing.display().to_string()])
         .complains(Exit::Failed, &words);

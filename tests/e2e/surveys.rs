@@ -51,7 +51,7 @@ fn called_off(guest: &Guest) -> Result<(), Value> {
     if status["state"] == "done" {
         return Err(status["state"].clone());
     }
-    assert!(status["error"].to_string().contains("called off"), "{status}");
+    assert!(status["error"].to_string().contains("cancelled"), "{status}");
     Ok(())
 }
 
@@ -273,7 +273,7 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert_eq!(window.len(), 1, "{run:#}");
     assert!(window[0]["expected_bytes"].as_i64() > Some(30 << 20), "{run:#}");
     assert!(window[0]["verified_bytes"].as_i64() > Some(30 << 20), "{run:#}");
-    let why = "everything was looked at, and the profit stays the same";
+    let why = "all memory was scanned, and the profit no longer rises";
     assert_eq!(of_kind("stop-ksm")[0]["action"]["reason"], why, "{run:#}");
 
     let page = scrape(&pair.a);

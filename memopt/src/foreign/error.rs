@@ -15,7 +15,7 @@ pub enum ForeignError {
         why: &'static str,
     },
     /// No process listens on the socket.
-    #[error("nobody answers on {socket}: {cause}")]
+    #[error("no process answers on {socket}: {cause}")]
     Unreachable {
         /// The socket.
         socket: String,
@@ -25,7 +25,7 @@ pub enum ForeignError {
     /// The connection is open but the monitor does not greet: it serves another client. A process
     /// that hangs looks the same.
     #[error(
-        "{socket} is taken: a QMP monitor serves one client, and somebody (libvirt?) is connected; start the guest with a second \
+        "{socket} is in use: a QMP monitor serves one client, and another program (libvirt?) is connected; start the guest with a second \
          one: -qmp unix:PATH,server=on,wait=off"
     )]
     Taken {

@@ -75,7 +75,7 @@ pub enum HistoryError {
         max: String,
     },
     /// A record cannot be written as JSON.
-    #[error("{what} cannot be put down as JSON: {cause}")]
+    #[error("{what} cannot be written as JSON: {cause}")]
     Unwritable {
         /// The kind of record.
         what: &'static str,

@@ -41,7 +41,7 @@ pub enum KsmError {
     },
     /// The journal cannot be read or parsed, so no setting is restored from it.
     #[error(
-        "{file} is no journal of the settings of ksmd ({cause}): look at /sys/kernel/mm/ksm, set what is wrong there, and remove the file"
+        "{file} is not a journal of ksmd's settings ({cause}): check /sys/kernel/mm/ksm, correct it, and remove the file"
     )]
     Damaged {
         /// The journal's path.
@@ -51,7 +51,7 @@ pub enum KsmError {
     },
     /// Merging is forbidden on this host: `run` is 2.
     #[error(
-        "/sys/kernel/mm/ksm/run is 2: somebody had everything unmerged on this host; write 0 to it to allow merging again"
+        "/sys/kernel/mm/ksm/run is 2: all pages of this host were unmerged by hand; write 0 to it to allow merging again"
     )]
     Unmerged,
     /// A value that the knob cannot have.

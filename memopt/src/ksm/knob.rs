@@ -132,6 +132,6 @@ impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (knob, ours, found) =
             (self.knob, self.knob.text(self.ours), self.knob.text(self.found));
-        write!(f, "somebody else set {knob} to {found} where this window had set {ours}")
+        write!(f, "another program set {knob} to {found} where this window had set {ours}")
     }
 }

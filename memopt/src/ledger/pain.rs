@@ -47,7 +47,7 @@ impl fmt::Display for PainCause {
             Self::OomKill(count) => write!(f, "{count} processes killed for want of memory"),
             Self::AllocationStalls(rate) => write!(f, "{rate:.1} allocations/s wait for memory"),
             Self::DirectReclaim(rate) => {
-                write!(f, "{:.1} MiB/s reclaimed while somebody waits", mib(rate))
+                write!(f, "{:.1} MiB/s reclaimed while programs wait", mib(rate))
             }
             Self::MajorFaults(rate) => write!(f, "{rate:.0} page faults/s wait for a disk"),
             Self::Swapping(rate) => write!(f, "{:.1} MiB/s swapped", mib(rate)),

@@ -74,10 +74,10 @@ impl Context<'_> {
         let exposed = domain.and_then(|domain| domain.exposed.first());
         match (end, domain) {
             (Some(WindowEnd::Flat), _) => {
-                Some("everything was looked at, and the profit stays the same".to_owned())
+                Some("all memory was scanned, and the profit no longer rises".to_owned())
             }
             (Some(WindowEnd::Over), _) => Some("its time, or its CPU time, is over".to_owned()),
-            (Some(WindowEnd::Stopped), _) => Some("somebody else has stopped ksmd".to_owned()),
+            (Some(WindowEnd::Stopped), _) => Some("another program stopped ksmd".to_owned()),
             (None, None) => Some("no merge domain is left to be merged".to_owned()),
             (None, Some(domain)) if Some(domain.choice.domain.as_str()) != of_last => {
                 Some(format!("domain {} is to be merged now", domain.choice.domain))

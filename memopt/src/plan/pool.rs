@@ -44,7 +44,7 @@ impl Context<'_> {
                 let pages = of(asked).min(free - most);
                 let expected = signed(pages.saturating_mul(pool.page_bytes));
                 need.met_by(expected);
-                let reason = format!("nobody has {} of it", Size(expected));
+                let reason = format!("{} of it is free", Size(expected));
                 resize(pool, pool.pages - pages, expected, reason, draft);
             }
         }

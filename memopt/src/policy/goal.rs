@@ -30,7 +30,7 @@ pub enum Goal {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GoalError {
     /// The text has none of the three forms.
-    #[error("`{text}` is no goal: write `free 8GiB`, `keep 15% headroom` or `max density`")]
+    #[error("`{text}` is not a goal: write `free 8GiB`, `keep 15% headroom` or `max density`")]
     Unknown {
         /// The beginning of the text.
         text: String,
@@ -42,7 +42,7 @@ pub enum GoalError {
         cause: String,
     },
     /// The goal asks for nothing, or for almost all memory.
-    #[error("`{text}` is no goal that can be reached: {cause}")]
+    #[error("`{text}` cannot be reached: {cause}")]
     Impossible {
         /// The beginning of the text.
         text: String,

@@ -30,7 +30,7 @@ pub struct Cron {
 pub enum CronError {
     /// The expression cannot be parsed.
     #[error(
-        "`{text}` is no cron expression (minute hour day month weekday, as \"30 2 * * 1-5\"): {cause}"
+        "`{text}` is not a cron expression (minute hour day month weekday, as \"30 2 * * 1-5\"): {cause}"
     )]
     Malformed {
         /// The expression as written.

@@ -147,7 +147,7 @@ impl fmt::Display for Notice {
                     names => write!(f, "; what ran in between may run again: {}", names.join(", ")),
                 }
             }
-            Self::Asleep(time) => write!(f, "nobody looked at the time for {}", Span(*time)),
+            Self::Asleep(time) => write!(f, "the clock was not checked for {}", Span(*time)),
         }
     }
 }
@@ -191,7 +191,7 @@ fn utc(unix_seconds: u64) -> String {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => f.write_str("nobody was there in time"),
+            Self::Absent => f.write_str("no node ran in time"),
             Self::Superseded => f.write_str("it was due again before it could run"),
             Self::Overlapped(running) => write!(f, "another run was under way ({running})"),
             Self::WindowOver => f.write_str("another run was under way until its window was over"),
@@ -229,10 +229,10 @@ mod tests {
                 due(Punctuality::CaughtUp, 90),
                 "nightly (due 2026-11-20T02:00:00Z) begins, 1m 30s late, caught up",
             ),
-            (missed(1), "nightly (due 2026-11-20T02:00:00Z) did not run: nobody was there in time"),
+            (missed(1), "nightly (due 2026-11-20T02:00:00Z) did not run: no node ran in time"),
             (
                 missed(2),
-                "nightly (due 2 times, 2026-11-19T02:00:00Z to 2026-11-20T02:00:00Z) did not run: nobody was there in time",
+                "nightly (due 2 times, 2026-11-19T02:00:00Z to 2026-11-20T02:00:00Z) did not run: no node ran in time",
             ),
             (Notice::Busy { running: Trigger::Manual }, "another run is under way (manual)"),
             (Notice::End(nightly()), "the window of nightly is over"),

@@ -32,13 +32,11 @@ pub struct Digests {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DigestsError {
     /// The received data is not a table.
-    #[error("this is no table of digests: {0}")]
+    #[error("not a table of digests: {0}")]
     Malformed(&'static str),
     /// The tables are of different merge domains, or of one domain before and after it got a new
     /// seed.
-    #[error(
-        "tables of digests with different seeds say nothing about each other: look at the guests again"
-    )]
+    #[error("tables of digests with different seeds cannot be compared: survey the guests again")]
     OtherSeed,
 }
 
@@ -211,7 +209,7 @@ impl TryFrom<Wire> for Digests {
         }
         let counted: u64 = entries.iter().map(|(_, count)| u64::from(*count)).sum();
         if zero_pages > pages || counted > pages - zero_pages {
-            return malformed("it has more pages than were looked at");
+            return malformed("it has more pages than were scanned");
         }
         let entries = entries.into_iter().collect();
         Ok(Self { tag, bits, pages, zero_pages, entries, capacity: ENTRIES_MAX })

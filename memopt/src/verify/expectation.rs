@@ -128,7 +128,7 @@ impl Expectation {
                 by_share(moved.process, i64::from(!now.is_mergeable), 1)
             }
             // Whatever else the guest returned meanwhile is credited to the steps that caused it.
-            _ => unclear(0, "what was taken apart is not counted"),
+            _ => unclear(0, "unmerged pages are not counted"),
         }
     }
 

@@ -66,7 +66,7 @@ catalogue! {
         running: Gauge<()> = "lighter_density_run_under_way", State,
             "1 while a run is under way.";
         last_success: Gauge<()> = "lighter_density_last_success_timestamp_seconds", Timestamp,
-            "When the last run ended that was neither called off nor failed; absent when there was none.";
+            "When the last run ended that was neither cancelled nor failed; absent when there was none.";
         settings_invalid: Gauge<()> = "lighter_density_settings_invalid", State,
             "1 while lighter.toml is wrong, so that what it said before holds.";
 
@@ -91,9 +91,9 @@ catalogue! {
         pool: Gauge<(PageSize,)> = "lighter_host_hugetlb_bytes", Bytes,
             "Memory in a hugetlb pool of the host.";
         pool_free: Gauge<(PageSize,)> = "lighter_host_hugetlb_free_bytes", Bytes,
-            "Memory in a hugetlb pool of the host that nobody has.";
+            "Memory in a hugetlb pool of the host that is free.";
         pool_reserved: Gauge<(PageSize,)> = "lighter_host_hugetlb_reserved_bytes", Bytes,
-            "Memory in a hugetlb pool of the host that nobody has and that is promised.";
+            "Memory in a hugetlb pool of the host that is free but reserved.";
         host_benched: Gauge<(Actuator,)> = "lighter_density_host_benched", State,
             "1 while an actuator of the host itself is not used, since it did not deliver.";
 
@@ -156,14 +156,14 @@ catalogue! {
         balloon_stuck: Gauge<(GuestName,)> = "lighter_balloon_stuck", State,
             "1 while a balloon that is asked to inflate does not move.";
         balloon_reported: Counter<(GuestName,)> = "lighter_balloon_reported_bytes_total", Bytes,
-            "Free memory that a guest has reported by itself and that the host has taken.";
+            "Free memory that a guest has reported (free page reporting) and the host has taken.";
 
         stats_age: Gauge<(GuestName,)> = "lighter_guest_stats_age_seconds", Seconds,
             "How old the statistics of a guest's balloon driver were at the last inspection.";
         stats_total: Gauge<(GuestName,)> = "lighter_guest_stats_total_bytes", Bytes,
             "Memory that a guest sees in all (virtio MEMTOT; libvirt calls it available).";
         stats_free: Gauge<(GuestName,)> = "lighter_guest_stats_free_bytes", Bytes,
-            "Memory that nobody uses in a guest (virtio MEMFREE; libvirt calls it unused).";
+            "Memory that is unused in a guest (virtio MEMFREE; libvirt calls it unused).";
         stats_available: Gauge<(GuestName,)> = "lighter_guest_stats_available_bytes", Bytes,
             "What new work in a guest could have without swapping (virtio AVAIL; libvirt calls it usable).";
         stats_caches: Gauge<(GuestName,)> = "lighter_guest_stats_cache_bytes", Bytes,
@@ -180,6 +180,6 @@ catalogue! {
             "Allocations in a guest that waited for memory (Linux 6.12).";
         stats_direct_reclaim: Counter<(GuestName,)> =
             "lighter_guest_stats_direct_reclaim_bytes_total", Bytes,
-            "Memory that a guest has reclaimed while somebody waited for it (Linux 6.12).";
+            "Memory that a guest has reclaimed while a program waited for it (Linux 6.12).";
     }
 }

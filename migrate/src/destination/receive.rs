@@ -220,7 +220,7 @@ impl Destination {
         }
         let text = match decision {
             Decision::Commit => "the source committed a guest that was not ready here",
-            Decision::Aborted => "the source had called it off",
+            Decision::Aborted => "the source had cancelled it",
         };
         let failure = Failure::Protocol(ProtocolError::Invalid(text.to_owned()));
         self.discard(failure, DestinationMessage::Discarded);

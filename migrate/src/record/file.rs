@@ -30,7 +30,7 @@ pub enum RecordError {
         cause: std::io::Error,
     },
     /// The file is not a valid record.
-    #[error("{} is no migration record: {detail}", path.display())]
+    #[error("{} is not a migration record: {detail}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

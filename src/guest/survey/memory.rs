@@ -114,7 +114,7 @@ impl Memory for OwnMemory {
             Ok(written) => Ok(Some(written)),
             Err(Ended::Failed(error)) => {
                 tracing::warn!(
-                    "KVM does not log what the guest writes: samples are looked at: {error:#}"
+                    "KVM does not log what the guest writes: samples are compared instead: {error:#}"
                 );
                 Ok(None)
             }

@@ -39,13 +39,13 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
         let _unwanted = waiting.send(found);
     };
     let thread = std::thread::Builder::new().name("survey".to_owned()).spawn(work);
-    thread.context("there is no thread for it")?;
+    thread.context("cannot start a thread for it")?;
     match told.await.context("the survey broke down")? {
         Ok(found) => {
             let digests = found.digests().clone();
             Ok(Surveyed { digests, findings: Box::new(Here(Arc::new(found))) })
         }
-        Err(Ended::CalledOff) => bail!("called off"),
+        Err(Ended::CalledOff) => bail!("cancelled"),
         Err(Ended::Failed(error)) => Err(error),
     }
 }

@@ -67,7 +67,7 @@ fn plan(args: &ApplyArgs) -> Result<Option<Plan>> {
         .with_context(|| format!("cannot read {name}"))?;
     parse(&text)
         .map(Some)
-        .with_context(|| format!("{name} is no plan: `lighter density plan --json` writes one"))
+        .with_context(|| format!("{name} is not a plan: `lighter density plan --json` writes one"))
 }
 
 fn parse(text: &str) -> Result<Plan> {
@@ -75,7 +75,7 @@ fn parse(text: &str) -> Result<Plan> {
     // policy allows.
     let value: Value = serde_json::from_str(text)?;
     if !value.is_object() {
-        bail!("it is no object of JSON");
+        bail!("it is not a JSON object");
     }
     Ok(serde_json::from_str(text)?)
 }
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn what_is_no_plan_is_told_so_in_words() {
         for text in ["[]", "null", "7"] {
-            assert_eq!(parse(text).unwrap_err().to_string(), "it is no object of JSON", "{text}");
+            assert_eq!(parse(text).unwrap_err().to_string(), "it is not a JSON object", "{text}");
         }
         assert!(parse("{}").unwrap_err().to_string().contains("missing field"));
         assert!(parse("").is_err());

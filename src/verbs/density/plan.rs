@@ -34,7 +34,7 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     let (goal, survey) = (args.options.goal, args.survey);
     let request = PlanRequest { goal, policy, survey };
     if survey {
-        output::note("the guests' pages are looked at first");
+        output::note("the guests' pages are surveyed first");
     }
     let patience = if survey { SURVEY_PATIENCE } else { INSPECTION_PATIENCE };
     let client = node(state).with_patience(patience);

@@ -91,5 +91,5 @@ fn a_tap_that_was_given_is_one_guests_and_stays() {
         let left = link(&lan, "tap0");
         wait::holds(left.contains("NO-CARRIER"), left)
     });
-    start(&lan, &pair, "web", "tap=br0").complains(Exit::Failed, &["br0: it is no tap"]);
+    start(&lan, &pair, "web", "tap=br0").complains(Exit::Failed, &["br0: it is not a tap"]);
 }

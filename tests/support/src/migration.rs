@@ -104,7 +104,7 @@ impl Outcome {
     /// Asserts that the migration was cancelled.
     #[track_caller]
     pub fn cancelled(self) -> Done {
-        self.done.complains(Exit::Cancelled, &["called off", "the guest goes on here"])
+        self.done.complains(Exit::Cancelled, &["cancelled", "the guest goes on here"])
     }
 
     /// Asserts that the migration is in doubt: the guest runs on neither host, and the message

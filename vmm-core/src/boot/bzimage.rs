@@ -140,7 +140,7 @@ fn places(header: &setup_header) -> Result<(u64, u64), String> {
         return Ok((preferred, preferred));
     }
     if !alignment.is_power_of_two() {
-        return Err(format!("its alignment is {alignment:#x}, which is no power of two"));
+        return Err(format!("its alignment is {alignment:#x}, which is not a power of two"));
     }
     Ok((HIGH_MEMORY, HIGH_MEMORY.next_multiple_of(alignment).max(preferred)))
 }

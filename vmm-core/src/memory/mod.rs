@@ -105,7 +105,7 @@ pub enum MemoryError {
         bytes_max: usize,
     },
     /// Guest memory is not a whole number of huge pages.
-    #[error("guest memory of {} is no whole number of huge pages of {}", size(*bytes), size(*page))]
+    #[error("guest memory of {} is not a whole number of huge pages of {}", size(*bytes), size(*page))]
     NotWholeHugePages {
         /// Bytes of guest memory.
         bytes: u64,
@@ -175,7 +175,7 @@ pub enum MemoryError {
     },
     /// The kernel was built without KSM.
     #[error(
-        "this host's kernel merges no pages (it was built without CONFIG_KSM): leave the merge domain away"
+        "this host's kernel merges no pages (it was built without CONFIG_KSM): omit the merge domain"
     )]
     NoKsm,
     /// The kernel refuses to mark the memory for merging, or to unmerge it.
@@ -198,7 +198,7 @@ pub enum MemoryError {
     /// The kernel offers this process no asynchronous write-protection, the only kind that lets
     /// writes proceed without answering each fault.
     #[error(
-        "asynchronous write-protection (userfaultfd, Linux 6.7) cannot be had: {cause}; guests stand still longer while they share \
+        "asynchronous write-protection (userfaultfd, Linux 6.7) is missing: {cause}; guests pause longer while they share \
          with their templates again"
     )]
     NoWriteProtection {
@@ -213,7 +213,7 @@ pub enum MemoryError {
     },
     /// Another process's memory could not be inspected.
     #[error(
-        "cannot look at the memory of process {pid} (which takes root, or CAP_SYS_PTRACE): {cause}"
+        "cannot read the memory of process {pid} (which takes root, or CAP_SYS_PTRACE): {cause}"
     )]
     Process {
         /// PID of the process.

@@ -83,7 +83,7 @@ fn may_be_replaced(path: &Path) -> io::Result<()> {
     // A rename would replace a device or a pipe instead of writing to it.
     match fs::metadata(path) {
         Ok(there) if !there.is_file() => {
-            return Err(io::Error::other("something that is no file has this name"));
+            return Err(io::Error::other("something that is not a file has this name"));
         }
         Ok(there) if there.len() == 0 => return Ok(()),
         Ok(_) => {}

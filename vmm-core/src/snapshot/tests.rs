@@ -95,7 +95,7 @@ fn a_device_or_a_socket_is_not_replaced_by_a_file() {
     std::os::unix::fs::symlink("/dev/null", &link).unwrap();
     for path in [&socket, &link] {
         let error = save(&counting_guest(), path, &NO_COPIES).unwrap_err().to_string();
-        assert!(error.ends_with("something that is no file has this name"), "{error}");
+        assert!(error.ends_with("something that is not a file has this name"), "{error}");
         assert!(!fs::metadata(path).unwrap().is_file());
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");

@@ -114,7 +114,7 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// The socket at which programs reach the guest could not be created.
-    #[error("cannot listen at {} for those who look for the guest: {cause}", path.display())]
+    #[error("cannot listen at {} for programs that connect to the guest: {cause}", path.display())]
     Vsock {
         /// Path of the socket.
         path: PathBuf,

@@ -73,7 +73,7 @@ pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Line<T>
     } else if raw.id != Some(id) {
         Ok(Line::Other)
     } else {
-        raw.answer.map(Line::Answer).ok_or_else(|| "a line that is no QMP".to_owned())
+        raw.answer.map(Line::Answer).ok_or_else(|| "a line that is not QMP".to_owned())
     }
 }
 

@@ -369,7 +369,7 @@ fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
     host.host.ksm.as_mut().unwrap().run = 0;
     host = later(&host, 2);
     let guessed = round(&host, &policy, &mut ledger, &MAX);
-    assert_eq!(guessed.steps[0].reason, "somebody else has stopped ksmd");
+    assert_eq!(guessed.steps[0].reason, "another program stopped ksmd");
     ledger.ksm.ended(End::Flat.into(), host.uptime, &policy.merge);
     let plan = round(&host, &policy, &mut ledger, &MAX);
     assert_eq!(told(&plan), ["ksmd: stop merging domain blue"]);

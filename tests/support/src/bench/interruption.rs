@@ -32,6 +32,6 @@ pub fn watch() -> Result<()> {
 /// # Errors
 /// If Ctrl-C was pressed.
 pub fn check() -> Result<()> {
-    ensure!(!INTERRUPTED.load(Ordering::Relaxed), "called off");
+    ensure!(!INTERRUPTED.load(Ordering::Relaxed), "cancelled");
     Ok(())
 }

@@ -14,7 +14,7 @@ pub struct MacAddress([u8; 6]);
 /// A text that is not a valid MAC address of a network device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no address of a network device: write six bytes as 52:54:00:12:34:56, the first of them even"
+    "`{0}` is not a network device's address: write six bytes as 52:54:00:12:34:56, the first of them even"
 )]
 pub struct MacError(String);
 

@@ -99,7 +99,7 @@ impl Tap {
             && net::index(&control, name).is_ok()
         {
             let what = format!(
-                "it exists, and a tap for bridge {bridge} has to be made; leave the bridge away to use it as it is"
+                "it exists, and a tap for bridge {bridge} has to be made; omit the bridge to use it as it is"
             );
             return Err(failed(io::Error::other(what)));
         }
@@ -159,7 +159,7 @@ impl Port for Tap {
             Origin::Given => net::set_carrier(&self.file, Carrier::Off),
         };
         if let Err(error) = closed {
-            tracing::warn!(tap = %self.name, %error, "the network may still look for the guest here");
+            tracing::warn!(tap = %self.name, %error, "the network may still send the guest's packets here");
         }
     }
 }
@@ -178,7 +178,7 @@ pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
     };
     match net::mtu(&control, name) {
         Ok(mtu) if net::driver(&control, name).is_ok_and(|found| found == driver) => Ok(mtu),
-        Ok(_) => Err(failed(io::Error::other(format!("it is no {kind}")))),
+        Ok(_) => Err(failed(io::Error::other(format!("it is not a {kind}")))),
         Err(cause) if cause.raw_os_error() == Some(libc::ENODEV) => {
             Err(failed(io::Error::other(format!("there is none; make it with `{command}`"))))
         }
@@ -203,7 +203,7 @@ fn explained(cause: io::Error) -> io::Error {
             "this takes CAP_NET_ADMIN; without it use a tap that was made for this user: `ip tuntap add NAME mode tap user USER`"
         }
         Some(libc::EBUSY) => "it is in use by another guest or program",
-        Some(libc::EINVAL) => "it is no tap for one reader",
+        Some(libc::EINVAL) => "it is not a tap with a single queue",
         _ => return cause,
     };
     io::Error::new(cause.kind(), what)
