@@ -2,11 +2,11 @@
 //! guest's process. The copy left on this host is out of date.
 //!
 //! A file is marked with an extended attribute (`user.lighter.moved-to`), which stays with it when
-//! the file is renamed. A block device cannot have one, not every file system keeps it, and a power
-//! cut may come before it is written. So the process also writes
-//! `departed/guests/NAME/UUID/ID.json` in the state folder when the migration begins. That file
-//! counts once the migration's record says that the guest belongs to the destination. The node then
-//! marks the file as settled, since records are removed eventually.
+//! the file is renamed or moved. A block device cannot have one, not every file system keeps it,
+//! and a power cut may come before it is written. So the process also writes
+//! `departed/guests/NAME/UUID/ID.json` in the state folder when the migration begins. That JSON
+//! file counts once the migration's record says that the guest belongs to the destination. The node
+//! then marks the JSON file as settled, so that it counts even after the record is removed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +28,7 @@ use crate::state_dir::StateDir;
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
-/// Longest host name in a note, in characters: a note has 255 bytes.
+/// Longest host name in a note, in characters: a note holds at most 255 bytes.
 const HOST_CHARACTERS_MAX: usize = 40;
 /// Most files that are read for each guest: one for each migration that copied its disks.
 const FILES_MAX: usize = 4096;
@@ -71,7 +71,7 @@ pub(crate) struct DepartedDisk {
 #[derive(Debug)]
 struct Damaged;
 
-/// The content of all files.
+/// The content of the departure files of all guests.
 #[derive(Debug, Default)]
 struct Notes {
     departures: Vec<Departure>,
@@ -140,8 +140,8 @@ impl Departures {
     }
 
     /// Removes the notes from the disks of a guest that stays here or has come back, and then the
-    /// file. A power cut after the decision leaves such notes. While a disk is missing (its file
-    /// system may not be mounted yet), the file stays for another attempt.
+    /// file. Such notes remain if the host loses power after the decision. While a disk is missing
+    /// (its file system may not be mounted yet), the file stays for another attempt.
     ///
     /// # Errors
     /// If a note or the file cannot be removed.
@@ -243,8 +243,8 @@ impl Departures {
     }
 
     /// Settles or gives back the disks of migrations that are over by `records`, before those
-    /// records are removed. Returns the migrations whose records must stay because settling failed,
-    /// and adds errors to `faults`: the next pass tries again.
+    /// records are removed. Returns the migrations for which that failed, whose records must stay,
+    /// and adds the errors to `faults`: the next pass tries again.
     pub(crate) fn settle_by(
         &self,
         records: &[Record],

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::durable;
 use crate::names::GuestName;
 
-/// Most files that are kept; beyond, the oldest is removed, unless its guest is defined or saved.
+/// Most files kept of guests that are neither defined here nor saved; beyond that, the oldest are
+/// removed.
 const FILES_MAX: usize = 100;
 
 /// Largest file that is read, in bytes.
@@ -142,8 +143,8 @@ impl EndedGuests {
 
     /// Removes the record of the last guest of this name: the name now belongs to another guest.
     pub(crate) fn forget(&self, name: &GuestName) {
-        // It may not exist. If it cannot be removed, it misleads only users who ask about a guest
-        // that was killed.
+        // It may not exist. If it cannot be removed, it misleads only if the new guest is killed
+        // and so leaves no record of its own.
         let _removed = fs::remove_file(self.file(name));
     }
 
@@ -194,7 +195,7 @@ impl EndedGuests {
         self.place(name).join("ended.json")
     }
 
-    /// Path that earlier versions write. Their guests may still be live.
+    /// Returns the path that earlier versions write, some of whose guests may still be live.
     fn earlier_file(&self, name: &GuestName) -> PathBuf {
         self.folder.join(format!("{name}.json"))
     }
@@ -237,7 +238,8 @@ fn file_names(folder: &Path) -> impl Iterator<Item = String> + use<> {
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
-/// Ignores a file that cannot be read: the record helps users, and must not block anything.
+/// Reads the file at `path`; `None` if it does not exist or cannot be read, since callers only
+/// display the record or tidy up, and a damaged file must not stop them.
 fn read(path: &Path) -> Option<Ended> {
     read_if_there(path).ok()?
 }

@@ -109,8 +109,8 @@ impl Host {
         let (mut life, mut stopped): (Option<Life>, _) = (None, None);
         let (mut pauses, mut pace) = (Pauses::default(), Pace::default());
         'life: while stopped.is_none() && guest.is_live() {
-            // Before asking for its PID: a process that is about to exit still answers what is
-            // asked.
+            // The stream is opened before the PID is asked for: a process that is about to exit
+            // still answers requests that it has accepted.
             let pid = life.as_ref().map_or(0, |life| life.pid);
             let Ok((first, mut events)) = client.follow_events(next, pid).await else {
                 // It has not started to serve, hangs, or belongs to another user.
@@ -160,7 +160,7 @@ impl Host {
     }
 
     async fn tell(&self, event: Event) {
-        // The receiver is gone: this task is about to end.
+        // If the receiver is gone, this task is about to end.
         let _unheard = self.told.send(Ok(event)).await;
     }
 

@@ -23,7 +23,8 @@ use crate::whereabouts::migrations_of;
 /// How long a host may take to answer; one that has lost power never does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The same when nothing suggests that the guest is there: the start has to wait for it.
+/// How long a host may take to answer when nothing suggests that it has the guest. It is shorter
+/// than `PATIENCE` because it delays the start.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Most hosts that are asked, one after the other, when the guest has moved on from each.
@@ -62,7 +63,7 @@ pub(crate) struct OtherHost {
 struct Said {
     /// The host's name.
     host: String,
-    /// Where the guest is, or why the host cannot be asked.
+    /// Where the guest is, or why there is no answer.
     answer: Result<Traced, String>,
 }
 
@@ -275,7 +276,7 @@ impl<'a> Inquiry<'a> {
         Ok(self.without_arrival_here(traced.map_err(|error| error.to_string())?))
     }
 
-    /// Removes the guest from an answer which says that it left for this host.
+    /// Removes the guest from an answer which says that it left for this host by a known migration.
     fn without_arrival_here(&self, traced: Traced) -> Traced {
         match &traced.onward {
             Some(onward) if self.came_here.contains(&onward.migration) => {
@@ -317,7 +318,8 @@ fn next(said: &Said) -> Option<(String, Option<Peer>, Option<MigrationId>)> {
     Some((past.destination()?.to_owned(), None, None))
 }
 
-/// Resolves a host that another host of an earlier version named as its user had typed it.
+/// Finds the node of a host of which only the name is known, as a user typed it: hosts of earlier
+/// versions pass on no address.
 async fn find(host: &str) -> Result<Peer, String> {
     let found = async { Destination::parse(host)?.find().await }.await;
     let peers = found.map_err(|error| format!("{error:#}"))?;

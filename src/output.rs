@@ -27,8 +27,8 @@ pub(crate) fn print_line(text: impl Display) -> Result<()> {
 
 /// Prints a value as the one JSON document of `--json`.
 ///
+/// # Errors
 /// If the value has no JSON form, or as for [`print()`].
-/// The value has no JSON form; as [`print()`].
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print_line(serde_json::to_string_pretty(value).context("cannot print the result as JSON")?)
 }

@@ -17,8 +17,8 @@ pub(crate) struct RawTerminal {
 impl RawTerminal {
     /// Switches stdin to raw mode if it is a terminal.
     ///
+    /// # Errors
     /// If the terminal's settings cannot be read or changed.
-    /// The terminal refuses.
     pub(crate) fn enter() -> Result<Option<Self>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {

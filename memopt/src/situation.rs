@@ -102,7 +102,7 @@ pub struct Pool {
 /// One guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Guest {
-    /// Name of the guest, unique on this host ([`crate::foreign::name_apart`]).
+    /// Name of the guest, unique on this host ([`crate::foreign::make_names_unique`]).
     pub name: String,
     /// The program that runs it.
     pub vmm: Vmm,
@@ -213,9 +213,9 @@ pub enum Vmm {
 }
 
 impl Vmm {
-    /// Whether the program merges, splits, drops and shares single chunks of a guest's memory on
-    /// request. For other programs, the kernel may merge what they marked at the start, and any
-    /// privileged process may make huge pages.
+    /// Whether the program merges, unmerges, drops and shares single chunks of a guest's memory on
+    /// request. For other programs, the kernel may merge what they marked at the start, and a
+    /// process other than the guest's own can make huge pages.
     #[must_use]
     pub const fn takes_chunks(self) -> bool {
         matches!(self, Self::Lighter)
@@ -360,7 +360,7 @@ pub struct Chunk {
     pub is_huge: bool,
     /// Whether the kernel may merge it.
     pub is_mergeable: bool,
-    /// Whether merging has mapped one host page at several addresses of it. That cannot be split
+    /// Whether merging has mapped one host page at several addresses of it. That cannot be undone
     /// from outside: the kernel makes no huge page of such a chunk (`MADV_COLLAPSE` returns
     /// `EAGAIN` every time).
     #[serde(default)]

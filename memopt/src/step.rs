@@ -59,7 +59,7 @@ pub enum Action {
         /// The chunks, in order of their address.
         chunks: Vec<ChunkRange>,
     },
-    /// Split the merged pages of these chunks, and stop merging them.
+    /// Unmerge these chunks, so that each page has its own memory again, and stop merging them.
     Unmerge {
         /// Name of the guest.
         guest: String,

@@ -115,7 +115,7 @@ fn traffic(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     families.migration_disk_transferred.add(&labels, number(sample.disk_transferred_bytes));
 }
 
-/// Fills what a migration measures, expects and reached.
+/// Fills the measured rates of a migration, what it has left to send, and its downtimes.
 fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let labels = (name.clone(), sample.direction);
     let seconds = |value: Option<Duration>| value.map(|duration| duration.as_secs_f64());

@@ -166,7 +166,7 @@ fixed_label! {
         Migrating = "migrating",
         /// Handed over or complete, but the other host has not confirmed; it does not run here.
         InDoubt = "in_doubt",
-        /// It has ended, and its process is about to.
+        /// It has ended, and its process is about to exit.
         Ended = "ended",
     }
 }

@@ -58,7 +58,7 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
         Some(rate) if rate > 0.0 => bytes / rate,
         _ => f64::INFINITY,
     };
-    // More than a Duration holds: the same as never.
+    // More than a Duration holds: treated as endless.
     let memory = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
     ExpectedDowntime { memory, fixed: seen.fixed }
 }
@@ -125,8 +125,8 @@ impl BandwidthMeter {
 const DIRTY_RATE_WINDOW: Duration = Duration::from_millis(200);
 
 /// Measures how many pages per second the guest writes, over the last 200 ms of samples of its
-/// dirty log, or over all samples while they cover less. A sample covers the time since the one
-/// before it.
+/// dirty log, or over all samples while they cover less. A sample covers the whole time since the
+/// one before it, whether or not a round was sent in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DirtyRateMeter {
     looked: Option<Duration>,

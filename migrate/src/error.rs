@@ -63,7 +63,8 @@ pub enum Failure {
     Timeout {
         /// The limit.
         limit: Duration,
-        /// What the guest or its pause was waiting for; empty if unrelated to the guest.
+        /// Why the rounds had not ended: the guest dirties memory too fast, or its pause takes too
+        /// long even without dirty memory; empty if neither is so.
         why: PeerText,
     },
     /// The guest was paused for too long before the decision to hand it over.
@@ -98,7 +99,7 @@ pub enum Failure {
     /// The peer broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(ProtocolError),
-    /// Memory pages that arrived damaged or incomplete.
+    /// Pages of memory or of disks arrived damaged or incomplete.
     #[error("damaged data: {detail}")]
     Data {
         /// What is wrong with the data.
@@ -107,10 +108,10 @@ pub enum Failure {
     /// A call to the guest failed.
     #[error("guest error: {0}")]
     Guest(GuestError),
-    /// The guest stopped running while it was being migrated.
+    /// The guest ended on its own while it was being migrated.
     #[error("the guest has ended: {detail}")]
     GuestStopped {
-        /// How it stopped: shut down, crashed.
+        /// How it ended: it shut down, or crashed.
         detail: PeerText,
     },
     /// A durable record could not be written.
@@ -224,7 +225,7 @@ pub enum CancelRefused {
         "too late to cancel at the destination: it is ready and the source decides; cancel there"
     )]
     SourceDecides,
-    /// The commit is decided and on disk.
+    /// The commit is decided; its record is being written, or is on disk.
     #[error("too late to cancel: the destination has been told to run the guest")]
     Committed,
     /// The migration is over.

@@ -22,7 +22,7 @@ pub(crate) enum Passage {
     Go,
     /// The step does not happen.
     Hold,
-    /// The connections are closed first.
+    /// The connections are closed at the step; a message is then not sent.
     Cut,
     /// The frame is sent with a corrupted byte.
     Flip,

@@ -86,8 +86,8 @@ impl GuestDescription {
     /// # Errors
     /// If the name is empty, longer than [`MAX_NAME_BYTES`], has characters other than letters,
     /// digits, `-`, `_` and `.`, or starts with `.` or `-`; if there is no virtual CPU; or if there
-    /// are more than [`MAX_DISKS`] disks to copy, an empty one, or more data than
-    /// `MAX_MEMORY_BYTES`.
+    /// are more than [`MAX_DISKS`] disks to copy, an empty one, or more than `MAX_MEMORY_BYTES` in
+    /// memory and disks together.
     pub fn check_bounds(&self) -> Result<(), Refusal> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = &self.name;
@@ -269,8 +269,8 @@ pub trait SourceGuest: Send + Sync {
     /// If the log cannot be read.
     fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError>;
 
-    /// Re-arms the dirty log for exactly these pages; `words[0]` is chunk `first_chunk`. Called
-    /// right *before* the pages are copied, so no write is missed.
+    /// Re-arms the dirty log for exactly these pages, so that it shows their next write; `words[0]`
+    /// is chunk `first_chunk`. Called right *before* the pages are copied, so no write is missed.
     ///
     /// # Errors
     /// If the log cannot be changed.
@@ -296,7 +296,7 @@ pub trait SourceGuest: Send + Sync {
     /// If a vCPU does not stop.
     fn pause(&self) -> Result<(), GuestError>;
 
-    /// Resumes a paused guest.
+    /// Resumes a paused guest. Harmless if it already runs, as after a failed dry run.
     ///
     /// # Errors
     /// If a vCPU does not start.

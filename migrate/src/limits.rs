@@ -13,9 +13,9 @@ pub struct Limits {
     pub total: Option<Duration>,
     /// Longest wait for the answer to a greeting or to the description of the guest.
     pub answer: Duration,
-    /// Time after the pause at which a migration is aborted if its guest was paused by its user and
-    /// the destination is not ready. For a running guest, [`Limits::standstill`] applies, which
-    /// this caps.
+    /// Longest time from the pause until the destination must be ready, for a guest that its user
+    /// had paused: then the migration is aborted. For a guest that ran, [`Limits::standstill`]
+    /// applies; this caps it, but not below the downtime limit plus a second.
     pub switchover: Duration,
 }
 

@@ -37,7 +37,7 @@ impl Phase {
         Self::Resume,
     ];
 
-    /// The name of the phase: also its metric label.
+    /// Returns the name of the phase, which is also its metric label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",

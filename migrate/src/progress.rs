@@ -153,8 +153,8 @@ pub struct Progress {
     pub expected_downtime_seconds: Option<f64>,
     /// The downtime limit.
     pub downtime_limit_seconds: f64,
-    /// False if further rounds do not bring the expected downtime below its limit: it stays above
-    /// unless the guest writes less.
+    /// False if further rounds do not bring the expected downtime below its limit: the guest
+    /// dirties memory too fast, or its pause takes too long even without dirty memory.
     pub converging: bool,
     /// What the operator can do; set if this side cannot tell whether the other one runs the guest
     /// or will run it.

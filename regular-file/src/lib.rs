@@ -34,8 +34,8 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 }
 
 /// Opens the regular file at `path` for reading, where an untrusted program has chosen the path.
-/// Never opens anything but a regular file: opening some devices has side effects (it arms a
-/// watchdog). Does not wait for a lease that the other program holds on the file.
+/// Never opens anything but a regular file: opening some devices has side effects (a watchdog is
+/// armed). Does not wait for a lease that the other program holds on the file.
 ///
 /// # Errors
 /// As [`open`].
@@ -80,11 +80,13 @@ pub fn read_opened(file: &mut File, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Replaces the file at `path` by one that only this user can read: a reader finds the old content
-/// or the new one, even after a crash of the host. The content is on disk when this returns.
+/// Replaces the file at `path` by one that only this user can read and write. A reader finds the
+/// old content or the new one, even after a crash of the host. The content is on disk when this
+/// returns.
 ///
 /// # Errors
-/// The system's error; the old content is then still in place.
+/// The system's error. The old content is then still in place, unless only the flush of the folder
+/// failed: then the new content is in place, and a crash of the host may bring the old one back.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_after(path, bytes, File::sync_all)?;
     sync_folder_of(path)
@@ -94,7 +96,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// the host.
 ///
 /// # Errors
-/// As [`replace`].
+/// The system's error; the old content is then still in place.
 pub fn replace_unflushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_after(path, bytes, |_| Ok(())).map(drop)
 }

@@ -57,7 +57,7 @@ impl Reason {
 pub(crate) struct ApiError {
     /// What happened and what to do, for people.
     pub(crate) error: String,
-    /// The same for programs.
+    /// Why the request was refused, for programs.
     pub(crate) reason: Reason,
 }
 

@@ -123,12 +123,12 @@ pub(crate) struct MigrationStatus {
 pub(crate) struct ResolveRequest {
     /// What to do with this host's copy of the guest.
     pub(crate) decision: Resolution,
-    /// Run the guest although the destination may have written its block devices. Processes of
-    /// earlier versions do not know this field.
+    /// Whether to run the guest although the destination may have written its block devices.
+    /// Processes of earlier versions do not know this field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unproven_disks: bool,
-    /// The client has asked the other host, or knows otherwise, that the guest does not run there.
-    /// Processes of earlier versions do not know this field.
+    /// Whether the client knows, by asking the other host or otherwise, that the guest does not run
+    /// there. Processes of earlier versions do not know this field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) other_host_has_none: bool,
 }

@@ -408,7 +408,8 @@ pub(crate) struct BalloonInfo {
     /// Host memory of the guest's process, bytes: its RSS and its huge pages of the pool. Memory
     /// that was really freed is not part of it.
     pub(crate) resident_bytes: Option<u64>,
-    /// The same, with each page that several processes share divided among them (PSS), bytes.
+    /// Host memory like `resident_bytes`, but with each page that several processes share divided
+    /// among them (PSS), bytes.
     pub(crate) proportional_bytes: Option<u64>,
     /// The last statistics that the guest sent.
     pub(crate) statistics: Option<BalloonStatistics>,

@@ -16,14 +16,14 @@ pub(super) enum Use {
     Read,
     /// Read and write it, or the files of a folder.
     Write,
-    /// The same, and create and remove files in it.
+    /// Read and write the files of a folder, and create and remove files in it.
     Keep,
     /// Remove empty folders in it.
     RemoveFolders,
     /// Read and write a character device, and send it `ioctl` requests.
     Device,
-    /// The same for a disk, which must be a regular file or a block device. Anything else stays
-    /// closed, because the paths of disks come from others.
+    /// Read and write a disk, and send it `ioctl` requests. It must be a regular file or a block
+    /// device. Anything else stays closed, because the paths of disks come from others.
     Disk,
 }
 

@@ -375,7 +375,7 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    /// Ends the guest, once its file has its final name.
+    /// Ends the guest, after the client has given its file the final name.
     pub(super) fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
         let guest = self.standing(Some(save))?;
         let ending = Ending::Saved { file: guest.file().to_owned() };
@@ -529,7 +529,7 @@ impl ProcessControl {
     /// Returns the state of the last survey.
     ///
     /// # Errors
-    /// Never, so far.
+    /// Never: without a survey, the state is `none`.
     pub(super) fn survey(&self) -> Result<SurveyStatus, ApiError> {
         Ok(self.process().surveys().status())
     }
@@ -537,7 +537,7 @@ impl ProcessControl {
     /// Returns what the last survey found in each chunk.
     ///
     /// # Errors
-    /// If the survey is not done, or `domain` is of another one.
+    /// If no survey is done, or `domain` is a table of another domain.
     pub(super) fn surveyed(&self, domain: &SurveyDomain<'_>) -> Result<SurveyedMemory, ApiError> {
         self.process().surveys().chunks(self.machine()?.vm().ram(), &domain.domain)
     }

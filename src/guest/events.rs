@@ -1,7 +1,7 @@
 //! Events of the guest, for all clients that follow it.
 //!
-//! The guest never waits for a client: no state is kept per reader, which passes the number of the
-//! event that it reads next. Old events are dropped, read or not.
+//! The guest never waits for a client. No state is kept per client: each passes the number of the
+//! event that it wants next. Old events are dropped, read or not.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -35,7 +35,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) enum Merging {
     /// No: the guest has no domain.
     Off,
-    /// With pages of its domain, as long as this is held.
+    /// Yes: with pages of its domain, as long as this is held.
     On {
         /// A lock shared with the other guests of the domain. The file is read-only.
         _lock: File,

@@ -252,8 +252,8 @@ struct Life {
     means: Means,
     /// Threads for a guest that is not known yet.
     unconfined: Option<Unconfined>,
-    /// Disks whose content has left this host. Those of a guest that is not known yet are checked
-    /// once it is.
+    /// Disks whose content has left this host. The disks of a guest that is not known yet are
+    /// checked against these once it is.
     departed: DepartedDisks,
     /// The merge domain of a guest that is known.
     merging: Merging,
@@ -434,7 +434,7 @@ fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option
     Ok(raw)
 }
 
-/// Prints how the guest ended, and returns the exit status.
+/// Prints how the guest ended; returns an error if it crashed or this copy was discarded.
 fn exit_of(name: &GuestName, ending: Ending) -> Result<Exit> {
     match ending {
         Ending::Asked => Ok(Exit::Done),

@@ -85,7 +85,8 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
     }
 }
 
-/// A guest's process may be the guest's by now: what it tells is cut and has no control characters.
+/// Logs an event. Its text is cut to `LOGGED_MAX` and stripped of control characters, because the
+/// guest may have taken over its process by now.
 fn log(event: &Event) {
     let guest = &event.guest;
     let text: String = printable(&event.what.to_string()).chars().take(LOGGED_MAX).collect();

@@ -35,8 +35,9 @@ use crate::whereabouts::last_migration;
 const ARRIVING_MAX: usize = 16;
 
 /// How long to wait for the process of a guest's last attempt to end before the next attempt is
-/// decided, and the pause between two checks.
+/// decided.
 const LAST_TRY_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two checks whether it has ended.
 const LAST_TRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A guest that asks to be admitted.
@@ -162,7 +163,7 @@ impl Node {
         }
     }
 
-    /// Finds the guest `uuid`, or else the one that is called `name`. For a host of an earlier
+    /// Finds the guest `uuid`, or else the one that is called `name`, for a host of an earlier
     /// version at `asker` that is about to run a copy of it.
     pub(crate) async fn find(&self, uuid: Uuid, name: &PeerText, asker: SocketAddr) -> FrontReply {
         match self.sought(uuid, name, Since::Unsaid(asker.ip())).await {
@@ -246,7 +247,7 @@ impl Node {
             .map_or(true, |last| last.is_some_and(is_taking))
     }
 
-    /// Answers a source, which has lost its connection to the destination process, what became of a
+    /// Tells a source that has lost its connection to the destination's process what became of a
     /// migration to this host.
     pub(crate) fn resolve(
         &self,
@@ -262,7 +263,9 @@ impl Node {
         reply
     }
 
-    /// Settles the migration for the process of `guest`, or for a host if that is absent.
+    /// Settles a migration if its process here is dead or silent; otherwise refers the source to
+    /// that process. `guest` is the guest whose process asks, which may settle only its own
+    /// migrations; `None` if a host asks, which may settle any.
     fn settle_destination(
         &self,
         guest: Option<Uuid>,

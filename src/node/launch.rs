@@ -25,8 +25,8 @@ use crate::state_dir::StateDir;
 /// How long the process may take to listen; it builds nothing before that.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the process of a running guest waits until the source has received that confirmation.
-/// The node answers any later request.
+/// How long the process, once its guest runs, waits for the source to receive that news. The node
+/// answers any later request.
 pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
 /// Longest line that is read from the process, in bytes.

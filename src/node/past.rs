@@ -12,8 +12,8 @@ use uuid::Uuid;
 /// Which records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Since {
-    /// Those after this migration, in which the asking host took part. The migration's own record
-    /// counts only if it says that the guest was here because of it.
+    /// The records after this migration, in which the asking host took part. The migration's own
+    /// record counts only if it says that the guest was here because of it.
     Migration(MigrationId),
     /// The asking host, at this address, named no migration: it runs an earlier version.
     Unsaid(IpAddr),

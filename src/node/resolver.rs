@@ -66,7 +66,7 @@ impl Schedule {
         true
     }
 
-    /// Removes the orphans that are settled.
+    /// Forgets all orphans that are not among `open`: they are settled.
     fn keep(&mut self, open: &[Record]) {
         let open: BTreeSet<RecordKey> = open.iter().map(Record::key).collect();
         self.due.retain(|orphan, _| open.contains(orphan));
@@ -122,8 +122,8 @@ impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
         Self { records, courier: Arc::new(courier), schedule, tries, under_way }
     }
 
-    /// Starts an attempt for each of `orphans` that is due and not being tried. `orphans` has all
-    /// that there are.
+    /// Starts an attempt for each of `orphans` that is due and not being tried. `orphans` must be
+    /// complete: the retry times of all others are forgotten.
     pub(crate) fn tend(&mut self, orphans: &[Record]) {
         while let Some(tried) = self.tries.try_join_next() {
             if let Err(error) = tried {

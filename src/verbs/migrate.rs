@@ -43,8 +43,8 @@ const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
-        // Always given without a decision. Otherwise the guest's process would refuse the empty
-        // one.
+        // The command line requires a destination unless there is a decision. Were it missing, the
+        // guest's process would refuse the empty one.
         None => migrate(state, args, args.destination.as_deref().unwrap_or_default()),
     }
 }

@@ -123,7 +123,8 @@ pub(crate) fn table(entries: &[CpuidEntry], vcpu: u8, vcpus: u8) -> Option<CpuId
     CpuId::from_entries(&entries).ok()
 }
 
-/// Returns the names of the features in `guest` that `host` lacks, in the order of the tables.
+/// Returns the names of the features in `guest` that `host` lacks, in the order of
+/// `FEATURE_WORDS`.
 pub(crate) fn missing_features(guest: &[CpuidEntry], host: &[CpuidEntry]) -> Vec<String> {
     feature_bits(guest)
         .filter(|(leaf, subleaf, register, bit)| {

@@ -67,7 +67,7 @@ pub enum Error {
     /// The guest was never booted, so it cannot be booted again.
     #[error("it is not known what this guest was booted from")]
     NeverBooted,
-    /// A slice of dirty words extends beyond the guest's RAM.
+    /// A slice of dirty words does not fit the guest's RAM: it extends beyond, or is too short.
     #[error("dirty words {first}..{end} lie outside guest memory of {chunks} chunks")]
     DirtyRange {
         /// First chunk asked for.

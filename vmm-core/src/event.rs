@@ -17,7 +17,7 @@ pub const DOORBELLS_MAX: usize = 256;
 pub enum VmEvent {
     /// The guest has ended; none of its vCPUs runs again.
     Stopped(StopReason),
-    /// The guest is paused and has to be reset: call [`crate::Vm::start_over`].
+    /// The vCPUs park and stay so until the guest is reset: call [`crate::Vm::start_over`].
     Reset(StopReason),
     /// The guest wrote to [`crate::devices::DOORBELL_PORT`].
     Doorbell {

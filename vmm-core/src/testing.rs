@@ -153,8 +153,8 @@ pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Enlarges the host's pool of 2 MiB pages, by `count` free pages, until dropped. The pool belongs
-/// to the host, so tests that use it take turns, also across processes.
+/// The host's pool of 2 MiB pages with a chosen number of free ones; dropping this restores its
+/// size. The pool belongs to the host, so tests that use it take turns, also across processes.
 pub(crate) struct Pool {
     before: u64,
     _turn: std::fs::File,

@@ -39,8 +39,9 @@ pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
-/// Returns an unused temporary name in the folder of `path`. Its length does not depend on `path`,
-/// so it cannot be too long.
+/// Returns an unused temporary path in the folder of `path`. The length of the file's name does not
+/// depend on `path`, so a name that is as long as possible is no problem; the whole path may still
+/// be too long.
 ///
 /// # Errors
 /// If the host has no entropy yet.

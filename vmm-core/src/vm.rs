@@ -299,7 +299,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Ends the guest and waits until its vCPUs' threads have ended. Does nothing if it has ended.
+    /// Ends the guest, unless it has ended already, and waits until its vCPUs' threads have ended.
     pub fn stop(&self) {
         let _control = self.control();
         self.machine.stop(StopReason::Asked);

@@ -14,7 +14,7 @@ pub enum ForeignError {
         /// What is missing, and what to do about it.
         why: &'static str,
     },
-    /// No process listens on the socket.
+    /// The socket cannot be connected to, usually because no process listens on it.
     #[error("no process answers on {socket}: {cause}")]
     Unreachable {
         /// The socket.

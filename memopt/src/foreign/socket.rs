@@ -11,8 +11,9 @@ use super::error::ForeignError;
 /// that looks like a guest's and names another user's socket, and lighter may run as root.
 ///
 /// # Errors
-/// [`ForeignError::Unreachable`] if no process listens, [`ForeignError::Slow`] if connecting takes
-/// too long, [`ForeignError::Elsewhere`] if a process other than `pid` listens.
+/// [`ForeignError::Unreachable`] if the connection is refused, usually because no process listens,
+/// [`ForeignError::Slow`] if connecting takes too long, [`ForeignError::Elsewhere`] if a process
+/// other than `pid` listens, or the listener cannot be identified.
 pub(super) async fn connect(
     path: &Path,
     pid: u32,

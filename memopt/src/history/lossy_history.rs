@@ -13,8 +13,8 @@ const RETRY: Duration = Duration::from_secs(60);
 /// Maximum number of news kept until they are taken.
 const NEWS_MAX: usize = 100;
 
-/// A history for a caller that must continue without it. A failure is reported once, and the folder
-/// is opened again every minute.
+/// A history for a caller that must continue without it. A failure is reported once, and opening
+/// the folder is tried again after a minute each time.
 #[derive(Debug)]
 pub struct LossyHistory {
     path: PathBuf,

@@ -17,7 +17,7 @@ pub enum Knob {
     PagesToScan,
     /// How long ksmd sleeps between batches, in milliseconds.
     SleepMillisecs,
-    /// Whether ksmd skips pages that it found unique for some scans: 0 or 1.
+    /// Whether ksmd leaves pages that it found unique out of its next scans: 0 or 1.
     SmartScan,
     /// Whether ksmd merges pages of zeros with the kernel's zero page: 0 or 1.
     UseZeroPages,
@@ -103,7 +103,7 @@ pub struct Set {
 }
 
 impl Set {
-    /// Sets `knob` to `value`.
+    /// Creates the setting of `knob` to `value`; nothing is written yet.
     #[must_use]
     pub const fn new(knob: Knob, value: u64) -> Self {
         Self { knob, value }
@@ -116,8 +116,8 @@ impl fmt::Display for Set {
     }
 }
 
-/// A setting that another process (ksmtuned, an operator) changed during the window. It is left
-/// alone from then on, and not restored.
+/// A setting that another process (ksmtuned, an operator) changed after it was written here. It is
+/// left alone from then on, and not restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foreign {
     /// The changed knob.

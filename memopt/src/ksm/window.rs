@@ -76,7 +76,7 @@ pub struct Budget {
 /// The optional settings of a window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
-    /// Whether ksmd skips pages that it found unique for some scans; unchanged if absent.
+    /// Whether ksmd leaves pages that it found unique out of its next scans; unchanged if absent.
     pub smart_scan: Option<bool>,
     /// Whether ksmd merges pages of zeros with the kernel's zero page; unchanged if absent.
     pub use_zero_pages: Option<bool>,

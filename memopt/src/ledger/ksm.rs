@@ -120,8 +120,8 @@ impl KsmLedger {
         }
     }
 
-    /// Records why the open window ended, as reported by the driver of ksmd. `observe`
-    /// could only infer it from samples.
+    /// Records why the open window ended, as reported by the driver of ksmd. `observe` could only
+    /// infer it from samples.
     pub fn ended(&mut self, end: WindowEnd, now: Duration, policy: &MergePolicy) {
         if let Some(window) = &mut self.window {
             window.end = Some(end);

@@ -91,7 +91,7 @@ impl Ledger {
 
     /// Renames the record of another program's guest when the name of the guest changes, which
     /// happens when another guest that claims the same name comes or goes
-    /// ([`crate::foreign::name_apart`]).
+    /// ([`crate::foreign::make_names_unique`]).
     fn follow(&mut self, guest: &Guest) {
         if guest.vmm.is_named_by_operator() || self.knows(&guest.name, guest.pid) {
             return;
@@ -145,9 +145,9 @@ impl Ledger {
         }
     }
 
-    /// Whether the balloon target of `guest` was set by a step and not changed since. The guest's
-    /// monitor decides where it reports this, which includes steps on the host that the guest came
-    /// from; otherwise the ledger's own record does.
+    /// Whether the balloon target of `guest` was set by a step and not changed since. If the
+    /// guest's monitor reports this, its answer counts, which covers steps on the host that the
+    /// guest came from, too. Otherwise the ledger's own record counts.
     #[must_use]
     pub fn has_asked(&self, guest: &Guest) -> bool {
         guest.balloon.as_ref().is_some_and(|balloon| {

@@ -46,7 +46,8 @@ pub struct KsmKnobs {
     pub pages_to_scan: u64,
     /// How long ksmd sleeps between batches, in milliseconds.
     pub sleep_millisecs: u64,
-    /// Whether ksmd skips pages that it found unique for some scans; absent before Linux 6.7.
+    /// Whether ksmd leaves pages that it found unique out of its next scans; absent before Linux
+    /// 6.7.
     pub smart_scan: Option<u64>,
     /// Whether ksmd merges pages of zeros with the kernel's zero page; absent before Linux 4.12.
     pub use_zero_pages: Option<u64>,

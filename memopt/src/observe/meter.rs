@@ -207,7 +207,8 @@ fn drift(then: &Cheap, now: &Cheap) -> u64 {
     resident.saturating_add(merged(then).abs_diff(merged(now)))
 }
 
-/// Estimates how long measuring a process will take: its last time, scaled with its growth.
+/// Estimates how long measuring a process will take: its last time, scaled with its growth, or
+/// [`NANOSECONDS_PER_MIB`] if it was never measured.
 fn expected(known: Option<&Known>, now: &Cheap) -> Duration {
     let mebibytes = now.resident_bytes >> 20;
     let Some(known) = known else {

@@ -1,9 +1,9 @@
 //! Reads from `/proc` and `/sys` what guests cost and how much memory the host has left.
 //!
 //! Parsers are pure functions of text. The readers around them are thin: they read at most 1 MiB of
-//! a file, below the root of a [`Sources`], so that tests can supply files of their own. [`host()`]
-//! reads all host state that plans need. [`Meter`] measures what many guests cost without walking
-//! all their page tables in each round. All sizes are bytes.
+//! a file (80 MiB of `smaps`), below the root of a [`Sources`], so that tests can supply files of
+//! their own. [`host()`] reads all host state that plans need. [`Meter`] measures what many guests
+//! cost without walking all their page tables in each round. All sizes are bytes.
 
 mod cost;
 mod error;

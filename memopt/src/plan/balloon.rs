@@ -50,7 +50,7 @@ pub(super) struct Spare {
 }
 
 impl Context<'_> {
-    /// Returns the stance on a guest without a hindrance.
+    /// Decides about the balloon of a guest without a hindrance.
     pub(super) fn stance(&self, view: &View<'_>) -> BalloonDecision {
         let Some(balloon) = &view.guest.balloon else {
             return BalloonDecision::Leave(SkipReason::NoBalloon);

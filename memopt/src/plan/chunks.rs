@@ -181,8 +181,8 @@ pub(super) fn fate(chunk: &Chunk, copies: f64, may_merge: MayMerge, policy: &Pol
 }
 
 /// Returns the chunks that are hot and in small pages. Mergeable marks that this program cannot
-/// remove do not matter, because ksmd skips pages that change. A chunk in which one merged page is
-/// mapped twice is excluded, because it cannot become huge.
+/// remove do not matter, because ksmd skips pages that change. But with such marks a chunk in which
+/// one merged page is mapped twice is excluded: it cannot become huge as long as it is merged.
 pub(super) fn hot(survey: &Survey, marks: Marks, policy: &Policy) -> Chosen {
     let mut chosen = Chosen::default();
     let can_be_huge = |chunk: &&Chunk| marks == Marks::Ours || !chunk.has_twins;

@@ -22,8 +22,8 @@ pub(super) struct Giving {
 }
 
 impl Giving {
-    /// Drafts steps that return the chunks that `find` selects in `views`. Calls `drafted` with the
-    /// view of each guest and its action.
+    /// Drafts steps that return the chunks that `find` selects in `views`, as long as the goal is
+    /// not met. Calls `drafted` with the view of each guest that gets a step, and its action.
     pub(super) fn draft<'a, V: Deref<Target = View<'a>>>(
         &self,
         views: impl Iterator<Item = V>,

@@ -1,7 +1,7 @@
 //! Divides memory between guests when there is not enough for all.
 
-/// Share of the value of an idle byte that is taxed (ESX: tau, 75 %): an idle byte costs 1 / (1 -
-/// tax) times as much as a used one.
+/// Tax on idle memory (ESX: tau, 75 %): an idle byte costs `1 / (1 - tax)` times as much as a used
+/// one.
 const IDLE_TAX: f64 = 0.75;
 
 /// A guest that holds memory which could be taken.
@@ -18,9 +18,10 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// Returns what it would keep at `price`, the cost of a byte per unit of priority. The law is
-    /// that of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI 2002, 5.2): `price =
-    /// (used + idle / (1 - tax)) / weight`.
+    /// Returns what it would keep at `price`, the cost of a byte per unit of priority.
+    ///
+    /// The law is that of ESX, shares-per-page with idle pages taxed (Waldspurger, OSDI 2002, 5.2):
+    /// `price = (used + idle / (1 - tax)) / weight`.
     fn keeps(&self, price: f64) -> f64 {
         let (held, weight) = (self.held_bytes as f64, f64::from(self.weight));
         let used = (self.used_bytes as f64).min(held);

@@ -75,8 +75,9 @@ impl<'a> Context<'a> {
         Some(SkipReason::Benched { reason: bench.reason.clone(), left })
     }
 
-    /// Whether `actuator` may be used to take memory from a guest: for other guests, or because it
-    /// does not need it.
+    /// Checks whether `actuator` may be used on a guest for the benefit of others, or on memory
+    /// that it does not need: to take memory from it, or to change its pages. `take = false`
+    /// forbids that.
     ///
     /// # Errors
     /// If it may not be used; the error is the reason.

@@ -18,7 +18,7 @@ pub enum Activity {
     /// writes to only a few places may be missed.
     #[default]
     PageSampling,
-    /// KVM logs each page that the guest writes between two reads. This is exact, but the first
+    /// KVM logs each page that the guest writes between two scans. This is exact, but the first
     /// write to each page costs the guest a fault. Only for guests that lighter runs.
     DirtyLog,
 }

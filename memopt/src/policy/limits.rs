@@ -15,10 +15,11 @@ pub struct GuestLimits {
     pub max_bytes: u64,
     /// The guest's weight when the host is short of memory.
     pub priority: u32,
-    /// Whether a rule names a merge domain for the guest but does not apply because it lacks
+    /// Whether a rule names a merge domain that the guest does not get because the rule lacks
     /// `user`: any user could start a guest of that name.
     pub lacks_user: bool,
-    /// Whether a rule grants the guest anything else but does not apply because it lacks `user`.
+    /// Whether a rule would grant anything else that the guest does not get because the rule lacks
+    /// `user`.
     pub is_denied: bool,
     /// The merge domain, whose guests may share pages with this one.
     pub merge_domain: Option<String>,

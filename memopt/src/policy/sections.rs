@@ -37,7 +37,8 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "Selector::is_everyone")]
     pub scope: Selector,
     /// Limits of single guests. If two rules that match a guest set the same field, the later one
-    /// wins.
+    /// wins. A rule that may only restrict the guest ([`GuestRule::user`]) never loosens an earlier
+    /// one.
     pub guests: Vec<GuestRule>,
 }
 
@@ -47,7 +48,7 @@ pub struct HostPolicy {
     /// `amber-below`: with less available than this share, balloons inflate whatever the goal says.
     /// MoM and ksmtuned act below 20 %.
     pub amber_below: f64,
-    /// Below this share, steps are longer and reserves are taken too. MoM calls 5 % critical.
+    /// Below this share, steps are larger and reserves are taken too. MoM calls 5 % critical.
     pub red_below: f64,
     /// The host is red too if *all* tasks waited for memory for this share of the last 10 seconds
     /// (PSI full).
@@ -72,7 +73,7 @@ pub struct BalloonPolicy {
     pub floor: f64,
     /// `step`: a guest shrinks by at most this share of its current size per round. MoM takes 5 %.
     pub step: f64,
-    /// The longest step, in bytes. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB pages moves
+    /// The largest step, in bytes. Proxmox takes 100 MiB in 10 s; a balloon of 4 KiB pages moves
     /// about 1 GiB/s.
     pub step_max_bytes: u64,
     /// The factor for both step limits while the host is red.
@@ -86,8 +87,8 @@ pub struct BalloonPolicy {
     /// if it is in pain again within an hour.
     pub cooldown: Duration,
     /// `timeout`: lighter gives up on a balloon that should inflate and has not moved for this
-    /// long, and assumes that a guest which has sent no statistics for this long cannot send any.
-    /// Three times the 10 s between two inspections.
+    /// long. A guest that has sent no statistics for this long counts as in pain, because it may be
+    /// unable to. Three times the 10 s between two inspections.
     pub timeout: Duration,
 }
 

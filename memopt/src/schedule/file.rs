@@ -26,7 +26,7 @@ use crate::units::{Span, one_of, parse_duration, parse_share, shortened};
 /// The most schedules of one host.
 pub const SCHEDULES_MAX: usize = 64;
 
-/// The longest name, in bytes; below it, the longest goal.
+/// The longest name and the longest goal, in bytes.
 const NAME_BYTES_MAX: usize = 48;
 const GOAL_BYTES_MAX: usize = 128;
 /// The length of a window by default.

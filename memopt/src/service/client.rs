@@ -46,8 +46,8 @@ pub struct Published {
 pub enum Pages {
     /// The existing surveys.
     AsKnown,
-    /// New ones where they are missing or old: guests are surveyed first, for at most the duration
-    /// of a ksmd window.
+    /// New ones: all guests whose pages matter are surveyed first, for at most the duration of a
+    /// ksmd window. Guests not surveyed by then keep the surveys that they have.
     SurveyedFirst,
 }
 

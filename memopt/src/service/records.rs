@@ -83,7 +83,7 @@ impl Records {
         listing.runs.iter().find(|run| well(run)).and_then(|run| run.ended)
     }
 
-    /// Starts the record of a run; without a history it gets no number.
+    /// Starts the record of a run; without a history its number is [`RunId::UNRECORDED`].
     pub(super) fn begin(&mut self, trigger: Trigger, plan: &Plan) -> RunId {
         let started = self.unix_seconds();
         self.keep(|history| history.begin(trigger, started, plan)).unwrap_or(RunId::UNRECORDED)

@@ -44,7 +44,7 @@ struct Waits {
 }
 
 impl Waits {
-    /// Starts counting from `now`, just after a round.
+    /// Starts counting from `now`, at the beginning of the run or just after a round.
     const fn begin(now: Duration) -> Self {
         Self { since: now, silent: 0 }
     }

@@ -283,8 +283,8 @@ impl<'a, 'i> Fields<'a, 'i> {
         keys.filter(|key| !self.known.contains(&key.get_ref().as_ref()))
     }
 
-    /// Returns an unread key similar enough to `key` to be a misspelling of it. Keys that are read
-    /// later must differ from `key` more than this.
+    /// Returns an unread key similar enough to `key` to be a misspelling of it. No key that is read
+    /// after `key` may be that similar to it, or it would be taken for the misspelling.
     fn misspelt(&self, key: &str) -> Option<&'a Spanned<DeString<'i>>> {
         self.unasked().find(|name| likeness(key, name.get_ref()) > LIKE)
     }

@@ -141,7 +141,7 @@ impl Digests {
     }
 
     /// Adds the pages of another guest. Afterwards this table samples at the coarser rate of the
-    /// two.
+    /// two, or a still coarser one if it would exceed its capacity.
     ///
     /// # Errors
     /// [`DigestsError::OtherSeed`] if the tables have different seeds.

@@ -17,8 +17,8 @@ pub fn settles_after(step: &Step, policy: &Policy) -> Duration {
     match &step.action {
         Action::SetBalloon { from_bytes, to_bytes, .. } => {
             let moved = from_bytes.abs_diff(*to_bytes) / BALLOON_BYTES_PER_S;
-            // At most two minutes, but never less than the time after which the balloon counts as
-            // stuck.
+            // At most two minutes, or the time after which a balloon counts as stuck if that is
+            // longer.
             Duration::from_secs(10 + moved.min(110)).max(policy.balloon.timeout)
         }
         // Marking memory returns nothing on its own: ksmd has to scan it twice.

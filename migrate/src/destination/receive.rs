@@ -212,8 +212,8 @@ impl Destination {
         }
     }
 
-    /// A source that was connected before asks for its migration, but this side has not been ready:
-    /// the copy here is of no use to it.
+    /// Discards the copy: a source that was connected before reports its decision, but this side
+    /// has not been ready, so the copy is of no use.
     fn on_early_resolve(&mut self, migration: MigrationId, decision: Decision) {
         if migration != self.config.migration {
             return self.say(DestinationMessage::Unknown);

@@ -91,7 +91,7 @@ impl Destination {
             }
             (State::Discarded, _) => self.say(DestinationMessage::Discarded),
             (State::Discarding(_), _) => self.answer_when_discarded(),
-            // The answer follows when the current step ends.
+            // The guest is being taken over; the answer follows when that step ends.
             _ => {}
         }
     }
@@ -238,8 +238,9 @@ impl Destination {
         }
     }
 
-    /// Also called if the record could not be written: the copy is gone anyway, and a record in any
-    /// state before running is read as that.
+    /// Tells the source and reports, once the discard is recorded or could not be. In the latter
+    /// case the copy is gone anyway: the node reads a record before `Taking` as discarded, and one
+    /// in `Taking` too if the source has aborted (`resolve::answer_for_dead`).
     pub(super) fn on_discard_recorded(&mut self) {
         let State::Discarding(discard) = &mut self.state else { return };
         let error = discard.error.clone();

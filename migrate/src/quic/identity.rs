@@ -77,7 +77,7 @@ impl Identity {
     /// # Errors
     /// [`CertError::Exists`] if the host has a certificate already, [`CertError::OtherAuthority`]
     /// if `ca.pem` exists and holds only other authorities, [`CertError::File`] for other errors.
-    /// Nothing has been written if the cause is an authority.
+    /// With [`CertError::OtherAuthority`] nothing has been written.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
         create_dir(dir)?;
         let ca = dir.join(CA_CERT);

@@ -121,7 +121,7 @@ impl Record {
     }
 
     /// Returns whether this side of the migration is over: no copy runs, or may still be run, other
-    /// than the record says.
+    /// than as the record says.
     pub const fn is_settled(&self) -> bool {
         match self.side {
             Side::Source { state, .. } => matches!(state, SourceState::Done | SourceState::Aborted),

@@ -61,7 +61,7 @@ impl RecordStore {
         Self::places(folder).join(guest).join(uuid.to_string())
     }
 
-    /// Creates that folder; it is durable when this returns.
+    /// Creates the folder of one guest's records; it is durable when this returns.
     ///
     /// # Errors
     /// If it cannot be created, or is a symbolic link: links are not followed when reading.

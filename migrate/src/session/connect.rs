@@ -16,7 +16,8 @@ use crate::quic::{LinkError, Tls};
 
 /// Pause before asking a node again about a process that does not answer.
 const ASK_NODE_EVERY: Duration = Duration::from_secs(1);
-/// Longest time to withdraw from a contact that is no longer wanted.
+/// Longest wait for each step of withdrawing from a contact that is no longer wanted: until it is
+/// made, until the process has closed it, and until its endpoints are idle.
 pub(super) const WITHDRAW_TIME: Duration = Duration::from_secs(2);
 
 /// Addresses of the destination, and the token for it.
@@ -27,7 +28,7 @@ pub(super) struct Found {
     pub(super) token: Token,
 }
 
-/// An established connection to the process.
+/// The established connections to the process, with the control stream on the first.
 #[derive(Debug)]
 pub(super) struct Contact {
     pub(super) found: Found,

@@ -17,7 +17,7 @@ pub(super) struct RecordedState<S> {
 }
 
 impl<S: Copy + PartialEq> RecordedState<S> {
-    /// Creates a side that begins in `state`, which needs no record.
+    /// Creates the state of a side that begins in `state`, which needs no record.
     pub(super) fn new(state: S) -> Self {
         Self { asked: state, durable: state }
     }

@@ -126,7 +126,8 @@ impl Work {
         Ok(round_sent(&sent, 0))
     }
 
-    /// Before the first round, counts pages as sent that are zero at the destination already.
+    /// Before the first round, removes pages from the dirty set that are zero both here and at the
+    /// destination, which count as sent, and pages that the guest has reported free.
     async fn leave_out(&mut self) -> Result<Transfer, StreamSendError> {
         if !self.pumps.is_empty() {
             return Ok(Transfer::default());

@@ -1,5 +1,5 @@
-//! The pages that an arriving guest has received: one word per chunk, allocated when the first of
-//! its block is needed.
+//! The pages of an arriving guest that have content by now: one word per chunk, allocated in
+//! blocks, each with its first page that has content.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// announce 16 TiB of disks that hold nothing.
 const BLOCK_WORDS: usize = 512;
 
-/// Mask of received pages per chunk, allocated in blocks.
+/// Masks of the pages with content, one per chunk, allocated in blocks.
 pub(super) struct Written(Vec<OnceLock<Box<[AtomicU64; BLOCK_WORDS]>>>);
 
 impl Written {
@@ -18,13 +18,13 @@ impl Written {
         Self(std::iter::repeat_with(OnceLock::new).take(blocks).collect())
     }
 
-    /// Returns the mask of the pages of `chunk`.
+    /// Returns the mask of the pages of `chunk` that have content.
     pub(super) fn of(&self, chunk: usize) -> u64 {
         let block = self.0.get(chunk / BLOCK_WORDS).and_then(OnceLock::get);
         block.map_or(0, |words| words[chunk % BLOCK_WORDS].load(Relaxed))
     }
 
-    /// Sets the mask of the pages of `chunk`.
+    /// Sets the mask of the pages of `chunk` that have content.
     pub(super) fn set(&self, chunk: usize, pages: u64) {
         if pages == self.of(chunk) {
             return;

@@ -49,9 +49,9 @@ impl Estimate {
         self.records = took;
     }
 
-    /// Sets the fixed part of the downtime. State is saved here and loaded there; state to ready,
-    /// and commit to running, cost a round trip each; disks are flushed once more; records are made
-    /// durable.
+    /// Sets the fixed part of the downtime. State is saved here and loaded there, which counts as
+    /// twice the pause and save; state to ready, and commit to running, cost a round trip each;
+    /// disks are flushed once more; records are made durable.
     pub(super) fn add_probe(&mut self, probe: &Probe) {
         self.rest = probe.stood.saturating_mul(MEASURE_AGAIN_FACTOR).max(MEASURE_AGAIN_AFTER);
         self.fixed = probe

@@ -107,8 +107,9 @@ impl Source {
         }
     }
 
-    /// The destination is ready. From here on the guest is the destination's, unless the record
-    /// fails; or unless the guest has by now been paused for too long, and is resumed here.
+    /// Commits, as the destination is ready. From here on the guest is the destination's, unless
+    /// the record fails; or unless the guest has by now been paused for too long, and is resumed
+    /// here.
     pub(super) fn decide(&mut self) {
         if self.standstill.until().is_some_and(|until| until <= self.now) {
             return self.abort(self.stood_too_long());

@@ -16,7 +16,8 @@ use crate::report::Round;
 use crate::text::PeerText;
 
 /// Records that are made durable while the guest is paused: committed here, ready and taking there.
-/// Together they take about as many flushes as the creation of the first one.
+/// Together they take about as many flushes as the creation of the first one, which is why its time
+/// stands for all of them.
 const RECORDS_IN_DOWNTIME: u32 = 3;
 
 impl Source {
@@ -125,8 +126,9 @@ impl Source {
         self.push(Action::Probe);
     }
 
-    /// The disk may have been busy when the record was created, or the host when the guest was
-    /// paused: a fixed part above the limit then may be below it now.
+    /// Measures the fixed part again. The disk may have been busy when the record was created, or
+    /// the host when the guest was paused: a fixed part that was above the limit may be below it
+    /// now.
     pub(super) fn measure_again(&mut self) {
         self.state = State::MeasuringRecord;
         self.record(SourceState::Undecided);

@@ -61,7 +61,8 @@ pub(super) enum State {
 }
 
 impl State {
-    /// Returns whether the source owns the guest and has decided nothing else.
+    /// Returns whether nothing is decided yet, neither the commit nor an abort: the source owns the
+    /// guest.
     pub(super) const fn is_uncommitted(&self) -> bool {
         !matches!(
             self,
@@ -139,7 +140,7 @@ impl Unwind {
     }
 }
 
-/// How far the guest has been resumed.
+/// The progress of bringing the guest back here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum GuestBack {
     /// It was asked to pause; whether to resume it is known only afterwards.

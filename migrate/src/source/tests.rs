@@ -115,7 +115,7 @@ impl Bench {
         bench
     }
 
-    /// Is in doubt, because the destination does not know the migration.
+    /// Runs until the source is in doubt, because the destination does not know the migration.
     fn in_doubt() -> Self {
         let mut bench = Self::committed();
         bench.hear(DestinationMessage::Unknown);
@@ -347,7 +347,7 @@ fn a_destination_that_does_not_answer_is_not_waited_for() {
         bench.source.handle(Event::Tick, at)[..],
         [Action::Send(SourceMessage::Abort(_))]
     ));
-    // Nor does it wait for the answer to its abort.
+    // Nor does it wait forever for the answer to its abort.
     let at = bench.source.deadline().unwrap();
     let actions = bench.source.handle(Event::Tick, at);
     assert_eq!(actions, [Action::Disconnect, Action::Record(SourceState::Aborted)]);

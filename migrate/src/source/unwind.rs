@@ -100,7 +100,7 @@ impl Source {
         self.finish(outcome, Some(&error));
     }
 
-    /// A pause that was requested before the abort has completed.
+    /// Handles a pause that was requested before the abort and has completed only now.
     pub(super) fn on_paused_too_late(&mut self, was: RunState) {
         let State::Unwinding(unwind) = &mut self.state else { return };
         if unwind.guest == GuestBack::Pausing {
@@ -218,7 +218,7 @@ impl Source {
         }
     }
 
-    /// The last record of the unwind is written, or cannot be.
+    /// Handles the result of writing the last record of the unwind.
     pub(super) fn on_end_recorded(&mut self, answer: &Result<(), PeerText>) {
         match &mut self.state {
             State::Reclaiming { .. } => self.on_reclaimed(answer),
@@ -244,9 +244,10 @@ impl Source {
         }
     }
 
-    /// The source owns the guest again. If the destination has given it back (`tell` is false), its
-    /// record says so, and failing to write it here as well is harmless. If not, the destination
-    /// must first give it back.
+    /// Handles the result of recording that the source owns the guest again. If the destination has
+    /// given the guest back (`tell` is false), the record there says so, and a failure to write it
+    /// here as well is harmless. If not, after such a failure the destination must first give it
+    /// back.
     pub(super) fn on_reclaimed(&mut self, answer: &Result<(), PeerText>) {
         let State::Reclaiming { error, tell, asked } = &self.state else { return };
         let (error, tell, asked) = (error.clone(), *tell, *asked);

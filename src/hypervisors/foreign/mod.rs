@@ -166,7 +166,8 @@ impl ForeignGuests {
         let number =
             i32::try_from(pid).ok().and_then(Pid::from_raw).context("no number of a process")?;
         let process = pidfd_open(number, PidfdFlags::empty()).context("its process is gone")?;
-        // Only now that the pidfd pins the process: the PID cannot be reused from here on.
+        // Checked only now: had the PID been reused before `pidfd_open`, this check would fail. If
+        // it is reused later, the pidfd still refers to the process that was checked.
         let _known = self.known(pid)?;
         let numbers = chunks.iter().flat_map(|range| range.first..range.first + range.count);
         let starts: Vec<u64> = numbers.map(|number| u64::from(number) * CHUNK_BYTES).collect();

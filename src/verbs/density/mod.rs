@@ -102,7 +102,8 @@ fn cancel(state: &StateDir, args: &CancelRunArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Formats bytes that were freed; a negative number was given back to guests: `-1.5 GiB`.
+/// Formats bytes that were freed or saved; negative if guests got memory back, or if merging costs
+/// more than it saves: `-1.5 GiB`.
 fn signed_size(bytes: i64) -> String {
     let size = crate::units::format_size(bytes.unsigned_abs());
     if bytes < 0 { format!("-{size}") } else { size }

@@ -40,8 +40,8 @@ impl Copies {
     /// Creates unnamed files for copies of all disks that `guest` writes, beside the `file` to
     /// which it is saved.
     ///
-    /// If a disk cannot be read, or a file cannot be created.
-    /// A disk cannot be read, or a file cannot be made.
+    /// # Errors
+    /// If a disk cannot be read, or a file exists already or cannot be created.
     pub(super) fn create(guest: &GuestInfo, file: &Path) -> Result<Self> {
         let mut disks = Vec::new();
         for (disk, path) in places(&guest.disks, file) {

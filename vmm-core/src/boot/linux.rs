@@ -319,7 +319,7 @@ mod tests {
     fn a_kernel_without_a_pvh_note_starts_in_64_bit_mode_with_its_boot_params() {
         // KVM on this host may emulate kernel mode instruction by instruction, so use plain
         // instructions:
-        //  mov eax, [rsi + 0x228]; mov dx, 0x4c0; out dx, eax; jmp $
+        // mov eax, [rsi + 0x228]; mov dx, 0x4c0; out dx, eax; jmp $
         let code = [0x8b, 0x86, 0x28, 2, 0, 0, 0x66, 0xba, 0xc0, 4, 0xef, 0xeb, 0xfe];
         let kernel = file_with(&elf(0x10_0000, &code));
         let vm = empty_vm(16, 1);

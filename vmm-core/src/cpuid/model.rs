@@ -183,7 +183,7 @@ impl CpuModel {
         std::iter::once(Self::default()).chain(levels)
     }
 
-    /// Returns this model with features added and removed, under its own name.
+    /// Returns this model with features added and removed, under the name `name`.
     ///
     /// # Errors
     /// [`ModelError::Impossible`] for an invalid name, an unknown feature, a feature of nested

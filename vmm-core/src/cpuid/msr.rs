@@ -39,7 +39,8 @@ pub(super) struct FeatureMsr {
     /// with the weakness, so guests of levels always see the bit set, as Intel recommends for RSBA
     /// ("Retpoline: A Branch Target Injection Mitigation", on migration pools).
     warnings: u64,
-    /// Bits that form numbers, which have to be equal on both hosts; 0 means none.
+    /// Bits that form numbers. They must be equal on both hosts, unless they are 0 in the guest,
+    /// which then relies on none.
     numbers: u64,
 }
 
@@ -135,7 +136,7 @@ impl FeatureMsr {
     }
 
     /// Returns what a guest with the value `guest` relies on and a host with the value `host`
-    /// lacks; `None` if the host does not have the register.
+    /// lacks. `host` is `None` if the host does not have the register.
     fn missing(&self, guest: u64, host: Option<u64>) -> Vec<String> {
         let is_there = if host.is_some() { !0 } else { 0 };
         let host = host.unwrap_or_default();
@@ -189,7 +190,7 @@ pub(super) fn shown(
             Extent::Level => (msr.everywhere | added, !0),
         };
         let told = value & kept & !msr.warnings | (warned | added) & msr.warnings;
-        // Set the register to 0 even if the guest does not see it: KVM uses its value to decide
+        // A register that the guest does not see is set too, to 0: KVM uses its value to decide
         // what else to allow.
         MsrValue { index, value: if msr.is_announced(cpuid) { told & !removed } else { 0 } }
     });

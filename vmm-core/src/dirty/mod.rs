@@ -28,8 +28,8 @@ const RING_ENTRIES_MAX: u32 = 65_536;
 /// Default number of entries of a ring.
 const RING_ENTRIES: u32 = 16_384;
 
-/// How KVM logs the pages that the guest writes. This is a setting of the host: after a migration
-/// the destination may use another log.
+/// How KVM logs the pages that the guest writes. The choice does not move with the guest: after a
+/// migration the destination may use another log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DirtyLog {
     /// The best log on this host: currently always the bitmap, see docs/adr/0010-dirty-ring.md.

@@ -20,7 +20,7 @@ use crate::error::{Error, KvmContext, Result};
 use crate::memory::{CHUNK_PAGES, GuestRam, RamLayout};
 use crate::sys::dirty_ring::{DirtyRing, ENTRY_BYTES, reset_dirty_rings};
 
-/// Most calls that may be needed to reset the rings. KVM stops early when a signal arrives, but
+/// Most calls that are made to reset the rings. KVM stops early when a signal arrives, but
 /// `reset_dirty_rings` blocks signals, so this bound is only a safeguard against an endless loop.
 const RESET_TRIES_MAX: u32 = 10_000;
 
@@ -103,7 +103,7 @@ impl Rings {
         }
     }
 
-    /// Has KVM log writes to all pages that were taken again.
+    /// Resets the rings, so that KVM logs further writes to all pages that were taken.
     fn reset(&self, inner: &mut Inner) -> Result<()> {
         let mut tries = 0;
         while inner.taken > 0 {
@@ -173,7 +173,8 @@ mod tests {
         let vm = vm_by(RING, 64, TOUCH_PAGES, &[[DATA, pages], [DATA, pages]]);
         vm.start_dirty_log().unwrap();
         let mut words = vec![0; vm.ram().chunks()];
-        // Pause repeatedly: its signals also arrive while a vCPU empties the rings.
+        // Pause repeatedly, so that the signals of a pause also arrive while a vCPU empties the
+        // rings.
         for _ in 0..10 {
             vm.collect_dirty(&mut words).unwrap();
             vm.rearm_dirty(0, &words).unwrap();

@@ -165,8 +165,8 @@ impl Backing {
         Ok(mapped)
     }
 
-    /// Applies the configured page size and NUMA policy; requests huge pages for ordinary anonymous
-    /// memory only, since pools and files do not take that advice.
+    /// Applies the configured page size and NUMA policy. Requests transparent huge pages only for
+    /// ordinary anonymous memory, not for a pool or a template's file.
     fn prepare(&self, part: Part<'_>, is_file_or_pool: bool) -> Result<(), MemoryError> {
         let pages = match self.config.huge_pages {
             HugePages::Off => Some(Advice::SmallPages),
@@ -331,8 +331,9 @@ impl Backing {
         }
     }
 
-    /// Handles each block: drops pages of a block that is already anonymous, replaces a whole block
-    /// by anonymous memory, and overwrites the pages of a partial block unless they are zero.
+    /// Handles each block: drops pages of a block that is already anonymous, and replaces a whole
+    /// block by anonymous memory. Of a partial block, or one that cannot be replaced, overwrites
+    /// the pages that are not zero.
     fn discard_template(
         &self,
         replaced: &Replaced,

@@ -20,7 +20,7 @@ pub struct MemoryConfig {
     pub prealloc: Prealloc,
     /// Which NUMA nodes it is taken from.
     pub numa: NumaPolicy,
-    /// The guests with which it may share merged pages; `None` to merge with no other guest.
+    /// The guests with whose pages its pages may be merged; `None` if they must not be merged.
     pub merge_domain: Option<MergeDomain>,
 }
 

@@ -8,8 +8,8 @@
 //! between them. Dirty tracking, migrations and saved files all count in chunks. Start reading at
 //! [`GuestRam`].
 //!
-//! [`ProcessMemory`] inspects, without changing its content, memory of guests that other programs
-//! run.
+//! [`ProcessMemory`] inspects the memory of guests that other programs run, and never changes its
+//! content.
 
 mod backing;
 mod collapse;

@@ -1,5 +1,5 @@
-//! Inspects memory of another process through `/proc` (proc(5), `mem` and `pagemap`). The process's
-//! content never changes.
+//! Inspects the memory of another process through `/proc` (proc(5), `mem` and `pagemap`), and never
+//! changes its content.
 
 use std::fs::File;
 use std::ops::Range;

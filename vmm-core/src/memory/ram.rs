@@ -83,7 +83,8 @@ impl GuestRam {
         self.backing.treat(part, place, treatment)
     }
 
-    /// Returns the whole pages of `range`, and the region that they lie in.
+    /// Returns the part of a region that is `range`, which must be whole pages, and that region's
+    /// place.
     pub(super) fn part(&self, range: &Range<u64>) -> Result<(Part<'_>, &RamRegion), MemoryError> {
         let len = range.end.saturating_sub(range.start) as usize;
         let nowhere = || MemoryError::NoSuchAddress { gpa: range.start, len };

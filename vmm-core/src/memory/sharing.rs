@@ -1,5 +1,5 @@
 //! Lets a guest share pages with its template again: gives back the guest's own copies that equal
-//! the template's pages, although the guest keeps writing.
+//! the template's pages, while the guest keeps writing.
 //!
 //! The copies are write-protected and compared while the guest runs. Then the guest pauses briefly,
 //! and those copies that have not been written since are dropped.

@@ -53,7 +53,8 @@ impl PartialFile {
     /// Flushes the file to disk, runs `check`, and gives the file its name if `check` succeeds.
     ///
     /// # Errors
-    /// The error of `check`, or of the file system. In either case no file is left.
+    /// The error of `check`, or of the file system. No file is left then, unless it had its name
+    /// already and only the name could not be made durable.
     pub fn publish(mut self, check: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.file.sync_all()?;
         check()?;

@@ -74,7 +74,8 @@ fn template_header(vm: &Vm) -> Result<Vec<u8>> {
     header((TEMPLATE_MAGIC, TEMPLATE_VERSION), &shape, &vm.save_state()?)
 }
 
-/// Writes the whole file; an error comes with the number of bytes that were to be written by then.
+/// Writes the whole file. The error of a write comes with the number of bytes written, including
+/// those of the failed write; other errors come with 0.
 fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Error, u64)> {
     let start = image_offset(header.len());
     let file_bytes = start + vm.ram().bytes();

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{KvmContext, Result};
 use crate::sys::kvm;
 
-/// A clock reading between two readings of the wall clock this close together is accurate enough,
-/// in nanoseconds.
+/// A reading whose wall clock is at most this far from the guest's clock, in nanoseconds, is
+/// accurate enough: see `Reading::within_ns`.
 const CLOSE_NS: u64 = 50_000;
 /// Most readings of a clock, of which the most accurate one is used.
 const READINGS_MAX: usize = 5;

@@ -111,8 +111,8 @@ impl<T> Uring<T> {
     /// Queues an order; [`Uring::submit`] submits it.
     ///
     /// # Errors
-    /// If a buffer does not lie in memory, or the kernel accepts no more orders. The order is then
-    /// dropped.
+    /// If a buffer does not lie in memory, or the kernel accepts no more orders. The error comes
+    /// with the ticket, and nothing of the order is done.
     pub(crate) fn begin(
         &mut self,
         file: &Arc<File>,

@@ -46,7 +46,7 @@ impl Resets {
         *lock(&self.power_off_restarts_until) = until;
     }
 
-    /// Whether a guest that stopped for `reason` is to reset.
+    /// Whether a guest that cannot continue for `reason` must be reset, and not ended.
     pub(super) fn starts_over(&self, reason: &StopReason) -> bool {
         match reason {
             StopReason::Reset | StopReason::TripleFault { .. } => {

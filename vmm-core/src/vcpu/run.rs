@@ -153,7 +153,7 @@ impl Vcpu {
         Ok(Turn::Again)
     }
 
-    /// Empties the full dirty rings; the next collection reports these pages.
+    /// Empties all dirty rings, since this vCPU's is full; the next collection reports these pages.
     fn make_room(&self, machine: &Machine) -> Result<(), StopReason> {
         let room = machine.rings.as_ref().map_or(Ok(()), |rings| rings.make_room());
         room.map_err(|error| self.unexpected(format!("a full dirty ring: {error}")))

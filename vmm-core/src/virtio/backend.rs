@@ -57,7 +57,8 @@ pub(crate) struct Backend {
     /// Queues that the device itself asked to have processed.
     looks: WantedQueues,
     paused: bool,
-    /// The log gets one message only: a guest can break its queues as often as it likes.
+    /// Whether a broken queue was logged. Only the first one is: a guest can break its queues as
+    /// often as it likes.
     warned: bool,
 }
 

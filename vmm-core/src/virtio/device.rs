@@ -262,7 +262,8 @@ impl<'a> Rings<'a> {
         Ok(taken)
     }
 
-    /// Answers the request whose [`Rings::take`] returned `head`, with `written` bytes.
+    /// Answers the request with this `head`, which [`Rings::take`] returned; `written` bytes were
+    /// written to it.
     ///
     /// # Errors
     /// If the queue is broken.

@@ -122,10 +122,10 @@ impl Vm {
         let answers: Vec<_> =
             self.vcpus.iter().map(|vcpu| vcpu.submit(|vcpu| vcpu.abandon_instruction())).collect();
         answers.into_iter().try_for_each(|answer| answer.wait())?;
-        // The guest's TSC keeps counting, from the same value on all vCPUs.
+        // The guest's TSC keeps counting, with the same value on all vCPUs.
         let clock = ClockPair::of(&pristine.clock);
         let carry = clock.map(|clock| TscCarry { saved_ns: clock.guest_ns, now: clock });
-        // The operator's balloon target survives the reset.
+        // The balloon's target survives the reset, whether an operator or the optimizer set it.
         let before = self.machine.bus.on_balloon(|balloon, _| balloon.report())?;
         self.load_hardware(pristine, carry)?;
         if let Some(BalloonReport { target_pages, set_by, .. }) = before {

@@ -78,9 +78,9 @@ impl Qmp {
     /// `patience`.
     ///
     /// # Errors
-    /// [`ForeignError::Taken`] if another client is connected, [`ForeignError::Unreachable`] if no
-    /// process listens, [`ForeignError::Elsewhere`] if a process other than `pid` listens,
-    /// [`ForeignError::Strange`] if it does not speak QMP.
+    /// [`ForeignError::Taken`] if another client is connected, [`ForeignError::Unreachable`] if the
+    /// connection is refused, usually because no process listens, [`ForeignError::Elsewhere`] if a
+    /// process other than `pid` listens, [`ForeignError::Strange`] if it does not speak QMP.
     pub async fn connect(path: &Path, pid: u32, patience: Duration) -> Result<Self, ForeignError> {
         let stream = BufReader::new(connect(path, pid, patience).await?);
         let mut qmp = Self { socket: path.display().to_string(), stream, patience, next_id: 1 };
@@ -295,7 +295,8 @@ fn broken(socket: &str, cause: &dyn std::fmt::Display) -> ForeignError {
     ForeignError::Broken { socket: socket.to_owned(), cause: cause.to_string() }
 }
 
-/// QEMU reports a missing balloon by an error class of its own.
+/// Returns whether a command was refused because there is no balloon, which QEMU reports by an
+/// error class of its own.
 fn is_no_balloon(reason: &str) -> bool {
     reason.contains("DeviceNotActive")
 }

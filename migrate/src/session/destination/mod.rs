@@ -49,8 +49,8 @@ pub struct DestinationSession {
     pub ports: RangeInclusive<u16>,
     /// The guest's name as admitted, for the record.
     pub guest: String,
-    /// The guest's identity as admitted: the migration is settled with the process of this guest,
-    /// even if the guest was never described.
+    /// The guest's identity as admitted, for the record: of all guests' processes, only this
+    /// guest's may settle the migration with the node, even if the guest was never described.
     pub guest_uuid: Uuid,
     /// How long to wait for the source's `Finish` once the guest's fate is recorded.
     pub linger: Duration,

@@ -127,7 +127,7 @@ pub(crate) struct BalloonDevice {
     statistics: Option<GuestStatistics>,
     hints: Hints,
     discarded: Discarded,
-    /// Pages that cannot be dropped are logged once only.
+    /// Whether pages that cannot be dropped were logged; only the first ones are.
     warned: bool,
 }
 

@@ -37,7 +37,8 @@ pub struct DiskContent {
     log: WriteLog,
     /// Where the disk comes from, while its file has no name yet.
     unnamed: Mutex<Option<Origin>>,
-    /// A saved guest may depend on the present content; the guest's next write breaks such seals.
+    /// A saved guest may depend on the present content; such seals are broken when the guest
+    /// resumes, before it can write.
     may_be_sealed: AtomicBool,
 }
 
@@ -238,7 +239,7 @@ impl DiskContent {
         Seal::of(&self.file).map(DiskProof::Sealed).map_err(|error| self.failed(error))
     }
 
-    /// Returns whether seals must be broken before the guest writes; true only once per seal.
+    /// Returns whether seals must be broken before the guest writes, and clears that.
     pub(super) fn take_seals(&self) -> bool {
         self.may_be_sealed.swap(false, Ordering::AcqRel)
     }

@@ -14,8 +14,8 @@ use crate::sys::file::{self, Extent};
 /// Size of one read and write, in bytes.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Copies the first `bytes` of `from` to the empty file `to`, and calls `step` repeatedly with the
-/// number of bytes done so far.
+/// Copies the first `bytes` of `from` to the empty file `to`. Calls `step` with the number of bytes
+/// done so far, after each piece and at the end.
 ///
 /// # Errors
 /// If `step` fails, or a system call fails.

@@ -1,8 +1,8 @@
 //! A mark on a disk whose content has moved to another host with its guest: what remains is
 //! outdated.
 //!
-//! The mark is an extended attribute, so it stays with the file when that is renamed. On a file
-//! system without such attributes there is no mark.
+//! The mark is an extended attribute, so it stays with the file when that is renamed or moved. On a
+//! file system without such attributes there is no mark.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};

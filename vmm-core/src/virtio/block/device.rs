@@ -51,7 +51,8 @@ pub(crate) struct BlockDevice {
     serial: [u8; SERIAL_BYTES],
     /// Whether each write must be durable, as for a driver that does not flush.
     writes_through: bool,
-    /// The log gets one message only: a guest can repeat a failing request as often as it likes.
+    /// Whether a failed request was logged. Only the first one is: a guest can repeat it as often
+    /// as it likes.
     warned: bool,
     /// When requests that the kernel did not accept are submitted again.
     submit_at: Option<Instant>,

@@ -1,5 +1,6 @@
 //! A digest of the areas of a block device that change when the device is mounted or its volumes
-//! are used. It detects this from any host, while a count of written sectors only covers one host.
+//! are used. It shows this whichever host does it, while a count of written sectors covers only the
+//! host that counts.
 //!
 //! It covers the device's first and last MiB and the start of each partition: boot sectors,
 //! partition tables, LVM metadata, the superblocks of ext4, XFS, btrfs and md. It can prove that a

@@ -141,7 +141,8 @@ impl Disk {
         Err(DeviceError::DiskSize { path: self.path.clone(), found, expected })
     }
 
-    /// Locks the disk and checks its content; does nothing if it is already locked.
+    /// Locks the disk, checks that it is in the expected state, and drops what this host has cached
+    /// of it. Does nothing if it is already locked.
     ///
     /// # Errors
     /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for
@@ -212,8 +213,8 @@ impl Disk {
         }
     }
 
-    /// Unlocks the disk. The guest can take it over again only if it is unchanged by then, as far
-    /// as that can be determined.
+    /// Unlocks the disk. A disk that the guest may write can be taken over again only if it is
+    /// unchanged by then, as far as that can be determined.
     pub(crate) fn release(&mut self) {
         if !self.locked {
             return;

@@ -65,7 +65,8 @@ impl DiskProof {
         }
     }
 
-    /// Returns whether the numbers and sizes of names are within their bounds.
+    /// Returns whether the number and lengths of the names, or the size of the seal, are within
+    /// their bounds.
     pub(super) fn is_bounded(&self) -> bool {
         match self {
             Self::Device(names) => {

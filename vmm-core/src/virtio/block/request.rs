@@ -114,7 +114,7 @@ pub(crate) enum Wish {
     Do(Operation),
     /// The serial number, to be written to these 20 bytes.
     Identify(Buffers),
-    /// Nothing possible: it is answered with this error at once.
+    /// Something that is not possible: it is answered with this error at once.
     Refused(Status),
 }
 
