@@ -157,10 +157,13 @@ mod tests {
             format!("{:#}", DiskPlaces::open(folders, devices).unwrap_err())
         };
         let told = refused(std::slice::from_ref(&file), &[]);
-        assert!(told.contains("--disk-dir") && told.contains("no folder"), "{told}");
+        assert!(told.contains("--disk-dir") && told.contains("not a folder"), "{told}");
         for none in [&folder, &file] {
             let told = refused(&[], std::slice::from_ref(none));
-            assert!(told.contains("--disk-device") && told.contains("no block device"), "{told}");
+            assert!(
+                told.contains("--disk-device") && told.contains("not a block device"),
+                "{told}"
+            );
         }
         let comes_later = [root.path().join("sdz")];
         DiskPlaces::open(std::slice::from_ref(&folder), &comes_later).unwrap();

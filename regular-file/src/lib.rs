@@ -137,6 +137,10 @@ fn replace_after(
     flush: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<File> {
     let beside = beside(path);
+    // A link at this name, in a folder that others may write, must not redirect the write.
+    if beside.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+        fs::remove_file(&beside)?;
+    }
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = open(&beside, &mut options)?;

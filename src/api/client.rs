@@ -378,14 +378,15 @@ impl<T: DeserializeOwned> Lines<T> {
     /// If the connection breaks, or a line is not a `T`.
     pub(crate) async fn next(&mut self) -> Result<Option<T>, AskError> {
         loop {
-            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
+            let end = self.read.iter().position(|&byte| byte == b'\n');
+            if end.unwrap_or(self.read.len()) > LINE_BYTES_MAX {
+                let text = format!("a line of more than {LINE_BYTES_MAX} bytes");
+                return Err(strange(&self.socket, text));
+            }
+            if let Some(end) = end {
                 let line: Vec<u8> = self.read.drain(..=end).collect();
                 let item = serde_json::from_slice(&line);
                 return item.map(Some).map_err(|error| strange(&self.socket, error.to_string()));
-            }
-            if self.read.len() > LINE_BYTES_MAX {
-                let text = format!("a line of more than {LINE_BYTES_MAX} bytes");
-                return Err(strange(&self.socket, text));
             }
             let Some(frame) = self.body.frame().await else { return Ok(None) };
             let frame = frame.map_err(|error| broken(&self.socket, error))?;

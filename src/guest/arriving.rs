@@ -102,6 +102,7 @@ impl Arrival {
     /// Waits for the end of the migration and applies its outcome to the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
         let outcome = self.session.handle().settled().await;
+        process.events().migration(&self.status());
         if self.has_arrived() {
             process.state().ended().forget(process.name());
             return process.conclude(self.session.id(), &self.status());
@@ -112,7 +113,6 @@ impl Arrival {
             if let Err(error) = tokio::task::block_in_place(|| self.record_that_it_runs(&process)) {
                 tracing::error!(%error, "the source of {} is not told that it runs", process.name());
             }
-            process.events().started();
             return process.conclude(self.session.id(), &self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);

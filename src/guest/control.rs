@@ -393,6 +393,10 @@ impl ProcessControl {
         self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
+        if let Occupation::Arriving(arrival) = &*occupation {
+            // It has arrived just now: that is reported before it leaves.
+            self.process().events().migration(&arrival.status());
+        }
         let departure = Departure::start(&self.0, request)?;
         let id = departure.session().id();
         *occupation = Occupation::Leaving(departure);

@@ -75,7 +75,9 @@ impl Events {
     pub(super) fn restarts(&self, restarts: &Restarts) {
         let Some(last) = &restarts.last else { return };
         self.report_all(|told| {
-            let known = std::mem::replace(&mut told.restarts, restarts.count);
+            // Two threads may report at once, the later count first.
+            let known = told.restarts;
+            told.restarts = known.max(restarts.count);
             // Of several resets at once, only the reason of the last one is known.
             (known..restarts.count).map(|_| What::Reset { reason: last.to_string() }).collect()
         });
@@ -98,7 +100,8 @@ impl Events {
 
     /// Reports that the guest is no longer here; no event follows.
     pub(super) fn stopped(&self, reason: String) {
-        self.report_all(|_| vec![What::Stopped { reason }]);
+        let mut told = self.told();
+        self.report(&mut told, vec![What::Stopped { reason }]);
         self.next.send_replace(None);
     }
 
@@ -122,8 +125,13 @@ impl Events {
     fn report_all(&self, news: impl FnOnce(&mut Told) -> Vec<What>) {
         // The lock makes concurrent reports wait, so that numbers rise.
         let mut told = self.told();
+        let news = news(&mut told);
+        self.report(&mut told, news);
+    }
+
+    fn report(&self, told: &mut Told, news: Vec<What>) {
         let Some(mut number) = *self.next.borrow() else { return };
-        for what in news(&mut told) {
+        for what in news {
             let GuestIdentity { name, uuid, pid, .. } = &self.of;
             let (guest, uuid, pid) = (name.clone(), *uuid, *pid);
             told.kept.push_back(Event { time_unix_ms: unix_ms(), guest, uuid, pid, number, what });

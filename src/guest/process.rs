@@ -302,14 +302,17 @@ impl GuestProcess {
         if occupation.session().is_some_and(|session| session.id() == id) {
             *occupation = Occupation::None;
         }
-        drop(occupation);
-        // Only now, because a client that learns of it may request the next migration at once.
+        // Only now, because a client that learns of it may request the next migration at once: it
+        // waits until the occupation is unlocked.
         self.events.migration(status);
-        self.tell_run_state();
+        if occupation.session().is_none() {
+            self.tell_run_state();
+        }
     }
 
-    /// Reports whether the guest runs, if that is new.
+    /// Reports whether the guest, which is this process's own, runs, if that is new.
     pub(super) fn tell_run_state(&self) {
+        self.events.started();
         match self.machine().map(|machine| machine.vm().run_state()) {
             Some(vmm_core::RunState::Running) => self.events.is_running(true),
             Some(vmm_core::RunState::Paused) => self.events.is_running(false),

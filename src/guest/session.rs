@@ -107,11 +107,15 @@ impl MigrationSession {
                 progress.mark_unchanged();
                 report.mark_unchanged();
                 events.migration(&status());
-                tokio::select! {
-                    changed = progress.changed() => if changed.is_err() { break },
-                    changed = report.changed() => if changed.is_err() { break },
+                let changed = tokio::select! {
+                    changed = progress.changed() => changed,
+                    changed = report.changed() => changed,
+                };
+                if changed.is_err() {
+                    break;
                 }
             }
+            events.migration(&status());
         });
     }
 

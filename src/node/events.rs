@@ -1,15 +1,18 @@
 //! The events of the host's guests, for the node's log and for clients that follow them.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
+use tokio::time::Instant;
 
 use super::service::Node;
 use crate::api::events::{Event, What};
 use crate::events;
+use crate::names::GuestName;
 use crate::table::printable;
 
 /// Events kept for slow clients. A client misses older ones, which shows in their numbers.
@@ -17,6 +20,10 @@ const KEPT_MAX: usize = 1024;
 
 /// Longest text of an event in the log, characters.
 const LOGGED_MAX: usize = 1000;
+
+/// Events of a guest that are logged in a minute; further ones are logged at level debug.
+const LOGGED_PER_MINUTE: u32 = 60;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Pause before the guests are followed again after an error.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -70,12 +77,13 @@ async fn next(told: &mut Receiver<Event>) -> Option<Event> {
 
 /// Follows the host's guests for as long as the node serves.
 pub(crate) async fn follow_guests(node: Arc<Node>) {
+    let mut log = Log::default();
     loop {
         let mut heard = events::follow(node.state(), None);
         while let Some(event) = heard.recv().await {
             match event {
                 Ok(event) => {
-                    log(&event);
+                    log.write(&event);
                     node.events().tell(event);
                 }
                 Err(error) => tracing::warn!("cannot follow what happens to guests: {error:#}"),
@@ -85,14 +93,85 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
     }
 }
 
-/// Logs an event. Its text is cut to `LOGGED_MAX` and stripped of control characters, because the
-/// guest may have taken over its process by now.
-fn log(event: &Event) {
-    let guest = &event.guest;
-    let text: String = printable(&event.what.to_string()).chars().take(LOGGED_MAX).collect();
-    match event.what {
-        What::InDoubt { .. } => tracing::warn!(%guest, "{text}"),
-        What::MigrationPhase { .. } => tracing::debug!(%guest, "{text}"),
-        _ => tracing::info!(%guest, "{text}"),
+/// The events in the node's log: so many of each guest that one in a reset loop does not crowd out
+/// what else is logged.
+#[derive(Debug, Default)]
+struct Log(BTreeMap<GuestName, Logged>);
+
+/// What was logged of a guest in the minute under way.
+#[derive(Debug)]
+struct Logged {
+    since: Instant,
+    events: u32,
+}
+
+impl Log {
+    /// Logs an event. Its text is cut to `LOGGED_MAX` and stripped of control characters, because
+    /// the guest may have taken over its process by now.
+    fn write(&mut self, event: &Event) {
+        let guest = &event.guest;
+        let text: String = printable(&event.what.to_string()).chars().take(LOGGED_MAX).collect();
+        let is_one_too_many = self.count(guest);
+        match event.what {
+            What::InDoubt { .. } => tracing::warn!(%guest, "{text}"),
+            What::MigrationPhase { .. } => tracing::debug!(%guest, "{text}"),
+            _ if is_one_too_many => tracing::debug!(%guest, "{text}"),
+            _ => tracing::info!(%guest, "{text}"),
+        }
+        if matches!(event.what, What::Stopped { .. }) {
+            self.0.remove(guest);
+        }
+    }
+
+    /// Counts an event of `guest`; returns whether it is beyond what is logged in a minute.
+    fn count(&mut self, guest: &GuestName) -> bool {
+        let new = || Logged { since: Instant::now(), events: 0 };
+        let logged = self.0.entry(guest.clone()).or_insert_with(new);
+        if logged.since.elapsed() >= MINUTE {
+            *logged = new();
+        }
+        logged.events = logged.events.saturating_add(1);
+        if logged.events == LOGGED_PER_MINUTE + 1 {
+            tracing::warn!(%guest, "too many events: the next ones are logged at level debug");
+        }
+        logged.events > LOGGED_PER_MINUTE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_in_a_reset_loop_is_logged_so_often_and_others_as_ever() {
+        let (mut log, web, db) = (Log::default(), "web".parse().unwrap(), "db".parse().unwrap());
+        let mut beyond = |guest: &GuestName, count| (0..count).filter(|_| log.count(guest)).count();
+        assert_eq!(beyond(&web, LOGGED_PER_MINUTE), 0);
+        assert_eq!((beyond(&web, 7), beyond(&db, 1)), (7, 0));
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(beyond(&web, 1), 0);
+    }
+
+    #[tokio::test]
+    async fn who_follows_hears_each_event_until_the_node_ends() {
+        use futures_util::StreamExt;
+
+        let events = HostEvents::default();
+        let mut followed = std::pin::pin!(events.follow());
+        let guest: GuestName = "web".parse().unwrap();
+        let event = Event {
+            time_unix_ms: 7,
+            guest,
+            uuid: uuid::Uuid::nil(),
+            pid: 1,
+            number: 0,
+            what: What::Started,
+        };
+        events.tell(event.clone());
+        events.close();
+        events.tell(event.clone());
+        assert_eq!(followed.next().await, Some(event));
+        assert_eq!(followed.next().await, None);
+        assert_eq!(std::pin::pin!(events.follow()).next().await, None);
     }
 }

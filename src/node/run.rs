@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::{Identity, Tls};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -46,6 +47,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// If another node serves this state folder, there are no certificates, or an address cannot be
 /// used.
 pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Exit> {
+    raise_file_limit();
     state.create()?;
     let _lock = lock(&state.node_lock())?;
     let identity = Identity::load(&state.certs())?;
@@ -57,6 +59,15 @@ pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Ex
 }
 
 /// Takes the lock that makes this the only node of the state folder.
+/// Allows as many open files as the system lets this process have: the node has a connection to
+/// each guest at all times, and another while it inspects all of them.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 fn lock(path: &Path) -> Result<FileLock> {
     let lock =
         FileLock::try_acquire(path).with_context(|| format!("cannot lock {}", path.display()))?;

@@ -214,7 +214,7 @@ pub(super) mod tests {
         let way_out = Some("web stays paused here".to_owned());
         let stuck = Report { way_out, ..report(Outcome::StayedAtSource, Some(Reason::Cancelled)) };
         let message = failure(&stuck, "b").unwrap().message;
-        assert!(message.ends_with("was called off; web stays paused here"), "{message}");
+        assert!(message.ends_with("was cancelled; web stays paused here"), "{message}");
         let (code, message) = exit(Outcome::InDoubt, Some(Reason::InDoubt)).unwrap();
         assert!(code == Exit::InDoubt && message.contains("--resolve run"));
         assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));

@@ -143,9 +143,7 @@ impl History {
             let plan = to_json("a plan", plan, open.folder.limits().plan_bytes_max)?;
             let last = open.runs.last_key_value().map(|(&last, _)| last);
             let (run, live) = open.folder.begin(last, Beginning { trigger, started, plan })?;
-            if let Trigger::Schedule { name, tick } = &live.record.beginning.trigger {
-                open.ticks.keep(name, *tick)?;
-            }
+            open.ticks.keep_later(&live.record.beginning.trigger)?;
             open.runs.insert(run, Known::Live(Box::new(live)));
             open.prune();
             Ok(run)

@@ -113,7 +113,8 @@ impl Scheduler {
     }
 
     /// Replaces the schedules, as [`Self::new`] does. The current run continues and excludes others
-    /// until it ends, whether or not its schedule still exists.
+    /// until it ends, whether or not its schedule still exists. A run that waits for it still does,
+    /// if there is a schedule of its name.
     pub fn replace(
         &mut self,
         schedules: Vec<Schedule>,
@@ -121,7 +122,16 @@ impl Scheduler {
         now: Moment,
     ) {
         let running = self.running.take();
+        let before = std::mem::take(&mut self.entries);
         *self = Self { running, ..Self::new(schedules, last_ticks, now) };
+        for entry in self.entries.iter_mut().filter(|entry| entry.schedule.enabled) {
+            let queued = before.iter().find(|it| it.schedule.name == entry.schedule.name);
+            if let Some(tick) = queued.and_then(|it| it.queued) {
+                entry.queued = Some(tick);
+                entry.after = entry.after.max(tick);
+                entry.find_next();
+            }
+        }
     }
 
     /// Decides on everything until `now`.

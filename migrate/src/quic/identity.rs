@@ -11,7 +11,7 @@ use super::certificate::{HostCertificate, TlsError};
 use super::chain::check_chain;
 use super::files::{
     CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
-    read_if_there, write_new,
+    read_if_there, refuse_existing, write_new,
 };
 use super::lists::checked;
 
@@ -87,6 +87,7 @@ impl Identity {
             Err(error) if error.is_missing() => false,
             Err(error) => return Err(error),
         };
+        refuse_existing(&dir.join(HOST_CERT))?;
         write_new(&dir.join(HOST_KEY), &self.key_pem, Mode::Secret)?;
         write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
         if is_there { Ok(()) } else { write_new(&ca, &self.ca_pem, Mode::Public) }

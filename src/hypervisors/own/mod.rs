@@ -251,7 +251,7 @@ mod tests {
             missing()
         });
         let refused = refused.join().expect("an answer");
-        let named = "(userfaultfd, Linux 6.7) cannot be had: Operation not permitted";
+        let named = "(userfaultfd, Linux 6.7) is missing: Operation not permitted";
         assert!(refused.contains(named), "{refused}");
     }
 }

@@ -171,6 +171,17 @@ fn two_that_are_due_together_run_one_after_the_other() {
 }
 
 #[test]
+fn who_waits_still_does_when_the_schedules_are_replaced() {
+    let schedules = || vec![schedule("a", "0 1 * * *"), schedule("b", "0 1 * * *")];
+    let mut scheduler = scheduler(schedules());
+    pass(&mut scheduler, 0, HOUR);
+    scheduler.replace(schedules(), &BTreeMap::new(), at(HOUR + 300));
+    assert_eq!(pass(&mut scheduler, HOUR + 330, HOUR + 600), []);
+    let next = scheduler.handle(at(HOUR + 610), Event::Ended);
+    assert_eq!(next, [due("b", HOUR, 610, Punctuality::Queued)]);
+}
+
+#[test]
 fn who_waits_in_vain_until_its_window_is_over_has_missed_it() {
     let short = Schedule { window: Duration::from_secs(300), ..schedule("b", "0 1 * * *") };
     let mut scheduler = scheduler(vec![schedule("a", "0 1 * * *"), short]);

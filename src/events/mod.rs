@@ -1,0 +1,225 @@
+//! The events of all guests on this host, merged from the streams of their processes.
+//!
+//! New guests are found by their folders ([`folders`]), each is followed by a task of its own
+//! ([`guest`]). A guest that hangs does not delay the others, and a process can report events only
+//! for its own guest. The end of a guest is reported once its name is free again. If its process
+//! was killed, the file of `ended` says how it ended, if there is one.
+
+mod folders;
+mod guest;
+mod pauses;
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use self::folders::NewFolders;
+use self::guest::{Follower, Position};
+use crate::api::events::Event;
+use crate::names::GuestName;
+use crate::state_dir::{GuestDir, StateDir};
+
+/// Events that wait for the reader; beyond, they stay with the guests' processes.
+const QUEUE_MAX: usize = 256;
+
+/// Sends the events of the guests of `state`, or of `only`, from now on, until the receiver is
+/// dropped. An error is the last item: this user may not access a guest, or the guests cannot be
+/// listed at all.
+pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiver<Result<Event>> {
+    let (told, heard) = mpsc::channel(QUEUE_MAX);
+    let host = Host { state: state.clone(), only: only.cloned(), told };
+    tokio::spawn(async move {
+        tokio::select! {
+            Err(error) = host.follow() => drop(host.told.send(Err(error)).await),
+            () = host.told.closed() => {}
+        }
+    });
+    heard
+}
+
+/// Follows the guests of this host.
+#[derive(Debug)]
+struct Host {
+    state: StateDir,
+    only: Option<GuestName>,
+    told: mpsc::Sender<Result<Event>>,
+}
+
+impl Host {
+    /// Follows the guests that exist and those that start later.
+    async fn follow(&self) -> Result<()> {
+        let mut folders = NewFolders::of(&self.state.guests());
+        let (mut followers, mut followed) = (JoinSet::new(), BTreeSet::new());
+        let mut guests = self.guests()?;
+        let mut position = Position::Now;
+        loop {
+            for guest in guests {
+                if followed.insert(guest.name().clone()) {
+                    let follower = Follower::new(self.state.clone(), guest, self.told.clone());
+                    followers.spawn(follower.follow(position));
+                }
+            }
+            position = Position::Begin;
+            tokio::select! {
+                () = folders.wait() => {}
+                Some(ended) = followers.join_next() => match ended {
+                    Ok(name) => drop(followed.remove(&name?)),
+                    Err(error) => tracing::error!(%error, "the follower of a guest broke down"),
+                },
+            }
+            guests = self.guests().unwrap_or_else(|error| {
+                tracing::warn!("guests are not followed for a moment: {error:#}");
+                Vec::new()
+            });
+        }
+    }
+
+    /// The live guests that are to be followed.
+    fn guests(&self) -> Result<Vec<GuestDir>> {
+        let mut guests = self.state.live_guests()?;
+        guests.retain(|guest| self.only.as_ref().is_none_or(|only| only == guest.name()));
+        Ok(guests)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::{Query, State};
+    use axum::response::{IntoResponse, Response};
+    use axum::routing::get;
+    use axum::{Json, Router};
+    use futures_util::stream;
+
+    use std::time::Duration;
+
+    use tokio::time::{Instant, timeout};
+    use uuid::Uuid;
+
+    use super::guest::{EVENTS_PER_SECOND_MAX, Pace};
+    use super::*;
+    use crate::api::events::{EVENTS, EVENTS_FROM, EventsRead, What};
+    use crate::api::route;
+    use crate::api::server::{Audience, Server};
+    use crate::api::types::GuestInfo;
+    use crate::ended::{Ended, How};
+    use crate::state_dir::{GuestClaim, GuestIdentity};
+
+    const NAME: &str = "web";
+    const UUID: Uuid = Uuid::from_u128(5);
+
+    /// The events that a process sends; it ends each answer after one event.
+    type Script = Vec<What>;
+
+    async fn tell(
+        State((pid, script)): State<(u32, Script)>,
+        Query(query): Query<EventsRead>,
+    ) -> Response {
+        let is_meant = [0, pid].contains(&query.pid);
+        let from = if is_meant { query.from.min(script.len() as u64) } else { 0 };
+        let what = script.get(usize::try_from(from).unwrap()).cloned();
+        let guest: GuestName = "another".parse().unwrap();
+        let event =
+            what.map(|what| Event { time_unix_ms: 7, guest, uuid: UUID, pid, number: from, what });
+        ([(EVENTS_FROM, from.to_string())], route::lines(stream::iter(event))).into_response()
+    }
+
+    /// A guest's process.
+    struct Process {
+        claim: GuestClaim,
+        server: Server,
+    }
+
+    impl Process {
+        fn start(state: &StateDir, pid: u32, script: Script) -> Self {
+            let name: GuestName = NAME.parse().unwrap();
+            let claim = state.guest(&name).claim().unwrap();
+            let identity = GuestIdentity { name, uuid: UUID, pid, started_unix_ms: 0 };
+            claim.dir().write_identity(&identity).unwrap();
+            let info = GuestInfo { pid, uuid: UUID, ..GuestInfo::example(NAME) };
+            let router = Router::new()
+                .route("/v1/guest", get(async || Json(info)))
+                .route(EVENTS, get(tell))
+                .with_state((pid, script));
+            let server = Server::start(&claim.dir().socket(), router, Audience::Owner).unwrap();
+            Self { claim, server }
+        }
+
+        async fn end(self) {
+            self.server.close().await;
+            drop(self.claim);
+        }
+    }
+
+    async fn heard(events: &mut mpsc::Receiver<Result<Event>>) -> What {
+        let event = timeout(Duration::from_secs(20), events.recv()).await.expect("an event");
+        let event = event.expect("more events").unwrap();
+        assert_eq!(event.guest.as_str(), NAME, "a process tells of its own guest alone");
+        event.what
+    }
+
+    fn stopped(reason: &str) -> What {
+        What::Stopped { reason: reason.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_comes_is_followed_from_its_beginning_to_its_end() {
+        let (_folder, state) = StateDir::temporary();
+        let mut events = follow(&state, None);
+        tokio::task::yield_now().await;
+        let script = vec![What::Started, What::Paused, What::Resumed, stopped("powered off")];
+        let first = Process::start(&state, 7, script.clone());
+        for expected in &script[..3] {
+            assert_eq!(heard(&mut events).await, *expected);
+        }
+        let early = timeout(Duration::from_millis(200), events.recv()).await;
+        early.expect_err("its end is told when its name is free");
+        first.end().await;
+        assert_eq!(heard(&mut events).await, stopped("powered off"));
+
+        let next = Process::start(&state, 8, vec![What::Started]);
+        assert_eq!(heard(&mut events).await, What::Started);
+        next.end().await;
+        assert_eq!(heard(&mut events).await, stopped("process died unexpectedly"));
+    }
+
+    #[tokio::test]
+    async fn of_a_guest_that_is_there_what_comes_from_now_on_is_told() {
+        let (_folder, state) = StateDir::temporary();
+        let process = Process::start(&state, 7, vec![What::Started, What::Paused]);
+        let mut events = follow(&state, Some(&NAME.parse().unwrap()));
+        timeout(Duration::from_millis(200), events.recv()).await.expect_err("nothing is new");
+        let ended = Ended {
+            name: NAME.parse().unwrap(),
+            uuid: UUID,
+            began_unix_ms: 0,
+            ended_unix_ms: 9,
+            how: How::PoweredOff,
+            reason: "powered off".to_owned(),
+        };
+        state.prepare_guest(&ended.name, UUID).unwrap();
+        state.ended().write(&ended).unwrap();
+        process.end().await;
+        assert_eq!(heard(&mut events).await, stopped("powered off"), "as its file says");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_does_not_come_to_rest_is_told_of_slowly() {
+        let (begun, mut pace) = (Instant::now(), Pace::default());
+        for _ in 0..3 * EVENTS_PER_SECOND_MAX {
+            pace.keep().await;
+        }
+        let expected = Duration::from_secs(2)..Duration::from_secs(3);
+        assert!(expected.contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn other_guests_than_the_one_that_is_meant_are_not_told_of() {
+        let (_folder, state) = StateDir::temporary();
+        let mut events = follow(&state, Some(&"db".parse().unwrap()));
+        let process = Process::start(&state, 7, vec![What::Started]);
+        timeout(Duration::from_millis(300), events.recv()).await.expect_err("another guest");
+        process.end().await;
+    }
+}
