@@ -185,8 +185,8 @@ fn faults_name_line_and_field() {
     refused("goals = \"max density\"", "1: goals", "did you mean `goal`?");
     refused("[[schedules]]", "1: schedules", "did you mean `schedule`?");
     refused("[zebra]", "1: zebra", "there is no such field");
-    refused("goal = \"free\"", "1: goal", "is no goal");
-    refused("goal = \"free lots\"", "1: goal: `lots` is no size", "write it as");
+    refused("goal = \"free\"", "1: goal", "is not a goal");
+    refused("goal = \"free lots\"", "1: goal: `lots` is not a size", "write it as");
     refused("[balloon]\nreserve = 20", "2: balloon.reserve", "in quotes, not as a number");
     refused("[balloon]\nreserve = \"20\"", "2: balloon.reserve", "write it as 20%");
     refused("[balloon]\nfloor = \"1%\"", "2: balloon.floor", "`1%` is not from 5% to 100%");

@@ -241,7 +241,7 @@ mod tests {
                 clock(-86_400, &["a", "b"]),
                 "the clock was set back by 1d; what ran in between may run again: a, b",
             ),
-            (Notice::Asleep(Duration::from_secs(600)), "nobody looked at the time for 10m"),
+            (Notice::Asleep(Duration::from_secs(600)), "the clock was not checked for 10m"),
         ] {
             assert_eq!(notice.to_string(), expected);
         }

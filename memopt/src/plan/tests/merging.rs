@@ -373,7 +373,7 @@ fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
     ledger.ksm.ended(End::Flat.into(), host.uptime, &policy.merge);
     let plan = round(&host, &policy, &mut ledger, &MAX);
     assert_eq!(told(&plan), ["ksmd: stop merging domain blue"]);
-    assert!(plan.steps[0].reason.starts_with("everything was looked at"), "{}", plan.steps[0]);
+    assert!(plan.steps[0].reason.starts_with("all memory was scanned"), "{}", plan.steps[0]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn what_is_not_written_is_as_usual() {
 #[test]
 fn what_is_wrong_is_said_with_line_and_key() {
     for (line, expected) in [
-        ("cron = \"0 25 * * *\"", "lighter.toml:2: schedule[0].cron: `0 25 * * *` is no cron"),
+        ("cron = \"0 25 * * *\"", "lighter.toml:2: schedule[0].cron: `0 25 * * *` is not a cron"),
         ("cron = \"0 0 31 2 *\"", "lighter.toml:2: schedule[0].cron: `0 0 31 2 *` never comes"),
         ("cron = 5", "schedule[0].cron: is written in quotes, not as a number"),
         ("timezone = \"Mars\"", "schedule[0].timezone: this host knows no time zone `Mars`"),
@@ -87,7 +87,7 @@ fn what_is_wrong_is_said_with_line_and_key() {
         ("goal = \"\"", "schedule[0].goal: is empty"),
         ("name = \"a/b\"", "lighter.toml:2: schedule[0].name: a schedule's name is"),
         ("name = \"manual\"", "and not `manual`"),
-        ("guests = \"a b\"", "schedule[0].guests: `a b` is no test of a label"),
+        ("guests = \"a b\"", "schedule[0].guests: `a b` is not a label selector"),
         ("guests = [1]", "schedule[0].guests: is a text or a list of texts"),
         ("enabled = \"yes\"", "schedule[0].enabled: is true or false"),
         ("overlap = \"wait\"", "schedule[0].overlap: `wait` is none of queue, skip"),

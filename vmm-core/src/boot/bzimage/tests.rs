@@ -74,8 +74,8 @@ fn kernels_that_cannot_be_started_are_refused_with_the_reason() {
         (refusal(|header| header.version = 0x20b), "boot protocol 2.11, at least 2.12"),
         (refusal(|header| header.loadflags = 0), "a zImage"),
         (refusal(|header| header.xloadflags = 0), "a 32-bit kernel"),
-        (refusal(|header| header.kernel_alignment = 3), "no power of two"),
-        (refusal(|header| header.kernel_alignment = 0), "no power of two"),
+        (refusal(|header| header.kernel_alignment = 3), "not a power of two"),
+        (refusal(|header| header.kernel_alignment = 0), "not a power of two"),
         (refusal(|header| header.init_size = u32::MAX), "to have at least 4112 MiB"),
         (refusal(|header| header.pref_address = u64::MAX), "an impossible address"),
     ];

@@ -195,6 +195,6 @@ mod tests {
         assert!(bridge.contains("`ip link add no-such-br type bridge`"), "{bridge}");
         let link = NetLink::Bridge { bridge: "lo".to_owned(), tap: None };
         let bridge = NetConfig::new(link, mac).unwrap_err().to_string();
-        assert!(bridge.contains("lo: it is no bridge"), "{bridge}");
+        assert!(bridge.contains("lo: it is not a bridge"), "{bridge}");
     }
 }

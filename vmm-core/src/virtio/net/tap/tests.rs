@@ -7,7 +7,7 @@ fn answers_that_an_operator_can_act_on_are_put_in_words() {
     let said = |number| explained(io::Error::from_raw_os_error(number)).to_string();
     assert!(said(libc::EPERM).contains("CAP_NET_ADMIN"));
     assert!(said(libc::EBUSY).contains("in use"));
-    assert!(said(libc::EINVAL).contains("no tap"));
+    assert!(said(libc::EINVAL).contains("not a tap"));
     assert!(said(libc::ENOMEM).contains("memory"));
 }
 
@@ -15,7 +15,7 @@ fn answers_that_an_operator_can_act_on_are_put_in_words() {
 fn what_is_no_tap_is_refused_by_name() {
     let mtu = |link| mtu_of(&link).unwrap_err().to_string();
     let refused = mtu(NetLink::Tap("lo".to_owned()));
-    assert_eq!(refused, "cannot use network interface lo: it is no tap");
+    assert_eq!(refused, "cannot use network interface lo: it is not a tap");
     let missing = mtu(NetLink::Tap("none-such".to_owned()));
     assert!(missing.contains("`ip tuntap add none-such mode tap`"), "{missing}");
 }
