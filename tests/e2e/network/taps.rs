@@ -33,7 +33,7 @@ fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
     assert_ne!(nets[0]["mac"], nets[1]["mac"], "each has an address of its own");
     assert!(link(&lan, "lighter0").contains("master br0"), "{nets:#?}");
 
-    let words = ["tap-web", "it exists", "leave the bridge away"];
+    let words = ["tap-web", "it exists", "omit the bridge"];
     start(&lan, &pair, "other", "bridge=br0,tap=tap-web").complains(Exit::Failed, &words);
     let taken = nets[0]["mac"].as_str().expect("an address");
     let second = format!("bridge=br0,mac={taken}");
