@@ -202,7 +202,8 @@ fn expect_not_at(guest: &GuestName, from: &Said, to: &Said) -> Result<()> {
             bail!("{guest} {how} from {}, and {}", from.host, has_it(host, guest, found))
         }
         Ok(Traced { guest: Some(found), .. }) => bail!(
-            "{guest} {how} from {}, and {host} is in doubt about it ({}): resolve that first, there (`lighter migrate {guest} --resolve`)",
+            "{guest} {how} from {}, and {host} is in doubt about it ({}): resolve that first, there \
+             (`lighter migrate {guest} --resolve run` or `discard`)",
             from.host,
             found.state
         ),

@@ -101,8 +101,8 @@ impl Whereabouts {
                 bail!("{name} {why}{other}; if it runs nowhere, {way_out}")
             }
             Self::Unsettled(why) => bail!(
-                "{name} {why}{other}: the node of this host goes on asking (`lighter migrate {name} --resolve` where it waits); if it runs \
-                 nowhere, {way_out}"
+                "{name} {why}{other}: the node of this host keeps asking. If the other host is gone for good, decide where {name} is in \
+                 doubt: `lighter migrate {name} --resolve run` or `discard`. If it runs nowhere, {way_out}"
             ),
         }
     }
@@ -367,6 +367,6 @@ mod tests {
         );
         let open = after_leaving(SourceState::Committed, "host-b");
         let open = open.expect_here(&name, None, way_out).unwrap_err();
-        assert!(open.to_string().contains("goes on asking"), "{open}");
+        assert!(open.to_string().contains("keeps asking"), "{open}");
     }
 }

@@ -21,7 +21,7 @@ const TEXT_BYTES_MAX: usize = 32;
 /// # Errors
 /// A message if the text is not a number, has an unknown unit, or is too large.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{}` is not a size: write it as 512MiB, 8GiB or 4096", shortened(text));
+    let wrong = || format!("`{}` is not a size: write it as 512M, 8GiB or 4096", shortened(text));
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let shift = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
@@ -236,7 +236,7 @@ mod tests {
     fn what_is_no_size_is_said_so_in_few_words() {
         assert_eq!(
             parse_size("8XB").unwrap_err(),
-            "`8XB` is not a size: write it as 512MiB, 8GiB or 4096"
+            "`8XB` is not a size: write it as 512M, 8GiB or 4096"
         );
         assert_eq!(parse_size("9999999T").unwrap_err(), "`9999999T` is too large");
         let huge = parse_size(&"9".repeat(1_000_000)).unwrap_err();

@@ -405,7 +405,7 @@ fn strange(socket: &Path, what: String) -> AskError {
     AskError::Strange { socket: socket.display().to_string(), what }
 }
 
-/// Asks the guest `name` for its state; `None` if it does not answer.
+/// Asks the guest `name` for its state; `None` if it does not answer, or not as expected.
 ///
 /// # Errors
 /// If this user has no right to ask it.

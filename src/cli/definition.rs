@@ -25,8 +25,9 @@ web-1.toml:
   read-only = false
   serial = \"web-1\"
 
-Every option of `lighter run` is a key, named as the option is; files are named by absolute paths. A guest that
-is defined already is replaced; when it runs, the new file holds from its next start on.";
+Keys are named like the options of `lighter run`, but for labels, [[disk]], [[net]] and read-only as above;
+--detach, --seccomp and --landlock are no keys. Files are named by absolute paths. A guest that is defined already is
+replaced; if it runs, the new file applies from its next start.";
 
 /// `lighter define`.
 #[derive(Debug, Args)]
@@ -74,8 +75,8 @@ Examples:
   lighter autostart web-1
   lighter autostart web-1 --disable
 
-The node starts such guests when it is first started after the host has booted, one after the other, and tells in
-its log which did not start. A guest that has moved to another host is not started: it may be running there. One whose
+The node starts such guests when it is first started after the host has booted, one after the other, and logs which did
+not start. A guest that has moved to another host is not started: it may be running there. One whose
 last migration is not settled waits until the other host has answered. As `lighter start`, it asks the other host.")]
 pub(crate) struct AutostartArgs {
     /// The guest, which has been defined.

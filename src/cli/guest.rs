@@ -19,14 +19,15 @@ Examples:
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
   lighter run --name linux --memory 512M --cpus 2 --kernel /boot/vmlinuz --initrd initramfs.gz
   lighter run --kernel vmlinux --acpi off --on-reboot stop
-  lighter run web-1.toml --detach                      a guest that is written down in a file
+  lighter run web-1.toml --detach                      a guest from a file
   lighter run --name big --memory 4G --hugepages 2M --prealloc --cpu x86-64-v3
   lighter run --template web.template --name web-7 --detach
   lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
   lighter run --name web --kernel vmlinux --initrd initramfs.gz --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
-A kernel's serial console is on this terminal: all keys go to the guest, but Ctrl-] ends it. With --detach
-the console is written to guests/NAME/console.log in the state folder.";
+A kernel's serial console is on this terminal: all keys go to the guest, and Ctrl-] ends the guest; it
+does not detach. To attach and leave later, use --detach and `lighter console`. With --detach the
+console is written to guests/NAME/console.log in the state folder.";
 
 /// `lighter run`.
 #[derive(Debug, Args)]
@@ -72,7 +73,7 @@ Examples:
   lighter restore web-1.lighter --name web-2 --detach
 
 The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them was written
-since, by the guest itself, by another program or by a repair: what it keeps of them in memory would destroy them. A
+since, by the guest itself, by another program or by fsck: its memory would not match them, and data would be lost. A
 guest that writes disks is therefore restored once. Without such disks a file can be restored again: each guest gets a UUID
 of its own, and what is in its memory (host name, addresses, keys) is the same in all of them.
 
@@ -109,17 +110,18 @@ Examples:
   lighter save web-1 web-1.lighter
   lighter save web-1 web-1.lighter --disks --keep-running
 
-The guest is paused while it is written, and then ends; `lighter restore` lets it go on. If it cannot be written, or
-this is interrupted, it goes on. With --keep-running it goes on in any case, which a guest that writes disks cannot
-unless they are saved as well: the saved memory would not match them.
+The guest is paused while it is written, and then ends; `lighter restore` continues it. If the save fails or is
+interrupted, the guest continues here. With --keep-running it continues in any case; a guest that writes disks needs
+--disks for that, since the saved memory would not match disks that were written later.
 
-With --disks the disks that it writes are copied to FILE.NAME while it stands still, at once on a file system that
+With --disks the disks that it writes are copied to FILE.NAME while it is paused, at once on a file system that
 shares blocks (btrfs, xfs), and `lighter restore` runs the guest on the copies.")]
 pub(crate) struct SaveArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The file to write; an existing one is only replaced when all is written.
+    /// The file to write; a saved guest or template of that name is replaced, of whichever guest it
+    /// is, once all is written.
     pub(crate) file: PathBuf,
 
     /// Keep the guest running. If it writes to disks, this needs --disks.
@@ -140,16 +142,16 @@ Examples:
   lighter run --template /srv/web.template --name web-3 --disk /srv/web-3.raw --detach
 
 The guest is paused while it is written, and then goes on. Guests from the file start where it was, within
-moments, each under its own name and UUID, and share its memory until they write it. A guest that writes disks has
-clones only if each gets a copy of these disks, of the same moment: `lighter pause` it, make the template, copy the disks,
-`lighter resume` it. All clones begin with the same random numbers: have their systems
-draw new ones. Leave the file alone while clones run; to replace it, run this verb again.")]
+moments, each under its own name and UUID, and share its memory until they write it. A guest that writes disks can be
+cloned if each clone gets a copy of these disks: `lighter pause` the guest, make the template, copy the disks,
+`lighter resume` it. Clones share random state, machine-id and SSH host keys: renew them in each.
+Leave the file alone while clones run; to replace it, run this verb again.")]
 pub(crate) struct TemplateArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The file to write; an existing one is only replaced when all is written, and clones of it
-    /// keep it.
+    /// The file to write; a saved guest or template of that name is replaced, of whichever guest it
+    /// is, once all is written. Clones of the old one keep it.
     pub(crate) file: PathBuf,
 }
 
@@ -162,10 +164,10 @@ Examples:
   lighter destroy web-1
 
 `reset` and `destroy` do not ask the guest: what it has not written to a disk is lost. See `lighter shutdown`
-and `lighter reboot` for the kind way. `stop` is another name for `destroy`.
+and `lighter reboot` to end it cleanly. `stop` is another name for `destroy`.
 
 A guest that is being migrated is not paused, resumed or destroyed: `lighter cancel NAME` first. It can be
-reset: the migration goes on, and moves the guest as it boots.")]
+reset: the migration continues, and moves the guest while it boots.")]
 pub(crate) struct NameArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -177,8 +179,8 @@ pub(crate) struct NameArgs {
 Examples:
   lighter resume web-1
 
-A guest that had given a disk up in a migration that failed goes on only if that disk was not written since: what the
-guest keeps of it in memory would destroy it.")]
+After a failed migration, a guest resumes only if its disks were not written meanwhile: what it keeps of them in memory
+would corrupt them.")]
 pub(crate) struct ResumeArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -197,12 +199,12 @@ Examples:
   lighter events web-1
   lighter events --json | jq -r 'select(.event == \"stopped\") | .guest'
 
-Tells from now on until Ctrl-C, a line for each event. With --json a line is an object with time_unix_ms, guest,
+Prints a line for each event from now on, until Ctrl-C. With --json a line is an object with time_unix_ms, guest,
 uuid, pid, number and event: started, stopped (reason), paused, resumed, reset (reason), migration-started (role),
 migration-phase (phase), migration-ended (role, outcome, error), in-doubt (detail). Those of migrations have
 migration_id.
 
-Guests' processes tell of each event as it happens, and number them: where a number is missing, this was too slow.
+Guests' processes report each event as it happens, and number them: a gap means that this command read too slowly.
 The node's socket has the same: curl -N --unix-socket /var/lib/lighter/node.sock http://node/v1/events")]
 pub(crate) struct EventsArgs {
     /// Only this guest, whether or not it runs.
@@ -219,8 +221,8 @@ Examples:
   lighter console web-1
   lighter console web-1 < /dev/null | tee boot.log
 
-Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves the console, and the guest goes on.
-As many as like watch it at the same time, and each can type. When the guest migrates this ends: open its console on the other host.")]
+Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves the console; the guest continues. Several
+clients can watch and type at once. A migration ends this console: open it on the other host.")]
 pub(crate) struct ConsoleArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -235,7 +237,7 @@ Examples:
   lighter reboot web-1
 
 The guest's system decides what its power button does; most shut down. A guest that runs without ACPI, that is
-still booting, or that is the built-in workload does not listen to it, and this says so at once. `reboot` boots
+still booting, or that is the built-in workload ignores it, and this says so at once. `reboot` boots
 the guest again when it has switched itself off within the timeout. `lighter destroy` ends a guest that does not
 answer, `lighter reset` boots it again.")]
 pub(crate) struct ButtonArgs {

@@ -21,8 +21,8 @@ Examples:
   lighter demo --memory 2G --cpus 2 --dirty-rate 20000 --working-set 64M
   lighter demo --json
 
-Two hosts, their nodes and certificates are made up for the occasion in a temporary folder, and removed
-at the end, also after Ctrl-C.")]
+Two hosts with their nodes and certificates are created in a temporary folder, and removed at the end,
+also after Ctrl-C.")]
 pub(crate) struct DemoArgs {
     /// Guest memory, binary units: 512M, 1G.
     #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE")]
@@ -178,7 +178,7 @@ Examples:
   lighter run --name web-1 --cpu x86-64-v3 --detach
 
 Ask each host of a fleet, and start guests with a model that all of them can be: they can then move to any of
-them. A file makes a model of one's own:
+them. A file defines a custom model:
 
   base = \"x86-64-v3\"
   add = [\"sha_ni\"]
@@ -197,8 +197,9 @@ Examples:
   lighter certs revoke host-b
   lighter certs show
 
-`init` makes a certificate authority and this host's own certificate. `host` makes one for another host,
-to be copied into `certs` of its state folder by a safe way. Hosts of one authority trust each other.")]
+Once per fleet, on one host: `init` makes a certificate authority and this host's own certificate. For every other
+host: `host` makes its certificate there; copy the files into `certs` of that host's state folder over a secure channel
+(host.key is secret). Hosts of one authority trust each other.")]
 pub(crate) struct CertsArgs {
     #[command(subcommand)]
     pub(crate) action: CertsAction,

@@ -29,10 +29,10 @@ const AFTER_HELP: &str = "\
 Exit codes:
   0    done
   1    it failed; the message says what and where
-  2    the command line is wrong
+  2    an argument is missing, unknown or cannot be parsed
   3    in doubt: the guest is paused here, and this host cannot tell whether the other one runs it
   4    the guest found its memory damaged
-  5    not known: a migration goes on and is not watched any more; `lighter show` tells more
+  5    unknown: the migration continues unwatched; see `lighter show NAME`
   130  cancelled (Ctrl-C, `lighter cancel`)
 
 Try `lighter demo` first: it needs no set-up.";
@@ -148,7 +148,7 @@ pub(crate) enum Verb {
     Start(definition::StartArgs),
     /// Start a defined guest when the host boots.
     Autostart(definition::AutostartArgs),
-    /// Receive migrations, and serve metrics of this host's guests.
+    /// Run this host's daemon: receive migrations, start guests, optimize memory, serve metrics.
     Node(host::NodeArgs),
     #[command(hide = true)]
     Incoming(host::IncomingArgs),

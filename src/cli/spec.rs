@@ -375,7 +375,7 @@ impl GuestSpec {
             ("read-rate", self.read_rate.is_some()),
         ];
         let (stray, what) = match self.kernel {
-            None => (&of_kernels[..], "the built-in workload has none: this is for a `kernel`"),
+            None => (&of_kernels[..], "this needs a `kernel`: the built-in workload has none"),
             Some(_) => (
                 &of_the_workload[..],
                 "this is for the built-in workload, which a guest with a `kernel` does not run",
@@ -407,8 +407,8 @@ impl GuestSpec {
             return Err(Fault::of(
                 "cpus",
                 format!(
-                    "the built-in workload has 1 to {max} vCPUs, not {cpus}: more are for a \
-                     `kernel`"
+                    "the built-in workload has 1 to {max} vCPUs, not {cpus}: more \
+                     need a `kernel`"
                 ),
             ));
         }
@@ -416,7 +416,7 @@ impl GuestSpec {
         if zeros + self.image_share.unwrap_or(0) > 100 {
             return Err(Fault::of(
                 "image-share",
-                "with the share of zeros it is more than 100 percent",
+                "zero-share and image-share are more than 100 percent together",
             ));
         }
         if self.pattern == Some(PatternArg::Zero) && self.zero_share.is_some() {
@@ -426,10 +426,10 @@ impl GuestSpec {
             size.is_none_or(|Size(bytes)| bytes > 0 && bytes % PAGE_BYTES == 0)
         };
         if !is_whole(self.run_length) {
-            return Err(Fault::of("run-length", "runs are of whole pages of 4 KiB"));
+            return Err(Fault::of("run-length", "must be a multiple of 4K"));
         }
         if !is_whole(self.shuffle) {
-            return Err(Fault::of("shuffle", "pieces are of whole pages of 4 KiB"));
+            return Err(Fault::of("shuffle", "must be a multiple of 4K"));
         }
         Ok(())
     }
@@ -458,7 +458,9 @@ impl GuestSpec {
             ("read-rate", self.read_rate.is_some()),
         ];
         let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
-        stray.map_or(Ok(()), |(key, _)| Err(Fault::of(key, "the `template` says that already")))
+        stray.map_or(Ok(()), |(key, _)| {
+            Err(Fault::of(key, "not allowed with `template`, which determines it"))
+        })
     }
 
     /// Whether its files are named so that any process on this host finds them.

@@ -56,6 +56,9 @@ impl Document {
         for (place, key) in missing {
             text.insert_str(place, &key);
         }
+        if text.len() as u64 > FILE_BYTES_MAX {
+            bail!("with its identity and addresses it is longer than {FILE_BYTES_MAX} bytes");
+        }
         let read = parse(&text, "it");
         read.context("with its identity and addresses it cannot be read")?;
         Ok(text)
@@ -299,17 +302,13 @@ tap = "tap-db"
             let key = line.split(' ').next().unwrap();
             refused(&format!("template = \"/t\"\n{line}"), &format!("2: {key}: "), "`template`");
         }
-        refused(
-            "cpus = 9",
-            "1: cpus: ",
-            "workload has 1 to 8 vCPUs, not 9: more are for a `kernel`",
-        );
+        refused("cpus = 9", "1: cpus: ", "workload has 1 to 8 vCPUs, not 9: more need a `kernel`");
         refused("hugepages = \"1G\"", "1: hugepages: ", "huge pages of 1 GiB");
         refused("hugepages = \"2M\"\nmerge-domain = \"a\"", "1: hugepages: ", "cannot be merged");
         refused("zero-share = 40\nimage-share = 61", "2: image-share: ", "100 percent");
         refused("pattern = \"zero\"\nzero-share = 1", "2: zero-share: ", "nothing but zeros");
-        refused("run-length = \"5000\"", "1: run-length: ", "whole pages");
-        refused("shuffle = \"5000\"", "1: shuffle: ", "whole pages");
+        refused("run-length = \"5000\"", "1: run-length: ", "multiple of 4K");
+        refused("shuffle = \"5000\"", "1: shuffle: ", "multiple of 4K");
         for line in [
             "dirty-rate = 1",
             "working-set = \"8M\"",

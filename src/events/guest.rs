@@ -1,18 +1,19 @@
 //! The events of one guest, from the stream of its process.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::Result;
 use nix::unistd::geteuid;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
-use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
+use super::pauses::{PAUSE_MAX, Pauses};
 use crate::api::client::guest_info;
 use crate::api::events::{Event, What};
+use crate::api::types::GuestInfo;
 use crate::api::{ApiClient, AskError};
 use crate::clock::unix_ms;
 use crate::names::GuestName;
@@ -69,13 +70,16 @@ impl Follower {
         let name = self.guest.name().clone();
         let Some(life) = self.find_life().await? else { return Ok(name) };
         let mut next = match position {
-            Position::Begin => 0,
-            Position::Now => u64::MAX,
+            Position::Begin => Some(0),
+            Position::Now => None,
         };
         let stopped = self.follow_life(life, &mut next).await;
-        self.wait_until_gone(life).await;
-        let stopped = stopped.unwrap_or_else(|| self.end_of(life, next));
-        self.tell(stopped).await;
+        // If the process does not exit, its guest counts as ended for followers all the same.
+        let is_gone = timeout(END_PATIENCE, self.wait_until_gone(life)).await.is_ok();
+        self.tell(stopped.unwrap_or_else(|| self.end_of(life, next))).await;
+        if !is_gone {
+            self.wait_until_gone(life).await;
+        }
         Ok(name)
     }
 
@@ -107,24 +111,20 @@ impl Follower {
         self.state.access() == Access::Full && !is_own
     }
 
-    /// Passes on the events of `life` from number `next` on, until it has reported its end, which
-    /// is returned, or is gone.
-    async fn follow_life(&mut self, life: Life, next: &mut u64) -> Option<Event> {
-        let (mut pace, mut unreachable) = (Pace::default(), None);
-        while self.is_alive(life) {
+    /// Passes on the events of `life` from number `next` on, or from now on, until it has reported
+    /// its end, which is returned, or is gone.
+    async fn follow_life(&mut self, life: Life, next: &mut Option<u64>) -> Option<Event> {
+        let mut pace = Pace::default();
+        while self.is_alive(life).await {
             let begun = Instant::now();
-            match self.client.follow_events(*next, life.pid).await {
+            match self.client.follow_events(next.unwrap_or(u64::MAX), life.pid).await {
                 Ok((first, mut events)) => {
-                    unreachable = None;
-                    // Of another process, all events come.
-                    if *next == u64::MAX {
-                        *next = first;
-                    }
+                    next.get_or_insert(first);
                     loop {
                         match events.next().await {
                             Ok(Some(event)) if event.pid != life.pid => return None,
                             Ok(Some(event)) => {
-                                *next = event.number.saturating_add(1);
+                                *next = Some(event.number.saturating_add(1));
                                 pace.keep().await;
                                 let event = self.checked(event, life);
                                 match event.what {
@@ -135,18 +135,11 @@ impl Follower {
                             // Written by another version of lighter, or by a broken process.
                             Err(error @ AskError::Strange { .. }) => {
                                 tracing::warn!("an event is skipped: {error}");
-                                *next = next.saturating_add(1);
+                                *next = next.map(|next| next.saturating_add(1));
                                 break;
                             }
                             Ok(None) | Err(_) => break,
                         }
-                    }
-                }
-                // Another user sees by this alone that a process was killed.
-                Err(error) if error.is_gone() && self.state.access() == Access::ReadOnly => {
-                    let since = unreachable.get_or_insert(begun);
-                    if since.elapsed() > PATIENCE {
-                        return None;
                     }
                 }
                 Err(error) => tracing::debug!("cannot follow a guest: {error}"),
@@ -167,20 +160,32 @@ impl Follower {
     }
 
     /// Whether the guest's name is still held by `life`, as far as this user can tell.
-    fn is_alive(&self, life: Life) -> bool {
-        let is_its_own = || self.guest.read_identity().is_ok_and(|it| it.pid == life.pid);
-        self.guest.is_live() && (self.state.access() == Access::ReadOnly || is_its_own())
+    async fn is_alive(&self, life: Life) -> bool {
+        if !self.guest.is_live() {
+            return false;
+        }
+        match self.state.access() {
+            Access::Full => match self.guest.read_identity() {
+                Ok(identity) => identity.pid == life.pid,
+                // The next process has claimed the name, and has not written its file yet.
+                Err(error) => error
+                    .downcast_ref()
+                    .is_none_or(|error: &io::Error| error.kind() != io::ErrorKind::NotFound),
+            },
+            // The lock of a process that was killed looks held to other users.
+            Access::ReadOnly => match self.client.get::<GuestInfo>("/v1/guest").await {
+                Ok(info) => info.pid == life.pid,
+                Err(error) => !error.is_gone(),
+            },
+        }
     }
 
     /// Waits until the process no longer holds the guest's name.
     async fn wait_until_gone(&self, life: Life) {
-        let gone = async {
-            while self.is_alive(life) {
-                sleep(PAUSE_MIN).await;
-            }
-        };
-        // If the process does not exit, its guest counts as ended for followers all the same.
-        let _gone = timeout(END_PATIENCE, gone).await;
+        let mut pauses = Pauses::default();
+        while self.is_alive(life).await {
+            pauses.pause().await;
+        }
     }
 
     async fn tell(&self, event: Event) {
@@ -189,18 +194,17 @@ impl Follower {
     }
 
     /// Makes the final event of a process that did not report its end.
-    fn end_of(&self, life: Life, number: u64) -> Event {
+    fn end_of(&self, life: Life, number: Option<u64>) -> Event {
         let ended = self.state.ended().read(self.guest.name());
         let ended = ended
             .filter(|ended| ended.uuid == life.uuid && ended.began_unix_ms == life.started_unix_ms);
-        let reason =
-            ended.map_or_else(|| "process died unexpectedly".to_owned(), |ended| ended.reason);
+        let reason = ended.map_or_else(|| "died unexpectedly".to_owned(), |ended| ended.reason);
         Event {
             time_unix_ms: unix_ms(),
             guest: self.guest.name().clone(),
             uuid: life.uuid,
             pid: life.pid,
-            number,
+            number: number.unwrap_or_default(),
             what: What::Stopped { reason },
         }
     }

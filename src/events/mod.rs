@@ -9,7 +9,7 @@ mod folders;
 mod guest;
 mod pauses;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use tokio::sync::mpsc;
@@ -51,22 +51,25 @@ impl Host {
     /// Follows the guests that exist and those that start later.
     async fn follow(&self) -> Result<()> {
         let mut folders = NewFolders::of(&self.state.guests());
-        let (mut followers, mut followed) = (JoinSet::new(), BTreeSet::new());
+        let (mut followers, mut followed) = (JoinSet::new(), BTreeMap::new());
         let mut guests = self.guests()?;
         let mut position = Position::Now;
         loop {
             for guest in guests {
-                if followed.insert(guest.name().clone()) {
+                followed.entry(guest.name().clone()).or_insert_with(|| {
                     let follower = Follower::new(self.state.clone(), guest, self.told.clone());
-                    followers.spawn(follower.follow(position));
-                }
+                    followers.spawn(follower.follow(position)).id()
+                });
             }
             position = Position::Begin;
             tokio::select! {
                 () = folders.wait() => {}
                 Some(ended) = followers.join_next() => match ended {
                     Ok(name) => drop(followed.remove(&name?)),
-                    Err(error) => tracing::error!(%error, "the follower of a guest broke down"),
+                    Err(error) => {
+                        tracing::error!(%error, "the follower of a guest broke down");
+                        followed.retain(|_, follower| *follower != error.id());
+                    }
                 },
             }
             guests = self.guests().unwrap_or_else(|error| {
@@ -181,7 +184,7 @@ mod tests {
         let next = Process::start(&state, 8, vec![What::Started]);
         assert_eq!(heard(&mut events).await, What::Started);
         next.end().await;
-        assert_eq!(heard(&mut events).await, stopped("process died unexpectedly"));
+        assert_eq!(heard(&mut events).await, stopped("died unexpectedly"));
     }
 
     #[tokio::test]

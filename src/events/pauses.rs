@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 /// First pause before a retry while a process is starting, which soon has what is missing; each
 /// pause is twice the one before.
-pub(super) const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// The longest such pause.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);

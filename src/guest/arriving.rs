@@ -117,9 +117,7 @@ impl Arrival {
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
         let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());
-        process.end(Ending::Discarded {
-            message: format!("{} did not arrive here: {cause}", process.name()),
-        });
+        process.end(Ending::Discarded { cause: format!("it did not arrive here: {cause}") });
     }
 
     /// Writes to the record that the guest runs here; the node tells the source.

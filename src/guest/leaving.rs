@@ -176,9 +176,7 @@ impl Departure {
                 let cause = report
                     .error
                     .map_or_else(|| "no reason was given".to_owned(), |error| error.message);
-                process.end(Ending::Discarded {
-                    message: format!("this copy of {} is given up: {cause}", process.name()),
-                });
+                process.end(Ending::Discarded { cause });
             }
         }
     }
@@ -233,10 +231,8 @@ impl Departure {
                 }
             }
             Ok(Some(_)) | Err(_) => {
-                let message = format!(
-                    "this copy of {name} is given up: its migration broke down after the decision"
-                );
-                return process.end(Ending::Discarded { message });
+                let cause = "its migration broke down after the decision".to_owned();
+                return process.end(Ending::Discarded { cause });
             }
         }
         self.take_back(process);

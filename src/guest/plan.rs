@@ -218,7 +218,7 @@ mod tests {
         let refused = refusal(&["--cpus", "9"]);
         assert_eq!(
             refused,
-            "cannot run web: the built-in workload has 1 to 8 vCPUs, not 9: more are for a `kernel`"
+            "cannot run web: the built-in workload has 1 to 8 vCPUs, not 9: more need a `kernel`"
         );
         let kernel = refusal(&["--cpus", "9", "--kernel", "/nowhere/vmlinuz"]);
         assert!(kernel.contains("/nowhere/vmlinuz"), "{kernel}");

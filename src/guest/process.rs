@@ -55,8 +55,8 @@ pub(crate) enum Ending {
     },
     /// The copy in this process will never run.
     Discarded {
-        /// Which copy, and why it was given up.
-        message: String,
+        /// Why it was given up.
+        cause: String,
     },
 }
 
@@ -64,7 +64,14 @@ impl Ending {
     /// Returns the record of this ending, for the guest `uuid` in the process of this identity,
     /// which ends at `ended_unix_ms`.
     pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid, ended_unix_ms: u64) -> Ended {
-        let (how, reason) = match self {
+        let (how, reason) = self.told();
+        let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
+        Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason }
+    }
+
+    /// Returns the kind of this ending, and the end of the sentence "web-1 ...".
+    fn told(&self) -> (How, String) {
+        match self {
             Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
             Self::Guest(StopReason::PowerOff) => (How::PoweredOff, "powered off".to_owned()),
             Self::Guest(StopReason::Reset) => (How::Reset, "reset itself".to_owned()),
@@ -72,10 +79,8 @@ impl Ending {
             Self::Guest(reason) => (How::Crashed, format!("crashed ({reason})")),
             Self::Moved { destination } => (How::Moved, format!("moved to {destination}")),
             Self::Saved { file } => (How::Saved, format!("was saved to {}", file.display())),
-            Self::Discarded { message } => (How::Discarded, format!("was given up ({message})")),
-        };
-        let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
-        Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason }
+            Self::Discarded { cause } => (How::Discarded, format!("was given up ({cause})")),
+        }
     }
 }
 
@@ -322,7 +327,7 @@ impl GuestProcess {
 
     /// Reports that the guest is no longer here, and how it ended.
     pub(super) fn tell_end(&self, ending: &Ending) {
-        self.events.stopped(ending.record(self.identity(), self.identity.uuid, 0).reason);
+        self.events.stopped(ending.told().1);
     }
 
     /// Ends the occupation with `guest`, which is paused since it was saved, so that it continues.

@@ -451,6 +451,6 @@ fn exit_of(name: &GuestName, ending: Ending) -> Result<Exit> {
             output::note(format_args!("{name} was saved to {}", file.display()));
             Ok(Exit::Done)
         }
-        Ending::Discarded { message } => bail!("{message}"),
+        Ending::Discarded { cause } => bail!("this copy of {name} is given up: {cause}"),
     }
 }

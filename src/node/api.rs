@@ -62,7 +62,8 @@ fn routes() -> Vec<Route<Arc<Node>>> {
             Method::GET,
             "/v1/events",
             StatusCode::OK,
-            "What happens to the guests on this host from now on, a line for each event",
+            "What happens to the guests on this host from now on, a line for each event; over \
+             node-ro.sock for 30 seconds at a time",
             get(follow_events),
         )
         .answering_lines::<Event>(&[]),

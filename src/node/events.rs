@@ -118,18 +118,14 @@ impl Log {
             _ if is_one_too_many => tracing::debug!(%guest, "{text}"),
             _ => tracing::info!(%guest, "{text}"),
         }
-        if matches!(event.what, What::Stopped { .. }) {
-            self.0.remove(guest);
-        }
     }
 
     /// Counts an event of `guest`; returns whether it is beyond what is logged in a minute.
     fn count(&mut self, guest: &GuestName) -> bool {
+        // Also of guests that have stopped: one may start and stop again and again.
+        self.0.retain(|_, logged| logged.since.elapsed() < MINUTE);
         let new = || Logged { since: Instant::now(), events: 0 };
         let logged = self.0.entry(guest.clone()).or_insert_with(new);
-        if logged.since.elapsed() >= MINUTE {
-            *logged = new();
-        }
         logged.events = logged.events.saturating_add(1);
         if logged.events == LOGGED_PER_MINUTE + 1 {
             tracing::warn!(%guest, "too many events: the next ones are logged at level debug");

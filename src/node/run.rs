@@ -58,7 +58,6 @@ pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Ex
     ended
 }
 
-/// Takes the lock that makes this the only node of the state folder.
 /// Allows as many open files as the system lets this process have: the node has a connection to
 /// each guest at all times, and another while it inspects all of them.
 fn raise_file_limit() {
@@ -68,6 +67,7 @@ fn raise_file_limit() {
     }
 }
 
+/// Takes the lock that makes this the only node of the state folder.
 fn lock(path: &Path) -> Result<FileLock> {
     let lock =
         FileLock::try_acquire(path).with_context(|| format!("cannot lock {}", path.display()))?;

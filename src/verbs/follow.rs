@@ -207,8 +207,8 @@ impl Follower {
             Some(report) => Ok(report),
             None if self.state.guest(&self.name).is_live() => Err(self.broke_down()),
             None => bail!(
-                "the process of {} died during the migration {}; this host's node settles with the other host who has the \
-                 guest: look there with `lighter ls`",
+                "the process of {} died during the migration {}; the nodes settle which host has the guest: start \
+                 `lighter node` here if it does not run, then `lighter show` it on both hosts",
                 self.name,
                 self.id
             ),

@@ -95,7 +95,7 @@ fn those_who_only_look_see_the_guest_and_change_nothing() {
         let shown = pair.a.run(&[&["--readonly"], verb].concat()).ok().stdout;
         assert!(shown.contains("running"), "{shown}");
     }
-    pair.a.run(&["--readonly", "pause", "web-1"]).complains(Exit::Failed, &["only looks"]);
+    pair.a.run(&["--readonly", "pause", "web-1"]).complains(Exit::Failed, &["changes nothing"]);
 
     let socket = guest.socket().with_file_name("api-ro.sock");
     assert_eq!(ask(&socket, "GET", "/v1/guest", None).unwrap().status, 200);

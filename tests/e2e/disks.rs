@@ -45,7 +45,7 @@ fn a_disk_goes_along_with_its_guest_and_comes_back() {
     assert_eq!(modes, [0o640, 0o600], "a mode does not go along");
     place.runs_only_on(&place.pair.b);
 
-    place.migrate_back(&[]).stayed(&["disk.raw is there already", "let it be replaced"]);
+    place.migrate_back(&[]).stayed(&["disk.raw exists already", "--replace-disks"]);
     let sector = fs::File::options().write(true).open(place.disk_b()).expect("the copy");
     sector.write_all_at(&[0x5a; 512], 0).expect("a sector");
     place.migrate_back(&["--replace-disks"]).ok();
@@ -81,7 +81,7 @@ fn disks_are_made_only_where_the_node_may_and_nothing_is_there() {
     let unknown = go(&["--copy-disks", "--disk-path", "/no/disk=/x"]);
     unknown.done.complains(Exit::Failed, &["the guest has no disk /no/disk"]);
     fs::write(place.disk_b(), "precious").expect("a file");
-    place.migrate(&[]).stayed(&["is there already"]);
+    place.migrate(&[]).stayed(&["exists already"]);
     assert_eq!(fs::read(place.disk_b()).expect("the file"), b"precious");
     assert_eq!(place.files_of("c"), [""; 0]);
     place.runs_only_on(&place.pair.a);

@@ -95,7 +95,7 @@ fn the_node_tells_the_same_as_the_guests_processes() {
     guest.pid().signal(Signal::SIGKILL);
     let told = await_events(&listener, &["stopped", "started", "stopped"]);
     let reason = &told.last().expect("an end")["reason"];
-    assert_eq!(reason, "process died unexpectedly", "{told:#?}");
+    assert_eq!(reason, "died unexpectedly", "{told:#?}");
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn keys_of_yesterday_are_refused_with_what_to_write_instead() {
     refused(several, "3: merge.flat", "`passes`, `split-share`)");
     refused("[verify]", "1: verify", "is gone");
     refused("[verify]\ntry = 3", "1: verify", "the same for everybody");
-    refused("[verifying]", "1: verifying", "there are preset, goal");
+    refused("[verifying]", "1: verifying", "keys here: preset, goal");
 }
 
 #[test]
@@ -184,10 +184,10 @@ fn faults_name_line_and_field() {
     refused("\n[balloon]\nstp = \"2%\"", "3: balloon.stp", "did you mean `step`?");
     refused("goals = \"max density\"", "1: goals", "did you mean `goal`?");
     refused("[[schedules]]", "1: schedules", "did you mean `schedule`?");
-    refused("[zebra]", "1: zebra", "there is no such field");
+    refused("[zebra]", "1: zebra", "unknown key");
     refused("goal = \"free\"", "1: goal", "is not a goal");
     refused("goal = \"free lots\"", "1: goal: `lots` is not a size", "write it as");
-    refused("[balloon]\nreserve = 20", "2: balloon.reserve", "in quotes, not as a number");
+    refused("[balloon]\nreserve = 20", "2: balloon.reserve", "must be quoted");
     refused("[balloon]\nreserve = \"20\"", "2: balloon.reserve", "write it as 20%");
     refused("[balloon]\nfloor = \"1%\"", "2: balloon.floor", "`1%` is not from 5% to 100%");
     refused("[balloon]\nfloor = \"4.99%\"", "2: balloon.floor", "`4.99%` is not from 5% to");
@@ -228,7 +228,7 @@ fn huge_files_are_refused_unread() {
     let rules = "[[guest]]\n".repeat(RULES_MAX + 1);
     refused(&rules, "1: guest", "at most 1024");
     let name = format!("1: {}...", "a".repeat(40));
-    refused(&format!("{} = 1", "a".repeat(50_000)), &name, "no such field");
+    refused(&format!("{} = 1", "a".repeat(50_000)), &name, "unknown key");
     let nested = format!("a = {}", "[".repeat(100_000));
     assert!(Policy::parse(&nested, "f").is_err());
 }

@@ -177,7 +177,7 @@ fn check(text: &str) -> Result<(), String> {
     if text.trim().starts_with('@') {
         let is_known = NICKNAMES.iter().any(|name| name.eq_ignore_ascii_case(text.trim()));
         let known = NICKNAMES.join(", ");
-        return if is_known { Ok(()) } else { Err(format!("of names there are {known}")) };
+        return if is_known { Ok(()) } else { Err(format!("names: {known}")) };
     }
     if fields.len() != FIELDS.len() {
         return Err(format!("it has {} fields, not {}", fields.len(), FIELDS.len()));
@@ -290,7 +290,7 @@ mod tests {
             ("0 0 * * +,MON", "the weekday `+,MON` has nothing"),
             ("0 0 * * +", "the weekday `+` has nothing"),
             ("5% * * * *", "`5%` means nothing in the minute"),
-            ("@reboot", "there are @yearly, @annually, @monthly"),
+            ("@reboot", "names: @yearly, @annually, @monthly"),
             ("0 3 * * L", "`L` means nothing in the weekday"),
             ("0 0 * FRI *", "means nothing in the month `FRI`"),
         ] {

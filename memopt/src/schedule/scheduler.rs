@@ -113,8 +113,8 @@ impl Scheduler {
     }
 
     /// Replaces the schedules, as [`Self::new`] does. The current run continues and excludes others
-    /// until it ends, whether or not its schedule still exists. A run that waits for it still does,
-    /// if there is a schedule of its name.
+    /// until it ends, whether or not its schedule still exists. A schedule of a name that there was
+    /// keeps its results, and a run that waits.
     pub fn replace(
         &mut self,
         schedules: Vec<Schedule>,
@@ -124,9 +124,11 @@ impl Scheduler {
         let running = self.running.take();
         let before = std::mem::take(&mut self.entries);
         *self = Self { running, ..Self::new(schedules, last_ticks, now) };
-        for entry in self.entries.iter_mut().filter(|entry| entry.schedule.enabled) {
-            let queued = before.iter().find(|it| it.schedule.name == entry.schedule.name);
-            if let Some(tick) = queued.and_then(|it| it.queued) {
+        for entry in &mut self.entries {
+            let earlier = before.iter().find(|it| it.schedule.name == entry.schedule.name);
+            let Some(earlier) = earlier else { continue };
+            entry.tally = earlier.tally;
+            if let Some(tick) = earlier.queued.filter(|_| entry.schedule.enabled) {
                 entry.queued = Some(tick);
                 entry.after = entry.after.max(tick);
                 entry.find_next();

@@ -271,6 +271,10 @@ impl<'a> Core<'a> {
             Err(error) => {
                 tracing::error!(schedule = name, "a run cannot begin: {error}");
                 self.handle.notice(&Event::RunNotBegun(&due.trigger));
+                if let Trigger::Schedule { name, tick } = &due.trigger {
+                    // It was due and failed: it is not missed as well after a restart.
+                    self.records.record_decided(name, *tick);
+                }
                 self.run_ended();
             }
         }

@@ -100,7 +100,7 @@ impl<'a, 'i> Fields<'a, 'i> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let text = value.get_ref().as_str().ok_or_else(|| {
             let found = article(value.get_ref());
-            self.fault(key, &format!("is written in quotes, not as {found}"))
+            self.fault(key, &format!("must be quoted, as in \"15%\"; it is {found}"))
         })?;
         read(text).map(Some).map_err(|what| self.fault(key, &what.to_string()))
     }
@@ -267,14 +267,14 @@ impl<'a, 'i> Fields<'a, 'i> {
         let Some(first) = first else { return Ok(()) };
         let hint = match self.near(first.get_ref()) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("there are {}", self.known.join(", ")),
+            None => format!("keys here: {}", self.known.join(", ")),
         };
         Err(self.no_such(first, &hint))
     }
 
     fn no_such(&self, written: &Spanned<DeString<'_>>, hint: &str) -> Fault {
         let field = format!("{}{}", self.path, shortened(written.get_ref()));
-        Fault { at: written.span(), field, what: format!("there is no such field: {hint}") }
+        Fault { at: written.span(), field, what: format!("unknown key; {hint}") }
     }
 
     /// Returns the keys that have not been read yet.

@@ -23,7 +23,9 @@ pub(super) const CLOCK_GRACE: Duration = Duration::from_hours(24);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{0}; `lighter certs` makes certificates")]
+    #[error(
+        "{0}; on the first host `lighter certs init` makes them, on any other host copy what `lighter certs host` made on the first one"
+    )]
     Read(CertError),
     /// A file is not PEM, or has no section of the expected kind.
     #[error("{what} is not usable: {cause}")]

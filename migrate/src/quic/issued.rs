@@ -171,7 +171,7 @@ mod tests {
         for which in ["b", serial, &serial.to_uppercase(), &pairs.join(":")] {
             assert_eq!(find(which), from_ref(&second), "{which}");
         }
-        for which in ["c", "", "beef", &serial[..38]] {
+        for which in ["c", "", "beef", &serial[..serial.len() - 2]] {
             assert!(find(which).is_empty(), "{which}");
         }
     }

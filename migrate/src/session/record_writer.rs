@@ -1,6 +1,8 @@
 //! Writes the versions of a session's record, one after the other, off the runtime's threads.
 
 use std::fmt::Debug;
+use std::io;
+use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -114,8 +116,12 @@ async fn keep(store: RecordStore, mut inbox: mpsc::UnboundedReceiver<Order>) {
                 Err(error) => (None, Err(error)),
             },
         });
-        // The closure cannot be cancelled; only a panic ends up here.
-        let Ok((kept, outcome)) = written.await else { return };
+        // The closure cannot be cancelled, so an error is a panic: the record on disk is unknown,
+        // which is an answer too.
+        let (kept, outcome) = written.await.unwrap_or_else(|error| {
+            let cause = io::Error::other(error);
+            (None, Err(RecordError::Io { operation: "write", path: PathBuf::new(), cause }))
+        });
         file = kept;
         done(outcome);
     }

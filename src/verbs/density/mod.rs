@@ -49,9 +49,10 @@ fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
         Err(error) if error.is_gone() => {
             Err(error).context("no node serves this host: start one with `lighter node`")
         }
-        Err(error) if error.is_forbidden() => {
-            Err(error).context("this user may not ask the node (`--readonly` may look)")
-        }
+        Err(error) if error.is_forbidden() => Err(error).context(
+            "permission denied: run as the node's user (root); `lighter --readonly` with \
+                 density status, history and next works for all users",
+        ),
         answer => answer.context("the node refuses"),
     }
 }

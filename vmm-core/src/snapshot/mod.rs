@@ -68,7 +68,11 @@ pub enum SnapshotError {
         cause: std::io::Error,
     },
     /// The file was not written by [`save`] or `save_template`.
-    #[error("{} is not a saved guest", path.display())]
+    #[error(
+        "{} is not a saved guest or template that fits this command (`lighter restore` takes \
+         guests, `lighter run --template` takes templates)",
+        path.display()
+    )]
     Foreign {
         /// The file.
         path: PathBuf,

@@ -247,8 +247,7 @@ fn check_owner(path: &Path, owner: u32, mode: u32, own: u32) -> Result<(), Snaps
     if is_ours && mode & OTHERS_WRITE == 0 {
         return Ok(());
     }
-    let text =
-        "others can write it: its clones would run what they write; make it yours, with mode 0400";
+    let text = "other users can write it, and could change what its clones run: make it yours, `chmod 600`";
     let cause = io::Error::new(ErrorKind::PermissionDenied, text);
     Err(SnapshotError::Read { path: path.to_path_buf(), cause })
 }

@@ -140,7 +140,7 @@ pub enum DeviceError {
     },
     /// A disk that is about to arrive would overwrite an existing file.
     #[error(
-        "disk {} is there already: move it away, give the arriving one another place, or let it be replaced",
+        "disk {} exists already on the destination: move it, or migrate with --disk-path HERE=THERE or --replace-disks",
         path.display()
     )]
     DiskExists {

@@ -176,6 +176,7 @@ fn who_waits_still_does_when_the_schedules_are_replaced() {
     let mut scheduler = scheduler(schedules());
     pass(&mut scheduler, 0, HOUR);
     scheduler.replace(schedules(), &BTreeMap::new(), at(HOUR + 300));
+    assert_eq!(scheduler.entries[0].tally.begun, 1);
     assert_eq!(pass(&mut scheduler, HOUR + 330, HOUR + 600), []);
     let next = scheduler.handle(at(HOUR + 610), Event::Ended);
     assert_eq!(next, [due("b", HOUR, 610, Punctuality::Queued)]);

@@ -135,7 +135,7 @@ fn a_file_that_others_can_write_is_refused() {
     for mode in [0o620, 0o602, 0o666] {
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
         let error = Template::open(&path).unwrap_err().to_string();
-        assert!(error.contains("others can write it"), "{error}");
+        assert!(error.contains("other users can write it"), "{error}");
     }
     fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
     Template::open(&path).unwrap();
