@@ -39,7 +39,12 @@ pub enum CertError {
         cause: io::Error,
     },
     /// A file exists already, and keys are never overwritten.
-    #[error("{} exists already, and keys are never overwritten: for another host use `lighter certs host`, for another folder --out; to start over, move the old folder away, which invalidates the certificates of all hosts", path.display())]
+    #[error(
+        "{} exists already, and keys are never overwritten: for another host use `lighter certs \
+         host`, for another folder --out; to start over, move the old folder away, which \
+         invalidates the certificates of all hosts",
+        path.display()
+    )]
     Exists {
         /// The file.
         path: PathBuf,
