@@ -38,7 +38,7 @@ fn destination_killed(phase: &Phase) {
 fn source_killed(phase: &Phase) {
     let mut scene = Scene::held_in(phase);
     scene.source().kill();
-    let words = [GUEST, "died during the migration", "lighter ls"];
+    let words = [GUEST, "died during the migration", "lighter show"];
     scene.take_migration().finish().done.complains(Exit::Failed, &words);
     match phase.owner {
         Owner::Source => guest_is_gone(&scene.pair.hosts(), GUEST),
