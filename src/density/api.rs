@@ -169,12 +169,12 @@ async fn show_next(
 }
 
 fn count_of(count: Result<Query<Count>, QueryRejection>) -> Result<usize, ApiError> {
-    let Query(Count { count }) = count.map_err(|rejection| bad_request(rejection.body_text()))?;
+    let Query(Count { count }) = count?;
     Ok(count.min(COUNT_MAX))
 }
 
 fn id_of(id: Result<Path<u64>, PathRejection>) -> Result<RunId, ApiError> {
-    let Path(id) = id.map_err(|rejection| bad_request(rejection.body_text()))?;
+    let Path(id) = id?;
     Ok(RunId(id))
 }
 

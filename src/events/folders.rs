@@ -36,9 +36,9 @@ impl NewFolders {
         self.watch = self.watch.take().or_else(|| watch(&self.parent).ok());
         let Some(watch) = &mut self.watch else { return sleep(SCAN_PAUSE).await };
         match timeout(self.pauses.next(), watch.next()).await {
-            // Listing the folders shows which one is new.
             // The folder itself is gone: a new one needs a new watch.
             Ok(Some(Ok(event))) if event.mask.contains(EventMask::IGNORED) => self.watch = None,
+            // Listing the folders shows which one is new.
             Ok(Some(Ok(_))) => self.pauses = Pauses::default(),
             // The next call replaces a watch that failed.
             Ok(Some(Err(_)) | None) => self.watch = None,

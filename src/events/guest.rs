@@ -1,26 +1,27 @@
 //! The events of one guest, from the stream of its process.
 
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::ops::ControlFlow;
 use std::time::Duration;
-use std::{fs, io};
 
 use anyhow::Result;
-use nix::unistd::geteuid;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
-use uuid::Uuid;
 
 use super::pauses::{PAUSE_MAX, Pauses};
-use crate::api::client::guest_info;
+use super::window::Window;
+use crate::api::client::{Lines, guest_info};
 use crate::api::events::{Event, What};
 use crate::api::types::GuestInfo;
 use crate::api::{ApiClient, AskError};
 use crate::clock::unix_ms;
 use crate::names::GuestName;
-use crate::state_dir::{Access, GuestDir, StateDir};
+use crate::state_dir::{Access, GuestDir, GuestIdentity, StateDir};
 
 /// Events per guest that are passed on in one second. The guest's process keeps some more.
 pub(super) const EVENTS_PER_SECOND_MAX: u32 = 50;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// How long a guest's process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -47,14 +48,6 @@ pub(super) struct Follower {
     pauses: Pauses,
 }
 
-/// One process of a guest.
-#[derive(Debug, Clone, Copy)]
-struct Life {
-    uuid: Uuid,
-    pid: u32,
-    started_unix_ms: u64,
-}
-
 impl Follower {
     /// A follower of `guest`, which sends its events to `told`.
     pub(super) fn new(state: StateDir, guest: GuestDir, told: mpsc::Sender<Result<Event>>) -> Self {
@@ -73,73 +66,47 @@ impl Follower {
             Position::Begin => Some(0),
             Position::Now => None,
         };
-        let stopped = self.follow_life(life, &mut next).await;
+        let stopped = self.follow_life(&life, &mut next).await;
         // If the process does not exit, its guest counts as ended for followers all the same.
-        let is_gone = timeout(END_PATIENCE, self.wait_until_gone(life)).await.is_ok();
-        self.tell(stopped.unwrap_or_else(|| self.end_of(life, next))).await;
+        let is_gone = timeout(END_PATIENCE, self.wait_until_gone(&life)).await.is_ok();
+        self.tell(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
         if !is_gone {
-            self.wait_until_gone(life).await;
+            self.wait_until_gone(&life).await;
         }
         Ok(name)
     }
 
     /// Waits until the guest's process says which one it is; `None` if it has exited before.
-    async fn find_life(&mut self) -> Result<Option<Life>> {
+    async fn find_life(&mut self) -> Result<Option<GuestIdentity>> {
         while self.guest.is_live() {
             // Its file is written before it serves anything, and is readable for its user alone.
             if let Ok(identity) = self.guest.read_identity() {
-                let (uuid, pid) = (identity.uuid, identity.pid);
-                return Ok(Some(Life { uuid, pid, started_unix_ms: identity.started_unix_ms }));
+                return Ok(Some(identity));
             }
             match guest_info(self.guest.name(), &self.client).await {
-                Ok(Some(info)) => {
-                    let (uuid, pid) = (info.uuid, info.pid);
-                    return Ok(Some(Life { uuid, pid, started_unix_ms: info.started_unix_ms }));
+                Ok(Some(GuestInfo { name, uuid, pid, started_unix_ms, .. })) => {
+                    return Ok(Some(GuestIdentity { name, uuid, pid, started_unix_ms }));
                 }
-                Err(error) if self.is_of_another_user() => return Err(error),
-                // A process can make its own files inaccessible: that is its guest's problem alone.
+                Err(error) if self.state.access() == Access::Full => return Err(error),
                 Ok(None) | Err(_) => self.pauses.pause().await,
             }
         }
         Ok(None)
     }
 
-    /// Whether this user was to have all rights, and does not own the state folder.
-    fn is_of_another_user(&self) -> bool {
-        let owner = fs::metadata(self.state.root()).map(|metadata| metadata.uid());
-        let is_own = owner.is_ok_and(|uid| uid == geteuid().as_raw());
-        self.state.access() == Access::Full && !is_own
-    }
-
     /// Passes on the events of `life` from number `next` on, or from now on, until it has reported
     /// its end, which is returned, or is gone.
-    async fn follow_life(&mut self, life: Life, next: &mut Option<u64>) -> Option<Event> {
+    async fn follow_life(&mut self, life: &GuestIdentity, next: &mut Option<u64>) -> Option<Event> {
         let mut pace = Pace::default();
         while self.is_alive(life).await {
             let begun = Instant::now();
             match self.client.follow_events(next.unwrap_or(u64::MAX), life.pid).await {
-                Ok((first, mut events)) => {
+                Ok((first, events)) => {
                     next.get_or_insert(first);
-                    loop {
-                        match events.next().await {
-                            Ok(Some(event)) if event.pid != life.pid => return None,
-                            Ok(Some(event)) => {
-                                *next = Some(event.number.saturating_add(1));
-                                pace.keep().await;
-                                let event = self.checked(event, life);
-                                match event.what {
-                                    What::Stopped { .. } => return Some(event),
-                                    _ => self.tell(event).await,
-                                }
-                            }
-                            // Written by another version of lighter, or by a broken process.
-                            Err(error @ AskError::Strange { .. }) => {
-                                tracing::warn!("an event is skipped: {error}");
-                                *next = next.map(|next| next.saturating_add(1));
-                                break;
-                            }
-                            Ok(None) | Err(_) => break,
-                        }
+                    if let ControlFlow::Break(end) =
+                        self.pass_on(events, life, next, &mut pace).await
+                    {
+                        return end;
                     }
                 }
                 Err(error) => tracing::debug!("cannot follow a guest: {error}"),
@@ -154,13 +121,46 @@ impl Follower {
         None
     }
 
+    /// Passes on a stream of events until it ends; breaks with the guest's end, or with nothing if
+    /// they come from another process.
+    async fn pass_on(
+        &self,
+        mut events: Lines<Event>,
+        life: &GuestIdentity,
+        next: &mut Option<u64>,
+        pace: &mut Pace,
+    ) -> ControlFlow<Option<Event>> {
+        loop {
+            let event = match events.next().await {
+                Ok(Some(event)) => event,
+                // Written by another version of lighter, or by a broken process.
+                Err(error @ AskError::Strange { .. }) => {
+                    tracing::warn!("an event is skipped: {error}");
+                    *next = next.map(|next| next.saturating_add(1));
+                    return ControlFlow::Continue(());
+                }
+                Ok(None) | Err(_) => return ControlFlow::Continue(()),
+            };
+            if event.pid != life.pid {
+                return ControlFlow::Break(None);
+            }
+            *next = Some(event.number.saturating_add(1));
+            pace.keep().await;
+            let event = self.checked(event, life);
+            if matches!(event.what, What::Stopped { .. }) {
+                return ControlFlow::Break(Some(event));
+            }
+            self.tell(event).await;
+        }
+    }
+
     /// The event with what this side knows better than the process: which guest it is.
-    fn checked(&self, event: Event, life: Life) -> Event {
+    fn checked(&self, event: Event, life: &GuestIdentity) -> Event {
         Event { guest: self.guest.name().clone(), uuid: life.uuid, ..event }
     }
 
     /// Whether the guest's name is still held by `life`, as far as this user can tell.
-    async fn is_alive(&self, life: Life) -> bool {
+    async fn is_alive(&self, life: &GuestIdentity) -> bool {
         if !self.guest.is_live() {
             return false;
         }
@@ -181,7 +181,7 @@ impl Follower {
     }
 
     /// Waits until the process no longer holds the guest's name.
-    async fn wait_until_gone(&self, life: Life) {
+    async fn wait_until_gone(&self, life: &GuestIdentity) {
         let mut pauses = Pauses::default();
         while self.is_alive(life).await {
             pauses.pause().await;
@@ -194,7 +194,7 @@ impl Follower {
     }
 
     /// Makes the final event of a process that did not report its end.
-    fn end_of(&self, life: Life, number: Option<u64>) -> Event {
+    fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
         let ended = self.state.ended().read(self.guest.name());
         let ended = ended
             .filter(|ended| ended.uuid == life.uuid && ended.began_unix_ms == life.started_unix_ms);
@@ -212,27 +212,15 @@ impl Follower {
 
 /// Limits the rate of one guest's events, so that a guest in a reset loop does not crowd out the
 /// others.
-#[derive(Debug)]
-pub(super) struct Pace {
-    since: Instant,
-    events: u32,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { since: Instant::now(), events: 0 }
-    }
-}
+#[derive(Debug, Default)]
+pub(super) struct Pace(Window);
 
 impl Pace {
     /// Counts an event, and waits if this second has had its share.
     pub(super) async fn keep(&mut self) {
-        if self.events == EVENTS_PER_SECOND_MAX {
-            sleep_until(self.since + Duration::from_secs(1)).await;
+        if self.0.count(SECOND) > EVENTS_PER_SECOND_MAX {
+            sleep_until(self.0.since() + SECOND).await;
+            self.0.count(SECOND);
         }
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self::default();
-        }
-        self.events += 1;
     }
 }

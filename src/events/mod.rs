@@ -8,6 +8,7 @@
 mod folders;
 mod guest;
 mod pauses;
+mod window;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 
 use self::folders::NewFolders;
 use self::guest::{Follower, Position};
+pub(crate) use self::window::Window;
 use crate::api::events::Event;
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};

@@ -426,37 +426,24 @@ async fn save(
 async fn read_console(
     State(control): State<ProcessControl>,
     query: Result<Query<ConsoleRead>, QueryRejection>,
-) -> Response {
-    let query = match query {
-        Ok(Query(query)) => query,
-        Err(rejection) => {
-            return ApiError::new(Reason::BadRequest, rejection.body_text()).into_response();
-        }
-    };
-    let scrollback = match control.scrollback() {
-        Ok(scrollback) => scrollback,
-        Err(refusal) => return refusal.into_response(),
-    };
+) -> Result<impl IntoResponse, ApiError> {
+    let Query(query) = query?;
+    let scrollback = control.scrollback()?;
     let patience = Duration::from_millis(query.wait_ms).min(CONSOLE_WAIT_MAX);
     // A timeout leads to an empty answer. Bytes are sent as `application/octet-stream`.
     let _waited = tokio::time::timeout(patience, scrollback.wait_beyond(query.from)).await;
     let excerpt = scrollback.read(query.from);
     let headers =
         [(CONSOLE_FROM, excerpt.from.to_string()), (CONSOLE_NEXT, excerpt.next().to_string())];
-    (headers, excerpt.bytes).into_response()
+    Ok((headers, excerpt.bytes))
 }
 
 /// Streams the events of the guest as they happen.
 async fn follow_events(
     State(control): State<ProcessControl>,
     query: Result<Query<EventsRead>, QueryRejection>,
-) -> Response {
-    let query = match query {
-        Ok(Query(query)) => query,
-        Err(rejection) => {
-            return ApiError::new(Reason::BadRequest, rejection.body_text()).into_response();
-        }
-    };
+) -> Result<impl IntoResponse, ApiError> {
+    let Query(query) = query?;
     let events = Arc::clone(control.process().events());
     let is_meant = [0, control.process().identity().pid].contains(&query.pid);
     let first = if is_meant { events.first(query.from) } else { 0 };
@@ -468,7 +455,7 @@ async fn follow_events(
             Some((event, next))
         }
     });
-    ([(EVENTS_FROM, first.to_string())], route::lines(told)).into_response()
+    Ok(([(EVENTS_FROM, first.to_string())], route::lines(told)))
 }
 
 /// Resumes the guest; the body may be absent.

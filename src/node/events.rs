@@ -1,17 +1,16 @@
 //! The events of the host's guests, for the node's log and for clients that follow them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
-use tokio::time::Instant;
 
 use super::service::Node;
 use crate::api::events::{Event, What};
-use crate::events;
+use crate::events::{self, Window};
 use crate::names::GuestName;
 use crate::table::printable;
 
@@ -60,7 +59,7 @@ impl HostEvents {
         }
     }
 
-    fn sender(&self) -> std::sync::MutexGuard<'_, Option<Sender<Event>>> {
+    fn sender(&self) -> MutexGuard<'_, Option<Sender<Event>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,14 +95,7 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
 /// The events in the node's log: so many of each guest that one in a reset loop does not crowd out
 /// what else is logged.
 #[derive(Debug, Default)]
-struct Log(BTreeMap<GuestName, Logged>);
-
-/// What was logged of a guest in the minute under way.
-#[derive(Debug)]
-struct Logged {
-    since: Instant,
-    events: u32,
-}
+struct Log(BTreeMap<GuestName, Window>);
 
 impl Log {
     /// Logs an event. Its text is cut to `LOGGED_MAX` and stripped of control characters, because
@@ -123,14 +115,12 @@ impl Log {
     /// Counts an event of `guest`; returns whether it is beyond what is logged in a minute.
     fn count(&mut self, guest: &GuestName) -> bool {
         // Also of guests that have stopped: one may start and stop again and again.
-        self.0.retain(|_, logged| logged.since.elapsed() < MINUTE);
-        let new = || Logged { since: Instant::now(), events: 0 };
-        let logged = self.0.entry(guest.clone()).or_insert_with(new);
-        logged.events = logged.events.saturating_add(1);
-        if logged.events == LOGGED_PER_MINUTE + 1 {
+        self.0.retain(|_, logged| !logged.is_over(MINUTE));
+        let events = self.0.entry(guest.clone()).or_default().count(MINUTE);
+        if events == LOGGED_PER_MINUTE + 1 {
             tracing::warn!(%guest, "too many events: the next ones are logged at level debug");
         }
-        logged.events > LOGGED_PER_MINUTE
+        events > LOGGED_PER_MINUTE
     }
 }
 

@@ -1,7 +1,5 @@
 //! Errors of files that are read as a type: serde's messages in lighter's words, with the key.
 
-use std::ops::Range;
-
 use toml::de::{DeTable, DeValue};
 
 use super::Fault;
@@ -18,7 +16,7 @@ const WORDS: [(&str, &str); 5] = [
 /// Converts an error of serde in the file of this table.
 pub(super) fn fault(root: &DeTable<'_>, error: &toml::de::Error) -> Fault {
     let at = error.span().unwrap_or_default();
-    let field = error.span().and_then(|span| key_at(root, span)).unwrap_or_default();
+    let field = error.span().and_then(|span| key_at(root, span.start)).unwrap_or_default();
     Fault { at, field, what: plain(error.message()) }
 }
 
@@ -31,20 +29,15 @@ pub(super) fn plain(message: &str) -> String {
     what.trim_end().replace('\n', ": ")
 }
 
-/// Returns the key whose name or value contains the beginning of `span`.
-fn key_at(table: &DeTable<'_>, span: Range<usize>) -> Option<String> {
-    let offset = span.start;
+/// Returns the key whose name or value contains `offset`.
+fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
     table.iter().find_map(|(key, value)| {
         let name = key.get_ref();
         let inside = match value.get_ref() {
-            DeValue::Table(inner) => {
-                key_at(inner, span.clone()).map(|inner| format!("{name}.{inner}"))
-            }
+            DeValue::Table(inner) => key_at(inner, offset).map(|inner| format!("{name}.{inner}")),
             DeValue::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
                 let inner = match item.get_ref() {
-                    DeValue::Table(inner) => {
-                        key_at(inner, span.clone()).map(|inner| format!(".{inner}"))
-                    }
+                    DeValue::Table(inner) => key_at(inner, offset).map(|inner| format!(".{inner}")),
                     _ => None,
                 };
                 let is_itself = || item.span().contains(&offset).then(String::new);
