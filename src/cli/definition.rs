@@ -25,9 +25,9 @@ web-1.toml:
   read-only = false
   serial = \"web-1\"
 
-Keys are named like the options of `lighter run`, but for labels, [[disk]], [[net]] and read-only as above;
---detach, --seccomp and --landlock are no keys. Files are named by absolute paths. A guest that is defined already is
-replaced; if it runs, the new file applies from its next start.";
+Keys are named like the options of `lighter run`, but for labels, [[disk]], [[net]] and read-only as
+above; --detach, --seccomp and --landlock are no keys. Files are named by absolute paths. A guest
+that is defined already is replaced; if it runs, the new file applies from its next start.";
 
 /// `lighter define`.
 #[derive(Debug, Args)]
@@ -45,10 +45,11 @@ Examples:
   lighter start web-1
   lighter start web-1 --force
 
-It runs in the background, as with `lighter run --detach`. A guest that has moved to another host, is in a file
-(`lighter save`), or whose last migration is not settled is refused: it may run there, and two copies would destroy its
-disks. So is one that the other host of its last migration has, or has had since; when that host does not answer within
-5 s, a warning says so. --force starts it here all the same, unless a host that it has moved to says that it has it.")]
+It runs in the background, as with `lighter run --detach`. A guest that has moved to another host,
+is in a file (`lighter save`), or whose last migration is not settled is refused: it may run there,
+and two copies would destroy its disks. So is one that the other host of its last migration has, or
+has had since; when that host does not answer within 5 s, a warning says so. --force starts it here
+all the same, unless a host that it has moved to says that it has it.")]
 pub(crate) struct StartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,
@@ -75,9 +76,10 @@ Examples:
   lighter autostart web-1
   lighter autostart web-1 --disable
 
-The node starts such guests when it is first started after the host has booted, one after the other, and logs which did
-not start. A guest that has moved to another host is not started: it may be running there. One whose
-last migration is not settled waits until the other host has answered. As `lighter start`, it asks the other host.")]
+The node starts such guests when it is first started after the host has booted, one after the other,
+and logs which did not start. A guest that has moved to another host is not started: it may be
+running there. One whose last migration is not settled waits until the other host has answered. As
+`lighter start`, it asks the other host.")]
 pub(crate) struct AutostartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,

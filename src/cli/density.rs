@@ -105,7 +105,8 @@ Examples:
   lighter density apply --plan plan.json         only what is in the plan, as far as it still makes sense
   lighter density apply --watch                  again and again, until Ctrl-C
 
-Ctrl-C ends the run after the step under way; what was done stays, and is in `lighter density history`.")]
+Ctrl-C ends the run after the step under way; what was done stays, and is in `lighter density
+history`.")]
 pub(crate) struct ApplyArgs {
     #[command(flatten)]
     pub(crate) options: PlanOptions,

@@ -21,8 +21,8 @@ Examples:
   lighter demo --memory 2G --cpus 2 --dirty-rate 20000 --working-set 64M
   lighter demo --json
 
-Two hosts with their nodes and certificates are created in a temporary folder, and removed at the end,
-also after Ctrl-C.")]
+Two hosts with their nodes and certificates are created in a temporary folder, and removed at the
+end, also after Ctrl-C.")]
 pub(crate) struct DemoArgs {
     /// Guest memory, binary units: 512M, 1G.
     #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE")]
@@ -59,8 +59,8 @@ Examples:
   lighter node --disk-dir /srv/disks
   lighter node --disk-device /dev/vg0/web-1
 
-Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be restarted
-at any time, also while guests arrive and leave.")]
+Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be
+restarted at any time, also while guests arrive and leave.")]
 pub(crate) struct NodeArgs {
     /// QUIC address on which migrations arrive; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))]
@@ -177,8 +177,8 @@ Examples:
   lighter cpu-models --json
   lighter run --name web-1 --cpu x86-64-v3 --detach
 
-Ask each host of a fleet, and start guests with a model that all of them can be: they can then move to any of
-them. A file defines a custom model:
+Ask each host of a fleet, and start guests with a model that all of them can be: they can then move
+to any of them. A file defines a custom model:
 
   base = \"x86-64-v3\"
   add = [\"sha_ni\"]
@@ -197,9 +197,9 @@ Examples:
   lighter certs revoke host-b
   lighter certs show
 
-Once per fleet, on one host: `init` makes a certificate authority and this host's own certificate. For every other
-host: `host` makes its certificate there; copy the files into `certs` of that host's state folder over a secure channel
-(host.key is secret). Hosts of one authority trust each other.")]
+Once per fleet, on one host: `init` makes a certificate authority and this host's own certificate.
+For every other host: `host` makes its certificate there; copy the files into `certs` of that host's
+state folder over a secure channel (host.key is secret). Hosts of one authority trust each other.")]
 pub(crate) struct CertsArgs {
     #[command(subcommand)]
     pub(crate) action: CertsAction,
@@ -242,8 +242,9 @@ Examples:
   lighter certs revoke host-b
   lighter certs revoke ./host.pem
 
-A name or an address revokes every certificate that was issued for it until now: revoke first, then issue
-the replacement. Certificates that a version without this command issued are not recorded: give their file.")]
+A name or an address revokes every certificate that was issued for it until now: revoke first, then
+issue the replacement. Certificates that a version without this command issued are not recorded:
+give their file.")]
     Revoke {
         /// A name or an address of the host, the serial of a certificate, or the file of one
         /// (host.pem).

@@ -26,9 +26,9 @@ Ctrl-C cancels the migration, and the guest goes on here; a second Ctrl-C does n
 (exit code 5). The migration is done by the guest's own process: when this command is killed it goes
 on, `lighter show NAME` tells how it stands, and `lighter cancel NAME` cancels it.
 
-Whatever fails, the guest runs on one host at most. When the connection is lost in the very moment of
-handing over, the guest may run on none until the hosts reach each other again; if they never will,
---resolve decides by hand.
+Whatever fails, the guest runs on one host at most. When the connection is lost in the very moment
+of handing over, the guest may run on none until the hosts reach each other again; if they never
+will, --resolve decides by hand.
 
 With --json the report is printed at the end; until then there is progress on stderr, when that is a
 terminal, and nothing else.";
@@ -167,7 +167,8 @@ pub(crate) enum ResolveArg {
 Examples:
   lighter cancel web-1
 
-Works on both hosts, until the guest is handed over; from then on the migration can only be completed.")]
+Works on both hosts, until the guest is handed over; from then on the migration can only be
+completed.")]
 pub(crate) struct CancelArgs {
     /// The guest.
     pub(crate) name: GuestName,
