@@ -57,8 +57,8 @@ pub(crate) fn usual_pace() -> (f64, u64) {
 
 /// The pace that lighter allowed ksmd in this run.
 fn pace(run: &Value) -> (f64, u64) {
-    let deeds = run["deeds"].as_array().into_iter().flatten();
-    let actions = deeds.map(|deed| &deed["action"]["action"]);
+    let steps = run["steps"].as_array().into_iter().flatten();
+    let actions = steps.map(|step| &step["action"]["action"]);
     let pace = |action: &Value| action["cpu"].as_f64().zip(action["pages_per_s"].as_u64());
     actions.filter_map(pace).next().unwrap_or_else(usual_pace)
 }

@@ -143,9 +143,9 @@ fn check(history: &mut History, run: RunId, said: State, interrupted: &[RunId]) 
         State::Interrupted => assert_eq!(state, State::Interrupted),
         _ => assert!(state == State::Done || interrupted.contains(&run), "{run}: {state}"),
     }
-    let deeds_min = if matches!(said, State::Acting | State::Done) { 20 } else { 0 };
-    assert!(kept.deeds.len() >= deeds_min && [0, 20].contains(&kept.deeds.len()));
-    assert_eq!(kept.summary.actions as usize, kept.deeds.len());
+    let steps_min = if matches!(said, State::Acting | State::Done) { 20 } else { 0 };
+    assert!(kept.steps.len() >= steps_min && [0, 20].contains(&kept.steps.len()));
+    assert_eq!(kept.summary.actions as usize, kept.steps.len());
     if state == State::Done {
         assert_eq!((kept.summary.verified_bytes, kept.summary.expected_bytes), (4096, 20 * 4096));
     }
@@ -222,7 +222,7 @@ fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
     let Opened { mut history, interrupted, .. } = open(&path);
     assert_eq!(interrupted, [RunId(1)]);
     let kept = history.run(RunId(1)).expect("a run that was put down");
-    assert_eq!(kept.deeds.len() as u64, actions);
+    assert_eq!(kept.steps.len() as u64, actions);
     assert!(actions > 100, "{actions}");
     assert_eq!(history.begin(Trigger::Manual, 2, &plan(0)).expect("room"), RunId(2));
 }

@@ -100,9 +100,9 @@ fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     let run = run.ok().json();
     assert_eq!(run["state"], "done", "{run:#}");
     assert_eq!(run["actions"], 1, "{run:#}");
-    assert!(run["deeds"][0]["verified_bytes"].is_i64(), "{run:#}");
+    assert!(run["steps"][0]["verified_bytes"].is_i64(), "{run:#}");
     let target = balloon_target(&pair.a, "linux");
-    assert_eq!(run["deeds"][0]["action"]["action"]["to_bytes"], target, "{run:#}");
+    assert_eq!(run["steps"][0]["action"]["action"]["to_bytes"], target, "{run:#}");
     assert!((ALL_BYTES / 10..ALL_BYTES).contains(&target), "{target}");
     witness.line().follows(&before);
 
@@ -136,8 +136,8 @@ fn a_run_waits_for_the_balloon_of_a_linux_and_goes_on_from_there() {
     await_plan(&pair.a);
     pair.a.run(&["balloon", "linux", "116M"]).ok();
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
-    let deeds = run["deeds"].as_array().expect("a list");
-    assert!(!deeds.is_empty(), "{run:#}");
+    let steps = run["steps"].as_array().expect("a list");
+    assert!(!steps.is_empty(), "{run:#}");
     assert!(balloon_target(&pair.a, "linux") < 116 << 20, "{run:#}");
 }
 
@@ -223,8 +223,8 @@ fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
     let id = run.json()["id"].to_string();
     let run = pair.a.run(&["density", "history", &id, "--json"]).ok().json();
     assert_eq!((&run["state"], &run["outcome"]), (&json!("done"), &json!("failed")), "{run:#}");
-    assert_eq!(run["deeds"].as_array().map(Vec::len), Some(1), "it ends at once: {run:#}");
-    let error = run["deeds"][0]["error"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(run["steps"].as_array().map(Vec::len), Some(1), "it ends at once: {run:#}");
+    let error = run["steps"][0]["error"].as_str().unwrap_or_default().to_owned();
     assert!(error.contains("no balloon is inflated") && error.contains("density.json"), "{run:#}");
     assert_eq!(balloon_target(&pair.a, "linux"), ALL_BYTES);
 
@@ -388,9 +388,9 @@ fn the_pool_of_huge_pages_is_as_large_as_the_policy_says() {
         });
         let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
         assert_eq!(Pool::free(), free, "{run:#}");
-        assert_eq!(run["deeds"].as_array().map(Vec::len), Some(1), "{run:#}");
+        assert_eq!(run["steps"].as_array().map(Vec::len), Some(1), "{run:#}");
         assert_eq!(run["errors"], Value::Array(Vec::new()), "{run:#}");
-        run["deeds"][0]["verified_bytes"].as_i64()
+        run["steps"][0]["verified_bytes"].as_i64()
     };
     // The pool begins with 8 free pages.
     assert_eq!(apply("free-min = \"24MiB\"\nfree-max = \"24MiB\"", 12), Some(-(8 << 20)));

@@ -60,11 +60,11 @@ fn run(host: &Host, meanwhile: impl Fn()) -> Value {
 
 /// The domains for which the run drove ksmd, in order.
 fn driven_for(run: &Value) -> Vec<&str> {
-    let deeds = run["deeds"].as_array().expect("a list").iter();
-    let windows = deeds.filter(|deed| {
-        deed["action"]["action"]["kind"] == "drive-ksm" && deed["verified_bytes"].is_i64()
+    let steps = run["steps"].as_array().expect("a list").iter();
+    let windows = steps.filter(|step| {
+        step["action"]["action"]["kind"] == "drive-ksm" && step["verified_bytes"].is_i64()
     });
-    windows.filter_map(|deed| deed["action"]["action"]["domain"].as_str()).collect()
+    windows.filter_map(|step| step["action"]["action"]["domain"].as_str()).collect()
 }
 
 #[test]

@@ -263,9 +263,9 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert!(!plan.contains("not surveyed recently"), "{plan}");
     nobody_is_merged_with_a_stranger(&pair.a);
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
-    let deeds = run["deeds"].as_array().expect("a list");
+    let steps = run["steps"].as_array().expect("a list");
     let of_kind = |kind: &str| -> Vec<&Value> {
-        deeds.iter().filter(|deed| deed["action"]["action"]["kind"] == kind).collect()
+        steps.iter().filter(|step| step["action"]["action"]["kind"] == kind).collect()
     };
     let taken_apart = of_kind("unmerge");
     assert_eq!(taken_apart.len(), 2, "each one's working set: {run:#}");
@@ -302,9 +302,9 @@ fn nobody_is_merged_with_a_stranger(host: &Host) {
     let elsewhere = Pair::without_nodes();
     let stranger = start(&elsewhere.a, "stranger", "shop", 0);
     let run = host.run(&["density", "apply", "--json"]).ok().json();
-    let deeds = run["deeds"].as_array().expect("a list");
+    let steps = run["steps"].as_array().expect("a list");
     let is_merging = |kind: &Value| kind == "merge" || kind == "drive-ksm";
-    assert!(!deeds.iter().any(|deed| is_merging(&deed["action"]["action"]["kind"])), "{run:#}");
+    assert!(!steps.iter().any(|step| is_merging(&step["action"]["action"]["kind"])), "{run:#}");
     let plan = host.run(&["density", "plan"]).ok().stdout;
     let named = format!("process {} (", stranger.pid().0);
     assert!(plan.contains(&named) && plan.contains("could share its pages"), "{plan}");
@@ -331,8 +331,8 @@ fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other()
         let run = pair.a.run(&["density", "history", &begun, "--json"]).ok().json();
         if run["state"] == "done" { Ok(run) } else { Err(run) }
     });
-    let deeds = run["deeds"].as_array().expect("a list");
-    let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
+    let steps = run["steps"].as_array().expect("a list");
+    let window = steps.iter().find(|step| step["action"]["action"]["kind"] == "drive-ksm");
     let window = window.unwrap_or_else(|| panic!("no window was planned: {run:#}"));
     let named = format!("process {} (", stranger.pid().0);
     let error = window["error"].as_str().expect("a reason");
@@ -341,8 +341,8 @@ fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other()
 
     lets_be_merged("unmerge");
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
-    let deeds = run["deeds"].as_array().expect("a list");
-    let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
+    let steps = run["steps"].as_array().expect("a list");
+    let window = steps.iter().find(|step| step["action"]["action"]["kind"] == "drive-ksm");
     let verified = window.and_then(|window| window["verified_bytes"].as_i64());
     assert!(verified > Some(30 << 20), "{run:#}");
 }
@@ -407,13 +407,13 @@ fn zeros_come_back_without_merging_while_the_guest_writes() {
     let before = cost(&pair.a, guest.name());
 
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
-    let deed = &run["deeds"][0];
-    assert_eq!(deed["action"]["action"]["kind"], "drop-zeros", "{run:#}");
+    let step = &run["steps"][0];
+    assert_eq!(step["action"]["action"]["kind"], "drop-zeros", "{run:#}");
     let planned = &run["plan"]["steps"][0]["action"]["kind"];
     assert_eq!(planned, "drop-zeros", "the plan is the one after the look: {run:#}");
-    let expected = deed["expected_bytes"].as_u64().expect("a size");
+    let expected = step["expected_bytes"].as_u64().expect("a size");
     assert!(expected > 20 << 20, "half of 64 MiB, less what is written: {run:#}");
-    let verified = deed["verified_bytes"].as_u64().expect("a size");
+    let verified = step["verified_bytes"].as_u64().expect("a size");
     assert!(verified > expected / 8 * 7 && verified < expected / 8 * 9, "{run:#}");
     let back = before - cost(&pair.a, guest.name());
     assert!(back > expected / 8 * 7, "{back} of {expected} came back: {run:#}");

@@ -305,7 +305,7 @@ impl Driver {
                 self.bench.read((*offset).into(), &mut vec![0xaa; usize::from(len % 9)]);
             }
             Lawful::Notify { queue } => self.notify(*queue),
-            Lawful::Host(deed) => self.reach.came_through += deed.act(&mut self.bench, side),
+            Lawful::Host(step) => self.reach.came_through += step.act(&mut self.bench, side),
             Lawful::Move => self.go_elsewhere(),
         }
     }

@@ -45,7 +45,7 @@ pub(super) struct Record {
     pub(super) beginning: Beginning,
     ended: Option<u64>,
     pub(super) state: State,
-    pub(super) deeds: Vec<RunAction<Box<RawValue>>>,
+    pub(super) steps: Vec<RunAction<Box<RawValue>>>,
     outcome: Option<RunEnd>,
     errors: Vec<String>,
 }
@@ -56,7 +56,7 @@ impl Record {
             beginning,
             ended: None,
             state: State::Planned,
-            deeds: Vec::new(),
+            steps: Vec::new(),
             outcome: None,
             errors: Vec::new(),
         }
@@ -100,18 +100,18 @@ impl Record {
         match entry {
             Entry::Began(beginning) => *self = Self::new(beginning),
             Entry::Planned(plan) => self.beginning.plan = plan,
-            Entry::Acting(deeds) => {
-                self.deeds.extend(deeds);
+            Entry::Acting(steps) => {
+                self.steps.extend(steps);
                 self.state = State::Acting;
             }
             Entry::Found(found) => {
-                let is_missing = |found: &&Found| found.index as usize >= self.deeds.len();
+                let is_missing = |found: &&Found| found.index as usize >= self.steps.len();
                 if let Some(missing) = found.iter().find(is_missing) {
                     return Err(missing.index);
                 }
                 for Found { index, verified_bytes, error } in found {
-                    let deed = &mut self.deeds[index as usize];
-                    (deed.verified_bytes, deed.error) = (verified_bytes, error);
+                    let step = &mut self.steps[index as usize];
+                    (step.verified_bytes, step.error) = (verified_bytes, error);
                 }
                 self.state = State::Verifying;
             }
@@ -136,7 +136,7 @@ impl Record {
     /// Returns the run, numbered `id`, without its plan and its actions.
     pub(super) fn summary(&self, id: RunId) -> Summary {
         let sum = |bytes: fn(&RunAction<Box<RawValue>>) -> i64| {
-            self.deeds.iter().map(bytes).fold(0, i64::saturating_add)
+            self.steps.iter().map(bytes).fold(0, i64::saturating_add)
         };
         Summary {
             id,
@@ -144,9 +144,9 @@ impl Record {
             started: self.beginning.started,
             ended: self.ended,
             state: self.state,
-            actions: u32::try_from(self.deeds.len()).unwrap_or(u32::MAX),
-            expected_bytes: sum(|deed| deed.expected_bytes),
-            verified_bytes: sum(|deed| deed.verified_bytes.unwrap_or_default()),
+            actions: u32::try_from(self.steps.len()).unwrap_or(u32::MAX),
+            expected_bytes: sum(|step| step.expected_bytes),
+            verified_bytes: sum(|step| step.verified_bytes.unwrap_or_default()),
             outcome: self.outcome,
             errors: self.errors.clone(),
         }
@@ -158,13 +158,13 @@ impl Record {
     /// If another version wrote its plan or an action.
     pub(super) fn run(&self, id: RunId) -> Result<Run, HistoryError> {
         let plan = read("plan", id, &self.beginning.plan)?;
-        let deed = |deed: &RunAction<Box<RawValue>>| {
-            let action = read("action", id, &deed.action)?;
-            let (verified_bytes, error) = (deed.verified_bytes, deed.error.clone());
-            Ok(RunAction { action, expected_bytes: deed.expected_bytes, verified_bytes, error })
+        let step = |step: &RunAction<Box<RawValue>>| {
+            let action = read("action", id, &step.action)?;
+            let (verified_bytes, error) = (step.verified_bytes, step.error.clone());
+            Ok(RunAction { action, expected_bytes: step.expected_bytes, verified_bytes, error })
         };
-        let deeds = self.deeds.iter().map(deed).collect::<Result<_, HistoryError>>()?;
-        Ok(Run { summary: self.summary(id), plan, deeds })
+        let steps = self.steps.iter().map(step).collect::<Result<_, HistoryError>>()?;
+        Ok(Run { summary: self.summary(id), plan, steps })
     }
 }
 

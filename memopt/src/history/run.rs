@@ -165,8 +165,8 @@ pub struct Run {
     pub summary: Summary,
     /// The plan of the run.
     pub plan: Plan,
-    /// The executed actions, in order.
-    pub deeds: Vec<RunAction>,
+    /// The executed steps, in order.
+    pub steps: Vec<RunAction>,
 }
 
 /// A list of runs, newest first.

@@ -169,18 +169,18 @@ impl History {
     pub fn act(&mut self, run: RunId, actions: &[Step]) -> Result<u32, HistoryError> {
         self.with(|open| {
             let Limits { part_bytes_max, actions_max, .. } = open.folder.limits();
-            let first = open.live_mut(run)?.0.record.deeds.len();
+            let first = open.live_mut(run)?.0.record.steps.len();
             if first.saturating_add(actions.len()) > actions_max as usize {
                 let max = format!("{actions_max} actions");
                 return Err(HistoryError::TooLarge { what: "a run", max });
             }
-            let deeds = actions.iter().map(|step| {
+            let steps = actions.iter().map(|step| {
                 let action = to_json("an action", step, part_bytes_max)?;
                 let expected_bytes = step.expected_bytes;
                 Ok(RunAction { action, expected_bytes, verified_bytes: None, error: None })
             });
-            let deeds = deeds.collect::<Result<Vec<_>, HistoryError>>()?;
-            open.add(run, Entry::Acting(deeds))?;
+            let steps = steps.collect::<Result<Vec<_>, HistoryError>>()?;
+            open.add(run, Entry::Acting(steps))?;
             Ok(u32::try_from(first).unwrap_or(u32::MAX))
         })
     }

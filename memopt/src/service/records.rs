@@ -219,8 +219,8 @@ mod tests {
         records.record_steps(run, &[step(&"x".repeat(1 << 20), 1)]);
         records.record_found(run, &[Found::failed(0, "second")]);
         let kept = records.run(run).unwrap();
-        assert_eq!(kept.deeds.len(), 1);
-        assert_eq!(kept.deeds[0].error.as_deref(), Some("first"));
+        assert_eq!(kept.steps.len(), 1);
+        assert_eq!(kept.steps[0].error.as_deref(), Some("first"));
     }
 
     #[test]

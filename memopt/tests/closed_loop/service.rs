@@ -312,9 +312,9 @@ async fn a_guest_in_pain_has_its_memory_back_though_another_ones_process_hangs()
         let newest = &client.runs(10).await.expect("a history").runs[0];
         assert_eq!(newest.trigger, Trigger::Relief);
         let relief = client.run(newest.id).await.expect("a record");
-        let [deed] = &relief.deeds[..] else { panic!("{relief:?}") };
-        assert_eq!(deed.action.action.guest(), Some("b"));
-        assert!(deed.action.reason.contains("it hurts"), "{}", deed.action.reason);
+        let [step] = &relief.steps[..] else { panic!("{relief:?}") };
+        assert_eq!(step.action.action.guest(), Some("b"));
+        assert!(step.action.reason.contains("it hurts"), "{}", step.action.reason);
         client.status().await.expect("an answer");
     };
     bench.run(test).await;

@@ -115,16 +115,16 @@ async fn follow(
     loop {
         let run: Run = heard(client.get(&run_path(id)).await)?;
         if output == Output::Text {
-            for deed in run.deeds.iter().skip(told) {
-                let expected = signed_size(deed.expected_bytes);
-                output::note(format!("{} (expected: {expected})", deed.action.action));
+            for step in run.steps.iter().skip(told) {
+                let expected = signed_size(step.expected_bytes);
+                output::note(format!("{} (expected: {expected})", step.action.action));
             }
         }
-        pause = match run.deeds.len() == told {
+        pause = match run.steps.len() == told {
             true => (pause * 2).min(LOOK_PAUSE_MAX),
             false => LOOK_PAUSE,
         };
-        told = run.deeds.len();
+        told = run.steps.len();
         if run.summary.state.is_final() {
             return Ok(run);
         }

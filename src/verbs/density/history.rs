@@ -89,26 +89,26 @@ pub(super) fn text(run: &Run) -> String {
     ];
     lines.extend(summary.errors.iter().map(|error| ("Error", error.clone())));
     let mut text = facts(&lines);
-    if run.deeds.is_empty() {
+    if run.steps.is_empty() {
         text.push('\n');
         text.push_str(&plan::text(&run.plan));
         return text;
     }
     let mut table = Table::new(&["STEP", "EXPECTED", "VERIFIED", "WHY"]);
-    for deed in &run.deeds {
-        table.row(row(deed));
+    for step in &run.steps {
+        table.row(row(step));
     }
     text.push('\n');
     text.push_str(&table.render());
     text
 }
 
-fn row(deed: &RunAction) -> [String; 4] {
-    let verified = deed.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
-    let reason = &deed.action.reason;
-    let why = match &deed.error {
+fn row(step: &RunAction) -> [String; 4] {
+    let verified = step.verified_bytes.map_or_else(|| "-".to_owned(), signed_size);
+    let reason = &step.action.reason;
+    let why = match &step.error {
         Some(error) => format!("{reason}; {error}"),
         None => reason.clone(),
     };
-    [deed.action.action.to_string(), signed_size(deed.expected_bytes), verified, why]
+    [step.action.action.to_string(), signed_size(step.expected_bytes), verified, why]
 }

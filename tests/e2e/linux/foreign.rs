@@ -157,8 +157,8 @@ fn its_equal_pages_are_merged(pair: &Pair, qemu: &Qemu, ksm: &KsmTurn) {
     write_settings(&pair.a, MERGING);
     node_uses(&pair.a, "\"goal\": \"free 1073741824\"");
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
-    let deeds = run["deeds"].as_array().expect("a list");
-    let window = deeds.iter().find(|deed| deed["action"]["action"]["kind"] == "drive-ksm");
+    let steps = run["steps"].as_array().expect("a list");
+    let window = steps.iter().find(|step| step["action"]["action"]["kind"] == "drive-ksm");
     let window = window.unwrap_or_else(|| panic!("{run:#}"));
     assert!(window["verified_bytes"].as_i64() > Some(4 << 20), "{run:#}");
     // The kernel merges most zero pages by splitting huge pages, and does not count those.
@@ -178,8 +178,8 @@ fn what_it_writes_becomes_huge(pair: &Pair, qemu: &Qemu) {
     });
     let before = huge_bytes();
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
-    assert_eq!(run["deeds"][0]["action"]["action"]["kind"], "make-huge", "{run:#}");
-    assert_eq!(run["deeds"][0]["error"], Value::Null, "{run:#}");
+    assert_eq!(run["steps"][0]["action"]["action"]["kind"], "make-huge", "{run:#}");
+    assert_eq!(run["steps"][0]["error"], Value::Null, "{run:#}");
     let after = huge_bytes();
     assert!(after >= before + (2 << 20), "{before} bytes before, {after} after: {run:#}");
 }

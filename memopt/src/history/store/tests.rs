@@ -90,7 +90,7 @@ fn a_run_is_found_as_it_was_put_down() {
 
     let Opened { mut history, interrupted, unreadable } = open(&path, Limits::default());
     assert!(interrupted.is_empty() && unreadable.is_empty());
-    let deed = |guest, expected_bytes, verified_bytes, error| RunAction {
+    let executed = |guest, expected_bytes, verified_bytes, error| RunAction {
         action: step(guest, expected_bytes),
         expected_bytes,
         verified_bytes,
@@ -98,12 +98,12 @@ fn a_run_is_found_as_it_was_put_down() {
     };
     let kept = history.run(run).unwrap();
     assert_eq!(kept.plan, plan("night"));
-    let deeds = [
-        deed("a", 4096, Some(4000), None),
-        deed("b", 8192, None, failed),
-        deed("c", -100, None, None),
+    let steps = [
+        executed("a", 4096, Some(4000), None),
+        executed("b", 8192, None, failed),
+        executed("c", -100, None, None),
     ];
-    assert_eq!(kept.deeds, deeds);
+    assert_eq!(kept.steps, steps);
     let summary = Summary {
         id: run,
         trigger: nightly(1000),
@@ -250,7 +250,7 @@ fn what_is_too_large_is_refused_and_nothing_of_it_is_kept() {
     ] {
         assert!(matches!(refused, HistoryError::TooLarge { .. }), "{refused}");
     }
-    assert_eq!(history.run(run).unwrap().deeds, []);
+    assert_eq!(history.run(run).unwrap().steps, []);
     assert_eq!(history.stored().unwrap(), begun);
     history.act(run, &vec![action; 3]).unwrap();
     let missing = history.verify(run, &[Found { index: 3, verified_bytes: None, error: None }]);
@@ -432,7 +432,7 @@ fn a_log_cut_short_tells_of_an_interrupted_run_up_to_there() {
         assert_eq!(run.summary.outcome.is_some(), state == State::Done, "{length}");
         assert_eq!(interrupted.is_empty(), state == State::Done, "{length}");
         assert_eq!(run.plan, plan("plan"));
-        assert!([0, 2].contains(&run.deeds.len()), "{length}: all of a line or nothing");
+        assert!([0, 2].contains(&run.steps.len()), "{length}: all of a line or nothing");
         drop(history);
         let again = open(&path, Limits::default());
         assert_eq!((again.interrupted, again.unreadable), (vec![], vec![]), "{length}: for good");
@@ -481,7 +481,7 @@ proptest! {
         let mut history = open(&path, Limits::default()).history;
         if let Ok(run) = history.run(RunId(1)) {
             prop_assert_eq!(run.plan, plan("plan"));
-            let actions: Vec<_> = run.deeds.into_iter().map(|deed| deed.action).collect();
+            let actions: Vec<_> = run.steps.into_iter().map(|executed| executed.action).collect();
             prop_assert!(actions.is_empty() || actions == [step("x", 1), step("y", 2)]);
         }
         prop_assert_eq!(whole_run(&mut history, 3), RunId(2));
