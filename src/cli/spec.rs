@@ -15,7 +15,9 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
-use vmm_core::memory::{HugePages, MemoryConfig, MergeDomain, NumaPolicy, Prealloc, RamLayout};
+use vmm_core::memory::{
+    HugePages, MemoryConfig, MemoryError, MergeDomain, NumaPolicy, Prealloc, RamLayout,
+};
 use vmm_core::{DirtyLog, GUEST_CIDS, Labels, VCPUS_MAX, labels, workload};
 
 use super::cpu::CpuArg;
@@ -333,6 +335,16 @@ where
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
+/// Returns the error for an impossible amount of memory. A number below the smallest is likely to
+/// lack its unit.
+fn memory_fault(bytes: u64, error: &MemoryError) -> String {
+    let in_mib = bytes.saturating_mul(MIB);
+    match bytes < MIB && RamLayout::new(in_mib).is_ok() {
+        true => format!("{bytes} bytes are too few: did you mean {bytes}M?"),
+        false => error.to_string(),
+    }
+}
+
 impl GuestSpec {
     /// The guest's identity: the one that it was given, or a new one.
     pub(crate) fn identity(&self) -> Uuid {
@@ -345,7 +357,7 @@ impl GuestSpec {
     /// The first that does not, or is not.
     pub(crate) fn check(&self) -> Result<(), Fault> {
         let bytes = self.memory_bytes().unwrap_or(MEMORY_BYTES);
-        RamLayout::new(bytes).map_err(|error| Fault::of("memory", error.to_string()))?;
+        RamLayout::new(bytes).map_err(|error| Fault::of("memory", memory_fault(bytes, &error)))?;
         self.memory_config().check(bytes).map_err(|error| {
             let key = if self.hugepages.is_some() { "hugepages" } else { "numa-policy" };
             Fault::of(key, error.to_string())

@@ -251,7 +251,8 @@ tap = "tap-db"
     #[test]
     fn what_is_no_guest_is_refused_with_its_line_and_key() {
         refused("cpus = 1\nmemry = \"1G\"", "2: memry: ", "unknown key `memry`");
-        refused("\n\nmemory = 1024", "3: memory: ", "string");
+        refused("\n\nmemory = 1024", "3: memory: ", "expected text in quotes");
+        refused("memory = \"512\"", "1: memory: ", "did you mean 512M?");
         refused("memory = \"lots\"", "1: memory: ", "`lots`");
         refused("memory = \"1M\"", "1: memory: ", "not possible");
         refused("cpus = 256", "1: cpus: ", "`256` is out of range");

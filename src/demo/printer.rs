@@ -34,7 +34,7 @@ impl Printer {
     }
 
     pub(super) fn opening(&self) -> Result<()> {
-        self.say("A running guest moves from host a to host b and back, while it goes on writing its memory.\n")
+        self.say("A running guest moves from host a to host b and back, while it keeps writing to its memory.\n")
     }
 
     pub(super) fn hosts(&self, a: &Host, b: &Host) -> Result<()> {
@@ -84,7 +84,7 @@ impl Printer {
             self.say(&format!("  {line}"))?;
         }
         let own = summary::seconds(leg.guest.downtime_seconds);
-        self.say(&format!("  As the guest itself saw it: it stood still for {own}."))?;
+        self.say(&format!("  As the guest itself saw it: it was paused for {own}."))?;
         let verdict = if leg.guest.is_good() {
             format!(
                 "The guest's verdict on its memory: intact ({} pages checked on host {}, none lost, stale or torn)",

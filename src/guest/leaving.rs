@@ -245,7 +245,7 @@ impl Departure {
             tracing::error!(%error, "after a migration that broke down");
         }
         if let Err(error) = self.guest.stop_dirty_log() {
-            tracing::warn!(%error, "the dirty log goes on");
+            tracing::warn!(%error, "the dirty log stays on");
         }
         self.note_disks(process, Outcome::StayedAtSource);
         let progress = self.session.progress();

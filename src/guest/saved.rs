@@ -257,7 +257,9 @@ impl PausedForSave {
             let (Some(guest), Some(process)) = (guest.upgrade(), process.upgrade()) else { return };
             if process.release_after_save(&guest) {
                 let (name, file) = (process.name(), guest.file.display());
-                tracing::warn!("{name} goes on: it was not ended since it was saved to {file}");
+                tracing::warn!(
+                    "{name} keeps running: it was not ended after it was saved to {file}"
+                );
                 drop(tokio::task::spawn_blocking(move || drop(guest)).await);
             }
         });

@@ -97,14 +97,14 @@ mod tests {
             |outcome, role, reason| result(&Report { role, ..report(outcome, Some(reason)) });
         let stayed = Outcome::StayedAtSource;
         let here = said(stayed, Role::Source, Reason::Cancelled).unwrap();
-        assert_eq!(here, "web: migration cancelled; the guest goes on here");
+        assert_eq!(here, "web: migration cancelled; the guest keeps running here");
         let there = said(stayed, Role::Destination, Reason::Cancelled).unwrap();
         assert!(
             there.contains("cancelled") && there.contains("nothing of it is left here"),
             "{there}"
         );
         let failed = said(stayed, Role::Source, Reason::ConnectionLost).unwrap();
-        assert!(failed.contains("cable cut") && failed.contains("goes on here"), "{failed}");
+        assert!(failed.contains("cable cut") && failed.contains("keeps running here"), "{failed}");
 
         let moved = said(Outcome::Migrated, Role::Source, Reason::Other).unwrap_err();
         assert!(moved.to_string().contains("has left this host"), "{moved}");

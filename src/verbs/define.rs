@@ -33,5 +33,7 @@ pub(crate) fn undefine(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
 /// If the guest is not defined.
 pub(crate) fn autostart(state: &StateDir, args: &AutostartArgs) -> Result<Exit> {
     state.definitions().set_autostart(&args.name, !args.disable)?;
+    let starts = if args.disable { "does not start" } else { "starts" };
+    output::note(format!("{} {starts} with the host", args.name));
     Ok(Exit::Done)
 }

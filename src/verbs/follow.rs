@@ -176,7 +176,7 @@ impl Follower {
     /// without this follower.
     fn lost_sight(&self, error: &AskError) -> anyhow::Error {
         let message = format!(
-            "cannot watch the migration of {0} any more: {error}; it goes on, `lighter show {0}` tells how it stands",
+            "cannot watch the migration of {0} any more: {error}; it continues; `lighter show {0}` shows its progress",
             self.name
         );
         ExitWith { exit: Exit::Unwatched, message }.into()
@@ -248,7 +248,7 @@ impl Doubt {
         }
         let message = format!(
             "the migration of {name} is in doubt: the other host has been silent for {} s since the guest was handed over; \
-             the guest is paused here, and its process goes on asking\n{way_out}",
+             the guest is paused here, and its process keeps asking\n{way_out}",
             DOUBT_PATIENCE.as_secs()
         );
         Err(ExitWith { exit: Exit::InDoubt, message }.into())

@@ -159,7 +159,7 @@ async fn ask_or_older<R: PartialEq, T>(
 /// The error for a process that has received the request and may still act on it.
 fn not_known(args: &MigrateArgs, error: &AskError) -> anyhow::Error {
     let message = format!(
-        "cannot tell whether the migration of {0} begins: {error}; it may when the process goes on: `lighter show {0}` tells, \
+        "cannot tell whether the migration of {0} begins: {error}; it may once the process responds: `lighter show {0}` tells, \
          `lighter cancel {0}` cancels it",
         args.name
     );

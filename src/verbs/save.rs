@@ -168,7 +168,7 @@ impl SaveJob {
     fn tell(&self, saved: &Saved, stood_ms: Option<u64>) -> Result<Exit> {
         let (name, size, file) = (&self.name, format_size(saved.file_bytes), self.file.display());
         let became = match stood_ms {
-            Some(ms) => format!("stood still for {}", format_duration(Duration::from_millis(ms))),
+            Some(ms) => format!("was paused for {}", format_duration(Duration::from_millis(ms))),
             None => "has ended".to_owned(),
         };
         output::print_line(format_args!("{name}: {size} in {file}, the guest {became}"))?;

@@ -131,10 +131,10 @@ fn text(shown: &Shown) -> String {
         lines.push(("UUID", info.uuid.to_string()));
         lines.push(("State", format!("{}{detail}", info.state.as_str())));
         let kind = match info.kind {
-            GuestKind::Workload => "the built-in workload",
-            GuestKind::Linux => "a kernel of its own",
+            GuestKind::Workload => "built-in workload",
+            GuestKind::Linux => "Linux kernel",
         };
-        lines.push(("Runs", kind.to_owned()));
+        lines.push(("Kind", kind.to_owned()));
         lines.push(("VCPUs", info.vcpus.to_string()));
         lines.extend(info.cpu_model.iter().map(|model| ("CPU", model.clone())));
         lines.push(("Memory", format_size(info.memory_bytes)));
@@ -148,13 +148,13 @@ fn text(shown: &Shown) -> String {
         }
         let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
         if let Some(last) = last {
-            lines.push(("Started over", format!("{} times{last}", info.restarts)));
+            lines.push(("Restarts", format!("{}{last}", info.restarts)));
         }
         let on_reboot = match info.on_reboot {
-            OnReboot::Restart => "boots again",
-            OnReboot::Stop => "ends",
+            OnReboot::Restart => "restarts",
+            OnReboot::Stop => "stops",
         };
-        lines.push(("When it resets", on_reboot.to_owned()));
+        lines.push(("On reboot", on_reboot.to_owned()));
         lines.push(("Confined to", confinement_line(info.confinement)));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));
@@ -255,7 +255,7 @@ fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
     match (&status.report, &status.progress) {
         (Some(report), _) => {
             lines.push(("Last migration", last_migration(report)));
-            lines.extend(report.way_out.iter().map(|text| ("Way out", text.clone())));
+            lines.extend(report.way_out.iter().map(|text| ("What to do", text.clone())));
         }
         (None, Some(progress)) => {
             let line = match progress.role {
@@ -279,10 +279,9 @@ fn last_migration(report: &Report) -> String {
         (Outcome::InDoubt, _) => format!("in doubt after {time}"),
         (Outcome::Lost, _) => format!("given up with this copy after {time}"),
     };
-    let stood =
-        report.downtime_seconds.map(|stood| format!(", stood still for {}", seconds(stood)));
+    let paused = report.downtime_seconds.map(|paused| format!(", paused for {}", seconds(paused)));
     let error = report.error.as_ref().map(|error| format!(": {}", error.message));
-    format!("{outcome}{}{}", stood.unwrap_or_default(), error.unwrap_or_default())
+    format!("{outcome}{}{}", paused.unwrap_or_default(), error.unwrap_or_default())
 }
 
 /// Formats the progress of an arriving guest. Only the source knows how much is left, and the rate.

@@ -118,12 +118,12 @@ fn stood(report: &Report) -> String {
     let Some((downtime, parts)) = report.downtime_seconds.zip(report.standstill.as_ref()) else {
         return String::new();
     };
-    format!(", having stood still for {}: {}", seconds(downtime), standstill(parts))
+    format!(", after a pause of {}: {}", seconds(downtime), standstill(parts))
 }
 
 /// Returns the state of a guest that has stayed at the source.
 pub(super) fn stays(report: &Report) -> &str {
-    report.way_out.as_deref().unwrap_or("the guest goes on here")
+    report.way_out.as_deref().unwrap_or("the guest keeps running here")
 }
 
 /// Formats a time of a report; an invalid (negative) one is shown as zero.
@@ -191,7 +191,7 @@ pub(super) mod tests {
             ..report(Outcome::StayedAtSource, Some(Reason::Downtime))
         };
         let message = failure(&report, "b").unwrap().message;
-        for part in ["the guest goes on here, having stood still for 1.60 s", "1.60 s to flush"] {
+        for part in ["the guest keeps running here, after a pause of 1.60 s", "1.60 s to flush"] {
             assert!(message.contains(part), "{message}");
         }
         assert!(figures(&report).contains("1.60 s to flush its disks"));
@@ -204,12 +204,12 @@ pub(super) mod tests {
         };
         assert!(exit(Outcome::Migrated, None).is_none());
         let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::Cancelled)).unwrap();
-        assert!(code == Exit::Cancelled && message.contains("goes on here"));
+        assert!(code == Exit::Cancelled && message.contains("keeps running here"));
         let (code, message) = exit(Outcome::StayedAtSource, Some(Reason::ConnectionLost)).unwrap();
         assert!(
             code == Exit::Failed
                 && message.contains("cable cut")
-                && message.contains("goes on here")
+                && message.contains("keeps running here")
         );
         let way_out = Some("web stays paused here".to_owned());
         let stuck = Report { way_out, ..report(Outcome::StayedAtSource, Some(Reason::Cancelled)) };
@@ -220,6 +220,6 @@ pub(super) mod tests {
         assert!(exit(Outcome::Lost, Some(Reason::Guest)).unwrap().1.contains("neither"));
         let (code, message) = exit(Outcome::Lost, Some(Reason::GuestStopped)).unwrap();
         assert!(code == Exit::Failed && message.contains("it is gone"), "{message}");
-        assert!(!message.contains("goes on here"), "{message}");
+        assert!(!message.contains("keeps running here"), "{message}");
     }
 }

@@ -295,7 +295,7 @@ fn a_guest_whose_process_is_told_to_end_on_its_way_is_gone_and_said_to_be() {
         migration.await_phase("precopy");
         guest.pid().signal(signal);
         let done = migration.finish().done;
-        assert!(!done.stderr.contains("goes on"), "{done:#?}");
+        assert!(!done.stderr.contains("keeps running"), "{done:#?}");
         done.complains(Exit::Failed, &["web-1", "it is gone", "its process was told to end"]);
         guest_is_gone(&pair.hosts(), guest.name());
     }
@@ -311,7 +311,7 @@ fn a_migration_whose_process_hangs_is_not_watched_any_more() {
     pid.freeze();
     let unwatched = migration.finish().done;
     pid.thaw();
-    unwatched.complains(Exit::Unwatched, &["did not answer", "it goes on", "lighter show web-1"]);
+    unwatched.complains(Exit::Unwatched, &["did not answer", "it continues", "lighter show web-1"]);
 
     // The guest continues, or its process has noticed that the other host gave up on it.
     let _too_late = pair.a.run(&["cancel", guest.name()]);

@@ -121,7 +121,7 @@ fn disks_are_saved_with_a_guest_that_goes_on() {
     let file = pair.folder().join("db.lighter").display().to_string();
     let done = pair.a.run(&["save", "db", &file, "--disks", "--keep-running"]).ok();
     let copy = format!("{file}.disk.raw");
-    assert!(done.stdout.contains("the guest stood still for"), "{}", done.stdout);
+    assert!(done.stdout.contains("the guest was paused for"), "{}", done.stdout);
     assert!(done.stderr.contains(&format!("{} is in {copy}", disk.display())), "{}", done.stderr);
     assert_eq!(fs::read(&disk).expect("the disk"), fs::read(&copy).expect("its copy"));
     pair.a.guest("db").await_state("running");

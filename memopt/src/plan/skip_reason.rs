@@ -115,11 +115,11 @@ impl fmt::Display for SkipReason {
             Self::Hindered { by: Hindrance::Saving } => "it is being saved",
             Self::Hindered { by: Hindrance::Unreachable } => "its process does not answer",
             Self::Hindered { by: Hindrance::Watched } => {
-                "it is only watched (`lighter node --foreign-guests act`)"
+                "it is only watched (see `lighter node --foreign-guests act`)"
             }
-            Self::OptedOut => "the policy leaves it alone",
+            Self::OptedOut => "the policy excludes it (`optimize = false`)",
             Self::NotTaken => {
-                "it is to be left as it is (`take = false`, or not among the schedule's guests)"
+                "the policy or the schedule excludes it (`take = false`, or not in its `guests`)"
             }
             Self::NameTaken => "another guest has the same name",
             Self::NotAllowed => "the policy does not allow it",
@@ -128,40 +128,40 @@ impl fmt::Display for SkipReason {
             }
             Self::NoBalloon => "it has no balloon",
             Self::NoDriver => "no driver in the guest serves the balloon",
-            Self::NoStatistics => "the guest says nothing of its memory",
-            Self::WrongBacking { backing: Backing::HugePool } => "pages of a pool do not come back",
+            Self::NoStatistics => "the guest reports no memory statistics",
+            Self::WrongBacking { backing: Backing::HugePool } => "pages of a huge-page pool do not return to the host",
             Self::WrongBacking { backing: Backing::Shared } => "shared memory is never merged",
-            Self::WrongBacking { .. } => "its memory is a template's, or of unknown kind",
+            Self::WrongBacking { .. } => "its memory belongs to a template or is of unknown kind",
             Self::Spared { pain, left } => {
                 return write!(f, "spared for {}: {pain}", Span(*left));
             }
             Self::Oscillating { left } => {
                 let left = Span(*left);
-                return write!(f, "the balloon went up and down too often, it rests for {left}");
+                return write!(f, "the balloon changed direction too often; not moved for {left}");
             }
-            Self::Settling => "the balloon is still on its way",
-            Self::WithinDeadBand => "it has about what it needs",
-            Self::AtFloor => "it has no more than its floor",
-            Self::NothingToGain => "it holds no more of the host than it needs",
+            Self::Settling => "the balloon has not reached its target yet",
+            Self::WithinDeadBand => "it has about as much memory as it needs",
+            Self::AtFloor => "it is at its floor",
+            Self::NothingToGain => "it uses no more host memory than it needs",
             Self::HostHasEnough => "the goal is reached without it",
-            Self::HostShort => "it needs more, and the host has no more",
+            Self::HostShort => "it needs more memory, and the host has none left",
             Self::NoDomain => "it belongs to no merge domain",
             Self::DomainByNameAlone => {
-                "its merge domain is given by its name, which anybody could choose: add `user` to its [[guest]] table"
+                "its merge domain is assigned by name alone, and any user can choose a name: add `user` to its [[guest]] table"
             }
-            Self::OtherDomain { domain } => return write!(f, "the kernel merges domain {domain}"),
-            Self::Exposed { other } => return write!(f, "{other} could share its pages"),
+            Self::OtherDomain { domain } => return write!(f, "the kernel is merging domain {domain}"),
+            Self::Exposed { other } => return write!(f, "{other} could share pages with it"),
             Self::NotSurveyed => "not surveyed recently (use --survey)",
-            Self::NoProfit => "merging would cost more than it brings",
-            Self::Marked => "what of it is worth merging is marked already",
-            Self::NoCpuTime => "ksmd has no CPU time for it (merge.cpu-time)",
-            Self::TemplateFirst => "it shares with its template first",
-            Self::NothingHot => "nothing of it is hot and without huge pages",
-            Self::FewEqual => "too few of its own pages are as in its template",
-            Self::FewZeros => "it has too few pages of zeros",
-            Self::Preallocated => "its memory is taken in advance",
-            Self::NoKsm => "the kernel cannot merge (no /sys/kernel/mm/ksm)",
-            Self::ForeignVmm => "only its own VMM could",
+            Self::NoProfit => "merging would cost more than it saves",
+            Self::Marked => "everything worth merging is marked already",
+            Self::NoCpuTime => "ksmd has no CPU time left for it (`merge.cpu-time`)",
+            Self::TemplateFirst => "it shares pages with its template first",
+            Self::NothingHot => "none of its hot memory is in small pages",
+            Self::FewEqual => "too few of its pages equal its template's",
+            Self::FewZeros => "it has too few zero pages",
+            Self::Preallocated => "its memory is preallocated",
+            Self::NoKsm => "the kernel does not support KSM (no /sys/kernel/mm/ksm)",
+            Self::ForeignVmm => "only its own VMM could do it",
         })
     }
 }
@@ -198,18 +198,18 @@ impl fmt::Display for Advice {
                 let free = Size::of(*free_bytes);
                 write!(
                     f,
-                    "{guest}: let its balloon report free pages ({free} now): they come back automatically"
+                    "{guest}: enable free page reporting of its balloon ({free} are free now): free pages then return automatically"
                 )
             }
             Self::NameDomain { guest } => write!(
                 f,
-                "{guest}: KSM is enabled for it but no merge domain is set: give it a merge-domain in the policy, \
-                 or start it without (QEMU: -machine mem-merge=off)"
+                "{guest}: KSM is enabled for it but no merge domain is set: give it a `merge-domain` in the policy, \
+                 or start it without KSM (QEMU: -machine mem-merge=off)"
             ),
             Self::NameUser { guest } => write!(
                 f,
-                "{guest}: a [[guest]] table gives it `min` or `priority` by its name only, and its owner has chosen that: \
-                 if it is the guest that is meant, add `user`"
+                "{guest}: a [[guest]] table gives it `min` or `priority` by its name only, and its owner chose the name: \
+                 if this is the guest you mean, add `user`"
             ),
         }
     }

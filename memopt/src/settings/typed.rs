@@ -5,10 +5,14 @@ use toml::de::{DeTable, DeValue};
 use super::Fault;
 
 /// serde's words, and the replacements used here.
-const WORDS: [(&str, &str); 5] = [
+const WORDS: [(&str, &str); 9] = [
     ("unknown field", "unknown key"),
     ("missing field", "missing key"),
+    (", expected a string", ", expected text in quotes"),
+    (", expected a sequence", ", expected a list in []"),
+    (", expected a boolean", ", expected true or false"),
     (", expected u8", ", expected a whole number"),
+    (", expected u16", ", expected a whole number"),
     (", expected u32", ", expected a whole number"),
     (", expected u64", ", expected a whole number"),
 ];

@@ -75,7 +75,7 @@ impl OwnMemory {
     fn stop_logging(&self) {
         if let Err(Ended::Failed(error)) = self.while_free(|machine| machine.vm().stop_dirty_log())
         {
-            tracing::warn!(%error, "KVM goes on logging which pages the guest writes, which makes it slower");
+            tracing::warn!(%error, "KVM keeps logging which pages the guest writes, which slows the guest down");
         }
     }
 

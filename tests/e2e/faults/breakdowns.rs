@@ -30,7 +30,7 @@ fn stays(side: Side, point: &str) {
     let mut scene = Scene::with_failpoint(side, &format!("{point}:panic"));
     scene.migrate();
     scene.await_failpoint(side, point);
-    scene.take_migration().finish().stayed(&["goes on here"]);
+    scene.take_migration().finish().stayed(&["keeps running here"]);
     scene.runs_only_on(&scene.pair.a);
     scene.another_migration_succeeds();
 }

@@ -9,7 +9,7 @@ fn a_guest_whose_disk_hangs_at_the_hand_over_goes_on_while_it_hangs() {
     scene.migrate_with(&["--downtime", "1s"]);
     scene.await_stalled();
 
-    let words = ["its disks were still being flushed", "--downtime", "stood still for"];
+    let words = ["its disks were still being flushed", "--downtime", "after a pause of"];
     scene.take_migration().finish().stayed(&words);
     scene.runs_only_on(&scene.pair.a);
 

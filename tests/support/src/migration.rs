@@ -97,14 +97,14 @@ impl Outcome {
     #[track_caller]
     pub fn stayed(self, words: &[&str]) -> Done {
         self.done
-            .complains(Exit::Failed, &["lighter: ", "the guest goes on here"])
+            .complains(Exit::Failed, &["lighter: ", "the guest keeps running here"])
             .complains(Exit::Failed, words)
     }
 
     /// Asserts that the migration was cancelled.
     #[track_caller]
     pub fn cancelled(self) -> Done {
-        self.done.complains(Exit::Cancelled, &["cancelled", "the guest goes on here"])
+        self.done.complains(Exit::Cancelled, &["cancelled", "the guest keeps running here"])
     }
 
     /// Asserts that the migration is in doubt: the guest runs on neither host, and the message

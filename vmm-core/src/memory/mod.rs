@@ -120,7 +120,7 @@ pub enum MemoryError {
     /// A template cannot be combined with a pool or memory taken in advance.
     #[error(
         "a guest from a template has ordinary pages that are taken as it writes them: no huge pages of a pool and \
-         no memory taken in advance"
+         no preallocated memory"
     )]
     TemplateBacking,
     /// A NUMA policy without nodes.
@@ -166,7 +166,7 @@ pub enum MemoryError {
     },
     /// The memory could not be taken in advance.
     #[error(
-        "this host cannot take all of the guest's memory in advance: {cause}; it has too little, or too little on the nodes \
+        "this host cannot preallocate the guest's memory: {cause}; it has too little, or too little on the nodes \
          that were chosen"
     )]
     Populate {
@@ -186,7 +186,7 @@ pub enum MemoryError {
     },
     /// The guest must have all of its memory from the start, so none of it is given back.
     #[error(
-        "all of the guest's memory is taken in advance or of a pool: nothing of it is given back"
+        "the guest's memory is preallocated or from a huge-page pool: none of it is given back"
     )]
     KeepsAll,
     /// Pages could not be shared with the template again.

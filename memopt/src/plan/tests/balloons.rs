@@ -376,7 +376,11 @@ fn a_driver_without_reporting_is_told_to_the_operator() {
     said(&mut guest).free_bytes = Some(2 * GIB);
     let (plan, _) = settled(&situation(50, vec![guest]), &balanced(), MAX);
     assert_eq!(plan.advice.len(), 1);
-    assert!(plan.advice[0].to_string().contains("report free pages (2 GiB now)"));
+    assert!(
+        plan.advice[0]
+            .to_string()
+            .contains("free page reporting of its balloon (2 GiB are free now)")
+    );
 }
 
 #[test]

@@ -157,8 +157,8 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     assert_eq!(told(&plan), Vec::<String>::new());
     assert_eq!(why(&plan, "vm", Actuator::Merge), SkipReason::DomainByNameAlone);
     for (hindrance, words) in [
-        (Hindrance::Unreachable, "guest vm with a silent monitor could share its pages"),
-        (Hindrance::Watched, "guest vm that is watched only could share its pages"),
+        (Hindrance::Unreachable, "guest vm with a silent monitor could share pages with it"),
+        (Hindrance::Watched, "guest vm that is watched only could share pages with it"),
     ] {
         let mut host = host.clone();
         host.guests.iter_mut().filter(|guest| guest.name == "vm").for_each(|guest| {
@@ -221,7 +221,7 @@ fn a_process_that_anyone_could_share_with_stops_all_merging_with_its_name() {
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(told(&plan), Vec::<String>::new());
     let why = why(&plan, "blue-1", Actuator::Merge).to_string();
-    assert_eq!(why, "process 7 (bank) could share its pages");
+    assert_eq!(why, "process 7 (bank) could share pages with it");
 }
 
 /// 171,000 pages per second of CPU time, each scanned 2.5 times: 68,400 pages, which are 66 chunks

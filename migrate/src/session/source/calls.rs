@@ -109,7 +109,7 @@ impl Driver {
         let guest = self.guest.clone();
         self.worker.run(move || {
             if let Err(error) = guest.stop_dirty_log() {
-                tracing::warn!(%error, "the dirty log goes on");
+                tracing::warn!(%error, "the dirty log stays on");
             }
         });
     }
