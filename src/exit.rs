@@ -45,7 +45,7 @@ impl From<Exit> for ExitCode {
 pub(crate) struct ExitWith {
     /// The exit code.
     pub(crate) exit: Exit,
-    /// What failed.
+    /// What failed, as the user reads it.
     pub(crate) message: String,
 }
 

@@ -32,7 +32,7 @@ struct Kept {
 pub(crate) struct Excerpt {
     /// Offset of the first byte.
     pub(crate) from: u64,
-    /// The output.
+    /// Output of the guest from offset `from` on.
     pub(crate) bytes: Vec<u8>,
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 /// The pages that a guest has read so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Pages read.
+    /// Pages that the guest has read since it began.
     pub(crate) pages: u64,
     /// CPU seconds of the guest's vCPUs.
     pub(crate) vcpu_seconds: f64,

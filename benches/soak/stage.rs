@@ -50,7 +50,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// Both hosts.
+    /// Both hosts, a first.
     pub(crate) const ALL: [Self; 2] = [Self::A, Self::B];
 
     /// The host to which guests of this one migrate.
@@ -110,7 +110,7 @@ impl Stage {
         }
     }
 
-    /// Both hosts.
+    /// Both hosts, a first.
     pub(crate) fn hosts(&self) -> [&Host; 2] {
         self.pair.hosts()
     }

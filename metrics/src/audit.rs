@@ -15,7 +15,7 @@ pub struct Sample {
     pub name: String,
     /// The label pairs, in the order of the page.
     pub labels: Vec<(String, String)>,
-    /// The value.
+    /// Value of the series on this page.
     pub value: f64,
 }
 

@@ -26,11 +26,11 @@ impl Kind {
 /// The unit of a metric: always a base unit, named at the end of the metric's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes.
+    /// Bytes; the name ends in `_bytes`.
     Bytes,
     /// Bytes per second.
     BytesPerSecond,
-    /// Seconds.
+    /// Seconds of a duration; the name ends in `_seconds`.
     Seconds,
     /// Seconds since 1970-01-01 00:00 UTC.
     Timestamp,

@@ -39,7 +39,7 @@ pub struct Counter<L> {
 }
 
 impl<L: Labels> Counter<L> {
-    /// Adds one.
+    /// Adds one to the counter with these labels.
     pub fn inc(&self, labels: &L) {
         self.add(labels, 1.0);
     }

@@ -184,7 +184,7 @@ named_label!(Phase as "phase");
 fixed_label! {
     /// How pages are encoded on the wire.
     Encoding as "encoding" {
-        /// Uncompressed.
+        /// As they are, without compression.
         Raw = "raw",
         /// Compressed with lz4.
         Lz4 = "lz4",

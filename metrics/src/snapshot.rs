@@ -81,9 +81,9 @@ pub struct NetworkSample {
 pub struct NetworkFlow {
     /// Bytes of the delivered frames.
     pub bytes: u64,
-    /// Delivered frames.
+    /// Frames that were delivered.
     pub packets: u64,
-    /// Dropped frames.
+    /// Frames that were dropped.
     pub drops: u64,
 }
 

@@ -17,7 +17,7 @@ use crate::text::PeerText;
 pub struct MigrationError {
     /// The phase in which it failed.
     pub phase: Phase,
-    /// What happened.
+    /// What went wrong in that phase.
     pub failure: Failure,
 }
 
@@ -61,7 +61,7 @@ pub enum Failure {
     /// The time limit for the whole migration has passed.
     #[error("not finished after {} s, the limit that was set{why}", limit.as_secs_f64())]
     Timeout {
-        /// The limit.
+        /// The limit, counted from the start of the migration.
         limit: Duration,
         /// Why the rounds had not ended: the guest dirties memory too fast, or its pause takes too
         /// long even without dirty memory; empty if neither is so.
@@ -188,7 +188,7 @@ pub enum ProtocolError {
     /// A message that is not allowed in the current state.
     #[error("unexpected {message} while {waiting}")]
     Unexpected {
-        /// The message.
+        /// Name of the message, such as `Prepare`.
         message: &'static str,
         /// What this side was doing.
         waiting: &'static str,

@@ -74,7 +74,7 @@ pub(crate) enum AskError {
     Slow {
         /// The socket that was tried.
         socket: String,
-        /// The timeout.
+        /// Time that the request was given, in seconds.
         seconds: u64,
     },
     /// The response is not JSON of the expected shape: probably another version of lighter.

@@ -103,7 +103,7 @@ enum Content {
     Json(fn(&mut SchemaGenerator) -> Schema),
     /// Lines of JSON of a type, streamed.
     Lines(fn(&mut SchemaGenerator) -> Schema),
-    /// Raw bytes.
+    /// Bytes that are not JSON (`application/octet-stream`).
     Bytes,
 }
 
@@ -239,13 +239,13 @@ impl Operation {
         &self.method
     }
 
-    /// The path.
+    /// The path of the route, with its parameters in braces.
     pub(crate) fn path(&self) -> &'static str {
         self.path
     }
 }
 
-/// Serves `routes`.
+/// Returns the router that serves `routes` and gives `state` to their handlers.
 pub(crate) fn router<S>(routes: Vec<Route<S>>, state: S) -> Router
 where
     S: Clone + Send + Sync + 'static,

@@ -5,7 +5,7 @@ use std::fmt;
 /// Where in a guest's file something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The key.
+    /// Name of the key, as written in the guest's file.
     pub(crate) key: &'static str,
     /// Which table it is a key of, by the tables' name and counted from 0, if it is in one of
     /// several.
@@ -25,7 +25,7 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub(crate) struct Fault {
-    /// Whose.
+    /// Where in the guest's file the value is.
     pub(crate) place: Place,
     /// What is wrong with it.
     pub(crate) what: String,

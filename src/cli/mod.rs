@@ -112,7 +112,7 @@ pub(crate) enum LogFormat {
 /// How a verb's result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// For people.
+    /// Text for people; the default.
     Text,
     /// One JSON document (`--json`).
     Json,

@@ -18,7 +18,7 @@ pub(crate) struct NetArg {
     /// The bridge that a tap is made for.
     #[serde(default)]
     pub(crate) bridge: Option<String>,
-    /// The tap.
+    /// With a bridge, the name of the tap to be made; otherwise a tap that exists.
     #[serde(default)]
     pub(crate) tap: Option<String>,
     /// The guest's address; one is chosen when none was given.

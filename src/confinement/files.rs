@@ -12,7 +12,7 @@ use crate::state_dir::{GuestDir, StateDir};
 /// What the process may do with a file, or with a folder and everything in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
-    /// Read it.
+    /// Read the file, or what is in the folder.
     Read,
     /// Read and write it, or the files of a folder.
     Write,
@@ -72,7 +72,7 @@ impl Means {
     /// template.
     pub(super) const OF_UNKNOWN: Self =
         Self { unix_sockets: true, taps: true, rings: true, template: false };
-    /// All means.
+    /// The means of a guest that uses every one of them.
     #[cfg(test)]
     pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
 }

@@ -47,7 +47,7 @@ struct Performance {
     legs: Vec<Leg>,
 }
 
-/// One migration.
+/// One of the demo's two migrations.
 #[derive(Debug, Serialize)]
 struct Leg {
     /// The host that the guest left.

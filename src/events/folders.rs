@@ -25,7 +25,7 @@ pub(super) struct NewFolders {
 }
 
 impl NewFolders {
-    /// Watches `parent`.
+    /// Watches `parent`; if that is not possible yet, [`Self::wait`] tries again.
     pub(super) fn of(parent: &Path) -> Self {
         let watch = watch(parent).ok();
         Self { parent: parent.to_owned(), watch, pauses: Pauses::default() }

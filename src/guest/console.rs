@@ -35,7 +35,7 @@ pub(crate) struct Console {
 enum Place {
     /// This process's stdin and stdout.
     Terminal,
-    /// A file.
+    /// A log at this path, which is rotated when it is full.
     Log(PathBuf),
 }
 

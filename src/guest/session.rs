@@ -37,7 +37,7 @@ impl MigrationSession {
         self.0.migration()
     }
 
-    /// Current progress.
+    /// Returns a copy of the migration's progress so far.
     pub(super) fn progress(&self) -> Progress {
         self.0.progress().borrow().clone()
     }

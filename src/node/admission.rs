@@ -21,7 +21,7 @@ pub(crate) struct GuestRequest {
     pub(crate) memory_bytes: u64,
     /// Where its memory comes from.
     pub(crate) takes: Takes,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs that the guest has.
     pub(crate) vcpus: u32,
 }
 
@@ -172,7 +172,7 @@ pub(crate) enum Refusal {
     Process {
         /// Name of the guest.
         name: GuestName,
-        /// What happened.
+        /// Why it did not start: text of the error.
         what: String,
     },
     /// The node is shutting down.

@@ -34,7 +34,7 @@ enum Look {
     Second,
 }
 
-/// Scans memory.
+/// Reads a guest's pages for a survey, within a share of a CPU.
 pub(crate) struct Scanner<M> {
     memory: M,
     progress: Arc<Progress>,

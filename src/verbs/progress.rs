@@ -28,7 +28,7 @@ pub(crate) enum ProgressView {
         /// The phase and round of the last line, and when it was printed.
         last: Option<((Phase, u32), Instant)>,
     },
-    /// Nothing.
+    /// No progress: JSON is asked for, and stderr is not a terminal.
     Silent,
 }
 

@@ -20,15 +20,15 @@ pub struct CpuidEntry {
     pub function: u32,
     /// Input ECX, the subleaf; meaningful when bit 0 of `flags` is set.
     pub index: u32,
-    /// `KVM_CPUID_FLAG_*`.
+    /// `KVM_CPUID_FLAG_*`; bit 0: the entry is for one subleaf.
     pub flags: u32,
-    /// Output registers.
+    /// EAX that the guest's CPUID instruction returns.
     pub eax: u32,
-    /// See `eax`.
+    /// EBX that it returns.
     pub ebx: u32,
-    /// See `eax`.
+    /// ECX that it returns.
     pub ecx: u32,
-    /// See `eax`.
+    /// EDX that it returns.
     pub edx: u32,
 }
 

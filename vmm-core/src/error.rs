@@ -85,27 +85,27 @@ pub enum Error {
         "this host's kvm has dirty rings of at most {max} entries, not {entries}: choose --dirty-log ring:{max} or bitmap"
     )]
     DirtyRing {
-        /// Entries requested.
+        /// Entries requested for the ring of each vCPU.
         entries: u32,
         /// Most entries that the host supports.
         max: u32,
     },
-    /// See [`MemoryError`].
+    /// Guest memory could not be provided or accessed.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// See [`ShapeError`].
+    /// The shape is invalid, or not possible on this host.
     #[error(transparent)]
     Shape(#[from] ShapeError),
-    /// See [`StateError`].
+    /// State could not be saved, encoded, decoded or loaded.
     #[error(transparent)]
     State(#[from] StateError),
-    /// See [`BootError`].
+    /// The guest cannot be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// See [`DeviceError`].
+    /// A device could not be created, saved or run.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// See [`SnapshotError`].
+    /// The guest could not be saved to a file or restored from one.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
 }

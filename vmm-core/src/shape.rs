@@ -95,7 +95,7 @@ pub enum ShapeError {
         /// The host's vendor.
         host: String,
     },
-    /// See [`ModelError`].
+    /// The guest's CPU model cannot be used.
     #[error(transparent)]
     CpuModel(#[from] ModelError),
     /// The guest's extended state is larger than this host supports.
@@ -116,7 +116,7 @@ pub enum ShapeError {
         /// The host's TSC frequency in kHz.
         host: u32,
     },
-    /// See [`LabelError`].
+    /// A label is malformed, or there are too many.
     #[error(transparent)]
     Label(#[from] LabelError),
     /// The bytes do not encode a shape.

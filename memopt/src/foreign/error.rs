@@ -17,7 +17,7 @@ pub enum ForeignError {
     /// The socket cannot be connected to, usually because no process listens on it.
     #[error("no process answers on {socket}: {cause}")]
     Unreachable {
-        /// The socket.
+        /// Path of the monitor's socket.
         socket: String,
         /// The system's error.
         cause: io::Error,
@@ -29,7 +29,7 @@ pub enum ForeignError {
          one: -qmp unix:PATH,server=on,wait=off"
     )]
     Taken {
-        /// The socket.
+        /// Path of the monitor's socket.
         socket: String,
     },
     /// A process other than the one that named the socket listens on it.
@@ -37,7 +37,7 @@ pub enum ForeignError {
         "{socket} is not of the guest's process {pid} but of {listener}, so nothing is said to it"
     )]
     Elsewhere {
-        /// The socket.
+        /// Path of the socket that was to be the monitor's.
         socket: String,
         /// The process that named it.
         pid: u32,
@@ -49,9 +49,9 @@ pub enum ForeignError {
         "{socket} did not answer {question} within {patience:?}: the guest's process hangs, or the host is overloaded"
     )]
     Slow {
-        /// The socket.
+        /// Path of the monitor's socket.
         socket: String,
-        /// The command.
+        /// What was asked for, such as a command or a connection.
         question: String,
         /// The time limit.
         patience: Duration,
@@ -59,15 +59,15 @@ pub enum ForeignError {
     /// The connection broke.
     #[error("{socket} broke off: {cause}")]
     Broken {
-        /// The socket.
+        /// Path of the monitor's socket.
         socket: String,
-        /// The cause.
+        /// The error of the system or of HTTP that ended the connection.
         cause: String,
     },
     /// The answer does not follow the protocol.
     #[error("{socket} answered something unexpected: {what}")]
     Strange {
-        /// The socket.
+        /// Path of the monitor's socket.
         socket: String,
         /// What was wrong with the answer, cut to 200 characters.
         what: String,
@@ -75,9 +75,9 @@ pub enum ForeignError {
     /// The monitor refused the command.
     #[error("{socket} refused {question}: {reason}")]
     Refused {
-        /// The socket.
+        /// Path of the monitor's socket.
         socket: String,
-        /// The command.
+        /// Name of the refused command.
         question: String,
         /// The monitor's message, cut to 200 characters.
         reason: String,

@@ -34,7 +34,7 @@ pub(super) enum Entry {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Beginning {
     pub(super) trigger: Trigger,
-    /// Unix seconds.
+    /// When the run began, in Unix seconds.
     pub(super) started: u64,
     pub(super) plan: Box<RawValue>,
 }

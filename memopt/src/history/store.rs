@@ -36,7 +36,7 @@ struct Open {
 /// A run, with what lists need so that they do not read its log.
 #[derive(Debug)]
 enum Known {
-    /// In progress.
+    /// In progress, with its open log.
     Live(Box<Live>),
     /// Ended; with the size of its log in bytes.
     Over(Box<Summary>, u64),
@@ -67,7 +67,7 @@ impl Known {
 /// An opened history, and the runs that need attention.
 #[derive(Debug)]
 pub struct Opened {
-    /// The history.
+    /// The history, to which runs can be added.
     pub history: History,
     /// Runs that had not ended when their process died or lost its history; their state is now
     /// [`super::State::Interrupted`].

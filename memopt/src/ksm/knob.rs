@@ -27,7 +27,7 @@ pub enum Knob {
 }
 
 impl Knob {
-    /// All knobs.
+    /// Every file that a window may write.
     pub const ALL: [Self; 6] = [
         Self::Run,
         Self::PagesToScan,

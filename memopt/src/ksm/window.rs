@@ -94,7 +94,7 @@ impl Options {
 pub struct Sample {
     /// ksmd's counters, including its CPU time.
     pub ksm: Ksm,
-    /// ksmd's settings.
+    /// ksmd's settings when the counters were read.
     pub knobs: KsmKnobs,
 }
 

@@ -25,7 +25,7 @@ pub enum HugePagePolicy {
     Always,
     /// Memory that asked for them (`MADV_HUGEPAGE`).
     Madvise,
-    /// No memory.
+    /// No memory, even if it asked for them.
     Never,
 }
 

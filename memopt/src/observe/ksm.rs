@@ -33,7 +33,7 @@ pub struct KsmState {
     pub max_page_sharing: Option<u64>,
     /// Whether `pages_scanned` is counted (Linux 6.6); otherwise the counter stays 0.
     pub counts_scanned: bool,
-    /// KSM's settings.
+    /// The settings, read together with the counters.
     pub knobs: KsmKnobs,
 }
 

@@ -13,7 +13,7 @@ pub(super) struct Holder {
     pub(super) used_bytes: u64,
     /// Maximum that can be taken.
     pub(super) spare_bytes: u64,
-    /// Its priority.
+    /// Priority from the policy; memory is shared in proportion to it.
     pub(super) weight: u32,
 }
 

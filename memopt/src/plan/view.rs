@@ -113,7 +113,8 @@ impl View<'_> {
         }
     }
 
-    /// See [`Vmm::takes_chunks`](crate::situation::Vmm::takes_chunks).
+    /// Whether the guest's program changes single chunks of its memory on request; see
+    /// [`Vmm::takes_chunks`](crate::situation::Vmm::takes_chunks).
     pub(super) fn takes_chunks(&self) -> bool {
         self.guest.vmm.takes_chunks()
     }

@@ -24,7 +24,7 @@ pub enum Activity {
 }
 
 impl Activity {
-    /// All kinds.
+    /// All ways to find out what is written, the default first.
     pub const ALL: [Self; 2] = [Self::PageSampling, Self::DirtyLog];
 
     /// Returns the name used in files.

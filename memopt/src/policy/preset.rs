@@ -21,7 +21,7 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// All presets.
+    /// All presets, from the most careful to the densest.
     pub const ALL: [Self; 3] = [Self::Safe, Self::Balanced, Self::Dense];
 
     /// Returns the name used in files.

@@ -11,7 +11,7 @@ pub(super) enum Instead {
     Preset,
     /// The value is fixed, the same for every policy.
     Fixed,
-    /// Another key.
+    /// The key has this name now.
     Key(&'static str),
 }
 

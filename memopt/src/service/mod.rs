@@ -87,7 +87,7 @@ pub struct Setup {
     pub sources: Sources,
     /// The service's own files.
     pub files: Files,
-    /// The clock.
+    /// Tells the wall-clock time and the uptime.
     pub clock: Arc<dyn Clock>,
     /// Receives the events of the service.
     pub observer: Arc<dyn Observer>,

@@ -27,9 +27,9 @@ label_values! {
 fixed_label! {
     /// What started a run.
     RunTrigger as "trigger" {
-        /// An operator.
+        /// A request of an operator.
         Manual = "manual",
-        /// A schedule.
+        /// A schedule in lighter.toml that was due.
         Schedule = "schedule",
     }
 }
@@ -121,9 +121,9 @@ fixed_label! {
 fixed_label! {
     /// The size of the pages of a hugetlb pool.
     PageSize as "page_size" {
-        /// 2 MiB.
+        /// Pages of 2 MiB.
         Mib2 = "2M",
-        /// 1 GiB.
+        /// Pages of 1 GiB.
         Gib1 = "1G",
     }
 }

@@ -24,11 +24,11 @@ pub struct DensitySample {
     pub last_success: Option<SystemTime>,
     /// Whether lighter.toml has errors.
     pub are_settings_invalid: bool,
-    /// The schedules.
+    /// State of each schedule in lighter.toml.
     pub schedules: Vec<ScheduleSample>,
 }
 
-/// One schedule.
+/// When one schedule runs next, and how its runs went so far.
 #[derive(Debug, Clone, Default)]
 pub struct ScheduleSample {
     /// The schedule's name.

@@ -26,7 +26,7 @@ const FIRST_WORD: Duration = Duration::from_secs(5);
 /// The configuration of a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationConfig {
-    /// The migration.
+    /// Id of the migration that was admitted; messages with another id are refused.
     pub migration: MigrationId,
     /// Versions and features of this side: [`Offer::ours`].
     pub offer: Offer,

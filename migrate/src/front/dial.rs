@@ -110,7 +110,7 @@ pub async fn ask(
 /// A guest to ask a host about.
 #[derive(Debug, Clone)]
 pub struct Sought {
-    /// Its identity.
+    /// Identity of the guest, the same on every host.
     pub uuid: Uuid,
     /// Its name on the asking host.
     pub name: String,
@@ -171,7 +171,7 @@ async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Tra
 /// A migration whose source process died, as recorded.
 #[derive(Debug, Clone)]
 pub struct ResolveTarget {
-    /// The migration.
+    /// Id of the migration that the record is about.
     pub migration: MigrationId,
     /// Secret that the destination issued.
     pub token: Token,

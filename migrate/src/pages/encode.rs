@@ -111,7 +111,7 @@ impl Encoder {
 pub struct Position {
     /// Pre-copy round, from 1.
     pub round: u32,
-    /// Chunk index.
+    /// Index of the chunk; those of copied disks follow those of memory.
     pub chunk: u64,
     /// Mask of the pages to send, not zero.
     pub pages: u64,

@@ -37,7 +37,7 @@ pub enum FrameKind {
 /// The encoding of a frame's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// Pages uncompressed.
+    /// The pages one after the other, without compression.
     Raw,
     /// All pages of the frame as one lz4 block.
     Lz4,

@@ -25,7 +25,7 @@ pub enum FrontRequest {
     },
     /// Reports the decision about a migration whose process cannot be reached directly.
     Resolve {
-        /// The migration.
+        /// Id of the migration that was decided.
         migration: MigrationId,
         /// Proof that the node admitted the sender.
         token: Token,
@@ -54,7 +54,7 @@ pub enum FrontRequest {
 /// A guest that the answering host has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundGuest {
-    /// Its identity.
+    /// Its identity, the same on every host.
     pub uuid: Uuid,
     /// Its name on that host.
     pub name: PeerText,

@@ -17,14 +17,14 @@ pub const MAX_STREAMS: u16 = 64;
 pub enum SourceMessage {
     /// First message on the control stream of a new migration.
     Hello {
-        /// The migration.
+        /// Id of the new migration.
         migration: MigrationId,
         /// Versions and features of the source.
         offer: Offer,
     },
     /// First message on a control stream that replaces a lost one: the source's decision.
     Resolve {
-        /// The migration.
+        /// Id of the migration that the lost stream belonged to.
         migration: MigrationId,
         /// The decision in the source's record.
         decision: Decision,
@@ -92,7 +92,7 @@ pub enum DestinationMessage {
 /// Description of the guest and of how it will be sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// The guest.
+    /// The guest, without its copied disks, which are announced in [`SourceMessage::Disks`].
     pub guest: GuestDescription,
     /// Number of data streams, 1 to [`MAX_STREAMS`]: chunk `c` is sent on stream `c % streams`.
     pub streams: u16,

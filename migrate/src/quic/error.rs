@@ -49,7 +49,7 @@ pub enum LinkError {
     BadCertificate {
         /// Address of the peer.
         peer: String,
-        /// TLS's error.
+        /// Why TLS refuses it, such as its expiry.
         reason: String,
     },
     /// The peer refuses this host's certificate.
@@ -93,7 +93,7 @@ pub enum LinkError {
     Other {
         /// Address of the peer.
         peer: String,
-        /// QUIC's error.
+        /// Text of the error from QUIC.
         reason: String,
     },
     /// The name has no address.

@@ -33,7 +33,7 @@ pub enum CertError {
     File {
         /// The operation that failed: `read`, `write` or `create`.
         action: &'static str,
-        /// The file.
+        /// Path of the file or folder.
         path: PathBuf,
         /// The system's error.
         cause: io::Error,
@@ -46,7 +46,7 @@ pub enum CertError {
         path.display()
     )]
     Exists {
-        /// The file.
+        /// Path that is taken.
         path: PathBuf,
     },
     /// The folder is in use for hosts of another authority.
@@ -61,7 +61,7 @@ pub enum CertError {
     /// The name is not valid for a host.
     #[error("`{name}` is neither a DNS name nor an IP address")]
     Name {
-        /// The name.
+        /// The rejected name, as given.
         name: String,
     },
     /// The authority's key and certificate do not belong together.
@@ -76,7 +76,7 @@ pub enum CertError {
     /// A file that should hold a certificate does not.
     #[error("{} does not hold a certificate that can be read: {cause}", path.display())]
     NotACertificate {
-        /// The file.
+        /// Path of the file without a certificate.
         path: PathBuf,
         /// The parser's error.
         cause: String,
@@ -86,7 +86,7 @@ pub enum CertError {
         "{} is named by no certificate's serial: remove it, or give it its name again", path.display()
     )]
     NoSerial {
-        /// The file.
+        /// Path of the record, a file in `issued/`.
         path: PathBuf,
     },
     /// A key or certificate cannot be made or parsed.
@@ -94,7 +94,7 @@ pub enum CertError {
     Make {
         /// The host or authority that it is for.
         subject: String,
-        /// rcgen's error.
+        /// Error of rcgen, which makes certificates.
         cause: rcgen::Error,
     },
 }

@@ -40,7 +40,7 @@ pub enum RevokeError {
         path.display()
     )]
     List {
-        /// The list.
+        /// Path of the list, `crl.pem` in the authority's folder.
         path: PathBuf,
         /// What is wrong with the list.
         cause: ListError,

@@ -22,7 +22,7 @@ pub enum RecordError {
     /// A file operation failed.
     #[error("cannot {operation} migration record {}: {cause}", path.display())]
     Io {
-        /// The operation.
+        /// The operation, such as `write`; completes the sentence "cannot ... migration record".
         operation: &'static str,
         /// Path of the file or folder.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum RecordError {
     /// The file is not a valid record.
     #[error("{} is not a migration record: {detail}", path.display())]
     Damaged {
-        /// The file.
+        /// Path of the file that is not valid.
         path: PathBuf,
         /// What is wrong with the file.
         detail: String,

@@ -81,7 +81,7 @@ pub enum DestinationState {
 /// One side's record of one migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// The migration.
+    /// Id of the migration, the same on both sides.
     pub migration: MigrationId,
     /// The guest's name.
     pub guest: String,
@@ -103,7 +103,7 @@ pub struct Record {
 /// guest's process may write any id into a record of its guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordKey {
-    /// The migration.
+    /// Id of the migration, the same on both sides.
     pub migration: MigrationId,
     /// The side of the migration that this host is.
     pub role: Role,
@@ -167,7 +167,7 @@ impl Record {
 pub enum Side {
     /// The side that the guest leaves.
     Source {
-        /// The decision.
+        /// What the source has decided about the guest's owner.
         state: SourceState,
         /// The destination's node, as the user named it (`HOST:PORT`).
         destination: String,
@@ -182,7 +182,7 @@ pub enum Side {
     },
     /// The side that receives the guest.
     Destination {
-        /// Its progress.
+        /// How far the destination has got.
         state: DestinationState,
         /// Address that the source connected from.
         source_address: SocketAddr,

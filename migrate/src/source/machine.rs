@@ -24,7 +24,7 @@ use crate::text::PeerText;
 /// The configuration of a source.
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
-    /// The migration.
+    /// Id of the migration, the same on both sides.
     pub migration: MigrationId,
     /// The guest, as described by its `describe`.
     pub guest: GuestDescription,

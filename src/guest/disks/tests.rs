@@ -51,7 +51,7 @@ fn scene() -> (tempfile::TempDir, PathBuf, PathBuf) {
     (folder, here.join("disk.raw"), there.join("disk.raw"))
 }
 
-/// Any migration.
+/// Id of the tests' migration; any id would do.
 const MIGRATION: MigrationId = MigrationId(Uuid::from_u128(7));
 
 fn departing(from: &Path, to: &Path) -> Departing {

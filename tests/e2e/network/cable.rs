@@ -103,7 +103,7 @@ impl Drop for Cable {
     }
 }
 
-/// Runs ip(8).
+/// Runs ip(8), which must succeed.
 pub(super) fn ip(arguments: &[&str]) {
     tool("ip", arguments);
 }

@@ -151,7 +151,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `command`.
+    /// Starts `command`, with its output in temporary files.
     pub fn start(mut command: Command) -> Self {
         let what = format!("{command:?}");
         let (stdout, stderr) = (scratch(), scratch());

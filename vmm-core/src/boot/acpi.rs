@@ -178,7 +178,7 @@ fn dsdt(devices: &[Slot]) -> Sdt {
     dsdt
 }
 
-/// Encoded AML.
+/// AML that is already encoded, to be put into other AML.
 struct Encoded(Vec<u8>);
 
 impl Aml for Encoded {

@@ -1,7 +1,7 @@
 //! Guest-physical addresses below 1 MiB that the VMM fills before a guest starts, and those of the
 //! interrupt controllers. The kernel reuses this memory once it has read it.
 
-/// Descriptor table.
+/// Global descriptor table, for the segments that vCPUs start with.
 pub(crate) const GDT: u64 = 0x500;
 /// Task segment with a permission bitmap for all I/O ports.
 pub(crate) const TASK_SEGMENT: u64 = 0x1000;

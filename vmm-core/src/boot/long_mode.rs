@@ -25,7 +25,7 @@ const _: () =
 /// Initial registers of a vCPU; all others are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UserEntry {
-    /// First instruction.
+    /// Address of the first instruction.
     pub rip: u64,
     /// Stack pointer.
     pub rsp: u64,

@@ -57,7 +57,7 @@ pub enum BootError {
     Read {
         /// "kernel" or "initrd".
         what: &'static str,
-        /// The file.
+        /// Path of the kernel or initrd.
         path: PathBuf,
         /// The error from the system.
         cause: std::io::Error,
@@ -67,9 +67,9 @@ pub enum BootError {
     FileTooLarge {
         /// "kernel" or "initrd".
         what: &'static str,
-        /// The file.
+        /// Path of the kernel or initrd.
         path: PathBuf,
-        /// Its length.
+        /// Length of the file, in bytes.
         bytes: u64,
     },
     /// The file differs from the one that the guest was first booted from.
@@ -77,7 +77,7 @@ pub enum BootError {
     Changed {
         /// "kernel" or "initrd".
         what: &'static str,
-        /// The file.
+        /// Path that the kernel or initrd was recorded with.
         path: PathBuf,
     },
     /// The kernel file is not a kernel for x86-64 that can be started.
@@ -86,7 +86,7 @@ pub enum BootError {
         path.display()
     )]
     Kernel {
-        /// The file.
+        /// Path of the kernel file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -131,7 +131,7 @@ pub enum BootError {
     /// The number of entries differs from the number of vCPUs.
     #[error("{entries} entry points for {vcpus} vcpus")]
     EntryCount {
-        /// Entries given.
+        /// Number of entries given.
         entries: usize,
         /// vCPUs that the guest has.
         vcpus: u8,

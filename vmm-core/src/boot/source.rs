@@ -56,7 +56,7 @@ pub enum BootRecord {
     Workload(WorkloadParams),
     /// A Linux kernel.
     Kernel {
-        /// The kernel.
+        /// Path and digest of the kernel.
         kernel: FileRecord,
         /// The initial RAM disk.
         initrd: Option<FileRecord>,
@@ -108,7 +108,7 @@ pub(crate) enum Origin {
 /// The files and options of a Linux kernel.
 #[derive(Debug)]
 pub(crate) struct KernelFiles {
-    /// The kernel.
+    /// The kernel, a bzImage or an ELF file.
     pub(super) kernel: BootFile,
     /// The initial RAM disk.
     pub(super) initrd: Option<BootFile>,

@@ -8,9 +8,9 @@ use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
 /// The privilege at which the guest starts, and which may access the mapped memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Privilege {
-    /// Ring 0.
+    /// Ring 0, where a kernel starts.
     Kernel,
-    /// Ring 3.
+    /// Ring 3, where a program without a kernel starts.
     User,
 }
 

@@ -200,7 +200,7 @@ pub(super) fn shown(
 /// How much of a host's registers a model shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// All bits.
+    /// All bits that the host has.
     Host,
     /// The bits that every host of a level has.
     Level,

@@ -18,7 +18,7 @@ const PM1_LAST: u16 = *PM1_PORTS.end();
 /// What a write to a port asks of the VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PortEffect {
-    /// Nothing more.
+    /// Nothing more: a device has taken the write, or none has the port.
     None,
     /// The guest requests a reset.
     Reset,

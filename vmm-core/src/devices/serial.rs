@@ -38,7 +38,7 @@ pub struct SerialState {
     pub modem_control: u8,
     /// Modem status register.
     pub modem_status: u8,
-    /// Scratch register.
+    /// Scratch register: keeps what the guest writes, and does nothing.
     pub scratch: u8,
     /// The receive FIFO, at most 64 bytes.
     pub fifo: Vec<u8>,

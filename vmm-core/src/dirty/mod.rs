@@ -186,9 +186,9 @@ pub(crate) trait DirtyBackend: Send + fmt::Debug {
     fn start(&mut self, ram: &GuestRam) -> Result<()>;
     /// Stops KVM's log.
     fn stop(&mut self, ram: &GuestRam) -> Result<()>;
-    /// See [`Tracker::collect`].
+    /// Sets the bits of pages that have been written; see [`Tracker::collect`].
     fn collect(&mut self, ram: &GuestRam, words: &mut [u64]) -> Result<()>;
-    /// See [`Tracker::rearm`].
+    /// Has KVM log the next writes of the pages in `words`; see [`Tracker::rearm`].
     fn rearm(&mut self, ram: &GuestRam, first_chunk: usize, words: &[u64]) -> Result<()>;
 }
 

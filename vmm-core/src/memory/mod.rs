@@ -93,7 +93,7 @@ pub enum MemoryError {
     /// A word that is not a valid choice.
     #[error("`{text}` is not possible: give {wanted}")]
     Word {
-        /// The word.
+        /// The rejected word, as given.
         text: String,
         /// The valid choices.
         wanted: &'static str,
@@ -248,7 +248,7 @@ pub enum MemoryError {
         chunk: usize,
         /// First page within the chunk.
         first_page: usize,
-        /// Pages requested.
+        /// Number of pages requested.
         pages: usize,
         /// Chunks that the guest has.
         chunks: usize,
@@ -259,7 +259,7 @@ pub enum MemoryError {
     /// A guest-physical range that is not RAM.
     #[error("{len} bytes at guest address {gpa:#x} are not guest memory")]
     NoSuchAddress {
-        /// Guest-physical address.
+        /// Guest-physical address of the first byte.
         gpa: u64,
         /// Length in bytes.
         len: usize,

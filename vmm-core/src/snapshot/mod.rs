@@ -41,7 +41,7 @@ pub enum SnapshotError {
     /// The file could not be written.
     #[error("cannot save the guest to {}: {cause}", path.display())]
     Write {
-        /// The file.
+        /// Path of the file to be written.
         path: PathBuf,
         /// The error from the system.
         cause: std::io::Error,
@@ -52,7 +52,7 @@ pub enum SnapshotError {
         path.display(), needed >> 20
     )]
     DiskFull {
-        /// The file.
+        /// Path of the file to be written.
         path: PathBuf,
         /// Bytes written before the disk was full.
         written: u64,
@@ -62,7 +62,7 @@ pub enum SnapshotError {
     /// The file could not be read.
     #[error("cannot read {}: {cause}", path.display())]
     Read {
-        /// The file.
+        /// Path of the saved guest or template.
         path: PathBuf,
         /// The error from the system.
         cause: std::io::Error,
@@ -74,7 +74,7 @@ pub enum SnapshotError {
         path.display()
     )]
     Foreign {
-        /// The file.
+        /// Path of the file that was given.
         path: PathBuf,
     },
     /// The file has a format version that this program does not know.
@@ -83,7 +83,7 @@ pub enum SnapshotError {
         path.display()
     )]
     Version {
-        /// The file.
+        /// Path of the saved guest or template.
         path: PathBuf,
         /// The version found.
         found: u32,
@@ -93,13 +93,13 @@ pub enum SnapshotError {
     /// The file is cut off.
     #[error("{} is cut off: it was not copied or written completely", path.display())]
     Truncated {
-        /// The file.
+        /// Path of the incomplete file.
         path: PathBuf,
     },
     /// The file's content differs from what was written.
     #[error("{} is damaged: {what}", path.display())]
     Damaged {
-        /// The file.
+        /// Path of the damaged file.
         path: PathBuf,
         /// The part that is damaged.
         what: String,
@@ -111,9 +111,9 @@ pub enum SnapshotError {
         template.display(), disk.display()
     )]
     TemplateDisk {
-        /// The template.
+        /// Path of the template.
         template: PathBuf,
-        /// The disk.
+        /// Path of the first disk that the template's guest writes.
         disk: PathBuf,
     },
     /// The template's guest has a MAC address, which its clones cannot share.
@@ -124,7 +124,7 @@ pub enum SnapshotError {
     /// The clone's disks do not match the template's.
     #[error("a clone of {} needs {wanted}, copies of those that its guest had, in the same order", template.display())]
     TemplateDisks {
-        /// The template.
+        /// Path of the template.
         template: PathBuf,
         /// The disks that the template requires.
         wanted: String,

@@ -21,13 +21,13 @@ const READINGS_MAX: usize = 5;
 /// The in-kernel interrupt controllers and timer.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct IrqchipState {
-    /// First 8259.
+    /// First 8259 interrupt controller, for IRQs 0 to 7.
     pub pic_master: kvm_irqchip,
-    /// Second 8259.
+    /// Second 8259 interrupt controller, for IRQs 8 to 15.
     pub pic_slave: kvm_irqchip,
     /// The I/O APIC.
     pub ioapic: kvm_irqchip,
-    /// The 8254.
+    /// The 8254 interval timer.
     pub pit: kvm_pit_state2,
 }
 

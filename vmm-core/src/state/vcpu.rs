@@ -30,7 +30,7 @@ use crate::vcpu::Vcpu;
 pub struct VcpuState {
     /// Whether the vCPU is runnable, halted, or waiting to be started.
     pub mp_state: kvm_mp_state,
-    /// General-purpose registers.
+    /// General-purpose registers, RIP and RFLAGS.
     pub regs: kvm_regs,
     /// Segment, control and descriptor-table registers.
     pub sregs: kvm_sregs,
@@ -38,7 +38,7 @@ pub struct VcpuState {
     pub xsave: Vec<u8>,
     /// XCR0.
     pub xcrs: kvm_xcrs,
-    /// Debug registers.
+    /// Debug registers DR0 to DR3, DR6 and DR7.
     pub debug_regs: kvm_debugregs,
     /// The local APIC's registers.
     pub lapic: kvm_lapic_state,

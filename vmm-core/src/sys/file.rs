@@ -46,7 +46,7 @@ pub(crate) enum Lock {
     Shared,
     /// Others may not lock the file.
     Exclusive,
-    /// No lock.
+    /// Releases the lock that this open file has.
     None,
 }
 

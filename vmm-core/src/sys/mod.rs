@@ -35,7 +35,7 @@ pub(crate) type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, AtomicBitmap>>;
 /// A range of guest-physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Buffer {
-    /// Guest-physical address.
+    /// Guest-physical address of the first byte.
     pub(crate) gpa: u64,
     /// Length in bytes, not 0.
     pub(crate) len: u32,

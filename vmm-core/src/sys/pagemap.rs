@@ -25,7 +25,7 @@ const IS_PROTECTABLE: u64 = 1 << 0;
 const IS_WRITTEN: u64 = 1 << 1;
 /// `PAGE_IS_FILE`: backed by a file or shared memory.
 pub(crate) const IS_FILE: u64 = 1 << 2;
-/// `PAGE_IS_PRESENT`.
+/// `PAGE_IS_PRESENT`: in memory, not swapped out.
 pub(crate) const IS_PRESENT: u64 = 1 << 3;
 /// `PAGE_IS_PFNZERO`: the shared zero page.
 pub(crate) const IS_ZERO: u64 = 1 << 5;

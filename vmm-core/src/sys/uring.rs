@@ -37,7 +37,7 @@ pub(crate) struct Transfer {
 /// An operation for the kernel.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Move bytes.
+    /// Move bytes between the file and guest memory.
     Transfer(Transfer),
     /// Make earlier writes durable.
     Sync,

@@ -22,12 +22,12 @@ ioctl_ior_nr!(UFFDIO_UNREGISTER, TYPE, 0x01, Addresses);
 /// `linux/userfaultfd.h`), for the seccomp filter of a guest process that uses a template.
 pub const WRITE_PROTECTION_REQUESTS: [u64; 2] = [0xc020_aa00, 0x8010_aa01];
 
-/// `UFFD_API`.
+/// `UFFD_API`: the version of the kernel's interface.
 const API: u64 = 0xaa;
 /// `UFFD_FEATURE_WP_ASYNC`: on a write to a protected page the kernel removes the protection, and
 /// the writer continues.
 const WP_ASYNC: u64 = 1 << 15;
-/// `UFFDIO_REGISTER_MODE_WP`.
+/// `UFFDIO_REGISTER_MODE_WP`: register memory for write-protection.
 const MODE_WP: u64 = 1 << 1;
 /// `UFFD_USER_MODE_ONLY`: this process handles no faults of the kernel, which would require a
 /// privilege (`vm.unprivileged_userfaultfd`). With `WP_ASYNC` it handles no faults at all.

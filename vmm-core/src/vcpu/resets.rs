@@ -13,7 +13,7 @@ use crate::event::StopReason;
 pub enum OnReboot {
     /// It boots again, from what it was first booted from.
     Restart,
-    /// It ends.
+    /// It ends; the reset or the fault is its [`StopReason`].
     #[default]
     Stop,
 }

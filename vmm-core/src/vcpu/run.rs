@@ -25,7 +25,7 @@ pub(crate) struct Vcpu {
 
 /// Result of one entry into the guest.
 enum Turn {
-    /// Enter again.
+    /// The exit has been handled: enter again.
     Again,
     /// The vCPU was kicked, or has nothing left to finish.
     Interrupted,

@@ -28,9 +28,9 @@ pub(crate) struct Machine {
     pub(crate) bus: Bus,
     /// KVM's dirty rings, if it uses them.
     pub(crate) rings: Option<Arc<Rings>>,
-    /// The VM.
+    /// KVM's descriptor of the VM.
     pub(crate) vm: Arc<VmFd>,
-    /// Its memory.
+    /// Its memory, mapped into this process.
     pub(crate) ram: Arc<GuestRam>,
     /// Its devices behind I/O ports.
     pub(crate) ports: Ports,

@@ -39,7 +39,7 @@ pub struct BackendState {
 enum Due {
     /// Only after the driver notifies.
     Never,
-    /// At once.
+    /// At once: the driver has notified, or work is left.
     Now,
     /// At this time.
     At(Instant),

@@ -17,7 +17,7 @@ use crate::devices::mmio::SLOTS_MAX;
 pub enum DeviceConfig {
     /// A source of entropy.
     Rng,
-    /// A disk.
+    /// A disk: a file or block device of the host.
     Block(BlockConfig),
     /// A balloon, and how it learns of free pages; at most one per guest.
     Balloon(FreePages),

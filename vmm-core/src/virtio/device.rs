@@ -26,11 +26,11 @@ use crate::memory::{GuestRam, RamMap};
 pub(crate) enum DeviceKind {
     /// A network device.
     Net = VIRTIO_ID_NET,
-    /// A disk.
+    /// A disk, which the specification calls a block device.
     Block = VIRTIO_ID_BLOCK,
     /// A source of entropy.
     Rng = VIRTIO_ID_RNG,
-    /// A balloon.
+    /// A balloon, through which the guest gives memory back.
     Balloon = VIRTIO_ID_BALLOON,
     /// Sockets between the guest and its host.
     Vsock = VIRTIO_ID_VSOCK,

@@ -70,7 +70,7 @@ pub enum DeviceError {
         path.display(), path.display(), attribute = super::block::DEPARTED_ATTRIBUTE
     )]
     DiskDeparted {
-        /// The file.
+        /// Path of the old disk.
         path: PathBuf,
         /// The destination host as the user typed it, and the migration.
         where_to: String,
@@ -144,7 +144,7 @@ pub enum DeviceError {
         path.display()
     )]
     DiskExists {
-        /// The file.
+        /// Path of the existing file.
         path: PathBuf,
     },
     /// What the guest wrote could not be made durable.

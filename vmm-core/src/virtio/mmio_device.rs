@@ -30,7 +30,7 @@ pub(super) const RING_FEATURES: u64 =
 /// Saved state of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
-    /// The registers.
+    /// Registers through which the driver controls the device.
     pub transport: TransportState,
     /// The queues and the device behind the registers.
     pub backend: BackendState,

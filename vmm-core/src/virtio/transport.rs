@@ -43,7 +43,7 @@ const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 /// The action that must follow a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// No action.
+    /// The write needs nothing more.
     None,
     /// The driver is ready: start processing the queues.
     Activate,

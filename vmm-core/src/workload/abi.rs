@@ -17,9 +17,9 @@ pub const VCPUS_MAX: u64 = 8;
 /// Load and entry address of the image. Below it, RAM belongs to the VMM (page and descriptor
 /// tables).
 pub const IMAGE_GPA: u64 = 0x10_0000;
-/// Parameter page.
+/// Address of the page with the parameters, a [`ParamsPage`].
 pub const PARAMS_GPA: u64 = 0x20_0000;
-/// Control page.
+/// Address of the page with the host's commands, a [`ControlPage`].
 pub const CONTROL_GPA: u64 = 0x20_1000;
 /// Report page of vCPU 0; the others follow page by page.
 pub const REPORTS_GPA: u64 = 0x20_2000;
@@ -82,9 +82,9 @@ macro_rules! words {
 words! {
     /// Parameters that the host writes once, before the first instruction.
     ParamsPage {
-        /// [`MAGIC`].
+        /// [`MAGIC`], by which the host recognizes a workload guest.
         magic,
-        /// [`ABI_VERSION`].
+        /// [`ABI_VERSION`] of the host that started the guest.
         version,
         /// Number of vCPUs that share the work, 1 to [`VCPUS_MAX`].
         vcpus,

@@ -22,7 +22,7 @@ static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/workload.bin"));
 /// SSE2); CR4.TSD clear (it uses RDTSC). It takes no interrupts and no exceptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuEntry {
-    /// First instruction.
+    /// Address of the first instruction.
     pub rip: u64,
     /// Stack pointer, as after a call.
     pub rsp: u64,

@@ -19,7 +19,7 @@ const READ_ATTEMPTS_MAX: u32 = 100;
 pub enum Phase {
     /// No instruction has run yet.
     Starting,
-    /// Filling memory.
+    /// The vCPU fills its part of memory for the first time.
     Filling,
     /// Memory is full; the vCPU rewrites and checks pages.
     Working,

@@ -298,7 +298,7 @@ impl DestinationGuest for FakeTarget {
     }
 }
 
-/// Builds [`FakeTarget`]s.
+/// Builds a [`FakeTarget`] and keeps it for the test, or refuses the guest.
 #[derive(Default)]
 pub(super) struct Factory {
     pub(super) refuse: Option<&'static str>,

@@ -9,7 +9,7 @@ use super::super::feature::{Bit, Register};
 /// What a level shows of one register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shown {
-    /// Zero.
+    /// Zero, whatever the host has.
     Nothing,
     /// The host's value: an identity, a size, a cache, a frequency.
     Host,

@@ -15,7 +15,7 @@ use super::names::{bytes_of, is_same_here, lasting_names_of};
 pub enum DiskIdentity {
     /// A regular file: its inode, and its creation time where the file system records it.
     File {
-        /// Inode number.
+        /// Inode number in the file system.
         inode: u64,
         /// Creation time in nanoseconds since 1970; `None` if the file system does not record it.
         born_unix_ns: Option<u64>,

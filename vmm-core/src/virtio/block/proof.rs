@@ -40,7 +40,7 @@ const LAST_SECOND: u64 = i32::MAX as u64;
 /// Evidence that both hosts have the same disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskProof {
-    /// No evidence.
+    /// No evidence, as for a file of which no access time has been recorded.
     #[default]
     Absent,
     /// The names of a block device: the kind and the name, with a space between.

@@ -93,9 +93,9 @@ pub(super) fn create(path: &Path, bytes: u64) -> Result<File, DeviceError> {
 /// A file that is about to be named.
 #[derive(Debug)]
 pub(super) struct UnnamedFile<'a> {
-    /// The file.
+    /// The open file, which has no name yet.
     pub(super) file: &'a File,
-    /// Its path.
+    /// The path that it is to have.
     pub(super) path: &'a Path,
     /// Whether an existing file with that name may be replaced.
     pub(super) occupied: Occupied,

@@ -35,7 +35,7 @@ const ADDRESS_START_OF_THOSE: u8 = 0xfa;
 enum Origin {
     /// This program: it sets the tap up and down, and the tap disappears with it.
     Made,
-    /// The operator.
+    /// The operator: it is set up already, and this program changes only its carrier.
     Given,
 }
 

@@ -72,11 +72,11 @@ pub struct TransportState {
     pub driver_features_page: u32,
     /// Features that the driver has accepted.
     pub driver_features: u64,
-    /// Selected queue.
+    /// Index of the queue whose registers are selected.
     pub selected_queue: u32,
-    /// The queues.
+    /// Registers of each queue, by index.
     pub queues: Vec<QueueRegisters>,
-    /// Device status.
+    /// Status bits that the driver has set (virtio 1.2, 2.1).
     pub status: u32,
     /// Whether the device waits for a reset.
     pub needs_reset: bool,

@@ -24,7 +24,7 @@ pub(super) enum Op {
     Reset,
     /// Announces that the sender stops sending or receiving.
     Shutdown,
-    /// Carries data.
+    /// Carries bytes of a connection.
     Data,
     /// Announces the sender's space.
     CreditUpdate,
