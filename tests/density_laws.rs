@@ -11,7 +11,7 @@ const EASED: Seen = Seen { committed: 1.0, free: 0.30 };
 const IDLE: Seen = Seen { committed: 0.5, free: 0.50 };
 
 #[test]
-fn ksmd_works_harder_from_look_to_look_while_too_little_is_free() {
+fn ksmd_works_harder_from_sample_to_sample_while_too_little_is_free() {
     let mut tuner = Tuner::new(KSMTUNED);
     let pages: Vec<Order> = (0..6).map(|_| tuner.look(FULL)).collect();
     let expected = [300, 600, 900, 1200, 1250, 1250].map(|pages| Order::Run { pages });

@@ -77,7 +77,7 @@ fn every_thread_is_confined_where_a_guest_starts_and_where_it_arrives() {
 }
 
 #[test]
-fn confinement_can_be_switched_off_and_that_is_told() {
+fn confinement_can_be_switched_off_and_is_reported_as_off() {
     let pair = Pair::without_nodes();
     let off = ["LIGHTER_SECCOMP", "LIGHTER_LANDLOCK"].map(|it| (it.to_owned(), "off".to_owned()));
     let plan = GuestPlan { environment: off.to_vec(), ..GuestPlan::default() };
@@ -88,7 +88,7 @@ fn confinement_can_be_switched_off_and_that_is_told() {
 }
 
 #[test]
-fn those_who_only_look_see_the_guest_and_change_nothing() {
+fn read_only_clients_see_the_guest_and_change_nothing() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     for verb in [&["ls"][..], &["show", "web-1"]] {
@@ -107,7 +107,7 @@ fn those_who_only_look_see_the_guest_and_change_nothing() {
 }
 
 #[test]
-fn who_has_no_right_to_something_is_told_so() {
+fn missing_permissions_are_reported() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     let file = pair.folder().join("off.toml");
@@ -153,7 +153,7 @@ fn who_has_no_right_to_something_is_told_so() {
 }
 
 #[test]
-fn strangers_who_stay_do_not_keep_the_owner_away() {
+fn connections_of_other_users_do_not_block_the_owner() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let socket = guest.socket().with_file_name("api-ro.sock");
@@ -182,7 +182,7 @@ fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn what_a_guests_process_may_not_call_ends_it_by_name() {
+fn a_forbidden_system_call_ends_the_process_and_is_named() {
     let pair = Pair::without_nodes();
     for (what, call) in
         [("execute:/bin/true", "execve"), ("kill:1", "kill"), ("limits:1", "prlimit64")]
@@ -226,7 +226,7 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
+fn a_guest_that_arrived_with_a_disk_reaches_no_other_disk_in_its_folder() {
     let mut pair = Pair::without_nodes();
     let folder = pair.folder().join("disks");
     fs::create_dir(&folder).unwrap();
@@ -274,7 +274,7 @@ fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
+fn forbidden_access_is_refused_in_every_thread() {
     let pair = Pair::without_nodes();
     let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let secret = outside.path().join("secret");
@@ -343,7 +343,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn a_guest_that_is_merged_cannot_say_that_another_domain_is() {
+fn a_merged_guest_cannot_claim_another_domain_is_merged() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let file = pair.a.state_dir().join("merge-domain");

@@ -64,7 +64,7 @@ const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     ),
     (
         "tests/e2e/surveys.rs",
-        "what_is_alike_and_still_is_merged_and_what_is_written_stays_huge",
+        "equal_idle_pages_are_merged_and_written_ones_stay_huge",
         &["lighter_ksm_windows_total"],
     ),
 ];

@@ -44,7 +44,7 @@ fn await_events(listener: &Running, names: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn the_life_of_a_guest_is_told_while_it_happens() {
+fn guest_events_are_reported_as_they_happen() {
     let pair = Pair::without_nodes();
     let listener = listen(&pair.a);
     Guest::start(&pair.a, &GuestPlan::default());
@@ -66,7 +66,7 @@ fn the_life_of_a_guest_is_told_while_it_happens() {
 }
 
 #[test]
-fn the_node_tells_the_same_as_the_guests_processes() {
+fn the_node_reports_the_same_events_as_the_guests_processes() {
     let pair = Pair::new();
     let host = &pair.a;
     let listener = listen(host);
@@ -99,7 +99,7 @@ fn the_node_tells_the_same_as_the_guests_processes() {
 }
 
 #[test]
-fn a_migration_is_told_on_both_hosts() {
+fn a_migration_is_reported_on_both_hosts() {
     let pair = Pair::new();
     Guest::start(&pair.a, &GuestPlan::default());
     let listeners = pair.hosts().map(listen);

@@ -76,7 +76,7 @@ fn chunks(guest: &Guest, domain: &Digests) -> Vec<[u64; 7]> {
 }
 
 #[test]
-fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
+fn a_survey_reports_shared_and_written_pages() {
     // ksmd would split the guest's huge pages meanwhile.
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
@@ -110,7 +110,7 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
 }
 
 #[test]
-fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
+fn kvms_log_reports_the_few_written_pages_that_samples_miss() {
     let pair = Pair::without_nodes();
     let options = ["--write-order", "random"].map(str::to_owned).into();
     let plan = GuestPlan { options, dirty_rate: 40, ..GuestPlan::default() };
@@ -143,7 +143,7 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
 
 /// Pages that the guest does not write because it is paused would count as stable.
 #[test]
-fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
+fn a_survey_cancelled_by_a_short_save_resumes() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 500);
@@ -166,7 +166,7 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
 }
 
 #[test]
-fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
+fn a_guest_leaves_while_a_survey_logs_its_writes() {
     let _turn = KsmTurn::take();
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
@@ -188,7 +188,7 @@ fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
 }
 
 #[test]
-fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
+fn one_survey_runs_at_a_time_and_invalid_requests_are_refused() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 0);
@@ -217,7 +217,7 @@ fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
+fn a_survey_is_cancelled_when_the_guest_leaves_and_restarts_when_it_stays() {
     let _turn = KsmTurn::take();
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
@@ -251,7 +251,7 @@ window = "10m"
 "#;
 
 #[test]
-fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
+fn equal_idle_pages_are_merged_and_written_ones_stay_huge() {
     let turn = KsmTurn::take();
     let pair = following(POLICY);
     let shop = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
@@ -311,7 +311,7 @@ fn nobody_is_merged_with_a_stranger(host: &Host) {
 }
 
 #[test]
-fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other() {
+fn a_foreign_process_between_plan_and_window_stops_only_this_window() {
     let _turn = KsmTurn::take();
     let pair = following(POLICY);
     let guests = ["one", "two"].map(|name| start(&pair.a, name, "shop", 0));
@@ -359,7 +359,7 @@ fn chunks_to(plan: &Value, kind: &str, guest: &str) -> u64 {
 }
 
 #[test]
-fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
+fn merged_memory_that_becomes_hot_is_unmerged_and_made_huge() {
     let turn = KsmTurn::take();
     let pair = following(&format!("{POLICY}activity = \"dirty-log\"\n"));
     let shop = [start(&pair.a, "one", "shop", 0), start(&pair.a, "two", "shop", 0)];
@@ -397,7 +397,7 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
 }
 
 #[test]
-fn zeros_come_back_without_merging_while_the_guest_writes() {
+fn zero_pages_are_returned_without_merging_while_the_guest_writes() {
     let pair = following(&POLICY.replace("\"merge\", \"huge\"", "\"zeros\""));
     let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
     // Each page of the working set is written several times per survey, so that none counts as

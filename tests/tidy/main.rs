@@ -147,7 +147,7 @@ fn cause_told_twice_or_lost(lines: &[&str], index: usize) -> Option<&'static str
 }
 
 #[test]
-fn errors_tell_their_cause_once() {
+fn errors_print_their_cause_once() {
     let told_twice = [
         "#[error(\"cannot read it: {source}\")]",
         "pub source: std::io::Error,",
@@ -173,7 +173,7 @@ fn errors_tell_their_cause_once() {
 }
 
 #[test]
-fn file_names_say_what_lives_in_them() {
+fn file_names_match_their_contents() {
     let found: Vec<String> = sources()
         .iter()
         .filter(|source| {
@@ -188,7 +188,7 @@ fn file_names_say_what_lives_in_them() {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is_for() {
+fn every_file_opens_with_its_purpose() {
     let found: Vec<String> = sources()
         .iter()
         .filter(|source| !source.text.trim_start().starts_with("//!"))

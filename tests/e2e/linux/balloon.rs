@@ -68,7 +68,7 @@ fn await_statistics(host: &Host) -> Value {
 }
 
 #[test]
-fn linux_gives_memory_back_and_its_balloon_goes_along() {
+fn linux_gives_memory_back_and_its_balloon_moves_with_it() {
     let pair = Pair::new();
     let before = start_littered(&pair.a, &[]).line();
     let seen = await_statistics(&pair.a);
@@ -166,7 +166,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
 }
 
 #[test]
-fn a_guest_without_a_balloon_and_a_size_that_is_none_are_told_of() {
+fn a_missing_balloon_and_an_invalid_size_are_reported() {
     let pair = Pair::without_nodes();
     start(&pair.a, "linux", &["--balloon", "off"]);
     pair.a
