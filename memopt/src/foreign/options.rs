@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_taken_apart(text in "(?s).{0,200}") {
+        fn any_text_is_split(text in "(?s).{0,200}") {
             let options = Options::parse(&text);
             let _ = (options.first(), options.get("a"), options.is_on("a", true), size(&text, 1));
         }

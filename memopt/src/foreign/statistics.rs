@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_does_not_tell_is_missing() {
+    fn statistics_that_a_guest_does_not_report_are_missing() {
         let text = r#"{"stats": {"stat-htlb-pgalloc": 18446744073709551615, "stat-free-memory": 4096,
             "stat-major-faults": 18446744073709551615, "stat-oom-kills": 2}, "last-update": 1000}"#;
         let statistics: QemuStatistics = serde_json::from_str(text).unwrap();

@@ -79,7 +79,7 @@ fn limited(seconds: u64, has: u64, said_with: u64, follows: bool) -> Situation {
 }
 
 #[test]
-fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
+fn unseen_memory_is_distinguished_from_a_moving_balloon() {
     for follows in [false, true] {
         let mut ledger = Ledger::default();
         let mut needs = |look: Situation| {
@@ -104,7 +104,7 @@ fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
 }
 
 #[test]
-fn what_a_guest_never_sees_may_change_when_it_begins_anew() {
+fn unseen_memory_may_change_when_the_guest_restarts() {
     let unseen = |looks: &[Situation]| told(looks).guests["a"].unseen_bytes;
     let mut looks = vec![limited(0, 6 * GIB, 6 * GIB, true)];
     assert_eq!(unseen(&looks), 0, "its balloon may be on its way");
@@ -131,7 +131,7 @@ fn what_a_guest_never_sees_may_change_when_it_begins_anew() {
 }
 
 #[test]
-fn a_guest_that_began_anew_is_not_in_pain() {
+fn a_restarted_guest_is_not_in_pain() {
     let mut before = using(0, GIB);
     said(&mut before.guests[0]).oom_kills = Some(9);
     let mut after = using(10, GIB);
@@ -148,7 +148,7 @@ fn a_guest_that_began_anew_is_not_in_pain() {
 }
 
 #[test]
-fn rates_are_the_same_however_often_somebody_looks() {
+fn rates_do_not_depend_on_the_sampling_interval() {
     let pain_after = |pause_ms: u64, faults: u64, looks: u64| {
         let mut ledger = Ledger::default();
         for round in 0..=looks {
@@ -193,7 +193,7 @@ fn pain_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
 }
 
 #[test]
-fn pain_is_seen_as_soon_however_often_the_guest_is_inspected() {
+fn pain_detection_does_not_depend_on_the_inspection_interval() {
     for pause_ms in [1, 7, 25, 60, 100, 120, 200, 400] {
         let late = seen_after(10_000, pause_ms);
         assert!((667..=667 + 400 + 125).contains(&late), "{late} ms, inspected each {pause_ms}");
@@ -235,7 +235,7 @@ fn silence_is_pain_but_not_of_a_guest_that_is_hindered() {
 }
 
 #[test]
-fn up_and_down_is_damped() {
+fn oscillation_is_damped() {
     let policy = Policy::default();
     let mut ledger = Ledger::default();
     let mut damping = Vec::new();
@@ -284,7 +284,7 @@ fn outcome(verdict: Verdict, share: f64) -> Outcome {
 }
 
 #[test]
-fn what_fails_twice_in_a_row_is_benched_for_longer_each_time() {
+fn repeated_failures_are_benched_for_longer_each_time() {
     let policy = Policy::default();
     let mut ledger = told(&[using(0, GIB)]);
     let (nothing, partly) = (outcome(Verdict::Nothing, 0.0), outcome(Verdict::Partly, 0.6));
@@ -332,7 +332,7 @@ fn foreign(name: &str, pid: u32) -> Guest {
 }
 
 #[test]
-fn what_is_remembered_stays_with_the_process_when_another_claims_its_name() {
+fn the_state_stays_with_the_process_when_another_claims_its_name() {
     let looks = [
         vec![foreign("db", 8)],
         // A process with a lower PID claims the name, then exits; and lighter's own guest takes it.
@@ -353,7 +353,7 @@ fn what_is_remembered_stays_with_the_process_when_another_claims_its_name() {
 }
 
 #[test]
-fn what_is_remembered_of_a_guest_is_not_taken_for_another_ones_of_the_same_number() {
+fn the_state_of_a_guest_is_not_used_for_another_with_the_same_pid() {
     let mut ledger = told(&[situation(50, vec![foreign("db", 8)])]);
     for guest in [foreign("web", 8), Guest { pid: 8, ..idle_guest("own", GIB, 0) }] {
         ledger.guests.get_mut("db").expect("a record").asked_bytes = Some(4 * GIB);
@@ -434,7 +434,7 @@ fn asked(ledger: &Ledger, name: &str, target_bytes: u64) -> bool {
 }
 
 #[test]
-fn a_balloon_that_somebody_else_has_set_is_not_ours() {
+fn a_balloon_set_by_another_program_is_not_ours() {
     let mut ledger = told(&[using(0, GIB)]);
     assert!(!asked(&ledger, "a", 8 * GIB), "nobody has asked");
     let action =
@@ -450,7 +450,7 @@ fn a_balloon_that_somebody_else_has_set_is_not_ours() {
 }
 
 #[test]
-fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
+fn a_balloon_is_ours_even_if_the_node_ended_before_recording_it() {
     let mut ledger = told(&[using(0, GIB)]);
     let step = |from_bytes, to_bytes| Step {
         action: Action::SetBalloon { guest: "a".to_owned(), from_bytes, to_bytes },
@@ -480,7 +480,7 @@ fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
 }
 
 #[test]
-fn what_a_guests_monitor_tells_of_its_balloon_holds_on_every_host() {
+fn the_monitors_report_of_a_balloon_holds_on_every_host() {
     let ledger = told(&[using(0, GIB)]);
     let mut guest = guest("a", 8 * GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn estimates_measure_nothing_and_forget_nobody() {
+    fn estimates_measure_nothing_and_keep_every_guest() {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources::at(folder.path());
         process(folder.path(), 10, 1000, 7);

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_change_what_is_known_of_their_chunks_alone() {
+    fn steps_change_only_the_record_of_their_own_chunks() {
         let chunk = |index| Chunk {
             index,
             present_pages: 512,

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_expression_is_refused_with_what_one_looks_like() {
+    fn an_invalid_expression_is_refused_with_an_example() {
         let long = "1,".repeat(5000);
         for text in [
             "",

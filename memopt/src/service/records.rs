@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_of_steps_that_are_not_recorded_is_told_of_no_others() {
+    fn findings_on_unrecorded_steps_are_not_attributed_to_others() {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::open(folder.path().join("history"), clock());
         let run = records.begin(Trigger::Manual, &plan(""));

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_does_not_tell_is_named_as_one() {
+    fn a_guest_with_an_unreported_domain_is_named() {
         let processes = [7, 8, 9].map(|pid| (pid, format!("process {pid} (it)")));
         let guests = [guest("told", 8, true), guest("silent", 9, false)];
         let silent = "guest silent, which does not tell its merge domain,";

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_unlike_coarseness_are_compared_by_what_both_have() {
+    fn tables_of_different_coarseness_are_compared_by_what_both_have() {
         let contents: Vec<u32> = (0..2000).flat_map(|content| [content; 2]).collect();
         let fine = guest(9, 100_000, 0, &contents);
         let coarse = guest(9, 300, 0, &contents);

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_zeros_and_duplicates_by_chunk_within_and_across_guests() {
+    fn finds_zeros_and_duplicates_by_chunk_within_and_across_guests() {
         let one = scan(100, 0, &[(0, 0), (1, 7), (2, 8), (511, 7), (512, 9), (513, 0)]);
         let two = scan(100, 0, &[(1024, 8), (1025, 5)]);
         let mut domain = one.digests.clone();

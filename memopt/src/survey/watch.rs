@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_was_not_there_before_says_nothing() {
+    fn a_page_that_was_absent_before_is_not_counted() {
         let mut watch = watch(1);
         watch.second(0, &page(1));
         watch.first(1, &page(1));
@@ -115,7 +115,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_page_of_each_sixteen_is_looked_at_wherever_it_is(seed: u64, stratum in 0..1_u64 << 40) {
+        fn one_page_of_each_sixteen_is_sampled_at_any_position(seed: u64, stratum in 0..1_u64 << 40) {
             let watch = watch(seed);
             let wanted = (stratum * 16..(stratum + 1) * 16).filter(|index| watch.wants(*index));
             prop_assert_eq!(wanted.count(), 1);

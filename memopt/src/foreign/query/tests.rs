@@ -148,7 +148,7 @@ fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
+async fn a_monitor_in_use_by_another_client_is_reported_as_taken() {
     let qemu = Qemu::start(&[]);
     let found = qemu.find();
     let Monitor::Qmp(socket) = &found.monitor else { panic!("{:?}", found.monitor) };
@@ -165,7 +165,7 @@ async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
 }
 
 #[test]
-fn what_hinders_is_what_qemu_says() {
+fn hindrances_are_those_that_qemu_reports() {
     let state = |status: &str, running| RunState { running, status: status.to_owned() };
     for (status, running, migration, hindrance) in [
         ("running", true, None, None),
@@ -181,7 +181,7 @@ fn what_hinders_is_what_qemu_says() {
 }
 
 #[tokio::test]
-async fn a_guest_without_a_door_is_told_with_the_way_out() {
+async fn a_guest_without_a_monitor_is_reported_with_a_remedy() {
     let found = |monitor| Found { monitor, ..hypervisor(Path::new("/")) };
     let error = query(&found(Monitor::Libvirt), &asking()).await.unwrap_err();
     assert!(error.to_string().contains("libvirt's"), "{error}");

@@ -128,7 +128,7 @@ fn budget(cpu_share: f64, pages_per_second: u64, seconds: u64) -> Budget {
 const NO_RATE: u64 = 100_000_000;
 
 #[test]
-fn ends_soon_after_two_looks_that_brought_all_there_is() {
+fn ends_soon_after_two_scans_that_merged_everything() {
     let mut ksmd = Simulated::new(1e6, 4e5);
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let outcome = ksmd.run(&mut window);
@@ -140,7 +140,7 @@ fn ends_soon_after_two_looks_that_brought_all_there_is() {
 }
 
 #[test]
-fn the_rest_of_a_scan_of_guests_that_are_gone_is_not_one() {
+fn the_rest_of_a_scan_of_ended_guests_is_not_a_full_scan() {
     for stood in [0.5, 0.9, 0.99] {
         let mut ksmd = Simulated { stood, ..Simulated::new(200_000.0, 100_000.0) };
         let outcome = ksmd.run(&mut Window::new(budget(0.5, 1_000_000, 600), Options::default()));
@@ -151,7 +151,7 @@ fn the_rest_of_a_scan_of_guests_that_are_gone_is_not_one() {
 }
 
 #[test]
-fn goes_on_for_as_long_as_pages_that_come_late_are_merged() {
+fn continues_while_late_pages_are_merged() {
     let mut ksmd = Simulated::new(1e6, 4e5);
     ksmd.merging_looks = 4.5;
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
@@ -162,14 +162,14 @@ fn goes_on_for_as_long_as_pages_that_come_late_are_merged() {
 }
 
 #[test]
-fn memory_without_equals_is_not_looked_at_a_third_time() {
+fn memory_without_duplicates_is_not_scanned_a_third_time() {
     let mut ksmd = Simulated::new(1e6, 0.0);
     let outcome = ksmd.run(&mut Window::new(budget(0.5, NO_RATE, 3600), Options::default()));
     assert_eq!((outcome.end, outcome.full_scans), (End::Flat, 2));
 }
 
 #[test]
-fn where_nobody_counts_pages_a_third_look_tells() {
+fn without_page_counts_a_third_scan_decides() {
     let mut ksmd = Simulated::new(2e5, 8e4);
     ksmd.counts_pages = false;
     let outcome = ksmd.run(&mut Window::new(budget(0.5, NO_RATE, 3600), Options::default()));
@@ -190,7 +190,7 @@ fn the_advisor_goes_first_and_ksmd_starts_last() {
 }
 
 #[test]
-fn an_older_kernel_is_not_asked_for_what_it_lacks() {
+fn knobs_missing_from_an_older_kernel_are_not_written() {
     let mut ksmd = Simulated::new(1e6, 0.0);
     ksmd.knobs = KsmKnobs { advisor: None, smart_scan: None, use_zero_pages: None, ..ksmd.knobs };
     let options = Options { smart_scan: Some(false), use_zero_pages: Some(true) };
@@ -230,7 +230,7 @@ fn nothing_to_merge_ends_it_soon() {
 }
 
 #[test]
-fn somebody_elses_setting_ends_it() {
+fn a_setting_changed_by_another_program_ends_it() {
     let mut ksmd = Simulated::new(1e9, 0.0);
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let sets = window.handle(&ksmd.sample(), ksmd.now());
@@ -262,7 +262,7 @@ fn without_a_count_of_cpu_time_the_share_is_reckoned_from_the_pages() {
 }
 
 #[test]
-fn a_window_that_is_called_off_says_what_it_did_so_far() {
+fn a_cancelled_window_reports_its_work_so_far() {
     let mut ksmd = Simulated::new(1e8, 0.0);
     let mut window = Window::new(budget(0.5, NO_RATE, 300), Options::default());
     let sets = window.handle(&ksmd.sample(), ksmd.now());
@@ -279,7 +279,7 @@ proptest! {
     /// Over a whole window ksmd stays within both limits, for any cost per page, and makes use of
     /// the budget.
     #[test]
-    fn stays_within_the_budget_and_makes_use_of_it(
+    fn stays_within_the_budget_and_uses_it(
         share in 0.01_f64..0.95,
         rate in 1_000_u64..500_000,
         cost in 0.5e-6_f64..2e-5,

@@ -242,7 +242,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_done_where_nothing_may_be_done(
+    fn guests_that_must_not_be_changed_are_not_changed(
         looks in some_looks(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
@@ -340,7 +340,7 @@ proptest! {
     /// Whatever a guest reports, other actuators treat the other guests the same, and no other
     /// guest is reduced further than when the liar gives nothing at all.
     #[test]
-    fn a_guest_that_lies_changes_only_its_own_lot(
+    fn false_statistics_affect_only_their_own_guest(
         looks in some_looks(), lie in some_statistics(), liar in 0..8_usize, goal in some_goal(),
     ) {
         let (mut first, mut second) = looks;

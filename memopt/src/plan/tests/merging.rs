@@ -55,7 +55,7 @@ fn mark(guest: &mut Guest, is_mergeable: bool) {
 }
 
 #[test]
-fn the_domain_with_most_to_gain_is_merged_and_the_other_is_told_why_not() {
+fn the_domain_with_most_to_gain_is_merged_and_the_other_gets_a_skip_reason() {
     let host = situation(50, two_domains());
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(
@@ -86,7 +86,7 @@ fn a_goal_merges_no_more_guests_than_it_needs() {
 }
 
 #[test]
-fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
+fn another_domain_is_merged_only_after_the_first_is_unmerged() {
     let policy = Policy::default();
     let mut host = situation(50, two_domains());
     let mut ledger = Ledger::default();
@@ -132,7 +132,7 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
 }
 
 #[test]
-fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
+fn a_mergeable_foreign_guest_stops_all_merging() {
     let mut guests = two_domains();
     let mut foreign = idle_guest("vm", GIB, GIB);
     (foreign.vmm, foreign.user) = (Vmm::Qemu, Some(qemus_user()));
@@ -215,7 +215,7 @@ fn qemus_user() -> User {
 }
 
 #[test]
-fn a_process_that_anyone_could_share_with_stops_all_merging_with_its_name() {
+fn a_mergeable_foreign_process_stops_all_merging_and_is_named() {
     let mut host = situation(50, two_domains());
     host.host.strangers = vec!["process 7 (bank)".to_owned()];
     let (plan, _) = settled(&host, &Policy::default(), MAX);
@@ -292,7 +292,7 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
 }
 
 #[test]
-fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_at() {
+fn hot_memory_of_foreign_guests_becomes_huge_where_it_may_be_surveyed() {
     let mut guest = clone_of("vm", "blue");
     (guest.vmm, guest.balloon, guest.merge_domain) = (Vmm::Qemu, None, None);
     guest.user = Some(qemus_user());
@@ -358,7 +358,7 @@ fn a_window_ends_when_the_profit_is_flat_and_comes_again_after_the_pause() {
 }
 
 #[test]
-fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
+fn a_window_that_ended_on_its_own_was_not_stopped_by_another_program() {
     let policy = Policy::default();
     let mut host = situation(50, two_domains());
     let mut ledger = Ledger::default();
@@ -377,7 +377,7 @@ fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
 }
 
 #[test]
-fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
+fn hot_memory_is_unmerged_first_and_becomes_huge() {
     let mut guest = clone_of("a", "red");
     let chunks = &mut guest.survey.as_mut().unwrap().chunks;
     for chunk in &mut chunks[..100] {
@@ -401,7 +401,7 @@ fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
 }
 
 #[test]
-fn merging_says_why_not() {
+fn skipped_merging_has_a_reason() {
     let skip_reason = |change: fn(&mut Guest), policy: &str| {
         let mut guests = two_domains();
         change(&mut guests[2]);
@@ -462,7 +462,7 @@ fn zeros_are_given_back_before_the_rest_is_merged() {
 }
 
 #[test]
-fn zeros_say_why_not() {
+fn skipped_zeros_have_a_reason() {
     let skip_reason = |change: fn(&mut Guest), policy: &str| {
         let mut guest = clone_of("a", "red");
         guest.survey.as_mut().unwrap().chunks.iter_mut().for_each(|it| it.zero_pages = 256);
@@ -483,7 +483,7 @@ fn zeros_say_why_not() {
 }
 
 #[test]
-fn pools_give_back_what_nobody_has() {
+fn pools_release_unused_pages() {
     let mut host = situation(50, Vec::new());
     let page_bytes = 2 * MIB;
     host.host.pools = vec![Pool { page_bytes, pages: 1000, free_pages: 600, reserved_pages: 100 }];
@@ -504,7 +504,7 @@ fn pools_give_back_what_nobody_has() {
 }
 
 #[test]
-fn a_reserve_of_huge_pages_is_not_made_of_gigantic_ones_that_nobody_wanted() {
+fn a_reserve_of_huge_pages_is_not_made_of_unwanted_gigantic_ones() {
     let grown = |gigantic_pages: u64, free_min: &str| {
         let mut host = situation(50, Vec::new());
         let pool = |page_bytes: u64, pages: u64| Pool {

@@ -121,7 +121,7 @@ fn a_run_that_begins_late_has_a_shorter_window_and_its_lag_is_measured() {
 }
 
 #[test]
-fn what_was_missed_while_no_node_ran_is_caught_up_only_if_that_is_asked_for_and_soon_enough() {
+fn missed_times_are_caught_up_only_on_request_and_if_recent() {
     let last = BTreeMap::from([("nightly".to_owned(), MIDNIGHT - 22 * HOUR)]);
     for (policy, now, expected) in [
         (catch_up(900), 10 * MINUTE, due("nightly", 2 * HOUR, 600, Punctuality::CaughtUp)),
@@ -171,7 +171,7 @@ fn two_that_are_due_together_run_one_after_the_other() {
 }
 
 #[test]
-fn who_waits_still_does_when_the_schedules_are_replaced() {
+fn waiting_schedules_keep_waiting_when_schedules_are_replaced() {
     let schedules = || vec![schedule("a", "0 1 * * *"), schedule("b", "0 1 * * *")];
     let mut scheduler = scheduler(schedules());
     pass(&mut scheduler, 0, HOUR);
@@ -183,7 +183,7 @@ fn who_waits_still_does_when_the_schedules_are_replaced() {
 }
 
 #[test]
-fn who_waits_in_vain_until_its_window_is_over_has_missed_it() {
+fn a_schedule_that_waits_until_its_window_is_over_has_missed_it() {
     let short = Schedule { window: Duration::from_secs(300), ..schedule("b", "0 1 * * *") };
     let mut scheduler = scheduler(vec![schedule("a", "0 1 * * *"), short]);
     pass(&mut scheduler, 0, HOUR);
@@ -193,7 +193,7 @@ fn who_waits_in_vain_until_its_window_is_over_has_missed_it() {
 }
 
 #[test]
-fn who_does_not_wait_is_left_out() {
+fn schedules_that_do_not_wait_are_skipped() {
     let skips = Schedule { overlap: Overlap::Skip, ..schedule("b", "30 1 * * *") };
     let mut scheduler = scheduler(vec![schedule("a", "0 1 * * *"), skips]);
     let running = trigger("a", HOUR);
@@ -202,7 +202,7 @@ fn who_does_not_wait_is_left_out() {
 }
 
 #[test]
-fn a_schedule_that_is_due_while_its_last_run_goes_on_waits_once() {
+fn a_schedule_due_during_its_last_run_waits_once() {
     let often = Schedule { window: Duration::from_secs(7200), ..schedule("often", "0 * * * *") };
     let mut scheduler = scheduler(vec![often]);
     let said = pass(&mut scheduler, 0, 3 * HOUR);
@@ -272,7 +272,7 @@ fn a_host_that_slept_has_missed_what_was_due_and_says_so() {
 }
 
 #[test]
-fn a_window_goes_on_while_the_host_sleeps() {
+fn a_window_continues_while_the_host_sleeps() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     pass(&mut scheduler, 0, 2 * HOUR);
     let woken = scheduler.handle(at(5 * HOUR), Event::Elapsed);
@@ -302,7 +302,7 @@ fn a_clock_that_is_set_back_a_little_makes_nothing_come_again() {
 }
 
 #[test]
-fn a_clock_that_was_wrong_by_hours_begins_afresh() {
+fn a_clock_corrected_by_hours_resets_the_schedules() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     let year = 365 * 24 * HOUR;
     scheduler.handle(set(30, year.cast_signed()), Event::Elapsed);
