@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_within_the_limit_while_rounds_still_shrink() {
+    fn continues_within_the_limit_while_rounds_still_shrink() {
         assert_eq!(judge(&seen(512, 64)), Verdict::SendRound);
         assert_eq!(judge(&seen(64, 48)), Verdict::SendRound);
         assert_eq!(judge(&seen(64, 49)), Verdict::SwitchOver);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn never_passes_the_limit_and_says_when_rounds_are_in_vain() {
+    fn never_passes_the_limit_and_reports_useless_rounds() {
         assert_eq!(judge(&seen(512, 400)), Verdict::SendRoundInVain);
         assert_eq!(judge(&seen(1024, 400)), Verdict::SendRound);
         let slow_state = Observation { fixed: 400 * MS, ..seen(64, 0) };

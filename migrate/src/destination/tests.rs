@@ -157,7 +157,7 @@ fn complaint(actions: &[Action]) -> Reason {
 }
 
 #[test]
-fn creates_nothing_before_all_is_checked() {
+fn creates_nothing_before_all_checks_pass() {
     let mut bench = Bench::greeted();
     let asked = guest("web-1");
     assert_eq!(bench.hear(prepare(asked.clone(), 2)), [Action::Check(Box::new(asked.clone()))]);
@@ -173,7 +173,7 @@ fn creates_nothing_before_all_is_checked() {
 }
 
 #[test]
-fn a_check_that_fails_is_the_answer() {
+fn a_failed_check_is_the_answer() {
     let mut bench = Bench::greeted();
     bench.hear(prepare(guest("web-1"), 2));
     let refusal = Refusal::new(RefusalKind::Memory, "1 GiB free, 2 GiB needed");
@@ -188,7 +188,7 @@ fn a_check_that_fails_is_the_answer() {
 }
 
 #[test]
-fn refuses_names_and_streams_out_of_bounds_itself() {
+fn refuses_names_and_streams_out_of_bounds() {
     for (name, streams) in [("../etc", 1), ("", 1), ("-x", 1), ("a b", 1), ("ok", 0), ("ok", 65)] {
         let mut bench = Bench::greeted();
         let actions = bench.hear(prepare(guest(name), streams));
@@ -229,7 +229,7 @@ fn is_not_ready_before_every_stream_has_ended() {
 }
 
 #[test]
-fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_none_is_damage() {
+fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_unknown_is_damage() {
     let ended = |stream, announced, applied| Event::StreamEnded { stream, announced, applied };
     for events in [
         vec![ended(0, 3, 2)],
@@ -248,7 +248,7 @@ fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_none_is_damage() {
 }
 
 #[test]
-fn messages_out_of_place_end_it() {
+fn unexpected_messages_end_the_migration() {
     let out_of_place = [
         SourceMessage::Commit,
         SourceMessage::Finish,
@@ -277,7 +277,7 @@ fn a_guest_that_is_being_loaded_is_destroyed_only_afterwards() {
 }
 
 #[test]
-fn is_the_guests_own_only_when_that_is_on_disk() {
+fn reports_success_only_after_running_is_recorded() {
     let mut bench = Bench::ready();
     assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
     assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
@@ -295,7 +295,7 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
 }
 
 #[test]
-fn goes_when_the_source_knows_and_a_record_says_that_it_runs() {
+fn finishes_once_the_source_knows_and_a_record_has_it_running() {
     let mut bench = Bench::adopting();
     bench.tell(Event::Adopted(Ok(())));
     bench.tell(Event::Resumed(Ok(())));
@@ -306,7 +306,7 @@ fn goes_when_the_source_knows_and_a_record_says_that_it_runs() {
 }
 
 #[test]
-fn says_that_it_runs_until_a_record_does() {
+fn retries_until_running_is_recorded() {
     let mut bench = Bench::adopting();
     bench.tell(Event::Adopted(Ok(())));
     bench.tell(Event::Resumed(Ok(())));
@@ -332,7 +332,7 @@ fn a_guest_that_was_paused_stays_so() {
 }
 
 #[test]
-fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
+fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_decides() {
     let paused = || {
         let mut bench = Bench::receiving(1);
         bench.commit_paused();
@@ -378,7 +378,7 @@ fn a_guest_whose_source_died_before_it_took_the_guest_back_is_taken_over_when_it
 }
 
 #[test]
-fn a_source_that_has_reconnected_and_not_asked_yet_is_not_told_that_its_guest_was_not_taken() {
+fn a_reconnected_source_that_has_not_asked_yet_is_not_answered() {
     let mut bench = Bench::adopting();
     bench.tell(Event::Connected);
     let not_taken = Event::Adopted(Err(GuestError::new("the disk is in use")));
@@ -408,7 +408,7 @@ fn an_operator_keeps_a_guest_whose_disk_is_in_use() {
 }
 
 #[test]
-fn waits_to_be_told_however_long_the_source_is_gone() {
+fn waits_for_a_decision_however_long_the_source_is_gone() {
     let mut bench = Bench::ready();
     assert_eq!(bench.lose_connection(), []);
     assert_eq!(bench.destination.deadline(), None);
@@ -423,7 +423,7 @@ fn waits_to_be_told_however_long_the_source_is_gone() {
 }
 
 #[test]
-fn nonsense_from_the_source_costs_a_ready_copy_only_the_connection() {
+fn nonsense_from_the_source_closes_only_the_connection_of_a_ready_copy() {
     let mut bench = Bench::ready();
     assert_eq!(bench.hear(SourceMessage::Switchover), [Action::Disconnect]);
     bench.tell(Event::Connected);
@@ -446,7 +446,7 @@ fn a_takeover_that_cannot_be_recorded_is_tried_again_when_asked_again() {
 }
 
 #[test]
-fn an_operator_whose_order_cannot_be_recorded_is_told() {
+fn an_order_that_cannot_be_recorded_is_reported_to_the_operator() {
     let mut bench = Bench::ready();
     bench.lose_connection();
     bench.tell(Event::Resolve(OperatorChoice::Run));
@@ -462,7 +462,7 @@ fn an_operator_whose_order_cannot_be_recorded_is_told() {
 }
 
 #[test]
-fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
+fn a_guest_that_does_not_start_is_reported_and_destroyed() {
     let mut bench = Bench::adopting();
     bench.tell(Event::Adopted(Ok(())));
     let actions = bench.tell(Event::Resumed(Err(GuestError::new("no thread"))));
@@ -474,7 +474,7 @@ fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
 }
 
 #[test]
-fn cancel_here_works_until_ready_and_says_who_decides_afterwards() {
+fn cancel_works_until_ready_and_then_the_source_decides() {
     let mut bench = Bench::receiving(1);
     assert_eq!(bench.destination.can_cancel(), Ok(()));
     assert_eq!(bench.tell(Event::Cancel { by: "ops".into() })[0], Action::Discard);
@@ -506,7 +506,7 @@ fn an_operator_decides_only_when_the_source_is_gone() {
 }
 
 #[test]
-fn another_migration_is_unknown_here() {
+fn another_migration_is_unknown() {
     let mut bench = Bench::ready();
     let other = MigrationId(Uuid::from_u128(1));
     let asked = SourceMessage::Resolve { migration: other, decision: Decision::Commit };
@@ -514,7 +514,7 @@ fn another_migration_is_unknown_here() {
 }
 
 #[test]
-fn a_source_that_never_comes_is_not_waited_for() {
+fn a_source_that_never_connects_is_given_up() {
     let config = DestinationConfig {
         migration: migration(),
         offer: Offer::ours(),
@@ -542,7 +542,7 @@ fn an_abort_of_the_source_is_reported_with_its_reason() {
 }
 
 #[test]
-fn a_source_that_talks_on_before_it_hears_of_the_failure_still_hears_of_it() {
+fn a_source_that_keeps_sending_still_receives_the_failure() {
     let mut bench = Bench::receiving(1);
     let actions = bench.tell(Event::DataFailed { detail: "wrong checksum".into() });
     assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_arrived_does_not_connect_and_who_leaves_does_not_listen() {
+    async fn destinations_do_not_connect_and_sources_do_not_listen() {
         let authority = Authority::create().unwrap();
         let [leaving, arriving] = processes_of(Uuid::new_v4(), &host(&authority));
         let node = Tls::new(&host(&authority)).unwrap();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guests_process_is_taken_for_no_host_and_for_no_other_guests() {
+    async fn a_guests_process_cannot_act_as_a_host_or_another_guest() {
         let authority = Authority::create().unwrap();
         let (here, there) = (host(&authority), host(&authority));
         let [stranger_leaving, stranger_arrived] = processes_of(Uuid::new_v4(), &there);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_vouches_for_a_guests_process_is_a_host_of_the_authority() {
+    async fn only_a_host_of_the_authority_vouches_for_a_guests_process() {
         let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
         let (guest, there) = (Uuid::new_v4(), host(&ours));
         let [_, arriving] = processes_of(guest, &there);

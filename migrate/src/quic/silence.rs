@@ -64,7 +64,7 @@ mod tests {
     use crate::quic::{Authority, Tls};
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_noticed_in_time_and_any_sign_of_life_starts_it_anew() {
+    async fn silence_is_detected_in_time_and_any_traffic_resets_it() {
         let limit = 8 * SAMPLE_INTERVAL;
         let (began, last) = (Instant::now(), 20 * SAMPLE_INTERVAL);
         let heard = || began.elapsed().min(last).as_secs() / 7;
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_in_which_this_process_stood_still_is_no_silence() {
+    async fn time_while_this_process_was_stopped_is_not_silence() {
         let looks = Cell::new(0);
         let standing_still = || {
             looks.set(looks.get() + 1);

@@ -132,7 +132,7 @@ mod tests {
     use super::RecordedState;
 
     #[test]
-    fn a_state_that_could_not_be_written_is_taken_back() {
+    fn a_state_that_could_not_be_written_is_reverted() {
         let mut stated = RecordedState::new(0);
         stated.ask(1);
         stated.answered(1, &Ok::<_, ()>(()));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_failure_does_not_take_back_what_was_asked_since() {
+    fn a_late_failure_does_not_revert_later_requests() {
         let mut stated = RecordedState::new(0);
         stated.ask(1);
         stated.ask(2);

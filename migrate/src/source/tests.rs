@@ -140,7 +140,7 @@ fn report(actions: &[Action]) -> &Report {
 }
 
 #[test]
-fn writes_its_record_before_its_first_word() {
+fn writes_its_record_before_its_first_message() {
     let mut bench = Bench::new();
     assert_eq!(bench.tell(Event::Connected), [Action::Record(SourceState::Undecided)]);
     let hello =
@@ -159,7 +159,7 @@ fn a_destination_that_cannot_be_reached_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_refusal_is_told_in_the_words_of_the_destination() {
+fn a_refusal_is_reported_in_the_destinations_words() {
     let mut bench = Bench::new();
     bench.tell(Event::Connected);
     bench.tell(Event::Recorded);
@@ -220,7 +220,7 @@ fn a_ready_that_overtakes_the_last_pages_waits_for_them() {
 }
 
 #[test]
-fn a_guest_is_let_go_on_before_anything_else_that_can_wait() {
+fn the_guest_is_resumed_before_anything_that_can_wait() {
     let mut bench = Bench::awaiting_ready();
     let actions = bench.tell(Event::Cancel { by: "ops".into() });
     assert!(matches!(actions[0], Action::Send(SourceMessage::Abort(_))));
@@ -292,7 +292,7 @@ fn stays_paused_and_asks_again_when_the_answer_to_a_commit_is_lost() {
 }
 
 #[test]
-fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_goes_on() {
+fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_resumes() {
     let mut bench = Bench::awaiting_ready();
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     let failed = || Event::RecordFailed { detail: "no space left".into() };
@@ -358,7 +358,7 @@ fn a_destination_that_does_not_answer_is_not_waited_for() {
 }
 
 #[test]
-fn the_first_round_shows_its_rate_before_it_is_through() {
+fn the_first_round_shows_its_rate_before_it_ends() {
     let mut bench = Bench::copying();
     bench.now += Duration::from_secs(2);
     let transfer = Transfer { raw_pages: 1000, zero_pages: 500, ..Transfer::default() };
@@ -368,7 +368,7 @@ fn the_first_round_shows_its_rate_before_it_is_through() {
 }
 
 #[test]
-fn says_so_when_rounds_do_not_help() {
+fn reports_when_rounds_do_not_help() {
     let mut bench = Bench::copying();
     assert!(bench.source.progress(bench.now).converging);
     for _ in 0..3 {
@@ -385,7 +385,7 @@ fn says_so_when_rounds_do_not_help() {
 }
 
 #[test]
-fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
+fn a_limit_below_the_fixed_part_is_measured_again_without_busy_looping() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = 10 * MS;
     bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() });
@@ -437,7 +437,7 @@ fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
 }
 
 #[test]
-fn a_disk_that_has_become_full_is_found_out_while_the_switchover_is_measured() {
+fn a_full_disk_is_detected_while_the_switchover_is_measured() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = MS;
     bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() });
@@ -460,7 +460,7 @@ fn a_guest_of_zero_pages_alone_switches_over() {
 }
 
 #[test]
-fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
+fn a_destination_resolved_to_run_meanwhile_raises_the_alarm() {
     let mut bench = Bench::awaiting_ready();
     bench.tell(Event::Cancel { by: "a test".into() });
     bench.tell(Event::Resumed(Ok(())));
@@ -481,7 +481,7 @@ fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
 }
 
 #[test]
-fn a_guest_that_has_ended_here_while_the_destination_was_made_to_run_it_is_the_destinations() {
+fn a_guest_that_ended_here_belongs_to_a_destination_resolved_to_run() {
     let mut bench = Bench::awaiting_ready();
     bench.tell(Event::Cancel { by: "a test".into() });
     bench.tell(Event::GuestStopped { detail: "it was ended".into() });
@@ -496,7 +496,7 @@ fn a_guest_that_has_ended_here_while_the_destination_was_made_to_run_it_is_the_d
 }
 
 #[test]
-fn a_second_copy_that_is_heard_of_while_the_end_is_written_is_recorded_as_well() {
+fn a_second_copy_reported_while_the_end_is_written_is_recorded_too() {
     let mut bench = Bench::copying();
     bench.tell(Event::Cancel { by: "a test".into() });
     bench.tell(Event::Resumed(Ok(())));
@@ -509,7 +509,7 @@ fn a_second_copy_that_is_heard_of_while_the_end_is_written_is_recorded_as_well()
 }
 
 #[test]
-fn a_guest_that_ends_while_its_migration_is_called_off_is_not_said_to_go_on() {
+fn a_guest_that_ends_during_cancellation_is_not_reported_as_running() {
     let mut bench = Bench::copying();
     bench.tell(Event::Cancel { by: "a test".into() });
     bench.tell(Event::GuestStopped { detail: "it shut down".into() });
@@ -520,7 +520,7 @@ fn a_guest_that_ends_while_its_migration_is_called_off_is_not_said_to_go_on() {
 }
 
 #[test]
-fn a_guest_that_stands_after_a_failed_measurement_is_let_go_on() {
+fn a_guest_left_paused_by_a_failed_measurement_is_resumed() {
     let mut bench = Bench::copying();
     bench.source.config.limits.downtime = MS;
     bench.tell(Event::RoundSent(RoundSent::default()));
@@ -533,7 +533,7 @@ fn a_guest_that_stands_after_a_failed_measurement_is_let_go_on() {
 }
 
 #[test]
-fn after_an_answer_the_next_loss_is_not_waited_out_for_long() {
+fn after_an_answer_the_reconnect_delay_starts_over() {
     let mut bench = Bench::committed();
     let mut pauses = Vec::new();
     for answer in [None, None, Some(DestinationMessage::Ready { load_us: 1 })] {

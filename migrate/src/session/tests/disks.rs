@@ -63,7 +63,7 @@ impl SourceGuest for Slow {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn nobody_but_its_stream_waits_for_a_disk() {
+async fn a_slow_disk_blocks_only_its_own_stream() {
     let (ready, inbox) = channel();
     let inner = FakeSource::new(2, Content::Random);
     let guest = Arc::new(Slow(inner, Mutex::new(inbox), Notify::new()));

@@ -31,7 +31,7 @@ fn disks_are_announced_before_the_guest() {
 }
 
 #[test]
-fn a_destination_that_knows_no_disks_gets_no_guest_that_needs_them() {
+fn a_destination_without_disk_support_gets_no_guest_with_disks() {
     let mut bench = bench_with_a_disk();
     let features = FEATURE_LZ4;
     let actions = bench.hear(DestinationMessage::Welcome { version: Version(1), features });
@@ -40,7 +40,7 @@ fn a_destination_that_knows_no_disks_gets_no_guest_that_needs_them() {
 }
 
 #[test]
-fn memory_and_disks_that_remain_are_counted_apart() {
+fn remaining_memory_and_disks_are_counted_separately() {
     let mut bench = Bench::copying();
     bench.source.round.disk_pages = 100;
     bench.source.round.pages = 300;

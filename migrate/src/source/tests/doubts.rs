@@ -41,7 +41,7 @@ fn an_operator_can_give_up_a_guest_in_doubt() {
 }
 
 #[test]
-fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so() {
+fn an_order_to_run_here_is_sent_once_the_destination_is_reachable() {
     let mut bench = Bench::committed();
     assert_eq!(bench.source.can_resolve(OperatorChoice::Run), Err(ResolveRefused::Connected));
     bench.tell(lost());
@@ -66,7 +66,7 @@ fn an_operator_who_runs_it_here_has_a_destination_that_is_out_of_reach_told_so()
 }
 
 #[test]
-fn an_order_to_run_that_cannot_be_recorded_has_no_effect_and_says_why() {
+fn an_order_to_run_that_cannot_be_recorded_fails_without_effect() {
     let full = || Event::RecordFailed { detail: "no space left".into() };
     let mut asking = Bench::committed();
     asking.tell(lost());
@@ -98,7 +98,7 @@ fn a_destination_that_is_reached_and_does_not_answer_is_a_doubt() {
 }
 
 #[test]
-fn a_guest_that_could_not_be_taken_goes_on_here_and_the_copy_is_told_so() {
+fn a_guest_that_could_not_be_taken_resumes_and_the_copy_is_notified() {
     let mut bench = Bench::committed();
     let in_use = Complaint::new(Reason::Guest, "the disk is in use");
     let not_taken = DestinationMessage::NotTaken(in_use);
@@ -120,7 +120,7 @@ fn a_guest_that_could_not_be_taken_goes_on_here_and_the_copy_is_told_so() {
 }
 
 #[test]
-fn a_destination_that_says_it_runs_is_heard_while_the_operators_order_is_recorded() {
+fn a_running_report_is_processed_while_the_operators_order_is_recorded() {
     let mut bench = Bench::committed();
     bench.tell(lost());
     let at = bench.source.deadline().unwrap();
@@ -136,7 +136,7 @@ fn a_destination_that_says_it_runs_is_heard_while_the_operators_order_is_recorde
 }
 
 #[test]
-fn a_guest_that_could_not_go_on_and_runs_elsewhere_is_not_to_be_resumed() {
+fn a_guest_that_failed_to_resume_and_runs_elsewhere_is_not_resumed() {
     let mut bench = Bench::committed();
     bench.tell(lost());
     bench.tell(Event::Resolve(OperatorChoice::Run));

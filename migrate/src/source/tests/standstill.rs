@@ -36,7 +36,7 @@ fn message(report: &Report) -> &str {
 }
 
 #[test]
-fn a_disk_that_hangs_holds_up_neither_the_guest_nor_the_words() {
+fn a_hanging_disk_delays_neither_the_guest_nor_the_report() {
     let (mut bench, asked) = pausing();
     bench.tell(Event::Paused { was: RunState::Running });
     bench.tell(Event::StateSaved { state: vec![1] });
@@ -77,7 +77,7 @@ fn a_link_that_has_become_slow_is_named() {
 
 /// The process may have been stopped when the time ran out.
 #[test]
-fn a_ready_that_comes_too_late_hands_nothing_over() {
+fn a_late_ready_hands_nothing_over() {
     let mut bench = Bench::awaiting_ready();
     bench.now += ALLOWED;
     let actions = bench.hear(DestinationMessage::Ready { load_us: 1 });
@@ -86,7 +86,7 @@ fn a_ready_that_comes_too_late_hands_nothing_over() {
 }
 
 #[test]
-fn a_pause_that_takes_too_long_is_undone_when_it_has_come_about() {
+fn a_pause_that_takes_too_long_is_undone_once_it_is_reached() {
     let (mut bench, asked) = pausing();
     bench.now = asked + ALLOWED;
     let actions = bench.tell(Event::Tick);
@@ -109,7 +109,7 @@ fn a_guest_that_its_user_has_paused_is_waited_for() {
 }
 
 #[test]
-fn after_the_decision_the_guest_is_not_taken_back_however_long_it_stands() {
+fn after_the_decision_the_guest_is_not_taken_back_however_long_the_pause() {
     let mut bench = Bench::awaiting_ready();
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     bench.now += 2 * ALLOWED;
