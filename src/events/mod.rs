@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_guest_that_is_there_what_comes_from_now_on_is_told() {
+    async fn following_a_live_guest_reports_only_new_events() {
         let (_folder, state) = StateDir::temporary();
         let process = Process::start(&state, 7, vec![What::Started, What::Paused]);
         let mut events = follow(&state, Some(&NAME.parse().unwrap()));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_that_does_not_come_to_rest_is_told_of_slowly() {
+    async fn events_of_a_busy_guest_are_rate_limited() {
         let (begun, mut pace) = (Instant::now(), Pace::default());
         for _ in 0..3 * EVENTS_PER_SECOND_MAX {
             pace.keep().await;
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_guests_than_the_one_that_is_meant_are_not_told_of() {
+    async fn events_of_other_guests_are_not_reported() {
         let (_folder, state) = StateDir::temporary();
         let mut events = follow(&state, Some(&"db".parse().unwrap()));
         let process = Process::start(&state, 7, vec![What::Started]);

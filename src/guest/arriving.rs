@@ -333,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_the_node_was_not_asked_for_is_refused() {
+    fn a_disk_that_the_node_did_not_permit_is_refused() {
         let permitted = [PathBuf::from("/srv/a.raw"), PathBuf::from("/srv/b.raw")];
         let ask = |disks: &[&str]| announced(disks.iter().map(Path::new), &permitted);
         ask(&["/srv/b.raw"]).unwrap();
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_lacks_is_told_by_its_kind() {
+    fn missing_host_features_are_reported_by_kind() {
         let lacks_features = Error::Shape(ShapeError::CpuFeatures(vec!["avx512".to_owned()]));
         assert_eq!(refused(lacks_features).kind, RefusalKind::Cpu);
         let nonsense = Error::Shape(ShapeError::Malformed("short".to_owned()));

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_life_of_a_guest_is_told_once() {
+    fn each_guest_event_is_reported_once() {
         let events = events();
         events.is_running(false);
         events.started();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn no_phase_of_a_migration_is_missed_and_none_told_twice() {
+    fn each_phase_of_a_migration_is_reported_exactly_once() {
         let (events, id) = (events(), MigrationId::random());
         let phase = |phase| What::MigrationPhase { migration_id: id, phase };
         events.migration(&status(id, &[Phase::Connect], None));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_in_doubt_ends_twice_and_an_earlier_one_is_not_told_of_again() {
+    fn a_migration_in_doubt_ends_twice_and_an_earlier_one_is_not_reported_again() {
         let (events, id) = (events(), MigrationId::random());
         events.migration_started(id, Role::Source);
         let mut doubt = status(id, &[], Some(Outcome::InDoubt));
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_reads_on_where_it_stopped_and_sees_what_it_missed() {
+    async fn a_reader_continues_where_it_stopped_and_sees_what_it_missed() {
         let events = events();
         events.started();
         assert_eq!((events.first(0), events.first(u64::MAX)), (0, 1));

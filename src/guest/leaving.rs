@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_without_sense_are_refused_as_such() {
+    fn invalid_requests_are_refused_as_such() {
         let request = request_to("host-b");
         for wrong in [
             request_to(""),

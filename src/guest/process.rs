@@ -484,7 +484,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_save_that_breaks_down_frees_the_process() {
+    async fn a_panicking_save_frees_the_process() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let name = "web".parse().unwrap();

@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_rings_without_end_is_told_of_once_for_each_kind() {
+    fn endless_doorbells_are_reported_once_per_kind() {
         let mut news = ReportedFaults::default();
         let heard: Vec<bool> = (0..4)
             .flat_map(|vcpu| {

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_start_once_in_each_life_of_the_host() {
+    fn guests_start_once_per_host_boot() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         define(&state, "web");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_waits_goes_on_waiting_when_the_node_starts_again() {
+    fn a_waiting_guest_keeps_waiting_when_the_node_restarts() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         define(&state, "db");

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_in_a_reset_loop_is_logged_so_often_and_others_as_ever() {
+    async fn a_guest_in_a_reset_loop_is_logged_at_a_limited_rate_and_others_are_not_limited() {
         let (mut log, web, db) = (Log::default(), "web".parse().unwrap(), "db".parse().unwrap());
         let mut beyond = |guest: &GuestName, count| (0..count).filter(|_| log.count(guest)).count();
         assert_eq!(beyond(&web, LOGGED_PER_MINUTE), 0);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_follows_hears_each_event_until_the_node_ends() {
+    async fn followers_receive_each_event_until_the_node_ends() {
         use futures_util::StreamExt;
 
         let events = HostEvents::default();

@@ -425,7 +425,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn where_records_cannot_be_read_no_guest_is_said_not_to_be_here() {
+    async fn unreadable_records_never_report_a_guest_as_absent() {
         let (_folder, node) = node();
         let record = source_record(SourceState::Done, 1);
         node.records().create(&record).unwrap();

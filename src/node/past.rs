@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_guest_has_gone_is_told_from_its_last_migration() {
+    fn the_last_migration_decides_where_a_guest_has_gone() {
         let (arrived, since) = arrived(DestinationState::Running);
         assert_eq!(told(&[], since), None);
         assert_eq!(told(std::slice::from_ref(&arrived), since), ended_there());
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_was_handed_on_is_on_its_way_until_that_is_settled() {
+    fn a_guest_that_was_handed_on_is_in_transit_until_settled() {
         let (arrived, since) = arrived(DestinationState::Running);
         let on_its_way = Some(("on its way to host-b:4950".to_owned(), true));
         for open in [SourceState::Undecided, SourceState::Committed] {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_the_migration_in_question_tells_nothing() {
+    fn migrations_before_the_one_in_question_are_ignored() {
         let before = at(source_record(SourceState::Done, 1), 500);
         let open_before = at(source_record(SourceState::Committed, 1), 600);
         for waits in [
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_version_is_not_told_of_its_own_migration_that_it_is_on_its_way() {
+    fn an_earlier_version_is_not_sent_its_own_migration_as_in_transit() {
         let [asker, another] = [[127, 0, 0, 1], [192, 0, 2, 7]].map(|ip| Since::Unsaid(ip.into()));
         let to_asker = at(source_record(SourceState::Committed, 1), 2000);
         assert_eq!(told(std::slice::from_ref(&to_asker), asker), None);

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_commit_is_settled_by_hearing_that_the_guest_runs() {
+    async fn a_commit_is_settled_by_a_report_that_the_guest_runs() {
         let running = Ok(DestinationMessage::Running(Takeover::default()));
         assert_eq!(
             try_one(SourceState::Committed, running).await,
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_commit_it_is_settled_by_hearing_that_the_copy_is_gone() {
+    async fn without_a_commit_it_is_settled_by_a_report_that_the_copy_is_gone() {
         let gone = Ok(DestinationMessage::Discarded);
         assert_eq!(
             try_one(SourceState::Undecided, gone).await,
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_guests_record_with_the_same_id_takes_no_turn_away() {
+    async fn another_guests_record_with_the_same_id_blocks_no_attempt() {
         let web = source_record(SourceState::Undecided, 1);
         let forged = Record { guest: "h".to_owned(), started_unix_ms: u64::MAX, ..web.clone() };
         let (_folder, store) = store(&web);

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_none_counts_as_zero() {
+    fn an_invalid_time_counts_as_zero() {
         assert_eq!(seconds(f64::NAN), Duration::ZERO);
         assert_eq!(seconds(-1.0), Duration::ZERO);
         assert_eq!(seconds(f64::INFINITY), Duration::ZERO);

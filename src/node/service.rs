@@ -448,7 +448,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_guest_that_moved_on_long_ago_is_still_said_to_have_been_here() {
+    async fn a_guest_that_moved_on_long_ago_is_still_reported_as_having_been_here() {
         let (_folder, node) = node();
         let moved_on = source_record(SourceState::Done, 1);
         node.records().create(&moved_on).unwrap();

@@ -248,7 +248,7 @@ mod tests {
     use crate::definitions::Definitions;
 
     #[tokio::test]
-    async fn guests_are_asked_side_by_side() {
+    async fn guests_are_asked_in_parallel() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let all_are_asked = Arc::new(Barrier::new(3));

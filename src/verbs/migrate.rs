@@ -278,7 +278,7 @@ mod tests {
     use migrate::quic::Identity;
 
     #[tokio::test]
-    async fn a_process_of_an_earlier_version_is_not_told_where_the_nodes_listen() {
+    async fn a_process_of_an_earlier_version_is_not_sent_the_nodes_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let earlier = async |Json(request): Json<MigrationRequest>| match request.node_port {
             None if request.addresses.is_empty() => Ok(Json(MigrationStarted { id: Uuid::max() })),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_of_an_earlier_version_is_told_to_run_its_copy_without_more() {
+    async fn a_process_of_an_earlier_version_is_ordered_to_run_without_newer_fields() {
         let folder = tempfile::tempdir().unwrap();
         let earlier = async |Json(request): Json<ResolveRequest>| match request.other_host_has_none
             || request.unproven_disks

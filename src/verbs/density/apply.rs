@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_plan_is_told_so_in_words() {
+    fn invalid_plans_are_refused_with_a_message() {
         for text in ["[]", "null", "7"] {
             assert_eq!(parse(text).unwrap_err().to_string(), "it is not a JSON object", "{text}");
         }
