@@ -55,7 +55,7 @@ const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     ),
     (
         "src/density/tally.rs",
-        "failures_are_counted",
+        "failed_surveys_and_restarts_are_counted",
         &[
             "lighter_density_reliefs_failed_total",
             "lighter_density_restarts_total",
