@@ -100,7 +100,7 @@ fn strained() -> Situation {
 }
 
 #[test]
-fn what_hosts_and_guests_rarely_show_is_on_the_page() {
+fn rare_host_and_guest_metrics_are_on_the_page() {
     let (mut ledger, policy) = (Ledger::default(), Policy::default());
     ledger.observe(&situation(1, 0), &policy);
     ledger.observe(&strained(), &policy);

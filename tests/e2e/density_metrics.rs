@@ -20,7 +20,7 @@ use support::{Exit, Guest, GuestPlan, Host, Pair, wait};
 const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "metrics/tests/inspection.rs",
-        "what_hosts_and_guests_rarely_show_is_on_the_page",
+        "rare_host_and_guest_metrics_are_on_the_page",
         &[
             "lighter_balloon_reported_bytes_total",
             "lighter_balloon_stuck",

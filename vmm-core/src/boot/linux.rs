@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_kernel_are_refused_by_name() {
+    fn files_other_than_kernels_are_refused_by_name() {
         let missing = refusal(&source(Path::new("/nowhere/vmlinux")));
         assert!(
             missing.starts_with("cannot read kernel /nowhere/vmlinux: No such file"),
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_map_leaves_out_the_holes() {
+    fn the_memory_map_omits_the_holes() {
         let map = memory_map(&GuestRam::anonymous((3 << 30) + (1 << 20)));
         assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
         assert_eq!(map[1], (0xe_0000, 0x1_0000, RangeKind::Acpi));

@@ -41,7 +41,7 @@ fn level() -> CpuModel {
 }
 
 #[test]
-fn the_host_shows_all_that_its_cpuid_tells_of() {
+fn the_host_shows_all_that_its_cpuid_reports() {
     let shown = CpuModel::default().apply_msrs(&host(RDCL_NO | 1 << 40), &telling()).unwrap();
     assert_eq!(values(&shown), [1 << 31 | 1, RDCL_NO | 1 << 40, 0, 0x202]);
 }
@@ -93,7 +93,7 @@ fn bits_are_added_and_removed_by_name() {
 }
 
 #[test]
-fn only_registers_that_tell_of_features_are_part_of_a_shape() {
+fn only_feature_registers_are_part_of_a_shape() {
     let good = host(0);
     assert_eq!(misplaced(&good), None);
     assert_eq!(misplaced(&[good[1], good[0]]), Some(PLATFORM_INFO), "not in order");
@@ -150,7 +150,7 @@ fn a_masked_register_is_set_saved_and_loaded() {
 }
 
 #[test]
-fn a_guest_that_was_told_of_more_is_refused_before_anything_is_created() {
+fn a_guest_with_more_features_is_refused_before_anything_is_created() {
     let mut shape = VmShape::for_host(16 << 20, 1).unwrap();
     shape.feature_msrs[0].value |= 1 << 41;
     let error = new_vm(&shape).unwrap_err();

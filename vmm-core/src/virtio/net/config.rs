@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_not_there_is_named_with_the_way_out() {
+    fn a_missing_link_is_named_with_a_remedy() {
         let mac = "52:54:00:12:34:56".parse().unwrap();
         let tap = NetConfig::new(NetLink::Tap("no-such-tap".to_owned()), mac).unwrap_err();
         assert!(tap.to_string().contains("no-such-tap: there is none; make it with"), "{tap}");

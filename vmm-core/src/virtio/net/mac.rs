@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_of_one_device_is_refused() {
+    fn malformed_and_group_addresses_are_refused() {
         for text in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52-54-00-12-34-56"] {
             assert!(text.parse::<MacAddress>().is_err(), "{text}");
         }

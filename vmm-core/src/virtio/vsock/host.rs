@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_says_where_it_wants_to_in_as_many_pieces_as_it_likes() {
+    fn a_program_may_name_its_port_in_any_number_of_pieces() {
         let (_folder, mut door, path) = open_door();
         let mut program = UnixStream::connect(&path).unwrap();
         assert!(ports(&mut door).is_empty());
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn who_talks_nonsense_is_turned_away() {
+    fn clients_that_send_nonsense_are_refused() {
         let (_folder, mut door, path) = open_door();
         let lines = ["connect 1\n", "CONNECT -1\n", "CONNECT 4294967296\n", "CONNECT\n", "\n"];
         for line in lines.map(str::to_owned).into_iter().chain(["C".repeat(100)]) {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_say_nothing_keep_only_so_many_places() {
+    fn silent_clients_hold_a_limited_number_of_places() {
         let (_folder, mut door, path) = open_door();
         let silent: Vec<_> = (0..VISITORS_MAX + 3)
             .map(|_| {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_door_leaves_nothing_and_opens_over_what_a_dead_process_left() {
+    fn a_closed_socket_is_removed_and_a_stale_one_is_replaced() {
         let (_folder, mut door, path) = open_door();
         door.open(&path).unwrap();
         door.close();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_finds_who_listens_for_it_and_nobody_else() {
+    fn the_guest_reaches_only_its_own_listeners() {
         let (folder, _door, path) = open_door();
         assert!(dial(&path, 7).is_err());
         let listener = UnixListener::bind(folder.path().join("vsock_7")).unwrap();

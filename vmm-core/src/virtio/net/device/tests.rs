@@ -286,7 +286,7 @@ fn frames_are_sent_from_as_many_buffers_as_they_are_in() {
 }
 
 #[test]
-fn what_is_no_frame_is_not_sent_and_the_device_goes_on() {
+fn invalid_frames_are_not_sent_and_the_device_continues() {
     let mut scene = Scene::without(&[]);
     for buffers in
         [vec![(0x8000, 25, 0)], vec![(0x8000, 0x2_0000, 0)], vec![(0x8000, 64, WRITABLE)]]
@@ -322,7 +322,7 @@ fn offloads_are_what_the_driver_accepted_and_none_without_checksums() {
 }
 
 #[test]
-fn the_address_and_the_mtu_are_told_and_the_address_stays() {
+fn the_address_and_the_mtu_are_shown_and_the_address_stays() {
     let mut scene = Scene::without(&[]);
     let mut bytes = [0; 12];
     scene.bench.signals.read_config(0, &mut bytes);
@@ -410,7 +410,7 @@ proptest! {
     /// Any kinds of buffers in any queue, with traffic: the device works or its queue breaks, and
     /// it can still be paused and saved.
     #[test]
-    fn no_driver_gets_the_device_down(
+    fn no_driver_breaks_the_device(
         offers in prop::collection::vec(
             (0..3usize, prop::collection::vec((0..0x50_0000u64, 0..0x1_0000u32, 0..4u16), 1..4)),
             0..usize::from(SIZE),

@@ -166,7 +166,7 @@ fn a_program_talks_to_the_guest_and_back() {
 }
 
 #[test]
-fn the_guest_talks_to_a_program_until_it_has_nothing_to_say() {
+fn the_guest_talks_to_a_program_until_it_closes() {
     let mut scene = Scene::new();
     let (mut program, ports) = scene.accepted();
     scene.send(ports, 5, 0, b"hello");
@@ -200,7 +200,7 @@ fn a_half_closed_connection_leaves_the_device_idle() {
 }
 
 #[test]
-fn nobody_listens_and_the_guest_hears_it() {
+fn a_port_without_a_listener_is_reported_to_the_guest() {
     let mut scene = Scene::new();
     scene.make_room(4);
     scene.send(Ports { host: 52, guest: 9 }, 1, 0, b"");
@@ -246,7 +246,7 @@ fn packets_wait_for_places_and_are_cut_to_fit() {
 }
 
 #[test]
-fn the_guest_is_told_how_much_its_program_took() {
+fn the_guest_receives_credit_for_what_its_program_read() {
     let mut scene = Scene::new();
     let (mut program, ports) = scene.accepted();
     let data = vec![7; BUFFER_BYTES / 2];
@@ -258,7 +258,7 @@ fn the_guest_is_told_how_much_its_program_took() {
 }
 
 #[test]
-fn who_sends_more_than_there_is_room_for_is_cut_off() {
+fn sending_beyond_the_credit_closes_the_connection() {
     let mut scene = Scene::new();
     let (_program, ports) = scene.accepted();
     let data = vec![7; BUFFER_BYTES];
@@ -296,7 +296,7 @@ fn nonsense_ends_the_connection_or_the_device_and_nothing_else() {
 }
 
 #[test]
-fn packets_of_strangers_are_dropped() {
+fn packets_of_unknown_connections_are_dropped() {
     let mut scene = Scene::new();
     scene.make_room(2);
     let header = Header::reset(Ports { host: 1, guest: 1 }, STREAM).to_bytes(HOST_CID, 0);
@@ -334,7 +334,7 @@ fn connections_take_turns() {
 }
 
 #[test]
-fn a_guest_that_arrives_is_told_that_its_connections_are_gone() {
+fn an_arriving_guest_learns_that_its_connections_are_closed() {
     let mut source = Scene::new();
     let (mut program, _) = source.accepted();
     source.bench.backend.pause();
@@ -371,7 +371,7 @@ fn a_guest_that_stays_keeps_its_connections() {
 }
 
 #[test]
-fn a_guest_that_was_handed_over_and_comes_back_is_told_of_it_too() {
+fn a_returning_guest_learns_of_its_closed_connections_too() {
     let mut scene = Scene::new();
     let (_program, _) = scene.accepted();
     scene.bench.backend.pause();
@@ -385,7 +385,7 @@ fn a_guest_that_was_handed_over_and_comes_back_is_told_of_it_too() {
 }
 
 #[test]
-fn without_a_driver_programs_are_turned_away() {
+fn without_a_driver_programs_are_refused() {
     let mut scene = Scene::without_driver();
     scene.bench.backend.resume();
     let mut program = UnixStream::connect(scene.path("vsock")).unwrap();
