@@ -217,8 +217,8 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
         Migration::run(&pair.a, "web-1", &pair.b).ok();
         pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
         let logs = pair.b.logs();
-        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
-        assert!(told.len() == 3 && told.iter().all(|line| line.contains(answer)), "{told:?}");
+        let reported: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(reported.len() == 3 && reported.iter().all(|line| line.contains(answer)), "{reported:?}");
         Migration::run(&pair.b, "web-1", &pair.a).ok();
         pair.b.kill_node();
     }
@@ -261,8 +261,8 @@ fn a_guest_that_arrived_with_a_disk_reaches_no_other_disk_in_its_folder() {
         Migration::start(&pair.a, "web-1", &pair.b, how).finish().ok();
         pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
         let logs = pair.b.logs();
-        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
-        assert!(told.iter().all(|line| line.contains(answer)), "{told:?}");
+        let reported: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(reported.iter().all(|line| line.contains(answer)), "{reported:?}");
         let back = ["--copy-disks", "--replace-disks", "--disk-path", &format!("{there}={disk}")];
         let back = if how.is_empty() { &[][..] } else { &back };
         Migration::start(&pair.b, "web-1", &pair.a, back).finish().ok();
@@ -280,8 +280,8 @@ fn forbidden_access_is_refused_in_every_thread() {
     let secret = outside.path().join("secret");
     fs::write(&secret, "hidden").unwrap();
     let (secret, new) = (secret.display(), outside.path().join("new"));
-    let door = outside.path().join("sock");
-    let _listener = UnixListener::bind(&door).unwrap();
+    let listener_path = outside.path().join("sock");
+    let _listener = UnixListener::bind(&listener_path).unwrap();
     let others_vsock = pair.a.state_dir().join("vsock/other.sock");
     let others = [
         "migrations/guests/other/00000000-0000-0000-0000-000000000005/a.json",
@@ -314,7 +314,7 @@ fn forbidden_access_is_refused_in_every_thread() {
         (format!("create:{}", beside_others("ended/other.json")), denied),
         (format!("read:{}", beside_others("merge-domain")), denied),
         (format!("create:{}", beside_others("ended/guests/other.json")), denied),
-        (format!("connect:{}", door.display()), forbidden),
+        (format!("connect:{}", listener_path.display()), forbidden),
         ("netlink".to_owned(), forbidden),
         ("tcp".to_owned(), denied),
         ("packets".to_owned(), forbidden),
@@ -322,13 +322,13 @@ fn forbidden_access_is_refused_in_every_thread() {
         ("read:/proc/self/status".to_owned(), "done"),
     ] {
         let run = attempt(&pair, &what, &[]);
-        let told = wait::until("all threads have tried it", || {
+        let reported = wait::until("all threads have tried it", || {
             let (_, stderr) = run.said();
-            let told: Vec<String> = stderr.lines().map(str::to_owned).collect();
-            let told: Vec<_> = told.into_iter().filter(|line| line.contains("attempt")).collect();
-            if told.len() == 3 { Ok(told) } else { Err(stderr) }
+            let reported: Vec<String> = stderr.lines().map(str::to_owned).collect();
+            let reported: Vec<_> = reported.into_iter().filter(|line| line.contains("attempt")).collect();
+            if reported.len() == 3 { Ok(reported) } else { Err(stderr) }
         });
-        assert!(told.iter().all(|line| line.contains(answer)), "{what}: {told:?}");
+        assert!(reported.iter().all(|line| line.contains(answer)), "{what}: {reported:?}");
         pair.a.run(&["destroy", "web-1"]).ok();
         run.finish();
     }

@@ -114,11 +114,11 @@ fn a_plan_for_linux_is_applied_and_its_results_are_recorded() {
     assert!(text.contains("linux: balloon from 128 MiB to"), "{text}");
     let text = pair.a.run(&["density", "status"]).ok().stdout;
     assert!(text.contains("max density") && text.contains("linux"), "{text}");
-    those_who_only_look_see_the_same(&pair.a, &text);
+    read_only_clients_see_the_same(&pair.a, &text);
     nothing_left_behind(&pair.hosts());
 }
 
-fn those_who_only_look_see_the_same(host: &Host, status: &str) {
+fn read_only_clients_see_the_same(host: &Host, status: &str) {
     let text = host.run(&["--readonly", "density", "status"]).ok().stdout;
     assert_eq!(text.lines().next(), status.lines().next());
     host.run(&["--readonly", "density", "history"]).ok();
@@ -164,13 +164,13 @@ fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
 
 /// Waits for two more of the node's automatic inspections.
 fn await_inspections(host: &Host) {
-    let looks = || {
+    let inspections = || {
         let page = crate::metrics::scrape(host);
         crate::metrics::value(&page, "lighter_density_inspections_total", &[]).expect("a counter")
     };
-    let before = looks();
+    let before = inspections();
     wait::until("the node has looked again", || {
-        let now = looks();
+        let now = inspections();
         wait::holds(now >= before + 2.0, now)
     });
 }
@@ -405,8 +405,8 @@ fn invalid_settings_are_reported_with_their_position_and_change_nothing() {
     wait::until("the node has looked", || {
         let status = pair.a.run(&["density", "status", "--json"]).ok().json();
         let error = status["file_error"].as_str().unwrap_or_default().to_owned();
-        let is_told = error.contains("lighter.toml:2:") && error.contains("balloon");
-        wait::holds(is_told && status["goal"] == "max density", status)
+        let is_reported = error.contains("lighter.toml:2:") && error.contains("balloon");
+        wait::holds(is_reported && status["goal"] == "max density", status)
     });
     let trial = pair.folder().join("trial.toml");
     let schedule =

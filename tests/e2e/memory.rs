@@ -159,14 +159,14 @@ fn a_held_lock_of_merge_domains_stops_no_guest_from_running_or_arriving() {
     };
     let _kept = [&pair.a, &pair.b].map(keep);
     let guest = Guest::start(&pair.a, &plan("one", &["--merge-domain", "shop"]));
-    let is_told = |host: &Host| {
+    let is_reported = |host: &Host| {
         let text = host.run(&["show", "one"]).ok().stdout;
         assert!(text.contains("shop (NOT merged: guests of an unknown domain"), "{text}");
     };
-    is_told(&pair.a);
+    is_reported(&pair.a);
     assert!(!is_marked(&guest));
     Migration::run(&pair.a, "one", &pair.b).ok();
-    is_told(&pair.b);
+    is_reported(&pair.b);
     let arrived = one_intact_copy(&pair.hosts(), "one", &pair.b);
     assert!(!is_marked(&arrived));
     pair.b.await_log(&["the lock of this host's merge domains", "exclusively"]);

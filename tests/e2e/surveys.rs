@@ -55,7 +55,7 @@ fn called_off(guest: &Guest) -> Result<(), Value> {
     Ok(())
 }
 
-fn look_at(guest: &Guest) -> Digests {
+fn survey_digests(guest: &Guest) -> Digests {
     begin(guest, 1.0).expect("it begins");
     await_digests(guest)
 }
@@ -81,7 +81,7 @@ fn a_survey_reports_shared_and_written_pages() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guests = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
-    let tables = [look_at(&guests[0]), look_at(&guests[1])];
+    let tables = [survey_digests(&guests[0]), survey_digests(&guests[1])];
     let mut domain = tables[0].clone();
     domain.merge(&tables[1]).expect("of one seed");
 
@@ -96,7 +96,7 @@ fn a_survey_reports_shared_and_written_pages() {
     assert!(sum(&together, 3) > PAGES / 2, "{together:?}");
     assert!(sum(&together, 2) + sum(&together, 3) > PAGES * 3 / 4, "{together:?}");
     wait::until("8 MiB are seen to be written to", || {
-        let rows = chunks(&guests[0], &look_at(&guests[0]));
+        let rows = chunks(&guests[0], &survey_digests(&guests[0]));
         let hot = rows.iter().filter(|row| row[5] >= 32).count();
         assert!(hot <= 6, "{rows:?}");
         wait::holds(hot >= 3, rows)
@@ -129,9 +129,9 @@ fn kvms_log_reports_the_few_written_pages_that_samples_miss() {
         let (inside, outside) = (written(true), written(false));
         assert!(outside.iter().sum::<u64>() < 16, "{rows:?}");
         // On a busy machine the guest may have written less.
-        let is_told = inside.iter().filter(|pages| **pages > 0).count() >= 4
+        let is_reported = inside.iter().filter(|pages| **pages > 0).count() >= 4
             && inside.iter().sum::<u64>() >= 25;
-        wait::holds(is_told, rows)
+        wait::holds(is_reported, rows)
     });
     // The log is on for that interval only: the next survey starts it again, and so does a
     // migration.
@@ -229,7 +229,7 @@ fn a_survey_is_cancelled_when_the_guest_leaves_and_restarts_when_it_stays() {
     assert!(refusal.contains("migrated"), "{refusal}");
     pair.a.run(&["cancel", "one"]).ok();
     migration.finish().cancelled();
-    let table = look_at(&guest);
+    let table = survey_digests(&guest);
     let other: Digests = serde_json::from_value(json!({
         "tag": 1, "bits": 0, "pages": 0, "zero_pages": 0, "entries": [],
     }))
@@ -261,7 +261,7 @@ fn equal_idle_pages_are_merged_and_written_ones_stay_huge() {
     assert!(plan.contains("not surveyed recently"), "nobody has looked yet: {plan}");
     let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
     assert!(!plan.contains("not surveyed recently"), "{plan}");
-    nobody_is_merged_with_a_stranger(&pair.a);
+    no_guest_is_merged_with_a_foreign_process(&pair.a);
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
     let deeds = run["deeds"].as_array().expect("a list");
     let of_kind = |kind: &str| -> Vec<&Value> {
@@ -298,7 +298,7 @@ fn equal_idle_pages_are_merged_and_written_ones_stay_huge() {
 
 /// Asserts that a run merges nothing while there is a guest that the node of `host` does not know
 /// and whose pages ksmd could merge with those of any other.
-fn nobody_is_merged_with_a_stranger(host: &Host) {
+fn no_guest_is_merged_with_a_foreign_process(host: &Host) {
     let elsewhere = Pair::without_nodes();
     let stranger = start(&elsewhere.a, "stranger", "shop", 0);
     let run = host.run(&["density", "apply", "--json"]).ok().json();
@@ -476,7 +476,7 @@ fn a_clone_shares_with_its_template_again_while_it_writes() {
         clone.await_workload("it writes", |workload| written(workload) >= before + pages);
     };
     let as_in_template =
-        || -> u64 { chunks(&clone, &look_at(&clone)).iter().map(|row| row[4]).sum() };
+        || -> u64 { chunks(&clone, &survey_digests(&clone)).iter().map(|row| row[4]).sum() };
 
     steer(20_000);
     for _ in 0..8 {
