@@ -75,19 +75,19 @@ impl RecordWriter {
         let _ = self.orders.send(Order { record, done: Box::new(done) });
     }
 
-    /// Writes `record` with the state `state`; `tell` receives whether it is durable.
+    /// Writes `record` with the state `state`; `report` receives whether it is durable.
     pub(super) fn write_state<S: Debug + Copy + Send + 'static>(
         &self,
         record: Record,
         state: S,
-        tell: impl FnOnce(S, Result<(), PeerText>) + Send + 'static,
+        report: impl FnOnce(S, Result<(), PeerText>) + Send + 'static,
     ) {
         self.write(record, move |outcome| {
             let outcome = outcome.map_err(|error| {
                 tracing::warn!(%error, "cannot record that the migration is {state:?}");
                 error.to_string().as_str().into()
             });
-            tell(state, outcome);
+            report(state, outcome);
         });
     }
 

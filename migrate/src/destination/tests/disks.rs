@@ -60,10 +60,10 @@ fn a_guest_that_stays_paused_keeps_its_disks_all_the_same() {
     bench.hear(hello(Offer::ours()));
     bench.hear(SourceMessage::Disks(vec![disk(512)]));
     bench.hear(prepare(guest("web-1"), 1));
-    bench.tell(Event::Checked(Ok(())));
-    bench.tell(Event::Created(Ok(())));
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Checked(Ok(())));
+    bench.feed(Event::Created(Ok(())));
+    bench.feed(Event::Recorded);
     bench.commit_paused();
-    let actions = bench.tell(Event::Adopted(Ok(())));
+    let actions = bench.feed(Event::Adopted(Ok(())));
     assert!(actions.contains(&Action::Record(DestinationState::Running)), "{actions:?}");
 }

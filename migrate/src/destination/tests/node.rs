@@ -41,7 +41,7 @@ fn the_address_is_sent_once_and_only_if_agreed_on() {
 fn a_destination_that_has_given_up_ignores_the_address() {
     let mut bench = Bench::new();
     bench.hear(hello(Offer::ours()));
-    bench.tell(Event::Cancel { by: "its user".into() });
+    bench.feed(Event::Cancel { by: "its user".into() });
     let actions = bench.hear(node());
     assert!(!format!("{actions:?}").contains("Protocol"), "{actions:?}");
 }

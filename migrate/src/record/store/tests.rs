@@ -281,7 +281,7 @@ fn what_a_guest_does_to_its_folder_hides_no_other_guests_records() {
     store.create(&other(1)).unwrap();
     let place = RecordStore::place(folder.path(), "h", uuid);
     let name = |migration| file_name(other(migration).migration, Role::Source);
-    let is_told_of = |what: &str, expected: usize| {
+    let reports = |what: &str, expected: usize| {
         let (records, faults) = store.list().unwrap();
         assert!(records.contains(&own) && records.len() == 1, "{what}: {records:?}");
         let of_h = faults.iter().filter(|fault| fault.path().starts_with(place.parent().unwrap()));
@@ -291,19 +291,19 @@ fn what_a_guest_does_to_its_folder_hides_no_other_guests_records() {
     };
 
     fs::rename(place.join(name(1)), place.join(name(2))).unwrap();
-    is_told_of("one that is named as another", 1);
+    reports("one that is named as another", 1);
     for number in 0..FILES_MAX {
         fs::write(place.join(format!("{number}.json")), "").unwrap();
     }
-    is_told_of("too many files", 1);
+    reports("too many files", 1);
     fs::remove_dir_all(&place).unwrap();
     fs::create_dir(&place).unwrap();
     fs::File::create(place.join("x.json")).unwrap().set_len(BYTES_MAX + 1).unwrap();
-    is_told_of("too many bytes", 1);
+    reports("too many bytes", 1);
     let of_guest = place.parent().unwrap();
     fs::remove_dir_all(of_guest).unwrap();
     std::os::unix::fs::symlink("loop", of_guest).unwrap();
-    is_told_of("a link instead", 0);
+    reports("a link instead", 0);
 }
 
 #[test]

@@ -79,7 +79,7 @@ async fn for_another_protocol() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn for_the_wrong_token() {
-    let world = World::with(|node| node.token_told = Some(Token::random()));
+    let world = World::with(|node| node.token_sent = Some(Token::random()));
     let guest = FakeSource::new(2, Content::Text);
     let handle = world.start(world.session(), &guest);
     // The process keeps waiting for the right source; in this test none comes.

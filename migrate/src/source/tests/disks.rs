@@ -12,8 +12,8 @@ fn bench_with_a_disk() -> Bench {
         allocated_bytes: 4096,
         existing: ExistingFile::Keep,
     }];
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     bench
 }
 
@@ -51,12 +51,12 @@ fn remaining_memory_and_disks_are_counted_separately() {
         disk_zero_pages: 5,
         ..Transfer::default()
     };
-    bench.tell(Event::Transferred(transfer));
+    bench.feed(Event::Transferred(transfer));
     let progress = bench.source.progress(bench.now);
     assert_eq!((progress.remaining_bytes, progress.disk_remaining_bytes), (150 << 12, 70 << 12));
     let sent =
         RoundSent { pages: 300, dirty_pages: 9, dirty_disk_pages: 4, ..RoundSent::default() };
-    bench.tell(Event::RoundSent(sent));
+    bench.feed(Event::RoundSent(sent));
     let progress = bench.source.progress(bench.now);
     assert_eq!((progress.remaining_bytes, progress.disk_remaining_bytes), (5 << 12, 4 << 12));
 }

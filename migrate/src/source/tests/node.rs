@@ -10,8 +10,8 @@ use crate::protocol::FEATURE_NODE;
 fn said_without(node_port: Option<NonZeroU16>, missing: Features) -> Vec<NonZeroU16> {
     let mut bench = Bench::new();
     bench.source.config.node_port = node_port;
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     let features = Features(Features::SUPPORTED.0 & !missing.0);
     let actions = bench.hear(DestinationMessage::Welcome { version: Version(1), features });
     let is_prepare = |action: &Action| matches!(action, Action::Send(SourceMessage::Prepare(_)));
