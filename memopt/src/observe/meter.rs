@@ -102,8 +102,8 @@ impl Meter {
             }
             spent += began.elapsed();
         }
-        let told = pids.iter().zip(cheap);
-        told.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
+        let results = pids.iter().zip(cheap);
+        results.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
     }
 
     /// Estimates what each of `pids` costs from their counters alone; measures and forgets nothing.
@@ -271,8 +271,8 @@ mod tests {
     }
 
     fn costs(round: Vec<Result<Metered, ObserveError>>) -> Vec<(u64, Option<u64>)> {
-        let told = round.into_iter().map(|metered| metered.unwrap());
-        told.map(|metered| {
+        let results = round.into_iter().map(|metered| metered.unwrap());
+        results.map(|metered| {
             (metered.cost.proportional_bytes >> 10, metered.exact_age.map(|age| age.as_secs()))
         })
         .collect()

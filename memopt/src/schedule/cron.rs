@@ -202,8 +202,8 @@ fn lower_case(error: &croner::errors::CronError) -> String {
     let text = error.to_string();
     let text = text.trim_end_matches('.');
     let text = text.strip_prefix("Component error: ").unwrap_or(text);
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_lowercase().chain(characters).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

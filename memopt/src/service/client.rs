@@ -215,10 +215,10 @@ impl Client {
         &self,
         begin: impl FnOnce(&mut Core<'_>, Reply<T>) + Send + 'static,
     ) -> Result<T, ServiceError> {
-        let (reply, told) = oneshot::channel();
+        let (reply, reply_receiver) = oneshot::channel();
         let begin = Message::Call(Box::new(move |core| begin(core, reply)));
         self.send.send(begin).await.map_err(|_| ServiceError::Silent)?;
-        told.await.unwrap_or(Err(ServiceError::Silent))
+        reply_receiver.await.unwrap_or(Err(ServiceError::Silent))
     }
 }
 

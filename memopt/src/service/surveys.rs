@@ -236,14 +236,14 @@ async fn survey_domain(
     }
     let copies = domain.copies();
     let domain = Arc::new(domain.into_shared());
-    let mut told = JoinSet::new();
+    let mut answers = JoinSet::new();
     for (guest, findings) in found {
         let domain = Arc::clone(&domain);
-        told.spawn(async move { known(guest, findings.as_ref(), &domain, copies).await });
+        answers.spawn(async move { known(guest, findings.as_ref(), &domain, copies).await });
     }
-    let told = told.join_all().await.into_iter();
+    let answers = answers.join_all().await.into_iter();
     let complain = |error: &Failure| tracing::warn!("a survey cannot be read: {error:#}");
-    told.filter_map(|known| known.inspect_err(complain).ok()).collect()
+    answers.filter_map(|known| known.inspect_err(complain).ok()).collect()
 }
 
 async fn survey_guest(

@@ -87,7 +87,7 @@ impl Hypervisor for World {
         Box::pin(async move {
             assert!(!self.breaks.swap(false, Ordering::Relaxed), "as it was ordered");
             let all: Vec<Guest> =
-                self.guests().iter().map(|guest| guest.look(self.second())).collect();
+                self.guests().iter().map(|guest| guest.sample(self.second())).collect();
             let names = all.iter().map(|guest| guest.name.clone()).collect();
             let is_asked =
                 |guest: &Guest| which.names.is_none_or(|names| names.contains(&guest.name));

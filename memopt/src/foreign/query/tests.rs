@@ -134,7 +134,7 @@ async fn memory_of_virtio_mem_devices_is_asked_for() {
 fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
     const MIB: u64 = 1 << 20;
     // Memory to keep, all memory, that of virtio-mem devices, and the balloon's argument.
-    for [keep, memory, outside, told] in [
+    for [keep, memory, outside, reported] in [
         [48, 64, 0, 48],
         [100, 192, 128, 16],
         [150, 192, 128, 22],
@@ -143,7 +143,7 @@ fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
         [100, 192, 200, 0],
     ] {
         let target = qemu_target(keep * MIB, memory * MIB, outside * MIB);
-        assert_eq!(target, told * MIB, "{keep} of {memory}, {outside} outside");
+        assert_eq!(target, reported * MIB, "{keep} of {memory}, {outside} outside");
     }
 }
 
@@ -274,8 +274,8 @@ async fn cloud_hypervisor_is_asked_and_set() {
     let balloon = seen.balloon.unwrap();
     assert_eq!((balloon.target_bytes, balloon.actual_bytes), (768 << 20, 768 << 20));
     assert!(balloon.has_driver && balloon.reports_free_pages);
-    let told = balloon.statistics.unwrap();
-    assert_eq!((told.age, told.available_bytes), (Duration::ZERO, Some(4096)));
+    let reported = balloon.statistics.unwrap();
+    assert_eq!((reported.age, reported.available_bytes), (Duration::ZERO, Some(4096)));
 
     let (_folder, with_device) = with_device(found.pid);
     let error = set_balloon(&with_device, &found, 1 << 30, 512 << 20, PATIENCE).await.unwrap_err();

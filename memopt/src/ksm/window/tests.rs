@@ -18,7 +18,7 @@ struct Simulated {
     has_cpu: bool,
     counts_pages: bool,
     /// Scans until all duplicates are merged.
-    merging_looks: f64,
+    merging_scans: f64,
     /// Where ksmd is within a scan at the beginning, as a fraction: everything before that, of
     /// processes that no longer exist, still counts.
     stood: f64,
@@ -46,17 +46,17 @@ impl Simulated {
             costs,
             has_cpu: true,
             counts_pages: true,
-            merging_looks: 2.0,
+            merging_scans: 2.0,
             stood: 0.0,
         }
     }
 
     fn sample(&self) -> Sample {
-        let looks = self.scanned / self.memory.max(1.0);
-        let merging = (looks - 1.0) / (self.merging_looks - 1.0);
-        let gone = if looks < 1.0 - self.stood { self.duplicates * self.stood } else { 0.0 };
+        let scans = self.scanned / self.memory.max(1.0);
+        let merging = (scans - 1.0) / (self.merging_scans - 1.0);
+        let gone = if scans < 1.0 - self.stood { self.duplicates * self.stood } else { 0.0 };
         let merged = self.duplicates * merging.clamp(0.0, 1.0) + gone;
-        let records = (self.memory * looks.min(1.0)) as i64 * 64;
+        let records = (self.memory * scans.min(1.0)) as i64 * 64;
         let ksm = Ksm {
             run: self.knobs.run as u8,
             pages_shared: 1,
@@ -65,7 +65,7 @@ impl Simulated {
             pages_volatile: 0,
             zero_pages: 0,
             pages_scanned: if self.counts_pages { self.scanned as u64 } else { 0 },
-            full_scans: (looks + self.stood) as u64,
+            full_scans: (scans + self.stood) as u64,
             profit_bytes: merged as i64 * 4096 - records,
             cpu: self.has_cpu.then(|| Duration::from_secs_f64(self.cpu)),
         };
@@ -153,7 +153,7 @@ fn the_rest_of_a_scan_of_ended_guests_is_not_a_full_scan() {
 #[test]
 fn continues_while_late_pages_are_merged() {
     let mut ksmd = Simulated::new(1e6, 4e5);
-    ksmd.merging_looks = 4.5;
+    ksmd.merging_scans = 4.5;
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let outcome = ksmd.run(&mut window);
     assert_eq!(outcome.end, End::Flat);
@@ -289,10 +289,10 @@ proptest! {
         let mut window = Window::new(budget(share, rate, 300), Options::default());
         let outcome = ksmd.run(&mut window);
         let used = outcome.cpu.unwrap().as_secs_f64() / 300.0 / share;
-        let looked = outcome.pages_scanned as f64 / 300.0 / rate as f64;
+        let scan_rate = outcome.pages_scanned as f64 / 300.0 / rate as f64;
         // The first second runs on the assumed cost.
-        prop_assert!(used < 1.02 && looked < 1.02, "share {used}, rate {looked}");
-        prop_assert!(used.max(looked) > 0.7, "share {used}, rate {looked}");
+        prop_assert!(used < 1.02 && scan_rate < 1.02, "share {used}, rate {scan_rate}");
+        prop_assert!(used.max(scan_rate) > 0.7, "share {used}, rate {scan_rate}");
     }
 
     /// Whatever the samples, every setting is one that the kernel accepts.

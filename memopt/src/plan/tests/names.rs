@@ -32,9 +32,9 @@ fn a_step_names_its_process() {
     let guests = vec![idle_guest("a", 8 * GIB, GIB), idle_guest("b", 8 * GIB, GIB)];
     let pids = [guests[0].pid, guests[1].pid];
     let (plan, _) = settled(&situation(10, guests), &Policy::default(), Goal::MaxDensity);
-    let mut told: Vec<_> = plan.steps.iter().filter_map(|step| step.pid).collect();
-    told.sort_unstable();
-    assert_eq!(told, pids);
+    let mut named: Vec<_> = plan.steps.iter().filter_map(|step| step.pid).collect();
+    named.sort_unstable();
+    assert_eq!(named, pids);
     let text = serde_json::to_string(&plan.steps).expect("JSON");
     let of_older = text.replace(&format!(",\"pid\":{}", pids[0]), "");
     assert_ne!(of_older, text);

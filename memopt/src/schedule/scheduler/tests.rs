@@ -69,8 +69,8 @@ fn scheduler(schedules: Vec<Schedule>) -> Scheduler {
 
 /// Calls the scheduler every half minute until `to`, and returns its notices.
 fn pass(scheduler: &mut Scheduler, from: u64, to: u64) -> Vec<Notice> {
-    let looks = (from..=to).step_by(30);
-    looks.flat_map(|seconds| scheduler.handle(at(seconds), Event::Elapsed)).collect()
+    let ticks = (from..=to).step_by(30);
+    ticks.flat_map(|seconds| scheduler.handle(at(seconds), Event::Elapsed)).collect()
 }
 
 #[test]
@@ -318,8 +318,8 @@ fn a_window_is_not_longer_or_shorter_for_a_clock_that_is_set() {
     for by in [-1800, 1800] {
         let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
         pass(&mut scheduler, 0, 2 * HOUR);
-        let looks = (2 * HOUR..3 * HOUR).step_by(30);
-        let mut said = looks.flat_map(|seconds| scheduler.handle(set(seconds, by), Event::Elapsed));
+        let ticks = (2 * HOUR..3 * HOUR).step_by(30);
+        let mut said = ticks.flat_map(|seconds| scheduler.handle(set(seconds, by), Event::Elapsed));
         assert_eq!(said.next(), Some(Notice::ClockSet { by_seconds: by, again: Vec::new() }));
         assert_eq!(said.next(), None);
         drop(said);
@@ -332,9 +332,9 @@ fn a_window_is_not_longer_or_shorter_for_a_clock_that_is_set() {
 fn a_clock_that_is_slewed_was_not_set() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     // Half a thousandth: the kernel's largest slew.
-    for look in 1..2000_u64 {
-        let mut moment = at(look * 30);
-        moment.wall += Duration::from_millis(look * 15);
+    for step in 1..2000_u64 {
+        let mut moment = at(step * 30);
+        moment.wall += Duration::from_millis(step * 15);
         let said = scheduler.handle(moment, Event::Elapsed);
         assert!(!said.iter().any(|notice| matches!(notice, Notice::ClockSet { .. })), "{said:?}");
     }
@@ -400,7 +400,7 @@ fn live(
     scheduler: &mut Scheduler,
     schedules: &[Schedule],
     fates: &[Fate],
-    mut look: impl FnMut(&Notice),
+    mut inspect: impl FnMut(&Notice),
 ) -> Moment {
     let mut now = at(0);
     for fate in fates {
@@ -419,7 +419,7 @@ fn live(
         let was_running = event != Event::Ended && scheduler.running().is_some();
         let mut begun = 0;
         for notice in scheduler.handle(now, event) {
-            look(&notice);
+            inspect(&notice);
             let Notice::Due(due) = notice else { continue };
             begun += 1;
             if let Trigger::Schedule { name, tick } = due.trigger {
@@ -457,12 +457,12 @@ proptest! {
     #[test]
     fn every_time_is_accounted_for(schedules in some_schedules(), fates in fates(0..3600)) {
         let mut scheduler = scheduler(schedules.clone());
-        let mut told = BTreeMap::<String, u64>::new();
+        let mut reported = BTreeMap::<String, u64>::new();
         let now = live(&mut scheduler, &schedules, &fates, |notice| match notice {
             Notice::Due(Due { trigger: Trigger::Schedule { name, .. }, .. }) => {
-                *told.entry(name.clone()).or_default() += 1;
+                *reported.entry(name.clone()).or_default() += 1;
             }
-            Notice::Missed(missed) => *told.entry(missed.schedule.clone()).or_default() += missed.count,
+            Notice::Missed(missed) => *reported.entry(missed.schedule.clone()).or_default() += missed.count,
             _ => {}
         });
         for entry in &scheduler.entries {
@@ -471,7 +471,7 @@ proptest! {
             let all = std::iter::successors(next(&MIDNIGHT), next).count() as u64;
             let expected = if *enabled { all } else { 0 };
             let waits = u64::from(entry.queued.is_some());
-            prop_assert_eq!(told.get(name).copied().unwrap_or_default() + waits, expected, "{}", name);
+            prop_assert_eq!(reported.get(name).copied().unwrap_or_default() + waits, expected, "{}", name);
             prop_assert_eq!(entry.tally.begun + entry.tally.missed + waits, expected);
         }
     }
