@@ -69,7 +69,7 @@ impl Follower {
         let stopped = self.follow_life(&life, &mut next).await;
         // If the process does not exit, its guest counts as ended for followers all the same.
         let is_gone = timeout(END_PATIENCE, self.wait_until_gone(&life)).await.is_ok();
-        self.tell(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
+        self.send_event(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
         if !is_gone {
             self.wait_until_gone(&life).await;
         }
@@ -150,7 +150,7 @@ impl Follower {
             if matches!(event.what, What::Stopped { .. }) {
                 return ControlFlow::Break(Some(event));
             }
-            self.tell(event).await;
+            self.send_event(event).await;
         }
     }
 
@@ -188,7 +188,7 @@ impl Follower {
         }
     }
 
-    async fn tell(&self, event: Event) {
+    async fn send_event(&self, event: Event) {
         // If the receiver is gone, this task is about to end.
         let _unheard = self.told.send(Ok(event)).await;
     }

@@ -65,8 +65,8 @@ const READONLY_ROUTES: [&str; 4] =
 
 /// The router of a guest process for read-only clients.
 pub(crate) fn readonly_router(control: ProcessControl) -> Router {
-    let looks = routes().into_iter().filter(|route| is_readonly(route.operation()));
-    route::router(looks.collect(), control).merge(document())
+    let readonly_routes = routes().into_iter().filter(|route| is_readonly(route.operation()));
+    route::router(readonly_routes.collect(), control).merge(document())
 }
 
 fn is_readonly(operation: &Operation) -> bool {

@@ -40,10 +40,10 @@ impl Default for HostEvents {
 impl HostEvents {
     /// Returns the events from now on, until the node ends.
     pub(crate) fn follow(&self) -> impl Stream<Item = Event> + use<> {
-        let told = self.sender().as_ref().map(Sender::subscribe);
-        unfold(told, async |told| {
-            let mut told = told?;
-            Some((next(&mut told).await?, Some(told)))
+        let receiver = self.sender().as_ref().map(Sender::subscribe);
+        unfold(receiver, async |receiver| {
+            let mut receiver = receiver?;
+            Some((next(&mut receiver).await?, Some(receiver)))
         })
     }
 
@@ -52,7 +52,7 @@ impl HostEvents {
         *self.sender() = None;
     }
 
-    fn tell(&self, event: Event) {
+    fn publish(&self, event: Event) {
         if let Some(sender) = &*self.sender() {
             // It is fine if no client follows.
             let _unheard = sender.send(event);
@@ -64,9 +64,9 @@ impl HostEvents {
     }
 }
 
-async fn next(told: &mut Receiver<Event>) -> Option<Event> {
+async fn next(receiver: &mut Receiver<Event>) -> Option<Event> {
     loop {
-        match told.recv().await {
+        match receiver.recv().await {
             Ok(event) => return Some(event),
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return None,
@@ -83,7 +83,7 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
             match event {
                 Ok(event) => {
                     log.write(&event);
-                    node.events().tell(event);
+                    node.events().publish(event);
                 }
                 Err(error) => tracing::warn!("cannot follow what happens to guests: {error:#}"),
             }
@@ -153,9 +153,9 @@ mod tests {
             number: 0,
             what: What::Started,
         };
-        events.tell(event.clone());
+        events.publish(event.clone());
         events.close();
-        events.tell(event.clone());
+        events.publish(event.clone());
         assert_eq!(followed.next().await, Some(event));
         assert_eq!(followed.next().await, None);
         assert_eq!(std::pin::pin!(events.follow()).next().await, None);

@@ -224,7 +224,7 @@ impl Node {
     /// Returns the state of a guest about which another host asks. A guest that does not answer may
     /// run.
     async fn found(&self, guest: &GuestDir) -> FoundGuest {
-        let (state, is_owned) = match inventory::look_at(guest.clone()).await.answer {
+        let (state, is_owned) = match inventory::query_guest(guest.clone()).await.answer {
             Ok(GuestView { info, .. }) => {
                 let is_owned = is_owned(info.state) || self.is_taking_over(guest.name());
                 (info.state.as_str(), is_owned)

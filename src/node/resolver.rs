@@ -108,7 +108,7 @@ fn decision(record: &Record) -> Option<Decision> {
 #[derive(Debug)]
 pub(crate) struct Resolver<C> {
     records: RecordStore,
-    courier: Arc<C>,
+    client: Arc<C>,
     schedule: Schedule,
     tries: JoinSet<()>,
     /// Attempts that may still run.
@@ -117,9 +117,9 @@ pub(crate) struct Resolver<C> {
 
 impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
     /// Creates a resolver of orphans among `records`.
-    pub(crate) fn new(records: RecordStore, courier: C) -> Self {
+    pub(crate) fn new(records: RecordStore, client: C) -> Self {
         let (schedule, tries, under_way) = Default::default();
-        Self { records, courier: Arc::new(courier), schedule, tries, under_way }
+        Self { records, client: Arc::new(client), schedule, tries, under_way }
     }
 
     /// Starts an attempt for each of `orphans` that is due and not being tried. `orphans` must be
@@ -138,10 +138,10 @@ impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
             if self.under_way.contains_key(&orphan) || !self.schedule.take(orphan.clone(), now) {
                 continue;
             }
-            let (records, record, courier) =
-                (self.records.clone(), record.clone(), Arc::clone(&self.courier));
+            let (records, record, client) =
+                (self.records.clone(), record.clone(), Arc::clone(&self.client));
             let task = async move {
-                settle_one(&records, &record, &*courier).await;
+                settle_one(&records, &record, &*client).await;
             };
             self.under_way.insert(orphan, self.tries.spawn(task));
         }
@@ -152,7 +152,7 @@ impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
 async fn settle_one(
     records: &RecordStore,
     record: &Record,
-    courier: &impl DecisionClient,
+    client: &impl DecisionClient,
 ) -> Settlement {
     let (migration, guest) = (record.migration, record.guest.as_str());
     let (Side::Source { state, destination, .. }, Some(decision)) =
@@ -160,7 +160,7 @@ async fn settle_one(
     else {
         return Settlement::Settled;
     };
-    let answer = match courier.deliver(record, decision).await {
+    let answer = match client.deliver(record, decision).await {
         Ok(answer) => answer,
         Err(error) => {
             tracing::warn!(

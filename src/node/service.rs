@@ -327,7 +327,7 @@ impl Node {
     /// # Errors
     /// If the guests' folder cannot be read.
     pub(crate) async fn renew_promises(&self) -> Result<()> {
-        for sighting in inventory::look(&self.state).await? {
+        for sighting in inventory::query_guests(&self.state).await? {
             let Ok(GuestView { info, .. }) = sighting.answer else { continue };
             let (GuestState::Incoming, Some(migration)) = (info.state, info.migration_id) else {
                 continue;
@@ -356,7 +356,7 @@ impl Node {
             let (records, _damaged) = self.records.list()?;
             anyhow::Ok(scrape::departed(&records, unix_ms()))
         })?;
-        let sightings = inventory::look(&self.state).await?;
+        let sightings = inventory::query_guests(&self.state).await?;
         let (guests, guests_unreachable) = scrape::samples(&sightings);
         let host = self.memory().map(|memory| HostMemory {
             available_bytes: memory.available_bytes,

@@ -32,13 +32,13 @@ fn a_start_waits_for_one_that_removes_what_a_dead_process_has_left() {
     create(guest.path(), PASSAGE).unwrap();
     let removing = FileLock::try_acquire_to_remove(&guest.lock_file()).unwrap().unwrap();
     std::thread::scope(|scope| {
-        let (tell, told) = std::sync::mpsc::channel();
-        scope.spawn(move || tell.send(guest.claim().map(drop)).unwrap());
-        let early = told.recv_timeout(10 * REMOVAL_PAUSE);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        scope.spawn(move || sender.send(guest.claim().map(drop)).unwrap());
+        let early = receiver.recv_timeout(10 * REMOVAL_PAUSE);
         assert!(early.is_err(), "{early:?}");
         assert!(!guest.is_live());
         drop(GuestClaim { dir: guest.clone(), _lock: removing });
-        told.recv().unwrap().unwrap();
+        receiver.recv().unwrap().unwrap();
     });
 }
 

@@ -248,9 +248,9 @@ async fn expect_no_way_out(client: &ApiClient) -> Result<()> {
 async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
     let began = Instant::now();
     let mut last = None;
-    let mut looks = tokio::time::interval(RESOLVE_INTERVAL);
+    let mut ticks = tokio::time::interval(RESOLVE_INTERVAL);
     while began.elapsed() < RESOLVE_PATIENCE {
-        looks.tick().await;
+        ticks.tick().await;
         let info: GuestInfo = match client.get("/v1/guest").await {
             Ok(info) => info,
             Err(error) if error.is_gone() && decision == Resolution::Discard => return Ok(()),
@@ -311,7 +311,7 @@ mod tests {
         let router = Router::new().route("/v1/guest/migration/resolve", put(earlier));
         let socket = folder.path().join("api.sock");
         let _server = Server::start(&socket, router, Audience::Owner).unwrap();
-        let told = order(&ApiClient::new(&socket), Resolution::Run, true).await.unwrap();
-        assert_eq!(told.state, GuestState::Running);
+        let state_answer = order(&ApiClient::new(&socket), Resolution::Run, true).await.unwrap();
+        assert_eq!(state_answer.state, GuestState::Running);
     }
 }

@@ -204,8 +204,8 @@ async fn a_panicking_call_is_a_refusal_too() {
 #[tokio::test]
 async fn a_socket_without_a_process_is_unreachable() {
     let Scene { folder, client, server, .. } = scene();
-    let nobody = ApiClient::new(&folder.path().join("nobody.sock"));
-    assert!(nobody.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
+    let absent = ApiClient::new(&folder.path().join("nobody.sock"));
+    assert!(absent.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
     server.close().await;
     assert!(client.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
 }

@@ -100,7 +100,7 @@ impl ForeignGuests {
     async fn query(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
         let found = self.found(own);
         let acts = self.doing == ForeignGuestsArg::Act;
-        let mut looks: JoinSet<(Known, Result<Reading, foreign::ForeignError>)> = found
+        let mut queries: JoinSet<(Known, Result<Reading, foreign::ForeignError>)> = found
             .into_iter()
             .map(|known| async move {
                 let unix_seconds = unix_ms() / 1000;
@@ -113,7 +113,7 @@ impl ForeignGuests {
             })
             .collect();
         let (mut guests, mut complaints) = (Vec::new(), Vec::new());
-        while let Some(done) = looks.join_next().await {
+        while let Some(done) = queries.join_next().await {
             let Ok((Known { found, user, .. }, query)) = done else { continue };
             if let Err(error) = &query {
                 complaints.push(format!("{}: {error}", found.name));

@@ -23,10 +23,10 @@ use crate::verbs::session::block_on;
 
 /// Pause between two requests for a run that has just made progress. Each answer contains the whole
 /// run, and a run spends most of its time waiting.
-const LOOK_PAUSE: Duration = Duration::from_millis(250);
+const POLL_PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest such pause, reached while the run makes no progress.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
+const POLL_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Pause of `--watch` between two checks for work.
 const WATCH_PAUSE: Duration = Duration::from_secs(10);
@@ -111,20 +111,20 @@ async fn follow(
     output: Output,
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Run> {
-    let (mut told, mut pause) = (0, LOOK_PAUSE);
+    let (mut printed, mut pause) = (0, POLL_PAUSE);
     loop {
         let run: Run = heard(client.get(&run_path(id)).await)?;
         if output == Output::Text {
-            for deed in run.deeds.iter().skip(told) {
+            for deed in run.deeds.iter().skip(printed) {
                 let expected = signed_size(deed.expected_bytes);
                 output::note(format!("{} (expected: {expected})", deed.action.action));
             }
         }
-        pause = match run.deeds.len() == told {
-            true => (pause * 2).min(LOOK_PAUSE_MAX),
-            false => LOOK_PAUSE,
+        pause = match run.deeds.len() == printed {
+            true => (pause * 2).min(POLL_PAUSE_MAX),
+            false => POLL_PAUSE,
         };
-        told = run.deeds.len();
+        printed = run.deeds.len();
         if run.summary.state.is_final() {
             return Ok(run);
         }
@@ -165,7 +165,7 @@ async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) 
             output::note("the run is over");
             return Ok(if is_called_off { Exit::Cancelled } else { Exit::Done });
         }
-        is_called_off |= wait(client, RunId::UNRECORDED, LOOK_PAUSE_MAX, interrupts).await;
+        is_called_off |= wait(client, RunId::UNRECORDED, POLL_PAUSE_MAX, interrupts).await;
     }
 }
 
