@@ -116,7 +116,7 @@ impl Stage {
     }
 
     /// The numbers of guests; `is_late` is passed on.
-    pub(crate) fn cast(&self, is_late: bool) -> Population {
+    pub(crate) fn population(&self, is_late: bool) -> Population {
         let paused = self.members.iter().filter(|member| member.is_paused).count();
         let all = self.members.len();
         Population { clones: all - 1, running: all - paused, paused, is_late }

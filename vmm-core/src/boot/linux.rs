@@ -45,11 +45,11 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     let devices: Vec<Slot> = slots(vm.shape().devices.len()).collect();
     let vcpus = vm.shape().vcpus;
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
-    let (root, told) = match files.acpi {
+    let (root, arguments) = match files.acpi {
         Acpi::On => (Some(write_acpi_tables(ram, vcpus, &devices)?), String::new()),
         Acpi::Off => (None, kernel_arguments(&devices)),
     };
-    let cmdline = files.cmdline.clone() + &told;
+    let cmdline = files.cmdline.clone() + &arguments;
     let cmdline_bytes = write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
     match kernel.entry {
         Entry::Pvh { at } => {

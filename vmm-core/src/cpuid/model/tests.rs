@@ -44,10 +44,10 @@ fn every_name_in_a_model_is_a_checked_feature() {
     for name in EVERYWHERE.iter().chain(of_levels) {
         let (leaf, subleaf, register, bit) =
             feature::by_name(name).unwrap_or_else(|| panic!("{name}"));
-        let looked_at = |(l, s, r, mask): &(u32, u32, Register, u32)| {
+        let is_checked = |(l, s, r, mask): &(u32, u32, Register, u32)| {
             (*l, *s, *r) == (leaf, subleaf, register) && mask >> bit & 1 == 1
         };
-        assert!(FEATURE_WORDS.iter().any(looked_at), "{name}");
+        assert!(FEATURE_WORDS.iter().any(is_checked), "{name}");
     }
 }
 

@@ -182,7 +182,7 @@ impl Disk {
     }
 
     fn expect_unchanged(&self) -> Result<(), DeviceError> {
-        let (seal, must_be_told) = match &self.expected {
+        let (seal, must_be_known) = match &self.expected {
             Expected::Anything => return Ok(()),
             Expected::AsSaved(seal) => (seal, true),
             Expected::AsLeft(seal) => (seal, false),
@@ -191,7 +191,7 @@ impl Disk {
         match seal.holds_for(&self.file) {
             Ok(Some(true)) => Ok(()),
             Ok(Some(false)) => Err(DeviceError::DiskWritten { path: path() }),
-            Ok(None) if must_be_told => Err(DeviceError::DiskUnsealed { path: path() }),
+            Ok(None) if must_be_known => Err(DeviceError::DiskUnsealed { path: path() }),
             Ok(None) => Ok(()),
             Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
         }

@@ -91,7 +91,7 @@ impl NetConfig {
     /// Returns the configuration of a device on a non-existent tap, for tests that do not open it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn nowhere() -> Self {
-        let mac = MacAddress::of_nobody();
+        let mac = MacAddress::for_tests();
         Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500 }
     }
 

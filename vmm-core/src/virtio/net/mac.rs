@@ -33,7 +33,7 @@ impl MacAddress {
 
     /// Returns a fixed address for tests.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn of_nobody() -> Self {
+    pub(super) fn for_tests() -> Self {
         Self([0x52, 0x54, 0, 0x12, 0x34, 0x56])
     }
 
