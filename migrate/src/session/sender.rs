@@ -49,7 +49,8 @@ pub(super) struct Sender {
 
 impl Sender {
     /// Starts to send the pages of a guest of `chunks` chunks. All of them are dirty, except those
-    /// that `hints` holds by the first round and that were not written since. Answers go to `report`.
+    /// that `hints` holds by the first round and that were not written since. Answers go to
+    /// `report`.
     pub(super) fn start(
         context: StreamContext,
         route: Route,

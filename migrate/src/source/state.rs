@@ -47,8 +47,9 @@ pub(super) enum State {
     Deciding,
     /// Waits for the destination's answer to the decision; the guest is paused.
     Asking { decision: Decision, trouble: Option<MigrationError> },
-    /// Waits for the record that takes the guest back; `notify` is whether the destination must then
-    /// be told, and `asked` the decision that it was asked about before an operator ordered this.
+    /// Waits for the record that takes the guest back; `notify` is whether the destination must
+    /// then be notified, and `asked` the decision that it was asked about before an operator
+    /// ordered this.
     Reclaiming { error: MigrationError, notify: bool, asked: Option<Decision> },
     /// Waits for the guest to be resumed and the destination to be told.
     Unwinding(Unwind),

@@ -245,9 +245,9 @@ impl Source {
     }
 
     /// Handles the result of recording that the source owns the guest again. If the destination has
-    /// given the guest back (`notify` is false), the record there says so, and a failure to write it
-    /// here as well is harmless. If not, after such a failure the destination must first give it
-    /// back.
+    /// given the guest back (`notify` is false), the record there says so, and a failure to write
+    /// it here as well is harmless. If not, after such a failure the destination must first give
+    /// it back.
     pub(super) fn on_reclaimed(&mut self, answer: &Result<(), PeerText>) {
         let State::Reclaiming { error, notify, asked } = &self.state else { return };
         let (error, notify, asked) = (error.clone(), *notify, *asked);
