@@ -156,13 +156,13 @@ mod tests {
         let refused = |folders: &[_], devices: &[_]| {
             format!("{:#}", DiskPlaces::open(folders, devices).unwrap_err())
         };
-        let told = refused(std::slice::from_ref(&file), &[]);
-        assert!(told.contains("--disk-dir") && told.contains("not a folder"), "{told}");
+        let complaint = refused(std::slice::from_ref(&file), &[]);
+        assert!(complaint.contains("--disk-dir") && complaint.contains("not a folder"), "{complaint}");
         for none in [&folder, &file] {
-            let told = refused(&[], std::slice::from_ref(none));
+            let complaint = refused(&[], std::slice::from_ref(none));
             assert!(
-                told.contains("--disk-device") && told.contains("not a block device"),
-                "{told}"
+                complaint.contains("--disk-device") && complaint.contains("not a block device"),
+                "{complaint}"
             );
         }
         let comes_later = [root.path().join("sdz")];

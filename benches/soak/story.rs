@@ -119,7 +119,7 @@ fn next(dice: &mut Dice, population: Population) -> Kind {
 ///
 /// # Errors
 /// If the user interrupts.
-pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
+pub(crate) fn play(time: Duration, seed: u64) -> Result<Summary> {
     // The image is booted, if need be, before this takes a turn that others wait for.
     let image = Image::halting();
     let turn = KsmTurn::take();

@@ -232,13 +232,13 @@ mod tests {
     #[tokio::test]
     async fn a_file_is_accepted_only_from_the_owner() {
         let folder = tempfile::tempdir().unwrap();
-        let told = async |handed: Option<Extension<Handed>>| match handed {
+        let report_file = async |handed: Option<Extension<Handed>>| match handed {
             Some(Extension(handed)) if handed.take().is_some() => "taken",
             _ => "none",
         };
         for (audience, expected) in [(Audience::Owner, "taken"), (Audience::Anybody, "none")] {
             let path = folder.path().join(expected);
-            let server = Server::start(&path, Router::new().route("/", get(told)), audience);
+            let server = Server::start(&path, Router::new().route("/", get(report_file)), audience);
             let stream = UnixStream::connect(&path).await.unwrap();
             let mut stream = HandingStream::new(stream, Some(tempfile::tempfile().unwrap()));
             stream

@@ -30,12 +30,12 @@ const QUEUE_MAX: usize = 256;
 /// dropped. An error is the last item: this user may not access a guest, or the guests cannot be
 /// listed at all.
 pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiver<Result<Event>> {
-    let (told, heard) = mpsc::channel(QUEUE_MAX);
-    let host = Host { state: state.clone(), only: only.cloned(), told };
+    let (event_sender, heard) = mpsc::channel(QUEUE_MAX);
+    let host = Host { state: state.clone(), only: only.cloned(), event_sender };
     tokio::spawn(async move {
         tokio::select! {
-            Err(error) = host.follow() => drop(host.told.send(Err(error)).await),
-            () = host.told.closed() => {}
+            Err(error) = host.follow() => drop(host.event_sender.send(Err(error)).await),
+            () = host.event_sender.closed() => {}
         }
     });
     heard
@@ -46,7 +46,7 @@ pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiv
 struct Host {
     state: StateDir,
     only: Option<GuestName>,
-    told: mpsc::Sender<Result<Event>>,
+    event_sender: mpsc::Sender<Result<Event>>,
 }
 
 impl Host {
@@ -59,7 +59,7 @@ impl Host {
         loop {
             for guest in guests {
                 followed.entry(guest.name().clone()).or_insert_with(|| {
-                    let follower = Follower::new(self.state.clone(), guest, self.told.clone());
+                    let follower = Follower::new(self.state.clone(), guest, self.event_sender.clone());
                     followers.spawn(follower.follow(position)).id()
                 });
             }
@@ -117,7 +117,7 @@ mod tests {
     /// The events that a process sends; it ends each answer after one event.
     type Script = Vec<What>;
 
-    async fn tell(
+    async fn serve_events(
         State((pid, script)): State<(u32, Script)>,
         Query(query): Query<EventsRead>,
     ) -> Response {
@@ -145,7 +145,7 @@ mod tests {
             let info = GuestInfo { pid, uuid: UUID, ..GuestInfo::example(NAME) };
             let router = Router::new()
                 .route("/v1/guest", get(async || Json(info)))
-                .route(EVENTS, get(tell))
+                .route(EVENTS, get(serve_events))
                 .with_state((pid, script));
             let server = Server::start(&claim.dir().socket(), router, Audience::Owner).unwrap();
             Self { claim, server }

@@ -79,7 +79,7 @@ impl Arrival {
         let arrival = Self { session: MigrationSession::new(handle) };
         *process.occupation() = Occupation::Arriving(arrival.clone());
         let shared_arrival = arrival.clone();
-        arrival.session.tell(process, Role::Destination, move || shared_arrival.status());
+        arrival.session.report_events(process, Role::Destination, move || shared_arrival.status());
         process.runtime().spawn(arrival.conclude(Arc::clone(process)));
         Ok(port)
     }

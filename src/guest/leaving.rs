@@ -77,7 +77,7 @@ impl Departure {
         let destination = request.destination.clone();
         let departure = Self { session, destination, guest, disks, ran };
         let shared = departure.clone();
-        departure.session.tell(process, Role::Source, move || shared.status());
+        departure.session.report_events(process, Role::Source, move || shared.status());
         process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
         Ok(departure)
     }

@@ -115,8 +115,8 @@ impl Meter {
         pids: &[u32],
         now: Duration,
     ) -> Vec<Result<Metered, ObserveError>> {
-        let tell = |pid: &u32| Ok(self.estimate(*pid, &Cheap::read(sources, *pid)?, now));
-        pids.iter().map(tell).collect()
+        let estimate_one = |pid: &u32| Ok(self.estimate(*pid, &Cheap::read(sources, *pid)?, now));
+        pids.iter().map(estimate_one).collect()
     }
 
     /// Measures what `pid` costs now, to verify the gain of an action.

@@ -149,11 +149,11 @@ fn report(actions: &[Action]) -> &Report {
 
 /// Returns the reason of the complaint among these actions.
 fn complaint(actions: &[Action]) -> Reason {
-    let told = actions.iter().find_map(|action| match action {
+    let sent_reason = actions.iter().find_map(|action| match action {
         Action::Send(DestinationMessage::Abort(complaint)) => Some(complaint.reason()),
         _ => None,
     });
-    told.unwrap()
+    sent_reason.unwrap()
 }
 
 #[test]

@@ -313,8 +313,8 @@ mod tests {
     impl DestinationGuest for Slow {
         fn copy_in(&self, _: usize, _: usize, _: &[u8]) -> Result<(), GuestError> {
             self.1.notify_one();
-            let told = self.0.lock().unwrap().recv_timeout(std::time::Duration::from_secs(10));
-            told.map_err(|_| GuestError::new("the runtime waits for the disk"))
+            let reported = self.0.lock().unwrap().recv_timeout(std::time::Duration::from_secs(10));
+            reported.map_err(|_| GuestError::new("the runtime waits for the disk"))
         }
         fn zero(&self, _: usize, _: u64) -> Result<(), GuestError> {
             Ok(())

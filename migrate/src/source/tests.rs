@@ -110,8 +110,8 @@ impl Bench {
         let mut bench = Self::awaiting_ready();
         let decided = bench.hear(DestinationMessage::Ready { load_us: 1 });
         assert_eq!(decided, [Action::Record(SourceState::Committed)]);
-        let told = bench.feed(Event::Recorded);
-        assert_eq!(told, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
+        let produced = bench.feed(Event::Recorded);
+        assert_eq!(produced, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
         bench
     }
 
@@ -500,8 +500,8 @@ fn a_second_copy_reported_while_the_end_is_written_is_recorded_too() {
     let mut bench = Bench::copying();
     bench.feed(Event::Cancel { by: "a test".into() });
     bench.feed(Event::Resumed(Ok(())));
-    let told = bench.hear(DestinationMessage::Discarded);
-    assert!(told.contains(&Action::Record(SourceState::Aborted)), "{told:?}");
+    let produced = bench.hear(DestinationMessage::Discarded);
+    assert!(produced.contains(&Action::Record(SourceState::Aborted)), "{produced:?}");
     bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
     let undone = bench.feed(Event::Recorded);
     assert_eq!(undone, [Action::Record(SourceState::Undecided)]);

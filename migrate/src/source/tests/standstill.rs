@@ -114,6 +114,6 @@ fn after_the_decision_the_guest_is_not_taken_back_however_long_the_pause() {
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     bench.now += 2 * ALLOWED;
     assert_eq!(bench.feed(Event::Tick), []);
-    let told = bench.feed(Event::Recorded);
-    assert_eq!(told, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
+    let produced = bench.feed(Event::Recorded);
+    assert_eq!(produced, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
 }
