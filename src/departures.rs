@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_has_left_when_its_guests_record_says_so_and_stays_so_without_the_record() {
+    fn a_disk_has_left_once_its_guests_record_says_so_even_after_the_record_is_gone() {
         let (_folder, state, disk, departure) = scene();
         let expect = || state.departures().past().expect_here(&departure.guest, &disk);
         expect().unwrap();
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_notes_in_the_name_of_another_counts_as_damage_and_keeps_itself_from_starting() {
+    fn a_note_in_another_guests_name_is_damage_and_blocks_its_own_guest() {
         let (_folder, state, disk, departure) = scene();
         let own = departure.guest.clone();
         let other: GuestName = "web".parse().unwrap();
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn more_notes_than_are_read_keep_their_guest_from_starting() {
+    fn too_many_notes_block_their_guest_from_starting() {
         let (_folder, state, disk, departure) = scene();
         let place = state.departures().place(&departure.guest, departure.uuid);
         for number in 0..FILES_MAX {

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disks_are_made_in_permitted_folders_alone() {
+    fn disks_are_created_only_in_permitted_folders() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         for folder in ["in/below", "out"] {
@@ -149,20 +149,20 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_not_told_a_file_for_a_folder_nor_a_folder_for_a_device() {
+    fn disk_options_refuse_a_file_as_folder_and_a_folder_as_device() {
         let root = tempfile::tempdir().unwrap();
         let (folder, file) = (root.path().to_owned(), root.path().join("web.raw"));
         std::fs::write(&file, "").unwrap();
         let refused = |folders: &[_], devices: &[_]| {
             format!("{:#}", DiskPlaces::open(folders, devices).unwrap_err())
         };
-        let told = refused(std::slice::from_ref(&file), &[]);
-        assert!(told.contains("--disk-dir") && told.contains("not a folder"), "{told}");
+        let complaint = refused(std::slice::from_ref(&file), &[]);
+        assert!(complaint.contains("--disk-dir") && complaint.contains("not a folder"), "{complaint}");
         for none in [&folder, &file] {
-            let told = refused(&[], std::slice::from_ref(none));
+            let complaint = refused(&[], std::slice::from_ref(none));
             assert!(
-                told.contains("--disk-device") && told.contains("not a block device"),
-                "{told}"
+                complaint.contains("--disk-device") && complaint.contains("not a block device"),
+                "{complaint}"
             );
         }
         let comes_later = [root.path().join("sdz")];
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_permitted_by_any_of_its_names_and_takes_no_files_along() {
+    fn a_device_is_permitted_by_any_of_its_names_and_permits_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let (device, other, link) =
             (root.path().join("sdb"), root.path().join("sda"), root.path().join("by-id"));

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_huge_files_are_as_good_as_none() {
+    fn damaged_and_huge_files_are_treated_as_absent() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         fs::write(folder.path().join("web.json"), "{").unwrap();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_tells_of_no_other() {
+    fn a_guests_file_cannot_describe_another_guest() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         let [web, db] = ["web", "db"].map(|name| name.parse().unwrap());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_earlier_versions_have_written_counts_and_is_put_in_its_place() {
+    fn files_of_earlier_versions_are_read_and_moved() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         let [web, other]: [GuestName; 2] = ["web", "web.json"].map(|name| name.parse().unwrap());

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_removes_what_a_dead_process_has_left_holds_it_alone_and_does_not_own_it() {
+    fn a_cleanup_holds_the_lock_exclusively_and_does_not_own_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let removing = FileLock::try_acquire_to_remove(&path).unwrap().unwrap();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_with_the_lock_is_told_from_one_that_only_looks() {
+    fn the_lock_holder_is_distinguished_from_a_process_that_only_opened_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let own = std::process::id();

@@ -115,7 +115,7 @@ fn access(cli: &Cli) -> Result<Access> {
     }
     match cli.verb {
         Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
-        Verb::Density(ref args) if args.verb.only_looks() => Ok(Access::ReadOnly),
+        Verb::Density(ref args) if args.verb.is_readonly() => Ok(Access::ReadOnly),
         _ => bail!(
             "--readonly changes nothing: it goes with ls, show, events, and density status, history and next"
         ),

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_not_here_that_the_other_host_has_had_since() {
+    fn a_guest_that_the_other_host_received_since_is_not_here() {
         let way_out = "`--force` starts it here";
         for state in ["running", "moved to c", "on its way to c"] {
             let refused = other(said("b", Some((state, true))), Vec::new());
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_that_the_guest_has_left_for_this_host_says_nothing_new() {
+    fn a_report_that_the_guest_left_for_this_host_changes_nothing() {
         let (_folder, state) = StateDir::temporary();
         let records = [
             source_record(SourceState::Aborted, 1),
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_host_is_asked_where_the_last_one_says_or_by_the_name_that_its_user_gave() {
+    fn the_next_host_is_asked_at_the_reported_address_or_the_name_given_by_the_user() {
         let mut moved = said("b", Some(("moved to c:77", true)));
         assert_eq!(next(&moved), Some(("c:77".to_owned(), None, None)));
         let migration = MigrationId::random();

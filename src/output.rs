@@ -63,7 +63,7 @@ mod tests {
     use std::fs::OpenOptions;
 
     #[test]
-    fn a_reader_that_is_gone_is_no_error_and_a_full_device_is() {
+    fn a_closed_reader_is_not_an_error_and_a_full_device_is() {
         let (reader, mut writer) = io::pipe().unwrap();
         drop(reader);
         write_all(&mut writer, "unheard").unwrap();

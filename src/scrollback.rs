@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_read_on_where_they_stopped() {
+    fn readers_continue_where_they_stopped() {
         let scrollback = Scrollback::default();
         assert_eq!(scrollback.read(0), Excerpt { from: 0, bytes: Vec::new() });
         scrollback.push(b"hello ");
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_goes_and_the_reader_sees_how_much() {
+    fn old_output_is_dropped_and_the_reader_sees_how_much() {
         let scrollback = Scrollback::default();
         for _ in 0..3 {
             scrollback.push(&vec![b'x'; KEPT_BYTES_MAX]);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_hears_of_the_next_byte_and_of_the_end() {
+    async fn waiting_readers_wake_on_the_next_byte_and_at_the_end() {
         let scrollback = Arc::new(Scrollback::default());
         let wait = |from| {
             let theirs = Arc::clone(&scrollback);

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_under_nohup_is_told_from_others() {
+    fn a_process_under_nohup_is_distinguished_from_others() {
         assert!(ignores_hang_up("Name:\tx\nSigIgn:\t0000000000001001\n"));
         assert!(!ignores_hang_up("Name:\tx\nSigIgn:\t0000000000001000\n"));
         assert!(!ignores_hang_up(""));

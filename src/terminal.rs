@@ -49,11 +49,11 @@ impl Drop for RawTerminal {
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub(crate) fn pump_input(
+pub(crate) fn forward_input(
     take: impl Fn(&[u8]) + Send + 'static,
     leave: impl FnOnce() + Send + 'static,
 ) -> Result<()> {
-    let pump = move || {
+    let read_input = move || {
         let mut buffer = [0; 256];
         loop {
             let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) else { return };
@@ -67,7 +67,7 @@ pub(crate) fn pump_input(
     };
     std::thread::Builder::new()
         .name("console-in".to_owned())
-        .spawn(pump)
+        .spawn(read_input)
         .map(drop)
         .context("cannot start a thread for the console")
 }

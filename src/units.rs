@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_without_a_unit_is_no_rate_and_no_time() {
+    fn a_number_without_a_unit_is_neither_rate_nor_time() {
         assert!(parse_rate("100").is_err());
         assert!(parse_duration("100").is_err());
         assert!(parse_duration("").is_err());

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_settled_record_tells_where_a_guest_is() {
+    fn only_a_settled_record_locates_a_guest() {
         let by = |record| kind(&Whereabouts::by(Some(&record), None));
         let of_source = [
             (SourceState::Undecided, 'u'),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_here_since_is_here_or_in_its_file() {
+    fn a_guest_that_ended_here_since_is_here_or_in_its_file() {
         let left = source_record(SourceState::Done, 1);
         for (how, after_ms, expected) in [
             (How::PoweredOff, 0, 'e'),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_copy_that_was_handed_over_says_nothing() {
+    fn the_end_of_a_copy_that_was_handed_over_is_ignored() {
         for (record, expected, of_another) in [
             (source_record(SourceState::Committed, 1), 'u', 'u'),
             (source_record(SourceState::Undecided, 1), 'u', 'h'),
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_claimed_is_handed_over_by_nobody() {
+    fn a_claim_withdraws_every_pending_handover() {
         for (record, expected) in [
             (source_record(SourceState::Committed, 1), "Undecided"),
             (source_record(SourceState::Done, 1), "Done"),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_knows_where_a_guest_is_one_of_whose_records_is_damaged() {
+    fn a_damaged_record_makes_the_location_unknown() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         let record = source_record(SourceState::Done, 1);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_knows_where_a_guest_is_whose_end_cannot_be_read() {
+    fn an_unreadable_end_makes_the_location_unknown() {
         let (_folder, state) = StateDir::temporary();
         let [web, db] = ["web", "db"].map(|name| name.parse().unwrap());
         state.ended().create_place(&web).unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_way_out() {
+    fn a_refusal_has_a_remedy() {
         let name = "web".parse().unwrap();
         let way_out = "`lighter start web --force` starts it here";
         Whereabouts::Here.expect_here(&name, None, way_out).unwrap();

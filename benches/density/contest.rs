@@ -171,7 +171,7 @@ fn report(turn: &Turn) {
         turn.contender.name(),
         spent.elapsed.as_secs_f64(),
         spent.ksmd,
-        spent.looks,
+        spent.sampling,
         spent.node,
         mib(turn.gross_bytes()),
         mib(turn.net_bytes()),

@@ -15,7 +15,7 @@ use super::laws::{self, Order, Rules, Seen, Tuner};
 use support::bench::interruption;
 
 /// Interval between two checks of whether ksmd has used its allowance.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 /// Interval at which lighter's node checks ksmd.
 const NODE_TICK: Duration = Duration::from_secs(1);
 /// Limit of a turn; the rest of the allowance is not used.
@@ -41,7 +41,7 @@ pub(crate) struct Spent {
     /// CPU seconds of ksmd.
     pub(crate) ksmd: f64,
     /// CPU seconds of surveys of guests' pages, in the guests' processes.
-    pub(crate) looks: f64,
+    pub(crate) sampling: f64,
     /// CPU seconds of lighter's node.
     pub(crate) node: f64,
     /// Duration of the work.
@@ -51,7 +51,7 @@ pub(crate) struct Spent {
 impl Spent {
     /// Total CPU seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        self.ksmd + self.looks + self.node
+        self.ksmd + self.sampling + self.node
     }
 }
 
@@ -87,7 +87,7 @@ impl Meter {
             if left.is_zero() {
                 return Ok(true);
             }
-            thread::sleep(left.min(LOOK_INTERVAL));
+            thread::sleep(left.min(SAMPLE_INTERVAL));
         }
     }
 
@@ -144,7 +144,7 @@ fn by_law(law: Rules, fleet: &Fleet, knobs: &Knobs, meter: &Meter) -> Result<()>
             committed: figures.resident as f64 / host_bytes,
             free: 1.0 - figures.proportional as f64 / host_bytes,
         };
-        let order = tuner.look(seen);
+        let order = tuner.sample(seen);
         match order {
             Order::Stop => knobs.stop()?,
             Order::Run { pages } => knobs.run(pages, sleep_ms)?,

@@ -88,7 +88,7 @@ impl Tuner {
     }
 
     /// Takes a sample and returns what ksmd has to do.
-    pub(crate) fn look(&mut self, seen: Seen) -> Order {
+    pub(crate) fn sample(&mut self, seen: Seen) -> Order {
         self.free.push(seen.free);
         let first = self.free.len().saturating_sub(self.law.averaged);
         let recent = &self.free[first..];

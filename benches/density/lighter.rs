@@ -39,7 +39,7 @@ pub(crate) fn optimize(fleet: &Fleet, ksmd_seconds: Option<u32>) -> Result<(Spen
     let run = apply(fleet)?;
     let spent = Spent {
         ksmd: ksmd_time(&sources)?.saturating_sub(ksmd).as_secs_f64(),
-        looks: fleet.cpu_seconds()? - guests,
+        sampling: fleet.cpu_seconds()? - guests,
         node: usage::cpu_seconds(node.pid())? - node_before,
         elapsed: begun.elapsed(),
     };

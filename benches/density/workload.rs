@@ -99,8 +99,8 @@ impl Clone {
     /// # Errors
     /// If the clone does not answer.
     pub(crate) fn begin_check(&self) -> Result<u64> {
-        let told = self.ask("PUT", Some(&json!({ "verify": true })))?;
-        told["verified_epoch"].as_u64().context("the workload says nothing of a check")
+        let checked = self.ask("PUT", Some(&json!({ "verify": true })))?;
+        checked["verified_epoch"].as_u64().context("the workload says nothing of a check")
     }
 
     /// Waits until all the clone's memory is checked.

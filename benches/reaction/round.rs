@@ -41,7 +41,7 @@ pub(crate) struct Round {
     /// The reason in the node's log.
     pub(crate) cause: String,
     /// Time from the guest's beginning to read until its balloon's target was all its memory.
-    pub(crate) told: Duration,
+    pub(crate) raise_time: Duration,
     /// Time from the guest's beginning to read until its balloon was empty.
     pub(crate) empty: Duration,
 }
@@ -73,14 +73,14 @@ pub(crate) fn play(host: &mut Host, linux: &Linux) -> Round {
         let cause = logs.split(HURTS).nth(1).and_then(|rest| rest.split(" step=").next());
         cause.map(str::to_owned).ok_or(logs)
     });
-    let told = start.elapsed();
+    let raise_time = start.elapsed();
     linux.await_actual(ALL_BYTES);
     let empty = start.elapsed();
     linux.await_text("cached ends", 2);
     host.kill_node();
 
-    let in_pain = until(&samples(&linux.said()), told);
-    Round { at_ease, in_pain, cause, told, empty }
+    let in_pain = until(&samples(&linux.said()), raise_time);
+    Round { at_ease, in_pain, cause, raise_time, empty }
 }
 
 /// The guest's lines since it last began to read.

@@ -16,7 +16,7 @@ pub(crate) fn row(number: u32, round: &Round) -> String {
         round.at_ease,
         round.in_pain,
         round.cause,
-        seconds(round.told),
+        seconds(round.raise_time),
         seconds(round.empty),
     )
 }

@@ -56,11 +56,11 @@ pub(crate) fn act(kind: Kind, stage: &mut Stage, dice: &mut Dice) -> Performed {
         }
         Kind::Pause => {
             let index = any(stage, dice, |member| !member.is_paused);
-            tell(stage, index, "pause")
+            order_verb(stage, index, "pause")
         }
         Kind::Resume => {
             let index = any(stage, dice, |member| member.is_paused);
-            tell(stage, index, "resume")
+            order_verb(stage, index, "resume")
         }
         Kind::Balloon => balloon(stage, dice),
         Kind::KillNode => {
@@ -136,7 +136,7 @@ fn is_refused(done: &Done) -> bool {
     true
 }
 
-fn tell(stage: &mut Stage, index: usize, verb: &str) -> Performed {
+fn order_verb(stage: &mut Stage, index: usize, verb: &str) -> Performed {
     let Member { name, at, .. } = stage.members[index].clone();
     stage.host(at).run(&[verb, &name]).ok();
     stage.members[index].is_paused = verb == "pause";
@@ -153,7 +153,7 @@ fn balloon(stage: &Stage, dice: &mut Dice) -> Performed {
 pub(crate) fn resume_all(stage: &mut Stage) {
     for index in 0..stage.members.len() {
         if stage.members[index].is_paused {
-            tell(stage, index, "resume");
+            order_verb(stage, index, "resume");
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn after(stage: &mut Stage, guest: Option<&str>) {
         is_sound(stage, &member);
     }
     all_are_there(stage);
-    stage.look_at_nodes();
+    stage.check_nodes();
 }
 
 fn is_sound(stage: &mut Stage, member: &Member) {
@@ -87,7 +87,7 @@ pub(crate) fn at_the_end(stage: &mut Stage, turn: &KsmTurn, summary: &mut Summar
             summary.runs.push(runs);
         }
     }
-    summary.nodes = summary.guarded("at the end, nodes", || stage.look_at_nodes());
+    summary.nodes = summary.guarded("at the end, nodes", || stage.check_nodes());
 }
 
 fn runs_of(stage: &Stage, side: Side) -> Runs {

@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode> {
     let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
     interruption::watch()?;
     println!("soak: {} minutes, --seed {seed}", options.minutes);
-    let summary = story::tell(Duration::from_secs(60 * options.minutes), seed)?;
+    let summary = story::play(Duration::from_secs(60 * options.minutes), seed)?;
     println!("\n{summary}");
     Ok(if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

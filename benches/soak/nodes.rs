@@ -52,7 +52,7 @@ impl Life {
     ///
     /// # Panics
     /// If the process has ended, or its usage has grown too much.
-    pub(crate) fn look(&mut self) -> String {
+    pub(crate) fn check(&mut self) -> String {
         let now = Usage::of(self.pid);
         if self.begun.elapsed() < self.warm_up {
             return now.to_string();

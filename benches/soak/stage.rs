@@ -116,7 +116,7 @@ impl Stage {
     }
 
     /// The numbers of guests; `is_late` is passed on.
-    pub(crate) fn cast(&self, is_late: bool) -> Population {
+    pub(crate) fn population(&self, is_late: bool) -> Population {
         let paused = self.members.iter().filter(|member| member.is_paused).count();
         let all = self.members.len();
         Population { clones: all - 1, running: all - paused, paused, is_late }
@@ -146,13 +146,13 @@ impl Stage {
     }
 
     /// Checks the nodes, and returns their usage.
-    pub(crate) fn look_at_nodes(&mut self) -> [String; 2] {
-        self.lives.each_mut().map(Life::look)
+    pub(crate) fn check_nodes(&mut self) -> [String; 2] {
+        self.lives.each_mut().map(Life::check)
     }
 
     /// Kills the node of host a and starts another one; returns the old one's usage.
     pub(crate) fn replace_node(&mut self) -> String {
-        let grown = self.lives[0].look();
+        let grown = self.lives[0].check();
         self.pair.a.kill_node();
         self.pair.a.start_node(&NodePlan::default());
         self.lives[0] = Life::of(self.pair.a.node().pid(), self.warm_up);

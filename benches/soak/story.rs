@@ -56,8 +56,8 @@ impl Kind {
     ];
 
     /// The relative frequency of this action; 0 if it is impossible.
-    const fn weight(self, cast: Population) -> u64 {
-        let Population { clones, running, paused, is_late } = cast;
+    const fn weight(self, population: Population) -> u64 {
+        let Population { clones, running, paused, is_late } = population;
         match self {
             Self::Come if clones < CLONES_MAX => 24 - 2 * clones as u64,
             Self::Go if clones > 2 => 2 * clones as u64,
@@ -102,8 +102,8 @@ pub(crate) struct Population {
     pub(crate) is_late: bool,
 }
 
-fn next(dice: &mut Dice, cast: Population) -> Kind {
-    let all = Kind::ALL.map(|kind| (kind, kind.weight(cast)));
+fn next(dice: &mut Dice, population: Population) -> Kind {
+    let all = Kind::ALL.map(|kind| (kind, kind.weight(population)));
     let mut drawn = dice.below(all.iter().map(|(_, weight)| weight).sum());
     for (kind, weight) in all {
         match drawn.checked_sub(weight) {
@@ -119,7 +119,7 @@ fn next(dice: &mut Dice, cast: Population) -> Kind {
 ///
 /// # Errors
 /// If the user interrupts.
-pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
+pub(crate) fn play(time: Duration, seed: u64) -> Result<Summary> {
     // The image is booted, if need be, before this takes a turn that others wait for.
     let image = Image::halting();
     let turn = KsmTurn::take();
@@ -129,7 +129,7 @@ pub(crate) fn tell(time: Duration, seed: u64) -> Result<Summary> {
     let begun = Instant::now();
     while begun.elapsed() < time && summary.failures.is_empty() {
         interruption::check()?;
-        let kind = next(&mut dice, stage.cast(begun.elapsed() > time * 2 / 3));
+        let kind = next(&mut dice, stage.population(begun.elapsed() > time * 2 / 3));
         step(kind, &mut stage, &mut dice, &mut summary, begun.elapsed());
         thread::sleep(Duration::from_millis(dice.one_of(&PAUSE_MS)));
     }

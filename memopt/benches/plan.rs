@@ -30,7 +30,7 @@ fn main() {
         let (mut observed, mut planned) = (Vec::new(), Vec::new());
         let mut size = (0, 0);
         for round in 0..rounds {
-            let situation = look(guests, chunks, round as u64);
+            let situation = sample(guests, chunks, round as u64);
             let began = Instant::now();
             ledger.observe(&situation, &policy);
             observed.push(began.elapsed());
@@ -61,7 +61,7 @@ fn rules(guests: usize) {
     let mut ledger = Ledger::default();
     let mut planned: Vec<Duration> = (0..20)
         .map(|round| {
-            let situation = look(guests, 0, round);
+            let situation = sample(guests, 0, round);
             ledger.observe(&situation, &policy);
             let began = Instant::now();
             let _ = plan(&situation, &policy, &ledger, &Goal::MaxDensity);
@@ -77,7 +77,7 @@ fn summary(times: &mut [Duration]) -> String {
     format!("{:.3}, {:.3}", ms(times.get(times.len() / 2)), ms(times.last()))
 }
 
-fn look(guests: usize, chunks: usize, round: u64) -> Situation {
+fn sample(guests: usize, chunks: usize, round: u64) -> Situation {
     Situation {
         unix_seconds: 1_800_000_000 + round * 10,
         uptime: Duration::from_secs(1000 + round * 10),

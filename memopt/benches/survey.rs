@@ -29,7 +29,7 @@ fn main() -> Outcome<()> {
         let mut rates = Vec::new();
         for run in 0..runs {
             let began = Instant::now();
-            std::hint::black_box(look(&memory, run as u64)?);
+            std::hint::black_box(scan_pages(&memory, run as u64)?);
             rates.push(mib as f64 / 1024.0 / began.elapsed().as_secs_f64());
         }
         rates.sort_by(f64::total_cmp);
@@ -39,7 +39,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-fn look(memory: &[Page], seed: u64) -> Outcome<Scanned> {
+fn scan_pages(memory: &[Page], seed: u64) -> Outcome<Scanned> {
     let capacity = NonZeroUsize::new(131_072).ok_or("no capacity")?;
     let mut scan = Scan::new(Seed::new(seed), capacity, 3);
     scan.feed(memory.iter().enumerate().map(|(index, page)| (index as u64, page)));

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_test_is_refused_with_what_one_looks_like() {
+    fn an_invalid_test_is_refused_with_an_example() {
         for text in ["", "=x", "!", "!=", "a b", "a b=c", "!!a", &"k".repeat(100_000)] {
             let error = text.parse::<LabelTest>().unwrap_err();
             assert!(error.contains("tier=batch") && error.len() < 250, "{error}");

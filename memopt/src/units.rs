@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_said_so_in_few_words() {
+    fn invalid_sizes_give_a_short_error() {
         assert_eq!(
             parse_size("8XB").unwrap_err(),
             "`8XB` is not a size: write it as 512M, 8GiB or 4096"

@@ -83,7 +83,7 @@ fn write_for_ever(path: &Path) {
 }
 
 #[test]
-fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
+fn no_record_is_lost_when_the_process_is_killed() {
     if let Some(path) = std::env::var_os(PATH) {
         return write_for_ever(Path::new(&path));
     }
@@ -91,7 +91,7 @@ fn nothing_that_was_put_down_is_lost_when_the_process_is_killed() {
     let path = folder.path().join("history");
     let mut expected = BTreeMap::<u64, State>::new();
     for round in 0..15 {
-        let test = "nothing_that_was_put_down_is_lost_when_the_process_is_killed";
+        let test = "no_record_is_lost_when_the_process_is_killed";
         let mut child = shell(&other_part(test), &path);
         let mut lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
         // Kills it at a different point each time: between any two calls, and during the next one.
@@ -209,14 +209,14 @@ fn heard(script: &str, history: &Path, word: &str) -> u64 {
 }
 
 #[test]
-fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
+fn a_file_size_limit_is_reported_and_loses_no_record() {
     if let Some(path) = std::env::var_os(PATH) {
         println!("put {}", grow(Path::new(&path)));
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("history");
-    let part = other_part("a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down");
+    let part = other_part("a_file_size_limit_is_reported_and_loses_no_record");
     // The limit is in blocks of 512 bytes; without the signal a write fails, as on a full disk.
     let actions = heard(&format!("trap '' XFSZ; ulimit -f 8192; {part}"), &path, "put ");
     let Opened { mut history, interrupted, .. } = open(&path);
@@ -228,7 +228,7 @@ fn a_file_that_may_not_grow_is_said_and_costs_nothing_that_was_put_down() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_costs_nothing_that_was_put_down() {
+fn a_full_disk_is_reported_and_loses_no_record() {
     if let Some(path) = std::env::var_os(PATH) {
         let path = PathBuf::from(path);
         let ballast = path.with_extension("ballast");
@@ -245,7 +245,7 @@ fn a_full_disk_is_said_and_costs_nothing_that_was_put_down() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let part = other_part("a_full_disk_is_said_and_costs_nothing_that_was_put_down");
+    let part = other_part("a_full_disk_is_reported_and_loses_no_record");
     // A disk that only this process sees, and that is removed with it.
     let mount = format!("mount -t tmpfs -o size=12M none {}", folder.path().display());
     let script = format!("exec unshare --mount sh -c \"{mount} && {part}\"");

@@ -62,7 +62,7 @@ fn reads_as(text: &str, value: &Value) -> bool {
 }
 
 #[test]
-fn every_key_says_what_the_presets_are() {
+fn every_key_documents_its_presets() {
     let [keys, _] = tables();
     for (field, values) in keys {
         for (preset, value) in Preset::ALL.into_iter().zip(&values) {

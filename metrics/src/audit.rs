@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_line_that_is_no_sample() {
+    fn names_the_line_that_is_not_a_sample() {
         let error = parse_samples("x 1\n<html>\n").expect_err("not a page");
         assert_eq!(error, ExpositionError::Line { line: 2, text: "<html>".into() });
         for broken in ["x{a=\"1} 2", "x{a} 2", "x", "{a=\"1\"} 2", "x{a=\"1\"}", "x y"] {

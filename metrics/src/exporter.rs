@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_live_on_between_pages() {
+    fn counters_persist_between_pages() {
         let exporter = exporter();
         exporter.counted().admissions_refused.inc(&(RefusalReason::Memory,));
         exporter.render(&Snapshot::default()).expect("page");

@@ -48,7 +48,7 @@ fn asked(file: &str) -> String {
 }
 
 #[test]
-fn they_name_metrics_that_there_are() {
+fn expressions_use_existing_metrics() {
     let known: BTreeSet<_> = metrics::definitions().map(|one| one.name.to_owned()).collect();
     let dashboards = DASHBOARDS.map(|file| (file, asked(file)));
     let alerts = ("alerts", text("dashboards/alerts.yml"));
@@ -109,7 +109,7 @@ fn panels_are_in_order(file: &str) {
 }
 
 #[test]
-fn each_alert_says_how_bad_it_is_and_where_to_read_on() {
+fn each_alert_has_a_severity_and_a_runbook() {
     let rules = text("dashboards/alerts.yml");
     let guide = text("docs/alerts.md");
     let mut seen = 0;

@@ -89,18 +89,18 @@ fn strained() -> Situation {
     guest.cost.swapped_bytes = 3;
     let balloon = guest.balloon.as_mut().expect("a balloon");
     balloon.reported_bytes_total = 4;
-    let told = balloon.statistics.as_mut().expect("statistics");
-    told.age = Duration::from_secs(5);
-    told.swap_in_bytes = Some(6);
-    told.swap_out_bytes = Some(7);
-    told.major_faults = Some(8);
-    told.allocation_stalls = Some(9);
-    told.direct_reclaim_bytes = Some(10);
+    let reported = balloon.statistics.as_mut().expect("statistics");
+    reported.age = Duration::from_secs(5);
+    reported.swap_in_bytes = Some(6);
+    reported.swap_out_bytes = Some(7);
+    reported.major_faults = Some(8);
+    reported.allocation_stalls = Some(9);
+    reported.direct_reclaim_bytes = Some(10);
     strained
 }
 
 #[test]
-fn what_hosts_and_guests_rarely_show_is_on_the_page() {
+fn rare_host_and_guest_metrics_are_on_the_page() {
     let (mut ledger, policy) = (Ledger::default(), Policy::default());
     ledger.observe(&situation(1, 0), &policy);
     ledger.observe(&strained(), &policy);

@@ -221,7 +221,7 @@ fn a_busy_node_moves_every_metric_of_the_catalogue() {
 }
 
 #[test]
-fn what_merging_loses_is_shown_as_negative() {
+fn merging_losses_are_negative() {
     assert!(busy_page().contains("\nlighter_ksm_profit_bytes -4096\n"));
 }
 
@@ -238,7 +238,7 @@ fn every_series_on_the_page_is_in_the_catalogue() {
 }
 
 #[test]
-fn promtool_finds_nothing_to_say() {
+fn promtool_reports_no_problems() {
     if std::env::var_os("LIGHTER_SKIP_PROMTOOL").is_some() {
         eprintln!("skipped: LIGHTER_SKIP_PROMTOOL is set");
         return;

@@ -90,7 +90,7 @@ pub fn judge(seen: &Observation) -> Verdict {
 }
 
 /// Rounds that send less than this tell nothing about bandwidth: they fit into buffers.
-const TELLING_BYTES: u64 = 4 << 20;
+const MEASURABLE_BYTES: u64 = 4 << 20;
 
 /// Measures the bandwidth, in bytes of memory per second, from the last few rounds.
 ///
@@ -106,8 +106,8 @@ pub struct BandwidthMeter {
 impl BandwidthMeter {
     /// Adds a round that sent `bytes` of memory, zero pages not counted, in `elapsed`.
     pub fn add_round(&mut self, bytes: u64, elapsed: Duration) {
-        let known = self.bytes >= TELLING_BYTES as f64;
-        if bytes == 0 || elapsed.is_zero() || (bytes < TELLING_BYTES && known) {
+        let known = self.bytes >= MEASURABLE_BYTES as f64;
+        if bytes == 0 || elapsed.is_zero() || (bytes < MEASURABLE_BYTES && known) {
             return;
         }
         self.bytes = self.bytes / 2.0 + bytes as f64;
@@ -129,7 +129,7 @@ const DIRTY_RATE_WINDOW: Duration = Duration::from_millis(200);
 /// one before it, whether or not a round was sent in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DirtyRateMeter {
-    looked: Option<Duration>,
+    sampled: Option<Duration>,
     pages: f64,
     seconds: f64,
 }
@@ -137,7 +137,7 @@ pub struct DirtyRateMeter {
 impl DirtyRateMeter {
     /// Adds a sample that found `pages` dirty at `now`; the log began at `began`.
     pub fn add_sample(&mut self, pages: u64, began: Duration, now: Duration) {
-        let since = now.saturating_sub(self.looked.replace(now).unwrap_or(began)).as_secs_f64();
+        let since = now.saturating_sub(self.sampled.replace(now).unwrap_or(began)).as_secs_f64();
         let room = (DIRTY_RATE_WINDOW.as_secs_f64() - since).max(0.0);
         if self.seconds > room {
             self.pages *= room / self.seconds;
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_within_the_limit_while_rounds_still_shrink() {
+    fn continues_within_the_limit_while_rounds_still_shrink() {
         assert_eq!(judge(&seen(512, 64)), Verdict::SendRound);
         assert_eq!(judge(&seen(64, 48)), Verdict::SendRound);
         assert_eq!(judge(&seen(64, 49)), Verdict::SwitchOver);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn never_passes_the_limit_and_says_when_rounds_are_in_vain() {
+    fn never_passes_the_limit_and_reports_useless_rounds() {
         assert_eq!(judge(&seen(512, 400)), Verdict::SendRoundInVain);
         assert_eq!(judge(&seen(1024, 400)), Verdict::SendRound);
         let slow_state = Observation { fixed: 400 * MS, ..seen(64, 0) };
@@ -206,13 +206,13 @@ mod tests {
     /// `pauses`, in milliseconds.
     fn dirty_rates(burst: u64, pauses: &[u32]) -> Vec<f64> {
         let (mut meter, mut now) = (DirtyRateMeter::default(), 0);
-        let mut look = |pause: u32| {
+        let mut sample = |pause: u32| {
             let bursts = u64::from((now + pause) / 10 - now / 10);
             now += pause;
             meter.add_sample(bursts * burst, Duration::ZERO, now * MS);
             meter.pages_per_second()
         };
-        pauses.iter().map(|pause| look(*pause)).collect()
+        pauses.iter().map(|pause| sample(*pause)).collect()
     }
 
     #[test]

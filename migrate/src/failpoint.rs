@@ -204,7 +204,7 @@ mod enabled {
         use super::*;
 
         #[test]
-        fn a_point_strikes_once_and_only_where_it_is() {
+        fn a_failpoint_fires_once_and_only_at_its_place() {
             let points = Failpoints::parse("source.send.commit:hold,destination.recv.state:cut");
             assert_eq!(points.reach("source.send", "State"), Passage::Go);
             assert_eq!(points.reach("destination.recv", "State"), Passage::Cut);

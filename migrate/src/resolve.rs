@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_its_destination_was_made_to_run_is_there() {
+    fn a_guest_resolved_to_run_at_its_destination_is_there() {
         let running = DestinationMessage::Running(Takeover::default());
         for state in [SourceState::Undecided, SourceState::Committed] {
             assert_eq!(judge_for_dead(state, &running), DeadSource::Settled(SourceState::Done));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_commit_that_nobody_remembers_is_in_doubt() {
+    fn only_a_commit_unknown_to_the_destination_is_in_doubt() {
         let unknown = answer_for_dead(None, Decision::Commit).answer;
         assert_eq!(judge_for_dead(SourceState::Committed, &unknown), DeadSource::InDoubt);
         assert_eq!(

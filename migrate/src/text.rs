@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_cut_at_a_character_and_cleaned() {
+    fn text_is_truncated_at_a_character_and_cleaned() {
         let long = PeerText::new(&"ä".repeat(1000));
         assert!(long.as_str().len() <= MAX_TEXT_BYTES);
         assert!(long.as_str().ends_with("ä..."));

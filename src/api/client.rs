@@ -445,7 +445,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gone_is_who_is_not_there_and_not_who_is_busy() {
+    fn an_absent_process_is_gone_and_a_busy_one_is_not() {
         let unreachable = |cause| AskError::unconnected(String::new(), cause);
         for (errno, is_gone) in [
             (Errno::ENOENT, true),

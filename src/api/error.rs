@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_its_causes() {
+    fn a_failure_names_its_causes() {
         let error = ApiError::failed(anyhow::anyhow!("disk full").context("cannot save"));
         assert_eq!(error.error, "cannot save: disk full");
         assert_eq!(error.reason.status(), StatusCode::INTERNAL_SERVER_ERROR);

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sockets_are_open_to_whom_they_are_for() {
+    async fn sockets_have_the_mode_of_their_audience() {
         let folder = tempfile::tempdir().unwrap();
         for (audience, mode) in [(Audience::Owner, 0o600), (Audience::Anybody, 0o666)] {
             let path = folder.path().join(format!("{mode:o}"));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_never_more_open_than_it_shall_be() {
+    async fn a_socket_never_has_a_wider_mode_than_intended() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sock");
         let _listener = bind_with(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
@@ -230,15 +230,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_taken_from_the_owner_alone() {
+    async fn a_file_is_accepted_only_from_the_owner() {
         let folder = tempfile::tempdir().unwrap();
-        let told = async |handed: Option<Extension<Handed>>| match handed {
+        let report_file = async |handed: Option<Extension<Handed>>| match handed {
             Some(Extension(handed)) if handed.take().is_some() => "taken",
             _ => "none",
         };
         for (audience, expected) in [(Audience::Owner, "taken"), (Audience::Anybody, "none")] {
             let path = folder.path().join(expected);
-            let server = Server::start(&path, Router::new().route("/", get(told)), audience);
+            let server = Server::start(&path, Router::new().route("/", get(report_file)), audience);
             let stream = UnixStream::connect(&path).await.unwrap();
             let mut stream = HandingStream::new(stream, Some(tempfile::tempfile().unwrap()));
             stream
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_nothing_makes_room_for_others() {
+    async fn silent_clients_make_room_for_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sock");
         let _server = Server::start(&path, router(), Audience::Anybody).unwrap();

@@ -45,7 +45,7 @@ pub(crate) enum DensityVerb {
 impl DensityVerb {
     /// Whether it can be done over the sockets that change nothing. A plan cannot: it takes time
     /// from guests.
-    pub(crate) fn only_looks(&self) -> bool {
+    pub(crate) fn is_readonly(&self) -> bool {
         matches!(self, Self::Status(_) | Self::History(_) | Self::Next(_))
     }
 }

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_disk_is_refused() {
+    fn invalid_disks_are_refused() {
         assert!("".parse::<DiskArg>().unwrap_err().contains("path"));
         assert!("a.raw,rw".parse::<DiskArg>().unwrap_err().contains("`rw`"));
         assert!("a.raw,serial".parse::<DiskArg>().is_err());

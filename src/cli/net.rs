@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_has_permitted_networks_alone() {
+    fn a_guest_has_only_permitted_networks() {
         let links = |nets: &[&str]| nets.iter().map(|net| read(net).link().unwrap()).collect();
         let permits = |names: &[&str], links: &Vec<NetLink>| {
             NetAllowed::new(names.iter().map(|&it| it.into()).collect()).permit(links.iter())
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_device_is_refused() {
+    fn invalid_network_devices_are_refused() {
         let refused = |text: &str| text.parse::<NetArg>().unwrap_err();
         assert!(refused("").contains("bridge=NAME"));
         assert!(refused("br0").contains("`br0`"));

@@ -18,17 +18,17 @@ use crate::output;
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub(crate) fn as_told(runtime: &Runtime) -> Result<()> {
+pub(crate) fn run_requested(runtime: &Runtime) -> Result<()> {
     let Ok(what) = std::env::var("LIGHTER_ATTEMPT") else { return Ok(()) };
-    tell("main", &what);
+    report_attempt("main", &what);
     let other = what.clone();
-    let task = runtime.spawn_blocking(move || tell("runtime", &other));
+    let task = runtime.spawn_blocking(move || report_attempt("runtime", &other));
     runtime.block_on(task)?;
-    let thread = std::thread::Builder::new().spawn(move || tell("new", &what))?;
+    let thread = std::thread::Builder::new().spawn(move || report_attempt("new", &what))?;
     thread.join().map_err(|_| anyhow!("the attempt panicked"))
 }
 
-fn tell(thread: &str, what: &str) {
+fn report_attempt(thread: &str, what: &str) {
     let outcome = match attempt(what) {
         Ok(()) => "done".to_owned(),
         Err(error) => format!("{error:#}"),

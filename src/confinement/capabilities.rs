@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_there_is_not_left() {
+    fn absent_capabilities_are_not_added() {
         let has = |set| CapabilitySets { effective: set, permitted: set, inheritable: set };
         let some = CapabilitySet::SYS_ADMIN | CapabilitySet::FOWNER | CapabilitySet::NET_ADMIN;
         let left = what_is_left(has(some), Means::default());

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_write_protected_for_clones_alone() {
+    fn memory_is_write_protected_only_for_clones() {
         let may_protect = |means| {
             let listed: Vec<u64> = ioctls(means).collect();
             calls::IOCTLS_OF_TEMPLATES.map(|request| listed.contains(&request))

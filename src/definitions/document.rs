@@ -249,7 +249,7 @@ tap = "tap-db"
     }
 
     #[test]
-    fn what_is_no_guest_is_refused_with_its_line_and_key() {
+    fn invalid_guests_are_refused_with_line_and_key() {
         refused("cpus = 1\nmemry = \"1G\"", "2: memry: ", "unknown key `memry`");
         refused("\n\nmemory = 1024", "3: memory: ", "expected text in quotes");
         refused("memory = \"512\"", "1: memory: ", "did you mean 512M?");
@@ -284,7 +284,7 @@ tap = "tap-db"
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused_with_its_line_and_key() {
+    fn conflicting_keys_are_refused_with_line_and_key() {
         for line in [
             "initrd = \"/i\"",
             "cmdline = \"x\"",
@@ -327,7 +327,7 @@ tap = "tap-db"
     }
 
     #[test]
-    fn a_disk_that_is_wrong_is_told_by_its_number() {
+    fn an_invalid_disk_is_named_by_its_number() {
         let disk =
             |lines: &str| format!("kernel = \"/k\"\n[[disk]]\npath = \"/a\"\n[[disk]]\n{lines}");
         refused(&disk("path = \"/b\"\nro = true"), "6: disk[1].ro: ", "`read-only`");
@@ -345,7 +345,7 @@ tap = "tap-db"
     }
 
     #[test]
-    fn a_network_device_that_is_wrong_is_told_by_its_number() {
+    fn an_invalid_network_device_is_named_by_its_number() {
         let net = |lines: &str| format!("kernel = \"/k\"\n[[net]]\ntap = \"t0\"\n[[net]]\n{lines}");
         refused(&net("mac = \"01:00:5e:00:00:01\""), "5: net[1].mac: ", "01:00:5e");
         refused(&net("bridge = \"a b\""), "5: net[1].bridge: ", "a b");
@@ -391,7 +391,7 @@ tap = "tap-db"
     }
 
     #[test]
-    fn what_is_no_toml_is_refused_with_its_line() {
+    fn invalid_toml_is_refused_with_its_line() {
         refused("cpus = 1\ncpus = 2", "2: ", "duplicate key");
         refused("cpus = 1\nname = \"web", "2: ", "");
         refused("cpus", "1: ", "");
@@ -400,7 +400,7 @@ tap = "tap-db"
     }
 
     #[test]
-    fn what_is_no_small_file_of_text_is_refused_by_its_name() {
+    fn unsuitable_files_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("web.toml");
         let complain = |content: &[u8]| {

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_kept_as_it_was_written_until_it_is_undefined() {
+    fn a_definition_is_kept_verbatim_until_it_is_removed() {
         let (_folder, definitions, file) = folders();
         fs::write(&file, "# mine\nname = \"web\"\ncpus = 2\n").unwrap();
         assert_eq!(definitions.define(&file).unwrap(), name("web"));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_a_name_or_with_a_fault_is_not_kept() {
+    fn a_guest_without_a_name_or_with_an_error_is_not_saved() {
         let (_folder, definitions, file) = folders();
         for (text, word) in [("cpus = 2", "`name` is missing"), ("name = \"web\"\nx = 1", ":2: x:")]
         {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn autostart_is_forgotten_with_the_guest() {
+    fn autostart_is_removed_with_the_guest() {
         let (_folder, definitions, file) = folders();
         fs::write(&file, "name = \"web\"").unwrap();
         definitions.define(&file).unwrap();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_and_strange_ones_are_told_from_guests() {
+    fn damaged_and_foreign_files_are_distinguished_from_guests() {
         let (_folder, definitions, _) = folders();
         for (file, text) in [
             ("web.toml", "name = \"other\""),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_not_defined_is_answered_with_those_that_are() {
+    fn an_undefined_guest_is_refused_with_the_defined_names() {
         let (_folder, definitions, file) = folders();
         let error = definitions.expect(&name("web")).unwrap_err().to_string();
         assert!(

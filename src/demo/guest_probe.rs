@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_names_what_was_off() {
+    fn a_verdict_names_the_deviations() {
         let good = Verdict {
             downtime_seconds: 0.03,
             intact: true,

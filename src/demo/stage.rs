@@ -175,7 +175,7 @@ impl Host {
         let pids: Vec<Pid> =
             guests.iter().filter_map(|guest| pid_of(guest.read_identity().ok()?.pid)).collect();
         let deadline = Instant::now() + END_PATIENCE;
-        pids.iter().for_each(|pid| tell(*pid, Signal::SIGTERM));
+        pids.iter().for_each(|pid| signal_process(*pid, Signal::SIGTERM));
         while guests.iter().any(|guest| guest.is_live()) && Instant::now() < deadline {
             reap(self.guest.as_mut());
             std::thread::sleep(INTERVAL);
@@ -183,7 +183,7 @@ impl Host {
         for guest in guests.iter().filter(|guest| guest.is_live()) {
             if let Some(pid) = guest.read_identity().ok().and_then(|identity| pid_of(identity.pid))
             {
-                tell(pid, Signal::SIGKILL);
+                signal_process(pid, Signal::SIGKILL);
             }
         }
         end(self.guest.take());
@@ -196,7 +196,7 @@ fn pid_of(pid: u32) -> Option<Pid> {
 }
 
 /// Sends a signal to a process of the demo. A process that has already exited needs none.
-fn tell(pid: Pid, signal: Signal) {
+fn signal_process(pid: Pid, signal: Signal) {
     let _gone = kill(pid, signal);
 }
 
@@ -208,7 +208,7 @@ fn reap(child: Option<&mut Child>) {
 fn end(child: Option<Child>) {
     let Some(mut child) = child else { return };
     if let (Ok(None), Some(pid)) = (child.try_wait(), pid_of(child.id())) {
-        tell(pid, Signal::SIGTERM);
+        signal_process(pid, Signal::SIGTERM);
     }
     let deadline = Instant::now() + END_PATIENCE;
     while matches!(child.try_wait(), Ok(None)) {

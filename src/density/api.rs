@@ -227,7 +227,7 @@ mod tests {
     use crate::state_dir::StateDir;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_plan_that_is_too_large_is_refused_in_words() {
+    async fn an_oversized_plan_is_refused_with_a_message() {
         let (folder, state) = StateDir::temporary();
         let exporter = Exporter::new("1", "x", SystemTime::now()).unwrap();
         let counted = Arc::clone(exporter.density());

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_to_nothing_is_counted() {
+    fn failed_surveys_and_restarts_are_counted() {
         let (exporter, tally) = tally();
         tally.notice(&Event::SurveysFailed(2));
         tally.notice(&Event::ReliefFailed);

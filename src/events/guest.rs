@@ -44,15 +44,15 @@ pub(super) struct Follower {
     state: StateDir,
     guest: GuestDir,
     client: ApiClient,
-    told: mpsc::Sender<Result<Event>>,
+    event_sender: mpsc::Sender<Result<Event>>,
     pauses: Pauses,
 }
 
 impl Follower {
-    /// A follower of `guest`, which sends its events to `told`.
-    pub(super) fn new(state: StateDir, guest: GuestDir, told: mpsc::Sender<Result<Event>>) -> Self {
+    /// A follower of `guest`, which sends its events to `event_sender`.
+    pub(super) fn new(state: StateDir, guest: GuestDir, event_sender: mpsc::Sender<Result<Event>>) -> Self {
         let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
-        Self { state, guest, client, told, pauses: Pauses::default() }
+        Self { state, guest, client, event_sender, pauses: Pauses::default() }
     }
 
     /// Follows the guest until its process has exited; returns the guest's name.
@@ -69,7 +69,7 @@ impl Follower {
         let stopped = self.follow_life(&life, &mut next).await;
         // If the process does not exit, its guest counts as ended for followers all the same.
         let is_gone = timeout(END_PATIENCE, self.wait_until_gone(&life)).await.is_ok();
-        self.tell(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
+        self.send_event(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
         if !is_gone {
             self.wait_until_gone(&life).await;
         }
@@ -150,7 +150,7 @@ impl Follower {
             if matches!(event.what, What::Stopped { .. }) {
                 return ControlFlow::Break(Some(event));
             }
-            self.tell(event).await;
+            self.send_event(event).await;
         }
     }
 
@@ -188,9 +188,9 @@ impl Follower {
         }
     }
 
-    async fn tell(&self, event: Event) {
+    async fn send_event(&self, event: Event) {
         // If the receiver is gone, this task is about to end.
-        let _unheard = self.told.send(Ok(event)).await;
+        let _unheard = self.event_sender.send(Ok(event)).await;
     }
 
     /// Makes the final event of a process that did not report its end.

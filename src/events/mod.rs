@@ -30,12 +30,12 @@ const QUEUE_MAX: usize = 256;
 /// dropped. An error is the last item: this user may not access a guest, or the guests cannot be
 /// listed at all.
 pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiver<Result<Event>> {
-    let (told, heard) = mpsc::channel(QUEUE_MAX);
-    let host = Host { state: state.clone(), only: only.cloned(), told };
+    let (event_sender, heard) = mpsc::channel(QUEUE_MAX);
+    let host = Host { state: state.clone(), only: only.cloned(), event_sender };
     tokio::spawn(async move {
         tokio::select! {
-            Err(error) = host.follow() => drop(host.told.send(Err(error)).await),
-            () = host.told.closed() => {}
+            Err(error) = host.follow() => drop(host.event_sender.send(Err(error)).await),
+            () = host.event_sender.closed() => {}
         }
     });
     heard
@@ -46,7 +46,7 @@ pub(crate) fn follow(state: &StateDir, only: Option<&GuestName>) -> mpsc::Receiv
 struct Host {
     state: StateDir,
     only: Option<GuestName>,
-    told: mpsc::Sender<Result<Event>>,
+    event_sender: mpsc::Sender<Result<Event>>,
 }
 
 impl Host {
@@ -59,7 +59,7 @@ impl Host {
         loop {
             for guest in guests {
                 followed.entry(guest.name().clone()).or_insert_with(|| {
-                    let follower = Follower::new(self.state.clone(), guest, self.told.clone());
+                    let follower = Follower::new(self.state.clone(), guest, self.event_sender.clone());
                     followers.spawn(follower.follow(position)).id()
                 });
             }
@@ -117,7 +117,7 @@ mod tests {
     /// The events that a process sends; it ends each answer after one event.
     type Script = Vec<What>;
 
-    async fn tell(
+    async fn serve_events(
         State((pid, script)): State<(u32, Script)>,
         Query(query): Query<EventsRead>,
     ) -> Response {
@@ -145,7 +145,7 @@ mod tests {
             let info = GuestInfo { pid, uuid: UUID, ..GuestInfo::example(NAME) };
             let router = Router::new()
                 .route("/v1/guest", get(async || Json(info)))
-                .route(EVENTS, get(tell))
+                .route(EVENTS, get(serve_events))
                 .with_state((pid, script));
             let server = Server::start(&claim.dir().socket(), router, Audience::Owner).unwrap();
             Self { claim, server }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_guest_that_is_there_what_comes_from_now_on_is_told() {
+    async fn following_a_live_guest_reports_only_new_events() {
         let (_folder, state) = StateDir::temporary();
         let process = Process::start(&state, 7, vec![What::Started, What::Paused]);
         let mut events = follow(&state, Some(&NAME.parse().unwrap()));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_that_does_not_come_to_rest_is_told_of_slowly() {
+    async fn events_of_a_busy_guest_are_rate_limited() {
         let (begun, mut pace) = (Instant::now(), Pace::default());
         for _ in 0..3 * EVENTS_PER_SECOND_MAX {
             pace.keep().await;
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_guests_than_the_one_that_is_meant_are_not_told_of() {
+    async fn events_of_other_guests_are_not_reported() {
         let (_folder, state) = StateDir::temporary();
         let mut events = follow(&state, Some(&"db".parse().unwrap()));
         let process = Process::start(&state, 7, vec![What::Started]);

@@ -65,8 +65,8 @@ const READONLY_ROUTES: [&str; 4] =
 
 /// The router of a guest process for read-only clients.
 pub(crate) fn readonly_router(control: ProcessControl) -> Router {
-    let looks = routes().into_iter().filter(|route| is_readonly(route.operation()));
-    route::router(looks.collect(), control).merge(document())
+    let readonly_routes = routes().into_iter().filter(|route| is_readonly(route.operation()));
+    route::router(readonly_routes.collect(), control).merge(document())
 }
 
 fn is_readonly(operation: &Operation) -> bool {
@@ -106,7 +106,7 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
              when it does not listen)",
             |guest| guest.shut_down(),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/reboot",
             BEGUN,
@@ -135,7 +135,7 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
             "What the built-in workload says about itself (404 for another guest)",
             |guest| guest.workload(),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/workload",
             DONE,
@@ -158,7 +158,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             post(save),
         )
         .taking::<SaveRequest>(Required::Yes),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/save/hold",
             DONE,
@@ -166,7 +166,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
              it is not any more)",
             |guest, save: SaveId| guest.hold_save(save),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/save/release",
             DONE,
@@ -174,7 +174,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
              it is not any more)",
             |guest, save: SaveId| guest.release_save(save),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/save/finish",
             BEGUN,
@@ -189,7 +189,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             "How the running migration stands, or how the last one ended",
             |guest| guest.migration(),
         ),
-        tell(
+        ask_with_body(
             Method::POST,
             "/v1/guest/migration",
             BEGUN,
@@ -204,7 +204,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             "Cancel the running migration (409 too-late once the guest is handed over)",
             |guest| guest.cancel(),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/migration/resolve",
             BEGUN,
@@ -229,7 +229,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
              for: statistics are its last ones",
             |guest| guest.memory(),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/memory",
             DONE,
@@ -237,7 +237,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
              shared with its template again (409 while it is migrated or saved)",
             |guest, request: TreatmentRequest| guest.treat_memory(&request),
         ),
-        tell(
+        ask_with_body(
             Method::POST,
             SURVEY,
             BEGUN,
@@ -252,7 +252,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
             "The state of the last survey; once it is done, with its sample of contents",
             |guest| guest.survey(),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             SURVEY,
             DONE,
@@ -269,7 +269,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
              500 ms (404 without a balloon)",
             |guest| guest.balloon(),
         ),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/balloon",
             DONE,
@@ -292,7 +292,7 @@ fn console_and_event_routes() -> Vec<Route<ProcessControl>> {
         )
         .with(&EVENTS_QUERY)
         .answering_lines::<Event>(&EVENTS_HEADERS),
-        tell(
+        ask_with_body(
             Method::PUT,
             "/v1/guest/console",
             DONE,
@@ -371,7 +371,7 @@ fn ask<T: Serialize + JsonSchema + Send + 'static>(
 }
 
 /// A route whose request has a JSON body.
-fn tell<B, T>(
+fn ask_with_body<B, T>(
     method: Method,
     path: &'static str,
     status: StatusCode,
@@ -447,7 +447,7 @@ async fn follow_events(
     let events = Arc::clone(control.process().events());
     let is_meant = [0, control.process().identity().pid].contains(&query.pid);
     let first = if is_meant { events.first(query.from) } else { 0 };
-    let told = futures_util::stream::unfold(first, move |number| {
+    let event_lines = futures_util::stream::unfold(first, move |number| {
         let events = Arc::clone(&events);
         async move {
             let event = events.wait_for(number).await?;
@@ -455,7 +455,7 @@ async fn follow_events(
             Some((event, next))
         }
     });
-    Ok(([(EVENTS_FROM, first.to_string())], route::lines(told)))
+    Ok(([(EVENTS_FROM, first.to_string())], route::lines(event_lines)))
 }
 
 /// Resumes the guest; the body may be absent.

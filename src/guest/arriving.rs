@@ -78,8 +78,8 @@ impl Arrival {
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
         *process.occupation() = Occupation::Arriving(arrival.clone());
-        let told = arrival.clone();
-        arrival.session.tell(process, Role::Destination, move || told.status());
+        let shared_arrival = arrival.clone();
+        arrival.session.report_events(process, Role::Destination, move || shared_arrival.status());
         process.runtime().spawn(arrival.conclude(Arc::clone(process)));
         Ok(port)
     }
@@ -304,8 +304,8 @@ pub(crate) fn read_greeting() -> Result<IncomingGreeting> {
 ///
 /// # Errors
 /// If the node is gone.
-pub(crate) fn tell_node_port(port: u16) -> Result<()> {
-    tell_node(&IncomingLine::Port(port)).context("the node is gone")?;
+pub(crate) fn report_port(port: u16) -> Result<()> {
+    write_to_node(&IncomingLine::Port(port)).context("the node is gone")?;
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -317,12 +317,12 @@ pub(crate) fn tell_node_port(port: u16) -> Result<()> {
 
 /// Tells the node why no port will come. After the port has been sent this has no effect, because
 /// stdout is `/dev/null`.
-pub(crate) fn tell_node_error(error: &anyhow::Error) {
+pub(crate) fn report_error(error: &anyhow::Error) {
     // If the node is gone, it does not need the reason.
-    let _unheard = tell_node(&IncomingLine::Error(format!("{error:#}")));
+    let _unheard = write_to_node(&IncomingLine::Error(format!("{error:#}")));
 }
 
-fn tell_node(line: &IncomingLine) -> Result<()> {
+fn write_to_node(line: &IncomingLine) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{}", serde_json::to_string(line)?)?;
     Ok(stdout.flush()?)
@@ -333,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_the_node_was_not_asked_for_is_refused() {
+    fn a_disk_that_the_node_did_not_permit_is_refused() {
         let permitted = [PathBuf::from("/srv/a.raw"), PathBuf::from("/srv/b.raw")];
         let ask = |disks: &[&str]| announced(disks.iter().map(Path::new), &permitted);
         ask(&["/srv/b.raw"]).unwrap();
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_lacks_is_told_by_its_kind() {
+    fn missing_host_features_are_reported_by_kind() {
         let lacks_features = Error::Shape(ShapeError::CpuFeatures(vec!["avx512".to_owned()]));
         assert_eq!(refused(lacks_features).kind, RefusalKind::Cpu);
         let nonsense = Error::Shape(ShapeError::Malformed("short".to_owned()));

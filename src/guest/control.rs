@@ -65,7 +65,7 @@ impl ProcessControl {
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         let done = action(self.machine()?);
-        self.process().tell_run_state();
+        self.process().report_run_state();
         drop(occupation);
         done.map_err(ApiError::failed)?;
         Ok(self.state())

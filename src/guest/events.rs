@@ -24,25 +24,25 @@ const KEPT_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Events {
     of: GuestIdentity,
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
     /// Number of the next event; `None` when there will be no more.
     next: watch::Sender<Option<u64>>,
 }
 
 /// What has been reported so far.
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     kept: VecDeque<Event>,
     /// Whether the guest runs, once it has started.
     is_running: Option<bool>,
     /// Number of resets.
     restarts: u64,
-    migration: Option<ToldMigration>,
+    migration: Option<ReportedMigration>,
 }
 
 /// What has been reported about the last migration.
 #[derive(Debug)]
-struct ToldMigration {
+struct ReportedMigration {
     id: MigrationId,
     phases: usize,
     is_in_doubt: bool,
@@ -52,19 +52,19 @@ struct ToldMigration {
 impl Events {
     /// The events of the process with this identity, empty at first.
     pub(super) fn new(of: GuestIdentity) -> Arc<Self> {
-        Arc::new(Self { of, told: Mutex::default(), next: watch::Sender::new(Some(0)) })
+        Arc::new(Self { of, reported: Mutex::default(), next: watch::Sender::new(Some(0)) })
     }
 
     /// Reports that the guest runs here; only the first call counts.
     pub(super) fn started(&self) {
-        self.report_all(|told| told.start().into_iter().collect());
+        self.report_all(|reported| reported.start().into_iter().collect());
     }
 
     /// Reports that the guest was paused or resumed, if that is new.
     pub(super) fn is_running(&self, is_running: bool) {
-        self.report_all(|told| match told.is_running {
+        self.report_all(|reported| match reported.is_running {
             Some(was_running) if was_running != is_running => {
-                told.is_running = Some(is_running);
+                reported.is_running = Some(is_running);
                 vec![if is_running { What::Resumed } else { What::Paused }]
             }
             Some(_) | None => Vec::new(),
@@ -74,10 +74,10 @@ impl Events {
     /// Reports each reset of the guest that is new.
     pub(super) fn restarts(&self, restarts: &Restarts) {
         let Some(last) = &restarts.last else { return };
-        self.report_all(|told| {
+        self.report_all(|reported| {
             // Two threads may report at once, the later count first.
-            let known = told.restarts;
-            told.restarts = known.max(restarts.count);
+            let known = reported.restarts;
+            reported.restarts = known.max(restarts.count);
             // Of several resets at once, only the reason of the last one is known.
             (known..restarts.count).map(|_| What::Reset { reason: last.to_string() }).collect()
         });
@@ -85,9 +85,9 @@ impl Events {
 
     /// Reports that a migration starts.
     pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
-        self.report_all(|told| {
-            let new = ToldMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
-            told.migration = Some(new);
+        self.report_all(|reported| {
+            let new = ReportedMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
+            reported.migration = Some(new);
             vec![What::MigrationStarted { migration_id, role }]
         });
     }
@@ -95,13 +95,13 @@ impl Events {
     /// Reports what is new about a migration, if it is the last one that started.
     pub(super) fn migration(&self, status: &MigrationStatus) {
         let Some(progress) = &status.progress else { return };
-        self.report_all(|told| told.migration(progress, status.report.as_ref()));
+        self.report_all(|reported| reported.migration(progress, status.report.as_ref()));
     }
 
     /// Reports that the guest is no longer here; no event follows.
     pub(super) fn stopped(&self, reason: String) {
-        let mut told = self.told();
-        self.report(&mut told, vec![What::Stopped { reason }]);
+        let mut reported = self.reported();
+        self.report(&mut reported, vec![What::Stopped { reason }]);
         self.next.send_replace(None);
     }
 
@@ -118,36 +118,36 @@ impl Events {
         let mut next = self.next.subscribe();
         // Cannot fail: the sender lives as long as `self`.
         let _ = next.wait_for(|next| next.is_none_or(|next| next > number)).await;
-        self.told().kept.iter().find(|event| event.number >= number).cloned()
+        self.reported().kept.iter().find(|event| event.number >= number).cloned()
     }
 
     /// Adds the events that `news` derives from what has been reported.
-    fn report_all(&self, news: impl FnOnce(&mut Told) -> Vec<What>) {
+    fn report_all(&self, news: impl FnOnce(&mut Reported) -> Vec<What>) {
         // The lock makes concurrent reports wait, so that numbers rise.
-        let mut told = self.told();
-        let news = news(&mut told);
-        self.report(&mut told, news);
+        let mut reported = self.reported();
+        let news = news(&mut reported);
+        self.report(&mut reported, news);
     }
 
-    fn report(&self, told: &mut Told, news: Vec<What>) {
+    fn report(&self, reported: &mut Reported, news: Vec<What>) {
         let Some(mut number) = *self.next.borrow() else { return };
         for what in news {
             let GuestIdentity { name, uuid, pid, .. } = &self.of;
             let (guest, uuid, pid) = (name.clone(), *uuid, *pid);
-            told.kept.push_back(Event { time_unix_ms: unix_ms(), guest, uuid, pid, number, what });
+            reported.kept.push_back(Event { time_unix_ms: unix_ms(), guest, uuid, pid, number, what });
             number += 1;
         }
-        let surplus = told.kept.len().saturating_sub(KEPT_MAX);
-        told.kept.drain(..surplus);
+        let surplus = reported.kept.len().saturating_sub(KEPT_MAX);
+        reported.kept.drain(..surplus);
         self.next.send_if_modified(|next| next.replace(number) != Some(number));
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Told {
+impl Reported {
     fn start(&mut self) -> Option<What> {
         let is_new = self.is_running.is_none();
         self.is_running.get_or_insert(true);
@@ -197,8 +197,8 @@ mod tests {
     }
 
     /// All events that are still kept.
-    fn told(events: &Events) -> Vec<What> {
-        events.told().kept.iter().map(|event| event.what.clone()).collect()
+    fn reported(events: &Events) -> Vec<What> {
+        events.reported().kept.iter().map(|event| event.what.clone()).collect()
     }
 
     fn status(id: MigrationId, phases: &[Phase], end: Option<Outcome>) -> MigrationStatus {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_life_of_a_guest_is_told_once() {
+    fn each_guest_event_is_reported_once() {
         let events = events();
         events.is_running(false);
         events.started();
@@ -226,13 +226,13 @@ mod tests {
         events.is_running(false);
         let reset = What::Reset { reason: "reset on request".to_owned() };
         let stopped = What::Stopped { reason: "powered off".to_owned() };
-        assert_eq!(told(&events), [What::Started, What::Paused, What::Resumed, reset, stopped]);
-        let numbers = events.told().kept.iter().map(|event| event.number).collect::<Vec<_>>();
+        assert_eq!(reported(&events), [What::Started, What::Paused, What::Resumed, reset, stopped]);
+        let numbers = events.reported().kept.iter().map(|event| event.number).collect::<Vec<_>>();
         assert_eq!(numbers, [0, 1, 2, 3, 4]);
     }
 
     #[test]
-    fn no_phase_of_a_migration_is_missed_and_none_told_twice() {
+    fn each_phase_of_a_migration_is_reported_exactly_once() {
         let (events, id) = (events(), MigrationId::random());
         let phase = |phase| What::MigrationPhase { migration_id: id, phase };
         events.migration(&status(id, &[Phase::Connect], None));
@@ -245,11 +245,11 @@ mod tests {
         events.migration(&later);
         let begun = What::MigrationStarted { migration_id: id, role: Role::Source };
         let phases = [connect, prepare, precopy, switchover].map(phase);
-        assert_eq!(told(&events), [[begun].as_slice(), &phases].concat());
+        assert_eq!(reported(&events), [[begun].as_slice(), &phases].concat());
     }
 
     #[test]
-    fn a_migration_in_doubt_ends_twice_and_an_earlier_one_is_not_told_of_again() {
+    fn a_migration_in_doubt_ends_twice_and_an_earlier_one_is_not_reported_again() {
         let (events, id) = (events(), MigrationId::random());
         events.migration_started(id, Role::Source);
         let mut doubt = status(id, &[], Some(Outcome::InDoubt));
@@ -267,7 +267,7 @@ mod tests {
         let detail = "wait".to_owned();
         let expected =
             [start(id), What::InDoubt { detail }, end(&doubt), end(&stayed), start(next)];
-        assert_eq!(told(&events), expected);
+        assert_eq!(reported(&events), expected);
         let text = end(&doubt).to_string();
         assert!(text.starts_with("migration ended: in doubt: "), "{text}");
     }
@@ -279,12 +279,12 @@ mod tests {
         let mut arrived = status(id, &[], Some(Outcome::Migrated));
         arrived.report.as_mut().unwrap().role = Role::Destination;
         events.migration(&arrived);
-        let told = told(&events);
-        assert!(matches!(told[..], [_, What::MigrationEnded { .. }, What::Started]), "{told:?}");
+        let reported = reported(&events);
+        assert!(matches!(reported[..], [_, What::MigrationEnded { .. }, What::Started]), "{reported:?}");
     }
 
     #[tokio::test]
-    async fn a_reader_reads_on_where_it_stopped_and_sees_what_it_missed() {
+    async fn a_reader_continues_where_it_stopped_and_sees_what_it_missed() {
         let events = events();
         events.started();
         assert_eq!((events.first(0), events.first(u64::MAX)), (0, 1));

@@ -22,7 +22,7 @@ use crate::departures;
 /// How long a guest that stays waits until the destination has been told, before it can migrate
 /// again. If the destination is unreachable, the session in the background or the node tells it
 /// later.
-const TELL_PATIENCE: Duration = Duration::from_secs(5);
+const NOTIFY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An outgoing migration, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
@@ -76,8 +76,8 @@ impl Departure {
         let session = MigrationSession::new(started.map_err(ApiError::failed)?);
         let destination = request.destination.clone();
         let departure = Self { session, destination, guest, disks, ran };
-        let told = departure.clone();
-        departure.session.tell(process, Role::Source, move || told.status());
+        let shared = departure.clone();
+        departure.session.report_events(process, Role::Source, move || shared.status());
         process.runtime().spawn(departure.clone().conclude(Arc::clone(process)));
         Ok(departure)
     }
@@ -141,7 +141,7 @@ impl Departure {
                 |report: &Report| matches!(report.outcome, Outcome::StayedAtSource | Outcome::Lost);
             let report = reports.wait_for(|report| report.as_ref().is_some_and(is_over)).await;
             let report = report.ok().and_then(|report| report.clone());
-            tokio::time::sleep(TELL_PATIENCE).await;
+            tokio::time::sleep(NOTIFY_PATIENCE).await;
             report
         };
         tokio::select! {
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_without_sense_are_refused_as_such() {
+    fn invalid_requests_are_refused_as_such() {
         let request = request_to("host-b");
         for wrong in [
             request_to(""),

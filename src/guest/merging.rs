@@ -140,7 +140,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_guest_of_a_domain_cannot_say_that_another_one_is_merged() {
+    fn a_guest_of_a_domain_cannot_claim_another_is_merged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("merge-domain");
         let merging = join(&path, &"shop".parse().unwrap(), PATIENCE).unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_held_alone_for_long_keeps_no_guest_from_running() {
+    fn a_long_exclusive_lock_stops_no_guest_from_running() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("merge-domain");
         let alone = File::create(&path).unwrap();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn one_domain_at_a_time_until_its_last_guest_is_gone() {
+    fn one_domain_at_a_time_until_its_last_guest_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("merge-domain");
         let join = |domain: &str| join(&path, &domain.parse().unwrap(), PATIENCE).unwrap();

@@ -64,13 +64,13 @@ impl Ending {
     /// Returns the record of this ending, for the guest `uuid` in the process of this identity,
     /// which ends at `ended_unix_ms`.
     pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid, ended_unix_ms: u64) -> Ended {
-        let (how, reason) = self.told();
+        let (how, reason) = self.described();
         let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
         Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason }
     }
 
     /// Returns the kind of this ending, and the end of the sentence "web-1 ...".
-    fn told(&self) -> (How, String) {
+    fn described(&self) -> (How, String) {
         match self {
             Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
             Self::Guest(StopReason::PowerOff) => (How::PoweredOff, "powered off".to_owned()),
@@ -276,7 +276,7 @@ impl GuestProcess {
                         process.events().restarts(&machine.vm().restarts());
                     }
                     Some(VmEvent::Doorbell { value, .. }) => {
-                        bad_news.hear(process.name(), &machine, value);
+                        bad_news.handle(process.name(), &machine, value);
                     }
                     None => {}
                 }
@@ -311,12 +311,12 @@ impl GuestProcess {
         // waits until the occupation is unlocked.
         self.events.migration(status);
         if occupation.session().is_none() {
-            self.tell_run_state();
+            self.report_run_state();
         }
     }
 
     /// Reports whether the guest, which is this process's own, runs, if that is new.
-    pub(super) fn tell_run_state(&self) {
+    pub(super) fn report_run_state(&self) {
         self.events.started();
         match self.machine().map(|machine| machine.vm().run_state()) {
             Some(vmm_core::RunState::Running) => self.events.is_running(true),
@@ -326,8 +326,8 @@ impl GuestProcess {
     }
 
     /// Reports that the guest is no longer here, and how it ended.
-    pub(super) fn tell_end(&self, ending: &Ending) {
-        self.events.stopped(ending.told().1);
+    pub(super) fn report_end(&self, ending: &Ending) {
+        self.events.stopped(ending.described().1);
     }
 
     /// Ends the occupation with `guest`, which is paused since it was saved, so that it continues.
@@ -484,7 +484,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_save_that_breaks_down_frees_the_process() {
+    async fn a_panicking_save_frees_the_process() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let name = "web".parse().unwrap();

@@ -92,7 +92,7 @@ impl MigrationSession {
 
     /// Reports the progress of the migration as events of the guest of `process`, as `status` shows
     /// it, from now on until nothing of the migration is left.
-    pub(super) fn tell(
+    pub(super) fn report_events(
         &self,
         process: &GuestProcess,
         role: Role,

@@ -35,7 +35,7 @@ use crate::names::GuestName;
 use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
-use crate::terminal::{RawTerminal, pump_input};
+use crate::terminal::{RawTerminal, forward_input};
 use crate::verbs::session::block_on;
 use crate::whereabouts::Whereabouts;
 
@@ -237,7 +237,7 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     });
     let outcome = life.and_then(|life| life.receive(args));
     if let Err(error) = &outcome {
-        arriving::tell_node_error(error);
+        arriving::report_error(error);
     }
     outcome
 }
@@ -306,7 +306,7 @@ impl Life {
         process.set_confinement(Confinement { seccomp, landlock: self.landlock });
         confinement::restrict_calls(self.seccomp, self.means)?;
         #[cfg(feature = "failpoints")]
-        confinement::attempt::as_told(&self.runtime)?;
+        confinement::attempt::run_requested(&self.runtime)?;
         Ok(())
     }
 
@@ -373,7 +373,7 @@ impl Life {
             Arrival::start(&process, args, &greeting, (console, self.unconfined.take(), departed))?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
-        arriving::tell_node_port(port)?;
+        arriving::report_port(port)?;
         self.live(&process, servers)
     }
 
@@ -382,10 +382,10 @@ impl Life {
         self.dir().write_identity(process.identity())?;
         let _entered = self.runtime.enter();
         let control = || ProcessControl(Arc::clone(process));
-        let looks = readonly_router(control());
+        let readonly = readonly_router(control());
         Ok([
             Server::start(&self.dir().socket(), router(control()), Audience::Owner)?,
-            Server::start(&self.dir().readonly_socket(), looks, Audience::Anybody)?,
+            Server::start(&self.dir().readonly_socket(), readonly, Audience::Anybody)?,
         ])
     }
 
@@ -396,7 +396,7 @@ impl Life {
             if let Some(machine) = process.machine() {
                 machine.scrollback().close();
             }
-            process.tell_end(&process.ending());
+            process.report_end(&process.ending());
             for server in servers {
                 server.close().await;
             }
@@ -430,7 +430,7 @@ fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option
             process.end(Ending::Asked);
         }
     };
-    pump_input(take, end)?;
+    forward_input(take, end)?;
     Ok(raw)
 }
 

@@ -68,10 +68,10 @@ impl Surveys {
         let scanner = Scanner::new(memory, Arc::clone(&progress), request.cpu_share);
         let seed = Seed::new(request.seed);
         let scan = Scan::new(seed, capacity, request.bits);
-        let (process, told) = (Arc::downgrade(process), Arc::clone(&progress));
+        let (process, shared) = (Arc::downgrade(process), Arc::clone(&progress));
         let activity = request.activity;
         let work = move || {
-            let state = State::after(told, scanner.run(scan, Watch::new(seed), activity));
+            let state = State::after(shared, scanner.run(scan, Watch::new(seed), activity));
             if let Some(process) = process.upgrade() {
                 *process.surveys().state() = state;
             }
@@ -153,8 +153,8 @@ impl Surveys {
 
 impl State {
     /// The state after a survey has ended.
-    fn after(progress: Arc<Progress>, look: Result<Found, Ended>) -> Self {
-        match look {
+    fn after(progress: Arc<Progress>, outcome: Result<Found, Ended>) -> Self {
+        match outcome {
             Ok(found) => Self::Done(progress, Arc::new(found)),
             Err(Ended::CalledOff) => {
                 let text = "cancelled: the guest is migrated, saved, or ended";

@@ -77,12 +77,12 @@ pub(crate) struct ReportedFaults {
 
 impl ReportedFaults {
     /// Logs a problem that a workload reports by its doorbell.
-    pub(crate) fn hear(&mut self, name: &GuestName, machine: &Machine, value: u32) {
+    pub(crate) fn handle(&mut self, name: &GuestName, machine: &Machine, value: u32) {
         if let Some(doorbell) = Doorbell::decode(value)
             && let Ok(workload) = report(machine)
             && self.is_new(doorbell)
         {
-            tell(name, doorbell, workload);
+            log_doorbell(name, doorbell, workload);
         }
     }
 
@@ -99,7 +99,7 @@ impl ReportedFaults {
     }
 }
 
-fn tell(name: &GuestName, doorbell: Doorbell, workload: WorkloadInfo) {
+fn log_doorbell(name: &GuestName, doorbell: Doorbell, workload: WorkloadInfo) {
     match doorbell {
         Doorbell::Fault { .. } => {
             let page = workload.first_bad_page.unwrap_or_else(|| "no page is named".to_owned());
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_rings_without_end_is_told_of_once_for_each_kind() {
+    fn endless_doorbells_are_reported_once_per_kind() {
         let mut news = ReportedFaults::default();
         let heard: Vec<bool> = (0..4)
             .flat_map(|vcpu| {

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_password_is_let_in() {
+    fn only_the_password_is_accepted() {
         // RFC 7617 §2.
         let wanted = read("Aladdin:open sesame\n", 0o600).unwrap();
         let shows = |text: &'static str| wanted.allows(Some(&HeaderValue::from_static(text)));

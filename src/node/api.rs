@@ -75,7 +75,7 @@ async fn show_node(node: Arc<Node>) -> Result<NodeInfo, ApiError> {
 }
 
 async fn list_guests(node: Arc<Node>) -> Result<Vec<GuestEntry>, ApiError> {
-    let sightings = inventory::look(node.state()).await.map_err(ApiError::failed)?;
+    let sightings = inventory::query_guests(node.state()).await.map_err(ApiError::failed)?;
     let entries = sightings.into_iter().map(|sighting| match sighting.answer {
         Ok(view) => GuestEntry {
             name: sighting.name,

@@ -30,7 +30,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Pause between two checks of guests that may be on another host.
-const LOOK_PAUSE: Duration = Duration::from_secs(2);
+const POLL_PAUSE: Duration = Duration::from_secs(2);
 
 /// The content of `autostarted.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,13 +55,13 @@ async fn start_all(node: &Node) -> Result<()> {
     if round.waiting.is_empty() {
         tracing::debug!("guests have been started with the host before");
     }
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     while !round.waiting.is_empty() {
         let mut waiting = Vec::new();
         for name in &round.waiting {
             if let Some(why) = try_start(node, name).await {
                 waiting.push(name.clone());
-                if told.insert(name.clone()) {
+                if reported.insert(name.clone()) {
                     tracing::warn!(guest = %name, "not started with the host yet: {name} {why}");
                 }
             }
@@ -72,7 +72,7 @@ async fn start_all(node: &Node) -> Result<()> {
                 tracing::warn!("cannot keep which guests wait to be started: {error:#}");
             }
         }
-        tokio::time::sleep(LOOK_PAUSE).await;
+        tokio::time::sleep(POLL_PAUSE).await;
     }
     Ok(())
 }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_start_once_in_each_life_of_the_host() {
+    fn guests_start_once_per_host_boot() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         define(&state, "web");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_waits_goes_on_waiting_when_the_node_starts_again() {
+    fn a_waiting_guest_keeps_waiting_when_the_node_restarts() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         define(&state, "db");

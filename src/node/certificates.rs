@@ -24,11 +24,11 @@ pub(super) fn keep(
     mut identity: Identity,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let mut told = None;
+        let mut reported = None;
         loop {
             sleep(ROUND).await;
             match tokio::task::block_in_place(|| changed(&certs, &identity)) {
-                Ok(None) => told = None,
+                Ok(None) => reported = None,
                 Ok(Some((new, tls, acceptor))) => {
                     endpoint::renew(&endpoint, &tls);
                     web.send_replace(acceptor);
@@ -38,16 +38,16 @@ pub(super) fn keep(
                             "crl.pem is gone: no certificate counts as revoked any more"
                         );
                     }
-                    (identity, told) = (new, None);
+                    (identity, reported) = (new, None);
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if told.as_ref() != Some(&error) {
+                    if reported.as_ref() != Some(&error) {
                         tracing::error!(
                             "the certificates and lists read before stay in force: {error}"
                         );
                     }
-                    told = Some(error);
+                    reported = Some(error);
                 }
             }
         }

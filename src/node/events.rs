@@ -40,10 +40,10 @@ impl Default for HostEvents {
 impl HostEvents {
     /// Returns the events from now on, until the node ends.
     pub(crate) fn follow(&self) -> impl Stream<Item = Event> + use<> {
-        let told = self.sender().as_ref().map(Sender::subscribe);
-        unfold(told, async |told| {
-            let mut told = told?;
-            Some((next(&mut told).await?, Some(told)))
+        let receiver = self.sender().as_ref().map(Sender::subscribe);
+        unfold(receiver, async |receiver| {
+            let mut receiver = receiver?;
+            Some((next(&mut receiver).await?, Some(receiver)))
         })
     }
 
@@ -52,7 +52,7 @@ impl HostEvents {
         *self.sender() = None;
     }
 
-    fn tell(&self, event: Event) {
+    fn publish(&self, event: Event) {
         if let Some(sender) = &*self.sender() {
             // It is fine if no client follows.
             let _unheard = sender.send(event);
@@ -64,9 +64,9 @@ impl HostEvents {
     }
 }
 
-async fn next(told: &mut Receiver<Event>) -> Option<Event> {
+async fn next(receiver: &mut Receiver<Event>) -> Option<Event> {
     loop {
-        match told.recv().await {
+        match receiver.recv().await {
             Ok(event) => return Some(event),
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return None,
@@ -83,7 +83,7 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
             match event {
                 Ok(event) => {
                     log.write(&event);
-                    node.events().tell(event);
+                    node.events().publish(event);
                 }
                 Err(error) => tracing::warn!("cannot follow what happens to guests: {error:#}"),
             }
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_in_a_reset_loop_is_logged_so_often_and_others_as_ever() {
+    async fn a_guest_in_a_reset_loop_is_logged_at_a_limited_rate_and_others_are_not_limited() {
         let (mut log, web, db) = (Log::default(), "web".parse().unwrap(), "db".parse().unwrap());
         let mut beyond = |guest: &GuestName, count| (0..count).filter(|_| log.count(guest)).count();
         assert_eq!(beyond(&web, LOGGED_PER_MINUTE), 0);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_follows_hears_each_event_until_the_node_ends() {
+    async fn followers_receive_each_event_until_the_node_ends() {
         use futures_util::StreamExt;
 
         let events = HostEvents::default();
@@ -153,9 +153,9 @@ mod tests {
             number: 0,
             what: What::Started,
         };
-        events.tell(event.clone());
+        events.publish(event.clone());
         events.close();
-        events.tell(event.clone());
+        events.publish(event.clone());
         assert_eq!(followed.next().await, Some(event));
         assert_eq!(followed.next().await, None);
         assert_eq!(std::pin::pin!(events.follow()).next().await, None);

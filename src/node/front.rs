@@ -224,7 +224,7 @@ impl Node {
     /// Returns the state of a guest about which another host asks. A guest that does not answer may
     /// run.
     async fn found(&self, guest: &GuestDir) -> FoundGuest {
-        let (state, is_owned) = match inventory::look_at(guest.clone()).await.answer {
+        let (state, is_owned) = match inventory::query_guest(guest.clone()).await.answer {
             Ok(GuestView { info, .. }) => {
                 let is_owned = is_owned(info.state) || self.is_taking_over(guest.name());
                 (info.state.as_str(), is_owned)
@@ -425,7 +425,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn where_records_cannot_be_read_no_guest_is_said_not_to_be_here() {
+    async fn unreadable_records_never_report_a_guest_as_absent() {
         let (_folder, node) = node();
         let record = source_record(SourceState::Done, 1);
         node.records().create(&record).unwrap();

@@ -42,10 +42,10 @@ pub(crate) struct GuestView {
 ///
 /// # Errors
 /// If the folder of guests cannot be read.
-pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<GuestAnswer>> {
-    let mut looks: JoinSet<GuestAnswer> = state.live_guests()?.into_iter().map(look_at).collect();
-    let mut sightings = Vec::with_capacity(looks.len());
-    while let Some(done) = looks.join_next().await {
+pub(crate) async fn query_guests(state: &StateDir) -> anyhow::Result<Vec<GuestAnswer>> {
+    let mut queries: JoinSet<GuestAnswer> = state.live_guests()?.into_iter().map(query_guest).collect();
+    let mut sightings = Vec::with_capacity(queries.len());
+    while let Some(done) = queries.join_next().await {
         match done {
             Ok(sighting) => sightings.push(sighting),
             Err(error) => tracing::error!(%error, "asking a guest broke down"),
@@ -56,7 +56,7 @@ pub(crate) async fn look(state: &StateDir) -> anyhow::Result<Vec<GuestAnswer>> {
 }
 
 /// Queries one live guest.
-pub(crate) async fn look_at(dir: GuestDir) -> GuestAnswer {
+pub(crate) async fn query_guest(dir: GuestDir) -> GuestAnswer {
     let name = dir.name().clone();
     let answer = match tokio::time::timeout(GUEST_PATIENCE, ask(&dir)).await {
         Ok(answer) => answer,

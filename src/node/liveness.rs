@@ -115,7 +115,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_for_a_guest_that_has_run_for_a_while_does_the_record_speak() {
+    fn the_record_decides_only_for_a_guest_that_has_run_for_a_while() {
         let running = destination_record(DestinationState::Running, 77);
         let ready = destination_record(DestinationState::Ready, 77);
         assert!(!is_silent(&running, 0), "the clock was set back");

@@ -315,7 +315,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn calling_off_is_no_failure() {
+    fn a_cancellation_is_not_a_failure() {
         let cancelled = reported(
             &report(Outcome::StayedAtSource, Some((Phase::Precopy, Reason::Cancelled))),
             Role::Source,
@@ -348,7 +348,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_damaged_ledger_begins_anew() {
+    fn a_damaged_ledger_starts_empty() {
         let bench = bench();
         std::fs::write(&bench.path, "{\"x\": 7").unwrap();
         let mut ledger = Ledger::open(&bench.path).unwrap();
@@ -359,7 +359,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_ledger_at_all_is_replaced_by_one() {
+    fn a_special_file_is_replaced_by_a_ledger() {
         let bench = bench();
         nix::unistd::mkfifo(&bench.path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut ledger = Ledger::open(&bench.path).unwrap();
@@ -370,7 +370,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_ledger_forgets_records_that_are_gone() {
+    fn the_ledger_drops_removed_records() {
         let bench = bench();
         let mut ledger = Ledger::open(&bench.path).unwrap();
         ledger

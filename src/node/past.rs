@@ -122,7 +122,7 @@ mod tests {
     }
 
     /// Returns the answer, and whether it says that this host owns the guest.
-    fn told(records: &[Record], since: Since) -> Option<(String, bool)> {
+    fn reported(records: &[Record], since: Since) -> Option<(String, bool)> {
         let uuid = source_record(SourceState::Done, 1).guest_uuid;
         past(records, uuid, since).map(|past| (past.guest.state.to_string(), past.guest.is_owned))
     }
@@ -139,16 +139,16 @@ mod tests {
     }
 
     #[test]
-    fn where_a_guest_has_gone_is_told_from_its_last_migration() {
+    fn the_last_migration_decides_where_a_guest_has_gone() {
         let (arrived, since) = arrived(DestinationState::Running);
-        assert_eq!(told(&[], since), None);
-        assert_eq!(told(std::slice::from_ref(&arrived), since), ended_there());
+        assert_eq!(reported(&[], since), None);
+        assert_eq!(reported(std::slice::from_ref(&arrived), since), ended_there());
         let moved_on = at(source_record(SourceState::Done, 1), 2000);
         let to_b = Some(("moved to host-b:4950".to_owned(), true));
         let both = [arrived.clone(), moved_on.clone()];
-        assert_eq!(told(&both, since), to_b);
+        assert_eq!(reported(&both, since), to_b);
         assert_eq!(
-            told(std::slice::from_ref(&moved_on), since),
+            reported(std::slice::from_ref(&moved_on), since),
             to_b,
             "also if it is all there is"
         );
@@ -157,28 +157,28 @@ mod tests {
         assert_eq!(onward.node_address, ([127, 0, 0, 1], 4950).into());
         let mut other = at(source_record(SourceState::Aborted, 1), 4000);
         other.guest_uuid = Uuid::from_u128(u128::MAX);
-        assert_eq!(told(&[moved_on, other], since), to_b, "another guest tells nothing");
+        assert_eq!(reported(&[moved_on, other], since), to_b, "another guest tells nothing");
     }
 
     #[test]
-    fn a_guest_that_was_handed_on_is_on_its_way_until_that_is_settled() {
+    fn a_guest_that_was_handed_on_is_in_transit_until_settled() {
         let (arrived, since) = arrived(DestinationState::Running);
         let on_its_way = Some(("on its way to host-b:4950".to_owned(), true));
         for open in [SourceState::Undecided, SourceState::Committed] {
             let open = at(source_record(open, 1), 2000);
             let mut records = vec![arrived.clone(), open];
-            assert_eq!(told(&records, since), on_its_way);
+            assert_eq!(reported(&records, since), on_its_way);
             // The guest was offered again since, and not accepted.
             let offered = [DestinationState::Discarded, DestinationState::Loading];
             records.extend(offered.map(|state| at(destination_record(state, 1), 3000)));
-            assert_eq!(told(&records, since), on_its_way);
+            assert_eq!(reported(&records, since), on_its_way);
         }
         let stayed = at(source_record(SourceState::Aborted, 1), 2000);
-        assert_eq!(told(&[arrived, stayed], since), ended_there());
+        assert_eq!(reported(&[arrived, stayed], since), ended_there());
     }
 
     #[test]
-    fn what_came_before_the_migration_in_question_tells_nothing() {
+    fn migrations_before_the_one_in_question_are_ignored() {
         let before = at(source_record(SourceState::Done, 1), 500);
         let open_before = at(source_record(SourceState::Committed, 1), 600);
         for waits in [
@@ -189,7 +189,7 @@ mod tests {
             DestinationState::Discarded,
         ] {
             let (waits, since) = arrived(waits);
-            assert_eq!(told(&[before.clone(), open_before.clone(), waits], since), None);
+            assert_eq!(reported(&[before.clone(), open_before.clone(), waits], since), None);
         }
     }
 
@@ -203,24 +203,24 @@ mod tests {
         ] {
             let own = source_record(state, 1);
             let since = Since::Migration(own.migration);
-            assert_eq!(told(&[own], since), expected, "{state:?}");
+            assert_eq!(reported(&[own], since), expected, "{state:?}");
         }
     }
 
     #[test]
-    fn an_earlier_version_is_not_told_of_its_own_migration_that_it_is_on_its_way() {
+    fn an_earlier_version_is_not_sent_its_own_migration_as_in_transit() {
         let [asker, another] = [[127, 0, 0, 1], [192, 0, 2, 7]].map(|ip| Since::Unsaid(ip.into()));
         let to_asker = at(source_record(SourceState::Committed, 1), 2000);
-        assert_eq!(told(std::slice::from_ref(&to_asker), asker), None);
+        assert_eq!(reported(std::slice::from_ref(&to_asker), asker), None);
         let on_its_way = Some(("on its way to host-b:4950".to_owned(), true));
-        assert_eq!(told(std::slice::from_ref(&to_asker), another), on_its_way);
+        assert_eq!(reported(std::slice::from_ref(&to_asker), another), on_its_way);
         let waits = at(destination_record(DestinationState::Ready, 1), 3000);
-        assert_eq!(told(&[to_asker.clone(), waits.clone()], asker), None, "it waits to be told");
-        assert_eq!(told(&[to_asker, waits], another), on_its_way);
+        assert_eq!(reported(&[to_asker.clone(), waits.clone()], asker), None, "it waits to be told");
+        assert_eq!(reported(&[to_asker, waits], another), on_its_way);
         let (arrived, _) = arrived(DestinationState::Running);
-        assert_eq!(told(std::slice::from_ref(&arrived), asker), ended_there());
+        assert_eq!(reported(std::slice::from_ref(&arrived), asker), ended_there());
         let moved_on = at(source_record(SourceState::Done, 1), 4000);
         let to_b = Some(("moved to host-b:4950".to_owned(), true));
-        assert_eq!(told(&[arrived, moved_on], asker), to_b);
+        assert_eq!(reported(&[arrived, moved_on], asker), to_b);
     }
 }

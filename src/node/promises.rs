@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_guest_does_not_get_what_the_first_was_promised() {
+    fn memory_promised_to_one_guest_is_not_given_to_another() {
         let promises = Promises::default();
         let first = MigrationId::random();
         promises.admit(&request("a", 1), first, host).unwrap();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promise_that_was_made_anew_counts() {
+    fn a_restored_promise_counts() {
         let promises = Promises::default();
         promises.restore(&request("a", 1), MigrationId::random(), std::process::id());
         assert!(promises.outstanding_bytes() > GIB);

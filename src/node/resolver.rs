@@ -108,7 +108,7 @@ fn decision(record: &Record) -> Option<Decision> {
 #[derive(Debug)]
 pub(crate) struct Resolver<C> {
     records: RecordStore,
-    courier: Arc<C>,
+    client: Arc<C>,
     schedule: Schedule,
     tries: JoinSet<()>,
     /// Attempts that may still run.
@@ -117,9 +117,9 @@ pub(crate) struct Resolver<C> {
 
 impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
     /// Creates a resolver of orphans among `records`.
-    pub(crate) fn new(records: RecordStore, courier: C) -> Self {
+    pub(crate) fn new(records: RecordStore, client: C) -> Self {
         let (schedule, tries, under_way) = Default::default();
-        Self { records, courier: Arc::new(courier), schedule, tries, under_way }
+        Self { records, client: Arc::new(client), schedule, tries, under_way }
     }
 
     /// Starts an attempt for each of `orphans` that is due and not being tried. `orphans` must be
@@ -138,10 +138,10 @@ impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
             if self.under_way.contains_key(&orphan) || !self.schedule.take(orphan.clone(), now) {
                 continue;
             }
-            let (records, record, courier) =
-                (self.records.clone(), record.clone(), Arc::clone(&self.courier));
+            let (records, record, client) =
+                (self.records.clone(), record.clone(), Arc::clone(&self.client));
             let task = async move {
-                settle_one(&records, &record, &*courier).await;
+                settle_one(&records, &record, &*client).await;
             };
             self.under_way.insert(orphan, self.tries.spawn(task));
         }
@@ -152,7 +152,7 @@ impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
 async fn settle_one(
     records: &RecordStore,
     record: &Record,
-    courier: &impl DecisionClient,
+    client: &impl DecisionClient,
 ) -> Settlement {
     let (migration, guest) = (record.migration, record.guest.as_str());
     let (Side::Source { state, destination, .. }, Some(decision)) =
@@ -160,7 +160,7 @@ async fn settle_one(
     else {
         return Settlement::Settled;
     };
-    let answer = match courier.deliver(record, decision).await {
+    let answer = match client.deliver(record, decision).await {
         Ok(answer) => answer,
         Err(error) => {
             tracing::warn!(
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_commit_is_settled_by_hearing_that_the_guest_runs() {
+    async fn a_commit_is_settled_by_a_report_that_the_guest_runs() {
         let running = Ok(DestinationMessage::Running(Takeover::default()));
         assert_eq!(
             try_one(SourceState::Committed, running).await,
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_commit_it_is_settled_by_hearing_that_the_copy_is_gone() {
+    async fn without_a_commit_it_is_settled_by_a_report_that_the_copy_is_gone() {
         let gone = Ok(DestinationMessage::Discarded);
         assert_eq!(
             try_one(SourceState::Undecided, gone).await,
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_guests_record_with_the_same_id_takes_no_turn_away() {
+    async fn another_guests_record_with_the_same_id_blocks_no_attempt() {
         let web = source_record(SourceState::Undecided, 1);
         let forged = Record { guest: "h".to_owned(), started_unix_ms: u64::MAX, ..web.clone() };
         let (_folder, store) = store(&web);

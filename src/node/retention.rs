@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_defined_guest_is_stays_known() {
+    fn the_location_of_a_defined_guest_is_retained() {
         let left = aged(source_record(SourceState::Done, 1), 0);
         let mut earlier = aged(source_record(SourceState::Aborted, 1), 0);
         earlier.started_unix_ms -= 1;
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_guest_has_gone_that_is_not_defined_here_stays_known() {
+    fn the_destination_of_an_undefined_guest_is_retained() {
         let at = |record: Record, started_unix_ms| Record {
             started_unix_ms,
             updated_unix_ms: started_unix_ms,

@@ -142,7 +142,7 @@ async fn serve(
     durable::remove_if_there(&state.node_file())?;
     sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
     endpoint.close(0_u32.into(), b"the node ends");
-    let _all_told = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
+    let _all_notified = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
     for server in servers {
         server.close().await;
     }
@@ -165,9 +165,9 @@ fn access_to_metrics(
 }
 
 /// Passes over the records at intervals, and settles the orphans among them.
-fn tend_records(node: Arc<Node>, courier: NodeClient) -> JoinHandle<()> {
+fn tend_records(node: Arc<Node>, client: NodeClient) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let mut resolver = Resolver::new(node.records().clone(), courier);
+        let mut resolver = Resolver::new(node.records().clone(), client);
         let mut pause = Duration::ZERO;
         loop {
             sleep(pause).await;

@@ -75,13 +75,13 @@ fn longest_stall(view: &GuestView) -> Option<Duration> {
 /// Returns the migration of a guest: from its report if it is over, from its progress while it
 /// runs.
 fn migration(view: &GuestView) -> Option<MigrationSample> {
-    let told = view.migration.as_ref()?;
-    if let Some(report) = &told.report {
+    let migration_view = view.migration.as_ref()?;
+    if let Some(report) = &migration_view.report {
         let has_arrived = report.role == Role::Destination && report.outcome == Outcome::Migrated;
         let guest_downtime = longest_stall(view).filter(|_| has_arrived);
         return Some(MigrationSample { guest_downtime, ..finished(report) });
     }
-    told.progress.as_ref().map(running)
+    migration_view.progress.as_ref().map(running)
 }
 
 fn running(progress: &Progress) -> MigrationSample {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_none_counts_as_zero() {
+    fn an_invalid_time_counts_as_zero() {
         assert_eq!(seconds(f64::NAN), Duration::ZERO);
         assert_eq!(seconds(-1.0), Duration::ZERO);
         assert_eq!(seconds(f64::INFINITY), Duration::ZERO);

@@ -327,7 +327,7 @@ impl Node {
     /// # Errors
     /// If the guests' folder cannot be read.
     pub(crate) async fn renew_promises(&self) -> Result<()> {
-        for sighting in inventory::look(&self.state).await? {
+        for sighting in inventory::query_guests(&self.state).await? {
             let Ok(GuestView { info, .. }) = sighting.answer else { continue };
             let (GuestState::Incoming, Some(migration)) = (info.state, info.migration_id) else {
                 continue;
@@ -356,7 +356,7 @@ impl Node {
             let (records, _damaged) = self.records.list()?;
             anyhow::Ok(scrape::departed(&records, unix_ms()))
         })?;
-        let sightings = inventory::look(&self.state).await?;
+        let sightings = inventory::query_guests(&self.state).await?;
         let (guests, guests_unreachable) = scrape::samples(&sightings);
         let host = self.memory().map(|memory| HostMemory {
             available_bytes: memory.available_bytes,
@@ -448,7 +448,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_guest_that_moved_on_long_ago_is_still_said_to_have_been_here() {
+    async fn a_guest_that_moved_on_long_ago_is_still_reported_as_having_been_here() {
         let (_folder, node) = node();
         let moved_on = source_record(SourceState::Done, 1);
         node.records().create(&moved_on).unwrap();

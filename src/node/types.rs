@@ -153,7 +153,7 @@ mod tests {
     use crate::durable;
 
     #[test]
-    fn only_a_live_node_is_said_to_listen() {
+    fn only_a_live_node_is_reported_as_listening() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         assert_eq!(NodeFile::of_live(&state), None);

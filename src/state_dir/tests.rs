@@ -32,18 +32,18 @@ fn a_start_waits_for_one_that_removes_what_a_dead_process_has_left() {
     create(guest.path(), PASSAGE).unwrap();
     let removing = FileLock::try_acquire_to_remove(&guest.lock_file()).unwrap().unwrap();
     std::thread::scope(|scope| {
-        let (tell, told) = std::sync::mpsc::channel();
-        scope.spawn(move || tell.send(guest.claim().map(drop)).unwrap());
-        let early = told.recv_timeout(10 * REMOVAL_PAUSE);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        scope.spawn(move || sender.send(guest.claim().map(drop)).unwrap());
+        let early = receiver.recv_timeout(10 * REMOVAL_PAUSE);
         assert!(early.is_err(), "{early:?}");
         assert!(!guest.is_live());
         drop(GuestClaim { dir: guest.clone(), _lock: removing });
-        told.recv().unwrap().unwrap();
+        receiver.recv().unwrap().unwrap();
     });
 }
 
 #[test]
-fn who_had_a_name_is_forgotten_with_the_guest_and_what_another_start_is_writing_stays() {
+fn stale_identities_are_removed_and_unfinished_ones_are_kept() {
     let (_folder, state) = StateDir::temporary();
     let (gone, here) = (name("gone"), name("here"));
     let _claim = state.guest(&here).claim().unwrap();
@@ -58,7 +58,7 @@ fn who_had_a_name_is_forgotten_with_the_guest_and_what_another_start_is_writing_
 }
 
 #[test]
-fn a_guests_places_are_there_as_long_as_it_lives_or_something_is_in_them() {
+fn a_guests_folders_exist_while_it_lives_or_they_are_not_empty() {
     let (_folder, state) = StateDir::temporary();
     let (web, next, uuid) = (name("web"), name("next"), Uuid::from_u128(5));
     let claim = state.guest(&web).claim().unwrap();
@@ -87,7 +87,7 @@ fn a_guests_places_are_there_as_long_as_it_lives_or_something_is_in_them() {
 }
 
 #[test]
-fn a_pipe_in_the_folder_is_told_of_and_not_waited_for() {
+fn a_pipe_in_the_folder_is_reported_and_does_not_block() {
     let (_folder, state) = StateDir::temporary();
     let path = state.merge_domain_file();
     fs::remove_file(&path).unwrap();
@@ -97,7 +97,7 @@ fn a_pipe_in_the_folder_is_told_of_and_not_waited_for() {
 }
 
 #[test]
-fn the_folder_of_a_dead_process_is_cleaned_by_whoever_finds_it() {
+fn the_folder_of_a_dead_process_is_cleaned_when_found() {
     let (_folder, state) = StateDir::temporary();
     let guest = state.guest(&name("web"));
     fs::create_dir_all(guest.path()).unwrap();
@@ -110,7 +110,7 @@ fn the_folder_of_a_dead_process_is_cleaned_by_whoever_finds_it() {
 }
 
 #[test]
-fn what_no_guests_process_has_made_is_left_alone() {
+fn files_of_other_programs_are_not_removed() {
     let (_folder, state) = StateDir::temporary();
     let saves = state.guest(&name("saves"));
     fs::create_dir_all(saves.path()).unwrap();
@@ -152,7 +152,7 @@ fn identity_is_read_as_written() {
 }
 
 #[test]
-fn an_identity_that_is_no_file_or_too_large_is_refused_at_once() {
+fn a_special_or_oversized_identity_is_refused_at_once() {
     let (_folder, state) = StateDir::temporary();
     let claim = state.guest(&name("web")).claim().unwrap();
     let file = claim.dir().guest_file();
@@ -167,7 +167,7 @@ fn an_identity_that_is_no_file_or_too_large_is_refused_at_once() {
 }
 
 #[test]
-fn an_unknown_guest_is_answered_with_those_that_exist() {
+fn an_unknown_guest_is_refused_with_the_known_names() {
     let (_folder, state) = StateDir::temporary();
     let _claim = state.guest(&name("web")).claim().unwrap();
     let message = state.live_guest(&name("wbe")).unwrap_err().to_string();

@@ -19,7 +19,7 @@ use crate::units::PAGE_BYTES;
 const COPIED_PAGES: u64 = 32;
 
 /// Shortest time between the two samples of what is written.
-const LOOKS_APART: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Cost of reading the page tables of a chunk, in pages that could be read meanwhile.
 const TABLE_PAGES: usize = 4;
@@ -29,7 +29,7 @@ const NICE: i32 = 19;
 
 /// The first or the second sample of what is written.
 #[derive(Clone, Copy)]
-enum Look {
+enum Pass {
     First,
     Second,
 }
@@ -90,14 +90,14 @@ impl<M: Memory> Scanner<M> {
     /// available, otherwise by samples.
     fn written(&mut self, mut watch: Watch, activity: Activity) -> Result<Written, Ended> {
         if activity == Activity::DirtyLog
-            && let Some(logged) = self.memory.log_writes(LOOKS_APART)?
+            && let Some(logged) = self.memory.log_writes(SAMPLE_INTERVAL)?
         {
             self.rest();
             return Ok(Written::Logged(logged));
         }
-        self.each_chunk(|scanner, _, found| scanner.samples(&found, &mut watch, Look::First))?;
-        std::thread::sleep(LOOKS_APART);
-        self.each_chunk(|scanner, _, found| scanner.samples(&found, &mut watch, Look::Second))?;
+        self.each_chunk(|scanner, _, found| scanner.samples(&found, &mut watch, Pass::First))?;
+        std::thread::sleep(SAMPLE_INTERVAL);
+        self.each_chunk(|scanner, _, found| scanner.samples(&found, &mut watch, Pass::Second))?;
         Ok(Written::Sampled(watch))
     }
 
@@ -165,7 +165,7 @@ impl<M: Memory> Scanner<M> {
         &self,
         found: &[OwnPages],
         watch: &mut Watch,
-        look: Look,
+        pass: Pass,
     ) -> Result<usize, MemoryError> {
         let mut read = 0;
         let mut page: Page = [0; PAGE_BYTES as usize];
@@ -177,9 +177,9 @@ impl<M: Memory> Scanner<M> {
                 }
                 self.memory.read(index * PAGE_BYTES, &mut page)?;
                 read += 1;
-                match look {
-                    Look::First => watch.first(index, &page),
-                    Look::Second => watch.second(index, &page),
+                match pass {
+                    Pass::First => watch.first(index, &page),
+                    Pass::Second => watch.second(index, &page),
                 }
             }
         }

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_shown() {
+    fn unknown_values_are_not_shown() {
         let text = text(&info());
         for shown in ["512 MiB", "600 MiB", "300 MiB", "1.50 s ago", "1,234"] {
             assert!(text.contains(shown), "{shown}:\n{text}");
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_a_driver_is_told_of() {
+    fn a_guest_without_a_driver_is_reported() {
         let text = text(&BalloonInfo { has_driver: false, statistics: None, ..info() });
         assert!(text.contains("the guest has no driver yet"), "{text}");
     }
 
     #[test]
-    fn what_the_optimizer_has_set_is_told_apart() {
+    fn targets_set_by_the_optimizer_are_marked() {
         assert!(!text(&info()).contains("density"));
         let text = text(&BalloonInfo { set_by: Some(SetBy::Optimizer), ..info() });
         assert!(text.contains("512 MiB, set by density"), "{text}");

@@ -92,7 +92,7 @@ mod tests {
     use crate::exit;
 
     #[test]
-    fn the_last_word_is_that_of_the_report() {
+    fn the_result_is_that_of_the_report() {
         let said =
             |outcome, role, reason| result(&Report { role, ..report(outcome, Some(reason)) });
         let stayed = Outcome::StayedAtSource;

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_does_not_live_here_is_vouched_for_by_nobody() {
+    fn a_guest_that_is_not_here_gets_no_certificate() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         run(&state, &args(CertsAction::Init { names: vec!["host-a".to_owned()] })).unwrap();

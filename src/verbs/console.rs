@@ -16,7 +16,7 @@ use crate::cli::guest::ConsoleArgs;
 use crate::exit::Exit;
 use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
-use crate::terminal::{RawTerminal, pump_input};
+use crate::terminal::{RawTerminal, forward_input};
 
 /// How long one request for output waits.
 const WAIT_MS: u64 = 20_000;
@@ -58,7 +58,7 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     };
     let left = Arc::new(Notify::new());
     let leave = Arc::clone(&left);
-    pump_input(take, move || leave.notify_one())?;
+    forward_input(take, move || leave.notify_one())?;
     let is_gone = block_on(async {
         tokio::select! {
             watched = watch(&client, &guest) => watched,

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn missing_features_are_listed() {
         let listed = |name: &str, missing: &[&str]| Listed {
             name: name.to_owned(),
             about: "x".to_owned(),

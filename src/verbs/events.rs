@@ -22,7 +22,7 @@ pub(crate) fn run(state: &StateDir, args: &EventsArgs) -> Result<Exit> {
     block_on(async {
         let mut interrupts = interrupts()?;
         tokio::select! {
-            told = tell_all(state, args) => told,
+            outcome = print_all(state, args) => outcome,
             _ = interrupts.recv() => Ok(()),
         }
     })?;
@@ -30,7 +30,7 @@ pub(crate) fn run(state: &StateDir, args: &EventsArgs) -> Result<Exit> {
 }
 
 /// Prints all events, until the reader of stdout closes its end.
-async fn tell_all(state: &StateDir, args: &EventsArgs) -> Result<()> {
+async fn print_all(state: &StateDir, args: &EventsArgs) -> Result<()> {
     let mut events = events::follow(state, args.name.as_ref());
     while let Some(event) = events.recv().await {
         let line = line(&event?, args.json.output())?;

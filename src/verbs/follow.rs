@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_presses_ctrl_c_twice_does_not_wait() {
+    async fn a_second_ctrl_c_does_not_wait() {
         let scene = scene(delete(std::future::pending::<()>));
         let (press, interrupts) = unbounded_channel();
         press.send(()).unwrap();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_lives_and_has_no_socket_is_lost_sight_of() {
+    async fn a_live_process_without_a_socket_is_no_longer_followed() {
         let scene = scene(get(std::future::pending::<()>));
         let socket = scene.follower.state.guest(&scene.follower.name).socket();
         std::fs::remove_file(socket).unwrap();
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_migration_that_broke_down_without_a_report_is_not_followed_for_ever() {
+    async fn a_migration_that_ended_without_a_report_is_not_followed_for_ever() {
         let scene = scene(get(async || Json(MigrationStatus::default())));
         let error = failure(scene.follower.to_the_end(interrupts().unwrap(), |_| ())).await;
 
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_that_lasts_ends_with_the_way_out() {
+    fn a_lasting_doubt_ends_with_the_remedy() {
         let name: GuestName = "web".parse().unwrap();
         let sure = Progress::new(MigrationId::random(), Role::Source);
         let unsure = Progress { in_doubt: Some("--resolve".to_owned()), ..sure.clone() };

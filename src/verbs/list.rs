@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Listed {
     /// The guest's answer, or its name if it does not answer.
     #[serde(flatten)]
-    pub(crate) guest: Look,
+    pub(crate) guest: Reply,
     /// Memory that its process occupies on the host, in bytes.
     pub(crate) resident_bytes: Option<u64>,
     /// Age of its process, in seconds.
@@ -39,7 +39,7 @@ pub(crate) struct Listed {
 /// The result of asking a guest.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Look {
+pub(crate) enum Reply {
     /// The guest answered.
     Answer(Box<GuestInfo>),
     /// The guest did not answer.
@@ -65,24 +65,24 @@ impl Listed {
     /// Returns the guest's name.
     pub(crate) fn name(&self) -> &GuestName {
         match &self.guest {
-            Look::Answer(info) => &info.name,
-            Look::Silence { name, .. } => name,
+            Reply::Answer(info) => &info.name,
+            Reply::Silence { name, .. } => name,
         }
     }
 
     /// Returns the PID of its process, if the guest or its folder gives it.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.guest {
-            Look::Answer(info) => Some(info.pid),
-            Look::Silence { pid, .. } => *pid,
+            Reply::Answer(info) => Some(info.pid),
+            Reply::Silence { pid, .. } => *pid,
         }
     }
 
     /// Returns the guest's answer, if there is one.
     pub(crate) fn info(&self) -> Option<&GuestInfo> {
         match &self.guest {
-            Look::Answer(info) => Some(info),
-            Look::Silence { .. } => None,
+            Reply::Answer(info) => Some(info),
+            Reply::Silence { .. } => None,
         }
     }
 }
@@ -161,11 +161,11 @@ fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ende
 
 /// Asks guests, all concurrently; the answers are in the guests' order.
 async fn ask_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
-    let looks = guests.into_iter().map(|dir| tokio::spawn(async move { ask(&dir).await }));
-    let looks: Vec<_> = looks.collect();
-    let mut listed = Vec::with_capacity(looks.len());
-    for look in looks {
-        listed.push(look.await.context("asking a guest broke down")??);
+    let tasks = guests.into_iter().map(|dir| tokio::spawn(async move { ask(&dir).await }));
+    let tasks: Vec<_> = tasks.collect();
+    let mut listed = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        listed.push(task.await.context("asking a guest broke down")??);
     }
     Ok(listed)
 }
@@ -181,9 +181,9 @@ pub(crate) async fn ask(dir: &GuestDir) -> Result<Listed> {
     let pid = info.as_ref().map(|info| info.pid).or_else(|| Some(identity()?.pid));
     let started =
         info.as_ref().map(|info| UNIX_EPOCH + Duration::from_millis(info.started_unix_ms));
-    let silence = Look::Silence { name: dir.name().clone(), state: Unheard::NoAnswer, pid };
+    let silence = Reply::Silence { name: dir.name().clone(), state: Unheard::NoAnswer, pid };
     Ok(Listed {
-        guest: info.map_or(silence, |info| Look::Answer(Box::new(info))),
+        guest: info.map_or(silence, |info| Reply::Answer(Box::new(info))),
         resident_bytes: pid.and_then(|pid| memopt::observe::resident_bytes(pid).ok()),
         uptime_s: started
             .and_then(|at| SystemTime::now().duration_since(at).ok())
@@ -248,7 +248,7 @@ mod tests {
     use crate::definitions::Definitions;
 
     #[tokio::test]
-    async fn guests_are_asked_side_by_side() {
+    async fn guests_are_asked_in_parallel() {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
         let all_are_asked = Arc::new(Barrier::new(3));
@@ -278,11 +278,11 @@ mod tests {
         let name: GuestName = "web".parse().unwrap();
         let info = GuestInfo { pid: 17, state: GuestState::InDoubt, ..GuestInfo::example("web") };
         let healthy = Listed {
-            guest: Look::Answer(Box::new(info)),
+            guest: Reply::Answer(Box::new(info)),
             resident_bytes: Some(300 << 20),
             uptime_s: Some(61),
         };
-        let guest = Look::Silence { name, state: Unheard::NoAnswer, pid: Some(18) };
+        let guest = Reply::Silence { name, state: Unheard::NoAnswer, pid: Some(18) };
         let silent = Listed { guest, resident_bytes: None, uptime_s: None };
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("db.toml");

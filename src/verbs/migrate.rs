@@ -248,9 +248,9 @@ async fn expect_no_way_out(client: &ApiClient) -> Result<()> {
 async fn await_resolution(client: &ApiClient, decision: Resolution) -> Result<()> {
     let began = Instant::now();
     let mut last = None;
-    let mut looks = tokio::time::interval(RESOLVE_INTERVAL);
+    let mut ticks = tokio::time::interval(RESOLVE_INTERVAL);
     while began.elapsed() < RESOLVE_PATIENCE {
-        looks.tick().await;
+        ticks.tick().await;
         let info: GuestInfo = match client.get("/v1/guest").await {
             Ok(info) => info,
             Err(error) if error.is_gone() && decision == Resolution::Discard => return Ok(()),
@@ -278,7 +278,7 @@ mod tests {
     use migrate::quic::Identity;
 
     #[tokio::test]
-    async fn a_process_of_an_earlier_version_is_not_told_where_the_nodes_listen() {
+    async fn a_process_of_an_earlier_version_is_not_sent_the_nodes_addresses() {
         let folder = tempfile::tempdir().unwrap();
         let earlier = async |Json(request): Json<MigrationRequest>| match request.node_port {
             None if request.addresses.is_empty() => Ok(Json(MigrationStarted { id: Uuid::max() })),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_of_an_earlier_version_is_told_to_run_its_copy_without_more() {
+    async fn a_process_of_an_earlier_version_is_ordered_to_run_without_newer_fields() {
         let folder = tempfile::tempdir().unwrap();
         let earlier = async |Json(request): Json<ResolveRequest>| match request.other_host_has_none
             || request.unproven_disks
@@ -311,7 +311,7 @@ mod tests {
         let router = Router::new().route("/v1/guest/migration/resolve", put(earlier));
         let socket = folder.path().join("api.sock");
         let _server = Server::start(&socket, router, Audience::Owner).unwrap();
-        let told = order(&ApiClient::new(&socket), Resolution::Run, true).await.unwrap();
-        assert_eq!(told.state, GuestState::Running);
+        let state_answer = order(&ApiClient::new(&socket), Resolution::Run, true).await.unwrap();
+        assert_eq!(state_answer.state, GuestState::Running);
     }
 }

@@ -24,7 +24,7 @@ const QUESTION_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// If there is no such guest, or it is being migrated.
 pub(crate) fn pause(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    tell(state, args, "pause")
+    order(state, args, "pause")
 }
 
 /// Resumes a paused guest.
@@ -45,7 +45,7 @@ pub(crate) fn resume(state: &StateDir, args: &ResumeArgs) -> Result<Exit> {
 /// # Errors
 /// If there is no such guest, or it does not run.
 pub(crate) fn reset(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    tell(state, args, "reset")
+    order(state, args, "reset")
 }
 
 /// Ends a guest, and waits until its process has exited. A process that does not answer or does not
@@ -165,7 +165,7 @@ async fn restarts_beyond(client: &ApiClient, guest: &GuestDir, before: u64) -> b
     }
 }
 
-fn tell(state: &StateDir, args: &NameArgs, what: &str) -> Result<Exit> {
+fn order(state: &StateDir, args: &NameArgs, what: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
     block_on(put(&client, what)).with_context(|| format!("cannot {what} {}", args.name))?;
     Ok(Exit::Done)

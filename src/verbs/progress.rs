@@ -157,7 +157,7 @@ mod tests {
     use migrate::progress::Role;
 
     #[test]
-    fn programs_hear_nothing_and_people_do() {
+    fn the_view_matches_the_output_and_the_terminal() {
         let view = |output, on_terminal| ProgressView::fitting(output, on_terminal);
         assert!(matches!(view(Output::Json, false), ProgressView::Silent));
         assert!(matches!(view(Output::Json, true), ProgressView::Lines { .. }));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_writes_too_fast_is_shown_with_the_way_out() {
+    fn a_guest_that_writes_too_fast_is_shown_with_the_remedy() {
         let mut progress = Progress::new(MigrationId::random(), Role::Source);
         progress.phase = Phase::Precopy;
         assert!(!figures(&progress).contains("converging"), "{}", figures(&progress));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_tells_its_figures_and_earlier_phases_none() {
+    fn rounds_show_their_figures_and_earlier_phases_show_none() {
         let mut progress = Progress::new(MigrationId::random(), Role::Source);
         assert_eq!((step(&progress), figures(&progress)), ("connect".to_owned(), String::new()));
 

@@ -81,12 +81,12 @@ impl SaveJob {
         // While the file is still being written, the guest's process resumes the guest on its own,
         // since no client waits for its answer any more.
         if let Some(save) = self.standing.get() {
-            self.tell_guest("release", save).await?;
+            self.ask_guest("release", save).await?;
         }
         bail!("{}: not saved, on {signal}", self.name)
     }
 
-    async fn tell_guest(&self, what: &str, save: SaveId) -> Result<StateAnswer> {
+    async fn ask_guest(&self, what: &str, save: SaveId) -> Result<StateAnswer> {
         Ok(self.client.put_json(&format!("/v1/guest/save/{what}"), &save).await?)
     }
 
@@ -113,7 +113,7 @@ impl SaveJob {
         let request = SaveRequest { file, format, keep_running: true, copies: None };
         let saved = self.fill(&partial, &request).await?;
         self.publish(partial)?;
-        self.tell(&saved, Some(saved.paused_ms))
+        self.print(&saved, Some(saved.paused_ms))
     }
 
     /// Writes a guest that stays paused until the file has its name and its disks are copied.
@@ -130,32 +130,32 @@ impl SaveJob {
         let save = SaveId { id: saved.id };
         self.standing.set(Some(save));
         let published = async {
-            copies.fill(|| self.tell_guest("hold", save)).await?;
+            copies.fill(|| self.ask_guest("hold", save)).await?;
             self.publish(partial)
         };
         if let Err(error) = published.await {
-            self.tell_guest("release", save).await.with_context(|| format!("{error:#}"))?;
+            self.ask_guest("release", save).await.with_context(|| format!("{error:#}"))?;
             return Err(error);
         }
         if goes_on {
-            self.tell_guest("release", save).await?;
+            self.ask_guest("release", save).await?;
             let stood = u64::try_from(began.elapsed().as_millis()).ok();
-            return self.tell(&saved, stood);
+            return self.print(&saved, stood);
         }
         self.end(save).await.with_context(|| {
             format!("{} is complete, and may be out of date", self.file.display())
         })?;
-        self.tell(&saved, None)
+        self.print(&saved, None)
     }
 
     /// Ends a guest whose file is complete.
     async fn end(&self, save: SaveId) -> Result<()> {
         let process = ProcessHandle::of(&self.guest).ok();
-        let answer = self.tell_guest("finish", save).await;
+        let answer = self.ask_guest("finish", save).await;
         if let Err(error) = &answer
             && matches!(error.downcast_ref(), Some(AskError::Refused(_)))
         {
-            self.tell_guest("release", save).await.with_context(|| format!("{error:#}"))?;
+            self.ask_guest("release", save).await.with_context(|| format!("{error:#}"))?;
         } else if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
             // Whatever the answer was.
             return Ok(());
@@ -165,7 +165,7 @@ impl SaveJob {
     }
 
     /// Prints the result for a guest that was paused for some time, or has ended.
-    fn tell(&self, saved: &Saved, stood_ms: Option<u64>) -> Result<Exit> {
+    fn print(&self, saved: &Saved, stood_ms: Option<u64>) -> Result<Exit> {
         let (name, size, file) = (&self.name, format_size(saved.file_bytes), self.file.display());
         let became = match stood_ms {
             Some(ms) => format!("was paused for {}", format_duration(Duration::from_millis(ms))),

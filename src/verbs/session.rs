@@ -14,7 +14,7 @@ use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pause between two checks whether a process has exited.
-const LOOK_PAUSE: Duration = Duration::from_millis(10);
+const POLL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs a command's requests to other processes.
 ///
@@ -46,7 +46,7 @@ pub(crate) async fn is_gone_within(
 ) -> bool {
     let gone = async {
         while guest.is_live() || process.is_some_and(|process| !process.has_ended()) {
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(POLL_PAUSE).await;
         }
     };
     tokio::time::timeout(patience, gone).await.is_ok()

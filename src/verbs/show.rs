@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_that_is_as_usual_is_not_told_of() {
+    fn default_memory_settings_are_not_shown() {
         assert_eq!(backing_lines(&BackingInfo::default()), []);
         let usual = BackingInfo {
             hugepages: "thp".to_owned(),
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_that_is_not_merged_is_told_with_the_one_that_is() {
+    fn an_unmerged_domain_is_shown_with_the_merged_one() {
         let held = BackingInfo {
             hugepages: "2M".to_owned(),
             merge_domain: Some("bank".to_owned()),

@@ -184,7 +184,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_guest_that_stood_still_for_too_long_is_told_of_with_what_took_the_time() {
+    fn a_pause_beyond_the_limit_is_reported_with_its_cause() {
         let report = Report {
             downtime_seconds: Some(1.604),
             standstill: Some(Standstill { flush_seconds: 1.598, ..Standstill::default() }),

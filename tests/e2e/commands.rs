@@ -12,7 +12,7 @@ use support::checks::{
 use support::{Exit, Guest, GuestPlan, Host, Pair, lighter};
 
 #[test]
-fn ls_and_show_tell_what_runs() {
+fn ls_and_show_report_running_guests() {
     let pair = Pair::without_nodes();
     assert_eq!(pair.a.list(), Vec::<Value>::new());
     let guest = Guest::start(&pair.a, &GuestPlan { cpus: 2, ..GuestPlan::default() });
@@ -37,7 +37,7 @@ fn ls_and_show_tell_what_runs() {
 }
 
 #[test]
-fn a_guest_that_does_not_answer_is_shown_as_such_and_is_a_failure() {
+fn ls_and_show_report_an_unresponsive_guest_and_fail() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let pid = guest.pid();
@@ -55,7 +55,7 @@ fn a_guest_that_does_not_answer_is_shown_as_such_and_is_a_failure() {
 }
 
 #[test]
-fn a_guest_that_does_not_answer_is_destroyed_all_the_same() {
+fn an_unresponsive_guest_can_be_destroyed() {
     let pair = Pair::without_nodes();
     let others = GuestPlan { name: "web-2".to_owned(), ..GuestPlan::default() };
     let (guest, other) =
@@ -83,7 +83,7 @@ fn a_guest_that_does_not_answer_is_destroyed_all_the_same() {
 }
 
 #[test]
-fn a_paused_guest_stands_still_until_it_is_resumed() {
+fn a_paused_guest_does_not_run_until_resumed() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let witness =
@@ -114,7 +114,7 @@ fn destroy_ends_a_guest_and_its_process_and_stop_is_another_name_for_it() {
 }
 
 #[test]
-fn a_guest_that_has_ended_is_remembered_with_how_it_did() {
+fn an_ended_guest_is_listed_with_how_it_ended() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let uuid = guest.get("/v1/guest").unwrap()["uuid"].clone();
@@ -155,7 +155,7 @@ fn a_name_is_taken_once() {
 }
 
 #[test]
-fn a_guest_that_is_not_there_is_answered_with_those_that_are() {
+fn an_unknown_guest_is_refused_with_the_known_names() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     for verb in [
@@ -191,7 +191,7 @@ fn a_wrong_command_line_is_explained() {
 }
 
 #[test]
-fn a_kernel_that_is_none_is_refused() {
+fn a_file_that_is_not_a_kernel_is_refused() {
     let pair = Pair::without_nodes();
     let text = pair.folder().join("kernel");
     std::fs::write(&text, "not a kernel").expect("a file");
@@ -204,7 +204,7 @@ fn a_kernel_that_is_none_is_refused() {
 }
 
 #[test]
-fn nothing_to_cancel_or_to_resolve_is_said() {
+fn cancel_and_resolve_without_a_migration_report_it() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     pair.a.run(&["cancel", "web-1"]).complains(Exit::Failed, &["web-1", "migrat"]);
@@ -223,7 +223,7 @@ fn print_to(host: &Host, verb: &[&str], stdout: impl Into<Stdio>) -> Output {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_an_error_unless_nobody_reads_it() {
+fn output_that_cannot_be_written_is_an_error_unless_the_reader_has_gone() {
     let pair = Pair::without_nodes();
     for verb in [&["ls"][..], &["ls", "--json"], &["certs", "show"], &["--help"]] {
         let (reader, writer) = pipe().expect("a pipe");
@@ -256,7 +256,7 @@ fn complaint(host: &Host, verb: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn a_cause_is_told_once() {
+fn a_cause_is_printed_once() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     let (missing, cause) = ("/nowhere/x", "No such file or directory");

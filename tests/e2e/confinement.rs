@@ -77,7 +77,7 @@ fn every_thread_is_confined_where_a_guest_starts_and_where_it_arrives() {
 }
 
 #[test]
-fn confinement_can_be_switched_off_and_that_is_told() {
+fn confinement_can_be_switched_off_and_is_reported_as_off() {
     let pair = Pair::without_nodes();
     let off = ["LIGHTER_SECCOMP", "LIGHTER_LANDLOCK"].map(|it| (it.to_owned(), "off".to_owned()));
     let plan = GuestPlan { environment: off.to_vec(), ..GuestPlan::default() };
@@ -88,7 +88,7 @@ fn confinement_can_be_switched_off_and_that_is_told() {
 }
 
 #[test]
-fn those_who_only_look_see_the_guest_and_change_nothing() {
+fn read_only_clients_see_the_guest_and_change_nothing() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     for verb in [&["ls"][..], &["show", "web-1"]] {
@@ -107,7 +107,7 @@ fn those_who_only_look_see_the_guest_and_change_nothing() {
 }
 
 #[test]
-fn who_has_no_right_to_something_is_told_so() {
+fn missing_permissions_are_reported() {
     let pair = Pair::without_nodes();
     Guest::start(&pair.a, &GuestPlan::default());
     let file = pair.folder().join("off.toml");
@@ -153,7 +153,7 @@ fn who_has_no_right_to_something_is_told_so() {
 }
 
 #[test]
-fn strangers_who_stay_do_not_keep_the_owner_away() {
+fn connections_of_other_users_do_not_block_the_owner() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let socket = guest.socket().with_file_name("api-ro.sock");
@@ -182,7 +182,7 @@ fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn what_a_guests_process_may_not_call_ends_it_by_name() {
+fn a_forbidden_system_call_ends_the_process_and_is_named() {
     let pair = Pair::without_nodes();
     for (what, call) in
         [("execute:/bin/true", "execve"), ("kill:1", "kill"), ("limits:1", "prlimit64")]
@@ -217,8 +217,8 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
         Migration::run(&pair.a, "web-1", &pair.b).ok();
         pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
         let logs = pair.b.logs();
-        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
-        assert!(told.len() == 3 && told.iter().all(|line| line.contains(answer)), "{told:?}");
+        let reported: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(reported.len() == 3 && reported.iter().all(|line| line.contains(answer)), "{reported:?}");
         Migration::run(&pair.b, "web-1", &pair.a).ok();
         pair.b.kill_node();
     }
@@ -226,7 +226,7 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
+fn a_guest_that_arrived_with_a_disk_reaches_no_other_disk_in_its_folder() {
     let mut pair = Pair::without_nodes();
     let folder = pair.folder().join("disks");
     fs::create_dir(&folder).unwrap();
@@ -261,8 +261,8 @@ fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
         Migration::start(&pair.a, "web-1", &pair.b, how).finish().ok();
         pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
         let logs = pair.b.logs();
-        let told: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
-        assert!(told.iter().all(|line| line.contains(answer)), "{told:?}");
+        let reported: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
+        assert!(reported.iter().all(|line| line.contains(answer)), "{reported:?}");
         let back = ["--copy-disks", "--replace-disks", "--disk-path", &format!("{there}={disk}")];
         let back = if how.is_empty() { &[][..] } else { &back };
         Migration::start(&pair.b, "web-1", &pair.a, back).finish().ok();
@@ -274,14 +274,14 @@ fn a_guest_that_has_arrived_with_a_disk_reaches_no_other_in_the_same_folder() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
+fn forbidden_access_is_refused_in_every_thread() {
     let pair = Pair::without_nodes();
     let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let secret = outside.path().join("secret");
     fs::write(&secret, "hidden").unwrap();
     let (secret, new) = (secret.display(), outside.path().join("new"));
-    let door = outside.path().join("sock");
-    let _listener = UnixListener::bind(&door).unwrap();
+    let listener_path = outside.path().join("sock");
+    let _listener = UnixListener::bind(&listener_path).unwrap();
     let others_vsock = pair.a.state_dir().join("vsock/other.sock");
     let others = [
         "migrations/guests/other/00000000-0000-0000-0000-000000000005/a.json",
@@ -314,7 +314,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         (format!("create:{}", beside_others("ended/other.json")), denied),
         (format!("read:{}", beside_others("merge-domain")), denied),
         (format!("create:{}", beside_others("ended/guests/other.json")), denied),
-        (format!("connect:{}", door.display()), forbidden),
+        (format!("connect:{}", listener_path.display()), forbidden),
         ("netlink".to_owned(), forbidden),
         ("tcp".to_owned(), denied),
         ("packets".to_owned(), forbidden),
@@ -322,13 +322,13 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
         ("read:/proc/self/status".to_owned(), "done"),
     ] {
         let run = attempt(&pair, &what, &[]);
-        let told = wait::until("all threads have tried it", || {
+        let reported = wait::until("all threads have tried it", || {
             let (_, stderr) = run.said();
-            let told: Vec<String> = stderr.lines().map(str::to_owned).collect();
-            let told: Vec<_> = told.into_iter().filter(|line| line.contains("attempt")).collect();
-            if told.len() == 3 { Ok(told) } else { Err(stderr) }
+            let reported: Vec<String> = stderr.lines().map(str::to_owned).collect();
+            let reported: Vec<_> = reported.into_iter().filter(|line| line.contains("attempt")).collect();
+            if reported.len() == 3 { Ok(reported) } else { Err(stderr) }
         });
-        assert!(told.iter().all(|line| line.contains(answer)), "{what}: {told:?}");
+        assert!(reported.iter().all(|line| line.contains(answer)), "{what}: {reported:?}");
         pair.a.run(&["destroy", "web-1"]).ok();
         run.finish();
     }
@@ -343,7 +343,7 @@ fn what_a_guests_process_may_not_have_is_refused_in_every_thread() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn a_guest_that_is_merged_cannot_say_that_another_domain_is() {
+fn a_merged_guest_cannot_claim_another_domain_is_merged() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let file = pair.a.state_dir().join("merge-domain");

@@ -47,7 +47,7 @@ fn shows(console: &Running, text: &str) {
 }
 
 #[test]
-fn several_watch_one_console_and_each_can_type() {
+fn several_clients_share_one_console_and_each_can_type() {
     let pair = Pair::without_nodes();
     start_echo(&pair);
     let (first, mut first_keys) = watch(&pair);
@@ -75,7 +75,7 @@ fn several_watch_one_console_and_each_can_type() {
 }
 
 #[test]
-fn the_end_of_what_is_typed_is_not_the_end_of_the_console() {
+fn end_of_input_does_not_end_the_console() {
     let pair = Pair::without_nodes();
     start_echo(&pair);
     let (console, mut keys) = watch(&pair);
@@ -90,7 +90,7 @@ fn the_end_of_what_is_typed_is_not_the_end_of_the_console() {
 }
 
 #[test]
-fn watchers_that_never_read_hold_nobody_up() {
+fn console_clients_that_never_read_block_no_other() {
     let pair = Pair::without_nodes();
     let guest = start_echo(&pair);
     let question =

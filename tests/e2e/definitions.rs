@@ -81,7 +81,7 @@ fn a_defined_guest_is_shown_while_it_is_off_and_started_by_its_name() {
 }
 
 #[test]
-fn a_guest_that_is_undefined_runs_on_and_is_forgotten_when_it_ends() {
+fn an_undefined_guest_keeps_running_until_it_ends() {
     let pair = Pair::without_nodes();
     pair.a.run(&["define", &file(&pair, WEB)]).ok();
     pair.a.run(&["start", "web-1"]).ok();
@@ -115,7 +115,7 @@ fn a_file_is_run_without_being_kept() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_told_with_its_place_and_nothing_is_kept() {
+fn errors_in_a_file_are_reported_with_their_position_and_nothing_is_saved() {
     let pair = Pair::without_nodes();
     for (text, words) in [
         ("name = \"web-1\"\nmemry = \"1G\"", ["guest.toml:2: memry: ", "unknown key"]),
@@ -146,7 +146,7 @@ fn what_is_wrong_in_a_file_is_told_with_its_place_and_nothing_is_kept() {
 }
 
 #[test]
-fn the_node_starts_guests_once_in_each_life_of_the_host() {
+fn the_node_starts_guests_once_per_host_boot() {
     let mut pair = Pair::without_nodes();
     pair.a.run(&["define", &file(&pair, WEB)]).ok();
     let broken = "name = \"broken\"\nkernel = \"/nowhere/vmlinuz\"";

@@ -75,7 +75,7 @@ pub(crate) fn await_plan(host: &Host) -> Value {
 }
 
 #[test]
-fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
+fn a_plan_for_linux_is_applied_and_its_results_are_recorded() {
     let pair = dense();
     let image = Image::halting();
     let witness = restore_linux(&pair.a, &image);
@@ -114,11 +114,11 @@ fn what_is_planned_for_linux_is_done_and_what_came_of_it_is_kept() {
     assert!(text.contains("linux: balloon from 128 MiB to"), "{text}");
     let text = pair.a.run(&["density", "status"]).ok().stdout;
     assert!(text.contains("max density") && text.contains("linux"), "{text}");
-    those_who_only_look_see_the_same(&pair.a, &text);
+    read_only_clients_see_the_same(&pair.a, &text);
     nothing_left_behind(&pair.hosts());
 }
 
-fn those_who_only_look_see_the_same(host: &Host, status: &str) {
+fn read_only_clients_see_the_same(host: &Host, status: &str) {
     let text = host.run(&["--readonly", "density", "status"]).ok().stdout;
     assert_eq!(text.lines().next(), status.lines().next());
     host.run(&["--readonly", "density", "history"]).ok();
@@ -129,7 +129,7 @@ fn those_who_only_look_see_the_same(host: &Host, status: &str) {
 }
 
 #[test]
-fn a_run_waits_for_the_balloon_of_a_linux_and_goes_on_from_there() {
+fn a_run_waits_for_the_balloon_of_a_linux_guest_and_continues() {
     let pair = dense();
     let image = Image::halting();
     let _witness = restore_linux(&pair.a, &image);
@@ -164,13 +164,13 @@ fn what_a_run_takes_from_linux_for_its_own_goal_stays_taken() {
 
 /// Waits for two more of the node's automatic inspections.
 fn await_inspections(host: &Host) {
-    let looks = || {
+    let inspections = || {
         let page = crate::metrics::scrape(host);
         crate::metrics::value(&page, "lighter_density_inspections_total", &[]).expect("a counter")
     };
-    let before = looks();
+    let before = inspections();
     wait::until("the node has looked again", || {
-        let now = looks();
+        let now = inspections();
         wait::holds(now >= before + 2.0, now)
     });
 }
@@ -207,7 +207,7 @@ fn what_a_run_takes_from_linux_is_given_back_where_it_moves_to() {
 /// The node takes nothing that it cannot record, because the next node could not give it back; but
 /// it still gives a guest the memory that it needs.
 #[test]
-fn nothing_is_taken_from_linux_that_cannot_be_put_down() {
+fn no_memory_is_taken_from_linux_that_cannot_be_recorded() {
     let pair = dense();
     let image = Image::halting();
     let _witness = restore_linux(&pair.a, &image);
@@ -263,7 +263,7 @@ impl Drop for Impostor {
 }
 
 #[test]
-fn what_a_run_takes_from_linux_is_given_back_whoever_claims_its_name() {
+fn what_a_run_takes_from_linux_is_given_back_even_if_another_guest_claims_its_name() {
     // Only one node per host handles foreign guests: the tests whose node does take turns.
     let _turn = KsmTurn::take();
     let mut pair = Pair::without_nodes();
@@ -296,7 +296,7 @@ fn what_a_run_takes_from_linux_is_given_back_whoever_claims_its_name() {
 }
 
 #[test]
-fn a_schedule_is_kept_for_its_linux_guests_alone() {
+fn a_schedule_applies_only_to_its_linux_guests() {
     let pair = dense();
     let image = Image::halting();
     let schedule = |guests: &str| {
@@ -399,14 +399,14 @@ fn the_pool_of_huge_pages_is_as_large_as_the_policy_says() {
 }
 
 #[test]
-fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
+fn invalid_settings_are_reported_with_their_position_and_change_nothing() {
     let mut pair = dense();
     write_settings(&pair.a, "goal = \"max density\"\n[ballon]\n");
     wait::until("the node has looked", || {
         let status = pair.a.run(&["density", "status", "--json"]).ok().json();
         let error = status["file_error"].as_str().unwrap_or_default().to_owned();
-        let is_told = error.contains("lighter.toml:2:") && error.contains("balloon");
-        wait::holds(is_told && status["goal"] == "max density", status)
+        let is_reported = error.contains("lighter.toml:2:") && error.contains("balloon");
+        wait::holds(is_reported && status["goal"] == "max density", status)
     });
     let trial = pair.folder().join("trial.toml");
     let schedule =
@@ -423,7 +423,7 @@ fn settings_that_are_wrong_are_told_with_their_place_and_change_nothing() {
 }
 
 #[test]
-fn a_node_that_begins_with_wrong_settings_serves_and_takes_nothing_until_they_are_right() {
+fn a_node_started_with_invalid_settings_serves_and_takes_nothing_until_they_are_fixed() {
     let mut pair = Pair::without_nodes();
     fs::write(pair.a.state_dir().join("lighter.toml"), "[ballon]\n").expect("a file");
     pair.a.start_node(&NodePlan::default());
@@ -446,7 +446,7 @@ fn a_node_that_begins_with_wrong_settings_serves_and_takes_nothing_until_they_ar
 }
 
 #[test]
-fn a_history_that_cannot_be_written_keeps_nothing_from_being_done() {
+fn an_unwritable_history_does_not_stop_runs() {
     let mut pair = Pair::without_nodes();
     fs::write(pair.a.state_dir().join("density-history"), "no folder").expect("a file");
     pair.a.start_node(&NodePlan::default());
@@ -475,7 +475,7 @@ fn a_plan_of_megabytes_is_taken() {
 }
 
 #[test]
-fn who_may_only_look_begins_nothing() {
+fn read_only_clients_cannot_start_runs() {
     let pair = dense();
     let socket = pair.a.state_dir().join("node-ro.sock");
     let status = ask(&socket, "GET", "/v1/density", None).expect("an answer").success().unwrap();
@@ -488,7 +488,7 @@ fn who_may_only_look_begins_nothing() {
 }
 
 #[test]
-fn memory_is_merged_taken_apart_and_made_huge_on_demand() {
+fn memory_is_merged_unmerged_and_made_huge_on_demand() {
     let turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let start = |name: &str| {

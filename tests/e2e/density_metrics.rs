@@ -20,7 +20,7 @@ use support::{Exit, Guest, GuestPlan, Host, Pair, wait};
 const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     (
         "metrics/tests/inspection.rs",
-        "what_hosts_and_guests_rarely_show_is_on_the_page",
+        "rare_host_and_guest_metrics_are_on_the_page",
         &[
             "lighter_balloon_reported_bytes_total",
             "lighter_balloon_stuck",
@@ -55,7 +55,7 @@ const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     ),
     (
         "src/density/tally.rs",
-        "what_comes_to_nothing_is_counted",
+        "failed_surveys_and_restarts_are_counted",
         &[
             "lighter_density_reliefs_failed_total",
             "lighter_density_restarts_total",
@@ -64,7 +64,7 @@ const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     ),
     (
         "tests/e2e/surveys.rs",
-        "what_is_alike_and_still_is_merged_and_what_is_written_stays_huge",
+        "equal_idle_pages_are_merged_and_written_ones_stay_huge",
         &["lighter_ksm_windows_total"],
     ),
 ];

@@ -19,7 +19,7 @@ use support::checks::nothing_left_behind;
 use support::{Exit, Migration, wait};
 
 #[test]
-fn a_disk_goes_along_with_its_guest_and_comes_back() {
+fn a_disk_moves_with_its_guest_and_back() {
     let place = Place::new();
     let before = fs::read(place.disk_a()).expect("the disk");
     fs::set_permissions(place.disk_a(), Permissions::from_mode(0o640)).expect("the disk");
@@ -56,7 +56,7 @@ fn a_disk_goes_along_with_its_guest_and_comes_back() {
 }
 
 #[test]
-fn a_guest_that_is_paused_takes_its_disk_along_too() {
+fn a_disk_moves_with_a_paused_guest() {
     let place = Place::new();
     place.pair.a.run(&["pause", GUEST]).ok();
     place.migrate(&[]).ok();
@@ -89,7 +89,7 @@ fn disks_are_made_only_where_the_node_may_and_nothing_is_there() {
 }
 
 #[test]
-fn a_node_takes_no_disks_unless_it_was_told_where() {
+fn a_node_accepts_no_disks_without_disk_folders() {
     let mut place = Place::new();
     place.pair.b.kill_node();
     place.pair.b.start_node(&support::NodePlan::default());
@@ -111,7 +111,7 @@ fn a_disk_that_both_hosts_have_is_taken_only_where_the_node_may_have_disks() {
 }
 
 #[test]
-fn a_copy_that_is_called_off_leaves_nothing() {
+fn a_cancelled_copy_leaves_no_files() {
     let place = Place::new();
     let migration = place.start(&["--bandwidth", "50KB/s"]);
     migration.await_phase("precopy");
@@ -137,7 +137,7 @@ fn a_copy_that_is_called_off_leaves_nothing() {
 }
 
 #[test]
-fn disks_of_a_guest_that_ends_on_its_way_stay_usable() {
+fn disks_of_a_guest_that_ends_during_migration_stay_usable() {
     let place = Place::new();
     let migration = place.start(&["--bandwidth", "50KB/s"]);
     migration.await_phase("precopy");

@@ -68,7 +68,7 @@ fn driven_for(run: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_domain_and_the_one_that_takes_its_place_share_no_page() {
+fn a_domain_and_its_successor_share_no_page() {
     let turn = KsmTurn::take();
     let pair = following(POLICY);
     // All guests have the same content, except for what each writes.

@@ -16,8 +16,8 @@ fn listen(host: &Host) -> Running {
     wait::until("somebody listens", || {
         Guest::start(host, &GuestPlan { name: "canary".to_owned(), ..GuestPlan::default() });
         host.run(&["destroy", "canary"]).ok();
-        let told = events(&listener);
-        wait::holds(!told.is_empty(), told)
+        let reported = events(&listener);
+        wait::holds(!reported.is_empty(), reported)
     });
     listener
 }
@@ -33,18 +33,18 @@ fn events(listener: &Running) -> Vec<Value> {
 #[track_caller]
 fn await_events(listener: &Running, names: &[&str]) -> Vec<Value> {
     wait::until(&format!("{names:?} are told"), || {
-        let told: Vec<Value> =
+        let reported: Vec<Value> =
             events(listener).into_iter().filter(|event| event["guest"] == "web-1").collect();
         let mut awaited = names.iter().peekable();
-        for event in &told {
+        for event in &reported {
             awaited.next_if(|name| event["event"] == **name);
         }
-        if awaited.peek().is_none() { Ok(told) } else { Err(told) }
+        if awaited.peek().is_none() { Ok(reported) } else { Err(reported) }
     })
 }
 
 #[test]
-fn the_life_of_a_guest_is_told_while_it_happens() {
+fn guest_events_are_reported_as_they_happen() {
     let pair = Pair::without_nodes();
     let listener = listen(&pair.a);
     Guest::start(&pair.a, &GuestPlan::default());
@@ -56,17 +56,17 @@ fn the_life_of_a_guest_is_told_while_it_happens() {
     pair.a.run(&["reset", "web-1"]).ok();
     await_events(&listener, &["started", "paused", "resumed", "reset"]);
     pair.a.run(&["destroy", "web-1"]).ok();
-    let told = await_events(&listener, &["started", "paused", "resumed", "reset", "stopped"]);
-    assert_eq!(told.len(), 5, "{told:#?}");
-    assert_eq!(told[3]["reason"], "reset on request", "{told:#?}");
-    assert_eq!(told[4]["reason"], "was ended on request", "{told:#?}");
+    let reported = await_events(&listener, &["started", "paused", "resumed", "reset", "stopped"]);
+    assert_eq!(reported.len(), 5, "{reported:#?}");
+    assert_eq!(reported[3]["reason"], "reset on request", "{reported:#?}");
+    assert_eq!(reported[4]["reason"], "was ended on request", "{reported:#?}");
 
     listener.pid().signal(Signal::SIGINT);
     assert_eq!(listener.finish().exit, Exit::Done);
 }
 
 #[test]
-fn the_node_tells_the_same_as_the_guests_processes() {
+fn the_node_reports_the_same_events_as_the_guests_processes() {
     let pair = Pair::new();
     let host = &pair.a;
     let listener = listen(host);
@@ -78,28 +78,28 @@ fn the_node_tells_the_same_as_the_guests_processes() {
     Guest::start(host, &GuestPlan::default());
     host.run(&["pause", "web-1"]).ok();
     Migration::run(host, "web-1", &pair.b).ok();
-    let told = await_events(&listener, &["started", "paused", "migration-phase", "stopped"]);
+    let reported = await_events(&listener, &["started", "paused", "migration-phase", "stopped"]);
 
     let lines = BufReader::new(stream).lines().map(|line| line.expect("a line in time"));
     let events = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
     let of_guest = events.filter(|event| event["guest"] == "web-1");
-    assert_eq!(of_guest.take(told.len()).collect::<Vec<_>>(), told);
-    let numbers: Vec<_> = told.iter().filter_map(|event| event["number"].as_u64()).collect();
-    assert_eq!(numbers, (0..told.len() as u64).collect::<Vec<_>>(), "{told:#?}");
-    let phases = told.iter().filter_map(|event| event["phase"].as_str()).collect::<Vec<_>>();
+    assert_eq!(of_guest.take(reported.len()).collect::<Vec<_>>(), reported);
+    let numbers: Vec<_> = reported.iter().filter_map(|event| event["number"].as_u64()).collect();
+    assert_eq!(numbers, (0..reported.len() as u64).collect::<Vec<_>>(), "{reported:#?}");
+    let phases = reported.iter().filter_map(|event| event["phase"].as_str()).collect::<Vec<_>>();
     let all = ["connect", "prepare", "precopy", "switchover", "ready", "commit", "resume"];
     assert_eq!(phases, all);
     // A killed guest reports nothing more; its end is reported all the same.
     let guest = Guest::start(host, &GuestPlan::default());
     await_events(&listener, &["stopped", "started"]);
     guest.pid().signal(Signal::SIGKILL);
-    let told = await_events(&listener, &["stopped", "started", "stopped"]);
-    let reason = &told.last().expect("an end")["reason"];
-    assert_eq!(reason, "died unexpectedly", "{told:#?}");
+    let reported = await_events(&listener, &["stopped", "started", "stopped"]);
+    let reason = &reported.last().expect("an end")["reason"];
+    assert_eq!(reason, "died unexpectedly", "{reported:#?}");
 }
 
 #[test]
-fn a_migration_is_told_on_both_hosts() {
+fn a_migration_is_reported_on_both_hosts() {
     let pair = Pair::new();
     Guest::start(&pair.a, &GuestPlan::default());
     let listeners = pair.hosts().map(listen);

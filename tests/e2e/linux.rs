@@ -22,12 +22,12 @@ use support::{Host, Migration, Pair};
 const MIGRATIONS: usize = 6;
 
 #[test]
-fn linux_with_one_vcpu_that_halts_goes_on_as_if_nothing_had_happened() {
+fn linux_with_one_halting_vcpu_continues_undisturbed() {
     goes_on(&Image::halting());
 }
 
 #[test]
-fn linux_with_two_vcpus_goes_on_as_if_nothing_had_happened() {
+fn linux_with_two_vcpus_continues_undisturbed() {
     goes_on(&Image::busy());
 }
 
@@ -55,7 +55,7 @@ fn goes_on(image: &Image) {
 }
 
 #[test]
-fn linux_that_was_paused_goes_on_at_the_destination() {
+fn a_paused_linux_continues_at_the_destination() {
     let pair = Pair::new();
     let image = Image::halting();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();

@@ -24,7 +24,7 @@ fn shown(host: &Host, name: &str) -> Value {
 }
 
 #[test]
-fn a_guest_on_huge_pages_of_the_pool_moves_is_saved_and_comes_back_on_such_pages() {
+fn a_guest_on_pool_pages_is_moved_saved_and_restored_on_pool_pages() {
     // Room for two guests of 64 MiB: one leaves while the other arrives.
     let _pool = Pool::of_2m(64);
     let pair = Pair::new();
@@ -68,7 +68,7 @@ fn a_host_whose_pool_is_short_refuses_before_anything_is_sent() {
 }
 
 #[test]
-fn what_no_guest_can_have_is_refused_at_the_start() {
+fn impossible_memory_options_are_refused_at_the_start() {
     let pair = Pair::without_nodes();
     let refused = |options: &[&str], exit: Exit, words: &[&str]| {
         let arguments = [&["run", "--name", "x", "--memory", "64M"], options].concat();
@@ -86,7 +86,7 @@ fn what_no_guest_can_have_is_refused_at_the_start() {
 }
 
 #[test]
-fn clones_share_their_templates_memory_and_are_guests_of_their_own() {
+fn clones_share_their_templates_memory_and_run_independently() {
     let pair = Pair::new();
     let calm = GuestPlan { dirty_rate: 0, ..plan("first", &["--label", "role=origin"]) };
     let first = Guest::start(&pair.a, &calm);
@@ -149,7 +149,7 @@ fn one_merge_domain_of_a_host_is_merged_at_a_time() {
 
 /// The lock may be held by a guest's process that was compromised, or by one of an earlier version.
 #[test]
-fn who_keeps_the_lock_of_merge_domains_keeps_no_guest_from_running_or_arriving() {
+fn a_held_lock_of_merge_domains_stops_no_guest_from_running_or_arriving() {
     let _turn = KsmTurn::take();
     let pair = Pair::new();
     let keep = |host: &Host| {
@@ -159,14 +159,14 @@ fn who_keeps_the_lock_of_merge_domains_keeps_no_guest_from_running_or_arriving()
     };
     let _kept = [&pair.a, &pair.b].map(keep);
     let guest = Guest::start(&pair.a, &plan("one", &["--merge-domain", "shop"]));
-    let is_told = |host: &Host| {
+    let is_reported = |host: &Host| {
         let text = host.run(&["show", "one"]).ok().stdout;
         assert!(text.contains("shop (NOT merged: guests of an unknown domain"), "{text}");
     };
-    is_told(&pair.a);
+    is_reported(&pair.a);
     assert!(!is_marked(&guest));
     Migration::run(&pair.a, "one", &pair.b).ok();
-    is_told(&pair.b);
+    is_reported(&pair.b);
     let arrived = one_intact_copy(&pair.hosts(), "one", &pair.b);
     assert!(!is_marked(&arrived));
     pair.b.await_log(&["the lock of this host's merge domains", "exclusively"]);

@@ -41,7 +41,7 @@ pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
     ),
     (
         "tests/e2e/disks.rs",
-        "a_copy_that_is_called_off_leaves_nothing",
+        "a_cancelled_copy_leaves_no_files",
         &[
             "lighter_migration_disk_remaining_bytes",
             "lighter_migration_disk_transferred_bytes_total",
@@ -279,7 +279,7 @@ fn a_killed_node_leaves_guests_running_and_the_next_finds_them_and_counts_nothin
 }
 
 #[test]
-fn a_node_started_again_keeps_what_was_promised_to_guests_on_their_way() {
+fn a_restarted_node_keeps_memory_promised_to_incoming_guests() {
     let mut pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
@@ -298,7 +298,7 @@ fn a_node_started_again_keeps_what_was_promised_to_guests_on_their_way() {
 }
 
 #[test]
-fn peers_that_say_nothing_do_not_keep_others_from_the_metrics() {
+fn silent_peers_do_not_block_the_metrics() {
     let pair = Pair::new();
     wait::until("the node answers in time", || {
         let _silent: Vec<TcpStream> = (0..160).map(|_| connect(&pair.a)).collect();

@@ -82,7 +82,7 @@ fn twenty_in_a_row(cpus: u8) {
 }
 
 #[test]
-fn a_paused_guest_arrives_paused_and_goes_on_there() {
+fn a_paused_guest_arrives_paused_and_can_be_resumed() {
     let pair = Pair::new();
     let plan = GuestPlan::default();
     Guest::start(&pair.a, &plan);

@@ -26,7 +26,7 @@ pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(3 * 10);
 const PULLS: usize = 3;
 
 #[test]
-fn a_cable_pulled_in_precopy_is_noticed_and_the_guest_goes_on() {
+fn a_cut_network_in_precopy_is_noticed_and_the_guest_keeps_running() {
     let Some(cable) = Cable::lay() else { return };
     let mut pair = cable.hosts();
     pair.a.start_node(&cable.node_plan(0));

@@ -29,7 +29,7 @@ fn a_guest_that_is_reset_starts_over_in_the_same_process() {
 }
 
 #[test]
-fn a_guest_that_does_not_listen_to_its_button_is_told_of_at_once() {
+fn a_guest_that_ignores_its_power_button_is_reported_at_once() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let words = ["web-1 does not listen to its power button", "`lighter destroy web-1` ends it"];
@@ -79,7 +79,7 @@ fn linux_reboots_at_its_power_button_when_asked_to() {
 }
 
 #[test]
-fn linux_without_acpi_ends_when_it_resets_and_was_told_to_stop_then() {
+fn linux_without_acpi_ends_when_it_resets_under_the_stop_policy() {
     let pair = Pair::without_nodes();
     let image = Image::busy();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();

@@ -95,7 +95,7 @@ fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
 }
 
 #[test]
-fn a_host_without_certificates_is_told_how_to_make_them() {
+fn a_host_without_certificates_learns_how_to_create_them() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     for file in ["host.pem", "host.key"] {
@@ -124,7 +124,7 @@ fn issue_for_years(pair: &Pair, from: i32, until: i32) {
 }
 
 #[test]
-fn a_certificate_that_is_not_valid_now_is_refused_at_home() {
+fn a_certificate_outside_its_validity_is_refused_on_its_own_host() {
     let mut pair = Pair::without_nodes();
     pair.b.start_node(&NodePlan::default());
     let guest = Guest::start(&pair.a, &GuestPlan::default());
@@ -176,7 +176,7 @@ fn a_host_under_another_name_than_its_certificates_gets_no_guest() {
 }
 
 #[test]
-fn a_destination_without_enough_memory_refuses_with_figures_and_a_way_out() {
+fn a_destination_without_enough_memory_refuses_with_figures_and_a_remedy() {
     let full = NodePlan {
         arguments: vec!["--reserve-memory".into(), "100T".into()],
         ..NodePlan::default()
@@ -225,7 +225,7 @@ fn a_host_where_no_node_listens_is_named() {
 }
 
 #[test]
-fn a_guest_on_its_way_is_not_migrated_again_nor_touched() {
+fn a_migrating_guest_cannot_be_migrated_again_or_changed() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let first = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
@@ -260,7 +260,7 @@ fn a_guest_on_its_way_is_not_migrated_again_nor_touched() {
 }
 
 #[test]
-fn a_migration_is_called_off_at_its_destination_too() {
+fn a_migration_can_be_cancelled_at_its_destination() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
@@ -276,7 +276,7 @@ fn a_migration_is_called_off_at_its_destination_too() {
 }
 
 #[test]
-fn ctrl_c_calls_the_migration_off() {
+fn ctrl_c_cancels_the_migration() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);
@@ -287,7 +287,7 @@ fn ctrl_c_calls_the_migration_off() {
 }
 
 #[test]
-fn a_guest_whose_process_is_told_to_end_on_its_way_is_gone_and_said_to_be() {
+fn a_guest_terminated_during_migration_is_reported_as_ended() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let pair = Pair::new();
         let guest = Guest::start(&pair.a, &GuestPlan::default());
@@ -302,7 +302,7 @@ fn a_guest_whose_process_is_told_to_end_on_its_way_is_gone_and_said_to_be() {
 }
 
 #[test]
-fn a_migration_whose_process_hangs_is_not_watched_any_more() {
+fn a_migration_whose_process_hangs_is_no_longer_followed() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let migration = Migration::start(&pair.a, guest.name(), &pair.b, &CRAWL);

@@ -31,7 +31,7 @@ fn a_saved_guest_has_ended_and_is_restored_where_it_was() {
 }
 
 #[test]
-fn a_guest_without_disks_may_go_on_when_it_is_saved() {
+fn a_guest_without_disks_can_keep_running_after_a_save() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     let file = pair.folder().join("web-1.lighter").display().to_string();
@@ -45,7 +45,7 @@ fn a_guest_without_disks_may_go_on_when_it_is_saved() {
 }
 
 #[test]
-fn a_guest_whose_save_cannot_be_noted_goes_on() {
+fn a_guest_whose_save_cannot_be_recorded_keeps_running() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
     await_life(&guest);
@@ -97,7 +97,7 @@ fn a_guest_is_restored_on_the_disk_that_it_left_and_on_no_other() {
 }
 
 #[test]
-fn a_file_of_a_guest_that_went_on_is_refused_with_its_disk() {
+fn the_file_of_a_guest_that_kept_running_is_refused_with_its_disk() {
     let pair = Pair::without_nodes();
     guest_with_a_disk(&pair);
     pair.a.run(&["destroy", "db"]).ok();
@@ -115,7 +115,7 @@ fn a_file_of_a_guest_that_went_on_is_refused_with_its_disk() {
 }
 
 #[test]
-fn disks_are_saved_with_a_guest_that_goes_on() {
+fn disks_are_saved_with_a_guest_that_keeps_running() {
     let pair = Pair::without_nodes();
     let disk = guest_with_a_disk(&pair);
     let file = pair.folder().join("db.lighter").display().to_string();
@@ -141,7 +141,7 @@ fn disks_are_saved_with_a_guest_that_goes_on() {
 }
 
 #[test]
-fn a_template_of_a_guest_that_writes_disks_is_made_while_it_stands_still() {
+fn a_template_of_a_guest_that_writes_disks_is_made_while_it_is_paused() {
     let pair = Pair::without_nodes();
     guest_with_a_disk(&pair);
     let file = pair.folder().join("db.template").display().to_string();
@@ -160,7 +160,7 @@ fn save_by_api(guest: &Guest, file: &Path) -> Value {
 }
 
 #[test]
-fn a_guest_that_was_saved_stands_still_until_it_is_ended_or_goes_on() {
+fn a_saved_guest_stays_paused_until_it_is_ended_or_resumed() {
     let pair = Pair::without_nodes();
     let options = ["--landlock", "off"].map(str::to_owned).to_vec();
     let guest = Guest::start(&pair.a, &GuestPlan { options, ..GuestPlan::default() });
@@ -199,7 +199,7 @@ fn a_guest_that_was_saved_stands_still_until_it_is_ended_or_goes_on() {
 }
 
 #[test]
-fn a_guest_goes_on_when_nobody_waits_for_its_file() {
+fn a_guest_resumes_when_its_save_command_is_killed() {
     let pair = Pair::without_nodes();
     let plan = GuestPlan { memory: "512M".to_owned(), ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
@@ -222,7 +222,7 @@ fn a_guest_goes_on_when_nobody_waits_for_its_file() {
 }
 
 #[test]
-fn a_save_whose_process_is_told_to_end_leaves_a_whole_file_or_none() {
+fn a_save_whose_process_is_terminated_leaves_a_whole_file_or_none() {
     let pair = Pair::without_nodes();
     let plan = GuestPlan { memory: "512M".to_owned(), ..GuestPlan::default() };
     let guest = Guest::start(&pair.a, &plan);
@@ -274,7 +274,7 @@ fn a_damaged_saved_guest_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn labels_go_wherever_the_guest_goes() {
+fn labels_follow_the_guest() {
     let pair = Pair::new();
     let options = ["--label", "team=shop", "--label", "tier=batch"].map(str::to_owned).into();
     let plan = GuestPlan { name: "web".to_owned(), options, ..GuestPlan::default() };

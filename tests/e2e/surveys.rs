@@ -55,7 +55,7 @@ fn called_off(guest: &Guest) -> Result<(), Value> {
     Ok(())
 }
 
-fn look_at(guest: &Guest) -> Digests {
+fn survey_digests(guest: &Guest) -> Digests {
     begin(guest, 1.0).expect("it begins");
     await_digests(guest)
 }
@@ -76,12 +76,12 @@ fn chunks(guest: &Guest, domain: &Digests) -> Vec<[u64; 7]> {
 }
 
 #[test]
-fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
+fn a_survey_reports_shared_and_written_pages() {
     // ksmd would split the guest's huge pages meanwhile.
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guests = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
-    let tables = [look_at(&guests[0]), look_at(&guests[1])];
+    let tables = [survey_digests(&guests[0]), survey_digests(&guests[1])];
     let mut domain = tables[0].clone();
     domain.merge(&tables[1]).expect("of one seed");
 
@@ -96,7 +96,7 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
     assert!(sum(&together, 3) > PAGES / 2, "{together:?}");
     assert!(sum(&together, 2) + sum(&together, 3) > PAGES * 3 / 4, "{together:?}");
     wait::until("8 MiB are seen to be written to", || {
-        let rows = chunks(&guests[0], &look_at(&guests[0]));
+        let rows = chunks(&guests[0], &survey_digests(&guests[0]));
         let hot = rows.iter().filter(|row| row[5] >= 32).count();
         assert!(hot <= 6, "{rows:?}");
         wait::holds(hot >= 3, rows)
@@ -110,7 +110,7 @@ fn a_look_tells_what_guests_have_in_common_and_what_they_write() {
 }
 
 #[test]
-fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
+fn kvms_log_reports_the_few_written_pages_that_samples_miss() {
     let pair = Pair::without_nodes();
     let options = ["--write-order", "random"].map(str::to_owned).into();
     let plan = GuestPlan { options, dirty_rate: 40, ..GuestPlan::default() };
@@ -129,9 +129,9 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
         let (inside, outside) = (written(true), written(false));
         assert!(outside.iter().sum::<u64>() < 16, "{rows:?}");
         // On a busy machine the guest may have written less.
-        let is_told = inside.iter().filter(|pages| **pages > 0).count() >= 4
+        let is_reported = inside.iter().filter(|pages| **pages > 0).count() >= 4
             && inside.iter().sum::<u64>() >= 25;
-        wait::holds(is_told, rows)
+        wait::holds(is_reported, rows)
     });
     // The log is on for that interval only: the next survey starts it again, and so does a
     // migration.
@@ -143,7 +143,7 @@ fn kvms_log_tells_of_the_few_pages_that_samples_miss() {
 
 /// Pages that the guest does not write because it is paused would count as stable.
 #[test]
-fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
+fn a_survey_cancelled_by_a_short_save_resumes() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 500);
@@ -166,7 +166,7 @@ fn a_look_is_called_off_by_a_save_that_is_over_before_it_looks_again() {
 }
 
 #[test]
-fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
+fn a_guest_leaves_while_a_survey_logs_its_writes() {
     let _turn = KsmTurn::take();
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
@@ -188,7 +188,7 @@ fn a_guest_leaves_while_its_writes_are_logged_for_a_look() {
 }
 
 #[test]
-fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
+fn one_survey_runs_at_a_time_and_invalid_requests_are_refused() {
     let _turn = KsmTurn::take();
     let pair = Pair::without_nodes();
     let guest = start(&pair.a, "one", "shop", 0);
@@ -217,7 +217,7 @@ fn one_looks_at_a_time_and_what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
+fn a_survey_is_cancelled_when_the_guest_leaves_and_restarts_when_it_stays() {
     let _turn = KsmTurn::take();
     let pair = Pair::new();
     let guest = start(&pair.a, "one", "shop", 500);
@@ -229,7 +229,7 @@ fn a_look_is_called_off_when_the_guest_leaves_and_begins_again_when_it_stays() {
     assert!(refusal.contains("migrated"), "{refusal}");
     pair.a.run(&["cancel", "one"]).ok();
     migration.finish().cancelled();
-    let table = look_at(&guest);
+    let table = survey_digests(&guest);
     let other: Digests = serde_json::from_value(json!({
         "tag": 1, "bits": 0, "pages": 0, "zero_pages": 0, "entries": [],
     }))
@@ -251,7 +251,7 @@ window = "10m"
 "#;
 
 #[test]
-fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
+fn equal_idle_pages_are_merged_and_written_ones_stay_huge() {
     let turn = KsmTurn::take();
     let pair = following(POLICY);
     let shop = [start(&pair.a, "one", "shop", 2000), start(&pair.a, "two", "shop", 2000)];
@@ -261,7 +261,7 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
     assert!(plan.contains("not surveyed recently"), "nobody has looked yet: {plan}");
     let plan = pair.a.run(&["density", "plan", "--survey"]).ok().stdout;
     assert!(!plan.contains("not surveyed recently"), "{plan}");
-    nobody_is_merged_with_a_stranger(&pair.a);
+    no_guest_is_merged_with_a_foreign_process(&pair.a);
     let run = pair.a.run(&["density", "apply", "--json"]).ok().json();
     let steps = run["steps"].as_array().expect("a list");
     let of_kind = |kind: &str| -> Vec<&Value> {
@@ -298,7 +298,7 @@ fn what_is_alike_and_still_is_merged_and_what_is_written_stays_huge() {
 
 /// Asserts that a run merges nothing while there is a guest that the node of `host` does not know
 /// and whose pages ksmd could merge with those of any other.
-fn nobody_is_merged_with_a_stranger(host: &Host) {
+fn no_guest_is_merged_with_a_foreign_process(host: &Host) {
     let elsewhere = Pair::without_nodes();
     let stranger = start(&elsewhere.a, "stranger", "shop", 0);
     let run = host.run(&["density", "apply", "--json"]).ok().json();
@@ -311,7 +311,7 @@ fn nobody_is_merged_with_a_stranger(host: &Host) {
 }
 
 #[test]
-fn a_stranger_who_comes_between_plan_and_window_stops_this_window_and_no_other() {
+fn a_foreign_process_between_plan_and_window_stops_only_this_window() {
     let _turn = KsmTurn::take();
     let pair = following(POLICY);
     let guests = ["one", "two"].map(|name| start(&pair.a, name, "shop", 0));
@@ -359,7 +359,7 @@ fn chunks_to(plan: &Value, kind: &str, guest: &str) -> u64 {
 }
 
 #[test]
-fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
+fn merged_memory_that_becomes_hot_is_unmerged_and_made_huge() {
     let turn = KsmTurn::take();
     let pair = following(&format!("{POLICY}activity = \"dirty-log\"\n"));
     let shop = [start(&pair.a, "one", "shop", 0), start(&pair.a, "two", "shop", 0)];
@@ -397,7 +397,7 @@ fn what_was_merged_and_becomes_hot_is_taken_apart_and_made_huge() {
 }
 
 #[test]
-fn zeros_come_back_without_merging_while_the_guest_writes() {
+fn zero_pages_are_returned_without_merging_while_the_guest_writes() {
     let pair = following(&POLICY.replace("\"merge\", \"huge\"", "\"zeros\""));
     let options = ["--zero-share", "50", "--run-length", "64K"].map(str::to_owned).into();
     // Each page of the working set is written several times per survey, so that none counts as
@@ -476,7 +476,7 @@ fn a_clone_shares_with_its_template_again_while_it_writes() {
         clone.await_workload("it writes", |workload| written(workload) >= before + pages);
     };
     let as_in_template =
-        || -> u64 { chunks(&clone, &look_at(&clone)).iter().map(|row| row[4]).sum() };
+        || -> u64 { chunks(&clone, &survey_digests(&clone)).iter().map(|row| row[4]).sum() };
 
     steer(20_000);
     for _ in 0..8 {

@@ -78,7 +78,7 @@ fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_fr
 }
 
 #[test]
-fn a_device_that_another_host_has_written_is_not_the_saved_guests_any_more() {
+fn a_device_that_another_host_has_written_is_refused_to_the_saved_guest() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
     // As above: before this host's first write, the device's writes may not be counted.
@@ -98,7 +98,7 @@ fn a_device_that_another_host_has_written_is_not_the_saved_guests_any_more() {
 }
 
 #[test]
-fn a_guest_goes_on_from_its_file_once_though_the_power_goes() {
+fn a_guest_is_restored_from_its_file_once_despite_a_power_cut() {
     let lab = Lab::of(2);
     let [here, _] = set_up(&lab, DISK);
     here.lighter(SAVE).ok();
@@ -112,7 +112,7 @@ fn a_guest_goes_on_from_its_file_once_though_the_power_goes() {
 }
 
 #[test]
-fn of_a_device_nobody_can_tell_after_a_reboot_whether_it_was_written() {
+fn after_a_reboot_a_device_with_unknown_writes_is_refused() {
     let lab = Lab::of(2);
     let [here, _] = set_up(&lab, "/dev/vdb");
     here.lighter(SAVE).ok();
@@ -182,7 +182,7 @@ fn a_mapped_device_without_a_uuid_is_old_by_its_name() {
 }
 
 #[test]
-fn a_save_that_cannot_be_noted_fails_and_the_guest_goes_on() {
+fn a_save_that_cannot_be_recorded_fails_and_the_guest_keeps_running() {
     let lab = Lab::of(2);
     let [here, _] = hosts(&lab);
     let script = format!(

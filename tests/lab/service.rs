@@ -18,7 +18,7 @@ fn await_running(host: Host<'_>) {
 }
 
 #[test]
-fn a_guest_comes_back_with_the_power_and_outlives_its_node() {
+fn a_guest_restarts_after_a_power_cut_and_outlives_its_node() {
     let lab = Lab::of(1);
     let host = lab.host(1);
     host.start_node();
@@ -71,7 +71,7 @@ fn runs(host: Host<'_>) -> BTreeMap<u64, String> {
 }
 
 #[test]
-fn what_was_done_for_density_is_known_after_a_power_cut() {
+fn density_history_survives_a_power_cut() {
     let lab = Lab::of(1);
     let host = lab.host(1);
     host.start_node();

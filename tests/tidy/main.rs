@@ -127,7 +127,7 @@ fn nothing_is_left_unfinished_or_switched_off() {
 /// Checks `lines[index]` against the convention that an error's text includes its cause, and that
 /// the cause is then not also the error's `source()`: a caller that prints the chain would print it
 /// twice, a caller that prints only the text would lose it.
-fn cause_told_twice_or_lost(lines: &[&str], index: usize) -> Option<&'static str> {
+fn cause_printed_twice_or_lost(lines: &[&str], index: usize) -> Option<&'static str> {
     let line = lines[index].trim();
     let above = lines[..index].iter().rev().map(|line| line.trim());
     let mut attributes = above.take_while(|line| !line.starts_with("///"));
@@ -147,16 +147,16 @@ fn cause_told_twice_or_lost(lines: &[&str], index: usize) -> Option<&'static str
 }
 
 #[test]
-fn errors_tell_their_cause_once() {
-    let told_twice = [
+fn errors_print_their_cause_once() {
+    let printed_twice = [
         "#[error(\"cannot read it: {source}\")]",
         "pub source: std::io::Error,",
         "Thread(#[source] io::Error),",
     ];
-    for line in told_twice {
-        assert!(cause_told_twice_or_lost(&[line], 0).is_some(), "{line}");
+    for line in printed_twice {
+        assert!(cause_printed_twice_or_lost(&[line], 0).is_some(), "{line}");
     }
-    let from = |error| cause_told_twice_or_lost(&[error, "Link(#[from] LinkError),"], 1);
+    let from = |error| cause_printed_twice_or_lost(&[error, "Link(#[from] LinkError),"], 1);
     assert!(from("#[error(\"no link: {0}\")]").is_some());
     assert!(from("#[error(transparent)]").is_none());
 
@@ -164,7 +164,7 @@ fn errors_tell_their_cause_once() {
     for source in sources().iter().filter(|source| source.name() != "tests/tidy/main.rs") {
         let lines: Vec<&str> = source.text.lines().collect();
         for index in 0..lines.len() {
-            if let Some(what) = cause_told_twice_or_lost(&lines, index) {
+            if let Some(what) = cause_printed_twice_or_lost(&lines, index) {
                 found.push(format!("{}:{}: {what}", source.name(), index + 1));
             }
         }
@@ -173,7 +173,7 @@ fn errors_tell_their_cause_once() {
 }
 
 #[test]
-fn file_names_say_what_lives_in_them() {
+fn file_names_match_their_contents() {
     let found: Vec<String> = sources()
         .iter()
         .filter(|source| {
@@ -188,7 +188,7 @@ fn file_names_say_what_lives_in_them() {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is_for() {
+fn every_file_opens_with_its_purpose() {
     let found: Vec<String> = sources()
         .iter()
         .filter(|source| !source.text.trim_start().starts_with("//!"))

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_state_that_is_not_saved_is_hidden() {
+    fn features_with_unsaved_state_are_hidden() {
         let all =
             |function, index| CpuidEntry { eax: !0, edx: !0, ..entry(function, index, !0, !0) };
         let shown = for_new_guest(vec![all(7, 0), all(0xd, 1)]);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn vendors_are_told_by_name() {
+    fn vendors_are_recognized_by_name() {
         let mut leaf = entry(0, 0, u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"cAMD"));
         leaf.edx = u32::from_le_bytes(*b"enti");
         assert_eq!(vendor(&[leaf]), "AuthenticAMD");
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_of_features_that_are_not_shown_are_not_the_guests() {
+    fn registers_of_hidden_features_are_not_available_to_the_guest() {
         let shown = [CpuidEntry { edx: 1 << 29, ..entry(7, 0, 0, 0) }];
         assert!(has_msr(&shown, 0x10a) && !has_msr(&[], 0x10a) && !has_msr(&shown, 0x345));
         assert!(has_msr(&[entry(1, 0, 0, 1 << 15)], 0x345) && has_msr(&[], 0x10));

@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_go_along_and_hostile_ones_do_not() {
+    fn labels_are_copied_with_the_guest_and_hostile_ones_are_refused() {
         let labelled = |key: &str, value: &str| {
             let labels = [(key.to_owned(), value.to_owned())].into();
             VmShape { labels, ..shape() }.to_bytes().unwrap()

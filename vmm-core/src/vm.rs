@@ -93,7 +93,7 @@ pub struct Vm {
     /// Locked by calls that change whether the guest runs, or save its state.
     control: Mutex<()>,
     /// Whether the guest was last ordered to run; `machine` knows if it has ended since.
-    told_to_run: AtomicBool,
+    should_run: AtomicBool,
 }
 
 impl Vm {
@@ -151,7 +151,7 @@ impl Vm {
             origin: Mutex::new(None),
             pristine: None,
             control: Mutex::new(()),
-            told_to_run: AtomicBool::new(false),
+            should_run: AtomicBool::new(false),
         };
         vm.pristine = Some(Box::new(vm.save_state()?));
         Ok(vm)
@@ -196,7 +196,7 @@ impl Vm {
     pub fn run_state(&self) -> RunState {
         match self.machine.stopped() {
             Some(_) => RunState::Stopped,
-            None if self.told_to_run.load(Ordering::Acquire) => RunState::Running,
+            None if self.should_run.load(Ordering::Acquire) => RunState::Running,
             None => RunState::Paused,
         }
     }
@@ -223,10 +223,10 @@ impl Vm {
     /// [`Error::WrongState`] if the guest has ended, even if it ended during this call.
     pub fn pause(&self) -> Result<()> {
         let _control = self.control();
-        if self.told_to_run.load(Ordering::Acquire) {
+        if self.should_run.load(Ordering::Acquire) {
             let parked = self.park_all();
             self.settle_reset();
-            self.told_to_run.store(false, Ordering::Release);
+            self.should_run.store(false, Ordering::Release);
             parked?;
         }
         self.expect(RunState::Paused, "pause")
@@ -288,13 +288,13 @@ impl Vm {
     /// since the guest released it. The guest then stays paused.
     pub fn resume(&self) -> Result<()> {
         let _control = self.control();
-        if self.told_to_run.load(Ordering::Acquire) {
+        if self.should_run.load(Ordering::Acquire) {
             return self.expect(RunState::Running, "resume");
         }
         self.expect(RunState::Paused, "resume")?;
         self.machine.bus.take_over()?;
         self.machine.bus.resume()?;
-        self.told_to_run.store(true, Ordering::Release);
+        self.should_run.store(true, Ordering::Release);
         self.run_all();
         Ok(())
     }

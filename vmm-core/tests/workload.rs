@@ -147,7 +147,7 @@ fn vcpus_share_the_work() {
 }
 
 #[test]
-fn finds_a_page_that_was_damaged_behind_its_back() {
+fn finds_a_page_that_was_damaged_from_outside() {
     let params =
         WorkloadParams { pattern: Pattern::Random, working_set_bytes: 0, ..Default::default() };
     let vm = working(1, params);
@@ -178,7 +178,7 @@ fn a_paused_guest_can_be_checked_from_outside() {
 }
 
 #[test]
-fn a_pause_is_the_longest_stall_until_it_is_forgotten() {
+fn a_pause_is_the_longest_stall_until_reset() {
     let vm = working(1, WorkloadParams::default());
     let pause = Duration::from_millis(300);
     // The guest starts to measure stalls when it starts to write, just after its doorbell rings.
@@ -194,7 +194,7 @@ fn a_pause_is_the_longest_stall_until_it_is_forgotten() {
 }
 
 #[test]
-fn writes_as_fast_as_it_is_told() {
+fn writes_at_the_requested_rate() {
     let vm = working(1, WorkloadParams { dirty_rate_pages_per_second: 0, ..Default::default() });
     assert_eq!(verified(&vm).pages_written(), 0);
     Control::new(vm.ram().memory()).unwrap().set_dirty_rate(10_000).unwrap();
@@ -204,7 +204,7 @@ fn writes_as_fast_as_it_is_told() {
 }
 
 #[test]
-fn stops_when_told() {
+fn stops_on_request() {
     let vm = working(2, WorkloadParams::default());
     Control::new(vm.ram().memory()).unwrap().stop().unwrap();
     wait_for(&vm, 2, |bell| matches!(bell, Doorbell::Stopped { .. }));
@@ -215,7 +215,7 @@ fn stops_when_told() {
 }
 
 #[test]
-fn a_guest_that_is_reset_starts_over_on_every_vcpu_with_nothing_left_of_before() {
+fn a_reset_guest_starts_over_on_every_vcpu_without_old_state() {
     let vm = working(2, WorkloadParams::default());
     for turn in 1..=5 {
         vm.reset().unwrap();

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_process_it_is_and_what_device_it_has_is_what_the_kernel_says() {
+    fn the_owner_and_passthrough_come_from_the_kernel() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         for pid in [7, 8] {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said_with_its_process() {
+    fn unreadable_files_are_reported_with_their_process() {
         let folder = tempfile::tempdir().unwrap();
         process(folder.path(), 7, "/usr/bin/qemu-system-x86_64", "qemu");
         fs::write(folder.path().join("proc/7/cmdline"), vec![b'x'; (1 << 20) + 1]).unwrap();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_told_by_where_they_are_mounted() {
+    fn huge_pages_are_recognized_by_their_mount() {
         let mounts = Mounts::of("none /mnt/huge hugetlbfs rw 0 0\nproc /proc proc rw\nshort\n");
         assert_eq!(mounts.backing_of_file(Path::new("/mnt/huge/a"), true), Backing::HugePool);
         assert_eq!(mounts.backing_of_file(Path::new("/mnt/hugely"), true), Backing::Shared);

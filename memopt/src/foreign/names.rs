@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_kept_while_no_other_guest_has_or_claims_it() {
+    fn a_name_is_kept_unless_another_guest_has_or_claims_it() {
         assert_eq!(named(&["db"], &[(7, "web"), (8, "qemu-8")]), ["web", "qemu-8"]);
         assert_eq!(named(&["web"], &[(7, "web")]), ["web@7"]);
         let two = [(7, "web"), (8, "db"), (9, "web")];
@@ -69,14 +69,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_is_called_apart_from_another_cannot_be_claimed() {
+    fn disambiguated_names_cannot_be_claimed() {
         let claims = [(5, "web@8"), (7, "web"), (8, "web"), (9, "vm@prod"), (10, "x@")];
         let names = ["web@8@5", "web@7", "web@8", "vm@prod", "x@@10"];
         assert_eq!(named(&[], &claims), names);
     }
 
     #[test]
-    fn the_claim_is_told_from_what_was_put_behind_it() {
+    fn the_claimed_name_excludes_the_added_suffix() {
         let claimed = |name: &str, vmm, pid| {
             Guest::unknown(name.to_owned(), vmm, pid).claimed_name().to_owned()
         };

@@ -13,15 +13,15 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn parse(text: &str) -> Self {
         let mut parts = vec![String::new()];
-        let mut letters = text.chars().peekable();
-        while let Some(letter) = letters.next() {
-            if letter == ',' && letters.next_if_eq(&',').is_none() {
+        let mut characters = text.chars().peekable();
+        while let Some(character) = characters.next() {
+            if character == ',' && characters.next_if_eq(&',').is_none() {
                 if parts.len() == PARTS_MAX {
                     break;
                 }
                 parts.push(String::new());
             } else if let Some(part) = parts.last_mut() {
-                part.push(letter);
+                part.push(character);
             }
         }
         let pair = |part: String| match part.split_once('=') {
@@ -64,7 +64,7 @@ impl Options {
 /// Parses a size such as `2048`, `2G`, `1.5G` or `512MiB` into bytes; `unit` applies without a
 /// suffix.
 pub(super) fn size(text: &str, unit: u64) -> Option<u64> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" => unit,
         "b" => 1,
@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_taken_apart(text in "(?s).{0,200}") {
+        fn any_text_is_split(text in "(?s).{0,200}") {
             let options = Options::parse(&text);
             let _ = (options.first(), options.get("a"), options.is_on("a", true), size(&text, 1));
         }

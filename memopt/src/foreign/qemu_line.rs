@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_of_somebody_s_own_script() {
+    fn a_guest_of_a_hand_written_script() {
         let line = line(
             "-name web-1,process=x -m 2G -S -machine q35,accel=kvm -device virtio-balloon-pci \
              -qmp unix:/run/web-1.qmp,server=on,wait=off",
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ram_is_made_of() {
+    fn the_backing_of_ram_is_recognized() {
         for (text, backing, is_mergeable) in [
             ("-m 1G", Backing::Anonymous, true),
             ("-m 1G -mem-path /dev/hugepages", Backing::HugePool, false),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn doors_that_lead_nowhere_are_none() {
+    fn unusable_monitors_are_ignored() {
         for text in [
             "-qmp tcp:127.0.0.1:4444,server=on",
             "-qmp unix:/run/client",

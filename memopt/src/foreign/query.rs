@@ -45,7 +45,7 @@ pub struct Reading {
 /// [`ForeignError::NoMonitor`] if the guest has no usable monitor, or any error of the monitor.
 pub async fn query(found: &Found, asking: &QueryOptions) -> Result<Reading, ForeignError> {
     let each = asking.patience / 2;
-    let looking = async {
+    let reading = async {
         match &found.monitor {
             Monitor::Qmp(socket) => {
                 let mut qmp = Qmp::connect(socket, found.pid, each).await?;
@@ -58,7 +58,7 @@ pub async fn query(found: &Found, asking: &QueryOptions) -> Result<Reading, Fore
             Monitor::Libvirt | Monitor::None(_) => Err(no_monitor(found)),
         }
     };
-    within_limit(found, asking.patience, looking).await
+    within_limit(found, asking.patience, reading).await
 }
 
 /// Asks a guest to keep `keep_bytes` of its RAM of `memory_bytes`, within `patience` in total.

@@ -36,20 +36,20 @@ impl QemuStatistics {
     /// Converts the statistics at `unix_seconds` after the epoch; `None` before the guest has sent
     /// any.
     pub(super) fn at(&self, unix_seconds: u64) -> Option<Statistics> {
-        let told = |value: Option<u64>| value.filter(|value| *value != u64::MAX);
+        let reported = |value: Option<u64>| value.filter(|value| *value != u64::MAX);
         let values = &self.stats;
         (self.last_update != 0).then(|| Statistics {
             age: Duration::from_secs(unix_seconds.saturating_sub(self.last_update)),
-            total_bytes: told(values.stat_total_memory),
-            free_bytes: told(values.stat_free_memory),
-            available_bytes: told(values.stat_available_memory),
-            caches_bytes: told(values.stat_disk_caches),
-            swap_in_bytes: told(values.stat_swap_in),
-            swap_out_bytes: told(values.stat_swap_out),
-            major_faults: told(values.stat_major_faults),
-            oom_kills: told(values.stat_oom_kills),
-            allocation_stalls: told(values.stat_alloc_stalls),
-            direct_reclaim_bytes: told(values.stat_direct_reclaims),
+            total_bytes: reported(values.stat_total_memory),
+            free_bytes: reported(values.stat_free_memory),
+            available_bytes: reported(values.stat_available_memory),
+            caches_bytes: reported(values.stat_disk_caches),
+            swap_in_bytes: reported(values.stat_swap_in),
+            swap_out_bytes: reported(values.stat_swap_out),
+            major_faults: reported(values.stat_major_faults),
+            oom_kills: reported(values.stat_oom_kills),
+            allocation_stalls: reported(values.stat_alloc_stalls),
+            direct_reclaim_bytes: reported(values.stat_direct_reclaims),
         })
     }
 }
@@ -76,8 +76,8 @@ pub(super) struct HypervisorValues {
 }
 
 impl From<HypervisorStatistics> for Statistics {
-    fn from(told: HypervisorStatistics) -> Self {
-        let values = told.stats;
+    fn from(reported: HypervisorStatistics) -> Self {
+        let values = reported.stats;
         Self {
             age: Duration::ZERO,
             total_bytes: values.total_memory,
@@ -99,16 +99,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_does_not_tell_is_missing() {
+    fn statistics_that_a_guest_does_not_report_are_missing() {
         let text = r#"{"stats": {"stat-htlb-pgalloc": 18446744073709551615, "stat-free-memory": 4096,
             "stat-major-faults": 18446744073709551615, "stat-oom-kills": 2}, "last-update": 1000}"#;
         let statistics: QemuStatistics = serde_json::from_str(text).unwrap();
-        let told = statistics.at(1030).unwrap();
+        let reported = statistics.at(1030).unwrap();
         assert_eq!(
-            (told.free_bytes, told.major_faults, told.oom_kills),
+            (reported.free_bytes, reported.major_faults, reported.oom_kills),
             (Some(4096), None, Some(2))
         );
-        assert_eq!(told.age, Duration::from_secs(30));
+        assert_eq!(reported.age, Duration::from_secs(30));
         assert_eq!(statistics.at(900).unwrap().age, Duration::ZERO, "the clock was set back");
 
         let none: QemuStatistics = serde_json::from_str(r#"{"stats":{},"last-update":0}"#).unwrap();
@@ -118,8 +118,8 @@ mod tests {
     #[test]
     fn cloud_hypervisors_guests_have_just_been_asked() {
         let text = r#"{"balloon_actual":1,"stats":{"available_memory":7,"minor_faults":1}}"#;
-        let told: HypervisorStatistics = serde_json::from_str(text).unwrap();
+        let reported: HypervisorStatistics = serde_json::from_str(text).unwrap();
         let expected = Statistics { available_bytes: Some(7), ..Statistics::default() };
-        assert_eq!(Statistics::from(told), expected);
+        assert_eq!(Statistics::from(reported), expected);
     }
 }

@@ -77,7 +77,7 @@ impl LossyHistory {
                 None
             }
             Err(error) => {
-                self.tell(HistoryEvent::Refused(error));
+                self.add_news(HistoryEvent::Refused(error));
                 None
             }
         }
@@ -94,7 +94,7 @@ impl LossyHistory {
             Ok(Opened { history, interrupted, unreadable }) => {
                 self.kept = Kept::InFolder(Box::new(history));
                 self.complaint = None;
-                self.tell(HistoryEvent::Kept { interrupted, unreadable });
+                self.add_news(HistoryEvent::Kept { interrupted, unreadable });
             }
             Err(error) => self.lose(uptime, error),
         }
@@ -106,11 +106,11 @@ impl LossyHistory {
         let complaint = Some(error.to_string());
         if complaint != self.complaint {
             self.complaint = complaint;
-            self.tell(HistoryEvent::Lost(error));
+            self.add_news(HistoryEvent::Lost(error));
         }
     }
 
-    fn tell(&mut self, news: HistoryEvent) {
+    fn add_news(&mut self, news: HistoryEvent) {
         if self.news.len() < NEWS_MAX {
             self.news.push(news);
         }

@@ -282,7 +282,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_was_changed_is_put_back_when_it_lets_go() {
+    fn changed_settings_are_restored_on_release() {
         let fixture = Fixture::new();
         let (mut control, restored) = fixture.open().unwrap();
         assert_eq!(restored, Restored::default());
@@ -296,7 +296,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_next_one_puts_back_what_a_killed_one_left() {
+    fn the_next_driver_restores_the_settings_of_a_killed_one() {
         let fixture = Fixture::new();
         let (mut control, _) = fixture.open().unwrap();
         control.apply(&sets(&[(Knob::SleepMillisecs, 50), (Knob::Run, 1)])).unwrap();
@@ -313,7 +313,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_somebody_else_changed_is_theirs() {
+    fn settings_changed_by_others_are_kept() {
         let fixture = Fixture::new();
         let (mut control, _) = fixture.open().unwrap();
         control.apply(&sets(&[(Knob::PagesToScan, 700), (Knob::Run, 1)])).unwrap();
@@ -337,7 +337,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_host_on_which_everything_was_unmerged_is_left_alone() {
+    fn an_unmerged_host_is_left_unchanged() {
         let fixture = Fixture::new();
         fixture.set("run", "2");
         let (mut control, _) = fixture.open().unwrap();

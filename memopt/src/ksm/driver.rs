@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_called_off_also_by_whoever_went_away() {
+    fn it_is_cancelled_by_its_caller_or_the_callers_death() {
         for says_so in [true, false] {
             let fixture = Fixture::new();
             let mut driver = driver(&fixture);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_makes_no_sense_ends_in_an_error_and_everything_is_put_back() {
+    fn an_invalid_counter_is_an_error_and_everything_is_restored() {
         let fixture = Fixture::new();
         let mut driver = driver(&fixture);
         driver.step(Duration::ZERO).unwrap();

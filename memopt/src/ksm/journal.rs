@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_noted_is_there_after_a_crash_and_gone_after_the_last_was_put_back() {
+    fn entries_survive_a_crash_and_are_removed_after_the_last_restore() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ksm.json");
         let mut journal = Journal::open(&path, "boot").unwrap();
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_journal_is_refused_by_name_and_left_where_it_is() {
+    fn a_file_that_is_not_a_journal_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ksm.json");
         let entry = r#"{"knob":"run","original":0,"written":0,"next":1}"#;

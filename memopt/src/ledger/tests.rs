@@ -11,11 +11,11 @@ use crate::situation::{Guest, Hindrance, Pressure, Vmm};
 use crate::units::{GIB, MIB};
 use crate::verify::Verdict;
 
-/// A ledger that observed `looks`.
-fn told(looks: &[Situation]) -> Ledger {
+/// A ledger that observed `samples`.
+fn observed(samples: &[Situation]) -> Ledger {
     let mut ledger = Ledger::default();
-    for look in looks {
-        ledger.observe(look, &Policy::default());
+    for sample in samples {
+        ledger.observe(sample, &Policy::default());
     }
     ledger
 }
@@ -31,61 +31,61 @@ fn demand(ledger: &Ledger) -> u64 {
 
 #[test]
 fn demand_rises_at_once_and_falls_slowly() {
-    let mut looks = vec![using(0, GIB), using(10, 4 * GIB)];
-    assert_eq!(demand(&told(&looks)), 4 * GIB);
-    looks.extend((2..62).map(|round| using(round * 10, GIB)));
-    let later = demand(&told(&looks));
+    let mut samples = vec![using(0, GIB), using(10, 4 * GIB)];
+    assert_eq!(demand(&observed(&samples)), 4 * GIB);
+    samples.extend((2..62).map(|round| using(round * 10, GIB)));
+    let later = demand(&observed(&samples));
     // After ten seconds, the slow average has seen 4 GiB for a sixtieth of its ten minutes, the
     // fast one for a sixth of its minute.
     assert!(later > GIB && later < GIB + 100 * MIB, "{later}");
-    let mut looks = vec![using(0, 4 * GIB), using(10, GIB)];
-    assert!(demand(&told(&looks)) > 3 * GIB, "ten seconds later");
-    looks.push(using(600, GIB));
-    let later = demand(&told(&looks));
+    let mut samples = vec![using(0, 4 * GIB), using(10, GIB)];
+    assert!(demand(&observed(&samples)) > 3 * GIB, "ten seconds later");
+    samples.push(using(600, GIB));
+    let later = demand(&observed(&samples));
     assert!((2 * GIB..3 * GIB).contains(&later), "ten minutes later: {later}");
-    looks.push(using(86_400, GIB));
-    assert!(demand(&told(&looks)) < GIB + 50 * MIB, "a day later");
+    samples.push(using(86_400, GIB));
+    assert!(demand(&observed(&samples)) < GIB + 50 * MIB, "a day later");
 }
 
 #[test]
 fn a_driver_that_counts_the_balloon_as_used_makes_no_demand_of_it() {
-    let mut look = using(0, GIB);
-    balloon(&mut look.guests[0]).actual_bytes = 4 * GIB;
+    let mut sample = using(0, GIB);
+    balloon(&mut sample.guests[0]).actual_bytes = 4 * GIB;
     // The guest sees all of its RAM, and the memory in the balloon is not available.
-    *said(&mut look.guests[0]) = statistics(8 * GIB, 5 * GIB);
-    assert_eq!(demand(&told(&[look])), GIB);
+    *said(&mut sample.guests[0]) = statistics(8 * GIB, 5 * GIB);
+    assert_eq!(demand(&observed(&[sample])), GIB);
 }
 
 #[test]
 fn what_the_kernel_keeps_for_itself_is_demand() {
-    let mut look = using(0, GIB);
-    said(&mut look.guests[0]).total_bytes = Some(8 * GIB - 200 * MIB);
-    said(&mut look.guests[0]).available_bytes = Some(7 * GIB - 200 * MIB);
-    assert_eq!(demand(&told(&[look])), GIB + 200 * MIB);
+    let mut sample = using(0, GIB);
+    said(&mut sample.guests[0]).total_bytes = Some(8 * GIB - 200 * MIB);
+    said(&mut sample.guests[0]).available_bytes = Some(7 * GIB - 200 * MIB);
+    assert_eq!(demand(&observed(&[sample])), GIB + 200 * MIB);
 }
 
 /// A guest of 8 GiB that uses 1 GiB of the 5 GiB that it sees (`mem=5G`); its kernel uses a
 /// sixteenth. It has `has`, and if it `follows`, its driver subtracts the balloon from its total.
 fn limited(seconds: u64, has: u64, said_with: u64, follows: bool) -> Situation {
-    let mut look = using(seconds, GIB);
-    let guest = &mut look.guests[0];
+    let mut sample = using(seconds, GIB);
+    let guest = &mut sample.guests[0];
     (balloon(guest).target_bytes, balloon(guest).actual_bytes) = (has, has);
     let ballooned = 8 * GIB - said_with;
     *said(guest) = statistics(5 * GIB - ballooned, GIB);
     if !follows {
         said(guest).total_bytes = Some(5 * GIB);
     }
-    look
+    sample
 }
 
 #[test]
-fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
+fn unseen_memory_is_distinguished_from_a_moving_balloon() {
     for follows in [false, true] {
         let mut ledger = Ledger::default();
-        let mut needs = |look: Situation| {
-            ledger.observe(&look, &Policy::default());
+        let mut needs = |sample: Situation| {
+            ledger.observe(&sample, &Policy::default());
             let guest = &ledger.guests["a"];
-            assert_eq!(guest.unseen_bytes, 5 * GIB / 2, "{look:?}");
+            assert_eq!(guest.unseen_bytes, 5 * GIB / 2, "{sample:?}");
             guest.needs_bytes().unwrap()
         };
         let all = GIB + GIB / 2 + 5 * GIB / 2;
@@ -104,58 +104,58 @@ fn what_a_guest_never_sees_is_told_from_a_balloon_that_moves() {
 }
 
 #[test]
-fn what_a_guest_never_sees_may_change_when_it_begins_anew() {
-    let unseen = |looks: &[Situation]| told(looks).guests["a"].unseen_bytes;
-    let mut looks = vec![limited(0, 6 * GIB, 6 * GIB, true)];
-    assert_eq!(unseen(&looks), 0, "its balloon may be on its way");
-    looks.push(limited(10, 6 * GIB, 6 * GIB, true));
-    assert_eq!(unseen(&looks), 5 * GIB / 2);
+fn unseen_memory_may_change_when_the_guest_restarts() {
+    let unseen = |samples: &[Situation]| observed(samples).guests["a"].unseen_bytes;
+    let mut samples = vec![limited(0, 6 * GIB, 6 * GIB, true)];
+    assert_eq!(unseen(&samples), 0, "its balloon may be on its way");
+    samples.push(limited(10, 6 * GIB, 6 * GIB, true));
+    assert_eq!(unseen(&samples), 5 * GIB / 2);
     let mut silent = limited(20, 6 * GIB, 6 * GIB, true);
     said(&mut silent.guests[0]).total_bytes = None;
-    looks.push(silent);
-    assert_eq!(unseen(&looks), 5 * GIB / 2, "nothing was told");
-    said(&mut looks[2].guests[0]).oom_kills = Some(1);
-    let mut anew = limited(30, 6 * GIB, 6 * GIB, true);
-    *said(&mut anew.guests[0]) = statistics(6 * GIB, GIB);
-    looks.push(anew);
-    assert_eq!(unseen(&looks), 0, "its counters went back");
-    looks.truncate(2);
-    looks.push(using(20, GIB));
+    samples.push(silent);
+    assert_eq!(unseen(&samples), 5 * GIB / 2, "nothing was told");
+    said(&mut samples[2].guests[0]).oom_kills = Some(1);
+    let mut restarted = limited(30, 6 * GIB, 6 * GIB, true);
+    *said(&mut restarted.guests[0]) = statistics(6 * GIB, GIB);
+    samples.push(restarted);
+    assert_eq!(unseen(&samples), 0, "its counters went back");
+    samples.truncate(2);
+    samples.push(using(20, GIB));
     assert_eq!(
-        unseen(&looks),
+        unseen(&samples),
         5 * GIB / 2,
         "what it says may be from before its balloon was empty"
     );
-    looks.push(using(30, GIB));
-    assert_eq!(unseen(&looks), 0, "its balloon is empty");
+    samples.push(using(30, GIB));
+    assert_eq!(unseen(&samples), 0, "its balloon is empty");
 }
 
 #[test]
-fn a_guest_that_began_anew_is_not_in_pain() {
+fn a_restarted_guest_is_not_in_pain() {
     let mut before = using(0, GIB);
     said(&mut before.guests[0]).oom_kills = Some(9);
     let mut after = using(10, GIB);
     said(&mut after.guests[0]).oom_kills = Some(3);
-    let ledger = told(&[before.clone(), after.clone()]);
+    let ledger = observed(&[before.clone(), after.clone()]);
     assert_eq!(ledger.guests["a"].pain, None, "its counter went back");
     after.guests[0].pid += 1;
     said(&mut after.guests[0]).oom_kills = Some(12);
-    let ledger = told(&[before.clone(), after.clone()]);
+    let ledger = observed(&[before.clone(), after.clone()]);
     assert_eq!(ledger.guests["a"].pain, None, "another process");
     after.guests[0].pid -= 1;
-    let ledger = told(&[before, after]);
+    let ledger = observed(&[before, after]);
     assert_eq!(ledger.guests["a"].pain.unwrap().cause, PainCause::OomKill(3));
 }
 
 #[test]
-fn rates_are_the_same_however_often_somebody_looks() {
-    let pain_after = |pause_ms: u64, faults: u64, looks: u64| {
+fn rates_do_not_depend_on_the_sampling_interval() {
+    let pain_after = |pause_ms: u64, faults: u64, samples: u64| {
         let mut ledger = Ledger::default();
-        for round in 0..=looks {
-            let mut look = using(0, GIB);
-            look.uptime += Duration::from_millis(round * pause_ms);
-            said(&mut look.guests[0]).major_faults = Some(round * faults);
-            ledger.observe(&look, &Policy::default());
+        for round in 0..=samples {
+            let mut sample = using(0, GIB);
+            sample.uptime += Duration::from_millis(round * pause_ms);
+            said(&mut sample.guests[0]).major_faults = Some(round * faults);
+            ledger.observe(&sample, &Policy::default());
         }
         ledger.guests["a"].pain.map(|pain| pain.cause)
     };
@@ -193,7 +193,7 @@ fn pain_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
 }
 
 #[test]
-fn pain_is_seen_as_soon_however_often_the_guest_is_inspected() {
+fn pain_detection_does_not_depend_on_the_inspection_interval() {
     for pause_ms in [1, 7, 25, 60, 100, 120, 200, 400] {
         let late = seen_after(10_000, pause_ms);
         assert!((667..=667 + 400 + 125).contains(&late), "{late} ms, inspected each {pause_ms}");
@@ -207,9 +207,9 @@ fn pain_that_comes_back_is_spared_for_longer() {
     for episode in 0..6_u64 {
         // Half an hour apart.
         for round in 0..2 {
-            let mut look = using(episode * 1800 + round * 10, GIB);
-            said(&mut look.guests[0]).oom_kills = Some(episode + round);
-            ledger.observe(&look, &Policy::default());
+            let mut sample = using(episode * 1800 + round * 10, GIB);
+            said(&mut sample.guests[0]).oom_kills = Some(episode + round);
+            ledger.observe(&sample, &Policy::default());
         }
         let pain = ledger.guests["a"].pain.unwrap();
         spared.push((pain.until - pain.at).as_secs() / 60);
@@ -222,27 +222,27 @@ fn silence_is_pain_but_not_of_a_guest_that_is_hindered() {
     let speaking = using(0, GIB);
     let mut silent = using(40, GIB);
     balloon(&mut silent.guests[0]).statistics = None;
-    let ledger = told(&[speaking.clone(), silent.clone()]);
+    let ledger = observed(&[speaking.clone(), silent.clone()]);
     let cause = ledger.guests["a"].pain.unwrap().cause;
     assert_eq!(cause, PainCause::Silent(Duration::from_secs(40)));
 
     let mut paused = silent.clone();
     paused.guests[0].hindrance = Some(Hindrance::Paused);
     let resumed = later(&silent, 10);
-    let ledger = told(&[speaking, paused, resumed.clone()]);
+    let ledger = observed(&[speaking, paused, resumed.clone()]);
     assert_eq!(ledger.guests["a"].pain, None);
-    assert_eq!(told(&[silent, resumed]).guests["a"].pain, None, "it never said anything");
+    assert_eq!(observed(&[silent, resumed]).guests["a"].pain, None, "it never said anything");
 }
 
 #[test]
-fn up_and_down_is_damped() {
+fn oscillation_is_damped() {
     let policy = Policy::default();
     let mut ledger = Ledger::default();
     let mut damping = Vec::new();
     for round in 0..8 {
-        let mut look = using(round * 60, GIB);
-        balloon(&mut look.guests[0]).target_bytes = (6 + round % 2) * GIB;
-        ledger.observe(&look, &policy);
+        let mut sample = using(round * 60, GIB);
+        balloon(&mut sample.guests[0]).target_bytes = (6 + round % 2) * GIB;
+        ledger.observe(&sample, &policy);
         damping.push(ledger.guests["a"].turns.damping());
     }
     assert_eq!(damping, [1, 1, 1, 1, 2, 4, 8, 8]);
@@ -284,9 +284,9 @@ fn outcome(verdict: Verdict, share: f64) -> Outcome {
 }
 
 #[test]
-fn what_fails_twice_in_a_row_is_benched_for_longer_each_time() {
+fn repeated_failures_are_benched_for_longer_each_time() {
     let policy = Policy::default();
-    let mut ledger = told(&[using(0, GIB)]);
+    let mut ledger = observed(&[using(0, GIB)]);
     let (nothing, partly) = (outcome(Verdict::Nothing, 0.0), outcome(Verdict::Partly, 0.6));
     for next in [&nothing, &partly, &nothing] {
         ledger.verified(next);
@@ -313,7 +313,7 @@ fn what_fails_twice_in_a_row_is_benched_for_longer_each_time() {
 #[test]
 fn guests_come_and_go() {
     let policy = Policy::default();
-    let mut ledger = told(&[using(0, GIB)]);
+    let mut ledger = observed(&[using(0, GIB)]);
     ledger.observe(&later(&situation(50, Vec::new()), 600), &policy);
     assert!(ledger.guests.contains_key("a"), "it may come back");
     ledger.observe(&later(&situation(50, Vec::new()), 3700), &policy);
@@ -332,20 +332,20 @@ fn foreign(name: &str, pid: u32) -> Guest {
 }
 
 #[test]
-fn what_is_remembered_stays_with_the_process_when_another_claims_its_name() {
-    let looks = [
+fn the_state_stays_with_the_process_when_another_claims_its_name() {
+    let samples = [
         vec![foreign("db", 8)],
         // A process with a lower PID claims the name, then exits; and lighter's own guest takes it.
         vec![foreign("db@7", 7), foreign("db@8", 8)],
         vec![foreign("db", 8)],
         vec![Guest { pid: 9, ..idle_guest("db", 8 * GIB, GIB) }, foreign("db@8", 8)],
     ];
-    let mut looks = (0..).zip(looks).map(|(at, guests)| later(&situation(50, guests), 10 * at));
-    let mut ledger = told(&[looks.next().expect("the first")]);
+    let mut samples = (0..).zip(samples).map(|(at, guests)| later(&situation(50, guests), 10 * at));
+    let mut ledger = observed(&[samples.next().expect("the first")]);
     ledger.guests.get_mut("db").expect("a record").asked_bytes = Some(4 * GIB);
-    for look in looks {
-        ledger.observe(&look, &Policy::default());
-        for guest in &look.guests {
+    for sample in samples {
+        ledger.observe(&sample, &Policy::default());
+        for guest in &sample.guests {
             let asked = ledger.guests[&guest.name].asked_bytes;
             assert_eq!(asked, (guest.pid == 8).then_some(4 * GIB), "{}", guest.name);
         }
@@ -353,8 +353,8 @@ fn what_is_remembered_stays_with_the_process_when_another_claims_its_name() {
 }
 
 #[test]
-fn what_is_remembered_of_a_guest_is_not_taken_for_another_ones_of_the_same_number() {
-    let mut ledger = told(&[situation(50, vec![foreign("db", 8)])]);
+fn the_state_of_a_guest_is_not_used_for_another_with_the_same_pid() {
+    let mut ledger = observed(&[situation(50, vec![foreign("db", 8)])]);
     for guest in [foreign("web", 8), Guest { pid: 8, ..idle_guest("own", GIB, 0) }] {
         ledger.guests.get_mut("db").expect("a record").asked_bytes = Some(4 * GIB);
         let name = guest.name.clone();
@@ -367,25 +367,25 @@ fn what_is_remembered_of_a_guest_is_not_taken_for_another_ones_of_the_same_numbe
 fn a_host_that_booted_again_is_another_one() {
     let mut hurt = using(10, GIB);
     said(&mut hurt.guests[0]).oom_kills = Some(1);
-    let mut ledger = told(&[using(0, GIB), hurt]);
+    let mut ledger = observed(&[using(0, GIB), hurt]);
     assert!(ledger.guests["a"].pain.is_some());
     let mut booted = using(0, GIB);
     booted.uptime = Duration::from_secs(60);
     ledger.observe(&booted, &Policy::default());
-    assert_eq!(ledger, told(&[booted]));
+    assert_eq!(ledger, observed(&[booted]));
 }
 
 #[test]
 fn the_speed_of_ksmd_is_measured() {
-    let mut look = situation(50, Vec::new());
-    let mut ledger = told(&[look.clone()]);
+    let mut sample = situation(50, Vec::new());
+    let mut ledger = observed(&[sample.clone()]);
     assert_eq!(ledger.ksm.pages_per_cpu_second(), 171_000);
     for _ in 0..40 {
-        look = later(&look, 10);
-        let ksm = look.host.ksm.as_mut().unwrap();
+        sample = later(&sample, 10);
+        let ksm = sample.host.ksm.as_mut().unwrap();
         ksm.pages_scanned += 600_000;
         ksm.cpu = Some(ksm.cpu.unwrap() + Duration::from_secs(2));
-        ledger.observe(&look, &Policy::default());
+        ledger.observe(&sample, &Policy::default());
     }
     assert!(ledger.ksm.pages_per_cpu_second().abs_diff(300_000) < 1000);
 }
@@ -434,8 +434,8 @@ fn asked(ledger: &Ledger, name: &str, target_bytes: u64) -> bool {
 }
 
 #[test]
-fn a_balloon_that_somebody_else_has_set_is_not_ours() {
-    let mut ledger = told(&[using(0, GIB)]);
+fn a_balloon_set_by_another_program_is_not_ours() {
+    let mut ledger = observed(&[using(0, GIB)]);
     assert!(!asked(&ledger, "a", 8 * GIB), "nobody has asked");
     let action =
         Action::SetBalloon { guest: "a".to_owned(), from_bytes: 8 * GIB, to_bytes: 4 * GIB };
@@ -450,8 +450,8 @@ fn a_balloon_that_somebody_else_has_set_is_not_ours() {
 }
 
 #[test]
-fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
-    let mut ledger = told(&[using(0, GIB)]);
+fn a_balloon_is_ours_even_if_the_node_ended_before_recording_it() {
+    let mut ledger = observed(&[using(0, GIB)]);
     let step = |from_bytes, to_bytes| Step {
         action: Action::SetBalloon { guest: "a".to_owned(), from_bytes, to_bytes },
         expected_bytes: 0,
@@ -480,8 +480,8 @@ fn a_balloon_is_ours_also_when_the_node_ends_before_it_can_say_so() {
 }
 
 #[test]
-fn what_a_guests_monitor_tells_of_its_balloon_holds_on_every_host() {
-    let ledger = told(&[using(0, GIB)]);
+fn the_monitors_report_of_a_balloon_holds_on_every_host() {
+    let ledger = observed(&[using(0, GIB)]);
     let mut guest = guest("a", 8 * GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;
     for is_set_by_steps in [true, false] {

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_what_is_no_amount() {
+    fn rejects_invalid_amounts() {
         for value in ["", "kB", "-1 kB", "+1 kB", "1", "1 MB", "1.5 kB", "18446744073709551615 kB"]
         {
             let text = format!("Rss: {value}\n");

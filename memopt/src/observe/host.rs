@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_host_lacks_is_named_and_the_rest_stands() {
+    fn missing_parts_are_named_and_the_rest_is_read() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("proc")).unwrap();
         let sources = Sources::at(folder.path());

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn this_host_tells() {
+    fn this_host_is_readable() {
         let sources = Sources::system();
         assert!(activity(&sources).unwrap().pswpin.is_some());
         huge_pages(&sources).unwrap();
@@ -125,7 +125,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_of_vmstat_is_looked_through(text in "(?s)(thp_|cow_ksm |pswpin ){0,3}.{0,200}") {
+        fn any_text_of_vmstat_is_scanned(text in "(?s)(thp_|cow_ksm |pswpin ){0,3}.{0,200}") {
             let _ = parse_vmstat(&text);
         }
     }

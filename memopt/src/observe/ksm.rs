@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn profit_is_signed_and_reckoned_where_the_kernel_does_not_tell() {
+    fn profit_is_signed_and_computed_where_the_kernel_does_not_report_it() {
         let folder = tempfile::tempdir().unwrap();
         old_kernel(folder.path());
         let sources = Sources::at(folder.path());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_file_that_makes_no_sense() {
+    fn names_the_invalid_file() {
         let folder = tempfile::tempdir().unwrap();
         old_kernel(folder.path());
         write(folder.path(), &format!("{FOLDER}/advisor_mode"), "none [psychic]\n");

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_marked_is_found() {
+    fn marked_mappings_are_found() {
         let text = "\
 7f0c00000000-7f0c08000000 rw-p 00000000 00:00 0 \n\
 Size:             131072 kB\n\
@@ -164,7 +164,7 @@ VmFlags: rd mg\n";
     }
 
     #[test]
-    fn text_that_no_kernel_writes_has_none() {
+    fn invalid_text_has_no_marked_mappings() {
         for text in ["", "VmFlags: mg\n", "x-y rw\nVmFlags: mg\n", "2-1 rw\nVmFlags: mg\n", "1-2\n"]
         {
             assert_eq!(areas(text), [], "{text:?}");
@@ -172,7 +172,7 @@ VmFlags: rd mg\n";
     }
 
     #[test]
-    fn whoever_lets_pages_be_merged_is_named_on_any_kernel() {
+    fn processes_with_mergeable_pages_are_named_on_any_kernel() {
         let folder = tempfile::tempdir().expect("a folder");
         let process = |pid: u32, name: &str, files: &[(&str, &str)]| {
             let path = folder.path().join(format!("proc/{pid}"));
@@ -221,7 +221,7 @@ VmFlags: rd mg\n";
     }
 
     #[test]
-    fn a_process_that_is_gone_is_said_to_be() {
+    fn an_ended_process_is_reported_as_ended() {
         let folder = tempfile::tempdir().expect("a folder");
         let refused = mergeable_areas(&Sources::at(folder.path()), 7);
         assert!(matches!(refused, Err(ObserveError::Gone { pid: 7 })), "{refused:?}");

@@ -102,8 +102,8 @@ impl Meter {
             }
             spent += began.elapsed();
         }
-        let told = pids.iter().zip(cheap);
-        told.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
+        let results = pids.iter().zip(cheap);
+        results.map(|(pid, cheap)| cheap.map(|cheap| self.estimate(*pid, &cheap, now))).collect()
     }
 
     /// Estimates what each of `pids` costs from their counters alone; measures and forgets nothing.
@@ -115,8 +115,8 @@ impl Meter {
         pids: &[u32],
         now: Duration,
     ) -> Vec<Result<Metered, ObserveError>> {
-        let tell = |pid: &u32| Ok(self.estimate(*pid, &Cheap::read(sources, *pid)?, now));
-        pids.iter().map(tell).collect()
+        let estimate_one = |pid: &u32| Ok(self.estimate(*pid, &Cheap::read(sources, *pid)?, now));
+        pids.iter().map(estimate_one).collect()
     }
 
     /// Measures what `pid` costs now, to verify the gain of an action.
@@ -271,8 +271,8 @@ mod tests {
     }
 
     fn costs(round: Vec<Result<Metered, ObserveError>>) -> Vec<(u64, Option<u64>)> {
-        let told = round.into_iter().map(|metered| metered.unwrap());
-        told.map(|metered| {
+        let results = round.into_iter().map(|metered| metered.unwrap());
+        results.map(|metered| {
             (metered.cost.proportional_bytes >> 10, metered.exact_age.map(|age| age.as_secs()))
         })
         .collect()
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn estimates_measure_nothing_and_forget_nobody() {
+    fn estimates_measure_nothing_and_keep_every_guest() {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources::at(folder.path());
         process(folder.path(), 10, 1000, 7);

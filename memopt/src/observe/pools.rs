@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_pools_of_all_sizes_and_skips_what_is_none() {
+    fn reads_pools_of_all_sizes_and_skips_other_entries() {
         let folder = tempfile::tempdir().unwrap();
         for (name, pages) in
             [("hugepages-1048576kB", "1"), ("hugepages-2048kB", "64"), ("hugepages-kB", "x")]

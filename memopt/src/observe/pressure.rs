@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_no_kernel_writes() {
+    fn refuses_invalid_text() {
         let good = "some avg10=0.00 avg60=0.00\nfull avg10=0.00 avg60=0.00\n";
         assert!(parse_pressure(good).is_some());
         for bad in ["nan", "inf", "-1.00", "1e1", "100.01", "", "1.0.0"] {
@@ -69,7 +69,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shares_are_shares_whatever_stands_there(text in "(some avg10=[0-9.]{0,8} avg60=[0-9.e-]{0,6}\n)?full.{0,50}") {
+        fn shares_are_in_range_for_any_text(text in "(some avg10=[0-9.]{0,8} avg60=[0-9.e-]{0,6}\n)?full.{0,50}") {
             if let Some(pressure) = parse_pressure(&text) {
                 prop_assert!((0.0..=1.0).contains(&pressure.some_10s));
             }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_kernel_tells_less_and_nonsense_is_refused() {
+    fn an_older_kernel_reports_less_and_nonsense_is_refused() {
         let merged = parse_ksm_stat("ksm_rmap_items 1\n").unwrap();
         assert_eq!((merged.bytes(), merged.is_mergeable), (0, None));
         for bad in ["", "ksm_rmap_items -1\n", "ksm_rmap_items 1\nksm_mergeable: perhaps\n"] {

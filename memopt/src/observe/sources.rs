@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_absent_and_said_by_name() {
+    fn a_missing_file_is_absent_and_named() {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources::at(folder.path());
         let error = sources.read("sys/kernel/mm/ksm/run").unwrap_err();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_number_and_what_is_too_long() {
+    fn refuses_invalid_and_overlong_numbers() {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources::at(folder.path());
         for text in ["", "+1", "-1", "1 2", "18446744073709551616", "one"] {
@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_looked_through(text in "(?s).{0,300}", name in "[a-z_]{1,8}") {
+        fn any_text_is_scanned(text in "(?s).{0,300}", name in "[a-z_]{1,8}") {
             let _ = (unsigned(&text), value_of(&text, &name), chosen(&text));
         }
     }

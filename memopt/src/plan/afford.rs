@@ -64,7 +64,7 @@ mod tests {
     const POOR: Worth = Worth { index: 3, pages: 512, bytes: 1 << 19 };
 
     #[test]
-    fn what_can_be_paid_for_is_not_chosen_from() {
+    fn nothing_is_chosen_when_all_can_be_afforded() {
         assert_eq!(best([RICH, POOR].into_iter(), 1024), None);
         assert_eq!(best([].into_iter(), 0), None);
     }

@@ -51,7 +51,7 @@ pub(super) struct Spare {
 
 impl Context<'_> {
     /// Decides about the balloon of a guest without a hindrance.
-    pub(super) fn stance(&self, view: &View<'_>) -> BalloonDecision {
+    pub(super) fn decide_balloon(&self, view: &View<'_>) -> BalloonDecision {
         let Some(balloon) = &view.guest.balloon else {
             return BalloonDecision::Leave(SkipReason::NoBalloon);
         };

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_huge_page_is_merged_for_less() {
+    fn small_pages_are_merged_for_less() {
         let chunk = Chunk { duplicate_pages: 64, is_huge: false, ..HUGE };
         assert!(matches!(fate_of(chunk), Fate::Merged(_)));
         assert_eq!(fate_of(Chunk { is_huge: true, ..chunk }), Fate::Same);
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_come_back_where_they_are_worth_a_huge_page_by_themselves_or_with_what_is_merged() {
+    fn zeros_are_returned_where_they_are_worth_a_huge_page_alone_or_with_merged_pages() {
         let bytes_of = |chunk: Chunk, may_merge: MayMerge| {
             let survey = Survey { chunks: vec![chunk], copies: 8.0, ..Survey::default() };
             of_zeros(&survey, |_| may_merge, &Policy::default()).bytes

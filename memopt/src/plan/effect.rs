@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_change_what_is_known_of_their_chunks_alone() {
+    fn steps_change_only_the_record_of_their_own_chunks() {
         let chunk = |index| Chunk {
             index,
             present_pages: 512,
@@ -90,10 +90,10 @@ mod tests {
             Action::DropZeros { guest: guest(), chunks: chunks(4, 1) },
         ];
         steps.iter().for_each(|step| step.note(&mut survey));
-        let told = |survey: &Survey| -> Vec<_> {
-            let told =
+        let marks = |survey: &Survey| -> Vec<_> {
+            let marks =
                 |it: &Chunk| (it.is_mergeable, it.is_huge, it.present_pages, it.written_pages);
-            survey.chunks.iter().map(told).collect()
+            survey.chunks.iter().map(marks).collect()
         };
         let expected = [
             (false, true, 512, 500),
@@ -102,7 +102,7 @@ mod tests {
             (false, true, 503, 500),
             (false, false, 412, 412),
         ];
-        assert_eq!(told(&survey), expected);
+        assert_eq!(marks(&survey), expected);
         let (domain, window) = ("shop".to_owned(), std::time::Duration::ZERO);
         Action::DriveKsm {
             domain,

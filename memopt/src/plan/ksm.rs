@@ -54,8 +54,8 @@ impl Context<'_> {
         let policy = &self.policy.merge;
         let rate = self.ledger.ksm.pages_per_cpu_second();
         let pages_per_s = policy.pages_per_s.min((rate as f64 * policy.cpu) as u64).max(1);
-        let looks = pages as f64 * SCANS_PER_PAGE;
-        let cpu_time = Duration::from_secs_f64(looks / rate as f64).min(self.ksmd_time());
+        let page_scans = pages as f64 * SCANS_PER_PAGE;
+        let cpu_time = Duration::from_secs_f64(page_scans / rate as f64).min(self.ksmd_time());
         let wanted_bytes = marked_bytes.saturating_add(waiting_bytes);
         let action = Action::DriveKsm {
             domain: domain.choice.domain.clone(),

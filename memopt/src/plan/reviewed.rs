@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn balloons_and_pools_go_no_further_than_either_says() {
+    fn balloons_and_pools_stay_within_both_plans() {
         assert_eq!(left(balloon(100, 60), balloon(100, 80)), Some((balloon(100, 80), 50)));
         assert_eq!(left(balloon(100, 60), balloon(100, 50)), Some((balloon(100, 60), 100)));
         assert_eq!(left(balloon(70, 60), balloon(100, 80)), None, "it has gone further");
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_those_alone_that_were_agreed_to() {
+    fn only_chunks_of_both_plans_are_kept() {
         let agreed = merge(&[(8, 4), (0, 3), (1, 1), (u32::MAX, u32::MAX)]);
         let now = merge(&[(2, 2), (10, 6)]);
         assert_eq!(left(now, agreed), Some((merge(&[(2, 1), (10, 2)]), 37)));

@@ -143,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_gives_more_than_can_be_taken_nor_all_more_than_wanted(
+        fn no_guest_gives_more_than_it_has_nor_all_more_than_wanted(
             holders in prop::collection::vec(some_holder(), 0..20), wanted in 0..1_u64 << 44,
         ) {
             let given = take(&holders, wanted);
@@ -158,7 +158,7 @@ mod tests {
         }
 
         #[test]
-        fn one_more_who_could_give_never_costs_the_others(
+        fn an_additional_holder_never_costs_the_others(
             holders in prop::collection::vec(some_holder(), 1..10), more in some_holder(), wanted in 0..1_u64 << 42,
         ) {
             let alone = take(&holders, wanted);
@@ -170,7 +170,7 @@ mod tests {
         }
 
         #[test]
-        fn all_that_is_asked_for_is_given_or_all_that_is_there(
+        fn grants_equal_the_request_or_the_budget(
             asks in prop::collection::vec((0..1_u64 << 40, 1..10_000_u32), 1..20), budget in 0..1_u64 << 42,
         ) {
             let given = give(&asks, budget);

@@ -27,7 +27,7 @@ impl Context<'_> {
         let mut queues = Queues::default();
         for view in views {
             self.advise(view, draft);
-            match self.stance(view) {
+            match self.decide_balloon(view) {
                 BalloonDecision::Must { to_bytes, reason } => {
                     set(view, to_bytes, reason, draft);
                 }

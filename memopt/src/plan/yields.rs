@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_bring_nothing_back() {
+    fn holes_return_no_memory() {
         let touched = Yield { held_bytes: 100, hole_bytes: 0, free_bytes: 50 };
         assert_eq!((touched.gain(30), touched.gain(80)), (30, 80));
         let reported = Yield { held_bytes: 50, hole_bytes: 50, free_bytes: 50 };

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_goal_is_refused() {
+    fn an_invalid_goal_is_refused() {
         let refused = [
             "",
             "free",

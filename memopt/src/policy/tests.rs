@@ -115,7 +115,7 @@ fn no_key_is_without_effect() {
 }
 
 #[test]
-fn keys_of_yesterday_are_refused_with_what_to_write_instead() {
+fn outdated_keys_are_refused_with_their_replacement() {
     for (table, keys) in retired::ALL {
         for (key, instead) in keys {
             let text = format!("[{table}]\n{key} = 0");
@@ -148,7 +148,7 @@ fn every_key_of_the_file_is_known() {
 }
 
 #[test]
-fn who_is_not_meant_keeps_what_it_has_whatever_it_is_called() {
+fn guests_outside_the_scope_are_not_reduced_whatever_their_name() {
     let labelled = |name: &str, tier: &str| crate::situation::Guest {
         labels: [("tier".to_owned(), tier.to_owned())].into(),
         ..guest(name, GIB)
@@ -163,7 +163,7 @@ fn who_is_not_meant_keeps_what_it_has_whatever_it_is_called() {
 }
 
 #[test]
-fn nothing_said_is_the_balanced_preset() {
+fn an_empty_file_is_the_balanced_preset() {
     assert_eq!(Policy::parse("", "f").expect("nothing"), Preset::Balanced.policy());
     let schedules = "[[schedule]]\nname = \"night\"\n";
     assert_eq!(Policy::parse(schedules, "f").expect("not ours"), Policy::default());
@@ -217,7 +217,7 @@ fn faults_name_line_and_field() {
 }
 
 #[test]
-fn what_is_no_toml_is_refused_with_its_line() {
+fn invalid_toml_is_refused_with_its_line() {
     let said = Policy::parse("goal = \"max density\"\n[host", "p.toml").unwrap_err().to_string();
     assert!(said.starts_with("p.toml:2: ") && !said.contains('\n'), "{said}");
 }
@@ -234,7 +234,7 @@ fn huge_files_are_refused_unread() {
 }
 
 #[test]
-fn later_rules_speak_last_and_only_of_what_they_say() {
+fn later_rules_override_only_the_keys_they_set() {
     let policy = Policy::parse(FULL, "lighter.toml").expect("a policy");
     let mut db = guest("db-1", 16 * GIB);
     db.merge_domain = Some("prod".to_owned());
@@ -265,7 +265,7 @@ fn claims(name: &str, pid: u32) -> Guest {
 }
 
 #[test]
-fn what_forbids_holds_for_every_guest_that_claims_the_name() {
+fn prohibitions_apply_to_every_guest_that_claims_the_name() {
     let text = r#"
         [[guest]]
         name = "untouchable"

@@ -202,8 +202,8 @@ fn lower_case(error: &croner::errors::CronError) -> String {
     let text = error.to_string();
     let text = text.trim_end_matches('.');
     let text = text.strip_prefix("Component error: ").unwrap_or(text);
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_lowercase().chain(characters).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_expression_is_refused_with_what_one_looks_like() {
+    fn an_invalid_expression_is_refused_with_an_example() {
         let long = "1,".repeat(5000);
         for text in [
             "",

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_said_in_a_sentence() {
+    fn every_notice_is_a_sentence() {
         let due = |punctuality, seconds| {
             let (lag, window) = (Duration::from_secs(seconds), None);
             Notice::Due(Due { trigger: nightly(), lag, window, punctuality })

@@ -45,7 +45,7 @@ mod tests {
     use crate::schedule::Zone;
 
     #[test]
-    fn times_that_have_gone_by_are_counted_with_the_present_one() {
+    fn elapsed_times_are_counted_including_the_present_one() {
         let hourly = Cron::parse("0 * * * *", Zone::utc()).unwrap();
         assert_eq!(passed(&hourly, 7200, 7199), None);
         let one = Passed { first: 7200, before_last: None, last: 7200, count: 1 };

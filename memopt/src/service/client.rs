@@ -215,10 +215,10 @@ impl Client {
         &self,
         begin: impl FnOnce(&mut Core<'_>, Reply<T>) + Send + 'static,
     ) -> Result<T, ServiceError> {
-        let (reply, told) = oneshot::channel();
+        let (reply, reply_receiver) = oneshot::channel();
         let begin = Message::Call(Box::new(move |core| begin(core, reply)));
         self.send.send(begin).await.map_err(|_| ServiceError::Silent)?;
-        told.await.unwrap_or(Err(ServiceError::Silent))
+        reply_receiver.await.unwrap_or(Err(ServiceError::Silent))
     }
 }
 
@@ -249,7 +249,7 @@ async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
     let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
     surveys.for_each(|survey| survey.chunks.clear());
     view.situation.host.strangers = handle.shared.strangers.last(&view.situation);
-    let tell = move |core: &mut Core<'_>| DensityStatus {
+    let read_status = move |core: &mut Core<'_>| DensityStatus {
         remembered: core.remembered(&view.situation),
         situation: view.situation,
         level: core.ledger.level,
@@ -259,7 +259,7 @@ async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
         missing: view.missing,
         running: core.running().map(|run| run.id),
     };
-    Ok(handle.call(tell).await)
+    Ok(handle.call(read_status).await)
 }
 
 async fn plan(

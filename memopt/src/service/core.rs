@@ -105,7 +105,7 @@ impl<'a> Core<'a> {
 
     /// Handles messages, starts what is due, and relieves guests in pain, until the service is shut
     /// down. Messages from tasks take precedence over those of clients.
-    pub(super) async fn serve(&mut self, inbox: &mut Inbox, told: &mut mpsc::Receiver<Message>) {
+    pub(super) async fn serve(&mut self, inbox: &mut Inbox, message_receiver: &mut mpsc::Receiver<Message>) {
         let mut watch = super::watch::Watch::default();
         self.publish();
         while !self.is_over {
@@ -114,7 +114,7 @@ impl<'a> Core<'a> {
                 biased;
                 () = tokio::time::sleep_until(pause) => watch.tick(self).await,
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(&ended),
-                Some(message) = told.recv() => self.take(message).await,
+                Some(message) = message_receiver.recv() => self.take(message).await,
                 message = inbox.messages.recv() => match message {
                     Some(message) => self.take(message).await,
                     None => self.is_over = true,

@@ -96,12 +96,12 @@ impl Handle {
         &self,
         body: impl FnOnce(&mut Core<'_>) -> T + Send + 'static,
     ) -> T {
-        let (reply, told) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let call = Box::new(move |core: &mut Core<'_>| {
             // The caller may no longer wait.
             let _unwanted = reply.send(body(core));
         });
-        self.tell(Message::Call(call), told).await
+        self.request(Message::Call(call), receiver).await
     }
 
     /// Inspects the host and all guests. The cost of guests selected by `measured` is measured
@@ -114,14 +114,14 @@ impl Handle {
         policy: &Policy,
         measured: Filter,
     ) -> Result<View, ServiceError> {
-        let (reply, told) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let inspect = Inspect { policy: policy.clone(), measured, reply };
-        self.tell(Message::Inspect(Box::new(inspect)), told).await
+        self.request(Message::Inspect(Box::new(inspect)), receiver).await
     }
 
-    async fn tell<T>(&self, message: Message, told: oneshot::Receiver<T>) -> T {
+    async fn request<T>(&self, message: Message, receiver: oneshot::Receiver<T>) -> T {
         if self.send.send(message).await.is_ok()
-            && let Ok(answer) = told.await
+            && let Ok(answer) = receiver.await
         {
             return answer;
         }

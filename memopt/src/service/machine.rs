@@ -98,7 +98,7 @@ impl Host for Machine {
         let drive = move || {
             let outcome = driver.run(KSM_TICK, &cancelled);
             match &outcome {
-                Ok(outcome) => tell_of(outcome),
+                Ok(outcome) => log_outcome(outcome),
                 Err(error) => tracing::warn!(%error, "ksmd cannot be driven any more"),
             }
             let outcome = outcome.ok();
@@ -137,7 +137,7 @@ impl Host for Machine {
     }
 }
 
-fn tell_of(outcome: &Outcome) {
+fn log_outcome(outcome: &Outcome) {
     tracing::info!(
         end = ?outcome.end,
         seconds = outcome.elapsed.as_secs_f64(),

@@ -142,7 +142,7 @@ pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
         observer: Arc::clone(&setup.observer),
     };
     // A new channel, so that messages from tasks of an earlier loop are not executed by this one.
-    let (send, mut told) = mpsc::channel(INBOX);
+    let (send, mut message_receiver) = mpsc::channel(INBOX);
     let handle = Handle { send, shared: Arc::new(shared) };
-    Core::open(host, setup, handle, inbox.publish.clone()).serve(inbox, &mut told).await;
+    Core::open(host, setup, handle, inbox.publish.clone()).serve(inbox, &mut message_receiver).await;
 }

@@ -33,7 +33,7 @@ impl Records {
     pub(super) fn open(path: PathBuf, clock: Arc<dyn Clock>) -> Self {
         let lossy_history = LossyHistory::open(path, Limits::default(), clock.now().uptime);
         let mut records = Self { lossy_history, incomplete: None, clock };
-        records.tell_news();
+        records.log_news();
         records
     }
 
@@ -138,12 +138,12 @@ impl Records {
 
     fn keep<T>(&mut self, body: impl FnOnce(&mut History) -> Result<T, HistoryError>) -> Option<T> {
         let done = self.lossy_history.with(self.clock.now().uptime, body);
-        self.tell_news();
+        self.log_news();
         done
     }
 
-    fn tell_news(&mut self) {
-        self.lossy_history.take_news().into_iter().for_each(tell);
+    fn log_news(&mut self) {
+        self.lossy_history.take_news().into_iter().for_each(log_event);
     }
 
     fn unix_seconds(&self) -> u64 {
@@ -151,7 +151,7 @@ impl Records {
     }
 }
 
-fn tell(news: HistoryEvent) {
+fn log_event(news: HistoryEvent) {
     match news {
         HistoryEvent::Lost(error) => tracing::warn!("no history is kept: {error}"),
         HistoryEvent::Refused(error) => tracing::warn!("not in the history: {error}"),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_of_steps_that_are_not_recorded_is_told_of_no_others() {
+    fn findings_on_unrecorded_steps_are_not_attributed_to_others() {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::open(folder.path().join("history"), clock());
         let run = records.begin(Trigger::Manual, &plan(""));

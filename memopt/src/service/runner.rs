@@ -187,7 +187,7 @@ impl Run {
             let (id, plan) = (self.id, plan.clone());
             self.handle.call(move |core| core.records.record_plan(id, &plan)).await;
         }
-        self.tell_left_out(&left_out).await;
+        self.report_omitted(&left_out).await;
         let (mut rounds, mut waits) = (0, Waits::begin(self.handle.uptime()));
         while rounds < ROUNDS_MAX {
             if let Some(end) = self.must_end() {
@@ -216,7 +216,7 @@ impl Run {
     }
 
     /// Logs and records the agreed steps that no longer apply.
-    async fn tell_left_out(&self, steps: &[Step]) {
+    async fn report_omitted(&self, steps: &[Step]) {
         for step in steps {
             let error = format!("{}: left out, since nothing of it would be done now", step.action);
             tracing::warn!(run = %self.id, "{error}");

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line_in_one_form() {
+    fn errors_name_their_line_in_one_format() {
         let wrong = |text: &str| Settings::parse(text, "lighter.toml").unwrap_err().to_string();
         let goal = wrong(&SCHEDULE.replace("max density", "all of it"));
         assert!(goal.starts_with("lighter.toml:4:") && goal.contains("all of it"), "{goal}");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_goes_wrong_leaves_what_it_said_before() {
+    fn a_file_that_becomes_invalid_keeps_the_previous_settings() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lighter.toml");
         fs::write(&path, SCHEDULE).unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_never_right_takes_nothing_until_it_is() {
+    fn a_file_that_was_never_valid_allows_no_reclaim_until_fixed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lighter.toml");
         fs::write(&path, SCHEDULE.replace("max density", "all of it")).unwrap();

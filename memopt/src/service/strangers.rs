@@ -143,13 +143,13 @@ impl Strangers {
 
     fn begin(&self, guests: &[Guest]) -> Result<Search, ServiceError> {
         let known: Vec<u32> = mergeable(guests).collect();
-        let (tell, answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
         let now_at = Arc::new(AtomicU32::new(0));
         let (sources, at) = (self.sources.clone(), Arc::clone(&now_at));
         let inspect = move || {
             let now_at = |pid| at.store(pid, Ordering::Relaxed);
             // The caller may no longer wait for the scan.
-            let _ = tell.send(mergeable_processes(&sources, &known, now_at));
+            let _ = sender.send(mergeable_processes(&sources, &known, now_at));
         };
         let thread = std::thread::Builder::new().name("inspect".to_owned()).spawn(inspect);
         thread.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_does_not_tell_is_named_as_one() {
+    fn a_guest_with_an_unreported_domain_is_named() {
         let processes = [7, 8, 9].map(|pid| (pid, format!("process {pid} (it)")));
         let guests = [guest("told", 8, true), guest("silent", 9, false)];
         let silent = "guest silent, which does not tell its merge domain,";

@@ -236,14 +236,14 @@ async fn survey_domain(
     }
     let copies = domain.copies();
     let domain = Arc::new(domain.into_shared());
-    let mut told = JoinSet::new();
+    let mut answers = JoinSet::new();
     for (guest, findings) in found {
         let domain = Arc::clone(&domain);
-        told.spawn(async move { known(guest, findings.as_ref(), &domain, copies).await });
+        answers.spawn(async move { known(guest, findings.as_ref(), &domain, copies).await });
     }
-    let told = told.join_all().await.into_iter();
+    let answers = answers.join_all().await.into_iter();
     let complain = |error: &Failure| tracing::warn!("a survey cannot be read: {error:#}");
-    told.filter_map(|known| known.inspect_err(complain).ok()).collect()
+    answers.filter_map(|known| known.inspect_err(complain).ok()).collect()
 }
 
 async fn survey_guest(
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn domains_are_looked_at_whole_and_others_by_themselves() {
+    fn domains_are_surveyed_together_and_other_guests_alone() {
         let old = Some(survey_of(Duration::from_secs(31 * 60), 1));
         let new = Some(survey_of(Duration::from_secs(29 * 60), 1));
         let situation = fixture::situation(
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_goes_with_the_process_that_was_asked() {
+    fn a_survey_belongs_to_the_surveyed_process() {
         let mut surveys = Surveys::default();
         let found = |name: &str| Known {
             name: name.to_owned(),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_began_before_a_step_tells_nothing_of_its_guest() {
+    fn a_survey_that_began_before_a_step_is_ignored_for_its_guest() {
         let mut surveys = Surveys::default();
         let (begun, now) = (Duration::ZERO, Duration::from_secs(5));
         let survey = survey_of(Duration::ZERO, 1);

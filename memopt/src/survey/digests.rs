@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_table() {
+    fn refuses_invalid_tables() {
         let good = serde_json::to_string(&table(10, 1, &[2, 2, 4, 7])).unwrap();
         assert!(
             good.ends_with(r#""bits":1,"pages":4,"zero_pages":0,"entries":[[2,2],[4,1]]}"#),
@@ -291,7 +291,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_not_matter_who_looked_at_what(
+        fn merging_partial_tables_equals_one_table(
             digests in proptest::collection::vec(0u64..200, 0..300),
             split in 0usize..300,
             capacity in 1usize..50,

@@ -161,7 +161,7 @@ mod tests {
             let runs = 200;
             let mut sums = [0.0; 2];
             let mut spreads = [0.0; 2];
-            let mut told = [0.0; 2];
+            let mut estimated = [0.0; 2];
             for seed in 0..runs {
                 let guests = [guest(seed, capacity, bits, &one), guest(seed, capacity, bits, &two)];
                 let sharing = estimate(&guests).unwrap();
@@ -169,7 +169,7 @@ mod tests {
                 for (at, (estimate, truth)) in pairs.into_iter().enumerate() {
                     sums[at] += estimate.bytes;
                     spreads[at] += (estimate.bytes - truth).powi(2);
-                    told[at] += estimate.standard_error.powi(2);
+                    estimated[at] += estimate.standard_error.powi(2);
                 }
             }
             for (at, truth) in [within, across].into_iter().enumerate() {
@@ -179,14 +179,14 @@ mod tests {
                 assert!(off < 3.5, "{capacity}: {mean} for {truth}, {off} standard errors off");
                 // Samples of two guests use the same digests, so their errors add up, to 1.4 times
                 // at most.
-                let ratio = spread / (told[at] / runs).sqrt();
+                let ratio = spread / (estimated[at] / runs).sqrt();
                 assert!((0.7..1.5).contains(&ratio), "{capacity}: told {ratio} of the spread");
             }
         }
     }
 
     #[test]
-    fn tables_of_unlike_coarseness_are_compared_by_what_both_have() {
+    fn tables_of_different_coarseness_are_compared_by_what_both_have() {
         let contents: Vec<u32> = (0..2000).flat_map(|content| [content; 2]).collect();
         let fine = guest(9, 100_000, 0, &contents);
         let coarse = guest(9, 300, 0, &contents);

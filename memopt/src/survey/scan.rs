@@ -141,12 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn tells_zeros_and_duplicates_by_chunk_within_and_across_guests() {
+    fn finds_zeros_and_duplicates_by_chunk_within_and_across_guests() {
         let one = scan(100, 0, &[(0, 0), (1, 7), (2, 8), (511, 7), (512, 9), (513, 0)]);
         let two = scan(100, 0, &[(1024, 8), (1025, 5)]);
         let mut domain = one.digests.clone();
         domain.merge(&two.digests).unwrap();
-        let told = |scanned: &Scanned, domain: &Digests| -> Vec<_> {
+        let rows = |scanned: &Scanned, domain: &Digests| -> Vec<_> {
             let chunks = scanned.chunks(domain).into_iter();
             chunks
                 .map(|chunk| {
@@ -154,9 +154,9 @@ mod tests {
                 })
                 .collect()
         };
-        assert_eq!(told(&one, &domain), [(0, 4, 1, 3), (1, 2, 1, 0)]);
-        assert_eq!(told(&two, &domain), [(2, 2, 0, 1)]);
-        assert_eq!(told(&one, &one.digests), [(0, 4, 1, 2), (1, 2, 1, 0)], "by itself");
+        assert_eq!(rows(&one, &domain), [(0, 4, 1, 3), (1, 2, 1, 0)]);
+        assert_eq!(rows(&two, &domain), [(2, 2, 0, 1)]);
+        assert_eq!(rows(&one, &one.digests), [(0, 4, 1, 2), (1, 2, 1, 0)], "by itself");
         assert_eq!((domain.pages(), domain.zero_pages()), (8, 2));
     }
 

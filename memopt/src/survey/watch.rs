@@ -52,8 +52,8 @@ impl Watch {
             return;
         };
         let has_changed = before != self.digest(page);
-        let (looked_at, changed) = self.chunks.entry(chunk).or_default();
-        *looked_at += 1;
+        let (sampled, changed) = self.chunks.entry(chunk).or_default();
+        *sampled += 1;
         *changed += u16::from(has_changed);
     }
 
@@ -61,8 +61,8 @@ impl Watch {
     /// pages are present. `None` if no page of it was sampled twice.
     #[must_use]
     pub fn written_pages(&self, chunk: u32, present: u16) -> Option<u16> {
-        let (looked_at, changed) = self.chunks.get(&chunk)?;
-        let scaled = u32::from(*changed) * u32::from(present) / u32::from(*looked_at);
+        let (sampled, changed) = self.chunks.get(&chunk)?;
+        let scaled = u32::from(*changed) * u32::from(present) / u32::from(*sampled);
         u16::try_from(scaled).ok()
     }
 
@@ -86,7 +86,7 @@ mod tests {
     }
 
     /// Two scans of chunk 3, in which the pages `written` change.
-    fn look_twice(written: impl Fn(u64) -> bool) -> Watch {
+    fn sample_twice(written: impl Fn(u64) -> bool) -> Watch {
         let mut watch = watch(1);
         let pages: Vec<u64> = (3 * 512..4 * 512).filter(|index| watch.wants(*index)).collect();
         pages.iter().for_each(|index| watch.first(*index, &page(1)));
@@ -98,15 +98,15 @@ mod tests {
 
     #[test]
     fn what_changes_is_scaled_to_the_pages_that_are_there() {
-        assert_eq!(look_twice(|_| false).written_pages(3, 512), Some(0));
-        assert_eq!(look_twice(|_| true).written_pages(3, 512), Some(512));
-        assert_eq!(look_twice(|_| true).written_pages(3, 100), Some(100));
-        assert_eq!(look_twice(|index| index < 3 * 512 + 256).written_pages(3, 512), Some(256));
-        assert_eq!(look_twice(|_| true).written_pages(4, 512), None, "nobody looked there");
+        assert_eq!(sample_twice(|_| false).written_pages(3, 512), Some(0));
+        assert_eq!(sample_twice(|_| true).written_pages(3, 512), Some(512));
+        assert_eq!(sample_twice(|_| true).written_pages(3, 100), Some(100));
+        assert_eq!(sample_twice(|index| index < 3 * 512 + 256).written_pages(3, 512), Some(256));
+        assert_eq!(sample_twice(|_| true).written_pages(4, 512), None, "nobody looked there");
     }
 
     #[test]
-    fn a_page_that_was_not_there_before_says_nothing() {
+    fn a_page_that_was_absent_before_is_not_counted() {
         let mut watch = watch(1);
         watch.second(0, &page(1));
         watch.first(1, &page(1));
@@ -115,7 +115,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_page_of_each_sixteen_is_looked_at_wherever_it_is(seed: u64, stratum in 0..1_u64 << 40) {
+        fn one_page_of_each_sixteen_is_sampled_at_any_position(seed: u64, stratum in 0..1_u64 << 40) {
             let watch = watch(seed);
             let wanted = (stratum * 16..(stratum + 1) * 16).filter(|index| watch.wants(*index));
             prop_assert_eq!(wanted.count(), 1);

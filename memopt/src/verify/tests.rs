@@ -46,7 +46,7 @@ fn inflated(returned: u64) -> impl Fn(&mut Guest) {
 }
 
 #[test]
-fn what_came_back_decides_not_what_the_balloon_says() {
+fn returned_memory_decides_not_the_balloons_report() {
     let verdict = |returned| after(&shrink(), inflated(returned)).verdict;
     assert_eq!(verdict(256 * MIB), Verdict::Delivered);
     assert_eq!(verdict(210 * MIB), Verdict::Delivered);
@@ -64,7 +64,7 @@ fn what_came_back_decides_not_what_the_balloon_says() {
 }
 
 #[test]
-fn what_came_back_by_other_ways_does_not_count() {
+fn memory_returned_by_other_means_does_not_count() {
     let reported = |guest: &mut Guest| {
         inflated(256 * MIB)(guest);
         balloon(guest).reported_bytes_total += 256 * MIB;
@@ -108,7 +108,7 @@ fn a_guest_that_grew_meanwhile_is_not_blamed() {
 }
 
 #[test]
-fn a_balloon_that_was_asked_for_something_else_is_not_judged() {
+fn a_balloon_with_another_target_is_not_judged() {
     let released = |guest: &mut Guest| balloon(guest).target_bytes = 8 * GIB;
     assert_eq!(after(&shrink(), released).verdict, Verdict::Unclear);
     let paused = |guest: &mut Guest| guest.hindrance = Some(Hindrance::Paused);
@@ -120,7 +120,7 @@ fn a_balloon_that_was_asked_for_something_else_is_not_judged() {
 }
 
 #[test]
-fn a_balloon_that_lacks_something_says_how_much() {
+fn a_balloon_short_of_its_target_reports_the_difference() {
     let half = |guest: &mut Guest| {
         inflated(100 * MIB)(guest);
         balloon(guest).actual_bytes = 8 * GIB - 100 * MIB;
@@ -150,7 +150,7 @@ fn a_release_counts_when_the_balloon_lets_go() {
 }
 
 #[test]
-fn steps_are_looked_at_when_they_are_done_or_their_time_is_over() {
+fn steps_are_verified_when_done_or_timed_out() {
     let before = host();
     let expectation = Expectation::of(&shrink(), &before, &Policy::default());
     assert!(!expectation.is_settled(&before) && !expectation.is_settled(&later(&before, 1)));
@@ -183,7 +183,7 @@ fn merging_counts_when_kernel_and_process_agree() {
 }
 
 #[test]
-fn huge_pages_pools_and_windows_are_counted_by_their_own() {
+fn huge_pages_pools_and_windows_have_their_own_counters() {
     let chunks = vec![ChunkRange { first: 0, count: 100 }];
     let huge = step(Action::MakeHuge { guest: "a".to_owned(), chunks }, -1);
     assert_eq!(after(&huge, |guest| guest.cost.huge_bytes = 190 * MIB).verdict, Verdict::Delivered);

@@ -84,7 +84,7 @@ impl SimGuest {
         self.resident = if is_pinned { self.resident.max(lives) } else { lives };
     }
 
-    pub(crate) fn look(&self, second: u64) -> Guest {
+    pub(crate) fn sample(&self, second: u64) -> Guest {
         let used = (self.used)(second).min(self.actual);
         let is_liar = self.fault == Fault::Liar;
         let available = if is_liar { self.actual } else { self.actual - used };
@@ -175,12 +175,12 @@ impl SimHost {
         host(self.total, &self.guests).available_bytes
     }
 
-    pub(crate) fn look(&self) -> Situation {
+    pub(crate) fn sample(&self) -> Situation {
         Situation {
             unix_seconds: 1_800_000_000 + self.second,
             uptime: Duration::from_secs(1000 + self.second),
             host: host(self.total, &self.guests),
-            guests: self.guests.iter().map(|guest| guest.look(self.second)).collect(),
+            guests: self.guests.iter().map(|guest| guest.sample(self.second)).collect(),
         }
     }
 
@@ -191,7 +191,7 @@ impl SimHost {
         for guest in &mut self.guests {
             guest.live(self.second);
         }
-        let now = self.look();
+        let now = self.sample();
         let (settled, pending): (Vec<_>, Vec<_>) =
             self.pending.drain(..).partition(|expectation| expectation.is_settled(&now));
         self.pending = pending;

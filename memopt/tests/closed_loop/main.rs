@@ -132,7 +132,7 @@ fn a_goal_in_bytes_is_reached_by_verified_bytes_and_no_more() {
 }
 
 #[test]
-fn a_goal_out_of_reach_ends_in_peace() {
+fn an_unreachable_goal_takes_no_further_steps() {
     let mut host = SimHost::new(80 * GIB, Goal::Free(200 * GIB), quiet());
     host.run(120);
     let plans = host.run(30);
@@ -157,7 +157,7 @@ fn a_host_that_gets_short_recovers_and_stays_calm() {
 }
 
 #[test]
-fn pinned_pages_are_found_out_by_what_did_not_come_back() {
+fn pinned_pages_are_detected_by_missing_returns() {
     let mut guests = quiet();
     guests[0].fault = Fault::Pinned;
     let mut host = full(96 * GIB, guests);
@@ -175,7 +175,7 @@ fn pinned_pages_are_found_out_by_what_did_not_come_back() {
 }
 
 #[test]
-fn a_stuck_driver_is_given_up_and_left_alone() {
+fn a_stuck_driver_is_given_up() {
     let mut guests = quiet();
     guests[0].fault = Fault::Stuck;
     let mut host = full(96 * GIB, guests);
@@ -190,7 +190,7 @@ fn a_stuck_driver_is_given_up_and_left_alone() {
 }
 
 #[test]
-fn a_liar_costs_itself_alone() {
+fn a_lying_guest_affects_only_itself() {
     let run = |fault| {
         let mut guests = quiet();
         guests[3] = SimGuest::new("g3", 8 * GIB, |_| 7 * GIB);
@@ -209,7 +209,7 @@ fn a_liar_costs_itself_alone() {
 }
 
 #[test]
-fn hindered_guests_are_left_alone_until_they_are_free_again() {
+fn hindered_guests_are_skipped_until_they_are_free_again() {
     let mut host = SimHost::new(64 * GIB, Goal::MaxDensity, quiet());
     host.run(2);
     host.guest_mut("g0").hindrance = Some(Hindrance::Migrating);

@@ -40,7 +40,7 @@ impl SimChunk {
         if self.is_merged { 262 } else { 0 }
     }
 
-    fn look(&self, index: usize) -> Chunk {
+    fn sample(&self, index: usize) -> Chunk {
         Chunk {
             index: u32::try_from(index).expect("few chunks"),
             present_pages: 512,
@@ -80,7 +80,7 @@ impl SimClone {
         self.chunks.iter().map(|chunk| chunk.saved_pages() * 4096 - records(chunk)).sum()
     }
 
-    fn look(&self, survey: &Survey) -> Guest {
+    fn sample(&self, survey: &Survey) -> Guest {
         let resident = (i64::try_from(GIB).expect("a GiB") - self.profit()).unsigned_abs();
         let is_huge = |chunk: &&SimChunk| chunk.is_huge;
         let huge = self.chunks.iter().filter(is_huge).count() as u64;
@@ -158,13 +158,13 @@ impl MergingHost {
 
     fn survey(&mut self) {
         self.surveyed = self.second;
-        let look = |clone: &SimClone| Survey {
+        let sample = |clone: &SimClone| Survey {
             age: Duration::ZERO,
             sampled: 1.0,
             copies: 8.0,
-            chunks: clone.chunks.iter().enumerate().map(|(at, it)| it.look(at)).collect(),
+            chunks: clone.chunks.iter().enumerate().map(|(at, it)| it.sample(at)).collect(),
         };
-        self.surveys = self.clones.iter().map(look).collect();
+        self.surveys = self.clones.iter().map(sample).collect();
     }
 
     /// Simulates ksmd's scans of mergeable memory; the second scan merges.
@@ -189,12 +189,12 @@ impl MergingHost {
         }
     }
 
-    fn look(&self) -> Situation {
+    fn sample(&self) -> Situation {
         let profit: i64 = self.clones.iter().map(SimClone::profit).sum();
         let available = 12 * GIB - 8 * GIB;
         let guests = self.clones.iter().zip(&self.surveys).map(|(clone, survey)| {
             let age = Duration::from_secs(self.second - self.surveyed);
-            clone.look(&Survey { age, ..survey.clone() })
+            clone.sample(&Survey { age, ..survey.clone() })
         });
         Situation {
             unix_seconds: self.second,
@@ -230,7 +230,7 @@ impl MergingHost {
         if self.second - self.surveyed >= SURVEY_EVERY_S {
             self.survey();
         }
-        let now = self.look();
+        let now = self.sample();
         let pending = std::mem::take(&mut self.pending);
         let (settled, pending): (Vec<_>, Vec<_>) =
             pending.into_iter().partition(|it| it.is_settled(&now));

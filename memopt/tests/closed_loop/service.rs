@@ -87,7 +87,7 @@ impl Hypervisor for World {
         Box::pin(async move {
             assert!(!self.breaks.swap(false, Ordering::Relaxed), "as it was ordered");
             let all: Vec<Guest> =
-                self.guests().iter().map(|guest| guest.look(self.second())).collect();
+                self.guests().iter().map(|guest| guest.sample(self.second())).collect();
             let names = all.iter().map(|guest| guest.name.clone()).collect();
             let is_asked =
                 |guest: &Guest| which.names.is_none_or(|names| names.contains(&guest.name));
@@ -274,7 +274,7 @@ fn idle(names: &[&str]) -> Vec<SimGuest> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_takes_what_guests_do_not_need_and_tells_what_came_back() {
+async fn a_run_takes_unneeded_memory_and_reports_what_was_returned() {
     let bench = Bench::new(64 * GIB, idle(&["a", "b"]), "");
     let test = async |client: Client| {
         let end = bench.run_for(&client, Goal::MaxDensity).await;
@@ -292,7 +292,7 @@ async fn a_run_takes_what_guests_do_not_need_and_tells_what_came_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_in_pain_has_its_memory_back_though_another_ones_process_hangs() {
+async fn a_guest_in_pain_gets_its_memory_back_while_another_process_hangs() {
     let jump = |second: u64| if second < 3600 { GIB } else { 6 * GIB };
     let guests = ["a", "b"].map(|name| SimGuest::new(name, 8 * GIB, jump)).into();
     let bench = Bench::new(64 * GIB, guests, "");
@@ -342,7 +342,7 @@ async fn a_guest_that_misses_one_inspection_is_watched_as_closely_as_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_taken_that_cannot_be_put_down() {
+async fn nothing_is_taken_that_cannot_be_recorded() {
     let bench = Bench::new(64 * GIB, idle(&["a"]), "");
     std::fs::create_dir(bench.ledger()).expect("a folder in its place");
     let test = async |client: Client| {
@@ -353,7 +353,7 @@ async fn nothing_is_taken_that_cannot_be_put_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn schedules_run_one_after_the_other_and_a_wish_meanwhile_is_refused() {
+async fn schedules_run_one_by_one_and_a_manual_run_meanwhile_is_refused() {
     const SCHEDULES: &str = "[[schedule]]\nname = \"first\"\ncron = \"0 * * * *\"\ngoal = \"max density\"\n\
         [[schedule]]\nname = \"second\"\ncron = \"0 * * * *\"\ngoal = \"max density\"\noverlap = \"queue\"\n";
     let bench = Bench::new(64 * GIB, idle(&["a", "b"]), SCHEDULES);
@@ -375,7 +375,7 @@ async fn schedules_run_one_after_the_other_and_a_wish_meanwhile_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_is_called_off_ends_and_so_does_the_service_when_it_is_shut_down() {
+async fn a_cancelled_run_ends_and_so_does_the_service_on_shutdown() {
     let bench = Bench::new(64 * GIB, idle(&["a"]), "");
     let test = async |client: Client| {
         let id = client.begin(Some(Goal::MaxDensity), None).await.expect("a run");

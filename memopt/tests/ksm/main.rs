@@ -116,7 +116,7 @@ fn duplicates_are_merged_in_a_window_and_the_settings_are_as_they_were() {
 }
 
 #[test]
-fn a_killed_driver_leaves_a_journal_from_which_the_next_one_puts_everything_back() {
+fn a_killed_driver_leaves_a_journal_from_which_the_next_one_restores_everything() {
     let Some(turn) = Turn::take() else { return };
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("ksm.json");
@@ -139,7 +139,7 @@ fn a_killed_driver_leaves_a_journal_from_which_the_next_one_puts_everything_back
 }
 
 #[test]
-fn a_driver_whose_owner_goes_away_puts_everything_back() {
+fn a_driver_whose_owner_ends_restores_everything() {
     let Some(turn) = Turn::take() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut driver = start_driver(&folder.path().join("ksm.json"));
@@ -149,7 +149,7 @@ fn a_driver_whose_owner_goes_away_puts_everything_back() {
 }
 
 #[test]
-fn a_setting_that_somebody_else_makes_is_theirs() {
+fn a_setting_of_another_program_is_kept() {
     let Some(turn) = Turn::take() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut driver = start_driver(&folder.path().join("ksm.json"));

@@ -37,17 +37,17 @@ impl Bench {
         };
         let destination = Destination::new(config, Duration::ZERO);
         let mut bench = Self { destination, now: Duration::ZERO };
-        bench.tell(Event::Connected);
+        bench.feed(Event::Connected);
         bench
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Action> {
+    fn feed(&mut self, event: Event) -> Vec<Action> {
         self.now += MS;
         self.destination.handle(event, self.now)
     }
 
     fn hear(&mut self, message: SourceMessage) -> Vec<Action> {
-        self.tell(Event::Message(message))
+        self.feed(Event::Message(message))
     }
 
     fn greeted() -> Self {
@@ -60,9 +60,9 @@ impl Bench {
     fn receiving(streams: u16) -> Self {
         let mut bench = Self::greeted();
         bench.hear(prepare(guest("web-1"), streams));
-        bench.tell(Event::Checked(Ok(())));
-        bench.tell(Event::Created(Ok(())));
-        let actions = bench.tell(Event::Recorded);
+        bench.feed(Event::Checked(Ok(())));
+        bench.feed(Event::Created(Ok(())));
+        let actions = bench.feed(Event::Recorded);
         assert_eq!(actions[1], Action::Send(DestinationMessage::Prepared));
         bench
     }
@@ -72,14 +72,14 @@ impl Bench {
         bench.hear(SourceMessage::Switchover);
         bench.hear(state(RunState::Running));
         let ended = Event::StreamEnded { stream: 0, announced: 5, applied: 5 };
-        assert_eq!(bench.tell(ended), [Action::LoadState(vec![1])]);
+        assert_eq!(bench.feed(ended), [Action::LoadState(vec![1])]);
         bench
     }
 
     fn ready() -> Self {
         let mut bench = Self::loading();
-        assert_eq!(bench.tell(Event::Loaded(Ok(()))), [Action::Record(DestinationState::Ready)]);
-        let actions = bench.tell(Event::Recorded);
+        assert_eq!(bench.feed(Event::Loaded(Ok(()))), [Action::Record(DestinationState::Ready)]);
+        let actions = bench.feed(Event::Recorded);
         assert_eq!(actions, [Action::Send(DestinationMessage::Ready { load_us: 1000 })]);
         bench
     }
@@ -88,7 +88,7 @@ impl Bench {
     fn adopting() -> Self {
         let mut bench = Self::ready();
         assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
-        assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
+        assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
         bench
     }
 
@@ -96,15 +96,15 @@ impl Bench {
     fn commit_paused(&mut self) {
         self.hear(SourceMessage::Switchover);
         self.hear(state(RunState::Paused));
-        self.tell(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
-        self.tell(Event::Loaded(Ok(())));
-        self.tell(Event::Recorded);
+        self.feed(Event::StreamEnded { stream: 0, announced: 0, applied: 0 });
+        self.feed(Event::Loaded(Ok(())));
+        self.feed(Event::Recorded);
         assert_eq!(self.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
-        assert_eq!(self.tell(Event::Recorded), [Action::AdoptGuest]);
+        assert_eq!(self.feed(Event::Recorded), [Action::AdoptGuest]);
     }
 
     fn lose_connection(&mut self) -> Vec<Action> {
-        self.tell(Event::ConnectionLost { detail: "timed out".into() })
+        self.feed(Event::ConnectionLost { detail: "timed out".into() })
     }
 }
 
@@ -149,22 +149,22 @@ fn report(actions: &[Action]) -> &Report {
 
 /// Returns the reason of the complaint among these actions.
 fn complaint(actions: &[Action]) -> Reason {
-    let told = actions.iter().find_map(|action| match action {
+    let sent_reason = actions.iter().find_map(|action| match action {
         Action::Send(DestinationMessage::Abort(complaint)) => Some(complaint.reason()),
         _ => None,
     });
-    told.unwrap()
+    sent_reason.unwrap()
 }
 
 #[test]
-fn creates_nothing_before_all_is_checked() {
+fn creates_nothing_before_all_checks_pass() {
     let mut bench = Bench::greeted();
     let asked = guest("web-1");
     assert_eq!(bench.hear(prepare(asked.clone(), 2)), [Action::Check(Box::new(asked.clone()))]);
-    assert_eq!(bench.tell(Event::Checked(Ok(()))), [Action::Create(Box::new(asked))]);
-    assert_eq!(bench.tell(Event::Created(Ok(()))), [Action::Record(DestinationState::Loading)]);
+    assert_eq!(bench.feed(Event::Checked(Ok(()))), [Action::Create(Box::new(asked))]);
+    assert_eq!(bench.feed(Event::Created(Ok(()))), [Action::Record(DestinationState::Loading)]);
     assert_eq!(
-        bench.tell(Event::Recorded),
+        bench.feed(Event::Recorded),
         [
             Action::AcceptPages { streams: 2, features: Features::SUPPORTED },
             Action::Send(DestinationMessage::Prepared)
@@ -173,11 +173,11 @@ fn creates_nothing_before_all_is_checked() {
 }
 
 #[test]
-fn a_check_that_fails_is_the_answer() {
+fn a_failed_check_is_the_answer() {
     let mut bench = Bench::greeted();
     bench.hear(prepare(guest("web-1"), 2));
     let refusal = Refusal::new(RefusalKind::Memory, "1 GiB free, 2 GiB needed");
-    let actions = bench.tell(Event::Checked(Err(refusal.clone())));
+    let actions = bench.feed(Event::Checked(Err(refusal.clone())));
     assert_eq!(actions[1], Action::Send(DestinationMessage::Refused(refusal)));
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
     assert!(!actions.iter().any(|action| matches!(action, Action::Record(_))));
@@ -188,7 +188,7 @@ fn a_check_that_fails_is_the_answer() {
 }
 
 #[test]
-fn refuses_names_and_streams_out_of_bounds_itself() {
+fn refuses_names_and_streams_out_of_bounds() {
     for (name, streams) in [("../etc", 1), ("", 1), ("-x", 1), ("a b", 1), ("ok", 0), ("ok", 65)] {
         let mut bench = Bench::greeted();
         let actions = bench.hear(prepare(guest(name), streams));
@@ -220,16 +220,16 @@ fn versions_without_a_common_one_are_refused_with_both_sides_named() {
 fn is_not_ready_before_every_stream_has_ended() {
     let mut bench = Bench::receiving(2);
     bench.hear(SourceMessage::Switchover);
-    assert_eq!(bench.tell(Event::StreamEnded { stream: 1, announced: 0, applied: 0 }), []);
+    assert_eq!(bench.feed(Event::StreamEnded { stream: 1, announced: 0, applied: 0 }), []);
     assert_eq!(bench.hear(state(RunState::Running)), []);
     assert_eq!(
-        bench.tell(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }),
+        bench.feed(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }),
         [Action::LoadState(vec![1])]
     );
 }
 
 #[test]
-fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_none_is_damage() {
+fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_unknown_is_damage() {
     let ended = |stream, announced, applied| Event::StreamEnded { stream, announced, applied };
     for events in [
         vec![ended(0, 3, 2)],
@@ -240,15 +240,15 @@ fn a_stream_that_lacks_a_frame_or_ends_twice_or_is_none_is_damage() {
         let mut bench = Bench::receiving(2);
         let mut actions = Vec::new();
         for event in events {
-            actions = bench.tell(event);
+            actions = bench.feed(event);
         }
         assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
-        assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Data);
+        assert_eq!(complaint(&bench.feed(Event::Recorded)), Reason::Data);
     }
 }
 
 #[test]
-fn messages_out_of_place_end_it() {
+fn unexpected_messages_end_the_migration() {
     let out_of_place = [
         SourceMessage::Commit,
         SourceMessage::Finish,
@@ -259,7 +259,7 @@ fn messages_out_of_place_end_it() {
     for message in out_of_place {
         let mut bench = Bench::receiving(1);
         assert_eq!(bench.hear(message)[0], Action::Discard);
-        assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Protocol);
+        assert_eq!(complaint(&bench.feed(Event::Recorded)), Reason::Protocol);
     }
 }
 
@@ -268,21 +268,21 @@ fn a_guest_that_is_being_loaded_is_destroyed_only_afterwards() {
     let mut bench = Bench::loading();
     assert_eq!(bench.lose_connection(), []);
     assert_eq!(
-        bench.tell(Event::Loaded(Ok(()))),
+        bench.feed(Event::Loaded(Ok(()))),
         [Action::Discard, Action::Record(DestinationState::Discarded)]
     );
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::ConnectionLost);
     assert_eq!(actions.last(), Some(&Action::Settled));
 }
 
 #[test]
-fn is_the_guests_own_only_when_that_is_on_disk() {
+fn reports_success_only_after_running_is_recorded() {
     let mut bench = Bench::ready();
     assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
-    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
-    assert_eq!(bench.tell(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
-    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
+    assert_eq!(bench.feed(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
+    let actions = bench.feed(Event::Resumed(Ok(())));
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
     assert_eq!(actions[1], Action::Record(DestinationState::Running));
     assert_eq!(report(&actions).outcome, Outcome::Migrated);
@@ -290,49 +290,49 @@ fn is_the_guests_own_only_when_that_is_on_disk() {
     for message in [SourceMessage::Commit, resolve(Decision::Commit)] {
         assert!(matches!(bench.hear(message)[..], [Action::Send(DestinationMessage::Running(_))]));
     }
-    assert_eq!(bench.tell(Event::Recorded), []);
+    assert_eq!(bench.feed(Event::Recorded), []);
     assert_eq!(bench.hear(SourceMessage::Finish), [Action::Disconnect, Action::Settled]);
 }
 
 #[test]
-fn goes_when_the_source_knows_and_a_record_says_that_it_runs() {
+fn finishes_once_the_source_knows_and_a_record_has_it_running() {
     let mut bench = Bench::adopting();
-    bench.tell(Event::Adopted(Ok(())));
-    bench.tell(Event::Resumed(Ok(())));
+    bench.feed(Event::Adopted(Ok(())));
+    bench.feed(Event::Resumed(Ok(())));
     assert_eq!(bench.hear(SourceMessage::Finish), []);
-    assert_eq!(bench.tell(Event::Recorded), []);
+    assert_eq!(bench.feed(Event::Recorded), []);
     let at = bench.destination.deadline().unwrap();
     assert_eq!(bench.destination.handle(Event::Tick, at), [Action::Disconnect, Action::Settled]);
 }
 
 #[test]
-fn says_that_it_runs_until_a_record_does() {
+fn retries_until_running_is_recorded() {
     let mut bench = Bench::adopting();
-    bench.tell(Event::Adopted(Ok(())));
-    bench.tell(Event::Resumed(Ok(())));
+    bench.feed(Event::Adopted(Ok(())));
+    bench.feed(Event::Resumed(Ok(())));
     bench.lose_connection();
     for _ in 0..1000 {
-        assert_eq!(bench.tell(Event::RecordFailed { detail: "full".into() }), []);
+        assert_eq!(bench.feed(Event::RecordFailed { detail: "full".into() }), []);
         bench.now = bench.destination.deadline().unwrap();
-        assert_eq!(bench.tell(Event::Tick), [Action::Record(DestinationState::Running)]);
+        assert_eq!(bench.feed(Event::Tick), [Action::Record(DestinationState::Running)]);
         assert_eq!(bench.destination.deadline(), None);
     }
-    assert_eq!(bench.tell(Event::Recorded), []);
+    assert_eq!(bench.feed(Event::Recorded), []);
     bench.now = bench.destination.deadline().unwrap();
-    assert_eq!(bench.tell(Event::Tick), [Action::Settled]);
+    assert_eq!(bench.feed(Event::Tick), [Action::Settled]);
 }
 
 #[test]
 fn a_guest_that_was_paused_stays_so() {
     let mut bench = Bench::receiving(1);
     bench.commit_paused();
-    let actions = bench.tell(Event::Adopted(Ok(())));
+    let actions = bench.feed(Event::Adopted(Ok(())));
     assert!(!actions.contains(&Action::ResumeGuest));
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))));
 }
 
 #[test]
-fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
+fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_decides() {
     let paused = || {
         let mut bench = Bench::receiving(1);
         bench.commit_paused();
@@ -341,13 +341,13 @@ fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
     for mut bench in [Bench::adopting(), paused()] {
         let in_use = Complaint::new(Reason::Guest, "guest error: the disk is in use");
         assert_eq!(
-            bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use")))),
+            bench.feed(Event::Adopted(Err(GuestError::new("the disk is in use")))),
             [
                 Action::Record(DestinationState::Ready),
                 Action::Send(DestinationMessage::NotTaken(in_use.clone()))
             ]
         );
-        assert_eq!(bench.tell(Event::Recorded), []);
+        assert_eq!(bench.feed(Event::Recorded), []);
         assert_eq!(
             bench.destination.can_resolve(OperatorChoice::Run),
             Err(ResolveRefused::Connected),
@@ -357,7 +357,7 @@ fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
             bench.hear(SourceMessage::Abort(in_use)),
             [Action::Discard, Action::Record(DestinationState::Discarded)]
         );
-        let actions = bench.tell(Event::Recorded);
+        let actions = bench.feed(Event::Recorded);
         assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
         let report = report(&actions);
         assert_eq!(report.outcome, Outcome::StayedAtSource);
@@ -368,65 +368,65 @@ fn a_guest_whose_disk_is_in_use_is_kept_until_the_source_says_whose_it_is() {
 #[test]
 fn a_guest_whose_source_died_before_it_took_the_guest_back_is_taken_over_when_its_disk_is_free() {
     let mut bench = Bench::adopting();
-    bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Adopted(Err(GuestError::new("the disk is in use"))));
+    bench.feed(Event::Recorded);
     bench.lose_connection();
-    bench.tell(Event::Connected);
+    bench.feed(Event::Connected);
     assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
-    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
-    assert_eq!(bench.tell(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
+    assert_eq!(bench.feed(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
 }
 
 #[test]
-fn a_source_that_has_reconnected_and_not_asked_yet_is_not_told_that_its_guest_was_not_taken() {
+fn a_reconnected_source_that_has_not_asked_yet_is_not_answered() {
     let mut bench = Bench::adopting();
-    bench.tell(Event::Connected);
+    bench.feed(Event::Connected);
     let not_taken = Event::Adopted(Err(GuestError::new("the disk is in use")));
-    assert_eq!(bench.tell(not_taken), [Action::Record(DestinationState::Ready)]);
-    bench.tell(Event::Recorded);
+    assert_eq!(bench.feed(not_taken), [Action::Record(DestinationState::Ready)]);
+    bench.feed(Event::Recorded);
     assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Recorded);
     let not_taken = Event::Adopted(Err(GuestError::new("the disk is in use")));
-    assert!(matches!(bench.tell(not_taken)[1], Action::Send(DestinationMessage::NotTaken(_))));
+    assert!(matches!(bench.feed(not_taken)[1], Action::Send(DestinationMessage::NotTaken(_))));
 }
 
 #[test]
 fn an_operator_keeps_a_guest_whose_disk_is_in_use() {
     let mut bench = Bench::ready();
     bench.lose_connection();
-    bench.tell(Event::Resolve(OperatorChoice::Run));
-    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
-    let actions = bench.tell(Event::Adopted(Err(GuestError::new("the disk is in use"))));
+    bench.feed(Event::Resolve(OperatorChoice::Run));
+    assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
+    let actions = bench.feed(Event::Adopted(Err(GuestError::new("the disk is in use"))));
     assert_eq!(actions, [Action::Record(DestinationState::Ready)]);
-    assert_eq!(bench.tell(Event::Recorded), []);
+    assert_eq!(bench.feed(Event::Recorded), []);
     let in_doubt = bench.destination.progress(bench.now).in_doubt.unwrap();
     assert!(in_doubt.contains("could not be run: guest error: the disk is in use"), "{in_doubt}");
     assert_eq!(
-        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        bench.feed(Event::Resolve(OperatorChoice::Run)),
         [Action::Record(DestinationState::Taking)]
     );
 }
 
 #[test]
-fn waits_to_be_told_however_long_the_source_is_gone() {
+fn waits_for_a_decision_however_long_the_source_is_gone() {
     let mut bench = Bench::ready();
     assert_eq!(bench.lose_connection(), []);
     assert_eq!(bench.destination.deadline(), None);
     assert!(bench.destination.progress(bench.now).in_doubt.unwrap().contains("--resolve"));
-    assert_eq!(bench.tell(Event::Connected), []);
+    assert_eq!(bench.feed(Event::Connected), []);
     assert_eq!(
         bench.hear(resolve(Decision::Aborted)),
         [Action::Discard, Action::Record(DestinationState::Discarded)]
     );
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
 }
 
 #[test]
-fn nonsense_from_the_source_costs_a_ready_copy_only_the_connection() {
+fn nonsense_from_the_source_closes_only_the_connection_of_a_ready_copy() {
     let mut bench = Bench::ready();
     assert_eq!(bench.hear(SourceMessage::Switchover), [Action::Disconnect]);
-    bench.tell(Event::Connected);
+    bench.feed(Event::Connected);
     assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
 }
 
@@ -434,38 +434,38 @@ fn nonsense_from_the_source_costs_a_ready_copy_only_the_connection() {
 fn a_takeover_that_cannot_be_recorded_is_tried_again_when_asked_again() {
     let mut bench = Bench::ready();
     bench.hear(SourceMessage::Commit);
-    let actions = bench.tell(Event::RecordFailed { detail: "full".into() });
+    let actions = bench.feed(Event::RecordFailed { detail: "full".into() });
     assert_eq!(
         actions[0],
         Action::Record(DestinationState::Ready),
         "the failed one may be on disk"
     );
     assert!(matches!(actions[1], Action::Send(DestinationMessage::NotTaken(_))));
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Recorded);
     assert_eq!(bench.hear(resolve(Decision::Commit)), [Action::Record(DestinationState::Taking)]);
 }
 
 #[test]
-fn an_operator_whose_order_cannot_be_recorded_is_told() {
+fn an_order_that_cannot_be_recorded_is_reported_to_the_operator() {
     let mut bench = Bench::ready();
     bench.lose_connection();
-    bench.tell(Event::Resolve(OperatorChoice::Run));
-    bench.tell(Event::RecordFailed { detail: "no space left".into() });
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Resolve(OperatorChoice::Run));
+    bench.feed(Event::RecordFailed { detail: "no space left".into() });
+    bench.feed(Event::Recorded);
     let in_doubt = bench.destination.progress(bench.now).in_doubt.unwrap();
     assert!(in_doubt.contains("could not be run: "), "{in_doubt}");
     assert!(in_doubt.contains("no space left"), "{in_doubt}");
     assert_eq!(
-        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        bench.feed(Event::Resolve(OperatorChoice::Run)),
         [Action::Record(DestinationState::Taking)]
     );
 }
 
 #[test]
-fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
+fn a_guest_that_does_not_start_is_reported_and_destroyed() {
     let mut bench = Bench::adopting();
-    bench.tell(Event::Adopted(Ok(())));
-    let actions = bench.tell(Event::Resumed(Err(GuestError::new("no thread"))));
+    bench.feed(Event::Adopted(Ok(())));
+    let actions = bench.feed(Event::Resumed(Err(GuestError::new("no thread"))));
     assert_eq!(actions[0], Action::Discard);
     assert_eq!(actions[1], Action::Record(DestinationState::Failed));
     assert_eq!(complaint(&actions), Reason::Guest);
@@ -474,15 +474,15 @@ fn a_guest_that_does_not_start_is_told_of_and_destroyed() {
 }
 
 #[test]
-fn cancel_here_works_until_ready_and_says_who_decides_afterwards() {
+fn cancel_works_until_ready_and_then_the_source_decides() {
     let mut bench = Bench::receiving(1);
     assert_eq!(bench.destination.can_cancel(), Ok(()));
-    assert_eq!(bench.tell(Event::Cancel { by: "ops".into() })[0], Action::Discard);
-    assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Cancelled);
+    assert_eq!(bench.feed(Event::Cancel { by: "ops".into() })[0], Action::Discard);
+    assert_eq!(complaint(&bench.feed(Event::Recorded)), Reason::Cancelled);
 
     let mut bench = Bench::ready();
     assert_eq!(bench.destination.can_cancel(), Err(CancelRefused::SourceDecides));
-    assert_eq!(bench.tell(Event::Cancel { by: "ops".into() }), []);
+    assert_eq!(bench.feed(Event::Cancel { by: "ops".into() }), []);
 }
 
 #[test]
@@ -492,21 +492,21 @@ fn an_operator_decides_only_when_the_source_is_gone() {
     assert_eq!(bench.destination.can_resolve(OperatorChoice::Run), connected);
     bench.lose_connection();
     assert_eq!(
-        bench.tell(Event::Resolve(OperatorChoice::Run)),
+        bench.feed(Event::Resolve(OperatorChoice::Run)),
         [Action::Record(DestinationState::Taking)]
     );
-    assert_eq!(bench.tell(Event::Recorded), [Action::AdoptGuest]);
-    assert_eq!(bench.tell(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
-    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
+    assert_eq!(bench.feed(Event::Adopted(Ok(()))), [Action::ResumeGuest]);
+    let actions = bench.feed(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::Operator);
 
     let mut bench = Bench::ready();
     bench.lose_connection();
-    assert_eq!(bench.tell(Event::Resolve(OperatorChoice::Discard))[0], Action::Discard);
+    assert_eq!(bench.feed(Event::Resolve(OperatorChoice::Discard))[0], Action::Discard);
 }
 
 #[test]
-fn another_migration_is_unknown_here() {
+fn another_migration_is_unknown() {
     let mut bench = Bench::ready();
     let other = MigrationId(Uuid::from_u128(1));
     let asked = SourceMessage::Resolve { migration: other, decision: Decision::Commit };
@@ -514,7 +514,7 @@ fn another_migration_is_unknown_here() {
 }
 
 #[test]
-fn a_source_that_never_comes_is_not_waited_for() {
+fn a_source_that_never_connects_is_given_up() {
     let config = DestinationConfig {
         migration: migration(),
         offer: Offer::ours(),
@@ -532,7 +532,7 @@ fn a_source_that_never_comes_is_not_waited_for() {
 fn an_abort_of_the_source_is_reported_with_its_reason() {
     let mut bench = Bench::receiving(1);
     bench.hear(SourceMessage::Abort(Complaint::new(Reason::Cancelled, "cancelled by ops")));
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
     let error = report(&actions).error.clone().unwrap();
     assert_eq!(error.reason, Reason::Cancelled);
@@ -542,12 +542,12 @@ fn an_abort_of_the_source_is_reported_with_its_reason() {
 }
 
 #[test]
-fn a_source_that_talks_on_before_it_hears_of_the_failure_still_hears_of_it() {
+fn a_source_that_keeps_sending_still_receives_the_failure() {
     let mut bench = Bench::receiving(1);
-    let actions = bench.tell(Event::DataFailed { detail: "wrong checksum".into() });
+    let actions = bench.feed(Event::DataFailed { detail: "wrong checksum".into() });
     assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
     assert_eq!(bench.hear(SourceMessage::Switchover), []);
     assert_eq!(bench.hear(state(RunState::Running)), []);
-    assert_eq!(complaint(&bench.tell(Event::Recorded)), Reason::Data);
+    assert_eq!(complaint(&bench.feed(Event::Recorded)), Reason::Data);
     assert_eq!(bench.hear(state(RunState::Running)), []);
 }

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_of_an_earlier_version_is_asked_what_it_understands() {
+    async fn an_older_node_is_asked_only_what_it_supports() {
         let identity = Authority::create().unwrap().issue(&["127.0.0.1".into()]).unwrap();
         let tls = Tls::new(&identity).unwrap();
         let listener = endpoint::listen((Ipv4Addr::LOCALHOST, 0).into(), &tls).unwrap();

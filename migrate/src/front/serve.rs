@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn turns_away_what_is_no_request_and_says_why() {
+    async fn rejects_invalid_requests_with_a_reason() {
         let (_listener, dialer, peer) = node();
         let mut oversized = framing::frame(&question()).unwrap();
         oversized[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_that_goes_away_is_told_from_one_that_says_no() {
+    async fn a_vanished_node_is_distinguished_from_a_refusal() {
         let (listener, dialer, peer) = node();
         ask(&dialer, &peer, &question()).await.unwrap();
         listener.close(0_u32.into(), b"shutting down");

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_what_is_no_layout() {
+    fn rejects_invalid_layouts() {
         assert_eq!(MemoryLayout::new(vec![]), Err(LayoutError::Empty));
         assert_eq!(
             MemoryLayout::new(vec![region(0, 4096)]),

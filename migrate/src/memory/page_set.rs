@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_it_held_and_is_empty_afterwards() {
+    fn take_returns_the_pages_and_empties_the_set() {
         let mut set = PageSet::empty(3);
         set.insert(0, 0);
         set.insert(2, 63);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn unites_and_counts() {
+    fn union_and_count() {
         let mut set = PageSet::empty(2);
         set.insert(1, 4);
         let mut other = PageSet::empty(2);

@@ -30,7 +30,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_at_a_tail_that_fills_no_block() {
+    fn checks_a_tail_shorter_than_a_block() {
         assert!(!is_zero(&[0, 0, 7]));
         assert!(is_zero(&[]));
     }

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn lets_in_what_shows_the_right_token() {
+    fn accepts_the_right_token() {
         for role in [StreamRole::Control, StreamRole::Data { stream: 63 }] {
             let sent = preamble(role);
             let seen = Preamble::admit(&sent.encode(), sent.migration, &sent.token);

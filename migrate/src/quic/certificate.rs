@@ -248,7 +248,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
     #[test]
-    fn tells_names_and_times() {
+    fn reads_names_and_times() {
         let names = ["host-a.example", "192.0.2.5", "2001:db8::5"].map(str::to_owned);
         let identity = Authority::create().unwrap().issue(&names).unwrap();
         let certificate = HostCertificate::from_pem(&identity.cert_pem).unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_when_a_certificate_was_made() {
+    fn reads_when_a_certificate_was_issued() {
         let before = SystemTime::now() - Duration::from_secs(1);
         let identity = Authority::create().unwrap().issue(&["host-a".to_owned()]).unwrap();
         let der = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_rustls_does_not_take_is_named() {
+    fn a_list_that_rustls_rejects_is_named() {
         let cause = rustls::CertRevocationListError::UnsupportedDeltaCrl;
         let error = TlsError::from(VerifierBuilderError::InvalidCrl(cause)).to_string();
         assert!(error.contains("crl.pem") && error.contains("UnsupportedDeltaCrl"), "{error}");
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_refused() {
+    fn other_files_are_refused_as_certificates() {
         let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let refused = HostCertificate::from_pem(pem);
         assert!(matches!(refused, Err(TlsError::Malformed { .. })), "{refused:?}");

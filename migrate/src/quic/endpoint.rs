@@ -318,20 +318,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_arrived_does_not_connect_and_who_leaves_does_not_listen() {
+    async fn destinations_do_not_connect_and_sources_do_not_listen() {
         let authority = Authority::create().unwrap();
         let [leaving, arriving] = processes_of(Uuid::new_v4(), &host(&authority));
         let node = Tls::new(&host(&authority)).unwrap();
         for (listening, dialing) in
             [(&arriving, &arriving), (&leaving, &leaving), (&node, &arriving)]
         {
-            let (seen, told) = meet(listening, dialing, "127.0.0.1").await;
-            assert!(!is_fine(&seen), "{seen:?} / {told:?}");
+            let (seen, reported) = meet(listening, dialing, "127.0.0.1").await;
+            assert!(!is_fine(&seen), "{seen:?} / {reported:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_guests_process_is_taken_for_no_host_and_for_no_other_guests() {
+    async fn a_guests_process_cannot_act_as_a_host_or_another_guest() {
         let authority = Authority::create().unwrap();
         let (here, there) = (host(&authority), host(&authority));
         let [stranger_leaving, stranger_arrived] = processes_of(Uuid::new_v4(), &there);
@@ -343,14 +343,14 @@ mod tests {
             (&stranger_arrived, &leaving),
             (&arriving, &stranger_leaving),
         ] {
-            let (seen, told) = meet(listening, dialing, "127.0.0.1").await;
-            let (seen, told) = (seen.to_string(), told.to_string());
-            assert!(seen.contains("may not speak for others"), "{seen} / {told}");
+            let (seen, reported) = meet(listening, dialing, "127.0.0.1").await;
+            let (seen, reported) = (seen.to_string(), reported.to_string());
+            assert!(seen.contains("may not speak for others"), "{seen} / {reported}");
         }
     }
 
     #[tokio::test]
-    async fn who_vouches_for_a_guests_process_is_a_host_of_the_authority() {
+    async fn only_a_host_of_the_authority_vouches_for_a_guests_process() {
         let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
         let (guest, there) = (Uuid::new_v4(), host(&ours));
         let [_, arriving] = processes_of(guest, &there);
@@ -373,11 +373,11 @@ mod tests {
             (forged, &arriving),
         ] {
             let dialing = Tls::new(&dialing).unwrap();
-            let (seen, told) = meet(listening, &dialing, "127.0.0.1").await;
-            let told = told.to_string();
+            let (seen, reported) = meet(listening, &dialing, "127.0.0.1").await;
+            let reported = reported.to_string();
             let is_refused =
-                ["authority", "invalid peer certificate"].iter().any(|word| told.contains(word));
-            assert!(is_refused, "{seen:?} / {told}");
+                ["authority", "invalid peer certificate"].iter().any(|word| reported.contains(word));
+            assert!(is_refused, "{seen:?} / {reported}");
         }
     }
 
@@ -390,9 +390,9 @@ mod tests {
         assert!(matches!(seen, LinkError::BadCertificate { .. }), "{seen:?}");
         assert!(seen.to_string().contains("expired"), "{seen}");
 
-        let (seen, told) = meet(&good, &expired, "127.0.0.1").await;
-        assert!(matches!(told, LinkError::BadCertificate { .. }), "{told:?}");
-        assert!(told.to_string().contains("expired"), "{told}");
+        let (seen, reported) = meet(&good, &expired, "127.0.0.1").await;
+        assert!(matches!(reported, LinkError::BadCertificate { .. }), "{reported:?}");
+        assert!(reported.to_string().contains("expired"), "{reported}");
         assert!(matches!(seen, LinkError::Refused { .. }), "{seen:?}");
     }
 
@@ -409,9 +409,9 @@ mod tests {
         assert!(seen.to_string().contains("expired"), "{seen}");
 
         for listening in [&good_arriving, &tls(&authority)] {
-            let (seen, told) = meet(listening, &leaving, "127.0.0.1").await;
-            assert!(matches!(told, LinkError::BadCertificate { .. }), "{told:?}");
-            assert!(told.to_string().contains("expired"), "{told}");
+            let (seen, reported) = meet(listening, &leaving, "127.0.0.1").await;
+            assert!(matches!(reported, LinkError::BadCertificate { .. }), "{reported:?}");
+            assert!(reported.to_string().contains("expired"), "{reported}");
             assert!(matches!(seen, LinkError::Refused { .. }), "{seen:?}");
         }
     }
@@ -428,9 +428,9 @@ mod tests {
     #[tokio::test]
     async fn refuses_a_listener_of_another_authority() {
         let (here, there) = (Authority::create().unwrap(), Authority::create().unwrap());
-        let (seen, told) = meet(&tls(&there), &tls(&here), "127.0.0.1").await;
+        let (seen, reported) = meet(&tls(&there), &tls(&here), "127.0.0.1").await;
         assert!(matches!(seen, LinkError::UnknownIssuer { .. }), "{seen:?}");
-        assert!(matches!(told, LinkError::Refused { .. }), "{told:?}");
+        assert!(matches!(reported, LinkError::Refused { .. }), "{reported:?}");
     }
 
     #[tokio::test]
@@ -439,9 +439,9 @@ mod tests {
         let mut identity = here.issue(&["127.0.0.1".into()]).unwrap();
         identity.ca_pem = there.issue(&["x".into()]).unwrap().ca_pem;
         let dialing = Tls::new(&identity).unwrap();
-        let (seen, told) = meet(&tls(&there), &dialing, "127.0.0.1").await;
+        let (seen, reported) = meet(&tls(&there), &dialing, "127.0.0.1").await;
         assert!(matches!(seen, LinkError::Refused { .. }), "{seen:?}");
-        assert!(matches!(told, LinkError::UnknownIssuer { .. }), "{told:?}");
+        assert!(matches!(reported, LinkError::UnknownIssuer { .. }), "{reported:?}");
     }
 
     #[tokio::test]
@@ -458,9 +458,9 @@ mod tests {
             client: Arc::new(quinn::crypto::rustls::QuicClientConfig::try_from(bare).unwrap()),
             ..tls(&authority)
         };
-        let (seen, told) = meet(&tls(&authority), &dialing, "127.0.0.1").await;
+        let (seen, reported) = meet(&tls(&authority), &dialing, "127.0.0.1").await;
         assert!(matches!(seen, LinkError::NoCertificate { .. }), "{seen:?}");
-        assert!(told.to_string().contains("showed none"), "{told:?}");
+        assert!(reported.to_string().contains("showed none"), "{reported:?}");
     }
 
     #[tokio::test]
@@ -476,9 +476,9 @@ mod tests {
         let authority = Authority::create().unwrap();
         let identity = authority.issue(&["127.0.0.1".into()]).unwrap();
         let other = Tls::with_alpn(&identity, b"lighter/9").unwrap();
-        let (seen, told) = meet(&tls(&authority), &other, "127.0.0.1").await;
+        let (seen, reported) = meet(&tls(&authority), &other, "127.0.0.1").await;
         assert!(matches!(seen, LinkError::Protocol { .. }), "{seen:?}");
-        assert!(matches!(told, LinkError::Protocol { .. }), "{told:?}");
+        assert!(matches!(reported, LinkError::Protocol { .. }), "{reported:?}");
     }
 
     #[tokio::test]

@@ -143,7 +143,7 @@ impl LinkError {
             }
             ConnectionError::ConnectionClosed(there) => {
                 let reason = String::from_utf8_lossy(&there.reason);
-                told_by_peer(u64::from(there.error_code), &reason, peer)
+                reported_by_peer(u64::from(there.error_code), &reason, peer)
             }
             ConnectionError::ApplicationClosed(there) => {
                 Self::Closed { peer, reason: String::from_utf8_lossy(&there.reason).into_owned() }
@@ -196,7 +196,7 @@ fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError 
     }
 }
 
-fn told_by_peer(code: u64, reason: &str, peer: String) -> LinkError {
+fn reported_by_peer(code: u64, reason: &str, peer: String) -> LinkError {
     let reason = || reason.to_owned();
     match code.checked_sub(CRYPTO) {
         Some(alert::UNKNOWN_CA) => LinkError::Refused {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_issued_is_found_by_any_of_its_names_and_by_its_serial() {
+    fn an_issued_certificate_is_found_by_any_name_and_by_serial() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create().unwrap();
         let find = |which: &str| Authority::issued_to(dir.path(), which).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_passed_over_unless_it_is_called_one() {
+    fn other_files_are_skipped_unless_named_as_certificates() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create().unwrap();
         let issued = issue(&authority, dir.path(), &["a"]);

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_proved_himself_keeps_his_place() {
+    async fn a_proven_peer_keeps_its_place() {
         let places = Places::new(2);
         let mut both = [(); 2].map(|()| places.of("192.0.2.1").unwrap());
         both.iter_mut().for_each(Place::keep);
@@ -224,7 +224,7 @@ mod tests {
     /// Forty handshakes with a host's address as their source, and as many from an address of the
     /// attacker.
     #[tokio::test]
-    async fn one_that_uses_an_address_of_another_does_not_keep_that_one_out() {
+    async fn a_forged_address_does_not_shut_out_its_real_host() {
         let places = Places::new(64);
         let mut forged: Vec<Place> =
             (0..33).map(|_| places.take(at("192.0.2.1"), false).unwrap()).collect();

@@ -35,12 +35,12 @@ pub(crate) async fn silence(connection: &Connection) -> LinkError {
 
 /// Waits until `count` has been the same for `limit`.
 async fn unchanged(limit: Duration, count: impl Fn() -> u64) {
-    let mut looks = interval(SAMPLE_INTERVAL);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(SAMPLE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut seen, mut silent) = (count(), Duration::ZERO);
-    looks.tick().await;
+    ticks.tick().await;
     while silent < limit {
-        looks.tick().await;
+        ticks.tick().await;
         let now = count();
         silent = if now == seen { silent + SAMPLE_INTERVAL } else { Duration::ZERO };
         seen = now;
@@ -64,7 +64,7 @@ mod tests {
     use crate::quic::{Authority, Tls};
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_noticed_in_time_and_any_sign_of_life_starts_it_anew() {
+    async fn silence_is_detected_in_time_and_any_traffic_resets_it() {
         let limit = 8 * SAMPLE_INTERVAL;
         let (began, last) = (Instant::now(), 20 * SAMPLE_INTERVAL);
         let heard = || began.elapsed().min(last).as_secs() / 7;
@@ -74,17 +74,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_in_which_this_process_stood_still_is_no_silence() {
-        let looks = Cell::new(0);
+    async fn time_while_this_process_was_stopped_is_not_silence() {
+        let ticks = Cell::new(0);
         let standing_still = || {
-            looks.set(looks.get() + 1);
+            ticks.set(ticks.get() + 1);
             0
         };
-        let told = unchanged(8 * SAMPLE_INTERVAL, standing_still);
-        tokio::pin!(told);
-        assert!(timeout(SAMPLE_INTERVAL, &mut told).await.is_err());
+        let outcome = unchanged(8 * SAMPLE_INTERVAL, standing_still);
+        tokio::pin!(outcome);
+        assert!(timeout(SAMPLE_INTERVAL, &mut outcome).await.is_err());
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(timeout(5 * SAMPLE_INTERVAL, &mut told).await.is_err(), "{}", looks.get());
+        assert!(timeout(5 * SAMPLE_INTERVAL, &mut outcome).await.is_err(), "{}", ticks.get());
     }
 
     /// Returns a connection whose far side has fallen silent without closing it: its sockets exist,
@@ -142,7 +142,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_peer_that_gives_signs_of_life_is_never_silent() {
         let pair = Pair::new().await;
-        let told = tokio::time::timeout(2 * IDLE_TIMEOUT, silence(&pair.near)).await;
-        assert!(told.is_err(), "{told:?}");
+        let outcome = tokio::time::timeout(2 * IDLE_TIMEOUT, silence(&pair.near)).await;
+        assert!(outcome.is_err(), "{outcome:?}");
     }
 }

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_the_file_that_is_missing_and_the_way_out() {
+    fn names_the_missing_file_and_the_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let message = Tls::load(dir.path()).unwrap_err().to_string();
         assert!(message.contains("ca.pem") && message.contains("lighter certs"), "{message}");

@@ -215,8 +215,8 @@ impl RecordStore {
         let is_latest =
             read(&path)?.is_none_or(|kept| kept.started_unix_ms <= record.started_unix_ms);
         // A host that never had the guest keeps no refused offers.
-        let tells = had_guest || self.past_of(uuid, true).exists();
-        if is_latest && tells {
+        let is_kept = had_guest || self.past_of(uuid, true).exists();
+        if is_latest && is_kept {
             let past = self.past();
             regular_file::create_folder(&past)
                 .map_err(|cause| io("create the folder of", &past, cause))?;

@@ -64,7 +64,7 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Takes over a stream of the first of `connections`. What arrives goes to `ear`, which makes
+    /// Takes over a stream of the first of `connections`. What arrives goes to `inbox`, which makes
     /// the peer wait if its queue is full, until the stream is [`Heard::Lost`]. All connections are
     /// closed together with the control stream; if one of them is lost, so is the control stream.
     pub(super) fn start<M: Message + Send + 'static, T: Send + 'static>(
@@ -72,13 +72,13 @@ impl Control {
         name: &str,
         (send, receive): (SendStream, RecvStream),
         tasks: &mut JoinSet<()>,
-        ear: &Inbox<M, T>,
+        inbox: &Inbox<M, T>,
     ) -> Self {
-        let (outbox, letters) = mpsc::channel(OUTBOX_MAX);
-        tasks.spawn(write_all(send, letters, connections.clone()).in_current_span());
-        tasks.spawn(read_all(receive, connections[0].clone(), name.into(), ear.clone()));
+        let (outbox, frames) = mpsc::channel(OUTBOX_MAX);
+        tasks.spawn(write_all(send, frames, connections.clone()).in_current_span());
+        tasks.spawn(read_all(receive, connections[0].clone(), name.into(), inbox.clone()));
         for (index, connection) in connections.iter().enumerate() {
-            let (connection, name, ear) = (connection.clone(), name.to_owned(), ear.clone());
+            let (connection, name, inbox) = (connection.clone(), name.to_owned(), inbox.clone());
             tasks.spawn(async move {
                 let lost = tokio::select! {
                     error = silence(&connection) => error.to_string(),
@@ -88,7 +88,7 @@ impl Control {
                         _ => describe(&connection, &name, ""),
                     },
                 };
-                ear.hear(Heard::Lost(lost)).await;
+                inbox.hear(Heard::Lost(lost)).await;
             });
         }
         Self { outbox, connections }
@@ -123,14 +123,14 @@ impl Control {
 
 async fn write_all(
     mut send: SendStream,
-    mut letters: mpsc::Receiver<Vec<u8>>,
+    mut frames: mpsc::Receiver<Vec<u8>>,
     connections: Vec<Connection>,
 ) {
     let _ = send.set_priority(PRIORITY);
-    while let Some(frame) = letters.recv().await {
+    while let Some(frame) = frames.recv().await {
         if send.write_chunk(frame.into()).await.is_err() {
             // The reader reports the cause; the driver closes the connection.
-            while letters.recv().await.is_some() {}
+            while frames.recv().await.is_some() {}
         }
     }
     if send.finish().is_ok() {
@@ -154,20 +154,20 @@ async fn read_all<M: Message, T>(
     mut receive: RecvStream,
     connection: Connection,
     name: String,
-    ear: Inbox<M, T>,
+    inbox: Inbox<M, T>,
 ) {
     loop {
         match framing::read(&mut receive).await {
-            Ok(message) => ear.hear(Heard::Message(message)).await,
-            Err(ReadFailure::Malformed(error)) => ear.hear(Heard::Malformed(error)).await,
+            Ok(message) => inbox.hear(Heard::Message(message)).await,
+            Err(ReadFailure::Malformed(error)) => inbox.hear(Heard::Malformed(error)).await,
             Err(ReadFailure::OutOfStep(error)) => {
                 let detail = error.to_string();
-                ear.hear(Heard::Malformed(error)).await;
-                return ear.hear(Heard::Lost(detail)).await;
+                inbox.hear(Heard::Malformed(error)).await;
+                return inbox.hear(Heard::Lost(detail)).await;
             }
             Err(ReadFailure::Lost(detail)) => {
                 let _ = timeout(REASON_TIME, connection.closed()).await;
-                return ear.hear(Heard::Lost(describe(&connection, &name, &detail))).await;
+                return inbox.hear(Heard::Lost(describe(&connection, &name, &detail))).await;
             }
         }
     }

@@ -45,7 +45,7 @@ impl Command {
                 )
             }
             Self::GuestStopped { detail } => {
-                (Some(PendingCommand::GuestStopped { detail }), Answer::Nobody)
+                (Some(PendingCommand::GuestStopped { detail }), Answer::Unneeded)
             }
         }
     }
@@ -56,7 +56,7 @@ impl Command {
 pub(super) enum Answer {
     Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
     Resolve(oneshot::Sender<Result<(), ResolveRefused>>, Result<(), ResolveRefused>),
-    Nobody,
+    Unneeded,
 }
 
 impl Answer {
@@ -65,7 +65,7 @@ impl Answer {
         match self {
             Self::Cancel(to, answer) => drop(to.send(answer)),
             Self::Resolve(to, answer) => drop(to.send(answer)),
-            Self::Nobody => {}
+            Self::Unneeded => {}
         }
     }
 }

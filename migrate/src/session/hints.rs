@@ -16,7 +16,7 @@ use crate::memory::PageSet;
 /// Chunks re-armed by one call: 256 MiB, the most that one `KVM_CLEAR_DIRTY_LOG` takes.
 const BLOCK_CHUNKS: usize = 1024;
 /// Pause between two checks of the guest's progress.
-const LOOK_PAUSE: Duration = Duration::from_millis(2);
+const POLL_PAUSE: Duration = Duration::from_millis(2);
 /// Longest time that a guest may report nothing new.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// Longest time that reporting may take. The guest withholds its free memory meanwhile.
@@ -91,7 +91,7 @@ fn wait(guest: &dyn SourceGuest, slot: &Weak<Slot>) -> Result<(), GuestError> {
         if complete || heard.elapsed() > SILENCE_MAX || began.elapsed() > TIME_MAX {
             break;
         }
-        std::thread::sleep(LOOK_PAUSE);
+        std::thread::sleep(POLL_PAUSE);
     }
     Ok(())
 }

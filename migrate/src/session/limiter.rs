@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lets_those_who_wait_go_when_lifted() {
+    async fn lifting_the_limit_releases_waiting_senders() {
         let limiter = std::sync::Arc::new(Limiter::new(Some(1)));
         let waiting = tokio::spawn({
             let limiter = limiter.clone();

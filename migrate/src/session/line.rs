@@ -30,15 +30,15 @@ pub(super) const DESTINATION: FailpointNames = FailpointNames {
 /// not taken for messages of the current one.
 #[derive(Debug)]
 pub(super) struct Line {
-    moments: FailpointNames,
+    failpoint_names: FailpointNames,
     failpoints: Failpoints,
     control: Option<Control>,
     generation: u64,
 }
 
 impl Line {
-    pub(super) fn new(moments: FailpointNames, failpoints: Failpoints) -> Self {
-        Self { moments, failpoints, control: None, generation: 0 }
+    pub(super) fn new(failpoint_names: FailpointNames, failpoints: Failpoints) -> Self {
+        Self { failpoint_names, failpoints, control: None, generation: 0 }
     }
 
     /// Returns the control stream, if there is one.
@@ -91,7 +91,7 @@ impl Line {
     /// # Errors
     /// If it cannot be encoded.
     pub(super) fn send<M: Message>(&self, name: &str, message: &M) -> Result<(), CodecError> {
-        let passage = self.failpoints.reach(self.moments.send, name);
+        let passage = self.failpoints.reach(self.failpoint_names.send, name);
         let Some(control) = &self.control else { return Ok(()) };
         let mut frame = framing::frame(message)?;
         match passage {
@@ -112,16 +112,16 @@ impl Line {
 
     /// Returns whether the action of this name is to be performed.
     pub(super) fn may_act(&self, action: &str) -> bool {
-        self.may_pass(self.moments.act, action)
+        self.may_pass(self.failpoint_names.act, action)
     }
 
     /// Returns whether the message of this name is to be handled.
     pub(super) fn may_hear(&self, message: &str) -> bool {
-        self.may_pass(self.moments.receive, message)
+        self.may_pass(self.failpoint_names.receive, message)
     }
 
-    fn may_pass(&self, moment: &str, name: &str) -> bool {
-        match self.failpoints.reach(moment, name) {
+    fn may_pass(&self, point: &str, name: &str) -> bool {
+        match self.failpoints.reach(point, name) {
             Passage::Hold => return false,
             Passage::Cut => self.cut("failpoint"),
             Passage::Go | Passage::Flip => {}

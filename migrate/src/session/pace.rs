@@ -19,8 +19,8 @@ pub(super) enum Next {
 }
 
 /// Returns an interval that ticks when the totals are to be sampled.
-pub(super) fn looks() -> Interval {
-    let mut looks = interval(SAMPLE_INTERVAL);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    looks
+pub(super) fn sample_ticks() -> Interval {
+    let mut sample_ticks = interval(SAMPLE_INTERVAL);
+    sample_ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    sample_ticks
 }

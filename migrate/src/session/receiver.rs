@@ -313,8 +313,8 @@ mod tests {
     impl DestinationGuest for Slow {
         fn copy_in(&self, _: usize, _: usize, _: &[u8]) -> Result<(), GuestError> {
             self.1.notify_one();
-            let told = self.0.lock().unwrap().recv_timeout(std::time::Duration::from_secs(10));
-            told.map_err(|_| GuestError::new("the runtime waits for the disk"))
+            let reported = self.0.lock().unwrap().recv_timeout(std::time::Duration::from_secs(10));
+            reported.map_err(|_| GuestError::new("the runtime waits for the disk"))
         }
         fn zero(&self, _: usize, _: u64) -> Result<(), GuestError> {
             Ok(())
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn nobody_but_its_stream_waits_for_a_disk() {
+    async fn a_slow_disk_blocks_only_its_own_stream() {
         let (done, inbox) = std::sync::mpsc::channel();
         let guest = Arc::new(Slow(Mutex::new(inbox), tokio::sync::Notify::new()));
         let memory = Memory::new(guest.clone(), SPACE, FEATURE_LZ4, Arc::default());
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_the_source_stops_is_not_called_damaged() {
+    async fn a_stream_stopped_by_the_source_is_not_reported_as_damaged() {
         let bytes = frames(&[(0, 1, 7)], None, Compression::Off);
         assert_eq!(received(&bytes, Ending::Reset(STOPPED), FEATURE_LZ4).await.0, None);
     }

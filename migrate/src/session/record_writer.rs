@@ -75,19 +75,19 @@ impl RecordWriter {
         let _ = self.orders.send(Order { record, done: Box::new(done) });
     }
 
-    /// Writes `record` with the state `state`; `tell` receives whether it is durable.
+    /// Writes `record` with the state `state`; `report` receives whether it is durable.
     pub(super) fn write_state<S: Debug + Copy + Send + 'static>(
         &self,
         record: Record,
         state: S,
-        tell: impl FnOnce(S, Result<(), PeerText>) + Send + 'static,
+        report: impl FnOnce(S, Result<(), PeerText>) + Send + 'static,
     ) {
         self.write(record, move |outcome| {
             let outcome = outcome.map_err(|error| {
                 tracing::warn!(%error, "cannot record that the migration is {state:?}");
                 error.to_string().as_str().into()
             });
-            tell(state, outcome);
+            report(state, outcome);
         });
     }
 
@@ -132,7 +132,7 @@ mod tests {
     use super::RecordedState;
 
     #[test]
-    fn a_state_that_could_not_be_written_is_taken_back() {
+    fn a_state_that_could_not_be_written_is_reverted() {
         let mut stated = RecordedState::new(0);
         stated.ask(1);
         stated.answered(1, &Ok::<_, ()>(()));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_failure_does_not_take_back_what_was_asked_since() {
+    fn a_late_failure_does_not_revert_later_requests() {
         let mut stated = RecordedState::new(0);
         stated.ask(1);
         stated.ask(2);

@@ -49,23 +49,24 @@ pub(super) struct Sender {
 
 impl Sender {
     /// Starts to send the pages of a guest of `chunks` chunks. All of them are dirty, except those
-    /// that `hints` holds by the first round and that were not written since. Answers go to `tell`.
+    /// that `hints` holds by the first round and that were not written since. Answers go to
+    /// `report`.
     pub(super) fn start(
-        plant: StreamContext,
+        context: StreamContext,
         route: Route,
         chunks: usize,
         hints: Arc<Slot>,
         tasks: &mut JoinSet<()>,
-        tell: impl Fn(Event) + Send + 'static,
+        report: impl Fn(Event) + Send + 'static,
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (stop, mut stopped) = watch::channel(());
-        let work = Work { plant, route, hints, dirty: PageSet::full(chunks), pumps: Vec::new() };
+        let work = Work { context, route, hints, dirty: PageSet::full(chunks), senders: Vec::new() };
         tasks.spawn(async move {
             tokio::select! {
                 // Ends when the sender is dropped.
                 _ = stopped.changed() => {}
-                () = work.serve(inbox, tell) => {}
+                () = work.serve(inbox, report) => {}
             }
         });
         Self { orders, _stop: stop }
@@ -78,18 +79,18 @@ impl Sender {
 }
 
 struct Work {
-    plant: StreamContext,
+    context: StreamContext,
     route: Route,
     hints: Arc<Slot>,
     dirty: PageSet,
-    pumps: Vec<StreamSender>,
+    senders: Vec<StreamSender>,
 }
 
 impl Work {
     async fn serve(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Order>,
-        tell: impl Fn(Event) + Send,
+        report: impl Fn(Event) + Send,
     ) {
         while let Some(order) = inbox.recv().await {
             let outcome = match order {
@@ -101,7 +102,7 @@ impl Work {
             if matches!(outcome, Err(StreamSendError::Stream(_))) {
                 tokio::time::sleep(LAST_WORD).await;
             }
-            tell(outcome.unwrap_or_else(|error| self.explain(error)));
+            report(outcome.unwrap_or_else(|error| self.explain(error)));
             if failed {
                 // The machine decides what comes next; these streams carry nothing more.
                 std::future::pending::<()>().await;
@@ -114,7 +115,7 @@ impl Work {
         let mut sent = self.send_dirty(round).await?;
         sent += left_out;
         self.collect()?;
-        let (memory, disks) = self.dirty.words().split_at(self.plant.memory_chunks);
+        let (memory, disks) = self.dirty.words().split_at(self.context.memory_chunks);
         let count = |words: &[u64]| words.iter().map(|word| u64::from(word.count_ones())).sum();
         let (memory, disks): (u64, u64) = (count(memory), count(disks));
         Ok(RoundSent { dirty_disk_pages: disks, ..round_sent(&sent, memory + disks) })
@@ -129,17 +130,17 @@ impl Work {
     /// Before the first round, removes pages from the dirty set that are zero both here and at the
     /// destination, which count as sent, and pages that the guest has reported free.
     async fn leave_out(&mut self) -> Result<Transfer, StreamSendError> {
-        if !self.pumps.is_empty() {
+        if !self.senders.is_empty() {
             return Ok(Transfer::default());
         }
-        let (guest, mut dirty) = (Arc::clone(&self.plant.guest), self.dirty.take());
+        let (guest, mut dirty) = (Arc::clone(&self.context.guest), self.dirty.take());
         // Finding a disk's holes may require reading it.
-        let looking = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
-        let looked = looking.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
-        self.dirty = looked.map_err(StreamSendError::Guest)?;
+        let filtering = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
+        let filtered = filtering.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        self.dirty = filtered.map_err(StreamSendError::Guest)?;
         let words = self.dirty.words();
         let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();
-        let (memory, disks) = words.split_at(self.plant.memory_chunks);
+        let (memory, disks) = words.split_at(self.context.memory_chunks);
         let left_out = Transfer {
             zero_pages: zeros(memory),
             disk_zero_pages: zeros(disks),
@@ -147,7 +148,7 @@ impl Work {
         };
         let hinted_pages = self.skip_hinted()?;
         let left_out = Transfer { hinted_pages, ..left_out };
-        self.plant.totals.add(&left_out);
+        self.context.totals.add(&left_out);
         Ok(left_out)
     }
 
@@ -156,7 +157,7 @@ impl Work {
     /// other page.
     fn skip_hinted(&mut self) -> Result<u64, StreamSendError> {
         let Some(hinted) = self.hints.take() else { return Ok(0) };
-        let memory = self.plant.memory_chunks;
+        let memory = self.context.memory_chunks;
         let count = |dirty: &PageSet| -> u64 {
             dirty.words()[..memory].iter().map(|word| u64::from(word.count_ones())).sum()
         };
@@ -171,7 +172,7 @@ impl Work {
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
         self.collect()?;
         let sent = self.send_dirty(round).await?;
-        for stream_sender in &mut self.pumps {
+        for stream_sender in &mut self.senders {
             stream_sender.end(round).await?;
         }
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
@@ -179,16 +180,16 @@ impl Work {
     }
 
     fn collect(&mut self) -> Result<(), StreamSendError> {
-        self.plant.guest.collect_dirty(self.dirty.words_mut()).map_err(StreamSendError::Guest)
+        self.context.guest.collect_dirty(self.dirty.words_mut()).map_err(StreamSendError::Guest)
     }
 
     /// Sends all pages of the dirty set, and empties it.
     async fn send_dirty(&mut self, round: u32) -> Result<Transfer, StreamSendError> {
-        if self.pumps.is_empty() {
+        if self.senders.is_empty() {
             self.open().await?;
         }
         let dirty = self.dirty.take();
-        if let [stream_sender] = &mut self.pumps[..] {
+        if let [stream_sender] = &mut self.senders[..] {
             return stream_sender.send(round, &dirty).await;
         }
         self.send_in_parallel(round, Arc::new(dirty)).await
@@ -200,7 +201,7 @@ impl Work {
         dirty: Arc<PageSet>,
     ) -> Result<Transfer, StreamSendError> {
         let mut running = JoinSet::new();
-        for (place, mut stream_sender) in self.pumps.drain(..).enumerate() {
+        for (place, mut stream_sender) in self.senders.drain(..).enumerate() {
             let dirty = dirty.clone();
             running.spawn(async move {
                 let sent = stream_sender.send(round, &dirty).await;
@@ -216,7 +217,7 @@ impl Work {
             back.push((place, stream_sender));
         }
         back.sort_unstable_by_key(|(place, _)| *place);
-        self.pumps.extend(back.into_iter().map(|(_, stream_sender)| stream_sender));
+        self.senders.extend(back.into_iter().map(|(_, stream_sender)| stream_sender));
         Ok(total)
     }
 
@@ -231,8 +232,8 @@ impl Work {
             let preamble = Preamble { role, migration: *migration, token: *token };
             let wrote = stream.write_all(&preamble.encode()).await;
             wrote.map_err(|error| broken(&error))?;
-            let (plant, connection) = (self.plant.clone(), connection.clone());
-            self.pumps.push(StreamSender::new(plant, connection, stream, index, *streams));
+            let (context, connection) = (self.context.clone(), connection.clone());
+            self.senders.push(StreamSender::new(context, connection, stream, index, *streams));
         }
         Ok(())
     }

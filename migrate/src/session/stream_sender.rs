@@ -46,7 +46,7 @@ pub(super) struct StreamContext {
 
 /// One data stream, and the state needed to fill it.
 pub(super) struct StreamSender {
-    plant: StreamContext,
+    context: StreamContext,
     connection: Connection,
     stream: Owned,
     /// This stream carries the chunks with `chunk % streams == index`.
@@ -62,16 +62,16 @@ pub(super) struct StreamSender {
 
 impl StreamSender {
     pub(super) fn new(
-        plant: StreamContext,
+        context: StreamContext,
         connection: Connection,
         stream: SendStream,
         index: u16,
         streams: u16,
     ) -> Self {
-        let encoder = Encoder::new(plant.compression);
-        let batch = plant.pool.batch();
+        let encoder = Encoder::new(context.compression);
+        let batch = context.pool.batch();
         Self {
-            plant,
+            context,
             connection,
             stream: Owned { stream, ended: false },
             index: index.into(),
@@ -96,12 +96,12 @@ impl StreamSender {
             let first = block * BLOCK_CHUNKS;
             let share = self.share(first, words);
             let Some((from, to)) = span(&share) else { continue };
-            let rearmed = self.plant.guest.rearm_dirty(first + from, &share[from..to]);
+            let rearmed = self.context.guest.rearm_dirty(first + from, &share[from..to]);
             rearmed.map_err(StreamSendError::Guest)?;
             for (offset, &pages) in share[from..to].iter().enumerate().filter(|word| *word.1 != 0) {
                 let chunk = first + from + offset;
                 let position = Position { round, chunk: chunk as u64, pages };
-                if chunk >= self.plant.memory_chunks {
+                if chunk >= self.context.memory_chunks {
                     self.read(chunk, pages).await?;
                 }
                 self.encode(position, &mut sent)?;
@@ -136,7 +136,7 @@ impl StreamSender {
 
     /// Reads these pages of a disk, on a thread that may block.
     async fn read(&mut self, chunk: usize, pages: u64) -> Result<(), StreamSendError> {
-        let guest = Arc::clone(&self.plant.guest);
+        let guest = Arc::clone(&self.context.guest);
         let mut content = std::mem::take(&mut self.content);
         let reading = spawn_blocking(move || {
             content.resize(CHUNK_BYTES, 0);
@@ -153,9 +153,9 @@ impl StreamSender {
     }
 
     fn encode(&mut self, position: Position, sent: &mut Transfer) -> Result<(), StreamSendError> {
-        let guest = &self.plant.guest;
+        let guest = &self.context.guest;
         let chunk = position.chunk as usize;
-        let is_of_disk = chunk >= self.plant.memory_chunks;
+        let is_of_disk = chunk >= self.context.memory_chunks;
         let content = &self.content;
         let copy = |first: usize, out: &mut [u8]| {
             if is_of_disk {
@@ -168,7 +168,7 @@ impl StreamSender {
         let frame = frame.map_err(StreamSendError::Guest)?;
         let frame = if is_of_disk { frame.of_disk() } else { frame };
         self.frames += 1;
-        self.plant.totals.add(&frame);
+        self.context.totals.add(&frame);
         *sent += frame;
         Ok(())
     }
@@ -178,8 +178,8 @@ impl StreamSender {
         if self.batch.is_empty() {
             return Ok(());
         }
-        let mut batch = std::mem::replace(&mut self.batch, self.plant.pool.batch());
-        match self.plant.failpoints.reach("source.data", kind) {
+        let mut batch = std::mem::replace(&mut self.batch, self.context.pool.batch());
+        match self.context.failpoints.reach("source.data", kind) {
             Passage::Go | Passage::Cut => {}
             Passage::Hold => return std::future::pending().await,
             Passage::Flip => batch.damage(),
@@ -187,7 +187,7 @@ impl StreamSender {
         let bytes = batch.into_bytes();
         let length = bytes.len();
         let asked = Instant::now();
-        self.plant.limiter.take(length).await;
+        self.context.limiter.take(length).await;
         let written = self.stream.stream.write_chunk(bytes).await;
         written.map_err(|error| StreamSendError::Stream(error.to_string()))?;
         let now = Instant::now();

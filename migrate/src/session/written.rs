@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_says_something_takes_memory() {
+    fn only_blocks_with_set_bits_take_memory() {
         let written = Written::new(3 * BLOCK_WORDS + 1);
         written.set(5, 0);
         written.set(BLOCK_WORDS, 0b101);

@@ -140,14 +140,14 @@ impl Source {
             // disk, and the node may act on it if this process dies: undo it first.
             Err(detail) => {
                 let error = self.error(Failure::Record { detail });
-                self.state = State::Reclaiming { error, tell: true, asked: None };
+                self.state = State::Reclaiming { error, notify: true, asked: None };
                 self.record(SourceState::Undecided);
             }
         }
     }
 
     /// Sends the decision on a new connection.
-    pub(super) fn tell_decision(&mut self) {
+    pub(super) fn send_decision(&mut self) {
         let decision = match &self.state {
             State::Asking { decision, .. } => *decision,
             _ => Decision::Aborted,
@@ -188,7 +188,7 @@ impl Source {
             (Decision::Commit, DestinationMessage::NotTaken(complaint)) => {
                 self.on_not_taken(complaint);
             }
-            (Decision::Aborted, DestinationMessage::NotTaken(_)) => self.tell_decision(),
+            (Decision::Aborted, DestinationMessage::NotTaken(_)) => self.send_decision(),
             (_, DestinationMessage::Ready { .. }) => {}
             (_, message) => {
                 let (message, waiting) = (message.name(), self.state.name());
@@ -228,7 +228,7 @@ impl Source {
             },
         });
         self.link.up();
-        self.state = State::Reclaiming { error, tell: false, asked: None };
+        self.state = State::Reclaiming { error, notify: false, asked: None };
         self.record(SourceState::Aborted);
     }
 
@@ -237,7 +237,7 @@ impl Source {
     fn on_not_taken(&mut self, complaint: &Complaint) {
         let error = self.error(Failure::from(complaint));
         self.link.up();
-        self.state = State::Reclaiming { error, tell: true, asked: None };
+        self.state = State::Reclaiming { error, notify: true, asked: None };
         self.record(SourceState::Undecided);
     }
 
@@ -265,7 +265,7 @@ impl Source {
                 };
                 // The destination is told, whatever it has answered before: it may be waiting to
                 // hear who owns the guest.
-                self.state = State::Reclaiming { error, tell: true, asked };
+                self.state = State::Reclaiming { error, notify: true, asked };
                 self.record(SourceState::Undecided);
             }
             OperatorChoice::Discard => {

@@ -240,7 +240,7 @@ impl Source {
                 State::Unwinding(unwind) if unwind.end() == SourceState::Undecided => {
                     self.on_end_recorded(&answer);
                 }
-                State::MeasuringRecord => self.on_weighed(answer),
+                State::MeasuringRecord => self.on_record_measured(answer),
                 _ => self.on_opened(answer),
             },
             (Some(SourceState::Committed), answer) => self.on_commit_recorded(answer),

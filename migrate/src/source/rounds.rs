@@ -28,7 +28,7 @@ impl Source {
                 self.state = State::Opening;
                 self.record(SourceState::Undecided);
             }
-            State::Asking { .. } | State::Unwinding(_) => self.tell_decision(),
+            State::Asking { .. } | State::Unwinding(_) => self.send_decision(),
             _ => {}
         }
     }
@@ -67,9 +67,9 @@ impl Source {
             (
                 State::Connecting | State::Greeting | State::Describing,
                 DestinationMessage::Refused(refusal),
-            ) => self.abort_told(Failure::Refused(refusal)),
+            ) => self.abort_notified(Failure::Refused(refusal)),
             (_, DestinationMessage::Abort(complaint)) => {
-                self.abort_told(Failure::from(&complaint));
+                self.abort_notified(Failure::from(&complaint));
             }
             (state, message) => {
                 let (message, waiting) = (message.name(), state.name());
@@ -134,7 +134,7 @@ impl Source {
         self.record(SourceState::Undecided);
     }
 
-    pub(super) fn on_weighed(&mut self, answer: Result<(), PeerText>) {
+    pub(super) fn on_record_measured(&mut self, answer: Result<(), PeerText>) {
         if let Err(detail) = answer {
             return self.abort(Failure::Record { detail });
         }

@@ -47,9 +47,10 @@ pub(super) enum State {
     Deciding,
     /// Waits for the destination's answer to the decision; the guest is paused.
     Asking { decision: Decision, trouble: Option<MigrationError> },
-    /// Waits for the record that takes the guest back; `tell` is whether the destination must then
-    /// be told, and `asked` the decision that it was asked about before an operator ordered this.
-    Reclaiming { error: MigrationError, tell: bool, asked: Option<Decision> },
+    /// Waits for the record that takes the guest back; `notify` is whether the destination must
+    /// then be notified, and `asked` the decision that it was asked about before an operator
+    /// ordered this.
+    Reclaiming { error: MigrationError, notify: bool, asked: Option<Decision> },
     /// Waits for the guest to be resumed and the destination to be told.
     Unwinding(Unwind),
     /// Waits for the operator.
@@ -104,7 +105,7 @@ impl State {
 pub(super) struct Unwind {
     pub(super) error: MigrationError,
     pub(super) guest: GuestBack,
-    pub(super) telling: PeerNotice,
+    pub(super) notice: PeerNotice,
     /// Whether the outcome was already reported.
     pub(super) reported: bool,
     /// Whether the last record is being written.
@@ -115,8 +116,8 @@ pub(super) struct Unwind {
 
 impl Unwind {
     /// Creates an unwind for a guest in the state `guest`; nothing is reported or recorded yet.
-    pub(super) const fn new(error: MigrationError, guest: GuestBack, telling: PeerNotice) -> Self {
-        Self { error, guest, telling, reported: false, recording: false, runs_there: false }
+    pub(super) const fn new(error: MigrationError, guest: GuestBack, notice: PeerNotice) -> Self {
+        Self { error, guest, notice, reported: false, recording: false, runs_there: false }
     }
 
     /// Returns the final state of the record. While both copies may run, it stays undecided: when
@@ -159,7 +160,7 @@ pub(super) enum GuestBack {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerNotice {
     /// It knows, or will notice the loss of the connection.
-    Told,
+    Sent,
     /// It was told, and must confirm that its copy is gone. It also finds out without that.
     Asked,
     /// It may be ready, and then waits for the decision without limit: this side retries until it

@@ -55,25 +55,25 @@ impl Bench {
         Self { source: Source::new(config, Duration::ZERO), now: Duration::ZERO }
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Action> {
+    fn feed(&mut self, event: Event) -> Vec<Action> {
         self.now += MS;
         self.source.handle(event, self.now)
     }
 
     fn hear(&mut self, message: DestinationMessage) -> Vec<Action> {
-        self.tell(Event::Message(message))
+        self.feed(Event::Message(message))
     }
 
     /// Runs up to the first round, with a record that takes `record` and a switchover that takes
     /// the times in `probe`.
     fn begin_with(&mut self, record: Duration, probe: Probe) {
-        self.tell(Event::Connected);
+        self.feed(Event::Connected);
         self.now += record;
-        self.tell(Event::Recorded);
+        self.feed(Event::Recorded);
         self.hear(welcome());
         self.hear(DestinationMessage::Prepared);
-        self.tell(Event::PrecopyStarted);
-        assert_eq!(self.tell(Event::Probed(probe)), [Action::SendRound { round: 1 }]);
+        self.feed(Event::PrecopyStarted);
+        assert_eq!(self.feed(Event::Probed(probe)), [Action::SendRound { round: 1 }]);
     }
 
     fn begin(&mut self, probe: Probe) {
@@ -90,18 +90,18 @@ impl Bench {
     /// Runs until the guest is paused.
     fn paused(was: RunState) -> Self {
         let mut bench = Self::copying();
-        bench.tell(Event::RoundSent(RoundSent::default()));
-        bench.tell(Event::Paused { was });
+        bench.feed(Event::RoundSent(RoundSent::default()));
+        bench.feed(Event::Paused { was });
         bench
     }
 
     /// Runs until only the destination's `Ready` is missing.
     fn awaiting_ready() -> Self {
         let mut bench = Self::paused(RunState::Running);
-        bench.tell(Event::RoundSent(RoundSent::default()));
-        bench.tell(Event::Flushed);
-        bench.tell(Event::StateSaved { state: vec![1] });
-        bench.tell(Event::RemainderSent(FinalSent::default()));
+        bench.feed(Event::RoundSent(RoundSent::default()));
+        bench.feed(Event::Flushed);
+        bench.feed(Event::StateSaved { state: vec![1] });
+        bench.feed(Event::RemainderSent(FinalSent::default()));
         bench
     }
 
@@ -110,8 +110,8 @@ impl Bench {
         let mut bench = Self::awaiting_ready();
         let decided = bench.hear(DestinationMessage::Ready { load_us: 1 });
         assert_eq!(decided, [Action::Record(SourceState::Committed)]);
-        let told = bench.tell(Event::Recorded);
-        assert_eq!(told, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
+        let produced = bench.feed(Event::Recorded);
+        assert_eq!(produced, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
         bench
     }
 
@@ -140,18 +140,18 @@ fn report(actions: &[Action]) -> &Report {
 }
 
 #[test]
-fn writes_its_record_before_its_first_word() {
+fn writes_its_record_before_its_first_message() {
     let mut bench = Bench::new();
-    assert_eq!(bench.tell(Event::Connected), [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.feed(Event::Connected), [Action::Record(SourceState::Undecided)]);
     let hello =
         SourceMessage::Hello { migration: MigrationId(Uuid::from_u128(9)), offer: Offer::ours() };
-    assert_eq!(bench.tell(Event::Recorded), [Action::Send(hello)]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::Send(hello)]);
 }
 
 #[test]
 fn a_destination_that_cannot_be_reached_leaves_nothing_behind() {
     let mut bench = Bench::new();
-    let actions = bench.tell(lost());
+    let actions = bench.feed(lost());
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
     let error = report(&actions).error.clone().unwrap();
     assert_eq!(error.message, "cannot connect: timed out");
@@ -159,10 +159,10 @@ fn a_destination_that_cannot_be_reached_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_refusal_is_told_in_the_words_of_the_destination() {
+fn a_refusal_is_reported_in_the_destinations_words() {
     let mut bench = Bench::new();
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     bench.hear(welcome());
     let refusal = Refusal::new(RefusalKind::Memory, "host-b has 1 GiB free, the guest needs 2 GiB");
 
@@ -170,7 +170,7 @@ fn a_refusal_is_told_in_the_words_of_the_destination() {
         bench.hear(DestinationMessage::Refused(refusal)),
         [Action::Record(SourceState::Aborted)]
     );
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
 
     let error = report(&actions).error.clone().unwrap();
     assert_eq!((error.phase, error.reason), (Phase::Prepare, Reason::Refused));
@@ -180,8 +180,8 @@ fn a_refusal_is_told_in_the_words_of_the_destination() {
 #[test]
 fn a_version_that_was_not_offered_is_a_protocol_error() {
     let mut bench = Bench::new();
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     let strange = DestinationMessage::Welcome { version: Version(9), features: Features(0) };
     let actions = bench.hear(strange);
     assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(complaint))
@@ -192,42 +192,42 @@ fn a_version_that_was_not_offered_is_a_protocol_error() {
 fn pauses_then_flushes_and_saves_beside_the_last_round_then_collects_once_more() {
     let mut bench = Bench::copying();
     assert_eq!(
-        bench.tell(Event::RoundSent(RoundSent::default())),
+        bench.feed(Event::RoundSent(RoundSent::default())),
         [Action::Send(SourceMessage::Switchover), Action::Pause]
     );
     assert_eq!(
-        bench.tell(Event::Paused { was: RunState::Running }),
+        bench.feed(Event::Paused { was: RunState::Running }),
         [Action::FlushDisks, Action::SendFinalRound { round: 2 }, Action::SaveState]
     );
-    let state = bench.tell(Event::StateSaved { state: vec![7] });
+    let state = bench.feed(Event::StateSaved { state: vec![7] });
     assert!(matches!(&state[..], [Action::Send(SourceMessage::State(state))]
         if state.state.0 == [7] && state.run_state == RunState::Running));
-    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
-    assert_eq!(bench.tell(Event::Flushed), [Action::SendRemainder { round: 2 }]);
+    assert_eq!(bench.feed(Event::RoundSent(RoundSent::default())), []);
+    assert_eq!(bench.feed(Event::Flushed), [Action::SendRemainder { round: 2 }]);
 }
 
 #[test]
 fn a_ready_that_overtakes_the_last_pages_waits_for_them() {
     let mut bench = Bench::paused(RunState::Running);
-    bench.tell(Event::RoundSent(RoundSent::default()));
-    bench.tell(Event::Flushed);
-    bench.tell(Event::StateSaved { state: vec![] });
+    bench.feed(Event::RoundSent(RoundSent::default()));
+    bench.feed(Event::Flushed);
+    bench.feed(Event::StateSaved { state: vec![] });
     assert_eq!(bench.hear(DestinationMessage::Ready { load_us: 1 }), []);
     assert_eq!(
-        bench.tell(Event::RemainderSent(FinalSent::default())),
+        bench.feed(Event::RemainderSent(FinalSent::default())),
         [Action::Record(SourceState::Committed)]
     );
 }
 
 #[test]
-fn a_guest_is_let_go_on_before_anything_else_that_can_wait() {
+fn the_guest_is_resumed_before_anything_that_can_wait() {
     let mut bench = Bench::awaiting_ready();
-    let actions = bench.tell(Event::Cancel { by: "ops".into() });
+    let actions = bench.feed(Event::Cancel { by: "ops".into() });
     assert!(matches!(actions[0], Action::Send(SourceMessage::Abort(_))));
     assert_eq!(actions[1..], [Action::StopSending, Action::ResumeGuest, Action::StopDirtyLog]);
-    assert_eq!(bench.tell(Event::Resumed(Ok(()))), []);
+    assert_eq!(bench.feed(Event::Resumed(Ok(()))), []);
     assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
     assert!(report(&actions).downtime_seconds.unwrap() > 0.0);
     assert_eq!(actions[1..], [Action::Disconnect, Action::Settled]);
@@ -240,10 +240,10 @@ fn a_cancel_while_the_guest_is_being_paused_waits_for_the_pause() {
         [(RunState::Running, vec![Action::ResumeGuest]), (RunState::Paused, vec![])]
     {
         let mut bench = Bench::copying();
-        bench.tell(Event::RoundSent(RoundSent::default()));
-        let actions = bench.tell(Event::Cancel { by: "ops".into() });
+        bench.feed(Event::RoundSent(RoundSent::default()));
+        let actions = bench.feed(Event::Cancel { by: "ops".into() });
         assert!(!actions.contains(&Action::ResumeGuest));
-        assert_eq!(bench.tell(Event::Paused { was }), expected);
+        assert_eq!(bench.feed(Event::Paused { was }), expected);
     }
 }
 
@@ -253,13 +253,13 @@ fn too_late_to_cancel_once_the_commit_is_being_recorded() {
     assert_eq!(bench.source.can_cancel(), Ok(()));
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     assert_eq!(bench.source.can_cancel(), Err(CancelRefused::Committed));
-    assert_eq!(bench.tell(Event::Cancel { by: "ops".into() }), []);
+    assert_eq!(bench.feed(Event::Cancel { by: "ops".into() }), []);
 }
 
 #[test]
 fn stays_paused_and_asks_again_when_the_answer_to_a_commit_is_lost() {
     let mut bench = Bench::committed();
-    assert_eq!(bench.tell(lost()), []);
+    assert_eq!(bench.feed(lost()), []);
     assert!(bench.source.progress(bench.now).in_doubt.unwrap().contains("--resolve run web-1"));
 
     let mut pauses = Vec::new();
@@ -268,7 +268,7 @@ fn stays_paused_and_asks_again_when_the_answer_to_a_commit_is_lost() {
         pauses.push(at - bench.now);
         bench.now = at;
         assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
-        assert_eq!(bench.tell(lost()), []);
+        assert_eq!(bench.feed(lost()), []);
     }
     assert_eq!(pauses[0], 100 * MS);
     assert!(pauses.is_sorted());
@@ -278,44 +278,44 @@ fn stays_paused_and_asks_again_when_the_answer_to_a_commit_is_lost() {
     let at = bench.source.deadline().unwrap();
     bench.source.handle(Event::Tick, at);
     assert_eq!(
-        bench.tell(Event::Connected),
+        bench.feed(Event::Connected),
         [Action::Send(SourceMessage::Resolve { migration, decision: Decision::Commit })]
     );
     assert_eq!(
         bench.hear(DestinationMessage::Running(Takeover::default())),
         [Action::Record(SourceState::Done)]
     );
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(actions[..2], [Action::Send(SourceMessage::Finish), Action::DropGuest]);
     assert_eq!(report(&actions).outcome, Outcome::Migrated);
     assert_eq!(bench.source.phase(), Phase::Resume);
 }
 
 #[test]
-fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_goes_on() {
+fn a_commit_that_cannot_be_recorded_is_undone_before_the_guest_resumes() {
     let mut bench = Bench::awaiting_ready();
     bench.hear(DestinationMessage::Ready { load_us: 1 });
     let failed = || Event::RecordFailed { detail: "no space left".into() };
-    assert_eq!(bench.tell(failed()), [Action::Record(SourceState::Undecided)]);
+    assert_eq!(bench.feed(failed()), [Action::Record(SourceState::Undecided)]);
     // The disk may still say commit: the destination must discard its copy first.
-    let actions = bench.tell(failed());
+    let actions = bench.feed(failed());
     assert!(matches!(
         actions[..],
         [Action::Send(SourceMessage::Resolve { decision: Decision::Aborted, .. })]
     ));
     assert_eq!(bench.hear(DestinationMessage::Discarded), [Action::Record(SourceState::Aborted)]);
-    assert!(bench.tell(Event::Recorded).contains(&Action::ResumeGuest));
-    let actions = bench.tell(Event::Resumed(Ok(())));
+    assert!(bench.feed(Event::Recorded).contains(&Action::ResumeGuest));
+    let actions = bench.feed(Event::Resumed(Ok(())));
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::Record);
 }
 
 #[test]
 fn a_guest_that_does_not_resume_stays_paused_and_is_reported_with_both_causes() {
     let mut bench = Bench::awaiting_ready();
-    bench.tell(Event::Cancel { by: "ops".into() });
+    bench.feed(Event::Cancel { by: "ops".into() });
     bench.hear(DestinationMessage::Discarded);
-    bench.tell(Event::Resumed(Err(GuestError::new("another host has its disk"))));
-    let actions = bench.tell(Event::Recorded);
+    bench.feed(Event::Resumed(Err(GuestError::new("another host has its disk"))));
+    let actions = bench.feed(Event::Recorded);
     let report = report(&actions);
     assert_eq!(report.outcome, Outcome::StayedAtSource);
     assert!(report.error.as_ref().unwrap().message.contains("ops"));
@@ -329,9 +329,9 @@ fn a_guest_that_does_not_resume_stays_paused_and_is_reported_with_both_causes() 
 #[test]
 fn a_guest_that_shuts_down_ends_its_migration() {
     let mut bench = Bench::copying();
-    bench.tell(Event::GuestStopped { detail: "it shut down".into() });
+    bench.feed(Event::GuestStopped { detail: "it shut down".into() });
     bench.hear(DestinationMessage::Discarded);
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(report(&actions).outcome, Outcome::Lost);
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::GuestStopped);
 }
@@ -339,8 +339,8 @@ fn a_guest_that_shuts_down_ends_its_migration() {
 #[test]
 fn a_destination_that_does_not_answer_is_not_waited_for() {
     let mut bench = Bench::new();
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     let at = bench.source.deadline().unwrap();
     assert_eq!(at, bench.now + Duration::from_secs(60));
     assert!(matches!(
@@ -351,14 +351,14 @@ fn a_destination_that_does_not_answer_is_not_waited_for() {
     let at = bench.source.deadline().unwrap();
     let actions = bench.source.handle(Event::Tick, at);
     assert_eq!(actions, [Action::Disconnect, Action::Record(SourceState::Aborted)]);
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     let error = report(&actions).error.clone().unwrap();
     assert_eq!(error.reason, Reason::NoAnswer);
     assert!(error.message.contains("no Welcome"), "{}", error.message);
 }
 
 #[test]
-fn the_first_round_shows_its_rate_before_it_is_through() {
+fn the_first_round_shows_its_rate_before_it_ends() {
     let mut bench = Bench::copying();
     bench.now += Duration::from_secs(2);
     let transfer = Transfer { raw_pages: 1000, zero_pages: 500, ..Transfer::default() };
@@ -368,13 +368,13 @@ fn the_first_round_shows_its_rate_before_it_is_through() {
 }
 
 #[test]
-fn says_so_when_rounds_do_not_help() {
+fn reports_when_rounds_do_not_help() {
     let mut bench = Bench::copying();
     assert!(bench.source.progress(bench.now).converging);
     for _ in 0..3 {
         bench.now += Duration::from_secs(1);
         let round = RoundSent { pages: 4096, dirty_pages: 4096, ..RoundSent::default() };
-        let actions = bench.tell(Event::RoundSent(round));
+        let actions = bench.feed(Event::RoundSent(round));
         assert!(matches!(actions[..], [Action::SendRound { .. }]));
     }
     let progress = bench.source.progress(bench.now);
@@ -385,12 +385,12 @@ fn says_so_when_rounds_do_not_help() {
 }
 
 #[test]
-fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
+fn a_limit_below_the_fixed_part_is_measured_again_without_busy_looping() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = 10 * MS;
     bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() });
 
-    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
+    assert_eq!(bench.feed(Event::RoundSent(RoundSent::default())), []);
 
     let progress = bench.source.progress(bench.now);
     assert!(!progress.converging && progress.expected_downtime_seconds.unwrap() > 0.08);
@@ -399,12 +399,12 @@ fn a_limit_below_the_fixed_part_is_measured_again_and_keeps_nobody_busy() {
     bench.now = at;
     let again = bench.source.handle(Event::Tick, at);
     assert_eq!(again, [Action::Record(SourceState::Undecided)]);
-    assert_eq!(bench.tell(Event::Recorded), [Action::Probe]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
     let faster =
-        bench.tell(Event::Probed(Probe { pause_and_save: MS, round_trip: MS, ..Probe::default() }));
+        bench.feed(Event::Probed(Probe { pause_and_save: MS, round_trip: MS, ..Probe::default() }));
     assert_eq!(faster, [Action::SendRound { round: 2 }]);
     assert_eq!(
-        bench.tell(Event::RoundSent(RoundSent::default())),
+        bench.feed(Event::RoundSent(RoundSent::default())),
         [Action::Send(SourceMessage::Switchover), Action::Pause]
     );
 }
@@ -415,7 +415,7 @@ fn dry_runs_stop_the_guest_for_no_more_than_a_fiftieth_of_the_time() {
     bench.source.config.limits.downtime = 10 * MS;
     let stood = 100 * MS;
     bench.begin(Probe { pause_and_save: stood, stood, ..Probe::default() });
-    bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(bench.source.deadline().unwrap(), bench.now + 50 * stood);
 }
 
@@ -424,28 +424,28 @@ fn a_disk_that_was_busy_at_the_start_does_not_hold_up_the_migration_for_ever() {
     let mut bench = Bench::new();
     let probe = Probe { pause_and_save: MS, round_trip: MS, ..Probe::default() };
     bench.begin_with(Duration::from_secs(2), probe);
-    assert_eq!(bench.tell(Event::RoundSent(RoundSent::default())), []);
+    assert_eq!(bench.feed(Event::RoundSent(RoundSent::default())), []);
 
     bench.now = bench.source.deadline().unwrap();
-    bench.tell(Event::Tick);
-    bench.tell(Event::Recorded);
-    bench.tell(Event::Probed(probe));
+    bench.feed(Event::Tick);
+    bench.feed(Event::Recorded);
+    bench.feed(Event::Probed(probe));
     assert_eq!(
-        bench.tell(Event::RoundSent(RoundSent::default())),
+        bench.feed(Event::RoundSent(RoundSent::default())),
         [Action::Send(SourceMessage::Switchover), Action::Pause]
     );
 }
 
 #[test]
-fn a_disk_that_has_become_full_is_found_out_while_the_switchover_is_measured() {
+fn a_full_disk_is_detected_while_the_switchover_is_measured() {
     let mut bench = Bench::new();
     bench.source.config.limits.downtime = MS;
     bench.begin(Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() });
-    bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.feed(Event::RoundSent(RoundSent::default()));
     bench.now = bench.source.deadline().unwrap();
-    bench.tell(Event::Tick);
+    bench.feed(Event::Tick);
 
-    let actions = bench.tell(Event::RecordFailed { detail: "no space left on device".into() });
+    let actions = bench.feed(Event::RecordFailed { detail: "no space left on device".into() });
     assert!(matches!(actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
     assert!(actions.contains(&Action::StopDirtyLog));
 }
@@ -455,21 +455,21 @@ fn a_guest_of_zero_pages_alone_switches_over() {
     let mut bench = Bench::copying();
     let zeros =
         RoundSent { pages: 4096, zero_pages: 4096, dirty_pages: 10, ..RoundSent::default() };
-    let actions = bench.tell(Event::RoundSent(zeros));
+    let actions = bench.feed(Event::RoundSent(zeros));
     assert_eq!(actions.last(), Some(&Action::Pause));
 }
 
 #[test]
-fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
+fn a_destination_resolved_to_run_meanwhile_raises_the_alarm() {
     let mut bench = Bench::awaiting_ready();
-    bench.tell(Event::Cancel { by: "a test".into() });
-    bench.tell(Event::Resumed(Ok(())));
-    let stayed = bench.tell(lost());
+    bench.feed(Event::Cancel { by: "a test".into() });
+    bench.feed(Event::Resumed(Ok(())));
+    let stayed = bench.feed(lost());
     assert_eq!(report(&stayed).outcome, Outcome::StayedAtSource);
 
     bench.now = bench.source.deadline().unwrap();
-    assert_eq!(bench.tell(Event::Tick), [Action::Reconnect]);
-    bench.tell(Event::Connected);
+    assert_eq!(bench.feed(Event::Tick), [Action::Reconnect]);
+    bench.feed(Event::Connected);
     let settled = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
     let error = report(&settled).error.clone().unwrap();
     assert_eq!(error.reason, Reason::InDoubt);
@@ -481,70 +481,70 @@ fn a_destination_that_was_made_to_run_the_guest_meanwhile_raises_the_alarm() {
 }
 
 #[test]
-fn a_guest_that_has_ended_here_while_the_destination_was_made_to_run_it_is_the_destinations() {
+fn a_guest_that_ended_here_belongs_to_a_destination_resolved_to_run() {
     let mut bench = Bench::awaiting_ready();
-    bench.tell(Event::Cancel { by: "a test".into() });
-    bench.tell(Event::GuestStopped { detail: "it was ended".into() });
-    bench.tell(lost());
+    bench.feed(Event::Cancel { by: "a test".into() });
+    bench.feed(Event::GuestStopped { detail: "it was ended".into() });
+    bench.feed(lost());
     bench.now = bench.source.deadline().unwrap();
-    bench.tell(Event::Tick);
-    bench.tell(Event::Connected);
+    bench.feed(Event::Tick);
+    bench.feed(Event::Connected);
     let heard = bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
     assert!(heard.contains(&Action::Record(SourceState::Done)), "{heard:?}");
-    let settled = bench.tell(Event::Recorded);
+    let settled = bench.feed(Event::Recorded);
     assert_eq!(report(&settled).outcome, Outcome::Lost);
 }
 
 #[test]
-fn a_second_copy_that_is_heard_of_while_the_end_is_written_is_recorded_as_well() {
+fn a_second_copy_reported_while_the_end_is_written_is_recorded_too() {
     let mut bench = Bench::copying();
-    bench.tell(Event::Cancel { by: "a test".into() });
-    bench.tell(Event::Resumed(Ok(())));
-    let told = bench.hear(DestinationMessage::Discarded);
-    assert!(told.contains(&Action::Record(SourceState::Aborted)), "{told:?}");
+    bench.feed(Event::Cancel { by: "a test".into() });
+    bench.feed(Event::Resumed(Ok(())));
+    let produced = bench.hear(DestinationMessage::Discarded);
+    assert!(produced.contains(&Action::Record(SourceState::Aborted)), "{produced:?}");
     bench.hear(DestinationMessage::Running(Takeover { resume_us: 1 }));
-    let undone = bench.tell(Event::Recorded);
+    let undone = bench.feed(Event::Recorded);
     assert_eq!(undone, [Action::Record(SourceState::Undecided)]);
-    assert_eq!(bench.tell(Event::Recorded).last(), Some(&Action::Settled));
+    assert_eq!(bench.feed(Event::Recorded).last(), Some(&Action::Settled));
 }
 
 #[test]
-fn a_guest_that_ends_while_its_migration_is_called_off_is_not_said_to_go_on() {
+fn a_guest_that_ends_during_cancellation_is_not_reported_as_running() {
     let mut bench = Bench::copying();
-    bench.tell(Event::Cancel { by: "a test".into() });
-    bench.tell(Event::GuestStopped { detail: "it shut down".into() });
+    bench.feed(Event::Cancel { by: "a test".into() });
+    bench.feed(Event::GuestStopped { detail: "it shut down".into() });
     bench.hear(DestinationMessage::Discarded);
-    let actions = bench.tell(Event::Recorded);
+    let actions = bench.feed(Event::Recorded);
     assert_eq!(report(&actions).outcome, Outcome::Lost);
     assert_eq!(report(&actions).error.as_ref().unwrap().reason, Reason::GuestStopped);
 }
 
 #[test]
-fn a_guest_that_stands_after_a_failed_measurement_is_let_go_on() {
+fn a_guest_left_paused_by_a_failed_measurement_is_resumed() {
     let mut bench = Bench::copying();
     bench.source.config.limits.downtime = MS;
-    bench.tell(Event::RoundSent(RoundSent::default()));
+    bench.feed(Event::RoundSent(RoundSent::default()));
     bench.now = bench.source.deadline().unwrap();
-    bench.tell(Event::Tick);
-    assert_eq!(bench.tell(Event::Recorded), [Action::Probe]);
+    bench.feed(Event::Tick);
+    assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
     let error = GuestError::new("a vcpu does not answer");
-    let actions = bench.tell(Event::PauseFailed { was: RunState::Running, error });
+    let actions = bench.feed(Event::PauseFailed { was: RunState::Running, error });
     assert!(actions.contains(&Action::ResumeGuest), "{actions:?}");
 }
 
 #[test]
-fn after_an_answer_the_next_loss_is_not_waited_out_for_long() {
+fn after_an_answer_the_reconnect_delay_starts_over() {
     let mut bench = Bench::committed();
     let mut pauses = Vec::new();
     for answer in [None, None, Some(DestinationMessage::Ready { load_us: 1 })] {
-        bench.tell(lost());
+        bench.feed(lost());
         pauses.push(bench.source.deadline().unwrap() - bench.now);
         bench.now = bench.source.deadline().unwrap();
-        bench.tell(Event::Tick);
-        bench.tell(Event::Connected);
+        bench.feed(Event::Tick);
+        bench.feed(Event::Connected);
         answer.into_iter().for_each(|message| drop(bench.hear(message)));
     }
-    bench.tell(lost());
+    bench.feed(lost());
     pauses.push(bench.source.deadline().unwrap() - bench.now);
     assert_eq!(pauses, [100 * MS, 200 * MS, 400 * MS, 100 * MS]);
 }

@@ -13,24 +13,24 @@ impl Source {
     /// Aborts the migration before the commit; the destination is told why.
     pub(super) fn abort(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
-        let telling = match self.state {
-            State::Connecting | State::Opening => PeerNotice::Told,
+        let notice = match self.state {
+            State::Connecting | State::Opening => PeerNotice::Sent,
             State::Ending { .. } | State::AwaitingReady => PeerNotice::Owed,
             _ if self.link.is_up() => PeerNotice::Asked,
-            _ => PeerNotice::Told,
+            _ => PeerNotice::Sent,
         };
-        if telling != PeerNotice::Told {
+        if notice != PeerNotice::Sent {
             self.say(SourceMessage::Abort(complaint));
         }
-        self.unwind(failure, telling);
+        self.unwind(failure, notice);
     }
 
     /// Aborts the migration; the destination knows.
-    pub(super) fn abort_told(&mut self, failure: Failure) {
-        self.unwind(failure, PeerNotice::Told);
+    pub(super) fn abort_notified(&mut self, failure: Failure) {
+        self.unwind(failure, PeerNotice::Sent);
     }
 
-    fn unwind(&mut self, failure: Failure, telling: PeerNotice) {
+    fn unwind(&mut self, failure: Failure, notice: PeerNotice) {
         let gone = matches!(failure, Failure::GuestStopped { .. });
         let guest = match self.state {
             _ if gone => GuestBack::Gone,
@@ -52,13 +52,13 @@ impl Source {
             }
             self.push(Action::StopDirtyLog);
         }
-        self.begin_unwinding(error, guest, telling);
+        self.begin_unwinding(error, guest, notice);
     }
 
-    fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, telling: PeerNotice) {
-        self.state = State::Unwinding(Unwind::new(error, guest, telling));
-        match (telling, self.link.is_up()) {
-            (PeerNotice::Told, _) => {}
+    fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, notice: PeerNotice) {
+        self.state = State::Unwinding(Unwind::new(error, guest, notice));
+        match (notice, self.link.is_up()) {
+            (PeerNotice::Sent, _) => {}
             (_, true) => self.link.expect_answer(self.now),
             (_, false) => self.link.plan_redial(self.now),
         }
@@ -72,17 +72,17 @@ impl Source {
         if matches!(unwind.guest, GuestBack::Pausing | GuestBack::Resuming) || unwind.recording {
             return;
         }
-        let told = unwind.telling == PeerNotice::Told;
+        let notified = unwind.notice == PeerNotice::Sent;
         let end = unwind.end();
         let recorded = self.records.last_asked().is_none_or(|last| last == end);
-        if told && !recorded {
+        if notified && !recorded {
             unwind.recording = true;
             return self.record(end);
         }
-        if told || !self.link.is_up() {
+        if notified || !self.link.is_up() {
             self.report_unwound();
         }
-        if told {
+        if notified {
             self.settle();
         }
     }
@@ -173,10 +173,10 @@ impl Source {
         }
         match &mut self.state {
             State::Asking { .. } => self.link.plan_redial(self.now),
-            State::Unwinding(unwind) => match unwind.telling {
-                PeerNotice::Told => self.link.down(),
+            State::Unwinding(unwind) => match unwind.notice {
+                PeerNotice::Sent => self.link.down(),
                 PeerNotice::Asked => {
-                    unwind.telling = PeerNotice::Told;
+                    unwind.notice = PeerNotice::Sent;
                     self.link.down();
                     self.go_on_unwinding();
                 }
@@ -196,13 +196,13 @@ impl Source {
             | DestinationMessage::Unknown
             | DestinationMessage::Refused(_)
             | DestinationMessage::Abort(_) => {
-                unwind.telling = PeerNotice::Told;
+                unwind.notice = PeerNotice::Sent;
                 self.link.up();
                 self.go_on_unwinding();
             }
-            DestinationMessage::NotTaken(_) => self.tell_decision(),
+            DestinationMessage::NotTaken(_) => self.send_decision(),
             DestinationMessage::Running(_) => {
-                unwind.telling = PeerNotice::Told;
+                unwind.notice = PeerNotice::Sent;
                 unwind.reported = false;
                 unwind.runs_there = true;
                 if unwind.guest != GuestBack::Gone {
@@ -245,20 +245,20 @@ impl Source {
     }
 
     /// Handles the result of recording that the source owns the guest again. If the destination has
-    /// given the guest back (`tell` is false), the record there says so, and a failure to write it
-    /// here as well is harmless. If not, after such a failure the destination must first give it
-    /// back.
+    /// given the guest back (`notify` is false), the record there says so, and a failure to write
+    /// it here as well is harmless. If not, after such a failure the destination must first give
+    /// it back.
     pub(super) fn on_reclaimed(&mut self, answer: &Result<(), PeerText>) {
-        let State::Reclaiming { error, tell, asked } = &self.state else { return };
-        let (error, tell, asked) = (error.clone(), *tell, *asked);
+        let State::Reclaiming { error, notify, asked } = &self.state else { return };
+        let (error, notify, asked) = (error.clone(), *notify, *asked);
         let by_operator = matches!(error.failure, Failure::Operator { .. });
         if let (Err(detail), true) = (answer, by_operator) {
             return self.stay_given_away(detail.clone(), asked);
         }
-        if answer.is_err() && tell {
+        if answer.is_err() && notify {
             self.state = State::Asking { decision: Decision::Aborted, trouble: Some(error) };
             if self.link.is_up() {
-                self.tell_decision();
+                self.send_decision();
             } else {
                 self.link.plan_redial(self.now);
             }
@@ -273,11 +273,11 @@ impl Source {
             self.push(Action::ResumeGuest);
         }
         self.push(Action::StopDirtyLog);
-        let telling = if tell { PeerNotice::Owed } else { PeerNotice::Told };
-        if tell && self.link.is_up() {
+        let notice = if notify { PeerNotice::Owed } else { PeerNotice::Sent };
+        if notify && self.link.is_up() {
             let complaint = error.complaint();
             self.say(SourceMessage::Abort(complaint));
         }
-        self.begin_unwinding(error, guest, telling);
+        self.begin_unwinding(error, guest, notice);
     }
 }

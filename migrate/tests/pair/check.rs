@@ -104,9 +104,9 @@ impl World {
                 if source.machine.can_cancel().is_ok() {
                     self.facts.cancelled_in_time = true;
                 }
-                self.tell_source(source::Event::Cancel { by });
+                self.feed_source(source::Event::Cancel { by });
             }
-            Side::Destination => self.tell_destination(destination::Event::Cancel { by }),
+            Side::Destination => self.feed_destination(destination::Event::Cancel { by }),
         }
     }
 
@@ -120,7 +120,7 @@ impl World {
                 let Some(destination) = &self.destination else { return };
                 if !destination.settled && destination.machine.can_resolve(choice).is_ok() {
                     self.facts.operator_discarded = true;
-                    self.tell_destination(destination::Event::Resolve(choice));
+                    self.feed_destination(destination::Event::Resolve(choice));
                 }
             }
         }
@@ -134,7 +134,7 @@ impl World {
             && destination.machine.can_resolve(choice).is_ok()
         {
             self.facts.forced = true;
-            self.tell_destination(destination::Event::Resolve(choice));
+            self.feed_destination(destination::Event::Resolve(choice));
         }
     }
 

@@ -69,7 +69,7 @@ fn keeps_a_guest_paused_that_its_user_had_paused() {
 }
 
 #[test]
-fn a_paused_guest_is_taken_over_though_nobody_hears_of_it_from_its_process() {
+fn a_paused_guest_is_taken_over_without_a_report_from_its_process() {
     let after = |count, what| Fault { when: When::After(Side::Destination, count), what };
     let lost = vec![after(9, What::Garble(Side::Source)), after(11, What::Kill(Side::Destination))];
     let paused = Scenario { paused_by_user: true, saves_late: true, ..Scenario::default() };
@@ -148,7 +148,7 @@ fn a_guest_is_moved_within_the_downtime_limit_or_not_at_all() {
 }
 
 #[test]
-fn a_destination_that_lost_its_memory_of_a_commit_leaves_the_operator_a_way_out() {
+fn a_destination_that_lost_its_record_of_a_commit_can_be_resolved() {
     let mut found = false;
     for n in 0..40 {
         let world = run_well(with_fault(When::After(Side::Source, n), What::LoseDestinationHost));
@@ -200,7 +200,7 @@ fn any_single_fault_at_any_boundary() {
 
 /// A message that is lost during the hand-over, and then a crash of either side at any boundary.
 #[test]
-fn a_lost_word_and_then_a_crash() {
+fn a_lost_message_and_then_a_crash() {
     let losses = [
         What::LoseMessage,
         What::Cut { source_ms: 1, destination_ms: 1 },
@@ -240,7 +240,7 @@ fn cancel_before_the_commit_always_succeeds() {
 /// If the destination fails before it is ready, the source's user reads the reason, not just that a
 /// connection was lost.
 #[test]
-fn the_source_hears_why_the_destination_has_failed() {
+fn the_source_learns_why_the_destination_failed() {
     use migrate::Reason;
     let kinds = [
         (What::LoseFrame, vec![Reason::Data]),
@@ -273,7 +273,7 @@ fn the_source_hears_why_the_destination_has_failed() {
 }
 
 #[test]
-fn a_cut_before_the_pause_lets_nobody_wait() {
+fn a_cut_before_the_pause_ends_the_migration_at_once() {
     let what = What::Cut { source_ms: 0, destination_ms: 0 };
     let world = run_well(with_fault(When::Message(4), what));
     assert_eq!(outcome(&world), Outcome::StayedAtSource);

@@ -38,13 +38,13 @@ impl World {
         self.note(|| format!("connection {id}: {near:?} to {far:?}"));
         if let (true, Some(destination)) = (listens, &mut self.destination) {
             destination.conn = Some(id);
-            self.tell_destination(destination::Event::Connected);
+            self.feed_destination(destination::Event::Connected);
         }
         match near {
             End::Source => {
                 let Some(source) = &mut self.source else { return };
                 source.conn = Some(id);
-                self.tell_source(source::Event::Connected);
+                self.feed_source(source::Event::Connected);
             }
             _ => {
                 self.resolver_conn = Some(id);

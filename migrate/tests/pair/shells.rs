@@ -17,7 +17,7 @@ const MS: Duration = Duration::from_millis(1);
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl World {
-    pub(crate) fn tell_source(&mut self, event: source::Event) {
+    pub(crate) fn feed_source(&mut self, event: source::Event) {
         let now = self.now;
         let Some(source) = self.source.as_mut().filter(|source| !source.settled) else { return };
         let text = format!("source <- {event:?}");
@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    pub(crate) fn tell_destination(&mut self, event: destination::Event) {
+    pub(crate) fn feed_destination(&mut self, event: destination::Event) {
         let now = self.now;
         let Some(side) = self.destination.as_mut().filter(|side| !side.settled) else { return };
         let text = format!("destination <- {event:?}");
@@ -170,7 +170,7 @@ impl World {
             None => source::Event::Paused { was },
             Some(_) => source::Event::PauseFailed { was, error: GuestError::new("made to fail") },
         };
-        self.tell_source(event);
+        self.feed_source(event);
     }
 
     pub(crate) fn save(&mut self, generation: u32) {
@@ -180,7 +180,7 @@ impl World {
         let Some(guest) = &mut source.guest else { return };
         let state = guest.save_state();
         self.truth = Some(guest.content.clone());
-        self.tell_source(source::Event::StateSaved { state });
+        self.feed_source(source::Event::StateSaved { state });
     }
 
     fn send_round(&mut self) {
@@ -233,7 +233,7 @@ impl World {
             dirty_pages,
             dirty_disk_pages: 0,
         };
-        self.tell_source(source::Event::RoundSent(sent));
+        self.feed_source(source::Event::RoundSent(sent));
     }
 
     fn send_remainder(&mut self) {
@@ -378,6 +378,6 @@ impl World {
         let applied = side.applied[stream];
         let ended =
             destination::Event::StreamEnded { stream: stream as u16, announced: frames, applied };
-        self.tell_destination(ended);
+        self.feed_destination(ended);
     }
 }

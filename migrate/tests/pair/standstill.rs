@@ -56,7 +56,7 @@ fn busy_guest() -> Scenario {
 }
 
 #[test]
-fn a_guest_whose_link_becomes_slow_after_the_pause_is_moved_in_time_or_goes_on() {
+fn a_guest_whose_link_slows_down_after_the_pause_moves_in_time_or_resumes() {
     let (mut moved, mut stayed) = (0, 0);
     let (speeds, latencies) = ([5_000, 10_000, 20_000], [1, 5, 10]);
     let links = speeds.iter().flat_map(|speed| latencies.map(|ms| (*speed, ms)));
@@ -81,7 +81,7 @@ fn a_guest_whose_link_becomes_slow_after_the_pause_is_moved_in_time_or_goes_on()
 }
 
 #[test]
-fn a_guest_whose_disk_hangs_after_the_pause_is_moved_in_time_or_goes_on() {
+fn a_guest_whose_disk_hangs_after_the_pause_moves_in_time_or_resumes() {
     let allowed = limits().standstill();
     let (near, far) = (allowed - Duration::from_millis(100), allowed + Duration::from_millis(1));
     for (flush, is_moved) in [
@@ -108,7 +108,7 @@ proptest! {
     })]
 
     #[test]
-    fn no_guest_stands_for_longer_than_it_may(
+    fn no_guest_is_paused_for_longer_than_the_limit(
         guest in (0..20_000_u32, 1..384_u64, any::<bool>()),
         link in (1..20_u64, 2_000..100_000_u32, 1..4_u16),
         turns in (1..200_u32, prop_oneof![0..50_u64, 0..9_000_u64]),

@@ -258,9 +258,9 @@ impl World {
                     self.happen(happening);
                 }
             } else if ticks[0] == Some(time) {
-                self.tell_source(source::Event::Tick);
+                self.feed_source(source::Event::Tick);
             } else {
-                self.tell_destination(destination::Event::Tick);
+                self.feed_destination(destination::Event::Tick);
             }
             self.check_always();
         }
@@ -278,8 +278,8 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Start => self.connect(End::Source),
-            Happening::ToSource(event) => self.tell_source(event),
-            Happening::ToDestination(event) => self.tell_destination(event),
+            Happening::ToSource(event) => self.feed_source(event),
+            Happening::ToDestination(event) => self.feed_destination(event),
             Happening::FromSource(conn, bytes) => self.deliver_to_far(conn, &bytes),
             Happening::FromDestination(conn, bytes) => self.deliver_to_near(conn, &bytes),
             Happening::Lost(conn, side) => self.lose(conn, side),
@@ -307,7 +307,7 @@ impl World {
                     Ok(message) => destination::Event::Message(message),
                     Err(error) => destination::Event::Malformed(error),
                 };
-                self.tell_destination(event);
+                self.feed_destination(event);
             }
             _ => {}
         }
@@ -323,7 +323,7 @@ impl World {
                     Ok(message) => source::Event::Message(message),
                     Err(error) => source::Event::Malformed(error),
                 };
-                self.tell_source(event);
+                self.feed_source(event);
             }
             _ => {}
         }
@@ -341,7 +341,7 @@ impl World {
                     if let Some(source) = &mut self.source {
                         source.conn = None;
                     }
-                    self.tell_source(source::Event::ConnectionLost { detail });
+                    self.feed_source(source::Event::ConnectionLost { detail });
                 }
             }
             Side::Destination => {
@@ -349,7 +349,7 @@ impl World {
                     if let Some(destination) = &mut self.destination {
                         destination.conn = None;
                     }
-                    self.tell_destination(destination::Event::ConnectionLost { detail });
+                    self.feed_destination(destination::Event::ConnectionLost { detail });
                 }
             }
         }

@@ -112,7 +112,7 @@ async fn answers_and_refusals_arrive_with_their_reason() {
 }
 
 #[tokio::test]
-async fn those_who_may_only_look_change_nothing_and_see_no_console() {
+async fn read_only_clients_change_nothing_and_see_no_console() {
     let Scene { folder, control, .. } = scene();
     let path = folder.path().join("api-ro.sock");
     let router = readonly_router(control.clone());
@@ -136,7 +136,7 @@ async fn those_who_may_only_look_change_nothing_and_see_no_console() {
 }
 
 #[tokio::test]
-async fn the_console_is_read_as_it_is_from_where_one_stopped() {
+async fn the_console_is_read_verbatim_from_the_last_position() {
     let Scene { control, client, folder: _folder, server: _server } = scene();
     control.scrollback().unwrap().push(b"said \xff");
     let read = |from| ConsoleRead { from, wait_ms: 10 };
@@ -191,7 +191,7 @@ async fn a_table_of_contents_may_be_larger_than_other_requests() {
 }
 
 #[tokio::test]
-async fn a_call_that_breaks_down_is_a_refusal_too() {
+async fn a_panicking_call_is_a_refusal_too() {
     let Scene { folder, control, .. } = scene();
     let path = folder.path().join("broken.sock");
     let broken: fn(&ProcessControl) -> _ = |_| -> Result<StateAnswer, _> { panic!("on purpose") };
@@ -204,8 +204,8 @@ async fn a_call_that_breaks_down_is_a_refusal_too() {
 #[tokio::test]
 async fn a_socket_without_a_process_is_unreachable() {
     let Scene { folder, client, server, .. } = scene();
-    let nobody = ApiClient::new(&folder.path().join("nobody.sock"));
-    assert!(nobody.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
+    let absent = ApiClient::new(&folder.path().join("nobody.sock"));
+    assert!(absent.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
     server.close().await;
     assert!(client.get::<GuestInfo>("/v1/guest").await.unwrap_err().is_gone());
 }

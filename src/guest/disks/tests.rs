@@ -67,7 +67,7 @@ fn expected(guest: &GuestDescription, folders: &[&Path]) -> Result<VmShape, Refu
 }
 
 #[test]
-fn content_goes_along_behind_memory() {
+fn disk_chunks_follow_memory_chunks() {
     let (_folder, from, to) = scene();
     let source = departing(&from, &to);
     let description = source.describe();
@@ -211,7 +211,7 @@ fn write_prepared(machine: &Machine) {
 }
 
 #[test]
-fn words_are_dealt_out_between_memory_and_disks() {
+fn dirty_words_are_split_between_memory_and_disks() {
     let (_folder, from, to) = scene();
     let source = departing(&from, &to);
     prepare_write(&source.machine, 69);
@@ -241,7 +241,7 @@ fn words_are_dealt_out_between_memory_and_disks() {
 }
 
 #[test]
-fn only_what_the_node_allows_is_made() {
+fn only_permitted_disks_are_created() {
     let (folder, from, to) = scene();
     let description = departing(&from, &to).describe();
     let refusal = |guest: &GuestDescription, folders: &[&Path]| {
@@ -263,7 +263,7 @@ fn only_what_the_node_allows_is_made() {
 }
 
 #[test]
-fn what_is_asked_of_disks_that_are_not_there_is_refused() {
+fn invalid_disk_copies_are_refused() {
     let (_folder, from, to) = scene();
     let ask = |from: &Path, to: &Path, disks: &[&Path]| {
         let paths = [(from.to_owned(), to.to_owned())].into();

@@ -100,7 +100,7 @@ impl ForeignGuests {
     async fn query(&self, own: &BTreeSet<String>) -> (Vec<Guest>, Vec<String>) {
         let found = self.found(own);
         let acts = self.doing == ForeignGuestsArg::Act;
-        let mut looks: JoinSet<(Known, Result<Reading, foreign::ForeignError>)> = found
+        let mut queries: JoinSet<(Known, Result<Reading, foreign::ForeignError>)> = found
             .into_iter()
             .map(|known| async move {
                 let unix_seconds = unix_ms() / 1000;
@@ -113,7 +113,7 @@ impl ForeignGuests {
             })
             .collect();
         let (mut guests, mut complaints) = (Vec::new(), Vec::new());
-        while let Some(done) = looks.join_next().await {
+        while let Some(done) = queries.join_next().await {
             let Ok((Known { found, user, .. }, query)) = done else { continue };
             if let Err(error) = &query {
                 complaints.push(format!("{}: {error}", found.name));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_only_watched_is_never_acted_upon() {
+    async fn watched_guests_are_never_changed() {
         let (_folder, monitor, guests, found) = scene(ForeignGuestsArg::Watch);
         let pid = found.pid;
         assert!(guests.has(&called("web-1", pid)) && !guests.has(&called("web-1", pid + 1)));
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_whose_process_number_is_another_ones_by_now_is_left_alone() {
+    async fn a_guest_whose_pid_was_reused_is_not_touched() {
         let (_folder, monitor, guests, found) = scene(ForeignGuestsArg::Act);
         let pid = found.pid;
         guests.register().guests.get_mut(&pid).unwrap().asked_bytes = Some(1 << 29);
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn one_node_looks_after_them_until_it_ends() {
+    fn one_node_manages_foreign_guests_until_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("lighter");
         let first = ForeignGuests::claim_in(&folder, ForeignGuestsArg::Watch).unwrap();

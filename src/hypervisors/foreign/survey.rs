@@ -27,7 +27,7 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
     let areas = spawn_blocking(move || mergeable_areas(&Sources::system(), pid)).await??;
     ensure!(!areas.is_empty(), "it lets the kernel merge none of its memory");
     let memory = ProcessMemory::open(pid)?;
-    let (waiting, told) = oneshot::channel();
+    let (waiting, receiver) = oneshot::channel();
     let work = move || {
         let memory = ForeignMemory { memory, areas, waiting: &waiting };
         let scanner = Scanner::new(memory, Arc::default(), request.cpu_share);
@@ -40,7 +40,7 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
     };
     let thread = std::thread::Builder::new().name("survey".to_owned()).spawn(work);
     thread.context("cannot start a thread for it")?;
-    match told.await.context("the survey broke down")? {
+    match receiver.await.context("the survey broke down")? {
         Ok(found) => {
             let digests = found.digests().clone();
             Ok(Surveyed { digests, findings: Box::new(Here(Arc::new(found))) })

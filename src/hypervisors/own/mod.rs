@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_guests_processes_may_not_have_is_named() {
+    fn facilities_withheld_from_guests_are_named() {
         let missing = || {
             let (_folder, state) = StateDir::temporary();
             OwnGuests::new(state).withheld.unwrap_or_default()

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_that_no_such_guest_can_have_are_refused() {
+    fn tables_that_do_not_fit_the_guest_are_refused() {
         let of_seed = |seed| SurveyRequest {
             seed,
             capacity: CAPACITY_MAX,

@@ -23,10 +23,10 @@ use crate::verbs::session::block_on;
 
 /// Pause between two requests for a run that has just made progress. Each answer contains the whole
 /// run, and a run spends most of its time waiting.
-const LOOK_PAUSE: Duration = Duration::from_millis(250);
+const POLL_PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest such pause, reached while the run makes no progress.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
+const POLL_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Pause of `--watch` between two checks for work.
 const WATCH_PAUSE: Duration = Duration::from_secs(10);
@@ -111,20 +111,20 @@ async fn follow(
     output: Output,
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Run> {
-    let (mut told, mut pause) = (0, LOOK_PAUSE);
+    let (mut printed, mut pause) = (0, POLL_PAUSE);
     loop {
         let run: Run = heard(client.get(&run_path(id)).await)?;
         if output == Output::Text {
-            for step in run.steps.iter().skip(told) {
+            for step in run.steps.iter().skip(printed) {
                 let expected = signed_size(step.expected_bytes);
                 output::note(format!("{} (expected: {expected})", step.action.action));
             }
         }
-        pause = match run.steps.len() == told {
-            true => (pause * 2).min(LOOK_PAUSE_MAX),
-            false => LOOK_PAUSE,
+        pause = match run.steps.len() == printed {
+            true => (pause * 2).min(POLL_PAUSE_MAX),
+            false => POLL_PAUSE,
         };
-        told = run.steps.len();
+        printed = run.steps.len();
         if run.summary.state.is_final() {
             return Ok(run);
         }
@@ -165,7 +165,7 @@ async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) 
             output::note("the run is over");
             return Ok(if is_called_off { Exit::Cancelled } else { Exit::Done });
         }
-        is_called_off |= wait(client, RunId::UNRECORDED, LOOK_PAUSE_MAX, interrupts).await;
+        is_called_off |= wait(client, RunId::UNRECORDED, POLL_PAUSE_MAX, interrupts).await;
     }
 }
 
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_plan_is_told_so_in_words() {
+    fn invalid_plans_are_refused_with_a_message() {
         for text in ["[]", "null", "7"] {
             assert_eq!(parse(text).unwrap_err().to_string(), "it is not a JSON object", "{text}");
         }

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_needs_and_how_it_hurts_stands_in_its_row() {
+    fn the_row_of_a_guest_shows_its_needs_and_pain() {
         let guest = |name: &str| Guest {
             hindrance: Some(Hindrance::Paused),
             ..Guest::unknown(name.to_owned(), Vmm::Qemu, 1)

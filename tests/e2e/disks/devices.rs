@@ -60,7 +60,7 @@ fn runs(host: &Host) {
 }
 
 #[test]
-fn a_device_that_was_written_behind_the_hosts_back_is_not_the_saved_guests_any_more() {
+fn a_device_written_behind_the_hosts_cache_is_refused_to_the_saved_guest() {
     let pair = Pair::without_nodes();
     let device = Loop::on(&pair.folder().join("lun"));
     start(&pair, GUEST, &device.path(), &[]).ok();

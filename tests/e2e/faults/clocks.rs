@@ -13,7 +13,7 @@ use support::{HELD, Migration, Pair, lighter, run, wait};
 const STANDSTILL: Duration = Duration::from_secs(2);
 
 #[test]
-fn linux_that_stands_for_seconds_at_the_hand_over_loses_neither_time_nor_timers() {
+fn linux_paused_for_seconds_at_the_hand_over_loses_neither_time_nor_timers() {
     let (pair, image) = (Pair::new(), Image::halting());
     let (stall, phase) = (Stall::new(&pair), phase::switchover());
     let mut restore =

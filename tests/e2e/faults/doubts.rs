@@ -45,7 +45,7 @@ fn says_the_way_out(text: &str) {
 }
 
 #[test]
-fn a_ready_destination_never_starts_on_its_own_and_runs_when_it_is_told_to() {
+fn a_ready_destination_never_starts_on_its_own_and_runs_when_resolved_to_run() {
     let scene = source_host_gone();
     no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
     let shown = scene.pair.b.run(&["show", GUEST]).ok().stdout;
@@ -164,7 +164,7 @@ fn uuid_of(host: &Host) -> String {
 }
 
 #[test]
-fn a_source_that_kept_its_guest_does_not_start_it_again_after_the_destination_was_told_to_run_it() {
+fn a_source_that_kept_its_guest_does_not_restart_it_after_the_destination_was_resolved_to_run() {
     // The destination is ready and cut off; the source continues its guest, and cannot tell the
     // destination.
     let mut scene = Scene::with_stall("source.act.reconnect", "destination.send.ready:cut");
@@ -267,7 +267,7 @@ fn third_host(pair: &Pair) -> Pair {
 }
 
 #[test]
-fn a_ready_destination_is_discarded_when_it_is_told_to() {
+fn a_ready_destination_is_discarded_when_resolved_to_discard() {
     let scene = source_host_gone();
     scene.pair.b.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
     let (copy, list) = (scene.pair.b.guest(GUEST), || scene.pair.b.list());
@@ -277,7 +277,7 @@ fn a_ready_destination_is_discarded_when_it_is_told_to() {
 }
 
 #[test]
-fn a_source_in_doubt_stands_still_and_runs_when_it_is_told_to() {
+fn a_source_in_doubt_stays_paused_and_runs_when_resolved_to_run() {
     let scene = destination_host_gone();
     no_copy_runs(&scene.pair.hosts(), GUEST, &witness(&scene));
     says_the_way_out(&scene.pair.a.run(&["show", GUEST]).ok().stdout);
@@ -288,7 +288,7 @@ fn a_source_in_doubt_stands_still_and_runs_when_it_is_told_to() {
 }
 
 #[test]
-fn a_source_in_doubt_is_discarded_when_it_is_told_to() {
+fn a_source_in_doubt_is_discarded_when_resolved_to_discard() {
     let scene = destination_host_gone();
     scene.pair.a.run(&["migrate", GUEST, "--resolve", "discard"]).ok();
     guest_is_gone(&[&scene.pair.a], GUEST);
@@ -321,7 +321,7 @@ fn boots(host: &mut Host, listen: &str) {
 }
 
 #[test]
-fn a_guest_that_was_about_to_run_is_not_started_anew_while_its_source_waits() {
+fn a_guest_that_was_about_to_run_is_not_started_again_while_its_source_waits() {
     let mut scene = Scene::held_in(&phase::taking());
     let (listen, destination) = (scene.pair.b.last_address().to_owned(), scene.destination());
     let file = scene.pair.folder().join("defined.toml");

@@ -39,7 +39,7 @@ fn pulled_in(phase: &Phase) -> Option<Pulled> {
 }
 
 #[test]
-fn between_commit_and_running_no_copy_runs_until_the_cable_is_back() {
+fn between_commit_and_running_no_copy_runs_until_the_network_is_back() {
     let Some(Pulled { pair, cable, migration, witness }) = pulled_in(&phase::commit()) else {
         return;
     };
@@ -53,7 +53,7 @@ fn between_commit_and_running_no_copy_runs_until_the_cable_is_back() {
 }
 
 #[test]
-fn between_running_and_hearing_of_it_only_the_destination_runs() {
+fn between_running_and_its_acknowledgement_only_the_destination_runs() {
     let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::resume()) else { return };
     pair.a.guest(GUEST).await_state("in-doubt");
     exactly_one_copy_runs(&pair.hosts(), GUEST, &pair.b);
@@ -64,7 +64,7 @@ fn between_running_and_hearing_of_it_only_the_destination_runs() {
 }
 
 #[test]
-fn between_ready_and_commit_the_guest_goes_on_at_the_source_and_the_destination_waits_to_be_told() {
+fn between_ready_and_commit_the_source_runs_the_guest_and_the_destination_waits_for_an_order() {
     let Some(Pulled { mut pair, cable, migration, .. }) = pulled_in(&phase::ready()) else {
         return;
     };

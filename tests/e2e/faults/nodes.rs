@@ -23,7 +23,7 @@ fn both_nodes_killed_and_started_again(phase: &Phase) {
 }
 
 #[test]
-fn a_node_started_again_tells_what_its_dead_guest_had_decided() {
+fn a_restarted_node_reports_what_its_dead_guest_had_decided() {
     let mut scene = Scene::held_in(&phase::commit());
     scene.pair.a.kill_node();
     scene.source().kill();
@@ -34,7 +34,7 @@ fn a_node_started_again_tells_what_its_dead_guest_had_decided() {
 }
 
 #[test]
-fn a_node_started_again_tells_that_its_dead_guest_had_not_decided() {
+fn a_restarted_node_reports_that_its_dead_guest_had_not_decided() {
     let mut scene = Scene::held_in(&phase::ready());
     scene.pair.a.kill_node();
     scene.source().kill();

@@ -4,7 +4,7 @@ use super::phase;
 use super::scene::Scene;
 
 #[test]
-fn a_guest_whose_disk_hangs_at_the_hand_over_goes_on_while_it_hangs() {
+fn a_guest_whose_disk_hangs_at_the_hand_over_keeps_running() {
     let mut scene = Scene::stalling_in(&phase::flush());
     scene.migrate_with(&["--downtime", "1s"]);
     scene.await_stalled();

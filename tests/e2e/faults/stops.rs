@@ -13,7 +13,7 @@ const STANDSTILL: Duration = Duration::from_secs(12);
 /// The destination has given up in the meantime, and its message did not reach the stopped source:
 /// the source notices as quickly as after any other loss.
 #[test]
-fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gone() {
+fn a_source_stopped_in_precopy_soon_notices_a_lost_destination() {
     let mut scene = Scene::without_failpoint();
     scene.migrate_with(&CRAWL);
     let migration = scene.take_migration();
@@ -39,7 +39,7 @@ fn a_source_that_stood_still_in_precopy_notices_soon_that_the_destination_is_gon
 /// The destination's node is alive but does not answer for it; the source gives up as soon as for a
 /// host that is gone.
 #[test]
-fn a_destination_that_stands_still_in_precopy_is_given_up_and_ends_when_it_goes_on() {
+fn a_destination_stopped_in_precopy_is_given_up_and_ends_when_continued() {
     let mut scene = Scene::without_failpoint();
     scene.migrate_with(&CRAWL);
     let migration = scene.take_migration();

@@ -20,12 +20,12 @@ fn are_refused(pair: &Pair, guest: &GuestPlan) {
 }
 
 #[test]
-fn a_source_from_another_age_is_refused_and_both_sides_are_named() {
+fn a_source_of_an_incompatible_version_is_refused_and_both_versions_are_named() {
     are_refused(&Pair::new(), &GuestPlan { environment: another_age(), ..GuestPlan::default() });
 }
 
 #[test]
-fn a_destination_from_another_age_refuses_and_both_sides_are_named() {
+fn a_destination_of_an_incompatible_version_refuses_and_both_versions_are_named() {
     let node = NodePlan { environment: another_age(), ..NodePlan::default() };
     are_refused(&Pair::with_nodes(&NodePlan::default(), &node), &GuestPlan::default());
 }

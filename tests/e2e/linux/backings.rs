@@ -30,7 +30,7 @@ fn linux_on_huge_pages_of_the_pool_moves_to_such_pages() {
 }
 
 #[test]
-fn clones_of_a_linux_go_on_from_where_it_was() {
+fn clones_of_a_linux_continue_from_its_state() {
     let pair = Pair::new();
     let image = Image::halting();
     let witness = |host: &Host, name: &str| CheckConsole::of(host, name, image.pages());

@@ -68,7 +68,7 @@ fn await_statistics(host: &Host) -> Value {
 }
 
 #[test]
-fn linux_gives_memory_back_and_its_balloon_goes_along() {
+fn linux_gives_memory_back_and_its_balloon_moves_with_it() {
     let pair = Pair::new();
     let before = start_littered(&pair.a, &[]).line();
     let seen = await_statistics(&pair.a);
@@ -138,7 +138,7 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
 
     let mut hosts = pair.hosts();
     // On a busy machine the driver may have reported few hints when its time is over.
-    let mut told_enough = 0;
+    let mut hinted_enough = 0;
     for turn in 1..=MIGRATIONS_MAX {
         let report = Migration::run(hosts[0], "linux", hosts[1]).ok();
         hosts.reverse();
@@ -155,18 +155,18 @@ fn linux_says_which_pages_are_free_and_has_them_back_wherever_it_is() {
             let free = free_bytes(hosts[0]);
             wait::holds(free + (4 << 20) > free_before, format!("{free} of {free_before}"))
         });
-        told_enough += u32::from(hinted >= FOUND_MIB * PAGES_PER_MIB);
-        if told_enough == 2 {
+        hinted_enough += u32::from(hinted >= FOUND_MIB * PAGES_PER_MIB);
+        if hinted_enough == 2 {
             println!("{turn} migrations");
             break;
         }
     }
-    assert_eq!(told_enough, 2, "migrations for which it said which pages are free");
+    assert_eq!(hinted_enough, 2, "migrations for which it said which pages are free");
     nothing_left_behind(&pair.hosts());
 }
 
 #[test]
-fn a_guest_without_a_balloon_and_a_size_that_is_none_are_told_of() {
+fn a_missing_balloon_and_an_invalid_size_are_reported() {
     let pair = Pair::without_nodes();
     start(&pair.a, "linux", &["--balloon", "off"]);
     pair.a

@@ -61,7 +61,7 @@ fn files_are_sound(disk: &Path, folder: &Path) -> u64 {
 }
 
 #[test]
-fn linux_takes_its_ext4_along_while_it_writes_to_it() {
+fn linux_moves_with_its_ext4_while_it_writes_to_it() {
     let mut pair = Pair::without_nodes();
     let [here, there] = ["a", "b"].map(|name| pair.folder().join(format!("disks-{name}")));
     let plan = |folder: &Path| {

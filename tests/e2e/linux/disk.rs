@@ -77,7 +77,7 @@ fn is_on_disk(disk: &fs::File, number: u64) {
 }
 
 #[test]
-fn linux_with_a_disk_goes_on_writing_at_the_destination() {
+fn linux_with_a_disk_keeps_writing_at_the_destination() {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = make_disk(folder.path());
     let thief = arguments("thief", &disk);

@@ -39,7 +39,7 @@ fn cost(host: &Host) -> (u64, Value) {
 }
 
 #[test]
-fn memory_that_linux_frees_is_the_hosts_again() {
+fn memory_that_linux_frees_returns_to_the_host() {
     let pair = Pair::without_nodes();
     boot(&pair.a);
     await_text(&pair.a, "lend: taken");

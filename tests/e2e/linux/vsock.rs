@@ -62,7 +62,7 @@ fn await_line(witness: &CheckConsole, what: &str, holds: impl Fn(&Line) -> bool)
 }
 
 #[test]
-fn linux_talks_to_programs_of_whichever_host_it_is_on() {
+fn linux_talks_to_programs_of_its_current_host() {
     let pair = Pair::new();
     let image = Image::halting();
     pair.a.run(&["restore", image.file(), "--name", "linux", "--detach"]).ok();

@@ -21,7 +21,7 @@ fn link(lan: &Lan, name: &str) -> String {
 }
 
 #[test]
-fn a_tap_that_was_made_is_on_its_bridge_and_goes_with_the_guest() {
+fn a_created_tap_is_on_its_bridge_and_removed_with_the_guest() {
     let Some(lan) = Lan::lay() else { return };
     let pair = lan.cable().hosts();
     start(&lan, &pair, "web", "bridge=br0,tap=tap-web").ok();
@@ -70,7 +70,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
 }
 
 #[test]
-fn a_tap_that_was_given_is_one_guests_and_stays() {
+fn an_existing_tap_serves_one_guest_and_remains() {
     let Some(lan) = Lan::lay() else { return };
     let pair = lan.cable().hosts();
     let namespace = &lan.cable().namespaces()[0];

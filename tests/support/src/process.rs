@@ -63,8 +63,8 @@ impl Pid {
     /// The process's resident anonymous memory, in bytes. Unlike PSS, it does not change with the
     /// number of processes that map the same program.
     pub fn anonymous_bytes(self) -> u64 {
-        let told = self.status("RssAnon:").expect("a process");
-        told.trim_end_matches(" kB").parse::<u64>().expect("a size") << 10
+        let value = self.status("RssAnon:").expect("a process");
+        value.trim_end_matches(" kB").parse::<u64>().expect("a size") << 10
     }
 
     fn parent(self) -> Option<Self> {
@@ -74,8 +74,8 @@ impl Pid {
     /// The rest of the line that begins with `name` in the process's `status` file.
     fn status(self, name: &str) -> Option<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
-        let told = status.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(told.trim().to_owned())
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(value.trim().to_owned())
     }
 
     fn mentions(self, text: &[u8]) -> bool {

@@ -45,11 +45,11 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     let devices: Vec<Slot> = slots(vm.shape().devices.len()).collect();
     let vcpus = vm.shape().vcpus;
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
-    let (root, told) = match files.acpi {
+    let (root, arguments) = match files.acpi {
         Acpi::On => (Some(write_acpi_tables(ram, vcpus, &devices)?), String::new()),
         Acpi::Off => (None, kernel_arguments(&devices)),
     };
-    let cmdline = files.cmdline.clone() + &told;
+    let cmdline = files.cmdline.clone() + &arguments;
     let cmdline_bytes = write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
     match kernel.entry {
         Entry::Pvh { at } => {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_kernel_are_refused_by_name() {
+    fn files_other_than_kernels_are_refused_by_name() {
         let missing = refusal(&source(Path::new("/nowhere/vmlinux")));
         assert!(
             missing.starts_with("cannot read kernel /nowhere/vmlinux: No such file"),
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_map_leaves_out_the_holes() {
+    fn the_memory_map_omits_the_holes() {
         let map = memory_map(&GuestRam::anonymous((3 << 30) + (1 << 20)));
         assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
         assert_eq!(map[1], (0xe_0000, 0x1_0000, RangeKind::Acpi));

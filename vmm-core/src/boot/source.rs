@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_larger_than_the_guest_is_not_opened() {
+    fn special_files_and_files_larger_than_the_guest_are_not_opened() {
         let device = Origin::open(&kernel_at(Path::new("/dev/zero")), BYTES_MAX);
         assert!(device.unwrap_err().to_string().contains("not a file"));
         let large = tempfile::NamedTempFile::new().unwrap();

@@ -189,10 +189,10 @@ pub(super) fn shown(
             Extent::Host => (!0, value),
             Extent::Level => (msr.everywhere | added, !0),
         };
-        let told = value & kept & !msr.warnings | (warned | added) & msr.warnings;
+        let announced = value & kept & !msr.warnings | (warned | added) & msr.warnings;
         // A register that the guest does not see is set too, to 0: KVM uses its value to decide
         // what else to allow.
-        MsrValue { index, value: if msr.is_announced(cpuid) { told & !removed } else { 0 } }
+        MsrValue { index, value: if msr.is_announced(cpuid) { announced & !removed } else { 0 } }
     });
     masked.collect()
 }
@@ -222,9 +222,9 @@ pub(super) fn missing_names(names: &[String], host: &[MsrValue]) -> Vec<String> 
 /// `host` lacks.
 pub(crate) fn missing(guest: &[MsrValue], cpuid: &[CpuidEntry], host: &[MsrValue]) -> Vec<String> {
     let known = guest.iter().filter_map(|value| Some((FeatureMsr::of(value.index)?, value.value)));
-    let told = known.filter(|(msr, _)| msr.is_announced(cpuid));
+    let announced = known.filter(|(msr, _)| msr.is_announced(cpuid));
     let of_host = |index| host.iter().find(|msr| msr.index == index).map(|msr| msr.value);
-    told.flat_map(|(msr, value)| msr.missing(value, of_host(msr.index))).collect()
+    announced.flat_map(|(msr, value)| msr.missing(value, of_host(msr.index))).collect()
 }
 
 /// Returns the first of `msrs` that is not a feature register or is out of order.

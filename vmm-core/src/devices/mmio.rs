@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_outside_the_window_belong_to_nobody() {
+    fn addresses_outside_the_window_belong_to_no_device() {
         let end = WINDOW_START + SLOTS_MAX as u64 * SLOT_BYTES;
         for address in [0, WINDOW_START - 1, end, u64::MAX] {
             assert_eq!(locate(address), None, "{address:#x}");
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_is_told_of_each_device() {
+    fn the_command_line_lists_each_device() {
         let expected = " virtio_mmio.device=4K@0xd0000000:16 virtio_mmio.device=4K@0xd0001000:17";
         assert_eq!(kernel_arguments(&slots(2).collect::<Vec<_>>()), expected);
         assert_eq!(kernel_arguments(&[]), "");

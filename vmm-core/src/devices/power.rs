@@ -220,7 +220,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_button_that_nobody_listens_to_is_not_pressed() {
+    fn a_button_without_a_listening_driver_is_not_pressed() {
         let mut power = loose();
         assert_eq!(power.press_button(), ButtonPress::Ignored);
         power.write(ENABLE, &BUTTON);
@@ -265,7 +265,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn writes_and_reads_beyond_the_registers_go_nowhere() {
+    fn accesses_beyond_the_registers_are_ignored() {
         let mut power = loose();
         assert_eq!(power.write(PM1_CONTROL_PORT + 1, &[0, 0xff, 0xff]), PortEffect::None);
         let mut data = [0; 4];

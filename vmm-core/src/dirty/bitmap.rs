@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_leave_out_zero_words_at_the_ends_only() {
+    fn runs_omit_zero_words_at_the_ends_only() {
         let found: Vec<_> = runs(&[0, 0, 5, 0, 7, 0]).collect();
         assert_eq!(found, [(2, [5, 0, 7].as_slice())]);
         assert_eq!(runs(&[0; 5000]).count(), 0);

@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn logs_are_typed_as_they_are_told() {
+    fn logs_parse_and_display_alike() {
         for text in ["auto", "bitmap", "ring:1024", "ring:65536"] {
             assert_eq!(text.parse::<DirtyLog>().unwrap().to_string(), text);
         }

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_sizes_are_typed_as_they_are_told() {
+    fn page_sizes_parse_and_display_alike() {
         for text in ["off", "thp", "2M", "1G"] {
             assert_eq!(text.parse::<HugePages>().unwrap().to_string(), text);
         }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_beyond_the_hole_goes_on_at_4_gib() {
+    fn memory_beyond_the_hole_continues_at_4_gib() {
         let layout = RamLayout::new((3 << 30) + CHUNK_BYTES as u64).unwrap();
         let high = layout.regions()[1];
         assert_eq!((high.gpa, high.bytes, high.first_chunk), (4 << 30, 256 << 10, 12288));

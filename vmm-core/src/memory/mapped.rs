@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn one_page_of_the_host_at_two_places_is_told() {
+    fn a_host_page_mapped_twice_is_reported() {
         let ram = ram(HugePages::Off);
         let map = PageMap::open().unwrap();
         let (part, _) = ram.part(&(0..8192)).unwrap();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_were_written_are_there_and_looking_maps_none() {
+    fn written_pages_are_present_and_inspection_maps_none() {
         let ram = ram(HugePages::Off);
         for mut map in [PageMap::open().unwrap(), PageMap::open_plainly()] {
             let before = own(&mut map, &ram);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_only_read_is_nobodys_own() {
+    fn pages_that_were_only_read_are_not_owned() {
         let ram = ram(HugePages::Off);
         ram.read(4 * MIB, &mut [0; 8192]).unwrap();
         let mut map = PageMap::open().unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_told() {
+    fn huge_pages_are_reported() {
         let ram = ram(HugePages::Off);
         // A region need not begin at a multiple of 2 MiB in this process, but 8 MiB contain whole 2
         // MiB blocks.
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_memory_is_not_looked_at() {
+    fn unmapped_ranges_are_not_inspected() {
         let (ram, mut map) = (ram(HugePages::Off), PageMap::open().unwrap());
         for range in [8 * MIB..9 * MIB, 7 * MIB..9 * MIB, 1..4096] {
             let refused = map.own_pages(&ram, &range);

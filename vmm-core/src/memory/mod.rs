@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_told_as_they_are_typed() {
+    fn sizes_display_as_they_parse() {
         let error = MemoryError::Size { bytes: 900 << 30 }.to_string();
         assert!(error.starts_with("guest memory of 900 GiB is not possible"), "{error}");
         assert_eq!([size(3 << 19), size(1025), size(0)], ["1536 KiB", "1025 bytes", "0 bytes"]);

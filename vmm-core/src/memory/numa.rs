@@ -162,14 +162,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn policies_are_typed_as_they_are_told() {
+    fn policies_parse_and_display_alike() {
         for text in ["default", "bind:0", "bind:0-2,5", "interleave:0-1,3-63", "preferred:7"] {
             assert_eq!(text.parse::<NumaPolicy>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn what_is_no_policy_is_refused() {
+    fn invalid_policies_are_refused() {
         for text in [
             "",
             "bind",

@@ -68,7 +68,7 @@ mod tests {
     const POOL: Pool = Pool { total: 100, free: 20, reserved: 8, more: 0 };
 
     #[test]
-    fn what_is_promised_to_others_is_not_to_be_had() {
+    fn reserved_pages_are_not_available() {
         check_pool(Some(POOL), 24 << 20, 2 << 20).unwrap();
         let error = check_pool(Some(POOL), 26 << 20, 2 << 20).unwrap_err().to_string();
         assert!(error.contains("needs 13 huge pages of 2 MiB"), "{error}");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_the_host_does_not_have_is_told() {
+    fn a_size_that_the_host_lacks_is_reported() {
         let error = check(1 << 40, 1 << 40).unwrap_err().to_string();
         assert!(error.contains("no huge pages of 1024 GiB"), "{error}");
     }

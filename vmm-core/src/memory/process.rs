@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_process_has_is_told_and_read() {
+    fn memory_of_another_process_is_listed_and_read() {
         let mut cat = cat();
         let mut memory = loop {
             // Between fork and exec, the child is a copy of this process.

@@ -118,12 +118,12 @@ impl Watch<'_> {
 
     fn each(
         &self,
-        look: impl Fn(&Range<u64>) -> std::io::Result<Vec<Range<u64>>>,
+        scan: impl Fn(&Range<u64>) -> std::io::Result<Vec<Range<u64>>>,
     ) -> std::io::Result<Vec<Range<u64>>> {
         let mut found = Vec::new();
         for part in &self.parts {
             let gpa = |address: u64| self.gpa + (address - self.address);
-            look(part)?.iter().for_each(|run| runs::add(&mut found, gpa(run.start)..gpa(run.end)));
+            scan(part)?.iter().for_each(|run| runs::add(&mut found, gpa(run.start)..gpa(run.end)));
         }
         Ok(found)
     }

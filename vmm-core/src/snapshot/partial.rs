@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_somebody_elses_is_not_replaced() {
+    fn a_file_of_another_kind_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (path, disk) = (folder.path().join("guest"), vec![0; 4096]);
         for content in [disk.as_slice(), b"short", b"LIGHTER"] {

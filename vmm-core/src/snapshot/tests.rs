@@ -38,7 +38,7 @@ fn failure(folder: &Path, bytes: &[u8]) -> SnapshotError {
 }
 
 #[test]
-fn a_restored_guest_has_the_same_memory_and_goes_on() {
+fn a_restored_guest_has_the_same_memory_and_continues() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("guest");
     let vm = counting_guest();

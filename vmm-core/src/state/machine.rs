@@ -153,7 +153,7 @@ mod tests {
     const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
-    fn a_clock_is_saved_with_wall_clock_and_tsc_whatever_kvm_tells() {
+    fn a_clock_is_saved_with_wall_clock_and_tsc_whatever_kvm_reports() {
         let vm = kvm::create_vm(&Kvm::new().unwrap()).unwrap();
         let (before, before_tsc) = (wall_clock_ns(), kvm::host_tsc());
         let saved = save_clock(&vm).unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_goes_on_while_its_guest_is_nowhere() {
+    fn a_clock_advances_while_its_guest_is_saved() {
         let vm = kvm::create_vm(&Kvm::new().unwrap()).unwrap();
         let adds = vm.check_extension_int(Cap::AdjustClock).cast_unsigned() & KVM_CLOCK_REALTIME;
         let ways = if adds == 0 { vec![false] } else { vec![false, true] };

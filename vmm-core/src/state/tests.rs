@@ -98,7 +98,7 @@ fn state_saved_again_before_the_first_run_is_the_same_field_by_field() {
 }
 
 #[test]
-fn a_guest_goes_on_in_another_vm_with_its_memory_and_registers() {
+fn a_guest_continues_in_another_vm_with_its_memory_and_registers() {
     let mut vm = vm_that_ran();
     for _ in 0..10 {
         let next = empty_vm(16, 2);
@@ -179,7 +179,7 @@ fn no_port_write_is_lost_or_doubled_by_moving() {
 }
 
 #[test]
-fn the_guests_tsc_and_clock_go_on_and_equal_offsets_stay_equal() {
+fn the_guests_tsc_and_clock_continue_and_equal_offsets_stay_equal() {
     let source = vm_that_ran();
     let saved = source.save_state().unwrap();
     let destination = empty_vm(16, 2);

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_switched_nested_virtualization_on_is_told_by_the_bit() {
+    fn a_guest_that_uses_nested_virtualization_is_recognized_by_the_bit() {
         let sregs = |cr4, efer| kvm_sregs { cr4, efer, ..Default::default() };
         assert_eq!(nested_in_use(&sregs(0x20, 0xd01)), None);
         assert_eq!(nested_in_use(&sregs(0x2020, 0xd01)), Some("CR4.VMXE"));

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_transfer_goes_on_in_the_middle_of_a_buffer() {
+    fn a_short_transfer_continues_in_the_middle_of_a_buffer() {
         let left = |bytes| {
             let mut vectors = [vector(100, 10), vector(200, 20)];
             let rest = advance(&mut vectors, bytes);

@@ -70,7 +70,7 @@ struct Search {
     /// Categories that pages must not have.
     are_not: u64,
     /// Categories to report.
-    told: u64,
+    reported: u64,
     /// `PROTECT` and `OR_FAIL`, or 0.
     flags: u64,
 }
@@ -92,8 +92,8 @@ pub(crate) struct Region {
 /// # Errors
 /// `ENOTTY` from a kernel before 6.7; otherwise the error from the kernel.
 pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
-    let told = IS_PRESENT | IS_FILE | IS_ZERO | IS_HUGE;
-    search(pagemap, addresses, Search { are: IS_PRESENT, told, ..Search::default() })
+    let reported = IS_PRESENT | IS_FILE | IS_ZERO | IS_HUGE;
+    search(pagemap, addresses, Search { are: IS_PRESENT, reported, ..Search::default() })
 }
 
 /// Write-protects the pages at `addresses` that are present and the process's own, and returns them
@@ -104,7 +104,7 @@ pub(crate) fn scan(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>
 /// the kernel.
 pub(crate) fn protect(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let (are, are_not, flags) = (IS_PRESENT, IS_FILE | IS_ZERO, PROTECT | OR_FAIL);
-    search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags })
+    search(pagemap, addresses, Search { are, are_not, reported: IS_PRESENT, flags })
 }
 
 /// Returns the pages that [`protect`] found and that have not been written since: only pages that
@@ -114,7 +114,7 @@ pub(crate) fn protect(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Regi
 /// The error from the kernel.
 pub(crate) fn protected(pagemap: &File, addresses: &Range<u64>) -> Result<Vec<Region>> {
     let (are, are_not) = (IS_PRESENT | IS_PROTECTABLE, IS_WRITTEN | IS_FILE | IS_ZERO);
-    search(pagemap, addresses, Search { are, are_not, told: IS_PRESENT, flags: 0 })
+    search(pagemap, addresses, Search { are, are_not, reported: IS_PRESENT, flags: 0 })
 }
 
 fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<Region>> {
@@ -132,7 +132,7 @@ fn search(pagemap: &File, addresses: &Range<u64>, search: Search) -> Result<Vec<
             flags: search.flags,
             category_inverted: search.are_not,
             category_mask: search.are | search.are_not,
-            return_mask: search.told,
+            return_mask: search.reported,
             ..ScanArgument::default()
         };
         // SAFETY: the kernel reads and writes one `struct pm_scan_arg`, and writes at most

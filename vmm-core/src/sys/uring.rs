@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_says_again_for_ever_is_not_asked_for_ever() {
+    fn endless_eagain_is_not_retried_for_ever() {
         let memory = memory();
         let order = read_of(8192);
         let Order::Transfer(transfer) = &order else { panic!("{order:?}") };

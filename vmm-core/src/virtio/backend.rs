@@ -55,7 +55,7 @@ pub(crate) struct Backend {
     queues: Vec<Option<Queue>>,
     due: Vec<Due>,
     /// Queues that the device itself asked to have processed.
-    looks: WantedQueues,
+    wanted: WantedQueues,
     paused: bool,
     /// Whether a broken queue was logged. Only the first one is: a guest can break its queues as
     /// often as it likes.
@@ -68,8 +68,8 @@ impl Backend {
         let count = device.queue_sizes().len();
         let queues = (0..count).map(|_| None).collect();
         let due = vec![Due::Never; count];
-        let looks = WantedQueues::default();
-        Self { device, interrupt, ram, queues, due, looks, paused: true, warned: false }
+        let wanted = WantedQueues::default();
+        Self { device, interrupt, ram, queues, due, wanted, paused: true, warned: false }
     }
 
     /// Returns the device.
@@ -187,9 +187,9 @@ impl Backend {
         if let Err(error) = device.ready(index, &mut rings) {
             self.give_up(error);
         }
-        let looks = std::mem::take(&mut self.looks);
+        let wanted = std::mem::take(&mut self.wanted);
         (0..self.due.len())
-            .filter(|index| looks.0 >> index & 1 == 1)
+            .filter(|index| wanted.0 >> index & 1 == 1)
             .for_each(|index| self.notify(index));
     }
 
@@ -308,7 +308,7 @@ impl Backend {
         let rings = Rings {
             ram: &self.ram,
             queues: &mut self.queues,
-            looks: &mut self.looks,
+            wanted: &mut self.wanted,
             interrupt: &self.interrupt,
             now,
         };

@@ -143,7 +143,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_not_ram_is_no_buffer() {
+    fn addresses_outside_ram_are_not_buffers() {
         let memory = memory();
         let mut buffers = Buffers::default();
         for (gpa, len) in [(1 << 20, 1), ((1 << 20) - 1, 2), (0, u32::MAX), (u64::MAX, 1)] {
@@ -154,7 +154,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn bytes_come_out_as_they_went_in_however_they_are_cut() {
+    fn bytes_survive_any_split_into_buffers() {
         let memory = memory();
         let mut all = buffers(&memory, &[(100, 3), (5000, 4), (64, 1)]);
         all.write(&memory, b"abcdefgh").unwrap();

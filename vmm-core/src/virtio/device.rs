@@ -205,7 +205,7 @@ pub(crate) struct WantedQueues(pub(super) u32);
 pub(crate) struct Rings<'a> {
     pub(super) ram: &'a GuestRam,
     pub(super) queues: &'a mut [Option<Queue>],
-    pub(super) looks: &'a mut WantedQueues,
+    pub(super) wanted: &'a mut WantedQueues,
     pub(super) interrupt: &'a Interrupt,
     pub(super) now: Instant,
 }
@@ -228,7 +228,7 @@ impl<'a> Rings<'a> {
 
     /// Requests that queue `index` is processed soon, as if the driver had notified.
     pub(crate) fn request_processing(&mut self, index: usize) {
-        self.looks.0 |= 1 << index;
+        self.wanted.0 |= 1 << index;
     }
 
     /// Changes bytes of the configuration space, never its length, and interrupts the driver if

@@ -82,7 +82,7 @@ pub(crate) enum Suppression {
 pub(crate) struct Queue {
     rings: Rings,
     /// Used index up to which the driver's wish for an interrupt (`used_event`) has been checked.
-    told: Wrapping<u16>,
+    checked: Wrapping<u16>,
 }
 
 impl Queue {
@@ -125,8 +125,8 @@ impl Queue {
             avail_ring: registers.available,
             used_ring: registers.used,
         });
-        let told = Wrapping(next_used);
-        Ok(Self { rings: rings.map_err(|_| QueueError::Rings)?, told })
+        let checked = Wrapping(next_used);
+        Ok(Self { rings: rings.map_err(|_| QueueError::Rings)?, checked })
     }
 
     /// Returns the next request, if there is one.
@@ -182,7 +182,7 @@ impl Queue {
         let event: u16 =
             memory.load(GuestAddress(place), Ordering::Relaxed).map_err(|_| QueueError::Rings)?;
         let now = Wrapping(self.rings.next_used());
-        let before = std::mem::replace(&mut self.told, now);
+        let before = std::mem::replace(&mut self.checked, now);
         Ok(now - Wrapping(u16::from_le(event)) - Wrapping(1) < now - before)
     }
 

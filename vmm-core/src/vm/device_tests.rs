@@ -172,7 +172,7 @@ fn what_a_device_writes_is_dirty_memory() {
 }
 
 #[test]
-fn a_device_goes_on_in_another_vm_without_being_notified_again() {
+fn a_device_continues_in_another_vm_without_another_notification() {
     let vm = driving_vm(vec![DeviceConfig::Rng]);
     offer_entropy(&vm);
     vm.resume().unwrap();
@@ -240,7 +240,7 @@ fn one_running_guest_has_a_disk() {
 }
 
 #[test]
-fn a_host_without_the_disk_is_told_apart_before_anything_is_created() {
+fn a_host_without_the_disk_is_detected_before_anything_is_created() {
     let file = disk_file();
     let shape = VmShape { devices: vec![disk(file.path())], ..shape(16, 1) };
     let sent = VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap();
@@ -291,7 +291,7 @@ proptest! {
 
     /// Nonsense in registers and rings, in any order: the devices survive, and can be saved.
     #[test]
-    fn no_guest_gets_the_vmm_down(
+    fn no_guest_breaks_the_vmm(
         rings in prop::collection::vec(any::<u8>(), 0x1000),
         writes in prop::collection::vec((0..3u64, 0..0x110u32, any::<u32>()), 0..100),
     ) {

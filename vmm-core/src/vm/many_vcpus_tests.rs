@@ -15,7 +15,7 @@ fn lapic_id(state: &VmState, vcpu: usize) -> u8 {
 }
 
 #[test]
-fn sixteen_vcpus_run_and_go_on_in_another_vm() {
+fn sixteen_vcpus_run_and_continue_in_another_vm() {
     let counters: Vec<u64> = (0..16).map(|vcpu| DATA + vcpu * 4096).collect();
     let args: Vec<[u64; 2]> = counters.iter().map(|counter| [*counter, 0]).collect();
     let vm = vm_with(16, COUNT_IN_MEMORY, &args);

@@ -161,7 +161,7 @@ fn frames_go_from_guest_to_guest() {
 }
 
 #[test]
-fn a_copy_carries_nothing_until_it_is_the_guest_and_is_announced_then() {
+fn a_copy_forwards_no_frames_until_it_is_the_guest_and_is_then_announced() {
     on_a_bridge(|| {
         let neighbour = receiving_vm("52:54:00:00:00:01");
         let source = receiving_vm("52:54:00:00:00:02");
@@ -195,7 +195,7 @@ fn a_copy_carries_nothing_until_it_is_the_guest_and_is_announced_then() {
 }
 
 #[test]
-fn a_tap_that_was_given_has_its_cable_in_while_it_is_the_guests() {
+fn an_existing_tap_has_carrier_while_its_guest_owns_it() {
     on_a_bridge(|| {
         ip("tuntap add tap0 mode tap");
         ip("link set tap0 master br0 up");
@@ -227,7 +227,7 @@ fn a_tap_that_was_given_has_its_cable_in_while_it_is_the_guests() {
 }
 
 #[test]
-fn a_host_that_lacks_the_network_is_told_apart_before_anything_is_created() {
+fn a_host_without_the_network_is_detected_before_anything_is_created() {
     on_a_bridge(|| {
         ip("link set br0 mtu 9000");
         let shape = shape_on(on_bridge(), "52:54:00:00:00:01");

@@ -70,7 +70,7 @@ impl Vm {
     /// pending. If the guest cannot be booted again, it ends, and an event says why.
     pub fn start_over(&self) {
         let _control = self.control();
-        if self.told_to_run.load(Ordering::Acquire) && self.machine.resets.is_due() {
+        if self.should_run.load(Ordering::Acquire) && self.machine.resets.is_due() {
             self.restart();
         }
     }

@@ -32,7 +32,7 @@ fn a_program_runs_in_user_mode_on_every_vcpu() {
 }
 
 #[test]
-fn a_paused_guest_stands_still_and_a_resumed_one_goes_on_a_thousand_times() {
+fn a_guest_is_paused_and_resumed_a_thousand_times() {
     let second = DATA + 4096;
     let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0], [second, 0]]);
     for turn in 0..1000 {
@@ -130,7 +130,7 @@ fn one_vcpu_that_ends_the_guest_ends_it_for_all() {
 }
 
 #[test]
-fn calls_that_do_not_fit_the_state_say_so() {
+fn calls_that_do_not_fit_the_state_are_refused() {
     let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0]]);
     vm.pause().unwrap();
     vm.resume().unwrap();
@@ -239,7 +239,7 @@ fn pages_are_reported_until_rearmed_by(log: DirtyLog) {
 }
 
 #[test]
-fn dirty_tracking_above_the_hole_counts_on_in_chunks() {
+fn dirty_tracking_continues_by_chunks_above_the_hole() {
     LOGS.into_iter().for_each(chunks_count_on_above_the_hole_by);
 }
 
@@ -276,7 +276,7 @@ fn misuse_is_refused_by(log: DirtyLog) {
 }
 
 #[test]
-fn memory_outlives_the_vm_for_those_who_hold_it() {
+fn memory_outlives_the_vm_while_referenced() {
     let vm = vm_with(16, TOUCH_PAGES, &[[DATA, 1]]);
     vm.resume().unwrap();
     wait_for_more(&vm, DATA, 5);

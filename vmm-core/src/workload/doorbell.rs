@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn ignores_what_no_workload_writes() {
+    fn ignores_unknown_values() {
         for value in [0, 6, 0x801, 0x1_0001, u32::MAX] {
             assert_eq!(Doorbell::decode(value), None, "{value:#x}");
         }

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_in_the_region_above_the_hole() {
+    fn continues_in_the_region_above_the_hole() {
         let high_gpa = 1 << 32;
         let ram = ram(&[(0, 16 << 20), (high_gpa, 16 << 20)]);
         let working = WorkingMemory::plan(&ram, None).unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn says_which_memory_is_enough() {
+    fn reports_how_much_memory_is_enough() {
         for wanted_bytes in [None, Some(PAGE_BYTES), Some(8 << 20)] {
             let refused = WorkingMemory::plan(&ram(&[(0, 4 << 20)]), wanted_bytes);
             let Err(WorkloadError::MemoryTooSmall { enough_mib, .. }) = refused else {

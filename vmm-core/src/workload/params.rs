@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_of_zeros_leaves_the_rest_as_it_was() {
+    fn the_share_of_zeros_does_not_change_the_rest() {
         let shares = |pattern: Pattern, zeros| pattern.with_zeros(zeros).shares();
         assert_eq!(shares(Pattern::MIXED, 10), (60, 30));
         assert_eq!(shares(Pattern::MIXED, 25), Pattern::MIXED.shares());

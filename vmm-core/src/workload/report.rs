@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_phase_that_no_workload_writes() {
+    fn refuses_unknown_phases() {
         let ram = with_reports(&[ReportPage { phase: 9, ..PAGE }]);
         let refused = Report::read(&ram).unwrap_err();
         assert_eq!(refused.to_string(), "workload report of vcpu 0 is damaged: phase is 9");

@@ -412,20 +412,20 @@ mod tests {
     }
 
     #[test]
-    fn tells_stale_from_misplaced() {
+    fn distinguishes_stale_from_misplaced() {
         assert_eq!(fault_of(&RANDOM, 5, 9, &page(&RANDOM, 5, 8)), FaultKind::Stale);
         assert_eq!(fault_of(&RANDOM, 5, 9, &page(&RANDOM, 6, 9)), FaultKind::Misplaced);
     }
 
     #[test]
-    fn tells_a_torn_page() {
+    fn detects_a_torn_page() {
         let mut words = page(&RANDOM, 5, 9);
         words[256..].copy_from_slice(&page(&RANDOM, 5, 8)[256..]);
         assert_eq!(fault_of(&RANDOM, 5, 9, &words), FaultKind::Corrupt);
     }
 
     #[test]
-    fn tells_lost_content_from_a_page_that_was_not_cleared() {
+    fn distinguishes_lost_content_from_a_page_that_was_not_cleared() {
         let zero = Content { random_percent: 0, ..RANDOM };
         assert_eq!(fault_of(&RANDOM, 5, 9, &[0; 512]), FaultKind::Lost);
         let mut words = [0; 512];

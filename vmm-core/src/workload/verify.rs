@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_under_the_pen_is_skipped() {
+    fn the_page_being_written_is_skipped() {
         let (ram, params) = filled();
         write(&ram, &params, 17, 1);
         ram.write_obj(18u64, GuestAddress(REPORTS_GPA + REPORT_WRITING_WORD * 8)).unwrap();

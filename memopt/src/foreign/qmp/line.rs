@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_answers_from_all_else() {
+    fn answers_are_distinguished_from_other_lines() {
         let answer = read(r#"{"return": {"actual": 4096, "more": []}, "id": 7}"#);
         assert_eq!(answer, Ok(Line::Answer(Balloon { actual: 4096 })));
         for other in [
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_an_error_of_few_words() {
+    fn nonsense_gives_a_short_error() {
         for bad in [
             "",
             "hello",
@@ -129,12 +129,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_told(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_classified(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse::<Balloon>(&bytes, 1);
         }
 
         #[test]
-        fn any_json_is_told(text in r#"\{("(id|return|error|event|QMP)": ?([0-9]{1,3}|\{\}|"x"|null),?){0,4}\}"#) {
+        fn any_json_is_classified(text in r#"\{("(id|return|error|event|QMP)": ?([0-9]{1,3}|\{\}|"x"|null),?){0,4}\}"#) {
             let _ = read(&text);
         }
     }

@@ -89,7 +89,7 @@ async fn what_virtio_mem_devices_have_plugged_is_added_up() {
 }
 
 #[tokio::test]
-async fn what_is_no_qmp_is_said_so() {
+async fn other_protocols_are_reported_as_not_qmp() {
     for says in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{}\n", "\n", "[[[[\n"] {
         let error = Scripted::start(says, Afterwards::Stays).connect().await.unwrap_err();
         assert!(matches!(error, ForeignError::Strange { .. }), "{says}: {error}");
@@ -111,7 +111,7 @@ async fn endless_lines_and_endless_events_come_to_an_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_a_monitor_that_somebody_else_has_and_later_a_hang() {
+async fn a_silent_monitor_is_busy_at_first_and_hung_later() {
     let error = Scripted::start("", Afterwards::Stays).connect().await.unwrap_err();
     assert!(matches!(error, ForeignError::Taken { .. }), "{error}");
     let mut qmp = Scripted::start(answers(""), Afterwards::Stays).connect().await.unwrap();
@@ -120,7 +120,7 @@ async fn silence_is_a_monitor_that_somebody_else_has_and_later_a_hang() {
 }
 
 #[tokio::test]
-async fn another_process_than_the_one_that_named_the_socket_is_not_talked_to() {
+async fn a_socket_of_another_process_is_refused() {
     let monitor = Scripted::start(answers(""), Afterwards::Stays);
     let error = Qmp::connect(&monitor.socket, 1, PATIENCE).await.unwrap_err();
     assert!(matches!(error, ForeignError::Elsewhere { pid: 1, .. }), "{error}");
@@ -128,7 +128,7 @@ async fn another_process_than_the_one_that_named_the_socket_is_not_talked_to() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_unreachable() {
+async fn a_missing_listener_is_unreachable() {
     let error = Qmp::connect(Path::new("/nowhere/qmp"), 1, PATIENCE).await.unwrap_err();
     assert!(matches!(error, ForeignError::Unreachable { .. }), "{error}");
 }

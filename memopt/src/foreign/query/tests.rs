@@ -134,7 +134,7 @@ async fn memory_of_virtio_mem_devices_is_asked_for() {
 fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
     const MIB: u64 = 1 << 20;
     // Memory to keep, all memory, that of virtio-mem devices, and the balloon's argument.
-    for [keep, memory, outside, told] in [
+    for [keep, memory, outside, reported] in [
         [48, 64, 0, 48],
         [100, 192, 128, 16],
         [150, 192, 128, 22],
@@ -143,12 +143,12 @@ fn memory_of_virtio_mem_devices_is_out_of_the_balloons_reach() {
         [100, 192, 200, 0],
     ] {
         let target = qemu_target(keep * MIB, memory * MIB, outside * MIB);
-        assert_eq!(target, told * MIB, "{keep} of {memory}, {outside} outside");
+        assert_eq!(target, reported * MIB, "{keep} of {memory}, {outside} outside");
     }
 }
 
 #[tokio::test]
-async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
+async fn a_monitor_in_use_by_another_client_is_reported_as_taken() {
     let qemu = Qemu::start(&[]);
     let found = qemu.find();
     let Monitor::Qmp(socket) = &found.monitor else { panic!("{:?}", found.monitor) };
@@ -165,7 +165,7 @@ async fn a_monitor_that_somebody_else_has_is_said_to_be_taken() {
 }
 
 #[test]
-fn what_hinders_is_what_qemu_says() {
+fn hindrances_are_those_that_qemu_reports() {
     let state = |status: &str, running| RunState { running, status: status.to_owned() };
     for (status, running, migration, hindrance) in [
         ("running", true, None, None),
@@ -181,7 +181,7 @@ fn what_hinders_is_what_qemu_says() {
 }
 
 #[tokio::test]
-async fn a_guest_without_a_door_is_told_with_the_way_out() {
+async fn a_guest_without_a_monitor_is_reported_with_a_remedy() {
     let found = |monitor| Found { monitor, ..hypervisor(Path::new("/")) };
     let error = query(&found(Monitor::Libvirt), &asking()).await.unwrap_err();
     assert!(error.to_string().contains("libvirt's"), "{error}");
@@ -274,8 +274,8 @@ async fn cloud_hypervisor_is_asked_and_set() {
     let balloon = seen.balloon.unwrap();
     assert_eq!((balloon.target_bytes, balloon.actual_bytes), (768 << 20, 768 << 20));
     assert!(balloon.has_driver && balloon.reports_free_pages);
-    let told = balloon.statistics.unwrap();
-    assert_eq!((told.age, told.available_bytes), (Duration::ZERO, Some(4096)));
+    let reported = balloon.statistics.unwrap();
+    assert_eq!((reported.age, reported.available_bytes), (Duration::ZERO, Some(4096)));
 
     let (_folder, with_device) = with_device(found.pid);
     let error = set_balloon(&with_device, &found, 1 << 30, 512 << 20, PATIENCE).await.unwrap_err();

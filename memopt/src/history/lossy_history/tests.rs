@@ -16,7 +16,7 @@ fn begin(lossy_history: &mut LossyHistory, uptime: Duration) -> Option<RunId> {
 }
 
 #[test]
-fn what_cannot_be_opened_is_said_once_and_tried_again_after_a_minute() {
+fn an_unopenable_history_is_reported_once_and_retried_after_a_minute() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history");
     fs::write(&path, "this is no folder").unwrap();
@@ -35,7 +35,7 @@ fn what_cannot_be_opened_is_said_once_and_tried_again_after_a_minute() {
 }
 
 #[test]
-fn what_cannot_be_written_any_more_is_said_once_and_tried_again_after_a_minute() {
+fn a_failing_history_is_reported_once_and_retried_after_a_minute() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("state");
     fs::create_dir(&folder).unwrap();
@@ -57,7 +57,7 @@ fn what_cannot_be_written_any_more_is_said_once_and_tried_again_after_a_minute()
 }
 
 #[test]
-fn what_is_too_large_is_refused_and_the_rest_goes_on() {
+fn an_oversized_entry_is_refused_and_the_rest_is_recorded() {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits { plan_bytes_max: 1000, ..Limits::default() };
     let path = folder.path().join("history");
@@ -74,7 +74,7 @@ fn what_is_too_large_is_refused_and_the_rest_goes_on() {
 }
 
 #[test]
-fn who_died_over_a_run_is_told_of_at_the_next_start() {
+fn a_run_interrupted_by_a_crash_is_reported_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history");
     let mut first = LossyHistory::open(path.clone(), Limits::default(), seconds(0));

@@ -52,7 +52,7 @@ fn ids(listing: &Listing) -> Vec<u64> {
 }
 
 #[test]
-fn a_plan_that_is_made_anew_takes_the_place_of_the_first() {
+fn a_second_plan_replaces_the_first() {
     let (_folder, _path, mut history) = fresh(small());
     let run = history.begin(nightly(1000), 1001, &plan("a")).unwrap();
     history.replace_plan(run, &plan("b")).unwrap();
@@ -66,7 +66,7 @@ fn a_plan_that_is_made_anew_takes_the_place_of_the_first() {
 }
 
 #[test]
-fn a_run_is_found_as_it_was_put_down() {
+fn a_run_is_read_as_it_was_recorded() {
     let (_folder, path, mut history) = fresh(Limits::default());
     let run = history.begin(nightly(1000), 1001, &plan("night")).unwrap();
     assert_eq!(history.run(run).unwrap().summary.state, State::Planned);
@@ -170,7 +170,7 @@ fn of_very_many_schedules_the_oldest_are_forgotten() {
 }
 
 #[test]
-fn a_run_that_nobody_ended_is_found_interrupted_and_takes_nothing_more() {
+fn an_unfinished_run_is_interrupted_and_accepts_no_more_entries() {
     let (_folder, path, mut history) = fresh(Limits::default());
     let done = whole_run(&mut history, 1);
     let planned = history.begin(Trigger::Manual, 2, &plan("")).unwrap();
@@ -224,7 +224,7 @@ fn the_oldest_runs_go_when_they_are_too_large_and_the_folder_stays_bounded() {
 }
 
 #[test]
-fn a_lower_limit_is_come_to_a_few_runs_at_a_time() {
+fn a_lowered_limit_is_reached_a_few_runs_at_a_time() {
     let (_folder, path, mut history) = fresh(Limits::default());
     for started in 0..100 {
         whole_run(&mut history, started);
@@ -236,7 +236,7 @@ fn a_lower_limit_is_come_to_a_few_runs_at_a_time() {
 }
 
 #[test]
-fn what_is_too_large_is_refused_and_nothing_of_it_is_kept() {
+fn an_oversized_entry_is_refused_and_nothing_of_it_is_kept() {
     let (_folder, _, mut history) = fresh(small());
     let refused = history.begin(Trigger::Manual, 1, &plan(&"x".repeat(1000))).unwrap_err();
     assert_eq!(refused.to_string(), "a plan is too large for the history: more than 1000 bytes");
@@ -270,7 +270,7 @@ fn errors_are_few_and_short() {
 }
 
 #[test]
-fn what_another_version_wrote_is_named_and_the_rest_is_read() {
+fn entries_of_another_version_are_reported_and_the_rest_is_read() {
     let (_folder, path, history) = fresh(Limits::default());
     drop(history);
     let create = |run, line: &str| {
@@ -314,7 +314,7 @@ fn times_of_schedules_that_cannot_be_read_are_damaged_and_left_as_they_are() {
 }
 
 #[test]
-fn a_schedule_runs_once_for_one_time_also_when_the_node_dies_before_it_has_noted_that() {
+fn a_schedule_runs_once_per_time_even_if_the_node_dies_before_recording_it() {
     let (_folder, path, mut history) = fresh(Limits::default());
     history.note_decided("nightly", 10).unwrap();
     let before = fs::read(path.join("schedules.log")).unwrap();
@@ -332,7 +332,7 @@ fn a_schedule_runs_once_for_one_time_also_when_the_node_dies_before_it_has_noted
 }
 
 #[test]
-fn a_history_is_one_openers() {
+fn a_history_has_one_owner() {
     let (_folder, path, mut history) = fresh(Limits::default());
     let second = History::open(&path, Limits::default()).unwrap_err();
     assert!(matches!(second, HistoryError::InUse { .. }), "{second}");
@@ -342,7 +342,7 @@ fn a_history_is_one_openers() {
 }
 
 #[test]
-fn a_log_is_its_owners_alone() {
+fn a_log_is_readable_by_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let (_folder, path, mut history) = fresh(Limits::default());
     let run = whole_run(&mut history, 1);
@@ -352,7 +352,7 @@ fn a_log_is_its_owners_alone() {
 }
 
 #[test]
-fn what_is_no_folder_is_refused() {
+fn a_file_in_place_of_the_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "of another program").unwrap();
@@ -365,7 +365,7 @@ fn what_is_no_folder_is_refused() {
 }
 
 #[test]
-fn what_is_no_log_of_a_run_hides_no_other_and_keeps_none_from_being_thrown_away() {
+fn a_stray_file_hides_no_run_and_blocks_no_removal() {
     let limits = Limits { runs_max: 3, ..Limits::default() };
     let (_folder, path, mut history) = fresh(limits);
     let run = whole_run(&mut history, 1);
@@ -388,7 +388,7 @@ fn what_is_no_log_of_a_run_hides_no_other_and_keeps_none_from_being_thrown_away(
 }
 
 #[test]
-fn there_is_a_last_number() {
+fn run_numbers_can_be_exhausted() {
     let (_folder, path, history) = fresh(Limits::default());
     drop(history);
     fs::write(path.join("9007199254740991.log"), "what").unwrap();
@@ -412,7 +412,7 @@ fn carried_out() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
 }
 
 #[test]
-fn a_log_cut_short_tells_of_an_interrupted_run_up_to_there() {
+fn a_truncated_log_is_an_interrupted_run_up_to_the_cut() {
     let (_folder, path, whole) = carried_out();
     let log = log(&path, RunId(1));
     let first = whole.iter().position(|&byte| byte == b'\n').unwrap();
@@ -440,7 +440,7 @@ fn a_log_cut_short_tells_of_an_interrupted_run_up_to_there() {
 }
 
 #[test]
-fn a_line_that_is_lost_in_the_middle_is_not_passed_over() {
+fn a_line_lost_in_the_middle_is_an_error() {
     let (_folder, path, whole) = carried_out();
     let log = log(&path, RunId(1));
     let lines = whole.split_inclusive(|&byte| byte == b'\n');
@@ -469,7 +469,7 @@ proptest! {
     /// However a log is changed, either what is read is what was written, or the run is unreadable;
     /// and the next run is recorded.
     #[test]
-    fn a_changed_log_is_unreadable_or_right(
+    fn a_modified_log_is_unreadable_or_correct(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let (_folder, path, mut bytes) = carried_out();

@@ -18,7 +18,7 @@ struct Simulated {
     has_cpu: bool,
     counts_pages: bool,
     /// Scans until all duplicates are merged.
-    merging_looks: f64,
+    merging_scans: f64,
     /// Where ksmd is within a scan at the beginning, as a fraction: everything before that, of
     /// processes that no longer exist, still counts.
     stood: f64,
@@ -46,17 +46,17 @@ impl Simulated {
             costs,
             has_cpu: true,
             counts_pages: true,
-            merging_looks: 2.0,
+            merging_scans: 2.0,
             stood: 0.0,
         }
     }
 
     fn sample(&self) -> Sample {
-        let looks = self.scanned / self.memory.max(1.0);
-        let merging = (looks - 1.0) / (self.merging_looks - 1.0);
-        let gone = if looks < 1.0 - self.stood { self.duplicates * self.stood } else { 0.0 };
+        let scans = self.scanned / self.memory.max(1.0);
+        let merging = (scans - 1.0) / (self.merging_scans - 1.0);
+        let gone = if scans < 1.0 - self.stood { self.duplicates * self.stood } else { 0.0 };
         let merged = self.duplicates * merging.clamp(0.0, 1.0) + gone;
-        let records = (self.memory * looks.min(1.0)) as i64 * 64;
+        let records = (self.memory * scans.min(1.0)) as i64 * 64;
         let ksm = Ksm {
             run: self.knobs.run as u8,
             pages_shared: 1,
@@ -65,7 +65,7 @@ impl Simulated {
             pages_volatile: 0,
             zero_pages: 0,
             pages_scanned: if self.counts_pages { self.scanned as u64 } else { 0 },
-            full_scans: (looks + self.stood) as u64,
+            full_scans: (scans + self.stood) as u64,
             profit_bytes: merged as i64 * 4096 - records,
             cpu: self.has_cpu.then(|| Duration::from_secs_f64(self.cpu)),
         };
@@ -128,7 +128,7 @@ fn budget(cpu_share: f64, pages_per_second: u64, seconds: u64) -> Budget {
 const NO_RATE: u64 = 100_000_000;
 
 #[test]
-fn ends_soon_after_two_looks_that_brought_all_there_is() {
+fn ends_soon_after_two_scans_that_merged_everything() {
     let mut ksmd = Simulated::new(1e6, 4e5);
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let outcome = ksmd.run(&mut window);
@@ -140,7 +140,7 @@ fn ends_soon_after_two_looks_that_brought_all_there_is() {
 }
 
 #[test]
-fn the_rest_of_a_scan_of_guests_that_are_gone_is_not_one() {
+fn the_rest_of_a_scan_of_ended_guests_is_not_a_full_scan() {
     for stood in [0.5, 0.9, 0.99] {
         let mut ksmd = Simulated { stood, ..Simulated::new(200_000.0, 100_000.0) };
         let outcome = ksmd.run(&mut Window::new(budget(0.5, 1_000_000, 600), Options::default()));
@@ -151,9 +151,9 @@ fn the_rest_of_a_scan_of_guests_that_are_gone_is_not_one() {
 }
 
 #[test]
-fn goes_on_for_as_long_as_pages_that_come_late_are_merged() {
+fn continues_while_late_pages_are_merged() {
     let mut ksmd = Simulated::new(1e6, 4e5);
-    ksmd.merging_looks = 4.5;
+    ksmd.merging_scans = 4.5;
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let outcome = ksmd.run(&mut window);
     assert_eq!(outcome.end, End::Flat);
@@ -162,14 +162,14 @@ fn goes_on_for_as_long_as_pages_that_come_late_are_merged() {
 }
 
 #[test]
-fn memory_without_equals_is_not_looked_at_a_third_time() {
+fn memory_without_duplicates_is_not_scanned_a_third_time() {
     let mut ksmd = Simulated::new(1e6, 0.0);
     let outcome = ksmd.run(&mut Window::new(budget(0.5, NO_RATE, 3600), Options::default()));
     assert_eq!((outcome.end, outcome.full_scans), (End::Flat, 2));
 }
 
 #[test]
-fn where_nobody_counts_pages_a_third_look_tells() {
+fn without_page_counts_a_third_scan_decides() {
     let mut ksmd = Simulated::new(2e5, 8e4);
     ksmd.counts_pages = false;
     let outcome = ksmd.run(&mut Window::new(budget(0.5, NO_RATE, 3600), Options::default()));
@@ -190,7 +190,7 @@ fn the_advisor_goes_first_and_ksmd_starts_last() {
 }
 
 #[test]
-fn an_older_kernel_is_not_asked_for_what_it_lacks() {
+fn knobs_missing_from_an_older_kernel_are_not_written() {
     let mut ksmd = Simulated::new(1e6, 0.0);
     ksmd.knobs = KsmKnobs { advisor: None, smart_scan: None, use_zero_pages: None, ..ksmd.knobs };
     let options = Options { smart_scan: Some(false), use_zero_pages: Some(true) };
@@ -230,7 +230,7 @@ fn nothing_to_merge_ends_it_soon() {
 }
 
 #[test]
-fn somebody_elses_setting_ends_it() {
+fn a_setting_changed_by_another_program_ends_it() {
     let mut ksmd = Simulated::new(1e9, 0.0);
     let mut window = Window::new(budget(0.5, NO_RATE, 3600), Options::default());
     let sets = window.handle(&ksmd.sample(), ksmd.now());
@@ -262,7 +262,7 @@ fn without_a_count_of_cpu_time_the_share_is_reckoned_from_the_pages() {
 }
 
 #[test]
-fn a_window_that_is_called_off_says_what_it_did_so_far() {
+fn a_cancelled_window_reports_its_work_so_far() {
     let mut ksmd = Simulated::new(1e8, 0.0);
     let mut window = Window::new(budget(0.5, NO_RATE, 300), Options::default());
     let sets = window.handle(&ksmd.sample(), ksmd.now());
@@ -279,7 +279,7 @@ proptest! {
     /// Over a whole window ksmd stays within both limits, for any cost per page, and makes use of
     /// the budget.
     #[test]
-    fn stays_within_the_budget_and_makes_use_of_it(
+    fn stays_within_the_budget_and_uses_it(
         share in 0.01_f64..0.95,
         rate in 1_000_u64..500_000,
         cost in 0.5e-6_f64..2e-5,
@@ -289,10 +289,10 @@ proptest! {
         let mut window = Window::new(budget(share, rate, 300), Options::default());
         let outcome = ksmd.run(&mut window);
         let used = outcome.cpu.unwrap().as_secs_f64() / 300.0 / share;
-        let looked = outcome.pages_scanned as f64 / 300.0 / rate as f64;
+        let scan_rate = outcome.pages_scanned as f64 / 300.0 / rate as f64;
         // The first second runs on the assumed cost.
-        prop_assert!(used < 1.02 && looked < 1.02, "share {used}, rate {looked}");
-        prop_assert!(used.max(looked) > 0.7, "share {used}, rate {looked}");
+        prop_assert!(used < 1.02 && scan_rate < 1.02, "share {used}, rate {scan_rate}");
+        prop_assert!(used.max(scan_rate) > 0.7, "share {used}, rate {scan_rate}");
     }
 
     /// Whatever the samples, every setting is one that the kernel accepts.

@@ -89,7 +89,7 @@ fn a_guest_that_does_not_answer_may_do_so_the_next_time() {
 }
 
 #[test]
-fn what_a_guest_never_sees_is_not_asked_for_and_is_no_hole() {
+fn unseen_memory_is_not_requested_and_is_not_a_hole() {
     // The guest sees half of its 8 GiB, all of which is present, and uses 1 GiB of it.
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     guest.cost.resident_bytes = 4 * GIB;
@@ -200,7 +200,7 @@ fn a_balloon_that_creeps_is_not_stuck() {
 }
 
 #[test]
-fn what_is_no_longer_wanted_is_left_alone_with_a_reason() {
+fn steps_no_longer_wanted_are_skipped_with_a_reason() {
     let skip_reason = |change: fn(&mut crate::situation::Guest), goal, available| {
         let mut guest = idle_guest("a", 8 * GIB, GIB);
         change(&mut guest);
@@ -241,7 +241,7 @@ fn what_is_no_longer_wanted_is_left_alone_with_a_reason() {
 }
 
 #[test]
-fn opted_out_guests_are_left_alone_even_in_pain() {
+fn opted_out_guests_are_unchanged_even_in_pain() {
     let policy = Policy::parse("[[guest]]\nname = \"a\"\noptimize = false", "f").unwrap();
     let mut host = situation(1, vec![idle_guest("a", 8 * GIB, GIB)]);
     balloon(&mut host.guests[0]).target_bytes = GIB;
@@ -356,7 +356,7 @@ fn guests_that_grow_share_what_the_host_has() {
 }
 
 #[test]
-fn what_a_host_has_to_spare_goes_back_to_the_guests() {
+fn spare_memory_returns_to_the_guests() {
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;
     balloon(&mut guest).actual_bytes = 4 * GIB;
@@ -370,7 +370,7 @@ fn what_a_host_has_to_spare_goes_back_to_the_guests() {
 }
 
 #[test]
-fn a_driver_without_reporting_is_told_to_the_operator() {
+fn a_driver_without_reporting_is_reported_to_the_operator() {
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     balloon(&mut guest).reports_free_pages = false;
     said(&mut guest).free_bytes = Some(2 * GIB);

@@ -158,7 +158,7 @@ fn some_situation() -> impl Strategy<Value = Situation> {
 }
 
 /// Two samples, a minute apart; the second differs in what guests report and have.
-fn some_looks() -> impl Strategy<Value = (Situation, Situation)> {
+fn some_samples() -> impl Strategy<Value = (Situation, Situation)> {
     (some_situation(), some_guests()).prop_map(|(first, others)| {
         let mut second = later(&first, 60);
         for (guest, other) in second.guests.iter_mut().zip(others) {
@@ -173,10 +173,10 @@ fn some_looks() -> impl Strategy<Value = (Situation, Situation)> {
     })
 }
 
-fn planned(looks: &(Situation, Situation), policy: &Policy, goal: Goal) -> (Plan, Ledger) {
+fn planned(samples: &(Situation, Situation), policy: &Policy, goal: Goal) -> (Plan, Ledger) {
     let mut ledger = Ledger::default();
-    let _ = round(&looks.0, policy, &mut ledger, &goal);
-    let plan = round(&looks.1, policy, &mut ledger, &goal);
+    let _ = round(&samples.0, policy, &mut ledger, &goal);
+    let plan = round(&samples.1, policy, &mut ledger, &goal);
     (plan, ledger)
 }
 
@@ -200,15 +200,15 @@ proptest! {
 
     #[test]
     fn balloons_stay_between_floor_and_limit(
-        looks in some_looks(), preset in 0..3_usize, goal in some_goal(),
+        samples in some_samples(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
-        let (plan, ledger) = planned(&looks, &policy, goal);
+        let (plan, ledger) = planned(&samples, &policy, goal);
         for (name, from, to) in balloon_steps(&plan) {
-            let limits = policy.limits(guest_of(&looks.1, name));
+            let limits = policy.limits(guest_of(&samples.1, name));
             prop_assert!(to >= limits.floor_bytes, "{name}: below its floor");
             prop_assert!(to <= limits.max_bytes || to < from, "{name}: above its limit");
-            prop_assert!(to <= guest_of(&looks.1, name).memory_bytes);
+            prop_assert!(to <= guest_of(&samples.1, name).memory_bytes);
             prop_assert_ne!(from, to);
             prop_assert!(to > from || limits.take, "{name}: taken from");
             // No guest loses what it reports to need, except to its operator's limit.
@@ -216,22 +216,22 @@ proptest! {
             prop_assert!(to >= from.min(demand).min(limits.max_bytes), "{name}: below its demand");
             let record = &ledger.guests[name];
             let bench = record.standings.get(&Actuator::Balloon).and_then(|it| it.bench.as_ref());
-            prop_assert!(to > from || bench.is_none_or(|it| it.until <= looks.1.uptime), "benched");
+            prop_assert!(to > from || bench.is_none_or(|it| it.until <= samples.1.uptime), "benched");
         }
     }
 
     #[test]
     fn pain_is_answered_in_full_in_the_same_round(
-        looks in some_looks(), preset in 0..3_usize, goal in some_goal(),
+        samples in some_samples(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
-        let (plan, ledger) = planned(&looks, &policy, goal);
-        for guest in &looks.1.guests {
+        let (plan, ledger) = planned(&samples, &policy, goal);
+        for guest in &samples.1.guests {
             let limits = policy.limits(guest);
             let Some(balloon) = &guest.balloon else { continue };
             let is_movable = limits.optimize && guest.hindrance.is_none() && balloon.has_driver
                 && guest.backing != Backing::HugePool && limits.actuators.contains(&Actuator::Balloon);
-            let hurts = ledger.guests[&guest.name].pain.is_some_and(|pain| pain.at == looks.1.uptime);
+            let hurts = ledger.guests[&guest.name].pain.is_some_and(|pain| pain.at == samples.1.uptime);
             if is_movable && hurts && balloon.target_bytes < limits.max_bytes {
                 prop_assert_eq!(set_to(&plan, &guest.name), Some(limits.max_bytes));
             }
@@ -242,14 +242,14 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_done_where_nothing_may_be_done(
-        looks in some_looks(), preset in 0..3_usize, goal in some_goal(),
+    fn guests_that_must_not_be_changed_are_not_changed(
+        samples in some_samples(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
-        let (plan, _) = planned(&looks, &policy, goal);
+        let (plan, _) = planned(&samples, &policy, goal);
         for step in &plan.steps {
             let Some(name) = step.action.guest() else { continue };
-            let guest = guest_of(&looks.1, name);
+            let guest = guest_of(&samples.1, name);
             let limits = policy.limits(guest);
             prop_assert!(guest.hindrance.is_none() && limits.optimize, "{step}");
             // No policy can forbid unmerging a guest to isolate its tenant.
@@ -257,7 +257,7 @@ proptest! {
             prop_assert!(protects || limits.actuators.contains(&step.action.actuator()), "{step}");
         }
         // Every guest without a step is skipped with a reason.
-        for guest in &looks.1.guests {
+        for guest in &samples.1.guests {
             let gets = plan.steps.iter().any(|step| step.action.guest() == Some(&guest.name));
             let skipped = plan.skipped.iter().any(|it| it.guest == guest.name);
             prop_assert!(gets || skipped, "{}", guest.name);
@@ -267,11 +267,11 @@ proptest! {
 
     #[test]
     fn one_domain_at_most_is_merged(
-        looks in some_looks(), preset in 0..3_usize, goal in some_goal(),
+        samples in some_samples(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
-        let (plan, _) = planned(&looks, &policy, goal);
-        let domain_of = |name: &str| policy.limits(guest_of(&looks.1, name)).merge_domain;
+        let (plan, _) = planned(&samples, &policy, goal);
+        let domain_of = |name: &str| policy.limits(guest_of(&samples.1, name)).merge_domain;
         let mut merged: Vec<String> = Vec::new();
         for step in &plan.steps {
             match &step.action {
@@ -284,7 +284,7 @@ proptest! {
         prop_assert!(merged.len() <= 1, "{merged:?}");
         if let Some(domain) = merged.pop() {
             prop_assert_eq!(&plan.domain.as_ref().expect("said").domain, &domain);
-            for guest in looks.1.guests.iter().filter(|guest| guest.is_mergeable) {
+            for guest in samples.1.guests.iter().filter(|guest| guest.is_mergeable) {
                 prop_assert_eq!(domain_of(&guest.name), Some(domain.clone()), "{}", guest.name);
             }
         }
@@ -292,14 +292,14 @@ proptest! {
 
     #[test]
     fn expected_bytes_add_up_and_keep_to_the_goal(
-        looks in some_looks(), preset in 0..3_usize, goal in some_goal(),
+        samples in some_samples(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
-        let (plan, ledger) = planned(&looks, &policy, goal);
+        let (plan, ledger) = planned(&samples, &policy, goal);
         let sum: i64 = plan.steps.iter().map(|step| step.expected_bytes).sum();
         prop_assert_eq!(plan.expected_bytes, sum);
         for step in &plan.steps {
-            let memory = step.action.guest().map(|name| guest_of(&looks.1, name).memory_bytes);
+            let memory = step.action.guest().map(|name| guest_of(&samples.1, name).memory_bytes);
             if let Some(memory) = memory {
                 prop_assert!(step.expected_bytes.unsigned_abs() <= memory, "{step}");
             }
@@ -319,11 +319,11 @@ proptest! {
 
     #[test]
     fn the_order_of_the_guests_changes_nothing(
-        looks in some_looks(), goal in some_goal(), seed in any::<u64>(),
+        samples in some_samples(), goal in some_goal(), seed in any::<u64>(),
     ) {
         let policy = policy(1);
-        let (plan, ledger) = planned(&looks, &policy, goal);
-        let mut shuffled = looks.clone();
+        let (plan, ledger) = planned(&samples, &policy, goal);
+        let mut shuffled = samples.clone();
         for situation in [&mut shuffled.0, &mut shuffled.1] {
             situation.guests.sort_by_key(|guest| {
                 (guest.name.len() as u64 + u64::from(guest.pid)).wrapping_mul(seed | 1).rotate_left(17)
@@ -340,10 +340,10 @@ proptest! {
     /// Whatever a guest reports, other actuators treat the other guests the same, and no other
     /// guest is reduced further than when the liar gives nothing at all.
     #[test]
-    fn a_guest_that_lies_changes_only_its_own_lot(
-        looks in some_looks(), lie in some_statistics(), liar in 0..8_usize, goal in some_goal(),
+    fn false_statistics_affect_only_their_own_guest(
+        samples in some_samples(), lie in some_statistics(), liar in 0..8_usize, goal in some_goal(),
     ) {
-        let (mut first, mut second) = looks;
+        let (mut first, mut second) = samples;
         // The others truthfully report no free pages. This keeps small differences from being
         // multiplied.
         for guest in first.guests.iter_mut().chain(&mut second.guests) {
@@ -360,8 +360,8 @@ proptest! {
         if second.guests[liar].balloon.is_none() {
             return Ok(());
         }
-        let looks = (first, second);
-        let mut lied = looks.clone();
+        let samples = (first, second);
+        let mut lied = samples.clone();
         lied.1.guests[liar].balloon.as_mut().expect("a balloon").statistics = Some(lie);
         let mut without = policy(1);
         without.guests.push(crate::policy::GuestRule {
@@ -369,7 +369,7 @@ proptest! {
             actuators: Some([Actuator::Merge, Actuator::Huge, Actuator::Template].into()),
             ..Default::default()
         });
-        let (honest, _) = planned(&looks, &policy(1), goal);
+        let (honest, _) = planned(&samples, &policy(1), goal);
         let (lying, _) = planned(&lied, &policy(1), goal);
         let (giving_nothing, _) = planned(&lied, &without, goal);
 

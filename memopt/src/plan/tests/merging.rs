@@ -9,7 +9,7 @@ use crate::situation::{Backing, Guest, Hindrance, Pool, User, Vmm};
 const MAX: Goal = Goal::MaxDensity;
 
 /// The steps of `plan` that do not move balloons, in their displayed form.
-fn told(plan: &Plan) -> Vec<String> {
+fn described(plan: &Plan) -> Vec<String> {
     let steps = plan.steps.iter().map(|step| step.action.to_string());
     steps.filter(|it| !it.contains(": balloon")).collect()
 }
@@ -55,11 +55,11 @@ fn mark(guest: &mut Guest, is_mergeable: bool) {
 }
 
 #[test]
-fn the_domain_with_most_to_gain_is_merged_and_the_other_is_told_why_not() {
+fn the_domain_with_most_to_gain_is_merged_and_the_other_gets_a_skip_reason() {
     let host = situation(50, two_domains());
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(
-        told(&plan),
+        described(&plan),
         [
             "blue-1: merge 512 chunks",
             "blue-2: merge 512 chunks",
@@ -81,12 +81,12 @@ fn the_domain_with_most_to_gain_is_merged_and_the_other_is_told_why_not() {
 fn a_goal_merges_no_more_guests_than_it_needs() {
     let host = situation(50, two_domains());
     let (plan, _) = settled(&host, &Policy::default(), Goal::Free(100 * MIB));
-    assert_eq!(told(&plan).len(), 2, "{:?}", told(&plan));
+    assert_eq!(described(&plan).len(), 2, "{:?}", described(&plan));
     assert_eq!(why(&plan, "blue-3", Actuator::Merge), SkipReason::HostHasEnough);
 }
 
 #[test]
-fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
+fn another_domain_is_merged_only_after_the_first_is_unmerged() {
     let policy = Policy::default();
     let mut host = situation(50, two_domains());
     let mut ledger = Ledger::default();
@@ -102,7 +102,7 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
     }
     let plan = round(&host, &policy, &mut ledger, &MAX);
     assert_eq!(plan.domain.as_ref().unwrap().domain, "blue", "it stays for an hour");
-    assert_eq!(told(&plan), Vec::<String>::new());
+    assert_eq!(described(&plan), Vec::<String>::new());
 
     let mut order = Vec::new();
     host = later(&host, 3600);
@@ -111,9 +111,9 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
         let mergeable = |name: &str| {
             host.guests.iter().any(|guest| guest.is_mergeable && guest.name.starts_with(name))
         };
-        let marks_red = told(&plan).iter().any(|it| it.starts_with("red-1: merge"));
+        let marks_red = described(&plan).iter().any(|it| it.starts_with("red-1: merge"));
         assert!(!(marks_red && mergeable("blue")), "{plan:#?}");
-        order.extend(told(&plan));
+        order.extend(described(&plan));
         host = done(&host, &plan, &mut ledger);
     }
     assert_eq!(
@@ -132,7 +132,7 @@ fn another_domain_is_merged_only_after_the_first_has_been_taken_apart() {
 }
 
 #[test]
-fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
+fn a_mergeable_foreign_guest_stops_all_merging() {
     let mut guests = two_domains();
     let mut foreign = idle_guest("vm", GIB, GIB);
     (foreign.vmm, foreign.user) = (Vmm::Qemu, Some(qemus_user()));
@@ -140,7 +140,7 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
     guests.push(foreign);
     let host = situation(50, guests);
     let (plan, _) = settled(&host, &Policy::default(), MAX);
-    assert_eq!(told(&plan), Vec::<String>::new());
+    assert_eq!(described(&plan), Vec::<String>::new());
     let exposed = SkipReason::Exposed { other: "guest vm of another domain".to_owned() };
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), exposed);
     assert!(plan.advice[0].to_string().contains("mem-merge=off"), "{}", plan.advice[0]);
@@ -149,12 +149,12 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
         Policy::parse("[[guest]]\nname = \"vm\"\nuser = \"qemu\"\nmerge-domain = \"blue\"", "f")
             .unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan).len(), 4);
+    assert_eq!(described(&plan).len(), 4);
     // Nothing is merged by the guest's name alone, which any user may choose; nor while its monitor
     // does not answer; nor while it is only watched.
     let by_name = Policy::parse("[[guest]]\nname = \"vm\"\nmerge-domain = \"blue\"", "f").unwrap();
     let (plan, _) = settled(&host, &by_name, MAX);
-    assert_eq!(told(&plan), Vec::<String>::new());
+    assert_eq!(described(&plan), Vec::<String>::new());
     assert_eq!(why(&plan, "vm", Actuator::Merge), SkipReason::DomainByNameAlone);
     for (hindrance, words) in [
         (Hindrance::Unreachable, "guest vm with a silent monitor could share pages with it"),
@@ -165,7 +165,7 @@ fn a_foreign_guest_that_anyone_could_share_with_stops_all_merging() {
             guest.hindrance = Some(hindrance);
         });
         let (plan, _) = settled(&host, &policy, MAX);
-        assert_eq!(told(&plan), Vec::<String>::new());
+        assert_eq!(described(&plan), Vec::<String>::new());
         assert_eq!(why(&plan, "blue-1", Actuator::Merge).to_string(), words);
     }
 }
@@ -215,11 +215,11 @@ fn qemus_user() -> User {
 }
 
 #[test]
-fn a_process_that_anyone_could_share_with_stops_all_merging_with_its_name() {
+fn a_mergeable_foreign_process_stops_all_merging_and_is_named() {
     let mut host = situation(50, two_domains());
     host.host.strangers = vec!["process 7 (bank)".to_owned()];
     let (plan, _) = settled(&host, &Policy::default(), MAX);
-    assert_eq!(told(&plan), Vec::<String>::new());
+    assert_eq!(described(&plan), Vec::<String>::new());
     let why = why(&plan, "blue-1", Actuator::Merge).to_string();
     assert_eq!(why, "process 7 (bank) could share pages with it");
 }
@@ -238,7 +238,7 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
     }
     let window = "ksmd: merge domain red, 34200 pages/s, 20% of a core, for 30m or 1s of CPU time";
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan), ["red-1: merge 66 chunks", "red-2: merge 66 chunks", window]);
+    assert_eq!(described(&plan), ["red-1: merge 66 chunks", "red-2: merge 66 chunks", window]);
     let Action::Merge { chunks, .. } = &plan.steps[0].action else { panic!("{plan:#?}") };
     assert_eq!(chunks[..], [ChunkRange { first: 100, count: 66 }]);
     assert!(plan.steps[2].cpu <= Duration::from_secs(1), "{:?}", plan.steps[2].cpu);
@@ -249,12 +249,12 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
         guest.cost.merged_bytes = Some(0);
     }
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan), ["red-1: unmerge 446 chunks", "red-2: unmerge 446 chunks", window]);
+    assert_eq!(described(&plan), ["red-1: unmerge 446 chunks", "red-2: unmerge 446 chunks", window]);
 
     // Guests that are merged already are scanned in any case.
     host.guests.iter_mut().for_each(|guest| guest.cost.merged_bytes = Some(100 * MIB));
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan), [window]);
+    assert_eq!(described(&plan), [window]);
     host.guests.push(clone_of("red-3", "red"));
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(why(&plan, "red-3", Actuator::Merge), SkipReason::NoCpuTime);
@@ -282,7 +282,7 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
     let policy = Policy::parse(policy, "f").unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
     assert_eq!(
-        told(&plan),
+        described(&plan),
         ["ksmd: merge domain blue, 34200 pages/s, 20% of a core, for 30m"],
         "{plan:#?}"
     );
@@ -292,7 +292,7 @@ fn guests_of_other_programs_alone_are_worth_a_window() {
 }
 
 #[test]
-fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_at() {
+fn hot_memory_of_foreign_guests_becomes_huge_where_it_may_be_surveyed() {
     let mut guest = clone_of("vm", "blue");
     (guest.vmm, guest.balloon, guest.merge_domain) = (Vmm::Qemu, None, None);
     guest.user = Some(qemus_user());
@@ -311,7 +311,7 @@ fn what_is_hot_of_guests_of_other_programs_becomes_huge_where_it_may_be_looked_a
         Policy::parse("[[guest]]\nname = \"vm\"\nuser = \"qemu\"\nmerge-domain = \"blue\"", "f")
             .unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
-    assert!(told(&plan).contains(&"vm: huge pages for 3 chunks".to_owned()), "{plan:#?}");
+    assert!(described(&plan).contains(&"vm: huge pages for 3 chunks".to_owned()), "{plan:#?}");
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn a_guest_of_another_domain_that_arrives_mergeable_stops_the_window() {
     arrived.hindrance = Some(Hindrance::Migrating);
     host.guests.push(arrived);
     let plan = round(&host, &policy, &mut ledger, &MAX);
-    assert_eq!(told(&plan), ["ksmd: stop merging domain blue"]);
+    assert_eq!(described(&plan), ["ksmd: stop merging domain blue"]);
     assert!(plan.steps[0].reason.contains("guest red-9"), "{}", plan.steps[0]);
 }
 
@@ -345,20 +345,20 @@ fn a_window_ends_when_the_profit_is_flat_and_comes_again_after_the_pause() {
         ksm.profit_bytes = i64::try_from(scans.min(6)).unwrap() << 28;
         let plan = round(&host, &policy, &mut ledger, &MAX);
         host = done(&host, &plan, &mut ledger);
-        if told(&plan) == ["ksmd: stop merging domain blue"] {
+        if described(&plan) == ["ksmd: stop merging domain blue"] {
             stopped = Some(scans);
             break;
         }
     }
     assert_eq!(stopped, Some(9), "three scans after it stopped growing");
     let plan = round(&host, &policy, &mut ledger, &MAX);
-    assert_eq!(told(&plan), Vec::<String>::new(), "a pause");
+    assert_eq!(described(&plan), Vec::<String>::new(), "a pause");
     let plan = round(&later(&host, 3700), &policy, &mut ledger, &MAX);
-    assert!(told(&plan)[0].starts_with("ksmd: merge domain blue"), "{:?}", told(&plan));
+    assert!(described(&plan)[0].starts_with("ksmd: merge domain blue"), "{:?}", described(&plan));
 }
 
 #[test]
-fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
+fn a_window_that_ended_on_its_own_was_not_stopped_by_another_program() {
     let policy = Policy::default();
     let mut host = situation(50, two_domains());
     let mut ledger = Ledger::default();
@@ -372,12 +372,12 @@ fn a_window_that_ended_by_itself_was_stopped_by_nobody_else() {
     assert_eq!(guessed.steps[0].reason, "another program stopped ksmd");
     ledger.ksm.ended(End::Flat.into(), host.uptime, &policy.merge);
     let plan = round(&host, &policy, &mut ledger, &MAX);
-    assert_eq!(told(&plan), ["ksmd: stop merging domain blue"]);
+    assert_eq!(described(&plan), ["ksmd: stop merging domain blue"]);
     assert!(plan.steps[0].reason.starts_with("all memory was scanned"), "{}", plan.steps[0]);
 }
 
 #[test]
-fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
+fn hot_memory_is_unmerged_first_and_becomes_huge() {
     let mut guest = clone_of("a", "red");
     let chunks = &mut guest.survey.as_mut().unwrap().chunks;
     for chunk in &mut chunks[..100] {
@@ -389,19 +389,19 @@ fn what_is_hot_becomes_huge_and_is_taken_apart_first() {
     guest.is_mergeable = true;
     let host = situation(50, vec![guest]);
     let (plan, _) = settled(&host, &Policy::default(), MAX);
-    assert_eq!(told(&plan)[0], "a: unmerge 100 chunks");
-    assert_eq!(told(&plan)[1], "a: merge 312 chunks");
-    assert_eq!(told(&plan).last().unwrap(), "a: huge pages for 100 chunks");
+    assert_eq!(described(&plan)[0], "a: unmerge 100 chunks");
+    assert_eq!(described(&plan)[1], "a: merge 312 chunks");
+    assert_eq!(described(&plan).last().unwrap(), "a: huge pages for 100 chunks");
     // A host short of memory keeps what is merged.
     let mut short = host;
     short.host.available_bytes = 8 * GIB;
     let (plan, _) = settled(&short, &Policy::default(), MAX);
-    assert!(told(&plan).iter().all(|it| !it.contains("unmerge") && !it.contains("huge")));
+    assert!(described(&plan).iter().all(|it| !it.contains("unmerge") && !it.contains("huge")));
     assert_eq!(why(&plan, "a", Actuator::Huge), SkipReason::HostShort);
 }
 
 #[test]
-fn merging_says_why_not() {
+fn skipped_merging_has_a_reason() {
     let skip_reason = |change: fn(&mut Guest), policy: &str| {
         let mut guests = two_domains();
         change(&mut guests[2]);
@@ -434,8 +434,8 @@ fn clones_share_with_their_template_in_any_domain() {
         guest.survey.as_mut().unwrap().chunks.iter_mut().for_each(|it| it.template_pages = 256);
     }
     let (plan, _) = settled(&situation(50, guests), &Policy::default(), MAX);
-    assert_eq!(told(&plan).len(), 5);
-    assert!(told(&plan).contains(&"red-1: share 512 chunks with the template again".to_owned()));
+    assert_eq!(described(&plan).len(), 5);
+    assert!(described(&plan).contains(&"red-1: share 512 chunks with the template again".to_owned()));
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), SkipReason::TemplateFirst);
     assert_eq!(plan.steps[0].expected_bytes, 512 * 256 * 4096);
 }
@@ -449,10 +449,10 @@ fn zeros_are_given_back_before_the_rest_is_merged() {
     }
     let host = situation(50, guests);
     let (plan, _) = settled(&host, &Policy::default(), MAX);
-    let told = told(&plan);
-    let zeros = told.iter().filter(|it| it.contains("give back the zeros of 512 chunks")).count();
-    assert_eq!(zeros, host.guests.len(), "of each, whatever its domain: {told:?}");
-    assert!(told[0].contains("zeros") && told.iter().any(|it| it == "blue-1: merge 512 chunks"));
+    let described = described(&plan);
+    let zeros = described.iter().filter(|it| it.contains("give back the zeros of 512 chunks")).count();
+    assert_eq!(zeros, host.guests.len(), "of each, whatever its domain: {described:?}");
+    assert!(described[0].contains("zeros") && described.iter().any(|it| it == "blue-1: merge 512 chunks"));
     let of = |wanted: &str| {
         plan.steps.iter().find(|step| step.action.to_string() == wanted).unwrap().expected_bytes
     };
@@ -462,7 +462,7 @@ fn zeros_are_given_back_before_the_rest_is_merged() {
 }
 
 #[test]
-fn zeros_say_why_not() {
+fn skipped_zeros_have_a_reason() {
     let skip_reason = |change: fn(&mut Guest), policy: &str| {
         let mut guest = clone_of("a", "red");
         guest.survey.as_mut().unwrap().chunks.iter_mut().for_each(|it| it.zero_pages = 256);
@@ -483,28 +483,28 @@ fn zeros_say_why_not() {
 }
 
 #[test]
-fn pools_give_back_what_nobody_has() {
+fn pools_release_unused_pages() {
     let mut host = situation(50, Vec::new());
     let page_bytes = 2 * MIB;
     host.host.pools = vec![Pool { page_bytes, pages: 1000, free_pages: 600, reserved_pages: 100 }];
     let (plan, _) = settled(&host, &Policy::default(), MAX);
-    assert_eq!(told(&plan), Vec::<String>::new(), "only where it is allowed");
+    assert_eq!(described(&plan), Vec::<String>::new(), "only where it is allowed");
     let policy = Policy::parse("preset = \"dense\"\n[pools]\nfree-max = \"200MiB\"", "f").unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 600"]);
+    assert_eq!(described(&plan), ["pool of 2 MiB pages: from 1000 to 600"]);
     assert_eq!(plan.expected_bytes, 800 << 20);
     let gigantic = Pool { page_bytes: GIB, pages: 4, free_pages: 4, reserved_pages: 0 };
     host.host.pools.push(gigantic);
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 600"], "those of 1 GiB stay");
+    assert_eq!(described(&plan), ["pool of 2 MiB pages: from 1000 to 600"], "those of 1 GiB stay");
     host.host.pools.pop();
     let policy = Policy::parse("preset = \"dense\"\n[pools]\nfree-min = \"2GiB\"", "f").unwrap();
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(told(&plan), ["pool of 2 MiB pages: from 1000 to 1524"]);
+    assert_eq!(described(&plan), ["pool of 2 MiB pages: from 1000 to 1524"]);
 }
 
 #[test]
-fn a_reserve_of_huge_pages_is_not_made_of_gigantic_ones_that_nobody_wanted() {
+fn a_reserve_of_huge_pages_is_not_made_of_unwanted_gigantic_ones() {
     let grown = |gigantic_pages: u64, free_min: &str| {
         let mut host = situation(50, Vec::new());
         let pool = |page_bytes: u64, pages: u64| Pool {
@@ -515,7 +515,7 @@ fn a_reserve_of_huge_pages_is_not_made_of_gigantic_ones_that_nobody_wanted() {
         };
         host.host.pools = vec![pool(GIB, gigantic_pages), pool(2 * MIB, 0)];
         let text = format!("preset = \"dense\"\n[pools]\nfree-min = \"{free_min}\"");
-        told(&settled(&host, &Policy::parse(&text, "f").unwrap(), MAX).0)
+        described(&settled(&host, &Policy::parse(&text, "f").unwrap(), MAX).0)
     };
     assert_eq!(grown(0, "2GiB"), ["pool of 2 MiB pages: from 0 to 1024"]);
     assert_eq!(grown(4, "24MiB"), ["pool of 2 MiB pages: from 0 to 12"]);

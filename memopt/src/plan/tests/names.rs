@@ -13,7 +13,7 @@ fn impostor(name: &str, of: &Guest) -> Guest {
 }
 
 #[test]
-fn a_guest_in_pain_gets_its_memory_back_whoever_claims_its_name() {
+fn a_guest_in_pain_gets_its_memory_back_even_if_another_claims_its_name() {
     let mut ours = idle_guest("web-1", 8 * GIB, GIB);
     (balloon(&mut ours).target_bytes, balloon(&mut ours).actual_bytes) = (4 * GIB, 4 * GIB);
     let mut host = situation(50, vec![impostor("web-1", &ours), ours]);
@@ -28,13 +28,13 @@ fn a_guest_in_pain_gets_its_memory_back_whoever_claims_its_name() {
 }
 
 #[test]
-fn a_step_says_which_process_it_is_done_to() {
+fn a_step_names_its_process() {
     let guests = vec![idle_guest("a", 8 * GIB, GIB), idle_guest("b", 8 * GIB, GIB)];
     let pids = [guests[0].pid, guests[1].pid];
     let (plan, _) = settled(&situation(10, guests), &Policy::default(), Goal::MaxDensity);
-    let mut told: Vec<_> = plan.steps.iter().filter_map(|step| step.pid).collect();
-    told.sort_unstable();
-    assert_eq!(told, pids);
+    let mut named: Vec<_> = plan.steps.iter().filter_map(|step| step.pid).collect();
+    named.sort_unstable();
+    assert_eq!(named, pids);
     let text = serde_json::to_string(&plan.steps).expect("JSON");
     let of_older = text.replace(&format!(",\"pid\":{}", pids[0]), "");
     assert_ne!(of_older, text);
@@ -43,7 +43,7 @@ fn a_step_says_which_process_it_is_done_to() {
 }
 
 #[test]
-fn who_asks_for_more_by_a_name_is_told_what_is_missing() {
+fn a_limit_by_name_alone_gives_advice_on_what_is_missing() {
     let text = "[[guest]]\nname = \"db\"\nmin = \"6GiB\"";
     let policy = Policy::parse(text, "f").expect("a policy");
     let guest = Guest { vmm: Vmm::Qemu, ..idle_guest("db", 8 * GIB, GIB) };

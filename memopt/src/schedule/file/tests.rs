@@ -63,7 +63,7 @@ fn everything_that_is_written_is_read() {
 }
 
 #[test]
-fn what_is_not_written_is_as_usual() {
+fn missing_keys_have_defaults() {
     let weekly = &parse(FULL).unwrap()[1];
     assert_eq!(weekly.window, Duration::from_secs(3600));
     assert_eq!((weekly.budget, weekly.enabled), (Budget::default(), true));
@@ -74,7 +74,7 @@ fn what_is_not_written_is_as_usual() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_line_and_key() {
+fn errors_name_line_and_key() {
     for (line, expected) in [
         ("cron = \"0 25 * * *\"", "lighter.toml:2: schedule[0].cron: `0 25 * * *` is not a cron"),
         ("cron = \"0 0 31 2 *\"", "lighter.toml:2: schedule[0].cron: `0 0 31 2 *` never comes"),
@@ -122,7 +122,7 @@ fn what_is_wrong_is_said_with_line_and_key() {
 }
 
 #[test]
-fn a_key_that_is_missing_is_said_with_its_table() {
+fn a_missing_key_is_reported_with_its_table() {
     for (key, text) in [
         ("name", "[[schedule]]\ncron = \"@daily\"\ngoal = \"max density\""),
         ("cron", "[[schedule]]\nname = \"n\"\ngoal = \"max density\""),
@@ -134,7 +134,7 @@ fn a_key_that_is_missing_is_said_with_its_table() {
 }
 
 #[test]
-fn a_key_that_is_misspelt_is_not_said_to_be_missing() {
+fn a_misspelt_key_is_not_reported_as_missing() {
     let text = "[[schedule]]\nname = \"n\"\ncrn = \"@daily\"\ngoal = \"max density\"";
     let expected = "lighter.toml:3: schedule[0].crn: unknown key; did you mean `cron`?";
     assert_eq!(parse(text), Err(expected.to_owned()));
@@ -157,7 +157,7 @@ fn conditions_are_few() {
 }
 
 #[test]
-fn what_is_no_such_file_is_refused() {
+fn other_files_are_refused() {
     for (text, expected) in [
         ("\n[schedule]\nname = \"n\"", "lighter.toml:2: schedule: is written as [[schedule]]"),
         ("schedule = [1]", "lighter.toml:1: schedule[0]: is a table, not a number"),

@@ -69,8 +69,8 @@ fn scheduler(schedules: Vec<Schedule>) -> Scheduler {
 
 /// Calls the scheduler every half minute until `to`, and returns its notices.
 fn pass(scheduler: &mut Scheduler, from: u64, to: u64) -> Vec<Notice> {
-    let looks = (from..=to).step_by(30);
-    looks.flat_map(|seconds| scheduler.handle(at(seconds), Event::Elapsed)).collect()
+    let ticks = (from..=to).step_by(30);
+    ticks.flat_map(|seconds| scheduler.handle(at(seconds), Event::Elapsed)).collect()
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_run_that_begins_late_has_a_shorter_window_and_its_lag_is_measured() {
 }
 
 #[test]
-fn what_was_missed_while_no_node_ran_is_caught_up_only_if_that_is_asked_for_and_soon_enough() {
+fn missed_times_are_caught_up_only_on_request_and_if_recent() {
     let last = BTreeMap::from([("nightly".to_owned(), MIDNIGHT - 22 * HOUR)]);
     for (policy, now, expected) in [
         (catch_up(900), 10 * MINUTE, due("nightly", 2 * HOUR, 600, Punctuality::CaughtUp)),
@@ -171,7 +171,7 @@ fn two_that_are_due_together_run_one_after_the_other() {
 }
 
 #[test]
-fn who_waits_still_does_when_the_schedules_are_replaced() {
+fn waiting_schedules_keep_waiting_when_schedules_are_replaced() {
     let schedules = || vec![schedule("a", "0 1 * * *"), schedule("b", "0 1 * * *")];
     let mut scheduler = scheduler(schedules());
     pass(&mut scheduler, 0, HOUR);
@@ -183,7 +183,7 @@ fn who_waits_still_does_when_the_schedules_are_replaced() {
 }
 
 #[test]
-fn who_waits_in_vain_until_its_window_is_over_has_missed_it() {
+fn a_schedule_that_waits_until_its_window_is_over_has_missed_it() {
     let short = Schedule { window: Duration::from_secs(300), ..schedule("b", "0 1 * * *") };
     let mut scheduler = scheduler(vec![schedule("a", "0 1 * * *"), short]);
     pass(&mut scheduler, 0, HOUR);
@@ -193,7 +193,7 @@ fn who_waits_in_vain_until_its_window_is_over_has_missed_it() {
 }
 
 #[test]
-fn who_does_not_wait_is_left_out() {
+fn schedules_that_do_not_wait_are_skipped() {
     let skips = Schedule { overlap: Overlap::Skip, ..schedule("b", "30 1 * * *") };
     let mut scheduler = scheduler(vec![schedule("a", "0 1 * * *"), skips]);
     let running = trigger("a", HOUR);
@@ -202,7 +202,7 @@ fn who_does_not_wait_is_left_out() {
 }
 
 #[test]
-fn a_schedule_that_is_due_while_its_last_run_goes_on_waits_once() {
+fn a_schedule_due_during_its_last_run_waits_once() {
     let often = Schedule { window: Duration::from_secs(7200), ..schedule("often", "0 * * * *") };
     let mut scheduler = scheduler(vec![often]);
     let said = pass(&mut scheduler, 0, 3 * HOUR);
@@ -272,7 +272,7 @@ fn a_host_that_slept_has_missed_what_was_due_and_says_so() {
 }
 
 #[test]
-fn a_window_goes_on_while_the_host_sleeps() {
+fn a_window_continues_while_the_host_sleeps() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     pass(&mut scheduler, 0, 2 * HOUR);
     let woken = scheduler.handle(at(5 * HOUR), Event::Elapsed);
@@ -302,7 +302,7 @@ fn a_clock_that_is_set_back_a_little_makes_nothing_come_again() {
 }
 
 #[test]
-fn a_clock_that_was_wrong_by_hours_begins_afresh() {
+fn a_clock_corrected_by_hours_resets_the_schedules() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     let year = 365 * 24 * HOUR;
     scheduler.handle(set(30, year.cast_signed()), Event::Elapsed);
@@ -318,8 +318,8 @@ fn a_window_is_not_longer_or_shorter_for_a_clock_that_is_set() {
     for by in [-1800, 1800] {
         let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
         pass(&mut scheduler, 0, 2 * HOUR);
-        let looks = (2 * HOUR..3 * HOUR).step_by(30);
-        let mut said = looks.flat_map(|seconds| scheduler.handle(set(seconds, by), Event::Elapsed));
+        let ticks = (2 * HOUR..3 * HOUR).step_by(30);
+        let mut said = ticks.flat_map(|seconds| scheduler.handle(set(seconds, by), Event::Elapsed));
         assert_eq!(said.next(), Some(Notice::ClockSet { by_seconds: by, again: Vec::new() }));
         assert_eq!(said.next(), None);
         drop(said);
@@ -332,9 +332,9 @@ fn a_window_is_not_longer_or_shorter_for_a_clock_that_is_set() {
 fn a_clock_that_is_slewed_was_not_set() {
     let mut scheduler = scheduler(vec![schedule("nightly", "0 2 * * *")]);
     // Half a thousandth: the kernel's largest slew.
-    for look in 1..2000_u64 {
-        let mut moment = at(look * 30);
-        moment.wall += Duration::from_millis(look * 15);
+    for step in 1..2000_u64 {
+        let mut moment = at(step * 30);
+        moment.wall += Duration::from_millis(step * 15);
         let said = scheduler.handle(moment, Event::Elapsed);
         assert!(!said.iter().any(|notice| matches!(notice, Notice::ClockSet { .. })), "{said:?}");
     }
@@ -400,7 +400,7 @@ fn live(
     scheduler: &mut Scheduler,
     schedules: &[Schedule],
     fates: &[Fate],
-    mut look: impl FnMut(&Notice),
+    mut inspect: impl FnMut(&Notice),
 ) -> Moment {
     let mut now = at(0);
     for fate in fates {
@@ -419,7 +419,7 @@ fn live(
         let was_running = event != Event::Ended && scheduler.running().is_some();
         let mut begun = 0;
         for notice in scheduler.handle(now, event) {
-            look(&notice);
+            inspect(&notice);
             let Notice::Due(due) = notice else { continue };
             begun += 1;
             if let Trigger::Schedule { name, tick } = due.trigger {
@@ -457,12 +457,12 @@ proptest! {
     #[test]
     fn every_time_is_accounted_for(schedules in some_schedules(), fates in fates(0..3600)) {
         let mut scheduler = scheduler(schedules.clone());
-        let mut told = BTreeMap::<String, u64>::new();
+        let mut reported = BTreeMap::<String, u64>::new();
         let now = live(&mut scheduler, &schedules, &fates, |notice| match notice {
             Notice::Due(Due { trigger: Trigger::Schedule { name, .. }, .. }) => {
-                *told.entry(name.clone()).or_default() += 1;
+                *reported.entry(name.clone()).or_default() += 1;
             }
-            Notice::Missed(missed) => *told.entry(missed.schedule.clone()).or_default() += missed.count,
+            Notice::Missed(missed) => *reported.entry(missed.schedule.clone()).or_default() += missed.count,
             _ => {}
         });
         for entry in &scheduler.entries {
@@ -471,7 +471,7 @@ proptest! {
             let all = std::iter::successors(next(&MIDNIGHT), next).count() as u64;
             let expected = if *enabled { all } else { 0 };
             let waits = u64::from(entry.queued.is_some());
-            prop_assert_eq!(told.get(name).copied().unwrap_or_default() + waits, expected, "{}", name);
+            prop_assert_eq!(reported.get(name).copied().unwrap_or_default() + waits, expected, "{}", name);
             prop_assert_eq!(entry.tally.begun + entry.tally.missed + waits, expected);
         }
     }

@@ -17,7 +17,7 @@ fn prepared_with(disks: Vec<DiskCopy>) -> Vec<Action> {
 }
 
 #[test]
-fn disks_that_were_announced_come_along() {
+fn announced_disks_are_copied_with_the_guest() {
     let actions = prepared_with(vec![disk(5000), disk(CHUNK_BYTES as u64 + 1)]);
     let [Action::Check(guest)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((guest.disks.len(), guest.chunks()), (2, 1 + 1 + 2));
@@ -41,7 +41,7 @@ fn impossible_disks_are_refused_before_anything_is_checked() {
 }
 
 #[test]
-fn disks_come_along_once_and_only_if_that_was_agreed_on() {
+fn disks_are_announced_once_and_only_if_agreed_on() {
     let mut bench = Bench::new();
     bench.hear(hello(Offer { features: FEATURE_LZ4, ..Offer::ours() }));
     let actions = bench.hear(SourceMessage::Disks(vec![disk(512)]));
@@ -60,10 +60,10 @@ fn a_guest_that_stays_paused_keeps_its_disks_all_the_same() {
     bench.hear(hello(Offer::ours()));
     bench.hear(SourceMessage::Disks(vec![disk(512)]));
     bench.hear(prepare(guest("web-1"), 1));
-    bench.tell(Event::Checked(Ok(())));
-    bench.tell(Event::Created(Ok(())));
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Checked(Ok(())));
+    bench.feed(Event::Created(Ok(())));
+    bench.feed(Event::Recorded);
     bench.commit_paused();
-    let actions = bench.tell(Event::Adopted(Ok(())));
+    let actions = bench.feed(Event::Adopted(Ok(())));
     assert!(actions.contains(&Action::Record(DestinationState::Running)), "{actions:?}");
 }

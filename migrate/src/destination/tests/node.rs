@@ -10,7 +10,7 @@ fn node() -> SourceMessage {
 }
 
 #[test]
-fn where_it_listens_is_kept_when_the_source_says_so() {
+fn the_address_of_the_sources_node_is_recorded() {
     let mut bench = Bench::new();
     bench.hear(hello(Offer::ours()));
     assert_eq!(bench.hear(node()), []);
@@ -19,7 +19,7 @@ fn where_it_listens_is_kept_when_the_source_says_so() {
 }
 
 #[test]
-fn an_older_source_says_nothing_of_it() {
+fn an_older_source_does_not_send_its_address() {
     let mut bench = Bench::new();
     bench.hear(hello(Offer { features: FEATURE_LZ4, ..Offer::ours() }));
     let actions = bench.hear(prepare(guest("web-1"), 1));
@@ -28,7 +28,7 @@ fn an_older_source_says_nothing_of_it() {
 }
 
 #[test]
-fn it_is_said_once_and_only_if_that_was_agreed_on() {
+fn the_address_is_sent_once_and_only_if_agreed_on() {
     for (features, times) in [(FEATURE_LZ4, 1), (Features::SUPPORTED, 2)] {
         let mut bench = Bench::new();
         bench.hear(hello(Offer { features, ..Offer::ours() }));
@@ -38,10 +38,10 @@ fn it_is_said_once_and_only_if_that_was_agreed_on() {
 }
 
 #[test]
-fn a_destination_that_has_given_up_overhears_it() {
+fn a_destination_that_has_given_up_ignores_the_address() {
     let mut bench = Bench::new();
     bench.hear(hello(Offer::ours()));
-    bench.tell(Event::Cancel { by: "its user".into() });
+    bench.feed(Event::Cancel { by: "its user".into() });
     let actions = bench.hear(node());
     assert!(!format!("{actions:?}").contains("Protocol"), "{actions:?}");
 }

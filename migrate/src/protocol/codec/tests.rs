@@ -238,7 +238,7 @@ fn a_body_of_another_kind_or_with_a_tail_is_refused() {
 }
 
 #[test]
-fn port_0_is_no_port_of_a_node() {
+fn port_0_is_refused_as_a_nodes_port() {
     let mut frame = encode(&SourceMessage::Node { port: NonZeroU16::MIN }).unwrap();
     assert!(decode_frame::<SourceMessage>(&frame).is_ok());
     frame[HEAD_BYTES + 4] = 0;
@@ -246,7 +246,7 @@ fn port_0_is_no_port_of_a_node() {
 }
 
 #[test]
-fn a_layout_that_is_none_does_not_decode() {
+fn an_invalid_layout_does_not_decode() {
     let mut frame = encode(&source_messages()[2]).unwrap();
     let bytes = (CHUNK_BYTES as u64).to_le_bytes();
     let at = frame.windows(8).position(|window| window == bytes).unwrap();
@@ -256,7 +256,7 @@ fn a_layout_that_is_none_does_not_decode() {
 }
 
 #[test]
-fn text_of_a_peer_is_cut_and_cleaned_when_it_is_decoded() {
+fn text_of_a_peer_is_truncated_and_cleaned_when_decoded() {
     // As written by a peer that does not use `PeerText`.
     let body = (6_u32, 3_u16, format!("{}\x1b[2J", "x".repeat(4000)));
     #[allow(clippy::disallowed_methods)] // only this module may use bincode

@@ -296,7 +296,7 @@ fn a_list_of_an_authority_that_may_sign_none_is_refused() {
 }
 
 #[test]
-fn what_is_no_file_or_too_large_is_refused_and_a_link_is_followed() {
+fn special_and_oversized_files_are_refused_and_links_are_followed() {
     use std::os::unix::fs::symlink;
     let fleet = Fleet::new();
     let pipe = |path: &Path| {
@@ -382,7 +382,7 @@ fn lists_of_other_authorities_are_kept_as_they_are() {
 }
 
 #[test]
-fn a_list_that_no_host_could_use_does_not_replace_the_one_that_is_there() {
+fn an_unusable_list_does_not_replace_the_present_one() {
     let (fleet, other) = (Fleet::new(), Fleet::new());
     other.revoke(&[]);
     std::fs::write(fleet.dir.path().join(CA_CERT), fleet.authority.cert_pem()).unwrap();

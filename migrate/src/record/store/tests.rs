@@ -41,7 +41,7 @@ fn read_source(store: &RecordStore, migration: MigrationId) -> Result<Option<Rec
 }
 
 #[test]
-fn what_a_crash_left_unfinished_goes_and_nothing_else() {
+fn only_files_left_unfinished_by_a_crash_are_removed() {
     let (_folder, store) = empty_store();
     drop(store.create(&source_record(SourceState::Undecided)).unwrap());
     let unfinished = path(&store).with_added_extension(regular_file::UNFINISHED);
@@ -129,7 +129,7 @@ fn a_line_torn_by_a_crash_leaves_the_one_before() {
 }
 
 #[test]
-fn both_sides_share_a_folder_and_strangers_cannot_read_it() {
+fn both_sides_share_a_folder_that_other_users_cannot_read() {
     let (_folder, store) = empty_store();
     let source = source_record(SourceState::Undecided);
     let destination = Record {
@@ -176,7 +176,7 @@ fn a_record_is_read_of_a_lighter_that_kept_less_of_the_source() {
 }
 
 #[test]
-fn what_is_no_file_is_a_fault_and_hangs_nobody() {
+fn a_special_file_is_an_error_and_does_not_block() {
     let (_folder, store) = empty_store();
     let path = path(&store);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -201,7 +201,7 @@ fn what_is_no_file_is_a_fault_and_hangs_nobody() {
 }
 
 #[test]
-fn a_guests_records_are_in_its_folder_and_tell_of_no_other_guest() {
+fn a_guests_records_are_in_its_folder_and_concern_no_other_guest() {
     let (folder, store) = empty_store();
     let own = source_record(SourceState::Done);
     store.create(&own).unwrap();
@@ -281,7 +281,7 @@ fn what_a_guest_does_to_its_folder_hides_no_other_guests_records() {
     store.create(&other(1)).unwrap();
     let place = RecordStore::place(folder.path(), "h", uuid);
     let name = |migration| file_name(other(migration).migration, Role::Source);
-    let is_told_of = |what: &str, expected: usize| {
+    let reports = |what: &str, expected: usize| {
         let (records, faults) = store.list().unwrap();
         assert!(records.contains(&own) && records.len() == 1, "{what}: {records:?}");
         let of_h = faults.iter().filter(|fault| fault.path().starts_with(place.parent().unwrap()));
@@ -291,23 +291,23 @@ fn what_a_guest_does_to_its_folder_hides_no_other_guests_records() {
     };
 
     fs::rename(place.join(name(1)), place.join(name(2))).unwrap();
-    is_told_of("one that is named as another", 1);
+    reports("one that is named as another", 1);
     for number in 0..FILES_MAX {
         fs::write(place.join(format!("{number}.json")), "").unwrap();
     }
-    is_told_of("too many files", 1);
+    reports("too many files", 1);
     fs::remove_dir_all(&place).unwrap();
     fs::create_dir(&place).unwrap();
     fs::File::create(place.join("x.json")).unwrap().set_len(BYTES_MAX + 1).unwrap();
-    is_told_of("too many bytes", 1);
+    reports("too many bytes", 1);
     let of_guest = place.parent().unwrap();
     fs::remove_dir_all(of_guest).unwrap();
     std::os::unix::fs::symlink("loop", of_guest).unwrap();
-    is_told_of("a link instead", 0);
+    reports("a link instead", 0);
 }
 
 #[test]
-fn a_place_behind_a_link_is_refused_for_it_is_not_read() {
+fn a_folder_behind_a_link_is_refused_and_not_read() {
     let (folder, store) = empty_store();
     let own = source_record(SourceState::Done);
     store.create(&own).unwrap();
@@ -335,7 +335,7 @@ fn records_of_earlier_versions_are_read_and_written_where_they_are() {
 }
 
 #[test]
-fn what_is_not_there_is_none_and_removing_it_is_harmless() {
+fn a_missing_record_is_none_and_removing_it_is_harmless() {
     let (_folder, store) = empty_store();
     assert_eq!(read_source(&store, id()).unwrap(), None);
     store.remove(&source_record(SourceState::Done)).unwrap();
@@ -346,7 +346,7 @@ fn what_is_not_there_is_none_and_removing_it_is_harmless() {
 }
 
 #[test]
-fn what_is_retired_is_found_by_its_guest_and_read_with_no_other() {
+fn a_retired_record_is_found_only_under_its_guest() {
     let (_folder, store) = empty_store();
     let at = |record: Record, id, started_unix_ms| {
         let migration = MigrationId(Uuid::from_u128(id));

@@ -6,7 +6,7 @@ use crate::guest::{DestinationGuest, GuestDescription, GuestError, Refusal, Refu
 
 impl Driver {
     pub(super) fn check(&self, guest: GuestDescription) {
-        let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        let (factory, input_sender) = (self.factory.clone(), self.input_sender.clone());
         let is_admitted = guest.name == self.session.guest && guest.uuid == self.session.guest_uuid;
         self.worker.run(move || {
             let other = "it is not the guest that this host was asked for";
@@ -14,15 +14,15 @@ impl Driver {
                 true => factory.check(&guest),
                 false => Err(Refusal::new(RefusalKind::Guest, other)),
             };
-            let _ = tell.send(Input::Event(Event::Checked(checked)));
+            let _ = input_sender.send(Input::Event(Event::Checked(checked)));
         });
     }
 
     pub(super) fn create(&mut self, guest: GuestDescription) {
         self.description = Some(guest.clone());
-        let (factory, tell) = (self.factory.clone(), self.tell.clone());
+        let (factory, input_sender) = (self.factory.clone(), self.input_sender.clone());
         self.worker.run(move || {
-            let _ = tell.send(Input::Created(factory.create(&guest)));
+            let _ = input_sender.send(Input::Created(factory.create(&guest)));
         });
     }
 
@@ -33,12 +33,12 @@ impl Driver {
         call: impl FnOnce(&dyn DestinationGuest) -> Result<(), GuestError> + Send + 'static,
     ) {
         let Some(guest) = self.guest.clone() else {
-            let _ = self.tell.send(Input::Event(event(Err(GuestError::new("it was not built")))));
+            let _ = self.input_sender.send(Input::Event(event(Err(GuestError::new("it was not built")))));
             return;
         };
-        let tell = self.tell.clone();
+        let input_sender = self.input_sender.clone();
         self.worker.run(move || {
-            let _ = tell.send(Input::Event(event(call(&*guest))));
+            let _ = input_sender.send(Input::Event(event(call(&*guest))));
         });
     }
 

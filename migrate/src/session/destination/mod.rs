@@ -80,7 +80,7 @@ pub(super) fn start_with(
     records: RecordStore,
     failpoints: Failpoints,
 ) -> Result<Handle, StartError> {
-    let (handle, board, over) = handle(session.migration, Role::Destination);
+    let (handle, channels, over) = handle(session.migration, Role::Destination);
     let (bound, outcome) = std::sync::mpsc::channel();
     let span = tracing::info_span!("migration", id = %session.migration, role = "destination");
     let tls = tls.clone();
@@ -93,7 +93,7 @@ pub(super) fn start_with(
             };
             let port = endpoint.local_addr().map_or(0, |address| address.port());
             let _ = bound.send(Ok(port));
-            let driver = Driver::new(session, factory, endpoint, port, records, failpoints, board);
+            let driver = Driver::new(session, factory, endpoint, port, records, failpoints, channels);
             driver.drive().await;
         }
         .instrument(span)
@@ -132,10 +132,10 @@ struct Driver {
     line: Line,
     machine: Destination,
     clock: Clock,
-    board: SessionChannels,
+    channels: SessionChannels,
     /// Answers to actions.
-    told: mpsc::UnboundedReceiver<Input>,
-    tell: mpsc::UnboundedSender<Input>,
+    input_receiver: mpsc::UnboundedReceiver<Input>,
+    input_sender: mpsc::UnboundedSender<Input>,
     /// Input from the network.
     heard: mpsc::Receiver<Input>,
     hear: mpsc::Sender<Input>,
@@ -169,7 +169,7 @@ impl Driver {
         port: u16,
         records: RecordStore,
         failpoints: Failpoints,
-        board: SessionChannels,
+        channels: SessionChannels,
     ) -> Self {
         let clock = Clock::start();
         let config = DestinationConfig {
@@ -177,7 +177,7 @@ impl Driver {
             offer: Offer::ours(),
             linger: session.linger,
         };
-        let (tell, told) = mpsc::unbounded_channel();
+        let (input_sender, input_receiver) = mpsc::unbounded_channel();
         let (hear, heard) = mpsc::channel(INPUTS_MAX);
         let mut tasks = JoinSet::new();
         Self {
@@ -186,9 +186,9 @@ impl Driver {
             line: Line::new(line::DESTINATION, failpoints),
             machine: Destination::new(config, clock.now()),
             clock,
-            board,
-            told,
-            tell,
+            channels,
+            input_receiver,
+            input_sender,
             heard,
             hear,
             worker: Worker::start(&mut tasks),
@@ -218,16 +218,16 @@ impl Driver {
             wrap: Input::Arrived,
         };
         self.tasks.spawn(accept(self.endpoint.clone(), gate).in_current_span());
-        let mut look = pace::looks();
+        let mut ticks = pace::sample_ticks();
         loop {
             let deadline = self.machine.deadline();
             let is_frozen = self.line.failpoints().is_frozen();
             let next = tokio::select! {
-                Some(input) = self.told.recv() => self.take(input),
+                Some(input) = self.input_receiver.recv() => self.take(input),
                 Some(input) = self.heard.recv() => self.take(input),
-                Some(command) = self.board.commands.recv() => self.obey(command),
+                Some(command) = self.channels.commands.recv() => self.obey(command),
                 () = self.clock.reach(deadline), if !is_frozen => self.handle(Event::Tick),
-                _ = look.tick(), if self.memory.is_some() => {
+                _ = ticks.tick(), if self.memory.is_some() => {
                     self.handle(Event::Transferred(self.totals.read()))
                 }
             };
@@ -302,8 +302,8 @@ impl Driver {
             let name = peers::host_name_at(&connection);
             self.source = Some((connection.remote_address(), name));
         }
-        let ear = self.line.next_inbox(self.hear.clone(), Input::Heard);
-        self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &ear));
+        let inbox = self.line.next_inbox(self.hear.clone(), Input::Heard);
+        self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &inbox));
         self.handle(Event::Connected)
     }
 
@@ -325,10 +325,10 @@ impl Driver {
                 let detail = format!("data stream {stream} was not announced");
                 return self.data_failed(&detail);
             }
-            let (memory, tell) = (memory.clone(), self.tell.clone());
+            let (memory, input_sender) = (memory.clone(), self.input_sender.clone());
             self.readers.spawn(async move {
                 if let Some(event) = receive(memory, stream, receive_from).await {
-                    let _ = tell.send(Input::Event(event));
+                    let _ = input_sender.send(Input::Event(event));
                 }
             });
         }
@@ -348,7 +348,7 @@ impl Driver {
                 next = Next::End;
             }
         }
-        self.board.progress.send_replace(self.machine.progress(self.clock.now()));
+        self.channels.progress.send_replace(self.machine.progress(self.clock.now()));
         next
     }
 
@@ -357,7 +357,7 @@ impl Driver {
     async fn leave(self) {
         let Self { mut tasks, mut readers, endpoint, line, record_writer, worker, .. } = self;
         readers.shutdown().await;
-        drop((line, record_writer, worker, self.memory, self.guest, self.told, self.heard));
+        drop((line, record_writer, worker, self.memory, self.guest, self.input_receiver, self.heard));
         endpoint.set_server_config(None);
         // The writer of the control stream closes its connection once everything is acknowledged.
         // The endpoint then has none left and can be closed, which also ends the accepting task.

@@ -62,18 +62,18 @@ impl Driver {
             guest: self.description.clone(),
             connections: self.session.connections.unwrap_or(1),
         };
-        let tell = self.tell.clone();
+        let input_sender = self.input_sender.clone();
         self.tasks.spawn(async move {
             let approach = approach(approach_with);
             tokio::pin!(approach);
             let unwanted = tokio::select! {
-                contact = &mut approach => match tell.send(Input::Approached(contact)) {
+                contact = &mut approach => match input_sender.send(Input::Approached(contact)) {
                     Err(SendError(Input::Approached(contact))) => contact,
                     _ => return,
                 },
                 // The guest may have been admitted: then a process there waits for this source in
                 // vain.
-                () = tell.closed() => match timeout(WITHDRAW_TIME, approach).await {
+                () = input_sender.closed() => match timeout(WITHDRAW_TIME, approach).await {
                     Ok(contact) => contact,
                     Err(_) => return,
                 },
@@ -98,7 +98,7 @@ impl Driver {
             .first()
             .cloned()
             .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok);
-        let (tell, generation) = (self.tell.clone(), self.line.generation());
+        let (input_sender, generation) = (self.input_sender.clone(), self.line.generation());
         let decision = self.decision();
         let migration = self.session.migration;
         self.tasks.spawn(async move {
@@ -106,7 +106,7 @@ impl Driver {
                 Ok(endpoint) => reach_again(endpoint, found, migration, decision).await,
                 Err(error) => Err(error.to_string()),
             };
-            let _ = tell.send(Input::Reached(generation, reached));
+            let _ = input_sender.send(Input::Reached(generation, reached));
         });
     }
 
@@ -116,7 +116,7 @@ impl Driver {
             wanted if path.features.has(FEATURE_LZ4) => wanted,
             _ => Compression::Off,
         };
-        let plant = StreamContext {
+        let context = StreamContext {
             guest: self.guest.clone(),
             limiter: self.limiter.clone(),
             totals: self.totals.clone(),
@@ -132,12 +132,12 @@ impl Driver {
             migration: self.session.migration,
             token: found.token,
         };
-        let tell = self.tell.clone();
+        let input_sender = self.input_sender.clone();
         let chunks = self.description.chunks();
         let hints = Arc::new(Slot::default());
         let (slot, memory_chunks) = (Arc::downgrade(&hints), self.description.layout.chunks());
-        let sender = Sender::start(plant, route, chunks, hints, &mut self.tasks, move |event| {
-            let _ = tell.send(Input::Event(event));
+        let sender = Sender::start(context, route, chunks, hints, &mut self.tasks, move |event| {
+            let _ = input_sender.send(Input::Event(event));
         });
         self.sender = Some(sender);
         self.with_guest(move |guest| match guest.start_dirty_log() {
@@ -158,12 +158,12 @@ impl Driver {
     pub(super) fn send(&mut self, message: &SourceMessage) {
         if let Err(error) = self.line.send(message.name(), message) {
             let text = format!("{} cannot be sent: {error}", message.name());
-            self.tell(Event::GuestFailed(GuestError::new(text)));
+            self.push_event(Event::GuestFailed(GuestError::new(text)));
         }
     }
 
-    pub(super) fn tell(&self, event: Event) {
-        let _ = self.tell.send(Input::Event(event));
+    pub(super) fn push_event(&self, event: Event) {
+        let _ = self.input_sender.send(Input::Event(event));
     }
 }
 

@@ -15,9 +15,9 @@ impl Driver {
     /// Runs a call to the guest on the worker, and reports the event it returns to the state
     /// machine.
     pub(super) fn with_guest(&self, call: impl FnOnce(&dyn SourceGuest) -> Event + Send + 'static) {
-        let (guest, tell) = (self.guest.clone(), self.tell.clone());
+        let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
         self.worker.run(move || {
-            let _ = tell.send(Input::Event(call(&*guest)));
+            let _ = input_sender.send(Input::Event(call(&*guest)));
         });
     }
 
@@ -51,7 +51,7 @@ impl Driver {
     /// Flushes the disks of the paused guest. Not on the worker's thread, which must stay free for
     /// the call that resumes the guest: that must not wait for a disk.
     pub(super) fn flush_disks(&mut self) {
-        let (guest, tell) = (self.guest.clone(), self.tell.clone());
+        let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
         let failpoints = self.line.failpoints().clone();
         self.beside(move || {
             if failpoints.reach("source.guest", "flush") == Passage::Hold {
@@ -61,7 +61,7 @@ impl Driver {
                 Ok(()) => Event::Flushed,
                 Err(error) => Event::GuestFailed(error),
             };
-            let _ = tell.send(Input::Event(event));
+            let _ = input_sender.send(Input::Event(event));
         });
     }
 

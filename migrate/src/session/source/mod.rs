@@ -87,12 +87,12 @@ pub(super) fn start_with(
     records: RecordStore,
     failpoints: Failpoints,
 ) -> Result<Handle, StartError> {
-    let (handle, board, over) = handle(session.migration, Role::Source);
+    let (handle, channels, over) = handle(session.migration, Role::Source);
     let connections = session.connections.unwrap_or_else(connections_useful).clamp(1, 16);
     let span = tracing::info_span!("migration", id = %session.migration, role = "source");
     run("migrate-source", connections.min(connections_useful()), over, move || {
         let session = SourceSession { connections: Some(connections), ..session };
-        async move { Driver::new(session, guest, tls, records, failpoints, board).drive().await }
+        async move { Driver::new(session, guest, tls, records, failpoints, channels).drive().await }
             .instrument(span)
     })?;
     Ok(handle)
@@ -116,10 +116,10 @@ struct Driver {
     line: Line,
     machine: Source,
     clock: Clock,
-    board: SessionChannels,
+    channels: SessionChannels,
     /// Answers to actions.
-    told: mpsc::UnboundedReceiver<Input>,
-    tell: mpsc::UnboundedSender<Input>,
+    input_receiver: mpsc::UnboundedReceiver<Input>,
+    input_sender: mpsc::UnboundedSender<Input>,
     /// Messages from the peer.
     heard: mpsc::Receiver<Input>,
     hear: mpsc::Sender<Input>,
@@ -144,7 +144,7 @@ impl Driver {
         tls: Tls,
         records: RecordStore,
         failpoints: Failpoints,
-        board: SessionChannels,
+        channels: SessionChannels,
     ) -> Self {
         let clock = Clock::start();
         let description = guest.describe();
@@ -156,7 +156,7 @@ impl Driver {
             limits: session.limits,
             node_port: session.node_port,
         };
-        let (tell, told) = mpsc::unbounded_channel();
+        let (input_sender, input_receiver) = mpsc::unbounded_channel();
         let (hear, heard) = mpsc::channel(INPUTS_MAX);
         let mut tasks = JoinSet::new();
         Self {
@@ -166,9 +166,9 @@ impl Driver {
             line: Line::new(line::SOURCE, failpoints),
             machine: Source::new(config, clock.now()),
             clock,
-            board,
-            told,
-            tell,
+            channels,
+            input_receiver,
+            input_sender,
             heard,
             hear,
             worker: Worker::start(&mut tasks),
@@ -188,16 +188,16 @@ impl Driver {
 
     async fn drive(mut self) {
         self.approach();
-        let mut look = pace::looks();
+        let mut ticks = pace::sample_ticks();
         loop {
             let deadline = self.machine.deadline();
             let is_frozen = self.line.failpoints().is_frozen();
             let next = tokio::select! {
-                Some(input) = self.told.recv() => self.take(input),
+                Some(input) = self.input_receiver.recv() => self.take(input),
                 Some(input) = self.heard.recv() => self.take(input),
-                Some(command) = self.board.commands.recv() => self.obey(command),
+                Some(command) = self.channels.commands.recv() => self.obey(command),
                 () = self.clock.reach(deadline), if !is_frozen => self.handle(Event::Tick),
-                _ = look.tick(), if self.sender.is_some() => {
+                _ = ticks.tick(), if self.sender.is_some() => {
                     self.handle(Event::Transferred(self.totals.read()))
                 }
             };
@@ -235,7 +235,7 @@ impl Driver {
                     Ok(Reached::Process(connection, control)) => {
                         self.connected(vec![connection], control)
                     }
-                    Ok(Reached::Node(told, answer)) if told == self.decision() => {
+                    Ok(Reached::Node(decided, answer)) if decided == self.decision() => {
                         self.answered(answer)
                     }
                     Ok(Reached::Node(..)) => self.lost("it was told what is decided no more"),
@@ -281,8 +281,8 @@ impl Driver {
         stream: (quinn::SendStream, quinn::RecvStream),
     ) -> Next {
         let name = self.found.as_ref().map_or("", |found| &found.node.name).to_owned();
-        let ear = self.line.next_inbox(self.hear.clone(), Input::Heard);
-        self.line.open(Control::start(connections, &name, stream, &mut self.tasks, &ear));
+        let inbox = self.line.next_inbox(self.hear.clone(), Input::Heard);
+        self.line.open(Control::start(connections, &name, stream, &mut self.tasks, &inbox));
         self.handle(Event::Connected)
     }
 
@@ -309,16 +309,16 @@ impl Driver {
                 next = Next::End;
             }
         }
-        self.board.progress.send_replace(self.machine.progress(self.clock.now()));
+        self.channels.progress.send_replace(self.machine.progress(self.clock.now()));
         next
     }
 
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
-        let Self { mut tasks, endpoints, sender, line, record_writer, worker, told, heard, .. } =
+        let Self { mut tasks, endpoints, sender, line, record_writer, worker, input_receiver, heard, .. } =
             self;
-        drop((sender, line, record_writer, worker, told, heard));
+        drop((sender, line, record_writer, worker, input_receiver, heard));
         let quiet = async { while tasks.join_next().await.is_some() {} };
         if timeout(LEFTOVER_TIME, quiet).await.is_err() {
             tracing::warn!("gave up waiting for parts of the migration to end");

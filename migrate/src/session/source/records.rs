@@ -13,9 +13,9 @@ use crate::text::PeerText;
 impl Driver {
     pub(super) fn record(&mut self, state: SourceState) {
         self.stated.ask(state);
-        let tell = self.tell.clone();
+        let input_sender = self.input_sender.clone();
         self.record_writer.write_state(self.make_record(None), state, move |state, outcome| {
-            let _ = tell.send(Input::Recorded(state, outcome));
+            let _ = input_sender.send(Input::Recorded(state, outcome));
         });
     }
 
@@ -33,7 +33,7 @@ impl Driver {
 
     pub(super) fn finish(&mut self, report: Report) {
         self.record_writer.write_report(self.make_record(Some(report.clone())));
-        self.board.report.send_replace(Some(report));
+        self.channels.report.send_replace(Some(report));
     }
 
     pub(super) fn make_record(&self, report: Option<Report>) -> Record {

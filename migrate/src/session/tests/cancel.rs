@@ -85,7 +85,7 @@ async fn a_guest_whose_state_cannot_be_saved_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_stops_by_itself_ends_its_migration() {
+async fn a_guest_that_stops_on_its_own_ends_its_migration() {
     let world = World::new();
     let guest = FakeSource::new(16, Content::Random);
     let handle = slow(&world, &guest).await;

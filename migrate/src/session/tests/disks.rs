@@ -40,8 +40,8 @@ impl SourceGuest for Slow {
     fn copy_out(&self, chunk: usize, first: usize, buf: &mut [u8]) -> Result<(), GuestError> {
         if chunk == 1 {
             self.2.notify_one();
-            let told = self.1.lock().unwrap().recv_timeout(Duration::from_secs(10));
-            told.map_err(|_| GuestError::new("the runtime waits for the disk"))?;
+            let received = self.1.lock().unwrap().recv_timeout(Duration::from_secs(10));
+            received.map_err(|_| GuestError::new("the runtime waits for the disk"))?;
         }
         self.0.copy_out(chunk, first, buf)
     }
@@ -63,11 +63,11 @@ impl SourceGuest for Slow {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn nobody_but_its_stream_waits_for_a_disk() {
+async fn a_slow_disk_blocks_only_its_own_stream() {
     let (ready, inbox) = channel();
     let inner = FakeSource::new(2, Content::Random);
     let guest = Arc::new(Slow(inner, Mutex::new(inbox), Notify::new()));
-    let plant = StreamContext {
+    let context = StreamContext {
         guest: guest.clone(),
         limiter: Arc::new(Limiter::new(None)),
         totals: Arc::default(),
@@ -78,7 +78,7 @@ async fn nobody_but_its_stream_waits_for_a_disk() {
     };
     let pair = Pair::new().await;
     let stream = pair.near.open_uni().await.unwrap();
-    let mut stream_sender = StreamSender::new(plant, pair.near.clone(), stream, 0, 1);
+    let mut stream_sender = StreamSender::new(context, pair.near.clone(), stream, 0, 1);
     let mut dirty = PageSet::full(2);
     dirty.words_mut().copy_from_slice(&[1, 0b110]);
     let meanwhile = async {

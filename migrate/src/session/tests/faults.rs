@@ -71,7 +71,7 @@ async fn a_connection_cut_by_the_destination_before_it_is_ready_leaves_the_guest
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_cut_after_the_commit_is_made_anew_and_the_guest_moves() {
+async fn a_connection_cut_after_the_commit_is_restored_and_the_guest_moves() {
     for (source, destination) in [
         ("source.send.commit:cut", ""),
         ("source.recv.running:cut", ""),
@@ -112,7 +112,7 @@ async fn a_damaged_frame_is_found_and_the_guest_runs_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_that_is_held_can_be_cancelled_in_every_phase_before_the_commit() {
+async fn a_stalled_migration_can_be_cancelled_in_every_phase_before_the_commit() {
     for (source, destination) in [
         ("source.send.hello:hold", ""),
         ("source.act.sendround:hold", ""),

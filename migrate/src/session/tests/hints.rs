@@ -76,7 +76,7 @@ async fn pages_that_are_taken_back_and_written_arrive_as_they_were_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_falls_silent_has_its_pages_back_and_goes_on() {
+async fn a_silent_guest_gets_its_pages_back_and_keeps_running() {
     let world = World::new();
     let hints = FakeHints { pages: FREE.collect(), is_endless: true, ..FakeHints::default() };
     let guest = FakeSource::hinting(8, Content::Random, hints);
@@ -89,7 +89,7 @@ async fn a_guest_that_falls_silent_has_its_pages_back_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_called_off_meanwhile_gives_the_guest_its_pages_back() {
+async fn a_cancelled_migration_gives_the_guest_its_pages_back() {
     let world = World::new();
     let hints = FakeHints { pages: FREE.collect(), is_endless: true, ..FakeHints::default() };
     let guest = FakeSource::hinting(8, Content::Random, hints);
@@ -102,7 +102,7 @@ async fn a_migration_called_off_meanwhile_gives_the_guest_its_pages_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_time_in_which_a_guest_is_asked_is_none_of_a_rounds() {
+async fn time_spent_waiting_for_hints_is_not_counted_in_a_round() {
     let world = World::new();
     let hints = FakeHints { pages: vec![64], is_endless: true, ..FakeHints::default() };
     let guest = FakeSource::hinting(2, Content::Random, hints);

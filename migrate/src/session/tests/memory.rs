@@ -27,9 +27,9 @@ impl FakeMemory {
         self.0.len()
     }
 
-    /// Runs `look` on the bytes of one chunk.
-    pub(crate) fn with<T>(&self, chunk: usize, look: impl FnOnce(&mut [u8]) -> T) -> T {
-        look(&mut self.0[chunk].lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs `access` on the bytes of one chunk.
+    pub(crate) fn with<T>(&self, chunk: usize, access: impl FnOnce(&mut [u8]) -> T) -> T {
+        access(&mut self.0[chunk].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Fills all pages; with a different `seed`, the content differs.

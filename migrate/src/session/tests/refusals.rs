@@ -79,7 +79,7 @@ async fn for_another_protocol() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn for_the_wrong_token() {
-    let world = World::with(|node| node.token_told = Some(Token::random()));
+    let world = World::with(|node| node.token_sent = Some(Token::random()));
     let guest = FakeSource::new(2, Content::Text);
     let handle = world.start(world.session(), &guest);
     // The process keeps waiting for the right source; in this test none comes.
@@ -96,7 +96,7 @@ async fn for_the_wrong_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_nobody_listens() {
+async fn when_the_port_is_closed() {
     let world = World::new();
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
@@ -113,7 +113,7 @@ async fn when_the_host_has_no_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_of_the_fleet_who_would_join_in_is_turned_away_and_changes_nothing() {
+async fn a_host_without_the_token_is_refused_and_changes_nothing() {
     let world = World::new();
     let guest = FakeSource::new(16, Content::Random);
     let handle = slow(&world, &guest).await;

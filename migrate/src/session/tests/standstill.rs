@@ -36,7 +36,7 @@ async fn goes_on(guest: &FakeSource, handle: &Handle) -> (Duration, Report) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flush_that_hangs_keeps_no_guest_standing() {
+async fn a_hanging_flush_does_not_keep_a_guest_paused() {
     let world = World::new();
     let guest = FakeSource::new(4, Content::Mixed);
     guest.set_stuck(true);

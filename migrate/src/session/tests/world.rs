@@ -328,7 +328,7 @@ pub(super) struct Node {
     pub(super) refuse: Option<&'static str>,
     pub(super) failpoints: Mutex<Failpoints>,
     /// Token that the source is told; the right one if none.
-    pub(super) token_told: Option<Token>,
+    pub(super) token_sent: Option<Token>,
     /// The guest identity that it expects; that of the source's guest if none.
     pub(super) expects: Option<Uuid>,
     /// Relay between the source and the process, if any.
@@ -387,7 +387,7 @@ impl Node {
             None => handle.port(),
         };
         self.arrived.send_replace(Some(handle));
-        FrontReply::Admitted { port, token: self.token_told.unwrap_or(token) }
+        FrontReply::Admitted { port, token: self.token_sent.unwrap_or(token) }
     }
 }
 
@@ -420,7 +420,7 @@ impl World {
             records: store("destination"),
             refuse: None,
             failpoints: Mutex::default(),
-            token_told: None,
+            token_sent: None,
             expects: None,
             relay: None,
             arrived,

@@ -12,8 +12,8 @@ fn bench_with_a_disk() -> Bench {
         allocated_bytes: 4096,
         existing: ExistingFile::Keep,
     }];
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     bench
 }
 
@@ -31,7 +31,7 @@ fn disks_are_announced_before_the_guest() {
 }
 
 #[test]
-fn a_destination_that_knows_no_disks_gets_no_guest_that_needs_them() {
+fn a_destination_without_disk_support_gets_no_guest_with_disks() {
     let mut bench = bench_with_a_disk();
     let features = FEATURE_LZ4;
     let actions = bench.hear(DestinationMessage::Welcome { version: Version(1), features });
@@ -40,7 +40,7 @@ fn a_destination_that_knows_no_disks_gets_no_guest_that_needs_them() {
 }
 
 #[test]
-fn memory_and_disks_that_remain_are_counted_apart() {
+fn remaining_memory_and_disks_are_counted_separately() {
     let mut bench = Bench::copying();
     bench.source.round.disk_pages = 100;
     bench.source.round.pages = 300;
@@ -51,12 +51,12 @@ fn memory_and_disks_that_remain_are_counted_apart() {
         disk_zero_pages: 5,
         ..Transfer::default()
     };
-    bench.tell(Event::Transferred(transfer));
+    bench.feed(Event::Transferred(transfer));
     let progress = bench.source.progress(bench.now);
     assert_eq!((progress.remaining_bytes, progress.disk_remaining_bytes), (150 << 12, 70 << 12));
     let sent =
         RoundSent { pages: 300, dirty_pages: 9, dirty_disk_pages: 4, ..RoundSent::default() };
-    bench.tell(Event::RoundSent(sent));
+    bench.feed(Event::RoundSent(sent));
     let progress = bench.source.progress(bench.now);
     assert_eq!((progress.remaining_bytes, progress.disk_remaining_bytes), (5 << 12, 4 << 12));
 }

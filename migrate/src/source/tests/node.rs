@@ -10,8 +10,8 @@ use crate::protocol::FEATURE_NODE;
 fn said_without(node_port: Option<NonZeroU16>, missing: Features) -> Vec<NonZeroU16> {
     let mut bench = Bench::new();
     bench.source.config.node_port = node_port;
-    bench.tell(Event::Connected);
-    bench.tell(Event::Recorded);
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
     let features = Features(Features::SUPPORTED.0 & !missing.0);
     let actions = bench.hear(DestinationMessage::Welcome { version: Version(1), features });
     let is_prepare = |action: &Action| matches!(action, Action::Send(SourceMessage::Prepare(_)));
@@ -24,17 +24,17 @@ fn said_without(node_port: Option<NonZeroU16>, missing: Features) -> Vec<NonZero
 }
 
 #[test]
-fn where_it_listens_is_said_before_the_guest() {
+fn the_nodes_address_is_sent_before_the_guest() {
     let port = NonZeroU16::new(4950).unwrap();
     assert_eq!(said_without(Some(port), Features::default()), [port]);
 }
 
 #[test]
-fn nothing_is_said_of_a_node_that_does_not_run() {
+fn no_address_is_sent_without_a_running_node() {
     assert_eq!(said_without(None, Features::default()), []);
 }
 
 #[test]
-fn an_older_destination_does_not_hear_of_it() {
+fn an_older_destination_is_not_sent_the_address() {
     assert_eq!(said_without(NonZeroU16::new(4950), FEATURE_NODE), []);
 }

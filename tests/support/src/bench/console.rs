@@ -14,7 +14,7 @@ use super::interruption;
 /// How long the guest may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a wait checks whether the user has interrupted the benchmark.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The console of one guest.
 pub struct Console {
@@ -72,7 +72,7 @@ impl Console {
         let start = Instant::now();
         while start.elapsed() < patience {
             interruption::check()?;
-            match self.lines.recv_timeout(LOOK_INTERVAL) {
+            match self.lines.recv_timeout(POLL_INTERVAL) {
                 Ok(line) if done(&line) => return Ok(line),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("the guest's console is closed"),

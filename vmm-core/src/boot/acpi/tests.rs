@@ -88,7 +88,7 @@ fn the_fixed_hardware_is_where_the_device_is() {
 }
 
 #[test]
-fn every_processor_and_the_level_of_the_sci_are_told() {
+fn every_processor_and_the_level_of_the_sci_are_listed() {
     let memory = Memory::with(3, &[]);
     let [_, madt, _] = memory.found();
     assert_eq!((word32(madt, 36), word32(madt, 40)), (0xfee0_0000, 1));

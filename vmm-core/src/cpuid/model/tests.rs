@@ -39,15 +39,15 @@ fn named(entries: &[CpuidEntry], name: &str) -> bool {
 }
 
 #[test]
-fn every_name_in_a_model_is_that_of_a_feature_the_check_looks_at() {
+fn every_name_in_a_model_is_a_checked_feature() {
     let of_levels = LEVELS.iter().flat_map(|level| level.needs.iter().chain(level.keeps));
     for name in EVERYWHERE.iter().chain(of_levels) {
         let (leaf, subleaf, register, bit) =
             feature::by_name(name).unwrap_or_else(|| panic!("{name}"));
-        let looked_at = |(l, s, r, mask): &(u32, u32, Register, u32)| {
+        let is_checked = |(l, s, r, mask): &(u32, u32, Register, u32)| {
             (*l, *s, *r) == (leaf, subleaf, register) && mask >> bit & 1 == 1
         };
-        assert!(FEATURE_WORDS.iter().any(looked_at), "{name}");
+        assert!(FEATURE_WORDS.iter().any(is_checked), "{name}");
     }
 }
 
@@ -65,7 +65,7 @@ fn the_host_shows_everything() {
 }
 
 #[test]
-fn nested_virtualization_is_shown_to_those_who_ask_for_it_alone() {
+fn nested_virtualization_is_shown_only_on_request() {
     for model in CpuModel::all() {
         let leaf = |entries: &[CpuidEntry]| entries.iter().any(|entry| entry.function == SVM_LEAF);
         let without = model.apply(&everything()).unwrap();
@@ -218,7 +218,7 @@ fn a_guest_of_each_model_that_this_host_can_be_is_made_and_saved() {
 }
 
 #[test]
-fn what_kvm_is_given_is_the_model_and_no_more() {
+fn kvm_receives_exactly_the_model() {
     let shown = shown("x86-64-v2");
     let table = crate::cpuid::table(&shown, 1, 2).unwrap();
     let table: Vec<CpuidEntry> = table.as_slice().iter().map(CpuidEntry::from).collect();

@@ -27,7 +27,7 @@ fn host(arch_capabilities: u64) -> Vec<MsrValue> {
 }
 
 /// A table that announces IA32_ARCH_CAPABILITIES, but not IA32_PERF_CAPABILITIES.
-fn telling() -> Vec<CpuidEntry> {
+fn announcing_cpuid() -> Vec<CpuidEntry> {
     let (function, index, flags) = (7, 0, 0);
     vec![CpuidEntry { function, index, flags, eax: 0, ebx: 0, ecx: 0, edx: 1 << 29 }]
 }
@@ -41,14 +41,14 @@ fn level() -> CpuModel {
 }
 
 #[test]
-fn the_host_shows_all_that_its_cpuid_tells_of() {
-    let shown = CpuModel::default().apply_msrs(&host(RDCL_NO | 1 << 40), &telling()).unwrap();
+fn the_host_shows_all_that_its_cpuid_reports() {
+    let shown = CpuModel::default().apply_msrs(&host(RDCL_NO | 1 << 40), &announcing_cpuid()).unwrap();
     assert_eq!(values(&shown), [1 << 31 | 1, RDCL_NO | 1 << 40, 0, 0x202]);
 }
 
 #[test]
 fn a_level_shows_what_every_host_has_and_warns_of_what_any_host_may_have() {
-    let shown = level().apply_msrs(&host(RDCL_NO | MDS_NO | 1 << 40), &telling()).unwrap();
+    let shown = level().apply_msrs(&host(RDCL_NO | MDS_NO | 1 << 40), &announcing_cpuid()).unwrap();
     assert_eq!(values(&shown), [1 << 31, RSBA | RRSBA, 0, 0b10]);
     let untold = level().apply_msrs(&host(RDCL_NO), &[]).unwrap();
     assert_eq!(values(&untold), [1 << 31, 0, 0, 0b10]);
@@ -58,19 +58,19 @@ fn a_level_shows_what_every_host_has_and_warns_of_what_any_host_may_have() {
 fn guests_of_a_level_fit_hosts_that_differ_and_guests_of_the_host_do_not() {
     let (left, right) = (host(RDCL_NO | MDS_NO), host(RDCL_NO | RRSBA | 1 << 40));
     for (from, to) in [(&left, &right), (&right, &left)] {
-        let shown = level().apply_msrs(from, &telling()).unwrap();
-        assert!(missing(&shown, &telling(), to).is_empty());
+        let shown = level().apply_msrs(from, &announcing_cpuid()).unwrap();
+        assert!(missing(&shown, &announcing_cpuid(), to).is_empty());
     }
-    let of_host = |host| CpuModel::default().apply_msrs(host, &telling()).unwrap();
-    let names = missing(&of_host(&left), &telling(), &right);
+    let of_host = |host| CpuModel::default().apply_msrs(host, &announcing_cpuid()).unwrap();
+    let names = missing(&of_host(&left), &announcing_cpuid(), &right);
     assert_eq!(names, ["mds_no (msr 0x10a)", "no rrsba (msr 0x10a)"]);
-    assert_eq!(missing(&of_host(&right), &telling(), &left), ["msr 0x10a bit 40"]);
+    assert_eq!(missing(&of_host(&right), &announcing_cpuid(), &left), ["msr 0x10a bit 40"]);
     assert!(missing(&of_host(&left), &[], &host(0)).is_empty(), "it does not know of them");
 }
 
 #[test]
 fn numbers_have_to_be_equal() {
-    let cpuid = vec![CpuidEntry { ecx: 1 << 15, function: 1, ..telling()[0] }];
+    let cpuid = vec![CpuidEntry { ecx: 1 << 15, function: 1, ..announcing_cpuid()[0] }];
     let msr = |value| [MsrValue { index: PERF_CAPABILITIES, value }];
     let names = missing(&msr(0x2005), &cpuid, &msr(0x2007));
     assert_eq!(names, ["0x5 for the numbers in msr 0x345"]);
@@ -81,19 +81,19 @@ fn numbers_have_to_be_equal() {
 #[test]
 fn bits_are_added_and_removed_by_name() {
     let own = level().derive("fleet", &texts(&["mds_no"]), &texts(&["rsba"])).unwrap();
-    let shown = own.apply_msrs(&host(RDCL_NO | MDS_NO), &telling()).unwrap();
+    let shown = own.apply_msrs(&host(RDCL_NO | MDS_NO), &announcing_cpuid()).unwrap();
     assert_eq!(shown[1].value, MDS_NO | RRSBA);
-    let error = own.apply_msrs(&host(RDCL_NO), &telling()).unwrap_err().to_string();
+    let error = own.apply_msrs(&host(RDCL_NO), &announcing_cpuid()).unwrap_err().to_string();
     assert!(error.contains("fleet") && error.contains("mds_no"), "{error}");
     let plain = CpuModel::default().derive("plain", &[], &texts(&["mds_no"])).unwrap();
-    let shown = plain.apply_msrs(&host(RDCL_NO | MDS_NO), &telling()).unwrap();
+    let shown = plain.apply_msrs(&host(RDCL_NO | MDS_NO), &announcing_cpuid()).unwrap();
     assert_eq!(shown[1].value, RDCL_NO);
     let error = level().derive("x", &texts(&["mds_no"]), &texts(&["arch_capabilities"]));
     assert!(error.unwrap_err().to_string().contains("`arch_capabilities` is both"));
 }
 
 #[test]
-fn only_registers_that_tell_of_features_are_part_of_a_shape() {
+fn only_feature_registers_are_part_of_a_shape() {
     let good = host(0);
     assert_eq!(misplaced(&good), None);
     assert_eq!(misplaced(&[good[1], good[0]]), Some(PLATFORM_INFO), "not in order");
@@ -104,8 +104,8 @@ fn only_registers_that_tell_of_features_are_part_of_a_shape() {
 
 #[test]
 fn a_register_that_another_host_does_not_have_is_missing_with_its_warnings() {
-    let shown = level().apply_msrs(&host(0), &telling()).unwrap();
-    let names = missing(&shown, &telling(), &[]);
+    let shown = level().apply_msrs(&host(0), &announcing_cpuid()).unwrap();
+    let names = missing(&shown, &announcing_cpuid(), &[]);
     assert_eq!(
         names,
         ["msr 0xce bit 31", "rsba (msr 0x10a)", "rrsba (msr 0x10a)", "msr 0xc0011029 bit 1"]
@@ -150,7 +150,7 @@ fn a_masked_register_is_set_saved_and_loaded() {
 }
 
 #[test]
-fn a_guest_that_was_told_of_more_is_refused_before_anything_is_created() {
+fn a_guest_with_more_features_is_refused_before_anything_is_created() {
     let mut shape = VmShape::for_host(16 << 20, 1).unwrap();
     shape.feature_msrs[0].value |= 1 << 41;
     let error = new_vm(&shape).unwrap_err();

@@ -113,7 +113,7 @@ fn small_pages_are_small() {
 }
 
 #[test]
-fn memory_of_a_pool_is_reserved_at_once_and_short_pools_are_told() {
+fn memory_of_a_pool_is_reserved_at_once_and_short_pools_are_reported() {
     let pool = pool_of_2m(8);
     let config = MemoryConfig { huge_pages: HugePages::Pool2M, ..MemoryConfig::default() };
     let first = ram(8, &config);
@@ -267,7 +267,7 @@ fn memory_that_was_taken_in_advance_is_kept() {
 }
 
 #[test]
-fn a_template_does_not_go_with_memory_that_is_taken_in_advance() {
+fn a_template_conflicts_with_preallocated_memory() {
     let template = template();
     let eager = MemoryConfig { prealloc: Prealloc::AtStart, ..MemoryConfig::default() };
     let layout = RamLayout::new(8 << 20).unwrap();
@@ -276,7 +276,7 @@ fn a_template_does_not_go_with_memory_that_is_taken_in_advance() {
 }
 
 #[test]
-fn memory_is_merged_only_when_told_and_replaced_pages_too() {
+fn memory_and_replaced_pages_are_merged_only_on_request() {
     let template = template();
     let ram = from(&template);
     assert!(!ram.is_merged() && flags(&ram).iter().all(|flags| !flags.contains(" mg")));

@@ -32,7 +32,7 @@ fn counting() -> (tempfile::TempDir, PathBuf, u64) {
 }
 
 #[test]
-fn clones_go_on_where_the_template_was_saved_and_apart_from_each_other() {
+fn clones_continue_from_the_template_independently() {
     let (_folder, path, counted) = counting();
     let before = fs::read(&path).unwrap();
     let template = Template::open(&path).unwrap();
@@ -50,7 +50,7 @@ fn clones_go_on_where_the_template_was_saved_and_apart_from_each_other() {
 }
 
 #[test]
-fn holes_are_left_out_and_come_out_as_zeros() {
+fn holes_are_omitted_and_read_as_zeros() {
     let (_folder, path, _) = counting();
     let there = fs::metadata(&path).unwrap();
     assert!(there.blocks() * 512 < 4 << 20, "{} bytes on disk", there.blocks() * 512);
@@ -153,7 +153,7 @@ fn a_guest_with_an_address_in_a_network_is_no_template() {
 }
 
 #[test]
-fn a_disk_that_is_written_is_not_shared_and_one_given_anew_has_its_size() {
+fn a_written_disk_is_not_shared_and_a_replacement_has_its_size() {
     let folder = tempfile::tempdir().unwrap();
     let disk = |name: &str, bytes: u64, access| {
         let path = folder.path().join(name);

@@ -97,7 +97,7 @@ fn requests_are_answered_in_batches_and_the_driver_is_interrupted() {
 }
 
 #[test]
-fn what_comes_while_paused_waits_for_the_resume_even_without_a_notification() {
+fn requests_made_while_paused_wait_for_the_resume_even_without_a_notification() {
     let mut bench = bench();
     bench.run();
     bench.backend.pause();
@@ -168,7 +168,7 @@ fn a_queue_outside_memory_breaks_the_activation() {
 }
 
 #[test]
-fn a_queue_that_is_not_set_up_is_left_alone() {
+fn a_queue_that_is_not_set_up_is_ignored() {
     let mut bench = Bench::switched_off(Box::<Echo>::default());
     bench.registers[1] = QueueRegisters::new(256);
     bench.backend.activate(0, &bench.registers);
@@ -179,7 +179,7 @@ fn a_queue_that_is_not_set_up_is_left_alone() {
 }
 
 #[test]
-fn a_saved_device_goes_on_elsewhere_with_a_lost_notification_and_a_lost_interrupt() {
+fn a_saved_device_continues_elsewhere_despite_a_lost_notification_and_interrupt() {
     let mut source = bench();
     ask(&source, 0, 1);
     source.kick(0);

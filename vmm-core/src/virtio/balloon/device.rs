@@ -174,7 +174,7 @@ impl BalloonDevice {
     pub(crate) fn begin_hints(&mut self, rings: &Rings<'_>) {
         if self.gives_hints() {
             self.hints.begin(rings.ram());
-            self.tell_hint_command(rings);
+            self.send_hint_command(rings);
         }
     }
 
@@ -190,11 +190,11 @@ impl BalloonDevice {
             return Vec::new();
         }
         let words = self.hints.end();
-        self.tell_hint_command(rings);
+        self.send_hint_command(rings);
         words
     }
 
-    fn tell_hint_command(&mut self, rings: &Rings<'_>) {
+    fn send_hint_command(&mut self, rings: &Rings<'_>) {
         let command = self.hints.command();
         self.config.hint_command = command;
         rings.change_config(|bytes| Values::set_hint_command(bytes, command));
@@ -359,7 +359,7 @@ impl Device for BalloonDevice {
     /// Ends a hint command that was begun on another host: its requester is not here to end it.
     fn resumed(&mut self, rings: &mut Rings<'_>) {
         if std::mem::take(&mut self.hints.owes_done) {
-            self.tell_hint_command(rings);
+            self.send_hint_command(rings);
         }
     }
 

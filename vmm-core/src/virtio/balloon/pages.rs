@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_number_is_none() {
+    fn a_truncated_number_is_ignored() {
         assert_eq!(of_pfns(&[1, 0, 0]), []);
         assert_eq!(of_pfns(&[1, 0, 0, 0, 2]), one(0x1000..0x2000));
     }

@@ -130,7 +130,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn order_does_not_matter_and_strange_tags_are_left_out() {
+    fn order_does_not_matter_and_unknown_tags_are_ignored() {
         let statistics = Statistics::from_bytes(&buffer(&[(6, 1), (0xffff, 2), (4, 3), (6, 4)]));
         let expected =
             Statistics { available_bytes: Some(4), free_bytes: Some(3), ..Default::default() };
@@ -138,7 +138,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn half_a_pair_and_pairs_without_end_are_left_out() {
+    fn partial_pairs_and_excess_pairs_are_ignored() {
         let whole = buffer(&[(4, 3), (5, 8)]);
         let statistics = Statistics::from_bytes(&whole[..19]);
         assert_eq!((statistics.free_bytes, statistics.total_bytes), (Some(3), None));
@@ -149,7 +149,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..1000)) {
+        fn any_bytes_are_accepted(bytes in prop::collection::vec(any::<u8>(), 0..1000)) {
             let _ = Statistics::from_bytes(&bytes);
         }
     }

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_disk_is_refused_by_name() {
+    fn invalid_disks_are_refused_by_name() {
         assert!(refusal(Path::new("/nowhere/disk"), "").contains("/nowhere/disk: No such file"));
         assert!(refusal(Path::new("/"), "").contains("cannot use disk /: "));
         assert!(refusal(Path::new("/dev/null"), "").contains("neither"));
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_a_saved_guests_disk_must_be_a_seal() {
+    fn the_record_of_a_saved_guests_disk_must_be_a_seal() {
         let file = file(512);
         let config = BlockConfig::new(file.path(), Access::ReadOnly, "").unwrap();
         assert!(matches!(config.expect_seal(), Err(DeviceError::DiskUnsealed { .. })));

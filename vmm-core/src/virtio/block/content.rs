@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_told_from_data() {
+    fn holes_are_distinguished_from_data() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4 * CHUNK_BYTES as u64 + 512).unwrap();
         file.as_file().write_all_at(&[7; 5000], CHUNK_BYTES as u64 + 8192).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn content_goes_out_and_in_up_to_the_end_of_the_disk() {
+    fn content_is_read_and_written_up_to_the_end_of_the_disk() {
         let (from, to) = (tempfile::NamedTempFile::new(), tempfile::NamedTempFile::new());
         let (from, to) = (from.unwrap(), to.unwrap());
         for file in [&from, &to] {
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_is_refused() {
+    fn ranges_outside_the_disk_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(CHUNK_BYTES as u64).unwrap();
         let content = content_of(&file);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_file_is_replaced_when_it_may_be_and_nobody_uses_it() {
+    fn an_older_file_is_replaced_if_permitted_and_unused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
         std::fs::write(&path, [1; 8192]).unwrap();
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_disks_all_get_their_names_or_none() {
+    fn either_all_of_several_disks_get_their_names_or_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let arrive = |name: &str, occupied| {
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_an_arrived_disk_before_its_guest() {
+    fn an_arrived_disk_is_reserved_for_its_guest() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
         std::fs::write(&path, [1; 4096]).unwrap();

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_watches_can_stop_it() {
+    fn the_progress_callback_can_stop_a_copy() {
         let (from, to) = (file(), file());
         from.write_all_at(&[1; 4096], 0).unwrap();
         let stop = |_| Err(ErrorKind::Interrupted.into());

@@ -182,7 +182,7 @@ impl Disk {
     }
 
     fn expect_unchanged(&self) -> Result<(), DeviceError> {
-        let (seal, must_be_told) = match &self.expected {
+        let (seal, must_be_known) = match &self.expected {
             Expected::Anything => return Ok(()),
             Expected::AsSaved(seal) => (seal, true),
             Expected::AsLeft(seal) => (seal, false),
@@ -191,7 +191,7 @@ impl Disk {
         match seal.holds_for(&self.file) {
             Ok(Some(true)) => Ok(()),
             Ok(Some(false)) => Err(DeviceError::DiskWritten { path: path() }),
-            Ok(None) if must_be_told => Err(DeviceError::DiskUnsealed { path: path() }),
+            Ok(None) if must_be_known => Err(DeviceError::DiskUnsealed { path: path() }),
             Ok(None) => Ok(()),
             Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
         }
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_guest_has_its_disk_when_nobody_has_written_it_and_once() {
+    fn a_saved_guest_gets_its_unwritten_disk_back_once() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let fresh = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_has_its_disk_again_unless_somebody_has_written_it() {
+    fn a_guest_gets_its_disk_back_unless_it_was_written() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let mut disk = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_of_it_may_wait() {
+    fn disks_are_opened_for_blocking_reads() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for access in [Access::ReadOnly, Access::ReadWrite] {
             let disk = Disk::open_present(file.path(), access).unwrap();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_takes_over_waits_for_the_one_who_releases() {
+    fn a_takeover_waits_for_the_release() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut source = Disk::open_present(file.path(), Access::ReadWrite).unwrap();
         let mut destination = Disk::open_present(file.path(), Access::ReadWrite).unwrap();

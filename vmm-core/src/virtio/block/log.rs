@@ -56,9 +56,9 @@ impl WriteLog {
         });
     }
 
-    fn with(&self, look: impl FnOnce(&[AtomicU64])) {
+    fn with(&self, inspect: impl FnOnce(&[AtomicU64])) {
         if let Some(words) = &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
-            look(words);
+            inspect(words);
         }
     }
 }

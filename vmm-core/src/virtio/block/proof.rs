@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marked_file_is_told_from_its_like_also_while_it_is_read_and_written() {
+    fn a_marked_file_is_distinguished_from_a_copy_even_while_in_use() {
         use std::os::unix::fs::FileExt;
         let (_folder, one, other) = twins();
         let disk = open(&one);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_that_is_absent_is_none_and_the_users_word_is_one() {
+    fn a_missing_proof_is_none_and_the_users_confirmation_is_one() {
         let (_folder, one, _) = twins();
         let disk = open(&one);
         assert_eq!(DiskProof::Absent.holds_for(&disk).unwrap(), None);

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_was_written_is_told_from_one_that_was_read() {
+    fn a_written_file_is_distinguished_from_one_that_was_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let file = file.as_file();
         file.write_all_at(&[7; 4096], 0).unwrap();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_counted_in_one_life_of_its_host() {
+    fn write_counts_of_a_device_are_valid_for_one_host_boot() {
         let here = Seal::Device("a".to_owned(), 7);
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(here.holds_for(file.as_file()).unwrap(), Some(false), "a file is no device");

@@ -91,7 +91,7 @@ impl NetConfig {
     /// Returns the configuration of a device on a non-existent tap, for tests that do not open it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn nowhere() -> Self {
-        let mac = MacAddress::of_nobody();
+        let mac = MacAddress::for_tests();
         Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500 }
     }
 
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_not_there_is_named_with_the_way_out() {
+    fn a_missing_link_is_named_with_a_remedy() {
         let mac = "52:54:00:12:34:56".parse().unwrap();
         let tap = NetConfig::new(NetLink::Tap("no-such-tap".to_owned()), mac).unwrap_err();
         assert!(tap.to_string().contains("no-such-tap: there is none; make it with"), "{tap}");

@@ -33,7 +33,7 @@ impl MacAddress {
 
     /// Returns a fixed address for tests.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn of_nobody() -> Self {
+    pub(super) fn for_tests() -> Self {
         Self([0x52, 0x54, 0, 0x12, 0x34, 0x56])
     }
 
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_of_one_device_is_refused() {
+    fn malformed_and_group_addresses_are_refused() {
         for text in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52-54-00-12-34-56"] {
             assert!(text.parse::<MacAddress>().is_err(), "{text}");
         }

@@ -33,7 +33,7 @@ fn requests_come_out_whole_and_in_order_and_go_back() {
 }
 
 #[test]
-fn a_queue_goes_on_where_it_was_saved() {
+fn a_queue_continues_where_it_was_saved() {
     let memory = memory();
     let (driver, mut before) = (Driver::new(&memory, 0), queue(&memory));
     driver.offer(&[(0x100, 1, 0)]);

@@ -124,14 +124,14 @@ fn features_that_are_not_offered_or_not_modern_are_refused() {
 }
 
 #[test]
-fn features_stand_once_agreed() {
+fn features_are_fixed_once_negotiated() {
     let mut transport = negotiated();
     accept(&mut transport, OFFERED);
     assert_eq!(transport.features(), V1);
 }
 
 #[test]
-fn queues_wait_for_features_and_stand_once_the_driver_is_ready() {
+fn queues_wait_for_features_and_are_fixed_once_the_driver_is_ready() {
     let mut early = transport();
     write(&mut early, STATUS, 3);
     set_up_queue(&mut early, 0);

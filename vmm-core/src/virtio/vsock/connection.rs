@@ -43,7 +43,7 @@ pub(super) struct Connection {
     /// Bytes that the stream accepted, modulo 2^32, and how many of them the guest has been told
     /// of.
     forwarded: u32,
-    told: u32,
+    credited: u32,
     /// What each side has stopped doing, as flags of a shutdown.
     guest_shut: u32,
     host_shut: u32,
@@ -78,7 +78,7 @@ impl Connection {
             guest: Credit::default(),
             sent: 0,
             forwarded: 0,
-            told: 0,
+            credited: 0,
             guest_shut: 0,
             host_shut: 0,
             stream_shut: 0,
@@ -147,7 +147,7 @@ impl Connection {
                 Err(_) => return self.break_off(),
             }
         }
-        if self.forwarded.wrapping_sub(self.told) >= BUFFER_BYTES as u32 / 2 {
+        if self.forwarded.wrapping_sub(self.credited) >= BUFFER_BYTES as u32 / 2 {
             self.owe(Op::CreditUpdate);
         }
         if self.to_host.is_empty() && self.guest_shut != self.stream_shut {
@@ -231,7 +231,7 @@ impl Connection {
         };
         let bytes = if op == Op::Data { self.sendable().min(room) } else { 0 };
         self.sent = self.sent.wrapping_add(bytes as u32);
-        self.told = self.forwarded;
+        self.credited = self.forwarded;
         let header = Header {
             ports: self.ports,
             socket_type: STREAM,

@@ -44,7 +44,7 @@ const FIRST_OWN_PORT: u32 = 1 << 30;
 const EVENTS_MAX: usize = 16;
 
 /// Index in [`Device::watched`] of the listening socket; the other index is the connections.
-const DOOR: usize = 0;
+const LISTENER: usize = 0;
 
 /// A vsock device of a guest: its queues and its connections.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(crate) struct VsockDevice {
     cid: u64,
     /// Socket path at which programs of the host reach the guest; `None` until it is set.
     place: Option<PathBuf>,
-    door: Listener,
+    listener: Listener,
     streams: Epoll,
     connections: BTreeMap<Ports, Connection>,
     /// The connection that last had its turn.
@@ -89,7 +89,7 @@ impl VsockDevice {
         Ok(Self {
             cid: cid.into(),
             place: None,
-            door: Listener::new().map_err(failed)?,
+            listener: Listener::new().map_err(failed)?,
             streams: Epoll::new().map_err(failed)?,
             connections: BTreeMap::new(),
             last: None,
@@ -242,7 +242,7 @@ impl VsockDevice {
 
     /// Tells the driver once that its connections are gone, as soon as it offers a buffer for the
     /// event.
-    fn tell_of_reset(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+    fn report_reset(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         if !self.reset_due {
             return Ok(());
         }
@@ -287,7 +287,7 @@ impl Device for VsockDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         if index == EVENT {
-            return self.tell_of_reset(rings).map(|()| Progress::Idle);
+            return self.report_reset(rings).map(|()| Progress::Idle);
         }
         // Received packets cause answers, and sent packets make room for refusals, so both
         // directions are handled together.
@@ -297,12 +297,12 @@ impl Device for VsockDevice {
     }
 
     fn watched(&self) -> Vec<RawFd> {
-        vec![self.door.descriptor(), self.streams.as_raw_fd()]
+        vec![self.listener.descriptor(), self.streams.as_raw_fd()]
     }
 
     fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
-        if index == DOOR {
-            for (stream, port) in self.door.requests() {
+        if index == LISTENER {
+            for (stream, port) in self.listener.requests() {
                 // If the connection fails, the program finds its stream closed.
                 let _ = self.introduce(stream, port);
             }
@@ -321,12 +321,12 @@ impl Device for VsockDevice {
 
     fn take_over(&mut self) -> Result<(), DeviceError> {
         let Some(path) = &self.place else { return Ok(()) };
-        self.door.open(path).map_err(|cause| DeviceError::Vsock { path: path.clone(), cause })
+        self.listener.open(path).map_err(|cause| DeviceError::Vsock { path: path.clone(), cause })
     }
 
     /// Closes all connections; if the guest resumes here after all, its driver is told.
     fn release(&mut self) {
-        self.door.close();
+        self.listener.close();
         self.forget_connections();
         self.reset_due = self.has_driver;
     }

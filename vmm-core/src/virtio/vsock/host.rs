@@ -178,8 +178,8 @@ impl PendingClient {
 ///
 /// # Errors
 /// If no program listens there, or its backlog is full.
-pub(super) fn dial(door: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut path = door.as_os_str().to_owned();
+pub(super) fn dial(socket_path: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut path = socket_path.as_os_str().to_owned();
     path.push(format!("_{port}"));
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -202,27 +202,27 @@ mod tests {
 
     use super::*;
 
-    fn open_door() -> (tempfile::TempDir, Listener, PathBuf) {
+    fn open_listener() -> (tempfile::TempDir, Listener, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vsock");
-        let mut door = Listener::new().unwrap();
-        door.open(&path).unwrap();
-        (folder, door, path)
+        let mut listener = Listener::new().unwrap();
+        listener.open(&path).unwrap();
+        (folder, listener, path)
     }
 
-    fn ports(door: &mut Listener) -> Vec<u32> {
-        door.requests().into_iter().map(|(_, port)| port).collect()
+    fn ports(listener: &mut Listener) -> Vec<u32> {
+        listener.requests().into_iter().map(|(_, port)| port).collect()
     }
 
     #[test]
-    fn a_program_says_where_it_wants_to_in_as_many_pieces_as_it_likes() {
-        let (_folder, mut door, path) = open_door();
+    fn a_program_may_name_its_port_in_any_number_of_pieces() {
+        let (_folder, mut listener, path) = open_listener();
         let mut program = UnixStream::connect(&path).unwrap();
-        assert!(ports(&mut door).is_empty());
+        assert!(ports(&mut listener).is_empty());
         program.write_all(b"CONNECT 10").unwrap();
-        assert!(ports(&mut door).is_empty());
+        assert!(ports(&mut listener).is_empty());
         program.write_all(b"24\nfor the guest").unwrap();
-        let (mut stream, port) = door.requests().remove(0);
+        let (mut stream, port) = listener.requests().remove(0);
         assert_eq!(port, 1024);
         let mut rest = [0; 13];
         stream.read_exact(&mut rest).unwrap();
@@ -230,48 +230,48 @@ mod tests {
     }
 
     #[test]
-    fn who_talks_nonsense_is_turned_away() {
-        let (_folder, mut door, path) = open_door();
+    fn clients_that_send_nonsense_are_refused() {
+        let (_folder, mut listener, path) = open_listener();
         let lines = ["connect 1\n", "CONNECT -1\n", "CONNECT 4294967296\n", "CONNECT\n", "\n"];
         for line in lines.map(str::to_owned).into_iter().chain(["C".repeat(100)]) {
             let mut program = UnixStream::connect(&path).unwrap();
             program.write_all(line.as_bytes()).unwrap();
-            assert!(ports(&mut door).is_empty(), "{line:?}");
+            assert!(ports(&mut listener).is_empty(), "{line:?}");
             assert_eq!(program.read(&mut [0]).unwrap_or(0), 0, "{line:?}");
         }
-        assert!(door.visitors.is_empty());
+        assert!(listener.visitors.is_empty());
     }
 
     #[test]
-    fn those_who_say_nothing_keep_only_so_many_places() {
-        let (_folder, mut door, path) = open_door();
+    fn silent_clients_hold_a_limited_number_of_places() {
+        let (_folder, mut listener, path) = open_listener();
         let silent: Vec<_> = (0..VISITORS_MAX + 3)
             .map(|_| {
                 let program = UnixStream::connect(&path).unwrap();
-                assert!(ports(&mut door).is_empty());
+                assert!(ports(&mut listener).is_empty());
                 program
             })
             .collect();
-        assert_eq!(door.visitors.len(), VISITORS_MAX);
+        assert_eq!(listener.visitors.len(), VISITORS_MAX);
         drop(silent);
-        assert!(ports(&mut door).is_empty());
-        assert!(door.visitors.len() < VISITORS_MAX, "who leaves gives the place back");
+        assert!(ports(&mut listener).is_empty());
+        assert!(listener.visitors.len() < VISITORS_MAX, "who leaves gives the place back");
     }
 
     #[test]
-    fn a_closed_door_leaves_nothing_and_opens_over_what_a_dead_process_left() {
-        let (_folder, mut door, path) = open_door();
-        door.open(&path).unwrap();
-        door.close();
+    fn a_closed_socket_is_removed_and_a_stale_one_is_replaced() {
+        let (_folder, mut listener, path) = open_listener();
+        listener.open(&path).unwrap();
+        listener.close();
         assert!(!path.exists());
         drop(UnixListener::bind(&path).unwrap());
-        door.open(&path).unwrap();
+        listener.open(&path).unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
     #[test]
-    fn the_guest_finds_who_listens_for_it_and_nobody_else() {
-        let (folder, _door, path) = open_door();
+    fn the_guest_reaches_only_its_own_listeners() {
+        let (folder, _listener, path) = open_listener();
         assert!(dial(&path, 7).is_err());
         let listener = UnixListener::bind(folder.path().join("vsock_7")).unwrap();
         let mut guest = dial(&path, 7).unwrap();

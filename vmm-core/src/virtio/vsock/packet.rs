@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_is_no_op() {
+    fn unknown_numbers_are_not_operations() {
         for (number, op) in
             [(0, None), (1, Some(Op::Request)), (7, Some(Op::CreditRequest)), (8, None)]
         {

@@ -272,7 +272,7 @@ fn statistics_come_when_they_are_asked_for() {
 }
 
 #[test]
-fn the_target_is_told_in_what_the_guest_keeps_and_goes_along() {
+fn the_target_is_shown_as_memory_kept_and_moves_with_the_guest() {
     let vm = guest();
     let all = vm.ram().bytes();
     let before = vm.balloon().unwrap();
@@ -317,7 +317,7 @@ fn the_target_outlives_the_guests_system() {
 }
 
 #[test]
-fn impossible_targets_and_guests_without_a_balloon_are_told_so() {
+fn impossible_targets_and_missing_balloons_are_reported() {
     let vm = guest();
     for bytes in [0, MEMORY_BYTES_MIN - 1, (16 << 20) + 1, u64::MAX] {
         let error = vm.set_balloon_target(bytes, SetBy::Operator).unwrap_err();

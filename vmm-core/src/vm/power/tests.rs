@@ -176,7 +176,7 @@ fn a_guest_that_has_moved_starts_over_from_the_same_file() {
 }
 
 #[test]
-fn a_guest_that_cannot_be_booted_again_ends_and_says_why() {
+fn a_guest_that_cannot_be_rebooted_ends_with_the_reason() {
     let kernel = kernel(PULL_RESET);
     let vm = booted(kernel.path(), 1);
     let other = moved(&vm);
@@ -194,7 +194,7 @@ fn a_guest_that_cannot_be_booted_again_ends_and_says_why() {
 }
 
 #[test]
-fn the_power_button_and_who_listens_to_it_move_with_the_guest() {
+fn the_power_button_and_its_listener_state_move_with_the_guest() {
     const ENABLE: u16 = 0x602;
     let kernel = kernel(SPIN);
     let vm = booted(kernel.path(), 1);

@@ -206,7 +206,7 @@ fn a_report_of_all_memory_over_and_over_is_one_of_all_memory() {
 }
 
 #[test]
-fn what_a_report_says_to_read_is_not_reported() {
+fn readable_buffers_of_a_report_are_ignored() {
     let mut bench = bench();
     bench.driver(REPORTING).offer(&[(PAGES, PAGE_BYTES as u32, 0)]);
     bench.kick(REPORTING);
@@ -329,7 +329,7 @@ fn nothing_is_answered_while_paused() {
 }
 
 #[test]
-fn the_driver_is_told_of_its_target_and_tells_what_it_has_done() {
+fn the_driver_receives_its_target_and_reports_its_progress() {
     let mut bench = bench();
     set_target(&mut bench, 100);
     assert_eq!(config_word(&bench, 0), 100);
@@ -371,7 +371,7 @@ fn move_to(source: &Bench, state: &BackendState) -> Bench {
 }
 
 #[test]
-fn a_saved_balloon_goes_on_elsewhere() {
+fn a_saved_balloon_continues_elsewhere() {
     let mut source = bench();
     set_target(&mut source, 100);
     write_config(&mut source, 4, 60);
@@ -421,7 +421,7 @@ proptest! {
 
     /// Random rings and descriptors on all queues: the device survives and becomes idle.
     #[test]
-    fn no_driver_gets_it_down(
+    fn no_driver_breaks_the_balloon(
         rings in prop::collection::vec(any::<u8>(), 5 * 0x1000),
         descriptors in prop::collection::vec((0..6u64 << 20, any::<u32>(), 0..8u16, 0..20u16), 16),
         available in 0..20u16,

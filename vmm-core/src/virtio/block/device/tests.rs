@@ -110,7 +110,7 @@ fn a_read_only_disk_is_not_written(engine: EngineChoice) {
     assert_eq!(content(&file, 0), [0; 512]);
 }
 
-fn a_disk_tells_its_serial_number_and_its_size(engine: EngineChoice) {
+fn a_disk_reports_its_serial_number_and_size(engine: EngineChoice) {
     let file = file();
     let mut bench = bench(&file, Access::ReadWrite, engine);
     assert_eq!(ask(&mut bench, 8, 0, &[(DATA, 20, WRITABLE)]), 0);
@@ -192,7 +192,7 @@ fn a_pause_waits_for_what_is_under_way(engine: EngineChoice) {
     }
 }
 
-fn a_reset_ends_what_is_under_way_and_answers_nobody(engine: EngineChoice) {
+fn a_reset_ends_pending_requests_without_an_answer(engine: EngineChoice) {
     let file = file();
     let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
     disk.start_log();
@@ -260,12 +260,12 @@ with_each_engine! {
     requests_beyond_the_disk_fail_and_the_disk_goes_on,
     a_file_that_has_shrunk_is_an_error_of_the_request,
     a_read_only_disk_is_not_written,
-    a_disk_tells_its_serial_number_and_its_size,
+    a_disk_reports_its_serial_number_and_size,
     ranges_are_discarded_and_filled_with_zeros,
     a_request_without_a_status_breaks_the_queue_and_nothing_else,
     what_is_read_from_the_disk_is_dirty_memory,
     a_pause_waits_for_what_is_under_way,
-    a_reset_ends_what_is_under_way_and_answers_nobody,
+    a_reset_ends_pending_requests_without_an_answer,
     whatever_is_written_is_logged_and_nothing_else,
     a_driver_that_offers_one_request_again_and_again_breaks_its_queue,
 }

@@ -23,12 +23,12 @@ const BUFFER_BYTES: u32 = 0x2000;
 #[derive(Debug)]
 struct Cable {
     end: UnixDatagram,
-    told: Arc<Mutex<Vec<String>>>,
+    calls: Arc<Mutex<Vec<String>>>,
 }
 
 impl Cable {
     fn note(&self, what: String) {
-        self.told.lock().unwrap().push(what);
+        self.calls.lock().unwrap().push(what);
     }
 }
 
@@ -64,7 +64,7 @@ impl Port for Cable {
 struct Scene {
     bench: Bench,
     network: UnixDatagram,
-    told: Arc<Mutex<Vec<String>>>,
+    calls: Arc<Mutex<Vec<String>>>,
 }
 
 fn description() -> NetConfig {
@@ -83,21 +83,21 @@ fn device() -> (Box<NetDevice>, UnixDatagram, Arc<Mutex<Vec<String>>>) {
     let (end, network) = UnixDatagram::pair().unwrap();
     end.set_nonblocking(true).unwrap();
     network.set_nonblocking(true).unwrap();
-    let told = Arc::default();
-    let cable = Cable { end, told: Arc::clone(&told) };
-    (Box::new(NetDevice::on(Box::new(cable), &description())), network, told)
+    let calls = Arc::default();
+    let cable = Cable { end, calls: Arc::clone(&calls) };
+    (Box::new(NetDevice::on(Box::new(cable), &description())), network, calls)
 }
 
 impl Scene {
     /// Creates a running device, with all features but `without`.
     fn without(without: &[u32]) -> Self {
-        let (device, network, told) = device();
+        let (device, network, calls) = device();
         let without = without.iter().fold(0, |bits, feature| bits | 1u64 << feature);
         let features = device.features() & !without;
         let mut bench = Bench::switched_off(device);
         bench.backend.activate(features, &bench.registers);
         bench.backend.resume();
-        Self { bench, network, told }
+        Self { bench, network, calls }
     }
 
     /// Offers `count` receive buffers, the first at [`BUFFERS`].
@@ -286,7 +286,7 @@ fn frames_are_sent_from_as_many_buffers_as_they_are_in() {
 }
 
 #[test]
-fn what_is_no_frame_is_not_sent_and_the_device_goes_on() {
+fn invalid_frames_are_not_sent_and_the_device_continues() {
     let mut scene = Scene::without(&[]);
     for buffers in
         [vec![(0x8000, 25, 0)], vec![(0x8000, 0x2_0000, 0)], vec![(0x8000, 64, WRITABLE)]]
@@ -313,16 +313,16 @@ fn a_buffer_without_room_for_a_header_breaks_the_device_until_a_reset() {
 
 #[test]
 fn offloads_are_what_the_driver_accepted_and_none_without_checksums() {
-    assert_eq!(Scene::without(&[]).told.lock().unwrap()[..], ["offloads 0x1f"]);
+    assert_eq!(Scene::without(&[]).calls.lock().unwrap()[..], ["offloads 0x1f"]);
     let without_long = [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO];
     let scene = Scene::without(&without_long);
-    assert_eq!(scene.told.lock().unwrap()[..], ["offloads 0x9"]);
+    assert_eq!(scene.calls.lock().unwrap()[..], ["offloads 0x9"]);
     let scene = Scene::without(&[VIRTIO_NET_F_GUEST_CSUM]);
-    assert_eq!(scene.told.lock().unwrap()[..], ["offloads 0x0"]);
+    assert_eq!(scene.calls.lock().unwrap()[..], ["offloads 0x0"]);
 }
 
 #[test]
-fn the_address_and_the_mtu_are_told_and_the_address_stays() {
+fn the_address_and_the_mtu_are_shown_and_the_address_stays() {
     let mut scene = Scene::without(&[]);
     let mut bytes = [0; 12];
     scene.bench.signals.read_config(0, &mut bytes);
@@ -372,7 +372,7 @@ fn a_short_pause_is_not_announced_and_a_release_is() {
     scene.bench.backend.device().take_over().unwrap();
     scene.bench.backend.resume();
     assert!(announced(&mut scene));
-    assert_eq!(scene.told.lock().unwrap()[1..], ["closed", "open"]);
+    assert_eq!(scene.calls.lock().unwrap()[1..], ["closed", "open"]);
 }
 
 #[test]
@@ -410,7 +410,7 @@ proptest! {
     /// Any kinds of buffers in any queue, with traffic: the device works or its queue breaks, and
     /// it can still be paused and saved.
     #[test]
-    fn no_driver_gets_the_device_down(
+    fn no_driver_breaks_the_device(
         offers in prop::collection::vec(
             (0..3usize, prop::collection::vec((0..0x50_0000u64, 0..0x1_0000u32, 0..4u16), 1..4)),
             0..usize::from(SIZE),

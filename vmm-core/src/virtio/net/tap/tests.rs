@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn answers_that_an_operator_can_act_on_are_put_in_words() {
+fn errors_an_operator_can_fix_are_explained() {
     let said = |number| explained(io::Error::from_raw_os_error(number)).to_string();
     assert!(said(libc::EPERM).contains("CAP_NET_ADMIN"));
     assert!(said(libc::EBUSY).contains("in use"));
@@ -12,7 +12,7 @@ fn answers_that_an_operator_can_act_on_are_put_in_words() {
 }
 
 #[test]
-fn what_is_no_tap_is_refused_by_name() {
+fn other_devices_are_refused_as_taps_by_name() {
     let mtu = |link| mtu_of(&link).unwrap_err().to_string();
     let refused = mtu(NetLink::Tap("lo".to_owned()));
     assert_eq!(refused, "cannot use network interface lo: it is not a tap");

@@ -94,7 +94,7 @@ impl Scene {
     }
 
     /// Lets the device notice what programs have done.
-    fn look(&mut self) {
+    fn poll(&mut self) {
         self.bench.backend.ready(0);
         self.bench.backend.ready(1);
         self.bench.run();
@@ -127,7 +127,7 @@ impl Scene {
         let mut program = UnixStream::connect(self.path("vsock")).unwrap();
         program.write_all(b"CONNECT 1024\n").unwrap();
         self.make_room(8);
-        self.look();
+        self.poll();
         let request = self.received().remove(0);
         assert_eq!((request.op, request.ports.guest), (Some(Op::Request), 1024));
         self.send(request.ports, 2, 0, b"");
@@ -158,7 +158,7 @@ fn a_program_talks_to_the_guest_and_back() {
     let mut scene = Scene::new();
     let (mut program, ports) = scene.introduced();
     program.write_all(b"question").unwrap();
-    scene.look();
+    scene.poll();
     let packet = scene.received().remove(0);
     assert_eq!((packet.op, packet.data.as_slice()), (Some(Op::Data), &b"question"[..]));
     scene.send(ports, 5, 0, b"answer");
@@ -166,7 +166,7 @@ fn a_program_talks_to_the_guest_and_back() {
 }
 
 #[test]
-fn the_guest_talks_to_a_program_until_it_has_nothing_to_say() {
+fn the_guest_talks_to_a_program_until_it_closes() {
     let mut scene = Scene::new();
     let (mut program, ports) = scene.accepted();
     scene.send(ports, 5, 0, b"hello");
@@ -176,7 +176,7 @@ fn the_guest_talks_to_a_program_until_it_has_nothing_to_say() {
     assert_eq!(text, "hello");
     program.write_all(b"bye").unwrap();
     drop(program);
-    scene.look();
+    scene.poll();
     assert_eq!(scene.ops(), [Op::Data, Op::Shutdown]);
     scene.send(ports, 4, SHUTDOWN_BOTH, b"");
     assert_eq!(scene.ops(), [Op::Reset]);
@@ -194,13 +194,13 @@ fn a_half_closed_connection_leaves_the_device_idle() {
         let streams = scene.bench.backend.device().watched()[1];
         epoll.ctl(ControlOperation::Add, streams, EpollEvent::new(EventSet::IN, 0)).unwrap();
         let is_ready = || epoll.wait(0, &mut [EpollEvent::default()]).unwrap() > 0;
-        let looks = (0..10).take_while(|_| is_ready()).map(|_| scene.look()).count();
-        assert!(looks < 10, "its streams are ready for ever after flags {flags}");
+        let polls = (0..10).take_while(|_| is_ready()).map(|_| scene.poll()).count();
+        assert!(polls < 10, "its streams are ready for ever after flags {flags}");
     }
 }
 
 #[test]
-fn nobody_listens_and_the_guest_hears_it() {
+fn a_port_without_a_listener_is_reported_to_the_guest() {
     let mut scene = Scene::new();
     scene.make_room(4);
     scene.send(Ports { host: 52, guest: 9 }, 1, 0, b"");
@@ -217,9 +217,9 @@ fn the_guest_gets_no_more_than_it_has_room_for() {
     scene.credit.allocated = 10;
     let (mut program, ports) = scene.introduced();
     program.write_all(b"0123456789abc").unwrap();
-    scene.look();
+    scene.poll();
     assert_eq!(scene.received().remove(0).data, b"0123456789");
-    scene.look();
+    scene.poll();
     assert_eq!(scene.ops(), []);
     scene.credit.forwarded = 10;
     scene.send(ports, 6, 0, b"");
@@ -233,7 +233,7 @@ fn packets_wait_for_places_and_are_cut_to_fit() {
     // Seven buffers are left.
     let long: Vec<u8> = (0..40_000u32).map(|byte| byte as u8).collect();
     program.write_all(&long).unwrap();
-    scene.look();
+    scene.poll();
     let first = scene.received();
     assert_eq!(first.len(), 7);
     assert_eq!(first[0].data.len(), PLACE_BYTES as usize - HEADER_BYTES);
@@ -246,7 +246,7 @@ fn packets_wait_for_places_and_are_cut_to_fit() {
 }
 
 #[test]
-fn the_guest_is_told_how_much_its_program_took() {
+fn the_guest_receives_credit_for_what_its_program_read() {
     let mut scene = Scene::new();
     let (mut program, ports) = scene.accepted();
     let data = vec![7; BUFFER_BYTES / 2];
@@ -258,7 +258,7 @@ fn the_guest_is_told_how_much_its_program_took() {
 }
 
 #[test]
-fn who_sends_more_than_there_is_room_for_is_cut_off() {
+fn sending_beyond_the_credit_closes_the_connection() {
     let mut scene = Scene::new();
     let (_program, ports) = scene.accepted();
     let data = vec![7; BUFFER_BYTES];
@@ -296,7 +296,7 @@ fn nonsense_ends_the_connection_or_the_device_and_nothing_else() {
 }
 
 #[test]
-fn packets_of_strangers_are_dropped() {
+fn packets_of_unknown_connections_are_dropped() {
     let mut scene = Scene::new();
     scene.make_room(2);
     let header = Header::reset(Ports { host: 1, guest: 1 }, STREAM).to_bytes(HOST_CID, 0);
@@ -328,13 +328,13 @@ fn connections_take_turns() {
     let (mut two, _) = scene.introduced();
     one.write_all(&[1; 12_000]).unwrap();
     two.write_all(&[2; 12_000]).unwrap();
-    scene.look();
+    scene.poll();
     let first: Vec<u8> = scene.received().iter().map(|packet| packet.data[0]).take(4).collect();
     assert!(first == [1, 2, 1, 2] || first == [2, 1, 2, 1], "{first:?}");
 }
 
 #[test]
-fn a_guest_that_arrives_is_told_that_its_connections_are_gone() {
+fn an_arriving_guest_learns_that_its_connections_are_closed() {
     let mut source = Scene::new();
     let (mut program, _) = source.accepted();
     source.bench.backend.pause();
@@ -371,7 +371,7 @@ fn a_guest_that_stays_keeps_its_connections() {
 }
 
 #[test]
-fn a_guest_that_was_handed_over_and_comes_back_is_told_of_it_too() {
+fn a_returning_guest_learns_of_its_closed_connections_too() {
     let mut scene = Scene::new();
     let (_program, _) = scene.accepted();
     scene.bench.backend.pause();
@@ -385,11 +385,11 @@ fn a_guest_that_was_handed_over_and_comes_back_is_told_of_it_too() {
 }
 
 #[test]
-fn without_a_driver_programs_are_turned_away() {
+fn without_a_driver_programs_are_refused() {
     let mut scene = Scene::without_driver();
     scene.bench.backend.resume();
     let mut program = UnixStream::connect(scene.path("vsock")).unwrap();
     program.write_all(b"CONNECT 1\n").unwrap();
-    scene.look();
+    scene.poll();
     assert_eq!(program.read(&mut [0]).unwrap(), 0);
 }

@@ -46,7 +46,7 @@ fn hint(bench: &mut Bench, first: usize, count: usize) {
 const SOME: HintProgress = HintProgress { pages: 3, complete: false };
 
 #[test]
-fn a_driver_names_its_pages_between_two_words_and_takes_them_back() {
+fn a_driver_names_its_pages_between_two_commands_and_takes_them_back() {
     let mut bench = bench_with(FEATURES);
     assert!(report(&mut bench).gives_hints);
     begin(&mut bench);
@@ -140,7 +140,7 @@ fn a_hint_outside_memory_breaks_the_queue_and_nothing_of_it_counts() {
 }
 
 #[test]
-fn half_a_word_and_a_long_one_are_no_trouble() {
+fn short_and_long_commands_are_harmless() {
     let mut bench = bench_with(FEATURES);
     begin(&mut bench);
     bench.ram.write(WORD, &ID_MIN.to_le_bytes()).unwrap();
@@ -154,7 +154,7 @@ fn half_a_word_and_a_long_one_are_no_trouble() {
 }
 
 #[test]
-fn a_reset_ends_the_hints_and_the_next_driver_has_heard_of_none() {
+fn a_reset_ends_the_hints_and_the_next_driver_starts_without_any() {
     let mut bench = bench_with(FEATURES);
     begin(&mut bench);
     say(&mut bench, ID_MIN);
@@ -170,7 +170,7 @@ fn a_reset_ends_the_hints_and_the_next_driver_has_heard_of_none() {
 }
 
 #[test]
-fn a_guest_that_arrives_is_told_to_take_its_pages_back() {
+fn an_arriving_guest_is_asked_to_take_its_pages_back() {
     let mut source = bench_with(FEATURES);
     begin(&mut source);
     say(&mut source, ID_MIN);
@@ -233,7 +233,7 @@ proptest! {
     /// In any order of steps, only pages count that the driver named since the request, and after
     /// the end the driver always has its pages back.
     #[test]
-    fn any_order_of_words_and_pages_is_survived(turns in prop::collection::vec(turn(), 0..40)) {
+    fn any_order_of_commands_and_pages_is_harmless(turns in prop::collection::vec(turn(), 0..40)) {
         let mut bench = bench_with(FEATURES);
         let mut named = vec![false; 1024];
         for turn in turns {
