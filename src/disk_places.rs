@@ -157,7 +157,10 @@ mod tests {
             format!("{:#}", DiskPlaces::open(folders, devices).unwrap_err())
         };
         let complaint = refused(std::slice::from_ref(&file), &[]);
-        assert!(complaint.contains("--disk-dir") && complaint.contains("not a folder"), "{complaint}");
+        assert!(
+            complaint.contains("--disk-dir") && complaint.contains("not a folder"),
+            "{complaint}"
+        );
         for none in [&folder, &file] {
             let complaint = refused(&[], std::slice::from_ref(none));
             assert!(

@@ -50,7 +50,11 @@ pub(super) struct Follower {
 
 impl Follower {
     /// A follower of `guest`, which sends its events to `event_sender`.
-    pub(super) fn new(state: StateDir, guest: GuestDir, event_sender: mpsc::Sender<Result<Event>>) -> Self {
+    pub(super) fn new(
+        state: StateDir,
+        guest: GuestDir,
+        event_sender: mpsc::Sender<Result<Event>>,
+    ) -> Self {
         let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
         Self { state, guest, client, event_sender, pauses: Pauses::default() }
     }

@@ -59,7 +59,8 @@ impl Host {
         loop {
             for guest in guests {
                 followed.entry(guest.name().clone()).or_insert_with(|| {
-                    let follower = Follower::new(self.state.clone(), guest, self.event_sender.clone());
+                    let follower =
+                        Follower::new(self.state.clone(), guest, self.event_sender.clone());
                     followers.spawn(follower.follow(position)).id()
                 });
             }

@@ -86,7 +86,8 @@ impl Events {
     /// Reports that a migration starts.
     pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
         self.report_all(|reported| {
-            let new = ReportedMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
+            let new =
+                ReportedMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
             reported.migration = Some(new);
             vec![What::MigrationStarted { migration_id, role }]
         });
@@ -134,7 +135,14 @@ impl Events {
         for what in news {
             let GuestIdentity { name, uuid, pid, .. } = &self.of;
             let (guest, uuid, pid) = (name.clone(), *uuid, *pid);
-            reported.kept.push_back(Event { time_unix_ms: unix_ms(), guest, uuid, pid, number, what });
+            reported.kept.push_back(Event {
+                time_unix_ms: unix_ms(),
+                guest,
+                uuid,
+                pid,
+                number,
+                what,
+            });
             number += 1;
         }
         let surplus = reported.kept.len().saturating_sub(KEPT_MAX);
@@ -280,7 +288,10 @@ mod tests {
         arrived.report.as_mut().unwrap().role = Role::Destination;
         events.migration(&arrived);
         let reported = reported(&events);
-        assert!(matches!(reported[..], [_, What::MigrationEnded { .. }, What::Started]), "{reported:?}");
+        assert!(
+            matches!(reported[..], [_, What::MigrationEnded { .. }, What::Started]),
+            "{reported:?}"
+        );
     }
 
     #[tokio::test]

@@ -43,7 +43,8 @@ pub(crate) struct GuestView {
 /// # Errors
 /// If the folder of guests cannot be read.
 pub(crate) async fn query_guests(state: &StateDir) -> anyhow::Result<Vec<GuestAnswer>> {
-    let mut queries: JoinSet<GuestAnswer> = state.live_guests()?.into_iter().map(query_guest).collect();
+    let mut queries: JoinSet<GuestAnswer> =
+        state.live_guests()?.into_iter().map(query_guest).collect();
     let mut sightings = Vec::with_capacity(queries.len());
     while let Some(done) = queries.join_next().await {
         match done {

@@ -215,7 +215,11 @@ mod tests {
         let on_its_way = Some(("on its way to host-b:4950".to_owned(), true));
         assert_eq!(reported(std::slice::from_ref(&to_asker), another), on_its_way);
         let waits = at(destination_record(DestinationState::Ready, 1), 3000);
-        assert_eq!(reported(&[to_asker.clone(), waits.clone()], asker), None, "it waits to be told");
+        assert_eq!(
+            reported(&[to_asker.clone(), waits.clone()], asker),
+            None,
+            "it waits to be told"
+        );
         assert_eq!(reported(&[to_asker, waits], another), on_its_way);
         let (arrived, _) = arrived(DestinationState::Running);
         assert_eq!(reported(std::slice::from_ref(&arrived), asker), ended_there());

@@ -218,7 +218,10 @@ fn a_guest_that_has_arrived_reads_nothing_of_its_hosts() {
         pair.b.await_log(&[&format!("attempt in the new thread: {attempt}: ")]);
         let logs = pair.b.logs();
         let reported: Vec<_> = logs.lines().filter(|line| line.contains(&attempt)).collect();
-        assert!(reported.len() == 3 && reported.iter().all(|line| line.contains(answer)), "{reported:?}");
+        assert!(
+            reported.len() == 3 && reported.iter().all(|line| line.contains(answer)),
+            "{reported:?}"
+        );
         Migration::run(&pair.b, "web-1", &pair.a).ok();
         pair.b.kill_node();
     }
@@ -325,7 +328,8 @@ fn forbidden_access_is_refused_in_every_thread() {
         let reported = wait::until("all threads have tried it", || {
             let (_, stderr) = run.said();
             let reported: Vec<String> = stderr.lines().map(str::to_owned).collect();
-            let reported: Vec<_> = reported.into_iter().filter(|line| line.contains("attempt")).collect();
+            let reported: Vec<_> =
+                reported.into_iter().filter(|line| line.contains("attempt")).collect();
             if reported.len() == 3 { Ok(reported) } else { Err(stderr) }
         });
         assert!(reported.iter().all(|line| line.contains(answer)), "{what}: {reported:?}");

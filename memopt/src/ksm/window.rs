@@ -297,12 +297,12 @@ impl Progress {
             self.stretch = self.last;
             return false;
         }
-        let scans_since = |since: &Ksm| match self.last.pages_scanned.saturating_sub(since.pages_scanned)
-        {
-            // Kernels before Linux 6.6 do not count scanned pages.
-            0 => self.last.full_scans.saturating_sub(since.full_scans) as f64,
-            pages => pages as f64,
-        };
+        let scans_since =
+            |since: &Ksm| match self.last.pages_scanned.saturating_sub(since.pages_scanned) {
+                // Kernels before Linux 6.6 do not count scanned pages.
+                0 => self.last.full_scans.saturating_sub(since.full_scans) as f64,
+                pages => pages as f64,
+            };
         let gain = |since: &Ksm| self.last.profit_bytes.saturating_sub(since.profit_bytes) as f64;
         let (all, stretch) = (scans_since(&self.first), scans_since(&self.stretch));
         // The pages scanned since the window began are all memory, times the number of full scans

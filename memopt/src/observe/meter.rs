@@ -272,10 +272,11 @@ mod tests {
 
     fn costs(round: Vec<Result<Metered, ObserveError>>) -> Vec<(u64, Option<u64>)> {
         let results = round.into_iter().map(|metered| metered.unwrap());
-        results.map(|metered| {
-            (metered.cost.proportional_bytes >> 10, metered.exact_age.map(|age| age.as_secs()))
-        })
-        .collect()
+        results
+            .map(|metered| {
+                (metered.cost.proportional_bytes >> 10, metered.exact_age.map(|age| age.as_secs()))
+            })
+            .collect()
     }
 
     #[test]

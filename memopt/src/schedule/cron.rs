@@ -203,7 +203,10 @@ fn lower_case(error: &croner::errors::CronError) -> String {
     let text = text.trim_end_matches('.');
     let text = text.strip_prefix("Component error: ").unwrap_or(text);
     let mut characters = text.chars();
-    characters.next().map(|first| first.to_lowercase().chain(characters).collect()).unwrap_or_default()
+    characters
+        .next()
+        .map(|first| first.to_lowercase().chain(characters).collect())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

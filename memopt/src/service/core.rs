@@ -105,7 +105,11 @@ impl<'a> Core<'a> {
 
     /// Handles messages, starts what is due, and relieves guests in pain, until the service is shut
     /// down. Messages from tasks take precedence over those of clients.
-    pub(super) async fn serve(&mut self, inbox: &mut Inbox, message_receiver: &mut mpsc::Receiver<Message>) {
+    pub(super) async fn serve(
+        &mut self,
+        inbox: &mut Inbox,
+        message_receiver: &mut mpsc::Receiver<Message>,
+    ) {
         let mut watch = super::watch::Watch::default();
         self.publish();
         while !self.is_over {

@@ -144,5 +144,7 @@ pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
     // A new channel, so that messages from tasks of an earlier loop are not executed by this one.
     let (send, mut message_receiver) = mpsc::channel(INBOX);
     let handle = Handle { send, shared: Arc::new(shared) };
-    Core::open(host, setup, handle, inbox.publish.clone()).serve(inbox, &mut message_receiver).await;
+    Core::open(host, setup, handle, inbox.publish.clone())
+        .serve(inbox, &mut message_receiver)
+        .await;
 }

@@ -375,8 +375,9 @@ mod tests {
             let dialing = Tls::new(&dialing).unwrap();
             let (seen, reported) = meet(listening, &dialing, "127.0.0.1").await;
             let reported = reported.to_string();
-            let is_refused =
-                ["authority", "invalid peer certificate"].iter().any(|word| reported.contains(word));
+            let is_refused = ["authority", "invalid peer certificate"]
+                .iter()
+                .any(|word| reported.contains(word));
             assert!(is_refused, "{seen:?} / {reported}");
         }
     }

@@ -61,7 +61,8 @@ impl Sender {
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (stop, mut stopped) = watch::channel(());
-        let work = Work { context, route, hints, dirty: PageSet::full(chunks), senders: Vec::new() };
+        let work =
+            Work { context, route, hints, dirty: PageSet::full(chunks), senders: Vec::new() };
         tasks.spawn(async move {
             tokio::select! {
                 // Ends when the sender is dropped.
@@ -136,7 +137,8 @@ impl Work {
         let (guest, mut dirty) = (Arc::clone(&self.context.guest), self.dirty.take());
         // Finding a disk's holes may require reading it.
         let filtering = spawn_blocking(move || guest.leave_out(dirty.words_mut()).map(|()| dirty));
-        let filtered = filtering.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        let filtered =
+            filtering.await.map_err(|error| StreamSendError::Stream(error.to_string()))?;
         self.dirty = filtered.map_err(StreamSendError::Guest)?;
         let words = self.dirty.words();
         let zeros = |words: &[u64]| words.iter().map(|word| u64::from(word.count_zeros())).sum();

@@ -249,7 +249,10 @@ fn no_more_may_be_merged_than_ksmds_time_pays_for() {
         guest.cost.merged_bytes = Some(0);
     }
     let (plan, _) = settled(&host, &policy, MAX);
-    assert_eq!(described(&plan), ["red-1: unmerge 446 chunks", "red-2: unmerge 446 chunks", window]);
+    assert_eq!(
+        described(&plan),
+        ["red-1: unmerge 446 chunks", "red-2: unmerge 446 chunks", window]
+    );
 
     // Guests that are merged already are scanned in any case.
     host.guests.iter_mut().for_each(|guest| guest.cost.merged_bytes = Some(100 * MIB));
@@ -435,7 +438,9 @@ fn clones_share_with_their_template_in_any_domain() {
     }
     let (plan, _) = settled(&situation(50, guests), &Policy::default(), MAX);
     assert_eq!(described(&plan).len(), 5);
-    assert!(described(&plan).contains(&"red-1: share 512 chunks with the template again".to_owned()));
+    assert!(
+        described(&plan).contains(&"red-1: share 512 chunks with the template again".to_owned())
+    );
     assert_eq!(why(&plan, "blue-1", Actuator::Merge), SkipReason::TemplateFirst);
     assert_eq!(plan.steps[0].expected_bytes, 512 * 256 * 4096);
 }
@@ -450,9 +455,13 @@ fn zeros_are_given_back_before_the_rest_is_merged() {
     let host = situation(50, guests);
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     let described = described(&plan);
-    let zeros = described.iter().filter(|it| it.contains("give back the zeros of 512 chunks")).count();
+    let zeros =
+        described.iter().filter(|it| it.contains("give back the zeros of 512 chunks")).count();
     assert_eq!(zeros, host.guests.len(), "of each, whatever its domain: {described:?}");
-    assert!(described[0].contains("zeros") && described.iter().any(|it| it == "blue-1: merge 512 chunks"));
+    assert!(
+        described[0].contains("zeros")
+            && described.iter().any(|it| it == "blue-1: merge 512 chunks")
+    );
     let of = |wanted: &str| {
         plan.steps.iter().find(|step| step.action.to_string() == wanted).unwrap().expected_bytes
     };

@@ -33,7 +33,9 @@ impl Driver {
         call: impl FnOnce(&dyn DestinationGuest) -> Result<(), GuestError> + Send + 'static,
     ) {
         let Some(guest) = self.guest.clone() else {
-            let _ = self.input_sender.send(Input::Event(event(Err(GuestError::new("it was not built")))));
+            let _ = self
+                .input_sender
+                .send(Input::Event(event(Err(GuestError::new("it was not built")))));
             return;
         };
         let input_sender = self.input_sender.clone();

@@ -93,7 +93,8 @@ pub(super) fn start_with(
             };
             let port = endpoint.local_addr().map_or(0, |address| address.port());
             let _ = bound.send(Ok(port));
-            let driver = Driver::new(session, factory, endpoint, port, records, failpoints, channels);
+            let driver =
+                Driver::new(session, factory, endpoint, port, records, failpoints, channels);
             driver.drive().await;
         }
         .instrument(span)
@@ -357,7 +358,15 @@ impl Driver {
     async fn leave(self) {
         let Self { mut tasks, mut readers, endpoint, line, record_writer, worker, .. } = self;
         readers.shutdown().await;
-        drop((line, record_writer, worker, self.memory, self.guest, self.input_receiver, self.heard));
+        drop((
+            line,
+            record_writer,
+            worker,
+            self.memory,
+            self.guest,
+            self.input_receiver,
+            self.heard,
+        ));
         endpoint.set_server_config(None);
         // The writer of the control stream closes its connection once everything is acknowledged.
         // The endpoint then has none left and can be closed, which also ends the accepting task.

@@ -316,8 +316,17 @@ impl Driver {
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
-        let Self { mut tasks, endpoints, sender, line, record_writer, worker, input_receiver, heard, .. } =
-            self;
+        let Self {
+            mut tasks,
+            endpoints,
+            sender,
+            line,
+            record_writer,
+            worker,
+            input_receiver,
+            heard,
+            ..
+        } = self;
         drop((sender, line, record_writer, worker, input_receiver, heard));
         let quiet = async { while tasks.join_next().await.is_some() {} };
         if timeout(LEFTOVER_TIME, quiet).await.is_err() {

@@ -42,7 +42,8 @@ fn level() -> CpuModel {
 
 #[test]
 fn the_host_shows_all_that_its_cpuid_reports() {
-    let shown = CpuModel::default().apply_msrs(&host(RDCL_NO | 1 << 40), &announcing_cpuid()).unwrap();
+    let shown =
+        CpuModel::default().apply_msrs(&host(RDCL_NO | 1 << 40), &announcing_cpuid()).unwrap();
     assert_eq!(values(&shown), [1 << 31 | 1, RDCL_NO | 1 << 40, 0, 0x202]);
 }
 
