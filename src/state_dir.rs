@@ -2,7 +2,7 @@
 //! process owns a guest's name.
 //!
 //! ```text
-//! certs/        ca.pem ca.key host.pem host.key
+//! certs/        ca.pem ca.key host.pem host.key crl.pem issued/
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
 //! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
 //! departed/     guests/NAME/UUID/ID.json
@@ -298,7 +298,7 @@ impl StateDir {
         let known = if others.is_empty() {
             "no guest runs here".to_owned()
         } else {
-            format!("there is: {}", others.join(", "))
+            format!("live here: {}", others.join(", "))
         };
         let past = self
             .ended()

@@ -15,8 +15,9 @@ web-1.toml:
   name = \"web-1\"
   memory = \"1G\"
   cpus = 2
-  kernel = \"/boot/vmlinuz\"
-  cmdline = \"console=ttyS0 root=/dev/vda\"
+  kernel = \"/shared/vmlinuz-6.1\"
+  initrd = \"/shared/initrd.img-6.1\"
+  cmdline = \"console=ttyS0 root=/dev/vda rw\"
   rng = true
   labels = { team = \"shop\" }
 
@@ -25,9 +26,9 @@ web-1.toml:
   read-only = false
   serial = \"web-1\"
 
-Keys are named like the options of `lighter run`, but for labels, [[disk]], [[net]] and read-only as
-above; --detach, --seccomp and --landlock are no keys. Files are named by absolute paths. A guest
-that is defined already is replaced; if it runs, the new file applies from its next start.";
+Keys are named like the options of `lighter run`, except labels, [[disk]], [[net]] and read-only as
+above; --detach, --seccomp and --landlock are not keys. Paths must be absolute. A definition of the
+same name is replaced; a running guest has the new one from its next start.";
 
 /// `lighter define`.
 #[derive(Debug, Args)]

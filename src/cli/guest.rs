@@ -17,7 +17,7 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   lighter run                                          the built-in workload, 512 MiB, until Ctrl-C
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
-  lighter run --name linux --memory 512M --cpus 2 --kernel /boot/vmlinuz --initrd initramfs.gz
+  lighter run --name linux --memory 512M --cpus 2 --kernel vmlinuz --initrd initrd.img
   lighter run --kernel vmlinux --acpi off --on-reboot stop
   lighter run web-1.toml --detach                      a guest from a file
   lighter run --name big --memory 4G --hugepages 2M --prealloc --cpu x86-64-v3

@@ -60,7 +60,10 @@ Examples:
   lighter node --disk-device /dev/vg0/web-1
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be
-restarted at any time, also while guests arrive and leave.")]
+restarted at any time, also while guests arrive and leave. It stays in the foreground.
+
+Other hosts must reach UDP port 4950, and the local port range (net.ipv4.ip_local_port_range), where
+the processes of arriving guests listen.")]
 pub(crate) struct NodeArgs {
     /// QUIC address on which migrations arrive; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))]
@@ -197,9 +200,14 @@ Examples:
   lighter certs revoke host-b
   lighter certs show
 
-Once per fleet, on one host: `init` makes a certificate authority and this host's own certificate.
-For every other host: `host` makes its certificate there; copy the files into `certs` of that host's
-state folder over a secure channel (host.key is secret). Hosts of one authority trust each other.")]
+Once per fleet, on one host: `init` creates a certificate authority and this host's own certificate.
+For every other host: `host` creates its certificate there; copy the files over a secure channel
+(host.key is secret) into `certs` of that host's state folder, /var/lib/lighter/certs of root:
+
+  ssh host-b install -d -m 700 /var/lib/lighter/certs
+  scp ./host-b/* host-b:/var/lib/lighter/certs/
+
+Hosts of one authority trust each other.")]
 pub(crate) struct CertsArgs {
     #[command(subcommand)]
     pub(crate) action: CertsAction,

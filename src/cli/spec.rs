@@ -55,7 +55,8 @@ pub(crate) struct GuestSpec {
     pub(crate) cpus: Option<u8>,
 
     /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF
-    /// vmlinux.
+    /// vmlinux. A guest that has moved reboots only if kernel and initrd were at the same path, with
+    /// the same content, on that host when it arrived.
     #[arg(long, value_name = "FILE", group = "system")]
     pub(crate) kernel: Option<PathBuf>,
 
@@ -110,8 +111,8 @@ pub(crate) struct GuestSpec {
     #[serde(default)]
     pub(crate) rng: bool,
 
-    /// Whether the guest has a balloon: it then gives memory that it does not use back to this
-    /// host, by itself and when `lighter balloon` says so [default: on].
+    /// Whether the guest has a balloon: it then returns unused memory to this host,
+    /// automatically and when `lighter balloon` asks for it [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "WHAT")]
     pub(crate) balloon: Option<BalloonArg>,
 
@@ -239,11 +240,11 @@ pub(crate) enum SwitchArg {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum BalloonArg {
-    /// It gives back what is free by itself, and what it is told to give back.
+    /// It returns free memory automatically, and what `lighter balloon` asks for.
     #[default]
     On,
-    /// It keeps what is free, and says when it is migrated what need not be sent; it gives back
-    /// what it is told to give back.
+    /// It keeps free memory, and says at a migration what need not be sent; it returns what
+    /// `lighter balloon` asks for.
     Hints,
     /// It has no balloon.
     Off,

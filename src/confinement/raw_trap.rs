@@ -28,7 +28,7 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     // call.
     let call = unsafe { info.cast::<i32>().add(SYSCALL_AT).read() };
     let mut message = Message { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
-    message.add(b"lighter: the guest's process tried a system call that it may not: ");
+    message.add(b"lighter: the guest's process tried a forbidden system call: ");
     if let Some((_, name)) = NAMED_CALLS.iter().find(|(number, _)| *number == i64::from(call)) {
         message.add(name.as_bytes());
         message.add(b" (");
@@ -43,7 +43,7 @@ extern "C" fn on_refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
     // SAFETY: PR_GET_NAME writes at most 16 bytes.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     message.add(name.split(|byte| *byte == 0).next().unwrap_or_default());
-    message.add(b"; it ends here\n");
+    message.add(b"; the process ends\n");
     // SAFETY: the bytes are the message's own; a failed write is ignored.
     let _ = unsafe { libc::write(libc::STDERR_FILENO, message.bytes.as_ptr().cast(), message.len) };
     // SAFETY: ends the process without running any more of its code.

@@ -110,7 +110,7 @@ impl Definitions {
         let known = if others.is_empty() {
             "no guest is: see `lighter define --help`".to_owned()
         } else {
-            format!("there is: {}", others.join(", "))
+            format!("defined: {}", others.join(", "))
         };
         bail!("{name} is not defined in {} ({known})", self.folder.display())
     }
@@ -252,6 +252,6 @@ mod tests {
         fs::write(&file, "name = \"web\"").unwrap();
         definitions.define(&file).unwrap();
         let error = definitions.set_autostart(&name("wbe"), true).unwrap_err().to_string();
-        assert!(error.contains("there is: web"), "{error}");
+        assert!(error.contains("defined: web"), "{error}");
     }
 }

@@ -171,7 +171,7 @@ fn an_unknown_guest_is_refused_with_the_known_names() {
     let (_folder, state) = StateDir::temporary();
     let _claim = state.guest(&name("web")).claim().unwrap();
     let message = state.live_guest(&name("wbe")).unwrap_err().to_string();
-    assert!(message.contains("no guest wbe") && message.contains("there is: web"), "{message}");
+    assert!(message.contains("no guest wbe") && message.contains("live here: web"), "{message}");
 }
 
 #[test]

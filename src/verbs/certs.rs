@@ -55,14 +55,14 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     state.create()?;
     let certs = state.certs();
     let names = if names.is_empty() { own_names()? } else { names.to_vec() };
-    let authority = Authority::create().context("cannot make a certificate authority")?;
+    let authority = Authority::create().context("cannot create a certificate authority")?;
     // Before anything is saved, so that an invalid name leaves nothing behind.
-    let identity = authority.issue(&names).context("cannot make this host's certificate")?;
+    let identity = authority.issue(&names).context("cannot create this host's certificate")?;
     authority.save(&certs).context("cannot save the certificate authority")?;
     authority.record(&certs, &identity)?;
     identity.save(&certs).context("cannot save this host's certificate")?;
     output::print_line(format_args!(
-        "Made a certificate authority and this host's certificate ({}) in {}.\n\
+        "Created a certificate authority and this host's certificate ({}) in {}.\n\
          For another host: lighter certs host NAME [ADDRESS...] --out DIR",
         names.join(", "),
         certs.display()
@@ -72,15 +72,15 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
 
 fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     let authority = Authority::load(&state.certs())
-        .context("this host cannot issue certificates: do it where the authority was made, or make one with `lighter certs init`")?;
+        .context("this host cannot issue certificates: do it where the authority was created, or create one with `lighter certs init`")?;
     let identity = authority.issue(names)?;
     authority.record(&state.certs(), &identity)?;
     identity
         .save(out)
         .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
     output::print_line(format_args!(
-        "Made a certificate for {} in {}.\n\
-         Copy ca.pem, host.pem and host.key to the folder `certs` of that host's state folder, by a safe way.",
+        "Created a certificate for {} in {}.\n\
+         Copy ca.pem, host.pem and host.key to that host's state folder, into `certs` (of root: /var/lib/lighter/certs), over a secure channel.",
         names.join(", "),
         out.display()
     ))?;
@@ -90,7 +90,7 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
 fn revoke(state: &StateDir, which: &str) -> Result<Exit> {
     let certs = state.certs();
     let authority = Authority::load(&certs)
-        .context("this host cannot revoke certificates: do it where the authority was made")?;
+        .context("this host cannot revoke certificates: do it where the authority was created")?;
     let _lock = lock(&certs.join("revoke.lock"))?;
     let found = match Path::new(which).is_file() {
         true => vec![Issued::read(Path::new(which))?],

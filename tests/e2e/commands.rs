@@ -166,7 +166,7 @@ fn an_unknown_guest_is_refused_with_the_known_names() {
         &["migrate", "wbe", "b"],
     ] {
         let done = pair.a.run(verb);
-        done.complains(Exit::Failed, &["lighter: ", "no guest wbe", "there is: web-1"]);
+        done.complains(Exit::Failed, &["lighter: ", "no guest wbe", "live here: web-1"]);
     }
 }
 

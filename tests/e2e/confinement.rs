@@ -189,7 +189,11 @@ fn a_forbidden_system_call_ends_the_process_and_is_named() {
     {
         let done = attempt(&pair, what, &[]).finish();
         assert_eq!(done.exit, Exit::Other, "{done:?}");
-        assert!(done.stderr.contains(&format!("may not: {call} (")), "{}", done.stderr);
+        assert!(
+            done.stderr.contains(&format!("forbidden system call: {call} (")),
+            "{}",
+            done.stderr
+        );
     }
 }
 

@@ -86,7 +86,7 @@ fn end_of_input_does_not_end_the_console() {
     keys.write_all(b" words").expect("a keyboard");
     shows(&console, "hi\nlast words");
     drop((console, other));
-    pair.a.run(&["console", "nobody"]).complains(support::Exit::Failed, &["there is: echo"]);
+    pair.a.run(&["console", "nobody"]).complains(support::Exit::Failed, &["live here: echo"]);
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn an_undefined_guest_keeps_running_until_it_ends() {
     }
     assert_eq!(list_all(&pair.a)[0]["state"], "ended");
     pair.a.run(&["define", &file(&pair, WEB)]).ok();
-    pair.a.run(&["start", "web-2"]).complains(Exit::Failed, &["web-2", "there is: web-1"]);
+    pair.a.run(&["start", "web-2"]).complains(Exit::Failed, &["web-2", "defined: web-1"]);
     nothing_left_behind(&[&pair.a]);
 }
 

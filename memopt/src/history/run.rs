@@ -93,7 +93,7 @@ impl fmt::Display for RunEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reached => "goal reached",
-            Self::Exhausted => "nothing more to be had",
+            Self::Exhausted => "nothing more to gain",
             Self::WindowOver => "window over",
             Self::Cancelled => "cancelled",
             Self::Failed => "failed",
