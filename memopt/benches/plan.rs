@@ -89,7 +89,7 @@ fn sample(guests: usize, chunks: usize, round: u64) -> Situation {
             ksm: Some(Ksm::default()),
             pools: Vec::new(),
             merged_domain: None,
-            strangers: Vec::new(),
+            other_processes: Vec::new(),
         },
         guests: (0..guests as u64).map(|index| guest(index, chunks as u64, round)).collect(),
     }

@@ -43,8 +43,8 @@ pub struct Host {
     pub merged_domain: Option<String>,
     /// Processes that belong to no guest here but whose pages the kernel could merge with those of
     /// a domain, for display. Searched for only when a guest is to be merged.
-    #[serde(default)]
-    pub strangers: Vec<String>,
+    #[serde(default, alias = "strangers")]
+    pub other_processes: Vec<String>,
 }
 
 /// How much of the time work waited for memory (`/proc/pressure/memory`), each from 0 to 1.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use memopt::history::{Found, History, HistoryError, Limits, Opened, RunEnd, RunId, State};
+use memopt::history::{StepResult, History, HistoryError, Limits, Opened, RunEnd, RunId, State};
 use memopt::ledger::Level;
 use memopt::plan::Plan;
 use memopt::policy::Goal;
@@ -75,7 +75,7 @@ fn write_for_ever(path: &Path) {
         println!("begun {run}");
         history.act(run, &vec![step(1); 20]).expect("room");
         println!("acted {run}");
-        let found = Found { index: 7, verified_bytes: Some(4096), error: None };
+        let found = StepResult { index: 7, verified_bytes: Some(4096), error: None };
         history.verify(run, &[found]).expect("room");
         history.finish(run, turn + 1, RunEnd::Reached).expect("room");
         println!("ended {run}");

@@ -42,7 +42,7 @@ fn situation(seconds: u64, oom_kills: u64) -> Situation {
         ksm: None,
         pools: vec![pool(64 << 10), pool(2 << 20)],
         merged_domain: None,
-        strangers: Vec::new(),
+        other_processes: Vec::new(),
     };
     let uptime = Duration::from_secs(seconds);
     Situation { unix_seconds: seconds, uptime, host, guests: vec![guest] }

@@ -144,7 +144,7 @@ fn host() -> Host {
         ksm: Some(ksm),
         pools: vec![Pool { page_bytes: 2 << 20, pages: 3, free_pages: 2, reserved_pages: 1 }],
         merged_domain: None,
-        strangers: Vec::new(),
+        other_processes: Vec::new(),
     }
 }
 

@@ -1,29 +1,24 @@
 //! Carries out the requests of a guest process's API. What the process is occupied with decides
 //! whether it accepts a request.
 
-use std::fs::File;
-use std::sync::{Arc, Weak};
+mod migrations;
+mod saves;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memopt::hypervisor::SurveyRequest;
-use migrate::error::OperatorChoice;
 use vmm_core::devices::ButtonPress;
 use vmm_core::memory::Prealloc;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{DiskContent, RunState};
 
-use super::leaving::Departure;
 use super::machine::SharedMachine;
 use super::merging::Merging;
-use super::process::{Ending, GuestProcess, Occupation, Saving};
-use super::saved::PausedForSave;
+use super::process::{Ending, GuestProcess, Occupation};
 use super::session::MigrationSession;
-use super::{balloon, saved, treatment, workload};
+use super::{balloon, treatment, workload};
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
-use crate::api::migration::{
-    MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
-};
-use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
@@ -69,20 +64,6 @@ impl ProcessControl {
         drop(occupation);
         done.map_err(ApiError::failed)?;
         Ok(self.state())
-    }
-
-    /// Returns the guest if it is paused since it was saved; if `save` is given, since that save.
-    fn standing(&self, save: Option<SaveId>) -> Result<Arc<PausedForSave>, ApiError> {
-        match &*self.process().occupation() {
-            Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
-                Ok(Arc::clone(guest))
-            }
-            _ => {
-                let name = self.process().name();
-                let text = format!("{name} is not paused since this save any more");
-                Err(ApiError::new(Reason::WrongState, text))
-            }
-        }
     }
 
     fn refuse_when_busy(&self, occupation: &Occupation) -> Result<(), ApiError> {
@@ -170,13 +151,6 @@ impl ProcessControl {
 
     fn state(&self) -> StateAnswer {
         StateAnswer { state: self.process().guest_state() }
-    }
-
-    fn not_migrating<T>(&self) -> Result<T, ApiError> {
-        Err(ApiError::new(
-            Reason::NotMigrating,
-            format!("{} is not being migrated", self.process().name()),
-        ))
     }
 }
 
@@ -297,166 +271,6 @@ impl ProcessControl {
         drop(occupation);
         self.process().end(Ending::Asked);
         Ok(StateAnswer { state: GuestState::Ended })
-    }
-
-    /// Writes memory and state to a file: to `handed`, or else to the one that `request` names.
-    /// `asker` is gone when no client waits for the answer.
-    ///
-    /// # Errors
-    /// As for [`Self::pause`]; if the guest should keep running and writes disks; or if the file
-    /// cannot be written.
-    pub(super) fn save(
-        &self,
-        request: &SaveRequest,
-        handed: Option<File>,
-        asker: &Weak<()>,
-    ) -> Result<Saved, ApiError> {
-        if !request.file.is_absolute() {
-            return Err(ApiError::new(
-                Reason::BadRequest,
-                format!("{} must be an absolute path", request.file.display()),
-            ));
-        }
-        let folder = self.process().state().guest(self.process().name());
-        if request.file.starts_with(folder.path()) {
-            return Err(ApiError::new(
-                Reason::BadRequest,
-                format!("{} goes when the guest ends: save it elsewhere", folder.path().display()),
-            ));
-        }
-        let landlock = self.process().confinement().landlock;
-        if handed.is_none() && matches!(landlock, LandlockState::Full | LandlockState::Partial) {
-            return Err(ApiError::new(
-                Reason::BadRequest,
-                "the guest's process may not open files: send an open one along (SCM_RIGHTS), as `lighter save` does",
-            ));
-        }
-        let machine = self.machine()?;
-        let mut occupation = self.process().occupation();
-        self.refuse_when_busy(&occupation)?;
-        if request.keep_running {
-            saved::expect_no_written_disks(machine, self.process().name(), request.format)?;
-        }
-        saved::expect_disks(machine, request)?;
-        let saving = Saving::begin(self.process(), &mut occupation);
-        self.process().surveys().call_off(machine);
-        drop(occupation);
-        let saved = saved::save(machine, self.process().events(), request, handed);
-        let (file_bytes, guest) = saved.map_err(ApiError::failed)?;
-        let (id, since) = (guest.id().id, guest.since());
-        if !request.keep_running && asker.strong_count() > 0 {
-            let guest = Arc::new(guest);
-            PausedForSave::limit(&guest, &self.0);
-            saving.leave_standing(guest);
-        }
-        Ok(Saved {
-            id,
-            file_bytes,
-            paused_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// Keeps the guest paused for another minute.
-    ///
-    /// # Errors
-    /// If the guest is not paused since this save; the same holds for `release_save` and
-    /// `finish_save`.
-    pub(super) fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        self.standing(Some(save))?.hold();
-        Ok(self.state())
-    }
-
-    /// Lets the guest continue as it was before the save.
-    pub(super) fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        let guest = self.standing(Some(save))?;
-        self.process().release_after_save(&guest);
-        // The guest continues when the last reference to it is dropped.
-        drop(guest);
-        Ok(self.state())
-    }
-
-    /// Ends the guest, after the client has given its file the final name.
-    pub(super) fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        let guest = self.standing(Some(save))?;
-        let ending = Ending::Saved { file: guest.file().to_owned() };
-        // Only this record says where the guest is: without it, a start would boot the guest.
-        self.process().remember(&ending).map_err(ApiError::failed)?;
-        self.process().end(ending);
-        Ok(StateAnswer { state: GuestState::Ended })
-    }
-
-    /// Starts a migration.
-    ///
-    /// # Errors
-    /// If the guest is being saved or migrated, or the request is invalid.
-    pub(super) fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
-        self.machine()?;
-        let mut occupation = self.process().occupation();
-        self.refuse_when_busy(&occupation)?;
-        if let Occupation::Arriving(arrival) = &*occupation {
-            // It has arrived just now: that is reported before it leaves.
-            self.process().events().migration(&arrival.status());
-        }
-        let departure = Departure::start(&self.0, request)?;
-        let id = departure.session().id();
-        *occupation = Occupation::Leaving(departure);
-        Ok(MigrationStarted { id: id.0 })
-    }
-
-    /// Returns the progress of the running migration, or how the last one ended.
-    ///
-    /// # Errors
-    /// If there was none.
-    pub(super) fn migration(&self) -> Result<MigrationStatus, ApiError> {
-        match &*self.process().occupation() {
-            Occupation::Leaving(departure) => return Ok(departure.status()),
-            Occupation::Arriving(arrival) => return Ok(arrival.status()),
-            Occupation::None | Occupation::Saving(_) | Occupation::Saved(_) => {}
-        }
-        match &*self.process().last_migration() {
-            Some((_, status)) => Ok(status.clone()),
-            None => self.not_migrating(),
-        }
-    }
-
-    /// Cancels the running migration. The answer comes at once, the end a little later.
-    ///
-    /// # Errors
-    /// If there is none, or the guest has been handed over.
-    pub(super) fn cancel(&self) -> Result<StateAnswer, ApiError> {
-        // The migration's own thread answers, so no lock may be held meanwhile.
-        let occupation = self.process().occupation().clone();
-        let by = match occupation {
-            Occupation::Arriving(_) => "the user at the destination",
-            _ => "the user",
-        };
-        let Some(session) = occupation.session() else { return self.not_migrating() };
-        self.process().runtime().block_on(session.cancel(by))?;
-        Ok(self.state())
-    }
-
-    /// Applies an operator's decision about a guest in doubt.
-    ///
-    /// # Errors
-    /// If the guest is not in doubt, or its copy must not run because of its disks.
-    pub(super) fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
-        let choice = match request.decision {
-            Resolution::Run => OperatorChoice::Run,
-            Resolution::Discard => OperatorChoice::Discard,
-        };
-        let occupation = self.process().occupation().clone();
-        let Some(session) = occupation.session() else {
-            let text = format!("{} is not in doubt: there is no migration", self.process().name());
-            return Err(ApiError::new(Reason::NotMigrating, text));
-        };
-        if let Occupation::Leaving(departure) = &occupation
-            && choice == OperatorChoice::Run
-            && !request.unproven_disks
-        {
-            departure.expect_unwritten_disks(self.process())?;
-        }
-        self.process().runtime().block_on(session.resolve(choice))?;
-        Ok(self.state())
     }
 
     /// Returns the report of the built-in workload.

@@ -16,7 +16,7 @@ use super::machine::SharedMachine;
 use super::process::GuestProcess;
 use crate::api::survey::{ChunkRow, SurveyState, SurveyStatus, SurveyedMemory};
 use crate::api::{ApiError, Reason};
-use crate::survey::{Ended, Found, Progress, Scanner};
+use crate::survey::{Ended, ScanResult, Progress, Scanner};
 
 /// The surveys of a guest: one at a time, and the findings of the last one.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ enum State {
     #[default]
     None,
     Running(Arc<Progress>),
-    Done(Arc<Progress>, Arc<Found>),
+    Done(Arc<Progress>, Arc<ScanResult>),
     Failed(Arc<Progress>, String),
 }
 
@@ -153,7 +153,7 @@ impl Surveys {
 
 impl State {
     /// The state after a survey has ended.
-    fn after(progress: Arc<Progress>, outcome: Result<Found, Ended>) -> Self {
+    fn after(progress: Arc<Progress>, outcome: Result<ScanResult, Ended>) -> Self {
         match outcome {
             Ok(found) => Self::Done(progress, Arc::new(found)),
             Err(Ended::CalledOff) => {

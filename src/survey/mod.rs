@@ -9,7 +9,7 @@
 //! A guest's process scans its own memory (`guest`). The node scans the memory of guests that other
 //! programs run (`node`). Both use a [`Scanner`], in a thread of its own with the lowest priority.
 
-mod found;
+mod scan_result;
 mod scanner;
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use vmm_core::memory::{HugeView, MemoryError, OwnPages};
 
-pub(crate) use found::Found;
+pub(crate) use scan_result::ScanResult;
 pub(crate) use scanner::Scanner;
 
 /// Size of a chunk, in bytes.

@@ -11,7 +11,7 @@ use memopt::survey::{Pace, Page, Scan, Watch, Written};
 use nix::time::{ClockId, clock_gettime};
 use vmm_core::memory::{MemoryError, OwnPages};
 
-use super::found::{Found, Mapped};
+use super::found::{ScanResult, Mapped};
 use super::{CHUNK_BYTES, Ended, Memory, Progress};
 use crate::units::PAGE_BYTES;
 
@@ -71,7 +71,7 @@ impl<M: Memory> Scanner<M> {
         mut scan: Scan,
         watch: Watch,
         activity: Activity,
-    ) -> Result<Found, Ended> {
+    ) -> Result<ScanResult, Ended> {
         // If this is refused, the scan runs at normal priority, within its share.
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!(%error, "the survey of the guest's pages has an ordinary priority");
@@ -83,7 +83,7 @@ impl<M: Memory> Scanner<M> {
         })?;
         let written = self.written(watch, activity)?;
         let view = self.memory.view();
-        Ok(Found { scanned: scan.finish(), written, mapped, view, ended: Instant::now() })
+        Ok(ScanResult { scanned: scan.finish(), written, mapped, view, ended: Instant::now() })
     }
 
     /// Watches for a short time which pages are written: by the dirty log if that is requested and

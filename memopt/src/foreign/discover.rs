@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Found, Monitor, hypervisor_line, qemu_line};
+use super::{DiscoveredGuest, Monitor, hypervisor_line, qemu_line};
 use crate::observe::sources::{unsigned, value_of};
 use crate::observe::{ObserveError, Sources, started_of};
 use crate::situation::{Backing, Vmm};
@@ -17,7 +17,7 @@ const NAME_CHARS_MAX: usize = 128;
 #[derive(Debug, Default)]
 pub struct Discovery {
     /// The guests, ordered by pid, with the names that they claim.
-    pub guests: Vec<Found>,
+    pub guests: Vec<DiscoveredGuest>,
     /// Processes that look like a guest's and could not be read, and why.
     pub unreadable: Vec<(u32, ObserveError)>,
 }
@@ -76,7 +76,7 @@ fn found(
     pid: u32,
     vmm: Vmm,
     mounts: &Mounts,
-) -> Result<Option<Found>, ObserveError> {
+) -> Result<Option<DiscoveredGuest>, ObserveError> {
     let text = sources.read_lossy_of(pid, "cmdline")?;
     let arguments: Vec<String> =
         text.split('\0').skip(1).take(ARGUMENTS_MAX).map(str::to_owned).collect();
@@ -90,7 +90,7 @@ fn found(
         }
     };
     let name = line.name.and_then(|name| sanitize_name(&name));
-    let mut found = Found {
+    let mut found = DiscoveredGuest {
         pid,
         started: started_of(sources, pid)?,
         name: name.unwrap_or_else(|| format!("{kind}-{pid}")),
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(seen, [(Some(107), true), (None, false)]);
         assert_eq!(found[0].started, 4711);
         assert!(found[0].is_there(&Sources::at(root)));
-        assert!(!Found { started: 4710, ..found[0].clone() }.is_there(&Sources::at(root)));
+        assert!(!DiscoveredGuest { started: 4710, ..found[0].clone() }.is_there(&Sources::at(root)));
     }
 
     #[test]

@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use super::options::{Options, size};
-use super::{Line, Monitor};
+use super::{CommandLine, Monitor};
 use crate::situation::Backing;
 
 /// Parses the arguments of a process, without the program's name.
-pub(super) fn parse(arguments: &[String]) -> Line {
-    let mut line = Line::new(0, "it was started without an API socket: --api-socket PATH");
+pub(super) fn parse(arguments: &[String]) -> CommandLine {
+    let mut line = CommandLine::new(0, "it was started without an API socket: --api-socket PATH");
     for (option, value) in pairs(arguments) {
         let options = Options::parse(value);
         match option {
@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    fn line(text: &str) -> Line {
+    fn line(text: &str) -> CommandLine {
         parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 

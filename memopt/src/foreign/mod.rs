@@ -36,7 +36,7 @@ use discover::Mounts;
 
 /// A guest of another VMM, as its process describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct DiscoveredGuest {
     /// The process that holds the guest's memory.
     pub pid: u32,
     /// The start time of that process, in ticks since boot; its pid may be reused later.
@@ -66,7 +66,7 @@ pub struct Found {
 
 /// What the command line of a guest's process says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Line {
+struct CommandLine {
     name: Option<String>,
     memory_bytes: u64,
     backing: Backing,
@@ -76,7 +76,7 @@ struct Line {
     monitor: Monitor,
 }
 
-impl Line {
+impl CommandLine {
     /// Creates a line without any settings.
     const fn new(memory_bytes: u64, no_monitor: &'static str) -> Self {
         Self {

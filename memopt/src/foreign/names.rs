@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Found;
+use super::DiscoveredGuest;
 use crate::observe::{Sources, started_of};
 
 /// Makes the names of `found` unique, among each other and against the guests named in `own`. A
 /// name that is taken or claimed twice gets `@PID` appended, for each guest that claims it. So does
 /// a name that already looks like that.
-pub fn make_names_unique(own: &BTreeSet<String>, found: &mut [Found]) {
+pub fn make_names_unique(own: &BTreeSet<String>, found: &mut [DiscoveredGuest]) {
     let mut claims = BTreeMap::<String, usize>::new();
     for guest in &*found {
         *claims.entry(guest.name.clone()).or_default() += 1;
@@ -25,7 +25,7 @@ pub fn make_names_unique(own: &BTreeSet<String>, found: &mut [Found]) {
     }
 }
 
-impl Found {
+impl DiscoveredGuest {
     /// Returns whether [`make_names_unique`] may have given the guest this name.
     pub fn is_called(&self, name: &str) -> bool {
         name == self.name || name == self.numbered()

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::options::{Options, size};
-use super::{Line, Monitor, Mounts};
+use super::{CommandLine, Monitor, Mounts};
 use crate::situation::Backing;
 
 /// RAM without `-m`: QEMU's default.
@@ -55,8 +55,8 @@ impl Device {
 }
 
 /// Parses the arguments of a QEMU process, without the program's name.
-pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> Line {
-    let mut line = Line::new(
+pub(super) fn parse(arguments: &[String], mounts: &Mounts) -> CommandLine {
+    let mut line = CommandLine::new(
         DEFAULT_MEMORY,
         "it was started without a QMP monitor on a Unix socket: -qmp unix:PATH,server=on,wait=off",
     );
@@ -201,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    fn line(text: &str) -> Line {
+    fn line(text: &str) -> CommandLine {
         let arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
         parse(&arguments, &Mounts::of("hugetlbfs /dev/hugepages hugetlbfs rw 0 0\n"))
     }

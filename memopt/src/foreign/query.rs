@@ -6,7 +6,7 @@ use super::discover::has_device;
 use super::error::ForeignError;
 use super::hypervisor::Hypervisor;
 use super::qmp::{Qmp, RunState};
-use super::{Found, Monitor};
+use super::{DiscoveredGuest, Monitor};
 use crate::observe::Sources;
 use crate::situation::{Backing, Balloon, Hindrance, Statistics};
 
@@ -43,7 +43,7 @@ pub struct Reading {
 ///
 /// # Errors
 /// [`ForeignError::NoMonitor`] if the guest has no usable monitor, or any error of the monitor.
-pub async fn query(found: &Found, asking: &QueryOptions) -> Result<Reading, ForeignError> {
+pub async fn query(found: &DiscoveredGuest, asking: &QueryOptions) -> Result<Reading, ForeignError> {
     let each = asking.patience / 2;
     let reading = async {
         match &found.monitor {
@@ -70,7 +70,7 @@ pub async fn query(found: &Found, asking: &QueryOptions) -> Result<Reading, Fore
 /// [`ForeignError::Pinned`], or any error of the monitor.
 pub async fn set_balloon(
     sources: &Sources,
-    found: &Found,
+    found: &DiscoveredGuest,
     memory_bytes: u64,
     keep_bytes: u64,
     patience: Duration,
@@ -123,7 +123,7 @@ fn qemu_target(keep_bytes: u64, memory_bytes: u64, outside_bytes: u64) -> u64 {
 
 /// Limits the total time, so that a peer which is slow for each of many answers times out too.
 async fn within_limit<T>(
-    found: &Found,
+    found: &DiscoveredGuest,
     patience: Duration,
     asking: impl Future<Output = Result<T, ForeignError>>,
 ) -> Result<T, ForeignError> {
@@ -132,7 +132,7 @@ async fn within_limit<T>(
     tokio::time::timeout(patience, asking).await.map_err(slow)?
 }
 
-fn no_monitor(found: &Found) -> ForeignError {
+fn no_monitor(found: &DiscoveredGuest) -> ForeignError {
     let why = match found.monitor {
         Monitor::None(why) => why,
         _ => {
@@ -144,7 +144,7 @@ fn no_monitor(found: &Found) -> ForeignError {
 }
 
 async fn query_qemu(
-    found: &Found,
+    found: &DiscoveredGuest,
     qmp: &mut Qmp,
     asking: &QueryOptions,
 ) -> Result<Reading, ForeignError> {
@@ -209,7 +209,7 @@ fn qemu_hindrance(state: &RunState, migration: Option<&str>) -> Option<Hindrance
     }
 }
 
-async fn query_hypervisor(found: &Found, hypervisor: &Hypervisor) -> Result<Reading, ForeignError> {
+async fn query_hypervisor(found: &DiscoveredGuest, hypervisor: &Hypervisor) -> Result<Reading, ForeignError> {
     let info = hypervisor.info().await?;
     let memory_bytes = info.config.memory.bytes();
     let actual_bytes = info.memory_actual_size.unwrap_or(memory_bytes).min(memory_bytes);

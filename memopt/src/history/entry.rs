@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::error::HistoryError;
 use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
-use super::run::{Found, Run, RunAction, RunEnd, RunId, State, Summary};
+use super::run::{StepResult, Run, RunAction, RunEnd, RunId, State, Summary};
 use crate::schedule::Trigger;
 
 /// One line of the log: an event of the run.
@@ -21,7 +21,7 @@ pub(super) enum Entry {
     /// These actions are about to be executed.
     Acting(Vec<RunAction<Box<RawValue>>>),
     /// Results of actions.
-    Found(Vec<Found>),
+    Found(Vec<StepResult>),
     /// An error of the run.
     Error(String),
     /// The run ended at `ended` (Unix seconds).
@@ -105,11 +105,11 @@ impl Record {
                 self.state = State::Acting;
             }
             Entry::Found(found) => {
-                let is_missing = |found: &&Found| found.index as usize >= self.steps.len();
+                let is_missing = |found: &&StepResult| found.index as usize >= self.steps.len();
                 if let Some(missing) = found.iter().find(is_missing) {
                     return Err(missing.index);
                 }
-                for Found { index, verified_bytes, error } in found {
+                for StepResult { index, verified_bytes, error } in found {
                     let step = &mut self.steps[index as usize];
                     (step.verified_bytes, step.error) = (verified_bytes, error);
                 }

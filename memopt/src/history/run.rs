@@ -116,7 +116,7 @@ pub struct RunAction<A = Step> {
 
 /// The result of an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
+pub struct StepResult {
     /// Index of the action in its run, from 0.
     pub index: u32,
     /// Bytes that the host got back; absent when this cannot be determined.
@@ -125,7 +125,7 @@ pub struct Found {
     pub error: Option<String>,
 }
 
-impl Found {
+impl StepResult {
     /// The result that the action at `index` failed.
     pub fn failed(index: u32, error: &str) -> Self {
         Self { index, verified_bytes: None, error: Some(error.to_owned()) }

@@ -79,7 +79,7 @@ pub fn host(sources: &Sources) -> Result<(situation::Host, Vec<Missing>), Observ
         ksm,
         pools: present(&mut missing, Part::Pools, super::pools(sources)).unwrap_or_default(),
         merged_domain: None,
-        strangers: Vec::new(),
+        other_processes: Vec::new(),
     };
     Ok((host, missing))
 }

@@ -46,7 +46,7 @@ pub fn exposed(situation: &Situation, policy: &Policy, domain: &str) -> Vec<Stri
     });
     let mut guests: Vec<String> = guests.collect();
     guests.sort();
-    guests.extend(situation.host.strangers.iter().cloned());
+    guests.extend(situation.host.other_processes.iter().cloned());
     guests
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Plan;
-use crate::foreign::{Found, Monitor};
+use crate::foreign::{DiscoveredGuest, Monitor};
 use crate::ledger::Level;
 use crate::policy::Goal;
 use crate::situation::{
@@ -113,7 +113,7 @@ pub(crate) fn situation(available: u64, guests: Vec<Guest>) -> Situation {
             ksm: Some(ksm()),
             pools: Vec::new(),
             merged_domain: None,
-            strangers: Vec::new(),
+            other_processes: Vec::new(),
         },
         guests,
     }
@@ -150,8 +150,8 @@ pub(crate) fn clone_of(name: &str, domain: &str) -> Guest {
 }
 
 /// A guest that process `pid` claims to run.
-pub(crate) fn found(pid: u32, name: &str) -> Found {
-    Found {
+pub(crate) fn found(pid: u32, name: &str) -> DiscoveredGuest {
+    DiscoveredGuest {
         pid,
         started: 0,
         name: name.to_owned(),

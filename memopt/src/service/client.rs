@@ -248,7 +248,7 @@ async fn status(handle: Handle) -> Result<DensityStatus, ServiceError> {
     // Thousands of chunks per guest, which are of no use to a reader.
     let surveys = view.situation.guests.iter_mut().filter_map(|it| it.survey.as_mut());
     surveys.for_each(|survey| survey.chunks.clear());
-    view.situation.host.strangers = handle.shared.strangers.last(&view.situation);
+    view.situation.host.other_processes = handle.shared.other_processes.last(&view.situation);
     let read_status = move |core: &mut Core<'_>| DensityStatus {
         remembered: core.remembered(&view.situation),
         situation: view.situation,

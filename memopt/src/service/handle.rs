@@ -11,7 +11,7 @@ use super::client::Published;
 use super::core::Core;
 use super::error::ServiceError;
 use super::events::{Event, Observer};
-use super::strangers::Strangers;
+use super::other_processes::OtherProcesses;
 use super::view::{Filter, View};
 use super::{Clock, Hypervisor};
 use crate::hypervisor::{Failure, GuestRef};
@@ -61,7 +61,7 @@ impl fmt::Debug for Inbox {
 pub(super) struct Shared {
     pub(super) hypervisors: Vec<Arc<dyn Hypervisor>>,
     /// Other processes that the kernel could merge guests with.
-    pub(super) strangers: Strangers,
+    pub(super) other_processes: OtherProcesses,
     /// Held while surveying: guests are surveyed for one task at a time.
     pub(super) surveying: tokio::sync::Mutex<()>,
     pub(super) clock: Arc<dyn Clock>,

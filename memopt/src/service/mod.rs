@@ -21,7 +21,7 @@ mod records;
 mod runner;
 mod settings;
 mod steps;
-mod strangers;
+mod other_processes;
 mod surveys;
 mod types;
 mod view;
@@ -43,7 +43,7 @@ pub use self::events::{Event, Observer};
 use self::handle::{Handle, Inbox, Shared};
 pub use self::machine::Machine;
 pub use self::settings::Settings;
-use self::strangers::Strangers;
+use self::other_processes::OtherProcesses;
 pub use self::types::{Agenda, DensityStatus, NextRun, Remembered, Spared};
 pub use self::view::{Costs, Host, Observed};
 use crate::hypervisor::Hypervisor;
@@ -136,7 +136,7 @@ pub async fn run(host: &mut dyn Host, setup: &Setup, inbox: &mut Inbox) {
     }
     let shared = Shared {
         hypervisors: setup.hypervisors.clone(),
-        strangers: Strangers::new(setup.sources.clone()),
+        other_processes: OtherProcesses::new(setup.sources.clone()),
         surveying: tokio::sync::Mutex::default(),
         clock: Arc::clone(&setup.clock),
         observer: Arc::clone(&setup.observer),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Clock;
 use super::error::ServiceError;
 use crate::history::{
-    Found, History, HistoryError, HistoryEvent, Limits, Listing, LossyHistory, Run, RunEnd, RunId,
+    StepResult, History, HistoryError, HistoryEvent, Limits, Listing, LossyHistory, Run, RunEnd, RunId,
     Summary,
 };
 use crate::plan::Plan;
@@ -112,7 +112,7 @@ impl Records {
     }
 
     /// Records the results of steps.
-    pub(super) fn record_found(&mut self, run: RunId, found: &[Found]) {
+    pub(super) fn record_results(&mut self, run: RunId, found: &[StepResult]) {
         if self.incomplete == Some(run) {
             return;
         }
@@ -214,10 +214,10 @@ mod tests {
         let mut records = Records::open(folder.path().join("history"), clock());
         let run = records.begin(Trigger::Manual, &plan(""));
         assert_eq!(records.record_steps(run, &[step("db", 1)]), 0);
-        records.record_found(run, &[Found::failed(0, "first")]);
+        records.record_results(run, &[StepResult::failed(0, "first")]);
         // Longer than the limit for a recorded step.
         records.record_steps(run, &[step(&"x".repeat(1 << 20), 1)]);
-        records.record_found(run, &[Found::failed(0, "second")]);
+        records.record_results(run, &[StepResult::failed(0, "second")]);
         let kept = records.run(run).unwrap();
         assert_eq!(kept.steps.len(), 1);
         assert_eq!(kept.steps[0].error.as_deref(), Some("first"));

@@ -15,7 +15,7 @@ use super::handle::{Handle, Reply, refuse};
 use super::steps::StepError;
 use super::surveys::Wanted;
 use super::view::{Filter, none};
-use crate::history::{Found, RunEnd, RunId};
+use crate::history::{StepResult, RunEnd, RunId};
 use crate::plan::{Plan, exposed, wants_merging};
 use crate::policy::{Goal, Policy};
 use crate::schedule::Trigger;
@@ -101,7 +101,7 @@ impl Handle {
     pub(super) async fn think(&self, policy: &Policy, goal: &Goal) -> Result<Plan, ServiceError> {
         let mut situation = self.inspect(policy, none()).await?.situation;
         if wants_merging(&situation, policy) {
-            situation.host.strangers = self.shared.strangers.lately(&situation).await?;
+            situation.host.other_processes = self.shared.other_processes.lately(&situation).await?;
         }
         let (policy, goal) = (policy.clone(), *goal);
         Ok(self.call(move |core| core.plan(&situation, &policy, &goal)).await)
@@ -133,7 +133,7 @@ pub(super) async fn run(handle: Handle, order: Order, asker: Option<Reply<RunId>
 impl Run {
     /// Makes the first plan, and records the start of the run.
     async fn begin(handle: Handle, order: Order) -> Result<(Self, Plan), ServiceError> {
-        handle.shared.strangers.forget();
+        handle.shared.other_processes.forget();
         let plan = handle.think(&order.policy, &order.goal).await?;
         let (plan, _) = within(plan, order.only.as_ref());
         let (trigger, recorded) = (order.trigger.clone(), plan.clone());
@@ -172,9 +172,9 @@ impl Run {
         self.handle.call(move |core| core.records.record_error(id, &error)).await;
     }
 
-    async fn record_found(&self, found: Vec<Found>) {
+    async fn record_results(&self, found: Vec<StepResult>) {
         let id = self.id;
-        self.handle.call(move |core| core.records.record_found(id, &found)).await;
+        self.handle.call(move |core| core.records.record_results(id, &found)).await;
     }
 
     async fn rounds(&mut self, mut plan: Plan) -> Result<RunEnd, ServiceError> {
@@ -296,7 +296,7 @@ impl Run {
                 Ok(()) => pending.push(Pending { index, expectation }),
                 Err(error @ StepError::Unremembered(_)) => {
                     let error = format!("{}: {error}", step.action);
-                    self.record_found(vec![Found::failed(index, &error)]).await;
+                    self.record_results(vec![StepResult::failed(index, &error)]).await;
                     outcome = Err(ServiceError::Unremembered(error));
                     break;
                 }
@@ -346,7 +346,7 @@ impl Run {
 
     async fn exposed(&self, domain: &str) -> Result<Option<String>, ServiceError> {
         let mut situation = self.inspect(none()).await?;
-        situation.host.strangers = self.handle.shared.strangers.now(&situation).await?;
+        situation.host.other_processes = self.handle.shared.other_processes.now(&situation).await?;
         Ok(exposed(&situation, &self.order.policy, domain).into_iter().next())
     }
 
@@ -355,15 +355,15 @@ impl Run {
     async fn refused(&self, window: u32, marked: &[Pending], reason: &str) {
         tracing::warn!(run = %self.id, "no window of ksmd is opened: {reason}");
         let steps = marked.iter().map(|step| step.index).chain([window]);
-        let refused = |index| Found::failed(index, reason);
-        self.record_found(steps.map(refused).collect()).await;
+        let refused = |index| StepResult::failed(index, reason);
+        self.record_results(steps.map(refused).collect()).await;
     }
 
     /// Records a step that failed, which counts against its actuator.
     async fn failed(&self, index: u32, step: &Step, error: String) {
         tracing::warn!(run = %self.id, step = %step.action, "it could not be done: {error}");
         self.handle.notice(&Event::StepFailed(&step.action));
-        let found = Found::failed(index, &error);
+        let found = StepResult::failed(index, &error);
         self.conclude(found, &Outcome::failed(step, error)).await;
     }
 }

@@ -33,7 +33,7 @@ pub struct Expectation {
 }
 
 /// The result of a check: the bytes returned, and the share of what was expected.
-struct Found {
+struct Check {
     returned_bytes: i64,
     share: Option<f64>,
     verdict: Verdict,
@@ -95,7 +95,7 @@ impl Expectation {
         }
     }
 
-    fn check_guest(&self, name: &str, after: &Situation) -> Found {
+    fn check_guest(&self, name: &str, after: &Situation) -> Check {
         let Some(now) = GuestTraces::find(name, after) else {
             return unclear(0, "the guest is gone");
         };
@@ -138,7 +138,7 @@ impl Expectation {
         before: &GuestTraces,
         now: &GuestTraces,
         moved: Movement,
-    ) -> Found {
+    ) -> Check {
         let (Some(had), Some(has)) = (before.actual, now.actual) else {
             return unclear(moved.process, "its balloon is gone");
         };
@@ -161,7 +161,7 @@ impl Expectation {
         found
     }
 
-    fn check_host(&self, after: &Situation) -> Found {
+    fn check_host(&self, after: &Situation) -> Check {
         match &self.step.action {
             Action::DriveKsm { window_bytes, .. } => self.check_window(*window_bytes, after),
             Action::ResizePool { page_bytes, from_pages, to_pages } => {
@@ -185,7 +185,7 @@ impl Expectation {
 
     /// Judges a window by the memory of the domain's guests: ksmd's own profit still counts the
     /// pages of processes that have exited.
-    fn check_window(&self, window_bytes: i64, after: &Situation) -> Found {
+    fn check_window(&self, window_bytes: i64, after: &Situation) -> Check {
         let (mut low, mut high, mut are_any_left) = (0_i64, 0_i64, false);
         for (name, before) in &self.before {
             let now = GuestTraces::find(name, after).filter(|now| now.pid == before.pid);
@@ -207,7 +207,7 @@ impl Expectation {
         found
     }
 
-    fn by_bytes(&self, low: i64, high: i64) -> Found {
+    fn by_bytes(&self, low: i64, high: i64) -> Check {
         bounded(low, high, self.step.expected_bytes)
     }
 }
@@ -226,7 +226,7 @@ pub fn concerns(step: &Step, guest: &Guest, policy: &Policy) -> bool {
 
 /// Judges by the bytes returned, which lie between two bounds. If the bounds lead to different
 /// verdicts, the result is unclear.
-fn bounded(low: i64, high: i64, expected: i64) -> Found {
+fn bounded(low: i64, high: i64, expected: i64) -> Check {
     if expected < VISIBLE_BYTES {
         return unclear(low, "too little was expected to be seen");
     }
@@ -238,7 +238,7 @@ fn bounded(low: i64, high: i64, expected: i64) -> Found {
 }
 
 /// Judges by the share of the requested amount that was done.
-fn by_share(returned_bytes: i64, done: i64, asked: i64) -> Found {
+fn by_share(returned_bytes: i64, done: i64, asked: i64) -> Check {
     if asked <= 0 {
         return unclear(returned_bytes, "nothing was expected of it");
     }
@@ -249,11 +249,11 @@ fn by_share(returned_bytes: i64, done: i64, asked: i64) -> Found {
         Verdict::Nothing => "nothing came of it".to_owned(),
         _ => format!("only {} of what was expected", Share(share)),
     };
-    Found { returned_bytes, share: Some(share), verdict, reason }
+    Check { returned_bytes, share: Some(share), verdict, reason }
 }
 
-fn unclear(returned_bytes: i64, reason: &str) -> Found {
-    Found { returned_bytes, share: None, verdict: Verdict::Unclear, reason: reason.to_owned() }
+fn unclear(returned_bytes: i64, reason: &str) -> Check {
+    Check { returned_bytes, share: None, verdict: Verdict::Unclear, reason: reason.to_owned() }
 }
 
 fn bytes_of(chunks: &[ChunkRange]) -> i64 {

@@ -141,7 +141,7 @@ pub(crate) fn host(total: u64, guests: &[SimGuest]) -> Host {
         ksm: None,
         pools: Vec::new(),
         merged_domain: None,
-        strangers: Vec::new(),
+        other_processes: Vec::new(),
     }
 }
 

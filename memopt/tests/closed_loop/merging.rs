@@ -218,7 +218,7 @@ impl MergingHost {
                 }),
                 pools: Vec::new(),
                 merged_domain: None,
-                strangers: Vec::new(),
+                other_processes: Vec::new(),
             },
             guests: guests.collect(),
         }

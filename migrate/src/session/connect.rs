@@ -22,7 +22,7 @@ pub(super) const WITHDRAW_TIME: Duration = Duration::from_secs(2);
 
 /// Addresses of the destination, and the token for it.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
+pub(super) struct Route {
     pub(super) node: Peer,
     pub(super) process: SocketAddr,
     pub(super) token: Token,
@@ -31,7 +31,7 @@ pub(super) struct Found {
 /// The established connections to the process, with the control stream on the first.
 #[derive(Debug)]
 pub(super) struct Contact {
-    pub(super) found: Found,
+    pub(super) found: Route,
     pub(super) connections: Vec<Connection>,
     pub(super) control: (SendStream, RecvStream),
     /// The first one is for requests to the node, the others for one connection each.
@@ -111,7 +111,7 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
         standing.push(endpoint::connect(&endpoint, &peer).await?);
         endpoints.push(endpoint);
     }
-    let found = Found { node, process: peer.address, token: admission.token };
+    let found = Route { node, process: peer.address, token: admission.token };
     let control = open_control(&standing[0], &found, migration).await?;
     Ok(Contact { found, connections: standing, control, endpoints })
 }
@@ -155,7 +155,7 @@ pub(super) enum Reached {
 /// Reconnects to the process; asks its node at the same time, which answers if the process is dead.
 pub(super) async fn reach_again(
     endpoint: Endpoint,
-    found: Found,
+    found: Route,
     migration: MigrationId,
     decision: Decision,
 ) -> Result<Reached, String> {
@@ -195,7 +195,7 @@ pub(super) async fn reach_again(
 
 async fn open_control(
     connection: &Connection,
-    found: &Found,
+    found: &Route,
     migration: MigrationId,
 ) -> Result<(SendStream, RecvStream), LinkError> {
     let lost = |error: quinn::ConnectionError| {

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use memopt::foreign::{self, Found, QueryOptions, Reading};
+use memopt::foreign::{self, DiscoveredGuest, QueryOptions, Reading};
 use memopt::hypervisor::{Answer, GuestRef, Hypervisor, Inspected, SurveyRequest, Surveyed, Which};
 use memopt::observe::Sources;
 use memopt::situation::{Guest, Hindrance, User};
@@ -62,7 +62,7 @@ struct Register {
 /// A foreign guest and what this node remembers about it.
 #[derive(Debug, Clone)]
 struct Known {
-    found: Found,
+    found: DiscoveredGuest,
     /// The user that runs it. Kept here because the name lookup may be as slow as a directory
     /// service.
     user: Option<User>,
@@ -204,7 +204,7 @@ impl ForeignGuests {
         }
         let mut all: Vec<Known> = register.guests.values().cloned().collect();
         drop(register);
-        let mut found: Vec<Found> = all.iter().map(|known| known.found.clone()).collect();
+        let mut found: Vec<DiscoveredGuest> = all.iter().map(|known| known.found.clone()).collect();
         foreign::make_names_unique(own, &mut found);
         all.iter_mut().zip(found).for_each(|(known, found)| known.found = found);
         all
@@ -244,7 +244,7 @@ impl Hypervisor for ForeignGuests {
 
 impl Register {
     /// Replaces the guests by `found`, and keeps the state of those that were there before.
-    fn renew(&mut self, found: Vec<Found>) {
+    fn renew(&mut self, found: Vec<DiscoveredGuest>) {
         let mut before = std::mem::take(&mut self.guests);
         for found in found {
             let is_it = |known: &Known| {
@@ -259,7 +259,7 @@ impl Register {
 }
 
 impl Known {
-    fn new(found: Found) -> Self {
+    fn new(found: DiscoveredGuest) -> Self {
         let (user, memory_bytes) = (found.uid.map(user), found.memory_bytes);
         Self { found, user, memory_bytes, asked_bytes: None }
     }
@@ -271,7 +271,7 @@ fn user(uid: u32) -> User {
 }
 
 /// Builds the guest from the process scan and the monitor's answer, if there is one.
-fn guest(found: &Found, query: Option<Reading>) -> Guest {
+fn guest(found: &DiscoveredGuest, query: Option<Reading>) -> Guest {
     let mut guest = Guest {
         memory_bytes: found.memory_bytes,
         backing: found.backing,
@@ -306,12 +306,12 @@ mod tests {
     /// A QEMU guest whose process is this one, on a host whose node does `doing` with it; its
     /// monitor, which has received no request yet; and their folder. Its recorded start time is the
     /// host's boot (0), which differs from that of this process.
-    fn scene(doing: ForeignGuestsArg) -> (tempfile::TempDir, UnixListener, ForeignGuests, Found) {
+    fn scene(doing: ForeignGuestsArg) -> (tempfile::TempDir, UnixListener, ForeignGuests, DiscoveredGuest) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("qmp");
         let monitor = UnixListener::bind(&socket).unwrap();
         monitor.set_nonblocking(true).unwrap();
-        let found = Found {
+        let found = DiscoveredGuest {
             pid: std::process::id(),
             started: 0,
             name: "web-1".to_owned(),
@@ -369,7 +369,7 @@ mod tests {
         }
         is_left_alone(&guests, pid, &monitor, "gone").await;
 
-        guests.register().renew(vec![Found { started: 7, ..found }]);
+        guests.register().renew(vec![DiscoveredGuest { started: 7, ..found }]);
         assert_eq!(guests.register().guests[&pid].asked_bytes, None, "that was another guest");
     }
 

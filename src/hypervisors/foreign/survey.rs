@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages, ProcessMemory};
 
-use crate::survey::{Ended, Found, Memory, Scanner};
+use crate::survey::{Ended, ScanResult, Memory, Scanner};
 
 /// The sender to the task that waits for the findings.
-type Waiting = oneshot::Sender<Result<Found, Ended>>;
+type Waiting = oneshot::Sender<Result<ScanResult, Ended>>;
 
 /// Surveys process `pid`, in a thread of its own. Dropping the future cancels the survey.
 ///
@@ -52,7 +52,7 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
 
 /// The findings of a survey; they are kept in this process.
 #[derive(Debug)]
-struct Here(Arc<Found>);
+struct Here(Arc<ScanResult>);
 
 impl Findings for Here {
     fn chunks<'a>(&'a self, domain: &'a Digests) -> Answer<'a, Vec<Chunk>> {

@@ -7,7 +7,7 @@ use crate::foreign::error::words;
 
 /// The kinds of lines.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line<T> {
+pub(super) enum CommandLine<T> {
     /// The monitor's greeting.
     Greeting,
     /// An event of the guest, or the answer to another command.
@@ -48,32 +48,32 @@ struct RawError {
 ///
 /// # Errors
 /// A message if the line is not valid.
-pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<Line<T>, String> {
+pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<CommandLine<T>, String> {
     let raw: Raw<T> = match serde_json::from_slice(line) {
         Ok(raw) => raw,
         // The answer to another command may have another shape.
         Err(error) => {
             return match serde_json::from_slice::<Kind>(line) {
                 Ok(kind) if kind.event.is_some() || kind.id.is_some_and(|it| it != id) => {
-                    Ok(Line::Other)
+                    Ok(CommandLine::Other)
                 }
                 _ => Err(words(&error.to_string())),
             };
         }
     };
     if raw.greeting.is_some() {
-        Ok(Line::Greeting)
+        Ok(CommandLine::Greeting)
     } else if raw.event.is_some() {
-        Ok(Line::Other)
+        Ok(CommandLine::Other)
     } else if let Some(error) = raw.error {
         // The error for a line that QEMU could not parse has no id.
         let is_ours = raw.id.is_none_or(|it| it == id);
         let text = words(&format!("{} ({})", error.desc, error.class));
-        Ok(if is_ours { Line::Refused(text) } else { Line::Other })
+        Ok(if is_ours { CommandLine::Refused(text) } else { CommandLine::Other })
     } else if raw.id != Some(id) {
-        Ok(Line::Other)
+        Ok(CommandLine::Other)
     } else {
-        raw.answer.map(Line::Answer).ok_or_else(|| "a line that is not QMP".to_owned())
+        raw.answer.map(CommandLine::Answer).ok_or_else(|| "a line that is not QMP".to_owned())
     }
 }
 
@@ -88,26 +88,26 @@ mod tests {
         actual: u64,
     }
 
-    fn read(text: &str) -> Result<Line<Balloon>, String> {
+    fn read(text: &str) -> Result<CommandLine<Balloon>, String> {
         parse(text.as_bytes(), 7)
     }
 
     #[test]
     fn answers_are_distinguished_from_other_lines() {
         let answer = read(r#"{"return": {"actual": 4096, "more": []}, "id": 7}"#);
-        assert_eq!(answer, Ok(Line::Answer(Balloon { actual: 4096 })));
+        assert_eq!(answer, Ok(CommandLine::Answer(Balloon { actual: 4096 })));
         for other in [
             r#"{"timestamp": {"seconds": 1}, "event": "STOP", "data": {"actual": "x"}}"#,
             r#"{"return": [], "id": 6}"#,
             r#"{"return": {"actual": 1}}"#,
             r#"{"error": {"class": "A", "desc": "b"}, "id": 6}"#,
         ] {
-            assert_eq!(read(other), Ok(Line::Other), "{other}");
+            assert_eq!(read(other), Ok(CommandLine::Other), "{other}");
         }
         let greeting = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
-        assert_eq!(read(greeting), Ok(Line::Greeting));
+        assert_eq!(read(greeting), Ok(CommandLine::Greeting));
         let refused = r#"{"error": {"class": "DeviceNotActive", "desc": "No balloon"}, "id": 7}"#;
-        assert_eq!(read(refused), Ok(Line::Refused("No balloon (DeviceNotActive)".into())));
+        assert_eq!(read(refused), Ok(CommandLine::Refused("No balloon (DeviceNotActive)".into())));
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Qemu {
         Self { process, folder }
     }
 
-    fn find(&self) -> Found {
+    fn find(&self) -> DiscoveredGuest {
         let Discovery { guests, .. } = discover(&Sources::system()).unwrap();
         guests.into_iter().find(|guest| guest.pid == self.process.id()).expect("it is found")
     }
@@ -106,7 +106,7 @@ async fn nothing_is_taken_from_a_real_qemu_whose_memory_a_device_pins() {
     let qemu = Qemu::start(&["-device", "virtio-balloon-pci"]);
     let found = qemu.find();
     assert!(query(&found, &asking()).await.unwrap().balloon.is_some());
-    let pinned = Found { has_passthrough: true, ..found.clone() };
+    let pinned = DiscoveredGuest { has_passthrough: true, ..found.clone() };
     assert_eq!(query(&pinned, &asking()).await.unwrap().balloon, None);
 
     // The device was plugged in after the guest was found.
@@ -182,7 +182,7 @@ fn hindrances_are_those_that_qemu_reports() {
 
 #[tokio::test]
 async fn a_guest_without_a_monitor_is_reported_with_a_remedy() {
-    let found = |monitor| Found { monitor, ..hypervisor(Path::new("/")) };
+    let found = |monitor| DiscoveredGuest { monitor, ..hypervisor(Path::new("/")) };
     let error = query(&found(Monitor::Libvirt), &asking()).await.unwrap_err();
     assert!(error.to_string().contains("libvirt's"), "{error}");
     let error = set_balloon(&Sources::system(), &found(Monitor::None("no socket")), 1, 1, PATIENCE)
@@ -191,8 +191,8 @@ async fn a_guest_without_a_monitor_is_reported_with_a_remedy() {
     assert_eq!(error.to_string(), "ch cannot be asked: no socket");
 }
 
-fn hypervisor(socket: &Path) -> Found {
-    Found {
+fn hypervisor(socket: &Path) -> DiscoveredGuest {
+    DiscoveredGuest {
         vmm: Vmm::CloudHypervisor,
         monitor: Monitor::CloudHypervisor(socket.to_owned()),
         ..fixture::found(std::process::id(), "ch")
@@ -362,7 +362,7 @@ async fn a_monitor_that_takes_its_time_for_everything_is_given_up() {
             }
         }
     });
-    let found = Found { monitor: Monitor::Qmp(socket), ..hypervisor(Path::new("/")) };
+    let found = DiscoveredGuest { monitor: Monitor::Qmp(socket), ..hypervisor(Path::new("/")) };
     let error = query(&found, &asking()).await.unwrap_err();
     assert!(
         matches!(&error, ForeignError::Slow { question, .. } if question.contains("all")),

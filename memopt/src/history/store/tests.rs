@@ -78,8 +78,8 @@ fn a_run_is_read_as_it_was_recorded() {
         .verify(
             run,
             &[
-                Found { index: 0, verified_bytes: Some(4000), error: None },
-                Found { index: 1, verified_bytes: None, error: failed.clone() },
+                StepResult { index: 0, verified_bytes: Some(4000), error: None },
+                StepResult { index: 1, verified_bytes: None, error: failed.clone() },
             ],
         )
         .unwrap();
@@ -126,7 +126,7 @@ fn what_is_verified_again_counts_once() {
     let run = history.begin(Trigger::Manual, 1, &plan("")).unwrap();
     history.act(run, &[step("x", 10)]).unwrap();
     for verified_bytes in [Some(3), Some(9), None, Some(5)] {
-        history.verify(run, &[Found { index: 0, verified_bytes, error: None }]).unwrap();
+        history.verify(run, &[StepResult { index: 0, verified_bytes, error: None }]).unwrap();
     }
     assert_eq!(history.run(run).unwrap().summary.verified_bytes, 5);
 }
@@ -253,7 +253,7 @@ fn an_oversized_entry_is_refused_and_nothing_of_it_is_kept() {
     assert_eq!(history.run(run).unwrap().steps, []);
     assert_eq!(history.stored().unwrap(), begun);
     history.act(run, &vec![action; 3]).unwrap();
-    let missing = history.verify(run, &[Found { index: 3, verified_bytes: None, error: None }]);
+    let missing = history.verify(run, &[StepResult { index: 3, verified_bytes: None, error: None }]);
     assert_eq!(missing.unwrap_err().to_string(), "run 1 has no action 3");
 }
 
@@ -403,7 +403,7 @@ fn carried_out() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     let (folder, path, mut history) = fresh(Limits::default());
     let run = history.begin(Trigger::Manual, 1, &plan("plan")).unwrap();
     history.act(run, &[step("x", 1), step("y", 2)]).unwrap();
-    let found = Found { index: 1, verified_bytes: Some(2), error: None };
+    let found = StepResult { index: 1, verified_bytes: Some(2), error: None };
     history.verify(run, &[found]).unwrap();
     history.finish(run, 2, RunEnd::Reached).unwrap();
     drop(history);

@@ -217,7 +217,7 @@ fn qemus_user() -> User {
 #[test]
 fn a_mergeable_foreign_process_stops_all_merging_and_is_named() {
     let mut host = situation(50, two_domains());
-    host.host.strangers = vec!["process 7 (bank)".to_owned()];
+    host.host.other_processes = vec!["process 7 (bank)".to_owned()];
     let (plan, _) = settled(&host, &Policy::default(), MAX);
     assert_eq!(described(&plan), Vec::<String>::new());
     let why = why(&plan, "blue-1", Actuator::Merge).to_string();

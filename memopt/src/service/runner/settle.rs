@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Pending, Run, is_of_window};
-use crate::history::Found;
+use crate::history::StepResult;
 use crate::service::core::Core;
 use crate::service::error::ServiceError;
 use crate::service::events::Event;
@@ -91,13 +91,13 @@ impl Run {
         self.returned_bytes = self.returned_bytes.saturating_add(outcome.returned_bytes);
         let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
         let found =
-            Found { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
+            StepResult { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
         self.conclude(found, &outcome).await;
     }
 
     /// Records the result of a step in the history, and its outcome in the ledger.
-    pub(super) async fn conclude(&self, found: Found, outcome: &Outcome) {
-        self.record_found(vec![found]).await;
+    pub(super) async fn conclude(&self, found: StepResult, outcome: &Outcome) {
+        self.record_results(vec![found]).await;
         let outcome = outcome.clone();
         let note = move |core: &mut Core<'_>| core.remember(|ledger| ledger.verified(&outcome));
         self.handle.call(note).await;

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::clock::Clock;
-use super::connect::{Contact, Found, NoContact, Reached};
+use super::connect::{Contact, Route, NoContact, Reached};
 use super::control::{Control, Heard};
 use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::limiter::Limiter;
@@ -128,7 +128,7 @@ struct Driver {
     record_writer: RecordWriter,
     limiter: Arc<Limiter>,
     totals: Arc<Totals>,
-    found: Option<Found>,
+    found: Option<Route>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
     /// Set while a flush of the disks during a round is under way.

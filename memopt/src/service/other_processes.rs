@@ -24,17 +24,17 @@ const ALL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Scans the host's processes from time to time, and keeps the result.
 #[derive(Debug)]
-pub(super) struct Strangers {
+pub(super) struct OtherProcesses {
     sources: Sources,
     patience: Duration,
-    found: Mutex<Option<Found>>,
+    found: Mutex<Option<ScanResult>>,
     /// The scan in progress, which may have been started for another run.
     search: tokio::sync::Mutex<Option<Search>>,
 }
 
 /// The result of a scan, and the uptime when it was made.
 #[derive(Debug, Clone)]
-struct Found {
+struct ScanResult {
     at: Duration,
     processes: Processes,
 }
@@ -54,7 +54,7 @@ struct Search {
     answer: oneshot::Receiver<Result<Processes, ObserveError>>,
 }
 
-impl Strangers {
+impl OtherProcesses {
     /// Creates the scanner of the host whose files are below `sources`.
     pub(super) fn new(sources: Sources) -> Self {
         let (found, search) = (Mutex::default(), tokio::sync::Mutex::default());
@@ -67,7 +67,7 @@ impl Strangers {
     /// # Errors
     /// If the list of processes cannot be read.
     pub(super) async fn lately(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
-        let is_fresh = |found: &Found| situation.uptime.saturating_sub(found.at) < KEPT;
+        let is_fresh = |found: &ScanResult| situation.uptime.saturating_sub(found.at) < KEPT;
         match self.found().filter(is_fresh) {
             Some(found) => Ok(named(&found.processes, &situation.guests)),
             None => self.now(situation).await,
@@ -81,7 +81,7 @@ impl Strangers {
     pub(super) async fn now(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
         let processes = self.inspect(&situation.guests).await?;
         let text = named(&processes, &situation.guests);
-        self.keep(Some(Found { at: situation.uptime, processes }));
+        self.keep(Some(ScanResult { at: situation.uptime, processes }));
         Ok(text)
     }
 
@@ -156,11 +156,11 @@ impl Strangers {
         Ok(Search { now_at, answer })
     }
 
-    fn found(&self) -> Option<Found> {
+    fn found(&self) -> Option<ScanResult> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn keep(&self, found: Option<Found>) {
+    fn keep(&self, found: Option<ScanResult>) {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 }
@@ -217,12 +217,12 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
         let (sources, patience) = (Sources::at(folder.path()), Duration::from_millis(500));
-        let strangers = Strangers { patience, ..Strangers::new(sources) };
+        let others = OtherProcesses { patience, ..OtherProcesses::new(sources) };
         let stuck = "process 7 (bank), whose memory cannot be inspected in time,".to_owned();
         // The thread may start late on a busy machine.
-        while strangers.inspect(&[]).await.unwrap()[0].0 != 7 {}
+        while others.inspect(&[]).await.unwrap()[0].0 != 7 {}
         for _ in 0..2 {
-            assert_eq!(strangers.inspect(&[]).await.unwrap(), [(7, stuck.clone())]);
+            assert_eq!(others.inspect(&[]).await.unwrap(), [(7, stuck.clone())]);
         }
         let mut waiting = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
         let text = "ksm_rmap_items 0\nksm_mergeable: no\n";
@@ -231,7 +231,7 @@ mod tests {
         std::io::Write::write_all(&mut waiting, text.as_bytes()).unwrap();
         drop(waiting);
         // The scan that blocked has ended, and its result is not used.
-        let strangers = Strangers { patience: PATIENCE, ..strangers };
-        assert_eq!(strangers.inspect(&[]).await.unwrap(), []);
+        let others = OtherProcesses { patience: PATIENCE, ..others };
+        assert_eq!(others.inspect(&[]).await.unwrap(), []);
     }
 }

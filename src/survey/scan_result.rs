@@ -11,7 +11,7 @@ use super::CHUNK_BYTES;
 
 /// What a scan found.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct ScanResult {
     pub(super) scanned: Scanned,
     pub(super) written: Written,
     /// By chunk number.
@@ -28,7 +28,7 @@ pub(super) struct Mapped {
     pub(super) has_twins: bool,
 }
 
-impl Found {
+impl ScanResult {
     /// Returns a sample of the page contents, to compare with other guests of the domain.
     pub(crate) fn digests(&self) -> &Digests {
         &self.scanned.digests

@@ -1,0 +1,95 @@
+//! Migrations of the guest: their start, their progress, and decisions about them.
+
+use migrate::error::OperatorChoice;
+
+use super::ProcessControl;
+use crate::api::migration::{
+    MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
+};
+use crate::api::types::StateAnswer;
+use crate::api::{ApiError, Reason};
+use crate::guest::leaving::Departure;
+use crate::guest::process::Occupation;
+
+impl ProcessControl {
+    /// Starts a migration.
+    ///
+    /// # Errors
+    /// If the guest is being saved or migrated, or the request is invalid.
+    pub(in crate::guest) fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
+        self.machine()?;
+        let mut occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        if let Occupation::Arriving(arrival) = &*occupation {
+            // It has arrived just now: that is reported before it leaves.
+            self.process().events().migration(&arrival.status());
+        }
+        let departure = Departure::start(&self.0, request)?;
+        let id = departure.session().id();
+        *occupation = Occupation::Leaving(departure);
+        Ok(MigrationStarted { id: id.0 })
+    }
+
+    /// Returns the progress of the running migration, or how the last one ended.
+    ///
+    /// # Errors
+    /// If there was none.
+    pub(in crate::guest) fn migration(&self) -> Result<MigrationStatus, ApiError> {
+        match &*self.process().occupation() {
+            Occupation::Leaving(departure) => return Ok(departure.status()),
+            Occupation::Arriving(arrival) => return Ok(arrival.status()),
+            Occupation::None | Occupation::Saving(_) | Occupation::Saved(_) => {}
+        }
+        match &*self.process().last_migration() {
+            Some((_, status)) => Ok(status.clone()),
+            None => self.not_migrating(),
+        }
+    }
+
+    /// Cancels the running migration. The answer comes at once, the end a little later.
+    ///
+    /// # Errors
+    /// If there is none, or the guest has been handed over.
+    pub(in crate::guest) fn cancel(&self) -> Result<StateAnswer, ApiError> {
+        // The migration's own thread answers, so no lock may be held meanwhile.
+        let occupation = self.process().occupation().clone();
+        let by = match occupation {
+            Occupation::Arriving(_) => "the user at the destination",
+            _ => "the user",
+        };
+        let Some(session) = occupation.session() else { return self.not_migrating() };
+        self.process().runtime().block_on(session.cancel(by))?;
+        Ok(self.state())
+    }
+
+    /// Applies an operator's decision about a guest in doubt.
+    ///
+    /// # Errors
+    /// If the guest is not in doubt, or its copy must not run because of its disks.
+    pub(in crate::guest) fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
+        let choice = match request.decision {
+            Resolution::Run => OperatorChoice::Run,
+            Resolution::Discard => OperatorChoice::Discard,
+        };
+        let occupation = self.process().occupation().clone();
+        let Some(session) = occupation.session() else {
+            let text = format!("{} is not in doubt: there is no migration", self.process().name());
+            return Err(ApiError::new(Reason::NotMigrating, text));
+        };
+        if let Occupation::Leaving(departure) = &occupation
+            && choice == OperatorChoice::Run
+            && !request.unproven_disks
+        {
+            departure.expect_unwritten_disks(self.process())?;
+        }
+        self.process().runtime().block_on(session.resolve(choice))?;
+        Ok(self.state())
+    }
+
+    fn not_migrating<T>(&self) -> Result<T, ApiError> {
+        Err(ApiError::new(
+            Reason::NotMigrating,
+            format!("{} is not being migrated", self.process().name()),
+        ))
+    }
+}
