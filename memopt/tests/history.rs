@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use memopt::history::{StepResult, History, HistoryError, Limits, Opened, RunEnd, RunId, State};
+use memopt::history::{History, HistoryError, Limits, Opened, RunEnd, RunId, State, StepResult};
 use memopt::ledger::Level;
 use memopt::plan::Plan;
 use memopt::policy::Goal;

@@ -22,8 +22,8 @@ use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
-    GuestKind, GuestState, LandlockState, NetInfo, OnReboot, RebootRequest, ResumeRequest,
-    StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    GuestKind, GuestState, NetInfo, OnReboot, RebootRequest, ResumeRequest, StateAnswer, VsockInfo,
+    WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;

@@ -16,7 +16,7 @@ use super::machine::SharedMachine;
 use super::process::GuestProcess;
 use crate::api::survey::{ChunkRow, SurveyState, SurveyStatus, SurveyedMemory};
 use crate::api::{ApiError, Reason};
-use crate::survey::{Ended, ScanResult, Progress, Scanner};
+use crate::survey::{Ended, Progress, ScanResult, Scanner};
 
 /// The surveys of a guest: one at a time, and the findings of the last one.
 #[derive(Debug, Default)]

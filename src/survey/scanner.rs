@@ -11,7 +11,7 @@ use memopt::survey::{Pace, Page, Scan, Watch, Written};
 use nix::time::{ClockId, clock_gettime};
 use vmm_core::memory::{MemoryError, OwnPages};
 
-use super::found::{ScanResult, Mapped};
+use super::scan_result::{Mapped, ScanResult};
 use super::{CHUNK_BYTES, Ended, Memory, Progress};
 use crate::units::PAGE_BYTES;
 

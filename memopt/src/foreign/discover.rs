@@ -210,7 +210,9 @@ mod tests {
         assert_eq!(seen, [(Some(107), true), (None, false)]);
         assert_eq!(found[0].started, 4711);
         assert!(found[0].is_there(&Sources::at(root)));
-        assert!(!DiscoveredGuest { started: 4710, ..found[0].clone() }.is_there(&Sources::at(root)));
+        assert!(
+            !DiscoveredGuest { started: 4710, ..found[0].clone() }.is_there(&Sources::at(root))
+        );
     }
 
     #[test]

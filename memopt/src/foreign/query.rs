@@ -43,7 +43,10 @@ pub struct Reading {
 ///
 /// # Errors
 /// [`ForeignError::NoMonitor`] if the guest has no usable monitor, or any error of the monitor.
-pub async fn query(found: &DiscoveredGuest, asking: &QueryOptions) -> Result<Reading, ForeignError> {
+pub async fn query(
+    found: &DiscoveredGuest,
+    asking: &QueryOptions,
+) -> Result<Reading, ForeignError> {
     let each = asking.patience / 2;
     let reading = async {
         match &found.monitor {
@@ -209,7 +212,10 @@ fn qemu_hindrance(state: &RunState, migration: Option<&str>) -> Option<Hindrance
     }
 }
 
-async fn query_hypervisor(found: &DiscoveredGuest, hypervisor: &Hypervisor) -> Result<Reading, ForeignError> {
+async fn query_hypervisor(
+    found: &DiscoveredGuest,
+    hypervisor: &Hypervisor,
+) -> Result<Reading, ForeignError> {
     let info = hypervisor.info().await?;
     let memory_bytes = info.config.memory.bytes();
     let actual_bytes = info.memory_actual_size.unwrap_or(memory_bytes).min(memory_bytes);

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::error::HistoryError;
 use super::limits::{ERROR_CHARS_MAX, ERRORS_MAX};
-use super::run::{StepResult, Run, RunAction, RunEnd, RunId, State, Summary};
+use super::run::{Run, RunAction, RunEnd, RunId, State, StepResult, Summary};
 use crate::schedule::Trigger;
 
 /// One line of the log: an event of the run.

@@ -23,5 +23,5 @@ mod ticks;
 pub use error::HistoryError;
 pub use limits::Limits;
 pub use lossy_history::{HistoryEvent, LossyHistory};
-pub use run::{StepResult, Listing, Run, RunAction, RunEnd, RunId, State, Summary};
+pub use run::{Listing, Run, RunAction, RunEnd, RunId, State, StepResult, Summary};
 pub use store::{History, Opened, Stored};

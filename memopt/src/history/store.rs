@@ -7,7 +7,7 @@ use super::entry::{Beginning, Entry, cut, to_json};
 use super::error::HistoryError;
 use super::folder::{Folder, Live, OnDisk, is_of_one_file};
 use super::limits::{LISTED_MAX, Limits, PRUNED_MAX};
-use super::run::{StepResult, Listing, Run, RunAction, RunEnd, RunId, Summary};
+use super::run::{Listing, Run, RunAction, RunEnd, RunId, StepResult, Summary};
 use super::ticks::Ticks;
 use crate::plan::Plan;
 use crate::schedule::Trigger;
@@ -191,8 +191,10 @@ impl History {
     /// If there is no such run or action, the run has ended, it is too large, or the file system
     /// fails.
     pub fn verify(&mut self, run: RunId, found: &[StepResult]) -> Result<(), HistoryError> {
-        let short =
-            |found: &StepResult| StepResult { error: found.error.as_deref().map(cut), ..found.clone() };
+        let short = |found: &StepResult| StepResult {
+            error: found.error.as_deref().map(cut),
+            ..found.clone()
+        };
         self.with(|open| open.add(run, Entry::Found(found.iter().map(short).collect())))
     }
 

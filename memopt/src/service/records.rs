@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::Clock;
 use super::error::ServiceError;
 use crate::history::{
-    StepResult, History, HistoryError, HistoryEvent, Limits, Listing, LossyHistory, Run, RunEnd, RunId,
-    Summary,
+    History, HistoryError, HistoryEvent, Limits, Listing, LossyHistory, Run, RunEnd, RunId,
+    StepResult, Summary,
 };
 use crate::plan::Plan;
 use crate::schedule::{Schedule, Trigger};

@@ -15,7 +15,7 @@ use super::handle::{Handle, Reply, refuse};
 use super::steps::StepError;
 use super::surveys::Wanted;
 use super::view::{Filter, none};
-use crate::history::{StepResult, RunEnd, RunId};
+use crate::history::{RunEnd, RunId, StepResult};
 use crate::plan::{Plan, exposed, wants_merging};
 use crate::policy::{Goal, Policy};
 use crate::schedule::Trigger;

@@ -16,7 +16,10 @@ impl ProcessControl {
     ///
     /// # Errors
     /// If the guest is being saved or migrated, or the request is invalid.
-    pub(in crate::guest) fn migrate(&self, request: &MigrationRequest) -> Result<MigrationStarted, ApiError> {
+    pub(in crate::guest) fn migrate(
+        &self,
+        request: &MigrationRequest,
+    ) -> Result<MigrationStarted, ApiError> {
         self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
@@ -66,7 +69,10 @@ impl ProcessControl {
     ///
     /// # Errors
     /// If the guest is not in doubt, or its copy must not run because of its disks.
-    pub(in crate::guest) fn resolve(&self, request: &ResolveRequest) -> Result<StateAnswer, ApiError> {
+    pub(in crate::guest) fn resolve(
+        &self,
+        request: &ResolveRequest,
+    ) -> Result<StateAnswer, ApiError> {
         let choice = match request.decision {
             Resolution::Run => OperatorChoice::Run,
             Resolution::Discard => OperatorChoice::Discard,

@@ -98,7 +98,7 @@ impl ProcessControl {
     }
 
     /// Returns the guest if it is paused since it was saved; if `save` is given, since that save.
-    fn standing(&self, save: Option<SaveId>) -> Result<Arc<PausedForSave>, ApiError> {
+    pub(super) fn standing(&self, save: Option<SaveId>) -> Result<Arc<PausedForSave>, ApiError> {
         match &*self.process().occupation() {
             Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
                 Ok(Arc::clone(guest))

@@ -306,7 +306,9 @@ mod tests {
     /// A QEMU guest whose process is this one, on a host whose node does `doing` with it; its
     /// monitor, which has received no request yet; and their folder. Its recorded start time is the
     /// host's boot (0), which differs from that of this process.
-    fn scene(doing: ForeignGuestsArg) -> (tempfile::TempDir, UnixListener, ForeignGuests, DiscoveredGuest) {
+    fn scene(
+        doing: ForeignGuestsArg,
+    ) -> (tempfile::TempDir, UnixListener, ForeignGuests, DiscoveredGuest) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("qmp");
         let monitor = UnixListener::bind(&socket).unwrap();

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use vmm_core::memory::{HugeView, MemoryError, OwnPages, ProcessMemory};
 
-use crate::survey::{Ended, ScanResult, Memory, Scanner};
+use crate::survey::{Ended, Memory, ScanResult, Scanner};
 
 /// The sender to the task that waits for the findings.
 type Waiting = oneshot::Sender<Result<ScanResult, Ended>>;

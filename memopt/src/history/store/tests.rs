@@ -253,7 +253,8 @@ fn an_oversized_entry_is_refused_and_nothing_of_it_is_kept() {
     assert_eq!(history.run(run).unwrap().steps, []);
     assert_eq!(history.stored().unwrap(), begun);
     history.act(run, &vec![action; 3]).unwrap();
-    let missing = history.verify(run, &[StepResult { index: 3, verified_bytes: None, error: None }]);
+    let missing =
+        history.verify(run, &[StepResult { index: 3, verified_bytes: None, error: None }]);
     assert_eq!(missing.unwrap_err().to_string(), "run 1 has no action 3");
 }
 

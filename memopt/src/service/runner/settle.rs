@@ -90,8 +90,11 @@ impl Run {
         self.handle.notice(&Event::Verified(&outcome));
         self.returned_bytes = self.returned_bytes.saturating_add(outcome.returned_bytes);
         let error = (outcome.verdict == Verdict::Nothing).then(|| outcome.reason.clone());
-        let found =
-            StepResult { index: pending.index, verified_bytes: Some(outcome.returned_bytes), error };
+        let found = StepResult {
+            index: pending.index,
+            verified_bytes: Some(outcome.returned_bytes),
+            error,
+        };
         self.conclude(found, &outcome).await;
     }
 

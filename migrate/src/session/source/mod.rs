@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::clock::Clock;
-use super::connect::{Contact, Route, NoContact, Reached};
+use super::connect::{Contact, NoContact, Reached, Route};
 use super::control::{Control, Heard};
 use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::limiter::Limiter;
