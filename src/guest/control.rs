@@ -223,7 +223,7 @@ impl ProcessControl {
 
     /// Lets the vCPUs run; succeeds if they run already.
     pub(super) fn resume(&self, request: &ResumeRequest) -> Result<StateAnswer, ApiError> {
-        if let Ok(guest) = self.standing(None) {
+        if let Ok(guest) = self.paused_since(None) {
             self.process().release_after_save(&guest);
         }
         self.on_own_guest(|machine| {

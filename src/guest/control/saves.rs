@@ -74,13 +74,13 @@ impl ProcessControl {
     /// If the guest is not paused since this save; the same holds for `release_save` and
     /// `finish_save`.
     pub(in crate::guest) fn hold_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        self.standing(Some(save))?.hold();
+        self.paused_since(Some(save))?.hold();
         Ok(self.state())
     }
 
     /// Lets the guest continue as it was before the save.
     pub(in crate::guest) fn release_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        let guest = self.standing(Some(save))?;
+        let guest = self.paused_since(Some(save))?;
         self.process().release_after_save(&guest);
         // The guest continues when the last reference to it is dropped.
         drop(guest);
@@ -89,7 +89,7 @@ impl ProcessControl {
 
     /// Ends the guest, after the client has given its file the final name.
     pub(in crate::guest) fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        let guest = self.standing(Some(save))?;
+        let guest = self.paused_since(Some(save))?;
         let ending = Ending::Saved { file: guest.file().to_owned() };
         // Only this record says where the guest is: without it, a start would boot the guest.
         self.process().remember(&ending).map_err(ApiError::failed)?;
@@ -98,7 +98,10 @@ impl ProcessControl {
     }
 
     /// Returns the guest if it is paused since it was saved; if `save` is given, since that save.
-    pub(super) fn standing(&self, save: Option<SaveId>) -> Result<Arc<PausedForSave>, ApiError> {
+    pub(super) fn paused_since(
+        &self,
+        save: Option<SaveId>,
+    ) -> Result<Arc<PausedForSave>, ApiError> {
         match &*self.process().occupation() {
             Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
                 Ok(Arc::clone(guest))

@@ -208,8 +208,12 @@ impl WantedFile {
     /// differs from what the guest was started with.
     pub fn open(self) {
         let Self { what, path, digest, bytes_max, opened } = self;
+        let file = open_known(what, &path, digest, bytes_max);
+        if let Err(error) = &file {
+            tracing::warn!("the guest cannot boot again on this host: {error}");
+        }
         // The guest may be gone: then nothing receives the file.
-        let _ = opened.send(open_known(what, &path, digest, bytes_max));
+        let _ = opened.send(file);
     }
 }
 
