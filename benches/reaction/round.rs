@@ -24,7 +24,7 @@ timeout = "5m"
 major-faults = 4
 "#;
 /// The node's log message when it returns memory to a guest under memory pressure.
-const HURTS: &str = "it hurts: ";
+const PRESSURE: &str = "under memory pressure: ";
 /// How long the node monitors the guest before anything happens.
 const QUIET: Duration = Duration::from_secs(3);
 /// Limit of the node's reaction.
@@ -63,14 +63,14 @@ pub(crate) fn play(host: &mut Host, linux: &Linux) -> Round {
     host.start_node(&NodePlan::default());
     linux.await_squeeze(host);
     std::thread::sleep(QUIET);
-    assert!(!host.logs().contains(HURTS), "it does not hurt yet: {}", host.logs());
+    assert!(!host.logs().contains(PRESSURE), "no memory pressure yet: {}", host.logs());
 
     linux.type_letter('m');
     linux.await_text("cached begins", 2);
     let start = Instant::now();
     let cause = wait::within(PATIENCE, "the node notices", || {
         let logs = host.logs();
-        let cause = logs.split(HURTS).nth(1).and_then(|rest| rest.split(" step=").next());
+        let cause = logs.split(PRESSURE).nth(1).and_then(|rest| rest.split(" step=").next());
         cause.map(str::to_owned).ok_or(logs)
     });
     let raise_time = start.elapsed();

@@ -131,7 +131,7 @@ fn is_refused(done: &Done) -> bool {
     if done.exit == Exit::Done {
         return false;
     }
-    let by_design = ["is being migrated to", "no guest", "nobody answers on", "broke off"];
+    let by_design = ["is being migrated to", "no guest", "no process answers on", "broke off"];
     assert!(by_design.iter().any(|word| done.stderr.contains(word)), "{done:#?}");
     true
 }

@@ -460,6 +460,6 @@ mod tests {
         assert!(!broken.is_gone() && broken.is_transient());
         let forbidden = unreachable(Errno::EACCES.into());
         assert!(forbidden.is_forbidden() && !forbidden.is_gone() && !forbidden.is_transient());
-        assert!(!forbidden.is_unanswered() && !forbidden.to_string().contains("nobody"));
+        assert!(!forbidden.is_unanswered() && !forbidden.to_string().contains("no process"));
     }
 }

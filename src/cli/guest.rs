@@ -72,11 +72,11 @@ Examples:
   lighter restore web-1.lighter
   lighter restore web-1.lighter --name web-2 --detach
 
-The guest goes on where `lighter save` stopped it, on the same disks. It is refused when one of them
-was written since, by the guest itself, by another program or by fsck: its memory would not match
-them, and data would be lost. A guest that writes disks is therefore restored once. Without such
-disks a file can be restored again: each guest gets a UUID of its own, and what is in its memory
-(host name, addresses, keys) is the same in all of them.
+The guest continues where `lighter save` stopped it, on the same disks. It is refused when one of
+them was written since, by the guest itself, by another program or by fsck: its memory would not
+match them, and data would be lost. A guest that writes disks is therefore restored once. Without
+such disks a file can be restored again: each guest gets a UUID of its own, and what is in its
+memory (host name, addresses, keys) is the same in all of them.
 
 A guest whose name is that of one that has moved to another host, or whose last migration is not
 settled, is refused: it may run there. --force restores it all the same; --name gives it another
@@ -144,12 +144,12 @@ Examples:
   lighter run --template /srv/web.template --name web-2 --detach
   lighter run --template /srv/web.template --name web-3 --disk /srv/web-3.raw --detach
 
-The guest is paused while it is written, and then goes on. Guests from the file start where it was,
-within moments, each under its own name and UUID, and share its memory until they write it. A guest
-that writes disks can be cloned if each clone gets a copy of these disks: `lighter pause` the guest,
-make the template, copy the disks, `lighter resume` it. Clones share random state, machine-id and
-SSH host keys: renew them in each. Leave the file alone while clones run; to replace it, run this
-verb again.")]
+The guest is paused while it is written, and then continues. Guests from the file start where it
+was, within moments, each under its own name and UUID, and share its memory until they write it. A
+guest that writes disks can be cloned if each clone gets a copy of these disks: `lighter pause` the
+guest, make the template, copy the disks, `lighter resume` it. Clones share random state, machine-id
+and SSH host keys: renew them in each. Leave the file alone while clones run; to replace it, run
+this verb again.")]
 pub(crate) struct TemplateArgs {
     /// The guest.
     pub(crate) name: GuestName,

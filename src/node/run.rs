@@ -137,7 +137,7 @@ async fn serve(
     tracing::info!(
         signal,
         guests = state.live_guests()?.len(),
-        "the node ends; guests go on without it"
+        "the node ends; guests keep running"
     );
     durable::remove_if_there(&state.node_file())?;
     sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;

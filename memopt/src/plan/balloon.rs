@@ -78,7 +78,8 @@ impl Context<'_> {
         let to_bytes = view.limits.max_bytes;
         let (pain, left) = (pain.cause.to_string(), pain.until - now);
         if balloon.target_bytes < to_bytes {
-            return Some(BalloonDecision::Must { to_bytes, reason: format!("it hurts: {pain}") });
+            let reason = format!("under memory pressure: {pain}");
+            return Some(BalloonDecision::Must { to_bytes, reason });
         }
         Some(BalloonDecision::Leave(SkipReason::Spared { pain, left }))
     }

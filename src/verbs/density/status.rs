@@ -122,7 +122,7 @@ fn note(guest: &Guest, spared: Option<&Spared>) -> String {
         Vmm::CloudHypervisor => Some("Cloud Hypervisor"),
     };
     let left = |spared: &Spared| Span(Duration::from_secs(spared.left_seconds));
-    let spared = spared.map(|it| format!("hurts: {}; spared for {}", it.pain, left(it)));
+    let spared = spared.map(|it| format!("memory pressure: {}; spared for {}", it.pain, left(it)));
     let notes = vmm.into_iter().chain(hindrance).map(str::to_owned).chain(spared);
     notes.collect::<Vec<_>>().join(", ")
 }
@@ -148,7 +148,8 @@ mod tests {
 
         let rows: Vec<&str> = text.lines().collect();
         assert!(rows[1].starts_with("db") && rows[1].ends_with("QEMU, paused"), "{text}");
-        let says = "QEMU, paused, hurts: 2 processes killed for want of memory; spared for 1m 30s";
+        let says = "QEMU, paused, memory pressure: 2 processes killed for want of memory; \
+                    spared for 1m 30s";
         assert!(rows[2].contains("3 MiB") && rows[2].ends_with(says), "{text}");
     }
 }

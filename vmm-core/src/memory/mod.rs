@@ -117,7 +117,7 @@ pub enum MemoryError {
         "huge pages of a pool cannot be merged: choose a merge domain, or huge pages, not both"
     )]
     CannotMerge,
-    /// A template cannot be combined with a pool or memory taken in advance.
+    /// A template cannot be combined with a pool or preallocated memory.
     #[error(
         "a guest from a template has ordinary pages that are taken as it writes them: no huge pages of a pool and \
          no preallocated memory"
@@ -164,7 +164,7 @@ pub enum MemoryError {
         /// Pages in the pool.
         total: u64,
     },
-    /// The memory could not be taken in advance.
+    /// The memory could not be preallocated.
     #[error(
         "this host cannot preallocate the guest's memory: {cause}; it has too little, or too little on the nodes \
          that were chosen"

@@ -193,7 +193,7 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Whether the VMM gives none of it back on its own: it was taken in advance, or is of a pool.
+    /// Whether the VMM gives none of it back on its own: it is preallocated, or from a pool.
     pub(crate) fn keeps_all(&self) -> bool {
         self.backing.keeps_all()
     }

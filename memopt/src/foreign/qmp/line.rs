@@ -7,7 +7,7 @@ use crate::foreign::error::words;
 
 /// The kinds of lines.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum CommandLine<T> {
+pub(super) enum QmpLine<T> {
     /// The monitor's greeting.
     Greeting,
     /// An event of the guest, or the answer to another command.
@@ -48,32 +48,32 @@ struct RawError {
 ///
 /// # Errors
 /// A message if the line is not valid.
-pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<CommandLine<T>, String> {
+pub(super) fn parse<T: DeserializeOwned>(line: &[u8], id: u64) -> Result<QmpLine<T>, String> {
     let raw: Raw<T> = match serde_json::from_slice(line) {
         Ok(raw) => raw,
         // The answer to another command may have another shape.
         Err(error) => {
             return match serde_json::from_slice::<Kind>(line) {
                 Ok(kind) if kind.event.is_some() || kind.id.is_some_and(|it| it != id) => {
-                    Ok(CommandLine::Other)
+                    Ok(QmpLine::Other)
                 }
                 _ => Err(words(&error.to_string())),
             };
         }
     };
     if raw.greeting.is_some() {
-        Ok(CommandLine::Greeting)
+        Ok(QmpLine::Greeting)
     } else if raw.event.is_some() {
-        Ok(CommandLine::Other)
+        Ok(QmpLine::Other)
     } else if let Some(error) = raw.error {
         // The error for a line that QEMU could not parse has no id.
         let is_ours = raw.id.is_none_or(|it| it == id);
         let text = words(&format!("{} ({})", error.desc, error.class));
-        Ok(if is_ours { CommandLine::Refused(text) } else { CommandLine::Other })
+        Ok(if is_ours { QmpLine::Refused(text) } else { QmpLine::Other })
     } else if raw.id != Some(id) {
-        Ok(CommandLine::Other)
+        Ok(QmpLine::Other)
     } else {
-        raw.answer.map(CommandLine::Answer).ok_or_else(|| "a line that is not QMP".to_owned())
+        raw.answer.map(QmpLine::Answer).ok_or_else(|| "a line that is not QMP".to_owned())
     }
 }
 
@@ -88,26 +88,26 @@ mod tests {
         actual: u64,
     }
 
-    fn read(text: &str) -> Result<CommandLine<Balloon>, String> {
+    fn read(text: &str) -> Result<QmpLine<Balloon>, String> {
         parse(text.as_bytes(), 7)
     }
 
     #[test]
     fn answers_are_distinguished_from_other_lines() {
         let answer = read(r#"{"return": {"actual": 4096, "more": []}, "id": 7}"#);
-        assert_eq!(answer, Ok(CommandLine::Answer(Balloon { actual: 4096 })));
+        assert_eq!(answer, Ok(QmpLine::Answer(Balloon { actual: 4096 })));
         for other in [
             r#"{"timestamp": {"seconds": 1}, "event": "STOP", "data": {"actual": "x"}}"#,
             r#"{"return": [], "id": 6}"#,
             r#"{"return": {"actual": 1}}"#,
             r#"{"error": {"class": "A", "desc": "b"}, "id": 6}"#,
         ] {
-            assert_eq!(read(other), Ok(CommandLine::Other), "{other}");
+            assert_eq!(read(other), Ok(QmpLine::Other), "{other}");
         }
         let greeting = r#"{"QMP": {"version": {}, "capabilities": ["oob"]}}"#;
-        assert_eq!(read(greeting), Ok(CommandLine::Greeting));
+        assert_eq!(read(greeting), Ok(QmpLine::Greeting));
         let refused = r#"{"error": {"class": "DeviceNotActive", "desc": "No balloon"}, "id": 7}"#;
-        assert_eq!(read(refused), Ok(CommandLine::Refused("No balloon (DeviceNotActive)".into())));
+        assert_eq!(read(refused), Ok(QmpLine::Refused("No balloon (DeviceNotActive)".into())));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use self::line::CommandLine;
+use self::line::QmpLine;
 use super::error::{ForeignError, words};
 use super::socket::connect;
 use super::statistics::QemuStatistics;
@@ -88,7 +88,7 @@ impl Qmp {
         let greeting =
             greeting.map_err(|_| ForeignError::Taken { socket: qmp.socket.clone() })??;
         match line::parse::<IgnoredAny>(&greeting, 0) {
-            Ok(CommandLine::Greeting) => {}
+            Ok(QmpLine::Greeting) => {}
             Ok(_) => return Err(qmp.strange("no greeting of QMP")),
             Err(what) => return Err(qmp.strange(&what)),
         }
@@ -125,12 +125,12 @@ impl Qmp {
         for _ in 0..LINES_MAX {
             let line = self.line().await?;
             match line::parse(&line, id).map_err(|what| self.strange(&what))? {
-                CommandLine::Answer(answer) => return Ok(answer),
-                CommandLine::Refused(reason) => {
+                QmpLine::Answer(answer) => return Ok(answer),
+                QmpLine::Refused(reason) => {
                     let (socket, question) = (self.socket.clone(), command.to_owned());
                     return Err(ForeignError::Refused { socket, question, reason });
                 }
-                CommandLine::Greeting | CommandLine::Other => {}
+                QmpLine::Greeting | QmpLine::Other => {}
             }
         }
         Err(self.strange(&format!("{LINES_MAX} lines without an answer to {command}")))

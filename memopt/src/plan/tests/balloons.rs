@@ -146,7 +146,7 @@ fn pain_gives_everything_back_in_the_same_round() {
         sign(said(&mut hurt.guests[0]));
         let plan = round(&hurt, &balanced(), &mut ledger, &MAX);
         assert_eq!(set_to(&plan, "a"), Some(8 * GIB));
-        assert!(plan.steps[0].reason.starts_with("it hurts: "), "{}", plan.steps[0]);
+        assert!(plan.steps[0].reason.starts_with("under memory pressure: "), "{}", plan.steps[0]);
         // Nothing is taken before the cooldown is over, although the sign is gone.
         let mut calm = later(&hurt, 200);
         balloon(&mut calm.guests[0]).target_bytes = 8 * GIB;

@@ -390,7 +390,7 @@ proptest! {
         // No guest in pain is refused what it would get without the lie.
         for (other, from, to) in balloon_steps(&honest) {
             let is_relief = honest.steps.iter().any(|step| {
-                step.action.guest() == Some(other) && step.reason.starts_with("it hurts")
+                step.action.guest() == Some(other) && step.reason.starts_with("under memory pressure")
             });
             if other != name && is_relief && to > from {
                 prop_assert_eq!(set_to(&lying, other), Some(to));
