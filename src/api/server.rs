@@ -53,7 +53,7 @@ pub(crate) enum Audience {
     /// This user, who may do everything.
     Owner,
     /// All users who can reach the socket's folder. They can only read, and for a limited time.
-    Anybody,
+    AnyUser,
 }
 
 /// Listens on `path`, with the permissions for `audience`.
@@ -63,7 +63,7 @@ pub(crate) enum Audience {
 fn bind(path: &Path, audience: Audience) -> Result<UnixListener> {
     let mode = match audience {
         Audience::Owner => 0o600,
-        Audience::Anybody => 0o666,
+        Audience::AnyUser => 0o666,
     };
     let listener = bind_with(path, Mode::from_bits_truncate(mode))
         .with_context(|| format!("cannot listen on {}", path.display()))?;
@@ -102,7 +102,7 @@ async fn serve_until(
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let places = match audience {
         Audience::Owner => OWNER_CONNECTIONS_MAX,
-        Audience::Anybody => READONLY_CONNECTIONS_MAX,
+        Audience::AnyUser => READONLY_CONNECTIONS_MAX,
     };
     let mut served = JoinSet::new();
     loop {
@@ -138,7 +138,7 @@ async fn serve_stream(
             serve_http(stream, router, end).await;
         }
         // Files are not accepted from other users: the kernel closes what they send.
-        Audience::Anybody => {
+        Audience::AnyUser => {
             let _in_time =
                 tokio::time::timeout(READONLY_TIME_MAX, serve_http(stream, router, end)).await;
         }
@@ -210,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn sockets_have_the_mode_of_their_audience() {
         let folder = tempfile::tempdir().unwrap();
-        for (audience, mode) in [(Audience::Owner, 0o600), (Audience::Anybody, 0o666)] {
+        for (audience, mode) in [(Audience::Owner, 0o600), (Audience::AnyUser, 0o666)] {
             let path = folder.path().join(format!("{mode:o}"));
             let server = Server::start(&path, router(), audience).unwrap();
             let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
@@ -236,7 +236,7 @@ mod tests {
             Some(Extension(handed)) if handed.take().is_some() => "taken",
             _ => "none",
         };
-        for (audience, expected) in [(Audience::Owner, "taken"), (Audience::Anybody, "none")] {
+        for (audience, expected) in [(Audience::Owner, "taken"), (Audience::AnyUser, "none")] {
             let path = folder.path().join(expected);
             let server = Server::start(&path, Router::new().route("/", get(report_file)), audience);
             let stream = UnixStream::connect(&path).await.unwrap();
@@ -256,7 +256,7 @@ mod tests {
     async fn half_a_head_is_not_waited_for_any_longer_from_the_owner_either() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sock");
-        for audience in [Audience::Owner, Audience::Anybody] {
+        for audience in [Audience::Owner, Audience::AnyUser] {
             let server = Server::start(&path, router(), audience).unwrap();
             let mut stream = UnixStream::connect(&path).await.unwrap();
             stream.write_all(b"GET /hello HTTP/1.1\r\nhost: ").await.unwrap();
@@ -275,7 +275,7 @@ mod tests {
     async fn silent_clients_make_room_for_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sock");
-        let _server = Server::start(&path, router(), Audience::Anybody).unwrap();
+        let _server = Server::start(&path, router(), Audience::AnyUser).unwrap();
         let mut silent = Vec::new();
         for _ in 0..READONLY_CONNECTIONS_MAX {
             let mut stream = UnixStream::connect(&path).await.unwrap();

@@ -55,7 +55,7 @@ pub(crate) struct SurveyedMemory {
     pub(crate) age_ms: u64,
     /// Whether the host's kernel reports huge pages (Linux 6.7); without it no chunk is reported as
     /// huge.
-    pub(crate) tells_huge_pages: bool,
+    pub(crate) reports_huge_pages: bool,
     /// The chunks that have present pages.
     pub(crate) chunks: Vec<ChunkRow>,
 }

@@ -170,7 +170,7 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             Method::PUT,
             "/v1/guest/save/release",
             DONE,
-            "Let the guest that is paused since this save go on as it was before (409 if \
+            "Let the guest that is paused since this save continue as it was before (409 if \
              it is not any more)",
             |guest, save: SaveId| guest.release_save(save),
         ),
@@ -317,7 +317,7 @@ const EVENTS_QUERY: [Parameter; 2] = [
     Parameter {
         name: "from",
         within: Within::Query { default: 0 },
-        description: "number of the first event to be told; of those still to come, the next one is",
+        description: "number of the first event to send; the default is the next one to come",
     },
     Parameter {
         name: "pid",

@@ -117,7 +117,7 @@ pub(crate) fn expect_no_written_disks(
     let disk = disk.path().display();
     let text = match format {
         SaveFormat::Guest => format!(
-            "{name} writes its disk {disk}: should it go on, the saved memory would not match the disk; save the disk as \
+            "{name} writes its disk {disk}: if it keeps running, the saved memory does not match the disk; save the disk as \
              well (--disks), or omit --keep-running"
         ),
         // While the guest is paused, the user can copy the disk.
@@ -274,7 +274,7 @@ impl Drop for PausedForSave {
         }
         match self.machine.vm().resume() {
             Ok(()) => self.events.is_running(true),
-            Err(error) => tracing::error!(%error, "the guest does not go on after it was saved"),
+            Err(error) => tracing::error!(%error, "the guest cannot continue after it was saved"),
         }
     }
 }

@@ -385,7 +385,7 @@ impl Life {
         let readonly = readonly_router(control());
         Ok([
             Server::start(&self.dir().socket(), router(control()), Audience::Owner)?,
-            Server::start(&self.dir().readonly_socket(), readonly, Audience::Anybody)?,
+            Server::start(&self.dir().readonly_socket(), readonly, Audience::AnyUser)?,
         ])
     }
 

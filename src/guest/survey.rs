@@ -141,7 +141,7 @@ impl Surveys {
         let chunks = found.chunks(domain, |gpa| ram.is_marked(gpa));
         Ok(SurveyedMemory {
             age_ms: found.age_ms(),
-            tells_huge_pages: found.tells_huge_pages(),
+            reports_huge_pages: found.reports_huge_pages(),
             chunks: chunks.map(ChunkRow::from).collect(),
         })
     }

@@ -30,7 +30,7 @@ const ABOUT: About = About {
 pub(crate) fn router(node: Arc<Node>, density: Arc<Density>, audience: Audience) -> Router {
     let of_density = match audience {
         Audience::Owner => density::api::routes(),
-        Audience::Anybody => density::api::readonly_routes(),
+        Audience::AnyUser => density::api::readonly_routes(),
     };
     route::router(routes(), node)
         .merge(route::router(of_density, density))

@@ -91,7 +91,7 @@ async fn serve(
     let listener = exposition::bind(args.metrics).await?;
     let (web, access) = access_to_metrics(args, &identity)?;
     let sockets =
-        [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::Anybody)];
+        [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::AnyUser)];
     sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
     let file = NodeFile {
         pid: std::process::id(),

@@ -35,7 +35,7 @@ impl ScanResult {
     }
 
     /// Whether the host's kernel reports huge pages.
-    pub(crate) fn tells_huge_pages(&self) -> bool {
+    pub(crate) fn reports_huge_pages(&self) -> bool {
         self.view == HugeView::Told
     }
 

@@ -41,7 +41,9 @@ pub(crate) fn run(state: &StateDir, args: &CancelArgs) -> Result<Exit> {
         };
         match tokio::time::timeout(PATIENCE, follower.report()).await {
             Ok(report) => report,
-            Err(_) => bail!("{name} was told to cancel, but has not done so within {PATIENCE:?}"),
+            Err(_) => bail!(
+                "{name} has received the request to cancel, but has not done so within {PATIENCE:?}"
+            ),
         }
     })?;
     output::print_line(result(&report)?)?;

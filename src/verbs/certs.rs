@@ -141,7 +141,7 @@ fn revoked(which: &str, revocation: &Revocation) -> String {
     let list = list.display();
     let _ = writeln!(
         text,
-        "Copy {list} to the folder `certs` of every other host. Its node reads the list within a minute; migrations under way go on."
+        "Copy {list} to the folder `certs` of every other host. Its node reads the list within a minute; running migrations continue."
     );
     text
 }

@@ -63,7 +63,7 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
         let fault = match ask_to_end(&client, &guest).await {
             Ok(()) if is_gone_within(&guest, known, END_PATIENCE).await => return Ok(Exit::Done),
             Ok(()) => {
-                format!("its process is still there {END_PATIENCE:?} after it was told to end")
+                format!("its process is still there {END_PATIENCE:?} after the request to end")
             }
             Err(error) if error.is_unanswered() => error.to_string(),
             Err(error) => return Err(error).with_context(|| format!("cannot end {name}")),

@@ -71,7 +71,7 @@ fn await_digests(guest: &Guest) -> Digests {
 fn chunks(guest: &Guest, domain: &Digests) -> Vec<[u64; 7]> {
     let body = json!({ "domain": domain });
     let found = guest.request("PUT", "/v1/guest/survey", Some(&body)).success().expect("chunks");
-    assert_eq!(found["tells_huge_pages"], true, "these tests need Linux 6.7");
+    assert_eq!(found["reports_huge_pages"], true, "these tests need Linux 6.7");
     serde_json::from_value(found["chunks"].clone()).expect("rows of seven numbers")
 }
 

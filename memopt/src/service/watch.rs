@@ -123,7 +123,7 @@ impl Core<'_> {
                 }
                 Err(error) => {
                     handle.notice(&Event::ReliefFailed);
-                    tracing::warn!(step = %step.action, "it could not be done: {error}");
+                    tracing::warn!(step = %step.action, "cannot give memory back to a guest: {error}");
                 }
             }
         });

@@ -116,7 +116,7 @@ async fn read_only_clients_change_nothing_and_see_no_console() {
     let Scene { folder, control, .. } = scene();
     let path = folder.path().join("api-ro.sock");
     let router = readonly_router(control.clone());
-    let _server = Server::start(&path, router, Audience::Anybody).unwrap();
+    let _server = Server::start(&path, router, Audience::AnyUser).unwrap();
     let client = ApiClient::new(&path);
     assert_eq!(client.get::<GuestInfo>("/v1/guest").await.unwrap(), control.info());
     let routes = routes();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::plan::{INSPECTION_PATIENCE, SURVEY_PATIENCE};
-use super::{heard, history, node, signed_size};
+use super::{answered, history, node, signed_size};
 use crate::api::ApiClient;
 use crate::cli::Output;
 use crate::cli::density::ApplyArgs;
@@ -88,7 +88,7 @@ async fn one(
     interrupts: &mut UnboundedReceiver<()>,
 ) -> Result<Exit> {
     let patient = client.clone().with_patience(INSPECTION_PATIENCE);
-    let RunStarted { run: id } = heard(patient.post("/v1/density/runs", request).await)?;
+    let RunStarted { run: id } = answered(patient.post("/v1/density/runs", request).await)?;
     if id == RunId::UNRECORDED {
         return unrecorded(client, interrupts).await;
     }
@@ -113,7 +113,7 @@ async fn follow(
 ) -> Result<Run> {
     let (mut printed, mut pause) = (0, POLL_PAUSE);
     loop {
-        let run: Run = heard(client.get(&run_path(id)).await)?;
+        let run: Run = answered(client.get(&run_path(id)).await)?;
         if output == Output::Text {
             for step in run.steps.iter().skip(printed) {
                 let expected = signed_size(step.expected_bytes);
@@ -160,7 +160,7 @@ async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) 
     );
     let mut is_called_off = false;
     loop {
-        let status: DensityStatus = heard(client.get("/v1/density").await)?;
+        let status: DensityStatus = answered(client.get("/v1/density").await)?;
         if status.running != Some(RunId::UNRECORDED) {
             output::note("the run is over");
             return Ok(if is_called_off { Exit::Cancelled } else { Exit::Done });
@@ -173,7 +173,7 @@ async fn unrecorded(client: &ApiClient, interrupts: &mut UnboundedReceiver<()>) 
 async fn has_work(client: &ApiClient, request: &RunRequest) -> Result<bool> {
     let request = PlanRequest { goal: request.goal, survey: true, policy: None };
     let client = client.clone().with_patience(SURVEY_PATIENCE);
-    let plan: Plan = heard(client.post("/v1/density/plan", &request).await)?;
+    let plan: Plan = answered(client.post("/v1/density/plan", &request).await)?;
     Ok(!plan.steps.is_empty())
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use memopt::history::{Listing, Run, RunAction, Summary};
 use migrate::quic::calendar_time;
 
-use super::{heard, node, plan, signed_size};
+use super::{answered, node, plan, signed_size};
 use crate::cli::Output;
 use crate::cli::density::HistoryArgs;
 use crate::exit::Exit;
@@ -26,7 +26,7 @@ pub(super) fn run(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
 
 fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
     let path = format!("/v1/density/runs?count={}", args.count);
-    let listing: Listing = block_on(async { heard(node(state).get(&path).await) })?;
+    let listing: Listing = block_on(async { answered(node(state).get(&path).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&listing)?,
         Output::Text => {
@@ -68,7 +68,7 @@ fn state_of(run: &Summary) -> String {
 
 fn one(state: &StateDir, args: &HistoryArgs, run: u64) -> Result<Exit> {
     let path = format!("/v1/density/runs/{run}");
-    let run: Run = block_on(async { heard(node(state).get(&path).await) })?;
+    let run: Run = block_on(async { answered(node(state).get(&path).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&run)?,
         Output::Text => output::print(text(&run))?,

@@ -44,7 +44,7 @@ fn node(state: &StateDir) -> ApiClient {
 }
 
 /// Returns the node's answer, or an error that says what to do.
-fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
+fn answered<T>(answer: Result<T, AskError>) -> Result<T> {
     match answer {
         Err(error) if error.is_gone() => {
             Err(error).context("no node serves this host: start one with `lighter node`")
@@ -59,7 +59,7 @@ fn heard<T>(answer: Result<T, AskError>) -> Result<T> {
 
 fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
     let path = format!("/v1/density/next?count={}", args.count);
-    let agenda: Agenda = block_on(async { heard(node(state).get(&path).await) })?;
+    let agenda: Agenda = block_on(async { answered(node(state).get(&path).await) })?;
     if let Some(error) = agenda.file_error {
         output::note(format!("not read, and what it said before holds: {error}"));
     }
@@ -91,11 +91,11 @@ fn cancel(state: &StateDir, args: &CancelRunArgs) -> Result<Exit> {
         let node = node(state);
         let run = match args.run {
             Some(run) => RunId(run),
-            None => heard(node.get::<Agenda>("/v1/density/next?count=0").await)?
+            None => answered(node.get::<Agenda>("/v1/density/next?count=0").await)?
                 .running
                 .context("no run is under way")?,
         };
-        heard(node.delete(&format!("/v1/density/runs/{run}")).await)
+        answered(node.delete(&format!("/v1/density/runs/{run}")).await)
     })?;
     output::note(format!(
         "run {run} ends after the step that it is at: see `lighter density history {run}`"

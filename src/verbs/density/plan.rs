@@ -8,7 +8,7 @@ use memopt::plan::Plan;
 use memopt::service::Settings;
 use memopt::settings::FILE_BYTES_MAX;
 
-use super::{heard, node, signed_size};
+use super::{answered, node, signed_size};
 use crate::cli::Output;
 use crate::cli::density::PlanArgs;
 use crate::density::types::PlanRequest;
@@ -38,7 +38,7 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     }
     let patience = if survey { SURVEY_PATIENCE } else { INSPECTION_PATIENCE };
     let client = node(state).with_patience(patience);
-    let plan: Plan = block_on(async { heard(client.post("/v1/density/plan", &request).await) })?;
+    let plan: Plan = block_on(async { answered(client.post("/v1/density/plan", &request).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&plan)?,
         Output::Text => output::print(text(&plan))?,

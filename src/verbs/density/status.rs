@@ -8,7 +8,7 @@ use memopt::service::{DensityStatus, Remembered, Spared};
 use memopt::situation::{Guest, Hindrance, Vmm};
 use memopt::units::Span;
 
-use super::{heard, node};
+use super::{answered, node};
 use crate::cli::Output;
 use crate::cli::density::StatusArgs;
 use crate::exit::Exit;
@@ -23,7 +23,7 @@ use crate::verbs::session::block_on;
 /// # Errors
 /// If no node answers.
 pub(super) fn run(state: &StateDir, args: &StatusArgs) -> Result<Exit> {
-    let status: DensityStatus = block_on(async { heard(node(state).get("/v1/density").await) })?;
+    let status: DensityStatus = block_on(async { answered(node(state).get("/v1/density").await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&status)?,
         Output::Text => output::print(text(&status))?,
