@@ -55,8 +55,8 @@ pub(crate) struct GuestSpec {
     pub(crate) cpus: Option<u8>,
 
     /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF
-    /// vmlinux. A guest that has moved reboots only if kernel and initrd were at the same path, with
-    /// the same content, on that host when it arrived.
+    /// vmlinux. A guest that has moved reboots only if kernel and initrd were at the same path,
+    /// with the same content, on that host when it arrived.
     #[arg(long, value_name = "FILE", group = "system")]
     pub(crate) kernel: Option<PathBuf>,
 

@@ -277,7 +277,7 @@ tap = "tap-db"
         refused("kernel = \"/k\"\ncmdline = \"a\\u0000b\"", "2: cmdline: ", "control");
         refused("kernel = \"/k\"\ncmdline = \"a\\nb\"", "2: cmdline: ", "control");
         refused("kernel = \"/\\u0000k\"", "1: kernel: ", "`/\\0k` must be an absolute path");
-        refused("labels = { a = 1 }", "1: labels.a: ", "string");
+        refused("labels = { a = 1 }", "1: labels.a: ", "text in quotes");
         refused("kernel = \"/k\"\nrng = \"yes\"", "2: rng: ", "boolean");
         let many: String = (0..65).map(|number| format!("l{number} = \"\"\n")).collect();
         refused(&format!("[labels]\n{many}"), "1: labels: ", "at most 64");
@@ -331,7 +331,7 @@ tap = "tap-db"
         let disk =
             |lines: &str| format!("kernel = \"/k\"\n[[disk]]\npath = \"/a\"\n[[disk]]\n{lines}");
         refused(&disk("path = \"/b\"\nro = true"), "6: disk[1].ro: ", "`read-only`");
-        refused(&disk("path = \"/b\"\nread-only = 1"), "6: disk[1].read-only: ", "boolean");
+        refused(&disk("path = \"/b\"\nread-only = 1"), "6: disk[1].read-only: ", "true or false");
         refused(&disk("path = \"b\""), "5: disk[1].path: ", "`b` must be an absolute path");
         refused(&disk("path = \"\""), "5: disk[1].path: ", "needs a path");
         let serial = "s".repeat(21);
