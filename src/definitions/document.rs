@@ -278,7 +278,7 @@ tap = "tap-db"
         refused("kernel = \"/k\"\ncmdline = \"a\\nb\"", "2: cmdline: ", "control");
         refused("kernel = \"/\\u0000k\"", "1: kernel: ", "`/\\0k` must be an absolute path");
         refused("labels = { a = 1 }", "1: labels.a: ", "text in quotes");
-        refused("kernel = \"/k\"\nrng = \"yes\"", "2: rng: ", "boolean");
+        refused("kernel = \"/k\"\nrng = \"yes\"", "2: rng: ", "true or false");
         let many: String = (0..65).map(|number| format!("l{number} = \"\"\n")).collect();
         refused(&format!("[labels]\n{many}"), "1: labels: ", "at most 64");
     }

@@ -123,7 +123,7 @@ fn read_only_clients_see_the_same(host: &Host, status: &str) {
     assert_eq!(text.lines().next(), status.lines().next());
     host.run(&["--readonly", "density", "history"]).ok();
     host.run(&["--readonly", "density", "next"]).ok();
-    host.run(&["--readonly", "density", "apply"]).complains(Exit::Failed, &["only looks"]);
+    host.run(&["--readonly", "density", "apply"]).complains(Exit::Failed, &["changes nothing"]);
     let unknown = &["there is no run 99"];
     host.run(&["--readonly", "density", "history", "99"]).complains(Exit::Failed, unknown);
 }
