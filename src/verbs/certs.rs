@@ -80,7 +80,7 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
         .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
     output::print_line(format_args!(
         "Created a certificate for {} in {}.\n\
-         Copy ca.pem, host.pem and host.key over a secure channel to `certs` in that host's state folder (of root: /var/lib/lighter/certs).",
+         Copy ca.pem, host.pem and host.key over a secure channel to `certs` in that host's state folder, of root /var/lib/lighter/certs.",
         names.join(", "),
         out.display()
     ))?;
