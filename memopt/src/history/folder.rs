@@ -1,8 +1,8 @@
 //! The folder of a history: a log for each run, the schedules' last times, and a lock.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use regular_file::log::{Lines, Log};
@@ -55,7 +55,9 @@ impl Folder {
     /// # Errors
     /// If another process uses the folder, or the file system fails.
     pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, HistoryError> {
-        regular_file::create_folder(path).map_err(|cause| HistoryError::of(path, cause))?;
+        let failed = |cause| HistoryError::of(path, cause);
+        regular_file::create_folder(path).map_err(failed)?;
+        fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed)?;
         let lock = path.join("lock");
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
@@ -97,10 +99,9 @@ impl Folder {
         let path = self.log(run);
         let (log, lines) = match Log::open(&path, self.limits.log_bytes_max(), 0) {
             Ok(opened) => opened,
-            Err(cause) if is_of_one_file(&cause) => {
-                let bytes = fs::symlink_metadata(&path).map_or(0, |file| file.len());
-                return Ok((OnDisk::Unreadable, bytes));
-            }
+            // Its size is not counted: a file that no run has written, of any size, must not be the
+            // reason to remove runs.
+            Err(cause) if is_of_one_file(&cause) => return Ok((OnDisk::Unreadable, 0)),
             Err(cause) => return Err(HistoryError::of(&self.path, cause)),
         };
         let bytes = log.bytes();

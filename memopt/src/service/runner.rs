@@ -13,7 +13,7 @@ use super::error::ServiceError;
 use super::events::Event;
 use super::handle::{Handle, Reply, refuse};
 use super::steps::StepError;
-use super::surveys::Wanted;
+use super::surveys::{Asked, Wanted};
 use super::view::{Filter, none};
 use crate::history::{RunEnd, RunId, StepResult};
 use crate::plan::{Plan, exposed, wants_merging};
@@ -234,9 +234,20 @@ impl Run {
         let window = self.order.policy.merge.window;
         let left = self.order.deadline.map_or(window, |end| end.saturating_sub(now).min(window));
         tokio::select! {
-            surveyed = self.handle.survey(&self.order.policy, Wanted::Due) => surveyed,
+            asked = self.handle.survey(&self.order.policy, Wanted::Due) => {
+                let Asked { guests, failed } = asked?;
+                if failed > 0 {
+                    let error = format!(
+                        "the pages of {failed} of {guests} guests could not be surveyed (see the node's log)"
+                    );
+                    self.record_error(error).await;
+                }
+                Ok(guests > 0)
+            }
             () = tokio::time::sleep(left) => {
-                tracing::warn!(run = %self.id, "not all guests' pages were surveyed in time");
+                let error = "not all guests' pages were surveyed in time";
+                tracing::warn!(run = %self.id, "{error}");
+                self.record_error(error.to_owned()).await;
                 Ok(true)
             }
             _ = self.cancelled.changed() => Ok(false),

@@ -155,9 +155,17 @@ fn may_be_any(limits: &GuestLimits, actuators: &[Actuator]) -> bool {
     actuators.iter().any(|actuator| limits.actuators.contains(actuator))
 }
 
+/// Numbers of guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Guests that were to be surveyed.
+    pub(super) guests: usize,
+    /// Those of them whose survey failed.
+    pub(super) failed: usize,
+}
+
 impl Handle {
-    /// Surveys guests' pages. Returns whether there were any to survey. If the future is dropped,
-    /// the surveys finished so far are kept.
+    /// Surveys guests' pages. If the future is dropped, the surveys finished so far are kept.
     ///
     /// # Errors
     /// [`ServiceError::Inspect`].
@@ -165,12 +173,13 @@ impl Handle {
         &self,
         policy: &Policy,
         wanted: Wanted,
-    ) -> Result<bool, ServiceError> {
+    ) -> Result<Asked, ServiceError> {
         let _turn = self.shared.surveying.lock().await;
         let begun = self.uptime();
         let situation = self.inspect(policy, none()).await?.situation;
         let domains = domains(&situation, policy, wanted);
-        let mut waiting: usize = domains.iter().map(Vec::len).sum();
+        let guests: usize = domains.iter().map(Vec::len).sum();
+        let mut waiting = guests;
         let at_once = AT_ONCE_MAX.min(waiting).max(1);
         let request = || SurveyRequest {
             seed: random(),
@@ -194,7 +203,7 @@ impl Handle {
             self.call(move |core| core.surveys.keep(found, begun, taken)).await;
         }
         self.notice(&Event::SurveysFailed(waiting));
-        Ok(!domains.is_empty())
+        Ok(Asked { guests, failed: waiting })
     }
 }
 

@@ -53,6 +53,7 @@ fn answered<T>(answer: Result<T, AskError>) -> Result<T> {
             "permission denied: run as the node's user (root); `lighter --readonly` with \
                  density status, history and next works for all users",
         ),
+        Err(error) if error.is_unanswered() => Err(error).context("no answer from the node"),
         answer => answer.context("the node refuses"),
     }
 }

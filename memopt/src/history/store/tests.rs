@@ -1,6 +1,7 @@
 //! What the history records, finds again, refuses and prunes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use proptest::prelude::*;
 
@@ -63,6 +64,25 @@ fn a_second_plan_replaces_the_first() {
     history.finish(run, 1002, RunEnd::Reached).unwrap();
     let error = history.replace_plan(run, &plan("d")).unwrap_err();
     assert!(matches!(error, HistoryError::Ended { .. }), "{error}");
+}
+
+#[test]
+fn a_log_that_no_run_can_have_written_is_no_reason_to_remove_older_runs() {
+    let (_folder, path, mut history) = fresh(Limits::default());
+    let runs = [1, 2, 3].map(|time| whole_run(&mut history, time));
+    drop(history);
+    let huge = fs::OpenOptions::new().write(true).open(log(&path, runs[2])).unwrap();
+    huge.set_len(1 << 30).unwrap();
+    let mut history = open(&path, Limits::default()).history;
+    whole_run(&mut history, 4);
+    assert!(runs[..2].iter().all(|&run| history.run(run).is_ok()));
+    assert!(history.run(runs[2]).is_err());
+}
+
+#[test]
+fn other_users_do_not_see_the_folder() {
+    let (_folder, path, _history) = fresh(Limits::default());
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 #[test]
