@@ -30,8 +30,8 @@ Whatever fails, the guest runs on one host at most. If the connection is lost du
 the guest may run on neither until the hosts reach each other again; if they never will, --resolve
 decides by hand.
 
-With --json the report is printed at the end; until then, progress is shown on
-stderr if that is a terminal.";
+With --json the report is printed at the end; until then, progress is shown on stderr if
+that is a terminal.";
 
 /// `lighter migrate`.
 #[derive(Debug, Args)]

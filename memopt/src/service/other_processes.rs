@@ -27,14 +27,14 @@ const ALL_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct OtherProcesses {
     sources: Sources,
     patience: Duration,
-    found: Mutex<Option<ScanResult>>,
+    found: Mutex<Option<LastScan>>,
     /// The scan in progress, which may have been started for another run.
     search: tokio::sync::Mutex<Option<Search>>,
 }
 
 /// The result of a scan, and the uptime when it was made.
 #[derive(Debug, Clone)]
-struct ScanResult {
+struct LastScan {
     at: Duration,
     processes: Processes,
 }
@@ -67,7 +67,7 @@ impl OtherProcesses {
     /// # Errors
     /// If the list of processes cannot be read.
     pub(super) async fn lately(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
-        let is_fresh = |found: &ScanResult| situation.uptime.saturating_sub(found.at) < KEPT;
+        let is_fresh = |found: &LastScan| situation.uptime.saturating_sub(found.at) < KEPT;
         match self.found().filter(is_fresh) {
             Some(found) => Ok(named(&found.processes, &situation.guests)),
             None => self.now(situation).await,
@@ -81,7 +81,7 @@ impl OtherProcesses {
     pub(super) async fn now(&self, situation: &Situation) -> Result<Vec<String>, ServiceError> {
         let processes = self.inspect(&situation.guests).await?;
         let text = named(&processes, &situation.guests);
-        self.keep(Some(ScanResult { at: situation.uptime, processes }));
+        self.keep(Some(LastScan { at: situation.uptime, processes }));
         Ok(text)
     }
 
@@ -156,11 +156,11 @@ impl OtherProcesses {
         Ok(Search { now_at, answer })
     }
 
-    fn found(&self) -> Option<ScanResult> {
+    fn found(&self) -> Option<LastScan> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn keep(&self, found: Option<ScanResult>) {
+    fn keep(&self, found: Option<LastScan>) {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 }

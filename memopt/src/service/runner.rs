@@ -172,6 +172,12 @@ impl Run {
         self.handle.call(move |core| core.records.record_error(id, &error)).await;
     }
 
+    /// Logs and records an error after which the run continues.
+    async fn warn(&self, error: String) {
+        tracing::warn!(run = %self.id, "{error}");
+        self.record_error(error).await;
+    }
+
     async fn record_results(&self, found: Vec<StepResult>) {
         let id = self.id;
         self.handle.call(move |core| core.records.record_results(id, &found)).await;
@@ -219,8 +225,7 @@ impl Run {
     async fn report_omitted(&self, steps: &[Step]) {
         for step in steps {
             let error = format!("{}: left out, since nothing of it would be done now", step.action);
-            tracing::warn!(run = %self.id, "{error}");
-            self.record_error(error).await;
+            self.warn(error).await;
         }
     }
 
@@ -245,9 +250,7 @@ impl Run {
                 Ok(guests > 0)
             }
             () = tokio::time::sleep(left) => {
-                let error = "not all guests' pages were surveyed in time";
-                tracing::warn!(run = %self.id, "{error}");
-                self.record_error(error.to_owned()).await;
+                self.warn("not all guests' pages were surveyed in time".to_owned()).await;
                 Ok(true)
             }
             _ = self.cancelled.changed() => Ok(false),

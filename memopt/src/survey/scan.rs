@@ -156,7 +156,7 @@ mod tests {
         };
         assert_eq!(rows(&one, &domain), [(0, 4, 1, 3), (1, 2, 1, 0)]);
         assert_eq!(rows(&two, &domain), [(2, 2, 0, 1)]);
-        assert_eq!(rows(&one, &one.digests), [(0, 4, 1, 2), (1, 2, 1, 0)], "by itself");
+        assert_eq!(rows(&one, &one.digests), [(0, 4, 1, 2), (1, 2, 1, 0)], "alone");
         assert_eq!((domain.pages(), domain.zero_pages()), (8, 2));
     }
 

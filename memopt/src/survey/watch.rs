@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(sample_twice(|_| true).written_pages(3, 512), Some(512));
         assert_eq!(sample_twice(|_| true).written_pages(3, 100), Some(100));
         assert_eq!(sample_twice(|index| index < 3 * 512 + 256).written_pages(3, 512), Some(256));
-        assert_eq!(sample_twice(|_| true).written_pages(4, 512), None, "nobody looked there");
+        assert_eq!(sample_twice(|_| true).written_pages(4, 512), None, "no sample there");
     }
 
     #[test]

@@ -160,7 +160,7 @@ pub(super) enum GuestBack {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerNotice {
     /// It knows, or will notice the loss of the connection.
-    Sent,
+    Done,
     /// It was told, and must confirm that its copy is gone. It also finds out without that.
     Asked,
     /// It may be ready, and then waits for the decision without limit: this side retries until it

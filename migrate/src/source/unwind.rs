@@ -14,12 +14,12 @@ impl Source {
     pub(super) fn abort(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
         let notice = match self.state {
-            State::Connecting | State::Opening => PeerNotice::Sent,
+            State::Connecting | State::Opening => PeerNotice::Done,
             State::Ending { .. } | State::AwaitingReady => PeerNotice::Owed,
             _ if self.link.is_up() => PeerNotice::Asked,
-            _ => PeerNotice::Sent,
+            _ => PeerNotice::Done,
         };
-        if notice != PeerNotice::Sent {
+        if notice != PeerNotice::Done {
             self.say(SourceMessage::Abort(complaint));
         }
         self.unwind(failure, notice);
@@ -27,7 +27,7 @@ impl Source {
 
     /// Aborts the migration; the destination knows.
     pub(super) fn abort_notified(&mut self, failure: Failure) {
-        self.unwind(failure, PeerNotice::Sent);
+        self.unwind(failure, PeerNotice::Done);
     }
 
     fn unwind(&mut self, failure: Failure, notice: PeerNotice) {
@@ -58,7 +58,7 @@ impl Source {
     fn begin_unwinding(&mut self, error: MigrationError, guest: GuestBack, notice: PeerNotice) {
         self.state = State::Unwinding(Unwind::new(error, guest, notice));
         match (notice, self.link.is_up()) {
-            (PeerNotice::Sent, _) => {}
+            (PeerNotice::Done, _) => {}
             (_, true) => self.link.expect_answer(self.now),
             (_, false) => self.link.plan_redial(self.now),
         }
@@ -72,7 +72,7 @@ impl Source {
         if matches!(unwind.guest, GuestBack::Pausing | GuestBack::Resuming) || unwind.recording {
             return;
         }
-        let notified = unwind.notice == PeerNotice::Sent;
+        let notified = unwind.notice == PeerNotice::Done;
         let end = unwind.end();
         let recorded = self.records.last_asked().is_none_or(|last| last == end);
         if notified && !recorded {
@@ -174,9 +174,9 @@ impl Source {
         match &mut self.state {
             State::Asking { .. } => self.link.plan_redial(self.now),
             State::Unwinding(unwind) => match unwind.notice {
-                PeerNotice::Sent => self.link.down(),
+                PeerNotice::Done => self.link.down(),
                 PeerNotice::Asked => {
-                    unwind.notice = PeerNotice::Sent;
+                    unwind.notice = PeerNotice::Done;
                     self.link.down();
                     self.go_on_unwinding();
                 }
@@ -196,13 +196,13 @@ impl Source {
             | DestinationMessage::Unknown
             | DestinationMessage::Refused(_)
             | DestinationMessage::Abort(_) => {
-                unwind.notice = PeerNotice::Sent;
+                unwind.notice = PeerNotice::Done;
                 self.link.up();
                 self.go_on_unwinding();
             }
             DestinationMessage::NotTaken(_) => self.send_decision(),
             DestinationMessage::Running(_) => {
-                unwind.notice = PeerNotice::Sent;
+                unwind.notice = PeerNotice::Done;
                 unwind.reported = false;
                 unwind.runs_there = true;
                 if unwind.guest != GuestBack::Gone {
@@ -273,7 +273,7 @@ impl Source {
             self.push(Action::ResumeGuest);
         }
         self.push(Action::StopDirtyLog);
-        let notice = if notify { PeerNotice::Owed } else { PeerNotice::Sent };
+        let notice = if notify { PeerNotice::Owed } else { PeerNotice::Done };
         if notify && self.link.is_up() {
             let complaint = error.complaint();
             self.say(SourceMessage::Abort(complaint));
