@@ -1,5 +1,6 @@
-//! Disks whose content was copied to another host when their guest migrated, as recorded by the
-//! guest's process. The copy left on this host is out of date.
+//! Disks that a guest has left behind when it migrated, as recorded by the guest's process: copied
+//! ones, of which the copy left on this host is out of date, and shared ones, which the guest goes
+//! on writing at the destination.
 //!
 //! A file is marked with an extended attribute (`user.lighter.moved-to`), which stays with it when
 //! the file is renamed or moved. A block device cannot have one, not every file system keeps it,
@@ -7,6 +8,10 @@
 //! `departed/guests/NAME/UUID/ID.json` in the state folder when the migration begins. That JSON
 //! file counts once the migration's record says that the guest belongs to the destination. The node
 //! then marks the JSON file as settled, so that it counts even after the record is removed.
+//!
+//! Shared disks carry no mark. They are recorded in the file `shared` beside the others, which the
+//! guest's next migration replaces, and which is removed when the guest runs here again. Before
+//! another guest starts on such a disk, `shared_disks` asks the destination.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,8 +37,10 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 const HOST_CHARACTERS_MAX: usize = 40;
 /// Most files that are read for each guest: one for each migration that copied its disks.
 const FILES_MAX: usize = 4096;
+/// Name of the file about a guest's shared disks; earlier versions do not read it.
+const SHARED_FILE: &str = "shared";
 
-/// The disks that one migration copied.
+/// The disks with which a guest left by one migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Departure {
     /// The guest's name on this host.
@@ -44,8 +51,11 @@ pub(crate) struct Departure {
     pub(crate) migration: MigrationId,
     /// The destination, as the user wrote it.
     pub(crate) destination: String,
-    /// The guest's disks that were copied.
+    /// The guest's disks that it writes.
     pub(crate) disks: Vec<DepartedDisk>,
+    /// Whether both hosts share the disks, rather than that they were copied.
+    #[serde(default)]
+    pub(crate) is_shared: bool,
     /// Whether the guest belongs to the destination for certain, even without the migration's
     /// record.
     pub(crate) is_settled: bool,
@@ -58,10 +68,10 @@ pub(crate) fn note_text(destination: &str, uuid: Uuid, migration: MigrationId) -
     format!("{} (guest {uuid}, migration {migration})", host.collect::<String>())
 }
 
-/// A disk that was copied.
+/// A disk with which a guest left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DepartedDisk {
-    /// Path of the disk when it was copied.
+    /// Path of the disk on this host.
     pub(crate) path: PathBuf,
     /// What identifies the disk when it is found again.
     pub(crate) identity: DiskIdentity,
@@ -127,7 +137,7 @@ impl Departures {
         durable::write_json(&self.file(departure), departure)
     }
 
-    /// Records permanently that the disks of `departure` have left. Disks that carry the note
+    /// Records permanently that the guest of `departure` has left. Disks that carry the note
     /// themselves need no entry.
     ///
     /// # Errors
@@ -146,7 +156,8 @@ impl Departures {
     /// # Errors
     /// If a note or the file cannot be removed.
     pub(crate) fn give_back(&self, departure: &Departure) -> Result<()> {
-        if take_notes_off(departure)? { self.forget(departure) } else { Ok(()) }
+        let is_free = departure.is_shared || take_notes_off(departure)?;
+        if is_free { self.forget(departure) } else { Ok(()) }
     }
 
     /// Removes the notes from the disks of the guest of `record`, which left with them and is about
@@ -163,12 +174,30 @@ impl Departures {
         }
     }
 
-    /// Removes the file of `departure`: its disks are not copied, or carry the note themselves.
+    /// Removes the file of `departure`: its disks have not left, or carry the note themselves.
     ///
     /// # Errors
     /// If the file cannot be removed.
     pub(crate) fn forget(&self, departure: &Departure) -> Result<()> {
         durable::remove_if_there(&self.file(departure))
+    }
+
+    /// Removes what is recorded about the shared disks of the guest `uuid`, which runs here.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub(crate) fn forget_shared(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
+        durable::remove_if_there(&self.place(name, uuid).join(SHARED_FILE))
+    }
+
+    /// Removes what is recorded about the shared disks of all guests called `name`: a user says
+    /// that they run nowhere else.
+    ///
+    /// # Errors
+    /// If a file cannot be removed.
+    pub(crate) fn forget_all_shared(&self, name: &GuestName) -> Result<()> {
+        let places = entries(&self.places().join(name.as_str()));
+        places.iter().try_for_each(|(_, place)| durable::remove_if_there(&place.join(SHARED_FILE)))
     }
 
     fn read(
@@ -182,7 +211,12 @@ impl Departures {
     }
 
     fn file(&self, departure: &Departure) -> PathBuf {
-        self.place(&departure.guest, departure.uuid).join(file_name(departure.migration))
+        let place = self.place(&departure.guest, departure.uuid);
+        if departure.is_shared {
+            place.join(SHARED_FILE)
+        } else {
+            place.join(file_name(departure.migration))
+        }
     }
 
     /// Lists what guests have recorded in their folders, settled or not.
@@ -190,7 +224,8 @@ impl Departures {
         let mut notes = Notes::default();
         for (name, of_name) in entries(&self.places()) {
             for (uuid, place) in entries(&of_name) {
-                let files = entries(&place).into_iter().filter(|(file, _)| file.ends_with(".json"));
+                let is_note = |file: &str| file.ends_with(".json") || file == SHARED_FILE;
+                let files = entries(&place).into_iter().filter(|(file, _)| is_note(file));
                 let mut files = files.map(|(_, path)| path);
                 for path in files.by_ref().take(FILES_MAX) {
                     match read(&path, (&name, &uuid)) {
@@ -218,7 +253,23 @@ impl Departures {
         disks.map(|disk| disk.path).collect()
     }
 
-    /// Returns the departures that count now. Logs a warning about files that cannot be read.
+    /// Returns the departures that count now of guests that share the disk at `path` with another
+    /// host, each with its file.
+    pub(crate) fn sharing(&self, path: &Path) -> Vec<(PathBuf, Departure)> {
+        let departures = self.list().departures.into_iter().filter(|it| it.is_shared);
+        let mut departures = departures.peekable();
+        if departures.peek().is_none() {
+            return Vec::new();
+        }
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let Some(now) = DiskIdentity::at(&path) else { return Vec::new() };
+        let its = departures.filter(|it| it.has(&now, &path));
+        let past = its.filter(|it| it.is_settled || self.is_past(it));
+        past.map(|departure| (self.file(&departure), departure)).collect()
+    }
+
+    /// Returns the departures of copied disks that count now. Logs a warning about files that
+    /// cannot be read.
     pub(crate) fn past(&self) -> DepartedDisks {
         let Notes { departures, damaged } = self.list();
         if let Some((_, file)) = damaged.first() {
@@ -228,7 +279,8 @@ impl Departures {
                 "what guests have noted of disks that have moved away cannot be read: lighter may not refuse them"
             );
         }
-        let past = departures.into_iter().filter(|it| it.is_settled || self.is_past(it));
+        let copied = departures.into_iter().filter(|it| !it.is_shared);
+        let past = copied.filter(|it| it.is_settled || self.is_past(it));
         let disks = past.map(|departure| (self.file(&departure), departure));
         DepartedDisks { disks: disks.collect(), damaged }
     }
@@ -279,6 +331,11 @@ impl Departure {
     /// Returns the text of the note on each of its disks.
     fn note_text(&self) -> String {
         note_text(&self.destination, self.uuid, self.migration)
+    }
+
+    /// Whether the disk `now` at `path` is one of its disks.
+    fn has(&self, now: &DiskIdentity, path: &Path) -> bool {
+        self.disks.iter().any(|disk| disk.identity.is_same(now, disk.path == path))
     }
 }
 
@@ -347,8 +404,7 @@ impl DepartedDisks {
         }
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let Some(now) = DiskIdentity::at(&path) else { return Ok(()) };
-        let is_it = |disk: &DepartedDisk| disk.identity.is_same(&now, disk.path == path);
-        let departed = self.disks.iter().find(|(_, departure)| departure.disks.iter().any(is_it));
+        let departed = self.disks.iter().find(|(_, departure)| departure.has(&now, &path));
         let Some((file, departure)) = departed else { return Ok(()) };
         let host: String = departure.destination.chars().filter(|c| !c.is_control()).collect();
         bail!(
@@ -376,6 +432,7 @@ mod tests {
             migration: MigrationId::random(),
             destination: "host-b\u{1b}".to_owned(),
             disks: vec![DepartedDisk { path: disk.canonicalize().unwrap(), identity }],
+            is_shared: false,
             is_settled: false,
         }
     }
@@ -503,6 +560,50 @@ mod tests {
         let mut faults = BTreeSet::new();
         state.departures().settle_by(&[record(&departure, SourceState::Done)], &mut faults);
         expect().unwrap_err();
+    }
+
+    #[test]
+    fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
+        let (_folder, state, disk, copied) = scene();
+        let departures = state.departures();
+        departures.forget(&copied).unwrap();
+        let shared = Departure { is_shared: true, ..copied.clone() };
+        let files = || {
+            let known = departures.sharing(&disk).into_iter();
+            known.map(|(file, _)| file).collect::<Vec<_>>()
+        };
+        let file = departures.place(&shared.guest, shared.uuid).join(SHARED_FILE);
+        let settle = |departure: &Departure, state_of_record| {
+            let records = [record(departure, state_of_record)];
+            departures.settle_by(&records, &mut BTreeSet::new())
+        };
+
+        departures.write(&shared).unwrap();
+        assert!(files().is_empty(), "it has not left yet");
+        settle(&shared, SourceState::Done);
+        assert_eq!(files(), [file.clone()]);
+        departures.past().expect_here(&shared.guest, &disk).unwrap();
+        let other = disk.with_extension("other");
+        fs::write(&other, "content").unwrap();
+        assert!(departures.sharing(&other).is_empty());
+
+        // The next migration replaces it; that one is aborted.
+        let next = Departure { migration: MigrationId::random(), ..shared.clone() };
+        departures.write(&next).unwrap();
+        assert!(files().is_empty());
+        settle(&next, SourceState::Aborted);
+        assert!(!file.exists());
+
+        for forget in
+            [&|| departures.forget_shared(&shared.guest, shared.uuid) as Result<()>, &|| {
+                departures.forget_all_shared(&shared.guest)
+            }] as [&dyn Fn() -> Result<()>; 2]
+        {
+            departures.write(&Departure { is_settled: true, ..shared.clone() }).unwrap();
+            assert_eq!(files(), [file.clone()]);
+            forget().unwrap();
+            assert!(files().is_empty() && !file.exists());
+        }
     }
 
     #[test]

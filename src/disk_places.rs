@@ -73,8 +73,8 @@ impl DiskPlaces {
         let shown = path.to_string_lossy().escape_debug().to_string();
         if self.folders.is_empty() && self.devices.is_empty() {
             return Err(format!(
-                "this host takes no disks: start its node with --disk-dir and the folder for {shown}, or with --disk-device {shown} if \
-                 that is a block device"
+                "the destination takes no disks: start its node with --disk-dir and the folder for {shown}, or with --disk-device {shown} if \
+                 that is a block device; without shared storage, also give --copy-disks"
             ));
         }
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
@@ -88,7 +88,7 @@ impl DiskPlaces {
             let places = self.folders.iter().chain(&self.devices);
             let places: Vec<_> = places.map(|place| place.display().to_string()).collect();
             return Err(format!(
-                "this host takes disks in {} alone, not {shown}: start its node with another --disk-dir or --disk-device, or choose \
+                "the destination takes disks in {} alone, not {shown}: start its node with another --disk-dir or --disk-device, or choose \
                  another place for a disk that is copied (--copy-disks, --disk-path)",
                 places.join(", ")
             ));

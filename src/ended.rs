@@ -20,6 +20,9 @@ use crate::names::GuestName;
 /// removed.
 const FILES_MAX: usize = 100;
 
+/// How the reason of a guest that was saved begins; the file's path follows.
+pub(crate) const SAVED_TO: &str = "was saved to ";
+
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 

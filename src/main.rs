@@ -33,6 +33,7 @@ mod node;
 mod other_host;
 mod output;
 mod scrollback;
+mod shared_disks;
 mod signals;
 mod state_dir;
 mod survey;

@@ -89,9 +89,19 @@ impl OtherHost {
     ) -> Result<Option<Self>> {
         let records = migrations_of(state, guest)
             .with_context(|| format!("cannot tell where {guest} was migrated"))?;
-        let Some(last) = records.first() else { return Ok(None) };
+        Ok(Self::ask_by(state, guest, &records, occasion).await)
+    }
+
+    /// Asks the other host of the first of `records`, which are those of `guest`, the newest first.
+    pub(crate) async fn ask_by(
+        state: &StateDir,
+        guest: &GuestName,
+        records: &[Record],
+        occasion: Occasion,
+    ) -> Option<Self> {
+        let last = records.first()?;
         let patience = if occasion == Occasion::Start { START_PATIENCE } else { PATIENCE };
-        let inquiry = Inquiry::about(state, last, &records, patience);
+        let inquiry = Inquiry::about(state, last, records, patience);
         let host = match &last.side {
             Side::Source { destination, .. } => destination.clone(),
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
@@ -107,7 +117,22 @@ impl OtherHost {
             Occasion::Start | Occasion::Resolve => Vec::new(),
         };
         let was_given = matches!(last.side, Side::Source { state: SourceState::Done, .. });
-        Ok(Some(Self { guest, is_its_node, was_given, first, onward }))
+        Some(Self { guest, is_its_node, was_given, first, onward })
+    }
+
+    /// Whether the guest is certainly on none of these hosts: all have answered, and the last one
+    /// does not have it.
+    pub(crate) fn is_gone(&self) -> bool {
+        let all: Vec<_> = std::iter::once(&self.first).chain(&self.onward).collect();
+        let is_past = |said: &&Said| said.past().is_some();
+        let Some((last, before)) = all.split_last() else { return false };
+        let has_ended = match &last.answer {
+            Ok(Traced { guest: Some(found), .. }) => found.state.as_str() == FoundGuest::ENDED,
+            // A host that denies a guest which another one says it has may have lost its records.
+            Ok(Traced { guest: None, .. }) => self.is_its_node && self.onward.is_empty(),
+            Err(_) => false,
+        };
+        has_ended && before.iter().all(is_past)
     }
 
     /// Refuses to run the copy of the last migration here if the other host has the guest, or if it
@@ -399,6 +424,29 @@ mod tests {
                 other.expect_no_later().unwrap_err();
             }
         }
+    }
+
+    #[test]
+    fn a_guest_is_gone_only_if_every_host_says_so() {
+        let moved = || said("b", Some(("moved to c", true)));
+        let ended = |host| said(host, Some(("ended there", false)));
+        for (first, onward, is_gone) in [
+            (said("b", None), vec![], true),
+            (ended("b"), vec![], true),
+            (said("b", Some(("running", true))), vec![], false),
+            (said("b", Some(("in-doubt", false))), vec![], false),
+            (silent("b"), vec![], false),
+            (moved(), vec![], false),
+            (moved(), vec![said("c", None)], false),
+            (moved(), vec![ended("c")], true),
+            (moved(), vec![silent("c")], false),
+            (moved(), vec![said("c", Some(("running", true)))], false),
+        ] {
+            let other = other(first, onward);
+            assert_eq!(other.is_gone(), is_gone, "{}", other.says());
+        }
+        let another = OtherHost { is_its_node: false, ..other(said("b", None), vec![]) };
+        assert!(!another.is_gone());
     }
 
     #[test]

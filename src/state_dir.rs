@@ -48,6 +48,10 @@ const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
 /// How long a start waits while another process removes the files of a dead one.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a process may take from creating its lock file to writing its identity. Its folder is
+/// not taken for that of a dead process meanwhile.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Pause between two checks whether they are gone.
 const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
 
@@ -399,7 +403,7 @@ impl GuestDir {
         // A folder without a lock, or a link to one elsewhere, was not created by a guest's
         // process.
         let is_link = fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_symlink());
-        if is_link || !self.lock_file().exists() {
+        if is_link || !self.lock_file().exists() || self.is_being_claimed() {
             return false;
         }
         if let Ok(Some(lock)) = FileLock::try_acquire_to_remove(&self.lock_file())
@@ -409,6 +413,14 @@ impl GuestDir {
             tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
         }
         false
+    }
+
+    /// Whether a process may be about to lock the name: it has just created the lock file, and no
+    /// process has written its identity.
+    fn is_being_claimed(&self) -> bool {
+        let created = fs::metadata(self.lock_file()).and_then(|lock| lock.modified());
+        let age = created.ok().and_then(|created| created.elapsed().ok()).unwrap_or_default();
+        age < CLAIM_PATIENCE && !self.guest_file().exists()
     }
 
     /// Reads what the live process wrote about itself.
@@ -448,7 +460,11 @@ impl GuestDir {
         // one just before this process locked it. Retry then, for a limited time.
         let begun = Instant::now();
         while begun.elapsed() < REMOVAL_PATIENCE {
-            create(&self.path, PASSAGE)?;
+            match create(&self.path, PASSAGE) {
+                // It was there, and is removed by such a process.
+                Err(error) if is_taken(&error) && self.is_gone() => continue,
+                created => created?,
+            }
             let lock = match FileLock::try_acquire(&self.lock_file()) {
                 Ok(Some(lock)) => lock,
                 Ok(None) if self.is_live() => {
@@ -470,6 +486,12 @@ impl GuestDir {
             }
         }
         bail!("{} is being removed by another process again and again", self.path.display())
+    }
+
+    /// Whether there is nothing at the path, or a folder that has appeared since.
+    fn is_gone(&self) -> bool {
+        let is_there = fs::symlink_metadata(&self.path);
+        is_there.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |it| it.is_dir())
     }
 
     /// Removes the files that a guest's process creates, except the lock. Any other file is a
@@ -531,6 +553,12 @@ pub(crate) struct GuestIdentity {
 const PASSAGE: u32 = 0o711;
 /// Mode of a folder that all users may list.
 const LISTED: u32 = 0o755;
+
+/// Whether a folder could not be created because something had its name.
+fn is_taken(error: &anyhow::Error) -> bool {
+    let error: Option<&io::Error> = error.downcast_ref();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
+}
 
 fn create_private(folder: &Path) -> Result<()> {
     create(folder, 0o700)

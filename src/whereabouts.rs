@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use migrate::record::{DestinationState, Record, Side, SourceState};
 
-use crate::ended::{Ended, How};
+use crate::ended::{self, Ended, How};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 
@@ -31,6 +31,19 @@ impl Whereabouts {
         let last = last_migration(state, name).with_context(unknown)?;
         let ended = state.ended().expect(name).with_context(unknown)?;
         Ok(Self::by(last.as_ref(), ended))
+    }
+
+    /// Decides by the records of the guest's migrations alone, the newest first.
+    pub(crate) fn by_records(records: &[Record]) -> Self {
+        Self::by(records.first(), None)
+    }
+
+    /// Returns where else the guest may be: completes the sentence "web-1 ...".
+    pub(crate) fn elsewhere(self) -> Option<String> {
+        match self {
+            Self::Here | Self::Saved(_) => None,
+            Self::Unsettled(why) | Self::Elsewhere(why) => Some(why),
+        }
     }
 
     /// Decides by the record of the last migration, and by how the guest last ended here.
@@ -97,8 +110,13 @@ impl Whereabouts {
         let other = other.map(|other| format!("; {other}")).unwrap_or_default();
         match self {
             Self::Here => Ok(()),
-            Self::Elsewhere(why) | Self::Saved(why) => {
-                bail!("{name} {why}{other}; if it runs nowhere, {way_out}")
+            Self::Elsewhere(why) => bail!("{name} {why}{other}; if it runs nowhere, {way_out}"),
+            Self::Saved(why) => {
+                let file = why.strip_prefix(ended::SAVED_TO).unwrap_or("FILE");
+                bail!(
+                    "{name} {why}{other}: `lighter restore {file} --name {name}` continues it. To boot it instead, {way_out}; the saved \
+                     memory then no longer fits its disks"
+                )
             }
             Self::Unsettled(why) => bail!(
                 "{name} {why}{other}: the node of this host keeps asking. If the other host is gone for good, decide where {name} is in \
@@ -254,6 +272,14 @@ mod tests {
             assert_eq!(kind(&Whereabouts::by(None, Some(ended(how, 0)))), expected, "{how:?}");
         }
         assert_eq!(Whereabouts::by(None, None), Whereabouts::Here);
+    }
+
+    #[test]
+    fn a_saved_guest_is_to_be_restored() {
+        let saved = Whereabouts::Saved("was saved to /srv/web.lighter".to_owned());
+        let refused = saved.expect_here(&"web".parse().unwrap(), None, "`start`").unwrap_err();
+        let restore = "`lighter restore /srv/web.lighter --name web`";
+        assert!(refused.to_string().contains(restore), "{refused}");
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl NetAllowed {
         match links.find(is_other).filter(|_| !self.0.is_empty()) {
             None => Ok(()),
             Some(link) => Err(format!(
-                "this host takes guests with network devices at {} alone, not at {}: start its node with another --net-allow, or \
+                "the destination takes guests with network devices at {} alone, not at {}: start its node with another --net-allow, or \
                  with --net-map {}=NAME",
                 self.0.join(", "),
                 link.interface(),

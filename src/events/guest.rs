@@ -73,7 +73,11 @@ impl Follower {
         let stopped = self.follow_life(&life, &mut next).await;
         // If the process does not exit, its guest counts as ended for followers all the same.
         let is_gone = timeout(END_PATIENCE, self.wait_until_gone(&life)).await.is_ok();
-        self.send_event(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
+        // A process without any event has failed to start its guest.
+        let has_begun = next != Some(0);
+        if stopped.is_some() || has_begun {
+            self.send_event(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
+        }
         if !is_gone {
             self.wait_until_gone(&life).await;
         }

@@ -210,6 +210,19 @@ mod tests {
         assert_eq!(heard(&mut events).await, stopped("powered off"), "as its file says");
     }
 
+    #[tokio::test]
+    async fn a_guest_that_never_started_is_not_reported() {
+        let (_folder, state) = StateDir::temporary();
+        let mut events = follow(&state, None);
+        tokio::task::yield_now().await;
+        let failed = Process::start(&state, 7, Vec::new());
+        timeout(Duration::from_millis(200), events.recv()).await.expect_err("nothing has begun");
+        failed.end().await;
+        let next = Process::start(&state, 8, vec![What::Started]);
+        assert_eq!(heard(&mut events).await, What::Started);
+        next.end().await;
+    }
+
     #[tokio::test(start_paused = true)]
     async fn events_of_a_busy_guest_are_rate_limited() {
         let (begun, mut pace) = (Instant::now(), Pace::default());

@@ -104,7 +104,7 @@ impl Arrival {
         let outcome = self.session.handle().settled().await;
         process.events().migration(&self.status());
         if self.has_arrived() {
-            process.state().ended().forget(process.name());
+            process.is_here();
             return process.conclude(self.session.id(), &self.status());
         }
         let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
@@ -117,7 +117,7 @@ impl Arrival {
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
         let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());
-        process.end(Ending::Discarded { cause: format!("it did not arrive here: {cause}") });
+        process.end(Ending::NotArrived { cause });
     }
 
     /// Writes to the record that the guest runs here; the node tells the source.

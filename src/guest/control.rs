@@ -205,7 +205,7 @@ impl ProcessControl {
                 Some(vmm_core::OnReboot::Stop) | None => OnReboot::Stop,
             },
             restarts: restarts.count,
-            last_restart: restarts.last.map(|reason| reason.to_string()),
+            last_restart: restarts.last_reason(),
             migration_id: running.or_else(last).map(|id| id.0),
             detail,
             confinement: self.process().confinement(),

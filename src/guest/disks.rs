@@ -128,18 +128,23 @@ impl Departing {
         disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
     }
 
-    /// Returns the record of the copied disks that the guest writes, for when they have left.
+    /// Returns the record of the disks that the guest writes, for when it has left with them.
     /// `None` if there are no such disks.
     pub(super) fn departure(&self, guest: &GuestName) -> Option<Departure> {
         let recognized = |disk: &DiskContent| {
             Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
         };
-        let disks: Vec<_> = self.written().filter_map(recognized).collect();
-        let guest = guest.clone();
-        let (uuid, migration) = (self.description.uuid, self.migration);
-        let destination = self.destination.clone();
-        let is_settled = false;
-        let departure = Departure { guest, uuid, migration, destination, disks, is_settled };
+        let disks = self.machine.disks().map(|(_, disk)| &**disk);
+        let written = disks.filter(|disk| disk.access() == Access::ReadWrite);
+        let departure = Departure {
+            guest: guest.clone(),
+            uuid: self.description.uuid,
+            migration: self.migration,
+            destination: self.destination.clone(),
+            disks: written.filter_map(recognized).collect(),
+            is_shared: self.parts.is_empty(),
+            is_settled: false,
+        };
         (!departure.disks.is_empty()).then_some(departure)
     }
 

@@ -73,13 +73,13 @@ impl Events {
 
     /// Reports each reset of the guest that is new.
     pub(super) fn restarts(&self, restarts: &Restarts) {
-        let Some(last) = &restarts.last else { return };
+        let Some(reason) = restarts.last_reason() else { return };
         self.report_all(|reported| {
             // Two threads may report at once, the later count first.
             let known = reported.restarts;
             reported.restarts = known.max(restarts.count);
             // Of several resets at once, only the reason of the last one is known.
-            (known..restarts.count).map(|_| What::Reset { reason: last.to_string() }).collect()
+            (known..restarts.count).map(|_| What::Reset { reason: reason.clone() }).collect()
         });
     }
 

@@ -30,7 +30,7 @@ pub(crate) struct Departure {
     session: MigrationSession,
     destination: String,
     guest: Arc<Departing>,
-    /// The record of its copied disks.
+    /// The record of the disks that it writes.
     disks: Option<departures::Departure>,
     /// Whether the guest ran when the migration started.
     ran: bool,

@@ -23,7 +23,7 @@ use super::survey::Surveys;
 use super::workload::ReportedFaults;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{Confinement, GuestState};
-use crate::ended::{Ended, How};
+use crate::ended::{Ended, How, SAVED_TO};
 use crate::names::GuestName;
 use crate::signals::EndSignals;
 use crate::state_dir::{GuestIdentity, StateDir};
@@ -53,6 +53,11 @@ pub(crate) enum Ending {
         /// Path of the file.
         file: PathBuf,
     },
+    /// The guest was on its way here, and did not arrive.
+    NotArrived {
+        /// Why not.
+        cause: String,
+    },
     /// The copy in this process will never run.
     Discarded {
         /// Why it was given up.
@@ -78,7 +83,10 @@ impl Ending {
             Self::Guest(StopReason::Asked) => (How::Destroyed, "was ended on request".to_owned()),
             Self::Guest(reason) => (How::Crashed, format!("crashed ({reason})")),
             Self::Moved { destination } => (How::Moved, format!("moved to {destination}")),
-            Self::Saved { file } => (How::Saved, format!("was saved to {}", file.display())),
+            Self::Saved { file } => (How::Saved, format!("{SAVED_TO}{}", file.display())),
+            Self::NotArrived { cause } => {
+                (How::Discarded, format!("was given up (it did not arrive here: {cause})"))
+            }
             Self::Discarded { cause } => (How::Discarded, format!("was given up ({cause})")),
         }
     }
@@ -342,11 +350,27 @@ impl GuestProcess {
         goes_on
     }
 
-    /// Durably records how the guest ends.
+    /// Forgets what was recorded of the guest while it was elsewhere: it runs here.
+    pub(super) fn is_here(&self) {
+        self.state.ended().forget(self.name());
+        let uuid = self.machine().map_or(self.identity().uuid, |machine| machine.uuid());
+        if let Err(error) = self.state.departures().forget_shared(self.name(), uuid) {
+            tracing::warn!("{} is still recorded to have left: {error:#}", self.name());
+        }
+    }
+
+    /// Durably records how the guest ends. A guest that did not arrive is where it was, so a record
+    /// that says where stays.
     ///
     /// # Errors
     /// If the file system refuses.
     pub(crate) fn remember(&self, ending: &Ending) -> Result<()> {
+        let says_where = |ended: Ended| matches!(ended.how, How::Moved | How::Saved);
+        if matches!(ending, Ending::NotArrived { .. })
+            && self.state.ended().read(self.name()).is_some_and(says_where)
+        {
+            return Ok(());
+        }
         let uuid = self.machine().map_or(self.identity().uuid, |machine| machine.uuid());
         let now = self.state.timestamp_after_records(self.name());
         let noted = self.state.ended().write(&ending.record(self.identity(), uuid, now));
@@ -358,7 +382,10 @@ impl GuestProcess {
     pub(crate) fn end(&self, ending: Ending) {
         let has_left = matches!(
             ending,
-            Ending::Moved { .. } | Ending::Saved { .. } | Ending::Discarded { .. }
+            Ending::Moved { .. }
+                | Ending::Saved { .. }
+                | Ending::NotArrived { .. }
+                | Ending::Discarded { .. }
         );
         self.ending.send_if_modified(|current| {
             let holds = match current {
@@ -482,6 +509,23 @@ fn warn_of_vcpus(machine: &Machine) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_does_not_arrive_is_still_known_to_have_moved() {
+        let (_folder, state) = StateDir::temporary();
+        let name: GuestName = "web".parse().unwrap();
+        let process = GuestProcess::new(&state, name.clone(), Uuid::nil(), Handle::current());
+        state.prepare_guest(&name, Uuid::nil()).unwrap();
+        let how = || state.ended().read(&name).map(|ended| ended.how);
+        let fails = Ending::NotArrived { cause: "no memory".to_owned() };
+        process.remember(&fails).unwrap();
+        assert_eq!(how(), Some(How::Discarded));
+        process.remember(&Ending::Moved { destination: "host-b".to_owned() }).unwrap();
+        process.remember(&fails).unwrap();
+        assert_eq!(how(), Some(How::Moved));
+        process.remember(&Ending::Asked).unwrap();
+        assert_eq!(how(), Some(How::Destroyed));
+    }
 
     #[tokio::test]
     async fn a_panicking_save_frees_the_process() {

@@ -1,5 +1,6 @@
 //! How a guest process starts, runs and ends: `run`, `start`, `restore` and `incoming`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -8,6 +9,7 @@ use uuid::Uuid;
 use vmm_core::VmOptions;
 use vmm_core::memory::MergeDomain;
 use vmm_core::snapshot::SavedDisks;
+use vmm_core::virtio::block::{Access, BlockConfig};
 
 use super::api::{readonly_router, router};
 use super::arriving::{self, Arrival};
@@ -23,6 +25,7 @@ use super::{addresses, background};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::StartArgs;
+use crate::cli::disk::DiskAccess;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
@@ -34,6 +37,7 @@ use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::other_host::{Occasion, OtherHost};
 use crate::output;
+use crate::shared_disks;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{RawTerminal, forward_input};
 use crate::verbs::session::block_on;
@@ -57,6 +61,7 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
     if let Some(name) = &spec.name {
         warn_of_namesake(state, name);
     }
+    expect_free_disks(state, written_disks(&spec))?;
     launch(state, &spec, &args.background, args.isolation)
 }
 
@@ -71,6 +76,7 @@ pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> 
         let start = format!("start {}", args.name);
         expect_here(state, &args.name, whereabouts, (args.force, &start))?;
     }
+    expect_free_disks(state, written_disks(&spec))?;
     launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
 }
 
@@ -88,6 +94,7 @@ fn expect_here(
         if let Some(other) = block_on(OtherHost::ask(state, name, Occasion::Elsewhere))? {
             other.expect_absent()?;
         }
+        state.departures().forget_all_shared(name)?;
         return Whereabouts::claim(state, name);
     }
     if whereabouts == Whereabouts::Here {
@@ -104,14 +111,34 @@ fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
     background::name().is_none() && !state.guest(name).is_live()
 }
 
-/// Warns if a guest of the same name is on another host. It may be a different guest, and then all
-/// is well.
+/// The disks that a guest of this specification writes.
+fn written_disks(spec: &GuestSpec) -> impl Iterator<Item = &Path> {
+    let written = spec.disk.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
+    written.map(|disk| disk.path.as_path())
+}
+
+/// Refuses disks that a guest on another host may be writing. The background process does not ask
+/// again.
+fn expect_free_disks<'a>(state: &StateDir, disks: impl Iterator<Item = &'a Path>) -> Result<()> {
+    match background::name() {
+        None => shared_disks::expect_free(state, disks),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Warns if a guest of the same name is on another host, or saved. It may be a different guest, and
+/// then all is well.
 fn warn_of_namesake(state: &StateDir, name: &GuestName) {
     if !is_to_be_asked_for(state, name) {
         return;
     }
     let why = match Whereabouts::of(state, name) {
-        Ok(Whereabouts::Here | Whereabouts::Saved(_)) => return,
+        Ok(Whereabouts::Here) => return,
+        Ok(Whereabouts::Saved(why)) => {
+            return output::note(format_args!(
+                "warning: {name} {why}. If this is that guest, the saved memory no longer fits its disks"
+            ));
+        }
         Ok(Whereabouts::Unsettled(why) | Whereabouts::Elsewhere(why)) => format!("{name} {why}"),
         Err(error) => format!("{error:#}"),
     };
@@ -186,13 +213,15 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         let start = format!("restore {} --name {name}", args.file.display());
         expect_here(state, &name, whereabouts, (args.force, &start))?;
     }
+    let (mut shape, saved) = saved::read(&args.file, &name)?;
+    let written = shape.disks().filter(|disk| disk.access() == Access::ReadWrite);
+    expect_free_disks(state, written.map(BlockConfig::path))?;
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }
     // A defined guest keeps its identity however it comes back.
     let defined = state.definitions().find(&name)?.and_then(|it| it.spec.ok()?.uuid);
     let uuid = defined.unwrap_or_else(Uuid::new_v4);
-    let (mut shape, saved) = saved::read(&args.file, &name)?;
     let trust = match args.unsafe_disks {
         true => SavedDisks::Vouched,
         false => SavedDisks::Unwritten,
@@ -345,7 +374,7 @@ impl Life {
         machine.vm().resume().context("cannot start the guest")?;
         process.events().started();
         drop(starting);
-        self.state.ended().forget(self.dir().name());
+        process.is_here();
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
         } else if !is_linux {
@@ -451,6 +480,7 @@ fn exit_of(name: &GuestName, ending: Ending) -> Result<Exit> {
             output::note(format_args!("{name} was saved to {}", file.display()));
             Ok(Exit::Done)
         }
+        Ending::NotArrived { cause } => bail!("{name} did not arrive here: {cause}"),
         Ending::Discarded { cause } => bail!("this copy of {name} is given up: {cause}"),
     }
 }

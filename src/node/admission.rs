@@ -112,7 +112,7 @@ pub(crate) enum Refusal {
     },
     /// The host does not have enough memory.
     #[error(
-        "not enough memory for {name}: it has {}, and this host can give {} ({} available, {} promised to other guests on their way, \
+        "not enough memory for {name}: it has {}, and the destination can give {} ({} available, {} promised to other guests on their way, \
          {} kept for the host); stop or move a guest there, or start the node with a smaller --reserve-memory",
         format_size(*.wanted_bytes), format_size(*.free_bytes), format_size(*.available_bytes),
         format_size(*.promised_bytes), format_size(*.reserved_bytes)
@@ -132,13 +132,13 @@ pub(crate) enum Refusal {
         reserved_bytes: u64,
     },
     /// KVM is missing, or the node may not use it.
-    #[error("this host cannot run guests: {fault}")]
+    #[error("the destination cannot run guests: {fault}")]
     Kvm {
         /// What is wrong, and what to do.
         fault: String,
     },
     /// The guest has more vCPUs than it can have here.
-    #[error("{name} has {wanted} vCPUs, and a guest on this host can have at most {max}")]
+    #[error("{name} has {wanted} vCPUs, and a guest on the destination can have at most {max}")]
     Vcpus {
         /// Name of the guest.
         name: GuestName,
@@ -176,11 +176,11 @@ pub(crate) enum Refusal {
         what: String,
     },
     /// The node is shutting down.
-    #[error("the node on this host is shutting down: try again when it is back")]
+    #[error("the destination's node is shutting down: try again when it is back")]
     ShuttingDown,
     /// The node already receives as many guests as it accepts at once.
     #[error(
-        "{count} guests are on their way to this host already: try again when they have arrived"
+        "{count} guests are on their way to the destination already: try again when they have arrived"
     )]
     TooMany {
         /// Number of those guests.

@@ -43,6 +43,34 @@ fn a_start_waits_for_one_that_removes_what_a_dead_process_has_left() {
 }
 
 #[test]
+fn a_name_can_be_claimed_while_others_look_for_guests() {
+    let (_folder, state) = StateDir::temporary();
+    let (state, name) = (&state, &name("web"));
+    let identity =
+        |pid| GuestIdentity { name: name.clone(), uuid: Uuid::nil(), pid, started_unix_ms: 0 };
+    let guest = state.guest(name);
+    std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            while receiver.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                state.live_guests().unwrap();
+            }
+        });
+        for pid in 0..1000 {
+            let claim = guest.claim().unwrap();
+            assert!(guest.lock_file().exists(), "it was taken for a dead one's");
+            claim.dir().write_identity(&identity(pid)).unwrap();
+            drop(claim);
+            // What a process leaves that is killed, unless another one removes it meanwhile.
+            let _ = create(guest.path(), PASSAGE);
+            let _ = fs::write(guest.lock_file(), "");
+            let _ = guest.write_identity(&identity(pid));
+        }
+        drop(sender);
+    });
+}
+
+#[test]
 fn stale_identities_are_removed_and_unfinished_ones_are_kept() {
     let (_folder, state) = StateDir::temporary();
     let (gone, here) = (name("gone"), name("here"));

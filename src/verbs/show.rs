@@ -17,8 +17,8 @@ use super::summary::seconds;
 use crate::api::ApiClient;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{
-    BackingInfo, Confinement, DiskInfo, FlowInfo, GuestKind, LandlockState, NetInfo, OnReboot,
-    SeccompState, VsockInfo, WorkloadInfo,
+    BackingInfo, Confinement, DiskInfo, FlowInfo, GuestKind, GuestState, LandlockState, NetInfo,
+    OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -151,10 +151,12 @@ fn text(shown: &Shown) -> String {
             lines.push(("Restarts", format!("{}{last}", info.restarts)));
         }
         let on_reboot = match info.on_reboot {
-            OnReboot::Restart => "restarts",
-            OnReboot::Stop => "stops",
+            // Known once its state has arrived.
+            _ if info.state == GuestState::Incoming => None,
+            OnReboot::Restart => Some("restarts"),
+            OnReboot::Stop => Some("stops"),
         };
-        lines.push(("On reboot", on_reboot.to_owned()));
+        lines.extend(on_reboot.map(|text| ("On reboot", text.to_owned())));
         lines.push(("Confined to", confinement_line(info.confinement)));
     } else {
         lines.push(("State", "its process does not answer".to_owned()));

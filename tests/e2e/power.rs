@@ -69,7 +69,7 @@ fn linux_reboots_at_its_power_button_when_asked_to() {
     pair.a.run(&["reboot", "linux", "--timeout", "5m"]).ok();
     let info = guest.get("/v1/guest").unwrap();
     assert_eq!(info["restarts"], 1, "{info:#}");
-    assert_eq!(info["last_restart"], "the guest powered off", "{info:#}");
+    assert_eq!(info["last_restart"], "the guest shut down for a requested reboot", "{info:#}");
     let after = wait::within(BOOT_PATIENCE, "linux boots again", || {
         let line = witness.last_line().ok_or_else(|| witness.console())?;
         if line.is_of_a_later_boot_than(&before) { Ok(line) } else { Err(witness.console()) }

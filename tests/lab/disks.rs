@@ -78,6 +78,33 @@ fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_fr
 }
 
 #[test]
+fn a_device_that_a_host_uses_is_refused_to_guests() {
+    let lab = Lab::of(2);
+    let [here, there] = hosts(&lab);
+    // The host's own system, by its disk and by its partition.
+    let root = here.sh("findmnt --noheadings --output source /").ok();
+    let (root, words) = (root.trim(), ["in use by the host", "lsblk"]);
+    let whole = here.sh(&format!("lsblk --noheadings --output pkname {root}")).ok();
+    let whole =
+        if whole.trim().is_empty() { root.to_owned() } else { format!("/dev/{}", whole.trim()) };
+    for disk in [root, &whole] {
+        here.lighter(&format!("{RUN} db --disk {disk}")).complains(&words);
+    }
+    here.lighter(&format!("{RUN} db --disk /dev/vdb")).ok();
+    // A volume on it, as LVM makes them.
+    let claim = "echo '0 2048 linear /dev/vdb 0' | dmsetup create volume";
+    there.sh(claim).ok();
+    here.lighter(&format!("migrate db {}", there.address())).complains(&words);
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
+    there.sh("dmsetup remove volume").ok();
+    here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
+    let elsewhere = ["/dev/vdb", "belongs to the guest db", "has it as db (running)"];
+    here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&elsewhere);
+    there.lighter("destroy db").ok();
+    here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).ok();
+}
+
+#[test]
 fn a_device_that_another_host_has_written_is_refused_to_the_saved_guest() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");

@@ -20,7 +20,7 @@ pub enum Error {
     )]
     OpenKvm(kvm_ioctls::Error),
     /// The host's KVM lacks a capability that every guest needs.
-    #[error("this host's kvm lacks {capability}, which is needed to {purpose}")]
+    #[error("the host's kvm lacks {capability}, which is needed to {purpose}")]
     MissingCapability {
         /// Name of the capability as in `linux/kvm.h`.
         capability: &'static str,
@@ -82,7 +82,7 @@ pub enum Error {
     DirtyTracking(&'static str),
     /// The host's rings are shorter than requested.
     #[error(
-        "this host's kvm has dirty rings of at most {max} entries, not {entries}: choose --dirty-log ring:{max} or bitmap"
+        "the host's kvm has dirty rings of at most {max} entries, not {entries}: choose --dirty-log ring:{max} or bitmap"
     )]
     DirtyRing {
         /// Entries requested for the ring of each vCPU.

@@ -66,7 +66,7 @@ pub enum ShapeError {
     Vcpus(u8),
     /// The guest has more vCPUs than this host's KVM allows.
     #[error(
-        "the guest has {guest} vcpus, and this host's kvm gives a guest at most {host} \
+        "the guest has {guest} vcpus, and the host's kvm gives a guest at most {host} \
          (KVM_CAP_MAX_VCPUS)"
     )]
     HostVcpus {
@@ -76,18 +76,18 @@ pub enum ShapeError {
         host: u8,
     },
     /// The guest uses CPU features that this host lacks.
-    #[error("this host's processor lacks features that the guest uses: {}", .0.join(", "))]
+    #[error("the host's processor lacks features that the guest uses: {}", .0.join(", "))]
     CpuFeatures(Vec<String>),
     /// The registers that the guest saw report features, or the absence of weaknesses, that this
     /// host does not have.
     #[error(
-        "the guest counts on what its processor's registers told it, and this host's differ in: {}; choose a level with --cpu \
+        "the guest counts on what its processor's registers told it, and the host's differ in: {}; choose a level with --cpu \
          for guests that move between such hosts", .0.join(", ")
     )]
     CpuRegisters(Vec<String>),
     /// The guest was started on a processor of another vendor.
     #[error(
-        "the guest was started on a processor by {guest}, and this host's is by {host}: guests move between processors of one make only"
+        "the guest was started on a processor by {guest}, and the host's is by {host}: guests move between processors of one make only"
     )]
     CpuVendor {
         /// The guest's vendor, as in CPUID.
@@ -99,7 +99,7 @@ pub enum ShapeError {
     #[error(transparent)]
     CpuModel(#[from] ModelError),
     /// The guest's extended state is larger than this host supports.
-    #[error("the guest has {guest} bytes of extended cpu state, this host supports {host}")]
+    #[error("the guest has {guest} bytes of extended cpu state, the host supports {host}")]
     XsaveBytes {
         /// Bytes the guest's state takes.
         guest: u32,
@@ -108,7 +108,7 @@ pub enum ShapeError {
     },
     /// The TSC frequencies differ and this host's hardware cannot scale.
     #[error(
-        "the guest's tsc runs at {guest} kHz and this host's at {host} kHz, and this host cannot scale it"
+        "the guest's tsc runs at {guest} kHz and the host's at {host} kHz, and the host cannot scale it"
     )]
     TscFrequency {
         /// The guest's TSC frequency in kHz.

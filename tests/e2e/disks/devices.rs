@@ -1,7 +1,7 @@
 //! Guests with block devices: loop devices of this host on files.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -102,6 +102,75 @@ fn a_device_whose_content_has_left_with_its_guest_is_not_used() {
     let words = [&*device.path(), "has moved to", "with the guest db", &list.display().to_string()];
     refused.complains(Exit::Failed, &words);
     fs::remove_dir_all(list).expect("the list");
+    start(&pair, "other", &device.path(), &[]).ok();
+    pair.a.run(&["destroy", "other"]).ok();
+}
+
+#[test]
+fn a_device_that_the_host_uses_is_refused_to_guests() {
+    let mut pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    // As mount does.
+    let claim = || {
+        let mut claim = fs::File::options();
+        claim.read(true).custom_flags(libc::O_EXCL);
+        claim.open(&device.device).expect("the device")
+    };
+    let words = [&*device.path(), "in use by the host", "mounted", "lsblk"];
+    let claimed = claim();
+    start(&pair, GUEST, &device.path(), &[]).complains(Exit::Failed, &words);
+    start(&pair, "reader", &format!("{},ro", device.path()), &[]).ok();
+    pair.a.run(&["destroy", "reader"]).ok();
+    drop(claimed);
+    start(&pair, GUEST, &device.path(), &[]).ok();
+
+    pair.a.start_node(&NodePlan::default());
+    let arguments = vec!["--disk-device".to_owned(), device.path()];
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let claimed = claim();
+    Migration::run(&pair.a, GUEST, &pair.b).stayed(&words);
+    runs(&pair.a);
+    drop(claimed);
+    Migration::run(&pair.a, GUEST, &pair.b).ok();
+    runs(&pair.b);
+}
+
+#[test]
+fn a_device_whose_guest_is_on_another_host_is_refused_to_guests_of_every_name() {
+    let mut pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    pair.a.start_node(&NodePlan::default());
+    let arguments = vec!["--disk-device".to_owned(), device.path()];
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    let file = pair.folder().join("db.lighter").display().to_string();
+    pair.a.run(&["save", GUEST, &file]).ok();
+    pair.a.run(&["restore", &file, "--name", GUEST, "--detach"]).ok();
+    Migration::run(&pair.a, GUEST, &pair.b).ok();
+
+    let there = [&*device.path(), "belongs to the guest db", "has it as db (running)", "`rm "];
+    for name in [GUEST, "other"] {
+        start(&pair, name, &device.path(), &[]).complains(Exit::Failed, &there);
+    }
+    let restore = ["restore", &file, "--name", "copy", "--unsafe", "--detach"];
+    pair.a.run(&restore).complains(Exit::Failed, &there);
+
+    // The guest comes back, and leaves again.
+    let arguments = vec!["--disk-device".to_owned(), device.path()];
+    pair.a.kill_node();
+    pair.a.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    Migration::run(&pair.b, GUEST, &pair.a).ok();
+    let locked = ["in use by another guest"];
+    start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &locked);
+    Migration::run(&pair.a, GUEST, &pair.b).ok();
+
+    // With nobody to ask, it may be anywhere; its host's operator knows.
+    pair.b.kill_node();
+    let silent = ["belongs to the guest db", "cannot be asked", "runs nowhere, `rm "];
+    start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &silent);
+    pair.b.run(&["destroy", GUEST]).ok();
+    start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &silent);
+    fs::remove_dir_all(pair.a.state_dir().join("departed/guests/db")).expect("the record");
     start(&pair, "other", &device.path(), &[]).ok();
     pair.a.run(&["destroy", "other"]).ok();
 }

@@ -120,7 +120,7 @@ const LEVELS: &[Level] = &[
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
     /// The host lacks features that the model needs.
-    #[error("this host's processor cannot be a {model}: it lacks {}; `lighter cpu-models` lists what it can be", .missing.join(", "))]
+    #[error("the host's processor cannot be a {model}: it lacks {}; `lighter cpu-models` lists what it can be", .missing.join(", "))]
     Needs {
         /// Name of the model.
         model: String,
@@ -229,7 +229,7 @@ impl CpuModel {
 
     /// Describes the model, for people.
     pub fn about(&self) -> &'static str {
-        self.level().map_or("all that this host's processor and KVM have", |level| level.about)
+        self.level().map_or("all that the host's processor and KVM have", |level| level.about)
     }
 
     fn level(&self) -> Option<&'static Level> {

@@ -66,7 +66,7 @@ pub enum MemoryError {
     },
     /// The host does not have enough memory to back the guest.
     #[error(
-        "this host cannot back a guest of {} MiB: {} MiB are available and {} MiB of them stay reserved; \
+        "the host cannot back a guest of {} MiB: {} MiB are available and {} MiB of them stay reserved; \
          stop another guest or choose another host",
         wanted / (1 << 20), available / (1 << 20), HOST_RESERVE_BYTES / (1 << 20)
     )]
@@ -77,7 +77,7 @@ pub enum MemoryError {
         available: u64,
     },
     /// `/proc/meminfo` could not be read or understood.
-    #[error("cannot tell how much memory this host has: {0}")]
+    #[error("cannot tell how much memory the host has: {0}")]
     Meminfo(String),
     /// Guest memory could not be mapped.
     #[error("cannot map guest memory of {}: {reason}", size(*bytes))]
@@ -127,7 +127,7 @@ pub enum MemoryError {
     #[error("the memory policy names no NUMA node")]
     Nodes,
     /// A NUMA node that does not exist on this host.
-    #[error("this host has no memory on NUMA node {node}, only on {there}: choose other nodes")]
+    #[error("the host has no memory on NUMA node {node}, only on {there}: choose other nodes")]
     NoSuchNode {
         /// Number of the node.
         node: u32,
@@ -135,7 +135,7 @@ pub enum MemoryError {
         there: String,
     },
     /// The kernel refuses the NUMA policy.
-    #[error("this host cannot take guest memory from the nodes of {policy}: {cause}")]
+    #[error("the host cannot take guest memory from the nodes of {policy}: {cause}")]
     Policy {
         /// The policy, as typed.
         policy: String,
@@ -143,14 +143,14 @@ pub enum MemoryError {
         cause: std::io::Error,
     },
     /// The processor or the kernel does not support huge pages of this size.
-    #[error("this host has no huge pages of {}: its processor or kernel does not know them", size(*page))]
+    #[error("the host has no huge pages of {}: its processor or kernel does not know them", size(*page))]
     NoPool {
         /// Bytes of a page.
         page: u64,
     },
     /// The pool has too few free pages.
     #[error(
-        "the guest needs {needed} huge pages of {}, and {available} of this host's {total} are free: raise the pool with `{}`, or stop \
+        "the guest needs {needed} huge pages of {}, and {available} of the host's {total} are free: raise the pool with `{}`, or stop \
          another guest",
         size(*page), raise(*page, total + needed - available)
     )]
@@ -166,7 +166,7 @@ pub enum MemoryError {
     },
     /// The memory could not be preallocated.
     #[error(
-        "this host cannot preallocate the guest's memory: {cause}; it has too little, or too little on the nodes \
+        "the host cannot preallocate the guest's memory: {cause}; it has too little, or too little on the nodes \
          that were chosen"
     )]
     Populate {
@@ -175,7 +175,7 @@ pub enum MemoryError {
     },
     /// The kernel was built without KSM.
     #[error(
-        "this host's kernel merges no pages (it was built without CONFIG_KSM): omit the merge domain"
+        "the host's kernel merges no pages (it was built without CONFIG_KSM): omit the merge domain"
     )]
     NoKsm,
     /// The kernel refuses to mark the memory for merging, or to unmerge it.
@@ -229,7 +229,7 @@ pub enum MemoryError {
     },
     /// The guest has no merge domain, or this host merges another one.
     #[error(
-        "pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on this host"
+        "pages of this guest are not merged: it has no merge domain, or another domain's guests are merged on the host"
     )]
     NotMerged,
     /// The kernel refuses to make huge pages of the memory.

@@ -72,7 +72,7 @@ mod tests {
         check_pool(Some(POOL), 24 << 20, 2 << 20).unwrap();
         let error = check_pool(Some(POOL), 26 << 20, 2 << 20).unwrap_err().to_string();
         assert!(error.contains("needs 13 huge pages of 2 MiB"), "{error}");
-        assert!(error.contains("12 of this host's 100 are free"), "{error}");
+        assert!(error.contains("12 of the host's 100 are free"), "{error}");
         assert!(error.contains("sysctl vm.nr_hugepages=101"), "{error}");
         check_pool(Some(Pool { more: 1, ..POOL }), 26 << 20, 2 << 20).unwrap();
     }

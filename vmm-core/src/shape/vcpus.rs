@@ -50,7 +50,7 @@ impl VcpuLimits {
         let recommended = self.recommended;
         (u32::from(vcpus) > recommended).then(|| {
             format!(
-                "the guest has {vcpus} vCPUs, and KVM recommends at most {recommended} on this host: they take turns on its \
+                "the guest has {vcpus} vCPUs, and KVM recommends at most {recommended} on the host: they take turns on its \
                  processors, which makes the guest slow"
             )
         })

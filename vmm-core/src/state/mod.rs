@@ -101,7 +101,7 @@ pub enum StateError {
         index: u32,
     },
     /// KVM refuses the saved value of a model-specific register.
-    #[error("this host's kvm does not take {value:#x} for msr {index:#x} of vcpu {vcpu}")]
+    #[error("the host's kvm does not take {value:#x} for msr {index:#x} of vcpu {vcpu}")]
     WriteMsr {
         /// Index of the vCPU.
         vcpu: u8,

@@ -245,7 +245,7 @@ fn an_msr_that_kvm_does_not_take_is_named() {
     empty_vm(16, 2).load_state(&state).unwrap();
     state.vcpus[1].msrs[1].value = 5;
     let error = empty_vm(16, 2).load_state(&state).unwrap_err().to_string();
-    assert_eq!(error, "this host's kvm does not take 0x5 for msr 0x12345678 of vcpu 1");
+    assert_eq!(error, "the host's kvm does not take 0x5 for msr 0x12345678 of vcpu 1");
 }
 
 /// Registers that CPUID may hide from a guest: IA32_ARCH_CAPABILITIES and IA32_PERF_CAPABILITIES.

@@ -130,6 +130,16 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// The host itself uses the block device.
+    #[error(
+        "disk {0} is in use by the host: it or one of its partitions is mounted, swap, or part of a RAID, LVM or multipath device \
+         (`lsblk {0}` shows it); a guest that writes it would destroy its content",
+        path.display()
+    )]
+    DiskOfHost {
+        /// The block device.
+        path: PathBuf,
+    },
     /// A tap or a bridge could not be used.
     #[error("cannot use network interface {interface}: {cause}")]
     Network {

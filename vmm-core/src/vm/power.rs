@@ -26,6 +26,18 @@ pub struct Restarts {
     pub last: Option<StopReason>,
 }
 
+impl Restarts {
+    /// Returns the reason of the last reset in words.
+    pub fn last_reason(&self) -> Option<String> {
+        let reason = self.last.as_ref()?;
+        Some(match reason {
+            // It would have ended the guest, had no reboot been requested.
+            StopReason::PowerOff => "the guest shut down for a requested reboot".to_owned(),
+            reason => reason.to_string(),
+        })
+    }
+}
+
 impl Vm {
     /// Sets what happens when the guest resets itself. This is part of the guest's saved state.
     pub fn set_on_reboot(&self, policy: OnReboot) {

@@ -147,7 +147,7 @@ fn calls_that_do_not_fit_the_state_are_refused() {
 fn a_guest_that_the_host_cannot_back_is_not_created() {
     let shape = shape(200 << 10, 1);
     let error = Vm::create(&shape, Box::new(std::io::sink())).unwrap_err().to_string();
-    assert!(error.contains("this host cannot back a guest of 204800 MiB"), "{error}");
+    assert!(error.contains("the host cannot back a guest of 204800 MiB"), "{error}");
 }
 
 /// Each kind of dirty log; the shortest ring is full every few hundred pages.

@@ -120,7 +120,7 @@ fn memory_of_a_pool_is_reserved_at_once_and_short_pools_are_reported() {
     let layout = RamLayout::new(10 << 20).unwrap();
     let error = GuestRam::new(layout, &config, None).unwrap_err().to_string();
     assert!(
-        error.contains("needs 5 huge pages of 2 MiB, and 4 of this host's 8 are free"),
+        error.contains("needs 5 huge pages of 2 MiB, and 4 of the host's 8 are free"),
         "{error}"
     );
     let second = ram(8, &config);

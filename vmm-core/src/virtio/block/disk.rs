@@ -76,7 +76,7 @@ impl Disk {
     /// Opens an existing regular file or block device, without locking it.
     ///
     /// # Errors
-    /// [`DeviceError::Disk`]; [`DeviceError::DiskDeparted`].
+    /// [`DeviceError::Disk`]; [`DeviceError::DiskDeparted`]; [`DeviceError::DiskOfHost`].
     pub(super) fn open_present(path: &Path, access: Access) -> Result<Self, DeviceError> {
         let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
         let file = OpenOptions::new()
@@ -94,6 +94,9 @@ impl Disk {
         }
         if let Some(where_to) = departed::where_to(&file) {
             return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
+        }
+        if kind.is_block_device() && access == Access::ReadWrite {
+            expect_unclaimed(path)?;
         }
         // O_NONBLOCK is cleared: up to Linux 5.14, io_uring answers reads of such a file that would
         // block with EAGAIN, every time.
@@ -244,6 +247,20 @@ impl Disk {
             return Ok(());
         }
         self.file.sync_data().map_err(|cause| DeviceError::Flush { path: self.path.clone(), cause })
+    }
+}
+
+/// Checks that nothing on the host has claimed the block device at `path`, by opening it with
+/// `O_EXCL`, as mount(2) and the device mapper do (open(2)). It is closed at once: a guest's own
+/// claim would keep its copy away when it migrates within a host.
+fn expect_unclaimed(path: &Path) -> Result<(), DeviceError> {
+    let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(_) => Ok(()),
+        Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) => {
+            Err(DeviceError::DiskOfHost { path: path.to_path_buf() })
+        }
+        Err(cause) => Err(DeviceError::Disk { path: path.to_path_buf(), cause }),
     }
 }
 
