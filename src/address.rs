@@ -1,5 +1,8 @@
-//! The destination of a migration, as a user writes it.
+//! The destination of a migration, and ports of a node, as a user writes them.
 
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -59,9 +62,63 @@ impl Destination {
     }
 }
 
+/// The UDP ports from which the process of an arriving guest chooses one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// The ports that libvirt uses for migrations by default. They are within Linux's range of
+    /// local ports (`net.ipv4.ip_local_port_range`), from which earlier versions took any.
+    pub(crate) const DEFAULT: Self = Self { first: 49152, last: 49215 };
+
+    /// Returns the ports; 0 alone stands for any free port.
+    pub(crate) fn ports(self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            return write!(f, "{}", self.first);
+        }
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if first == last || (0 < first && first < last) => {
+                Ok(Self { first, last })
+            }
+            _ => Err("write FIRST-LAST, one port, or 0 for any free port".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_of_ports_is_written_as_in_a_firewall() {
+        for (text, ports) in
+            [("49152-49215", 49152..=49215), ("4951", 4951..=4951), ("0", 0..=0), ("7-7", 7..=7)]
+        {
+            assert_eq!(text.parse::<PortRange>().unwrap().ports(), ports);
+        }
+        assert_eq!(PortRange::DEFAULT.to_string().parse(), Ok(PortRange::DEFAULT));
+        for text in ["", "-", "9-8", "0-9", "1-70000", "a-b", "1-2-3", "-5"] {
+            assert!(text.parse::<PortRange>().is_err(), "{text}");
+        }
+    }
 
     fn parsed(text: &str) -> (String, u16) {
         let destination = Destination::parse(text).unwrap();

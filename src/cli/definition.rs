@@ -64,10 +64,12 @@ pub(crate) struct StartArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  lighter undefine web-1")]
+  lighter undefine web-1
+  lighter undefine web-1 web-2")]
 pub(crate) struct DefinedArgs {
-    /// The guest, which has been defined.
-    pub(crate) name: GuestName,
+    /// The guests, which have been defined.
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<GuestName>,
 }
 
 /// `lighter autostart`.

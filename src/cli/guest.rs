@@ -165,16 +165,19 @@ pub(crate) struct TemplateArgs {
 Examples:
   lighter pause web-1
   lighter reset web-1
-  lighter destroy web-1
+  lighter destroy web-1 web-2
 
+Several guests are taken one after the other; one that fails does not keep the others back.
 `reset` and `destroy` do not ask the guest: what it has not written to a disk is lost. See `lighter
-shutdown` and `lighter reboot` to end it cleanly. `stop` is another name for `destroy`.
+shutdown` and `lighter reboot` to end it cleanly. `suspend` is another name for `pause`, `stop` for
+`destroy`.
 
 A guest that is being migrated is not paused, resumed or destroyed: `lighter cancel NAME` first. It
 can be reset: the migration continues, and moves the guest while it boots.")]
-pub(crate) struct NameArgs {
-    /// The guest.
-    pub(crate) name: GuestName,
+pub(crate) struct NamesArgs {
+    /// The guests.
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<GuestName>,
 }
 
 /// `lighter resume`.
@@ -182,12 +185,14 @@ pub(crate) struct NameArgs {
 #[command(after_help = "\
 Examples:
   lighter resume web-1
+  lighter resume web-1 web-2
 
 After a failed migration, a guest resumes only if its disks were not written meanwhile: what it
 keeps of them in memory would corrupt them.")]
 pub(crate) struct ResumeArgs {
-    /// The guest.
-    pub(crate) name: GuestName,
+    /// The guests.
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<GuestName>,
 
     /// Use all disks as they are, even if they were written since the guest last had them: only
     /// when you know that they match.
@@ -241,7 +246,7 @@ pub(crate) struct ConsoleArgs {
 #[command(after_help = "\
 Examples:
   lighter shutdown web-1
-  lighter shutdown web-1 --timeout 5m
+  lighter shutdown web-1 web-2 --timeout 5m
   lighter reboot web-1
 
 The guest's system decides what its power button does; most shut down. A guest that runs without
@@ -249,10 +254,11 @@ ACPI, that is still booting, or that is the built-in workload ignores it, and th
 `reboot` boots the guest again when it has switched itself off within the timeout. `lighter destroy`
 ends a guest that does not answer, `lighter reset` boots it again.")]
 pub(crate) struct ButtonArgs {
-    /// The guest.
-    pub(crate) name: GuestName,
+    /// The guests, one after the other.
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<GuestName>,
 
-    /// How long the guest may take.
+    /// How long each may take.
     #[arg(long, value_parser = parse_duration, default_value = "60s", value_name = "TIME")]
     pub(crate) timeout: Duration,
 }

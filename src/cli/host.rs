@@ -9,7 +9,7 @@ use super::JsonFlag;
 use super::isolation::IsolationArgs;
 use super::net::{NetRename, interface_name};
 use super::spec::PatternArg;
-use crate::address::NODE_PORT;
+use crate::address::{NODE_PORT, PortRange};
 use crate::names::GuestName;
 use crate::units::parse_size;
 
@@ -62,12 +62,16 @@ Examples:
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be
 restarted at any time, also while guests arrive and leave. It stays in the foreground.
 
-Other hosts must reach UDP port 4950, and the local port range (net.ipv4.ip_local_port_range), where
-the processes of arriving guests listen.")]
+Other hosts must reach UDP port 4950, and the ports of --ports, where the processes of arriving
+guests listen.")]
 pub(crate) struct NodeArgs {
     /// QUIC address on which migrations arrive; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))]
     pub(crate) listen: SocketAddr,
+
+    /// UDP ports for arriving guests, one for each while it arrives; 0 takes any free one.
+    #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange::DEFAULT)]
+    pub(crate) ports: PortRange,
 
     /// TCP address of /metrics and /healthz; port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9450")]
@@ -144,9 +148,13 @@ pub(crate) struct IncomingArgs {
     #[arg(long)]
     pub(crate) migration_id: uuid::Uuid,
 
-    /// Address to listen on, with a port of the kernel's choice.
+    /// Address to listen on.
     #[arg(long)]
     pub(crate) bind: IpAddr,
+
+    /// UDP ports to choose from.
+    #[arg(long)]
+    pub(crate) ports: PortRange,
 
     /// A disk that the guest will use.
     #[arg(long = "disk")]

@@ -142,7 +142,8 @@ pub(crate) enum Verb {
     Run(Box<guest::RunArgs>),
     /// Define a guest from a file, so that `start` finds it by its name.
     Define(definition::DefineArgs),
-    /// Remove a definition; a running guest is not affected.
+    /// Remove definitions; running guests are not affected.
+    #[command(visible_alias = "rm")]
     Undefine(definition::DefinedArgs),
     /// Start a defined guest.
     Start(definition::StartArgs),
@@ -155,18 +156,22 @@ pub(crate) enum Verb {
     /// Move a running guest to another host.
     Migrate(migration::MigrateArgs),
     /// Cancel a running migration; the guest continues on its source.
+    #[command(alias = "domjobabort")]
     Cancel(migration::CancelArgs),
     /// List the guests of this host.
-    #[command(visible_alias = "list")]
+    #[command(visible_aliases = ["list", "ps"])]
     Ls(guest::ListArgs),
-    /// Show all about one guest.
+    /// Show all about one guest, and its migration.
+    #[command(visible_alias = "inspect", aliases = ["dominfo", "domjobinfo"])]
     Show(guest::ShowArgs),
     /// Watch a guest's serial console, and type on it.
+    #[command(alias = "attach")]
     Console(guest::ConsoleArgs),
     /// Follow guest events on this host.
     Events(guest::EventsArgs),
     /// Stop a guest's vCPUs; its memory stays.
-    Pause(guest::NameArgs),
+    #[command(visible_alias = "suspend")]
+    Pause(guest::NamesArgs),
     /// Resume a paused guest.
     Resume(guest::ResumeArgs),
     /// Ask a guest to shut down, as its power button does, and wait until it has.
@@ -174,10 +179,10 @@ pub(crate) enum Verb {
     /// Ask a guest to shut down, and boot it again when it has.
     Reboot(guest::ButtonArgs),
     /// Reset a guest at once, like the button on a machine: it boots again.
-    Reset(guest::NameArgs),
+    Reset(guest::NamesArgs),
     /// End a guest at once, like pulling its plug.
     #[command(visible_alias = "stop")]
-    Destroy(guest::NameArgs),
+    Destroy(guest::NamesArgs),
     /// Show or set how much of its memory a guest keeps.
     Balloon(guest::BalloonArgs),
     /// Show and reduce the memory that guests use: balloons, merging, huge pages.

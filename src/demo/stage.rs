@@ -123,6 +123,8 @@ impl Host {
             "node",
             "--listen",
             "127.0.0.1:0",
+            "--ports",
+            "0",
             "--metrics",
             "127.0.0.1:0",
             "--foreign-guests",

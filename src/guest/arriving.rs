@@ -57,7 +57,7 @@ impl Arrival {
             migration: MigrationId(args.migration_id),
             token: greeting.token,
             listen: args.bind,
-            ports: 0..=0,
+            ports: args.ports.ports(),
             guest: process.name().to_string(),
             guest_uuid: process.identity().uuid,
             linger: LINGER,

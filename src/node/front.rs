@@ -132,6 +132,7 @@ impl Node {
             migration,
             token,
             bind,
+            ports: self.ports(),
             disks,
             net_map: self.net_map(),
             net_allowed: self.net_allowed(),

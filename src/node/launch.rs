@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
+use crate::address::PortRange;
 use crate::cli::LogArgs;
 use crate::cli::net::{NetAllowed, NetRename};
 use crate::names::GuestName;
@@ -47,6 +48,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) token: &'a Token,
     /// The address to listen on.
     pub(crate) bind: IpAddr,
+    /// UDP ports to choose from.
+    pub(crate) ports: PortRange,
     /// The disks that the guest will use.
     pub(crate) disks: &'a [PathBuf],
     /// Renames of bridges and taps on this host.
@@ -128,7 +131,8 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
         .args(["incoming", "--name", what.name.as_str()])
         .args(["--uuid", &what.uuid.to_string()])
         .args(["--migration-id", &what.migration.to_string()])
-        .args(["--bind", &what.bind.to_string()]);
+        .args(["--bind", &what.bind.to_string()])
+        .args(["--ports", &what.ports.to_string()]);
     for disk in what.disks {
         command.arg("--disk").arg(disk);
     }

@@ -103,6 +103,7 @@ async fn serve(
     let disk_places = DiskPlaces::open(&args.disk_dir, &args.disk_device)?;
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
     let node = node
+        .with_ports(args.ports)
         .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))
         .with_disk_places(disk_places);
     let node = Arc::new(node.with_log(log.clone()));

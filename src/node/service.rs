@@ -24,6 +24,7 @@ use super::promises::{Expected, Promises};
 use super::retention::{self, Fate};
 use super::types::{MemoryInfo, NodeFile, NodeInfo};
 use super::{inventory, liveness, resolver, scrape};
+use crate::address::PortRange;
 use crate::api::types::GuestState;
 use crate::cli::LogArgs;
 use crate::cli::net::{NetAllowed, NetRename};
@@ -38,6 +39,8 @@ pub(crate) struct Node {
     state: StateDir,
     file: NodeFile,
     reserved_bytes: u64,
+    /// UDP ports of arriving guests.
+    ports: PortRange,
     /// Renames of bridges and taps of arriving guests.
     net_map: Vec<NetRename>,
     /// Bridges and taps that arriving guests may use.
@@ -71,6 +74,7 @@ impl Node {
             state,
             file,
             reserved_bytes,
+            ports: PortRange::DEFAULT,
             net_map: Vec::new(),
             net_allowed: NetAllowed::default(),
             disk_places: DiskPlaces::default(),
@@ -114,6 +118,16 @@ impl Node {
     /// Returns the memory promises.
     pub(crate) fn promises(&self) -> &Promises {
         &self.promises
+    }
+
+    /// Sets the UDP ports of arriving guests.
+    pub(crate) fn with_ports(self, ports: PortRange) -> Self {
+        Self { ports, ..self }
+    }
+
+    /// Returns the UDP ports of arriving guests.
+    pub(crate) fn ports(&self) -> PortRange {
+        self.ports
     }
 
     /// Sets renames of bridges and taps of arriving guests, and which of this host's they may use.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::session::for_each;
 use crate::cli::definition::{AutostartArgs, DefineArgs, DefinedArgs};
 use crate::exit::Exit;
 use crate::output;
@@ -18,13 +19,15 @@ pub(crate) fn define(state: &StateDir, args: &DefineArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Removes a guest's definition.
+/// Removes guests' definitions.
 ///
 /// # Errors
-/// If the guest is not defined.
+/// If a guest is not defined.
 pub(crate) fn undefine(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
-    state.definitions().undefine(&args.name)?;
-    Ok(Exit::Done)
+    for_each(&args.names, |name| {
+        state.definitions().undefine(name)?;
+        Ok("is no longer defined".to_owned())
+    })
 }
 
 /// Sets whether a guest starts when the host boots.
@@ -34,6 +37,6 @@ pub(crate) fn undefine(state: &StateDir, args: &DefinedArgs) -> Result<Exit> {
 pub(crate) fn autostart(state: &StateDir, args: &AutostartArgs) -> Result<Exit> {
     state.definitions().set_autostart(&args.name, !args.disable)?;
     let starts = if args.disable { "does not start" } else { "starts" };
-    output::note(format!("{} {starts} with the host", args.name));
+    output::print_line(format_args!("{} {starts} with the host", args.name))?;
     Ok(Exit::Done)
 }

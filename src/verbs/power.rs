@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::session::{END_PATIENCE, block_on, guest_client, is_gone_within};
+use super::session::{END_PATIENCE, block_on, for_each, guest_client, is_gone_within};
 use crate::api::types::{GuestInfo, RebootRequest, ResumeRequest, StateAnswer};
 use crate::api::{ApiClient, AskError};
-use crate::cli::guest::{ButtonArgs, NameArgs, ResumeArgs};
+use crate::cli::guest::{ButtonArgs, NamesArgs, ResumeArgs};
 use crate::exit::Exit;
+use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 use crate::units::format_duration;
@@ -19,49 +20,54 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two requests to a guest that is waited for.
 const QUESTION_PAUSE: Duration = Duration::from_millis(100);
 
-/// Stops a guest's vCPUs.
+/// Stops guests' vCPUs.
 ///
 /// # Errors
 /// If there is no such guest, or it is being migrated.
-pub(crate) fn pause(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    order(state, args, "pause")
+pub(crate) fn pause(state: &StateDir, args: &NamesArgs) -> Result<Exit> {
+    for_each(&args.names, |name| order(state, name, "pause").map(|()| "is paused".to_owned()))
 }
 
-/// Resumes a paused guest.
+/// Resumes paused guests.
 ///
 /// # Errors
 /// Like [`pause`].
 pub(crate) fn resume(state: &StateDir, args: &ResumeArgs) -> Result<Exit> {
-    let client = guest_client(state, &args.name)?;
     let request = ResumeRequest { unsafe_disks: args.unsafe_disks };
-    let asked =
-        block_on(async { Ok(client.put_json::<StateAnswer>("/v1/guest/resume", &request).await?) });
-    asked.with_context(|| format!("cannot resume {}", args.name))?;
-    Ok(Exit::Done)
+    for_each(&args.names, |name| {
+        let client = guest_client(state, name)?;
+        let asked =
+            async { Ok(client.put_json::<StateAnswer>("/v1/guest/resume", &request).await?) };
+        block_on(asked).with_context(|| format!("cannot resume {name}"))?;
+        Ok("is resumed".to_owned())
+    })
 }
 
-/// Resets a guest.
+/// Resets guests.
 ///
 /// # Errors
 /// If there is no such guest, or it does not run.
-pub(crate) fn reset(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    order(state, args, "reset")
+pub(crate) fn reset(state: &StateDir, args: &NamesArgs) -> Result<Exit> {
+    for_each(&args.names, |name| order(state, name, "reset").map(|()| "is reset".to_owned()))
 }
 
-/// Ends a guest, and waits until its process has exited. A process that does not answer or does not
-/// exit is killed.
+/// Ends guests, and waits until their processes have exited. A process that does not answer or does
+/// not exit is killed.
 ///
 /// # Errors
-/// Like [`pause`], or if its process cannot be killed.
-pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
-    let name = &args.name;
+/// Like [`pause`], or if a process cannot be killed.
+pub(crate) fn destroy(state: &StateDir, args: &NamesArgs) -> Result<Exit> {
+    for_each(&args.names, |name| end(state, name).map(|()| "is destroyed".to_owned()))
+}
+
+fn end(state: &StateDir, name: &GuestName) -> Result<()> {
     let client = guest_client(state, name)?.with_patience(ANSWER_PATIENCE);
     let guest = state.guest(name);
     let process = ProcessHandle::of(&guest);
     block_on(async {
         let known = process.as_ref().ok();
         let fault = match ask_to_end(&client, &guest).await {
-            Ok(()) if is_gone_within(&guest, known, END_PATIENCE).await => return Ok(Exit::Done),
+            Ok(()) if is_gone_within(&guest, known, END_PATIENCE).await => return Ok(()),
             Ok(()) => {
                 format!("its process is still there {END_PATIENCE:?} after the request to end")
             }
@@ -76,7 +82,7 @@ pub(crate) fn destroy(state: &StateDir, args: &NameArgs) -> Result<Exit> {
         if !is_gone_within(&guest, Some(&process), END_PATIENCE).await {
             bail!("process {pid} of {name} was killed, and is still there after {END_PATIENCE:?}");
         }
-        Ok(Exit::Done)
+        Ok(())
     })
 }
 
@@ -95,39 +101,47 @@ async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError
     }
 }
 
-/// Presses a guest's power button, and waits until the guest is off.
+/// Presses the power button of each guest, and waits until it is off.
 ///
 /// # Errors
-/// Like [`pause`], or if the guest ignores its button, or does not shut down in time.
+/// Like [`pause`], or if a guest ignores its button, or does not shut down in time.
 pub(crate) fn shutdown(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
-    let (name, client) = (&args.name, guest_client(state, &args.name)?);
+    for_each(&args.names, |name| shut_down(state, name, args.timeout))
+}
+
+/// Shuts a guest down; returns how it ended.
+fn shut_down(state: &StateDir, name: &GuestName, timeout: Duration) -> Result<String> {
+    let client = guest_client(state, name)?;
     let guest = state.guest(name);
     let process = ProcessHandle::of(&guest).ok();
     let is_gone = block_on(async {
         put(&client, "shutdown").await.with_context(|| format!("cannot shut {name} down"))?;
-        Ok(is_gone_within(&guest, process.as_ref(), args.timeout).await)
+        Ok(is_gone_within(&guest, process.as_ref(), timeout).await)
     })?;
     if !is_gone {
         bail!(
             "{name} runs on {} after its power button was pressed: it takes longer (see --timeout) or ignores the button; \
              `lighter destroy {name}` ends it",
-            format_duration(args.timeout)
+            format_duration(timeout)
         );
     }
-    if let Some(ended) = state.ended().read(name) {
-        output::note(format_args!("{name} {}", ended.reason));
-    }
-    Ok(Exit::Done)
+    Ok(state.ended().read(name).map_or_else(|| "has ended".to_owned(), |ended| ended.reason))
 }
 
-/// Presses a guest's power button, and waits until the guest has shut down and boots again.
+/// Presses the power button of each guest, and waits until it has shut down and boots again.
 ///
 /// # Errors
-/// Like [`shutdown`], or if the guest ended and did not boot again.
+/// Like [`shutdown`], or if a guest ended and did not boot again.
 pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
-    let (name, client) = (&args.name, guest_client(state, &args.name)?);
+    for_each(&args.names, |name| {
+        boot_again(state, name, args.timeout).map(|()| "is rebooted".to_owned())
+    })
+}
+
+fn boot_again(state: &StateDir, name: &GuestName, timeout: Duration) -> Result<()> {
+    let client = guest_client(state, name)?;
     let guest = state.guest(name);
-    let timeout_ms = u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX);
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     let restarted = block_on(async {
         let before: GuestInfo = client.get("/v1/guest").await?;
         client
@@ -135,10 +149,10 @@ pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
             .await
             .with_context(|| format!("cannot reboot {name}"))?;
         let restarts = restarts_beyond(&client, &guest, before.restarts);
-        Ok(tokio::time::timeout(args.timeout, restarts).await)
+        Ok(tokio::time::timeout(timeout, restarts).await)
     })?;
     match restarted {
-        Ok(true) => Ok(Exit::Done),
+        Ok(true) => Ok(()),
         Ok(false) => {
             let how = state.ended().read(name).map(|ended| ended.reason);
             bail!("{name} {} and did not boot again", how.as_deref().unwrap_or("ended"))
@@ -146,7 +160,7 @@ pub(crate) fn reboot(state: &StateDir, args: &ButtonArgs) -> Result<Exit> {
         Err(_) => bail!(
             "{name} runs on {} after its power button was pressed, and will not be booted again if it switches itself off later; \
              `lighter reset {name}` boots it again now",
-            format_duration(args.timeout)
+            format_duration(timeout)
         ),
     }
 }
@@ -165,10 +179,10 @@ async fn restarts_beyond(client: &ApiClient, guest: &GuestDir, before: u64) -> b
     }
 }
 
-fn order(state: &StateDir, args: &NameArgs, what: &str) -> Result<Exit> {
-    let client = guest_client(state, &args.name)?;
-    block_on(put(&client, what)).with_context(|| format!("cannot {what} {}", args.name))?;
-    Ok(Exit::Done)
+fn order(state: &StateDir, name: &GuestName, what: &str) -> Result<()> {
+    let client = guest_client(state, name)?;
+    block_on(put(&client, what)).with_context(|| format!("cannot {what} {name}"))?;
+    Ok(())
 }
 
 async fn put(client: &ApiClient, what: &str) -> Result<StateAnswer> {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::api::ApiClient;
+use crate::exit::Exit;
 use crate::names::GuestName;
+use crate::output;
 use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
 
 /// How long a guest's process may take to exit after it was told to.
@@ -26,6 +28,29 @@ pub(crate) fn block_on<T>(verb: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .context("cannot start")?
         .block_on(verb)
+}
+
+/// Carries out `verb` for one guest after the other, and prints what became of it, which completes
+/// the sentence "web-1 ...". A failure does not keep the others back.
+///
+/// # Errors
+/// The last failure; those before it are printed.
+pub(crate) fn for_each(
+    names: &[GuestName],
+    verb: impl Fn(&GuestName) -> Result<String>,
+) -> Result<Exit> {
+    let mut failure: Option<anyhow::Error> = None;
+    for name in names {
+        match verb(name) {
+            Ok(done) => output::print_line(format_args!("{name} {done}"))?,
+            Err(error) => {
+                if let Some(earlier) = failure.replace(error) {
+                    output::note(format_args!("lighter: {earlier:#}"));
+                }
+            }
+        }
+    }
+    failure.map_or(Ok(Exit::Done), Err)
 }
 
 /// Returns a client of the live guest of this name.

@@ -95,6 +95,25 @@ fn a_host_whose_certificate_is_revoked_gets_and_sends_no_guest_any_more() {
 }
 
 #[test]
+fn a_guest_arrives_at_the_ports_that_the_firewall_lets_through() {
+    let mut pair = Pair::without_nodes();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its number").port();
+    let last = port.saturating_add(1);
+    let neighbour = std::net::UdpSocket::bind(("127.0.0.1", last));
+    let ports = format!("{port}-{last}");
+    pair.a.start_node(&NodePlan::default());
+    let arguments = vec!["--ports".to_owned(), ports];
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let words = [&*format!("any of the ports {port} to {last}"), "Address already in use"];
+    Migration::run(&pair.a, guest.name(), &pair.b).stayed(&words);
+    stays(&pair, guest.name());
+    drop((taken, neighbour));
+    Migration::run(&pair.a, guest.name(), &pair.b).ok();
+}
+
+#[test]
 fn a_host_without_certificates_learns_how_to_create_them() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());

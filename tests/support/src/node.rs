@@ -36,9 +36,11 @@ impl Node {
     pub fn start(state_dir: &Path, log: &Path, plan: &NodePlan) -> Self {
         let listen = plan.listen.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let mut arguments = vec!["node", "--listen", &listen, "--metrics", "127.0.0.1:0"];
-        // Foreign guests are for one node per host only, and many tests run at once.
-        if !plan.arguments.iter().any(|argument| argument == "--foreign-guests") {
-            arguments.extend(["--foreign-guests", "off"]);
+        // Many tests run at once, and foreign guests are for one node per host only.
+        for [option, value] in [["--ports", "0"], ["--foreign-guests", "off"]] {
+            if !plan.arguments.iter().any(|argument| argument == option) {
+                arguments.extend([option, value]);
+            }
         }
         arguments.extend(plan.arguments.iter().map(String::as_str));
         let mut command = in_namespace(lighter(state_dir, &arguments), plan.namespace.as_deref());

@@ -112,10 +112,17 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
     for port in session.ports.clone() {
         outcome = endpoint::listen_for_memory(SocketAddr::new(session.listen, port), tls);
         if outcome.is_ok() {
-            break;
+            return outcome;
         }
     }
-    outcome
+    let (first, last) = (session.ports.start(), session.ports.end());
+    match outcome {
+        Err(LinkError::Socket { reason, .. }) if first != last => Err(LinkError::Socket {
+            address: format!("{}, any of the ports {first} to {last}", session.listen),
+            reason,
+        }),
+        outcome => outcome,
+    }
 }
 
 /// An input of the driver.
