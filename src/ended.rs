@@ -3,7 +3,8 @@
 //!
 //! A guest's process writes `ended/guests/NAME/ended.json` in the state folder just before it
 //! exits, and writes in no other guest's folder. A process that is killed writes nothing. The next
-//! guest of the same name removes the file when it runs. Earlier versions wrote `ended/NAME.json`.
+//! guest of the same name removes the file when it runs. The first process that finds the folder of
+//! a killed one records that it died, and keeps its logs here. Earlier versions wrote `ended/NAME.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::names::GuestName;
+use crate::state_dir::GuestIdentity;
 
 /// Most files kept of guests that are neither defined here nor saved; beyond that, the oldest are
 /// removed.
@@ -22,6 +24,9 @@ const FILES_MAX: usize = 100;
 
 /// How the reason of a guest that was saved begins; the file's path follows.
 pub(crate) const SAVED_TO: &str = "was saved to ";
+
+/// Logs that are kept of a guest whose process died, the more telling ones first.
+pub(crate) const KEPT_LOGS: [&str; 3] = ["console.log", "lighter.log", "console.log.old"];
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -44,6 +49,15 @@ pub(crate) enum How {
     Saved,
     /// This host's copy of it was discarded.
     Discarded,
+    /// Its process was killed or crashed, or its host went down.
+    Died,
+}
+
+impl How {
+    /// Whether the guest ended by an error, rather than by its own or a user's decision.
+    pub(crate) fn is_failure(self) -> bool {
+        matches!(self, Self::Crashed | Self::Died)
+    }
 }
 
 /// A guest that has ended.
@@ -65,6 +79,11 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Whether this is about the guest of that process.
+    pub(crate) fn is_of(&self, process: &GuestIdentity) -> bool {
+        self.uuid == process.uuid && self.began_unix_ms == process.started_unix_ms
+    }
+
     /// Returns how long ago the guest ended.
     pub(crate) fn age(&self) -> Duration {
         let at = UNIX_EPOCH + Duration::from_millis(self.ended_unix_ms);
@@ -130,12 +149,29 @@ impl EndedGuests {
         Ok(regular_file::sync_folder_of(&to)?)
     }
 
-    /// Records how a guest ended.
+    /// Records how a guest ended. The logs of an earlier guest of this name, whose process died, go.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
+        if ended.how != How::Died {
+            self.remove_logs(&ended.name);
+        }
         durable::write_json(&self.file(&ended.name), ended)
+    }
+
+    fn remove_logs(&self, name: &GuestName) {
+        for log in KEPT_LOGS {
+            // It may not exist, and it does no harm if it stays.
+            let _removed = fs::remove_file(self.place(name).join(log));
+        }
+    }
+
+    /// Returns the console log of the last guest of this name whose process died, or else that
+    /// process's own log.
+    pub(crate) fn log_of(&self, name: &GuestName) -> Option<PathBuf> {
+        let logs = KEPT_LOGS.map(|log| self.place(name).join(log));
+        logs.into_iter().find(|log| log.exists())
     }
 
     /// Removes the temporary file that a crash may have left for the guest `name`, which has ended.
@@ -223,11 +259,12 @@ impl EndedGuests {
         let is_saved = |path: &Path| read(path).is_none_or(|ended| ended.how == How::Saved);
         let forgettable =
             files.into_iter().filter(|(path, name)| !is_defined(name) && !is_saved(path));
-        let mut files: Vec<PathBuf> = forgettable.map(|(path, _)| path).collect();
-        files.sort_by_key(|path| {
+        let mut files: Vec<_> = forgettable.collect();
+        files.sort_by_key(|(path, _)| {
             fs::metadata(path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH)
         });
-        for path in &files[..files.len().saturating_sub(FILES_MAX)] {
+        for (path, name) in &files[..files.len().saturating_sub(FILES_MAX)] {
+            self.remove_logs(name);
             if let Err(error) = fs::remove_file(path) {
                 tracing::warn!(file = %path.display(), %error, "cannot remove how an old guest ended");
             }

@@ -6,7 +6,7 @@
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
 //! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
 //! departed/     guests/NAME/UUID/ID.json
-//! ended/        guests/NAME/ended.json
+//! ended/        guests/NAME/ended.json guests/NAME/console.log guests/NAME/lighter.log
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT
@@ -15,7 +15,7 @@
 //! ```
 //!
 //! A name is taken while a live process holds its `lock`. The first process that finds a dead one's
-//! files removes them.
+//! files records its end, keeps its logs and removes the rest.
 
 use std::fs;
 use std::io;
@@ -34,6 +34,7 @@ use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::units::format_uptime;
 
+mod dead;
 mod process;
 mod settling;
 
@@ -234,6 +235,7 @@ impl StateDir {
         GuestDir {
             path: self.guests().join(name.as_str()),
             vsock: self.vsock_folder().join(format!("{name}.sock")),
+            ended: self.ended(),
             name: name.clone(),
             access: self.access,
         }
@@ -334,6 +336,7 @@ const OWN_FILES: [&str; 7] = [
 pub(crate) struct GuestDir {
     path: PathBuf,
     vsock: PathBuf,
+    ended: EndedGuests,
     name: GuestName,
     access: Access,
 }
@@ -409,6 +412,7 @@ impl GuestDir {
         if let Ok(Some(lock)) = FileLock::try_acquire_to_remove(&self.lock_file())
             && lock.is_at(&self.lock_file())
         {
+            self.keep_evidence();
             drop(GuestClaim { dir: self.clone(), _lock: lock });
             tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
         }
@@ -481,6 +485,7 @@ impl GuestDir {
                 }
             };
             if lock.is_at(&self.lock_file()) {
+                self.keep_evidence();
                 self.remove_own_files();
                 return Ok(GuestClaim { dir: self.clone(), _lock: lock });
             }

@@ -70,7 +70,7 @@ impl Whereabouts {
         match ended.how {
             How::Saved => Some(Self::Saved(ended.reason)),
             How::Moved | How::Discarded => Some(Self::Elsewhere(ended.reason)),
-            How::PoweredOff | How::Reset | How::Destroyed | How::Crashed => None,
+            How::PoweredOff | How::Reset | How::Destroyed | How::Crashed | How::Died => None,
         }
     }
 

@@ -34,6 +34,8 @@ catalogue! {
             "Incoming guests that this node admitted.";
         admissions_refused: Counter<(RefusalReason,)> = "lighter_admissions_refused_total", Count,
             "Incoming guests that this node refused, by reason.";
+        guests_failed: Counter<()> = "lighter_guests_failed_total", Count,
+            "Guests of this host that crashed, or whose process died.";
         completed_downtime: Histogram<(Role,), DowntimeBuckets> =
             "lighter_migrations_completed_downtime_seconds", Seconds,
             "Downtime of completed migrations as this host saw it; the source's view is `outgoing`.";

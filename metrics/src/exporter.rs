@@ -107,6 +107,7 @@ fn show_zeros(counted: &Counted) {
         }
     }
     counted.admissions.add(&(), 0.0);
+    counted.guests_failed.add(&(), 0.0);
     for reason in RefusalReason::EVERY {
         counted.admissions_refused.add(&(*reason,), 0.0);
     }

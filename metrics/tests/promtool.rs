@@ -206,6 +206,7 @@ fn busy_page() -> String {
     counted.migrations_cancelled.inc(&(Phase::Precopy,));
     counted.migrations_failed.inc(&(Phase::Connect, FailureReason::ConnectionLost));
     counted.admissions.inc(&());
+    counted.guests_failed.inc(&());
     counted.admissions_refused.inc(&(RefusalReason::Memory,));
     counted.completed_downtime.observe(&(Role::Source,), 0.012);
     counted.completed_duration.observe(&(Role::Source,), 1.4);

@@ -57,6 +57,9 @@ pub(crate) enum What {
     Stopped {
         /// Completes the sentence "web-1 ...", such as "powered off".
         reason: String,
+        /// Whether it ended by an error: it crashed, or its process died.
+        #[serde(default)]
+        failed: bool,
     },
     /// The guest's vCPUs are stopped.
     Paused,
@@ -115,7 +118,7 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Started => write!(f, "started"),
-            Self::Stopped { reason } => write!(f, "stopped: it {reason}"),
+            Self::Stopped { reason, .. } => write!(f, "stopped: it {reason}"),
             Self::Paused => write!(f, "paused"),
             Self::Resumed => write!(f, "resumed"),
             Self::Reset { reason } => write!(f, "reset: {reason}"),

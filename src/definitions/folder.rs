@@ -88,8 +88,13 @@ impl Definitions {
     /// If that cannot be determined, e.g. if this user may not read the folder.
     pub(crate) fn find(&self, name: &GuestName) -> Result<Option<Definition>> {
         let path = self.file(name);
-        let is_there = path.try_exists();
-        let is_there = is_there.with_context(|| format!("cannot search for {}", path.display()))?;
+        // A link that leads nowhere is listed, and is reported as a damaged file.
+        let is_there = match path.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            found => found
+                .map(|_| true)
+                .with_context(|| format!("cannot search for {}", path.display()))?,
+        };
         Ok(is_there.then(|| Definition {
             name: name.clone(),
             autostart: self.mark(name).exists(),

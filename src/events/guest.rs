@@ -204,8 +204,8 @@ impl Follower {
     /// Makes the final event of a process that did not report its end.
     fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
         let ended = self.state.ended().read(self.guest.name());
-        let ended = ended
-            .filter(|ended| ended.uuid == life.uuid && ended.began_unix_ms == life.started_unix_ms);
+        let ended = ended.filter(|ended| ended.is_of(life));
+        let failed = ended.as_ref().is_none_or(|ended| ended.how.is_failure());
         let reason = ended.map_or_else(|| "died unexpectedly".to_owned(), |ended| ended.reason);
         Event {
             time_unix_ms: unix_ms(),
@@ -213,7 +213,7 @@ impl Follower {
             uuid: life.uuid,
             pid: life.pid,
             number: number.unwrap_or_default(),
-            what: What::Stopped { reason },
+            what: What::Stopped { reason, failed },
         }
     }
 }

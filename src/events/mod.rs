@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn stopped(reason: &str) -> What {
-        What::Stopped { reason: reason.to_owned() }
+        What::Stopped { reason: reason.to_owned(), failed: reason.contains("died") }
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use vmm_core::Restarts;
 use crate::api::events::{Event, What};
 use crate::api::migration::MigrationStatus;
 use crate::clock::unix_ms;
+use crate::ended::How;
 use crate::state_dir::GuestIdentity;
 
 /// Events that are kept for clients that connect later, or are slow.
@@ -100,9 +101,9 @@ impl Events {
     }
 
     /// Reports that the guest is no longer here; no event follows.
-    pub(super) fn stopped(&self, reason: String) {
+    pub(super) fn stopped(&self, how: How, reason: String) {
         let mut reported = self.reported();
-        self.report(&mut reported, vec![What::Stopped { reason }]);
+        self.report(&mut reported, vec![What::Stopped { reason, failed: how.is_failure() }]);
         self.next.send_replace(None);
     }
 
@@ -230,10 +231,10 @@ mod tests {
         let restarts = Restarts { count: 1, last: Some(StopReason::ResetAsked) };
         events.restarts(&restarts);
         events.restarts(&restarts);
-        events.stopped("powered off".to_owned());
+        events.stopped(How::PoweredOff, "powered off".to_owned());
         events.is_running(false);
         let reset = What::Reset { reason: "reset on request".to_owned() };
-        let stopped = What::Stopped { reason: "powered off".to_owned() };
+        let stopped = What::Stopped { reason: "powered off".to_owned(), failed: false };
         assert_eq!(reported(&events), [What::Started, What::Paused, What::Resumed, reset, stopped]);
         let numbers = events.reported().kept.iter().map(|event| event.number).collect::<Vec<_>>();
         assert_eq!(numbers, [0, 1, 2, 3, 4]);
@@ -310,7 +311,7 @@ mod tests {
             events.is_running(turn % 2 == 0);
         }
         assert_eq!(events.wait_for(2).await.unwrap().number, 2 + KEPT_MAX as u64);
-        events.stopped("powered off".to_owned());
+        events.stopped(How::PoweredOff, "powered off".to_owned());
         let last = 2 + 2 * KEPT_MAX as u64;
         assert!(matches!(events.wait_for(last).await.unwrap().what, What::Stopped { .. }));
         assert_eq!(events.wait_for(last + 1).await, None);

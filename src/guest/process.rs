@@ -335,7 +335,8 @@ impl GuestProcess {
 
     /// Reports that the guest is no longer here, and how it ended.
     pub(super) fn report_end(&self, ending: &Ending) {
-        self.events.stopped(ending.described().1);
+        let (how, reason) = ending.described();
+        self.events.stopped(how, reason);
     }
 
     /// Ends the occupation with `guest`, which is paused since it was saved, so that it continues.

@@ -82,6 +82,9 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
         while let Some(event) = heard.recv().await {
             match event {
                 Ok(event) => {
+                    if matches!(event.what, What::Stopped { failed: true, .. }) {
+                        node.counted().guests_failed.inc(&());
+                    }
                     log.write(&event);
                     node.events().publish(event);
                 }
@@ -105,7 +108,9 @@ impl Log {
         let text: String = printable(&event.what.to_string()).chars().take(LOGGED_MAX).collect();
         let is_one_too_many = self.count(guest);
         match event.what {
-            What::InDoubt { .. } => tracing::warn!(%guest, "{text}"),
+            What::InDoubt { .. } | What::Stopped { failed: true, .. } => {
+                tracing::warn!(%guest, "{text}");
+            }
             What::MigrationPhase { .. } => tracing::debug!(%guest, "{text}"),
             _ if is_one_too_many => tracing::debug!(%guest, "{text}"),
             _ => tracing::info!(%guest, "{text}"),

@@ -1,6 +1,7 @@
 //! Guests that are defined and do not run, as `ls --all` and `show` print them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -8,6 +9,7 @@ use crate::cli::spec::GuestSpec;
 use crate::definitions::Definition;
 use crate::ended::Ended;
 use crate::names::GuestName;
+use crate::state_dir::StateDir;
 use crate::table::facts;
 use crate::units::{format_size, format_uptime};
 
@@ -35,6 +37,8 @@ pub(crate) struct OffGuest {
     fault: Option<String>,
     /// How the guest last ended, if that is known.
     pub(crate) ended: Option<Ended>,
+    /// Log of its last process, if that died.
+    log: Option<PathBuf>,
 }
 
 impl OffGuest {
@@ -53,7 +57,13 @@ impl OffGuest {
             definition: path.display().to_string(),
             fault,
             ended,
+            log: None,
         }
+    }
+
+    /// Adds the log of its last process, if that died.
+    pub(crate) fn with_log(self, state: &StateDir) -> Self {
+        Self { log: state.ended().log_of(&self.name), ..self }
     }
 
     /// Returns the state for tables.
@@ -73,6 +83,7 @@ impl OffGuest {
         lines.extend(self.vcpus.map(|count| ("VCPUs", count.to_string())));
         lines.extend(self.memory_bytes.map(|bytes| ("Memory", format_size(bytes))));
         lines.extend(labels_line(&self.labels));
+        lines.extend(self.log.iter().map(|log| ("Its log", log.display().to_string())));
         lines.push(definition_line(&self.definition));
         lines.push(autostart_line(self.autostart));
         facts(&lines)

@@ -1,5 +1,6 @@
 //! `lighter show`: all details of one guest.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -72,12 +73,15 @@ impl Shown {
 pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.guest(&args.name);
     if !dir.is_live() {
+        // If its process was killed, this records it.
+        state.live_guests()?;
         let ended = state.ended().read(&args.name);
         if let Some(definition) = state.definitions().find(&args.name)? {
-            return show_off(args, &OffGuest::new(definition, ended));
+            let guest = OffGuest::new(definition, ended).with_log(state);
+            return show_off(args, &guest);
         }
         if let Some(ended) = ended {
-            return show_past(args, &ended);
+            return show_past(args, &ended, state.ended().log_of(&args.name));
         }
     }
     let dir = state.live_guest(&args.name)?;
@@ -112,14 +116,18 @@ fn show_off(args: &ShowArgs, guest: &OffGuest) -> Result<Exit> {
 }
 
 /// Shows the record of a guest that has ended.
-fn show_past(args: &ShowArgs, ended: &Ended) -> Result<Exit> {
+fn show_past(args: &ShowArgs, ended: &Ended, log: Option<PathBuf>) -> Result<Exit> {
     match args.json.output() {
         Output::Json => output::print_json(&PastGuest::from(ended))?,
-        Output::Text => output::print(facts(&[
-            ("Name", ended.name.to_string()),
-            ("UUID", ended.uuid.to_string()),
-            ("State", format!("ended {} ago: {}", format_uptime(ended.age()), ended.reason)),
-        ]))?,
+        Output::Text => {
+            let mut lines = vec![
+                ("Name", ended.name.to_string()),
+                ("UUID", ended.uuid.to_string()),
+                ("State", format!("ended {} ago: {}", format_uptime(ended.age()), ended.reason)),
+            ];
+            lines.extend(log.map(|log| ("Its log", log.display().to_string())));
+            output::print(facts(&lines))?;
+        }
     }
     Ok(Exit::Done)
 }

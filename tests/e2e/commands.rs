@@ -136,14 +136,26 @@ fn an_ended_guest_is_listed_with_how_it_ended() {
     let listed = pair.a.run(&["ls", "--all", "--json"]).ok().json();
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "the living hides the dead: {listed:#}");
 
-    // A killed guest leaves no end report, and `show` must not report the end of an earlier guest
-    // of that name.
+    // A killed guest cannot report its end: the next command finds what it has left.
+    let log = std::fs::read_to_string(guest.folder().join("lighter.log")).expect("its log");
     guest.pid().kill();
-    guest_is_gone(&[&pair.a], "web-1");
-    let shown = pair.a.run(&["show", "web-1"]);
-    assert!(!shown.stderr.contains("ended on request"), "{}", shown.stderr);
-    shown.complains(Exit::Failed, &["no guest web-1"]);
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!((&shown["how"], &shown["reason"]), (&"died".into(), &DIED.into()), "{shown:#}");
+    let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
+    let kept = pair.a.state_dir().join("ended/guests/web-1");
+    assert!(shown.contains(DIED) && shown.contains(&kept.display().to_string()), "{shown}");
+    let kept_log = std::fs::read_to_string(kept.join("lighter.log")).expect("its log");
+    assert!(kept_log.starts_with(&log), "{kept_log}");
+    assert!(pair.a.run(&["ls", "--all"]).ok().stdout.contains(DIED));
+
+    // The next guest of this name ends in order.
+    Guest::start(&pair.a, &GuestPlan::default());
+    pair.a.run(&["destroy", "web-1"]).ok();
+    assert!(!kept.join("lighter.log").exists());
 }
+
+/// What is told of a guest whose process was killed.
+const DIED: &str = "died: its process was killed, or crashed";
 
 #[test]
 fn a_name_is_taken_once() {

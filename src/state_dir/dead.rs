@@ -1,0 +1,116 @@
+//! What is kept of a guest whose process was killed: a record of that, and its logs.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result};
+
+use super::{GuestDir, GuestIdentity};
+use crate::clock::unix_ms;
+use crate::ended::{Ended, How, KEPT_LOGS};
+
+impl GuestDir {
+    /// Records how the guest ended whose process is gone, and keeps its logs beside the record,
+    /// unless that process has recorded its end itself.
+    pub(super) fn keep_evidence(&self) {
+        let Ok(identity) = self.read_identity() else { return };
+        if self.ended.read(&self.name).is_some_and(|ended| ended.is_of(&identity)) {
+            return;
+        }
+        if let Err(error) = self.record_death(&identity) {
+            tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
+        }
+    }
+
+    fn record_death(&self, process: &GuestIdentity) -> Result<()> {
+        let reason = match boot_unix_ms() {
+            Some(boot) if process.started_unix_ms < boot => "was lost when the host went down",
+            _ => "died: its process was killed, or crashed",
+        };
+        self.ended.create_place(&self.name)?;
+        for log in KEPT_LOGS {
+            let kept = self.ended.place(&self.name).join(log);
+            match fs::rename(self.path.join(log), &kept) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                moved => moved.with_context(|| format!("cannot keep {}", kept.display()))?,
+            }
+        }
+        self.ended.write(&Ended {
+            // The file in the folder may name another guest: the process could write it.
+            name: self.name.clone(),
+            uuid: process.uuid,
+            began_unix_ms: process.started_unix_ms,
+            ended_unix_ms: unix_ms(),
+            how: How::Died,
+            reason: reason.to_owned(),
+        })
+    }
+}
+
+/// Returns when the host booted, in milliseconds since 1970 (proc_stat(5)).
+fn boot_unix_ms() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    Some(seconds.trim().parse::<u64>().ok()? * 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use crate::names::GuestName;
+    use crate::state_dir::StateDir;
+
+    use super::*;
+
+    /// Leaves what a process leaves that is killed.
+    fn killed(state: &StateDir, started_unix_ms: u64) -> GuestIdentity {
+        let name: GuestName = "web".parse().unwrap();
+        let (uuid, pid) = (Uuid::from_u128(5), 7);
+        let identity = GuestIdentity { name: name.clone(), uuid, pid, started_unix_ms };
+        let dir = state.guest(&name);
+        fs::create_dir_all(dir.path()).unwrap();
+        fs::write(dir.path().join("lock"), "").unwrap();
+        dir.write_identity(&identity).unwrap();
+        fs::write(dir.console_log(), "panic").unwrap();
+        identity
+    }
+
+    #[test]
+    fn a_guest_whose_process_was_killed_is_remembered_with_its_logs() {
+        let (_folder, state) = StateDir::temporary();
+        state.create().unwrap();
+        let identity = killed(&state, unix_ms());
+        assert!(state.live_guests().unwrap().is_empty());
+        let ended = state.ended().read(&identity.name).unwrap();
+        assert!(ended.is_of(&identity) && ended.how == How::Died, "{ended:?}");
+        assert!(ended.reason.contains("was killed"), "{ended:?}");
+        let log = state.ended().log_of(&identity.name).unwrap();
+        assert_eq!(fs::read_to_string(log).unwrap(), "panic");
+
+        killed(&state, 1);
+        assert!(state.live_guests().unwrap().is_empty());
+        let ended = state.ended().read(&identity.name).unwrap();
+        assert_eq!(ended.reason, "was lost when the host went down");
+    }
+
+    #[test]
+    fn what_a_process_has_recorded_of_its_own_end_stays() {
+        let (_folder, state) = StateDir::temporary();
+        state.create().unwrap();
+        let identity = killed(&state, unix_ms());
+        state.ended().create_place(&identity.name).unwrap();
+        let own = Ended {
+            name: identity.name.clone(),
+            uuid: identity.uuid,
+            began_unix_ms: identity.started_unix_ms,
+            ended_unix_ms: 9,
+            how: How::PoweredOff,
+            reason: "powered off".to_owned(),
+        };
+        state.ended().write(&own).unwrap();
+        assert!(state.live_guests().unwrap().is_empty());
+        assert_eq!(state.ended().read(&identity.name), Some(own));
+        assert_eq!(state.ended().log_of(&identity.name), None);
+    }
+}
