@@ -1,8 +1,8 @@
 //! Sizes, rates and times: parses what users write, and formats values for users.
 //!
-//! Sizes are binary, as in QEMU and docker (`512M` is 512 MiB). Rates are what a network engineer
-//! writes: decimal with a unit (`100MB/s`, `1Gbit/s`), binary when it says so (`100MiB/s`). Nothing
-//! here knows what is being measured.
+//! One rule for all, as in virsh: `MiB` is binary, `MB` is decimal. A size may also have one letter,
+//! which is binary, as in QEMU (`512M`); a rate needs its unit (`100MB/s`, `1Gbit/s`). Nothing here
+//! knows what is being measured.
 
 use std::fmt;
 use std::str::FromStr;
@@ -70,8 +70,8 @@ fn scaled(number: f64, factor: u64, text: &str) -> Result<u64> {
     Ok(value.round() as u64)
 }
 
-/// Parses a size as in policies: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always
-/// binary.
+/// Parses a size as in policies: bytes, binary with K, M, G or T (each also as `KiB`), or decimal
+/// with `KB`, `MB`, `GB` or `TB`.
 ///
 /// # Errors
 /// If the text is not a number, has another unit, or is too large.

@@ -16,22 +16,27 @@ const DURATION_MAX: Duration = Duration::from_secs(366 * 86_400);
 /// The longest number with its unit that is parsed, in bytes.
 const TEXT_BYTES_MAX: usize = 32;
 
-/// Parses a size: bytes, or with K, M, G or T (each also as `KiB` or `KB`), always binary.
+/// Parses a size: bytes, binary with K, M, G or T (each also as `KiB`), or decimal with `KB`, `MB`,
+/// `GB` or `TB`.
 ///
 /// # Errors
 /// A message if the text is not a number, has an unknown unit, or is too large.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{}` is not a size: write it as 512M, 8GiB or 4096", shortened(text));
     let (number, unit) = split(text).ok_or_else(wrong)?;
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
         _ => return Err(wrong()),
     };
-    let bytes = number * (1_u64 << shift) as f64;
+    let bytes = number * factor as f64;
     // No host has 8 EiB of memory; it would also not fit the signed sums.
     if !bytes.is_finite() || bytes >= i64::MAX as f64 {
         return Err(format!("`{}` is too large", shortened(text)));
@@ -206,9 +211,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_binary_with_any_spelling() {
-        for text in ["512M", "512m", "512MB", "512MiB", "0.5G", " 536870912 ", "512 MiB"] {
+    fn sizes_are_binary_unless_they_are_written_as_decimal() {
+        for text in ["512M", "512m", "512MiB", "0.5G", " 536870912 ", "512 MiB"] {
             assert_eq!(parse_size(text), Ok(512 * MIB), "{text}");
+        }
+        for (text, bytes) in [("512MB", 512_000_000), ("1.5gb", 1_500_000_000), ("4KB", 4000)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
     }
 

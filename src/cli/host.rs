@@ -25,7 +25,7 @@ Two hosts with their nodes and certificates are created in a temporary folder, a
 end, also after Ctrl-C.")]
 pub(crate) struct DemoArgs {
     /// Guest memory, binary units: 512M, 1G.
-    #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE")]
+    #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) memory: u64,
 
     /// Virtual CPUs, 1 to 8.

@@ -41,8 +41,8 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "UUID")]
     pub(crate) uuid: Option<Uuid>,
 
-    /// Guest memory, binary units: 512M, 1G [default: 512M].
-    #[arg(long, short, value_name = "SIZE")]
+    /// Guest memory: 512M or 512MiB, 1G (512MB is decimal) [default: 512M].
+    #[arg(long, short, value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) memory: Option<Size>,
 
     /// Virtual CPUs, 1 to 255; the built-in workload has at most 8. More than this host has

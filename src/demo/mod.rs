@@ -101,7 +101,7 @@ async fn play(stage: &mut Stage, args: &DemoArgs) -> Result<Performance> {
     let began = Instant::now();
     stage.start_guest(args)?;
     printer.guest(args)?;
-    let guest_probe = GuestProbe::meet(&stage.a, began + fill_patience(args)).await?;
+    let guest_probe = stage.a.meet_own_guest(began + fill_patience(args)).await?;
     let filled = guest_probe.wait_until_full(began + fill_patience(args)).await?;
     printer.filled(&filled, args.memory, began.elapsed())?;
     let fill_seconds = began.elapsed().as_secs_f64();

@@ -12,9 +12,12 @@ use clap::ValueEnum;
 use migrate::quic::Authority;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::time::timeout;
 
+use super::guest_probe::GuestProbe;
 use crate::api::ApiClient;
 use crate::cli::host::DemoArgs;
+use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
 use crate::node::NodeFile;
 use crate::state_dir::StateDir;
@@ -30,6 +33,9 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Time between two checks whether the guest's process has ended.
+const EXIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How much of a failed process's messages is shown, in bytes.
 const MESSAGES_BYTES_MAX: usize = 2000;
@@ -155,6 +161,28 @@ impl Host {
             }
             tokio::time::sleep(INTERVAL).await;
         }
+    }
+
+    /// Waits until the guest that was started on this host runs.
+    ///
+    /// # Errors
+    /// If its process ends, which says why; or if it does not run before the deadline.
+    pub(super) async fn meet_own_guest(&mut self, deadline: Instant) -> Result<GuestProbe> {
+        loop {
+            match timeout(EXIT_INTERVAL, GuestProbe::meet(self, deadline)).await {
+                Ok(met) => return met,
+                Err(_not_yet) => self.expect_guest_process()?,
+            }
+        }
+    }
+
+    fn expect_guest_process(&mut self) -> Result<()> {
+        let ended = self.guest.as_mut().and_then(|guest| guest.try_wait().ok().flatten());
+        let Some(status) = ended else { return Ok(()) };
+        let text = std::fs::read_to_string(self.log("guest")).unwrap_or_default();
+        let last = text.lines().last().map(|line| line.trim_start_matches("lighter: ").to_owned());
+        let message = last.unwrap_or_else(|| format!("the guest's process ended ({status})"));
+        Err(ExitWith { exit: Exit::Failed, message }.into())
     }
 
     /// Returns the last messages of this host's processes.
@@ -283,7 +311,7 @@ impl Stage {
     /// Adds the messages of the processes to an error.
     pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let messages = format!("{}{}", self.a.messages(), self.b.messages());
-        if messages.is_empty() || error.is::<crate::exit::ExitWith>() {
+        if messages.is_empty() || error.is::<ExitWith>() {
             return error;
         }
         anyhow::anyhow!("{error:#}{messages}")

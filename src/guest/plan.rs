@@ -100,18 +100,18 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
 fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
     // By these paths, a guest that was migrated finds its files when it boots again on the other
     // host.
-    let find = |file: &Path| {
+    let find = |what: &str, file: &Path| {
         let found = std::path::absolute(file);
         let found = found.and_then(|path| std::fs::metadata(&path).map(|_| path));
-        found.with_context(|| format!("cannot boot {}", file.display()))
+        found.with_context(|| format!("cannot read the {what} {}", file.display()))
     };
     let (acpi, cmdline) = match spec.acpi.unwrap_or_default() {
         SwitchArg::On => (Acpi::On, DEFAULT_CMDLINE),
         SwitchArg::Off => (Acpi::Off, DEFAULT_CMDLINE_WITHOUT_ACPI),
     };
     Ok(KernelSource {
-        kernel: find(kernel)?,
-        initrd: spec.initrd.as_deref().map(find).transpose()?,
+        kernel: find("kernel", kernel)?,
+        initrd: spec.initrd.as_deref().map(|file| find("initrd", file)).transpose()?,
         cmdline: spec.cmdline.clone().unwrap_or_else(|| cmdline.to_owned()),
         acpi,
     })

@@ -118,6 +118,12 @@ impl<'a> From<&'a Ended> for PastGuest<'a> {
 /// # Errors
 /// If the state folder cannot be read, or this user may not access the guests.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
+    if !state.root().exists() {
+        output::note(format_args!(
+            "{} does not exist: no guest has run there",
+            state.root().display()
+        ));
+    }
     let guests = block_on(ask_all(state.live_guests()?))?;
     let (off, past) = if args.all { resting(state, &guests)? } else { Default::default() };
     match args.json.output() {

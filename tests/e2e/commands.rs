@@ -137,7 +137,8 @@ fn an_ended_guest_is_listed_with_how_it_ended() {
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "the living hides the dead: {listed:#}");
 
     // A killed guest cannot report its end: the next command finds what it has left.
-    let log = std::fs::read_to_string(pair.a.state_dir().join("guests/web-1/lighter.log")).expect("its log");
+    let log = std::fs::read_to_string(pair.a.state_dir().join("guests/web-1/lighter.log"))
+        .expect("its log");
     guest.pid().kill();
     let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
     assert_eq!((&shown["how"], &shown["reason"]), (&"died".into(), &DIED.into()), "{shown:#}");

@@ -77,7 +77,7 @@ pub(super) fn load(ram: &GuestRam, path: &Path, file: &mut File) -> Result<Kerne
     let kernel = match Format::of(file) {
         Some(Format::Elf) => load_elf(ram, low_end, file),
         Some(Format::BzImage) => bzimage::load(ram, low_end, file, bytes),
-        None => Err("it is neither an ELF vmlinux nor a bzImage".into()),
+        None => Err("it is neither an ELF vmlinux nor a bzImage: give one for x86-64".into()),
     };
     kernel.map_err(refused)
 }

@@ -80,11 +80,8 @@ pub enum BootError {
         /// Path that the kernel or initrd was recorded with.
         path: PathBuf,
     },
-    /// The kernel file is not a kernel for x86-64 that can be started.
-    #[error(
-        "{} is not a kernel that can be started: {reason}; give a bzImage or an ELF vmlinux for x86-64",
-        path.display()
-    )]
+    /// The file is no kernel for x86-64 that this guest can be started with.
+    #[error("cannot boot the kernel {}: {reason}", path.display())]
     Kernel {
         /// Path of the kernel file.
         path: PathBuf,
