@@ -89,6 +89,10 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) on_reboot: Option<OnRebootArg>,
 
+    /// What the node does when the guest crashes or its process dies; a key of definitions alone.
+    #[arg(skip)]
+    pub(crate) restart: Option<RestartArg>,
+
     /// Disk for the guest, a raw file or a block device: /dev/vda first. Give it more than once for
     /// more disks. ro: the guest only reads it; serial=TEXT: what it sees as serial number;
     /// queues=N: request queues [default: one for each vCPU, 8 at most]; engine=auto|io_uring|sync.
@@ -248,6 +252,16 @@ pub(crate) enum BalloonArg {
     Hints,
     /// It has no balloon.
     Off,
+}
+
+/// What the node does about a defined guest that has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RestartArg {
+    /// It stays off.
+    No,
+    /// The node starts it again, up to three times in ten minutes.
+    OnFailure,
 }
 
 /// What becomes of a guest that resets itself.

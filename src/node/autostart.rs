@@ -121,7 +121,11 @@ async fn try_start(node: &Node, name: &GuestName) -> Option<String> {
     None
 }
 
-async fn start(node: &Node, name: &GuestName) -> Result<()> {
+/// Starts a defined guest with `lighter start`, and waits until it runs.
+///
+/// # Errors
+/// If it does not start, with what that command says.
+pub(super) async fn start(node: &Node, name: &GuestName) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
     command.arg("--state-dir").arg(node.state().root()).args(node.log().to_arguments());

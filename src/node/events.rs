@@ -8,6 +8,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
 
+use super::restarts::Restarts;
 use super::service::Node;
 use crate::api::events::{Event, What};
 use crate::events::{self, Window};
@@ -76,7 +77,7 @@ async fn next(receiver: &mut Receiver<Event>) -> Option<Event> {
 
 /// Follows the host's guests for as long as the node serves.
 pub(crate) async fn follow_guests(node: Arc<Node>) {
-    let mut log = Log::default();
+    let (mut log, mut restarts) = (Log::default(), Restarts::default());
     loop {
         let mut heard = events::follow(node.state(), None);
         while let Some(event) = heard.recv().await {
@@ -84,8 +85,11 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
                 Ok(event) => {
                     if matches!(event.what, What::Stopped { failed: true, .. }) {
                         node.counted().guests_failed.inc(&());
+                        log.write(&event);
+                        restarts.failed(&node, &event.guest);
+                    } else {
+                        log.write(&event);
                     }
-                    log.write(&event);
                     node.events().publish(event);
                 }
                 Err(error) => tracing::warn!("cannot follow what happens to guests: {error:#}"),

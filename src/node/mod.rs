@@ -7,7 +7,7 @@
 //! [`outcomes`] counts how migrations ended; [`past`] tells other hosts where a guest has gone;
 //! [`retention`] and [`resolver`] maintain the records; [`events`] reports guest events; [`api`] is
 //! the node's socket; [`certificates`] reloads certificates; [`autostart`] starts guests when the
-//! host boots. The node may be killed at any time: its state is on disk or in guests' processes,
+//! host boots, [`restarts`] those that failed. The node may be killed at any time: its state is on disk or in guests' processes,
 //! and the next node restores its promises from there. Start at [`run()`].
 
 mod access;
@@ -26,6 +26,7 @@ mod past;
 mod promises;
 mod quic;
 mod resolver;
+mod restarts;
 mod retention;
 mod run;
 mod scrape;

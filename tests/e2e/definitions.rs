@@ -216,3 +216,29 @@ fn a_guest_that_has_moved_away_is_not_started_with_the_host() {
     pair.a.run(&["destroy", "web-1"]).ok();
     pair.a.run(&["start", "web-1"]).ok();
 }
+
+#[test]
+fn a_guest_that_fails_is_started_again_if_its_definition_says_so() {
+    let pair = Pair::new();
+    let path = file(&pair, &format!("restart = \"on-failure\"\n{WEB}"));
+    pair.a.run(&["define", &path]).ok();
+    pair.a.run(&["start", "web-1"]).ok();
+    let stays_off = WEB.replace("web-1", "web-2");
+    pair.a.run(&["define", &file(&pair, &stays_off)]).ok();
+    pair.a.run(&["start", "web-2"]).ok();
+
+    let (first, other) = (works(&pair.a), pair.a.guest("web-2"));
+    let uuid = first.get("/v1/guest").unwrap()["uuid"].clone();
+    let dead = first.pid();
+    other.pid().kill();
+    dead.kill();
+    pair.a.await_log(&["started again after it had failed guest=web-1"]);
+    let again = works(&pair.a);
+    assert_eq!(again.get("/v1/guest").unwrap()["uuid"], uuid);
+    assert!(!pair.a.logs().contains("after it had failed guest=web-2"));
+
+    // One that a user ends stays off.
+    pair.a.run(&["destroy", "web-1"]).ok();
+    pair.a.await_log(&["guest=web-1", "stopped: it was ended on request"]);
+    assert_eq!(pair.a.list(), Vec::<Value>::new());
+}
