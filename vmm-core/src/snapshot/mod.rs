@@ -68,13 +68,21 @@ pub enum SnapshotError {
         cause: std::io::Error,
     },
     /// The file was not written by [`save`] or `save_template`.
-    #[error(
-        "{} is not a saved guest or template that fits this command (`lighter restore` takes \
-         guests, `lighter run --template` takes templates)",
-        path.display()
-    )]
+    #[error("{} is neither a saved guest nor a template", path.display())]
     Foreign {
         /// Path of the file that was given.
+        path: PathBuf,
+    },
+    /// The file is a template, and a saved guest was wanted.
+    #[error("{0} is a template: `lighter run --template {0}` starts a guest from it", path.display())]
+    Template {
+        /// Path of the template.
+        path: PathBuf,
+    },
+    /// The file is a saved guest, and a template was wanted.
+    #[error("{0} is a saved guest: `lighter restore {0}` continues it", path.display())]
+    Guest {
+        /// Path of the saved guest.
         path: PathBuf,
     },
     /// The file has a format version that this program does not know.

@@ -8,7 +8,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::SnapshotError;
-use super::format::{END, MAGIC, SHAPE_BYTES_MAX, STATE_BYTES_MAX, VERSIONS};
+use super::format::{END, MAGIC, SHAPE_BYTES_MAX, STATE_BYTES_MAX, TEMPLATE_MAGIC, VERSIONS};
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
 use crate::virtio::block::DiskProof;
@@ -133,14 +133,19 @@ impl<R: Read> Input<'_, R> {
         known: RangeInclusive<u32>,
     ) -> Result<(Vec<u8>, Vec<u8>), SnapshotError> {
         let mut start = [0; 12];
-        let foreign = || SnapshotError::Foreign { path: self.path.to_path_buf() };
+        let path = self.path.to_path_buf();
+        let foreign = || SnapshotError::Foreign { path: path.clone() };
         match self.fill(&mut start) {
             Err(SnapshotError::Truncated { .. }) => return Err(foreign()),
             result => result?,
         }
         let (found_magic, version) = start.split_at(magic.len());
         if found_magic != magic {
-            return Err(foreign());
+            return Err(match found_magic {
+                found if found == MAGIC => SnapshotError::Guest { path },
+                found if found == TEMPLATE_MAGIC => SnapshotError::Template { path },
+                _ => foreign(),
+            });
         }
         let found = version.try_into().map_or(0, u32::from_le_bytes);
         if !known.contains(&found) {

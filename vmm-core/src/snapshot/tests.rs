@@ -107,6 +107,9 @@ fn files_of_others_are_refused() {
     for foreign in [&b""[..], b"LIGHTER", b"#!/bin/sh\nexit 1\n", &[0; 4096]] {
         assert!(matches!(failure(folder.path(), foreign), SnapshotError::Foreign { .. }));
     }
+    let template = [&format::TEMPLATE_MAGIC[..], &[0; 4096]].concat();
+    let error = failure(folder.path(), &template).to_string();
+    assert!(error.contains("is a template: `lighter run --template "), "{error}");
     let missing =
         restore(Path::new("/nowhere/guest"), SavedDisks::Unwritten, Box::new(sink())).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read /nowhere/guest: No such file"));
