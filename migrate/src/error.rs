@@ -27,6 +27,7 @@ fn sentence(phase: Phase, failure: &Failure) -> String {
         Failure::ConnectionLost { detail } if phase == Phase::Connect => {
             format!("cannot connect: {detail}")
         }
+        Failure::NotConnected { .. } => format!("cannot connect: {failure}"),
         _ => format!("migration failed during {phase}: {failure}"),
     }
 }
@@ -96,6 +97,14 @@ pub enum Failure {
         /// The transport's error.
         detail: PeerText,
     },
+    /// The destination could not be reached at first.
+    #[error("{detail}")]
+    NotConnected {
+        /// Why not, as a label.
+        reason: Reason,
+        /// Why not.
+        detail: PeerText,
+    },
     /// The peer broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(ProtocolError),
@@ -161,6 +170,7 @@ impl Failure {
             Self::Downtime { .. } => Reason::Downtime,
             Self::NoAnswer { .. } => Reason::NoAnswer,
             Self::ConnectionLost { .. } => Reason::ConnectionLost,
+            Self::NotConnected { reason, .. } => *reason,
             Self::Protocol(_) => Reason::Protocol,
             Self::Data { .. } => Reason::Data,
             Self::Guest(_) => Reason::Guest,

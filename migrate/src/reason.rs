@@ -24,6 +24,12 @@ pub enum Reason {
     InDoubt,
     Operator,
     Downtime,
+    UnknownHost,
+    Unreachable,
+    UnknownAuthority,
+    WrongName,
+    CertificateExpired,
+    CertificateRefused,
     /// A reason that this release does not know, on the wire or in a report.
     #[serde(other)]
     Other,
@@ -31,7 +37,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons; the position of a reason is its [`Reason::code`].
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::Other,
         Self::Version,
         Self::Refused,
@@ -47,6 +53,12 @@ impl Reason {
         Self::InDoubt,
         Self::Operator,
         Self::Downtime,
+        Self::UnknownHost,
+        Self::Unreachable,
+        Self::UnknownAuthority,
+        Self::WrongName,
+        Self::CertificateExpired,
+        Self::CertificateRefused,
     ];
 
     /// Returns the name of the reason, which is also its metric label.
@@ -66,6 +78,12 @@ impl Reason {
             Self::InDoubt => "in_doubt",
             Self::Operator => "operator",
             Self::Downtime => "downtime",
+            Self::UnknownHost => "unknown_host",
+            Self::Unreachable => "unreachable",
+            Self::UnknownAuthority => "unknown_authority",
+            Self::WrongName => "wrong_name",
+            Self::CertificateExpired => "certificate_expired",
+            Self::CertificateRefused => "certificate_refused",
             Self::Other => "other",
         }
     }

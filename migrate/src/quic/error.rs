@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use quinn::{ConnectError, ConnectionError};
 
+use crate::reason::Reason;
+
 /// Why a connection to a peer could not be made, or was lost.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LinkError {
@@ -163,6 +165,34 @@ impl LinkError {
         }
     }
 
+    /// Returns the error as a label.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Resolve { .. } => Reason::UnknownHost,
+            Self::Silent { .. } => Reason::Unreachable,
+            Self::UnknownIssuer { .. } => Reason::UnknownAuthority,
+            Self::Refused { reason, .. } if reason.contains(UNKNOWN_AUTHORITY) => {
+                Reason::UnknownAuthority
+            }
+            Self::WrongName { .. } => Reason::WrongName,
+            Self::BadCertificate { reason, .. } | Self::Refused { reason, .. }
+                if is_of_time(reason) =>
+            {
+                Reason::CertificateExpired
+            }
+            Self::Revoked { .. }
+            | Self::BadCertificate { .. }
+            | Self::Refused { .. }
+            | Self::NoCertificate { .. } => Reason::CertificateRefused,
+            Self::Protocol { .. } => Reason::Version,
+            Self::Lost { .. }
+            | Self::Closed { .. }
+            | Self::ClosedHere { .. }
+            | Self::Other { .. }
+            | Self::Socket { .. } => Reason::ConnectionLost,
+        }
+    }
+
     pub(super) fn connect(error: &ConnectError, peer: SocketAddr) -> Self {
         Self::Other { peer: peer.to_string(), reason: error.to_string() }
     }
@@ -186,7 +216,7 @@ fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError 
         LinkError::BadCertificate { peer, reason: "it showed none".into() }
     } else if alert == alert::NO_APPLICATION_PROTOCOL {
         LinkError::Protocol { peer }
-    } else if reason.contains("not valid yet") || reason.contains("expired") {
+    } else if is_of_time(reason) {
         let reason = format!("{reason} (this host's clock decides: is it right?)");
         LinkError::BadCertificate { peer, reason }
     } else if alert::CERTIFICATE.contains(&alert) {
@@ -196,13 +226,19 @@ fn noticed_here(code: u64, reason: &str, peer: String, name: &str) -> LinkError 
     }
 }
 
+/// Whether a certificate is refused because of its time, by the text of rustls.
+fn is_of_time(reason: &str) -> bool {
+    reason.contains("not valid yet") || reason.contains("expired")
+}
+
+/// What is said to a host whose authority the peer does not know.
+const UNKNOWN_AUTHORITY: &str =
+    "it does not know the authority, and both hosts need one of the same";
+
 fn reported_by_peer(code: u64, reason: &str, peer: String) -> LinkError {
     let reason = || reason.to_owned();
     match code.checked_sub(CRYPTO) {
-        Some(alert::UNKNOWN_CA) => LinkError::Refused {
-            peer,
-            reason: "it does not know the authority, and both hosts need one of the same".into(),
-        },
+        Some(alert::UNKNOWN_CA) => LinkError::Refused { peer, reason: UNKNOWN_AUTHORITY.into() },
         Some(alert::CERTIFICATE_REVOKED) => {
             LinkError::Refused { peer, reason: "its authority has revoked it".into() }
         }
@@ -212,5 +248,27 @@ fn reported_by_peer(code: u64, reason: &str, peer: String) -> LinkError {
             LinkError::Refused { peer, reason: reason() }
         }
         _ => LinkError::Closed { peer, reason: reason() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_no_connection_was_made_is_a_label_of_its_own() {
+        let peer = || "b:4950".to_owned();
+        let here = |alert, reason| noticed_here(CRYPTO + alert, reason, peer(), "host-b").reason();
+        let there = |alert, reason| reported_by_peer(CRYPTO + alert, reason, peer()).reason();
+        assert_eq!(here(alert::UNKNOWN_CA, ""), Reason::UnknownAuthority);
+        assert_eq!(there(alert::UNKNOWN_CA, ""), Reason::UnknownAuthority);
+        assert_eq!(here(46, "certificate not valid for name host-b"), Reason::WrongName);
+        assert_eq!(here(45, "certificate expired: verified at 5"), Reason::CertificateExpired);
+        assert_eq!(there(45, "certificate expired: verified at 5"), Reason::CertificateExpired);
+        assert_eq!(here(alert::CERTIFICATE_REVOKED, ""), Reason::CertificateRefused);
+        assert_eq!(there(alert::CERTIFICATE_REVOKED, ""), Reason::CertificateRefused);
+        assert_eq!(LinkError::Silent { peer: peer() }.reason(), Reason::Unreachable);
+        let unknown = LinkError::Resolve { host: "b".to_owned(), reason: "no such".to_owned() };
+        assert_eq!(unknown.reason(), Reason::UnknownHost);
     }
 }

@@ -13,6 +13,7 @@ use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{Decision, DestinationMessage, MigrationId, Token};
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
+use crate::reason::Reason;
 
 /// Pause before asking a node again about a process that does not answer.
 const ASK_NODE_EVERY: Duration = Duration::from_secs(1);
@@ -62,21 +63,23 @@ impl Contact {
 #[derive(Debug)]
 pub(super) enum NoContact {
     Refused(Refusal),
-    Failed(String),
+    Failed(Reason, String),
 }
 
 impl From<FrontError> for NoContact {
     fn from(error: FrontError) -> Self {
         match error {
             FrontError::Refused(refusal) => Self::Refused(refusal),
-            other => Self::Failed(other.to_string()),
+            FrontError::Link(error) => error.into(),
+            FrontError::NoAnswer { .. } => Self::Failed(Reason::Unreachable, error.to_string()),
+            FrontError::Protocol { .. } => Self::Failed(Reason::Protocol, error.to_string()),
         }
     }
 }
 
 impl From<LinkError> for NoContact {
     fn from(error: LinkError) -> Self {
-        Self::Failed(error.to_string())
+        Self::Failed(error.reason(), error.to_string())
     }
 }
 
@@ -140,7 +143,8 @@ async fn ask_node(
             Err(error) => return Err(error.into()),
         }
     }
-    Err(NoContact::Failed(silent.map_or_else(String::new, |error| error.to_string())))
+    let nothing = || NoContact::Failed(Reason::Unreachable, "it has no address".to_owned());
+    Err(silent.map_or_else(nothing, NoContact::from))
 }
 
 /// The result of reconnecting.

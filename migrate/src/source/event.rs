@@ -6,6 +6,7 @@ use crate::error::OperatorChoice;
 use crate::guest::{GuestError, RunState};
 use crate::progress::Transfer;
 use crate::protocol::{CodecError, DestinationMessage};
+use crate::reason::Reason;
 use crate::text::PeerText;
 
 /// An event that the shell reports. Answers to actions that are obsolete (the migration was aborted
@@ -15,7 +16,14 @@ pub enum Event {
     /// The connection to the destination is up, with a new control stream: at the start, and as
     /// answer to [`super::Action::Reconnect`].
     Connected,
-    /// The connection is lost, or could not be made; also reported if one of its streams failed.
+    /// The first connection could not be made.
+    NotConnected {
+        /// Why not, as a label.
+        reason: Reason,
+        /// Why not.
+        detail: PeerText,
+    },
+    /// The connection is lost, or could not be made again; also reported if one of its streams failed.
     /// Nothing sent before can be assumed to have been received.
     ConnectionLost {
         /// The transport's error.

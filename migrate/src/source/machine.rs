@@ -94,6 +94,7 @@ impl Source {
         self.now = self.now.max(now);
         match event {
             Event::Connected => self.on_connected(),
+            Event::NotConnected { reason, detail } => self.on_not_connected(reason, detail),
             Event::ConnectionLost { detail } => self.on_connection_lost(detail),
             Event::Message(message) => self.on_message(message),
             Event::Malformed(error) => self.on_violation(ProtocolError::Codec(error)),

@@ -6,6 +6,7 @@ use super::{Action, Source};
 use crate::error::{Failure, MigrationError};
 use crate::guest::{GuestError, RunState};
 use crate::protocol::{Decision, DestinationMessage, SourceMessage};
+use crate::reason::Reason;
 use crate::report::Outcome;
 use crate::text::PeerText;
 
@@ -160,6 +161,15 @@ impl Source {
             }
             state if state.is_uncommitted() => self.abort(Failure::GuestStopped { detail }),
             _ => {}
+        }
+    }
+
+    pub(super) fn on_not_connected(&mut self, reason: Reason, detail: PeerText) {
+        if self.state.is_uncommitted() {
+            self.link.down();
+            self.abort(Failure::NotConnected { reason, detail });
+        } else {
+            self.on_connection_lost(detail);
         }
     }
 

@@ -229,7 +229,10 @@ impl Driver {
             Input::Approached(Err(NoContact::Refused(refusal))) => {
                 self.handle(Event::Message(DestinationMessage::Refused(refusal)))
             }
-            Input::Approached(Err(NoContact::Failed(detail))) => self.lost(&detail),
+            Input::Approached(Err(NoContact::Failed(reason, detail))) => {
+                self.line.close();
+                self.handle(Event::NotConnected { reason, detail: detail.as_str().into() })
+            }
             Input::Reached(generation, reached) if generation == self.line.generation() => {
                 match reached {
                     Ok(Reached::Process(connection, control)) => {
