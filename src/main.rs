@@ -46,7 +46,6 @@ mod whereabouts;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::Parser;
 use tracing::Level;
 
 use cli::{Cli, LogFormat, Verb};
@@ -54,7 +53,7 @@ use exit::Exit;
 use state_dir::{Access, StateDir};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of_command_line();
     match logging::start(&cli).and_then(|()| dispatch(&cli)) {
         Ok(exit) => exit.into(),
         Err(error) => {

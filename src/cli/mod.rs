@@ -22,7 +22,7 @@ pub(crate) mod spec;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// What every exit code means; ends the long help.
 const AFTER_HELP: &str = "\
@@ -64,6 +64,32 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) verb: Verb,
+}
+
+impl Cli {
+    /// Parses this process's command line. Exits with help or an error of usage where that is due.
+    pub(crate) fn of_command_line() -> Self {
+        let matches = Self::described().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Describes the command line. Global options are shown once, by `lighter --help`.
+    pub(crate) fn described() -> Command {
+        let mut command = Self::command();
+        command.build();
+        without_globals(command)
+    }
+}
+
+/// Hides global options in the help of the verbs of `command`, and of theirs.
+fn without_globals(command: Command) -> Command {
+    command.mut_subcommands(|verb| {
+        let verb = verb.mut_args(|option| {
+            let is_global = option.is_global_set();
+            option.hide(is_global)
+        });
+        without_globals(verb)
+    })
 }
 
 /// What is logged, and how.
@@ -202,7 +228,6 @@ pub(crate) enum Verb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn definitions_are_consistent() {
@@ -211,10 +236,53 @@ mod tests {
 
     #[test]
     fn every_visible_verb_has_an_example() {
-        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        for verb in Cli::described().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             let help = verb.clone().render_long_help().to_string();
             assert!(help.contains("Examples:"), "{} has no example:\n{help}", verb.get_name());
             assert!(help.contains(&format!("lighter {}", verb.get_name())), "{}", verb.get_name());
+        }
+    }
+
+    /// Returns the help of a verb in a terminal of 80 columns.
+    fn help(path: &[&str]) -> String {
+        let mut verb = Cli::described().term_width(80);
+        for name in path {
+            verb = verb.find_subcommand(name).unwrap().clone().term_width(80);
+        }
+        verb.render_long_help().to_string()
+    }
+
+    fn each_verb(command: &Command, path: &[&str], check: &mut impl FnMut(&[&str])) {
+        for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+            let path = [path, &[verb.get_name()]].concat();
+            check(&path);
+            each_verb(verb, &path, check);
+        }
+    }
+
+    #[test]
+    fn help_fits_a_terminal_of_80_columns_and_shows_global_options_once() {
+        each_verb(&Cli::described(), &[], &mut |path| {
+            let help = help(path);
+            let wide = help.lines().find(|line| line.chars().count() > 80);
+            assert_eq!(wide, None, "{path:?}");
+            assert!(!help.contains("--state-dir"), "{path:?}:\n{help}");
+        });
+        assert!(help(&[]).contains("--state-dir"));
+    }
+
+    /// The help that most users see first is reviewed as a text: run with `UPDATE_GOLDEN=1` to
+    /// write the files again.
+    #[test]
+    fn help_reads_as_in_the_golden_files() {
+        for (path, file) in [(&[][..], "help.txt"), (&["run"], "help-run.txt")] {
+            let file =
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+            let help = help(path);
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&file, &help).unwrap();
+            }
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), help, "{}", file.display());
         }
     }
 
