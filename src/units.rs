@@ -125,9 +125,9 @@ pub(crate) fn format_size(bytes: u64) -> String {
     with_unit(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
 }
 
-/// Formats a rate for users: three figures, decimal units each second.
+/// Formats a rate for users, in the units of the sizes that are shown beside it.
 pub(crate) fn format_rate(bytes_per_s: u64) -> String {
-    format!("{}/s", with_unit(bytes_per_s as f64, 1000.0, &["B", "kB", "MB", "GB", "TB"]))
+    format!("{}/s", format_size(bytes_per_s))
 }
 
 /// Formats a count for users: `20,043`.
@@ -230,8 +230,8 @@ mod tests {
 
     #[test]
     fn shown_values_keep_three_figures() {
-        assert_eq!(format_pair(512 * MIB), ("512 MiB".to_owned(), "537 MB/s".to_owned()));
-        assert_eq!(format_pair(1_360_000_000), ("1.27 GiB".to_owned(), "1.36 GB/s".to_owned()));
+        assert_eq!(format_pair(512 * MIB), ("512 MiB".to_owned(), "512 MiB/s".to_owned()));
+        assert_eq!(format_pair(1_360_000_000), ("1.27 GiB".to_owned(), "1.27 GiB/s".to_owned()));
         assert_eq!(format_size(17), "17 B");
         assert_eq!(format_count(1_234_567), "1,234,567");
         assert_eq!(format_count(12), "12");
