@@ -176,7 +176,7 @@ pub(super) mod tests {
             "1, which stopped it for 4.0 ms",
             "256 MiB for 512 MiB",
             "(50 %)",
-            "123 MB/s of memory",
+            "117 MiB/s of memory",
             "60,000 as they are",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
