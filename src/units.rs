@@ -122,7 +122,20 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
 
 /// Formats a size for users: three figures, binary units.
 pub(crate) fn format_size(bytes: u64) -> String {
-    with_unit(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let decimals = if unit == 0 || value >= 100.0 || value.fract() == 0.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {}", UNITS[unit])
 }
 
 /// Formats a rate for users, in the units of the sizes that are shown beside it.
@@ -141,22 +154,6 @@ pub(crate) fn format_count(count: u64) -> String {
         shown.push(digit);
     }
     shown
-}
-
-fn with_unit(mut value: f64, step: f64, units: &[&str]) -> String {
-    let mut unit = 0;
-    while value >= step && unit + 1 < units.len() {
-        value /= step;
-        unit += 1;
-    }
-    let decimals = if unit == 0 || value >= 100.0 || value.fract() == 0.0 {
-        0
-    } else if value >= 10.0 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.decimals$} {}", units[unit])
 }
 
 /// Formats a short time for users: `32.4 ms`, `1.36 s`, `4m 05s`.
