@@ -1,7 +1,6 @@
 //! What is kept of a guest whose process was killed: a record of that, and its logs.
 
 use std::fs;
-use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 
@@ -13,37 +12,50 @@ impl GuestDir {
     /// Records how the guest ended whose process is gone, and keeps its logs beside the record,
     /// unless that process has recorded its end itself.
     pub(super) fn keep_evidence(&self) {
-        let Ok(identity) = self.read_identity() else { return };
-        if self.ended.read(&self.name).is_some_and(|ended| ended.is_of(&identity)) {
+        let Ok(process) = self.read_identity() else { return };
+        if self.ended.read(&self.name).is_some_and(|ended| ended.is_of(&process)) {
             return;
         }
-        if let Err(error) = self.record_death(&identity) {
-            tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
-        }
-    }
-
-    fn record_death(&self, process: &GuestIdentity) -> Result<()> {
         let reason = match boot_unix_ms() {
             Some(boot) if process.started_unix_ms < boot => "was lost when the host went down",
             _ => "died: its process was killed, or crashed",
         };
-        self.ended.create_place(&self.name)?;
-        for log in KEPT_LOGS {
-            let kept = self.ended.place(&self.name).join(log);
-            match fs::rename(self.path.join(log), &kept) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                moved => moved.with_context(|| format!("cannot keep {}", kept.display()))?,
-            }
+        let kept = self.keep_logs().and_then(|()| self.record_end(&process, How::Died, reason));
+        if let Err(error) = kept {
+            tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
         }
+    }
+
+    /// Records how the guest of `process` ended, which did not do so itself; `reason` completes the
+    /// sentence "web-1 ...".
+    ///
+    /// # Errors
+    /// If the record cannot be written.
+    pub(crate) fn record_end(&self, process: &GuestIdentity, how: How, reason: &str) -> Result<()> {
+        self.ended.create_place(&self.name)?;
         self.ended.write(&Ended {
             // The file in the folder may name another guest: the process could write it.
             name: self.name.clone(),
             uuid: process.uuid,
             began_unix_ms: process.started_unix_ms,
             ended_unix_ms: unix_ms(),
-            how: How::Died,
+            how,
             reason: reason.to_owned(),
         })
+    }
+
+    /// Moves the logs that say something to where the record will be.
+    fn keep_logs(&self) -> Result<()> {
+        self.ended.create_place(&self.name)?;
+        for log in KEPT_LOGS {
+            let from = self.path.join(log);
+            if fs::symlink_metadata(&from).is_ok_and(|found| found.is_file() && found.len() > 0) {
+                let kept = self.ended.place(&self.name).join(log);
+                fs::rename(from, &kept)
+                    .with_context(|| format!("cannot keep {}", kept.display()))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -129,7 +129,7 @@ fn the_folder_of_a_dead_process_is_cleaned_when_found() {
     let (_folder, state) = StateDir::temporary();
     let guest = state.guest(&name("web"));
     fs::create_dir_all(guest.path()).unwrap();
-    for file in ["lock", "api.sock", "console.log", "console.log.old"] {
+    for file in ["lock", "guest.json", "api.sock", "console.log", "console.log.old"] {
         fs::write(guest.path().join(file), "left").unwrap();
     }
 

@@ -8,6 +8,7 @@ use super::session::{END_PATIENCE, block_on, for_each, guest_client, is_gone_wit
 use crate::api::types::{GuestInfo, RebootRequest, ResumeRequest, StateAnswer};
 use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{ButtonArgs, NamesArgs, ResumeArgs};
+use crate::ended::How;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
@@ -63,7 +64,7 @@ pub(crate) fn destroy(state: &StateDir, args: &NamesArgs) -> Result<Exit> {
 fn end(state: &StateDir, name: &GuestName) -> Result<()> {
     let client = guest_client(state, name)?.with_patience(ANSWER_PATIENCE);
     let guest = state.guest(name);
-    let process = ProcessHandle::of(&guest);
+    let (process, identity) = (ProcessHandle::of(&guest), guest.read_identity());
     block_on(async {
         let known = process.as_ref().ok();
         let fault = match ask_to_end(&client, &guest).await {
@@ -82,7 +83,11 @@ fn end(state: &StateDir, name: &GuestName) -> Result<()> {
         if !is_gone_within(&guest, Some(&process), END_PATIENCE).await {
             bail!("process {pid} of {name} was killed, and is still there after {END_PATIENCE:?}");
         }
-        Ok(())
+        let reason = "was ended on request; its process did not end, and was killed";
+        match identity {
+            Ok(identity) => guest.record_end(&identity, How::Destroyed, reason),
+            Err(_) => Ok(()),
+        }
     })
 }
 

@@ -18,7 +18,13 @@ pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         ["migrations", "guests", _, _, record] | ["migrations", "past", record] => {
             record.ends_with(".json")
         }
-        ["ended", "guests", _, "ended.json"] => true,
+        [
+            "ended",
+            "guests",
+            _,
+            "ended.json" | "console.log" | "console.log.old" | "lighter.log",
+        ]
+        | ["departed", "guests", _, _, "shared"] => true,
         ["identities", uuid] => uuid.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
