@@ -73,8 +73,8 @@ impl DiskPlaces {
         let shown = path.to_string_lossy().escape_debug().to_string();
         if self.folders.is_empty() && self.devices.is_empty() {
             return Err(format!(
-                "the destination takes no disks: start its node with --disk-dir and the folder for {shown}, or with --disk-device {shown} if \
-                 that is a block device; without shared storage, also give --copy-disks"
+                "the destination takes no disks: start its node with --disk-dir and the folder for {shown}, or with --disk-device {shown} \
+                 if that is a block device; without shared storage, also give --copy-disks"
             ));
         }
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {

@@ -4,7 +4,8 @@
 //! A guest's process writes `ended/guests/NAME/ended.json` in the state folder just before it
 //! exits, and writes in no other guest's folder. A process that is killed writes nothing. The next
 //! guest of the same name removes the file when it runs. The first process that finds the folder of
-//! a killed one records that it died, and keeps its logs here. Earlier versions wrote `ended/NAME.json`.
+//! a killed one records that it died, and keeps its logs here. Earlier versions wrote
+//! `ended/NAME.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -149,7 +150,8 @@ impl EndedGuests {
         Ok(regular_file::sync_folder_of(&to)?)
     }
 
-    /// Records how a guest ended. The logs of an earlier guest of this name, whose process died, go.
+    /// Records how a guest ended, and removes the logs of an earlier guest of this name, whose
+    /// process died.
     ///
     /// # Errors
     /// If the file cannot be written.

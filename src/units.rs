@@ -1,8 +1,8 @@
 //! Sizes, rates and times: parses what users write, and formats values for users.
 //!
-//! One rule for all, as in virsh: `MiB` is binary, `MB` is decimal. A size may also have one letter,
-//! which is binary, as in QEMU (`512M`); a rate needs its unit (`100MB/s`, `1Gbit/s`). Nothing here
-//! knows what is being measured.
+//! One rule for all, as in virsh: `MiB` is binary, `MB` is decimal. A size may also have one
+//! letter, which is binary, as in QEMU (`512M`); a rate needs its unit (`100MB/s`, `1Gbit/s`).
+//! Nothing here knows what is being measured.
 
 use std::fmt;
 use std::str::FromStr;

@@ -204,7 +204,8 @@ fixed_label! {
         Timeout = "timeout",
         /// The other end is connected but did not answer.
         NoAnswer = "no_answer",
-        /// The connection was lost, or could not be established for another reason than those below.
+        /// The connection was lost, or could not be established for another reason than those
+        /// below.
         ConnectionLost = "connection_lost",
         /// The destination's name has no address.
         UnknownHost = "unknown_host",

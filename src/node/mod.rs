@@ -7,8 +7,9 @@
 //! [`outcomes`] counts how migrations ended; [`past`] tells other hosts where a guest has gone;
 //! [`retention`] and [`resolver`] maintain the records; [`events`] reports guest events; [`api`] is
 //! the node's socket; [`certificates`] reloads certificates; [`autostart`] starts guests when the
-//! host boots, [`restarts`] those that failed. The node may be killed at any time: its state is on disk or in guests' processes,
-//! and the next node restores its promises from there. Start at [`run()`].
+//! host boots, [`restarts`] those that failed. The node may be killed at any time: its state is on
+//! disk or in guests' processes, and the next node restores its promises from there. Start at
+//! [`run()`].
 
 mod access;
 mod admission;

@@ -23,8 +23,8 @@ pub enum Event {
         /// Why not.
         detail: PeerText,
     },
-    /// The connection is lost, or could not be made again; also reported if one of its streams failed.
-    /// Nothing sent before can be assumed to have been received.
+    /// The connection is lost, or could not be made again; also reported if one of its streams
+    /// failed. Nothing sent before can be assumed to have been received.
     ConnectionLost {
         /// The transport's error.
         detail: PeerText,
