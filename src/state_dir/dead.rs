@@ -9,11 +9,12 @@ use crate::clock::unix_ms;
 use crate::ended::{Ended, How, KEPT_LOGS};
 
 impl GuestDir {
-    /// Records how the guest ended whose process is gone, and keeps its logs beside the record,
-    /// unless that process has recorded its end itself.
+    /// Records how the guest ended whose process is gone, and keeps its logs beside the record.
+    /// Does nothing if there is a record: the process has written it, or never had the guest, since
+    /// a guest that runs here has its record removed.
     pub(super) fn keep_evidence(&self) {
         let Ok(process) = self.read_identity() else { return };
-        if self.ended.read(&self.name).is_some_and(|ended| ended.is_of(&process)) {
+        if self.ended.read(&self.name).is_some() {
             return;
         }
         let reason = match boot_unix_ms() {
@@ -100,6 +101,7 @@ mod tests {
         let log = state.ended().log_of(&identity.name).unwrap();
         assert_eq!(fs::read_to_string(log).unwrap(), "panic");
 
+        state.ended().forget(&identity.name);
         killed(&state, 1);
         assert!(state.live_guests().unwrap().is_empty());
         let ended = state.ended().read(&identity.name).unwrap();
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_has_recorded_of_its_own_end_stays() {
+    fn what_is_recorded_of_the_end_of_a_guest_stays() {
         let (_folder, state) = StateDir::temporary();
         state.create().unwrap();
         let identity = killed(&state, unix_ms());
@@ -115,7 +117,7 @@ mod tests {
         let own = Ended {
             name: identity.name.clone(),
             uuid: identity.uuid,
-            began_unix_ms: identity.started_unix_ms,
+            began_unix_ms: identity.started_unix_ms - 1,
             ended_unix_ms: 9,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),
