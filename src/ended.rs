@@ -169,6 +169,11 @@ impl EndedGuests {
         }
     }
 
+    /// Whether there is a record of how the last guest of this name ended, damaged or not.
+    pub(crate) fn is_recorded(&self, name: &GuestName) -> bool {
+        [self.earlier_file(name), self.file(name)].iter().any(|file| file.exists())
+    }
+
     /// Returns the console log of the last guest of this name whose process died, or else that
     /// process's own log.
     pub(crate) fn log_of(&self, name: &GuestName) -> Option<PathBuf> {

@@ -14,7 +14,7 @@ impl GuestDir {
     /// a guest that runs here has its record removed.
     pub(super) fn keep_evidence(&self) {
         let Ok(process) = self.read_identity() else { return };
-        if self.ended.read(&self.name).is_some() {
+        if self.ended.is_recorded(&self.name) {
             return;
         }
         let reason = match boot_unix_ms() {
