@@ -365,22 +365,24 @@ fn a_guest_whose_disk_another_has_locked_at_the_hand_over_stays_paused_at_its_so
     let (kernel, disk) = (sleeper(pair.folder()), pair.folder().join("disk.raw"));
     std::fs::write(&disk, [0; 1 << 16]).expect("a disk");
     let (kernel, disk) = (kernel.display().to_string(), disk.display().to_string());
-    let run = |name| {
+    let run = |host: &Host, name| {
         let start = ["run", "--detach", "--name", name, "--memory", "64M"];
-        pair.a.run(&[&start[..], &["--kernel", &kernel, "--disk", &disk]].concat()).ok();
+        host.run(&[&start[..], &["--kernel", &kernel, "--disk", &disk]].concat())
     };
-    run(GUEST);
+    run(&pair.a, GUEST).ok();
     let migration = Migration::start(&pair.a, GUEST, &pair.b, &HELD);
     stall.await_reached();
-    run("thief");
+    // The source knows with which disk its guest leaves; another host does not.
+    run(&pair.a, "thief").complains(Exit::Failed, &["disk.raw", "belongs to the guest web-1"]);
+    run(&pair.b, "thief").ok();
     stall.release();
     let words = ["cannot migrate web-1", "web-1 stays paused here", "lighter resume web-1"];
     migration.finish().done.complains(Exit::Failed, &words);
     pair.a.guest(GUEST).await_state("paused");
     pair.a.run(&["resume", GUEST]).complains(Exit::Failed, &["disk.raw", "in use"]);
 
-    pair.a.run(&["destroy", "thief"]).ok();
-    guest_is_gone(&[&pair.a], "thief");
+    pair.b.run(&["destroy", "thief"]).ok();
+    guest_is_gone(&[&pair.b], "thief");
     let words = ["disk.raw was written since the guest last had it", "--unsafe"];
     pair.a.run(&["resume", GUEST]).complains(Exit::Failed, &words);
     pair.a.run(&["resume", GUEST, "--unsafe"]).ok();
