@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    KeyUsagePurpose, PublicKeyData, date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -14,7 +14,7 @@ use x509_parser::parse_x509_certificate;
 
 use super::certificate::{CLOCK_GRACE, is_host_name};
 use super::files::{
-    CA_CERT, CA_KEY, CertError, Mode, create_dir, read, refuse_existing, write_new,
+    CA_CERT, CA_KEY, CertError, Mode, create_dir, read, read_if_there, refuse_existing, write_new,
 };
 use super::identity::Identity;
 
@@ -48,18 +48,28 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), cert_pem })
     }
 
+    /// Reads the authority in `dir`; none if its key is not there.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn find(dir: &Path) -> Result<Option<Self>, CertError> {
+        read_if_there(&dir.join(CA_KEY))?.map(|_key| Self::load(dir)).transpose()
+    }
+
     /// Reads the authority that [`Authority::save`] wrote to `dir`.
     ///
     /// # Errors
-    /// [`CertError::File`] if `ca.pem` or `ca.key` cannot be read, [`CertError::Make`] if they are
-    /// not a certificate and a key, and `CertError::OtherKey` if they do not belong together.
+    /// [`CertError::File`] if `ca.pem` or `ca.key` cannot be read, [`CertError::NotACertificate`]
+    /// or [`CertError::NotAKey`] if they are damaged, and [`CertError::OtherKey`] if they do not
+    /// belong together.
     pub fn load(dir: &Path) -> Result<Self, CertError> {
-        let cert_pem = read(&dir.join(CA_CERT))?;
-        let key_pem = read(&dir.join(CA_KEY))?;
-        let make = |cause| CertError::Make { subject: dir.display().to_string(), cause };
-        let key = KeyPair::from_pem(&key_pem).map_err(make)?;
+        let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
+        let (cert_pem, key_pem) = (read(&cert_path)?, read(&key_path)?);
+        let key = parse_key(&key_pem, &key_path)?;
         let of_key = key.public_key_raw().to_vec();
-        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(make)?;
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(|cause| {
+            CertError::NotACertificate { path: cert_path, cause: cause.to_string() }
+        })?;
         let authority = Self { issuer, cert_pem };
         let is_its_key = authority.read(|certificate| {
             certificate.public_key().subject_public_key.data == of_key.as_slice()
@@ -100,18 +110,37 @@ impl Authority {
         names: &[String],
         change: impl FnOnce(&mut CertificateParams),
     ) -> Result<Identity, CertError> {
-        if let Some(name) = names.iter().find(|name| !is_host_name(name)) {
-            return Err(CertError::Name { name: name.clone() });
-        }
+        let make = |cause| CertError::Make { subject: names.join(", "), cause };
+        let key = KeyPair::generate().map_err(make)?;
+        let cert_pem = self.certify(names, &key, change)?;
+        let key_pem = key.serialize_pem();
+        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem, crl_pem: None })
+    }
+
+    /// Issues a certificate, in PEM, for the host with the names `names` that has this public key;
+    /// `change` may change the certificate's parameters last.
+    pub(super) fn certify(
+        &self,
+        names: &[String],
+        key: &impl PublicKeyData,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<String, CertError> {
+        check_names(names)?;
         let subject = names.first().map_or("lighter host", String::as_str);
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
         let mut params = params_of_peer(subject, HOST_DAYS, names).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
         change(&mut params);
-        let key = KeyPair::generate().map_err(make)?;
-        let cert_pem = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
-        let key_pem = key.serialize_pem();
-        Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem, crl_pem: None })
+        Ok(params.signed_by(key, &self.issuer).map_err(make)?.pem())
+    }
+
+    /// Returns whether this authority issued the first certificate in `cert_pem`, by its name,
+    /// which is unique.
+    #[must_use]
+    pub fn has_issued(&self, cert_pem: &str) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(cert_pem.as_bytes()) else { return false };
+        let Ok((_, certificate)) = parse_x509_certificate(&der) else { return false };
+        self.subject().is_ok_and(|subject| subject == certificate.issuer().as_raw())
     }
 
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
@@ -134,6 +163,23 @@ impl Authority {
         let (_, certificate) = parse_x509_certificate(&der).map_err(|error| error.to_string())?;
         Ok(read(&certificate))
     }
+}
+
+/// Checks that each of `names` is a DNS name or an IP address.
+pub(super) fn check_names(names: &[String]) -> Result<(), CertError> {
+    match names.iter().find(|name| !is_host_name(name)) {
+        Some(name) => Err(CertError::Name { name: name.escape_debug().to_string() }),
+        None => Ok(()),
+    }
+}
+
+/// Reads the private key `pem`, the content of the file at `path`.
+pub(super) fn parse_key(pem: &str, path: &Path) -> Result<KeyPair, CertError> {
+    let damaged = |cause: rcgen::Error| CertError::NotAKey {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    };
+    KeyPair::from_pem(pem).map_err(damaged)
 }
 
 /// Returns the parameters of a certificate that is used both to connect and to accept connections.
@@ -232,9 +278,29 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn a_missing_or_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let message = Authority::load(dir.path()).unwrap_err().to_string();
         assert!(message.contains("ca.pem"), "{message}");
+        assert!(Authority::find(dir.path()).unwrap().is_none());
+
+        Authority::create().unwrap().save(dir.path()).unwrap();
+        assert!(Authority::find(dir.path()).unwrap().is_some());
+        for file in [CA_CERT, CA_KEY] {
+            let path = dir.path().join(file);
+            let good = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+            let message = Authority::find(dir.path()).unwrap_err().to_string();
+            assert!(message.contains(file) && message.contains("does not hold"), "{message}");
+            std::fs::write(&path, &good).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_authority_recognises_the_certificates_that_it_issued() {
+        let (ours, theirs) = (Authority::create().unwrap(), Authority::create().unwrap());
+        let issued = ours.issue(&["host-a".into()]).unwrap().cert_pem;
+        assert!(ours.has_issued(&issued) && !theirs.has_issued(&issued));
+        assert!(!ours.has_issued("nothing"));
     }
 }

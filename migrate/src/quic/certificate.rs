@@ -1,5 +1,6 @@
 //! The content of a host's certificate: its names and its validity; and why it cannot be used.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,10 +23,8 @@ pub(super) const CLOCK_GRACE: Duration = Duration::from_hours(24);
 /// Why a host's certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read.
-    #[error(
-        "{0}; on the first host `lighter certs init` makes them, on any other host copy what `lighter certs host` made on the first one"
-    )]
+    /// A file does not exist or cannot be read.
+    #[error("{}", unreadable(.0))]
     Read(CertError),
     /// A file is not PEM, or has no section of the expected kind.
     #[error("{what} is not usable: {cause}")]
@@ -36,16 +35,31 @@ pub enum TlsError {
         cause: pem::Error,
     },
     /// The host's certificate is not a valid certificate.
-    #[error("the host certificate is not usable: {cause}")]
+    #[error("the host certificate, host.pem, is not usable: {cause}")]
     Malformed {
         /// The parser's error.
         cause: String,
     },
-    /// The host's certificate has expired.
+    /// The host's private key cannot be used.
+    #[error("the host's private key, host.key, is not usable: {cause}")]
+    BadKey {
+        /// The library's error.
+        cause: rustls::Error,
+    },
+    /// The host's private key belongs to another certificate.
     #[error(
-        "this host's certificate expired at {until}: make a new one with `lighter certs host`, and put it in place of \
-         host.pem and host.key"
+        "host.key is not the key of this host's certificate, host.pem: put the key there that came with it, or make both \
+         again with `lighter certs renew`"
     )]
+    OtherKey,
+    /// The authority's certificate cannot be used.
+    #[error("the authority's certificate, ca.pem, is not usable: {cause}")]
+    BadAuthority {
+        /// The library's error.
+        cause: rustls::Error,
+    },
+    /// The host's certificate has expired.
+    #[error("this host's certificate expired at {until}: replace it with `lighter certs renew`")]
     Expired {
         /// The end of its validity.
         until: String,
@@ -88,6 +102,20 @@ pub enum TlsError {
     /// The authority cannot verify peers.
     #[error("the authority's certificate cannot verify peers: {0}")]
     Verifier(VerifierBuilderError),
+}
+
+/// Describes an error of reading a host's certificates, and what to do.
+fn unreadable(error: &CertError) -> String {
+    let way_out = match error {
+        CertError::File { cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
+            "; on the first host `lighter certs init` makes the certificates, on any other host begin with `lighter certs request`"
+        }
+        CertError::File { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => {
+            "; only the owner of the state folder may read its certificates"
+        }
+        _ => "",
+    };
+    format!("{error}{way_out}")
 }
 
 impl From<rustls::Error> for TlsError {
@@ -157,8 +185,7 @@ impl HostCertificate {
     /// # Errors
     /// [`TlsError::Expired`] or [`TlsError::NotYetValid`].
     pub fn check(&self, now: SystemTime) -> Result<(), TlsError> {
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let now = unix_s(now);
         if now > self.valid_until_unix_s {
             return Err(TlsError::Expired { until: calendar_time(self.valid_until_unix_s) });
         }
@@ -166,6 +193,13 @@ impl HostCertificate {
             return Err(TlsError::NotYetValid { from: calendar_time(self.valid_from_unix_s) });
         }
         Ok(())
+    }
+
+    /// Returns for how many seconds the certificate is still valid at `now`; negative once it has
+    /// expired.
+    #[must_use]
+    pub fn left_s(&self, now: SystemTime) -> i64 {
+        self.valid_until_unix_s.saturating_sub(unix_s(now))
     }
 
     /// Returns whether the certificate is valid for `host`, a DNS name or an IP address.
@@ -180,6 +214,12 @@ impl HostCertificate {
     }
 }
 
+/// Returns a time in seconds since 1970; zero for an earlier one.
+fn unix_s(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// Returns the names in the certificate's subjectAltName (RFC 5280 §4.2.1.6).
 fn names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
     let listed = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
@@ -187,7 +227,8 @@ fn names(certificate: &X509Certificate<'_>) -> Result<Vec<String>, String> {
     Ok(listed.filter_map(name).collect())
 }
 
-fn name(name: &GeneralName<'_>) -> Option<String> {
+/// Returns a DNS name or an IP address; none for a name of another kind.
+pub(super) fn name(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),

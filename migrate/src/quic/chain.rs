@@ -6,9 +6,10 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, RootCertStore};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, InconsistentKeys, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime, pem};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 
 use super::certificate::TlsError;
 
@@ -28,7 +29,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca_pem, "the authority's certificate, ca.pem,")? {
-        roots.add(certificate)?;
+        roots.add(certificate).map_err(|cause| TlsError::BadAuthority { cause })?;
     }
     Ok(roots)
 }
@@ -53,6 +54,38 @@ pub(super) fn check_chain(ca_pem: &str, cert_pem: &str) -> Result<(), TlsError> 
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
     verifier.verify_client_cert(host, intermediates, now).map_err(refused)?;
     Ok(())
+}
+
+/// Checks that the private key `key_pem` belongs to the host's certificate.
+pub(super) fn check_key(cert_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+    let key = provider()
+        .key_provider
+        .load_private_key(private_key(key_pem)?)
+        .map_err(|cause| TlsError::BadKey { cause })?;
+    match CertifiedKey::new(host_chain(cert_pem)?, key).keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(TlsError::OtherKey),
+        Err(error) => Err(TlsError::Malformed { cause: error.to_string() }),
+    }
+}
+
+/// Reads the private key in `key_pem`.
+pub(super) fn private_key(key_pem: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+        .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })
+}
+
+/// Returns the SHA-256 of each certificate in `ca_pem`, as `openssl x509 -fingerprint -sha256`
+/// prints it.
+pub(super) fn fingerprints(ca_pem: &str) -> Result<Vec<String>, TlsError> {
+    let found = certificates(ca_pem, "the authority's certificate, ca.pem,")?;
+    Ok(found.iter().map(|der| fingerprint(der)).collect())
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    let Some(suite) = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13() else { return String::new() };
+    let digest = suite.common.hash_provider.hash(der);
+    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
 }
 
 /// Returns the host's certificate and the chain behind it.

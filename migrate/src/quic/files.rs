@@ -1,8 +1,8 @@
 //! The files of a certificates folder: their names, and how they are read and written.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
@@ -16,6 +16,8 @@ pub(super) const CA_KEY: &str = "ca.key";
 pub(super) const HOST_CERT: &str = "host.pem";
 /// The host's key.
 pub(super) const HOST_KEY: &str = "host.key";
+/// The key of the host's next certificate, while another certificate is in use.
+pub(super) const HOST_KEY_NEW: &str = "host.key.new";
 
 /// The folder with records of the certificates that the authority has issued.
 pub(super) const ISSUED: &str = "issued";
@@ -31,7 +33,7 @@ pub enum CertError {
     /// A file of the certificates folder cannot be read or written.
     #[error("cannot {action} {}: {cause}", path.display())]
     File {
-        /// The operation that failed: `read`, `write` or `create`.
+        /// The operation that failed: `read`, `write`, `create`, `replace` or `remove`.
         action: &'static str,
         /// Path of the file or folder.
         path: PathBuf,
@@ -81,6 +83,14 @@ pub enum CertError {
         /// The parser's error.
         cause: String,
     },
+    /// A file that should hold a private key does not.
+    #[error("{} does not hold a private key that can be read: {cause}", path.display())]
+    NotAKey {
+        /// Path of the file without a key.
+        path: PathBuf,
+        /// The parser's error.
+        cause: String,
+    },
     /// A record of a revoked certificate whose name is not a serial number.
     #[error(
         "{} is named by no certificate's serial: remove it, or give it its name again", path.display()
@@ -115,6 +125,15 @@ pub(super) enum Mode {
     Public,
 }
 
+impl Mode {
+    fn bits(self) -> u32 {
+        match self {
+            Self::Secret => 0o600,
+            Self::Public => 0o644,
+        }
+    }
+}
+
 pub(super) fn read(path: &Path) -> Result<String, CertError> {
     regular_file::read_text(path, PEM_BYTES_MAX).map_err(|cause| file("read", path, cause))
 }
@@ -129,19 +148,50 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, CertError> {
 }
 
 /// Returns whether anything has the name `path`, including a symbolic link to a missing file.
-fn is_there(path: &Path) -> bool {
+pub(super) fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Replaces the file at `path`, or the target of a symbolic link at `path`.
+/// Replaces the file at `path`, or the target of a symbolic link at `path`. Only its owner may read
+/// it.
 pub(super) fn replace(path: &Path, content: &str) -> Result<(), CertError> {
-    let written = match is_there(path) {
-        true => path
-            .canonicalize()
-            .and_then(|target| regular_file::replace(&target, content.as_bytes())),
-        false => regular_file::replace(path, content.as_bytes()),
-    };
-    written.map_err(|cause| file("write", path, cause))
+    replaced(path, content).map(drop).map_err(|cause| file("write", path, cause))
+}
+
+/// As [`replace`]; everyone may read the file.
+pub(super) fn replace_public(path: &Path, content: &str) -> Result<(), CertError> {
+    let readable = Permissions::from_mode(Mode::Public.bits());
+    replaced(path, content)
+        .and_then(|written| std::fs::set_permissions(written, readable))
+        .map_err(|cause| file("write", path, cause))
+}
+
+/// Returns the path of the file that was written.
+fn replaced(path: &Path, content: &str) -> io::Result<PathBuf> {
+    let target = if is_there(path) { path.canonicalize()? } else { path.to_owned() };
+    regular_file::replace(&target, content.as_bytes())?;
+    Ok(target)
+}
+
+/// Moves the file `from` to `to`, which it replaces; this is on disk when the function returns.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), CertError> {
+    std::fs::rename(from, to)
+        .and_then(|()| regular_file::sync_folder_of(to))
+        .map_err(|cause| file("replace", to, cause))
+}
+
+/// Removes the file at `path`; this is on disk when the function returns.
+pub(super) fn remove(path: &Path) -> Result<(), CertError> {
+    std::fs::remove_file(path)
+        .and_then(|()| regular_file::sync_folder_of(path))
+        .map_err(|cause| file("remove", path, cause))
+}
+
+/// Returns the text of each section with this `label` in `pem`, from its first line to its last.
+pub(super) fn sections<'a>(pem: &'a str, label: &str) -> Vec<&'a str> {
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let texts = pem.split_inclusive(end.as_str()).filter(|text| text.ends_with(&end));
+    texts.filter_map(|text| Some(&text[text.rfind(&begin)?..])).collect()
 }
 
 /// Returns whether the first certificate in `wanted` is among those in `pem`.
@@ -164,11 +214,7 @@ pub(super) fn refuse_existing(path: &Path) -> Result<(), CertError> {
 }
 
 pub(super) fn write_new(path: &Path, content: &str, mode: Mode) -> Result<(), CertError> {
-    let mode = match mode {
-        Mode::Secret => 0o600,
-        Mode::Public => 0o644,
-    };
-    let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let opened = OpenOptions::new().write(true).create_new(true).mode(mode.bits()).open(path);
     let mut opened = match opened {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(CertError::Exists { path: path.into() });

@@ -8,10 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::{HostCertificate, TlsError};
-use super::chain::check_chain;
+use super::chain::{check_chain, check_key};
 use super::files::{
-    CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, Mode, create_dir, holds_certificate, read,
-    read_if_there, refuse_existing, write_new,
+    CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, HOST_KEY_NEW, Mode, create_dir,
+    holds_certificate, read, read_if_there, refuse_existing, write_new,
 };
 use super::lists::checked;
 
@@ -39,7 +39,8 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads `ca.pem`, `host.pem`, `host.key` and, if it exists, `crl.pem` from `dir`.
+    /// Reads `ca.pem`, `host.pem`, `host.key` and, if it exists, `crl.pem` from `dir`. If a new
+    /// certificate was being installed when the host lost power, its key is still `host.key.new`.
     ///
     /// # Errors
     /// [`TlsError`], naming the file or certificate that is wrong. A certificate that is not valid
@@ -47,8 +48,15 @@ impl Identity {
     /// with a less helpful message. A `crl.pem` is an error if it holds no list, two lists of one
     /// authority, a list of an authority that is not in `ca.pem`, or one with a wrong signature.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        // `certs install` may replace the files while they are read; a second attempt finds all of
+        // them replaced.
+        Self::read(dir).or_else(|_| Self::read(dir))
+    }
+
+    fn read(dir: &Path) -> Result<Self, TlsError> {
         let read = |name| read(&dir.join(name)).map_err(TlsError::Read);
-        let (ca_pem, cert_pem, key_pem) = (read(CA_CERT)?, read(HOST_CERT)?, read(HOST_KEY)?);
+        let (ca_pem, cert_pem) = (read(CA_CERT)?, read(HOST_CERT)?);
+        let key_pem = key_of(dir, &cert_pem)?;
         HostCertificate::from_pem(&cert_pem)?.check(SystemTime::now())?;
         // All peers receive the content of this file.
         if cert_pem.contains("PRIVATE KEY") {
@@ -92,4 +100,16 @@ impl Identity {
         write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
         if is_there { Ok(()) } else { write_new(&ca, &self.ca_pem, Mode::Public) }
     }
+}
+
+/// Returns the key in `dir` that belongs to the certificate `cert_pem`.
+fn key_of(dir: &Path, cert_pem: &str) -> Result<String, TlsError> {
+    let installed = read(&dir.join(HOST_KEY)).map_err(TlsError::Read).and_then(|key_pem| {
+        check_key(cert_pem, &key_pem)?;
+        Ok(key_pem)
+    });
+    installed.or_else(|error| match read(&dir.join(HOST_KEY_NEW)) {
+        Ok(next) if check_key(cert_pem, &next).is_ok() => Ok(next),
+        _ => Err(error),
+    })
 }

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use super::authority::Authority;
 use super::certificate::{HostCertificate, TlsError};
 use super::files::{CertError, ISSUED, Mode, create_dir, file, read, write_new};
-use super::identity::Identity;
 
 /// A host's certificate issued by an authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +47,25 @@ fn parse(pem: &str, path: &Path) -> Result<HostCertificate, CertError> {
 }
 
 impl Authority {
-    /// Records in `dir`, the authority's folder, that it has issued this certificate. One that is
-    /// not recorded can only be revoked with its file, which may be lost with its host.
+    /// Records in `dir`, the authority's folder, that it has issued the certificate `cert_pem`. One
+    /// that is not recorded can only be revoked with its file, which may be lost with its host.
     ///
     /// # Errors
     /// [`CertError::NotACertificate`] or [`CertError::File`].
-    pub fn record(&self, dir: &Path, issued: &Identity) -> Result<(), CertError> {
+    pub fn record(&self, dir: &Path, cert_pem: &str) -> Result<(), CertError> {
         let folder = dir.join(ISSUED);
-        let serial = parse(&issued.cert_pem, &folder)?.serial;
+        let serial = parse(cert_pem, &folder)?.serial;
         make(&folder)?;
-        write_new(&folder.join(format!("{serial}.pem")), &issued.cert_pem, Mode::Public)
+        write_new(&folder.join(format!("{serial}.pem")), cert_pem, Mode::Public)
+    }
+
+    /// Returns whether `dir`, the authority's folder, records that `certificate` is revoked.
+    ///
+    /// # Errors
+    /// [`CertError`], naming the record that cannot be read.
+    pub fn has_revoked(dir: &Path, certificate: &HostCertificate) -> Result<bool, CertError> {
+        let known = revoked(dir)?;
+        Ok(serial_bytes(&certificate.serial).is_some_and(|serial| known.contains_key(&serial)))
     }
 
     /// Returns the certificates that [`Authority::record`] recorded in `dir` and that `which`
@@ -150,7 +158,7 @@ mod tests {
     fn issue(authority: &Authority, dir: &Path, names: &[&str]) -> Issued {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let issued = authority.issue(&names).unwrap();
-        authority.record(dir, &issued).unwrap();
+        authority.record(dir, &issued.cert_pem).unwrap();
         let certificate = HostCertificate::from_pem(&issued.cert_pem).unwrap();
         Issued { pem: issued.cert_pem, certificate }
     }
@@ -203,9 +211,7 @@ mod tests {
     fn a_certificate_without_a_serial_is_not_recorded() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create().unwrap();
-        let mut issued = authority.issue(&["a".into()]).unwrap();
-        issued.cert_pem = "not a certificate".to_owned();
-        let refused = authority.record(dir.path(), &issued);
+        let refused = authority.record(dir.path(), "not a certificate");
         assert!(matches!(refused, Err(CertError::NotACertificate { .. })), "{refused:?}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

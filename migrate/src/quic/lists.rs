@@ -6,6 +6,8 @@ use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::{parse_x509_certificate, parse_x509_crl};
 
+use super::files;
+
 /// Why the lists in a `crl.pem` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
@@ -98,10 +100,8 @@ pub(super) fn sections(pem: &str) -> Result<Vec<CertificateRevocationListDer<'st
 }
 
 /// Returns the text of each list in `pem`, which [`sections`] has accepted.
-pub(super) fn texts(pem: &str) -> impl Iterator<Item = &str> {
-    const END: &str = "-----END X509 CRL-----";
-    pem.split_inclusive(END)
-        .filter_map(|text| Some(&text[text.rfind("-----BEGIN X509 CRL-----")?..]))
+pub(super) fn texts(pem: &str) -> Vec<&str> {
+    files::sections(pem, "X509 CRL")
 }
 
 pub(super) fn parse(der: &[u8]) -> Result<CertificateRevocationList<'_>, ListError> {

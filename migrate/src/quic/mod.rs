@@ -6,6 +6,7 @@
 //! depends on guests or pages; start with [`Tls`] and [`endpoint::connect`].
 
 mod authority;
+mod bundle;
 mod certificate;
 mod chain;
 mod congestion;
@@ -18,7 +19,9 @@ mod lists;
 #[cfg(test)]
 pub(crate) mod pair;
 pub(crate) mod peers;
+mod pending;
 pub(crate) mod places;
+mod request;
 mod revocation;
 pub(crate) mod silence;
 mod tls;
@@ -26,11 +29,14 @@ pub mod transport;
 mod vouch;
 
 pub use authority::Authority;
+pub use bundle::{BUNDLE_BYTES_MAX, Bundle, BundleError, OtherAuthority};
 pub use certificate::{HostCertificate, TlsError, calendar_time};
 pub use error::LinkError;
 pub use files::CertError;
 pub use identity::Identity;
 pub use issued::Issued;
 pub use lists::ListError;
+pub use pending::PendingKey;
+pub use request::{REQUEST_BYTES_MAX, Request, RequestError};
 pub use revocation::{Revocation, RevokeError};
 pub use tls::{ALPN, Tls, web_server};

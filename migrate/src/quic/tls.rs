@@ -8,11 +8,9 @@ use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
 
 use super::certificate::{TlsError, guest_of};
-use super::chain::{host_chain, provider, roots};
+use super::chain::{check_key, host_chain, private_key, provider, roots};
 use super::identity::Identity;
 use super::peers::Peers;
 
@@ -52,8 +50,9 @@ impl Tls {
     /// As [`Tls::new`], with another protocol name.
     pub(crate) fn with_alpn(identity: &Identity, alpn: &[u8]) -> Result<Self, TlsError> {
         let provider = provider();
+        check_key(&identity.cert_pem, &identity.key_pem)?;
         let chain = host_chain(&identity.cert_pem)?;
-        let key = private_key(identity)?;
+        let key = private_key(&identity.key_pem)?;
         let own_guest = chain.first().and_then(guest_of);
         let trust = (roots(&identity.ca_pem)?, identity.lists()?);
         let peers = Arc::new(Peers::new(trust, own_guest, &provider)?);
@@ -93,14 +92,9 @@ pub fn web_server(identity: &Identity) -> Result<ServerConfig, TlsError> {
     let mut server = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, private_key(identity)?)?;
+        .with_single_cert(chain, private_key(&identity.key_pem)?)?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(server)
-}
-
-fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-        .map_err(|cause| TlsError::Pem { what: "the host's private key, host.key,", cause })
 }
 
 #[cfg(test)]
@@ -139,7 +133,7 @@ mod tests {
         let authority = Authority::create().unwrap();
         let mut identity = authority.issue(&["a".into()]).unwrap();
         identity.key_pem = authority.issue(&["b".into()]).unwrap().key_pem;
-        assert!(matches!(Tls::new(&identity), Err(TlsError::Config(_))));
+        assert!(matches!(Tls::new(&identity), Err(TlsError::OtherKey)));
     }
 
     #[test]
@@ -152,6 +146,26 @@ mod tests {
         std::fs::write(&ca, theirs.issue(&["a".into()]).unwrap().ca_pem).unwrap();
         let refused = Tls::load(dir.path()).unwrap_err();
         assert!(matches!(refused, TlsError::OtherAuthority), "{refused}");
+    }
+
+    #[test]
+    fn names_the_damaged_file() {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::create().unwrap().issue(&["a".into()]).unwrap().save(dir.path()).unwrap();
+        let empty = |label| format!("-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+        for (file, label) in
+            [("ca.pem", "CERTIFICATE"), ("host.pem", "CERTIFICATE"), ("host.key", "PRIVATE KEY")]
+        {
+            let path = dir.path().join(file);
+            let good = std::fs::read_to_string(&path).unwrap();
+            for bad in [empty(label), good[..good.len() / 2].to_owned(), "text".to_owned()] {
+                std::fs::write(&path, &bad).unwrap();
+                let message = Tls::load(dir.path()).unwrap_err().to_string();
+                assert!(message.contains(file), "{bad}: {message}");
+            }
+            std::fs::write(&path, &good).unwrap();
+        }
+        Tls::load(dir.path()).unwrap();
     }
 
     #[test]
