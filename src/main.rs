@@ -26,6 +26,7 @@ mod events;
 mod exit;
 mod file_lock;
 mod guest;
+mod host_certificate;
 mod hypervisors;
 mod logging;
 mod names;

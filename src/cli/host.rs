@@ -204,16 +204,19 @@ pub(crate) struct CpuModelsArgs {
 #[command(after_help = "\
 Examples:
   lighter certs init
-  lighter certs host host-b host-b.example.net 192.0.2.7 --out ./host-b
+  lighter certs request host-b 192.0.2.7 --out host-b.csr     on the new host
+  lighter certs sign host-b.csr --out host-b.pem              where the authority is
+  lighter certs install host-b.pem                            on the new host
+  lighter certs renew
   lighter certs revoke host-b
   lighter certs show
 
 Once per fleet, on one host: `init` creates a certificate authority and this host's own certificate.
-For every other host: `host` creates its certificate there; copy the files over a secure channel
-(host.key is secret) into `certs` of that host's state folder, /var/lib/lighter/certs of root:
+Every other host makes a key that never leaves it, and a request for a certificate; the authority
+signs the request. Over ssh, from the host of the authority, this is one line:
 
-  ssh host-b install -d -m 700 /var/lib/lighter/certs
-  scp ./host-b/* host-b:/var/lib/lighter/certs/
+  ssh host-b lighter certs request host-b 192.0.2.7 | lighter certs sign - |
+      ssh host-b lighter certs install -
 
 Hosts of one authority trust each other.")]
 pub(crate) struct CertsArgs {
@@ -232,8 +235,79 @@ pub(crate) enum CertsAction {
         /// Names and addresses of this host [default: its host name].
         names: Vec<String>,
     },
-    /// Make a certificate for another host.
-    #[command(after_help = "Examples:\n  lighter certs host host-b 192.0.2.7 --out ./host-b")]
+    /// Make a key on this host, and a request for a certificate, to be signed where the authority is
+    /// (`lighter certs sign`). The key stays here.
+    #[command(after_help = "\
+Examples:
+  lighter certs request --out host-b.csr
+  lighter certs request host-b host-b.example.net 192.0.2.7 > host-b.csr
+
+The key is host.key, or host.key.new while another certificate is in use. The next request is for
+the same key until a certificate for it is installed.")]
+    Request {
+        /// Names and addresses under which this host is reached [default: its host name].
+        names: Vec<String>,
+
+        /// File for the request [default: stdout].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Sign the request of another host, where the authority is: the result has the host's
+    /// certificate and the authority's, and is no secret. Needs no node and no KVM.
+    #[command(after_help = "\
+Examples:
+  lighter certs sign host-b.csr --out host-b.pem
+  lighter --state-dir ~/authority certs sign host-b.csr > host-b.pem
+
+Sign only requests that came from the host itself (over ssh, say), and check the names that are
+shown: the certificate lets its host act under them.")]
+    Sign {
+        /// The request; `-` reads stdin.
+        file: PathBuf,
+
+        /// File for the certificates [default: stdout].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Install the certificate that `lighter certs sign` made for this host.
+    #[command(after_help = "\
+Examples:
+  lighter certs install host-b.pem
+  lighter certs install --replace-authority host-b.pem
+
+Compare the authority's fingerprint with the one that `lighter certs sign` prints, unless the file
+came over a secure channel. A running node uses the certificate within a minute.")]
+    Install {
+        /// The certificates; `-` reads stdin.
+        file: PathBuf,
+
+        /// Trust the authority of this certificate in place of the ones that the host trusts now.
+        #[arg(long)]
+        replace_authority: bool,
+    },
+    /// Renew this host's certificate, with a new key and the same names: at once where the authority
+    /// is, elsewhere by a new request (`lighter certs request`).
+    #[command(after_help = "\
+Examples:
+  lighter certs renew                       on the host of the authority
+  lighter certs renew --out host-b.csr      on any other host
+
+The node renews automatically 30 days before the certificate expires, if the authority is on its
+host; otherwise it logs a warning once a day.")]
+    Renew {
+        /// File for the request [default: stdout].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Make the key and the certificate for another host, to be copied there over a secure channel:
+    /// `lighter certs request` keeps the key on its host.
+    #[command(after_help = "\
+Examples:
+  lighter certs host host-b 192.0.2.7 --out ./host-b
+  ssh host-b install -d -m 700 /var/lib/lighter/certs
+  scp ./host-b/* host-b:/var/lib/lighter/certs/
+
+host.key is secret: remove the copy here.")]
     Host {
         /// Names and addresses under which the host is reached.
         #[arg(required = true)]
@@ -241,7 +315,7 @@ pub(crate) enum CertsAction {
 
         /// Folder for its ca.pem, host.pem and host.key; becomes `certs` in its state folder.
         #[arg(long, value_name = "DIR")]
-        out: std::path::PathBuf,
+        out: PathBuf,
     },
     /// Print key and certificate for the process of a guest, which a migration by the HTTP API
     /// takes (`identity`). Valid for 30 days, for this guest alone; whoever has it can act as its

@@ -2,41 +2,47 @@
 
 use std::fmt::Write;
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::progress::Role;
-use migrate::quic::{Authority, HostCertificate, Identity, Issued, Revocation, Tls, calendar_time};
-use serde::Serialize;
+use migrate::quic::{
+    Authority, HostCertificate, Identity, Issued, OtherAuthority, Revocation, calendar_time,
+};
 
-use crate::cli::Output;
 use crate::cli::host::{CertsAction, CertsArgs};
 use crate::exit::Exit;
-use crate::file_lock::FileLock;
+use crate::host_certificate::lock;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
-use crate::table::facts;
 
-/// How long one `lighter certs revoke` waits for another to finish, and how often it retries.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
+mod request;
+mod show;
 
-/// Runs one of `init`, `host`, `guest`, `revoke` and `show`.
+/// Runs one of the actions of `lighter certs`.
 ///
 /// # Errors
 /// If a file exists already (keys are never overwritten), is missing, or cannot be used.
 pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
     match &args.action {
         CertsAction::Init { names } => init(state, names),
+        CertsAction::Request { names, out } => request::request(state, names, out.as_deref()),
+        CertsAction::Sign { file, out } => request::sign(state, file, out.as_deref()),
+        CertsAction::Install { file, replace_authority } => {
+            let other = match replace_authority {
+                true => OtherAuthority::Replace,
+                false => OtherAuthority::Refuse,
+            };
+            request::install(state, file, other)
+        }
+        CertsAction::Renew { out } => request::renew(state, out.as_deref()),
         CertsAction::Host { names, out } => host(state, names, out),
         CertsAction::Guest { name } => {
             output::print_json(&identity_of(state, name)?)?;
             Ok(Exit::Done)
         }
         CertsAction::Revoke { which } => revoke(state, which),
-        CertsAction::Show { json } => show(state, json.output()),
+        CertsAction::Show { json } => show::show(state, json.output()),
     }
 }
 
@@ -54,16 +60,16 @@ pub(crate) fn identity_of(state: &StateDir, guest: &GuestName) -> Result<Identit
 fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     state.create()?;
     let certs = state.certs();
-    let names = if names.is_empty() { own_names()? } else { names.to_vec() };
+    let names = if names.is_empty() { own_names("init")? } else { names.to_vec() };
     let authority = Authority::create().context("cannot create a certificate authority")?;
     // Before anything is saved, so that an invalid name leaves nothing behind.
     let identity = authority.issue(&names).context("cannot create this host's certificate")?;
     authority.save(&certs).context("cannot save the certificate authority")?;
-    authority.record(&certs, &identity)?;
+    authority.record(&certs, &identity.cert_pem)?;
     identity.save(&certs).context("cannot save this host's certificate")?;
     output::print_line(format_args!(
         "Created a certificate authority and this host's certificate ({}) in {}.\n\
-         For another host: lighter certs host NAME [ADDRESS...] --out DIR",
+         On another host: lighter certs request NAME [ADDRESS...] --out FILE; then here: lighter certs sign FILE",
         names.join(", "),
         certs.display()
     ))?;
@@ -74,7 +80,7 @@ fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     let authority = Authority::load(&state.certs())
         .context("this host cannot issue certificates: do it where the authority was created, or create one with `lighter certs init`")?;
     let identity = authority.issue(names)?;
-    authority.record(&state.certs(), &identity)?;
+    authority.record(&state.certs(), &identity.cert_pem)?;
     identity
         .save(out)
         .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
@@ -91,7 +97,8 @@ fn revoke(state: &StateDir, which: &str) -> Result<Exit> {
     let certs = state.certs();
     let authority = Authority::load(&certs)
         .context("this host cannot revoke certificates: do it where the authority was created")?;
-    let _lock = lock(&certs.join("revoke.lock"))?;
+    // Each revocation extends the list that the previous one wrote.
+    let _lock = lock(&certs, "revoke.lock")?;
     let found = match Path::new(which).is_file() {
         true => vec![Issued::read(Path::new(which))?],
         false => Authority::issued_to(&certs, which)?,
@@ -101,25 +108,6 @@ fn revoke(state: &StateDir, which: &str) -> Result<Exit> {
     }
     output::print(revoked(which, &authority.revoke(&certs, &found)?))?;
     Ok(Exit::Done)
-}
-
-/// Waits until no other process revokes certificates: each revocation extends the list that the
-/// previous one wrote.
-fn lock(path: &Path) -> Result<FileLock> {
-    let begin = Instant::now();
-    loop {
-        let lock = FileLock::try_acquire(path);
-        if let Some(lock) = lock.with_context(|| format!("cannot lock {}", path.display()))? {
-            return Ok(lock);
-        }
-        if begin.elapsed() > LOCK_PATIENCE {
-            bail!(
-                "another `lighter certs revoke` is running ({} is locked): try again",
-                path.display()
-            );
-        }
-        sleep(LOCK_PAUSE);
-    }
 }
 
 fn revoked(which: &str, revocation: &Revocation) -> String {
@@ -136,7 +124,9 @@ fn revoked(which: &str, revocation: &Revocation) -> String {
         text.extend(before.iter().map(line));
     }
     if done.len() > 1 {
-        text.push_str("A replacement that had been issued already is revoked, too: issue it again with `lighter certs host`.\n");
+        text.push_str(
+            "A replacement that had been issued already is revoked, too: issue it again.\n",
+        );
     }
     let list = list.display();
     let _ = writeln!(
@@ -152,84 +142,14 @@ fn line(certificate: &HostCertificate) -> String {
     format!("  {serial}  {}  valid from {from} until {until}\n", names.join(", "))
 }
 
-/// The output of `show`.
-#[derive(Debug, Serialize)]
-struct Shown {
-    /// Folder of the certificates.
-    folder: String,
-    /// Whether this host can issue certificates for others.
-    authority: bool,
-    /// Whether this host's certificate and key exist and match.
-    usable: bool,
-    /// Why they cannot be used.
-    problem: Option<String>,
-    /// The content of the certificate, if it can be read.
-    #[serde(flatten)]
-    certificate: Option<ShownCertificate>,
-}
-
-/// The content of this host's certificate.
-#[derive(Debug, Serialize)]
-struct ShownCertificate {
-    /// Serial number, in hexadecimal digits.
-    serial: String,
-    /// Names and addresses under which the host is reached.
-    names: Vec<String>,
-    /// Start of its validity, in seconds since 1970.
-    valid_from_unix_s: i64,
-    /// End of its validity, in seconds since 1970.
-    valid_until_unix_s: i64,
-}
-
-impl From<HostCertificate> for ShownCertificate {
-    fn from(certificate: HostCertificate) -> Self {
-        let HostCertificate { serial, names, valid_from_unix_s, valid_until_unix_s } = certificate;
-        Self { serial, names, valid_from_unix_s, valid_until_unix_s }
-    }
-}
-
-fn show(state: &StateDir, output: Output) -> Result<Exit> {
-    let certs = state.certs();
-    let problem = Tls::load(&certs).err().map(|error| error.to_string());
-    let shown = Shown {
-        folder: certs.display().to_string(),
-        authority: Authority::load(&certs).is_ok(),
-        usable: problem.is_none(),
-        problem,
-        certificate: HostCertificate::load(&certs).ok().map(ShownCertificate::from),
-    };
-    match output {
-        Output::Json => output::print_json(&shown)?,
-        Output::Text => output::print(text(&shown))?,
-    }
-    Ok(if shown.usable { Exit::Done } else { Exit::Failed })
-}
-
-fn text(shown: &Shown) -> String {
-    let authority =
-        if shown.authority { "here: this host can issue certificates" } else { "not on this host" };
-    let host = shown.problem.clone().unwrap_or_else(|| "usable".to_owned());
-    let mut lines = vec![
-        ("Folder", shown.folder.clone()),
-        ("Authority", authority.to_owned()),
-        ("This host", host),
-    ];
-    if let Some(certificate) = &shown.certificate {
-        lines.push(("Serial", certificate.serial.clone()));
-        lines.push(("Names", certificate.names.join(", ")));
-        lines.push(("Valid from", calendar_time(certificate.valid_from_unix_s)));
-        lines.push(("Valid until", calendar_time(certificate.valid_until_unix_s)));
-    }
-    facts(&lines)
-}
-
-/// Returns the host's name, in full and short, and the loopback names.
-fn own_names() -> Result<Vec<String>> {
+/// Returns the host's name, in full and short, and the loopback names, for an action that was given
+/// no names.
+fn own_names(action: &str) -> Result<Vec<String>> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .context("cannot read this host's name")?;
     let name = name.trim();
     if name.is_empty() || name == "(none)" {
-        bail!("this host has no name: give one, as in `lighter certs init host-a 192.0.2.5`");
+        bail!("this host has no name: give one, as in `lighter certs {action} host-a 192.0.2.5`");
     }
     let mut names = vec![name.to_owned()];
     if let Some((short, _)) = name.split_once('.') {
@@ -241,6 +161,8 @@ fn own_names() -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use migrate::quic::Tls;
+
     use super::*;
     use crate::cli::JsonFlag;
 

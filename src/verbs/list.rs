@@ -14,6 +14,7 @@ use crate::cli::Output;
 use crate::cli::guest::ListArgs;
 use crate::ended::Ended;
 use crate::exit::Exit;
+use crate::host_certificate::note_expiry;
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::{Access, GuestDir, StateDir};
@@ -125,6 +126,7 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
         ));
     }
     let guests = block_on(ask_all(state.live_guests()?))?;
+    note_expiry(state);
     let (off, past) = if args.all { resting(state, &guests)? } else { Default::default() };
     match args.json.output() {
         Output::Json => {

@@ -26,6 +26,7 @@ use crate::cli::guest::ShowArgs;
 use crate::definitions::Definition;
 use crate::ended::Ended;
 use crate::exit::Exit;
+use crate::host_certificate::note_expiry;
 use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
 use crate::table::facts;
@@ -71,6 +72,7 @@ impl Shown {
 /// # Errors
 /// If there is no such guest, or this user may not see it.
 pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
+    note_expiry(state);
     let dir = state.guest(&args.name);
     if !dir.is_live() {
         // If its process was killed, this records it.
