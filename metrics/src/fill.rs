@@ -24,6 +24,9 @@ pub(crate) fn node(
     families.scrape_duration.set(&(), snapshot.scrape_duration.as_secs_f64());
     families.guests_unreachable.set(&(), number(snapshot.guests_unreachable));
     families.records_in_doubt.set(&(), number(snapshot.migrations_in_doubt));
+    if let Some(expiry) = snapshot.certificate_expiry {
+        families.certificate_expiry.set(&(), unix_seconds(expiry));
+    }
     for state in GuestState::EVERY {
         let count = snapshot.guests.iter().filter(|guest| guest.state == *state).count();
         families.guests.set(&(*state,), number(count as u64));

@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub guests_unreachable: u64,
     /// Migrations whose outcome is not settled.
     pub migrations_in_doubt: u64,
+    /// When the certificate of the host expires, if it is known.
+    pub certificate_expiry: Option<SystemTime>,
     /// The host's memory; absent if it could not be read.
     pub host: Option<HostMemory>,
     /// The state of memory optimization.

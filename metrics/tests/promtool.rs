@@ -67,6 +67,7 @@ fn busy_snapshot() -> Snapshot {
         departed: vec![DepartedSample { guest: "web-2".into(), migration: migration() }],
         guests_unreachable: 1,
         migrations_in_doubt: 1,
+        certificate_expiry: Some(SystemTime::now()),
         host: Some(host),
         density: density(),
     }

@@ -1,33 +1,43 @@
 //! Reloads the node's certificates and the list of revoked ones while the node serves.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::quic::endpoint::Endpoint;
-use migrate::quic::{Identity, Tls, TlsError, endpoint, web_server};
+use migrate::quic::{HostCertificate, Identity, Tls, TlsError, endpoint, web_server};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
+use super::renewal::Renewal;
+use super::service::Node;
+
 /// How often the files are read.
 const ROUND: Duration = Duration::from_secs(20);
 
-/// Makes `endpoint` and the receivers of `web` use the certificates in the folder `certs`, whenever
-/// those differ from `identity`, which the caller has read there. Files that cannot be used are
-/// logged once and change nothing. Open connections continue.
+/// Makes `endpoint` and the receivers of `web` use the node's certificates, whenever those differ
+/// from `identity`, which the caller has read. Renews the host's certificate before it expires.
+/// Files that cannot be used are logged once and change nothing. Open connections continue.
 pub(super) fn keep(
+    node: Arc<Node>,
     endpoint: Endpoint,
     web: watch::Sender<TlsAcceptor>,
-    certs: PathBuf,
+    mut renewal: Renewal,
     mut identity: Identity,
 ) -> JoinHandle<()> {
+    let certs = node.state().certs();
+    node.set_certificate_expiry(expiry(&identity));
     tokio::spawn(async move {
         let mut reported = None;
         loop {
             sleep(ROUND).await;
-            match tokio::task::block_in_place(|| changed(&certs, &identity)) {
+            let found = tokio::task::block_in_place(|| {
+                renewal.check();
+                changed(&certs, &identity)
+            });
+            match found {
                 Ok(None) => reported = None,
                 Ok(Some((new, tls, acceptor))) => {
                     endpoint::renew(&endpoint, &tls);
@@ -38,6 +48,7 @@ pub(super) fn keep(
                             "crl.pem is gone: no certificate counts as revoked any more"
                         );
                     }
+                    node.set_certificate_expiry(expiry(&new));
                     (identity, reported) = (new, None);
                 }
                 Err(error) => {
@@ -52,6 +63,12 @@ pub(super) fn keep(
             }
         }
     })
+}
+
+/// Returns the end of the validity of the host's certificate, in seconds since 1970.
+fn expiry(identity: &Identity) -> Option<u64> {
+    let certificate = HostCertificate::from_pem(&identity.cert_pem).ok()?;
+    u64::try_from(certificate.valid_until_unix_s).ok()
 }
 
 /// Returns an acceptor of HTTPS connections to this host.

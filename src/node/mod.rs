@@ -6,10 +6,10 @@
 //! [`inventory`] finds guests; [`scrape`], [`exposition`] and [`access`] show them to Prometheus;
 //! [`outcomes`] counts how migrations ended; [`past`] tells other hosts where a guest has gone;
 //! [`retention`] and [`resolver`] maintain the records; [`events`] reports guest events; [`api`] is
-//! the node's socket; [`certificates`] reloads certificates; [`autostart`] starts guests when the
-//! host boots, [`restarts`] those that failed. The node may be killed at any time: its state is on
-//! disk or in guests' processes, and the next node restores its promises from there. Start at
-//! [`run()`].
+//! the node's socket; [`certificates`] reloads certificates, and [`renewal`] renews the host's own;
+//! [`autostart`] starts guests when the host boots, [`restarts`] those that failed. The node may be
+//! killed at any time: its state is on disk or in guests' processes, and the next node restores its
+//! promises from there. Start at [`run()`].
 
 mod access;
 mod admission;
@@ -26,6 +26,7 @@ mod outcomes;
 mod past;
 mod promises;
 mod quic;
+mod renewal;
 mod resolver;
 mod restarts;
 mod retention;

@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::access::{Access, Authorization};
 use super::quic::{NodeClient, SourceRequests};
+use super::renewal::Renewal;
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
@@ -50,9 +51,12 @@ pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Ex
     raise_file_limit();
     state.create()?;
     let _lock = lock(&state.node_lock())?;
+    let mut renewal = Renewal::new(state.certs());
+    // Now, as the certificate may have expired while no node ran.
+    renewal.check();
     let identity = Identity::load(&state.certs())?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start")?;
-    let ended = runtime.block_on(serve(state, args, log, identity));
+    let ended = runtime.block_on(serve(state, args, log, (identity, renewal)));
     // Reads of /proc of a process that hangs may never return: they end with this process.
     runtime.shutdown_background();
     ended
@@ -84,7 +88,7 @@ async fn serve(
     state: &StateDir,
     args: &NodeArgs,
     log: &LogArgs,
-    identity: Identity,
+    (identity, renewal): (Identity, Renewal),
 ) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
     let endpoint = migrate::quic::endpoint::listen(args.listen, &Tls::new(&identity)?)?;
@@ -117,7 +121,7 @@ async fn serve(
             Arc::new(SourceRequests(Arc::clone(&node))),
         )),
         exposition::serve(listener, Arc::clone(&node), Arc::clone(&density), access),
-        certificates::keep(endpoint.clone(), web, state.certs(), identity),
+        certificates::keep(Arc::clone(&node), endpoint.clone(), web, renewal, identity),
         tend_records(Arc::clone(&node), NodeClient::new(state.certs())),
         tokio::spawn(events::follow_guests(Arc::clone(&node))),
         tokio::spawn(autostart::start_guests(Arc::clone(&node))),

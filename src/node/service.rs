@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use metrics::{Counted, DensityCounted, DensitySample, Exporter, HostMemory, Snapshot};
@@ -56,6 +56,8 @@ pub(crate) struct Node {
     faults: Mutex<BTreeSet<String>>,
     promises: Arc<Promises>,
     in_doubt: AtomicU64,
+    /// When the certificate in use expires, in seconds since 1970; zero if unknown.
+    certificate_expiry_unix_s: AtomicU64,
     is_shutting_down: AtomicBool,
 }
 
@@ -86,6 +88,7 @@ impl Node {
             faults: Mutex::default(),
             promises: Arc::default(),
             in_doubt: AtomicU64::new(0),
+            certificate_expiry_unix_s: AtomicU64::new(0),
             is_shutting_down: AtomicBool::new(false),
         })
     }
@@ -143,6 +146,16 @@ impl Node {
     /// Sets how processes that this node starts log.
     pub(crate) fn with_log(self, log: LogArgs) -> Self {
         Self { log, ..self }
+    }
+
+    /// Sets when the certificate in use expires, in seconds since 1970.
+    pub(crate) fn set_certificate_expiry(&self, unix_s: Option<u64>) {
+        self.certificate_expiry_unix_s.store(unix_s.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn certificate_expiry(&self) -> Option<SystemTime> {
+        let unix_s = self.certificate_expiry_unix_s.load(Ordering::Relaxed);
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix_s)).filter(|_| unix_s != 0)
     }
 
     /// Returns how processes that this node starts log.
@@ -383,6 +396,7 @@ impl Node {
             departed,
             guests_unreachable,
             migrations_in_doubt: self.in_doubt.load(Ordering::Relaxed),
+            certificate_expiry: self.certificate_expiry(),
             host,
             density,
         };
