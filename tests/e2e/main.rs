@@ -1,8 +1,8 @@
 //! End-to-end tests, from a user's view: real processes of the built program, real guests on KVM,
 //! real QUIC on loopback.
 //!
-//! The tests build on [`support`]. Without a fault: [`moving`] guests, the other [`commands`], the
-//! [`confinement`] of a guest's process, the [`console`], [`dashboards`], [`definitions`] of
+//! The tests build on [`support`]. Without a fault: [`moving`] guests, the other [`commands`], hosts'
+//! [`certificates`], the [`confinement`] of a guest's process, the [`console`], [`dashboards`], [`definitions`] of
 //! guests, their [`density`] on a host, [its metrics](density_metrics) and merge [`domains`],
 //! [`disks`] that are copied with the guest, [`events`], the [`demo`], a [`linux`] guest, how
 //! [`memory`] is backed, [`power`] buttons and resets, [`saving`] to files, and all [`metrics`],
@@ -19,6 +19,7 @@
 #[cfg(feature = "failpoints")]
 mod faults;
 
+mod certificates;
 mod commands;
 mod confinement;
 mod console;

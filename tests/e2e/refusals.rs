@@ -125,19 +125,19 @@ fn a_host_without_certificates_learns_how_to_create_them() {
     stays(&pair, guest.name());
 }
 
-/// Gives the first host of `pair` a certificate of its own authority, valid from the start of year
-/// `from` to that of `until`.
+/// Gives host b a certificate of host a's authority, valid from the start of year `from` to that of
+/// `until`.
 fn issue_for_years(pair: &Pair, from: i32, until: i32) {
     let read = |file| std::fs::read_to_string(pair.a.certs().join(file)).expect("a file");
     let key = KeyPair::from_pem(&read("ca.key")).expect("a key");
     let authority = Issuer::from_ca_cert_pem(&read("ca.pem"), key).expect("an authority");
-    let names = ["host-a".to_owned(), "127.0.0.1".to_owned()];
+    let names = ["host-b".to_owned(), "127.0.0.1".to_owned()];
     let mut parameters = CertificateParams::new(names).expect("names");
     parameters.not_before = date_time_ymd(from, 1, 1);
     parameters.not_after = date_time_ymd(until, 1, 1);
     let key = KeyPair::generate().expect("a key");
     let certificate = parameters.signed_by(&key, &authority).expect("a certificate");
-    let write = |file, pem| std::fs::write(pair.a.certs().join(file), pem).expect("a file");
+    let write = |file, pem| std::fs::write(pair.b.certs().join(file), pem).expect("a file");
     write("host.pem", certificate.pem());
     write("host.key", key.serialize_pem());
 }
@@ -145,26 +145,26 @@ fn issue_for_years(pair: &Pair, from: i32, until: i32) {
 #[test]
 fn a_certificate_outside_its_validity_is_refused_on_its_own_host() {
     let mut pair = Pair::without_nodes();
-    pair.b.start_node(&NodePlan::default());
-    let guest = Guest::start(&pair.a, &GuestPlan::default());
-    let shown = pair.a.run(&["certs", "show"]).ok().stdout;
-    assert!(shown.contains("usable") && shown.contains("host-a, 127.0.0.1"), "{shown}");
+    pair.a.start_node(&NodePlan::default());
+    let guest = Guest::start(&pair.b, &GuestPlan::default());
+    let shown = pair.b.run(&["certs", "show"]).ok().stdout;
+    assert!(shown.contains("usable") && shown.contains("host-b, 127.0.0.1"), "{shown}");
 
     for (from, until, words) in [
-        (2020, 2021, ["expired at 2021-01-01 00:00:00 UTC", "lighter certs host"]),
+        (2020, 2021, ["expired at 2021-01-01 00:00:00 UTC", "lighter certs renew"]),
         (2090, 2091, ["not valid before 2090-01-01 00:00:00 UTC", "clock"]),
     ] {
         issue_for_years(&pair, from, until);
-        pair.a.run(&["node"]).complains(Exit::Failed, &words);
-        Migration::run(&pair.a, guest.name(), &pair.b).done.complains(Exit::Failed, &words);
-        let shown = pair.a.run(&["certs", "show"]);
+        pair.b.run(&["node"]).complains(Exit::Failed, &words);
+        Migration::run(&pair.b, guest.name(), &pair.a).done.complains(Exit::Failed, &words);
+        let shown = pair.b.run(&["certs", "show"]);
         assert_eq!(shown.exit, Exit::Failed, "{shown:#?}");
         assert!(shown.stdout.contains(words[0]), "{shown:#?}");
-        let json = pair.a.run(&["certs", "show", "--json"]).json();
-        assert_eq!(json["names"], serde_json::json!(["host-a", "127.0.0.1"]), "{json:#}");
+        let json = pair.b.run(&["certs", "show", "--json"]).json();
+        assert_eq!(json["names"], serde_json::json!(["host-b", "127.0.0.1"]), "{json:#}");
         assert!(json["valid_until_unix_s"].is_i64(), "{json:#}");
     }
-    stays(&pair, guest.name());
+    one_intact_copy(&pair.hosts(), guest.name(), &pair.b);
 }
 
 #[test]
