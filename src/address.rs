@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::endpoint::Peer;
+use serde::Deserialize;
 
 /// The UDP port on which nodes listen.
 pub(crate) const NODE_PORT: u16 = 4950;
@@ -63,7 +64,8 @@ impl Destination {
 }
 
 /// The UDP ports from which the process of an arriving guest chooses one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) struct PortRange {
     first: u16,
     last: u16,
@@ -86,6 +88,14 @@ impl fmt::Display for PortRange {
             return write!(f, "{}", self.first);
         }
         write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

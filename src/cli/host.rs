@@ -4,14 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde::Deserialize;
 
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
-use super::net::{NetRename, interface_name};
+use super::net::{NetRename, interface_name, interface_names};
 use super::spec::PatternArg;
 use crate::address::{NODE_PORT, PortRange};
 use crate::names::GuestName;
-use crate::units::parse_size;
+use crate::units::{MIB, Size, parse_size};
 
 /// `lighter demo`.
 #[derive(Debug, Args)]
@@ -48,11 +49,13 @@ pub(crate) struct DemoArgs {
     pub(crate) json: JsonFlag,
 }
 
-/// `lighter node`.
-#[derive(Debug, Clone, Args)]
+/// `lighter node`, and the keys of its file (`--config`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[command(after_help = "\
 Examples:
   lighter node
+  lighter node --config /etc/lighter/node.toml
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
   lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
   lighter node --net-allow lan,dmz          guests from other hosts get no other network
@@ -65,17 +68,24 @@ restarted at any time, also while guests arrive and leave. It stays in the foreg
 Other hosts must reach UDP port 4950, and the ports of --ports, where the processes of arriving
 guests listen.")]
 pub(crate) struct NodeArgs {
-    /// QUIC address on which migrations arrive; port 0 takes any free one.
-    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))]
-    pub(crate) listen: SocketAddr,
+    /// TOML file with the other options as keys, for example `disk-dir = ["/srv/disks"]`. Options
+    /// on the command line replace those of the file [default: none].
+    #[arg(long, value_name = "FILE.toml")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
 
-    /// UDP ports for arriving guests, one for each while it arrives; 0 takes any free one.
-    #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange::DEFAULT)]
-    pub(crate) ports: PortRange,
+    /// QUIC address on which migrations arrive; port 0 takes any free one [default: 0.0.0.0:4950].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
 
-    /// TCP address of /metrics and /healthz; port 0 takes any free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9450")]
-    pub(crate) metrics: SocketAddr,
+    /// UDP ports for arriving guests, one for each while it arrives; 0 takes any free one [default:
+    /// 49152-49215].
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub(crate) ports: Option<PortRange>,
+
+    /// TCP address of /metrics and /healthz; port 0 takes any free one [default: 127.0.0.1:9450].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<SocketAddr>,
 
     /// Serve metrics by HTTPS, with this host's certificate: Prometheus trusts it by the
     /// authority's `ca.pem`.
@@ -87,9 +97,9 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) metrics_auth: Option<PathBuf>,
 
-    /// Memory kept for the host: a guest that would need it is refused.
-    #[arg(long, value_parser = parse_size, default_value = "256M", value_name = "SIZE")]
-    pub(crate) reserve_memory: u64,
+    /// Memory kept for the host: a guest that would need it is refused [default: 256M].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) reserve_memory: Option<Size>,
 
     /// Where an arriving guest wants bridge or tap FROM, give it TO. Give it more than once for
     /// more names.
@@ -100,6 +110,7 @@ pub(crate) struct NodeArgs {
     /// several with commas, or given several times. Others are refused [default: every bridge and
     /// tap].
     #[arg(long, value_name = "NAME[,...]", value_delimiter = ',', value_parser = interface_name)]
+    #[serde(deserialize_with = "interface_names")]
     pub(crate) net_allow: Vec<String>,
 
     /// Folder in which, and below which, guests from other hosts may have disks: those that both
@@ -114,13 +125,63 @@ pub(crate) struct NodeArgs {
     pub(crate) disk_device: Vec<PathBuf>,
 
     /// What to do about guests that QEMU and Cloud Hypervisor run on this host (`lighter density`);
-    /// of the nodes that a user runs, one acts.
-    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
-    pub(crate) foreign_guests: ForeignGuestsArg,
+    /// of the nodes that a user runs, one acts [default: watch].
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) foreign_guests: Option<ForeignGuestsArg>,
 }
 
+impl NodeArgs {
+    /// Completes these options, which were typed, with those of a file: what was typed wins.
+    pub(crate) fn or(self, file: Self) -> Self {
+        fn either<T>(typed: Vec<T>, file: Vec<T>) -> Vec<T> {
+            if typed.is_empty() { file } else { typed }
+        }
+        Self {
+            config: self.config,
+            listen: self.listen.or(file.listen),
+            ports: self.ports.or(file.ports),
+            metrics: self.metrics.or(file.metrics),
+            metrics_tls: self.metrics_tls || file.metrics_tls,
+            metrics_auth: self.metrics_auth.or(file.metrics_auth),
+            reserve_memory: self.reserve_memory.or(file.reserve_memory),
+            net_map: either(self.net_map, file.net_map),
+            net_allow: either(self.net_allow, file.net_allow),
+            disk_dir: either(self.disk_dir, file.disk_dir),
+            disk_device: either(self.disk_device, file.disk_device),
+            foreign_guests: self.foreign_guests.or(file.foreign_guests),
+        }
+    }
+
+    /// QUIC address on which migrations arrive.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))
+    }
+
+    /// UDP ports for arriving guests.
+    pub(crate) fn ports(&self) -> PortRange {
+        self.ports.unwrap_or(PortRange::DEFAULT)
+    }
+
+    /// TCP address of the metrics.
+    pub(crate) fn metrics(&self) -> SocketAddr {
+        self.metrics.unwrap_or(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)))
+    }
+
+    /// Memory kept for the host, in bytes.
+    pub(crate) fn reserve_memory(&self) -> u64 {
+        self.reserve_memory.map_or(RESERVE_BYTES, |size| size.0)
+    }
+}
+
+/// TCP port of the metrics, unless the user chose another.
+const METRICS_PORT: u16 = 9450;
+
+/// Memory kept for the host, unless the user chose another amount.
+const RESERVE_BYTES: u64 = 256 * MIB;
+
 /// What a node does about guests that other programs run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum ForeignGuestsArg {
     /// Optimize their memory like that of lighter's own guests.
     Act,

@@ -84,7 +84,8 @@ impl FromStr for NetArg {
 }
 
 /// `--net-map FROM=TO`: another name for a bridge or a tap.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) struct NetRename {
     /// What guests call it.
     pub(crate) from: String,
@@ -164,6 +165,24 @@ impl FromStr for NetRename {
         let (from, to) = text.split_once('=').ok_or("write it as FROM=TO")?;
         Ok(Self { from: interface_name(from)?, to: interface_name(to)? })
     }
+}
+
+impl TryFrom<String> for NetRename {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Reads the names of bridges and taps, as [`interface_name`] does.
+///
+/// # Errors
+/// If no interface can have one of the names.
+pub(crate) fn interface_names<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    let checked = names.iter().map(|name| interface_name(name));
+    checked.collect::<Result<_, _>>().map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]

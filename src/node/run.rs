@@ -19,7 +19,7 @@ use super::renewal::Renewal;
 use super::resolver::Resolver;
 use super::service::Node;
 use super::types::NodeFile;
-use super::{api, autostart, certificates, events, exposition};
+use super::{api, autostart, certificates, config, events, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
@@ -45,9 +45,10 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Runs `lighter node` until a signal ends it.
 ///
 /// # Errors
-/// If another node serves this state folder, there are no certificates, or an address cannot be
-/// used.
+/// If another node serves this state folder, there are no certificates, its file cannot be read, or
+/// an address cannot be used.
 pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Exit> {
+    let args = &config::complete(args)?;
     raise_file_limit();
     state.create()?;
     let _lock = lock(&state.node_lock())?;
@@ -91,8 +92,8 @@ async fn serve(
     (identity, renewal): (Identity, Renewal),
 ) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
-    let endpoint = migrate::quic::endpoint::listen(args.listen, &Tls::new(&identity)?)?;
-    let listener = exposition::bind(args.metrics).await?;
+    let endpoint = migrate::quic::endpoint::listen(args.listen(), &Tls::new(&identity)?)?;
+    let listener = exposition::bind(args.metrics()).await?;
     let (web, access) = access_to_metrics(args, &identity)?;
     let sockets =
         [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::AnyUser)];
@@ -105,14 +106,15 @@ async fn serve(
         started_unix_ms: unix_ms(),
     };
     let disk_places = DiskPlaces::open(&args.disk_dir, &args.disk_device)?;
-    let node = Node::new(state.clone(), file.clone(), args.reserve_memory)?;
+    let node = Node::new(state.clone(), file.clone(), args.reserve_memory())?;
     let node = node
-        .with_ports(args.ports)
+        .with_ports(args.ports())
         .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))
         .with_disk_places(disk_places);
     let node = Arc::new(node.with_log(log.clone()));
     let counted = Arc::clone(node.density_counted());
-    let density = Arc::new(Density::start(state, args.foreign_guests, counted)?);
+    let density =
+        Arc::new(Density::start(state, args.foreign_guests.unwrap_or_default(), counted)?);
     // Before any guest can be admitted.
     node.renew_promises().await?;
     let parts = [
