@@ -33,6 +33,7 @@ mod names;
 mod node;
 mod other_host;
 mod output;
+mod scope;
 mod scrollback;
 mod shared_disks;
 mod signals;

@@ -6,13 +6,14 @@
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
+use crate::scope::Scope;
 use crate::state_dir::{GuestDir, StateDir};
 
 /// Environment variable of the child with the guest's name, which the parent may have generated.
@@ -31,22 +32,7 @@ pub(crate) fn name() -> Option<GuestName> {
 /// # Errors
 /// If the guest does not start; the error is what the child said.
 pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let mut child = Command::new(program)
-        .args(std::env::args_os().skip(1))
-        .env(NAME_VARIABLE, name.as_str())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start the guest's process")?;
-    let mut messages = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        stderr
-            .take(MESSAGES_BYTES_MAX)
-            .read_to_string(&mut messages)
-            .context("cannot hear the guest's process")?;
-    }
+    let (mut child, messages) = launch(name)?;
     // The pipe has ended: either the guest runs and its process logs to a file, or the process is
     // about to exit.
     let guest = state.guest(name);
@@ -63,6 +49,51 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
         "" => bail!("the guest's process died unexpectedly ({status})"),
         message => bail!("{message}"),
     }
+}
+
+/// Starts the child, in a scope of its own if it can have one, and reads its messages to their end.
+fn launch(name: &GuestName) -> Result<(Child, String)> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    if let Some(scope) = Scope::of_guest(name) {
+        let cause = match spawn(scope.command(&program), name) {
+            Ok(mut child) => {
+                let messages = read_messages(&mut child)?;
+                if !scope.has_failed(child.id()) {
+                    return Ok((child, messages));
+                }
+                child.wait().context("cannot wait for systemd-run")?;
+                messages
+            }
+            Err(error) => error.to_string(),
+        };
+        output::note(format_args!("warning: {}", scope.warning(&cause)));
+    }
+    let child = spawn(Command::new(program), name);
+    let mut child = child.context("cannot start the guest's process")?;
+    let messages = read_messages(&mut child)?;
+    Ok((child, messages))
+}
+
+/// Starts `command` with the arguments of this process.
+fn spawn(mut command: Command, name: &GuestName) -> std::io::Result<Child> {
+    command
+        .args(std::env::args_os().skip(1))
+        .env(NAME_VARIABLE, name.as_str())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+fn read_messages(child: &mut Child) -> Result<String> {
+    let mut messages = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr
+            .take(MESSAGES_BYTES_MAX)
+            .read_to_string(&mut messages)
+            .context("cannot hear the guest's process")?;
+    }
+    Ok(messages)
 }
 
 /// The child's first step: leaves the terminal that started it.

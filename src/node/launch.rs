@@ -6,7 +6,8 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{self, ExitStatus, Stdio};
+use std::sync::Once;
 use std::time::Duration;
 
 use migrate::progress::Role;
@@ -21,6 +22,7 @@ use crate::address::PortRange;
 use crate::cli::LogArgs;
 use crate::cli::net::{NetAllowed, NetRename};
 use crate::names::GuestName;
+use crate::scope::Scope;
 use crate::state_dir::StateDir;
 
 /// How long the process may take to listen; it builds nothing before that.
@@ -107,6 +109,9 @@ pub(crate) enum LaunchError {
     /// The process exited before it wrote its line.
     #[error("it ended with {0} before it listened")]
     Ended(ExitStatus),
+    /// systemd gave the process no scope, so it did not start.
+    #[error("it gets no scope: {0}")]
+    Scope(String),
     /// The process neither listened nor exited in time.
     #[error("it did not listen within {} s", LAUNCH_PATIENCE.as_secs())]
     Slow,
@@ -123,7 +128,64 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     let identity = Identity::of_guest(&what.state.certs(), what.uuid, Role::Destination)?;
     let greeting = IncomingGreeting { token: *what.token, identity };
     let program = std::env::current_exe().map_err(LaunchError::Start)?;
-    let mut command = Command::new(program);
+    if let Some(scope) = Scope::of_guest(what.name) {
+        match start(scope.command(&program), what, &greeting, Some(&scope)).await {
+            Err(LaunchError::Scope(cause)) => warn_once(&scope.warning(&cause)),
+            done => return done,
+        }
+    }
+    start(process::Command::new(program), what, &greeting, None).await
+}
+
+/// Logs that systemd gives no scopes, the first time only: it is not about one guest.
+fn warn_once(warning: &str) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| tracing::warn!("{warning}"));
+}
+
+/// Starts the process by `command`, which gives it `scope`, and waits until it listens.
+async fn start(
+    command: process::Command,
+    what: &Launch<'_>,
+    greeting: &IncomingGreeting,
+    scope: Option<&Scope>,
+) -> Result<Launched, LaunchError> {
+    let mut command = Command::from(command);
+    add_arguments(&mut command, what);
+    let spawned = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(false)
+        .spawn();
+    let mut child = spawned.map_err(|error| match scope {
+        Some(_) => LaunchError::Scope(error.to_string()),
+        None => LaunchError::Start(error),
+    })?;
+    let answer = greet(&mut child, greeting, scope);
+    match tokio::time::timeout(LAUNCH_PATIENCE, answer).await {
+        Ok(Ok(port)) => Ok(Launched { port, child }),
+        Ok(Err(error)) => Err(give_up(child, error).await),
+        Err(_) => {
+            let error = expect_scope(&child, scope).err().unwrap_or(LaunchError::Slow);
+            Err(give_up(child, error).await)
+        }
+    }
+}
+
+/// Checks that a process which does not listen has its scope, if it was to have one.
+fn expect_scope(child: &Child, scope: Option<&Scope>) -> Result<(), LaunchError> {
+    match scope.zip(child.id()) {
+        Some((scope, pid)) if scope.has_failed(pid) => {
+            let cause = "it did not execute the program; its message, if any, precedes this one";
+            Err(LaunchError::Scope(cause.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Adds the arguments of the process.
+fn add_arguments(command: &mut Command, what: &Launch<'_>) {
     command
         .arg("--state-dir")
         .arg(what.state.root())
@@ -148,22 +210,14 @@ pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     if what.vsock {
         command.arg("--vsock");
     }
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(false)
-        .spawn()
-        .map_err(LaunchError::Start)?;
-    match tokio::time::timeout(LAUNCH_PATIENCE, greet(&mut child, &greeting)).await {
-        Ok(Ok(port)) => Ok(Launched { port, child }),
-        Ok(Err(error)) => Err(give_up(child, error).await),
-        Err(_) => Err(give_up(child, LaunchError::Slow).await),
-    }
 }
 
 /// Sends the secrets and reads the line.
-async fn greet(child: &mut Child, greeting: &IncomingGreeting) -> Result<u16, LaunchError> {
+async fn greet(
+    child: &mut Child,
+    greeting: &IncomingGreeting,
+    scope: Option<&Scope>,
+) -> Result<u16, LaunchError> {
     if let Some(mut input) = child.stdin.take() {
         let line = serde_json::to_string(greeting).map_err(std::io::Error::from);
         let line = line.map_err(LaunchError::Start)? + "\n";
@@ -176,6 +230,7 @@ async fn greet(child: &mut Child, greeting: &IncomingGreeting) -> Result<u16, La
         read.map_err(LaunchError::Start)?;
     }
     if line.is_empty() {
+        expect_scope(child, scope)?;
         return Err(LaunchError::Ended(child.wait().await.map_err(LaunchError::Start)?));
     }
     match serde_json::from_str(line.trim_end()) {
