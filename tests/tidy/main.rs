@@ -48,6 +48,7 @@ fn sources() -> Vec<Source> {
         "fuzz",
         "tests",
         "benches",
+        "packaging",
     ];
     let mut found = Vec::new();
     for folder in folders {
