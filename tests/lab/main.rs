@@ -17,6 +17,7 @@ mod disks;
 mod ending;
 mod fixtures;
 mod nested;
+mod package;
 mod processors;
 mod service;
 mod stock;

@@ -1,4 +1,4 @@
-//! The node as a systemd service, with the unit from the user guide.
+//! The node as a systemd service, with the unit of the package.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,0 +1,119 @@
+//! The Debian package on hosts that have nothing else of lighter, with guests that outlive its
+//! node, its upgrade and its removal.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::kernel::sleeper;
+
+use crate::fixtures::{Host, Lab, until};
+
+/// The guest's name.
+const NAME: &str = "web";
+
+/// The node's file as an operator edits it.
+const NODE_FILE: &str = "disk-dir = [\"/var/lib/disks\"]\nforeign-guests = \"off\"\n";
+
+/// What the package installs besides the program and its units.
+const FILES: [&str; 6] = [
+    "/usr/share/man/man1/lighter.1.gz",
+    "/usr/share/man/man1/lighter-migrate.1.gz",
+    "/usr/share/bash-completion/completions/lighter",
+    "/usr/share/zsh/vendor-completions/_lighter",
+    "/usr/share/fish/vendor_completions.d/lighter.fish",
+    "/usr/share/doc/lighter/docs/user-guide.md",
+];
+
+/// Packages the program under test as `version`.
+fn package(version: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut build = Command::new(root.join("scripts/package"));
+    build.args(["--binary", env!("CARGO_BIN_EXE_lighter"), "--version", version]);
+    let done = build.output().expect("a script");
+    assert!(done.status.success(), "{done:?}");
+    root.join(format!("target/debian/lighter_{version}_amd64.deb"))
+}
+
+/// Installs or upgrades the package on `host`, without the network.
+#[track_caller]
+fn install(host: Host<'_>, package: &Path) {
+    host.push(&[package], "/tmp/lab");
+    let file = package.file_name().expect("a name").display().to_string();
+    host.sh(&format!(
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends /tmp/lab/{file}"
+    ))
+    .ok();
+}
+
+/// A bare host with the package, whose operator has edited the node's file.
+fn set_up(host: Host<'_>, package: &Path) {
+    host.make_bare();
+    install(host, package);
+    // It has its certificates, so the package has started it.
+    host.await_node();
+    host.sh(&format!("printf '{NODE_FILE}' > /etc/lighter/node.toml")).ok();
+    host.sh("systemctl restart lighter-node").ok();
+    host.await_node();
+}
+
+/// The process ID of the guest, which must run on `host`.
+#[track_caller]
+fn pid(host: Host<'_>) -> u64 {
+    let guest = host.ask(NAME, "/v1/guest").expect("a guest");
+    assert_eq!(host.state_of(NAME).as_deref(), Some("running"));
+    guest["pid"].as_u64().expect("a process ID")
+}
+
+/// Asserts that the guest's process has a scope of its own on `host`.
+#[track_caller]
+fn is_in_the_slice(host: Host<'_>) {
+    let own = host.sh(&format!("cat /proc/{}/cgroup", pid(host))).ok();
+    assert!(own.contains(&format!("/lighter.slice/lighter-guest-{NAME}-")), "{own}");
+    let all = host.sh("systemd-cgls --no-pager --full --unit lighter.slice").ok();
+    assert!(all.contains(&format!("lighter-guest-{NAME}-")) && all.contains("lighter"), "{all}");
+}
+
+#[test]
+fn guests_outlive_the_packages_node_its_upgrade_and_its_removal() {
+    let [old, new] = ["0.1.0-1", "0.1.0-2"].map(package);
+    let lab = Lab::of(2);
+    let [here, there] = [1, 2].map(|number| lab.host(number));
+    [here, there].into_iter().for_each(|host| set_up(host, &old));
+    for file in FILES {
+        here.sh(&format!("test -s {file}")).ok();
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for host in [here, there] {
+        host.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
+    }
+
+    here.lighter(&format!(
+        "run --name {NAME} --memory 64M --kernel /var/lib/disks/sleeper --detach"
+    ))
+    .ok();
+    is_in_the_slice(here);
+    let first = pid(here);
+    here.sh("systemctl restart lighter-node").ok();
+    here.await_node();
+    assert_eq!(pid(here), first);
+    let node = "systemctl show --property MainPID --value lighter-node";
+    let before = here.sh(node).ok();
+    install(here, &new);
+    until("the upgrade has replaced the node", || {
+        let now = here.sh(node).ok();
+        if now == before || now.trim() == "0" { Err(now) } else { Ok(()) }
+    });
+    here.await_node();
+    assert_eq!(here.sh("dpkg-query -W -f '${Version}' lighter").ok(), "0.1.0-2");
+    assert_eq!(here.sh("cat /etc/lighter/node.toml").ok(), NODE_FILE);
+    assert_eq!(pid(here), first);
+
+    here.lighter(&format!("migrate {NAME} {} --downtime 10s", there.address())).ok();
+    is_in_the_slice(there);
+    let moved = pid(there);
+    there.sh("systemctl stop lighter-node").ok();
+    assert_eq!(pid(there), moved);
+    let said = there.sh("dpkg --purge lighter").ok();
+    assert!(said.contains("/var/lib/lighter stays"), "{said}");
+    there.sh(&format!("test -d /proc/{moved} && test -d /var/lib/lighter/guests/{NAME}")).ok();
+}
