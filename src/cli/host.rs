@@ -296,8 +296,8 @@ pub(crate) enum CertsAction {
         /// Names and addresses of this host [default: its host name].
         names: Vec<String>,
     },
-    /// Make a key on this host, and a request for a certificate, to be signed where the authority is
-    /// (`lighter certs sign`). The key stays here.
+    /// Make a key on this host, and a request for a certificate, to be signed where the authority
+    /// is (`lighter certs sign`). The key stays here.
     #[command(after_help = "\
 Examples:
   lighter certs request --out host-b.csr
@@ -346,8 +346,8 @@ came over a secure channel. A running node uses the certificate within a minute.
         #[arg(long)]
         replace_authority: bool,
     },
-    /// Renew this host's certificate, with a new key and the same names: at once where the authority
-    /// is, elsewhere by a new request (`lighter certs request`).
+    /// Renew this host's certificate, with a new key and the same names: at once where the
+    /// authority is, elsewhere by a new request (`lighter certs request`).
     #[command(after_help = "\
 Examples:
   lighter certs renew                       on the host of the authority
