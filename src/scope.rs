@@ -150,7 +150,7 @@ mod tests {
         };
         assert!(launcher("exit 1"), "it has exited, and was not waited for");
         assert!(launcher("echo; read line"), "it hangs");
-        assert!(!launcher("exec /bin/sh -c 'exec sed -u 1i.'"), "it has executed the program");
+        assert!(!launcher("exec /bin/sh -c 'echo; read line'"), "it has executed the program");
     }
 
     #[test]

@@ -134,7 +134,7 @@ mod tests {
         refused("disk-dir = \"/x\"", "1: disk-dir: ", "a list in []");
         refused("metrics-tls = 1", "1: metrics-tls: ", "true or false");
         refused("reserve-memory = \"lots\"", "1: reserve-memory: ", "`lots`");
-        refused("net-map = [\"br0\"]", "1: net-map[0]: ", "FROM=TO");
+        refused("net-map = [\"br0\"]", "1: net-map: ", "FROM=TO");
         refused("net-allow = [\"a/b\"]", "1: net-allow", "a/b");
         refused("foreign-guests = \"no\"", "1: foreign-guests: ", "`watch`");
         refused(
