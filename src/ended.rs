@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::names::GuestName;
-use crate::state_dir::GuestIdentity;
 
 /// Most files kept of guests that are neither defined here nor saved; beyond that, the oldest are
 /// removed.
@@ -80,9 +79,10 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Whether this is about the guest of that process.
-    pub(crate) fn is_of(&self, process: &GuestIdentity) -> bool {
-        self.uuid == process.uuid && self.began_unix_ms == process.started_unix_ms
+    /// Whether this is about the guest `uuid` of the process that started at that time, in
+    /// milliseconds since 1970.
+    pub(crate) fn is_of(&self, uuid: uuid::Uuid, began_unix_ms: u64) -> bool {
+        self.uuid == uuid && self.began_unix_ms == began_unix_ms
     }
 
     /// Returns how long ago the guest ended.

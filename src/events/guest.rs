@@ -204,7 +204,7 @@ impl Follower {
     /// Makes the final event of a process that did not report its end.
     fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
         let ended = self.state.ended().read(self.guest.name());
-        let ended = ended.filter(|ended| ended.is_of(life));
+        let ended = ended.filter(|ended| ended.is_of(life.uuid, life.started_unix_ms));
         let failed = ended.as_ref().is_none_or(|ended| ended.how.is_failure());
         let reason = ended.map_or_else(|| "died unexpectedly".to_owned(), |ended| ended.reason);
         Event {

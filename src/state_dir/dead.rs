@@ -96,7 +96,8 @@ mod tests {
         let identity = killed(&state, unix_ms());
         assert!(state.live_guests().unwrap().is_empty());
         let ended = state.ended().read(&identity.name).unwrap();
-        assert!(ended.is_of(&identity) && ended.how == How::Died, "{ended:?}");
+        let is_its = ended.is_of(identity.uuid, identity.started_unix_ms);
+        assert!(is_its && ended.how == How::Died, "{ended:?}");
         assert!(ended.reason.contains("was killed"), "{ended:?}");
         let log = state.ended().log_of(&identity.name).unwrap();
         assert_eq!(fs::read_to_string(log).unwrap(), "panic");

@@ -1,3 +1,5 @@
+//! Tests of signed certificates that a host installs.
+
 use super::super::authority::Authority;
 use super::super::pending::PendingKey;
 use super::super::request::Request;
