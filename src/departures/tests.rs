@@ -159,7 +159,7 @@ fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
     departures.write(&shared).unwrap();
     assert!(files().is_empty(), "it has not left yet");
     settle(&shared, SourceState::Done);
-    assert_eq!(files(), [file.clone()]);
+    assert_eq!(files(), std::slice::from_ref(&file));
     departures.past().expect_here(&shared.guest, &disk).unwrap();
     let other = disk.with_extension("other");
     fs::write(&other, "content").unwrap();
@@ -177,7 +177,7 @@ fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
     }] as [&dyn Fn() -> Result<()>; 2]
     {
         departures.write(&Departure { is_settled: true, ..shared.clone() }).unwrap();
-        assert_eq!(files(), [file.clone()]);
+        assert_eq!(files(), std::slice::from_ref(&file));
         forget().unwrap();
         assert!(files().is_empty() && !file.exists());
     }
