@@ -268,9 +268,9 @@ mod tests {
             let help = help(path);
             let wide = help.lines().find(|line| line.chars().count() > 80);
             assert_eq!(wide, None, "{path:?}");
-            assert!(!help.contains("--state-dir"), "{path:?}:\n{help}");
+            assert!(!help.contains("--state-dir <DIR>"), "{path:?}:\n{help}");
         });
-        assert!(help(&[]).contains("--state-dir"));
+        assert!(help(&[]).contains("--state-dir <DIR>"));
     }
 
     /// The help that most users see first is reviewed as a text: run with `UPDATE_GOLDEN=1` to
