@@ -207,18 +207,8 @@ fixed_label! {
         /// The connection was lost, or could not be established for another reason than those
         /// below.
         ConnectionLost = "connection_lost",
-        /// The destination's name has no address.
-        UnknownHost = "unknown_host",
-        /// The destination does not answer.
-        Unreachable = "unreachable",
-        /// A certificate was issued by another authority.
-        UnknownAuthority = "unknown_authority",
-        /// The destination's certificate is not valid for the name that was dialled.
-        WrongName = "wrong_name",
-        /// A certificate has expired, or is not valid yet.
-        CertificateExpired = "certificate_expired",
-        /// A certificate is refused for another reason, such as its revocation.
-        CertificateRefused = "certificate_refused",
+        /// A certificate was refused by either end.
+        Certificate = "certificate",
         /// The other end violated the protocol.
         Protocol = "protocol",
         /// Pages arrived damaged or incomplete.

@@ -185,13 +185,13 @@ fn reason(reason: Reason) -> Option<FailureReason> {
         Reason::Refused => FailureReason::Refused,
         Reason::Timeout => FailureReason::Timeout,
         Reason::NoAnswer => FailureReason::NoAnswer,
-        Reason::ConnectionLost => FailureReason::ConnectionLost,
-        Reason::UnknownHost => FailureReason::UnknownHost,
-        Reason::Unreachable => FailureReason::Unreachable,
-        Reason::UnknownAuthority => FailureReason::UnknownAuthority,
-        Reason::WrongName => FailureReason::WrongName,
-        Reason::CertificateExpired => FailureReason::CertificateExpired,
-        Reason::CertificateRefused => FailureReason::CertificateRefused,
+        Reason::ConnectionLost | Reason::UnknownHost | Reason::Unreachable => {
+            FailureReason::ConnectionLost
+        }
+        Reason::UnknownAuthority
+        | Reason::WrongName
+        | Reason::CertificateExpired
+        | Reason::CertificateRefused => FailureReason::Certificate,
         Reason::Protocol => FailureReason::Protocol,
         Reason::Data => FailureReason::Data,
         Reason::Guest => FailureReason::Guest,
