@@ -113,7 +113,7 @@ fn damaged_and_foreign_files_are_refused() {
     assert!(refusal(&good[..good.len() - 1]).contains("cut off"));
     assert!(refusal(&good[..100]).contains("cut off"));
     assert!(refusal(&[&good[..], b"x"].concat()).contains("follows its end"));
-    assert!(refusal(b"").contains("not a saved guest"));
+    assert!(refusal(b"").contains("neither a saved guest nor a template"));
     let mut newer = good.clone();
     newer[8] = 9;
     assert!(refusal(&newer).contains("format 9"));
