@@ -119,7 +119,12 @@ fn damaged_and_foreign_files_are_refused() {
     assert!(refusal(&newer).contains("format 9"));
     let saved = folder.path().join("saved");
     super::super::save(&empty_vm(16, 1), &saved, &DiskCopies::default()).unwrap();
-    assert!(Template::open(&saved).unwrap_err().to_string().contains("not a saved guest"));
+    assert!(
+        Template::open(&saved)
+            .unwrap_err()
+            .to_string()
+            .contains("is a saved guest: `lighter restore ")
+    );
     assert!(
         super::super::restore(&path, super::super::SavedDisks::Unwritten, Box::new(sink()))
             .is_err()
