@@ -160,15 +160,16 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970")
 }
 
-/// Replaces the certificate of `host` by one of host a's authority that is valid for ten more days.
-fn issue_for_ten_days(pair: &Pair, host: &Host, name: &str) {
+/// Replaces the certificate of `host` by one of host a's authority that is valid for nine and a
+/// half more days.
+fn issue_for_nine_days(pair: &Pair, host: &Host, name: &str) {
     let read = |file: &str| text(&pair.a.certs().join(file));
     let key = KeyPair::from_pem(&read("ca.key")).expect("a key");
     let authority = Issuer::from_ca_cert_pem(&read("ca.pem"), key).expect("an authority");
     let names = [name.to_owned(), "127.0.0.1".to_owned()];
     let mut parameters = CertificateParams::new(names).expect("names");
     let now = date_time_ymd(1970, 1, 1) + since_1970();
-    (parameters.not_before, parameters.not_after) = (now - 60 * DAY, now + 10 * DAY);
+    (parameters.not_before, parameters.not_after) = (now - 60 * DAY, now + 10 * DAY - DAY / 2);
     let key = KeyPair::generate().expect("a key");
     let certificate = parameters.signed_by(&key, &authority).expect("a certificate");
     let write = |file, pem| fs::write(host.certs().join(file), pem).expect("a file");
@@ -188,8 +189,8 @@ fn days_left(host: &Host) -> u64 {
 #[test]
 fn a_certificate_that_soon_expires_is_noted_and_renewed() {
     let mut pair = Pair::without_nodes();
-    issue_for_ten_days(&pair, &pair.a, "host-a");
-    issue_for_ten_days(&pair, &pair.b, "host-b");
+    issue_for_nine_days(&pair, &pair.a, "host-a");
+    issue_for_nine_days(&pair, &pair.b, "host-b");
     let note = "lighter: this host's certificate expires in 9 days";
     for verb in [&["ls"][..], &["ls", "--json"], &["show", "none"]] {
         let done = pair.b.run(verb);
