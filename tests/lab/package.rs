@@ -1,6 +1,7 @@
 //! The Debian package on hosts that have nothing else of lighter, with guests that outlive its
 //! node, its upgrade and its removal.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -31,7 +32,11 @@ fn package(version: &str) -> PathBuf {
     build.args(["--binary", env!("CARGO_BIN_EXE_lighter"), "--version", version]);
     let done = build.output().expect("a script");
     assert!(done.status.success(), "{done:?}");
-    root.join(format!("target/debian/lighter_{version}_amd64.deb"))
+    // The next package replaces this one.
+    let name = format!("lighter_{version}_amd64.deb");
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
+    fs::copy(root.join("target/debian").join(&name), &kept).expect("a package");
+    kept
 }
 
 /// Installs or upgrades the package on `host`, without the network.
