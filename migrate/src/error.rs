@@ -102,7 +102,7 @@ pub enum Failure {
     NotConnected {
         /// Why not, as a label.
         reason: Reason,
-        /// Why not.
+        /// The same in words, with the address or name that was tried.
         detail: PeerText,
     },
     /// The peer broke the protocol.

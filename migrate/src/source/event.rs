@@ -20,7 +20,7 @@ pub enum Event {
     NotConnected {
         /// Why not, as a label.
         reason: Reason,
-        /// Why not.
+        /// The same in words, with the address or name that was tried.
         detail: PeerText,
     },
     /// The connection is lost, or could not be made again; also reported if one of its streams

@@ -164,7 +164,7 @@ fn a_device_whose_guest_is_on_another_host_is_refused_to_guests_of_every_name() 
     start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &locked);
     Migration::run(&pair.a, GUEST, &pair.b).ok();
 
-    // With nobody to ask, it may be anywhere; its host's operator knows.
+    // No node answers, so the guest may be anywhere; an operator knows.
     pair.b.kill_node();
     let silent = ["belongs to the guest db", "cannot be asked", "runs nowhere, `rm "];
     start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &silent);
