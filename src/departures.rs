@@ -144,8 +144,10 @@ impl Departures {
     /// If the file cannot be written or removed.
     pub(crate) fn settle(&self, departure: &Departure) -> Result<()> {
         let mut settled = Departure { is_settled: true, ..departure.clone() };
-        let note = departure.note_text();
-        settled.disks.retain(|disk| departed_to(&disk.path).as_ref() != Some(&note));
+        if !departure.is_shared {
+            let note = departure.note_text();
+            settled.disks.retain(|disk| departed_to(&disk.path).as_ref() != Some(&note));
+        }
         if settled.disks.is_empty() { self.forget(&settled) } else { self.write(&settled) }
     }
 
@@ -253,19 +255,9 @@ impl Departures {
         disks.map(|disk| disk.path).collect()
     }
 
-    /// Returns the departures that count now of guests that share the disk at `path` with another
-    /// host, each with its file.
-    pub(crate) fn sharing(&self, path: &Path) -> Vec<(PathBuf, Departure)> {
-        let departures = self.list().departures.into_iter().filter(|it| it.is_shared);
-        let mut departures = departures.peekable();
-        if departures.peek().is_none() {
-            return Vec::new();
-        }
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let Some(now) = DiskIdentity::at(&path) else { return Vec::new() };
-        let its = departures.filter(|it| it.has(&now, &path));
-        let past = its.filter(|it| it.is_settled || self.is_past(it));
-        past.map(|departure| (self.file(&departure), departure)).collect()
+    /// Returns the departures with shared disks that count now.
+    pub(crate) fn with_shared_disks(&self) -> Vec<Noted> {
+        self.counting(self.list().departures.into_iter().filter(|it| it.is_shared))
     }
 
     /// Returns the departures of copied disks that count now. Logs a warning about files that
@@ -279,10 +271,14 @@ impl Departures {
                 "what guests have noted of disks that have moved away cannot be read: lighter may not refuse them"
             );
         }
-        let copied = departures.into_iter().filter(|it| !it.is_shared);
-        let past = copied.filter(|it| it.is_settled || self.is_past(it));
-        let disks = past.map(|departure| (self.file(&departure), departure));
-        DepartedDisks { disks: disks.collect(), damaged }
+        let disks = self.counting(departures.into_iter().filter(|it| !it.is_shared));
+        DepartedDisks { disks, damaged }
+    }
+
+    /// Returns those of `departures` that count now.
+    fn counting(&self, departures: impl Iterator<Item = Departure>) -> Vec<Noted> {
+        let past = departures.filter(|it| it.is_settled || self.is_past(it));
+        past.map(|departure| Noted { file: self.file(&departure), departure }).collect()
     }
 
     /// Whether the migration's record says that the guest belongs to the destination, or cannot be
@@ -332,11 +328,26 @@ impl Departure {
     fn note_text(&self) -> String {
         note_text(&self.destination, self.uuid, self.migration)
     }
+}
 
-    /// Whether the disk `now` at `path` is one of its disks.
-    fn has(&self, now: &DiskIdentity, path: &Path) -> bool {
-        self.disks.iter().any(|disk| disk.identity.is_same(now, disk.path == path))
+/// A departure that counts now, with the file that says so.
+#[derive(Debug, Clone)]
+pub(crate) struct Noted {
+    /// Path of the file.
+    pub(crate) file: PathBuf,
+    /// The content of the file.
+    pub(crate) departure: Departure,
+}
+
+/// Returns those of `departures` that are about the disk at `path`.
+pub(crate) fn about<'a>(departures: &'a [Noted], path: &Path) -> Vec<&'a Noted> {
+    if departures.is_empty() {
+        return Vec::new();
     }
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let Some(now) = DiskIdentity::at(&path) else { return Vec::new() };
+    let is_it = |disk: &DepartedDisk| disk.identity.is_same(&now, disk.path == path);
+    departures.iter().filter(|noted| noted.departure.disks.iter().any(is_it)).collect()
 }
 
 /// Removes the notes of `departure` from its disks. Returns whether all disks were found.
@@ -378,7 +389,7 @@ fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
 /// Disks whose content on this host is out of date, with the files that say so.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DepartedDisks {
-    disks: Vec<(PathBuf, Departure)>,
+    disks: Vec<Noted>,
     damaged: Vec<(String, PathBuf)>,
 }
 
@@ -399,13 +410,8 @@ impl DepartedDisks {
                 path.display()
             );
         }
-        if self.disks.is_empty() {
-            return Ok(());
-        }
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let Some(now) = DiskIdentity::at(&path) else { return Ok(()) };
-        let departed = self.disks.iter().find(|(_, departure)| departure.has(&now, &path));
-        let Some((file, departure)) = departed else { return Ok(()) };
+        let departed = about(&self.disks, path);
+        let Some(Noted { file, departure }) = departed.first() else { return Ok(()) };
         let host: String = departure.destination.chars().filter(|c| !c.is_control()).collect();
         bail!(
             "disk {} is old: its content has moved to {host} with the guest {}; to use it all the \

@@ -25,7 +25,7 @@ const FILES_MAX: usize = 100;
 /// How the reason of a guest that was saved begins; the file's path follows.
 pub(crate) const SAVED_TO: &str = "was saved to ";
 
-/// Logs that are kept of a guest whose process died, the more telling ones first.
+/// Logs that are kept of a guest whose process died, the most useful first.
 pub(crate) const KEPT_LOGS: [&str; 3] = ["console.log", "lighter.log", "console.log.old"];
 
 /// Largest file that is read, in bytes.
@@ -171,7 +171,7 @@ impl EndedGuests {
 
     /// Whether there is a record of how the last guest of this name ended, damaged or not.
     pub(crate) fn is_recorded(&self, name: &GuestName) -> bool {
-        [self.earlier_file(name), self.file(name)].iter().any(|file| file.exists())
+        self.files(name).iter().any(|file| file.exists())
     }
 
     /// Returns the console log of the last guest of this name whose process died, or else that
@@ -197,8 +197,7 @@ impl EndedGuests {
     /// Returns how the last guest of this name ended, if that is known. To show only: errors are
     /// ignored.
     pub(crate) fn read(&self, name: &GuestName) -> Option<Ended> {
-        let ended =
-            [self.earlier_file(name), self.file(name)].into_iter().filter_map(|it| read(&it));
+        let ended = self.files(name).into_iter().filter_map(|it| read(&it));
         let its = ended.filter(|ended| ended.name == *name);
         its.max_by_key(|ended| ended.ended_unix_ms)
     }
@@ -211,7 +210,7 @@ impl EndedGuests {
     /// guest is elsewhere.
     pub(crate) fn expect(&self, name: &GuestName) -> Result<Option<Ended>> {
         let mut last: Option<Ended> = None;
-        for path in [self.earlier_file(name), self.file(name)] {
+        for path in self.files(name) {
             let way_out = || {
                 format!(
                     "cannot read how {name} ended: {} is damaged; if {name} is neither saved in a file nor on another host, \
@@ -239,6 +238,11 @@ impl EndedGuests {
 
     fn file(&self, name: &GuestName) -> PathBuf {
         self.place(name).join("ended.json")
+    }
+
+    /// Returns the paths at which a record may be, that of earlier versions first.
+    fn files(&self, name: &GuestName) -> [PathBuf; 2] {
+        [self.earlier_file(name), self.file(name)]
     }
 
     /// Returns the path that earlier versions write, some of whose guests may still be live.

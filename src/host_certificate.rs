@@ -83,13 +83,16 @@ pub(crate) fn when(left_s: i64) -> String {
 
 /// Returns the warning about a certificate that has expired or soon will; none before that.
 fn warning(certificate: &HostCertificate, now: SystemTime) -> Option<String> {
+    let is_soon = certificate.left_s(now) <= SOON_S;
+    is_soon.then(|| format!("{}: see `lighter certs renew`", expiry(certificate, now)))
+}
+
+/// Says when this host's certificate expires or has expired.
+pub(crate) fn expiry(certificate: &HostCertificate, now: SystemTime) -> String {
     let left_s = certificate.left_s(now);
-    if left_s > SOON_S {
-        return None;
-    }
     let verb = if left_s < 0 { "expired" } else { "expires" };
     let (when, until) = (when(left_s), calendar_time(certificate.valid_until_unix_s));
-    Some(format!("this host's certificate {verb} {when} ({until}): see `lighter certs renew`"))
+    format!("this host's certificate {verb} {when} ({until})")
 }
 
 /// Prints a note on stderr if this host's certificate has expired or soon will. A host without one,

@@ -120,19 +120,15 @@ impl OtherHost {
         Some(Self { guest, is_its_node, was_given, first, onward })
     }
 
-    /// Whether the guest is certainly on none of these hosts: all have answered, and the last one
-    /// does not have it.
+    /// Whether the guest is certainly on none of these hosts: the last one to which it has moved
+    /// answers, and does not have it.
     pub(crate) fn is_gone(&self) -> bool {
-        let all: Vec<_> = std::iter::once(&self.first).chain(&self.onward).collect();
-        let is_past = |said: &&Said| said.past().is_some();
-        let Some((last, before)) = all.split_last() else { return false };
-        let has_ended = match &last.answer {
+        match &self.onward.last().unwrap_or(&self.first).answer {
             Ok(Traced { guest: Some(found), .. }) => found.state.as_str() == FoundGuest::ENDED,
             // A host that denies a guest which another one says it has may have lost its records.
             Ok(Traced { guest: None, .. }) => self.is_its_node && self.onward.is_empty(),
             Err(_) => false,
-        };
-        has_ended && before.iter().all(is_past)
+        }
     }
 
     /// Refuses to run the copy of the last migration here if the other host has the guest, or if it

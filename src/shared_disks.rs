@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::departures::Departure;
+use crate::departures::{Departure, Noted, about};
 use crate::other_host::{Occasion, OtherHost};
 use crate::state_dir::StateDir;
 use crate::verbs::session::block_on;
@@ -18,15 +18,16 @@ use crate::whereabouts::Whereabouts;
 /// writing it elsewhere. Asks the hosts to which that guest has moved.
 ///
 /// # Errors
-/// If such a guest is on another host, or nobody can tell; the message says how to use the disk
-/// anyway.
+/// If such a guest is on another host, or that cannot be determined; the message says how to use
+/// the disk anyway.
 pub(crate) fn expect_free<'a>(
     state: &StateDir,
     disks: impl IntoIterator<Item = &'a Path>,
 ) -> Result<()> {
+    let departures = state.departures().with_shared_disks();
     for disk in disks {
-        for (file, departure) in state.departures().sharing(disk) {
-            if let Some(why) = why_elsewhere(state, &departure)? {
+        for Noted { file, departure } in about(&departures, disk) {
+            if let Some(why) = why_elsewhere(state, departure)? {
                 bail!(
                     "disk {} belongs to the guest {}, which {why}: two guests that write one disk destroy its content. If that guest \
                      runs nowhere, `rm {}`",

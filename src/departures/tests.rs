@@ -147,8 +147,8 @@ fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
     departures.forget(&copied).unwrap();
     let shared = Departure { is_shared: true, ..copied.clone() };
     let files = || {
-        let known = departures.sharing(&disk).into_iter();
-        known.map(|(file, _)| file).collect::<Vec<_>>()
+        let known = departures.with_shared_disks();
+        about(&known, &disk).into_iter().map(|noted| noted.file.clone()).collect::<Vec<_>>()
     };
     let file = departures.place(&shared.guest, shared.uuid).join(SHARED_FILE);
     let settle = |departure: &Departure, state_of_record| {
@@ -163,7 +163,7 @@ fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
     departures.past().expect_here(&shared.guest, &disk).unwrap();
     let other = disk.with_extension("other");
     fs::write(&other, "content").unwrap();
-    assert!(departures.sharing(&other).is_empty());
+    assert!(about(&departures.with_shared_disks(), &other).is_empty());
 
     // The next migration replaces it; that one is aborted.
     let next = Departure { migration: MigrationId::random(), ..shared.clone() };

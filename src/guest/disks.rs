@@ -123,9 +123,8 @@ impl Departing {
 
     /// The block devices that the guest writes and that the destination shares.
     pub(super) fn written_devices(&self) -> impl Iterator<Item = &DiskContent> {
-        let are_shared = self.parts.is_empty();
-        let disks = self.machine.disks().map(|(_, disk)| &**disk).filter(move |_| are_shared);
-        disks.filter(|disk| disk.access() == Access::ReadWrite && disk.is_device())
+        let are_shared = self.are_shared();
+        self.written().filter(move |disk| are_shared && disk.is_device())
     }
 
     /// Returns the record of the disks that the guest writes, for when it has left with them.
@@ -134,25 +133,34 @@ impl Departing {
         let recognized = |disk: &DiskContent| {
             Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
         };
-        let disks = self.machine.disks().map(|(_, disk)| &**disk);
-        let written = disks.filter(|disk| disk.access() == Access::ReadWrite);
         let departure = Departure {
             guest: guest.clone(),
             uuid: self.description.uuid,
             migration: self.migration,
             destination: self.destination.clone(),
-            disks: written.filter_map(recognized).collect(),
-            is_shared: self.parts.is_empty(),
+            disks: self.written().filter_map(recognized).collect(),
+            is_shared: self.are_shared(),
             is_settled: false,
         };
         (!departure.disks.is_empty()).then_some(departure)
     }
 
+    /// Whether the destination shares the guest's disks: none is copied.
+    fn are_shared(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// The disks that the guest writes.
+    fn written(&self) -> impl Iterator<Item = &DiskContent> {
+        let disks = self.machine.disks().map(|(_, disk)| &**disk);
+        disks.filter(|disk| disk.access() == Access::ReadWrite)
+    }
+
     /// The copied disks that the guest writes. A disk that it only reads stays up to date here, and
     /// other guests may read it.
-    fn written(&self) -> impl Iterator<Item = &DiskContent> {
-        let disks = self.parts.iter().map(|part| &*part.disk);
-        disks.filter(|disk| disk.access() == Access::ReadWrite)
+    fn written_and_copied(&self) -> impl Iterator<Item = &DiskContent> {
+        let are_copied = !self.are_shared();
+        self.written().filter(move |_| are_copied)
     }
 }
 
@@ -248,7 +256,7 @@ impl SourceGuest for Departing {
 
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
         self.parts.iter().for_each(|part| part.disk.stop_log());
-        for disk in self.written() {
+        for disk in self.written_and_copied() {
             // The guest stays on this host.
             if let Err(error) = disk.forget_departure() {
                 let path = disk.path().display();
@@ -310,7 +318,7 @@ impl SourceGuest for Departing {
 
     fn release(&self) -> Result<(), GuestError> {
         let note = departures::note_text(&self.destination, self.description.uuid, self.migration);
-        for disk in self.written() {
+        for disk in self.written_and_copied() {
             if let Err(error) = disk.note_departure(&note) {
                 let path = disk.path().display();
                 tracing::warn!(%error, "cannot mark {path} as moved away: do not use it any more");

@@ -351,10 +351,15 @@ impl GuestProcess {
         goes_on
     }
 
+    /// UUID of the guest; that of the process until the guest is there.
+    fn guest_uuid(&self) -> Uuid {
+        self.machine().map_or(self.identity().uuid, |machine| machine.uuid())
+    }
+
     /// Forgets what was recorded of the guest while it was elsewhere: it runs here.
     pub(super) fn is_here(&self) {
         self.state.ended().forget(self.name());
-        let uuid = self.machine().map_or(self.identity().uuid, |machine| machine.uuid());
+        let uuid = self.guest_uuid();
         if let Err(error) = self.state.departures().forget_shared(self.name(), uuid) {
             tracing::warn!("{} is still recorded to have left: {error:#}", self.name());
         }
@@ -372,7 +377,7 @@ impl GuestProcess {
         {
             return Ok(());
         }
-        let uuid = self.machine().map_or(self.identity().uuid, |machine| machine.uuid());
+        let uuid = self.guest_uuid();
         let now = self.state.timestamp_after_records(self.name());
         let noted = self.state.ended().write(&ending.record(self.identity(), uuid, now));
         noted.with_context(|| format!("cannot note how {} ended", self.name()))

@@ -83,12 +83,10 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
         while let Some(event) = heard.recv().await {
             match event {
                 Ok(event) => {
+                    log.write(&event);
                     if matches!(event.what, What::Stopped { failed: true, .. }) {
                         node.counted().guests_failed.inc(&());
-                        log.write(&event);
                         restarts.failed(&node, &event.guest);
-                    } else {
-                        log.write(&event);
                     }
                     node.events().publish(event);
                 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use migrate::quic::{Authority, HostCertificate, calendar_time};
 
-use crate::host_certificate::{is_due, lock_changes, own_authority, renew, when};
+use crate::host_certificate::{expiry, is_due, lock_changes, own_authority, renew};
 
 /// How long a warning is not repeated.
 const REMINDER: Duration = Duration::from_hours(24);
@@ -47,7 +47,8 @@ impl Renewal {
         if self.not_before.is_some_and(|time| Instant::now() < time) {
             return;
         }
-        let pause = match attempt(&self.certs, SystemTime::now()) {
+        let now = SystemTime::now();
+        let pause = match attempt(&self.certs, now) {
             Ok(Attempt::NotDue) => return,
             Ok(Attempt::Renewed(new)) => {
                 let until = calendar_time(new.valid_until_unix_s);
@@ -58,14 +59,14 @@ impl Renewal {
                 tracing::warn!(
                     "{}; its authority is not on this host: run `lighter certs renew --out FILE` here, \
                      `lighter certs sign FILE` where the authority is, and `lighter certs install` here",
-                    expiry(&current)
+                    expiry(&current, now)
                 );
                 REMINDER
             }
             Ok(Attempt::Revoked(current)) => {
                 tracing::warn!(
                     "{}; it is revoked, so it is not renewed automatically: run `lighter certs renew`",
-                    expiry(&current)
+                    expiry(&current, now)
                 );
                 REMINDER
             }
@@ -76,13 +77,6 @@ impl Renewal {
         };
         self.not_before = Some(Instant::now() + pause);
     }
-}
-
-fn expiry(certificate: &HostCertificate) -> String {
-    let left_s = certificate.left_s(SystemTime::now());
-    let verb = if left_s < 0 { "expired" } else { "expires" };
-    let until = calendar_time(certificate.valid_until_unix_s);
-    format!("this host's certificate {verb} {} ({until})", when(left_s))
 }
 
 /// Renews the certificate in `certs` if it is due at `now` and its authority is there, too.
