@@ -1,11 +1,11 @@
-//! How the last guests ended, one small file each. `lighter ls` shows it. A start consults it,
-//! since only this file says that a guest was saved.
+//! How the last guests ended, one small file each, and the end of their console output. `lighter
+//! ls` shows how they ended. A start consults it, since only this file says that a guest was saved.
 //!
 //! A guest's process writes `ended/guests/NAME/ended.json` in the state folder just before it
-//! exits, and writes in no other guest's folder. A process that is killed writes nothing. The next
-//! guest of the same name removes the file when it runs. The first process that finds the folder of
-//! a killed one records that it died, and keeps its logs here. Earlier versions wrote
-//! `ended/NAME.json`.
+//! exits, and `console.log` beside it; it writes in no other guest's folder. A process that is
+//! killed writes nothing. The next guest of the same name removes the record when it runs. The
+//! first process that finds the folder of a killed one records that it died, and keeps its logs
+//! here. Earlier versions wrote `ended/NAME.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,8 +25,15 @@ const FILES_MAX: usize = 100;
 /// How the reason of a guest that was saved begins; the file's path follows.
 pub(crate) const SAVED_TO: &str = "was saved to ";
 
-/// Logs that are kept of a guest whose process died, the most useful first.
-pub(crate) const KEPT_LOGS: [&str; 3] = ["console.log", "lighter.log", "console.log.old"];
+/// Logs that are kept of a guest, the most useful first; of one whose process did not die, the
+/// first.
+pub(crate) const KEPT_LOGS: [&str; 3] = [CONSOLE_LOG, "lighter.log", "console.log.old"];
+
+/// The kept output of a guest's console.
+const CONSOLE_LOG: &str = "console.log";
+
+/// Largest kept output that is read, in bytes.
+const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -76,6 +83,9 @@ pub(crate) struct Ended {
     pub(crate) how: How,
     /// How it ended, in words: completes the sentence "web-1 ...".
     pub(crate) reason: String,
+    /// Bytes that it wrote on its serial console in this process; 0 if unknown.
+    #[serde(default)]
+    pub(crate) console_bytes: u64,
 }
 
 impl Ended {
@@ -150,8 +160,7 @@ impl EndedGuests {
         Ok(regular_file::sync_folder_of(&to)?)
     }
 
-    /// Records how a guest ended, and removes the logs of an earlier guest of this name, whose
-    /// process died.
+    /// Records how a guest ended, and removes the logs of an earlier guest of this name.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -174,8 +183,31 @@ impl EndedGuests {
         self.files(name).iter().any(|file| file.exists())
     }
 
-    /// Returns the console log of the last guest of this name whose process died, or else that
-    /// process's own log.
+    /// Keeps `output`, the end of the console output of the guest `name`, whose end is recorded.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn keep_console(&self, name: &GuestName, output: &[u8]) -> Result<()> {
+        if output.is_empty() {
+            return Ok(());
+        }
+        let path = self.place(name).join(CONSOLE_LOG);
+        regular_file::replace_unflushed(&path, output)
+            .with_context(|| format!("cannot keep the console's output in {}", path.display()))
+    }
+
+    /// Returns the console output of the last guest of this name from byte `from` of its process
+    /// on, as far as it is kept.
+    pub(crate) fn console_from(&self, name: &GuestName, from: u64) -> Vec<u8> {
+        let Some(ended) = self.read(name) else { return Vec::new() };
+        let kept = regular_file::read(&self.place(name).join(CONSOLE_LOG), CONSOLE_BYTES_MAX);
+        let kept = kept.unwrap_or_default();
+        let unseen =
+            usize::try_from(ended.console_bytes.saturating_sub(from)).unwrap_or(usize::MAX);
+        kept.get(kept.len().saturating_sub(unseen)..).unwrap_or_default().to_vec()
+    }
+
+    /// Returns the kept console log of the last guest of this name, or else its process's log.
     pub(crate) fn log_of(&self, name: &GuestName) -> Option<PathBuf> {
         let logs = KEPT_LOGS.map(|log| self.place(name).join(log));
         logs.into_iter().find(|log| log.exists())
@@ -314,6 +346,7 @@ mod tests {
             ended_unix_ms: 0,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),
+            console_bytes: 0,
         }
     }
 
@@ -329,6 +362,24 @@ mod tests {
         guests.write(&crashed).unwrap();
         assert_eq!(guests.read(&web), Some(crashed.clone()));
         assert_eq!(guests.list(), [crashed]);
+    }
+
+    #[test]
+    fn a_reader_of_the_console_gets_what_it_has_not_seen_when_the_guest_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let guests = EndedGuests::in_folder(folder.path().to_owned());
+        let web = "web".parse().unwrap();
+        let unseen = |from| String::from_utf8(guests.console_from(&web, from)).unwrap();
+        assert_eq!(unseen(0), "");
+        guests.create_place(&web).unwrap();
+        // Of 100 bytes, the last 10 are kept.
+        guests.write(&Ended { console_bytes: 100, ..ended("web") }).unwrap();
+        guests.keep_console(&web, b"0123456789").unwrap();
+        for (from, expected) in [(0, "0123456789"), (97, "789"), (100, ""), (101, "")] {
+            assert_eq!(unseen(from), expected, "{from}");
+        }
+        guests.write(&ended("web")).unwrap();
+        assert_eq!((guests.log_of(&web), unseen(0)), (None, String::new()), "of an earlier guest");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Exit codes: what a script learns about the outcome without parsing messages.
 
 use std::fmt;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 /// How a command ended, as the shell sees it. Exit code 2 is clap's, for a wrong command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,13 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// Returns how a process of this program ended; one that a signal ended has failed.
+    pub(crate) fn of(status: ExitStatus) -> Self {
+        let all = [Self::Done, Self::InDoubt, Self::Corrupt, Self::Unwatched, Self::Cancelled];
+        let is_it = |exit: &Self| status.code() == Some(i32::from(exit.code()));
+        all.into_iter().find(is_it).unwrap_or(Self::Failed)
+    }
+
     /// Returns the exit code for the shell.
     pub(crate) fn code(self) -> u8 {
         match self {
@@ -64,8 +71,21 @@ pub(crate) fn of_error(error: &anyhow::Error) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
     use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_exit_code_of_a_process_says_how_it_ended() {
+        let exit = |code: i32| Exit::of(ExitStatus::from_raw(code << 8));
+        assert_eq!(
+            [0, 1, 4, 130].map(exit),
+            [Exit::Done, Exit::Failed, Exit::Corrupt, Exit::Cancelled]
+        );
+        assert_eq!(Exit::of(ExitStatus::from_raw(9)), Exit::Failed);
+    }
 
     #[test]
     fn an_error_keeps_its_code_under_context() {

@@ -31,6 +31,23 @@ impl FileLock {
         Self::try_lock(path, &all_bytes())
     }
 
+    /// Creates the file at `path` with the lock held from the beginning, so that no other process
+    /// finds it unlocked; `None` if there is a file. It is prepared at `place`, a path on the same
+    /// file system that only this process uses.
+    ///
+    /// # Errors
+    /// If a file cannot be created or linked, or the file system has no locks.
+    pub(crate) fn create(path: &Path, place: &Path) -> io::Result<Option<Self>> {
+        let Some(lock) = Self::try_acquire(place)? else { return Ok(None) };
+        let linked = fs::hard_link(place, path);
+        fs::remove_file(place)?;
+        match linked {
+            Ok(()) => Ok(Some(lock)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes the lock at `path` to clean up after a dead process; `None` if another process holds
     /// it. Meanwhile [`Self::is_held`] returns false.
     ///
@@ -146,6 +163,19 @@ mod tests {
         drop(lock);
         assert!(!FileLock::is_held(&path));
         assert!(FileLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_file_that_is_created_is_locked_before_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, place) = (folder.path().join("lock"), folder.path().join("new"));
+        let lock = FileLock::create(&path, &place).unwrap().unwrap();
+        assert!(FileLock::is_held(&path) && lock.is_at(&path) && !place.exists());
+        assert!(FileLock::create(&path, &place).unwrap().is_none(), "there is one");
+        assert!(FileLock::is_held(&path) && !place.exists());
+        let elsewhere = folder.path().join("gone").join("lock");
+        let error = FileLock::create(&elsewhere, &place).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::NotFound && !place.exists());
     }
 
     #[test]

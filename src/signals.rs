@@ -1,7 +1,30 @@
 //! Signals that ask a process to end.
 
+use std::fmt;
+
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// A signal that asks a process to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndSignal {
+    /// SIGTERM, as service managers send it.
+    Terminate,
+    /// SIGINT, which Ctrl-C sends.
+    Interrupt,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+}
+
+impl fmt::Display for EndSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+            Self::HangUp => "SIGHUP",
+        })
+    }
+}
 
 /// Receives SIGTERM, SIGINT and SIGHUP from its creation on.
 #[derive(Debug)]
@@ -30,8 +53,8 @@ impl EndSignals {
         })
     }
 
-    /// Waits for the first of the signals; returns its name.
-    pub(crate) async fn next(&mut self) -> &'static str {
+    /// Waits for the next of the signals.
+    pub(crate) async fn next(&mut self) -> EndSignal {
         let hang_up = async {
             match &mut self.hang_up {
                 Some(signal) => signal.recv().await,
@@ -39,9 +62,9 @@ impl EndSignals {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = hang_up => "SIGHUP",
+            _ = self.terminate.recv() => EndSignal::Terminate,
+            _ = self.interrupt.recv() => EndSignal::Interrupt,
+            _ = hang_up => EndSignal::HangUp,
         }
     }
 }

@@ -49,10 +49,6 @@ const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
 /// How long a start waits while another process removes the files of a dead one.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a process may take from creating its lock file to writing its identity. Its folder is
-/// not taken for that of a dead process meanwhile.
-const CLAIM_PATIENCE: Duration = Duration::from_secs(10);
-
 /// Pause between two checks whether they are gone.
 const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
 
@@ -406,7 +402,7 @@ impl GuestDir {
         // A folder without a lock, or a link to one elsewhere, was not created by a guest's
         // process.
         let is_link = fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_symlink());
-        if is_link || !self.lock_file().exists() || self.is_being_claimed() {
+        if is_link || !self.lock_file().exists() {
             return false;
         }
         if let Ok(Some(lock)) = FileLock::try_acquire_to_remove(&self.lock_file())
@@ -417,14 +413,6 @@ impl GuestDir {
             tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
         }
         false
-    }
-
-    /// Whether a process may be about to lock the name: it has just created the lock file, and no
-    /// process has written its identity.
-    fn is_being_claimed(&self) -> bool {
-        let created = fs::metadata(self.lock_file()).and_then(|lock| lock.modified());
-        let age = created.ok().and_then(|created| created.elapsed().ok()).unwrap_or_default();
-        age < CLAIM_PATIENCE && !self.guest_file().exists()
     }
 
     /// Reads what the live process wrote about itself.
@@ -469,7 +457,7 @@ impl GuestDir {
                 Err(error) if is_taken(&error) && self.is_gone() => continue,
                 created => created?,
             }
-            let lock = match FileLock::try_acquire(&self.lock_file()) {
+            let lock = match self.try_lock() {
                 Ok(Some(lock)) => lock,
                 Ok(None) if self.is_live() => {
                     bail!("{} is already running on this host", self.name)
@@ -491,6 +479,18 @@ impl GuestDir {
             }
         }
         bail!("{} is being removed by another process again and again", self.path.display())
+    }
+
+    /// Locks the name: with a new lock file, or the one that a dead process left; `None` if another
+    /// process holds it.
+    fn try_lock(&self) -> io::Result<Option<FileLock>> {
+        // Not in the folder, which others may remove as long as it has no lock. No name of a guest
+        // begins with a dot.
+        let prepared = format!(".{}.{}.lock", self.name, std::process::id());
+        match FileLock::create(&self.lock_file(), &self.path.with_file_name(prepared))? {
+            Some(lock) => Ok(Some(lock)),
+            None => FileLock::try_acquire(&self.lock_file()),
+        }
     }
 
     /// Whether there is nothing at the path, or a folder that has appeared since.

@@ -1,34 +1,53 @@
-//! The terminal of a user at a guest's console: every key goes to the guest, except Ctrl-].
+//! The terminal of a user at a guest's console: every key goes to the guest, except Ctrl-] and,
+//! for guests that read no keys, those that send signals.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, Read};
+use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, tcgetpgrp};
 
 /// The key that does not go to the guest: Ctrl-].
 const LEAVE_KEY: u8 = 0x1d;
 
-/// A terminal in raw mode, whose keys all go to the guest. Dropping it restores the terminal's
+/// Which keys go to the guest, besides those that no terminal treats in a special way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// All keys.
+    All,
+    /// All but those that send signals, like Ctrl-C.
+    AllButSignals,
+}
+
+/// Whether stdin is a terminal whose keys go to this process: it is not in the background.
+pub(crate) fn is_at_terminal() -> bool {
+    tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground == getpgrp())
+}
+
+/// A terminal that passes keys on as they are pressed. Dropping it restores the terminal's
 /// settings.
 pub(crate) struct RawTerminal {
     before: Termios,
 }
 
 impl RawTerminal {
-    /// Switches stdin to raw mode if it is a terminal.
+    /// Has stdin pass on `keys`, if it is the terminal of this process.
     ///
     /// # Errors
     /// If the terminal's settings cannot be read or changed.
-    pub(crate) fn enter() -> Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
+    pub(crate) fn enter(keys: Keys) -> Result<Option<Self>> {
+        if !is_at_terminal() {
             return Ok(None);
         }
+        let stdin = io::stdin();
         let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
         let mut raw = before.clone();
         // Output processing stays on, so that our own messages start in the first column.
-        raw.local_flags
-            .remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
+        raw.local_flags.remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::IEXTEN);
+        if keys == Keys::All {
+            raw.local_flags.remove(LocalFlags::ISIG);
+        }
         raw.input_flags
             .remove(InputFlags::ICRNL | InputFlags::IXON | InputFlags::ISTRIP | InputFlags::INLCR);
         tcsetattr(&stdin, SetArg::TCSANOW, &raw)
@@ -45,23 +64,27 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Passes stdin to `take` until its end, in a thread of its own; calls `leave` at Ctrl-].
+/// Splits input at the first Ctrl-]: returns what goes to the guest, and whether the user leaves.
+pub(crate) fn until_leave_key(typed: &[u8]) -> (&[u8], bool) {
+    match typed.iter().position(|key| *key == LEAVE_KEY) {
+        Some(end) => (typed.get(..end).unwrap_or_default(), true),
+        None => (typed, false),
+    }
+}
+
+/// Passes stdin to `take` until its end, or until `take` breaks, in a thread of its own.
 ///
 /// # Errors
 /// If the thread cannot be started.
 pub(crate) fn forward_input(
-    take: impl Fn(&[u8]) + Send + 'static,
-    leave: impl FnOnce() + Send + 'static,
+    mut take: impl FnMut(&[u8]) -> ControlFlow<()> + Send + 'static,
 ) -> Result<()> {
     let read_input = move || {
         let mut buffer = [0; 256];
         loop {
             let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) else { return };
-            let typed = buffer.get(..count).unwrap_or_default();
-            let ending = typed.iter().position(|key| *key == LEAVE_KEY);
-            take(typed.get(..ending.unwrap_or(count)).unwrap_or_default());
-            if ending.is_some() {
-                return leave();
+            if take(buffer.get(..count).unwrap_or_default()).is_break() {
+                return;
             }
         }
     };
@@ -70,4 +93,16 @@ pub(crate) fn forward_input(
         .spawn(read_input)
         .map(drop)
         .context("cannot start a thread for the console")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_key_that_leaves_does_not_go_to_the_guest() {
+        assert_eq!(until_leave_key(b"ls\n"), (&b"ls\n"[..], false));
+        assert_eq!(until_leave_key(b"ls\x1drm"), (&b"ls"[..], true));
+        assert_eq!(until_leave_key(b"\x1d"), (&b""[..], true));
+    }
 }

@@ -207,7 +207,15 @@ mod tests {
     /// A record of how a guest that was never migrated ended.
     fn ended(how: How, ended_unix_ms: u64) -> Ended {
         let (name, uuid) = ("web".parse().unwrap(), uuid::Uuid::from_u128(77));
-        Ended { name, uuid, began_unix_ms: 0, ended_unix_ms, how, reason: "was".to_owned() }
+        Ended {
+            name,
+            uuid,
+            began_unix_ms: 0,
+            ended_unix_ms,
+            how,
+            reason: "was".to_owned(),
+            console_bytes: 0,
+        }
     }
 
     fn kind(whereabouts: &Whereabouts) -> char {

@@ -15,7 +15,7 @@ use crate::units::parse_size;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  lighter run                                          the built-in workload, 512 MiB, until Ctrl-C
+  lighter run                                          the built-in workload, 512 MiB
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
   lighter run --name linux --memory 512M --cpus 2 --kernel vmlinuz --initrd initrd.img
   lighter run --kernel vmlinux --acpi off --on-reboot stop
@@ -25,9 +25,11 @@ Examples:
   lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
   lighter run --name web --kernel vmlinux --initrd initramfs.gz --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
-A kernel's serial console is on this terminal: all keys go to the guest, and Ctrl-] ends the guest;
-it does not detach. To attach and leave later, use --detach and `lighter console`. With --detach the
-console is written to guests/NAME/console.log in the state folder.";
+The guest's serial console is on this terminal. All keys go to the guest, except Ctrl-], which
+leaves the console: the guest keeps running, as with --detach, and also when the terminal is closed.
+`lighter console` shows it again, `lighter destroy` ends it. The built-in workload reads no keys:
+Ctrl-C, pressed twice, ends it. Without a terminal (in a service, in a script), the guest runs until
+the command is told to end.";
 
 /// `lighter run`.
 #[derive(Debug, Args)]

@@ -203,6 +203,7 @@ mod tests {
             ended_unix_ms: 9,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),
+            console_bytes: 0,
         };
         state.prepare_guest(&ended.name, UUID).unwrap();
         state.ended().write(&ended).unwrap();

@@ -1,4 +1,5 @@
-//! `--detach`: runs the same command line again, in a session of its own.
+//! Runs the same command line again, in a session of its own: for `--detach`, and for a guest whose
+//! console a user watches and leaves.
 //!
 //! The child's stderr is a pipe until the guest runs, so that the parent reads any error. Then its
 //! stderr becomes a log, the pipe ends, and the parent returns.
@@ -10,7 +11,6 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::scope::Scope;
@@ -27,28 +27,29 @@ pub(crate) fn name() -> Option<GuestName> {
     std::env::var(NAME_VARIABLE).ok()?.parse().ok()
 }
 
-/// Starts this command line in the background, and waits until its guest runs.
+/// Starts this command line in the background, and waits until its guest runs; it may have ended
+/// since. Returns the guest's process.
 ///
 /// # Errors
 /// If the guest does not start; the error is what the child said.
-pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Exit> {
+pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Child> {
     let (mut child, messages) = launch(name)?;
     // The pipe has ended: either the guest runs and its process logs to a file, or the process is
     // about to exit.
     let guest = state.guest(name);
     let is_its_own = guest.read_identity().is_ok_and(|identity| identity.pid == child.id());
-    if is_its_own && guest.process_log().exists() {
-        if !messages.is_empty() {
-            output::note(messages.trim_end());
+    if !(is_its_own && guest.process_log().exists()) {
+        let status = child.wait().context("cannot wait for the guest's process")?;
+        match messages.trim().strip_prefix("lighter: ").unwrap_or(messages.trim()) {
+            _ if status.success() => {}
+            "" => bail!("the guest's process died unexpectedly ({status})"),
+            message => bail!("{message}"),
         }
-        output::print_line(name)?;
-        return Ok(Exit::Done);
     }
-    let status = child.wait().context("cannot wait for the guest's process")?;
-    match messages.trim().strip_prefix("lighter: ").unwrap_or(messages.trim()) {
-        "" => bail!("the guest's process died unexpectedly ({status})"),
-        message => bail!("{message}"),
+    if !messages.is_empty() {
+        output::note(messages.trim_end());
     }
+    Ok(child)
 }
 
 /// Starts the child, in a scope of its own if it can have one, and reads its messages to their end.

@@ -1,5 +1,5 @@
-//! A guest's serial console: on this terminal, or in a log of bounded size. The guest never waits
-//! for either.
+//! A guest's serial console: on stdout, or in a log of bounded size. The guest never waits for
+//! either.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -33,16 +33,16 @@ pub(crate) struct Console {
 /// The place that the output goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    /// This process's stdin and stdout.
-    Terminal,
+    /// This process's stdout.
+    Stdout,
     /// A log at this path, which is rotated when it is full.
     Log(PathBuf),
 }
 
 impl Console {
-    /// This process's stdin and stdout.
-    pub(crate) fn terminal() -> Self {
-        Self { place: Place::Terminal, scrollback: Arc::default() }
+    /// This process's stdout.
+    pub(crate) fn stdout() -> Self {
+        Self { place: Place::Stdout, scrollback: Arc::default() }
     }
 
     /// The file at `path`.
@@ -50,9 +50,9 @@ impl Console {
         Self { place: Place::Log(path), scrollback: Arc::default() }
     }
 
-    /// Whether it is this process's terminal.
-    pub(crate) fn is_terminal(&self) -> bool {
-        self.place == Place::Terminal
+    /// Whether it is this process's stdout.
+    pub(crate) fn is_stdout(&self) -> bool {
+        self.place == Place::Stdout
     }
 
     /// The most recent output.
@@ -67,7 +67,7 @@ impl Console {
     pub(crate) fn output(&self) -> Result<Box<dyn Write + Send>> {
         let scrollback = Arc::clone(&self.scrollback);
         Ok(match &self.place {
-            Place::Terminal => Box::new(Recorded { scrollback, place: TerminalOutput::start()? }),
+            Place::Stdout => Box::new(Recorded { scrollback, place: TerminalOutput::start()? }),
             Place::Log(path) => Box::new(Recorded { scrollback, place: ConsoleLog::open(path)? }),
         })
     }

@@ -25,6 +25,7 @@ use crate::api::migration::MigrationStatus;
 use crate::api::types::{Confinement, GuestState};
 use crate::ended::{Ended, How, SAVED_TO};
 use crate::names::GuestName;
+use crate::scrollback::Excerpt;
 use crate::signals::EndSignals;
 use crate::state_dir::{GuestIdentity, StateDir};
 
@@ -71,7 +72,7 @@ impl Ending {
     pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid, ended_unix_ms: u64) -> Ended {
         let (how, reason) = self.described();
         let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
-        Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason }
+        Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason, console_bytes: 0 }
     }
 
     /// Returns the kind of this ending, and the end of the sentence "web-1 ...".
@@ -379,8 +380,15 @@ impl GuestProcess {
         }
         let uuid = self.guest_uuid();
         let now = self.state.timestamp_after_records(self.name());
-        let noted = self.state.ended().write(&ending.record(self.identity(), uuid, now));
-        noted.with_context(|| format!("cannot note how {} ended", self.name()))
+        let output = self.machine().map(|machine| machine.scrollback().read(0));
+        let console_bytes = output.as_ref().map_or(0, Excerpt::next);
+        let ended = Ended { console_bytes, ..ending.record(self.identity(), uuid, now) };
+        let noted = self.state.ended().write(&ended);
+        noted.with_context(|| format!("cannot note how {} ended", self.name()))?;
+        match output {
+            Some(output) => self.state.ended().keep_console(self.name(), &output.bytes),
+            None => Ok(()),
+        }
     }
 
     /// Ends the process, for the first reason that is given. A request to end is replaced, though,

@@ -1,7 +1,11 @@
 //! How a guest process starts, runs and ends: `run`, `start`, `restore` and `incoming`.
 
+use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
@@ -39,9 +43,13 @@ use crate::other_host::{Occasion, OtherHost};
 use crate::output;
 use crate::shared_disks;
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
-use crate::terminal::{RawTerminal, forward_input};
+use crate::terminal::{forward_input, is_at_terminal};
+use crate::verbs::console;
 use crate::verbs::session::block_on;
 use crate::whereabouts::Whereabouts;
+
+/// Pause before input for which the guest had no room is typed again.
+const TYPE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Threads for the API and a migration's network side; vCPUs and page work have their own.
 const WORKERS_MAX: usize = 4;
@@ -239,16 +247,23 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     life.lead(Arc::new(machine), &console)
 }
 
-/// Starts the background process, if one was requested and this is not it.
+/// Starts the guest in a background process, unless this is that process: for a user who detaches
+/// from it now, or who watches its console here and may detach later. Without a terminal, the guest
+/// runs in this process.
 fn detach(state: &StateDir, args: &BackgroundArgs, name: &GuestName) -> Result<Option<Exit>> {
-    if !args.detach {
-        return Ok(None);
-    }
     if background::name().is_some() {
         background::leave_terminal()?;
         return Ok(None);
     }
-    background::start(state, name).map(Some)
+    if args.detach {
+        background::start(state, name)?;
+        output::print_line(name)?;
+        return Ok(Some(Exit::Done));
+    }
+    if is_at_terminal() {
+        return console::attach(state, name, background::start(state, name)?).map(Some);
+    }
+    Ok(None)
 }
 
 /// Carries out `lighter incoming`.
@@ -313,8 +328,7 @@ impl Life {
         let merging = Merging::join(domain, &state.merge_domain_file())?;
         let unconfined = files.arriving().map(Unconfined::start).transpose()?;
         let landlock = confinement::restrict_files(isolation.landlock, &files)?;
-        let threads =
-            std::thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
+        let threads = thread::available_parallelism().map_or(1, usize::from).clamp(1, WORKERS_MAX);
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)
             .enable_all()
@@ -343,12 +357,12 @@ impl Life {
         self.claim.dir()
     }
 
-    /// The terminal for a guest in the foreground, otherwise a log.
+    /// This process's stdout for a guest in the foreground, otherwise a log.
     fn console(&self) -> Console {
         if background::name().is_some() {
             Console::log(self.dir().console_log())
         } else {
-            Console::terminal()
+            Console::stdout()
         }
     }
 
@@ -363,10 +377,9 @@ impl Life {
         let is_linux = machine.kind() == GuestKind::Linux;
         let merging = std::mem::replace(&mut self.merging, Merging::Off);
         process.set_machine(Arc::clone(&machine), merging)?;
-        let _raw = match console.is_terminal() && is_linux {
-            true => attach(&process, &machine)?,
-            false => None,
-        };
+        if console.is_stdout() && is_linux && !io::stdin().is_terminal() {
+            forward_stdin(&machine)?;
+        }
         // The lock makes clients that connect to the new socket wait until the guest runs.
         let starting = process.occupation();
         let servers = self.open(&process)?;
@@ -432,7 +445,7 @@ impl Life {
             Ok::<_, anyhow::Error>(process.ending())
         })?;
         // The folder goes last: a client that sees it gone may rely on the guest being gone too.
-        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
         let name = self.claim.dir().name().clone();
         if let Err(error) = process.remember(&ending) {
             tracing::warn!("{error:#}");
@@ -442,25 +455,20 @@ impl Life {
     }
 }
 
-/// Connects the terminal's input to the guest.
-fn attach(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Result<Option<RawTerminal>> {
-    let raw = RawTerminal::enter()?;
-    if raw.is_some() {
-        output::note(format_args!("{}: Ctrl-] ends the guest", process.name()));
-    }
-    let (machine, process) = (Arc::downgrade(machine), Arc::downgrade(process));
-    let take = move |typed: &[u8]| {
-        if let Some(machine) = machine.upgrade() {
-            machine.vm().console_input(typed);
+/// Types on the guest's console what a pipe or file on stdin contains.
+fn forward_stdin(machine: &SharedMachine) -> Result<()> {
+    let machine = Arc::downgrade(machine);
+    forward_input(move |mut typed| {
+        while !typed.is_empty() {
+            let Some(machine) = machine.upgrade() else { return ControlFlow::Break(()) };
+            let taken = machine.vm().console_input(typed);
+            typed = typed.get(taken..).unwrap_or_default();
+            if taken == 0 {
+                thread::sleep(TYPE_PAUSE);
+            }
         }
-    };
-    let end = move || {
-        if let Some(process) = process.upgrade() {
-            process.end(Ending::Asked);
-        }
-    };
-    forward_input(take, end)?;
-    Ok(raw)
+        ControlFlow::Continue(())
+    })
 }
 
 /// Prints how the guest ended; returns an error if it crashed or this copy was discarded.

@@ -142,7 +142,7 @@ async fn serve(
     let signal = end.next().await;
     node.shut_down();
     tracing::info!(
-        signal,
+        %signal,
         guests = state.live_guests()?.len(),
         "the node ends; guests keep running"
     );

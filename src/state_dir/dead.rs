@@ -42,6 +42,7 @@ impl GuestDir {
             ended_unix_ms: unix_ms(),
             how,
             reason: reason.to_owned(),
+            console_bytes: 0,
         })
     }
 
@@ -122,6 +123,7 @@ mod tests {
             ended_unix_ms: 9,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),
+            console_bytes: 0,
         };
         state.ended().write(&own).unwrap();
         assert!(state.live_guests().unwrap().is_empty());

@@ -97,7 +97,15 @@ fn a_guests_folders_exist_while_it_lives_or_they_are_not_empty() {
     assert!(records.is_dir() && ended.is_dir());
 
     let (how, reason) = (How::Moved, "has moved".to_owned());
-    let word = Ended { name: web.clone(), uuid, began_unix_ms: 0, ended_unix_ms: 0, how, reason };
+    let word = Ended {
+        name: web.clone(),
+        uuid,
+        began_unix_ms: 0,
+        ended_unix_ms: 0,
+        how,
+        reason,
+        console_bytes: 0,
+    };
     state.ended().write(&word).unwrap();
     drop(claim);
     prepare_another();

@@ -1,22 +1,27 @@
 //! `lighter console`: a guest's serial console on this terminal.
 
+use std::ops::ControlFlow;
 use std::pin::pin;
+use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{sleep, timeout};
 
+use super::power::ask_to_end;
 use super::session::{block_on, guest_client};
-use crate::api::types::{ConsoleInput, ConsoleRead, ConsoleTaken};
+use crate::api::types::{ConsoleInput, ConsoleRead, ConsoleTaken, GuestInfo, GuestKind};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::guest::ConsoleArgs;
-use crate::exit::Exit;
+use crate::exit::{Exit, ExitWith};
+use crate::names::GuestName;
 use crate::output;
+use crate::signals::{EndSignal, EndSignals};
 use crate::state_dir::{GuestDir, StateDir};
-use crate::terminal::{RawTerminal, forward_input};
+use crate::terminal::{Keys, RawTerminal, forward_input, until_leave_key};
 
 /// How long one request for output waits.
 const WAIT_MS: u64 = 20_000;
@@ -33,6 +38,9 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a live guest may leave all requests unanswered, from the first failure on.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// Time within which a second Ctrl-C ends the guest.
+const TWICE_WITHIN: Duration = Duration::from_secs(5);
+
 /// Pause before asking a process again that did not answer.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,72 +49,176 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// If there is no such guest, or its process does not answer.
 pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
-    let client = guest_client(state, &args.name)?;
-    let guest = state.guest(&args.name);
-    let raw = RawTerminal::enter()?;
+    let view = View::new(state, &args.name, guest_client(state, &args.name)?);
+    let raw = RawTerminal::enter(Keys::All)?;
     if raw.is_some() {
         output::note(format_args!("{}: Ctrl-] leaves the console", args.name));
     }
-    let (keys, typed) = channel(TYPED_MAX);
-    let is_keyboard = raw.is_some();
-    let take = move |bytes: &[u8]| match is_keyboard {
-        // Input that the guest does not read is dropped, as on a real serial line. Blocking here
-        // would keep Ctrl-] from being read.
-        true => drop(keys.try_send(bytes.to_vec())),
-        // The receiver is gone only when this process ends.
-        false => drop(keys.blocking_send(bytes.to_vec())),
-    };
-    let left = Arc::new(Notify::new());
-    let leave = Arc::clone(&left);
-    forward_input(take, move || leave.notify_one())?;
-    let is_gone = block_on(async {
-        tokio::select! {
-            watched = watch(&client, &guest) => watched,
-            typed = type_until(&left, &client, typed) => typed.map(|()| false),
-        }
-    });
+    let end = block_on(view.until_end(raw.is_some()))?;
     drop(raw);
-    if is_gone? {
+    if end == End::Gone {
         let how = state.ended().read(&args.name).map(|ended| ended.reason);
         output::note(format_args!("{} {}", args.name, how.as_deref().unwrap_or("is gone")));
     }
     Ok(Exit::Done)
 }
 
-/// Prints what the guest writes. Returns true when the guest is gone, or false when the reader of
-/// stdout has closed its end.
-async fn watch(client: &ApiClient, guest: &GuestDir) -> Result<bool> {
-    let mut from = 0;
-    let mut is_first = true;
-    let mut silent_since = None;
-    loop {
-        let read = ConsoleRead { from, wait_ms: if is_first { 0 } else { WAIT_MS } };
-        match client.read_console(&read).await {
-            Ok(excerpt) => {
-                if excerpt.from > from && !is_first {
-                    let lost = excerpt.from - from;
-                    output::note(format_args!("\r\n{lost} bytes were written too fast for this"));
-                }
-                silent_since = None;
-                from = excerpt.next();
-                is_first = false;
-                if !output::write_raw(&excerpt.bytes)? {
-                    return Ok(false);
-                }
-            }
-            Err(error) if error.is_gone() || error.is_transient() => {
-                if !guest.is_live() {
-                    return Ok(true);
-                }
-                if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
-                    return Err(error).context("cannot read the console");
-                }
-                // The process is about to exit, or is too busy to answer.
-                sleep(PAUSE).await;
-            }
-            Err(error) => return Err(error).context("cannot read the console"),
+/// Shows the console of a guest that was just started in `process`, a child of this process, until
+/// the guest ends or the user leaves it running. Returns how the guest's process ended.
+///
+/// # Errors
+/// If the process does not answer, or has failed; the error says how the guest ended.
+pub(crate) fn attach(state: &StateDir, name: &GuestName, mut process: Child) -> Result<Exit> {
+    let view = View::new(state, name, ApiClient::new(&state.guest(name).socket()));
+    let info = block_on(async { Ok(view.client.get::<GuestInfo>("/v1/guest").await.ok()) })?;
+    let reads_keys = info.is_none_or(|info| info.kind == GuestKind::Linux);
+    let raw = RawTerminal::enter(if reads_keys { Keys::All } else { Keys::AllButSignals })?;
+    match reads_keys {
+        true => {
+            output::note(format_args!(
+                "{name}: Ctrl-] leaves the console; the guest keeps running"
+            ));
+        }
+        false => output::note(format_args!(
+            "{name} runs the built-in workload; Ctrl-C twice ends it, Ctrl-] leaves it running"
+        )),
+    }
+    let end = block_on(view.until_end_or_twice_interrupted(raw.is_some()))?;
+    drop(raw);
+    if end == End::Left {
+        output::note(format_args!(
+            "{name} keeps running; `lighter console {name}` shows its console, `lighter destroy {name}` ends it"
+        ));
+        return Ok(Exit::Done);
+    }
+    let exit = Exit::of(process.wait().context("cannot wait for the guest's process")?);
+    // If the process was killed, this records that.
+    state.live_guests()?;
+    let how = state.ended().read(name).map_or_else(|| "is gone".to_owned(), |ended| ended.reason);
+    let message = format!("{name} {how}");
+    if exit != Exit::Done {
+        return Err(ExitWith { exit, message }.into());
+    }
+    output::note(message);
+    Ok(Exit::Done)
+}
+
+/// Why a console is not shown any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The guest is gone.
+    Gone,
+    /// The user has left, or the reader of stdout has closed its end.
+    Left,
+}
+
+/// A guest's console on this terminal.
+struct View<'a> {
+    state: &'a StateDir,
+    name: &'a GuestName,
+    guest: GuestDir,
+    client: ApiClient,
+}
+
+impl<'a> View<'a> {
+    fn new(state: &'a StateDir, name: &'a GuestName, client: ApiClient) -> Self {
+        Self { state, name, guest: state.guest(name), client }
+    }
+
+    /// Shows the console until its end. `is_keyboard` says whether a user types.
+    async fn until_end(&self, is_keyboard: bool) -> Result<End> {
+        let (keys, typed) = channel(TYPED_MAX);
+        let left = Arc::new(Notify::new());
+        forward_keys(is_keyboard, keys, Arc::clone(&left))?;
+        tokio::select! {
+            end = self.watch() => end,
+            typed = type_until(&left, &self.client, typed) => typed.map(|()| End::Left),
         }
     }
+
+    /// Shows the console until its end. A user who presses Ctrl-C twice ends the guest; other
+    /// signals leave it running.
+    async fn until_end_or_twice_interrupted(&self, is_keyboard: bool) -> Result<End> {
+        let mut signals = EndSignals::listen()?;
+        let mut end = pin!(self.until_end(is_keyboard));
+        let mut interrupted: Option<Instant> = None;
+        loop {
+            let signal = tokio::select! {
+                end = &mut end => return end,
+                signal = signals.next() => signal,
+            };
+            if signal != EndSignal::Interrupt {
+                return Ok(End::Left);
+            }
+            if interrupted.is_some_and(|at| at.elapsed() < TWICE_WITHIN) {
+                let asked = ask_to_end(&self.client, &self.guest).await;
+                asked.with_context(|| format!("cannot end {}", self.name))?;
+            } else {
+                interrupted = Some(Instant::now());
+                output::note(format_args!(
+                    "\r\nCtrl-C again ends {}, and what it has not written to a disk is lost; Ctrl-] leaves it running",
+                    self.name
+                ));
+            }
+        }
+    }
+
+    /// Prints what the guest writes.
+    async fn watch(&self) -> Result<End> {
+        let mut from = 0;
+        let mut is_first = true;
+        let mut silent_since = None;
+        loop {
+            let read = ConsoleRead { from, wait_ms: if is_first { 0 } else { WAIT_MS } };
+            match self.client.read_console(&read).await {
+                Ok(excerpt) => {
+                    if excerpt.from > from && !is_first {
+                        let lost = excerpt.from - from;
+                        output::note(format_args!(
+                            "\r\n{lost} bytes were written too fast for this"
+                        ));
+                    }
+                    silent_since = None;
+                    from = excerpt.next();
+                    is_first = false;
+                    if !output::write_raw(&excerpt.bytes)? {
+                        return Ok(End::Left);
+                    }
+                }
+                Err(error) if error.is_gone() || error.is_transient() => {
+                    if !self.guest.is_live() {
+                        output::write_raw(&self.state.ended().console_from(self.name, from))?;
+                        return Ok(End::Gone);
+                    }
+                    if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
+                        return Err(error).context("cannot read the console");
+                    }
+                    // The process is about to exit, or is too busy to answer.
+                    sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error).context("cannot read the console"),
+            }
+        }
+    }
+}
+
+/// Passes stdin on to `keys`; notifies `left` when the user presses Ctrl-].
+fn forward_keys(is_keyboard: bool, keys: Sender<Vec<u8>>, left: Arc<Notify>) -> Result<()> {
+    forward_input(move |bytes| {
+        let (typed, leaves) = until_leave_key(bytes);
+        match is_keyboard {
+            // Input that the guest does not read is dropped, as on a real serial line. Blocking
+            // here would keep Ctrl-] from being read.
+            true => drop(keys.try_send(typed.to_vec())),
+            // The receiver is gone only when this process ends.
+            false => drop(keys.blocking_send(typed.to_vec())),
+        }
+        if leaves {
+            left.notify_one();
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })
 }
 
 /// Types the input from stdin until the user leaves. The end of a file on stdin does not count as

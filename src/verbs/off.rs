@@ -37,7 +37,7 @@ pub(crate) struct OffGuest {
     fault: Option<String>,
     /// How the guest last ended, if that is known.
     pub(crate) ended: Option<Ended>,
-    /// Log of its last process, if that died.
+    /// What is kept of the console's output, or of the process's log.
     log: Option<PathBuf>,
 }
 
@@ -61,7 +61,7 @@ impl OffGuest {
         }
     }
 
-    /// Adds the log of its last process, if that died.
+    /// Adds the log that is kept of its last process.
     pub(crate) fn with_log(self, state: &StateDir) -> Self {
         Self { log: state.ended().log_of(&self.name), ..self }
     }

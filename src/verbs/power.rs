@@ -93,7 +93,7 @@ fn end(state: &StateDir, name: &GuestName) -> Result<()> {
 
 /// Asks a guest's process to exit, and retries while it does not answer. A process that is gone has
 /// exited.
-async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError> {
+pub(super) async fn ask_to_end(client: &ApiClient, guest: &GuestDir) -> Result<(), AskError> {
     let begun = Instant::now();
     loop {
         match client.put::<StateAnswer>("/v1/guest/stop").await {

@@ -8,7 +8,7 @@ use support::kernel::kernel;
 use support::{Guest, Pair, Running, lighter, wait};
 
 /// Writes "hi" and a newline to the serial port, and then echoes whatever it reads from the port.
-const PROGRAM: [u8; 30] = [
+pub(crate) const PROGRAM: [u8; 30] = [
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
     0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
     0xb0, b'i', 0xee, //

@@ -32,4 +32,4 @@ pub use pair::{Host, Pair};
 pub use paths::{built_program, repository, scratch_folder};
 pub use pool::Pool;
 pub use process::Pid;
-pub use program::{Done, Exit, Running, as_stranger, in_namespace, lighter, run};
+pub use program::{Done, Exit, Running, as_stranger, in_namespace, in_terminal, lighter, run};

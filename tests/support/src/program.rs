@@ -140,6 +140,16 @@ pub fn as_stranger(command: &Command) -> Command {
     without_leaks(outer)
 }
 
+/// The same command in a terminal of its own (script(1)): its output is that of the terminal, and
+/// what is written to its stdin is typed.
+pub fn in_terminal(command: &Command) -> Command {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted: Vec<String> = words.map(|word| format!("'{}'", word.display())).collect();
+    let mut outer = Command::new("script");
+    outer.args(["--quiet", "--return", "--flush", "--command", &quoted.join(" "), "/dev/null"]);
+    without_leaks(outer)
+}
+
 /// A running program; killed when dropped.
 #[derive(Debug)]
 pub struct Running {
