@@ -105,6 +105,26 @@ fn a_device_that_a_host_uses_is_refused_to_guests() {
 }
 
 #[test]
+fn a_device_with_which_a_guest_has_left_is_refused_despite_a_power_cut() {
+    let lab = Lab::of(2);
+    let [here, there] = set_up(&lab, "/dev/vdb");
+    here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
+    lab.cut_power(1);
+    lab.restore_power(1);
+    here.await_node();
+    let elsewhere = ["/dev/vdb", "belongs to the guest db", "has it as db (running)"];
+    here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&elsewhere);
+    assert_eq!(there.state_of("db").as_deref(), Some("running"));
+    lab.cut_power(2);
+    let silent = ["/dev/vdb", "belongs to the guest db", "does not answer"];
+    here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&silent);
+    lab.restore_power(2);
+    there.await_node();
+    // The guest went down with its host.
+    here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).ok();
+}
+
+#[test]
 fn a_device_that_another_host_has_written_is_refused_to_the_saved_guest() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
