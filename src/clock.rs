@@ -1,5 +1,7 @@
-//! Wall-clock time and time since boot.
+//! Wall-clock time, time since boot, and which boot of the host this is.
 
+use std::io;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
@@ -8,6 +10,15 @@ use nix::time::{ClockId, clock_gettime};
 pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the ID of this boot of the host: another one after each boot (proc(5)).
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub(crate) fn boot_id() -> io::Result<String> {
+    let text = regular_file::read_text(Path::new("/proc/sys/kernel/random/boot_id"), 1 << 10)?;
+    Ok(text.trim().to_owned())
 }
 
 /// Returns the time since the host booted, including suspend. Unlike the time of day, this clock

@@ -25,9 +25,12 @@ const FILES_MAX: usize = 100;
 /// How the reason of a guest that was saved begins; the file's path follows.
 pub(crate) const SAVED_TO: &str = "was saved to ";
 
-/// Logs that are kept of a guest, the most useful first; of one whose process did not die, the
+/// Logs that are kept of a guest, the most useful first. A process that ends by itself keeps the
 /// first.
 pub(crate) const KEPT_LOGS: [&str; 3] = [CONSOLE_LOG, "lighter.log", "console.log.old"];
+
+/// The record of a failure after which the guest was started again.
+const FAILED: &str = "failed.json";
 
 /// The kept output of a guest's console.
 const CONSOLE_LOG: &str = "console.log";
@@ -165,17 +168,31 @@ impl EndedGuests {
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
-        if ended.how != How::Died {
-            self.remove_logs(&ended.name);
-        }
+        self.remove_logs(&ended.name);
         durable::write_json(&self.file(&ended.name), ended)
     }
 
+    /// Removes the logs of the last guest of this name, and the record of its failure.
     fn remove_logs(&self, name: &GuestName) {
-        for log in KEPT_LOGS {
+        for file in KEPT_LOGS.iter().chain([&FAILED]) {
             // It may not exist, and it does no harm if it stays.
-            let _removed = fs::remove_file(self.place(name).join(log));
+            let _removed = fs::remove_file(self.place(name).join(file));
         }
+    }
+
+    /// Moves the log at `from`, of the guest `name` whose end is recorded, to where it is kept as
+    /// `log`, unless it is empty or the guest's process has kept its own.
+    ///
+    /// # Errors
+    /// If the file cannot be moved.
+    pub(crate) fn keep_log(&self, name: &GuestName, log: &str, from: &Path) -> Result<()> {
+        let kept = self.place(name).join(log);
+        let has_text =
+            fs::symlink_metadata(from).is_ok_and(|found| found.is_file() && found.len() > 0);
+        if has_text && !kept.exists() {
+            fs::rename(from, &kept).with_context(|| format!("cannot keep {}", kept.display()))?;
+        }
+        Ok(())
     }
 
     /// Whether there is a record of how the last guest of this name ended, damaged or not.
@@ -213,17 +230,30 @@ impl EndedGuests {
         logs.into_iter().find(|log| log.exists())
     }
 
-    /// Removes the temporary file that a crash may have left for the guest `name`, which has ended.
+    /// Removes temporary files that a crash may have left for the guest `name`, which has ended.
     pub(crate) fn remove_unfinished(&self, name: &GuestName) {
-        // It may not exist, and it does no harm if it stays.
-        let _removed = fs::remove_file(self.place(name).join("ended.json.new"));
+        for file in ["ended.json.new", "console.log.new"] {
+            // It may not exist, and it does no harm if it stays.
+            let _removed = fs::remove_file(self.place(name).join(file));
+        }
     }
 
-    /// Removes the record of the last guest of this name: the name now belongs to another guest.
+    /// Removes the record of the last guest of this name: the name now belongs to another guest, or
+    /// to the same one again. That of a failure stays as [`Self::last_failure`].
     pub(crate) fn forget(&self, name: &GuestName) {
+        let file = self.file(name);
+        let has_failed = read(&file).is_some_and(|ended| ended.how.is_failure());
         // It may not exist. If it cannot be removed, it misleads only if the new guest is killed
         // and so leaves no record of its own.
-        let _removed = fs::remove_file(self.file(name));
+        let _removed = match has_failed {
+            true => fs::rename(&file, self.place(name).join(FAILED)),
+            false => fs::remove_file(&file),
+        };
+    }
+
+    /// Returns the failure after which the live guest of this name was started again.
+    pub(crate) fn last_failure(&self, name: &GuestName) -> Option<Ended> {
+        read(&self.place(name).join(FAILED)).filter(|ended| ended.name == *name)
     }
 
     /// Returns how the last guest of this name ended, if that is known. To show only: errors are

@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! certs/        ca.pem ca.key host.pem host.key crl.pem issued/
-//! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
+//! guests/NAME/  lock guest.json here api.sock api-ro.sock console.log console.log.old lighter.log
 //! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
 //! departed/     guests/NAME/UUID/ID.json
-//! ended/        guests/NAME/ended.json guests/NAME/console.log guests/NAME/lighter.log
+//! ended/        guests/NAME/ended.json, failed.json and logs as in guests/NAME/
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
 //! vsock/        NAME.sock NAME.sock_PORT
@@ -21,12 +21,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::definitions::Definitions;
 use crate::durable;
 use crate::ended::EndedGuests;
@@ -34,23 +33,19 @@ use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::units::format_uptime;
 
+mod claim;
 mod dead;
 mod process;
 mod settling;
 
+pub(crate) use self::claim::GuestClaim;
 pub(crate) use self::process::ProcessHandle;
 
-/// Longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// The file that says that the guest was here when its process ended, with the ID of the boot.
+const HERE: &str = "here";
 
 /// Largest `guest.json` that is read, in bytes.
 const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
-
-/// How long a start waits while another process removes the files of a dead one.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Pause between two checks whether they are gone.
-const REMOVAL_PAUSE: Duration = Duration::from_millis(1);
 
 /// One host's state folder.
 #[derive(Debug, Clone)]
@@ -231,9 +226,8 @@ impl StateDir {
         GuestDir {
             path: self.guests().join(name.as_str()),
             vsock: self.vsock_folder().join(format!("{name}.sock")),
-            ended: self.ended(),
             name: name.clone(),
-            access: self.access,
+            state: self.clone(),
         }
     }
 
@@ -269,6 +263,14 @@ impl StateDir {
     /// # Errors
     /// If the folder exists but cannot be read.
     pub(crate) fn live_guests(&self) -> Result<Vec<GuestDir>> {
+        let mut live = self.guest_dirs()?;
+        live.retain(GuestDir::is_live_or_clean);
+        live.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(live)
+    }
+
+    /// Returns the folders of guests, whether or not their processes live.
+    fn guest_dirs(&self) -> Result<Vec<GuestDir>> {
         let entries = match fs::read_dir(self.guests()) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -280,10 +282,7 @@ impl StateDir {
         let names = entries
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse::<GuestName>().ok());
-        let mut live: Vec<GuestDir> =
-            names.map(|name| self.guest(&name)).filter(GuestDir::is_live_or_clean).collect();
-        live.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(live)
+        Ok(names.map(|name| self.guest(&name)).collect())
     }
 
     /// Returns the live guest of this name.
@@ -316,25 +315,13 @@ impl StateDir {
     }
 }
 
-/// Files that a guest's process creates in its folder, besides the lock.
-const OWN_FILES: [&str; 7] = [
-    "api.sock",
-    "api-ro.sock",
-    "guest.json",
-    "guest.json.new",
-    "console.log",
-    "console.log.old",
-    "lighter.log",
-];
-
 /// The folder in which one guest's process keeps its files.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestDir {
     path: PathBuf,
     vsock: PathBuf,
-    ended: EndedGuests,
     name: GuestName,
-    access: Access,
+    state: StateDir,
 }
 
 impl GuestDir {
@@ -366,7 +353,7 @@ impl GuestDir {
 
     /// The socket that commands use.
     pub(crate) fn client_socket(&self) -> PathBuf {
-        match self.access {
+        match self.state.access {
             Access::Full => self.socket(),
             Access::ReadOnly => self.readonly_socket(),
         }
@@ -395,26 +382,6 @@ impl GuestDir {
         FileLock::is_held(&self.lock_file())
     }
 
-    fn is_live_or_clean(&self) -> bool {
-        if self.is_live() {
-            return true;
-        }
-        // A folder without a lock, or a link to one elsewhere, was not created by a guest's
-        // process.
-        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_symlink());
-        if is_link || !self.lock_file().exists() {
-            return false;
-        }
-        if let Ok(Some(lock)) = FileLock::try_acquire_to_remove(&self.lock_file())
-            && lock.is_at(&self.lock_file())
-        {
-            self.keep_evidence();
-            drop(GuestClaim { dir: self.clone(), _lock: lock });
-            tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
-        }
-        false
-    }
-
     /// Reads what the live process wrote about itself.
     ///
     /// # Errors
@@ -434,110 +401,16 @@ impl GuestDir {
         durable::write_json_unflushed(&self.guest_file(), identity)
     }
 
-    /// Takes the name for this process, and removes files that a dead one left in the folder.
+    /// Records that the live process has the guest: until now it may have been about to start it, or
+    /// to receive it. Only the death of a process that has its guest is a failure of the guest.
     ///
     /// # Errors
-    /// If a live process has the name, the path is too long for a socket, or the folder cannot be
-    /// created or locked.
-    pub(crate) fn claim(&self) -> Result<GuestClaim> {
-        // The longer of the two socket paths.
-        let socket = self.readonly_socket();
-        if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-            bail!(
-                "{} is too long for a Unix socket: choose a shorter --state-dir",
-                socket.display()
-            );
-        }
-        // Another process may be removing a dead one's folder right now, or may have removed this
-        // one just before this process locked it. Retry then, for a limited time.
-        let begun = Instant::now();
-        while begun.elapsed() < REMOVAL_PATIENCE {
-            match create(&self.path, PASSAGE) {
-                // It was there, and is removed by such a process.
-                Err(error) if is_taken(&error) && self.is_gone() => continue,
-                created => created?,
-            }
-            let lock = match self.try_lock() {
-                Ok(Some(lock)) => lock,
-                Ok(None) if self.is_live() => {
-                    bail!("{} is already running on this host", self.name)
-                }
-                Ok(None) => {
-                    thread::sleep(REMOVAL_PAUSE);
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("cannot lock {}", self.lock_file().display()));
-                }
-            };
-            if lock.is_at(&self.lock_file()) {
-                self.keep_evidence();
-                self.remove_own_files();
-                return Ok(GuestClaim { dir: self.clone(), _lock: lock });
-            }
-        }
-        bail!("{} is being removed by another process again and again", self.path.display())
-    }
-
-    /// Locks the name: with a new lock file, or the one that a dead process left; `None` if another
-    /// process holds it.
-    fn try_lock(&self) -> io::Result<Option<FileLock>> {
-        // Not in the folder, which others may remove as long as it has no lock. No name of a guest
-        // begins with a dot.
-        let prepared = format!(".{}.{}.lock", self.name, std::process::id());
-        match FileLock::create(&self.lock_file(), &self.path.with_file_name(prepared))? {
-            Some(lock) => Ok(Some(lock)),
-            None => FileLock::try_acquire(&self.lock_file()),
-        }
-    }
-
-    /// Whether there is nothing at the path, or a folder that has appeared since.
-    fn is_gone(&self) -> bool {
-        let is_there = fs::symlink_metadata(&self.path);
-        is_there.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |it| it.is_dir())
-    }
-
-    /// Removes the files that a guest's process creates, except the lock. Any other file is a
-    /// user's and stays.
-    fn remove_own_files(&self) {
-        let inside = OWN_FILES.map(|name| self.path.join(name));
-        for file in inside.iter().chain([&self.vsock]) {
-            if let Err(error) = durable::remove_if_there(file) {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "a file of a guest that is gone is left"
-                );
-            }
-        }
-    }
-}
-
-/// A name that this process holds. Dropping it releases the name and removes the folder.
-#[derive(Debug)]
-pub(crate) struct GuestClaim {
-    dir: GuestDir,
-    _lock: FileLock,
-}
-
-impl GuestClaim {
-    /// Returns the folder that belongs to the name.
-    pub(crate) fn dir(&self) -> &GuestDir {
-        &self.dir
-    }
-}
-
-impl Drop for GuestClaim {
-    fn drop(&mut self) {
-        self.dir.remove_own_files();
-        // The lock is removed last, while it is still held: a process that opened it before sees
-        // that it is gone and tries again.
-        let removed =
-            fs::remove_file(self.dir.lock_file()).and_then(|()| fs::remove_dir(&self.dir.path));
-        if let Err(error) = removed {
-            tracing::warn!(folder = %self.dir.path.display(), %error, "cannot remove the guest's folder");
-        }
+    /// If the file cannot be written.
+    pub(crate) fn mark_here(&self) -> Result<()> {
+        let path = self.path.join(HERE);
+        let marked = clock::boot_id()
+            .and_then(|boot| regular_file::replace_unflushed(&path, boot.as_bytes()));
+        marked.with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -558,12 +431,6 @@ pub(crate) struct GuestIdentity {
 const PASSAGE: u32 = 0o711;
 /// Mode of a folder that all users may list.
 const LISTED: u32 = 0o755;
-
-/// Whether a folder could not be created because something had its name.
-fn is_taken(error: &anyhow::Error) -> bool {
-    let error: Option<&io::Error> = error.downcast_ref();
-    error.is_some_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
-}
 
 fn create_private(folder: &Path) -> Result<()> {
     create(folder, 0o700)

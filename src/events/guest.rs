@@ -15,6 +15,7 @@ use crate::api::events::{Event, What};
 use crate::api::types::GuestInfo;
 use crate::api::{ApiClient, AskError};
 use crate::clock::unix_ms;
+use crate::ended::Ended;
 use crate::names::GuestName;
 use crate::state_dir::{Access, GuestDir, GuestIdentity, StateDir};
 
@@ -28,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a process may take to exit after it has reported its end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long another process may take to record how a guest ended, while it removes its folder.
+const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a guest's event stream begins.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +80,11 @@ impl Follower {
         // A process without any event has failed to start its guest.
         let has_begun = next != Some(0);
         if stopped.is_some() || has_begun {
-            self.send_event(stopped.unwrap_or_else(|| self.end_of(&life, next))).await;
+            let end = match stopped {
+                Some(end) => end,
+                None => self.end_of(&life, next).await,
+            };
+            self.send_event(end).await;
         }
         if !is_gone {
             self.wait_until_gone(&life).await;
@@ -196,16 +204,43 @@ impl Follower {
         }
     }
 
+    /// Returns how the guest of `life` ended, whose process is gone; records it if no process has.
+    async fn record_of(&self, life: &GuestIdentity) -> Option<Ended> {
+        let find = || {
+            let ended = self.state.ended().read(self.guest.name())?;
+            ended.is_of(life.uuid, life.started_unix_ms).then_some(ended)
+        };
+        let recorded = async {
+            let mut pauses = Pauses::default();
+            while self.state.access() == Access::Full && find().is_none() {
+                if let Err(error) = self.state.live_guests() {
+                    tracing::warn!("cannot record how {} ended: {error:#}", self.guest.name());
+                }
+                // Otherwise another process is at it.
+                if self.guest.is_live() || !self.guest.path().exists() {
+                    break;
+                }
+                pauses.pause().await;
+            }
+        };
+        let _in_time = timeout(RECORD_PATIENCE, recorded).await;
+        find()
+    }
+
     async fn send_event(&self, event: Event) {
         // If the receiver is gone, this task is about to end.
         let _unheard = self.event_sender.send(Ok(event)).await;
     }
 
     /// Makes the final event of a process that did not report its end.
-    fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
-        let ended = self.state.ended().read(self.guest.name());
-        let ended = ended.filter(|ended| ended.is_of(life.uuid, life.started_unix_ms));
-        let failed = ended.as_ref().is_none_or(|ended| ended.how.is_failure());
+    async fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
+        let ended = self.record_of(life).await;
+        // A process that is killed before it has its guest leaves no record, and no guest has
+        // failed. Users with read-only access cannot tell.
+        let failed = match &ended {
+            Some(ended) => ended.how.is_failure(),
+            None => self.state.access() == Access::ReadOnly,
+        };
         let reason = ended.map_or_else(|| "died unexpectedly".to_owned(), |ended| ended.reason);
         Event {
             time_unix_ms: unix_ms(),

@@ -110,6 +110,7 @@ impl Arrival {
         let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
         if process.machine().is_some_and(runs) {
             // The session broke down before it could report that.
+            process.is_here();
             if let Err(error) = tokio::task::block_in_place(|| self.record_that_it_runs(&process)) {
                 tracing::error!(%error, "the source of {} is not told that it runs", process.name());
             }

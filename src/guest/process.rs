@@ -357,9 +357,12 @@ impl GuestProcess {
         self.machine().map_or(self.identity().uuid, |machine| machine.uuid())
     }
 
-    /// Forgets what was recorded of the guest while it was elsewhere: it runs here.
+    /// Records that the guest runs here, and forgets what was recorded of it while it did not.
     pub(super) fn is_here(&self) {
         self.state.ended().forget(self.name());
+        if let Err(error) = self.state.guest(self.name()).mark_here() {
+            tracing::warn!("should this process be killed, that is not recorded: {error:#}");
+        }
         let uuid = self.guest_uuid();
         if let Err(error) = self.state.departures().forget_shared(self.name(), uuid) {
             tracing::warn!("{} is still recorded to have left: {error:#}", self.name());

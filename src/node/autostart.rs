@@ -5,7 +5,6 @@
 //! start`, one after the other.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +14,11 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use super::service::Node;
+use crate::clock;
 use crate::durable;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 use crate::whereabouts::Whereabouts;
-
-/// A file that differs from boot to boot (proc(5)).
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Largest file that is read here, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -81,9 +78,7 @@ async fn start_all(node: &Node) -> Result<()> {
 /// are: even if this node is killed right now, the next one finds only the guests that wait. A
 /// guest that a user has shut down since must not start again.
 fn begin(state: &StateDir) -> Result<Autostarted> {
-    let boot_id = regular_file::read_text(Path::new(BOOT_ID), FILE_BYTES_MAX)
-        .with_context(|| format!("cannot read {BOOT_ID}"))?;
-    let boot_id = boot_id.trim().to_owned();
+    let boot_id = clock::boot_id().context("cannot tell which boot of the host this is")?;
     let path = state.autostarted_file();
     // A missing or damaged file counts as no autostart in this boot.
     let last = regular_file::read(&path, FILE_BYTES_MAX).ok();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
@@ -75,6 +76,18 @@ async fn next(receiver: &mut Receiver<Event>) -> Option<Event> {
     }
 }
 
+/// Counts and logs the guests that were lost while no node followed them.
+///
+/// # Errors
+/// If the guests cannot be listed.
+pub(crate) fn count_lost_guests(node: &Node) -> Result<()> {
+    for lost in node.state().record_lost_guests()? {
+        node.counted().guests_failed.inc(&());
+        tracing::warn!(guest = %lost.name, "{} {} while no node ran", lost.name, lost.reason);
+    }
+    Ok(())
+}
+
 /// Follows the host's guests for as long as the node serves.
 pub(crate) async fn follow_guests(node: Arc<Node>) {
     let (mut log, mut restarts) = (Log::default(), Restarts::default());
@@ -86,7 +99,7 @@ pub(crate) async fn follow_guests(node: Arc<Node>) {
                     log.write(&event);
                     if matches!(event.what, What::Stopped { failed: true, .. }) {
                         node.counted().guests_failed.inc(&());
-                        restarts.failed(&node, &event.guest);
+                        restarts.failed(&node, &event);
                     }
                     node.events().publish(event);
                 }

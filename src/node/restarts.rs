@@ -5,30 +5,39 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+use uuid::Uuid;
+
 use super::autostart::start;
 use super::service::Node;
+use crate::api::events::Event;
 use crate::cli::spec::RestartArg;
 use crate::events::Window;
 use crate::names::GuestName;
+use crate::state_dir::StateDir;
 
 /// A guest that fails more often than this within [`WINDOW`] stays off.
 const RESTARTS_MAX: u32 = 3;
 const WINDOW: Duration = Duration::from_secs(600);
 
 /// Pause before a guest is started again, so that one that fails at once does not take a processor.
+/// It doubles after each start that fails, up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// How often guests have failed lately.
 #[derive(Debug, Default)]
 pub(super) struct Restarts(BTreeMap<GuestName, Window>);
 
 impl Restarts {
-    /// Starts the guest again that has just failed, unless its definition does not ask for that, or
-    /// it fails again and again.
-    pub(super) fn failed(&mut self, node: &Arc<Node>, guest: &GuestName) {
-        if !is_wanted(node, guest) {
+    /// Starts the guest again whose failure is `event`, unless its definition does not ask for
+    /// that, or it fails again and again.
+    pub(super) fn failed(&mut self, node: &Arc<Node>, event: &Event) {
+        let failure = Failure { guest: event.guest.clone(), uuid: event.uuid };
+        if !failure.is_to_be_repaired(node.state()) {
             return;
         }
+        let guest = &failure.guest;
         if !self.permit(guest) {
             tracing::error!(
                 %guest,
@@ -37,7 +46,7 @@ impl Restarts {
             );
             return;
         }
-        tokio::spawn(start_again(Arc::clone(node), guest.clone()));
+        tokio::spawn(failure.start_again(Arc::clone(node)));
     }
 
     fn permit(&mut self, guest: &GuestName) -> bool {
@@ -46,26 +55,74 @@ impl Restarts {
     }
 }
 
-fn is_wanted(node: &Node, guest: &GuestName) -> bool {
-    let definition = node.state().definitions().find(guest).ok().flatten();
-    let spec = definition.and_then(|definition| definition.spec.ok());
-    spec.is_some_and(|spec| spec.restart == Some(RestartArg::OnFailure))
+/// A guest that has failed.
+#[derive(Debug)]
+struct Failure {
+    guest: GuestName,
+    uuid: Uuid,
 }
 
-async fn start_again(node: Arc<Node>, guest: GuestName) {
-    tokio::time::sleep(PAUSE).await;
-    if node.state().guest(&guest).is_live() {
-        return;
+impl Failure {
+    /// Whether the definition is that of this guest and asks for a restart, and no user has started
+    /// or ended the guest since.
+    fn is_to_be_repaired(&self, state: &StateDir) -> bool {
+        let definition = state.definitions().find(&self.guest).ok().flatten();
+        let spec = definition.and_then(|definition| definition.spec.ok());
+        let is_wanted = spec.is_some_and(|spec| {
+            spec.restart == Some(RestartArg::OnFailure) && spec.uuid == Some(self.uuid)
+        });
+        let last = state.ended().read(&self.guest);
+        is_wanted && last.is_some_and(|last| last.uuid == self.uuid && last.how.is_failure())
     }
-    match start(&node, &guest).await {
-        Ok(()) => tracing::warn!(%guest, "started again after it had failed"),
-        Err(error) => tracing::error!(%guest, "not started again: {error:#}"),
+
+    /// Starts the guest, and tries again while it cannot be started: its migration may not be
+    /// settled yet, or the host's memory not be free.
+    async fn start_again(self, node: Arc<Node>) {
+        let guest = &self.guest;
+        let (begun, mut pause) = (Instant::now(), PAUSE);
+        loop {
+            tokio::time::sleep(pause).await;
+            if !self.is_to_be_repaired(node.state()) {
+                return;
+            }
+            let Err(error) = start(&node, guest).await else {
+                return tracing::warn!(%guest, "started again after it had failed");
+            };
+            if begun.elapsed() > WINDOW {
+                return tracing::error!(%guest, "not started again: {error:#}");
+            }
+            tracing::warn!(%guest, "not started again yet: {error:#}");
+            pause = PAUSE_MAX.min(pause * 2);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ended::How;
+    use crate::state_dir::GuestIdentity;
+
+    #[test]
+    fn only_the_defined_guest_is_started_again_and_only_while_its_failure_is_the_last_word() {
+        let (_folder, state) = StateDir::temporary();
+        let file = state.root().join("guest.toml");
+        let uuid = Uuid::from_u128(5);
+        let text = format!("name = \"web\"\nuuid = \"{uuid}\"\nrestart = \"on-failure\"\n");
+        std::fs::write(&file, text).unwrap();
+        let guest = state.definitions().define(&file).unwrap();
+        let failure = |uuid| Failure { guest: guest.clone(), uuid };
+        let identity = GuestIdentity { name: guest.clone(), uuid, pid: 7, started_unix_ms: 1 };
+        let ends = |how| state.guest(&guest).record_end(&identity, how, "ended").unwrap();
+        ends(How::Died);
+        assert!(failure(uuid).is_to_be_repaired(&state));
+        assert!(!failure(Uuid::from_u128(6)).is_to_be_repaired(&state), "another one's name");
+        ends(How::Destroyed);
+        assert!(!failure(uuid).is_to_be_repaired(&state), "a user has ended it");
+        ends(How::Crashed);
+        state.ended().forget(&guest);
+        assert!(!failure(uuid).is_to_be_repaired(&state), "it runs again");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_fails_again_and_again_stays_off_for_a_while() {

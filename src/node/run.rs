@@ -115,6 +115,7 @@ async fn serve(
     let counted = Arc::clone(node.density_counted());
     let density =
         Arc::new(Density::start(state, args.foreign_guests.unwrap_or_default(), counted)?);
+    events::count_lost_guests(&node)?;
     // Before any guest can be admitted.
     node.renew_promises().await?;
     let parts = [

@@ -1,87 +1,96 @@
 //! What is kept of a guest whose process was killed: a record of that, and its logs.
 
-use std::fs;
+use anyhow::Result;
 
-use anyhow::{Context, Result};
-
-use super::{GuestDir, GuestIdentity};
-use crate::clock::unix_ms;
+use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE, StateDir};
+use crate::clock;
 use crate::ended::{Ended, How, KEPT_LOGS};
 
+impl StateDir {
+    /// Records the guests that were lost with their processes, as far as no process has done that,
+    /// and returns them.
+    ///
+    /// # Errors
+    /// If the guests cannot be listed.
+    pub(crate) fn record_lost_guests(&self) -> Result<Vec<Ended>> {
+        let mut lost = self.guest_dirs()?;
+        lost.retain(|guest| guest.path.join(HERE).exists() && !guest.is_live());
+        self.live_guests()?;
+        let ended = lost.iter().filter_map(|guest| self.ended().read(&guest.name));
+        Ok(ended.filter(|ended| ended.how == How::Died).collect())
+    }
+}
+
 impl GuestDir {
-    /// Records how the guest ended whose process is gone, and keeps its logs beside the record.
-    /// Does nothing if there is a record: the process has written it, or never had the guest, since
-    /// a guest that runs here has its record removed.
+    /// Records how the guest ended whose process is gone, unless that process has, and keeps its
+    /// logs beside the record. Does nothing if the process never had the guest: it failed to start
+    /// it, or the guest was still arriving, and is where it was.
     pub(super) fn keep_evidence(&self) {
-        let Ok(process) = self.read_identity() else { return };
-        if self.ended.is_recorded(&self.name) {
-            return;
+        let here = regular_file::read_text(&self.path.join(HERE), GUEST_FILE_BYTES_MAX);
+        let (Ok(process), Ok(boot)) = (self.read_identity(), here) else { return };
+        let ended = self.state.ended();
+        // A record that is damaged may say that the guest was saved, or has moved.
+        if !ended.is_recorded(&self.name) {
+            let reason = match clock::boot_id() {
+                Ok(now) if now != boot.trim() => "was lost when the host went down",
+                _ => "died: its process was killed, or crashed",
+            };
+            if let Err(error) = self.record_end(&process, How::Died, reason) {
+                tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
+            }
         }
-        let reason = match boot_unix_ms() {
-            Some(boot) if process.started_unix_ms < boot => "was lost when the host went down",
-            _ => "died: its process was killed, or crashed",
-        };
-        let kept = self.keep_logs().and_then(|()| self.record_end(&process, How::Died, reason));
-        if let Err(error) = kept {
-            tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
+        for log in KEPT_LOGS {
+            if let Err(error) = ended.keep_log(&self.name, log, &self.path.join(log)) {
+                tracing::warn!(guest = %self.name, "its log is lost: {error:#}");
+            }
         }
     }
 
-    /// Records how the guest of `process` ended, which did not do so itself; `reason` completes the
-    /// sentence "web-1 ...".
+    /// Records how the guest of `process` ended, which does not do so itself; `reason` completes
+    /// the sentence "web-1 ...".
     ///
     /// # Errors
     /// If the record cannot be written.
     pub(crate) fn record_end(&self, process: &GuestIdentity, how: How, reason: &str) -> Result<()> {
-        self.ended.create_place(&self.name)?;
-        self.ended.write(&Ended {
+        self.state.ended().create_place(&self.name)?;
+        self.state.ended().write(&Ended {
             // The file in the folder may name another guest: the process could write it.
             name: self.name.clone(),
             uuid: process.uuid,
             began_unix_ms: process.started_unix_ms,
-            ended_unix_ms: unix_ms(),
+            ended_unix_ms: self.state.timestamp_after_records(&self.name),
             how,
             reason: reason.to_owned(),
             console_bytes: 0,
         })
     }
-
-    /// Moves the logs that say something to where the record will be.
-    fn keep_logs(&self) -> Result<()> {
-        self.ended.create_place(&self.name)?;
-        for log in KEPT_LOGS {
-            let from = self.path.join(log);
-            if fs::symlink_metadata(&from).is_ok_and(|found| found.is_file() && found.len() > 0) {
-                let kept = self.ended.place(&self.name).join(log);
-                fs::rename(from, &kept)
-                    .with_context(|| format!("cannot keep {}", kept.display()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Returns when the host booted, in milliseconds since 1970 (proc_stat(5)).
-fn boot_unix_ms() -> Option<u64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
-    Some(seconds.trim().parse::<u64>().ok()? * 1000)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use uuid::Uuid;
 
+    use crate::clock::unix_ms;
     use crate::names::GuestName;
     use crate::state_dir::StateDir;
 
     use super::*;
 
-    /// Leaves what a process leaves that is killed.
-    fn killed(state: &StateDir, started_unix_ms: u64) -> GuestIdentity {
+    /// Leaves what a process leaves that is killed in this boot, with its guest.
+    fn killed(state: &StateDir) -> GuestIdentity {
+        let identity = arriving(state);
+        state.guest(&identity.name).mark_here().unwrap();
+        identity
+    }
+
+    /// Leaves what a process leaves that is killed before it has its guest.
+    fn arriving(state: &StateDir) -> GuestIdentity {
         let name: GuestName = "web".parse().unwrap();
-        let (uuid, pid) = (Uuid::from_u128(5), 7);
-        let identity = GuestIdentity { name: name.clone(), uuid, pid, started_unix_ms };
+        let uuid = Uuid::from_u128(5);
+        let identity =
+            GuestIdentity { name: name.clone(), uuid, pid: 7, started_unix_ms: unix_ms() };
         let dir = state.guest(&name);
         fs::create_dir_all(dir.path()).unwrap();
         fs::write(dir.path().join("lock"), "").unwrap();
@@ -90,44 +99,77 @@ mod tests {
         identity
     }
 
+    /// The kept log of the guest of `identity`.
+    fn log(state: &StateDir, identity: &GuestIdentity) -> Option<String> {
+        Some(fs::read_to_string(state.ended().log_of(&identity.name)?).unwrap())
+    }
+
     #[test]
     fn a_guest_whose_process_was_killed_is_remembered_with_its_logs() {
         let (_folder, state) = StateDir::temporary();
-        state.create().unwrap();
-        let identity = killed(&state, unix_ms());
+        let identity = killed(&state);
         assert!(state.live_guests().unwrap().is_empty());
         let ended = state.ended().read(&identity.name).unwrap();
         let is_its = ended.is_of(identity.uuid, identity.started_unix_ms);
         assert!(is_its && ended.how == How::Died, "{ended:?}");
         assert!(ended.reason.contains("was killed"), "{ended:?}");
-        let log = state.ended().log_of(&identity.name).unwrap();
-        assert_eq!(fs::read_to_string(log).unwrap(), "panic");
+        assert_eq!(log(&state, &identity).as_deref(), Some("panic"));
 
         state.ended().forget(&identity.name);
-        killed(&state, 1);
-        assert!(state.live_guests().unwrap().is_empty());
-        let ended = state.ended().read(&identity.name).unwrap();
-        assert_eq!(ended.reason, "was lost when the host went down");
+        assert_eq!(state.ended().last_failure(&identity.name), Some(ended), "while it runs again");
+        killed(&state);
+        fs::write(state.guest(&identity.name).path().join(HERE), "another boot").unwrap();
+        fs::write(state.guest(&identity.name).console_log(), "").unwrap();
+        let lost = state.record_lost_guests().unwrap();
+        assert_eq!(lost, Vec::from_iter(state.ended().read(&identity.name)));
+        assert_eq!(lost[0].reason, "was lost when the host went down");
+        assert_eq!(state.record_lost_guests().unwrap(), []);
+        assert_eq!(
+            log(&state, &identity),
+            None,
+            "that of an earlier life is not taken for its own"
+        );
     }
 
     #[test]
-    fn what_is_recorded_of_the_end_of_a_guest_stays() {
+    fn a_process_that_did_not_have_the_guest_leaves_no_record() {
         let (_folder, state) = StateDir::temporary();
-        state.create().unwrap();
-        let identity = killed(&state, unix_ms());
-        state.ended().create_place(&identity.name).unwrap();
+        let identity = arriving(&state);
+        assert!(state.live_guests().unwrap().is_empty());
+        assert_eq!(state.ended().read(&identity.name), None);
+        assert!(!state.guest(&identity.name).path().exists());
+    }
+
+    #[test]
+    fn the_logs_of_a_guest_that_was_destroyed_by_force_are_kept() {
+        let (_folder, state) = StateDir::temporary();
+        let identity = killed(&state);
+        let guest = state.guest(&identity.name);
+        guest.record_end(&identity, How::Destroyed, "was ended on request").unwrap();
+        assert!(state.live_guests().unwrap().is_empty());
+        let ended = state.ended().read(&identity.name).unwrap();
+        assert_eq!(ended.how, How::Destroyed);
+        assert_eq!(log(&state, &identity).as_deref(), Some("panic"));
+    }
+
+    #[test]
+    fn what_the_process_recorded_of_its_guests_end_stays() {
+        let (_folder, state) = StateDir::temporary();
+        let identity = killed(&state);
         let own = Ended {
             name: identity.name.clone(),
             uuid: identity.uuid,
-            began_unix_ms: identity.started_unix_ms - 1,
+            began_unix_ms: identity.started_unix_ms,
             ended_unix_ms: 9,
             how: How::PoweredOff,
             reason: "powered off".to_owned(),
-            console_bytes: 0,
+            console_bytes: 3,
         };
+        state.ended().create_place(&identity.name).unwrap();
         state.ended().write(&own).unwrap();
+        state.ended().keep_console(&identity.name, b"own").unwrap();
         assert!(state.live_guests().unwrap().is_empty());
         assert_eq!(state.ended().read(&identity.name), Some(own));
-        assert_eq!(state.ended().log_of(&identity.name), None);
+        assert_eq!(log(&state, &identity).as_deref(), Some("own"));
     }
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use uuid::Uuid;
 
+use super::claim::REMOVAL_PAUSE;
 use super::*;
 use crate::ended::{Ended, How};
 

@@ -77,17 +77,21 @@ fn end(state: &StateDir, name: &GuestName) -> Result<()> {
         };
         let cannot = || format!("cannot end {name}: {fault}");
         let process = process.with_context(cannot)?;
-        process.kill().with_context(cannot)?;
+        // Recorded before the process is killed, so that its death is not taken for a failure.
+        if let Ok(identity) = &identity {
+            let reason = "was ended on request; its process did not end, and was killed";
+            guest.record_end(identity, How::Destroyed, reason)?;
+        }
+        if let Err(error) = process.kill() {
+            state.ended().forget(name);
+            return Err(error).with_context(cannot);
+        }
         let pid = process.id();
         output::note(format_args!("{name} does not end ({fault}): killed process {pid}"));
         if !is_gone_within(&guest, Some(&process), END_PATIENCE).await {
             bail!("process {pid} of {name} was killed, and is still there after {END_PATIENCE:?}");
         }
-        let reason = "was ended on request; its process did not end, and was killed";
-        match identity {
-            Ok(identity) => guest.record_end(&identity, How::Destroyed, reason),
-            Err(_) => Ok(()),
-        }
+        Ok(())
     })
 }
 

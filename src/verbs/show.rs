@@ -50,6 +50,8 @@ struct Shown {
     migration: Option<MigrationStatus>,
     /// Report of the built-in workload.
     workload: Option<WorkloadInfo>,
+    /// The failure after which the guest was started again.
+    last_failure: Option<Ended>,
 }
 
 impl Shown {
@@ -63,6 +65,7 @@ impl Shown {
             proportional_bytes: None,
             migration: None,
             workload: None,
+            last_failure: None,
         }
     }
 }
@@ -92,6 +95,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let shown = block_on(async {
         let client = ApiClient::new(&dir.client_socket());
         let mut shown = Shown::silent(ask(&dir).await?, &dir, definition);
+        shown.last_failure = state.ended().last_failure(&args.name);
         // A guest that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
@@ -106,6 +110,11 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         Output::Text => output::print(text(&shown))?,
     }
     Ok(if shown.listed.info().is_some() { Exit::Done } else { Exit::Failed })
+}
+
+/// Formats the failure after which a guest was started again.
+fn failure_line(failure: &Ended) -> (&'static str, String) {
+    ("Last failure", format!("{} ago: it {}", format_uptime(failure.age()), failure.reason))
 }
 
 /// Shows a guest that is defined and does not run.
@@ -157,6 +166,7 @@ fn text(shown: &Shown) -> String {
             lines.push(("Vsock", format!("cid {cid}, programs at {}", socket.display())));
         }
         let last = info.last_restart.as_ref().map(|last| format!(", last: {last}"));
+        lines.extend(shown.last_failure.as_ref().map(failure_line));
         if let Some(last) = last {
             lines.push(("Restarts", format!("{}{last}", info.restarts)));
         }

@@ -1,9 +1,14 @@
 //! Defined guests: defined, started, listed while they are off, autostarted when the host boots.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use serde_json::Value;
 
 use support::checks::{await_life, guest_is_gone, memory_is_intact, nothing_left_behind};
 use support::{Exit, Guest, Host, Migration, NodePlan, Pair, wait};
+
+use crate::metrics::scrape;
 
 /// A definition of a small workload.
 const WEB: &str = "\
@@ -236,9 +241,46 @@ fn a_guest_that_fails_is_started_again_if_its_definition_says_so() {
     let again = works(&pair.a);
     assert_eq!(again.get("/v1/guest").unwrap()["uuid"], uuid);
     assert!(!pair.a.logs().contains("after it had failed guest=web-2"));
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!(shown["last_failure"]["how"], "died", "{shown:#}");
+    let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
+    assert!(shown.contains("Last failure") && shown.contains("was killed"), "{shown}");
 
     // One that a user ends stays off.
     pair.a.run(&["destroy", "web-1"]).ok();
     pair.a.await_log(&["guest=web-1", "stopped: it was ended on request"]);
     assert_eq!(pair.a.list(), Vec::<Value>::new());
+}
+
+#[test]
+fn a_guest_that_was_destroyed_by_force_or_is_not_the_defined_one_is_not_started_again() {
+    let pair = Pair::new();
+    let path = file(&pair, &format!("restart = \"on-failure\"\n{WEB}"));
+    pair.a.run(&["define", &path]).ok();
+    pair.a.run(&["start", "web-1"]).ok();
+    works(&pair.a).pid().freeze();
+    let done = pair.a.run(&["destroy", "web-1"]).ok();
+    assert!(done.stderr.contains("killed process"), "{done:?}");
+    pair.a.await_log(&["guest=web-1", "its process did not end, and was killed"]);
+
+    // It has the name, and another identity.
+    pair.a.run(&["run", "--name", "web-1", "--memory", "64M", "--detach"]).ok();
+    pair.a.guest("web-1").pid().kill();
+    pair.a.await_log(&["guest=web-1", "stopped: it died: its process was killed"]);
+    sleep(Duration::from_secs(3));
+    assert_eq!(pair.a.list(), Vec::<Value>::new());
+    assert!(!pair.a.logs().contains("started again"), "{}", pair.a.logs());
+}
+
+#[test]
+fn a_node_counts_the_guests_that_were_lost_while_none_ran() {
+    let mut pair = Pair::new();
+    pair.a.run(&["run", "--name", "web-1", "--memory", "64M", "--detach"]).ok();
+    let guest = pair.a.guest("web-1").pid();
+    pair.a.kill_node();
+    guest.kill();
+    pair.a.start_node(&NodePlan::default());
+    pair.a.await_log(&["web-1 died: its process was killed", "while no node ran"]);
+    let metrics = scrape(&pair.a);
+    assert!(metrics.contains("\nlighter_guests_failed_total 1\n"), "{metrics}");
 }

@@ -1,6 +1,8 @@
 //! `kill -9` of the destination, the source and the command in each phase.
 
-use super::phase::{Owner, Phase};
+use std::time::Duration;
+
+use super::phase::{Owner, Phase, Side};
 use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
 use support::{Exit, wait};
@@ -54,4 +56,27 @@ fn command_line_killed(phase: &Phase) {
     assert_eq!(migration.finish().done.exit, Exit::Other);
     scene.release();
     scene.runs_only_on(&scene.pair.b);
+}
+
+/// A guest that was on its way is where it was: its definition here does not start it again.
+#[test]
+fn a_process_that_is_killed_before_it_has_its_guest_is_no_failure_of_the_guest() {
+    let point = "destination.act.create";
+    let mut scene = Scene::with_failpoint(Side::Destination, &format!("{point}:hold"));
+    let info = scene.pair.a.guest(GUEST).get("/v1/guest").expect("the guest's state");
+    let uuid = info["uuid"].as_str().expect("a UUID");
+    let text = format!("name = \"{GUEST}\"\nuuid = \"{uuid}\"\nrestart = \"on-failure\"\n");
+    let path = scene.pair.folder().join("guest.toml");
+    std::fs::write(&path, text).expect("a guest's file");
+    scene.pair.b.run(&["define", &path.display().to_string()]).ok();
+
+    scene.migrate();
+    scene.await_failpoint(Side::Destination, point);
+    scene.destination().kill();
+    scene.take_migration().finish().stayed(&["b"]);
+    scene.pair.b.await_log(&[GUEST, "stopped: it died unexpectedly"]);
+    std::thread::sleep(Duration::from_secs(3));
+    scene.runs_only_on(&scene.pair.a);
+    let shown = scene.pair.b.run(&["show", GUEST, "--json"]).ok().json();
+    assert!(shown["ended"].is_null(), "{shown:#}");
 }

@@ -22,11 +22,11 @@ pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
             "ended",
             "guests",
             _,
-            "ended.json" | "console.log" | "console.log.old" | "lighter.log",
+            "ended.json" | "failed.json" | "console.log" | "console.log.old" | "lighter.log",
         ]
         | ["departed", "guests", _, _, "shared"] => true,
         ["identities", uuid] => uuid.ends_with(".json"),
-        ["guests", name, "lock" | "guest.json" | "api.sock" | "api-ro.sock"]
+        ["guests", name, "lock" | "guest.json" | "here" | "api.sock" | "api-ro.sock"]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
         ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),
         _ => false,
