@@ -1,5 +1,5 @@
-//! The Debian package on hosts that have nothing else of lighter, with guests that outlive its
-//! node, its upgrade and its removal.
+//! The Debian package on hosts that have nothing else of lighter: from its installation to the first
+//! migration, and guests that outlive its node, its upgrade and its removal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -121,4 +121,79 @@ fn guests_outlive_the_packages_node_its_upgrade_and_its_removal() {
     let said = there.sh("dpkg --purge lighter").ok();
     assert!(said.contains("/var/lib/lighter stays"), "{said}");
     there.sh(&format!("test -d /proc/{moved} && test -d /var/lib/lighter/guests/{NAME}")).ok();
+}
+
+/// What operators type on two hosts, and what they see. The user guide has it.
+#[derive(Default)]
+struct Recording(String);
+
+impl Recording {
+    /// Runs a command that must succeed on the host that is called `name`; returns its output.
+    #[track_caller]
+    fn run(&mut self, (name, host): (&str, Host<'_>), command: &str) -> String {
+        let done = host.sh(&format!("cd /root && {{ {command} ; }} 2>&1"));
+        self.0.push_str(&format!("{name}# {command}\n{}", done.stdout));
+        done.ok()
+    }
+
+    /// Copies a file from one host to another, as scp(1) would.
+    #[track_caller]
+    fn copy(&mut self, from: (&str, Host<'_>), to: (&str, Host<'_>), file: &str) {
+        let text = from.1.sh(&format!("cat /root/{file}")).ok();
+        to.1.sh(&format!("cat > /root/{file} <<'END'\n{text}END\n")).ok();
+        self.0.push_str(&format!("{}# scp {file} {}:\n", from.0, to.0));
+    }
+
+    /// Writes the recording to where a person finds it.
+    fn keep(&self) {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("two-hosts.txt");
+        fs::write(path, &self.0).expect("a file");
+    }
+}
+
+/// What the firewall of a host lets through at first: the lab's own connections, and answers.
+const FIREWALL: &str = "nft 'add table inet filter; \
+    add chain inet filter input { type filter hook input priority 0; policy drop; }; \
+    add rule inet filter input iifname != \"eth0\" accept; \
+    add rule inet filter input ct state established,related accept'";
+
+#[test]
+fn the_guides_path_from_the_package_to_the_first_migration() {
+    let package = package("0.1.0-1");
+    let lab = Lab::of(2);
+    let hosts = [("host-a", lab.host(1)), ("host-b", lab.host(2))];
+    let [a, b] = hosts;
+    for (_, host) in hosts {
+        host.make_bare();
+        host.sh("rm -rf /var/lib/lighter /root/host-b.*").ok();
+        host.push(&[&package], "/root");
+        host.sh("grep -q host-b /etc/hosts || printf '10.77.0.1 host-a\\n10.77.0.2 host-b\\n' >> /etc/hosts").ok();
+        host.sh(FIREWALL).ok();
+    }
+    let mut recording = Recording::default();
+    for on in hosts {
+        recording.run(on, "apt-get install -qq -o Dpkg::Use-Pty=0 ./lighter_0.1.0-1_amd64.deb");
+    }
+    recording.run(a, "lighter certs init host-a 10.77.0.1");
+    recording.run(b, "lighter certs request host-b 10.77.0.2 --out host-b.csr");
+    recording.copy(b, a, "host-b.csr");
+    recording.run(a, "lighter certs sign host-b.csr --out host-b.pem");
+    recording.copy(a, b, "host-b.pem");
+    recording.run(b, "lighter certs install host-b.pem");
+    for on in hosts {
+        recording.run(
+            on,
+            "nft add rule inet filter input ip saddr 10.77.0.0/24 udp dport '{ 4950, 49152-49215 }' accept",
+        );
+        recording.run(on, "systemctl start lighter-node");
+        on.1.await_node();
+    }
+    recording.run(a, "lighter run --name web-1 --memory 64M --dirty-rate 500 --detach");
+    recording.run(a, "lighter ls");
+    recording.run(a, "lighter migrate web-1 host-b --downtime 2s");
+    let there = recording.run(b, "lighter ls");
+    assert!(there.contains("web-1") && there.contains("running"), "{there}");
+    let gone = recording.run(a, "lighter show web-1");
+    assert!(gone.contains("moved to host-b"), "{gone}");
+    recording.keep();
 }
