@@ -401,6 +401,11 @@ impl GuestDir {
         durable::write_json_unflushed(&self.guest_file(), identity)
     }
 
+    /// Whether the process has the guest, as far as this user can tell.
+    pub(crate) fn is_marked_here(&self) -> bool {
+        self.path.join(HERE).exists()
+    }
+
     /// Records that the live process has the guest: until now it may have been about to start it, or
     /// to receive it. Only the death of a process that has its guest is a failure of the guest.
     ///

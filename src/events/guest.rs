@@ -50,6 +50,8 @@ pub(super) struct Follower {
     client: ApiClient,
     event_sender: mpsc::Sender<Result<Event>>,
     pauses: Pauses,
+    /// Whether the process is known to have had its guest.
+    has_been_here: bool,
 }
 
 impl Follower {
@@ -60,7 +62,7 @@ impl Follower {
         event_sender: mpsc::Sender<Result<Event>>,
     ) -> Self {
         let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
-        Self { state, guest, client, event_sender, pauses: Pauses::default() }
+        Self { state, guest, client, event_sender, pauses: Pauses::default(), has_been_here: false }
     }
 
     /// Follows the guest until its process has exited; returns the guest's name.
@@ -70,6 +72,7 @@ impl Follower {
     pub(super) async fn follow(mut self, position: Position) -> Result<GuestName> {
         let name = self.guest.name().clone();
         let Some(life) = self.find_life().await? else { return Ok(name) };
+        self.has_been_here = self.guest.is_marked_here();
         let mut next = match position {
             Position::Begin => Some(0),
             Position::Now => None,
@@ -140,7 +143,7 @@ impl Follower {
     /// Passes on a stream of events until it ends; breaks with the guest's end, or with nothing if
     /// they come from another process.
     async fn pass_on(
-        &self,
+        &mut self,
         mut events: Lines<Event>,
         life: &GuestIdentity,
         next: &mut Option<u64>,
@@ -163,6 +166,7 @@ impl Follower {
             *next = Some(event.number.saturating_add(1));
             pace.keep().await;
             let event = self.checked(event, life);
+            self.has_been_here |= event.what == What::Started;
             if matches!(event.what, What::Stopped { .. }) {
                 return ControlFlow::Break(Some(event));
             }
@@ -236,11 +240,8 @@ impl Follower {
     async fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
         let ended = self.record_of(life).await;
         // A process that is killed before it has its guest leaves no record, and no guest has
-        // failed. Users with read-only access cannot tell.
-        let failed = match &ended {
-            Some(ended) => ended.how.is_failure(),
-            None => self.state.access() == Access::ReadOnly,
-        };
+        // failed.
+        let failed = ended.as_ref().map_or(self.has_been_here, |ended| ended.how.is_failure());
         let reason = ended.map_or_else(|| "died unexpectedly".to_owned(), |ended| ended.reason);
         Event {
             time_unix_ms: unix_ms(),

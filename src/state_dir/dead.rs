@@ -14,7 +14,7 @@ impl StateDir {
     /// If the guests cannot be listed.
     pub(crate) fn record_lost_guests(&self) -> Result<Vec<Ended>> {
         let mut lost = self.guest_dirs()?;
-        lost.retain(|guest| guest.path.join(HERE).exists() && !guest.is_live());
+        lost.retain(|guest| guest.is_marked_here() && !guest.is_live());
         self.live_guests()?;
         let ended = lost.iter().filter_map(|guest| self.ended().read(&guest.name));
         Ok(ended.filter(|ended| ended.how == How::Died).collect())
