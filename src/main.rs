@@ -43,6 +43,7 @@ mod table;
 mod terminal;
 mod units;
 mod verbs;
+mod version;
 mod whereabouts;
 
 use std::process::ExitCode;
