@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{GuestDir, GuestIdentity};
 use crate::clock::unix_ms;
+use crate::durable;
 use crate::ended::{Ended, How, KEPT_LOGS};
 
 impl GuestDir {
@@ -48,13 +49,23 @@ impl GuestDir {
     /// Moves the logs that say something to where the record will be.
     fn keep_logs(&self) -> Result<()> {
         self.ended.create_place(&self.name)?;
-        for log in KEPT_LOGS {
-            let from = self.path.join(log);
-            if fs::symlink_metadata(&from).is_ok_and(|found| found.is_file() && found.len() > 0) {
-                let kept = self.ended.place(&self.name).join(log);
-                fs::rename(from, &kept)
-                    .with_context(|| format!("cannot keep {}", kept.display()))?;
+        let from = |log: &str| self.path.join(log);
+        let to = |log: &str| self.ended.place(&self.name).join(log);
+        let says_something = |log: &&str| {
+            fs::symlink_metadata(from(log)).is_ok_and(|found| found.is_file() && found.len() > 0)
+        };
+        let (kept, absent): (Vec<&str>, Vec<&str>) =
+            KEPT_LOGS.into_iter().partition(says_something);
+        // The console's log is moved first, so this is the first attempt, and logs without a
+        // successor are of an earlier guest of this name.
+        if kept.first() == KEPT_LOGS.first() {
+            for log in absent {
+                durable::remove_if_there(&to(log))?;
             }
+        }
+        for log in kept {
+            fs::rename(from(log), to(log))
+                .with_context(|| format!("cannot keep {}", to(log).display()))?;
         }
         Ok(())
     }
@@ -102,11 +113,14 @@ mod tests {
         let log = state.ended().log_of(&identity.name).unwrap();
         assert_eq!(fs::read_to_string(log).unwrap(), "panic");
 
+        let earlier = state.ended().place(&identity.name).join("console.log.old");
+        fs::write(&earlier, "of the first").unwrap();
         state.ended().forget(&identity.name);
         killed(&state, 1);
         assert!(state.live_guests().unwrap().is_empty());
         let ended = state.ended().read(&identity.name).unwrap();
         assert_eq!(ended.reason, "was lost when the host went down");
+        assert!(!earlier.exists(), "logs of two guests are not mixed");
     }
 
     #[test]
