@@ -95,6 +95,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Ls(args) => verbs::list::run(&state, args),
         Verb::Show(args) => verbs::show::run(&state, args),
         Verb::Console(args) => verbs::console::run(&state, args),
+        Verb::Logs(args) => verbs::logs::run(&state, args),
         Verb::Events(args) => verbs::events::run(&state, args),
         Verb::Pause(args) => verbs::power::pause(&state, args),
         Verb::Resume(args) => verbs::power::resume(&state, args),

@@ -5,7 +5,7 @@
 //! types of its own. Nothing here does anything. Start at [`Cli`]; [`guest`] holds the verbs about
 //! one guest, [`spec`] what it is made of, [`definition`] the verbs about guests that are written
 //! down, [`density`] those about the host's memory, [`migration`] those about moving a guest,
-//! [`host`] the rest.
+//! [`watch`] those that watch guests, [`host`] the rest.
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
@@ -19,6 +19,7 @@ mod label;
 pub(crate) mod migration;
 pub(crate) mod net;
 pub(crate) mod spec;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 
@@ -193,6 +194,8 @@ pub(crate) enum Verb {
     /// Watch a guest's serial console, and type on it.
     #[command(alias = "attach")]
     Console(guest::ConsoleArgs),
+    /// Print a guest's console output, or the log of its process.
+    Logs(watch::LogsArgs),
     /// Follow guest events on this host.
     Events(guest::EventsArgs),
     /// Stop a guest's vCPUs; its memory stays.

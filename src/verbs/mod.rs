@@ -15,6 +15,7 @@ pub(crate) mod density;
 pub(crate) mod events;
 pub(crate) mod follow;
 pub(crate) mod list;
+pub(crate) mod logs;
 pub(crate) mod migrate;
 pub(crate) mod off;
 pub(crate) mod power;
