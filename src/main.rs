@@ -94,6 +94,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Cancel(args) => verbs::cancel::run(&state, args),
         Verb::Ls(args) => verbs::list::run(&state, args),
         Verb::Show(args) => verbs::show::run(&state, args),
+        Verb::Stats(args) => verbs::stats::run(&state, args),
         Verb::Console(args) => verbs::console::run(&state, args),
         Verb::Logs(args) => verbs::logs::run(&state, args),
         Verb::Events(args) => verbs::events::run(&state, args),
@@ -118,10 +119,10 @@ fn access(cli: &Cli) -> Result<Access> {
         return Ok(Access::Full);
     }
     match cli.verb {
-        Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
+        Verb::Ls(_) | Verb::Show(_) | Verb::Stats(_) | Verb::Events(_) => Ok(Access::ReadOnly),
         Verb::Density(ref args) if args.verb.is_readonly() => Ok(Access::ReadOnly),
         _ => bail!(
-            "--readonly changes nothing: it goes with ls, show, events, and density status, history and next"
+            "--readonly changes nothing: it goes with ls, show, stats, events, and density status, history and next"
         ),
     }
 }

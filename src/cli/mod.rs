@@ -54,8 +54,8 @@ pub(crate) struct Cli {
     )]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Read only, over the sockets that are open to all users of this host. For ls, show, events,
-    /// and density status, history and next.
+    /// Read only, over the sockets that are open to all users of this host. For ls, show, stats,
+    /// events, and density status, history and next.
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
 
@@ -191,6 +191,8 @@ pub(crate) enum Verb {
     /// Show all about one guest, and its migration.
     #[command(visible_alias = "inspect", aliases = ["dominfo", "domjobinfo"])]
     Show(guest::ShowArgs),
+    /// Watch how much CPU, memory, network and disk guests use.
+    Stats(watch::StatsArgs),
     /// Watch a guest's serial console, and type on it.
     #[command(alias = "attach")]
     Console(guest::ConsoleArgs),

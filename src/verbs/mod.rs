@@ -23,4 +23,5 @@ pub(crate) mod progress;
 pub(crate) mod save;
 pub(crate) mod session;
 pub(crate) mod show;
+pub(crate) mod stats;
 pub(crate) mod summary;
