@@ -110,6 +110,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Template(args) => verbs::save::template(&state, args),
         Verb::CpuModels(args) => verbs::cpu_models::run(args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
+        Verb::Version(args) => verbs::version::run(&state, args),
     }
 }
 
@@ -119,10 +120,12 @@ fn access(cli: &Cli) -> Result<Access> {
         return Ok(Access::Full);
     }
     match cli.verb {
-        Verb::Ls(_) | Verb::Show(_) | Verb::Stats(_) | Verb::Events(_) => Ok(Access::ReadOnly),
+        Verb::Ls(_) | Verb::Show(_) | Verb::Stats(_) | Verb::Events(_) | Verb::Version(_) => {
+            Ok(Access::ReadOnly)
+        }
         Verb::Density(ref args) if args.verb.is_readonly() => Ok(Access::ReadOnly),
         _ => bail!(
-            "--readonly changes nothing: it goes with ls, show, stats, events, and density status, history and next"
+            "--readonly changes nothing: it goes with ls, show, stats, events, version, and density status, history and next"
         ),
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Cli {
     pub(crate) state_dir: Option<PathBuf>,
 
     /// Read only, over the sockets that are open to all users of this host. For ls, show, stats,
-    /// events, and density status, history and next.
+    /// events, version, and density status, history and next.
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
 
@@ -228,6 +228,8 @@ pub(crate) enum Verb {
     CpuModels(host::CpuModelsArgs),
     /// Make and show the certificates by which hosts identify each other.
     Certs(host::CertsArgs),
+    /// Show the versions of this program, KVM, the node and guests.
+    Version(watch::VersionArgs),
 }
 
 #[cfg(test)]

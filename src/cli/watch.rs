@@ -1,4 +1,4 @@
-//! Arguments of the verbs that watch what runs on a host: logs, stats.
+//! Arguments of the verbs that watch what runs on a host: logs, stats, version.
 
 use std::time::Duration;
 
@@ -77,6 +77,21 @@ pub(crate) struct StatsArgs {
     #[arg(long, value_parser = interval, default_value = "2s", value_name = "TIME")]
     pub(crate) interval: Duration,
 
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter version`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter version
+  lighter version --json
+
+Hosts can move guests between them if they have a version of the protocol in common. Running guests
+and the node keep the version that started them: this shows which of them run another one than this
+program. It says why /dev/kvm cannot be used, if so. `lighter --version` prints the version alone.")]
+pub(crate) struct VersionArgs {
     #[command(flatten)]
     pub(crate) json: JsonFlag,
 }

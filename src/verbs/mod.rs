@@ -25,3 +25,4 @@ pub(crate) mod session;
 pub(crate) mod show;
 pub(crate) mod stats;
 pub(crate) mod summary;
+pub(crate) mod version;
