@@ -43,6 +43,7 @@ mod table;
 mod terminal;
 mod units;
 mod verbs;
+mod version;
 mod whereabouts;
 
 use std::process::ExitCode;
@@ -93,7 +94,9 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Cancel(args) => verbs::cancel::run(&state, args),
         Verb::Ls(args) => verbs::list::run(&state, args),
         Verb::Show(args) => verbs::show::run(&state, args),
+        Verb::Stats(args) => verbs::stats::run(&state, args),
         Verb::Console(args) => verbs::console::run(&state, args),
+        Verb::Logs(args) => verbs::logs::run(&state, args),
         Verb::Events(args) => verbs::events::run(&state, args),
         Verb::Pause(args) => verbs::power::pause(&state, args),
         Verb::Resume(args) => verbs::power::resume(&state, args),
@@ -107,6 +110,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Template(args) => verbs::save::template(&state, args),
         Verb::CpuModels(args) => verbs::cpu_models::run(args),
         Verb::Certs(args) => verbs::certs::run(&state, args),
+        Verb::Version(args) => verbs::version::run(&state, args),
     }
 }
 
@@ -116,10 +120,12 @@ fn access(cli: &Cli) -> Result<Access> {
         return Ok(Access::Full);
     }
     match cli.verb {
-        Verb::Ls(_) | Verb::Show(_) | Verb::Events(_) => Ok(Access::ReadOnly),
+        Verb::Ls(_) | Verb::Show(_) | Verb::Stats(_) | Verb::Events(_) | Verb::Version(_) => {
+            Ok(Access::ReadOnly)
+        }
         Verb::Density(ref args) if args.verb.is_readonly() => Ok(Access::ReadOnly),
         _ => bail!(
-            "--readonly changes nothing: it goes with ls, show, events, and density status, history and next"
+            "--readonly changes nothing: it goes with ls, show, stats, events, version, and density status, history and next"
         ),
     }
 }

@@ -76,6 +76,9 @@ pub(crate) struct GuestInfo {
     pub(crate) uuid: Uuid,
     /// The process that runs it.
     pub(crate) pid: u32,
+    /// Version of lighter that the process runs; absent from processes of older versions.
+    #[serde(default)]
+    pub(crate) version: Option<String>,
     /// State of the guest.
     pub(crate) state: GuestState,
     /// What the guest runs.
@@ -128,6 +131,7 @@ impl GuestInfo {
             name: name.parse().unwrap(),
             uuid: Uuid::nil(),
             pid: 1,
+            version: None,
             state: GuestState::Running,
             kind: GuestKind::Workload,
             memory_bytes: 512 << 20,

@@ -5,7 +5,7 @@
 //! types of its own. Nothing here does anything. Start at [`Cli`]; [`guest`] holds the verbs about
 //! one guest, [`spec`] what it is made of, [`definition`] the verbs about guests that are written
 //! down, [`density`] those about the host's memory, [`migration`] those about moving a guest,
-//! [`host`] the rest.
+//! [`watch`] those that watch guests, [`host`] the rest.
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
@@ -19,6 +19,7 @@ mod label;
 pub(crate) mod migration;
 pub(crate) mod net;
 pub(crate) mod spec;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 
@@ -53,8 +54,8 @@ pub(crate) struct Cli {
     )]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Read only, over the sockets that are open to all users of this host. For ls, show, events,
-    /// and density status, history and next.
+    /// Read only, over the sockets that are open to all users of this host. For ls, show, stats,
+    /// events, version, and density status, history and next.
     #[arg(long, short = 'r', global = true, help_heading = "Global options")]
     pub(crate) readonly: bool,
 
@@ -190,9 +191,13 @@ pub(crate) enum Verb {
     /// Show all about one guest, and its migration.
     #[command(visible_alias = "inspect", aliases = ["dominfo", "domjobinfo"])]
     Show(guest::ShowArgs),
+    /// Watch how much CPU, memory, network and disk guests use.
+    Stats(watch::StatsArgs),
     /// Watch a guest's serial console, and type on it.
     #[command(alias = "attach")]
     Console(guest::ConsoleArgs),
+    /// Print a guest's console output, or the log of its process.
+    Logs(watch::LogsArgs),
     /// Follow guest events on this host.
     Events(guest::EventsArgs),
     /// Stop a guest's vCPUs; its memory stays.
@@ -223,6 +228,8 @@ pub(crate) enum Verb {
     CpuModels(host::CpuModelsArgs),
     /// Make and show the certificates by which hosts identify each other.
     Certs(host::CertsArgs),
+    /// Show the versions of this program, KVM, the node and guests.
+    Version(watch::VersionArgs),
 }
 
 #[cfg(test)]

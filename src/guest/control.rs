@@ -27,6 +27,7 @@ use crate::api::types::{
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
+use crate::version::VERSION;
 
 /// Limit for the time in which a guest has to shut down for a reboot. After that it does not boot
 /// again automatically.
@@ -186,6 +187,7 @@ impl ProcessControl {
             name: identity.name.clone(),
             uuid: machine.map_or(identity.uuid, |machine| machine.uuid()),
             pid: identity.pid,
+            version: Some(VERSION.to_owned()),
             state: self.process().guest_state(),
             kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),

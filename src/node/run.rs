@@ -32,6 +32,7 @@ use crate::exit::Exit;
 use crate::file_lock::FileLock;
 use crate::signals::EndSignals;
 use crate::state_dir::StateDir;
+use crate::version::VERSION;
 
 /// Shortest pause between two passes over the records.
 const ROUND: Duration = Duration::from_secs(2);
@@ -100,7 +101,7 @@ async fn serve(
     sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
     let file = NodeFile {
         pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: VERSION.to_owned(),
         listen: endpoint.local_addr().context("cannot tell where migrations arrive")?,
         metrics: listener.local_addr().context("cannot tell where metrics are served")?,
         started_unix_ms: unix_ms(),

@@ -32,6 +32,7 @@ use crate::clock::unix_ms;
 use crate::disk_places::DiskPlaces;
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
+use crate::version::REVISION;
 
 /// The node of this host.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl Node {
     /// # Errors
     /// If the folder of records or the ledger cannot be read.
     pub(crate) fn new(state: StateDir, file: NodeFile, reserved_bytes: u64) -> Result<Self> {
-        let revision = option_env!("LIGHTER_REVISION").unwrap_or("unknown");
+        let revision = REVISION.unwrap_or("unknown");
         let exporter = Exporter::new(&file.version, revision, SystemTime::now())
             .context("cannot set up metrics")?;
         let records = state.records()?;

@@ -119,12 +119,7 @@ impl<'a> From<&'a Ended> for PastGuest<'a> {
 /// # Errors
 /// If the state folder cannot be read, or this user may not access the guests.
 pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
-    if !state.root().exists() {
-        output::note(format_args!(
-            "{} does not exist: no guest has run there",
-            state.root().display()
-        ));
-    }
+    note_unused(state);
     let guests = block_on(ask_all(state.live_guests()?))?;
     note_expiry(state);
     let (off, past) = if args.all { resting(state, &guests)? } else { Default::default() };
@@ -145,6 +140,16 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Tells the user that no guest has ever run in `state`: it may be the wrong folder.
+pub(super) fn note_unused(state: &StateDir) {
+    if !state.root().exists() {
+        output::note(format_args!(
+            "{} does not exist: no guest has run there",
+            state.root().display()
+        ));
+    }
 }
 
 /// Returns the guests without a process: those that are defined, and of the others those with a

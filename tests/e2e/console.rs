@@ -8,7 +8,7 @@ use support::kernel::kernel;
 use support::{Guest, Pair, Running, lighter, wait};
 
 /// Writes "hi" and a newline to the serial port, and then echoes whatever it reads from the port.
-pub(crate) const PROGRAM: [u8; 30] = [
+pub(super) const PROGRAM: [u8; 30] = [
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
     0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
     0xb0, b'i', 0xee, //
@@ -22,7 +22,7 @@ pub(crate) const PROGRAM: [u8; 30] = [
 ];
 
 /// Starts the echoing guest on host a.
-fn start_echo(pair: &Pair) -> Guest {
+pub(super) fn start_echo(pair: &Pair) -> Guest {
     let path = kernel(&pair.folder().join("echo"), &PROGRAM).display().to_string();
     let line = ["run", "--detach", "--name", "echo", "--memory", "64M", "--kernel", &path];
     pair.a.run(&line).ok();

@@ -26,6 +26,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 pub use partial::PartialFile;
@@ -34,6 +35,12 @@ pub use read::read_into_new;
 pub use read::{SavedDisks, read_guest, restore};
 pub use template::{CloneConfig, Template, save_template, save_template_into};
 pub use write::{DiskCopies, SnapshotReport, save, save_into};
+
+/// Versions of the format of saved guests that can be read; the last one is written.
+pub const SAVED_VERSIONS: RangeInclusive<u32> = format::VERSIONS;
+
+/// Version of the templates' format, the only one that is read and written.
+pub const TEMPLATE_VERSION: u32 = format::TEMPLATE_VERSION;
 
 /// Failure to save a guest to a file or to restore it.
 #[derive(Debug, thiserror::Error)]
