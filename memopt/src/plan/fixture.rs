@@ -61,6 +61,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
         is_preallocated: false,
         survey: None,
         hindrance: None,
+        since_boot: None,
         labels: BTreeMap::new(),
         user: None,
     }
