@@ -25,6 +25,7 @@ mod ended;
 mod events;
 mod exit;
 mod file_lock;
+mod golden;
 mod guest;
 mod host_certificate;
 mod hypervisors;

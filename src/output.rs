@@ -4,8 +4,10 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 /// Prints `text` on stdout, unchanged.
@@ -31,6 +33,23 @@ pub(crate) fn print_line(text: impl Display) -> Result<()> {
 /// If the value has no JSON form, or as for [`print()`].
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print_line(serde_json::to_string_pretty(value).context("cannot print the result as JSON")?)
+}
+
+/// Returns the width of the terminal that stdout is, in characters; `None` if it is a file or a
+/// pipe, whose readers want everything.
+pub(crate) fn columns() -> Option<usize> {
+    columns_of(io::stdout())
+}
+
+/// Returns the width of the terminal that stderr is; `None` if it is none.
+pub(crate) fn note_columns() -> Option<usize> {
+    columns_of(io::stderr())
+}
+
+/// A terminal that does not know its size says 0.
+fn columns_of(out: impl AsFd) -> Option<usize> {
+    let size = tcgetwinsize(out).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
 /// Prints `text`, one line, on stderr. An error is ignored: there is nowhere to report it.

@@ -138,6 +138,7 @@ fn guest(index: u64, chunks: u64, round: u64) -> Guest {
             chunks: (0..chunks).map(|chunk| some_chunk(chunk, noise)).collect(),
         }),
         hindrance: None,
+        since_boot: None,
         labels: BTreeMap::from([("tier".to_owned(), "batch".to_owned())]),
         user: None,
     }

@@ -131,6 +131,10 @@ pub struct Guest {
     pub survey: Option<Survey>,
     /// Why no step may be executed on it now.
     pub hindrance: Option<Hindrance>,
+    /// Time since it last began to boot, as far as its program tells; absent for a guest that was
+    /// booted elsewhere: it came from another host, or from a file.
+    #[serde(default)]
+    pub since_boot: Option<Duration>,
     /// Labels that its operator has given it.
     pub labels: BTreeMap<String, String>,
     /// The user that owns its process; absent where that cannot be determined.
@@ -192,6 +196,7 @@ impl Guest {
             is_preallocated: false,
             survey: None,
             hindrance: None,
+            since_boot: None,
             labels: BTreeMap::new(),
             user: None,
         }

@@ -146,7 +146,7 @@ catalogue! {
             "How long a guest would pause if it were switched over now.";
         migration_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_downtime_seconds", Seconds,
-            "How long the migration of a guest stopped it as this host saw it; \
+            "Downtime of the migration of a guest as this host saw it, without dry runs; \
              the source's view is `outgoing`.";
         migration_guest_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_guest_downtime_seconds", Seconds,

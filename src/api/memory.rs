@@ -27,6 +27,10 @@ pub(crate) struct GuestMemory {
     pub(crate) backing: BackingInfo,
     /// Labels that the operator gave the guest.
     pub(crate) labels: BTreeMap<String, String>,
+    /// Time since the guest last began to boot in this process, milliseconds; absent when it came
+    /// from another host or from a file, and from guest processes of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since_boot_ms: Option<u64>,
     /// The balloon; absent when the guest has none.
     pub(crate) balloon: Option<BalloonLevel>,
 }

@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// What the guest reports after a migration.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Verdict {
-    /// Longest time for which a vCPU did not run, by the guest's own clock, seconds.
+    /// Longest stall: time for which a vCPU did not run, by the guest's own clock, seconds.
     pub(super) downtime_seconds: f64,
     /// Whether all of its memory is what it wrote, and its clock went forward.
     pub(super) intact: bool,

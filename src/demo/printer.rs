@@ -11,7 +11,7 @@ use crate::api::types::WorkloadInfo;
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::output;
-use crate::units::{format_count, format_duration, format_size};
+use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, format_size};
 use crate::verbs::summary;
 
 /// Prints the steps on stdout; prints nothing for `--json`.
@@ -54,9 +54,9 @@ impl Printer {
         let vcpus =
             if args.cpus == 1 { "1 vCPU".to_owned() } else { format!("{} vCPUs", args.cpus) };
         self.say(&format!(
-            "A guest on a  {}, {vcpus}, rewrites {} pages a second of {}, {pattern} content",
+            "A guest on a  {}, {vcpus}, rewrites {} of {}, {pattern} content",
             format_size(args.memory),
-            format_count(args.dirty_rate.into()),
+            format_rate(u64::from(args.dirty_rate).saturating_mul(PAGE_BYTES)),
             format_size(args.working_set.min(args.memory)),
         ))
     }
@@ -80,11 +80,11 @@ impl Printer {
     }
 
     pub(super) fn moved(&self, leg: &Leg) -> Result<()> {
-        for line in summary::figures(&leg.report).lines() {
+        let room = output::columns().map(|columns| columns.saturating_sub(2));
+        let stall = Some(leg.guest.downtime_seconds);
+        for line in summary::figures(&leg.report, stall, room).lines() {
             self.say(&format!("  {line}"))?;
         }
-        let own = summary::seconds(leg.guest.downtime_seconds);
-        self.say(&format!("  As the guest itself saw it: it was paused for {own}."))?;
         let verdict = if leg.guest.is_good() {
             format!(
                 "The guest's verdict on its memory: intact ({} pages checked on host {}, none lost, stale or torn)",

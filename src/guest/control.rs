@@ -155,6 +155,10 @@ impl ProcessControl {
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
     let disks = machine.shape().disks().zip(machine.disks());
     let info = |(config, (_, content)): (&BlockConfig, (_, &Arc<DiskContent>))| DiskInfo {
@@ -315,6 +319,7 @@ impl ProcessControl {
             memory_bytes: machine.shape().memory_bytes,
             backing: self.backing(machine),
             labels: process.labels(),
+            since_boot_ms: machine.vm().since_boot().map(milliseconds),
             balloon: balloon::level(machine.vm()),
         })
     }

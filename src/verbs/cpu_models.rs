@@ -36,12 +36,12 @@ pub(crate) fn run(args: &CpuModelsArgs) -> Result<Exit> {
         .collect();
     match args.json.output() {
         Output::Json => output::print_json(&models)?,
-        Output::Text => output::print(table(&models))?,
+        Output::Text => output::print(table(&models, output::columns()))?,
     }
     Ok(Exit::Done)
 }
 
-fn table(models: &[Listed]) -> String {
+fn table(models: &[Listed], screen: Option<usize>) -> String {
     let mut table = Table::new(&["NAME", "THIS HOST", "ABOUT"]);
     for model in models {
         let standing = match model.missing.as_slice() {
@@ -51,7 +51,7 @@ fn table(models: &[Listed]) -> String {
         };
         table.row([model.name.clone(), standing, model.about.clone()]);
     }
-    table.render()
+    table.render_within(screen, &[])
 }
 
 #[cfg(test)]
@@ -67,7 +67,7 @@ mod tests {
         };
         let models = [listed("a", &[]), listed("b", &["avx"]), listed("c", &["avx", "bmi1"])];
         assert_eq!(
-            table(&models),
+            table(&models, None),
             "NAME  THIS HOST                 ABOUT\n\
              a     supported                 x\n\
              b     unsupported: avx          x\n\

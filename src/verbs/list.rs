@@ -133,9 +133,9 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
         Output::Text => {
             let ended: Vec<&Ended> =
                 off.iter().filter_map(|guest| guest.ended.as_ref()).chain(&past).collect();
-            output::print(table(&guests, &off))?;
+            output::print(table(&guests, &off, output::columns()))?;
             if !ended.is_empty() {
-                output::print(format_args!("\n{}", past_table(ended)))?;
+                output::print(format_args!("\n{}", past_table(ended, output::columns())))?;
             }
         }
     }
@@ -204,7 +204,10 @@ pub(crate) async fn ask(dir: &GuestDir) -> Result<Listed> {
     })
 }
 
-fn table(guests: &[Listed], off: &[OffGuest]) -> String {
+/// Columns that a narrow terminal does without, the least important first.
+const EXPENDABLE: [&str; 5] = ["PID", "VCPUS", "UPTIME", "RESIDENT", "MEMORY"];
+
+fn table(guests: &[Listed], off: &[OffGuest], screen: Option<usize>) -> String {
     let mut table = Table::new(&["NAME", "STATE", "MEMORY", "RESIDENT", "VCPUS", "PID", "UPTIME"]);
     let size = |bytes: Option<u64>| bytes.map_or_else(none, format_size);
     for guest in guests {
@@ -230,7 +233,7 @@ fn table(guests: &[Listed], off: &[OffGuest]) -> String {
             none(),
         ]);
     }
-    table.render()
+    table.render_within(screen, &EXPENDABLE)
 }
 
 /// Returns the cell for a missing value.
@@ -238,14 +241,14 @@ fn none() -> String {
     "-".to_owned()
 }
 
-fn past_table(mut past: Vec<&Ended>) -> String {
+fn past_table(mut past: Vec<&Ended>, screen: Option<usize>) -> String {
     past.sort_by(|a, b| a.name.cmp(&b.name));
     let mut table = Table::new(&["NAME", "ENDED", "HOW"]);
     for ended in past {
         let ago = format!("{} ago", format_uptime(ended.age()));
         table.row([ended.name.to_string(), ago, ended.reason.clone()]);
     }
-    table.render()
+    table.render_within(screen, &[])
 }
 
 #[cfg(test)]
@@ -259,6 +262,8 @@ mod tests {
     use super::*;
     use crate::api::server::{Audience, Server};
     use crate::definitions::Definitions;
+    use crate::ended::How;
+    use crate::golden;
 
     #[tokio::test]
     async fn guests_are_asked_in_parallel() {
@@ -303,11 +308,46 @@ mod tests {
         let definition = Definitions::in_folder(folder.path().to_owned()).list().unwrap().remove(0);
         let off = OffGuest::new(definition, None);
         assert_eq!(
-            table(&[healthy, silent], &[off]),
+            table(&[healthy, silent], &[off], None),
             "NAME  STATE      MEMORY   RESIDENT  VCPUS  PID  UPTIME\n\
              web   in doubt   512 MiB  300 MiB   2      17   1m 01s\n\
              web   no answer  -        -         -      18   -\n\
              db    shut off   1 GiB    -         2      -    -\n"
         );
+    }
+    #[test]
+    fn the_list_of_guests_fits_a_narrow_terminal() {
+        let guest = |name: &str, state, age| Listed {
+            guest: Reply::Answer(Box::new(GuestInfo {
+                pid: 1_204_331,
+                state,
+                memory_bytes: 8 << 30,
+                vcpus: 4,
+                ..GuestInfo::example(name)
+            })),
+            resident_bytes: Some(3_300_000_000),
+            uptime_s: Some(age),
+        };
+        let silent = Reply::Silence {
+            name: "web-1".parse().unwrap(),
+            state: Unheard::NoAnswer,
+            pid: Some(1_204_507),
+        };
+        let guests = [
+            guest("billing-database-primary-eu-west", GuestState::Running, 1_040_400),
+            guest("build-7", GuestState::Migrating, 245),
+            Listed { guest: silent, resident_bytes: None, uptime_s: None },
+        ];
+        let ended = Ended {
+            name: "cache-2".parse().unwrap(),
+            uuid: uuid::Uuid::nil(),
+            began_unix_ms: 0,
+            ended_unix_ms: crate::clock::unix_ms().saturating_sub(7_500_000),
+            how: How::Moved,
+            reason: "moved to host-b.example.org:4950".to_owned(),
+        };
+        let screen = Some(golden::COLUMNS);
+        let text = format!("{}\n{}", table(&guests, &[], screen), past_table(vec![&ended], screen));
+        golden::matches("ls.txt", &text);
     }
 }

@@ -95,7 +95,7 @@ fn print_success(
     report: &Report,
     is_workload: bool,
 ) -> Result<()> {
-    let figures = summary::figures(report);
+    let figures = summary::figures(report, None, output::columns());
     output::print_line(format_args!("{name} has moved to {destination}.\n\n{figures}"))?;
     if report.disk_bytes > 0 {
         output::print_line(format_args!(
@@ -104,7 +104,7 @@ fn print_success(
     }
     if is_workload {
         output::print_line(format_args!(
-            "What the guest itself saw of it: `lighter show {name}` there, Longest stall."
+            "The longest stall that the guest itself noticed: `lighter show {name}` there."
         ))?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use migrate::{Phase, Progress};
 
 use crate::cli::Output;
 use crate::output;
-use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, format_size};
+use crate::units::{PAGE_BYTES, format_duration, format_rate, format_size};
 
 /// What is shown while a guest writes faster than its memory is sent.
 const NOT_CONVERGING: &str = "not converging: raise --downtime (or --bandwidth, where it is limited), or have the guest write less";
@@ -18,11 +18,19 @@ const NOT_CONVERGING: &str = "not converging: raise --downtime (or --bandwidth, 
 /// How often a line is printed within a long phase or round.
 const LINES_EVERY: Duration = Duration::from_secs(10);
 
+/// Columns assumed of a terminal that does not know its size.
+const COLUMNS: usize = 80;
+
 /// Shows progress on stderr.
 #[derive(Debug)]
 pub(crate) enum ProgressView {
     /// One line that is updated in place.
-    Bar(ProgressBar),
+    Bar {
+        /// The line.
+        bar: ProgressBar,
+        /// Whether the remedy for a migration that does not converge was shown.
+        is_warned: bool,
+    },
     /// A line for each phase and round, and every [`LINES_EVERY`] within one.
     Lines {
         /// The phase and round of the last line, and when it was printed.
@@ -48,22 +56,22 @@ impl ProgressView {
     }
 
     fn bar() -> Self {
-        let bar = ProgressBar::new(1);
+        let bar = ProgressBar::new_spinner();
         // A template that does not parse affects only the appearance.
-        if let Ok(style) = ProgressStyle::with_template("{prefix:>20} [{bar:24}] {msg}") {
-            bar.set_style(style.progress_chars("=> "));
+        if let Ok(style) = ProgressStyle::with_template("{msg}") {
+            bar.set_style(style);
         }
-        Self::Bar(bar)
+        Self::Bar { bar, is_warned: false }
     }
 
     /// Shows the current progress.
     pub(crate) fn show(&mut self, progress: &Progress) {
         match self {
-            Self::Bar(bar) => {
-                bar.set_prefix(step(progress));
-                bar.set_length(progress.memory_bytes.saturating_add(progress.disk_bytes).max(1));
-                bar.set_position(done_bytes(progress));
-                bar.set_message(figures(progress));
+            Self::Bar { bar, is_warned } => {
+                if !progress.converging && !std::mem::replace(is_warned, true) {
+                    bar.println(NOT_CONVERGING);
+                }
+                bar.set_message(bar_line(progress, output::note_columns().unwrap_or(COLUMNS)));
             }
             Self::Lines { last } => {
                 let (line, now) = ((progress.phase, round(progress)), Instant::now());
@@ -78,10 +86,44 @@ impl ProgressView {
 
     /// Removes the bar.
     pub(crate) fn finish(&self) {
-        if let Self::Bar(bar) = self {
+        if let Self::Bar { bar, .. } = self {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Returns the line with the bar for a terminal of `columns` characters, with as many figures as
+/// fit on it.
+fn bar_line(progress: &Progress, columns: usize) -> String {
+    let width = (columns / 10).clamp(4, 24);
+    let all = progress.memory_bytes.saturating_add(progress.disk_bytes).max(1);
+    let done = (done_bytes(progress) as f64 / all as f64 * width as f64) as usize;
+    let head = if done < width { ">" } else { "" };
+    let bar = format!("{}{head}", "=".repeat(done.min(width)));
+    let start = format!("{:>17} [{bar:width$}] ", step(progress));
+    let mut parts = parts(progress);
+    if !progress.converging {
+        parts.push((Rank::Remaining, "not converging".to_owned()));
+    }
+    // The last column stays free: some terminals begin a new line after it.
+    let room = columns.saturating_sub(start.chars().count() + 1);
+    format!("{start}{}", fitting_parts(parts, room)).trim_end().to_owned()
+}
+
+/// Joins the most important parts that fit in `room` characters, in their order.
+fn fitting_parts(mut parts: Vec<(Rank, String)>, room: usize) -> String {
+    loop {
+        let text = joined(&parts);
+        let least = parts.iter().map(|(rank, _)| *rank).max();
+        match least {
+            Some(least) if text.chars().count() > room => parts.retain(|(rank, _)| *rank != least),
+            _ => return text,
+        }
+    }
+}
+
+fn joined(parts: &[(Rank, String)]) -> String {
+    parts.iter().map(|(_, part)| part.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the number of the round that is under way or comes next.
@@ -107,32 +149,63 @@ fn done_bytes(progress: &Progress) -> u64 {
     }
 }
 
+/// The figures, the most important first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Remaining,
+    Rate,
+    Downtime,
+    Dirtied,
+    Sent,
+    Free,
+}
+
+/// Formats the phase or round that is under way with all its figures.
+pub(super) fn line(progress: &Progress) -> String {
+    let figures = figures(progress);
+    let separator = if figures.is_empty() { "" } else { ", " };
+    format!("{}{separator}{figures}", step(progress))
+}
+
 fn figures(progress: &Progress) -> String {
+    let mut parts = parts(progress);
+    if !progress.converging {
+        parts.push((Rank::Remaining, NOT_CONVERGING.to_owned()));
+    }
+    joined(&parts)
+}
+
+/// Formats the figures that are known by now.
+fn parts(progress: &Progress) -> Vec<(Rank, String)> {
     if progress.phase < Phase::Precopy {
-        return String::new();
+        return Vec::new();
     }
     let mut parts = vec![
-        format!("{} sent", format_size(progress.transfer.wire_bytes)),
-        format!("{} left", format_size(progress.remaining_bytes)),
+        (Rank::Sent, format!("{} sent", format_size(progress.transfer.wire_bytes))),
+        (Rank::Remaining, format!("{} left", format_size(progress.remaining_bytes))),
     ];
     if progress.disk_bytes > 0 {
-        parts.push(format!("{} of disks left", format_size(progress.disk_remaining_bytes)));
+        let left = format_size(progress.disk_remaining_bytes);
+        parts.push((Rank::Remaining, format!("{left} of disks left")));
     }
-    parts.push(format_rate(rate(progress)));
-    // The dirty rate is measured at the end of a round.
-    if progress.bandwidth_bytes_per_second >= 1.0 {
-        let dirtied = format_count(progress.dirty_pages_per_second.max(0.0) as u64);
-        parts.push(format!("{dirtied} pages/s dirtied"));
+    if progress.transfer.hinted_pages > 0 {
+        let free = format_size(progress.transfer.hinted_pages.saturating_mul(PAGE_BYTES));
+        parts.push((Rank::Free, format!("{free} free and not sent")));
     }
-    if let Some(seconds) =
-        progress.expected_downtime_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok())
-    {
-        parts.push(format!("expected downtime {}", format_duration(seconds)));
+    let rate = rate(progress);
+    if rate > 0 {
+        parts.push((Rank::Rate, format_rate(rate)));
     }
-    if !progress.converging {
-        parts.push(NOT_CONVERGING.to_owned());
+    // Both are measured at the end of the first round.
+    if let Some(expected) = progress.expected_downtime_seconds {
+        let dirtied = progress.dirty_pages_per_second.max(0.0) * PAGE_BYTES as f64;
+        parts.push((Rank::Dirtied, format!("{} dirtied", format_rate(dirtied as u64))));
+        if let Ok(expected) = Duration::try_from_secs_f64(expected) {
+            parts
+                .push((Rank::Downtime, format!("expected downtime {}", format_duration(expected))));
+        }
     }
-    parts.join(", ")
+    parts
 }
 
 /// Returns the memory sent each second: as measured over the last rounds, or the average while the
@@ -156,13 +229,15 @@ mod tests {
     use migrate::MigrationId;
     use migrate::progress::Role;
 
+    use crate::golden;
+
     #[test]
     fn the_view_matches_the_output_and_the_terminal() {
         let view = |output, on_terminal| ProgressView::fitting(output, on_terminal);
         assert!(matches!(view(Output::Json, false), ProgressView::Silent));
         assert!(matches!(view(Output::Json, true), ProgressView::Lines { .. }));
         assert!(matches!(view(Output::Text, false), ProgressView::Lines { .. }));
-        assert!(matches!(view(Output::Text, true), ProgressView::Bar(_)));
+        assert!(matches!(view(Output::Text, true), ProgressView::Bar { .. }));
     }
 
     #[test]
@@ -205,7 +280,43 @@ mod tests {
         assert_eq!(done_bytes(&progress), 75 << 20);
         assert_eq!(
             figures(&progress),
-            "0 B sent, 25 MiB left, 954 MiB/s, 2,000 pages/s dirtied, expected downtime 12.3 ms"
+            "0 B sent, 25 MiB left, 954 MiB/s, 7.81 MiB/s dirtied, expected downtime 12.3 ms"
         );
+        assert_eq!(line(&progress), format!("precopy, round 2, {}", figures(&progress)));
+    }
+
+    #[test]
+    fn what_is_not_measured_yet_is_not_shown_as_zero() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+        assert_eq!(line(&progress), "connect");
+        progress.phase = Phase::Precopy;
+        progress.round = 1;
+        progress.remaining_bytes = 100 << 20;
+        assert_eq!(line(&progress), "precopy, round 1, 0 B sent, 100 MiB left");
+        // During the first round, its rate is known, and what the guest dirties is not.
+        progress.bandwidth_bytes_per_second = 1e9;
+        assert_eq!(line(&progress), "precopy, round 1, 0 B sent, 100 MiB left, 954 MiB/s");
+        progress.expected_downtime_seconds = Some(0.002);
+        assert!(figures(&progress).contains("0 B/s dirtied"), "it was measured: {progress:?}");
+    }
+
+    #[test]
+    fn the_bar_shows_what_fits_on_the_terminal() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+        assert_eq!(bar_line(&progress, 80), "          connect [>       ]");
+        progress.phase = Phase::Precopy;
+        progress.round = 2;
+        progress.memory_bytes = 8 << 30;
+        progress.remaining_bytes = 2 << 30;
+        progress.transfer.wire_bytes = 3 << 30;
+        progress.dirty_pages_per_second = 2000.0;
+        progress.bandwidth_bytes_per_second = 1e9;
+        progress.expected_downtime_seconds = Some(0.0123);
+        golden::matches("progress.txt", &format!("{}\n", bar_line(&progress, golden::COLUMNS)));
+        assert!(bar_line(&progress, 200).contains("3 GiB sent, 2 GiB left, 954 MiB/s, 7.81 MiB/s"));
+        progress.converging = false;
+        let narrow = bar_line(&progress, golden::COLUMNS);
+        assert!(narrow.ends_with("2 GiB left, 954 MiB/s, not converging"), "{narrow}");
+        assert!(bar_line(&progress, 20).chars().count() < 40);
     }
 }

@@ -13,8 +13,9 @@ use vmm_core::virtio::block::LockReach;
 
 use super::list::{Listed, PastGuest, ask};
 use super::off::{OffGuest, autostart_line, definition_line, labels_line};
+use super::progress;
 use super::session::block_on;
-use super::summary::seconds;
+use super::summary::{pauses, seconds};
 use crate::api::ApiClient;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{
@@ -29,8 +30,8 @@ use crate::exit::Exit;
 use crate::host_certificate::note_expiry;
 use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
-use crate::table::facts;
-use crate::units::{format_count, format_duration, format_rate, format_size, format_uptime};
+use crate::table::{facts, facts_within};
+use crate::units::{format_count, format_duration, format_size, format_uptime};
 
 /// Everything that is shown of a guest.
 #[derive(Debug, Serialize)]
@@ -107,7 +108,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     })?;
     match args.json.output() {
         Output::Json => output::print_json(&shown)?,
-        Output::Text => output::print(text(&shown))?,
+        Output::Text => output::print(text(&shown, output::columns()))?,
     }
     Ok(if shown.listed.info().is_some() { Exit::Done } else { Exit::Failed })
 }
@@ -143,7 +144,7 @@ fn show_past(args: &ShowArgs, ended: &Ended, log: Option<PathBuf>) -> Result<Exi
     Ok(Exit::Done)
 }
 
-fn text(shown: &Shown) -> String {
+fn text(shown: &Shown, screen: Option<usize>) -> String {
     let mut lines = vec![("Name", shown.listed.name().to_string())];
     if let Some(info) = shown.listed.info() {
         let detail = info.detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
@@ -193,9 +194,16 @@ fn text(shown: &Shown) -> String {
         lines.push(definition_line(path));
         lines.push(autostart_line(shown.autostart));
     }
-    lines.extend(shown.migration.iter().flat_map(migration_lines));
+    let stall = shown.workload.as_ref().map(longest_stall);
+    lines.extend(shown.migration.iter().flat_map(|status| migration_lines(status, stall)));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
-    facts(&lines)
+    // After a migration it is shown next to the downtime.
+    let report = shown.migration.as_ref().and_then(|status| status.report.as_ref());
+    let has_paused = report.is_some_and(|report| report.downtime_seconds.is_some());
+    lines.extend(
+        stall.filter(|_| !has_paused).map(|stall| ("Longest stall", format_duration(stall))),
+    );
+    facts_within(&lines, screen)
 }
 
 /// Formats what the guest's process may do.
@@ -272,16 +280,22 @@ fn backing_lines(backing: &BackingInfo) -> Vec<(&'static str, String)> {
     lines
 }
 
-fn migration_lines(status: &MigrationStatus) -> Vec<(&'static str, String)> {
+/// Formats the running migration or the last one. `stall` is the longest gap that the guest itself
+/// has noticed since that began.
+fn migration_lines(
+    status: &MigrationStatus,
+    stall: Option<Duration>,
+) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     match (&status.report, &status.progress) {
         (Some(report), _) => {
             lines.push(("Last migration", last_migration(report)));
+            lines.extend(pauses(report, stall.map(|stall| stall.as_secs_f64())));
             lines.extend(report.way_out.iter().map(|text| ("What to do", text.clone())));
         }
         (None, Some(progress)) => {
             let line = match progress.role {
-                Role::Source => progress_line(progress),
+                Role::Source => progress::line(progress),
                 Role::Destination => arrival_line(progress),
             };
             lines.push(("Migration", line));
@@ -301,9 +315,8 @@ fn last_migration(report: &Report) -> String {
         (Outcome::InDoubt, _) => format!("in doubt after {time}"),
         (Outcome::Lost, _) => format!("given up with this copy after {time}"),
     };
-    let paused = report.downtime_seconds.map(|paused| format!(", paused for {}", seconds(paused)));
     let error = report.error.as_ref().map(|error| format!(": {}", error.message));
-    format!("{outcome}{}{}", paused.unwrap_or_default(), error.unwrap_or_default())
+    format!("{outcome}{}", error.unwrap_or_default())
 }
 
 /// Formats the progress of an arriving guest. Only the source knows how much is left, and the rate.
@@ -311,23 +324,8 @@ fn arrival_line(progress: &Progress) -> String {
     format!("{}, {} received", progress.phase, format_size(progress.transfer.wire_bytes))
 }
 
-fn progress_line(progress: &Progress) -> String {
-    let disks = match progress.disk_bytes {
-        0 => String::new(),
-        _ => format!(", {} of disks left", format_size(progress.disk_remaining_bytes)),
-    };
-    let free = match progress.transfer.hinted_pages {
-        0 => String::new(),
-        pages => format!(", {} pages not sent that are free", format_count(pages)),
-    };
-    format!(
-        "{}, round {}, {} sent, {} left{disks}{free}, {}",
-        progress.phase,
-        progress.round,
-        format_size(progress.transfer.wire_bytes),
-        format_size(progress.remaining_bytes),
-        format_rate(progress.bandwidth_bytes_per_second.max(0.0) as u64)
-    )
+fn longest_stall(workload: &WorkloadInfo) -> Duration {
+    Duration::from_micros(workload.longest_stall_us)
 }
 
 fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
@@ -340,12 +338,12 @@ fn workload_lines(workload: &WorkloadInfo) -> Vec<(&'static str, String)> {
         ("Memory content", verdict),
         ("Pages written", format_count(workload.pages_written)),
         ("Pages checked", format_count(workload.pages_checked)),
-        ("Longest stall", format_duration(Duration::from_micros(workload.longest_stall_us))),
     ]
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::summary::tests::report;
     use super::*;
 
     #[test]
@@ -371,5 +369,21 @@ mod tests {
         let lines = backing_lines(&held);
         assert!(lines[0].1.contains("2M"), "{lines:?}");
         assert!(lines[1].1.contains("NOT merged") && lines[1].1.contains("shop"), "{lines:?}");
+    }
+    #[test]
+    fn the_last_migration_shows_its_pauses_next_to_each_other() {
+        let report = Report {
+            role: Role::Destination,
+            dry_run_seconds: 0.0,
+            ..report(Outcome::Migrated, None)
+        };
+        let status = MigrationStatus { progress: None, report: Some(report) };
+        let lines = migration_lines(&status, Some(Duration::from_micros(32_420)));
+        assert_eq!(lines[0], ("Last migration", "arrived here in 2.00 s".to_owned()));
+        assert_eq!(lines[1], ("Downtime", "32.4 ms (expected 30.0 ms)".to_owned()));
+        assert_eq!(lines.len(), 2, "the guest says the same: {lines:?}");
+        let lines = migration_lines(&status, Some(Duration::from_millis(21)));
+        assert!(lines[1].1.contains("announced switchover"), "{lines:?}");
+        assert!(lines[2].1.starts_with("21.0 ms, the longest gap"), "{lines:?}");
     }
 }

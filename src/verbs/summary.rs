@@ -2,29 +2,27 @@
 
 use std::time::Duration;
 
+use migrate::progress::Role;
 use migrate::report::{Outcome, Standstill};
 use migrate::{Reason, Report};
 
 use super::progress::average_rate;
 use crate::exit::{Exit, ExitWith};
-use crate::table::facts;
+use crate::table::facts_within;
 use crate::units::{format_count, format_duration, format_rate, format_size};
 
-/// Formats the figures of a migration, one per line.
-pub(crate) fn figures(report: &Report) -> String {
+/// Formats the figures of a migration, one per line, for a terminal of `screen` characters.
+/// `stall_seconds` is the longest gap that the guest itself noticed, where that is known.
+pub(crate) fn figures(
+    report: &Report,
+    stall_seconds: Option<f64>,
+    screen: Option<usize>,
+) -> String {
     let transfer = &report.transfer;
     let mut lines = vec![("Total time", seconds(report.total_seconds))];
-    if let Some(downtime) = report.downtime_seconds {
-        let expected =
-            report.expected_downtime_seconds.map(|s| format!(" (expected {})", seconds(s)));
-        lines.push(("Downtime", format!("{}{}", seconds(downtime), expected.unwrap_or_default())));
-    }
+    lines.extend(pauses(report, stall_seconds));
     if let Some(parts) = &report.standstill {
         lines.push(("Spent on", standstill(parts)));
-    }
-    if report.dry_run_seconds > 0.0 {
-        let stood = seconds(report.dry_run_seconds);
-        lines.push(("Dry runs", format!("{}, which stopped it for {stood}", report.dry_runs)));
     }
     lines.push(("Rounds", report.rounds_total.to_string()));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
@@ -49,10 +47,53 @@ pub(crate) fn figures(report: &Report) -> String {
     );
     let hinted = match transfer.hinted_pages {
         0 => String::new(),
-        pages => format!("; {} not sent: free, says the guest", format_count(pages)),
+        pages => format!("; {} not sent: the guest reported them free", format_count(pages)),
     };
     lines.push(("Pages", pages + &hinted));
-    facts(&lines)
+    facts_within(&lines, screen)
+}
+
+/// Formats how long the guest was paused. Where the downtime, all pauses of the migration and the
+/// longest gap that the guest noticed differ, each says what it measures; otherwise one stands for
+/// all.
+pub(super) fn pauses(report: &Report, stall_seconds: Option<f64>) -> Vec<(&'static str, String)> {
+    let Some(downtime) = report.downtime_seconds else {
+        let stood = report.dry_run_seconds > 0.0;
+        let runs = stood.then(|| ("Stood still", format!("in {}", dry_runs(report))));
+        return runs.into_iter().collect();
+    };
+    let (shown, total) = (seconds(downtime), seconds(downtime + report.dry_run_seconds));
+    let stall = stall_seconds.map(seconds).filter(|stall| *stall != shown);
+    let expected = report.expected_downtime_seconds;
+    let expected = expected.map(|s| format!(" (expected {})", seconds(s))).unwrap_or_default();
+    if total == shown && stall.is_none() {
+        return vec![("Downtime", format!("{shown}{expected}"))];
+    }
+    let mut lines = vec![("Downtime", format!("{shown}{expected}, {}", measured(report)))];
+    if total != shown {
+        lines.push(("Stood still", format!("{total}, with {} before", dry_runs(report))));
+    }
+    lines.extend(stall.map(|stall| {
+        ("Longest stall", format!("{stall}, the longest gap that the guest itself noticed"))
+    }));
+    lines
+}
+
+/// Returns from when to when the reporting host has measured the downtime.
+fn measured(report: &Report) -> &'static str {
+    match (report.role, report.outcome) {
+        (Role::Source, Outcome::Migrated) => {
+            "from its pause here until this host heard that it runs there"
+        }
+        (Role::Source, _) => "from its pause until it ran here again",
+        (Role::Destination, _) => "from the announced switchover until it ran here",
+    }
+}
+
+/// Formats the dry runs of a source and their pauses.
+fn dry_runs(report: &Report) -> String {
+    let runs = if report.dry_runs == 1 { "dry run" } else { "dry runs" };
+    format!("{} {runs} of {}", report.dry_runs, seconds(report.dry_run_seconds))
 }
 
 /// Returns why the guest is not at its destination after the migration; `None` if it is.
@@ -135,8 +176,10 @@ pub(crate) fn seconds(seconds: f64) -> String {
 pub(super) mod tests {
     use super::*;
     use migrate::MigrationId;
-    use migrate::progress::{Role, Transfer};
+    use migrate::progress::Transfer;
     use migrate::report::ReportedError;
+
+    use crate::golden;
 
     /// Returns a source's report with this outcome.
     pub(in super::super) fn report(outcome: Outcome, reason: Option<Reason>) -> Report {
@@ -169,11 +212,11 @@ pub(super) mod tests {
 
     #[test]
     fn figures_are_those_of_the_report() {
-        let text = figures(&report(Outcome::Migrated, None));
+        let text = figures(&report(Outcome::Migrated, None), None, None);
         for part in [
             "2.00 s",
             "32.4 ms (expected 30.0 ms)",
-            "1, which stopped it for 4.0 ms",
+            "36.4 ms, with 1 dry run of 4.0 ms before",
             "256 MiB for 512 MiB",
             "(50 %)",
             "117 MiB/s of memory",
@@ -181,6 +224,61 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn pauses_that_differ_say_what_they_measure_and_equal_ones_are_one() {
+        let report = Report { dry_run_seconds: 0.0, ..report(Outcome::Migrated, None) };
+        let names = |report: &Report, stall| -> Vec<&'static str> {
+            pauses(report, stall).into_iter().map(|(name, _)| name).collect()
+        };
+        for equal in [None, Some(0.032_42)] {
+            let lines = pauses(&report, equal);
+            assert_eq!(lines, [("Downtime", "32.4 ms (expected 30.0 ms)".to_owned())]);
+        }
+        assert_eq!(names(&report, Some(0.021)), ["Downtime", "Longest stall"]);
+        let rehearsed = Report { dry_run_seconds: 0.004, ..report.clone() };
+        assert_eq!(names(&rehearsed, None), ["Downtime", "Stood still"]);
+        assert_eq!(names(&rehearsed, Some(0.0324)), ["Downtime", "Stood still"]);
+        assert_eq!(names(&rehearsed, Some(0.021)), ["Downtime", "Stood still", "Longest stall"]);
+        for (role, outcome, words) in [
+            (Role::Source, Outcome::Migrated, "it runs there"),
+            (Role::Source, Outcome::StayedAtSource, "ran here again"),
+            (Role::Destination, Outcome::Migrated, "announced switchover"),
+        ] {
+            let report = Report { role, outcome, ..rehearsed.clone() };
+            let lines = pauses(&report, None);
+            assert!(lines[0].1.contains(words), "{lines:?}");
+        }
+        let unpaused = Report { downtime_seconds: None, ..rehearsed };
+        assert_eq!(pauses(&unpaused, None), [("Stood still", "in 1 dry run of 4.0 ms".to_owned())]);
+    }
+
+    #[test]
+    fn a_finished_migration_fits_a_narrow_terminal() {
+        let transfer = Transfer {
+            wire_bytes: 412 << 20,
+            raw_pages: 60_000,
+            lz4_pages: 71_300,
+            zero_pages: 12_800,
+            hinted_pages: 9_100,
+            disk_wire_bytes: 96 << 20,
+            ..Transfer::default()
+        };
+        let standstill = Standstill {
+            pause_seconds: 0.0021,
+            flush_seconds: 0.0034,
+            save_seconds: 0.0015,
+            send_seconds: 0.0087,
+            ready_seconds: 0.0119,
+        };
+        let report = Report {
+            standstill: Some(standstill),
+            disk_bytes: 1 << 30,
+            transfer,
+            ..report(Outcome::Migrated, None)
+        };
+        golden::matches("migrated.txt", &figures(&report, Some(0.0291), Some(golden::COLUMNS)));
     }
 
     #[test]
@@ -194,7 +292,7 @@ pub(super) mod tests {
         for part in ["the guest keeps running here, after a pause of 1.60 s", "1.60 s to flush"] {
             assert!(message.contains(part), "{message}");
         }
-        assert!(figures(&report).contains("1.60 s to flush its disks"));
+        assert!(figures(&report, None, None).contains("1.60 s to flush its disks"));
     }
 
     #[test]

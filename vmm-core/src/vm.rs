@@ -212,6 +212,7 @@ impl Vm {
         let origin = Origin::open(source, self.ram().bytes())?;
         boot::boot(self, &origin)?;
         *self.origin() = Some(origin);
+        self.machine.resets.note_boot();
         Ok(())
     }
 

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{DiscoveredGuest, Monitor, hypervisor_line, qemu_line};
 use crate::observe::sources::{unsigned, value_of};
-use crate::observe::{ObserveError, Sources, started_of};
+use crate::observe::{ObserveError, Sources, started_of, uptime_of};
 use crate::situation::{Backing, Vmm};
 
 /// The most arguments of a process that are read.
@@ -109,6 +110,16 @@ fn found(
     Ok(Some(found))
 }
 
+impl DiscoveredGuest {
+    /// Returns the time since the guest began to boot, at the host's uptime `now`, if it has not
+    /// rebooted since: its process boots it as it starts. `None` for a guest that was started to
+    /// receive a migration.
+    #[must_use]
+    pub fn since_boot(&self, now: Duration) -> Option<Duration> {
+        (!self.is_incoming).then(|| now.saturating_sub(uptime_of(self.started)))
+    }
+}
+
 /// Returns the user of a process. The owner of its folder in `/proc` may be root regardless.
 fn uid(sources: &Sources, pid: u32) -> Result<Option<u32>, ObserveError> {
     let status = sources.read_lossy_of(pid, "status")?;
@@ -209,6 +220,10 @@ mod tests {
         let seen: Vec<_> = found.iter().map(|guest| (guest.uid, guest.has_passthrough)).collect();
         assert_eq!(seen, [(Some(107), true), (None, false)]);
         assert_eq!(found[0].started, 4711);
+        let since_boot = |guest: &DiscoveredGuest| guest.since_boot(Duration::from_secs(50));
+        assert_eq!(since_boot(&found[0]), Some(Duration::from_millis(2890)));
+        let arriving = DiscoveredGuest { is_incoming: true, ..found[0].clone() };
+        assert_eq!(since_boot(&arriving), None, "it was booted elsewhere");
         assert!(found[0].is_there(&Sources::at(root)));
         assert!(
             !DiscoveredGuest { started: 4710, ..found[0].clone() }.is_there(&Sources::at(root))

@@ -15,6 +15,12 @@ use crate::units::{MIB, Span};
 
 /// Pain that returns this soon after the last counts as the same.
 const AGAIN_WITHIN: Duration = Duration::from_secs(3600);
+/// Time from the appearance of a guest's balloon driver, early in its boot, until its services have
+/// started: systemd gives each of them this long (`DefaultTimeoutStartSec`).
+const SETTLING: Duration = Duration::from_secs(90);
+/// A guest that began to boot longer ago does not count as booting, whenever its driver appeared:
+/// it may have been loaded by hand.
+const BOOT_MAX: Duration = Duration::from_secs(600);
 /// A balloon that moves by less than this counts as still: a guest's driver moves 1 MiB at a time.
 pub(crate) const STILL_BYTES: u64 = MIB;
 /// Monitors report the age of statistics in whole seconds.
@@ -47,6 +53,12 @@ pub struct GuestLedger {
     /// did.
     #[serde(default)]
     pub intended_bytes: Option<u64>,
+    /// Host uptime when it last began to boot, as far as known.
+    #[serde(default)]
+    booted: Option<Duration>,
+    /// Host uptime when it was last seen without a driver for its balloon.
+    #[serde(default)]
+    without_driver: Duration,
     counters: Option<Counters>,
     /// Balloon target, actual size, and the uptime since which neither changed.
     still: Option<(u64, u64, Duration)>,
@@ -66,6 +78,8 @@ impl GuestLedger {
             standings: BTreeMap::new(),
             asked_bytes: None,
             intended_bytes: None,
+            booted: None,
+            without_driver: Duration::ZERO,
             counters: None,
             still: None,
             excused: now,
@@ -81,7 +95,13 @@ impl GuestLedger {
             self.counters = None;
             return;
         }
+        if let Some(since_boot) = guest.since_boot {
+            self.has_booted(now.saturating_sub(since_boot));
+        }
         let Some(balloon) = &guest.balloon else { return };
+        if !balloon.has_driver {
+            self.without_driver = now;
+        }
         self.turns.observe(balloon.target_bytes, now);
         self.watch_movement(balloon, now, policy);
         let cause = match &balloon.statistics {
@@ -135,6 +155,7 @@ impl GuestLedger {
     ) {
         if self.counters.as_ref().is_some_and(|counters| counters.went_back(statistics)) {
             // The guest rebooted.
+            self.has_booted(at);
             self.unseen_bytes = 0;
         }
         let Some(untold) = unreported_bytes(guest, balloon, statistics) else { return };
@@ -145,6 +166,22 @@ impl GuestLedger {
         } else if stands_since + AGE_ERROR < at {
             self.unseen_bytes = self.unseen_bytes.max(untold);
         }
+    }
+
+    /// Records that the guest began to boot at `at`, or later.
+    fn has_booted(&mut self, at: Duration) {
+        self.booted = self.booted.max(Some(at));
+    }
+
+    /// Returns for how long no memory may be taken from the guest because it boots, or has just
+    /// booted: not all of its services have started, so its statistics do not show what it needs.
+    /// `None` for a guest that has settled, or was booted elsewhere.
+    #[must_use]
+    pub fn boots_for(&self, now: Duration) -> Option<Duration> {
+        let booted = self.booted?;
+        let settled = booted.max(self.without_driver).saturating_add(SETTLING);
+        let settled = settled.min(booted.saturating_add(BOOT_MAX));
+        settled.checked_sub(now).filter(|left| !left.is_zero())
     }
 
     /// Returns pain if the guest has reported nothing since `at` for too long.

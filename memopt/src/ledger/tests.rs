@@ -131,6 +131,33 @@ fn unseen_memory_may_change_when_the_guest_restarts() {
 }
 
 #[test]
+fn a_guest_boots_until_its_services_have_started() {
+    let boots_for = |samples: &[Situation]| {
+        let ledger = observed(samples);
+        ledger.guests["a"].boots_for(ledger.uptime).map(|left| left.as_secs())
+    };
+    let booted = |seconds: u64, since_boot: u64, has_driver: bool| {
+        let mut sample = using(seconds, GIB);
+        sample.guests[0].since_boot = Some(Duration::from_secs(since_boot));
+        balloon(&mut sample.guests[0]).has_driver = has_driver;
+        sample
+    };
+    assert_eq!(boots_for(&[using(0, GIB)]), None, "it was booted elsewhere");
+    assert_eq!(boots_for(&[booted(0, 20, true)]), Some(70));
+    assert_eq!(boots_for(&[booted(0, 90, true)]), None);
+    let slow = [booted(0, 240, false), booted(10, 250, true)];
+    assert_eq!(boots_for(&slow), Some(80), "its driver appears late");
+    let slower = [booted(0, 590, false), booted(5, 595, true)];
+    assert_eq!(boots_for(&slower), Some(5), "and is not waited for without end");
+    let by_hand = [booted(0, 86_400, false), booted(10, 86_410, true)];
+    assert_eq!(boots_for(&by_hand), None);
+
+    let mut before = using(0, GIB);
+    said(&mut before.guests[0]).oom_kills = Some(9);
+    assert_eq!(boots_for(&[before, using(30, GIB)]), Some(89), "its counters went back");
+}
+
+#[test]
 fn a_restarted_guest_is_not_in_pain() {
     let mut before = using(0, GIB);
     said(&mut before.guests[0]).oom_kills = Some(9);

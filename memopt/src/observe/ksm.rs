@@ -16,7 +16,7 @@ const PAGE_BYTES: i64 = 4096;
 /// Bytes that the kernel keeps for each page that KSM scans (`struct ksm_rmap_item`).
 const ITEM_BYTES: i64 = 64;
 /// `USER_HZ`: the ticks per second in `/proc/PID/stat`, fixed in the kernel's ABI on x86-64.
-const TICKS_PER_SECOND: u64 = 100;
+pub(super) const TICKS_PER_SECOND: u64 = 100;
 
 /// The state in `/sys/kernel/mm/ksm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

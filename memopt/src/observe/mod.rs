@@ -27,6 +27,6 @@ pub use mergeable::{mergeable_areas, mergeable_processes, named_process};
 pub use meter::{Meter, Metered};
 pub use pools::pools;
 pub use pressure::{parse_pressure, pressure};
-pub(crate) use process::started_of;
 pub use process::{Merged, cost, merged, parse_ksm_stat};
+pub(crate) use process::{started_of, uptime_of};
 pub use sources::Sources;

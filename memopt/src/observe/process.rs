@@ -1,7 +1,10 @@
 //! Reads what one process costs, as plans need it, and what the kernel has merged of it.
 
+use std::time::Duration;
+
 use super::cost::{ProcessCost, process_cost_in};
 use super::fields::Fields;
+use super::ksm::TICKS_PER_SECOND;
 use super::sources::{Sources, if_there, unsigned, value_of};
 use super::{ObserveError, sources};
 use crate::situation::Cost;
@@ -157,6 +160,11 @@ impl Cheap {
 pub(crate) fn started_of(sources: &Sources, pid: u32) -> Result<u64, ObserveError> {
     let stat = sources.read_of(pid, "stat")?;
     started(&stat).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/stat"), &stat))
+}
+
+/// Returns the host's uptime that is `ticks` kernel ticks after its boot.
+pub(crate) const fn uptime_of(ticks: u64) -> Duration {
+    Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND))
 }
 
 /// Parses `starttime` in the text of `/proc/PID/stat` (proc(5): field 22).

@@ -165,6 +165,9 @@ impl Context<'_> {
         if balloon.actual_bytes.saturating_sub(balloon.target_bytes) > self.dead_band(view) {
             return Some(SkipReason::Settling);
         }
+        if let Some(left) = view.record?.boots_for(self.ledger.uptime) {
+            return Some(SkipReason::Booting { left });
+        }
         let turns = &view.record?.turns;
         let pause = self.policy.balloon.cooldown.saturating_mul(turns.damping());
         let left = (turns.last()? + pause).checked_sub(self.ledger.uptime)?;

@@ -23,6 +23,7 @@ pub(crate) fn plan_of(steps: Vec<Step>) -> Plan {
         wanted_bytes: None,
         expected_bytes: 0,
         later_bytes: 0,
+        survey_bytes: 0,
         domain: None,
         steps,
         skipped: Vec::new(),
@@ -61,6 +62,7 @@ pub(crate) fn guest(name: &str, memory_bytes: u64) -> Guest {
         is_preallocated: false,
         survey: None,
         hindrance: None,
+        since_boot: None,
         labels: BTreeMap::new(),
         user: None,
     }

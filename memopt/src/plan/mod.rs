@@ -30,6 +30,7 @@ mod squeeze;
 mod template;
 #[cfg(test)]
 mod tests;
+mod unsurveyed;
 mod view;
 mod yields;
 mod zeros;
@@ -37,6 +38,7 @@ mod zeros;
 pub use domain::{exposed, wants_merging};
 pub use sheet::{DomainChoice, Plan, Skipped};
 pub use skip_reason::{Advice, SkipReason};
+pub(crate) use unsurveyed::pages_matter;
 
 use std::collections::BTreeMap;
 
@@ -121,6 +123,7 @@ fn finish(
         wanted_bytes: wanted.bytes,
         expected_bytes: expected.fold(0, i64::saturating_add),
         later_bytes: draft.later_bytes,
+        survey_bytes: context.unsurveyed_bytes(),
         domain,
         steps: draft.steps,
         skipped: draft.skipped,

@@ -31,6 +31,10 @@ pub struct Plan {
     /// Bytes that later rounds could return if everything goes as expected: balloons inflate in
     /// steps.
     pub later_bytes: u64,
+    /// Guest memory that a survey would read, without which merging cannot be estimated; 0 if a
+    /// survey would add nothing to the estimate.
+    #[serde(default)]
+    pub survey_bytes: u64,
     /// The merge domain that uses the kernel's merging; absent when there is none.
     pub domain: Option<DomainChoice>,
     /// The steps, in order of execution.
@@ -53,6 +57,7 @@ impl Plan {
             wanted_bytes: self.wanted_bytes,
             expected_bytes: step.expected_bytes,
             later_bytes: 0,
+            survey_bytes: 0,
             domain: None,
             steps: vec![step.clone()],
             skipped: Vec::new(),

@@ -51,6 +51,11 @@ pub enum SkipReason {
         /// Time until the guest is no longer spared.
         left: Duration,
     },
+    /// The guest boots, or has just booted: what it reports does not show yet what it needs.
+    Booting {
+        /// Time until memory may be taken from it.
+        left: Duration,
+    },
     /// The balloon changed direction too often.
     Oscillating {
         /// Time until it may be moved again.
@@ -134,6 +139,9 @@ impl fmt::Display for SkipReason {
             Self::WrongBacking { .. } => "its memory belongs to a template or is of unknown kind",
             Self::Spared { pain, left } => {
                 return write!(f, "spared for {}: {pain}", Span(*left));
+            }
+            Self::Booting { left } => {
+                return write!(f, "it has just booted; nothing is taken for {}", Span(*left));
             }
             Self::Oscillating { left } => {
                 let left = Span(*left);

@@ -116,8 +116,9 @@ impl Context<'_> {
         ];
         let balloon = view.guest.balloon.as_ref()?;
         let missing = view.limits.max_bytes.checked_sub(balloon.target_bytes)?;
-        let may =
-            content.contains(skip_reason) && !self.dampened(view) && missing >= STEP_MIN_BYTES;
+        let is_content =
+            content.contains(skip_reason) || matches!(skip_reason, SkipReason::Booting { .. });
+        let may = is_content && !self.dampened(view) && missing >= STEP_MIN_BYTES;
         may.then(|| missing.min(self.step(view, balloon)))
     }
 

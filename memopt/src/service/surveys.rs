@@ -18,8 +18,9 @@ use super::events::Event;
 use super::handle::{Handle, Shared};
 use super::view::none;
 use crate::hypervisor::{CAPACITY_MAX, Failure, Findings, SurveyRequest, Surveyed};
-use crate::policy::{Actuator, GuestLimits, Policy};
-use crate::situation::{Backing, Guest, Situation, Survey};
+use crate::plan::pages_matter;
+use crate::policy::Policy;
+use crate::situation::{Guest, Situation, Survey};
 use crate::step::Action;
 use crate::survey::Digests;
 
@@ -121,38 +122,18 @@ pub(super) enum Wanted {
 /// Returns the domains to survey.
 fn domains<'a>(situation: &'a Situation, policy: &Policy, wanted: Wanted) -> Vec<Domain<'a>> {
     let mut domains: BTreeMap<(Option<String>, Option<&str>), Domain<'a>> = BTreeMap::new();
-    for guest in situation.guests.iter().filter(|guest| is_worth_it(guest, policy)) {
-        let domain = policy.limits(guest).merge_domain;
+    for guest in &situation.guests {
+        let limits = policy.limits(guest);
+        if !pages_matter(guest, &limits) {
+            continue;
+        }
+        let domain = limits.merge_domain;
         let alone = domain.is_none().then_some(guest.name.as_str());
         domains.entry((domain, alone)).or_default().push(guest);
     }
     let is_new = |guest: &&Guest| guest.survey.as_ref().is_some_and(Survey::is_recent);
     let is_wanted = |guests: &Domain<'_>| wanted == Wanted::All || !guests.iter().all(is_new);
     domains.into_values().filter(is_wanted).collect()
-}
-
-/// Whether the guest's pages matter for a plan.
-fn is_worth_it(guest: &Guest, policy: &Policy) -> bool {
-    let limits = policy.limits(guest);
-    guest.hindrance.is_none()
-        && matches!(guest.backing, Backing::Anonymous | Backing::Template)
-        && limits.optimize
-        && match guest.vmm.takes_chunks() {
-            true => {
-                use Actuator::{Huge, Merge, Template, Zeros};
-                may_be_any(&limits, &[Merge, Huge, Template, Zeros])
-            }
-            // Only the guest's own program can mark its memory.
-            false => {
-                guest.is_mergeable
-                    && limits.merge_domain.is_some()
-                    && may_be_any(&limits, &[Actuator::Merge, Actuator::Huge])
-            }
-        }
-}
-
-fn may_be_any(limits: &GuestLimits, actuators: &[Actuator]) -> bool {
-    actuators.iter().any(|actuator| limits.actuators.contains(actuator))
 }
 
 /// Numbers of guests.
@@ -279,7 +260,7 @@ mod tests {
     use super::*;
     use crate::plan::fixture;
     use crate::policy::Preset;
-    use crate::situation::{Chunk, Vmm};
+    use crate::situation::{Backing, Chunk, Vmm};
     use crate::step::ChunkRange;
 
     fn guest(name: &str, domain: Option<&str>) -> Guest {

@@ -42,6 +42,9 @@ pub struct Remembered {
     pub needs_bytes: Option<u64>,
     /// Why nothing is taken from the guest now; absent when something may be.
     pub spared: Option<Spared>,
+    /// Seconds until memory may be taken from the guest, which has just booted; absent otherwise.
+    #[serde(default)]
+    pub boots_seconds: Option<u64>,
 }
 
 /// A guest in pain, now or recently.
@@ -60,7 +63,8 @@ impl Remembered {
             pain: pain.cause.to_string(),
             left_seconds: (pain.until - now).as_secs(),
         });
-        Self { needs_bytes: known.needs_bytes(), spared }
+        let boots_seconds = known.boots_for(now).map(|left| left.as_secs());
+        Self { needs_bytes: known.needs_bytes(), spared, boots_seconds }
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct SimGuest {
     pub(crate) used: Box<dyn Fn(u64) -> u64 + Send>,
     pub(crate) fault: Fault,
     pub(crate) hindrance: Option<Hindrance>,
+    /// The second at which it began to boot; absent for a guest that was booted elsewhere.
+    pub(crate) booted: Option<u64>,
     pub(crate) target: u64,
     pub(crate) actual: u64,
     pub(crate) stalls: u64,
@@ -51,6 +53,7 @@ impl SimGuest {
             used: Box::new(used),
             fault: Fault::None,
             hindrance: None,
+            booted: None,
             target: memory,
             actual: memory,
             stalls: 0,
@@ -124,6 +127,7 @@ impl SimGuest {
             is_preallocated: false,
             survey: None,
             hindrance: self.hindrance,
+            since_boot: self.booted.map(|at| Duration::from_secs(second.saturating_sub(at))),
             labels: BTreeMap::new(),
             user: None,
         }

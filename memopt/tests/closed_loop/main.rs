@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use host::{Fault, SimGuest, SimHost, turns};
 use memopt::ledger::Level;
+use memopt::plan::{SkipReason, Skipped};
 use memopt::policy::{Actuator, Goal};
 use memopt::situation::Hindrance;
 use memopt::step::Action;
@@ -225,6 +226,27 @@ fn hindered_guests_are_skipped_until_they_are_free_again() {
             .flat_map(|plan| &plan.steps)
             .all(|step| !step.reason.contains("memory pressure"))
     );
+}
+
+#[test]
+fn a_guest_that_boots_keeps_its_memory_until_its_services_have_started() {
+    let mut host = SimHost::new(64 * GIB, Goal::MaxDensity, quiet());
+    host.run(10);
+    // Its services need a minute to start.
+    let booted = host.second;
+    let used = move |second: u64| if second < booted + 60 { GIB / 4 } else { 3 * GIB };
+    let mut new = SimGuest::new("new", 8 * GIB, used);
+    new.booted = Some(booted);
+    host.guests.push(new);
+    for plan in host.run(1) {
+        let mut skipped = plan.skipped.iter().filter(|it| it.guest == "new");
+        let is_booting = |it: &Skipped| matches!(it.skip_reason, SkipReason::Booting { .. });
+        assert!(skipped.any(is_booting), "{plan:#?}");
+    }
+    assert_eq!(host.guest("new").target, 8 * GIB);
+    host.run(120);
+    assert!(host.guest("new").actual < 4 * GIB, "{}", host.guest("new").actual / MIB);
+    assert_eq!(host.guest("new").stalls, 0);
 }
 
 #[test]

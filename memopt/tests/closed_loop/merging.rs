@@ -106,6 +106,7 @@ impl SimClone {
             is_preallocated: false,
             survey: Some(survey.clone()),
             hindrance: None,
+            since_boot: None,
             labels: BTreeMap::new(),
             user: None,
         }

@@ -282,6 +282,7 @@ fn guest(found: &DiscoveredGuest, query: Option<Reading>) -> Guest {
         } else {
             Hindrance::Unreachable
         }),
+        since_boot: found.since_boot(uptime()),
         ..Guest::unknown(found.name.clone(), found.vmm, found.pid)
     };
     if let Some(query) = query {

@@ -169,6 +169,7 @@ fn guest(memory: GuestMemory) -> Guest {
         merge_domain: memory.backing.merge_domain,
         merged_instead: memory.backing.merged_instead,
         labels: memory.labels,
+        since_boot: memory.since_boot_ms.map(Duration::from_millis),
         ..unknown(&memory.name, memory.pid)
     }
 }

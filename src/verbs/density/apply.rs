@@ -95,7 +95,7 @@ async fn one(
     let run = follow(client, id, output, interrupts).await?;
     match output {
         Output::Json => output::print_json(&run)?,
-        Output::Text => output::print(history::text(&run))?,
+        Output::Text => output::print(history::text(&run, output::columns()))?,
     }
     Ok(match run.summary.outcome {
         Some(RunEnd::Cancelled) => Exit::Cancelled,

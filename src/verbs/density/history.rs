@@ -10,7 +10,7 @@ use crate::cli::density::HistoryArgs;
 use crate::exit::Exit;
 use crate::output;
 use crate::state_dir::StateDir;
-use crate::table::{Table, facts};
+use crate::table::{Table, facts_within};
 use crate::verbs::session::block_on;
 
 /// Shows all runs, or one in detail.
@@ -30,7 +30,7 @@ fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
     match args.json.output() {
         Output::Json => output::print_json(&listing)?,
         Output::Text => {
-            output::print(table(&listing.runs))?;
+            output::print(table(&listing.runs, output::columns()))?;
             for run in &listing.unreadable {
                 output::note(format!(
                     "run {run} cannot be read: see `lighter density history {run}`"
@@ -41,7 +41,7 @@ fn all(state: &StateDir, args: &HistoryArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn table(runs: &[Summary]) -> String {
+fn table(runs: &[Summary], screen: Option<usize>) -> String {
     let mut table =
         Table::new(&["RUN", "BEGUN BY", "STARTED", "STATE", "STEPS", "EXPECTED", "VERIFIED"]);
     for run in runs {
@@ -55,7 +55,7 @@ fn table(runs: &[Summary]) -> String {
             signed_size(run.verified_bytes),
         ]);
     }
-    table.render()
+    table.render_within(screen, &["STEPS", "EXPECTED", "BEGUN BY"])
 }
 
 /// Formats the state as in `done: goal reached`.
@@ -71,13 +71,13 @@ fn one(state: &StateDir, args: &HistoryArgs, run: u64) -> Result<Exit> {
     let run: Run = block_on(async { answered(node(state).get(&path).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&run)?,
-        Output::Text => output::print(text(&run))?,
+        Output::Text => output::print(text(&run, output::columns()))?,
     }
     Ok(Exit::Done)
 }
 
 /// Formats all details of a run.
-pub(super) fn text(run: &Run) -> String {
+pub(super) fn text(run: &Run, screen: Option<usize>) -> String {
     let summary = &run.summary;
     let mut lines = vec![
         ("Run", summary.id.to_string()),
@@ -88,10 +88,10 @@ pub(super) fn text(run: &Run) -> String {
         ("Verified", signed_size(summary.verified_bytes)),
     ];
     lines.extend(summary.errors.iter().map(|error| ("Error", error.clone())));
-    let mut text = facts(&lines);
+    let mut text = facts_within(&lines, screen);
     if run.steps.is_empty() {
         text.push('\n');
-        text.push_str(&plan::text(&run.plan));
+        text.push_str(&plan::text(&run.plan, screen));
         return text;
     }
     let mut table = Table::new(&["STEP", "EXPECTED", "VERIFIED", "WHY"]);
@@ -99,7 +99,7 @@ pub(super) fn text(run: &Run) -> String {
         table.row(row(step));
     }
     text.push('\n');
-    text.push_str(&table.render());
+    text.push_str(&table.render_within(screen, &[]));
     text
 }
 

@@ -5,6 +5,7 @@
 
 mod apply;
 mod history;
+mod left_alone;
 mod plan;
 mod status;
 
@@ -81,7 +82,7 @@ fn next(state: &StateDir, args: &NextArgs) -> Result<Exit> {
                     run.goal.clone(),
                 ]);
             }
-            output::print(table.render())?;
+            output::print(table.render_within(output::columns(), &[]))?;
         }
     }
     Ok(Exit::Done)

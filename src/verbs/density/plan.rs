@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::plan::Plan;
+use memopt::plan::{Plan, Skipped};
 use memopt::service::Settings;
 use memopt::settings::FILE_BYTES_MAX;
 
+use super::left_alone::{grouped, listed};
 use super::{answered, node, signed_size};
 use crate::cli::Output;
 use crate::cli::density::PlanArgs;
@@ -15,7 +16,7 @@ use crate::density::types::PlanRequest;
 use crate::exit::Exit;
 use crate::output;
 use crate::state_dir::StateDir;
-use crate::table::{Table, facts};
+use crate::table::{Table, facts_within};
 use crate::units::{format_duration, format_size};
 use crate::verbs::session::block_on;
 
@@ -41,7 +42,10 @@ pub(super) fn run(state: &StateDir, args: &PlanArgs) -> Result<Exit> {
     let plan: Plan = block_on(async { answered(client.post("/v1/density/plan", &request).await) })?;
     match args.json.output() {
         Output::Json => output::print_json(&plan)?,
-        Output::Text => output::print(text(&plan))?,
+        Output::Text => {
+            let screen = output::columns();
+            output::print(text(&plan, screen) + &survey_hint(&plan, screen))?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -55,8 +59,20 @@ fn policy(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Formats a plan for users.
-pub(super) fn text(plan: &Plan) -> String {
+/// Returns what a survey would add to the plan, and what it would read; empty if it adds nothing.
+fn survey_hint(plan: &Plan, screen: Option<usize>) -> String {
+    if plan.survey_bytes == 0 {
+        return String::new();
+    }
+    let read = format_size(plan.survey_bytes);
+    let hint = format!(
+        "merging is estimated only with --survey, which would read up to {read} of guest memory"
+    );
+    format!("\n{}", facts_within(&[("Survey", hint)], screen))
+}
+
+/// Formats a plan for a terminal of `screen` characters.
+pub(super) fn text(plan: &Plan, screen: Option<usize>) -> String {
     let wanted = plan.wanted_bytes.map_or_else(|| "as much as possible".to_owned(), format_size);
     let mut lines = vec![
         ("Goal", plan.goal.to_string()),
@@ -70,7 +86,7 @@ pub(super) fn text(plan: &Plan) -> String {
         lines.push(("Merging", format!("{}: {}", domain.domain, domain.reason)));
     }
     lines.extend(plan.advice.iter().map(|advice| ("Advice", advice.to_string())));
-    let mut text = facts(&lines);
+    let mut text = facts_within(&lines, screen);
     if !plan.steps.is_empty() {
         let mut table = Table::new(&["STEP", "EXPECTED", "CPU", "WHY"]);
         for step in &plan.steps {
@@ -82,16 +98,106 @@ pub(super) fn text(plan: &Plan) -> String {
             ]);
         }
         text.push('\n');
-        text.push_str(&table.render());
+        text.push_str(&table.render_within(screen, &["CPU"]));
     }
     if !plan.skipped.is_empty() {
-        let mut table = Table::new(&["LEFT ALONE", "BY", "WHY"]);
-        for skipped in &plan.skipped {
-            let by = skipped.actuator.map_or_else(|| "all".to_owned(), |by| by.to_string());
-            table.row([skipped.guest.clone(), by, skipped.skip_reason.to_string()]);
-        }
         text.push('\n');
-        text.push_str(&table.render());
+        text.push_str(&left_alone(&plan.skipped).render_within(screen, &[]));
     }
     text
+}
+
+/// Lists the guests that are left alone: one row for all guests with one reason, and for all
+/// actuators that leave the same guests alone for it.
+fn left_alone(skipped: &[Skipped]) -> Table {
+    let by_actuator = grouped(skipped.iter().map(|skipped| {
+        let by = skipped.actuator.map_or_else(|| "all".to_owned(), |by| by.to_string());
+        ((by, skipped.skip_reason.to_string()), skipped.guest.clone())
+    }));
+    let by_guests = by_actuator.into_iter().map(|((by, why), guests)| ((guests, why), by));
+    let mut table = Table::new(&["LEFT ALONE", "BY", "WHY"]);
+    for ((guests, why), by) in grouped(by_guests) {
+        table.row([listed(&guests), by.join(", "), why]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use memopt::ledger::Level;
+    use memopt::plan::{Advice, SkipReason};
+    use memopt::policy::{Actuator, Goal};
+    use memopt::step::{Action, Step};
+
+    use super::*;
+    use crate::golden;
+
+    fn shrink(guest: &str, [from, to]: [u64; 2], gain: i64, reason: &str) -> Step {
+        let (from_bytes, to_bytes) = (from << 20, to << 20);
+        Step {
+            action: Action::SetBalloon { guest: guest.to_owned(), from_bytes, to_bytes },
+            expected_bytes: gain << 20,
+            cpu: Duration::from_micros(12_600),
+            reason: reason.to_owned(),
+            pid: Some(812),
+        }
+    }
+
+    fn skipped(guest: &str, actuator: Actuator, skip_reason: SkipReason) -> Skipped {
+        Skipped { guest: guest.to_owned(), actuator: Some(actuator), skip_reason }
+    }
+
+    fn plan() -> Plan {
+        let why = "the goal asks for memory; it needs 2.10 GiB and is to keep 2.52 GiB";
+        let names = (1..=12).map(|index| format!("build-{index}"));
+        let alone = names.flat_map(|name| {
+            let left = Duration::from_secs(72);
+            [
+                skipped(&name, Actuator::Balloon, SkipReason::Booting { left }),
+                skipped(&name, Actuator::Merge, SkipReason::NoDomain),
+            ]
+        });
+        let web = [Actuator::Merge, Actuator::Huge, Actuator::Zeros];
+        let web = web.map(|actuator| skipped("web-1", actuator, SkipReason::NotSurveyed));
+        Plan {
+            unix_seconds: 0,
+            uptime: Duration::ZERO,
+            goal: Goal::MaxDensity,
+            level: Level::Green,
+            wanted_bytes: None,
+            expected_bytes: 456 << 20,
+            later_bytes: 5 << 30,
+            survey_bytes: 11 << 30,
+            domain: None,
+            steps: vec![
+                shrink("db-1", [8192, 7936], 256, why),
+                shrink("web-1", [4096, 3896], 200, why),
+            ],
+            skipped: alone.chain(web).collect(),
+            advice: vec![Advice::EnableReporting { guest: "db-1".to_owned(), free_bytes: 3 << 30 }],
+        }
+    }
+
+    #[test]
+    fn a_plan_fits_a_narrow_terminal() {
+        let screen = Some(golden::COLUMNS);
+        let text = text(&plan(), screen) + &survey_hint(&plan(), screen);
+        golden::matches("density-plan.txt", &text);
+    }
+
+    #[test]
+    fn guests_left_alone_for_one_reason_share_a_row() {
+        let text = text(&plan(), None);
+        let rows: Vec<&str> = text.lines().filter(|line| line.contains("build-1,")).collect();
+        assert_eq!(rows.len(), 2, "{text}");
+        assert!(rows.iter().all(|row| row.contains("build-4 and 8 more")), "{text}");
+        assert!(text.contains("web-1   ") && text.contains("merge, huge, zeros"), "{text}");
+    }
+
+    #[test]
+    fn a_survey_is_suggested_only_where_it_adds_something() {
+        assert!(survey_hint(&plan(), None).contains("--survey, which would read up to 11 GiB"));
+        let surveyed = Plan { survey_bytes: 0, ..plan() };
+        assert_eq!(survey_hint(&surveyed, None), "");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,8 @@ pub(crate) struct Resets {
     due: Mutex<Option<StopReason>>,
     done: AtomicU64,
     last: Mutex<Option<StopReason>>,
+    /// When the guest was last made to boot in this VM.
+    booted: Mutex<Option<Instant>>,
 }
 
 impl Resets {
@@ -74,9 +76,20 @@ impl Resets {
         lock(&self.due).is_some()
     }
 
+    /// Records that the guest boots from now on.
+    pub(crate) fn note_boot(&self) {
+        *lock(&self.booted) = Some(Instant::now());
+    }
+
+    /// Returns the time since the guest was last made to boot in this VM, if it was.
+    pub(crate) fn since_boot(&self) -> Option<Duration> {
+        lock(&self.booted).map(|booted| booted.elapsed())
+    }
+
     /// Records that a reset was done.
     pub(crate) fn note_done(&self, reason: StopReason) {
         self.restart_on_power_off(None);
+        self.note_boot();
         *lock(&self.last) = Some(reason);
         self.done.fetch_add(1, Ordering::Release);
     }
@@ -93,8 +106,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const FAULT: StopReason = StopReason::TripleFault { vcpu: 0, rip: 0 };
@@ -121,6 +132,16 @@ mod tests {
         assert!(!resets.starts_over(&StopReason::PowerOff));
         resets.restart_on_power_off(Some(Instant::now()));
         assert!(!resets.starts_over(&StopReason::PowerOff), "too late");
+    }
+
+    #[test]
+    fn a_guest_that_was_reset_boots_since_then() {
+        let resets = Resets::default();
+        assert_eq!(resets.since_boot(), None, "it may have come from another host");
+        resets.note_boot();
+        let first = *lock(&resets.booted);
+        resets.note_done(StopReason::Reset);
+        assert!(resets.since_boot().is_some() && *lock(&resets.booted) >= first);
     }
 
     #[test]

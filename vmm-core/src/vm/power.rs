@@ -6,7 +6,7 @@
 //! comes first performs the reset too, so a guest is never saved between the request and the reset.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{RunState, Vm};
 use crate::boot;
@@ -111,6 +111,12 @@ impl Vm {
     pub fn restarts(&self) -> Restarts {
         let (count, last) = self.machine.resets.done();
         Restarts { count, last }
+    }
+
+    /// Returns the time since the guest last began to boot in this VM; `None` for a guest that was
+    /// booted elsewhere, came here by [`Vm::load_state`] and has not been reset since.
+    pub fn since_boot(&self) -> Option<Duration> {
+        self.machine.resets.since_boot()
     }
 
     /// Performs the pending reset. All vCPUs must be parked, and stay so.

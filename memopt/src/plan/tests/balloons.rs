@@ -40,6 +40,36 @@ fn a_guest_gets_all_that_it_needs_at_once() {
     assert_eq!(set_to(&plan, "a"), Some(demand + demand / 5));
 }
 
+#[test]
+fn a_guest_that_boots_gives_nothing_and_gets_what_it_needs() {
+    let mut guest = idle_guest("a", 8 * GIB, GIB);
+    guest.since_boot = Some(Duration::from_secs(20));
+    let booting = situation(50, vec![guest]);
+    let plan = round(&booting, &balanced(), &mut Ledger::default(), &MAX);
+    let left = Duration::from_secs(70);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::Booting { left });
+    // A limit by its operator waits as well.
+    let limited = Policy::parse("[[guest]]\nmax = \"4GiB\"", "f").unwrap();
+    let plan = round(&booting, &limited, &mut Ledger::default(), &MAX);
+    assert_eq!(why(&plan, "a", Actuator::Balloon), SkipReason::Booting { left });
+
+    let mut settled = later(&booting, 80);
+    settled.guests[0].since_boot = Some(Duration::from_secs(100));
+    let plan = round(&settled, &balanced(), &mut Ledger::default(), &MAX);
+    assert_eq!(set_to(&plan, "a"), Some(8 * GIB - 256 * MIB));
+
+    let mut short = booting;
+    balloon(&mut short.guests[0]).target_bytes = 3 * GIB;
+    balloon(&mut short.guests[0]).actual_bytes = 3 * GIB;
+    let demand = 3 * GIB - 100 * MIB;
+    *said(&mut short.guests[0]) = statistics(3 * GIB, demand);
+    let plan = round(&short, &balanced(), &mut Ledger::default(), &MAX);
+    assert_eq!(set_to(&plan, "a"), Some(demand + demand / 5));
+    said(&mut short.guests[0]).available_bytes = Some(3 * GIB);
+    let plan = round(&short, &balanced(), &mut Ledger::default(), &Goal::Keep(0.1));
+    assert!(set_to(&plan, "a") > Some(3 * GIB), "the host has it to spare: {plan:#?}");
+}
+
 /// Waiting for a balloon ends because one that does not move is given up. A movement too small to
 /// be detected is not waited for.
 #[test]

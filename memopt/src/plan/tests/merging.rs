@@ -55,6 +55,27 @@ fn mark(guest: &mut Guest, is_mergeable: bool) {
 }
 
 #[test]
+fn a_plan_says_what_a_survey_would_read_where_it_could_find_more_to_merge() {
+    let survey_bytes = |guests: Vec<Guest>, policy: &Policy| {
+        settled(&situation(50, guests), policy, MAX).0.survey_bytes
+    };
+    let unsurveyed = |name: &str, domain: Option<&str>| Guest {
+        merge_domain: domain.map(str::to_owned),
+        ..idle_guest(name, GIB, 900 * MIB)
+    };
+    let balanced = Policy::default();
+    assert_eq!(survey_bytes(two_domains(), &balanced), 0, "all were surveyed");
+    assert_eq!(survey_bytes(vec![unsurveyed("a", None)], &balanced), 0, "it is never merged");
+    let guests = vec![clone_of("a", "red"), unsurveyed("b", Some("red")), unsurveyed("c", None)];
+    assert_eq!(survey_bytes(guests.clone(), &balanced), 3 * GIB, "all are surveyed again");
+    let safe = Policy::parse("preset = \"safe\"", "f").unwrap();
+    assert_eq!(survey_bytes(guests.clone(), &safe), 0, "it merges nothing");
+    let mut without_ksm = situation(50, guests);
+    without_ksm.host.ksm = None;
+    assert_eq!(settled(&without_ksm, &balanced, MAX).0.survey_bytes, 0);
+}
+
+#[test]
 fn the_domain_with_most_to_gain_is_merged_and_the_other_gets_a_skip_reason() {
     let host = situation(50, two_domains());
     let (plan, _) = settled(&host, &Policy::default(), MAX);
