@@ -32,6 +32,10 @@ fn main() {
         .arg("-o")
         .arg(&image)
         .arg(folder.join("main.rs"));
+    if variable("TARGET").to_string_lossy().contains("musl") {
+        // Otherwise the start code of the C library, which comes with the compiler, is linked.
+        rustc.args(["-C", "link-self-contained=no"]);
+    }
     // Flags for the host program (sanitizers, other CPUs) are not for a guest without a library.
     rustc.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     match rustc.status() {

@@ -345,6 +345,7 @@ mod tests {
             ended_unix_ms: crate::clock::unix_ms().saturating_sub(7_500_000),
             how: How::Moved,
             reason: "moved to host-b.example.org:4950".to_owned(),
+            console_bytes: 0,
         };
         let screen = Some(golden::COLUMNS);
         let text = format!("{}\n{}", table(&guests, &[], screen), past_table(vec![&ended], screen));

@@ -1,8 +1,8 @@
 //! `lighter logs`: a guest's console output that is kept, or the log of its process.
 //!
-//! The console of a guest in the background is a log in its folder, which is rotated. Of a guest in
-//! a terminal, the process keeps the last output, and its API returns it. If a process died, its
-//! logs are kept with the record of the guest's end.
+//! The console of a guest in the background is a log in its folder, which is rotated. Of a guest
+//! that writes to stdout, the process keeps the last output, and its API returns it. The end of the
+//! console's output is kept with the record of the guest's end; if its process died, both logs.
 
 mod file;
 
@@ -49,7 +49,7 @@ pub(crate) fn run(state: &StateDir, args: &LogsArgs) -> Result<Exit> {
     let is_gone = block_on(async {
         let mut interrupts = interrupts()?;
         tokio::select! {
-            is_gone = follow(source, args.tail, &guest) => is_gone,
+            is_gone = follow(state, source, args.tail, &guest) => is_gone,
             _ = interrupts.recv() => Ok(false),
         }
     })?;
@@ -91,11 +91,12 @@ impl Which {
                     "{name} {reason} {ago} ago, and left no console output; `lighter logs --process {name}` may say more"
                 )
             }
+            (_, Self::Console) => format!("{name} {reason} {ago} ago, and left no console output"),
             (How::Died, Self::Process) => {
                 format!("{name} {reason} {ago} ago, and its process left no log")
             }
-            _ => format!(
-                "{name} {reason} {ago} ago: logs are kept only of guests whose process died"
+            (_, Self::Process) => format!(
+                "{name} {reason} {ago} ago: logs of processes are kept only if the process died"
             ),
         }
     }
@@ -106,7 +107,7 @@ impl Which {
 enum Source {
     /// Its files.
     Files(Log),
-    /// The API of a guest in a terminal.
+    /// The API of a guest whose console is stdout.
     Scrollback {
         client: ApiClient,
         /// Offset to continue from.
@@ -129,8 +130,8 @@ impl Source {
                     Ok(Self::Scrollback { client: guest_client(state, name)?, next: 0 })
                 }
                 (None, Which::Process) => bail!(
-                    "{name} has no log of its own: it was started in a terminal, or has arrived from another host, and its process \
-                     logs there or in the node's log"
+                    "{name} has no log of its own: its process logs on the stderr of its `lighter run`, or in the log of the node that \
+                     received it"
                 ),
             };
         }
@@ -170,13 +171,18 @@ impl Source {
 
 /// Prints a log and what is added to it. Returns true when the guest is gone, or false when the
 /// reader of stdout has closed its end.
-async fn follow(mut source: Source, tail: Option<u64>, guest: &GuestDir) -> Result<bool> {
+async fn follow(
+    state: &StateDir,
+    mut source: Source,
+    tail: Option<u64>,
+    guest: &GuestDir,
+) -> Result<bool> {
     if !source.print(tail).await? {
         return Ok(false);
     }
     match source {
         Source::Files(log) => follow_files(log, guest).await,
-        Source::Scrollback { client, next } => follow_scrollback(&client, next, guest).await,
+        Source::Scrollback { client, next } => follow_scrollback(state, &client, next, guest).await,
     }
 }
 
@@ -205,7 +211,12 @@ fn is_same(first: &mut Option<(u32, u64)>, now: Option<(u32, u64)>) -> bool {
     now.is_none_or(|now| *first.get_or_insert(now) == now)
 }
 
-async fn follow_scrollback(client: &ApiClient, mut next: u64, guest: &GuestDir) -> Result<bool> {
+async fn follow_scrollback(
+    state: &StateDir,
+    client: &ApiClient,
+    mut next: u64,
+    guest: &GuestDir,
+) -> Result<bool> {
     let mut silent_since = None;
     loop {
         match client.read_console(&ConsoleRead { from: next, wait_ms: WAIT_MS }).await {
@@ -224,6 +235,7 @@ async fn follow_scrollback(client: &ApiClient, mut next: u64, guest: &GuestDir) 
             }
             Err(error) if error.is_gone() || error.is_transient() => {
                 if !guest.is_live() {
+                    output::write_raw(&state.ended().console_from(guest.name(), next))?;
                     return Ok(true);
                 }
                 if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
@@ -257,6 +269,7 @@ mod tests {
             ended_unix_ms: unix_ms(),
             how,
             reason: "went".to_owned(),
+            console_bytes: 0,
         }
     }
 
@@ -287,7 +300,8 @@ mod tests {
         assert!(error(&state, Which::Console).contains("no guest web"));
         state.ended().create_place(&name()).unwrap();
         for (how, which, expected) in [
-            (How::PoweredOff, Which::Console, "logs are kept only"),
+            (How::PoweredOff, Which::Console, "no console output"),
+            (How::PoweredOff, Which::Process, "are kept only"),
             (How::Died, Which::Console, "no console output"),
             (How::Died, Which::Process, "left no log"),
         ] {

@@ -72,13 +72,14 @@ fn logs_are_printed_and_followed_until_the_guest_is_gone_or_ctrl_c() {
     pair.a.run(&["destroy", "echo"]).ok();
     let done = following.finish().ok();
     assert!(done.stderr.contains("echo was ended on request"), "{done:?}");
-    let words = ["echo was ended on request", "logs are kept only of guests whose process died"];
-    pair.a.run(&["logs", "echo"]).complains(Exit::Failed, &words);
+    has_logged(&pair.a, &["logs", "echo"], "hi\none ");
+    let words = ["echo was ended on request", "logs of processes are kept only"];
+    pair.a.run(&["logs", "--process", "echo"]).complains(Exit::Failed, &words);
     nothing_left_behind(&[&pair.a]);
 }
 
 #[test]
-fn logs_of_a_guest_in_a_terminal_are_its_last_output() {
+fn logs_of_a_guest_whose_console_is_stdout_are_its_last_output() {
     let pair = Pair::without_nodes();
     let path = kernel(&pair.folder().join("echo"), &PROGRAM).display().to_string();
     let line = ["run", "--name", "echo", "--memory", "64M", "--kernel", &path];
@@ -90,7 +91,7 @@ fn logs_of_a_guest_in_a_terminal_are_its_last_output() {
     prints(&following, "hi\n");
     type_on(&guest, "one");
     prints(&following, "hi\none");
-    let words = ["echo has no log of its own", "terminal"];
+    let words = ["echo has no log of its own", "stderr"];
     pair.a.run(&["logs", "--process", "echo"]).complains(Exit::Failed, &words);
 
     pair.a.run(&["destroy", "echo"]).ok();
