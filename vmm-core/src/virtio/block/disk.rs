@@ -252,8 +252,8 @@ impl Disk {
 }
 
 /// Checks that nothing on the host has claimed the block device `file`, found at `path`, by opening
-/// it with `O_EXCL`, as mount(2) and the device mapper do (open(2)). It is closed at once: a guest's
-/// own claim would keep its copy away when it migrates within a host.
+/// it with `O_EXCL`, as mount(2) and the device mapper do (open(2)). It is closed at once: a
+/// guest's own claim would keep its copy away when it migrates within a host.
 fn expect_unclaimed(file: &File, path: &Path) -> Result<(), DeviceError> {
     match open_again(file, libc::O_EXCL) {
         Ok(_) => Ok(()),
