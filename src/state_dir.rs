@@ -5,7 +5,7 @@
 //! certs/        ca.pem ca.key host.pem host.key crl.pem issued/
 //! guests/NAME/  lock guest.json api.sock api-ro.sock console.log lighter.log
 //! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
-//! departed/     guests/NAME/UUID/ID.json
+//! departed/     guests/NAME/UUID/ID.json guests/NAME/UUID/ID.shared
 //! ended/        guests/NAME/ended.json guests/NAME/console.log guests/NAME/lighter.log
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart
