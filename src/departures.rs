@@ -9,9 +9,9 @@
 //! file counts once the migration's record says that the guest belongs to the destination. The node
 //! then marks the JSON file as settled, so that it counts even after the record is removed.
 //!
-//! Shared disks carry no mark. They are recorded in the file `shared` beside the others, which the
-//! guest's next migration replaces, and which is removed when the guest runs here again. Before
-//! another guest starts on such a disk, `shared_disks` asks the destination.
+//! Shared disks carry no mark. They are recorded in `ID.shared` beside the others, which is removed
+//! when the guest runs here again. Before another guest starts on such a disk, `shared_disks` asks
+//! the destination; once that has no use for the disk, the other guest's start removes the record.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,8 +37,8 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 const HOST_CHARACTERS_MAX: usize = 40;
 /// Most files that are read for each guest: one for each migration that copied its disks.
 const FILES_MAX: usize = 4096;
-/// Name of the file about a guest's shared disks; earlier versions do not read it.
-const SHARED_FILE: &str = "shared";
+/// Extension of a file about a guest's shared disks; earlier versions do not read it.
+const SHARED: &str = "shared";
 
 /// The disks with which a guest left by one migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,14 +77,15 @@ pub(crate) struct DepartedDisk {
     pub(crate) identity: DiskIdentity,
 }
 
-/// A file that cannot be read, has another format, is about another guest, or names too many disks.
+/// A file that cannot be read, has another format, is about another guest or migration than its
+/// path says, or names too many disks.
 #[derive(Debug)]
 struct Damaged;
 
 /// The content of the departure files of all guests.
 #[derive(Debug, Default)]
 struct Notes {
-    departures: Vec<Departure>,
+    departures: Vec<Noted>,
     /// Files that cannot be read, each with the name of the guest whose folder contains it.
     damaged: Vec<(String, PathBuf)>,
 }
@@ -184,22 +185,32 @@ impl Departures {
         durable::remove_if_there(&self.file(departure))
     }
 
-    /// Removes what is recorded about the shared disks of the guest `uuid`, which runs here.
-    ///
-    /// # Errors
-    /// If the file cannot be removed.
-    pub(crate) fn forget_shared(&self, name: &GuestName, uuid: Uuid) -> Result<()> {
-        durable::remove_if_there(&self.place(name, uuid).join(SHARED_FILE))
-    }
-
-    /// Removes what is recorded about the shared disks of all guests called `name`: a user says
-    /// that they run nowhere else.
+    /// Removes what is recorded about the shared disks of the guest `uuid`, which runs here; not
+    /// what it has recorded for the migration `leaving`.
     ///
     /// # Errors
     /// If a file cannot be removed.
-    pub(crate) fn forget_all_shared(&self, name: &GuestName) -> Result<()> {
-        let places = entries(&self.places().join(name.as_str()));
-        places.iter().try_for_each(|(_, place)| durable::remove_if_there(&place.join(SHARED_FILE)))
+    pub(crate) fn forget_shared(
+        &self,
+        name: &GuestName,
+        uuid: Uuid,
+        leaving: Option<MigrationId>,
+    ) -> Result<()> {
+        let stays = leaving.map(|migration| file_name(migration, true));
+        let files = entries(&self.place(name, uuid)).into_iter();
+        let mut files =
+            files.filter(|(file, _)| is_about_shared(file) && Some(file) != stays.as_ref());
+        files.try_for_each(|(_, path)| durable::remove_if_there(&path))
+    }
+
+    /// Removes `disks` from the file of `noted`, and then the file if it names no other disk.
+    ///
+    /// # Errors
+    /// If the file cannot be written or removed.
+    pub(crate) fn release(&self, noted: &Noted, disks: &[PresentDisk]) -> Result<()> {
+        let mut rest = noted.departure.clone();
+        rest.disks.retain(|known| !disks.iter().any(|disk| disk.is(known)));
+        if rest.disks.is_empty() { self.forget(&rest) } else { self.write(&rest) }
     }
 
     fn read(
@@ -208,17 +219,13 @@ impl Departures {
         uuid: Uuid,
         migration: MigrationId,
     ) -> Result<Option<Departure>, Damaged> {
-        let file = self.place(name, uuid).join(file_name(migration));
+        let file = self.place(name, uuid).join(file_name(migration, false));
         read(&file, (name.as_str(), &uuid.to_string()))
     }
 
     fn file(&self, departure: &Departure) -> PathBuf {
         let place = self.place(&departure.guest, departure.uuid);
-        if departure.is_shared {
-            place.join(SHARED_FILE)
-        } else {
-            place.join(file_name(departure.migration))
-        }
+        place.join(file_name(departure.migration, departure.is_shared))
     }
 
     /// Lists what guests have recorded in their folders, settled or not.
@@ -226,12 +233,15 @@ impl Departures {
         let mut notes = Notes::default();
         for (name, of_name) in entries(&self.places()) {
             for (uuid, place) in entries(&of_name) {
-                let is_note = |file: &str| file.ends_with(".json") || file == SHARED_FILE;
+                let is_note = |file: &str| file.ends_with(".json") || is_about_shared(file);
                 let files = entries(&place).into_iter().filter(|(file, _)| is_note(file));
                 let mut files = files.map(|(_, path)| path);
                 for path in files.by_ref().take(FILES_MAX) {
                     match read(&path, (&name, &uuid)) {
-                        Ok(departure) => notes.departures.extend(departure),
+                        Ok(None) => {}
+                        Ok(Some(departure)) => {
+                            notes.departures.push(Noted { file: path, departure });
+                        }
                         Err(Damaged) => notes.damaged.push((name.clone(), path)),
                     }
                 }
@@ -257,7 +267,7 @@ impl Departures {
 
     /// Returns the departures with shared disks that count now.
     pub(crate) fn with_shared_disks(&self) -> Vec<Noted> {
-        self.counting(self.list().departures.into_iter().filter(|it| it.is_shared))
+        self.counting(self.list().departures, true)
     }
 
     /// Returns the departures of copied disks that count now. Logs a warning about files that
@@ -271,14 +281,15 @@ impl Departures {
                 "what guests have noted of disks that have moved away cannot be read: lighter may not refuse them"
             );
         }
-        let disks = self.counting(departures.into_iter().filter(|it| !it.is_shared));
-        DepartedDisks { disks, damaged }
+        DepartedDisks { disks: self.counting(departures, false), damaged }
     }
 
-    /// Returns those of `departures` that count now.
-    fn counting(&self, departures: impl Iterator<Item = Departure>) -> Vec<Noted> {
-        let past = departures.filter(|it| it.is_settled || self.is_past(it));
-        past.map(|departure| Noted { file: self.file(&departure), departure }).collect()
+    /// Returns those of `departures`, of shared or of copied disks, that count now.
+    fn counting(&self, mut departures: Vec<Noted>, are_shared: bool) -> Vec<Noted> {
+        departures.retain(|Noted { departure: it, .. }| {
+            it.is_shared == are_shared && (it.is_settled || self.is_past(it))
+        });
+        departures
     }
 
     /// Whether the migration's record says that the guest belongs to the destination, or cannot be
@@ -299,7 +310,8 @@ impl Departures {
         faults: &mut BTreeSet<String>,
     ) -> BTreeSet<MigrationId> {
         let mut open = BTreeSet::new();
-        for departure in self.list().departures.into_iter().filter(|it| !it.is_settled) {
+        let departures = self.list().departures.into_iter().map(|noted| noted.departure);
+        for departure in departures.filter(|it| !it.is_settled) {
             let is_its = |record: &&Record| {
                 record.migration == departure.migration
                     && record.guest_uuid == departure.uuid
@@ -330,7 +342,7 @@ impl Departure {
     }
 }
 
-/// A departure that counts now, with the file that says so.
+/// A departure, with the file that says so.
 #[derive(Debug, Clone)]
 pub(crate) struct Noted {
     /// Path of the file.
@@ -339,15 +351,31 @@ pub(crate) struct Noted {
     pub(crate) departure: Departure,
 }
 
-/// Returns those of `departures` that are about the disk at `path`.
-pub(crate) fn about<'a>(departures: &'a [Noted], path: &Path) -> Vec<&'a Noted> {
-    if departures.is_empty() {
-        return Vec::new();
+impl Noted {
+    /// Whether this is about `disk`.
+    pub(crate) fn is_about(&self, disk: &PresentDisk) -> bool {
+        self.departure.disks.iter().any(|known| disk.is(known))
     }
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let Some(now) = DiskIdentity::at(&path) else { return Vec::new() };
-    let is_it = |disk: &DepartedDisk| disk.identity.is_same(&now, disk.path == path);
-    departures.iter().filter(|noted| noted.departure.disks.iter().any(is_it)).collect()
+}
+
+/// A disk of this host as it is now.
+#[derive(Debug, Clone)]
+pub(crate) struct PresentDisk {
+    /// Its path, without links.
+    pub(crate) path: PathBuf,
+    identity: DiskIdentity,
+}
+
+impl PresentDisk {
+    /// Returns the disk at `path`; `None` if there is none.
+    pub(crate) fn at(path: &Path) -> Option<Self> {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        Some(Self { identity: DiskIdentity::at(&path)?, path })
+    }
+
+    fn is(&self, known: &DepartedDisk) -> bool {
+        known.identity.is_same(&self.identity, known.path == self.path)
+    }
 }
 
 /// Removes the notes of `departure` from its disks. Returns whether all disks were found.
@@ -365,8 +393,13 @@ fn take_notes_off(departure: &Departure) -> Result<bool> {
     Ok(are_there)
 }
 
-fn file_name(migration: MigrationId) -> String {
-    format!("{migration}.json")
+fn file_name(migration: MigrationId, is_shared: bool) -> String {
+    format!("{migration}.{}", if is_shared { SHARED } else { "json" })
+}
+
+/// Whether a file of this name is about shared disks.
+fn is_about_shared(file: &str) -> bool {
+    Path::new(file).extension().is_some_and(|ending| ending == SHARED)
 }
 
 /// Reads what the guest `uuid` called `name` has recorded in the file at `path`; `None` if there is
@@ -377,7 +410,10 @@ fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Da
         text => text.map_err(|_| Damaged)?,
     };
     let departure: Departure = serde_json::from_slice(&text).map_err(|_| Damaged)?;
-    let is_its = departure.guest.as_str() == name && departure.uuid.to_string() == uuid;
+    let is_guests = departure.guest.as_str() == name && departure.uuid.to_string() == uuid;
+    // Otherwise a taken-over process could have a refusal name a file that does not exist.
+    let file = file_name(departure.migration, departure.is_shared);
+    let is_its = is_guests && path.file_name().is_some_and(|found| found == file.as_str());
     if is_its && departure.disks.len() <= SLOTS_MAX { Ok(Some(departure)) } else { Err(Damaged) }
 }
 
@@ -410,8 +446,12 @@ impl DepartedDisks {
                 path.display()
             );
         }
-        let departed = about(&self.disks, path);
-        let Some(Noted { file, departure }) = departed.first() else { return Ok(()) };
+        if self.disks.is_empty() {
+            return Ok(());
+        }
+        let Some(disk) = PresentDisk::at(path) else { return Ok(()) };
+        let departed = self.disks.iter().find(|noted| noted.is_about(&disk));
+        let Some(Noted { file, departure }) = departed else { return Ok(()) };
         let host: String = departure.destination.chars().filter(|c| !c.is_control()).collect();
         bail!(
             "disk {} is old: its content has moved to {host} with the guest {}; to use it all the \

@@ -38,6 +38,7 @@ mod scope;
 mod scrollback;
 mod shared_disks;
 mod signals;
+mod sought_disk;
 mod state_dir;
 mod survey;
 mod table;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use migrate::MigrationId;
 use migrate::front::{self, Sought, Traced};
 use migrate::progress::Role;
-use migrate::protocol::front::FoundGuest;
+use migrate::protocol::front::{DiskUser, FoundGuest, SoughtDisk};
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::record::{Record, Side, SourceState};
@@ -63,6 +63,8 @@ pub(crate) struct OtherHost {
 struct Said {
     /// The host's name.
     host: String,
+    /// Its node, if that was asked.
+    node: Option<Peer>,
     /// Where the guest is, or why there is no answer.
     answer: Result<Traced, String>,
 }
@@ -106,12 +108,9 @@ impl OtherHost {
             Side::Source { destination, .. } => destination.clone(),
             Side::Destination { source_address, .. } => source_address.ip().to_string(),
         };
-        let answer = match node_of(&last.side) {
-            Some(node) => inquiry.ask(&node, Some(last.migration)).await,
-            None => Err("the address of its node is unknown here".to_owned()),
-        };
+        let node = node_of(&last.side).ok_or("the address of its node is unknown here");
+        let first = inquiry.hear(host, node.map_err(str::to_owned), Some(last.migration)).await;
         let (guest, is_its_node) = (guest.clone(), knows_node(&last.side));
-        let first = Said { host, answer };
         let onward = match occasion {
             Occasion::Elsewhere => inquiry.follow(&first).await,
             Occasion::Start | Occasion::Resolve => Vec::new(),
@@ -183,7 +182,7 @@ impl OtherHost {
     /// # Errors
     /// If a host has the guest; the message gives its state there.
     pub(crate) fn expect_absent(&self) -> Result<()> {
-        let Self { guest, is_its_node, first: Said { host, answer }, onward, .. } = self;
+        let Self { guest, is_its_node, first: Said { host, answer, .. }, onward, .. } = self;
         match answer {
             Ok(traced) => match &traced.guest {
                 Some(past) if past.is_past() => {}
@@ -206,6 +205,26 @@ impl OtherHost {
         Ok(())
     }
 
+    /// Asks those of these hosts that have answered which guests there write `disk`, or are about
+    /// to. Returns each host's name with its answer.
+    pub(crate) async fn users_of(
+        &self,
+        state: &StateDir,
+        disk: &SoughtDisk,
+    ) -> Vec<(&str, Result<Vec<DiskUser>, String>)> {
+        let mut all = Vec::new();
+        for Said { host, node, answer } in std::iter::once(&self.first).chain(&self.onward) {
+            let (Some(node), Ok(_)) = (node, answer) else { continue };
+            let users = async {
+                let tls = Tls::load(&state.certs()).map_err(|error| error.to_string())?;
+                let users = front::disk_users(&tls, node, disk, PATIENCE).await;
+                users.map_err(|error| error.to_string())
+            };
+            all.push((host.as_str(), users.await));
+        }
+        all
+    }
+
     /// Returns all answers as text, as in "web-1 has moved to host-b; ...".
     pub(crate) fn says(&self) -> String {
         let all = std::iter::once(&self.first).chain(&self.onward);
@@ -215,7 +234,7 @@ impl OtherHost {
 
 /// Refuses a guest that has moved on, if it is on the host to which it moved.
 fn expect_not_at(guest: &GuestName, from: &Said, to: &Said) -> Result<()> {
-    let Said { host, answer } = to;
+    let Said { host, answer, .. } = to;
     let how = from.past().map(fate).unwrap_or_default();
     match answer {
         Ok(Traced { guest: Some(past), .. }) if past.is_past() => {}
@@ -264,7 +283,7 @@ impl Said {
 
 impl std::fmt::Display for Said {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { host, answer } = self;
+        let Self { host, answer, .. } = self;
         match answer {
             Ok(Traced { guest: Some(past), .. }) if past.is_past() => {
                 write!(f, "{host} had it, and it {}", fate(past))
@@ -290,6 +309,22 @@ impl<'a> Inquiry<'a> {
         Self { state, last, patience, came_here }
     }
 
+    /// Asks `host` at its node, if that is known.
+    async fn hear(
+        &self,
+        host: String,
+        node: Result<Peer, String>,
+        migration: Option<MigrationId>,
+    ) -> Said {
+        match node {
+            Err(why) => Said { host, node: None, answer: Err(why) },
+            Ok(node) => {
+                let answer = self.ask(&node, migration).await;
+                Said { host, node: Some(node), answer }
+            }
+        }
+    }
+
     async fn ask(&self, node: &Peer, migration: Option<MigrationId>) -> Result<Traced, String> {
         let tls = Tls::load(&self.state.certs()).map_err(|error| error.to_string())?;
         let (uuid, name) = (self.last.guest_uuid, self.last.guest.clone());
@@ -312,17 +347,14 @@ impl<'a> Inquiry<'a> {
     async fn follow(&self, first: &Said) -> Vec<Said> {
         let mut all: Vec<Said> = Vec::new();
         while let Some((host, node, migration)) = next(all.last().unwrap_or(first)) {
-            let answer = match node {
+            let node = match node {
                 _ if all.len() + 1 >= HOSTS_MAX => {
                     Err(format!("{HOSTS_MAX} hosts have been asked already"))
                 }
-                Some(node) => self.ask(&node, migration).await,
-                None => match find(&host).await {
-                    Ok(node) => self.ask(&node, migration).await,
-                    Err(why) => Err(why),
-                },
+                Some(node) => Ok(node),
+                None => find(&host).await,
             };
-            all.push(Said { host, answer });
+            all.push(self.hear(host, node, migration).await);
         }
         all
     }
@@ -388,11 +420,11 @@ mod tests {
             is_owned,
         });
         let answer = Ok(Traced { guest, onward: None, is_since: true });
-        Said { host: host.to_owned(), answer }
+        Said { host: host.to_owned(), node: None, answer }
     }
 
     fn silent(host: &str) -> Said {
-        Said { host: host.to_owned(), answer: Err("no answer".to_owned()) }
+        Said { host: host.to_owned(), node: None, answer: Err("no answer".to_owned()) }
     }
 
     fn other(first: Said, onward: Vec<Said>) -> OtherHost {

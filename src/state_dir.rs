@@ -5,7 +5,7 @@
 //! certs/        ca.pem ca.key host.pem host.key crl.pem issued/
 //! guests/NAME/  lock guest.json here api.sock api-ro.sock console.log console.log.old lighter.log
 //! migrations/   guests/NAME/UUID/ID.source.json guests/NAME/UUID/ID.destination.json
-//! departed/     guests/NAME/UUID/ID.json
+//! departed/     guests/NAME/UUID/ID.json guests/NAME/UUID/ID.shared
 //! ended/        guests/NAME/ended.json, failed.json and logs as in guests/NAME/
 //! identities/   NAME.json, which no guest's process may write once its guest runs
 //! definitions/  NAME.toml NAME.autostart

@@ -53,7 +53,8 @@ It runs in the background, as with `lighter run --detach`. A guest that has move
 is in a file (`lighter save`), or whose last migration is not settled is refused: it may run there,
 and two copies would destroy its disks. So is one that the other host of its last migration has, or
 has had since; when that host does not answer within 5 s, a warning says so. --force starts it here
-all the same, unless a host that it has moved to says that it has it.")]
+all the same, unless a host that it has moved to says that it has it, or that another guest there
+uses its disks.")]
 pub(crate) struct StartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,

@@ -21,7 +21,7 @@ use vmm_core::memory::{
 use vmm_core::{DirtyLog, GUEST_CIDS, Labels, VCPUS_MAX, labels, workload};
 
 use super::cpu::CpuArg;
-use super::disk::DiskArg;
+use super::disk::{DiskAccess, DiskArg};
 use super::fault::{Fault, Place};
 use super::label::{self, Label};
 use super::net::NetArg;
@@ -547,6 +547,12 @@ impl GuestSpec {
     pub(crate) fn labels(&self) -> Labels {
         let pair = |label: &Label| (label.key.clone(), label.value.clone());
         self.labels.iter().map(pair).collect()
+    }
+
+    /// The disks that the guest writes.
+    pub(crate) fn written_disks(&self) -> impl Iterator<Item = &Path> {
+        let written = self.disk.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
+        written.map(|disk| disk.path.as_path())
     }
 
     /// The kernel, or none for the workload.

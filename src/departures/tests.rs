@@ -146,40 +146,85 @@ fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
     let departures = state.departures();
     departures.forget(&copied).unwrap();
     let shared = Departure { is_shared: true, ..copied.clone() };
+    let at = |path: &Path| PresentDisk::at(path).unwrap();
     let files = || {
-        let known = departures.with_shared_disks();
-        about(&known, &disk).into_iter().map(|noted| noted.file.clone()).collect::<Vec<_>>()
+        let known = departures.with_shared_disks().into_iter();
+        known.filter(|noted| noted.is_about(&at(&disk))).map(|noted| noted.file).collect::<Vec<_>>()
     };
-    let file = departures.place(&shared.guest, shared.uuid).join(SHARED_FILE);
     let settle = |departure: &Departure, state_of_record| {
         let records = [record(departure, state_of_record)];
         departures.settle_by(&records, &mut BTreeSet::new())
     };
+    let forget = |leaving| departures.forget_shared(&shared.guest, shared.uuid, leaving).unwrap();
 
     departures.write(&shared).unwrap();
     assert!(files().is_empty(), "it has not left yet");
     settle(&shared, SourceState::Done);
-    assert_eq!(files(), std::slice::from_ref(&file));
+    assert_eq!(files(), [departures.file(&shared)]);
     departures.past().expect_here(&shared.guest, &disk).unwrap();
     let other = disk.with_extension("other");
     fs::write(&other, "content").unwrap();
-    assert!(about(&departures.with_shared_disks(), &other).is_empty());
+    assert!(!departures.with_shared_disks()[0].is_about(&at(&other)));
 
-    // The next migration replaces it; that one is aborted.
-    let next = Departure { migration: MigrationId::random(), ..shared.clone() };
+    // Its next migration has begun when the node learns that an earlier one was aborted.
+    let [aborted, next] =
+        [(); 2].map(|()| Departure { migration: MigrationId::random(), ..shared.clone() });
+    departures.write(&aborted).unwrap();
     departures.write(&next).unwrap();
-    assert!(files().is_empty());
-    settle(&next, SourceState::Aborted);
-    assert!(!file.exists());
+    settle(&aborted, SourceState::Aborted);
+    assert!(!departures.file(&aborted).exists() && departures.file(&next).exists());
+    // It runs here, and what it left with before is forgotten, but not what it is leaving with.
+    forget(Some(next.migration));
+    assert!(files().is_empty() && departures.file(&next).exists());
+    settle(&next, SourceState::Done);
+    assert_eq!(files(), [departures.file(&next)]);
+    forget(None);
+    assert!(files().is_empty() && !departures.file(&next).exists());
+}
 
-    for forget in [&|| departures.forget_shared(&shared.guest, shared.uuid) as Result<()>, &|| {
-        departures.forget_all_shared(&shared.guest)
-    }] as [&dyn Fn() -> Result<()>; 2]
-    {
-        departures.write(&Departure { is_settled: true, ..shared.clone() }).unwrap();
-        assert_eq!(files(), std::slice::from_ref(&file));
-        forget().unwrap();
-        assert!(files().is_empty() && !file.exists());
+#[test]
+fn a_shared_disk_that_another_guest_takes_over_is_removed_from_the_record() {
+    let (_folder, state, disk, copied) = scene();
+    let departures = state.departures();
+    departures.forget(&copied).unwrap();
+    let second = disk.with_extension("second");
+    fs::write(&second, "content").unwrap();
+    let disks = [departure(&disk), departure(&second)].map(|it| it.disks).concat();
+    let shared = Departure { is_shared: true, is_settled: true, disks, ..copied };
+    departures.write(&shared).unwrap();
+    for (taken, left) in [(&disk, 1), (&second, 0)] {
+        let noted = departures.with_shared_disks().remove(0);
+        let taken = PresentDisk::at(taken).unwrap();
+        departures.release(&noted, std::slice::from_ref(&taken)).unwrap();
+        let known = departures.with_shared_disks();
+        assert_eq!(known.iter().map(|noted| noted.departure.disks.len()).sum::<usize>(), left);
+        assert!(!known.iter().any(|noted| noted.is_about(&taken)));
+    }
+    assert!(!departures.file(&shared).exists());
+}
+
+#[test]
+fn a_note_under_another_name_is_damage() {
+    let (_folder, state, disk, departure) = scene();
+    let departures = state.departures();
+    departures.forget(&departure).unwrap();
+    let place = departures.place(&departure.guest, departure.uuid);
+    let settled = Departure { is_settled: true, ..departure };
+    let shared = Departure { is_shared: true, ..settled.clone() };
+    let id = settled.migration;
+    for (note, name) in [
+        (&settled, "x.json".to_owned()),
+        (&settled, format!("{id}.shared")),
+        (&shared, "x.shared".to_owned()),
+        (&shared, format!("{id}.json")),
+    ] {
+        let file = place.join(&name);
+        durable::write_json(&file, note).unwrap();
+        assert!(departures.with_shared_disks().is_empty(), "{name}");
+        let error = departures.past().expect_here(&settled.guest, &disk).unwrap_err().to_string();
+        assert!(error.contains("cannot be read") && error.contains(&name), "{error}");
+        departures.past().expect_here(&"web".parse().unwrap(), &disk).unwrap();
+        fs::remove_file(file).unwrap();
     }
 }
 

@@ -1,5 +1,6 @@
 //! Translates the specification of a guest for this host.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -41,10 +42,7 @@ impl Plan {
         let cannot = || format!("cannot run {name}");
         let mut shape = shape(spec).with_context(cannot)?;
         shape.devices = devices(spec).with_context(cannot)?;
-        let boot = match spec.kernel() {
-            None => BootSource::Workload(workload(spec)),
-            Some(kernel) => BootSource::Kernel(kernel_source(spec, kernel)?),
-        };
+        let boot = boot(spec)?;
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
             (Some(OnRebootArg::Stop), _) => OnReboot::Stop,
@@ -55,6 +53,41 @@ impl Plan {
         };
         Ok(Self { name, shape, boot, on_reboot })
     }
+}
+
+/// Checks what can be checked of `spec` without opening its disks, which may still carry the note
+/// of a migration that the user is about to withdraw.
+///
+/// # Errors
+/// If this host cannot run such a guest, or a file is missing.
+pub(super) fn check(spec: &GuestSpec) -> Result<()> {
+    spec.check()?;
+    if spec.template.is_none() {
+        shape(spec)?;
+        boot(spec)?;
+    }
+    spec.disk.iter().try_for_each(|disk| expect_disk(&disk.path))
+}
+
+/// Checks that there is a file or block device at `path`.
+///
+/// # Errors
+/// If there is none.
+pub(super) fn expect_disk(path: &Path) -> Result<()> {
+    let found = std::fs::metadata(path);
+    let found = found.with_context(|| format!("cannot find the disk {}", path.display()))?;
+    if !found.is_file() && !found.file_type().is_block_device() {
+        bail!("{} is neither a regular file nor a block device", path.display());
+    }
+    Ok(())
+}
+
+/// What the guest boots.
+fn boot(spec: &GuestSpec) -> Result<BootSource> {
+    Ok(match spec.kernel() {
+        None => BootSource::Workload(workload(spec)),
+        Some(kernel) => BootSource::Kernel(kernel_source(spec, kernel)?),
+    })
 }
 
 /// The machine without its devices.
@@ -207,6 +240,27 @@ mod tests {
             shape.devices = disks.into_iter().map(DeviceConfig::Block).collect();
             VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap();
         }
+    }
+
+    #[test]
+    fn a_guest_is_checked_without_opening_its_disks() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kernel, disk) = (folder.path().join("vmlinuz"), folder.path().join("disk.raw"));
+        std::fs::write(&kernel, "").unwrap();
+        let [kernel_path, disk_path] = [&kernel, &disk].map(|path| path.to_str().unwrap());
+        let spec = spec(&["--kernel", kernel_path, "--disk", disk_path]);
+        let missing = format!("{:#}", check(&spec).unwrap_err());
+        assert!(
+            missing.contains("cannot find the disk") && missing.contains("disk.raw"),
+            "{missing}"
+        );
+        // Too small for a disk, which shows when it is opened.
+        std::fs::write(&disk, "").unwrap();
+        check(&spec).unwrap();
+        disks(&spec).unwrap_err();
+        std::fs::remove_file(&kernel).unwrap();
+        check(&spec).unwrap_err();
+        expect_disk(folder.path()).unwrap_err();
     }
 
     #[test]

@@ -364,7 +364,10 @@ impl GuestProcess {
             tracing::warn!("should this process be killed, that is not recorded: {error:#}");
         }
         let uuid = self.guest_uuid();
-        if let Err(error) = self.state.departures().forget_shared(self.name(), uuid) {
+        // While this is locked, no migration can begin, nor record its disks.
+        let occupation = self.occupation();
+        let leaving = occupation.session().map(MigrationSession::id);
+        if let Err(error) = self.state.departures().forget_shared(self.name(), uuid, leaving) {
             tracing::warn!("{} is still recorded to have left: {error:#}", self.name());
         }
     }

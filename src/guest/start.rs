@@ -29,7 +29,6 @@ use super::{addresses, background};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::StartArgs;
-use crate::cli::disk::DiskAccess;
 use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
@@ -41,7 +40,7 @@ use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::other_host::{Occasion, OtherHost};
 use crate::output;
-use crate::shared_disks;
+use crate::shared_disks::{self, TakenOver};
 use crate::state_dir::{GuestClaim, GuestDir, StateDir};
 use crate::terminal::{forward_input, is_at_terminal};
 use crate::verbs::console;
@@ -69,8 +68,8 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
     if let Some(name) = &spec.name {
         warn_of_namesake(state, name);
     }
-    expect_free_disks(state, written_disks(&spec))?;
-    launch(state, &spec, &args.background, args.isolation)
+    let before = BeforeStart::new(state, spec.written_disks(), None)?;
+    launch(state, &spec, &args.background, (args.isolation, before))
 }
 
 /// Carries out `lighter start`.
@@ -79,13 +78,16 @@ pub(crate) fn run(state: &StateDir, args: &RunArgs) -> Result<Exit> {
 /// If the guest is not defined, may run on another host, cannot be started, or crashed.
 pub(crate) fn start_defined(state: &StateDir, args: &StartArgs) -> Result<Exit> {
     let spec = state.definitions().expect(&args.name)?.spec?;
+    let isolation = IsolationArgs::from_environment()?;
+    let mut forced = None;
     if is_to_be_asked_for(state, &args.name) {
         let whereabouts = Whereabouts::of(state, &args.name)?;
         let start = format!("start {}", args.name);
         expect_here(state, &args.name, whereabouts, (args.force, &start))?;
+        forced = args.force.then_some(&args.name);
     }
-    expect_free_disks(state, written_disks(&spec))?;
-    launch(state, &spec, &BackgroundArgs { detach: true }, IsolationArgs::from_environment()?)
+    let before = BeforeStart::new(state, spec.written_disks(), forced)?;
+    launch(state, &spec, &BackgroundArgs { detach: true }, (isolation, before))
 }
 
 /// Refuses a guest that may be on another host, unless the user forces the start. If another host
@@ -102,8 +104,7 @@ fn expect_here(
         if let Some(other) = block_on(OtherHost::ask(state, name, Occasion::Elsewhere))? {
             other.expect_absent()?;
         }
-        state.departures().forget_all_shared(name)?;
-        return Whereabouts::claim(state, name);
+        return Ok(());
     }
     if whereabouts == Whereabouts::Here {
         let other = block_on(OtherHost::ask(state, name, Occasion::Start))?;
@@ -119,18 +120,47 @@ fn is_to_be_asked_for(state: &StateDir, name: &GuestName) -> bool {
     background::name().is_none() && !state.guest(name).is_live()
 }
 
-/// The disks that a guest of this specification writes.
-fn written_disks(spec: &GuestSpec) -> impl Iterator<Item = &Path> {
-    let written = spec.disk.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
-    written.map(|disk| disk.path.as_path())
+/// What is recorded right before a guest starts, once its files and configuration have been
+/// checked: a start that fails earlier leaves everything as it was.
+#[derive(Debug, Default)]
+struct BeforeStart {
+    /// A guest that belongs to this host from now on, because the user says so.
+    claimed: Option<GuestName>,
+    /// Disks that it takes over from guests that have left.
+    taken: TakenOver,
 }
 
-/// Refuses disks that a guest on another host may be writing. The background process does not ask
-/// again.
-fn expect_free_disks<'a>(state: &StateDir, disks: impl Iterator<Item = &'a Path>) -> Result<()> {
-    match background::name() {
-        None => shared_disks::expect_free(state, disks),
-        Some(_) => Ok(()),
+impl BeforeStart {
+    /// Checks that no guest on another host may be writing `disks`. For guests called `forced`, the
+    /// user says that they run nowhere. The background process does not ask again.
+    fn new<'a>(
+        state: &StateDir,
+        disks: impl Iterator<Item = &'a Path>,
+        forced: Option<&GuestName>,
+    ) -> Result<Self> {
+        if background::name().is_some() {
+            return Ok(Self::default());
+        }
+        let taken = shared_disks::expect_free(state, disks, forced)?;
+        Ok(Self { claimed: forced.cloned(), taken })
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.claimed.is_none() && self.taken.is_empty()
+    }
+
+    /// Writes the records. The claim comes first: after a crash in between, the disks are still
+    /// refused to other guests, and the user repeats the command.
+    fn record(self, state: &StateDir) -> Result<()> {
+        if let Some(name) = &self.claimed {
+            Whereabouts::claim(state, name)?;
+        }
+        if let Err(error) = self.taken.record(state) {
+            output::note(format_args!(
+                "warning: its disks are still recorded to have left with another guest: {error:#}"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -159,9 +189,13 @@ fn launch(
     state: &StateDir,
     spec: &GuestSpec,
     background: &BackgroundArgs,
-    isolation: IsolationArgs,
+    (isolation, before): (IsolationArgs, BeforeStart),
 ) -> Result<Exit> {
     let name = background::name().or_else(|| spec.name.clone()).unwrap_or_else(GuestName::generate);
+    if !before.is_nothing() {
+        check(spec, &name)?;
+        before.record(state)?;
+    }
     if let Some(exit) = detach(state, background, &name)? {
         return Ok(exit);
     }
@@ -203,6 +237,14 @@ fn launch(
     life.lead(Arc::new(machine), &console)
 }
 
+/// Checks a guest without opening its disks.
+fn check(spec: &GuestSpec, name: &GuestName) -> Result<()> {
+    if let Some(file) = &spec.template {
+        saved::open_template(file, name)?;
+    }
+    plan::check(spec).with_context(|| format!("cannot run {name}"))
+}
+
 /// Carries out `lighter restore`.
 ///
 /// # Errors
@@ -212,6 +254,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Some(name) => name.clone(),
         None => saved::name_of(&args.file)?,
     };
+    let mut forced = None;
     if is_to_be_asked_for(state, &name) {
         let whereabouts = match Whereabouts::of(state, &name)? {
             // As it should be after a save, but another host may have the guest since.
@@ -220,10 +263,16 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         };
         let start = format!("restore {} --name {name}", args.file.display());
         expect_here(state, &name, whereabouts, (args.force, &start))?;
+        forced = args.force.then_some(&name);
     }
     let (mut shape, saved) = saved::read(&args.file, &name)?;
     let written = shape.disks().filter(|disk| disk.access() == Access::ReadWrite);
-    expect_free_disks(state, written.map(BlockConfig::path))?;
+    let before = BeforeStart::new(state, written.map(BlockConfig::path), forced)?;
+    if !before.is_nothing() {
+        let mut disks = shape.disks().map(BlockConfig::path);
+        disks.try_for_each(plan::expect_disk).with_context(|| format!("cannot restore {name}"))?;
+        before.record(state)?;
+    }
     if let Some(exit) = detach(state, &args.background, &name)? {
         return Ok(exit);
     }

@@ -45,6 +45,7 @@ impl FrontHandler for SourceRequests {
                 FrontRequest::Trace { uuid, name, migration } => {
                     node.trace(uuid, &name, migration).await
                 }
+                FrontRequest::DiskUsers { disk } => node.disk_users(&disk).await,
             }
         });
         answer.await.unwrap_or_else(|error| {

@@ -101,6 +101,10 @@ fn a_device_that_a_host_uses_is_refused_to_guests() {
     let elsewhere = ["/dev/vdb", "belongs to the guest db", "has it as db (running)"];
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&elsewhere);
     there.lighter("destroy db").ok();
+    there.lighter(&format!("{RUN} db3 --disk /dev/vdb")).ok();
+    let another = ["/dev/vdb", "belonged to the guest db", "has db3, which writes it (running)"];
+    here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&another);
+    there.lighter("destroy db3").ok();
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).ok();
 }
 

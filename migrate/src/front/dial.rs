@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
-use crate::protocol::front::{FoundGuest, FrontReply, FrontRequest, Onward};
+use crate::protocol::front::{DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk};
 use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{
     CodecError, Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token,
@@ -168,6 +168,27 @@ async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Tra
     }
 }
 
+/// Asks the node `peer` which guests of its host write `disk`, or are about to; waits at most
+/// `patience`.
+///
+/// # Errors
+/// If there is no answer. A node of an earlier version gives none.
+pub async fn disk_users(
+    tls: &Tls,
+    peer: &Peer,
+    disk: &SoughtDisk,
+    patience: Duration,
+) -> Result<Vec<DiskUser>, FrontError> {
+    let dialer = endpoint::dialer(peer.address, tls)?;
+    let request = FrontRequest::DiskUsers { disk: disk.clone() };
+    let answer = timeout(patience, ask(&dialer, peer, &request)).await;
+    hang_up(&dialer).await;
+    match answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?? {
+        FrontReply::DiskUsers(users) => Ok(users),
+        reply => Err(unfit(peer, reply)),
+    }
+}
+
 /// A migration whose source process died, as recorded.
 #[derive(Debug, Clone)]
 pub struct ResolveTarget {
@@ -264,6 +285,7 @@ fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::AskProcess { .. } => "ask the process",
         FrontReply::Found(_) => "found",
         FrontReply::Traced { .. } => "traced",
+        FrontReply::DiskUsers(_) => "users of a disk",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
 }
@@ -277,6 +299,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::protocol::front::DiskFeatures;
     use crate::quic::Authority;
 
     /// A node that knows `Find` and no later request.
@@ -312,5 +335,8 @@ mod tests {
         let traced = trace(&tls, &peer, &sought, ANSWER_TIME).await.unwrap();
 
         assert_eq!(traced, Traced { guest: Some(found), onward: None, is_since: false });
+        let features = DiskFeatures::File { inode: 7, born_unix_ns: None };
+        let disk = SoughtDisk { path: "/srv/web.raw".into(), features };
+        disk_users(&tls, &peer, &disk, ANSWER_TIME).await.unwrap_err();
     }
 }

@@ -3,12 +3,15 @@
 //! Before a migration, a source asks the node to [`admit`] a guest and receives the port and the
 //! token of the process that will receive it. If it loses that process, it asks the node for the
 //! outcome ([`ask`]). If the source's own process died, its node reports what the record says
-//! ([`resolve`]). Before an operator has a copy run by hand, [`trace`] asks where the guest is. The
-//! node answers with [`serve()`]. Each connection carries one request; everything is bounded in
+//! ([`resolve`]). Before an operator has a copy run by hand, [`trace`] asks where the guest is, and
+//! before a guest gets a disk with which another one has left, [`disk_users`] asks who writes it.
+//! The node answers with [`serve()`]. Each connection carries one request; everything is bounded in
 //! size and time.
 
 mod dial;
 mod serve;
 
-pub use dial::{Admission, FrontError, ResolveTarget, Sought, Traced, admit, ask, resolve, trace};
+pub use dial::{
+    Admission, FrontError, ResolveTarget, Sought, Traced, admit, ask, disk_users, resolve, trace,
+};
 pub use serve::{FrontHandler, serve};

@@ -133,7 +133,10 @@ fn may_ask(
         }
         // The record says which guest it is about.
         FrontRequest::Resolve { .. } => Ok(()),
-        FrontRequest::Admit { .. } | FrontRequest::Find { .. } | FrontRequest::Trace { .. } => {
+        FrontRequest::Admit { .. }
+        | FrontRequest::Find { .. }
+        | FrontRequest::Trace { .. }
+        | FrontRequest::DiskUsers { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
     }
@@ -148,6 +151,7 @@ mod tests {
     use crate::guest::GuestDescription;
     use crate::memory::{MemoryLayout, Region};
     use crate::progress::Role;
+    use crate::protocol::front::{DiskFeatures, SoughtDisk};
     use crate::protocol::{Decision, DestinationMessage, MigrationId, Offer, Token};
     use crate::quic::endpoint::{Peer, connect, dialer, listen};
     use crate::quic::{Authority, Identity, Tls};
@@ -247,7 +251,10 @@ mod tests {
             name: PeerText::new("web-1"),
             migration: MigrationId::random(),
         };
-        for forbidden in [admit(other), find(other), find(own), trace] {
+        let features = DiskFeatures::File { inode: 7, born_unix_ns: None };
+        let disk = SoughtDisk { path: PeerText::new("/srv/web.raw"), features };
+        let users = FrontRequest::DiskUsers { disk };
+        for forbidden in [admit(other), find(other), find(own), trace, users] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }

@@ -129,13 +129,14 @@ impl Message for FrontRequest {
             Self::Resolve { .. } => 66,
             Self::Find { .. } => 67,
             Self::Trace { .. } => 68,
+            Self::DiskUsers { .. } => 69,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=68 => Some(SMALL_LIMIT),
+            66..=69 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -150,11 +151,12 @@ impl Message for FrontReply {
             Self::AskProcess { .. } => 100,
             Self::Found(_) => 101,
             Self::Traced { .. } => 102,
+            Self::DiskUsers(_) => 103,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=102).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=103).then_some(SMALL_LIMIT)
     }
 }
 

@@ -49,6 +49,51 @@ pub enum FrontRequest {
         /// The last migration that the asking host knows of; earlier ones do not count.
         migration: MigrationId,
     },
+    /// Asks which guests of the host write a disk, or are about to. Earlier versions do not know
+    /// this request.
+    DiskUsers {
+        /// The disk, which the asking host is about to give to a guest.
+        disk: SoughtDisk,
+    },
+}
+
+/// A disk about which a host asks another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoughtDisk {
+    /// Its path on the asking host, without links.
+    pub path: PeerText,
+    /// What identifies it.
+    pub features: DiskFeatures,
+}
+
+/// What identifies a disk on every host that has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskFeatures {
+    /// A file.
+    File {
+        /// Inode number in the file system.
+        inode: u64,
+        /// Creation time in nanoseconds since 1970; `None` if the file system does not record it.
+        born_unix_ns: Option<u64>,
+    },
+    /// A block device.
+    Device {
+        /// Its names, each after its kind and a space.
+        names: Vec<String>,
+        /// Size in bytes.
+        bytes: u64,
+    },
+}
+
+/// A guest of the answering host that writes a disk, or is about to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUser {
+    /// Its identity, the same on every host.
+    pub uuid: Uuid,
+    /// Its name on that host.
+    pub name: PeerText,
+    /// How it uses the disk: completes the sentence "host-b has web-1, which ...".
+    pub how: PeerText,
 }
 
 /// A guest that the answering host has.
@@ -131,4 +176,6 @@ pub enum FrontReply {
         /// The host to ask next if the guest has moved on, or may have.
         onward: Option<Onward>,
     },
+    /// Answer to `DiskUsers`.
+    DiskUsers(Vec<DiskUser>),
 }

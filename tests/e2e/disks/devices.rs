@@ -168,10 +168,55 @@ fn a_device_whose_guest_is_on_another_host_is_refused_to_guests_of_every_name() 
     pair.b.kill_node();
     let silent = ["belongs to the guest db", "cannot be asked", "runs nowhere, `rm "];
     start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &silent);
+    // A forced start that fails leaves the record.
+    let mistyped = ["restore", "/nowhere.lighter", "--name", GUEST, "--force", "--detach"];
+    pair.a.run(&mistyped).complains(Exit::Failed, &["/nowhere.lighter"]);
+    start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &silent);
     pair.b.run(&["destroy", GUEST]).ok();
     start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &silent);
     fs::remove_dir_all(pair.a.state_dir().join("departed/guests/db")).expect("the record");
     start(&pair, "other", &device.path(), &[]).ok();
+    pair.a.run(&["destroy", "other"]).ok();
+}
+
+#[test]
+fn a_device_that_another_guest_of_the_other_host_needs_is_refused_when_its_guest_is_gone() {
+    let mut pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    pair.a.start_node(&NodePlan::default());
+    let arguments = vec!["--disk-device".to_owned(), device.path()];
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    Migration::run(&pair.a, GUEST, &pair.b).ok();
+    let is_refused = |who: &str| {
+        let words = [&*device.path(), "belonged to the guest db", who, "`rm "];
+        start(&pair, "other", &device.path(), &[]).complains(Exit::Failed, &words);
+    };
+
+    let file = pair.folder().join("db.lighter").display().to_string();
+    pair.b.run(&["save", GUEST, &file]).ok();
+    is_refused("has db, which was saved to");
+    pair.b.run(&["restore", &file, "--name", "second", "--detach"]).ok();
+    fs::remove_file(file).expect("the saved guest");
+    is_refused("has second, which writes it (running)");
+    pair.b.run(&["destroy", "second"]).ok();
+    let definition = pair.folder().join("third.toml");
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let text = format!(
+        "name = \"third\"\nmemory = \"64M\"\nkernel = \"{kernel}\"\n[[disk]]\npath = \"{}\"\n",
+        device.path()
+    );
+    fs::write(&definition, text).expect("a definition");
+    pair.b.run(&["define", &definition.display().to_string()]).ok();
+    pair.b.run(&["autostart", "third"]).ok();
+    is_refused("has third, which is started when that host boots");
+    pair.b.run(&["undefine", "third"]).ok();
+
+    start(&pair, "other", &device.path(), &[]).ok();
+    let places = fs::read_dir(pair.a.state_dir().join("departed/guests/db"));
+    let places = places.into_iter().flatten().flatten();
+    let files = places.flat_map(|place| fs::read_dir(place.path()).into_iter().flatten());
+    assert_eq!(files.count(), 0, "the device is no longer recorded as the guest's");
     pair.a.run(&["destroy", "other"]).ok();
 }
 

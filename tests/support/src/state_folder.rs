@@ -23,8 +23,8 @@ pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
             "guests",
             _,
             "ended.json" | "failed.json" | "console.log" | "console.log.old" | "lighter.log",
-        ]
-        | ["departed", "guests", _, _, "shared"] => true,
+        ] => true,
+        ["departed", "guests", _, _, record] => record.ends_with(".shared"),
         ["identities", uuid] => uuid.ends_with(".json"),
         ["guests", name, "lock" | "guest.json" | "here" | "api.sock" | "api-ro.sock"]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),

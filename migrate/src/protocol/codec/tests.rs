@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
-use crate::protocol::front::{FoundGuest, Onward};
+use crate::protocol::front::{DiskFeatures, DiskUser, FoundGuest, Onward, SoughtDisk};
 use crate::protocol::{
     Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, Takeover, Token,
     Version,
@@ -89,6 +89,12 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Resolve { migration, token, decision: Decision::Aborted },
         FrontRequest::Find { uuid: migration.0, name: "web-1".into() },
         FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
+        FrontRequest::DiskUsers {
+            disk: SoughtDisk {
+                path: "/dev/vdb".into(),
+                features: DiskFeatures::Device { names: vec!["serial 7".to_owned()], bytes: 4096 },
+            },
+        },
     ]
 }
 
@@ -113,6 +119,11 @@ fn front_replies() -> Vec<FrontReply> {
                 migration: id(),
             }),
         },
+        FrontReply::DiskUsers(vec![DiskUser {
+            uuid: id().0,
+            name: "web-1".into(),
+            how: "writes it".into(),
+        }]),
     ]
 }
 
@@ -191,6 +202,23 @@ fn bytes_of_the_destination_stay_as_they_are() {
         let golden: String = golden.split_whitespace().collect();
         assert_eq!(hex(&encode(message).unwrap()), golden, "{}", message.name());
     }
+}
+
+#[test]
+fn bytes_about_disks_stay_as_they_are() {
+    let golden = "6c434500 38000000 04000000 0800000000000000 2f6465762f766462 \
+                  01000000 0100000000000000 0800000000000000 73657269616c2037 0010000000000000";
+    let golden: String = golden.split_whitespace().collect();
+    let asked = front_requests().pop().unwrap();
+    assert_eq!(hex(&encode(&asked).unwrap()), golden);
+    let id = format!("1000000000000000 {}", hex(b"0123456789abcdef"));
+    let golden = format!(
+        "6c436700 42000000 06000000 0100000000000000 {id} 0500000000000000 7765622d31 \
+         0900000000000000 777269746573206974"
+    );
+    let golden: String = golden.split_whitespace().collect();
+    let answered = front_replies().pop().unwrap();
+    assert_eq!(hex(&encode(&answered).unwrap()), golden);
 }
 
 #[test]

@@ -358,7 +358,9 @@ impl FrontHandler for Node {
                     _ => FrontReply::Resolved(answer_for_dead(state, decision).answer),
                 }
             }
-            FrontRequest::Find { .. } | FrontRequest::Trace { .. } => FrontReply::Found(None),
+            FrontRequest::Find { .. }
+            | FrontRequest::Trace { .. }
+            | FrontRequest::DiskUsers { .. } => FrontReply::Found(None),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -96,7 +97,7 @@ impl Disk {
             return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
         }
         if kind.is_block_device() && access == Access::ReadWrite {
-            expect_unclaimed(path)?;
+            expect_unclaimed(&file, path)?;
         }
         // O_NONBLOCK is cleared: up to Linux 5.14, io_uring answers reads of such a file that would
         // block with EAGAIN, every time.
@@ -250,12 +251,11 @@ impl Disk {
     }
 }
 
-/// Checks that nothing on the host has claimed the block device at `path`, by opening it with
-/// `O_EXCL`, as mount(2) and the device mapper do (open(2)). It is closed at once: a guest's own
-/// claim would keep its copy away when it migrates within a host.
-fn expect_unclaimed(path: &Path) -> Result<(), DeviceError> {
-    let flags = libc::O_EXCL | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+/// Checks that nothing on the host has claimed the block device `file`, found at `path`, by opening
+/// it with `O_EXCL`, as mount(2) and the device mapper do (open(2)). It is closed at once: a
+/// guest's own claim would keep its copy away when it migrates within a host.
+fn expect_unclaimed(file: &File, path: &Path) -> Result<(), DeviceError> {
+    match open_again(file, libc::O_EXCL) {
         Ok(_) => Ok(()),
         Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) => {
             Err(DeviceError::DiskOfHost { path: path.to_path_buf() })
@@ -264,9 +264,34 @@ fn expect_unclaimed(path: &Path) -> Result<(), DeviceError> {
     }
 }
 
+/// Opens the file behind `file` once more for reading, with `flags`: its path may lead to another
+/// one by now.
+fn open_again(file: &File, flags: i32) -> io::Result<File> {
+    let flags = flags | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(flags).open(link)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+
+    #[test]
+    fn the_disk_that_is_checked_is_the_one_that_was_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["disk.raw", "other.raw"].map(|name| folder.path().join(name));
+        for path in [&path, &other] {
+            std::fs::write(path, [7; 4096]).unwrap();
+        }
+        let disk = Disk::open_present(&path, Access::ReadWrite).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        let again = open_again(disk.file(), libc::O_EXCL).unwrap();
+        let inode = |file: &File| file.metadata().unwrap().ino();
+        assert_eq!(inode(&again), inode(disk.file()));
+        assert_ne!(inode(&again), std::fs::metadata(&path).unwrap().ino());
+    }
 
     #[test]
     fn only_a_disk_that_was_the_guests_is_made_durable() {

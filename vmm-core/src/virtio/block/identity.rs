@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{bytes_of, is_same_here, lasting_names_of};
+use super::names::{bytes_of, is_same_here, lasting_names_of, may_be_same_device, names_of};
 
 /// Features that identify a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,16 @@ impl DiskIdentity {
     /// Returns the identity of the disk with this metadata; `None` for anything but a file or a
     /// block device.
     pub(super) fn of(found: &Metadata) -> Option<Self> {
+        Self::named_by(lasting_names_of, found)
+    }
+
+    /// Returns the identity by which this host and others recognize the disk at `path`; `None` if
+    /// there is none. Two state folders on one machine count as two hosts.
+    pub fn for_all_hosts(path: &Path) -> Option<Self> {
+        Self::named_by(names_of, &fs::metadata(path).ok()?)
+    }
+
+    fn named_by(names_of: fn(u64) -> Vec<String>, found: &Metadata) -> Option<Self> {
         if found.is_file() {
             let born = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
             let born_unix_ns = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
@@ -45,7 +55,7 @@ impl DiskIdentity {
         }
         let is_device = found.file_type().is_block_device();
         is_device.then(|| {
-            let (names, bytes) = (lasting_names_of(found.rdev()), bytes_of(found.rdev()));
+            let (names, bytes) = (names_of(found.rdev()), bytes_of(found.rdev()));
             Self::Device { names, bytes }
         })
     }
@@ -60,6 +70,25 @@ impl DiskIdentity {
             }
             (Self::Device { names, bytes }, Self::Device { names: others, bytes: its }) => {
                 is_same_here(names, others).unwrap_or(same_path && bytes == its)
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns whether this disk of another host may be the disk `here` of this one; both are from
+    /// [`Self::for_all_hosts`]. In doubt the same path decides: two hosts that write one disk
+    /// destroy its content.
+    pub fn may_be(&self, here: &Self, same_path: bool) -> bool {
+        match (self, here) {
+            (
+                Self::File { inode, born_unix_ns: born },
+                Self::File { inode: its, born_unix_ns: its_birth },
+            ) => {
+                let births = born.zip(*its_birth);
+                inode == its && births.map_or(same_path, |(one, other)| one == other)
+            }
+            (Self::Device { names, bytes }, Self::Device { names: others, bytes: its }) => {
+                may_be_same_device(names, others).unwrap_or(same_path && bytes == its)
             }
             _ => false,
         }
@@ -109,5 +138,35 @@ mod tests {
         assert!(nameless.is_same(&nameless, true) && !nameless.is_same(&nameless, false));
         assert!(!nameless.is_same(&device(&[], 8), true));
         assert!(!volume.is_same(&DiskIdentity::File { inode: 1, born_unix_ns: None }, true));
+    }
+
+    #[test]
+    fn a_disk_that_another_host_may_have_as_well_is_recognized() {
+        let file = |inode, born_unix_ns| DiskIdentity::File { inode, born_unix_ns };
+        for (here, same_path, may_be) in [
+            (file(7, Some(1)), false, true),
+            (file(7, Some(2)), true, false),
+            (file(8, Some(1)), true, false),
+            (file(7, None), true, true),
+            (file(7, None), false, false),
+        ] {
+            assert_eq!(file(7, Some(1)).may_be(&here, same_path), may_be, "{here:?}");
+        }
+        let device = |names: &[&str]| DiskIdentity::Device {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            bytes: 7,
+        };
+        let lun = device(&["wwid 1", "serial a"]);
+        assert!(lun.may_be(&device(&["wwid 1"]), false));
+        assert!(!lun.may_be(&device(&["wwid 2", "serial a"]), true));
+        let (nameless, volume) = (device(&[]), device(&["dm/uuid LVM-x"]));
+        assert!(nameless.may_be(&lun, true) && !nameless.may_be(&lun, false));
+        assert!(volume.may_be(&volume, false) && !volume.may_be(&device(&["dm/uuid y"]), true));
+        assert!(!lun.may_be(&file(7, None), true));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        assert_eq!(DiskIdentity::for_all_hosts(&path), None);
+        fs::write(&path, "content").unwrap();
+        assert_eq!(DiskIdentity::for_all_hosts(&path), DiskIdentity::at(&path));
     }
 }

@@ -55,6 +55,13 @@ pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> 
     })
 }
 
+/// As [`is_same_device`], for a caller that must not miss a device that two hosts share: a UUID in
+/// the device mapper counts even if the disks below it are unknown.
+pub(super) fn may_be_same_device(known: &[String], here: &[String]) -> Option<bool> {
+    is_same_device(known, here)
+        .or_else(|| Some(of_kind(known, DM_UUID)? == of_kind(here, DM_UUID)?))
+}
+
 /// As [`is_same_device`], for names from one host: the disks below need not be compared.
 pub(super) fn is_same_here(known: &[String], now: &[String]) -> Option<bool> {
     KINDS
