@@ -406,8 +406,8 @@ impl GuestDir {
         self.path.join(HERE).exists()
     }
 
-    /// Records that the live process has the guest: until now it may have been about to start it, or
-    /// to receive it. Only the death of a process that has its guest is a failure of the guest.
+    /// Records that the live process has the guest: until now it may have been about to start or to
+    /// receive it. Only the death of a process that has its guest is a failure of the guest.
     ///
     /// # Errors
     /// If the file cannot be written.

@@ -7,9 +7,10 @@
 //! metrics](density_metrics) and merge [`domains`], [`disks`] that are copied with the guest,
 //! [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed, [`power`] buttons and
 //! resets, [`saving`] to files, a [`terminal`] that is left, [`watching`] guests, and all
-//! [`metrics`], with a list of those that other tests move ([`moved_elsewhere`]). With faults: [`refusals`] before a migration begins,
-//! [`network`] cuts between two network namespaces, and, built with the feature `failpoints`, the
-//! matrix of [`faults`] in each phase. All of them are in one binary, so that they run in parallel.
+//! [`metrics`], with a list of those that other tests move ([`moved_elsewhere`]). With faults:
+//! [`refusals`] before a migration begins, [`network`] cuts between two network namespaces, and,
+//! built with the feature `failpoints`, the matrix of [`faults`] in each phase. All of them are in
+//! one binary, so that they run in parallel.
 //!
 //! Tests with `linux` in their names boot a Linux guest, which takes minutes where KVM emulates the
 //! guest's kernel: only `scripts/check --full` runs them.

@@ -1,5 +1,5 @@
-//! The Debian package on hosts that have nothing else of lighter: from its installation to the first
-//! migration, and guests that outlive its node, its upgrade and its removal.
+//! The Debian package on hosts that have nothing else of lighter: from its installation to the
+//! first migration, and guests that outlive its node, its upgrade and its removal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
