@@ -228,8 +228,9 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         return Ok(exit);
     }
     // A defined guest keeps its identity however it comes back.
-    let defined = state.definitions().find(&name)?.and_then(|it| it.spec.ok()?.uuid);
-    let uuid = defined.unwrap_or_else(Uuid::new_v4);
+    let defined = state.definitions().find(&name)?.map(|it| it.uuid()).transpose();
+    let defined = defined.with_context(|| format!("cannot tell the identity of {name}"))?;
+    let uuid = defined.flatten().unwrap_or_else(Uuid::new_v4);
     let trust = match args.unsafe_disks {
         true => SavedDisks::Vouched,
         false => SavedDisks::Unwritten,
