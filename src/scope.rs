@@ -91,7 +91,7 @@ impl Scope {
     ) -> Result<C, NoScope<C>> {
         let spawned = spawn(self.command(program));
         let child =
-            spawned.map_err(|error| NoScope { launcher: None, cause: error.to_string() })?;
+            spawned.map_err(|error| NoScope { launcher: None::<C>, cause: error.to_string() })?;
         let executed = pid(&child).map_or(Ok(()), |pid| await_program(pid, PATIENCE));
         match executed {
             Ok(()) => Ok(child),

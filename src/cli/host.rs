@@ -88,9 +88,11 @@ pub(crate) struct NodeArgs {
     pub(crate) metrics: Option<SocketAddr>,
 
     /// Serve metrics by HTTPS, with this host's certificate: Prometheus trusts it by the
-    /// authority's `ca.pem`.
-    #[arg(long)]
-    pub(crate) metrics_tls: bool,
+    /// authority's `ca.pem` [default: false].
+    #[arg(
+        long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub(crate) metrics_tls: Option<bool>,
 
     /// File with USER:PASSWORD, readable by its owner only: clients must send them (`basic_auth` of
     /// Prometheus) [default: no password].
@@ -141,7 +143,7 @@ impl NodeArgs {
             listen: self.listen.or(file.listen),
             ports: self.ports.or(file.ports),
             metrics: self.metrics.or(file.metrics),
-            metrics_tls: self.metrics_tls || file.metrics_tls,
+            metrics_tls: self.metrics_tls.or(file.metrics_tls),
             metrics_auth: self.metrics_auth.or(file.metrics_auth),
             reserve_memory: self.reserve_memory.or(file.reserve_memory),
             net_map: either(self.net_map, file.net_map),
@@ -165,6 +167,11 @@ impl NodeArgs {
     /// TCP address of the metrics.
     pub(crate) fn metrics(&self) -> SocketAddr {
         self.metrics.unwrap_or(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)))
+    }
+
+    /// Whether the metrics are served by HTTPS.
+    pub(crate) fn metrics_tls(&self) -> bool {
+        self.metrics_tls.unwrap_or_default()
     }
 
     /// Memory kept for the host, in bytes.
