@@ -106,8 +106,9 @@ pub(crate) fn described(expiry: &Expiry, now: SystemTime) -> String {
     format!("{what} {verb} {when} ({until})")
 }
 
-/// Prints a note on stderr if this host's certificate or its authority has expired or soon will. A host without one,
-/// or with one that this user may not read, has no note: other commands report that.
+/// Prints a note on stderr if this host's certificate or its authority has expired or soon will. A
+/// host without one, or with one that this user may not read, has no note: other commands report
+/// that.
 pub(crate) fn note_expiry(state: &StateDir) {
     let expiry = Expiry::load(&state.certs()).ok();
     if let Some(text) = expiry.and_then(|expiry| warning(&expiry, SystemTime::now())) {

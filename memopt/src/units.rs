@@ -44,8 +44,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes.round() as u64)
 }
 
-/// Returns what to write instead of `bytes`, an amount that does not fit, if it was probably written
-/// with a decimal unit and `fits` with the binary one: `512MB` instead of `512M`.
+/// Returns what to write instead of `bytes`, an amount that does not fit, if it was probably
+/// written with a decimal unit and `fits` with the binary one: `512MB` instead of `512M`.
 pub fn binary_instead(bytes: u64, fits: impl Fn(u64) -> bool) -> Option<String> {
     let units = [("G", 1_000_000_000, GIB), ("M", 1_000_000, MIB), ("K", 1000, 1 << 10)];
     let is_whole = |(_, decimal, _): &(&str, u64, u64)| bytes.is_multiple_of(*decimal);
