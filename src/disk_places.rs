@@ -88,8 +88,8 @@ impl DiskPlaces {
             let places = self.folders.iter().chain(&self.devices);
             let places: Vec<_> = places.map(|place| place.display().to_string()).collect();
             return Err(format!(
-                "the destination takes disks in {} alone, not {shown}: start its node with another --disk-dir or --disk-device, or choose \
-                 another place for a disk that is copied (--copy-disks, --disk-path)",
+                "the destination takes disks in {} and nowhere else, and {shown} is not there: start its node with another \
+                 --disk-dir or --disk-device, or choose another place for a disk that is copied (--copy-disks, --disk-path)",
                 places.join(", ")
             ));
         }
@@ -187,7 +187,7 @@ mod tests {
         let places = DiskPlaces::new(Vec::new(), vec![device.clone()]);
         let refused = places.permit(&other).unwrap_err();
         assert!(
-            refused.contains("sdb alone, not") && refused.contains("--disk-device"),
+            refused.contains("sdb and nowhere else") && refused.contains("--disk-device"),
             "{refused}"
         );
         assert!(places.place(&device).is_err(), "it is not made");

@@ -1,5 +1,5 @@
-//! The certificate of this host: how long it is still valid, and its renewal where the authority is
-//! on the same host. `lighter certs`, the node and the listings use it.
+//! The certificate of this host: how long it can still be used, and how it is issued and renewed
+//! where the authority is on the same host. `lighter certs`, the node and the listings use it.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::{
-    Authority, Bundle, HostCertificate, OtherAuthority, PendingKey, calendar_time,
+    Authority, Bundle, Expiry, HostCertificate, Limit, OtherAuthority, PendingKey, calendar_time,
 };
 
 use crate::file_lock::FileLock;
@@ -58,11 +58,15 @@ pub(crate) fn lock_changes(certs: &Path) -> Result<FileLock> {
     lock(certs, "change.lock")
 }
 
-/// Returns whether the certificate should be renewed at `now`.
-pub(crate) fn is_due(certificate: &HostCertificate, now: SystemTime) -> bool {
+/// What to do about an authority that expires.
+pub(crate) const REPLACE_AUTHORITY: &str =
+    "replace the authority (\"An authority that expires\" in the user guide)";
+
+/// Returns whether the certificate, which expires as `expiry` says, should be renewed at `now`.
+pub(crate) fn is_due(certificate: &HostCertificate, expiry: &Expiry, now: SystemTime) -> bool {
     let HostCertificate { valid_from_unix_s, valid_until_unix_s, .. } = certificate;
     let third = valid_until_unix_s.saturating_sub(*valid_from_unix_s) / 3;
-    certificate.left_s(now) <= third.min(RENEWAL_S)
+    expiry.left_s(now) <= third.min(RENEWAL_S)
 }
 
 /// Describes when a certificate expires or expired: `in 12 days`, `3 hours ago`.
@@ -82,24 +86,32 @@ pub(crate) fn when(left_s: i64) -> String {
 }
 
 /// Returns the warning about a certificate that has expired or soon will; none before that.
-fn warning(certificate: &HostCertificate, now: SystemTime) -> Option<String> {
-    let is_soon = certificate.left_s(now) <= SOON_S;
-    is_soon.then(|| format!("{}: see `lighter certs renew`", expiry(certificate, now)))
+fn warning(expiry: &Expiry, now: SystemTime) -> Option<String> {
+    let way_out = match expiry.limit {
+        Limit::Host => "see `lighter certs renew`",
+        Limit::Authority => REPLACE_AUTHORITY,
+    };
+    (expiry.left_s(now) <= SOON_S).then(|| format!("{}: {way_out}", described(expiry, now)))
 }
 
-/// Says when this host's certificate expires or has expired.
-pub(crate) fn expiry(certificate: &HostCertificate, now: SystemTime) -> String {
-    let left_s = certificate.left_s(now);
+/// Says which certificate expires or has expired first, and when.
+pub(crate) fn described(expiry: &Expiry, now: SystemTime) -> String {
+    let left_s = expiry.left_s(now);
     let verb = if left_s < 0 { "expired" } else { "expires" };
-    let (when, until) = (when(left_s), calendar_time(certificate.valid_until_unix_s));
-    format!("this host's certificate {verb} {when} ({until})")
+    let (when, until) = (when(left_s), calendar_time(expiry.until_unix_s));
+    let what = match expiry.limit {
+        Limit::Host => "this host's certificate",
+        Limit::Authority => "the authority of this host's certificate",
+    };
+    format!("{what} {verb} {when} ({until})")
 }
 
-/// Prints a note on stderr if this host's certificate has expired or soon will. A host without one,
-/// or with one that this user may not read, has no note: other commands report that.
+/// Prints a note on stderr if this host's certificate or its authority has expired or soon will. A
+/// host without one, or with one that this user may not read, has no note: other commands report
+/// that.
 pub(crate) fn note_expiry(state: &StateDir) {
-    let certificate = HostCertificate::load(&state.certs()).ok();
-    if let Some(text) = certificate.and_then(|found| warning(&found, SystemTime::now())) {
+    let expiry = Expiry::load(&state.certs()).ok();
+    if let Some(text) = expiry.and_then(|expiry| warning(&expiry, SystemTime::now())) {
         output::note(format_args!("lighter: {text}"));
     }
 }
@@ -127,16 +139,49 @@ pub(crate) fn renew(
     authority: &Authority,
     current: &HostCertificate,
 ) -> Result<HostCertificate> {
+    issue(certs, authority, &current.names)
+}
+
+/// Issues and installs a certificate with these names for this host, by the authority on this host.
+/// Its key is the one of a request that has not been answered, or a new one. The caller holds the
+/// lock of [`lock_changes`].
+///
+/// # Errors
+/// If a file cannot be read or written; a certificate that the host has is then still in place.
+pub(crate) fn issue(
+    certs: &Path,
+    authority: &Authority,
+    names: &[String],
+) -> Result<HostCertificate> {
     let key = PendingKey::open(certs).context("cannot make a key")?;
-    let bundle: Bundle = key.certified_by(authority, &current.names)?;
+    let bundle: Bundle = key.certified_by(authority, names)?;
     authority.record(certs, bundle.cert_pem())?;
     bundle.install(certs, OtherAuthority::Refuse).context("cannot install the new certificate")?;
     Ok(bundle.certificate().clone())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+
     use super::*;
+
+    /// Creates a folder with an authority that expires in `days` days, and a certificate of it.
+    pub(crate) fn with_authority_for(days: u32) -> (tempfile::TempDir, Authority) {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let (now, day) = (date_time_ymd(1970, 1, 1) + now, Duration::from_hours(24));
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        (params.not_before, params.not_after) = (now - day, now + day * days);
+        let key = KeyPair::generate().unwrap();
+        let cert_pem = params.self_signed(&key).unwrap().pem();
+        std::fs::write(dir.path().join("ca.pem"), cert_pem).unwrap();
+        std::fs::write(dir.path().join("ca.key"), key.serialize_pem()).unwrap();
+        let authority = Authority::load(dir.path()).unwrap();
+        authority.issue(&["host-a".into()]).unwrap().save(dir.path()).unwrap();
+        (dir, authority)
+    }
 
     fn valid(from_days: i64, until_days: i64) -> HostCertificate {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -161,18 +206,32 @@ mod tests {
             (0, 9, false),
             (-7, 2, true),
         ] {
-            assert_eq!(is_due(&valid(from, until), now), due, "{from} {until}");
+            let certificate = valid(from, until);
+            let expiry = Expiry::of(&certificate);
+            assert_eq!(is_due(&certificate, &expiry, now), due, "{from} {until}");
         }
+        let expiry = Expiry { limit: Limit::Authority, ..Expiry::of(&valid(-700, 20)) };
+        assert!(is_due(&valid(-700, 120), &expiry, now), "the authority expires earlier");
     }
 
     #[test]
     fn only_a_certificate_that_soon_expires_is_noted() {
         let now = SystemTime::now();
-        assert_eq!(warning(&valid(-100, 15), now), None);
-        let soon = warning(&valid(-100, 13), now).unwrap();
+        let expiry = |days| Expiry::of(&valid(-100, days));
+        assert_eq!(warning(&expiry(15), now), None);
+        let soon = warning(&expiry(13), now).unwrap();
         assert!(soon.contains("expires in 1") && soon.contains("lighter certs renew"), "{soon}");
-        let late = warning(&valid(-100, -3), now).unwrap();
+        let late = warning(&expiry(-3), now).unwrap();
         assert!(late.contains("expired 3 days ago"), "{late}");
+    }
+
+    #[test]
+    fn an_authority_that_soon_expires_is_named() {
+        let (dir, _) = with_authority_for(10);
+        let expiry = Expiry::load(dir.path()).unwrap();
+        let text = warning(&expiry, SystemTime::now()).unwrap();
+        assert!(text.starts_with("the authority of this host's certificate expires in "), "{text}");
+        assert!(text.contains("replace the authority") && !text.contains("renew"), "{text}");
     }
 
     #[test]

@@ -6,8 +6,11 @@
 //! the process ID, the standard streams and the environment stay the same. A guest whose process
 //! gets no scope starts without one.
 
+use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
 use uuid::Uuid;
@@ -20,11 +23,18 @@ const SYSTEMD_RUN: &str = "systemd-run";
 /// The folder that exists only while systemd is the system's init (sd_booted(3)).
 const SYSTEMD_FOLDER: &str = "/run/systemd/system";
 
-/// The slice of all guests; `packaging/lighter.slice` limits and accounts it.
+/// How long systemd may take to create a scope; a D-Bus that hangs must not keep a guest from
+/// starting.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often to check whether systemd-run has executed the program.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The slice of all guests; `packaging/lighter.slice` has systemd count what they use.
 const SLICE: &str = "lighter.slice";
 
 /// A scope for the process of a guest that is about to be started.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Scope {
     unit: String,
     description: String,
@@ -58,17 +68,35 @@ impl Scope {
         for accounting in ["MemoryAccounting=yes", "CPUAccounting=yes", "IOAccounting=yes"] {
             command.args(["-p", accounting]);
         }
-        // When the host shuts down, guests end before the file systems with their disks do.
-        command.args(["-p", "After=remote-fs.target"]);
+        // When the host shuts down, guests end before the file systems with their disks are
+        // unmounted.
+        for order in ["After=local-fs.target", "After=remote-fs.target"] {
+            command.args(["-p", order]);
+        }
         command.arg("--").arg(program);
         command
     }
 
-    /// Whether the process of [`Scope::command`] has executed no program: it is still systemd-run,
-    /// though it has exited or kept the caller waiting. Ask before it is waited for.
-    pub(crate) fn has_failed(&self, pid: u32) -> bool {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| name.trim_end() == SYSTEMD_RUN)
+    /// Starts `program` in this scope, and waits until systemd-run has executed it. `spawn` adds
+    /// the program's arguments and starts the command; `pid` is the ID of the process, until it is
+    /// waited for. Blocks, for a limited time.
+    ///
+    /// # Errors
+    /// [`NoScope`]; the program has not begun then.
+    pub(crate) fn start<C>(
+        &self,
+        program: &Path,
+        spawn: impl FnOnce(Command) -> io::Result<C>,
+        pid: impl FnOnce(&C) -> Option<u32>,
+    ) -> Result<C, NoScope<C>> {
+        let spawned = spawn(self.command(program));
+        let child =
+            spawned.map_err(|error| NoScope { launcher: None::<C>, cause: error.to_string() })?;
+        let executed = pid(&child).map_or(Ok(()), |pid| await_program(pid, PATIENCE));
+        match executed {
+            Ok(()) => Ok(child),
+            Err(cause) => Err(NoScope { launcher: Some(child), cause }),
+        }
     }
 
     /// Returns the warning that the process starts without this scope; `cause` says why.
@@ -78,6 +106,57 @@ impl Scope {
             "the {} gets no scope in {SLICE}, and may end with the service or session that starts it: {SYSTEMD_RUN}: {cause}",
             self.description
         )
+    }
+}
+
+/// Why a process got no scope.
+#[derive(Debug)]
+pub(crate) struct NoScope<C> {
+    /// The process of systemd-run, for the caller to end; none if it did not start. What it wrote
+    /// to stderr says more than `cause`.
+    pub(crate) launcher: Option<C>,
+    /// What happened.
+    pub(crate) cause: String,
+}
+
+/// Waits until the process `pid`, of systemd-run, has executed another program.
+///
+/// # Errors
+/// If it exits instead, or takes longer than `patience`.
+fn await_program(pid: u32, patience: Duration) -> Result<(), String> {
+    let begin = Instant::now();
+    loop {
+        match launcher_of(pid) {
+            Launcher::Gone => return Ok(()),
+            Launcher::Exited => return Err("it exited".to_owned()),
+            Launcher::Runs if begin.elapsed() >= patience => {
+                return Err(format!("no answer from systemd within {} s", patience.as_secs()));
+            }
+            Launcher::Runs => sleep(PAUSE),
+        }
+    }
+}
+
+/// The state of systemd-run in a process.
+enum Launcher {
+    /// It waits for systemd.
+    Runs,
+    /// It has exited, and was not waited for.
+    Exited,
+    /// The process has executed another program.
+    Gone,
+}
+
+/// Reads the state of systemd-run in the process `pid`. A process whose state cannot be read is not
+/// systemd-run: this process has not waited for that one.
+fn launcher_of(pid: u32) -> Launcher {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // PID (NAME) STATE ..., and a name may have parentheses (proc_pid_stat(5)).
+    let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
+    match name {
+        Some((SYSTEMD_RUN, rest)) if rest.trim_start().starts_with(['Z', 'X']) => Launcher::Exited,
+        Some((SYSTEMD_RUN, _)) => Launcher::Runs,
+        _ => Launcher::Gone,
     }
 }
 
@@ -113,6 +192,8 @@ mod tests {
             "-p",
             "IOAccounting=yes",
             "-p",
+            "After=local-fs.target",
+            "-p",
             "After=remote-fs.target",
             "--",
             "/usr/bin/lighter",
@@ -130,27 +211,28 @@ mod tests {
     #[test]
     fn a_launcher_that_exits_or_hangs_has_failed_and_a_program_has_not() {
         let folder = tempfile::tempdir().unwrap();
-        let launcher = |script: &str| {
+        let outcome = |script: &str, patience| {
             let path = folder.path().join(SYSTEMD_RUN);
             std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-            let mut child = Command::new(path)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("a shell");
-            // The shell has begun, and has executed another program or exited.
-            let mut output = child.stdout.take().unwrap();
-            let mut first = [0];
-            let _none_at_its_end = std::io::Read::read(&mut output, &mut first).unwrap();
-            let failed = scope().has_failed(child.id());
+            let mut child = Command::new(path).stdin(Stdio::piped()).spawn().expect("a shell");
+            let outcome = await_program(child.id(), patience);
             drop(child.stdin.take());
             child.wait().unwrap();
-            failed
+            outcome
         };
-        assert!(launcher("exit 1"), "it has exited, and was not waited for");
-        assert!(launcher("echo; read line"), "it hangs");
-        assert!(!launcher("exec /bin/sh -c 'echo; read line'"), "it has executed the program");
+        let long = Duration::from_secs(60);
+        assert_eq!(outcome("exit 1", long).unwrap_err(), "it exited");
+        let hangs = outcome("read line", Duration::ZERO).unwrap_err();
+        assert!(hangs.contains("no answer from systemd"), "{hangs}");
+        outcome("exec /bin/sh -c 'read line'", long).expect("it has executed the program");
+    }
+
+    #[test]
+    fn a_launcher_that_does_not_start_is_reported() {
+        let missing = |_: Command| Err::<(), io::Error>(io::ErrorKind::NotFound.into());
+        let failed = scope().start(Path::new("/bin/true"), missing, |_| None).unwrap_err();
+        assert!(failed.launcher.is_none() && failed.cause.contains("not found"), "{failed:?}");
     }
 
     #[test]

@@ -72,17 +72,19 @@ pub(crate) fn until_leave_key(typed: &[u8]) -> (&[u8], bool) {
     }
 }
 
-/// Passes stdin to `take` until its end, or until `take` breaks, in a thread of its own.
+/// Passes stdin to `take` until its end, or until `take` breaks, in a thread of its own. Calls
+/// `at_end` at the end; the terminal may be gone.
 ///
 /// # Errors
 /// If the thread cannot be started.
 pub(crate) fn forward_input(
     mut take: impl FnMut(&[u8]) -> ControlFlow<()> + Send + 'static,
+    at_end: impl FnOnce() + Send + 'static,
 ) -> Result<()> {
     let read_input = move || {
         let mut buffer = [0; 256];
         loop {
-            let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) else { return };
+            let Ok(count @ 1..) = io::stdin().lock().read(&mut buffer) else { return at_end() };
             if take(buffer.get(..count).unwrap_or_default()).is_break() {
                 return;
             }

@@ -189,7 +189,7 @@ pub(crate) fn last_migration(state: &StateDir, guest: &GuestName) -> Result<Opti
 /// If the records cannot be read, or one of this guest's: it may be the latest.
 pub(crate) fn migrations_of(state: &StateDir, guest: &GuestName) -> Result<Vec<Record>> {
     let definition = state.definitions().find(guest).ok().flatten();
-    let uuid = definition.and_then(|definition| definition.spec.ok()?.uuid);
+    let uuid = definition.and_then(|definition| definition.uuid().ok()?);
     if !state.migrations().try_exists()? {
         return Ok(Vec::new());
     }

@@ -1,12 +1,14 @@
 //! The implementation of the fuzz targets: one module for each source of untrusted input.
 //!
 //! [`mod@driver`] is a guest's driver of a virtio device, compliant or not; [`peer`] is the other
-//! host of a migration, [`arrival`] a guest that arrives from it; [`mod@file`] are files on disk.
+//! host of a migration, [`arrival`] a guest that arrives from it; [`mod@file`] are files on disk,
+//! [`certificate`] are texts about a host's certificate.
 //! Every entry point returns how far its input got, so that `tests/reach.rs` can tell a target that
 //! exercises the code from one whose input is rejected by the first checks. `scripts/fuzz` runs the
 //! targets.
 
 pub mod arrival;
+pub mod certificate;
 pub mod driver;
 pub mod file;
 pub mod peer;

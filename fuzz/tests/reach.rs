@@ -3,6 +3,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use fuzz::arrival::{self, Arrival};
+use fuzz::certificate::{self, Text};
 use fuzz::driver::{
     self, BalloonRequest, Copier, DiskRequest, Fill, NetRequest, Network, Operator, Program, Reach,
     RegisterScript, Script, VsockRequest,
@@ -105,4 +106,6 @@ fn files_are_understood_at_times() {
     let templates = reached(|template: TemplateFile| file::template(&template).into());
     assert!(templates > INPUTS / 100, "{templates} templates");
     assert!(!file::record(&[Line::Checked(b"{}".to_vec())]));
+    let certificates = reached(|text: Text| certificate::read(&text));
+    assert!(certificates > INPUTS / 20, "{certificates} requests and certificates");
 }

@@ -44,6 +44,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes.round() as u64)
 }
 
+/// Returns what to write instead of `bytes`, an amount that does not fit, if it was probably
+/// written with a decimal unit and `fits` with the binary one: `512MB` instead of `512M`.
+pub fn binary_instead(bytes: u64, fits: impl Fn(u64) -> bool) -> Option<String> {
+    let units = [("G", 1_000_000_000, GIB), ("M", 1_000_000, MIB), ("K", 1000, 1 << 10)];
+    let is_whole = |(_, decimal, _): &(&str, u64, u64)| bytes.is_multiple_of(*decimal);
+    let (unit, decimal, binary) = units.into_iter().find(is_whole)?;
+    let count = bytes / decimal;
+    let is_it = count > 0 && fits(count.saturating_mul(binary));
+    is_it.then(|| format!("{count}{unit}B is decimal ({bytes} bytes): write {count}{unit}"))
+}
+
 /// Parses a share: `20%`, `12.5%`, `0%` to `100%`. The result is from 0 to 1.
 ///
 /// # Errors
@@ -217,6 +228,23 @@ mod tests {
         }
         for (text, bytes) in [("512MB", 512_000_000), ("1.5gb", 1_500_000_000), ("4KB", 4000)] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_decimal_size_that_does_not_fit_is_recognised() {
+        let fits = |bytes: u64| bytes.is_multiple_of(256 << 10);
+        for (text, said) in [
+            ("512MB", Some("512MB is decimal (512000000 bytes): write 512M")),
+            ("2GB", Some("2GB is decimal (2000000000 bytes): write 2G")),
+            ("1.5GB", Some("1500MB is decimal (1500000000 bytes): write 1500M")),
+            ("512KB", Some("512KB is decimal (512000 bytes): write 512K")),
+            ("100KB", None),
+            ("4097", None),
+            ("0", None),
+        ] {
+            let bytes = parse_size(text).unwrap();
+            assert_eq!(binary_instead(bytes, fits).as_deref(), said, "{text}");
         }
     }
 

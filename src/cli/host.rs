@@ -88,9 +88,11 @@ pub(crate) struct NodeArgs {
     pub(crate) metrics: Option<SocketAddr>,
 
     /// Serve metrics by HTTPS, with this host's certificate: Prometheus trusts it by the
-    /// authority's `ca.pem`.
-    #[arg(long)]
-    pub(crate) metrics_tls: bool,
+    /// authority's `ca.pem` [default: false].
+    #[arg(
+        long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub(crate) metrics_tls: Option<bool>,
 
     /// File with USER:PASSWORD, readable by its owner only: clients must send them (`basic_auth` of
     /// Prometheus) [default: no password].
@@ -141,7 +143,7 @@ impl NodeArgs {
             listen: self.listen.or(file.listen),
             ports: self.ports.or(file.ports),
             metrics: self.metrics.or(file.metrics),
-            metrics_tls: self.metrics_tls || file.metrics_tls,
+            metrics_tls: self.metrics_tls.or(file.metrics_tls),
             metrics_auth: self.metrics_auth.or(file.metrics_auth),
             reserve_memory: self.reserve_memory.or(file.reserve_memory),
             net_map: either(self.net_map, file.net_map),
@@ -167,6 +169,11 @@ impl NodeArgs {
         self.metrics.unwrap_or(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT)))
     }
 
+    /// Whether the metrics are served by HTTPS.
+    pub(crate) fn metrics_tls(&self) -> bool {
+        self.metrics_tls.unwrap_or_default()
+    }
+
     /// Memory kept for the host, in bytes.
     pub(crate) fn reserve_memory(&self) -> u64 {
         self.reserve_memory.map_or(RESERVE_BYTES, |size| size.0)
@@ -190,6 +197,17 @@ pub(crate) enum ForeignGuestsArg {
     Watch,
     /// Ignore them.
     Off,
+}
+
+/// Parses a SHA-256 fingerprint, with colons or without; returns it as `openssl x509 -fingerprint`
+/// prints it.
+fn fingerprint(text: &str) -> Result<String, String> {
+    let digits = text.replace(':', "").to_ascii_uppercase();
+    if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err("it has 64 hexadecimal digits, as `lighter certs sign` prints them".to_owned());
+    }
+    let pairs: Vec<&str> = (0..64).step_by(2).map(|at| &digits[at..at + 2]).collect();
+    Ok(pairs.join(":"))
 }
 
 /// `lighter incoming`: the process of a guest that is on its way here. Started by the node, which
@@ -321,7 +339,8 @@ Examples:
   lighter --state-dir ~/authority certs sign host-b.csr > host-b.pem
 
 Sign only requests that came from the host itself (over ssh, say), and check the names that are
-shown: the certificate lets its host act under them.")]
+shown: the certificate lets its host act under them. The last line that is printed is the command
+for that host, with the authority's fingerprint.")]
     Sign {
         /// The request; `-` reads stdin.
         file: PathBuf,
@@ -333,14 +352,21 @@ shown: the certificate lets its host act under them.")]
     /// Install the certificate that `lighter certs sign` made for this host.
     #[command(after_help = "\
 Examples:
-  lighter certs install host-b.pem
+  lighter certs install --authority 5C:0D:... host-b.pem
   lighter certs install --replace-authority host-b.pem
+  ssh host-a cat host-b.pem | lighter certs install -
 
-Compare the authority's fingerprint with the one that `lighter certs sign` prints, unless the file
-came over a secure channel. A running node uses the certificate within a minute.")]
+`lighter certs sign` prints the first command in full. Without --authority, install only a file that
+came over a secure channel: the host trusts the authority in it. A running node uses the certificate
+within a minute.")]
     Install {
         /// The certificates; `-` reads stdin.
         file: PathBuf,
+
+        /// SHA-256 fingerprint of the authority: a file with another one is refused before anything
+        /// changes. Give it more than once for more authorities.
+        #[arg(long, value_name = "SHA256", value_parser = fingerprint)]
+        authority: Vec<String>,
 
         /// Trust the authority of this certificate in place of the ones that the host trusts now.
         #[arg(long)]
@@ -408,4 +434,20 @@ give their file.")]
         #[command(flatten)]
         json: JsonFlag,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_is_read_with_colons_or_without() {
+        let plain = "0a".repeat(32);
+        let shown = vec!["0A"; 32].join(":");
+        assert_eq!(fingerprint(&plain).unwrap(), shown);
+        assert_eq!(fingerprint(&shown).unwrap(), shown);
+        for wrong in ["", "SHA256", &plain[1..], &plain.replace('a', "g"), &"ä".repeat(32)] {
+            assert!(fingerprint(wrong).is_err(), "{wrong}");
+        }
+    }
 }

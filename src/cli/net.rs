@@ -132,8 +132,8 @@ impl NetAllowed {
         match links.find(is_other).filter(|_| !self.0.is_empty()) {
             None => Ok(()),
             Some(link) => Err(format!(
-                "the destination takes guests with network devices at {} alone, not at {}: start its node with another --net-allow, or \
-                 with --net-map {}=NAME",
+                "the destination takes guests with network devices only at {}, and this guest has one at {}: start its node with \
+                 another --net-allow, or with --net-map {}=NAME",
                 self.0.join(", "),
                 link.interface(),
                 link.interface()

@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use memopt::units::binary_instead;
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 use vmm_core::memory::{
@@ -351,12 +352,12 @@ where
 }
 
 /// Returns the error for an impossible amount of memory. A number below the smallest is likely to
-/// lack its unit.
+/// lack its unit; a decimal unit is likely to be meant as the binary one.
 fn memory_fault(bytes: u64, error: &MemoryError) -> String {
-    let in_mib = bytes.saturating_mul(MIB);
-    match bytes < MIB && RamLayout::new(in_mib).is_ok() {
+    let is_possible = |bytes| RamLayout::new(bytes).is_ok();
+    match bytes < MIB && is_possible(bytes.saturating_mul(MIB)) {
         true => format!("{bytes} bytes are too few: did you mean {bytes}M?"),
-        false => error.to_string(),
+        false => binary_instead(bytes, is_possible).unwrap_or_else(|| error.to_string()),
     }
 }
 
@@ -373,7 +374,11 @@ impl GuestSpec {
     pub(crate) fn check(&self) -> Result<(), Fault> {
         let bytes = self.memory_bytes().unwrap_or(MEMORY_BYTES);
         RamLayout::new(bytes).map_err(|error| Fault::of("memory", memory_fault(bytes, &error)))?;
-        self.memory_config().check(bytes).map_err(|error| {
+        let config = self.memory_config();
+        config.check(bytes).map_err(|error| {
+            if let Some(what) = binary_instead(bytes, |bytes| config.check(bytes).is_ok()) {
+                return Fault::of("memory", what);
+            }
             let key = if self.hugepages.is_some() { "hugepages" } else { "numa-policy" };
             Fault::of(key, error.to_string())
         })?;

@@ -46,7 +46,7 @@ impl Document {
     /// # Errors
     /// If it describes another guest than `before`, or this host has no entropy to choose an
     /// address.
-    pub(crate) fn text_to_keep(&self, before: Option<&GuestSpec>) -> Result<String> {
+    pub(crate) fn text_to_keep(&self, before: Option<&Kept>) -> Result<String> {
         let root = DeTable::parse(&self.text).map_err(|error| anyhow!("{error}"))?;
         let mut missing = Vec::from_iter(self.missing_identity(root.get_ref(), before)?);
         missing.extend(self.missing_addresses(root.get_ref(), before)?);
@@ -67,9 +67,9 @@ impl Document {
     fn missing_identity(
         &self,
         root: &DeTable<'_>,
-        before: Option<&GuestSpec>,
+        before: Option<&Kept>,
     ) -> Result<Option<(usize, String)>> {
-        let before = before.and_then(|spec| spec.uuid);
+        let before = before.and_then(|kept| kept.uuid);
         match (self.spec.uuid, before) {
             (Some(new), Some(old)) if new != old => {
                 bail!("it is defined with the UUID {old}, not {new}: that is another guest")
@@ -87,14 +87,14 @@ impl Document {
     fn missing_addresses(
         &self,
         root: &DeTable<'_>,
-        before: Option<&GuestSpec>,
+        before: Option<&Kept>,
     ) -> Result<Vec<(usize, String)>> {
         let mut missing = Vec::new();
         for (index, net) in self.spec.net.iter().enumerate() {
             if net.mac.is_some() {
                 continue;
             }
-            let known = before.and_then(|spec| spec.net.get(index)?.mac);
+            let known = before.and_then(|kept| *kept.addresses.get(index)?);
             let mac = match known {
                 Some(mac) => mac,
                 None => MacAddress::random().context("cannot choose an address")?,
@@ -123,6 +123,52 @@ impl Document {
         let missing = || anyhow!("{}: the key `name` is missing", path.display());
         self.spec.name.as_ref().ok_or_else(missing)
     }
+}
+
+/// What a guest keeps when it is defined again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// The guest's identity.
+    pub(crate) uuid: Option<Uuid>,
+    /// The address of each network device that has one.
+    addresses: Vec<Option<MacAddress>>,
+}
+
+impl Kept {
+    /// Returns what the guest of this specification keeps.
+    pub(crate) fn of(spec: &GuestSpec) -> Self {
+        Self { uuid: spec.uuid, addresses: spec.net.iter().map(|net| net.mac).collect() }
+    }
+
+    /// Reads what the guest `name` keeps from its definition file at `path`, whatever else is wrong
+    /// with that file; none if the file is not valid TOML, is for another guest, or its `uuid` is
+    /// not one.
+    pub(crate) fn read(path: &Path, name: &GuestName) -> Option<Self> {
+        Self::parse(&regular_file::read_text(path, FILE_BYTES_MAX).ok()?, name)
+    }
+
+    fn parse(text: &str, name: &GuestName) -> Option<Self> {
+        let root = DeTable::parse(text).ok()?;
+        let root = root.get_ref();
+        if value(root, "name")?.as_str()? != name.as_str() {
+            return None;
+        }
+        let uuid = match value(root, "uuid") {
+            Some(uuid) => Some(uuid.as_str()?.parse().ok()?),
+            None => None,
+        };
+        let nets = value(root, "net").and_then(DeValue::as_array);
+        let nets = nets.into_iter().flat_map(|nets| nets.iter());
+        let address = |net: &Spanned<DeValue<'_>>| {
+            value(net.get_ref().as_table()?, "mac")?.as_str()?.parse().ok()
+        };
+        Some(Self { uuid, addresses: nets.map(address).collect() })
+    }
+}
+
+/// Returns the value of a key in `table`.
+fn value<'a, 'i>(table: &'a DeTable<'i>, key: &str) -> Option<&'a DeValue<'i>> {
+    table.iter().find(|(it, _)| it.get_ref() == key).map(|(_, value)| value.get_ref())
 }
 
 /// Parses a definition file; messages call it `file`.
@@ -255,6 +301,10 @@ tap = "tap-db"
         refused("memory = \"512\"", "1: memory: ", "did you mean 512M?");
         refused("memory = \"lots\"", "1: memory: ", "`lots`");
         refused("memory = \"1M\"", "1: memory: ", "not possible");
+        let decimal = "512MB is decimal (512000000 bytes): write 512M";
+        refused("memory = \"512MB\"", "1: memory: ", decimal);
+        // Possible with small pages, but not with these.
+        refused("memory = \"4096MB\"\nhugepages = \"2M\"", "1: memory: ", "write 4096M");
         refused("cpus = 256", "1: cpus: ", "`256` is out of range");
         refused("cpus = 0", "1: cpus: ", "1 to 255");
         refused("cpus = \"2\"", "1: cpus: ", "expected a whole number");
@@ -374,7 +424,7 @@ tap = "tap-db"
             assert_eq!(macs[1].unwrap().to_string(), "52:54:00:00:00:01");
             assert!(defined.text.starts_with(kernel), "what was written stays");
             assert_eq!(defined.text_to_keep(None).unwrap(), defined.text);
-            let again = document(text).text_to_keep(Some(&defined.spec)).unwrap();
+            let again = document(text).text_to_keep(Some(&Kept::of(&defined.spec))).unwrap();
             assert_eq!(given(&read(&again).unwrap()), macs, "defined again, it keeps them");
             assert_eq!(read(&again).unwrap().uuid, defined.spec.uuid, "and is the same guest");
         }
@@ -385,9 +435,26 @@ tap = "tap-db"
         let spec =
             |uuid: u128| GuestSpec { uuid: Some(Uuid::from_u128(uuid)), ..read("").unwrap() };
         let document = Document { text: String::new(), spec: spec(1) };
-        assert_eq!(document.text_to_keep(Some(&spec(1))).unwrap(), "");
-        let refused = document.text_to_keep(Some(&spec(2))).unwrap_err().to_string();
+        let kept = |uuid| Kept::of(&spec(uuid));
+        assert_eq!(document.text_to_keep(Some(&kept(1))).unwrap(), "");
+        let refused = document.text_to_keep(Some(&kept(2))).unwrap_err().to_string();
         assert!(refused.contains("another guest"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_guest_keeps_is_read_from_a_file_with_a_fault() {
+        let name: GuestName = "db".parse().unwrap();
+        let wanted = Kept::of(&read(FULL).unwrap());
+        assert!(wanted.uuid.is_some() && wanted.addresses[0].is_some());
+        for (key, fault) in [("\"1G\"", "\"1GB\""), ("cpus = 2", "cpu-count = 2")] {
+            let text = FULL.replace(key, fault);
+            read(&text).unwrap_err();
+            assert_eq!(Kept::parse(&text, &name).as_ref(), Some(&wanted), "{fault}");
+        }
+        assert_eq!(Kept::parse("name = \"db\"\nx = 1", &name), Some(Kept::default()));
+        for text in ["name = \"db\"\nuuid = \"8f\"", "name = \"web\"", "", "name ="] {
+            assert_eq!(Kept::parse(text, &name), None, "{text}");
+        }
     }
 
     #[test]

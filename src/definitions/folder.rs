@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use uuid::Uuid;
 
-use super::document::Document;
+use super::document::{Document, Kept};
 use crate::cli::spec::GuestSpec;
 use crate::durable;
 use crate::names::GuestName;
@@ -23,6 +24,31 @@ pub(crate) struct Definition {
     pub(crate) autostart: bool,
     /// The content of the file, or why it cannot be used: a damaged file stays listed.
     pub(crate) spec: Result<GuestSpec>,
+}
+
+impl Definition {
+    /// Returns the guest's identity, if its file gives one. A fault elsewhere in the file does not
+    /// matter.
+    ///
+    /// # Errors
+    /// With the fault of the file, if it hides the identity.
+    pub(crate) fn uuid(&self) -> Result<Option<Uuid>> {
+        match &self.spec {
+            Ok(spec) => Ok(spec.uuid),
+            Err(fault) => match self.kept() {
+                Some(kept) => Ok(kept.uuid),
+                None => Err(anyhow!("{fault:#}")),
+            },
+        }
+    }
+
+    /// Returns what the guest keeps when it is defined again.
+    fn kept(&self) -> Option<Kept> {
+        match &self.spec {
+            Ok(spec) => Some(Kept::of(spec)),
+            Err(_) => Kept::read(&self.path, &self.name),
+        }
+    }
 }
 
 /// The folder of guest definitions.
@@ -45,7 +71,7 @@ impl Definitions {
     pub(crate) fn define(&self, path: &Path) -> Result<GuestName> {
         let document = Document::read(path)?;
         let name = document.name(path)?;
-        let before = self.find(name)?.and_then(|definition| definition.spec.ok());
+        let before = self.find(name)?.and_then(|definition| definition.kept());
         let text = document.text_to_keep(before.as_ref()).with_context(|| {
             format!("cannot define {name} (`lighter undefine {name}` forgets it)")
         })?;
@@ -244,6 +270,27 @@ mod tests {
         let names: Vec<&str> = listed.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["db", "web"]);
         assert!(listed.iter().all(|it| it.spec.is_err()), "{listed:?}");
+    }
+
+    #[test]
+    fn a_guest_whose_file_has_a_fault_keeps_its_identity() {
+        let (_folder, definitions, file) = folders();
+        fs::write(&file, "name = \"web\"\nmemory = \"512M\"").unwrap();
+        definitions.define(&file).unwrap();
+        let web = definitions.expect(&name("web")).unwrap();
+        let uuid = web.uuid().unwrap().expect("it was chosen");
+        let text = fs::read_to_string(&web.path).unwrap();
+
+        fs::write(&web.path, text.replace("512M", "512MB")).unwrap();
+        let damaged = definitions.expect(&name("web")).unwrap();
+        assert!(format!("{:#}", damaged.spec.as_ref().unwrap_err()).contains("write 512M"));
+        assert_eq!(damaged.uuid().unwrap(), Some(uuid));
+        definitions.define(&file).unwrap();
+        assert_eq!(definitions.expect(&name("web")).unwrap().spec.unwrap().uuid, Some(uuid));
+
+        fs::write(&web.path, "name = ").unwrap();
+        let error = definitions.expect(&name("web")).unwrap().uuid().unwrap_err().to_string();
+        assert!(error.contains("web.toml:1"), "{error}");
     }
 
     #[test]

@@ -11,9 +11,10 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::logging;
 use crate::names::GuestName;
 use crate::output;
-use crate::scope::Scope;
+use crate::scope::{NoScope, Scope};
 use crate::state_dir::{GuestDir, StateDir};
 
 /// Environment variable of the child with the guest's name, which the parent may have generated.
@@ -56,27 +57,40 @@ pub(crate) fn start(state: &StateDir, name: &GuestName) -> Result<Child> {
 fn launch(name: &GuestName) -> Result<(Child, String)> {
     let program = std::env::current_exe().context("cannot find this program")?;
     if let Some(scope) = Scope::of_guest(name) {
-        let cause = match spawn(scope.command(&program), name) {
-            Ok(mut child) => {
-                let messages = read_messages(&mut child)?;
-                if !scope.has_failed(child.id()) {
-                    return Ok((child, messages));
-                }
-                child.wait().context("cannot wait for systemd-run")?;
-                messages
+        match scope.start(&program, |command| spawn(command, name), |child| Some(child.id())) {
+            Ok(child) => return with_messages(child),
+            Err(failed) => {
+                output::note(format_args!("warning: {}", scope.warning(&cause(failed)?)));
             }
-            Err(error) => error.to_string(),
-        };
-        output::note(format_args!("warning: {}", scope.warning(&cause)));
+        }
     }
     let child = spawn(Command::new(program), name);
-    let mut child = child.context("cannot start the guest's process")?;
+    with_messages(child.context("cannot start the guest's process")?)
+}
+
+/// Ends a process that got no scope, and returns why: what systemd-run said, if it said anything.
+fn cause(failed: NoScope<Child>) -> Result<String> {
+    let NoScope { launcher, cause } = failed;
+    let Some(mut launcher) = launcher else { return Ok(cause) };
+    // It may have exited.
+    let _exited = launcher.kill();
+    launcher.wait().context("cannot wait for systemd-run")?;
+    let messages = read_messages(&mut launcher)?;
+    Ok(if messages.trim().is_empty() { cause } else { messages })
+}
+
+/// Reads the messages of `child` to their end.
+fn with_messages(mut child: Child) -> Result<(Child, String)> {
     let messages = read_messages(&mut child)?;
     Ok((child, messages))
 }
 
 /// Starts `command` with the arguments of this process.
 fn spawn(mut command: Command, name: &GuestName) -> std::io::Result<Child> {
+    if let Ok(text) = std::env::var(logging::VARIABLE) {
+        // This process has warned of the rest.
+        command.env(logging::VARIABLE, logging::usable(&text));
+    }
     command
         .args(std::env::args_os().skip(1))
         .env(NAME_VARIABLE, name.as_str())

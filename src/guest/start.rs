@@ -277,8 +277,9 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         return Ok(exit);
     }
     // A defined guest keeps its identity however it comes back.
-    let defined = state.definitions().find(&name)?.and_then(|it| it.spec.ok()?.uuid);
-    let uuid = defined.unwrap_or_else(Uuid::new_v4);
+    let defined = state.definitions().find(&name)?.map(|it| it.uuid()).transpose();
+    let defined = defined.with_context(|| format!("cannot tell the identity of {name}"))?;
+    let uuid = defined.flatten().unwrap_or_else(Uuid::new_v4);
     let trust = match args.unsafe_disks {
         true => SavedDisks::Vouched,
         false => SavedDisks::Unwritten,
@@ -507,7 +508,7 @@ impl Life {
 /// Types on the guest's console what a pipe or file on stdin contains.
 fn forward_stdin(machine: &SharedMachine) -> Result<()> {
     let machine = Arc::downgrade(machine);
-    forward_input(move |mut typed| {
+    let take = move |mut typed: &[u8]| {
         while !typed.is_empty() {
             let Some(machine) = machine.upgrade() else { return ControlFlow::Break(()) };
             let taken = machine.vm().console_input(typed);
@@ -517,7 +518,8 @@ fn forward_stdin(machine: &SharedMachine) -> Result<()> {
             }
         }
         ControlFlow::Continue(())
-    })
+    };
+    forward_input(take, || ())
 }
 
 /// Prints how the guest ended; returns an error if it crashed or this copy was discarded.

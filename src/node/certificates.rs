@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::quic::endpoint::Endpoint;
-use migrate::quic::{HostCertificate, Identity, Tls, TlsError, endpoint, web_server};
+use migrate::quic::{Expiry, Identity, Tls, TlsError, endpoint, web_server};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -65,10 +65,11 @@ pub(super) fn keep(
     })
 }
 
-/// Returns the end of the validity of the host's certificate, in seconds since 1970.
+/// Returns when the host's certificate expires, or its authority's if that is earlier, in seconds
+/// since 1970.
 fn expiry(identity: &Identity) -> Option<u64> {
-    let certificate = HostCertificate::from_pem(&identity.cert_pem).ok()?;
-    u64::try_from(certificate.valid_until_unix_s).ok()
+    let expiry = Expiry::new(&identity.ca_pem, &identity.cert_pem).ok()?;
+    u64::try_from(expiry.until_unix_s).ok()
 }
 
 /// Returns an acceptor of HTTPS connections to this host.

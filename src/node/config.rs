@@ -93,6 +93,12 @@ mod tests {
         let line = ["--listen", "[::]:3", "--disk-dir", "/z"];
         let args = typed(&line).or(parse(file, "node.toml").unwrap());
         assert_eq!(args, typed(&[&line[..], &["--metrics", "127.0.0.1:2"]].concat()));
+        for (line, tls) in [(&["--metrics-tls=false"][..], false), (&["--metrics-tls"], true)] {
+            for file in ["metrics-tls = true", "metrics-tls = false"] {
+                let args = typed(line).or(parse(file, "node.toml").unwrap());
+                assert_eq!(args.metrics_tls(), tls, "{line:?}, {file}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! and reads one line. After that the two are independent. The process leads its own session, so
 //! neither a signal to the node's terminal nor the node's end reaches it.
 
+use std::ffi::OsString;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{self, ExitStatus, Stdio};
@@ -99,7 +101,7 @@ pub(crate) enum IncomingLine {
 pub(crate) enum LaunchError {
     /// The process could not be started.
     #[error("it cannot be started: {0}")]
-    Start(std::io::Error),
+    Start(io::Error),
     /// There is no certificate with which the process could authenticate itself.
     #[error(transparent)]
     Identity(#[from] TlsError),
@@ -109,9 +111,6 @@ pub(crate) enum LaunchError {
     /// The process exited before it wrote its line.
     #[error("it ended with {0} before it listened")]
     Ended(ExitStatus),
-    /// systemd gave the process no scope, so it did not start.
-    #[error("it gets no scope: {0}")]
-    Scope(String),
     /// The process neither listened nor exited in time.
     #[error("it did not listen within {} s", LAUNCH_PATIENCE.as_secs())]
     Slow,
@@ -127,14 +126,35 @@ pub(crate) enum LaunchError {
 pub(crate) async fn launch(what: &Launch<'_>) -> Result<Launched, LaunchError> {
     let identity = Identity::of_guest(&what.state.certs(), what.uuid, Role::Destination)?;
     let greeting = IncomingGreeting { token: *what.token, identity };
-    let program = std::env::current_exe().map_err(LaunchError::Start)?;
-    if let Some(scope) = Scope::of_guest(what.name) {
-        match start(scope.command(&program), what, &greeting, Some(&scope)).await {
-            Err(LaunchError::Scope(cause)) => warn_once(&scope.warning(&cause)),
-            done => return done,
-        }
+    let mut child = start(what).await.map_err(LaunchError::Start)?;
+    match tokio::time::timeout(LAUNCH_PATIENCE, greet(&mut child, &greeting)).await {
+        Ok(Ok(port)) => Ok(Launched { port, child }),
+        Ok(Err(error)) => Err(give_up(child, error).await),
+        Err(_) => Err(give_up(child, LaunchError::Slow).await),
     }
-    start(process::Command::new(program), what, &greeting, None).await
+}
+
+/// Starts the process, in a scope of its own if it can have one.
+async fn start(what: &Launch<'_>) -> io::Result<Child> {
+    let (program, arguments) = (std::env::current_exe()?, arguments(what));
+    let Some(scope) = Scope::of_guest(what.name) else {
+        return spawn(process::Command::new(program), &arguments);
+    };
+    let in_scope = {
+        let (scope, program, arguments) = (scope.clone(), program.clone(), arguments.clone());
+        let spawn = move |command| spawn(command, &arguments);
+        move || scope.start(&program, spawn, Child::id)
+    };
+    let failed = match tokio::task::spawn_blocking(in_scope).await.map_err(io::Error::other)? {
+        Ok(child) => return Ok(child),
+        Err(failed) => failed,
+    };
+    if let Some(mut launcher) = failed.launcher {
+        // Its message, if any, precedes this one in the log. It may have exited.
+        let _exited = launcher.kill().await;
+    }
+    warn_once(&scope.warning(&failed.cause));
+    spawn(process::Command::new(program), &arguments)
 }
 
 /// Logs that systemd gives no scopes, the first time only: it is not about one guest.
@@ -143,83 +163,47 @@ fn warn_once(warning: &str) {
     WARNED.call_once(|| tracing::warn!("{warning}"));
 }
 
-/// Starts the process by `command`, which gives it `scope`, and waits until it listens.
-async fn start(
-    command: process::Command,
-    what: &Launch<'_>,
-    greeting: &IncomingGreeting,
-    scope: Option<&Scope>,
-) -> Result<Launched, LaunchError> {
-    let mut command = Command::from(command);
-    add_arguments(&mut command, what);
-    let spawned = command
+/// Starts `command` with these arguments.
+fn spawn(command: process::Command, arguments: &[OsString]) -> io::Result<Child> {
+    Command::from(command)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .kill_on_drop(false)
-        .spawn();
-    let mut child = spawned.map_err(|error| match scope {
-        Some(_) => LaunchError::Scope(error.to_string()),
-        None => LaunchError::Start(error),
-    })?;
-    let answer = greet(&mut child, greeting, scope);
-    match tokio::time::timeout(LAUNCH_PATIENCE, answer).await {
-        Ok(Ok(port)) => Ok(Launched { port, child }),
-        Ok(Err(error)) => Err(give_up(child, error).await),
-        Err(_) => {
-            let error = expect_scope(&child, scope).err().unwrap_or(LaunchError::Slow);
-            Err(give_up(child, error).await)
-        }
-    }
+        .spawn()
 }
 
-/// Checks that a process which does not listen has its scope, if it was to have one.
-fn expect_scope(child: &Child, scope: Option<&Scope>) -> Result<(), LaunchError> {
-    match scope.zip(child.id()) {
-        Some((scope, pid)) if scope.has_failed(pid) => {
-            let cause = "it did not execute the program; its message, if any, precedes this one";
-            Err(LaunchError::Scope(cause.to_owned()))
-        }
-        _ => Ok(()),
+/// Returns the arguments of the process.
+fn arguments(what: &Launch<'_>) -> Vec<OsString> {
+    let mut arguments = vec![OsString::from("--state-dir"), what.state.root().into()];
+    arguments.extend(what.log.to_arguments().into_iter().map(OsString::from));
+    let options = [
+        ("--name", what.name.to_string()),
+        ("--uuid", what.uuid.to_string()),
+        ("--migration-id", what.migration.to_string()),
+        ("--bind", what.bind.to_string()),
+        ("--ports", what.ports.to_string()),
+    ];
+    let renames = what.net_map.iter().map(|rename| ("--net-map", rename.to_string()));
+    let allowed = what.net_allowed.names().iter().map(|name| ("--net-allow", name.clone()));
+    arguments.push("incoming".into());
+    for (option, value) in options.into_iter().chain(renames).chain(allowed) {
+        arguments.extend([OsString::from(option), OsString::from(value)]);
     }
-}
-
-/// Adds the arguments of the process.
-fn add_arguments(command: &mut Command, what: &Launch<'_>) {
-    command
-        .arg("--state-dir")
-        .arg(what.state.root())
-        .args(what.log.to_arguments())
-        .args(["incoming", "--name", what.name.as_str()])
-        .args(["--uuid", &what.uuid.to_string()])
-        .args(["--migration-id", &what.migration.to_string()])
-        .args(["--bind", &what.bind.to_string()])
-        .args(["--ports", &what.ports.to_string()]);
-    for disk in what.disks {
-        command.arg("--disk").arg(disk);
+    let disks = what.disks.iter().map(|disk| ("--disk", disk));
+    let folders = what.disk_folders.iter().map(|folder| ("--disk-dir", folder));
+    for (option, path) in disks.chain(folders) {
+        arguments.extend([OsString::from(option), OsString::from(path)]);
     }
-    for rename in what.net_map {
-        command.args(["--net-map", &rename.to_string()]);
-    }
-    for name in what.net_allowed.names() {
-        command.args(["--net-allow", name]);
-    }
-    for folder in what.disk_folders {
-        command.arg("--disk-dir").arg(folder);
-    }
-    if what.vsock {
-        command.arg("--vsock");
-    }
+    arguments.extend(what.vsock.then(|| OsString::from("--vsock")));
+    arguments
 }
 
 /// Sends the secrets and reads the line.
-async fn greet(
-    child: &mut Child,
-    greeting: &IncomingGreeting,
-    scope: Option<&Scope>,
-) -> Result<u16, LaunchError> {
+async fn greet(child: &mut Child, greeting: &IncomingGreeting) -> Result<u16, LaunchError> {
     if let Some(mut input) = child.stdin.take() {
-        let line = serde_json::to_string(greeting).map_err(std::io::Error::from);
+        let line = serde_json::to_string(greeting).map_err(io::Error::from);
         let line = line.map_err(LaunchError::Start)? + "\n";
         // If the process has exited already, its exit status says more than this error.
         let _ended_early = input.write_all(line.as_bytes()).await;
@@ -230,7 +214,6 @@ async fn greet(
         read.map_err(LaunchError::Start)?;
     }
     if line.is_empty() {
-        expect_scope(child, scope)?;
         return Err(LaunchError::Ended(child.wait().await.map_err(LaunchError::Start)?));
     }
     match serde_json::from_str(line.trim_end()) {

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use migrate::quic::{Authority, HostCertificate, calendar_time};
+use migrate::quic::{Authority, Expiry, HostCertificate, Limit, calendar_time};
 
-use crate::host_certificate::{expiry, is_due, lock_changes, own_authority, renew};
+use crate::host_certificate::{
+    REPLACE_AUTHORITY, described, is_due, lock_changes, own_authority, renew,
+};
 
 /// How long a warning is not repeated.
 const REMINDER: Duration = Duration::from_hours(24);
@@ -23,7 +25,7 @@ pub(super) struct Renewal {
     not_before: Option<Instant>,
 }
 
-/// What an attempt came to.
+/// The result of checking whether to renew the certificate.
 #[derive(Debug, PartialEq, Eq)]
 enum Attempt {
     /// The certificate does not expire soon, or cannot be read, which others report.
@@ -31,9 +33,11 @@ enum Attempt {
     /// The certificate has been replaced by this one.
     Renewed(HostCertificate),
     /// The certificate expires soon, and its authority is elsewhere.
-    Elsewhere(HostCertificate),
+    Elsewhere(Expiry),
     /// The certificate expires soon and is revoked: only an operator may replace it.
-    Revoked(HostCertificate),
+    Revoked(Expiry),
+    /// The authority expires soon: a new certificate would not be valid for longer.
+    AuthorityExpires(Expiry),
 }
 
 impl Renewal {
@@ -55,19 +59,23 @@ impl Renewal {
                 tracing::info!(serial = new.serial, until, "this host's certificate was renewed");
                 return;
             }
-            Ok(Attempt::Elsewhere(current)) => {
+            Ok(Attempt::Elsewhere(expiry)) => {
                 tracing::warn!(
                     "{}; its authority is not on this host: run `lighter certs renew --out FILE` here, \
                      `lighter certs sign FILE` where the authority is, and `lighter certs install` here",
-                    expiry(&current, now)
+                    described(&expiry, now)
                 );
                 REMINDER
             }
-            Ok(Attempt::Revoked(current)) => {
+            Ok(Attempt::Revoked(expiry)) => {
                 tracing::warn!(
                     "{}; it is revoked, so it is not renewed automatically: run `lighter certs renew`",
-                    expiry(&current, now)
+                    described(&expiry, now)
                 );
+                REMINDER
+            }
+            Ok(Attempt::AuthorityExpires(expiry)) => {
+                tracing::warn!("{}: {REPLACE_AUTHORITY}", described(&expiry, now));
                 REMINDER
             }
             Err(error) => {
@@ -81,16 +89,24 @@ impl Renewal {
 
 /// Renews the certificate in `certs` if it is due at `now` and its authority is there, too.
 fn attempt(certs: &Path, now: SystemTime) -> Result<Attempt> {
-    let due = || HostCertificate::load(certs).ok().filter(|found| is_due(found, now));
-    let Some(current) = due() else { return Ok(Attempt::NotDue) };
-    let Some(authority) = own_authority(certs)? else { return Ok(Attempt::Elsewhere(current)) };
+    let Some((current, expiry)) = due(certs, now) else { return Ok(Attempt::NotDue) };
+    if expiry.limit == Limit::Authority {
+        return Ok(Attempt::AuthorityExpires(expiry));
+    }
+    let Some(authority) = own_authority(certs)? else { return Ok(Attempt::Elsewhere(expiry)) };
     if Authority::has_revoked(certs, &current)? {
-        return Ok(Attempt::Revoked(current));
+        return Ok(Attempt::Revoked(expiry));
     }
     let _lock = lock_changes(certs)?;
     // Another process may have renewed it meanwhile.
-    let Some(current) = due() else { return Ok(Attempt::NotDue) };
+    let Some((current, _)) = due(certs, now) else { return Ok(Attempt::NotDue) };
     renew(certs, &authority, &current).map(Attempt::Renewed)
+}
+
+/// Returns the certificate in `certs` with its expiry, if it is due for renewal at `now`.
+fn due(certs: &Path, now: SystemTime) -> Option<(HostCertificate, Expiry)> {
+    let (current, expiry) = (HostCertificate::load(certs).ok()?, Expiry::load(certs).ok()?);
+    is_due(&current, &expiry, now).then_some((current, expiry))
 }
 
 #[cfg(test)]
@@ -98,7 +114,9 @@ mod tests {
     use migrate::quic::{Identity, Tls};
 
     use super::*;
+    use crate::host_certificate::tests::with_authority_for;
 
+    const DAY: Duration = Duration::from_hours(24);
     const YEAR: Duration = Duration::from_hours(365 * 24);
 
     /// Creates the certificates of a host with its authority, valid for more than two years.
@@ -148,6 +166,22 @@ mod tests {
         let issued = Authority::issued_to(dir.path(), &current.serial).unwrap();
         authority.revoke(dir.path(), &issued).unwrap();
         let late = attempt(dir.path(), SystemTime::now() + 3 * YEAR).unwrap();
-        assert_eq!(late, Attempt::Revoked(current));
+        assert_eq!(late, Attempt::Revoked(Expiry::of(&current)));
+    }
+
+    /// Otherwise the node would renew in each round, for no more time.
+    #[test]
+    fn a_certificate_is_not_renewed_if_its_authority_expires_first() {
+        let (dir, _) = with_authority_for(10);
+        let before = Identity::load(dir.path()).unwrap();
+        let expiry = Expiry::load(dir.path()).unwrap();
+        let soon = attempt(dir.path(), SystemTime::now()).unwrap();
+        assert_eq!(soon, Attempt::NotDue, "more than a third of its validity is left");
+        let later = attempt(dir.path(), SystemTime::now() + 8 * DAY).unwrap();
+        assert_eq!(later, Attempt::AuthorityExpires(expiry));
+        std::fs::remove_file(dir.path().join("ca.key")).unwrap();
+        let elsewhere = attempt(dir.path(), SystemTime::now() + 20 * DAY).unwrap();
+        assert_eq!(elsewhere, Attempt::AuthorityExpires(expiry));
+        assert_eq!(Identity::load(dir.path()).unwrap(), before);
     }
 }

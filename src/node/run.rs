@@ -170,7 +170,7 @@ fn access_to_metrics(
 ) -> Result<(watch::Sender<TlsAcceptor>, Access)> {
     let (web, tls) = watch::channel(certificates::acceptor(identity)?);
     let authorization = args.metrics_auth.as_deref().map(Authorization::read).transpose()?;
-    Ok((web, Access { tls: args.metrics_tls.then_some(tls), authorization }))
+    Ok((web, Access { tls: args.metrics_tls().then_some(tls), authorization }))
 }
 
 /// Passes over the records at intervals, and settles the orphans among them.

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, bail};
 use migrate::progress::Role;
 use migrate::quic::{
     Authority, HostCertificate, Identity, Issued, OtherAuthority, Revocation, calendar_time,
+    check_names,
 };
 
 use crate::cli::host::{CertsAction, CertsArgs};
 use crate::exit::Exit;
-use crate::host_certificate::lock;
+use crate::host_certificate::{issue, lock, lock_changes};
 use crate::names::GuestName;
 use crate::output;
 use crate::state_dir::StateDir;
@@ -28,12 +29,12 @@ pub(crate) fn run(state: &StateDir, args: &CertsArgs) -> Result<Exit> {
         CertsAction::Init { names } => init(state, names),
         CertsAction::Request { names, out } => request::request(state, names, out.as_deref()),
         CertsAction::Sign { file, out } => request::sign(state, file, out.as_deref()),
-        CertsAction::Install { file, replace_authority } => {
+        CertsAction::Install { file, authority, replace_authority } => {
             let other = match replace_authority {
                 true => OtherAuthority::Replace,
                 false => OtherAuthority::Refuse,
             };
-            request::install(state, file, other)
+            request::install(state, file, authority, other)
         }
         CertsAction::Renew { out } => request::renew(state, out.as_deref()),
         CertsAction::Host { names, out } => host(state, names, out),
@@ -61,14 +62,21 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     state.create()?;
     let certs = state.certs();
     let names = if names.is_empty() { own_names("init")? } else { names.to_vec() };
-    let authority = Authority::create().context("cannot create a certificate authority")?;
     // Before anything is saved, so that an invalid name leaves nothing behind.
-    let identity = authority.issue(&names).context("cannot create this host's certificate")?;
-    authority.save(&certs).context("cannot save the certificate authority")?;
-    authority.record(&certs, &identity.cert_pem)?;
-    identity.save(&certs).context("cannot save this host's certificate")?;
+    check_names(&names).context("cannot create this host's certificate")?;
+    let _lock = lock_changes(&certs)?;
+    let cannot = "cannot create a certificate authority";
+    let (authority, what) = match Authority::unfinished(&certs).context(cannot)? {
+        Some(found) => (found, "Completed the certificate authority with"),
+        None => {
+            let authority = Authority::create().context(cannot)?;
+            authority.save(&certs).context("cannot save the certificate authority")?;
+            (authority, "Created a certificate authority and")
+        }
+    };
+    issue(&certs, &authority, &names).context("cannot create this host's certificate")?;
     output::print_line(format_args!(
-        "Created a certificate authority and this host's certificate ({}) in {}.\n\
+        "{what} this host's certificate ({}) in {}.\n\
          On another host: lighter certs request NAME [ADDRESS...] --out FILE; then here: lighter certs sign FILE",
         names.join(", "),
         certs.display()
@@ -79,11 +87,13 @@ fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
 fn host(state: &StateDir, names: &[String], out: &Path) -> Result<Exit> {
     let authority = Authority::load(&state.certs())
         .context("this host cannot issue certificates: do it where the authority was created, or create one with `lighter certs init`")?;
+    let _lock = lock_changes(&state.certs())?;
     let identity = authority.issue(names)?;
+    let cannot = || format!("cannot save the certificate of {}", names.join(", "));
+    // A certificate that is not saved is not recorded either.
+    identity.check_folder(out).with_context(cannot)?;
     authority.record(&state.certs(), &identity.cert_pem)?;
-    identity
-        .save(out)
-        .with_context(|| format!("cannot save the certificate of {}", names.join(", ")))?;
+    identity.save(out).with_context(cannot)?;
     output::print_line(format_args!(
         "Created a certificate for {} in {}.\n\
          Copy ca.pem, host.pem and host.key over a secure channel to `certs` in that host's state folder, of root /var/lib/lighter/certs.",
@@ -293,10 +303,46 @@ mod tests {
 
     #[test]
     fn keys_are_not_overwritten() {
+        let (folder, state) = initialised();
+        let files = || {
+            let names = ["ca.key", "ca.pem", "host.key", "host.pem"];
+            names.map(|name| std::fs::read(state.certs().join(name)).unwrap())
+        };
+        let before = files();
+        let again = args(CertsAction::Init { names: vec!["host-a".to_owned()] });
+        let error = format!("{:#}", run(&state, &again).unwrap_err());
+        assert!(error.contains("host.pem") && error.contains("lighter certs renew"), "{error}");
+        assert_eq!(files(), before);
+
+        let out = folder.path().join("b");
+        issue(&state, "host-b", &out);
+        let names = vec!["host-b".to_owned()];
+        let again = args(CertsAction::Host { names, out: out.clone() });
+        let error = format!("{:#}", run(&state, &again).unwrap_err());
+        assert!(error.contains("exists already") && !error.contains("invalidates"), "{error}");
+        let recorded = Authority::issued_to(&state.certs(), "host-b").unwrap();
+        assert_eq!(recorded.len(), 1, "what was not saved is not recorded");
+    }
+
+    #[test]
+    fn an_authority_is_completed_after_a_request_or_a_loss_of_power() {
+        let init = || args(CertsAction::Init { names: vec!["host-a".to_owned()] });
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::new(folder.path()).unwrap();
-        let init = args(CertsAction::Init { names: vec!["host-a".to_owned()] });
-        run(&state, &init).unwrap();
-        assert!(run(&state, &init).is_err());
+        let certs = state.certs();
+        let csr = folder.path().join("csr");
+        request::request(&state, &["host-x".to_owned()], Some(&csr)).unwrap();
+        let key = std::fs::read(certs.join("host.key")).unwrap();
+        run(&state, &init()).unwrap();
+        Tls::load(&certs).unwrap();
+        assert_eq!(std::fs::read(certs.join("host.key")).unwrap(), key);
+
+        let authority = std::fs::read(certs.join("ca.key")).unwrap();
+        for lost in [&["host.pem"][..], &["host.pem", "host.key"]] {
+            lost.iter().for_each(|name| std::fs::remove_file(certs.join(name)).unwrap());
+            run(&state, &init()).unwrap();
+            Tls::load(&certs).unwrap();
+            assert_eq!(std::fs::read(certs.join("ca.key")).unwrap(), authority);
+        }
     }
 }

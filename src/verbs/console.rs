@@ -204,7 +204,8 @@ impl<'a> View<'a> {
 
 /// Passes stdin on to `keys`; notifies `left` when the user presses Ctrl-].
 fn forward_keys(is_keyboard: bool, keys: Sender<Vec<u8>>, left: Arc<Notify>) -> Result<()> {
-    forward_input(move |bytes| {
+    let leave = Arc::clone(&left);
+    let take = move |bytes: &[u8]| {
         let (typed, leaves) = until_leave_key(bytes);
         match is_keyboard {
             // Input that the guest does not read is dropped, as on a real serial line. Blocking
@@ -214,10 +215,16 @@ fn forward_keys(is_keyboard: bool, keys: Sender<Vec<u8>>, left: Arc<Notify>) -> 
             false => drop(keys.blocking_send(typed.to_vec())),
         }
         if leaves {
-            left.notify_one();
+            leave.notify_one();
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
+    };
+    // A file on stdin ends; a terminal that ends is gone, even if this process ignores SIGHUP.
+    forward_input(take, move || {
+        if is_keyboard {
+            left.notify_one();
+        }
     })
 }
 

@@ -64,9 +64,16 @@ fn a_host_gets_its_certificate_and_its_key_never_leaves_it() {
     fs::write(&pem, &signed.stdout).expect("a file");
     let installed = piped(&pair.b, &["certs", "install", "-"], &pem).ok();
     // The same fingerprint on both hosts.
-    let fingerprint = |text: &str| text.split("SHA256 ").nth(1).map(str::to_owned);
-    assert!(fingerprint(&signed.stderr).is_some());
-    assert_eq!(fingerprint(&signed.stderr), fingerprint(&installed.stderr));
+    let fingerprint = |text: &str| {
+        let after = text.split("SHA256 ").nth(1)?;
+        after.split_whitespace().next().map(str::to_owned)
+    };
+    let authority = fingerprint(&signed.stderr).expect("a fingerprint");
+    assert_eq!(fingerprint(&installed.stderr).as_ref(), Some(&authority));
+    assert!(signed.stderr.contains(&format!("certs install --authority {authority} CERT")));
+    // The user may have compared it before, or can undo what was installed.
+    assert!(installed.stderr.starts_with("This host will trust a new authority"), "{installed:#?}");
+    assert!(installed.stderr.contains("remove ca.pem and host.pem"), "{installed:#?}");
 
     for done in [&request, &signed, &installed] {
         assert!(!format!("{done:?}").contains("PRIVATE KEY"), "{done:#?}");
@@ -77,6 +84,41 @@ fn a_host_gets_its_certificate_and_its_key_never_leaves_it() {
     pair.b.start_node(&NodePlan::default());
     migrates_both_ways(&pair);
     pair.a.run(&["certs", "revoke", "host-b"]).ok();
+}
+
+#[test]
+fn an_authority_with_another_fingerprint_is_not_installed() {
+    let pair = Pair::without_nodes();
+    fs::remove_dir_all(pair.b.certs()).expect("certificates");
+    let (_, csr) = path(&pair, "csr");
+    pair.b.run(&["certs", "request", "host-b", "127.0.0.1", "--out", &csr]).ok();
+    let (_, pem) = path(&pair, "signed.pem");
+    let signed = pair.a.run(&["certs", "sign", &csr, "--out", &pem]).ok().stderr;
+    let printed = signed.split("--authority ").nth(1).expect("a command");
+    let right = printed.split_whitespace().next().expect("a fingerprint");
+    assert!(printed.trim_end().ends_with(" signed.pem"), "{printed}");
+
+    let wrong = ["00"; 32].join(":");
+    let done = pair.b.run(&["certs", "install", "--authority", &wrong, &pem]);
+    done.complains(Exit::Failed, &[right, "--authority"]);
+    assert!(!pair.b.certs().join("ca.pem").exists());
+    let done = pair.b.run(&["certs", "install", "--authority", right, &pem]).ok();
+    assert!(!done.stderr.contains("will trust a new authority"), "{done:#?}");
+    pair.b.run(&["certs", "show"]).ok();
+    let again = pair.b.run(&["certs", "install", &pem]).ok();
+    assert!(!again.stderr.contains("will trust a new authority"), "{again:#?}");
+}
+
+/// Otherwise the half of it would be in the way, and be lost if it were moved away.
+#[test]
+fn an_authority_is_created_after_a_request() {
+    let pair = Pair::without_nodes();
+    fs::remove_dir_all(pair.b.certs()).expect("certificates");
+    pair.b.run(&["certs", "request", "host-b"]).ok();
+    pair.b.run(&["certs", "init", "host-b", "127.0.0.1"]).ok();
+    pair.b.run(&["certs", "show"]).ok();
+    pair.b.run(&["certs", "init", "host-b"]).complains(Exit::Failed, &["certs renew"]);
+    pair.b.run(&["certs", "show"]).ok();
 }
 
 #[test]

@@ -106,7 +106,8 @@ fn a_guest_arrives_at_the_ports_that_the_firewall_lets_through() {
     let arguments = vec!["--ports".to_owned(), ports];
     pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
     let guest = Guest::start(&pair.a, &GuestPlan::default());
-    let words = [&*format!("any of the ports {port} to {last}"), "Address already in use"];
+    let range = format!("any of the ports {port} to {last}");
+    let words = [&*range, "Address already in use", "lighter node --ports"];
     Migration::run(&pair.a, guest.name(), &pair.b).stayed(&words);
     stays(&pair, guest.name());
     drop((taken, neighbour));

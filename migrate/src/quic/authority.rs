@@ -12,9 +12,10 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 
-use super::certificate::{CLOCK_GRACE, is_host_name};
+use super::certificate::{CLOCK_GRACE, calendar_time, is_host_name, unix_s};
 use super::files::{
-    CA_CERT, CA_KEY, CertError, Mode, create_dir, read, read_if_there, refuse_existing, write_new,
+    CA_CERT, CA_KEY, CertError, HOST_CERT, ISSUED, create_dir, is_there, read, read_if_there,
+    refuse_existing, replace, replace_public,
 };
 use super::identity::Identity;
 
@@ -29,6 +30,8 @@ const HOST_DAYS: u32 = 825;
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     cert_pem: String,
+    /// End of its validity, in seconds since 1970.
+    valid_until_unix_s: i64,
 }
 
 impl Authority {
@@ -37,15 +40,44 @@ impl Authority {
     /// # Errors
     /// [`CertError::Make`] if the system provides no randomness.
     pub fn create() -> Result<Self, CertError> {
+        let make = |cause| CertError::Make { subject: "an authority".to_owned(), cause };
+        Self::with_key(KeyPair::generate().map_err(make)?)
+    }
+
+    /// Creates an authority with this key.
+    fn with_key(key: KeyPair) -> Result<Self, CertError> {
         // A unique name, so that a certificate of another authority can be told from a forged one.
         let subject = format!("lighter authority {}", uuid::Uuid::new_v4().simple());
         let make = |cause| CertError::Make { subject: subject.clone(), cause };
         let mut params = params(&subject, CA_DAYS, &[]).map_err(make)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().map_err(make)?;
         let cert_pem = params.self_signed(&key).map_err(make)?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), cert_pem })
+        let valid_until_unix_s = params.not_after.unix_timestamp();
+        Ok(Self { issuer: Issuer::new(params, key), cert_pem, valid_until_unix_s })
+    }
+
+    /// Reads the authority in `dir` whose own host has no certificate yet, since its creation was
+    /// interrupted, and writes its `ca.pem` if that is still missing; none if no authority's key is
+    /// there. The caller prevents concurrent calls.
+    ///
+    /// # Errors
+    /// [`CertError::HasCertificate`] if the host has a certificate, [`CertError::AuthorityLost`] if
+    /// `ca.pem` is missing although the authority has issued certificates; and as [`Self::load`].
+    pub fn unfinished(dir: &Path) -> Result<Option<Self>, CertError> {
+        let [host, cert, key] = [HOST_CERT, CA_CERT, CA_KEY].map(|name| dir.join(name));
+        if is_there(&host) {
+            return Err(CertError::HasCertificate { path: host });
+        }
+        if !is_there(&key) || is_there(&cert) {
+            return Self::find(dir);
+        }
+        if is_there(&dir.join(ISSUED)) {
+            return Err(CertError::AuthorityLost { path: cert });
+        }
+        let authority = Self::with_key(parse_key(&read(&key)?, &key)?)?;
+        replace_public(&cert, &authority.cert_pem)?;
+        Ok(Some(authority))
     }
 
     /// Reads the authority in `dir`; none if its key is not there.
@@ -70,12 +102,13 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(|cause| {
             CertError::NotACertificate { path: cert_path, cause: cause.to_string() }
         })?;
-        let authority = Self { issuer, cert_pem };
-        let is_its_key = authority.read(|certificate| {
-            certificate.public_key().subject_public_key.data == of_key.as_slice()
+        let authority = Self { issuer, cert_pem, valid_until_unix_s: 0 };
+        let found = authority.read(|certificate| {
+            let is_its_key = certificate.public_key().subject_public_key.data == of_key.as_slice();
+            (is_its_key, certificate.validity().not_after.timestamp())
         });
-        match is_its_key {
-            Ok(true) => Ok(authority),
+        match found {
+            Ok((true, valid_until_unix_s)) => Ok(Self { valid_until_unix_s, ..authority }),
             _ => Err(CertError::OtherKey { path: dir.join(CA_KEY) }),
         }
     }
@@ -91,15 +124,17 @@ impl Authority {
         // Checked before anything is written: a key beside the certificate of another authority
         // would look like that authority's key.
         refuse_existing(&certificate)?;
-        write_new(&key, &self.issuer.key().serialize_pem(), Mode::Secret)?;
-        write_new(&certificate, &self.cert_pem, Mode::Public)
+        refuse_existing(&key)?;
+        // Written whole or not at all, even if power is lost: half a key could not be used.
+        replace(&key, &self.issuer.key().serialize_pem())?;
+        replace_public(&certificate, &self.cert_pem)
     }
 
     /// Issues a certificate for a host with the names `names`: DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`CertError::Name`] for a name of another kind, [`CertError::Make`] if the system provides
-    /// no randomness.
+    /// [`CertError::Name`] for a name of another kind, [`CertError::AuthorityExpired`] if this
+    /// authority has expired, [`CertError::Make`] if the system provides no randomness.
     pub fn issue(&self, names: &[String]) -> Result<Identity, CertError> {
         self.issue_with(names, |_| {})
     }
@@ -117,8 +152,9 @@ impl Authority {
         Ok(Identity { ca_pem: self.cert_pem.clone(), cert_pem, key_pem, crl_pem: None })
     }
 
-    /// Issues a certificate, in PEM, for the host with the names `names` that has this public key;
-    /// `change` may change the certificate's parameters last.
+    /// Issues a certificate, in PEM, for the host with the names `names` that has this public key.
+    /// It does not outlive the authority's own. `change` may change the certificate's parameters
+    /// last.
     pub(super) fn certify(
         &self,
         names: &[String],
@@ -126,10 +162,16 @@ impl Authority {
         change: impl FnOnce(&mut CertificateParams),
     ) -> Result<String, CertError> {
         check_names(names)?;
+        if unix_s(SystemTime::now()) > self.valid_until_unix_s {
+            let until = calendar_time(self.valid_until_unix_s);
+            return Err(CertError::AuthorityExpired { until });
+        }
+        let end = Duration::from_secs(self.valid_until_unix_s.max(0).cast_unsigned());
         let subject = names.first().map_or("lighter host", String::as_str);
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
         let mut params = params_of_peer(subject, HOST_DAYS, names).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
+        params.not_after = params.not_after.min(date_time_ymd(1970, 1, 1) + end);
         change(&mut params);
         Ok(params.signed_by(key, &self.issuer).map_err(make)?.pem())
     }
@@ -166,7 +208,10 @@ impl Authority {
 }
 
 /// Checks that each of `names` is a DNS name or an IP address.
-pub(super) fn check_names(names: &[String]) -> Result<(), CertError> {
+///
+/// # Errors
+/// [`CertError::Name`].
+pub fn check_names(names: &[String]) -> Result<(), CertError> {
     match names.iter().find(|name| !is_host_name(name)) {
         Some(name) => Err(CertError::Name { name: name.escape_debug().to_string() }),
         None => Ok(()),
@@ -209,6 +254,8 @@ fn params(subject: &str, days: u32, names: &[String]) -> Result<CertificateParam
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::certificate::HostCertificate;
+    use super::super::expiry::{Expiry, Limit};
     use super::super::files::HOST_KEY;
     use super::*;
 
@@ -247,6 +294,70 @@ mod tests {
         Authority::create().unwrap().save(dir.path()).unwrap();
         let again = Authority::create().unwrap().save(dir.path());
         assert!(matches!(again, Err(CertError::Exists { .. })), "{again:?}");
+    }
+
+    #[test]
+    fn an_authority_whose_creation_was_interrupted_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [cert, key, host] = [CA_CERT, CA_KEY, HOST_CERT].map(|name| dir.path().join(name));
+        assert!(Authority::unfinished(dir.path()).unwrap().is_none());
+        Authority::create().unwrap().save(dir.path()).unwrap();
+        let key_pem = std::fs::read(&key).unwrap();
+        // Power was lost before ca.pem was written.
+        std::fs::remove_file(&cert).unwrap();
+        let completed = Authority::unfinished(dir.path()).unwrap().expect("it is completed");
+        assert_eq!(std::fs::read(&key).unwrap(), key_pem);
+        assert_eq!(std::fs::read_to_string(&cert).unwrap(), completed.cert_pem);
+        let again = Authority::unfinished(dir.path()).unwrap().expect("it is complete");
+        assert_eq!(again.cert_pem, completed.cert_pem);
+
+        std::fs::write(&host, "").unwrap();
+        let refused = Authority::unfinished(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("host.pem") && refused.contains("certs renew"), "{refused}");
+        std::fs::remove_file(&host).unwrap();
+        std::fs::create_dir(dir.path().join(ISSUED)).unwrap();
+        std::fs::remove_file(&cert).unwrap();
+        let lost = Authority::unfinished(dir.path()).unwrap_err();
+        assert!(matches!(lost, CertError::AuthorityLost { .. }), "{lost}");
+    }
+
+    /// Creates an authority that is valid until `days` from now.
+    fn valid_for(days: u32) -> (tempfile::TempDir, Authority) {
+        let dir = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = params("lighter authority", days, &[]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.not_before -= DAY * 2;
+        if days == 0 {
+            params.not_after -= DAY;
+        }
+        let cert_pem = params.self_signed(&key).unwrap().pem();
+        std::fs::write(dir.path().join(CA_CERT), cert_pem).unwrap();
+        std::fs::write(dir.path().join(CA_KEY), key.serialize_pem()).unwrap();
+        let authority = Authority::load(dir.path()).unwrap();
+        (dir, authority)
+    }
+
+    #[test]
+    fn no_certificate_outlives_its_authority() {
+        let (dir, authority) = valid_for(20);
+        let identity = authority.issue(&["host-a".into()]).unwrap();
+        let issued = HostCertificate::from_pem(&identity.cert_pem).unwrap();
+        assert_eq!(issued.valid_until_unix_s, authority.valid_until_unix_s);
+        identity.save(dir.path()).unwrap();
+        crate::quic::Tls::load(dir.path()).unwrap();
+        let expiry = Expiry::load(dir.path()).unwrap();
+        assert_eq!(expiry.limit, Limit::Authority);
+        assert_eq!(expiry.until_unix_s, authority.valid_until_unix_s);
+
+        let own = Authority::create().unwrap().issue(&["host-a".into()]).unwrap();
+        let expiry = Expiry::new(&own.ca_pem, &own.cert_pem).unwrap();
+        let certificate = HostCertificate::from_pem(&own.cert_pem).unwrap();
+        assert_eq!(expiry, Expiry::of(&certificate));
+
+        let (_dir, expired) = valid_for(0);
+        let refused = expired.issue(&["host-a".into()]).unwrap_err().to_string();
+        assert!(refused.contains("authority expired at"), "{refused}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use super::certificate::{HostCertificate, TlsError};
 use super::chain::{check_chain, check_key, fingerprints};
+use super::expiry::Expiry;
 use super::files::{
     CA_CERT, CA_KEY, CRL, CertError, HOST_CERT, HOST_KEY, HOST_KEY_NEW, PEM_BYTES_MAX, create_dir,
     is_there, read_if_there, remove, rename, replace, replace_public, sections,
@@ -48,6 +49,18 @@ pub enum BundleError {
     /// The certificate is not usable on any host.
     #[error("the certificate is not usable: {0}")]
     Unusable(TlsError),
+    /// The host's certificate in the file cannot be parsed.
+    #[error("the host's certificate in the file is not usable: {0}")]
+    Malformed(String),
+    /// The certificate was issued too long ago.
+    #[error(
+        "the certificate expired at {until}: sign the request again where the authority is (`lighter certs sign`), and install the \
+         result"
+    )]
+    Expired {
+        /// The end of its validity.
+        until: String,
+    },
     /// No key on this host is waiting for a certificate.
     #[error("{} has no key for a certificate: begin with `lighter certs request`", dir.display())]
     NoKey {
@@ -148,7 +161,11 @@ impl Bundle {
         if authorities.is_empty() {
             return Err(BundleError::Incomplete(1));
         }
-        let certificate = HostCertificate::from_pem(host).map_err(BundleError::Unusable)?;
+        let certificate = HostCertificate::from_pem(host).map_err(|error| match error {
+            TlsError::Pem { cause, .. } => BundleError::Malformed(cause.to_string()),
+            TlsError::Malformed { cause } => BundleError::Malformed(cause),
+            error => BundleError::Unusable(error),
+        })?;
         let ca_pem = authorities.iter().map(|text| format!("{text}\n")).collect();
         Ok(Self { cert_pem: format!("{host}\n"), ca_pem, certificate })
     }
@@ -180,6 +197,36 @@ impl Bundle {
         fingerprints(&self.ca_pem).map_err(BundleError::Unusable)
     }
 
+    /// Returns the fingerprints of those authorities that a host with the certificates in `dir`
+    /// does not trust yet, and will once this certificate is installed.
+    ///
+    /// # Errors
+    /// [`BundleError::File`] or [`BundleError::Unusable`].
+    pub fn new_authorities(
+        &self,
+        dir: &Path,
+        other: OtherAuthority,
+    ) -> Result<Vec<String>, BundleError> {
+        let trusted = match read_if_there(&dir.join(CA_CERT))? {
+            None => Vec::new(),
+            // It is kept as it is, or the certificate is refused.
+            Some(_) if other == OtherAuthority::Refuse => return Ok(Vec::new()),
+            // What cannot be parsed is not trusted either.
+            Some(existing) => fingerprints(&existing).unwrap_or_default(),
+        };
+        let mut new = self.authorities()?;
+        new.retain(|it| !trusted.contains(it));
+        Ok(new)
+    }
+
+    /// Returns how long the certificate can be used.
+    ///
+    /// # Errors
+    /// [`BundleError::Unusable`].
+    pub fn expiry(&self) -> Result<Expiry, BundleError> {
+        Expiry::new(&self.ca_pem, &self.cert_pem).map_err(BundleError::Unusable)
+    }
+
     /// Installs the certificate and its key in `dir`, and its authority if it is not there. Calling
     /// it again finishes what a loss of power interrupted. The caller prevents concurrent calls.
     ///
@@ -197,10 +244,7 @@ impl Bundle {
     /// Checks the certificate and returns what has to be done to install it, in this order.
     fn steps(&self, dir: &Path, other: OtherAuthority) -> Result<Vec<Step>, BundleError> {
         self.certificate.check(SystemTime::now()).map_err(|error| match error {
-            // Not of this host yet.
-            TlsError::Expired { until } => BundleError::Unusable(TlsError::Malformed {
-                cause: format!("it expired at {until}; sign the request again"),
-            }),
+            TlsError::Expired { until } => BundleError::Expired { until },
             error => BundleError::Unusable(error),
         })?;
         check_chain(&self.ca_pem, &self.cert_pem).map_err(BundleError::Unusable)?;

@@ -72,8 +72,8 @@ pub enum TlsError {
     },
     /// The host's certificate was issued by another authority.
     #[error(
-        "this host's certificate was not issued by the authority in ca.pem, and every host would refuse it: make a new one \
-         with `lighter certs host` where that authority is, or put the ca.pem here that came with it"
+        "this host's certificate was not issued by the authority in ca.pem, and every host would refuse it: put the ca.pem here \
+         that came with it, or get a new certificate: `lighter certs request` here, `lighter certs sign` where that authority is"
     )]
     OtherAuthority,
     /// Other hosts would refuse the host's certificate.
@@ -195,13 +195,6 @@ impl HostCertificate {
         Ok(())
     }
 
-    /// Returns for how many seconds the certificate is still valid at `now`; negative once it has
-    /// expired.
-    #[must_use]
-    pub fn left_s(&self, now: SystemTime) -> i64 {
-        self.valid_until_unix_s.saturating_sub(unix_s(now))
-    }
-
     /// Returns whether the certificate is valid for `host`, a DNS name or an IP address.
     #[must_use]
     pub fn is_for(&self, host: &str) -> bool {
@@ -215,7 +208,7 @@ impl HostCertificate {
 }
 
 /// Returns a time in seconds since 1970; zero for an earlier one.
-fn unix_s(time: SystemTime) -> i64 {
+pub(super) fn unix_s(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -28,7 +28,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 /// Returns the authorities whose certificates are trusted.
 pub(crate) fn roots(ca_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca_pem, "the authority's certificate, ca.pem,")? {
+    for certificate in authorities(ca_pem)? {
         roots.add(certificate).map_err(|cause| TlsError::BadAuthority { cause })?;
     }
     Ok(roots)
@@ -78,14 +78,18 @@ pub(super) fn private_key(key_pem: &str) -> Result<PrivateKeyDer<'static>, TlsEr
 /// Returns the SHA-256 of each certificate in `ca_pem`, as `openssl x509 -fingerprint -sha256`
 /// prints it.
 pub(super) fn fingerprints(ca_pem: &str) -> Result<Vec<String>, TlsError> {
-    let found = certificates(ca_pem, "the authority's certificate, ca.pem,")?;
-    Ok(found.iter().map(|der| fingerprint(der)).collect())
+    Ok(authorities(ca_pem)?.iter().map(|der| fingerprint(der)).collect())
 }
 
 fn fingerprint(der: &[u8]) -> String {
     let Some(suite) = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13() else { return String::new() };
     let digest = suite.common.hash_provider.hash(der);
     digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+}
+
+/// Returns the certificates of the authorities that are trusted.
+pub(super) fn authorities(ca_pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    certificates(ca_pem, "the authority's certificate, ca.pem,")
 }
 
 /// Returns the host's certificate and the chain behind it.

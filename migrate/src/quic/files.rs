@@ -42,14 +42,40 @@ pub enum CertError {
     },
     /// A file exists already, and keys are never overwritten.
     #[error(
-        "{} exists already, and keys are never overwritten: for another host use `lighter certs \
-         host`, for another folder --out; to start over, move the old folder away, which \
-         invalidates the certificates of all hosts",
+        "{} exists already, and keys and certificates are never overwritten: choose another folder, or move the file to a safe \
+         place first",
         path.display()
     )]
     Exists {
         /// Path that is taken.
         path: PathBuf,
+    },
+    /// The host has a certificate already.
+    #[error(
+        "this host has a certificate already, {}: `lighter certs renew` replaces it; to create another authority, give another \
+         --state-dir",
+        path.display()
+    )]
+    HasCertificate {
+        /// Path of the host's certificate.
+        path: PathBuf,
+    },
+    /// The authority's certificate is missing, and hosts have certificates that it issued.
+    #[error(
+        "{} is missing, and the authority has issued certificates: copy ca.pem from a host that has one of them",
+        path.display()
+    )]
+    AuthorityLost {
+        /// Path of the authority's certificate.
+        path: PathBuf,
+    },
+    /// The authority has expired.
+    #[error(
+        "the authority expired at {until}, and no host can use what it issues: replace it, as the user guide describes"
+    )]
+    AuthorityExpired {
+        /// The end of its validity.
+        until: String,
     },
     /// The folder is in use for hosts of another authority.
     #[error(

@@ -85,20 +85,37 @@ impl Identity {
     /// # Errors
     /// [`CertError::Exists`] if the host has a certificate already, [`CertError::OtherAuthority`]
     /// if `ca.pem` exists and holds only other authorities, [`CertError::File`] for other errors.
-    /// With [`CertError::OtherAuthority`] nothing has been written.
+    /// Unless a file cannot be written, nothing has been written then.
     pub fn save(&self, dir: &Path) -> Result<(), CertError> {
+        let needs_authority = self.needs_authority(dir)?;
+        write_new(&dir.join(HOST_KEY), &self.key_pem, Mode::Secret)?;
+        write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
+        let ca = dir.join(CA_CERT);
+        if needs_authority { write_new(&ca, &self.ca_pem, Mode::Public) } else { Ok(()) }
+    }
+
+    /// Checks that no file in `dir` would make [`Self::save`] fail. `dir` is created if it does not
+    /// exist.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn check_folder(&self, dir: &Path) -> Result<(), CertError> {
+        self.needs_authority(dir).map(drop)
+    }
+
+    /// Checks the files in `dir`; returns whether `ca.pem` does not exist.
+    fn needs_authority(&self, dir: &Path) -> Result<bool, CertError> {
         create_dir(dir)?;
         let ca = dir.join(CA_CERT);
-        let is_there = match read(&ca) {
-            Ok(pem) if holds_certificate(&pem, &self.ca_pem) => true,
+        let is_missing = match read(&ca) {
+            Ok(pem) if holds_certificate(&pem, &self.ca_pem) => false,
             Ok(_) => return Err(CertError::OtherAuthority { path: ca }),
-            Err(error) if error.is_missing() => false,
+            Err(error) if error.is_missing() => true,
             Err(error) => return Err(error),
         };
         refuse_existing(&dir.join(HOST_CERT))?;
-        write_new(&dir.join(HOST_KEY), &self.key_pem, Mode::Secret)?;
-        write_new(&dir.join(HOST_CERT), &self.cert_pem, Mode::Public)?;
-        if is_there { Ok(()) } else { write_new(&ca, &self.ca_pem, Mode::Public) }
+        refuse_existing(&dir.join(HOST_KEY))?;
+        Ok(is_missing)
     }
 }
 

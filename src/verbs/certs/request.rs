@@ -6,13 +6,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::{
-    Authority, BUNDLE_BYTES_MAX, Bundle, HostCertificate, OtherAuthority, PendingKey,
-    REQUEST_BYTES_MAX, Request, calendar_time,
+    Authority, BUNDLE_BYTES_MAX, Bundle, Expiry, HostCertificate, Limit, OtherAuthority,
+    PendingKey, REQUEST_BYTES_MAX, Request, calendar_time,
 };
 
 use super::own_names;
 use crate::exit::Exit;
-use crate::host_certificate::{lock_changes, own_authority, renew as renew_here};
+use crate::host_certificate::{
+    REPLACE_AUTHORITY, lock_changes, own_authority, renew as renew_here,
+};
 use crate::output;
 use crate::state_dir::StateDir;
 
@@ -32,7 +34,7 @@ fn write_request(certs: &Path, names: &[String], out: Option<&Path>) -> Result<E
     let shown = out.map_or_else(|| "FILE".to_owned(), |path| path.display().to_string());
     output::note(format_args!(
         "Request for {}; its key stays in {}.\n\
-         Where the authority is: lighter certs sign {shown} --out CERT; then here: lighter certs install CERT",
+         Where the authority is: lighter certs sign {shown} --out CERT; then here the command that it prints",
         names.join(", "),
         key.path().display()
     ));
@@ -55,16 +57,39 @@ pub(super) fn sign(state: &StateDir, file: &Path, out: Option<&Path>) -> Result<
     authority.record(&certs, bundle.cert_pem())?;
     write(out, &bundle.to_pem())?;
     describe(&bundle)?;
+    let name = out.and_then(Path::file_name).unwrap_or("CERT".as_ref());
+    output::note(format_args!(
+        "On the host that made the request: {} {}",
+        install_command(&bundle.authorities()?),
+        name.display()
+    ));
     Ok(Exit::Done)
 }
 
-/// Installs the certificate in `file` on this host.
-pub(super) fn install(state: &StateDir, file: &Path, other: OtherAuthority) -> Result<Exit> {
+/// Returns the command that installs a certificate of these authorities alone, without its file.
+fn install_command(authorities: &[String]) -> String {
+    let options: String = authorities.iter().map(|it| format!(" --authority {it}")).collect();
+    format!("lighter certs install{options}")
+}
+
+/// Installs the certificate in `file` on this host. With `expected` fingerprints, the certificate
+/// must come with no other authorities.
+pub(super) fn install(
+    state: &StateDir,
+    file: &Path,
+    expected: &[String],
+    other: OtherAuthority,
+) -> Result<Exit> {
     state.create()?;
     let certs = state.certs();
     let refused = || format!("cannot install {}", shown(file));
     let bundle = Bundle::from_pem(&read(file, BUNDLE_BYTES_MAX)?).with_context(refused)?;
     let _lock = lock_changes(&certs)?;
+    if expected.is_empty() {
+        note_new_authorities(&bundle, &certs, other).with_context(refused)?;
+    } else {
+        expect_authorities(&bundle, expected).with_context(refused)?;
+    }
     bundle.install(&certs, other).with_context(refused)?;
     output::note(format_args!(
         "Installed the certificate of {} in {}.",
@@ -73,6 +98,39 @@ pub(super) fn install(state: &StateDir, file: &Path, other: OtherAuthority) -> R
     ));
     describe(&bundle)?;
     Ok(Exit::Done)
+}
+
+/// Checks that the certificate comes with authorities of these fingerprints alone.
+fn expect_authorities(bundle: &Bundle, expected: &[String]) -> Result<()> {
+    let found = bundle.authorities()?;
+    let Some(other) = found.iter().find(|it| !expected.contains(it)) else { return Ok(()) };
+    bail!(
+        "its authority is SHA256 {other}, not the one that --authority names: get the file, and the fingerprint that `lighter \
+         certs sign` prints, over a channel that nothing can change"
+    )
+}
+
+/// Notes which authorities this host is about to trust though the user has not named them, and how
+/// to undo that.
+fn note_new_authorities(bundle: &Bundle, certs: &Path, other: OtherAuthority) -> Result<()> {
+    let new = bundle.new_authorities(certs, other)?;
+    for fingerprint in &new {
+        output::note(format_args!("This host will trust a new authority: SHA256 {fingerprint}"));
+    }
+    if new.is_empty() {
+        return Ok(());
+    }
+    let undo = match other {
+        OtherAuthority::Refuse => format!("remove ca.pem and host.pem from {}", certs.display()),
+        OtherAuthority::Replace => {
+            "install a certificate of the former authority with --replace-authority".to_owned()
+        }
+    };
+    output::note(format_args!(
+        "If `lighter certs sign` showed another fingerprint, {undo}. Next time: {} CERT refuses any other authority.",
+        install_command(&new)
+    ));
+    Ok(())
 }
 
 /// Renews this host's certificate if its authority is here; otherwise writes a request for that.
@@ -92,7 +150,7 @@ pub(super) fn renew(state: &StateDir, out: Option<&Path>) -> Result<Exit> {
     output::note(format_args!(
         "Renewed the certificate of {}; valid until {}. A running node uses it within a minute.",
         renewed.names.join(", "),
-        calendar_time(renewed.valid_until_unix_s)
+        until(&Expiry::load(&certs)?)
     ));
     Ok(Exit::Done)
 }
@@ -103,13 +161,21 @@ fn names(bundle: &Bundle) -> String {
 
 /// Notes what both hosts' users can compare.
 fn describe(bundle: &Bundle) -> Result<()> {
-    let HostCertificate { serial, valid_until_unix_s, .. } = bundle.certificate();
-    output::note(format_args!("Serial: {serial}"));
-    output::note(format_args!("Valid until: {}", calendar_time(*valid_until_unix_s)));
+    output::note(format_args!("Serial: {}", bundle.certificate().serial));
+    output::note(format_args!("Valid until: {}", until(&bundle.expiry()?)));
     for fingerprint in bundle.authorities()? {
         output::note(format_args!("Authority: SHA256 {fingerprint}"));
     }
     Ok(())
+}
+
+/// Returns until when a certificate can be used, and why not longer if its authority is the reason.
+fn until(expiry: &Expiry) -> String {
+    let time = calendar_time(expiry.until_unix_s);
+    match expiry.limit {
+        Limit::Host => time,
+        Limit::Authority => format!("{time}, when its authority expires: {REPLACE_AUTHORITY}"),
+    }
 }
 
 /// Reads a text of at most `bytes_max` bytes from a file, or from stdin for `-`.
@@ -192,7 +258,7 @@ mod tests {
             let text = fs::read_to_string(fleet.file(file)).unwrap();
             assert!(!text.contains("PRIVATE"), "{file}: {text}");
         }
-        install(&fleet.host, &pem, OtherAuthority::Refuse).unwrap();
+        install(&fleet.host, &pem, &[], OtherAuthority::Refuse).unwrap();
         Tls::load(&fleet.host.certs()).unwrap();
         let first = HostCertificate::load(&fleet.host.certs()).unwrap();
         assert_eq!(first.names, ["host-b"]);
@@ -200,11 +266,31 @@ mod tests {
         renew(&fleet.host, Some(&fleet.file("again.csr"))).unwrap();
         assert_eq!(HostCertificate::load(&fleet.host.certs()).unwrap(), first, "still in use");
         sign(&fleet.authority, &fleet.file("again.csr"), Some(&pem)).unwrap();
-        install(&fleet.host, &pem, OtherAuthority::Refuse).unwrap();
+        install(&fleet.host, &pem, &[], OtherAuthority::Refuse).unwrap();
         let second = HostCertificate::load(&fleet.host.certs()).unwrap();
         assert!(second.names == first.names && second.serial != first.serial);
         assert_eq!(Authority::issued_to(&fleet.authority.certs(), "host-b").unwrap().len(), 2);
         assert!(!fleet.host.certs().join("host.key.new").exists());
+    }
+
+    #[test]
+    fn an_authority_that_was_not_named_is_not_installed() {
+        let fleet = Fleet::new();
+        let pem = fleet.signed();
+        let bundle = Bundle::from_pem(&fs::read_to_string(&pem).unwrap()).unwrap();
+        let right = bundle.authorities().unwrap();
+        let wrong = vec![right[0].chars().rev().collect::<String>()];
+        let install =
+            |expected: &[String]| install(&fleet.host, &pem, expected, OtherAuthority::Refuse);
+        let error = format!("{:#}", install(&wrong).unwrap_err());
+        assert!(error.contains(&right[0]) && error.contains("--authority"), "{error}");
+        for file in ["ca.pem", "host.pem"] {
+            assert!(!fleet.host.certs().join(file).exists(), "{file}");
+        }
+        install(&right).unwrap();
+        Tls::load(&fleet.host.certs()).unwrap();
+        let command = install_command(&right);
+        assert_eq!(command, format!("lighter certs install --authority {}", right[0]));
     }
 
     #[test]

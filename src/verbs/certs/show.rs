@@ -3,12 +3,12 @@
 use std::time::SystemTime;
 
 use anyhow::Result;
-use migrate::quic::{Authority, HostCertificate, Tls, calendar_time};
+use migrate::quic::{Authority, Expiry, HostCertificate, Limit, Tls, calendar_time};
 use serde::Serialize;
 
 use crate::cli::Output;
 use crate::exit::Exit;
-use crate::host_certificate::when;
+use crate::host_certificate::{REPLACE_AUTHORITY, when};
 use crate::output;
 use crate::state_dir::StateDir;
 use crate::table::facts;
@@ -42,15 +42,43 @@ struct ShownCertificate {
     valid_from_unix_s: i64,
     /// End of its validity, in seconds since 1970.
     valid_until_unix_s: i64,
-    /// Seconds until it expires; negative once it has.
+    /// When it expires, or its authority if that is earlier, in seconds since 1970.
+    expires_unix_s: i64,
+    /// Which of the two expires then.
+    limited_by: Limit,
+    /// Seconds until then; negative afterwards.
     left_s: i64,
 }
 
 impl ShownCertificate {
-    fn new(certificate: HostCertificate, now: SystemTime) -> Self {
-        let left_s = certificate.left_s(now);
+    fn new(certificate: HostCertificate, expiry: &Expiry, now: SystemTime) -> Self {
         let HostCertificate { serial, names, valid_from_unix_s, valid_until_unix_s } = certificate;
-        Self { serial, names, valid_from_unix_s, valid_until_unix_s, left_s }
+        Self {
+            serial,
+            names,
+            valid_from_unix_s,
+            valid_until_unix_s,
+            expires_unix_s: expiry.until_unix_s,
+            limited_by: expiry.limit,
+            left_s: expiry.left_s(now),
+        }
+    }
+
+    /// Returns the lines about its validity.
+    fn validity(&self) -> Vec<(&'static str, String)> {
+        let [from, until, end] =
+            [self.valid_from_unix_s, self.valid_until_unix_s, self.expires_unix_s]
+                .map(calendar_time);
+        let left = when(self.left_s);
+        let from = ("Valid from", from);
+        match self.limited_by {
+            Limit::Host => vec![from, ("Valid until", format!("{until} ({left})"))],
+            Limit::Authority => vec![
+                from,
+                ("Valid until", until),
+                ("Authority until", format!("{end} ({left}): {REPLACE_AUTHORITY}")),
+            ],
+        }
     }
 }
 
@@ -58,14 +86,18 @@ pub(super) fn show(state: &StateDir, output: Output) -> Result<Exit> {
     let certs = state.certs();
     let problem = Tls::load(&certs).err().map(|error| error.to_string());
     let authority = Authority::find(&certs);
-    let certificate = HostCertificate::load(&certs).ok();
+    let certificate = HostCertificate::load(&certs).ok().map(|found| {
+        // Without a readable ca.pem, which is reported as a problem, the host's own counts.
+        let expiry = Expiry::load(&certs).unwrap_or_else(|_| Expiry::of(&found));
+        ShownCertificate::new(found, &expiry, SystemTime::now())
+    });
     let shown = Shown {
         folder: certs.display().to_string(),
         authority: matches!(authority, Ok(Some(_))),
         authority_problem: authority.err().map(|error| error.to_string()),
         usable: problem.is_none(),
         problem,
-        certificate: certificate.map(|found| ShownCertificate::new(found, SystemTime::now())),
+        certificate,
     };
     match output {
         Output::Json => output::print_json(&shown)?,
@@ -84,11 +116,9 @@ fn text(shown: &Shown) -> String {
     let mut lines =
         vec![("Folder", shown.folder.clone()), ("Authority", authority), ("This host", host)];
     if let Some(certificate) = &shown.certificate {
-        let until = calendar_time(certificate.valid_until_unix_s);
         lines.push(("Serial", certificate.serial.clone()));
         lines.push(("Names", certificate.names.join(", ")));
-        lines.push(("Valid from", calendar_time(certificate.valid_from_unix_s)));
-        lines.push(("Valid until", format!("{until} ({})", when(certificate.left_s))));
+        lines.extend(certificate.validity());
     }
     facts(&lines)
 }

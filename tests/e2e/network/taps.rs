@@ -61,7 +61,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
     start(&lan, &pair, "web", "bridge=br0").ok();
     // The bridge exists, but only the host's own guests may use it.
     pair.b.start_node(&allowing("dmz,br0"));
-    let words = ["network devices at dmz, br0 alone, not at lan", "--net-allow"];
+    let words = ["network devices only at dmz, br0, and this guest has one at lan", "--net-allow"];
     Migration::run(&pair.a, "web", &pair.b).stayed(&words);
     pair.b.kill_node();
     pair.b.start_node(&allowing("dmz,lan"));

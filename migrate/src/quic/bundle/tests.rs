@@ -104,7 +104,8 @@ fn an_expired_certificate_is_refused() {
     let mut bundle = host.old.sign(&request).unwrap();
     bundle.certificate.valid_until_unix_s = 0;
     let error = refusal(&bundle, host.path());
-    assert!(error.contains("it expired at 1970-01-01"), "{error}");
+    assert!(error.starts_with("the certificate expired at 1970-01-01"), "{error}");
+    assert!(error.contains("certs sign") && !error.contains("host.pem"), "{error}");
 }
 
 #[test]
@@ -125,6 +126,24 @@ fn another_authority_is_installed_only_when_told() {
     assert_eq!(host.serial(), bundle.certificate().serial);
     assert_eq!(host.read("ca.pem"), new.cert_pem());
     Tls::load(host.path()).unwrap();
+}
+
+#[test]
+fn authorities_that_are_not_trusted_yet_are_known_before_they_are() {
+    let (host, empty) = (Host::new(), tempfile::tempdir().unwrap());
+    let new = Authority::create().unwrap();
+    for (authority, dir, other, count) in [
+        (&new, empty.path(), OtherAuthority::Refuse, 1),
+        (&new, host.path(), OtherAuthority::Refuse, 0),
+        (&new, host.path(), OtherAuthority::Replace, 1),
+        (&host.old, host.path(), OtherAuthority::Replace, 0),
+    ] {
+        let bundle = signed(authority, dir);
+        let found = bundle.new_authorities(dir, other).unwrap();
+        assert_eq!(found.len(), count, "{other:?}");
+        assert!(found.is_empty() || found == bundle.authorities().unwrap());
+    }
+    assert!(!empty.path().join("ca.pem").exists());
 }
 
 #[test]

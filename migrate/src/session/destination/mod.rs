@@ -119,7 +119,7 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
     match outcome {
         Err(LinkError::Socket { reason, .. }) if first != last => Err(LinkError::Socket {
             address: format!("{}, any of the ports {first} to {last}", session.listen),
-            reason,
+            reason: format!("{reason}; give the node more or other ports (`lighter node --ports`)"),
         }),
         outcome => outcome,
     }
