@@ -143,7 +143,7 @@ async fn start(what: &Launch<'_>) -> io::Result<Child> {
     let in_scope = {
         let (scope, program, arguments) = (scope.clone(), program.clone(), arguments.clone());
         let spawn = move |command| spawn(command, &arguments);
-        move || scope.start(&program, spawn, Child::id)
+        move || scope.start(&program, spawn, Child::id).map_err(Box::new)
     };
     let failed = match tokio::task::spawn_blocking(in_scope).await.map_err(io::Error::other)? {
         Ok(child) => return Ok(child),
