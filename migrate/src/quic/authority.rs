@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, date_time_ymd,
+    KeyUsagePurpose, PublicKeyData, SerialNumber, date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use uuid::Uuid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 
@@ -171,6 +172,7 @@ impl Authority {
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
         let mut params = params_of_peer(subject, HOST_DAYS, names).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(new_serial());
         params.not_after = params.not_after.min(date_time_ymd(1970, 1, 1) + end);
         change(&mut params);
         Ok(params.signed_by(key, &self.issuer).map_err(make)?.pem())
@@ -205,6 +207,14 @@ impl Authority {
         let (_, certificate) = parse_x509_certificate(&der).map_err(|error| error.to_string())?;
         Ok(read(&certificate))
     }
+}
+
+/// Returns a serial number that no other certificate has, also of the same key (RFC 5280, section
+/// 4.1.2.2): random, positive, without a leading zero.
+fn new_serial() -> SerialNumber {
+    let mut bytes = Uuid::new_v4().into_bytes();
+    bytes[0] = bytes[0] & 0x3f | 0x40;
+    SerialNumber::from(bytes.to_vec())
 }
 
 /// Checks that each of `names` is a DNS name or an IP address.
