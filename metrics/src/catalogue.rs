@@ -51,7 +51,7 @@ catalogue! {
         node_start: Gauge<()> = "lighter_node_start_timestamp_seconds", Timestamp,
             "When the node service started; its counters began at zero then.";
         certificate_expiry: Gauge<()> = "lighter_certificate_expiry_timestamp_seconds", Timestamp,
-            "When the certificate with which the node authenticates to other hosts expires.";
+            "When the certificate with which the node authenticates to other hosts expires, or its authority, if that is earlier.";
         scrape_duration: Gauge<()> = "lighter_scrape_duration_seconds", Seconds,
             "How long the node took to ask all its guests for this page.";
         guests: Gauge<(GuestState,)> = "lighter_guests", Count,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use migrate::quic::endpoint::{self, Endpoint};
 use migrate::quic::{Identity, Tls};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
@@ -30,7 +31,7 @@ use crate::disk_places::DiskPlaces;
 use crate::durable;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
-use crate::signals::EndSignals;
+use crate::signals::{EndSignal, EndSignals};
 use crate::state_dir::StateDir;
 use crate::version::VERSION;
 
@@ -90,76 +91,109 @@ async fn serve(
     state: &StateDir,
     args: &NodeArgs,
     log: &LogArgs,
-    (identity, renewal): (Identity, Renewal),
+    certificate: (Identity, Renewal),
 ) -> Result<Exit> {
     let mut end = EndSignals::listen()?;
-    let endpoint = migrate::quic::endpoint::listen(args.listen(), &Tls::new(&identity)?)?;
-    let listener = exposition::bind(args.metrics()).await?;
-    let (web, access) = access_to_metrics(args, &identity)?;
-    let sockets =
-        [(state.node_socket(), Audience::Owner), (state.node_readonly_socket(), Audience::AnyUser)];
-    sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
-    let file = NodeFile {
-        pid: std::process::id(),
-        version: VERSION.to_owned(),
-        listen: endpoint.local_addr().context("cannot tell where migrations arrive")?,
-        metrics: listener.local_addr().context("cannot tell where metrics are served")?,
-        started_unix_ms: unix_ms(),
-    };
+    let serving = Serving::start(state, args, log, certificate).await?;
+    let signal = end.next().await;
+    serving.end(signal).await?;
+    Ok(Exit::Done)
+}
+
+/// A node that serves.
+struct Serving {
+    node: Arc<Node>,
+    density: Arc<Density>,
+    endpoint: Endpoint,
+    sockets: [(PathBuf, Audience); 2],
+    servers: Vec<Server>,
+    parts: [JoinHandle<()>; 6],
+}
+
+impl Serving {
+    async fn start(
+        state: &StateDir,
+        args: &NodeArgs,
+        log: &LogArgs,
+        (identity, renewal): (Identity, Renewal),
+    ) -> Result<Self> {
+        let endpoint = endpoint::listen(args.listen(), &Tls::new(&identity)?)?;
+        let listener = exposition::bind(args.metrics()).await?;
+        let (web, access) = access_to_metrics(args, &identity)?;
+        let sockets = [
+            (state.node_socket(), Audience::Owner),
+            (state.node_readonly_socket(), Audience::AnyUser),
+        ];
+        sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
+        let file = NodeFile {
+            pid: std::process::id(),
+            version: VERSION.to_owned(),
+            listen: endpoint.local_addr().context("cannot tell where migrations arrive")?,
+            metrics: listener.local_addr().context("cannot tell where metrics are served")?,
+            started_unix_ms: unix_ms(),
+        };
+        let node = node(state, args, log, &file)?;
+        let counted = Arc::clone(node.density_counted());
+        let foreign = args.foreign_guests.unwrap_or_default();
+        let density = Arc::new(Density::start(state, foreign, counted)?);
+        events::count_lost_guests(&node)?;
+        // Before any guest can be admitted.
+        node.renew_promises().await?;
+        let requests = Arc::new(SourceRequests(Arc::clone(&node)));
+        let parts = [
+            tokio::spawn(migrate::front::serve(endpoint.clone(), requests)),
+            exposition::serve(listener, Arc::clone(&node), Arc::clone(&density), access),
+            certificates::keep(Arc::clone(&node), endpoint.clone(), web, renewal, identity),
+            tend_records(Arc::clone(&node), NodeClient::new(state.certs())),
+            tokio::spawn(events::follow_guests(Arc::clone(&node))),
+            tokio::spawn(autostart::start_guests(Arc::clone(&node))),
+        ];
+        let serve = |(path, audience): &(PathBuf, Audience)| {
+            let routes = api::router(Arc::clone(&node), Arc::clone(&density), *audience);
+            Server::start(path, routes, *audience)
+        };
+        let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
+        density.opened().await;
+        // Last: a process that reads this file finds everything served.
+        durable::write_json(&state.node_file(), &file)?;
+        let guests = state.live_guests()?.len();
+        tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests, "the node serves");
+        Ok(Self { node, density, endpoint, sockets, servers, parts })
+    }
+
+    /// Ends the node, because of `signal`; guests keep running.
+    async fn end(self, signal: EndSignal) -> Result<()> {
+        let state = self.node.state();
+        self.node.shut_down();
+        tracing::info!(
+            %signal,
+            guests = state.live_guests()?.len(),
+            "the node ends; guests keep running"
+        );
+        durable::remove_if_there(&state.node_file())?;
+        self.sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
+        self.endpoint.close(0_u32.into(), b"the node ends");
+        let _all_notified = tokio::time::timeout(CLOSE_PATIENCE, self.endpoint.wait_idle()).await;
+        for server in self.servers {
+            server.close().await;
+        }
+        for part in self.parts {
+            part.abort();
+        }
+        self.density.shut_down().await;
+        Ok(())
+    }
+}
+
+/// Makes the node as the options say.
+fn node(state: &StateDir, args: &NodeArgs, log: &LogArgs, file: &NodeFile) -> Result<Arc<Node>> {
     let disk_places = DiskPlaces::open(&args.disk_dir, &args.disk_device)?;
-    let node = Node::new(state.clone(), file.clone(), args.reserve_memory())?;
-    let node = node
+    let node = Node::new(state.clone(), file.clone(), args.reserve_memory())?
         .with_ports(args.ports())
         .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))
-        .with_disk_places(disk_places);
-    let node = Arc::new(node.with_log(log.clone()));
-    let counted = Arc::clone(node.density_counted());
-    let density =
-        Arc::new(Density::start(state, args.foreign_guests.unwrap_or_default(), counted)?);
-    events::count_lost_guests(&node)?;
-    // Before any guest can be admitted.
-    node.renew_promises().await?;
-    let parts = [
-        tokio::spawn(migrate::front::serve(
-            endpoint.clone(),
-            Arc::new(SourceRequests(Arc::clone(&node))),
-        )),
-        exposition::serve(listener, Arc::clone(&node), Arc::clone(&density), access),
-        certificates::keep(Arc::clone(&node), endpoint.clone(), web, renewal, identity),
-        tend_records(Arc::clone(&node), NodeClient::new(state.certs())),
-        tokio::spawn(events::follow_guests(Arc::clone(&node))),
-        tokio::spawn(autostart::start_guests(Arc::clone(&node))),
-    ];
-    let serve = |(path, audience): &(PathBuf, Audience)| {
-        let routes = api::router(Arc::clone(&node), Arc::clone(&density), *audience);
-        Server::start(path, routes, *audience)
-    };
-    let servers = sockets.iter().map(serve).collect::<Result<Vec<_>>>()?;
-    density.opened().await;
-    // Last: a process that reads this file finds everything served.
-    durable::write_json(&state.node_file(), &file)?;
-    let guests = state.live_guests()?.len();
-    tracing::info!(listen = %file.listen, metrics = %file.metrics, state = %state.root().display(), guests, "the node serves");
-
-    let signal = end.next().await;
-    node.shut_down();
-    tracing::info!(
-        %signal,
-        guests = state.live_guests()?.len(),
-        "the node ends; guests keep running"
-    );
-    durable::remove_if_there(&state.node_file())?;
-    sockets.iter().try_for_each(|(path, _)| durable::remove_if_there(path))?;
-    endpoint.close(0_u32.into(), b"the node ends");
-    let _all_notified = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
-    for server in servers {
-        server.close().await;
-    }
-    for part in parts {
-        part.abort();
-    }
-    density.shut_down().await;
-    Ok(Exit::Done)
+        .with_disk_places(disk_places)
+        .with_log(log.clone());
+    Ok(Arc::new(node))
 }
 
 /// Returns what a client of metrics must send, and the channel that replaces the certificates it is
