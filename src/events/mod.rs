@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use self::folders::NewFolders;
 use self::guest::{Follower, Position};
 pub(crate) use self::window::Window;
-use crate::api::events::Event;
+use crate::api::events::{Event, What};
+use crate::clock::unix_ms;
 use crate::names::GuestName;
 use crate::state_dir::{GuestDir, StateDir};
 
@@ -75,10 +76,34 @@ impl Host {
                     }
                 },
             }
+            self.report_lost(|name| followed.contains_key(name)).await;
             guests = self.guests().unwrap_or_else(|error| {
                 tracing::warn!("guests are not followed for a moment: {error:#}");
                 Vec::new()
             });
+        }
+    }
+
+    /// Reports guests whose processes died before they could be followed.
+    async fn report_lost(&self, is_followed: impl Fn(&GuestName) -> bool) {
+        let lost = self.state.record_lost_guests().unwrap_or_else(|error| {
+            tracing::warn!("guests that are gone are not reported for a moment: {error:#}");
+            Vec::new()
+        });
+        for (process, ended) in lost {
+            let is_meant = self.only.as_ref().is_none_or(|only| *only == ended.name);
+            if is_meant && !is_followed(&ended.name) {
+                let event = Event {
+                    time_unix_ms: unix_ms(),
+                    guest: ended.name,
+                    uuid: ended.uuid,
+                    pid: process.pid,
+                    number: 0,
+                    what: What::Stopped { reason: ended.reason, failed: true },
+                };
+                // If the receiver is gone, this task is about to end.
+                let _unheard = self.event_sender.send(Ok(event)).await;
+            }
         }
     }
 
@@ -105,7 +130,7 @@ mod tests {
 
     use super::guest::{EVENTS_PER_SECOND_MAX, Pace};
     use super::*;
-    use crate::api::events::{EVENTS, EVENTS_FROM, EventsRead, What};
+    use crate::api::events::{EVENTS, EVENTS_FROM, EventsRead};
     use crate::api::route;
     use crate::api::server::{Audience, Server};
     use crate::api::types::GuestInfo;
@@ -166,7 +191,8 @@ mod tests {
     }
 
     fn stopped(reason: &str) -> What {
-        What::Stopped { reason: reason.to_owned(), failed: reason.contains("died") }
+        let failed = reason.contains("died") || reason.contains("lost");
+        What::Stopped { reason: reason.to_owned(), failed }
     }
 
     #[tokio::test]
@@ -209,6 +235,25 @@ mod tests {
         state.ended().write(&ended).unwrap();
         process.end().await;
         assert_eq!(heard(&mut events).await, stopped("powered off"), "as its file says");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_dies_before_it_is_followed_is_reported() {
+        let (_folder, state) = StateDir::temporary();
+        let mut events = follow(&state, None);
+        timeout(Duration::from_millis(200), events.recv()).await.expect_err("nothing is new");
+        let guest = state.guest(&NAME.parse().unwrap());
+        let identity =
+            GuestIdentity { name: guest.name().clone(), uuid: UUID, pid: 7, started_unix_ms: 0 };
+        // All at once, like a process that is killed at once.
+        let made = state.root().join("made");
+        std::fs::create_dir(&made).unwrap();
+        let text = serde_json::to_vec(&identity).unwrap();
+        for (file, text) in [("lock", &b""[..]), ("guest.json", &text), ("here", b"this boot")] {
+            std::fs::write(made.join(file), text).unwrap();
+        }
+        std::fs::rename(&made, guest.path()).unwrap();
+        assert_eq!(heard(&mut events).await, stopped("was lost when the host went down"));
     }
 
     #[tokio::test]

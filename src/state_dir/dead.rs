@@ -5,19 +5,26 @@ use anyhow::Result;
 use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE, StateDir};
 use crate::clock;
 use crate::ended::{Ended, How, KEPT_LOGS};
+use crate::names::GuestName;
 
 impl StateDir {
     /// Records the guests that were lost with their processes, as far as no process has done that,
-    /// and returns them.
+    /// and returns them, each with its process.
     ///
     /// # Errors
     /// If the guests cannot be listed.
-    pub(crate) fn record_lost_guests(&self) -> Result<Vec<Ended>> {
+    pub(crate) fn record_lost_guests(&self) -> Result<Vec<(GuestIdentity, Ended)>> {
         let mut lost = self.guest_dirs()?;
         lost.retain(|guest| guest.is_marked_here() && !guest.is_live());
+        let with_process = |guest: GuestDir| Some((guest.read_identity().ok()?, guest.name));
+        let lost: Vec<_> = lost.into_iter().filter_map(with_process).collect();
         self.live_guests()?;
-        let ended = lost.iter().filter_map(|guest| self.ended().read(&guest.name));
-        Ok(ended.filter(|ended| ended.how == How::Died).collect())
+        let recorded = |(process, name): (GuestIdentity, GuestName)| {
+            let ended = self.ended().read(&name)?;
+            let is_its = ended.is_of(process.uuid, process.started_unix_ms);
+            (is_its && ended.how == How::Died).then_some((process, ended))
+        };
+        Ok(lost.into_iter().filter_map(recorded).collect())
     }
 }
 
@@ -73,7 +80,6 @@ mod tests {
     use uuid::Uuid;
 
     use crate::clock::unix_ms;
-    use crate::names::GuestName;
     use crate::state_dir::StateDir;
 
     use super::*;
@@ -121,8 +127,9 @@ mod tests {
         fs::write(state.guest(&identity.name).path().join(HERE), "another boot").unwrap();
         fs::write(state.guest(&identity.name).console_log(), "").unwrap();
         let lost = state.record_lost_guests().unwrap();
-        assert_eq!(lost, Vec::from_iter(state.ended().read(&identity.name)));
-        assert_eq!(lost[0].reason, "was lost when the host went down");
+        let ended = state.ended().read(&identity.name).unwrap();
+        assert_eq!(ended.reason, "was lost when the host went down");
+        assert_eq!(lost.into_iter().map(|(_, ended)| ended).collect::<Vec<_>>(), [ended]);
         assert_eq!(state.record_lost_guests().unwrap(), []);
         assert_eq!(
             log(&state, &identity),

@@ -38,7 +38,7 @@ fn a_host_with_a_certificate_of_another_authority_cannot_send_a_guest() {
         std::fs::copy(stranger.a.certs().join(file), pair.a.certs().join(file))
             .expect("a certificate");
     }
-    let words = ["not issued by the authority in ca.pem", "lighter certs host"];
+    let words = ["not issued by the authority in ca.pem", "lighter certs request"];
     Migration::run(&pair.a, guest.name(), &pair.b).done.complains(Exit::Failed, &words);
     let shown = pair.a.run(&["certs", "show"]);
     assert!(shown.exit == Exit::Failed && shown.stdout.contains(words[0]), "{shown:#?}");
