@@ -265,7 +265,7 @@ fn a_guest_that_was_destroyed_by_force_or_is_not_the_defined_one_is_not_started_
 
     // It has the name, and another identity.
     pair.a.run(&["run", "--name", "web-1", "--memory", "64M", "--detach"]).ok();
-    pair.a.guest("web-1").pid().kill();
+    works(&pair.a).pid().kill();
     pair.a.await_log(&["guest=web-1", "stopped: it died: its process was killed"]);
     sleep(Duration::from_secs(3));
     assert_eq!(pair.a.list(), Vec::<Value>::new());
