@@ -130,6 +130,13 @@ impl OtherHost {
         }
     }
 
+    /// Whether the last host to which the guest has moved says that it has the guest.
+    pub(crate) fn has_it(&self) -> bool {
+        let last = &self.onward.last().unwrap_or(&self.first).answer;
+        let found = last.as_ref().ok().and_then(|traced| traced.guest.as_ref());
+        found.is_some_and(|found| found.is_owned && !found.is_past())
+    }
+
     /// Refuses to run the copy of the last migration here if the other host has the guest, or if it
     /// has run there since: then this copy is out of date. Prints a warning if a host cannot be
     /// asked.

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
+use crate::table::is_harmful;
+
 /// Prints `text` on stdout, unchanged.
 ///
 /// # Errors
@@ -52,8 +54,12 @@ fn columns_of(out: impl AsFd) -> Option<usize> {
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// Prints `text`, one line, on stderr. An error is ignored: there is nowhere to report it.
+/// Prints `text` on stderr, with a newline. Other control characters, which may come from a file
+/// that another process has written, are replaced. An error is ignored: there is nowhere to report
+/// it.
 pub(crate) fn note(text: impl Display) {
+    let lines = |c: char| if is_harmful(c) && !['\n', '\r', '\t'].contains(&c) { '?' } else { c };
+    let text: String = text.to_string().chars().map(lines).collect();
     let _unheard = write_all(&mut io::stderr().lock(), &format!("{text}\n"));
 }
 

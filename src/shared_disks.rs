@@ -112,10 +112,14 @@ impl Owner<'_> {
         let other = block_on(async { Ok(other.await) })?;
         let is_gone = other.as_ref().is_some_and(OtherHost::is_gone);
         if !is_gone && !is_forced {
-            let says = other.map(|other| format!("; {}", other.says())).unwrap_or_default();
+            let says = other.as_ref().map(|other| format!("; {}", other.says()));
+            let way_out = match other.is_some_and(|other| other.has_it()) {
+                true => "Shut that guest down there first, or migrate it back".to_owned(),
+                false => format!("If that guest runs nowhere, {way_out}"),
+            };
             bail!(
-                "disk {disk} belongs to the guest {guest}, which {why}{says}: two guests that write one disk destroy its content. If \
-                 that guest runs nowhere, {way_out}"
+                "disk {disk} belongs to the guest {guest}, which {why}{}: two guests that write one disk destroy its content. {way_out}",
+                says.unwrap_or_default()
             );
         }
         other.map_or(Ok(()), |other| self.expect_unused(state, &other, is_forced))

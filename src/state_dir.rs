@@ -18,7 +18,7 @@
 //! files records its end, keeps its logs and removes the rest.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +43,9 @@ pub(crate) use self::process::ProcessHandle;
 
 /// The file that says that the guest was here when its process ended, with the ID of the boot.
 const HERE: &str = "here";
+
+/// That file before the guest is here.
+const HERE_PREPARED: &str = "here.new";
 
 /// Largest `guest.json` that is read, in bytes.
 const GUEST_FILE_BYTES_MAX: u64 = 64 << 10;
@@ -406,16 +409,28 @@ impl GuestDir {
         self.path.join(HERE).exists()
     }
 
+    /// Prepares [`Self::mark_here`], which then needs no room on the disk.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn prepare_mark(&self) -> Result<()> {
+        let path = self.path.join(HERE_PREPARED);
+        let mut options = fs::OpenOptions::new();
+        options.create(true).write(true).truncate(true).mode(0o600);
+        let prepared = clock::boot_id()
+            .and_then(|boot| regular_file::open(&path, &mut options)?.write_all(boot.as_bytes()));
+        prepared.with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Records that the live process has the guest: until now it may have been about to start or to
     /// receive it. Only the death of a process that has its guest is a failure of the guest.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be renamed.
     pub(crate) fn mark_here(&self) -> Result<()> {
-        let path = self.path.join(HERE);
-        let marked = clock::boot_id()
-            .and_then(|boot| regular_file::replace_unflushed(&path, boot.as_bytes()));
-        marked.with_context(|| format!("cannot write {}", path.display()))
+        let (prepared, mark) = (self.path.join(HERE_PREPARED), self.path.join(HERE));
+        fs::rename(&prepared, &mark)
+            .with_context(|| format!("cannot rename {}", prepared.display()))
     }
 }
 

@@ -148,9 +148,20 @@ fn between_words(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Replaces control characters: text from elsewhere must not move the cursor.
+/// Replaces control characters, and others that text from elsewhere must not contain: it must not
+/// move the cursor, nor change the order of characters.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.chars().map(|c| if is_harmful(c) { '?' } else { c }).collect()
+}
+
+/// Whether the character may change what a terminal shows besides itself: control characters, and
+/// those that set the direction of text, or are invisible.
+pub(crate) fn is_harmful(c: char) -> bool {
+    let is_format = matches!(
+        c,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+    );
+    c.is_control() || is_format
 }
 
 /// Formats lines of `label  value`, with labels padded to the same width.

@@ -24,9 +24,9 @@ Examples:
   lighter logs web-1 --process
   lighter logs web-1 | grep -a 'Kernel panic'
 
-Prints the last 4 to 8 MiB that a guest in the background wrote on its console in its process, or
-the last 64 KiB of a guest in a terminal. Of guests that are gone, the logs of those whose process
-died are kept; the logs of the others went with them.
+Prints the last 4 to 8 MiB that a guest wrote on its console in its process, or the last 64 KiB if
+its console is the stdout of `lighter run`. When a guest has ended, the last 64 KiB are kept until
+the next guest of that name ends; if its process died, both logs are.
 
 --follow ends when the guest is gone. Ctrl-C ends it with exit code 0. `lighter console` also types
 on the console.")]

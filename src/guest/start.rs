@@ -366,6 +366,7 @@ impl Life {
         state.create()?;
         let claim = state.guest(name).claim()?;
         state.prepare_guest(name, uuid)?;
+        claim.dir().prepare_mark()?;
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
         let departed = state.departures().past();
         if files.arriving().is_none() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{GuestDir, HERE, PASSAGE, create};
+use super::{GuestDir, HERE, HERE_PREPARED, PASSAGE, create};
 use crate::durable;
 use crate::file_lock::FileLock;
 
@@ -27,7 +27,7 @@ const OWN_FILES: [&str; 9] = [
     "guest.json",
     "guest.json.new",
     HERE,
-    "here.new",
+    HERE_PREPARED,
     "console.log",
     "console.log.old",
     "lighter.log",

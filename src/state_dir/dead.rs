@@ -40,7 +40,7 @@ impl GuestDir {
         if !ended.is_recorded(&self.name) {
             let reason = match clock::boot_id() {
                 Ok(now) if now != boot.trim() => "was lost when the host went down",
-                _ => "died: its process was killed, or crashed",
+                _ => "died (its process was killed, or crashed)",
             };
             if let Err(error) = self.record_end(&process, How::Died, reason) {
                 tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
@@ -87,7 +87,9 @@ mod tests {
     /// Leaves what a process leaves that is killed in this boot, with its guest.
     fn killed(state: &StateDir) -> GuestIdentity {
         let identity = arriving(state);
-        state.guest(&identity.name).mark_here().unwrap();
+        let guest = state.guest(&identity.name);
+        guest.prepare_mark().unwrap();
+        guest.mark_here().unwrap();
         identity
     }
 

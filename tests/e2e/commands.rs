@@ -159,7 +159,7 @@ fn an_ended_guest_is_listed_with_how_it_ended() {
 }
 
 /// What is told of a guest whose process was killed.
-const DIED: &str = "died: its process was killed, or crashed";
+const DIED: &str = "died (its process was killed, or crashed)";
 
 #[test]
 fn a_name_is_taken_once() {

@@ -266,7 +266,7 @@ fn a_guest_that_was_destroyed_by_force_or_is_not_the_defined_one_is_not_started_
     // It has the name, and another identity.
     pair.a.run(&["run", "--name", "web-1", "--memory", "64M", "--detach"]).ok();
     works(&pair.a).pid().kill();
-    pair.a.await_log(&["guest=web-1", "stopped: it died: its process was killed"]);
+    pair.a.await_log(&["guest=web-1", "stopped: it died (its process was killed"]);
     sleep(Duration::from_secs(3));
     assert_eq!(pair.a.list(), Vec::<Value>::new());
     assert!(!pair.a.logs().contains("started again"), "{}", pair.a.logs());
@@ -281,7 +281,7 @@ fn a_node_counts_the_guests_that_were_lost_while_none_ran() {
     guest.kill();
     wait::until("the guest is dead", || wait::holds(!guest.is_alive(), guest));
     pair.a.start_node(&NodePlan::default());
-    pair.a.await_log(&["web-1 died: its process was killed", "while no node ran"]);
+    pair.a.await_log(&["web-1 died (its process was killed", "while no node ran"]);
     let metrics = scrape(&pair.a);
     assert!(metrics.contains("\nlighter_guests_failed_total 1\n"), "{metrics}");
 }

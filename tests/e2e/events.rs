@@ -95,7 +95,7 @@ fn the_node_reports_the_same_events_as_the_guests_processes() {
     guest.pid().signal(Signal::SIGKILL);
     let reported = await_events(&listener, &["stopped", "started", "stopped"]);
     let reason = &reported.last().expect("an end")["reason"];
-    assert_eq!(reason, "died: its process was killed, or crashed", "{reported:#?}");
+    assert_eq!(reason, "died (its process was killed, or crashed)", "{reported:#?}");
 }
 
 #[test]

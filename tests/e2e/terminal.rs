@@ -121,5 +121,5 @@ fn a_terminal_says_that_its_guest_was_killed() {
     pair.a.guest("echo").pid().kill();
     let done = terminal.finish();
     assert_eq!(done.exit, Exit::Failed, "{done:?}");
-    assert!(done.stdout.contains("lighter: echo died: its process was killed"), "{done:?}");
+    assert!(done.stdout.contains("lighter: echo died (its process was killed"), "{done:?}");
 }

@@ -26,7 +26,11 @@ pub fn belongs(file: &str, guests: &BTreeSet<&str>) -> bool {
         ] => true,
         ["departed", "guests", _, _, record] => record.ends_with(".shared"),
         ["identities", uuid] => uuid.ends_with(".json"),
-        ["guests", name, "lock" | "guest.json" | "here" | "api.sock" | "api-ro.sock"]
+        [
+            "guests",
+            name,
+            "lock" | "guest.json" | "here" | "here.new" | "api.sock" | "api-ro.sock",
+        ]
         | ["guests", name, "console.log" | "lighter.log"] => guests.contains(name),
         ["vsock", socket] => socket.strip_suffix(".sock").is_some_and(|name| guests.contains(name)),
         _ => false,
