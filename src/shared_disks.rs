@@ -12,6 +12,7 @@ use anyhow::{Result, anyhow, bail};
 use migrate::protocol::front::DiskUser;
 use migrate::record::{Record, RecordError};
 use uuid::Uuid;
+use vmm_core::virtio::block::with_disks_below;
 
 use crate::departures::{Noted, PresentDisk};
 use crate::names::GuestName;
@@ -59,7 +60,9 @@ pub(crate) fn expect_free<'a>(
     if departures.is_empty() {
         return Ok(TakenOver::default());
     }
-    let wanted: Vec<PresentDisk> = disks.filter_map(PresentDisk::at).collect();
+    // A loop device or a volume on a disk writes that disk, too.
+    let all = disks.flat_map(with_disks_below);
+    let wanted: Vec<PresentDisk> = all.filter_map(|disk| PresentDisk::at(&disk)).collect();
     // A guest's process may write many records, but only of its own guest.
     let mut guests: BTreeMap<(GuestName, Uuid), Vec<Leftover>> = BTreeMap::new();
     for noted in departures {

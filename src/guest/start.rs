@@ -13,7 +13,7 @@ use uuid::Uuid;
 use vmm_core::VmOptions;
 use vmm_core::memory::MergeDomain;
 use vmm_core::snapshot::SavedDisks;
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
 
 use super::api::{readonly_router, router};
 use super::arriving::{self, Arrival};
@@ -370,7 +370,8 @@ impl Life {
         let files = files(Files::of_guest(state, claim.dir(), uuid))?;
         let departed = state.departures().past();
         if files.arriving().is_none() {
-            files.disks().try_for_each(|disk| departed.expect_here(name, disk))?;
+            let mut disks = files.disks().flat_map(with_disks_below);
+            disks.try_for_each(|disk| departed.expect_here(name, &disk))?;
         }
         // Done before there are threads, so that all of them inherit it. Only the two threads of an
         // incoming guest keep their rights to files.

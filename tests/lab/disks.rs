@@ -118,6 +118,11 @@ fn a_device_with_which_a_guest_has_left_is_refused_despite_a_power_cut() {
     here.await_node();
     let elsewhere = ["/dev/vdb", "belongs to the guest db", "has it as db (running)"];
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&elsewhere);
+    here.sh("losetup /dev/loop0 /dev/vdb").ok();
+    here.lighter(&format!("{RUN} db2 --disk /dev/loop0")).complains(&elsewhere);
+    here.sh("echo '0 2048 linear /dev/loop0 0' | dmsetup create volume").ok();
+    here.lighter(&format!("{RUN} db2 --disk /dev/mapper/volume")).complains(&elsewhere);
+    here.sh("dmsetup remove volume && losetup --detach /dev/loop0").ok();
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
     lab.cut_power(2);
     let silent = ["/dev/vdb", "belongs to the guest db", "does not answer"];

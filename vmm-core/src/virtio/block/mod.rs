@@ -40,7 +40,7 @@ pub use departed::{departed_to, take_off_departure};
 pub(crate) use device::BlockDevice;
 pub use identity::DiskIdentity;
 pub use lock_reach::LockReach;
-pub use names::facts_of;
+pub use names::{facts_of, with_disks_below};
 pub use proof::{DiskProof, Mark};
 pub use seal::Seal;
 

@@ -128,14 +128,48 @@ fn disk_at(place: &Path) -> &Path {
 /// and of those below it; none for anything else. A process needs read access to them to make and
 /// check a [`super::Seal`] or the evidence that two hosts share the device.
 pub fn facts_of(path: &Path) -> Vec<PathBuf> {
-    let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device());
-    let place = device.and_then(|device| place_in_sysfs(device.rdev()).canonicalize().ok());
-    place.map_or_else(Vec::new, |place| {
+    place_of(path).map_or_else(Vec::new, |place| {
         let stack = stack_at(&place);
         let disks: BTreeSet<&Path> = stack.all.iter().map(|place| disk_at(place)).collect();
         let facts = |disk: &Path| [Some(disk.to_owned()), disk.join("device").canonicalize().ok()];
         disks.into_iter().flat_map(facts).flatten().collect()
     })
+}
+
+/// Returns `path` and, if it is a block device, the paths of what is below it: of a loop device the
+/// file, of a partition the disk, of a volume its disks. A disk may be in use under each of them.
+pub fn with_disks_below(path: &Path) -> Vec<PathBuf> {
+    let mut found = vec![path.to_owned()];
+    let mut next = 0;
+    while next < found.len().min(STACK_MAX) {
+        let below: Vec<_> = place_of(&found[next]).map_or_else(Vec::new, |place| below(&place));
+        for path in below {
+            if !found.contains(&path) {
+                found.push(path);
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
+/// Returns the sysfs folder of the block device at `path`; `None` if there is none.
+fn place_of(path: &Path) -> Option<PathBuf> {
+    let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device())?;
+    place_in_sysfs(device.rdev()).canonicalize().ok()
+}
+
+/// Returns the paths of what is directly below the block device whose sysfs folder is `place`.
+fn below(place: &Path) -> Vec<PathBuf> {
+    let disk = disk_at(place);
+    let whole = (disk != place).then(|| disk.to_owned());
+    let devices = whole.into_iter().chain(slaves_of(disk).unwrap_or_default());
+    // A device in a folder of /dev has an exclamation mark for the slash.
+    let node = |place: PathBuf| {
+        Some(Path::new("/dev").join(place.file_name()?.to_str()?.replace('!', "/")))
+    };
+    let file = fs::read_to_string(disk.join("loop/backing_file")).ok();
+    devices.filter_map(node).chain(file.map(|file| PathBuf::from(file.trim_end()))).collect()
 }
 
 fn names_at(place: &Path) -> Vec<String> {
@@ -325,6 +359,34 @@ mod tests {
         assert_eq!(is_same_device(&names_in(&one), &names_in(&other)), Some(false));
         fs::remove_file(other.path().join("sda/sda3/start")).unwrap();
         assert_eq!(is_same_device(&names_in(&one), &names_in(&other)), None);
+    }
+
+    #[test]
+    fn what_is_below_a_device_is_found_by_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        for name in ["vdb/vdb1", "dm-0/slaves", "loop0/loop", "loop0/loop0p1", "cciss!c0d0/p1"] {
+            fs::create_dir_all(place(name)).unwrap();
+        }
+        for partition in ["vdb/vdb1", "loop0/loop0p1", "cciss!c0d0/p1"] {
+            fs::write(place(partition).join("partition"), "1\n").unwrap();
+        }
+        std::os::unix::fs::symlink(place("vdb/vdb1"), place("dm-0/slaves/vdb1")).unwrap();
+        fs::write(place("loop0/loop/backing_file"), "/srv/a disk.raw\n").unwrap();
+        for (name, expected) in [
+            ("vdb", &[][..]),
+            ("vdb/vdb1", &["/dev/vdb"]),
+            ("dm-0", &["/dev/vdb1"]),
+            ("loop0", &["/srv/a disk.raw"]),
+            ("loop0/loop0p1", &["/dev/loop0", "/srv/a disk.raw"]),
+            ("cciss!c0d0/p1", &["/dev/cciss/c0d0"]),
+        ] {
+            let expected: Vec<PathBuf> = expected.iter().map(PathBuf::from).collect();
+            assert_eq!(below(&place(name).canonicalize().unwrap()), expected, "{name}");
+        }
+        let file = folder.path().join("disk.raw");
+        fs::write(&file, "").unwrap();
+        assert_eq!(with_disks_below(&file), [file.clone()], "a file is all there is");
     }
 
     #[test]
