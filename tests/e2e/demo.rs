@@ -24,7 +24,7 @@ fn a_demo_that_cannot_run_its_guest_says_so_at_once() {
         ("1M", ["demo", "memory"]),
         ("100T", ["cannot run demo", "not possible"]),
         ("-5", ["--memory", "`-5`"]),
-        ("512MB", ["not possible", "a multiple of"]),
+        ("512MB", ["is decimal", "write 512M"]),
     ] {
         let begun = std::time::Instant::now();
         let done = run(lighter(folder.path(), &["demo", "--memory", memory]));

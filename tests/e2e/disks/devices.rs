@@ -148,7 +148,12 @@ fn a_device_whose_guest_is_on_another_host_is_refused_to_guests_of_every_name() 
     pair.a.run(&["restore", &file, "--name", GUEST, "--detach"]).ok();
     Migration::run(&pair.a, GUEST, &pair.b).ok();
 
-    let there = [&*device.path(), "belongs to the guest db", "has it as db (running)", "`rm "];
+    let there = [
+        &*device.path(),
+        "belongs to the guest db",
+        "has it as db (running)",
+        "Shut that guest down there first",
+    ];
     for name in [GUEST, "other"] {
         start(&pair, name, &device.path(), &[]).complains(Exit::Failed, &there);
     }
