@@ -279,7 +279,9 @@ fn a_node_counts_the_guests_that_were_lost_while_none_ran() {
     let guest = pair.a.guest("web-1").pid();
     pair.a.kill_node();
     guest.kill();
-    wait::until("the guest is dead", || wait::holds(!guest.is_alive(), guest));
+    // With all of its threads, so that the guest's name is free.
+    let process = std::path::PathBuf::from(format!("/proc/{}", guest.0));
+    wait::until("the process is gone", || wait::holds(!process.exists(), &process));
     pair.a.start_node(&NodePlan::default());
     pair.a.await_log(&["web-1 died (its process was killed", "while no node ran"]);
     let metrics = scrape(&pair.a);
