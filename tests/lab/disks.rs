@@ -113,6 +113,8 @@ fn a_device_with_which_a_guest_has_left_is_refused_despite_a_power_cut() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
     here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
+    // The kernel of the guests to come is to outlive the power cut.
+    here.sh("sync").ok();
     lab.cut_power(1);
     lab.restore_power(1);
     here.await_node();
