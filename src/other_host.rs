@@ -122,7 +122,7 @@ impl OtherHost {
     /// Whether the guest is certainly on none of these hosts: the last one to which it has moved
     /// answers, and does not have it.
     pub(crate) fn is_gone(&self) -> bool {
-        match &self.onward.last().unwrap_or(&self.first).answer {
+        match &self.last().answer {
             Ok(Traced { guest: Some(found), .. }) => found.state.as_str() == FoundGuest::ENDED,
             // A host that denies a guest which another one says it has may have lost its records.
             Ok(Traced { guest: None, .. }) => self.is_its_node && self.onward.is_empty(),
@@ -130,10 +130,14 @@ impl OtherHost {
         }
     }
 
+    /// The answer of the last host to which the guest has moved.
+    fn last(&self) -> &Said {
+        self.onward.last().unwrap_or(&self.first)
+    }
+
     /// Whether the last host to which the guest has moved says that it has the guest.
     pub(crate) fn has_it(&self) -> bool {
-        let last = &self.onward.last().unwrap_or(&self.first).answer;
-        let found = last.as_ref().ok().and_then(|traced| traced.guest.as_ref());
+        let found = self.last().answer.as_ref().ok().and_then(|traced| traced.guest.as_ref());
         found.is_some_and(|found| found.is_owned && !found.is_past())
     }
 

@@ -4,7 +4,6 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use rustix::termios::tcgetwinsize;
@@ -40,18 +39,22 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
 /// Returns the width of the terminal that stdout is, in characters; `None` if it is a file or a
 /// pipe, whose readers want everything.
 pub(crate) fn columns() -> Option<usize> {
-    columns_of(io::stdout())
+    known(tcgetwinsize(io::stdout()).ok()?.ws_col)
+}
+
+/// Returns the height of the terminal that stdout is, in lines.
+pub(crate) fn rows() -> Option<usize> {
+    known(tcgetwinsize(io::stdout()).ok()?.ws_row)
 }
 
 /// Returns the width of the terminal that stderr is; `None` if it is none.
 pub(crate) fn note_columns() -> Option<usize> {
-    columns_of(io::stderr())
+    known(tcgetwinsize(io::stderr()).ok()?.ws_col)
 }
 
 /// A terminal that does not know its size says 0.
-fn columns_of(out: impl AsFd) -> Option<usize> {
-    let size = tcgetwinsize(out).ok()?;
-    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+fn known(size: u16) -> Option<usize> {
+    (size > 0).then_some(size.into())
 }
 
 /// Prints `text` on stderr, with a newline. Other control characters, which may come from a file

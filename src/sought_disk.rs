@@ -4,7 +4,7 @@ use std::path::Path;
 
 use migrate::protocol::front::{DiskFeatures, SoughtDisk};
 use migrate::text::PeerText;
-use vmm_core::virtio::block::DiskIdentity;
+use vmm_core::virtio::block::{DiskIdentity, with_disks_below};
 
 /// Returns the disk at `path`, which has no links, for a question to another host; `None` if there
 /// is no disk.
@@ -16,8 +16,13 @@ pub(crate) fn describe(path: &Path) -> Option<SoughtDisk> {
     Some(SoughtDisk { path: PeerText::new(&path.display().to_string()), features })
 }
 
-/// Returns whether the disk at `path` on this host may be the disk `sought` of another one.
+/// Returns whether the disk at `path` on this host, or one below it, may be the disk `sought` of
+/// another one.
 pub(crate) fn may_be_at(sought: &SoughtDisk, path: &Path) -> bool {
+    with_disks_below(path).iter().any(|disk| may_be(sought, disk))
+}
+
+fn may_be(sought: &SoughtDisk, path: &Path) -> bool {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let Some(here) = DiskIdentity::for_all_hosts(&path) else { return false };
     let there = match sought.features.clone() {

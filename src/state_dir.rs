@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::definitions::Definitions;
 use crate::durable;
-use crate::ended::EndedGuests;
+use crate::ended::{Ended, EndedGuests};
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
 use crate::units::format_uptime;
@@ -38,7 +38,7 @@ mod dead;
 mod process;
 mod settling;
 
-pub(crate) use self::claim::GuestClaim;
+pub(crate) use self::claim::{GuestClaim, Settled};
 pub(crate) use self::process::ProcessHandle;
 
 /// The file that says that the guest was here when its process ended, with the ID of the boot.
@@ -266,10 +266,25 @@ impl StateDir {
     /// # Errors
     /// If the folder exists but cannot be read.
     pub(crate) fn live_guests(&self) -> Result<Vec<GuestDir>> {
-        let mut live = self.guest_dirs()?;
-        live.retain(GuestDir::is_live_or_clean);
-        live.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(live)
+        Ok(self.settle_guests()?.live)
+    }
+
+    /// As [`Self::live_guests`]; also returns the guests that were lost with their processes, as
+    /// far as no process had recorded that.
+    ///
+    /// # Errors
+    /// If the folder exists but cannot be read.
+    pub(crate) fn settle_guests(&self) -> Result<Guests> {
+        let mut guests = Guests::default();
+        for guest in self.guest_dirs()? {
+            match guest.settle() {
+                Settled::Live => guests.live.push(guest),
+                Settled::Gone => {}
+                Settled::Lost(process, ended) => guests.lost.push((process, ended)),
+            }
+        }
+        guests.live.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(guests)
     }
 
     /// Returns the folders of guests, whether or not their processes live.
@@ -316,6 +331,15 @@ impl StateDir {
         };
         bail!("no guest {name} in {} ({known}){past}{way_on}", self.root.display())
     }
+}
+
+/// The guests that are found in a state folder.
+#[derive(Debug, Default)]
+pub(crate) struct Guests {
+    /// Those with a live process, by name.
+    pub(crate) live: Vec<GuestDir>,
+    /// Those that were lost with their processes, each with its process, as recorded now.
+    pub(crate) lost: Vec<(GuestIdentity, Ended)>,
 }
 
 /// The folder in which one guest's process keeps its files.

@@ -31,7 +31,6 @@ impl Table {
     }
 
     /// The table as text, a line for each row.
-    #[cfg(test)]
     pub(crate) fn render(&self) -> String {
         self.render_within(None, &[])
     }

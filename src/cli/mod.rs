@@ -235,6 +235,7 @@ pub(crate) enum Verb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
 
     #[test]
     fn definitions_are_consistent() {
@@ -280,18 +281,11 @@ mod tests {
         assert!(help(&[]).contains("--state-dir <DIR>"));
     }
 
-    /// The help that most users see first is reviewed as a text: run with `UPDATE_GOLDEN=1` to
-    /// write the files again.
+    /// The help that most users see first is reviewed as a text.
     #[test]
     fn help_reads_as_in_the_golden_files() {
         for (path, file) in [(&[][..], "help.txt"), (&["run"], "help-run.txt")] {
-            let file =
-                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-            let help = help(path);
-            if std::env::var_os("UPDATE_GOLDEN").is_some() {
-                std::fs::write(&file, &help).unwrap();
-            }
-            assert_eq!(std::fs::read_to_string(&file).unwrap(), help, "{}", file.display());
+            golden::matches(file, &help(path));
         }
     }
 

@@ -17,7 +17,7 @@ use crate::api::{ApiClient, AskError};
 use crate::clock::unix_ms;
 use crate::ended::Ended;
 use crate::names::GuestName;
-use crate::state_dir::{Access, GuestDir, GuestIdentity, StateDir};
+use crate::state_dir::{Access, GuestDir, GuestIdentity, Settled, StateDir};
 
 /// Events per guest that are passed on in one second. The guest's process keeps some more.
 pub(super) const EVENTS_PER_SECOND_MAX: u32 = 50;
@@ -217,11 +217,9 @@ impl Follower {
         let recorded = async {
             let mut pauses = Pauses::default();
             while self.state.access() == Access::Full && find().is_none() {
-                if let Err(error) = self.state.live_guests() {
-                    tracing::warn!("cannot record how {} ended: {error:#}", self.guest.name());
-                }
+                let is_live = self.guest.settle() == Settled::Live;
                 // Otherwise another process is at it.
-                if self.guest.is_live() || !self.guest.path().exists() {
+                if is_live || !self.guest.path().exists() {
                     break;
                 }
                 pauses.pause().await;

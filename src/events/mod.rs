@@ -21,8 +21,9 @@ use self::guest::{Follower, Position};
 pub(crate) use self::window::Window;
 use crate::api::events::{Event, What};
 use crate::clock::unix_ms;
+use crate::ended::Ended;
 use crate::names::GuestName;
-use crate::state_dir::{GuestDir, StateDir};
+use crate::state_dir::{GuestIdentity, Guests, StateDir};
 
 /// Events that wait for the reader; beyond, they stay with the guests' processes.
 const QUEUE_MAX: usize = 256;
@@ -55,10 +56,11 @@ impl Host {
     async fn follow(&self) -> Result<()> {
         let mut folders = NewFolders::of(&self.state.guests());
         let (mut followers, mut followed) = (JoinSet::new(), BTreeMap::new());
-        let mut guests = self.guests()?;
+        let mut guests = self.state.settle_guests()?;
         let mut position = Position::Now;
         loop {
-            for guest in guests {
+            self.report_lost(guests.lost, |name| followed.contains_key(name)).await;
+            for guest in guests.live.into_iter().filter(|guest| self.is_meant(guest.name())) {
                 followed.entry(guest.name().clone()).or_insert_with(|| {
                     let follower =
                         Follower::new(self.state.clone(), guest, self.event_sender.clone());
@@ -76,23 +78,21 @@ impl Host {
                     }
                 },
             }
-            self.report_lost(|name| followed.contains_key(name)).await;
-            guests = self.guests().unwrap_or_else(|error| {
+            guests = self.state.settle_guests().unwrap_or_else(|error| {
                 tracing::warn!("guests are not followed for a moment: {error:#}");
-                Vec::new()
+                Guests::default()
             });
         }
     }
 
-    /// Reports guests whose processes died before they could be followed.
-    async fn report_lost(&self, is_followed: impl Fn(&GuestName) -> bool) {
-        let lost = self.state.record_lost_guests().unwrap_or_else(|error| {
-            tracing::warn!("guests that are gone are not reported for a moment: {error:#}");
-            Vec::new()
-        });
+    /// Reports those of the guests `lost` that died before they could be followed.
+    async fn report_lost(
+        &self,
+        lost: Vec<(GuestIdentity, Ended)>,
+        is_followed: impl Fn(&GuestName) -> bool,
+    ) {
         for (process, ended) in lost {
-            let is_meant = self.only.as_ref().is_none_or(|only| *only == ended.name);
-            if is_meant && !is_followed(&ended.name) {
+            if self.is_meant(&ended.name) && !is_followed(&ended.name) {
                 let event = Event {
                     time_unix_ms: unix_ms(),
                     guest: ended.name,
@@ -107,11 +107,8 @@ impl Host {
         }
     }
 
-    /// The live guests that are to be followed.
-    fn guests(&self) -> Result<Vec<GuestDir>> {
-        let mut guests = self.state.live_guests()?;
-        guests.retain(|guest| self.only.as_ref().is_none_or(|only| only == guest.name()));
-        Ok(guests)
+    fn is_meant(&self, guest: &GuestName) -> bool {
+        self.only.as_ref().is_none_or(|only| only == guest)
     }
 }
 
@@ -134,8 +131,8 @@ mod tests {
     use crate::api::route;
     use crate::api::server::{Audience, Server};
     use crate::api::types::GuestInfo;
-    use crate::ended::{Ended, How};
-    use crate::state_dir::{GuestClaim, GuestIdentity};
+    use crate::ended::How;
+    use crate::state_dir::GuestClaim;
 
     const NAME: &str = "web";
     const UUID: Uuid = Uuid::from_u128(5);

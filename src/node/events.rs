@@ -81,7 +81,7 @@ async fn next(receiver: &mut Receiver<Event>) -> Option<Event> {
 /// # Errors
 /// If the guests cannot be listed.
 pub(crate) fn count_lost_guests(node: &Node) -> Result<()> {
-    for (_, lost) in node.state().record_lost_guests()? {
+    for (_, lost) in node.state().settle_guests()?.lost {
         node.counted().guests_failed.inc(&());
         tracing::warn!(guest = %lost.name, "{} {} while no node ran", lost.name, lost.reason);
     }

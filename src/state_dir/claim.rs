@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{GuestDir, HERE, HERE_PREPARED, PASSAGE, create};
+use super::{GuestDir, GuestIdentity, HERE, HERE_PREPARED, PASSAGE, create};
 use crate::durable;
+use crate::ended::Ended;
 use crate::file_lock::FileLock;
 
 /// Longest path of a Unix socket, in bytes (`sun_path` of unix(7), less its terminating zero).
@@ -33,25 +34,38 @@ const OWN_FILES: [&str; 9] = [
     "lighter.log",
 ];
 
+/// What became of the process that a guest's folder is of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// It lives.
+    Live,
+    /// There is none, or its end was recorded before.
+    Gone,
+    /// It died with its guest, which is recorded now.
+    Lost(GuestIdentity, Ended),
+}
+
 impl GuestDir {
-    pub(super) fn is_live_or_clean(&self) -> bool {
+    /// Records the end of a process that is gone and has not done so itself, and removes its files.
+    pub(crate) fn settle(&self) -> Settled {
         if self.is_live() {
-            return true;
+            return Settled::Live;
         }
         // A folder without a lock, or a link to one elsewhere, was not created by a guest's
         // process.
         let is_link = fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_symlink());
         if is_link || !self.lock_file().exists() {
-            return false;
+            return Settled::Gone;
         }
         if let Ok(Some(lock)) = FileLock::try_acquire_to_remove(&self.lock_file())
             && lock.is_at(&self.lock_file())
         {
-            self.keep_evidence();
+            let lost = self.keep_evidence();
             drop(GuestClaim { dir: self.clone(), _lock: lock });
             tracing::info!(guest = %self.name, "removed the folder of a guest whose process is gone");
+            return lost.map_or(Settled::Gone, |(process, ended)| Settled::Lost(process, ended));
         }
-        false
+        Settled::Gone
     }
 
     /// Takes the name for this process, and removes files that a dead one left in the folder.

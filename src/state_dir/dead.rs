@@ -2,48 +2,30 @@
 
 use anyhow::Result;
 
-use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE, StateDir};
+use super::{GUEST_FILE_BYTES_MAX, GuestDir, GuestIdentity, HERE};
 use crate::clock;
 use crate::ended::{Ended, How, KEPT_LOGS};
-use crate::names::GuestName;
-
-impl StateDir {
-    /// Records the guests that were lost with their processes, as far as no process has done that,
-    /// and returns them, each with its process.
-    ///
-    /// # Errors
-    /// If the guests cannot be listed.
-    pub(crate) fn record_lost_guests(&self) -> Result<Vec<(GuestIdentity, Ended)>> {
-        let mut lost = self.guest_dirs()?;
-        lost.retain(|guest| guest.is_marked_here() && !guest.is_live());
-        let with_process = |guest: GuestDir| Some((guest.read_identity().ok()?, guest.name));
-        let lost: Vec<_> = lost.into_iter().filter_map(with_process).collect();
-        self.live_guests()?;
-        let recorded = |(process, name): (GuestIdentity, GuestName)| {
-            let ended = self.ended().read(&name)?;
-            let is_its = ended.is_of(process.uuid, process.started_unix_ms);
-            (is_its && ended.how == How::Died).then_some((process, ended))
-        };
-        Ok(lost.into_iter().filter_map(recorded).collect())
-    }
-}
 
 impl GuestDir {
     /// Records how the guest ended whose process is gone, unless that process has, and keeps its
     /// logs beside the record. Does nothing if the process never had the guest: it failed to start
-    /// it, or the guest was still arriving, and is where it was.
-    pub(super) fn keep_evidence(&self) {
+    /// it, or the guest was still arriving, and is where it was. Returns the record if it is new.
+    pub(super) fn keep_evidence(&self) -> Option<(GuestIdentity, Ended)> {
         let here = regular_file::read_text(&self.path.join(HERE), GUEST_FILE_BYTES_MAX);
-        let (Ok(process), Ok(boot)) = (self.read_identity(), here) else { return };
+        let (process, boot) = (self.read_identity().ok()?, here.ok()?);
         let ended = self.state.ended();
+        let mut lost = None;
         // A record that is damaged may say that the guest was saved, or has moved.
         if !ended.is_recorded(&self.name) {
             let reason = match clock::boot_id() {
                 Ok(now) if now != boot.trim() => "was lost when the host went down",
                 _ => "died (its process was killed, or crashed)",
             };
-            if let Err(error) = self.record_end(&process, How::Died, reason) {
-                tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
+            match self.record_end(&process, How::Died, reason) {
+                Ok(ended) => lost = Some((process, ended)),
+                Err(error) => {
+                    tracing::warn!(guest = %self.name, "cannot record that its process has died: {error:#}");
+                }
             }
         }
         for log in KEPT_LOGS {
@@ -51,16 +33,21 @@ impl GuestDir {
                 tracing::warn!(guest = %self.name, "its log is lost: {error:#}");
             }
         }
+        lost
     }
 
     /// Records how the guest of `process` ended, which does not do so itself; `reason` completes
-    /// the sentence "web-1 ...".
+    /// the sentence "web-1 ...". Returns the record.
     ///
     /// # Errors
     /// If the record cannot be written.
-    pub(crate) fn record_end(&self, process: &GuestIdentity, how: How, reason: &str) -> Result<()> {
-        self.state.ended().create_place(&self.name)?;
-        self.state.ended().write(&Ended {
+    pub(crate) fn record_end(
+        &self,
+        process: &GuestIdentity,
+        how: How,
+        reason: &str,
+    ) -> Result<Ended> {
+        let ended = Ended {
             // The file in the folder may name another guest: the process could write it.
             name: self.name.clone(),
             uuid: process.uuid,
@@ -69,7 +56,10 @@ impl GuestDir {
             how,
             reason: reason.to_owned(),
             console_bytes: 0,
-        })
+        };
+        self.state.ended().create_place(&self.name)?;
+        self.state.ended().write(&ended)?;
+        Ok(ended)
     }
 }
 
@@ -80,6 +70,7 @@ mod tests {
     use uuid::Uuid;
 
     use crate::clock::unix_ms;
+    use crate::names::GuestName;
     use crate::state_dir::StateDir;
 
     use super::*;
@@ -128,11 +119,11 @@ mod tests {
         killed(&state);
         fs::write(state.guest(&identity.name).path().join(HERE), "another boot").unwrap();
         fs::write(state.guest(&identity.name).console_log(), "").unwrap();
-        let lost = state.record_lost_guests().unwrap();
+        let lost = state.settle_guests().unwrap().lost;
         let ended = state.ended().read(&identity.name).unwrap();
         assert_eq!(ended.reason, "was lost when the host went down");
         assert_eq!(lost.into_iter().map(|(_, ended)| ended).collect::<Vec<_>>(), [ended]);
-        assert_eq!(state.record_lost_guests().unwrap(), []);
+        assert_eq!(state.settle_guests().unwrap().lost, []);
         assert_eq!(
             log(&state, &identity),
             None,

@@ -11,9 +11,10 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{sleep, timeout};
 
+use super::console_output;
 use super::power::ask_to_end;
-use super::session::{block_on, guest_client};
-use crate::api::types::{ConsoleInput, ConsoleRead, ConsoleTaken, GuestInfo, GuestKind};
+use super::session::{block_on, guest_client, how_it_ended};
+use crate::api::types::{ConsoleInput, ConsoleTaken, GuestInfo, GuestKind};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::guest::ConsoleArgs;
 use crate::exit::{Exit, ExitWith};
@@ -22,9 +23,6 @@ use crate::output;
 use crate::signals::{EndSignal, EndSignals};
 use crate::state_dir::{GuestDir, StateDir};
 use crate::terminal::{Keys, RawTerminal, forward_input, until_leave_key};
-
-/// How long one request for output waits.
-const WAIT_MS: u64 = 20_000;
 
 /// Most keystrokes, or pieces of a file on stdin, that wait for the guest's process.
 const TYPED_MAX: usize = 16;
@@ -35,14 +33,8 @@ const TYPE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the guest may take, after the user has left, to read what was typed before.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a live guest may leave all requests unanswered, from the first failure on.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
-
 /// Time within which a second Ctrl-C ends the guest.
 const TWICE_WITHIN: Duration = Duration::from_secs(5);
-
-/// Pause before asking a process again that did not answer.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Shows a guest's console and types on it, until the guest is gone or the user leaves.
 ///
@@ -57,8 +49,7 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     let end = block_on(view.until_end(raw.is_some()))?;
     drop(raw);
     if end == End::Gone {
-        let how = state.ended().read(&args.name).map(|ended| ended.reason);
-        output::note(format_args!("{} {}", args.name, how.as_deref().unwrap_or("is gone")));
+        output::note(how_it_ended(state, &args.name));
     }
     Ok(Exit::Done)
 }
@@ -73,16 +64,12 @@ pub(crate) fn attach(state: &StateDir, name: &GuestName, mut process: Child) -> 
     let info = block_on(async { Ok(view.client.get::<GuestInfo>("/v1/guest").await.ok()) })?;
     let reads_keys = info.is_none_or(|info| info.kind == GuestKind::Linux);
     let raw = RawTerminal::enter(if reads_keys { Keys::All } else { Keys::AllButSignals })?;
-    match reads_keys {
-        true => {
-            output::note(format_args!(
-                "{name}: Ctrl-] leaves the console; the guest keeps running"
-            ));
-        }
-        false => output::note(format_args!(
+    output::note(match reads_keys {
+        true => format!("{name}: Ctrl-] leaves the console; the guest keeps running"),
+        false => format!(
             "{name} runs the built-in workload; Ctrl-C twice ends it, Ctrl-] leaves it running"
-        )),
-    }
+        ),
+    });
     let end = block_on(view.until_end_or_twice_interrupted(raw.is_some()))?;
     drop(raw);
     if end == End::Left {
@@ -93,9 +80,8 @@ pub(crate) fn attach(state: &StateDir, name: &GuestName, mut process: Child) -> 
     }
     let exit = Exit::of(process.wait().context("cannot wait for the guest's process")?);
     // If the process was killed, this records that.
-    state.live_guests()?;
-    let how = state.ended().read(name).map_or_else(|| "is gone".to_owned(), |ended| ended.reason);
-    let message = format!("{name} {how}");
+    view.guest.settle();
+    let message = how_it_ended(state, name);
     if exit != Exit::Done {
         return Err(ExitWith { exit, message }.into());
     }
@@ -165,40 +151,12 @@ impl<'a> View<'a> {
 
     /// Prints what the guest writes.
     async fn watch(&self) -> Result<End> {
-        let mut from = 0;
-        let mut is_first = true;
-        let mut silent_since = None;
-        loop {
-            let read = ConsoleRead { from, wait_ms: if is_first { 0 } else { WAIT_MS } };
-            match self.client.read_console(&read).await {
-                Ok(excerpt) => {
-                    if excerpt.from > from && !is_first {
-                        let lost = excerpt.from - from;
-                        output::note(format_args!(
-                            "\r\n{lost} bytes were written too fast for this"
-                        ));
-                    }
-                    silent_since = None;
-                    from = excerpt.next();
-                    is_first = false;
-                    if !output::write_raw(&excerpt.bytes)? {
-                        return Ok(End::Left);
-                    }
-                }
-                Err(error) if error.is_gone() || error.is_transient() => {
-                    if !self.guest.is_live() {
-                        output::write_raw(&self.state.ended().console_from(self.name, from))?;
-                        return Ok(End::Gone);
-                    }
-                    if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
-                        return Err(error).context("cannot read the console");
-                    }
-                    // The process is about to exit, or is too busy to answer.
-                    sleep(PAUSE).await;
-                }
-                Err(error) => return Err(error).context("cannot read the console"),
-            }
-        }
+        let note_lost = |bytes| {
+            output::note(format_args!("\r\n{bytes} bytes were written too fast for this"));
+        };
+        let guest = (&self.guest, &self.client);
+        let is_gone = console_output::follow(self.state, guest, None, note_lost).await?;
+        Ok(if is_gone { End::Gone } else { End::Left })
     }
 }
 

@@ -7,14 +7,15 @@
 mod file;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::time::sleep;
 
 use self::file::{Log, LogPaths, Rotation, last_lines};
+use super::console_output;
 use super::follow::interrupts;
-use super::session::{block_on, guest_client};
+use super::session::{block_on, guest_client, how_it_ended};
 use crate::api::ApiClient;
 use crate::api::types::ConsoleRead;
 use crate::cli::watch::LogsArgs;
@@ -27,12 +28,6 @@ use crate::units::format_uptime;
 
 /// Pause between two checks whether a log has grown.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// How long one request for output waits.
-const WAIT_MS: u64 = 20_000;
-
-/// How long a live guest may leave all requests unanswered, from the first failure on.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Prints a guest's log; with `--follow` until the guest is gone, or the user interrupts.
 ///
@@ -55,9 +50,8 @@ pub(crate) fn run(state: &StateDir, args: &LogsArgs) -> Result<Exit> {
     })?;
     if is_gone {
         // If its process was killed, this records it.
-        let _recorded = state.live_guests();
-        let how = state.ended().read(&args.name).map(|ended| ended.reason);
-        output::note(format_args!("{} {}", args.name, how.as_deref().unwrap_or("is gone")));
+        guest.settle();
+        output::note(how_it_ended(state, &args.name));
     }
     Ok(Exit::Done)
 }
@@ -136,7 +130,7 @@ impl Source {
             };
         }
         // If its process was killed, this keeps its logs.
-        state.live_guests()?;
+        guest.settle();
         if let Some(log) = open(&state.ended().place(name))? {
             return Ok(Self::Files(log));
         }
@@ -182,7 +176,12 @@ async fn follow(
     }
     match source {
         Source::Files(log) => follow_files(log, guest).await,
-        Source::Scrollback { client, next } => follow_scrollback(state, &client, next, guest).await,
+        Source::Scrollback { client, next } => {
+            let note_lost = |bytes| {
+                output::note(format_args!("lighter: {bytes} bytes were written too fast for this"));
+            };
+            console_output::follow(state, (guest, &client), Some(next), note_lost).await
+        }
     }
 }
 
@@ -209,44 +208,6 @@ async fn follow_files(mut log: Log, guest: &GuestDir) -> Result<bool> {
 /// True as long as one of them is unknown.
 fn is_same(first: &mut Option<(u32, u64)>, now: Option<(u32, u64)>) -> bool {
     now.is_none_or(|now| *first.get_or_insert(now) == now)
-}
-
-async fn follow_scrollback(
-    state: &StateDir,
-    client: &ApiClient,
-    mut next: u64,
-    guest: &GuestDir,
-) -> Result<bool> {
-    let mut silent_since = None;
-    loop {
-        match client.read_console(&ConsoleRead { from: next, wait_ms: WAIT_MS }).await {
-            Ok(excerpt) => {
-                if excerpt.from > next {
-                    let lost = excerpt.from - next;
-                    output::note(format_args!(
-                        "lighter: {lost} bytes were written too fast for this"
-                    ));
-                }
-                silent_since = None;
-                next = excerpt.next();
-                if !output::write_raw(&excerpt.bytes)? {
-                    return Ok(false);
-                }
-            }
-            Err(error) if error.is_gone() || error.is_transient() => {
-                if !guest.is_live() {
-                    output::write_raw(&state.ended().console_from(guest.name(), next))?;
-                    return Ok(true);
-                }
-                if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
-                    return Err(error).context("cannot read the console");
-                }
-                // The process is about to exit, or is too busy to answer.
-                sleep(PAUSE).await;
-            }
-            Err(error) => return Err(error).context("cannot read the console"),
-        }
-    }
 }
 
 #[cfg(test)]

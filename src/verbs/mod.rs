@@ -9,6 +9,7 @@ pub(crate) mod balloon;
 pub(crate) mod cancel;
 pub(crate) mod certs;
 pub(crate) mod console;
+mod console_output;
 pub(crate) mod cpu_models;
 pub(crate) mod define;
 pub(crate) mod density;

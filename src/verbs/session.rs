@@ -61,6 +61,12 @@ pub(crate) fn guest_client(state: &StateDir, name: &GuestName) -> Result<ApiClie
     Ok(ApiClient::new(&state.live_guest(name)?.socket()))
 }
 
+/// Returns how the last guest of this name ended: "web-1 powered off".
+pub(crate) fn how_it_ended(state: &StateDir, name: &GuestName) -> String {
+    let how = state.ended().read(name).map(|ended| ended.reason);
+    format!("{name} {}", how.as_deref().unwrap_or("is gone"))
+}
+
 /// Waits until `guest` and its process are gone; returns false if they are not after `patience`.
 /// The guest's name is free a moment before its process has exited. That exit is waited for only if
 /// `process` is given, which must be obtained before the process is told to exit.

@@ -80,7 +80,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     let dir = state.guest(&args.name);
     if !dir.is_live() {
         // If its process was killed, this records it.
-        state.live_guests()?;
+        dir.settle();
         let ended = state.ended().read(&args.name);
         if let Some(definition) = state.definitions().find(&args.name)? {
             let guest = OffGuest::new(definition, ended).with_log(state);

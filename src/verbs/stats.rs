@@ -172,7 +172,7 @@ fn table(guests: &[Usage]) -> String {
             size(rates.disk_write_bytes_per_s),
         ]);
     }
-    table.render_within(None, &[])
+    table.render()
 }
 
 /// How samples are printed.

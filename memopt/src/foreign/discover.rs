@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{DiscoveredGuest, Monitor, hypervisor_line, qemu_line};
 use crate::observe::sources::{unsigned, value_of};
-use crate::observe::{ObserveError, Sources, started_of, uptime_of};
+use crate::observe::{ObserveError, Sources, started_of, time_of};
 use crate::situation::{Backing, Vmm};
 
 /// The most arguments of a process that are read.
@@ -116,7 +116,7 @@ impl DiscoveredGuest {
     /// receive a migration.
     #[must_use]
     pub fn since_boot(&self, now: Duration) -> Option<Duration> {
-        (!self.is_incoming).then(|| now.saturating_sub(uptime_of(self.started)))
+        (!self.is_incoming).then(|| now.saturating_sub(time_of(self.started)))
     }
 }
 

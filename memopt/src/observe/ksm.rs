@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ObserveError;
 use super::sources::{Sources, chosen, unsigned};
+use super::stat::used;
 use crate::situation;
 
 const FOLDER: &str = "sys/kernel/mm/ksm";
@@ -15,8 +16,6 @@ const FOLDER: &str = "sys/kernel/mm/ksm";
 const PAGE_BYTES: i64 = 4096;
 /// Bytes that the kernel keeps for each page that KSM scans (`struct ksm_rmap_item`).
 const ITEM_BYTES: i64 = 64;
-/// `USER_HZ`: the ticks per second in `/proc/PID/stat`, fixed in the kernel's ABI on x86-64.
-pub(super) const TICKS_PER_SECOND: u64 = 100;
 
 /// The state in `/sys/kernel/mm/ksm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +157,7 @@ pub fn ksmd_time(sources: &Sources) -> Result<Duration, ObserveError> {
         return Ok(Duration::from_nanos(nanoseconds));
     }
     let text = sources.read_of(pid, "stat")?;
-    let ticks = ticks(&text).ok_or_else(|| sources.unexpected("proc/PID/stat", &text))?;
-    Ok(Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND)))
+    used(&text).ok_or_else(|| sources.unexpected("proc/PID/stat", &text))
 }
 
 /// Finds the process of ksmd by its name and its parent, kthreadd (process 2), which no user
@@ -176,15 +174,6 @@ fn find_ksmd(sources: &Sources) -> Result<u32, ObserveError> {
     let found = sources.processes()?.into_iter().find(is_ksmd);
     let pid = found.ok_or(ObserveError::NoThread { name: "ksmd" })?;
     Ok(*sources.ksmd.get_or_init(|| pid))
-}
-
-/// Parses `utime` and `stime` in the text of `/proc/PID/stat` (proc(5): fields 14 and 15; the name
-/// may contain spaces and brackets).
-fn ticks(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    let mut fields = rest.split(' ').skip(11);
-    let (user, system) = (unsigned(fields.next()?)?, unsigned(fields.next()?)?);
-    user.checked_add(system)
 }
 
 fn signed(pages: u64) -> i64 {
@@ -267,7 +256,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_of_stat_gives_ticks_or_nothing(text in "(?s).{0,200}") {
-            let _ = ticks(&text);
+            let _ = used(&text);
             let _ = Advisor::parse(&text);
         }
     }

@@ -17,6 +17,7 @@ mod pools;
 mod pressure;
 mod process;
 pub(crate) mod sources;
+mod stat;
 
 pub use cost::{ProcessCost, parse_process_cost, process_cost, resident_bytes};
 pub use error::ObserveError;
@@ -28,5 +29,6 @@ pub use meter::{Meter, Metered};
 pub use pools::pools;
 pub use pressure::{parse_pressure, pressure};
 pub use process::{Merged, cost, merged, parse_ksm_stat};
-pub(crate) use process::{started_of, uptime_of};
 pub use sources::Sources;
+pub use stat::{CpuTime, cpu_time};
+pub(crate) use stat::{started_of, time_of};

@@ -1,12 +1,10 @@
 //! Reads what one process costs, as plans need it, and what the kernel has merged of it.
 
-use std::time::Duration;
-
+use super::ObserveError;
 use super::cost::{ProcessCost, process_cost_in};
 use super::fields::Fields;
-use super::ksm::TICKS_PER_SECOND;
 use super::sources::{Sources, if_there, unsigned, value_of};
-use super::{ObserveError, sources};
+use super::stat::started_of;
 use crate::situation::Cost;
 
 /// Bytes per page that the kernel merges.
@@ -155,24 +153,6 @@ impl Cheap {
     }
 }
 
-/// Reads the start time of a process, in kernel ticks since boot. Together with the pid it
-/// identifies the process.
-pub(crate) fn started_of(sources: &Sources, pid: u32) -> Result<u64, ObserveError> {
-    let stat = sources.read_of(pid, "stat")?;
-    started(&stat).ok_or_else(|| sources.unexpected(&format!("proc/{pid}/stat"), &stat))
-}
-
-/// Returns the host's uptime that is `ticks` kernel ticks after its boot.
-pub(crate) const fn uptime_of(ticks: u64) -> Duration {
-    Duration::from_millis(ticks.saturating_mul(1000 / TICKS_PER_SECOND))
-}
-
-/// Parses `starttime` in the text of `/proc/PID/stat` (proc(5): field 22).
-fn started(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    sources::unsigned(rest.split(' ').nth(19)?)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -219,7 +199,6 @@ mod tests {
         #[test]
         fn any_text_of_ksm_stat_gives_numbers_or_nothing(text in "(?s)(ksm_rmap_items [0-9]{1,25}\n)?.{0,200}") {
             let _ = parse_ksm_stat(&text);
-            let _ = started(&text);
         }
 
         #[test]

@@ -2,7 +2,8 @@
 //! The last one stays when the program ends, whatever ends it.
 
 use std::fmt::Write;
-use std::io;
+
+use crate::output;
 
 /// The size that a terminal has which does not tell its own.
 const SIZE_DEFAULT: Size = Size { rows: 24, columns: 80 };
@@ -22,9 +23,10 @@ pub(super) struct Size {
 
 /// Returns the size of the terminal at stdout.
 pub(super) fn size() -> Size {
-    let found = rustix::termios::tcgetwinsize(io::stdout());
-    let found = found.map(|it| Size { rows: it.ws_row.into(), columns: it.ws_col.into() });
-    found.ok().filter(|size| size.rows > 0 && size.columns > 0).unwrap_or(SIZE_DEFAULT)
+    match (output::rows(), output::columns()) {
+        (Some(rows), Some(columns)) => Size { rows, columns },
+        _ => SIZE_DEFAULT,
+    }
 }
 
 /// A place on the terminal.

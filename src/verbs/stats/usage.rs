@@ -3,31 +3,21 @@
 use std::fs;
 use std::time::Duration;
 
+use memopt::observe::{CpuTime, cpu_time};
 use serde::Serialize;
 
 use crate::api::types::NetInfo;
-
-/// `USER_HZ`: the ticks per second in `/proc/PID/stat`, fixed in the kernel's ABI on x86-64.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Counters of a guest's process, all since its start. Those that are unknown are absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     pid: Option<u32>,
+    /// CPU time of its threads, those of vCPUs included.
     cpu: Option<CpuTime>,
     /// Bytes that the guest received and sent by its network devices, if it has any.
     network: Option<Traffic>,
     /// Bytes that the process read from storage and wrote to it.
     disk: Option<Traffic>,
-}
-
-/// The CPU time of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct CpuTime {
-    /// When the process started, in ticks since boot: a PID may be used again.
-    started_ticks: u64,
-    /// Time that its threads have run, those of vCPUs included, in ticks.
-    used_ticks: u64,
 }
 
 /// Bytes in both directions.
@@ -56,12 +46,12 @@ impl Counters {
     /// Reads the counters of process `pid`, whose guest reports `nets`.
     pub(super) fn read(pid: Option<u32>, nets: &[NetInfo]) -> Self {
         // The process may be gone, or another user's.
-        let file = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", pid?)).ok();
+        let io = |pid| fs::read_to_string(format!("/proc/{pid}/io")).ok();
         Self {
             pid,
-            cpu: file("stat").as_deref().and_then(parse_stat),
+            cpu: pid.and_then(|pid| cpu_time(pid).ok()),
             network: network(nets),
-            disk: file("io").as_deref().and_then(parse_io),
+            disk: pid.and_then(io).as_deref().and_then(parse_io),
         }
     }
 }
@@ -76,17 +66,6 @@ fn network(nets: &[NetInfo]) -> Option<Traffic> {
     (!nets.is_empty()).then(|| nets.iter().fold(none, add))
 }
 
-/// Parses the text of `/proc/PID/stat` (proc_pid_stat(5): fields 14, 15 and 22; the name in field 2
-/// may contain spaces and brackets).
-fn parse_stat(text: &str) -> Option<CpuTime> {
-    let (_, rest) = text.rsplit_once(") ")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    // The first of these fields is field 3.
-    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let used_ticks = number(14)?.checked_add(number(15)?)?;
-    Some(CpuTime { started_ticks: number(22)?, used_ticks })
-}
-
 /// Parses the text of `/proc/PID/io` (proc_pid_io(5)).
 fn parse_io(text: &str) -> Option<Traffic> {
     let number = |name: &str| {
@@ -99,7 +78,7 @@ fn parse_io(text: &str) -> Option<Traffic> {
 /// Returns the rates between two readings, `elapsed` apart. They are unknown if the readings are of
 /// different processes.
 pub(super) fn rates(before: &Counters, after: &Counters, elapsed: Duration) -> Rates {
-    let started = |counters: &Counters| counters.cpu.map(|cpu| cpu.started_ticks);
+    let started = |counters: &Counters| counters.cpu.map(|cpu| cpu.started);
     let is_same = before.pid == after.pid && started(before) == started(after);
     if !is_same || elapsed.is_zero() {
         return Rates::default();
@@ -113,10 +92,13 @@ pub(super) fn rates(before: &Counters, after: &Counters, elapsed: Duration) -> R
     let bytes = |of: fn(&Counters) -> Option<u64>| {
         per_second(of(before), of(after)).map(|rate| rate.round() as u64)
     };
-    let used = |counters: &Counters| counters.cpu.map(|cpu| cpu.used_ticks);
-    let ticks = per_second(used(before), used(after));
+    let used_ms = |counters: &Counters| {
+        let used = counters.cpu?.used;
+        u64::try_from(used.as_millis()).ok()
+    };
+    let busy_ms = per_second(used_ms(before), used_ms(after));
     Rates {
-        cpu_percent: ticks.map(|ticks| ticks / TICKS_PER_SECOND * 100.0),
+        cpu_percent: busy_ms.map(|busy_ms| busy_ms / 1000.0 * 100.0),
         network_receive_bytes_per_s: bytes(|it| Some(it.network?.inbound_bytes)),
         network_transmit_bytes_per_s: bytes(|it| Some(it.network?.outbound_bytes)),
         disk_read_bytes_per_s: bytes(|it| Some(it.disk?.inbound_bytes)),
@@ -129,18 +111,10 @@ mod tests {
     use super::*;
     use crate::api::types::FlowInfo;
 
-    /// From Linux 6.18, with a name that a process may give itself.
-    const STAT: &str = "4711 (a) R (b) S 1 4711 4711 0 -1 1077936384 9 0 0 0 250 50 7 7 20 0 5 0 \
-                        123456 600000 140000 18446744073709551615";
-
     #[test]
-    fn cpu_time_is_found_behind_any_name() {
-        let expected = CpuTime { started_ticks: 123_456, used_ticks: 300 };
-        assert_eq!(parse_stat(STAT), Some(expected));
-        assert_eq!(parse_stat("4711 (a) S 1 2"), None);
-        assert_eq!(parse_stat(""), None);
+    fn the_counters_of_this_process_are_read() {
         let own = Counters::read(Some(std::process::id()), &[]);
-        assert!(own.cpu.is_some_and(|cpu| cpu.started_ticks > 0), "{own:?}");
+        assert!(own.cpu.is_some_and(|cpu| cpu.started > 0), "{own:?}");
         assert!(own.disk.is_some() && own.network.is_none(), "{own:?}");
     }
 
@@ -151,6 +125,11 @@ mod tests {
         let expected = Traffic { inbound_bytes: 4096, outbound_bytes: 8192 };
         assert_eq!(parse_io(text), Some(expected));
         assert_eq!(parse_io("rchar: 1\n"), None);
+    }
+
+    /// The CPU time of so many ticks of the kernel.
+    fn used(ticks: u64) -> Duration {
+        Duration::from_millis(10 * ticks)
     }
 
     fn counters(used_ticks: u64, inbound_bytes: u64) -> Counters {
@@ -165,7 +144,7 @@ mod tests {
         };
         Counters {
             pid: Some(7),
-            cpu: Some(CpuTime { started_ticks: 1, used_ticks }),
+            cpu: Some(CpuTime { started: 1, used: used(used_ticks) }),
             network: network(&[net("tap0"), net("tap1")]),
             disk: None,
         }
@@ -190,7 +169,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let other = Counters { pid: Some(8), ..after };
         assert_eq!(rates(&before, &other, second), Rates::default());
-        let again = CpuTime { started_ticks: 2, used_ticks: 400 };
+        let again = CpuTime { started: 2, used: used(400) };
         let again = Counters { cpu: Some(again), ..after };
         assert_eq!(rates(&before, &again, second), Rates::default());
         assert_eq!(rates(&before, &after, Duration::ZERO), Rates::default());

@@ -24,11 +24,7 @@ impl Loop {
         let behind = fs::File::options().read(true).write(true).create_new(true).open(file);
         let behind = behind.expect("a file");
         behind.set_len(BYTES).expect("its size");
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
-        let made = made.expect("losetup");
-        assert!(made.status.success(), "these tests make loop devices, as root: {made:?}");
-        let device = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
-        let loop_device = Self { device, behind };
+        let loop_device = Self { device: attach(file), behind };
         // The writes of a device that was never written may not be counted.
         let device = fs::File::options().write(true).open(&loop_device.device).expect("a device");
         device.write_all_at(&[7; 4096], 0).expect("a write");
@@ -43,7 +39,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+        detach(&self.device);
     }
 }
 
@@ -53,6 +49,29 @@ fn start(pair: &Pair, name: &str, disk: &str, environment: &[(&str, &str)]) -> s
     let mut command = lighter(pair.a.state_dir(), &[&arguments[..], &["--disk", disk]].concat());
     command.envs(environment.iter().copied());
     run(command)
+}
+
+/// Makes a loop device on a file, or on another device.
+fn attach(file: &Path) -> PathBuf {
+    let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+    let made = made.expect("losetup");
+    assert!(made.status.success(), "these tests make loop devices, as root: {made:?}");
+    PathBuf::from(String::from_utf8_lossy(&made.stdout).trim())
+}
+
+fn detach(device: &Path) {
+    let _ = Command::new("losetup").arg("--detach").arg(device).status();
+}
+
+/// A guest on host a, on a device that guests may bring to host b.
+fn guest_on_a_lun() -> (Pair, Loop) {
+    let mut pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    pair.a.start_node(&NodePlan::default());
+    let arguments = vec!["--disk-device".to_owned(), device.path()];
+    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    (pair, device)
 }
 
 fn runs(host: &Host) {
@@ -137,12 +156,7 @@ fn a_device_that_the_host_uses_is_refused_to_guests() {
 
 #[test]
 fn a_device_whose_guest_is_on_another_host_is_refused_to_guests_of_every_name() {
-    let mut pair = Pair::without_nodes();
-    let device = Loop::on(&pair.folder().join("lun"));
-    pair.a.start_node(&NodePlan::default());
-    let arguments = vec!["--disk-device".to_owned(), device.path()];
-    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
-    start(&pair, GUEST, &device.path(), &[]).ok();
+    let (mut pair, device) = guest_on_a_lun();
     let file = pair.folder().join("db.lighter").display().to_string();
     pair.a.run(&["save", GUEST, &file]).ok();
     pair.a.run(&["restore", &file, "--name", GUEST, "--detach"]).ok();
@@ -186,12 +200,7 @@ fn a_device_whose_guest_is_on_another_host_is_refused_to_guests_of_every_name() 
 
 #[test]
 fn a_device_that_another_guest_of_the_other_host_needs_is_refused_when_its_guest_is_gone() {
-    let mut pair = Pair::without_nodes();
-    let device = Loop::on(&pair.folder().join("lun"));
-    pair.a.start_node(&NodePlan::default());
-    let arguments = vec!["--disk-device".to_owned(), device.path()];
-    pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
-    start(&pair, GUEST, &device.path(), &[]).ok();
+    let (pair, device) = guest_on_a_lun();
     Migration::run(&pair.a, GUEST, &pair.b).ok();
     let is_refused = |who: &str| {
         let words = [&*device.path(), "belonged to the guest db", who, "`rm "];
@@ -205,8 +214,14 @@ fn a_device_that_another_guest_of_the_other_host_needs_is_refused_when_its_guest
     fs::remove_file(file).expect("the saved guest");
     is_refused("has second, which writes it (running)");
     pair.b.run(&["destroy", "second"]).ok();
-    let definition = pair.folder().join("third.toml");
+    let alias = attach(&device.device);
     let kernel = sleeper(pair.folder()).display().to_string();
+    let line = ["run", "--detach", "--name", "alias", "--memory", "64M", "--kernel", &kernel];
+    pair.b.run(&[&line[..], &["--disk", &alias.display().to_string()]].concat()).ok();
+    is_refused("has alias, which writes it (running)");
+    pair.b.run(&["destroy", "alias"]).ok();
+    detach(&alias);
+    let definition = pair.folder().join("third.toml");
     let text = format!(
         "name = \"third\"\nmemory = \"64M\"\nkernel = \"{kernel}\"\n[[disk]]\npath = \"{}\"\n",
         device.path()
