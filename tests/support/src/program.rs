@@ -146,7 +146,9 @@ pub fn in_terminal(command: &Command) -> Command {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let quoted: Vec<String> = words.map(|word| format!("'{}'", word.display())).collect();
     let mut outer = Command::new("script");
-    outer.args(["--quiet", "--return", "--flush", "--command", &quoted.join(" "), "/dev/null"]);
+    // A shell that waits for its command would take Ctrl-C as well, and end with 130.
+    let line = format!("exec {}", quoted.join(" "));
+    outer.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
     without_leaks(outer)
 }
 
