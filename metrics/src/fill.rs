@@ -128,6 +128,7 @@ fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
         (&families.migration_transfer_rate, sample.transfer_rate),
         (&families.migration_dirty_rate, sample.dirty_rate),
         (&families.migration_expected_downtime, seconds(sample.expected_downtime)),
+        (&families.migration_throttle, sample.throttle),
         (&families.migration_downtime, seconds(sample.downtime)),
         (&families.migration_guest_downtime, seconds(sample.guest_downtime)),
     ];

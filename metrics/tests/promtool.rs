@@ -36,6 +36,7 @@ fn migration() -> MigrationSample {
         transfer_rate: Some(1e9),
         dirty_rate: Some(1e8),
         expected_downtime: Some(Duration::from_millis(30)),
+        throttle: Some(0.75),
         downtime: Some(Duration::from_millis(12)),
         guest_downtime: Some(Duration::from_millis(13)),
     }

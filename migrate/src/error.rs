@@ -68,6 +68,15 @@ pub enum Failure {
         /// long even without dirty memory; empty if neither is so.
         why: PeerText,
     },
+    /// Rounds do not bring the downtime within its limit, and the migration is not to wait for that.
+    #[error(
+        "it has stalled{why}; allow more with --downtime, or choose --on-stall throttle, force or wait"
+    )]
+    Stalled {
+        /// Why: the guest dirties memory too fast, or its pause takes too long even without dirty
+        /// memory.
+        why: PeerText,
+    },
     /// The guest was paused for too long before the decision to hand it over.
     #[error(
         "the hand-over took longer than {} s (the bound for --downtime {}s): {why}; try again, or allow \
@@ -167,6 +176,7 @@ impl Failure {
             Self::Refused(_) => Reason::Refused,
             Self::Cancelled { .. } => Reason::Cancelled,
             Self::Timeout { .. } => Reason::Timeout,
+            Self::Stalled { .. } => Reason::Stalled,
             Self::Downtime { .. } => Reason::Downtime,
             Self::NoAnswer { .. } => Reason::NoAnswer,
             Self::ConnectionLost { .. } => Reason::ConnectionLost,
@@ -240,6 +250,20 @@ pub enum CancelRefused {
     Committed,
     /// The migration is over.
     #[error("nothing to cancel: the migration is over")]
+    Over,
+}
+
+/// Why the limits of a migration can no longer be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeRefused {
+    /// The source applies the limits.
+    #[error("the source applies the limits of a migration: change them there")]
+    NotHere,
+    /// The guest is being handed over, or the migration is being undone.
+    #[error("too late to change it: the guest is being handed over")]
+    Late,
+    /// The migration is over.
+    #[error("nothing to change: the migration is over")]
     Over,
 }
 

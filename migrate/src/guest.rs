@@ -5,6 +5,7 @@
 //! thread.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -14,6 +15,9 @@ use crate::text::{Blob, PeerText};
 
 /// Longest guest name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
+/// How long a guest stays slowed down by one call of [`SourceGuest::throttle`]: a migration that hangs
+/// does not leave it slow.
+pub const THROTTLE_LEASE: Duration = Duration::from_secs(5);
 /// Most disks that one migration copies.
 pub const MAX_DISKS: usize = 16;
 
@@ -281,6 +285,15 @@ pub trait SourceGuest: Send + Sync {
     /// # Errors
     /// If the range is outside of memory.
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
+
+    /// Slows the guest down: its vCPUs rest for `percent` of the time, at most 99, until the next
+    /// call or for [`THROTTLE_LEASE`]. 0 lets it run at full speed.
+    ///
+    /// # Errors
+    /// If it cannot be slowed down.
+    fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
+        Ok(())
+    }
 
     /// Flushes what the guest has written to its disks, whether it runs or is paused. May be called
     /// during any other call and must delay none of them: [`SourceGuest::resume`] is called while a

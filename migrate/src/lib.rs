@@ -29,6 +29,7 @@ pub mod report;
 pub mod resolve;
 pub mod session;
 pub mod source;
+pub mod stall;
 mod telemetry;
 pub mod text;
 
@@ -44,3 +45,4 @@ pub use progress::Progress;
 pub use protocol::{MigrationId, Token};
 pub use reason::Reason;
 pub use report::Report;
+pub use stall::OnStall;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::stall::OnStall;
+
 /// Limits of one migration, for the source. The bandwidth limit is not among them: the shell
 /// applies it, and the state machine sees it as measured bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,21 @@ pub struct Limits {
     /// had paused: then the migration is aborted. For a guest that ran, [`Limits::standstill`]
     /// applies; this caps it, but not below the downtime limit plus a second.
     pub switchover: Duration,
+    /// What to do if rounds do not bring the downtime within its limit.
+    pub on_stall: OnStall,
+}
+
+/// Limits that change during a migration; what is absent stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LimitsChange {
+    /// Most bytes per second before the guest is paused; 0 for no limit. The shell applies it.
+    pub bandwidth: Option<u64>,
+    /// The downtime limit.
+    pub downtime: Option<Duration>,
+    /// The time limit, counted from the start of the migration.
+    pub total: Option<Duration>,
+    /// What to do about a stall.
+    pub on_stall: Option<OnStall>,
 }
 
 /// Time that a hand-over may take in addition to twice the downtime limit.
@@ -34,16 +51,25 @@ impl Limits {
         let once = self.downtime.saturating_add(STANDSTILL_SLACK);
         once.saturating_add(self.downtime).min(self.switchover.max(once))
     }
+
+    /// Applies a change.
+    pub(crate) fn change(&mut self, change: &LimitsChange) {
+        self.downtime = change.downtime.unwrap_or(self.downtime);
+        self.total = change.total.or(self.total);
+        self.on_stall = change.on_stall.unwrap_or(self.on_stall);
+    }
 }
 
 impl Default for Limits {
-    /// 300 ms of downtime, an hour in all, 60 s for an answer, 30 s for a switchover.
+    /// 300 ms of downtime, an hour in all, 60 s for an answer, 30 s for a switchover; a guest that
+    /// writes too fast is throttled.
     fn default() -> Self {
         Self {
             downtime: Duration::from_millis(300),
             total: Some(Duration::from_secs(3600)),
             answer: Duration::from_secs(60),
             switchover: Duration::from_secs(30),
+            on_stall: OnStall::default(),
         }
     }
 }

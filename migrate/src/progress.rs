@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::phase::{Phase, PhaseTime};
 use crate::protocol::MigrationId;
+use crate::stall::OnStall;
 
 /// The side of a migration that reports.
 #[derive(
@@ -156,6 +157,12 @@ pub struct Progress {
     /// False if further rounds do not bring the expected downtime below its limit: the guest
     /// dirties memory too fast, or its pause takes too long even without dirty memory.
     pub converging: bool,
+    /// What is done if the migration stalls. Only the source reports it.
+    #[serde(default)]
+    pub on_stall: Option<OnStall>,
+    /// How much the guest is slowed down: the share of the time that its vCPUs rest.
+    #[serde(default)]
+    pub throttle_percent: u8,
     /// What the operator can do; set if this side cannot tell whether the other one runs the guest
     /// or will run it.
     pub in_doubt: Option<String>,
@@ -181,6 +188,8 @@ impl Progress {
             expected_downtime_seconds: None,
             downtime_limit_seconds: 0.0,
             converging: true,
+            on_stall: None,
+            throttle_percent: 0,
             in_doubt: None,
         }
     }

@@ -30,6 +30,7 @@ pub enum Reason {
     WrongName,
     CertificateExpired,
     CertificateRefused,
+    Stalled,
     /// A reason that this release does not know, on the wire or in a report.
     #[serde(other)]
     Other,
@@ -37,7 +38,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons; the position of a reason is its [`Reason::code`].
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Other,
         Self::Version,
         Self::Refused,
@@ -59,6 +60,7 @@ impl Reason {
         Self::WrongName,
         Self::CertificateExpired,
         Self::CertificateRefused,
+        Self::Stalled,
     ];
 
     /// Returns the name of the reason, which is also its metric label.
@@ -84,6 +86,7 @@ impl Reason {
             Self::WrongName => "wrong_name",
             Self::CertificateExpired => "certificate_expired",
             Self::CertificateRefused => "certificate_refused",
+            Self::Stalled => "stalled",
             Self::Other => "other",
         }
     }

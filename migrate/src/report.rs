@@ -9,6 +9,7 @@ use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::reason::Reason;
+use crate::stall::Stall;
 
 /// Most rounds that a report lists: if there were more, the first and the last ones.
 pub const MAX_ROUNDS_LISTED: usize = 64;
@@ -57,6 +58,9 @@ pub struct Report {
     /// How long each step of the hand-over took, if the source paused the guest for it.
     #[serde(default)]
     pub standstill: Option<Standstill>,
+    /// What the source did about a guest whose downtime did not fall below its limit.
+    #[serde(default)]
+    pub stall: Option<Stall>,
     /// How often the source paused the guest earlier, to measure what a pause costs.
     #[serde(default)]
     pub dry_runs: u32,
@@ -102,6 +106,7 @@ impl Report {
             downtime_seconds: None,
             expected_downtime_seconds: None,
             standstill: None,
+            stall: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
             phases: Vec::new(),

@@ -8,6 +8,7 @@ use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::report::{MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill};
+use crate::stall::{OnStall, Stall};
 
 /// Number of first rounds that stay listed when there are too many.
 const FIRST_ROUNDS: usize = 8;
@@ -33,6 +34,7 @@ pub(crate) struct Telemetry {
     pub(crate) transfer: Transfer,
     pub(crate) expected_downtime: Option<Duration>,
     pub(crate) standstill: Option<Standstill>,
+    pub(crate) stall: Option<Stall>,
     dirty_rate: DirtyRateMeter,
 }
 
@@ -57,6 +59,7 @@ impl Telemetry {
             transfer: Transfer::default(),
             expected_downtime: None,
             standstill: None,
+            stall: None,
             dirty_rate: DirtyRateMeter::default(),
         }
     }
@@ -121,6 +124,24 @@ impl Telemetry {
         self.rounds.push(round);
     }
 
+    /// Notes a stall after the last round, and what is done about it: `remedy` changes the note.
+    pub(crate) fn stalls(
+        &mut self,
+        on_stall: OnStall,
+        now: Duration,
+        remedy: impl FnOnce(&mut Stall),
+    ) {
+        let stall = self.stall.get_or_insert(Stall {
+            on_stall,
+            noticed_seconds: now.saturating_sub(self.began).as_secs_f64(),
+            round: self.rounds_total,
+            throttle_percent_max: 0,
+            forced: false,
+        });
+        stall.on_stall = on_stall;
+        remedy(stall);
+    }
+
     /// Adds a sample of the dirty log, which began with this phase; returns pages per second as of
     /// now.
     pub(crate) fn dirtied(&mut self, pages: u64, now: Duration) -> f64 {
@@ -164,6 +185,7 @@ impl Telemetry {
             downtime_seconds: self.downtime.map(|time| time.as_secs_f64()),
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
             standstill: self.standstill,
+            stall: self.stall,
             dry_runs: self.dry_runs,
             dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
             phases: self.phases(now),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use migrate::pages::Compression;
 use migrate::quic::Identity;
-use migrate::{Progress, Report};
+use migrate::{OnStall, Progress, Report};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -38,6 +38,10 @@ pub(crate) struct MigrationRequest {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
+    /// What to do if rounds do not bring the downtime within its limit. Processes of earlier versions
+    /// do not know this field, and wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) on_stall: Option<OnStall>,
     /// Timeout of the migration, in milliseconds.
     #[serde(default = "default_timeout_ms")]
     #[schemars(range(min = 1))]
@@ -82,6 +86,7 @@ impl MigrationRequest {
             tls_name: None,
             downtime_ms_max: default_downtime_ms(),
             bandwidth_bytes_per_s_max: None,
+            on_stall: None,
             timeout_ms: default_timeout_ms(),
             compression: Compression::default(),
             connections: None,
@@ -98,6 +103,23 @@ fn default_downtime_ms() -> u64 {
 
 fn default_timeout_ms() -> u64 {
     3_600_000
+}
+
+/// `PUT /v1/guest/migration/limits`: new limits for a migration that is under way; what is absent
+/// stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitsRequest {
+    /// Limit for the downtime, in milliseconds.
+    #[schemars(range(min = 1))]
+    pub(crate) downtime_ms_max: Option<u64>,
+    /// Limit for the bandwidth, in bytes per second; 0 for none.
+    pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
+    /// Timeout, in milliseconds from the start of the migration.
+    #[schemars(range(min = 1))]
+    pub(crate) timeout_ms: Option<u64>,
+    /// What to do if rounds do not bring the downtime within its limit.
+    pub(crate) on_stall: Option<OnStall>,
 }
 
 /// The answer to `POST /v1/guest/migration`.

@@ -6,12 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use migrate::OnStall;
 use migrate::pages::Compression;
 
 use super::JsonFlag;
+use super::limits::{Preset, Setting, on_stall, time_limit};
 use crate::address::Destination;
 use crate::names::GuestName;
-use crate::units::{parse_duration, parse_rate};
+use crate::units::parse_rate;
 
 const MIGRATE_EXAMPLES: &str = "\
 Examples:
@@ -20,7 +22,12 @@ Examples:
   lighter migrate web-1 192.0.2.7 --tls-name host-b --json
   lighter migrate db host-b --copy-disks
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
+  lighter migrate web-1 host-b --preset now
+  lighter migrate web-1 --set on-stall=force,downtime=2s
   lighter migrate web-1 --resolve run
+
+A migration stalls when the guest writes faster than its memory is sent. --on-stall says what to do
+then; --set changes that, and other limits, on the way.
 
 Ctrl-C cancels the migration, and the guest keeps running here; a second Ctrl-C does not wait for
 that (exit code 5). The guest's own process migrates it: if this command is killed, the migration
@@ -44,16 +51,25 @@ pub(crate) struct MigrateArgs {
     #[arg(
         value_parser = destination,
         value_name = "HOST[:PORT]",
-        required_unless_present = "resolve",
-        conflicts_with = "resolve"
+        required_unless_present_any = ["resolve", "set"],
+        conflicts_with_all = ["resolve", "set"]
     )]
     pub(crate) destination: Option<String>,
 
+    /// What matters most; the options below override its parts.
+    #[arg(long, value_enum, default_value = "balanced", value_name = "PRESET")]
+    pub(crate) preset: Preset,
+
     /// Longest planned pause of the guest: switchover begins when less is expected. If it takes
     /// longer than twice this time and a second (30 s at most, or this time and a second if that is
-    /// longer), the migration fails and the guest continues here.
-    #[arg(long, value_parser = time_limit, default_value = "300ms", value_name = "TIME")]
-    pub(crate) downtime: Duration,
+    /// longer), the migration fails and the guest continues here [default: as the preset says].
+    #[arg(long, value_parser = time_limit, value_name = "TIME")]
+    pub(crate) downtime: Option<Duration>,
+
+    /// What to do when rounds no longer lower the expected pause, and it is still too long
+    /// [default: as the preset says].
+    #[arg(long, value_parser = on_stall(), value_name = "HOW")]
+    pub(crate) on_stall: Option<OnStall>,
 
     /// At most this much on the network: 100MB/s, 1Gbit/s [default: no limit].
     #[arg(long, value_parser = parse_rate, value_name = "RATE")]
@@ -96,13 +112,24 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,
 
+    /// Change the migration that is under way: downtime=TIME, timeout=TIME, on-stall=HOW,
+    /// bandwidth=RATE or bandwidth=none.
+    #[arg(
+        long,
+        value_parser = Setting::parse,
+        value_delimiter = ',',
+        value_name = "KEY=VALUE",
+        conflicts_with_all = ["preset", "downtime", "on_stall", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks", "resolve"]
+    )]
+    pub(crate) set: Vec<Setting>,
+
     /// Decide about a guest whose migration is in doubt, when the other host will not answer any
     /// more.
     #[arg(
         long,
         value_enum,
         value_name = "DECISION",
-        conflicts_with_all = ["downtime", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks"]
+        conflicts_with_all = ["preset", "downtime", "on_stall", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks"]
     )]
     pub(crate) resolve: Option<ResolveArg>,
 
@@ -141,15 +168,6 @@ fn compression() -> impl TypedValueParser<Value = Compression> {
         let named = COMPRESSIONS.iter().find(|(known, ..)| *known == name);
         named.map_or(Compression::Auto, |(_, compression, _)| *compression)
     })
-}
-
-/// Reads a limit in time, which a guest's process is told in milliseconds.
-fn time_limit(text: &str) -> Result<Duration> {
-    let limit = parse_duration(text)?;
-    if limit < Duration::from_millis(1) {
-        bail!("`{text}` is too short: give 1ms or more");
-    }
-    Ok(limit)
 }
 
 /// An operator's decision about a guest in doubt.

@@ -16,6 +16,7 @@ pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod isolation;
 mod label;
+pub(crate) mod limits;
 pub(crate) mod migration;
 pub(crate) mod net;
 pub(crate) mod spec;

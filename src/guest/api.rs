@@ -19,7 +19,7 @@ use crate::api::descriptor::Handed;
 use crate::api::error::{ApiError, Reason};
 use crate::api::events::{EVENTS, EVENTS_FROM, Event, EventsRead};
 use crate::api::memory::TreatmentRequest;
-use crate::api::migration::{MigrationRequest, Resolution, ResolveRequest};
+use crate::api::migration::{LimitsRequest, MigrationRequest, Resolution, ResolveRequest};
 use crate::api::route::{self, About, Header, Operation, Parameter, Required, Route, Within};
 use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::survey::{DOMAIN_BYTES_MAX, SurveyDomain};
@@ -203,6 +203,14 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             BEGUN,
             "Cancel the running migration (409 too-late once the guest is handed over)",
             |guest| guest.cancel(),
+        ),
+        ask_with_body(
+            Method::PUT,
+            "/v1/guest/migration/limits",
+            DONE,
+            "Change the limits of the running migration (409 too-late once the guest is handed \
+             over)",
+            |guest, request: LimitsRequest| guest.change_limits(&request),
         ),
         ask_with_body(
             Method::PUT,

@@ -266,6 +266,10 @@ impl SourceGuest for Departing {
         self.machine.stop_dirty_log()
     }
 
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.machine.throttle(percent)
+    }
+
     fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError> {
         let (memory, disks) = words.split_at_mut(self.memory_chunks().min(words.len()));
         let memory_chunks = memory.len();

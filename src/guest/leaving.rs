@@ -240,6 +240,9 @@ impl Departure {
 
     /// Lets the guest continue as before, whatever its migration has left undone.
     fn take_back(&self, process: &GuestProcess) {
+        if let Err(error) = self.guest.throttle(0) {
+            tracing::error!(%error, "after a migration that broke down");
+        }
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
         if let Err(error) = &resumed {
             tracing::error!(%error, "after a migration that broke down");
@@ -293,6 +296,7 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
         limits: Limits {
             downtime: Duration::from_millis(request.downtime_ms_max),
             total: Some(Duration::from_millis(request.timeout_ms)),
+            on_stall: request.on_stall.unwrap_or_default(),
             ..Limits::default()
         },
         bandwidth: request.bandwidth_bytes_per_s_max,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use migrate::guest::RefusalKind;
+use migrate::guest::{RefusalKind, THROTTLE_LEASE};
 use migrate::memory::Region;
 use migrate::protocol::codec::STATE_LIMIT;
 use migrate::text::Blob;
@@ -201,6 +201,11 @@ impl SourceGuest for Machine {
             .ram()
             .copy_out(chunk, first_page, buf)
             .map_err(|error| self.failed("read memory", error))
+    }
+
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        let set = self.vm.throttle(percent, THROTTLE_LEASE);
+        set.map_err(|error| self.failed("slow the guest down", error))
     }
 
     fn pause(&self) -> Result<(), GuestError> {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate::error::{CancelRefused, OperatorChoice, ResolveRefused};
+use migrate::error::{CancelRefused, ChangeRefused, OperatorChoice, ResolveRefused};
+use migrate::limits::LimitsChange;
 use migrate::progress::Role;
 use migrate::record::{Record, RecordError};
 use migrate::session::Handle;
@@ -82,6 +83,14 @@ impl MigrationSession {
         self.0.cancel(by).await.map_err(too_late)
     }
 
+    /// Changes the limits of the migration.
+    ///
+    /// # Errors
+    /// If it is too late, or the guest arrives here.
+    pub(crate) async fn change(&self, change: LimitsChange) -> Result<(), ApiError> {
+        self.0.change(change).await.map_err(not_changed)
+    }
+
     /// Applies an operator's decision.
     ///
     /// # Errors
@@ -132,6 +141,16 @@ fn too_late(error: CancelRefused) -> ApiError {
     let reason = match error {
         CancelRefused::Over => Reason::NotMigrating,
         CancelRefused::Committed | CancelRefused::SourceDecides => Reason::TooLate,
+    };
+    ApiError::new(reason, error.to_string())
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn not_changed(error: ChangeRefused) -> ApiError {
+    let reason = match error {
+        ChangeRefused::Over => Reason::NotMigrating,
+        ChangeRefused::NotHere => Reason::WrongState,
+        ChangeRefused::Late => Reason::TooLate,
     };
     ApiError::new(reason, error.to_string())
 }

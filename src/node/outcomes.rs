@@ -232,6 +232,7 @@ pub(crate) mod tests {
             downtime_seconds: Some(0.012),
             expected_downtime_seconds: None,
             standstill: None,
+            stall: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
             phases: Vec::new(),

@@ -107,6 +107,7 @@ fn running(progress: &Progress) -> MigrationSample {
         transfer_rate: is_source.then_some(progress.bandwidth_bytes_per_second),
         dirty_rate: is_source.then_some(progress.dirty_pages_per_second * PAGE_BYTES as f64),
         expected_downtime: progress.expected_downtime_seconds.map(seconds),
+        throttle: is_source.then_some(f64::from(progress.throttle_percent) / 100.0),
         downtime: None,
         guest_downtime: None,
     }
@@ -157,6 +158,7 @@ fn finished(report: &Report) -> MigrationSample {
         transfer_rate: None,
         dirty_rate: None,
         expected_downtime: report.expected_downtime_seconds.map(seconds),
+        throttle: None,
         downtime: report.downtime_seconds.map(seconds),
         guest_downtime: None,
     }

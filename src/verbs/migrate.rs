@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::progress::Role;
-use migrate::{MigrationId, Report};
+use migrate::{MigrationId, OnStall, Report};
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
 
@@ -16,7 +16,8 @@ use super::session::{block_on, guest_client};
 use super::summary;
 use crate::address::Destination;
 use crate::api::migration::{
-    CopyDisks, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
+    CopyDisks, LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution,
+    ResolveRequest,
 };
 use crate::api::types::{GuestInfo, GuestState, StateAnswer, WorkloadInfo};
 use crate::api::{ApiClient, AskError, Reason};
@@ -41,6 +42,9 @@ const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 /// If there is no such guest, it is being migrated already, or the migration failed; the message
 /// says where the guest is now.
 pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
+    if !args.set.is_empty() {
+        return change(state, args);
+    }
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
         // The command line requires a destination unless there is a decision. Were it missing, the
@@ -135,7 +139,11 @@ async fn begin(
     client: &ApiClient,
     request: MigrationRequest,
 ) -> Result<MigrationStarted, AskError> {
-    let older = MigrationRequest { addresses: Vec::new(), node_port: None, ..request.clone() };
+    // A process that does not know what to do about a stall waits.
+    let on_stall =
+        request.on_stall.filter(|value| *value != OnStall::Wait && *value != OnStall::default());
+    let older =
+        MigrationRequest { addresses: Vec::new(), node_port: None, on_stall, ..request.clone() };
     let ask = async |request| client.post("/v1/guest/migration", &request).await;
     ask_or_older(ask, request, older).await
 }
@@ -181,7 +189,8 @@ async fn request(
         addresses: nodes.into_iter().map(|node| node.address).collect(),
         identity,
         tls_name: args.tls_name.clone(),
-        downtime_ms_max: millis(args.downtime),
+        downtime_ms_max: millis(args.downtime.unwrap_or_else(|| args.preset.downtime())),
+        on_stall: Some(args.on_stall.unwrap_or_else(|| args.preset.on_stall())),
         bandwidth_bytes_per_s_max: args.bandwidth,
         timeout_ms: millis(args.timeout),
         compression: args.compress,
@@ -193,6 +202,19 @@ async fn request(
         unproven_disks: args.unproven_disks,
         node_port: NodeFile::of_live(state).and_then(|node| NonZeroU16::new(node.listen.port())),
     })
+}
+
+/// Changes the limits of the migration that is under way.
+fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
+    let client = guest_client(state, &args.name)?;
+    let mut request = LimitsRequest::default();
+    args.set.iter().for_each(|setting| setting.add_to(&mut request));
+    let asked = block_on(async {
+        Ok(client.put_json::<StateAnswer>("/v1/guest/migration/limits", &request).await?)
+    });
+    asked.with_context(|| format!("cannot change the migration of {}", args.name))?;
+    output::print_line(format_args!("the migration of {} has its new limits", args.name))?;
+    Ok(Exit::Done)
 }
 
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {

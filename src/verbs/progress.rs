@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use migrate::progress::Transfer;
-use migrate::{Phase, Progress};
+use migrate::{OnStall, Phase, Progress};
 
 use crate::cli::Output;
 use crate::output;
 use crate::units::{PAGE_BYTES, format_duration, format_rate, format_size};
 
 /// What is shown while a guest writes faster than its memory is sent.
-const NOT_CONVERGING: &str = "not converging: raise --downtime (or --bandwidth, where it is limited), or have the guest write less";
+const NOT_CONVERGING: &str = "not converging: `lighter migrate NAME --set on-stall=throttle` slows the guest down, --set downtime=TIME allows a longer \
+     pause, and so does a higher --bandwidth, where it is limited";
 
 /// How often a line is printed within a long phase or round.
 const LINES_EVERY: Duration = Duration::from_secs(10);
@@ -68,7 +69,7 @@ impl ProgressView {
     pub(crate) fn show(&mut self, progress: &Progress) {
         match self {
             Self::Bar { bar, is_warned } => {
-                if !progress.converging && !std::mem::replace(is_warned, true) {
+                if needs_help(progress) && !std::mem::replace(is_warned, true) {
                     bar.println(NOT_CONVERGING);
                 }
                 bar.set_message(bar_line(progress, output::note_columns().unwrap_or(COLUMNS)));
@@ -102,7 +103,7 @@ fn bar_line(progress: &Progress, columns: usize) -> String {
     let bar = format!("{}{head}", "=".repeat(done.min(width)));
     let start = format!("{:>17} [{bar:width$}] ", step(progress));
     let mut parts = parts(progress);
-    if !progress.converging {
+    if needs_help(progress) {
         parts.push((Rank::Remaining, "not converging".to_owned()));
     }
     // The last column stays free: some terminals begin a new line after it.
@@ -120,6 +121,11 @@ fn fitting_parts(mut parts: Vec<(Rank, String)>, room: usize) -> String {
             _ => return text,
         }
     }
+}
+
+/// Whether rounds are in vain and nothing is done about it.
+fn needs_help(progress: &Progress) -> bool {
+    !progress.converging && matches!(progress.on_stall, None | Some(OnStall::Wait))
 }
 
 fn joined(parts: &[(Rank, String)]) -> String {
@@ -169,7 +175,7 @@ pub(super) fn line(progress: &Progress) -> String {
 
 fn figures(progress: &Progress) -> String {
     let mut parts = parts(progress);
-    if !progress.converging {
+    if needs_help(progress) {
         parts.push((Rank::Remaining, NOT_CONVERGING.to_owned()));
     }
     joined(&parts)
@@ -187,6 +193,9 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
     if progress.disk_bytes > 0 {
         let left = format_size(progress.disk_remaining_bytes);
         parts.push((Rank::Remaining, format!("{left} of disks left")));
+    }
+    if progress.throttle_percent > 0 {
+        parts.push((Rank::Remaining, format!("throttled by {} %", progress.throttle_percent)));
     }
     if progress.transfer.hinted_pages > 0 {
         let free = format_size(progress.transfer.hinted_pages.saturating_mul(PAGE_BYTES));
@@ -247,9 +256,13 @@ mod tests {
         assert!(!figures(&progress).contains("converging"), "{}", figures(&progress));
         progress.converging = false;
         let said = figures(&progress);
-        for way_out in ["not converging", "--downtime", "--bandwidth", "write less"] {
+        for way_out in ["not converging", "on-stall=throttle", "downtime=", "--bandwidth"] {
             assert!(said.contains(way_out), "{said}");
         }
+        progress.on_stall = Some(OnStall::Throttle);
+        progress.throttle_percent = 75;
+        let said = figures(&progress);
+        assert!(!said.contains("converging") && said.contains("throttled by 75 %"), "{said}");
     }
 
     #[test]

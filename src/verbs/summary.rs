@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use migrate::progress::Role;
 use migrate::report::{Outcome, Standstill};
+use migrate::stall::Stall;
 use migrate::{Reason, Report};
 
 use super::progress::average_rate;
@@ -25,6 +26,7 @@ pub(crate) fn figures(
         lines.push(("Spent on", standstill(parts)));
     }
     lines.push(("Rounds", report.rounds_total.to_string()));
+    lines.extend(report.stall.as_ref().map(|stall| ("Stalled", stalled(stall))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
     let percent =
         if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
@@ -51,6 +53,18 @@ pub(crate) fn figures(
     };
     lines.push(("Pages", pages + &hinted));
     facts_within(&lines, screen)
+}
+
+/// Formats when the migration stalled, and what was done about it.
+fn stalled(stall: &Stall) -> String {
+    let (round, at) = (stall.round, seconds(stall.noticed_seconds));
+    let throttled = match stall.throttle_percent_max {
+        0 => String::new(),
+        percent => format!(", so its vCPUs were made to rest for up to {percent} % of the time"),
+    };
+    let forced =
+        if stall.forced { ", and the hand-over was forced above the downtime limit" } else { "" };
+    format!("at {at}, round {round}: it wrote faster than was sent{throttled}{forced}")
 }
 
 /// Formats how long the guest was paused. Where the downtime, all pauses of the migration and the
@@ -199,6 +213,7 @@ pub(super) mod tests {
             downtime_seconds: Some(0.0324),
             expected_downtime_seconds: Some(0.030),
             standstill: None,
+            stall: None,
             dry_runs: 1,
             dry_run_seconds: 0.004,
             phases: Vec::new(),
@@ -224,6 +239,29 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_stall_says_what_was_done_about_it() {
+        let stall = Stall {
+            on_stall: migrate::OnStall::Throttle,
+            noticed_seconds: 1.5,
+            round: 7,
+            throttle_percent_max: 75,
+            forced: false,
+        };
+        assert_eq!(
+            stalled(&stall),
+            "at 1.50 s, round 7: it wrote faster than was sent, so its vCPUs were made to rest for up to 75 % \
+             of the time"
+        );
+        let forced = Stall { throttle_percent_max: 0, forced: true, ..stall };
+        assert!(
+            stalled(&forced)
+                .ends_with("was sent, and the hand-over was forced above the downtime limit")
+        );
+        let report = Report { stall: Some(stall), ..report(Outcome::Migrated, None) };
+        assert!(figures(&report, None, None).contains("Stalled"));
     }
 
     #[test]

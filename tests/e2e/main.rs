@@ -3,7 +3,7 @@
 //!
 //! The tests build on [`support`]. Without a fault: [`moving`] guests, the other [`commands`],
 //! hosts' [`certificates`], the [`confinement`] of a guest's process, the [`console`],
-//! [`dashboards`], [`definitions`] of guests, their [`density`] on a host, [its
+//! guests that write too fast ([`converging`]), [`dashboards`], [`definitions`] of guests, their [`density`] on a host, [its
 //! metrics](density_metrics) and merge [`domains`], [`disks`] that are copied with the guest,
 //! [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed, [`power`] buttons and
 //! resets, [`saving`] to files, a [`terminal`] that is left, [`watching`] guests, and all
@@ -24,6 +24,7 @@ mod certificates;
 mod commands;
 mod confinement;
 mod console;
+mod converging;
 mod dashboards;
 mod definitions;
 mod demo;

@@ -48,6 +48,9 @@ pub enum Error {
     /// A vCPU's thread has ended although the VM is not stopped.
     #[error("the thread of vcpu {0} has ended; stop this guest")]
     VcpuThreadGone(u8),
+    /// The thread that slows the vCPUs down could not be started.
+    #[error("cannot start a thread to throttle the guest: {0}")]
+    StartThrottle(std::io::Error),
     /// A vCPU's thread could not be started.
     #[error("cannot start a thread for vcpu {vcpu}: {cause}")]
     StartThread {

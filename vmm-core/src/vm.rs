@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -21,7 +22,7 @@ use crate::memory::{GuestRam, TemplateImage};
 use crate::shape::{VmShape, cpuid_table};
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::sys::kvm;
-use crate::vcpu::{Machine, Vcpu, VcpuThread};
+use crate::vcpu::{Machine, Throttle, Vcpu, VcpuThread};
 use crate::virtio::net::NetStatus;
 use crate::virtio::{Bus, DeviceError, DiskContent};
 
@@ -84,6 +85,7 @@ pub struct Vm {
     shape: VmShape,
     dirty_log: DirtyLog,
     vcpus: Vec<VcpuThread>,
+    throttle: Throttle,
     machine: Arc<Machine>,
     dirty: Mutex<Tracker>,
     /// What the guest was booted from.
@@ -146,6 +148,7 @@ impl Vm {
             shape: shape.clone(),
             dirty_log: options.dirty_log,
             vcpus,
+            throttle: Throttle::default(),
             machine,
             dirty,
             origin: Mutex::new(None),
@@ -298,6 +301,23 @@ impl Vm {
         self.should_run.store(true, Ordering::Release);
         self.run_all();
         Ok(())
+    }
+
+    /// Slows the guest down: its vCPUs rest for `percent` of the time, at most
+    /// [`crate::THROTTLE_PERCENT_MAX`], for the duration of `lease` or until the next call. 0 lets
+    /// it run at full speed. A caller renews the lease, so that a guest whose caller has failed is
+    /// not left slow.
+    ///
+    /// # Errors
+    /// [`Error::StartThrottle`] if the system starts no thread for it.
+    pub fn throttle(&self, percent: u8, lease: Duration) -> Result<()> {
+        let set = self.throttle.set(percent, lease, || self.machine.mailboxes());
+        set.map_err(Error::StartThrottle)
+    }
+
+    /// The share of the time that the vCPUs rest now, in percent. Never blocks.
+    pub fn throttle_percent(&self) -> u8 {
+        self.throttle.percent()
     }
 
     /// Ends the guest, unless it has ended already, and waits until its vCPUs' threads have ended.

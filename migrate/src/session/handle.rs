@@ -2,16 +2,20 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
+use crate::destination::Destination;
+use crate::error::{CancelRefused, ChangeRefused, OperatorChoice, ResolveRefused};
+use crate::limits::LimitsChange;
 use crate::progress::{Progress, Role};
 use crate::protocol::MigrationId;
 use crate::report::Report;
+use crate::source::Source;
 use crate::text::PeerText;
 
 /// A request from the program to a session.
 #[derive(Debug)]
 pub(super) enum Command {
     Cancel { by: PeerText, answer: oneshot::Sender<Result<(), CancelRefused>> },
+    Change { change: LimitsChange, answer: oneshot::Sender<Result<(), ChangeRefused>> },
     Resolve { choice: OperatorChoice, answer: oneshot::Sender<Result<(), ResolveRefused>> },
     GuestStopped { detail: PeerText },
 }
@@ -20,25 +24,62 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) enum PendingCommand {
     Cancel { by: PeerText },
+    Change(LimitsChange),
     Resolve(OperatorChoice),
     GuestStopped { detail: PeerText },
+}
+
+/// The commands that a state machine accepts now.
+pub(super) trait Commanded {
+    fn can_cancel(&self) -> Result<(), CancelRefused>;
+    fn can_change(&self) -> Result<(), ChangeRefused>;
+    fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused>;
+}
+
+impl Commanded for Source {
+    fn can_cancel(&self) -> Result<(), CancelRefused> {
+        Self::can_cancel(self)
+    }
+
+    fn can_change(&self) -> Result<(), ChangeRefused> {
+        Self::can_change(self)
+    }
+
+    fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
+        Self::can_resolve(self, choice)
+    }
+}
+
+impl Commanded for Destination {
+    fn can_cancel(&self) -> Result<(), CancelRefused> {
+        Self::can_cancel(self)
+    }
+
+    fn can_change(&self) -> Result<(), ChangeRefused> {
+        Err(ChangeRefused::NotHere)
+    }
+
+    fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
+        Self::can_resolve(self, choice)
+    }
 }
 
 impl Command {
     /// Asks the machine whether the command is allowed; returns what is to be done, if anything,
     /// and the answer, to be given after it is done.
-    pub(super) fn ask(
-        self,
-        can_cancel: impl FnOnce() -> Result<(), CancelRefused>,
-        can_resolve: impl FnOnce(OperatorChoice) -> Result<(), ResolveRefused>,
-    ) -> (Option<PendingCommand>, Answer) {
+    pub(super) fn ask(self, machine: &impl Commanded) -> (Option<PendingCommand>, Answer) {
         match self {
             Self::Cancel { by, answer } => {
-                let may = can_cancel();
+                let may = machine.can_cancel();
                 (may.is_ok().then_some(PendingCommand::Cancel { by }), Answer::Cancel(answer, may))
             }
+            Self::Change { change, answer } => {
+                let may = machine.can_change();
+                let pending = may.is_ok().then_some(PendingCommand::Change(change));
+                (pending, Answer::Change(answer, may))
+            }
             Self::Resolve { choice, answer } => {
-                let may = can_resolve(choice);
+                let may = machine.can_resolve(choice);
                 (
                     may.is_ok().then_some(PendingCommand::Resolve(choice)),
                     Answer::Resolve(answer, may),
@@ -55,6 +96,7 @@ impl Command {
 #[derive(Debug)]
 pub(super) enum Answer {
     Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
+    Change(oneshot::Sender<Result<(), ChangeRefused>>, Result<(), ChangeRefused>),
     Resolve(oneshot::Sender<Result<(), ResolveRefused>>, Result<(), ResolveRefused>),
     Unneeded,
 }
@@ -64,6 +106,7 @@ impl Answer {
         // The receiver may have been dropped meanwhile.
         match self {
             Self::Cancel(to, answer) => drop(to.send(answer)),
+            Self::Change(to, answer) => drop(to.send(answer)),
             Self::Resolve(to, answer) => drop(to.send(answer)),
             Self::Unneeded => {}
         }
@@ -108,6 +151,17 @@ impl Handle {
         let command = Command::Cancel { by: by.into(), answer };
         self.commands.send(command).map_err(|_| CancelRefused::Over)?;
         answered.await.unwrap_or(Err(CancelRefused::Over))
+    }
+
+    /// Changes the limits of a source.
+    ///
+    /// # Errors
+    /// If it is too late, or this is not the source.
+    pub async fn change(&self, change: LimitsChange) -> Result<(), ChangeRefused> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Change { change, answer };
+        self.commands.send(command).map_err(|_| ChangeRefused::Over)?;
+        answered.await.unwrap_or(Err(ChangeRefused::Over))
     }
 
     /// Decides for a migration in doubt.

@@ -14,7 +14,7 @@ const BURST: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Limiter {
     bucket: Mutex<Bucket>,
-    lifted: Notify,
+    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -30,25 +30,34 @@ impl Limiter {
     pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
         let bytes_per_second = bytes_per_second.map(|rate| rate.max(1) as f64);
         let bucket = Bucket { bytes_per_second, bytes: 0.0, filled_at: Instant::now() };
-        Self { bucket: Mutex::new(bucket), lifted: Notify::new() }
+        Self { bucket: Mutex::new(bucket), changed: Notify::new() }
     }
 
     /// Removes the limit, also for callers that are waiting.
     pub(super) fn lift(&self) {
-        self.lock().bytes_per_second = None;
-        self.lifted.notify_waiters();
+        self.set(0);
+    }
+
+    /// Changes the limit, 0 for none; callers that are waiting wait no longer.
+    pub(super) fn set(&self, bytes_per_second: u64) {
+        let mut bucket = self.lock();
+        bucket.bytes_per_second = (bytes_per_second > 0).then_some(bytes_per_second as f64);
+        // What was sent at another rate is no debt.
+        (bucket.bytes, bucket.filled_at) = (0.0, Instant::now());
+        drop(bucket);
+        self.changed.notify_waiters();
     }
 
     /// Waits until `bytes` more may be sent.
     pub(super) async fn take(&self, bytes: usize) {
-        let lifted = self.lifted.notified();
+        let changed = self.changed.notified();
         let wait = self.lock().take(bytes as f64, Instant::now());
         if wait.is_zero() {
             return;
         }
         tokio::select! {
             () = sleep(wait) => {}
-            () = lifted => {}
+            () = changed => {}
         }
     }
 
@@ -80,6 +89,19 @@ mod tests {
         let limiter = Limiter::new(Some(10_000_000));
         let start = Instant::now();
         for _ in 0..100 {
+            limiter.take(100_000).await;
+        }
+        let took = start.elapsed().as_secs_f64();
+        assert!((0.97..1.1).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_limit_holds_from_now_on() {
+        let limiter = Limiter::new(Some(10_000_000));
+        limiter.take(1_000_000).await;
+        limiter.set(1_000_000);
+        let start = Instant::now();
+        for _ in 0..10 {
             limiter.take(100_000).await;
         }
         let took = start.elapsed().as_secs_f64();

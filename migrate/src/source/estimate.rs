@@ -115,6 +115,13 @@ impl Estimate {
         self.rest
     }
 
+    /// Returns the pages that are sent for each page that the guest dirties; not a number before
+    /// both are known.
+    pub(super) fn sent_per_dirtied(&self) -> f64 {
+        let sent = self.bytes_per_second().map_or(f64::NAN, |bytes| bytes / PAGE_BYTES as f64);
+        sent / self.dirty_pages_per_second
+    }
+
     /// Returns whether rounds, by the last verdict, bring the downtime below its limit.
     pub(super) fn is_converging(&self) -> bool {
         !matches!(self.verdict, Verdict::SendRoundInVain | Verdict::MeasureAgain)

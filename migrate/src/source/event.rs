@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::error::OperatorChoice;
 use crate::guest::{GuestError, RunState};
+use crate::limits::LimitsChange;
 use crate::progress::Transfer;
 use crate::protocol::{CodecError, DestinationMessage};
 use crate::reason::Reason;
@@ -88,6 +89,8 @@ pub enum Event {
         /// The user or component that cancels it.
         by: PeerText,
     },
+    /// The operator changes the limits. See [`super::Source::can_change`].
+    Change(LimitsChange),
     /// The operator decides for a source in doubt. See [`super::Source::can_resolve`].
     Resolve(OperatorChoice),
     /// The time of [`super::Source::deadline`] has come.

@@ -1,5 +1,7 @@
 //! From the pause to the end: last pages and state, the decision, and the destination's answer.
 
+use std::time::Duration;
+
 use super::standstill::Step;
 use super::state::State;
 use super::{Action, FinalSent, Source};
@@ -13,9 +15,10 @@ use crate::report::Outcome;
 use crate::text::{Blob, PeerText};
 
 impl Source {
-    pub(super) fn switch_over(&mut self) {
+    /// Pauses the guest, which is handed over unless that takes longer than `allowed`.
+    pub(super) fn switch_over(&mut self, allowed: Duration) {
         self.notes.enter(Phase::Switchover, self.now);
-        self.standstill.allow_until(self.now.saturating_add(self.config.limits.standstill()));
+        self.standstill.allow(allowed, self.now);
         self.standstill.begin(Step::Pause, self.now);
         self.notes.stands(self.now);
         self.state = State::Pausing;
@@ -28,6 +31,8 @@ impl Source {
             State::Pausing => {
                 self.run_state = was;
                 self.standstill.end(Step::Pause, self.now);
+                // Before it may be resumed here.
+                self.end_throttle();
                 if was == RunState::Paused {
                     self.wait_without_standstill();
                 }

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use super::estimate::Estimate;
 use super::round::Current;
+use super::stall::StallWatch;
 use super::standstill::Standstill;
 use super::state::{Link, LinkStatus, State};
 use super::{Action, Event};
 use crate::error::ResolveRefused;
-use crate::error::{CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError};
+use crate::error::{
+    CancelRefused, ChangeRefused, Failure, MigrationError, OperatorChoice, ProtocolError,
+};
 use crate::guest::{GuestDescription, RunState};
 use crate::limits::Limits;
 use crate::memory::PAGE_BYTES;
@@ -53,6 +56,7 @@ pub struct Source {
     pub(super) awaited: Option<(&'static str, Duration, Duration)>,
     pub(super) standstill: Standstill,
     pub(super) estimate: Estimate,
+    pub(super) stall: StallWatch,
     pub(super) round: Current,
     /// Whether the guest ran before this side paused it.
     pub(super) run_state: RunState,
@@ -72,6 +76,7 @@ impl Source {
         notes.disk_bytes = config.guest.disk_bytes();
         Self {
             estimate: Estimate::new(),
+            stall: StallWatch::default(),
             round: Current::new(&config.guest, now),
             config,
             state: State::Connecting,
@@ -102,7 +107,7 @@ impl Source {
             Event::RecordFailed { detail } => self.on_record_answer(Err(detail)),
             Event::PrecopyStarted => self.on_precopy_started(),
             Event::Probed(probe) => self.on_probed(probe),
-            Event::Transferred(transfer) => self.notes.transfer = transfer,
+            Event::Transferred(transfer) => self.on_transferred(transfer),
             Event::RoundSent(round) => self.on_round_sent(round),
             Event::Paused { was } => self.on_paused(was),
             Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
@@ -113,6 +118,7 @@ impl Source {
             Event::GuestFailed(error) => self.on_guest_failed(error),
             Event::GuestStopped { detail } => self.on_guest_stopped(detail),
             Event::Cancel { by } => self.on_cancel(by),
+            Event::Change(change) => self.on_change(&change),
             Event::Resolve(choice) => self.on_resolve(choice),
             Event::Tick => self.on_tick(),
         }
@@ -143,6 +149,8 @@ impl Source {
             expected_downtime_seconds: expected.map(|expected| expected.as_secs_f64()),
             downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
             converging: self.estimate.is_converging(),
+            on_stall: Some(self.config.limits.on_stall),
+            throttle_percent: self.stall.throttle(),
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)
         }
@@ -171,6 +179,18 @@ impl Source {
                 Err(CancelRefused::Committed)
             }
             _ => Err(CancelRefused::Over),
+        }
+    }
+
+    /// Returns whether [`Event::Change`] would be accepted now.
+    ///
+    /// # Errors
+    /// If the guest is being handed over, or the migration is over.
+    pub fn can_change(&self) -> Result<(), ChangeRefused> {
+        match self.state {
+            State::Settled | State::Closing { .. } => Err(ChangeRefused::Over),
+            ref state if state.is_uncommitted() && self.phase() < Phase::Switchover => Ok(()),
+            _ => Err(ChangeRefused::Late),
         }
     }
 
@@ -301,8 +321,9 @@ impl Source {
     /// Returns why a guest that was paused for too long is no longer handed over.
     pub(super) fn stood_too_long(&self) -> Failure {
         let limits = &self.config.limits;
+        let allowed = self.standstill.allowed().unwrap_or_else(|| limits.standstill());
         let why = PeerText::new(&self.standstill.why());
-        Failure::Downtime { allowed: limits.standstill(), limit: limits.downtime, why }
+        Failure::Downtime { allowed, limit: limits.downtime, why }
     }
 
     fn on_tick(&mut self) {

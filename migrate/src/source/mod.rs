@@ -7,8 +7,8 @@
 //!
 //! Reading order: `state` (what it waits for), `machine` (dispatch of events), `rounds` (up to the
 //! pause), `handover` (from the pause to the end), `unwind` (resuming the guest here). They rely on
-//! `round` (what is still to be sent), `estimate` (whether to switch over) and `standstill` (what
-//! the paused guest waits for).
+//! `round` (what is still to be sent), `estimate` (whether to switch over), `stall` (what to do when
+//! that does not come nearer) and `standstill` (what the paused guest waits for).
 
 mod action;
 mod estimate;
@@ -17,6 +17,7 @@ mod handover;
 mod machine;
 mod round;
 mod rounds;
+mod stall;
 mod standstill;
 mod state;
 #[cfg(test)]

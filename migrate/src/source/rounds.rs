@@ -1,18 +1,24 @@
 //! From the first connection to the pause: agree on a version, have the guest prepared, send
 //! rounds.
 
+use std::time::Duration;
+
+use super::stall::{Remedy, RoundEnd};
 use super::standstill::Step;
 use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::Verdict;
 use crate::error::{Failure, ProtocolError};
 use crate::guest::{Refusal, RefusalKind};
+use crate::limits::{Limits, LimitsChange};
 use crate::phase::Phase;
+use crate::progress::Transfer;
 use crate::protocol::{
     DestinationMessage, FEATURE_DISKS, FEATURE_NODE, Features, Prepare, SourceMessage, Version,
 };
 use crate::record::SourceState;
 use crate::report::Round;
+use crate::stall::OnStall;
 use crate::text::PeerText;
 
 /// Records that are made durable while the guest is paused: committed here, ready and taking there.
@@ -193,14 +199,73 @@ impl Source {
     }
 
     fn judge_round(&mut self, sent: &RoundSent) {
-        let elapsed = self.round.elapsed(self.now);
-        match self.estimate.judge(sent, elapsed, self.config.limits.downtime) {
-            Verdict::SendRound | Verdict::SendRoundInVain => self.send_round(),
-            Verdict::MeasureAgain => {
-                let until = self.now.saturating_add(self.estimate.rest());
-                self.state = State::Resting { until };
-            }
-            Verdict::SwitchOver => self.switch_over(),
+        let (elapsed, limits) = (self.round.elapsed(self.now), self.config.limits);
+        let verdict = self.estimate.judge(sent, elapsed, limits.downtime);
+        if verdict == Verdict::SwitchOver {
+            return self.switch_over(limits.standstill());
+        }
+        let expected = self.estimate.expected_downtime().unwrap_or(Duration::MAX);
+        let sent_per_dirtied = self.estimate.sent_per_dirtied();
+        let end = RoundEnd { verdict, expected, sent_per_dirtied, now: self.now };
+        match self.stall.after_round(limits.on_stall, &end) {
+            Remedy::None => {}
+            Remedy::Throttle(percent) => self.throttle(percent),
+            Remedy::Force => return self.force(expected),
+            Remedy::GiveUp => return self.give_up(),
+        }
+        if verdict == Verdict::MeasureAgain {
+            let until = self.now.saturating_add(self.estimate.rest());
+            self.state = State::Resting { until };
+        } else {
+            self.send_round();
+        }
+    }
+
+    fn throttle(&mut self, percent: u8) {
+        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| {
+            stall.throttle_percent_max = stall.throttle_percent_max.max(percent);
+        });
+        self.push(Action::Throttle { percent });
+    }
+
+    /// Hands the guest over although `expected` is above the downtime limit.
+    fn force(&mut self, expected: Duration) {
+        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.forced = true);
+        let planned = Limits { downtime: expected, ..self.config.limits };
+        self.switch_over(planned.standstill());
+    }
+
+    fn give_up(&mut self) {
+        self.notes.stalls(self.config.limits.on_stall, self.now, |_| {});
+        let why = self.estimate.why_not_over(self.config.limits.downtime);
+        self.abort(Failure::Stalled { why });
+    }
+
+    /// Lets the guest run at full speed again.
+    pub(super) fn end_throttle(&mut self) {
+        if self.stall.end_throttle() {
+            self.push(Action::Throttle { percent: 0 });
+        }
+    }
+
+    pub(super) fn on_transferred(&mut self, transfer: Transfer) {
+        self.notes.transfer = transfer;
+        if let Some(percent) = self.stall.renew(self.now) {
+            self.push(Action::Throttle { percent });
+        }
+    }
+
+    /// Applies new limits. What has been found impossible may be possible now.
+    pub(super) fn on_change(&mut self, change: &LimitsChange) {
+        if self.can_change().is_err() {
+            return;
+        }
+        self.config.limits.change(change);
+        if self.config.limits.on_stall != OnStall::Throttle {
+            self.end_throttle();
+        }
+        if let State::Resting { until } = &mut self.state {
+            *until = self.now;
         }
     }
 }

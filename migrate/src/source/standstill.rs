@@ -32,25 +32,30 @@ impl Step {
 /// The time that each step has taken, and since when it is under way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Standstill {
-    /// When a guest that ran has been paused for too long to be handed over.
-    until: Option<Duration>,
+    /// How long a guest that ran may be paused before the decision, and when that is over.
+    allowed: Option<(Duration, Duration)>,
     steps: [(Duration, Option<Duration>); Step::ALL.len()],
 }
 
 impl Standstill {
-    /// Sets the deadline for the pause of a guest that ran.
-    pub(super) fn allow_until(&mut self, until: Duration) {
-        self.until = Some(until);
+    /// Sets the longest pause of a guest that ran, from `now` on.
+    pub(super) fn allow(&mut self, allowed: Duration, now: Duration) {
+        self.allowed = Some((allowed, now.saturating_add(allowed)));
+    }
+
+    /// Returns the longest pause; none while there is no deadline.
+    pub(super) fn allowed(&self) -> Option<Duration> {
+        self.allowed.map(|(allowed, _)| allowed)
     }
 
     /// Returns when the guest has been paused for too long; none while there is no deadline.
     pub(super) fn until(&self) -> Option<Duration> {
-        self.until
+        self.allowed.map(|(_, until)| until)
     }
 
     /// Removes the deadline; returns whether there was one.
     pub(super) fn stop_clock(&mut self) -> bool {
-        self.until.take().is_some()
+        self.allowed.take().is_some()
     }
 
     pub(super) fn begin(&mut self, step: Step, now: Duration) {

@@ -18,11 +18,13 @@ use crate::protocol::{
 use crate::reason::Reason;
 use crate::record::SourceState;
 use crate::report::{Outcome, Report};
+use crate::stall::OnStall;
 use crate::text::Blob;
 
 mod disks;
 mod doubts;
 mod node;
+mod stall;
 mod standstill;
 
 const MS: Duration = Duration::from_millis(1);
@@ -370,6 +372,7 @@ fn the_first_round_shows_its_rate_before_it_ends() {
 #[test]
 fn reports_when_rounds_do_not_help() {
     let mut bench = Bench::copying();
+    bench.source.config.limits.on_stall = OnStall::Wait;
     assert!(bench.source.progress(bench.now).converging);
     for _ in 0..3 {
         bench.now += Duration::from_secs(1);

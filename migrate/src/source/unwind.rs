@@ -46,6 +46,7 @@ impl Source {
         let error = self.error(failure);
         self.awaited = None;
         self.end_standstill();
+        self.end_throttle();
         if self.notes.phase() >= crate::phase::Phase::Precopy {
             self.push(Action::StopSending);
             if guest == GuestBack::Resuming {

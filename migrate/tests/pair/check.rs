@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use migrate::OnStall;
 use migrate::destination;
 use migrate::error::OperatorChoice;
 use migrate::protocol::codec::CodecError;
@@ -153,7 +154,12 @@ impl World {
         if self.source_runs() && self.destination_runs() {
             self.violation("two copies run");
         }
-        let until = self.stands_since.map(|since| since + limits().standstill() + STEPS);
+        // A forced hand-over is planned to take longer.
+        let allowed = match self.scenario.on_stall {
+            OnStall::Force => limits().switchover,
+            _ => limits().standstill(),
+        };
+        let until = self.stands_since.map(|since| since + allowed + STEPS);
         if self.source.is_some() && until.is_some_and(|until| until < self.now) {
             self.stands_since = None;
             self.violation("the guest stands for too long and is not handed over");
@@ -203,6 +209,10 @@ impl World {
         self.check_who_runs();
         self.check_outcomes();
         self.check_nothing_is_left();
+        let left = self.source.as_ref().and_then(|source| source.guest.as_ref());
+        if left.is_some_and(|guest| guest.throttle > 0) {
+            self.violation("the guest is left throttled");
+        }
     }
 
     fn holds(&self, side: Side) -> bool {

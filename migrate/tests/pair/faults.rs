@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use migrate::OnStall;
 use proptest::prelude::*;
 
 /// Milliseconds per hour.
@@ -75,6 +76,7 @@ pub(crate) struct Scenario {
     pub(crate) working_set: u64,
     pub(crate) pages_per_second: u32,
     pub(crate) streams: u16,
+    pub(crate) on_stall: OnStall,
     pub(crate) paused_by_user: bool,
     /// The state is saved while the last round is in progress, not before it.
     pub(crate) saves_late: bool,
@@ -93,6 +95,7 @@ impl Default for Scenario {
             working_set: 100,
             pages_per_second: 50_000,
             streams: 2,
+            on_stall: OnStall::default(),
             paused_by_user: false,
             saves_late: false,
             slower_after_pause: 1,
@@ -146,7 +149,8 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let turns =
         (prop_oneof![3 => Just(1), 1 => 1..50_u32], prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64]);
     let faults = proptest::collection::vec(fault(), 0..4);
-    (guest, link, turns, faults).prop_map(|(guest, link, turns, faults)| {
+    let on_stall = proptest::sample::select(&OnStall::ALL[..]);
+    (guest, link, turns, on_stall, faults).prop_map(|(guest, link, turns, on_stall, faults)| {
         let (writes_per_second, working_set, paused, saves_late) = guest;
         let (latency_ms, pages_per_second, streams) = link;
         Scenario {
@@ -155,6 +159,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             working_set,
             pages_per_second,
             streams,
+            on_stall,
             paused_by_user: paused && saves_late,
             saves_late,
             slower_after_pause: turns.0,

@@ -37,6 +37,8 @@ pub(crate) struct SimGuest {
     pub(crate) running: bool,
     pub(crate) logging: bool,
     log: PageSet,
+    /// Share of the time that it rests, in percent.
+    pub(crate) throttle: u8,
     writes_per_second: u32,
     working_set: u64,
     ran_until: Duration,
@@ -59,6 +61,7 @@ impl SimGuest {
             running: false,
             logging: false,
             log: PageSet::empty(CHUNKS),
+            throttle: 0,
             writes_per_second,
             working_set: working_set.max(1),
             ran_until: Duration::ZERO,
@@ -69,7 +72,8 @@ impl SimGuest {
     /// them.
     pub(crate) fn advance(&mut self, now: Duration) {
         let past = now.saturating_sub(self.ran_until);
-        let writes = past.as_micros() * u128::from(self.writes_per_second) / 1_000_000;
+        let runs = u128::from(100 - self.throttle);
+        let writes = past.as_micros() * u128::from(self.writes_per_second) * runs / 100_000_000;
         if writes == 0 && self.running {
             return;
         }

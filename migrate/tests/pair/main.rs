@@ -14,6 +14,7 @@ mod world;
 
 use std::time::Duration;
 
+use migrate::OnStall;
 use migrate::report::Outcome;
 use proptest::prelude::*;
 
@@ -95,6 +96,7 @@ fn a_guest_that_never_converges_stays_when_the_time_is_over() {
         writes_per_second: 1_000_000,
         working_set: 384,
         pages_per_second: 2_000,
+        on_stall: OnStall::Wait,
         ..Scenario::default()
     });
     let report = &world.facts.source_reports[0];
@@ -104,6 +106,47 @@ fn a_guest_that_never_converges_stays_when_the_time_is_over() {
     assert!(report.rounds_total > 64);
     let message = &report.error.as_ref().unwrap().message;
     assert!(message.contains("pages/s, too fast to be paused for less than"), "{message}");
+}
+
+/// A guest that writes faster than the link carries.
+fn hot(on_stall: OnStall) -> Scenario {
+    Scenario {
+        writes_per_second: 20_000,
+        working_set: 384,
+        pages_per_second: 1_000,
+        on_stall,
+        ..Scenario::default()
+    }
+}
+
+#[test]
+fn a_hot_guest_arrives_throttled_and_within_its_downtime() {
+    let world = run_well(hot(OnStall::Throttle));
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    assert!(report.downtime_seconds.unwrap() <= DOWNTIME_LIMIT.as_secs_f64() + 0.005);
+    let stall = report.stall.unwrap();
+    assert!((20..=99).contains(&stall.throttle_percent_max) && !stall.forced, "{stall:?}");
+}
+
+#[test]
+fn a_hot_guest_arrives_by_force() {
+    let world = run_well(hot(OnStall::Force));
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    assert!(report.expected_downtime_seconds.unwrap() > DOWNTIME_LIMIT.as_secs_f64());
+    let stall = report.stall.unwrap();
+    assert!(stall.forced && stall.throttle_percent_max == 0, "{stall:?}");
+}
+
+#[test]
+fn a_hot_guest_stays_at_once_if_its_migration_is_to_be_cancelled() {
+    let world = run_well(hot(OnStall::Cancel));
+    let report = &world.facts.source_reports[0];
+    let error = report.error.as_ref().unwrap();
+    assert_eq!(error.reason, migrate::Reason::Stalled);
+    assert!(error.message.contains("too fast to be paused for less than"), "{}", error.message);
+    assert!(report.total_seconds < 20.0 && report.downtime_seconds.is_none(), "{report:?}");
 }
 
 /// Guests with any write rate, over links of any speed. The downtime may exceed the limit only by a
@@ -127,6 +170,7 @@ fn a_guest_is_moved_within_the_downtime_limit_or_not_at_all() {
             pages_per_second,
             // The simulated second stream is slower than the round trip that the source measures.
             streams: 1,
+            on_stall: OnStall::Wait,
             ..Scenario::default()
         };
         let text = format!("{scenario:?}");

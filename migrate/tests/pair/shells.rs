@@ -124,6 +124,11 @@ impl World {
                 return self.send_round();
             }
             Action::SendRemainder { .. } => return self.send_remainder(),
+            Action::Throttle { percent } => {
+                guest.advance(self.now);
+                guest.throttle = *percent;
+                return;
+            }
             Action::Pause => {
                 self.stands_since = guest.running.then_some(self.now);
                 return self.after(MS, Happening::PauseDone);

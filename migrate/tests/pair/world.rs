@@ -157,7 +157,7 @@ impl World {
             guest: description(),
             offer: Offer::ours(),
             streams: scenario.streams,
-            limits: limits(),
+            limits: Limits { on_stall: scenario.on_stall, ..limits() },
             node_port: NonZeroU16::new(4950),
         };
         let waiting = DestinationConfig {

@@ -1,10 +1,13 @@
 //! Migrations of the guest: their start, their progress, and decisions about them.
 
+use std::time::Duration;
+
 use migrate::error::OperatorChoice;
+use migrate::limits::LimitsChange;
 
 use super::ProcessControl;
 use crate::api::migration::{
-    MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
+    LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
 };
 use crate::api::types::StateAnswer;
 use crate::api::{ApiError, Reason};
@@ -62,6 +65,30 @@ impl ProcessControl {
         };
         let Some(session) = occupation.session() else { return self.not_migrating() };
         self.process().runtime().block_on(session.cancel(by))?;
+        Ok(self.state())
+    }
+
+    /// Changes the limits of the migration that is under way.
+    ///
+    /// # Errors
+    /// If there is none, it has the guest handed over, or a limit is 0.
+    pub(in crate::guest) fn change_limits(
+        &self,
+        request: &LimitsRequest,
+    ) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation().clone();
+        let Some(session) = occupation.session() else { return self.not_migrating() };
+        if request.downtime_ms_max == Some(0) || request.timeout_ms == Some(0) {
+            let text = "a migration needs some time: give a downtime and a time-out above zero";
+            return Err(ApiError::new(Reason::BadRequest, text));
+        }
+        let change = LimitsChange {
+            bandwidth: request.bandwidth_bytes_per_s_max,
+            downtime: request.downtime_ms_max.map(Duration::from_millis),
+            total: request.timeout_ms.map(Duration::from_millis),
+            on_stall: request.on_stall,
+        };
+        self.process().runtime().block_on(session.change(change))?;
         Ok(self.state())
     }
 

@@ -46,9 +46,12 @@ impl Migration {
         let (mut arguments, downtime) =
             ([&["migrate", name, address, "--json"], more].concat(), downtime());
         // A migration with limited bandwidth is not meant to complete.
-        let is_said = |option: &&str| ["--downtime", "--bandwidth"].contains(option);
-        if !more.iter().any(is_said) {
+        let is_said = |options: &[&str]| more.iter().any(|option| options.contains(option));
+        if !is_said(&["--downtime", "--bandwidth"]) {
             arguments.extend(downtime.iter().map(String::as_str));
+        }
+        if !is_said(&["--on-stall", "--preset"]) {
+            arguments.extend(["--on-stall", "wait"]);
         }
         let command = lighter(from.state_dir(), &arguments);
         Self { verb: Running::start(command), guest: from.guest(name) }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
@@ -89,6 +90,11 @@ impl Machine {
         self.events.push(VmEvent::Reset(reason));
     }
 
+    /// Returns what controls the vCPUs' threads.
+    pub(crate) fn mailboxes(&self) -> Vec<Arc<Mailbox>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn order_all_to_park(&self) {
         for mailbox in self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             mailbox.order(Order::Park);
@@ -127,16 +133,27 @@ impl<T> Answer<T> {
 pub(crate) struct Mailbox {
     inner: Mutex<Inbox>,
     changed: Condvar,
-    /// Equals `order != Run`; read without the lock after every exit from the guest.
+    /// Whether the order is not to run, or the vCPU is to rest; read without the lock after every
+    /// exit from the guest.
     leave: AtomicBool,
 }
 
 struct Inbox {
     order: Order,
+    /// When a vCPU that is to run may enter the guest again.
+    rest_until: Option<Instant>,
     jobs: VecDeque<Job>,
     parked: bool,
     gone: bool,
     tid: Option<libc::pid_t>,
+}
+
+impl Inbox {
+    /// Returns what is left of a rest.
+    fn rest_left(&self) -> Option<Duration> {
+        let left = self.rest_until?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 impl std::fmt::Debug for Mailbox {
@@ -149,6 +166,7 @@ impl Mailbox {
     fn new() -> Self {
         let inbox = Inbox {
             order: Order::Park,
+            rest_until: None,
             jobs: VecDeque::new(),
             parked: false,
             gone: false,
@@ -169,6 +187,7 @@ impl Mailbox {
             return;
         }
         inbox.order = order;
+        inbox.rest_until = None;
         self.leave.store(order != Order::Run, Ordering::Release);
         if order == Order::Run {
             inbox.parked = false;
@@ -180,6 +199,29 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
+    /// Has a vCPU that runs leave the guest, and stay out for `time` unless it gets another order.
+    /// Does not wait.
+    pub(super) fn rest_for(&self, time: Duration) {
+        let mut inbox = self.lock();
+        if inbox.order != Order::Run {
+            return;
+        }
+        inbox.rest_until = Instant::now().checked_add(time);
+        self.leave.store(true, Ordering::Release);
+        if let Some(tid) = inbox.tid {
+            kick(tid);
+        }
+    }
+
+    /// Ends a rest.
+    pub(super) fn end_rest(&self) {
+        let mut inbox = self.lock();
+        if inbox.rest_until.take().is_some() {
+            self.leave.store(inbox.order != Order::Run, Ordering::Release);
+            self.changed.notify_all();
+        }
+    }
+
     /// Waits until the vCPU is parked, or its thread has ended.
     fn wait_parked(&self) {
         let mut inbox = self.lock();
@@ -188,17 +230,26 @@ impl Mailbox {
         }
     }
 
-    /// Returns what the vCPU's thread has to do next; parks until there is something.
+    /// Returns what the vCPU's thread has to do next; parks or rests until there is something.
     fn next(&self) -> Next {
         let mut inbox = self.lock();
         loop {
             if let Some(job) = inbox.jobs.pop_front() {
                 return Next::Job(job);
             }
-            match inbox.order {
-                Order::Run => return Next::Run,
-                Order::Exit => return Next::Exit,
-                Order::Park => {}
+            match (inbox.order, inbox.rest_left()) {
+                (Order::Run, Some(left)) => {
+                    let rested = self.changed.wait_timeout(inbox, left);
+                    inbox = rested.unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
+                (Order::Run, None) => {
+                    inbox.rest_until = None;
+                    self.leave.store(false, Ordering::Release);
+                    return Next::Run;
+                }
+                (Order::Exit, _) => return Next::Exit,
+                (Order::Park, _) => {}
             }
             if !inbox.parked {
                 inbox.parked = true;

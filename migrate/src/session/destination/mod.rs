@@ -290,14 +290,14 @@ impl Driver {
     }
 
     fn obey(&mut self, command: Command) -> Next {
-        let machine = &self.machine;
-        let (ordered, answer) =
-            command.ask(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
+        let (ordered, answer) = command.ask(&self.machine);
         let next = match ordered {
             Some(PendingCommand::Cancel { by }) => self.handle(Event::Cancel { by }),
             Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
-            // The session no longer handles the guest that runs here.
-            Some(PendingCommand::GuestStopped { .. }) | None => Next::GoOn,
+            // The session no longer handles the guest that runs here; the source has the limits.
+            Some(PendingCommand::GuestStopped { .. } | PendingCommand::Change(_)) | None => {
+                Next::GoOn
+            }
         };
         answer.give();
         next

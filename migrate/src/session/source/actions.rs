@@ -32,6 +32,7 @@ impl Driver {
                 self.flush();
                 self.order(Order::Round(round));
             }
+            Action::Throttle { percent } => self.throttle(percent),
             Action::Pause => self.pause(),
             Action::FlushDisks => self.flush_disks(),
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
@@ -178,6 +179,7 @@ fn name(action: &Action) -> &'static str {
         Action::StartPrecopy(_) => "StartPrecopy",
         Action::Probe => "Probe",
         Action::SendRound { .. } => "SendRound",
+        Action::Throttle { .. } => "Throttle",
         Action::Pause => "Pause",
         Action::FlushDisks => "FlushDisks",
         Action::SendFinalRound { .. } => "SendFinalRound",

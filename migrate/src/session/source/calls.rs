@@ -74,6 +74,15 @@ impl Driver {
         });
     }
 
+    pub(super) fn throttle(&self, percent: u8) {
+        let guest = self.guest.clone();
+        self.worker.run(move || {
+            if let Err(error) = guest.throttle(percent) {
+                tracing::warn!(%error, "the guest is not slowed down");
+            }
+        });
+    }
+
     pub(super) fn pause(&self) {
         self.limiter.lift();
         self.with_guest(|guest| {

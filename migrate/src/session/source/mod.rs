@@ -263,11 +263,15 @@ impl Driver {
     }
 
     fn obey(&mut self, command: Command) -> Next {
-        let machine = &self.machine;
-        let (ordered, answer) =
-            command.ask(|| machine.can_cancel(), |choice| machine.can_resolve(choice));
+        let (ordered, answer) = command.ask(&self.machine);
         let next = match ordered {
             Some(PendingCommand::Cancel { by }) => self.handle(Event::Cancel { by }),
+            Some(PendingCommand::Change(change)) => {
+                if let Some(rate) = change.bandwidth {
+                    self.limiter.set(rate);
+                }
+                self.handle(Event::Change(change))
+            }
             Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             Some(PendingCommand::GuestStopped { detail }) => {
                 self.handle(Event::GuestStopped { detail })

@@ -1,0 +1,108 @@
+//! A guest that writes faster than it is sent: what its source does, in which order.
+
+use super::*;
+use crate::error::ChangeRefused;
+use crate::limits::LimitsChange;
+
+const LIFTED: Action = Action::Throttle { percent: 0 };
+
+/// Runs rounds that leave as much dirty as they send; returns the actions after the last.
+fn in_vain(bench: &mut Bench, rounds: u32) -> Vec<Action> {
+    let round = RoundSent { pages: 4096, dirty_pages: 4096, ..RoundSent::default() };
+    let mut actions = Vec::new();
+    for _ in 0..rounds {
+        bench.now += Duration::from_secs(1);
+        actions = bench.feed(Event::RoundSent(round));
+    }
+    actions
+}
+
+fn throttled() -> Bench {
+    let mut bench = Bench::copying();
+    let actions = in_vain(&mut bench, 3);
+    let [Action::Throttle { percent: 20..=99 }, Action::SendRound { round: 4 }] = actions[..]
+    else {
+        panic!("{actions:?}");
+    };
+    bench
+}
+
+#[test]
+fn the_throttle_is_renewed_and_ends_once_the_guest_is_paused() {
+    let mut bench = throttled();
+    let percent = bench.source.progress(bench.now).throttle_percent;
+    bench.now += Duration::from_secs(1);
+    let told = bench.feed(Event::Transferred(Transfer::default()));
+    assert_eq!(told, [Action::Throttle { percent }]);
+    assert_eq!(bench.feed(Event::Transferred(Transfer::default())), []);
+    let pause = bench.feed(Event::RoundSent(RoundSent::default()));
+    assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
+    let paused = bench.feed(Event::Paused { was: RunState::Running });
+    assert_eq!(paused[0], LIFTED, "it may be resumed here");
+    assert_eq!(bench.source.progress(bench.now).throttle_percent, 0);
+}
+
+#[test]
+fn the_throttle_ends_with_the_migration_whatever_ends_it() {
+    let lost = Event::ConnectionLost { detail: "cable".into() };
+    for end in [Event::Cancel { by: "me".into() }, lost] {
+        let mut bench = throttled();
+        assert!(bench.feed(end).contains(&LIFTED));
+    }
+    let mut bench = throttled();
+    bench.now += Duration::from_secs(4000);
+    assert!(bench.source.handle(Event::Tick, bench.now).contains(&LIFTED), "its time is over");
+}
+
+#[test]
+fn limits_change_until_the_guest_is_handed_over() {
+    let mut bench = throttled();
+    let wait = LimitsChange { on_stall: Some(OnStall::Wait), ..LimitsChange::default() };
+    assert_eq!(bench.source.can_change(), Ok(()));
+    assert_eq!(bench.feed(Event::Change(wait)), [LIFTED]);
+    assert_eq!(in_vain(&mut bench, 3), [Action::SendRound { round: 7 }]);
+    let longer = LimitsChange { downtime: Some(Duration::from_secs(5)), ..LimitsChange::default() };
+    bench.feed(Event::Change(longer));
+    let pause = in_vain(&mut bench, 1);
+    assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
+    assert_eq!(bench.source.can_change(), Err(ChangeRefused::Late));
+    assert_eq!(bench.feed(Event::Change(wait)), []);
+}
+
+#[test]
+fn a_forced_hand_over_may_take_as_long_as_it_is_expected_to() {
+    let mut bench = Bench::copying();
+    bench.source.config.limits.on_stall = OnStall::Force;
+    let pause = in_vain(&mut bench, 3);
+    assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
+    let expected = bench.source.progress(bench.now).expected_downtime_seconds.unwrap();
+    assert!(expected > 0.9, "{expected}");
+    let allowed = (bench.source.deadline().unwrap() - bench.now).as_secs_f64();
+    assert!((allowed - (2.0 * expected + 1.0)).abs() < 0.01, "{allowed}");
+}
+
+#[test]
+fn a_limit_below_the_fixed_part_is_said_to_be_impossible_with_the_number() {
+    let mut bench = Bench::new();
+    bench.source.config.limits.downtime = 10 * MS;
+    let slow = Probe { pause_and_save: 40 * MS, round_trip: MS, ..Probe::default() };
+    bench.begin(slow);
+    let mut dry_runs = 1;
+    let actions = loop {
+        let actions = bench.feed(Event::RoundSent(RoundSent::default()));
+        if !actions.is_empty() {
+            break actions;
+        }
+        bench.now = bench.source.deadline().unwrap() + Duration::from_secs(2);
+        bench.source.handle(Event::Tick, bench.now);
+        bench.feed(Event::Recorded);
+        bench.feed(Event::Probed(slow));
+        dry_runs += 1;
+    };
+    let Action::Send(SourceMessage::Abort(complaint)) = &actions[0] else { panic!("{actions:?}") };
+    assert_eq!((complaint.reason(), dry_runs), (Reason::Stalled, 5));
+    assert!(
+        complaint.text.as_str().contains("takes 0.082 s even without dirty memory"),
+        "{complaint:?}"
+    );
+}

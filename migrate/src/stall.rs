@@ -1,0 +1,56 @@
+//! What a source does about a guest whose downtime does not fall below its limit.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What to do when a migration stalls: rounds no longer lower the expected downtime, and it is
+/// still above its limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStall {
+    /// Send further rounds until the guest writes less or the migration times out.
+    Wait,
+    /// Slow the guest down, step by step, until rounds lower the downtime again.
+    #[default]
+    Throttle,
+    /// Hand the guest over although that takes longer than the limit, when least is dirty.
+    Force,
+    /// Cancel the migration: the guest stays.
+    Cancel,
+}
+
+impl OnStall {
+    /// All values, in the order in which they are shown.
+    pub const ALL: [Self; 4] = [Self::Throttle, Self::Force, Self::Cancel, Self::Wait];
+
+    /// Returns the name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wait => "wait",
+            Self::Throttle => "throttle",
+            Self::Force => "force",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+impl std::fmt::Display for OnStall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A stall of a migration, for its report.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stall {
+    /// What the source did about it; the last choice, if its operator changed that meanwhile.
+    pub on_stall: OnStall,
+    /// When it was noticed, counted from the start of the migration.
+    pub noticed_seconds: f64,
+    /// Number of the round after which it was noticed.
+    pub round: u32,
+    /// The most that the guest was slowed down: the share of the time that its vCPUs rested.
+    pub throttle_percent_max: u8,
+    /// Whether the guest was handed over although the expected downtime was above its limit.
+    pub forced: bool,
+}

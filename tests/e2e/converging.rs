@@ -1,0 +1,99 @@
+//! Guests that write faster than their memory is sent, and what `--on-stall` and `--set` do about
+//! them.
+
+use serde_json::Value;
+use support::checks::{nothing_left_behind, one_intact_copy};
+use support::{Exit, Guest, GuestPlan, Migration, Pair, wait};
+
+/// The working set, 16 MiB, takes two seconds on this link: the guest writes all of it meanwhile.
+const LINK: [&str; 4] = ["--bandwidth", "8MB/s", "--compress", "off"];
+
+/// A guest that writes its whole working set several times a second.
+fn hot() -> GuestPlan {
+    GuestPlan { dirty_rate: 20_000, working_set: "16M".to_owned(), ..GuestPlan::default() }
+}
+
+fn start(pair: &Pair, more: &[&str]) -> Migration {
+    Guest::start(&pair.a, &hot());
+    Migration::start(&pair.a, "web-1", &pair.b, &[&LINK, more].concat())
+}
+
+/// Waits until the running migration's progress shows what is asked for.
+#[track_caller]
+fn shows(pair: &Pair, what: &str, holds: impl Fn(&Value) -> bool) {
+    wait::until(what, || {
+        let status = pair.a.guest("web-1").get("/v1/guest/migration")?;
+        wait::holds(holds(&status["progress"]), status)
+    });
+}
+
+#[test]
+fn a_hot_guest_arrives_throttled() {
+    let pair = Pair::new();
+    let migration = start(&pair, &["--on-stall", "throttle", "--downtime", "300ms"]);
+    shows(&pair, "the guest is throttled", |progress| progress["throttle_percent"] != 0);
+    let report = migration.finish().ok();
+    assert_eq!(report["stall"]["on_stall"], "throttle", "{report:#}");
+    assert!(report["stall"]["throttle_percent_max"].as_u64() >= Some(20), "{report:#}");
+    assert_eq!(report["stall"]["forced"], false, "{report:#}");
+    assert!(report["expected_downtime_seconds"].as_f64() <= Some(0.3), "{report:#}");
+    one_intact_copy(&pair.hosts(), "web-1", &pair.b);
+}
+
+#[test]
+fn a_hot_guest_arrives_by_force() {
+    let pair = Pair::new();
+    let report = start(&pair, &["--on-stall", "force", "--downtime", "100ms"]).finish().ok();
+    assert_eq!(report["stall"]["forced"], true, "{report:#}");
+    assert!(report["expected_downtime_seconds"].as_f64() > Some(0.1), "{report:#}");
+    one_intact_copy(&pair.hosts(), "web-1", &pair.b);
+}
+
+#[test]
+fn a_hot_guest_stays_if_its_migration_is_to_be_cancelled() {
+    let pair = Pair::new();
+    let migration = start(&pair, &["--on-stall", "cancel", "--downtime", "100ms"]);
+    migration.finish().stayed(&["stalled", "too fast to be paused for less than"]);
+    one_intact_copy(&pair.hosts(), "web-1", &pair.a);
+}
+
+#[test]
+fn a_migration_that_waits_is_told_to_throttle_and_the_throttle_ends_when_it_is_cancelled() {
+    let pair = Pair::new();
+    let migration = start(&pair, &["--on-stall", "wait", "--downtime", "100ms"]);
+    shows(&pair, "it does not converge", |progress| progress["converging"] == false);
+    let set = |setting: &str| pair.a.run(&["migrate", "web-1", "--set", setting]);
+    set("on-stall=throttle").ok();
+    shows(&pair, "the guest is throttled", |progress| progress["throttle_percent"] != 0);
+    pair.a.run(&["cancel", "web-1"]).ok();
+    migration.finish().cancelled();
+    // It writes as fast as before: it is not left throttled.
+    let guest = pair.a.guest("web-1");
+    let written =
+        || guest.get("/v1/guest/workload").map(|workload| workload["pages_written"].as_u64());
+    wait::until("the guest writes at its full rate", || {
+        let before = written()?;
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let after = written()?;
+        wait::holds(after.zip(before).is_some_and(|(after, before)| after - before > 10_000), after)
+    });
+    set("on-stall=force").complains(Exit::Failed, &["not being migrated"]);
+    one_intact_copy(&pair.hosts(), "web-1", &pair.a);
+}
+
+#[test]
+fn a_migration_takes_new_limits_on_the_way() {
+    let pair = Pair::new();
+    let migration = start(&pair, &["--on-stall", "wait", "--downtime", "100ms"]);
+    migration.await_phase("precopy");
+    pair.b
+        .run(&["migrate", "web-1", "--set", "downtime=1s"])
+        .complains(Exit::Failed, &["change them there"]);
+    pair.a
+        .run(&["migrate", "web-1", "--set", "downtime=20s,bandwidth=none", "--set", "timeout=5m"])
+        .ok();
+    let report = migration.finish().ok();
+    assert!(report["expected_downtime_seconds"].as_f64() <= Some(20.0), "{report:#}");
+    one_intact_copy(&pair.hosts(), "web-1", &pair.b);
+    nothing_left_behind(&[&pair.a]);
+}
