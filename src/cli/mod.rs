@@ -11,6 +11,8 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 pub(crate) mod density;
 pub(crate) mod disk;
+#[cfg(test)]
+mod documented;
 pub(crate) mod fault;
 pub(crate) mod guest;
 pub(crate) mod host;
