@@ -311,7 +311,7 @@ pub(crate) enum CertsAction {
         after_help = "Examples:\n  lighter certs init\n  lighter certs init host-a 192.0.2.5"
     )]
     Init {
-        /// Names and addresses of this host [default: its host name].
+        /// Names and addresses of this host [default: its host name and the loopback names].
         names: Vec<String>,
     },
     /// Make a key on this host, and a request for a certificate, to be signed where the authority
