@@ -243,9 +243,13 @@ Examples:
   lighter console web-1
   lighter console web-1 < /dev/null | tee boot.log
 
-Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves
-the console; the guest continues. Several clients can watch and type at once. A
-migration ends this console: open it on the other host.")]
+Begins with the last 64 KiB that the guest wrote in its process. All keys go to
+the guest, Ctrl-C too; only Ctrl-] leaves the console, and the guest continues.
+Several clients can watch and type at once. A migration ends this console: open
+it on the other host.
+
+The guest's bytes reach the terminal unchanged, escape sequences included, as on
+a serial line; `lighter logs` shows them as text.")]
 pub(crate) struct ConsoleArgs {
     /// The guest.
     pub(crate) name: GuestName,

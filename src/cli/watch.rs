@@ -29,6 +29,9 @@ the last 64 KiB if its console is the stdout of `lighter run`. When a guest has
 ended, the last 64 KiB are kept until the next guest of that name ends; if its
 process died, both logs are.
 
+On a terminal, `?` stands for the control characters that the guest wrote, which
+the terminal would obey; a file or a pipe gets all bytes unchanged.
+
 --follow ends when the guest is gone. Ctrl-C ends it with exit code 0. `lighter
 console` also types on the console.")]
 pub(crate) struct LogsArgs {
