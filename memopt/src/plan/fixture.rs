@@ -77,7 +77,7 @@ pub(crate) fn idle_guest(name: &str, memory_bytes: u64, used_bytes: u64) -> Gues
     guest
 }
 
-/// The statistics of a guest without pain that uses `used_bytes`; the rest is page cache.
+/// The statistics of a guest without pressure that uses `used_bytes`; the rest is page cache.
 pub(crate) fn statistics(has_bytes: u64, used_bytes: u64) -> Statistics {
     Statistics {
         age: Duration::from_secs(1),

@@ -51,8 +51,8 @@ use crate::situation::Situation;
 use crate::step::Step;
 use crate::units::signed;
 
-/// Records a sample of the host in `ledger` and makes its plan, which already responds to pain that
-/// a guest shows in this sample.
+/// Records a sample of the host in `ledger` and makes its plan, which already responds to pressure
+/// that a guest shows in this sample.
 pub fn round(situation: &Situation, policy: &Policy, ledger: &mut Ledger, goal: &Goal) -> Plan {
     ledger.observe(situation, policy);
     plan(situation, policy, ledger, goal)

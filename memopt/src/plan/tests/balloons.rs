@@ -154,7 +154,7 @@ fn what_is_too_little_to_move_is_not_the_hosts_fault() {
 }
 
 #[test]
-fn pain_gives_everything_back_in_the_same_round() {
+fn pressure_gives_everything_back_in_the_same_round() {
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;
     balloon(&mut guest).actual_bytes = 4 * GIB;
@@ -171,7 +171,7 @@ fn pain_gives_everything_back_in_the_same_round() {
     for sign in signs {
         let mut ledger = Ledger::default();
         let first = round(&before, &balanced(), &mut ledger, &MAX);
-        assert_ne!(set_to(&first, "a"), Some(8 * GIB), "no pain yet");
+        assert_ne!(set_to(&first, "a"), Some(8 * GIB), "no pressure yet");
         let mut hurt = later(&before, 60);
         sign(said(&mut hurt.guests[0]));
         let plan = round(&hurt, &balanced(), &mut ledger, &MAX);
@@ -271,7 +271,7 @@ fn steps_no_longer_wanted_are_skipped_with_a_reason() {
 }
 
 #[test]
-fn opted_out_guests_are_unchanged_even_in_pain() {
+fn opted_out_guests_are_unchanged_even_under_pressure() {
     let policy = Policy::parse("[[guest]]\nname = \"a\"\noptimize = false", "f").unwrap();
     let mut host = situation(1, vec![idle_guest("a", 8 * GIB, GIB)]);
     balloon(&mut host.guests[0]).target_bytes = GIB;
