@@ -23,6 +23,7 @@ pub(crate) fn plan_of(steps: Vec<Step>) -> Plan {
         wanted_bytes: None,
         expected_bytes: 0,
         later_bytes: 0,
+        missed: None,
         survey_bytes: 0,
         domain: None,
         steps,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::ledger::Level;
 use crate::policy::GuestRule;
-use crate::situation::{Backing, Hindrance, Pressure};
+use crate::situation::{Backing, Guest, Hindrance, Pressure};
 
 const MAX: Goal = Goal::MaxDensity;
 
@@ -27,6 +27,21 @@ fn an_idle_guest_shrinks_by_one_step() {
         said.starts_with("a: balloon from 8 GiB to 7.75 GiB (256 MiB): the goal asks"),
         "{said}"
     );
+}
+
+#[test]
+fn a_goal_out_of_reach_is_told_with_what_is_missing_and_why() {
+    let mut driverless = idle_guest("b", 8 * GIB, GIB);
+    balloon(&mut driverless).has_driver = false;
+    let paused = Guest { hindrance: Some(Hindrance::Paused), ..idle_guest("c", 8 * GIB, GIB) };
+    let host = situation(50, vec![idle_guest("a", 8 * GIB, GIB), driverless, paused]);
+    let missed = |goal| settled(&host, &balanced(), goal).0.missed;
+    let all = missed(Goal::Free(20 * GIB)).unwrap();
+    let why = "1 guest: it is paused; 1 guest: no driver in the guest serves the balloon";
+    assert_eq!((all.bytes, all.reason.as_str()), (14 * GIB, why));
+    // Later rounds return the rest of what one step does not.
+    assert_eq!(missed(Goal::Free(5 * GIB)), None);
+    assert_eq!(missed(MAX), None);
 }
 
 #[test]
