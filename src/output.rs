@@ -3,7 +3,9 @@
 //! not.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::mem;
+use std::str::from_utf8;
 
 use anyhow::{Context, Result};
 use rustix::termios::tcgetwinsize;
@@ -78,6 +80,63 @@ pub(crate) fn write_raw(bytes: &[u8]) -> Result<bool> {
     }
 }
 
+/// What a guest wrote, on stdout: unchanged into a file or a pipe. A terminal would obey its
+/// control characters, which may change the terminal's title, clipboard or answers.
+#[derive(Debug)]
+pub(crate) struct GuestOutput {
+    terminal: Option<Harmless>,
+}
+
+impl GuestOutput {
+    /// Prepares for what stdout is.
+    pub(crate) fn new() -> Self {
+        Self { terminal: io::stdout().is_terminal().then(Harmless::default) }
+    }
+
+    /// Writes the next bytes; returns false if the reader has closed its end.
+    ///
+    /// # Errors
+    /// Like [`write_raw`].
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<bool> {
+        match &mut self.terminal {
+            Some(terminal) => write_raw(terminal.text(bytes).as_bytes()),
+            None => write_raw(bytes),
+        }
+    }
+}
+
+/// Replaces what a terminal would obey in a stream of bytes.
+#[derive(Debug, Default)]
+struct Harmless {
+    /// The beginning of a character whose other bytes follow.
+    cut: Vec<u8>,
+}
+
+impl Harmless {
+    /// Returns the next bytes as text: newlines, tabs and printable characters stay, carriage
+    /// returns are dropped, `?` stands for other control characters.
+    fn text(&mut self, bytes: &[u8]) -> String {
+        let mut all = mem::take(&mut self.cut);
+        all.extend_from_slice(bytes);
+        let mut text = String::with_capacity(all.len());
+        let mut chunks = all.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            let kept = chunk.valid().chars().filter(|c| *c != '\r');
+            text.extend(
+                kept.map(|c| if is_harmful(c) && c != '\n' && c != '\t' { '?' } else { c }),
+            );
+            let invalid = chunk.invalid();
+            let is_cut = from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if is_cut && chunks.peek().is_none() {
+                self.cut = invalid.to_vec();
+            } else if !invalid.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        text
+    }
+}
+
 fn write_all(out: &mut impl Write, text: &str) -> io::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -89,6 +148,23 @@ fn write_all(out: &mut impl Write, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs::OpenOptions;
+
+    #[test]
+    fn a_terminal_gets_no_control_characters_of_a_guest() {
+        for (bytes, shown) in [
+            (&b"a\tb\r\nc\n"[..], "a\tb\nc\n"),
+            (b"\x1b[31mred\x1b]0;title\x07", "?[31mred?]0;title?"),
+            ("\u{9b}2J \u{202e}x".as_bytes(), "?2J ?x"),
+            (b"\x9b2J \xe2a \x00\x7f", "\u{fffd}2J \u{fffd}a ??"),
+            ("gr\u{fc}n \u{20ac}".as_bytes(), "gr\u{fc}n \u{20ac}"),
+        ] {
+            assert_eq!(Harmless::default().text(bytes), shown);
+            // Wherever the stream is cut into pieces.
+            let mut stream = Harmless::default();
+            let pieces: String = bytes.iter().map(|byte| stream.text(&[*byte])).collect();
+            assert_eq!(pieces, shown);
+        }
+    }
 
     #[test]
     fn a_closed_reader_is_not_an_error_and_a_full_device_is() {

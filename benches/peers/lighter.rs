@@ -179,6 +179,6 @@ impl CpuSampler {
     fn finish(self) -> Result<f64> {
         // If the process has ended, so has the thread.
         let _ = self.stop.send(());
-        self.thread.join().ok().context("the sampler broke down")
+        self.thread.join().ok().context("the sampler panicked")
     }
 }

@@ -20,7 +20,7 @@ use linux::Linux;
 use support::Pair;
 use support::bench::interruption;
 
-/// How soon a guest in pain has its memory back.
+/// How soon a guest under pressure has its memory back.
 #[derive(Debug, Parser)]
 struct Options {
     /// How often it is tried.

@@ -20,7 +20,7 @@ reserve = "10%"
 floor = "10%"
 step = "50%"
 timeout = "5m"
-[pain]
+[pressure]
 major-faults = 4
 "#;
 /// The node's log message when it returns memory to a guest under memory pressure.
@@ -37,7 +37,7 @@ pub(crate) struct Round {
     pub(crate) at_ease: f64,
     /// Pages per second that the guest reads from its beginning until its balloon's target was
     /// raised.
-    pub(crate) in_pain: f64,
+    pub(crate) under_pressure: f64,
     /// The reason in the node's log.
     pub(crate) cause: String,
     /// Time from the guest's beginning to read until its balloon's target was all its memory.
@@ -79,8 +79,8 @@ pub(crate) fn play(host: &mut Host, linux: &Linux) -> Round {
     linux.await_text("cached ends", 2);
     host.kill_node();
 
-    let in_pain = until(&samples(&linux.said()), raise_time);
-    Round { at_ease, in_pain, cause, raise_time, empty }
+    let under_pressure = until(&samples(&linux.said()), raise_time);
+    Round { at_ease, under_pressure, cause, raise_time, empty }
 }
 
 /// The guest's lines since it last began to read.

@@ -6,7 +6,7 @@ use super::round::Round;
 
 /// The head of the table.
 pub(crate) const HEAD: &str = "\
-| run | at ease, pages/s | in pain, pages/s | the node's reason | target raised, s | balloon empty, s |
+| run | at ease, pages/s | under pressure, pages/s | the node's reason | target raised, s | balloon empty, s |
 |---|---|---|---|---|---|";
 
 /// The table row of run `number`.
@@ -14,7 +14,7 @@ pub(crate) fn row(number: u32, round: &Round) -> String {
     format!(
         "| {number} | {:.0} | {:.0} | {} | {} | {} |",
         round.at_ease,
-        round.in_pain,
+        round.under_pressure,
         round.cause,
         seconds(round.raise_time),
         seconds(round.empty),

@@ -40,6 +40,7 @@ fn plan(bytes: usize) -> Plan {
         wanted_bytes: None,
         expected_bytes: 4096,
         later_bytes: 0,
+        missed: None,
         survey_bytes: 0,
         domain: None,
         steps: vec![step(bytes)],

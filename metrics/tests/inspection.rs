@@ -49,7 +49,7 @@ fn situation(seconds: u64, oom_kills: u64) -> Situation {
 }
 
 #[test]
-fn pain_stuck_balloons_and_benches_are_shown() {
+fn pressure_stuck_balloons_and_benches_are_shown() {
     let (mut ledger, policy) = (Ledger::default(), Policy::default());
     ledger.observe(&situation(1, 0), &policy);
     let calm = InspectionSample::new(&situation(1, 0), &ledger, &policy);

@@ -90,7 +90,7 @@ impl Report {
         progress: &Progress,
         resumed: Result<(), GuestError>,
     ) -> Self {
-        let message = "the migration broke down by a fault in lighter; its log tells more";
+        let message = "the migration failed by a bug in lighter: report it with the log of the guest's process";
         Self {
             migration: progress.migration,
             guest: guest.to_owned(),

@@ -27,10 +27,11 @@ web-1.toml:
   read-only = false
   serial = \"web-1\"
 
-Keys are named like the options of `lighter run`, except labels, [[disk]], [[net]] and read-only as
-above; --detach, --seccomp and --landlock are not keys. restart: with on-failure, the node starts
-the guest again when it has crashed or its process has died, up to three times in ten minutes. Paths
-must be absolute. A definition of the same name is replaced; a running guest has the new one from
+Keys are named like the options of `lighter run`, except labels, [[disk]],
+[[net]] and read-only as above; --detach, --seccomp and --landlock are not keys.
+restart: with on-failure, the node starts the guest again when it has crashed or
+its process has died, up to three times in ten minutes. Paths must be absolute.
+A definition of the same name is replaced; a running guest has the new one from
 its next start.";
 
 /// `lighter define`.
@@ -49,12 +50,13 @@ Examples:
   lighter start web-1
   lighter start web-1 --force
 
-It runs in the background, as with `lighter run --detach`. A guest that has moved to another host,
-is in a file (`lighter save`), or whose last migration is not settled is refused: it may run there,
-and two copies would destroy its disks. So is one that the other host of its last migration has, or
-has had since; when that host does not answer within 5 s, a warning says so. --force starts it here
-all the same, unless a host that it has moved to says that it has it, or that another guest there
-uses its disks.")]
+It runs in the background, as with `lighter run --detach`. A guest that has
+moved to another host, is in a file (`lighter save`), or whose last migration is
+not settled is refused: it may run there, and two copies would destroy its
+disks. So is one that the other host of its last migration has, or has had
+since; when that host does not answer within 5 s, a warning says so. --force
+starts it here all the same, unless a host that it has moved to says that it has
+it, or that another guest there uses its disks.")]
 pub(crate) struct StartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,
@@ -83,10 +85,11 @@ Examples:
   lighter autostart web-1
   lighter autostart web-1 --disable
 
-The node starts such guests when it is first started after the host has booted, one after the other,
-and logs which did not start. A guest that has moved to another host is not started: it may be
-running there. One whose last migration is not settled waits until the other host has answered. As
-`lighter start`, it asks the other host.")]
+The node starts such guests when it is first started after the host has booted,
+one after the other, and logs which did not start. A guest that has moved to
+another host is not started: it may be running there. One whose last migration
+is not settled waits until the other host has answered. As `lighter start`, it
+asks the other host.")]
 pub(crate) struct AutostartArgs {
     /// The guest, which has been defined.
     pub(crate) name: GuestName,

@@ -76,9 +76,9 @@ pub(crate) struct PlanOptions {
 Examples:
   lighter density plan
   lighter density plan --goal 'keep 15% headroom'
-  lighter density plan --survey                  surveys the guests' pages first
-  lighter density plan --policy dense.toml       with another policy than the node's
-  lighter density plan --json > plan.json        for `lighter density apply --plan plan.json`")]
+  lighter density plan --survey             surveys the guests' pages first
+  lighter density plan --policy dense.toml  by another policy than the node's
+  lighter density plan --json > plan.json   for `density apply --plan plan.json`")]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) options: PlanOptions,
@@ -102,11 +102,11 @@ pub(crate) struct PlanArgs {
 Examples:
   lighter density apply
   lighter density apply --goal 'free 2GiB'
-  lighter density apply --plan plan.json         only what is in the plan, as far as it still makes sense
-  lighter density apply --watch                  again and again, until Ctrl-C
+  lighter density apply --plan plan.json    its steps that still make sense
+  lighter density apply --watch             again and again, until Ctrl-C
 
-Ctrl-C ends the run after the step under way; what was done stays, and is in `lighter density
-history`.")]
+Ctrl-C ends the run after the step under way; what was done stays, and is in
+`lighter density history`.")]
 pub(crate) struct ApplyArgs {
     #[command(flatten)]
     pub(crate) options: PlanOptions,
@@ -162,7 +162,7 @@ pub(crate) struct NextArgs {
 #[command(after_help = "\
 Examples:
   lighter density cancel
-  lighter density cancel 17                      if that is the one under way
+  lighter density cancel 17      if that is the one under way
 
 What was done stays; `lighter density history` has it.")]
 pub(crate) struct CancelRunArgs {

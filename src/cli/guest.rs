@@ -15,20 +15,23 @@ use crate::units::parse_size;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  lighter run                                          the built-in workload, 512 MiB
+  lighter run                        the built-in workload, 512 MiB
   lighter run --name w1 --memory 1G --dirty-rate 20000 --detach
-  lighter run --name linux --memory 512M --cpus 2 --kernel vmlinuz --initrd initrd.img
+  lighter run --name linux --cpus 2 --kernel vmlinuz --initrd initrd.img
   lighter run --kernel vmlinux --acpi off --on-reboot stop
-  lighter run web-1.toml --detach                      a guest from a file
+  lighter run web-1.toml --detach    a guest from a file
   lighter run --name big --memory 4G --hugepages 2M --prealloc --cpu x86-64-v3
   lighter run --template web.template --name web-7 --detach
-  lighter run --name db --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/vda' --disk /shared/db.raw --rng
-  lighter run --name web --kernel vmlinux --initrd initramfs.gz --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
+  lighter run --name db --kernel vmlinux --disk /shared/db.raw --rng \\
+      --cmdline 'console=ttyS0 root=/dev/vda'
+  lighter run --name web --kernel vmlinux --initrd initramfs.gz \\
+      --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
-The guest's serial console is on this terminal. All keys go to the guest, except Ctrl-], which
-leaves the console: the guest keeps running, as with --detach, and also when the terminal is closed.
-`lighter console` shows it again, `lighter destroy` ends it. The built-in workload reads no keys:
-Ctrl-C, pressed twice, ends it. Without a terminal (in a service, in a script), the guest runs until
+The guest's serial console is on this terminal. All keys go to the guest, except
+Ctrl-], which leaves the console: the guest keeps running, as with --detach, and
+also when the terminal is closed. `lighter console` shows it again, `lighter
+destroy` ends it. The built-in workload reads no keys: Ctrl-C, pressed twice,
+ends it. Without a terminal (in a service, in a script), the guest runs until
 the command is told to end.";
 
 /// `lighter run`.
@@ -74,15 +77,16 @@ Examples:
   lighter restore web-1.lighter
   lighter restore web-1.lighter --name web-2 --detach
 
-The guest continues where `lighter save` stopped it, on the same disks. It is refused when one of
-them was written since, by the guest itself, by another program or by fsck: its memory would not
-match them, and data would be lost. A guest that writes disks is therefore restored once. Without
-such disks a file can be restored again: each guest gets a UUID of its own, and what is in its
+The guest continues where `lighter save` stopped it, on the same disks. It is
+refused when one of them was written since, by the guest itself, by another
+program or by fsck: its memory would not match them, and data would be lost. A
+guest that writes disks is therefore restored once. Without such disks a file
+can be restored again: each guest gets a UUID of its own, and what is in its
 memory (host name, addresses, keys) is the same in all of them.
 
-A guest whose name is that of one that has moved to another host, or whose last migration is not
-settled, is refused: it may run there. --force restores it all the same; --name gives it another
-name.")]
+A guest whose name is that of one that has moved to another host, or whose last
+migration is not settled, is refused: it may run there. --force restores it all
+the same; --name gives it another name.")]
 pub(crate) struct RestoreArgs {
     /// The file that `lighter save` wrote.
     pub(crate) file: PathBuf,
@@ -114,13 +118,15 @@ Examples:
   lighter save web-1 web-1.lighter
   lighter save web-1 web-1.lighter --disks --keep-running
 
-The guest is paused while it is written, and then ends; `lighter restore` continues it. If the save
-fails or is interrupted, the guest continues here. With --keep-running it continues in any case; a
-guest that writes disks needs --disks for that, since the saved memory would not match disks that
-were written later.
+The guest is paused while it is written, and then ends; `lighter restore`
+continues it. If the save fails or is interrupted, the guest continues here.
+With --keep-running it continues in any case; a guest that writes disks needs
+--disks for that, since the saved memory would not match disks that were written
+later.
 
-With --disks the disks that it writes are copied to FILE.NAME while it is paused, at once on a file
-system that shares blocks (btrfs, xfs), and `lighter restore` runs the guest on the copies.")]
+With --disks the disks that it writes are copied to FILE.NAME while it is
+paused, at once on a file system that shares blocks (btrfs, xfs), and `lighter
+restore` runs the guest on the copies.")]
 pub(crate) struct SaveArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -142,16 +148,17 @@ pub(crate) struct SaveArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  lighter template web-1 /srv/web.template
-  lighter run --template /srv/web.template --name web-2 --detach
-  lighter run --template /srv/web.template --name web-3 --disk /srv/web-3.raw --detach
+  lighter template web-1 web.template
+  lighter run --template web.template --name web-2 --detach
+  lighter run --template web.template --name web-3 --disk web-3.raw --detach
 
-The guest is paused while it is written, and then continues. Guests from the file start where it
-was, within moments, each under its own name and UUID, and share its memory until they write it. A
-guest that writes disks can be cloned if each clone gets a copy of these disks: `lighter pause` the
-guest, make the template, copy the disks, `lighter resume` it. Clones share random state, machine-id
-and SSH host keys: renew them in each. Leave the file alone while clones run; to replace it, run
-this verb again.")]
+The guest is paused while it is written, and then continues. Guests from the
+file start where it was, within moments, each under its own name and UUID, and
+share its memory until they write it. A guest that writes disks can be cloned if
+each clone gets a copy of these disks: `lighter pause` the guest, make the
+template, copy the disks, `lighter resume` it. Clones share random state,
+machine-id and SSH host keys: renew them in each. Leave the file alone while
+clones run; to replace it, run this verb again.")]
 pub(crate) struct TemplateArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -169,13 +176,14 @@ Examples:
   lighter reset web-1
   lighter destroy web-1 web-2
 
-Several guests are taken one after the other; one that fails does not keep the others back.
-`reset` and `destroy` do not ask the guest: what it has not written to a disk is lost. See `lighter
-shutdown` and `lighter reboot` to end it cleanly. `suspend` is another name for `pause`, `stop` for
-`destroy`.
+Several guests are taken one after the other; one that fails does not keep the
+others back. `reset` and `destroy` do not ask the guest: what it has not written
+to a disk is lost. See `lighter shutdown` and `lighter reboot` to end it
+cleanly. `suspend` is another name for `pause`, `stop` for `destroy`.
 
-A guest that is being migrated is not paused, resumed or destroyed: `lighter cancel NAME` first. It
-can be reset: the migration continues, and moves the guest while it boots.")]
+A guest that is being migrated is not paused, resumed or destroyed: `lighter
+cancel NAME` first. It can be reset: the migration continues, and moves the
+guest while it boots.")]
 pub(crate) struct NamesArgs {
     /// The guests.
     #[arg(value_name = "NAME", required = true)]
@@ -189,8 +197,8 @@ Examples:
   lighter resume web-1
   lighter resume web-1 web-2
 
-After a failed migration, a guest resumes only if its disks were not written meanwhile: what it
-keeps of them in memory would corrupt them.")]
+After a failed migration, a guest resumes only if its disks were not written
+meanwhile: what it keeps of them in memory would corrupt them.")]
 pub(crate) struct ResumeArgs {
     /// The guests.
     #[arg(value_name = "NAME", required = true)]
@@ -210,14 +218,14 @@ Examples:
   lighter events web-1
   lighter events --json | jq -r 'select(.event == \"stopped\") | .guest'
 
-Prints a line for each event from now on, until Ctrl-C. With --json a line is an object with
-time_unix_ms, guest, uuid, pid, number and event: started, stopped (reason), paused, resumed, reset
-(reason), migration-started (role), migration-phase (phase), migration-ended (role, outcome, error),
-in-doubt (detail). Those of migrations have migration_id.
+Prints a line for each event from now on, until Ctrl-C. With --json a line is an
+object with time_unix_ms, guest, uuid, pid, number and event: started, stopped
+(reason), paused, resumed, reset (reason), migration-started (role),
+migration-phase (phase), migration-ended (role, outcome, error), in-doubt
+(detail). Those of migrations have migration_id.
 
-Guests' processes report each event as it happens, and number them: a gap means that this command
-read too slowly.
-The node's socket has the same:
+Guests' processes report each event as it happens, and number them: a gap means
+that this command read too slowly. The node's socket has the same:
 
   curl -N --unix-socket /var/lib/lighter/node.sock http://node/v1/events")]
 pub(crate) struct EventsArgs {
@@ -235,9 +243,13 @@ Examples:
   lighter console web-1
   lighter console web-1 < /dev/null | tee boot.log
 
-Begins with the last 64 KiB that the guest wrote in its process. Ctrl-] leaves the console; the
-guest continues. Several clients can watch and type at once. A migration ends this console: open it
-on the other host.")]
+Begins with the last 64 KiB that the guest wrote in its process. All keys go to
+the guest, Ctrl-C too; only Ctrl-] leaves the console, and the guest continues.
+Several clients can watch and type at once. A migration ends this console: open
+it on the other host.
+
+The guest's bytes reach the terminal unchanged, escape sequences included, as on
+a serial line; `lighter logs` shows them as text.")]
 pub(crate) struct ConsoleArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -251,10 +263,11 @@ Examples:
   lighter shutdown web-1 web-2 --timeout 5m
   lighter reboot web-1
 
-The guest's system decides what its power button does; most shut down. A guest that runs without
-ACPI, that is still booting, or that is the built-in workload ignores it, and this says so at once.
-`reboot` boots the guest again when it has switched itself off within the timeout. `lighter destroy`
-ends a guest that does not answer, `lighter reset` boots it again.")]
+The guest's system decides what its power button does; most shut down. A guest
+that runs without ACPI, that is still booting, or that is the built-in workload
+ignores it, and this says so at once. `reboot` boots the guest again when it has
+switched itself off within the timeout. `lighter destroy` ends a guest that does
+not answer, `lighter reset` boots it again.")]
 pub(crate) struct ButtonArgs {
     /// The guests, one after the other.
     #[arg(value_name = "NAME", required = true)]
@@ -273,9 +286,9 @@ Examples:
   lighter balloon web-1 512M
   lighter balloon web-1 --json
 
-With SIZE the guest is told to keep no more than that of its memory; give it all of its memory to
-take nothing away. It gives memory up as it can: run this again to see how far it is. `Resident` is
-what the host really spends on it.")]
+With SIZE the guest is told to keep no more than that of its memory; give it all
+of its memory to take nothing away. It gives memory up as it can: run this again
+to see how far it is. `Resident` is what the host really spends on it.")]
 pub(crate) struct BalloonArgs {
     /// The guest.
     pub(crate) name: GuestName,

@@ -22,8 +22,8 @@ Examples:
   lighter demo --memory 2G --cpus 2 --dirty-rate 20000 --working-set 64M
   lighter demo --json
 
-Two hosts with their nodes and certificates are created in a temporary folder, and removed at the
-end, also after Ctrl-C.")]
+Two hosts with their nodes and certificates are created in a temporary folder,
+and removed at the end, also after Ctrl-C.")]
 pub(crate) struct DemoArgs {
     /// Guest memory, binary units: 512M, 1G.
     #[arg(long, short, value_parser = parse_size, default_value = "512M", value_name = "SIZE", allow_negative_numbers = true)]
@@ -57,16 +57,17 @@ Examples:
   lighter node
   lighter node --config /etc/lighter/node.toml
   lighter node --listen 192.0.2.7:4950 --metrics 127.0.0.1:9450
-  lighter node --net-map br0=lan            guests that were on br0 elsewhere are on lan here
-  lighter node --net-allow lan,dmz          guests from other hosts get no other network
+  lighter node --net-map br0=lan      the bridge br0 of other hosts is lan here
+  lighter node --net-allow lan,dmz    arriving guests get no other network
   lighter node --disk-dir /srv/disks
   lighter node --disk-device /dev/vg0/web-1
 
-Needs this host's certificates: see `lighter certs`. Guests do not depend on the node: it can be
-restarted at any time, also while guests arrive and leave. It stays in the foreground.
+Needs this host's certificates: see `lighter certs`. Guests do not depend on the
+node: it can be restarted at any time, also while guests arrive and leave. It
+stays in the foreground.
 
-Other hosts must reach UDP port 4950, and the ports of --ports, where the processes of arriving
-guests listen.")]
+Other hosts must reach UDP port 4950, and the ports of --ports, where the
+processes of arriving guests listen.")]
 pub(crate) struct NodeArgs {
     /// TOML file with the other options as keys, for example `disk-dir = ["/srv/disks"]`. Options
     /// on the command line replace those of the file [default: none].
@@ -267,8 +268,8 @@ Examples:
   lighter cpu-models --json
   lighter run --name web-1 --cpu x86-64-v3 --detach
 
-Ask each host of a fleet, and start guests with a model that all of them can be: they can then move
-to any of them. A file defines a custom model:
+Ask each host of a fleet, and start guests with a model that all of them can be:
+they can then move to any of them. A file defines a custom model:
 
   base = \"x86-64-v3\"
   add = [\"sha_ni\"]
@@ -283,16 +284,17 @@ pub(crate) struct CpuModelsArgs {
 #[command(after_help = "\
 Examples:
   lighter certs init
-  lighter certs request host-b 192.0.2.7 --out host-b.csr     on the new host
-  lighter certs sign host-b.csr --out host-b.pem              where the authority is
-  lighter certs install host-b.pem                            on the new host
+  lighter certs request host-b 192.0.2.7 --out host-b.csr   on the new host
+  lighter certs sign host-b.csr --out host-b.pem            at the authority
+  lighter certs install host-b.pem                          on the new host
   lighter certs renew
   lighter certs revoke host-b
   lighter certs show
 
-Once per fleet, on one host: `init` creates a certificate authority and this host's own certificate.
-Every other host makes a key that never leaves it, and a request for a certificate; the authority
-signs the request. Over ssh, from the host of the authority, this is one line:
+Once per fleet, on one host: `init` creates a certificate authority and this
+host's own certificate. Every other host makes a key that never leaves it, and a
+request for a certificate; the authority signs the request. Over ssh, from the
+host of the authority, this is one line:
 
   ssh host-b lighter certs request host-b 192.0.2.7 | lighter certs sign - |
       ssh host-b lighter certs install -
@@ -311,7 +313,7 @@ pub(crate) enum CertsAction {
         after_help = "Examples:\n  lighter certs init\n  lighter certs init host-a 192.0.2.5"
     )]
     Init {
-        /// Names and addresses of this host [default: its host name].
+        /// Names and addresses of this host [default: its host name and the loopback names].
         names: Vec<String>,
     },
     /// Make a key on this host, and a request for a certificate, to be signed where the authority
@@ -321,8 +323,8 @@ Examples:
   lighter certs request --out host-b.csr
   lighter certs request host-b host-b.example.net 192.0.2.7 > host-b.csr
 
-The key is host.key, or host.key.new while another certificate is in use. The next request is for
-the same key until a certificate for it is installed.")]
+The key is host.key, or host.key.new while another certificate is in use. The
+next request is for the same key until a certificate for it is installed.")]
     Request {
         /// Names and addresses under which this host is reached [default: its host name].
         names: Vec<String>,
@@ -338,9 +340,10 @@ Examples:
   lighter certs sign host-b.csr --out host-b.pem
   lighter --state-dir ~/authority certs sign host-b.csr > host-b.pem
 
-Sign only requests that came from the host itself (over ssh, say), and check the names that are
-shown: the certificate lets its host act under them. The last line that is printed is the command
-for that host, with the authority's fingerprint.")]
+Sign only requests that came from the host itself (over ssh, say), and check the
+names that are shown: the certificate lets its host act under them. The last
+line that is printed is the command for that host, with the authority's
+fingerprint.")]
     Sign {
         /// The request; `-` reads stdin.
         file: PathBuf,
@@ -356,9 +359,9 @@ Examples:
   lighter certs install --replace-authority host-b.pem
   ssh host-a cat host-b.pem | lighter certs install -
 
-`lighter certs sign` prints the first command in full. Without --authority, install only a file that
-came over a secure channel: the host trusts the authority in it. A running node uses the certificate
-within a minute.")]
+`lighter certs sign` prints the first command in full. Without --authority,
+install only a file that came over a secure channel: the host trusts the
+authority in it. A running node uses the certificate within a minute.")]
     Install {
         /// The certificates; `-` reads stdin.
         file: PathBuf,
@@ -379,8 +382,8 @@ Examples:
   lighter certs renew                       on the host of the authority
   lighter certs renew --out host-b.csr      on any other host
 
-The node renews automatically 30 days before the certificate expires, if the authority is on its
-host; otherwise it logs a warning once a day.")]
+The node renews automatically 30 days before the certificate expires, if the
+authority is on its host; otherwise it logs a warning once a day.")]
     Renew {
         /// File for the request [default: stdout].
         #[arg(long, value_name = "FILE")]
@@ -419,9 +422,9 @@ Examples:
   lighter certs revoke host-b
   lighter certs revoke ./host.pem
 
-A name or an address revokes every certificate that was issued for it until now: revoke first, then
-issue the replacement. Certificates that a version without this command issued are not recorded:
-give their file.")]
+A name or an address revokes every certificate that was issued for it until now:
+revoke first, then issue the replacement. Certificates that a version without
+this command issued are not recorded: give their file.")]
     Revoke {
         /// A name or an address of the host, the serial of a certificate, or the file of one
         /// (host.pem).

@@ -26,19 +26,21 @@ Examples:
   lighter migrate web-1 --set on-stall=force,downtime=2s
   lighter migrate web-1 --resolve run
 
-A migration stalls when the guest writes faster than its memory is sent. --on-stall says what to do
-then; --set changes that, and other limits, on the way.
+A migration stalls when the guest writes faster than its memory is sent.
+--on-stall says what to do then; --set changes that, and other limits, on the
+way.
 
-Ctrl-C cancels the migration, and the guest keeps running here; a second Ctrl-C does not wait for
-that (exit code 5). The guest's own process migrates it: if this command is killed, the migration
-continues, `lighter show NAME` shows its progress, and `lighter cancel NAME` cancels it.
+Ctrl-C cancels the migration, and the guest keeps running here; a second Ctrl-C
+does not wait for that (exit code 5). The guest's own process migrates it: if
+this command is killed, the migration continues, `lighter show NAME` shows its
+progress, and `lighter cancel NAME` cancels it.
 
-Whatever fails, the guest runs on one host at most. If the connection is lost during the hand-over,
-the guest may run on neither until the hosts reach each other again; if they never will, --resolve
-decides by hand.
+Whatever fails, the guest runs on one host at most. If the connection is lost
+during the hand-over, the guest may run on neither until the hosts reach each
+other again; if they never will, --resolve decides by hand.
 
-With --json the report is printed at the end; until then, progress is shown on stderr if
-that is a terminal.";
+With --json the report is printed at the end; until then, progress is shown on
+stderr if that is a terminal.";
 
 /// `lighter migrate`.
 #[derive(Debug, Args)]
@@ -185,8 +187,8 @@ pub(crate) enum ResolveArg {
 Examples:
   lighter cancel web-1
 
-Works on both hosts, until the guest is handed over; from then on the migration can only be
-completed.")]
+Works on both hosts, until the guest is handed over; from then on the migration
+can only be completed.")]
 pub(crate) struct CancelArgs {
     /// The guest.
     pub(crate) name: GuestName,

@@ -11,6 +11,8 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 pub(crate) mod density;
 pub(crate) mod disk;
+#[cfg(test)]
+mod documented;
 pub(crate) mod fault;
 pub(crate) mod guest;
 pub(crate) mod host;
@@ -32,7 +34,7 @@ Exit codes:
   0    done
   1    it failed; the message says what and where
   2    an argument is missing, unknown or cannot be parsed
-  3    in doubt: the guest is paused here, and this host cannot tell whether the other one runs it
+  3    in doubt: the guest is paused here, and the other host may run it
   4    the guest found its memory damaged
   5    unknown: the migration continues unwatched; see `lighter show NAME`
   130  cancelled (Ctrl-C, `lighter cancel`)
@@ -260,6 +262,34 @@ mod tests {
         }
         let help = verb.render_long_help().to_string();
         help.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    /// Text that we lay out is wrapped a second time in a terminal that is too narrow for it: the
+    /// rest of each line then stands alone below it.
+    #[test]
+    fn texts_with_lines_of_their_own_need_no_wrapping_at_80_columns() {
+        let texts = |command: &Command| {
+            let texts = [
+                command.get_before_help(),
+                command.get_before_long_help(),
+                command.get_after_help(),
+                command.get_after_long_help(),
+            ];
+            texts.into_iter().flatten().map(ToString::to_string).collect::<String>()
+        };
+        let described = Cli::described();
+        let mut check = |path: &[&str]| {
+            let verb =
+                path.iter().fold(&described, |verb, name| verb.find_subcommand(name).unwrap());
+            let text = texts(verb);
+            let wide = text.lines().find(|line| line.chars().count() > 80);
+            assert_eq!(wide, None, "{path:?}");
+            let shown = help(path);
+            let missing = text.lines().find(|line| !shown.contains(&format!("\n{line}\n")));
+            assert_eq!(missing, None, "{path:?}:\n{shown}");
+        };
+        check(&[]);
+        each_verb(&described, &[], &mut check);
     }
 
     fn each_verb(command: &Command, path: &[&str], check: &mut impl FnMut(&[&str])) {

@@ -24,12 +24,16 @@ Examples:
   lighter logs web-1 --process
   lighter logs web-1 | grep -a 'Kernel panic'
 
-Prints the last 4 to 8 MiB that a guest wrote on its console in its process, or the last 64 KiB if
-its console is the stdout of `lighter run`. When a guest has ended, the last 64 KiB are kept until
-the next guest of that name ends; if its process died, both logs are.
+Prints the last 4 to 8 MiB that a guest wrote on its console in its process, or
+the last 64 KiB if its console is the stdout of `lighter run`. When a guest has
+ended, the last 64 KiB are kept until the next guest of that name ends; if its
+process died, both logs are.
 
---follow ends when the guest is gone. Ctrl-C ends it with exit code 0. `lighter console` also types
-on the console.")]
+On a terminal, `?` stands for the control characters that the guest wrote, which
+the terminal would obey; a file or a pipe gets all bytes unchanged.
+
+--follow ends when the guest is gone. Ctrl-C ends it with exit code 0. `lighter
+console` also types on the console.")]
 pub(crate) struct LogsArgs {
     /// The guest, live or not.
     pub(crate) name: GuestName,
@@ -56,13 +60,14 @@ Examples:
   lighter stats --no-stream
   lighter stats --json | jq -r '.guests[] | [.name, .cpu_percent] | @tsv'
 
-CPU % is the CPU time of the guest's process: 100 is one CPU. RESIDENT is the host memory that it
-occupies, MEMORY what the guest was given. The others are bytes each second: NET RX and NET TX what
-the guest received and sent, DISK RD and DISK WR what its process read from storage and wrote to it
-(host's page cache excluded, swap included). `-` is unknown, or the guest has no such device.
+CPU % is the CPU time of the guest's process: 100 is one CPU. RESIDENT is the
+host memory that it occupies, MEMORY what the guest was given. The others are
+bytes each second: NET RX and NET TX what the guest received and sent, DISK RD
+and DISK WR what its process read from storage and wrote to it (host's page
+cache excluded, swap included). `-` is unknown, or the guest has no such device.
 
-A terminal shows one table, which is updated; a file or a pipe gets a table for each sample, or with
---json a line. Ctrl-C ends it with exit code 0.")]
+A terminal shows one table, which is updated; a file or a pipe gets a table for
+each sample, or with --json a line. Ctrl-C ends it with exit code 0.")]
 pub(crate) struct StatsArgs {
     /// The guests; it ends when all of them are gone [default: all guests, and those that start
     /// later].
@@ -88,9 +93,10 @@ Examples:
   lighter version
   lighter version --json
 
-Hosts can move guests between them if they have a version of the protocol in common. Running guests
-and the node keep the version that started them: this shows which of them run another one than this
-program. It says why /dev/kvm cannot be used, if so. `lighter --version` prints the version alone.")]
+Hosts can move guests between them if they have a version of the protocol in
+common. Running guests and the node keep the version that started them: this
+shows which of them run another one than this program. It says why /dev/kvm
+cannot be used, if so. `lighter --version` prints the version alone.")]
 pub(crate) struct VersionArgs {
     #[command(flatten)]
     pub(crate) json: JsonFlag,

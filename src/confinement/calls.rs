@@ -20,18 +20,23 @@ pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
 /// `ioctl` requests of files and terminals. `TIOCSTI` is left out: it injects input into the user's
 /// terminal.
 pub(super) const IOCTLS: [u64; 10] = [
-    FIONBIO,
-    FIOCLEX,
-    FIONREAD,
-    TCGETS,
-    TCSETS,
-    TCSETSW,
-    TCSETSF,
-    TIOCGWINSZ,
-    TCGETS2,
+    request(FIONBIO),
+    request(FIOCLEX),
+    request(FIONREAD),
+    request(TCGETS),
+    request(TCSETS),
+    request(TCSETSW),
+    request(TCSETSF),
+    request(TIOCGWINSZ),
+    request(TCGETS2),
     // On `/proc/self/pagemap`: how the guest's own pages are mapped.
     PAGEMAP_SCAN_REQUEST,
 ];
+
+/// The 32 bits of a request that the kernel reads: glibc declares an unsigned long, musl an int.
+const fn request(request: Ioctl) -> u64 {
+    request as u32 as u64
+}
 
 /// `SIOCBRADDIF` of linux/sockios.h.
 const ADD_TO_BRIDGE: u64 = 0x89a2;
@@ -66,8 +71,9 @@ pub(super) const RINGS: [c_long; 2] = [SYS_io_uring_setup, SYS_io_uring_register
 pub(super) const ALLOWED: &[&[c_long]] =
     &[&FILES, &MEMORY, &THREADS, &TIME, &WAITING, &NETWORK, &DISK_ENGINE, &IDENTITY];
 
-/// Open files, and files that [`super::landlock`] lets the process open.
-const FILES: [c_long; 53] = [
+/// Open files, and files that [`super::landlock`] lets the process open: musl calls `open`, glibc
+/// `openat`.
+const FILES: [c_long; 54] = [
     SYS_read,
     SYS_write,
     SYS_readv,
@@ -79,6 +85,7 @@ const FILES: [c_long; 53] = [
     SYS_preadv2,
     SYS_pwritev2,
     SYS_lseek,
+    SYS_open,
     SYS_openat,
     SYS_close,
     SYS_close_range,
@@ -228,7 +235,7 @@ const IDENTITY: [c_long; 9] = [
 
 /// Calls that an attacker typically tries after a breakout. The message gives their names; it gives
 /// only the number of any other call.
-pub(super) const NAMED_CALLS: [(c_long, &str); 26] = [
+pub(super) const NAMED_CALLS: [(c_long, &str); 25] = [
     (SYS_execve, "execve"),
     (SYS_execveat, "execveat"),
     (SYS_fork, "fork"),
@@ -238,7 +245,6 @@ pub(super) const NAMED_CALLS: [(c_long, &str); 26] = [
     (SYS_process_vm_writev, "process_vm_writev"),
     (SYS_kill, "kill"),
     (SYS_tkill, "tkill"),
-    (SYS_open, "open"),
     (SYS_creat, "creat"),
     (SYS_link, "link"),
     (SYS_symlink, "symlink"),

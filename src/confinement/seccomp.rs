@@ -19,6 +19,9 @@ use crate::cli::isolation::SeccompMode;
 /// Rules by system call number; a call with an empty list always matches.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
+/// `PRIO_PROCESS`, which is unsigned in glibc and signed in musl.
+const PRIO_PROCESS: u64 = libc::PRIO_PROCESS as u64;
+
 /// Limits this process, in all threads and any that they start, to the calls of a guest's process.
 ///
 /// # Errors
@@ -60,7 +63,7 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
     // 0 means the caller as well.
     rules.insert(libc::SYS_prlimit64, vec![about(own)?, about(0)?]);
     // A thread may lower its own priority, but not change that of others.
-    let itself = [(0, SeccompCmpOp::Eq, u64::from(libc::PRIO_PROCESS)), (1, SeccompCmpOp::Eq, 0)];
+    let itself = [(0, SeccompCmpOp::Eq, PRIO_PROCESS), (1, SeccompCmpOp::Eq, 0)];
     rules.insert(libc::SYS_setpriority, vec![rule(itself)?]);
     // Only the times of an open file: Landlock does not cover this call.
     let no_path = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;

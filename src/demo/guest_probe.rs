@@ -43,7 +43,7 @@ impl Verdict {
     pub(super) fn complaint(&self, host: &str) -> String {
         let page = self.first_bad_page.as_deref().unwrap_or("no page is named");
         match (self.bad_pages, self.clock_backwards) {
-            (0, 0) => format!("the guest broke down on host {host}"),
+            (0, 0) => format!("the guest's workload panicked on host {host}"),
             (0, times) => format!("the guest's clock went backwards {times} times on host {host}"),
             (pages, _) => format!(
                 "the guest found its memory CORRUPT on host {host}: {} bad pages; {page}",
@@ -156,7 +156,7 @@ impl GuestProbe {
                 return Ok(workload);
             }
             if workload.phase == WorkloadPhase::Panicked {
-                bail!("the guest broke down: {workload:?}");
+                bail!("the guest's workload panicked: {workload:?}");
             }
             if Instant::now() > deadline {
                 bail!("the guest did not {what} in time: {workload:?}");

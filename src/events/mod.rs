@@ -73,7 +73,7 @@ impl Host {
                 Some(ended) = followers.join_next() => match ended {
                     Ok(name) => drop(followed.remove(&name?)),
                     Err(error) => {
-                        tracing::error!(%error, "the follower of a guest broke down");
+                        tracing::error!(%error, "following a guest failed by a bug in lighter; report it; it is followed again");
                         followed.retain(|_, follower| *follower != error.id());
                     }
                 },

@@ -408,8 +408,11 @@ where
     match tokio::task::spawn_blocking(call).await {
         Ok(Ok(value)) => (status, Json(value)).into_response(),
         Ok(Err(refusal)) => refusal.into_response(),
-        Err(lost) => ApiError::failed(anyhow::Error::from(lost).context("the request broke down"))
-            .into_response(),
+        Err(lost) => {
+            let error = anyhow::Error::from(lost);
+            ApiError::failed(error.context("cannot answer, by a bug in lighter; report it"))
+                .into_response()
+        }
     }
 }
 

@@ -117,7 +117,10 @@ impl Arrival {
             return process.conclude(self.session.id(), &self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
-        let cause = cause.unwrap_or_else(|| "the migration broke down".to_owned());
+        let cause = cause.unwrap_or_else(|| {
+            "the migration failed by a bug in lighter; report it with the log of its process"
+                .to_owned()
+        });
         process.end(Ending::NotArrived { cause });
     }
 

@@ -153,7 +153,10 @@ impl Departure {
     /// Waits for the end of the migration and applies its outcome to the guest's process.
     async fn conclude(self, process: Arc<GuestProcess>) {
         let Some(report) = self.outcome().await else {
-            tracing::error!(migration = %self.session.id(), "the migration broke down without a report");
+            tracing::error!(
+                migration = %self.session.id(),
+                "the migration ended without a report, by a bug in lighter; report it with this log"
+            );
             return tokio::task::block_in_place(|| self.broke_down(&process));
         };
         let status = MigrationStatus {
@@ -231,8 +234,9 @@ impl Departure {
                 }
             }
             Ok(Some(_)) | Err(_) => {
-                let cause = "its migration broke down after the decision".to_owned();
-                return process.end(Ending::Discarded { cause });
+                let cause = "its migration failed by a bug in lighter after the decision to hand it over; the node settles \
+                             which host has it";
+                return process.end(Ending::Discarded { cause: cause.to_owned() });
             }
         }
         self.take_back(process);
@@ -245,7 +249,7 @@ impl Departure {
         }
         let resumed = if self.ran { self.guest.resume() } else { Ok(()) };
         if let Err(error) = &resumed {
-            tracing::error!(%error, "after a migration that broke down");
+            tracing::error!(%error, "the guest is still paused after its migration failed: `lighter resume` it");
         }
         if let Err(error) = self.guest.stop_dirty_log() {
             tracing::warn!(%error, "the dirty log stays on");

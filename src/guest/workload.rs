@@ -106,7 +106,7 @@ fn log_doorbell(name: &GuestName, doorbell: Doorbell, workload: WorkloadInfo) {
             tracing::error!(guest = %name, "the workload found its memory damaged: {page}");
         }
         Doorbell::Panic { vcpu } => {
-            tracing::error!(guest = %name, vcpu, "the workload broke down");
+            tracing::error!(guest = %name, vcpu, "the workload panicked in the guest");
         }
         Doorbell::Filled { .. } | Doorbell::Verified { .. } | Doorbell::Stopped { .. } => {}
     }

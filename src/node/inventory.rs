@@ -49,7 +49,9 @@ pub(crate) async fn query_guests(state: &StateDir) -> anyhow::Result<Vec<GuestAn
     while let Some(done) = queries.join_next().await {
         match done {
             Ok(sighting) => sightings.push(sighting),
-            Err(error) => tracing::error!(%error, "asking a guest broke down"),
+            Err(error) => {
+                tracing::error!(%error, "a guest is omitted: querying it failed by a bug in lighter; report it");
+            }
         }
     }
     sightings.sort_by(|a, b| a.name.cmp(&b.name));

@@ -49,7 +49,7 @@ impl FrontHandler for SourceRequests {
             }
         });
         answer.await.unwrap_or_else(|error| {
-            tracing::error!(%peer, %error, "answering a source broke down");
+            tracing::error!(%peer, %error, "a request of another host is not answered, by a bug in lighter; report it");
             FrontReply::Refused(migrate::Refusal::new(
                 RefusalKind::Other,
                 "the node could not answer; its log has more",

@@ -127,7 +127,7 @@ impl<C: DecisionClient + Send + Sync + 'static> Resolver<C> {
     pub(crate) fn tend(&mut self, orphans: &[Record]) {
         while let Some(tried) = self.tries.try_join_next() {
             if let Err(error) = tried {
-                tracing::error!(%error, "settling a migration broke down");
+                tracing::error!(%error, "settling a migration failed by a bug in lighter; report it; it is retried");
             }
         }
         self.under_way.retain(|_, task| !task.is_finished());

@@ -61,7 +61,7 @@ pub(crate) fn identity_of(state: &StateDir, guest: &GuestName) -> Result<Identit
 fn init(state: &StateDir, names: &[String]) -> Result<Exit> {
     state.create()?;
     let certs = state.certs();
-    let names = if names.is_empty() { own_names("init")? } else { names.to_vec() };
+    let names = if names.is_empty() { own_names()? } else { names.to_vec() };
     // Before anything is saved, so that an invalid name leaves nothing behind.
     check_names(&names).context("cannot create this host's certificate")?;
     let _lock = lock_changes(&certs)?;
@@ -152,9 +152,16 @@ fn line(certificate: &HostCertificate) -> String {
     format!("  {serial}  {}  valid from {from} until {until}\n", names.join(", "))
 }
 
-/// Returns the host's name, in full and short, and the loopback names, for an action that was given
-/// no names.
-fn own_names(action: &str) -> Result<Vec<String>> {
+/// Returns the names of the first host, which may be the only one: nodes on it reach each other by
+/// the loopback names.
+fn own_names() -> Result<Vec<String>> {
+    let mut names = host_names("init")?;
+    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+    Ok(names)
+}
+
+/// Returns the host's name, in full and short, for an action that was given no names.
+fn host_names(action: &str) -> Result<Vec<String>> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .context("cannot read this host's name")?;
     let name = name.trim();
@@ -165,7 +172,6 @@ fn own_names(action: &str) -> Result<Vec<String>> {
     if let Some((short, _)) = name.split_once('.') {
         names.push(short.to_owned());
     }
-    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     Ok(names)
 }
 

@@ -33,6 +33,9 @@ const TYPE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the guest may take, after the user has left, to read what was typed before.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What keys do on the console of a guest that reads them.
+const KEYS: &str = "keys go to the guest, also Ctrl-C; Ctrl-] leaves it running";
+
 /// Time within which a second Ctrl-C ends the guest.
 const TWICE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -44,7 +47,7 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
     let view = View::new(state, &args.name, guest_client(state, &args.name)?);
     let raw = RawTerminal::enter(Keys::All)?;
     if raw.is_some() {
-        output::note(format_args!("{}: Ctrl-] leaves the console", args.name));
+        output::note(format_args!("{}: {KEYS}", args.name));
     }
     let end = block_on(view.until_end(raw.is_some()))?;
     drop(raw);
@@ -65,7 +68,7 @@ pub(crate) fn attach(state: &StateDir, name: &GuestName, mut process: Child) -> 
     let reads_keys = info.is_none_or(|info| info.kind == GuestKind::Linux);
     let raw = RawTerminal::enter(if reads_keys { Keys::All } else { Keys::AllButSignals })?;
     output::note(match reads_keys {
-        true => format!("{name}: Ctrl-] leaves the console; the guest keeps running"),
+        true => format!("{name}: {KEYS}"),
         false => format!(
             "{name} runs the built-in workload; Ctrl-C twice ends it, Ctrl-] leaves it running"
         ),
@@ -155,7 +158,8 @@ impl<'a> View<'a> {
             output::note(format_args!("\r\n{bytes} bytes were written too fast for this"));
         };
         let guest = (&self.guest, &self.client);
-        let is_gone = console_output::follow(self.state, guest, None, note_lost).await?;
+        let follow = console_output::follow(self.state, guest, None, output::write_raw, note_lost);
+        let is_gone = follow.await?;
         Ok(if is_gone { End::Gone } else { End::Left })
     }
 }

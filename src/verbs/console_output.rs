@@ -7,7 +7,6 @@ use tokio::time::sleep;
 
 use crate::api::ApiClient;
 use crate::api::types::ConsoleRead;
-use crate::output;
 use crate::state_dir::{GuestDir, StateDir};
 
 /// How long one request for output waits.
@@ -19,16 +18,18 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Pause before asking a process again that did not answer.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Prints what `guest` writes from offset `from` on, or from the oldest output that is kept, to the
-/// end of its output. Passes the number of bytes that were not read in time to `note_lost`. Returns
-/// true when the guest is gone, or false when the reader of stdout has closed its end.
+/// Passes what `guest` writes from offset `from` on, or from the oldest output that is kept, to
+/// `write`, to the end of its output, and the number of bytes that were not read in time to
+/// `note_lost`. Returns true when the guest is gone, or false when `write` has: its reader has
+/// closed its end.
 ///
 /// # Errors
-/// If the guest's process does not answer, or stdout cannot be written.
+/// If the guest's process does not answer, and those of `write`.
 pub(super) async fn follow(
     state: &StateDir,
     (guest, client): (&GuestDir, &ApiClient),
     from: Option<u64>,
+    mut write: impl FnMut(&[u8]) -> Result<bool>,
     note_lost: impl Fn(u64),
 ) -> Result<bool> {
     let mut next = from;
@@ -43,13 +44,13 @@ pub(super) async fn follow(
                 }
                 silent_since = None;
                 next = Some(excerpt.next());
-                if !output::write_raw(&excerpt.bytes)? {
+                if !write(&excerpt.bytes)? {
                     return Ok(false);
                 }
             }
             Err(error) if error.is_gone() || error.is_transient() => {
                 if !guest.is_live() {
-                    output::write_raw(&state.ended().console_from(guest.name(), from))?;
+                    write(&state.ended().console_from(guest.name(), from))?;
                     return Ok(true);
                 }
                 if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {

@@ -185,8 +185,8 @@ impl Follower {
     /// The error for a process that lives and has no report: a bug has ended its migration thread.
     fn broke_down(&self) -> anyhow::Error {
         anyhow!(
-            "the migration of {0} broke down without a report: `lighter show {0}` tells how the guest stands, the log of its \
-             process why",
+            "the migration of {0} ended without a report, by a bug in lighter: see `lighter show {0}` for the guest's state, and \
+             report the bug with the log of the guest's process (`lighter logs --process {0}`)",
             self.name
         )
     }
@@ -363,7 +363,7 @@ mod tests {
 
         let message = error.to_string();
         assert!(
-            message.contains("broke down") && message.contains("lighter show web"),
+            message.contains("without a report") && message.contains("lighter show web"),
             "{message}"
         );
     }

@@ -178,7 +178,7 @@ async fn ask_all(guests: Vec<GuestDir>) -> Result<Vec<Listed>> {
     let tasks: Vec<_> = tasks.collect();
     let mut listed = Vec::with_capacity(tasks.len());
     for task in tasks {
-        listed.push(task.await.context("asking a guest broke down")??);
+        listed.push(task.await.context("cannot query a guest, by a bug in lighter; report it")??);
     }
     Ok(listed)
 }

@@ -22,7 +22,7 @@ use crate::cli::watch::LogsArgs;
 use crate::ended::{Ended, How, KEPT_LOGS};
 use crate::exit::Exit;
 use crate::names::GuestName;
-use crate::output;
+use crate::output::{self, GuestOutput};
 use crate::state_dir::{GuestDir, StateDir};
 use crate::units::format_uptime;
 
@@ -37,7 +37,7 @@ pub(crate) fn run(state: &StateDir, args: &LogsArgs) -> Result<Exit> {
     let which = if args.process { Which::Process } else { Which::Console };
     let mut source = Source::find(state, &args.name, which)?;
     if !args.follow {
-        block_on(source.print(args.tail))?;
+        block_on(source.print(args.tail, &mut GuestOutput::new()))?;
         return Ok(Exit::Done);
     }
     let guest = state.guest(&args.name);
@@ -145,19 +145,19 @@ impl Source {
 
     /// Prints what there is, or its last `tail` lines. Returns false if the reader of stdout has
     /// closed its end.
-    async fn print(&mut self, tail: Option<u64>) -> Result<bool> {
+    async fn print(&mut self, tail: Option<u64>, out: &mut GuestOutput) -> Result<bool> {
         match self {
             Self::Files(log) => {
                 if let Some(lines) = tail {
                     log.skip_to_last(lines)?;
                 }
-                log.read(output::write_raw)
+                log.read(|bytes| out.write(bytes))
             }
             Self::Scrollback { client, next } => {
                 let read = client.read_console(&ConsoleRead::default()).await;
                 let excerpt = read.context("cannot read the console")?;
                 *next = excerpt.next();
-                output::write_raw(last_lines(&excerpt.bytes, tail))
+                out.write(last_lines(&excerpt.bytes, tail))
             }
         }
     }
@@ -171,27 +171,29 @@ async fn follow(
     tail: Option<u64>,
     guest: &GuestDir,
 ) -> Result<bool> {
-    if !source.print(tail).await? {
+    let mut out = GuestOutput::new();
+    if !source.print(tail, &mut out).await? {
         return Ok(false);
     }
     match source {
-        Source::Files(log) => follow_files(log, guest).await,
+        Source::Files(log) => follow_files(log, guest, &mut out).await,
         Source::Scrollback { client, next } => {
             let note_lost = |bytes| {
                 output::note(format_args!("lighter: {bytes} bytes were written too fast for this"));
             };
-            console_output::follow(state, (guest, &client), Some(next), note_lost).await
+            let write = |bytes: &[u8]| out.write(bytes);
+            console_output::follow(state, (guest, &client), Some(next), write, note_lost).await
         }
     }
 }
 
-async fn follow_files(mut log: Log, guest: &GuestDir) -> Result<bool> {
+async fn follow_files(mut log: Log, guest: &GuestDir, out: &mut GuestOutput) -> Result<bool> {
     let mut first = None;
     loop {
         // Before the log is read: what was written until then is printed.
         let process = guest.read_identity().ok().map(|it| (it.pid, it.started_unix_ms));
         let is_here = guest.is_live() && is_same(&mut first, process);
-        if !log.read(output::write_raw)? {
+        if !log.read(|bytes| out.write(bytes))? {
             return Ok(false);
         }
         if !is_here {

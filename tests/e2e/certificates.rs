@@ -51,6 +51,12 @@ fn a_host_gets_its_certificate_and_its_key_never_leaves_it() {
     let mut pair = Pair::without_nodes();
     fs::remove_dir_all(pair.b.certs()).expect("certificates");
     let request = pair.b.run(&["certs", "request", "host-b", "127.0.0.1"]).ok();
+    assert!(
+        request.stderr.contains("no other host can reach this one by 127.0.0.1"),
+        "{request:#?}"
+    );
+    let waits = pair.b.run(&["certs", "show"]);
+    assert!(waits.exit == Exit::Failed && waits.stdout.contains("certs install"), "{waits:#?}");
     let (csr, _) = path(&pair, "csr");
     fs::write(&csr, &request.stdout).expect("a file");
     let piped = |host: &Host, arguments: &[&str], file: &Path| {
@@ -74,6 +80,8 @@ fn a_host_gets_its_certificate_and_its_key_never_leaves_it() {
     // The user may have compared it before, or can undo what was installed.
     assert!(installed.stderr.starts_with("This host will trust a new authority"), "{installed:#?}");
     assert!(installed.stderr.contains("remove ca.pem and host.pem"), "{installed:#?}");
+    let shown = pair.b.run(&["certs", "show"]).ok().stdout;
+    assert!(shown.contains(&format!("SHA256 {authority}")), "{shown}");
 
     for done in [&request, &signed, &installed] {
         assert!(!format!("{done:?}").contains("PRIVATE KEY"), "{done:#?}");

@@ -64,11 +64,28 @@ fn a_guest_that_its_user_leaves_keeps_running() {
     assert_eq!(pair.a.guest("echo").state().as_deref(), Some("running"));
 
     let (console, mut keys) = in_a_terminal(&pair, &["console", "echo"]);
+    shows(&console, "also Ctrl-C; Ctrl-] leaves it running");
     shows(&console, "one\u{3}two");
     keys.write_all(LEAVE).expect("a keyboard");
     console.finish().ok();
     pair.a.run(&["destroy", "echo"]).ok();
     nothing_left_behind(&[&pair.a]);
+}
+
+/// Otherwise a guest could set the title or the clipboard of the operator's terminal.
+#[test]
+fn logs_show_a_guests_escape_sequences_as_text_in_a_terminal_only() {
+    let pair = Pair::without_nodes();
+    let (terminal, mut keys) = run_echo(&pair);
+    shows(&terminal, "hi");
+    let (typed, as_text) = ("\u{1b}]0;title\u{7}red", "?]0;title?red");
+    keys.write_all(typed.as_bytes()).expect("a keyboard");
+    shows(&terminal, typed);
+    let (logs, _keys) = in_a_terminal(&pair, &["logs", "echo"]);
+    let done = logs.finish().ok();
+    assert!(done.stdout.contains(as_text) && !done.stdout.contains('\u{1b}'), "{done:?}");
+    assert!(pair.a.run(&["logs", "echo"]).ok().stdout.contains(typed));
+    pair.a.run(&["destroy", "echo"]).ok();
 }
 
 #[test]

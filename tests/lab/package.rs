@@ -16,14 +16,20 @@ const NAME: &str = "web";
 /// The node's file as an operator edits it.
 const NODE_FILE: &str = "disk-dir = [\"/var/lib/disks\"]\nforeign-guests = \"off\"\n";
 
+/// The maintainer of the packages.
+const MAINTAINER: [(&str, &str); 2] =
+    [("DEBFULLNAME", "A. Packager"), ("DEBEMAIL", "packager@example.org")];
+
 /// What the package installs besides the program and its units.
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "/usr/share/man/man1/lighter.1.gz",
     "/usr/share/man/man1/lighter-migrate.1.gz",
     "/usr/share/bash-completion/completions/lighter",
     "/usr/share/zsh/vendor-completions/_lighter",
     "/usr/share/fish/vendor_completions.d/lighter.fish",
     "/usr/share/doc/lighter/docs/user-guide.md",
+    "/usr/share/doc/lighter/copyright",
+    "/usr/share/doc/lighter/changelog.Debian.gz",
 ];
 
 /// Packages the program under test as `version`.
@@ -34,7 +40,7 @@ fn package(version: &str) -> PathBuf {
     std::env::vars_os().map(|(name, _)| name).filter(|name| is_of_package(name)).for_each(|name| {
         build.env_remove(name);
     });
-    build.args(["--binary", env!("CARGO_BIN_EXE_lighter"), "--version", version]);
+    build.args(["--binary", env!("CARGO_BIN_EXE_lighter"), "--version", version]).envs(MAINTAINER);
     let done = build.output().expect("a script");
     assert!(done.status.success(), "{done:?}");
     // The next package replaces this one.
@@ -99,6 +105,8 @@ fn guests_outlive_the_packages_node_its_upgrade_and_its_removal() {
     for file in FILES {
         here.sh(&format!("test -s {file}")).ok();
     }
+    let maintainer = here.sh("dpkg-query -W -f '${Maintainer}' lighter").ok();
+    assert_eq!(maintainer, "A. Packager <packager@example.org>");
     let folder = tempfile::tempdir().expect("a temporary folder");
     for host in [here, there] {
         host.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
@@ -135,7 +143,16 @@ fn guests_outlive_the_packages_node_its_upgrade_and_its_removal() {
     there.sh(&format!("test -d /proc/{moved} && test -d /var/lib/lighter/guests/{NAME}")).ok();
 }
 
-/// What operators type on two hosts, and what they see. The user guide has it.
+/// The page that shows the recording.
+const PAGE: &str = include_str!("../../docs/two-hosts.md");
+
+/// The commands in a recording, each with its prompt.
+fn commands(recording: &str) -> Vec<&str> {
+    let is_command = |line: &&str| ["host-a# ", "host-b# "].iter().any(|it| line.starts_with(it));
+    recording.lines().map(str::trim).filter(is_command).collect()
+}
+
+/// What operators type on two hosts, and what they see.
 #[derive(Default)]
 struct Recording(String);
 
@@ -208,4 +225,5 @@ fn the_guides_path_from_the_package_to_the_first_migration() {
     let gone = recording.run(a, "lighter show web-1");
     assert!(gone.contains("moved to host-b"), "{gone}");
     recording.keep();
+    assert_eq!(commands(&recording.0), commands(PAGE), "docs/two-hosts.md shows other commands");
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::demand::{Demand, unreported_bytes, used_bytes};
-use super::pain::{Counters, Pain, PainCause};
+use super::pressure::{Counters, GuestPressure, PressureSign};
 use super::standing::Standing;
 use super::turns::Turns;
 use crate::policy::{Actuator, BalloonPolicy, Policy};
 use crate::situation::{Balloon, Guest, Statistics};
 use crate::units::{MIB, Span};
 
-/// Pain that returns this soon after the last counts as the same.
+/// Pressure that returns this soon after the last counts as the same.
 const AGAIN_WITHIN: Duration = Duration::from_secs(3600);
 /// Time from the appearance of a guest's balloon driver, early in its boot, until its services have
 /// started: systemd gives each of them this long (`DefaultTimeoutStartSec`).
@@ -40,8 +40,8 @@ pub struct GuestLedger {
     /// is assumed to hold no memory for them.
     #[serde(default)]
     pub unseen_bytes: u64,
-    /// The guest's last pain.
-    pub pain: Option<Pain>,
+    /// The last memory pressure in the guest.
+    pub pressure: Option<GuestPressure>,
     /// Changes of direction of its balloon.
     pub turns: Turns,
     /// Results of each actuator for this guest.
@@ -73,7 +73,7 @@ impl GuestLedger {
             seen: now,
             demand: None,
             unseen_bytes: 0,
-            pain: None,
+            pressure: None,
             turns: Turns::default(),
             standings: BTreeMap::new(),
             asked_bytes: None,
@@ -115,7 +115,7 @@ impl GuestLedger {
         }
     }
 
-    /// Records statistics, new or old, and returns the pain that they show.
+    /// Records statistics, new or old, and returns the pressure that they show.
     fn read(
         &mut self,
         guest: &Guest,
@@ -123,7 +123,7 @@ impl GuestLedger {
         statistics: &Statistics,
         now: Duration,
         policy: &Policy,
-    ) -> Option<PainCause> {
+    ) -> Option<PressureSign> {
         let at = now.saturating_sub(statistics.age);
         if let Some(cause) = self.silence(at, now, policy) {
             return Some(cause);
@@ -138,7 +138,7 @@ impl GuestLedger {
                 self.counters = Some(Counters::new(statistics, at));
                 None
             }
-            Some(counters) => counters.next(statistics, at, &policy.pain),
+            Some(counters) => counters.next(statistics, at, &policy.pressure),
         }
     }
 
@@ -184,22 +184,22 @@ impl GuestLedger {
         settled.checked_sub(now).filter(|left| !left.is_zero())
     }
 
-    /// Returns pain if the guest has reported nothing since `at` for too long.
-    fn silence(&self, at: Duration, now: Duration, policy: &Policy) -> Option<PainCause> {
+    /// Returns pressure if the guest has reported nothing since `at` for too long.
+    fn silence(&self, at: Duration, now: Duration, policy: &Policy) -> Option<PressureSign> {
         let silent = now.saturating_sub(at.max(self.excused));
-        (silent > policy.balloon.timeout).then_some(PainCause::Silent(silent))
+        (silent > policy.balloon.timeout).then_some(PressureSign::Silent(silent))
     }
 
-    fn hurt(&mut self, cause: PainCause, now: Duration, policy: &BalloonPolicy) {
-        let again = match self.pain {
-            Some(pain) if now < pain.until => pain.again,
-            Some(pain) if now.saturating_sub(pain.until) < AGAIN_WITHIN => {
-                pain.again.saturating_add(1)
+    fn hurt(&mut self, cause: PressureSign, now: Duration, policy: &BalloonPolicy) {
+        let again = match self.pressure {
+            Some(pressure) if now < pressure.until => pressure.again,
+            Some(pressure) if now.saturating_sub(pressure.until) < AGAIN_WITHIN => {
+                pressure.again.saturating_add(1)
             }
             _ => 0,
         };
         let until = now + policy.cooldown.saturating_mul(1 << again.min(3));
-        self.pain = Some(Pain { cause, at: now, until, again });
+        self.pressure = Some(GuestPressure { cause, at: now, until, again });
     }
 
     fn watch_movement(&mut self, balloon: &Balloon, now: Duration, policy: &Policy) {
@@ -245,9 +245,9 @@ impl GuestLedger {
         Some(self.demand?.bytes().saturating_add(self.unseen_bytes))
     }
 
-    /// Returns the pain because of which the guest is spared now.
+    /// Returns the pressure because of which the guest is spared now.
     #[must_use]
-    pub fn spared(&self, now: Duration) -> Option<&Pain> {
-        self.pain.as_ref().filter(|pain| now < pain.until)
+    pub fn spared(&self, now: Duration) -> Option<&GuestPressure> {
+        self.pressure.as_ref().filter(|pressure| now < pressure.until)
     }
 }

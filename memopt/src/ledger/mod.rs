@@ -1,5 +1,5 @@
-//! State kept between two samples of the host: damped demand, pain, stuck balloons, benched
-//! actuators, the merging window.
+//! State kept between two samples of the host: damped demand, memory pressure, stuck balloons,
+//! benched actuators, the merging window.
 //!
 //! [`Ledger::observe`] takes every sample, [`Ledger::acted`] the steps executed after it, and
 //! [`Ledger::verified`] their outcomes. The ledger decides nothing: [`crate::plan`] reads it. It is
@@ -11,7 +11,7 @@ mod demand;
 mod guest;
 mod ksm;
 mod level;
-mod pain;
+mod pressure;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -27,7 +27,7 @@ pub use guest::GuestLedger;
 pub(crate) use guest::STILL_BYTES;
 pub use ksm::{KsmLedger, Window, WindowEnd};
 pub use level::Level;
-pub use pain::{Pain, PainCause};
+pub use pressure::{GuestPressure, PressureSign};
 pub use standing::{Bench, Standing};
 pub use turns::Turns;
 

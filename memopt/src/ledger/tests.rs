@@ -158,25 +158,25 @@ fn a_guest_boots_until_its_services_have_started() {
 }
 
 #[test]
-fn a_restarted_guest_is_not_in_pain() {
+fn a_restarted_guest_is_not_under_pressure() {
     let mut before = using(0, GIB);
     said(&mut before.guests[0]).oom_kills = Some(9);
     let mut after = using(10, GIB);
     said(&mut after.guests[0]).oom_kills = Some(3);
     let ledger = observed(&[before.clone(), after.clone()]);
-    assert_eq!(ledger.guests["a"].pain, None, "its counter went back");
+    assert_eq!(ledger.guests["a"].pressure, None, "its counter went back");
     after.guests[0].pid += 1;
     said(&mut after.guests[0]).oom_kills = Some(12);
     let ledger = observed(&[before.clone(), after.clone()]);
-    assert_eq!(ledger.guests["a"].pain, None, "another process");
+    assert_eq!(ledger.guests["a"].pressure, None, "another process");
     after.guests[0].pid -= 1;
     let ledger = observed(&[before, after]);
-    assert_eq!(ledger.guests["a"].pain.unwrap().cause, PainCause::OomKill(3));
+    assert_eq!(ledger.guests["a"].pressure.unwrap().cause, PressureSign::OomKill(3));
 }
 
 #[test]
 fn rates_do_not_depend_on_the_sampling_interval() {
-    let pain_after = |pause_ms: u64, faults: u64, samples: u64| {
+    let pressure_after = |pause_ms: u64, faults: u64, samples: u64| {
         let mut ledger = Ledger::default();
         for round in 0..=samples {
             let mut sample = using(0, GIB);
@@ -184,17 +184,21 @@ fn rates_do_not_depend_on_the_sampling_interval() {
             said(&mut sample.guests[0]).major_faults = Some(round * faults);
             ledger.observe(&sample, &Policy::default());
         }
-        ledger.guests["a"].pain.map(|pain| pain.cause)
+        ledger.guests["a"].pressure.map(|pressure| pressure.cause)
     };
     // The limit is 100 per second.
-    assert_eq!(pain_after(400, 60, 1), None, "a few, until now");
-    assert_eq!(pain_after(400, 60, 2), Some(PainCause::MajorFaults(120.0)), "150 each second");
-    assert_eq!(pain_after(400, 38, 20), None, "95 each second");
-    assert_eq!(pain_after(10_000, 950, 2), None);
-    assert_eq!(pain_after(10_000, 1500, 1), Some(PainCause::MajorFaults(150.0)));
+    assert_eq!(pressure_after(400, 60, 1), None, "a few, until now");
+    assert_eq!(
+        pressure_after(400, 60, 2),
+        Some(PressureSign::MajorFaults(120.0)),
+        "150 each second"
+    );
+    assert_eq!(pressure_after(400, 38, 20), None, "95 each second");
+    assert_eq!(pressure_after(10_000, 950, 2), None);
+    assert_eq!(pressure_after(10_000, 1500, 1), Some(PressureSign::MajorFaults(150.0)));
 }
 
-/// Time until pain is detected that begins at `begins_ms` with 150 faults per second, when the
+/// Time until pressure is detected that begins at `begins_ms` with 150 faults per second, when the
 /// guest is inspected every `pause_ms`; 5 s if it is not detected.
 fn seen_after(begins_ms: u64, pause_ms: u64) -> u64 {
     let mut ledger = Ledger::default();
@@ -204,7 +208,7 @@ fn seen_after(begins_ms: u64, pause_ms: u64) -> u64 {
         let faults = ms.saturating_sub(begins_ms) * 150 / 1000;
         said(&mut inspected.guests[0]).major_faults = Some(faults);
         ledger.observe(&inspected, &Policy::default());
-        ledger.guests["a"].pain.is_some()
+        ledger.guests["a"].pressure.is_some()
     };
     let end_ms = begins_ms + 5000;
     let seen = (0..end_ms).step_by(pause_ms as usize).find(is_seen);
@@ -212,7 +216,7 @@ fn seen_after(begins_ms: u64, pause_ms: u64) -> u64 {
 }
 
 #[test]
-fn pain_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
+fn pressure_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
     let late = (10_000..12_000).step_by(50).map(|begins_ms| seen_after(begins_ms, 400));
     let late: Vec<u64> = late.collect();
     // 100 faults take 667 ms, and the next inspection may be 400 ms later.
@@ -220,7 +224,7 @@ fn pain_is_seen_within_a_second_of_its_beginning_whenever_that_is() {
 }
 
 #[test]
-fn pain_detection_does_not_depend_on_the_inspection_interval() {
+fn pressure_detection_does_not_depend_on_the_inspection_interval() {
     for pause_ms in [1, 7, 25, 60, 100, 120, 200, 400] {
         let late = seen_after(10_000, pause_ms);
         assert!((667..=667 + 400 + 125).contains(&late), "{late} ms, inspected each {pause_ms}");
@@ -228,7 +232,7 @@ fn pain_detection_does_not_depend_on_the_inspection_interval() {
 }
 
 #[test]
-fn pain_that_comes_back_is_spared_for_longer() {
+fn pressure_that_comes_back_is_spared_for_longer() {
     let mut ledger = Ledger::default();
     let mut spared = Vec::new();
     for episode in 0..6_u64 {
@@ -238,27 +242,27 @@ fn pain_that_comes_back_is_spared_for_longer() {
             said(&mut sample.guests[0]).oom_kills = Some(episode + round);
             ledger.observe(&sample, &Policy::default());
         }
-        let pain = ledger.guests["a"].pain.unwrap();
-        spared.push((pain.until - pain.at).as_secs() / 60);
+        let pressure = ledger.guests["a"].pressure.unwrap();
+        spared.push((pressure.until - pressure.at).as_secs() / 60);
     }
     assert_eq!(spared, [5, 10, 20, 40, 40, 40], "from the fifth on it never ended");
 }
 
 #[test]
-fn silence_is_pain_but_not_of_a_guest_that_is_hindered() {
+fn silence_is_pressure_but_not_of_a_guest_that_is_hindered() {
     let speaking = using(0, GIB);
     let mut silent = using(40, GIB);
     balloon(&mut silent.guests[0]).statistics = None;
     let ledger = observed(&[speaking.clone(), silent.clone()]);
-    let cause = ledger.guests["a"].pain.unwrap().cause;
-    assert_eq!(cause, PainCause::Silent(Duration::from_secs(40)));
+    let cause = ledger.guests["a"].pressure.unwrap().cause;
+    assert_eq!(cause, PressureSign::Silent(Duration::from_secs(40)));
 
     let mut paused = silent.clone();
     paused.guests[0].hindrance = Some(Hindrance::Paused);
     let resumed = later(&silent, 10);
     let ledger = observed(&[speaking, paused, resumed.clone()]);
-    assert_eq!(ledger.guests["a"].pain, None);
-    assert_eq!(observed(&[silent, resumed]).guests["a"].pain, None, "it never said anything");
+    assert_eq!(ledger.guests["a"].pressure, None);
+    assert_eq!(observed(&[silent, resumed]).guests["a"].pressure, None, "it never said anything");
 }
 
 #[test]
@@ -395,7 +399,7 @@ fn a_host_that_booted_again_is_another_one() {
     let mut hurt = using(10, GIB);
     said(&mut hurt.guests[0]).oom_kills = Some(1);
     let mut ledger = observed(&[using(0, GIB), hurt]);
-    assert!(ledger.guests["a"].pain.is_some());
+    assert!(ledger.guests["a"].pressure.is_some());
     let mut booted = using(0, GIB);
     booted.uptime = Duration::from_secs(60);
     ledger.observe(&booted, &Policy::default());

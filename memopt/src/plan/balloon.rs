@@ -2,8 +2,8 @@
 //! taken from it.
 //!
 //! `want = demand + reserve`, between the guest's floor and its maximum. A balloon deflates in one
-//! step and inflates in several. A guest in pain gets everything at once, and keeps it for a while.
-//! Targets are absolute, so executing a step twice, or not at all, does no harm.
+//! step and inflates in several. A guest under pressure gets everything at once, and keeps it for a
+//! while. Targets are absolute, so executing a step twice, or not at all, does no harm.
 
 use std::time::Duration;
 
@@ -71,17 +71,17 @@ impl Context<'_> {
             .unwrap_or_else(|| self.by_demand(view, balloon))
     }
 
-    /// A guest in pain, now or recently, gets all that it may have.
+    /// A guest under pressure, now or recently, gets all that it may have.
     fn spared(&self, view: &View<'_>, balloon: &Balloon) -> Option<BalloonDecision> {
         let now = self.ledger.uptime;
-        let pain = view.record?.spared(now)?;
+        let pressure = view.record?.spared(now)?;
         let to_bytes = view.limits.max_bytes;
-        let (pain, left) = (pain.cause.to_string(), pain.until - now);
+        let (pressure, left) = (pressure.cause.to_string(), pressure.until - now);
         if balloon.target_bytes < to_bytes {
-            let reason = format!("under memory pressure: {pain}");
+            let reason = format!("under memory pressure: {pressure}");
             return Some(BalloonDecision::Must { to_bytes, reason });
         }
-        Some(BalloonDecision::Leave(SkipReason::Spared { pain, left }))
+        Some(BalloonDecision::Leave(SkipReason::Spared { pressure, left }))
     }
 
     /// A balloon that does not inflate is given up: with a target out of reach, the guest's driver

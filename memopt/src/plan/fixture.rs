@@ -23,6 +23,7 @@ pub(crate) fn plan_of(steps: Vec<Step>) -> Plan {
         wanted_bytes: None,
         expected_bytes: 0,
         later_bytes: 0,
+        missed: None,
         survey_bytes: 0,
         domain: None,
         steps,
@@ -77,7 +78,7 @@ pub(crate) fn idle_guest(name: &str, memory_bytes: u64, used_bytes: u64) -> Gues
     guest
 }
 
-/// The statistics of a guest without pain that uses `used_bytes`; the rest is page cache.
+/// The statistics of a guest without pressure that uses `used_bytes`; the rest is page cache.
 pub(crate) fn statistics(has_bytes: u64, used_bytes: u64) -> Statistics {
     Statistics {
         age: Duration::from_secs(1),

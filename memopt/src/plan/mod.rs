@@ -20,6 +20,7 @@ mod give;
 mod huge;
 mod ksm;
 mod merge;
+mod missed;
 mod need;
 mod pool;
 mod reviewed;
@@ -36,6 +37,7 @@ mod yields;
 mod zeros;
 
 pub use domain::{exposed, wants_merging};
+pub use missed::Missed;
 pub use sheet::{DomainChoice, Plan, Skipped};
 pub use skip_reason::{Advice, SkipReason};
 pub(crate) use unsurveyed::pages_matter;
@@ -51,8 +53,8 @@ use crate::situation::Situation;
 use crate::step::Step;
 use crate::units::signed;
 
-/// Records a sample of the host in `ledger` and makes its plan, which already responds to pain that
-/// a guest shows in this sample.
+/// Records a sample of the host in `ledger` and makes its plan, which already responds to pressure
+/// that a guest shows in this sample.
 pub fn round(situation: &Situation, policy: &Policy, ledger: &mut Ledger, goal: &Goal) -> Plan {
     ledger.observe(situation, policy);
     plan(situation, policy, ledger, goal)
@@ -68,7 +70,8 @@ pub fn plan(situation: &Situation, policy: &Policy, ledger: &Ledger, goal: &Goal
     draft.advice.extend(denied.map(|view| Advice::NameUser { guest: view.name().to_owned() }));
     let wanted = Need::of(*goal, ledger.level, &situation.host, policy);
     let mut need = wanted;
-    need.met_by(signed(ledger.ksm.under_way_bytes()));
+    draft.under_way_bytes = ledger.ksm.under_way_bytes();
+    need.met_by(signed(draft.under_way_bytes));
 
     let clones = context.templates(&free, &mut need, &mut draft);
     let domain = context.choose_domain(&all, &free);
@@ -115,14 +118,18 @@ fn finish(
     draft.skipped.sort_by(|a, b| (&a.guest, a.actuator).cmp(&(&b.guest, b.actuator)));
     draft.advice.sort_by_key(ToString::to_string);
     let expected = draft.steps.iter().map(|step| step.expected_bytes);
+    let expected_bytes = expected.fold(0, i64::saturating_add);
+    let open_bytes = signed(draft.later_bytes.saturating_add(draft.under_way_bytes));
+    let returned_bytes = expected_bytes.saturating_add(open_bytes);
     Plan {
         unix_seconds: context.situation.unix_seconds,
         uptime: context.situation.uptime,
         goal: context.goal,
         level: context.ledger.level,
         wanted_bytes: wanted.bytes,
-        expected_bytes: expected.fold(0, i64::saturating_add),
+        expected_bytes,
         later_bytes: draft.later_bytes,
+        missed: Missed::of(wanted.bytes, returned_bytes, &draft.skipped),
         survey_bytes: context.unsurveyed_bytes(),
         domain,
         steps: draft.steps,

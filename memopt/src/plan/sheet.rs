@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::missed::Missed;
 use super::skip_reason::{Advice, SkipReason};
 use crate::ledger::Level;
 use crate::policy::{Actuator, Goal};
@@ -31,6 +32,10 @@ pub struct Plan {
     /// Bytes that later rounds could return if everything goes as expected: balloons inflate in
     /// steps.
     pub later_bytes: u64,
+    /// The part of the wanted bytes that will not come back; absent when all will, or when as much
+    /// as possible is wanted.
+    #[serde(default)]
+    pub missed: Option<Missed>,
     /// Guest memory that a survey would read, without which merging cannot be estimated; 0 if a
     /// survey would add nothing to the estimate.
     #[serde(default)]
@@ -57,6 +62,7 @@ impl Plan {
             wanted_bytes: self.wanted_bytes,
             expected_bytes: step.expected_bytes,
             later_bytes: 0,
+            missed: None,
             survey_bytes: 0,
             domain: None,
             steps: vec![step.clone()],
@@ -124,6 +130,8 @@ pub(super) struct Draft {
     pub(super) skipped: Vec<Skipped>,
     pub(super) advice: Vec<Advice>,
     pub(super) later_bytes: u64,
+    /// Bytes that steps of earlier plans are still expected to return.
+    pub(super) under_way_bytes: u64,
 }
 
 impl Draft {

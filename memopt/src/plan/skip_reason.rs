@@ -44,10 +44,10 @@ pub enum SkipReason {
         /// The kind of memory behind the guest's RAM.
         backing: Backing,
     },
-    /// The guest was in pain recently and has all the memory that it may have.
+    /// The guest was under pressure recently and has all the memory that it may have.
     Spared {
-        /// The sign of the pain.
-        pain: String,
+        /// The sign of the pressure.
+        pressure: String,
         /// Time until the guest is no longer spared.
         left: Duration,
     },
@@ -137,8 +137,8 @@ impl fmt::Display for SkipReason {
             Self::WrongBacking { backing: Backing::HugePool } => "pages of a huge-page pool do not return to the host",
             Self::WrongBacking { backing: Backing::Shared } => "shared memory is never merged",
             Self::WrongBacking { .. } => "its memory belongs to a template or is of unknown kind",
-            Self::Spared { pain, left } => {
-                return write!(f, "spared for {}: {pain}", Span(*left));
+            Self::Spared { pressure, left } => {
+                return write!(f, "spared for {}: {pressure}", Span(*left));
             }
             Self::Booting { left } => {
                 return write!(f, "it has just booted; nothing is taken for {}", Span(*left));

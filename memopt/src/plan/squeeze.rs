@@ -41,7 +41,9 @@ impl Context<'_> {
                 }
                 BalloonDecision::Spare(spare) => queues.spares.push((view, spare)),
                 BalloonDecision::Leave(skip_reason) => {
-                    need.met_by(signed(self.under_way(view, &skip_reason)));
+                    let under_way = self.under_way(view, &skip_reason);
+                    draft.under_way_bytes = draft.under_way_bytes.saturating_add(under_way);
+                    need.met_by(signed(under_way));
                     queues.content.push((view, skip_reason));
                 }
             }

@@ -16,8 +16,8 @@ impl Policy {
     /// Parses `text`, the content of the file that messages call `file_name`.
     ///
     /// Everything is optional: `preset`, `goal`, `actuators`, the tables `[host]`, `[balloon]`,
-    /// `[pain]`, `[merge]`, `[huge]`, `[pools]`, and `[[guest]]`. `[[schedule]]` is ignored here;
-    /// `crate::schedule` reads it.
+    /// `[pressure]`, `[merge]`, `[huge]`, `[pools]`, and `[[guest]]`. `[[schedule]]` is ignored
+    /// here; `crate::schedule` reads it.
     ///
     /// # Errors
     /// If the text is not valid TOML, or has unknown or retired fields, values of the wrong type or
@@ -39,7 +39,11 @@ fn read(mut fields: Fields<'_, '_>) -> Result<Policy, Fault> {
     }
     read_host(fields.section("host")?, &mut policy)?;
     read_balloon(fields.section("balloon")?, &mut policy)?;
-    read_pain(fields.section("pain")?, &mut policy)?;
+    if fields.is_written("pain") {
+        retired::refuse(&fields.section("pain")?, retired::PAIN)?;
+        return Err(fields.fault("pain", "is called `pressure` now"));
+    }
+    read_pressure(fields.section("pressure")?, &mut policy)?;
     read_merge(fields.section("merge")?, &mut policy.merge)?;
     read_huge(fields.section("huge")?, &mut policy.huge)?;
     read_pools(fields.section("pools")?, &mut policy.pools)?;
@@ -74,10 +78,9 @@ fn read_balloon(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault
     it.finish()
 }
 
-fn read_pain(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
-    retired::refuse(&it, retired::PAIN)?;
+fn read_pressure(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
     if let Some(rate) = it.number("major-faults", 0.0..=1e9)? {
-        policy.pain.major_faults_per_s = rate;
+        policy.pressure.major_faults_per_s = rate;
     }
     it.finish()
 }

@@ -10,7 +10,7 @@ use crate::situation::Host;
 use crate::units::{Share, Size, parse_share, parse_size, shortened, signed};
 
 /// How much memory a run should return to the host. The goal bounds only what is *taken*: guests in
-/// pain, and a host short of memory, get what they need whatever the goal says.
+/// pressure, and a host short of memory, get what they need whatever the goal says.
 ///
 /// Written as `free 8GiB`, `keep 15% headroom` or `max density`, in policies, schedules and JSON
 /// alike.

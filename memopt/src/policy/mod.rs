@@ -27,5 +27,5 @@ pub use limits::GuestLimits;
 pub use preset::Preset;
 pub use rule::{DomainRule, GuestRule, NamePattern};
 pub use sections::{
-    BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
+    BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, Policy, PoolPolicy, PressurePolicy,
 };

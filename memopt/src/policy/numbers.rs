@@ -7,7 +7,7 @@ use super::actuator::{Actuator, Actuators};
 use super::goal::Goal;
 use super::preset::Preset;
 use super::sections::{
-    BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, PainPolicy, Policy, PoolPolicy,
+    BalloonPolicy, HostPolicy, HugePolicy, MergePolicy, Policy, PoolPolicy, PressurePolicy,
 };
 use crate::labels::Selector;
 use crate::units::MIB;
@@ -32,7 +32,7 @@ impl Preset {
             actuators: self.actuators(),
             host: self.host(),
             balloon: self.balloon(),
-            pain: self.pain(),
+            pressure: self.pressure(),
             merge: self.merge(),
             huge: HugePolicy {
                 present: self.of([0.95, 0.90, 0.95]),
@@ -78,8 +78,8 @@ impl Preset {
         }
     }
 
-    fn pain(self) -> PainPolicy {
-        PainPolicy {
+    fn pressure(self) -> PressurePolicy {
+        PressurePolicy {
             allocation_stalls_per_s: self.of([0.0, 0.0, 10.0]),
             direct_reclaim_bytes_per_s: self.of([0, 0, MIB]),
             major_faults_per_s: self.of([50.0, 100.0, 200.0]),

@@ -39,7 +39,9 @@ pub(super) const BALLOON: Retired = &[
     ("turns-within", Fixed),
 ];
 
+/// The table that `[pressure]` replaced.
 pub(super) const PAIN: Retired = &[
+    ("major-faults", Key("pressure.major-faults")),
     ("allocation-stalls", Preset),
     ("direct-reclaim", Preset),
     ("swapping", Preset),

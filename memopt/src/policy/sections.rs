@@ -24,8 +24,8 @@ pub struct Policy {
     pub host: HostPolicy,
     /// How balloons move.
     pub balloon: BalloonPolicy,
-    /// What counts as a guest's pain.
-    pub pain: PainPolicy,
+    /// What counts as memory pressure in a guest.
+    pub pressure: PressurePolicy,
     /// What is merged, and how much CPU time that may use.
     pub merge: MergePolicy,
     /// Which chunks become huge pages.
@@ -83,19 +83,19 @@ pub struct BalloonPolicy {
     pub dead_band_min_bytes: u64,
     /// The time constant of the slow average of the demand.
     pub slow: Duration,
-    /// How long nothing is taken from a guest after pain; doubled each time, up to a factor of 8,
-    /// if it is in pain again within an hour.
+    /// How long nothing is taken from a guest after pressure; doubled each time, up to a factor of
+    /// 8, if it is under pressure again within an hour.
     pub cooldown: Duration,
     /// `timeout`: lighter gives up on a balloon that should inflate and has not moved for this
-    /// long. A guest that has sent no statistics for this long counts as in pain, because it may be
-    /// unable to. Three times the 10 s between two inspections.
+    /// long. A guest that has sent no statistics for this long counts as under pressure, because it
+    /// may be unable to. Three times the 10 s between two inspections.
     pub timeout: Duration,
 }
 
-/// `[pain]`: a guest above any of these limits is in pain. An OOM kill always counts, and so does
-/// silence.
+/// `[pressure]`: a guest above any of these limits is under pressure. An OOM kill always counts,
+/// and so does silence.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct PainPolicy {
+pub struct PressurePolicy {
     /// Allocations per second that waited for memory.
     pub allocation_stalls_per_s: f64,
     /// Bytes per second that were reclaimed while an allocation waited.

@@ -27,7 +27,7 @@ step = "2%"
 dead-band-min = "16MiB"
 timeout = "45s"
 
-[pain]
+[pressure]
 major-faults = 300
 
 [merge]
@@ -81,7 +81,7 @@ fn every_field_is_read() {
         timeout: Duration::from_secs(45),
         ..expected.balloon
     };
-    expected.pain.major_faults_per_s = 300.0;
+    expected.pressure.major_faults_per_s = 300.0;
     expected.merge = MergePolicy {
         activity: Activity::DirtyLog,
         cpu: 0.3,
@@ -124,6 +124,10 @@ fn outdated_keys_are_refused_with_their_replacement() {
     }
     refused("[host]\nred-below = \"4%\"", "2: host.red-below", "decided by `preset` now");
     refused("[pain]\nstale-after = \"5m\"", "2: pain.stale-after", "called `balloon.timeout`");
+    refused("[pain]", "1: pain", "called `pressure` now");
+    refused("[pain]\nmajor-fault = 1", "1: pain", "called `pressure` now");
+    let faults = "called `pressure.major-faults` now";
+    refused("[pain]\nmajor-faults = 60", "2: pain.major-faults", faults);
     let several = "[merge]\ncpu = \"10%\"\nflat = \"1%\"\npasses = 4\nsplit-share = \"9%\"";
     refused(
         several,
@@ -200,7 +204,11 @@ fn faults_name_line_and_field() {
     refused("balloon = 1", "1: balloon", "is a table, not a number");
     refused("[host]\namber-below = \"4%\"", "2: host.amber-below", "`4%` is not from 5% to 90%");
     refused("[[guest]]\nmax = \"512\"", "2: guest[0].max", "less than 4 MiB");
-    refused("[pain]\nmajor-faults = \"3\"", "2: pain.major-faults", "is a number from 0 to");
+    refused(
+        "[pressure]\nmajor-faults = \"3\"",
+        "2: pressure.major-faults",
+        "is a number from 0 to",
+    );
     refused(
         "[[guest]]\n\n[[guest]]\nmin = \"2G\"\nmax = \"1G\"",
         "5: guest[1].max",

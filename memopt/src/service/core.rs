@@ -103,8 +103,8 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Handles messages, starts what is due, and relieves guests in pain, until the service is shut
-    /// down. Messages from tasks take precedence over those of clients.
+    /// Handles messages, starts what is due, and relieves guests under pressure, until the service
+    /// is shut down. Messages from tasks take precedence over those of clients.
     pub(super) async fn serve(
         &mut self,
         inbox: &mut Inbox,

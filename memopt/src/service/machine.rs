@@ -125,7 +125,9 @@ impl Host for Machine {
         // The thread of a window that has ended no longer receives.
         let _ = cancel.send(());
         if thread.join().is_err() {
-            tracing::error!("the thread that drives ksmd broke down");
+            tracing::error!(
+                "the thread that drives ksmd panicked, a bug in lighter: report it with the panic's message in this log"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
 //! The shell of memory optimization: one loop that inspects the host, starts runs that are due,
-//! gives guests in pain their memory back, and answers clients.
+//! gives guests under pressure their memory back, and answers clients.
 //!
 //! The loop ([`run`](fn@run)) owns the state: settings, ledger, surveys, history, scheduler
 //! (`core`). It holds no lock, because it takes messages one at a time (`handle`). Whatever takes

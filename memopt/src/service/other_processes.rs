@@ -121,8 +121,12 @@ impl OtherProcesses {
         loop {
             let at = search.now_at.load(Ordering::Relaxed);
             if let Ok(found) = timeout(self.patience, &mut search.answer).await {
-                let broke_down = |_| failed("inspecting the host's processes broke down");
-                let found = found.map_err(broke_down);
+                let panicked = |_| {
+                    failed(
+                        "the thread that inspects the host's processes panicked, a bug in lighter: report it with the log of the node",
+                    )
+                };
+                let found = found.map_err(panicked);
                 return Some(
                     found.and_then(|found| found.map_err(|error| failed(error.to_string()))),
                 );

@@ -90,7 +90,7 @@ impl Records {
     }
 
     /// Records that `plan` gave a guest memory back. This comes after the step, so that a guest in
-    /// pain does not wait for the host's disk.
+    /// pressure does not wait for the host's disk.
     pub(super) fn record_relief(&mut self, plan: &Plan) {
         let run = self.begin(Trigger::Relief, plan);
         self.record_steps(run, &plan.steps);

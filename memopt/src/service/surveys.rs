@@ -176,8 +176,10 @@ impl Handle {
         };
         let mut surveyed: JoinSet<Vec<Known>> = domains.iter().map(survey).collect();
         while let Some(found) = surveyed.join_next().await {
-            let broke_down = |_| ServiceError::Inspect("a survey broke down".to_owned());
-            let found = found.map_err(broke_down)?;
+            let found = found.map_err(|error| {
+                let what = "a survey failed by a bug in lighter; report it";
+                ServiceError::Inspect(format!("{what}: {error}"))
+            })?;
             self.notice(&Event::Surveyed(found.len()));
             waiting -= found.len();
             let taken = self.uptime();

@@ -47,11 +47,11 @@ pub struct Remembered {
     pub boots_seconds: Option<u64>,
 }
 
-/// A guest in pain, now or recently.
+/// A guest under pressure, now or recently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spared {
-    /// The last sign of its pain.
-    pub pain: String,
+    /// The last sign of its pressure.
+    pub pressure: String,
     /// Seconds until memory may be taken from it again.
     pub left_seconds: u64,
 }
@@ -59,9 +59,9 @@ pub struct Spared {
 impl Remembered {
     /// Returns the state that `known` holds at `now`, the host's uptime.
     pub fn of(known: &GuestLedger, now: Duration) -> Self {
-        let spared = known.spared(now).map(|pain| Spared {
-            pain: pain.cause.to_string(),
-            left_seconds: (pain.until - now).as_secs(),
+        let spared = known.spared(now).map(|pressure| Spared {
+            pressure: pressure.cause.to_string(),
+            left_seconds: (pressure.until - now).as_secs(),
         });
         let boots_seconds = known.boots_for(now).map(|left| left.as_secs());
         Self { needs_bytes: known.needs_bytes(), spared, boots_seconds }

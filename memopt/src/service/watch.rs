@@ -1,5 +1,5 @@
-//! The automatic work of the loop: it gives guests in pain their memory back at once, and starts
-//! the runs that `lighter.toml` schedules.
+//! The automatic work of the loop: it gives guests under pressure their memory back at once, and
+//! starts the runs that `lighter.toml` schedules.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::step::{Action, Step};
 const INSPECT_PAUSE: Duration = Duration::from_secs(10);
 
 /// Pause between two inspections of guests whose balloons hold memory. Statistics arrive with the
-/// inspection after the one that requested them, and a guest in pain must get its memory back
-/// within a second.
+/// inspection after the one that requested them, and a guest under pressure must get its memory
+/// back within a second.
 const ALERT_PAUSE: Duration = Duration::from_millis(400);
 
 /// Pause between two checks of the clock and of `lighter.toml`.
@@ -45,7 +45,7 @@ impl Watch {
         self.ticked.map_or_else(Instant::now, |ticked| ticked + pause)
     }
 
-    /// Starts what is due, and relieves guests in pain.
+    /// Starts what is due, and relieves guests under pressure.
     pub(super) async fn tick(&mut self, core: &mut Core<'_>) {
         core.refresh_settings();
         core.elapse();

@@ -1,5 +1,5 @@
-//! Plan, act and verify in a closed loop over hours of virtual time: nothing oscillates, pain is
-//! short, reachable goals are reached.
+//! Plan, act and verify in a closed loop over hours of virtual time: nothing oscillates, pressure
+//! is short, reachable goals are reached.
 
 mod host;
 mod merging;
@@ -93,7 +93,7 @@ fn a_day_of_changing_demand_is_followed_without_oscillation() {
 }
 
 #[test]
-fn pain_is_released_in_the_round_in_which_it_shows() {
+fn pressure_is_released_in_the_round_in_which_it_shows() {
     // After two hours the guest suddenly needs more than it was left.
     let jump = |second: u64| if second < 7200 { GIB } else { 6 * GIB };
     let mut host =
@@ -114,7 +114,7 @@ fn pain_is_released_in_the_round_in_which_it_shows() {
         }
     }
     assert!(released.is_some());
-    assert_eq!(host.guest("a").stalls, 100, "one round of pain");
+    assert_eq!(host.guest("a").stalls, 100, "one round of pressure");
     // Nothing is taken during the whole cooldown.
     assert_eq!(host.guest("a").actual, 8 * GIB);
 }

@@ -292,7 +292,7 @@ async fn a_run_takes_unneeded_memory_and_reports_what_was_returned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_in_pain_gets_its_memory_back_while_another_process_hangs() {
+async fn a_guest_under_pressure_gets_its_memory_back_while_another_process_hangs() {
     let jump = |second: u64| if second < 3600 { GIB } else { 6 * GIB };
     let guests = ["a", "b"].map(|name| SimGuest::new(name, 8 * GIB, jump)).into();
     let bench = Bench::new(64 * GIB, guests, "");
@@ -303,8 +303,8 @@ async fn a_guest_in_pain_gets_its_memory_back_while_another_process_hangs() {
         while bench.world.second() < 3600 {
             sleep(Duration::from_secs(1)).await;
         }
-        // The pain shows in the next simulated round, and the step takes effect in the one after
-        // it.
+        // The pressure shows in the next simulated round, and the step takes effect in the one
+        // after it.
         sleep(Duration::from_secs(21)).await;
         assert_eq!(bench.world.actual("b"), 8 * GIB);
         assert!(bench.world.actual("a") < 3 * GIB, "its process hangs");

@@ -140,8 +140,8 @@ catalogue! {
             "Memory of a guest by what the last survey of its pages found, with what was done since.";
         guest_demand: Gauge<(GuestName,)> = "lighter_density_guest_demand_bytes", Bytes,
             "What a guest is taken to need: it rises at once and falls slowly.";
-        guest_pain: Gauge<(GuestName,)> = "lighter_density_guest_spared", State,
-            "1 while a guest keeps everything, since it showed a want of memory.";
+        guest_spared: Gauge<(GuestName,)> = "lighter_density_guest_spared", State,
+            "1 while a guest keeps everything, since it was under memory pressure.";
         guest_hindered: Gauge<(GuestName, Hindrance)> = "lighter_density_guest_hindered", State,
             "1 for the reason why nothing may be done to a guest now, 0 for the others.";
         guest_benched: Gauge<(GuestName, Actuator)> = "lighter_density_guest_benched", State,

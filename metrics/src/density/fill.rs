@@ -162,7 +162,7 @@ fn guest(families: &DensityScraped, sample: &DensityGuest) {
     if let Some(bytes) = sample.demand_bytes {
         families.guest_demand.set(&(name(),), number(bytes));
     }
-    families.guest_pain.set(&(name(),), flag(sample.is_spared));
+    families.guest_spared.set(&(name(),), flag(sample.is_spared));
     for hindrance in Hindrance::EVERY {
         let holds = seen.hindrance == Some(*hindrance);
         families.guest_hindered.set(&(name(), *hindrance), flag(holds));

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 
-use super::certificate::{CLOCK_GRACE, calendar_time, is_host_name, unix_s};
+use super::certificate::{CLOCK_GRACE, calendar_time, is_host_name, is_shared_address, unix_s};
 use super::files::{
     CA_CERT, CA_KEY, CertError, HOST_CERT, ISSUED, create_dir, is_there, read, read_if_there,
     refuse_existing, replace, replace_public,
@@ -134,8 +134,9 @@ impl Authority {
     /// Issues a certificate for a host with the names `names`: DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`CertError::Name`] for a name of another kind, [`CertError::AuthorityExpired`] if this
-    /// authority has expired, [`CertError::Make`] if the system provides no randomness.
+    /// [`CertError::Name`] or [`CertError::SharedAddress`] for a name that no host can have,
+    /// [`CertError::AuthorityExpired`] if this authority has expired, [`CertError::Make`] if the
+    /// system provides no randomness.
     pub fn issue(&self, names: &[String]) -> Result<Identity, CertError> {
         self.issue_with(names, |_| {})
     }
@@ -217,15 +218,20 @@ fn new_serial() -> SerialNumber {
     SerialNumber::from(bytes.to_vec())
 }
 
-/// Checks that each of `names` is a DNS name or an IP address.
+/// Checks that each of `names` is a DNS name or an IP address that one host can have.
 ///
 /// # Errors
-/// [`CertError::Name`].
+/// [`CertError::Name`] or [`CertError::SharedAddress`].
 pub fn check_names(names: &[String]) -> Result<(), CertError> {
-    match names.iter().find(|name| !is_host_name(name)) {
-        Some(name) => Err(CertError::Name { name: name.escape_debug().to_string() }),
-        None => Ok(()),
-    }
+    names.iter().try_for_each(|name| {
+        if !is_host_name(name) {
+            return Err(CertError::Name { name: name.escape_debug().to_string() });
+        }
+        if is_shared_address(name) {
+            return Err(CertError::SharedAddress { name: name.clone() });
+        }
+        Ok(())
+    })
 }
 
 /// Reads the private key `pem`, the content of the file at `path`.

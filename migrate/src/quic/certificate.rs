@@ -26,6 +26,12 @@ pub enum TlsError {
     /// A file does not exist or cannot be read.
     #[error("{}", unreadable(.0))]
     Read(CertError),
+    /// The host has requested its first certificate, and not installed it yet.
+    #[error(
+        "this host has no certificate yet: sign the request that it made where the authority is (`lighter certs sign`), and \
+         install the result here (`lighter certs install`)"
+    )]
+    Requested,
     /// A file is not PEM, or has no section of the expected kind.
     #[error("{what} is not usable: {cause}")]
     Pem {
@@ -262,6 +268,15 @@ pub(super) fn is_host_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
+/// Returns whether `name` is an address that no host has for itself: unspecified, multicast or
+/// broadcast.
+pub(super) fn is_shared_address(name: &str) -> bool {
+    let Ok(address) = name.parse::<IpAddr>() else { return false };
+    let address = address.to_canonical();
+    let is_broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    address.is_unspecified() || address.is_multicast() || is_broadcast
+}
+
 /// Formats a time in seconds since 1970: `2029-02-22 12:30:00 UTC`.
 pub fn calendar_time(unix_s: i64) -> String {
     match ASN1Time::from_timestamp(unix_s) {
@@ -355,6 +370,17 @@ mod tests {
         }
         for bad in ["bad name", "", "a..b", "host:4950", "https://a", "ä", "fe80::1%eth0", "-a"] {
             assert!(!is_host_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_not_of_one_host_are_told_from_others() {
+        for shared in ["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "ff02::1", "255.255.255.255"]
+        {
+            assert!(is_shared_address(shared), "{shared}");
+        }
+        for own in ["192.0.2.7", "2001:db8::7", "fe80::1", "127.0.0.1", "::1", "host-b"] {
+            assert!(!is_shared_address(own), "{own}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Certificates and authorities of a host, read from PEM, and whether its peers will accept them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -12,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 
 use super::certificate::TlsError;
+use super::files::{CA_CERT, read};
 
 /// Returns ring with AES-128 first: it is the cheapest cipher per byte. The others are kept for
 /// CPUs without AES.
@@ -79,6 +81,15 @@ pub(super) fn private_key(key_pem: &str) -> Result<PrivateKeyDer<'static>, TlsEr
 /// prints it.
 pub(super) fn fingerprints(ca_pem: &str) -> Result<Vec<String>, TlsError> {
     Ok(authorities(ca_pem)?.iter().map(|der| fingerprint(der)).collect())
+}
+
+/// Returns the fingerprints of the authorities that a host with the certificates in `dir` trusts,
+/// as [`Bundle::authorities`](super::bundle::Bundle::authorities) has them.
+///
+/// # Errors
+/// [`TlsError::Read`] or [`TlsError::Pem`].
+pub fn trusted_authorities(dir: &Path) -> Result<Vec<String>, TlsError> {
+    fingerprints(&read(&dir.join(CA_CERT)).map_err(TlsError::Read)?)
 }
 
 fn fingerprint(der: &[u8]) -> String {

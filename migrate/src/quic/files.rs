@@ -92,6 +92,14 @@ pub enum CertError {
         /// The rejected name, as given.
         name: String,
     },
+    /// The name is an address that no host has for itself.
+    #[error(
+        "{name} is not the address of one host: give the names and addresses by which other hosts reach this one"
+    )]
+    SharedAddress {
+        /// The rejected address.
+        name: String,
+    },
     /// The authority's key and certificate do not belong together.
     #[error(
         "{} is not the key of the authority in ca.pem: hosts would reject certificates signed with it",

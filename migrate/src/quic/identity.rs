@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::certificate::{HostCertificate, TlsError};
 use super::chain::{check_chain, check_key};
 use super::files::{
-    CA_CERT, CRL, CertError, HOST_CERT, HOST_KEY, HOST_KEY_NEW, Mode, create_dir,
-    holds_certificate, read, read_if_there, refuse_existing, write_new,
+    CA_CERT, CA_KEY, CRL, CertError, HOST_CERT, HOST_KEY, HOST_KEY_NEW, Mode, create_dir,
+    holds_certificate, is_there, read, read_if_there, refuse_existing, write_new,
 };
 use super::lists::checked;
 
@@ -50,7 +50,10 @@ impl Identity {
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
         // `certs install` may replace the files while they are read; a second attempt finds all of
         // them replaced.
-        Self::read(dir).or_else(|_| Self::read(dir))
+        Self::read(dir).or_else(|_| Self::read(dir)).map_err(|error| match error {
+            TlsError::Read(cause) if cause.is_missing() && is_requested(dir) => TlsError::Requested,
+            error => error,
+        })
     }
 
     fn read(dir: &Path) -> Result<Self, TlsError> {
@@ -117,6 +120,14 @@ impl Identity {
         refuse_existing(&dir.join(HOST_KEY))?;
         Ok(is_missing)
     }
+}
+
+/// Returns whether the host has only a key, for the first certificate that it has requested. Beside
+/// an authority's key, the creation of that authority was interrupted.
+fn is_requested(dir: &Path) -> bool {
+    let [key, cert, authority] =
+        [HOST_KEY, HOST_CERT, CA_KEY].map(|name| is_there(&dir.join(name)));
+    key && !cert && !authority
 }
 
 /// Returns the key in `dir` that belongs to the certificate `cert_pem`.

@@ -48,6 +48,18 @@ impl PendingKey {
         Ok(Self { key, path })
     }
 
+    /// Returns whether a key in `dir` waits for its certificate, which was requested and is not
+    /// installed.
+    #[must_use]
+    pub fn is_waiting(dir: &Path) -> bool {
+        match read_if_there(&dir.join(HOST_CERT)) {
+            Ok(None) => is_there(&dir.join(HOST_KEY)),
+            Ok(Some(cert_pem)) => read(&dir.join(HOST_KEY_NEW))
+                .is_ok_and(|key_pem| check_key(&cert_pem, &key_pem).is_err()),
+            Err(_) => false,
+        }
+    }
+
     /// Returns the path of the key.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -57,7 +69,8 @@ impl PendingKey {
     /// Returns a request for a certificate with these names, in PEM.
     ///
     /// # Errors
-    /// [`CertError::Name`] for a name that no host can have, [`CertError::Make`].
+    /// [`CertError::Name`] or [`CertError::SharedAddress`] for a name that no host can have,
+    /// [`CertError::Make`].
     pub fn request(&self, names: &[String]) -> Result<String, CertError> {
         check_names(names)?;
         let make = |cause| CertError::Make { subject: names.join(", "), cause };
@@ -103,7 +116,9 @@ mod tests {
     fn the_same_key_waits_until_its_certificate_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let names = ["host-b".to_owned(), "192.0.2.7".to_owned()];
+        assert!(!PendingKey::is_waiting(dir.path()));
         let first = PendingKey::open(dir.path()).unwrap();
+        assert!(PendingKey::is_waiting(dir.path()));
         assert_eq!(first.path(), dir.path().join("host.key"));
         let mode = std::fs::metadata(first.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -115,6 +130,8 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the key");
         let refused = first.request(&["bad name".to_owned()]).unwrap_err().to_string();
         assert!(refused.contains("`bad name` is neither"), "{refused}");
+        let refused = first.request(&["0.0.0.0".to_owned()]).unwrap_err().to_string();
+        assert!(refused.contains("0.0.0.0 is not the address of one host"), "{refused}");
     }
 
     #[test]
@@ -122,7 +139,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Authority::create().unwrap().issue(&["a".into()]).unwrap().save(dir.path()).unwrap();
         let in_use = std::fs::read(dir.path().join("host.key")).unwrap();
+        assert!(!PendingKey::is_waiting(dir.path()));
         let pending = PendingKey::open(dir.path()).unwrap();
+        assert!(PendingKey::is_waiting(dir.path()));
         assert_eq!(pending.path(), dir.path().join("host.key.new"));
         assert_eq!(std::fs::read(dir.path().join("host.key")).unwrap(), in_use);
         crate::quic::Tls::load(dir.path()).unwrap();

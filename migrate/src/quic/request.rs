@@ -44,7 +44,7 @@ pub enum RequestError {
     /// The request has more names than a host can have.
     #[error("the request has {0} names; a host can have {NAMES_MAX}")]
     TooManyNames(usize),
-    /// The request asks for a name that is neither a DNS name nor an IP address.
+    /// The request asks for a name that is neither a DNS name nor an address of one host.
     #[error("the request asks for a name that no host can have: {0}")]
     Name(String),
     /// The request asks for rights that a host does not have.
@@ -147,7 +147,9 @@ fn described(name: &GeneralName<'_>) -> String {
         GeneralName::DNSName(name) | GeneralName::URI(name) | GeneralName::RFC822Name(name) => {
             (*name).to_owned()
         }
-        GeneralName::IPAddress(_) => "an IP address of a wrong length".to_owned(),
+        GeneralName::IPAddress(_) => {
+            self::name(name).unwrap_or_else(|| "an IP address of a wrong length".to_owned())
+        }
         _ => "a name of another kind than DNS and IP".to_owned(),
     };
     text.chars().take(100).flat_map(char::escape_debug).collect()
@@ -347,6 +349,17 @@ mod tests {
             it.subject_alt_names = vec![SanType::DnsName("*.example.net".try_into().unwrap())];
         }));
         assert!(wild.contains("no host can have") && wild.contains("*.example.net"), "{wild}");
+    }
+
+    #[test]
+    fn addresses_of_no_single_host_are_refused() {
+        for shared in ["0.0.0.0", "ff02::1"] {
+            let request = made(|it| {
+                it.subject_alt_names.push(SanType::IpAddress(shared.parse().unwrap()));
+            });
+            let error = refusal(&request);
+            assert!(error.contains("no host can have") && error.contains(shared), "{error}");
+        }
     }
 
     #[test]

@@ -40,7 +40,9 @@ pub(super) async fn survey(pid: u32, request: SurveyRequest) -> Result<Surveyed>
     };
     let thread = std::thread::Builder::new().name("survey".to_owned()).spawn(work);
     thread.context("cannot start a thread for it")?;
-    match receiver.await.context("the survey broke down")? {
+    let panicked =
+        "the thread that surveys it panicked, a bug in lighter: report it with the log of the node";
+    match receiver.await.context(panicked)? {
         Ok(found) => {
             let digests = found.digests().clone();
             Ok(Surveyed { digests, findings: Box::new(Here(Arc::new(found))) })

@@ -54,7 +54,8 @@ impl OwnGuests {
         let mut asked: JoinSet<Option<Guest>> = live.into_iter().map(ask).collect();
         let mut guests = Vec::with_capacity(asked.len());
         while let Some(answer) = asked.join_next().await {
-            guests.extend(answer.context("inspecting a guest broke down")?);
+            guests
+                .extend(answer.context("cannot inspect a guest, by a bug in lighter; report it")?);
         }
         Ok(Inspected { guests, names: all, missing: self.withheld.iter().cloned().collect() })
     }

@@ -2,15 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use migrate::quic::{
     Authority, BUNDLE_BYTES_MAX, Bundle, Expiry, HostCertificate, Limit, OtherAuthority,
-    PendingKey, REQUEST_BYTES_MAX, Request, calendar_time,
+    PendingKey, REQUEST_BYTES_MAX, Request, calendar_time, check_names,
 };
 
-use super::own_names;
+use super::host_names;
 use crate::exit::Exit;
 use crate::host_certificate::{
     REPLACE_AUTHORITY, lock_changes, own_authority, renew as renew_here,
@@ -23,14 +24,18 @@ pub(super) fn request(state: &StateDir, names: &[String], out: Option<&Path>) ->
     state.create()?;
     let certs = state.certs();
     let _lock = lock_changes(&certs)?;
-    let names = if names.is_empty() { own_names("request")? } else { names.to_vec() };
+    let names = if names.is_empty() { host_names("request")? } else { names.to_vec() };
     write_request(&certs, &names, out)
 }
 
 fn write_request(certs: &Path, names: &[String], out: Option<&Path>) -> Result<Exit> {
+    let cannot = "cannot make a request for a certificate";
+    // Before there is a key that would wait for a certificate.
+    check_names(names).context(cannot)?;
     let key = PendingKey::open(certs).context("cannot make a key for this host")?;
-    let request = key.request(names).context("cannot make a request for a certificate")?;
+    let request = key.request(names).context(cannot)?;
     write(out, &request)?;
+    note_loopback(names);
     let shown = out.map_or_else(|| "FILE".to_owned(), |path| path.display().to_string());
     output::note(format_args!(
         "Request for {}; its key stays in {}.\n\
@@ -53,6 +58,7 @@ pub(super) fn sign(state: &StateDir, file: &Path, out: Option<&Path>) -> Result<
     let refused = || format!("cannot sign the request {}", shown(file));
     let request = Request::from_pem(&read(file, REQUEST_BYTES_MAX)?).with_context(refused)?;
     output::note(format_args!("Names: {}", request.names().join(", ")));
+    note_loopback(request.names());
     let bundle = authority.sign(&request).with_context(refused)?;
     authority.record(&certs, bundle.cert_pem())?;
     write(out, &bundle.to_pem())?;
@@ -64,6 +70,27 @@ pub(super) fn sign(state: &StateDir, file: &Path, out: Option<&Path>) -> Result<
         name.display()
     ));
     Ok(Exit::Done)
+}
+
+/// Warns of names by which every host means itself: a certificate for them is of use only between
+/// nodes on one host.
+fn note_loopback(names: &[String]) {
+    let own: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| is_loopback(name)).collect();
+    if !own.is_empty() {
+        output::note(format_args!(
+            "lighter: no other host can reach this one by {}: every host means itself by that",
+            own.join(", ")
+        ));
+    }
+}
+
+fn is_loopback(name: &str) -> bool {
+    let domain = name.trim_end_matches('.').to_ascii_lowercase();
+    let address = name.parse::<IpAddr>().map(|address| address.to_canonical());
+    domain == "localhost"
+        || domain.ends_with(".localhost")
+        || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Returns the command that installs a certificate of these authorities alone, without its file.
@@ -317,6 +344,29 @@ mod tests {
         let error = format!("{:#}", sign(&fleet.authority, &fleet.file("none"), None).unwrap_err());
         assert!(error.contains("cannot read"), "{error}");
         assert_eq!(Authority::issued_to(&fleet.authority.certs(), "host-b").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn names_of_every_host_are_told_from_those_of_one() {
+        for own in ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.1.2.3", "::1"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in ["localhost.example.net", "host-b", "192.0.2.7", "2001:db8::7"] {
+            assert!(!is_loopback(other), "{other}");
+        }
+        assert!(!host_names("request").unwrap().contains(&"127.0.0.1".to_owned()));
+    }
+
+    #[test]
+    fn addresses_of_no_single_host_are_not_requested() {
+        let fleet = Fleet::new();
+        let csr = fleet.file("csr");
+        for shared in ["0.0.0.0", "::", "ff02::1"] {
+            let names = ["host-b".to_owned(), shared.to_owned()];
+            let error = format!("{:#}", request(&fleet.host, &names, Some(&csr)).unwrap_err());
+            assert!(error.contains(&format!("{shared} is not the address of one host")), "{error}");
+        }
+        assert!(!csr.exists() && !fleet.host.certs().join("host.key").exists());
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! `lighter certs show`.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Result;
-use migrate::quic::{Authority, Expiry, HostCertificate, Limit, Tls, calendar_time};
+use migrate::quic::{
+    Authority, Expiry, HostCertificate, Limit, PendingKey, Tls, calendar_time, trusted_authorities,
+};
 use serde::Serialize;
 
 use crate::cli::Output;
@@ -26,6 +29,10 @@ struct Shown {
     usable: bool,
     /// Why they cannot be used.
     problem: Option<String>,
+    /// SHA-256 fingerprints of the authorities that this host trusts.
+    authorities_sha256: Vec<String>,
+    /// Whether a key of this host waits for the certificate that was requested for it.
+    request_waits: bool,
     /// The content of the certificate, if it can be read.
     #[serde(flatten)]
     certificate: Option<ShownCertificate>,
@@ -82,23 +89,32 @@ impl ShownCertificate {
     }
 }
 
+impl Shown {
+    /// Reads the certificates in the folder `certs`.
+    fn read(certs: &Path) -> Self {
+        let problem = Tls::load(certs).err().map(|error| error.to_string());
+        let authority = Authority::find(certs);
+        let certificate = HostCertificate::load(certs).ok().map(|found| {
+            // Without a readable ca.pem, which is reported as a problem, the host's own counts.
+            let expiry = Expiry::load(certs).unwrap_or_else(|_| Expiry::of(&found));
+            ShownCertificate::new(found, &expiry, SystemTime::now())
+        });
+        Self {
+            folder: certs.display().to_string(),
+            authority: matches!(authority, Ok(Some(_))),
+            authority_problem: authority.err().map(|error| error.to_string()),
+            usable: problem.is_none(),
+            problem,
+            // Likewise.
+            authorities_sha256: trusted_authorities(certs).unwrap_or_default(),
+            request_waits: PendingKey::is_waiting(certs),
+            certificate,
+        }
+    }
+}
+
 pub(super) fn show(state: &StateDir, output: Output) -> Result<Exit> {
-    let certs = state.certs();
-    let problem = Tls::load(&certs).err().map(|error| error.to_string());
-    let authority = Authority::find(&certs);
-    let certificate = HostCertificate::load(&certs).ok().map(|found| {
-        // Without a readable ca.pem, which is reported as a problem, the host's own counts.
-        let expiry = Expiry::load(&certs).unwrap_or_else(|_| Expiry::of(&found));
-        ShownCertificate::new(found, &expiry, SystemTime::now())
-    });
-    let shown = Shown {
-        folder: certs.display().to_string(),
-        authority: matches!(authority, Ok(Some(_))),
-        authority_problem: authority.err().map(|error| error.to_string()),
-        usable: problem.is_none(),
-        problem,
-        certificate,
-    };
+    let shown = Shown::read(&state.certs());
     match output {
         Output::Json => output::print_json(&shown)?,
         Output::Text => output::print(text(&shown))?,
@@ -113,12 +129,63 @@ fn text(shown: &Shown) -> String {
         None => "not on this host".to_owned(),
     };
     let host = shown.problem.clone().unwrap_or_else(|| "usable".to_owned());
-    let mut lines =
-        vec![("Folder", shown.folder.clone()), ("Authority", authority), ("This host", host)];
+    let mut lines = vec![("Folder", shown.folder.clone()), ("Authority", authority)];
+    lines.extend(shown.authorities_sha256.iter().map(|it| ("Trusts", format!("SHA256 {it}"))));
+    lines.push(("This host", host));
     if let Some(certificate) = &shown.certificate {
         lines.push(("Serial", certificate.serial.clone()));
         lines.push(("Names", certificate.names.join(", ")));
         lines.extend(certificate.validity());
+        if shown.request_waits {
+            let steps =
+                "`lighter certs sign` where the authority is, then `lighter certs install` here";
+            lines.push(("Request", format!("waits for a new certificate: {steps}")));
+        }
     }
     facts(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(certs: &Path) -> (Shown, String) {
+        let shown = Shown::read(certs);
+        let text = text(&shown);
+        (shown, text)
+    }
+
+    #[test]
+    fn the_trusted_authority_is_shown_as_install_takes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create().unwrap();
+        authority.save(dir.path()).unwrap();
+        authority.issue(&["host-a".into()]).unwrap().save(dir.path()).unwrap();
+        let request = PendingKey::open(dir.path()).unwrap();
+        let bundle = request.certified_by(&authority, &["host-a".into()]).unwrap();
+        let (shown, text) = shown(dir.path());
+        assert_eq!(shown.authorities_sha256, bundle.authorities().unwrap());
+        assert!(text.contains(&format!("SHA256 {}", shown.authorities_sha256[0])), "{text}");
+    }
+
+    #[test]
+    fn a_request_that_waits_is_shown_until_its_certificate_is_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (before, text) = shown(dir.path());
+        assert!(!before.request_waits && text.contains("begin with `lighter certs request`"));
+
+        PendingKey::open(dir.path()).unwrap();
+        let (first, text) = shown(dir.path());
+        assert!(first.request_waits && !first.usable, "{text}");
+        assert!(text.contains("certs sign") && !text.contains("certs request"), "{text}");
+
+        std::fs::remove_file(dir.path().join("host.key")).unwrap();
+        let issued = Authority::create().unwrap().issue(&["host-a".into()]).unwrap();
+        issued.save(dir.path()).unwrap();
+        let (usable, text) = shown(dir.path());
+        assert!(usable.usable && !usable.request_waits && !text.contains("certs sign"), "{text}");
+        PendingKey::open(dir.path()).unwrap();
+        let (again, text) = shown(dir.path());
+        assert!(again.usable && again.request_waits && text.contains("certs install"), "{text}");
+    }
 }

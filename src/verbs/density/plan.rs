@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memopt::plan::{Plan, Skipped};
+use memopt::plan::{Missed, Plan, Skipped};
 use memopt::service::Settings;
 use memopt::settings::FILE_BYTES_MAX;
 
@@ -104,6 +104,11 @@ pub(super) fn text(plan: &Plan, screen: Option<usize>) -> String {
         text.push('\n');
         text.push_str(&left_alone(&plan.skipped).render_within(screen, &[]));
     }
+    if let Some(Missed { bytes, reason }) = &plan.missed {
+        let missed = format!("{} of the {wanted} that are wanted ({reason})", format_size(*bytes));
+        text.push('\n');
+        text.push_str(&facts_within(&[("Missed", missed)], screen));
+    }
     text
 }
 
@@ -167,6 +172,7 @@ mod tests {
             wanted_bytes: None,
             expected_bytes: 456 << 20,
             later_bytes: 5 << 30,
+            missed: None,
             survey_bytes: 11 << 30,
             domain: None,
             steps: vec![
@@ -192,6 +198,16 @@ mod tests {
         assert_eq!(rows.len(), 2, "{text}");
         assert!(rows.iter().all(|row| row.contains("build-4 and 8 more")), "{text}");
         assert!(text.contains("web-1   ") && text.contains("merge, huge, zeros"), "{text}");
+    }
+
+    #[test]
+    fn a_goal_out_of_reach_ends_the_plan_with_what_is_missing() {
+        let reason = "12 guests: no driver in the guest serves the balloon".to_owned();
+        let missed = Some(Missed { bytes: 3 << 30, reason });
+        let text = text(&Plan { wanted_bytes: Some(20 << 30), missed, ..plan() }, None);
+        let last = text.lines().last().unwrap();
+        let why = "(12 guests: no driver in the guest serves the balloon)";
+        assert_eq!(last, format!("Missed  3 GiB of the 20 GiB that are wanted {why}"));
     }
 
     #[test]

@@ -138,8 +138,8 @@ fn guests(guests: &[Guest], remembered: &BTreeMap<String, Remembered>) -> Table 
 fn reasons(guest: &Guest, known: Option<&Remembered>) -> impl Iterator<Item = String> + use<> {
     let hindrance = guest.hindrance.map(|by| SkipReason::Hindered { by });
     let spared = known.and_then(|known| known.spared.as_ref());
-    let spared = spared.map(|Spared { pain, left_seconds }| SkipReason::Spared {
-        pain: pain.clone(),
+    let spared = spared.map(|Spared { pressure, left_seconds }| SkipReason::Spared {
+        pressure: pressure.clone(),
         left: Duration::from_secs(*left_seconds),
     });
     let left = known.and_then(|known| known.boots_seconds).map(Duration::from_secs);
@@ -188,11 +188,11 @@ mod tests {
         }
     }
 
-    fn in_pain() -> Remembered {
-        let pain = "2 processes killed for want of memory".to_owned();
+    fn under_pressure() -> Remembered {
+        let pressure = "2 processes killed for want of memory".to_owned();
         Remembered {
             needs_bytes: Some(3 << 20),
-            spared: Some(Spared { pain, left_seconds: 90 }),
+            spared: Some(Spared { pressure, left_seconds: 90 }),
             boots_seconds: None,
         }
     }
@@ -201,7 +201,7 @@ mod tests {
     fn needs_and_the_reasons_why_guests_are_left_alone_are_shown() {
         let paused = Some(Hindrance::Paused);
         let all = vec![guest("db", Vmm::Qemu, paused), guest("web", Vmm::Lighter, paused)];
-        let remembered = BTreeMap::from([("web".to_owned(), in_pain())]);
+        let remembered = BTreeMap::from([("web".to_owned(), under_pressure())]);
         let text = text(&status(all, remembered), None);
 
         let row = |start: &str| {
@@ -251,7 +251,7 @@ mod tests {
         ];
         let booting = Remembered { boots_seconds: Some(72), ..Remembered::default() };
         let remembered = BTreeMap::from([
-            ("billing-1".to_owned(), in_pain()),
+            ("billing-1".to_owned(), under_pressure()),
             ("build-1".to_owned(), booting.clone()),
             ("build-2".to_owned(), booting),
         ]);

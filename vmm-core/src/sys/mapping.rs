@@ -5,7 +5,7 @@ use std::io::{Error, ErrorKind, Result};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
-use super::{PAGE_BYTES, check, host_address};
+use super::{MADV_COLLAPSE, PAGE_BYTES, check, host_address};
 
 /// A part of a region that consists of whole pages.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +114,7 @@ pub(crate) fn advise(part: Part<'_>, advice: Advice) -> Result<()> {
         Advice::SmallPages => libc::MADV_NOHUGEPAGE,
         Advice::Mergeable => libc::MADV_MERGEABLE,
         Advice::Unmergeable => libc::MADV_UNMERGEABLE,
-        Advice::Collapse => libc::MADV_COLLAPSE,
+        Advice::Collapse => MADV_COLLAPSE,
         Advice::Cold => libc::MADV_COLD,
         Advice::Populate => libc::MADV_POPULATE_WRITE,
     };

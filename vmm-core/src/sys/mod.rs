@@ -24,6 +24,9 @@ use vm_memory::{
     GuestRegionMmap, MemoryRegionAddress, Permissions,
 };
 
+/// `MADV_COLLAPSE` of `asm-generic/mman-common.h`, which the libc crate lacks for musl.
+const MADV_COLLAPSE: libc::c_int = 25;
+
 /// Size of a page in bytes.
 pub const PAGE_BYTES: usize = 4096;
 

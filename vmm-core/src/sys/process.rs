@@ -4,6 +4,8 @@ use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::MADV_COLLAPSE;
+
 /// Collapses the memory at `addresses` of `process`, a pidfd, into huge pages (`MADV_COLLAPSE`,
 /// Linux 6.1).
 ///
@@ -14,7 +16,7 @@ pub(crate) fn collapse(process: BorrowedFd<'_>, addresses: &Range<u64>) -> Resul
         iov_base: addresses.start as usize as *mut libc::c_void,
         iov_len: (addresses.end - addresses.start) as usize,
     };
-    let (process, advice) = (process.as_raw_fd(), libc::MADV_COLLAPSE);
+    let (process, advice) = (process.as_raw_fd(), MADV_COLLAPSE);
     // SAFETY: the kernel reads one iovec, whose address belongs to the other process and is not
     // accessed in this one; the other process reads the same content afterwards.
     let done = unsafe {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::ledger::Level;
 use crate::policy::GuestRule;
-use crate::situation::{Backing, Hindrance, Pressure};
+use crate::situation::{Backing, Guest, Hindrance, Pressure};
 
 const MAX: Goal = Goal::MaxDensity;
 
@@ -27,6 +27,21 @@ fn an_idle_guest_shrinks_by_one_step() {
         said.starts_with("a: balloon from 8 GiB to 7.75 GiB (256 MiB): the goal asks"),
         "{said}"
     );
+}
+
+#[test]
+fn a_goal_out_of_reach_is_told_with_what_is_missing_and_why() {
+    let mut driverless = idle_guest("b", 8 * GIB, GIB);
+    balloon(&mut driverless).has_driver = false;
+    let paused = Guest { hindrance: Some(Hindrance::Paused), ..idle_guest("c", 8 * GIB, GIB) };
+    let host = situation(50, vec![idle_guest("a", 8 * GIB, GIB), driverless, paused]);
+    let missed = |goal| settled(&host, &balanced(), goal).0.missed;
+    let all = missed(Goal::Free(20 * GIB)).unwrap();
+    let why = "1 guest: it is paused; 1 guest: no driver in the guest serves the balloon";
+    assert_eq!((all.bytes, all.reason.as_str()), (14 * GIB, why));
+    // Later rounds return the rest of what one step does not.
+    assert_eq!(missed(Goal::Free(5 * GIB)), None);
+    assert_eq!(missed(MAX), None);
 }
 
 #[test]
@@ -154,7 +169,7 @@ fn what_is_too_little_to_move_is_not_the_hosts_fault() {
 }
 
 #[test]
-fn pain_gives_everything_back_in_the_same_round() {
+fn pressure_gives_everything_back_in_the_same_round() {
     let mut guest = idle_guest("a", 8 * GIB, GIB);
     balloon(&mut guest).target_bytes = 4 * GIB;
     balloon(&mut guest).actual_bytes = 4 * GIB;
@@ -171,7 +186,7 @@ fn pain_gives_everything_back_in_the_same_round() {
     for sign in signs {
         let mut ledger = Ledger::default();
         let first = round(&before, &balanced(), &mut ledger, &MAX);
-        assert_ne!(set_to(&first, "a"), Some(8 * GIB), "no pain yet");
+        assert_ne!(set_to(&first, "a"), Some(8 * GIB), "no pressure yet");
         let mut hurt = later(&before, 60);
         sign(said(&mut hurt.guests[0]));
         let plan = round(&hurt, &balanced(), &mut ledger, &MAX);
@@ -271,7 +286,7 @@ fn steps_no_longer_wanted_are_skipped_with_a_reason() {
 }
 
 #[test]
-fn opted_out_guests_are_unchanged_even_in_pain() {
+fn opted_out_guests_are_unchanged_even_under_pressure() {
     let policy = Policy::parse("[[guest]]\nname = \"a\"\noptimize = false", "f").unwrap();
     let mut host = situation(1, vec![idle_guest("a", 8 * GIB, GIB)]);
     balloon(&mut host.guests[0]).target_bytes = GIB;

@@ -221,7 +221,7 @@ proptest! {
     }
 
     #[test]
-    fn pain_is_answered_in_full_in_the_same_round(
+    fn pressure_is_answered_in_full_in_the_same_round(
         samples in some_samples(), preset in 0..3_usize, goal in some_goal(),
     ) {
         let policy = policy(preset);
@@ -231,7 +231,8 @@ proptest! {
             let Some(balloon) = &guest.balloon else { continue };
             let is_movable = limits.optimize && guest.hindrance.is_none() && balloon.has_driver
                 && guest.backing != Backing::HugePool && limits.actuators.contains(&Actuator::Balloon);
-            let hurts = ledger.guests[&guest.name].pain.is_some_and(|pain| pain.at == samples.1.uptime);
+            let pressure = ledger.guests[&guest.name].pressure;
+            let hurts = pressure.is_some_and(|pressure| pressure.at == samples.1.uptime);
             if is_movable && hurts && balloon.target_bytes < limits.max_bytes {
                 prop_assert_eq!(set_to(&plan, &guest.name), Some(limits.max_bytes));
             }
@@ -387,7 +388,7 @@ proptest! {
                 prop_assert!(to + slack >= bound, "{other}: {to} below {bound}");
             }
         }
-        // No guest in pain is refused what it would get without the lie.
+        // No guest under pressure is refused what it would get without the lie.
         for (other, from, to) in balloon_steps(&honest) {
             let is_relief = honest.steps.iter().any(|step| {
                 step.action.guest() == Some(other) && step.reason.starts_with("under memory pressure")

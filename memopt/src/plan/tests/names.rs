@@ -13,7 +13,7 @@ fn impostor(name: &str, of: &Guest) -> Guest {
 }
 
 #[test]
-fn a_guest_in_pain_gets_its_memory_back_even_if_another_claims_its_name() {
+fn a_guest_under_pressure_gets_its_memory_back_even_if_another_claims_its_name() {
     let mut ours = idle_guest("web-1", 8 * GIB, GIB);
     (balloon(&mut ours).target_bytes, balloon(&mut ours).actual_bytes) = (4 * GIB, 4 * GIB);
     let mut host = situation(50, vec![impostor("web-1", &ours), ours]);

@@ -53,8 +53,8 @@ impl Run {
 
     /// Whether an inspection would reveal nothing about these steps: a window shows its effect when
     /// it is over, and other steps, except those of balloons, are given their time. Inspecting all
-    /// guests every second would take a fifth of the CPU time that ksmd uses. Guests in pain still
-    /// get their memory back (`watch`).
+    /// guests every second would take a fifth of the CPU time that ksmd uses. Guests under pressure
+    /// still get their memory back (`watch`).
     fn nothing_shows_yet(&self, pending: &[Pending], drives_ksm: bool) -> bool {
         let now = self.handle.uptime();
         pending.iter().all(|pending| {

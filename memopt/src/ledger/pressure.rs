@@ -5,15 +5,15 @@ use std::{fmt, iter};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::PainPolicy;
+use crate::policy::PressurePolicy;
 use crate::situation::Statistics;
 use crate::units::Span;
 
-/// A guest's pain, and how long the guest is spared because of it.
+/// Memory pressure in a guest, and how long the guest is spared because of it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Pain {
+pub struct GuestPressure {
     /// The sign that was found.
-    pub cause: PainCause,
+    pub cause: PressureSign,
     /// Host uptime when it was last seen.
     pub at: Duration,
     /// Host uptime until which no memory is taken from the guest.
@@ -22,10 +22,10 @@ pub struct Pain {
     pub again: u8,
 }
 
-/// The sign of a guest's pain.
+/// The sign of memory pressure in a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PainCause {
+pub enum PressureSign {
     /// Processes killed because memory ran out.
     OomKill(u64),
     /// Allocations per second that waited for memory.
@@ -40,7 +40,7 @@ pub enum PainCause {
     Silent(Duration),
 }
 
-impl fmt::Display for PainCause {
+impl fmt::Display for PressureSign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: &f64| bytes / f64::from(1 << 20);
         match self {
@@ -103,15 +103,15 @@ impl Counters {
         went_back(newest, statistics)
     }
 
-    /// Records newer statistics and returns the pain that they show. A counter that went back means
-    /// that the guest rebooted: nothing is derived from these statistics, nor from a counter that
-    /// was missing before.
+    /// Records newer statistics and returns the pressure that they show. A counter that went back
+    /// means that the guest rebooted: nothing is derived from these statistics, nor from a counter
+    /// that was missing before.
     pub(super) fn next(
         &mut self,
         statistics: &Statistics,
         at: Duration,
-        policy: &PainPolicy,
-    ) -> Option<PainCause> {
+        policy: &PressurePolicy,
+    ) -> Option<PressureSign> {
         let has_rebooted = self.went_back(statistics);
         let newest = at.max(self.at());
         self.forget_before(at);
@@ -148,13 +148,13 @@ impl Counters {
     }
 }
 
-/// Returns the pain shown by the growth of the counters over `span`.
+/// Returns the pressure shown by the growth of the counters over `span`.
 fn cause(
     before: &Statistics,
     now: &Statistics,
     span: Duration,
-    policy: &PainPolicy,
-) -> Option<PainCause> {
+    policy: &PressurePolicy,
+) -> Option<PressureSign> {
     let seconds = span.max(SPAN).as_secs_f64();
     let grown = |count: fn(&Statistics) -> Option<u64>| {
         let (before, now) = (count(before)?, count(now)?);
@@ -166,17 +166,17 @@ fn cause(
     let reclaim = policy.direct_reclaim_bytes_per_s as f64;
     let swapping = policy.swapping_bytes_per_s as f64;
     grown(|it| it.oom_kills)
-        .map(PainCause::OomKill)
+        .map(PressureSign::OomKill)
         .or_else(|| {
             rate(|it| it.allocation_stalls, policy.allocation_stalls_per_s)
-                .map(PainCause::AllocationStalls)
+                .map(PressureSign::AllocationStalls)
         })
-        .or_else(|| rate(|it| it.direct_reclaim_bytes, reclaim).map(PainCause::DirectReclaim))
+        .or_else(|| rate(|it| it.direct_reclaim_bytes, reclaim).map(PressureSign::DirectReclaim))
         .or_else(|| {
-            rate(|it| it.major_faults, policy.major_faults_per_s).map(PainCause::MajorFaults)
+            rate(|it| it.major_faults, policy.major_faults_per_s).map(PressureSign::MajorFaults)
         })
-        .or_else(|| rate(|it| it.swap_in_bytes, swapping).map(PainCause::Swapping))
-        .or_else(|| rate(|it| it.swap_out_bytes, swapping).map(PainCause::Swapping))
+        .or_else(|| rate(|it| it.swap_in_bytes, swapping).map(PressureSign::Swapping))
+        .or_else(|| rate(|it| it.swap_out_bytes, swapping).map(PressureSign::Swapping))
 }
 
 fn went_back(before: &Statistics, now: &Statistics) -> bool {
