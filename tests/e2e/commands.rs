@@ -116,6 +116,25 @@ fn destroy_ends_a_guest_and_its_process_and_stop_is_another_name_for_it() {
 }
 
 #[test]
+fn destroy_reports_an_end_that_cannot_be_recorded() {
+    let pair = Pair::without_nodes();
+    for is_frozen in [false, true] {
+        let guest = Guest::start(&pair.a, &GuestPlan::default());
+        let place = pair.a.state_dir().join("ended/guests/web-1");
+        std::fs::remove_dir(&place).expect("the place for its end");
+        // Neither its process nor the command can create the folder again.
+        std::fs::write(&place, "").expect("a file");
+        if is_frozen {
+            guest.pid().freeze();
+        }
+        let done = pair.a.run(&["destroy", "web-1"]).ok();
+        assert!(done.stderr.contains("web-1: its end is not recorded"), "{done:?}");
+        guest_is_gone(&[&pair.a], "web-1");
+        std::fs::remove_file(&place).expect("the file");
+    }
+}
+
+#[test]
 fn an_ended_guest_is_listed_with_how_it_ended() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
