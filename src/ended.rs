@@ -105,6 +105,15 @@ impl Ended {
     }
 }
 
+/// The record of how the last guest of a name ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EndRecord {
+    /// The guest's name on this host.
+    pub(crate) name: GuestName,
+    /// What the record says, or what is wrong with it and what to do.
+    pub(crate) end: Result<Ended, String>,
+}
+
 /// The folder of these files.
 #[derive(Debug, Clone)]
 pub(crate) struct EndedGuests {
@@ -292,10 +301,23 @@ impl EndedGuests {
         Ok(last)
     }
 
+    /// Returns the record of how the last guest of this name ended, damaged or not; `None` if there
+    /// is none, or this user may not see it.
+    pub(crate) fn find(&self, name: &GuestName) -> Option<EndRecord> {
+        if !self.is_recorded(name) {
+            return None;
+        }
+        let end = match self.expect(name) {
+            Ok(ended) => Ok(ended?),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        Some(EndRecord { name: name.clone(), end })
+    }
+
     /// Returns all records, by name.
-    pub(crate) fn list(&self) -> Vec<Ended> {
+    pub(crate) fn list(&self) -> Vec<EndRecord> {
         let names: BTreeSet<_> = self.in_places().chain(self.in_earlier_files()).collect();
-        names.iter().filter_map(|name| self.read(name)).collect()
+        names.iter().filter_map(|name| self.find(name)).collect()
     }
 
     fn file(&self, name: &GuestName) -> PathBuf {
@@ -380,6 +402,10 @@ mod tests {
         }
     }
 
+    fn record(ended: Ended) -> EndRecord {
+        EndRecord { name: ended.name.clone(), end: Ok(ended) }
+    }
+
     #[test]
     fn the_last_end_of_a_name_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
@@ -391,7 +417,7 @@ mod tests {
         let crashed = Ended { how: How::Crashed, ..ended("web") };
         guests.write(&crashed).unwrap();
         assert_eq!(guests.read(&web), Some(crashed.clone()));
-        assert_eq!(guests.list(), [crashed]);
+        assert_eq!(guests.list(), [record(crashed)]);
     }
 
     #[test]
@@ -413,14 +439,21 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_huge_files_are_treated_as_absent() {
+    fn damaged_and_huge_files_are_listed_with_their_faults() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         fs::write(folder.path().join("web.json"), "{").unwrap();
         fs::File::create(folder.path().join("big.json")).unwrap().set_len(1 << 40).unwrap();
         nix::unistd::mkfifo(&folder.path().join("pipe.json"), nix::sys::stat::Mode::S_IRWXU)
             .unwrap();
-        assert_eq!(guests.list(), []);
+        let listed = guests.list();
+        let names: Vec<_> = listed.iter().map(|record| record.name.as_str()).collect();
+        assert_eq!(names, ["big", "pipe", "web"]);
+        for EndRecord { name, end } in listed {
+            assert_eq!(guests.read(&name), None);
+            let fault = end.unwrap_err();
+            assert!(fault.contains(&format!("{name}.json is damaged")), "{fault}");
+        }
         for name in ["web", "big", "pipe"] {
             let error = guests.expect(&name.parse().unwrap()).unwrap_err().to_string();
             assert!(error.contains(&format!("{name}.json is damaged")), "{error}");
@@ -439,7 +472,7 @@ mod tests {
         assert_eq!((guests.read(&web), guests.read(&db)), (None, None));
         let error = format!("{:#}", guests.expect(&web).unwrap_err());
         assert!(error.contains("it is about db"), "{error}");
-        assert_eq!(guests.list(), []);
+        assert_eq!(guests.list(), [EndRecord { name: web, end: Err(error) }]);
     }
 
     #[test]
@@ -448,9 +481,9 @@ mod tests {
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         let [web, other]: [GuestName; 2] = ["web", "web.json"].map(|name| name.parse().unwrap());
         durable::write_json(&guests.earlier_file(&web), &ended("web")).unwrap();
-        assert_eq!(guests.list(), [ended("web")]);
+        assert_eq!(guests.list(), [record(ended("web"))]);
         guests.tidy(|_| false);
-        assert_eq!(guests.list(), [ended("web")]);
+        assert_eq!(guests.list(), [record(ended("web"))]);
         assert!(guests.file(&web).exists() && !guests.earlier_file(&web).exists());
         for (earlier_unix_ms, expected_unix_ms) in [(7, 7), (3, 7)] {
             let earlier = Ended { ended_unix_ms: earlier_unix_ms, ..ended("web") };
@@ -466,7 +499,7 @@ mod tests {
         // A guest's name may end in `.json`, as those files do.
         guests.create_place(&other).unwrap();
         guests.write(&ended("web.json")).unwrap();
-        let names: Vec<_> = guests.list().into_iter().map(|ended| ended.name).collect();
+        let names: Vec<_> = guests.list().into_iter().map(|record| record.name).collect();
         assert_eq!(names, [web, other]);
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::spec::GuestSpec;
 use crate::definitions::Definition;
-use crate::ended::Ended;
+use crate::ended::{EndRecord, Ended};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 use crate::table::facts;
@@ -36,17 +36,24 @@ pub(crate) struct OffGuest {
     /// What is wrong with the definition file.
     fault: Option<String>,
     /// How the guest last ended, if that is known.
-    pub(crate) ended: Option<Ended>,
+    ended: Option<Ended>,
+    /// What is wrong with the record of how it last ended.
+    ended_fault: Option<String>,
     /// What is kept of the console's output, or of the process's log.
     log: Option<PathBuf>,
 }
 
 impl OffGuest {
-    /// Combines a definition with how the guest last ended.
-    pub(crate) fn new(definition: Definition, ended: Option<Ended>) -> Self {
+    /// Combines a definition with the record of how the guest last ended.
+    pub(crate) fn new(definition: Definition, record: Option<EndRecord>) -> Self {
         let Definition { name, path, autostart, spec } = definition;
         let fault = spec.as_ref().err().map(|error| format!("{error:#}"));
         let spec = spec.ok();
+        let (ended, ended_fault) = match record.map(|record| record.end) {
+            Some(Ok(ended)) => (Some(ended), None),
+            Some(Err(fault)) => (None, Some(fault)),
+            None => (None, None),
+        };
         Self {
             name,
             state: STATE,
@@ -57,6 +64,7 @@ impl OffGuest {
             definition: path.display().to_string(),
             fault,
             ended,
+            ended_fault,
             log: None,
         }
     }
@@ -64,6 +72,11 @@ impl OffGuest {
     /// Adds the log that is kept of its last process.
     pub(crate) fn with_log(self, state: &StateDir) -> Self {
         Self { log: state.ended().log_of(&self.name), ..self }
+    }
+
+    /// Returns how the guest last ended, or what is wrong with the record of that.
+    pub(crate) fn end(&self) -> Option<Result<&Ended, &String>> {
+        self.ended.as_ref().map(Ok).or(self.ended_fault.as_ref().map(Err))
     }
 
     /// Returns the state for tables.
@@ -74,10 +87,13 @@ impl OffGuest {
     /// Formats all details for users.
     pub(crate) fn text(&self) -> String {
         let mut lines = vec![("Name", self.name.to_string())];
-        let ended = self.ended.as_ref();
-        let ended = ended
-            .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())))
-            .unwrap_or_default();
+        let ended = match self.end() {
+            Some(Ok(ended)) => {
+                format!("; it {} {} ago", ended.reason, format_uptime(ended.age()))
+            }
+            Some(Err(fault)) => format!("; {fault}"),
+            None => String::new(),
+        };
         let fault = self.fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
         lines.push(("State", format!("{}{fault}{ended}", self.state())));
         lines.extend(self.vcpus.map(|count| ("VCPUs", count.to_string())));

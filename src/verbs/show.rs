@@ -25,7 +25,7 @@ use crate::api::types::{
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::definitions::Definition;
-use crate::ended::Ended;
+use crate::ended::{EndRecord, Ended};
 use crate::exit::Exit;
 use crate::host_certificate::note_expiry;
 use crate::output;
@@ -81,13 +81,13 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     if !dir.is_live() {
         // If its process was killed, this records it.
         dir.settle();
-        let ended = state.ended().read(&args.name);
+        let record = state.ended().find(&args.name);
         if let Some(definition) = state.definitions().find(&args.name)? {
-            let guest = OffGuest::new(definition, ended).with_log(state);
+            let guest = OffGuest::new(definition, record).with_log(state);
             return show_off(args, &guest);
         }
-        if let Some(ended) = ended {
-            return show_past(args, &ended, state.ended().log_of(&args.name));
+        if let Some(record) = record {
+            return show_past(args, &record, state.ended().log_of(&args.name));
         }
     }
     let dir = state.live_guest(&args.name)?;
@@ -128,15 +128,19 @@ fn show_off(args: &ShowArgs, guest: &OffGuest) -> Result<Exit> {
 }
 
 /// Shows the record of a guest that has ended.
-fn show_past(args: &ShowArgs, ended: &Ended, log: Option<PathBuf>) -> Result<Exit> {
+fn show_past(args: &ShowArgs, record: &EndRecord, log: Option<PathBuf>) -> Result<Exit> {
     match args.json.output() {
-        Output::Json => output::print_json(&PastGuest::from(ended))?,
+        Output::Json => output::print_json(&PastGuest::from(record))?,
         Output::Text => {
-            let mut lines = vec![
-                ("Name", ended.name.to_string()),
-                ("UUID", ended.uuid.to_string()),
-                ("State", format!("ended {} ago: {}", format_uptime(ended.age()), ended.reason)),
-            ];
+            let mut lines = vec![("Name", record.name.to_string())];
+            match &record.end {
+                Ok(ended) => {
+                    let (ago, reason) = (format_uptime(ended.age()), &ended.reason);
+                    lines.push(("UUID", ended.uuid.to_string()));
+                    lines.push(("State", format!("ended {ago} ago: {reason}")));
+                }
+                Err(fault) => lines.push(("State", format!("ended; {fault}"))),
+            }
             lines.extend(log.map(|log| ("Its log", log.display().to_string())));
             output::print(facts(&lines))?;
         }

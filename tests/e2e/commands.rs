@@ -177,6 +177,35 @@ fn an_ended_guest_is_listed_with_how_it_ended() {
     assert!(!kept.join("lighter.log").exists());
 }
 
+#[test]
+fn a_guest_whose_record_is_damaged_is_listed_with_what_is_wrong() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    pair.a.run(&["destroy", "web-1"]).ok();
+    let record = pair.a.state_dir().join("ended/guests/web-1/ended.json");
+    std::fs::write(&record, "{").expect("a damaged record");
+    let fault = format!("{} is damaged", record.display());
+    for verb in [&["show", "web-1"][..], &["ls", "--all"]] {
+        let text = pair.a.run(verb).ok().stdout;
+        assert!(text.contains("web-1") && text.contains(&fault), "{text}");
+        let json = pair.a.run(&[verb, &["--json"]].concat()).ok().json();
+        let seen = json.get(0).unwrap_or(&json);
+        assert_eq!((&seen["name"], &seen["state"]), (&"web-1".into(), &"ended".into()), "{json:#}");
+        assert!(seen["fault"].as_str().is_some_and(|text| text.contains(&fault)), "{json:#}");
+    }
+
+    let file = pair.folder().join("web-1.toml");
+    std::fs::write(&file, "name = \"web-1\"\nmemory = \"64M\"\n").expect("a definition");
+    pair.a.run(&["define", &file.display().to_string()]).ok();
+    for verb in [&["show", "web-1"][..], &["ls", "--all"], &["start", "web-1"]] {
+        let done = pair.a.run(verb);
+        assert!(done.stdout.contains(&fault) || done.stderr.contains(&fault), "{done:?}");
+    }
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!((&shown["ended"], &shown["fault"]), (&Value::Null, &Value::Null), "{shown:#}");
+    assert!(shown["ended_fault"].is_string(), "{shown:#}");
+}
+
 /// What is told of a guest whose process was killed.
 const DIED: &str = "died (its process was killed, or crashed)";
 
