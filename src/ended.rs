@@ -105,6 +105,18 @@ impl Ended {
     }
 }
 
+/// Returns the command that continues the guest `name`, which was saved, by the `reason` of its
+/// record.
+pub(crate) fn restore_command(name: &GuestName, reason: &str) -> String {
+    let file = reason.strip_prefix(SAVED_TO).filter(|file| is_one_word(file));
+    format!("lighter restore {} --name {name}", file.unwrap_or("FILE"))
+}
+
+/// Whether a shell takes this text, which another process may have written, for one word.
+fn is_one_word(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+,@%".contains(&byte))
+}
+
 /// The record of how the last guest of a name ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EndRecord {
