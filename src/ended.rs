@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::names::GuestName;
+use crate::units::format_uptime;
 
 /// Most files kept of guests that are neither defined here nor saved; beyond that, the oldest are
 /// removed.
@@ -80,7 +81,7 @@ pub(crate) struct Ended {
     /// When its process started on this host, in milliseconds since 1970; 0 if unknown.
     #[serde(default)]
     pub(crate) began_unix_ms: u64,
-    /// When it ended, in milliseconds since 1970.
+    /// When it ended, in milliseconds since 1970; of one that died, when that was found.
     pub(crate) ended_unix_ms: u64,
     /// How it ended.
     pub(crate) how: How,
@@ -98,10 +99,12 @@ impl Ended {
         self.uuid == uuid && self.began_unix_ms == began_unix_ms
     }
 
-    /// Returns how long ago the guest ended.
-    pub(crate) fn age(&self) -> Duration {
+    /// Formats how long ago the guest ended: "3m 01s ago". Of one that died, only the time at which
+    /// that was found is known, such as the host's next boot: "over 3m 01s ago".
+    pub(crate) fn ago(&self) -> String {
         let at = UNIX_EPOCH + Duration::from_millis(self.ended_unix_ms);
-        SystemTime::now().duration_since(at).unwrap_or_default()
+        let age = format_uptime(SystemTime::now().duration_since(at).unwrap_or_default());
+        if self.how == How::Died { format!("over {age} ago") } else { format!("{age} ago") }
     }
 }
 
@@ -430,6 +433,14 @@ mod tests {
         guests.write(&crashed).unwrap();
         assert_eq!(guests.read(&web), Some(crashed.clone()));
         assert_eq!(guests.list(), [record(crashed)]);
+    }
+
+    #[test]
+    fn a_guest_that_died_did_so_before_that_was_found() {
+        let ended_unix_ms = crate::clock::unix_ms().saturating_sub(2 * 86_400_000 + 60_000);
+        for (how, expected) in [(How::Died, "over 2d 0h ago"), (How::Crashed, "2d 0h ago")] {
+            assert_eq!(Ended { how, ended_unix_ms, ..ended("web") }.ago(), expected);
+        }
     }
 
     #[test]

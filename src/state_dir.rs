@@ -31,7 +31,6 @@ use crate::durable;
 use crate::ended::{Ended, EndedGuests, How, restore_command};
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
-use crate::units::format_uptime;
 
 mod claim;
 mod dead;
@@ -326,9 +325,7 @@ impl StateDir {
     fn past_of(&self, name: &GuestName) -> String {
         let end = self.ended().find(name).map(|record| record.end);
         let past = match &end {
-            Some(Ok(ended)) => {
-                format!("; it {} {} ago", ended.reason, format_uptime(ended.age()))
-            }
+            Some(Ok(ended)) => format!("; it {} ({})", ended.reason, ended.ago()),
             Some(Err(fault)) => format!("; {fault}"),
             None => String::new(),
         };

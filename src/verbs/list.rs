@@ -269,7 +269,7 @@ fn past_table(
     let mut table = Table::new(&["NAME", "ENDED", "HOW"]);
     for (name, end) in ends {
         let (ago, how) = match end {
-            Ok(ended) => (format!("{} ago", format_uptime(ended.age())), &ended.reason),
+            Ok(ended) => (ended.ago(), &ended.reason),
             Err(fault) => (none(), fault),
         };
         table.row([name.to_string(), ago, how.clone()]);

@@ -11,7 +11,7 @@ use crate::ended::{EndRecord, Ended};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
 use crate::table::facts;
-use crate::units::{format_size, format_uptime};
+use crate::units::format_size;
 
 /// The state of such a guest in JSON.
 const STATE: &str = "shut-off";
@@ -88,9 +88,7 @@ impl OffGuest {
     pub(crate) fn text(&self) -> String {
         let mut lines = vec![("Name", self.name.to_string())];
         let ended = match self.end() {
-            Some(Ok(ended)) => {
-                format!("; it {} {} ago", ended.reason, format_uptime(ended.age()))
-            }
+            Some(Ok(ended)) => format!("; it {} ({})", ended.reason, ended.ago()),
             Some(Err(fault)) => format!("; {fault}"),
             None => String::new(),
         };

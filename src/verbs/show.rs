@@ -115,7 +115,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
 
 /// Formats the failure after which a guest was started again.
 fn failure_line(failure: &Ended) -> (&'static str, String) {
-    ("Last failure", format!("{} ago: it {}", format_uptime(failure.age()), failure.reason))
+    ("Last failure", format!("{}: it {}", failure.ago(), failure.reason))
 }
 
 /// Shows a guest that is defined and does not run.
@@ -135,9 +135,8 @@ fn show_past(args: &ShowArgs, record: &EndRecord, log: Option<PathBuf>) -> Resul
             let mut lines = vec![("Name", record.name.to_string())];
             match &record.end {
                 Ok(ended) => {
-                    let (ago, reason) = (format_uptime(ended.age()), &ended.reason);
                     lines.push(("UUID", ended.uuid.to_string()));
-                    lines.push(("State", format!("ended {ago} ago: {reason}")));
+                    lines.push(("State", format!("ended {}: {}", ended.ago(), ended.reason)));
                 }
                 Err(fault) => lines.push(("State", format!("ended; {fault}"))),
             }
