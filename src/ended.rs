@@ -39,6 +39,9 @@ const CONSOLE_LOG: &str = "console.log";
 /// Largest kept output that is read, in bytes.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
+/// Most characters that are added to a record's reason.
+const ADDED_CHARACTERS_MAX: usize = 1000;
+
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -194,6 +197,16 @@ impl EndedGuests {
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
         self.remove_logs(&ended.name);
         durable::write_json(&self.file(&ended.name), ended)
+    }
+
+    /// Adds `more` to the reason in the record `ended`; the guest's logs stay.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn add_to_reason(&self, ended: &Ended, more: &str) -> Result<()> {
+        let more: String = more.chars().take(ADDED_CHARACTERS_MAX).collect();
+        let reason = format!("{}; {more}", ended.reason);
+        durable::write_json(&self.file(&ended.name), &Ended { reason, ..ended.clone() })
     }
 
     /// Removes the logs of the last guest of this name, and the record of its failure.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::cli::spec::GuestSpec;
+use crate::cli::spec::{GuestSpec, RestartArg};
 use crate::definitions::Definition;
 use crate::ended::{EndRecord, Ended};
 use crate::names::GuestName;
@@ -31,6 +31,8 @@ pub(crate) struct OffGuest {
     labels: BTreeMap<String, String>,
     /// Whether the guest starts when the host boots.
     autostart: bool,
+    /// What the node does when the guest has failed, if its file says so.
+    restart: Option<RestartArg>,
     /// Path of the definition file.
     definition: String,
     /// What is wrong with the definition file.
@@ -61,6 +63,7 @@ impl OffGuest {
             vcpus: spec.as_ref().and_then(GuestSpec::vcpus),
             labels: spec.as_ref().map(GuestSpec::labels).unwrap_or_default(),
             autostart,
+            restart: spec.as_ref().and_then(|spec| spec.restart),
             definition: path.display().to_string(),
             fault,
             ended,
@@ -100,6 +103,7 @@ impl OffGuest {
         lines.extend(self.log.iter().map(|log| ("Its log", log.display().to_string())));
         lines.push(definition_line(&self.definition));
         lines.push(autostart_line(self.autostart));
+        lines.extend(restart_line(self.restart));
         facts(&lines)
     }
 }
@@ -118,4 +122,10 @@ pub(crate) fn definition_line(path: &str) -> (&'static str, String) {
 /// Formats for users whether a guest starts when the host boots.
 pub(crate) fn autostart_line(autostart: bool) -> (&'static str, String) {
     ("Starts with the host", if autostart { "yes" } else { "no" }.to_owned())
+}
+
+/// Formats for users that the node starts a guest again which has failed, if it does.
+pub(crate) fn restart_line(restart: Option<RestartArg>) -> Option<(&'static str, String)> {
+    let is_wanted = restart == Some(RestartArg::OnFailure);
+    is_wanted.then(|| ("On failure", "the node starts it again".to_owned()))
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use vmm_core::virtio::block::LockReach;
 
 use super::list::{Listed, PastGuest, ask};
-use super::off::{OffGuest, autostart_line, definition_line, labels_line};
+use super::off::{OffGuest, autostart_line, definition_line, labels_line, restart_line};
 use super::progress;
 use super::session::block_on;
 use super::summary::{pauses, seconds};
@@ -24,6 +24,7 @@ use crate::api::types::{
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
+use crate::cli::spec::RestartArg;
 use crate::definitions::Definition;
 use crate::ended::{EndRecord, Ended};
 use crate::exit::Exit;
@@ -44,6 +45,8 @@ struct Shown {
     definition: Option<String>,
     /// Whether the guest starts when the host boots.
     autostart: bool,
+    /// What the node does when the guest has failed, if its definition says so.
+    restart: Option<RestartArg>,
     /// Memory of its process with shared pages divided among the processes that share them (PSS,
     /// and huge pages of the host's pool), in bytes.
     proportional_bytes: Option<u64>,
@@ -62,6 +65,7 @@ impl Shown {
             listed,
             folder: dir.path().display().to_string(),
             autostart: definition.as_ref().is_some_and(|definition| definition.autostart),
+            restart: definition.as_ref().and_then(|it| it.spec.as_ref().ok()?.restart),
             definition: definition.map(|definition| definition.path.display().to_string()),
             proportional_bytes: None,
             migration: None,
@@ -196,6 +200,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
     if let Some(path) = &shown.definition {
         lines.push(definition_line(path));
         lines.push(autostart_line(shown.autostart));
+        lines.extend(restart_line(shown.restart));
     }
     let stall = shown.workload.as_ref().map(longest_stall);
     lines.extend(shown.migration.iter().flat_map(|status| migration_lines(status, stall)));
