@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cli::spec::{GuestSpec, RestartArg};
 use crate::definitions::Definition;
+use crate::departures::LeftDisk;
 use crate::ended::{EndRecord, Ended};
 use crate::names::GuestName;
 use crate::state_dir::StateDir;
@@ -43,6 +44,8 @@ pub(crate) struct OffGuest {
     ended_fault: Option<String>,
     /// What is kept of the console's output, or of the process's log.
     log: Option<PathBuf>,
+    /// The disks with which it has left this host.
+    left_disks: Vec<LeftDisk>,
 }
 
 impl OffGuest {
@@ -69,12 +72,14 @@ impl OffGuest {
             ended,
             ended_fault,
             log: None,
+            left_disks: Vec::new(),
         }
     }
 
-    /// Adds the log that is kept of its last process.
-    pub(crate) fn with_log(self, state: &StateDir) -> Self {
-        Self { log: state.ended().log_of(&self.name), ..self }
+    /// Adds the log that is kept of its last process, and the disks with which it has left.
+    pub(crate) fn with_remains(self, state: &StateDir) -> Self {
+        let left_disks = state.departures().left_by(&self.name);
+        Self { log: state.ended().log_of(&self.name), left_disks, ..self }
     }
 
     /// Returns how the guest last ended, or what is wrong with the record of that.
@@ -104,6 +109,7 @@ impl OffGuest {
         lines.push(definition_line(&self.definition));
         lines.push(autostart_line(self.autostart));
         lines.extend(restart_line(self.restart));
+        lines.extend(self.left_disks.iter().map(left_disk_line));
         facts(&lines)
     }
 }
@@ -128,4 +134,14 @@ pub(crate) fn autostart_line(autostart: bool) -> (&'static str, String) {
 pub(crate) fn restart_line(restart: Option<RestartArg>) -> Option<(&'static str, String)> {
     let is_wanted = restart == Some(RestartArg::OnFailure);
     is_wanted.then(|| ("On failure", "the node starts it again".to_owned()))
+}
+
+/// Formats for users a disk with which a guest has left, and how to use it all the same.
+pub(crate) fn left_disk_line(disk: &LeftDisk) -> (&'static str, String) {
+    let (path, host, record) = (disk.path.display(), &disk.destination, disk.record.display());
+    let text = match disk.is_shared {
+        true => format!("{path}, shared with {host}; if the guest runs nowhere, `rm {record}`"),
+        false => format!("{path}, moved to {host}; to use it here all the same, `rm {record}`"),
+    };
+    ("Left with", text)
 }

@@ -1,6 +1,5 @@
 //! `lighter show`: all details of one guest.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,7 +11,9 @@ use serde::Serialize;
 use vmm_core::virtio::block::LockReach;
 
 use super::list::{Listed, PastGuest, ask};
-use super::off::{OffGuest, autostart_line, definition_line, labels_line, restart_line};
+use super::off::{
+    OffGuest, autostart_line, definition_line, labels_line, left_disk_line, restart_line,
+};
 use super::progress;
 use super::session::block_on;
 use super::summary::{pauses, seconds};
@@ -26,6 +27,7 @@ use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
 use crate::cli::spec::RestartArg;
 use crate::definitions::Definition;
+use crate::departures::LeftDisk;
 use crate::ended::{EndRecord, Ended};
 use crate::exit::Exit;
 use crate::host_certificate::note_expiry;
@@ -56,6 +58,17 @@ struct Shown {
     workload: Option<WorkloadInfo>,
     /// The failure after which the guest was started again.
     last_failure: Option<Ended>,
+    /// The disks with which it has left this host.
+    left_disks: Vec<LeftDisk>,
+}
+
+/// Everything that is shown of a guest that has ended and is not defined.
+#[derive(Debug, Serialize)]
+struct ShownPast<'a> {
+    #[serde(flatten)]
+    guest: PastGuest<'a>,
+    /// The disks with which it has left this host.
+    left_disks: &'a [LeftDisk],
 }
 
 impl Shown {
@@ -71,6 +84,7 @@ impl Shown {
             migration: None,
             workload: None,
             last_failure: None,
+            left_disks: Vec::new(),
         }
     }
 }
@@ -87,11 +101,11 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         dir.settle();
         let record = state.ended().find(&args.name);
         if let Some(definition) = state.definitions().find(&args.name)? {
-            let guest = OffGuest::new(definition, record).with_log(state);
+            let guest = OffGuest::new(definition, record).with_remains(state);
             return show_off(args, &guest);
         }
         if let Some(record) = record {
-            return show_past(args, &record, state.ended().log_of(&args.name));
+            return show_past(args, state, &record);
         }
     }
     let dir = state.live_guest(&args.name)?;
@@ -101,6 +115,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         let client = ApiClient::new(&dir.client_socket());
         let mut shown = Shown::silent(ask(&dir).await?, &dir, definition);
         shown.last_failure = state.ended().last_failure(&args.name);
+        shown.left_disks = state.departures().left_by(&args.name);
         // A guest that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
@@ -132,9 +147,12 @@ fn show_off(args: &ShowArgs, guest: &OffGuest) -> Result<Exit> {
 }
 
 /// Shows the record of a guest that has ended.
-fn show_past(args: &ShowArgs, record: &EndRecord, log: Option<PathBuf>) -> Result<Exit> {
+fn show_past(args: &ShowArgs, state: &StateDir, record: &EndRecord) -> Result<Exit> {
+    let left_disks = state.departures().left_by(&record.name);
     match args.json.output() {
-        Output::Json => output::print_json(&PastGuest::from(record))?,
+        Output::Json => {
+            output::print_json(&ShownPast { guest: record.into(), left_disks: &left_disks })?;
+        }
         Output::Text => {
             let mut lines = vec![("Name", record.name.to_string())];
             match &record.end {
@@ -144,7 +162,9 @@ fn show_past(args: &ShowArgs, record: &EndRecord, log: Option<PathBuf>) -> Resul
                 }
                 Err(fault) => lines.push(("State", format!("ended; {fault}"))),
             }
+            let log = state.ended().log_of(&record.name);
             lines.extend(log.map(|log| ("Its log", log.display().to_string())));
+            lines.extend(left_disks.iter().map(left_disk_line));
             output::print(facts(&lines))?;
         }
     }
@@ -202,6 +222,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
         lines.push(autostart_line(shown.autostart));
         lines.extend(restart_line(shown.restart));
     }
+    lines.extend(shown.left_disks.iter().map(left_disk_line));
     let stall = shown.workload.as_ref().map(longest_stall);
     lines.extend(shown.migration.iter().flat_map(|status| migration_lines(status, stall)));
     lines.extend(shown.workload.iter().flat_map(workload_lines));
