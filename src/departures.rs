@@ -13,8 +13,9 @@
 //! when the guest runs here again. Before another guest starts on such a disk, `shared_disks` asks
 //! the destination; once that has no use for the disk, the other guest's start removes the record.
 //!
-//! No record is removed for its age, or because its disk is missing: a device may be attached again,
-//! and a file system mounted. `lighter show` names the records of a guest, for users to remove.
+//! No record is removed for its age, or because its disk is missing: a device may be attached
+//! again, and a file system mounted. `lighter show` names the records of a guest, for users to
+//! remove.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -281,8 +282,8 @@ impl Departures {
         disks.map(|disk| disk.path).collect()
     }
 
-    /// Returns the disks with which guests called `name` have left, as far as records here keep other
-    /// guests off them. To show only: damaged records are ignored.
+    /// Returns the disks with which guests called `name` have left, as far as records here keep
+    /// other guests off them. To show only: damaged records are ignored.
     pub(crate) fn left_by(&self, name: &GuestName) -> Vec<LeftDisk> {
         let mut noted = self.list().departures;
         noted.retain(|noted| noted.departure.guest == *name && self.counts(&noted.departure));

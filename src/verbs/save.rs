@@ -92,8 +92,8 @@ impl SaveJob {
         Err(error).with_context(|| format!("cannot save {}", self.name))
     }
 
-    /// Lets the guest continue that cannot be saved because of `error`, and then removes the files
-    /// of the save: they are out of date, and another save may need their names. Returns the error
+    /// Resumes the guest, which cannot be saved because of `error`, and then removes the files of
+    /// the save: they are out of date, and another save may need their names. Returns the error
     /// with what becomes of the guest and the files.
     async fn undo(&self, save: SaveId, error: Error) -> Error {
         match self.ask_guest("release", save).await {

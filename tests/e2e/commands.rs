@@ -120,17 +120,16 @@ fn destroy_reports_an_end_that_cannot_be_recorded() {
     let pair = Pair::without_nodes();
     for is_frozen in [false, true] {
         let guest = Guest::start(&pair.a, &GuestPlan::default());
+        // Neither its process nor the command can write a file of this name.
         let place = pair.a.state_dir().join("ended/guests/web-1");
-        std::fs::remove_dir(&place).expect("the place for its end");
-        // Neither its process nor the command can create the folder again.
-        std::fs::write(&place, "").expect("a file");
+        std::fs::create_dir(place.join("ended.json")).expect("a folder");
         if is_frozen {
             guest.pid().freeze();
         }
         let done = pair.a.run(&["destroy", "web-1"]).ok();
         assert!(done.stderr.contains("web-1: its end is not recorded"), "{done:?}");
+        std::fs::remove_dir_all(place).expect("the place for its end");
         guest_is_gone(&[&pair.a], "web-1");
-        std::fs::remove_file(&place).expect("the file");
     }
 }
 
