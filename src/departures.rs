@@ -12,6 +12,10 @@
 //! Shared disks carry no mark. They are recorded in `ID.shared` beside the others, which is removed
 //! when the guest runs here again. Before another guest starts on such a disk, `shared_disks` asks
 //! the destination; once that has no use for the disk, the other guest's start removes the record.
+//!
+//! No record is removed for its age, or because its disk is missing: a device may be attached
+//! again, and a file system mounted. `lighter show` names the records of a guest, for users to
+//! remove.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -75,6 +79,19 @@ pub(crate) struct DepartedDisk {
     pub(crate) path: PathBuf,
     /// What identifies the disk when it is found again.
     pub(crate) identity: DiskIdentity,
+}
+
+/// A disk with which a guest has left, for users.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LeftDisk {
+    /// Path of the disk on this host.
+    pub(crate) path: PathBuf,
+    /// The other host, as the user wrote it.
+    pub(crate) destination: String,
+    /// Whether both hosts share the disk, rather than that it was copied.
+    pub(crate) is_shared: bool,
+    /// The file for which other guests of this host are refused the disk.
+    pub(crate) record: PathBuf,
 }
 
 /// A file that cannot be read, has another format, is about another guest or migration than its
@@ -265,6 +282,21 @@ impl Departures {
         disks.map(|disk| disk.path).collect()
     }
 
+    /// Returns the disks with which guests called `name` have left, as far as records here keep
+    /// other guests off them. To show only: damaged records are ignored.
+    pub(crate) fn left_by(&self, name: &GuestName) -> Vec<LeftDisk> {
+        let mut noted = self.list().departures;
+        noted.retain(|noted| noted.departure.guest == *name && self.counts(&noted.departure));
+        let disks = noted.into_iter().flat_map(|Noted { file, departure }| {
+            let Departure { destination, is_shared, disks, .. } = departure;
+            disks.into_iter().map(move |DepartedDisk { path, .. }| {
+                let (destination, record) = (destination.clone(), file.clone());
+                LeftDisk { path, destination, is_shared, record }
+            })
+        });
+        disks.collect()
+    }
+
     /// Returns the departures with shared disks that count now.
     pub(crate) fn with_shared_disks(&self) -> Vec<Noted> {
         self.counting(self.list().departures, true)
@@ -286,10 +318,14 @@ impl Departures {
 
     /// Returns those of `departures`, of shared or of copied disks, that count now.
     fn counting(&self, mut departures: Vec<Noted>, are_shared: bool) -> Vec<Noted> {
-        departures.retain(|Noted { departure: it, .. }| {
-            it.is_shared == are_shared && (it.is_settled || self.is_past(it))
-        });
+        departures.retain(|noted| noted.departure.is_shared == are_shared);
+        departures.retain(|noted| self.counts(&noted.departure));
         departures
+    }
+
+    /// Whether the guest of `departure` has left, as far as this host knows.
+    fn counts(&self, departure: &Departure) -> bool {
+        departure.is_settled || self.is_past(departure)
     }
 
     /// Whether the migration's record says that the guest belongs to the destination, or cannot be

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::names::GuestName;
+use crate::units::format_uptime;
 
 /// Most files kept of guests that are neither defined here nor saved; beyond that, the oldest are
 /// removed.
@@ -37,6 +38,9 @@ const CONSOLE_LOG: &str = "console.log";
 
 /// Largest kept output that is read, in bytes.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
+
+/// Most characters that are added to a record's reason.
+const ADDED_CHARACTERS_MAX: usize = 1000;
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -80,7 +84,7 @@ pub(crate) struct Ended {
     /// When its process started on this host, in milliseconds since 1970; 0 if unknown.
     #[serde(default)]
     pub(crate) began_unix_ms: u64,
-    /// When it ended, in milliseconds since 1970.
+    /// When it ended, in milliseconds since 1970; of one that died, when that was found.
     pub(crate) ended_unix_ms: u64,
     /// How it ended.
     pub(crate) how: How,
@@ -98,11 +102,34 @@ impl Ended {
         self.uuid == uuid && self.began_unix_ms == began_unix_ms
     }
 
-    /// Returns how long ago the guest ended.
-    pub(crate) fn age(&self) -> Duration {
+    /// Formats how long ago the guest ended: "3m 01s ago". Of one that died, only the time at which
+    /// that was found is known, such as the host's next boot: "over 3m 01s ago".
+    pub(crate) fn ago(&self) -> String {
         let at = UNIX_EPOCH + Duration::from_millis(self.ended_unix_ms);
-        SystemTime::now().duration_since(at).unwrap_or_default()
+        let age = format_uptime(SystemTime::now().duration_since(at).unwrap_or_default());
+        if self.how == How::Died { format!("over {age} ago") } else { format!("{age} ago") }
     }
+}
+
+/// Returns the command that continues the guest `name`, which was saved, by the `reason` of its
+/// record.
+pub(crate) fn restore_command(name: &GuestName, reason: &str) -> String {
+    let file = reason.strip_prefix(SAVED_TO).filter(|file| is_one_word(file));
+    format!("lighter restore {} --name {name}", file.unwrap_or("FILE"))
+}
+
+/// Whether a shell takes this text, which another process may have written, for one word.
+fn is_one_word(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+,@%".contains(&byte))
+}
+
+/// The record of how the last guest of a name ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EndRecord {
+    /// The guest's name on this host.
+    pub(crate) name: GuestName,
+    /// What the record says, or what is wrong with it and what to do.
+    pub(crate) end: Result<Ended, String>,
 }
 
 /// The folder of these files.
@@ -170,6 +197,16 @@ impl EndedGuests {
     pub(crate) fn write(&self, ended: &Ended) -> Result<()> {
         self.remove_logs(&ended.name);
         durable::write_json(&self.file(&ended.name), ended)
+    }
+
+    /// Adds `more` to the reason in the record `ended`; the guest's logs stay.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(crate) fn add_to_reason(&self, ended: &Ended, more: &str) -> Result<()> {
+        let more: String = more.chars().take(ADDED_CHARACTERS_MAX).collect();
+        let reason = format!("{}; {more}", ended.reason);
+        durable::write_json(&self.file(&ended.name), &Ended { reason, ..ended.clone() })
     }
 
     /// Removes the logs of the last guest of this name, and the record of its failure.
@@ -292,10 +329,23 @@ impl EndedGuests {
         Ok(last)
     }
 
+    /// Returns the record of how the last guest of this name ended, damaged or not; `None` if there
+    /// is none, or this user may not see it.
+    pub(crate) fn find(&self, name: &GuestName) -> Option<EndRecord> {
+        if !self.is_recorded(name) {
+            return None;
+        }
+        let end = match self.expect(name) {
+            Ok(ended) => Ok(ended?),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        Some(EndRecord { name: name.clone(), end })
+    }
+
     /// Returns all records, by name.
-    pub(crate) fn list(&self) -> Vec<Ended> {
+    pub(crate) fn list(&self) -> Vec<EndRecord> {
         let names: BTreeSet<_> = self.in_places().chain(self.in_earlier_files()).collect();
-        names.iter().filter_map(|name| self.read(name)).collect()
+        names.iter().filter_map(|name| self.find(name)).collect()
     }
 
     fn file(&self, name: &GuestName) -> PathBuf {
@@ -380,6 +430,10 @@ mod tests {
         }
     }
 
+    fn record(ended: Ended) -> EndRecord {
+        EndRecord { name: ended.name.clone(), end: Ok(ended) }
+    }
+
     #[test]
     fn the_last_end_of_a_name_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
@@ -391,7 +445,15 @@ mod tests {
         let crashed = Ended { how: How::Crashed, ..ended("web") };
         guests.write(&crashed).unwrap();
         assert_eq!(guests.read(&web), Some(crashed.clone()));
-        assert_eq!(guests.list(), [crashed]);
+        assert_eq!(guests.list(), [record(crashed)]);
+    }
+
+    #[test]
+    fn a_guest_that_died_did_so_before_that_was_found() {
+        let ended_unix_ms = crate::clock::unix_ms().saturating_sub(2 * 86_400_000 + 60_000);
+        for (how, expected) in [(How::Died, "over 2d 0h ago"), (How::Crashed, "2d 0h ago")] {
+            assert_eq!(Ended { how, ended_unix_ms, ..ended("web") }.ago(), expected);
+        }
     }
 
     #[test]
@@ -413,14 +475,21 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_huge_files_are_treated_as_absent() {
+    fn damaged_and_huge_files_are_listed_with_their_faults() {
         let folder = tempfile::tempdir().unwrap();
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         fs::write(folder.path().join("web.json"), "{").unwrap();
         fs::File::create(folder.path().join("big.json")).unwrap().set_len(1 << 40).unwrap();
         nix::unistd::mkfifo(&folder.path().join("pipe.json"), nix::sys::stat::Mode::S_IRWXU)
             .unwrap();
-        assert_eq!(guests.list(), []);
+        let listed = guests.list();
+        let names: Vec<_> = listed.iter().map(|record| record.name.as_str()).collect();
+        assert_eq!(names, ["big", "pipe", "web"]);
+        for EndRecord { name, end } in listed {
+            assert_eq!(guests.read(&name), None);
+            let fault = end.unwrap_err();
+            assert!(fault.contains(&format!("{name}.json is damaged")), "{fault}");
+        }
         for name in ["web", "big", "pipe"] {
             let error = guests.expect(&name.parse().unwrap()).unwrap_err().to_string();
             assert!(error.contains(&format!("{name}.json is damaged")), "{error}");
@@ -439,7 +508,7 @@ mod tests {
         assert_eq!((guests.read(&web), guests.read(&db)), (None, None));
         let error = format!("{:#}", guests.expect(&web).unwrap_err());
         assert!(error.contains("it is about db"), "{error}");
-        assert_eq!(guests.list(), []);
+        assert_eq!(guests.list(), [EndRecord { name: web, end: Err(error) }]);
     }
 
     #[test]
@@ -448,9 +517,9 @@ mod tests {
         let guests = EndedGuests::in_folder(folder.path().to_owned());
         let [web, other]: [GuestName; 2] = ["web", "web.json"].map(|name| name.parse().unwrap());
         durable::write_json(&guests.earlier_file(&web), &ended("web")).unwrap();
-        assert_eq!(guests.list(), [ended("web")]);
+        assert_eq!(guests.list(), [record(ended("web"))]);
         guests.tidy(|_| false);
-        assert_eq!(guests.list(), [ended("web")]);
+        assert_eq!(guests.list(), [record(ended("web"))]);
         assert!(guests.file(&web).exists() && !guests.earlier_file(&web).exists());
         for (earlier_unix_ms, expected_unix_ms) in [(7, 7), (3, 7)] {
             let earlier = Ended { ended_unix_ms: earlier_unix_ms, ..ended("web") };
@@ -466,7 +535,7 @@ mod tests {
         // A guest's name may end in `.json`, as those files do.
         guests.create_place(&other).unwrap();
         guests.write(&ended("web.json")).unwrap();
-        let names: Vec<_> = guests.list().into_iter().map(|ended| ended.name).collect();
+        let names: Vec<_> = guests.list().into_iter().map(|record| record.name).collect();
         assert_eq!(names, [web, other]);
     }
 

@@ -28,10 +28,9 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::definitions::Definitions;
 use crate::durable;
-use crate::ended::{Ended, EndedGuests};
+use crate::ended::{Ended, EndedGuests, How, restore_command};
 use crate::file_lock::FileLock;
 use crate::names::GuestName;
-use crate::units::format_uptime;
 
 mod claim;
 mod dead;
@@ -319,17 +318,29 @@ impl StateDir {
         } else {
             format!("live here: {}", others.join(", "))
         };
-        let past = self
-            .ended()
-            .read(name)
-            .map(|ended| format!("; it {} {} ago", ended.reason, format_uptime(ended.age())));
-        let past = past.unwrap_or_default();
-        let way_on = if matches!(self.definitions().find(name), Ok(Some(_))) {
-            format!("; it is defined: `lighter start {name}` starts it")
-        } else {
-            String::new()
+        bail!("no guest {name} in {} ({known}){}", self.root.display(), self.past_of(name))
+    }
+
+    /// Formats how the guest `name` ended, which has no process, and how to run it again.
+    fn past_of(&self, name: &GuestName) -> String {
+        let end = self.ended().find(name).map(|record| record.end);
+        let past = match &end {
+            Some(Ok(ended)) => format!("; it {} ({})", ended.reason, ended.ago()),
+            Some(Err(fault)) => format!("; {fault}"),
+            None => String::new(),
         };
-        bail!("no guest {name} in {} ({known}){past}{way_on}", self.root.display())
+        let way_on = match end {
+            Some(Ok(Ended { how: How::Saved, reason, .. })) => {
+                format!("; `{}` continues it", restore_command(name, &reason))
+            }
+            // It is not started as long as it may be elsewhere.
+            Some(Err(_) | Ok(Ended { how: How::Moved | How::Discarded, .. })) => String::new(),
+            _ if matches!(self.definitions().find(name), Ok(Some(_))) => {
+                format!("; it is defined: `lighter start {name}` starts it")
+            }
+            _ => String::new(),
+        };
+        format!("{past}{way_on}")
     }
 }
 

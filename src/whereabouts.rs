@@ -112,11 +112,10 @@ impl Whereabouts {
             Self::Here => Ok(()),
             Self::Elsewhere(why) => bail!("{name} {why}{other}; if it runs nowhere, {way_out}"),
             Self::Saved(why) => {
-                let file = why.strip_prefix(ended::SAVED_TO).filter(|file| is_one_word(file));
-                let file = file.unwrap_or("FILE");
+                let restore = ended::restore_command(name, &why);
                 bail!(
-                    "{name} {why}{other}: `lighter restore {file} --name {name}` continues it. To boot it instead, {way_out}; the saved \
-                     memory then no longer fits its disks"
+                    "{name} {why}{other}: `{restore}` continues it. To boot it instead, {way_out}; the saved memory then no longer \
+                     fits its disks"
                 )
             }
             Self::Unsettled(why) => bail!(
@@ -125,11 +124,6 @@ impl Whereabouts {
             ),
         }
     }
-}
-
-/// Whether a shell takes this text, which another process may have written, for one word.
-fn is_one_word(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+,@%".contains(&byte))
 }
 
 /// Whether the guest that ended was not the one of the migration `last`, or was started after it.

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use memopt::units::binary_instead;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 use vmm_core::memory::{
     HugePages, MemoryConfig, MemoryError, MergeDomain, NumaPolicy, Prealloc, RamLayout,
@@ -256,7 +256,7 @@ pub(crate) enum BalloonArg {
 }
 
 /// What the node does about a defined guest that has failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum RestartArg {
     /// It stays off.

@@ -159,8 +159,18 @@ fn a_shared_disk_is_known_while_its_guest_is_on_another_host() {
 
     departures.write(&shared).unwrap();
     assert!(files().is_empty(), "it has not left yet");
+    let left = || departures.left_by(&shared.guest);
+    assert_eq!(left(), []);
     settle(&shared, SourceState::Done);
     assert_eq!(files(), [departures.file(&shared)]);
+    let listed = LeftDisk {
+        path: disk.canonicalize().unwrap(),
+        destination: shared.destination.clone(),
+        is_shared: true,
+        record: departures.file(&shared),
+    };
+    assert_eq!(left(), [listed]);
+    assert_eq!(departures.left_by(&"web".parse().unwrap()), []);
     departures.past().expect_here(&shared.guest, &disk).unwrap();
     let other = disk.with_extension("other");
     fs::write(&other, "content").unwrap();

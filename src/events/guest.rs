@@ -42,6 +42,17 @@ pub(super) enum Position {
     Now,
 }
 
+/// What a follower has found when its guest's process has exited.
+#[derive(Debug)]
+pub(super) struct Followed {
+    /// The guest's name.
+    pub(super) name: GuestName,
+    /// The process whose end was reported, if one was.
+    pub(super) reported: Option<GuestIdentity>,
+    /// Guests that died with their processes, as recorded by this follower.
+    pub(super) lost: Vec<(GuestIdentity, Ended)>,
+}
+
 /// Follows one guest.
 #[derive(Debug)]
 pub(super) struct Follower {
@@ -52,6 +63,8 @@ pub(super) struct Follower {
     pauses: Pauses,
     /// Whether the process is known to have had its guest.
     has_been_here: bool,
+    /// Guests whose death this follower has recorded: its own, or a later one of that name.
+    lost: Vec<(GuestIdentity, Ended)>,
 }
 
 impl Follower {
@@ -62,16 +75,26 @@ impl Follower {
         event_sender: mpsc::Sender<Result<Event>>,
     ) -> Self {
         let client = ApiClient::new(&guest.client_socket()).with_patience(PATIENCE);
-        Self { state, guest, client, event_sender, pauses: Pauses::default(), has_been_here: false }
+        Self {
+            state,
+            guest,
+            client,
+            event_sender,
+            pauses: Pauses::default(),
+            has_been_here: false,
+            lost: Vec::new(),
+        }
     }
 
-    /// Follows the guest until its process has exited; returns the guest's name.
+    /// Follows the guest until its process has exited.
     ///
     /// # Errors
     /// If the guest belongs to another user, whom this one may not ask.
-    pub(super) async fn follow(mut self, position: Position) -> Result<GuestName> {
+    pub(super) async fn follow(mut self, position: Position) -> Result<Followed> {
         let name = self.guest.name().clone();
-        let Some(life) = self.find_life().await? else { return Ok(name) };
+        let Some(life) = self.find_life().await? else {
+            return Ok(Followed { name, reported: None, lost: self.lost });
+        };
         self.has_been_here = self.guest.is_marked_here();
         let mut next = match position {
             Position::Begin => Some(0),
@@ -82,7 +105,8 @@ impl Follower {
         let is_gone = timeout(END_PATIENCE, self.wait_until_gone(&life)).await.is_ok();
         // A process without any event has failed to start its guest.
         let has_begun = next != Some(0);
-        if stopped.is_some() || has_begun {
+        let is_reported = stopped.is_some() || has_begun;
+        if is_reported {
             let end = match stopped {
                 Some(end) => end,
                 None => self.end_of(&life, next).await,
@@ -92,7 +116,7 @@ impl Follower {
         if !is_gone {
             self.wait_until_gone(&life).await;
         }
-        Ok(name)
+        Ok(Followed { name, reported: is_reported.then_some(life), lost: self.lost })
     }
 
     /// Waits until the guest's process says which one it is; `None` if it has exited before.
@@ -209,17 +233,23 @@ impl Follower {
     }
 
     /// Returns how the guest of `life` ended, whose process is gone; records it if no process has.
-    async fn record_of(&self, life: &GuestIdentity) -> Option<Ended> {
+    async fn record_of(&mut self, life: &GuestIdentity) -> Option<Ended> {
+        let (ended, guest, lost) = (self.state.ended(), &self.guest, &mut self.lost);
         let find = || {
-            let ended = self.state.ended().read(self.guest.name())?;
+            let ended = ended.read(guest.name())?;
             ended.is_of(life.uuid, life.started_unix_ms).then_some(ended)
         };
+        let has_access = self.state.access() == Access::Full;
         let recorded = async {
             let mut pauses = Pauses::default();
-            while self.state.access() == Access::Full && find().is_none() {
-                let is_live = self.guest.settle() == Settled::Live;
+            while has_access && find().is_none() {
+                match guest.settle() {
+                    Settled::Live => break,
+                    Settled::Lost(process, ended) => lost.push((process, ended)),
+                    Settled::Gone => {}
+                }
                 // Otherwise another process is at it.
-                if is_live || !self.guest.path().exists() {
+                if !guest.path().exists() {
                     break;
                 }
                 pauses.pause().await;
@@ -235,7 +265,7 @@ impl Follower {
     }
 
     /// Makes the final event of a process that did not report its end.
-    async fn end_of(&self, life: &GuestIdentity, number: Option<u64>) -> Event {
+    async fn end_of(&mut self, life: &GuestIdentity, number: Option<u64>) -> Event {
         let ended = self.record_of(life).await;
         // A process that is killed before it has its guest leaves no record, and no guest has
         // failed.

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::folders::NewFolders;
-use self::guest::{Follower, Position};
+use self::guest::{Followed, Follower, Position};
 pub(crate) use self::window::Window;
 use crate::api::events::{Event, What};
 use crate::clock::unix_ms;
@@ -57,9 +57,10 @@ impl Host {
         let mut folders = NewFolders::of(&self.state.guests());
         let (mut followers, mut followed) = (JoinSet::new(), BTreeMap::new());
         let mut guests = self.state.settle_guests()?;
-        let mut position = Position::Now;
+        let (mut position, mut lost) = (Position::Now, Vec::new());
         loop {
-            self.report_lost(guests.lost, |name| followed.contains_key(name)).await;
+            lost.extend(guests.lost);
+            lost = self.report_lost(lost, |name| followed.contains_key(name)).await;
             for guest in guests.live.into_iter().filter(|guest| self.is_meant(guest.name())) {
                 followed.entry(guest.name().clone()).or_insert_with(|| {
                     let follower =
@@ -71,7 +72,12 @@ impl Host {
             tokio::select! {
                 () = folders.wait() => {}
                 Some(ended) = followers.join_next() => match ended {
-                    Ok(name) => drop(followed.remove(&name?)),
+                    Ok(end) => {
+                        let Followed { name, reported, lost: found } = end?;
+                        followed.remove(&name);
+                        lost.extend(found);
+                        lost.retain(|(process, _)| Some(process) != reported.as_ref());
+                    }
                     Err(error) => {
                         tracing::error!(%error, "following a guest failed by a bug in lighter; report it; it is followed again");
                         followed.retain(|_, follower| *follower != error.id());
@@ -85,14 +91,18 @@ impl Host {
         }
     }
 
-    /// Reports those of the guests `lost` that died before they could be followed.
+    /// Reports those of the guests `lost` that died before they could be followed. Returns those
+    /// whose name still has a follower, which may be the one of an earlier process: once it is
+    /// done, it says which end it has reported.
     async fn report_lost(
         &self,
         lost: Vec<(GuestIdentity, Ended)>,
         is_followed: impl Fn(&GuestName) -> bool,
-    ) {
-        for (process, ended) in lost {
-            if self.is_meant(&ended.name) && !is_followed(&ended.name) {
+    ) -> Vec<(GuestIdentity, Ended)> {
+        let (waiting, over): (Vec<_>, Vec<_>) =
+            lost.into_iter().partition(|(_, ended)| is_followed(&ended.name));
+        for (process, ended) in over {
+            if self.is_meant(&ended.name) {
                 let event = Event {
                     time_unix_ms: unix_ms(),
                     guest: ended.name,
@@ -105,6 +115,7 @@ impl Host {
                 let _unheard = self.event_sender.send(Ok(event)).await;
             }
         }
+        waiting
     }
 
     fn is_meant(&self, guest: &GuestName) -> bool {
@@ -180,6 +191,21 @@ mod tests {
         }
     }
 
+    /// Prepares what a process leaves that is killed at once; the function puts all of it in place
+    /// at once.
+    fn prepare_dead(state: &StateDir) -> impl FnOnce() {
+        let guest = state.guest(&NAME.parse().unwrap());
+        let identity =
+            GuestIdentity { name: guest.name().clone(), uuid: UUID, pid: 9, started_unix_ms: 9 };
+        let made = state.root().join("made");
+        std::fs::create_dir(&made).unwrap();
+        let text = serde_json::to_vec(&identity).unwrap();
+        for (file, text) in [("lock", &b""[..]), ("guest.json", &text), ("here", b"this boot")] {
+            std::fs::write(made.join(file), text).unwrap();
+        }
+        move || std::fs::rename(&made, guest.path()).unwrap()
+    }
+
     async fn heard(events: &mut mpsc::Receiver<Result<Event>>) -> What {
         let event = timeout(Duration::from_secs(20), events.recv()).await.expect("an event");
         let event = event.expect("more events").unwrap();
@@ -239,17 +265,22 @@ mod tests {
         let (_folder, state) = StateDir::temporary();
         let mut events = follow(&state, None);
         timeout(Duration::from_millis(200), events.recv()).await.expect_err("nothing is new");
-        let guest = state.guest(&NAME.parse().unwrap());
-        let identity =
-            GuestIdentity { name: guest.name().clone(), uuid: UUID, pid: 7, started_unix_ms: 0 };
-        // All at once, like a process that is killed at once.
-        let made = state.root().join("made");
-        std::fs::create_dir(&made).unwrap();
-        let text = serde_json::to_vec(&identity).unwrap();
-        for (file, text) in [("lock", &b""[..]), ("guest.json", &text), ("here", b"this boot")] {
-            std::fs::write(made.join(file), text).unwrap();
-        }
-        std::fs::rename(&made, guest.path()).unwrap();
+        prepare_dead(&state)();
+        assert_eq!(heard(&mut events).await, stopped("was lost when the host went down"));
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_dies_while_its_predecessor_is_followed_is_reported() {
+        let (_folder, state) = StateDir::temporary();
+        let mut events = follow(&state, None);
+        tokio::task::yield_now().await;
+        let first = Process::start(&state, 7, vec![What::Started]);
+        assert_eq!(heard(&mut events).await, What::Started);
+        let next_dies = prepare_dead(&state);
+        first.server.close().await;
+        drop(first.claim);
+        next_dies();
+        assert_eq!(heard(&mut events).await, stopped("died unexpectedly"));
         assert_eq!(heard(&mut events).await, stopped("was lost when the host went down"));
     }
 

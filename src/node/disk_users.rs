@@ -46,7 +46,8 @@ impl Node {
             let mut users: Vec<DiskUser> =
                 live.iter().filter_map(|guest| live_user(state, guest, disk)).collect();
             let is_off = |name: &GuestName| !live.iter().any(|guest| guest.name == *name);
-            let saved = state.ended().list().into_iter().filter(|it| it.how == How::Saved);
+            let ended = state.ended().list().into_iter().filter_map(|record| record.end.ok());
+            let saved = ended.filter(|it| it.how == How::Saved);
             users
                 .extend(saved.filter(|it| is_off(&it.name)).filter_map(|it| saved_user(&it, disk)));
             let defined = state.definitions().list()?.into_iter().filter(|it| is_off(&it.name));

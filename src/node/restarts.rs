@@ -37,14 +37,10 @@ impl Restarts {
         if !failure.is_to_be_repaired(node.state()) {
             return;
         }
-        let guest = &failure.guest;
-        if !self.permit(guest) {
-            tracing::error!(
-                %guest,
-                "it has failed more than {RESTARTS_MAX} times within {} minutes, and is not started again",
-                WINDOW.as_secs() / 60
-            );
-            return;
+        if !self.permit(&failure.guest) {
+            let minutes = WINDOW.as_secs() / 60;
+            let why = format!("it failed more than {RESTARTS_MAX} times within {minutes} minutes");
+            return failure.give_up(node.state(), &why);
         }
         tokio::spawn(failure.start_again(Arc::clone(node)));
     }
@@ -89,10 +85,24 @@ impl Failure {
                 return tracing::warn!(%guest, "started again after it had failed");
             };
             if begun.elapsed() > WINDOW {
-                return tracing::error!(%guest, "not started again: {error:#}");
+                return self.give_up(node.state(), &format!("{error:#}"));
             }
             tracing::warn!(%guest, "not started again yet: {error:#}");
             pause = PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    /// Logs that the guest is not started again, and adds that to the record of its failure.
+    fn give_up(&self, state: &StateDir, why: &str) {
+        let (guest, ended) = (&self.guest, state.ended());
+        tracing::error!(%guest, "not started again: {why}");
+        let last = ended.read(guest).filter(|last| last.uuid == self.uuid && last.how.is_failure());
+        // A user may have started it meanwhile.
+        if let Some(last) = last.filter(|_| !state.guest(guest).is_live())
+            && let Err(error) =
+                ended.add_to_reason(&last, &format!("the node gave up starting it again: {why}"))
+        {
+            tracing::warn!(%guest, "that is not recorded: {error:#}");
         }
     }
 }
@@ -103,25 +113,53 @@ mod tests {
     use crate::ended::How;
     use crate::state_dir::GuestIdentity;
 
-    #[test]
-    fn only_the_defined_guest_is_started_again_and_only_while_its_failure_is_the_last_word() {
-        let (_folder, state) = StateDir::temporary();
+    /// Defines a guest that is started again.
+    fn scene() -> (tempfile::TempDir, StateDir, Failure) {
+        let (folder, state) = StateDir::temporary();
         let file = state.root().join("guest.toml");
         let uuid = Uuid::from_u128(5);
         let text = format!("name = \"web\"\nuuid = \"{uuid}\"\nrestart = \"on-failure\"\n");
         std::fs::write(&file, text).unwrap();
         let guest = state.definitions().define(&file).unwrap();
-        let failure = |uuid| Failure { guest: guest.clone(), uuid };
-        let identity = GuestIdentity { name: guest.clone(), uuid, pid: 7, started_unix_ms: 1 };
-        let ends = |how| state.guest(&guest).record_end(&identity, how, "ended").unwrap();
-        ends(How::Died);
-        assert!(failure(uuid).is_to_be_repaired(&state));
-        assert!(!failure(Uuid::from_u128(6)).is_to_be_repaired(&state), "another one's name");
-        ends(How::Destroyed);
-        assert!(!failure(uuid).is_to_be_repaired(&state), "a user has ended it");
-        ends(How::Crashed);
-        state.ended().forget(&guest);
-        assert!(!failure(uuid).is_to_be_repaired(&state), "it runs again");
+        (folder, state, Failure { guest, uuid })
+    }
+
+    /// Records that the guest has ended.
+    fn end(state: &StateDir, Failure { guest, uuid }: &Failure, how: How) {
+        let (name, uuid) = (guest.clone(), *uuid);
+        let identity = GuestIdentity { name, uuid, pid: 7, started_unix_ms: 1 };
+        state.guest(guest).record_end(&identity, how, "ended").unwrap();
+    }
+
+    #[test]
+    fn only_the_defined_guest_is_started_again_and_only_while_its_failure_is_the_last_word() {
+        let (_folder, state, failure) = scene();
+        let other = Failure { guest: failure.guest.clone(), uuid: Uuid::from_u128(6) };
+        end(&state, &failure, How::Died);
+        assert!(failure.is_to_be_repaired(&state));
+        assert!(!other.is_to_be_repaired(&state), "another one's name");
+        end(&state, &failure, How::Destroyed);
+        assert!(!failure.is_to_be_repaired(&state), "a user has ended it");
+        end(&state, &failure, How::Crashed);
+        state.ended().forget(&failure.guest);
+        assert!(!failure.is_to_be_repaired(&state), "it runs again");
+    }
+
+    #[test]
+    fn the_record_of_a_failure_says_that_the_node_gave_up() {
+        let (_folder, state, failure) = scene();
+        let reason = || state.ended().read(&failure.guest).unwrap().reason;
+        end(&state, &failure, How::Destroyed);
+        failure.give_up(&state, "it failed");
+        assert_eq!(reason(), "ended", "a user has ended it");
+        end(&state, &failure, How::Died);
+        let claim = state.guest(&failure.guest).claim().unwrap();
+        failure.give_up(&state, "it failed");
+        assert_eq!(reason(), "ended", "a user starts it");
+        drop(claim);
+        failure.give_up(&state, &"x".repeat(1 << 20));
+        let reason = reason();
+        assert!(reason.starts_with("ended; the node gave up starting it again: x"), "{reason}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,6 @@ use uuid::Uuid;
 
 use super::claim::REMOVAL_PAUSE;
 use super::*;
-use crate::ended::{Ended, How};
 
 fn name(text: &str) -> GuestName {
     text.parse().unwrap()
@@ -209,6 +208,32 @@ fn an_unknown_guest_is_refused_with_the_known_names() {
     let _claim = state.guest(&name("web")).claim().unwrap();
     let message = state.live_guest(&name("wbe")).unwrap_err().to_string();
     assert!(message.contains("no guest wbe") && message.contains("live here: web"), "{message}");
+}
+
+#[test]
+fn a_guest_that_has_ended_is_refused_with_what_runs_it_again() {
+    let (_folder, state) = StateDir::temporary();
+    let file = state.root().join("web.toml");
+    fs::write(&file, "name = \"web\"").unwrap();
+    let web = state.definitions().define(&file).unwrap();
+    let (start, restore) = ("`lighter start web`", "`lighter restore /srv/w.lighter --name web`");
+    let identity =
+        GuestIdentity { name: web.clone(), uuid: Uuid::nil(), pid: 7, started_unix_ms: 1 };
+    for (how, reason, advice) in [
+        (How::PoweredOff, "powered off", Some(start)),
+        (How::Saved, "was saved to /srv/w.lighter", Some(restore)),
+        (How::Moved, "moved to host-b", None),
+    ] {
+        state.guest(&web).record_end(&identity, how, reason).unwrap();
+        let message = state.live_guest(&web).unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+        for command in [start, restore] {
+            assert_eq!(message.contains(command), advice == Some(command), "{message}");
+        }
+    }
+    fs::write(state.ended().place(&web).join("ended.json"), "{").unwrap();
+    let message = state.live_guest(&web).unwrap_err().to_string();
+    assert!(message.contains("is damaged") && !message.contains(start), "{message}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::api::client::guest_info;
 use crate::api::types::{GuestInfo, GuestState};
 use crate::cli::Output;
 use crate::cli::guest::ListArgs;
-use crate::ended::Ended;
+use crate::ended::{EndRecord, Ended};
 use crate::exit::Exit;
 use crate::host_certificate::note_expiry;
 use crate::names::GuestName;
@@ -104,13 +104,31 @@ enum Entry<'a> {
 #[derive(Debug, Serialize)]
 pub(crate) struct PastGuest<'a> {
     #[serde(flatten)]
-    ended: &'a Ended,
+    end: End<'a>,
     state: GuestState,
 }
 
-impl<'a> From<&'a Ended> for PastGuest<'a> {
-    fn from(ended: &'a Ended) -> Self {
-        Self { ended, state: GuestState::Ended }
+/// How a guest has ended.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum End<'a> {
+    /// The record says how.
+    Known(&'a Ended),
+    /// The record cannot be read.
+    Unknown {
+        name: &'a GuestName,
+        /// What is wrong with it.
+        fault: &'a str,
+    },
+}
+
+impl<'a> From<&'a EndRecord> for PastGuest<'a> {
+    fn from(record: &'a EndRecord) -> Self {
+        let end = match &record.end {
+            Ok(ended) => End::Known(ended),
+            Err(fault) => End::Unknown { name: &record.name, fault: fault.as_str() },
+        };
+        Self { end, state: GuestState::Ended }
     }
 }
 
@@ -127,15 +145,16 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
         Output::Json => {
             let live = guests.iter().map(Entry::Live);
             let off = off.iter().map(Entry::Off);
-            let past = past.iter().map(|ended| Entry::Past(ended.into()));
+            let past = past.iter().map(|record| Entry::Past(record.into()));
             output::print_json(&live.chain(off).chain(past).collect::<Vec<_>>())?;
         }
         Output::Text => {
-            let ended: Vec<&Ended> =
-                off.iter().filter_map(|guest| guest.ended.as_ref()).chain(&past).collect();
+            let of_off = off.iter().filter_map(|guest| Some((&guest.name, guest.end()?)));
+            let of_past = past.iter().map(|record| (&record.name, record.end.as_ref()));
+            let ends: Vec<_> = of_off.chain(of_past).collect();
             output::print(table(&guests, &off, output::columns()))?;
-            if !ended.is_empty() {
-                output::print(format_args!("\n{}", past_table(ended, output::columns())))?;
+            if !ends.is_empty() {
+                output::print(format_args!("\n{}", past_table(ends, output::columns())))?;
             }
         }
     }
@@ -154,10 +173,10 @@ pub(super) fn note_unused(state: &StateDir) {
 
 /// Returns the guests without a process: those that are defined, and of the others those with a
 /// record of how they ended.
-fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ended>)> {
+fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<EndRecord>)> {
     let is_off = |name: &GuestName| live.iter().all(|guest| guest.name() != name);
     let mut past = state.ended().list();
-    past.retain(|ended| is_off(&ended.name));
+    past.retain(|record| is_off(&record.name));
     let defined = match state.definitions().list() {
         Err(error) if state.access() == Access::ReadOnly => {
             output::note(format_args!("guests that are off are left out: {error:#}"));
@@ -166,8 +185,8 @@ fn resting(state: &StateDir, live: &[Listed]) -> Result<(Vec<OffGuest>, Vec<Ende
         listed => listed?,
     };
     let off = defined.into_iter().filter(|it| is_off(&it.name)).map(|definition| {
-        let ended = past.iter().position(|ended| ended.name == definition.name);
-        OffGuest::new(definition, ended.map(|index| past.remove(index)))
+        let record = past.iter().position(|record| record.name == definition.name);
+        OffGuest::new(definition, record.map(|index| past.remove(index)))
     });
     Ok((off.collect(), past))
 }
@@ -241,12 +260,19 @@ fn none() -> String {
     "-".to_owned()
 }
 
-fn past_table(mut past: Vec<&Ended>, screen: Option<usize>) -> String {
-    past.sort_by(|a, b| a.name.cmp(&b.name));
+/// Formats how guests ended, or what is wrong with the records of that.
+fn past_table(
+    mut ends: Vec<(&GuestName, Result<&Ended, &String>)>,
+    screen: Option<usize>,
+) -> String {
+    ends.sort_by_key(|(name, _)| *name);
     let mut table = Table::new(&["NAME", "ENDED", "HOW"]);
-    for ended in past {
-        let ago = format!("{} ago", format_uptime(ended.age()));
-        table.row([ended.name.to_string(), ago, ended.reason.clone()]);
+    for (name, end) in ends {
+        let (ago, how) = match end {
+            Ok(ended) => (ended.ago(), &ended.reason),
+            Err(fault) => (none(), fault),
+        };
+        table.row([name.to_string(), ago, how.clone()]);
     }
     table.render_within(screen, &[])
 }
@@ -348,7 +374,8 @@ mod tests {
             console_bytes: 0,
         };
         let screen = Some(golden::COLUMNS);
-        let text = format!("{}\n{}", table(&guests, &[], screen), past_table(vec![&ended], screen));
+        let past = past_table(vec![(&ended.name, Ok(&ended))], screen);
+        let text = format!("{}\n{past}", table(&guests, &[], screen));
         golden::matches("ls.txt", &text);
     }
 }

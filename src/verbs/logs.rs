@@ -24,7 +24,6 @@ use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output::{self, GuestOutput};
 use crate::state_dir::{GuestDir, StateDir};
-use crate::units::format_uptime;
 
 /// Pause between two checks whether a log has grown.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -78,19 +77,19 @@ impl Which {
     /// Returns why there is no such log of a guest that has ended.
     fn missing(self, ended: &Ended) -> String {
         let Ended { name, how, reason, .. } = ended;
-        let ago = format_uptime(ended.age());
+        let ago = ended.ago();
         match (how, self) {
             (How::Died, Self::Console) => {
                 format!(
-                    "{name} {reason} {ago} ago, and left no console output; `lighter logs --process {name}` may say more"
+                    "{name} {reason} ({ago}), and left no console output; `lighter logs --process {name}` may say more"
                 )
             }
-            (_, Self::Console) => format!("{name} {reason} {ago} ago, and left no console output"),
+            (_, Self::Console) => format!("{name} {reason} ({ago}), and left no console output"),
             (How::Died, Self::Process) => {
-                format!("{name} {reason} {ago} ago, and its process left no log")
+                format!("{name} {reason} ({ago}), and its process left no log")
             }
             (_, Self::Process) => format!(
-                "{name} {reason} {ago} ago: logs of processes are kept only if the process died"
+                "{name} {reason} ({ago}): logs of processes are kept only if the process died"
             ),
         }
     }

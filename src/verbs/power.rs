@@ -12,7 +12,7 @@ use crate::ended::How;
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
-use crate::state_dir::{GuestDir, ProcessHandle, StateDir};
+use crate::state_dir::{GuestDir, GuestIdentity, ProcessHandle, Settled, StateDir};
 use crate::units::format_duration;
 
 /// How long a guest's process may take to accept the request to exit.
@@ -68,7 +68,12 @@ fn end(state: &StateDir, name: &GuestName) -> Result<()> {
     block_on(async {
         let known = process.as_ref().ok();
         let fault = match ask_to_end(&client, &guest).await {
-            Ok(()) if is_gone_within(&guest, known, END_PATIENCE).await => return Ok(()),
+            Ok(()) if is_gone_within(&guest, known, END_PATIENCE).await => {
+                if let Ok(life) = &identity {
+                    expect_record(state, &guest, life);
+                }
+                return Ok(());
+            }
             Ok(()) => {
                 format!("its process is still there {END_PATIENCE:?} after the request to end")
             }
@@ -80,7 +85,9 @@ fn end(state: &StateDir, name: &GuestName) -> Result<()> {
         // Recorded before the process is killed, so that its death is not taken for a failure.
         if let Ok(identity) = &identity {
             let reason = "was ended on request; its process did not end, and was killed";
-            guest.record_end(identity, How::Destroyed, reason)?;
+            if let Err(error) = guest.record_end(identity, How::Destroyed, reason) {
+                output::note(format_args!("{name}: its end is not recorded: {error:#}"));
+            }
         }
         if let Err(error) = process.kill() {
             state.ended().forget(name);
@@ -93,6 +100,20 @@ fn end(state: &StateDir, name: &GuestName) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Warns if no process has recorded how the guest of the process `life` ended, which is gone.
+fn expect_record(state: &StateDir, guest: &GuestDir, life: &GuestIdentity) {
+    // Otherwise a later guest has the name, whose start has removed the record.
+    let is_gone = guest.settle() != Settled::Live;
+    let ended = state.ended().read(guest.name());
+    if is_gone && !ended.is_some_and(|ended| ended.is_of(life.uuid, life.started_unix_ms)) {
+        let (name, place) = (guest.name(), state.ended().place(guest.name()));
+        output::note(format_args!(
+            "{name}: its end is not recorded: its process could not write in {}; check that its disk is not full",
+            place.display()
+        ));
+    }
 }
 
 /// Asks a guest's process to exit, and retries while it does not answer. A process that is gone has

@@ -3,17 +3,18 @@
 
 mod disks;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use vmm_core::snapshot::PartialFile;
 
 use self::disks::Copies;
 use super::session::{END_PATIENCE, block_on, is_gone_within};
 use crate::api::saving::{SaveFormat, SaveId, SaveRequest, Saved};
-use crate::api::types::StateAnswer;
+use crate::api::types::{GuestState, StateAnswer};
 use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{SaveArgs, TemplateArgs};
 use crate::exit::Exit;
@@ -58,8 +59,10 @@ struct SaveJob {
     guest: GuestDir,
     client: ApiClient,
     file: PathBuf,
-    /// The save for which the guest is paused, once it is.
+    /// The save for which the guest is paused, once it is and until it is told to end.
     standing: Cell<Option<SaveId>>,
+    /// Files of that save that are complete and have their names.
+    files: RefCell<Vec<PathBuf>>,
 }
 
 impl SaveJob {
@@ -68,7 +71,8 @@ impl SaveJob {
         let client = ApiClient::new(&guest.socket()).with_patience(PATIENCE);
         let file =
             std::path::absolute(file).with_context(|| format!("cannot find {}", file.display()))?;
-        Ok(Self { name: name.clone(), guest, client, file, standing: Cell::default() })
+        let (standing, files) = (Cell::default(), RefCell::default());
+        Ok(Self { name: name.clone(), guest, client, file, standing, files })
     }
 
     /// Runs `work`, unless a signal interrupts it: then the guest is resumed.
@@ -80,10 +84,38 @@ impl SaveJob {
         };
         // While the file is still being written, the guest's process resumes the guest on its own,
         // since no client waits for its answer any more.
-        if let Some(save) = self.standing.get() {
-            self.ask_guest("release", save).await?;
+        let error = anyhow!("interrupted by {signal}");
+        let error = match self.standing.get() {
+            Some(save) => self.undo(save, error).await,
+            None => error.context(self.left()),
+        };
+        Err(error).with_context(|| format!("cannot save {}", self.name))
+    }
+
+    /// Resumes the guest, which cannot be saved because of `error`, and then removes the files of
+    /// the save: they are out of date, and another save may need their names. Returns the error
+    /// with what becomes of the guest and the files.
+    async fn undo(&self, save: SaveId, error: Error) -> Error {
+        match self.ask_guest("release", save).await {
+            Ok(StateAnswer { state }) => {
+                // Otherwise it is about to end, and the files may be all that is left of it.
+                if matches!(state, GuestState::Running | GuestState::Paused) {
+                    self.files.borrow_mut().retain(|file| fs::remove_file(file).is_err());
+                }
+                error.context(format!("{} is {}; {}", self.name, state.as_str(), self.left()))
+            }
+            Err(silence) => silence.context(format!("{error:#}")).context(self.left()),
         }
-        bail!("{}: not saved, on {signal}", self.name)
+    }
+
+    /// Says which files the save leaves.
+    fn left(&self) -> String {
+        let files = self.files.borrow();
+        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        match files.join(", ") {
+            none if none.is_empty() => "no file is left".to_owned(),
+            files => format!("left, and perhaps out of date: {files}"),
+        }
     }
 
     async fn ask_guest(&self, what: &str, save: SaveId) -> Result<StateAnswer> {
@@ -99,7 +131,9 @@ impl SaveJob {
 
     fn publish(&self, file: PartialFile) -> Result<()> {
         file.publish(|| Ok(()))
-            .with_context(|| format!("cannot save the guest to {}", self.file.display()))
+            .with_context(|| format!("cannot save the guest to {}", self.file.display()))?;
+        self.files.borrow_mut().push(self.file.clone());
+        Ok(())
     }
 
     async fn fill(&self, file: &PartialFile, request: &SaveRequest) -> Result<Saved> {
@@ -131,37 +165,38 @@ impl SaveJob {
         self.standing.set(Some(save));
         let published = async {
             copies.fill(|| self.ask_guest("hold", save)).await?;
+            copies.publish(|copy| self.files.borrow_mut().push(copy.to_owned()))?;
             self.publish(partial)
         };
         if let Err(error) = published.await {
-            self.ask_guest("release", save).await.with_context(|| format!("{error:#}"))?;
-            return Err(error);
+            return Err(self.undo(save, error).await);
         }
         if goes_on {
-            self.ask_guest("release", save).await?;
+            self.ask_guest("release", save).await.with_context(|| self.left())?;
             let stood = u64::try_from(began.elapsed().as_millis()).ok();
             return self.print(&saved, stood);
         }
-        self.end(save).await.with_context(|| {
-            format!("{} is complete, and may be out of date", self.file.display())
-        })?;
+        self.end(save).await?;
         self.print(&saved, None)
     }
 
     /// Ends a guest whose file is complete.
     async fn end(&self, save: SaveId) -> Result<()> {
         let process = ProcessHandle::of(&self.guest).ok();
-        let answer = self.ask_guest("finish", save).await;
-        if let Err(error) = &answer
-            && matches!(error.downcast_ref(), Some(AskError::Refused(_)))
-        {
-            self.ask_guest("release", save).await.with_context(|| format!("{error:#}"))?;
-        } else if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
-            // Whatever the answer was.
+        // From now on, an interruption neither resumes the guest nor removes its file.
+        self.standing.set(None);
+        let answer = match self.ask_guest("finish", save).await {
+            Err(error) if matches!(error.downcast_ref(), Some(AskError::Refused(_))) => {
+                return Err(self.undo(save, error).await);
+            }
+            answer => answer,
+        };
+        // Whatever the answer was.
+        if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
             return Ok(());
         }
-        answer?;
-        bail!("the guest's process does not end")
+        answer.with_context(|| self.left())?;
+        bail!("the guest's process does not end; {}", self.left())
     }
 
     /// Prints the result for a guest that was paused for some time, or has ended.

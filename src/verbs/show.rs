@@ -1,6 +1,5 @@
 //! `lighter show`: all details of one guest.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,7 +11,9 @@ use serde::Serialize;
 use vmm_core::virtio::block::LockReach;
 
 use super::list::{Listed, PastGuest, ask};
-use super::off::{OffGuest, autostart_line, definition_line, labels_line};
+use super::off::{
+    OffGuest, autostart_line, definition_line, labels_line, left_disk_line, restart_line,
+};
 use super::progress;
 use super::session::block_on;
 use super::summary::{pauses, seconds};
@@ -24,8 +25,10 @@ use crate::api::types::{
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
+use crate::cli::spec::RestartArg;
 use crate::definitions::Definition;
-use crate::ended::Ended;
+use crate::departures::LeftDisk;
+use crate::ended::{EndRecord, Ended};
 use crate::exit::Exit;
 use crate::host_certificate::note_expiry;
 use crate::output;
@@ -44,6 +47,8 @@ struct Shown {
     definition: Option<String>,
     /// Whether the guest starts when the host boots.
     autostart: bool,
+    /// What the node does when the guest has failed, if its definition says so.
+    restart: Option<RestartArg>,
     /// Memory of its process with shared pages divided among the processes that share them (PSS,
     /// and huge pages of the host's pool), in bytes.
     proportional_bytes: Option<u64>,
@@ -53,6 +58,17 @@ struct Shown {
     workload: Option<WorkloadInfo>,
     /// The failure after which the guest was started again.
     last_failure: Option<Ended>,
+    /// The disks with which it has left this host.
+    left_disks: Vec<LeftDisk>,
+}
+
+/// Everything that is shown of a guest that has ended and is not defined.
+#[derive(Debug, Serialize)]
+struct ShownPast<'a> {
+    #[serde(flatten)]
+    guest: PastGuest<'a>,
+    /// The disks with which it has left this host.
+    left_disks: &'a [LeftDisk],
 }
 
 impl Shown {
@@ -62,11 +78,13 @@ impl Shown {
             listed,
             folder: dir.path().display().to_string(),
             autostart: definition.as_ref().is_some_and(|definition| definition.autostart),
+            restart: definition.as_ref().and_then(|it| it.spec.as_ref().ok()?.restart),
             definition: definition.map(|definition| definition.path.display().to_string()),
             proportional_bytes: None,
             migration: None,
             workload: None,
             last_failure: None,
+            left_disks: Vec::new(),
         }
     }
 }
@@ -81,13 +99,13 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
     if !dir.is_live() {
         // If its process was killed, this records it.
         dir.settle();
-        let ended = state.ended().read(&args.name);
+        let record = state.ended().find(&args.name);
         if let Some(definition) = state.definitions().find(&args.name)? {
-            let guest = OffGuest::new(definition, ended).with_log(state);
+            let guest = OffGuest::new(definition, record).with_remains(state);
             return show_off(args, &guest);
         }
-        if let Some(ended) = ended {
-            return show_past(args, &ended, state.ended().log_of(&args.name));
+        if let Some(record) = record {
+            return show_past(args, state, &record);
         }
     }
     let dir = state.live_guest(&args.name)?;
@@ -97,6 +115,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
         let client = ApiClient::new(&dir.client_socket());
         let mut shown = Shown::silent(ask(&dir).await?, &dir, definition);
         shown.last_failure = state.ended().last_failure(&args.name);
+        shown.left_disks = state.departures().left_by(&args.name);
         // A guest that does not answer is not asked for more.
         if let Some(info) = shown.listed.info() {
             let cost: Option<ProcessCost> = memopt::observe::process_cost(info.pid).ok();
@@ -115,7 +134,7 @@ pub(crate) fn run(state: &StateDir, args: &ShowArgs) -> Result<Exit> {
 
 /// Formats the failure after which a guest was started again.
 fn failure_line(failure: &Ended) -> (&'static str, String) {
-    ("Last failure", format!("{} ago: it {}", format_uptime(failure.age()), failure.reason))
+    ("Last failure", format!("{}: it {}", failure.ago(), failure.reason))
 }
 
 /// Shows a guest that is defined and does not run.
@@ -128,16 +147,24 @@ fn show_off(args: &ShowArgs, guest: &OffGuest) -> Result<Exit> {
 }
 
 /// Shows the record of a guest that has ended.
-fn show_past(args: &ShowArgs, ended: &Ended, log: Option<PathBuf>) -> Result<Exit> {
+fn show_past(args: &ShowArgs, state: &StateDir, record: &EndRecord) -> Result<Exit> {
+    let left_disks = state.departures().left_by(&record.name);
     match args.json.output() {
-        Output::Json => output::print_json(&PastGuest::from(ended))?,
+        Output::Json => {
+            output::print_json(&ShownPast { guest: record.into(), left_disks: &left_disks })?;
+        }
         Output::Text => {
-            let mut lines = vec![
-                ("Name", ended.name.to_string()),
-                ("UUID", ended.uuid.to_string()),
-                ("State", format!("ended {} ago: {}", format_uptime(ended.age()), ended.reason)),
-            ];
+            let mut lines = vec![("Name", record.name.to_string())];
+            match &record.end {
+                Ok(ended) => {
+                    lines.push(("UUID", ended.uuid.to_string()));
+                    lines.push(("State", format!("ended {}: {}", ended.ago(), ended.reason)));
+                }
+                Err(fault) => lines.push(("State", format!("ended; {fault}"))),
+            }
+            let log = state.ended().log_of(&record.name);
             lines.extend(log.map(|log| ("Its log", log.display().to_string())));
+            lines.extend(left_disks.iter().map(left_disk_line));
             output::print(facts(&lines))?;
         }
     }
@@ -193,7 +220,9 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
     if let Some(path) = &shown.definition {
         lines.push(definition_line(path));
         lines.push(autostart_line(shown.autostart));
+        lines.extend(restart_line(shown.restart));
     }
+    lines.extend(shown.left_disks.iter().map(left_disk_line));
     let stall = shown.workload.as_ref().map(longest_stall);
     lines.extend(shown.migration.iter().flat_map(|status| migration_lines(status, stall)));
     lines.extend(shown.workload.iter().flat_map(workload_lines));

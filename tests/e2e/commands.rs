@@ -116,6 +116,24 @@ fn destroy_ends_a_guest_and_its_process_and_stop_is_another_name_for_it() {
 }
 
 #[test]
+fn destroy_reports_an_end_that_cannot_be_recorded() {
+    let pair = Pair::without_nodes();
+    for is_frozen in [false, true] {
+        let guest = Guest::start(&pair.a, &GuestPlan::default());
+        // Neither its process nor the command can write a file of this name.
+        let place = pair.a.state_dir().join("ended/guests/web-1");
+        std::fs::create_dir(place.join("ended.json")).expect("a folder");
+        if is_frozen {
+            guest.pid().freeze();
+        }
+        let done = pair.a.run(&["destroy", "web-1"]).ok();
+        assert!(done.stderr.contains("web-1: its end is not recorded"), "{done:?}");
+        std::fs::remove_dir_all(place).expect("the place for its end");
+        guest_is_gone(&[&pair.a], "web-1");
+    }
+}
+
+#[test]
 fn an_ended_guest_is_listed_with_how_it_ended() {
     let pair = Pair::without_nodes();
     let guest = Guest::start(&pair.a, &GuestPlan::default());
@@ -156,6 +174,35 @@ fn an_ended_guest_is_listed_with_how_it_ended() {
     Guest::start(&pair.a, &GuestPlan::default());
     pair.a.run(&["destroy", "web-1"]).ok();
     assert!(!kept.join("lighter.log").exists());
+}
+
+#[test]
+fn a_guest_whose_record_is_damaged_is_listed_with_what_is_wrong() {
+    let pair = Pair::without_nodes();
+    Guest::start(&pair.a, &GuestPlan::default());
+    pair.a.run(&["destroy", "web-1"]).ok();
+    let record = pair.a.state_dir().join("ended/guests/web-1/ended.json");
+    std::fs::write(&record, "{").expect("a damaged record");
+    let fault = format!("{} is damaged", record.display());
+    for verb in [&["show", "web-1"][..], &["ls", "--all"]] {
+        let text = pair.a.run(verb).ok().stdout;
+        assert!(text.contains("web-1") && text.contains(&fault), "{text}");
+        let json = pair.a.run(&[verb, &["--json"]].concat()).ok().json();
+        let seen = json.get(0).unwrap_or(&json);
+        assert_eq!((&seen["name"], &seen["state"]), (&"web-1".into(), &"ended".into()), "{json:#}");
+        assert!(seen["fault"].as_str().is_some_and(|text| text.contains(&fault)), "{json:#}");
+    }
+
+    let file = pair.folder().join("web-1.toml");
+    std::fs::write(&file, "name = \"web-1\"\nmemory = \"64M\"\n").expect("a definition");
+    pair.a.run(&["define", &file.display().to_string()]).ok();
+    for verb in [&["show", "web-1"][..], &["ls", "--all"], &["start", "web-1"]] {
+        let done = pair.a.run(verb);
+        assert!(done.stdout.contains(&fault) || done.stderr.contains(&fault), "{done:?}");
+    }
+    let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
+    assert_eq!((&shown["ended"], &shown["fault"]), (&Value::Null, &Value::Null), "{shown:#}");
+    assert!(shown["ended_fault"].is_string(), "{shown:#}");
 }
 
 /// What is told of a guest whose process was killed.

@@ -243,8 +243,10 @@ fn a_guest_that_fails_is_started_again_if_its_definition_says_so() {
     assert!(!pair.a.logs().contains("after it had failed guest=web-2"));
     let shown = pair.a.run(&["show", "web-1", "--json"]).ok().json();
     assert_eq!(shown["last_failure"]["how"], "died", "{shown:#}");
+    assert_eq!(shown["restart"], "on-failure", "{shown:#}");
     let shown = pair.a.run(&["show", "web-1"]).ok().stdout;
     assert!(shown.contains("Last failure") && shown.contains("was killed"), "{shown}");
+    assert!(shown.contains("the node starts it again"), "{shown}");
 
     // One that a user ends stays off.
     pair.a.run(&["destroy", "web-1"]).ok();

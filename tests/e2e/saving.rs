@@ -52,10 +52,31 @@ fn a_guest_whose_save_cannot_be_recorded_keeps_running() {
     // The guest's process is not allowed to create this folder again.
     fs::remove_dir(pair.a.state_dir().join("ended/guests/web-1")).expect("the place for its end");
     let file = pair.folder().join("web-1.lighter").display().to_string();
-    let words = ["may be out of date", "cannot note how web-1 ended"];
+    let words = ["web-1 is running; no file is left", "cannot note how web-1 ended"];
     pair.a.run(&["save", "web-1", &file]).complains(Exit::Failed, &words);
     await_life(&guest);
     memory_is_intact(&guest);
+    assert!(!Path::new(&file).exists());
+}
+
+#[test]
+fn a_save_with_disks_that_cannot_be_recorded_can_be_tried_again() {
+    let pair = Pair::without_nodes();
+    guest_with_a_disk(&pair);
+    pair.a.run(&["pause", "db"]).ok();
+    let place = pair.a.state_dir().join("ended/guests/db");
+    fs::remove_dir(&place).expect("the place for its end");
+    let file = pair.folder().join("db.lighter").display().to_string();
+    let save = || pair.a.run(&["save", "db", &file, "--disks"]);
+    let words = ["db is paused; no file is left", "cannot note how db ended"];
+    save().complains(Exit::Failed, &words);
+    let left = [file.clone(), format!("{file}.disk.raw")];
+    assert!(!left.iter().any(|file| Path::new(file).exists()));
+
+    fs::create_dir(&place).expect("the place for its end");
+    // Its process may write in the folder that it had, and in no other.
+    save().complains(Exit::Failed, &words);
+    pair.a.run(&["destroy", "db"]).ok();
 }
 
 /// Starts a sleeping guest with a disk; returns the disk's path.

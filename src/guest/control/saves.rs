@@ -92,7 +92,11 @@ impl ProcessControl {
         let guest = self.paused_since(Some(save))?;
         let ending = Ending::Saved { file: guest.file().to_owned() };
         // Only this record says where the guest is: without it, a start would boot the guest.
-        self.process().remember(&ending).map_err(ApiError::failed)?;
+        if let Err(error) = self.process().remember(&ending) {
+            // It may be written in part, and the guest continues.
+            self.process().state().ended().forget(self.process().name());
+            return Err(ApiError::failed(error));
+        }
         self.process().end(ending);
         Ok(StateAnswer { state: GuestState::Ended })
     }

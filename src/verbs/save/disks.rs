@@ -67,11 +67,11 @@ impl Copies {
         (!paths.is_empty()).then_some(SavedCopies { paths, modified_unix_s })
     }
 
-    /// Copies the disks of a guest that `hold` keeps paused, and gives the copies their names.
+    /// Copies the disks of a guest that `hold` keeps paused.
     ///
     /// # Errors
     /// If a disk cannot be copied, or the guest was not paused all the time.
-    pub(super) async fn fill<F>(self, hold: impl Fn() -> F) -> Result<()>
+    pub(super) async fn fill<F>(&self, hold: impl Fn() -> F) -> Result<()>
     where
         F: Future<Output = Result<StateAnswer>>,
     {
@@ -83,9 +83,18 @@ impl Copies {
             // Confirms that the guest was paused until now.
             hold().await?;
         }
+        Ok(())
+    }
+
+    /// Gives the copies their names, and tells `named` of each.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub(super) fn publish(self, named: impl Fn(&Path)) -> Result<()> {
         for copy in self.disks {
             let (disk, path) = (copy.disk, copy.path);
             copy.to.publish(|| Ok(())).with_context(|| cannot_copy(&disk, &path))?;
+            named(&path);
             output::note(format_args!("disk {} is in {}", disk.path.display(), path.display()));
         }
         Ok(())

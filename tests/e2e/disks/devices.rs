@@ -120,7 +120,12 @@ fn a_device_whose_content_has_left_with_its_guest_is_not_used() {
     let list = pair.a.state_dir().join("departed/guests/db");
     let words = [&*device.path(), "has moved to", "with the guest db", &list.display().to_string()];
     refused.complains(Exit::Failed, &words);
-    fs::remove_dir_all(list).expect("the list");
+    let shown = pair.a.run(&["show", GUEST]).ok().stdout;
+    let words = ["Left with", &device.path(), "moved to", "`rm "];
+    assert!(words.iter().all(|word| shown.contains(*word)), "{shown}");
+    let shown = pair.a.run(&["show", GUEST, "--json"]).ok().json();
+    let record = shown["left_disks"][0]["record"].as_str().expect("a record");
+    fs::remove_file(record).expect("the record");
     start(&pair, "other", &device.path(), &[]).ok();
     pair.a.run(&["destroy", "other"]).ok();
 }
