@@ -1,6 +1,11 @@
 //! Asynchronous write-protection of this process's memory: userfaultfd (`linux/userfaultfd.h`,
 //! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks.
 
+// What arriving guests will use for memory that arrives after them: step 1 of
+// docs/adr/0026-post-copy.md. Step 4 is the first that uses it, and removes this condition.
+#[cfg(test)]
+pub(crate) mod missing;
+
 use std::fs::File;
 use std::io::{Error, Result};
 use std::ops::Range;
@@ -65,6 +70,34 @@ struct Register {
     ioctls: u64,
 }
 
+/// Makes a userfaultfd by the system call, with these flags besides the usual ones.
+fn create(flags: libc::c_int) -> Result<File> {
+    let flags = flags | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the call takes only flags and creates a descriptor.
+    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    // SAFETY: this is the call's result.
+    unsafe { own(made) }
+}
+
+/// Takes what a call returned: a new descriptor, or a negative number on failure.
+///
+/// # Safety
+/// `made` must be the result of the last system call of this thread, and that must be one that
+/// creates a descriptor.
+unsafe fn own(made: libc::c_long) -> Result<File> {
+    let descriptor = RawFd::try_from(made).ok().filter(|made| *made >= 0);
+    let descriptor = descriptor.ok_or_else(Error::last_os_error)?;
+    // SAFETY: the kernel has just created the descriptor, so nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
+}
+
+/// Agrees with the kernel on the interface and on `features`, which must come first.
+fn agree(file: &File, features: u64) -> Result<()> {
+    let mut argument = Api { api: API, features, ioctls: 0 };
+    // SAFETY: the kernel reads and writes one `struct uffdio_api`.
+    check(unsafe { ioctl_with_mut_ref(file, UFFDIO_API(), &mut argument) })
+}
+
 /// Lets memory of this process be write-protected without disturbing writers. [`super::pagemap`]
 /// sets the protection and reports what was written since.
 #[derive(Debug)]
@@ -79,20 +112,8 @@ impl Userfaultfd {
     /// `EINVAL` from a kernel before 6.7, `ENOSYS` from one that was built without it, `EPERM` if
     /// this process may not have one; otherwise the error from the kernel.
     pub(crate) fn open() -> Result<Self> {
-        // SAFETY: the call takes only flags and creates a descriptor.
-        let made = unsafe {
-            libc::syscall(
-                libc::SYS_userfaultfd,
-                USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK,
-            )
-        };
-        let descriptor = RawFd::try_from(made).ok().filter(|made| *made >= 0);
-        let descriptor = descriptor.ok_or_else(Error::last_os_error)?;
-        // SAFETY: the kernel has just created the descriptor, so nothing else owns it.
-        let file = unsafe { File::from_raw_fd(descriptor) };
-        let mut argument = Api { api: API, features: WP_ASYNC, ioctls: 0 };
-        // SAFETY: the kernel reads and writes one `struct uffdio_api`.
-        check(unsafe { ioctl_with_mut_ref(&file, UFFDIO_API(), &mut argument) })?;
+        let file = create(USER_MODE_ONLY)?;
+        agree(&file, WP_ASYNC)?;
         Ok(Self { file })
     }
 

@@ -1,0 +1,291 @@
+//! Guest memory of which pages are missing: whoever accesses one of them, a vCPU, a device's thread
+//! or the kernel for either, waits until it has arrived. docs/adr/0026-post-copy.md gives the
+//! reasons.
+
+use std::io::{ErrorKind, Result};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_memory::GuestMemoryBackend;
+
+use super::{CHUNK_BYTES, CHUNK_PAGES, GuestRam, PAGE_BYTES, RamLayout, RamMap, runs};
+use crate::sys::host_address;
+use crate::sys::mapping::{self, Part};
+use crate::sys::userfaultfd::missing::MissingPages;
+
+/// Pages of one chunk: its number, and a mask in which the lowest bit is the first page.
+pub(crate) type ChunkPages = (usize, u64);
+
+/// Knows which pages of a guest's memory are missing, and places those that arrive: each once, even
+/// if it comes twice. Dropping it, or [`Missing::end`], lets those who wait continue with zeros.
+///
+/// It never accesses guest memory itself, so its user never waits for a page. It can be polled: it
+/// is readable when [`Missing::wanted`] has something to do.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    faults: MissingPages,
+    memory: RamMap,
+    layout: RamLayout,
+    /// A page changes only while its chunk is locked: from absent to present, or back.
+    chunks: Vec<Mutex<Pages>>,
+    /// Number of missing pages.
+    left: AtomicU64,
+}
+
+/// The missing pages of a chunk.
+#[derive(Debug, Default)]
+struct Pages {
+    missing: u64,
+    /// Those of them for which a thread waits, and that were returned as wanted.
+    wanted: u64,
+}
+
+impl Missing {
+    /// Begins with no page missing. Pages that are absent already, since they were never written,
+    /// read as zeros as before, but only while another thread calls [`Missing::wanted`].
+    ///
+    /// # Errors
+    /// `Unsupported` for memory of a pool, `EINVAL` for that of a template; otherwise the error
+    /// from the kernel.
+    pub(crate) fn begin(ram: &GuestRam, faults: MissingPages) -> Result<Self> {
+        let memory = ram.memory().clone();
+        memory.iter().try_for_each(|region| faults.register(Part::whole(region)))?;
+        let layout = ram.layout().clone();
+        let chunks = (0..layout.chunks()).map(|_| Mutex::default()).collect();
+        Ok(Self { faults, memory, layout, chunks, left: AtomicU64::new(0) })
+    }
+
+    /// Drops the pages in `words`, one word for each chunk: they are missing from now on. Neither
+    /// guest nor devices may run, since a page to which the kernel holds a reference would be lost.
+    ///
+    /// # Errors
+    /// `InvalidInput` unless there is a word for each chunk; otherwise the error from the kernel.
+    pub(crate) fn clear(&self, words: &[u64]) -> Result<()> {
+        if words.len() != self.chunks.len() {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        for (region, place) in self.memory.iter().zip(self.layout.regions()) {
+            // Whole runs: huge pages would be split if they were dropped chunk by chunk.
+            let mut dropped: Vec<Range<usize>> = Vec::new();
+            let words = words.iter().skip(place.first_chunk).take(place.chunks());
+            for (index, mask) in words.enumerate() {
+                let mut pages = self.pages(place.first_chunk + index)?;
+                let added = u64::from((mask & !pages.missing).count_ones());
+                self.left.fetch_add(added, Ordering::AcqRel);
+                pages.missing |= mask;
+                for run in runs_of(*mask) {
+                    let offset = |page: usize| index * CHUNK_BYTES + page * PAGE_BYTES;
+                    runs::add(&mut dropped, offset(run.start)..offset(run.end));
+                }
+            }
+            for run in dropped {
+                mapping::drop_pages(Part::new(region, run.start, run.len())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the missing pages for which threads have begun to wait since the last call: those
+    /// that are to be fetched next. No page is returned twice; see [`Missing::waited_for`]. Pages
+    /// that are absent without being missing get zeros. Returns at once.
+    ///
+    /// # Errors
+    /// The error from the kernel.
+    pub(crate) fn wanted(&self) -> Result<Vec<ChunkPages>> {
+        let mut found: Vec<ChunkPages> = Vec::new();
+        for address in self.faults.waited_for()? {
+            let (chunk, page) = self.locate(address).ok_or(ErrorKind::InvalidData)?;
+            let bit = 1 << page;
+            let mut pages = self.pages(chunk)?;
+            if pages.missing & bit == 0 {
+                self.give_zeros(address);
+            } else if pages.wanted & bit == 0 {
+                pages.wanted |= bit;
+                match found.iter_mut().find(|(number, _)| *number == chunk) {
+                    Some((_, mask)) => *mask |= bit,
+                    None => found.push((chunk, bit)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Places zeros at a page that never has to arrive, or wakes those who wait for it if it has
+    /// arrived meanwhile.
+    fn give_zeros(&self, address: u64) {
+        let page = address..address + PAGE_BYTES as u64;
+        let given = self.faults.zero(&page).or_else(|error| {
+            tracing::warn!(%error, "the host has no memory for a page of a guest: trying again");
+            // They report that they wait again.
+            self.faults.wake(&page)
+        });
+        if let Err(error) = given {
+            tracing::error!(%error, "a guest waits for a page for ever");
+        }
+    }
+
+    /// Places those of the pages from page `first_page` of `chunk` on that are missing; `content`
+    /// is whole pages. Returns how many it placed.
+    ///
+    /// # Errors
+    /// `InvalidInput` if they are not whole pages of the guest; otherwise the error from the
+    /// kernel: what was placed by then is no longer missing, and the rest may be placed later.
+    pub(crate) fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<u32> {
+        let count = content.len() / PAGE_BYTES;
+        let fits = first_page < CHUNK_PAGES && count <= CHUNK_PAGES - first_page;
+        if !fits || !content.len().is_multiple_of(PAGE_BYTES) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        self.arrive(chunk, mask_of(first_page, count), |addresses, pages| {
+            let bytes = |page: usize| (page - first_page) * PAGE_BYTES;
+            self.faults.copy(addresses.start, &content[bytes(pages.start)..bytes(pages.end)])
+        })
+    }
+
+    /// Places zeros as those pages of `chunk` that are in `mask` and missing. Returns how many it
+    /// placed.
+    ///
+    /// # Errors
+    /// As [`Missing::place`].
+    pub(crate) fn place_zeros(&self, chunk: usize, mask: u64) -> Result<u32> {
+        self.arrive(chunk, mask, |addresses, _| self.faults.zero(addresses))
+    }
+
+    fn arrive(
+        &self,
+        chunk: usize,
+        mask: u64,
+        place: impl Fn(&Range<u64>, &Range<usize>) -> Result<()>,
+    ) -> Result<u32> {
+        let start = self.address(chunk)?;
+        let mut pages = self.pages(chunk)?;
+        let mut placed = 0;
+        for run in runs_of(mask & pages.missing) {
+            let address = |page: usize| start + (page * PAGE_BYTES) as u64;
+            place(&(address(run.start)..address(run.end)), &run)?;
+            placed += self.settle(&mut pages, mask_of(run.start, run.len()));
+        }
+        Ok(placed)
+    }
+
+    /// Drops whole pages of a region, at these offsets; all of them then read as zeros, and those
+    /// that were missing need not arrive.
+    ///
+    /// # Errors
+    /// `InvalidInput` or `EINVAL` if they are not whole pages of such a region; otherwise the error
+    /// from the kernel.
+    pub(crate) fn discard(&self, region: usize, offsets: &Range<usize>) -> Result<()> {
+        let (Some(place), Some(region)) =
+            (self.layout.regions().get(region), self.memory.iter().nth(region))
+        else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        for part in Part::new(region, offsets.start, offsets.len())?.blocks(CHUNK_BYTES) {
+            let (start, bytes) = (part.range().start, part.range().len());
+            let mut pages = self.pages(place.first_chunk + start / CHUNK_BYTES)?;
+            mapping::drop_pages(part)?;
+            let mask = mask_of(start % CHUNK_BYTES / PAGE_BYTES, bytes / PAGE_BYTES);
+            let is_wanted = pages.wanted & mask != 0;
+            self.settle(&mut pages, mask);
+            if is_wanted {
+                // They report that they wait again, now for a page that is not missing.
+                self.faults.wake(&part.addresses())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that these pages are missing no longer; returns how many of them were.
+    fn settle(&self, pages: &mut Pages, mask: u64) -> u32 {
+        let settled = (pages.missing & mask).count_ones();
+        pages.missing &= !mask;
+        pages.wanted &= !mask;
+        self.left.fetch_sub(settled.into(), Ordering::AcqRel);
+        settled
+    }
+
+    /// Returns the number of pages that are missing.
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Returns the pages that are missing, in order: what a source that has lost its connection
+    /// must send.
+    pub(crate) fn missing(&self) -> Vec<ChunkPages> {
+        self.all(|pages| pages.missing)
+    }
+
+    /// Returns the missing pages that were returned as wanted and have not arrived: what must be
+    /// requested again after a lost connection.
+    pub(crate) fn waited_for(&self) -> Vec<ChunkPages> {
+        self.all(|pages| pages.wanted)
+    }
+
+    fn all(&self, of: impl Fn(&Pages) -> u64) -> Vec<ChunkPages> {
+        let masks = self.chunks.iter().map(|pages| of(&lock(pages)));
+        masks.enumerate().filter(|(_, mask)| *mask != 0).collect()
+    }
+
+    /// Lets accesses wait no longer. Pages that are missing are lost: they read as zeros.
+    ///
+    /// # Errors
+    /// The error from the kernel.
+    pub(crate) fn end(&self) -> Result<()> {
+        self.memory.iter().try_for_each(|region| self.faults.unregister(Part::whole(region)))
+    }
+
+    fn pages(&self, chunk: usize) -> Result<MutexGuard<'_, Pages>> {
+        self.chunks.get(chunk).map(lock).ok_or_else(|| ErrorKind::InvalidInput.into())
+    }
+
+    /// Returns the address of a chunk in this process.
+    fn address(&self, chunk: usize) -> Result<u64> {
+        let place = self.layout.locate(chunk);
+        let found = place.and_then(|(region, offset)| {
+            Some(host_address(self.memory.iter().nth(region)?) as u64 + offset as u64)
+        });
+        found.ok_or_else(|| ErrorKind::InvalidInput.into())
+    }
+
+    /// Returns the chunk of the page at this address of this process, and its number in the chunk.
+    fn locate(&self, address: u64) -> Option<(usize, usize)> {
+        let mut regions = self.memory.iter().zip(self.layout.regions());
+        regions.find_map(|(region, place)| {
+            let offset = address.checked_sub(host_address(region) as u64)?;
+            let (chunk, rest) = (offset as usize / CHUNK_BYTES, offset as usize % CHUNK_BYTES);
+            (offset < place.bytes).then_some((place.first_chunk + chunk, rest / PAGE_BYTES))
+        })
+    }
+}
+
+impl AsFd for Missing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.faults.as_fd()
+    }
+}
+
+fn lock(pages: &Mutex<Pages>) -> MutexGuard<'_, Pages> {
+    pages.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the mask of `count` pages of a chunk from page `first` on.
+fn mask_of(first: usize, count: usize) -> u64 {
+    let ones = u64::MAX.checked_shr((CHUNK_PAGES - count) as u32).unwrap_or(0);
+    ones << first
+}
+
+/// Returns the runs of the pages whose bits are set, in order.
+fn runs_of(mask: u64) -> impl Iterator<Item = Range<usize>> {
+    let mut rest = mask;
+    std::iter::from_fn(move || {
+        let start = rest.trailing_zeros();
+        let end = start + rest.checked_shr(start)?.trailing_ones();
+        rest &= u64::MAX.checked_shl(end).unwrap_or(0);
+        Some(start as usize..end as usize)
+    })
+}
+
+#[cfg(test)]
+mod tests;
