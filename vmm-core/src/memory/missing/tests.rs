@@ -352,7 +352,6 @@ fn no_page_is_lost_and_none_comes_twice_whatever_arrives_when() {
     thread::scope(|scope| {
         let _end = End(&missing);
         let server = scope.spawn(|| serve(&missing, &stopped));
-        let stop = stop;
         let ram = &ram;
         let users: Vec<_> = (0..4)
             .map(|user| (user..PAGES).step_by(4).collect::<Vec<_>>())
