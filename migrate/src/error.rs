@@ -151,6 +151,11 @@ pub enum Failure {
         "the destination does not know this migration any more, although it was told to run the guest"
     )]
     Forgotten,
+    /// The source's process has ended, and with it memory that the guest at the destination lacks.
+    #[error(
+        "the source has ended before all memory of the guest had arrived: the guest cannot continue"
+    )]
+    MemoryLost,
     /// Source and destination may both run the guest: an operator forced the destination to, while
     /// the source had kept it.
     #[error(
@@ -182,7 +187,7 @@ impl Failure {
             Self::ConnectionLost { .. } => Reason::ConnectionLost,
             Self::NotConnected { reason, .. } => *reason,
             Self::Protocol(_) => Reason::Protocol,
-            Self::Data { .. } => Reason::Data,
+            Self::Data { .. } | Self::MemoryLost => Reason::Data,
             Self::Guest(_) => Reason::Guest,
             Self::GuestStopped { .. } => Reason::GuestStopped,
             Self::Record { .. } => Reason::Record,
@@ -253,6 +258,23 @@ pub enum CancelRefused {
     Over,
 }
 
+/// Why the guest cannot be handed over before its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PostcopyRefused {
+    /// One of the sides cannot.
+    #[error("the destination's or this host's release or kernel knows no post-copy")]
+    Unsupported,
+    /// The disks that are copied must be complete first.
+    #[error("disks that are copied with the guest must be complete first: share them instead")]
+    Disks,
+    /// It has been asked for already, or the guest is being handed over.
+    #[error("too late for post-copy: the guest is being handed over")]
+    Late,
+    /// The migration is over.
+    #[error("nothing to hand over: the migration is over")]
+    Over,
+}
+
 /// Why the limits of a migration can no longer be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeRefused {
@@ -278,6 +300,14 @@ pub enum ResolveRefused {
     /// Nothing has been decided yet: the operator can cancel instead.
     #[error("nothing to resolve: the migration is under way and can be cancelled")]
     NotInDoubt,
+    /// The guest has run at the destination and has written its disks.
+    #[error(
+        "the guest has run at the destination and has written its disks: the copy here is out of date"
+    )]
+    RunsThere,
+    /// Memory of the guest is still at the source.
+    #[error("a part of the guest's memory is still at its source: it cannot run without that")]
+    MemoryElsewhere,
     /// The migration is over.
     #[error("nothing to resolve: the migration is over")]
     Over,

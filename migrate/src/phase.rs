@@ -23,11 +23,13 @@ pub enum Phase {
     Commit,
     /// The destination runs the guest; the source cleans up.
     Resume,
+    /// The destination runs the guest and fetches the rest of its memory.
+    Postcopy,
 }
 
 impl Phase {
     /// All phases, in their order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connect,
         Self::Prepare,
         Self::Precopy,
@@ -35,6 +37,7 @@ impl Phase {
         Self::Ready,
         Self::Commit,
         Self::Resume,
+        Self::Postcopy,
     ];
 
     /// Returns the name of the phase, which is also its metric label.
@@ -47,6 +50,7 @@ impl Phase {
             Self::Ready => "ready",
             Self::Commit => "commit",
             Self::Resume => "resume",
+            Self::Postcopy => "postcopy",
         }
     }
 }

@@ -22,31 +22,47 @@ pub struct DeadAnswer {
 /// holds the guest paused, asks its operator. If the source says that it has taken the guest back,
 /// the migration is settled as well.
 pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> DeadAnswer {
-    use DestinationState::{Discarded, Failed, Loading, Ready, Running, Taking};
+    use DestinationState::{Discarded, Failed, Fetching, Loading, Lost, Ready, Running, Taking};
     match (state, decision) {
         (None, _) => DeadAnswer { record: None, answer: DestinationMessage::Unknown },
         (Some(Loading | Ready), _) | (Some(Taking | Failed), Decision::Aborted) => {
             DeadAnswer { record: Some(Discarded), answer: DestinationMessage::Discarded }
         }
         (Some(Discarded), _) => DeadAnswer { record: None, answer: DestinationMessage::Discarded },
-        (Some(Taking), Decision::Commit) => DeadAnswer {
+        (Some(Taking), Decision::Commit | Decision::Serve) => DeadAnswer {
             record: None,
             answer: DestinationMessage::Abort(Complaint::new(
                 Reason::InDoubt,
                 "the destination's process died when it was about to let the guest run",
             )),
         },
-        (Some(Failed), Decision::Commit) => DeadAnswer {
+        (Some(Failed), Decision::Commit | Decision::Serve) => DeadAnswer {
             record: None,
             answer: DestinationMessage::Abort(Complaint::new(
                 Reason::Guest,
                 "the guest was taken over and could not be started",
             )),
         },
+        // Both sides have died with a part of the guest's memory, or the destination has after the
+        // guest had run: its disks have moved on.
+        (Some(Taking | Failed), Decision::Lost) | (Some(Fetching), _) => {
+            DeadAnswer { record: Some(Lost), answer: lost() }
+        }
+        (Some(Lost), _) => DeadAnswer { record: None, answer: lost() },
+        (Some(Running), Decision::Serve) => {
+            DeadAnswer { record: None, answer: DestinationMessage::Complete }
+        }
         (Some(Running), _) => {
             DeadAnswer { record: None, answer: DestinationMessage::Running(Takeover::default()) }
         }
     }
+}
+
+fn lost() -> DestinationMessage {
+    DestinationMessage::Lost(Complaint::new(
+        Reason::Guest,
+        "the guest has run at the destination and has ended before all of its memory was there",
+    ))
 }
 
 /// What a destination's answer means for the record of a dead source.
@@ -64,7 +80,12 @@ pub enum DeadSource {
 pub fn judge_for_dead(state: SourceState, answer: &DestinationMessage) -> DeadSource {
     match (state, answer) {
         (SourceState::Done | SourceState::Aborted, _) => DeadSource::Settled(state),
-        (_, DestinationMessage::Running(_)) => DeadSource::Settled(SourceState::Done),
+        (
+            _,
+            DestinationMessage::Running(_)
+            | DestinationMessage::Complete
+            | DestinationMessage::Lost(_),
+        ) => DeadSource::Settled(SourceState::Done),
         (_, DestinationMessage::Discarded) => DeadSource::Settled(SourceState::Aborted),
         // The destination has nothing, and was to have nothing.
         (SourceState::Undecided, DestinationMessage::Unknown) => {
@@ -75,6 +96,10 @@ pub fn judge_for_dead(state: SourceState, answer: &DestinationMessage) -> DeadSo
             DeadSource::Settled(SourceState::Aborted)
         }
         (SourceState::Committed, DestinationMessage::Abort(_)) => DeadSource::InDoubt,
+        // Nothing is left here that an operator could run.
+        (SourceState::Serving, DestinationMessage::Unknown | DestinationMessage::Abort(_)) => {
+            DeadSource::Settled(SourceState::Done)
+        }
         _ => DeadSource::NoAnswer,
     }
 }
@@ -105,6 +130,20 @@ mod tests {
             let DeadAnswer { record, .. } = answer_for_dead(Some(state), Decision::Aborted);
             assert_eq!(record, Some(DestinationState::Discarded), "the source has it again");
         }
+    }
+
+    #[test]
+    fn a_copy_that_ran_without_all_of_its_memory_is_lost_with_its_process() {
+        use DestinationState::{Fetching, Lost, Running, Taking};
+        for decision in [Decision::Serve, Decision::Lost, Decision::Aborted] {
+            let DeadAnswer { record, answer } = answer_for_dead(Some(Fetching), decision);
+            assert_eq!(record, Some(Lost));
+            assert!(matches!(answer, DestinationMessage::Lost(_)));
+        }
+        let both_died = answer_for_dead(Some(Taking), Decision::Lost);
+        assert_eq!(both_died.record, Some(Lost));
+        let all_was_there = answer_for_dead(Some(Running), Decision::Serve);
+        assert_eq!(all_was_there.answer, DestinationMessage::Complete);
     }
 
     #[test]

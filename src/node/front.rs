@@ -242,7 +242,10 @@ impl Node {
     fn is_taking_over(&self, guest: &GuestName) -> bool {
         let is_taking = |record: Record| {
             let Side::Destination { state, .. } = record.side else { return false };
-            matches!(state, DestinationState::Taking | DestinationState::Running)
+            matches!(
+                state,
+                DestinationState::Taking | DestinationState::Fetching | DestinationState::Running
+            )
         };
         tokio::task::block_in_place(|| last_migration(self.state(), guest))
             .map_or(true, |last| last.is_some_and(is_taking))

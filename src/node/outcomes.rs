@@ -143,7 +143,9 @@ fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> 
     let died = |phase| Ending::Failed { phase, reason: FailureReason::ProcessDied };
     let ending = match &record.side {
         Side::Source { state, .. } => match state {
-            SourceState::Undecided | SourceState::Committed => return None,
+            SourceState::Undecided | SourceState::Committed | SourceState::Serving => {
+                return None;
+            }
             SourceState::Done => moved,
             SourceState::Aborted => died(Phase::Precopy),
         },
@@ -152,6 +154,7 @@ fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> 
             DestinationState::Running => moved,
             DestinationState::Taking | DestinationState::Failed => died(Phase::Resume),
             DestinationState::Discarded => died(Phase::Precopy),
+            DestinationState::Fetching | DestinationState::Lost => died(Phase::Postcopy),
         },
     };
     // A live process is about to add its report.

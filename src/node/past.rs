@@ -55,9 +55,10 @@ pub(super) fn past<'a>(
 fn by_record(record: &Record) -> Option<Past> {
     match &record.side {
         Side::Source { state: SourceState::Done, .. } => Some(gone(record, FoundGuest::MOVED)),
-        Side::Source { state: SourceState::Undecided | SourceState::Committed, .. } => {
-            Some(gone(record, FoundGuest::ON_ITS_WAY))
-        }
+        Side::Source {
+            state: SourceState::Undecided | SourceState::Committed | SourceState::Serving,
+            ..
+        } => Some(gone(record, FoundGuest::ON_ITS_WAY)),
         Side::Source { state: SourceState::Aborted, .. } => Some(ended(record)),
         Side::Destination { .. } => record.had_guest().then(|| ended(record)),
     }

@@ -209,7 +209,10 @@ fn close(
         SourceState::Done => {
             tracing::info!(%migration, guest, destination, "settled for a source process that died: the guest runs on its destination");
         }
-        SourceState::Aborted | SourceState::Undecided | SourceState::Committed => {
+        SourceState::Aborted
+        | SourceState::Undecided
+        | SourceState::Committed
+        | SourceState::Serving => {
             tracing::info!(%migration, guest, destination, "settled for a source process that died: the copy on the destination is gone");
         }
     }

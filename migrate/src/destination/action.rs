@@ -1,6 +1,7 @@
 //! The actions of the destination's state machine.
 
 use crate::guest::GuestDescription;
+use crate::memory::PageSet;
 use crate::protocol::{DestinationMessage, Features};
 use crate::record::DestinationState;
 use crate::report::Report;
@@ -24,6 +25,16 @@ pub enum Action {
     },
     /// Load the guest's state: [`super::Event::Loaded`]. Memory and disks are complete.
     LoadState(Vec<u8>),
+    /// For post-copy: drop these pages, which are missing from now on: [`super::Event::Cleared`].
+    Clear(PageSet),
+    /// For post-copy: drop these pages too, and fetch what is missing from now on, before
+    /// [`Action::LoadState`], which follows and reports a failure: [`super::Event::Fetched`].
+    Fetch(PageSet),
+    /// The source has a new connection: tell it what is missing
+    /// ([`DestinationMessage::Missing`]), and request again what is waited for. No answer.
+    ReportMissing,
+    /// Memory that is missing will never come: pause the guest, and fetch no more. No answer.
+    StopFetching,
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or
     /// [`super::Event::RecordFailed`]. At most one is outstanding.
     Record(DestinationState),

@@ -44,6 +44,11 @@ pub enum Event {
     Transferred(Transfer),
     /// Answer to [`super::Action::LoadState`].
     Loaded(Result<(), GuestError>),
+    /// Answer to [`super::Action::Clear`].
+    Cleared(Result<(), GuestError>),
+    /// After [`super::Action::Fetch`]: all missing pages are there, or the guest has ended and
+    /// needs none.
+    Fetched,
     /// Answer to [`super::Action::Record`]: the record is on disk.
     Recorded,
     /// Answer to [`super::Action::Record`]: the record may or may not be on disk.

@@ -54,6 +54,12 @@ pub struct Destination {
     pub(super) streams: u16,
     pub(super) features: Features,
     pub(super) run_state: RunState,
+    /// Memory follows the guest.
+    pub(super) is_postcopy: bool,
+    /// A part of memory is missing.
+    pub(super) is_fetching: bool,
+    /// The source's process has ended, and with it all memory that was not fetched.
+    pub(super) is_orphaned: bool,
     /// An operator, not the source, has ordered the guest to run.
     pub(super) forced: bool,
     /// Why the last attempt to take over the guest failed.
@@ -84,6 +90,9 @@ impl Destination {
             streams: 0,
             features: Features::default(),
             run_state: RunState::Running,
+            is_postcopy: false,
+            is_fetching: false,
+            is_orphaned: false,
             forced: false,
             not_taken: None,
             unrecorded: None,
@@ -108,6 +117,8 @@ impl Destination {
             Event::DataFailed { detail } => self.on_data_failed(detail),
             Event::Transferred(transfer) => self.notes.transfer = transfer,
             Event::Loaded(answer) => self.on_loaded(answer),
+            Event::Cleared(answer) => self.on_cleared(answer),
+            Event::Fetched => self.on_fetched(),
             Event::Recorded => self.on_record_answer(Ok(())),
             Event::RecordFailed { detail } => self.on_record_answer(Err(detail)),
             Event::Adopted(answer) => self.on_adopted(answer),
@@ -137,7 +148,7 @@ impl Destination {
 
     /// Returns the progress of the migration.
     pub fn progress(&self, now: Duration) -> Progress {
-        let waiting = self.can_resolve(OperatorChoice::Run).is_ok();
+        let waiting = self.can_resolve(OperatorChoice::Discard).is_ok();
         Progress { in_doubt: waiting.then(|| self.way_out()), ..self.notes.progress(now) }
     }
 
@@ -149,6 +160,7 @@ impl Destination {
         match self.state {
             ref state if state.is_before_ready() => Ok(()),
             State::RecordingReady { .. } | State::Ready => Err(CancelRefused::SourceDecides),
+            State::Fetching { .. } => Err(CancelRefused::Committed),
             _ => Err(CancelRefused::Over),
         }
     }
@@ -156,11 +168,16 @@ impl Destination {
     /// Returns whether [`Event::Resolve`] would be accepted now, with either choice.
     ///
     /// # Errors
-    /// If the destination is not waiting for a source that is out of reach.
-    pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
+    /// If the destination is not waiting for a source that is out of reach, or is to run a guest of
+    /// whose memory a part is there.
+    pub fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
+            State::Ready if choice == OperatorChoice::Run && self.is_fetching => {
+                Err(ResolveRefused::MemoryElsewhere)
+            }
             State::Ready if !self.connected => Ok(()),
             State::Ready | State::RecordingReady { .. } => Err(ResolveRefused::Connected),
+            State::Fetching { .. } => Err(ResolveRefused::MemoryElsewhere),
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
         }
@@ -217,9 +234,15 @@ impl Destination {
             (Some(DestinationState::Ready), answer) => self.on_ready_recorded(answer),
             (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(answer),
             (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
-            (Some(fate @ (DestinationState::Running | DestinationState::Failed)), answer) => {
-                self.on_fate_recorded(fate, answer.is_ok());
-            }
+            (Some(DestinationState::Lost), _) => self.on_stranded(),
+            (
+                Some(
+                    fate @ (DestinationState::Fetching
+                    | DestinationState::Running
+                    | DestinationState::Failed),
+                ),
+                answer,
+            ) => self.on_fate_recorded(fate, answer.is_ok()),
             (None, _) => {}
         }
     }
@@ -288,6 +311,12 @@ impl Destination {
 
     fn way_out(&self) -> String {
         let name = self.guest.as_ref().map_or("NAME", |guest| guest.name.as_str());
+        if self.is_fetching {
+            return format!(
+                "guest {name} waits for its source to say whether to run, and for the rest of its memory. \
+                 If the source is gone for good, or kept it: `lighter migrate --resolve discard {name}` here"
+            );
+        }
         let trouble = self.not_taken.as_ref();
         let trouble = trouble.map_or(String::new(), |why| format!("it could not be run: {why}; "));
         format!(

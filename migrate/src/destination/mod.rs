@@ -10,6 +10,7 @@
 mod action;
 mod event;
 mod machine;
+mod postcopy;
 mod receive;
 mod state;
 mod takeover;

@@ -1,14 +1,14 @@
 //! From the greeting to being ready: checks and builds the guest, receives its pages, loads its
 //! state.
 
-use super::state::{Received, State};
+use super::state::{Missing, Received, State};
 use super::{Action, Destination};
 use crate::error::{Failure, ProtocolError};
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
-    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, MAX_STREAMS, MAX_VERSIONS,
-    MigrationId, Offer, Prepare, SavedState, SourceMessage,
+    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, FEATURE_POSTCOPY, MAX_STREAMS,
+    MAX_VERSIONS, MigrationId, Offer, Prepare, SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 use crate::text::PeerText;
@@ -39,6 +39,11 @@ impl Destination {
                 if received.switching_over && received.state.is_none() =>
             {
                 self.on_state(state);
+            }
+            (State::Receiving(_), SourceMessage::Missing(missing))
+                if self.features.has(FEATURE_POSTCOPY) =>
+            {
+                self.on_missing(&missing);
             }
             (_, SourceMessage::Abort(complaint)) => {
                 self.discard(Failure::from(&complaint), DestinationMessage::Discarded);
@@ -167,7 +172,10 @@ impl Destination {
         };
         match wrong {
             Some(detail) => self.on_data_failed(PeerText::new(&detail)),
-            None => self.load_when_complete(),
+            None => {
+                self.clear_when_drained();
+                self.load_when_complete();
+            }
         }
     }
 
@@ -178,7 +186,7 @@ impl Destination {
         }
     }
 
-    fn load_when_complete(&mut self) {
+    pub(super) fn load_when_complete(&mut self) {
         let State::Receiving(received) = &mut self.state else { return };
         if !received.is_complete() {
             return;
@@ -186,7 +194,12 @@ impl Destination {
         if let Some(SavedState { run_state, state }) = received.state.take() {
             self.notes.enter(Phase::Ready, self.now);
             self.run_state = run_state;
+            let missing = std::mem::take(&mut received.missing);
             self.state = State::Loading { asked: self.now };
+            if let Missing::Final(missing) = missing {
+                self.is_fetching = true;
+                self.push(Action::Fetch(missing));
+            }
             self.push(Action::LoadState(state.0));
         }
     }
@@ -220,6 +233,7 @@ impl Destination {
         }
         let text = match decision {
             Decision::Commit => "the source committed a guest that was not ready here",
+            Decision::Serve | Decision::Lost => "the source served a guest that was not ready here",
             Decision::Aborted => "the source had cancelled it",
         };
         let failure = Failure::Protocol(ProtocolError::Invalid(text.to_owned()));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::MigrationError;
+use crate::memory::PageSet;
 use crate::protocol::{DestinationMessage, SavedState};
 
 #[derive(Debug)]
@@ -31,6 +32,10 @@ pub(super) enum State {
     Adopting { asked: Duration },
     /// Waits for the guest to run.
     Resuming { asked: Duration },
+    /// Post-copy: the guest runs. Waits for the rest of its memory.
+    Fetching { resume: Duration },
+    /// Waits for the record that the guest, which has run here, cannot continue.
+    Stranded { answer: DestinationMessage },
     /// Waits for the source's `Finish`, and the record that the guest runs.
     Running { resume: Duration, is_recorded: bool },
     /// Waits for the guest to be destroyed, and the record of that.
@@ -52,11 +57,34 @@ pub(super) struct Received {
     pub(super) ended: Vec<bool>,
     /// The saved state.
     pub(super) state: Option<SavedState>,
+    pub(super) missing: Missing,
+}
+
+/// What the source has said about memory that is to follow the guest.
+#[derive(Debug, Default)]
+pub(super) enum Missing {
+    /// Nothing: all of it comes before the guest.
+    #[default]
+    None,
+    /// These pages are dropped once all data streams have ended.
+    Announced(PageSet),
+    /// They are being dropped.
+    Clearing,
+    /// They are dropped, and the source knows.
+    Cleared,
+    /// The guest is paused, and has written these pages meanwhile.
+    Final(PageSet),
 }
 
 impl Received {
     pub(super) fn is_complete(&self) -> bool {
-        self.state.is_some() && self.ended.iter().all(|&ended| ended)
+        let is_known = matches!(self.missing, Missing::None | Missing::Final(_));
+        self.state.is_some() && is_known && self.is_drained()
+    }
+
+    /// Returns whether no more pages come on the data streams.
+    pub(super) fn is_drained(&self) -> bool {
+        self.ended.iter().all(|&ended| ended)
     }
 }
 
@@ -87,7 +115,11 @@ impl State {
 
     /// Returns whether a call that builds or loads the guest is under way.
     pub(super) const fn is_busy(&self) -> bool {
-        matches!(self, Self::Creating | Self::Loading { .. })
+        match self {
+            Self::Creating | Self::Loading { .. } => true,
+            Self::Receiving(received) => matches!(received.missing, Missing::Clearing),
+            _ => false,
+        }
     }
 
     /// Returns what the destination is doing, for errors.
@@ -102,7 +134,10 @@ impl State {
             Self::TakingOver { .. } | Self::Adopting { .. } | Self::Resuming { .. } => {
                 "taking the guest over"
             }
-            Self::Running { .. } | Self::Failed { .. } => "running the guest",
+            Self::Running { .. }
+            | Self::Fetching { .. }
+            | Self::Stranded { .. }
+            | Self::Failed { .. } => "running the guest",
             Self::Discarding(_) | Self::Discarded | Self::Settled => "discarding the guest",
         }
     }

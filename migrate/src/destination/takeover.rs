@@ -44,6 +44,7 @@ impl Destination {
                 return self.on_goodbye();
             }
             SourceMessage::Disks(_)
+            | SourceMessage::Missing(_)
             | SourceMessage::Node { .. }
             | SourceMessage::Prepare(_)
             | SourceMessage::Switchover
@@ -67,9 +68,23 @@ impl Destination {
     }
 
     fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {
-        self.is_asked = decision == Decision::Commit;
+        self.is_asked = matches!(decision, Decision::Commit | Decision::Serve);
+        self.is_orphaned |= decision == Decision::Lost;
         match (&self.state, decision) {
-            (State::Ready, Decision::Commit) => self.take_over(),
+            (State::Ready, Decision::Commit | Decision::Serve) => self.take_over(),
+            (State::Ready, Decision::Lost) if self.is_fetching => {
+                self.discard(Failure::MemoryLost, DestinationMessage::Discarded);
+            }
+            (State::Ready, Decision::Lost) => self.take_over(),
+            (State::Fetching { .. }, Decision::Aborted | Decision::Lost) => self.strand(),
+            (State::Fetching { resume }, Decision::Commit | Decision::Serve) => {
+                let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
+                self.say(DestinationMessage::Running(Takeover { resume_us }));
+            }
+            (State::Stranded { answer }, _) => {
+                let answer = answer.clone();
+                self.say(answer);
+            }
             (State::Ready | State::RecordingReady { .. }, Decision::Aborted) => {
                 let failure = match message {
                     SourceMessage::Abort(complaint) => Failure::from(complaint),
@@ -77,13 +92,14 @@ impl Destination {
                 };
                 self.discard(failure, DestinationMessage::Discarded);
             }
-            (State::RecordingReady { .. }, Decision::Commit) => {
+            (State::RecordingReady { .. }, _) => {
                 let error = ProtocolError::Invalid("a commit before all was ready".to_owned());
                 self.give_up(Failure::Protocol(error));
             }
             (State::Running { resume, .. }, _) => {
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
+                self.say_complete();
             }
             (State::Failed { answer }, _) => {
                 let answer = answer.clone();
@@ -93,6 +109,10 @@ impl Destination {
             (State::Discarding(_), _) => self.answer_when_discarded(),
             // The guest is being taken over; the answer follows when that step ends.
             _ => {}
+        }
+        if decision == Decision::Serve && self.is_fetching {
+            // The source has a new connection, and does not know what has come.
+            self.push(Action::ReportMissing);
         }
     }
 
@@ -151,9 +171,15 @@ impl Destination {
             Ok(()) => {
                 let resume = self.now.saturating_sub(asked);
                 self.notes.runs(self.now);
-                self.state = State::Running { resume, is_recorded: false };
+                if self.is_fetching && self.is_orphaned {
+                    return self.strand();
+                }
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
+                if self.is_fetching {
+                    return self.begin_to_fetch(resume);
+                }
+                self.state = State::Running { resume, is_recorded: false };
                 self.record(DestinationState::Running);
                 self.finish(Outcome::Migrated, forced.as_ref());
             }
@@ -175,15 +201,25 @@ impl Destination {
     /// it could not be recorded, and this is retried, since the record still says that the outcome
     /// is unknown.
     pub(super) fn on_fate_recorded(&mut self, fate: DestinationState, is_written: bool) {
-        if !matches!(self.state, State::Running { .. } | State::Failed { .. }) {
+        if !matches!(
+            self.state,
+            State::Fetching { .. } | State::Running { .. } | State::Failed { .. }
+        ) || self.records.last_asked() != Some(fate)
+        {
             return;
         }
         if let State::Running { is_recorded, .. } = &mut self.state {
             *is_recorded = is_written;
         }
         self.unrecorded = (!is_written).then_some(fate);
-        let wait = if is_written { self.config.linger } else { RECORD_PAUSE };
-        self.wait_until = Some(self.now.saturating_add(wait));
+        let wait = match (&self.state, is_written) {
+            (_, false) => Some(RECORD_PAUSE),
+            // The source is awaited without limit.
+            (State::Fetching { .. }, true) => None,
+            (_, true) => Some(self.config.linger),
+        };
+        self.wait_until = wait.map(|wait| self.now.saturating_add(wait));
+        self.say_complete();
     }
 
     /// The source knows that the guest runs here. Others learn it from the record, so this side
@@ -247,7 +283,11 @@ impl Destination {
         let farewell = std::mem::replace(&mut discard.farewell, DestinationMessage::Discarded);
         self.state = State::Discarded;
         self.say(farewell);
-        self.finish(Outcome::StayedAtSource, Some(&error));
+        let outcome = match error.failure {
+            Failure::MemoryLost => Outcome::Lost,
+            _ => Outcome::StayedAtSource,
+        };
+        self.finish(outcome, Some(&error));
         if self.connected {
             self.await_goodbye();
         } else {

@@ -20,6 +20,8 @@ pub const SMALL_LIMIT: usize = 16 << 10;
 pub const DESCRIPTION_LIMIT: usize = 1 << 20;
 /// Largest body of a message with the state of a guest.
 pub const STATE_LIMIT: usize = 64 << 20;
+/// Largest body of a message that lists pages: those of 340 GiB at worst.
+pub const PAGES_LIMIT: usize = 16 << 20;
 
 const MAGIC: [u8; 2] = *b"lC";
 
@@ -89,6 +91,7 @@ impl Message for SourceMessage {
             Self::Finish => 8,
             Self::Disks(_) => 9,
             Self::Node { .. } => 10,
+            Self::Missing(_) => 11,
         }
     }
 
@@ -96,6 +99,7 @@ impl Message for SourceMessage {
         match kind {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
+            11 => Some(PAGES_LIMIT),
             1..=10 => Some(SMALL_LIMIT),
             _ => None,
         }
@@ -114,11 +118,19 @@ impl Message for DestinationMessage {
             Self::Discarded => 39,
             Self::Unknown => 40,
             Self::NotTaken(_) => 41,
+            Self::Cleared => 42,
+            Self::Missing(_) => 43,
+            Self::Complete => 44,
+            Self::Lost(_) => 45,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 33..=41).then_some(SMALL_LIMIT)
+        match kind {
+            43 => Some(PAGES_LIMIT),
+            33..=45 => Some(SMALL_LIMIT),
+            _ => None,
+        }
     }
 }
 

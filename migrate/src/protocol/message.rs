@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Features, MigrationId, Offer, Version};
+use super::{Features, MigrationId, Offer, PageMasks, Version};
 use crate::guest::{DiskCopy, GuestDescription, Refusal, RunState};
 use crate::reason::Reason;
 use crate::text::{Blob, PeerText};
@@ -50,6 +50,11 @@ pub enum SourceMessage {
         /// UDP port of the node.
         port: NonZeroU16,
     },
+    /// Pages that the destination lacks, or of which its copy is out of date: it drops them, and
+    /// fetches them after the hand-over. Sent twice, if both sides have
+    /// [`super::FEATURE_POSTCOPY`]: when the data streams have ended, while the guest runs; and
+    /// after `Switchover`, with what was written since.
+    Missing(PageMasks),
 }
 
 /// A message from the destination.
@@ -87,6 +92,16 @@ pub enum DestinationMessage {
     /// of it has run. The copy stays until the source says again who owns the guest; if the
     /// destination does, it tries again.
     NotTaken(Complaint),
+    /// Answer to the first `Missing`: these pages are dropped.
+    Cleared,
+    /// The pages that the destination still lacks: follows the answer to a `Resolve` of
+    /// [`Decision::Serve`].
+    Missing(PageMasks),
+    /// The destination has recorded that the guest runs and all of its memory is there: the source
+    /// may forget it.
+    Complete,
+    /// The guest has run here, and never will again: it, or the memory that it lacked, is gone.
+    Lost(Complaint),
 }
 
 /// Description of the guest and of how it will be sent.
@@ -122,6 +137,11 @@ pub enum Decision {
     Commit,
     /// The source keeps the guest.
     Aborted,
+    /// The destination runs the guest, and fetches the memory that it lacks from the source. Only
+    /// if both sides have [`super::FEATURE_POSTCOPY`].
+    Serve,
+    /// As `Serve`, but the source's process has ended, and with it the memory that it had not sent.
+    Lost,
 }
 
 /// A failure as it is reported to the other side.
@@ -154,6 +174,7 @@ impl SourceMessage {
             Self::Prepare(_) => "Prepare",
             Self::Disks(_) => "Disks",
             Self::Node { .. } => "Node",
+            Self::Missing(_) => "Missing",
             Self::Switchover => "Switchover",
             Self::State(_) => "State",
             Self::Commit => "Commit",
@@ -176,6 +197,10 @@ impl DestinationMessage {
             Self::Discarded => "Discarded",
             Self::Unknown => "Unknown",
             Self::NotTaken(_) => "NotTaken",
+            Self::Cleared => "Cleared",
+            Self::Missing(_) => "Missing",
+            Self::Complete => "Complete",
+            Self::Lost(_) => "Lost",
         }
     }
 }

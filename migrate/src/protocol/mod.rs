@@ -12,17 +12,19 @@
 pub mod codec;
 pub mod front;
 mod identity;
+mod masks;
 mod message;
 pub(crate) mod preamble;
 mod version;
 
 pub use codec::CodecError;
 pub use identity::{MigrationId, Token};
+pub use masks::PageMasks;
 pub use message::{
     Complaint, Decision, DestinationMessage, MAX_STREAMS, Prepare, SavedState, SourceMessage,
     Takeover,
 };
 pub use version::{
-    FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS,
-    Version, VersionMismatch,
+    FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, FEATURE_POSTCOPY, Features, MAX_VERSIONS, Offer,
+    SUPPORTED_VERSIONS, Version, VersionMismatch,
 };

@@ -32,6 +32,10 @@ pub const FEATURE_DISKS: Features = Features(2);
 /// The source may send the port of its host's node.
 pub const FEATURE_NODE: Features = Features(4);
 
+/// The guest may run at the destination before all of its memory is there. Not among
+/// [`Features::SUPPORTED`]: a side offers it if its host can do it.
+pub const FEATURE_POSTCOPY: Features = Features(8);
+
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -40,6 +44,12 @@ pub struct Features(pub u64);
 impl Features {
     /// All features of this build.
     pub const SUPPORTED: Self = Self(FEATURE_LZ4.0 | FEATURE_DISKS.0 | FEATURE_NODE.0);
+
+    /// Returns the features of either set.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
     /// Returns the features that both sets have.
     #[must_use]

@@ -10,6 +10,9 @@
 //! | committed | ready | the source never runs the guest again; the destination will be told to |
 //! | committed | taking | the destination owns the guest, and is about to run it |
 //! | committed | running | the destination runs it; the source has not heard so yet |
+//! | serving | ready, taking | as committed, but memory that the destination lacks is at the source |
+//! | serving | fetching | the destination runs the guest, and fetches that memory |
+//! | serving | running | the destination has all memory; the source has not heard so yet |
 //! | done | running | the migration is over |
 //! | aborted | discarded | the migration is over |
 
@@ -41,6 +44,8 @@ pub enum SourceState {
     Undecided,
     /// The destination owns the guest.
     Committed,
+    /// The destination owns the guest, and fetches memory from this process.
+    Serving,
     /// The destination has said that it runs the guest; the migration is over.
     Done,
     /// The destination has said that its copy is gone, or never had one to keep; the migration is
@@ -55,6 +60,7 @@ impl SourceState {
         match self {
             Self::Undecided => Some(Decision::Aborted),
             Self::Committed => Some(Decision::Commit),
+            Self::Serving => Some(Decision::Lost),
             Self::Done | Self::Aborted => None,
         }
     }
@@ -70,12 +76,17 @@ pub enum DestinationState {
     Ready,
     /// It owns the guest and is about to run it: from here on no other host may run it on its own.
     Taking,
-    /// It has started the guest.
+    /// It has started the guest, of whose memory a part is still at the source.
+    Fetching,
+    /// It has started the guest, and has all of its memory.
     Running,
     /// It owns the guest but could not run it: an operator must decide.
     Failed,
     /// Its copy is gone and will never run.
     Discarded,
+    /// The guest has run here and never will again: it ended, or its source did, before all memory
+    /// was here.
+    Lost,
 }
 
 /// One side's record of one migration.
@@ -126,7 +137,12 @@ impl Record {
         match self.side {
             Side::Source { state, .. } => matches!(state, SourceState::Done | SourceState::Aborted),
             Side::Destination { state, .. } => {
-                matches!(state, DestinationState::Running | DestinationState::Discarded)
+                matches!(
+                    state,
+                    DestinationState::Running
+                        | DestinationState::Discarded
+                        | DestinationState::Lost
+                )
             }
         }
     }
@@ -146,7 +162,7 @@ impl Record {
     pub const fn has_left(&self) -> bool {
         match self.side {
             Side::Source { state, .. } => {
-                matches!(state, SourceState::Committed | SourceState::Done)
+                matches!(state, SourceState::Committed | SourceState::Serving | SourceState::Done)
             }
             Side::Destination { .. } => false,
         }

@@ -1,5 +1,6 @@
 //! The actions of the source's state machine.
 
+use crate::memory::PageSet;
 use crate::protocol::{Features, SourceMessage};
 use crate::record::SourceState;
 use crate::report::Report;
@@ -49,6 +50,19 @@ pub enum Action {
     SendRemainder {
         /// Number of the round, as in the preceding `SendFinalRound`.
         round: u32,
+    },
+    /// For post-copy, while the guest runs: stop the round, end every data stream, collect and
+    /// re-arm: [`super::Event::StreamsEnded`].
+    EndStreams,
+    /// For post-copy, while the guest is paused and its state saved: collect:
+    /// [`super::Event::MissingCollected`].
+    CollectMissing,
+    /// Send these pages to the destination, on request and in the background, on the present
+    /// connection: all that were reported missing, or, if given, those that the destination still
+    /// lacks. No answer: the destination says when it has all.
+    Serve {
+        /// What the destination lacks, as it says after a new connection.
+        missing: Option<PageSet>,
     },
     /// Stop sending pages: the pages ordered before are no longer wanted. No answer.
     StopSending,

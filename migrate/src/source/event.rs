@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::OperatorChoice;
 use crate::guest::{GuestError, RunState};
 use crate::limits::LimitsChange;
+use crate::memory::PageSet;
 use crate::progress::Transfer;
 use crate::protocol::{CodecError, DestinationMessage};
 use crate::reason::Reason;
@@ -73,6 +74,11 @@ pub enum Event {
     /// Answer to [`super::Action::SendRemainder`]: its pages and the end marker of every stream are
     /// handed to the transport.
     RemainderSent(FinalSent),
+    /// Answer to [`super::Action::EndStreams`]: the streams have ended, and these pages are dirty
+    /// or were not sent. The dirty log shows their next write.
+    StreamsEnded(PageSet),
+    /// Answer to [`super::Action::CollectMissing`]: the pages written since the streams ended.
+    MissingCollected(PageSet),
     /// Answer to [`super::Action::ResumeGuest`].
     Resumed(Result<(), GuestError>),
     /// An action on the guest failed: start of the dirty log, a round, a flush, saving the state.
@@ -91,6 +97,9 @@ pub enum Event {
     },
     /// The operator changes the limits. See [`super::Source::can_change`].
     Change(LimitsChange),
+    /// The operator wants the guest handed over before its memory. See
+    /// [`super::Source::can_postcopy`].
+    Postcopy,
     /// The operator decides for a source in doubt. See [`super::Source::can_resolve`].
     Resolve(OperatorChoice),
     /// The time of [`super::Source::deadline`] has come.

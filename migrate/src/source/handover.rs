@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::postcopy::Postcopy;
 use super::standstill::Step;
 use super::state::State;
 use super::{Action, FinalSent, Source};
@@ -37,12 +38,16 @@ impl Source {
                     self.wait_without_standstill();
                 }
                 self.begin_round();
-                self.state = State::Finishing { round_sent: false, flushed: false, saved: false };
+                // For post-copy, the pages that are dirty follow the guest.
+                let round_sent = self.postcopy == Postcopy::Begun;
+                self.state = State::Finishing { round_sent, flushed: false, saved: false };
                 for step in [Step::Flush, Step::Save, Step::Send] {
                     self.standstill.begin(step, self.now);
                 }
                 self.push(Action::FlushDisks);
-                self.push(Action::SendFinalRound { round: self.round.number });
+                if !round_sent {
+                    self.push(Action::SendFinalRound { round: self.round.number });
+                }
                 self.push(Action::SaveState);
             }
             State::Unwinding(_) => self.on_paused_too_late(was),
@@ -92,17 +97,28 @@ impl Source {
         if matches!(self.state, State::Finishing { round_sent: true, flushed: true, saved: true }) {
             self.standstill.begin(Step::Send, self.now);
             self.state = State::Ending { ready: false };
-            self.push(Action::SendRemainder { round: self.round.number });
+            match self.postcopy {
+                Postcopy::Begun => self.push(Action::CollectMissing),
+                _ => self.push(Action::SendRemainder { round: self.round.number }),
+            }
         }
     }
 
     pub(super) fn on_remainder_sent(&mut self, sent: FinalSent) {
-        let State::Ending { ready } = self.state else { return };
+        if !matches!(self.state, State::Ending { .. }) {
+            return;
+        }
         if let Some(round) = self.notes.last_round() {
             round.pages = round.pages.saturating_add(sent.pages);
             round.zero_pages = round.zero_pages.saturating_add(sent.zero_pages);
             round.wire_bytes = round.wire_bytes.saturating_add(sent.wire_bytes);
         }
+        self.await_ready();
+    }
+
+    /// Everything that the destination needs before it is ready has been sent.
+    pub(super) fn await_ready(&mut self) {
+        let State::Ending { ready } = self.state else { return };
         self.standstill.end(Step::Send, self.now);
         self.standstill.begin(Step::Ready, self.now);
         self.notes.enter(Phase::Ready, self.now);
@@ -123,7 +139,10 @@ impl Source {
         self.end_standstill();
         self.notes.enter(Phase::Commit, self.now);
         self.state = State::Deciding;
-        self.record(SourceState::Committed);
+        self.record(match self.postcopy {
+            Postcopy::Begun => SourceState::Serving,
+            _ => SourceState::Committed,
+        });
     }
 
     pub(super) fn on_commit_recorded(&mut self, answer: Result<(), PeerText>) {
@@ -132,7 +151,8 @@ impl Source {
         }
         match answer {
             Ok(()) => {
-                self.state = State::Asking { decision: Decision::Commit, trouble: None };
+                let decision = self.committed();
+                self.state = State::Asking { decision, trouble: None };
                 self.push(Action::ReleaseGuest);
                 if self.link.is_up() {
                     self.link.expect_answer(self.now);
@@ -155,6 +175,7 @@ impl Source {
     pub(super) fn send_decision(&mut self) {
         let decision = match &self.state {
             State::Asking { decision, .. } => *decision,
+            State::Serving => Decision::Serve,
             _ => Decision::Aborted,
         };
         let migration = self.config.migration;
@@ -168,9 +189,16 @@ impl Source {
         match &self.state {
             State::Unwinding(_) => self.on_message_while_unwinding(message),
             State::Asking { decision, .. } => self.on_answer(*decision, message),
+            State::Serving => self.on_message_while_serving(message),
             // The answer to a request sent before the operator's order, which comes too late.
             State::Reclaiming { .. } if matches!(message, DestinationMessage::Running(_)) => {
-                self.on_running();
+                match self.postcopy {
+                    Postcopy::Begun => {
+                        self.begin_to_serve();
+                        self.record(SourceState::Serving);
+                    }
+                    _ => self.on_running(),
+                }
             }
             _ => {}
         }
@@ -179,18 +207,22 @@ impl Source {
     fn on_answer(&mut self, decision: Decision, message: &DestinationMessage) {
         match (decision, message) {
             (Decision::Commit, DestinationMessage::Running(_)) => self.on_running(),
+            (Decision::Serve, DestinationMessage::Running(_)) => self.begin_to_serve(),
+            (Decision::Serve, DestinationMessage::Missing(missing)) => self.serve_again(missing),
+            (Decision::Serve, DestinationMessage::Complete) => self.on_running(),
+            (Decision::Serve, DestinationMessage::Lost(complaint)) => self.on_lost(complaint),
             (Decision::Aborted, DestinationMessage::Running(_)) => {
                 self.stay_in_doubt(Failure::Forced);
             }
             (_, DestinationMessage::Discarded)
             | (Decision::Aborted, DestinationMessage::Unknown) => self.on_given_back(),
-            (Decision::Commit, DestinationMessage::Unknown) => {
+            (Decision::Commit | Decision::Serve, DestinationMessage::Unknown) => {
                 self.stay_in_doubt(Failure::Forgotten);
             }
             (_, DestinationMessage::Abort(complaint)) => {
                 self.stay_in_doubt(Failure::from(complaint));
             }
-            (Decision::Commit, DestinationMessage::NotTaken(complaint)) => {
+            (Decision::Commit | Decision::Serve, DestinationMessage::NotTaken(complaint)) => {
                 self.on_not_taken(complaint);
             }
             (Decision::Aborted, DestinationMessage::NotTaken(_)) => self.send_decision(),
@@ -202,7 +234,8 @@ impl Source {
         }
     }
 
-    fn on_running(&mut self) {
+    /// The guest runs at the destination, which needs nothing more of it.
+    pub(super) fn on_running(&mut self) {
         self.notes.runs(self.now);
         self.notes.enter(Phase::Resume, self.now);
         self.link.up();

@@ -4,6 +4,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use super::estimate::Estimate;
+use super::postcopy::Postcopy;
 use super::round::Current;
 use super::stall::StallWatch;
 use super::standstill::Standstill;
@@ -60,6 +61,9 @@ pub struct Source {
     pub(super) round: Current,
     /// Whether the guest ran before this side paused it.
     pub(super) run_state: RunState,
+    pub(super) postcopy: Postcopy,
+    /// The present connection carries the pages that the destination lacks.
+    pub(super) serves: bool,
     /// Why the operator's last order to run it here had no effect.
     pub(super) not_taken_back: Option<PeerText>,
     pub(super) now: Duration,
@@ -88,6 +92,8 @@ impl Source {
             awaited: None,
             standstill: Standstill::default(),
             run_state: RunState::Running,
+            postcopy: Postcopy::default(),
+            serves: false,
             not_taken_back: None,
             now,
             actions: Vec::new(),
@@ -114,11 +120,14 @@ impl Source {
             Event::Flushed => self.on_flushed(),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
+            Event::StreamsEnded(missing) => self.on_streams_ended(&missing),
+            Event::MissingCollected(missing) => self.on_missing_collected(&missing),
             Event::Resumed(answer) => self.on_resumed(answer),
             Event::GuestFailed(error) => self.on_guest_failed(error),
             Event::GuestStopped { detail } => self.on_guest_stopped(detail),
             Event::Cancel { by } => self.on_cancel(by),
             Event::Change(change) => self.on_change(&change),
+            Event::Postcopy => self.on_postcopy(),
             Event::Resolve(choice) => self.on_resolve(choice),
             Event::Tick => self.on_tick(),
         }
@@ -175,7 +184,7 @@ impl Source {
     pub fn can_cancel(&self) -> Result<(), CancelRefused> {
         match self.state {
             ref state if state.is_uncommitted() => Ok(()),
-            State::Deciding | State::Asking { .. } | State::InDoubt => {
+            State::Deciding | State::Asking { .. } | State::Serving | State::InDoubt => {
                 Err(CancelRefused::Committed)
             }
             _ => Err(CancelRefused::Over),
@@ -194,14 +203,17 @@ impl Source {
         }
     }
 
-    /// Returns whether [`Event::Resolve`] would be accepted now; the same for either choice.
+    /// Returns whether [`Event::Resolve`] would be accepted now.
     ///
     /// # Errors
-    /// If the migration is not in doubt.
-    pub fn can_resolve(&self, _choice: OperatorChoice) -> Result<(), ResolveRefused> {
+    /// If the migration is not in doubt, or the choice is to run a guest that has run elsewhere.
+    pub fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
+            State::Serving if choice == OperatorChoice::Run => Err(ResolveRefused::RunsThere),
             _ if self.is_in_doubt() => Ok(()),
-            State::Asking { .. } | State::Deciding => Err(ResolveRefused::Connected),
+            State::Asking { .. } | State::Deciding | State::Serving => {
+                Err(ResolveRefused::Connected)
+            }
             ref state if state.is_uncommitted() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
         }
@@ -264,7 +276,9 @@ impl Source {
                 State::MeasuringRecord => self.on_record_measured(answer),
                 _ => self.on_opened(answer),
             },
-            (Some(SourceState::Committed), answer) => self.on_commit_recorded(answer),
+            (Some(SourceState::Committed | SourceState::Serving), answer) => {
+                self.on_commit_recorded(answer);
+            }
             (Some(SourceState::Done), answer) if matches!(self.state, State::Unwinding(_)) => {
                 self.on_end_recorded(&answer);
             }
@@ -351,7 +365,7 @@ impl Source {
         match self.state {
             State::InDoubt => true,
             // A destination that was reached again but has not answered is treated as out of reach.
-            State::Asking { .. } => !self.link.is_up() || self.link.failures > 0,
+            State::Asking { .. } | State::Serving => !self.link.is_up() || self.link.failures > 0,
             _ => false,
         }
     }
@@ -360,6 +374,9 @@ impl Source {
     /// guest.
     fn way_out(&self) -> String {
         let name = &self.config.guest.name;
+        if matches!(self.state, State::Serving) {
+            return self.way_out_while_serving();
+        }
         let trouble = self.not_taken_back.as_ref();
         let trouble =
             trouble.map_or(String::new(), |why| format!("it could not be taken back: {why}; "));

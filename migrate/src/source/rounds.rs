@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::postcopy::Postcopy;
 use super::stall::{Remedy, RoundEnd};
 use super::standstill::Step;
 use super::state::State;
@@ -34,7 +35,7 @@ impl Source {
                 self.state = State::Opening;
                 self.record(SourceState::Undecided);
             }
-            State::Asking { .. } | State::Unwinding(_) => self.send_decision(),
+            State::Asking { .. } | State::Serving | State::Unwinding(_) => self.send_decision(),
             _ => {}
         }
     }
@@ -53,7 +54,7 @@ impl Source {
         self.state = State::Greeting;
     }
 
-    fn await_answer(&mut self, name: &'static str) {
+    pub(super) fn await_answer(&mut self, name: &'static str) {
         let limit = self.config.limits.answer;
         self.awaited = Some((name, self.now.saturating_add(limit), limit));
     }
@@ -69,6 +70,7 @@ impl Source {
             (State::Describing, DestinationMessage::Prepared) => self.on_prepared(),
             (State::Ending { ready }, DestinationMessage::Ready { .. }) => *ready = true,
             (State::AwaitingReady, DestinationMessage::Ready { .. }) => self.decide(),
+            (State::Clearing, DestinationMessage::Cleared) => self.on_cleared(),
             // While connecting, this is the answer of the destination's node.
             (
                 State::Connecting | State::Greeting | State::Describing,
@@ -158,6 +160,9 @@ impl Source {
     }
 
     fn send_round(&mut self) {
+        if self.postcopy == Postcopy::Wanted {
+            return self.begin_postcopy();
+        }
         self.begin_round();
         self.state = State::Copying;
         self.push(Action::SendRound { round: self.round.number });

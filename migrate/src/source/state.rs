@@ -35,11 +35,17 @@ pub(super) enum State {
     Resting { until: Duration },
     /// Waits for a record that is written again to measure how long that takes now.
     MeasuringRecord,
+    /// Post-copy: waits for the data streams to end, while the guest runs.
+    Draining,
+    /// Post-copy: waits for the destination to drop the pages that are to be fetched, while the
+    /// guest runs.
+    Clearing,
     /// Waits for the guest to pause.
     Pausing,
     /// Waits for the last round, the flush of the disks, and the state.
     Finishing { round_sent: bool, flushed: bool, saved: bool },
-    /// Waits for the remainder to be sent; the destination may be `ready` earlier.
+    /// Waits for the remainder to be sent, or, for post-copy, to be collected; the destination may
+    /// be `ready` earlier.
     Ending { ready: bool },
     /// Waits for `Ready`.
     AwaitingReady,
@@ -47,6 +53,9 @@ pub(super) enum State {
     Deciding,
     /// Waits for the destination's answer to the decision; the guest is paused.
     Asking { decision: Decision, trouble: Option<MigrationError> },
+    /// Post-copy: the guest runs at the destination. Waits until that has all of its memory, which
+    /// is kept here, as is the paused guest.
+    Serving,
     /// Waits for the record that takes the guest back; `notify` is whether the destination must
     /// then be notified, and `asked` the decision that it was asked about before an operator
     /// ordered this.
@@ -69,6 +78,7 @@ impl State {
             self,
             Self::Deciding
                 | Self::Asking { .. }
+                | Self::Serving
                 | Self::Reclaiming { .. }
                 | Self::Unwinding(_)
                 | Self::InDoubt
@@ -89,6 +99,8 @@ impl State {
                 "measuring the switchover"
             }
             Self::Copying => "sending memory",
+            Self::Draining | Self::Clearing => "preparing post-copy",
+            Self::Serving => "sending the rest of memory",
             Self::Pausing => "pausing the guest",
             Self::Finishing { .. } | Self::Ending { .. } => "sending the last pages and the state",
             Self::AwaitingReady => "waiting for the destination to be ready",

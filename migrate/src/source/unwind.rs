@@ -175,6 +175,7 @@ impl Source {
     }
 
     pub(super) fn on_connection_lost(&mut self, detail: PeerText) {
+        self.serves = false;
         if self.link.status == LinkStatus::Dialing {
             self.link.down();
         }
@@ -183,7 +184,7 @@ impl Source {
             return self.abort(Failure::ConnectionLost { detail });
         }
         match &mut self.state {
-            State::Asking { .. } => self.link.plan_redial(self.now),
+            State::Asking { .. } | State::Serving => self.link.plan_redial(self.now),
             State::Unwinding(unwind) => match unwind.notice {
                 PeerNotice::Done => self.link.down(),
                 PeerNotice::Asked => {
@@ -206,6 +207,7 @@ impl Source {
             DestinationMessage::Discarded
             | DestinationMessage::Unknown
             | DestinationMessage::Refused(_)
+            | DestinationMessage::Lost(_)
             | DestinationMessage::Abort(_) => {
                 unwind.notice = PeerNotice::Done;
                 self.link.up();
@@ -225,6 +227,9 @@ impl Source {
             // They were sent before the destination heard of the abort.
             DestinationMessage::Welcome { .. }
             | DestinationMessage::Prepared
+            | DestinationMessage::Cleared
+            | DestinationMessage::Missing(_)
+            | DestinationMessage::Complete
             | DestinationMessage::Ready { .. } => {}
         }
     }

@@ -68,9 +68,13 @@ impl World {
             Side::Source => {
                 let Some(source) = self.source.take() else { return };
                 self.facts.source_killed = true;
+                let has_left = match self.source_disk {
+                    Some(SourceState::Committed) => true,
+                    Some(SourceState::Serving) => self.has_all_there(),
+                    _ => false,
+                };
                 let owner = source.guest.is_some()
-                    && (self.source_disk != Some(SourceState::Committed)
-                        || source.guest.is_some_and(|guest| guest.running));
+                    && (!has_left || source.guest.is_some_and(|guest| guest.running));
                 self.facts.source_died_as_owner |= owner;
                 if let Some(conn) = source.conn {
                     self.after(notice, Happening::Lost(conn, Side::Destination));
@@ -80,7 +84,8 @@ impl World {
             Side::Destination => {
                 let Some(side) = self.destination.take() else { return };
                 self.facts.destination_killed = true;
-                let owner = self.destination_disk == Some(DestinationState::Running);
+                let ran = [Some(DestinationState::Running), Some(DestinationState::Fetching)];
+                let owner = ran.contains(&self.destination_disk);
                 self.facts.destination_died_as_owner |= owner;
                 self.facts.died_taking_over |=
                     self.destination_disk == Some(DestinationState::Taking);
@@ -139,6 +144,12 @@ impl World {
         }
     }
 
+    /// Whether the destination needs nothing more of the source's memory.
+    fn has_all_there(&self) -> bool {
+        let guest = self.destination.as_ref().and_then(|side| side.guest.as_ref());
+        guest.is_some_and(|guest| guest.missing.is_empty())
+    }
+
     fn source_runs(&self) -> bool {
         let guest = self.source.as_ref().and_then(|source| source.guest.as_ref());
         guest.is_some_and(|guest| guest.running)
@@ -171,10 +182,14 @@ impl World {
         if self.facts.destination_ran {
             self.violation("the source runs a guest that has run at the destination");
         }
-        if self.source_disk != Some(SourceState::Committed) {
+        if ![Some(SourceState::Committed), Some(SourceState::Serving)].contains(&self.source_disk) {
             return;
         }
-        let own = [Some(DestinationState::Taking), Some(DestinationState::Running)];
+        let own = [
+            Some(DestinationState::Taking),
+            Some(DestinationState::Fetching),
+            Some(DestinationState::Running),
+        ];
         let running = own.contains(&self.destination_disk);
         if running || self.destination.as_ref().is_some_and(|side| side.guest.is_some()) {
             self.violation("the source takes back a guest that it has committed");
@@ -184,7 +199,8 @@ impl World {
     /// Checks what must hold when the destination takes the guest over.
     pub(crate) fn check_takeover(&mut self) {
         self.facts.destination_ran = true;
-        let committed = self.source_disk == Some(SourceState::Committed);
+        let committed =
+            [Some(SourceState::Committed), Some(SourceState::Serving)].contains(&self.source_disk);
         if !committed && !self.facts.forced {
             self.violation("the destination takes over without a commit record");
         }
@@ -199,7 +215,7 @@ impl World {
         let Some((guest, truth)) = guest.zip(self.truth.as_ref()) else {
             return self.violation("the destination takes over what was never sent");
         };
-        if guest.content != *truth {
+        if !guest.has(truth) {
             self.violation("the destination's memory or state is not the source's");
         }
     }

@@ -84,6 +84,8 @@ pub(crate) struct Scenario {
     pub(crate) slower_after_pause: u32,
     /// Duration of the flush of the disks after the pause.
     pub(crate) flush: Duration,
+    /// When the operator wants the guest handed over before its memory, in milliseconds.
+    pub(crate) postcopy_at_ms: Option<u32>,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -100,6 +102,7 @@ impl Default for Scenario {
             saves_late: false,
             slower_after_pause: 1,
             flush: Duration::from_millis(1),
+            postcopy_at_ms: None,
             faults: Vec::new(),
         }
     }
@@ -149,8 +152,10 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let turns =
         (prop_oneof![3 => Just(1), 1 => 1..50_u32], prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64]);
     let faults = proptest::collection::vec(fault(), 0..4);
+    let postcopy = prop_oneof![1 => Just(None), 1 => (0..300_u32).prop_map(Some)];
     let on_stall = proptest::sample::select(&OnStall::ALL[..]);
-    (guest, link, turns, on_stall, faults).prop_map(|(guest, link, turns, on_stall, faults)| {
+    let all = (guest, link, turns, on_stall, postcopy, faults);
+    all.prop_map(|(guest, link, turns, on_stall, postcopy_at_ms, faults)| {
         let (writes_per_second, working_set, paused, saves_late) = guest;
         let (latency_ms, pages_per_second, streams) = link;
         Scenario {
@@ -164,6 +169,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             saves_late,
             slower_after_pause: turns.0,
             flush: Duration::from_millis(turns.1),
+            postcopy_at_ms,
             faults,
         }
     })

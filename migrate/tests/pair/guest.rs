@@ -37,6 +37,8 @@ pub(crate) struct SimGuest {
     pub(crate) running: bool,
     pub(crate) logging: bool,
     log: PageSet,
+    /// Pages that are still at the source.
+    pub(crate) missing: PageSet,
     /// Share of the time that it rests, in percent.
     pub(crate) throttle: u8,
     writes_per_second: u32,
@@ -61,6 +63,7 @@ impl SimGuest {
             running: false,
             logging: false,
             log: PageSet::empty(CHUNKS),
+            missing: PageSet::empty(CHUNKS),
             throttle: 0,
             writes_per_second,
             working_set: working_set.max(1),
@@ -85,16 +88,49 @@ impl SimGuest {
         }
     }
 
-    /// Performs one write, somewhere in the working set; every seventh one zeroes the page.
+    /// Performs one write, somewhere in the working set; every seventh one zeroes the page. Waits
+    /// if the page is missing.
     pub(crate) fn write(&mut self) {
-        self.content.stamp += 1;
-        let stamp = self.content.stamp;
+        let stamp = self.content.stamp + 1;
         let pages = self.content.memory.len() as u64;
         let page = (stamp.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % self.working_set.min(pages);
+        let (chunk, place) = (page as usize / PAGES_PER_CHUNK, page as usize % PAGES_PER_CHUNK);
+        if self.missing.contains(chunk, place) {
+            return;
+        }
+        self.content.stamp = stamp;
         self.content.memory[page as usize] = if stamp.is_multiple_of(7) { 0 } else { stamp };
         if self.logging {
-            self.log.insert(page as usize / PAGES_PER_CHUNK, page as usize % PAGES_PER_CHUNK);
+            self.log.insert(chunk, place);
         }
+    }
+
+    /// Drops these pages: they are missing from now on.
+    pub(crate) fn lose(&mut self, pages: &PageSet) {
+        self.missing.union(pages);
+        for page in 0..self.content.memory.len() {
+            if pages.contains(page / PAGES_PER_CHUNK, page % PAGES_PER_CHUNK) {
+                self.content.memory[page] = u64::MAX;
+            }
+        }
+    }
+
+    /// Takes those of the pages of a chunk in `mask` that are missing.
+    pub(crate) fn arrive(&mut self, chunk: usize, mask: u64, pages: &[u64]) {
+        let mask = mask & self.missing.words()[chunk];
+        self.missing.words_mut()[chunk] &= !mask;
+        for (page, content) in pages.iter().enumerate().filter(|(page, _)| mask >> page & 1 == 1) {
+            self.content.memory[chunk * PAGES_PER_CHUNK + page] = *content;
+        }
+    }
+
+    /// Whether it has this content, apart from pages that are missing.
+    pub(crate) fn has(&self, content: &Content) -> bool {
+        let is_missing =
+            |page: usize| self.missing.contains(page / PAGES_PER_CHUNK, page % PAGES_PER_CHUNK);
+        let pages = self.content.memory.iter().zip(&content.memory).enumerate();
+        let mut pages = pages.filter(|(page, _)| !is_missing(*page));
+        self.content.stamp == content.stamp && pages.all(|(_, (own, other))| own == other)
     }
 
     pub(crate) fn start_log(&mut self) {

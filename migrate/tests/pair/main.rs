@@ -8,6 +8,7 @@ mod check;
 mod faults;
 mod guest;
 mod network;
+mod postcopy;
 mod shells;
 mod standstill;
 mod world;

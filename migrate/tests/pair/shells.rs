@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use migrate::PageSet;
 use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
+use migrate::protocol::{DestinationMessage, PageMasks};
 use migrate::record::SourceState;
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
-use crate::guest::SimGuest;
+use crate::guest::{CHUNKS, SimGuest};
 use crate::world::{Happening, World};
 
 const MS: Duration = Duration::from_millis(1);
@@ -63,7 +65,7 @@ impl World {
         match action {
             Action::Send(message) => self.send_from_source(&message),
             Action::Record(state) => {
-                if state == SourceState::Committed {
+                if matches!(state, SourceState::Committed | SourceState::Serving) {
                     self.stands_since = None;
                 }
                 let failed = self.fail_record.remove(&Side::Source);
@@ -91,8 +93,14 @@ impl World {
     }
 
     fn act_on_source_guest(&mut self, action: &Action) {
-        let asks =
-            matches!(action, Action::FlushDisks | Action::SaveState | Action::SendRound { .. });
+        let asks = matches!(
+            action,
+            Action::FlushDisks
+                | Action::SaveState
+                | Action::SendRound { .. }
+                | Action::EndStreams
+                | Action::CollectMissing
+        );
         if asks && self.fail_guest.remove(&Side::Source).is_some() {
             let failed = source::Event::GuestFailed(GuestError::new("made to fail"));
             return self.after(MS, Happening::ToSource(failed));
@@ -124,6 +132,14 @@ impl World {
                 return self.send_round();
             }
             Action::SendRemainder { .. } => return self.send_remainder(),
+            Action::EndStreams => return self.drain(),
+            Action::CollectMissing => {
+                let mut written = PageSet::empty(CHUNKS);
+                guest.collect(&mut written);
+                source.missing.union(&written);
+                source::Event::MissingCollected(written)
+            }
+            Action::Serve { missing } => return self.serve(missing.clone()),
             Action::Throttle { percent } => {
                 guest.advance(self.now);
                 guest.throttle = *percent;
@@ -191,6 +207,7 @@ impl World {
     fn send_round(&mut self) {
         let Some(source) = &mut self.source else { return };
         let set = source.pending.take();
+        source.unsent = set.clone();
         let generation = source.generation;
         let page = Duration::from_secs(1) * source.slower / self.scenario.pages_per_second;
         let mut delay = Duration::ZERO;
@@ -209,6 +226,7 @@ impl World {
         };
         let Some(guest) = &mut source.guest else { return };
         guest.rearm(chunk, mask);
+        source.unsent.words_mut()[chunk] &= !mask;
         let first = chunk * PAGES_PER_CHUNK;
         let pages = guest.content.memory[first..first + PAGES_PER_CHUNK].to_vec();
         let stream = chunk % source.frames.len();
@@ -250,6 +268,12 @@ impl World {
         for (chunk, mask) in set.iter() {
             self.copy(generation, chunk, mask);
         }
+        self.end_streams();
+        let sent = FinalSent { pages: set.count(), ..FinalSent::default() };
+        self.after(MS, Happening::ToSource(source::Event::RemainderSent(sent)));
+    }
+
+    fn end_streams(&mut self) {
         let Some(source) = &self.source else { return };
         if let Some(conn) = source.conn {
             let ends: Vec<_> =
@@ -259,8 +283,58 @@ impl World {
                 self.at(arrives, Happening::StreamEnd { conn, stream, frames });
             }
         }
-        let sent = FinalSent { pages: set.count(), ..FinalSent::default() };
-        self.after(MS, Happening::ToSource(source::Event::RemainderSent(sent)));
+    }
+
+    /// Ends the round and the streams, and reports what is dirty or was not sent.
+    fn drain(&mut self) {
+        let Some(source) = &mut self.source else { return };
+        let Some(guest) = &mut source.guest else { return };
+        source.generation += 1;
+        let unsent = source.unsent.take();
+        source.pending.union(&unsent);
+        guest.collect(&mut source.pending);
+        source.missing = source.pending.take();
+        let missing = source.missing.clone();
+        missing.iter().for_each(|(chunk, mask)| guest.rearm(chunk, mask));
+        self.end_streams();
+        self.after(MS, Happening::ToSource(source::Event::StreamsEnded(missing)));
+    }
+
+    /// Sends what is missing, on the present connection.
+    fn serve(&mut self, missing: Option<PageSet>) {
+        let Some(source) = &self.source else { return };
+        let (Some(conn), Some(guest)) = (source.conn, &source.guest) else { return };
+        let set = missing.unwrap_or_else(|| source.missing.clone());
+        let memory = guest.content.memory.clone();
+        let page = Duration::from_secs(1) / self.scenario.pages_per_second;
+        let mut delay = self.scenario.latency;
+        for (chunk, mask) in set.iter() {
+            delay += page * mask.count_ones();
+            let pages = memory[chunk * PAGES_PER_CHUNK..][..PAGES_PER_CHUNK].to_vec();
+            self.after(delay, Happening::Fetched { conn, chunk, mask, pages });
+        }
+    }
+
+    /// Pages of memory arrive that follows the guest.
+    pub(crate) fn fetched(&mut self, conn: u64, chunk: usize, mask: u64, pages: &[u64]) {
+        let broken = self.conns.get(&conn).is_none_or(|conn| conn.broken);
+        let is_sent = self.source.as_ref().is_some_and(|source| source.conn == Some(conn));
+        let Some(side) = &mut self.destination else { return };
+        if broken || !is_sent || side.conn != Some(conn) {
+            return;
+        }
+        let Some(guest) = &mut side.guest else { return };
+        guest.arrive(chunk, mask, pages);
+        self.report_fetched();
+    }
+
+    fn report_fetched(&mut self) {
+        let Some(side) = &mut self.destination else { return };
+        let has_all = side.guest.as_ref().is_some_and(|guest| guest.missing.is_empty());
+        if side.fetches && has_all {
+            side.fetches = false;
+            self.after(MS, Happening::ToDestination(destination::Event::Fetched));
+        }
     }
 
     fn act_as_destination(&mut self, action: ToDo) {
@@ -269,10 +343,14 @@ impl World {
             ToDo::Disconnect => return self.close_from(Side::Destination),
             ToDo::ResumeGuest => return self.start_at_destination(),
             ToDo::Finished(report) => return self.facts.destination_reports.push(*report),
+            ToDo::Fetch(missing) => return self.fetch(&missing),
+            ToDo::ReportMissing => return self.report_missing(),
             _ => {}
         }
-        let fails = matches!(action, ToDo::LoadState(_) | ToDo::Create(_) | ToDo::AdoptGuest)
-            && self.fail_guest.remove(&Side::Destination).is_some();
+        let fails = matches!(
+            action,
+            ToDo::LoadState(_) | ToDo::Create(_) | ToDo::AdoptGuest | ToDo::Clear(_)
+        ) && self.fail_guest.remove(&Side::Destination).is_some();
         let Some(side) = &mut self.destination else { return };
         let answer = match action {
             ToDo::Check(_) => destination::Event::Checked(Ok(())),
@@ -288,6 +366,22 @@ impl World {
             }
             ToDo::AcceptPages { .. } => {
                 side.accepts = true;
+                return;
+            }
+            ToDo::Clear(_) if fails => {
+                destination::Event::Cleared(Err(GuestError::new("made to fail")))
+            }
+            ToDo::Clear(missing) => {
+                if let Some(guest) = &mut side.guest {
+                    guest.lose(&missing);
+                }
+                destination::Event::Cleared(Ok(()))
+            }
+            ToDo::StopFetching => {
+                side.fetches = false;
+                if let Some(guest) = &mut side.guest {
+                    guest.running = false;
+                }
                 return;
             }
             ToDo::LoadState(_) if fails => {
@@ -331,6 +425,21 @@ impl World {
             _ => return,
         };
         self.after(2 * MS, Happening::ToDestination(answer));
+    }
+
+    fn fetch(&mut self, missing: &PageSet) {
+        let Some(side) = &mut self.destination else { return };
+        side.fetches = true;
+        if let Some(guest) = &mut side.guest {
+            guest.lose(missing);
+        }
+        self.report_fetched();
+    }
+
+    fn report_missing(&mut self) {
+        let guest = self.destination.as_ref().and_then(|side| side.guest.as_ref());
+        let Some(missing) = guest.map(|guest| PageMasks::of(&guest.missing)) else { return };
+        self.send_from_destination(&DestinationMessage::Missing(missing));
     }
 
     fn start_at_destination(&mut self) {

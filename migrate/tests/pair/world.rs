@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use migrate::destination::{self, Destination, DestinationConfig};
 use migrate::protocol::codec::{CodecError, HEAD_BYTES, Message, decode, head};
-use migrate::protocol::{DestinationMessage, MigrationId, Offer, SourceMessage};
+use migrate::protocol::{
+    DestinationMessage, FEATURE_POSTCOPY, Features, MigrationId, Offer, SourceMessage,
+};
 use migrate::record::{DestinationState, SourceState};
 use migrate::report::Report;
 use migrate::source::{self, Source, SourceConfig};
@@ -28,6 +30,10 @@ pub(crate) struct SourceProcess {
     pub(crate) conn: Option<u64>,
     pub(crate) settled: bool,
     pub(crate) pending: PageSet,
+    /// Pages of the current round that are not copied yet.
+    pub(crate) unsent: PageSet,
+    /// Pages that were reported missing.
+    pub(crate) missing: PageSet,
     /// Invalidates the rounds from before the last `StopSending`.
     pub(crate) generation: u32,
     /// The factor by which the cost of a page on the link has grown since the pause.
@@ -42,6 +48,7 @@ pub(crate) struct DestinationProcess {
     pub(crate) conn: Option<u64>,
     pub(crate) settled: bool,
     pub(crate) accepts: bool,
+    pub(crate) fetches: bool,
     pub(crate) applied: Vec<u64>,
 }
 
@@ -77,6 +84,8 @@ pub(crate) enum Happening {
     RoundDone { generation: u32, pages: u64 },
     Frame { conn: u64, stream: usize, chunk: usize, mask: u64, pages: Vec<u64> },
     StreamEnd { conn: u64, stream: usize, frames: u64 },
+    Postcopy,
+    Fetched { conn: u64, chunk: usize, mask: u64, pages: Vec<u64> },
     Resolver,
     Fault(What),
 }
@@ -148,6 +157,11 @@ pub(crate) fn migration() -> MigrationId {
     MigrationId(Uuid::from_u128(0xfeed))
 }
 
+/// Returns the offer of a side whose host can do everything.
+fn offer() -> Offer {
+    Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() }
+}
+
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
         let mut guest = SimGuest::filled(scenario.writes_per_second, scenario.working_set);
@@ -155,14 +169,14 @@ impl World {
         let config = SourceConfig {
             migration: migration(),
             guest: description(),
-            offer: Offer::ours(),
+            offer: offer(),
             streams: scenario.streams,
             limits: Limits { on_stall: scenario.on_stall, ..limits() },
             node_port: NonZeroU16::new(4950),
         };
         let waiting = DestinationConfig {
             migration: migration(),
-            offer: Offer::ours(),
+            offer: offer(),
             linger: Duration::from_secs(60),
         };
         let streams = usize::from(scenario.streams);
@@ -173,6 +187,8 @@ impl World {
                 conn: None,
                 settled: false,
                 pending: PageSet::full(CHUNKS),
+                unsent: PageSet::empty(CHUNKS),
+                missing: PageSet::empty(CHUNKS),
                 generation: 0,
                 slower: 1,
                 frames: vec![0; streams],
@@ -184,6 +200,7 @@ impl World {
                 conn: None,
                 settled: false,
                 accepts: false,
+                fetches: false,
                 applied: vec![0; streams],
             }),
             scenario,
@@ -209,6 +226,9 @@ impl World {
             trace: Vec::new(),
         };
         world.after(Duration::ZERO, Happening::Start);
+        if let Some(ms) = world.scenario.postcopy_at_ms {
+            world.after(Duration::from_millis(ms.into()), Happening::Postcopy);
+        }
         for fault in world.scenario.faults.clone() {
             if let When::At(ms) = fault.when {
                 world.after(Duration::from_millis(ms.into()), Happening::Fault(fault.what));
@@ -292,6 +312,10 @@ impl World {
                 self.apply_frame(conn, stream, chunk, mask, &pages);
             }
             Happening::StreamEnd { conn, stream, frames } => self.end_stream(conn, stream, frames),
+            Happening::Postcopy => self.feed_source(source::Event::Postcopy),
+            Happening::Fetched { conn, chunk, mask, pages } => {
+                self.fetched(conn, chunk, mask, &pages);
+            }
             Happening::Resolver => self.dial_as_node(),
             Happening::Fault(what) => self.inflict(what),
         }

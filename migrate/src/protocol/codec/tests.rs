@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use super::*;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
-use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use crate::memory::{CHUNK_BYTES, MemoryLayout, PageSet, Region};
 use crate::protocol::front::{DiskFeatures, DiskUser, FoundGuest, Onward, SoughtDisk};
 use crate::protocol::{
-    Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, Takeover, Token,
-    Version,
+    Complaint, Decision, Features, MigrationId, Offer, PageMasks, Prepare, SavedState, Takeover,
+    Token, Version,
 };
 use crate::reason::Reason;
 use crate::text::{Blob, MAX_TEXT_BYTES};
@@ -45,6 +45,13 @@ fn guest() -> GuestDescription {
     }
 }
 
+fn pages() -> PageMasks {
+    let mut set = PageSet::empty(3);
+    set.insert(2, 0);
+    set.insert(2, 2);
+    PageMasks::of(&set)
+}
+
 fn source_messages() -> Vec<SourceMessage> {
     vec![
         SourceMessage::Hello { migration: id(), offer: offer() },
@@ -65,6 +72,7 @@ fn source_messages() -> Vec<SourceMessage> {
             existing: ExistingFile::Replace,
         }]),
         SourceMessage::Node { port: NonZeroU16::new(4950).unwrap() },
+        SourceMessage::Missing(pages()),
     ]
 }
 
@@ -79,6 +87,10 @@ fn destination_messages() -> Vec<DestinationMessage> {
         DestinationMessage::Discarded,
         DestinationMessage::Unknown,
         DestinationMessage::NotTaken(Complaint::new(Reason::Guest, "disk in use")),
+        DestinationMessage::Cleared,
+        DestinationMessage::Missing(pages()),
+        DestinationMessage::Complete,
+        DestinationMessage::Lost(Complaint::new(Reason::Guest, "no")),
     ]
 }
 
@@ -179,6 +191,7 @@ fn bytes_of_the_source_stay_as_they_are() {
         "6c430900 22000000 08000000 0100000000000000 0100 0020000000000000 0010000000000000 01000000"
             .to_owned(),
         "6c430a00 06000000 09000000 5613".to_owned(),
+        "6c430b00 18000000 0a000000 0100000000000000 02000000 0500000000000000".to_owned(),
     ];
     for (message, golden) in source_messages().iter().zip(golden) {
         let golden: String = golden.split_whitespace().collect();
@@ -197,6 +210,11 @@ fn bytes_of_the_destination_stay_as_they_are() {
         "6c432600 11000000 05000000 0800 0300000000000000 626164",
         "6c432700 04000000 06000000",
         "6c432800 04000000 07000000",
+        "6c432900 19000000 08000000 0900 0b00000000000000 6469736b20696e20757365",
+        "6c432a00 04000000 09000000",
+        "6c432b00 18000000 0a000000 0100000000000000 02000000 0500000000000000",
+        "6c432c00 04000000 0b000000",
+        "6c432d00 10000000 0c000000 0900 0200000000000000 6e6f",
     ];
     for (message, golden) in destination_messages().iter().zip(golden) {
         let golden: String = golden.split_whitespace().collect();

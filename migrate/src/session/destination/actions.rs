@@ -21,6 +21,9 @@ impl Driver {
             Action::AcceptPages { streams, features } => {
                 return self.accept_pages(streams, features);
             }
+            // Step 3 of docs/adr/0026-post-copy.md: until then this side does not offer post-copy,
+            // and a source that asks for it breaks the protocol.
+            Action::Clear(_) | Action::Fetch(_) | Action::ReportMissing | Action::StopFetching => {}
             Action::LoadState(state) => {
                 self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
             }
@@ -63,11 +66,17 @@ fn name(action: &Action) -> &'static str {
         Action::Check(_) => "Check",
         Action::Create(_) => "Create",
         Action::AcceptPages { .. } => "AcceptPages",
+        Action::Clear(_) => "Clear",
+        Action::Fetch(_) => "Fetch",
+        Action::ReportMissing => "ReportMissing",
+        Action::StopFetching => "StopFetching",
         Action::LoadState(_) => "LoadState",
         Action::Record(DestinationState::Loading) => "RecordLoading",
         Action::Record(DestinationState::Ready) => "RecordReady",
         Action::Record(DestinationState::Taking) => "RecordTaking",
+        Action::Record(DestinationState::Fetching) => "RecordFetching",
         Action::Record(DestinationState::Running) => "RecordRunning",
+        Action::Record(DestinationState::Lost) => "RecordLost",
         Action::Record(DestinationState::Discarded) => "RecordDiscarded",
         Action::Record(DestinationState::Failed) => "RecordFailed",
         Action::AdoptGuest => "AdoptGuest",

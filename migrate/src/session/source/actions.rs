@@ -38,6 +38,9 @@ impl Driver {
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
             Action::SaveState => self.save_state(),
             Action::SendRemainder { round } => self.order(Order::Remainder(round)),
+            // Step 3 of docs/adr/0026-post-copy.md: until then this side does not offer post-copy,
+            // and is never asked for it.
+            Action::EndStreams | Action::CollectMissing | Action::Serve { .. } => {}
             Action::StopSending => self.sender = None,
             Action::ReleaseGuest => self.release(),
             Action::ResumeGuest => self.resume(),
@@ -87,7 +90,11 @@ impl Driver {
 
     /// Returns the decision to report to a destination that is reached again.
     pub(super) fn decision(&self) -> Decision {
-        self.stated.now().decision().unwrap_or(Decision::Aborted)
+        match self.stated.now() {
+            // This process lives, and with it the memory.
+            SourceState::Serving => Decision::Serve,
+            state => state.decision().unwrap_or(Decision::Aborted),
+        }
     }
 
     pub(super) fn reconnect(&mut self) {
@@ -174,6 +181,7 @@ fn name(action: &Action) -> &'static str {
         Action::Send(_) => "Send",
         Action::Record(SourceState::Undecided) => "RecordUndecided",
         Action::Record(SourceState::Committed) => "RecordCommitted",
+        Action::Record(SourceState::Serving) => "RecordServing",
         Action::Record(SourceState::Done) => "RecordDone",
         Action::Record(SourceState::Aborted) => "RecordAborted",
         Action::StartPrecopy(_) => "StartPrecopy",
@@ -185,6 +193,9 @@ fn name(action: &Action) -> &'static str {
         Action::SendFinalRound { .. } => "SendFinalRound",
         Action::SaveState => "SaveState",
         Action::SendRemainder { .. } => "SendRemainder",
+        Action::EndStreams => "EndStreams",
+        Action::CollectMissing => "CollectMissing",
+        Action::Serve { .. } => "Serve",
         Action::StopSending => "StopSending",
         Action::ReleaseGuest => "ReleaseGuest",
         Action::ResumeGuest => "ResumeGuest",

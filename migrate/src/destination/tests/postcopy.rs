@@ -1,0 +1,132 @@
+//! Post-copy, and sources that do it wrong.
+
+use super::*;
+use crate::memory::PageSet;
+use crate::protocol::{FEATURE_POSTCOPY, PageMasks};
+
+/// One page of the first chunk.
+fn page(number: usize) -> PageSet {
+    let mut set = PageSet::empty(1);
+    set.insert(0, number);
+    set
+}
+
+fn missing(number: usize) -> SourceMessage {
+    SourceMessage::Missing(PageMasks::of(&page(number)))
+}
+
+/// Runs up to the first page, between sides that can do everything.
+fn receiving() -> Bench {
+    let offer = Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() };
+    let config = DestinationConfig {
+        migration: migration(),
+        offer: offer.clone(),
+        linger: Duration::from_secs(30),
+    };
+    let mut bench = Bench { destination: Destination::new(config, Duration::ZERO), now: MS };
+    bench.feed(Event::Connected);
+    bench.hear(hello(offer));
+    bench.hear(prepare(guest("web-1"), 1));
+    bench.feed(Event::Checked(Ok(())));
+    bench.feed(Event::Created(Ok(())));
+    bench.feed(Event::Recorded);
+    bench
+}
+
+/// Runs until the first pages are dropped.
+fn cleared() -> Bench {
+    let mut bench = receiving();
+    assert_eq!(bench.hear(missing(3)), [], "pages are in flight");
+    let ended = Event::StreamEnded { stream: 0, announced: 5, applied: 5 };
+    assert_eq!(bench.feed(ended), [Action::Clear(page(3))]);
+    let actions = bench.feed(Event::Cleared(Ok(())));
+    assert_eq!(actions, [Action::Send(DestinationMessage::Cleared)]);
+    bench
+}
+
+/// Runs until the guest runs, with pages missing.
+fn fetching() -> Bench {
+    let mut bench = cleared();
+    bench.hear(SourceMessage::Switchover);
+    assert_eq!(bench.hear(state(RunState::Running)), [], "written pages are not known yet");
+    let actions = bench.hear(missing(4));
+    assert_eq!(actions, [Action::Fetch(page(4)), Action::LoadState(vec![1])]);
+    bench.feed(Event::Loaded(Ok(())));
+    bench.feed(Event::Recorded);
+    bench.hear(SourceMessage::Commit);
+    bench.feed(Event::Recorded);
+    bench.feed(Event::Adopted(Ok(())));
+    let actions = bench.feed(Event::Resumed(Ok(())));
+    assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))), "{actions:?}");
+    assert_eq!(actions[1..], [Action::Record(DestinationState::Fetching)]);
+    bench.feed(Event::Recorded);
+    bench
+}
+
+#[test]
+fn the_source_hears_that_all_is_there_once_that_is_recorded() {
+    let mut bench = fetching();
+    let actions = bench.feed(Event::Fetched);
+    assert_eq!(actions[0], Action::Record(DestinationState::Running));
+    assert_eq!(report(&actions).outcome, Outcome::Migrated);
+    let actions = bench.feed(Event::Recorded);
+    assert_eq!(actions, [Action::Send(DestinationMessage::Complete)]);
+}
+
+#[test]
+fn a_source_that_comes_back_hears_what_is_missing() {
+    let mut bench = fetching();
+    assert_eq!(bench.lose_connection(), []);
+    assert_eq!(bench.destination.deadline(), None, "it waits without limit");
+    bench.feed(Event::Connected);
+    let actions = bench.hear(resolve(Decision::Serve));
+    assert!(matches!(actions[0], Action::Send(DestinationMessage::Running(_))), "{actions:?}");
+    assert_eq!(actions[1..], [Action::ReportMissing]);
+}
+
+#[test]
+fn a_guest_whose_memory_is_lost_is_paused_and_kept() {
+    let mut bench = fetching();
+    let actions = bench.hear(resolve(Decision::Lost));
+    assert_eq!(actions[..2], [Action::StopFetching, Action::Record(DestinationState::Lost)]);
+    assert_eq!(report(&actions).outcome, Outcome::Lost);
+    let actions = bench.feed(Event::Recorded);
+    assert!(matches!(actions[0], Action::Send(DestinationMessage::Lost(_))), "{actions:?}");
+    assert_eq!(actions.last(), Some(&Action::Settled));
+}
+
+#[test]
+fn a_guest_of_whose_memory_a_part_is_elsewhere_is_neither_run_nor_cancelled() {
+    let mut bench = fetching();
+    bench.lose_connection();
+    assert_eq!(bench.destination.can_cancel(), Err(CancelRefused::Committed));
+    for choice in [OperatorChoice::Run, OperatorChoice::Discard] {
+        let refused = bench.destination.can_resolve(choice);
+        assert_eq!(refused, Err(ResolveRefused::MemoryElsewhere));
+    }
+}
+
+fn gives_up(actions: &[Action]) -> bool {
+    actions.contains(&Action::Discard)
+}
+
+#[test]
+fn pages_that_the_guest_does_not_have_or_that_come_too_often_end_the_migration() {
+    let mut outside = PageSet::empty(2_000);
+    outside.insert(1_999, 0);
+    let outside = SourceMessage::Missing(PageMasks::of(&outside));
+    assert!(gives_up(&receiving().hear(outside)));
+
+    let mut twice = receiving();
+    twice.hear(missing(3));
+    assert!(gives_up(&twice.hear(missing(4))));
+
+    assert!(gives_up(&cleared().hear(missing(4))), "the guest is not paused");
+
+    let mut late = receiving();
+    late.hear(SourceMessage::Switchover);
+    assert!(gives_up(&late.hear(missing(4))), "nothing was announced while it ran");
+
+    let mut not_agreed = Bench::receiving(1);
+    assert!(gives_up(&not_agreed.hear(missing(3))));
+}

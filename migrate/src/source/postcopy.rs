@@ -1,0 +1,172 @@
+//! Post-copy: the guest is handed over while the destination lacks a part of its memory, and this
+//! side keeps all of it until the destination says that it has everything.
+//! docs/adr/0026-post-copy.md gives the reasons.
+
+use super::state::State;
+use super::{Action, Source};
+use crate::error::{Failure, PostcopyRefused, ProtocolError};
+use crate::guest::{Refusal, RefusalKind};
+use crate::memory::PageSet;
+use crate::phase::Phase;
+use crate::protocol::{
+    Complaint, Decision, DestinationMessage, FEATURE_POSTCOPY, PageMasks, SourceMessage,
+};
+use crate::record::SourceState;
+use crate::report::Outcome;
+
+/// Whether memory is to follow the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Postcopy {
+    /// It goes before the guest.
+    #[default]
+    No,
+    /// It is to follow the guest as soon as the current step ends.
+    Wanted,
+    /// The data streams have been told to end: only an abort leads back.
+    Begun,
+}
+
+impl Source {
+    /// Returns whether [`super::Event::Postcopy`] would be accepted now.
+    ///
+    /// # Errors
+    /// If one of the sides cannot, disks are copied with the guest, or it is too late.
+    pub fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
+        match self.state {
+            State::Settled | State::Closing { .. } => Err(PostcopyRefused::Over),
+            ref state if !state.is_uncommitted() || self.postcopy != Postcopy::No => {
+                Err(PostcopyRefused::Late)
+            }
+            _ if self.phase() > Phase::Precopy => Err(PostcopyRefused::Late),
+            _ if !self.config.guest.disks.is_empty() => Err(PostcopyRefused::Disks),
+            // What the destination can is known from its greeting on.
+            _ if self.phase() > Phase::Connect && !self.features.has(FEATURE_POSTCOPY) => {
+                Err(PostcopyRefused::Unsupported)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn on_postcopy(&mut self) {
+        if self.can_postcopy().is_err() {
+            return;
+        }
+        self.postcopy = Postcopy::Wanted;
+        if matches!(self.state, State::Copying | State::Resting { .. }) {
+            self.begin_postcopy();
+        }
+    }
+
+    /// Ends pre-copy. The guest runs on, so neither what is in flight nor the drop of most pages at
+    /// the destination is part of its pause.
+    pub(super) fn begin_postcopy(&mut self) {
+        if !self.features.has(FEATURE_POSTCOPY) {
+            let text = PostcopyRefused::Unsupported.to_string();
+            return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
+        }
+        self.postcopy = Postcopy::Begun;
+        self.end_throttle();
+        self.state = State::Draining;
+        self.push(Action::EndStreams);
+    }
+
+    pub(super) fn on_streams_ended(&mut self, missing: &PageSet) {
+        if matches!(self.state, State::Draining) {
+            self.state = State::Clearing;
+            self.await_answer("Cleared");
+            self.say(SourceMessage::Missing(PageMasks::of(missing)));
+        }
+    }
+
+    pub(super) fn on_cleared(&mut self) {
+        self.awaited = None;
+        self.switch_over(self.config.limits.standstill());
+    }
+
+    pub(super) fn on_missing_collected(&mut self, missing: &PageSet) {
+        if matches!(self.state, State::Ending { .. }) {
+            self.say(SourceMessage::Missing(PageMasks::of(missing)));
+            // Loading the state may touch pages that are missing.
+            self.serves = true;
+            self.push(Action::Serve { missing: None });
+            self.await_ready();
+        }
+    }
+
+    /// Returns the decision that a recorded commit stands for.
+    pub(super) fn committed(&self) -> Decision {
+        match self.postcopy {
+            Postcopy::Begun => Decision::Serve,
+            _ => Decision::Commit,
+        }
+    }
+
+    /// The guest runs at the destination: it must never run here again.
+    pub(super) fn begin_to_serve(&mut self) {
+        self.notes.runs(self.now);
+        self.notes.enter(Phase::Postcopy, self.now);
+        self.state = State::Serving;
+        self.rest_if_served();
+    }
+
+    /// Waits without a deadline, but only once this side knows what the destination lacks.
+    fn rest_if_served(&mut self) {
+        if self.serves && matches!(self.state, State::Serving) {
+            self.link.up();
+        }
+    }
+
+    /// The destination has been reached again, and says what it lacks.
+    pub(super) fn serve_again(&mut self, missing: &PageMasks) {
+        match missing.to_set(self.config.guest.layout.chunks()) {
+            Some(missing) => {
+                self.serves = true;
+                self.push(Action::Serve { missing: Some(missing) });
+                self.rest_if_served();
+            }
+            None => {
+                let text = "pages are missing that the guest does not have".to_owned();
+                self.on_violation(ProtocolError::Invalid(text));
+            }
+        }
+    }
+
+    pub(super) fn on_message_while_serving(&mut self, message: &DestinationMessage) {
+        match message {
+            DestinationMessage::Running(_) => self.rest_if_served(),
+            DestinationMessage::Missing(missing) => self.serve_again(missing),
+            DestinationMessage::Complete => self.on_running(),
+            // It has run there, so it is lost, whatever the record there says.
+            DestinationMessage::Lost(complaint) | DestinationMessage::Abort(complaint) => {
+                self.on_lost(complaint);
+            }
+            DestinationMessage::Unknown => self.close_as_lost(Failure::Forgotten),
+            DestinationMessage::Ready { .. } => {}
+            message => {
+                let (message, waiting) = (message.name(), self.state.name());
+                self.on_violation(ProtocolError::Unexpected { message, waiting });
+            }
+        }
+    }
+
+    pub(super) fn on_lost(&mut self, complaint: &Complaint) {
+        self.close_as_lost(Failure::from(complaint));
+    }
+
+    fn close_as_lost(&mut self, failure: Failure) {
+        let error = self.error(failure);
+        self.link.up();
+        self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };
+        self.record(SourceState::Done);
+    }
+
+    /// Returns what an operator can do while the destination cannot be reached.
+    pub(super) fn way_out_while_serving(&self) -> String {
+        let name = &self.config.guest.name;
+        format!(
+            "guest {name} runs at the destination, which still needs memory from here and is out of reach: \
+             both go on by themselves once it is back. If it is gone for good: `lighter migrate --resolve \
+             discard {name}` here frees the memory; the guest is lost then"
+        )
+    }
+}

@@ -1,0 +1,163 @@
+//! Guests that run at their destination before all of their memory is there: faults of every kind
+//! at every boundary.
+
+use std::time::Duration;
+
+use migrate::report::Outcome;
+use migrate::{OnStall, Phase, Reason};
+
+use crate::faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
+use crate::world::World;
+use crate::{outcome, run_well};
+
+/// A guest that writes faster than the link carries, and is handed over before its memory.
+fn hot() -> Scenario {
+    Scenario {
+        writes_per_second: 20_000,
+        working_set: 384,
+        pages_per_second: 1_000,
+        on_stall: OnStall::Wait,
+        postcopy_at_ms: Some(600),
+        ..Scenario::default()
+    }
+}
+
+fn with(faults: &[(When, What)]) -> World {
+    let faults = faults.iter().map(|(when, what)| Fault { when: *when, what: *what }).collect();
+    run_well(Scenario { faults, ..hot() })
+}
+
+#[test]
+fn a_hot_guest_arrives_before_its_memory() {
+    let world = with(&[]);
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    assert!(report.downtime_seconds.unwrap() < 0.05, "{report:?}");
+    let last = report.phases.last().unwrap();
+    assert!(last.phase == Phase::Postcopy && last.seconds > 0.1, "{report:?}");
+    assert_eq!(world.facts.destination_reports[0].outcome, Outcome::Migrated);
+}
+
+#[test]
+fn it_may_be_asked_for_at_any_time() {
+    for at in (0..40).chain([100, 599, 5_000]) {
+        let scenario = Scenario { postcopy_at_ms: Some(at), ..hot() };
+        let world = run_well(scenario);
+        assert_eq!(outcome(&world), Outcome::Migrated, "{at}");
+    }
+}
+
+#[test]
+fn a_guest_that_its_user_had_paused_stays_paused() {
+    let paused = Scenario { paused_by_user: true, saves_late: true, ..hot() };
+    let world = run_well(Scenario { postcopy_at_ms: Some(5), ..paused });
+    assert_eq!(outcome(&world), Outcome::Migrated);
+}
+
+/// The link is cut again and again, for a day in the end: both sides keep all they have.
+#[test]
+fn memory_goes_on_arriving_however_often_the_link_is_lost() {
+    let cuts = (0..12).map(|cut| (650 + cut * 37, What::Cut { source_ms: 3, destination_ms: 5 }));
+    let day = (1_000, What::Outage { ms: 24 * HOUR_MS });
+    let faults: Vec<_> = cuts.chain([day]).map(|(at, what)| (When::At(at), what)).collect();
+    let world = with(&faults);
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    assert!(report.total_seconds > f64::from(24 * HOUR_MS) / 1e3, "{report:?}");
+}
+
+#[test]
+fn a_side_that_dies_while_memory_is_fetched_loses_the_guest_and_both_sides_know() {
+    for at in [700, 750, 800] {
+        let world = with(&[(When::At(at), What::Kill(Side::Destination))]);
+        let report = world.facts.source_reports.last().unwrap();
+        assert_eq!(report.outcome, Outcome::Lost, "{report:?}");
+
+        let world = with(&[(When::At(at), What::Kill(Side::Source))]);
+        let report = world.facts.destination_reports.last().unwrap();
+        assert_eq!(report.outcome, Outcome::Lost, "{report:?}");
+        assert_eq!(report.error.as_ref().unwrap().reason, Reason::Data);
+    }
+}
+
+#[test]
+fn a_cancel_is_heard_until_the_guest_is_handed_over() {
+    let (mut stayed, mut moved) = (0, 0);
+    for at in 590..700 {
+        let world = with(&[(When::At(at), What::Cancel(Side::Source))]);
+        let expected = match world.facts.cancelled_in_time {
+            true => (&mut stayed, Outcome::StayedAtSource),
+            false => (&mut moved, Outcome::Migrated),
+        };
+        *expected.0 += 1;
+        assert_eq!(outcome(&world), expected.1, "{at}");
+    }
+    assert!(stayed > 10 && moved > 10, "{stayed} stayed, {moved} moved");
+}
+
+/// The faults of [`any_single_fault_at_any_boundary`](crate::any_single_fault_at_any_boundary).
+fn kinds() -> Vec<What> {
+    let cut = |source_ms, destination_ms| What::Cut { source_ms, destination_ms };
+    let mut kinds = vec![
+        cut(0, 0),
+        cut(5, 9000),
+        cut(9000, 5),
+        What::LoseMessage,
+        What::LoseFrame,
+        What::Outage { ms: 20_000 },
+        What::Outage { ms: 60 * HOUR_MS },
+        What::LoseDestinationHost,
+        What::OperatorRunsAfterDeathOfSource,
+    ];
+    for side in [Side::Source, Side::Destination] {
+        kinds.extend([
+            What::Kill(side),
+            What::Cancel(side),
+            What::FailGuest(side),
+            What::Garble(side),
+            What::OperatorDiscards(side),
+            What::FailRecord(side, RecordLoss::Gone),
+            What::FailRecord(side, RecordLoss::OnDisk),
+        ]);
+    }
+    kinds
+}
+
+#[test]
+fn any_single_fault_at_any_boundary_of_post_copy() {
+    for what in kinds() {
+        for n in 0..40 {
+            let mut moments = vec![When::Message(n), When::At(595 + n * 10)];
+            for side in [Side::Source, Side::Destination] {
+                moments.extend([When::Before(side, n), When::After(side, n)]);
+            }
+            moments.into_iter().for_each(|when| drop(with(&[(when, what)])));
+        }
+    }
+}
+
+/// A cut, and then a crash of either side at any boundary.
+#[test]
+fn a_cut_and_then_a_crash() {
+    let cuts = [
+        What::LoseMessage,
+        What::Cut { source_ms: 1, destination_ms: 1 },
+        What::Cut { source_ms: 4000, destination_ms: 10 },
+        What::Outage { ms: 8000 },
+    ];
+    for (message, cut) in (6..16).flat_map(|message| cuts.map(|cut| (message, cut))) {
+        for (side, n) in (10..34).flat_map(|n| [(Side::Source, n), (Side::Destination, n)]) {
+            for killed in [Side::Source, Side::Destination] {
+                with(&[(When::Message(message), cut), (When::After(side, n), What::Kill(killed))]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_link_of_any_kind_carries_it() {
+    for (ms, pages_per_second) in [(1, 100_000), (19, 2_000), (60, 500)] {
+        let link = Scenario { latency: Duration::from_millis(ms), pages_per_second, ..hot() };
+        assert_eq!(outcome(&run_well(link)), Outcome::Migrated);
+    }
+}
