@@ -10,9 +10,10 @@ use migrate::error::OperatorChoice;
 use migrate::guest::{
     DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, RefusalKind, RunState,
 };
-use migrate::memory::{CHUNK_BYTES, MemoryLayout, Region};
+use migrate::memory::{CHUNK_BYTES, MemoryLayout, PageSet, Region};
 use migrate::protocol::{
-    Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, SourceMessage,
+    Complaint, Decision, FEATURE_POSTCOPY, Features, MigrationId, Offer, PageMasks, Prepare,
+    SavedState, SourceMessage,
 };
 use migrate::reason::Reason;
 use migrate::record::DestinationState;
@@ -49,6 +50,8 @@ enum Step {
     Wait {
         ms: u16,
     },
+    /// All memory that was missing is there, if any was.
+    Fetched,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -63,6 +66,8 @@ enum Words {
     Abort,
     Finish,
     Node { port: u16 },
+    Missing { chunk: u8, pages: u64 },
+    Serve { is_lost: bool },
 }
 
 impl Words {
@@ -104,6 +109,15 @@ impl Words {
             Self::Finish => SourceMessage::Finish,
             Self::Node { port } => {
                 SourceMessage::Node { port: NonZeroU16::new(*port).unwrap_or(NonZeroU16::MIN) }
+            }
+            Self::Missing { chunk, pages } => {
+                let mut set = PageSet::empty(256);
+                set.words_mut()[usize::from(*chunk)] = *pages;
+                SourceMessage::Missing(PageMasks::of(&set))
+            }
+            Self::Serve { is_lost } => {
+                let decision = if *is_lost { Decision::Lost } else { Decision::Serve };
+                SourceMessage::Resolve { migration: migration(0), decision }
             }
         }
     }
@@ -161,6 +175,8 @@ struct Host {
     /// Requests that are still to be answered.
     asked: VecDeque<Asked>,
     taking_recorded: bool,
+    /// The destination fetches memory.
+    fetches: bool,
     discarded: bool,
     finished: bool,
     settled: bool,
@@ -171,6 +187,7 @@ struct Host {
 enum Asked {
     Check,
     Create,
+    Clear,
     Load,
     Record(DestinationState),
     Resume,
@@ -184,7 +201,7 @@ enum Asked {
 pub fn arrive(arrival: &Arrival) -> u64 {
     let config = DestinationConfig {
         migration: migration(0),
-        offer: Offer::ours(),
+        offer: Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() },
         linger: Duration::from_secs(30),
     };
     let mut host = Host {
@@ -192,6 +209,7 @@ pub fn arrive(arrival: &Arrival) -> u64 {
         now: Duration::ZERO,
         asked: VecDeque::new(),
         taking_recorded: false,
+        fetches: false,
         discarded: false,
         finished: false,
         settled: false,
@@ -236,6 +254,8 @@ impl Host {
                     _ => return,
                 }
             }
+            Step::Fetched if std::mem::take(&mut self.fetches) => Event::Fetched,
+            Step::Fetched => return,
         };
         self.tell(event);
     }
@@ -246,6 +266,7 @@ impl Host {
         Some(match self.asked.pop_front()? {
             Asked::Check => Event::Checked(if well { Ok(()) } else { Err(refusal()) }),
             Asked::Create => Event::Created(if well { Ok(()) } else { Err(refusal()) }),
+            Asked::Clear => Event::Cleared(done(well)),
             Asked::Load => Event::Loaded(done(well)),
             Asked::Resume => Event::Resumed(done(well)),
             Asked::Record(state) if well => {
@@ -270,6 +291,9 @@ impl Host {
             }
             Action::Check(_) => self.asked.push_back(Asked::Check),
             Action::Create(_) => self.asked.push_back(Asked::Create),
+            Action::Clear(_) => self.asked.push_back(Asked::Clear),
+            Action::Fetch(_) => self.fetches = true,
+            Action::StopFetching => self.fetches = false,
             Action::LoadState(_) => self.asked.push_back(Asked::Load),
             Action::Record(state) => {
                 let is_one = !self.asked.iter().any(|asked| matches!(asked, Asked::Record(_)));
@@ -287,6 +311,7 @@ impl Host {
                 self.asked.push_back(Asked::Resume);
             }
             Action::Discard => {
+                self.fetches = false;
                 assert!(!self.discarded, "a guest is destroyed twice");
                 self.discarded = true;
             }
@@ -295,7 +320,10 @@ impl Host {
                 self.finished = true;
             }
             Action::Settled => self.settled = true,
-            Action::Send(_) | Action::AcceptPages { .. } | Action::Disconnect => {}
+            Action::Send(_)
+            | Action::AcceptPages { .. }
+            | Action::ReportMissing
+            | Action::Disconnect => {}
         }
     }
 }
