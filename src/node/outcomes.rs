@@ -199,7 +199,7 @@ fn reason(reason: Reason) -> Option<FailureReason> {
         Reason::Record => FailureReason::Record,
         Reason::InDoubt => FailureReason::InDoubt,
         Reason::Operator => FailureReason::Operator,
-        Reason::Downtime => FailureReason::Downtime,
+        Reason::Downtime | Reason::Stalled => FailureReason::Downtime,
         Reason::Other => FailureReason::Other,
     })
 }

@@ -22,6 +22,7 @@ use crate::api::migration::{
 use crate::api::types::{GuestInfo, GuestState, StateAnswer, WorkloadInfo};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::Output;
+use crate::cli::limits::Setting;
 use crate::cli::migration::{MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
@@ -181,7 +182,6 @@ async fn request(
     args: &MigrateArgs,
     destination: &str,
 ) -> Result<MigrationRequest> {
-    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let identity = identity_of(state, &args.name)?;
     let nodes = Destination::parse(destination)?.find().await?;
     Ok(MigrationRequest {
@@ -207,14 +207,33 @@ async fn request(
 /// Changes the limits of the migration that is under way.
 fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let mut request = LimitsRequest::default();
-    args.set.iter().for_each(|setting| setting.add_to(&mut request));
+    let request = new_limits(&args.set);
     let asked = block_on(async {
         Ok(client.put_json::<StateAnswer>("/v1/guest/migration/limits", &request).await?)
     });
     asked.with_context(|| format!("cannot change the migration of {}", args.name))?;
     output::print_line(format_args!("the migration of {} has its new limits", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Builds the request from what the command line says; of several values for a limit, the last holds.
+fn new_limits(settings: &[Setting]) -> LimitsRequest {
+    let mut request = LimitsRequest::default();
+    for setting in settings {
+        match *setting {
+            Setting::Downtime(limit) => request.downtime_ms_max = Some(millis(limit)),
+            Setting::Timeout(limit) => request.timeout_ms = Some(millis(limit)),
+            Setting::Bandwidth(limit) => {
+                request.bandwidth_bytes_per_s_max = Some(limit.unwrap_or(0));
+            }
+            Setting::OnStall(value) => request.on_stall = Some(value),
+        }
+    }
+    request
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {
