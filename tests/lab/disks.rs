@@ -93,6 +93,7 @@ fn a_device_that_a_host_uses_is_refused_to_guests() {
     here.lighter(&format!("{RUN} db --disk /dev/vdb")).ok();
     // A volume on it, as LVM makes them.
     let claim = "echo '0 2048 linear /dev/vdb 0' | dmsetup create volume";
+    here.sh(&format!("if {claim}; then exit 9; fi")).ok();
     there.sh(claim).ok();
     here.lighter(&format!("migrate db {}", there.address())).complains(&words);
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
@@ -106,6 +107,37 @@ fn a_device_that_a_host_uses_is_refused_to_guests() {
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&another);
     there.lighter("destroy db3").ok();
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).ok();
+}
+
+#[test]
+fn guests_have_volumes_of_a_device_or_one_has_the_device() {
+    let lab = Lab::of(2);
+    let [here, _] = hosts(&lab);
+    let volume = |name: &str, sector: u32| {
+        format!("echo '0 2048 linear /dev/vdb {sector}' | dmsetup create {name}")
+    };
+    here.sh(&format!("{} && {}", volume("one", 0), volume("two", 2048))).ok();
+    for name in ["one", "two"] {
+        here.lighter(&format!("{RUN} {name} --disk /dev/mapper/{name}")).ok();
+    }
+    let claimed = ["/dev/vdb", "in use by the host or by a guest", "lsblk"];
+    here.lighter(&format!("{RUN} whole --disk /dev/vdb")).complains(&claimed);
+    here.lighter("destroy one").ok();
+    here.lighter("destroy two").ok();
+    for name in ["one", "two"] {
+        let remove = format!("until dmsetup remove {name}; do sleep 0.2; done");
+        here.sh(&format!("timeout 300 sh -c \"{remove}\"")).ok();
+    }
+
+    here.lighter(&format!("{RUN} whole --disk /dev/vdb")).ok();
+    here.sh(&format!("if {}; then exit 9; fi", volume("one", 0))).ok();
+    here.sh("losetup /dev/loop0 /dev/vdb && addpart /dev/vdb 1 2048 2048").ok();
+    let behind = ["/dev/loop0 uses /dev/vdb", "in use by another guest"];
+    here.lighter(&format!("{RUN} other --disk /dev/loop0")).complains(&behind);
+    let claimed = ["/dev/vdb1", "in use by the host or by a guest"];
+    here.lighter(&format!("{RUN} other --disk /dev/vdb1")).complains(&claimed);
+    assert_eq!(here.state_of("whole").as_deref(), Some("running"));
+    assert_eq!(here.guests().len(), 1);
 }
 
 #[test]
