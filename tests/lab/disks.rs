@@ -66,9 +66,6 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
 fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_from() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // Until this host has written to the device since it booted, lighter cannot tell whether the
-    // device's writes are counted.
-    here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
     there.lighter(&format!("migrate db {} --downtime 10s", here.address())).ok();
     here.lighter("save db /var/tmp/db.lighter").ok();
@@ -171,8 +168,6 @@ fn a_device_with_which_a_guest_has_left_is_refused_despite_a_power_cut() {
 fn a_device_that_another_host_has_written_is_refused_to_the_saved_guest() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // As above: before this host's first write, the device's writes may not be counted.
-    here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(SAVE).ok();
     // The host keeps its cached pages of the device for as long as the device is open.
     here.sh(

@@ -24,12 +24,14 @@ impl Loop {
         let behind = fs::File::options().read(true).write(true).create_new(true).open(file);
         let behind = behind.expect("a file");
         behind.set_len(BYTES).expect("its size");
-        let loop_device = Self { device: attach(file), behind };
-        // The writes of a device that was never written may not be counted.
-        let device = fs::File::options().write(true).open(&loop_device.device).expect("a device");
-        device.write_all_at(&[7; 4096], 0).expect("a write");
-        device.sync_all().expect("a flush");
-        loop_device
+        Self { device: attach(file), behind }
+    }
+
+    /// Lets the kernel count what is written to the device, or not.
+    fn set_counting(&self, is_on: bool) -> std::io::Result<()> {
+        let device = self.device.file_name().unwrap_or_default();
+        let switch = Path::new("/sys/class/block").join(device).join("queue/iostats");
+        fs::write(switch, if is_on { "1" } else { "0" })
     }
 
     fn path(&self) -> String {
@@ -70,6 +72,8 @@ impl Drop for Partition<'_> {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // Other tests get the same loop device.
+        let _ = self.set_counting(true);
         detach(&self.device);
     }
 }
@@ -130,6 +134,27 @@ fn a_device_written_behind_the_hosts_cache_is_refused_to_the_saved_guest() {
     pair.a.run(&restore).complains(Exit::Failed, &words);
     pair.a.run(&[&restore[..], &["--unsafe"]].concat()).ok();
     runs(&pair.a);
+}
+
+#[test]
+fn a_device_whose_writes_are_not_counted_is_refused_to_the_saved_guest() {
+    let pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    let [counted, uncounted] = ["counted", "uncounted"]
+        .map(|name| pair.folder().join(name).with_extension("lighter").display().to_string());
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    pair.a.run(&["save", GUEST, &counted]).ok();
+    let restore = |file: &str| pair.a.run(&["restore", file, "--name", GUEST, "--detach"]);
+    let words = ["cannot tell whether", &*device.path(), "--unsafe"];
+    device.set_counting(false).expect("the switch of its counters");
+    restore(&counted).complains(Exit::Failed, &words);
+    // The device was never written, and the kernel would have counted it.
+    device.set_counting(true).expect("the switch of its counters");
+    restore(&counted).ok();
+    device.set_counting(false).expect("the switch of its counters");
+    pair.a.run(&["save", GUEST, &uncounted]).ok();
+    device.set_counting(true).expect("the switch of its counters");
+    restore(&uncounted).complains(Exit::Failed, &words);
 }
 
 #[test]
