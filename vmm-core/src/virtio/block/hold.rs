@@ -83,7 +83,7 @@ impl Hold {
     }
 
     fn release(&mut self) {
-        // In this order, so that whoever finds the claim finds the lock.
+        // In this order, so that a process that finds the claim finds the lock as well.
         self.claim = None;
         if let Err(error) = self.set_lock(Lock::None) {
             // The lock then ends with this process, which is about to exit.
