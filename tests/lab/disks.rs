@@ -135,6 +135,9 @@ fn guests_have_volumes_of_a_device_or_one_has_the_device() {
     here.lighter(&format!("{RUN} other --disk /dev/vdb1")).complains(&claimed);
     assert_eq!(here.state_of("whole").as_deref(), Some("running"));
     assert_eq!(here.guests().len(), 1);
+    here.lighter("destroy whole").ok();
+    // The host may have read the device's partitions again, and found none.
+    here.sh("losetup --detach /dev/loop0 && delpart /dev/vdb 1 || true").ok();
 }
 
 #[test]
