@@ -1,10 +1,15 @@
 //! `lighter migrate`: starts a migration, shows its progress, and reports how it ended.
 
 use std::num::NonZeroU16;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use migrate::front;
 use migrate::progress::Role;
+use migrate::protocol::front::BootFile;
+use migrate::quic::Tls;
+use migrate::quic::endpoint::Peer;
 use migrate::{MigrationId, OnStall, Report};
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
@@ -19,7 +24,9 @@ use crate::api::migration::{
     CopyDisks, LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution,
     ResolveRequest,
 };
-use crate::api::types::{GuestInfo, GuestState, StateAnswer, WorkloadInfo};
+use crate::api::types::{
+    BootFileInfo, BootFiles, GuestInfo, GuestState, StateAnswer, WorkloadInfo,
+};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::Output;
 use crate::cli::limits::Setting;
@@ -36,6 +43,9 @@ const RESOLVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time between two checks whether it has.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Longest wait for the destination's answer about the files from which the guest boots.
+const BOOT_FILES_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Migrates a guest, or resolves one in doubt.
 ///
@@ -62,6 +72,13 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let mut view = ProgressView::new(args.json.output());
     let mut is_workload = false;
     let report = block_on(async {
+        if let Some(lacking) = lacking_boot_files(state, &client, &request).await {
+            output::note(format_args!(
+                "warning: {destination} does not have {lacking} as {} was started with: the guest will run there, but cannot reboot. Copy \
+                 what is missing to the same path there",
+                args.name
+            ));
+        }
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         let started = match begin(&client, request).await {
@@ -234,6 +251,36 @@ fn new_limits(settings: &[Setting]) -> LimitsRequest {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns which files from which the guest boots the destination lacks; `None` if it has all, or
+/// gives no answer, as earlier versions do not. If it cannot be reached, the migration says so.
+async fn lacking_boot_files(
+    state: &StateDir,
+    client: &ApiClient,
+    request: &MigrationRequest,
+) -> Option<String> {
+    let BootFiles { files } = client.get("/v1/guest/boot-files").await.ok()?;
+    let wanted = files.iter().map(for_the_wire).collect::<Option<Vec<_>>>()?;
+    if wanted.is_empty() {
+        return None;
+    }
+    let name = match &request.tls_name {
+        Some(name) => name.clone(),
+        None => Destination::parse(&request.destination).ok()?.host,
+    };
+    let peer = Peer { address: *request.addresses.first()?, name };
+    let tls = Tls::load(&state.certs()).ok()?;
+    let are_there = front::boot_files(&tls, &peer, wanted, BOOT_FILES_PATIENCE).await.ok()?;
+    let lacking = files.iter().zip(are_there).filter(|(_, is_there)| !is_there);
+    let lacking: Vec<_> = lacking.map(|(file, _)| file.path.display().to_string()).collect();
+    (!lacking.is_empty()).then(|| lacking.join(" and "))
+}
+
+/// Returns the file for the question to the destination; `None` if its digest is not valid.
+fn for_the_wire(file: &BootFileInfo) -> Option<BootFile> {
+    let digest = u128::from_str_radix(&file.digest, 16).ok()?;
+    Some(BootFile { path: file.path.as_os_str().as_bytes().to_vec(), digest })
 }
 
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {

@@ -136,7 +136,8 @@ fn may_ask(
         FrontRequest::Admit { .. }
         | FrontRequest::Find { .. }
         | FrontRequest::Trace { .. }
-        | FrontRequest::DiskUsers { .. } => {
+        | FrontRequest::DiskUsers { .. }
+        | FrontRequest::BootFiles { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
     }
@@ -254,7 +255,8 @@ mod tests {
         let features = DiskFeatures::File { inode: 7, born_unix_ns: None };
         let disk = SoughtDisk { path: PeerText::new("/srv/web.raw"), features };
         let users = FrontRequest::DiskUsers { disk };
-        for forbidden in [admit(other), find(other), find(own), trace, users] {
+        let files = FrontRequest::BootFiles { files: Vec::new() };
+        for forbidden in [admit(other), find(other), find(own), trace, users, files] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }
