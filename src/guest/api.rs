@@ -75,7 +75,13 @@ fn is_readonly(operation: &Operation) -> bool {
 
 /// All routes, except that of the document.
 fn routes() -> Vec<Route<ProcessControl>> {
-    let parts = [state_routes(), migration_routes(), memory_routes(), console_and_event_routes()];
+    let parts = [
+        state_routes(),
+        save_routes(),
+        migration_routes(),
+        memory_routes(),
+        console_and_event_routes(),
+    ];
     parts.into_iter().flatten().collect()
 }
 
@@ -152,8 +158,8 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// Routes to save and migrate the guest.
-fn migration_routes() -> Vec<Route<ProcessControl>> {
+/// Routes to save the guest.
+fn save_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<Saved>(
             Method::POST,
@@ -189,6 +195,12 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
              error messages name its file",
             |guest, save: SaveId| guest.finish_save(save),
         ),
+    ]
+}
+
+/// Routes to migrate the guest.
+fn migration_routes() -> Vec<Route<ProcessControl>> {
+    vec![
         ask(
             Method::GET,
             "/v1/guest/migration",

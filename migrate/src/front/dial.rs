@@ -315,6 +315,7 @@ fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::Found(_) => "found",
         FrontReply::Traced { .. } => "traced",
         FrontReply::DiskUsers(_) => "users of a disk",
+        FrontReply::BootFiles(_) => "files to boot from",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
 }
