@@ -86,7 +86,15 @@ impl World {
                     source.settled = true;
                 }
             }
+            Action::Throttle { percent } => self.throttle(percent),
             action => self.act_on_source_guest(&action),
+        }
+    }
+
+    fn throttle(&mut self, percent: u8) {
+        if let Some(guest) = self.source.as_mut().and_then(|source| source.guest.as_mut()) {
+            guest.advance(self.now);
+            guest.throttle = percent;
         }
     }
 
@@ -124,11 +132,6 @@ impl World {
                 return self.send_round();
             }
             Action::SendRemainder { .. } => return self.send_remainder(),
-            Action::Throttle { percent } => {
-                guest.advance(self.now);
-                guest.throttle = *percent;
-                return;
-            }
             Action::Pause => {
                 self.stands_since = guest.running.then_some(self.now);
                 return self.after(MS, Happening::PauseDone);
