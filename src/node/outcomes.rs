@@ -235,6 +235,8 @@ pub(crate) mod tests {
             stall: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: 0,
             disk_bytes: 0,

@@ -89,6 +89,7 @@ impl Message for SourceMessage {
             Self::Finish => 8,
             Self::Disks(_) => 9,
             Self::Node { .. } => 10,
+            Self::Return => 11,
         }
     }
 
@@ -96,7 +97,7 @@ impl Message for SourceMessage {
         match kind {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
-            1..=10 => Some(SMALL_LIMIT),
+            1..=11 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

@@ -99,8 +99,10 @@ impl World {
     }
 
     fn act_on_source_guest(&mut self, action: &Action) {
-        let asks =
-            matches!(action, Action::FlushDisks | Action::SaveState | Action::SendRound { .. });
+        let asks = matches!(
+            action,
+            Action::FlushDisks { .. } | Action::SaveState | Action::SendRound { .. }
+        );
         if asks && self.fail_guest.remove(&Side::Source).is_some() {
             let failed = source::Event::GuestFailed(GuestError::new("made to fail"));
             return self.after(MS, Happening::ToSource(failed));
@@ -122,9 +124,10 @@ impl World {
                 round_trip: 2 * self.scenario.latency,
             }),
             Action::SendRound { .. } => return self.send_round(),
-            Action::FlushDisks => {
+            Action::FlushDisks { attempt } => {
                 self.flushed_at = Some(self.now + flush);
-                return self.after(flush, Happening::ToSource(source::Event::Flushed));
+                let flushed = source::Event::Flushed { attempt: *attempt };
+                return self.after(flush, Happening::ToSource(flushed));
             }
             Action::SendFinalRound { .. } => {
                 source.slower = self.scenario.slower_after_pause;

@@ -65,6 +65,7 @@ fn source_messages() -> Vec<SourceMessage> {
             existing: ExistingFile::Replace,
         }]),
         SourceMessage::Node { port: NonZeroU16::new(4950).unwrap() },
+        SourceMessage::Return,
     ]
 }
 
