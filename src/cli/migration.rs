@@ -42,6 +42,20 @@ other again; if they never will, --resolve decides by hand.
 With --json the report is printed at the end; until then, progress is shown on
 stderr if that is a terminal.";
 
+/// Options that only the start of a migration takes.
+const OF_A_START: [&str; 10] = [
+    "preset",
+    "downtime",
+    "on_stall",
+    "bandwidth",
+    "timeout",
+    "compress",
+    "connections",
+    "tls_name",
+    "json",
+    "copy_disks",
+];
+
 /// `lighter migrate`.
 #[derive(Debug, Args)]
 #[command(after_help = MIGRATE_EXAMPLES)]
@@ -64,8 +78,8 @@ pub(crate) struct MigrateArgs {
 
     /// Longest planned pause of the guest: switchover begins when less is expected. If it takes
     /// longer than twice this time and a second (30 s at most, or this time and a second if that is
-    /// longer), the guest continues here, and after the third time the migration fails [default: as the
-    /// preset says].
+    /// longer), the guest continues here, and after the third time the migration fails [default:
+    /// as the preset says].
     #[arg(long, value_parser = time_limit, value_name = "TIME")]
     pub(crate) downtime: Option<Duration>,
 
@@ -122,7 +136,7 @@ pub(crate) struct MigrateArgs {
         value_parser = Setting::parse,
         value_delimiter = ',',
         value_name = "KEY=VALUE",
-        conflicts_with_all = ["preset", "downtime", "on_stall", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks", "resolve"]
+        conflicts_with_all = OF_A_START
     )]
     pub(crate) set: Vec<Setting>,
 
@@ -132,7 +146,8 @@ pub(crate) struct MigrateArgs {
         long,
         value_enum,
         value_name = "DECISION",
-        conflicts_with_all = ["preset", "downtime", "on_stall", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks"]
+        conflicts_with = "set",
+        conflicts_with_all = OF_A_START
     )]
     pub(crate) resolve: Option<ResolveArg>,
 

@@ -233,7 +233,7 @@ fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Builds the request from what the command line says; of several values for a limit, the last holds.
+/// Builds the request from the settings; of several for one limit, the last holds.
 fn new_limits(settings: &[Setting]) -> LimitsRequest {
     let mut request = LimitsRequest::default();
     for setting in settings {
