@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use migrate::OnStall;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 use vmm_core::{VmOptions, VmShape};
