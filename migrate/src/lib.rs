@@ -12,6 +12,7 @@
 pub mod convergence;
 pub mod destination;
 pub mod error;
+pub mod estimate;
 mod failpoint;
 mod framing;
 pub mod front;

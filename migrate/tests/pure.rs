@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PURE: &[&str] = &["source", "destination", "convergence.rs", "protocol", "resolve.rs"];
+const PURE: &[&str] = &["source", "destination", "convergence.rs", "estimate", "protocol", "resolve.rs"];
 const FORBIDDEN: &[&str] = &[
     "Instant",
     "SystemTime",

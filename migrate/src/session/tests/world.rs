@@ -448,6 +448,7 @@ impl World {
             connections: Some(1),
             addresses: Vec::new(),
             node_port: None,
+            estimate: None,
         }
     }
 
