@@ -46,6 +46,11 @@ impl FrontHandler for SourceRequests {
                     node.trace(uuid, &name, migration).await
                 }
                 FrontRequest::DiskUsers { disk } => node.disk_users(&disk).await,
+                // The server of the protocol answers it itself.
+                FrontRequest::Sink => FrontReply::Refused(migrate::Refusal::new(
+                    RefusalKind::Other,
+                    "this node has no sinks",
+                )),
             }
         });
         answer.await.unwrap_or_else(|error| {

@@ -130,13 +130,14 @@ impl Message for FrontRequest {
             Self::Find { .. } => 67,
             Self::Trace { .. } => 68,
             Self::DiskUsers { .. } => 69,
+            Self::Sink => 70,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=69 => Some(SMALL_LIMIT),
+            66..=70 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -152,11 +153,12 @@ impl Message for FrontReply {
             Self::Found(_) => 101,
             Self::Traced { .. } => 102,
             Self::DiskUsers(_) => 103,
+            Self::Sink { .. } => 104,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=103).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=104).then_some(SMALL_LIMIT)
     }
 }
 

@@ -55,6 +55,9 @@ pub enum FrontRequest {
         /// The disk, which the asking host is about to give to a guest.
         disk: SoughtDisk,
     },
+    /// Asks the node to read and discard what follows on this stream, to measure the path. Earlier
+    /// versions do not know this request.
+    Sink,
 }
 
 /// A disk about which a host asks another one.
@@ -178,4 +181,9 @@ pub enum FrontReply {
     },
     /// Answer to `DiskUsers`.
     DiskUsers(Vec<DiskUser>),
+    /// Answer to `Sink`: the node reads what follows.
+    Sink {
+        /// Most bytes that it reads; then it closes the connection.
+        bytes_max: u64,
+    },
 }

@@ -89,6 +89,7 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Resolve { migration, token, decision: Decision::Aborted },
         FrontRequest::Find { uuid: migration.0, name: "web-1".into() },
         FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
+        FrontRequest::Sink,
         FrontRequest::DiskUsers {
             disk: SoughtDisk {
                 path: "/dev/vdb".into(),
@@ -119,6 +120,7 @@ fn front_replies() -> Vec<FrontReply> {
                 migration: id(),
             }),
         },
+        FrontReply::Sink { bytes_max: 4096 },
         FrontReply::DiskUsers(vec![DiskUser {
             uuid: id().0,
             name: "web-1".into(),
@@ -219,6 +221,14 @@ fn bytes_about_disks_stay_as_they_are() {
     let golden: String = golden.split_whitespace().collect();
     let answered = front_replies().pop().unwrap();
     assert_eq!(hex(&encode(&answered).unwrap()), golden);
+}
+
+#[test]
+fn bytes_about_sinks_stay_as_they_are() {
+    let asked = encode(&FrontRequest::Sink).unwrap();
+    assert_eq!(hex(&asked), "6c4346000400000005000000");
+    let answered = encode(&FrontReply::Sink { bytes_max: 4096 }).unwrap();
+    assert_eq!(hex(&answered), "6c4368000c000000070000000010000000000000");
 }
 
 #[test]
