@@ -360,7 +360,8 @@ impl FrontHandler for Node {
             }
             FrontRequest::Find { .. }
             | FrontRequest::Trace { .. }
-            | FrontRequest::DiskUsers { .. } => FrontReply::Found(None),
+            | FrontRequest::DiskUsers { .. }
+            | FrontRequest::Sink => FrontReply::Found(None),
         }
     }
 }
