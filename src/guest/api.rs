@@ -75,7 +75,13 @@ fn is_readonly(operation: &Operation) -> bool {
 
 /// All routes, except that of the document.
 fn routes() -> Vec<Route<ProcessControl>> {
-    let parts = [state_routes(), migration_routes(), memory_routes(), console_and_event_routes()];
+    let parts = [
+        state_routes(),
+        save_routes(),
+        migration_routes(),
+        memory_routes(),
+        console_and_event_routes(),
+    ];
     parts.into_iter().flatten().collect()
 }
 
@@ -145,8 +151,8 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// Routes to save and migrate the guest.
-fn migration_routes() -> Vec<Route<ProcessControl>> {
+/// Routes to save the guest.
+fn save_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<Saved>(
             Method::POST,
@@ -182,6 +188,12 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
              error messages name its file",
             |guest, save: SaveId| guest.finish_save(save),
         ),
+    ]
+}
+
+/// Routes to migrate the guest.
+fn migration_routes() -> Vec<Route<ProcessControl>> {
+    vec![
         ask(
             Method::GET,
             "/v1/guest/migration",
@@ -195,6 +207,15 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             BEGUN,
             "Start a migration (409 when one is running)",
             |guest, request: MigrationRequest| guest.migrate(&request),
+        )
+        .with_bodies_of(IDENTITY_BYTES_MAX),
+        ask_with_body(
+            Method::POST,
+            "/v1/guest/migration/estimate",
+            DONE,
+            "Measure for some seconds how such a migration would go; the guest is paused once for \
+             some milliseconds, and stays (409 when a migration is running)",
+            |guest, request: MigrationRequest| guest.estimate(&request),
         )
         .with_bodies_of(IDENTITY_BYTES_MAX),
         ask(
