@@ -239,7 +239,7 @@ impl Load {
     /// Encodes pages as a migration does, and writes as many bytes.
     async fn fill(self, line: Line) -> Result<(), GuestError> {
         let Line { connection, mut stream, .. } = line;
-        let filler = Bytes::from(vec![0; BATCH_BYTES]);
+        let filler = Bytes::from(vec![0_u8; BATCH_BYTES]);
         let (pool, mut encoder, mut wire) =
             (BufferPool::new(), Encoder::new(self.compression), WireRate::default());
         let mut chunks = self.chunks.iter().cycle();
