@@ -223,7 +223,8 @@ fixed_label! {
         InDoubt = "in_doubt",
         /// An operator settled the migration manually.
         Operator = "operator",
-        /// The guest was paused for too long at the switchover, and resumed at its source.
+        /// The guest was paused for too long at the switchover, and resumed at its source; or its
+        /// migration stalled.
         Downtime = "downtime",
         /// The process that owned this end died.
         ProcessDied = "process_died",

@@ -70,6 +70,12 @@ pub struct Report {
     /// Total time that the guest was paused in those dry runs. Not part of the downtime.
     #[serde(default)]
     pub dry_run_seconds: f64,
+    /// How often a hand-over took too long and was called off, so that the guest ran on at the source.
+    #[serde(default)]
+    pub returns: u32,
+    /// Total time that the guest was paused in those hand-overs. Not part of the downtime.
+    #[serde(default)]
+    pub return_seconds: f64,
     /// How long each phase lasted, in their order; phases that were not reached are missing.
     pub phases: Vec<PhaseTime>,
     /// Size of guest memory.
@@ -113,6 +119,8 @@ impl Report {
             estimate: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: progress.memory_bytes,
             disk_bytes: progress.disk_bytes,

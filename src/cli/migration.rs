@@ -80,7 +80,8 @@ pub(crate) struct MigrateArgs {
 
     /// Longest planned pause of the guest: switchover begins when less is expected. If it takes
     /// longer than twice this time and a second (30 s at most, or this time and a second if that is
-    /// longer), the migration fails and the guest continues here [default: as the preset says].
+    /// longer), the guest continues here, and after the third time the migration fails [default: as the
+    /// preset says].
     #[arg(long, value_parser = time_limit, value_name = "TIME")]
     pub(crate) downtime: Option<Duration>,
 

@@ -141,6 +141,13 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
             "What the built-in workload says about itself (404 for another guest)",
             |guest| guest.workload(),
         ),
+        ask(
+            Method::GET,
+            "/v1/guest/boot-files",
+            DONE,
+            "The files from which it boots when it resets",
+            |guest| guest.boot_files(),
+        ),
         ask_with_body(
             Method::PUT,
             "/v1/guest/workload",

@@ -249,7 +249,7 @@ fn reason(reason: Reason) -> Option<FailureReason> {
         Reason::Record => FailureReason::Record,
         Reason::InDoubt => FailureReason::InDoubt,
         Reason::Operator => FailureReason::Operator,
-        Reason::Downtime => FailureReason::Downtime,
+        Reason::Downtime | Reason::Stalled => FailureReason::Downtime,
         Reason::Other => FailureReason::Other,
     })
 }
@@ -286,6 +286,8 @@ pub(crate) mod tests {
             estimate: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: 0,
             disk_bytes: 0,

@@ -79,11 +79,12 @@ fn stalled(stall: &Stall) -> String {
 /// all.
 pub(super) fn pauses(report: &Report, stall_seconds: Option<f64>) -> Vec<(&'static str, String)> {
     let Some(downtime) = report.downtime_seconds else {
-        let stood = report.dry_run_seconds > 0.0;
-        let runs = stood.then(|| ("Stood still", format!("in {}", dry_runs(report))));
+        let stood = report.dry_run_seconds + report.return_seconds > 0.0;
+        let runs = stood.then(|| ("Stood still", format!("in {}", earlier_pauses(report))));
         return runs.into_iter().collect();
     };
-    let (shown, total) = (seconds(downtime), seconds(downtime + report.dry_run_seconds));
+    let before = report.dry_run_seconds + report.return_seconds;
+    let (shown, total) = (seconds(downtime), seconds(downtime + before));
     let stall = stall_seconds.map(seconds).filter(|stall| *stall != shown);
     let expected = report.expected_downtime_seconds;
     let expected = expected.map(|s| format!(" (expected {})", seconds(s))).unwrap_or_default();
@@ -92,7 +93,7 @@ pub(super) fn pauses(report: &Report, stall_seconds: Option<f64>) -> Vec<(&'stat
     }
     let mut lines = vec![("Downtime", format!("{shown}{expected}, {}", measured(report)))];
     if total != shown {
-        lines.push(("Stood still", format!("{total}, with {} before", dry_runs(report))));
+        lines.push(("Stood still", format!("{total}, with {} before", earlier_pauses(report))));
     }
     lines.extend(stall.map(|stall| {
         ("Longest stall", format!("{stall}, the longest gap that the guest itself noticed"))
@@ -108,6 +109,19 @@ fn measured(report: &Report) -> &'static str {
         }
         (Role::Source, _) => "from its pause until it ran here again",
         (Role::Destination, _) => "from the announced switchover until it ran here",
+    }
+}
+
+/// Formats the pauses of a guest that did not end with a hand-over.
+fn earlier_pauses(report: &Report) -> String {
+    let hand_overs = if report.returns == 1 { "hand-over" } else { "hand-overs" };
+    match report.returns {
+        0 => dry_runs(report),
+        returns => format!(
+            "{}, and {returns} {hand_overs} of {} that took too long",
+            dry_runs(report),
+            seconds(report.return_seconds)
+        ),
     }
 }
 
@@ -224,6 +238,8 @@ pub(super) mod tests {
             estimate: None,
             dry_runs: 1,
             dry_run_seconds: 0.004,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: 512 << 20,
             disk_bytes: 0,
@@ -298,6 +314,9 @@ pub(super) mod tests {
         }
         let unpaused = Report { downtime_seconds: None, ..rehearsed };
         assert_eq!(pauses(&unpaused, None), [("Stood still", "in 1 dry run of 4.0 ms".to_owned())]);
+        let returned = Report { returns: 2, return_seconds: 3.2, ..unpaused };
+        let text = "in 1 dry run of 4.0 ms, and 2 hand-overs of 3.20 s that took too long";
+        assert_eq!(pauses(&returned, None), [("Stood still", text.to_owned())]);
     }
 
     #[test]

@@ -163,7 +163,9 @@ impl<'a> Course<'a> {
                 let was = self.run_state();
                 self.after(dry_run.pause_and_save_seconds / 2.0, Event::Paused { was });
             }
-            Action::FlushDisks => self.after(dry_run.flush_seconds, Event::Flushed),
+            Action::FlushDisks { attempt } => {
+                self.after(dry_run.flush_seconds, Event::Flushed { attempt });
+            }
             Action::SendFinalRound { .. } => self.send_final_round(),
             Action::SaveState => {
                 let saved = Event::StateSaved { state: Vec::new() };
@@ -203,6 +205,7 @@ impl<'a> Course<'a> {
                 (0.0, DestinationMessage::Discarded)
             }
             SourceMessage::Switchover
+            | SourceMessage::Return
             | SourceMessage::State(_)
             | SourceMessage::Finish
             | SourceMessage::Disks(_)

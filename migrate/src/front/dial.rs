@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
-use crate::protocol::front::{DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk};
+use crate::protocol::front::{
+    BootFile, DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk,
+};
 use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::endpoint::{self, Peer};
@@ -171,14 +173,41 @@ pub async fn disk_users(
     disk: &SoughtDisk,
     patience: Duration,
 ) -> Result<Vec<DiskUser>, FrontError> {
-    let dialer = endpoint::dialer(peer.address, tls)?;
     let request = FrontRequest::DiskUsers { disk: disk.clone() };
-    let answer = timeout(patience, ask(&dialer, peer, &request)).await;
-    hang_up(&dialer).await;
-    match answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?? {
+    match ask_within(tls, peer, &request, patience).await? {
         FrontReply::DiskUsers(users) => Ok(users),
         reply => Err(unfit(peer, reply)),
     }
+}
+
+/// Asks the node `peer` which of `files` its host has, with their content; waits at most
+/// `patience`. The answers are in the order of the files.
+///
+/// # Errors
+/// If there is no answer. A node of an earlier version gives none.
+pub async fn boot_files(
+    tls: &Tls,
+    peer: &Peer,
+    files: Vec<BootFile>,
+    patience: Duration,
+) -> Result<Vec<bool>, FrontError> {
+    match ask_within(tls, peer, &FrontRequest::BootFiles { files }, patience).await? {
+        FrontReply::BootFiles(are_there) => Ok(are_there),
+        reply => Err(unfit(peer, reply)),
+    }
+}
+
+/// Asks the node `peer` by a connection of its own; waits at most `patience`.
+async fn ask_within(
+    tls: &Tls,
+    peer: &Peer,
+    request: &FrontRequest,
+    patience: Duration,
+) -> Result<FrontReply, FrontError> {
+    let dialer = endpoint::dialer(peer.address, tls)?;
+    let answer = timeout(patience, ask(&dialer, peer, request)).await;
+    hang_up(&dialer).await;
+    answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?
 }
 
 /// A migration whose source process died, as recorded.
@@ -285,6 +314,7 @@ pub(super) fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::Found(_) => "found",
         FrontReply::Traced { .. } => "traced",
         FrontReply::DiskUsers(_) => "users of a disk",
+        FrontReply::BootFiles(_) => "files to boot from",
         FrontReply::Sink { .. } => "a sink",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }

@@ -131,7 +131,8 @@ fn may_ask(
         FrontRequest::Admit { .. }
         | FrontRequest::Find { .. }
         | FrontRequest::Trace { .. }
-        | FrontRequest::DiskUsers { .. } => {
+        | FrontRequest::DiskUsers { .. }
+        | FrontRequest::BootFiles { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
     }
@@ -271,9 +272,10 @@ mod tests {
         let features = DiskFeatures::File { inode: 7, born_unix_ns: None };
         let disk = SoughtDisk { path: PeerText::new("/srv/web.raw"), features };
         let users = FrontRequest::DiskUsers { disk };
+        let files = FrontRequest::BootFiles { files: Vec::new() };
         let reply = ask(&dialer, &peer, &FrontRequest::Sink).await.unwrap();
         assert!(matches!(reply, FrontReply::Sink { .. }), "{reply:?}");
-        for forbidden in [admit(other), find(other), find(own), trace, users] {
+        for forbidden in [admit(other), find(other), find(own), trace, users, files] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }

@@ -177,7 +177,7 @@ mod tests {
         tokio::spawn(async move {
             let connection = listener.accept().await.unwrap().await.unwrap();
             let _request = connection.accept_bi().await.unwrap();
-            connection.close(0_u32.into(), b"unknown kind 70 of control message");
+            connection.close(0_u32.into(), b"unknown kind 71 of control message");
             listener.wait_idle().await;
         });
         let error = sink(&dialer, &peer).await.unwrap_err();

@@ -35,7 +35,10 @@ pub enum Action {
     /// The guest is paused: flush what it has written to its disks. Runs in parallel with the last
     /// round and [`Action::SaveState`], and must not delay [`Action::ResumeGuest`], which may come
     /// before the answer.
-    FlushDisks,
+    FlushDisks {
+        /// Number of the hand-over, which the answer repeats: that of an earlier one may come late.
+        attempt: u32,
+    },
     /// The guest is paused: collect once more and send all dirty pages. Runs in parallel with
     /// [`Action::SaveState`], which is requested with it.
     SendFinalRound {

@@ -114,7 +114,7 @@ impl Source {
             Event::RoundSent(round) => self.on_round_sent(round),
             Event::Paused { was } => self.on_paused(was),
             Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
-            Event::Flushed => self.on_flushed(),
+            Event::Flushed { attempt } => self.on_flushed(attempt),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
             Event::Resumed(answer) => self.on_resumed(answer),
@@ -333,7 +333,8 @@ impl Source {
         let now = self.now;
         let due = self.own_deadlines().into_iter().flatten().find(|(at, _)| *at <= now);
         if let Some((_, failure)) = due {
-            return self.abort(failure);
+            let is_slow = matches!(failure, Failure::Downtime { .. });
+            return if is_slow && self.may_return() { self.go_back() } else { self.abort(failure) };
         }
         if self.measure_at().is_some_and(|at| at <= now) {
             return self.measure_again();

@@ -361,6 +361,7 @@ impl FrontHandler for Node {
             FrontRequest::Find { .. }
             | FrontRequest::Trace { .. }
             | FrontRequest::DiskUsers { .. }
+            | FrontRequest::BootFiles { .. }
             | FrontRequest::Sink => FrontReply::Found(None),
         }
     }
