@@ -89,7 +89,8 @@ pub(crate) async fn open_sink(
         let (mut send, mut receive) =
             opened.map_err(|error| ReadFailure::Lost(error.to_string()))?;
         framing::write(&mut send, &FrontRequest::Sink).await.map_err(ReadFailure::Lost)?;
-        Ok((send, framing::read::<FrontReply>(&mut receive).await?))
+        let reply = framing::read::<FrontReply>(&mut receive).await?;
+        Ok::<_, ReadFailure>((send, reply))
     };
     match timeout(ANSWER_TIME, dialogue).await {
         Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: ANSWER_TIME }),

@@ -1,5 +1,6 @@
 //! Estimates of guests that consist only of memory, over loopback.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 
 use super::memory::Content;
-use super::world::{FakeSource, World};
+use super::world::{FakeSource, LOOPBACK, World};
 use crate::estimate::Estimate;
 use crate::guest::SourceGuest;
 use crate::limits::Limits;
+use crate::quic::{Tls, endpoint};
 use crate::session::{EstimateError, SourceSession, estimate};
 
 /// Estimates the migration of `guest` on a thread that may block.
@@ -63,4 +65,35 @@ async fn a_destination_that_does_not_answer_is_named_before_the_guest_is_touched
     let error = estimated(&world, session, &guest).await.unwrap_err();
     assert!(matches!(error, EstimateError::Node(_)), "{error}");
     assert!(guest.steps.lock().unwrap().is_empty(), "it was not paused");
+}
+
+/// Starts a node of an earlier version, which closes the connection on a request that it does not
+/// know.
+fn earlier_node(tls: &Tls) -> SocketAddr {
+    let listener = endpoint::listen(SocketAddr::new(LOOPBACK, 0), tls).unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Some(incoming) = listener.accept().await {
+            let connection = incoming.await.unwrap();
+            let _request = connection.accept_bi().await;
+            connection.close(0_u32.into(), b"unknown kind 71 of control message");
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rate_to_an_earlier_node_is_the_bandwidth_limit() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Random);
+    let port = earlier_node(&world.tls).port();
+    let session = || SourceSession { port, ..world.session() };
+    let error = estimated(&world, session(), &guest).await.unwrap_err();
+    assert!(matches!(error, EstimateError::Unmeasurable), "{error}");
+    assert!(error.to_string().contains("--bandwidth"), "{error}");
+
+    let limited = SourceSession { bandwidth: Some(8 << 20), ..session() };
+    let path = estimated(&world, limited, &guest).await.unwrap().measured.path;
+    assert!(!path.is_measured, "{path:?}");
+    assert_eq!(path.bytes_per_second, f64::from(8 << 20));
 }
