@@ -136,7 +136,7 @@ fn what_would_move_a_guest_that_writes_too_fast_is_said() {
     assert!(why_not.contains("stalled") && why_not.contains("too fast"), "{why_not}");
     let by_throttle = by(slow(), OnStall::Throttle);
     assert_eq!(by_throttle.forecast, *throttled);
-    assert_eq!(by_throttle.alternatives, [forced.clone()]);
+    assert_eq!(by_throttle.alternatives, std::slice::from_ref(forced));
 }
 
 #[test]
