@@ -66,6 +66,7 @@ enum Words {
     Abort,
     Finish,
     Node { port: u16 },
+    Return,
     Missing { chunk: u8, pages: u64 },
     Serve { is_lost: bool },
 }
@@ -110,6 +111,7 @@ impl Words {
             Self::Node { port } => {
                 SourceMessage::Node { port: NonZeroU16::new(*port).unwrap_or(NonZeroU16::MIN) }
             }
+            Self::Return => SourceMessage::Return,
             Self::Missing { chunk, pages } => {
                 let mut set = PageSet::empty(256);
                 set.words_mut()[usize::from(*chunk)] = *pages;

@@ -1,5 +1,5 @@
 //! Post-copy: the guest is handed over while a part of its memory is missing, and runs while that
-//! is fetched. docs/adr/0026-post-copy.md gives the reasons.
+//! is fetched. docs/adr/0029-post-copy.md gives the reasons.
 
 use std::time::Duration;
 

@@ -7,8 +7,8 @@ use crate::error::{Failure, ProtocolError};
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
-    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, FEATURE_POSTCOPY, MAX_STREAMS,
-    MAX_VERSIONS, MigrationId, Offer, Prepare, SavedState, SourceMessage,
+    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, FEATURE_POSTCOPY, FEATURE_RETURN,
+    MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer, Prepare, SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 use crate::text::PeerText;
@@ -44,6 +44,15 @@ impl Destination {
                 if self.features.has(FEATURE_POSTCOPY) =>
             {
                 self.on_missing(&missing);
+            }
+            (State::Receiving(received), SourceMessage::Return)
+                if received.switching_over
+                    && self.features.has(FEATURE_RETURN)
+                    && !received.ended.contains(&true) =>
+            {
+                received.switching_over = false;
+                received.state = None;
+                self.notes.goes_back(self.now);
             }
             (_, SourceMessage::Abort(complaint)) => {
                 self.discard(Failure::from(&complaint), DestinationMessage::Discarded);

@@ -21,6 +21,7 @@ use crate::text::Blob;
 mod disks;
 mod node;
 mod postcopy;
+mod returning;
 
 const MS: Duration = Duration::from_millis(1);
 

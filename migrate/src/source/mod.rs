@@ -6,10 +6,10 @@
 //! destination or an operator.
 //!
 //! Reading order: `state` (what it waits for), `machine` (dispatch of events), `rounds` (up to the
-//! pause), `handover` (from the pause to the end), `postcopy` (what differs if memory follows the
-//! guest), `unwind` (resuming the guest here). They rely on
-//! `round` (what is still to be sent), `estimate` (whether to switch over), `stall` (what to do when
-//! that does not come nearer) and `standstill` (what the paused guest waits for).
+//! pause), `handover` (from the pause to the end), `returning` (back to rounds), `postcopy` (what
+//! differs if memory follows the guest), `unwind` (resuming the guest here). They rely on `round`
+//! (what is still to be sent), `estimate` (whether to switch over), `stall` (what to do when that
+//! does not come nearer) and `standstill` (what the paused guest waits for).
 
 mod action;
 mod estimate;
@@ -17,6 +17,7 @@ mod event;
 mod handover;
 mod machine;
 mod postcopy;
+mod returning;
 mod round;
 mod rounds;
 mod stall;

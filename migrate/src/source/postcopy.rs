@@ -1,6 +1,6 @@
 //! Post-copy: the guest is handed over while the destination lacks a part of its memory, and this
 //! side keeps all of it until the destination says that it has everything.
-//! docs/adr/0026-post-copy.md gives the reasons.
+//! docs/adr/0029-post-copy.md gives the reasons.
 
 use super::state::State;
 use super::{Action, Source};

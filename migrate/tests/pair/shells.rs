@@ -88,14 +88,22 @@ impl World {
                     source.settled = true;
                 }
             }
+            Action::Throttle { percent } => self.throttle(percent),
             action => self.act_on_source_guest(&action),
+        }
+    }
+
+    fn throttle(&mut self, percent: u8) {
+        if let Some(guest) = self.source.as_mut().and_then(|source| source.guest.as_mut()) {
+            guest.advance(self.now);
+            guest.throttle = percent;
         }
     }
 
     fn act_on_source_guest(&mut self, action: &Action) {
         let asks = matches!(
             action,
-            Action::FlushDisks
+            Action::FlushDisks { .. }
                 | Action::SaveState
                 | Action::SendRound { .. }
                 | Action::EndStreams
@@ -122,9 +130,10 @@ impl World {
                 round_trip: 2 * self.scenario.latency,
             }),
             Action::SendRound { .. } => return self.send_round(),
-            Action::FlushDisks => {
+            Action::FlushDisks { attempt } => {
                 self.flushed_at = Some(self.now + flush);
-                return self.after(flush, Happening::ToSource(source::Event::Flushed));
+                let flushed = source::Event::Flushed { attempt: *attempt };
+                return self.after(flush, Happening::ToSource(flushed));
             }
             Action::SendFinalRound { .. } => {
                 source.slower = self.scenario.slower_after_pause;
@@ -140,11 +149,6 @@ impl World {
                 source::Event::MissingCollected(written)
             }
             Action::Serve { missing } => return self.serve(missing.clone()),
-            Action::Throttle { percent } => {
-                guest.advance(self.now);
-                guest.throttle = *percent;
-                return;
-            }
             Action::Pause => {
                 self.stands_since = guest.running.then_some(self.now);
                 return self.after(MS, Happening::PauseDone);

@@ -1,5 +1,5 @@
 //! Guest memory of which pages are missing: whoever accesses one of them, a vCPU, a device's thread
-//! or the kernel for either, waits until it has arrived. docs/adr/0026-post-copy.md gives the
+//! or the kernel for either, waits until it has arrived. docs/adr/0029-post-copy.md gives the
 //! reasons.
 
 use std::io::{ErrorKind, Result};

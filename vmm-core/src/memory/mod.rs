@@ -17,7 +17,7 @@ mod config;
 pub(crate) mod host;
 mod layout;
 mod mapped;
-// Step 1 of docs/adr/0026-post-copy.md. Step 4 is the first that uses it, and removes this
+// Step 1 of docs/adr/0029-post-copy.md. Step 4 is the first that uses it, and removes this
 // condition.
 #[cfg(test)]
 mod missing;

@@ -2,7 +2,7 @@
 //! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks.
 
 // What arriving guests will use for memory that arrives after them: step 1 of
-// docs/adr/0026-post-copy.md. Step 4 is the first that uses it, and removes this condition.
+// docs/adr/0029-post-copy.md. Step 4 is the first that uses it, and removes this condition.
 #[cfg(test)]
 pub(crate) mod missing;
 

@@ -21,7 +21,7 @@ impl Driver {
             Action::AcceptPages { streams, features } => {
                 return self.accept_pages(streams, features);
             }
-            // Step 3 of docs/adr/0026-post-copy.md: until then this side does not offer post-copy,
+            // Step 3 of docs/adr/0029-post-copy.md: until then this side does not offer post-copy,
             // and a source that asks for it breaks the protocol.
             Action::Clear(_) | Action::Fetch(_) | Action::ReportMissing | Action::StopFetching => {}
             Action::LoadState(state) => {

@@ -34,11 +34,11 @@ impl Driver {
             }
             Action::Throttle { percent } => self.throttle(percent),
             Action::Pause => self.pause(),
-            Action::FlushDisks => self.flush_disks(),
+            Action::FlushDisks { attempt } => self.flush_disks(attempt),
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
             Action::SaveState => self.save_state(),
             Action::SendRemainder { round } => self.order(Order::Remainder(round)),
-            // Step 3 of docs/adr/0026-post-copy.md: until then this side does not offer post-copy,
+            // Step 3 of docs/adr/0029-post-copy.md: until then this side does not offer post-copy,
             // and is never asked for it.
             Action::EndStreams | Action::CollectMissing | Action::Serve { .. } => {}
             Action::StopSending => self.sender = None,
@@ -189,7 +189,7 @@ fn name(action: &Action) -> &'static str {
         Action::SendRound { .. } => "SendRound",
         Action::Throttle { .. } => "Throttle",
         Action::Pause => "Pause",
-        Action::FlushDisks => "FlushDisks",
+        Action::FlushDisks { .. } => "FlushDisks",
         Action::SendFinalRound { .. } => "SendFinalRound",
         Action::SaveState => "SaveState",
         Action::SendRemainder { .. } => "SendRemainder",
