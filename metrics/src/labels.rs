@@ -298,7 +298,8 @@ mod tests {
                 "switchover",
                 "ready",
                 "commit",
-                "resume"
+                "resume",
+                "postcopy"
             ])
         );
         assert_eq!(printed.len(), Phase::EVERY.len());

@@ -163,6 +163,10 @@ pub struct Progress {
     /// How much the guest is slowed down: the share of the time that its vCPUs rest.
     #[serde(default)]
     pub throttle_percent: u8,
+    /// Why a stalled migration goes on with rounds, although its guest was to be handed over before
+    /// its memory then.
+    #[serde(default)]
+    pub postcopy_refused: Option<String>,
     /// What the operator can do; set if this side cannot tell whether the other one runs the guest
     /// or will run it.
     pub in_doubt: Option<String>,
@@ -190,6 +194,7 @@ impl Progress {
             converging: true,
             on_stall: None,
             throttle_percent: 0,
+            postcopy_refused: None,
             in_doubt: None,
         }
     }

@@ -15,13 +15,17 @@ pub enum OnStall {
     Throttle,
     /// Hand the guest over although that takes longer than the limit, when least is dirty.
     Force,
+    /// Hand the guest over before its memory, which follows it while it runs at the destination; if
+    /// one of the sides cannot do that, as [`OnStall::Wait`].
+    Postcopy,
     /// Cancel the migration: the guest stays.
     Cancel,
 }
 
 impl OnStall {
     /// All values, in the order in which they are shown.
-    pub const ALL: [Self; 4] = [Self::Throttle, Self::Force, Self::Cancel, Self::Wait];
+    pub const ALL: [Self; 5] =
+        [Self::Throttle, Self::Force, Self::Postcopy, Self::Cancel, Self::Wait];
 
     /// Returns the name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
@@ -29,6 +33,7 @@ impl OnStall {
             Self::Wait => "wait",
             Self::Throttle => "throttle",
             Self::Force => "force",
+            Self::Postcopy => "postcopy",
             Self::Cancel => "cancel",
         }
     }
@@ -53,4 +58,7 @@ pub struct Stall {
     pub throttle_percent_max: u8,
     /// Whether the guest was handed over although the expected downtime was above its limit.
     pub forced: bool,
+    /// Whether the guest was handed over before its memory.
+    #[serde(default)]
+    pub postcopy: bool,
 }

@@ -167,6 +167,7 @@ impl Telemetry {
             round: self.rounds_total,
             throttle_percent_max: 0,
             forced: false,
+            postcopy: false,
         });
         stall.on_stall = on_stall;
         remedy(stall);

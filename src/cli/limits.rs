@@ -49,6 +49,7 @@ fn help_of(value: OnStall) -> &'static str {
     match value {
         OnStall::Throttle => "Slow the guest down, step by step",
         OnStall::Force => "Hand it over with a longer pause than --downtime",
+        OnStall::Postcopy => "Hand it over before its memory; a host that dies then loses it",
         OnStall::Cancel => "Give up; the guest continues here",
         OnStall::Wait => "Go on until it writes less, or until --timeout",
     }
@@ -121,7 +122,7 @@ mod tests {
         for (text, word) in [
             ("downtime", "KEY=VALUE"),
             ("downtime=0s", "too short"),
-            ("on-stall=pray", "throttle, force, cancel, wait"),
+            ("on-stall=pray", "throttle, force, postcopy, cancel, wait"),
             ("compress=off", "cannot be set"),
             ("bandwidth=fast", "number"),
         ] {

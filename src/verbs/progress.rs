@@ -125,7 +125,8 @@ fn fitting_parts(mut parts: Vec<(Rank, String)>, room: usize) -> String {
 
 /// Whether rounds are in vain and nothing is done about it.
 fn needs_help(progress: &Progress) -> bool {
-    !progress.converging && matches!(progress.on_stall, None | Some(OnStall::Wait))
+    let waits = matches!(progress.on_stall, None | Some(OnStall::Wait));
+    !progress.converging && (waits || progress.postcopy_refused.is_some())
 }
 
 fn joined(parts: &[(Rank, String)]) -> String {
@@ -197,6 +198,9 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
     if progress.throttle_percent > 0 {
         parts.push((Rank::Remaining, format!("throttled by {} %", progress.throttle_percent)));
     }
+    if let Some(why) = &progress.postcopy_refused {
+        parts.push((Rank::Remaining, format!("goes on with rounds, as {why}")));
+    }
     if progress.transfer.hinted_pages > 0 {
         let free = format_size(progress.transfer.hinted_pages.saturating_mul(PAGE_BYTES));
         parts.push((Rank::Free, format!("{free} free and not sent")));
@@ -263,6 +267,19 @@ mod tests {
         progress.throttle_percent = 75;
         let said = figures(&progress);
         assert!(!said.contains("converging") && said.contains("throttled by 75 %"), "{said}");
+    }
+
+    #[test]
+    fn a_stall_without_the_postcopy_that_was_asked_for_says_why() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Source);
+        progress.phase = Phase::Precopy;
+        progress.converging = false;
+        progress.on_stall = Some(OnStall::Postcopy);
+        assert!(!figures(&progress).contains("converging"), "it has not stalled yet");
+        progress.postcopy_refused = Some("the destination cannot".to_owned());
+        let said = figures(&progress);
+        assert!(said.contains("goes on with rounds, as the destination cannot"), "{said}");
+        assert!(said.contains("on-stall=throttle"), "{said}");
     }
 
     #[test]

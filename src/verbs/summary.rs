@@ -69,9 +69,12 @@ fn stalled(stall: &Stall) -> String {
         0 => String::new(),
         percent => format!(", so its vCPUs were made to rest for up to {percent} % of the time"),
     };
-    let forced =
-        if stall.forced { ", and the hand-over was forced above the downtime limit" } else { "" };
-    format!("at {at}, round {round}: it wrote faster than was sent{throttled}{forced}")
+    let handed_over = match (stall.forced, stall.postcopy) {
+        (true, _) => ", and the hand-over was forced above the downtime limit",
+        (false, true) => ", and it was handed over before its memory",
+        (false, false) => "",
+    };
+    format!("at {at}, round {round}: it wrote faster than was sent{throttled}{handed_over}")
 }
 
 /// Formats how long the guest was paused. Where the downtime, all pauses of the migration and the
@@ -273,6 +276,7 @@ pub(super) mod tests {
             round: 7,
             throttle_percent_max: 75,
             forced: false,
+            postcopy: false,
         };
         assert_eq!(
             stalled(&stall),
@@ -284,6 +288,8 @@ pub(super) mod tests {
             stalled(&forced)
                 .ends_with("was sent, and the hand-over was forced above the downtime limit")
         );
+        let first = Stall { throttle_percent_max: 0, postcopy: true, ..stall };
+        assert!(stalled(&first).ends_with("was sent, and it was handed over before its memory"));
         let report = Report { stall: Some(stall), ..report(Outcome::Migrated, None) };
         assert!(figures(&report, None, None).contains("Stalled"));
     }

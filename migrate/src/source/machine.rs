@@ -163,6 +163,7 @@ impl Source {
             converging: self.estimate.is_converging(),
             on_stall: Some(self.config.limits.on_stall),
             throttle_percent: self.stall.throttle(),
+            postcopy_refused: self.waits_for_want_of_postcopy().map(|why| why.to_string()),
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)
         }

@@ -13,6 +13,7 @@ use crate::protocol::{
 };
 use crate::record::SourceState;
 use crate::report::Outcome;
+use crate::stall::OnStall;
 
 /// Whether memory is to follow the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +46,16 @@ impl Source {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Returns why a stalled migration sends further rounds although memory was to follow the guest.
+    pub(super) fn waits_for_want_of_postcopy(&self) -> Option<PostcopyRefused> {
+        let is_stalled = self.notes.stall.is_some() && self.phase() == Phase::Precopy;
+        if !is_stalled || self.config.limits.on_stall != OnStall::Postcopy {
+            return None;
+        }
+        let why = self.can_postcopy().err()?;
+        matches!(why, PostcopyRefused::Unsupported | PostcopyRefused::Disks).then_some(why)
     }
 
     pub(super) fn on_postcopy(&mut self) {

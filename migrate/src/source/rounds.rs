@@ -221,6 +221,8 @@ impl Source {
             Remedy::None => {}
             Remedy::Throttle(percent) => self.throttle(percent),
             Remedy::Force => return self.force(expected),
+            Remedy::Postcopy if self.can_postcopy().is_ok() => return self.send_guest_first(),
+            Remedy::Postcopy => self.notes.stalls(limits.on_stall, self.now, |_| {}),
             Remedy::GiveUp => return self.give_up(),
         }
         if verdict == Verdict::MeasureAgain {
@@ -243,6 +245,12 @@ impl Source {
         self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.forced = true);
         let planned = Limits { downtime: expected, ..self.config.limits };
         self.switch_over(planned.standstill());
+    }
+
+    /// Hands the guest over before its memory.
+    fn send_guest_first(&mut self) {
+        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| stall.postcopy = true);
+        self.begin_postcopy();
     }
 
     fn give_up(&mut self) {

@@ -50,6 +50,8 @@ pub(super) enum Remedy {
     Throttle(u8),
     /// Hand the guest over, although its downtime is above the limit.
     Force,
+    /// Hand the guest over before its memory.
+    Postcopy,
     /// Cancel the migration.
     GiveUp,
 }
@@ -107,6 +109,7 @@ impl StallWatch {
         match on_stall {
             OnStall::Wait => Remedy::None,
             OnStall::Cancel => Remedy::GiveUp,
+            OnStall::Postcopy => Remedy::Postcopy,
             OnStall::Throttle => self.throttle_more(end),
             OnStall::Force if self.is_near_minimum(end.expected) => Remedy::Force,
             OnStall::Force => Remedy::None,
@@ -146,8 +149,8 @@ impl StallWatch {
         match on_stall {
             OnStall::Wait => Remedy::None,
             OnStall::Force => Remedy::Force,
-            // A slower guest is not paused any faster.
-            OnStall::Throttle | OnStall::Cancel => Remedy::GiveUp,
+            // A guest that is slower, or comes without its memory, is not paused any faster.
+            OnStall::Throttle | OnStall::Postcopy | OnStall::Cancel => Remedy::GiveUp,
         }
     }
 
@@ -270,6 +273,12 @@ mod tests {
     }
 
     #[test]
+    fn memory_follows_a_guest_that_stalls_as_soon_as_that_is_noticed() {
+        let after = remedies(OnStall::Postcopy, &[(0, 900), (600, 900), (1200, 900)]);
+        assert_eq!(after, [Remedy::None, Remedy::None, Remedy::Postcopy]);
+    }
+
+    #[test]
     fn a_limit_below_the_fixed_part_is_impossible_after_some_measurements() {
         let measured = |on_stall| {
             let mut watch = StallWatch::default();
@@ -279,6 +288,7 @@ mod tests {
         let at = |on_stall, remedy| measured(on_stall).iter().position(|other| *other == remedy);
         assert_eq!(at(OnStall::Throttle, Remedy::GiveUp), Some(4));
         assert_eq!(at(OnStall::Cancel, Remedy::GiveUp), Some(4));
+        assert_eq!(at(OnStall::Postcopy, Remedy::GiveUp), Some(4));
         assert_eq!(at(OnStall::Force, Remedy::Force), Some(4));
         assert_eq!(measured(OnStall::Wait), [Remedy::None; 6]);
     }

@@ -39,6 +39,16 @@ fn a_hot_guest_arrives_before_its_memory() {
 }
 
 #[test]
+fn a_guest_that_stalls_is_handed_over_before_its_memory() {
+    let stalls = Scenario { on_stall: OnStall::Postcopy, postcopy_at_ms: None, ..hot() };
+    let world = run_well(stalls);
+    let report = &world.facts.source_reports[0];
+    assert_eq!(report.outcome, Outcome::Migrated, "{report:?}");
+    assert!(report.stall.unwrap().postcopy, "{report:?}");
+    assert!(report.downtime_seconds.unwrap() < 0.05, "{report:?}");
+}
+
+#[test]
 fn it_may_be_asked_for_at_any_time() {
     for at in (0..40).chain([100, 599, 5_000]) {
         let scenario = Scenario { postcopy_at_ms: Some(at), ..hot() };

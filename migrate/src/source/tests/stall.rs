@@ -3,6 +3,7 @@
 use super::*;
 use crate::error::ChangeRefused;
 use crate::limits::LimitsChange;
+use crate::protocol::FEATURE_POSTCOPY;
 
 const LIFTED: Action = Action::Throttle { percent: 0 };
 
@@ -79,6 +80,42 @@ fn a_forced_hand_over_may_take_as_long_as_it_is_expected_to() {
     assert!(expected > 0.9, "{expected}");
     let allowed = (bench.source.deadline().unwrap() - bench.now).as_secs_f64();
     assert!((allowed - (2.0 * expected + 1.0)).abs() < 0.01, "{allowed}");
+}
+
+/// A host that can use post-copy.
+fn with_postcopy() -> Offer {
+    Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() }
+}
+
+#[test]
+fn a_guest_that_stalls_is_handed_over_before_its_memory_if_both_sides_can() {
+    let mut bench = Bench::new();
+    bench.source.config.limits.on_stall = OnStall::Postcopy;
+    bench.source.config.offer = with_postcopy();
+    bench.feed(Event::Connected);
+    bench.feed(Event::Recorded);
+    let features = Features(1).with(FEATURE_POSTCOPY);
+    bench.hear(DestinationMessage::Welcome { version: Version(1), features });
+    bench.hear(DestinationMessage::Prepared);
+    bench.feed(Event::PrecopyStarted);
+    bench.feed(Event::Probed(Probe { pause_and_save: 2 * MS, round_trip: MS, ..Probe::default() }));
+    assert_eq!(in_vain(&mut bench, 3), [Action::EndStreams]);
+    assert!(bench.source.notes.stall.is_some_and(|stall| stall.postcopy));
+}
+
+#[test]
+fn a_stall_waits_and_says_why_if_the_destination_cannot_use_postcopy() {
+    let mut bench = Bench::new();
+    bench.source.config.offer = with_postcopy();
+    bench.source.config.limits.on_stall = OnStall::Postcopy;
+    bench.begin(Probe { pause_and_save: 2 * MS, round_trip: MS, ..Probe::default() });
+    let refused = |bench: &Bench| bench.source.progress(bench.now).postcopy_refused;
+    in_vain(&mut bench, 2);
+    assert_eq!(refused(&bench), None, "it has not stalled");
+    assert_eq!(in_vain(&mut bench, 1), [Action::SendRound { round: 4 }]);
+    let why = refused(&bench).expect("a reason");
+    assert!(why.contains("post-copy"), "{why}");
+    assert!(bench.source.notes.stall.is_some_and(|stall| !stall.postcopy));
 }
 
 #[test]
