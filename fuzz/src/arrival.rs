@@ -325,6 +325,7 @@ impl Host {
             Action::Send(_)
             | Action::AcceptPages { .. }
             | Action::ReportMissing
+            | Action::AbandonMissing
             | Action::Disconnect => {}
         }
     }

@@ -259,6 +259,9 @@ pub enum CancelRefused {
 /// Why the guest cannot be handed over before its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PostcopyRefused {
+    /// The source hands the guest over.
+    #[error("the source hands the guest over: order it there")]
+    NotHere,
     /// One of the sides cannot.
     #[error("the destination's or this host's release or kernel knows no post-copy")]
     Unsupported,
@@ -284,6 +287,20 @@ pub enum ChangeRefused {
     Late,
     /// The migration is over.
     #[error("nothing to change: the migration is over")]
+    Over,
+}
+
+/// Why another address of the destination is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverRefused {
+    /// Only the source connects.
+    #[error("the source connects to the destination: give the address there")]
+    NotHere,
+    /// The guest is still here: the migration can be started again.
+    #[error("nothing to recover: the guest has not been handed over")]
+    NotCommitted,
+    /// The migration is over.
+    #[error("nothing to recover: the migration is over")]
     Over,
 }
 

@@ -373,6 +373,77 @@ pub trait DestinationGuest: Send + Sync {
     /// # Errors
     /// If a vCPU does not start.
     fn resume(&self) -> Result<(), GuestError>;
+
+    /// Prepares memory for pages that arrive after the guest. From now on, whoever accesses a page
+    /// that is absent waits until it is placed, or until [`MissingMemory::wanted`] finds that it is
+    /// not missing. Called once, before the state is loaded, when all other pages are there.
+    ///
+    /// # Errors
+    /// If this host or this guest cannot.
+    fn follow_with_memory(&self) -> Result<Arc<dyn MissingMemory>, GuestError> {
+        Err(GuestError::new("this host cannot run a guest before its memory is there"))
+    }
+
+    /// Stops the vCPUs of the guest for good: pages that it lacks will never come. What waits for
+    /// one goes on waiting, as anything else would have it read zeros.
+    ///
+    /// # Errors
+    /// If a vCPU does not stop.
+    fn strand(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+/// Pages of one chunk of memory: its number, and the mask of the pages.
+pub type ChunkPages = (usize, u64);
+
+/// The memory of a guest at the destination, of which pages are missing. Implementations never
+/// access that memory themselves, so no call waits for a page. The guest holds it too: once both
+/// have dropped it, those who wait continue with zeros.
+pub trait MissingMemory: Send + Sync {
+    /// Drops the pages in `words`, one word per chunk of memory: they are missing from now on.
+    /// Neither the guest nor its devices run.
+    ///
+    /// # Errors
+    /// If they cannot be dropped.
+    fn clear(&self, words: &[u64]) -> Result<(), GuestError>;
+
+    /// Returns the missing pages for which threads have begun to wait since the last call; waits for
+    /// some for at most `wait`. Pages that are absent without being missing get zeros. Called again
+    /// and again by one thread, as long as pages may be missing.
+    ///
+    /// # Errors
+    /// If that cannot be determined: the guest cannot continue.
+    fn wanted(&self, wait: Duration) -> Result<Vec<ChunkPages>, GuestError>;
+
+    /// Places those of these whole pages that are missing, starting at page `first_page` of `chunk`;
+    /// others are not affected.
+    ///
+    /// # Errors
+    /// If the range is outside of memory, or the host has no memory for them: they may be placed
+    /// later.
+    fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<(), GuestError>;
+
+    /// As [`MissingMemory::place`], with zeros as the pages of `chunk` in `mask`.
+    ///
+    /// # Errors
+    /// As [`MissingMemory::place`].
+    fn place_zeros(&self, chunk: usize, mask: u64) -> Result<(), GuestError>;
+
+    /// Returns the number of missing pages.
+    fn left(&self) -> u64;
+
+    /// Returns the missing pages.
+    fn missing(&self) -> Vec<ChunkPages>;
+
+    /// Returns the missing pages that [`MissingMemory::wanted`] has returned before.
+    fn waited_for(&self) -> Vec<ChunkPages>;
+
+    /// Ends this: whoever accesses memory waits no longer, and finds zeros where pages are missing.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn end(&self) -> Result<(), GuestError>;
 }
 
 /// Builds guests for incoming migrations.

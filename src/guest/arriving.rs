@@ -61,6 +61,7 @@ impl Arrival {
             guest: process.name().to_string(),
             guest_uuid: process.identity().uuid,
             linger: LINGER,
+            postcopy: false,
         };
         let (folders, net_map) =
             (DiskPlaces::new(args.disk_dir.clone(), Vec::new()), args.net_map.clone());

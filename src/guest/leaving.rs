@@ -312,6 +312,7 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
         connections: request.connections.map(u16::from),
         node_port: request.node_port,
         estimate: None,
+        postcopy: false,
     })
 }
 

@@ -33,6 +33,9 @@ pub enum Action {
     /// The source has a new connection: tell it what is missing
     /// ([`DestinationMessage::Missing`]), and request again what is waited for. No answer.
     ReportMissing,
+    /// The copy is discarded while its state is being loaded: let what waits for a missing page
+    /// continue, with zeros. No answer.
+    AbandonMissing,
     /// Memory that is missing will never come: pause the guest, and fetch no more. No answer.
     StopFetching,
     /// Make this state durable in the destination's record: [`super::Event::Recorded`] or

@@ -241,6 +241,10 @@ impl Destination {
     pub(super) fn discard(&mut self, failure: Failure, farewell: DestinationMessage) {
         let error = self.error(failure);
         let busy = self.state.is_busy();
+        if matches!(self.state, State::Loading { .. }) && self.is_fetching {
+            // Loading may wait for a page that does not come any more.
+            self.push(Action::AbandonMissing);
+        }
         self.wait_until = None;
         self.state = State::Discarding(Discard { error, farewell, busy });
         if !busy {

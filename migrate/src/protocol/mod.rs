@@ -14,6 +14,7 @@ pub mod front;
 mod identity;
 mod masks;
 mod message;
+pub(crate) mod page_request;
 pub(crate) mod preamble;
 mod version;
 

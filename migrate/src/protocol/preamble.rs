@@ -1,9 +1,9 @@
 //! The first bytes of every stream to a process that receives a guest.
 //!
-//! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data), reserved zero (1), stream
-//! number, little-endian (2; zero for control), migration id (16), token (32), reserved zero (8). A
-//! stream that does not show the right migration and token is closed together with its connection,
-//! so that no other host of the fleet can join.
+//! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data, 3 background, 4 requests),
+//! reserved zero (1), stream number, little-endian (2; zero except for data), migration id (16),
+//! token (32), reserved zero (8). A stream that does not show the right migration and token is
+//! closed together with its connection, so that no other host of the fleet can join.
 
 use super::{MAX_STREAMS, MigrationId, Token};
 
@@ -21,6 +21,10 @@ pub(crate) enum StreamRole {
         /// Number of the stream, from 0.
         stream: u16,
     },
+    /// Pages that follow the guest, from source to destination.
+    Background,
+    /// Requests for pages that follow the guest, from destination to source, and those pages.
+    Requests,
 }
 
 /// Why a stream is refused.
@@ -55,6 +59,8 @@ impl Preamble {
                 bytes[4] = 2;
                 bytes[6..8].copy_from_slice(&stream.to_le_bytes());
             }
+            StreamRole::Background => bytes[4] = 3,
+            StreamRole::Requests => bytes[4] = 4,
         }
         bytes[8..24].copy_from_slice(self.migration.as_bytes());
         bytes[24..56].copy_from_slice(&self.token.0);
@@ -82,6 +88,8 @@ impl Preamble {
         match bytes[4] {
             1 if stream == 0 => Ok(StreamRole::Control),
             2 if stream < MAX_STREAMS => Ok(StreamRole::Data { stream }),
+            3 if stream == 0 => Ok(StreamRole::Background),
+            4 if stream == 0 => Ok(StreamRole::Requests),
             _ => Err(PreambleError::Role),
         }
     }
@@ -97,7 +105,8 @@ mod tests {
 
     #[test]
     fn accepts_the_right_token() {
-        for role in [StreamRole::Control, StreamRole::Data { stream: 63 }] {
+        let data = StreamRole::Data { stream: 63 };
+        for role in [StreamRole::Control, data, StreamRole::Background, StreamRole::Requests] {
             let sent = preamble(role);
             let seen = Preamble::admit(&sent.encode(), sent.migration, &sent.token);
             assert_eq!(seen, Ok(role));

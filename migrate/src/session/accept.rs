@@ -26,6 +26,10 @@ const NOT_ADMITTED: u32 = 2;
 pub(super) enum Arrival {
     Control(Connection, SendStream, RecvStream),
     Data(u16, RecvStream),
+    /// Pages that follow the guest and that nobody has requested.
+    Background(RecvStream),
+    /// Requests for pages, and those pages.
+    Requests(SendStream, RecvStream),
 }
 
 /// Admission rules of a destination, and where admitted streams go.
@@ -93,8 +97,12 @@ impl<T> Gate<T> {
                 Ok(Some(Arrival::Control(connection.clone(), send, receive)))
             }
             (Some(StreamRole::Data { stream }), None) => Ok(Some(Arrival::Data(stream, receive))),
-            (Some(StreamRole::Control), None) => Err("a control stream goes both ways".into()),
-            (Some(StreamRole::Data { .. }), Some(_)) => {
+            (Some(StreamRole::Background), None) => Ok(Some(Arrival::Background(receive))),
+            (Some(StreamRole::Requests), Some(send)) => Ok(Some(Arrival::Requests(send, receive))),
+            (Some(StreamRole::Control | StreamRole::Requests), None) => {
+                Err("a control stream and one of requests go both ways".into())
+            }
+            (Some(StreamRole::Data { .. } | StreamRole::Background), Some(_)) => {
                 Err("a data stream goes one way only".into())
             }
             (None, _) => Ok(None),

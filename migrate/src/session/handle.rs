@@ -1,9 +1,13 @@
 //! The interface of a running migration to the rest of the program.
 
+use std::net::SocketAddr;
+
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::destination::Destination;
-use crate::error::{CancelRefused, ChangeRefused, OperatorChoice, ResolveRefused};
+use crate::error::{
+    CancelRefused, ChangeRefused, OperatorChoice, PostcopyRefused, RecoverRefused, ResolveRefused,
+};
 use crate::limits::LimitsChange;
 use crate::progress::{Progress, Role};
 use crate::protocol::MigrationId;
@@ -16,6 +20,8 @@ use crate::text::PeerText;
 pub(super) enum Command {
     Cancel { by: PeerText, answer: oneshot::Sender<Result<(), CancelRefused>> },
     Change { change: LimitsChange, answer: oneshot::Sender<Result<(), ChangeRefused>> },
+    Postcopy { answer: oneshot::Sender<Result<(), PostcopyRefused>> },
+    Recover { address: SocketAddr, answer: oneshot::Sender<Result<(), RecoverRefused>> },
     Resolve { choice: OperatorChoice, answer: oneshot::Sender<Result<(), ResolveRefused>> },
     GuestStopped { detail: PeerText },
 }
@@ -25,6 +31,8 @@ pub(super) enum Command {
 pub(super) enum PendingCommand {
     Cancel { by: PeerText },
     Change(LimitsChange),
+    Postcopy,
+    Recover(SocketAddr),
     Resolve(OperatorChoice),
     GuestStopped { detail: PeerText },
 }
@@ -33,6 +41,8 @@ pub(super) enum PendingCommand {
 pub(super) trait Commanded {
     fn can_cancel(&self) -> Result<(), CancelRefused>;
     fn can_change(&self) -> Result<(), ChangeRefused>;
+    fn can_postcopy(&self) -> Result<(), PostcopyRefused>;
+    fn can_recover(&self) -> Result<(), RecoverRefused>;
     fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused>;
 }
 
@@ -43,6 +53,14 @@ impl Commanded for Source {
 
     fn can_change(&self) -> Result<(), ChangeRefused> {
         Self::can_change(self)
+    }
+
+    fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
+        Self::can_postcopy(self)
+    }
+
+    fn can_recover(&self) -> Result<(), RecoverRefused> {
+        Self::can_recover(self)
     }
 
     fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
@@ -57,6 +75,14 @@ impl Commanded for Destination {
 
     fn can_change(&self) -> Result<(), ChangeRefused> {
         Err(ChangeRefused::NotHere)
+    }
+
+    fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
+        Err(PostcopyRefused::NotHere)
+    }
+
+    fn can_recover(&self) -> Result<(), RecoverRefused> {
+        Err(RecoverRefused::NotHere)
     }
 
     fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
@@ -78,6 +104,15 @@ impl Command {
                 let pending = may.is_ok().then_some(PendingCommand::Change(change));
                 (pending, Answer::Change(answer, may))
             }
+            Self::Postcopy { answer } => {
+                let may = machine.can_postcopy();
+                (may.is_ok().then_some(PendingCommand::Postcopy), Answer::Postcopy(answer, may))
+            }
+            Self::Recover { address, answer } => {
+                let may = machine.can_recover();
+                let pending = may.is_ok().then_some(PendingCommand::Recover(address));
+                (pending, Answer::Recover(answer, may))
+            }
             Self::Resolve { choice, answer } => {
                 let may = machine.can_resolve(choice);
                 (
@@ -97,6 +132,8 @@ impl Command {
 pub(super) enum Answer {
     Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
     Change(oneshot::Sender<Result<(), ChangeRefused>>, Result<(), ChangeRefused>),
+    Postcopy(oneshot::Sender<Result<(), PostcopyRefused>>, Result<(), PostcopyRefused>),
+    Recover(oneshot::Sender<Result<(), RecoverRefused>>, Result<(), RecoverRefused>),
     Resolve(oneshot::Sender<Result<(), ResolveRefused>>, Result<(), ResolveRefused>),
     Unneeded,
 }
@@ -107,6 +144,8 @@ impl Answer {
         match self {
             Self::Cancel(to, answer) => drop(to.send(answer)),
             Self::Change(to, answer) => drop(to.send(answer)),
+            Self::Postcopy(to, answer) => drop(to.send(answer)),
+            Self::Recover(to, answer) => drop(to.send(answer)),
             Self::Resolve(to, answer) => drop(to.send(answer)),
             Self::Unneeded => {}
         }
@@ -162,6 +201,29 @@ impl Handle {
         let command = Command::Change { change, answer };
         self.commands.send(command).map_err(|_| ChangeRefused::Over)?;
         answered.await.unwrap_or(Err(ChangeRefused::Over))
+    }
+
+    /// Hands the guest of a source over before its memory, as soon as the current step ends.
+    ///
+    /// # Errors
+    /// If one of the sides cannot, it is too late, or this is not the source.
+    pub async fn postcopy(&self) -> Result<(), PostcopyRefused> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Postcopy { answer };
+        self.commands.send(command).map_err(|_| PostcopyRefused::Over)?;
+        answered.await.unwrap_or(Err(PostcopyRefused::Over))
+    }
+
+    /// Has a source look for its destination's node at another address from now on; the process that
+    /// received the guest is at the same one.
+    ///
+    /// # Errors
+    /// If there is nothing to be heard of the destination, or this is not the source.
+    pub async fn recover(&self, address: SocketAddr) -> Result<(), RecoverRefused> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Recover { address, answer };
+        self.commands.send(command).map_err(|_| RecoverRefused::Over)?;
+        answered.await.unwrap_or(Err(RecoverRefused::Over))
     }
 
     /// Decides for a migration in doubt.

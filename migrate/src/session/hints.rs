@@ -14,7 +14,7 @@ use crate::guest::{GuestError, HintProgress, SourceGuest};
 use crate::memory::PageSet;
 
 /// Chunks re-armed by one call: 256 MiB, the most that one `KVM_CLEAR_DIRTY_LOG` takes.
-const BLOCK_CHUNKS: usize = 1024;
+pub(super) const BLOCK_CHUNKS: usize = 1024;
 /// Pause between two checks of the guest's progress.
 const POLL_PAUSE: Duration = Duration::from_millis(2);
 /// Longest time that a guest may report nothing new.

@@ -6,22 +6,26 @@
 //! [`start_destination`] receives one; both return a [`Handle`] to watch, cancel and resolve the
 //! migration, and to await its end. [`estimate`] measures what a migration would meet. Inside, a
 //! driver passes events to the state machine and performs its actions; start with `source/mod.rs`
-//! and `destination/mod.rs`, then `sender.rs` and `receiver.rs` for the pages.
+//! and `destination/mod.rs`, then `sender.rs` and `receiver.rs` for the pages, and
+//! `serve.rs` and `fetch.rs` for those that follow the guest.
 
 mod accept;
 mod clock;
 mod connect;
 mod control;
 mod destination;
+mod fetch;
 mod handle;
 mod hints;
 mod limiter;
 mod line;
 mod measure;
+mod outstanding;
 mod pace;
 mod receiver;
 mod record_writer;
 mod sender;
+mod serve;
 mod source;
 mod stream_sender;
 #[cfg(test)]

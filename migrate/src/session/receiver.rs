@@ -213,7 +213,7 @@ async fn expect_end(from: &mut RecvStream, stream: u16) -> Result<(), ReceiveErr
     }
 }
 
-fn counted(header: &FrameHeader) -> Transfer {
+pub(super) fn counted(header: &FrameHeader) -> Transfer {
     let wire_bytes = HEADER_BYTES as u64 + u64::from(header.payload_bytes);
     let carried = u64::from(header.carried().count_ones());
     let zero_pages = u64::from(header.zero.count_ones());

@@ -1,6 +1,7 @@
 //! Sends rounds of dirty pages over all data streams.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use quinn::Connection;
@@ -8,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
-use super::hints::Slot;
+use super::hints::{BLOCK_CHUNKS, Slot};
 use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
@@ -30,6 +31,11 @@ pub(super) enum Order {
     FinalRound(u32),
     /// Collect, send the dirty pages, then end the streams.
     Remainder(u32),
+    /// End the round that is under way, and the streams; then collect, and re-arm what is dirty or
+    /// was not sent.
+    EndStreams,
+    /// Collect.
+    CollectMissing,
 }
 
 /// Connections and credentials of a sender.
@@ -44,6 +50,7 @@ pub(super) struct Route {
 /// A running sender. Dropping it stops sending at once and resets streams that have not ended.
 pub(super) struct Sender {
     orders: mpsc::UnboundedSender<Order>,
+    is_ending: Arc<AtomicBool>,
     _stop: watch::Sender<()>,
 }
 
@@ -61,6 +68,7 @@ impl Sender {
     ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let (stop, mut stopped) = watch::channel(());
+        let is_ending = context.is_ending.clone();
         let work =
             Work { context, route, hints, dirty: PageSet::full(chunks), senders: Vec::new() };
         tasks.spawn(async move {
@@ -70,11 +78,14 @@ impl Sender {
                 () = work.serve(inbox, report) => {}
             }
         });
-        Self { orders, _stop: stop }
+        Self { orders, is_ending, _stop: stop }
     }
 
     /// Queues an order.
     pub(super) fn order(&self, order: Order) {
+        if matches!(order, Order::EndStreams) {
+            self.is_ending.store(true, Relaxed);
+        }
         let _ = self.orders.send(order);
     }
 }
@@ -98,6 +109,8 @@ impl Work {
                 Order::Round(round) => self.round(round).await.map(Event::RoundSent),
                 Order::FinalRound(round) => self.final_round(round).await.map(Event::RoundSent),
                 Order::Remainder(round) => self.remainder(round).await.map(Event::RemainderSent),
+                Order::EndStreams => self.end_streams().await.map(Event::StreamsEnded),
+                Order::CollectMissing => self.collect_missing().map(Event::MissingCollected),
             };
             let failed = outcome.is_err();
             if matches!(outcome, Err(StreamSendError::Stream(_))) {
@@ -181,20 +194,50 @@ impl Work {
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
     }
 
+    /// Ends the streams while the guest runs. What is dirty or was not sent will be missing at the
+    /// destination; from now on, the log shows the next write to it.
+    async fn end_streams(&mut self) -> Result<PageSet, StreamSendError> {
+        self.leave_out().await?;
+        if self.senders.is_empty() {
+            self.open().await?;
+        }
+        for stream_sender in &mut self.senders {
+            stream_sender.end(0).await?;
+        }
+        self.collect()?;
+        let missing = self.dirty.take();
+        let blocks = (0..).step_by(BLOCK_CHUNKS).zip(missing.words().chunks(BLOCK_CHUNKS));
+        for (first, words) in blocks.filter(|(_, words)| words.iter().any(|word| *word != 0)) {
+            self.context.guest.rearm_dirty(first, words).map_err(StreamSendError::Guest)?;
+        }
+        Ok(missing)
+    }
+
+    fn collect_missing(&mut self) -> Result<PageSet, StreamSendError> {
+        self.collect()?;
+        Ok(self.dirty.take())
+    }
+
     fn collect(&mut self) -> Result<(), StreamSendError> {
         self.context.guest.collect_dirty(self.dirty.words_mut()).map_err(StreamSendError::Guest)
     }
 
-    /// Sends all pages of the dirty set, and empties it.
+    /// Sends all pages of the dirty set, and empties it. If rounds are to end meanwhile, what was
+    /// not sent stays in it.
     async fn send_dirty(&mut self, round: u32) -> Result<Transfer, StreamSendError> {
         if self.senders.is_empty() {
             self.open().await?;
         }
         let dirty = self.dirty.take();
-        if let [stream_sender] = &mut self.senders[..] {
-            return stream_sender.send(round, &dirty).await;
+        let dirty = Arc::new(dirty);
+        let sent = match &mut self.senders[..] {
+            [stream_sender] => stream_sender.send(round, &dirty).await,
+            _ => self.send_in_parallel(round, dirty.clone()).await,
+        };
+        for stream_sender in &self.senders {
+            stream_sender.add_unsent(&dirty, &mut self.dirty);
         }
-        self.send_in_parallel(round, Arc::new(dirty)).await
+        sent
     }
 
     async fn send_in_parallel(

@@ -1,6 +1,7 @@
 //! Sends one data stream's share of the dirty pages.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use quinn::{Connection, SendStream};
 use tokio::task::{spawn_blocking, yield_now};
@@ -42,6 +43,8 @@ pub(super) struct StreamContext {
     pub(super) failpoints: Failpoints,
     /// Number of memory chunks; the chunks after them belong to disks.
     pub(super) memory_chunks: usize,
+    /// Set when rounds are to end: what they have not sent by then follows the guest.
+    pub(super) is_ending: Arc<AtomicBool>,
 }
 
 /// One data stream, and the state needed to fill it.
@@ -56,6 +59,8 @@ pub(super) struct StreamSender {
     wire: WireRate,
     batch: Batch,
     frames: u64,
+    /// The first chunk that the last round did not send, since rounds were to end.
+    ended_at: Option<usize>,
     /// Buffer for a chunk of a disk, allocated with the first one.
     content: Vec<u8>,
 }
@@ -73,18 +78,20 @@ impl StreamSender {
         Self {
             context,
             connection,
-            stream: Owned { stream, ended: false },
+            stream: Owned::new(stream),
             index: index.into(),
             streams: streams.into(),
             encoder,
             wire: WireRate::default(),
             batch,
             frames: 0,
+            ended_at: None,
             content: Vec::new(),
         }
     }
 
-    /// Sends this stream's share of `dirty`; returns what was sent.
+    /// Sends this stream's share of `dirty`, or less if rounds are to end meanwhile; returns what was
+    /// sent.
     pub(super) async fn send(
         &mut self,
         round: u32,
@@ -92,7 +99,7 @@ impl StreamSender {
     ) -> Result<Transfer, StreamSendError> {
         let mut sent = Transfer::default();
         self.wire.paused();
-        for (block, words) in dirty.words().chunks(BLOCK_CHUNKS).enumerate() {
+        'blocks: for (block, words) in dirty.words().chunks(BLOCK_CHUNKS).enumerate() {
             let first = block * BLOCK_CHUNKS;
             let share = self.share(first, words);
             let Some((from, to)) = span(&share) else { continue };
@@ -100,6 +107,10 @@ impl StreamSender {
             rearmed.map_err(StreamSendError::Guest)?;
             for (offset, &pages) in share[from..to].iter().enumerate().filter(|word| *word.1 != 0) {
                 let chunk = first + from + offset;
+                if self.context.is_ending.load(Relaxed) {
+                    self.ended_at = Some(chunk);
+                    break 'blocks;
+                }
                 let position = Position { round, chunk: chunk as u64, pages };
                 if chunk >= self.context.memory_chunks {
                     self.read(chunk, pages).await?;
@@ -114,6 +125,18 @@ impl StreamSender {
         }
         self.flush("pages").await?;
         Ok(sent)
+    }
+
+    /// Adds to `unsent` what is left of this stream's share of `dirty` if rounds were to end before
+    /// all of it was sent.
+    pub(super) fn add_unsent(&self, dirty: &PageSet, unsent: &mut PageSet) {
+        let Some(from) = self.ended_at else { return };
+        let left = dirty.iter().filter(|(chunk, _)| *chunk >= from);
+        for (chunk, pages) in left.filter(|(chunk, _)| chunk % self.streams == self.index) {
+            if let Some(word) = unsent.words_mut().get_mut(chunk) {
+                *word |= pages;
+            }
+        }
     }
 
     /// Ends the stream.
@@ -207,13 +230,17 @@ fn span(words: &[u64]) -> Option<(usize, usize)> {
 }
 
 /// A stream that is reset if dropped before its end, so that it does not look complete.
-struct Owned {
-    stream: SendStream,
+pub(super) struct Owned {
+    pub(super) stream: SendStream,
     ended: bool,
 }
 
 impl Owned {
-    fn end(&mut self) -> Result<(), quinn::ClosedStream> {
+    pub(super) fn new(stream: SendStream) -> Self {
+        Self { stream, ended: false }
+    }
+
+    pub(super) fn end(&mut self) -> Result<(), quinn::ClosedStream> {
         self.stream.finish()?;
         self.ended = true;
         Ok(())

@@ -4,7 +4,7 @@
 
 use super::state::State;
 use super::{Action, Source};
-use crate::error::{Failure, PostcopyRefused, ProtocolError};
+use crate::error::{Failure, PostcopyRefused, ProtocolError, RecoverRefused};
 use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PageSet;
 use crate::phase::Phase;
@@ -48,6 +48,18 @@ impl Source {
         }
     }
 
+    /// Returns whether the destination may be looked for at another address.
+    ///
+    /// # Errors
+    /// If the guest has not been handed over, or nothing is left to hear of the destination.
+    pub fn can_recover(&self) -> Result<(), RecoverRefused> {
+        match self.state {
+            State::Asking { .. } | State::Serving => Ok(()),
+            ref state if state.is_uncommitted() => Err(RecoverRefused::NotCommitted),
+            _ => Err(RecoverRefused::Over),
+        }
+    }
+
     /// Returns why a stalled migration sends further rounds although memory was to follow the guest.
     pub(super) fn waits_for_want_of_postcopy(&self) -> Option<PostcopyRefused> {
         let is_stalled = self.notes.stall.is_some() && self.phase() == Phase::Precopy;
@@ -84,6 +96,7 @@ impl Source {
     pub(super) fn on_streams_ended(&mut self, missing: &PageSet) {
         if matches!(self.state, State::Draining) {
             self.state = State::Clearing;
+            self.round.follow(missing.count(), self.notes.transfer);
             self.await_answer("Cleared");
             self.say(SourceMessage::Missing(PageMasks::of(missing)));
         }
@@ -96,6 +109,8 @@ impl Source {
 
     pub(super) fn on_missing_collected(&mut self, missing: &PageSet) {
         if matches!(self.state, State::Ending { .. }) {
+            let pages = self.round.pages.saturating_add(missing.count());
+            self.round.follow(pages, self.notes.transfer);
             self.say(SourceMessage::Missing(PageMasks::of(missing)));
             // Loading the state may touch pages that are missing.
             self.serves = true;
@@ -132,6 +147,7 @@ impl Source {
         match missing.to_set(self.config.guest.layout.chunks()) {
             Some(missing) => {
                 self.serves = true;
+                self.round.follow(missing.count(), self.notes.transfer);
                 self.push(Action::Serve { missing: Some(missing) });
                 self.rest_if_served();
             }

@@ -46,6 +46,11 @@ impl Current {
         self.sent_before = transfer;
     }
 
+    /// Begins what follows the guest: `pages` of memory, when `sent` was sent before.
+    pub(super) fn follow(&mut self, pages: u64, sent: Transfer) {
+        (self.pages, self.disk_pages, self.sent_before) = (pages, 0, sent);
+    }
+
     /// Returns how long the round has taken.
     pub(super) fn elapsed(&self, now: Duration) -> Duration {
         now.saturating_sub(self.began)

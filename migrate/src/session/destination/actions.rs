@@ -21,12 +21,12 @@ impl Driver {
             Action::AcceptPages { streams, features } => {
                 return self.accept_pages(streams, features);
             }
-            // Step 3 of docs/adr/0029-post-copy.md: until then this side does not offer post-copy,
-            // and a source that asks for it breaks the protocol.
-            Action::Clear(_) | Action::Fetch(_) | Action::ReportMissing | Action::StopFetching => {}
-            Action::LoadState(state) => {
-                self.with_guest(Event::Loaded, move |guest| guest.load_state(&state));
-            }
+            Action::Clear(missing) => self.clear(missing),
+            Action::Fetch(missing) => self.fetch(missing),
+            Action::ReportMissing => self.report_missing(),
+            Action::AbandonMissing => self.abandon_missing(),
+            Action::StopFetching => self.stop_fetching(),
+            Action::LoadState(state) => self.load_state(state),
             Action::Record(state) => self.record(state),
             Action::AdoptGuest => self.with_guest(Event::Adopted, |guest| guest.adopt()),
             Action::ResumeGuest => self.with_guest(Event::Resumed, |guest| guest.resume()),
@@ -53,6 +53,7 @@ impl Driver {
             chunks: description.chunks(),
             streams,
         };
+        self.features = features;
         let memory = Memory::new(guest.clone(), space, features, self.totals.clone());
         self.memory = Some(Arc::new(memory));
         self.read_streams()
@@ -69,6 +70,7 @@ fn name(action: &Action) -> &'static str {
         Action::Clear(_) => "Clear",
         Action::Fetch(_) => "Fetch",
         Action::ReportMissing => "ReportMissing",
+        Action::AbandonMissing => "AbandonMissing",
         Action::StopFetching => "StopFetching",
         Action::LoadState(_) => "LoadState",
         Action::Record(DestinationState::Loading) => "RecordLoading",

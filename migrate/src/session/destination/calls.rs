@@ -1,5 +1,6 @@
 //! Calls to the arriving guest and its factory, on the worker's thread.
 
+use super::super::fetch::Fetch;
 use super::{Driver, Input};
 use crate::destination::Event;
 use crate::guest::{DestinationGuest, GuestDescription, GuestError, Refusal, RefusalKind};
@@ -44,11 +45,21 @@ impl Driver {
         });
     }
 
+    /// Loads the state; fails if the pages that are missing could not be dropped before.
+    pub(super) fn load_state(&self, state: Vec<u8>) {
+        let failure = self.fetch.as_ref().map(Fetch::failure);
+        self.with_guest(Event::Loaded, move |guest| match failure.and_then(|failure| failure()) {
+            Some(error) => Err(error),
+            None => guest.load_state(&state),
+        });
+    }
+
     pub(super) fn discard(&mut self) {
         self.discarded = true;
         self.readers.abort_all();
         self.early.clear();
         self.memory = None;
+        self.fetch = None;
         // Freeing much memory takes a while, so this thread does not do it.
         let guest = self.guest.take();
         self.worker.run(move || drop(guest));

@@ -2,6 +2,7 @@
 
 mod actions;
 mod calls;
+mod postcopy;
 mod records;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use super::accept::{Arrival, Gate, accept};
 use super::clock::Clock;
 use super::control::{Control, Heard};
+use super::fetch::Fetch;
 use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
@@ -29,9 +31,13 @@ use super::totals::Totals;
 use super::worker::Worker;
 use crate::destination::{Destination, DestinationConfig, Event};
 use crate::failpoint::Failpoints;
-use crate::guest::{DestinationGuest, GuestDescription, GuestFactory, Refusal};
+use crate::guest::{
+    DestinationGuest, GuestDescription, GuestError, GuestFactory, MissingMemory, Refusal,
+};
 use crate::progress::Role;
-use crate::protocol::{MAX_STREAMS, MigrationId, Offer, SourceMessage, Token};
+use crate::protocol::{
+    FEATURE_POSTCOPY, Features, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
+};
 use crate::quic::{LinkError, Tls, endpoint, peers};
 use crate::record::{DestinationState, RecordStore};
 use crate::text::PeerText;
@@ -54,6 +60,8 @@ pub struct DestinationSession {
     pub guest_uuid: Uuid,
     /// How long to wait for the source's `Finish` once the guest's fate is recorded.
     pub linger: Duration,
+    /// Whether this host can run a guest before its memory is there.
+    pub postcopy: bool,
 }
 
 /// Starts to receive a guest, on a separate thread; its port is bound when this returns.
@@ -125,11 +133,21 @@ fn bind(session: &DestinationSession, tls: &Tls) -> Result<Endpoint, LinkError> 
     }
 }
 
+/// Returns the offer of a host that can, or cannot, run a guest before its memory is there.
+fn offer(postcopy: bool) -> Offer {
+    let ours = Offer::ours();
+    let more = if postcopy { FEATURE_POSTCOPY } else { Features::default() };
+    Offer { features: ours.features.with(more), ..ours }
+}
+
 /// An input of the driver.
 enum Input {
     Event(Event),
     Recorded(DestinationState, Result<(), PeerText>),
     Created(Result<Arc<dyn DestinationGuest>, Refusal>),
+    Cleared(Result<Arc<dyn MissingMemory>, GuestError>),
+    /// A stream of this control stream's connection carries what cannot be used.
+    Unfit(u64, String),
     Heard(u64, Heard<SourceMessage>),
     Arrived(Arrival),
 }
@@ -163,6 +181,11 @@ struct Driver {
     /// Streams that have arrived, one bit each.
     seen: u64,
     readers: JoinSet<()>,
+    features: Features,
+    /// Memory that is being fetched.
+    fetch: Option<Fetch>,
+    /// All memory that was to be fetched is there.
+    is_fetched: bool,
     stated: RecordedState<DestinationState>,
     started_unix_ms: u64,
     /// Address of the source and a name of its host, for the record.
@@ -182,7 +205,7 @@ impl Driver {
         let clock = Clock::start();
         let config = DestinationConfig {
             migration: session.migration,
-            offer: Offer::ours(),
+            offer: offer(session.postcopy),
             linger: session.linger,
         };
         let (input_sender, input_receiver) = mpsc::unbounded_channel();
@@ -214,6 +237,9 @@ impl Driver {
             early: Vec::new(),
             seen: 0,
             readers: JoinSet::new(),
+            features: Features::default(),
+            fetch: None,
+            is_fetched: false,
             stated: RecordedState::new(DestinationState::Loading),
         }
     }
@@ -253,6 +279,7 @@ impl Driver {
                 self.handle(Event::Transferred(self.totals.read()));
                 self.handle(event)
             }
+            Input::Event(Event::Fetched) => self.on_fetched(),
             Input::Event(event) => self.handle(event),
             Input::Recorded(state, outcome) => self.on_recorded(state, outcome),
             Input::Created(Ok(guest)) => {
@@ -260,6 +287,11 @@ impl Driver {
                     self.guest = Some(guest);
                 }
                 self.handle(Event::Created(Ok(())))
+            }
+            Input::Cleared(cleared) => self.on_cleared(cleared),
+            Input::Unfit(generation, detail) => {
+                self.on_unfit(generation, &detail);
+                Next::GoOn
             }
             Input::Created(Err(refusal)) => self.handle(Event::Created(Err(refusal))),
             Input::Heard(generation, heard) if generation == self.line.generation() => {
@@ -270,6 +302,8 @@ impl Driver {
                 self.connected(connection, (send, receive))
             }
             Input::Arrived(Arrival::Data(stream, receive)) => self.admit_data(stream, receive),
+            Input::Arrived(Arrival::Background(receive)) => self.admit_background(receive),
+            Input::Arrived(Arrival::Requests(send, receive)) => self.admit_requests(send, receive),
         }
     }
 
@@ -294,10 +328,16 @@ impl Driver {
         let next = match ordered {
             Some(PendingCommand::Cancel { by }) => self.handle(Event::Cancel { by }),
             Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
-            // The session no longer handles the guest that runs here; the source has the limits.
-            Some(PendingCommand::GuestStopped { .. } | PendingCommand::Change(_)) | None => {
-                Next::GoOn
-            }
+            // It needs nothing more.
+            Some(PendingCommand::GuestStopped { .. }) if self.fetch.is_some() => self.on_fetched(),
+            // The session no longer handles the guest that runs here; the rest is the source's.
+            Some(
+                PendingCommand::GuestStopped { .. }
+                | PendingCommand::Change(_)
+                | PendingCommand::Postcopy
+                | PendingCommand::Recover(_),
+            )
+            | None => Next::GoOn,
         };
         answer.give();
         next
@@ -370,6 +410,7 @@ impl Driver {
             record_writer,
             worker,
             self.memory,
+            self.fetch,
             self.guest,
             self.input_receiver,
             self.heard,

@@ -9,9 +9,11 @@ use super::super::connect::{Approach, WITHDRAW_TIME, approach, reach_again};
 use super::super::hints::{Slot, gather};
 use super::super::pace::Next;
 use super::super::sender::{Order, Route, Sender};
+use super::super::serve::Server;
 use super::super::stream_sender::StreamContext;
 use super::{Driver, Input};
 use crate::guest::GuestError;
+use crate::memory::PageSet;
 use crate::pages::{BufferPool, Compression};
 use crate::protocol::{Decision, FEATURE_LZ4, SourceMessage};
 use crate::quic::endpoint;
@@ -38,17 +40,17 @@ impl Driver {
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
             Action::SaveState => self.save_state(),
             Action::SendRemainder { round } => self.order(Order::Remainder(round)),
-            // Step 3 of docs/adr/0029-post-copy.md: until then this side does not offer post-copy,
-            // and is never asked for it.
-            Action::EndStreams | Action::CollectMissing | Action::Serve { .. } => {}
-            Action::StopSending => self.sender = None,
+            Action::EndStreams => self.order(Order::EndStreams),
+            Action::CollectMissing => self.order(Order::CollectMissing),
+            Action::Serve { missing } => self.serve(missing),
+            Action::StopSending => self.stop_sending(),
             Action::ReleaseGuest => self.release(),
             Action::ResumeGuest => self.resume(),
             Action::StopDirtyLog => self.stop_dirty_log(),
             Action::Reconnect => self.reconnect(),
             Action::Disconnect => self.line.close(),
             // The guest's owner destroys it once the report says so.
-            Action::DropGuest => self.sender = None,
+            Action::DropGuest => self.stop_sending(),
             Action::Finished(report) => self.finish(*report),
             Action::Settled => return Next::End,
         }
@@ -119,7 +121,7 @@ impl Driver {
     }
 
     pub(super) fn start_precopy(&mut self, path: DataPath) {
-        let (Some(control), Some(found)) = (self.line.control(), &self.found) else { return };
+        let Some(route) = self.route(path.streams) else { return };
         let compression = match self.session.compression {
             wanted if path.features.has(FEATURE_LZ4) => wanted,
             _ => Compression::Off,
@@ -132,14 +134,9 @@ impl Driver {
             compression,
             failpoints: self.line.failpoints().clone(),
             memory_chunks: self.description.layout.chunks(),
+            is_ending: Arc::default(),
         };
-        let route = Route {
-            connections: control.connections().to_vec(),
-            name: found.node.name.clone(),
-            streams: path.streams,
-            migration: self.session.migration,
-            token: found.token,
-        };
+        self.context = Some(context.clone());
         let input_sender = self.input_sender.clone();
         let chunks = self.description.chunks();
         let hints = Arc::new(Slot::default());
@@ -155,6 +152,29 @@ impl Driver {
             }
             Err(error) => Event::GuestFailed(error),
         });
+    }
+
+    /// Returns the present connections, and what a stream on them must show.
+    fn route(&self, streams: u16) -> Option<Route> {
+        let (control, found) = (self.line.control()?, self.found.as_ref()?);
+        Some(Route {
+            connections: control.connections().to_vec(),
+            name: found.node.name.clone(),
+            streams,
+            migration: self.session.migration,
+            token: found.token,
+        })
+    }
+
+    /// Serves these pages on the present connections, or all that were reported missing.
+    fn serve(&mut self, missing: Option<PageSet>) {
+        let (Some(route), Some(context)) = (self.route(0), self.context.clone()) else { return };
+        let missing = missing.unwrap_or_else(|| self.missing.clone());
+        self.server = Some(Server::start(context, route, missing, &mut self.tasks));
+    }
+
+    fn stop_sending(&mut self) {
+        (self.sender, self.server) = (None, None);
     }
 
     pub(super) fn order(&self, order: Order) {

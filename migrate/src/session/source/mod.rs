@@ -27,15 +27,18 @@ use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::record_writer::{RecordWriter, RecordedState};
 use super::sender::Sender;
+use super::serve::Server;
+use super::stream_sender::StreamContext;
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
 use super::worker::Worker;
 use crate::failpoint::Failpoints;
 use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
+use crate::memory::PageSet;
 use crate::pages::Compression;
 use crate::progress::Role;
-use crate::protocol::{DestinationMessage, MigrationId, Offer};
+use crate::protocol::{DestinationMessage, FEATURE_POSTCOPY, Features, MigrationId, Offer};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
 use crate::report::Estimated;
@@ -67,15 +70,19 @@ pub struct SourceSession {
     pub node_port: Option<NonZeroU16>,
     /// What an estimate said of this migration, for its report.
     pub estimate: Option<Estimated>,
+    /// Whether the guest may be handed over before its memory.
+    pub postcopy: bool,
 }
 
 impl SourceSession {
     /// Returns the configuration of the state machine for the guest of this description.
     pub(super) fn config(&self, guest: GuestDescription) -> SourceConfig {
+        let ours = Offer::ours();
+        let more = if self.postcopy { FEATURE_POSTCOPY } else { Features::default() };
         SourceConfig {
             migration: self.migration,
             guest,
-            offer: Offer::ours(),
+            offer: Offer { features: ours.features.with(more), ..ours },
             streams: self.connections.unwrap_or(1),
             limits: self.limits,
             node_port: self.node_port,
@@ -151,6 +158,12 @@ struct Driver {
     found: Option<Route>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
+    /// What all streams with pages share, once there are some.
+    context: Option<StreamContext>,
+    /// Pages that were reported missing to the destination.
+    missing: PageSet,
+    /// Sends those to the destination on the present connection.
+    server: Option<Server>,
     /// Set while a flush of the disks during a round is under way.
     flushing: Arc<AtomicBool>,
     stated: RecordedState<SourceState>,
@@ -193,6 +206,9 @@ impl Driver {
             found: None,
             endpoints: Vec::new(),
             sender: None,
+            context: None,
+            missing: PageSet::empty(0),
+            server: None,
             flushing: Arc::default(),
             stated: RecordedState::new(SourceState::Undecided),
             session,
@@ -228,7 +244,14 @@ impl Driver {
                 self.handle(Event::Transferred(self.totals.read()));
                 self.handle(event)
             }
-            Input::Event(event) => self.handle(event),
+            Input::Event(event) => {
+                match &event {
+                    Event::StreamsEnded(missing) => self.missing = missing.clone(),
+                    Event::MissingCollected(written) => self.missing.union(written),
+                    _ => {}
+                }
+                self.handle(event)
+            }
             Input::Recorded(state, outcome) => self.on_recorded(state, outcome),
             Input::Heard(generation, heard) if generation == self.line.generation() => {
                 self.listen(heard)
@@ -285,6 +308,8 @@ impl Driver {
                 }
                 self.handle(Event::Change(change))
             }
+            Some(PendingCommand::Postcopy) => self.handle(Event::Postcopy),
+            Some(PendingCommand::Recover(address)) => self.look_at(address),
             Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             Some(PendingCommand::GuestStopped { detail }) => {
                 self.handle(Event::GuestStopped { detail })
@@ -293,6 +318,17 @@ impl Driver {
         };
         answer.give();
         next
+    }
+
+    /// Reconnects to another address from now on.
+    fn look_at(&mut self, address: SocketAddr) -> Next {
+        if let Some(found) = &mut self.found {
+            found.process.set_ip(address.ip());
+            found.node.address = address;
+        }
+        // The endpoint there was may be of the other address family.
+        self.endpoints.clear();
+        Next::GoOn
     }
 
     fn connected(
@@ -316,6 +352,7 @@ impl Driver {
     }
 
     fn lost(&mut self, detail: &str) -> Next {
+        self.server = None;
         self.line.close();
         self.handle(Event::ConnectionLost { detail: detail.into() })
     }
@@ -340,6 +377,7 @@ impl Driver {
             mut tasks,
             endpoints,
             sender,
+            server,
             line,
             record_writer,
             worker,
@@ -347,7 +385,7 @@ impl Driver {
             heard,
             ..
         } = self;
-        drop((sender, line, record_writer, worker, input_receiver, heard));
+        drop((sender, server, line, record_writer, worker, input_receiver, heard));
         let quiet = async { while tasks.join_next().await.is_some() {} };
         if timeout(LEFTOVER_TIME, quiet).await.is_err() {
             tracing::warn!("gave up waiting for parts of the migration to end");

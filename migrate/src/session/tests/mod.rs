@@ -7,6 +7,8 @@ mod estimates;
 mod faults;
 mod hints;
 mod memory;
+mod missing;
+mod postcopy;
 mod refusals;
 mod relay;
 mod standstill;

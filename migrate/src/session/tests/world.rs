@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::memory::{Content, FakeMemory, fill_page};
+use super::missing::FakeMissing;
 use super::relay::Relay;
 
 use crate::failpoint::Failpoints;
 use crate::front::{FrontHandler, serve};
 use crate::guest::{
-    DestinationGuest, GuestDescription, GuestError, GuestFactory, HintProgress, Refusal,
-    RefusalKind, SourceGuest,
+    DestinationGuest, GuestDescription, GuestError, GuestFactory, HintProgress, MissingMemory,
+    Refusal, RefusalKind, SourceGuest,
 };
 use crate::limits::Limits;
 use crate::memory::{MemoryLayout, Region};
@@ -246,7 +247,9 @@ impl SourceGuest for FakeSource {
 
 /// A guest at the destination.
 pub(super) struct FakeTarget {
-    pub(super) memory: FakeMemory,
+    pub(super) memory: Arc<FakeMemory>,
+    /// Set once memory is to follow it.
+    pub(super) missing: OnceLock<Arc<FakeMissing>>,
     pub(super) runs: AtomicBool,
     pub(super) adopted: AtomicBool,
     state: Mutex<Vec<u8>>,
@@ -255,7 +258,8 @@ pub(super) struct FakeTarget {
 impl FakeTarget {
     pub(super) fn new(chunks: usize) -> Self {
         Self {
-            memory: FakeMemory::new(chunks),
+            memory: Arc::new(FakeMemory::new(chunks)),
+            missing: OnceLock::new(),
             runs: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
             state: Mutex::default(),
@@ -296,6 +300,17 @@ impl DestinationGuest for FakeTarget {
         self.runs.store(true, SeqCst);
         Ok(())
     }
+
+    fn follow_with_memory(&self) -> Result<Arc<dyn MissingMemory>, GuestError> {
+        let missing = Arc::new(FakeMissing::new(self.memory.clone()));
+        assert!(self.missing.set(missing.clone()).is_ok(), "it was asked for twice");
+        Ok(missing)
+    }
+
+    fn strand(&self) -> Result<(), GuestError> {
+        self.runs.store(false, SeqCst);
+        Ok(())
+    }
 }
 
 /// Builds a [`FakeTarget`] and keeps it for the test, or refuses the guest.
@@ -331,6 +346,8 @@ pub(super) struct Node {
     pub(super) token_sent: Option<Token>,
     /// The guest identity that it expects; that of the source's guest if none.
     pub(super) expects: Option<Uuid>,
+    /// Whether it can run a guest before its memory is there.
+    pub(super) postcopy: bool,
     /// Relay between the source and the process, if any.
     pub(super) relay: Option<Relay>,
     pub(super) arrived: watch::Sender<Option<Handle>>,
@@ -381,6 +398,7 @@ impl Node {
             guest: guest.name.clone(),
             guest_uuid: self.expects.unwrap_or(guest.uuid),
             linger: Duration::from_secs(5),
+            postcopy: self.postcopy,
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());
         let points = self.failpoints.lock().unwrap().clone();
@@ -427,6 +445,7 @@ impl World {
             token_sent: None,
             expects: None,
             relay: None,
+            postcopy: false,
             arrived,
         };
         change(&mut node);
@@ -451,6 +470,7 @@ impl World {
             addresses: Vec::new(),
             node_port: None,
             estimate: None,
+            postcopy: false,
         }
     }
 

@@ -1,0 +1,215 @@
+//! The pages that a destination still lacks, and in which order one connection carries them.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::memory::PageSet;
+
+/// Most pages that are sent with those that were requested: a guest that reads in sequence then
+/// waits for every ninth page only.
+const NEIGHBOURS_MAX: u32 = 8;
+
+/// The pages to send on one connection, each once, shared by its streams.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    queue: Mutex<Queue>,
+    requested: Notify,
+    /// Whether there are requests that have not been answered.
+    is_busy: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    /// Pages that have not been handed to the transport.
+    left: PageSet,
+    /// Requested pages among them: as many requests as there are pages take no more memory.
+    requested: BTreeMap<usize, u64>,
+    /// Where the background continues.
+    next: usize,
+}
+
+/// The answer to requests: pages of one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) chunk: usize,
+    pub(super) pages: u64,
+    /// Pages near them, which will probably be requested next.
+    pub(super) neighbours: u64,
+}
+
+impl Outstanding {
+    pub(super) fn new(left: PageSet) -> Self {
+        let queue = Queue { left, requested: BTreeMap::new(), next: 0 };
+        Self {
+            queue: Mutex::new(queue),
+            requested: Notify::new(),
+            is_busy: watch::Sender::new(false),
+        }
+    }
+
+    /// Puts pages first. Those that are under way, or were never missing, are ignored.
+    pub(super) fn request(&self, chunk: usize, pages: u64) {
+        let mut queue = self.lock();
+        if queue.request(chunk, pages) {
+            self.is_busy.send_replace(true);
+            self.requested.notify_one();
+        }
+    }
+
+    /// Waits for requests; returns what answers one of them.
+    pub(super) async fn next_answer(&self) -> Answer {
+        loop {
+            let requested = self.requested.notified();
+            if let Some(answer) = self.take_answer() {
+                return answer;
+            }
+            requested.await;
+        }
+    }
+
+    fn take_answer(&self) -> Option<Answer> {
+        let mut queue = self.lock();
+        let answer = queue.answer();
+        if answer.is_none() {
+            self.is_busy.send_replace(false);
+        }
+        answer
+    }
+
+    /// Waits until no request is unanswered; returns the next pages that nobody has requested, all
+    /// of one chunk. None once nothing is left.
+    pub(super) async fn next_unasked(&self) -> Option<(usize, u64)> {
+        // The sender is a part of this.
+        let _ = self.is_busy.subscribe().wait_for(|is_busy| !is_busy).await;
+        self.lock().unasked()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn request(&mut self, chunk: usize, pages: u64) -> bool {
+        let left = self.left.words().get(chunk).copied().unwrap_or(0);
+        if left & pages == 0 {
+            return false;
+        }
+        *self.requested.entry(chunk).or_default() |= left & pages;
+        true
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        while let Some((chunk, requested)) = self.requested.pop_first() {
+            let left = self.left.words_mut().get_mut(chunk)?;
+            // The background may have sent some meanwhile.
+            let pages = requested & *left;
+            if pages == 0 {
+                continue;
+            }
+            let neighbours = neighbours(*left & !pages, pages);
+            *left &= !(pages | neighbours);
+            self.next = chunk;
+            return Some(Answer { chunk, pages, neighbours });
+        }
+        None
+    }
+
+    fn unasked(&mut self) -> Option<(usize, u64)> {
+        let words = self.left.words();
+        let (before, after) = words.split_at(self.next.min(words.len()));
+        let is_left = |word: &u64| *word != 0;
+        let found = match after.iter().position(is_left) {
+            Some(place) => before.len() + place,
+            None => before.iter().position(is_left)?,
+        };
+        self.next = found;
+        let word = self.left.words_mut().get_mut(found)?;
+        Some((found, std::mem::take(word)))
+    }
+}
+
+/// Returns those of the pages `left` that follow the highest of `pages`, then those that precede it,
+/// the nearest first, until there are enough.
+fn neighbours(left: u64, pages: u64) -> u64 {
+    let top = 63 - pages.leading_zeros().min(63);
+    let above = u64::MAX.checked_shl(top + 1).unwrap_or(0);
+    let (mut after, mut before) = (left & above, left & !above);
+    let mut found = 0_u64;
+    while found.count_ones() < NEIGHBOURS_MAX {
+        let page = match (after, before) {
+            (0, 0) => break,
+            (0, _) => 1 << (63 - before.leading_zeros()),
+            _ => after & after.wrapping_neg(),
+        };
+        found |= page;
+        after &= !page;
+        before &= !page;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(words: &[u64]) -> Queue {
+        let mut left = PageSet::empty(words.len());
+        left.words_mut().copy_from_slice(words);
+        Queue { left, requested: BTreeMap::new(), next: 0 }
+    }
+
+    #[test]
+    fn each_page_is_sent_once_whoever_wants_it() {
+        let mut queue = queue(&[0b11, 0, u64::MAX]);
+        assert!(queue.request(0, 0b10));
+        assert_eq!(queue.answer(), Some(Answer { chunk: 0, pages: 0b10, neighbours: 1 }));
+        assert!(!queue.request(0, 0b11), "both are under way");
+        assert!(!queue.request(1, 1) && !queue.request(3, 1), "they are not missing");
+        assert_eq!(queue.answer(), None);
+        assert_eq!([queue.unasked(), queue.unasked()], [Some((2, u64::MAX)), None]);
+    }
+
+    #[test]
+    fn the_background_continues_where_the_guest_is_and_comes_back() {
+        let mut queue = queue(&[1, 1, !0, 1]);
+        assert_eq!(queue.unasked(), Some((0, 1)));
+        queue.request(2, 1);
+        let answer = queue.answer().unwrap();
+        assert_eq!(answer.neighbours, 0b1_1111_1110);
+        assert_eq!(queue.unasked(), Some((2, !0b1_1111_1111)));
+        assert_eq!([queue.unasked(), queue.unasked()], [Some((3, 1)), Some((1, 1))]);
+    }
+
+    #[test]
+    fn neighbours_follow_first_and_are_few() {
+        assert_eq!(neighbours(!1, 1), 0b1_1111_1110);
+        assert_eq!(neighbours(0, 1), 0);
+        assert_eq!(neighbours(0b111, 1 << 63), 0b111);
+        assert_eq!(neighbours(!(1 << 62), 1 << 62), 1 << 63 | 0b111_1111 << 55);
+    }
+
+    #[test]
+    fn a_request_that_the_background_has_overtaken_is_answered_by_that() {
+        let mut queue = queue(&[1, 0b10]);
+        queue.request(0, 1);
+        queue.request(1, 0b10);
+        assert_eq!(queue.unasked(), Some((0, 1)));
+        assert_eq!(queue.answer(), Some(Answer { chunk: 1, pages: 0b10, neighbours: 0 }));
+    }
+
+    #[tokio::test]
+    async fn the_background_waits_while_requests_are_unanswered() {
+        let outstanding = Outstanding::new(PageSet::full(2));
+        outstanding.request(1, 1);
+        let background = outstanding.next_unasked();
+        tokio::pin!(background);
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(20), &mut background);
+        assert!(waits.await.is_err());
+        assert_eq!(outstanding.next_answer().await.chunk, 1);
+        assert_eq!(outstanding.take_answer(), None);
+        assert_eq!(background.await, Some((1, !0b1_1111_1111)));
+    }
+}

@@ -1,0 +1,221 @@
+//! The source's side of memory that follows its guest: sends the pages that the destination lacks,
+//! those that it requests first.
+
+use std::sync::Arc;
+
+use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, yield_now};
+
+use super::outstanding::{Answer, Outstanding};
+use super::sender::Route;
+use super::stream_sender::{Owned, StreamContext};
+use crate::failpoint::Passage;
+use crate::guest::GuestError;
+use crate::memory::PageSet;
+use crate::pages::{Batch, Encoder, Position, WireRate};
+use crate::protocol::page_request::{BadRequest, PageRequest, REQUEST_BYTES};
+use crate::protocol::preamble::{Preamble, StreamRole};
+
+/// Priority of the stream of requests: above all data, below the control stream.
+const REQUESTED_PRIORITY: i32 = 5;
+/// Approximate number of bytes handed to the transport at once in the background. A request waits
+/// for no more than that to be accepted.
+const BACKGROUND_GOAL: usize = 128 << 10;
+/// Close code of a connection whose peer breaks the protocol, or whose pages cannot be read.
+const FAILED: u32 = 1;
+
+/// Why pages are served no longer on a connection.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Request(#[from] BadRequest),
+    /// The destination has all pages and reads this stream no longer.
+    #[error("the destination has all pages")]
+    Unwanted,
+    /// The control stream reports the loss of the connection.
+    #[error("{0}")]
+    Stream(String),
+}
+
+/// A running server. Dropping it stops it at once.
+pub(super) struct Server {
+    _stop: watch::Sender<()>,
+}
+
+impl Server {
+    /// Starts to send the pages in `missing` on all connections of `route`. If that fails, these
+    /// are closed: what was sent by then counts when the destination says what it still lacks.
+    pub(super) fn start(
+        context: StreamContext,
+        route: Route,
+        missing: PageSet,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
+        let (stop, mut stopped) = watch::channel(());
+        let connections = route.connections.clone();
+        tasks.spawn(async move {
+            let served = tokio::select! {
+                _ = stopped.changed() => return,
+                served = serve(context, route, missing) => served,
+            };
+            if let Err(error) = served
+                && !matches!(error, ServeError::Unwanted)
+            {
+                let text = error.to_string();
+                if !matches!(error, ServeError::Stream(_)) {
+                    tracing::error!(error = text, "memory that follows the guest cannot be sent");
+                }
+                for connection in connections {
+                    connection.close(FAILED.into(), text.as_bytes());
+                }
+            }
+        });
+        Self { _stop: stop }
+    }
+}
+
+/// Serves until a stream fails.
+async fn serve(context: StreamContext, route: Route, missing: PageSet) -> Result<(), ServeError> {
+    let chunks = missing.chunks();
+    let outstanding = Arc::new(Outstanding::new(missing));
+    let mut running = JoinSet::new();
+    for (index, connection) in route.connections.iter().enumerate() {
+        if index == 0 {
+            let (send, receive) = connection.open_bi().await.map_err(broken)?;
+            let mut outlet = Outlet::new(&context, send, "requested");
+            outlet.introduce(&route, StreamRole::Requests).await?;
+            outlet.prioritize();
+            running.spawn(answer(outlet, outstanding.clone()));
+            running.spawn(take_requests(receive, outstanding.clone(), chunks));
+        }
+        let send = connection.open_uni().await.map_err(broken)?;
+        let mut outlet = Outlet::new(&context, send, "background");
+        outlet.introduce(&route, StreamRole::Background).await?;
+        running.spawn(send_unasked(outlet, outstanding.clone()));
+    }
+    while let Some(ended) = running.join_next().await {
+        // A panic there has already been reported by the panic handler.
+        match ended.map_err(broken)? {
+            Ok(()) | Err(ServeError::Unwanted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Sends what the destination requests.
+async fn answer(mut outlet: Outlet, outstanding: Arc<Outstanding>) -> Result<(), ServeError> {
+    loop {
+        let Answer { chunk, pages, neighbours } = outstanding.next_answer().await;
+        outlet.encode(chunk, pages)?;
+        outlet.flush().await?;
+        if neighbours != 0 {
+            outlet.encode(chunk, neighbours)?;
+            outlet.flush().await?;
+        }
+    }
+}
+
+/// Takes requests until the destination has all it wants.
+async fn take_requests(
+    mut from: RecvStream,
+    outstanding: Arc<Outstanding>,
+    chunks: usize,
+) -> Result<(), ServeError> {
+    let mut bytes = [0; REQUEST_BYTES];
+    loop {
+        match from.read_exact(&mut bytes).await {
+            Ok(()) => {}
+            Err(ReadExactError::FinishedEarly(0)) => return Ok(()),
+            Err(error) => return Err(broken(error)),
+        }
+        let (chunk, pages) = PageRequest::decode(bytes, chunks)?;
+        outstanding.request(chunk, pages);
+    }
+}
+
+/// Sends all pages that are not requested.
+async fn send_unasked(mut outlet: Outlet, outstanding: Arc<Outstanding>) -> Result<(), ServeError> {
+    while let Some((chunk, pages)) = outstanding.next_unasked().await {
+        outlet.encode(chunk, pages)?;
+        if outlet.is_full() {
+            outlet.flush().await?;
+        }
+        // Zero pages fill no buffer, so without this no other task would run on this thread.
+        yield_now().await;
+    }
+    outlet.flush().await?;
+    outlet.stream.end().map_err(broken)
+}
+
+/// A stream for pages, and what it takes to fill it.
+struct Outlet {
+    context: StreamContext,
+    stream: Owned,
+    encoder: Encoder,
+    wire: WireRate,
+    batch: Batch,
+    /// Name of its batches, for failpoints.
+    kind: &'static str,
+}
+
+impl Outlet {
+    fn new(context: &StreamContext, stream: SendStream, kind: &'static str) -> Self {
+        let (encoder, batch) = (Encoder::new(context.compression), context.pool.batch());
+        let (context, wire) = (context.clone(), WireRate::default());
+        Self { context, stream: Owned::new(stream), encoder, wire, batch, kind }
+    }
+
+    /// Says what the stream is for.
+    async fn introduce(&mut self, route: &Route, role: StreamRole) -> Result<(), ServeError> {
+        let preamble = Preamble { role, migration: route.migration, token: route.token };
+        self.stream.stream.write_all(&preamble.encode()).await.map_err(unwritten)
+    }
+
+    fn prioritize(&self) {
+        // It fails only for a stream that has ended.
+        let _ = self.stream.stream.set_priority(REQUESTED_PRIORITY);
+    }
+
+    fn encode(&mut self, chunk: usize, pages: u64) -> Result<(), ServeError> {
+        let position = Position { round: 0, chunk: chunk as u64, pages };
+        let guest = &self.context.guest;
+        let copy = |first: usize, out: &mut [u8]| guest.copy_out(chunk, first, out);
+        let sent = self.encoder.encode(&mut self.batch, position, &self.wire, copy)?;
+        self.context.totals.add(&sent);
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.len() >= BACKGROUND_GOAL || !self.batch.has_room()
+    }
+
+    /// Hands the frames gathered so far to the transport.
+    async fn flush(&mut self) -> Result<(), ServeError> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let mut batch = std::mem::replace(&mut self.batch, self.context.pool.batch());
+        match self.context.failpoints.reach("source.data", self.kind) {
+            Passage::Go => {}
+            Passage::Cut => return Err(ServeError::Stream("failpoint".to_owned())),
+            Passage::Hold => return std::future::pending().await,
+            Passage::Flip => batch.damage(),
+        }
+        self.stream.stream.write_chunk(batch.into_bytes()).await.map_err(unwritten)
+    }
+}
+
+fn unwritten(error: WriteError) -> ServeError {
+    match error {
+        WriteError::Stopped(_) => ServeError::Unwanted,
+        error => broken(error),
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> ServeError {
+    ServeError::Stream(error.to_string())
+}

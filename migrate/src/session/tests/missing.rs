@@ -1,0 +1,122 @@
+//! Memory of which pages are missing, for a guest that consists only of memory.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::memory::FakeMemory;
+use crate::guest::{ChunkPages, GuestError, MissingMemory};
+
+/// Longest wait for a page; a test that reaches it has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct FakeMissing {
+    memory: Arc<FakeMemory>,
+    pages: Mutex<Pages>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Pages {
+    missing: Vec<u64>,
+    wanted: Vec<u64>,
+    /// Wanted pages that were not returned yet.
+    new: Vec<ChunkPages>,
+    is_ended: bool,
+}
+
+impl FakeMissing {
+    pub(super) fn new(memory: Arc<FakeMemory>) -> Self {
+        let none = vec![0; memory.chunks()];
+        let pages = Pages { missing: none.clone(), wanted: none, ..Pages::default() };
+        Self { memory, pages: Mutex::new(pages), changed: Condvar::new() }
+    }
+
+    /// Waits for a page as a guest does that reads it.
+    pub(super) fn read(&self, page: usize) {
+        let (chunk, bit) = (page / 64, 1 << (page % 64));
+        let mut pages = self.lock();
+        if pages.missing[chunk] & bit != 0 && pages.wanted[chunk] & bit == 0 {
+            pages.wanted[chunk] |= bit;
+            pages.new.push((chunk, bit));
+            self.changed.notify_all();
+        }
+        let is_absent = |pages: &mut Pages| !pages.is_ended && pages.missing[chunk] & bit != 0;
+        let waited = self.changed.wait_timeout_while(pages, PATIENCE, is_absent);
+        let (_, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!timeout.timed_out(), "page {page} did not come");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arrive(&self, chunk: usize, mask: u64, content: impl Fn(usize) -> Vec<u8>) {
+        let mut pages = self.lock();
+        let placed = mask & pages.missing[chunk];
+        self.memory.with(chunk, |bytes| {
+            for page in (0..64).filter(|page| placed >> page & 1 == 1) {
+                bytes[page * 4096..][..4096].copy_from_slice(&content(page));
+            }
+        });
+        pages.missing[chunk] &= !placed;
+        pages.wanted[chunk] &= !placed;
+        self.changed.notify_all();
+    }
+}
+
+impl MissingMemory for FakeMissing {
+    fn clear(&self, words: &[u64]) -> Result<(), GuestError> {
+        let mut pages = self.lock();
+        for (chunk, word) in words.iter().enumerate() {
+            pages.missing[chunk] |= word;
+            // What a guest would read that does not wait.
+            self.memory.with(chunk, |bytes| {
+                for page in (0..64).filter(|page| word >> page & 1 == 1) {
+                    bytes[page * 4096..][..4096].fill(0xEE);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, wait: Duration) -> Result<Vec<ChunkPages>, GuestError> {
+        let waited =
+            self.changed.wait_timeout_while(self.lock(), wait, |pages| pages.new.is_empty());
+        let (mut pages, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::take(&mut pages.new))
+    }
+
+    fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<(), GuestError> {
+        let count = content.len() / 4096;
+        let mask = (0..count).fold(0, |mask, page| mask | 1 << (first_page + page));
+        self.arrive(chunk, mask, |page| content[(page - first_page) * 4096..][..4096].to_vec());
+        Ok(())
+    }
+
+    fn place_zeros(&self, chunk: usize, mask: u64) -> Result<(), GuestError> {
+        self.arrive(chunk, mask, |_| vec![0; 4096]);
+        Ok(())
+    }
+
+    fn left(&self) -> u64 {
+        self.lock().missing.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    fn missing(&self) -> Vec<ChunkPages> {
+        listed(&self.lock().missing)
+    }
+
+    fn waited_for(&self) -> Vec<ChunkPages> {
+        listed(&self.lock().wanted)
+    }
+
+    fn end(&self) -> Result<(), GuestError> {
+        self.lock().is_ended = true;
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+fn listed(words: &[u64]) -> Vec<ChunkPages> {
+    words.iter().copied().enumerate().filter(|(_, word)| *word != 0).collect()
+}
