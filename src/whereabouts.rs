@@ -82,12 +82,23 @@ impl Whereabouts {
     pub(crate) fn claim(state: &StateDir, name: &GuestName) -> Result<()> {
         let Some(mut last) = last_migration(state, name)? else { return Ok(()) };
         match &mut last.side {
-            Side::Source { state: decided, .. } if *decided == SourceState::Committed => {
+            Side::Source {
+                state: decided @ (SourceState::Committed | SourceState::Serving),
+                ..
+            } => {
                 *decided = SourceState::Undecided;
             }
             Side::Source { state: SourceState::Undecided, .. } => {}
+            Side::Destination { state, .. } if *state == DestinationState::Fetching => {
+                *state = DestinationState::Lost;
+            }
             Side::Destination { state, .. }
-                if !matches!(state, DestinationState::Running | DestinationState::Discarded) =>
+                if !matches!(
+                    state,
+                    DestinationState::Running
+                        | DestinationState::Discarded
+                        | DestinationState::Lost
+                ) =>
             {
                 *state = DestinationState::Discarded;
             }
@@ -149,12 +160,18 @@ fn after_leaving(state: SourceState, destination: &str) -> Whereabouts {
         SourceState::Committed => Whereabouts::Unsettled(format!(
             "was handed over to {destination}, which has yet to say that it runs there"
         )),
+        SourceState::Serving => Whereabouts::Unsettled(format!(
+            "was handed over to {destination} before its memory, and may run there"
+        )),
     }
 }
 
 fn after_arriving(state: DestinationState) -> Whereabouts {
     match state {
-        DestinationState::Running => Whereabouts::Here,
+        // A guest that has run here and was lost can boot here again, as after a crash.
+        DestinationState::Running | DestinationState::Fetching | DestinationState::Lost => {
+            Whereabouts::Here
+        }
         DestinationState::Discarded => Whereabouts::Elsewhere(
             "was last on its way here from another host, and may still be there".to_owned(),
         ),
@@ -233,6 +250,7 @@ mod tests {
         let of_source = [
             (SourceState::Undecided, 'u'),
             (SourceState::Committed, 'u'),
+            (SourceState::Serving, 'u'),
             (SourceState::Done, 'e'),
             (SourceState::Aborted, 'h'),
         ];
@@ -244,6 +262,8 @@ mod tests {
             (DestinationState::Ready, 'u'),
             (DestinationState::Taking, 'u'),
             (DestinationState::Failed, 'u'),
+            (DestinationState::Fetching, 'h'),
+            (DestinationState::Lost, 'h'),
             (DestinationState::Running, 'h'),
             (DestinationState::Discarded, 'e'),
         ];
@@ -321,6 +341,8 @@ mod tests {
     fn a_claim_withdraws_every_pending_handover() {
         for (record, expected) in [
             (source_record(SourceState::Committed, 1), "Undecided"),
+            (source_record(SourceState::Serving, 1), "Undecided"),
+            (destination_record(DestinationState::Fetching, 1), "Lost"),
             (source_record(SourceState::Done, 1), "Done"),
             (destination_record(DestinationState::Taking, 1), "Discarded"),
             (destination_record(DestinationState::Running, 1), "Running"),

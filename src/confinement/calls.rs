@@ -4,7 +4,7 @@
 //! can make the others do its work.
 
 use libc::{c_long, *};
-use vmm_core::memory::{PAGEMAP_SCAN_REQUEST, WRITE_PROTECTION_REQUESTS};
+use vmm_core::memory::{MISSING_REQUESTS, PAGEMAP_SCAN_REQUEST, WRITE_PROTECTION_REQUESTS};
 
 /// `ioctl` requests of devices, as (mask, value of the masked request). `_IOC_TYPE` is the second
 /// byte, the number the first.
@@ -57,6 +57,10 @@ pub(super) const IOCTLS_OF_INTERFACES: [u64; 8] = [
 /// `ioctl` requests of a userfaultfd, for a guest from a template. The userfaultfd exists before
 /// confinement; no other can be created.
 pub(super) const IOCTLS_OF_TEMPLATES: [u64; 2] = WRITE_PROTECTION_REQUESTS;
+
+/// `ioctl` requests of a userfaultfd, for an incoming guest, whose memory may arrive after it. The
+/// userfaultfd exists before confinement; no other can be created.
+pub(super) const IOCTLS_OF_MISSING_PAGES: [u64; 5] = MISSING_REQUESTS;
 
 /// Families of sockets: those of migrations, and those with which the C library resolves names.
 /// Netlink is limited to routing, and Unix sockets to guests that connect to programs over vsock;

@@ -65,13 +65,15 @@ pub(crate) struct Means {
     pub(crate) rings: bool,
     /// Write-protects memory of a template.
     pub(crate) template: bool,
+    /// Places pages of memory that arrives after its guest.
+    pub(crate) missing_pages: bool,
 }
 
 impl Means {
     /// The most that an incoming guest may need, before it is known. No incoming guest has a
     /// template.
     pub(super) const OF_UNKNOWN: Self =
-        Self { unix_sockets: true, taps: true, rings: true, template: false };
+        Self { unix_sockets: true, taps: true, rings: true, template: false, missing_pages: true };
     /// The means of a guest that uses every one of them.
     #[cfg(test)]
     pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };

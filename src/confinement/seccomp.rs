@@ -75,7 +75,8 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
 fn ioctls(means: Means) -> impl Iterator<Item = u64> {
     let interfaces = if means.taps { &calls::IOCTLS_OF_INTERFACES[..] } else { &[] };
     let templates = if means.template { &calls::IOCTLS_OF_TEMPLATES[..] } else { &[] };
-    calls::IOCTLS.iter().chain(interfaces).chain(templates).copied()
+    let missing = if means.missing_pages { &calls::IOCTLS_OF_MISSING_PAGES[..] } else { &[] };
+    calls::IOCTLS.iter().chain(interfaces).chain(templates).chain(missing).copied()
 }
 
 /// The filter of calls that fail with an error.
@@ -150,14 +151,20 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_write_protected_only_for_clones() {
-        let may_protect = |means| {
-            let listed: Vec<u64> = ioctls(means).collect();
-            calls::IOCTLS_OF_TEMPLATES.map(|request| listed.contains(&request))
-        };
-        assert_eq!(may_protect(Means { template: true, ..Means::default() }), [true; 2]);
-        assert_eq!(may_protect(Means::OF_UNKNOWN), [false; 2]);
-        assert_eq!(may_protect(Means::default()), [false; 2]);
+    fn a_userfaultfd_is_used_only_for_clones_and_arriving_guests() {
+        let lists = |means, request| ioctls(means).any(|listed| listed == request);
+        let [template, arriving] = [
+            Means { template: true, ..Means::default() },
+            Means { missing_pages: true, ..Means::default() },
+        ];
+        for request in calls::IOCTLS_OF_TEMPLATES {
+            assert!(lists(template, request) && !lists(Means::default(), request));
+        }
+        for request in calls::IOCTLS_OF_MISSING_PAGES {
+            assert!(lists(arriving, request) && !lists(Means::default(), request));
+            let both_use_it = calls::IOCTLS_OF_TEMPLATES.contains(&request);
+            assert_eq!(lists(template, request), both_use_it, "{request:#x}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context, Result};
 use migrate::guest::RefusalKind;
@@ -12,8 +12,8 @@ use migrate::quic::Tls;
 use migrate::record::{DestinationState, RecordError, Side};
 use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
-use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Refusal};
-use vmm_core::memory::MergeDomain;
+use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Phase, Refusal};
+use vmm_core::memory::{MergeDomain, MissingPages};
 use vmm_core::{DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
 
 use super::console::Console;
@@ -34,6 +34,18 @@ use crate::node::{IncomingGreeting, IncomingLine, LINGER};
 /// most.
 const GREETING_BYTES_MAX: u64 = 8 << 20;
 
+/// What an incoming guest's process has prepared for it before it was confined.
+pub(super) struct ArrivalMeans {
+    /// The guest's serial console.
+    pub(super) console: Console,
+    /// Threads that keep rights to files.
+    pub(super) unconfined: Option<Unconfined>,
+    /// What reports accesses to missing pages, if this process may have it.
+    pub(super) faults: Option<MissingPages>,
+    /// Disks whose content has left this host.
+    pub(super) departed: DepartedDisks,
+}
+
 /// An incoming migration, from its start until nothing of it is left.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrival {
@@ -49,7 +61,7 @@ impl Arrival {
         process: &Arc<GuestProcess>,
         args: &IncomingArgs,
         greeting: &IncomingGreeting,
-        (console, unconfined, departed): (Console, Option<Unconfined>, DepartedDisks),
+        means: ArrivalMeans,
     ) -> Result<u16> {
         let tls = Tls::new(&greeting.identity)?;
         let records = process.records();
@@ -61,19 +73,20 @@ impl Arrival {
             guest: process.name().to_string(),
             guest_uuid: process.identity().uuid,
             linger: LINGER,
-            postcopy: false,
+            postcopy: means.faults.is_some(),
         };
         let (folders, net_map) =
             (DiskPlaces::new(args.disk_dir.clone(), Vec::new()), args.net_map.clone());
         let factory = Factory {
             process: Arc::downgrade(process),
-            console,
-            unconfined,
+            console: means.console,
+            unconfined: means.unconfined,
+            faults: Mutex::new(means.faults),
             net_map,
             net_allowed: NetAllowed::new(args.net_allow.clone()),
             disks: args.disks.clone(),
             folders,
-            departed,
+            departed: means.departed,
         };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
@@ -95,6 +108,11 @@ impl Arrival {
         self.session.report().is_some_and(|report| report.outcome == Outcome::Migrated)
     }
 
+    /// Whether the guest runs here while its memory is still arriving.
+    pub(crate) fn is_fetching(&self) -> bool {
+        self.session.report().is_none() && self.session.progress().phase == Phase::Postcopy
+    }
+
     /// Progress and report of the migration.
     pub(crate) fn status(&self) -> MigrationStatus {
         MigrationStatus { progress: Some(self.session.progress()), report: self.session.report() }
@@ -108,6 +126,14 @@ impl Arrival {
             process.is_here();
             return process.conclude(self.session.id(), &self.status());
         }
+        let cause = outcome.and_then(|report| report.error).map(|error| error.message);
+        let cause = cause.unwrap_or_else(|| {
+            "the migration failed by a bug in lighter; report it with the log of its process"
+                .to_owned()
+        });
+        if tokio::task::block_in_place(|| self.is_stranded(&process)) {
+            return process.end(Ending::Stranded { cause });
+        }
         let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
         if process.machine().is_some_and(runs) {
             // The session broke down before it could report that.
@@ -117,12 +143,15 @@ impl Arrival {
             }
             return process.conclude(self.session.id(), &self.status());
         }
-        let cause = outcome.and_then(|report| report.error).map(|error| error.message);
-        let cause = cause.unwrap_or_else(|| {
-            "the migration failed by a bug in lighter; report it with the log of its process"
-                .to_owned()
-        });
         process.end(Ending::NotArrived { cause });
+    }
+
+    /// Whether the guest has run here and cannot continue without memory that will never come.
+    fn is_stranded(&self, process: &GuestProcess) -> bool {
+        let record = self.session.record(process, Role::Destination);
+        record.ok().flatten().is_some_and(|record| {
+            matches!(record.side, Side::Destination { state: DestinationState::Lost, .. })
+        })
     }
 
     /// Writes to the record that the guest runs here; the node tells the source.
@@ -143,6 +172,8 @@ struct Factory {
     console: Console,
     /// Threads that create its disks, and open the files that it boots from after a reset.
     unconfined: Option<Unconfined>,
+    /// What reports accesses to missing pages, until a guest is built with it.
+    faults: Mutex<Option<MissingPages>>,
     /// New names of bridges and taps on this host.
     net_map: Vec<NetRename>,
     /// The bridges and taps that the guest may use.
@@ -188,7 +219,8 @@ impl GuestFactory for Factory {
         let domain = machine.shape().memory.merge_domain.as_ref();
         let merging = self.join(&process, domain).map_err(other)?;
         process.set_machine(Arc::clone(&machine), merging).map_err(other)?;
-        let arriving = Arriving::new(machine, guest, self.unconfined.clone());
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let arriving = Arriving::new(machine, guest, self.unconfined.clone(), faults);
         let arriving = arriving.map_err(|error| other(error.into()))?;
         Ok(Arc::new(arriving))
     }

@@ -89,6 +89,9 @@ impl ProcessControl {
                 departure.destination()
             )),
             Occupation::Arriving(arrival) if arrival.has_arrived() => Ok(()),
+            Occupation::Arriving(arrival) if arrival.is_fetching() => migrating(format!(
+                "{name} runs here, and a part of its memory is still at its source: wait until all of it is here"
+            )),
             Occupation::Arriving(_) => {
                 migrating(format!("{name} is on its way here: `lighter cancel {name}` stops that"))
             }

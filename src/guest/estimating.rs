@@ -72,7 +72,8 @@ impl<'a> Estimating<'a> {
         machine: &SharedMachine,
         request: &MigrationRequest,
     ) -> Result<Estimate, ApiError> {
-        let session = leaving::session(request)?;
+        let mut session = leaving::session(request)?;
+        session.postcopy = leaving::may_follow(machine);
         // Shared disks are not marked: nothing is proved to the destination.
         let disks = request.copy_disks.as_ref().map_or(Disks::Vouched, Disks::Copied);
         let (machine, to) = (Arc::clone(machine), &request.destination);

@@ -8,9 +8,10 @@ use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
 use migrate::session::{SourceSession, start_source};
-use migrate::{Limits, MigrationId, Report, SourceGuest};
+use migrate::{Limits, MigrationId, Phase, Report, SourceGuest};
 
 use super::disks::{Departing, Disks};
+use super::machine::Machine;
 use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
@@ -49,6 +50,7 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
+        plan.postcopy = may_follow(machine);
         let to = &request.destination;
         plan.estimate = process.last_estimate().take_for(to, Instant::now());
         let guest = Departing::new(Arc::clone(machine), to, plan.migration, disks_of(request))
@@ -101,6 +103,11 @@ impl Departure {
             progress: Some(self.session.progress()),
             report: report.filter(|report| report.outcome != Outcome::StayedAtSource),
         }
+    }
+
+    /// Whether the guest runs at its destination and needs memory from here.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.session.report().is_none() && self.session.progress().phase == Phase::Postcopy
     }
 
     /// Tells the session that the guest has ended, on its own or with its process. That ends the
@@ -261,6 +268,11 @@ impl Departure {
         let status = MigrationStatus { progress: Some(progress), report: Some(report) };
         process.conclude(self.session.id(), &status);
     }
+}
+
+/// Whether the guest's memory may follow it: pages of a pool cannot be fetched one by one.
+pub(super) fn may_follow(machine: &Machine) -> bool {
+    machine.shape().memory.huge_pages.pool_page_bytes().is_none()
 }
 
 /// Whether the guest still belongs to the source.

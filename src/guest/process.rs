@@ -38,6 +38,10 @@ const EVENT_PATIENCE: Duration = Duration::from_secs(1);
 /// ends.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a process that is told to end goes on serving memory that the guest at its destination
+/// still needs: without it, the guest is lost.
+const SERVE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Why a guest process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ending {
@@ -58,6 +62,11 @@ pub(crate) enum Ending {
     /// The guest was on its way here, and did not arrive.
     NotArrived {
         /// Why not.
+        cause: String,
+    },
+    /// The guest ran here, and its source ended before all of its memory was here.
+    Stranded {
+        /// What happened.
         cause: String,
     },
     /// The copy in this process will never run.
@@ -89,6 +98,7 @@ impl Ending {
             Self::NotArrived { cause } => {
                 (How::Discarded, format!("was given up (it did not arrive here: {cause})"))
             }
+            Self::Stranded { cause } => (How::Crashed, format!("lost its memory ({cause})")),
             Self::Discarded { cause } => (How::Discarded, format!("was given up ({cause})")),
         }
     }
@@ -415,6 +425,7 @@ impl GuestProcess {
             Ending::Moved { .. }
                 | Ending::Saved { .. }
                 | Ending::NotArrived { .. }
+                | Ending::Stranded { .. }
                 | Ending::Discarded { .. }
         );
         self.ending.send_if_modified(|current| {
@@ -441,7 +452,9 @@ impl GuestProcess {
             return GuestState::Ended;
         }
         match &*self.occupation() {
-            Occupation::Arriving(arrival) if arrival.has_arrived() => self.own_state(),
+            Occupation::Arriving(arrival) if arrival.has_arrived() || arrival.is_fetching() => {
+                self.own_state()
+            }
             occupation if occupation.doubt().is_some() => GuestState::InDoubt,
             Occupation::Arriving(_) => GuestState::Incoming,
             Occupation::Leaving(_) => GuestState::Migrating,
@@ -462,8 +475,8 @@ impl GuestProcess {
 
     /// Handles a guest that has ended, on its own or on our order.
     fn guest_stopped(&self, reason: StopReason) {
-        if let Occupation::Leaving(departure) = &*self.occupation() {
-            departure.guest_stopped(&reason.to_string());
+        if let Some(session) = self.occupation().session() {
+            session.handle().guest_stopped(&reason.to_string());
         }
         self.end(Ending::Guest(reason));
     }
@@ -496,7 +509,9 @@ impl GuestProcess {
                 // In doubt, the session would ask for as long as the other host is silent. The node
                 // continues with that instead.
                 if departure.session().doubt().is_none() {
-                    departure.session().settled_within(CALL_OFF_PATIENCE).await;
+                    let patience =
+                        if departure.is_serving() { SERVE_PATIENCE } else { CALL_OFF_PATIENCE };
+                    departure.session().settled_within(patience).await;
                 }
             }
             Occupation::Arriving(arrival) => {

@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use vmm_core::VmOptions;
-use vmm_core::memory::MergeDomain;
+use vmm_core::memory::{MergeDomain, MissingPages};
 use vmm_core::snapshot::SavedDisks;
 use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
 
 use super::api::{readonly_router, router};
-use super::arriving::{self, Arrival};
+use super::arriving::{self, Arrival, ArrivalMeans};
 use super::console::Console;
 use super::control::ProcessControl;
 use super::machine::{Machine, SharedMachine};
@@ -336,6 +336,13 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
     outcome
 }
 
+/// Opens what reports accesses to missing pages; without it, memory arrives before its guest. Root
+/// may have it, or whoever may open `/dev/userfaultfd`.
+fn missing_pages() -> Option<MissingPages> {
+    let opened = MissingPages::open();
+    opened.inspect_err(|cause| tracing::info!(%cause, "no post-copy: no userfaultfd")).ok()
+}
+
 /// A guest process, from the time that it holds its name.
 struct Life {
     claim: GuestClaim,
@@ -346,6 +353,8 @@ struct Life {
     means: Means,
     /// Threads for a guest that is not known yet.
     unconfined: Option<Unconfined>,
+    /// What reports accesses to missing pages, for a guest that arrives before its memory.
+    faults: Option<MissingPages>,
     /// Disks whose content has left this host. The disks of a guest that is not known yet are
     /// checked against these once it is.
     departed: DepartedDisks,
@@ -376,6 +385,7 @@ impl Life {
         // Done before there are threads, so that all of them inherit it. Only the two threads of an
         // incoming guest keep their rights to files.
         let means = files.means();
+        let faults = files.arriving().and_then(|_| missing_pages());
         confinement::drop_capabilities(isolation.seccomp, means)?;
         let merging = Merging::join(domain, &state.merge_domain_file())?;
         let unconfined = files.arriving().map(Unconfined::start).transpose()?;
@@ -387,7 +397,18 @@ impl Life {
             .build()
             .context("cannot start")?;
         let (state, seccomp) = (state.clone(), isolation.seccomp);
-        Ok(Self { claim, state, runtime, seccomp, landlock, means, unconfined, departed, merging })
+        Ok(Self {
+            claim,
+            state,
+            runtime,
+            seccomp,
+            landlock,
+            means,
+            unconfined,
+            faults,
+            departed,
+            merging,
+        })
     }
 
     /// Limits this process to the system calls that it needs from now on. Everything that needs
@@ -462,9 +483,13 @@ impl Life {
             self.runtime.handle().clone(),
         );
         let console = Console::log(self.dir().console_log());
-        let departed = std::mem::take(&mut self.departed);
-        let port =
-            Arrival::start(&process, args, &greeting, (console, self.unconfined.take(), departed))?;
+        let means = ArrivalMeans {
+            console,
+            unconfined: self.unconfined.take(),
+            faults: self.faults.take(),
+            departed: std::mem::take(&mut self.departed),
+        };
+        let port = Arrival::start(&process, args, &greeting, means)?;
         let servers = self.open(&process)?;
         self.confine(&process)?;
         arriving::report_port(port)?;
@@ -542,6 +567,7 @@ fn exit_of(name: &GuestName, ending: Ending) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Ending::NotArrived { cause } => bail!("{name} did not arrive here: {cause}"),
+        Ending::Stranded { cause } => bail!("{name} lost its memory: {cause}"),
         Ending::Discarded { cause } => bail!("this copy of {name} is given up: {cause}"),
     }
 }

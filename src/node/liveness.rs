@@ -33,11 +33,12 @@ pub(crate) fn is_gone(state: &StateDir, name: &GuestName, pid: u32) -> bool {
 }
 
 /// Whether the process that owns `record` no longer answers for it, although it may live: its guest
-/// runs, and at `now_unix_ms` the time in which it confirms that to the source is over. The record
+/// runs or is lost, and at `now_unix_ms` the time in which it confirms that to the source is over. The record
 /// says all that the process would.
 pub(crate) fn is_silent(record: &Record, now_unix_ms: u64) -> bool {
     let age = Duration::from_millis(now_unix_ms.saturating_sub(record.updated_unix_ms));
-    matches!(record.side, Side::Destination { state: DestinationState::Running, .. })
+    let says_all = [DestinationState::Running, DestinationState::Lost];
+    matches!(record.side, Side::Destination { state, .. } if says_all.contains(&state))
         && age > LINGER
 }
 

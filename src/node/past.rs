@@ -68,7 +68,9 @@ fn by_record(record: &Record) -> Option<Past> {
 fn by_itself(record: &Record) -> Option<Past> {
     match record.side {
         Side::Source { state: SourceState::Aborted, .. }
-        | Side::Destination { state: DestinationState::Running, .. } => Some(ended(record)),
+        | Side::Destination { state: DestinationState::Running | DestinationState::Lost, .. } => {
+            Some(ended(record))
+        }
         Side::Source { .. } | Side::Destination { .. } => None,
     }
 }
@@ -76,7 +78,9 @@ fn by_itself(record: &Record) -> Option<Past> {
 fn is_open(side: &Side) -> bool {
     match side {
         Side::Source { state, .. } => state.decision().is_some(),
-        Side::Destination { state, .. } => *state != DestinationState::Running,
+        Side::Destination { state, .. } => {
+            !matches!(state, DestinationState::Running | DestinationState::Lost)
+        }
     }
 }
 

@@ -8,16 +8,18 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use migrate::guest::RefusalKind;
+use migrate::guest::{MissingMemory, RefusalKind};
 use migrate::{
     DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, SourceGuest,
 };
 use nix::sys::statvfs::statvfs;
+use vmm_core::memory::MissingPages;
 use vmm_core::virtio::block::{BlockConfig, Occupied};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 use super::{Part, lay_out, part_of};
 use crate::disk_places::DiskPlaces;
+use crate::guest::following::{FollowingMemory, strand};
 use crate::guest::machine::SharedMachine;
 use crate::guest::unconfined::Unconfined;
 use crate::units::format_size;
@@ -102,6 +104,8 @@ pub(crate) struct Arriving {
     writers: Vec<Writer>,
     /// Threads that name its disks, and open the files that it boots from after a reset.
     unconfined: Option<Unconfined>,
+    /// What reports accesses to missing pages, until it is used.
+    faults: Mutex<Option<MissingPages>>,
 }
 
 impl Arriving {
@@ -114,6 +118,7 @@ impl Arriving {
         machine: SharedMachine,
         guest: &GuestDescription,
         unconfined: Option<Unconfined>,
+        faults: Option<MissingPages>,
     ) -> std::io::Result<Self> {
         let disks = guest
             .disks
@@ -122,7 +127,8 @@ impl Arriving {
         let parts = lay_out(guest.layout.chunks(), disks);
         let writers = parts.iter().map(|part| Writer::start(&part.disk));
         let writers = writers.collect::<std::io::Result<_>>()?;
-        Ok(Self { machine, parts, writers, unconfined })
+        let faults = Mutex::new(faults);
+        Ok(Self { machine, parts, writers, unconfined, faults })
     }
 
     fn each_disk(
@@ -197,6 +203,19 @@ impl DestinationGuest for Arriving {
 
     fn resume(&self) -> Result<(), GuestError> {
         DestinationGuest::resume(&*self.machine)
+    }
+
+    fn follow_with_memory(&self) -> Result<Arc<dyn MissingMemory>, GuestError> {
+        let faults = lock(&self.faults).take().ok_or_else(|| {
+            GuestError::new(
+                "this process may not have a userfaultfd: memory cannot arrive after its guest",
+            )
+        })?;
+        Ok(Arc::new(FollowingMemory::begin(&self.machine, faults)?))
+    }
+
+    fn strand(&self) -> Result<(), GuestError> {
+        strand(&self.machine)
     }
 }
 

@@ -74,7 +74,7 @@ fn disk_chunks_follow_memory_chunks() {
     assert_eq!(description.chunks(), MEMORY_CHUNKS + 3);
     let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
     shape.check_host().unwrap();
-    let target = Arriving::new(create(shape), &description, None).unwrap();
+    let target = Arriving::new(create(shape), &description, None, None).unwrap();
 
     source.start_dirty_log().unwrap();
     let mut words = vec![u64::MAX; description.chunks()];
@@ -134,14 +134,14 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     let source = departing(&from, &to);
     let description = source.describe();
     let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
-    let copied = Arriving::new(create(shape), &description, None).unwrap();
+    let copied = Arriving::new(create(shape), &description, None, None).unwrap();
     copied.adopt().unwrap();
     assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
 
     // A disk on storage that both hosts share.
     let description =
         Departing::new(machine(&[&from]), "host-b", MIGRATION, Disks::Shared).unwrap().describe();
-    let shared = Arriving::new(machine(&[&from]), &description, None).unwrap();
+    let shared = Arriving::new(machine(&[&from]), &description, None, None).unwrap();
     shared.adopt().unwrap();
     assert!(machine(&[&from]).vm().take_over().unwrap_err().to_string().contains("in use"));
     drop(shared);

@@ -5,9 +5,12 @@
 use std::io::{ErrorKind, Result};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use vm_memory::GuestMemoryBackend;
 
 use super::{CHUNK_BYTES, CHUNK_PAGES, GuestRam, PAGE_BYTES, RamLayout, RamMap, runs};
@@ -16,15 +19,15 @@ use crate::sys::mapping::{self, Part};
 use crate::sys::userfaultfd::missing::MissingPages;
 
 /// Pages of one chunk: its number, and a mask in which the lowest bit is the first page.
-pub(crate) type ChunkPages = (usize, u64);
+pub type ChunkPages = (usize, u64);
 
 /// Knows which pages of a guest's memory are missing, and places those that arrive: each once, even
-/// if it comes twice. Dropping it, or [`Missing::end`], lets those who wait continue with zeros.
+/// if it comes twice. [`GuestRam::follow`] returns it. Dropping it, or [`Missing::end`], lets those who wait continue with zeros.
 ///
 /// It never accesses guest memory itself, so its user never waits for a page. It can be polled: it
 /// is readable when [`Missing::wanted`] has something to do.
 #[derive(Debug)]
-pub(crate) struct Missing {
+pub struct Missing {
     faults: MissingPages,
     memory: RamMap,
     layout: RamLayout,
@@ -32,6 +35,7 @@ pub(crate) struct Missing {
     chunks: Vec<Mutex<Pages>>,
     /// Number of missing pages.
     left: AtomicU64,
+    is_ended: AtomicBool,
 }
 
 /// The missing pages of a chunk.
@@ -54,7 +58,8 @@ impl Missing {
         memory.iter().try_for_each(|region| faults.register(Part::whole(region)))?;
         let layout = ram.layout().clone();
         let chunks = (0..layout.chunks()).map(|_| Mutex::default()).collect();
-        Ok(Self { faults, memory, layout, chunks, left: AtomicU64::new(0) })
+        let (left, is_ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Self { faults, memory, layout, chunks, left, is_ended })
     }
 
     /// Drops the pages in `words`, one word for each chunk: they are missing from now on. Neither
@@ -62,7 +67,7 @@ impl Missing {
     ///
     /// # Errors
     /// `InvalidInput` unless there is a word for each chunk; otherwise the error from the kernel.
-    pub(crate) fn clear(&self, words: &[u64]) -> Result<()> {
+    pub fn clear(&self, words: &[u64]) -> Result<()> {
         if words.len() != self.chunks.len() {
             return Err(ErrorKind::InvalidInput.into());
         }
@@ -93,7 +98,7 @@ impl Missing {
     ///
     /// # Errors
     /// The error from the kernel.
-    pub(crate) fn wanted(&self) -> Result<Vec<ChunkPages>> {
+    pub fn wanted(&self) -> Result<Vec<ChunkPages>> {
         let mut found: Vec<ChunkPages> = Vec::new();
         for address in self.faults.waited_for()? {
             let (chunk, page) = self.locate(address).ok_or(ErrorKind::InvalidData)?;
@@ -132,7 +137,7 @@ impl Missing {
     /// # Errors
     /// `InvalidInput` if they are not whole pages of the guest; otherwise the error from the
     /// kernel: what was placed by then is no longer missing, and the rest may be placed later.
-    pub(crate) fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<u32> {
+    pub fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<u32> {
         let count = content.len() / PAGE_BYTES;
         let fits = first_page < CHUNK_PAGES && count <= CHUNK_PAGES - first_page;
         if !fits || !content.len().is_multiple_of(PAGE_BYTES) {
@@ -149,7 +154,7 @@ impl Missing {
     ///
     /// # Errors
     /// As [`Missing::place`].
-    pub(crate) fn place_zeros(&self, chunk: usize, mask: u64) -> Result<u32> {
+    pub fn place_zeros(&self, chunk: usize, mask: u64) -> Result<u32> {
         self.arrive(chunk, mask, |addresses, _| self.faults.zero(addresses))
     }
 
@@ -207,19 +212,19 @@ impl Missing {
     }
 
     /// Returns the number of pages that are missing.
-    pub(crate) fn left(&self) -> u64 {
+    pub fn left(&self) -> u64 {
         self.left.load(Ordering::Acquire)
     }
 
     /// Returns the pages that are missing, in order: what a source that has lost its connection
     /// must send.
-    pub(crate) fn missing(&self) -> Vec<ChunkPages> {
+    pub fn missing(&self) -> Vec<ChunkPages> {
         self.all(|pages| pages.missing)
     }
 
     /// Returns the missing pages that were returned as wanted and have not arrived: what must be
     /// requested again after a lost connection.
-    pub(crate) fn waited_for(&self) -> Vec<ChunkPages> {
+    pub fn waited_for(&self) -> Vec<ChunkPages> {
         self.all(|pages| pages.wanted)
     }
 
@@ -232,8 +237,30 @@ impl Missing {
     ///
     /// # Errors
     /// The error from the kernel.
-    pub(crate) fn end(&self) -> Result<()> {
+    pub fn end(&self) -> Result<()> {
+        self.is_ended.store(true, Ordering::Release);
         self.memory.iter().try_for_each(|region| self.faults.unregister(Part::whole(region)))
+    }
+
+    /// Returns whether accesses wait no longer, so that memory is as any other.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Acquire)
+    }
+
+    /// Waits until a thread waits for a page, so that [`Missing::wanted`] has something to do, for
+    /// at most `patience`.
+    ///
+    /// # Errors
+    /// The error from the kernel.
+    pub fn wait(&self, patience: Duration) -> Result<()> {
+        let patience = Timespec {
+            tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: patience.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&patience)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn pages(&self, chunk: usize) -> Result<MutexGuard<'_, Pages>> {

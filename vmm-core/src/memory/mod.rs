@@ -17,9 +17,6 @@ mod config;
 pub(crate) mod host;
 mod layout;
 mod mapped;
-// Step 1 of docs/adr/0029-post-copy.md. Step 4 is the first that uses it, and removes this
-// condition.
-#[cfg(test)]
 mod missing;
 mod numa;
 mod pool;
@@ -34,6 +31,7 @@ pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use mapped::{HugeView, OwnPages, PageMap};
+pub use missing::{ChunkPages, Missing};
 pub use numa::{NodeSet, NumaPolicy};
 pub use process::{ProcessMemory, make_huge};
 pub use ram::GuestRam;
@@ -44,6 +42,7 @@ pub use crate::sys::PAGE_BYTES;
 pub(crate) use crate::sys::RamMap;
 pub use crate::sys::pagemap::PAGEMAP_SCAN_REQUEST;
 pub use crate::sys::userfaultfd::WRITE_PROTECTION_REQUESTS;
+pub use crate::sys::userfaultfd::missing::{MISSING_REQUESTS, MissingPages};
 
 /// Pages of a chunk: the bits of one dirty word.
 pub const CHUNK_PAGES: usize = 64;

@@ -1,6 +1,7 @@
 //! Guest RAM, and how the rest of the program reads and writes it.
 
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::volatile_memory::VolatileSlice;
@@ -10,7 +11,8 @@ use vm_memory::{
 
 use super::backing::{Backing, TemplateImage, Treatment, populate};
 use super::{
-    CHUNK_PAGES, MemoryConfig, MemoryError, PAGE_BYTES, PageMap, RamLayout, RamRegion, runs,
+    CHUNK_PAGES, MemoryConfig, MemoryError, Missing, MissingPages, PAGE_BYTES, PageMap, RamLayout,
+    RamRegion, runs,
 };
 use crate::sys::RamMap;
 use crate::sys::mapping::{self, Part};
@@ -26,6 +28,8 @@ pub struct GuestRam {
     memory: RamMap,
     layout: RamLayout,
     backing: Backing,
+    /// What knows the missing pages, once there may be some.
+    missing: OnceLock<Arc<Missing>>,
 }
 
 impl GuestRam {
@@ -51,7 +55,7 @@ impl GuestRam {
         if config.is_populated() {
             populate(&memory.iter().collect::<Vec<_>>())?;
         }
-        Ok(Self { memory, layout, backing })
+        Ok(Self { memory, layout, backing, missing: OnceLock::new() })
     }
 
     /// Creates ordinary memory of `bytes`.
@@ -326,6 +330,20 @@ impl GuestRam {
             .map_err(|_| MemoryError::NoSuchAddress { gpa, len: data.len() })
     }
 
+    /// Has pages arrive after the guest from now on, through `faults`: whoever accesses one that is
+    /// absent waits, while another thread calls [`Missing::wanted`]. Called once.
+    ///
+    /// # Errors
+    /// `Unsupported` for memory of a pool, `EINVAL` for that of a template, `AlreadyExists` if it
+    /// was called before; otherwise the error from the kernel.
+    pub fn follow(&self, faults: MissingPages) -> std::io::Result<Arc<Missing>> {
+        let missing = Arc::new(Missing::begin(self, faults)?);
+        match self.missing.set(Arc::clone(&missing)) {
+            Ok(()) => Ok(missing),
+            Err(_) => Err(std::io::ErrorKind::AlreadyExists.into()),
+        }
+    }
+
     /// Gives all memory back to the host: it reads as zeros, and every page counts as written.
     ///
     /// # Errors
@@ -376,7 +394,10 @@ impl GuestRam {
         else {
             return Ok(0);
         };
-        let discarded = self.backing.discard(region, place, offset, len);
+        let discarded = match self.missing.get().filter(|missing| !missing.is_ended()) {
+            Some(missing) => missing.discard(index, &(offset..offset + len)).map(|()| len as u64),
+            None => self.backing.discard(region, place, offset, len),
+        };
         // Mark the pages dirty afterwards, even after a partial failure: a page marked before could
         // be found dirty, sent with its old content, and then be zeroed unseen.
         (**region).bitmap().mark_dirty(offset, len);

@@ -1,9 +1,6 @@
 //! Asynchronous write-protection of this process's memory: userfaultfd (`linux/userfaultfd.h`,
 //! Documentation/admin-guide/mm/userfaultfd.rst), which libc lacks.
 
-// What arriving guests will use for memory that arrives after them: step 1 of
-// docs/adr/0029-post-copy.md. Step 4 is the first that uses it, and removes this condition.
-#[cfg(test)]
 pub(crate) mod missing;
 
 use std::fs::File;

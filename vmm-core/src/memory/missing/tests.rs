@@ -95,6 +95,24 @@ fn is_registered(ram: &GuestRam) -> bool {
 }
 
 #[test]
+fn pages_that_the_guest_gives_back_need_not_arrive() {
+    let ram = filled();
+    let faults = MissingPages::open().expect("these tests need /dev/userfaultfd, or root");
+    let missing = ram.follow(faults).unwrap();
+    let mut words = vec![0; CHUNKS];
+    words[0] = u64::MAX;
+    missing.clear(&words).unwrap();
+    let _end = End(&missing);
+
+    assert_eq!(ram.discard(&(0..gpa(3))).unwrap(), gpa(3));
+    assert_eq!(missing.left(), 61);
+    missing.end().unwrap();
+    ram.discard(&(gpa(3)..gpa(64))).unwrap();
+    assert_eq!(missing.left(), 61, "it is memory like any other now");
+    assert_eq!(read(&ram, 2), [0; PAGE_BYTES]);
+}
+
+#[test]
 fn an_access_waits_until_its_page_arrives() {
     let ram = filled();
     let missing = without(&ram, 67..69);

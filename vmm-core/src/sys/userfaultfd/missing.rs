@@ -26,7 +26,7 @@ ioctl_iowr_nr!(UFFDIO_ZEROPAGE, TYPE, 0x04, ZeroArgument);
 /// The requests on an open userfaultfd that this module makes, for the seccomp filter of the
 /// process of an arriving guest: `UFFDIO_REGISTER`, `UFFDIO_UNREGISTER`, `UFFDIO_WAKE`,
 /// `UFFDIO_COPY` and `UFFDIO_ZEROPAGE`.
-pub(crate) const MISSING_REQUESTS: [u64; 5] =
+pub const MISSING_REQUESTS: [u64; 5] =
     [0xc020_aa00, 0x8010_aa01, 0x8010_aa02, 0xc028_aa03, 0xc020_aa04];
 
 /// Where a userfaultfd can be had by permission on a file (Linux 6.1).
@@ -91,7 +91,7 @@ const _: () = {
 ///
 /// It can be polled: it is readable when a thread has begun to wait.
 #[derive(Debug)]
-pub(crate) struct MissingPages {
+pub struct MissingPages {
     file: File,
 }
 
@@ -102,7 +102,7 @@ impl MissingPages {
     /// # Errors
     /// `EPERM` if this process may neither open `/dev/userfaultfd` nor has `CAP_SYS_PTRACE`,
     /// `ENOSYS` from a kernel that was built without it; otherwise the error from the kernel.
-    pub(crate) fn open() -> Result<Self> {
+    pub fn open() -> Result<Self> {
         let file = Self::by_device().or_else(|_| create(0))?;
         // Faults on missing pages of anonymous memory take no feature.
         agree(&file, 0)?;
