@@ -122,6 +122,14 @@ pub(crate) struct LimitsRequest {
     pub(crate) on_stall: Option<OnStall>,
 }
 
+/// `PUT /v1/guest/migration/recover`: another address of the destination, whose network has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RecoverRequest {
+    /// Address of its node; the process that has received the guest is at the same one.
+    pub(crate) address: SocketAddr,
+}
+
 /// The answer to `POST /v1/guest/migration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct MigrationStarted {

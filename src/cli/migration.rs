@@ -25,6 +25,7 @@ Examples:
   lighter migrate web-1 host-b --preset now
   lighter migrate web-1 host-b --estimate
   lighter migrate web-1 --set on-stall=force,downtime=2s
+  lighter migrate web-1 --postcopy-now
   lighter migrate web-1 --resolve run
 
 A migration stalls when the guest writes faster than its memory is sent.
@@ -69,8 +70,8 @@ pub(crate) struct MigrateArgs {
     #[arg(
         value_parser = destination,
         value_name = "HOST[:PORT]",
-        required_unless_present_any = ["resolve", "set"],
-        conflicts_with_all = ["resolve", "set"]
+        required_unless_present_any = ["resolve", "set", "postcopy_now", "recover"],
+        conflicts_with_all = ["resolve", "set", "postcopy_now", "recover"]
     )]
     pub(crate) destination: Option<String>,
 
@@ -148,6 +149,23 @@ pub(crate) struct MigrateArgs {
         conflicts_with_all = STARTING
     )]
     pub(crate) set: Vec<Setting>,
+
+    /// Hand the guest of the migration that is under way over at once: it runs at the destination
+    /// before its memory is there, and waits for each page that it lacks. A host that fails until
+    /// all of it is there loses the guest; a network that fails does not.
+    #[arg(long, conflicts_with_all = ["resolve", "set"], conflicts_with_all = STARTING)]
+    pub(crate) postcopy_now: bool,
+
+    /// Look for the destination of a guest that is handed over at this address, when it cannot be
+    /// reached any more at the first one. Both hosts keep all they have, and go on once they meet.
+    #[arg(
+        long,
+        value_parser = destination,
+        value_name = "HOST[:PORT]",
+        conflicts_with_all = ["resolve", "set", "postcopy_now"],
+        conflicts_with_all = STARTING
+    )]
+    pub(crate) recover: Option<String>,
 
     /// Decide about a guest whose migration is in doubt, when the other host will not answer any
     /// more.

@@ -19,7 +19,9 @@ use crate::api::descriptor::Handed;
 use crate::api::error::{ApiError, Reason};
 use crate::api::events::{EVENTS, EVENTS_FROM, Event, EventsRead};
 use crate::api::memory::TreatmentRequest;
-use crate::api::migration::{LimitsRequest, MigrationRequest, Resolution, ResolveRequest};
+use crate::api::migration::{
+    LimitsRequest, MigrationRequest, RecoverRequest, Resolution, ResolveRequest,
+};
 use crate::api::route::{self, About, Header, Operation, Parameter, Required, Route, Within};
 use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::survey::{DOMAIN_BYTES_MAX, SurveyDomain};
@@ -239,6 +241,22 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             "Change the limits of the running migration (409 too-late once the guest is handed \
              over)",
             |guest, request: LimitsRequest| guest.change_limits(&request),
+        ),
+        ask(
+            Method::PUT,
+            "/v1/guest/migration/postcopy",
+            BEGUN,
+            "Hand the guest over before its memory, which follows it (409 once it is handed over, \
+             or where one of the hosts cannot)",
+            |guest| guest.postcopy(),
+        ),
+        ask_with_body(
+            Method::PUT,
+            "/v1/guest/migration/recover",
+            DONE,
+            "Look for the destination of a guest that is handed over at another address (409 \
+             before)",
+            |guest, request: RecoverRequest| guest.recover(&request),
         ),
         ask_with_body(
             Method::PUT,

@@ -1,9 +1,12 @@
 //! A migration of this process's guest, in either direction, as the rest of the process sees it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use migrate::error::{CancelRefused, ChangeRefused, OperatorChoice, ResolveRefused};
+use migrate::error::{
+    CancelRefused, ChangeRefused, OperatorChoice, PostcopyRefused, RecoverRefused, ResolveRefused,
+};
 use migrate::limits::LimitsChange;
 use migrate::progress::Role;
 use migrate::record::{Record, RecordError};
@@ -91,6 +94,22 @@ impl MigrationSession {
         self.0.change(change).await.map_err(not_changed)
     }
 
+    /// Hands the guest over before its memory.
+    ///
+    /// # Errors
+    /// If one of the hosts cannot, it is too late, or the guest arrives here.
+    pub(crate) async fn postcopy(&self) -> Result<(), ApiError> {
+        self.0.postcopy().await.map_err(not_first)
+    }
+
+    /// Looks for the destination at another address.
+    ///
+    /// # Errors
+    /// If the guest has not been handed over, or it arrives here.
+    pub(crate) async fn recover(&self, address: SocketAddr) -> Result<(), ApiError> {
+        self.0.recover(address).await.map_err(not_recovered)
+    }
+
     /// Applies an operator's decision.
     ///
     /// # Errors
@@ -151,6 +170,27 @@ fn not_changed(error: ChangeRefused) -> ApiError {
         ChangeRefused::Over => Reason::NotMigrating,
         ChangeRefused::NotHere => Reason::WrongState,
         ChangeRefused::Late => Reason::TooLate,
+    };
+    ApiError::new(reason, error.to_string())
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn not_first(error: PostcopyRefused) -> ApiError {
+    let reason = match error {
+        PostcopyRefused::Over => Reason::NotMigrating,
+        PostcopyRefused::Late => Reason::TooLate,
+        PostcopyRefused::NotHere | PostcopyRefused::Unsupported | PostcopyRefused::Disks => {
+            Reason::WrongState
+        }
+    };
+    ApiError::new(reason, error.to_string())
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn not_recovered(error: RecoverRefused) -> ApiError {
+    let reason = match error {
+        RecoverRefused::Over => Reason::NotMigrating,
+        RecoverRefused::NotHere | RecoverRefused::NotCommitted => Reason::WrongState,
     };
     ApiError::new(reason, error.to_string())
 }

@@ -21,8 +21,8 @@ use super::session::{block_on, guest_client};
 use super::{estimate, summary};
 use crate::address::Destination;
 use crate::api::migration::{
-    CopyDisks, LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution,
-    ResolveRequest,
+    CopyDisks, LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, RecoverRequest,
+    Resolution, ResolveRequest,
 };
 use crate::api::types::{
     BootFileInfo, BootFiles, GuestInfo, GuestState, StateAnswer, WorkloadInfo,
@@ -55,6 +55,12 @@ const BOOT_FILES_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     if !args.set.is_empty() {
         return change(state, args);
+    }
+    if args.postcopy_now {
+        return hand_over_first(state, &args.name);
+    }
+    if let Some(address) = &args.recover {
+        return recover(state, &args.name, address);
     }
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
@@ -252,6 +258,33 @@ fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     });
     asked.with_context(|| format!("cannot change the migration of {}", args.name))?;
     output::print_line(format_args!("the migration of {} has its new limits", args.name))?;
+    Ok(Exit::Done)
+}
+
+/// Has the guest of the migration that is under way handed over before its memory.
+fn hand_over_first(state: &StateDir, name: &GuestName) -> Result<Exit> {
+    let client = guest_client(state, name)?;
+    let path = "/v1/guest/migration/postcopy";
+    let asked = block_on(async { Ok(client.put::<StateAnswer>(path).await?) });
+    asked.with_context(|| format!("cannot hand {name} over before its memory"))?;
+    output::print_line(format_args!("{name} is handed over now, and its memory follows it"))?;
+    Ok(Exit::Done)
+}
+
+/// Has the destination of a guest that is handed over looked for at another address.
+fn recover(state: &StateDir, name: &GuestName, to: &str) -> Result<Exit> {
+    let client = guest_client(state, name)?;
+    let asked: Result<()> = block_on(async {
+        let nodes = Destination::parse(to)?.find().await?;
+        let node = nodes.first().with_context(|| format!("{to} has no address"))?;
+        let request = RecoverRequest { address: node.address };
+        client.put_json::<StateAnswer>("/v1/guest/migration/recover", &request).await?;
+        Ok(())
+    });
+    asked.with_context(|| format!("cannot look for the destination of {name} at {to}"))?;
+    output::print_line(format_args!(
+        "the destination of {name} is looked for at {to} from now on"
+    ))?;
     Ok(Exit::Done)
 }
 

@@ -126,7 +126,8 @@ fn fitting_parts(mut parts: Vec<(Rank, String)>, room: usize) -> String {
 /// Whether rounds are in vain and nothing is done about it.
 fn needs_help(progress: &Progress) -> bool {
     let waits = matches!(progress.on_stall, None | Some(OnStall::Wait));
-    !progress.converging && (waits || progress.postcopy_refused.is_some())
+    let is_helpless = waits || progress.postcopy_refused.is_some();
+    progress.phase <= Phase::Precopy && !progress.converging && is_helpless
 }
 
 fn joined(parts: &[(Rank, String)]) -> String {

@@ -8,7 +8,8 @@ use migrate::limits::LimitsChange;
 
 use super::ProcessControl;
 use crate::api::migration::{
-    LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution, ResolveRequest,
+    LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, RecoverRequest, Resolution,
+    ResolveRequest,
 };
 use crate::api::types::StateAnswer;
 use crate::api::{ApiError, Reason};
@@ -111,6 +112,31 @@ impl ProcessControl {
             on_stall: request.on_stall,
         };
         self.process().runtime().block_on(session.change(change))?;
+        Ok(self.state())
+    }
+
+    /// Hands the guest over before its memory, as soon as the migration's current step ends.
+    ///
+    /// # Errors
+    /// If there is no migration, one of the hosts cannot do that, or it is too late.
+    pub(in crate::guest) fn postcopy(&self) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation().clone();
+        let Some(session) = occupation.session() else { return self.not_migrating() };
+        self.process().runtime().block_on(session.postcopy())?;
+        Ok(self.state())
+    }
+
+    /// Looks for the destination at another address.
+    ///
+    /// # Errors
+    /// If there is no migration, or its guest has not been handed over.
+    pub(in crate::guest) fn recover(
+        &self,
+        request: &RecoverRequest,
+    ) -> Result<StateAnswer, ApiError> {
+        let occupation = self.process().occupation().clone();
+        let Some(session) = occupation.session() else { return self.not_migrating() };
+        self.process().runtime().block_on(session.recover(request.address))?;
         Ok(self.state())
     }
 
