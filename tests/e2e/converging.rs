@@ -52,6 +52,16 @@ fn a_hot_guest_arrives_by_force() {
 }
 
 #[test]
+fn a_hot_guest_arrives_before_its_memory() {
+    let pair = Pair::new();
+    let report = start(&pair, &["--on-stall", "postcopy", "--downtime", "100ms"]).finish().ok();
+    assert_eq!(report["stall"]["postcopy"], true, "{report:#}");
+    assert_eq!(report["stall"]["forced"], false, "{report:#}");
+    one_intact_copy(&pair.hosts(), "web-1", &pair.b);
+    nothing_left_behind(&[&pair.a]);
+}
+
+#[test]
 fn a_hot_guest_stays_if_its_migration_is_to_be_cancelled() {
     let pair = Pair::new();
     let migration = start(&pair, &["--on-stall", "cancel", "--downtime", "100ms"]);

@@ -30,6 +30,7 @@ mod hand_over;
 mod kills;
 mod nodes;
 mod phase;
+mod postcopy;
 mod resets;
 mod scene;
 mod standstill;
