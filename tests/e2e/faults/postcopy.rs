@@ -67,10 +67,8 @@ fn what_needs_all_of_memory_is_refused_until_it_is_there() {
     for verb in [&["save", GUEST, &file][..], &["pause", GUEST]] {
         scene.pair.b.run(verb).complains(Exit::Failed, &words);
     }
-    let late = scene.pair.a.run(&["cancel", GUEST]);
-    late.complains(Exit::Failed, &["handed over"]);
-    let run = scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]);
-    assert_eq!(run.exit, Exit::Failed);
+    scene.pair.a.run(&["cancel", GUEST]).complains(Exit::Failed, &["too late"]);
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).complains(Exit::Failed, &[GUEST]);
     scene.destination().kill();
     drop(migration);
 }
