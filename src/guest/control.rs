@@ -282,7 +282,10 @@ impl ProcessControl {
     /// Ends the guest, and its process with it, once the answer is on its way.
     pub(super) fn stop(&self) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
-        self.refuse_when_busy(&occupation)?;
+        // A guest that has ended needs no more memory.
+        if !matches!(&*occupation, Occupation::Arriving(arrival) if arrival.is_fetching()) {
+            self.refuse_when_busy(&occupation)?;
+        }
         drop(occupation);
         self.process().end(Ending::Asked);
         Ok(StateAnswer { state: GuestState::Ended })

@@ -516,9 +516,14 @@ impl GuestProcess {
             }
             Occupation::Arriving(arrival) => {
                 let session = arrival.session();
-                if session.cancel("the shutdown of its process").await.is_ok() {
-                    session.settled_within(CALL_OFF_PATIENCE).await;
+                let cancelled = session.cancel("the shutdown of its process").await;
+                if cancelled.is_err() && arrival.is_fetching() {
+                    self.stop_machine().await;
+                    session.handle().guest_stopped("its process was told to end");
+                } else if cancelled.is_err() {
+                    return self.stop_machine().await;
                 }
+                session.settled_within(CALL_OFF_PATIENCE).await;
             }
             Occupation::Saving(mut over) => {
                 // The save notices that the guest has ended, and tells its client.
