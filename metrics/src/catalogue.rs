@@ -132,7 +132,7 @@ catalogue! {
             "Pages left out of the migration of a guest because it said that they are free.";
         migration_remaining: Gauge<(GuestName, Role)> =
             "lighter_migration_remaining_bytes", Bytes,
-            "Guest memory that must still be sent in this round.";
+            "Guest memory that must still be sent in this round, or that follows the guest.";
         migration_disk_remaining: Gauge<(GuestName, Role)> =
             "lighter_migration_disk_remaining_bytes", Bytes,
             "Content of disks that go along with a guest which must still be sent in this round.";

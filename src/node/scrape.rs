@@ -7,7 +7,7 @@ use metrics::{DepartedSample, GuestSample, MigrationSample, NetworkFlow, Network
 use migrate::progress::Role;
 use migrate::record::Record;
 use migrate::report::Outcome;
-use migrate::{Progress, Report};
+use migrate::{Phase, Progress, Report};
 
 use super::inventory::{GuestAnswer, GuestView};
 use crate::api::types::{FlowInfo, GuestState, NetInfo};
@@ -100,7 +100,8 @@ fn running(progress: &Progress) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         hinted_pages: is_source.then_some(transfer.hinted_pages),
-        remaining_bytes: is_source.then_some(progress.remaining_bytes),
+        remaining_bytes: (is_source || progress.phase == Phase::Postcopy)
+            .then_some(progress.remaining_bytes),
         disk_remaining_bytes: (is_source && progress.disk_bytes > 0)
             .then_some(progress.disk_remaining_bytes),
         disk_transferred_bytes: transfer.disk_wire_bytes,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use migrate::progress::Role;
 use migrate::report::{Estimated, Outcome, Standstill};
 use migrate::stall::Stall;
-use migrate::{Reason, Report};
+use migrate::{Phase, Reason, Report};
 
 use super::progress::average_rate;
 use crate::exit::{Exit, ExitWith};
@@ -28,6 +28,8 @@ pub(crate) fn figures(
     lines.extend(report.estimate.as_ref().map(|estimate| ("Estimated", estimated(estimate))));
     lines.push(("Rounds", report.rounds_total.to_string()));
     lines.extend(report.stall.as_ref().map(|stall| ("Stalled", stalled(stall))));
+    let following = report.phases.iter().find(|time| time.phase == Phase::Postcopy);
+    lines.extend(following.map(|time| ("Memory", followed(time.seconds))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
     let percent =
         if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
@@ -54,6 +56,11 @@ pub(crate) fn figures(
     };
     lines.push(("Pages", pages + &hinted));
     facts_within(&lines, screen)
+}
+
+/// Formats for how long memory came after the guest.
+fn followed(time: f64) -> String {
+    format!("followed the guest for {}", seconds(time))
 }
 
 /// Formats what an estimate before the migration said of it.
@@ -214,6 +221,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
 pub(super) mod tests {
     use super::*;
     use migrate::MigrationId;
+    use migrate::phase::PhaseTime;
     use migrate::progress::Transfer;
     use migrate::report::ReportedError;
 
@@ -292,6 +300,14 @@ pub(super) mod tests {
         assert!(stalled(&first).ends_with("was sent, and it was handed over before its memory"));
         let report = Report { stall: Some(stall), ..report(Outcome::Migrated, None) };
         assert!(figures(&report, None, None).contains("Stalled"));
+    }
+
+    #[test]
+    fn memory_that_followed_its_guest_is_said_to_have() {
+        let time = PhaseTime { phase: Phase::Postcopy, seconds: 2.5 };
+        let report = Report { phases: vec![time], ..report(Outcome::Migrated, None) };
+        let text = figures(&report, None, None);
+        assert!(text.contains("followed the guest for 2.50 s"), "{text}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::error::{
     CancelRefused, Failure, MigrationError, OperatorChoice, ProtocolError, ResolveRefused,
 };
 use crate::guest::{DiskCopy, GuestDescription, RunState};
+use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
-use crate::progress::{Progress, Role};
+use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, SourceMessage};
 use crate::record::{DestinationState, RecordSlot};
 use crate::report::Outcome;
@@ -58,6 +59,8 @@ pub struct Destination {
     pub(super) is_postcopy: bool,
     /// A part of memory is missing.
     pub(super) is_fetching: bool,
+    /// How many pages were missing when fetching began, and the totals then.
+    pub(super) was_missing: (u64, Transfer),
     /// The source's process has ended, and with it all memory that was not fetched.
     pub(super) is_orphaned: bool,
     /// An operator, not the source, has ordered the guest to run.
@@ -92,6 +95,7 @@ impl Destination {
             run_state: RunState::Running,
             is_postcopy: false,
             is_fetching: false,
+            was_missing: (0, Transfer::default()),
             is_orphaned: false,
             forced: false,
             not_taken: None,
@@ -149,7 +153,11 @@ impl Destination {
     /// Returns the progress of the migration.
     pub fn progress(&self, now: Duration) -> Progress {
         let waiting = self.can_resolve(OperatorChoice::Discard).is_ok();
-        Progress { in_doubt: waiting.then(|| self.way_out()), ..self.notes.progress(now) }
+        Progress {
+            remaining_bytes: self.missing_pages().saturating_mul(PAGE_BYTES as u64),
+            in_doubt: waiting.then(|| self.way_out()),
+            ..self.notes.progress(now)
+        }
     }
 
     /// Returns whether [`Event::Cancel`] would be accepted now.

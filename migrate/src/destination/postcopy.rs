@@ -20,6 +20,7 @@ impl Destination {
             let text = "pages are missing that the guest does not have".to_owned();
             return self.on_violation(ProtocolError::Invalid(text));
         };
+        let pages = set.count();
         let State::Receiving(received) = &mut self.state else { return };
         match (&received.missing, received.switching_over) {
             (Missing::None, false) => received.missing = Missing::Announced(set),
@@ -30,8 +31,17 @@ impl Destination {
             }
         }
         self.is_postcopy = true;
+        self.was_missing.0 = self.was_missing.0.saturating_add(pages);
         self.clear_when_drained();
         self.load_when_complete();
+    }
+
+    /// Returns about how many pages are missing while they are fetched: one that comes twice counts
+    /// twice.
+    pub(super) fn missing_pages(&self) -> u64 {
+        let (pages, before) = &self.was_missing;
+        let fetched = self.notes.transfer.pages().saturating_sub(before.pages());
+        if self.is_fetching { pages.saturating_sub(fetched) } else { 0 }
     }
 
     /// Drops the pages that were announced, once no page that is in flight could take their place.

@@ -207,6 +207,7 @@ impl Destination {
             self.state = State::Loading { asked: self.now };
             if let Missing::Final(missing) = missing {
                 self.is_fetching = true;
+                self.was_missing.1 = self.notes.transfer;
                 self.push(Action::Fetch(missing));
             }
             self.push(Action::LoadState(state.0));
