@@ -174,7 +174,6 @@ fn seconds(value: f64) -> Duration {
 mod tests {
     use metrics::{Exporter, Snapshot};
     use migrate::MigrationId;
-    use migrate::Phase;
 
     use migrate::record::SourceState;
 

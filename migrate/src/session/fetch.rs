@@ -92,7 +92,8 @@ impl Fetch {
         Self(shared)
     }
 
-    /// Returns what drops further pages, the last: [`Fetch::failure`] has the error.
+    /// Returns what drops further pages, the last: [`Fetch::failure`] has the error. No page may be
+    /// placed before: if one of these came first, it would be ignored, and never come again.
     pub(super) fn finally(&self, missing: PageSet) -> impl FnOnce() + Send + use<> {
         let shared = self.0.clone();
         move || match shared.memory.clear(missing.words()) {

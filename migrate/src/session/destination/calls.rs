@@ -60,6 +60,7 @@ impl Driver {
         self.early.clear();
         self.memory = None;
         self.fetch = None;
+        self.early_pages.clear();
         // Freeing much memory takes a while, so this thread does not do it.
         let guest = self.guest.take();
         self.worker.run(move || drop(guest));

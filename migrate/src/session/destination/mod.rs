@@ -5,6 +5,8 @@ mod calls;
 mod postcopy;
 mod records;
 
+use postcopy::PageStream;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -146,6 +148,8 @@ enum Input {
     Recorded(DestinationState, Result<(), PeerText>),
     Created(Result<Arc<dyn DestinationGuest>, Refusal>),
     Cleared(Result<Arc<dyn MissingMemory>, GuestError>),
+    /// The last missing pages are dropped.
+    Dropped,
     /// A stream of this control stream's connection carries what cannot be used.
     Unfit(u64, String),
     Heard(u64, Heard<SourceMessage>),
@@ -184,6 +188,10 @@ struct Driver {
     features: Features,
     /// Memory that is being fetched.
     fetch: Option<Fetch>,
+    /// Streams with pages that arrived before all missing pages were dropped.
+    early_pages: Vec<PageStream>,
+    /// Pages that arrive are placed.
+    is_placing: bool,
     /// All memory that was to be fetched is there.
     is_fetched: bool,
     stated: RecordedState<DestinationState>,
@@ -239,6 +247,8 @@ impl Driver {
             readers: JoinSet::new(),
             features: Features::default(),
             fetch: None,
+            early_pages: Vec::new(),
+            is_placing: false,
             is_fetched: false,
             stated: RecordedState::new(DestinationState::Loading),
         }
@@ -289,6 +299,7 @@ impl Driver {
                 self.handle(Event::Created(Ok(())))
             }
             Input::Cleared(cleared) => self.on_cleared(cleared),
+            Input::Dropped => self.on_dropped(),
             Input::Unfit(generation, detail) => {
                 self.on_unfit(generation, &detail);
                 Next::GoOn
@@ -302,8 +313,10 @@ impl Driver {
                 self.connected(connection, (send, receive))
             }
             Input::Arrived(Arrival::Data(stream, receive)) => self.admit_data(stream, receive),
-            Input::Arrived(Arrival::Background(receive)) => self.admit_background(receive),
-            Input::Arrived(Arrival::Requests(send, receive)) => self.admit_requests(send, receive),
+            Input::Arrived(Arrival::Background(receive)) => self.admit_pages((None, receive)),
+            Input::Arrived(Arrival::Requests(send, receive)) => {
+                self.admit_pages((Some(send), receive))
+            }
         }
     }
 

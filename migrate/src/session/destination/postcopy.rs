@@ -12,6 +12,13 @@ use crate::guest::{GuestError, MissingMemory};
 use crate::memory::PageSet;
 use crate::protocol::{DestinationMessage, PageMasks};
 
+/// Most streams with pages that wait for the last pages to be dropped: those of as many connections
+/// as a source makes, and one for requests.
+const EARLY_MAX: usize = 17;
+
+/// A stream with pages, and the other direction of one with requests.
+pub(super) type PageStream = (Option<SendStream>, RecvStream);
+
 impl Driver {
     /// Drops pages, on the worker; all data streams have ended.
     pub(super) fn clear(&self, missing: PageSet) {
@@ -54,11 +61,26 @@ impl Driver {
         ));
     }
 
-    /// Drops further pages, the last; what is requested of the worker next finds them missing.
+    /// Drops further pages, the last; what is requested of the worker next finds them missing. Only
+    /// then are pages placed.
     pub(super) fn fetch(&self, missing: PageSet) {
-        if let Some(fetch) = &self.fetch {
-            self.worker.run(fetch.finally(missing));
+        let Some(fetch) = &self.fetch else { return };
+        let (finally, input_sender) = (fetch.finally(missing), self.input_sender.clone());
+        self.worker.run(move || {
+            finally();
+            let _ = input_sender.send(Input::Dropped);
+        });
+    }
+
+    /// Begins to place pages.
+    pub(super) fn on_dropped(&mut self) -> Next {
+        self.is_placing = true;
+        for stream in std::mem::take(&mut self.early_pages) {
+            if self.admit_pages(stream) == Next::End {
+                return Next::End;
+            }
         }
+        Next::GoOn
     }
 
     pub(super) fn report_missing(&mut self) {
@@ -85,18 +107,19 @@ impl Driver {
         });
     }
 
-    /// Reads a stream of pages that nobody has requested.
-    pub(super) fn admit_background(&mut self, receive: RecvStream) -> Next {
+    /// Reads a stream with pages; if it goes both ways, requests for them are sent on it.
+    pub(super) fn admit_pages(&mut self, (send, receive): PageStream) -> Next {
         let Some(fetch) = &self.fetch else { return self.unexpected_stream() };
-        let reading = fetch.read(receive);
-        self.read_pages(reading);
-        Next::GoOn
-    }
-
-    /// Sends requests on this stream, and reads their answers.
-    pub(super) fn admit_requests(&mut self, send: SendStream, receive: RecvStream) -> Next {
-        let Some(fetch) = &self.fetch else { return self.unexpected_stream() };
-        fetch.request_on(send, &mut self.tasks);
+        if !self.is_placing {
+            if self.early_pages.len() >= EARLY_MAX {
+                return self.data_failed("too many streams of memory that follows its guest");
+            }
+            self.early_pages.push((send, receive));
+            return Next::GoOn;
+        }
+        if let Some(send) = send {
+            fetch.request_on(send, &mut self.tasks);
+        }
         let reading = fetch.read(receive);
         self.read_pages(reading);
         Next::GoOn
@@ -138,6 +161,7 @@ impl Driver {
     pub(super) fn on_fetched(&mut self) -> Next {
         self.is_fetched = true;
         self.fetch = None;
+        self.early_pages.clear();
         self.readers.abort_all();
         self.handle(Event::Transferred(self.totals.read()));
         self.handle(Event::Fetched)
