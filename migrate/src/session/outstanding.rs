@@ -1,5 +1,6 @@
 //! The pages that a destination still lacks, and in which order one connection carries them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -26,8 +27,11 @@ struct Queue {
     left: PageSet,
     /// Requested pages among them: as many requests as there are pages take no more memory.
     requested: BTreeMap<usize, u64>,
-    /// Where the background continues.
+    /// Chunks in the order in which the background sends them, and where it continues.
+    order: Vec<u32>,
     next: usize,
+    /// The chunk of the last request, of which the guest will probably want more.
+    near: Option<usize>,
 }
 
 /// The answer to requests: pages of one chunk.
@@ -40,10 +44,11 @@ pub(super) struct Answer {
 }
 
 impl Outstanding {
-    pub(super) fn new(left: PageSet) -> Self {
-        let queue = Queue { left, requested: BTreeMap::new(), next: 0 };
+    /// The pages in `left`. Chunks that were written in many rounds come first: `heat` has the
+    /// number for each chunk of memory.
+    pub(super) fn new(left: PageSet, heat: &[u8]) -> Self {
         Self {
-            queue: Mutex::new(queue),
+            queue: Mutex::new(Queue::new(left, heat)),
             requested: Notify::new(),
             is_busy: watch::Sender::new(false),
         }
@@ -92,6 +97,13 @@ impl Outstanding {
 }
 
 impl Queue {
+    fn new(left: PageSet, heat: &[u8]) -> Self {
+        // A guest has at most 2^26 chunks.
+        let mut order: Vec<u32> = left.iter().map(|(chunk, _)| chunk as u32).collect();
+        order.sort_by_key(|chunk| Reverse(heat.get(*chunk as usize).copied().unwrap_or(0)));
+        Self { left, requested: BTreeMap::new(), order, next: 0, near: None }
+    }
+
     fn request(&mut self, chunk: usize, pages: u64) -> bool {
         let left = self.left.words().get(chunk).copied().unwrap_or(0);
         if left & pages == 0 {
@@ -111,23 +123,27 @@ impl Queue {
             }
             let neighbours = neighbours(*left & !pages, pages);
             *left &= !(pages | neighbours);
-            self.next = chunk;
+            self.near = Some(chunk);
             return Some(Answer { chunk, pages, neighbours });
         }
         None
     }
 
     fn unasked(&mut self) -> Option<(usize, u64)> {
-        let words = self.left.words();
-        let (before, after) = words.split_at(self.next.min(words.len()));
-        let is_left = |word: &u64| *word != 0;
-        let found = match after.iter().position(is_left) {
-            Some(place) => before.len() + place,
-            None => before.iter().position(is_left)?,
-        };
-        self.next = found;
-        let word = self.left.words_mut().get_mut(found)?;
-        Some((found, std::mem::take(word)))
+        loop {
+            let chunk = match self.near.take() {
+                Some(chunk) => chunk,
+                None => {
+                    let chunk = *self.order.get(self.next)? as usize;
+                    self.next += 1;
+                    chunk
+                }
+            };
+            let pages = std::mem::take(self.left.words_mut().get_mut(chunk)?);
+            if pages != 0 {
+                return Some((chunk, pages));
+            }
+        }
     }
 }
 
@@ -158,7 +174,7 @@ mod tests {
     fn queue(words: &[u64]) -> Queue {
         let mut left = PageSet::empty(words.len());
         left.words_mut().copy_from_slice(words);
-        Queue { left, requested: BTreeMap::new(), next: 0 }
+        Queue::new(left, &[])
     }
 
     #[test]
@@ -173,14 +189,23 @@ mod tests {
     }
 
     #[test]
-    fn the_background_continues_where_the_guest_is_and_comes_back() {
+    fn what_was_written_in_many_rounds_comes_first() {
+        let mut queue = Queue::new(PageSet::full(4), &[1, 3, 1, 2]);
+        let order: Vec<_> =
+            std::iter::from_fn(|| queue.unasked()).map(|(chunk, _)| chunk).collect();
+        assert_eq!(order, [1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn the_background_goes_where_the_guest_is_and_comes_back() {
         let mut queue = queue(&[1, 1, !0, 1]);
         assert_eq!(queue.unasked(), Some((0, 1)));
         queue.request(2, 1);
         let answer = queue.answer().unwrap();
         assert_eq!(answer.neighbours, 0b1_1111_1110);
         assert_eq!(queue.unasked(), Some((2, !0b1_1111_1111)));
-        assert_eq!([queue.unasked(), queue.unasked()], [Some((3, 1)), Some((1, 1))]);
+        assert_eq!([queue.unasked(), queue.unasked()], [Some((1, 1)), Some((3, 1))]);
+        assert_eq!(queue.unasked(), None);
     }
 
     #[test]
@@ -202,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_background_waits_while_requests_are_unanswered() {
-        let outstanding = Outstanding::new(PageSet::full(2));
+        let outstanding = Outstanding::new(PageSet::full(2), &[]);
         outstanding.request(1, 1);
         let background = outstanding.next_unasked();
         tokio::pin!(background);

@@ -1,7 +1,7 @@
 //! Sends rounds of dirty pages over all data streams.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use quinn::Connection;
@@ -228,8 +228,8 @@ impl Work {
         if self.senders.is_empty() {
             self.open().await?;
         }
-        let dirty = self.dirty.take();
-        let dirty = Arc::new(dirty);
+        let dirty = Arc::new(self.dirty.take());
+        self.heat_up(&dirty);
         let sent = match &mut self.senders[..] {
             [stream_sender] => stream_sender.send(round, &dirty).await,
             _ => self.send_in_parallel(round, dirty.clone()).await,
@@ -238,6 +238,15 @@ impl Work {
             stream_sender.add_unsent(&dirty, &mut self.dirty);
         }
         sent
+    }
+
+    /// Counts a round in which these pages are sent.
+    fn heat_up(&self, dirty: &PageSet) {
+        let mut heat = self.context.heat.lock().unwrap_or_else(PoisonError::into_inner);
+        heat.resize(self.context.memory_chunks, 0);
+        for (heat, _) in heat.iter_mut().zip(dirty.words()).filter(|(_, word)| **word != 0) {
+            *heat = heat.saturating_add(1);
+        }
     }
 
     async fn send_in_parallel(

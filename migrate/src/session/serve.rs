@@ -1,7 +1,7 @@
 //! The source's side of memory that follows its guest: sends the pages that the destination lacks,
 //! those that it requests first.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 use tokio::sync::watch;
@@ -80,7 +80,8 @@ impl Server {
 /// Serves until a stream fails.
 async fn serve(context: StreamContext, route: Route, missing: PageSet) -> Result<(), ServeError> {
     let chunks = missing.chunks();
-    let outstanding = Arc::new(Outstanding::new(missing));
+    let heat = context.heat.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let outstanding = Arc::new(Outstanding::new(missing, &heat));
     let mut running = JoinSet::new();
     for (index, connection) in route.connections.iter().enumerate() {
         if index == 0 {

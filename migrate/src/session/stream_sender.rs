@@ -1,7 +1,7 @@
 //! Sends one data stream's share of the dirty pages.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use quinn::{Connection, SendStream};
 use tokio::task::{spawn_blocking, yield_now};
@@ -45,6 +45,8 @@ pub(super) struct StreamContext {
     pub(super) memory_chunks: usize,
     /// Set when rounds are to end: what they have not sent by then follows the guest.
     pub(super) is_ending: Arc<AtomicBool>,
+    /// In how many rounds each chunk of memory was sent.
+    pub(super) heat: Arc<Mutex<Vec<u8>>>,
 }
 
 /// One data stream, and the state needed to fill it.

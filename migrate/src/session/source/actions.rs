@@ -135,6 +135,7 @@ impl Driver {
             failpoints: self.line.failpoints().clone(),
             memory_chunks: self.description.layout.chunks(),
             is_ending: Arc::default(),
+            heat: Arc::default(),
         };
         self.context = Some(context.clone());
         let input_sender = self.input_sender.clone();
