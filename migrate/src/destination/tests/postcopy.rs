@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::memory::PageSet;
+use crate::progress::Transfer;
 use crate::protocol::{FEATURE_POSTCOPY, PageMasks};
 
 /// One page of the first chunk.
@@ -108,6 +109,27 @@ fn a_guest_of_whose_memory_a_part_is_elsewhere_is_neither_run_nor_cancelled() {
 
 fn gives_up(actions: &[Action]) -> bool {
     actions.contains(&Action::Discard)
+}
+
+#[test]
+fn what_waits_for_a_page_while_the_state_is_loaded_continues_when_the_source_is_gone() {
+    let mut bench = cleared();
+    bench.hear(SourceMessage::Switchover);
+    bench.hear(state(RunState::Running));
+    bench.hear(missing(4));
+    assert_eq!(bench.lose_connection(), [Action::AbandonMissing]);
+    assert!(gives_up(&bench.feed(Event::Loaded(Ok(())))));
+}
+
+#[test]
+fn progress_says_how_much_is_missing() {
+    let mut bench = fetching();
+    let left = |bench: &Bench| bench.destination.progress(bench.now).remaining_bytes;
+    assert_eq!(left(&bench), 2 * 4096);
+    bench.feed(Event::Transferred(Transfer { raw_pages: 1, ..Transfer::default() }));
+    assert_eq!(left(&bench), 4096);
+    bench.feed(Event::Fetched);
+    assert_eq!(left(&bench), 0);
 }
 
 #[test]
