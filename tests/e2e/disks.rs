@@ -7,6 +7,7 @@ mod chosen;
 mod devices;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod overwritten;
 mod place;
 
 use std::fs::{self, Permissions};

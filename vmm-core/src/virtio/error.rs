@@ -94,6 +94,26 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// The block device that a copied disk would overwrite is that disk.
+    #[error(
+        "disk {} is the same device on both hosts, and a copy would destroy it: share it (without --copy-disks, or with --copy-disk for \
+         the guest's other disks)",
+        path.display()
+    )]
+    CopyOntoItself {
+        /// The block device.
+        path: PathBuf,
+    },
+    /// The block device that a copied disk would overwrite may be that disk.
+    #[error(
+        "cannot verify that disk {} is another device than the one that the guest has at the source: a copy onto itself would destroy it; \
+         give --unsafe if you are sure",
+        path.display()
+    )]
+    MayBeItself {
+        /// The block device.
+        path: PathBuf,
+    },
     /// The disk was written since the guest was saved or released it.
     #[error(
         "disk {} was written since the guest last had it, whose memory does not fit it any more: boot the guest from it with \

@@ -9,8 +9,9 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
 use super::disk::Disk;
+use super::names::is_same_device;
 use super::proof::DiskProof;
-use super::staged;
+use super::{overwritten, staged};
 use crate::virtio::DeviceError;
 
 /// Longest path of a disk, in bytes (`PATH_MAX` of `linux/limits.h`).
@@ -40,12 +41,12 @@ pub enum EngineChoice {
     Sync,
 }
 
-/// What happens to an existing file at the path of an arriving disk.
+/// What happens to an existing file or block device at the path of an arriving disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupied {
-    /// The file is kept, and the disk is rejected.
+    /// It is kept, and the disk is rejected.
     Refuse,
-    /// The disk replaces the file, unless the file is in use.
+    /// The disk replaces the file, or overwrites the block device, unless that is in use.
     Replace,
 }
 
@@ -183,25 +184,31 @@ impl BlockConfig {
         Self { path: path.to_path_buf(), ..self.clone() }
     }
 
-    /// Returns the same disk for the host that it is being copied to: the file is created without a
-    /// name, and [`crate::DiskContent::adopt`] names it.
+    /// Returns the same disk for the host that it is being copied to. If there is a block device at
+    /// its path, the disk overwrites that. Otherwise a file is created without a name, and
+    /// [`crate::DiskContent::adopt`] names it.
     #[must_use]
     pub fn arriving(&self, occupied: Occupied) -> Self {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
     }
 
     /// Returns the same disk with the nameless file that it arrives in, which is created here: for
-    /// a process whose confined threads cannot create files. A disk that is already on this host
-    /// does not change.
+    /// a process whose confined threads cannot create files. A disk that needs no file does not
+    /// change.
     ///
     /// # Errors
     /// If the file system does not support files without names, or is full.
     pub fn made(&self) -> Result<Self, DeviceError> {
-        let made = match self.origin {
-            Origin::Present => None,
-            Origin::Arriving(_) => Some(Made(Arc::new(staged::create(&self.path, self.bytes)?))),
+        let made = match self.needs_file() {
+            true => Some(Made(Arc::new(staged::create(&self.path, self.bytes)?))),
+            false => None,
         };
         Ok(Self { made, ..self.clone() })
+    }
+
+    /// Returns whether the disk is arriving in a file that is created for it.
+    pub fn needs_file(&self) -> bool {
+        self.origin != Origin::Present && !overwritten::is_at(&self.path)
     }
 
     /// Returns the file that was created for the disk, if any.
@@ -289,15 +296,22 @@ impl BlockConfig {
             Origin::Present => {
                 Disk::open_present(&self.path, self.access)?.expect_bytes(self.bytes)
             }
+            Origin::Arriving(occupied) if overwritten::is_at(&self.path) => {
+                overwritten::open(self, occupied).map(drop)
+            }
             Origin::Arriving(occupied) => staged::check_place(&self.path, occupied).map(drop),
         }
     }
 
     /// Checks that the disk at the path is the one that the guest has at the source, which has sent
-    /// its evidence.
+    /// its evidence; or, if it is a block device that a copied disk overwrites, that it is not that
+    /// disk.
     pub(crate) fn check_shared(&self) -> Result<(), DeviceError> {
-        if self.origin != Origin::Present {
-            return Ok(());
+        if let Origin::Arriving(occupied) = self.origin {
+            return match self.needs_file() {
+                true => Ok(()),
+                false => self.expect_other(overwritten::open(self, occupied)?.file()),
+            };
         }
         let disk = Disk::open_present(&self.path, self.access)?;
         let path = || self.path.clone();
@@ -306,6 +320,21 @@ impl BlockConfig {
             Ok(Some(false)) => Err(DeviceError::OtherDisk { path: path() }),
             Ok(None) => Err(DeviceError::UnprovenDisk { path: path() }),
             Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
+        }
+    }
+
+    /// Checks that `device`, which the disk would overwrite, is not the disk itself.
+    fn expect_other(&self, device: &File) -> Result<(), DeviceError> {
+        let path = self.path.clone();
+        let is_itself = match (&self.proof, DiskProof::of(device)) {
+            (DiskProof::Vouched, _) => Some(false),
+            (DiskProof::Device(known), DiskProof::Device(here)) => is_same_device(known, &here),
+            _ => None,
+        };
+        match is_itself {
+            Some(false) => Ok(()),
+            Some(true) => Err(DeviceError::CopyOntoItself { path }),
+            None => Err(DeviceError::MayBeItself { path }),
         }
     }
 }

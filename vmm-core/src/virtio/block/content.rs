@@ -16,6 +16,7 @@ use super::departed;
 use super::identity::DiskIdentity;
 use super::lock_reach::LockReach;
 use super::log::{WriteLog, each_word};
+use super::overwritten;
 use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
 use super::staged::{self, UnnamedFile};
@@ -45,7 +46,7 @@ pub struct DiskContent {
 impl DiskContent {
     /// Creates the content of the disk in `file`.
     pub(super) fn new(config: &BlockConfig, file: &Arc<File>) -> Self {
-        let unnamed = Some(config.origin()).filter(|origin| *origin != Origin::Present);
+        let unnamed = Some(config.origin()).filter(|_| config.needs_file());
         Self {
             path: config.path().to_path_buf(),
             file: Arc::clone(file),
@@ -204,6 +205,18 @@ impl DiskContent {
     pub fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), DeviceError> {
         let (offset, inside) = self.place(chunk, first_page, data.len())?;
         self.file.write_all_at(&data[..inside], offset).map_err(|error| self.failed(error))
+    }
+
+    /// Zeroes the block device that an arriving disk overwrites; a file that was created for one is
+    /// zeros. Asks again and again whether that `is_wanted`.
+    ///
+    /// # Errors
+    /// If the device cannot be written, or it is not wanted any more.
+    pub fn clear(&self, is_wanted: impl Fn() -> bool) -> Result<(), DeviceError> {
+        if !self.is_device() {
+            return Ok(());
+        }
+        overwritten::clear(&self.file, self.bytes, is_wanted).map_err(|error| self.failed(error))
     }
 
     /// Zeroes the pages of `chunk` in `mask`, and frees their space where possible.
