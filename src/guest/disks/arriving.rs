@@ -13,7 +13,7 @@ use migrate::{
     DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, SourceGuest,
 };
 use nix::sys::statvfs::statvfs;
-use vmm_core::virtio::block::{BlockConfig, Occupied};
+use vmm_core::virtio::block::{BlockConfig, Occupied, with_disks_below};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 use super::{Part, lay_out, part_of};
@@ -40,15 +40,24 @@ pub(crate) fn expect(
 ) -> Result<(), Refusal> {
     let refuse = |kind, text: &str| Refusal::new(kind, format!("{}: {text}", guest.name));
     let mut needed: BTreeMap<u64, (u64, &Path)> = BTreeMap::new();
+    let is_copied = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
+    let shared = shape.devices.iter().enumerate().filter(|(index, _)| !is_copied(*index));
+    let mut taken: Vec<PathBuf> = shared
+        .filter_map(|(_, device)| match device {
+            DeviceConfig::Block(disk) => Some(disk.path().to_owned()),
+            _ => None,
+        })
+        .collect();
     let mut places = Vec::new();
     for copy in &guest.disks {
         let disk = disk_of(shape, copy).map_err(|text| refuse(RefusalKind::Guest, text))?;
         let place = place(disk.path(), folders);
         let place = place.map_err(|text| refuse(RefusalKind::Other, &text))?;
-        if places.contains(&place) {
+        if taken.iter().any(|other| overlap(other, &place)) {
             let text = format!("two of its disks would be {}", place.display());
             return Err(refuse(RefusalKind::Guest, &text));
         }
+        taken.push(place.clone());
         places.push(place);
     }
     let files = guest.disks.iter().zip(&places).filter(|(_, place)| device_at(place).is_none());
@@ -85,6 +94,13 @@ fn place(path: &Path, folders: &DiskPlaces) -> Result<PathBuf, String> {
         return Err(format!("there is no block device {} here: make it first", place.display()));
     }
     Ok(place)
+}
+
+/// Whether two disks at these paths would have content in common.
+fn overlap(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let (one, other) = (resolved(one), resolved(other));
+    with_disks_below(&one).contains(&other) || with_disks_below(&other).contains(&one)
 }
 
 /// Returns the path, without links, of the block device at `path`.

@@ -292,6 +292,15 @@ fn only_permitted_disks_are_created() {
     let mut twice = description.clone();
     twice.disks.push(description.disks[0].clone());
     assert!(refusal(&twice, &[folder.path()]).contains("two of its disks"));
+
+    // Nor onto a disk that both hosts share.
+    let shared = from.with_file_name("shared.raw");
+    std::fs::copy(&from, &shared).unwrap();
+    let paths = [(from.clone(), shared.clone())].into();
+    let wanted = CopyDisks { only: [from.clone()].into(), paths, replace: true };
+    let machine = machine(&[&from, &shared]);
+    let source = Departing::new(machine, "host-b", MIGRATION, copied(&wanted)).unwrap();
+    assert!(refusal(&source.describe(), &[folder.path()]).contains("two of its disks"));
 }
 
 #[test]

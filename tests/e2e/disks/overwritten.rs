@@ -126,7 +126,7 @@ fn a_device_is_not_copied_onto_itself() {
         let copy = ["--copy-disks", "--replace-disks"];
         Migration::start(&pair.a, GUEST, &pair.b, &[&copy, more].concat()).finish()
     };
-    go(&[]).stayed(&[&*device.path(), "is the same device on both hosts", "--copy-disk"]);
+    go(&[]).stayed(&[&*device.path(), "the guest uses at the source", "--copy-disk"]);
     // Even a user who is mistaken does not destroy it: the guest has it locked.
     go(&["--unsafe"]).stayed(&[&*device.path(), "in use by another guest"]);
     let mut content = [0; 4096];

@@ -94,9 +94,9 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// The block device that a copied disk would overwrite is that disk.
+    /// The block device that a copied disk would overwrite is one of the guest's disks.
     #[error(
-        "disk {} is the same device on both hosts, and a copy would destroy it: share it (without --copy-disks, or with --copy-disk for \
+        "disk {} is a device that the guest uses at the source, and a copy would destroy its content: share it (without --copy-disks, or with --copy-disk for \
          the guest's other disks)",
         path.display()
     )]
@@ -104,10 +104,10 @@ pub enum DeviceError {
         /// The block device.
         path: PathBuf,
     },
-    /// The block device that a copied disk would overwrite may be that disk.
+    /// The block device that a copied disk would overwrite may be one of the guest's disks.
     #[error(
-        "cannot verify that disk {} is another device than the one that the guest has at the source: a copy onto itself would destroy it; \
-         give --unsafe if you are sure",
+        "cannot verify that disk {} is none of the devices that the guest uses at the source, whose content a copy would destroy: give \
+         --unsafe if you are sure",
         path.display()
     )]
     MayBeItself {

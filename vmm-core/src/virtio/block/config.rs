@@ -304,13 +304,13 @@ impl BlockConfig {
     }
 
     /// Checks that the disk at the path is the one that the guest has at the source, which has sent
-    /// its evidence; or, if it is a block device that a copied disk overwrites, that it is not that
-    /// disk.
-    pub(crate) fn check_shared(&self) -> Result<(), DeviceError> {
+    /// its evidence; or, if it is a block device that a copied disk overwrites, that it is none of
+    /// the guest's `disks`.
+    pub(crate) fn check_shared(&self, disks: &[&Self]) -> Result<(), DeviceError> {
         if let Origin::Arriving(occupied) = self.origin {
             return match self.needs_file() {
                 true => Ok(()),
-                false => self.expect_other(overwritten::open(self, occupied)?.file()),
+                false => self.expect_other(overwritten::open(self, occupied)?.file(), disks),
             };
         }
         let disk = Disk::open_present(&self.path, self.access)?;
@@ -323,19 +323,24 @@ impl BlockConfig {
         }
     }
 
-    /// Checks that `device`, which the disk would overwrite, is not the disk itself.
-    fn expect_other(&self, device: &File) -> Result<(), DeviceError> {
-        let path = self.path.clone();
-        let is_itself = match (&self.proof, DiskProof::of(device)) {
-            (DiskProof::Vouched, _) => Some(false),
-            (DiskProof::Device(known), DiskProof::Device(here)) => is_same_device(known, &here),
-            _ => None,
-        };
-        match is_itself {
-            Some(false) => Ok(()),
-            Some(true) => Err(DeviceError::CopyOntoItself { path }),
-            None => Err(DeviceError::MayBeItself { path }),
+    /// Checks that `device`, which the disk would overwrite, is none of the guest's `disks`.
+    fn expect_other(&self, device: &File, disks: &[&Self]) -> Result<(), DeviceError> {
+        let path = || self.path.clone();
+        let here = DiskProof::of(device);
+        for disk in disks {
+            let is_it = match (&disk.proof, &here) {
+                // A file, or the user knows better.
+                (DiskProof::AccessTime(..) | DiskProof::Vouched, _) => Some(false),
+                (DiskProof::Device(known), DiskProof::Device(here)) => is_same_device(known, here),
+                _ => None,
+            };
+            match is_it {
+                Some(false) => {}
+                Some(true) => return Err(DeviceError::CopyOntoItself { path: path() }),
+                None => return Err(DeviceError::MayBeItself { path: path() }),
+            }
         }
+        Ok(())
     }
 }
 
@@ -389,6 +394,21 @@ mod tests {
         let config = BlockConfig::new(file.path(), Access::ReadOnly, "").unwrap();
         assert!(matches!(config.expect_seal(), Err(DeviceError::DiskUnsealed { .. })));
         config.with_proof(DiskProof::Sealed(Seal::File(1, 2))).expect_seal().unwrap();
+    }
+
+    #[test]
+    fn a_device_is_overwritten_only_if_it_is_certainly_none_of_the_guests_disks() {
+        let file = file(512);
+        let config = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
+        let with = |proof: DiskProof| config.clone().with_proof(proof);
+        // The file stands for a device without names.
+        let check = |disks: &[&BlockConfig]| config.expect_other(file.as_file(), disks);
+        let (vouched, shared) = (with(DiskProof::Vouched), with(DiskProof::AccessTime(1, 2)));
+        check(&[&vouched, &shared]).unwrap();
+        for unknown in [DiskProof::Absent, DiskProof::Device(vec!["wwid a".to_owned()])] {
+            let refused = check(&[&vouched, &with(unknown)]).unwrap_err();
+            assert!(matches!(refused, DeviceError::MayBeItself { .. }), "{refused}");
+        }
     }
 
     #[test]
