@@ -10,8 +10,9 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use super::SECTOR_BYTES;
 use super::disk::Disk;
 use super::names::is_same_device;
+use super::overwritten;
 use super::proof::DiskProof;
-use super::{overwritten, staged};
+use super::staged::{self, Staged};
 use crate::virtio::DeviceError;
 
 /// Longest path of a disk, in bytes (`PATH_MAX` of `linux/limits.h`).
@@ -65,7 +66,7 @@ pub(super) const QUEUES_MAX: u16 = 8;
 
 /// A file that was created for an arriving disk: equal only to itself.
 #[derive(Debug, Clone)]
-struct Made(Arc<File>);
+struct Made(Arc<Staged>);
 
 impl PartialEq for Made {
     fn eq(&self, other: &Self) -> bool {
@@ -192,16 +193,18 @@ impl BlockConfig {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
     }
 
-    /// Returns the same disk with the nameless file that it arrives in, which is created here: for
-    /// a process whose confined threads cannot create files. A disk that needs no file does not
-    /// change.
+    /// Returns the same disk with the file that it arrives in, which is created here, without a name
+    /// or with a temporary one: for a process whose confined threads cannot create files. A disk
+    /// that has its file or needs none does not change.
     ///
     /// # Errors
-    /// If the file system does not support files without names, or is full.
+    /// If the file system is full, or refuses.
     pub fn made(&self) -> Result<Self, DeviceError> {
-        let made = match self.needs_file() {
-            true => Some(Made(Arc::new(staged::create(&self.path, self.bytes)?))),
-            false => None,
+        let made = match &self.made {
+            None if self.needs_file() => {
+                Some(Made(Arc::new(Staged::create(&self.path, self.bytes)?)))
+            }
+            made => made.clone(),
         };
         Ok(Self { made, ..self.clone() })
     }
@@ -211,9 +214,25 @@ impl BlockConfig {
         self.origin != Origin::Present && !overwritten::is_at(&self.path)
     }
 
+    /// Returns the same disk in a file with a temporary name, as [`Self::made`] creates it where
+    /// every file needs a name.
+    #[cfg(test)]
+    pub(super) fn made_with_a_name(&self) -> Self {
+        let staged = Staged::named(&self.path, self.bytes).unwrap();
+        Self { made: Some(Made(Arc::new(staged))), ..self.clone() }
+    }
+
     /// Returns the file that was created for the disk, if any.
-    pub(super) fn made_file(&self) -> Option<&Arc<File>> {
+    pub(super) fn staged(&self) -> Option<&Arc<Staged>> {
         self.made.as_ref().map(|made| &made.0)
+    }
+
+    /// Removes the temporary name of the file that was created for a disk that does not arrive.
+    /// Does nothing if the file has no name, or its own.
+    pub fn abandon(&self) {
+        if let Some(staged) = self.staged() {
+            staged.abandon();
+        }
     }
 
     /// Returns the same disk for a guest that continues to use it here, rather than starting on it.

@@ -13,7 +13,7 @@ use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
 use super::proof::DiskProof;
 use super::seal::{self, Seal};
-use super::{departed, overwritten, staged};
+use super::{departed, overwritten};
 use crate::sys::file;
 use crate::virtio::DeviceError;
 
@@ -51,11 +51,11 @@ enum Expected {
 }
 
 impl Disk {
-    /// Opens the disk of `config` without locking it. Of an arriving disk, creates the file, or locks
-    /// the block device that it overwrites.
+    /// Opens the disk of `config` without locking it; an arriving disk is locked from now on. Its file
+    /// has been created ([`BlockConfig::made`]), or it overwrites a block device.
     ///
     /// # Errors
-    /// [`DeviceError`], if the disk cannot be opened or created.
+    /// [`DeviceError`], if the disk cannot be opened, or a device cannot be locked.
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
         match config.origin() {
@@ -66,10 +66,9 @@ impl Disk {
                 };
                 Ok(Self { expected, ..Self::open_present(path, access)? })
             }
-            Origin::Arriving(occupied) => match config.made_file() {
-                Some(file) => Ok(Self::of(path, Arc::clone(file), access, bytes)),
-                None if overwritten::is_at(path) => Self::open_overwritten(config, occupied),
-                None => Ok(Self::of(path, Arc::new(staged::create(path, bytes)?), access, bytes)),
+            Origin::Arriving(occupied) => match config.staged() {
+                Some(staged) => Ok(Self::of(path, Arc::clone(staged.file()), access, bytes)),
+                None => Self::open_overwritten(config, occupied),
             },
         }
     }
