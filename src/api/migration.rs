@@ -56,8 +56,8 @@ pub(crate) struct MigrationRequest {
     /// Copies the content of disks with the guest; when absent, both hosts share all of them.
     #[serde(default)]
     pub(crate) copy_disks: Option<CopyDisks>,
-    /// Skips the proof between the hosts that they share the disks which are not copied, and that no
-    /// copied disk is the block device that it overwrites.
+    /// Skips the proof between the hosts that they share the disks which are not copied, and that
+    /// no copied disk is the block device that it overwrites.
     #[serde(default)]
     pub(crate) unproven_disks: bool,
     /// UDP port of this host's node, through which the destination can ask this host later; absent

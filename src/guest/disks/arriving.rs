@@ -82,8 +82,8 @@ pub(crate) fn expect(
     Ok(())
 }
 
-/// Returns where to put a disk that is wanted at `path`: onto the block device there, which the node
-/// has permitted as it permits each disk, or into a new file.
+/// Returns where to put a disk that is wanted at `path`: onto the block device there, which the
+/// node has permitted as it permits each disk, or into a new file.
 fn place(path: &Path, folders: &DiskPlaces) -> Result<PathBuf, String> {
     if let Some(device) = device_at(path) {
         return Ok(device);
@@ -264,8 +264,9 @@ impl Drop for Arriving {
     }
 }
 
-/// Zeroes the block device that a disk overwrites, then writes the disk's content back while more of it arrives. So little is left for the end, and a
-/// source that is faster than the disk has to wait for it.
+/// Zeroes the block device that a disk overwrites, and then writes the disk's content back while
+/// more of it arrives. So little is left for the end, and a source that is faster than the disk has
+/// to wait for it.
 #[derive(Debug)]
 struct Writer {
     disk: Arc<DiskContent>,

@@ -96,8 +96,8 @@ pub enum DeviceError {
     },
     /// The block device that a copied disk would overwrite is one of the guest's disks.
     #[error(
-        "disk {} is a device that the guest uses at the source, and a copy would destroy its content: share it (without --copy-disks, or with --copy-disk for \
-         the guest's other disks)",
+        "disk {} is a device that the guest uses at the source, and a copy would destroy its content: share it (without --copy-disks, or \
+         with --copy-disk for the guest's other disks)",
         path.display()
     )]
     CopyOntoItself {

@@ -193,9 +193,9 @@ impl BlockConfig {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
     }
 
-    /// Returns the same disk with the file that it arrives in, which is created here, without a name
-    /// or with a temporary one: for a process whose confined threads cannot create files. A disk
-    /// that has its file or needs none does not change.
+    /// Returns the same disk with the file that it arrives in, which is created here, without a
+    /// name or with a temporary one: for a process whose confined threads cannot create files. A
+    /// disk that has its file or needs none does not change.
     ///
     /// # Errors
     /// If the file system is full, or refuses.

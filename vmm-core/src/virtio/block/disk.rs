@@ -51,8 +51,8 @@ enum Expected {
 }
 
 impl Disk {
-    /// Opens the disk of `config` without locking it; an arriving disk is locked from now on. Its file
-    /// has been created ([`BlockConfig::made`]), or it overwrites a block device.
+    /// Opens the disk of `config` without locking it; an arriving disk is locked from now on. Its
+    /// file has been created ([`BlockConfig::made`]), or it overwrites a block device.
     ///
     /// # Errors
     /// [`DeviceError`], if the disk cannot be opened, or a device cannot be locked.
@@ -142,9 +142,9 @@ impl Disk {
         self.bytes
     }
 
-    /// Checks that the disk has the size that a guest knows, ignoring a partial sector at the end. A
-    /// block device may be larger: volumes consist of whole extents, and the guest does not use the
-    /// rest.
+    /// Checks that the disk has the size that a guest knows, ignoring a partial sector at the end.
+    /// A block device may be larger: volumes consist of whole extents, and the guest does not use
+    /// the rest.
     ///
     /// # Errors
     /// [`DeviceError::DiskSize`].

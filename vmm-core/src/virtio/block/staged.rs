@@ -2,8 +2,8 @@
 //! runs here.
 //!
 //! So no half-copied file can be mistaken for a disk, and nothing is left behind, however the copy
-//! ends: the kernel deletes the file when the last process closes it. Where every file needs a name,
-//! as on NFS, it has a temporary one, which stays behind if the process is killed.
+//! ends: the kernel deletes the file when the last process closes it. Where every file needs a
+//! name, as on NFS, it has a temporary one, which stays behind if the process is killed.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
