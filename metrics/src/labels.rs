@@ -234,6 +234,18 @@ fixed_label! {
 }
 
 fixed_label! {
+    /// What an estimate of a migration says of it.
+    EstimateFigure as "figure" {
+        /// Duration of the whole migration.
+        Duration = "duration",
+        /// Downtime of the guest.
+        Downtime = "downtime",
+        /// Bytes sent.
+        Bytes = "bytes",
+    }
+}
+
+fixed_label! {
     /// Why a node refused an incoming guest.
     RefusalReason as "reason" {
         /// A guest of that name is on this host.

@@ -7,7 +7,9 @@ use crate::error::MigrationError;
 use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
-use crate::report::{MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill};
+use crate::report::{
+    Estimated, MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill,
+};
 use crate::stall::{OnStall, Stall};
 
 /// Number of first rounds that stay listed when there are too many.
@@ -37,6 +39,7 @@ pub(crate) struct Telemetry {
     pub(crate) expected_downtime: Option<Duration>,
     pub(crate) standstill: Option<Standstill>,
     pub(crate) stall: Option<Stall>,
+    pub(crate) estimate: Option<Estimated>,
     dirty_rate: DirtyRateMeter,
 }
 
@@ -64,6 +67,7 @@ impl Telemetry {
             expected_downtime: None,
             standstill: None,
             stall: None,
+            estimate: None,
             dirty_rate: DirtyRateMeter::default(),
         }
     }
@@ -212,6 +216,7 @@ impl Telemetry {
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
             standstill: self.standstill,
             stall: self.stall,
+            estimate: self.estimate,
             dry_runs: self.dry_runs,
             dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
             returns: self.returns,

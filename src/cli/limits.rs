@@ -123,7 +123,7 @@ mod tests {
             ("downtime=0s", "too short"),
             ("on-stall=pray", "throttle, force, cancel, wait"),
             ("compress=off", "cannot be set"),
-            ("bandwidth=fast", "rate"),
+            ("bandwidth=fast", "number"),
         ] {
             let error = format!("{:#}", Setting::parse(text).unwrap_err());
             assert!(error.contains(word), "{error}");

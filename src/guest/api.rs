@@ -216,6 +216,15 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             |guest, request: MigrationRequest| guest.migrate(&request),
         )
         .with_bodies_of(IDENTITY_BYTES_MAX),
+        ask_with_body(
+            Method::POST,
+            "/v1/guest/migration/estimate",
+            DONE,
+            "Measure for some seconds how such a migration would go; the guest is paused once for \
+             some milliseconds, and stays (409 when a migration is running)",
+            |guest, request: MigrationRequest| guest.estimate(&request),
+        )
+        .with_bodies_of(IDENTITY_BYTES_MAX),
         ask(
             Method::DELETE,
             "/v1/guest/migration",

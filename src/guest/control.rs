@@ -77,6 +77,10 @@ impl ProcessControl {
                 Reason::WrongState,
                 format!("{name} is being saved: wait for its end"),
             )),
+            Occupation::Estimating => Err(ApiError::new(
+                Reason::WrongState,
+                format!("a migration of {name} is being estimated: try again in some seconds"),
+            )),
             Occupation::Leaving(_) if occupation.doubt().is_some() => migrating(format!(
                 "the migration of {name} is in doubt: see `lighter show {name}` for the way out"
             )),
@@ -103,6 +107,7 @@ impl ProcessControl {
             Occupation::None
             | Occupation::Saving(_)
             | Occupation::Saved(_)
+            | Occupation::Estimating
             | Occupation::Leaving(_) => Ok(()),
         }
     }

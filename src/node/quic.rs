@@ -48,6 +48,11 @@ impl FrontHandler for SourceRequests {
                 }
                 FrontRequest::DiskUsers { disk } => node.disk_users(&disk).await,
                 FrontRequest::BootFiles { files } => boot_files::answer(files),
+                // The server of the protocol answers it itself.
+                FrontRequest::Sink => FrontReply::Refused(migrate::Refusal::new(
+                    RefusalKind::Other,
+                    "this node has no sinks",
+                )),
             }
         });
         answer.await.unwrap_or_else(|error| {

@@ -18,7 +18,7 @@ use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
-use super::summary;
+use super::{estimate, summary};
 use crate::address::Destination;
 use crate::api::migration::{
     CopyDisks, LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution,
@@ -58,10 +58,32 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     }
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
+        None if args.estimate => {
+            print_estimate(state, args, args.destination.as_deref().unwrap_or_default())
+        }
         // The command line requires a destination unless there is a decision. Were it missing, the
         // guest's process would refuse the empty one.
         None => migrate(state, args, args.destination.as_deref().unwrap_or_default()),
     }
+}
+
+/// Prints how a migration would go.
+fn print_estimate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
+    let client = guest_client(state, &args.name)?;
+    let asked = block_on(async {
+        let request = request(state, args, destination).await?;
+        estimate::ask(client, &request).await
+    });
+    let what = || format!("cannot estimate the migration of {} to {destination}", args.name);
+    let estimate = asked.with_context(what)?;
+    match args.json.output() {
+        Output::Json => output::print_json(&estimate)?,
+        Output::Text => {
+            let columns = output::columns();
+            output::print(estimate::text(&args.name, destination, &estimate, columns))?;
+        }
+    }
+    Ok(Exit::Done)
 }
 
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
@@ -234,7 +256,7 @@ fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Builds the request from what the command line says; of several values for a limit, the last holds.
+/// Builds the request from the settings; of several for one limit, the last holds.
 fn new_limits(settings: &[Setting]) -> LimitsRequest {
     let mut request = LimitsRequest::default();
     for setting in settings {

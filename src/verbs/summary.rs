@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::progress::Role;
-use migrate::report::{Outcome, Standstill};
+use migrate::report::{Estimated, Outcome, Standstill};
 use migrate::stall::Stall;
 use migrate::{Reason, Report};
 
@@ -25,6 +25,7 @@ pub(crate) fn figures(
     if let Some(parts) = &report.standstill {
         lines.push(("Spent on", standstill(parts)));
     }
+    lines.extend(report.estimate.as_ref().map(|estimate| ("Estimated", estimated(estimate))));
     lines.push(("Rounds", report.rounds_total.to_string()));
     lines.extend(report.stall.as_ref().map(|stall| ("Stalled", stalled(stall))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
@@ -53,6 +54,12 @@ pub(crate) fn figures(
     };
     lines.push(("Pages", pages + &hinted));
     facts_within(&lines, screen)
+}
+
+/// Formats what an estimate before the migration said of it.
+fn estimated(estimate: &Estimated) -> String {
+    let (total, downtime) = (seconds(estimate.total_seconds), seconds(estimate.downtime_seconds));
+    format!("{total} in all, {downtime} of downtime, {} sent", format_size(estimate.wire_bytes))
 }
 
 /// Formats when the migration stalled, and what was done about it.
@@ -228,6 +235,7 @@ pub(super) mod tests {
             expected_downtime_seconds: Some(0.030),
             standstill: None,
             stall: None,
+            estimate: None,
             dry_runs: 1,
             dry_run_seconds: 0.004,
             returns: 0,
@@ -331,6 +339,11 @@ pub(super) mod tests {
         };
         let report = Report {
             standstill: Some(standstill),
+            estimate: Some(Estimated {
+                total_seconds: 1.84,
+                downtime_seconds: 0.0281,
+                wire_bytes: 430 << 20,
+            }),
             disk_bytes: 1 << 30,
             transfer,
             ..report(Outcome::Migrated, None)

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::Endpoint;
+use quinn::{Connection, Endpoint};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -13,9 +13,7 @@ use crate::protocol::front::{
     BootFile, DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk,
 };
 use crate::protocol::preamble::{Preamble, StreamRole};
-use crate::protocol::{
-    CodecError, Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token,
-};
+use crate::protocol::{Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
 use crate::text::PeerText;
@@ -97,13 +95,7 @@ pub async fn ask(
     let reply = match answer {
         Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: ANSWER_TIME }),
         Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error))) => {
-            Err(malformed(peer, &error))
-        }
-        Ok(Err(ReadFailure::Lost(detail))) => Err(match connection.close_reason() {
-            Some(error) => LinkError::explain(&error, peer.address, &peer.name).into(),
-            None => FrontError::Protocol { peer: peer.address, detail },
-        }),
+        Ok(Err(failure)) => Err(failed(&connection, peer, failure)),
     };
     connection.close(0_u32.into(), b"");
     reply
@@ -295,18 +287,25 @@ async fn resolve_with_process(
         let _ = timeout(Duration::from_secs(2), send.stopped()).await;
         Ok(answer)
     };
-    let outcome = dialogue.await.map_err(|failure| match failure {
-        ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error) => malformed(peer, &error),
-        ReadFailure::Lost(detail) => match connection.close_reason() {
-            Some(error) => LinkError::explain(&error, peer.address, &peer.name).into(),
-            None => FrontError::Protocol { peer: peer.address, detail },
-        },
-    });
+    let outcome = dialogue.await.map_err(|failure| failed(&connection, peer, failure));
     connection.close(0_u32.into(), b"");
     outcome
 }
 
-fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
+/// Explains why no answer of `peer` could be read from `connection`.
+pub(super) fn failed(connection: &Connection, peer: &Peer, failure: ReadFailure) -> FrontError {
+    let detail = match failure {
+        ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error) => error.to_string(),
+        ReadFailure::Lost(detail) => match connection.close_reason() {
+            Some(error) => return LinkError::explain(&error, peer.address, &peer.name).into(),
+            None => detail,
+        },
+    };
+    FrontError::Protocol { peer: peer.address, detail }
+}
+
+/// Explains an answer that does not fit the request.
+pub(super) fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
     let detail = match reply {
         FrontReply::Refused(refusal) => return FrontError::Refused(refusal),
         FrontReply::Admitted { .. } => "admitted",
@@ -316,12 +315,9 @@ fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::Traced { .. } => "traced",
         FrontReply::DiskUsers(_) => "users of a disk",
         FrontReply::BootFiles(_) => "files to boot from",
+        FrontReply::Sink { .. } => "a sink",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
-}
-
-fn malformed(peer: &Peer, error: &CodecError) -> FrontError {
-    FrontError::Protocol { peer: peer.address, detail: error.to_string() }
 }
 
 #[cfg(test)]

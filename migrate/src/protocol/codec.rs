@@ -132,13 +132,14 @@ impl Message for FrontRequest {
             Self::Trace { .. } => 68,
             Self::DiskUsers { .. } => 69,
             Self::BootFiles { .. } => 70,
+            Self::Sink => 71,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=70 => Some(SMALL_LIMIT),
+            66..=71 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -155,11 +156,12 @@ impl Message for FrontReply {
             Self::Traced { .. } => 102,
             Self::DiskUsers(_) => 103,
             Self::BootFiles(_) => 104,
+            Self::Sink { .. } => 105,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=104).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=105).then_some(SMALL_LIMIT)
     }
 }
 

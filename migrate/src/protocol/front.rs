@@ -61,6 +61,9 @@ pub enum FrontRequest {
         /// The files; the answer is about the first ones if there are more than any guest has.
         files: Vec<BootFile>,
     },
+    /// Asks the node to read and discard what follows on this stream, to measure the path. Earlier
+    /// versions do not know this request.
+    Sink,
 }
 
 /// A file from which a guest boots.
@@ -195,4 +198,9 @@ pub enum FrontReply {
     DiskUsers(Vec<DiskUser>),
     /// Answer to `BootFiles`: for each file, whether it is there with that content.
     BootFiles(Vec<bool>),
+    /// Answer to `Sink`: the node reads what follows.
+    Sink {
+        /// Most bytes that it reads; then it closes the connection.
+        bytes_max: u64,
+    },
 }

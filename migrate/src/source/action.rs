@@ -24,8 +24,8 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Slow the guest down: its vCPUs rest for this share of the time, in percent; 0 ends that. Comes
-    /// again while it lasts. No answer: a failure costs only time.
+    /// Slow the guest down: its vCPUs rest for this share of the time, in percent; 0 ends that.
+    /// Comes again while it lasts. No answer: a failure costs only time.
     Throttle {
         /// Share of the time that the vCPUs rest, at most 99.
         percent: u8,

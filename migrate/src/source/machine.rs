@@ -20,7 +20,7 @@ use crate::phase::Phase;
 use crate::progress::{Progress, Role};
 use crate::protocol::{Features, MigrationId, Offer, SourceMessage};
 use crate::record::{RecordSlot, SourceState};
-use crate::report::Outcome;
+use crate::report::{Estimated, Outcome};
 use crate::telemetry::Telemetry;
 use crate::text::PeerText;
 
@@ -39,6 +39,8 @@ pub struct SourceConfig {
     pub limits: Limits,
     /// UDP port of this host's node, which the destination records; none if no node runs here.
     pub node_port: Option<NonZeroU16>,
+    /// What an estimate said of this migration, for its report.
+    pub estimate: Option<Estimated>,
 }
 
 /// The source's side of one migration.
@@ -74,6 +76,7 @@ impl Source {
         notes.guest.clone_from(&config.guest.name);
         notes.memory_bytes = config.guest.layout.bytes();
         notes.disk_bytes = config.guest.disk_bytes();
+        notes.estimate = config.estimate;
         Self {
             estimate: Estimate::new(),
             stall: StallWatch::default(),

@@ -53,6 +53,7 @@ impl Bench {
             streams: 2,
             limits: Limits::default(),
             node_port: None,
+            estimate: None,
         };
         Self { source: Source::new(config, Duration::ZERO), now: Duration::ZERO }
     }

@@ -163,7 +163,9 @@ pub enum DeviceError {
     },
     /// The host itself uses the block device, or a guest uses it in part or as a part.
     #[error(
-        "disk {0} is in use by the host or by a guest: it, one of its partitions or its whole disk is mounted, swap, part of a RAID, LVM          or multipath device (`lsblk {0}` shows it), or the disk of a guest that writes it; two writers would destroy its content",
+        "disk {0} is in use by the host or by a guest: it, one of its partitions or its whole disk is mounted, swap, \
+         part of a RAID, LVM or multipath device (`lsblk {0}` shows it), or the disk of a guest that writes it; two \
+         writers would destroy its content",
         path.display()
     )]
     DiskOfHost {

@@ -91,6 +91,7 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Find { uuid: migration.0, name: "web-1".into() },
         FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
         FrontRequest::BootFiles { files: vec![BootFile { path: b"/k".to_vec(), digest: 7 }] },
+        FrontRequest::Sink,
         FrontRequest::DiskUsers {
             disk: SoughtDisk {
                 path: "/dev/vdb".into(),
@@ -122,6 +123,7 @@ fn front_replies() -> Vec<FrontReply> {
             }),
         },
         FrontReply::BootFiles(vec![true, false]),
+        FrontReply::Sink { bytes_max: 4096 },
         FrontReply::DiskUsers(vec![DiskUser {
             uuid: id().0,
             name: "web-1".into(),
@@ -237,6 +239,14 @@ fn bytes_about_boot_files_stay_as_they_are() {
     let golden = "6c436800 0e000000 07000000 0200000000000000 0100";
     let golden: String = golden.split_whitespace().collect();
     assert_eq!(hex(&encode(&answered).unwrap()), golden);
+}
+
+#[test]
+fn bytes_about_sinks_stay_as_they_are() {
+    let asked = encode(&FrontRequest::Sink).unwrap();
+    assert_eq!(hex(&asked), "6c4347000400000006000000");
+    let answered = encode(&FrontReply::Sink { bytes_max: 4096 }).unwrap();
+    assert_eq!(hex(&answered), "6c4369000c000000080000000010000000000000");
 }
 
 #[test]

@@ -124,13 +124,17 @@ impl Driver {
     }
 }
 
-fn run_state(guest: &dyn SourceGuest) -> RunState {
+/// Returns whether the guest runs.
+pub(in crate::session) fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
 /// Pauses the guest, saves its state, and resumes it if it ran. Its disks are flushed before that,
 /// while it runs.
-fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> {
+pub(in crate::session) fn dry_run(
+    guest: &dyn SourceGuest,
+    was: RunState,
+) -> Result<Probe, GuestError> {
     // The first flush writes everything that has accumulated.
     guest.flush()?;
     let began = Instant::now();

@@ -361,7 +361,8 @@ impl FrontHandler for Node {
             FrontRequest::Find { .. }
             | FrontRequest::Trace { .. }
             | FrontRequest::DiskUsers { .. }
-            | FrontRequest::BootFiles { .. } => FrontReply::Found(None),
+            | FrontRequest::BootFiles { .. }
+            | FrontRequest::Sink => FrontReply::Found(None),
         }
     }
 }
@@ -449,6 +450,7 @@ impl World {
             connections: Some(1),
             addresses: Vec::new(),
             node_port: None,
+            estimate: None,
         }
     }
 
