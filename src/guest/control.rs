@@ -14,9 +14,10 @@ use vmm_core::memory::Prealloc;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{DiskContent, RunState};
 
+use super::ending::Ending;
 use super::machine::SharedMachine;
 use super::merging::Merging;
-use super::process::{Ending, GuestProcess, Occupation};
+use super::process::{GuestProcess, Occupation};
 use super::session::MigrationSession;
 use super::{balloon, treatment, workload};
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};

@@ -1,6 +1,5 @@
 //! The life of a guest process: what it is occupied with, why it ends, and its orderly end.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use uuid::Uuid;
 use vmm_core::{Labels, StopReason, VcpuLimits, VmEvent};
 
 use super::arriving::Arrival;
+use super::ending::Ending;
 use super::estimating::LastEstimate;
 use super::events::Events;
 use super::leaving::Departure;
@@ -24,7 +24,8 @@ use super::survey::Surveys;
 use super::workload::ReportedFaults;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{Confinement, GuestState};
-use crate::ended::{Ended, How, SAVED_TO};
+use crate::departures::PresentDisk;
+use crate::ended::{Ended, How};
 use crate::names::GuestName;
 use crate::scrollback::Excerpt;
 use crate::signals::EndSignals;
@@ -41,68 +42,6 @@ const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a process that is told to end goes on serving memory that the guest at its destination
 /// still needs: without it, the guest is lost.
 const SERVE_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Why a guest process ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// A user asked for it, over the API, with a signal or a key.
-    Asked,
-    /// The guest ended on its own.
-    Guest(StopReason),
-    /// The guest runs on another host.
-    Moved {
-        /// The other host.
-        destination: String,
-    },
-    /// The guest was saved to a file.
-    Saved {
-        /// Path of the file.
-        file: PathBuf,
-    },
-    /// The guest was on its way here, and did not arrive.
-    NotArrived {
-        /// Why not.
-        cause: String,
-    },
-    /// The guest ran here, and its source ended before all of its memory was here.
-    Stranded {
-        /// What happened.
-        cause: String,
-    },
-    /// The copy in this process will never run.
-    Discarded {
-        /// Why it was given up.
-        cause: String,
-    },
-}
-
-impl Ending {
-    /// Returns the record of this ending, for the guest `uuid` in the process of this identity,
-    /// which ends at `ended_unix_ms`.
-    pub(crate) fn record(&self, process: &GuestIdentity, uuid: Uuid, ended_unix_ms: u64) -> Ended {
-        let (how, reason) = self.described();
-        let (name, began_unix_ms) = (process.name.clone(), process.started_unix_ms);
-        Ended { name, uuid, began_unix_ms, ended_unix_ms, how, reason, console_bytes: 0 }
-    }
-
-    /// Returns the kind of this ending, and the end of the sentence "web-1 ...".
-    fn described(&self) -> (How, String) {
-        match self {
-            Self::Asked => (How::Destroyed, "was ended on request".to_owned()),
-            Self::Guest(StopReason::PowerOff) => (How::PoweredOff, "powered off".to_owned()),
-            Self::Guest(StopReason::Reset) => (How::Reset, "reset itself".to_owned()),
-            Self::Guest(StopReason::Asked) => (How::Destroyed, "was ended on request".to_owned()),
-            Self::Guest(reason) => (How::Crashed, format!("crashed ({reason})")),
-            Self::Moved { destination } => (How::Moved, format!("moved to {destination}")),
-            Self::Saved { file } => (How::Saved, format!("{SAVED_TO}{}", file.display())),
-            Self::NotArrived { cause } => {
-                (How::Discarded, format!("was given up (it did not arrive here: {cause})"))
-            }
-            Self::Stranded { cause } => (How::Crashed, format!("lost its memory ({cause})")),
-            Self::Discarded { cause } => (How::Discarded, format!("was given up ({cause})")),
-        }
-    }
-}
 
 /// What a guest process is occupied with; decides which requests it accepts.
 #[derive(Debug, Clone)]
@@ -387,8 +326,14 @@ impl GuestProcess {
         // While this is locked, no migration can begin, nor record its disks.
         let occupation = self.occupation();
         let leaving = occupation.session().map(MigrationSession::id);
-        if let Err(error) = self.state.departures().forget_shared(self.name(), uuid, leaving) {
-            tracing::warn!("{} is still recorded to have left: {error:#}", self.name());
+        let (departures, name) = (self.state.departures(), self.name());
+        let disks = self.machine().into_iter().flat_map(|machine| machine.disks());
+        let disks: Vec<_> = disks.filter_map(|(_, disk)| PresentDisk::at(disk.path())).collect();
+        let forgotten = departures.forget_shared(name, uuid, leaving);
+        if let Err(error) =
+            forgotten.and_then(|()| departures.forget_copied((name, uuid), &disks, leaving))
+        {
+            tracing::warn!("{name} is still recorded to have left: {error:#}");
         }
     }
 

@@ -7,7 +7,8 @@ use super::ProcessControl;
 use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::types::{GuestState, LandlockState, StateAnswer};
 use crate::api::{ApiError, Reason};
-use crate::guest::process::{Ending, Occupation, Saving};
+use crate::guest::ending::Ending;
+use crate::guest::process::{Occupation, Saving};
 use crate::guest::saved::{self, PausedForSave};
 
 impl ProcessControl {
