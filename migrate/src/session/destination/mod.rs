@@ -36,6 +36,7 @@ use crate::failpoint::Failpoints;
 use crate::guest::{
     DestinationGuest, GuestDescription, GuestError, GuestFactory, MissingMemory, Refusal,
 };
+use crate::phase::Phase;
 use crate::progress::Role;
 use crate::protocol::{
     FEATURE_POSTCOPY, Features, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
@@ -341,8 +342,12 @@ impl Driver {
         let next = match ordered {
             Some(PendingCommand::Cancel { by }) => self.handle(Event::Cancel { by }),
             Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
-            // It needs nothing more.
-            Some(PendingCommand::GuestStopped { .. }) if self.fetch.is_some() => self.on_fetched(),
+            // A guest that has run needs no more memory.
+            Some(PendingCommand::GuestStopped { .. })
+                if self.fetch.is_some() && self.machine.phase() == Phase::Postcopy =>
+            {
+                self.on_fetched()
+            }
             // The session no longer handles the guest that runs here; the rest is the source's.
             Some(
                 PendingCommand::GuestStopped { .. }
