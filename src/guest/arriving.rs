@@ -95,6 +95,7 @@ impl Arrival {
         *process.occupation() = Occupation::Arriving(arrival.clone());
         let shared_arrival = arrival.clone();
         arrival.session.report_events(process, Role::Destination, move || shared_arrival.status());
+        process.runtime().spawn(arrival.clone().note_that_it_runs(Arc::clone(process)));
         process.runtime().spawn(arrival.conclude(Arc::clone(process)));
         Ok(port)
     }
@@ -117,6 +118,15 @@ impl Arrival {
     /// Progress and report of the migration.
     pub(crate) fn status(&self) -> MigrationStatus {
         MigrationStatus { progress: Some(self.session.progress()), report: self.session.report() }
+    }
+
+    /// Notes that the guest is here as soon as it runs, if its memory follows it.
+    async fn note_that_it_runs(self, process: Arc<GuestProcess>) {
+        let mut progress = self.session.handle().progress();
+        // Without post-copy, the session ends before.
+        if progress.wait_for(|progress| progress.phase == Phase::Postcopy).await.is_ok() {
+            process.is_here();
+        }
     }
 
     /// Waits for the end of the migration and applies its outcome to the guest's process.
