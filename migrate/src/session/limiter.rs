@@ -33,11 +33,6 @@ impl Limiter {
         Self { bucket: Mutex::new(bucket), changed: Notify::new() }
     }
 
-    /// Removes the limit, also for callers that are waiting.
-    pub(super) fn lift(&self) {
-        self.set(0);
-    }
-
     /// Changes the limit, 0 for none; callers that are waiting wait no longer.
     pub(super) fn set(&self, bytes_per_second: u64) {
         let mut bucket = self.lock();
@@ -109,14 +104,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lifting_the_limit_releases_waiting_senders() {
+    async fn removing_the_limit_releases_waiting_senders() {
         let limiter = std::sync::Arc::new(Limiter::new(Some(1)));
         let waiting = tokio::spawn({
             let limiter = limiter.clone();
             async move { limiter.take(1_000_000).await }
         });
         tokio::task::yield_now().await;
-        limiter.lift();
+        limiter.set(0);
         tokio::time::timeout(Duration::from_secs(1), waiting).await.unwrap().unwrap();
         limiter.take(1 << 40).await;
     }

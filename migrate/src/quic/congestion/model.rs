@@ -30,7 +30,7 @@ const GROWING: f64 = 1.25;
 const QUEUED: f64 = 1.125;
 /// Allowance for delays in the hosts: timers of a millisecond, and busy threads.
 const JITTER_S: f64 = 0.001;
-/// Round-trip times this close to the shortest, as a factor, confirm it.
+/// Round-trip times this close to the shortest, as a factor, confirm it: there is no queue.
 const CONFIRMS: f64 = 1.0625;
 /// Loss in a round, as a share, up to which it may be random.
 const RANDOM_LOSS: f64 = 0.02;
@@ -228,7 +228,10 @@ impl Model {
                 self.share(now, window)
             }
             Mode::Steady { step } => self.step(&seen, step, before),
-            Mode::Shared { .. } if !is_queued => Mode::Steady { step: CRUISE },
+            // Others that back off leave a short queue for a moment; they are still there.
+            Mode::Shared { .. } if round.rtt_min_s() <= CONFIRMS * self.rtt_min_s => {
+                Mode::Steady { step: CRUISE }
+            }
             Mode::Shared { since } => {
                 let is_due = now.saturating_duration_since(since) > CONFIRM_EVERY;
                 match is_due && self.rtt_is_older_than(CONFIRM_EVERY, now) {

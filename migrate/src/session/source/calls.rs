@@ -84,7 +84,6 @@ impl Driver {
     }
 
     pub(super) fn pause(&self) {
-        self.limiter.lift();
         self.with_guest(|guest| {
             let was = run_state(guest);
             match guest.pause() {

@@ -54,7 +54,7 @@ pub struct SourceSession {
     pub server_name: Option<String>,
     /// The operator's limits.
     pub limits: Limits,
-    /// Most bytes per second before the guest is paused; none for no limit.
+    /// Most bytes per second on the data streams; none for no limit.
     pub bandwidth: Option<u64>,
     /// The compression mode.
     pub compression: Compression,
