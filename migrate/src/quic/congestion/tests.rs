@@ -31,7 +31,7 @@ fn cubic_alone_does_not_fill_such_a_link() {
 }
 
 #[test]
-fn beside_cubic_each_keeps_a_third() {
+fn beside_cubic_each_keeps_a_third_on_average() {
     let rate = GIGABIT / 8.0;
     let starts = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.02, 0.0)];
     let shares = starts.map(|(model, cubic)| {
@@ -40,7 +40,7 @@ fn beside_cubic_each_keeps_a_third() {
         both.run(4.0);
         both.run(20.0)[0] / (20.0 * rate)
     });
-    // Two flows of CUBIC that begin at different times differ as much for some seconds.
+    // One start alone may leave either less: it depends on whose packets the full queue drops.
     let mean = shares.iter().sum::<f64>() / starts.len() as f64;
     assert!((1.0 / 3.0..2.0 / 3.0).contains(&mean), "{shares:?}");
     assert!(shares.iter().all(|share| (0.15..0.85).contains(share)), "{shares:?}");
