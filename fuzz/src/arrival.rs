@@ -63,6 +63,7 @@ enum Words {
     Abort,
     Finish,
     Node { port: u16 },
+    Return,
 }
 
 impl Words {
@@ -105,6 +106,7 @@ impl Words {
             Self::Node { port } => {
                 SourceMessage::Node { port: NonZeroU16::new(*port).unwrap_or(NonZeroU16::MIN) }
             }
+            Self::Return => SourceMessage::Return,
         }
     }
 }

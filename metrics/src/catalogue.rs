@@ -12,10 +12,12 @@ use prometheus::Registry;
 use crate::definition::{CatalogueError, Definition, Unit};
 use crate::density::{DensityCounted, DensityScraped};
 use crate::entries::{catalogue, definition};
-use crate::family::{Counter, DowntimeBuckets, DurationBuckets, Family, Gauge, Histogram};
+use crate::family::{
+    Counter, DowntimeBuckets, DurationBuckets, ErrorBuckets, Family, Gauge, Histogram,
+};
 use crate::labels::{
-    BuildRevision, BuildVersion, Encoding, FailureReason, GuestName, GuestState, GuestUuid,
-    NetDevice, RefusalReason,
+    BuildRevision, BuildVersion, Encoding, EstimateFigure, FailureReason, GuestName, GuestState,
+    GuestUuid, NetDevice, RefusalReason,
 };
 
 catalogue! {
@@ -42,6 +44,9 @@ catalogue! {
         completed_duration: Histogram<(Role,), DurationBuckets> =
             "lighter_migrations_completed_duration_seconds", Seconds,
             "Total duration of completed migrations, from connecting to running.";
+        estimate_error: Histogram<(EstimateFigure,), ErrorBuckets> =
+            "lighter_migrations_estimate_error_ratio", Ratio,
+            "How far estimates were from the completed migrations after them: 0 is exact, 0.5 is off by a factor of two.";
     }
 
     /// Values that are read again at every scrape.

@@ -12,7 +12,8 @@ use crate::definition::CatalogueError;
 use crate::density::{self, DensityCounted, DensityScraped};
 use crate::fill;
 use crate::labels::{
-    BuildRevision, BuildVersion, FailureReason, FixedLabel, GuestName, RefusalReason,
+    BuildRevision, BuildVersion, EstimateFigure, FailureReason, FixedLabel, GuestName,
+    RefusalReason,
 };
 use crate::snapshot::Snapshot;
 
@@ -105,6 +106,9 @@ fn show_zeros(counted: &Counted) {
         for reason in FailureReason::EVERY {
             counted.migrations_failed.add(&(*phase, *reason), 0.0);
         }
+    }
+    for figure in EstimateFigure::EVERY {
+        counted.estimate_error.touch(&(*figure,));
     }
     counted.admissions.add(&(), 0.0);
     counted.guests_failed.add(&(), 0.0);

@@ -119,6 +119,14 @@ impl Buckets for DurationBuckets {
         &[0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
 }
 
+/// Bounds for the error of an estimate, a share: 0.5 is off by a factor of two.
+#[derive(Debug)]
+pub struct ErrorBuckets;
+
+impl Buckets for ErrorBuckets {
+    const BOUNDS: &'static [f64] = &[0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 0.9];
+}
+
 /// A family of histograms with labels `L` and bounds `B`.
 #[derive(Debug)]
 pub struct Histogram<L, B> {

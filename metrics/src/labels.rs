@@ -223,12 +223,25 @@ fixed_label! {
         InDoubt = "in_doubt",
         /// An operator settled the migration manually.
         Operator = "operator",
-        /// The guest was paused for too long at the switchover, and resumed at its source.
+        /// The guest was paused for too long at the switchover, and resumed at its source; or its
+        /// migration stalled.
         Downtime = "downtime",
         /// The process that owned this end died.
         ProcessDied = "process_died",
         /// Anything else; the log line with the migration's id has the details.
         Other = "other",
+    }
+}
+
+fixed_label! {
+    /// What an estimate of a migration says of it.
+    EstimateFigure as "figure" {
+        /// Duration of the whole migration.
+        Duration = "duration",
+        /// Downtime of the guest.
+        Downtime = "downtime",
+        /// Bytes sent.
+        Bytes = "bytes",
     }
 }
 

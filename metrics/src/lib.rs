@@ -34,10 +34,12 @@ pub use density::{
     SurveySample, WindowEnd,
 };
 pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
-pub use family::{Buckets, Counter, DowntimeBuckets, DurationBuckets, Gauge, Histogram};
+pub use family::{
+    Buckets, Counter, DowntimeBuckets, DurationBuckets, ErrorBuckets, Gauge, Histogram,
+};
 pub use labels::{
-    BuildRevision, BuildVersion, Encoding, FailureReason, FixedLabel, GuestName, GuestState,
-    GuestUuid, Label, Labels, NetDevice, RefusalReason,
+    BuildRevision, BuildVersion, Encoding, EstimateFigure, FailureReason, FixedLabel, GuestName,
+    GuestState, GuestUuid, Label, Labels, NetDevice, RefusalReason,
 };
 pub use reference::markdown;
 pub use snapshot::{

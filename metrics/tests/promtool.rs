@@ -11,10 +11,10 @@ use memopt::situation::{
 };
 use memopt::verify::Verdict;
 use metrics::{
-    DensityCounted, DensityGuest, DensitySample, DepartedSample, Exporter, FailureReason, Finding,
-    GuestSample, GuestState, HostMemory, InspectionSample, MigrationSample, MissedReason,
-    NetworkFlow, NetworkSample, RefusalReason, RunOutcome, RunTrigger, ScheduleSample, Snapshot,
-    SurveySample, Traffic, WindowEnd,
+    DensityCounted, DensityGuest, DensitySample, DepartedSample, EstimateFigure, Exporter,
+    FailureReason, Finding, GuestSample, GuestState, HostMemory, InspectionSample, MigrationSample,
+    MissedReason, NetworkFlow, NetworkSample, RefusalReason, RunOutcome, RunTrigger,
+    ScheduleSample, Snapshot, SurveySample, Traffic, WindowEnd,
 };
 use migrate::Phase;
 use migrate::progress::Role;
@@ -212,6 +212,7 @@ fn busy_page() -> String {
     counted.admissions_refused.inc(&(RefusalReason::Memory,));
     counted.completed_downtime.observe(&(Role::Source,), 0.012);
     counted.completed_duration.observe(&(Role::Source,), 1.4);
+    counted.estimate_error.observe(&(EstimateFigure::Downtime,), 0.1);
     count_density(exporter.density());
     exporter.render(&busy_snapshot()).expect("a page")
 }

@@ -68,10 +68,8 @@ pub enum Failure {
         /// long even without dirty memory; empty if neither is so.
         why: PeerText,
     },
-    /// Rounds do not bring the downtime within its limit, and the migration is not to wait for that.
-    #[error(
-        "it has stalled{why}; allow more with --downtime, or choose --on-stall throttle, force or wait"
-    )]
+    /// Rounds do not bring the downtime within its limit, and the migration is not to wait.
+    #[error("it has stalled{why}; allow more with --downtime, or choose another --on-stall")]
     Stalled {
         /// Why: the guest dirties memory too fast, or its pause takes too long even without dirty
         /// memory.

@@ -15,8 +15,8 @@ use crate::text::{Blob, PeerText};
 
 /// Longest guest name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
-/// How long a guest stays slowed down by one call of [`SourceGuest::throttle`]: a migration that hangs
-/// does not leave it slow.
+/// How long a guest stays slowed down by one call of [`SourceGuest::throttle`]: a migration that
+/// hangs does not leave it slow.
 pub const THROTTLE_LEASE: Duration = Duration::from_secs(5);
 /// Most disks that one migration copies.
 pub const MAX_DISKS: usize = 16;

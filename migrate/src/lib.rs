@@ -4,14 +4,16 @@
 //! a migration. They use no clock, socket or file: `handle(event, now)` returns the actions to
 //! take. The shells around them perform the actions and report the results. Start reading at
 //! [`phase`] (what happens in which order) and [`protocol`] (the messages), then [`source`] and
-//! [`destination`]. [`guest`] defines what a guest must provide; the durable records of [`record`]
-//! decide who may run the guest after a failure.
+//! [`destination`]. [`estimate`] forecasts a migration with the same machine. [`guest`] defines
+//! what a guest must provide; the durable records of [`record`] decide who may run the guest after
+//! a failure.
 //!
 //! This crate depends on no virtual machine: the program adapts `vmm-core` to [`guest`].
 
 pub mod convergence;
 pub mod destination;
 pub mod error;
+pub mod estimate;
 mod failpoint;
 mod framing;
 pub mod front;

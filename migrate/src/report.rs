@@ -61,12 +61,21 @@ pub struct Report {
     /// What the source did about a guest whose downtime did not fall below its limit.
     #[serde(default)]
     pub stall: Option<Stall>,
+    /// What an estimate shortly before the migration said of it, if there was one.
+    #[serde(default)]
+    pub estimate: Option<Estimated>,
     /// How often the source paused the guest earlier, to measure what a pause costs.
     #[serde(default)]
     pub dry_runs: u32,
     /// Total time that the guest was paused in those dry runs. Not part of the downtime.
     #[serde(default)]
     pub dry_run_seconds: f64,
+    /// How often a hand-over took too long and was called off, so that the guest ran on at the source.
+    #[serde(default)]
+    pub returns: u32,
+    /// Total time that the guest was paused in those hand-overs. Not part of the downtime.
+    #[serde(default)]
+    pub return_seconds: f64,
     /// How long each phase lasted, in their order; phases that were not reached are missing.
     pub phases: Vec<PhaseTime>,
     /// Size of guest memory.
@@ -107,8 +116,11 @@ impl Report {
             expected_downtime_seconds: None,
             standstill: None,
             stall: None,
+            estimate: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: progress.memory_bytes,
             disk_bytes: progress.disk_bytes,
@@ -125,6 +137,17 @@ pub(crate) fn resume_again(name: &str, error: &GuestError) -> String {
     format!(
         "{name} stays paused here, since it could not go on: {error}; `lighter resume {name}` tries again"
     )
+}
+
+/// The figures of an estimate, to be compared with those of the migration that followed it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Estimated {
+    /// Duration of the whole migration.
+    pub total_seconds: f64,
+    /// Downtime of the guest.
+    pub downtime_seconds: f64,
+    /// Bytes sent over the data streams.
+    pub wire_bytes: u64,
 }
 
 /// How long each step took between the pause of a guest and the decision to hand it over, as the

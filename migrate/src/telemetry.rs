@@ -7,7 +7,9 @@ use crate::error::MigrationError;
 use crate::phase::{Phase, PhaseTime};
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
-use crate::report::{MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill};
+use crate::report::{
+    Estimated, MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill,
+};
 use crate::stall::{OnStall, Stall};
 
 /// Number of first rounds that stay listed when there are too many.
@@ -28,6 +30,8 @@ pub(crate) struct Telemetry {
     downtime: Option<Duration>,
     dry_runs: u32,
     stood_in_dry_runs: Duration,
+    returns: u32,
+    stood_in_returns: Duration,
     pub(crate) guest: String,
     pub(crate) memory_bytes: u64,
     pub(crate) disk_bytes: u64,
@@ -35,6 +39,7 @@ pub(crate) struct Telemetry {
     pub(crate) expected_downtime: Option<Duration>,
     pub(crate) standstill: Option<Standstill>,
     pub(crate) stall: Option<Stall>,
+    pub(crate) estimate: Option<Estimated>,
     dirty_rate: DirtyRateMeter,
 }
 
@@ -53,6 +58,8 @@ impl Telemetry {
             downtime: None,
             dry_runs: 0,
             stood_in_dry_runs: Duration::ZERO,
+            returns: 0,
+            stood_in_returns: Duration::ZERO,
             guest: String::new(),
             memory_bytes: 0,
             disk_bytes: 0,
@@ -60,6 +67,7 @@ impl Telemetry {
             expected_downtime: None,
             standstill: None,
             stall: None,
+            estimate: None,
             dirty_rate: DirtyRateMeter::default(),
         }
     }
@@ -81,8 +89,24 @@ impl Telemetry {
         self.phase = phase;
     }
 
+    /// Goes back to rounds: a hand-over was called off, and the guest runs on at the source.
+    pub(crate) fn goes_back(&mut self, now: Duration) {
+        self.close_phase(now);
+        self.phase = Phase::Precopy;
+        self.returns = self.returns.saturating_add(1);
+        if let Some(from) = self.paused_since.take() {
+            let stood = now.saturating_sub(from);
+            self.stood_in_returns = self.stood_in_returns.saturating_add(stood);
+        }
+    }
+
+    /// Returns how often a hand-over was called off.
+    pub(crate) fn returns(&self) -> u32 {
+        self.returns
+    }
+
     fn close_phase(&mut self, now: Duration) {
-        self.phases.push(self.last_phase(now));
+        self.phases = self.phases(now);
         self.entered = now;
     }
 
@@ -94,7 +118,13 @@ impl Telemetry {
 
     /// Returns the phases so far, including the current one.
     fn phases(&self, now: Duration) -> Vec<PhaseTime> {
-        self.phases.iter().copied().chain([self.last_phase(now)]).collect()
+        let (mut phases, last) = (self.phases.clone(), self.last_phase(now));
+        match phases.iter_mut().find(|time| time.phase == last.phase) {
+            // It is entered again after a hand-over that was called off.
+            Some(time) => time.seconds += last.seconds,
+            None => phases.push(last),
+        }
+        phases
     }
 
     /// Records that the guest is paused from now on.
@@ -186,8 +216,11 @@ impl Telemetry {
             expected_downtime_seconds: self.expected_downtime.map(|time| time.as_secs_f64()),
             standstill: self.standstill,
             stall: self.stall,
+            estimate: self.estimate,
             dry_runs: self.dry_runs,
             dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
+            returns: self.returns,
+            return_seconds: self.stood_in_returns.as_secs_f64(),
             phases: self.phases(now),
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
@@ -224,6 +257,29 @@ mod tests {
         assert_eq!(report.rounds[7].round, 8);
         assert_eq!(report.rounds[8].round, 945);
         assert_eq!(report.rounds[63].round, 1000);
+    }
+
+    #[test]
+    fn a_hand_over_that_was_called_off_counts_apart_and_its_phases_add_up() {
+        let mut notes = Telemetry::new(Role::Source, MigrationId::random(), Duration::ZERO);
+        let at = Duration::from_secs;
+        notes.enter(Phase::Precopy, at(1));
+        notes.enter(Phase::Switchover, at(3));
+        notes.stands(at(3));
+        notes.goes_back(at(5));
+        assert_eq!((notes.phase(), notes.returns()), (Phase::Precopy, 1));
+        notes.enter(Phase::Switchover, at(9));
+        notes.stands(at(9));
+        notes.runs(at(10));
+
+        let report = notes.report(Outcome::Migrated, None, at(10));
+
+        let phases: Vec<_> = report.phases.iter().map(|p| (p.phase, p.seconds)).collect();
+        assert_eq!(
+            phases,
+            [(Phase::Connect, 1.0), (Phase::Precopy, 6.0), (Phase::Switchover, 3.0)]
+        );
+        assert_eq!((report.downtime_seconds, report.return_seconds), (Some(1.0), 2.0));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PURE: &[&str] = &["source", "destination", "convergence.rs", "protocol", "resolve.rs"];
+const PURE: &[&str] =
+    &["source", "destination", "convergence.rs", "estimate", "protocol", "resolve.rs"];
 const FORBIDDEN: &[&str] = &[
     "Instant",
     "SystemTime",

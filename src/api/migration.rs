@@ -38,8 +38,8 @@ pub(crate) struct MigrationRequest {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(crate) bandwidth_bytes_per_s_max: Option<u64>,
-    /// What to do if rounds do not bring the downtime within its limit. Processes of earlier versions
-    /// do not know this field, and wait.
+    /// What to do if rounds do not bring the downtime within its limit. Processes of earlier
+    /// versions do not know this field, and wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) on_stall: Option<OnStall>,
     /// Timeout of the migration, in milliseconds.

@@ -359,6 +359,22 @@ pub(crate) struct WorkloadInfo {
     pub(crate) intact: bool,
 }
 
+/// `GET /v1/guest/boot-files`: the files from which a guest boots when it resets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct BootFiles {
+    /// The kernel, and the initrd if there is one.
+    pub(crate) files: Vec<BootFileInfo>,
+}
+
+/// A file from which a guest boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct BootFileInfo {
+    /// Path of the file, the same on each host of the guest.
+    pub(crate) path: PathBuf,
+    /// XXH3 of the content with which the guest was started, 128 bits in hexadecimal.
+    pub(crate) digest: String,
+}
+
 /// `PUT /v1/guest/workload`: absent settings do not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

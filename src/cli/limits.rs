@@ -7,7 +7,6 @@ use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use migrate::OnStall;
 
-use crate::api::migration::LimitsRequest;
 use crate::units::{parse_duration, parse_rate};
 
 /// A choice of limits.
@@ -101,17 +100,6 @@ impl Setting {
             key => bail!("`{key}` cannot be set: downtime, timeout, bandwidth and on-stall can"),
         })
     }
-
-    /// Adds this to a request.
-    pub(crate) fn add_to(self, request: &mut LimitsRequest) {
-        let millis = |time: Duration| Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        match self {
-            Self::Downtime(limit) => request.downtime_ms_max = millis(limit),
-            Self::Timeout(limit) => request.timeout_ms = millis(limit),
-            Self::Bandwidth(limit) => request.bandwidth_bytes_per_s_max = Some(limit.unwrap_or(0)),
-            Self::OnStall(value) => request.on_stall = Some(value),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -120,22 +108,22 @@ mod tests {
 
     #[test]
     fn settings_are_keys_with_values() {
-        let mut request = LimitsRequest::default();
-        for text in ["downtime=1s", "timeout=2m", "bandwidth=1Gbit/s", "on-stall=force"] {
-            Setting::parse(text).unwrap().add_to(&mut request);
+        let second = Duration::from_secs(1);
+        for (text, setting) in [
+            ("downtime=1s", Setting::Downtime(second)),
+            ("timeout=2m", Setting::Timeout(120 * second)),
+            ("bandwidth=1Gbit/s", Setting::Bandwidth(Some(125_000_000))),
+            ("bandwidth=none", Setting::Bandwidth(None)),
+            ("on-stall=force", Setting::OnStall(OnStall::Force)),
+        ] {
+            assert_eq!(Setting::parse(text).unwrap(), setting);
         }
-        assert_eq!(request.downtime_ms_max, Some(1000));
-        assert_eq!(request.timeout_ms, Some(120_000));
-        assert_eq!(request.bandwidth_bytes_per_s_max, Some(125_000_000));
-        assert_eq!(request.on_stall, Some(OnStall::Force));
-        Setting::parse("bandwidth=none").unwrap().add_to(&mut request);
-        assert_eq!(request.bandwidth_bytes_per_s_max, Some(0));
         for (text, word) in [
             ("downtime", "KEY=VALUE"),
             ("downtime=0s", "too short"),
             ("on-stall=pray", "throttle, force, cancel, wait"),
             ("compress=off", "cannot be set"),
-            ("bandwidth=fast", "rate"),
+            ("bandwidth=fast", "number"),
         ] {
             let error = format!("{:#}", Setting::parse(text).unwrap_err());
             assert!(error.contains(word), "{error}");

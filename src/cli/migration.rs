@@ -23,6 +23,7 @@ Examples:
   lighter migrate db host-b --copy-disks
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
   lighter migrate web-1 host-b --preset now
+  lighter migrate web-1 host-b --estimate
   lighter migrate web-1 --set on-stall=force,downtime=2s
   lighter migrate web-1 --resolve run
 
@@ -39,8 +40,23 @@ Whatever fails, the guest runs on one host at most. If the connection is lost
 during the hand-over, the guest may run on neither until the hosts reach each
 other again; if they never will, --resolve decides by hand.
 
-With --json the report is printed at the end; until then, progress is shown on
-stderr if that is a terminal.";
+With --json the report is printed at the end, or the estimate; until then,
+progress is shown on stderr if that is a terminal.";
+
+/// The options of a migration that begins; they change nothing about one that is under way.
+const STARTING: [&str; 11] = [
+    "preset",
+    "downtime",
+    "on_stall",
+    "bandwidth",
+    "timeout",
+    "compress",
+    "connections",
+    "tls_name",
+    "json",
+    "copy_disks",
+    "estimate",
+];
 
 /// `lighter migrate`.
 #[derive(Debug, Args)]
@@ -64,7 +80,8 @@ pub(crate) struct MigrateArgs {
 
     /// Longest planned pause of the guest: switchover begins when less is expected. If it takes
     /// longer than twice this time and a second (30 s at most, or this time and a second if that is
-    /// longer), the migration fails and the guest continues here [default: as the preset says].
+    /// longer), the guest continues here, and after the third time the migration fails [default:
+    /// as the preset says].
     #[arg(long, value_parser = time_limit, value_name = "TIME")]
     pub(crate) downtime: Option<Duration>,
 
@@ -111,6 +128,12 @@ pub(crate) struct MigrateArgs {
     #[arg(long = "unsafe", conflicts_with = "copy_disks")]
     pub(crate) unproven_disks: bool,
 
+    /// Do not migrate: measure for some seconds how it would go with these options, and what would
+    /// help. The guest's writes are logged meanwhile, and it is paused once for some milliseconds;
+    /// at most 256 MiB of test data are sent to the other host within a second.
+    #[arg(long, requires = "destination")]
+    pub(crate) estimate: bool,
+
     /// The name in the destination's certificate, when it is not HOST.
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,
@@ -122,7 +145,8 @@ pub(crate) struct MigrateArgs {
         value_parser = Setting::parse,
         value_delimiter = ',',
         value_name = "KEY=VALUE",
-        conflicts_with_all = ["preset", "downtime", "on_stall", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks", "resolve"]
+        conflicts_with = "resolve",
+        conflicts_with_all = STARTING
     )]
     pub(crate) set: Vec<Setting>,
 
@@ -132,7 +156,7 @@ pub(crate) struct MigrateArgs {
         long,
         value_enum,
         value_name = "DECISION",
-        conflicts_with_all = ["preset", "downtime", "on_stall", "bandwidth", "timeout", "compress", "connections", "tls_name", "json", "copy_disks"]
+        conflicts_with_all = STARTING
     )]
     pub(crate) resolve: Option<ResolveArg>,
 

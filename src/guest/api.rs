@@ -75,7 +75,13 @@ fn is_readonly(operation: &Operation) -> bool {
 
 /// All routes, except that of the document.
 fn routes() -> Vec<Route<ProcessControl>> {
-    let parts = [state_routes(), migration_routes(), memory_routes(), console_and_event_routes()];
+    let parts = [
+        state_routes(),
+        save_routes(),
+        migration_routes(),
+        memory_routes(),
+        console_and_event_routes(),
+    ];
     parts.into_iter().flatten().collect()
 }
 
@@ -135,6 +141,13 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
             "What the built-in workload says about itself (404 for another guest)",
             |guest| guest.workload(),
         ),
+        ask(
+            Method::GET,
+            "/v1/guest/boot-files",
+            DONE,
+            "The files from which it boots when it resets",
+            |guest| guest.boot_files(),
+        ),
         ask_with_body(
             Method::PUT,
             "/v1/guest/workload",
@@ -145,8 +158,8 @@ fn state_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// Routes to save and migrate the guest.
-fn migration_routes() -> Vec<Route<ProcessControl>> {
+/// Routes to save the guest.
+fn save_routes() -> Vec<Route<ProcessControl>> {
     vec![
         Route::new::<Saved>(
             Method::POST,
@@ -182,6 +195,12 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
              error messages name its file",
             |guest, save: SaveId| guest.finish_save(save),
         ),
+    ]
+}
+
+/// Routes to migrate the guest.
+fn migration_routes() -> Vec<Route<ProcessControl>> {
+    vec![
         ask(
             Method::GET,
             "/v1/guest/migration",
@@ -195,6 +214,15 @@ fn migration_routes() -> Vec<Route<ProcessControl>> {
             BEGUN,
             "Start a migration (409 when one is running)",
             |guest, request: MigrationRequest| guest.migrate(&request),
+        )
+        .with_bodies_of(IDENTITY_BYTES_MAX),
+        ask_with_body(
+            Method::POST,
+            "/v1/guest/migration/estimate",
+            DONE,
+            "Measure for some seconds how such a migration would go; the guest is paused once for \
+             some milliseconds, and stays (409 when a migration is running)",
+            |guest, request: MigrationRequest| guest.estimate(&request),
         )
         .with_bodies_of(IDENTITY_BYTES_MAX),
         ask(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memopt::hypervisor::SurveyRequest;
+use vmm_core::boot::{BootRecord, FileRecord};
 use vmm_core::devices::ButtonPress;
 use vmm_core::memory::Prealloc;
 use vmm_core::virtio::block::{Access, BlockConfig};
@@ -21,9 +22,9 @@ use super::{balloon, treatment, workload};
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
-    BackingInfo, BalloonInfo, BalloonRequest, ConsoleInput, ConsoleTaken, DiskInfo, GuestInfo,
-    GuestKind, GuestState, NetInfo, OnReboot, RebootRequest, ResumeRequest, StateAnswer, VsockInfo,
-    WorkloadControl, WorkloadControlled, WorkloadInfo,
+    BackingInfo, BalloonInfo, BalloonRequest, BootFileInfo, BootFiles, ConsoleInput, ConsoleTaken,
+    DiskInfo, GuestInfo, GuestKind, GuestState, NetInfo, OnReboot, RebootRequest, ResumeRequest,
+    StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -76,6 +77,10 @@ impl ProcessControl {
                 Reason::WrongState,
                 format!("{name} is being saved: wait for its end"),
             )),
+            Occupation::Estimating => Err(ApiError::new(
+                Reason::WrongState,
+                format!("a migration of {name} is being estimated: try again in some seconds"),
+            )),
             Occupation::Leaving(_) if occupation.doubt().is_some() => migrating(format!(
                 "the migration of {name} is in doubt: see `lighter show {name}` for the way out"
             )),
@@ -102,6 +107,7 @@ impl ProcessControl {
             Occupation::None
             | Occupation::Saving(_)
             | Occupation::Saved(_)
+            | Occupation::Estimating
             | Occupation::Leaving(_) => Ok(()),
         }
     }
@@ -285,6 +291,20 @@ impl ProcessControl {
     /// If the guest is not the workload, or its report is damaged.
     pub(super) fn workload(&self) -> Result<WorkloadInfo, ApiError> {
         workload::report(self.machine()?)
+    }
+
+    /// Returns the files from which the guest boots when it resets.
+    ///
+    /// # Errors
+    /// If the guest has not arrived yet.
+    pub(super) fn boot_files(&self) -> Result<BootFiles, ApiError> {
+        let record = self.machine()?.vm().boot_record();
+        let files = record.iter().flat_map(BootRecord::files);
+        let info = |file: &FileRecord| {
+            let digest = format!("{:032x}", file.digest);
+            BootFileInfo { path: file.path(), digest }
+        };
+        Ok(BootFiles { files: files.map(info).collect() })
     }
 
     /// Steers the built-in workload.

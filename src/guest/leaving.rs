@@ -1,7 +1,7 @@
 //! A departing guest: starts the source's session, and acts on its reports.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migrate::progress::Role;
 use migrate::quic::Tls;
@@ -45,11 +45,12 @@ impl Departure {
         process: &Arc<GuestProcess>,
         request: &MigrationRequest,
     ) -> Result<Self, ApiError> {
-        let plan = session(request)?;
+        let mut plan = session(request)?;
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
         let to = &request.destination;
+        plan.estimate = process.last_estimate().take_for(to, Instant::now());
         let guest = Departing::new(Arc::clone(machine), to, plan.migration, disks_of(request))
             .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
         let tls = Tls::new(&request.identity)
@@ -277,7 +278,10 @@ fn disks_of(request: &MigrationRequest) -> Disks<'_> {
 }
 
 /// Builds the session's parameters from the request.
-fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
+///
+/// # Errors
+/// If the request is invalid.
+pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
     let bad = |text: &str| Err(ApiError::new(Reason::BadRequest, text));
     let destination = Destination::parse(&request.destination);
     let destination =
@@ -307,6 +311,7 @@ fn session(request: &MigrationRequest) -> Result<SourceSession, ApiError> {
         compression: request.compression,
         connections: request.connections.map(u16::from),
         node_port: request.node_port,
+        estimate: None,
     })
 }
 

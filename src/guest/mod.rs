@@ -3,13 +3,13 @@
 //!
 //! [`plan`] translates a command line, and [`start`] builds the machine from it and lives until the
 //! guest ends ([`process`], which [`control`] opens to the routes of [`api`]). [`machine`] adapts a
-//! virtual machine to migrations, [`leaving`] and [`arriving`] are the two directions, and
-//! [`session`] is what they share. [`disks`] has the disks that are copied, and [`unconfined`] the
-//! threads that create and open files for an incoming guest. [`console`] is the serial line,
-//! [`background`] is `--detach`, and [`workload`] the built-in guest. [`merging`] decides whether
-//! pages may be merged, [`survey`] whether that is worth it, and [`treatment`] does it.
-//! [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest. Start at
-//! [`start`].
+//! virtual machine to migrations, [`leaving`] and [`arriving`] are the two directions, [`session`]
+//! is what they share, and [`estimating`] says how leaving would go. [`disks`] has the disks that
+//! are copied, and [`unconfined`] the threads that create and open files for an incoming guest.
+//! [`console`] is the serial line, [`background`] is `--detach`, and [`workload`] the built-in
+//! guest. [`merging`] decides whether pages may be merged, [`survey`] whether that is worth it, and
+//! [`treatment`] does it. [`addresses`] checks MAC addresses, and [`events`] reports what happens
+//! to the guest. Start at [`start`].
 
 mod addresses;
 mod api;
@@ -19,6 +19,7 @@ mod balloon;
 mod console;
 mod control;
 mod disks;
+mod estimating;
 mod events;
 mod leaving;
 mod machine;

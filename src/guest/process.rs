@@ -13,6 +13,7 @@ use uuid::Uuid;
 use vmm_core::{Labels, StopReason, VcpuLimits, VmEvent};
 
 use super::arriving::Arrival;
+use super::estimating::LastEstimate;
 use super::events::Events;
 use super::leaving::Departure;
 use super::machine::{Machine, SharedMachine};
@@ -102,6 +103,8 @@ pub(crate) enum Occupation {
     Saving(watch::Receiver<()>),
     /// Nothing: the guest has been saved, and is paused until it is ended or resumed.
     Saved(Arc<PausedForSave>),
+    /// Measuring how a migration would go.
+    Estimating,
     /// Sending the guest to another host.
     Leaving(Departure),
     /// Receiving the guest.
@@ -114,7 +117,7 @@ impl Occupation {
         match self {
             Self::Leaving(departure) => Some(departure.session()),
             Self::Arriving(arrival) => Some(arrival.session()),
-            Self::None | Self::Saving(_) | Self::Saved(_) => None,
+            Self::None | Self::Saving(_) | Self::Saved(_) | Self::Estimating => None,
         }
     }
 
@@ -167,6 +170,7 @@ pub(crate) struct GuestProcess {
     events: Arc<Events>,
     /// The result of the last migration, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
+    last_estimate: LastEstimate,
     ending: watch::Sender<Option<Ending>>,
     /// The confinement, once the process is confined.
     confinement: OnceLock<Confinement>,
@@ -187,6 +191,7 @@ impl GuestProcess {
             surveys: Surveys::default(),
             occupation: Mutex::new(Occupation::None),
             last_migration: Mutex::new(None),
+            last_estimate: LastEstimate::default(),
             ending: watch::Sender::new(None),
             confinement: OnceLock::new(),
         })
@@ -307,6 +312,11 @@ impl GuestProcess {
     /// The last migration that is over.
     pub(crate) fn last_migration(&self) -> MutexGuard<'_, Option<(MigrationId, MigrationStatus)>> {
         self.last_migration.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last estimate of a migration.
+    pub(super) fn last_estimate(&self) -> &LastEstimate {
+        &self.last_estimate
     }
 
     /// Ends a migration's occupation: it is over, and the guest belongs to this process (again).
@@ -435,7 +445,10 @@ impl GuestProcess {
             occupation if occupation.doubt().is_some() => GuestState::InDoubt,
             Occupation::Arriving(_) => GuestState::Incoming,
             Occupation::Leaving(_) => GuestState::Migrating,
-            Occupation::None | Occupation::Saving(_) | Occupation::Saved(_) => self.own_state(),
+            Occupation::None
+            | Occupation::Saving(_)
+            | Occupation::Saved(_)
+            | Occupation::Estimating => self.own_state(),
         }
     }
 
@@ -500,7 +513,7 @@ impl GuestProcess {
                     tracing::warn!("a guest was being saved and the disk does not answer");
                 }
             }
-            Occupation::None | Occupation::Saved(_) => {}
+            Occupation::None | Occupation::Saved(_) | Occupation::Estimating => {}
         }
         self.stop_machine().await;
     }

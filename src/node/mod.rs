@@ -16,6 +16,7 @@ mod access;
 mod admission;
 mod api;
 mod autostart;
+mod boot_files;
 mod certificates;
 mod config;
 mod disk_users;

@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use metrics::{Counted, FailureReason};
+use metrics::{Counted, EstimateFigure, FailureReason};
 use migrate::progress::Role;
 use migrate::record::{DestinationState, Record, Side, SourceState};
 use migrate::report::{Outcome, Report};
@@ -109,15 +109,25 @@ impl Ledger {
 /// How a migration ended, as it is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Ending {
-    Completed { direction: Role, downtime_seconds: Option<f64>, total_seconds: Option<f64> },
-    Cancelled { phase: Phase },
-    Failed { phase: Phase, reason: FailureReason },
+    Completed {
+        direction: Role,
+        downtime_seconds: Option<f64>,
+        total_seconds: Option<f64>,
+        errors: Option<EstimateErrors>,
+    },
+    Cancelled {
+        phase: Phase,
+    },
+    Failed {
+        phase: Phase,
+        reason: FailureReason,
+    },
 }
 
 impl Ending {
     fn count(self, counted: &Counted) {
         match self {
-            Self::Completed { direction, downtime_seconds, total_seconds } => {
+            Self::Completed { direction, downtime_seconds, total_seconds, errors } => {
                 counted.migrations_completed.inc(&(direction,));
                 if let Some(seconds) = downtime_seconds {
                     counted.completed_downtime.observe(&(direction,), seconds);
@@ -125,9 +135,47 @@ impl Ending {
                 if let Some(seconds) = total_seconds {
                     counted.completed_duration.observe(&(direction,), seconds);
                 }
+                if let Some(errors) = errors {
+                    errors.count(counted);
+                }
             }
             Self::Cancelled { phase } => counted.migrations_cancelled.inc(&(phase,)),
             Self::Failed { phase, reason } => counted.migrations_failed.inc(&(phase, reason)),
+        }
+    }
+}
+
+/// How far an estimate was from the migration that followed it: 0 is exact, 0.5 is off by a factor
+/// of two, in either direction.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct EstimateErrors {
+    duration: f64,
+    downtime: Option<f64>,
+    bytes: f64,
+}
+
+impl EstimateErrors {
+    /// Compares a migration with its estimate, if there was one.
+    fn of(report: &Report) -> Option<Self> {
+        let estimate = report.estimate.as_ref()?;
+        let error = |estimated: f64, measured: f64| {
+            let larger = estimated.max(measured);
+            if larger > 0.0 { 1.0 - estimated.min(measured).max(0.0) / larger } else { 0.0 }
+        };
+        let downtime = report.downtime_seconds;
+        Some(Self {
+            duration: error(estimate.total_seconds, report.total_seconds),
+            downtime: downtime.map(|measured| error(estimate.downtime_seconds, measured)),
+            bytes: error(estimate.wire_bytes as f64, report.transfer.wire_bytes as f64),
+        })
+    }
+
+    fn count(self, counted: &Counted) {
+        let Self { duration, downtime, bytes } = self;
+        counted.estimate_error.observe(&(EstimateFigure::Duration,), duration);
+        counted.estimate_error.observe(&(EstimateFigure::Bytes,), bytes);
+        if let Some(downtime) = downtime {
+            counted.estimate_error.observe(&(EstimateFigure::Downtime,), downtime);
         }
     }
 }
@@ -139,7 +187,8 @@ fn ending(record: &Record, is_dead: impl Fn(&Record) -> bool) -> Option<Ending> 
     if let Some(report) = &record.report {
         return reported(report, direction);
     }
-    let moved = Ending::Completed { direction, downtime_seconds: None, total_seconds: None };
+    let moved =
+        Ending::Completed { direction, downtime_seconds: None, total_seconds: None, errors: None };
     let died = |phase| Ending::Failed { phase, reason: FailureReason::ProcessDied };
     let ending = match &record.side {
         Side::Source { state, .. } => match state {
@@ -165,7 +214,8 @@ fn reported(report: &Report, direction: Role) -> Option<Ending> {
     if report.outcome == Outcome::Migrated {
         let (downtime_seconds, total_seconds) =
             (report.downtime_seconds, Some(report.total_seconds));
-        return Some(Ending::Completed { direction, downtime_seconds, total_seconds });
+        let errors = EstimateErrors::of(report);
+        return Some(Ending::Completed { direction, downtime_seconds, total_seconds, errors });
     }
     let (phase, why) = report
         .error
@@ -199,7 +249,7 @@ fn reason(reason: Reason) -> Option<FailureReason> {
         Reason::Record => FailureReason::Record,
         Reason::InDoubt => FailureReason::InDoubt,
         Reason::Operator => FailureReason::Operator,
-        Reason::Downtime => FailureReason::Downtime,
+        Reason::Downtime | Reason::Stalled => FailureReason::Downtime,
         Reason::Other => FailureReason::Other,
     })
 }
@@ -210,7 +260,7 @@ pub(crate) mod tests {
 
     use metrics::Exporter;
     use migrate::progress::Transfer;
-    use migrate::report::ReportedError;
+    use migrate::report::{Estimated, ReportedError};
 
     use super::super::liveness::tests::{destination_record, source_record};
     use super::*;
@@ -233,8 +283,11 @@ pub(crate) mod tests {
             expected_downtime_seconds: None,
             standstill: None,
             stall: None,
+            estimate: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: 0,
             disk_bytes: 0,
@@ -319,6 +372,16 @@ pub(crate) mod tests {
         ledger.count(&[record], counted, |_| false).unwrap();
         assert!(is_one(counted.migrations_completed.get(&(Role::Source,))));
         assert!(is_one(counted.migrations_started.get(&(Role::Source,))));
+    }
+
+    #[test]
+    fn a_migration_is_compared_with_its_estimate() {
+        let migrated = report(Outcome::Migrated, None);
+        assert_eq!(EstimateErrors::of(&migrated), None);
+        let estimate = Estimated { total_seconds: 3.0, downtime_seconds: 0.012, wire_bytes: 0 };
+        let migrated = Report { estimate: Some(estimate), ..migrated };
+        let errors = EstimateErrors { duration: 0.5, downtime: Some(0.0), bytes: 0.0 };
+        assert_eq!(EstimateErrors::of(&migrated), Some(errors), "1.5 s, as long, nothing sent");
     }
 
     #[test]

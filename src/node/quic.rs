@@ -15,6 +15,7 @@ use migrate::quic::{Identity, Tls, TlsError};
 use migrate::record::{Record, Side};
 use uuid::Uuid;
 
+use super::boot_files;
 use super::front::Arrival;
 use super::resolver::DecisionClient;
 use super::service::Node;
@@ -46,6 +47,12 @@ impl FrontHandler for SourceRequests {
                     node.trace(uuid, &name, migration).await
                 }
                 FrontRequest::DiskUsers { disk } => node.disk_users(&disk).await,
+                FrontRequest::BootFiles { files } => boot_files::answer(files),
+                // The server of the protocol answers it itself.
+                FrontRequest::Sink => FrontReply::Refused(migrate::Refusal::new(
+                    RefusalKind::Other,
+                    "this node has no sinks",
+                )),
             }
         });
         answer.await.unwrap_or_else(|error| {

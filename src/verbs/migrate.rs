@@ -1,10 +1,15 @@
 //! `lighter migrate`: starts a migration, shows its progress, and reports how it ended.
 
 use std::num::NonZeroU16;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use migrate::front;
 use migrate::progress::Role;
+use migrate::protocol::front::BootFile;
+use migrate::quic::Tls;
+use migrate::quic::endpoint::Peer;
 use migrate::{MigrationId, OnStall, Report};
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
@@ -13,15 +18,18 @@ use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
-use super::summary;
+use super::{estimate, summary};
 use crate::address::Destination;
 use crate::api::migration::{
     CopyDisks, LimitsRequest, MigrationRequest, MigrationStarted, MigrationStatus, Resolution,
     ResolveRequest,
 };
-use crate::api::types::{GuestInfo, GuestState, StateAnswer, WorkloadInfo};
+use crate::api::types::{
+    BootFileInfo, BootFiles, GuestInfo, GuestState, StateAnswer, WorkloadInfo,
+};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::cli::Output;
+use crate::cli::limits::Setting;
 use crate::cli::migration::{MigrateArgs, ResolveArg};
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
@@ -36,6 +44,9 @@ const RESOLVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Time between two checks whether it has.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Longest wait for the destination's answer about the files from which the guest boots.
+const BOOT_FILES_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Migrates a guest, or resolves one in doubt.
 ///
 /// # Errors
@@ -47,10 +58,32 @@ pub(crate) fn run(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     }
     match args.resolve {
         Some(decision) => resolve(state, args, decision),
+        None if args.estimate => {
+            print_estimate(state, args, args.destination.as_deref().unwrap_or_default())
+        }
         // The command line requires a destination unless there is a decision. Were it missing, the
         // guest's process would refuse the empty one.
         None => migrate(state, args, args.destination.as_deref().unwrap_or_default()),
     }
+}
+
+/// Prints how a migration would go.
+fn print_estimate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
+    let client = guest_client(state, &args.name)?;
+    let asked = block_on(async {
+        let request = request(state, args, destination).await?;
+        estimate::ask(client, &request).await
+    });
+    let what = || format!("cannot estimate the migration of {} to {destination}", args.name);
+    let estimate = asked.with_context(what)?;
+    match args.json.output() {
+        Output::Json => output::print_json(&estimate)?,
+        Output::Text => {
+            let columns = output::columns();
+            output::print(estimate::text(&args.name, destination, &estimate, columns))?;
+        }
+    }
+    Ok(Exit::Done)
 }
 
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
@@ -61,6 +94,13 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let mut view = ProgressView::new(args.json.output());
     let mut is_workload = false;
     let report = block_on(async {
+        if let Some(lacking) = lacking_boot_files(state, &client, &request).await {
+            output::note(format_args!(
+                "warning: {destination} does not have {lacking} as {} was started with: the guest will run there, but cannot reboot. Copy \
+                 what is missing to the same path there",
+                args.name
+            ));
+        }
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         let started = match begin(&client, request).await {
@@ -181,7 +221,6 @@ async fn request(
     args: &MigrateArgs,
     destination: &str,
 ) -> Result<MigrationRequest> {
-    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let identity = identity_of(state, &args.name)?;
     let nodes = Destination::parse(destination)?.find().await?;
     Ok(MigrationRequest {
@@ -207,14 +246,63 @@ async fn request(
 /// Changes the limits of the migration that is under way.
 fn change(state: &StateDir, args: &MigrateArgs) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let mut request = LimitsRequest::default();
-    args.set.iter().for_each(|setting| setting.add_to(&mut request));
+    let request = new_limits(&args.set);
     let asked = block_on(async {
         Ok(client.put_json::<StateAnswer>("/v1/guest/migration/limits", &request).await?)
     });
     asked.with_context(|| format!("cannot change the migration of {}", args.name))?;
     output::print_line(format_args!("the migration of {} has its new limits", args.name))?;
     Ok(Exit::Done)
+}
+
+/// Builds the request from the settings; of several for one limit, the last holds.
+fn new_limits(settings: &[Setting]) -> LimitsRequest {
+    let mut request = LimitsRequest::default();
+    for setting in settings {
+        match *setting {
+            Setting::Downtime(limit) => request.downtime_ms_max = Some(millis(limit)),
+            Setting::Timeout(limit) => request.timeout_ms = Some(millis(limit)),
+            Setting::Bandwidth(limit) => {
+                request.bandwidth_bytes_per_s_max = Some(limit.unwrap_or(0));
+            }
+            Setting::OnStall(value) => request.on_stall = Some(value),
+        }
+    }
+    request
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns which files from which the guest boots the destination lacks; `None` if it has all, or
+/// gives no answer, as earlier versions do not. If it cannot be reached, the migration says so.
+async fn lacking_boot_files(
+    state: &StateDir,
+    client: &ApiClient,
+    request: &MigrationRequest,
+) -> Option<String> {
+    let BootFiles { files } = client.get("/v1/guest/boot-files").await.ok()?;
+    let wanted = files.iter().map(for_the_wire).collect::<Option<Vec<_>>>()?;
+    if wanted.is_empty() {
+        return None;
+    }
+    let name = match &request.tls_name {
+        Some(name) => name.clone(),
+        None => Destination::parse(&request.destination).ok()?.host,
+    };
+    let peer = Peer { address: *request.addresses.first()?, name };
+    let tls = Tls::load(&state.certs()).ok()?;
+    let are_there = front::boot_files(&tls, &peer, wanted, BOOT_FILES_PATIENCE).await.ok()?;
+    let lacking = files.iter().zip(are_there).filter(|(_, is_there)| !is_there);
+    let lacking: Vec<_> = lacking.map(|(file, _)| file.path.display().to_string()).collect();
+    (!lacking.is_empty()).then(|| lacking.join(" and "))
+}
+
+/// Returns the file for the question to the destination; `None` if its digest is not valid.
+fn for_the_wire(file: &BootFileInfo) -> Option<BootFile> {
+    let digest = u128::from_str_radix(&file.digest, 16).ok()?;
+    Some(BootFile { path: file.path.as_os_str().as_bytes().to_vec(), digest })
 }
 
 fn resolve(state: &StateDir, args: &MigrateArgs, decision: ResolveArg) -> Result<Exit> {

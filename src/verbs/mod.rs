@@ -2,8 +2,9 @@
 //! guest itself.
 //!
 //! Each command is a file with a `run`. [`session`] is how commands reach guests, [`off`] shows
-//! guests without a process, and [`follow`], [`progress`] and [`summary`] show a migration. Start
-//! at [`list`] for the simplest command, and at [`migrate`] for the most important one.
+//! guests without a process, [`follow`], [`progress`] and [`summary`] show a migration, and
+//! [`estimate`] shows how one would go. Start at [`list`] for the simplest command, and at
+//! [`migrate`] for the most important one.
 
 pub(crate) mod balloon;
 pub(crate) mod cancel;
@@ -13,6 +14,7 @@ mod console_output;
 pub(crate) mod cpu_models;
 pub(crate) mod define;
 pub(crate) mod density;
+mod estimate;
 pub(crate) mod events;
 pub(crate) mod follow;
 pub(crate) mod list;

@@ -13,8 +13,8 @@ use crate::output;
 use crate::units::{PAGE_BYTES, format_duration, format_rate, format_size};
 
 /// What is shown while a guest writes faster than its memory is sent.
-const NOT_CONVERGING: &str = "not converging: `lighter migrate NAME --set on-stall=throttle` slows the guest down, --set downtime=TIME allows a longer \
-     pause, and so does a higher --bandwidth, where it is limited";
+const NOT_CONVERGING: &str = "not converging: `lighter migrate NAME --set on-stall=throttle` slows the guest down, --set \
+     downtime=TIME allows a longer pause, and a higher --bandwidth helps where it is limited";
 
 /// How often a line is printed within a long phase or round.
 const LINES_EVERY: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use migrate::progress::Role;
-use migrate::report::{Outcome, Standstill};
+use migrate::report::{Estimated, Outcome, Standstill};
 use migrate::stall::Stall;
 use migrate::{Reason, Report};
 
@@ -25,6 +25,7 @@ pub(crate) fn figures(
     if let Some(parts) = &report.standstill {
         lines.push(("Spent on", standstill(parts)));
     }
+    lines.extend(report.estimate.as_ref().map(|estimate| ("Estimated", estimated(estimate))));
     lines.push(("Rounds", report.rounds_total.to_string()));
     lines.extend(report.stall.as_ref().map(|stall| ("Stalled", stalled(stall))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
@@ -55,6 +56,12 @@ pub(crate) fn figures(
     facts_within(&lines, screen)
 }
 
+/// Formats what an estimate before the migration said of it.
+fn estimated(estimate: &Estimated) -> String {
+    let (total, downtime) = (seconds(estimate.total_seconds), seconds(estimate.downtime_seconds));
+    format!("{total} in all, {downtime} of downtime, {} sent", format_size(estimate.wire_bytes))
+}
+
 /// Formats when the migration stalled, and what was done about it.
 fn stalled(stall: &Stall) -> String {
     let (round, at) = (stall.round, seconds(stall.noticed_seconds));
@@ -72,11 +79,12 @@ fn stalled(stall: &Stall) -> String {
 /// all.
 pub(super) fn pauses(report: &Report, stall_seconds: Option<f64>) -> Vec<(&'static str, String)> {
     let Some(downtime) = report.downtime_seconds else {
-        let stood = report.dry_run_seconds > 0.0;
-        let runs = stood.then(|| ("Stood still", format!("in {}", dry_runs(report))));
+        let stood = report.dry_run_seconds + report.return_seconds > 0.0;
+        let runs = stood.then(|| ("Stood still", format!("in {}", earlier_pauses(report))));
         return runs.into_iter().collect();
     };
-    let (shown, total) = (seconds(downtime), seconds(downtime + report.dry_run_seconds));
+    let before = report.dry_run_seconds + report.return_seconds;
+    let (shown, total) = (seconds(downtime), seconds(downtime + before));
     let stall = stall_seconds.map(seconds).filter(|stall| *stall != shown);
     let expected = report.expected_downtime_seconds;
     let expected = expected.map(|s| format!(" (expected {})", seconds(s))).unwrap_or_default();
@@ -85,7 +93,7 @@ pub(super) fn pauses(report: &Report, stall_seconds: Option<f64>) -> Vec<(&'stat
     }
     let mut lines = vec![("Downtime", format!("{shown}{expected}, {}", measured(report)))];
     if total != shown {
-        lines.push(("Stood still", format!("{total}, with {} before", dry_runs(report))));
+        lines.push(("Stood still", format!("{total}, with {} before", earlier_pauses(report))));
     }
     lines.extend(stall.map(|stall| {
         ("Longest stall", format!("{stall}, the longest gap that the guest itself noticed"))
@@ -101,6 +109,19 @@ fn measured(report: &Report) -> &'static str {
         }
         (Role::Source, _) => "from its pause until it ran here again",
         (Role::Destination, _) => "from the announced switchover until it ran here",
+    }
+}
+
+/// Formats the pauses of a guest that did not end with a hand-over.
+fn earlier_pauses(report: &Report) -> String {
+    let hand_overs = if report.returns == 1 { "hand-over" } else { "hand-overs" };
+    match report.returns {
+        0 => dry_runs(report),
+        returns => format!(
+            "{}, and {returns} {hand_overs} of {} that took too long",
+            dry_runs(report),
+            seconds(report.return_seconds)
+        ),
     }
 }
 
@@ -214,8 +235,11 @@ pub(super) mod tests {
             expected_downtime_seconds: Some(0.030),
             standstill: None,
             stall: None,
+            estimate: None,
             dry_runs: 1,
             dry_run_seconds: 0.004,
+            returns: 0,
+            return_seconds: 0.0,
             phases: Vec::new(),
             memory_bytes: 512 << 20,
             disk_bytes: 0,
@@ -290,6 +314,9 @@ pub(super) mod tests {
         }
         let unpaused = Report { downtime_seconds: None, ..rehearsed };
         assert_eq!(pauses(&unpaused, None), [("Stood still", "in 1 dry run of 4.0 ms".to_owned())]);
+        let returned = Report { returns: 2, return_seconds: 3.2, ..unpaused };
+        let text = "in 1 dry run of 4.0 ms, and 2 hand-overs of 3.20 s that took too long";
+        assert_eq!(pauses(&returned, None), [("Stood still", text.to_owned())]);
     }
 
     #[test]
@@ -312,6 +339,11 @@ pub(super) mod tests {
         };
         let report = Report {
             standstill: Some(standstill),
+            estimate: Some(Estimated {
+                total_seconds: 1.84,
+                downtime_seconds: 0.0281,
+                wire_bytes: 430 << 20,
+            }),
             disk_bytes: 1 << 30,
             transfer,
             ..report(Outcome::Migrated, None)

@@ -2,15 +2,15 @@
 //! real QUIC on loopback.
 //!
 //! The tests build on [`support`]. Without a fault: [`moving`] guests, the other [`commands`],
-//! hosts' [`certificates`], the [`confinement`] of a guest's process, the [`console`],
-//! guests that write too fast ([`converging`]), [`dashboards`], [`definitions`] of guests, their [`density`] on a host, [its
-//! metrics](density_metrics) and merge [`domains`], [`disks`] that are copied with the guest,
-//! [`events`], the [`demo`], a [`linux`] guest, how [`memory`] is backed, [`power`] buttons and
-//! resets, [`saving`] to files, a [`terminal`] that is left, [`watching`] guests, and all
-//! [`metrics`], with a list of those that other tests move ([`moved_elsewhere`]). With faults:
-//! [`refusals`] before a migration begins, [`network`] cuts between two network namespaces, and,
-//! built with the feature `failpoints`, the matrix of [`faults`] in each phase. All of them are in
-//! one binary, so that they run in parallel.
+//! hosts' [`certificates`], the [`confinement`] of a guest's process, the [`console`], guests that
+//! write too fast ([`converging`]), [`dashboards`], [`definitions`] of guests, their [`density`] on
+//! a host, [its metrics](density_metrics) and merge [`domains`], [`disks`] that are copied with the
+//! guest, [`estimates`] of migrations, [`events`], the [`demo`], a [`linux`] guest, how [`memory`]
+//! is backed, [`power`] buttons and resets, [`saving`] to files, a [`terminal`] that is left,
+//! [`watching`] guests, and all [`metrics`], with a list of those that other tests move
+//! ([`moved_elsewhere`]). With faults: [`refusals`] before a migration begins, [`network`] cuts
+//! between two network namespaces, and, built with the feature `failpoints`, the matrix of
+//! [`faults`] in each phase. All of them are in one binary, so that they run in parallel.
 //!
 //! Tests with `linux` in their names boot a Linux guest, which takes minutes where KVM emulates the
 //! guest's kernel: only `scripts/check --full` runs them.
@@ -32,6 +32,7 @@ mod density;
 mod density_metrics;
 mod disks;
 mod domains;
+mod estimates;
 mod events;
 mod linux;
 mod memory;

@@ -18,9 +18,14 @@ use support::{CRAWL, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pi
 /// Limit of a scrape, however many guests hang: a guest's own limit is two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
-/// Metrics that may stay at zero here, because the workload has no network, disks or balloon;
-/// grouped by the file and the test that moves them.
-pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 4] = [
+/// Metrics that may stay at zero here, because the workload has no network, disks or balloon,
+/// and no estimate is made; grouped by the file and the test that moves them.
+pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 5] = [
+    (
+        "tests/e2e/estimates.rs",
+        "an_estimate_agrees_with_the_migration_after_it",
+        &["lighter_migrations_estimate_error_ratio"],
+    ),
     (
         "tests/e2e/network/relay.rs",
         "a_connection_through_linux_lives_while_it_moves_ten_times",

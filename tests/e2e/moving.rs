@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use support::checks::{memory_is_intact, no_copy_runs, nothing_left_behind, one_intact_copy};
+use support::kernel::sleeper;
 use support::{Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
 
 #[test]
@@ -38,6 +39,25 @@ fn the_process_of_a_guest_that_arrives_logs_as_its_node_does() {
     for line in logs[..=logs.rfind('\n').expect("a line")].lines() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     }
+}
+
+#[test]
+fn a_destination_without_the_guests_kernel_is_warned_of() {
+    let pair = Pair::new();
+    let kernel = sleeper(pair.folder());
+    let path = kernel.display().to_string();
+    let start = ["run", "--detach", "--name", "boots", "--memory", "64M", "--kernel", &path];
+    pair.a.run(&start).ok();
+    let go = |from, to| Migration::start(from, "boots", to, &[]).finish().done.ok().stderr;
+    let elsewhere = kernel.with_extension("elsewhere");
+    std::fs::rename(&kernel, &elsewhere).expect("the kernel");
+    let warned = go(&pair.a, &pair.b);
+    for words in ["warning: ", "does not have", "sleeper", "cannot reboot"] {
+        assert!(warned.contains(words), "{warned}");
+    }
+    std::fs::rename(&elsewhere, &kernel).expect("the kernel");
+    let silent = go(&pair.b, &pair.a);
+    assert!(!silent.contains("does not have"), "{silent}");
 }
 
 /// Asserts that the report accounts for all memory, in rounds, with a downtime, and that its parts

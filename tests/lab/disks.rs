@@ -66,9 +66,6 @@ fn a_disk_that_was_left_behind_is_not_taken_for_the_guests() {
 fn a_device_that_both_hosts_have_is_known_by_its_name_wherever_the_guest_came_from() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // Until this host has written to the device since it booted, lighter cannot tell whether the
-    // device's writes are counted.
-    here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
     there.lighter(&format!("migrate db {} --downtime 10s", here.address())).ok();
     here.lighter("save db /var/tmp/db.lighter").ok();
@@ -93,6 +90,7 @@ fn a_device_that_a_host_uses_is_refused_to_guests() {
     here.lighter(&format!("{RUN} db --disk /dev/vdb")).ok();
     // A volume on it, as LVM makes them.
     let claim = "echo '0 2048 linear /dev/vdb 0' | dmsetup create volume";
+    here.sh(&format!("if {claim}; then exit 9; fi")).ok();
     there.sh(claim).ok();
     here.lighter(&format!("migrate db {}", there.address())).complains(&words);
     assert_eq!(here.state_of("db").as_deref(), Some("running"));
@@ -106,6 +104,40 @@ fn a_device_that_a_host_uses_is_refused_to_guests() {
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).complains(&another);
     there.lighter("destroy db3").ok();
     here.lighter(&format!("{RUN} db2 --disk /dev/vdb")).ok();
+}
+
+#[test]
+fn guests_have_volumes_of_a_device_or_one_has_the_device() {
+    let lab = Lab::of(2);
+    let [here, _] = hosts(&lab);
+    let volume = |name: &str, sector: u32| {
+        format!("echo '0 2048 linear /dev/vdb {sector}' | dmsetup create {name}")
+    };
+    here.sh(&format!("{} && {}", volume("one", 0), volume("two", 2048))).ok();
+    for name in ["one", "two"] {
+        here.lighter(&format!("{RUN} {name} --disk /dev/mapper/{name}")).ok();
+    }
+    let claimed = ["/dev/vdb", "in use by the host or by a guest", "lsblk"];
+    here.lighter(&format!("{RUN} whole --disk /dev/vdb")).complains(&claimed);
+    here.lighter("destroy one").ok();
+    here.lighter("destroy two").ok();
+    for name in ["one", "two"] {
+        let remove = format!("until dmsetup remove {name}; do sleep 0.2; done");
+        here.sh(&format!("timeout 300 sh -c \"{remove}\"")).ok();
+    }
+
+    here.lighter(&format!("{RUN} whole --disk /dev/vdb")).ok();
+    here.sh(&format!("if {}; then exit 9; fi", volume("one", 0))).ok();
+    here.sh("losetup /dev/loop0 /dev/vdb && addpart /dev/vdb 1 2048 2048").ok();
+    let behind = ["/dev/loop0 uses /dev/vdb", "in use by another guest"];
+    here.lighter(&format!("{RUN} other --disk /dev/loop0")).complains(&behind);
+    let claimed = ["/dev/vdb1", "in use by the host or by a guest"];
+    here.lighter(&format!("{RUN} other --disk /dev/vdb1")).complains(&claimed);
+    assert_eq!(here.state_of("whole").as_deref(), Some("running"));
+    assert_eq!(here.guests().len(), 1);
+    here.lighter("destroy whole").ok();
+    // The host may have read the device's partitions again, and found none.
+    here.sh("losetup --detach /dev/loop0 && delpart /dev/vdb 1 || true").ok();
 }
 
 #[test]
@@ -139,8 +171,6 @@ fn a_device_with_which_a_guest_has_left_is_refused_despite_a_power_cut() {
 fn a_device_that_another_host_has_written_is_refused_to_the_saved_guest() {
     let lab = Lab::of(2);
     let [here, there] = set_up(&lab, "/dev/vdb");
-    // As above: before this host's first write, the device's writes may not be counted.
-    here.sh("dd if=/dev/vdb of=/dev/vdb bs=512 count=1 conv=fsync,notrunc").ok();
     here.lighter(SAVE).ok();
     // The host keeps its cached pages of the device for as long as the device is open.
     here.sh(

@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{self, BootSource, Origin, WantedFile};
+use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
 use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
@@ -371,7 +371,7 @@ impl Vm {
             clock,
             serial: self.machine.ports.serial().save(),
             power: self.machine.ports.power().save(),
-            boot: self.origin().as_ref().map(Origin::record),
+            boot: self.boot_record(),
             on_reboot: self.machine.resets.policy(),
             devices: self.machine.bus.save()?,
         })
@@ -398,6 +398,11 @@ impl Vm {
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
         Ok(())
+    }
+
+    /// Returns what the guest boots from when it resets; `None` for a guest that was not booted.
+    pub fn boot_record(&self) -> Option<BootRecord> {
+        self.origin().as_ref().map(Origin::record)
     }
 
     /// Returns requests for the files that a reboot needs and that this process has not opened. A

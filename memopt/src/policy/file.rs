@@ -79,6 +79,7 @@ fn read_balloon(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault
 }
 
 fn read_pressure(mut it: Fields<'_, '_>, policy: &mut Policy) -> Result<(), Fault> {
+    retired::refuse(&it, retired::PRESSURE)?;
     if let Some(rate) = it.number("major-faults", 0.0..=1e9)? {
         policy.pressure.major_faults_per_s = rate;
     }

@@ -48,6 +48,9 @@ pub(super) const PAIN: Retired = &[
     ("stale-after", Key("balloon.timeout")),
 ];
 
+pub(super) const PRESSURE: Retired =
+    &[("allocation-stalls", Preset), ("direct-reclaim", Preset), ("swapping", Preset)];
+
 pub(super) const MERGE: Retired = &[
     ("split-share", Preset),
     ("join-share", Preset),
@@ -92,10 +95,11 @@ impl fmt::Display for Instead {
 
 /// All retired keys, by table.
 #[cfg(test)]
-pub(super) const ALL: [(&str, Retired); 6] = [
+pub(super) const ALL: [(&str, Retired); 7] = [
     ("host", HOST),
     ("balloon", BALLOON),
     ("pain", PAIN),
+    ("pressure", PRESSURE),
     ("merge", MERGE),
     ("huge", HUGE),
     ("verify", VERIFY),

@@ -113,6 +113,7 @@ fn measure(
         connections: Some(connections),
         addresses: Vec::new(),
         node_port: None,
+        estimate: None,
     };
     let records = RecordStore::open(&folder.path().join("source"))?;
     let (cpu, began) = (cpu_seconds(), Instant::now());

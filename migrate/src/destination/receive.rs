@@ -7,8 +7,8 @@ use crate::error::{Failure, ProtocolError};
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
-    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, MAX_STREAMS, MAX_VERSIONS,
-    MigrationId, Offer, Prepare, SavedState, SourceMessage,
+    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, FEATURE_RETURN, MAX_STREAMS,
+    MAX_VERSIONS, MigrationId, Offer, Prepare, SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 use crate::text::PeerText;
@@ -39,6 +39,15 @@ impl Destination {
                 if received.switching_over && received.state.is_none() =>
             {
                 self.on_state(state);
+            }
+            (State::Receiving(received), SourceMessage::Return)
+                if received.switching_over
+                    && self.features.has(FEATURE_RETURN)
+                    && !received.ended.contains(&true) =>
+            {
+                received.switching_over = false;
+                received.state = None;
+                self.notes.goes_back(self.now);
             }
             (_, SourceMessage::Abort(complaint)) => {
                 self.discard(Failure::from(&complaint), DestinationMessage::Discarded);

@@ -20,6 +20,7 @@ use crate::text::Blob;
 
 mod disks;
 mod node;
+mod returning;
 
 const MS: Duration = Duration::from_millis(1);
 

@@ -3,17 +3,17 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::Endpoint;
+use quinn::{Connection, Endpoint};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
-use crate::protocol::front::{DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk};
-use crate::protocol::preamble::{Preamble, StreamRole};
-use crate::protocol::{
-    CodecError, Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token,
+use crate::protocol::front::{
+    BootFile, DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk,
 };
+use crate::protocol::preamble::{Preamble, StreamRole};
+use crate::protocol::{Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token};
 use crate::quic::endpoint::{self, Peer};
 use crate::quic::{LinkError, Tls};
 use crate::text::PeerText;
@@ -95,13 +95,7 @@ pub async fn ask(
     let reply = match answer {
         Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: ANSWER_TIME }),
         Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error))) => {
-            Err(malformed(peer, &error))
-        }
-        Ok(Err(ReadFailure::Lost(detail))) => Err(match connection.close_reason() {
-            Some(error) => LinkError::explain(&error, peer.address, &peer.name).into(),
-            None => FrontError::Protocol { peer: peer.address, detail },
-        }),
+        Ok(Err(failure)) => Err(failed(&connection, peer, failure)),
     };
     connection.close(0_u32.into(), b"");
     reply
@@ -179,14 +173,41 @@ pub async fn disk_users(
     disk: &SoughtDisk,
     patience: Duration,
 ) -> Result<Vec<DiskUser>, FrontError> {
-    let dialer = endpoint::dialer(peer.address, tls)?;
     let request = FrontRequest::DiskUsers { disk: disk.clone() };
-    let answer = timeout(patience, ask(&dialer, peer, &request)).await;
-    hang_up(&dialer).await;
-    match answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?? {
+    match ask_within(tls, peer, &request, patience).await? {
         FrontReply::DiskUsers(users) => Ok(users),
         reply => Err(unfit(peer, reply)),
     }
+}
+
+/// Asks the node `peer` which of `files` its host has, with their content; waits at most
+/// `patience`. The answers are in the order of the files.
+///
+/// # Errors
+/// If there is no answer. A node of an earlier version gives none.
+pub async fn boot_files(
+    tls: &Tls,
+    peer: &Peer,
+    files: Vec<BootFile>,
+    patience: Duration,
+) -> Result<Vec<bool>, FrontError> {
+    match ask_within(tls, peer, &FrontRequest::BootFiles { files }, patience).await? {
+        FrontReply::BootFiles(are_there) => Ok(are_there),
+        reply => Err(unfit(peer, reply)),
+    }
+}
+
+/// Asks the node `peer` by a connection of its own; waits at most `patience`.
+async fn ask_within(
+    tls: &Tls,
+    peer: &Peer,
+    request: &FrontRequest,
+    patience: Duration,
+) -> Result<FrontReply, FrontError> {
+    let dialer = endpoint::dialer(peer.address, tls)?;
+    let answer = timeout(patience, ask(&dialer, peer, request)).await;
+    hang_up(&dialer).await;
+    answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?
 }
 
 /// A migration whose source process died, as recorded.
@@ -266,18 +287,25 @@ async fn resolve_with_process(
         let _ = timeout(Duration::from_secs(2), send.stopped()).await;
         Ok(answer)
     };
-    let outcome = dialogue.await.map_err(|failure| match failure {
-        ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error) => malformed(peer, &error),
-        ReadFailure::Lost(detail) => match connection.close_reason() {
-            Some(error) => LinkError::explain(&error, peer.address, &peer.name).into(),
-            None => FrontError::Protocol { peer: peer.address, detail },
-        },
-    });
+    let outcome = dialogue.await.map_err(|failure| failed(&connection, peer, failure));
     connection.close(0_u32.into(), b"");
     outcome
 }
 
-fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
+/// Explains why no answer of `peer` could be read from `connection`.
+pub(super) fn failed(connection: &Connection, peer: &Peer, failure: ReadFailure) -> FrontError {
+    let detail = match failure {
+        ReadFailure::Malformed(error) | ReadFailure::OutOfStep(error) => error.to_string(),
+        ReadFailure::Lost(detail) => match connection.close_reason() {
+            Some(error) => return LinkError::explain(&error, peer.address, &peer.name).into(),
+            None => detail,
+        },
+    };
+    FrontError::Protocol { peer: peer.address, detail }
+}
+
+/// Explains an answer that does not fit the request.
+pub(super) fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
     let detail = match reply {
         FrontReply::Refused(refusal) => return FrontError::Refused(refusal),
         FrontReply::Admitted { .. } => "admitted",
@@ -286,12 +314,10 @@ fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::Found(_) => "found",
         FrontReply::Traced { .. } => "traced",
         FrontReply::DiskUsers(_) => "users of a disk",
+        FrontReply::BootFiles(_) => "files to boot from",
+        FrontReply::Sink { .. } => "a sink",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
-}
-
-fn malformed(peer: &Peer, error: &CodecError) -> FrontError {
-    FrontError::Protocol { peer: peer.address, detail: error.to_string() }
 }
 
 #[cfg(test)]

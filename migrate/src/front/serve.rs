@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::sink::Sinks;
 use crate::framing::{self, ReadFailure};
 use crate::guest::{Refusal, RefusalKind};
 use crate::protocol::front::{FrontReply, FrontRequest};
@@ -41,14 +42,15 @@ pub trait FrontHandler: Send + Sync + 'static {
 /// Answers the requests to `endpoint` until it is closed, and finishes those under way.
 pub async fn serve<H: FrontHandler>(endpoint: Endpoint, handler: Arc<H>) {
     let places = Places::new(CONCURRENT_MAX);
+    let sinks = Sinks::new();
     let mut dialogues = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         while dialogues.try_join_next().is_some() {}
         let Some((incoming, mut place)) = seat(incoming, &places) else { continue };
-        let handler = handler.clone();
+        let (handler, sinks) = (handler.clone(), sinks.clone());
         dialogues.spawn(async move {
             let peer = incoming.remote_address();
-            if let Err(reason) = dialogue(incoming, &mut place, &*handler).await {
+            if let Err(reason) = dialogue(incoming, &mut place, &*handler, &sinks).await {
                 tracing::debug!(%peer, reason, "a request came to nothing");
             }
         });
@@ -60,10 +62,11 @@ async fn dialogue<H: FrontHandler>(
     incoming: Incoming,
     place: &mut Place,
     handler: &H,
+    sinks: &Sinks,
 ) -> Result<(), String> {
     let peer = incoming.remote_address();
     let connection = shake_hands(incoming, place, REQUEST_TIME).await?;
-    let outcome = answer_one(&connection, peer, handler).await;
+    let outcome = answer_one(&connection, peer, handler, sinks).await;
     match &outcome {
         Ok(()) => connection.close(0_u32.into(), b""),
         Err(reason) => turn_away(&connection, 0, reason).await,
@@ -75,32 +78,39 @@ async fn answer_one<H: FrontHandler>(
     connection: &Connection,
     peer: SocketAddr,
     handler: &H,
+    sinks: &Sinks,
 ) -> Result<(), String> {
     let request = timeout(REQUEST_TIME, async {
         let opened = connection.accept_bi().await;
         let (send, mut receive) = opened.map_err(|error| ReadFailure::Lost(error.to_string()))?;
-        framing::read::<FrontRequest>(&mut receive).await.map(|request| (send, request))
+        let request = framing::read::<FrontRequest>(&mut receive).await?;
+        Ok::<_, ReadFailure>((send, receive, request))
     });
-    let (mut send, request) = request
+    let (mut send, mut receive, request) = request
         .await
         .map_err(|_| "no request came in time")?
         .map_err(|failure| failure.to_string())?;
     let process = peers::process_at(connection);
-    let reply = match may_ask(process, &request, SystemTime::now()) {
-        Ok(()) => tokio::select! {
-            reply = handler.answer(request, peer, process.map(|it| it.guest)) => reply,
+    let (sink, reply) = match (may_ask(process, &request, SystemTime::now()), request) {
+        (Err(why_not), _) => (None, FrontReply::Refused(Refusal::new(RefusalKind::Other, why_not))),
+        (Ok(()), FrontRequest::Sink) => sinks.take(),
+        (Ok(()), request) => tokio::select! {
+            reply = handler.answer(request, peer, process.map(|it| it.guest)) => (None, reply),
             gone = connection.closed() => return Err(gone.to_string()),
         },
-        Err(why_not) => FrontReply::Refused(Refusal::new(RefusalKind::Other, why_not)),
     };
     timeout(ANSWER_TIME, async {
         framing::write(&mut send, &reply).await?;
         send.finish().map_err(|error| error.to_string())?;
         // Returns once everything is acknowledged, or the peer has closed the connection.
-        send.stopped().await.map(drop).or(Ok(()))
+        send.stopped().await.map(drop).or(Ok::<(), String>(()))
     })
     .await
-    .map_err(|_| "the answer was not taken in time")?
+    .map_err(|_| "the answer was not taken in time")??;
+    if let Some(sink) = sink {
+        sink.drain(&mut receive).await;
+    }
+    Ok(())
 }
 
 /// Returns whether a host (none) or a guest's process may send this request at `now`.
@@ -114,32 +124,40 @@ fn may_ask(
 ) -> Result<(), String> {
     let Some(GuestProcess { guest: own, issued }) = process else { return Ok(()) };
     match request {
-        FrontRequest::Admit { guest, .. } if guest.uuid == own => {
-            // Without this, one `lighter migrate` would let a compromised process send guests for
-            // as long as its certificate is valid.
-            let (age, is_ahead) = match now.duration_since(issued) {
-                Ok(age) => (age, false),
-                Err(ahead) => (ahead.duration(), true),
-            };
-            if age <= ADMISSION_AGE_MAX {
-                return Ok(());
-            }
-            let (minutes, most) = (age.as_secs() / 60, ADMISSION_AGE_MAX.as_secs() / 60);
-            let how = if is_ahead { "from the future" } else { "old" };
-            Err(format!(
-                "the certificate of the guest's process is {minutes} minutes {how}, and a migration must begin within {most} minutes \
-                 of `lighter migrate`: check the clocks of both hosts"
-            ))
-        }
+        FrontRequest::Sink => is_recent(issued, now),
+        FrontRequest::Admit { guest, .. } if guest.uuid == own => is_recent(issued, now),
         // The record says which guest it is about.
         FrontRequest::Resolve { .. } => Ok(()),
         FrontRequest::Admit { .. }
         | FrontRequest::Find { .. }
         | FrontRequest::Trace { .. }
-        | FrontRequest::DiskUsers { .. } => {
+        | FrontRequest::DiskUsers { .. }
+        | FrontRequest::BootFiles { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
     }
+}
+
+/// Returns whether the certificate of a guest's process was issued shortly before `now`. Without
+/// this, one `lighter migrate` would let a compromised process send guests for as long as its
+/// certificate is valid.
+///
+/// # Errors
+/// If it was not; the text says how old it is.
+fn is_recent(issued: SystemTime, now: SystemTime) -> Result<(), String> {
+    let (age, is_ahead) = match now.duration_since(issued) {
+        Ok(age) => (age, false),
+        Err(ahead) => (ahead.duration(), true),
+    };
+    if age <= ADMISSION_AGE_MAX {
+        return Ok(());
+    }
+    let (minutes, most) = (age.as_secs() / 60, ADMISSION_AGE_MAX.as_secs() / 60);
+    let how = if is_ahead { "from the future" } else { "old" };
+    Err(format!(
+        "the certificate of the guest's process is {minutes} minutes {how}, and a migration must begin within {most} minutes \
+         of `lighter migrate`: check the clocks of both hosts"
+    ))
 }
 
 #[cfg(test)]
@@ -254,7 +272,10 @@ mod tests {
         let features = DiskFeatures::File { inode: 7, born_unix_ns: None };
         let disk = SoughtDisk { path: PeerText::new("/srv/web.raw"), features };
         let users = FrontRequest::DiskUsers { disk };
-        for forbidden in [admit(other), find(other), find(own), trace, users] {
+        let files = FrontRequest::BootFiles { files: Vec::new() };
+        let reply = ask(&dialer, &peer, &FrontRequest::Sink).await.unwrap();
+        assert!(matches!(reply, FrontReply::Sink { .. }), "{reply:?}");
+        for forbidden in [admit(other), find(other), find(own), trace, users, files] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }
@@ -270,6 +291,8 @@ mod tests {
         let late = issued + ADMISSION_AGE_MAX + Duration::from_secs(1);
         may(&admit(own), issued + ADMISSION_AGE_MAX).unwrap();
         may(&admit(own), issued - Duration::from_mins(10)).unwrap();
+        may(&FrontRequest::Sink, issued + ADMISSION_AGE_MAX).unwrap();
+        may(&FrontRequest::Sink, late).unwrap_err();
         // The source's clock is ahead: its process could begin migrations for another hour.
         let ahead = may(&admit(own), issued - Duration::from_hours(1)).unwrap_err();
         assert!(ahead.contains("60 minutes from the future"), "{ahead}");

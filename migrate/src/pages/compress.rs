@@ -24,7 +24,7 @@ pub enum Compression {
 }
 
 /// An attempt that saves less than this share counts as incompressible data.
-const SAVING_MIN: f64 = 0.10;
+pub(super) const SAVING_MIN: f64 = 0.10;
 /// Chunks sent raw after a first attempt that did not pay; doubled after each further one in a row.
 const SKIP_FIRST: u32 = 4;
 /// Most chunks sent raw between two attempts: 64 MiB of memory.

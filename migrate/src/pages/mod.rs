@@ -13,6 +13,7 @@ mod decode;
 mod encode;
 mod header;
 mod mask;
+mod sample;
 mod zero;
 
 pub use buffer::{BATCH_BYTES, Batch, BufferPool};
@@ -21,4 +22,5 @@ pub use decode::Decoder;
 pub use encode::{Encoder, Position};
 pub use header::{Encoding, FrameError, FrameHeader, FrameKind, HEADER_BYTES};
 pub use mask::{Run, runs};
+pub use sample::Sampler;
 pub use zero::is_zero;

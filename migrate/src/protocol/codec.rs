@@ -89,6 +89,7 @@ impl Message for SourceMessage {
             Self::Finish => 8,
             Self::Disks(_) => 9,
             Self::Node { .. } => 10,
+            Self::Return => 11,
         }
     }
 
@@ -96,7 +97,7 @@ impl Message for SourceMessage {
         match kind {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
-            1..=10 => Some(SMALL_LIMIT),
+            1..=11 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -130,13 +131,15 @@ impl Message for FrontRequest {
             Self::Find { .. } => 67,
             Self::Trace { .. } => 68,
             Self::DiskUsers { .. } => 69,
+            Self::BootFiles { .. } => 70,
+            Self::Sink => 71,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=69 => Some(SMALL_LIMIT),
+            66..=71 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -152,11 +155,13 @@ impl Message for FrontReply {
             Self::Found(_) => 101,
             Self::Traced { .. } => 102,
             Self::DiskUsers(_) => 103,
+            Self::BootFiles(_) => 104,
+            Self::Sink { .. } => 105,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=103).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=105).then_some(SMALL_LIMIT)
     }
 }
 

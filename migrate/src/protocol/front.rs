@@ -55,6 +55,24 @@ pub enum FrontRequest {
         /// The disk, which the asking host is about to give to a guest.
         disk: SoughtDisk,
     },
+    /// Asks which of these files the host has: a guest that is about to be sent there boots from
+    /// them when it resets. Earlier versions do not know this request.
+    BootFiles {
+        /// The files; the answer is about the first ones if there are more than any guest has.
+        files: Vec<BootFile>,
+    },
+    /// Asks the node to read and discard what follows on this stream, to measure the path. Earlier
+    /// versions do not know this request.
+    Sink,
+}
+
+/// A file from which a guest boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFile {
+    /// Its path on every host, as bytes.
+    pub path: Vec<u8>,
+    /// XXH3 of its content, 128 bits.
+    pub digest: u128,
 }
 
 /// A disk about which a host asks another one.
@@ -178,4 +196,11 @@ pub enum FrontReply {
     },
     /// Answer to `DiskUsers`.
     DiskUsers(Vec<DiskUser>),
+    /// Answer to `BootFiles`: for each file, whether it is there with that content.
+    BootFiles(Vec<bool>),
+    /// Answer to `Sink`: the node reads what follows.
+    Sink {
+        /// Most bytes that it reads; then it closes the connection.
+        bytes_max: u64,
+    },
 }

@@ -50,6 +50,10 @@ pub enum SourceMessage {
         /// UDP port of the node.
         port: NonZeroU16,
     },
+    /// The hand-over took too long and is called off: the guest runs on at the source, rounds go on,
+    /// and another `Switchover` follows. Sent only before the data streams end, and if both sides
+    /// have [`super::FEATURE_RETURN`].
+    Return,
 }
 
 /// A message from the destination.
@@ -154,6 +158,7 @@ impl SourceMessage {
             Self::Prepare(_) => "Prepare",
             Self::Disks(_) => "Disks",
             Self::Node { .. } => "Node",
+            Self::Return => "Return",
             Self::Switchover => "Switchover",
             Self::State(_) => "State",
             Self::Commit => "Commit",

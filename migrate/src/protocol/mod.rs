@@ -23,6 +23,6 @@ pub use message::{
     Takeover,
 };
 pub use version::{
-    FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS,
-    Version, VersionMismatch,
+    FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, FEATURE_RETURN, Features, MAX_VERSIONS, Offer,
+    SUPPORTED_VERSIONS, Version, VersionMismatch,
 };

@@ -32,6 +32,9 @@ pub const FEATURE_DISKS: Features = Features(2);
 /// The source may send the port of its host's node.
 pub const FEATURE_NODE: Features = Features(4);
 
+/// The source may call a hand-over off and go on with rounds.
+pub const FEATURE_RETURN: Features = Features(8);
+
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -39,7 +42,8 @@ pub struct Features(pub u64);
 
 impl Features {
     /// All features of this build.
-    pub const SUPPORTED: Self = Self(FEATURE_LZ4.0 | FEATURE_DISKS.0 | FEATURE_NODE.0);
+    pub const SUPPORTED: Self =
+        Self(FEATURE_LZ4.0 | FEATURE_DISKS.0 | FEATURE_NODE.0 | FEATURE_RETURN.0);
 
     /// Returns the features that both sets have.
     #[must_use]

@@ -70,6 +70,15 @@ impl RecordFile {
         Self::create_with_room(path, record, 0).map(drop)
     }
 
+    /// Writes a file as long as [`Self::create`] does, without a record.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn create_blank(path: &Path) -> Result<(), RecordError> {
+        let blank = Log::create(path, b"", ROOM_BYTES).map(drop);
+        blank.map_err(|cause| io("write", path, cause))
+    }
+
     fn create_with_room(path: &Path, record: &Record, room: usize) -> Result<Self, RecordError> {
         let log = Log::create(path, &to_json(record, path)?, room);
         log.map(Self).map_err(|cause| io("write", path, cause))

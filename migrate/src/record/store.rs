@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, FileType};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use regular_file::UNFINISHED;
 use uuid::Uuid;
@@ -84,14 +84,35 @@ impl RecordStore {
     /// # Errors
     /// If it cannot be written.
     pub fn create(&self, record: &Record) -> Result<RecordFile, RecordError> {
-        let (folder, guest, uuid) = (&self.folder, &record.guest, record.guest_uuid);
+        let name = file_name(record.migration, record.role());
+        let place = self.ready_place(&record.guest, record.guest_uuid)?;
+        RecordFile::create(&place.join(name), record)
+    }
+
+    /// Writes a file like a new record of this guest, and removes it; returns how long it took to
+    /// make it durable.
+    ///
+    /// # Errors
+    /// If it cannot be written or removed.
+    pub fn rehearse(&self, guest: &str, uuid: Uuid) -> Result<Duration, RecordError> {
+        // A file with this ending that is left behind is removed like one that is not finished.
+        let name = Path::new("rehearsal").with_extension(UNFINISHED);
+        let path = self.ready_place(guest, uuid)?.join(name);
+        let began = Instant::now();
+        RecordFile::create_blank(&path)?;
+        let took = began.elapsed();
+        fs::remove_file(&path).map_err(|cause| io("remove", &path, cause))?;
+        Ok(took)
+    }
+
+    /// Returns the folder of one guest's records, and creates it if it does not exist.
+    fn ready_place(&self, guest: &str, uuid: Uuid) -> Result<PathBuf, RecordError> {
         let is_folder = |path: &PathBuf| path.symlink_metadata().is_ok_and(|it| it.is_dir());
         // A guest's process cannot create its folder: its node has done so.
-        if !Self::way_to_place(folder, guest, uuid).iter().all(is_folder) {
-            Self::create_place(folder, guest, uuid)?;
+        if !Self::way_to_place(&self.folder, guest, uuid).iter().all(is_folder) {
+            Self::create_place(&self.folder, guest, uuid)?;
         }
-        let name = file_name(record.migration, record.role());
-        RecordFile::create(&Self::place(folder, guest, uuid).join(name), record)
+        Ok(Self::place(&self.folder, guest, uuid))
     }
 
     /// Opens the record of a process that is gone, for further writes.

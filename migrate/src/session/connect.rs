@@ -99,13 +99,7 @@ pub(super) struct Approach {
 pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     let Approach { tls, host, port, addresses, server_name, migration, guest, connections } =
         approach;
-    let mut candidates = match addresses.is_empty() {
-        true => Peer::find(&host, port).await?,
-        false => Peer::at(&host, addresses),
-    };
-    if let Some(name) = server_name {
-        candidates.iter_mut().for_each(|node| node.name.clone_from(&name));
-    }
+    let candidates = candidates((&host, port), &addresses, server_name.as_deref()).await?;
     let (node, to_node, admission) = ask_node(candidates, &tls, migration, guest).await?;
     let peer = node.with_port(admission.port);
     let (mut standing, mut endpoints) = (Vec::new(), vec![to_node]);
@@ -117,6 +111,23 @@ pub(super) async fn approach(approach: Approach) -> Result<Contact, NoContact> {
     let found = Route { node, process: peer.address, token: admission.token };
     let control = open_control(&standing[0], &found, migration).await?;
     Ok(Contact { found, connections: standing, control, endpoints })
+}
+
+/// Returns the node of `host` at each of its addresses: those that are given, or else those that
+/// are found. Its certificate must carry `server_name` if that is given.
+pub(super) async fn candidates(
+    (host, port): (&str, u16),
+    addresses: &[SocketAddr],
+    server_name: Option<&str>,
+) -> Result<Vec<Peer>, LinkError> {
+    let mut candidates = match addresses {
+        [] => Peer::find(host, port).await?,
+        given => Peer::at(host, given.iter().copied()),
+    };
+    if let Some(name) = server_name {
+        candidates.iter_mut().for_each(|node| name.clone_into(&mut node.name));
+    }
+    Ok(candidates)
 }
 
 /// Asks the node at each of its addresses in turn until one answers; its host may have addresses

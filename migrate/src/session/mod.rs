@@ -4,9 +4,9 @@
 //! A session has its own thread with its own small runtime, so a migration uses no more cores than
 //! useful, and other work of the process does not delay it. [`start_source`] sends a guest away,
 //! [`start_destination`] receives one; both return a [`Handle`] to watch, cancel and resolve the
-//! migration, and to await its end. Inside, a driver passes events to the state machine and
-//! performs its actions; start with `source/mod.rs` and `destination/mod.rs`, then `sender.rs` and
-//! `receiver.rs` for the pages.
+//! migration, and to await its end. [`estimate`] measures what a migration would meet. Inside, a
+//! driver passes events to the state machine and performs its actions; start with `source/mod.rs`
+//! and `destination/mod.rs`, then `sender.rs` and `receiver.rs` for the pages.
 
 mod accept;
 mod clock;
@@ -17,6 +17,7 @@ mod handle;
 mod hints;
 mod limiter;
 mod line;
+mod measure;
 mod pace;
 mod receiver;
 mod record_writer;
@@ -32,5 +33,6 @@ mod written;
 
 pub use destination::{DestinationSession, start_destination};
 pub use handle::Handle;
+pub use measure::{EstimateError, estimate};
 pub use source::{SourceSession, start_source};
 pub use thread::StartError;

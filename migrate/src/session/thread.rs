@@ -50,7 +50,8 @@ pub(super) fn run<F: Future<Output = ()>>(
     spawned.map(drop).map_err(StartError::Thread)
 }
 
-fn build(workers: u16) -> io::Result<Runtime> {
+/// Builds a runtime with `workers` threads; with one, it runs on the thread that waits for it.
+pub(super) fn build(workers: u16) -> io::Result<Runtime> {
     if workers <= 1 {
         return Builder::new_current_thread().enable_all().build();
     }

@@ -24,8 +24,8 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Slow the guest down: its vCPUs rest for this share of the time, in percent; 0 ends that. Comes
-    /// again while it lasts. No answer: a failure costs only time.
+    /// Slow the guest down: its vCPUs rest for this share of the time, in percent; 0 ends that.
+    /// Comes again while it lasts. No answer: a failure costs only time.
     Throttle {
         /// Share of the time that the vCPUs rest, at most 99.
         percent: u8,
@@ -35,7 +35,10 @@ pub enum Action {
     /// The guest is paused: flush what it has written to its disks. Runs in parallel with the last
     /// round and [`Action::SaveState`], and must not delay [`Action::ResumeGuest`], which may come
     /// before the answer.
-    FlushDisks,
+    FlushDisks {
+        /// Number of the hand-over, which the answer repeats: that of an earlier one may come late.
+        attempt: u32,
+    },
     /// The guest is paused: collect once more and send all dirty pages. Runs in parallel with
     /// [`Action::SaveState`], which is requested with it.
     SendFinalRound {

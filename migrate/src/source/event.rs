@@ -64,7 +64,10 @@ pub enum Event {
         error: GuestError,
     },
     /// Answer to [`super::Action::FlushDisks`].
-    Flushed,
+    Flushed {
+        /// Number of the hand-over.
+        attempt: u32,
+    },
     /// Answer to [`super::Action::SaveState`].
     StateSaved {
         /// State of vCPUs and devices.

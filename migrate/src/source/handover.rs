@@ -41,7 +41,7 @@ impl Source {
                 for step in [Step::Flush, Step::Save, Step::Send] {
                     self.standstill.begin(step, self.now);
                 }
-                self.push(Action::FlushDisks);
+                self.push(Action::FlushDisks { attempt: self.notes.returns() });
                 self.push(Action::SendFinalRound { round: self.round.number });
                 self.push(Action::SaveState);
             }
@@ -65,8 +65,10 @@ impl Source {
         self.standstill.stop_clock();
     }
 
-    pub(super) fn on_flushed(&mut self) {
-        if let State::Finishing { flushed, .. } = &mut self.state {
+    pub(super) fn on_flushed(&mut self, attempt: u32) {
+        if let State::Finishing { flushed, .. } = &mut self.state
+            && attempt == self.notes.returns()
+        {
             *flushed = true;
             self.standstill.end(Step::Flush, self.now);
             self.end_streams();
@@ -74,6 +76,10 @@ impl Source {
     }
 
     pub(super) fn on_state_saved(&mut self, state: Vec<u8>) {
+        if let State::Returning { saved, .. } = &mut self.state {
+            *saved = true;
+            return self.go_on_after_return();
+        }
         if let State::Finishing { saved, .. } = &mut self.state
             && !*saved
         {

@@ -20,7 +20,7 @@ use crate::phase::Phase;
 use crate::progress::{Progress, Role};
 use crate::protocol::{Features, MigrationId, Offer, SourceMessage};
 use crate::record::{RecordSlot, SourceState};
-use crate::report::Outcome;
+use crate::report::{Estimated, Outcome};
 use crate::telemetry::Telemetry;
 use crate::text::PeerText;
 
@@ -39,6 +39,8 @@ pub struct SourceConfig {
     pub limits: Limits,
     /// UDP port of this host's node, which the destination records; none if no node runs here.
     pub node_port: Option<NonZeroU16>,
+    /// What an estimate said of this migration, for its report.
+    pub estimate: Option<Estimated>,
 }
 
 /// The source's side of one migration.
@@ -74,6 +76,7 @@ impl Source {
         notes.guest.clone_from(&config.guest.name);
         notes.memory_bytes = config.guest.layout.bytes();
         notes.disk_bytes = config.guest.disk_bytes();
+        notes.estimate = config.estimate;
         Self {
             estimate: Estimate::new(),
             stall: StallWatch::default(),
@@ -111,7 +114,7 @@ impl Source {
             Event::RoundSent(round) => self.on_round_sent(round),
             Event::Paused { was } => self.on_paused(was),
             Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
-            Event::Flushed => self.on_flushed(),
+            Event::Flushed { attempt } => self.on_flushed(attempt),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
             Event::Resumed(answer) => self.on_resumed(answer),
@@ -330,7 +333,8 @@ impl Source {
         let now = self.now;
         let due = self.own_deadlines().into_iter().flatten().find(|(at, _)| *at <= now);
         if let Some((_, failure)) = due {
-            return self.abort(failure);
+            let is_slow = matches!(failure, Failure::Downtime { .. });
+            return if is_slow && self.may_return() { self.go_back() } else { self.abort(failure) };
         }
         if self.measure_at().is_some_and(|at| at <= now) {
             return self.measure_again();

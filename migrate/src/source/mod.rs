@@ -6,15 +6,17 @@
 //! destination or an operator.
 //!
 //! Reading order: `state` (what it waits for), `machine` (dispatch of events), `rounds` (up to the
-//! pause), `handover` (from the pause to the end), `unwind` (resuming the guest here). They rely on
-//! `round` (what is still to be sent), `estimate` (whether to switch over), `stall` (what to do when
-//! that does not come nearer) and `standstill` (what the paused guest waits for).
+//! pause), `handover` (from the pause to the end), `returning` (back to rounds), `unwind` (resuming
+//! the guest here). They rely on `round` (what is still to be sent), `estimate` (whether to switch
+//! over), `stall` (what to do when that does not come nearer) and `standstill` (what the paused
+//! guest waits for).
 
 mod action;
 mod estimate;
 mod event;
 mod handover;
 mod machine;
+mod returning;
 mod round;
 mod rounds;
 mod stall;

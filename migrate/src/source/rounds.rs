@@ -174,6 +174,11 @@ impl Source {
                 self.estimate.set_dirty_rate(self.notes.dirtied(sent.dirty_pages, self.now));
                 self.judge_round(&sent);
             }
+            State::Returning { round_sent, .. } if !*round_sent => {
+                *round_sent = true;
+                self.note_round(&sent);
+                self.go_on_after_return();
+            }
             State::Finishing { round_sent, .. } if !*round_sent => {
                 *round_sent = true;
                 self.standstill.end(Step::Send, self.now);

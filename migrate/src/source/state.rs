@@ -39,6 +39,9 @@ pub(super) enum State {
     Pausing,
     /// Waits for the last round, the flush of the disks, and the state.
     Finishing { round_sent: bool, flushed: bool, saved: bool },
+    /// Waits for the guest to run on here, and for what was ordered for a hand-over that is called
+    /// off.
+    Returning { round_sent: bool, saved: bool, resumed: bool },
     /// Waits for the remainder to be sent; the destination may be `ready` earlier.
     Ending { ready: bool },
     /// Waits for `Ready`.
@@ -91,6 +94,7 @@ impl State {
             Self::Copying => "sending memory",
             Self::Pausing => "pausing the guest",
             Self::Finishing { .. } | Self::Ending { .. } => "sending the last pages and the state",
+            Self::Returning { .. } => "calling the hand-over off",
             Self::AwaitingReady => "waiting for the destination to be ready",
             Self::Deciding | Self::Asking { .. } => "handing the guest over",
             Self::Reclaiming { .. } | Self::Unwinding(_) => "taking the guest back",

@@ -53,6 +53,7 @@ impl Bench {
             streams: 2,
             limits: Limits::default(),
             node_port: None,
+            estimate: None,
         };
         Self { source: Source::new(config, Duration::ZERO), now: Duration::ZERO }
     }
@@ -101,7 +102,7 @@ impl Bench {
     fn awaiting_ready() -> Self {
         let mut bench = Self::paused(RunState::Running);
         bench.feed(Event::RoundSent(RoundSent::default()));
-        bench.feed(Event::Flushed);
+        bench.feed(Event::Flushed { attempt: 0 });
         bench.feed(Event::StateSaved { state: vec![1] });
         bench.feed(Event::RemainderSent(FinalSent::default()));
         bench
@@ -199,20 +200,20 @@ fn pauses_then_flushes_and_saves_beside_the_last_round_then_collects_once_more()
     );
     assert_eq!(
         bench.feed(Event::Paused { was: RunState::Running }),
-        [Action::FlushDisks, Action::SendFinalRound { round: 2 }, Action::SaveState]
+        [Action::FlushDisks { attempt: 0 }, Action::SendFinalRound { round: 2 }, Action::SaveState]
     );
     let state = bench.feed(Event::StateSaved { state: vec![7] });
     assert!(matches!(&state[..], [Action::Send(SourceMessage::State(state))]
         if state.state.0 == [7] && state.run_state == RunState::Running));
     assert_eq!(bench.feed(Event::RoundSent(RoundSent::default())), []);
-    assert_eq!(bench.feed(Event::Flushed), [Action::SendRemainder { round: 2 }]);
+    assert_eq!(bench.feed(Event::Flushed { attempt: 0 }), [Action::SendRemainder { round: 2 }]);
 }
 
 #[test]
 fn a_ready_that_overtakes_the_last_pages_waits_for_them() {
     let mut bench = Bench::paused(RunState::Running);
     bench.feed(Event::RoundSent(RoundSent::default()));
-    bench.feed(Event::Flushed);
+    bench.feed(Event::Flushed { attempt: 0 });
     bench.feed(Event::StateSaved { state: vec![] });
     assert_eq!(bench.hear(DestinationMessage::Ready { load_us: 1 }), []);
     assert_eq!(

@@ -31,11 +31,22 @@ impl Source {
         self.unwind(failure, PeerNotice::Done);
     }
 
+    /// Aborts a migration whose guest could not be resumed here.
+    pub(super) fn abort_stuck(&mut self, failure: Failure, error: GuestError) {
+        self.abort(failure);
+        if let State::Unwinding(unwind) = &mut self.state {
+            unwind.guest = GuestBack::Stuck(error);
+            self.go_on_unwinding();
+        }
+    }
+
     fn unwind(&mut self, failure: Failure, notice: PeerNotice) {
         let gone = matches!(failure, Failure::GuestStopped { .. });
         let guest = match self.state {
             _ if gone => GuestBack::Gone,
             State::Pausing => GuestBack::Pausing,
+            // It has been told to resume.
+            State::Returning { resumed: false, .. } => GuestBack::Resuming,
             State::Finishing { .. } | State::Ending { .. } | State::AwaitingReady
                 if self.run_state == RunState::Running =>
             {
@@ -43,13 +54,14 @@ impl Source {
             }
             _ => GuestBack::Back,
         };
+        let is_told = matches!(self.state, State::Returning { .. });
         let error = self.error(failure);
         self.awaited = None;
         self.end_standstill();
         self.end_throttle();
         if self.notes.phase() >= crate::phase::Phase::Precopy {
             self.push(Action::StopSending);
-            if guest == GuestBack::Resuming {
+            if guest == GuestBack::Resuming && !is_told {
                 self.push(Action::ResumeGuest);
             }
             self.push(Action::StopDirtyLog);
@@ -119,6 +131,9 @@ impl Source {
     /// Keeps a guest that cannot be resumed as it is (another guest may have locked its disk): its
     /// memory may be the only copy.
     pub(super) fn on_resumed(&mut self, answer: Result<(), GuestError>) {
+        if matches!(self.state, State::Returning { .. }) {
+            return self.on_resumed_after_return(answer);
+        }
         if let State::Unwinding(unwind) = &mut self.state
             && unwind.guest == GuestBack::Resuming
         {

@@ -86,13 +86,23 @@ impl World {
                     source.settled = true;
                 }
             }
+            Action::Throttle { percent } => self.throttle(percent),
             action => self.act_on_source_guest(&action),
         }
     }
 
+    fn throttle(&mut self, percent: u8) {
+        if let Some(guest) = self.source.as_mut().and_then(|source| source.guest.as_mut()) {
+            guest.advance(self.now);
+            guest.throttle = percent;
+        }
+    }
+
     fn act_on_source_guest(&mut self, action: &Action) {
-        let asks =
-            matches!(action, Action::FlushDisks | Action::SaveState | Action::SendRound { .. });
+        let asks = matches!(
+            action,
+            Action::FlushDisks { .. } | Action::SaveState | Action::SendRound { .. }
+        );
         if asks && self.fail_guest.remove(&Side::Source).is_some() {
             let failed = source::Event::GuestFailed(GuestError::new("made to fail"));
             return self.after(MS, Happening::ToSource(failed));
@@ -114,9 +124,10 @@ impl World {
                 round_trip: 2 * self.scenario.latency,
             }),
             Action::SendRound { .. } => return self.send_round(),
-            Action::FlushDisks => {
+            Action::FlushDisks { attempt } => {
                 self.flushed_at = Some(self.now + flush);
-                return self.after(flush, Happening::ToSource(source::Event::Flushed));
+                let flushed = source::Event::Flushed { attempt: *attempt };
+                return self.after(flush, Happening::ToSource(flushed));
             }
             Action::SendFinalRound { .. } => {
                 source.slower = self.scenario.slower_after_pause;
@@ -124,11 +135,6 @@ impl World {
                 return self.send_round();
             }
             Action::SendRemainder { .. } => return self.send_remainder(),
-            Action::Throttle { percent } => {
-                guest.advance(self.now);
-                guest.throttle = *percent;
-                return;
-            }
             Action::Pause => {
                 self.stands_since = guest.running.then_some(self.now);
                 return self.after(MS, Happening::PauseDone);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use migrate::report::{Outcome, Report};
-use migrate::{Phase, Reason};
+use migrate::{OnStall, Phase, Reason};
 use proptest::prelude::*;
 
 use crate::faults::Scenario;
@@ -32,7 +32,8 @@ fn run_in_time(scenario: Scenario) -> Option<Reason> {
     let story = || format!("{report:?}\n{text}\n{}", world.trace.join("\n"));
     let Some(error) = &report.error else {
         assert_eq!(report.outcome, Outcome::Migrated);
-        assert!(undecided_seconds(report) < allowed, "{}", story());
+        let hand_overs = f64::from(report.returns + 1);
+        assert!(undecided_seconds(report) < hand_overs * (allowed + RESUME_SECONDS), "{}", story());
         return None;
     };
     assert_eq!(report.outcome, Outcome::StayedAtSource, "{}", story());
@@ -66,12 +67,14 @@ fn a_guest_whose_link_slows_down_after_the_pause_moves_in_time_or_resumes() {
                 latency: Duration::from_millis(ms),
                 pages_per_second,
                 slower_after_pause,
+                on_stall: OnStall::Wait,
                 ..busy_guest()
             });
             match why {
                 None => moved += 1,
                 Some(reason) => {
-                    assert_eq!(reason, Reason::Downtime, "{pages_per_second} {ms}");
+                    let known = [Reason::Downtime, Reason::Timeout];
+                    assert!(known.contains(&reason), "{reason:?} {pages_per_second} {ms}");
                     stayed += 1;
                 }
             }

@@ -159,6 +159,7 @@ impl World {
             streams: scenario.streams,
             limits: Limits { on_stall: scenario.on_stall, ..limits() },
             node_port: NonZeroU16::new(4950),
+            estimate: None,
         };
         let waiting = DestinationConfig {
             migration: migration(),

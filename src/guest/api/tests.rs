@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use migrate::OnStall;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 use vmm_core::{VmOptions, VmShape};
@@ -80,6 +81,7 @@ async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
         copy_disks: Some(CopyDisks::default()),
         addresses: vec![([192, 0, 2, 7], 4950).into()],
         node_port: "4950".parse().ok(),
+        on_stall: Some(OnStall::Force),
         ..MigrationRequest::to("host-b".to_owned(), identity)
     };
     let request = serde_json::to_value(request).unwrap();

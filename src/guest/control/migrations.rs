@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use migrate::error::OperatorChoice;
+use migrate::estimate::Estimate;
 use migrate::limits::LimitsChange;
 
 use super::ProcessControl;
@@ -11,6 +12,7 @@ use crate::api::migration::{
 };
 use crate::api::types::StateAnswer;
 use crate::api::{ApiError, Reason};
+use crate::guest::estimating::Estimating;
 use crate::guest::leaving::Departure;
 use crate::guest::process::Occupation;
 
@@ -36,6 +38,23 @@ impl ProcessControl {
         Ok(MigrationStarted { id: id.0 })
     }
 
+    /// Estimates a migration, which takes a few seconds. The guest stays where it is.
+    ///
+    /// # Errors
+    /// As for [`Self::migrate`]; or if the path to the destination, or the guest, cannot be
+    /// measured.
+    pub(in crate::guest) fn estimate(
+        &self,
+        request: &MigrationRequest,
+    ) -> Result<Estimate, ApiError> {
+        let machine = self.machine()?;
+        let mut occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        let estimating = Estimating::begin(self.process(), &mut occupation);
+        drop(occupation);
+        estimating.estimate(machine, request)
+    }
+
     /// Returns the progress of the running migration, or how the last one ended.
     ///
     /// # Errors
@@ -44,7 +63,10 @@ impl ProcessControl {
         match &*self.process().occupation() {
             Occupation::Leaving(departure) => return Ok(departure.status()),
             Occupation::Arriving(arrival) => return Ok(arrival.status()),
-            Occupation::None | Occupation::Saving(_) | Occupation::Saved(_) => {}
+            Occupation::None
+            | Occupation::Saving(_)
+            | Occupation::Saved(_)
+            | Occupation::Estimating => {}
         }
         match &*self.process().last_migration() {
             Some((_, status)) => Ok(status.clone()),

@@ -43,7 +43,10 @@ impl OwnMemory {
         let is_occupied = match &*occupation {
             Occupation::None => false,
             Occupation::Arriving(arrival) => !arrival.has_arrived(),
-            Occupation::Saving(_) | Occupation::Saved(_) | Occupation::Leaving(_) => true,
+            Occupation::Saving(_)
+            | Occupation::Saved(_)
+            | Occupation::Estimating
+            | Occupation::Leaving(_) => true,
         };
         let is_over = is_occupied || process.is_ending() || process.surveys().is_called_off();
         let machine = process.machine().filter(|_| !is_over);

@@ -24,12 +24,14 @@ impl Loop {
         let behind = fs::File::options().read(true).write(true).create_new(true).open(file);
         let behind = behind.expect("a file");
         behind.set_len(BYTES).expect("its size");
-        let loop_device = Self { device: attach(file), behind };
-        // The writes of a device that was never written may not be counted.
-        let device = fs::File::options().write(true).open(&loop_device.device).expect("a device");
-        device.write_all_at(&[7; 4096], 0).expect("a write");
-        device.sync_all().expect("a flush");
-        loop_device
+        Self { device: attach(file), behind }
+    }
+
+    /// Lets the kernel count what is written to the device, or not.
+    fn set_counting(&self, is_on: bool) -> std::io::Result<()> {
+        let device = self.device.file_name().unwrap_or_default();
+        let switch = Path::new("/sys/class/block").join(device).join("queue/iostats");
+        fs::write(switch, if is_on { "1" } else { "0" })
     }
 
     fn path(&self) -> String {
@@ -37,8 +39,41 @@ impl Loop {
     }
 }
 
+/// A partition of a loop device, removed when dropped.
+struct Partition<'a> {
+    device: &'a Path,
+    number: &'a str,
+}
+
+impl<'a> Partition<'a> {
+    /// Makes the partition from sector `start` on, of 4 MiB.
+    fn on(device: &'a Loop, number: &'a str, start: &str) -> Self {
+        let device = device.device.as_path();
+        let made = Command::new("addpart").arg(device).args([number, start, "8192"]).status();
+        assert!(made.is_ok_and(|status| status.success()), "these tests make partitions, as root");
+        Self { device, number }
+    }
+
+    fn path(&self) -> String {
+        format!("{}p{}", self.device.display(), self.number)
+    }
+
+    fn remove(&self) -> bool {
+        let removed = Command::new("delpart").arg(self.device).arg(self.number).status();
+        removed.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Partition<'_> {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
 impl Drop for Loop {
     fn drop(&mut self) {
+        // Other tests get the same loop device.
+        let _ = self.set_counting(true);
         detach(&self.device);
     }
 }
@@ -102,6 +137,27 @@ fn a_device_written_behind_the_hosts_cache_is_refused_to_the_saved_guest() {
 }
 
 #[test]
+fn a_device_whose_writes_are_not_counted_is_refused_to_the_saved_guest() {
+    let pair = Pair::without_nodes();
+    let device = Loop::on(&pair.folder().join("lun"));
+    let [counted, uncounted] = ["counted", "uncounted"]
+        .map(|name| pair.folder().join(name).with_extension("lighter").display().to_string());
+    start(&pair, GUEST, &device.path(), &[]).ok();
+    pair.a.run(&["save", GUEST, &counted]).ok();
+    let restore = |file: &str| pair.a.run(&["restore", file, "--name", GUEST, "--detach"]);
+    let words = ["cannot tell whether", &*device.path(), "--unsafe"];
+    device.set_counting(false).expect("the switch of its counters");
+    restore(&counted).complains(Exit::Failed, &words);
+    // The device was never written, and the kernel would have counted it.
+    device.set_counting(true).expect("the switch of its counters");
+    restore(&counted).ok();
+    device.set_counting(false).expect("the switch of its counters");
+    pair.a.run(&["save", GUEST, &uncounted]).ok();
+    device.set_counting(true).expect("the switch of its counters");
+    restore(&uncounted).complains(Exit::Failed, &words);
+}
+
+#[test]
 fn a_device_whose_content_has_left_with_its_guest_is_not_used() {
     let mut pair = Pair::without_nodes();
     let folder = pair.folder().join("disks");
@@ -138,25 +194,81 @@ fn a_device_that_the_host_uses_is_refused_to_guests() {
     let claim = || {
         let mut claim = fs::File::options();
         claim.read(true).custom_flags(libc::O_EXCL);
-        claim.open(&device.device).expect("the device")
+        claim.open(&device.device)
     };
     let words = [&*device.path(), "in use by the host", "mounted", "lsblk"];
-    let claimed = claim();
+    let claimed = claim().expect("the device");
     start(&pair, GUEST, &device.path(), &[]).complains(Exit::Failed, &words);
     start(&pair, "reader", &format!("{},ro", device.path()), &[]).ok();
     pair.a.run(&["destroy", "reader"]).ok();
     drop(claimed);
     start(&pair, GUEST, &device.path(), &[]).ok();
 
+    // Nor does the host get the device while its guest runs, wherever it has come from.
+    let is_refused = || {
+        let refused = claim().expect_err("the device is the guest's");
+        assert_eq!(refused.raw_os_error(), Some(libc::EBUSY), "{refused}");
+    };
+    is_refused();
     pair.a.start_node(&NodePlan::default());
     let arguments = vec!["--disk-device".to_owned(), device.path()];
     pair.b.start_node(&NodePlan { arguments, ..NodePlan::default() });
-    let claimed = claim();
-    Migration::run(&pair.a, GUEST, &pair.b).stayed(&words);
-    runs(&pair.a);
-    drop(claimed);
     Migration::run(&pair.a, GUEST, &pair.b).ok();
     runs(&pair.b);
+    is_refused();
+    pair.b.run(&["destroy", GUEST]).ok();
+    wait::until("the device is free", || wait::holds(claim().is_ok(), ()));
+}
+
+#[test]
+fn a_disk_is_locked_under_all_of_its_devices() {
+    let pair = Pair::without_nodes();
+    let file = pair.folder().canonicalize().expect("a folder").join("disk.raw");
+    let device = Loop::on(&file);
+    let partitions = [("1", "2048"), ("2", "16384")]
+        .map(|(number, sector)| Partition::on(&device, number, sector));
+    let [one, two] = partitions.each_ref().map(Partition::path);
+    let alias = attach(&file);
+    let (whole, file, alias_path) =
+        (device.path(), file.display().to_string(), alias.display().to_string());
+    let refused = |disk: &str, words: &[&str]| {
+        start(&pair, "other", disk, &[]).complains(Exit::Failed, words);
+    };
+    let destroy = |names: &[&str]| {
+        for name in names {
+            pair.a.run(&["destroy", name]).ok();
+        }
+    };
+    let (claimed, locked) = (["in use by the host or by a guest"], ["in use by another guest"]);
+    let behind = [&*alias_path, " uses ", &file, "in use by another guest"];
+
+    start(&pair, "one", &one, &[]).ok();
+    start(&pair, "two", &two, &[]).ok();
+    refused(&whole, &claimed);
+    refused(&file, &locked);
+    refused(&alias_path, &behind);
+    destroy(&["one", "two"]);
+
+    start(&pair, "whole", &whole, &[]).ok();
+    refused(&one, &claimed);
+    refused(&file, &locked);
+    refused(&format!("{file},ro"), &locked);
+    refused(&alias_path, &behind);
+    destroy(&["whole"]);
+
+    start(&pair, "file", &file, &[]).ok();
+    refused(&alias_path, &behind);
+    refused(&two, &["in use by another guest"]);
+    destroy(&["file"]);
+
+    start(&pair, "reader", &format!("{file},ro"), &[]).ok();
+    start(&pair, "second", &format!("{alias_path},ro"), &[]).ok();
+    refused(&two, &["in use by another guest"]);
+    destroy(&["reader", "second"]);
+    detach(&alias);
+    for partition in &partitions {
+        wait::until("no guest is left on it", || wait::holds(partition.remove(), partition.path()));
+    }
 }
 
 #[test]

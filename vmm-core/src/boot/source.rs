@@ -69,15 +69,18 @@ pub enum BootRecord {
 
 impl BootRecord {
     /// Returns the files that a reboot of the guest reads.
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub fn files(&self) -> Vec<&FileRecord> {
         match self {
             Self::Workload(_) => Vec::new(),
-            Self::Kernel { kernel, initrd, .. } => [Some(kernel), initrd.as_ref()]
-                .into_iter()
-                .flatten()
-                .map(FileRecord::path)
-                .collect(),
+            Self::Kernel { kernel, initrd, .. } => {
+                [Some(kernel), initrd.as_ref()].into_iter().flatten().collect()
+            }
         }
+    }
+
+    /// Returns the paths of these files.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files().into_iter().map(FileRecord::path).collect()
     }
 }
 
@@ -91,8 +94,15 @@ pub struct FileRecord {
 }
 
 impl FileRecord {
-    fn path(&self) -> PathBuf {
+    /// Returns the path of the file.
+    pub fn path(&self) -> PathBuf {
         PathBuf::from(OsStr::from_bytes(&self.path))
+    }
+
+    /// Returns whether this host has the file, with that content, and may read it. A file of more
+    /// than `bytes_max` is not read.
+    pub fn is_here(&self, bytes_max: u64) -> bool {
+        open_known("file", &self.path(), self.digest, bytes_max).is_ok()
     }
 }
 
@@ -367,7 +377,14 @@ mod tests {
         let elsewhere = Origin::from_record(&record);
         assert_eq!(elsewhere.record(), record);
         assert_eq!(content(&elsewhere).unwrap(), "same");
+        let is_here = |bytes_max| {
+            let files: Vec<_> =
+                record.files().into_iter().map(|it| it.is_here(bytes_max)).collect();
+            files == [true]
+        };
+        assert!(is_here(BYTES_MAX) && !is_here(3));
         std::fs::write(&path, "diff").unwrap();
+        assert!(!is_here(BYTES_MAX));
         let changed = content(&elsewhere).unwrap_err().to_string();
         assert!(
             changed.ends_with("is not the kernel that the guest was started with"),

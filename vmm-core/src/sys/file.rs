@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use vm_memory::bitmap::Bitmap;
 
 use super::{RamSlice, check};
@@ -182,27 +183,53 @@ pub(crate) fn seek_extent(file: &File, from: u64, what: Extent) -> io::Result<Op
 /// # Errors
 /// `WouldBlock` if another lock is in the way; otherwise the error from the system.
 pub(crate) fn lock(file: &File, lock: Lock) -> io::Result<()> {
+    lock_part(file, 0, 0, lock)
+}
+
+/// As [`lock`], for the `bytes` from `start` on; 0 `bytes` are all that follow, however long the
+/// file becomes.
+///
+/// # Errors
+/// Like [`lock`].
+pub(crate) fn lock_part(file: &File, start: u64, bytes: u64, lock: Lock) -> io::Result<()> {
     let kind = match lock {
         Lock::Shared => libc::F_RDLCK,
         Lock::Exclusive => libc::F_WRLCK,
         Lock::None => libc::F_UNLCK,
     };
-    let whole = libc::flock {
+    let number = |number: u64| i64::try_from(number).map_err(|_| io::ErrorKind::InvalidInput);
+    let part = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
+        l_start: number(start)?,
+        l_len: number(bytes)?,
         l_pid: 0,
     };
     // SAFETY: the kernel reads one `flock`, which outlives the call.
     let result =
-        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) });
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const part) });
     match result {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
             Err(io::ErrorKind::WouldBlock.into())
         }
         result => result,
     }
+}
+
+/// Returns whether another open file description has locked any part of the file.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
+    let mut found = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
 }
 
 /// Drops what this host has cached of a file, except dirty pages: another host may have written it
@@ -262,6 +289,23 @@ mod tests {
         lock(&other, Lock::Shared).unwrap();
         lock(file.as_file(), Lock::Shared).unwrap();
         assert!(lock(&other, Lock::Exclusive).is_err());
+    }
+
+    #[test]
+    fn a_lock_is_for_a_part_or_for_all_and_others_see_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let [one, other, third] = [(); 3].map(|()| file.reopen().unwrap());
+        assert!(!is_locked(&one).unwrap());
+        lock_part(&one, 512, 512, Lock::Exclusive).unwrap();
+        assert!(!is_locked(&one).unwrap() && is_locked(&other).unwrap());
+        lock_part(&other, 1024, 0, Lock::Exclusive).unwrap();
+        for (start, bytes) in [(0, 0), (1023, 1), (u64::MAX >> 2, 1)] {
+            let refused = lock_part(&third, start, bytes, Lock::Shared).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "{start}");
+        }
+        lock_part(&third, 0, 512, Lock::Exclusive).unwrap();
+        let absurd = lock_part(&third, u64::MAX, 1, Lock::Shared).unwrap_err();
+        assert_eq!(absurd.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -130,10 +130,22 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// The host itself uses the block device.
+    /// Another guest or program uses the file or the device behind a loop device.
     #[error(
-        "disk {0} is in use by the host: it or one of its partitions is mounted, swap, or part of a RAID, LVM or multipath device \
-         (`lsblk {0}` shows it); a guest that writes it would destroy its content",
+        "disk {} uses {}, which is in use by another guest or program; stop that one first, or share the disk with ro on both sides",
+        path.display(), behind.display()
+    )]
+    BehindDiskInUse {
+        /// The disk.
+        path: PathBuf,
+        /// What is behind it.
+        behind: PathBuf,
+    },
+    /// The host itself uses the block device, or a guest uses it in part or as a part.
+    #[error(
+        "disk {0} is in use by the host or by a guest: it, one of its partitions or its whole disk is mounted, swap, \
+         part of a RAID, LVM or multipath device (`lsblk {0}` shows it), or the disk of a guest that writes it; two \
+         writers would destroy its content",
         path.display()
     )]
     DiskOfHost {

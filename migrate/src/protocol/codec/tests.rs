@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
-use crate::protocol::front::{DiskFeatures, DiskUser, FoundGuest, Onward, SoughtDisk};
+use crate::protocol::front::{BootFile, DiskFeatures, DiskUser, FoundGuest, Onward, SoughtDisk};
 use crate::protocol::{
     Complaint, Decision, Features, MigrationId, Offer, Prepare, SavedState, Takeover, Token,
     Version,
@@ -65,6 +65,7 @@ fn source_messages() -> Vec<SourceMessage> {
             existing: ExistingFile::Replace,
         }]),
         SourceMessage::Node { port: NonZeroU16::new(4950).unwrap() },
+        SourceMessage::Return,
     ]
 }
 
@@ -89,6 +90,8 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Resolve { migration, token, decision: Decision::Aborted },
         FrontRequest::Find { uuid: migration.0, name: "web-1".into() },
         FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
+        FrontRequest::BootFiles { files: vec![BootFile { path: b"/k".to_vec(), digest: 7 }] },
+        FrontRequest::Sink,
         FrontRequest::DiskUsers {
             disk: SoughtDisk {
                 path: "/dev/vdb".into(),
@@ -119,6 +122,8 @@ fn front_replies() -> Vec<FrontReply> {
                 migration: id(),
             }),
         },
+        FrontReply::BootFiles(vec![true, false]),
+        FrontReply::Sink { bytes_max: 4096 },
         FrontReply::DiskUsers(vec![DiskUser {
             uuid: id().0,
             name: "web-1".into(),
@@ -219,6 +224,29 @@ fn bytes_about_disks_stay_as_they_are() {
     let golden: String = golden.split_whitespace().collect();
     let answered = front_replies().pop().unwrap();
     assert_eq!(hex(&encode(&answered).unwrap()), golden);
+}
+
+#[test]
+fn bytes_about_boot_files_stay_as_they_are() {
+    let is_asked = |request: &FrontRequest| matches!(request, FrontRequest::BootFiles { .. });
+    let asked = front_requests().into_iter().find(is_asked).unwrap();
+    let golden = "6c434600 26000000 05000000 0100000000000000 0200000000000000 2f6b \
+                  07000000000000000000000000000000";
+    let golden: String = golden.split_whitespace().collect();
+    assert_eq!(hex(&encode(&asked).unwrap()), golden);
+    let is_answered = |reply: &FrontReply| matches!(reply, FrontReply::BootFiles(_));
+    let answered = front_replies().into_iter().find(is_answered).unwrap();
+    let golden = "6c436800 0e000000 07000000 0200000000000000 0100";
+    let golden: String = golden.split_whitespace().collect();
+    assert_eq!(hex(&encode(&answered).unwrap()), golden);
+}
+
+#[test]
+fn bytes_about_sinks_stay_as_they_are() {
+    let asked = encode(&FrontRequest::Sink).unwrap();
+    assert_eq!(hex(&asked), "6c4347000400000006000000");
+    let answered = encode(&FrontReply::Sink { bytes_max: 4096 }).unwrap();
+    assert_eq!(hex(&answered), "6c4369000c000000080000000010000000000000");
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl Driver {
             }
             Action::Throttle { percent } => self.throttle(percent),
             Action::Pause => self.pause(),
-            Action::FlushDisks => self.flush_disks(),
+            Action::FlushDisks { attempt } => self.flush_disks(attempt),
             Action::SendFinalRound { round } => self.order(Order::FinalRound(round)),
             Action::SaveState => self.save_state(),
             Action::SendRemainder { round } => self.order(Order::Remainder(round)),
@@ -181,7 +181,7 @@ fn name(action: &Action) -> &'static str {
         Action::SendRound { .. } => "SendRound",
         Action::Throttle { .. } => "Throttle",
         Action::Pause => "Pause",
-        Action::FlushDisks => "FlushDisks",
+        Action::FlushDisks { .. } => "FlushDisks",
         Action::SendFinalRound { .. } => "SendFinalRound",
         Action::SaveState => "SaveState",
         Action::SendRemainder { .. } => "SendRemainder",

@@ -50,7 +50,7 @@ impl Driver {
 
     /// Flushes the disks of the paused guest. Not on the worker's thread, which must stay free for
     /// the call that resumes the guest: that must not wait for a disk.
-    pub(super) fn flush_disks(&mut self) {
+    pub(super) fn flush_disks(&mut self, attempt: u32) {
         let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
         let failpoints = self.line.failpoints().clone();
         self.beside(move || {
@@ -58,7 +58,7 @@ impl Driver {
                 return;
             }
             let event = match guest.flush() {
-                Ok(()) => Event::Flushed,
+                Ok(()) => Event::Flushed { attempt },
                 Err(error) => Event::GuestFailed(error),
             };
             let _ = input_sender.send(Input::Event(event));
@@ -123,13 +123,17 @@ impl Driver {
     }
 }
 
-fn run_state(guest: &dyn SourceGuest) -> RunState {
+/// Returns whether the guest runs.
+pub(in crate::session) fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
 /// Pauses the guest, saves its state, and resumes it if it ran. Its disks are flushed before that,
 /// while it runs.
-fn dry_run(guest: &dyn SourceGuest, was: RunState) -> Result<Probe, GuestError> {
+pub(in crate::session) fn dry_run(
+    guest: &dyn SourceGuest,
+    was: RunState,
+) -> Result<Probe, GuestError> {
     // The first flush writes everything that has accumulated.
     guest.flush()?;
     let began = Instant::now();

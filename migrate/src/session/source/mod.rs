@@ -4,6 +4,8 @@ mod actions;
 mod calls;
 mod records;
 
+pub(super) use calls::{dry_run, run_state};
+
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use crate::progress::Role;
 use crate::protocol::{DestinationMessage, MigrationId, Offer};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
+use crate::report::Estimated;
 use crate::source::{Event, Source, SourceConfig};
 use crate::text::PeerText;
 
@@ -62,6 +65,23 @@ pub struct SourceSession {
     pub connections: Option<u16>,
     /// UDP port of this host's node, which the destination records; none if no node runs here.
     pub node_port: Option<NonZeroU16>,
+    /// What an estimate said of this migration, for its report.
+    pub estimate: Option<Estimated>,
+}
+
+impl SourceSession {
+    /// Returns the configuration of the state machine for the guest of this description.
+    pub(super) fn config(&self, guest: GuestDescription) -> SourceConfig {
+        SourceConfig {
+            migration: self.migration,
+            guest,
+            offer: Offer::ours(),
+            streams: self.connections.unwrap_or(1),
+            limits: self.limits,
+            node_port: self.node_port,
+            estimate: self.estimate,
+        }
+    }
 }
 
 /// Starts to migrate `guest` to another host, on a separate thread.
@@ -148,14 +168,7 @@ impl Driver {
     ) -> Self {
         let clock = Clock::start();
         let description = guest.describe();
-        let config = SourceConfig {
-            migration: session.migration,
-            guest: description.clone(),
-            offer: Offer::ours(),
-            streams: session.connections.unwrap_or(1),
-            limits: session.limits,
-            node_port: session.node_port,
-        };
+        let config = session.config(description.clone());
         let (input_sender, input_receiver) = mpsc::unbounded_channel();
         let (hear, heard) = mpsc::channel(INPUTS_MAX);
         let mut tasks = JoinSet::new();

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod disks;
+mod estimates;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod hints;

@@ -360,7 +360,9 @@ impl FrontHandler for Node {
             }
             FrontRequest::Find { .. }
             | FrontRequest::Trace { .. }
-            | FrontRequest::DiskUsers { .. } => FrontReply::Found(None),
+            | FrontRequest::DiskUsers { .. }
+            | FrontRequest::BootFiles { .. }
+            | FrontRequest::Sink => FrontReply::Found(None),
         }
     }
 }
@@ -448,6 +450,7 @@ impl World {
             connections: Some(1),
             addresses: Vec::new(),
             node_port: None,
+            estimate: None,
         }
     }
 

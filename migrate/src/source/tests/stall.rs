@@ -102,7 +102,7 @@ fn a_limit_below_the_fixed_part_is_said_to_be_impossible_with_the_number() {
     let Action::Send(SourceMessage::Abort(complaint)) = &actions[0] else { panic!("{actions:?}") };
     assert_eq!((complaint.reason(), dry_runs), (Reason::Stalled, 5));
     assert!(
-        complaint.text.as_str().contains("takes 0.082 s even without dirty memory"),
+        complaint.text.as_str().contains("takes 0.085 s even without dirty memory"),
         "{complaint:?}"
     );
 }

@@ -1,16 +1,25 @@
 //! How long the guest is paused before it is handed over or resumed here.
 
 use super::*;
+use crate::protocol::FEATURE_RETURN;
 
 /// Twice the default downtime limit of 300 ms, plus a second.
 const ALLOWED: Duration = Duration::from_millis(1600);
 
-/// Runs up to the request to pause the guest; returns the time of that request.
+/// Runs up to the request to pause the guest; returns the time of that request. The destination
+/// knows no way back to rounds.
 fn pausing() -> (Bench, Duration) {
     let mut bench = Bench::copying();
     let actions = bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(actions.last(), Some(&Action::Pause));
     let asked = bench.now;
+    (bench, asked)
+}
+
+/// As [`pausing`], with a destination that knows the way back.
+fn pausing_with_way_back() -> (Bench, Duration) {
+    let (mut bench, asked) = pausing();
+    bench.source.features = FEATURE_RETURN;
     (bench, asked)
 }
 
@@ -53,7 +62,7 @@ fn a_hanging_disk_delays_neither_the_guest_nor_the_report() {
     assert!((standstill.pause_seconds - 0.001).abs() < 1e-6, "{standstill:?}");
     assert_eq!(standstill.ready_seconds, 0.0);
     // The disk answers, at last.
-    assert_eq!(bench.feed(Event::Flushed), []);
+    assert_eq!(bench.feed(Event::Flushed { attempt: 0 }), []);
 }
 
 #[test]
@@ -61,13 +70,13 @@ fn a_link_that_has_become_slow_is_named() {
     let (mut bench, asked) = pausing();
     bench.feed(Event::Paused { was: RunState::Running });
     bench.feed(Event::StateSaved { state: vec![1] });
-    bench.feed(Event::Flushed);
+    bench.feed(Event::Flushed { attempt: 0 });
     let report = stands_too_long(&mut bench, asked);
     assert!(message(&report).contains("its last pages were still being sent"), "{report:?}");
 
     let (mut bench, asked) = pausing();
     bench.feed(Event::Paused { was: RunState::Running });
-    bench.feed(Event::Flushed);
+    bench.feed(Event::Flushed { attempt: 0 });
     bench.feed(Event::StateSaved { state: vec![1] });
     bench.feed(Event::RoundSent(RoundSent::default()));
     bench.feed(Event::RemainderSent(FinalSent::default()));
@@ -101,7 +110,7 @@ fn a_guest_that_its_user_has_paused_is_waited_for() {
     assert_eq!(bench.source.deadline().unwrap(), bench.now + Duration::from_secs(30));
     bench.feed(Event::StateSaved { state: vec![1] });
     bench.feed(Event::RoundSent(RoundSent::default()));
-    bench.feed(Event::Flushed);
+    bench.feed(Event::Flushed { attempt: 0 });
     bench.feed(Event::RemainderSent(FinalSent::default()));
     bench.now += 2 * ALLOWED;
     let decided = bench.hear(DestinationMessage::Ready { load_us: 1 });
@@ -116,4 +125,105 @@ fn after_the_decision_the_guest_is_not_taken_back_however_long_the_pause() {
     assert_eq!(bench.feed(Event::Tick), []);
     let produced = bench.feed(Event::Recorded);
     assert_eq!(produced, [Action::ReleaseGuest, Action::Send(SourceMessage::Commit)]);
+}
+
+/// Lets the longest pause pass; returns the actions then.
+fn time_is_over(bench: &mut Bench) -> Vec<Action> {
+    bench.now = bench.source.deadline().unwrap();
+    let now = bench.now;
+    bench.source.handle(Event::Tick, now)
+}
+
+const RETURN: [Action; 2] = [Action::Send(SourceMessage::Return), Action::ResumeGuest];
+
+#[test]
+fn a_hand_over_that_takes_too_long_goes_back_to_rounds_and_is_tried_again() {
+    let (mut bench, _) = pausing_with_way_back();
+    bench.feed(Event::Paused { was: RunState::Running });
+    bench.feed(Event::StateSaved { state: vec![1] });
+    bench.feed(Event::RoundSent(RoundSent::default()));
+    assert_eq!(time_is_over(&mut bench), RETURN);
+    assert_eq!(
+        bench.feed(Event::Resumed(Ok(()))),
+        [Action::Record(SourceState::Undecided)],
+        "it is measured again"
+    );
+    assert_eq!(bench.feed(Event::Recorded), [Action::Probe]);
+    let round = bench.feed(Event::Probed(Probe::default()));
+    assert_eq!(round, [Action::SendRound { round: 3 }], "it collects what the guest has written");
+    let pause = bench.feed(Event::RoundSent(RoundSent::default()));
+    assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
+    bench.feed(Event::Paused { was: RunState::Running });
+    bench.feed(Event::StateSaved { state: vec![2] });
+    bench.feed(Event::RoundSent(RoundSent::default()));
+    // The flush of the first hand-over ends at last: it says nothing about what was written since.
+    assert_eq!(bench.feed(Event::Flushed { attempt: 0 }), []);
+    let flushed = bench.feed(Event::Flushed { attempt: 1 });
+    assert_eq!(flushed, [Action::SendRemainder { round: 4 }]);
+}
+
+#[test]
+fn rounds_go_on_only_when_nothing_of_the_hand_over_is_under_way() {
+    let (mut bench, _) = pausing_with_way_back();
+    bench.feed(Event::Paused { was: RunState::Running });
+    bench.feed(Event::Flushed { attempt: 0 });
+    assert_eq!(time_is_over(&mut bench), RETURN);
+    assert_eq!(bench.feed(Event::StateSaved { state: vec![1] }), [], "it is not sent");
+    assert_eq!(bench.feed(Event::Resumed(Ok(()))), []);
+    let measured = bench.feed(Event::RoundSent(RoundSent::default()));
+    assert_eq!(measured, [Action::Record(SourceState::Undecided)]);
+}
+
+#[test]
+fn a_third_hand_over_that_takes_too_long_is_the_last() {
+    let (mut bench, _) = pausing_with_way_back();
+    for attempt in 0..3 {
+        bench.feed(Event::Paused { was: RunState::Running });
+        bench.feed(Event::StateSaved { state: vec![1] });
+        bench.feed(Event::RoundSent(RoundSent::default()));
+        let actions = time_is_over(&mut bench);
+        if attempt == 2 {
+            assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
+            break;
+        }
+        assert_eq!(actions, RETURN);
+        bench.feed(Event::Resumed(Ok(())));
+        bench.feed(Event::Recorded);
+        bench.feed(Event::Probed(Probe::default()));
+        bench.feed(Event::RoundSent(RoundSent::default()));
+    }
+    bench.feed(Event::Resumed(Ok(())));
+    bench.hear(DestinationMessage::Discarded);
+    let actions = bench.feed(Event::Recorded);
+    let report = report(&actions);
+    assert_eq!((report.outcome, report.returns), (Outcome::StayedAtSource, 2));
+    assert!(report.return_seconds > 3.0, "{report:?}");
+}
+
+#[test]
+fn a_guest_that_cannot_run_on_after_a_hand_over_is_kept() {
+    let (mut bench, _) = pausing_with_way_back();
+    bench.feed(Event::Paused { was: RunState::Running });
+    time_is_over(&mut bench);
+    let actions = bench.feed(Event::Resumed(Err(GuestError::new("its disk is locked"))));
+    assert!(matches!(&actions[0], Action::Send(SourceMessage::Abort(_))), "{actions:?}");
+    assert!(!actions.contains(&Action::ResumeGuest), "{actions:?}");
+    bench.hear(DestinationMessage::Discarded);
+    let actions = bench.feed(Event::Recorded);
+    let report = report(&actions);
+    assert_eq!(report.outcome, Outcome::StayedAtSource);
+    assert!(report.way_out.as_ref().unwrap().contains("lighter resume web-1"), "{report:?}");
+}
+
+#[test]
+fn a_cancelled_return_resumes_the_guest_once() {
+    let (mut bench, _) = pausing_with_way_back();
+    bench.feed(Event::Paused { was: RunState::Running });
+    time_is_over(&mut bench);
+    let actions = bench.feed(Event::Cancel { by: "me".into() });
+    assert!(!actions.contains(&Action::ResumeGuest), "{actions:?}");
+    bench.feed(Event::Resumed(Ok(())));
+    bench.hear(DestinationMessage::Discarded);
+    let actions = bench.feed(Event::Recorded);
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
 }

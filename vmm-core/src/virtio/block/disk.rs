@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +10,11 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::config::{Access, BlockConfig, Origin};
+use super::hold::{self, Hold};
 use super::proof::DiskProof;
 use super::seal::{self, Seal};
 use super::{departed, staged};
-use crate::sys::file::{self, Lock};
+use crate::sys::file;
 use crate::virtio::DeviceError;
 
 /// How long to wait for a disk that the guest's other copy still locks: after a migration, the
@@ -30,7 +30,8 @@ pub(crate) struct Disk {
     file: Arc<File>,
     access: Access,
     bytes: u64,
-    locked: bool,
+    /// What keeps others away; empty while the disk is not locked.
+    holds: Vec<Hold>,
     /// The guest has used the disk here, so there may be writes that are not durable yet.
     may_be_written: bool,
     /// Required state of the disk when it is taken over.
@@ -97,7 +98,7 @@ impl Disk {
             return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
         }
         if kind.is_block_device() && access == Access::ReadWrite {
-            expect_unclaimed(&file, path)?;
+            hold::expect_unclaimed(&file, path)?;
         }
         // O_NONBLOCK is cleared: up to Linux 5.14, io_uring answers reads of such a file that would
         // block with EAGAIN, every time.
@@ -110,7 +111,7 @@ impl Disk {
     fn of(path: &Path, file: Arc<File>, access: Access, bytes: u64) -> Self {
         let path = path.to_path_buf();
         let expected = Expected::Anything;
-        Self { path, file, access, bytes, locked: false, may_be_written: false, expected }
+        Self { path, file, access, bytes, holds: Vec::new(), may_be_written: false, expected }
     }
 
     /// Returns the open file, to keep it longer than the disk.
@@ -149,10 +150,11 @@ impl Disk {
     /// of it. Does nothing if it is already locked.
     ///
     /// # Errors
-    /// [`DeviceError::DiskInUse`]; [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for
-    /// a guest that was saved; or if a system call fails.
+    /// [`DeviceError::DiskInUse`]; [`DeviceError::BehindDiskInUse`]; [`DeviceError::DiskOfHost`];
+    /// [`DeviceError::DiskWritten`]; [`DeviceError::DiskUnsealed`] for a guest that was saved; or
+    /// if a system call fails.
     pub(crate) fn take_over(&mut self) -> Result<(), DeviceError> {
-        if self.locked {
+        if self.is_locked() {
             return Ok(());
         }
         self.lock()?;
@@ -166,23 +168,21 @@ impl Disk {
     }
 
     fn lock(&mut self) -> Result<(), DeviceError> {
-        let lock = match self.access {
-            Access::ReadWrite => Lock::Exclusive,
-            Access::ReadOnly => Lock::Shared,
-        };
+        let mut holds = Hold::of_disk(&self.path, &self.file, self.access);
         let deadline = Instant::now() + LOCK_PATIENCE;
-        while let Err(cause) = file::lock(&self.file, lock) {
-            let path = || self.path.clone();
-            if cause.kind() != io::ErrorKind::WouldBlock {
-                return Err(DeviceError::Disk { path: path(), cause });
-            }
-            if Instant::now() >= deadline {
-                return Err(DeviceError::DiskInUse { path: path() });
+        while let Err(error) = hold::take_all(&mut holds) {
+            let is_final = matches!(error, DeviceError::Disk { .. });
+            if is_final || Instant::now() >= deadline {
+                return Err(error);
             }
             std::thread::sleep(LOCK_INTERVAL);
         }
-        self.locked = true;
+        self.holds = holds;
         Ok(())
+    }
+
+    fn is_locked(&self) -> bool {
+        !self.holds.is_empty()
     }
 
     fn expect_unchanged(&self) -> Result<(), DeviceError> {
@@ -220,7 +220,7 @@ impl Disk {
     /// Unlocks the disk. A disk that the guest may write can be taken over again only if it is
     /// unchanged by then, as far as that can be determined.
     pub(crate) fn release(&mut self) {
-        if !self.locked {
+        if !self.is_locked() {
             return;
         }
         if self.access == Access::ReadWrite {
@@ -231,11 +231,8 @@ impl Disk {
     }
 
     fn unlock(&mut self) {
-        self.locked = false;
-        if let Err(error) = file::lock(&self.file, Lock::None) {
-            // The lock then ends with this process, which is about to exit.
-            tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
-        }
+        hold::release_all(&mut self.holds);
+        self.holds.clear();
     }
 
     /// Makes all writes of the guest durable. Does nothing on a disk that the guest never used
@@ -251,47 +248,9 @@ impl Disk {
     }
 }
 
-/// Checks that nothing on the host has claimed the block device `file`, found at `path`, by opening
-/// it with `O_EXCL`, as mount(2) and the device mapper do (open(2)). It is closed at once: a
-/// guest's own claim would keep its copy away when it migrates within a host.
-fn expect_unclaimed(file: &File, path: &Path) -> Result<(), DeviceError> {
-    match open_again(file, libc::O_EXCL) {
-        Ok(_) => Ok(()),
-        Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) => {
-            Err(DeviceError::DiskOfHost { path: path.to_path_buf() })
-        }
-        Err(cause) => Err(DeviceError::Disk { path: path.to_path_buf(), cause }),
-    }
-}
-
-/// Opens the file behind `file` once more for reading, with `flags`: its path may lead to another
-/// one by now.
-fn open_again(file: &File, flags: i32) -> io::Result<File> {
-    let flags = flags | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().read(true).custom_flags(flags).open(link)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
-
-    #[test]
-    fn the_disk_that_is_checked_is_the_one_that_was_opened() {
-        let folder = tempfile::tempdir().unwrap();
-        let [path, other] = ["disk.raw", "other.raw"].map(|name| folder.path().join(name));
-        for path in [&path, &other] {
-            std::fs::write(path, [7; 4096]).unwrap();
-        }
-        let disk = Disk::open_present(&path, Access::ReadWrite).unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        let again = open_again(disk.file(), libc::O_EXCL).unwrap();
-        let inode = |file: &File| file.metadata().unwrap().ino();
-        assert_eq!(inode(&again), inode(disk.file()));
-        assert_ne!(inode(&again), std::fs::metadata(&path).unwrap().ino());
-    }
 
     #[test]
     fn only_a_disk_that_was_the_guests_is_made_durable() {

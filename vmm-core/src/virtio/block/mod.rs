@@ -6,7 +6,8 @@
 //! | `device` | the device, which joins the other parts |
 //! | `request` | parses the driver's requests, without access to the disk |
 //! | `engine` | executes the requests |
-//! | `disk`, `lock_reach` | the open disk with its lock, and which programs that lock keeps away |
+//! | `disk` | the open disk |
+//! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
 //! | `staged` | a disk that is being copied to this host |
 //! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
@@ -15,6 +16,7 @@
 //! | `departed` | a mark on a disk whose content has moved to another host |
 //! | `identity` | recognizes a disk where such a mark is not possible |
 
+mod behind;
 mod config;
 mod content;
 mod copy;
@@ -23,6 +25,7 @@ mod device;
 mod digest;
 mod disk;
 mod engine;
+mod hold;
 mod identity;
 mod lock_reach;
 mod log;
@@ -32,6 +35,7 @@ mod request;
 mod seal;
 mod staged;
 
+pub use behind::behind_loops;
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
 pub use copy::{copy_content, date};

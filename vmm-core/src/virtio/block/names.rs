@@ -33,7 +33,7 @@ const BELOW: [(&str, [&str; 2]); 2] =
     [("below/wwid", ["wwid", "device/wwid"]), ("below/serial", ["device/serial", "serial"])];
 
 /// Most devices below a device, including those in between.
-const STACK_MAX: usize = 256;
+pub(super) const STACK_MAX: usize = 256;
 
 /// Returns whether the names on two hosts are those of one device; `None` if they have no kind of
 /// name in common.
@@ -117,7 +117,7 @@ pub(super) fn place_in_sysfs(device: u64) -> PathBuf {
 }
 
 /// Returns the folder of the disk to which `place` belongs: its own folder or that of a partition.
-fn disk_at(place: &Path) -> &Path {
+pub(super) fn disk_at(place: &Path) -> &Path {
     match place.join("partition").exists() {
         true => place.parent().unwrap_or(place),
         false => place,
@@ -125,15 +125,14 @@ fn disk_at(place: &Path) -> &Path {
 }
 
 /// Returns the sysfs folders with the names and the write counters of the block device at `path`
-/// and of those below it; none for anything else. A process needs read access to them to make and
-/// check a [`super::Seal`] or the evidence that two hosts share the device.
+/// and of those below it; none for anything else. A process needs read access to them to lock the
+/// device, and to make and check a [`super::Seal`] or the evidence that two hosts share it.
 pub fn facts_of(path: &Path) -> Vec<PathBuf> {
-    place_of(path).map_or_else(Vec::new, |place| {
-        let stack = stack_at(&place);
-        let disks: BTreeSet<&Path> = stack.all.iter().map(|place| disk_at(place)).collect();
-        let facts = |disk: &Path| [Some(disk.to_owned()), disk.join("device").canonicalize().ok()];
-        disks.into_iter().flat_map(facts).flatten().collect()
-    })
+    let places = with_disks_below(path).into_iter().filter_map(|path| place_of(&path));
+    let all: BTreeSet<PathBuf> = places.flat_map(|place| stack_at(&place).all).collect();
+    let disks: BTreeSet<&Path> = all.iter().map(|place| disk_at(place)).collect();
+    let facts = |disk: &Path| [Some(disk.to_owned()), disk.join("device").canonicalize().ok()];
+    disks.into_iter().flat_map(facts).flatten().collect()
 }
 
 /// Returns `path` and, if it is a block device, the paths of what is below it: of a loop device the
@@ -154,7 +153,7 @@ pub fn with_disks_below(path: &Path) -> Vec<PathBuf> {
 }
 
 /// Returns the sysfs folder of the block device at `path`; `None` if there is none.
-fn place_of(path: &Path) -> Option<PathBuf> {
+pub(super) fn place_of(path: &Path) -> Option<PathBuf> {
     let device = fs::metadata(path).ok().filter(|found| found.file_type().is_block_device())?;
     place_in_sysfs(device.rdev()).canonicalize().ok()
 }
@@ -168,8 +167,13 @@ fn below(place: &Path) -> Vec<PathBuf> {
     let node = |place: PathBuf| {
         Some(Path::new("/dev").join(place.file_name()?.to_str()?.replace('!', "/")))
     };
-    let file = fs::read_to_string(disk.join("loop/backing_file")).ok();
-    devices.filter_map(node).chain(file.map(|file| PathBuf::from(file.trim_end()))).collect()
+    devices.filter_map(node).chain(behind_loop(disk)).collect()
+}
+
+/// Returns the path of the file or device behind a loop device.
+pub(super) fn behind_loop(disk: &Path) -> Option<PathBuf> {
+    let file = fs::read_to_string(disk.join("loop/backing_file")).ok()?;
+    Some(PathBuf::from(file.trim_end()))
 }
 
 fn names_at(place: &Path) -> Vec<String> {
@@ -245,7 +249,7 @@ fn stack_at(place: &Path) -> Stack {
 }
 
 /// Returns the folders of the devices below a disk; `None` if they cannot be read.
-fn slaves_of(disk: &Path) -> Option<Vec<PathBuf>> {
+pub(super) fn slaves_of(disk: &Path) -> Option<Vec<PathBuf>> {
     let entries = match fs::read_dir(disk.join("slaves")) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(Vec::new()),
@@ -255,7 +259,7 @@ fn slaves_of(disk: &Path) -> Option<Vec<PathBuf>> {
 }
 
 /// Returns the line in a sysfs file, if there is one that is not empty and not too long.
-fn read(path: &Path) -> Option<String> {
+pub(super) fn read(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.trim();
     (!line.is_empty() && line.len() <= NAME_BYTES_MAX / 2).then(|| line.to_owned())

@@ -4,13 +4,13 @@
 //! For a file, the modification time shows it. A guest's writes can become durable before that time
 //! does, so a guest that starts on a file updates the time, durably, before its first write. A
 //! block device has no such time; its kernel counts the sectors written and discarded since the
-//! host booted, unless counting is disabled (`queue/iostats`). The count misses writes of other
+//! device appeared, unless counting is disabled (`queue/iostats`). The count misses writes of other
 //! hosts; the [`super::digest`] of the device's ends and superblocks detects the most likely ones.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::futimens;
@@ -18,10 +18,10 @@ use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use super::digest::digest;
-use super::names::{BOOT_ID, place_in_sysfs};
+use super::names::{BOOT_ID, disk_at, place_in_sysfs, read};
 
-/// Longest boot id of a host, in bytes: a UUID.
-const BOOT_BYTES_MAX: usize = 64;
+/// Longest name of a count, in bytes: a UUID and a number.
+const COUNT_BYTES_MAX: usize = 64;
 /// Longest wait for a new modification time: file systems store times to two seconds, or better.
 const BREAK_PATIENCE: Duration = Duration::from_secs(3);
 /// Interval between attempts: most file systems store times to the tick of the kernel's clock.
@@ -35,8 +35,8 @@ const SECTORS_CHANGED: [usize; 2] = [6, 13];
 pub enum Seal {
     /// Modification time of a file: seconds since 1970, and nanoseconds.
     File(i64, i64),
-    /// Boot id of the host and the sectors written to a block device since that boot. Earlier
-    /// versions sealed a device with these alone.
+    /// The name of a count ([`count_at`]) and the sectors written to a block device by that count.
+    /// Earlier versions sealed a device with these alone.
     Device(String, u64),
     /// As `Seal::Device`, with the digest of some of the device's content.
     DeviceContent(String, u64, [u8; 16]),
@@ -50,10 +50,10 @@ impl Seal {
     pub(super) fn of(file: &File) -> io::Result<Self> {
         file.sync_all()?;
         Ok(match Self::at_a_glance(file)? {
-            Self::Device(boot, sectors) => {
+            Self::Device(count, sectors) => {
                 let mut at = file;
                 let digest = digest(file, at.seek(SeekFrom::End(0))?)?;
-                Self::DeviceContent(boot, sectors, digest.to_le_bytes())
+                Self::DeviceContent(count, sectors, digest.to_le_bytes())
             }
             seal => seal,
         })
@@ -70,14 +70,18 @@ impl Seal {
             return Ok(Self::File(found.mtime(), found.mtime_nsec()));
         }
         let boot = fs::read_to_string(BOOT_ID)?;
-        Ok(Self::Device(boot.trim().to_owned(), sectors_written(found.rdev())?))
+        let place = place_in_sysfs(found.rdev()).canonicalize()?;
+        let sectors = sectors_written(&place)?;
+        Ok(Self::Device(count_at(disk_at(&place), boot.trim(), sectors), sectors))
     }
 
     /// Returns whether the sizes are within their bounds.
     pub(super) fn is_bounded(&self) -> bool {
         match self {
             Self::File(..) => true,
-            Self::Device(boot, _) | Self::DeviceContent(boot, ..) => boot.len() <= BOOT_BYTES_MAX,
+            Self::Device(count, _) | Self::DeviceContent(count, ..) => {
+                count.len() <= COUNT_BYTES_MAX
+            }
         }
     }
 
@@ -105,23 +109,56 @@ impl Seal {
             return Some(false);
         }
         match (self.count(), now.count()) {
-            (Some((then, _)), Some((now, _))) if then != now => None,
-            // Nothing was ever written, or writes are not counted.
-            (Some((_, 0)), Some((_, 0))) => None,
-            (Some(then), Some(now)) => Some(then == now),
+            (Some((then, before)), Some((now, sectors))) => {
+                let is_same_count =
+                    !then.is_empty() && then == now || is_of_earlier_version(then, now);
+                // Without the number of the device, another one may have taken its place unwritten.
+                let is_evidence =
+                    is_same_count && (before != sectors || sectors > 0 || is_numbered(then));
+                is_evidence.then_some(before == sectors)
+            }
             _ => Some(self == now),
         }
     }
 
-    /// Returns the host's boot id and the sectors written since that boot; `None` for a file.
+    /// Returns the name of the count, and the sectors written; `None` for a file.
     fn count(&self) -> Option<(&str, u64)> {
         match self {
             Self::File(..) => None,
-            Self::Device(boot, sectors) | Self::DeviceContent(boot, sectors, _) => {
-                Some((boot, *sectors))
+            Self::Device(count, sectors) | Self::DeviceContent(count, sectors, _) => {
+                Some((count, *sectors))
             }
         }
     }
+}
+
+/// Returns the name of the count by which `sectors` were written to the disk whose sysfs folder is
+/// `disk`: the host's `boot`, and the number of the device (`diskseq`, Linux 5.15), which changes
+/// when a device is removed, or another file is put behind a loop device, and the count begins at 0
+/// again. The name is empty if sectors are not counted.
+fn count_at(disk: &Path, boot: &str, sectors: u64) -> String {
+    let is_counted = match read(&disk.join("queue/iostats")).as_deref() {
+        Some("1") => true,
+        // A driver without blk-mq may count in spite of this, as the device mapper does up to
+        // Linux 6.3.
+        _ => sectors > 0 && !disk.join("mq").exists(),
+    };
+    match read(&disk.join("diskseq")) {
+        _ if !is_counted => String::new(),
+        Some(number) => format!("{boot} {number}"),
+        None => boot.to_owned(),
+    }
+}
+
+/// Returns whether the name of a count contains the number of the device.
+fn is_numbered(count: &str) -> bool {
+    count.contains(' ')
+}
+
+/// Returns whether `then` is the boot alone, which earlier versions used as name, of the count
+/// `now`.
+fn is_of_earlier_version(then: &str, now: &str) -> bool {
+    now.split_once(' ').is_some_and(|(boot, _)| boot == then)
 }
 
 /// Durably breaks all seals of a regular file before it is written.
@@ -148,8 +185,9 @@ pub(super) fn break_all(file: &File) -> io::Result<()> {
     }
 }
 
-fn sectors_written(device: u64) -> io::Result<u64> {
-    let stat = fs::read_to_string(stat_path(device))?;
+/// Returns the sectors written to the block device whose sysfs folder is `place`.
+fn sectors_written(place: &Path) -> io::Result<u64> {
+    let stat = fs::read_to_string(place.join("stat"))?;
     sectors_changed(&stat).ok_or_else(|| io::Error::other("its statistics have an unknown form"))
 }
 
@@ -158,10 +196,6 @@ fn sectors_changed(stat: &str) -> Option<u64> {
     let [written, discarded] = SECTORS_CHANGED.map(|index| fields.get(index));
     let discarded = discarded.map_or(Ok(0), |field| field.parse());
     Some(written?.parse::<u64>().ok()?.wrapping_add(discarded.ok()?))
-}
-
-fn stat_path(device: u64) -> PathBuf {
-    place_in_sysfs(device).join("stat")
 }
 
 #[cfg(test)]
@@ -192,42 +226,84 @@ mod tests {
     }
 
     #[test]
-    fn write_counts_of_a_device_are_valid_for_one_host_boot() {
-        let here = Seal::Device("a".to_owned(), 7);
+    fn a_count_of_writes_is_valid_for_one_device_of_one_host_boot() {
+        let here = Seal::Device("a 3".to_owned(), 7);
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(here.holds_for(file.as_file()).unwrap(), Some(false), "a file is no device");
-        assert!(!Seal::Device("x".repeat(BOOT_BYTES_MAX + 1), 0).is_bounded());
-        let seal = |boot: &str, sectors| Seal::Device(boot.to_owned(), sectors);
-        assert_eq!(here.is_unbroken(&seal("a", 7)), Some(true));
-        assert_eq!(here.is_unbroken(&seal("a", 8)), Some(false));
-        assert_eq!(here.is_unbroken(&seal("b", 7)), None, "after a reboot");
-        assert_eq!(seal("a", 0).is_unbroken(&seal("a", 0)), None, "it may not be counted");
-        let content = |boot: &str, sectors, digest| {
-            Seal::DeviceContent(boot.to_owned(), sectors, [digest; 16])
-        };
-        assert!(!content(&"x".repeat(BOOT_BYTES_MAX + 1), 0, 0).is_bounded());
-        assert_eq!(content("a", 7, 1).is_unbroken(&content("a", 7, 1)), Some(true));
-        assert_eq!(
-            content("a", 7, 1).is_unbroken(&content("a", 7, 2)),
-            Some(false),
-            "by another host"
-        );
-        assert_eq!(content("a", 0, 1).is_unbroken(&content("a", 0, 2)), Some(false));
-        assert_eq!(content("a", 7, 1).is_unbroken(&content("a", 8, 1)), Some(false));
-        assert_eq!(content("a", 7, 1).is_unbroken(&content("b", 7, 1)), None, "after a reboot");
-        assert_eq!(content("a", 7, 1).is_unbroken(&content("b", 7, 2)), Some(false));
-        assert_eq!(here.is_unbroken(&content("a", 7, 1)), Some(true), "by an earlier version");
         assert_eq!(here.is_unbroken(&Seal::File(1, 2)), Some(false));
+        let seal = |(count, sectors): (&str, u64)| Seal::Device(count.to_owned(), sectors);
+        for (then, now, is_unbroken) in [
+            (("a 3", 7), ("a 3", 7), Some(true)),
+            (("a 3", 7), ("a 3", 8), Some(false)),
+            (("a 3", 0), ("a 3", 0), Some(true)),
+            (("a 3", 0), ("a 4", 0), None),
+            (("a 3", 7), ("b 3", 7), None),
+            // A kernel that does not number devices.
+            (("a", 7), ("a", 7), Some(true)),
+            (("a", 0), ("a", 8), Some(false)),
+            (("a", 0), ("a", 0), None),
+            // A seal of an earlier version.
+            (("a", 7), ("a 3", 7), Some(true)),
+            (("a", 0), ("a 3", 8), Some(false)),
+            (("a", 0), ("a 3", 0), None),
+            (("a", 7), ("b 3", 7), None),
+            // What is written is not counted, at one of the times or at both.
+            (("", 7), ("", 7), None),
+            (("", 0), ("a 3", 0), None),
+            (("a 3", 7), ("", 7), None),
+        ] {
+            assert_eq!(seal(then).is_unbroken(&seal(now)), is_unbroken, "{then:?} {now:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_with_other_content_was_written_whatever_was_counted() {
+        let content = |count: &str, sectors, digest| {
+            Seal::DeviceContent(count.to_owned(), sectors, [digest; 16])
+        };
+        for count in ["a 3", "a", ""] {
+            assert_eq!(content(count, 0, 1).is_unbroken(&content("a 3", 0, 2)), Some(false));
+        }
+        assert_eq!(content("a 3", 7, 1).is_unbroken(&content("a 3", 7, 1)), Some(true));
+        assert_eq!(content("a 3", 7, 1).is_unbroken(&content("a 3", 8, 1)), Some(false));
+        assert_eq!(content("a 3", 7, 1).is_unbroken(&content("b 3", 7, 1)), None, "a reboot");
+        let earlier = Seal::Device("a".to_owned(), 7);
+        assert_eq!(earlier.is_unbroken(&content("a 3", 7, 1)), Some(true));
+        let long = "x".repeat(COUNT_BYTES_MAX + 1);
+        assert!(!content(&long, 0, 1).is_bounded() && !Seal::Device(long, 0).is_bounded());
+        let longest = format!("{} {}", "x".repeat(36), u64::MAX);
+        assert!(content(&longest, 0, 1).is_bounded());
+    }
+
+    #[test]
+    fn a_count_is_named_if_the_driver_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let count = |sectors| count_at(folder.path(), "a", sectors);
+        assert_eq!((count(0), count(7)), (String::new(), "a".to_owned()), "nothing is known");
+        write("queue/iostats", "1\n");
+        assert_eq!(count(0), "a");
+        write("diskseq", "3\n");
+        assert_eq!(count(0), "a 3");
+        write("queue/iostats", "0\n");
+        assert_eq!((count(0), count(7)), (String::new(), "a 3".to_owned()), "by its driver");
+        fs::create_dir(folder.path().join("mq")).unwrap();
+        assert_eq!((count(0), count(7)), (String::new(), String::new()));
+    }
+
+    #[test]
+    fn written_and_discarded_sectors_are_read_from_statistics() {
         let stat = "4 0 32 1 9 2 800 3 0 4 4 5 0 64 0 0 0";
         assert_eq!(sectors_changed(stat), Some(864));
         assert_eq!(sectors_changed("4 0 32 1 9 2 800 3 0 4 4"), Some(800));
         assert_eq!(sectors_changed("4 0"), None);
         // Any block devices of this host; there may be none.
-        let devices = fs::read_dir("/sys/dev/block").into_iter().flatten().flatten();
-        for device in devices {
-            let name = device.file_name().into_string().unwrap();
-            let numbers: Vec<u64> = name.split(':').map(|number| number.parse().unwrap()).collect();
-            sectors_written(nix::sys::stat::makedev(numbers[0], numbers[1])).unwrap();
+        for device in fs::read_dir("/sys/dev/block").into_iter().flatten().flatten() {
+            sectors_written(&device.path()).unwrap();
         }
     }
 }

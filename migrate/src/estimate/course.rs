@@ -1,0 +1,318 @@
+//! The simulated shell: performs the actions of a source and reports what would come of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::writes::Writes;
+use super::{Forecast, Measured};
+use crate::guest::RunState;
+use crate::limits::Limits;
+use crate::memory::PAGE_BYTES;
+use crate::phase::Phase;
+use crate::progress::Transfer;
+use crate::protocol::{DestinationMessage, SourceMessage, Takeover, Version};
+use crate::report::{Outcome, Report};
+use crate::source::{Action, Event, FinalSent, Probe, RoundSent, Source, SourceConfig};
+use crate::stall::OnStall;
+
+/// Time that the destination's node is assumed to take to start a process for the guest, and that
+/// process to build it: the destination is asked for nothing that creates a guest.
+const ADMISSION_SECONDS: f64 = 0.1;
+const BUILD_SECONDS: f64 = 0.05;
+/// Records that are made durable one after the other during the downtime take about as long as one
+/// new record.
+const RECORDS_IN_DOWNTIME: f64 = 3.0;
+/// Bytes of a frame of 64 zero pages.
+const ZERO_FRAME_BYTES: u64 = 48;
+/// Most events of a simulated migration; one that is not over by then does not end.
+const EVENTS_MAX: u32 = 20_000;
+/// Longest time that anything takes, a year: sums of it do not overflow.
+const STEP_SECONDS_MAX: f64 = 365.0 * 86_400.0;
+
+/// Forecasts a migration that does `on_stall` when it stalls.
+pub(super) fn forecast(
+    measured: &Measured,
+    config: &SourceConfig,
+    bandwidth: Option<u64>,
+    on_stall: OnStall,
+) -> Forecast {
+    Course::new(measured, config, bandwidth, on_stall).run()
+}
+
+/// A simulated migration.
+struct Course<'a> {
+    measured: &'a Measured,
+    writes: Writes<'a>,
+    source: Source,
+    on_stall: OnStall,
+    /// Limit in bytes per second, while there is one.
+    bandwidth: Option<u64>,
+    now: Duration,
+    /// Events to come, in the order of their times; those of one time in the order of their
+    /// numbers.
+    queue: BTreeMap<(Duration, u32), Event>,
+    queued: u32,
+    pending: Pending,
+    transfer: Transfer,
+    throttle: u8,
+    report: Option<Report>,
+}
+
+/// The pages of the next round.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    /// Pages that are not zero.
+    content: u64,
+    /// Zero pages of memory.
+    zero: u64,
+    /// Parts of disks that occupy no space and are not even read.
+    holes: u64,
+}
+
+impl<'a> Course<'a> {
+    fn new(
+        measured: &'a Measured,
+        config: &SourceConfig,
+        bandwidth: Option<u64>,
+        on_stall: OnStall,
+    ) -> Self {
+        let limits = Limits { on_stall, ..config.limits };
+        let config = SourceConfig { limits, estimate: None, ..config.clone() };
+        let zero = (measured.memory_pages as f64 * measured.zero_ratio.clamp(0.0, 1.0)) as u64;
+        let on_disks = measured.disk_content_pages.min(measured.disk_pages);
+        let pending = Pending {
+            content: measured.memory_pages.saturating_sub(zero).saturating_add(on_disks),
+            zero,
+            holes: measured.disk_pages - on_disks,
+        };
+        let most = measured.memory_pages.saturating_add(measured.disk_pages);
+        Self {
+            measured,
+            writes: Writes::new(&measured.written, most),
+            source: Source::new(config, Duration::ZERO),
+            on_stall,
+            bandwidth,
+            now: Duration::ZERO,
+            queue: BTreeMap::new(),
+            queued: 0,
+            pending,
+            transfer: Transfer::default(),
+            throttle: 0,
+            report: None,
+        }
+    }
+
+    fn run(mut self) -> Forecast {
+        // One connection to the node, and one to the process that it starts.
+        let connecting = 2.0 * self.measured.path.connect_seconds + ADMISSION_SECONDS;
+        self.after(connecting, Event::Connected);
+        for _ in 0..EVENTS_MAX {
+            if self.report.is_some() {
+                break;
+            }
+            let (at, event) = self.next_event();
+            self.now = at;
+            for action in self.source.handle(event, at) {
+                self.perform(action);
+            }
+        }
+        match self.report.take() {
+            Some(report) => reported(&report, self.on_stall),
+            None => self.endless(),
+        }
+    }
+
+    /// Takes the next event: what was planned, or the source's deadline if that is earlier.
+    fn next_event(&mut self) -> (Duration, Event) {
+        let deadline = self.source.deadline();
+        let planned = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let is_due = planned.is_some_and(|at| deadline.is_none_or(|deadline| at <= deadline));
+        match self.queue.pop_first() {
+            Some(((at, _), event)) if is_due => return (at, event),
+            Some((key, event)) => drop(self.queue.insert(key, event)),
+            None => {}
+        }
+        (deadline.unwrap_or(self.now).max(self.now), Event::Tick)
+    }
+
+    fn after(&mut self, seconds: f64, event: Event) {
+        let seconds = seconds.clamp(0.0, STEP_SECONDS_MAX);
+        let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        self.queue.insert((self.now.saturating_add(delay), self.queued), event);
+        self.queued = self.queued.saturating_add(1);
+    }
+
+    fn perform(&mut self, action: Action) {
+        let Measured { dry_run, path, .. } = self.measured;
+        match action {
+            Action::Send(message) => self.answer(&message),
+            // The first record is a new file, and later ones are lines of it.
+            Action::Record(_) if self.source.phase() == Phase::Connect => {
+                self.after(dry_run.record_seconds, Event::Recorded);
+            }
+            Action::Record(_) => self.after(self.record_seconds(), Event::Recorded),
+            Action::StartPrecopy(_) => {
+                self.after(self.measured.log_seconds, Event::PrecopyStarted);
+            }
+            Action::Probe => self.probe(),
+            Action::SendRound { .. } => self.send_round(),
+            Action::Throttle { percent } => self.throttle = percent,
+            Action::Pause => {
+                // The limit holds until the guest is paused.
+                self.bandwidth = None;
+                let was = self.run_state();
+                self.after(dry_run.pause_and_save_seconds / 2.0, Event::Paused { was });
+            }
+            Action::FlushDisks { attempt } => {
+                self.after(dry_run.flush_seconds, Event::Flushed { attempt });
+            }
+            Action::SendFinalRound { .. } => self.send_final_round(),
+            Action::SaveState => {
+                let saved = Event::StateSaved { state: Vec::new() };
+                self.after(dry_run.pause_and_save_seconds / 2.0, saved);
+            }
+            Action::SendRemainder { .. } => {
+                self.after(0.0, Event::RemainderSent(FinalSent::default()));
+                let load = dry_run.pause_and_save_seconds + self.record_seconds();
+                let ready = DestinationMessage::Ready { load_us: 0 };
+                self.after(path.round_trip_seconds + load, Event::Message(ready));
+            }
+            Action::ResumeGuest => self.after(0.0, Event::Resumed(Ok(()))),
+            Action::Reconnect => self.after(path.connect_seconds, Event::Connected),
+            Action::Finished(report) => self.report = Some(*report),
+            Action::StopSending
+            | Action::ReleaseGuest
+            | Action::StopDirtyLog
+            | Action::Disconnect
+            | Action::DropGuest
+            | Action::Settled => {}
+        }
+    }
+
+    /// Plans the destination's answer to a message, if there is one.
+    fn answer(&mut self, message: &SourceMessage) {
+        let round_trip = self.measured.path.round_trip_seconds;
+        let (delay, answer) = match message {
+            SourceMessage::Hello { offer, .. } => {
+                let version = offer.versions.iter().max().copied().unwrap_or(Version(1));
+                (0.0, DestinationMessage::Welcome { version, features: offer.features })
+            }
+            SourceMessage::Prepare(_) => (BUILD_SECONDS, DestinationMessage::Prepared),
+            SourceMessage::Commit => {
+                (self.record_seconds(), DestinationMessage::Running(Takeover::default()))
+            }
+            SourceMessage::Abort(_) | SourceMessage::Resolve { .. } => {
+                (0.0, DestinationMessage::Discarded)
+            }
+            SourceMessage::Switchover
+            | SourceMessage::Return
+            | SourceMessage::State(_)
+            | SourceMessage::Finish
+            | SourceMessage::Disks(_)
+            | SourceMessage::Node { .. } => return,
+        };
+        self.after(round_trip + delay, Event::Message(answer));
+    }
+
+    fn run_state(&self) -> RunState {
+        if self.measured.is_running { RunState::Running } else { RunState::Paused }
+    }
+
+    /// Returns the time to make one of the records durable that are written during the downtime.
+    fn record_seconds(&self) -> f64 {
+        self.measured.dry_run.record_seconds / RECORDS_IN_DOWNTIME
+    }
+
+    fn probe(&mut self) {
+        let Measured { dry_run, path, .. } = self.measured;
+        let duration = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let probe = Probe {
+            pause_and_save: duration(dry_run.pause_and_save_seconds),
+            stood: duration(dry_run.stood_seconds),
+            flush: duration(dry_run.flush_seconds),
+            round_trip: duration(path.round_trip_seconds),
+        };
+        let took =
+            2.0 * dry_run.flush_seconds + dry_run.pause_and_save_seconds.max(dry_run.stood_seconds);
+        self.after(took, Event::Probed(probe));
+    }
+
+    fn send_round(&mut self) {
+        let (sent, sending) = self.send_pending();
+        let seconds = sending + self.measured.collect_seconds;
+        let running = seconds * f64::from(100 - self.throttle.min(100)) / 100.0;
+        let dirty_pages = self.writes.left_by_round(running, sent.pages as f64) as u64;
+        self.pending = Pending { content: dirty_pages, zero: 0, holes: 0 };
+        self.after(seconds, Event::Transferred(self.transfer));
+        self.after(seconds, Event::RoundSent(RoundSent { dirty_pages, ..sent }));
+    }
+
+    /// Sends what the last round has left, and what was written until the guest was paused.
+    fn send_final_round(&mut self) {
+        let pausing = self.measured.dry_run.pause_and_save_seconds / 2.0;
+        let more = self.writes.within(pausing) as u64;
+        self.pending.content = self.pending.content.saturating_add(more);
+        let (sent, sending) = self.send_pending();
+        let seconds = sending + self.measured.collect_seconds;
+        self.after(seconds, Event::Transferred(self.transfer));
+        self.after(seconds, Event::RoundSent(sent));
+    }
+
+    /// Sends all pending pages; returns what was sent, and how many seconds that takes.
+    fn send_pending(&mut self) -> (RoundSent, f64) {
+        let Pending { content, zero, holes } = self.pending;
+        let Measured { path, zero_page_seconds, .. } = self.measured;
+        let bytes = content as f64 * path.page_bytes.max(1.0);
+        let limit = self.bandwidth.map_or(f64::INFINITY, |limit| limit as f64);
+        let rate = path.bytes_per_second.min(limit).max(1.0);
+        let seconds = bytes / rate + zero as f64 * zero_page_seconds;
+        let wire_bytes = (bytes as u64).saturating_add(zero.div_ceil(64) * ZERO_FRAME_BYTES);
+        self.transfer += Transfer {
+            wire_bytes,
+            raw_pages: content,
+            zero_pages: zero.saturating_add(holes),
+            ..Transfer::default()
+        };
+        let zero_pages = zero.saturating_add(holes);
+        let pages = content.saturating_add(zero_pages);
+        (RoundSent { pages, zero_pages, wire_bytes, ..RoundSent::default() }, seconds)
+    }
+
+    /// Forecasts a migration that is not over after all these events: nothing will change.
+    fn endless(&self) -> Forecast {
+        let progress = self.source.progress(self.now);
+        let expected = progress.expected_downtime_seconds.unwrap_or_default();
+        let dirtied = progress.dirty_pages_per_second * PAGE_BYTES as f64 / 1e6;
+        Forecast {
+            on_stall: self.on_stall,
+            arrives: false,
+            total_seconds: None,
+            downtime_seconds: None,
+            wire_bytes: self.transfer.wire_bytes,
+            rounds: progress.round,
+            throttle_percent: progress.throttle_percent,
+            forced: false,
+            why_not: Some(format!(
+                "rounds do not end: the guest dirties {dirtied:.1} MB/s, and its pause would take {expected:.3} s, above the \
+                 limit of {:.3} s",
+                progress.downtime_limit_seconds
+            )),
+        }
+    }
+}
+
+fn reported(report: &Report, on_stall: OnStall) -> Forecast {
+    let arrives = report.outcome == Outcome::Migrated;
+    let stall = report.stall.as_ref();
+    Forecast {
+        on_stall,
+        arrives,
+        total_seconds: Some(report.total_seconds),
+        downtime_seconds: report.downtime_seconds.filter(|_| arrives),
+        wire_bytes: report.transfer.wire_bytes,
+        rounds: report.rounds_total,
+        throttle_percent: stall.map_or(0, |stall| stall.throttle_percent_max),
+        forced: stall.is_some_and(|stall| stall.forced),
+        why_not: report.error.as_ref().map(|error| error.message.clone()),
+    }
+}

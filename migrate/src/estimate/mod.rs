@@ -1,0 +1,154 @@
+//! Forecasts a migration from measurements.
+//!
+//! [`estimate`] runs the source's own state machine ([`crate::source::Source`]) against a simulated
+//! guest and a simulated link (`course`), so a forecast follows the same rules as a migration: when
+//! another round pays, when the guest is paused, what is done about a stall. `writes` is the
+//! simulated guest. Nothing here uses a clock, a socket or a file; [`crate::session::estimate`]
+//! makes the measurements.
+
+mod course;
+#[cfg(test)]
+mod tests;
+mod writes;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::report::Estimated;
+use crate::source::SourceConfig;
+use crate::stall::OnStall;
+
+/// What was measured of a guest, of its host, and of the path to the destination. Base units:
+/// seconds, bytes, pages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Measured {
+    /// Whether the guest ran; its user may have paused it.
+    pub is_running: bool,
+    /// Pages of memory.
+    pub memory_pages: u64,
+    /// Share of memory that holds only zeros, 0 to 1, by a random sample.
+    pub zero_ratio: f64,
+    /// Share of the other pages that lz4 shrinks by a tenth or more, 0 to 1, by the same sample.
+    pub compressible_ratio: f64,
+    /// Time to read a page and to find that it is zero.
+    pub zero_page_seconds: f64,
+    /// Pages of the disks that are copied.
+    pub disk_pages: u64,
+    /// Those of them that occupy space.
+    pub disk_content_pages: u64,
+    /// Distinct pages that the guest wrote in windows that began together, the shortest first.
+    pub written: Vec<Written>,
+    /// Time to start the dirty log.
+    pub log_seconds: f64,
+    /// Time to read the dirty log once.
+    pub collect_seconds: f64,
+    /// The dry run of the pause.
+    pub dry_run: DryRun,
+    /// The path to the destination.
+    pub path: Path,
+}
+
+/// The pages that a guest wrote within a time. A guest that writes the same pages again and again
+/// has written hardly more of them after a longer time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Written {
+    /// Length of the time.
+    pub seconds: f64,
+    /// Distinct pages, of memory and of copied disks.
+    pub pages: u64,
+}
+
+/// How long the steps of a hand-over take that do not depend on memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DryRun {
+    /// Pausing the guest and saving its state.
+    pub pause_and_save_seconds: f64,
+    /// How long the guest was paused for that; 0 if its user had paused it.
+    pub stood_seconds: f64,
+    /// Flushing the disks right after another flush.
+    pub flush_seconds: f64,
+    /// Making a new record durable.
+    pub record_seconds: f64,
+}
+
+/// The path to the destination's node.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Path {
+    /// Whether data was sent to measure the rate. If not, the node there is of an earlier version,
+    /// and the rate is the bandwidth limit.
+    pub is_measured: bool,
+    /// Time to connect.
+    pub connect_seconds: f64,
+    /// Round-trip time without load.
+    pub round_trip_seconds: f64,
+    /// Bytes of frames per second, as the guest's memory was read, encoded and sent.
+    pub bytes_per_second: f64,
+    /// Bytes of frames for a page that is not zero, after compression if that is on.
+    pub page_bytes: f64,
+    /// Share of the packets that were lost, 0 to 1.
+    pub lost_ratio: f64,
+}
+
+/// A forecast, with the measurements behind it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Estimate {
+    /// What was measured.
+    pub measured: Measured,
+    /// The downtime limit.
+    pub downtime_limit_seconds: f64,
+    /// Whether rounds bring the downtime within its limit without anything being done to the guest.
+    pub converges: bool,
+    /// How the migration would go as it was asked for.
+    pub forecast: Forecast,
+    /// What would move a guest whose migration does not converge.
+    pub alternatives: Vec<Forecast>,
+}
+
+/// How a migration would go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Forecast {
+    /// What is done if the migration stalls.
+    pub on_stall: OnStall,
+    /// Whether the guest arrives.
+    pub arrives: bool,
+    /// Duration of the migration, until the guest has arrived or the migration is given up; none
+    /// if neither is in sight.
+    pub total_seconds: Option<f64>,
+    /// Downtime of a guest that arrives.
+    pub downtime_seconds: Option<f64>,
+    /// Bytes sent over the data streams.
+    pub wire_bytes: u64,
+    /// Rounds, including the last one.
+    pub rounds: u32,
+    /// The most that the guest is slowed down: the share of the time that its vCPUs rest.
+    pub throttle_percent: u8,
+    /// Whether it is handed over although the downtime is above its limit.
+    pub forced: bool,
+    /// Why it does not arrive.
+    pub why_not: Option<String>,
+}
+
+impl Forecast {
+    /// Returns the figures that a migration is compared with; none if the guest does not arrive.
+    pub fn figures(&self) -> Option<Estimated> {
+        let total_seconds = self.total_seconds.filter(|_| self.arrives)?;
+        let downtime_seconds = self.downtime_seconds?;
+        Some(Estimated { total_seconds, downtime_seconds, wire_bytes: self.wire_bytes })
+    }
+}
+
+/// Forecasts a migration as `config` asks for it, with at most `bandwidth` bytes per second before
+/// the guest is paused.
+pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64>) -> Estimate {
+    let wanted = config.limits.on_stall;
+    let by = |on_stall| course::forecast(&measured, config, bandwidth, on_stall);
+    let forecast = by(wanted);
+    let converges = by(OnStall::Wait).arrives;
+    let others = [OnStall::Throttle, OnStall::Force].into_iter();
+    let alternatives = match converges {
+        true => Vec::new(),
+        false => others.filter(|on_stall| *on_stall != wanted).map(by).collect(),
+    };
+    let downtime_limit_seconds = config.limits.downtime.as_secs_f64();
+    Estimate { measured, downtime_limit_seconds, converges, forecast, alternatives }
+}

@@ -1,0 +1,176 @@
+//! Forecasts of guests and links whose migrations are known.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::guest::GuestDescription;
+use crate::limits::Limits;
+use crate::memory::{MemoryLayout, Region};
+use crate::protocol::{MigrationId, Offer};
+use crate::text::Blob;
+
+const GIB_PAGES: u64 = 1 << 18;
+
+/// A guest of 1 GiB, half of it zero, that writes the pages of `written`, over a link with `rate`
+/// bytes per second.
+fn measured(rate: f64, written: impl Fn(f64) -> f64) -> Measured {
+    let window = |seconds: f64| Written { seconds, pages: written(seconds) as u64 };
+    Measured {
+        is_running: true,
+        memory_pages: GIB_PAGES,
+        zero_ratio: 0.5,
+        compressible_ratio: 0.0,
+        zero_page_seconds: 2e-7,
+        disk_pages: 0,
+        disk_content_pages: 0,
+        written: [0.03, 0.1, 0.3, 1.0, 2.0].map(window).to_vec(),
+        log_seconds: 0.001,
+        collect_seconds: 0.0002,
+        dry_run: DryRun {
+            pause_and_save_seconds: 0.004,
+            stood_seconds: 0.005,
+            flush_seconds: 0.001,
+            record_seconds: 0.003,
+        },
+        path: Path {
+            is_measured: true,
+            connect_seconds: 0.002,
+            round_trip_seconds: 0.0002,
+            bytes_per_second: rate,
+            page_bytes: 4100.0,
+            lost_ratio: 0.0,
+        },
+    }
+}
+
+fn config(on_stall: OnStall) -> SourceConfig {
+    let bytes = 1 << 30;
+    SourceConfig {
+        migration: MigrationId(Uuid::nil()),
+        guest: GuestDescription {
+            name: "web-1".to_owned(),
+            uuid: Uuid::nil(),
+            layout: MemoryLayout::new(vec![Region { base: 0, bytes }]).unwrap(),
+            vcpus: 1,
+            config: Blob::default(),
+            disks: Vec::new(),
+        },
+        offer: Offer::ours(),
+        streams: 1,
+        limits: Limits { on_stall, ..Limits::default() },
+        node_port: None,
+        estimate: None,
+    }
+}
+
+fn by(measured: Measured, on_stall: OnStall) -> Estimate {
+    estimate(measured, &config(on_stall), None)
+}
+
+fn idle(_: f64) -> f64 {
+    0.0
+}
+
+/// A guest that writes 8 MiB.
+fn light(seconds: f64) -> f64 {
+    (seconds * 1000.0).min(2048.0)
+}
+
+/// A guest that writes a working set of 64 MiB, page after page.
+fn busy(seconds: f64) -> f64 {
+    (seconds * 20_000.0).min(16_384.0)
+}
+
+#[test]
+fn an_idle_guest_is_sent_once() {
+    let Estimate { converges, forecast, alternatives, .. } =
+        by(measured(400e6, idle), OnStall::Throttle);
+    assert!(converges && forecast.arrives && alternatives.is_empty(), "{forecast:?}");
+    // The second round is that of the hand-over, with nothing to send.
+    assert_eq!(forecast.rounds, 2, "{forecast:?}");
+    let total = forecast.total_seconds.unwrap();
+    assert!((1.3..1.7).contains(&total), "131,072 pages at 400 MB/s: {forecast:?}");
+    let downtime = forecast.downtime_seconds.unwrap();
+    assert!((0.005..0.03).contains(&downtime), "{forecast:?}");
+    let content = GIB_PAGES / 2 * 4100;
+    assert!((content..content + (1 << 20)).contains(&forecast.wire_bytes), "{forecast:?}");
+    assert_eq!((forecast.throttle_percent, forecast.forced), (0, false));
+    assert_eq!(forecast.figures().unwrap().wire_bytes, forecast.wire_bytes);
+}
+
+#[test]
+fn more_bandwidth_makes_no_migration_longer() {
+    for written in [idle, light] {
+        let totals = [25e6, 50e6, 100e6, 200e6, 400e6, 800e6].map(|rate| {
+            let forecast = by(measured(rate, written), OnStall::Wait).forecast;
+            assert!(forecast.arrives, "{forecast:?}");
+            forecast.total_seconds.unwrap()
+        });
+        // One more round may pay on the faster link.
+        assert!(totals.windows(2).all(|pair| pair[1] < pair[0] * 1.02), "{totals:?}");
+    }
+}
+
+#[test]
+fn the_bandwidth_limit_holds() {
+    let estimate = estimate(measured(400e6, idle), &config(OnStall::Wait), Some(8_000_000));
+    let total = estimate.forecast.total_seconds.unwrap();
+    assert!((67.0..70.0).contains(&total), "537 MB at 8 MB/s: {total}");
+}
+
+#[test]
+fn what_would_move_a_guest_that_writes_too_fast_is_said() {
+    let slow = || measured(25e6, busy);
+    let estimate = by(slow(), OnStall::Wait);
+    assert!(!estimate.converges && !estimate.forecast.arrives, "{estimate:?}");
+    assert!(estimate.forecast.why_not.is_some() && estimate.forecast.figures().is_none());
+    let [throttled, forced] = &estimate.alternatives[..] else { panic!("{estimate:?}") };
+    assert_eq!((throttled.on_stall, forced.on_stall), (OnStall::Throttle, OnStall::Force));
+    assert!(throttled.arrives && throttled.throttle_percent >= 20, "{throttled:?}");
+    assert!(throttled.downtime_seconds <= Some(0.35), "{throttled:?}");
+    assert!(forced.arrives && forced.forced, "{forced:?}");
+    assert!(forced.downtime_seconds > Some(0.3), "{forced:?}");
+
+    let cancelled = by(slow(), OnStall::Cancel);
+    let why_not = cancelled.forecast.why_not.unwrap();
+    assert!(why_not.contains("stalled") && why_not.contains("too fast"), "{why_not}");
+    let by_throttle = by(slow(), OnStall::Throttle);
+    assert_eq!(by_throttle.forecast, *throttled);
+    assert_eq!(by_throttle.alternatives, std::slice::from_ref(forced));
+}
+
+#[test]
+fn a_fast_link_moves_the_same_guest_without_help() {
+    let estimate = by(measured(1e9, busy), OnStall::Throttle);
+    assert!(estimate.converges && estimate.forecast.throttle_percent == 0, "{estimate:?}");
+}
+
+#[test]
+fn a_limit_below_the_fixed_part_is_impossible() {
+    let mut slow_pause = measured(400e6, idle);
+    slow_pause.dry_run.pause_and_save_seconds = 0.4;
+    slow_pause.dry_run.stood_seconds = 0.4;
+    let estimate = by(slow_pause, OnStall::Throttle);
+    assert!(!estimate.converges && !estimate.forecast.arrives, "{estimate:?}");
+    let why_not = estimate.forecast.why_not.unwrap();
+    assert!(why_not.contains("even without dirty memory"), "{why_not}");
+    let [forced] = &estimate.alternatives[..] else { panic!("{:?}", estimate.alternatives) };
+    assert!(forced.arrives && forced.downtime_seconds > Some(0.4), "{forced:?}");
+}
+
+#[test]
+fn disks_are_sent_with_the_guest_but_not_their_holes() {
+    let mut with_disk = measured(100e6, idle);
+    with_disk.disk_pages = GIB_PAGES;
+    with_disk.disk_content_pages = GIB_PAGES / 4;
+    let forecast = by(with_disk, OnStall::Wait).forecast;
+    let content = GIB_PAGES / 2 + GIB_PAGES / 4;
+    let error = forecast.wire_bytes as f64 / (content * 4100) as f64 - 1.0;
+    assert!((0.0..0.01).contains(&error), "{forecast:?}");
+}
+
+#[test]
+fn a_paused_guest_arrives_paused() {
+    let paused = Measured { is_running: false, ..measured(400e6, idle) };
+    assert!(by(paused, OnStall::Cancel).forecast.arrives);
+}

@@ -1,0 +1,133 @@
+//! The shell of an estimate: measures what a migration of a guest would meet, without moving it.
+//!
+//! It takes about three seconds. `content` samples the guest's pages. `path` encodes such pages for
+//! a second and sends as many bytes to a sink of the destination's node. `log` counts for two
+//! seconds how many pages the guest writes. A dry run of the pause measures the rest. Errors of the
+//! path come first, before the guest notices anything.
+
+mod content;
+mod log;
+mod path;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::content::Content;
+use self::log::Log;
+use super::source::{SourceSession, dry_run, run_state};
+use super::thread::{StartError, build, connections_useful};
+use crate::estimate::{DryRun, Estimate, Measured, Path, estimate as forecast};
+use crate::front::FrontError;
+use crate::guest::{GuestDescription, GuestError, RunState, SourceGuest};
+use crate::memory::PAGE_BYTES;
+use crate::quic::{LinkError, Tls};
+use crate::record::{RecordError, RecordStore};
+use crate::source::Probe;
+
+/// Why a migration could not be estimated.
+#[derive(Debug, thiserror::Error)]
+pub enum EstimateError {
+    /// The destination's node could not be reached, or refuses to be measured.
+    #[error(transparent)]
+    Node(#[from] FrontError),
+    /// The destination's node does not know how to be measured, and no rate was given.
+    #[error(
+        "the node there is of an earlier version, and cannot measure the path: give the rate of the link with --bandwidth, or \
+         upgrade that node"
+    )]
+    Unmeasurable,
+    /// Nothing that was sent arrived.
+    #[error("nothing of what was sent to {0} for a second has left this host")]
+    NoData(String),
+    /// The guest's memory, dirty log or pause could not be measured.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// No record could be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// No thread could be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl From<LinkError> for EstimateError {
+    fn from(error: LinkError) -> Self {
+        Self::Node(error.into())
+    }
+}
+
+/// Estimates the migration `session` of `guest`, which stays where it is. Blocks for about three
+/// seconds. The guest is paused once for some milliseconds, as in the dry run of a migration, and
+/// its writes are logged for two seconds.
+///
+/// # Errors
+/// If the path or the guest cannot be measured. The guest runs as before, unless it could not be
+/// resumed, as the error then says.
+pub fn estimate(
+    session: SourceSession,
+    guest: &Arc<dyn SourceGuest>,
+    tls: &Tls,
+    records: &RecordStore,
+) -> Result<Estimate, EstimateError> {
+    let description = guest.describe();
+    let connections = session.connections.unwrap_or_else(connections_useful).clamp(1, 16);
+    let session = SourceSession { connections: Some(connections), ..session };
+    let content = content::sample(&**guest, description.layout.chunks())?;
+    let runtime = build(connections.min(connections_useful())).map_err(StartError::Thread)?;
+    let path = runtime.block_on(path::measure(&session, guest, &content.chunks, tls))?;
+    drop(runtime);
+    let log = log::sample(&**guest, description.chunks())?;
+    let record = records.rehearse(&description.name, description.uuid)?;
+    let measured = measured(&**guest, &description, (content, path, log), record)?;
+    Ok(forecast(measured, &session.config(description), session.bandwidth))
+}
+
+/// Makes the dry run, and puts all measurements together.
+fn measured(
+    guest: &dyn SourceGuest,
+    description: &GuestDescription,
+    (content, path, log): (Content, Path, Log),
+    record: Duration,
+) -> Result<Measured, GuestError> {
+    let (was, probe) = rehearse_pause(guest)?;
+    let pages = |bytes: u64| bytes.div_ceil(PAGE_BYTES as u64);
+    let allocated = description.disks.iter().map(|disk| disk.allocated_bytes.min(disk.bytes));
+    Ok(Measured {
+        is_running: was == RunState::Running,
+        memory_pages: description.layout.pages(),
+        zero_ratio: content.zero_ratio,
+        compressible_ratio: content.compressible_ratio,
+        zero_page_seconds: content.zero_page_seconds,
+        disk_pages: pages(description.disk_bytes()),
+        disk_content_pages: pages(allocated.fold(0, u64::saturating_add)),
+        written: log.written,
+        log_seconds: log.start.as_secs_f64(),
+        collect_seconds: log.collect.as_secs_f64(),
+        dry_run: DryRun {
+            pause_and_save_seconds: probe.pause_and_save.as_secs_f64(),
+            stood_seconds: probe.stood.as_secs_f64(),
+            flush_seconds: probe.flush.as_secs_f64(),
+            record_seconds: record.as_secs_f64(),
+        },
+        path,
+    })
+}
+
+/// Pauses the guest and saves its state, as a migration does before its first round; resumes it if
+/// it ran, also after an error.
+fn rehearse_pause(guest: &dyn SourceGuest) -> Result<(RunState, Probe), GuestError> {
+    let was = run_state(guest);
+    let error = match dry_run(guest, was) {
+        Ok(probe) => return Ok((was, probe)),
+        Err(error) => error,
+    };
+    match was {
+        RunState::Running => match guest.resume() {
+            Ok(()) => Err(error),
+            Err(stuck) => Err(GuestError::new(format!(
+                "{error}; the guest stays paused, since it could not go on: {stuck}; `lighter resume` tries again"
+            ))),
+        },
+        RunState::Paused => Err(error),
+    }
+}

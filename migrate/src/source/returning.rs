@@ -1,0 +1,57 @@
+//! Back from a hand-over that takes too long: the guest runs on here, and rounds go on.
+//!
+//! The last round goes on as well, now as one of a guest that runs: each page was re-armed before it
+//! was copied, so the next round sends what the guest writes from now on. Once the data streams have
+//! ended, there is no way back: the destination may be ready, and only a record says that it must
+//! not run the guest.
+
+use super::state::State;
+use super::{Action, Source};
+use crate::error::Failure;
+use crate::guest::{GuestError, RunState};
+use crate::protocol::{FEATURE_RETURN, SourceMessage};
+
+/// How often a migration calls a hand-over off before it fails.
+const RETURNS_MAX: u32 = 2;
+
+impl Source {
+    /// Returns whether a hand-over that takes too long may be called off without the migration.
+    pub(super) fn may_return(&self) -> bool {
+        matches!(self.state, State::Finishing { .. })
+            && self.run_state == RunState::Running
+            && self.link.is_up()
+            && self.features.has(FEATURE_RETURN)
+            && self.notes.returns() < RETURNS_MAX
+    }
+
+    /// Calls the hand-over off.
+    pub(super) fn go_back(&mut self) {
+        let State::Finishing { round_sent, saved, .. } = self.state else { return };
+        self.end_standstill();
+        self.state = State::Returning { round_sent, saved, resumed: false };
+        self.say(SourceMessage::Return);
+        self.push(Action::ResumeGuest);
+    }
+
+    /// Handles the answer of a guest that was to run on.
+    pub(super) fn on_resumed_after_return(&mut self, answer: Result<(), GuestError>) {
+        let State::Returning { resumed, .. } = &mut self.state else { return };
+        match answer {
+            Ok(()) => {
+                *resumed = true;
+                self.notes.goes_back(self.now);
+                self.go_on_after_return();
+            }
+            Err(error) => self.abort_stuck(Failure::Guest(error.clone()), error),
+        }
+    }
+
+    /// Goes on once nothing of the hand-over is under way. What a pause costs is measured again
+    /// before the next round, and the disks are flushed for that: if one still hangs, the guest runs
+    /// meanwhile.
+    pub(super) fn go_on_after_return(&mut self) {
+        if matches!(self.state, State::Returning { round_sent: true, saved: true, resumed: true }) {
+            self.measure_again();
+        }
+    }
+}

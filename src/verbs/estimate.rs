@@ -1,0 +1,268 @@
+//! `lighter migrate --estimate`: asks a guest's process how a migration would go, and formats the
+//! answer.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use migrate::OnStall;
+use migrate::estimate::{Estimate, Forecast, Measured, Path};
+
+use super::summary::seconds;
+use crate::api::migration::MigrationRequest;
+use crate::api::{ApiClient, AskError, Reason};
+use crate::names::GuestName;
+use crate::table::facts_within;
+use crate::units::{PAGE_BYTES, format_count, format_rate, format_size};
+
+/// Longest wait for an estimate: three seconds of measurements, some of which wait for the other
+/// host.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks the guest's process for an estimate.
+///
+/// # Errors
+/// If it is of an earlier version, or cannot estimate; the message says why.
+pub(super) async fn ask(client: ApiClient, request: &MigrationRequest) -> Result<Estimate> {
+    let client = client.with_patience(PATIENCE);
+    match client.post("/v1/guest/migration/estimate", request).await {
+        Err(AskError::Refused(refusal)) if refusal.reason == Reason::NotFound => bail!(
+            "the guest's process is of an earlier version, which makes no estimates; it can still be migrated"
+        ),
+        answer => Ok(answer?),
+    }
+}
+
+/// Formats an estimate for a terminal of `screen` characters.
+pub(super) fn text(
+    name: &GuestName,
+    destination: &str,
+    estimate: &Estimate,
+    screen: Option<usize>,
+) -> String {
+    let Estimate { measured, downtime_limit_seconds, converges, forecast, alternatives } = estimate;
+    let headline = match (forecast.arrives, converges) {
+        (true, true) => format!("{name} would move to {destination}."),
+        (true, false) => {
+            let on_stall = forecast.on_stall;
+            format!("{name} would move to {destination}, but only with --on-stall {on_stall}.")
+        }
+        (false, _) => format!("{name} would not move to {destination}."),
+    };
+    let mut lines = outcome(forecast, *downtime_limit_seconds);
+    let sizes = [measured.memory_pages, measured.disk_pages].map(|pages| pages * PAGE_BYTES);
+    let what = if sizes[1] > 0 { "guest memory and disks" } else { "guest memory" };
+    let size = format_size(sizes.iter().sum());
+    lines.push(("Sent", format!("{} for {size} of {what}", format_size(forecast.wire_bytes))));
+    lines.extend(alternatives.iter().map(|other| ("Otherwise", alternative(other))));
+    lines.push(("Writes", writes(measured)));
+    lines.push(("Content", content(measured)));
+    lines.push(("Path", path(&measured.path)));
+    lines.push(("Pause", pause(measured)));
+    format!("{headline}\n\n{}", facts_within(&lines, screen))
+}
+
+/// Formats how the migration would end.
+fn outcome(forecast: &Forecast, limit: f64) -> Vec<(&'static str, String)> {
+    let total = match forecast.total_seconds {
+        Some(total) => format!("{}, in {} rounds", seconds(total), forecast.rounds),
+        None => "no end in sight".to_owned(),
+    };
+    let mut lines = vec![("Total time", total)];
+    if let Some(downtime) = forecast.downtime_seconds {
+        let text = format!("{} (limit {})", seconds(downtime), seconds(limit));
+        lines.push(("Downtime", text));
+    }
+    if let Some(why_not) = &forecast.why_not {
+        lines.push(("Why not", why_not.clone()));
+    }
+    if forecast.arrives && forecast.throttle_percent > 0 {
+        let percent = forecast.throttle_percent;
+        lines.push(("Throttle", format!("its vCPUs would rest for up to {percent} % of the time")));
+    }
+    lines
+}
+
+/// Formats what would come of another way to deal with a stall.
+fn alternative(other: &Forecast) -> String {
+    let how = format!("--on-stall {}", other.on_stall);
+    let (Some(total), Some(downtime)) = (other.total_seconds, other.downtime_seconds) else {
+        return format!("{how} would not help either");
+    };
+    let (total, downtime) = (seconds(total), seconds(downtime));
+    match other.on_stall {
+        OnStall::Throttle => format!(
+            "{how}: {total} in all, with its vCPUs resting for up to {} % of the time",
+            other.throttle_percent
+        ),
+        OnStall::Force | OnStall::Cancel | OnStall::Wait => {
+            format!("{how}, or --downtime {downtime}: {total} in all, with a pause of {downtime}")
+        }
+    }
+}
+
+/// Formats how many pages the guest wrote.
+fn writes(measured: &Measured) -> String {
+    if !measured.is_running {
+        return "none: the guest is paused".to_owned();
+    }
+    let windows = measured.written.iter().map(|window| {
+        let size = format_size(window.pages * PAGE_BYTES);
+        format!("{size} within {}", seconds(window.seconds))
+    });
+    windows.collect::<Vec<_>>().join(", ")
+}
+
+/// Formats a share as a percentage.
+fn percent(ratio: f64) -> String {
+    format!("{:.0} %", ratio * 100.0)
+}
+
+fn content(measured: &Measured) -> String {
+    format!(
+        "{} of {} pages are zero, {} of the others compress",
+        percent(measured.zero_ratio),
+        format_count(measured.memory_pages),
+        percent(measured.compressible_ratio)
+    )
+}
+
+fn path(path: &Path) -> String {
+    let round_trip = seconds(path.round_trip_seconds);
+    let rate = format_rate(path.bytes_per_second as u64);
+    if !path.is_measured {
+        return format!(
+            "round trip {round_trip}; {rate} as given by --bandwidth, since the node there is of an earlier version and cannot \
+             measure it"
+        );
+    }
+    let lost = path.lost_ratio * 100.0;
+    format!("{rate} sent, round trip {round_trip}, {lost:.2} % of packets lost")
+}
+
+/// Formats the parts of the downtime that do not depend on memory.
+fn pause(measured: &Measured) -> String {
+    let dry_run = &measured.dry_run;
+    format!(
+        "{} to pause it and save its state (it stood for {}), {} to flush its disks, {} to write a record",
+        seconds(dry_run.pause_and_save_seconds),
+        seconds(dry_run.stood_seconds),
+        seconds(dry_run.flush_seconds),
+        seconds(dry_run.record_seconds)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use migrate::estimate::{DryRun, Written};
+
+    use super::*;
+    use crate::golden;
+
+    fn forecast(on_stall: OnStall, total: f64, downtime: f64) -> Forecast {
+        Forecast {
+            on_stall,
+            arrives: true,
+            total_seconds: Some(total),
+            downtime_seconds: Some(downtime),
+            wire_bytes: 1200 << 20,
+            rounds: 7,
+            throttle_percent: 0,
+            forced: false,
+            why_not: None,
+        }
+    }
+
+    fn estimate() -> Estimate {
+        let window = |seconds, pages| Written { seconds, pages };
+        Estimate {
+            measured: Measured {
+                is_running: true,
+                memory_pages: 1 << 18,
+                zero_ratio: 0.31,
+                compressible_ratio: 0.48,
+                zero_page_seconds: 2e-7,
+                disk_pages: 0,
+                disk_content_pages: 0,
+                written: vec![
+                    window(0.03, 600),
+                    window(0.1, 2000),
+                    window(0.3, 6000),
+                    window(1.0, 16_384),
+                    window(2.0, 16_384),
+                ],
+                log_seconds: 0.001,
+                collect_seconds: 0.0001,
+                dry_run: DryRun {
+                    pause_and_save_seconds: 0.0041,
+                    stood_seconds: 0.0052,
+                    flush_seconds: 0.001,
+                    record_seconds: 0.0033,
+                },
+                path: Path {
+                    is_measured: true,
+                    connect_seconds: 0.002,
+                    round_trip_seconds: 0.0003,
+                    bytes_per_second: 112.0 * 1024.0 * 1024.0,
+                    page_bytes: 4097.0,
+                    lost_ratio: 0.0001,
+                },
+            },
+            downtime_limit_seconds: 0.3,
+            converges: true,
+            forecast: forecast(OnStall::Throttle, 12.4, 0.0312),
+            alternatives: Vec::new(),
+        }
+    }
+
+    fn shown(estimate: &Estimate, screen: Option<usize>) -> String {
+        text(&"web-1".parse().unwrap(), "host-b", estimate, screen)
+    }
+
+    #[test]
+    fn an_estimate_fits_a_narrow_terminal() {
+        golden::matches("estimate.txt", &shown(&estimate(), Some(golden::COLUMNS)));
+    }
+
+    #[test]
+    fn what_would_help_is_said() {
+        let throttled =
+            Forecast { throttle_percent: 88, ..forecast(OnStall::Throttle, 30.0, 0.02) };
+        let stuck = Forecast {
+            arrives: false,
+            total_seconds: None,
+            downtime_seconds: None,
+            why_not: Some("rounds do not end".to_owned()),
+            ..forecast(OnStall::Wait, 0.0, 0.0)
+        };
+        let stays = Estimate {
+            converges: false,
+            forecast: stuck,
+            alternatives: vec![throttled.clone(), forecast(OnStall::Force, 25.0, 2.28)],
+            ..estimate()
+        };
+        let text = shown(&stays, None);
+        for words in [
+            "web-1 would not move to host-b.",
+            "no end in sight",
+            "rounds do not end",
+            "--on-stall throttle: 30.00 s in all, with its vCPUs resting for up to 88 %",
+            "--on-stall force, or --downtime 2.28 s: 25.00 s in all",
+        ] {
+            assert!(text.contains(words), "{words} in\n{text}");
+        }
+        let moves = Estimate { converges: false, forecast: throttled, ..estimate() };
+        let text = shown(&moves, None);
+        assert!(text.contains("but only with --on-stall throttle."), "{text}");
+        assert!(text.contains("rest for up to 88 % of the time"), "{text}");
+    }
+
+    #[test]
+    fn a_path_that_was_not_measured_says_whose_figure_it_is() {
+        let mut older = estimate();
+        older.measured.path.is_measured = false;
+        older.measured.is_running = false;
+        let text = shown(&older, None);
+        assert!(text.contains("as given by --bandwidth"), "{text}");
+        assert!(text.contains("none: the guest is paused"), "{text}");
+    }
+}
