@@ -29,7 +29,7 @@ use migrate::record::{Record, RecordStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm_core::devices::mmio::SLOTS_MAX;
-use vmm_core::virtio::block::{DiskIdentity, departed_to, take_off_departure};
+use vmm_core::virtio::block::{DiskIdentity, departed_to, take_off_departure, with_disks_below};
 
 use crate::durable;
 use crate::names::GuestName;
@@ -220,6 +220,34 @@ impl Departures {
         files.try_for_each(|(_, path)| durable::remove_if_there(&path))
     }
 
+    /// Removes `disks`, with which the guest `uuid` runs here, from what is recorded about its
+    /// copied disks: a block device has its content again. Does not change what the guest has
+    /// recorded for the migration `leaving`.
+    ///
+    /// # Errors
+    /// If a file cannot be written or removed.
+    pub(crate) fn forget_copied(
+        &self,
+        (name, uuid): (&GuestName, Uuid),
+        disks: &[PresentDisk],
+        leaving: Option<MigrationId>,
+    ) -> Result<()> {
+        let stays = leaving.map(|migration| file_name(migration, false));
+        for (name_of_file, file) in entries(&self.place(name, uuid)) {
+            if is_about_shared(&name_of_file) || Some(name_of_file) == stays {
+                continue;
+            }
+            // A damaged file refuses the next start on its own (`expect_here`).
+            if let Ok(Some(departure)) = read(&file, (name.as_str(), &uuid.to_string())) {
+                let noted = Noted { file, departure };
+                if disks.iter().any(|disk| noted.is_about(disk)) {
+                    self.release(&noted, disks)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Removes `disks` from the file of `noted`, and then the file if it names no other disk.
     ///
     /// # Errors
@@ -302,8 +330,8 @@ impl Departures {
         self.counting(self.list().departures, true)
     }
 
-    /// Returns the departures of copied disks that count now. Logs a warning about files that
-    /// cannot be read.
+    /// Returns the disks of the departures that count now. Logs a warning about files that cannot
+    /// be read.
     pub(crate) fn past(&self) -> DepartedDisks {
         let Notes { departures, damaged } = self.list();
         if let Some((_, file)) = damaged.first() {
@@ -313,7 +341,8 @@ impl Departures {
                 "what guests have noted of disks that have moved away cannot be read: lighter may not refuse them"
             );
         }
-        DepartedDisks { disks: self.counting(departures, false), damaged }
+        let shared = self.counting(departures.clone(), true);
+        DepartedDisks { disks: self.counting(departures, false), shared, damaged }
     }
 
     /// Returns those of `departures`, of shared or of copied disks, that count now.
@@ -458,10 +487,13 @@ fn entries(folder: &Path) -> Vec<(String, PathBuf)> {
     entries.filter_map(|it| Some((it.file_name().into_string().ok()?, it.path()))).collect()
 }
 
-/// Disks whose content on this host is out of date, with the files that say so.
+/// Disks with which guests have left, with the files that say so.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DepartedDisks {
+    /// Those whose content on this host is out of date.
     disks: Vec<Noted>,
+    /// Those that a guest goes on writing on another host.
+    shared: Vec<Noted>,
     damaged: Vec<(String, PathBuf)>,
 }
 
@@ -492,6 +524,27 @@ impl DepartedDisks {
         bail!(
             "disk {} is old: its content has moved to {host} with the guest {}; to use it all the \
              same, `rm {}`",
+            path.display(),
+            departure.guest,
+            file.display()
+        )
+    }
+
+    /// Refuses to let the guest `own` overwrite the block device at `path` if a guest that has left
+    /// goes on writing it, or if another guest has left it behind. What `own` itself has left
+    /// behind there is out of date.
+    ///
+    /// # Errors
+    /// If there is such a guest; the message says how to use the device anyway.
+    pub(crate) fn expect_unused(&self, own: (&GuestName, Uuid), path: &Path) -> Result<()> {
+        let disks = with_disks_below(path);
+        let disks: Vec<_> = disks.iter().filter_map(|disk| PresentDisk::at(disk)).collect();
+        let is_among = |noted: &&Noted| disks.iter().any(|disk| noted.is_about(disk));
+        let of_another = |noted: &&Noted| (&noted.departure.guest, noted.departure.uuid) != own;
+        let mut noted = self.shared.iter().chain(self.disks.iter().filter(of_another));
+        let Some(Noted { file, departure }) = noted.find(is_among) else { return Ok(()) };
+        bail!(
+            "disk {} cannot be overwritten: the guest {} has left this host with it; if that guest needs it no more, `rm {}`",
             path.display(),
             departure.guest,
             file.display()

@@ -70,7 +70,7 @@ pub struct Report {
     /// Total time that the guest was paused in those dry runs. Not part of the downtime.
     #[serde(default)]
     pub dry_run_seconds: f64,
-    /// How often a hand-over took too long and was called off, so that the guest ran on at the source.
+    /// How often a hand-over took too long and was called off: the guest ran on at the source.
     #[serde(default)]
     pub returns: u32,
     /// Total time that the guest was paused in those hand-overs. Not part of the downtime.

@@ -1,6 +1,6 @@
 //! What a guest's API says about its migration. Times are durations with their unit in the name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -53,10 +53,11 @@ pub(crate) struct MigrationRequest {
     #[serde(default)]
     #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
     pub(crate) connections: Option<u8>,
-    /// Copies the disks' content with the guest; when absent, both hosts share the disks.
+    /// Copies the content of disks with the guest; when absent, both hosts share all of them.
     #[serde(default)]
     pub(crate) copy_disks: Option<CopyDisks>,
-    /// Skips the proof between the hosts that they share the disks.
+    /// Skips the proof between the hosts that they share the disks which are not copied, and that
+    /// no copied disk is the block device that it overwrites.
     #[serde(default)]
     pub(crate) unproven_disks: bool,
     /// UDP port of this host's node, through which the destination can ask this host later; absent
@@ -69,6 +70,10 @@ pub(crate) struct MigrationRequest {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CopyDisks {
+    /// Paths here of the disks to copy; when empty, all. Both hosts share the others. Processes of
+    /// earlier versions do not know this field, and refuse it.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) only: BTreeSet<PathBuf>,
     /// Destination path of a disk by its path here, both absolute; a disk that is not listed keeps
     /// its path.
     pub(crate) paths: BTreeMap<PathBuf, PathBuf>,

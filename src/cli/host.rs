@@ -122,8 +122,8 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) disk_dir: Vec<PathBuf>,
 
-    /// Block device that guests from other hosts may have as a disk; may be given several times
-    /// [default: none].
+    /// Block device that guests from other hosts may have as a disk, or that such a disk may
+    /// overwrite (`lighter migrate --replace-disks`); may be given several times [default: none].
     #[arg(long, value_name = "DEVICE")]
     pub(crate) disk_device: Vec<PathBuf>,
 

@@ -1,6 +1,6 @@
 //! Arguments of the verbs that move a guest: migrate, cancel.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +22,7 @@ Examples:
   lighter migrate web-1 192.0.2.7 --tls-name host-b --json
   lighter migrate db host-b --copy-disks
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
+  lighter migrate db host-b --copy-disk /srv/db-cache.raw
   lighter migrate web-1 host-b --preset now
   lighter migrate web-1 host-b --estimate
   lighter migrate web-1 --set on-stall=force,downtime=2s
@@ -54,7 +55,7 @@ const STARTING: [&str; 11] = [
     "connections",
     "tls_name",
     "json",
-    "copy_disks",
+    "copying",
     "estimate",
 ];
 
@@ -107,25 +108,32 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16), value_name = "N")]
     pub(crate) connections: Option<u8>,
 
-    /// Copy the guest's disks, for hosts that do not share them. The destination creates new files,
-    /// in the folders that its node was started with (`lighter node --disk-dir`); the files here
-    /// are left as they are.
-    #[arg(long)]
+    /// Copy all of the guest's disks, for hosts that do not share them. The destination creates new
+    /// files, in the folders that its node was started with (`lighter node --disk-dir`), or
+    /// overwrites block devices (`--replace-disks`); the disks here are left as they are.
+    #[arg(long, group = "copying")]
     pub(crate) copy_disks: bool,
 
+    /// Copy only this disk of the guest, by its path as `lighter show` prints it; may be given
+    /// several times. Both hosts share its other disks.
+    #[arg(long, value_parser = disk_here, value_name = "DISK", group = "copying")]
+    pub(crate) copy_disk: Vec<PathBuf>,
+
     /// Path of a copied disk at the destination; may be given several times [default: as here].
-    #[arg(long, value_parser = disk_path, value_name = "HERE=THERE", requires = "copy_disks")]
+    #[arg(long, value_parser = disk_path, value_name = "HERE=THERE", requires = "copying")]
     pub(crate) disk_path: Vec<(PathBuf, PathBuf)>,
 
     /// Replace files that exist at the disks' paths at the destination, once the guest runs there,
-    /// unless they are in use.
-    #[arg(long, requires = "copy_disks")]
+    /// and overwrite block devices there, from the beginning, unless they are in use. If the
+    /// migration then fails, such a device has a part of the copy on it.
+    #[arg(long, requires = "copying")]
     pub(crate) replace_disks: bool,
 
-    /// Skip the check that both hosts have the same disks. If they differ, the guest's data is
-    /// lost. With `--resolve run`: run the guest here although the other host may have written its
-    /// block devices. If it did, their data is lost.
-    #[arg(long = "unsafe", conflicts_with = "copy_disks")]
+    /// Skip the check that both hosts have the same disks, or, of a copied disk, that it is not the
+    /// very device that it would overwrite. If that is wrong, the guest's data is lost. With
+    /// `--resolve run`: run the guest here although the other host may have written its block
+    /// devices. If it did, their data is lost.
+    #[arg(long = "unsafe")]
     pub(crate) unproven_disks: bool,
 
     /// Do not migrate: measure for some seconds how it would go with these options, and what would
@@ -164,22 +172,35 @@ pub(crate) struct MigrateArgs {
     pub(crate) json: JsonFlag,
 }
 
+impl MigrateArgs {
+    /// Whether any disk is copied.
+    pub(crate) fn copies_disks(&self) -> bool {
+        self.copy_disks || !self.copy_disk.is_empty()
+    }
+}
+
 /// Checks where to, and leaves it as it was typed: the guest's process takes it apart.
 fn destination(text: &str) -> Result<String> {
     Destination::parse(text).map(|_| text.to_owned())
 }
 
-/// Takes `HERE=THERE` apart. The disk here is meant as the guest has it: without links.
+/// Returns the path of a disk here as the guest has it: without links.
+fn disk_here(text: &str) -> Result<PathBuf> {
+    let path = Path::new(text);
+    let found = path.canonicalize().or_else(|_| std::path::absolute(path));
+    found.with_context(|| format!("`{text}` names no disk"))
+}
+
+/// Splits `HERE=THERE`.
 fn disk_path(text: &str) -> Result<(PathBuf, PathBuf)> {
     let Some((here, there)) = text.split_once('=') else {
         bail!("`{text}` is not HERE=THERE, the paths of a disk on both hosts");
     };
-    let (here, there) = (PathBuf::from(here), PathBuf::from(there));
+    let there = PathBuf::from(there);
     if !there.is_absolute() {
         bail!("`{}` is not absolute, as the path at the destination must be", there.display());
     }
-    let here = here.canonicalize().or_else(|_| std::path::absolute(&here));
-    Ok((here.with_context(|| format!("`{text}` names no disk"))?, there))
+    Ok((disk_here(here)?, there))
 }
 
 /// The values of `--compression`, with their help.
@@ -217,4 +238,37 @@ can only be completed.")]
 pub(crate) struct CancelArgs {
     /// The guest.
     pub(crate) name: GuestName,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: MigrateArgs,
+    }
+
+    fn parse(more: &[&str]) -> Result<MigrateArgs, clap::Error> {
+        let line = [&["migrate", "db", "host-b"][..], more].concat();
+        Line::try_parse_from(line).map(|line| line.args)
+    }
+
+    #[test]
+    fn all_disks_are_copied_or_those_that_are_named() {
+        let there = ["--disk-path", "/no/a=/b", "--replace-disks"];
+        let named = ["--copy-disk", "/no/a", "--copy-disk", "/no/c"];
+        let args = parse(&[&named[..], &there].concat()).unwrap();
+        assert!(args.copies_disks());
+        assert_eq!(args.copy_disk, [Path::new("/no/a"), Path::new("/no/c")]);
+        let args = parse(&[&["--copy-disks"][..], &there].concat()).unwrap();
+        assert!(args.copies_disks() && args.copy_disk.is_empty());
+        assert!(!parse(&[]).unwrap().copies_disks());
+        for wrong in [&there[..], &["--copy-disks", "--copy-disk", "/no/a"]] {
+            parse(wrong).unwrap_err();
+        }
+    }
 }

@@ -270,3 +270,29 @@ fn too_many_notes_block_their_guest_from_starting() {
     assert!(past.damaged.iter().any(|(_, it)| *it == place));
     past.expect_here(&departure.guest, &disk).unwrap_err();
 }
+
+#[test]
+fn a_disk_with_which_a_guest_has_left_is_overwritten_only_by_its_own_copy() {
+    let (_folder, state, disk, departure) = scene();
+    let departures = state.departures();
+    let settled = Departure { is_settled: true, ..departure.clone() };
+    departures.write(&settled).unwrap();
+    let (own, another) = (departure.uuid, Uuid::from_u128(6));
+    let expect = |uuid| departures.past().expect_unused((&departure.guest, uuid), &disk);
+    expect(own).unwrap();
+    let refused = expect(another).unwrap_err().to_string();
+    assert!(refused.contains("the guest db has left") && refused.contains("`rm "), "{refused}");
+
+    // The guest runs here with that disk again.
+    let present = [PresentDisk::at(&disk).unwrap()];
+    let forget = |leaving| {
+        departures.forget_copied((&departure.guest, own), &present, leaving).unwrap();
+    };
+    forget(Some(departure.migration));
+    expect(another).unwrap_err();
+    forget(None);
+    expect(another).unwrap();
+
+    departures.write(&Departure { is_shared: true, ..settled }).unwrap();
+    expect(own).unwrap_err();
+}

@@ -208,32 +208,38 @@ impl Factory {
     /// Creates the files of the disks that are copied with the guest.
     fn make_disks(&self, guest: &GuestDescription, shape: &mut VmShape) -> Result<(), Refusal> {
         let Some(Unconfined { maker, .. }) = &self.unconfined else { return Ok(()) };
-        if guest.disks.is_empty() {
-            maker.end();
-        }
+        let mut need_files = false;
         for copy in &guest.disks {
             if let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(usize::from(copy.device))
+                && disk.needs_file()
             {
+                need_files = true;
                 let made = maker.make(disk);
                 *disk = made.map_err(|error| Refusal::new(RefusalKind::Other, error))?;
             }
         }
+        if !need_files {
+            maker.end();
+        }
         Ok(())
     }
 
-    /// Refuses disks that both hosts should share if their content has left this host. Copied disks
-    /// replace what is here, so they need no check.
+    /// Refuses disks that both hosts should share if their content has left this host, and block
+    /// devices to be overwritten with which other guests have left. A new file needs no check.
     fn expect_here(&self, guest: &GuestDescription, shape: &VmShape) -> Result<(), Refusal> {
         let comes = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
-        let shared = shape.devices.iter().enumerate().filter(|(index, _)| !comes(*index));
-        let mut disks = shared.filter_map(|(_, device)| match device {
-            DeviceConfig::Block(disk) => Some(disk.path()),
-            _ => None,
-        });
-        let refused = |error: anyhow::Error| Refusal::new(RefusalKind::Other, error.to_string());
         let process = self.process()?;
-        let is_here = |disk| self.departed.expect_here(process.name(), disk);
-        disks.try_for_each(is_here).map_err(refused)
+        let (name, departed) = (process.name(), &self.departed);
+        for (index, device) in shape.devices.iter().enumerate() {
+            let DeviceConfig::Block(disk) = device else { continue };
+            let expected = match comes(index) {
+                false => departed.expect_here(name, disk.path()),
+                true if disk.needs_file() => Ok(()),
+                true => departed.expect_unused((name, guest.uuid), disk.path()),
+            };
+            expected.map_err(|error| Refusal::new(RefusalKind::Other, error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Joins the guest's merge domain. The opener opens the lock's file, because this thread may

@@ -6,7 +6,7 @@
 
 mod arriving;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,14 +68,13 @@ pub(crate) struct Departing {
 }
 
 /// What happens to the disks of a departing guest.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Disks<'a> {
-    /// Both hosts share them, and prove it.
-    Shared,
-    /// Both hosts share them; the user vouches for that.
-    Vouched,
-    /// Their content is copied.
-    Copied(&'a CopyDisks),
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Disks<'a> {
+    /// Which disks are copied, and how; none if absent. Both hosts share the others.
+    pub(super) copied: Option<&'a CopyDisks>,
+    /// The user vouches that shared disks are the same on both hosts, and that no copied disk is
+    /// the block device that it overwrites. Otherwise the hosts prove that.
+    pub(super) are_vouched: bool,
 }
 
 impl Departing {
@@ -92,21 +91,16 @@ impl Departing {
     ) -> Result<Self, String> {
         let mut description = SourceGuest::describe(&*machine);
         let mut shape = machine.shape().clone();
-        let (mut parts, mut marks) = (Vec::new(), Vec::new());
-        match disks {
-            Disks::Shared => marks = mark(&machine, &mut shape),
-            Disks::Vouched => {
-                shape
-                    .disks_mut()
-                    .for_each(|disk| *disk = disk.clone().with_proof(DiskProof::Vouched));
-            }
-            Disks::Copied(wanted) => {
-                move_disks(&mut shape, &wanted.paths)?;
-                description.disks = copies(&machine, wanted.replace);
-                let disks = machine.disks().map(|(_, disk)| Arc::clone(disk));
-                parts = lay_out(description.layout.chunks(), disks);
-            }
+        let mut copied = BTreeSet::new();
+        if let Some(wanted) = disks.copied {
+            copied = chosen(&machine, &wanted.only)?;
+            move_disks(&mut shape, &copied, &wanted.paths)?;
+            description.disks = copies(&machine, &copied, wanted.replace);
         }
+        let marks = prove(&machine, &mut shape, &copied, disks.are_vouched);
+        let contents = machine.disks().filter(|(index, _)| copied.contains(index));
+        let contents = contents.map(|(_, disk)| Arc::clone(disk));
+        let parts = lay_out(description.layout.chunks(), contents);
         description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
         description.check_bounds().map_err(|refusal| refusal.to_string())?;
         let (destination, marks) = (destination.to_owned(), Mutex::new(marks));
@@ -123,49 +117,68 @@ impl Departing {
 
     /// The block devices that the guest writes and that the destination shares.
     pub(super) fn written_devices(&self) -> impl Iterator<Item = &DiskContent> {
-        let are_shared = self.are_shared();
-        self.written().filter(move |disk| are_shared && disk.is_device())
+        self.written(Way::Shared).filter(|disk| disk.is_device())
     }
 
-    /// Returns the record of the disks that the guest writes, for when it has left with them.
-    /// `None` if there are no such disks.
-    pub(super) fn departure(&self, guest: &GuestName) -> Option<Departure> {
+    /// Returns the records of the disks that the guest writes, for when it has left with them: one
+    /// for those that are copied, and one for those that the destination shares, if there are any.
+    pub(super) fn departures(&self, guest: &GuestName) -> Vec<Departure> {
         let recognized = |disk: &DiskContent| {
             Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
         };
-        let departure = Departure {
+        let departure = |way| Departure {
             guest: guest.clone(),
             uuid: self.description.uuid,
             migration: self.migration,
             destination: self.destination.clone(),
-            disks: self.written().filter_map(recognized).collect(),
-            is_shared: self.are_shared(),
+            disks: self.written(way).filter_map(recognized).collect(),
+            is_shared: way == Way::Shared,
             is_settled: false,
         };
-        (!departure.disks.is_empty()).then_some(departure)
+        let both = [Way::Copied, Way::Shared].map(departure).into_iter();
+        both.filter(|departure| !departure.disks.is_empty()).collect()
     }
 
-    /// Whether the destination shares the guest's disks: none is copied.
-    fn are_shared(&self) -> bool {
-        self.parts.is_empty()
+    /// The disks that the guest writes and that reach the destination in this way. A copied disk
+    /// that it only reads stays up to date here, and other guests may read it.
+    fn written(&self, way: Way) -> impl Iterator<Item = &DiskContent> {
+        let disks = self.machine.disks().map(|(_, disk)| disk);
+        let disks = disks.filter(|disk| disk.access() == Access::ReadWrite);
+        disks.filter(move |disk| self.way_of(disk) == way).map(|disk| &**disk)
     }
 
-    /// The disks that the guest writes.
-    fn written(&self) -> impl Iterator<Item = &DiskContent> {
-        let disks = self.machine.disks().map(|(_, disk)| &**disk);
-        disks.filter(|disk| disk.access() == Access::ReadWrite)
-    }
-
-    /// The copied disks that the guest writes. A disk that it only reads stays up to date here, and
-    /// other guests may read it.
-    fn written_and_copied(&self) -> impl Iterator<Item = &DiskContent> {
-        let are_copied = !self.are_shared();
-        self.written().filter(move |_| are_copied)
+    fn way_of(&self, disk: &Arc<DiskContent>) -> Way {
+        let is_copied = self.parts.iter().any(|part| Arc::ptr_eq(&part.disk, disk));
+        if is_copied { Way::Copied } else { Way::Shared }
     }
 }
 
-/// Describes the disks of `machine`, all of which are copied.
-fn copies(machine: &SharedMachine, replace: bool) -> Vec<DiskCopy> {
+/// How the destination gets a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Its content is copied.
+    Copied,
+    /// Both hosts share it.
+    Shared,
+}
+
+/// Returns the indexes of the disks that are copied: those at the paths `only`, or all.
+fn chosen(machine: &SharedMachine, only: &BTreeSet<PathBuf>) -> Result<BTreeSet<usize>, String> {
+    let has = |path: &Path| machine.disks().any(|(_, disk)| disk.path() == path);
+    if let Some(path) = only.iter().find(|path| !has(path)) {
+        return Err(no_disk(path));
+    }
+    let is_chosen = |disk: &DiskContent| only.is_empty() || only.contains(disk.path());
+    let disks = machine.disks().filter(|(_, disk)| is_chosen(disk));
+    Ok(disks.map(|(index, _)| index).collect())
+}
+
+fn no_disk(path: &Path) -> String {
+    format!("the guest has no disk {}", path.display())
+}
+
+/// Describes the `copied` disks of `machine`.
+fn copies(machine: &SharedMachine, copied: &BTreeSet<usize>, replace: bool) -> Vec<DiskCopy> {
     let existing = if replace { ExistingFile::Replace } else { ExistingFile::Keep };
     let copy = |(index, disk): (usize, &Arc<DiskContent>)| DiskCopy {
         // No truncation: a guest has a handful of devices.
@@ -174,15 +187,31 @@ fn copies(machine: &SharedMachine, replace: bool) -> Vec<DiskCopy> {
         allocated_bytes: disk.allocated_bytes(),
         existing,
     };
-    machine.disks().map(copy).collect()
+    machine.disks().filter(|(index, _)| copied.contains(index)).map(copy).collect()
 }
 
-/// Marks the files among the disks, and records the marks in `shape`. A disk that cannot be marked
-/// cannot be proven, and the destination reports that.
-fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
+/// Records in `shape` the evidence from which the destination tells each disk from others, and
+/// marks the shared files for that. A disk that cannot be marked cannot be proven, and the
+/// destination reports that.
+fn prove(
+    machine: &SharedMachine,
+    shape: &mut VmShape,
+    copied: &BTreeSet<usize>,
+    are_vouched: bool,
+) -> Vec<Mark> {
     let mut marks = Vec::new();
     for (index, content) in machine.disks() {
         let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(index) else { continue };
+        let is_copied = copied.contains(&index);
+        // A copied file cannot be the block device that it may overwrite there.
+        if are_vouched || is_copied && !content.is_device() {
+            *disk = disk.clone().with_proof(DiskProof::Vouched);
+            continue;
+        }
+        // A copied device has its names: the destination does not overwrite the device itself.
+        if is_copied {
+            continue;
+        }
         match content.mark() {
             Ok(Some(mark)) => {
                 *disk = disk.clone().with_proof(mark.proof());
@@ -199,11 +228,22 @@ fn mark(machine: &SharedMachine, shape: &mut VmShape) -> Vec<Mark> {
     marks
 }
 
-/// Gives disks of `shape` their paths at the destination.
-fn move_disks(shape: &mut VmShape, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), String> {
+/// Gives `copied` disks of `shape` their paths at the destination.
+fn move_disks(
+    shape: &mut VmShape,
+    copied: &BTreeSet<usize>,
+    paths: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<(), String> {
     let mut left: Vec<&Path> = paths.keys().map(PathBuf::as_path).collect();
-    for disk in shape.disks_mut() {
+    for (index, device) in shape.devices.iter_mut().enumerate() {
+        let DeviceConfig::Block(disk) = device else { continue };
         if let Some((old, new)) = paths.get_key_value(disk.path()) {
+            if !copied.contains(&index) {
+                return Err(format!(
+                    "disk {} is not copied, so it has the same path on both hosts: copy it (--copy-disk), or omit its --disk-path",
+                    old.display()
+                ));
+            }
             if !new.is_absolute() {
                 return Err(format!("{} must be an absolute path", new.display()));
             }
@@ -213,7 +253,7 @@ fn move_disks(shape: &mut VmShape, paths: &BTreeMap<PathBuf, PathBuf>) -> Result
     }
     match left.first() {
         None => Ok(()),
-        Some(path) => Err(format!("the guest has no disk {}", path.display())),
+        Some(path) => Err(no_disk(path)),
     }
 }
 
@@ -256,7 +296,7 @@ impl SourceGuest for Departing {
 
     fn stop_dirty_log(&self) -> Result<(), GuestError> {
         self.parts.iter().for_each(|part| part.disk.stop_log());
-        for disk in self.written_and_copied() {
+        for disk in self.written(Way::Copied) {
             // The guest stays on this host.
             if let Err(error) = disk.forget_departure() {
                 let path = disk.path().display();
@@ -322,7 +362,7 @@ impl SourceGuest for Departing {
 
     fn release(&self) -> Result<(), GuestError> {
         let note = departures::note_text(&self.destination, self.description.uuid, self.migration);
-        for disk in self.written_and_copied() {
+        for disk in self.written(Way::Copied) {
             if let Err(error) = disk.note_departure(&note) {
                 let path = disk.path().display();
                 tracing::warn!(%error, "cannot mark {path} as moved away: do not use it any more");

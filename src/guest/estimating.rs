@@ -74,7 +74,7 @@ impl<'a> Estimating<'a> {
     ) -> Result<Estimate, ApiError> {
         let session = leaving::session(request)?;
         // Shared disks are not marked: nothing is proved to the destination.
-        let disks = request.copy_disks.as_ref().map_or(Disks::Vouched, Disks::Copied);
+        let disks = Disks { copied: request.copy_disks.as_ref(), are_vouched: true };
         let (machine, to) = (Arc::clone(machine), &request.destination);
         // If KVM cannot stop the survey's log, the start of the estimate's log replaces it.
         self.0.surveys().call_off(&machine);

@@ -30,8 +30,8 @@ pub(crate) struct Departure {
     session: MigrationSession,
     destination: String,
     guest: Arc<Departing>,
-    /// The record of the disks that it writes.
-    disks: Option<departures::Departure>,
+    /// The records of the disks that it writes.
+    disks: Vec<departures::Departure>,
     /// Whether the guest ran when the migration started.
     ran: bool,
 }
@@ -60,20 +60,19 @@ impl Departure {
         process.surveys().call_off(machine);
         workload::begin_migration(machine);
         // Recorded before anything else: a power cut leaves no time for it.
-        let disks = guest.departure(process.name());
+        let disks = guest.departures(process.name());
         let notes = process.state().departures();
-        if let Some(disks) = &disks {
-            notes.write(disks).map_err(ApiError::failed)?;
-        }
+        let forget = || {
+            for error in disks.iter().filter_map(|disks| notes.forget(disks).err()) {
+                tracing::warn!("{error:#}");
+            }
+        };
+        let noted = disks.iter().try_for_each(|disks| notes.write(disks));
+        noted.inspect_err(|_| forget()).map_err(ApiError::failed)?;
         let guest = Arc::new(guest);
         let ran = guest.is_running();
         let leaving: Arc<dyn SourceGuest> = guest.clone();
-        let started = start_source(plan, leaving, tls, records).inspect_err(|_| {
-            let forgotten = disks.as_ref().map_or(Ok(()), |disks| notes.forget(disks));
-            if let Err(error) = forgotten {
-                tracing::warn!("{error:#}");
-            }
-        });
+        let started = start_source(plan, leaving, tls, records).inspect_err(|_| forget());
         let session = MigrationSession::new(started.map_err(ApiError::failed)?);
         let destination = request.destination.clone();
         let departure = Self { session, destination, guest, disks, ran };
@@ -187,19 +186,19 @@ impl Departure {
 
     /// Records for good which host has the guest's disks, once that is certain.
     fn note_disks(&self, process: &GuestProcess, outcome: Outcome) {
-        let (Some(disks), notes) = (&self.disks, process.state().departures()) else { return };
-        let noted = match outcome {
-            Outcome::StayedAtSource => notes.give_back(disks),
-            Outcome::Migrated => notes.settle(disks),
-            // The record says who has them: a lost guest may have ended here before it was handed
-            // over.
-            Outcome::Lost | Outcome::InDoubt => Ok(()),
-        };
-        if let Err(error) = noted {
-            tracing::warn!(
-                "cannot record whether the disks of {} have moved: {error:#}",
-                process.name()
-            );
+        let notes = process.state().departures();
+        for disks in &self.disks {
+            let noted = match outcome {
+                Outcome::StayedAtSource => notes.give_back(disks),
+                Outcome::Migrated => notes.settle(disks),
+                // The record says who has them: a lost guest may have ended here before it was
+                // handed over.
+                Outcome::Lost | Outcome::InDoubt => Ok(()),
+            };
+            if let Err(error) = noted {
+                let name = process.name();
+                tracing::warn!("cannot record whether the disks of {name} have moved: {error:#}");
+            }
         }
     }
 
@@ -270,11 +269,7 @@ fn is_ours(record: &Record) -> bool {
 
 /// What the request wants to happen to the disks.
 fn disks_of(request: &MigrationRequest) -> Disks<'_> {
-    match &request.copy_disks {
-        Some(wanted) => Disks::Copied(wanted),
-        None if request.unproven_disks => Disks::Vouched,
-        None => Disks::Shared,
-    }
+    Disks { copied: request.copy_disks.as_ref(), are_vouched: request.unproven_disks }
 }
 
 /// Builds the session's parameters from the request.

@@ -7,7 +7,8 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use vmm_core::virtio::block::BlockConfig;
@@ -17,12 +18,16 @@ use crate::disk_places::DiskPlaces;
 
 /// The handle of the thread; the thread ends on request, or when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Maker(Mutex<Option<Sender<Order>>>);
+pub(crate) struct Maker {
+    orders: Mutex<Option<Sender<Order>>>,
+    /// Awaited when this is dropped: the thread removes the files of a guest that does not arrive.
+    thread: Option<JoinHandle<()>>,
+}
 
 /// A request to the thread, and the channel for its answer.
 #[derive(Debug)]
 enum Order {
-    /// Create the file, still without a name, for an incoming disk.
+    /// Create the file, still without its name, for an incoming disk.
     Make(BlockConfig, SyncSender<Result<BlockConfig, String>>),
     /// Give the files of all these disks their names.
     Name(Vec<Arc<DiskContent>>, SyncSender<Result<(), String>>),
@@ -42,10 +47,14 @@ impl Maker {
         let admitted = disks.iter().filter_map(|disk| places.place(disk).ok());
         let admitted = Admitted(admitted.collect());
         let (ask, asked) = channel();
-        let carry_out = move || asked.into_iter().for_each(|order| admitted.carry_out(order));
+        let carry_out = move || {
+            let mut made = Vec::new();
+            asked.into_iter().for_each(|order| made.extend(admitted.carry_out(order)));
+            made.iter().for_each(BlockConfig::abandon);
+        };
         let thread = std::thread::Builder::new().name("disk-maker".to_owned()).spawn(carry_out);
-        thread.context("cannot start a thread")?;
-        Ok(Self(Mutex::new(Some(ask))))
+        let thread = Some(thread.context("cannot start a thread")?);
+        Ok(Self { orders: Mutex::new(Some(ask)), thread })
     }
 
     /// Creates the file for `disk`, which is incoming.
@@ -71,36 +80,54 @@ impl Maker {
         let (answer, answered) = sync_channel(1);
         let gone = || "the thread that makes disks has ended".to_owned();
         // The lock is not held while waiting for the disk.
-        let ask = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ask = self.orders().clone();
         ask.ok_or_else(gone)?.send(order(answer)).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
     }
 
     /// Whether the thread was told to end.
     pub(super) fn has_ended(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.orders().is_none()
     }
 
     /// Ends the thread, when the guest has its disks or brings none.
     pub(super) fn end(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.orders().take();
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Option<Sender<Order>>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Maker {
+    fn drop(&mut self) {
+        self.end();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic handler already.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Admitted {
-    fn carry_out(&self, order: Order) {
+    /// Returns the disk whose file was created, if any.
+    fn carry_out(&self, order: Order) -> Option<BlockConfig> {
         let said = |error: DeviceError| error.to_string();
         // The receiver of the answer may be gone.
         match order {
             Order::Make(disk, answer) => {
                 let admitted = self.expect([disk.path()]);
-                let _ = answer.send(admitted.and_then(|()| disk.made().map_err(said)));
+                let made = admitted.and_then(|()| disk.made().map_err(said));
+                let _ = answer.send(made.clone());
+                made.ok()
             }
             Order::Name(disks, answer) => {
                 let disks: Vec<&DiskContent> = disks.iter().map(|disk| &**disk).collect();
                 let admitted = self.expect(disks.iter().map(|disk| disk.path()));
                 let _ =
                     answer.send(admitted.and_then(|()| DiskContent::adopt(&disks).map_err(said)));
+                None
             }
         }
     }

@@ -24,6 +24,7 @@ use super::survey::Surveys;
 use super::workload::ReportedFaults;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{Confinement, GuestState};
+use crate::departures::PresentDisk;
 use crate::ended::{Ended, How, SAVED_TO};
 use crate::names::GuestName;
 use crate::scrollback::Excerpt;
@@ -377,8 +378,14 @@ impl GuestProcess {
         // While this is locked, no migration can begin, nor record its disks.
         let occupation = self.occupation();
         let leaving = occupation.session().map(MigrationSession::id);
-        if let Err(error) = self.state.departures().forget_shared(self.name(), uuid, leaving) {
-            tracing::warn!("{} is still recorded to have left: {error:#}", self.name());
+        let (departures, name) = (self.state.departures(), self.name());
+        let disks = self.machine().into_iter().flat_map(|machine| machine.disks());
+        let disks: Vec<_> = disks.filter_map(|(_, disk)| PresentDisk::at(disk.path())).collect();
+        let forgotten = departures.forget_shared(name, uuid, leaving);
+        if let Err(error) =
+            forgotten.and_then(|()| departures.forget_copied((name, uuid), &disks, leaving))
+        {
+            tracing::warn!("{name} is still recorded to have left: {error:#}");
         }
     }
 

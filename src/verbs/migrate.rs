@@ -143,7 +143,7 @@ fn print_success(
     output::print_line(format_args!("{name} has moved to {destination}.\n\n{figures}"))?;
     if report.disk_bytes > 0 {
         output::print_line(format_args!(
-            "The files of its disks here are left as they were at the hand-over; the guest does not use them any more."
+            "Its copied disks here are left as they were at the hand-over; the guest does not use them any more."
         ))?;
     }
     if is_workload {
@@ -234,7 +234,8 @@ async fn request(
         timeout_ms: millis(args.timeout),
         compression: args.compress,
         connections: args.connections,
-        copy_disks: args.copy_disks.then(|| CopyDisks {
+        copy_disks: args.copies_disks().then(|| CopyDisks {
+            only: args.copy_disk.iter().cloned().collect(),
             paths: args.disk_path.iter().cloned().collect(),
             replace: args.replace_disks,
         }),

@@ -7,6 +7,8 @@ use serde_json::Value;
 use support::checks::{nothing_left_behind, one_intact_copy};
 use support::{Exit, Guest, GuestPlan, Migration, Pair, wait};
 
+use crate::metrics::{scrape, value};
+
 /// The working set, 16 MiB, takes two seconds on this link: the guest writes all of it meanwhile.
 const LINK: [&str; 4] = ["--bandwidth", "8MB/s", "--compress", "off"];
 
@@ -32,8 +34,14 @@ fn shows(pair: &Pair, what: &str, holds: impl Fn(&Value) -> bool) {
 #[test]
 fn a_hot_guest_arrives_throttled() {
     let pair = Pair::new();
+    let metric = "lighter_migration_throttle_ratio";
     let migration = start(&pair, &["--on-stall", "throttle", "--downtime", "300ms"]);
     shows(&pair, "the guest is throttled", |progress| progress["throttle_percent"] != 0);
+    wait::until("the node shows the throttle", || {
+        let labels = [("guest", "web-1"), ("direction", "outgoing")];
+        let ratio = value(&scrape(&pair.a), metric, &labels);
+        wait::holds(ratio > Some(0.0), ratio)
+    });
     let report = migration.finish().ok();
     assert_eq!(report["stall"]["on_stall"], "throttle", "{report:#}");
     assert!(report["stall"]["throttle_percent_max"].as_u64() >= Some(20), "{report:#}");

@@ -3,9 +3,11 @@
 //! The guest is a kernel of three bytes that sleeps forever, so that it has a disk and starts at
 //! once. For a Linux guest that writes while its disk is copied, see [`crate::linux`].
 
+mod chosen;
 mod devices;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod overwritten;
 mod place;
 
 use std::fs::{self, Permissions};

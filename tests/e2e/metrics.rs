@@ -20,7 +20,12 @@ const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
 /// Metrics that may stay at zero here, because the workload has no network, disks or balloon,
 /// and no estimate is made; grouped by the file and the test that moves them.
-pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 5] = [
+pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 6] = [
+    (
+        "tests/e2e/converging.rs",
+        "a_hot_guest_arrives_throttled",
+        &["lighter_migration_throttle_ratio"],
+    ),
     (
         "tests/e2e/estimates.rs",
         "an_estimate_agrees_with_the_migration_after_it",

@@ -242,13 +242,15 @@ impl VmShape {
     }
 
     /// Checks that the disks at their paths are those of the guest at the source of a migration,
-    /// except for disks that the migration copies.
+    /// and that none of these is a block device that a copied disk overwrites.
     ///
     /// # Errors
     /// [`crate::DeviceError::OtherDisk`], [`crate::DeviceError::UnprovenDisk`],
+    /// [`crate::DeviceError::CopyOntoItself`], [`crate::DeviceError::MayBeItself`],
     /// [`crate::DeviceError::Disk`].
     pub fn check_shared_disks(&self) -> Result<()> {
-        Ok(self.disks().try_for_each(BlockConfig::check_shared)?)
+        let disks: Vec<_> = self.disks().collect();
+        Ok(disks.iter().try_for_each(|disk| disk.check_shared(&disks))?)
     }
 
     /// Replaces the proofs of identity that the disks came with by this host's, for the next

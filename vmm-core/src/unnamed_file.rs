@@ -1,7 +1,8 @@
 //! Files without a name until they are complete (`O_TMPFILE` of open(2)). The kernel frees such a
 //! file with its last descriptor, so nothing is left of it if the process that writes it dies. A
 //! complete file gets its name in one step: by `linkat`, or by `rename` from a temporary name if it
-//! replaces another file.
+//! replaces another file. Where every file needs a name, as on NFS, it has a temporary one from the
+//! start, which stays if the process is killed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,6 +22,24 @@ use crate::sys::file;
 /// from the system.
 pub(crate) fn create(folder: &Path, options: &mut OpenOptions) -> io::Result<File> {
     options.custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(folder)
+}
+
+/// Returns whether `error` of [`create`] means that the file system has no files without names.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR))
+}
+
+/// Creates a file with a temporary name in the folder of `path`, with these `options`.
+///
+/// # Errors
+/// As [`beside`], or the error from the system.
+pub(crate) fn create_beside(
+    path: &Path,
+    options: &mut OpenOptions,
+) -> io::Result<(File, NameGuard)> {
+    let name = beside(path)?;
+    let file = options.create_new(true).open(&name)?;
+    Ok((file, NameGuard::of(name)))
 }
 
 /// Returns the folder of a file.
@@ -61,7 +80,7 @@ pub(crate) struct NameGuard {
 
 impl NameGuard {
     /// Takes over a name that a file already has.
-    pub(crate) fn of(path: PathBuf) -> Self {
+    fn of(path: PathBuf) -> Self {
         Self { path, kept: false }
     }
 
@@ -72,6 +91,15 @@ impl NameGuard {
     pub(crate) fn link(file: &File, path: PathBuf) -> io::Result<Self> {
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         linkat(AT_FDCWD, own.as_str(), AT_FDCWD, &path, AtFlags::AT_SYMLINK_FOLLOW)?;
+        Ok(Self::of(path))
+    }
+
+    /// Gives the name `path`, which must be unused, to an empty file that is to be replaced.
+    ///
+    /// # Errors
+    /// As [`NameGuard::link`].
+    pub(crate) fn reserve(path: PathBuf) -> io::Result<Self> {
+        OpenOptions::new().write(true).create_new(true).open(&path)?;
         Ok(Self::of(path))
     }
 

@@ -50,9 +50,9 @@ pub enum SourceMessage {
         /// UDP port of the node.
         port: NonZeroU16,
     },
-    /// The hand-over took too long and is called off: the guest runs on at the source, rounds go on,
-    /// and another `Switchover` follows. Sent only before the data streams end, and if both sides
-    /// have [`super::FEATURE_RETURN`].
+    /// The hand-over took too long and is called off: the guest runs on at the source, rounds go
+    /// on, and another `Switchover` follows. Sent only before the data streams end, and if both
+    /// sides have [`super::FEATURE_RETURN`].
     Return,
 }
 

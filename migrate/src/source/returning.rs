@@ -1,9 +1,9 @@
 //! Back from a hand-over that takes too long: the guest runs on here, and rounds go on.
 //!
-//! The last round goes on as well, now as one of a guest that runs: each page was re-armed before it
-//! was copied, so the next round sends what the guest writes from now on. Once the data streams have
-//! ended, there is no way back: the destination may be ready, and only a record says that it must
-//! not run the guest.
+//! The last round goes on as well, now as one of a guest that runs: each page was re-armed before
+//! it was copied, so the next round sends what the guest writes from now on. Once the data streams
+//! have ended, there is no way back: the destination may be ready, and only a record says that it
+//! must not run the guest.
 
 use super::state::State;
 use super::{Action, Source};
@@ -47,8 +47,8 @@ impl Source {
     }
 
     /// Goes on once nothing of the hand-over is under way. What a pause costs is measured again
-    /// before the next round, and the disks are flushed for that: if one still hangs, the guest runs
-    /// meanwhile.
+    /// before the next round, and the disks are flushed for that: if one still hangs, the guest
+    /// runs meanwhile.
     pub(super) fn go_on_after_return(&mut self) {
         if matches!(self.state, State::Returning { round_sent: true, saved: true, resumed: true }) {
             self.measure_again();

@@ -78,7 +78,7 @@ async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
         crl_pem: Some(String::new()),
     };
     let request = MigrationRequest {
-        copy_disks: Some(CopyDisks::default()),
+        copy_disks: Some(CopyDisks { only: ["/d".into()].into(), ..CopyDisks::default() }),
         addresses: vec![([192, 0, 2, 7], 4950).into()],
         node_port: "4950".parse().ok(),
         on_stall: Some(OnStall::Force),

@@ -1,11 +1,11 @@
 //! Disks that are copied to this host with their guest.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use migrate::guest::RefusalKind;
@@ -13,7 +13,7 @@ use migrate::{
     DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, Refusal, SourceGuest,
 };
 use nix::sys::statvfs::statvfs;
-use vmm_core::virtio::block::{BlockConfig, Occupied};
+use vmm_core::virtio::block::{BlockConfig, Occupied, with_disks_below};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
 
 use super::{Part, lay_out, part_of};
@@ -40,18 +40,28 @@ pub(crate) fn expect(
 ) -> Result<(), Refusal> {
     let refuse = |kind, text: &str| Refusal::new(kind, format!("{}: {text}", guest.name));
     let mut needed: BTreeMap<u64, (u64, &Path)> = BTreeMap::new();
+    let is_copied = |index| guest.disks.iter().any(|copy| usize::from(copy.device) == index);
+    let shared = shape.devices.iter().enumerate().filter(|(index, _)| !is_copied(*index));
+    let mut taken: Vec<PathBuf> = shared
+        .filter_map(|(_, device)| match device {
+            DeviceConfig::Block(disk) => Some(disk.path().to_owned()),
+            _ => None,
+        })
+        .collect();
     let mut places = Vec::new();
     for copy in &guest.disks {
         let disk = disk_of(shape, copy).map_err(|text| refuse(RefusalKind::Guest, text))?;
-        let place = folders.place(disk.path());
+        let place = place(disk.path(), folders);
         let place = place.map_err(|text| refuse(RefusalKind::Other, &text))?;
-        if places.contains(&place) {
+        if taken.iter().any(|other| overlap(other, &place)) {
             let text = format!("two of its disks would be {}", place.display());
             return Err(refuse(RefusalKind::Guest, &text));
         }
+        taken.push(place.clone());
         places.push(place);
     }
-    for (copy, place) in guest.disks.iter().zip(&places) {
+    let files = guest.disks.iter().zip(&places).filter(|(_, place)| device_at(place).is_none());
+    for (copy, place) in files {
         let folder = place.parent().unwrap_or(place);
         let device = folder.metadata().map_or(0, |found| found.dev());
         let (bytes, _) = needed.entry(device).or_insert((0, folder));
@@ -70,6 +80,34 @@ pub(crate) fn expect(
         }
     }
     Ok(())
+}
+
+/// Returns where to put a disk that is wanted at `path`: onto the block device there, which the
+/// node has permitted as it permits each disk, or into a new file.
+fn place(path: &Path, folders: &DiskPlaces) -> Result<PathBuf, String> {
+    if let Some(device) = device_at(path) {
+        return Ok(device);
+    }
+    let place = folders.place(path)?;
+    // A file there would be in the host's memory.
+    if place.starts_with("/dev") && !place.starts_with("/dev/shm") {
+        return Err(format!("there is no block device {} here: make it first", place.display()));
+    }
+    Ok(place)
+}
+
+/// Whether two disks at these paths would have content in common.
+fn overlap(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let (one, other) = (resolved(one), resolved(other));
+    with_disks_below(&one).contains(&other) || with_disks_below(&other).contains(&one)
+}
+
+/// Returns the path, without links, of the block device at `path`.
+fn device_at(path: &Path) -> Option<PathBuf> {
+    let found = path.canonicalize().ok()?;
+    let is_device = found.metadata().ok()?.file_type().is_block_device();
+    is_device.then_some(found)
 }
 
 /// Returns the disk that an entry of the description means.
@@ -102,6 +140,8 @@ pub(crate) struct Arriving {
     writers: Vec<Writer>,
     /// Threads that name its disks, and open the files that it boots from after a reset.
     unconfined: Option<Unconfined>,
+    /// Whether the guest has its disks.
+    has_disks: AtomicBool,
 }
 
 impl Arriving {
@@ -122,7 +162,7 @@ impl Arriving {
         let parts = lay_out(guest.layout.chunks(), disks);
         let writers = parts.iter().map(|part| Writer::start(&part.disk));
         let writers = writers.collect::<std::io::Result<_>>()?;
-        Ok(Self { machine, parts, writers, unconfined })
+        Ok(Self { machine, parts, writers, unconfined, has_disks: AtomicBool::new(false) })
     }
 
     fn each_disk(
@@ -135,8 +175,15 @@ impl Arriving {
 }
 
 impl Arriving {
+    /// Waits until the disks have no old content. That is done while the first round comes, and not
+    /// in the hand-over.
+    fn await_cleared(&self) -> Result<(), GuestError> {
+        self.writers.iter().try_for_each(Writer::await_cleared)
+    }
+
     fn name_disks(&self) -> Result<(), GuestError> {
-        let disks: Vec<_> = self.parts.iter().map(|part| Arc::clone(&part.disk)).collect();
+        let disks = self.parts.iter().map(|part| Arc::clone(&part.disk));
+        let disks: Vec<_> = disks.filter(|disk| !disk.is_device()).collect();
         let Some(Unconfined { maker, .. }) = &self.unconfined else {
             let disks: Vec<_> = disks.iter().map(|disk| &**disk).collect();
             return DiskContent::adopt(&disks).map_err(|error| GuestError::new(error.to_string()));
@@ -155,6 +202,7 @@ impl DestinationGuest for Arriving {
         let Some(part) = part_of(&self.parts, chunk) else {
             return self.machine.copy_in(chunk, first_page, data);
         };
+        self.await_cleared()?;
         let written = part.disk.copy_in(chunk - part.first_chunk, first_page, data);
         written.map_err(|error| GuestError::new(error.to_string()))?;
         let writer = self.writers.iter().find(|writer| Arc::ptr_eq(&writer.disk, &part.disk));
@@ -165,6 +213,7 @@ impl DestinationGuest for Arriving {
         match part_of(&self.parts, chunk) {
             None => self.machine.zero(chunk, mask),
             Some(part) => {
+                self.await_cleared()?;
                 let zeroed = part.disk.zero(chunk - part.first_chunk, mask);
                 zeroed.map_err(|error| GuestError::new(error.to_string()))
             }
@@ -188,9 +237,10 @@ impl DestinationGuest for Arriving {
         // its disks may stay here.
         DestinationGuest::adopt(&*self.machine)?;
         let named = self.name_disks();
-        if named.is_err() {
+        match named {
+            Ok(()) => self.has_disks.store(true, Ordering::Relaxed),
             // Lets the source take the locks again.
-            SourceGuest::release(&*self.machine)?;
+            Err(_) => SourceGuest::release(&*self.machine)?,
         }
         named
     }
@@ -200,31 +250,63 @@ impl DestinationGuest for Arriving {
     }
 }
 
-/// Writes a disk's content back while more of it arrives. So little is left for the end, and a
-/// source that is faster than the disk has to wait for it.
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        if self.has_disks.load(Ordering::Relaxed) {
+            return;
+        }
+        for part in self.parts.iter().filter(|part| part.disk.is_device()) {
+            let path = part.disk.path().display();
+            tracing::warn!(
+                "the guest has not arrived: {path} has a part of its disk, and what was there before is lost"
+            );
+        }
+    }
+}
+
+/// Zeroes the block device that a disk overwrites, and then writes the disk's content back while
+/// more of it arrives. So little is left for the end, and a source that is faster than the disk has
+/// to wait for it.
 #[derive(Debug)]
 struct Writer {
     disk: Arc<DiskContent>,
     unwritten: AtomicU64,
     /// The queue and the thread; both are gone once all content has arrived.
     work: Mutex<Option<(SyncSender<()>, JoinHandle<()>)>>,
-    fault: Arc<Mutex<Option<String>>>,
+    results: Arc<Results>,
+}
+
+/// What the thread of a [`Writer`] has to report.
+#[derive(Debug, Default)]
+struct Results {
+    /// Set once nothing is left of what was on the disk before, or the thread has failed.
+    is_cleared: OnceLock<()>,
+    fault: Mutex<Option<String>>,
 }
 
 impl Writer {
     fn start(disk: &Arc<DiskContent>) -> std::io::Result<Self> {
         let (orders, inbox) = sync_channel(AHEAD_MAX);
-        let fault = Arc::default();
-        let shared = (Arc::clone(disk), Arc::clone(&fault));
-        let thread = std::thread::Builder::new()
-            .name("disk-writer".to_owned())
-            .spawn(move || write_back(&shared.0, &inbox, &shared.1))?;
+        let results: Arc<Results> = Arc::default();
+        let shared = (Arc::clone(disk), Arc::clone(&results));
+        let thread =
+            std::thread::Builder::new().name("disk-writer".to_owned()).spawn(move || {
+                let (disk, results) = shared;
+                clear(&disk, &inbox, &results);
+                write_back(&disk, &inbox, &results);
+            })?;
         Ok(Self {
             disk: Arc::clone(disk),
             unwritten: AtomicU64::new(0),
             work: Mutex::new(Some((orders, thread))),
-            fault,
+            results,
         })
+    }
+
+    /// Waits until content may be written.
+    fn await_cleared(&self) -> Result<(), GuestError> {
+        self.results.is_cleared.wait();
+        self.verdict()
     }
 
     /// Counts content that has arrived, and has it synced when it is enough.
@@ -243,18 +325,24 @@ impl Writer {
 
     /// Waits until the thread has done what it was asked for, once all content has arrived.
     fn finish(&self) -> Result<(), GuestError> {
+        self.await_cleared()?;
+        self.end();
+        self.verdict()
+    }
+
+    /// Ends the thread, even before it has cleared the disk.
+    fn end(&self) {
         if let Some((orders, thread)) = lock(&self.work).take() {
             drop(orders);
             // A panic there has been reported by the panic handler already.
             let _ = thread.join();
         }
-        self.verdict()
     }
 
     /// Returns the thread's error. It must be kept, because the kernel reports a failed write only
     /// once, to the first caller that syncs.
     fn verdict(&self) -> Result<(), GuestError> {
-        match &*lock(&self.fault) {
+        match &*lock(&self.results.fault) {
             Some(fault) => Err(GuestError::new(fault.clone())),
             None => Ok(()),
         }
@@ -264,14 +352,23 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         // The guest is given up, so a write error no longer matters.
-        let _ = self.finish();
+        self.end();
     }
 }
 
-fn write_back(disk: &DiskContent, inbox: &Receiver<()>, fault: &Mutex<Option<String>>) {
+/// Clears the disk, unless its writer is gone before. The first orders come after that.
+fn clear(disk: &DiskContent, inbox: &Receiver<()>, results: &Results) {
+    let is_wanted = || inbox.try_recv() != Err(TryRecvError::Disconnected);
+    if let Err(error) = disk.clear(is_wanted) {
+        *lock(&results.fault) = Some(error.to_string());
+    }
+    let _ = results.is_cleared.set(());
+}
+
+fn write_back(disk: &DiskContent, inbox: &Receiver<()>, results: &Results) {
     while inbox.recv().is_ok() {
         if let Err(error) = disk.sync() {
-            *lock(fault) = Some(error.to_string());
+            *lock(&results.fault) = Some(error.to_string());
             return;
         }
     }

@@ -54,10 +54,14 @@ fn scene() -> (tempfile::TempDir, PathBuf, PathBuf) {
 /// Id of the tests' migration; any id would do.
 const MIGRATION: MigrationId = MigrationId(Uuid::from_u128(7));
 
+fn copied(wanted: &CopyDisks) -> Disks<'_> {
+    Disks { copied: Some(wanted), are_vouched: false }
+}
+
 fn departing(from: &Path, to: &Path) -> Departing {
     let paths = [(from.to_owned(), to.to_owned())].into();
-    let wanted = CopyDisks { paths, replace: false };
-    Departing::new(machine(&[from]), "host-b", MIGRATION, Disks::Copied(&wanted)).unwrap()
+    let wanted = CopyDisks { paths, ..CopyDisks::default() };
+    Departing::new(machine(&[from]), "host-b", MIGRATION, copied(&wanted)).unwrap()
 }
 
 fn expected(guest: &GuestDescription, folders: &[&Path]) -> Result<VmShape, Refusal> {
@@ -117,15 +121,42 @@ fn a_copied_disk_that_is_only_read_stays_usable_here() {
     let disks = [read_only().unwrap(), written];
     shape.devices.extend(disks.into_iter().map(DeviceConfig::Block));
     let paths = [(from.clone(), to)].into();
-    let wanted = CopyDisks { paths, replace: false };
-    let source =
-        Departing::new(create(shape), "host-b", MIGRATION, Disks::Copied(&wanted)).unwrap();
+    let wanted = CopyDisks { paths, ..CopyDisks::default() };
+    let source = Departing::new(create(shape), "host-b", MIGRATION, copied(&wanted)).unwrap();
     assert_eq!(source.describe().disks.len(), 2, "both are copied");
     source.release().unwrap();
     read_only().unwrap();
     BlockConfig::new(&from, Access::ReadWrite, "").unwrap_err();
     source.stop_dirty_log().unwrap();
     BlockConfig::new(&from, Access::ReadWrite, "").unwrap();
+}
+
+#[test]
+fn one_disk_is_copied_and_another_is_shared() {
+    let (_folder, from, to) = scene();
+    let shared = from.with_file_name("shared.raw");
+    std::fs::copy(&from, &shared).unwrap();
+    let paths = [(from.clone(), to.clone())].into();
+    let wanted = CopyDisks { only: [from.clone()].into(), paths, replace: false };
+    let machine = machine(&[&shared, &from]);
+    let source = Departing::new(machine, "host-b", MIGRATION, copied(&wanted)).unwrap();
+    let description = source.describe();
+    assert_eq!(description.disks.iter().map(|disk| disk.device).collect::<Vec<_>>(), [2]);
+    let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
+    shape.check_shared_disks().unwrap();
+
+    let departures = source.departures(&"web".parse().unwrap());
+    let path = |departure: &Departure| departure.disks[0].path.clone();
+    let recorded: Vec<_> = departures.iter().map(|it| (it.is_shared, path(it))).collect();
+    assert_eq!(recorded, [(false, from.clone()), (true, shared.clone())]);
+    source.release().unwrap();
+    BlockConfig::new(&from, Access::ReadWrite, "").unwrap_err();
+    BlockConfig::new(&shared, Access::ReadWrite, "").unwrap();
+
+    // At the destination, another file has the path of the shared disk.
+    std::fs::remove_file(&shared).unwrap();
+    std::fs::copy(&from, &shared).unwrap();
+    assert!(shape.check_shared_disks().unwrap_err().to_string().contains("--copy-disks"));
 }
 
 #[test]
@@ -139,8 +170,9 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
 
     // A disk on storage that both hosts share.
-    let description =
-        Departing::new(machine(&[&from]), "host-b", MIGRATION, Disks::Shared).unwrap().describe();
+    let description = Departing::new(machine(&[&from]), "host-b", MIGRATION, Disks::default())
+        .unwrap()
+        .describe();
     let shared = Arriving::new(machine(&[&from]), &description, None).unwrap();
     shared.adopt().unwrap();
     assert!(machine(&[&from]).vm().take_over().unwrap_err().to_string().contains("in use"));
@@ -260,16 +292,32 @@ fn only_permitted_disks_are_created() {
     let mut twice = description.clone();
     twice.disks.push(description.disks[0].clone());
     assert!(refusal(&twice, &[folder.path()]).contains("two of its disks"));
+
+    // Nor onto a disk that both hosts share.
+    let shared = from.with_file_name("shared.raw");
+    std::fs::copy(&from, &shared).unwrap();
+    let paths = [(from.clone(), shared.clone())].into();
+    let wanted = CopyDisks { only: [from.clone()].into(), paths, replace: true };
+    let machine = machine(&[&from, &shared]);
+    let source = Departing::new(machine, "host-b", MIGRATION, copied(&wanted)).unwrap();
+    assert!(refusal(&source.describe(), &[folder.path()]).contains("two of its disks"));
 }
 
 #[test]
 fn invalid_disk_copies_are_refused() {
     let (_folder, from, to) = scene();
-    let ask = |from: &Path, to: &Path, disks: &[&Path]| {
+    let ask_for = |only: &[&Path], from: &Path, to: &Path, disks: &[&Path]| {
+        let only = only.iter().map(|path| path.to_path_buf()).collect();
         let paths = [(from.to_owned(), to.to_owned())].into();
-        let wanted = CopyDisks { paths, replace: false };
-        Departing::new(machine(disks), "host-b", MIGRATION, Disks::Copied(&wanted)).unwrap_err()
+        let wanted = CopyDisks { only, paths, ..CopyDisks::default() };
+        Departing::new(machine(disks), "host-b", MIGRATION, copied(&wanted)).unwrap_err()
     };
+    let ask = |from: &Path, to: &Path, disks: &[&Path]| ask_for(&[], from, to, disks);
     assert!(ask(&to, &from, &[&from]).contains("has no disk"));
+    assert!(ask_for(&[&to], &from, &to, &[&from]).contains("has no disk"));
+    let other = from.with_file_name("other.raw");
+    std::fs::copy(&from, &other).unwrap();
+    let refused = ask_for(&[&other], &from, &to, &[&from, &other]);
+    assert!(refused.contains("disk.raw is not copied"), "{refused}");
     assert!(ask(&from, Path::new("disk.raw"), &[&from]).contains("absolute"));
 }

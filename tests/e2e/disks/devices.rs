@@ -8,19 +8,21 @@ use std::process::Command;
 use support::kernel::sleeper;
 use support::{Exit, Host, Migration, NodePlan, Pair, lighter, run, wait};
 
-const GUEST: &str = "db";
-const BYTES: u64 = 16 << 20;
+/// The guest's name.
+pub(super) const GUEST: &str = "db";
+/// Size of the devices.
+pub(super) const BYTES: u64 = 16 << 20;
 
 /// A loop device on a file, detached when dropped.
-struct Loop {
-    device: PathBuf,
+pub(super) struct Loop {
+    pub(super) device: PathBuf,
     /// The file behind the device. Writes to it bypass the kernel's write counter of the device,
     /// like those of another host.
-    behind: fs::File,
+    pub(super) behind: fs::File,
 }
 
 impl Loop {
-    fn on(file: &Path) -> Self {
+    pub(super) fn on(file: &Path) -> Self {
         let behind = fs::File::options().read(true).write(true).create_new(true).open(file);
         let behind = behind.expect("a file");
         behind.set_len(BYTES).expect("its size");
@@ -34,7 +36,7 @@ impl Loop {
         fs::write(switch, if is_on { "1" } else { "0" })
     }
 
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         self.device.display().to_string()
     }
 }
@@ -78,7 +80,12 @@ impl Drop for Loop {
     }
 }
 
-fn start(pair: &Pair, name: &str, disk: &str, environment: &[(&str, &str)]) -> support::Done {
+pub(super) fn start(
+    pair: &Pair,
+    name: &str,
+    disk: &str,
+    environment: &[(&str, &str)],
+) -> support::Done {
     let kernel = sleeper(pair.folder()).display().to_string();
     let arguments = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
     let mut command = lighter(pair.a.state_dir(), &[&arguments[..], &["--disk", disk]].concat());
@@ -109,7 +116,7 @@ fn guest_on_a_lun() -> (Pair, Loop) {
     (pair, device)
 }
 
-fn runs(host: &Host) {
+pub(super) fn runs(host: &Host) {
     host.guest(GUEST).await_state("running");
 }
 

@@ -39,10 +39,9 @@ impl PartialFile {
 
     /// As [`Self::create`], for file systems where every file needs a name.
     fn named(path: &Path) -> io::Result<Self> {
-        let beside = unnamed_file::beside(path)?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&beside)?;
-        let beside = Some(NameGuard::of(beside));
-        Ok(Self { file, path: path.to_path_buf(), beside })
+        let mut options = OpenOptions::new();
+        let (file, beside) = unnamed_file::create_beside(path, options.write(true).mode(MODE))?;
+        Ok(Self { file, path: path.to_path_buf(), beside: Some(beside) })
     }
 
     /// The file to write to.

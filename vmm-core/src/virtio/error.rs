@@ -94,6 +94,26 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
+    /// The block device that a copied disk would overwrite is one of the guest's disks.
+    #[error(
+        "disk {} is a device that the guest uses at the source, and a copy would destroy its content: share it (without --copy-disks, or \
+         with --copy-disk for the guest's other disks)",
+        path.display()
+    )]
+    CopyOntoItself {
+        /// The block device.
+        path: PathBuf,
+    },
+    /// The block device that a copied disk would overwrite may be one of the guest's disks.
+    #[error(
+        "cannot verify that disk {} is none of the devices that the guest uses at the source, whose content a copy would destroy: give \
+         --unsafe if you are sure",
+        path.display()
+    )]
+    MayBeItself {
+        /// The block device.
+        path: PathBuf,
+    },
     /// The disk was written since the guest was saved or released it.
     #[error(
         "disk {} was written since the guest last had it, whose memory does not fit it any more: boot the guest from it with \

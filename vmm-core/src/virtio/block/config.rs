@@ -9,8 +9,10 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
 use super::disk::Disk;
+use super::names::is_same_device;
+use super::overwritten;
 use super::proof::DiskProof;
-use super::staged;
+use super::staged::{self, Staged};
 use crate::virtio::DeviceError;
 
 /// Longest path of a disk, in bytes (`PATH_MAX` of `linux/limits.h`).
@@ -40,12 +42,12 @@ pub enum EngineChoice {
     Sync,
 }
 
-/// What happens to an existing file at the path of an arriving disk.
+/// What happens to an existing file or block device at the path of an arriving disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupied {
-    /// The file is kept, and the disk is rejected.
+    /// It is kept, and the disk is rejected.
     Refuse,
-    /// The disk replaces the file, unless the file is in use.
+    /// The disk replaces the file, or overwrites the block device, unless that is in use.
     Replace,
 }
 
@@ -64,7 +66,7 @@ pub(super) const QUEUES_MAX: u16 = 8;
 
 /// A file that was created for an arriving disk: equal only to itself.
 #[derive(Debug, Clone)]
-struct Made(Arc<File>);
+struct Made(Arc<Staged>);
 
 impl PartialEq for Made {
     fn eq(&self, other: &Self) -> bool {
@@ -183,30 +185,54 @@ impl BlockConfig {
         Self { path: path.to_path_buf(), ..self.clone() }
     }
 
-    /// Returns the same disk for the host that it is being copied to: the file is created without a
-    /// name, and [`crate::DiskContent::adopt`] names it.
+    /// Returns the same disk for the host that it is being copied to. If there is a block device at
+    /// its path, the disk overwrites that. Otherwise a file is created without a name, and
+    /// [`crate::DiskContent::adopt`] names it.
     #[must_use]
     pub fn arriving(&self, occupied: Occupied) -> Self {
         Self { origin: Origin::Arriving(occupied), ..self.clone() }
     }
 
-    /// Returns the same disk with the nameless file that it arrives in, which is created here: for
-    /// a process whose confined threads cannot create files. A disk that is already on this host
-    /// does not change.
+    /// Returns the same disk with the file that it arrives in, which is created here, without a
+    /// name or with a temporary one: for a process whose confined threads cannot create files. A
+    /// disk that has its file or needs none does not change.
     ///
     /// # Errors
-    /// If the file system does not support files without names, or is full.
+    /// If the file system is full, or refuses.
     pub fn made(&self) -> Result<Self, DeviceError> {
-        let made = match self.origin {
-            Origin::Present => None,
-            Origin::Arriving(_) => Some(Made(Arc::new(staged::create(&self.path, self.bytes)?))),
+        let made = match &self.made {
+            None if self.needs_file() => {
+                Some(Made(Arc::new(Staged::create(&self.path, self.bytes)?)))
+            }
+            made => made.clone(),
         };
         Ok(Self { made, ..self.clone() })
     }
 
+    /// Returns whether the disk is arriving in a file that is created for it.
+    pub fn needs_file(&self) -> bool {
+        self.origin != Origin::Present && !overwritten::is_at(&self.path)
+    }
+
+    /// Returns the same disk in a file with a temporary name, as [`Self::made`] creates it where
+    /// every file needs a name.
+    #[cfg(test)]
+    pub(super) fn made_with_a_name(&self) -> Self {
+        let staged = Staged::named(&self.path, self.bytes).unwrap();
+        Self { made: Some(Made(Arc::new(staged))), ..self.clone() }
+    }
+
     /// Returns the file that was created for the disk, if any.
-    pub(super) fn made_file(&self) -> Option<&Arc<File>> {
+    pub(super) fn staged(&self) -> Option<&Arc<Staged>> {
         self.made.as_ref().map(|made| &made.0)
+    }
+
+    /// Removes the temporary name of the file that was created for a disk that does not arrive.
+    /// Does nothing if the file has no name, or its own.
+    pub fn abandon(&self) {
+        if let Some(staged) = self.staged() {
+            staged.abandon();
+        }
     }
 
     /// Returns the same disk for a guest that continues to use it here, rather than starting on it.
@@ -289,15 +315,22 @@ impl BlockConfig {
             Origin::Present => {
                 Disk::open_present(&self.path, self.access)?.expect_bytes(self.bytes)
             }
+            Origin::Arriving(occupied) if overwritten::is_at(&self.path) => {
+                overwritten::open(self, occupied).map(drop)
+            }
             Origin::Arriving(occupied) => staged::check_place(&self.path, occupied).map(drop),
         }
     }
 
     /// Checks that the disk at the path is the one that the guest has at the source, which has sent
-    /// its evidence.
-    pub(crate) fn check_shared(&self) -> Result<(), DeviceError> {
-        if self.origin != Origin::Present {
-            return Ok(());
+    /// its evidence; or, if it is a block device that a copied disk overwrites, that it is none of
+    /// the guest's `disks`.
+    pub(crate) fn check_shared(&self, disks: &[&Self]) -> Result<(), DeviceError> {
+        if let Origin::Arriving(occupied) = self.origin {
+            return match self.needs_file() {
+                true => Ok(()),
+                false => self.expect_other(overwritten::open(self, occupied)?.file(), disks),
+            };
         }
         let disk = Disk::open_present(&self.path, self.access)?;
         let path = || self.path.clone();
@@ -307,6 +340,26 @@ impl BlockConfig {
             Ok(None) => Err(DeviceError::UnprovenDisk { path: path() }),
             Err(cause) => Err(DeviceError::Disk { path: path(), cause }),
         }
+    }
+
+    /// Checks that `device`, which the disk would overwrite, is none of the guest's `disks`.
+    fn expect_other(&self, device: &File, disks: &[&Self]) -> Result<(), DeviceError> {
+        let path = || self.path.clone();
+        let here = DiskProof::of(device);
+        for disk in disks {
+            let is_it = match (&disk.proof, &here) {
+                // A file, or the user knows better.
+                (DiskProof::AccessTime(..) | DiskProof::Vouched, _) => Some(false),
+                (DiskProof::Device(known), DiskProof::Device(here)) => is_same_device(known, here),
+                _ => None,
+            };
+            match is_it {
+                Some(false) => {}
+                Some(true) => return Err(DeviceError::CopyOntoItself { path: path() }),
+                None => return Err(DeviceError::MayBeItself { path: path() }),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -360,6 +413,21 @@ mod tests {
         let config = BlockConfig::new(file.path(), Access::ReadOnly, "").unwrap();
         assert!(matches!(config.expect_seal(), Err(DeviceError::DiskUnsealed { .. })));
         config.with_proof(DiskProof::Sealed(Seal::File(1, 2))).expect_seal().unwrap();
+    }
+
+    #[test]
+    fn a_device_is_overwritten_only_if_it_is_certainly_none_of_the_guests_disks() {
+        let file = file(512);
+        let config = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
+        let with = |proof: DiskProof| config.clone().with_proof(proof);
+        // The file stands for a device without names.
+        let check = |disks: &[&BlockConfig]| config.expect_other(file.as_file(), disks);
+        let (vouched, shared) = (with(DiskProof::Vouched), with(DiskProof::AccessTime(1, 2)));
+        check(&[&vouched, &shared]).unwrap();
+        for unknown in [DiskProof::Absent, DiskProof::Device(vec!["wwid a".to_owned()])] {
+            let refused = check(&[&vouched, &with(unknown)]).unwrap_err();
+            assert!(matches!(refused, DeviceError::MayBeItself { .. }), "{refused}");
+        }
     }
 
     #[test]

@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::config::{Access, BlockConfig, Origin};
+use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::copy::next_data;
 use super::departed;
 use super::identity::DiskIdentity;
 use super::lock_reach::LockReach;
 use super::log::{WriteLog, each_word};
+use super::overwritten;
 use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
-use super::staged::{self, UnnamedFile};
+use super::staged::{self, Staged, UnnamedFile};
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use crate::sys::file::{self, Clearing};
 use crate::virtio::DeviceError;
@@ -35,8 +36,9 @@ pub struct DiskContent {
     access: Access,
     lock_reach: LockReach,
     log: WriteLog,
-    /// Where the disk comes from, while its file has no name yet.
-    unnamed: Mutex<Option<Origin>>,
+    /// The file of an arriving disk while it does not have its name yet, and what happens to a file
+    /// that has it.
+    unnamed: Mutex<Option<(Arc<Staged>, Occupied)>>,
     /// A saved guest may depend on the present content; such seals are broken when the guest
     /// resumes, before it can write.
     may_be_sealed: AtomicBool,
@@ -45,7 +47,12 @@ pub struct DiskContent {
 impl DiskContent {
     /// Creates the content of the disk in `file`.
     pub(super) fn new(config: &BlockConfig, file: &Arc<File>) -> Self {
-        let unnamed = Some(config.origin()).filter(|origin| *origin != Origin::Present);
+        let unnamed = match config.origin() {
+            Origin::Arriving(occupied) => {
+                config.staged().map(|staged| (Arc::clone(staged), occupied))
+            }
+            Origin::Present => None,
+        };
         Self {
             path: config.path().to_path_buf(),
             file: Arc::clone(file),
@@ -206,6 +213,18 @@ impl DiskContent {
         self.file.write_all_at(&data[..inside], offset).map_err(|error| self.failed(error))
     }
 
+    /// Zeroes the block device that an arriving disk overwrites; a file that was created for one is
+    /// zeros. Asks again and again whether that `is_wanted`.
+    ///
+    /// # Errors
+    /// If the device cannot be written, or it is not wanted any more.
+    pub fn clear(&self, is_wanted: impl Fn() -> bool) -> Result<(), DeviceError> {
+        if !self.is_device() {
+            return Ok(());
+        }
+        overwritten::clear(&self.file, self.bytes, is_wanted).map_err(|error| self.failed(error))
+    }
+
     /// Zeroes the pages of `chunk` in `mask`, and frees their space where possible.
     ///
     /// # Errors
@@ -249,9 +268,9 @@ impl DiskContent {
     /// # Errors
     /// [`DeviceError::DiskExists`], [`DeviceError::DiskInUse`]; or if a system call fails.
     pub fn check_adoption(&self) -> Result<(), DeviceError> {
-        match *self.unnamed() {
-            Some(Origin::Arriving(occupied)) => staged::check_place(&self.path, occupied).map(drop),
-            Some(Origin::Present) | None => Ok(()),
+        match &*self.unnamed() {
+            Some((_, occupied)) => staged::check_place(&self.path, *occupied).map(drop),
+            None => Ok(()),
         }
     }
 
@@ -263,19 +282,17 @@ impl DiskContent {
     /// fails. After an error no disk has a name, except those that had already replaced another
     /// file.
     pub fn adopt(disks: &[&Self]) -> Result<(), DeviceError> {
-        let mut origins: Vec<_> = disks.iter().map(|disk| disk.unnamed()).collect();
-        let files = disks.iter().zip(&origins).filter_map(|(disk, origin)| match **origin {
-            Some(Origin::Arriving(occupied)) => {
-                Some(UnnamedFile { file: &disk.file, path: &disk.path, occupied })
-            }
-            Some(Origin::Present) | None => None,
+        let mut unnamed: Vec<_> = disks.iter().map(|disk| disk.unnamed()).collect();
+        let files = disks.iter().zip(&unnamed).filter_map(|(disk, unnamed)| {
+            let (staged, occupied) = (**unnamed).as_ref()?;
+            Some(UnnamedFile { staged, path: &disk.path, occupied: *occupied })
         });
         staged::give_names(&files.collect::<Vec<_>>())?;
-        origins.iter_mut().for_each(|origin| **origin = None);
+        unnamed.iter_mut().for_each(|unnamed| **unnamed = None);
         Ok(())
     }
 
-    fn unnamed(&self) -> MutexGuard<'_, Option<Origin>> {
+    fn unnamed(&self) -> MutexGuard<'_, Option<(Arc<Staged>, Occupied)>> {
         self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -303,7 +320,6 @@ impl DiskContent {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Occupied;
     use super::*;
     use crate::virtio::block::disk::Disk;
 
@@ -364,6 +380,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let arriving = config.arriving(Occupied::Refuse);
         let arrive = || {
+            let arriving = arriving.made().unwrap();
             let disk = Disk::open(&arriving).unwrap();
             DiskContent::new(&arriving, disk.shared_file())
         };
@@ -388,7 +405,7 @@ mod tests {
         let path = folder.path().join("disk.raw");
         std::fs::write(&path, [1; 8192]).unwrap();
         let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
-        let arriving = config.arriving(Occupied::Replace);
+        let arriving = config.arriving(Occupied::Replace).made().unwrap();
         let disk = Disk::open(&arriving).unwrap();
         let content = DiskContent::new(&arriving, disk.shared_file());
 
@@ -412,7 +429,7 @@ mod tests {
             let old = tempfile::NamedTempFile::new().unwrap();
             old.as_file().set_len(4096).unwrap();
             let config = BlockConfig::new(old.path(), Access::ReadWrite, "").unwrap();
-            let arriving = config.at(&path(name)).arriving(occupied);
+            let arriving = config.at(&path(name)).arriving(occupied).made().unwrap();
             let disk = Disk::open(&arriving).unwrap();
             (DiskContent::new(&arriving, disk.shared_file()), disk)
         };
@@ -435,6 +452,60 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_arrives_under_a_temporary_name_where_every_file_needs_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let arrive = |occupied| {
+            let arriving = config.arriving(occupied).made_with_a_name();
+            let disk = Disk::open(&arriving).unwrap();
+            (DiskContent::new(&arriving, disk.shared_file()), arriving)
+        };
+        let (content, arriving) = arrive(Occupied::Refuse);
+        content.copy_in(0, 0, &[3; 4096]).unwrap();
+        assert!(!path.exists() && files() == 1);
+        arriving.abandon();
+        assert_eq!(files(), 0, "a disk that does not arrive leaves nothing");
+
+        let (content, arriving) = arrive(Occupied::Refuse);
+        std::fs::write(&path, "another").unwrap();
+        let refused = DiskContent::adopt(&[&content]);
+        assert!(matches!(refused, Err(DeviceError::DiskExists { .. })), "{refused:?}");
+        std::fs::remove_file(&path).unwrap();
+        content.copy_in(0, 0, &[4; 4096]).unwrap();
+        DiskContent::adopt(&[&content]).unwrap();
+        arriving.abandon();
+        assert_eq!((std::fs::read(&path).unwrap(), files()), (vec![4; 4096], 1));
+        drop((content, arriving));
+
+        let (content, _arriving) = arrive(Occupied::Replace);
+        content.copy_in(0, 0, &[5; 4096]).unwrap();
+        DiskContent::adopt(&[&content]).unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), files()), (vec![5; 4096], 1));
+    }
+
+    #[test]
+    fn names_that_were_reserved_are_free_again_if_another_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("taken"), [1; 4096]).unwrap();
+        let config = BlockConfig::new(&path("taken"), Access::ReadWrite, "").unwrap();
+        let arrive = |name: &str| {
+            let arriving = config.at(&path(name)).arriving(Occupied::Refuse).made_with_a_name();
+            let disk = Disk::open(&arriving).unwrap();
+            DiskContent::new(&arriving, disk.shared_file())
+        };
+        let disks = ["new", "same", "same"].map(arrive);
+        let refused = DiskContent::adopt(&disks.each_ref());
+        assert!(matches!(refused, Err(DeviceError::DiskExists { .. })), "{refused:?}");
+        drop(disks);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn an_arrived_disk_is_reserved_for_its_guest() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
@@ -442,6 +513,7 @@ mod tests {
         let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
         let arriving = config.arriving(Occupied::Replace);
         let arrive = || {
+            let arriving = arriving.made().unwrap();
             let disk = Disk::open(&arriving).unwrap();
             (DiskContent::new(&arriving, disk.shared_file()), disk)
         };
@@ -461,11 +533,12 @@ mod tests {
         let path = folder.path().join("d".repeat(255));
         std::fs::write(&path, [1; 4096]).unwrap();
         let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
-        let arriving = config.arriving(Occupied::Replace);
+        let arriving = config.arriving(Occupied::Replace).made().unwrap();
         let disk = Disk::open(&arriving).unwrap();
         DiskContent::adopt(&[&DiskContent::new(&arriving, disk.shared_file())]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
-        let config = config.at(&folder.path().join("d".repeat(256))).arriving(Occupied::Replace);
+        let config = config.at(&folder.path().join("d".repeat(256)));
+        let config = config.arriving(Occupied::Replace).made().unwrap();
         let disk = Disk::open(&config).unwrap();
         let content = DiskContent::new(&config, disk.shared_file());
         let refused = content.check_adoption().unwrap_err().to_string();

@@ -59,11 +59,13 @@ pub(crate) struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// Opens the disk without locking it.
+    /// Opens the disk without locking it, unless it is arriving; creates its file then, if it has
+    /// none.
     ///
     /// # Errors
     /// [`DeviceError`], if the disk or its engine cannot be used.
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
+        let config = &config.made()?;
         let failed = |cause| DeviceError::Disk { path: config.path().to_path_buf(), cause };
         let disk = Disk::open(config)?;
         disk.expect_bytes(config.bytes())?;

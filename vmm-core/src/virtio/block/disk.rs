@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::config::{Access, BlockConfig, Origin};
+use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
 use super::proof::DiskProof;
 use super::seal::{self, Seal};
-use super::{departed, staged};
+use super::{departed, overwritten};
 use crate::sys::file;
 use crate::virtio::DeviceError;
 
@@ -51,10 +51,11 @@ enum Expected {
 }
 
 impl Disk {
-    /// Opens the disk of `config`, or creates the file of an arriving disk, without locking it.
+    /// Opens the disk of `config` without locking it; an arriving disk is locked from now on. Its
+    /// file has been created ([`BlockConfig::made`]), or it overwrites a block device.
     ///
     /// # Errors
-    /// [`DeviceError`], if the disk cannot be opened or created.
+    /// [`DeviceError`], if the disk cannot be opened, or a device cannot be locked.
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
         match config.origin() {
@@ -65,14 +66,21 @@ impl Disk {
                 };
                 Ok(Self { expected, ..Self::open_present(path, access)? })
             }
-            Origin::Arriving(_) => {
-                let file = match config.made_file() {
-                    Some(file) => Arc::clone(file),
-                    None => Arc::new(staged::create(path, bytes)?),
-                };
-                Ok(Self::of(path, file, access, bytes))
-            }
+            Origin::Arriving(occupied) => match config.staged() {
+                Some(staged) => Ok(Self::of(path, Arc::clone(staged.file()), access, bytes)),
+                None => Self::open_overwritten(config, occupied),
+            },
         }
+    }
+
+    /// Opens the block device that an arriving disk overwrites, and locks it from now on: it is
+    /// written long before the take-over.
+    fn open_overwritten(config: &BlockConfig, occupied: Occupied) -> Result<Self, DeviceError> {
+        let mut disk = overwritten::open(config, occupied)?;
+        disk.lock()?;
+        // A disk that the guest only reads stays locked as if the guest wrote it: another process
+        // could write it while the lock changes.
+        Ok(Self { access: config.access(), may_be_written: true, ..disk })
     }
 
     /// Opens an existing regular file or block device, without locking it.
@@ -135,12 +143,16 @@ impl Disk {
     }
 
     /// Checks that the disk has the size that a guest knows, ignoring a partial sector at the end.
+    /// A block device may be larger: volumes consist of whole extents, and the guest does not use
+    /// the rest.
     ///
     /// # Errors
     /// [`DeviceError::DiskSize`].
     pub(crate) fn expect_bytes(&self, expected: u64) -> Result<(), DeviceError> {
         let found = self.bytes - self.bytes % super::SECTOR_BYTES;
-        if found == expected {
+        let kind = self.file.metadata().map(|found| found.file_type());
+        let is_device = kind.is_ok_and(|kind| kind.is_block_device());
+        if found == expected || is_device && found > expected {
             return Ok(());
         }
         Err(DeviceError::DiskSize { path: self.path.clone(), found, expected })

@@ -1,6 +1,8 @@
 //! Executes a driver's requests to a disk.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use vm_memory::GuestMemoryError;
 
@@ -98,18 +100,23 @@ fn discard(disk: &Disk, range: Range) -> io::Result<()> {
 fn write_zeroes(disk: &Disk, range: Range) -> io::Result<()> {
     let how = if range.unmap { Clearing::PunchHole } else { Clearing::Zero };
     match file::clear(disk.file(), range.offset, range.bytes, how) {
-        Err(error) if is_unsupported(&error) => write_zero_bytes(disk, range),
+        Err(error) if is_unsupported(&error) => {
+            write_zero_bytes(disk.file(), range.offset, range.bytes)
+        }
         result => result,
     }
 }
 
-fn write_zero_bytes(disk: &Disk, range: Range) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
+/// Writes `bytes` zeros from `offset` on.
+///
+/// # Errors
+/// The error from the system.
+pub(super) fn write_zero_bytes(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let zeros = vec![0; ZEROS_BYTES];
     let mut done = 0;
-    while done < range.bytes {
-        let now = (range.bytes - done).min(ZEROS_BYTES as u64);
-        disk.file().write_all_at(&zeros[..now as usize], range.offset + done)?;
+    while done < bytes {
+        let now = (bytes - done).min(ZEROS_BYTES as u64);
+        file.write_all_at(&zeros[..now as usize], offset + done)?;
         done += now;
     }
     Ok(())

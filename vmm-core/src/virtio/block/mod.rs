@@ -9,7 +9,7 @@
 //! | `disk` | the open disk |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
-//! | `staged` | a disk that is being copied to this host |
+//! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |
 //! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
 //! | `copy` | copies a disk that is not being written |
 //! | `seal`, `digest` | checks that a disk was not written since its guest was saved |
@@ -30,6 +30,7 @@ mod identity;
 mod lock_reach;
 mod log;
 mod names;
+mod overwritten;
 mod proof;
 mod request;
 mod seal;

@@ -2,12 +2,14 @@
 //! runs here.
 //!
 //! So no half-copied file can be mistaken for a disk, and nothing is left behind, however the copy
-//! ends: the kernel deletes the file when the last process closes it.
+//! ends: the kernel deletes the file when the last process closes it. Where every file needs a
+//! name, as on NFS, it has a temporary one, which stays behind if the process is killed.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::Occupied;
 use crate::sys::file::{self, Lock};
@@ -66,35 +68,75 @@ fn lock_unused(path: &Path) -> Result<File, DeviceError> {
     if is_same { Ok(file) } else { Err(in_use()) }
 }
 
-/// Creates the file of a disk of `bytes` that will be at `path`. The file is locked exclusively, so
-/// that no other process takes it between being named and its guest's take-over.
-///
-/// # Errors
-/// If the file system does not support files without names, or is full.
-pub(super) fn create(path: &Path, bytes: u64) -> Result<File, DeviceError> {
-    let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
+/// The file that was created for an arriving disk.
+#[derive(Debug)]
+pub(super) struct Staged {
+    file: Arc<File>,
+    /// Its temporary name, where every file needs a name.
+    temporary: Mutex<Option<NameGuard>>,
+}
+
+impl Staged {
+    /// Creates the file of a disk of `bytes` that will be at `path`. The file is locked
+    /// exclusively, so that no other process takes it between being named and its guest's
+    /// take-over.
+    ///
+    /// # Errors
+    /// If the file system is full, or a system call fails.
+    pub(super) fn create(path: &Path, bytes: u64) -> Result<Self, DeviceError> {
+        let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
+        let file = unnamed_file::create(unnamed_file::folder_of(path), &mut options());
+        let file = match file {
+            Err(error) if unnamed_file::is_unsupported(&error) => return Self::named(path, bytes),
+            file => file.map_err(failed)?,
+        };
+        Self::new(file, None, bytes).map_err(failed)
+    }
+
+    /// As [`Self::create`], for file systems where every file needs a name.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(super) fn named(path: &Path, bytes: u64) -> Result<Self, DeviceError> {
+        let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
+        let (file, name) = unnamed_file::create_beside(path, &mut options()).map_err(failed)?;
+        Self::new(file, Some(name), bytes).map_err(failed)
+    }
+
+    fn new(file: File, temporary: Option<NameGuard>, bytes: u64) -> io::Result<Self> {
+        file::lock(&file, Lock::Exclusive)?;
+        // The umask may have removed permissions that the guest's user needs.
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        file.set_len(bytes)?;
+        Ok(Self { file: Arc::new(file), temporary: Mutex::new(temporary) })
+    }
+
+    /// Returns the open file.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Removes the temporary name, if the file still has one.
+    pub(super) fn abandon(&self) {
+        drop(self.take_name());
+    }
+
+    fn take_name(&self) -> Option<NameGuard> {
+        self.temporary.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(MODE);
-    let file = unnamed_file::create(unnamed_file::folder_of(path), &mut options);
-    let file = file.map_err(|cause| match cause.raw_os_error() {
-        Some(libc::EOPNOTSUPP | libc::EISDIR) => failed(io::Error::other(
-            "its file system has no files without names (O_TMPFILE), which a copied disk is until its guest runs: use \
-             ext4, xfs, btrfs or tmpfs",
-        )),
-        _ => failed(cause),
-    })?;
-    file::lock(&file, Lock::Exclusive).map_err(failed)?;
-    // The umask may have removed permissions that the guest's user needs.
-    file.set_permissions(Permissions::from_mode(MODE)).map_err(failed)?;
-    file.set_len(bytes).map_err(failed)?;
-    Ok(file)
+    options
 }
 
 /// A file that is about to be named.
 #[derive(Debug)]
 pub(super) struct UnnamedFile<'a> {
-    /// The open file, which has no name yet.
-    pub(super) file: &'a File,
+    /// The file, which has no name yet, or a temporary one.
+    pub(super) staged: &'a Staged,
     /// The path that it is to have.
     pub(super) path: &'a Path,
     /// Whether an existing file with that name may be replaced.
@@ -105,6 +147,9 @@ pub(super) struct UnnamedFile<'a> {
 struct Named {
     path: PathBuf,
     name: NameGuard,
+    /// The empty file at `path` that it replaces if the name was free, but the file already has a
+    /// temporary one: a rename without this could replace another process's new file.
+    reserved: Option<NameGuard>,
     /// The file that it replaces, locked until the replacement is complete.
     old: Option<File>,
 }
@@ -121,9 +166,9 @@ pub(super) fn give_names(files: &[UnnamedFile<'_>]) -> Result<(), DeviceError> {
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let named = files.iter().zip(places).map(|(file, old)| give_name(file, old));
     let mut named = named.collect::<Result<Vec<_>, _>>()?;
-    for Named { path, name, old } in &mut named {
+    for Named { path, name, reserved, old } in &mut named {
         let failed = |cause| DeviceError::Disk { path: path.clone(), cause };
-        if old.is_some() {
+        if old.is_some() || reserved.is_some() {
             name.replace(path).map_err(failed)?;
         }
     }
@@ -131,18 +176,25 @@ pub(super) fn give_names(files: &[UnnamedFile<'_>]) -> Result<(), DeviceError> {
         let failed = |cause| DeviceError::Disk { path: path.clone(), cause };
         unnamed_file::sync_folder_of(path).map_err(failed)?;
     }
-    named.into_iter().for_each(|named| named.name.keep());
+    for Named { name, reserved, .. } in named {
+        [Some(name), reserved].into_iter().flatten().for_each(NameGuard::keep);
+    }
     Ok(())
 }
 
 fn give_name(file: &UnnamedFile<'_>, old: Option<File>) -> Result<Named, DeviceError> {
     let path = file.path.to_path_buf();
-    let name = match &old {
-        Some(_) => unnamed_file::beside(&path),
-        None => Ok(path.clone()),
+    let open = file.staged.file();
+    let named = match (file.staged.take_name(), &old) {
+        (Some(name), Some(_)) => Ok((name, None)),
+        (Some(name), None) => NameGuard::reserve(path.clone()).map(|empty| (name, Some(empty))),
+        (None, Some(_)) => {
+            unnamed_file::beside(&path).and_then(|name| Ok((NameGuard::link(open, name)?, None)))
+        }
+        (None, None) => NameGuard::link(open, path.clone()).map(|name| (name, None)),
     };
-    match name.and_then(|name| NameGuard::link(file.file, name)) {
-        Ok(name) => Ok(Named { path, name, old }),
+    match named {
+        Ok((name, reserved)) => Ok(Named { path, name, reserved, old }),
         // Another process has created the file meanwhile.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(DeviceError::DiskExists { path })
