@@ -1,11 +1,12 @@
 //! Whole migrations of memory between two processes over loopback: throughput, CPU time and
 //! downtime.
 //!
-//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS] [tcp]` (1024 MiB, 5 runs and all
-//! rows by default). With `tcp`, a plain copy of as many bytes over TCP precedes each migration, and
-//! the migration is repeated beside a TCP connection that carries as much as it can. The source is this process and the destination a child of it, so that neither
-//! profits from the other's caches. All memory is touched beforehand, so that the transport is
-//! measured and not the first touch of memory.
+//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS] [tcp]` (1024 MiB, 5 runs and
+//! all rows by default). With `tcp`, a plain copy of as many bytes over TCP precedes each
+//! migration, and the migration is repeated beside a TCP connection that carries as much as it can.
+//! The source is this process and the destination a child of it, so that neither profits from the
+//! other's caches. All memory is touched beforehand, so that the transport is measured and not the
+//! first touch of memory.
 
 #[path = "../../src/session/tests/memory.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

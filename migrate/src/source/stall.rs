@@ -92,9 +92,9 @@ impl StallWatch {
         self.throttle.take().is_some()
     }
 
-    /// Returns the throttle if the guest must be told again that it continues; 0 if it ends because
-    /// nothing is sent: `sent_bytes` does not grow. A destination that hangs must not keep the guest
-    /// slow.
+    /// Returns the throttle if the guest must be told again that it continues; 0 if it ends
+    /// because nothing is sent: `sent_bytes` does not grow. A destination that hangs must not keep
+    /// the guest slow.
     pub(super) fn renew(&mut self, sent_bytes: u64, now: Duration) -> Option<u8> {
         let step = self.throttle.as_mut()?;
         if sent_bytes > step.sent.0 {
