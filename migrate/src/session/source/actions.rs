@@ -41,7 +41,10 @@ impl Driver {
             Action::StopSending => self.sender = None,
             Action::ReleaseGuest => self.release(),
             Action::ResumeGuest => self.resume(),
-            Action::StopDirtyLog => self.stop_dirty_log(),
+            Action::StopDirtyLog => {
+                self.call_off();
+                self.stop_dirty_log();
+            }
             Action::Reconnect => self.reconnect(),
             Action::Disconnect => self.line.close(),
             // The guest's owner destroys it once the report says so.

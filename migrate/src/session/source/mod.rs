@@ -4,7 +4,7 @@ mod actions;
 mod calls;
 mod records;
 
-pub(super) use calls::{dry_run, run_state};
+pub(super) use calls::{dry_run, flush_twice, run_state};
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -153,6 +153,8 @@ struct Driver {
     sender: Option<Sender>,
     /// Set while a flush of the disks during a round is under way.
     flushing: Arc<AtomicBool>,
+    /// Set when the guest is no longer this migration's to pause and resume.
+    is_called_off: Arc<AtomicBool>,
     stated: RecordedState<SourceState>,
     started_unix_ms: u64,
 }
@@ -194,6 +196,7 @@ impl Driver {
             endpoints: Vec::new(),
             sender: None,
             flushing: Arc::default(),
+            is_called_off: Arc::default(),
             stated: RecordedState::new(SourceState::Undecided),
             session,
         }
@@ -336,6 +339,7 @@ impl Driver {
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
+        self.call_off();
         let Self {
             mut tasks,
             endpoints,
