@@ -77,7 +77,8 @@ impl DiskIdentity {
         }
     }
 
-    /// Returns whether the disk that is now `other` is this one, or one is a partition of the other.
+    /// Returns whether the disk that is now `other` is this one, or one is a partition of the
+    /// other.
     pub fn overlaps(&self, other: &Self, same_path: bool) -> bool {
         let is_part = match (self, other) {
             (Self::Device { names, .. }, Self::Device { names: others, .. }) => {
