@@ -11,6 +11,7 @@ use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Report, SourceGuest};
 
 use super::disks::{Departing, Disks};
+use super::machine::SharedMachine;
 use super::process::{Ending, GuestProcess};
 use super::session::MigrationSession;
 use super::workload;
@@ -51,10 +52,7 @@ impl Departure {
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
         let to = &request.destination;
         plan.estimate = process.last_estimate().take_for(to, Instant::now());
-        let guest = Departing::new(Arc::clone(machine), to, plan.migration, disks_of(request))
-            .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
-        let tls = Tls::new(&request.identity)
-            .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
+        let (guest, tls) = departing(machine, request, plan.migration, disks_of(request))?;
         let records = process.records();
         // If KVM cannot stop the survey's log, the start of the migration's log replaces it.
         process.surveys().call_off(machine);
@@ -270,6 +268,23 @@ fn is_ours(record: &Record) -> bool {
 /// What the request wants to happen to the disks.
 fn disks_of(request: &MigrationRequest) -> Disks<'_> {
     Disks { copied: request.copy_disks.as_ref(), are_vouched: request.unproven_disks }
+}
+
+/// Builds what `request` has the guest of `machine` leave with: itself with its `disks`, and the
+/// identity of its process.
+///
+/// # Errors
+/// If the request is invalid, or does not fit the guest.
+pub(super) fn departing(
+    machine: &SharedMachine,
+    request: &MigrationRequest,
+    migration: MigrationId,
+    disks: Disks<'_>,
+) -> Result<(Departing, Tls), ApiError> {
+    let bad = |error: String| ApiError::new(Reason::BadRequest, error);
+    let guest = Departing::new(Arc::clone(machine), &request.destination, migration, disks);
+    let tls = Tls::new(&request.identity).map_err(|error| bad(error.to_string()));
+    Ok((guest.map_err(bad)?, tls?))
 }
 
 /// Builds the session's parameters from the request.

@@ -298,7 +298,7 @@ mod tests {
         louder[0].1 = 500;
         assert_eq!(force(&louder).iter().position(|remedy| *remedy == Force), Some(6));
         let endless: Vec<_> = (0..20).map(|round| (round * 600, 31_000)).collect();
-        assert_eq!(force(&endless), [None; 20], "nobody wants a pause of half a minute");
+        assert_eq!(force(&endless), [None; 20], "a pause of more than half a minute is not forced");
     }
 
     #[test]
