@@ -304,8 +304,8 @@ impl Vm {
     }
 
     /// Slows the guest down: its vCPUs rest for `percent` of the time, at most 99, for the duration
-    /// of `lease` or until the next call. 0 lets it run at full speed. A caller renews the lease, so
-    /// that a guest whose caller has failed is not left slow.
+    /// of `lease` or until the next call. 0 lets it run at full speed. A caller renews the lease,
+    /// so that a guest whose caller has failed is not left slow.
     ///
     /// # Errors
     /// [`Error::StartThrottle`] if the system starts no thread for it.
