@@ -421,6 +421,11 @@ impl Noted {
     pub(crate) fn is_about(&self, disk: &PresentDisk) -> bool {
         self.departure.disks.iter().any(|known| disk.is(known))
     }
+
+    /// Whether to write `disk` would change a disk that this is about, which may be on `disk`.
+    fn is_changed_with(&self, disk: &PresentDisk) -> bool {
+        self.departure.disks.iter().any(|known| disk.overlaps(known) || disk.is_below(known))
+    }
 }
 
 /// A disk of this host as it is now.
@@ -440,6 +445,16 @@ impl PresentDisk {
 
     fn is(&self, known: &DepartedDisk) -> bool {
         known.identity.is_same(&self.identity, known.path == self.path)
+    }
+
+    fn overlaps(&self, known: &DepartedDisk) -> bool {
+        known.identity.overlaps(&self.identity, known.path == self.path)
+    }
+
+    /// Whether `known` is on this disk, as far as it is still at its path.
+    fn is_below(&self, known: &DepartedDisk) -> bool {
+        Self::at(&known.path).is_some_and(|now| now.is(known))
+            && with_disks_below(&known.path).contains(&self.path)
     }
 }
 
@@ -539,7 +554,11 @@ impl DepartedDisks {
     pub(crate) fn expect_unused(&self, own: (&GuestName, Uuid), path: &Path) -> Result<()> {
         let disks = with_disks_below(path);
         let disks: Vec<_> = disks.iter().filter_map(|disk| PresentDisk::at(disk)).collect();
-        let is_among = |noted: &&Noted| disks.iter().any(|disk| noted.is_about(disk));
+        let target = PresentDisk::at(path);
+        let is_among = |noted: &&Noted| {
+            disks.iter().any(|disk| noted.is_about(disk))
+                || target.as_ref().is_some_and(|disk| noted.is_changed_with(disk))
+        };
         let of_another = |noted: &&Noted| (&noted.departure.guest, noted.departure.uuid) != own;
         let mut noted = self.shared.iter().chain(self.disks.iter().filter(of_another));
         let Some(Noted { file, departure }) = noted.find(is_among) else { return Ok(()) };

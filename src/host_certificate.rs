@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use migrate::quic::{
     Authority, Bundle, Expiry, HostCertificate, Limit, OtherAuthority, PendingKey, calendar_time,
+    check_names,
 };
 
 use crate::file_lock::FileLock;
@@ -139,7 +140,20 @@ pub(crate) fn renew(
     authority: &Authority,
     current: &HostCertificate,
 ) -> Result<HostCertificate> {
-    issue(certs, authority, &current.names)
+    issue(certs, authority, &names_to_renew(&current.names))
+}
+
+/// Returns the names that a renewed certificate keeps. Earlier versions also certified addresses
+/// that no single host has.
+pub(crate) fn names_to_renew(names: &[String]) -> Vec<String> {
+    let is_kept = |name: &&String| {
+        let is_valid = check_names(std::slice::from_ref(*name)).is_ok();
+        if !is_valid {
+            tracing::warn!("the renewed certificate is not for {name}: no single host has it");
+        }
+        is_valid
+    };
+    names.iter().filter(is_kept).cloned().collect()
 }
 
 /// Issues and installs a certificate with these names for this host, by the authority on this host.
@@ -264,6 +278,12 @@ pub(crate) mod tests {
         migrate::quic::Tls::load(dir.path()).unwrap();
         let recorded = Authority::issued_to(dir.path(), &new.serial).unwrap();
         assert_eq!(recorded.len(), 1, "it can be revoked");
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_for_no_address_that_every_host_has() {
+        let names = ["host-a", "0.0.0.0", "192.0.2.7", "::"].map(str::to_owned);
+        assert_eq!(names_to_renew(&names), ["host-a", "192.0.2.7"]);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Builds the freestanding `workload` guest (`workload/`) into `OUT_DIR/workload.bin`, a flat
 //! binary.
 //!
-//! It takes the same compiler and target as the crate itself, so a plain stable toolchain with its
-//! linker is enough: no extra target, no nightly, nothing downloaded.
+//! It takes the compiler of the crate itself and the target on which that runs, whose `core` is
+//! there, so a plain stable toolchain with its linker is enough: no extra target, no nightly,
+//! nothing downloaded. The C library that the crate is built for makes no difference to a guest
+//! without one.
 
 use std::env;
 use std::ffi::OsString;
@@ -22,7 +24,7 @@ fn main() {
     rustc
         .args(["--edition", "2024", "--crate-name", "workload", "--crate-type", "bin"])
         .args(["--cfg", "freestanding", "--target"])
-        .arg(variable("TARGET"))
+        .arg(variable("HOST"))
         .args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "relocation-model=static"])
         .args(["-C", "target-cpu=x86-64", "-C", "strip=none", "-C", "overflow-checks=off"])
         .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles"])
@@ -32,7 +34,7 @@ fn main() {
         .arg("-o")
         .arg(&image)
         .arg(folder.join("main.rs"));
-    if variable("TARGET").to_string_lossy().contains("musl") {
+    if variable("HOST").to_string_lossy().contains("musl") {
         // Otherwise the start code of the C library, which comes with the compiler, is linked.
         rustc.args(["-C", "link-self-contained=no"]);
     }

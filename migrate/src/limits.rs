@@ -26,7 +26,7 @@ pub struct Limits {
 /// Limits that change during a migration; what is absent stays as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LimitsChange {
-    /// Most bytes per second before the guest is paused; 0 for no limit. The shell applies it.
+    /// Most bytes per second; 0 for no limit. The shell applies it.
     pub bandwidth: Option<u64>,
     /// The downtime limit.
     pub downtime: Option<Duration>,

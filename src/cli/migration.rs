@@ -92,7 +92,8 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_parser = on_stall(), value_name = "HOW")]
     pub(crate) on_stall: Option<OnStall>,
 
-    /// At most this much on the network: 100MB/s, 1Gbit/s [default: no limit].
+    /// At most this much on the network, also while the guest is paused for the hand-over: 100MB/s,
+    /// 1Gbit/s [default: no limit].
     #[arg(long, value_parser = parse_rate, value_name = "RATE")]
     pub(crate) bandwidth: Option<u64>,
 

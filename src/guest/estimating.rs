@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use migrate::SourceGuest;
 use migrate::estimate::Estimate;
-use migrate::quic::Tls;
 use migrate::report::Estimated;
 
-use super::disks::{Departing, Disks};
+use super::disks::Disks;
 use super::leaving;
 use super::machine::SharedMachine;
 use super::process::{GuestProcess, Occupation};
+use crate::api::ApiError;
 use crate::api::migration::MigrationRequest;
-use crate::api::{ApiError, Reason};
 
 /// How long an estimate is kept: a guest may do something else by then.
 const KEPT: Duration = Duration::from_mins(10);
@@ -76,17 +75,17 @@ impl<'a> Estimating<'a> {
         session.postcopy = leaving::may_follow(machine);
         // Shared disks are not marked: nothing is proved to the destination.
         let disks = Disks { copied: request.copy_disks.as_ref(), are_vouched: true };
-        let (machine, to) = (Arc::clone(machine), &request.destination);
+        let (guest, tls) = leaving::departing(machine, request, session.migration, disks)?;
         // If KVM cannot stop the survey's log, the start of the estimate's log replaces it.
-        self.0.surveys().call_off(&machine);
-        let guest = Departing::new(machine, to, session.migration, disks)
-            .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
-        let tls = Tls::new(&request.identity)
-            .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
+        self.0.surveys().call_off(machine);
         let guest: Arc<dyn SourceGuest> = Arc::new(guest);
         let estimated = migrate::session::estimate(session, &guest, &tls, &self.0.records());
         let estimate = estimated.map_err(ApiError::failed)?;
-        self.0.last_estimate().keep(to, estimate.forecast.figures(), Instant::now());
+        self.0.last_estimate().keep(
+            &request.destination,
+            estimate.forecast.figures(),
+            Instant::now(),
+        );
         Ok(estimate)
     }
 }

@@ -12,7 +12,7 @@ use migrate::{Limits, MigrationId, Phase, Report, SourceGuest};
 
 use super::disks::{Departing, Disks};
 use super::ending::Ending;
-use super::machine::Machine;
+use super::machine::SharedMachine;
 use super::process::GuestProcess;
 use super::session::MigrationSession;
 use super::workload;
@@ -54,10 +54,7 @@ impl Departure {
         plan.postcopy = may_follow(machine);
         let to = &request.destination;
         plan.estimate = process.last_estimate().take_for(to, Instant::now());
-        let guest = Departing::new(Arc::clone(machine), to, plan.migration, disks_of(request))
-            .map_err(|error| ApiError::new(Reason::BadRequest, error))?;
-        let tls = Tls::new(&request.identity)
-            .map_err(|error| ApiError::new(Reason::BadRequest, error.to_string()))?;
+        let (guest, tls) = departing(machine, request, plan.migration, disks_of(request))?;
         let records = process.records();
         // If KVM cannot stop the survey's log, the start of the migration's log replaces it.
         process.surveys().call_off(machine);
@@ -271,7 +268,7 @@ impl Departure {
 }
 
 /// Whether the guest's memory may follow it: pages of a pool cannot be fetched one by one.
-pub(super) fn may_follow(machine: &Machine) -> bool {
+pub(super) fn may_follow(machine: &SharedMachine) -> bool {
     machine.shape().memory.huge_pages.pool_page_bytes().is_none()
 }
 
@@ -283,6 +280,23 @@ fn is_ours(record: &Record) -> bool {
 /// What the request wants to happen to the disks.
 fn disks_of(request: &MigrationRequest) -> Disks<'_> {
     Disks { copied: request.copy_disks.as_ref(), are_vouched: request.unproven_disks }
+}
+
+/// Builds what `request` has the guest of `machine` leave with: itself with its `disks`, and the
+/// identity of its process.
+///
+/// # Errors
+/// If the request is invalid, or does not fit the guest.
+pub(super) fn departing(
+    machine: &SharedMachine,
+    request: &MigrationRequest,
+    migration: MigrationId,
+    disks: Disks<'_>,
+) -> Result<(Departing, Tls), ApiError> {
+    let bad = |error: String| ApiError::new(Reason::BadRequest, error);
+    let guest = Departing::new(Arc::clone(machine), &request.destination, migration, disks);
+    let tls = Tls::new(&request.identity).map_err(|error| bad(error.to_string()));
+    Ok((guest.map_err(bad)?, tls?))
 }
 
 /// Builds the session's parameters from the request.

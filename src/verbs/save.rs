@@ -17,6 +17,7 @@ use crate::api::saving::{SaveFormat, SaveId, SaveRequest, Saved};
 use crate::api::types::{GuestState, StateAnswer};
 use crate::api::{ApiClient, AskError};
 use crate::cli::guest::{SaveArgs, TemplateArgs};
+use crate::ended::{How, SAVED_TO};
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
@@ -55,6 +56,7 @@ pub(crate) fn template(state: &StateDir, args: &TemplateArgs) -> Result<Exit> {
 /// A guest that is to be written to a file.
 #[derive(Debug)]
 struct SaveJob {
+    state: StateDir,
     name: GuestName,
     guest: GuestDir,
     client: ApiClient,
@@ -72,7 +74,8 @@ impl SaveJob {
         let file =
             std::path::absolute(file).with_context(|| format!("cannot find {}", file.display()))?;
         let (standing, files) = (Cell::default(), RefCell::default());
-        Ok(Self { name: name.clone(), guest, client, file, standing, files })
+        let (state, name) = (state.clone(), name.clone());
+        Ok(Self { state, name, guest, client, file, standing, files })
     }
 
     /// Runs `work`, unless a signal interrupts it: then the guest is resumed.
@@ -191,12 +194,23 @@ impl SaveJob {
             }
             answer => answer,
         };
-        // Whatever the answer was.
         if is_gone_within(&self.guest, process.as_ref(), END_PATIENCE).await {
-            return Ok(());
+            return match answer {
+                // It may have been killed before: then the node may start the guest again, and what
+                // is in the file is out of date.
+                Err(error) if !self.is_recorded() => Err(error.context(self.left())),
+                _ => Ok(()),
+            };
         }
         answer.with_context(|| self.left())?;
         bail!("the guest's process does not end; {}", self.left())
+    }
+
+    /// Whether the guest's record says that it ended with this save.
+    fn is_recorded(&self) -> bool {
+        let reason = format!("{SAVED_TO}{}", self.file.display());
+        let ended = self.state.ended().read(&self.name);
+        ended.is_some_and(|ended| ended.how == How::Saved && ended.reason == reason)
     }
 
     /// Prints the result for a guest that was paused for some time, or has ended.

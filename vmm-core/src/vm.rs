@@ -303,10 +303,9 @@ impl Vm {
         Ok(())
     }
 
-    /// Slows the guest down: its vCPUs rest for `percent` of the time, at most
-    /// [`crate::THROTTLE_PERCENT_MAX`], for the duration of `lease` or until the next call. 0 lets
-    /// it run at full speed. A caller renews the lease, so that a guest whose caller has failed is
-    /// not left slow.
+    /// Slows the guest down: its vCPUs rest for `percent` of the time, at most 99, for the duration
+    /// of `lease` or until the next call. 0 lets it run at full speed. A caller renews the lease,
+    /// so that a guest whose caller has failed is not left slow.
     ///
     /// # Errors
     /// [`Error::StartThrottle`] if the system starts no thread for it.
@@ -315,8 +314,9 @@ impl Vm {
         set.map_err(Error::StartThrottle)
     }
 
-    /// The share of the time that the vCPUs rest now, in percent. Never blocks.
-    pub fn throttle_percent(&self) -> u8 {
+    /// The share of the time that the vCPUs rest now, in percent.
+    #[cfg(test)]
+    pub(crate) fn throttle_percent(&self) -> u8 {
         self.throttle.percent()
     }
 

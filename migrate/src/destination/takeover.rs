@@ -49,6 +49,7 @@ impl Destination {
             | SourceMessage::Prepare(_)
             | SourceMessage::Switchover
             | SourceMessage::State(_)
+            | SourceMessage::Return
                 if self.has_given_up() =>
             {
                 return;

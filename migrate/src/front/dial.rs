@@ -136,10 +136,7 @@ pub async fn trace(
     sought: &Sought,
     patience: Duration,
 ) -> Result<Traced, FrontError> {
-    let dialer = endpoint::dialer(peer.address, tls)?;
-    let traced = timeout(patience, trace_by(&dialer, peer, sought)).await;
-    hang_up(&dialer).await;
-    traced.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?
+    within(tls, peer, patience, |dialer| async move { trace_by(&dialer, peer, sought).await }).await
 }
 
 async fn trace_by(dialer: &Endpoint, peer: &Peer, sought: &Sought) -> Result<Traced, FrontError> {
@@ -204,8 +201,22 @@ async fn ask_within(
     request: &FrontRequest,
     patience: Duration,
 ) -> Result<FrontReply, FrontError> {
+    within(tls, peer, patience, |dialer| async move { ask(&dialer, peer, request).await }).await
+}
+
+/// Has `exchange` ask the node `peer`, from a socket that is closed afterwards; waits at most
+/// `patience`.
+async fn within<T, F>(
+    tls: &Tls,
+    peer: &Peer,
+    patience: Duration,
+    exchange: impl FnOnce(Endpoint) -> F,
+) -> Result<T, FrontError>
+where
+    F: Future<Output = Result<T, FrontError>>,
+{
     let dialer = endpoint::dialer(peer.address, tls)?;
-    let answer = timeout(patience, ask(&dialer, peer, request)).await;
+    let answer = timeout(patience, exchange(dialer.clone())).await;
     hang_up(&dialer).await;
     answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: patience })?
 }

@@ -1,63 +1,75 @@
-//! CUBIC congestion control, without pacing where pacing only costs.
+//! Congestion control, without pacing where pacing only costs.
 //!
-//! CUBIC keeps a migration fair on shared links. On a LAN without loss, though, its window soon
-//! exceeds the bytes in flight that the send window allows. Only quinn's pacer is then left of it,
-//! which wakes the connection for each burst and halves throughput on loopback. In that case the
-//! window is reported as unlimited, which tells quinn not to pace (`quinn-proto`,
-//! `connection/pacing.rs`); the send window still bounds the bytes in flight. The first loss
-//! shrinks CUBIC's window and restores pacing.
+//! [`Model`] decides how many bytes may be in flight. On a LAN without loss its window soon exceeds
+//! what the send window allows. Only quinn's pacer is then left of it, which wakes the connection
+//! for each burst and halves throughput on loopback. In that case the window is reported as
+//! unlimited, which tells quinn not to pace (`quinn-proto`, `connection/pacing.rs`); the send
+//! window still bounds the bytes in flight. The first loss shrinks the window and restores pacing.
+
+mod cubic;
+mod model;
+mod round;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use quinn::congestion::{Controller, ControllerFactory, Cubic, CubicConfig};
+use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-/// Paths slower than this are always paced.
-const RTT_MAX: Duration = Duration::from_millis(2);
+use model::Model;
+use round::Ack;
+
 /// The smallest window at which quinn does not pace.
 const UNPACED: u64 = u32::MAX as u64 + 1;
+/// Bytes in flight before anything is acknowledged (RFC 9002 §7.2).
+const INITIAL_WINDOW: u64 = 12_000;
 
-/// Builds [`FastPath`] controllers.
+/// Builds the congestion control of connections.
 #[derive(Debug)]
-pub(super) struct FastPathCubic {
-    cubic: Arc<CubicConfig>,
+pub(super) struct Congestion {
+    initial_window: u64,
     free: u64,
 }
 
-impl FastPathCubic {
+impl Congestion {
     /// Creates a factory for connections that never have more than `send_window` bytes in flight.
     pub(super) fn new(send_window: u64) -> Self {
-        // From here on CUBIC does not limit: slow start would next double its window past the send
+        // From here on the window does not limit: slow start would next double it past the send
         // window.
-        Self { cubic: Arc::default(), free: send_window / 2 }
+        Self { initial_window: INITIAL_WINDOW, free: send_window / 2 }
     }
 
     /// Sets the bytes that may be in flight before anything is acknowledged.
     pub(super) fn starting_at(self, initial_window: u64) -> Self {
-        let mut cubic = CubicConfig::default();
-        cubic.initial_window(initial_window);
-        Self { cubic: Arc::new(cubic), ..self }
+        Self { initial_window, ..self }
     }
 }
 
-impl ControllerFactory for FastPathCubic {
-    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let cubic = Cubic::new(self.cubic.clone(), now, current_mtu);
-        Box::new(FastPath { cubic, rtt: Duration::MAX, free: self.free })
+impl ControllerFactory for Congestion {
+    fn build(self: Arc<Self>, _now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let model = Model::new(self.initial_window, current_mtu);
+        Box::new(FastPath { model, initial_window: self.initial_window, free: self.free })
     }
 }
 
 #[derive(Debug, Clone)]
 struct FastPath {
-    cubic: Cubic,
-    rtt: Duration,
-    /// The window of CUBIC from which it no longer limits.
+    model: Model,
+    initial_window: u64,
+    /// The window of the model from which it no longer limits.
     free: u64,
 }
 
 impl Controller for FastPath {
+    fn on_sent(&mut self, now: Instant, _bytes: u64, _last_packet_number: u64) {
+        self.model.sent(now);
+    }
+
     fn on_ack(
         &mut self,
         now: Instant,
@@ -66,8 +78,7 @@ impl Controller for FastPath {
         app_limited: bool,
         rtt: &RttEstimator,
     ) {
-        self.rtt = rtt.min();
-        self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
+        self.model.acked(&Ack { now, sent, bytes, app_limited, rtt: rtt.get() });
     }
 
     fn on_congestion_event(
@@ -77,16 +88,19 @@ impl Controller for FastPath {
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
-        self.cubic.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        match is_persistent_congestion {
+            true => self.model.restart(),
+            false => self.model.lost(now, sent, lost_bytes),
+        }
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.cubic.on_mtu_update(new_mtu);
+        self.model.set_mtu(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        let window = self.cubic.window();
-        if self.rtt < RTT_MAX && window >= self.free { UNPACED } else { window }
+        let window = self.model.window();
+        if self.model.is_short() && window >= self.free { UNPACED } else { window }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -94,7 +108,7 @@ impl Controller for FastPath {
     }
 
     fn initial_window(&self) -> u64 {
-        self.cubic.initial_window()
+        self.initial_window
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::FastPathCubic;
+use super::congestion::Congestion;
 
 /// A peer that is silent for this long counts as dead. A keep-alive sent into the silence restarts
 /// the time (RFC 9000 §10.1), so it takes up to 9 s.
@@ -105,7 +105,7 @@ fn over_network(config: &mut TransportConfig) {
     config
         .initial_mtu(MTU_INITIAL)
         .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(FastPathCubic::new(SEND_WINDOW)));
+        .congestion_controller_factory(Arc::new(Congestion::new(SEND_WINDOW)));
 }
 
 /// Sets the MTU for loopback, which drops no large packets. A burst that overruns the receiver may
@@ -114,13 +114,13 @@ fn over_network(config: &mut TransportConfig) {
 fn over_loopback(config: &mut TransportConfig) {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_LOOPBACK).black_hole_cooldown(BLACK_HOLE_TIME);
-    let cubic = FastPathCubic::new(SEND_WINDOW).starting_at(LOOPBACK_INITIAL_WINDOW);
+    let congestion = Congestion::new(SEND_WINDOW).starting_at(LOOPBACK_INITIAL_WINDOW);
     config
         .enable_segmentation_offload(false)
         .initial_mtu(MTU_LOOPBACK_SURE)
         .min_mtu(MTU_LOOPBACK_SURE)
         .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(cubic));
+        .congestion_controller_factory(Arc::new(congestion));
 }
 
 /// Returns the send window for a path with `bytes_per_second` and `round_trip`: twice the bytes in

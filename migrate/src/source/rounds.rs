@@ -268,7 +268,7 @@ impl Source {
 
     pub(super) fn on_transferred(&mut self, transfer: Transfer) {
         self.notes.transfer = transfer;
-        if let Some(percent) = self.stall.renew(self.now) {
+        if let Some(percent) = self.stall.renew(transfer.wire_bytes, self.now) {
             self.push(Action::Throttle { percent });
         }
     }

@@ -21,6 +21,9 @@ const ROUNDS_TO_MINIMUM: u32 = 4;
 /// A round leaves little dirty if the expected downtime is within this factor of the lowest.
 const NEAR_MINIMUM: f64 = 1.1;
 
+/// Longest expected downtime of a forced hand-over.
+const FORCED_MAX: Duration = Duration::from_secs(30);
+
 /// First step of the throttle, at least. QEMU's is the same (`cpu-throttle-initial`).
 const THROTTLE_FIRST: u8 = 20;
 /// Most that a guest is slowed down. QEMU's is the same (`max-cpu-throttle`).
@@ -29,6 +32,8 @@ const THROTTLE_MAX: u8 = 99;
 const THROTTLE_STEP: Duration = Duration::from_millis(200);
 /// How often the guest is told that its throttle continues.
 const THROTTLE_RENEWAL: Duration = Duration::from_secs(1);
+/// How long a guest is throttled while nothing is sent.
+const THROTTLE_IN_VAIN: Duration = Duration::from_secs(5);
 
 /// The end of a round.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +79,8 @@ struct Step {
     percent: u8,
     since: Duration,
     renewed: Duration,
+    /// What had been sent when it was last seen to grow, and when that was.
+    sent: (u64, Duration),
 }
 
 impl StallWatch {
@@ -87,9 +94,18 @@ impl StallWatch {
         self.throttle.take().is_some()
     }
 
-    /// Returns the throttle if the guest must be told again that it continues.
-    pub(super) fn renew(&mut self, now: Duration) -> Option<u8> {
+    /// Returns the throttle if the guest must be told again that it continues; 0 if it ends
+    /// because nothing is sent: `sent_bytes` does not grow. A destination that hangs must not keep
+    /// the guest slow.
+    pub(super) fn renew(&mut self, sent_bytes: u64, now: Duration) -> Option<u8> {
         let step = self.throttle.as_mut()?;
+        if sent_bytes > step.sent.0 {
+            step.sent = (sent_bytes, now);
+        }
+        if now.saturating_sub(step.sent.1) >= THROTTLE_IN_VAIN {
+            self.throttle = None;
+            return Some(0);
+        }
         if now.saturating_sub(step.renewed) < THROTTLE_RENEWAL {
             return None;
         }
@@ -111,6 +127,7 @@ impl StallWatch {
             OnStall::Cancel => Remedy::GiveUp,
             OnStall::Postcopy => Remedy::Postcopy,
             OnStall::Throttle => self.throttle_more(end),
+            OnStall::Force if end.expected > FORCED_MAX => Remedy::None,
             OnStall::Force if self.is_near_minimum(end.expected) => Remedy::Force,
             OnStall::Force => Remedy::None,
         }
@@ -171,7 +188,8 @@ impl StallWatch {
             Some(_) => return Remedy::None,
         };
         let percent = percent.clamp(THROTTLE_FIRST, THROTTLE_MAX);
-        self.throttle = Some(Step { percent, since: end.now, renewed: end.now });
+        let sent = (self.throttle.map_or(0, |step| step.sent.0), end.now);
+        self.throttle = Some(Step { percent, since: end.now, renewed: end.now, sent });
         Remedy::Throttle(percent)
     }
 }
@@ -252,13 +270,25 @@ mod tests {
     #[test]
     fn the_guest_is_told_again_that_its_throttle_continues() {
         let mut watch = StallWatch::default();
-        assert_eq!(watch.renew(1000 * MS), None);
+        assert_eq!(watch.renew(1, 1000 * MS), None);
         for at in [0, 600, 1200] {
             watch.after_round(OnStall::Throttle, &in_vain(at, 900));
         }
-        assert_eq!(watch.renew(2100 * MS), None);
-        assert_eq!(watch.renew(2300 * MS), Some(75));
-        assert_eq!(watch.renew(2400 * MS), None);
+        assert_eq!(watch.renew(2, 2100 * MS), None);
+        assert_eq!(watch.renew(3, 2300 * MS), Some(75));
+        assert_eq!(watch.renew(3, 2400 * MS), None);
+    }
+
+    #[test]
+    fn the_throttle_ends_when_nothing_is_sent_any_more() {
+        let mut watch = StallWatch::default();
+        for at in [0, 600, 1200] {
+            watch.after_round(OnStall::Throttle, &in_vain(at, 900));
+        }
+        assert_eq!(watch.renew(7, 3000 * MS), Some(75));
+        assert_eq!(watch.renew(7, 7000 * MS), Some(75));
+        assert_eq!(watch.renew(7, 8000 * MS), Some(0));
+        assert_eq!((watch.throttle(), watch.renew(7, 9000 * MS)), (0, None));
     }
 
     #[test]
@@ -270,6 +300,8 @@ mod tests {
         let mut louder: Vec<_> = (0..8).map(|round| (round * 600, 900)).collect();
         louder[0].1 = 500;
         assert_eq!(force(&louder).iter().position(|remedy| *remedy == Force), Some(6));
+        let endless: Vec<_> = (0..20).map(|round| (round * 600, 31_000)).collect();
+        assert_eq!(force(&endless), [None; 20], "a pause of more than half a minute is not forced");
     }
 
     #[test]

@@ -38,7 +38,11 @@ fn run_in_time(scenario: Scenario) -> Option<Reason> {
     };
     assert_eq!(report.outcome, Outcome::StayedAtSource, "{}", story());
     match error.reason {
-        Reason::Timeout => assert_eq!(report.downtime_seconds, None, "{}", story()),
+        // It may pass during a later hand-over, after one that was called off.
+        Reason::Timeout => {
+            let is_short = |stood| stood <= allowed + RESUME_SECONDS + 1e-6;
+            assert!(report.downtime_seconds.is_none_or(is_short), "{}", story());
+        }
         Reason::Downtime => {
             let stood = report.downtime_seconds.unwrap();
             assert!((stood - allowed - RESUME_SECONDS).abs() < 1e-6, "{}", story());

@@ -14,7 +14,7 @@ use migrate::quic::{
 use super::host_names;
 use crate::exit::Exit;
 use crate::host_certificate::{
-    REPLACE_AUTHORITY, lock_changes, own_authority, renew as renew_here,
+    REPLACE_AUTHORITY, lock_changes, names_to_renew, own_authority, renew as renew_here,
 };
 use crate::output;
 use crate::state_dir::StateDir;
@@ -166,12 +166,13 @@ pub(super) fn renew(state: &StateDir, out: Option<&Path>) -> Result<Exit> {
     let current = HostCertificate::load(&certs).context("there is no certificate to renew")?;
     let _lock = lock_changes(&certs)?;
     let Some(authority) = own_authority(&certs)? else {
-        if current.names.is_empty() {
+        let names = names_to_renew(&current.names);
+        if names.is_empty() {
             bail!(
                 "this host's certificate has no names: make a request with `lighter certs request`"
             );
         }
-        return write_request(&certs, &current.names, out);
+        return write_request(&certs, &names, out);
     };
     let renewed = renew_here(&certs, &authority, &current)?;
     output::note(format_args!(

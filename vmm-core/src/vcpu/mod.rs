@@ -13,5 +13,4 @@ mod throttle;
 pub use resets::OnReboot;
 pub(crate) use run::Vcpu;
 pub(crate) use thread::{Machine, VcpuThread};
-pub use throttle::THROTTLE_PERCENT_MAX;
 pub(crate) use throttle::Throttle;

@@ -2,7 +2,7 @@
 //!
 //! A thread kicks all vCPUs out of the guest once in each period, and they stay out until their
 //! rest is over. A vCPU that is ordered to park does so at once, in the middle of a rest. Nothing
-//! is left behind by a caller that fails: the throttle ends by itself when its lease does.
+//! is left behind by a caller that fails: the throttle ends automatically with its lease.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::thread::Mailbox;
 
 /// Most of the time that vCPUs may rest, in percent. At 100 the guest would be paused.
-pub const THROTTLE_PERCENT_MAX: u8 = 99;
+const PERCENT_MAX: u8 = 99;
 
 /// Shortest time that vCPUs run between two rests. Shorter ones would go into entering the guest.
 const RUN_MIN: Duration = Duration::from_millis(1);
@@ -32,7 +32,7 @@ struct Shared {
 struct Setting {
     /// Share of the time that the vCPUs rest; 0 for none.
     percent: u8,
-    /// When the throttle ends by itself.
+    /// When the lease of the throttle ends.
     until: Option<Instant>,
     /// Whether there is a thread that applies it.
     has_thread: bool,
@@ -58,7 +58,7 @@ impl Throttle {
         mailboxes: impl FnOnce() -> Vec<Arc<Mailbox>>,
     ) -> std::io::Result<()> {
         let mut setting = self.0.lock();
-        setting.percent = percent.min(THROTTLE_PERCENT_MAX);
+        setting.percent = percent.min(PERCENT_MAX);
         setting.until = Instant::now().checked_add(lease);
         self.0.changed.notify_all();
         if setting.percent == 0 || setting.has_thread {
@@ -75,6 +75,7 @@ impl Throttle {
     }
 
     /// Returns the share of the time that the vCPUs rest now, in percent.
+    #[cfg(test)]
     pub(crate) fn percent(&self) -> u8 {
         self.0.lock().percent_at(Instant::now())
     }

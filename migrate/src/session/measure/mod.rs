@@ -9,12 +9,13 @@ mod content;
 mod log;
 mod path;
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use self::content::Content;
 use self::log::Log;
-use super::source::{SourceSession, dry_run, run_state};
+use super::source::{SourceSession, dry_run, flush_twice, run_state};
 use super::thread::{StartError, build, connections_useful};
 use crate::estimate::{DryRun, Estimate, Measured, Path, estimate as forecast};
 use crate::front::FrontError;
@@ -23,6 +24,9 @@ use crate::memory::PAGE_BYTES;
 use crate::quic::{LinkError, Tls};
 use crate::record::{RecordError, RecordStore};
 use crate::source::Probe;
+
+/// Longest wait for the guest's disks to be flushed.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a migration could not be estimated.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,11 @@ pub enum EstimateError {
     /// The guest's memory, dirty log or pause could not be measured.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// A disk does not answer.
+    #[error(
+        "cannot estimate the downtime: the disks of {0} were not flushed within {1:?}; try again when the host's storage answers"
+    )]
+    Disks(String, Duration),
     /// No record could be written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -78,18 +87,19 @@ pub fn estimate(
     drop(runtime);
     let log = log::sample(&**guest, description.chunks())?;
     let record = records.rehearse(&description.name, description.uuid)?;
-    let measured = measured(&**guest, &description, (content, path, log), record)?;
+    let measured = measured(guest, &description, (content, path, log), record)?;
     Ok(forecast(measured, &session.config(description), session.bandwidth))
 }
 
 /// Makes the dry run, and puts all measurements together.
 fn measured(
-    guest: &dyn SourceGuest,
+    guest: &Arc<dyn SourceGuest>,
     description: &GuestDescription,
     (content, path, log): (Content, Path, Log),
     record: Duration,
-) -> Result<Measured, GuestError> {
-    let (was, probe) = rehearse_pause(guest)?;
+) -> Result<Measured, EstimateError> {
+    let flush = flush_in_time(guest, &description.name)?;
+    let (was, probe) = rehearse_pause(&**guest, flush)?;
     let pages = |bytes: u64| bytes.div_ceil(PAGE_BYTES as u64);
     let allocated = description.disks.iter().map(|disk| disk.allocated_bytes.min(disk.bytes));
     Ok(Measured {
@@ -113,11 +123,27 @@ fn measured(
     })
 }
 
+/// Flushes the guest's disks on a thread that may hang with a disk, without keeping the estimate.
+fn flush_in_time(guest: &Arc<dyn SourceGuest>, name: &str) -> Result<Duration, EstimateError> {
+    let (done, flushed) = mpsc::channel();
+    let guest = Arc::clone(guest);
+    let flush = move || {
+        let _ = done.send(flush_twice(&*guest));
+    };
+    let thread = thread::Builder::new().name("estimate-flush".into()).spawn(flush);
+    thread.map_err(StartError::Thread)?;
+    let in_time = flushed.recv_timeout(FLUSH_PATIENCE);
+    Ok(in_time.map_err(|_| EstimateError::Disks(name.to_owned(), FLUSH_PATIENCE))??)
+}
+
 /// Pauses the guest and saves its state, as a migration does before its first round; resumes it if
 /// it ran, also after an error.
-fn rehearse_pause(guest: &dyn SourceGuest) -> Result<(RunState, Probe), GuestError> {
+fn rehearse_pause(
+    guest: &dyn SourceGuest,
+    flush: Duration,
+) -> Result<(RunState, Probe), GuestError> {
     let was = run_state(guest);
-    let error = match dry_run(guest, was) {
+    let error = match dry_run(guest, was, flush) {
         Ok(probe) => return Ok((was, probe)),
         Err(error) => error,
     };

@@ -46,7 +46,10 @@ impl Driver {
             Action::StopSending => self.stop_sending(),
             Action::ReleaseGuest => self.release(),
             Action::ResumeGuest => self.resume(),
-            Action::StopDirtyLog => self.stop_dirty_log(),
+            Action::StopDirtyLog => {
+                self.call_off();
+                self.stop_dirty_log();
+            }
             Action::Reconnect => self.reconnect(),
             Action::Disconnect => self.line.close(),
             // The guest's owner destroys it once the report says so.

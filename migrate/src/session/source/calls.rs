@@ -1,5 +1,6 @@
 //! Calls to the departing guest: on the worker's thread, except for flushes of its disks.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,15 +22,32 @@ impl Driver {
         });
     }
 
-    pub(super) fn probe(&self) {
+    /// Makes a dry run of the pause. Not on the worker's thread while the disks are flushed: calls
+    /// that undo the migration must not wait for a disk.
+    pub(super) fn probe(&mut self) {
         let round_trip = self.line.control().map_or(Duration::ZERO, Control::round_trip);
-        self.with_guest(move |guest| {
-            let was = run_state(guest);
-            match dry_run(guest, was) {
-                Ok(probe) => Event::Probed(Probe { round_trip, ..probe }),
-                Err(error) => Event::PauseFailed { was, error },
-            }
+        let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
+        let (worker, is_called_off) = (self.worker.clone(), Arc::clone(&self.is_called_off));
+        self.beside(move || {
+            let flushed = flush_twice(&*guest);
+            worker.run(move || {
+                // The guest is no longer this migration's: its user may have paused it.
+                if is_called_off.load(Ordering::Acquire) {
+                    return;
+                }
+                let was = run_state(&*guest);
+                let event = match flushed.and_then(|flush| dry_run(&*guest, was, flush)) {
+                    Ok(probe) => Event::Probed(Probe { round_trip, ..probe }),
+                    Err(error) => Event::PauseFailed { was, error },
+                };
+                let _ = input_sender.send(Input::Event(event));
+            });
         });
+    }
+
+    /// Keeps a dry run that waits for a disk from touching the guest once the disk answers.
+    pub(super) fn call_off(&self) {
+        self.is_called_off.store(true, Ordering::Release);
     }
 
     /// Flushes the disks while the round is sent, unless an earlier flush is still under way:
@@ -84,7 +102,6 @@ impl Driver {
     }
 
     pub(super) fn pause(&self) {
-        self.limiter.lift();
         self.with_guest(|guest| {
             let was = run_state(guest);
             match guest.pause() {
@@ -129,17 +146,22 @@ pub(in crate::session) fn run_state(guest: &dyn SourceGuest) -> RunState {
     if guest.is_running() { RunState::Running } else { RunState::Paused }
 }
 
-/// Pauses the guest, saves its state, and resumes it if it ran. Its disks are flushed before that,
-/// while it runs.
-pub(in crate::session) fn dry_run(
-    guest: &dyn SourceGuest,
-    was: RunState,
-) -> Result<Probe, GuestError> {
+/// Flushes the disks of the guest before a dry run; returns the time of a flush during the pause.
+pub(in crate::session) fn flush_twice(guest: &dyn SourceGuest) -> Result<Duration, GuestError> {
     // The first flush writes everything that has accumulated.
     guest.flush()?;
     let began = Instant::now();
     guest.flush()?;
-    let flush = began.elapsed();
+    Ok(began.elapsed())
+}
+
+/// Pauses the guest, saves its state, and resumes it if it ran. Its disks have been flushed before
+/// that, while it ran: see [`flush_twice`].
+pub(in crate::session) fn dry_run(
+    guest: &dyn SourceGuest,
+    was: RunState,
+    flush: Duration,
+) -> Result<Probe, GuestError> {
     let began = Instant::now();
     let saved = guest.pause().and_then(|()| guest.save_state());
     let pause_and_save = began.elapsed();

@@ -4,7 +4,7 @@ mod actions;
 mod calls;
 mod records;
 
-pub(super) use calls::{dry_run, run_state};
+pub(super) use calls::{dry_run, flush_twice, run_state};
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -60,7 +60,7 @@ pub struct SourceSession {
     pub server_name: Option<String>,
     /// The operator's limits.
     pub limits: Limits,
-    /// Most bytes per second before the guest is paused; none for no limit.
+    /// Most bytes per second on the data streams; none for no limit.
     pub bandwidth: Option<u64>,
     /// The compression mode.
     pub compression: Compression,
@@ -166,6 +166,8 @@ struct Driver {
     server: Option<Server>,
     /// Set while a flush of the disks during a round is under way.
     flushing: Arc<AtomicBool>,
+    /// Set when the guest is no longer this migration's to pause and resume.
+    is_called_off: Arc<AtomicBool>,
     stated: RecordedState<SourceState>,
     started_unix_ms: u64,
 }
@@ -210,6 +212,7 @@ impl Driver {
             missing: PageSet::empty(0),
             server: None,
             flushing: Arc::default(),
+            is_called_off: Arc::default(),
             stated: RecordedState::new(SourceState::Undecided),
             session,
         }
@@ -373,6 +376,7 @@ impl Driver {
     /// Waits until queued messages and records are written, then ends all tasks and frees
     /// everything.
     async fn leave(self) {
+        self.call_off();
         let Self {
             mut tasks,
             endpoints,

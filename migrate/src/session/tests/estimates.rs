@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 
 use super::memory::Content;
-use super::world::{FakeSource, LOOPBACK, World};
+use super::world::{FakeSource, LOOPBACK, World, in_time};
 use crate::estimate::Estimate;
 use crate::guest::SourceGuest;
 use crate::limits::Limits;
@@ -55,6 +55,19 @@ async fn a_guest_that_cannot_be_saved_runs_on_after_its_estimate() {
     let error = estimated(&world, world.session(), &guest).await.unwrap_err();
     assert!(error.to_string().contains("registers of vCPU 0"), "{error}");
     assert!(guest.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_estimate_of_a_guest_whose_disk_hangs_fails_soon() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Zero);
+    guest.is_stuck_running.store(true, SeqCst);
+    guest.set_stuck(true);
+    let error = in_time(estimated(&world, world.session(), &guest)).await.unwrap_err();
+    assert!(matches!(error, EstimateError::Disks(..)), "{error}");
+    assert!(guest.is_running() && guest.is_hanging());
+    guest.set_stuck(false);
+    assert!(!guest.steps.lock().unwrap().contains(&"pause"), "the guest is left alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]

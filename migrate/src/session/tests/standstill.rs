@@ -1,5 +1,6 @@
 //! Hand-overs that take longer than expected: the guest resumes at the source in time.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::memory::Content;
@@ -7,7 +8,7 @@ use super::world::{FakeSource, World, in_time};
 use crate::Reason;
 use crate::guest::SourceGuest;
 use crate::limits::Limits;
-use crate::report::Report;
+use crate::report::{Outcome, Report};
 use crate::session::{Handle, SourceSession};
 
 /// A guest may be paused for twice this and a second.
@@ -55,4 +56,29 @@ async fn a_hanging_flush_does_not_keep_a_guest_paused() {
     world.assert_stayed(&guest, &handle).await;
     let again = world.start(session(&world), &guest);
     world.assert_migrated(&guest, &again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_that_hung_leaves_the_guest_of_a_cancelled_migration_alone() {
+    let world = World::new();
+    let guest = FakeSource::new(4, Content::Mixed);
+    guest.is_stuck_running.store(true, SeqCst);
+    guest.set_stuck(true);
+    let handle = world.start(session(&world), &guest);
+    in_time(async {
+        while !guest.is_hanging() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+
+    handle.cancel("a test").await.unwrap();
+    let report = in_time(handle.reported()).await.unwrap();
+    assert_eq!(report.outcome, Outcome::StayedAtSource, "{report:?}");
+    guest.pause().unwrap();
+    guest.set_stuck(false);
+    in_time(handle.settled()).await.unwrap();
+
+    assert!(!guest.is_running(), "its user has paused it");
+    assert!(!guest.steps.lock().unwrap().contains(&"save"), "no dry run has gone on");
 }

@@ -9,6 +9,7 @@ use super::memory::Content;
 use super::relay::Relay;
 use super::world::{FakeSource, World, decision, in_time};
 use crate::guest::SourceGuest;
+use crate::limits::Limits;
 use crate::pages::Compression;
 use crate::progress::Role;
 use crate::record::Side;
@@ -168,6 +169,26 @@ async fn the_bandwidth_limit_holds() {
     // How close a busy machine comes to the limit is not tested here; the limiter's own tests use
     // their own clock.
     assert!(rate < 11e6, "{rate} {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bandwidth_limit_holds_while_the_guest_is_paused() {
+    let world = World::new();
+    let guest = FakeSource::new(8, Content::Random);
+    let stop = Arc::default();
+    let writer = dirty(&guest, &stop);
+    let session = SourceSession {
+        bandwidth: Some(2_000_000),
+        compression: Compression::Off,
+        limits: Limits { downtime: Duration::from_secs(10), ..Limits::default() },
+        ..world.session()
+    };
+    let handle = world.start(session, &guest);
+    let report = world.assert_migrated(&guest, &handle).await;
+    stop.store(true, SeqCst);
+    writer.join().unwrap();
+    // All pages are written during each round, and two thirds of them take 0.7 s.
+    assert!(report.downtime_seconds.unwrap() > 0.4, "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,8 @@ pub(super) struct FakeSource {
     pub(super) fail_save: AtomicBool,
     /// Whether its disks hang while it is paused.
     stuck: (Mutex<bool>, Condvar),
+    /// Whether they hang while it runs, too.
+    pub(super) is_stuck_running: AtomicBool,
     hanging: AtomicBool,
     /// Flushes, pauses and saves, in their order.
     pub(super) steps: Mutex<Vec<&'static str>>,
@@ -88,6 +90,7 @@ impl FakeSource {
             gate: RwLock::new(()),
             fail_save: AtomicBool::new(false),
             stuck: Default::default(),
+            is_stuck_running: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
             steps: Mutex::default(),
             hints,
@@ -107,7 +110,7 @@ impl FakeSource {
     }
 
     /// Makes flushes hang, or lets those that hang return. A flush that begins while the guest runs
-    /// does not hang.
+    /// does not hang, unless `is_stuck_running`.
     pub(super) fn set_stuck(&self, stuck: bool) {
         *self.stuck.0.lock().unwrap_or_else(PoisonError::into_inner) = stuck;
         self.stuck.1.notify_all();
@@ -212,7 +215,7 @@ impl SourceGuest for FakeSource {
     fn flush(&self) -> Result<(), GuestError> {
         self.note("flush");
         let mut stuck = self.stuck.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while *stuck && !self.running.load(SeqCst) {
+        while *stuck && (self.is_stuck_running.load(SeqCst) || !self.running.load(SeqCst)) {
             self.hanging.store(true, SeqCst);
             stuck = self.stuck.1.wait(stuck).unwrap_or_else(PoisonError::into_inner);
         }

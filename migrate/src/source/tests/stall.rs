@@ -33,14 +33,21 @@ fn the_throttle_is_renewed_and_ends_once_the_guest_is_paused() {
     let mut bench = throttled();
     let percent = bench.source.progress(bench.now).throttle_percent;
     bench.now += Duration::from_secs(1);
-    let told = bench.feed(Event::Transferred(Transfer::default()));
-    assert_eq!(told, [Action::Throttle { percent }]);
-    assert_eq!(bench.feed(Event::Transferred(Transfer::default())), []);
+    let transfer = Transfer { wire_bytes: 1, ..Transfer::default() };
+    assert_eq!(bench.feed(Event::Transferred(transfer)), [Action::Throttle { percent }]);
+    assert_eq!(bench.feed(Event::Transferred(transfer)), []);
     let pause = bench.feed(Event::RoundSent(RoundSent::default()));
     assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
     let paused = bench.feed(Event::Paused { was: RunState::Running });
     assert_eq!(paused[0], LIFTED, "it may be resumed here");
     assert_eq!(bench.source.progress(bench.now).throttle_percent, 0);
+}
+
+#[test]
+fn a_destination_that_takes_nothing_does_not_keep_the_guest_slow() {
+    let mut bench = throttled();
+    bench.now += Duration::from_secs(5);
+    assert_eq!(bench.feed(Event::Transferred(Transfer::default())), [LIFTED]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
 use super::disk::Disk;
-use super::names::is_same_device;
+use super::names::may_overlap;
 use super::overwritten;
 use super::proof::DiskProof;
 use super::staged::{self, Staged};
@@ -342,7 +342,8 @@ impl BlockConfig {
         }
     }
 
-    /// Checks that `device`, which the disk would overwrite, is none of the guest's `disks`.
+    /// Checks that `device`, which the disk would overwrite, has no content in common with the
+    /// guest's `disks`.
     fn expect_other(&self, device: &File, disks: &[&Self]) -> Result<(), DeviceError> {
         let path = || self.path.clone();
         let here = DiskProof::of(device);
@@ -350,7 +351,7 @@ impl BlockConfig {
             let is_it = match (&disk.proof, &here) {
                 // A file, or the user knows better.
                 (DiskProof::AccessTime(..) | DiskProof::Vouched, _) => Some(false),
-                (DiskProof::Device(known), DiskProof::Device(here)) => is_same_device(known, here),
+                (DiskProof::Device(known), DiskProof::Device(here)) => may_overlap(known, here),
                 _ => None,
             };
             match is_it {

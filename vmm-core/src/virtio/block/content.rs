@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{Access, BlockConfig, Occupied, Origin};
@@ -42,6 +42,10 @@ pub struct DiskContent {
     /// A saved guest may depend on the present content; such seals are broken when the guest
     /// resumes, before it can write.
     may_be_sealed: AtomicBool,
+    /// Number of the error with which lighter's own flush failed; 0 if none did. Linux reports lost
+    /// writes once for an open file, and its cache then counts them as written. So this stays until
+    /// the disk is opened again: only the next take-over drops the cache.
+    fault: AtomicI32,
 }
 
 impl DiskContent {
@@ -62,6 +66,7 @@ impl DiskContent {
             log: WriteLog::default(),
             unnamed: Mutex::new(unnamed),
             may_be_sealed: AtomicBool::new(config.begins_here()),
+            fault: AtomicI32::new(0),
         }
     }
 
@@ -243,17 +248,38 @@ impl DiskContent {
     /// Makes all writes durable.
     ///
     /// # Errors
-    /// If the system call fails.
+    /// If the system call fails, or has failed in an earlier call: writes may be lost since then.
+    /// The guest's flushes fail from then on, too.
     pub fn sync(&self) -> Result<(), DeviceError> {
         let flush = |cause| DeviceError::Flush { path: self.path.clone(), cause };
-        self.file.sync_data().map_err(flush)
+        self.note_synced(self.file.sync_data()).map_err(flush)
+    }
+
+    /// Keeps the error of a flush that the guest knows nothing of.
+    pub(super) fn note_synced(&self, outcome: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = outcome {
+            self.fault.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        }
+        self.expect_no_fault()
+    }
+
+    /// Checks that no write has been lost in a flush that the guest knows nothing of.
+    ///
+    /// # Errors
+    /// The error of that flush.
+    pub(super) fn expect_no_fault(&self) -> io::Result<()> {
+        match self.fault.load(Ordering::Acquire) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// Makes all writes of a paused guest durable, and returns the disk's seal: see [`Seal`].
     ///
     /// # Errors
-    /// If a system call fails.
+    /// If a system call fails, or as for [`DiskContent::sync`].
     pub fn seal(&self) -> Result<DiskProof, DeviceError> {
+        self.sync()?;
         self.may_be_sealed.store(true, Ordering::Release);
         Seal::of(&self.file).map(DiskProof::Sealed).map_err(|error| self.failed(error))
     }
@@ -358,6 +384,23 @@ mod tests {
         target.zero(1, 0b11).unwrap();
         assert!(std::fs::read(&to).unwrap().iter().all(|byte| *byte == 0));
         assert_eq!(std::fs::metadata(&to).unwrap().len(), CHUNK_BYTES as u64 + 4608);
+    }
+
+    #[test]
+    fn an_error_of_a_flush_is_reported_by_every_later_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let content = content_of(&file);
+        content.sync().unwrap();
+        content.note_synced(Err(io::Error::from_raw_os_error(libc::ENOSPC))).unwrap_err();
+        for _ in 0..2 {
+            let error = content.sync().unwrap_err();
+            assert!(
+                matches!(&error, DeviceError::Flush { cause, .. } if cause.raw_os_error() == Some(libc::ENOSPC))
+            );
+        }
+        assert!(matches!(content.seal(), Err(DeviceError::Flush { .. })));
+        content_of(&file).sync().unwrap();
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(super) struct Ticket {
     pub(super) status: Buffers,
     /// Range of the disk that it writes: first byte and length.
     pub(super) writes: Option<(u64, u64)>,
+    /// Whether the guest asks for its earlier writes to be durable.
+    pub(super) is_flush: bool,
 }
 
 impl Engine {

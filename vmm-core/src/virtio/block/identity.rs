@@ -7,7 +7,9 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{bytes_of, is_same_here, lasting_names_of, may_be_same_device, names_of};
+use super::names::{
+    bytes_of, is_same_here, lasting_names_of, may_be_same_device, may_overlap, names_of,
+};
 
 /// Features that identify a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,18 @@ impl DiskIdentity {
         }
     }
 
+    /// Returns whether the disk that is now `other` is this one, or one is a partition of the
+    /// other.
+    pub fn overlaps(&self, other: &Self, same_path: bool) -> bool {
+        let is_part = match (self, other) {
+            (Self::Device { names, .. }, Self::Device { names: others, .. }) => {
+                may_overlap(names, others) == Some(true)
+            }
+            _ => false,
+        };
+        is_part || self.is_same(other, same_path)
+    }
+
     /// Returns whether this disk of another host may be the disk `here` of this one; both are from
     /// [`Self::for_all_hosts`]. In doubt the same path decides: two hosts that write one disk
     /// destroy its content.
@@ -134,6 +148,11 @@ mod tests {
         let volume = device(&["dm/uuid LVM-x"], 7);
         assert!(volume.is_same(&device(&["dm/uuid LVM-x", "below/wwid 1"], 9), false));
         assert!(!volume.is_same(&device(&["dm/uuid LVM-y"], 7), true));
+        let (lun, part) = (device(&["wwid 1"], 9), device(&["wwid 1 from sector 8"], 7));
+        assert!(lun.overlaps(&part, false) && part.overlaps(&lun, false));
+        assert!(!lun.is_same(&part, false) && !lun.overlaps(&volume, false));
+        assert!(!part.overlaps(&device(&["wwid 1 from sector 16"], 7), false));
+        assert!(volume.overlaps(&volume, false), "as before, by its UUID alone");
         let nameless = device(&[], 7);
         assert!(nameless.is_same(&nameless, true) && !nameless.is_same(&nameless, false));
         assert!(!nameless.is_same(&device(&[], 8), true));

@@ -21,8 +21,11 @@ pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Kinds of names, the most precise one first: if two hosts have several kinds in common, the first
 /// one decides. A serial number may belong to a controller, or be any text that a user entered.
-const KINDS: [&str; 6] = ["boot", "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
+const KINDS: [&str; 6] = [BOOT, "wwid", "device/wwid", DM_UUID, "device/serial", "serial"];
+const BOOT: &str = "boot";
 const DM_UUID: &str = "dm/uuid";
+/// Stands between the name of a disk and the first sector of its partition.
+const FROM_SECTOR: &str = " from sector ";
 /// The name of a device-mapper device: valid only on its own host, and used there as the last
 /// resort.
 const DM_NAME: &str = "dm/name";
@@ -42,8 +45,7 @@ pub(super) fn is_same_device(known: &[String], here: &[String]) -> Option<bool> 
     KINDS.iter().find_map(|kind| {
         let (known, here) = both(kind)?;
         // Device numbers have no meaning for another kernel, nor after a reboot.
-        let is_of_another_boot =
-            *kind == "boot" && known.split(' ').next() != here.split(' ').next();
+        let is_of_another_boot = *kind == BOOT && known.split(' ').next() != here.split(' ').next();
         if is_of_another_boot {
             return None;
         }
@@ -68,6 +70,74 @@ pub(super) fn is_same_here(known: &[String], now: &[String]) -> Option<bool> {
         .iter()
         .chain([&DM_NAME])
         .find_map(|kind| Some(of_kind(known, kind)? == of_kind(now, kind)?))
+}
+
+/// Returns whether two devices may have content in common: they are the same, or one is a partition
+/// of the other. `None` if their names do not tell, as for a volume and a device below it.
+pub(super) fn may_overlap(known: &[String], here: &[String]) -> Option<bool> {
+    let both = |kind: &str| Some((of_kind(known, kind)?, of_kind(here, kind)?));
+    let by_name = KINDS.iter().filter(|kind| **kind != BOOT).find_map(|kind| {
+        let (known, here) = both(kind)?;
+        if *kind != DM_UUID {
+            return Some(Extent::of(known).overlaps(Extent::of(here)));
+        }
+        let below = BELOW.iter().find_map(|(kind, _)| both(kind));
+        uuids_overlap(known, here, below.is_some_and(|(known, here)| known == here))
+    });
+    let boots =
+        both(BOOT).filter(|(known, here)| known.split(' ').next() == here.split(' ').next());
+    match boots {
+        // Under one kernel, locks keep the writers of one disk apart.
+        Some((known, here)) => Some(known == here || by_name == Some(true)),
+        None => by_name,
+    }
+}
+
+/// As [`may_overlap`], for two UUIDs in the device mapper.
+fn uuids_overlap(known: &str, here: &str, is_same_below: bool) -> Option<bool> {
+    let (known, here) = (Extent::of_uuid(known), Extent::of_uuid(here));
+    let kind = |extent: &Extent<'_>| extent.disk.split('-').next().map(str::to_owned);
+    // One may be a volume on the other.
+    if kind(&known) != kind(&here) {
+        return None;
+    }
+    let may_be_copies = known.disk == here.disk && !is_of_multipath(known.disk) && !is_same_below;
+    (!may_be_copies).then(|| known.overlaps(here))
+}
+
+/// What part of a disk a name means.
+#[derive(Debug, Clone, Copy)]
+struct Extent<'a> {
+    disk: &'a str,
+    /// The first sector or the number of a partition; `None` for the whole disk.
+    partition: Option<u64>,
+}
+
+impl<'a> Extent<'a> {
+    fn of(name: &'a str) -> Self {
+        let parts = name.rsplit_once(FROM_SECTOR);
+        let parts = parts.and_then(|(disk, start)| Some((disk, start.parse().ok()?)));
+        Self::from_parts(name, parts)
+    }
+
+    /// A partition that kpartx has made has its number in front of the disk's UUID.
+    fn of_uuid(uuid: &'a str) -> Self {
+        let parts = uuid.strip_prefix("part").and_then(|rest| rest.split_once('-'));
+        let parts = parts.and_then(|(number, disk)| Some((disk, number.parse().ok()?)));
+        Self::from_parts(uuid, parts)
+    }
+
+    fn from_parts(whole: &'a str, parts: Option<(&'a str, u64)>) -> Self {
+        match parts {
+            Some((disk, partition)) => Self { disk, partition: Some(partition) },
+            None => Self { disk: whole, partition: None },
+        }
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        let partitions = self.partition.zip(other.partition);
+        self.disk == other.disk && partitions.is_none_or(|(one, other)| one == other)
+    }
 }
 
 fn of_kind<'a>(names: &'a [String], kind: &str) -> Option<&'a str> {
@@ -196,7 +266,7 @@ fn name_at(place: &Path, kind: &str) -> Option<String> {
         return Some(name);
     }
     let start = read(&place.join("start"))?;
-    Some(format!("{name} from sector {start}"))
+    Some(format!("{name}{FROM_SECTOR}{start}"))
 }
 
 /// A device and all devices below it.
@@ -288,6 +358,51 @@ mod tests {
         assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 1 7:1", "wwid a"]), Some(false));
         assert_eq!(same(&["boot 1 7:0"], &["boot 2 7:0"]), None, "after a reboot");
         assert_eq!(same(&["boot 1 7:0", "wwid a"], &["boot 2 7:1", "wwid a"]), Some(true));
+    }
+
+    #[test]
+    fn a_partition_and_its_whole_disk_overlap_and_two_partitions_do_not() {
+        for (known, here, expected) in [
+            ("wwid a", "wwid a", Some(true)),
+            ("wwid a", "wwid b", Some(false)),
+            ("wwid a from sector 2048", "wwid a", Some(true)),
+            ("wwid a from sector 2048", "wwid a from sector 2048", Some(true)),
+            ("wwid a from sector 2048", "wwid a from sector 4096", Some(false)),
+            ("wwid a from sector 2048", "wwid b", Some(false)),
+            ("serial s from sector 8", "serial s", Some(true)),
+            ("wwid a", "serial a", None),
+            ("dm/uuid mpath-a", "dm/uuid mpath-b", Some(false)),
+            ("dm/uuid part1-mpath-a", "dm/uuid mpath-a", Some(true)),
+            ("dm/uuid part1-mpath-a", "dm/uuid part1-mpath-a", Some(true)),
+            ("dm/uuid part1-mpath-a", "dm/uuid part2-mpath-a", Some(false)),
+            ("dm/uuid part1-mpath-a", "dm/uuid mpath-b", Some(false)),
+            ("dm/uuid CRYPT-LUKS2-a", "dm/uuid LVM-a", None),
+            ("dm/uuid LVM-a", "dm/uuid mpath-a", None),
+            ("dm/uuid LVM-a", "dm/uuid LVM-b", Some(false)),
+            ("dm/uuid LVM-a", "dm/uuid LVM-a", None),
+        ] {
+            let [one, other] = [known, here].map(|name| [name.to_owned()]);
+            assert_eq!(may_overlap(&one, &other), expected, "{known}, {here}");
+            assert_eq!(may_overlap(&other, &one), expected, "{here}, {known}");
+        }
+    }
+
+    #[test]
+    fn a_volume_and_another_boot_overlap_by_more_than_one_name() {
+        let overlap = |known: &[&str], here: &[&str]| {
+            let [known, here] = [known, here]
+                .map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            may_overlap(&known, &here)
+        };
+        let volume = ["dm/uuid LVM-a", "below/wwid 1"];
+        assert_eq!(overlap(&volume, &volume), Some(true));
+        assert_eq!(overlap(&volume, &["dm/uuid LVM-a", "below/wwid 2"]), None);
+        assert_eq!(overlap(&["boot 1 7:0"], &["boot 1 7:0"]), Some(true));
+        assert_eq!(overlap(&["boot 1 7:0"], &["boot 1 7:1"]), Some(false));
+        assert_eq!(overlap(&["boot 1 7:0"], &["boot 2 7:1"]), None);
+        let part = "wwid a from sector 8";
+        assert_eq!(overlap(&["boot 1 8:0", "wwid a"], &["boot 1 8:1", part]), Some(true));
+        assert_eq!(overlap(&["boot 1 8:0", "wwid a"], &["boot 2 8:1", part]), Some(true));
     }
 
     #[test]

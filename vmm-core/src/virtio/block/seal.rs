@@ -35,7 +35,7 @@ const SECTORS_CHANGED: [usize; 2] = [6, 13];
 pub enum Seal {
     /// Modification time of a file: seconds since 1970, and nanoseconds.
     File(i64, i64),
-    /// The name of a count ([`count_at`]) and the sectors written to a block device by that count.
+    /// The name of a count (`count_at`) and the sectors written to a block device by that count.
     /// Earlier versions sealed a device with these alone.
     Device(String, u64),
     /// As `Seal::Device`, with the digest of some of the device's content.

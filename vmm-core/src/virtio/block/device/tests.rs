@@ -83,6 +83,15 @@ fn sectors_are_written_and_flushed(engine: EngineChoice) {
     assert_eq!(content(&file, 61), [61; 512]);
 }
 
+fn a_flush_reports_what_an_earlier_flush_of_lighter_was_told(engine: EngineChoice) {
+    let file = file();
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
+    disk.note_synced(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
+    assert_eq!(ask(&mut bench, 1, 62, &[(DATA, 512, 0)]), 0);
+    assert_eq!([ask(&mut bench, 4, 0, &[]), ask(&mut bench, 4, 0, &[])], [1, 1]);
+    assert_eq!(ask(&mut bench, 0, 0, &[(DATA, 512, WRITABLE)]), 0);
+}
+
 fn requests_beyond_the_disk_fail_and_the_disk_goes_on(engine: EngineChoice) {
     let file = file();
     let mut bench = bench(&file, Access::ReadWrite, engine);
@@ -257,6 +266,7 @@ macro_rules! with_each_engine {
 with_each_engine! {
     sectors_are_read_into_several_buffers,
     sectors_are_written_and_flushed,
+    a_flush_reports_what_an_earlier_flush_of_lighter_was_told,
     requests_beyond_the_disk_fail_and_the_disk_goes_on,
     a_file_that_has_shrunk_is_an_error_of_the_request,
     a_read_only_disk_is_not_written,

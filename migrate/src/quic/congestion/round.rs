@@ -1,0 +1,103 @@
+//! What one round trip shows of a path.
+
+use std::time::{Duration, Instant};
+
+/// An acknowledged packet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ack {
+    pub(super) now: Instant,
+    pub(super) sent: Instant,
+    pub(super) bytes: u64,
+    /// The window was not used up: there was too little to send.
+    pub(super) app_limited: bool,
+    /// Smoothed round-trip time.
+    pub(super) rtt: Duration,
+}
+
+impl Ack {
+    /// Returns the seconds from sending the packet to its acknowledgement.
+    pub(super) fn took_s(&self) -> f64 {
+        self.now.saturating_duration_since(self.sent).as_secs_f64()
+    }
+}
+
+/// The time from sending a packet to its acknowledgement, and what happened in it.
+///
+/// It begins with the first packet sent, so a pause in which there is nothing to send belongs to no
+/// round.
+#[derive(Debug, Clone)]
+pub(super) struct Round {
+    began: Option<Instant>,
+    /// Bytes acknowledged.
+    delivered: u64,
+    /// Bytes lost.
+    lost: u64,
+    is_marked: bool,
+    is_app_limited: bool,
+    rtt_min_s: f64,
+}
+
+impl Round {
+    /// Creates a round that begins with the next packet sent.
+    pub(super) fn new() -> Self {
+        Self {
+            began: None,
+            delivered: 0,
+            lost: 0,
+            is_marked: false,
+            is_app_limited: false,
+            rtt_min_s: f64::INFINITY,
+        }
+    }
+
+    /// Notes that a packet was sent.
+    pub(super) fn sent(&mut self, now: Instant) {
+        self.began.get_or_insert(now);
+    }
+
+    /// Adds an acknowledged packet; returns whether it ends the round.
+    pub(super) fn acked(&mut self, ack: &Ack) -> bool {
+        let Some(began) = self.began else { return false };
+        self.delivered = self.delivered.saturating_add(ack.bytes);
+        self.is_app_limited |= ack.app_limited;
+        self.rtt_min_s = self.rtt_min_s.min(ack.took_s());
+        ack.sent >= began && ack.now > began
+    }
+
+    /// Adds lost bytes; 0 stand for a packet that arrived with a mark of congestion.
+    pub(super) fn lost(&mut self, bytes: u64) {
+        self.lost = self.lost.saturating_add(bytes);
+        self.is_marked |= bytes == 0;
+    }
+
+    /// Returns the bytes delivered in each second until `now`.
+    pub(super) fn rate(&self, now: Instant) -> f64 {
+        let took = self.began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
+        if took.is_zero() { 0.0 } else { self.delivered as f64 / took.as_secs_f64() }
+    }
+
+    /// Returns the bytes lost.
+    pub(super) fn lost_bytes(&self) -> f64 {
+        self.lost as f64
+    }
+
+    /// Returns the bytes delivered or lost.
+    pub(super) fn bytes(&self) -> f64 {
+        self.delivered as f64 + self.lost as f64
+    }
+
+    /// Whether a packet arrived with a mark of congestion (RFC 3168).
+    pub(super) fn is_marked(&self) -> bool {
+        self.is_marked
+    }
+
+    /// Whether there was too little to send at times, so that the rate is not that of the path.
+    pub(super) fn is_app_limited(&self) -> bool {
+        self.is_app_limited
+    }
+
+    /// Returns the shortest round-trip time in it.
+    pub(super) fn rtt_min_s(&self) -> f64 {
+        self.rtt_min_s
+    }
+}
