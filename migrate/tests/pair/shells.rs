@@ -7,7 +7,7 @@ use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
 use migrate::protocol::{DestinationMessage, PageMasks};
-use migrate::record::SourceState;
+use migrate::record::{DestinationState, SourceState};
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
@@ -113,11 +113,23 @@ impl World {
             let failed = source::Event::GuestFailed(GuestError::new("made to fail"));
             return self.after(MS, Happening::ToSource(failed));
         }
+        if self.source.as_ref().is_some_and(|source| source.guest.is_none()) {
+            return self.violation("an action on a guest that was dropped");
+        }
+        match action {
+            Action::SendRound { .. } => self.send_round(),
+            Action::SendFinalRound { .. } => self.send_final_round(),
+            Action::SendRemainder { .. } => self.send_remainder(),
+            Action::EndStreams => self.drain(),
+            Action::Serve { missing } => self.serve(missing.clone()),
+            _ => self.answer_as_source_guest(action),
+        }
+    }
+
+    fn answer_as_source_guest(&mut self, action: &Action) {
         let (saves_late, flush) = (self.scenario.saves_late, self.scenario.flush);
         let Some(source) = &mut self.source else { return };
-        let Some(guest) = &mut source.guest else {
-            return self.violation("an action on a guest that was dropped");
-        };
+        let Some(guest) = &mut source.guest else { return };
         let answer = match action {
             Action::StartPrecopy(_) => {
                 guest.start_log();
@@ -129,26 +141,17 @@ impl World {
                 stood: 2 * MS,
                 round_trip: 2 * self.scenario.latency,
             }),
-            Action::SendRound { .. } => return self.send_round(),
             Action::FlushDisks { attempt } => {
                 self.flushed_at = Some(self.now + flush);
                 let flushed = source::Event::Flushed { attempt: *attempt };
                 return self.after(flush, Happening::ToSource(flushed));
             }
-            Action::SendFinalRound { .. } => {
-                source.slower = self.scenario.slower_after_pause;
-                guest.collect(&mut source.pending);
-                return self.send_round();
-            }
-            Action::SendRemainder { .. } => return self.send_remainder(),
-            Action::EndStreams => return self.drain(),
             Action::CollectMissing => {
                 let mut written = PageSet::empty(CHUNKS);
                 guest.collect(&mut written);
                 source.missing.union(&written);
                 source::Event::MissingCollected(written)
             }
-            Action::Serve { missing } => return self.serve(missing.clone()),
             Action::Pause => {
                 self.stands_since = guest.running.then_some(self.now);
                 return self.after(MS, Happening::PauseDone);
@@ -206,6 +209,15 @@ impl World {
         let state = guest.save_state();
         self.truth = Some(guest.content.clone());
         self.feed_source(source::Event::StateSaved { state });
+    }
+
+    fn send_final_round(&mut self) {
+        let Some(source) = &mut self.source else { return };
+        source.slower = self.scenario.slower_after_pause;
+        if let Some(guest) = &mut source.guest {
+            guest.collect(&mut source.pending);
+        }
+        self.send_round();
     }
 
     fn send_round(&mut self) {
@@ -355,13 +367,55 @@ impl World {
             action,
             ToDo::LoadState(_) | ToDo::Create(_) | ToDo::AdoptGuest | ToDo::Clear(_)
         ) && self.fail_guest.remove(&Side::Destination).is_some();
-        let Some(side) = &mut self.destination else { return };
+        match action {
+            action if fails => self.fail_at_destination(&action),
+            ToDo::Record(state) => self.record_at_destination(state),
+            ToDo::AdoptGuest => self.adopt_guest(),
+            action => self.answer_at_destination(action),
+        }
+    }
+
+    fn fail_at_destination(&mut self, action: &ToDo) {
+        let failure = || Err(GuestError::new("made to fail"));
         let answer = match action {
-            ToDo::Check(_) => destination::Event::Checked(Ok(())),
-            ToDo::Create(_) if fails => {
+            ToDo::Create(_) => {
                 let refusal = migrate::Refusal::new(migrate::guest::RefusalKind::Memory, "full");
                 destination::Event::Created(Err(refusal))
             }
+            ToDo::Clear(_) => destination::Event::Cleared(failure()),
+            ToDo::AdoptGuest => {
+                let answer = destination::Event::Adopted(failure());
+                return self.after(LOCK_PATIENCE, Happening::ToDestination(answer));
+            }
+            _ => destination::Event::Loaded(failure()),
+        };
+        self.after(2 * MS, Happening::ToDestination(answer));
+    }
+
+    fn record_at_destination(&mut self, state: DestinationState) {
+        let failed = self.fail_record.remove(&Side::Destination);
+        if failed != Some(RecordLoss::Gone) {
+            self.destination_disk = Some(state);
+        }
+        let answer = match failed {
+            None => destination::Event::Recorded,
+            Some(_) => destination::Event::RecordFailed { detail: "disk full".into() },
+        };
+        self.after(2 * MS, Happening::ToDestination(answer));
+    }
+
+    fn adopt_guest(&mut self) {
+        if self.scenario.paused_by_user {
+            // A guest that stays paused is taken over by this action, not by a resume.
+            self.check_takeover();
+        }
+        self.after(2 * MS, Happening::ToDestination(destination::Event::Adopted(Ok(()))));
+    }
+
+    fn answer_at_destination(&mut self, action: ToDo) {
+        let Some(side) = &mut self.destination else { return };
+        let answer = match action {
+            ToDo::Check(_) => destination::Event::Checked(Ok(())),
             ToDo::Create(_) => {
                 let scenario = &self.scenario;
                 let guest = SimGuest::zeroed(scenario.writes_per_second, scenario.working_set);
@@ -371,9 +425,6 @@ impl World {
             ToDo::AcceptPages { .. } => {
                 side.accepts = true;
                 return;
-            }
-            ToDo::Clear(_) if fails => {
-                destination::Event::Cleared(Err(GuestError::new("made to fail")))
             }
             ToDo::Clear(missing) => {
                 if let Some(guest) = &mut side.guest {
@@ -388,39 +439,15 @@ impl World {
                 }
                 return;
             }
-            ToDo::LoadState(_) if fails => {
-                destination::Event::Loaded(Err(GuestError::new("made to fail")))
-            }
             ToDo::LoadState(state) => {
                 let loads = side.guest.as_mut().is_some_and(|guest| guest.load_state(&state));
                 assert!(loads, "a state that is none, or no guest to load it");
                 destination::Event::Loaded(Ok(()))
             }
-            ToDo::Record(state) => {
-                let failed = self.fail_record.remove(&Side::Destination);
-                if failed != Some(RecordLoss::Gone) {
-                    self.destination_disk = Some(state);
-                }
-                match failed {
-                    None => destination::Event::Recorded,
-                    Some(_) => destination::Event::RecordFailed { detail: "disk full".into() },
-                }
-            }
             ToDo::Discard => {
                 side.guest = None;
                 side.accepts = false;
                 return;
-            }
-            ToDo::AdoptGuest if fails => {
-                let answer = destination::Event::Adopted(Err(GuestError::new("made to fail")));
-                return self.after(LOCK_PATIENCE, Happening::ToDestination(answer));
-            }
-            ToDo::AdoptGuest => {
-                if self.scenario.paused_by_user {
-                    // A guest that stays paused is taken over by this action, not by a resume.
-                    self.check_takeover();
-                }
-                destination::Event::Adopted(Ok(()))
             }
             ToDo::Settled => {
                 side.settled = true;

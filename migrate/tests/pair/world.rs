@@ -162,28 +162,30 @@ fn offer() -> Offer {
     Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() }
 }
 
+fn source_config(scenario: &Scenario) -> SourceConfig {
+    SourceConfig {
+        migration: migration(),
+        guest: description(),
+        offer: offer(),
+        streams: scenario.streams,
+        limits: Limits { on_stall: scenario.on_stall, ..limits() },
+        node_port: NonZeroU16::new(4950),
+        estimate: None,
+    }
+}
+
+fn destination_config() -> DestinationConfig {
+    DestinationConfig { migration: migration(), offer: offer(), linger: Duration::from_secs(60) }
+}
+
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
         let mut guest = SimGuest::filled(scenario.writes_per_second, scenario.working_set);
         guest.running = !scenario.paused_by_user;
-        let config = SourceConfig {
-            migration: migration(),
-            guest: description(),
-            offer: offer(),
-            streams: scenario.streams,
-            limits: Limits { on_stall: scenario.on_stall, ..limits() },
-            node_port: NonZeroU16::new(4950),
-            estimate: None,
-        };
-        let waiting = DestinationConfig {
-            migration: migration(),
-            offer: offer(),
-            linger: Duration::from_secs(60),
-        };
         let streams = usize::from(scenario.streams);
         let mut world = Self {
             source: Some(SourceProcess {
-                machine: Source::new(config, Duration::ZERO),
+                machine: Source::new(source_config(&scenario), Duration::ZERO),
                 guest: Some(guest),
                 conn: None,
                 settled: false,
@@ -196,7 +198,7 @@ impl World {
                 stream_clock: vec![Duration::ZERO; streams],
             }),
             destination: Some(DestinationProcess {
-                machine: Destination::new(waiting, Duration::ZERO),
+                machine: Destination::new(destination_config(), Duration::ZERO),
                 guest: None,
                 conn: None,
                 settled: false,

@@ -42,8 +42,8 @@ impl FakeMissing {
         }
         let is_absent = |pages: &mut Pages| !pages.is_ended && pages.missing[chunk] & bit != 0;
         let waited = self.changed.wait_timeout_while(pages, PATIENCE, is_absent);
-        let (_, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        assert!(!timeout.timed_out(), "page {page} did not come");
+        let in_time = !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
+        assert!(in_time, "page {page} did not come");
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {

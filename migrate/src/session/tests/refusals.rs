@@ -121,13 +121,16 @@ async fn a_host_without_the_token_is_refused_and_changes_nothing() {
     let address = std::net::SocketAddr::new(LOOPBACK, port);
     let dialer = endpoint::dialer(address, &world.tls).unwrap();
     let peer = endpoint::Peer { address, name: "127.0.0.1".into() };
-    for role in [StreamRole::Control, StreamRole::Data { stream: 0 }] {
+    let data = StreamRole::Data { stream: 0 };
+    for role in [StreamRole::Control, data, StreamRole::Background, StreamRole::Requests] {
         let connection = endpoint::connect(&dialer, &peer).await.unwrap();
         let migration = handle.migration();
         let preamble = Preamble { role, migration, token: Token::random() }.encode();
         let mut stream = match role {
-            StreamRole::Control => connection.open_bi().await.unwrap().0,
-            StreamRole::Data { .. } => connection.open_uni().await.unwrap(),
+            StreamRole::Control | StreamRole::Requests => connection.open_bi().await.unwrap().0,
+            StreamRole::Data { .. } | StreamRole::Background => {
+                connection.open_uni().await.unwrap()
+            }
         };
         stream.write_all(&preamble).await.unwrap();
         let closed = in_time(connection.closed()).await.to_string();
