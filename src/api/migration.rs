@@ -127,7 +127,7 @@ pub(crate) struct LimitsRequest {
     pub(crate) on_stall: Option<OnStall>,
 }
 
-/// `PUT /v1/guest/migration/recover`: another address of the destination, whose network has changed.
+/// `PUT /v1/guest/migration/recover`: another address of the destination, whose network changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RecoverRequest {

@@ -33,8 +33,8 @@ pub(crate) fn is_gone(state: &StateDir, name: &GuestName, pid: u32) -> bool {
 }
 
 /// Whether the process that owns `record` no longer answers for it, although it may live: its guest
-/// runs or is lost, and at `now_unix_ms` the time in which it confirms that to the source is over. The record
-/// says all that the process would.
+/// runs or is lost, and at `now_unix_ms` the time in which it confirms that to the source is over.
+/// The record says all that the process would.
 pub(crate) fn is_silent(record: &Record, now_unix_ms: u64) -> bool {
     let age = Duration::from_millis(now_unix_ms.saturating_sub(record.updated_unix_ms));
     let says_all = [DestinationState::Running, DestinationState::Lost];

@@ -196,7 +196,8 @@ fn bytes_of_the_source_stay_as_they_are() {
         "6c430900 22000000 08000000 0100000000000000 0100 0020000000000000 0010000000000000 01000000"
             .to_owned(),
         "6c430a00 06000000 09000000 5613".to_owned(),
-        "6c430b00 18000000 0a000000 0100000000000000 02000000 0500000000000000".to_owned(),
+        "6c430b00 04000000 0a000000".to_owned(),
+        "6c430c00 18000000 0b000000 0100000000000000 02000000 0500000000000000".to_owned(),
     ];
     for (message, golden) in source_messages().iter().zip(golden) {
         let golden: String = golden.split_whitespace().collect();
