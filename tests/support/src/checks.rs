@@ -166,7 +166,7 @@ fn unsettled_records(host: &Host) -> Vec<String> {
     let open = records.iter().filter(|record| {
         !matches!(
             record["side"]["state"].as_str(),
-            Some("done" | "aborted" | "running" | "discarded")
+            Some("done" | "aborted" | "running" | "discarded" | "lost")
         )
     });
     open.map(|record| format!("unsettled record: {record}")).collect()
