@@ -248,14 +248,17 @@ mod tests {
 
     #[test]
     fn a_throttle_ends_with_its_lease() {
-        let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0]]);
+        let counters = [DATA, DATA + 4096];
+        let vm = vm_with(16, COUNT_IN_MEMORY, &counters.map(|counter| [counter, 0]));
         vm.resume().unwrap();
         vm.throttle(99, Duration::from_millis(100)).unwrap();
         while vm.throttle_percent() > 0 {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let before = word(&vm, DATA);
-        wait_for_more(&vm, DATA, before + 1);
+        for counter in counters {
+            let before = word(&vm, counter);
+            wait_for_more(&vm, counter, before + 1);
+        }
         // The next one finds or starts a thread.
         vm.throttle(50, LONG).unwrap();
         assert_eq!(vm.throttle_percent(), 50);
