@@ -156,6 +156,11 @@ pub(crate) fn format_count(count: u64) -> String {
     shown
 }
 
+/// Formats a number of vCPUs: `1 vCPU`, `4 vCPUs`.
+pub(crate) fn format_vcpus(count: u16) -> String {
+    if count == 1 { "1 vCPU".to_owned() } else { format!("{count} vCPUs") }
+}
+
 /// Formats a short time for users: `32.4 ms`, `1.36 s`, `4m 05s`.
 pub(crate) fn format_duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();

@@ -151,7 +151,7 @@ catalogue! {
             "How long a guest would pause if it were switched over now.";
         migration_throttle: Gauge<(GuestName, Role)> =
             "lighter_migration_throttle_ratio", Ratio,
-            "Share of the time that the vCPUs of a migrating guest are made to rest, so that it writes less.";
+            "Largest share of the time that a vCPU of a migrating guest is made to rest, so that the guest writes less.";
         migration_downtime: Gauge<(GuestName, Role)> =
             "lighter_migration_downtime_seconds", Seconds,
             "Downtime of the migration of a guest as this host saw it, without dry runs; \

@@ -132,7 +132,7 @@ pub struct MigrationSample {
     pub dirty_rate: Option<f64>,
     /// The expected downtime if the guest were switched over now.
     pub expected_downtime: Option<Duration>,
-    /// Share of the time, 0 to 1, that the guest's vCPUs are made to rest.
+    /// Largest share of the time, 0 to 1, that a vCPU of the guest is made to rest.
     pub throttle: Option<f64>,
     /// The guest's downtime, as measured by this host.
     pub downtime: Option<Duration>,

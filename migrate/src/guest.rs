@@ -206,6 +206,15 @@ pub struct HintProgress {
     pub complete: bool,
 }
 
+/// How much a guest is slowed down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Throttled {
+    /// Number of vCPUs that rest for a share of the time.
+    pub vcpus: u16,
+    /// The largest share of the time that one of them rests, in percent.
+    pub percent: u8,
+}
+
 /// A guest that is to leave this host.
 pub trait SourceGuest: Send + Sync {
     /// Returns what the destination must know to build the guest.
@@ -286,13 +295,14 @@ pub trait SourceGuest: Send + Sync {
     /// If the range is outside of memory.
     fn copy_out(&self, chunk: usize, first_page: usize, buf: &mut [u8]) -> Result<(), GuestError>;
 
-    /// Slows the guest down: its vCPUs rest for `percent` of the time, at most 99, until the next
-    /// call or for [`THROTTLE_LEASE`]. 0 lets it run at full speed.
+    /// Slows the guest down by `percent`, at most 99, until the next call or for
+    /// [`THROTTLE_LEASE`]: vCPUs rest for a share of the time, preferably those that write. 0 lets
+    /// all run at full speed. Returns how much they rest as of now.
     ///
     /// # Errors
     /// If it cannot be slowed down.
-    fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
-        Ok(())
+    fn throttle(&self, _percent: u8) -> Result<Throttled, GuestError> {
+        Ok(Throttled::default())
     }
 
     /// Flushes what the guest has written to its disks, whether it runs or is paused. May be called

@@ -38,7 +38,7 @@ pub mod text;
 pub use error::MigrationError;
 pub use guest::{
     DestinationGuest, DiskCopy, ExistingFile, GuestDescription, GuestError, GuestFactory,
-    HintProgress, Refusal, RunState, SourceGuest,
+    HintProgress, Refusal, RunState, SourceGuest, Throttled,
 };
 pub use limits::Limits;
 pub use memory::{MemoryLayout, PageSet};

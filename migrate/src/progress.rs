@@ -160,9 +160,13 @@ pub struct Progress {
     /// What is done if the migration stalls. Only the source reports it.
     #[serde(default)]
     pub on_stall: Option<OnStall>,
-    /// How much the guest is slowed down: the share of the time that its vCPUs rest.
+    /// How much the guest is slowed down: the largest share of the time that one of its vCPUs
+    /// rests.
     #[serde(default)]
     pub throttle_percent: u8,
+    /// How many of its vCPUs rest for a share of the time: those that write, as far as is known.
+    #[serde(default)]
+    pub throttled_vcpus: u16,
     /// Why a stalled migration goes on with rounds, although its guest was to be handed over before
     /// its memory then.
     #[serde(default)]
@@ -194,6 +198,7 @@ impl Progress {
             converging: true,
             on_stall: None,
             throttle_percent: 0,
+            throttled_vcpus: 0,
             postcopy_refused: None,
             in_doubt: None,
         }

@@ -54,8 +54,12 @@ pub struct Stall {
     pub noticed_seconds: f64,
     /// Number of the round after which it was noticed.
     pub round: u32,
-    /// The most that the guest was slowed down: the share of the time that its vCPUs rested.
+    /// The most that the guest was slowed down: the largest share of the time that one of its vCPUs
+    /// rested.
     pub throttle_percent_max: u8,
+    /// How many of its vCPUs rested for a share of the time, at the end of the throttle.
+    #[serde(default)]
+    pub throttled_vcpus: u16,
     /// Whether the guest was handed over although the expected downtime was above its limit.
     pub forced: bool,
     /// Whether the guest was handed over before its memory.

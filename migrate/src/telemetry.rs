@@ -166,6 +166,7 @@ impl Telemetry {
             noticed_seconds: now.saturating_sub(self.began).as_secs_f64(),
             round: self.rounds_total,
             throttle_percent_max: 0,
+            throttled_vcpus: 0,
             forced: false,
             postcopy: false,
         });

@@ -11,7 +11,9 @@ use crate::api::types::WorkloadInfo;
 use crate::cli::Output;
 use crate::cli::host::DemoArgs;
 use crate::output;
-use crate::units::{PAGE_BYTES, format_count, format_duration, format_rate, format_size};
+use crate::units::{
+    PAGE_BYTES, format_count, format_duration, format_rate, format_size, format_vcpus,
+};
 use crate::verbs::summary;
 
 /// Prints the steps on stdout; prints nothing for `--json`.
@@ -51,11 +53,10 @@ impl Printer {
             .to_possible_value()
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default();
-        let vcpus =
-            if args.cpus == 1 { "1 vCPU".to_owned() } else { format!("{} vCPUs", args.cpus) };
         self.say(&format!(
-            "A guest on a  {}, {vcpus}, rewrites {} of {}, {pattern} content",
+            "A guest on a  {}, {}, rewrites {} of {}, {pattern} content",
             format_size(args.memory),
+            format_vcpus(args.cpus.into()),
             format_rate(u64::from(args.dirty_rate).saturating_mul(PAGE_BYTES)),
             format_size(args.working_set.min(args.memory)),
         ))

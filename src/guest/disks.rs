@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use migrate::text::Blob;
 use migrate::{
     DiskCopy, ExistingFile, GuestDescription, GuestError, HintProgress, MigrationId, SourceGuest,
+    Throttled,
 };
 use vmm_core::virtio::block::{Access, DiskProof, Mark};
 use vmm_core::{DeviceConfig, DiskContent, VmShape};
@@ -306,7 +307,7 @@ impl SourceGuest for Departing {
         self.machine.stop_dirty_log()
     }
 
-    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+    fn throttle(&self, percent: u8) -> Result<Throttled, GuestError> {
         self.machine.throttle(percent)
     }
 

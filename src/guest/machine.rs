@@ -10,7 +10,7 @@ use migrate::protocol::codec::STATE_LIMIT;
 use migrate::text::Blob;
 use migrate::{
     DestinationGuest, GuestDescription, GuestError, HintProgress, MemoryLayout, Refusal,
-    SourceGuest,
+    SourceGuest, Throttled,
 };
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
@@ -203,9 +203,11 @@ impl SourceGuest for Machine {
             .map_err(|error| self.failed("read memory", error))
     }
 
-    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+    fn throttle(&self, percent: u8) -> Result<Throttled, GuestError> {
         let set = self.vm.throttle(percent, THROTTLE_LEASE);
-        set.map_err(|error| self.failed("slow the guest down", error))
+        let vmm_core::Throttled { vcpus, percent } =
+            set.map_err(|error| self.failed("slow the guest down", error))?;
+        Ok(Throttled { vcpus: vcpus.into(), percent })
     }
 
     fn pause(&self) -> Result<(), GuestError> {

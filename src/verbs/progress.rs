@@ -10,7 +10,7 @@ use migrate::{OnStall, Phase, Progress};
 
 use crate::cli::Output;
 use crate::output;
-use crate::units::{PAGE_BYTES, format_duration, format_rate, format_size};
+use crate::units::{PAGE_BYTES, format_duration, format_rate, format_size, format_vcpus};
 
 /// What is shown while a guest writes faster than its memory is sent.
 const NOT_CONVERGING: &str = "not converging: `lighter migrate NAME --set on-stall=throttle` slows the guest down, --set \
@@ -197,7 +197,9 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
         parts.push((Rank::Remaining, format!("{left} of disks left")));
     }
     if progress.throttle_percent > 0 {
-        parts.push((Rank::Remaining, format!("throttled by {} %", progress.throttle_percent)));
+        let (vcpus, percent) = (progress.throttled_vcpus, progress.throttle_percent);
+        let throttled = format!("{} throttled by up to {percent} %", format_vcpus(vcpus));
+        parts.push((Rank::Remaining, throttled));
     }
     if let Some(why) = &progress.postcopy_refused {
         parts.push((Rank::Remaining, format!("goes on with rounds, as {why}")));
@@ -265,9 +267,10 @@ mod tests {
             assert!(said.contains(way_out), "{said}");
         }
         progress.on_stall = Some(OnStall::Throttle);
-        progress.throttle_percent = 75;
+        (progress.throttled_vcpus, progress.throttle_percent) = (2, 75);
         let said = figures(&progress);
-        assert!(!said.contains("converging") && said.contains("throttled by 75 %"), "{said}");
+        let throttled = said.contains("2 vCPUs throttled by up to 75 %");
+        assert!(!said.contains("converging") && throttled, "{said}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use migrate::{Phase, Reason, Report};
 use super::progress::average_rate;
 use crate::exit::{Exit, ExitWith};
 use crate::table::facts_within;
-use crate::units::{format_count, format_duration, format_rate, format_size};
+use crate::units::{format_count, format_duration, format_rate, format_size, format_vcpus};
 
 /// Formats the figures of a migration, one per line, for a terminal of `screen` characters.
 /// `stall_seconds` is the longest gap that the guest itself noticed, where that is known.
@@ -74,7 +74,10 @@ fn stalled(stall: &Stall) -> String {
     let (round, at) = (stall.round, seconds(stall.noticed_seconds));
     let throttled = match stall.throttle_percent_max {
         0 => String::new(),
-        percent => format!(", so its vCPUs were made to rest for up to {percent} % of the time"),
+        percent => {
+            let vcpus = format_vcpus(stall.throttled_vcpus);
+            format!("; {vcpus} had to rest for up to {percent} % of the time")
+        }
     };
     let handed_over = match (stall.forced, stall.postcopy) {
         (true, _) => ", and the hand-over was forced above the downtime limit",
@@ -283,13 +286,13 @@ pub(super) mod tests {
             noticed_seconds: 1.5,
             round: 7,
             throttle_percent_max: 75,
+            throttled_vcpus: 1,
             forced: false,
             postcopy: false,
         };
         assert_eq!(
             stalled(&stall),
-            "at 1.50 s, round 7: it wrote faster than was sent, so its vCPUs were made to rest for up to 75 % \
-             of the time"
+            "at 1.50 s, round 7: it wrote faster than was sent; 1 vCPU had to rest for up to 75 % of the time"
         );
         let forced = Stall { throttle_percent_max: 0, forced: true, ..stall };
         assert!(

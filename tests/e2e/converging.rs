@@ -36,7 +36,9 @@ fn a_hot_guest_arrives_throttled() {
     let pair = Pair::new();
     let metric = "lighter_migration_throttle_ratio";
     let migration = start(&pair, &["--on-stall", "throttle", "--downtime", "300ms"]);
-    shows(&pair, "the guest is throttled", |progress| progress["throttle_percent"] != 0);
+    shows(&pair, "the guest is throttled", |progress| {
+        progress["throttle_percent"] != 0 && progress["throttled_vcpus"] == 1
+    });
     wait::until("the node shows the throttle", || {
         let labels = [("guest", "web-1"), ("direction", "outgoing")];
         let ratio = value(&scrape(&pair.a), metric, &labels);
@@ -45,6 +47,7 @@ fn a_hot_guest_arrives_throttled() {
     let report = migration.finish().ok();
     assert_eq!(report["stall"]["on_stall"], "throttle", "{report:#}");
     assert!(report["stall"]["throttle_percent_max"].as_u64() >= Some(20), "{report:#}");
+    assert_eq!(report["stall"]["throttled_vcpus"], 1, "{report:#}");
     assert_eq!(report["stall"]["forced"], false, "{report:#}");
     assert!(report["expected_downtime_seconds"].as_f64() <= Some(0.3), "{report:#}");
     one_intact_copy(&pair.hosts(), "web-1", &pair.b);

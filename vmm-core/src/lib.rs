@@ -40,6 +40,6 @@ pub use labels::Labels;
 pub use memory::GuestRam;
 pub use shape::{ShapeError, TSC_TOLERANCE_PPM, VCPUS_MAX, VcpuLimits, VmShape, cpu_models};
 pub use state::VmState;
-pub use vcpu::OnReboot;
+pub use vcpu::{OnReboot, Throttled};
 pub use virtio::{DeviceConfig, DeviceError, DiskContent, GUEST_CIDS};
 pub use vm::{BalloonStatus, Restarts, RunState, Vm, VmOptions};

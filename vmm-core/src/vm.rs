@@ -22,7 +22,7 @@ use crate::memory::{GuestRam, TemplateImage};
 use crate::shape::{VmShape, cpuid_table};
 use crate::state::{self, ClockPair, StateError, TscCarry, VmState};
 use crate::sys::kvm;
-use crate::vcpu::{Machine, Throttle, Vcpu, VcpuThread};
+use crate::vcpu::{FaultCounter, Machine, Throttle, Throttled, Vcpu, VcpuThread};
 use crate::virtio::net::NetStatus;
 use crate::virtio::{Bus, DeviceError, DiskContent};
 
@@ -85,6 +85,7 @@ pub struct Vm {
     shape: VmShape,
     dirty_log: DirtyLog,
     vcpus: Vec<VcpuThread>,
+    /// Before `machine`, which has the VM.
     throttle: Throttle,
     machine: Arc<Machine>,
     dirty: Mutex<Tracker>,
@@ -142,13 +143,13 @@ impl Vm {
         let rings = options.dirty_log.rings(&vm, ram.layout())?;
         let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
         let machine = Arc::new(machine);
-        let vcpus = start_vcpus(&kvm, shape, &machine)?;
+        let (vcpus, counters) = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Tracker::new(rings, vm, ram));
         let mut vm = Self {
             shape: shape.clone(),
             dirty_log: options.dirty_log,
             vcpus,
-            throttle: Throttle::default(),
+            throttle: Throttle::new(machine.mailboxes(), counters),
             machine,
             dirty,
             origin: Mutex::new(None),
@@ -303,18 +304,18 @@ impl Vm {
         Ok(())
     }
 
-    /// Slows the guest down: its vCPUs rest for `percent` of the time, at most 99, for the duration
-    /// of `lease` or until the next call. 0 lets it run at full speed. A caller renews the lease,
-    /// so that a guest whose caller has failed is not left slow.
+    /// Slows the guest down by `percent`, at most 99, for the duration of `lease` or until the next
+    /// call: vCPUs rest for a share of the time, those that write most before others, or all alike
+    /// where KVM does not count what each of them writes. 0 lets all run at full speed. A caller
+    /// renews the lease, so that a guest whose caller has failed is not left slow.
     ///
     /// # Errors
     /// [`Error::StartThrottle`] if the system starts no thread for it.
-    pub fn throttle(&self, percent: u8, lease: Duration) -> Result<()> {
-        let set = self.throttle.set(percent, lease, || self.machine.mailboxes());
-        set.map_err(Error::StartThrottle)
+    pub fn throttle(&self, percent: u8, lease: Duration) -> Result<Throttled> {
+        self.throttle.set(percent, lease).map_err(Error::StartThrottle)
     }
 
-    /// The share of the time that the vCPUs rest now, in percent.
+    /// By how much the guest is slowed down now, in percent.
     #[cfg(test)]
     pub(crate) fn throttle_percent(&self) -> u8 {
         self.throttle.percent()
@@ -467,7 +468,9 @@ impl Vm {
     /// [`Error::DirtyTracking`] if the log does not run; [`Error::DirtyRange`] if `words` extends
     /// beyond guest memory; the error of a KVM call.
     pub fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<()> {
-        self.dirty().rearm(first_chunk, words)
+        self.dirty().rearm(first_chunk, words)?;
+        self.throttle.note_rearmed(words);
+        Ok(())
     }
 
     /// Runs `job` on the thread of a vCPU while it is parked.
@@ -543,8 +546,13 @@ fn new_vm(kvm: &Kvm) -> Result<VmFd> {
     Ok(vm)
 }
 
-/// Creates the vCPUs and starts their threads, parked.
-fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec<VcpuThread>> {
+/// Creates the vCPUs and starts their threads, parked; with a counter of each vCPU's faults, if KVM
+/// has them.
+fn start_vcpus(
+    kvm: &Kvm,
+    shape: &VmShape,
+    machine: &Arc<Machine>,
+) -> Result<(Vec<VcpuThread>, Option<Vec<FaultCounter>>)> {
     let vm = &machine.vm;
     let xsave_bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
     let mut indices = None;
@@ -564,9 +572,12 @@ fn start_vcpus(kvm: &Kvm, shape: &VmShape, machine: &Arc<Machine>) -> Result<Vec
     }
     let msrs: Msrs = msr::msr_list(&indices.unwrap_or_default())
         .ok_or_else(|| StateError::Malformed("too many msrs".into()))?;
-    fds.into_iter()
+    let counters = fds.iter().map(|(_, fd)| FaultCounter::open(fd)).collect();
+    let threads: Result<Vec<_>> = fds
+        .into_iter()
         .map(|(index, fd)| {
             VcpuThread::start(Vcpu::new(fd, index, msrs.clone(), xsave_bytes), machine)
         })
-        .collect()
+        .collect();
+    Ok((threads?, counters))
 }

@@ -25,10 +25,10 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Slow the guest down: its vCPUs rest for this share of the time, in percent; 0 ends that.
-    /// Comes again while it lasts. No answer: a failure costs only time.
+    /// Slow the guest down; 0 ends that. Comes again while it lasts: [`super::Event::Throttled`], or
+    /// no answer, since a failure costs only time.
     Throttle {
-        /// Share of the time that the vCPUs rest, at most 99.
+        /// By how much its vCPUs, all together, are to run less, in percent; at most 99.
         percent: u8,
     },
     /// Pause the guest: [`super::Event::Paused`] or [`super::Event::PauseFailed`].

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::OperatorChoice;
-use crate::guest::{GuestError, RunState};
+use crate::guest::{GuestError, RunState, Throttled};
 use crate::limits::LimitsChange;
 use crate::memory::PageSet;
 use crate::progress::Transfer;
@@ -51,6 +51,8 @@ pub enum Event {
     /// Answer to [`super::Action::SendRound`] and [`super::Action::SendFinalRound`]: the round's
     /// pages are handed to the transport.
     RoundSent(RoundSent),
+    /// Answer to [`super::Action::Throttle`].
+    Throttled(Throttled),
     /// Answer to [`super::Action::Pause`]: the guest is paused.
     Paused {
         /// Whether the guest ran before.

@@ -118,6 +118,7 @@ impl Source {
             Event::Probed(probe) => self.on_probed(probe),
             Event::Transferred(transfer) => self.on_transferred(transfer),
             Event::RoundSent(round) => self.on_round_sent(round),
+            Event::Throttled(throttled) => self.on_throttled(throttled),
             Event::Paused { was } => self.on_paused(was),
             Event::PauseFailed { was, error } => self.on_pause_failed(was, error),
             Event::Flushed { attempt } => self.on_flushed(attempt),
@@ -152,6 +153,7 @@ impl Source {
     pub fn progress(&self, now: Duration) -> Progress {
         let [memory, disks] = self.round.remaining_pages(&self.notes.transfer);
         let expected = self.estimate.expected_downtime();
+        let throttled = self.stall.throttled(self.config.guest.vcpus);
         Progress {
             round: self.round.number,
             remaining_bytes: memory * PAGE_BYTES as u64,
@@ -162,7 +164,8 @@ impl Source {
             downtime_limit_seconds: self.config.limits.downtime.as_secs_f64(),
             converging: self.estimate.is_converging(),
             on_stall: Some(self.config.limits.on_stall),
-            throttle_percent: self.stall.throttle(),
+            throttle_percent: throttled.percent,
+            throttled_vcpus: throttled.vcpus,
             postcopy_refused: self.waits_for_want_of_postcopy().map(|why| why.to_string()),
             in_doubt: self.is_in_doubt().then(|| self.way_out()),
             ..self.notes.progress(now)

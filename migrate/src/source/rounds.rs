@@ -10,7 +10,7 @@ use super::state::State;
 use super::{Action, DataPath, Probe, RoundSent, Source};
 use crate::convergence::Verdict;
 use crate::error::{Failure, ProtocolError};
-use crate::guest::{Refusal, RefusalKind};
+use crate::guest::{Refusal, RefusalKind, Throttled};
 use crate::limits::{Limits, LimitsChange};
 use crate::phase::Phase;
 use crate::progress::Transfer;
@@ -234,10 +234,23 @@ impl Source {
     }
 
     fn throttle(&mut self, percent: u8) {
-        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| {
-            stall.throttle_percent_max = stall.throttle_percent_max.max(percent);
-        });
+        self.note_throttle();
         self.push(Action::Throttle { percent });
+    }
+
+    pub(super) fn on_throttled(&mut self, throttled: Throttled) {
+        if self.stall.on_throttled(throttled) {
+            self.note_throttle();
+        }
+    }
+
+    /// Notes for the report how much the guest is slowed down now.
+    fn note_throttle(&mut self) {
+        let throttled = self.stall.throttled(self.config.guest.vcpus);
+        self.notes.stalls(self.config.limits.on_stall, self.now, |stall| {
+            stall.throttle_percent_max = stall.throttle_percent_max.max(throttled.percent);
+            stall.throttled_vcpus = throttled.vcpus;
+        });
     }
 
     /// Hands the guest over although `expected` is above the downtime limit.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::convergence::Verdict;
+use crate::guest::Throttled;
 use crate::stall::OnStall;
 
 /// A round counts as progress if it lowers the expected downtime to this share of the lowest so
@@ -77,6 +78,8 @@ pub(super) struct StallWatch {
 #[derive(Debug, Clone, Copy)]
 struct Step {
     percent: u8,
+    /// What the guest has said about it; nothing yet right after the step.
+    applied: Option<Throttled>,
     since: Duration,
     renewed: Duration,
     /// What had been sent when it was last seen to grow, and when that was.
@@ -84,9 +87,24 @@ struct Step {
 }
 
 impl StallWatch {
-    /// Returns the share of the time that the guest's vCPUs rest, in percent.
-    pub(super) fn throttle(&self) -> u8 {
-        self.throttle.map_or(0, |step| step.percent)
+    /// Returns how much the guest, which has `vcpus`, is slowed down: all of them alike, unless it
+    /// has said otherwise.
+    pub(super) fn throttled(&self, vcpus: u16) -> Throttled {
+        self.throttle.map_or_else(Throttled::default, |step| {
+            step.applied.unwrap_or(Throttled { vcpus, percent: step.percent })
+        })
+    }
+
+    /// Takes what the guest says about its throttle; returns whether it has one. The answer to the
+    /// end of one may come after the beginning of the next.
+    pub(super) fn on_throttled(&mut self, throttled: Throttled) -> bool {
+        match &mut self.throttle {
+            Some(step) if throttled.percent > 0 => {
+                step.applied = Some(throttled);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Ends the throttle; returns whether there was one.
@@ -189,7 +207,8 @@ impl StallWatch {
         };
         let percent = percent.clamp(THROTTLE_FIRST, THROTTLE_MAX);
         let sent = (self.throttle.map_or(0, |step| step.sent.0), end.now);
-        self.throttle = Some(Step { percent, since: end.now, renewed: end.now, sent });
+        let (since, renewed) = (end.now, end.now);
+        self.throttle = Some(Step { percent, applied: None, since, renewed, sent });
         Remedy::Throttle(percent)
     }
 }
@@ -249,9 +268,9 @@ mod tests {
         assert_eq!(after(shrinking), Remedy::None);
         assert_eq!(after(in_vain(2100, 600)), Remedy::Throttle(99));
         assert_eq!(after(in_vain(2400, 600)), Remedy::None, "it is never stopped");
-        assert_eq!(watch.throttle(), 99);
+        assert_eq!(watch.throttled(4), Throttled { vcpus: 4, percent: 99 });
         assert!(watch.end_throttle() && !watch.end_throttle());
-        assert_eq!(watch.throttle(), 0);
+        assert_eq!(watch.throttled(4), Throttled::default());
     }
 
     #[test]
@@ -280,6 +299,22 @@ mod tests {
     }
 
     #[test]
+    fn the_guest_says_which_share_of_it_rests_until_the_next_step() {
+        let mut watch = StallWatch::default();
+        let (one, none) = (Throttled { vcpus: 1, percent: 83 }, Throttled::default());
+        assert!(!watch.on_throttled(one), "late: it is not throttled any more");
+        for at in [0, 600, 1200] {
+            watch.after_round(OnStall::Throttle, &in_vain(at, 900));
+        }
+        assert_eq!(watch.throttled(4), Throttled { vcpus: 4, percent: 75 });
+        assert!(!watch.on_throttled(none), "late: the answer to the end of an earlier one");
+        assert!(watch.on_throttled(one));
+        assert_eq!(watch.throttled(4), one);
+        watch.after_round(OnStall::Throttle, &in_vain(1500, 900));
+        assert_eq!(watch.throttled(4), Throttled { vcpus: 4, percent: 94 });
+    }
+
+    #[test]
     fn the_throttle_ends_when_nothing_is_sent_any_more() {
         let mut watch = StallWatch::default();
         for at in [0, 600, 1200] {
@@ -288,7 +323,7 @@ mod tests {
         assert_eq!(watch.renew(7, 3000 * MS), Some(75));
         assert_eq!(watch.renew(7, 7000 * MS), Some(75));
         assert_eq!(watch.renew(7, 8000 * MS), Some(0));
-        assert_eq!((watch.throttle(), watch.renew(7, 9000 * MS)), (0, None));
+        assert_eq!((watch.throttled(4), watch.renew(7, 9000 * MS)), (Throttled::default(), None));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Ioctls that kvm-ioctls lacks, exposes only as unsafe, or supports only in part.
 
+use std::fs::File;
+use std::os::fd::FromRawFd;
+
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_device_attr,
     kvm_dirty_log, kvm_userspace_memory_region, kvm_xsave,
@@ -7,8 +10,10 @@ use kvm_bindings::{
 use kvm_ioctls::{Error, Kvm, VcpuFd, VmFd};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
-use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::ioctl::{
+    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref,
+};
+use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::host_address;
 
@@ -16,6 +21,7 @@ ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
+ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
 #[cfg(test)]
 ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, u64);
@@ -125,6 +131,19 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8], bytes: usize) -> Result<(), 
     // SAFETY: the kernel reads as many bytes as KVM_CAP_XSAVE2 says (at least 4096), which is the
     // length of `padded`, and checks their content.
     check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), padded.as_ptr()) })
+}
+
+/// Opens the statistics of `vcpu`, a file that can be read at any time: a `kvm_stats_header`, then
+/// descriptors and data. Close it before the VM: it may keep the VM alive.
+///
+/// # Errors
+/// `EINVAL` before Linux 5.14; otherwise the error from the kernel.
+pub(crate) fn statistics(vcpu: &VcpuFd) -> Result<File, Error> {
+    // SAFETY: the ioctl takes no argument and creates a descriptor.
+    let descriptor = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
+    check(descriptor)?;
+    // SAFETY: the kernel has just created the descriptor, so nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
 }
 
 /// Reads the host's TSC, in ticks.

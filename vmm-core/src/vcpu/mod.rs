@@ -5,12 +5,16 @@
 //! vCPU runs *jobs*: closures that get the vCPU, always on its own thread. This is how its
 //! registers are read and written.
 
+mod faults;
 mod resets;
 mod run;
 mod thread;
 mod throttle;
+mod writers;
 
+pub(crate) use faults::FaultCounter;
 pub use resets::OnReboot;
 pub(crate) use run::Vcpu;
 pub(crate) use thread::{Machine, VcpuThread};
 pub(crate) use throttle::Throttle;
+pub use writers::Throttled;

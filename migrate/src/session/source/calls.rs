@@ -93,11 +93,12 @@ impl Driver {
     }
 
     pub(super) fn throttle(&self, percent: u8) {
-        let guest = self.guest.clone();
-        self.worker.run(move || {
-            if let Err(error) = guest.throttle(percent) {
-                tracing::warn!(%error, "the guest is not slowed down");
+        let (guest, input_sender) = (self.guest.clone(), self.input_sender.clone());
+        self.worker.run(move || match guest.throttle(percent) {
+            Ok(throttled) => {
+                let _ = input_sender.send(Input::Event(Event::Throttled(throttled)));
             }
+            Err(error) => tracing::warn!(%error, "the guest is not slowed down"),
         });
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::ChangeRefused;
+use crate::guest::Throttled;
 use crate::limits::LimitsChange;
 use crate::protocol::FEATURE_POSTCOPY;
 
@@ -31,7 +32,9 @@ fn throttled() -> Bench {
 #[test]
 fn the_throttle_is_renewed_and_ends_once_the_guest_is_paused() {
     let mut bench = throttled();
-    let percent = bench.source.progress(bench.now).throttle_percent;
+    let progress = bench.source.progress(bench.now);
+    let (percent, vcpus) = (progress.throttle_percent, progress.throttled_vcpus);
+    assert_eq!(vcpus, bench.source.config.guest.vcpus);
     bench.now += Duration::from_secs(1);
     let transfer = Transfer { wire_bytes: 1, ..Transfer::default() };
     assert_eq!(bench.feed(Event::Transferred(transfer)), [Action::Throttle { percent }]);
@@ -41,6 +44,22 @@ fn the_throttle_is_renewed_and_ends_once_the_guest_is_paused() {
     let paused = bench.feed(Event::Paused { was: RunState::Running });
     assert_eq!(paused[0], LIFTED, "it may be resumed here");
     assert_eq!(bench.source.progress(bench.now).throttle_percent, 0);
+}
+
+#[test]
+fn progress_and_report_say_how_many_vcpus_rest_and_how_much_one_of_them_does() {
+    let mut bench = throttled();
+    bench.feed(Event::Throttled(Throttled { vcpus: 3, percent: 98 }));
+    assert_eq!(bench.feed(Event::Throttled(Throttled { vcpus: 1, percent: 90 })), []);
+    let progress = bench.source.progress(bench.now);
+    assert_eq!((progress.throttled_vcpus, progress.throttle_percent), (1, 90));
+    let lost = bench.feed(Event::ConnectionLost { detail: "cable".into() });
+    assert!(lost.contains(&LIFTED));
+    assert_eq!(bench.feed(Event::Throttled(Throttled::default())), []);
+    let progress = bench.source.progress(bench.now);
+    assert_eq!((progress.throttled_vcpus, progress.throttle_percent), (0, 0));
+    let stall = bench.source.notes.stall.unwrap();
+    assert_eq!((stall.throttled_vcpus, stall.throttle_percent_max), (1, 98));
 }
 
 #[test]
