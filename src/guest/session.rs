@@ -191,6 +191,7 @@ fn not_recovered(error: RecoverRefused) -> ApiError {
     let reason = match error {
         RecoverRefused::Over => Reason::NotMigrating,
         RecoverRefused::NotHere | RecoverRefused::NotCommitted => Reason::WrongState,
+        RecoverRefused::Unrecorded { .. } => Reason::Failed,
     };
     ApiError::new(reason, error.to_string())
 }

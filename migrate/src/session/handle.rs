@@ -29,12 +29,20 @@ pub(super) enum Command {
 /// What remains of a [`Command`] to do, apart from the answer.
 #[derive(Debug)]
 pub(super) enum PendingCommand {
-    Cancel { by: PeerText },
+    Cancel {
+        by: PeerText,
+    },
     Change(LimitsChange),
     Postcopy,
-    Recover(SocketAddr),
+    /// Answered once the address is recorded.
+    Recover {
+        address: SocketAddr,
+        answer: oneshot::Sender<Result<(), RecoverRefused>>,
+    },
     Resolve(OperatorChoice),
-    GuestStopped { detail: PeerText },
+    GuestStopped {
+        detail: PeerText,
+    },
 }
 
 /// The commands that a state machine accepts now.
@@ -108,11 +116,10 @@ impl Command {
                 let may = machine.can_postcopy();
                 (may.is_ok().then_some(PendingCommand::Postcopy), Answer::Postcopy(answer, may))
             }
-            Self::Recover { address, answer } => {
-                let may = machine.can_recover();
-                let pending = may.is_ok().then_some(PendingCommand::Recover(address));
-                (pending, Answer::Recover(answer, may))
-            }
+            Self::Recover { address, answer } => match machine.can_recover() {
+                Ok(()) => (Some(PendingCommand::Recover { address, answer }), Answer::Unneeded),
+                Err(refused) => (None, Answer::Unrecovered(answer, refused)),
+            },
             Self::Resolve { choice, answer } => {
                 let may = machine.can_resolve(choice);
                 (
@@ -133,7 +140,7 @@ pub(super) enum Answer {
     Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
     Change(oneshot::Sender<Result<(), ChangeRefused>>, Result<(), ChangeRefused>),
     Postcopy(oneshot::Sender<Result<(), PostcopyRefused>>, Result<(), PostcopyRefused>),
-    Recover(oneshot::Sender<Result<(), RecoverRefused>>, Result<(), RecoverRefused>),
+    Unrecovered(oneshot::Sender<Result<(), RecoverRefused>>, RecoverRefused),
     Resolve(oneshot::Sender<Result<(), ResolveRefused>>, Result<(), ResolveRefused>),
     Unneeded,
 }
@@ -145,7 +152,7 @@ impl Answer {
             Self::Cancel(to, answer) => drop(to.send(answer)),
             Self::Change(to, answer) => drop(to.send(answer)),
             Self::Postcopy(to, answer) => drop(to.send(answer)),
-            Self::Recover(to, answer) => drop(to.send(answer)),
+            Self::Unrecovered(to, refused) => drop(to.send(Err(refused))),
             Self::Resolve(to, answer) => drop(to.send(answer)),
             Self::Unneeded => {}
         }
@@ -214,11 +221,12 @@ impl Handle {
         answered.await.unwrap_or(Err(PostcopyRefused::Over))
     }
 
-    /// Has a source look for its destination's node at another address from now on; the process that
-    /// received the guest is at the same one.
+    /// Has a source look for its destination's node at another address once its record says so; the
+    /// process that received the guest is at the same one.
     ///
     /// # Errors
-    /// If there is nothing to be heard of the destination, or this is not the source.
+    /// If there is nothing to be heard of the destination, this is not the source, or the record
+    /// cannot be written: the former address stays then.
     pub async fn recover(&self, address: SocketAddr) -> Result<(), RecoverRefused> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Recover { address, answer };

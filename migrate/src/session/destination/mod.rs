@@ -353,7 +353,7 @@ impl Driver {
                 PendingCommand::GuestStopped { .. }
                 | PendingCommand::Change(_)
                 | PendingCommand::Postcopy
-                | PendingCommand::Recover(_),
+                | PendingCommand::Recover { .. },
             )
             | None => Next::GoOn,
         };

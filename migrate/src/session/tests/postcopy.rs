@@ -1,5 +1,6 @@
 //! Guests that run at the destination before their memory is there.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -14,8 +15,10 @@ use crate::error::{PostcopyRefused, RecoverRefused};
 use crate::guest::MissingMemory;
 use crate::pages::{BufferPool, Compression, Encoder, HEADER_BYTES, Position, WireRate};
 use crate::phase::Phase;
+use crate::progress::Role;
 use crate::protocol::Features;
 use crate::quic::pair::{Ending, Pair};
+use crate::record::Side;
 use crate::session::fetch::{Fetch, FetchError};
 use crate::session::{Handle, SourceSession};
 
@@ -118,6 +121,32 @@ async fn the_guest_waits_while_the_link_is_lost_and_both_sides_go_on() {
         }
     }
     world.assert_migrated(&guest, &handle).await;
+}
+
+/// Returns where the source's record says that the destination is: its node and its process.
+fn recorded(world: &World, handle: &Handle) -> [SocketAddr; 2] {
+    let record = world.records.read(handle.migration(), Role::Source, |_| true).unwrap();
+    match record.unwrap().side {
+        Side::Source { node_address, process_address, .. } => [node_address, process_address],
+        Side::Destination { .. } => panic!("a record of the destination"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_address_of_the_destination_is_recorded_and_dialled() {
+    let relay = Relay::default();
+    let world = world(relay.clone());
+    let (guest, handle) = handed_over(&world).await;
+    relay.silent.store(true, SeqCst);
+    let elsewhere = |address: SocketAddr| SocketAddr::from(([127, 0, 0, 2], address.port()));
+    let there = recorded(&world, &handle).map(elsewhere);
+    Relay::default().start_at(there[1], world.arrival().await.port());
+
+    handle.recover(there[0]).await.unwrap();
+
+    assert_eq!(recorded(&world, &handle), there);
+    world.assert_migrated(&guest, &handle).await;
+    assert_eq!(recorded(&world, &handle), there);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,12 @@ pub(super) struct Relay {
 impl Relay {
     /// Starts forwarding to `port`; returns the port to send to.
     pub(super) fn start(&self, port: u16) -> u16 {
-        let here = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
+        self.start_at(SocketAddr::new(LOOPBACK, 0), port)
+    }
+
+    /// As [`Self::start`], and listens at `address`.
+    pub(super) fn start_at(&self, address: SocketAddr, port: u16) -> u16 {
+        let here = std::net::UdpSocket::bind(address).unwrap();
         here.set_nonblocking(true).unwrap();
         let there = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
         there.set_nonblocking(true).unwrap();
