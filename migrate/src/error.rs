@@ -285,6 +285,9 @@ pub enum ChangeRefused {
     /// The guest is being handed over, or the migration is being undone.
     #[error("too late to change it: the guest is being handed over")]
     Late,
+    /// The guest is handed over, and its memory follows it.
+    #[error("too late for other limits: the guest is handed over, only the bandwidth can change")]
+    OnlyBandwidth,
     /// The migration is over.
     #[error("nothing to change: the migration is over")]
     Over,

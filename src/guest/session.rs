@@ -169,7 +169,7 @@ fn not_changed(error: ChangeRefused) -> ApiError {
     let reason = match error {
         ChangeRefused::Over => Reason::NotMigrating,
         ChangeRefused::NotHere => Reason::WrongState,
-        ChangeRefused::Late => Reason::TooLate,
+        ChangeRefused::Late | ChangeRefused::OnlyBandwidth => Reason::TooLate,
     };
     ApiError::new(reason, error.to_string())
 }

@@ -48,7 +48,7 @@ pub(super) enum PendingCommand {
 /// The commands that a state machine accepts now.
 pub(super) trait Commanded {
     fn can_cancel(&self) -> Result<(), CancelRefused>;
-    fn can_change(&self) -> Result<(), ChangeRefused>;
+    fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused>;
     fn can_postcopy(&self) -> Result<(), PostcopyRefused>;
     fn can_recover(&self) -> Result<(), RecoverRefused>;
     fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused>;
@@ -59,8 +59,8 @@ impl Commanded for Source {
         Self::can_cancel(self)
     }
 
-    fn can_change(&self) -> Result<(), ChangeRefused> {
-        Self::can_change(self)
+    fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused> {
+        Self::can_change(self, change)
     }
 
     fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
@@ -81,7 +81,7 @@ impl Commanded for Destination {
         Self::can_cancel(self)
     }
 
-    fn can_change(&self) -> Result<(), ChangeRefused> {
+    fn can_change(&self, _: &LimitsChange) -> Result<(), ChangeRefused> {
         Err(ChangeRefused::NotHere)
     }
 
@@ -108,7 +108,7 @@ impl Command {
                 (may.is_ok().then_some(PendingCommand::Cancel { by }), Answer::Cancel(answer, may))
             }
             Self::Change { change, answer } => {
-                let may = machine.can_change();
+                let may = machine.can_change(&change);
                 let pending = may.is_ok().then_some(PendingCommand::Change(change));
                 (pending, Answer::Change(answer, may))
             }
@@ -202,7 +202,7 @@ impl Handle {
     /// Changes the limits of a source.
     ///
     /// # Errors
-    /// If it is too late, or this is not the source.
+    /// If it is too late, for what is to change, or this is not the source.
     pub async fn change(&self, change: LimitsChange) -> Result<(), ChangeRefused> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Change { change, answer };

@@ -1,5 +1,5 @@
 //! The source's side of memory that follows its guest: sends the pages that the destination lacks,
-//! those that it requests first.
+//! those that it requests first: only the others wait for the bandwidth limit.
 
 use std::sync::{Arc, PoisonError};
 
@@ -138,17 +138,23 @@ async fn take_requests(
     }
 }
 
-/// Sends all pages that are not requested.
+/// Sends all pages that are not requested, within the bandwidth limit. A page that it has taken is
+/// no longer sent on request, so it takes none that would have to wait.
 async fn send_unasked(mut outlet: Outlet, outstanding: Arc<Outstanding>) -> Result<(), ServeError> {
-    while let Some((chunk, pages)) = outstanding.next_unasked().await {
-        outlet.encode(chunk, pages)?;
-        if outlet.is_full() {
-            outlet.flush().await?;
+    loop {
+        outlet.context.limiter.paid().await;
+        let mut next = outstanding.next_unasked().await;
+        if next.is_none() {
+            break;
         }
-        // Zero pages fill no buffer, so without this no other task would run on this thread.
-        yield_now().await;
+        while let Some((chunk, pages)) = next {
+            outlet.encode(chunk, pages)?;
+            // Zero pages fill no buffer, so without this no other task would run on this thread.
+            yield_now().await;
+            next = if outlet.is_full() { None } else { outstanding.more_unasked() };
+        }
+        outlet.flush().await?;
     }
-    outlet.flush().await?;
     outlet.stream.end().map_err(broken)
 }
 
@@ -194,7 +200,7 @@ impl Outlet {
         self.batch.len() >= BACKGROUND_GOAL || !self.batch.has_room()
     }
 
-    /// Hands the frames gathered so far to the transport.
+    /// Hands the frames gathered so far to the transport, and counts them for the bandwidth limit.
     async fn flush(&mut self) -> Result<(), ServeError> {
         if self.batch.is_empty() {
             return Ok(());
@@ -206,6 +212,7 @@ impl Outlet {
             Passage::Hold => return std::future::pending().await,
             Passage::Flip => batch.damage(),
         }
+        self.context.limiter.count(batch.len());
         self.stream.stream.write_chunk(batch.into_bytes()).await.map_err(unwritten)
     }
 }

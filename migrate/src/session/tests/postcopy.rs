@@ -11,8 +11,9 @@ use super::memory::{Content, FakeMemory};
 use super::missing::FakeMissing;
 use super::relay::Relay;
 use super::world::{FakeSource, World, in_time, reach};
-use crate::error::{PostcopyRefused, RecoverRefused};
+use crate::error::{ChangeRefused, PostcopyRefused, RecoverRefused};
 use crate::guest::MissingMemory;
+use crate::limits::LimitsChange;
 use crate::pages::{BufferPool, Compression, Encoder, HEADER_BYTES, Position, WireRate};
 use crate::phase::Phase;
 use crate::progress::Role;
@@ -33,10 +34,21 @@ fn world(relay: Relay) -> World {
     })
 }
 
-/// Starts to migrate a guest of random content, and hands it over before most of its memory.
+/// Starts to migrate a guest of random content, and hands it over before most of its memory. The
+/// link has no limit from then on.
 async fn handed_over(world: &World) -> (Arc<FakeSource>, Handle) {
+    let (guest, handle) = handed_over_slowly(world).await;
+    handle.change(bandwidth(0)).await.unwrap();
+    (guest, handle)
+}
+
+fn bandwidth(bytes_per_second: u64) -> LimitsChange {
+    LimitsChange { bandwidth: Some(bytes_per_second), ..LimitsChange::default() }
+}
+
+/// As [`handed_over`], with a limit of 64 pages a second.
+async fn handed_over_slowly(world: &World) -> (Arc<FakeSource>, Handle) {
     let guest = FakeSource::new(64, Content::Random);
-    // Slow until the guest is paused.
     let session = SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() };
     let handle = world.start(session, &guest);
     reach(&handle, Phase::Precopy).await;
@@ -99,6 +111,42 @@ async fn a_page_that_the_guest_reads_comes_before_the_rest() {
     assert!(missing.left() > PAGES as u64 / 4, "{} pages were left", missing.left());
     assert!(took < Duration::from_secs(1), "{took:?}");
     world.assert_migrated(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_guest_waits_for_does_not_wait_for_the_bandwidth_limit() {
+    let world = world(Relay::default());
+    let (guest, handle) = handed_over_slowly(&world).await;
+    let missing = world.target().missing.get().unwrap().clone();
+    let reader = missing.clone();
+    let took = spawn_blocking(move || {
+        let began = Instant::now();
+        // Each comes with 8 neighbours: within the limit, that takes 5 s.
+        (0..36).for_each(|chunk| reader.read((60 - chunk) * 64));
+        began.elapsed()
+    });
+    let took = in_time(took).await.unwrap();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(missing.left() > PAGES as u64 / 2, "{} pages are missing", missing.left());
+    handle.change(bandwidth(0)).await.unwrap();
+    world.assert_migrated(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bandwidth_limit_holds_for_memory_that_follows_the_guest() {
+    let world = world(Relay::default());
+    let (guest, handle) = handed_over_slowly(&world).await;
+    let downtime = Some(Duration::from_secs(1));
+    let other = handle.change(LimitsChange { downtime, ..bandwidth(0) }).await;
+    assert_eq!(other, Err(ChangeRefused::OnlyBandwidth));
+    let left = world.target().missing.get().unwrap().left();
+    let began = Instant::now();
+
+    handle.change(bandwidth(4 << 20)).await.unwrap();
+
+    world.assert_migrated(&guest, &handle).await;
+    let least = left as f64 * 4096.0 / f64::from(4 << 20) * 0.8;
+    assert!(began.elapsed().as_secs_f64() > least, "{left} pages in {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
