@@ -9,6 +9,9 @@ use crate::guest::{ChunkPages, GuestError, MissingMemory};
 /// Longest wait for a page; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the last pages take to be dropped: time for others to be placed too early.
+const LAST_DROP: Duration = Duration::from_millis(100);
+
 pub(super) struct FakeMissing {
     memory: Arc<FakeMemory>,
     pages: Mutex<Pages>,
@@ -22,6 +25,9 @@ struct Pages {
     /// Wanted pages that were not returned yet.
     new: Vec<ChunkPages>,
     is_ended: bool,
+    /// How often pages were dropped: for a guest, twice.
+    drops: u32,
+    is_placed_early: bool,
 }
 
 impl FakeMissing {
@@ -46,6 +52,11 @@ impl FakeMissing {
         assert!(in_time, "page {page} did not come");
     }
 
+    /// Whether a page was placed before the last ones were dropped.
+    pub(super) fn was_placed_early(&self) -> bool {
+        self.lock().is_placed_early
+    }
+
     fn lock(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,6 +69,8 @@ impl FakeMissing {
                 bytes[page * 4096..][..4096].copy_from_slice(&content(page));
             }
         });
+        let is_early = pages.drops < 2 && placed != 0;
+        pages.is_placed_early |= is_early;
         pages.missing[chunk] &= !placed;
         pages.wanted[chunk] &= !placed;
         self.changed.notify_all();
@@ -67,6 +80,12 @@ impl FakeMissing {
 impl MissingMemory for FakeMissing {
     fn clear(&self, words: &[u64]) -> Result<(), GuestError> {
         let mut pages = self.lock();
+        if pages.drops == 1 {
+            let waited =
+                self.changed.wait_timeout_while(pages, LAST_DROP, |pages| !pages.is_placed_early);
+            (pages, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        pages.drops += 1;
         for (chunk, word) in words.iter().enumerate() {
             pages.missing[chunk] |= word;
             // What a guest would read that does not wait.

@@ -90,6 +90,7 @@ async fn a_guest_that_writes_arrives_with_what_it_wrote() {
     reach(&handle, Phase::Precopy).await;
     handle.postcopy().await.unwrap();
     world.assert_migrated(&guest, &handle).await;
+    assert!(!world.target().missing.get().unwrap().was_placed_early());
     done.store(true, SeqCst);
     writer.await.unwrap();
 }
