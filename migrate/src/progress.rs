@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::phase::{Phase, PhaseTime};
 use crate::protocol::MigrationId;
 use crate::stall::OnStall;
+use crate::waits::PageWaits;
 
 /// The side of a migration that reports.
 #[derive(
@@ -167,6 +168,9 @@ pub struct Progress {
     /// its memory then.
     #[serde(default)]
     pub postcopy_refused: Option<String>,
+    /// How long the guest has waited for pages that follow it. Only the destination reports it.
+    #[serde(default)]
+    pub page_waits: Option<PageWaits>,
     /// What the operator can do; set if this side cannot tell whether the other one runs the guest
     /// or will run it.
     pub in_doubt: Option<String>,
@@ -195,6 +199,7 @@ impl Progress {
             on_stall: None,
             throttle_percent: 0,
             postcopy_refused: None,
+            page_waits: None,
             in_doubt: None,
         }
     }

@@ -1,10 +1,10 @@
 //! Memory of which pages are missing, for a guest that consists only of memory.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::memory::FakeMemory;
-use crate::guest::{ChunkPages, GuestError, MissingMemory};
+use crate::guest::{ChunkPages, GuestError, MissingMemory, Waits};
 
 /// Longest wait for a page; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +24,9 @@ struct Pages {
     wanted: Vec<u64>,
     /// Wanted pages that were not returned yet.
     new: Vec<ChunkPages>,
+    /// Wanted pages with the time from which they are waited for.
+    since: Vec<(ChunkPages, Instant)>,
+    waits: Vec<Duration>,
     is_ended: bool,
     /// How often pages were dropped: for a guest, twice.
     drops: u32,
@@ -44,6 +47,7 @@ impl FakeMissing {
         if pages.missing[chunk] & bit != 0 && pages.wanted[chunk] & bit == 0 {
             pages.wanted[chunk] |= bit;
             pages.new.push((chunk, bit));
+            pages.since.push(((chunk, bit), Instant::now()));
             self.changed.notify_all();
         }
         let is_absent = |pages: &mut Pages| !pages.is_ended && pages.missing[chunk] & bit != 0;
@@ -73,6 +77,9 @@ impl FakeMissing {
         pages.is_placed_early |= is_early;
         pages.missing[chunk] &= !placed;
         pages.wanted[chunk] &= !placed;
+        let ended = |((at, bit), _): &mut (ChunkPages, Instant)| *at == chunk && placed & *bit != 0;
+        let ended: Vec<_> = pages.since.extract_if(.., ended).collect();
+        pages.waits.extend(ended.into_iter().map(|(_, since)| since.elapsed()));
         self.changed.notify_all();
     }
 }
@@ -127,6 +134,12 @@ impl MissingMemory for FakeMissing {
 
     fn waited_for(&self) -> Vec<ChunkPages> {
         listed(&self.lock().wanted)
+    }
+
+    fn waits(&self) -> Waits {
+        let mut pages = self.lock();
+        let oldest = pages.since.iter().map(|(_, since)| since.elapsed()).max();
+        Waits { ended: std::mem::take(&mut pages.waits), oldest }
     }
 
     fn end(&self) -> Result<(), GuestError> {

@@ -111,7 +111,11 @@ async fn a_page_that_the_guest_reads_comes_before_the_rest() {
 
     assert!(missing.left() > PAGES as u64 / 4, "{} pages were left", missing.left());
     assert!(took < Duration::from_secs(1), "{took:?}");
-    world.assert_migrated(&guest, &handle).await;
+    let here = world.assert_migrated(&guest, &handle).await.page_waits.unwrap();
+    let there = world.arrival().await.settled().await.unwrap().page_waits.unwrap();
+    assert_eq!(there.counts.iter().sum::<u64>(), 1, "{there:?}");
+    assert!(there.longest_seconds > 0.0 && there.oldest_seconds.eq(&0.0), "{there:?}");
+    assert!((here.longest_seconds - there.longest_seconds).abs() < 1e-5, "{here:?}, {there:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
