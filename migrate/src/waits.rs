@@ -11,7 +11,7 @@ use crate::guest::Waits;
 pub const BOUNDS_SECONDS: [f64; 12] =
     [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
 
-/// From when on a page counts as withheld, in seconds: far longer than any network takes to carry it.
+/// From when on a page counts as withheld, in seconds: far longer than any network needs for it.
 const WITHHELD_SECONDS: f64 = 5.0;
 
 /// The waits of a guest for pages of its memory that follow it, of vCPUs and devices alike, as its
@@ -19,8 +19,8 @@ const WITHHELD_SECONDS: f64 = 5.0;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PageWaits {
-    /// Number of waits that took at most 0.1 ms, 0.3 ms, 1 ms, and so on up to 30 s, and longer than
-    /// the length before; then of those that took longer. Empty in the report of a source.
+    /// Number of waits that took at most 0.1 ms, 0.3 ms, 1 ms, and so on up to 30 s, and longer
+    /// than the length before; then of those that took longer. Empty in the report of a source.
     pub counts: Vec<u64>,
     /// Total of these waits.
     pub total_seconds: f64,
@@ -57,8 +57,8 @@ impl PageWaits {
         self.longest_seconds = self.longest_seconds.max(self.oldest_seconds);
     }
 
-    /// Returns whether the guest has waited for a page for so long that it seems to be withheld: the
-    /// source does not send it, or is out of reach.
+    /// Returns whether the guest has waited for a page for so long that it seems to be withheld:
+    /// the source does not send it, or is out of reach.
     pub fn is_withheld(&self) -> bool {
         self.oldest_seconds >= WITHHELD_SECONDS
     }

@@ -148,8 +148,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) tls_name: Option<String>,
 
     /// Change the migration that is under way: downtime=TIME, timeout=TIME, on-stall=HOW,
-    /// bandwidth=RATE or bandwidth=none; only the bandwidth once the guest is handed over before its
-    /// memory.
+    /// bandwidth=RATE or bandwidth=none; only the bandwidth once the guest is handed over before
+    /// its memory.
     #[arg(
         long,
         value_parser = Setting::parse,

@@ -316,8 +316,8 @@ impl World {
         self.after(MS, Happening::ToSource(source::Event::StreamsEnded(missing)));
     }
 
-    /// Sends what is missing, on the present connection. Its streams may overtake the control stream:
-    /// pages may arrive before the destination knows that they are missing.
+    /// Sends what is missing, on the present connection. Its streams may overtake the control
+    /// stream: pages may arrive before the destination knows that they are missing.
     fn serve(&mut self, missing: Option<PageSet>) {
         let Some(source) = &self.source else { return };
         let (Some(conn), Some(guest)) = (source.conn, &source.guest) else { return };

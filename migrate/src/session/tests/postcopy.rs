@@ -46,11 +46,15 @@ fn bandwidth(bytes_per_second: u64) -> LimitsChange {
     LimitsChange { bandwidth: Some(bytes_per_second), ..LimitsChange::default() }
 }
 
+/// A session with a limit of 64 pages a second.
+fn slow(world: &World) -> SourceSession {
+    SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() }
+}
+
 /// As [`handed_over`], with a limit of 64 pages a second.
 async fn handed_over_slowly(world: &World) -> (Arc<FakeSource>, Handle) {
     let guest = FakeSource::new(64, Content::Random);
-    let session = SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() };
-    let handle = world.start(session, &guest);
+    let handle = world.start(slow(world), &guest);
     reach(&handle, Phase::Precopy).await;
     handle.postcopy().await.unwrap();
     reach(&handle, Phase::Postcopy).await;
@@ -176,6 +180,31 @@ async fn the_guest_waits_while_the_link_is_lost_and_both_sides_go_on() {
     world.assert_migrated(&guest, &handle).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_reconnects_has_as_many_connections_as_before() {
+    let relay = Relay::default();
+    let world = world(relay.clone());
+    let guest = FakeSource::new(64, Content::Random);
+    let session = SourceSession { connections: Some(3), ..slow(&world) };
+    let handle = world.start(session, &guest);
+    reach(&handle, Phase::Precopy).await;
+    handle.postcopy().await.unwrap();
+    reach(&handle, Phase::Postcopy).await;
+    assert_eq!(relay.sockets.load(SeqCst), 3);
+    relay.silent.store(true, SeqCst);
+    let mut progress = handle.progress();
+    let lost = progress.wait_for(|progress| progress.in_doubt.is_some());
+    drop(in_time(lost).await.unwrap());
+
+    handle.change(bandwidth(0)).await.unwrap();
+    relay.silent.store(false, SeqCst);
+
+    world.assert_migrated(&guest, &handle).await;
+    // A socket may come to them each time that the link is lost.
+    let sockets = relay.sockets.load(SeqCst);
+    assert!(sockets >= 6, "{sockets} sockets");
+}
+
 /// Returns where the source's record says that the destination is: its node and its process.
 fn recorded(world: &World, handle: &Handle) -> [SocketAddr; 2] {
     let record = world.records.read(handle.migration(), Role::Source, |_| true).unwrap();
@@ -206,8 +235,7 @@ async fn another_address_of_the_destination_is_recorded_and_dialled() {
 async fn both_sides_must_be_able_to() {
     let world = World::new();
     let guest = FakeSource::new(64, Content::Random);
-    let session = SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() };
-    let handle = world.start(session, &guest);
+    let handle = world.start(slow(&world), &guest);
     reach(&handle, Phase::Precopy).await;
     assert_eq!(handle.postcopy().await, Err(PostcopyRefused::Unsupported));
     let arrival = world.arrival().await;
