@@ -13,7 +13,8 @@ use crate::definition::{CatalogueError, Definition, Unit};
 use crate::density::{DensityCounted, DensityScraped};
 use crate::entries::{catalogue, definition};
 use crate::family::{
-    Counter, DowntimeBuckets, DurationBuckets, ErrorBuckets, Family, Gauge, Histogram,
+    Counter, Distribution, DowntimeBuckets, DurationBuckets, ErrorBuckets, Family, Gauge,
+    Histogram, PageWaitBuckets,
 };
 use crate::labels::{
     BuildRevision, BuildVersion, Encoding, EstimateFigure, FailureReason, GuestName, GuestState,
@@ -160,6 +161,12 @@ catalogue! {
             "lighter_migration_guest_downtime_seconds", Seconds,
             "The longest stall that a guest has measured since its migration began; \
              only guests that report it.";
+        migration_page_wait: Distribution<(GuestName, Role), PageWaitBuckets> =
+            "lighter_migration_page_wait_seconds", Seconds,
+            "How long a guest that was handed over before its memory waited for pages of it.";
+        migration_oldest_page_wait: Gauge<(GuestName, Role)> =
+            "lighter_migration_oldest_page_wait_seconds", Seconds,
+            "How long the page for which a guest has waited longest by now has not come; 0 if it waits for none.";
     }
 }
 

@@ -81,6 +81,7 @@ pub(crate) fn migration(families: &Scraped, name: &GuestName, sample: &Migration
     progress(families, name, sample);
     traffic(families, name, sample);
     forecast(families, name, sample);
+    page_waits(families, name, sample);
 }
 
 /// Fills the phase of a migration and its durations.
@@ -136,5 +137,16 @@ fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
         if let Some(value) = value {
             gauge.set(&labels, value);
         }
+    }
+}
+
+/// Fills how long a guest waits for pages that follow it: those that it waits for now, while they
+/// do.
+fn page_waits(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
+    let Some(waits) = &sample.page_waits else { return };
+    let labels = (name.clone(), sample.direction);
+    families.migration_page_wait.set(&labels, &waits.counts, waits.total_seconds);
+    if sample.phase.is_some() {
+        families.migration_oldest_page_wait.set(&labels, waits.oldest_seconds);
     }
 }

@@ -35,7 +35,8 @@ pub use density::{
 };
 pub use exporter::{CONTENT_TYPE, Exporter, RenderError};
 pub use family::{
-    Buckets, Counter, DowntimeBuckets, DurationBuckets, ErrorBuckets, Gauge, Histogram,
+    Buckets, Counter, Distribution, DowntimeBuckets, DurationBuckets, ErrorBuckets, Gauge,
+    Histogram, PageWaitBuckets,
 };
 pub use labels::{
     BuildRevision, BuildVersion, Encoding, EstimateFigure, FailureReason, FixedLabel, GuestName,

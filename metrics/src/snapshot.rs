@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use migrate::Phase;
 use migrate::progress::Role;
+use migrate::waits::PageWaits;
 
 use crate::density::DensitySample;
 use crate::labels::GuestState;
@@ -138,6 +139,8 @@ pub struct MigrationSample {
     pub downtime: Option<Duration>,
     /// The guest's downtime, as measured by the guest.
     pub guest_downtime: Option<Duration>,
+    /// How long the guest waits for pages that follow it; only its destination measures that.
+    pub page_waits: Option<PageWaits>,
 }
 
 /// Pages, and the bytes that carried them.

@@ -18,6 +18,7 @@ use metrics::{
 };
 use migrate::Phase;
 use migrate::progress::Role;
+use migrate::waits::PageWaits;
 
 fn migration() -> MigrationSample {
     MigrationSample {
@@ -39,6 +40,12 @@ fn migration() -> MigrationSample {
         throttle: Some(0.75),
         downtime: Some(Duration::from_millis(12)),
         guest_downtime: Some(Duration::from_millis(13)),
+        page_waits: Some(PageWaits {
+            counts: vec![3, 0, 2],
+            total_seconds: 0.003,
+            longest_seconds: 0.002,
+            oldest_seconds: 0.001,
+        }),
     }
 }
 

@@ -285,13 +285,16 @@ pub enum ChangeRefused {
     /// The guest is being handed over, or the migration is being undone.
     #[error("too late to change it: the guest is being handed over")]
     Late,
+    /// The guest is handed over, and its memory follows it.
+    #[error("too late for other limits: the guest is handed over, only the bandwidth can change")]
+    OnlyBandwidth,
     /// The migration is over.
     #[error("nothing to change: the migration is over")]
     Over,
 }
 
 /// Why another address of the destination is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecoverRefused {
     /// Only the source connects.
     #[error("the source connects to the destination: give the address there")]
@@ -302,6 +305,12 @@ pub enum RecoverRefused {
     /// The migration is over.
     #[error("nothing to recover: the migration is over")]
     Over,
+    /// After a crash, only the record says where the destination is.
+    #[error("it cannot be recorded, so the former address stays: {detail}")]
+    Unrecorded {
+        /// The file system's error.
+        detail: PeerText,
+    },
 }
 
 /// Why an operator's choice is refused.

@@ -407,6 +407,15 @@ pub trait DestinationGuest: Send + Sync {
 /// Pages of one chunk of memory: its number, and the mask of the pages.
 pub type ChunkPages = (usize, u64);
 
+/// How long threads wait for missing pages, each from when its page was returned as wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// How long those took that have ended since the last call.
+    pub ended: Vec<Duration>,
+    /// How long the oldest of those that go on has lasted.
+    pub oldest: Option<Duration>,
+}
+
 /// The memory of a guest at the destination, of which pages are missing. Implementations never
 /// access that memory themselves, so no call waits for a page. The guest holds it too: once both
 /// have dropped it, those who wait continue with zeros.
@@ -448,6 +457,9 @@ pub trait MissingMemory: Send + Sync {
 
     /// Returns the missing pages that [`MissingMemory::wanted`] has returned before.
     fn waited_for(&self) -> Vec<ChunkPages>;
+
+    /// Returns how long threads wait for missing pages: those waits that have ended only once.
+    fn waits(&self) -> Waits;
 
     /// Ends this: whoever accesses memory waits no longer, and finds zeros where pages are missing.
     ///

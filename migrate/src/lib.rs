@@ -34,6 +34,7 @@ pub mod source;
 pub mod stall;
 mod telemetry;
 pub mod text;
+pub mod waits;
 
 pub use error::MigrationError;
 pub use guest::{

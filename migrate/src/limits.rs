@@ -36,6 +36,13 @@ pub struct LimitsChange {
     pub on_stall: Option<OnStall>,
 }
 
+impl LimitsChange {
+    /// Returns whether it changes nothing but the bandwidth.
+    pub(crate) fn is_of_bandwidth(&self) -> bool {
+        *self == Self { bandwidth: self.bandwidth, ..Self::default() }
+    }
+}
+
 /// Time that a hand-over may take in addition to twice the downtime limit.
 const STANDSTILL_SLACK: Duration = Duration::from_secs(1);
 

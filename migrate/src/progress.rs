@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::phase::{Phase, PhaseTime};
 use crate::protocol::MigrationId;
 use crate::stall::OnStall;
+use crate::waits::PageWaits;
 
 /// The side of a migration that reports.
 #[derive(
@@ -171,6 +172,9 @@ pub struct Progress {
     /// its memory then.
     #[serde(default)]
     pub postcopy_refused: Option<String>,
+    /// How long the guest has waited for pages that follow it. Only the destination reports it.
+    #[serde(default)]
+    pub page_waits: Option<PageWaits>,
     /// What the operator can do; set if this side cannot tell whether the other one runs the guest
     /// or will run it.
     pub in_doubt: Option<String>,
@@ -200,6 +204,7 @@ impl Progress {
             throttle_percent: 0,
             throttled_vcpus: 0,
             postcopy_refused: None,
+            page_waits: None,
             in_doubt: None,
         }
     }

@@ -10,6 +10,7 @@ use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::reason::Reason;
 use crate::stall::Stall;
+use crate::waits::PageWaits;
 
 /// Most rounds that a report lists: if there were more, the first and the last ones.
 pub const MAX_ROUNDS_LISTED: usize = 64;
@@ -64,6 +65,9 @@ pub struct Report {
     /// What an estimate shortly before the migration said of it, if there was one.
     #[serde(default)]
     pub estimate: Option<Estimated>,
+    /// How long the guest waited for pages that followed it, if it did.
+    #[serde(default)]
+    pub page_waits: Option<PageWaits>,
     /// How often the source paused the guest earlier, to measure what a pause costs.
     #[serde(default)]
     pub dry_runs: u32,
@@ -117,6 +121,7 @@ impl Report {
             standstill: None,
             stall: None,
             estimate: None,
+            page_waits: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
             returns: 0,

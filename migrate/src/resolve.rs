@@ -50,7 +50,8 @@ pub fn answer_for_dead(state: Option<DestinationState>, decision: Decision) -> D
         }
         (Some(Lost), _) => DeadAnswer { record: None, answer: lost() },
         (Some(Running), Decision::Serve) => {
-            DeadAnswer { record: None, answer: DestinationMessage::Complete }
+            let answer = DestinationMessage::Complete { longest_wait_us: 0 };
+            DeadAnswer { record: None, answer }
         }
         (Some(Running), _) => {
             DeadAnswer { record: None, answer: DestinationMessage::Running(Takeover::default()) }
@@ -83,7 +84,7 @@ pub fn judge_for_dead(state: SourceState, answer: &DestinationMessage) -> DeadSo
         (
             _,
             DestinationMessage::Running(_)
-            | DestinationMessage::Complete
+            | DestinationMessage::Complete { .. }
             | DestinationMessage::Lost(_),
         ) => DeadSource::Settled(SourceState::Done),
         (_, DestinationMessage::Discarded) => DeadSource::Settled(SourceState::Aborted),
@@ -143,7 +144,7 @@ mod tests {
         let both_died = answer_for_dead(Some(Taking), Decision::Lost);
         assert_eq!(both_died.record, Some(Lost));
         let all_was_there = answer_for_dead(Some(Running), Decision::Serve);
-        assert_eq!(all_was_there.answer, DestinationMessage::Complete);
+        assert_eq!(all_was_there.answer, DestinationMessage::Complete { longest_wait_us: 0 });
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::report::{
     Estimated, MAX_ROUNDS_LISTED, Outcome, Report, ReportedError, Round, Standstill,
 };
 use crate::stall::{OnStall, Stall};
+use crate::waits::PageWaits;
 
 /// Number of first rounds that stay listed when there are too many.
 const FIRST_ROUNDS: usize = 8;
@@ -40,6 +41,8 @@ pub(crate) struct Telemetry {
     pub(crate) standstill: Option<Standstill>,
     pub(crate) stall: Option<Stall>,
     pub(crate) estimate: Option<Estimated>,
+    /// How long the guest waits for pages that follow it.
+    pub(crate) page_waits: Option<PageWaits>,
     dirty_rate: DirtyRateMeter,
 }
 
@@ -68,6 +71,7 @@ impl Telemetry {
             standstill: None,
             stall: None,
             estimate: None,
+            page_waits: None,
             dirty_rate: DirtyRateMeter::default(),
         }
     }
@@ -195,6 +199,7 @@ impl Telemetry {
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
             transfer: self.transfer,
+            page_waits: self.page_waits.clone(),
             ..Progress::new(self.migration, self.role)
         }
     }
@@ -219,6 +224,7 @@ impl Telemetry {
             standstill: self.standstill,
             stall: self.stall,
             estimate: self.estimate,
+            page_waits: self.page_waits.clone(),
             dry_runs: self.dry_runs,
             dry_run_seconds: self.stood_in_dry_runs.as_secs_f64(),
             returns: self.returns,

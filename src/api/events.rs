@@ -84,6 +84,14 @@ pub(crate) enum What {
         /// The phase that it is in now.
         phase: Phase,
     },
+    /// The guest, which runs here before its memory, has waited for a page for a long time: its
+    /// source does not send it, or is out of reach.
+    WaitsForMemory {
+        /// Id of the migration.
+        migration_id: MigrationId,
+        /// How long it has waited by now.
+        seconds: f64,
+    },
     /// The migration is over.
     MigrationEnded {
         /// Id of the migration.
@@ -126,6 +134,9 @@ impl fmt::Display for What {
                 write!(f, "migration started: {migration_id}")
             }
             Self::MigrationPhase { phase, .. } => write!(f, "migration phase: {phase}"),
+            Self::WaitsForMemory { seconds, .. } => {
+                write!(f, "waits for memory that is still at its source, for {seconds:.1} s by now")
+            }
             Self::MigrationEnded { role, outcome, error, .. } => {
                 let how = match (outcome, role) {
                     (Outcome::Migrated, Role::Source) => "the guest has left",

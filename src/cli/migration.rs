@@ -92,8 +92,8 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_parser = on_stall(), value_name = "HOW")]
     pub(crate) on_stall: Option<OnStall>,
 
-    /// At most this much on the network, also while the guest is paused for the hand-over: 100MB/s,
-    /// 1Gbit/s [default: no limit].
+    /// At most this much on the network, also while the guest is paused for the hand-over, or its
+    /// memory follows it: 100MB/s, 1Gbit/s [default: no limit].
     #[arg(long, value_parser = parse_rate, value_name = "RATE")]
     pub(crate) bandwidth: Option<u64>,
 
@@ -148,7 +148,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) tls_name: Option<String>,
 
     /// Change the migration that is under way: downtime=TIME, timeout=TIME, on-stall=HOW,
-    /// bandwidth=RATE or bandwidth=none.
+    /// bandwidth=RATE or bandwidth=none; only the bandwidth once the guest is handed over before
+    /// its memory.
     #[arg(
         long,
         value_parser = Setting::parse,

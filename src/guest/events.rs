@@ -47,6 +47,7 @@ struct ReportedMigration {
     id: MigrationId,
     phases: usize,
     is_in_doubt: bool,
+    is_page_withheld: bool,
     end: Option<What>,
 }
 
@@ -87,8 +88,13 @@ impl Events {
     /// Reports that a migration starts.
     pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
         self.report_all(|reported| {
-            let new =
-                ReportedMigration { id: migration_id, phases: 0, is_in_doubt: false, end: None };
+            let new = ReportedMigration {
+                id: migration_id,
+                phases: 0,
+                is_in_doubt: false,
+                is_page_withheld: false,
+                end: None,
+            };
             reported.migration = Some(new);
             vec![What::MigrationStarted { migration_id, role }]
         });
@@ -176,6 +182,10 @@ impl Reported {
         let was_in_doubt = std::mem::replace(&mut known.is_in_doubt, progress.in_doubt.is_some());
         let doubt = progress.in_doubt.clone().filter(|_| !was_in_doubt);
         news.extend(doubt.map(|detail| What::InDoubt { detail }));
+        let withheld = progress.page_waits.as_ref().filter(|waits| waits.is_withheld());
+        let was_withheld = std::mem::replace(&mut known.is_page_withheld, withheld.is_some());
+        let withheld = withheld.filter(|_| !was_withheld).map(|waits| waits.oldest_seconds);
+        news.extend(withheld.map(|seconds| What::WaitsForMemory { migration_id, seconds }));
         // A report in doubt is followed by another one.
         let end = report.map(What::ended).filter(|end| known.end.as_ref() != Some(end));
         if let Some(end) = end {
@@ -196,6 +206,7 @@ impl Reported {
 mod tests {
     use migrate::Phase;
     use migrate::phase::PhaseTime;
+    use migrate::waits::PageWaits;
     use vmm_core::StopReason;
 
     use super::*;
@@ -279,6 +290,20 @@ mod tests {
         assert_eq!(reported(&events), expected);
         let text = end(&doubt).to_string();
         assert!(text.starts_with("migration ended: in doubt: "), "{text}");
+    }
+
+    #[test]
+    fn each_long_wait_for_a_page_is_reported_once() {
+        let (events, id) = (events(), MigrationId::random());
+        events.migration_started(id, Role::Destination);
+        for oldest_seconds in [0.1, 6.0, 7.0, 0.0, 8.0] {
+            let mut status = status(id, &[], None);
+            let waits = PageWaits { oldest_seconds, ..PageWaits::default() };
+            status.progress.as_mut().unwrap().page_waits = Some(waits);
+            events.migration(&status);
+        }
+        let waits = |seconds| What::WaitsForMemory { migration_id: id, seconds };
+        assert_eq!(reported(&events)[1..], [waits(6.0), waits(8.0)]);
     }
 
     #[test]

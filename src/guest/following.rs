@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migrate::GuestError;
-use migrate::guest::{ChunkPages, MissingMemory};
+use migrate::guest::{ChunkPages, MissingMemory, Waits};
 use vmm_core::memory::{Missing, MissingPages};
 
 use super::machine::Machine;
@@ -59,6 +59,11 @@ impl MissingMemory for FollowingMemory {
 
     fn waited_for(&self) -> Vec<ChunkPages> {
         self.0.waited_for()
+    }
+
+    fn waits(&self) -> Waits {
+        let vmm_core::memory::Waits { ended, oldest } = self.0.waits();
+        Waits { ended, oldest }
     }
 
     fn end(&self) -> Result<(), GuestError> {

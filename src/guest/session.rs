@@ -169,7 +169,7 @@ fn not_changed(error: ChangeRefused) -> ApiError {
     let reason = match error {
         ChangeRefused::Over => Reason::NotMigrating,
         ChangeRefused::NotHere => Reason::WrongState,
-        ChangeRefused::Late => Reason::TooLate,
+        ChangeRefused::Late | ChangeRefused::OnlyBandwidth => Reason::TooLate,
     };
     ApiError::new(reason, error.to_string())
 }
@@ -191,6 +191,7 @@ fn not_recovered(error: RecoverRefused) -> ApiError {
     let reason = match error {
         RecoverRefused::Over => Reason::NotMigrating,
         RecoverRefused::NotHere | RecoverRefused::NotCommitted => Reason::WrongState,
+        RecoverRefused::Unrecorded { .. } => Reason::Failed,
     };
     ApiError::new(reason, error.to_string())
 }

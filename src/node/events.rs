@@ -123,7 +123,9 @@ impl Log {
         let text: String = printable(&event.what.to_string()).chars().take(LOGGED_MAX).collect();
         let is_one_too_many = self.count(guest);
         match event.what {
-            What::InDoubt { .. } | What::Stopped { failed: true, .. } => {
+            What::InDoubt { .. }
+            | What::WaitsForMemory { .. }
+            | What::Stopped { failed: true, .. } => {
                 tracing::warn!(%guest, "{text}");
             }
             What::MigrationPhase { .. } => tracing::debug!(%guest, "{text}"),

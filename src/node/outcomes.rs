@@ -287,6 +287,7 @@ pub(crate) mod tests {
             standstill: None,
             stall: None,
             estimate: None,
+            page_waits: None,
             dry_runs: 0,
             dry_run_seconds: 0.0,
             returns: 0,

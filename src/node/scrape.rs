@@ -7,6 +7,7 @@ use metrics::{DepartedSample, GuestSample, MigrationSample, NetworkFlow, Network
 use migrate::progress::Role;
 use migrate::record::Record;
 use migrate::report::Outcome;
+use migrate::waits::PageWaits;
 use migrate::{Phase, Progress, Report};
 
 use super::inventory::{GuestAnswer, GuestView};
@@ -111,7 +112,19 @@ fn running(progress: &Progress) -> MigrationSample {
         throttle: is_source.then_some(f64::from(progress.throttle_percent) / 100.0),
         downtime: None,
         guest_downtime: None,
+        page_waits: progress.page_waits.as_ref().and_then(page_waits),
     }
+}
+
+/// Returns the waits for pages, if they were counted here; an invalid time counts as zero.
+fn page_waits(waits: &PageWaits) -> Option<PageWaits> {
+    let valid = |value| seconds(value).as_secs_f64();
+    (!waits.counts.is_empty()).then(|| PageWaits {
+        counts: waits.counts.clone(),
+        total_seconds: valid(waits.total_seconds),
+        longest_seconds: valid(waits.longest_seconds),
+        oldest_seconds: valid(waits.oldest_seconds),
+    })
 }
 
 /// Returns the last migrations of guests that have moved away in the last [`DEPARTED_FOR`].
@@ -162,6 +175,7 @@ fn finished(report: &Report) -> MigrationSample {
         throttle: None,
         downtime: report.downtime_seconds.map(seconds),
         guest_downtime: None,
+        page_waits: report.page_waits.as_ref().and_then(page_waits),
     }
 }
 
@@ -259,6 +273,36 @@ mod tests {
             ("lighter_guest_network_transmit_drops_total", 4),
         ] {
             let line = format!("{name}{labels} {drops}");
+            assert!(page.lines().any(|one| one == line), "{line} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn waits_for_pages_are_on_the_page() {
+        let mut status = under_way(Role::Destination);
+        status.as_mut().unwrap().progress.as_mut().unwrap().page_waits = Some(PageWaits {
+            counts: vec![5, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+            total_seconds: 31.5,
+            longest_seconds: 31.0,
+            oldest_seconds: 0.25,
+        });
+        let guests = vec![sample(&view(GuestState::Running, status))];
+        let snapshot = Snapshot { guests, ..Snapshot::default() };
+        let exporter = Exporter::new("1.0.0", "abc", UNIX_EPOCH).unwrap();
+        let page = exporter.render(&snapshot).unwrap();
+        let histogram = "lighter_migration_page_wait_seconds";
+        let oldest = "lighter_migration_oldest_page_wait_seconds";
+        let labels = "direction=\"incoming\",guest=\"web\"";
+        for line in [
+            format!("# TYPE {histogram} histogram"),
+            format!("{histogram}_bucket{{{labels},le=\"0.0001\"}} 5"),
+            format!("{histogram}_bucket{{{labels},le=\"0.001\"}} 7"),
+            format!("{histogram}_bucket{{{labels},le=\"30\"}} 7"),
+            format!("{histogram}_bucket{{{labels},le=\"+Inf\"}} 8"),
+            format!("{histogram}_sum{{{labels}}} 31.5"),
+            format!("{histogram}_count{{{labels}}} 8"),
+            format!("{oldest}{{{labels}}} 0.25"),
+        ] {
             assert!(page.lines().any(|one| one == line), "{line} in\n{page}");
         }
     }

@@ -204,6 +204,11 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
     if let Some(why) = &progress.postcopy_refused {
         parts.push((Rank::Remaining, format!("goes on with rounds, as {why}")));
     }
+    if let Some(waits) = progress.page_waits.as_ref().filter(|waits| waits.is_withheld()) {
+        let time = Duration::try_from_secs_f64(waits.oldest_seconds).unwrap_or_default();
+        let text = format!("the guest has waited for a page for {}", format_duration(time));
+        parts.push((Rank::Remaining, text));
+    }
     if progress.transfer.hinted_pages > 0 {
         let free = format_size(progress.transfer.hinted_pages.saturating_mul(PAGE_BYTES));
         parts.push((Rank::Free, format!("{free} free and not sent")));
@@ -244,6 +249,7 @@ mod tests {
     use super::*;
     use migrate::MigrationId;
     use migrate::progress::Role;
+    use migrate::waits::PageWaits;
 
     use crate::golden;
 
@@ -284,6 +290,17 @@ mod tests {
         let said = figures(&progress);
         assert!(said.contains("goes on with rounds, as the destination cannot"), "{said}");
         assert!(said.contains("on-stall=throttle"), "{said}");
+    }
+
+    #[test]
+    fn a_guest_that_waits_for_a_page_for_long_is_shown_to() {
+        let mut progress = Progress::new(MigrationId::random(), Role::Destination);
+        progress.phase = Phase::Postcopy;
+        for (oldest_seconds, is_said) in [(0.5, false), (7.0, true)] {
+            progress.page_waits = Some(PageWaits { oldest_seconds, ..PageWaits::default() });
+            let said = figures(&progress);
+            assert_eq!(said.contains("has waited for a page for 7.00 s"), is_said, "{said}");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) fn figures(
     lines.push(("Rounds", report.rounds_total.to_string()));
     lines.extend(report.stall.as_ref().map(|stall| ("Stalled", stalled(stall))));
     let following = report.phases.iter().find(|time| time.phase == Phase::Postcopy);
-    lines.extend(following.map(|time| ("Memory", followed(time.seconds))));
+    lines.extend(following.map(|time| ("Memory", followed(time.seconds, report))));
     let memory = report.memory_bytes.saturating_add(report.disk_bytes);
     let percent =
         if memory == 0 { 0.0 } else { transfer.wire_bytes as f64 * 100.0 / memory as f64 };
@@ -58,9 +58,11 @@ pub(crate) fn figures(
     facts_within(&lines, screen)
 }
 
-/// Formats for how long memory came after the guest.
-fn followed(time: f64) -> String {
-    format!("followed the guest for {}", seconds(time))
+/// Formats for how long memory came after the guest, and the longest wait for a page of it.
+fn followed(time: f64, report: &Report) -> String {
+    let longest = report.page_waits.as_ref().map(|waits| seconds(waits.longest_seconds));
+    let longest = longest.map(|longest| format!("; its longest wait for a page took {longest}"));
+    format!("followed the guest for {}{}", seconds(time), longest.unwrap_or_default())
 }
 
 /// Formats what an estimate before the migration said of it.
@@ -227,6 +229,7 @@ pub(super) mod tests {
     use migrate::phase::PhaseTime;
     use migrate::progress::Transfer;
     use migrate::report::ReportedError;
+    use migrate::waits::PageWaits;
 
     use crate::golden;
 
@@ -250,6 +253,7 @@ pub(super) mod tests {
             standstill: None,
             stall: None,
             estimate: None,
+            page_waits: None,
             dry_runs: 1,
             dry_run_seconds: 0.004,
             returns: 0,
@@ -310,7 +314,10 @@ pub(super) mod tests {
         let time = PhaseTime { phase: Phase::Postcopy, seconds: 2.5 };
         let report = Report { phases: vec![time], ..report(Outcome::Migrated, None) };
         let text = figures(&report, None, None);
-        assert!(text.contains("followed the guest for 2.50 s"), "{text}");
+        assert!(text.contains("followed the guest for 2.50 s\n"), "{text}");
+        let waits = PageWaits { longest_seconds: 0.031, ..PageWaits::default() };
+        let text = figures(&Report { page_waits: Some(waits), ..report }, None, None);
+        assert!(text.contains("2.50 s; its longest wait for a page took 31.0 ms"), "{text}");
     }
 
     #[test]

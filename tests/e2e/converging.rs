@@ -68,6 +68,13 @@ fn a_hot_guest_arrives_before_its_memory() {
     let report = start(&pair, &["--on-stall", "postcopy", "--downtime", "100ms"]).finish().ok();
     assert_eq!(report["stall"]["postcopy"], true, "{report:#}");
     assert_eq!(report["stall"]["forced"], false, "{report:#}");
+    assert!(report["page_waits"]["longest_seconds"].as_f64() > Some(0.0), "{report:#}");
+    let metric = "lighter_migration_page_wait_seconds";
+    wait::until("the node shows for how long the guest waited", || {
+        let labels = [("guest", "web-1"), ("direction", "incoming")];
+        let waits = value(&scrape(&pair.b), &format!("{metric}_count"), &labels);
+        wait::holds(waits > Some(0.0), waits)
+    });
     one_intact_copy(&pair.hosts(), "web-1", &pair.b);
     nothing_left_behind(&[&pair.a]);
 }

@@ -18,13 +18,24 @@ use support::{CRAWL, Exit, Guest, GuestPlan, Host, Migration, NodePlan, Pair, Pi
 /// Limit of a scrape, however many guests hang: a guest's own limit is two seconds.
 const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 
-/// Metrics that may stay at zero here, because the workload has no network, disks or balloon,
-/// and no estimate is made; grouped by the file and the test that moves them.
-pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 6] = [
+/// Metrics that may stay at zero here, because the workload has no network, disks or balloon, its
+/// memory comes before it, and no estimate is made; grouped by the file and the test that moves
+/// them.
+pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 8] = [
     (
         "tests/e2e/converging.rs",
         "a_hot_guest_arrives_throttled",
         &["lighter_migration_throttle_ratio"],
+    ),
+    (
+        "tests/e2e/converging.rs",
+        "a_hot_guest_arrives_before_its_memory",
+        &["lighter_migration_page_wait_seconds"],
+    ),
+    (
+        "src/node/scrape.rs",
+        "waits_for_pages_are_on_the_page",
+        &["lighter_migration_oldest_page_wait_seconds"],
     ),
     (
         "tests/e2e/estimates.rs",

@@ -5,6 +5,7 @@ use crate::guest::{GuestError, Refusal};
 use crate::progress::Transfer;
 use crate::protocol::{CodecError, SourceMessage};
 use crate::text::PeerText;
+use crate::waits::PageWaits;
 
 /// An event that the shell reports. Answers to actions that are obsolete (the migration was aborted
 /// meanwhile) may still be reported; they are ignored.
@@ -42,6 +43,8 @@ pub enum Event {
     },
     /// Totals of the data streams since the migration began; reported about ten times a second.
     Transferred(Transfer),
+    /// How long the guest has waited for missing pages by now; reported as often.
+    Waited(PageWaits),
     /// Answer to [`super::Action::LoadState`].
     Loaded(Result<(), GuestError>),
     /// Answer to [`super::Action::Clear`].

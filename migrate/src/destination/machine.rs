@@ -120,6 +120,7 @@ impl Destination {
             }
             Event::DataFailed { detail } => self.on_data_failed(detail),
             Event::Transferred(transfer) => self.notes.transfer = transfer,
+            Event::Waited(waits) => self.notes.page_waits = Some(waits),
             Event::Loaded(answer) => self.on_loaded(answer),
             Event::Cleared(answer) => self.on_cleared(answer),
             Event::Fetched => self.on_fetched(),

@@ -90,7 +90,9 @@ impl Destination {
     /// Tells the source, once that is recorded, that it may forget the guest.
     pub(super) fn say_complete(&mut self) {
         if self.is_postcopy && matches!(self.state, State::Running { is_recorded: true, .. }) {
-            self.say(DestinationMessage::Complete);
+            let longest = self.notes.page_waits.as_ref().map_or(0.0, |waits| waits.longest_seconds);
+            let longest_wait_us = (longest * 1e6) as u64;
+            self.say(DestinationMessage::Complete { longest_wait_us });
         }
     }
 

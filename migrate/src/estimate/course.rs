@@ -212,7 +212,8 @@ impl<'a> Course<'a> {
         let (_, seconds) = self.send_pending();
         let sent = 2.0 * self.measured.path.round_trip_seconds + self.record_seconds() + seconds;
         self.after(sent, Event::Transferred(self.transfer));
-        self.after(sent, Event::Message(DestinationMessage::Complete));
+        let complete = DestinationMessage::Complete { longest_wait_us: 0 };
+        self.after(sent, Event::Message(complete));
     }
 
     /// Plans the destination's answer to a message, if there is one.

@@ -121,7 +121,7 @@ impl Message for DestinationMessage {
             Self::NotTaken(_) => 41,
             Self::Cleared => 42,
             Self::Missing(_) => 43,
-            Self::Complete => 44,
+            Self::Complete { .. } => 44,
             Self::Lost(_) => 45,
         }
     }

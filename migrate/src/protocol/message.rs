@@ -103,7 +103,11 @@ pub enum DestinationMessage {
     Missing(PageMasks),
     /// The destination has recorded that the guest runs and all of its memory is there: the source
     /// may forget it.
-    Complete,
+    Complete {
+        /// The longest time that the guest waited for a page, in microseconds; 0 if it never did,
+        /// or that is no longer known.
+        longest_wait_us: u64,
+    },
     /// The guest has run here, and never will again: it, or the memory that it lacked, is gone.
     Lost(Complaint),
 }
@@ -204,7 +208,7 @@ impl DestinationMessage {
             Self::NotTaken(_) => "NotTaken",
             Self::Cleared => "Cleared",
             Self::Missing(_) => "Missing",
-            Self::Complete => "Complete",
+            Self::Complete { .. } => "Complete",
             Self::Lost(_) => "Lost",
         }
     }

@@ -20,6 +20,7 @@ use crate::memory::{CHUNK_BYTES, PAGE_BYTES, PageSet};
 use crate::pages::{Decoder, Encoding, FrameError, FrameHeader, FrameKind, HEADER_BYTES, runs};
 use crate::protocol::page_request::PageRequest;
 use crate::protocol::{FEATURE_LZ4, Features};
+use crate::waits::PageWaits;
 
 /// Longest wait for a thread to wait for a page: the end of fetching is noticed after that.
 const WANTED_WAIT: Duration = Duration::from_millis(10);
@@ -38,6 +39,8 @@ struct Shared {
     totals: Arc<Totals>,
     /// The newest stream of requests.
     requests: Mutex<Option<mpsc::UnboundedSender<ChunkPages>>>,
+    /// How long the guest waits for pages.
+    waits: Mutex<PageWaits>,
     /// Set once all that is missing is known: fetching ends when nothing is left.
     is_final: AtomicBool,
     is_stopped: AtomicBool,
@@ -75,6 +78,7 @@ impl Fetch {
             features,
             totals,
             requests: Mutex::default(),
+            waits: Mutex::new(PageWaits::new()),
             is_final: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
             failed: OnceLock::new(),
@@ -117,6 +121,11 @@ impl Fetch {
             }
         }
         set
+    }
+
+    /// Returns how long the guest has waited for pages by now.
+    pub(super) fn waits(&self) -> PageWaits {
+        self.0.lock_waits().clone()
     }
 
     /// Sends requests on this stream from now on, first those that have not been answered.
@@ -171,6 +180,21 @@ impl Shared {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_waits(&self) -> MutexGuard<'_, PageWaits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes how long the guest waits, and warns once if that is long.
+    fn note_waits(&self) {
+        let mut waits = self.lock_waits();
+        let was_withheld = waits.is_withheld();
+        waits.add(&self.memory.waits());
+        if waits.is_withheld() && !was_withheld {
+            let seconds = waits.oldest_seconds;
+            tracing::warn!(seconds, "the guest waits for a page that its source does not send");
+        }
+    }
+
     /// Requests what is waited for, until all is there; returns false if that is no longer wanted.
     fn watch(&self) -> bool {
         while !self.is_stopped.load(Ordering::Relaxed) {
@@ -181,7 +205,9 @@ impl Shared {
                     std::thread::sleep(FAILED_PAUSE);
                 }
             }
-            if self.is_final.load(Ordering::Acquire) && self.memory.left() == 0 {
+            let has_all = self.is_final.load(Ordering::Acquire) && self.memory.left() == 0;
+            self.note_waits();
+            if has_all {
                 if let Err(error) = self.memory.end() {
                     tracing::warn!(%error, "the guest's memory stays registered");
                 }

@@ -29,18 +29,26 @@ pub(super) enum Command {
 /// What remains of a [`Command`] to do, apart from the answer.
 #[derive(Debug)]
 pub(super) enum PendingCommand {
-    Cancel { by: PeerText },
+    Cancel {
+        by: PeerText,
+    },
     Change(LimitsChange),
     Postcopy,
-    Recover(SocketAddr),
+    /// Answered once the address is recorded.
+    Recover {
+        address: SocketAddr,
+        answer: oneshot::Sender<Result<(), RecoverRefused>>,
+    },
     Resolve(OperatorChoice),
-    GuestStopped { detail: PeerText },
+    GuestStopped {
+        detail: PeerText,
+    },
 }
 
 /// The commands that a state machine accepts now.
 pub(super) trait Commanded {
     fn can_cancel(&self) -> Result<(), CancelRefused>;
-    fn can_change(&self) -> Result<(), ChangeRefused>;
+    fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused>;
     fn can_postcopy(&self) -> Result<(), PostcopyRefused>;
     fn can_recover(&self) -> Result<(), RecoverRefused>;
     fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused>;
@@ -51,8 +59,8 @@ impl Commanded for Source {
         Self::can_cancel(self)
     }
 
-    fn can_change(&self) -> Result<(), ChangeRefused> {
-        Self::can_change(self)
+    fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused> {
+        Self::can_change(self, change)
     }
 
     fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
@@ -73,7 +81,7 @@ impl Commanded for Destination {
         Self::can_cancel(self)
     }
 
-    fn can_change(&self) -> Result<(), ChangeRefused> {
+    fn can_change(&self, _: &LimitsChange) -> Result<(), ChangeRefused> {
         Err(ChangeRefused::NotHere)
     }
 
@@ -100,7 +108,7 @@ impl Command {
                 (may.is_ok().then_some(PendingCommand::Cancel { by }), Answer::Cancel(answer, may))
             }
             Self::Change { change, answer } => {
-                let may = machine.can_change();
+                let may = machine.can_change(&change);
                 let pending = may.is_ok().then_some(PendingCommand::Change(change));
                 (pending, Answer::Change(answer, may))
             }
@@ -108,11 +116,10 @@ impl Command {
                 let may = machine.can_postcopy();
                 (may.is_ok().then_some(PendingCommand::Postcopy), Answer::Postcopy(answer, may))
             }
-            Self::Recover { address, answer } => {
-                let may = machine.can_recover();
-                let pending = may.is_ok().then_some(PendingCommand::Recover(address));
-                (pending, Answer::Recover(answer, may))
-            }
+            Self::Recover { address, answer } => match machine.can_recover() {
+                Ok(()) => (Some(PendingCommand::Recover { address, answer }), Answer::Unneeded),
+                Err(refused) => (None, Answer::Unrecovered(answer, refused)),
+            },
             Self::Resolve { choice, answer } => {
                 let may = machine.can_resolve(choice);
                 (
@@ -133,7 +140,7 @@ pub(super) enum Answer {
     Cancel(oneshot::Sender<Result<(), CancelRefused>>, Result<(), CancelRefused>),
     Change(oneshot::Sender<Result<(), ChangeRefused>>, Result<(), ChangeRefused>),
     Postcopy(oneshot::Sender<Result<(), PostcopyRefused>>, Result<(), PostcopyRefused>),
-    Recover(oneshot::Sender<Result<(), RecoverRefused>>, Result<(), RecoverRefused>),
+    Unrecovered(oneshot::Sender<Result<(), RecoverRefused>>, RecoverRefused),
     Resolve(oneshot::Sender<Result<(), ResolveRefused>>, Result<(), ResolveRefused>),
     Unneeded,
 }
@@ -145,7 +152,7 @@ impl Answer {
             Self::Cancel(to, answer) => drop(to.send(answer)),
             Self::Change(to, answer) => drop(to.send(answer)),
             Self::Postcopy(to, answer) => drop(to.send(answer)),
-            Self::Recover(to, answer) => drop(to.send(answer)),
+            Self::Unrecovered(to, refused) => drop(to.send(Err(refused))),
             Self::Resolve(to, answer) => drop(to.send(answer)),
             Self::Unneeded => {}
         }
@@ -195,7 +202,7 @@ impl Handle {
     /// Changes the limits of a source.
     ///
     /// # Errors
-    /// If it is too late, or this is not the source.
+    /// If it is too late, for what is to change, or this is not the source.
     pub async fn change(&self, change: LimitsChange) -> Result<(), ChangeRefused> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Change { change, answer };
@@ -214,11 +221,12 @@ impl Handle {
         answered.await.unwrap_or(Err(PostcopyRefused::Over))
     }
 
-    /// Has a source look for its destination's node at another address from now on; the process that
-    /// received the guest is at the same one.
+    /// Has a source look for its destination's node at another address once its record says so; the
+    /// process that received the guest is at the same one.
     ///
     /// # Errors
-    /// If there is nothing to be heard of the destination, or this is not the source.
+    /// If there is nothing to be heard of the destination, this is not the source, or the record
+    /// cannot be written: the former address stays then.
     pub async fn recover(&self, address: SocketAddr) -> Result<(), RecoverRefused> {
         let (answer, answered) = oneshot::channel();
         let command = Command::Recover { address, answer };

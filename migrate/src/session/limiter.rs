@@ -56,6 +56,26 @@ impl Limiter {
         }
     }
 
+    /// Counts `bytes` that are sent without a wait; later ones wait for them.
+    pub(super) fn count(&self, bytes: usize) {
+        self.lock().take(bytes as f64, Instant::now());
+    }
+
+    /// Waits until all bytes so far may have been sent, those included that are counted meanwhile.
+    pub(super) async fn paid(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let wait = self.lock().take(0.0, Instant::now());
+            if wait.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = changed => {}
+            }
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Bucket> {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,6 +120,23 @@ mod tests {
         limiter.take(1_000_000).await;
         limiter.set(1_000_000);
         takes_a_second(&limiter, 1_000_000).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_sent_without_a_wait_is_waited_for_later() {
+        let limiter = std::sync::Arc::new(Limiter::new(Some(1_000_000)));
+        let start = Instant::now();
+        limiter.count(500_000);
+        assert!(start.elapsed().is_zero());
+        let waiting = tokio::spawn({
+            let limiter = limiter.clone();
+            async move { limiter.paid().await }
+        });
+        sleep(Duration::from_millis(100)).await;
+        limiter.count(500_000);
+        waiting.await.unwrap();
+        let took = start.elapsed().as_secs_f64();
+        assert!((0.97..1.1).contains(&took), "{took}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -91,6 +91,14 @@ impl Outstanding {
         self.lock().unasked()
     }
 
+    /// Returns more pages that nobody has requested, unless a request is unanswered.
+    pub(super) fn more_unasked(&self) -> Option<(usize, u64)> {
+        if *self.is_busy.borrow() {
+            return None;
+        }
+        self.lock().unasked()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,6 +237,7 @@ mod tests {
     async fn the_background_waits_while_requests_are_unanswered() {
         let outstanding = Outstanding::new(PageSet::full(2), &[]);
         outstanding.request(1, 1);
+        assert_eq!(outstanding.more_unasked(), None);
         let background = outstanding.next_unasked();
         tokio::pin!(background);
         let waits = tokio::time::timeout(std::time::Duration::from_millis(20), &mut background);
@@ -236,5 +245,6 @@ mod tests {
         assert_eq!(outstanding.next_answer().await.chunk, 1);
         assert_eq!(outstanding.take_answer(), None);
         assert_eq!(background.await, Some((1, !0b1_1111_1111)));
+        assert_eq!(outstanding.more_unasked(), Some((0, u64::MAX)));
     }
 }

@@ -47,6 +47,13 @@ pub(super) struct Route {
     pub(super) token: Token,
 }
 
+impl Route {
+    /// Returns what a stream for this begins with.
+    pub(super) fn preamble(&self, role: StreamRole) -> Preamble {
+        Preamble { role, migration: self.migration, token: self.token }
+    }
+}
+
 /// A running sender. Dropping it stops sending at once and resets streams that have not ended.
 pub(super) struct Sender {
     orders: mpsc::UnboundedSender<Order>,
@@ -277,13 +284,12 @@ impl Work {
 
     /// Opens the data streams, stream `i` on connection `i % connections`.
     async fn open(&mut self) -> Result<(), StreamSendError> {
-        let Route { connections, streams, migration, token, .. } = &self.route;
+        let Route { connections, streams, .. } = &self.route;
         let broken = |error: &dyn std::fmt::Display| StreamSendError::Stream(error.to_string());
         for index in 0..*streams {
             let connection = &connections[usize::from(index) % connections.len()];
             let mut stream = connection.open_uni().await.map_err(|error| broken(&error))?;
-            let role = StreamRole::Data { stream: index };
-            let preamble = Preamble { role, migration: *migration, token: *token };
+            let preamble = self.route.preamble(StreamRole::Data { stream: index });
             let wrote = stream.write_all(&preamble.encode()).await;
             wrote.map_err(|error| broken(&error))?;
             let (context, connection) = (self.context.clone(), connection.clone());

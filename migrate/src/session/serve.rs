@@ -1,9 +1,9 @@
 //! The source's side of memory that follows its guest: sends the pages that the destination lacks,
-//! those that it requests first.
+//! those that it requests first: only the others wait for the bandwidth limit.
 
 use std::sync::{Arc, PoisonError};
 
-use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
+use quinn::{Connection, Endpoint, ReadExactError, RecvStream, SendStream, WriteError};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
 
@@ -16,6 +16,8 @@ use crate::memory::PageSet;
 use crate::pages::{Batch, Encoder, Position, WireRate};
 use crate::protocol::page_request::{BadRequest, PageRequest, REQUEST_BYTES};
 use crate::protocol::preamble::{Preamble, StreamRole};
+use crate::quic::endpoint::{self, Peer};
+use crate::quic::{LinkError, Tls};
 
 /// Priority of the stream of requests: above all data, below the control stream.
 const REQUESTED_PRIORITY: i32 = 5;
@@ -45,12 +47,21 @@ pub(super) struct Server {
     _stop: watch::Sender<()>,
 }
 
+/// Further connections to make: one is enough to go on with, but more may be faster.
+pub(super) struct Further {
+    pub(super) count: usize,
+    pub(super) peer: Peer,
+    pub(super) tls: Tls,
+}
+
 impl Server {
-    /// Starts to send the pages in `missing` on all connections of `route`. If that fails, these
-    /// are closed: what was sent by then counts when the destination says what it still lacks.
+    /// Starts to send the pages in `missing` on all connections of `route`, and on `further` ones.
+    /// If that fails, those of `route` are closed: what was sent by then counts when the
+    /// destination says what it still lacks.
     pub(super) fn start(
         context: StreamContext,
         route: Route,
+        further: Further,
         missing: PageSet,
         tasks: &mut JoinSet<()>,
     ) -> Self {
@@ -59,7 +70,7 @@ impl Server {
         tasks.spawn(async move {
             let served = tokio::select! {
                 _ = stopped.changed() => return,
-                served = serve(context, route, missing) => served,
+                served = serve(context, route, further, missing) => served,
             };
             if let Err(error) = served
                 && !matches!(error, ServeError::Unwanted)
@@ -78,7 +89,12 @@ impl Server {
 }
 
 /// Serves until a stream fails.
-async fn serve(context: StreamContext, route: Route, missing: PageSet) -> Result<(), ServeError> {
+async fn serve(
+    context: StreamContext,
+    route: Route,
+    further: Further,
+    missing: PageSet,
+) -> Result<(), ServeError> {
     let chunks = missing.chunks();
     let heat = context.heat.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let outstanding = Arc::new(Outstanding::new(missing, &heat));
@@ -87,15 +103,20 @@ async fn serve(context: StreamContext, route: Route, missing: PageSet) -> Result
         if index == 0 {
             let (send, receive) = connection.open_bi().await.map_err(broken)?;
             let mut outlet = Outlet::new(&context, send, "requested");
-            outlet.introduce(&route, StreamRole::Requests).await?;
+            outlet.introduce(route.preamble(StreamRole::Requests)).await?;
             outlet.prioritize();
             running.spawn(answer(outlet, outstanding.clone()));
             running.spawn(take_requests(receive, outstanding.clone(), chunks));
         }
-        let send = connection.open_uni().await.map_err(broken)?;
-        let mut outlet = Outlet::new(&context, send, "background");
-        outlet.introduce(&route, StreamRole::Background).await?;
+        let preamble = route.preamble(StreamRole::Background);
+        let outlet = background(&context, preamble, connection).await?;
         running.spawn(send_unasked(outlet, outstanding.clone()));
+    }
+    for _ in 0..further.count {
+        let preamble = route.preamble(StreamRole::Background);
+        let dialer = endpoint::dialer_for_memory(further.peer.address, &further.tls);
+        let dialed = (dialer, further.peer.clone());
+        running.spawn(send_on_another(context.clone(), preamble, dialed, outstanding.clone()));
     }
     while let Some(ended) = running.join_next().await {
         // A panic there has already been reported by the panic handler.
@@ -105,6 +126,44 @@ async fn serve(context: StreamContext, route: Route, missing: PageSet) -> Result
         }
     }
     Ok(())
+}
+
+/// Opens a stream for pages that are not requested.
+async fn background(
+    context: &StreamContext,
+    preamble: Preamble,
+    connection: &Connection,
+) -> Result<Outlet, ServeError> {
+    let send = connection.open_uni().await.map_err(broken)?;
+    let mut outlet = Outlet::new(context, send, "background");
+    outlet.introduce(preamble).await?;
+    Ok(outlet)
+}
+
+/// Makes another connection and sends on it what is not requested, until it is lost. If it cannot
+/// be made, the others carry all.
+async fn send_on_another(
+    context: StreamContext,
+    preamble: Preamble,
+    (dialer, peer): (Result<Endpoint, LinkError>, Peer),
+    outstanding: Arc<Outstanding>,
+) -> Result<(), ServeError> {
+    let connected = async {
+        let dialer = dialer?;
+        let connection = endpoint::connect(&dialer, &peer).await?;
+        Ok::<_, LinkError>((dialer, connection))
+    };
+    let (_dialer, connection) = match connected.await {
+        Ok(connected) => connected,
+        Err(error) => {
+            tracing::debug!(%error, "memory follows the guest on fewer connections");
+            return Ok(());
+        }
+    };
+    send_unasked(background(&context, preamble, &connection).await?, outstanding).await?;
+    // Dropped earlier, it would take along what is on its way; what is lost with it is sent again
+    // on another connection.
+    Err(broken(connection.closed().await))
 }
 
 /// Sends what the destination requests.
@@ -138,17 +197,23 @@ async fn take_requests(
     }
 }
 
-/// Sends all pages that are not requested.
+/// Sends all pages that are not requested, within the bandwidth limit. A page that it has taken is
+/// no longer sent on request, so it takes none that would have to wait.
 async fn send_unasked(mut outlet: Outlet, outstanding: Arc<Outstanding>) -> Result<(), ServeError> {
-    while let Some((chunk, pages)) = outstanding.next_unasked().await {
-        outlet.encode(chunk, pages)?;
-        if outlet.is_full() {
-            outlet.flush().await?;
+    loop {
+        outlet.context.limiter.paid().await;
+        let mut next = outstanding.next_unasked().await;
+        if next.is_none() {
+            break;
         }
-        // Zero pages fill no buffer, so without this no other task would run on this thread.
-        yield_now().await;
+        while let Some((chunk, pages)) = next {
+            outlet.encode(chunk, pages)?;
+            // Zero pages fill no buffer, so without this no other task would run on this thread.
+            yield_now().await;
+            next = if outlet.is_full() { None } else { outstanding.more_unasked() };
+        }
+        outlet.flush().await?;
     }
-    outlet.flush().await?;
     outlet.stream.end().map_err(broken)
 }
 
@@ -171,8 +236,7 @@ impl Outlet {
     }
 
     /// Says what the stream is for.
-    async fn introduce(&mut self, route: &Route, role: StreamRole) -> Result<(), ServeError> {
-        let preamble = Preamble { role, migration: route.migration, token: route.token };
+    async fn introduce(&mut self, preamble: Preamble) -> Result<(), ServeError> {
         self.stream.stream.write_all(&preamble.encode()).await.map_err(unwritten)
     }
 
@@ -194,7 +258,7 @@ impl Outlet {
         self.batch.len() >= BACKGROUND_GOAL || !self.batch.has_room()
     }
 
-    /// Hands the frames gathered so far to the transport.
+    /// Hands the frames gathered so far to the transport, and counts them for the bandwidth limit.
     async fn flush(&mut self) -> Result<(), ServeError> {
         if self.batch.is_empty() {
             return Ok(());
@@ -206,6 +270,7 @@ impl Outlet {
             Passage::Hold => return std::future::pending().await,
             Passage::Flip => batch.damage(),
         }
+        self.context.limiter.count(batch.len());
         self.stream.stream.write_chunk(batch.into_bytes()).await.map_err(unwritten)
     }
 }

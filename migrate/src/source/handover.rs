@@ -215,7 +215,9 @@ impl Source {
             (Decision::Commit, DestinationMessage::Running(_)) => self.on_running(),
             (Decision::Serve, DestinationMessage::Running(_)) => self.begin_to_serve(),
             (Decision::Serve, DestinationMessage::Missing(missing)) => self.serve_again(missing),
-            (Decision::Serve, DestinationMessage::Complete) => self.on_running(),
+            (Decision::Serve, DestinationMessage::Complete { longest_wait_us }) => {
+                self.on_complete(*longest_wait_us);
+            }
             (Decision::Serve, DestinationMessage::Lost(complaint)) => self.on_lost(complaint),
             (Decision::Aborted, DestinationMessage::Running(_)) => {
                 self.stay_in_doubt(Failure::Forced);

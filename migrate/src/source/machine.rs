@@ -15,7 +15,7 @@ use crate::error::{
     CancelRefused, ChangeRefused, Failure, MigrationError, OperatorChoice, ProtocolError,
 };
 use crate::guest::{GuestDescription, RunState};
-use crate::limits::Limits;
+use crate::limits::{Limits, LimitsChange};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::progress::{Progress, Role};
@@ -201,11 +201,14 @@ impl Source {
     /// Returns whether [`Event::Change`] would be accepted now.
     ///
     /// # Errors
-    /// If the guest is being handed over, or the migration is over.
-    pub fn can_change(&self) -> Result<(), ChangeRefused> {
+    /// If the guest is being handed over, or the migration is over; or if the guest is handed over
+    /// before its memory, and the change is of more than the bandwidth.
+    pub fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused> {
         match self.state {
             State::Settled | State::Closing { .. } => Err(ChangeRefused::Over),
             ref state if state.is_uncommitted() && self.phase() < Phase::Switchover => Ok(()),
+            State::Serving if change.is_of_bandwidth() => Ok(()),
+            State::Serving => Err(ChangeRefused::OnlyBandwidth),
             _ => Err(ChangeRefused::Late),
         }
     }

@@ -2,6 +2,8 @@
 //! side keeps all of it until the destination says that it has everything.
 //! docs/adr/0029-post-copy.md gives the reasons.
 
+use std::time::Duration;
+
 use super::state::State;
 use super::{Action, Source};
 use crate::error::{Failure, PostcopyRefused, ProtocolError, RecoverRefused};
@@ -14,6 +16,7 @@ use crate::protocol::{
 use crate::record::SourceState;
 use crate::report::Outcome;
 use crate::stall::OnStall;
+use crate::waits::PageWaits;
 
 /// Whether memory is to follow the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -162,7 +165,7 @@ impl Source {
         match message {
             DestinationMessage::Running(_) => self.rest_if_served(),
             DestinationMessage::Missing(missing) => self.serve_again(missing),
-            DestinationMessage::Complete => self.on_running(),
+            DestinationMessage::Complete { longest_wait_us } => self.on_complete(*longest_wait_us),
             // It has run there, so it is lost, whatever the record there says.
             DestinationMessage::Lost(complaint) | DestinationMessage::Abort(complaint) => {
                 self.on_lost(complaint);
@@ -174,6 +177,11 @@ impl Source {
                 self.on_violation(ProtocolError::Unexpected { message, waiting });
             }
         }
+    }
+
+    pub(super) fn on_complete(&mut self, longest_wait_us: u64) {
+        self.notes.page_waits = PageWaits::of_longest(Duration::from_micros(longest_wait_us));
+        self.on_running();
     }
 
     pub(super) fn on_lost(&mut self, complaint: &Complaint) {

@@ -288,7 +288,7 @@ impl Source {
 
     /// Applies new limits. What has been found impossible may be possible now.
     pub(super) fn on_change(&mut self, change: &LimitsChange) {
-        if self.can_change().is_err() {
+        if self.can_change(change).is_err() {
             return;
         }
         self.config.limits.change(change);

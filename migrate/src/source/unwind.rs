@@ -244,7 +244,7 @@ impl Source {
             | DestinationMessage::Prepared
             | DestinationMessage::Cleared
             | DestinationMessage::Missing(_)
-            | DestinationMessage::Complete
+            | DestinationMessage::Complete { .. }
             | DestinationMessage::Ready { .. } => {}
         }
     }

@@ -86,6 +86,8 @@ pub(crate) struct Scenario {
     pub(crate) flush: Duration,
     /// When the operator wants the guest handed over before its memory, in milliseconds.
     pub(crate) postcopy_at_ms: Option<u32>,
+    /// Pages are placed before the last ones are dropped: a fault that the checks must find.
+    pub(crate) places_early: bool,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -103,6 +105,7 @@ impl Default for Scenario {
             slower_after_pause: 1,
             flush: Duration::from_millis(1),
             postcopy_at_ms: None,
+            places_early: false,
             faults: Vec::new(),
         }
     }
@@ -170,6 +173,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             slower_after_pause: turns.0,
             flush: Duration::from_millis(turns.1),
             postcopy_at_ms,
+            places_early: false,
             faults,
         }
     })

@@ -8,7 +8,7 @@ use migrate::{OnStall, Phase, Reason};
 
 use crate::faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
 use crate::world::World;
-use crate::{outcome, run_well};
+use crate::{outcome, run, run_well};
 
 /// A guest that writes faster than the link carries, and is handed over before its memory.
 fn hot() -> Scenario {
@@ -36,6 +36,14 @@ fn a_hot_guest_arrives_before_its_memory() {
     let last = report.phases.last().unwrap();
     assert!(last.phase == Phase::Postcopy && last.seconds > 0.1, "{report:?}");
     assert_eq!(world.facts.destination_reports[0].outcome, Outcome::Migrated);
+}
+
+/// A page that was missing from the first collection on, written once more before the pause, and
+/// placed before it is dropped for that, would never come again.
+#[test]
+fn pages_that_are_placed_before_the_last_are_dropped_are_found() {
+    let world = run(Scenario { places_early: true, ..hot() });
+    assert!(!world.facts.violations.is_empty(), "{}", world.trace.join("\n"));
 }
 
 #[test]

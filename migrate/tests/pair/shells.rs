@@ -12,7 +12,7 @@ use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
 use crate::guest::{CHUNKS, SimGuest};
-use crate::world::{Happening, World};
+use crate::world::{ChunkPages, Happening, World};
 
 const MS: Duration = Duration::from_millis(1);
 /// How long to retry a disk that another process has locked.
@@ -316,32 +316,53 @@ impl World {
         self.after(MS, Happening::ToSource(source::Event::StreamsEnded(missing)));
     }
 
-    /// Sends what is missing, on the present connection.
+    /// Sends what is missing, on the present connection. Its streams may overtake the control
+    /// stream: pages may arrive before the destination knows that they are missing.
     fn serve(&mut self, missing: Option<PageSet>) {
         let Some(source) = &self.source else { return };
         let (Some(conn), Some(guest)) = (source.conn, &source.guest) else { return };
         let set = missing.unwrap_or_else(|| source.missing.clone());
         let memory = guest.content.memory.clone();
         let page = Duration::from_secs(1) / self.scenario.pages_per_second;
-        let mut delay = self.scenario.latency;
+        let mut delay = self.scenario.latency / 2;
         for (chunk, mask) in set.iter() {
+            let content = memory[chunk * PAGES_PER_CHUNK..][..PAGES_PER_CHUNK].to_vec();
+            self.after(delay, Happening::Fetched { conn, pages: (chunk, mask, content) });
             delay += page * mask.count_ones();
-            let pages = memory[chunk * PAGES_PER_CHUNK..][..PAGES_PER_CHUNK].to_vec();
-            self.after(delay, Happening::Fetched { conn, chunk, mask, pages });
         }
     }
 
     /// Pages of memory arrive that follows the guest.
-    pub(crate) fn fetched(&mut self, conn: u64, chunk: usize, mask: u64, pages: &[u64]) {
+    pub(crate) fn fetched(&mut self, conn: u64, pages: ChunkPages) {
         let broken = self.conns.get(&conn).is_none_or(|conn| conn.broken);
         let is_sent = self.source.as_ref().is_some_and(|source| source.conn == Some(conn));
         let Some(side) = &mut self.destination else { return };
         if broken || !is_sent || side.conn != Some(conn) {
             return;
         }
+        side.early.push(pages);
+        if side.fetches || self.scenario.places_early {
+            self.place();
+        }
+    }
+
+    /// Places the pages that have arrived.
+    fn place(&mut self) {
+        let Some(side) = &mut self.destination else { return };
         let Some(guest) = &mut side.guest else { return };
-        guest.arrive(chunk, mask, pages);
+        for (chunk, mask, content) in side.early.drain(..) {
+            guest.arrive(chunk, mask, &content);
+        }
         self.report_fetched();
+    }
+
+    /// The last missing pages are dropped: only now may pages be placed.
+    pub(crate) fn dropped(&mut self, missing: &PageSet) {
+        let Some(side) = &mut self.destination else { return };
+        let Some(guest) = &mut side.guest else { return };
+        guest.lose(missing);
+        side.fetches = true;
+        self.place();
     }
 
     fn report_fetched(&mut self) {
@@ -359,7 +380,8 @@ impl World {
             ToDo::Disconnect => return self.close_from(Side::Destination),
             ToDo::ResumeGuest => return self.start_at_destination(),
             ToDo::Finished(report) => return self.facts.destination_reports.push(*report),
-            ToDo::Fetch(missing) => return self.fetch(&missing),
+            // It takes a while, but less than to load the state, which follows.
+            ToDo::Fetch(missing) => return self.after(MS, Happening::Dropped { missing }),
             ToDo::ReportMissing => return self.report_missing(),
             _ => {}
         }
@@ -447,6 +469,7 @@ impl World {
             ToDo::Discard => {
                 side.guest = None;
                 side.accepts = false;
+                side.early.clear();
                 return;
             }
             ToDo::Settled => {
@@ -456,15 +479,6 @@ impl World {
             _ => return,
         };
         self.after(2 * MS, Happening::ToDestination(answer));
-    }
-
-    fn fetch(&mut self, missing: &PageSet) {
-        let Some(side) = &mut self.destination else { return };
-        side.fetches = true;
-        if let Some(guest) = &mut side.guest {
-            guest.lose(missing);
-        }
-        self.report_fetched();
     }
 
     fn report_missing(&mut self) {

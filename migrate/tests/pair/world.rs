@@ -42,6 +42,9 @@ pub(crate) struct SourceProcess {
     pub(crate) stream_clock: Vec<Duration>,
 }
 
+/// A chunk, which of its pages are sent, and the content of all of them.
+pub(crate) type ChunkPages = (usize, u64, Vec<u64>);
+
 pub(crate) struct DestinationProcess {
     pub(crate) machine: Destination,
     pub(crate) guest: Option<SimGuest>,
@@ -49,6 +52,8 @@ pub(crate) struct DestinationProcess {
     pub(crate) settled: bool,
     pub(crate) accepts: bool,
     pub(crate) fetches: bool,
+    /// Pages of chunks that arrived before the last missing pages were dropped.
+    pub(crate) early: Vec<ChunkPages>,
     pub(crate) applied: Vec<u64>,
 }
 
@@ -85,7 +90,8 @@ pub(crate) enum Happening {
     Frame { conn: u64, stream: usize, chunk: usize, mask: u64, pages: Vec<u64> },
     StreamEnd { conn: u64, stream: usize, frames: u64 },
     Postcopy,
-    Fetched { conn: u64, chunk: usize, mask: u64, pages: Vec<u64> },
+    Fetched { conn: u64, pages: ChunkPages },
+    Dropped { missing: PageSet },
     Resolver,
     Fault(What),
 }
@@ -204,6 +210,7 @@ impl World {
                 settled: false,
                 accepts: false,
                 fetches: false,
+                early: Vec::new(),
                 applied: vec![0; streams],
             }),
             scenario,
@@ -316,9 +323,8 @@ impl World {
             }
             Happening::StreamEnd { conn, stream, frames } => self.end_stream(conn, stream, frames),
             Happening::Postcopy => self.feed_source(source::Event::Postcopy),
-            Happening::Fetched { conn, chunk, mask, pages } => {
-                self.fetched(conn, chunk, mask, &pages);
-            }
+            Happening::Fetched { conn, pages } => self.fetched(conn, pages),
+            Happening::Dropped { missing } => self.dropped(&missing),
             Happening::Resolver => self.dial_as_node(),
             Happening::Fault(what) => self.inflict(what),
         }

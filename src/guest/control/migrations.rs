@@ -94,7 +94,8 @@ impl ProcessControl {
     /// Changes the limits of the migration that is under way.
     ///
     /// # Errors
-    /// If there is none, it has the guest handed over, or a limit is 0.
+    /// If there is none, it has the guest handed over, unless its memory follows it and only the
+    /// bandwidth changes, or a limit is 0.
     pub(in crate::guest) fn change_limits(
         &self,
         request: &LimitsRequest,

@@ -11,6 +11,8 @@ fn hand_over_first(scene: &mut Scene) -> Migration {
     let migration = scene.take_migration();
     migration.await_phase("precopy");
     scene.pair.a.run(&["migrate", GUEST, "--postcopy-now"]).ok();
+    migration.await_phase("postcopy");
+    scene.pair.a.run(&["migrate", GUEST, "--set", "bandwidth=none"]).ok();
     migration
 }
 

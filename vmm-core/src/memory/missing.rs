@@ -2,17 +2,22 @@
 //! or the kernel for either, waits until it has arrived. docs/adr/0029-post-copy.md gives the
 //! reasons.
 
+mod waits;
+
+pub use waits::Waits;
+
 use std::io::{ErrorKind, Result};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vm_memory::GuestMemoryBackend;
 
+use self::waits::WaitLog;
 use super::{CHUNK_BYTES, CHUNK_PAGES, GuestRam, PAGE_BYTES, RamLayout, RamMap, runs};
 use crate::sys::host_address;
 use crate::sys::mapping::{self, Part};
@@ -35,6 +40,8 @@ pub struct Missing {
     chunks: Vec<Mutex<Pages>>,
     /// Number of missing pages.
     left: AtomicU64,
+    /// Locked after a chunk, if both are.
+    waits: Mutex<WaitLog>,
     is_ended: AtomicBool,
 }
 
@@ -59,7 +66,8 @@ impl Missing {
         let layout = ram.layout().clone();
         let chunks = (0..layout.chunks()).map(|_| Mutex::default()).collect();
         let (left, is_ended) = (AtomicU64::new(0), AtomicBool::new(false));
-        Ok(Self { faults, memory, layout, chunks, left, is_ended })
+        let waits = Mutex::default();
+        Ok(Self { faults, memory, layout, chunks, left, waits, is_ended })
     }
 
     /// Drops the pages in `words`, one word for each chunk: they are missing from now on. Neither
@@ -108,6 +116,7 @@ impl Missing {
                 self.give_zeros(address);
             } else if pages.wanted & bit == 0 {
                 pages.wanted |= bit;
+                self.lock_waits().begin(chunk, page as u32, Instant::now());
                 match found.iter_mut().find(|(number, _)| *number == chunk) {
                     Some((_, mask)) => *mask |= bit,
                     None => found.push((chunk, bit)),
@@ -170,7 +179,7 @@ impl Missing {
         for run in runs_of(mask & pages.missing) {
             let address = |page: usize| start + (page * PAGE_BYTES) as u64;
             place(&(address(run.start)..address(run.end)), &run)?;
-            placed += self.settle(&mut pages, mask_of(run.start, run.len()));
+            placed += self.settle(chunk, &mut pages, mask_of(run.start, run.len()));
         }
         Ok(placed)
     }
@@ -189,11 +198,12 @@ impl Missing {
         };
         for part in Part::new(region, offsets.start, offsets.len())?.blocks(CHUNK_BYTES) {
             let (start, bytes) = (part.range().start, part.range().len());
-            let mut pages = self.pages(place.first_chunk + start / CHUNK_BYTES)?;
+            let chunk = place.first_chunk + start / CHUNK_BYTES;
+            let mut pages = self.pages(chunk)?;
             mapping::drop_pages(part)?;
             let mask = mask_of(start % CHUNK_BYTES / PAGE_BYTES, bytes / PAGE_BYTES);
             let is_wanted = pages.wanted & mask != 0;
-            self.settle(&mut pages, mask);
+            self.settle(chunk, &mut pages, mask);
             if is_wanted {
                 // They report that they wait again, now for a page that is not missing.
                 self.faults.wake(&part.addresses())?;
@@ -202,9 +212,12 @@ impl Missing {
         Ok(())
     }
 
-    /// Notes that these pages are missing no longer; returns how many of them were.
-    fn settle(&self, pages: &mut Pages, mask: u64) -> u32 {
+    /// Notes that these pages of `chunk` are missing no longer; returns how many of them were.
+    fn settle(&self, chunk: usize, pages: &mut Pages, mask: u64) -> u32 {
         let settled = (pages.missing & mask).count_ones();
+        if pages.wanted & mask != 0 {
+            self.lock_waits().end(chunk, pages.wanted & mask, Instant::now());
+        }
         pages.missing &= !mask;
         pages.wanted &= !mask;
         self.left.fetch_sub(settled.into(), Ordering::AcqRel);
@@ -226,6 +239,15 @@ impl Missing {
     /// requested again after a lost connection.
     pub fn waited_for(&self) -> Vec<ChunkPages> {
         self.all(|pages| pages.wanted)
+    }
+
+    /// Returns how long threads wait for missing pages: those waits that have ended only once.
+    pub fn waits(&self) -> Waits {
+        self.lock_waits().take(Instant::now())
+    }
+
+    fn lock_waits(&self) -> MutexGuard<'_, WaitLog> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self, of: impl Fn(&Pages) -> u64) -> Vec<ChunkPages> {

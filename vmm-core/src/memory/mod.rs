@@ -31,7 +31,7 @@ pub use config::{HugePages, MemoryConfig, MergeDomain, Prealloc};
 pub use host::{HOST_RESERVE_BYTES, available_bytes};
 pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use mapped::{HugeView, OwnPages, PageMap};
-pub use missing::{ChunkPages, Missing};
+pub use missing::{ChunkPages, Missing, Waits};
 pub use numa::{NodeSet, NumaPolicy};
 pub use process::{ProcessMemory, make_huge};
 pub use ram::GuestRam;

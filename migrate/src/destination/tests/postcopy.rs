@@ -4,6 +4,7 @@ use super::*;
 use crate::memory::PageSet;
 use crate::progress::Transfer;
 use crate::protocol::{FEATURE_POSTCOPY, PageMasks};
+use crate::waits::PageWaits;
 
 /// One page of the first chunk.
 fn page(number: usize) -> PageSet {
@@ -67,11 +68,15 @@ fn fetching() -> Bench {
 #[test]
 fn the_source_hears_that_all_is_there_once_that_is_recorded() {
     let mut bench = fetching();
+    let waits = PageWaits { longest_seconds: 0.25, ..PageWaits::default() };
+    bench.feed(Event::Waited(waits.clone()));
     let actions = bench.feed(Event::Fetched);
     assert_eq!(actions[0], Action::Record(DestinationState::Running));
-    assert_eq!(report(&actions).outcome, Outcome::Migrated);
+    let report = report(&actions);
+    assert_eq!((report.outcome, &report.page_waits), (Outcome::Migrated, &Some(waits)));
     let actions = bench.feed(Event::Recorded);
-    assert_eq!(actions, [Action::Send(DestinationMessage::Complete)]);
+    let complete = DestinationMessage::Complete { longest_wait_us: 250_000 };
+    assert_eq!(actions, [Action::Send(complete)]);
 }
 
 #[test]

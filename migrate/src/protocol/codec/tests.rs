@@ -90,7 +90,7 @@ fn destination_messages() -> Vec<DestinationMessage> {
         DestinationMessage::NotTaken(Complaint::new(Reason::Guest, "disk in use")),
         DestinationMessage::Cleared,
         DestinationMessage::Missing(pages()),
-        DestinationMessage::Complete,
+        DestinationMessage::Complete { longest_wait_us: 9 },
         DestinationMessage::Lost(Complaint::new(Reason::Guest, "no")),
     ]
 }

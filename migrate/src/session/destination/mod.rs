@@ -273,6 +273,7 @@ impl Driver {
                 Some(command) = self.channels.commands.recv() => self.obey(command),
                 () = self.clock.reach(deadline), if !is_frozen => self.handle(Event::Tick),
                 _ = ticks.tick(), if self.memory.is_some() => {
+                    self.report_waits();
                     self.handle(Event::Transferred(self.totals.read()))
                 }
             };
@@ -353,7 +354,7 @@ impl Driver {
                 PendingCommand::GuestStopped { .. }
                 | PendingCommand::Change(_)
                 | PendingCommand::Postcopy
-                | PendingCommand::Recover(_),
+                | PendingCommand::Recover { .. },
             )
             | None => Next::GoOn,
         };

@@ -157,9 +157,17 @@ impl Driver {
         self.data_failed("memory follows a guest whose memory is here")
     }
 
+    /// Tells the state machine, which only notes that, how long the guest waits for pages.
+    pub(super) fn report_waits(&mut self) {
+        if let Some(waits) = self.fetch.as_ref().map(Fetch::waits) {
+            self.handle(Event::Waited(waits));
+        }
+    }
+
     /// All memory is there: streams with pages that come twice are read no longer.
     pub(super) fn on_fetched(&mut self) -> Next {
         self.is_fetched = true;
+        self.report_waits();
         self.fetch = None;
         self.early_pages.clear();
         self.readers.abort_all();

@@ -9,14 +9,14 @@ use super::super::connect::{Approach, WITHDRAW_TIME, approach, reach_again};
 use super::super::hints::{Slot, gather};
 use super::super::pace::Next;
 use super::super::sender::{Order, Route, Sender};
-use super::super::serve::Server;
+use super::super::serve::{Further, Server};
 use super::super::stream_sender::StreamContext;
 use super::{Driver, Input};
 use crate::guest::GuestError;
 use crate::memory::PageSet;
 use crate::pages::{BufferPool, Compression};
 use crate::protocol::{Decision, FEATURE_LZ4, SourceMessage};
-use crate::quic::endpoint;
+use crate::quic::endpoint::{self, Peer};
 use crate::record::SourceState;
 use crate::source::{Action, DataPath, Event};
 
@@ -170,11 +170,19 @@ impl Driver {
         })
     }
 
-    /// Serves these pages on the present connections, or all that were reported missing.
+    /// Serves these pages, or all that were reported missing, on the present connections, and on as
+    /// many more as the migration was to have: a source that has reconnected has only one.
     fn serve(&mut self, missing: Option<PageSet>) {
         let (Some(route), Some(context)) = (self.route(0), self.context.clone()) else { return };
+        let Some(found) = &self.found else { return };
+        let wanted = usize::from(self.session.connections.unwrap_or(1));
+        let further = Further {
+            count: wanted.saturating_sub(route.connections.len()),
+            peer: Peer { address: found.process, name: found.node.name.clone() },
+            tls: self.tls.clone(),
+        };
         let missing = missing.unwrap_or_else(|| self.missing.clone());
-        self.server = Some(Server::start(context, route, missing, &mut self.tasks));
+        self.server = Some(Server::start(context, route, further, missing, &mut self.tasks));
     }
 
     fn stop_sending(&mut self) {

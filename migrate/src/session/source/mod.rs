@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use quinn::Endpoint;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::Instrument;
@@ -32,6 +32,7 @@ use super::stream_sender::StreamContext;
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
 use super::worker::Worker;
+use crate::error::RecoverRefused;
 use crate::failpoint::Failpoints;
 use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
@@ -133,6 +134,8 @@ enum Input {
     Heard(u64, Heard<DestinationMessage>),
     Approached(Result<Contact, NoContact>),
     Reached(u64, Result<Reached, String>),
+    /// The record names this route, which an operator gave, or could not be written.
+    Named(Route, Result<(), RecoverRefused>, oneshot::Sender<Result<(), RecoverRefused>>),
 }
 
 struct Driver {
@@ -156,6 +159,8 @@ struct Driver {
     limiter: Arc<Limiter>,
     totals: Arc<Totals>,
     found: Option<Route>,
+    /// What records say of that: another route from an operator comes into them before it is taken.
+    named: Option<Route>,
     endpoints: Vec<Endpoint>,
     sender: Option<Sender>,
     /// What all streams with pages share, once there are some.
@@ -206,6 +211,7 @@ impl Driver {
             limiter: Arc::new(Limiter::new(session.bandwidth)),
             totals: Arc::default(),
             found: None,
+            named: None,
             endpoints: Vec::new(),
             sender: None,
             context: None,
@@ -261,6 +267,7 @@ impl Driver {
             }
             Input::Heard(..) => Next::GoOn,
             Input::Approached(Ok(contact)) => {
+                self.named = Some(contact.found.clone());
                 self.found = Some(contact.found);
                 self.endpoints = contact.endpoints;
                 self.connected(contact.connections, contact.control)
@@ -285,6 +292,12 @@ impl Driver {
                 }
             }
             Input::Reached(..) => Next::GoOn,
+            Input::Named(route, outcome, answer) => {
+                self.on_named(route, &outcome);
+                // The operator may no longer wait for it.
+                drop(answer.send(outcome));
+                Next::GoOn
+            }
         }
     }
 
@@ -312,7 +325,10 @@ impl Driver {
                 self.handle(Event::Change(change))
             }
             Some(PendingCommand::Postcopy) => self.handle(Event::Postcopy),
-            Some(PendingCommand::Recover(address)) => self.look_at(address),
+            Some(PendingCommand::Recover { address, answer }) => {
+                self.look_at(address, answer);
+                Next::GoOn
+            }
             Some(PendingCommand::Resolve(choice)) => self.handle(Event::Resolve(choice)),
             Some(PendingCommand::GuestStopped { detail }) => {
                 self.handle(Event::GuestStopped { detail })
@@ -321,17 +337,6 @@ impl Driver {
         };
         answer.give();
         next
-    }
-
-    /// Reconnects to another address from now on.
-    fn look_at(&mut self, address: SocketAddr) -> Next {
-        if let Some(found) = &mut self.found {
-            found.process.set_ip(address.ip());
-            found.node.address = address;
-        }
-        // The endpoint there was may be of the other address family.
-        self.endpoints.clear();
-        Next::GoOn
     }
 
     fn connected(

@@ -2,8 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use tokio::sync::oneshot;
+
+use super::super::connect::Route;
 use super::super::pace::Next;
 use super::{Driver, Input};
+use crate::error::RecoverRefused;
 use crate::protocol::Token;
 use crate::record::{Record, Side, SourceState};
 use crate::report::Report;
@@ -31,6 +35,42 @@ impl Driver {
         })
     }
 
+    /// Records another address of the destination, which is dialled once that is durable: after a
+    /// crash, the node has only the record.
+    pub(super) fn look_at(
+        &mut self,
+        address: SocketAddr,
+        answer: oneshot::Sender<Result<(), RecoverRefused>>,
+    ) {
+        let Some(mut route) = self.found.clone() else { return };
+        route.process.set_ip(address.ip());
+        route.node.address = address;
+        self.named = Some(route.clone());
+        let input_sender = self.input_sender.clone();
+        self.record_writer.write(self.make_record(None), move |outcome| {
+            let outcome = outcome.map_err(|error| {
+                let detail = error.to_string().as_str().into();
+                RecoverRefused::Unrecorded { detail }
+            });
+            let _ = input_sender.send(Input::Named(route, outcome, answer));
+        });
+    }
+
+    /// Reconnects to the recorded address from now on.
+    pub(super) fn on_named(&mut self, route: Route, outcome: &Result<(), RecoverRefused>) {
+        if outcome.is_ok() {
+            self.found = Some(route);
+            // The endpoint there was may be of the other address family.
+            self.endpoints.clear();
+            return;
+        }
+        // Unless yet another address is being recorded.
+        let named = self.named.as_ref().map(|named| named.node.address);
+        if named == Some(route.node.address) {
+            self.named.clone_from(&self.found);
+        }
+    }
+
     pub(super) fn finish(&mut self, report: Report) {
         self.record_writer.write_report(self.make_record(Some(report.clone())));
         self.channels.report.send_replace(Some(report));
@@ -38,7 +78,7 @@ impl Driver {
 
     pub(super) fn make_record(&self, report: Option<Report>) -> Record {
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.session.port);
-        let found = self.found.as_ref();
+        let found = self.named.as_ref();
         let named = self.session.server_name.as_ref().unwrap_or(&self.session.host);
         // A migration that never found its destination has no peer to tell about its end.
         let state = if found.is_none() { SourceState::Aborted } else { self.stated.now() };

@@ -1,13 +1,16 @@
 //! Memory of which pages are missing, for a guest that consists only of memory.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::memory::FakeMemory;
-use crate::guest::{ChunkPages, GuestError, MissingMemory};
+use crate::guest::{ChunkPages, GuestError, MissingMemory, Waits};
 
 /// Longest wait for a page; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the last pages take to be dropped: time for others to be placed too early.
+const LAST_DROP: Duration = Duration::from_millis(100);
 
 pub(super) struct FakeMissing {
     memory: Arc<FakeMemory>,
@@ -21,7 +24,13 @@ struct Pages {
     wanted: Vec<u64>,
     /// Wanted pages that were not returned yet.
     new: Vec<ChunkPages>,
+    /// Wanted pages with the time from which they are waited for.
+    since: Vec<(ChunkPages, Instant)>,
+    waits: Vec<Duration>,
     is_ended: bool,
+    /// How often pages were dropped: for a guest, twice.
+    drops: u32,
+    is_placed_early: bool,
 }
 
 impl FakeMissing {
@@ -38,12 +47,18 @@ impl FakeMissing {
         if pages.missing[chunk] & bit != 0 && pages.wanted[chunk] & bit == 0 {
             pages.wanted[chunk] |= bit;
             pages.new.push((chunk, bit));
+            pages.since.push(((chunk, bit), Instant::now()));
             self.changed.notify_all();
         }
         let is_absent = |pages: &mut Pages| !pages.is_ended && pages.missing[chunk] & bit != 0;
         let waited = self.changed.wait_timeout_while(pages, PATIENCE, is_absent);
         let in_time = !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
         assert!(in_time, "page {page} did not come");
+    }
+
+    /// Whether a page was placed before the last ones were dropped.
+    pub(super) fn was_placed_early(&self) -> bool {
+        self.lock().is_placed_early
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {
@@ -58,8 +73,13 @@ impl FakeMissing {
                 bytes[page * 4096..][..4096].copy_from_slice(&content(page));
             }
         });
+        let is_early = pages.drops < 2 && placed != 0;
+        pages.is_placed_early |= is_early;
         pages.missing[chunk] &= !placed;
         pages.wanted[chunk] &= !placed;
+        let ended = |((at, bit), _): &mut (ChunkPages, Instant)| *at == chunk && placed & *bit != 0;
+        let ended: Vec<_> = pages.since.extract_if(.., ended).collect();
+        pages.waits.extend(ended.into_iter().map(|(_, since)| since.elapsed()));
         self.changed.notify_all();
     }
 }
@@ -67,6 +87,12 @@ impl FakeMissing {
 impl MissingMemory for FakeMissing {
     fn clear(&self, words: &[u64]) -> Result<(), GuestError> {
         let mut pages = self.lock();
+        if pages.drops == 1 {
+            let waited =
+                self.changed.wait_timeout_while(pages, LAST_DROP, |pages| !pages.is_placed_early);
+            (pages, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        pages.drops += 1;
         for (chunk, word) in words.iter().enumerate() {
             pages.missing[chunk] |= word;
             // What a guest would read that does not wait.
@@ -108,6 +134,12 @@ impl MissingMemory for FakeMissing {
 
     fn waited_for(&self) -> Vec<ChunkPages> {
         listed(&self.lock().wanted)
+    }
+
+    fn waits(&self) -> Waits {
+        let mut pages = self.lock();
+        let oldest = pages.since.iter().map(|(_, since)| since.elapsed()).max();
+        Waits { ended: std::mem::take(&mut pages.waits), oldest }
     }
 
     fn end(&self) -> Result<(), GuestError> {

@@ -1,5 +1,6 @@
 //! Guests that run at the destination before their memory is there.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -10,12 +11,15 @@ use super::memory::{Content, FakeMemory};
 use super::missing::FakeMissing;
 use super::relay::Relay;
 use super::world::{FakeSource, World, in_time, reach};
-use crate::error::{PostcopyRefused, RecoverRefused};
+use crate::error::{ChangeRefused, PostcopyRefused, RecoverRefused};
 use crate::guest::MissingMemory;
+use crate::limits::LimitsChange;
 use crate::pages::{BufferPool, Compression, Encoder, HEADER_BYTES, Position, WireRate};
 use crate::phase::Phase;
+use crate::progress::Role;
 use crate::protocol::Features;
 use crate::quic::pair::{Ending, Pair};
+use crate::record::Side;
 use crate::session::fetch::{Fetch, FetchError};
 use crate::session::{Handle, SourceSession};
 
@@ -30,12 +34,27 @@ fn world(relay: Relay) -> World {
     })
 }
 
-/// Starts to migrate a guest of random content, and hands it over before most of its memory.
+/// Starts to migrate a guest of random content, and hands it over before most of its memory. The
+/// link has no limit from then on.
 async fn handed_over(world: &World) -> (Arc<FakeSource>, Handle) {
+    let (guest, handle) = handed_over_slowly(world).await;
+    handle.change(bandwidth(0)).await.unwrap();
+    (guest, handle)
+}
+
+fn bandwidth(bytes_per_second: u64) -> LimitsChange {
+    LimitsChange { bandwidth: Some(bytes_per_second), ..LimitsChange::default() }
+}
+
+/// A session with a limit of 64 pages a second.
+fn slow(world: &World) -> SourceSession {
+    SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() }
+}
+
+/// As [`handed_over`], with a limit of 64 pages a second.
+async fn handed_over_slowly(world: &World) -> (Arc<FakeSource>, Handle) {
     let guest = FakeSource::new(64, Content::Random);
-    // Slow until the guest is paused.
-    let session = SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() };
-    let handle = world.start(session, &guest);
+    let handle = world.start(slow(world), &guest);
     reach(&handle, Phase::Precopy).await;
     handle.postcopy().await.unwrap();
     reach(&handle, Phase::Postcopy).await;
@@ -75,6 +94,7 @@ async fn a_guest_that_writes_arrives_with_what_it_wrote() {
     reach(&handle, Phase::Precopy).await;
     handle.postcopy().await.unwrap();
     world.assert_migrated(&guest, &handle).await;
+    assert!(!world.target().missing.get().unwrap().was_placed_early());
     done.store(true, SeqCst);
     writer.await.unwrap();
 }
@@ -95,7 +115,47 @@ async fn a_page_that_the_guest_reads_comes_before_the_rest() {
 
     assert!(missing.left() > PAGES as u64 / 4, "{} pages were left", missing.left());
     assert!(took < Duration::from_secs(1), "{took:?}");
+    let here = world.assert_migrated(&guest, &handle).await.page_waits.unwrap();
+    let there = world.arrival().await.settled().await.unwrap().page_waits.unwrap();
+    assert_eq!(there.counts.iter().sum::<u64>(), 1, "{there:?}");
+    assert!(there.longest_seconds > 0.0 && there.oldest_seconds.eq(&0.0), "{there:?}");
+    assert!((here.longest_seconds - there.longest_seconds).abs() < 1e-5, "{here:?}, {there:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_guest_waits_for_does_not_wait_for_the_bandwidth_limit() {
+    let world = world(Relay::default());
+    let (guest, handle) = handed_over_slowly(&world).await;
+    let missing = world.target().missing.get().unwrap().clone();
+    let reader = missing.clone();
+    let took = spawn_blocking(move || {
+        let began = Instant::now();
+        // Each comes with 8 neighbours: within the limit, that takes 5 s.
+        (0..36).for_each(|chunk| reader.read((60 - chunk) * 64));
+        began.elapsed()
+    });
+    let took = in_time(took).await.unwrap();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(missing.left() > PAGES as u64 / 2, "{} pages are missing", missing.left());
+    handle.change(bandwidth(0)).await.unwrap();
     world.assert_migrated(&guest, &handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bandwidth_limit_holds_for_memory_that_follows_the_guest() {
+    let world = world(Relay::default());
+    let (guest, handle) = handed_over_slowly(&world).await;
+    let downtime = Some(Duration::from_secs(1));
+    let other = handle.change(LimitsChange { downtime, ..bandwidth(0) }).await;
+    assert_eq!(other, Err(ChangeRefused::OnlyBandwidth));
+    let left = world.target().missing.get().unwrap().left();
+    let began = Instant::now();
+
+    handle.change(bandwidth(4 << 20)).await.unwrap();
+
+    world.assert_migrated(&guest, &handle).await;
+    let least = left as f64 * 4096.0 / f64::from(4 << 20) * 0.8;
+    assert!(began.elapsed().as_secs_f64() > least, "{left} pages in {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,11 +181,61 @@ async fn the_guest_waits_while_the_link_is_lost_and_both_sides_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_reconnects_has_as_many_connections_as_before() {
+    let relay = Relay::default();
+    let world = world(relay.clone());
+    let guest = FakeSource::new(64, Content::Random);
+    let session = SourceSession { connections: Some(3), ..slow(&world) };
+    let handle = world.start(session, &guest);
+    reach(&handle, Phase::Precopy).await;
+    handle.postcopy().await.unwrap();
+    reach(&handle, Phase::Postcopy).await;
+    assert_eq!(relay.sockets.load(SeqCst), 3);
+    relay.silent.store(true, SeqCst);
+    let mut progress = handle.progress();
+    let lost = progress.wait_for(|progress| progress.in_doubt.is_some());
+    drop(in_time(lost).await.unwrap());
+
+    handle.change(bandwidth(0)).await.unwrap();
+    relay.silent.store(false, SeqCst);
+
+    world.assert_migrated(&guest, &handle).await;
+    // A socket may come to them each time that the link is lost.
+    let sockets = relay.sockets.load(SeqCst);
+    assert!(sockets >= 6, "{sockets} sockets");
+}
+
+/// Returns where the source's record says that the destination is: its node and its process.
+fn recorded(world: &World, handle: &Handle) -> [SocketAddr; 2] {
+    let record = world.records.read(handle.migration(), Role::Source, |_| true).unwrap();
+    match record.unwrap().side {
+        Side::Source { node_address, process_address, .. } => [node_address, process_address],
+        Side::Destination { .. } => panic!("a record of the destination"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_address_of_the_destination_is_recorded_and_dialled() {
+    let relay = Relay::default();
+    let world = world(relay.clone());
+    let (guest, handle) = handed_over(&world).await;
+    relay.silent.store(true, SeqCst);
+    let elsewhere = |address: SocketAddr| SocketAddr::from(([127, 0, 0, 2], address.port()));
+    let there = recorded(&world, &handle).map(elsewhere);
+    Relay::default().start_at(there[1], world.arrival().await.port());
+
+    handle.recover(there[0]).await.unwrap();
+
+    assert_eq!(recorded(&world, &handle), there);
+    world.assert_migrated(&guest, &handle).await;
+    assert_eq!(recorded(&world, &handle), there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_sides_must_be_able_to() {
     let world = World::new();
     let guest = FakeSource::new(64, Content::Random);
-    let session = SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() };
-    let handle = world.start(session, &guest);
+    let handle = world.start(slow(&world), &guest);
     reach(&handle, Phase::Precopy).await;
     assert_eq!(handle.postcopy().await, Err(PostcopyRefused::Unsupported));
     let arrival = world.arrival().await;

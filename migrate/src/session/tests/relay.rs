@@ -1,59 +1,81 @@
 //! A network between source and process that can fall silent.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use tokio::net::UdpSocket;
 
 use super::super::limiter::Limiter;
 use super::world::LOOPBACK;
 
-/// Forwards datagrams between one source socket and one process until it is silenced.
+/// Forwards datagrams between the sockets of a source and one process until it is silenced.
 #[derive(Clone, Default)]
 pub(super) struct Relay {
     pub(super) silent: Arc<AtomicBool>,
     /// Bytes per second forwarded to the process; 0 for no limit.
     pub(super) bytes_per_second: u64,
+    /// Number of the source's sockets by now.
+    pub(super) sockets: Arc<AtomicUsize>,
 }
 
 impl Relay {
     /// Starts forwarding to `port`; returns the port to send to.
     pub(super) fn start(&self, port: u16) -> u16 {
-        let here = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
-        here.set_nonblocking(true).unwrap();
-        let there = std::net::UdpSocket::bind(SocketAddr::new(LOOPBACK, 0)).unwrap();
-        there.set_nonblocking(true).unwrap();
-        there.connect(SocketAddr::new(LOOPBACK, port)).unwrap();
+        self.start_at(SocketAddr::new(LOOPBACK, 0), port)
+    }
+
+    /// As [`Self::start`], and listens at `address`.
+    pub(super) fn start_at(&self, address: SocketAddr, port: u16) -> u16 {
+        let here = bind(address);
         let relay_port = here.local_addr().unwrap().port();
-        let (silent, rate) = (self.silent.clone(), self.bytes_per_second);
-        tokio::spawn(async move {
-            let (here, there) =
-                (UdpSocket::from_std(here).unwrap(), UdpSocket::from_std(there).unwrap());
-            pass_on(&here, &there, &silent, rate).await;
-        });
+        let relay = self.clone();
+        tokio::spawn(async move { relay.pass_on(here, SocketAddr::new(LOOPBACK, port)).await });
         relay_port
+    }
+
+    /// Forwards what the source sends: what comes from another of its sockets leaves on another one
+    /// here.
+    async fn pass_on(self, here: Arc<UdpSocket>, process: SocketAddr) {
+        let mut bytes = vec![0; 65536];
+        let mut sockets: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+        let link = Limiter::new((self.bytes_per_second > 0).then_some(self.bytes_per_second));
+        loop {
+            let Ok((length, from)) = here.recv_from(&mut bytes).await else { continue };
+            if self.silent.load(SeqCst) {
+                continue;
+            }
+            let there = sockets.entry(from).or_insert_with(|| {
+                let there = bind(SocketAddr::new(LOOPBACK, 0));
+                let silent = self.silent.clone();
+                tokio::spawn(pass_back(there.clone(), here.clone(), from, silent));
+                self.sockets.fetch_add(1, SeqCst);
+                there
+            });
+            link.take(length).await;
+            let _ = there.send_to(&bytes[..length], process).await;
+        }
     }
 }
 
-async fn pass_on(here: &UdpSocket, there: &UdpSocket, silent: &AtomicBool, rate: u64) {
-    let (mut out, mut back) = (vec![0; 65536], vec![0; 65536]);
-    let mut source = None;
-    let link = Limiter::new((rate > 0).then_some(rate));
+async fn pass_back(
+    there: Arc<UdpSocket>,
+    here: Arc<UdpSocket>,
+    source: SocketAddr,
+    silent: Arc<AtomicBool>,
+) {
+    let mut bytes = vec![0; 65536];
     loop {
-        tokio::select! {
-            Ok((length, from)) = here.recv_from(&mut out) => {
-                source = Some(from);
-                if !silent.load(SeqCst) {
-                    link.take(length).await;
-                    let _ = there.send(&out[..length]).await;
-                }
-            }
-            Ok(length) = there.recv(&mut back) => {
-                if let (false, Some(source)) = (silent.load(SeqCst), source) {
-                    let _ = here.send_to(&back[..length], source).await;
-                }
-            }
+        let Ok(length) = there.recv(&mut bytes).await else { continue };
+        if !silent.load(SeqCst) {
+            let _ = here.send_to(&bytes[..length], source).await;
         }
     }
+}
+
+fn bind(address: SocketAddr) -> Arc<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(address).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    Arc::new(UdpSocket::from_std(socket).unwrap())
 }

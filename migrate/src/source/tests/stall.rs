@@ -85,14 +85,14 @@ fn the_throttle_ends_with_the_migration_whatever_ends_it() {
 fn limits_change_until_the_guest_is_handed_over() {
     let mut bench = throttled();
     let wait = LimitsChange { on_stall: Some(OnStall::Wait), ..LimitsChange::default() };
-    assert_eq!(bench.source.can_change(), Ok(()));
+    assert_eq!(bench.source.can_change(&wait), Ok(()));
     assert_eq!(bench.feed(Event::Change(wait)), [LIFTED]);
     assert_eq!(in_vain(&mut bench, 3), [Action::SendRound { round: 7 }]);
     let longer = LimitsChange { downtime: Some(Duration::from_secs(5)), ..LimitsChange::default() };
     bench.feed(Event::Change(longer));
     let pause = in_vain(&mut bench, 1);
     assert_eq!(pause, [Action::Send(SourceMessage::Switchover), Action::Pause]);
-    assert_eq!(bench.source.can_change(), Err(ChangeRefused::Late));
+    assert_eq!(bench.source.can_change(&wait), Err(ChangeRefused::Late));
     assert_eq!(bench.feed(Event::Change(wait)), []);
 }
 

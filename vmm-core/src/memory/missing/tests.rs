@@ -182,9 +182,12 @@ fn what_a_balloon_takes_need_not_arrive() {
         let reader = scope.spawn(|| read(&ram, 67));
         assert_eq!(next_wanted(&missing), [(1, 1 << 3)]);
         // Pages 62 to 71, the last two of which are there.
+        assert!(missing.waits().oldest.is_some());
         missing.discard(0, &(62 * PAGE_BYTES..72 * PAGE_BYTES)).unwrap();
         answer(&missing, || reader.is_finished());
         assert_eq!(reader.join().unwrap(), [0; PAGE_BYTES]);
+        let waits = missing.waits();
+        assert!(waits.ended.len() == 1 && waits.oldest.is_none(), "{waits:?}");
         assert_eq!(missing.missing(), [(0, 0b11 << 60)]);
         assert_eq!(missing.place(1, 3, &[7; PAGE_BYTES]).unwrap(), 0, "too late");
 
@@ -217,6 +220,7 @@ fn system_calls_on_guest_memory_wait_too() {
             let (chunk, place) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
             assert_eq!(next_wanted(&missing), [(chunk, 1 << place)]);
             missing.place(chunk, place, &[byte_of(page); PAGE_BYTES]).unwrap();
+            assert_eq!(missing.waits().ended.len(), 1);
             caller.join().unwrap();
         }
     });
