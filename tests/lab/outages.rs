@@ -203,6 +203,7 @@ impl Scenario {
         });
     }
 
+    /// The first host, from which guests leave, and the second.
     pub(crate) fn hosts(&self) -> [Host<'_>; 2] {
         [self.lab.host(1), self.lab.host(2)]
     }

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use crate::fixtures::{Host, Lab};
 use crate::outages::{
-    Course, Outcome, Phase, Scenario, cable_is_out_at_the_destination, cable_is_out_for,
-    in_each_phase, is_intact, states, undecided,
+    Course, Outcome, Phase, Scenario, cable_is_out_for, in_each_phase, is_intact, states, undecided,
 };
 
 /// netem options of a link that takes eight seconds for the working set of a guest that writes all
