@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::fixtures::{Host, Lab};
+use crate::fixtures::{Host, Lab, holds, until};
 use crate::outages::{
     Course, Outcome, Phase, Scenario, cable_is_out_for, in_each_phase, is_intact, states, undecided,
 };
@@ -138,6 +138,23 @@ fn a_guest_is_lost_with_the_power_of_its_destination_and_the_source_is_told() {
     is_lost(&scenario);
     let [here, _] = scenario.hosts();
     ended(here, &["was given up", "before all of its memory was there"]);
+}
+
+#[test]
+fn a_destination_that_is_reachable_at_another_address_only_is_recovered() {
+    let mut scenario = Scenario::set(SERVING.point);
+    scenario.hold(&SERVING, Outcome::Destination);
+    let [here, there] = scenario.hosts();
+    there.sh("ip addr replace 10.77.0.12/24 dev br0").ok();
+    let filter = "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; \
+                  add rule inet lab out ip daddr 10.77.0.2 drop";
+    here.sh(&format!("nft '{filter}'")).ok();
+    until("the source has lost the destination", || {
+        let state = here.state_of(SERVING.name);
+        holds(state.as_deref() == Some("in-doubt"), state)
+    });
+    here.lighter("migrate serving --recover 10.77.0.12").ok();
+    scenario.ends_as_expected();
 }
 
 /// Asserts that the guest is on neither host, and that the records say that it ran and is lost.
