@@ -10,10 +10,10 @@ use support::{Exit, Guest, GuestPlan, Migration, Pair, wait};
 use crate::metrics::{scrape, value};
 
 /// The working set, 16 MiB, takes two seconds on this link: the guest writes all of it meanwhile.
-const LINK: [&str; 4] = ["--bandwidth", "8MB/s", "--compress", "off"];
+pub(crate) const LINK: [&str; 4] = ["--bandwidth", "8MB/s", "--compress", "off"];
 
 /// A guest that writes its whole working set several times a second.
-fn hot() -> GuestPlan {
+pub(crate) fn hot() -> GuestPlan {
     GuestPlan { dirty_rate: 20_000, working_set: "16M".to_owned(), ..GuestPlan::default() }
 }
 
@@ -31,14 +31,35 @@ fn shows(pair: &Pair, what: &str, holds: impl Fn(&Value) -> bool) {
     });
 }
 
+/// Waits until the running migration slows the guest down.
+#[track_caller]
+pub(crate) fn is_throttled(pair: &Pair) {
+    shows(pair, "the guest is throttled", |progress| {
+        progress["throttle_percent"] != 0 && progress["throttled_vcpus"] == 1
+    });
+}
+
+/// Waits until the guest of [`hot`] writes as fast as before: it is not left throttled.
+#[track_caller]
+pub(crate) fn writes_at_its_full_rate(guest: &Guest) {
+    let written = || {
+        let workload = guest.get("/v1/guest/workload")?;
+        Ok::<_, String>(workload["pages_written"].as_u64().unwrap_or(0))
+    };
+    wait::until("the guest writes at its full rate", || {
+        let before = written()?;
+        std::thread::sleep(Duration::from_secs(1));
+        let pages = written()?.saturating_sub(before);
+        wait::holds(pages > 10_000, pages.to_string())
+    });
+}
+
 #[test]
 fn a_hot_guest_arrives_throttled() {
     let pair = Pair::new();
     let metric = "lighter_migration_throttle_ratio";
     let migration = start(&pair, &["--on-stall", "throttle", "--downtime", "300ms"]);
-    shows(&pair, "the guest is throttled", |progress| {
-        progress["throttle_percent"] != 0 && progress["throttled_vcpus"] == 1
-    });
+    is_throttled(&pair);
     wait::until("the node shows the throttle", || {
         let labels = [("guest", "web-1"), ("direction", "outgoing")];
         let ratio = value(&scrape(&pair.a), metric, &labels);
@@ -94,21 +115,10 @@ fn a_migration_that_waits_is_told_to_throttle_and_the_throttle_ends_when_it_is_c
     shows(&pair, "it does not converge", |progress| progress["converging"] == false);
     let set = |setting: &str| pair.a.run(&["migrate", "web-1", "--set", setting]);
     set("on-stall=throttle").ok();
-    shows(&pair, "the guest is throttled", |progress| progress["throttle_percent"] != 0);
+    is_throttled(&pair);
     pair.a.run(&["cancel", "web-1"]).ok();
     migration.finish().cancelled();
-    // It writes as fast as before: it is not left throttled.
-    let guest = pair.a.guest("web-1");
-    let written = || {
-        let workload = guest.get("/v1/guest/workload")?;
-        Ok::<_, String>(workload["pages_written"].as_u64().unwrap_or(0))
-    };
-    wait::until("the guest writes at its full rate", || {
-        let before = written()?;
-        std::thread::sleep(Duration::from_secs(1));
-        let pages = written()?.saturating_sub(before);
-        wait::holds(pages > 10_000, pages.to_string())
-    });
+    writes_at_its_full_rate(&pair.a.guest("web-1"));
     set("on-stall=force").complains(Exit::Failed, &["not being migrated"]);
     one_intact_copy(&pair.hosts(), "web-1", &pair.a);
 }

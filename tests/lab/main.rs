@@ -12,6 +12,8 @@
 
 #[cfg(feature = "failpoints")]
 mod outages;
+#[cfg(feature = "failpoints")]
+mod postcopy;
 
 mod disks;
 mod ending;

@@ -13,20 +13,34 @@ use support::state_folder::belongs;
 
 /// A point in a migration at which a failpoint can hold it.
 #[derive(Debug)]
-struct Phase {
+pub(crate) struct Phase {
     /// The phase's name, which is also the guest's name.
-    name: &'static str,
+    pub(crate) name: &'static str,
+    /// How the guest is migrated.
+    pub(crate) course: Course,
     /// The failpoint, prefixed with the side that it holds: `source` or `destination`.
-    point: &'static str,
+    pub(crate) point: &'static str,
     /// The states in the records of source and destination at that point; [`NONE`] if there is no
     /// record.
-    records: [&'static str; 2],
+    pub(crate) records: [&'static str; 2],
     /// Where the guest is after the source lost power.
-    source_lost_power: Outcome,
+    pub(crate) source_lost_power: Outcome,
     /// Where the guest is after the destination lost power.
-    destination_lost_power: Outcome,
+    pub(crate) destination_lost_power: Outcome,
     /// Where the guest is after the hosts could not reach each other for a while.
-    cable_was_out: Outcome,
+    pub(crate) cable_was_out: Outcome,
+}
+
+/// What arrives first: memory, or the guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Course {
+    /// All memory.
+    Precopy,
+    /// The guest; most of its memory follows it.
+    Postcopy {
+        /// Further failpoints of the source, which keep memory from following.
+        held: &'static str,
+    },
 }
 
 /// Record state of a host that has no record yet.
@@ -36,7 +50,7 @@ const HELD: &str = "/tmp/lab-held";
 
 /// Where a guest is after the outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// The guest runs at the source.
     Source,
     /// The guest runs at the destination.
@@ -54,6 +68,7 @@ const SWITCHOVER: Phase = undecided("switchover", "source.act.savestate", "loadi
 const READY: Phase = undecided("ready", "source.recv.ready", "ready");
 const COMMIT: Phase = Phase {
     name: "commit",
+    course: Course::Precopy,
     point: "source.send.commit",
     records: ["committed", "ready"],
     source_lost_power: Outcome::Destination,
@@ -62,6 +77,7 @@ const COMMIT: Phase = Phase {
 };
 const TAKING: Phase = Phase {
     name: "taking",
+    course: Course::Precopy,
     point: "destination.act.resumeguest",
     records: ["committed", "taking"],
     source_lost_power: Outcome::Destination,
@@ -70,6 +86,7 @@ const TAKING: Phase = Phase {
 };
 const RESUME: Phase = Phase {
     name: "resume",
+    course: Course::Precopy,
     point: "source.recv.running",
     records: ["committed", "running"],
     source_lost_power: Outcome::Destination,
@@ -77,10 +94,18 @@ const RESUME: Phase = Phase {
     cable_was_out: Outcome::Destination,
 };
 
+/// The phases in which the source is held.
+const EACH: [&Phase; 7] = [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &READY, &COMMIT, &RESUME];
+
 /// A phase before the commit: the guest still belongs to the source.
-const fn undecided(name: &'static str, point: &'static str, destination: &'static str) -> Phase {
+pub(crate) const fn undecided(
+    name: &'static str,
+    point: &'static str,
+    destination: &'static str,
+) -> Phase {
     Phase {
         name,
+        course: Course::Precopy,
         point,
         records: ["undecided", destination],
         source_lost_power: Outcome::Gone,
@@ -90,7 +115,7 @@ const fn undecided(name: &'static str, point: &'static str, destination: &'stati
 }
 
 /// Two hosts with nodes, and guests on the first whose migrations to the second are held.
-struct Scenario {
+pub(crate) struct Scenario {
     lab: Lab,
     expected: Vec<(&'static str, Outcome)>,
 }
@@ -98,7 +123,7 @@ struct Scenario {
 impl Scenario {
     /// Starts both nodes; if `point` is a failpoint of the destination, the second node is held
     /// there.
-    fn set(point: &str) -> Self {
+    pub(crate) fn set(point: &str) -> Self {
         let scenario = Self { lab: Lab::of(2), expected: Vec::new() };
         if point.starts_with("destination") {
             let [_, there] = scenario.hosts();
@@ -110,7 +135,7 @@ impl Scenario {
     }
 
     /// Starts a guest and its migration, and waits until a failpoint holds it in `phase`.
-    fn hold(&mut self, phase: &Phase, outcome: Outcome) {
+    pub(crate) fn hold(&mut self, phase: &Phase, outcome: Outcome) {
         self.start(phase, outcome);
         self.await_held(phase, "true");
     }
@@ -119,7 +144,12 @@ impl Scenario {
     fn start(&mut self, phase: &Phase, outcome: Outcome) {
         let [here, there] = self.hosts();
         let name = phase.name;
-        let point = format!("LIGHTER_FAILPOINT={}:freeze", phase.point);
+        let (held, options) = match phase.course {
+            Course::Precopy => ("", ""),
+            // So slow that most of its memory is still here.
+            Course::Postcopy { held } => (held, "--bandwidth 100KB/s"),
+        };
+        let point = format!("LIGHTER_FAILPOINT={held},{}:freeze", phase.point);
         // The workload's vCPU never idles: a low dirty rate and a small working set keep it from
         // slowing down the other guests on an emulated host.
         here.sh(&format!(
@@ -137,10 +167,16 @@ impl Scenario {
         ))
         .ok();
         here.sh(&format!(
-            "systemd-run --quiet --unit lab-migrate-{name} lighter migrate {name} {} --downtime 10s",
+            "systemd-run --quiet --unit lab-migrate-{name} lighter migrate {name} {} --downtime 10s {options}",
             there.address()
         ))
         .ok();
+        if let Course::Postcopy { .. } = phase.course {
+            here.sh(&format!(
+                "until lighter migrate {name} --postcopy-now; do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done"
+            ))
+            .ok();
+        }
         self.expected.push((name, outcome));
     }
 
@@ -167,7 +203,8 @@ impl Scenario {
         });
     }
 
-    fn hosts(&self) -> [Host<'_>; 2] {
+    /// The first host, from which guests leave, and the second.
+    pub(crate) fn hosts(&self) -> [Host<'_>; 2] {
         [self.lab.host(1), self.lab.host(2)]
     }
 
@@ -178,7 +215,7 @@ impl Scenario {
     }
 
     /// Cuts and restores the power of host `number`, and waits until its node answers.
-    fn lose_power(&self, number: usize) {
+    pub(crate) fn lose_power(&self, number: usize) {
         self.lab.cut_power(number);
         self.lab.restore_power(number);
         self.lab.host(number).await_node();
@@ -186,7 +223,7 @@ impl Scenario {
 
     /// Asserts that each guest ends where expected, and that nothing else is left on either host.
     #[track_caller]
-    fn ends_as_expected(&self) {
+    pub(crate) fn ends_as_expected(&self) {
         let hosts = self.hosts();
         let at = |place: Outcome, state: &'static str| {
             let those = self.expected.iter().filter(move |(_, outcome)| *outcome == place);
@@ -212,7 +249,8 @@ impl Scenario {
     #[track_caller]
     fn nothing_is_left(&self, host: Host<'_>, guests: &BTreeMap<String, String>) {
         let is_open = |(guest, state): &(String, String)| {
-            let is_settled = ["done", "aborted", "running", "discarded"].contains(&state.as_str());
+            let is_settled =
+                ["done", "aborted", "running", "discarded", "lost"].contains(&state.as_str());
             // Only an operator can decide which host owns this guest.
             let is_in_doubt = self.expected.contains(&(guest.as_str(), Outcome::InDoubt));
             !is_settled && !is_in_doubt
@@ -239,7 +277,7 @@ fn guests(host: Host<'_>) -> BTreeMap<String, String> {
 }
 
 /// The states of the migration records on a host, by the guest's name.
-fn states(host: Host<'_>) -> BTreeMap<String, String> {
+pub(crate) fn states(host: Host<'_>) -> BTreeMap<String, String> {
     let state = |record: &serde_json::Value| {
         record["side"]["state"].as_str().unwrap_or_default().to_owned()
     };
@@ -248,7 +286,7 @@ fn states(host: Host<'_>) -> BTreeMap<String, String> {
 
 /// Asserts that a full check of the guest's memory finds it intact.
 #[track_caller]
-fn is_intact(host: Host<'_>, guest: &str) {
+pub(crate) fn is_intact(host: Host<'_>, guest: &str) {
     let socket = format!("/var/lib/lighter/guests/{guest}/api.sock");
     let ask =
         "curl --silent --fail -X PUT -H 'content-type: application/json' -d '{\"verify\":true}'";
@@ -269,17 +307,18 @@ fn is_intact(host: Host<'_>, guest: &str) {
 macro_rules! in_each_phase {
     ($outage:ident: $($test:ident $phase:ident),*) => {
         mod $outage {
-            $(#[test] fn $test() { super::$outage(&super::$phase); })*
+            $(#[test] fn $test() { crate::outages::$outage(&super::$phase); })*
         }
     };
 }
+pub(crate) use in_each_phase;
 
 in_each_phase!(source_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER, ready READY,
     commit COMMIT, taking TAKING, resume RESUME);
 in_each_phase!(destination_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER, ready READY,
     commit COMMIT, taking TAKING, resume RESUME);
 
-fn source_loses_power(phase: &Phase) {
+pub(crate) fn source_loses_power(phase: &Phase) {
     let mut scenario = Scenario::set(phase.point);
     scenario.hold(phase, phase.source_lost_power);
     scenario.lose_power(1);
@@ -287,7 +326,7 @@ fn source_loses_power(phase: &Phase) {
     scenario.ends_as_expected();
 }
 
-fn destination_loses_power(phase: &Phase) {
+pub(crate) fn destination_loses_power(phase: &Phase) {
     let mut scenario = Scenario::set(phase.point);
     scenario.hold(phase, phase.destination_lost_power);
     scenario.lose_power(2);
@@ -296,18 +335,23 @@ fn destination_loses_power(phase: &Phase) {
 
 #[test]
 fn the_cable_is_out_for_30_seconds() {
-    cable_is_out_for(Duration::from_secs(30));
+    cable_is_out_for(Duration::from_secs(30), &EACH);
 }
 
 #[test]
 fn the_cable_is_out_for_10_minutes() {
-    cable_is_out_for(Duration::from_secs(600));
+    cable_is_out_for(Duration::from_secs(600), &EACH);
 }
 
 #[test]
 fn the_cable_is_out_while_the_destination_takes_the_guest() {
-    let mut scenario = Scenario::set(TAKING.point);
-    scenario.hold(&TAKING, TAKING.cable_was_out);
+    cable_is_out_at_the_destination(&TAKING);
+}
+
+/// Unplugs the cable while the destination is held in `phase`, and lets it continue.
+pub(crate) fn cable_is_out_at_the_destination(phase: &Phase) {
+    let mut scenario = Scenario::set(phase.point);
+    scenario.hold(phase, phase.cable_was_out);
     scenario.hosts()[1].cut_cable();
     scenario.release();
     sleep(Duration::from_secs(30));
@@ -315,15 +359,15 @@ fn the_cable_is_out_while_the_destination_takes_the_guest() {
     scenario.ends_as_expected();
 }
 
-/// Holds one guest in each phase, unplugs the cable for `time`, and checks the outcomes. Each
+/// Holds one guest in each of `phases`, unplugs the cable for `time`, and checks the outcomes. Each
 /// guest's UDP traffic is dropped as soon as that guest is held, so that it loses its connection in
 /// that phase while the others still need the cable.
-fn cable_is_out_for(time: Duration) {
+pub(crate) fn cable_is_out_for(time: Duration, phases: &[&Phase]) {
     let mut scenario = Scenario::set("");
     let filter = "nft 'add table inet lab; add chain inet lab in { type filter hook input priority 0; }; \
                   add chain inet lab out { type filter hook output priority 0; }'";
     scenario.hosts()[0].sh(filter).ok();
-    for phase in [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &READY, &COMMIT, &RESUME] {
+    for phase in phases {
         scenario.start(phase, phase.cable_was_out);
         let unit = format!("system.slice/lab-guest-{}.service", phase.name);
         let rules = ["in", "out"].map(|chain| {

@@ -167,7 +167,8 @@ fn uuid_of(host: &Host) -> String {
 fn a_source_that_kept_its_guest_does_not_restart_it_after_the_destination_was_resolved_to_run() {
     // The destination is ready and cut off; the source continues its guest, and cannot tell the
     // destination.
-    let mut scene = Scene::with_stall("source.act.reconnect", "destination.send.ready:cut");
+    let mut scene =
+        Scene::with_failpoints("source.act.reconnect:stall", "destination.send.ready:cut");
     scene.migrate();
     scene.await_stalled();
     scene.pair.b.guest(GUEST).await_state("in-doubt");

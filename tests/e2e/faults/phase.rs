@@ -10,6 +10,17 @@ pub(super) enum Side {
     Destination,
 }
 
+impl Side {
+    /// The side of a failpoint: its first word.
+    pub(super) fn of(point: &str) -> Self {
+        match point.split('.').next() {
+            Some("source") => Self::Source,
+            Some("destination") => Self::Destination,
+            _ => panic!("{point} is on neither side"),
+        }
+    }
+}
+
 /// The side that may run the guest once the connection is lost for good in a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {

@@ -1,9 +1,10 @@
-//! Faults while a guest runs at its destination and its memory follows it.
+//! Faults while a guest is handed over before its memory, and while that follows it: the rows of
+//! *Who may run the guest* in docs/adr/0029-post-copy.md.
 
 use super::phase::Side;
 use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
-use support::{CRAWL, Exit, Migration};
+use support::{CRAWL, Exit, Migration, wait};
 
 /// Starts the migration, and hands the guest over before most of its memory.
 fn hand_over_first(scene: &mut Scene) -> Migration {
@@ -16,12 +17,48 @@ fn hand_over_first(scene: &mut Scene) -> Migration {
     migration
 }
 
-/// A guest that runs at its destination, to which the source sends only what it waits for.
-fn fetching() -> (Scene, Migration) {
-    let mut scene = Scene::with_failpoint(Side::Source, "source.data.background:hold");
+/// A migration that is held at `point`, and at `further` failpoints of the source.
+fn held_at(point: &str, further: &str) -> (Scene, Migration) {
+    let held = format!("{point}:hold");
+    let mut scene = match Side::of(point) {
+        Side::Source => Scene::with_failpoints(&format!("{held},{further}"), ""),
+        Side::Destination => Scene::with_failpoints(further, &held),
+    };
     let migration = hand_over_first(&mut scene);
+    scene.await_failpoint(Side::of(point), point);
+    (scene, migration)
+}
+
+/// Keeps what the guest does not wait for from following it.
+const UNASKED: &str = "source.data.background:hold";
+
+/// A guest that runs at its destination and waits for a page. On a new connection, all will come.
+pub(super) fn fetching() -> (Scene, Migration) {
+    let (scene, migration) = held_at("source.data.requested", UNASKED);
     migration.await_phase("postcopy");
     (scene, migration)
+}
+
+/// The states in the records of source and destination.
+fn recorded(scene: &Scene) -> [String; 2] {
+    let state = |record: &serde_json::Value| record["side"]["state"].as_str().map(str::to_owned);
+    let only = |records: Vec<serde_json::Value>| records.iter().find_map(state);
+    scene.pair.hosts().map(|host| only(host.records()).expect("a record"))
+}
+
+/// Asserts that the guest is on neither host, and that the records say that it has run and is lost.
+#[track_caller]
+fn is_lost(scene: &Scene) {
+    guest_is_gone(&scene.pair.hosts(), GUEST);
+    assert_eq!(recorded(scene), ["done", "lost"]);
+}
+
+/// Kills the source, and its command says so.
+#[track_caller]
+fn kill_source(scene: &Scene, migration: Migration) {
+    scene.source().kill();
+    let words = [GUEST, "died during the migration"];
+    migration.finish().done.complains(Exit::Failed, &words);
 }
 
 #[test]
@@ -35,14 +72,69 @@ fn a_guest_whose_memory_follows_it_arrives_and_can_move_again() {
     scene.runs_only_on(&scene.pair.a);
 }
 
+/// Defines a test per failpoint, each of which calls `super::$check` with its point.
+macro_rules! at {
+    ($check:ident: $($name:ident $point:literal)*) => {
+        mod $check {
+            $(
+                #[test]
+                fn $name() {
+                    super::$check($point);
+                }
+            )*
+        }
+    };
+}
+
+at!(connection_cut_before_the_decision: missing "source.send.missing" cleared "destination.send.cleared"
+    written_since "source.act.collectmissing" state "source.send.state" ready "destination.send.ready");
+at!(connection_cut_after_the_decision: commit "source.send.commit" taking "destination.act.adoptguest"
+    about_to_run "destination.act.resumeguest" running "destination.send.running"
+    fetching "destination.act.recordfetching" heard_that_it_runs "source.recv.running"
+    all_there "destination.act.recordrunning" complete "destination.send.complete");
+
+/// Migrates with a cut of the connection at `point`.
+fn cut_at(point: &str) -> (Scene, Migration) {
+    let mut scene = Scene::with_failpoint(Side::of(point), &format!("{point}:cut"));
+    let migration = hand_over_first(&mut scene);
+    (scene, migration)
+}
+
+/// As in rounds: the guest stays.
+fn connection_cut_before_the_decision(point: &str) {
+    let (scene, migration) = cut_at(point);
+    migration.finish().stayed(&["connection"]);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+/// The source reconnects, and memory follows.
+fn connection_cut_after_the_decision(point: &str) {
+    let (scene, migration) = cut_at(point);
+    migration.finish().ok();
+    scene.runs_only_on(&scene.pair.b);
+}
+
 #[test]
-fn a_connection_that_is_cut_while_memory_follows_is_restored() {
-    for point in ["send.running", "act.recordfetching", "act.recordrunning", "send.complete"] {
-        let point = format!("destination.{point}:cut");
-        let mut scene = Scene::with_failpoint(Side::Destination, &point);
-        hand_over_first(&mut scene).finish().ok();
-        scene.runs_only_on(&scene.pair.b);
-    }
+fn a_destination_that_is_killed_when_it_is_ready_gives_the_guest_back() {
+    let (scene, migration) = held_at("source.send.commit", "");
+    assert_eq!(recorded(&scene), ["serving", "ready"]);
+    scene.destination().kill();
+    migration.finish().stayed(&[]);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+#[test]
+fn a_destination_that_is_killed_while_it_takes_the_guest_leaves_it_in_doubt() {
+    let (scene, migration) = held_at("destination.act.adoptguest", UNASKED);
+    assert_eq!(recorded(&scene), ["serving", "taking"]);
+    scene.destination().kill();
+    migration.finish().in_doubt();
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    // All of its memory is still here.
+    scene.pair.a.run(&["migrate", GUEST, "--resolve", "run"]).ok();
+    scene.runs_only_on(&scene.pair.a);
 }
 
 #[test]
@@ -50,15 +142,73 @@ fn a_guest_is_lost_with_a_destination_that_is_killed_while_it_fetches() {
     let (scene, migration) = fetching();
     scene.destination().kill();
     migration.finish().done.complains(Exit::Failed, &[GUEST]);
-    guest_is_gone(&scene.pair.hosts(), GUEST);
+    is_lost(&scene);
 }
 
 #[test]
 fn a_guest_is_lost_with_a_source_that_is_killed_while_it_serves() {
     let (scene, migration) = fetching();
-    scene.source().kill();
-    migration.finish().done.complains(Exit::Failed, &[GUEST]);
+    kill_source(&scene, migration);
+    is_lost(&scene);
+}
+
+#[test]
+fn a_guest_is_lost_with_a_source_that_is_killed_before_a_ready_destination_has_its_memory() {
+    let (scene, migration) = held_at("source.send.commit", UNASKED);
+    kill_source(&scene, migration);
     guest_is_gone(&scene.pair.hosts(), GUEST);
+    // It has not run there.
+    assert_eq!(recorded(&scene), ["aborted", "discarded"]);
+}
+
+#[test]
+fn a_ready_destination_that_has_all_memory_runs_the_guest_when_the_source_is_killed() {
+    let point = "source.send.commit";
+    let mut scene = Scene::with_failpoint(Side::Source, &format!("{point}:freeze"));
+    let migration = hand_over_first(&mut scene);
+    scene.await_failpoint(Side::Source, point);
+    wait::until("all memory is there", || {
+        let status = scene.pair.b.guest(GUEST).get("/v1/guest/migration")?;
+        wait::holds(status["progress"]["remaining_bytes"] == 0, status.to_string())
+    });
+    kill_source(&scene, migration);
+    scene.runs_only_on(&scene.pair.b);
+}
+
+/// Kills the source while the destination stands at `point`, which then continues.
+fn source_killed_at(point: &str, further: &str) -> Scene {
+    let mut scene = Scene::with_failpoints(further, &format!("{point}:stall"));
+    let migration = hand_over_first(&mut scene);
+    scene.await_stalled();
+    kill_source(&scene, migration);
+    scene.release();
+    scene
+}
+
+#[test]
+fn a_guest_is_lost_with_a_source_that_is_killed_while_the_destination_takes_it() {
+    is_lost(&source_killed_at("destination.act.resumeguest", UNASKED));
+}
+
+#[test]
+fn a_guest_that_has_all_its_memory_runs_on_when_the_source_is_killed() {
+    let scene = source_killed_at("destination.act.recordrunning", "");
+    scene.runs_only_on(&scene.pair.b);
+}
+
+#[test]
+fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
+    let (mut scene, migration) = fetching();
+    let destination = scene.destination();
+    scene.pair.b.kill_node();
+    destination.kill();
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    // It has run there.
+    let resolve = |choice: &str| scene.pair.a.run(&["migrate", GUEST, "--resolve", choice]);
+    resolve("run").complains(Exit::Failed, &[GUEST]);
+    resolve("discard").ok();
+    migration.finish().done.complains(Exit::Failed, &[GUEST]);
+    guest_is_gone(&[&scene.pair.a], GUEST);
 }
 
 #[test]

@@ -63,13 +63,25 @@ impl Scene {
         Self::prepare(|_, of| environment(of, of, failpoint))
     }
 
-    /// Two hosts and the guest, with a failpoint on each side; that of the source stalls until
-    /// [`Self::release`]. No migration yet.
-    pub(super) fn with_stall(source: &str, destination: &str) -> Self {
-        Self::prepare(|stall, of| match of {
-            Side::Source => environment(of, of, &format!("{source}:stall={}", stall.0.display())),
-            Side::Destination => environment(of, of, destination),
+    /// Two hosts and the guest, with failpoints on each side. Those whose action is `stall` hold
+    /// until [`Self::release`]. No migration yet.
+    pub(super) fn with_failpoints(source: &str, destination: &str) -> Self {
+        Self::prepare(|stall, of| {
+            let failpoints = match of {
+                Side::Source => source,
+                Side::Destination => destination,
+            };
+            let stalls = format!(":stall={}", stall.0.display());
+            environment(of, of, &failpoints.replace(":stall", &stalls))
         })
+    }
+
+    /// Two hosts and the guest of this plan; no migration yet.
+    pub(super) fn with_guest(guest: &GuestPlan) -> Self {
+        let pair = Pair::new();
+        let stall = Stall::new(&pair);
+        Guest::start(&pair.a, guest);
+        Self { pair, migration: None, stall }
     }
 
     /// Two hosts and the guest; no migration yet.

@@ -3,12 +3,20 @@
 
 use std::time::{Duration, Instant};
 
+use super::postcopy::fetching;
 use super::scene::{GUEST, Scene};
 use crate::network::NOTICED_WITHIN;
-use support::{CRAWL, wait};
+use support::{CRAWL, Pid, wait};
 
 /// Longer than either side waits for a sign of life.
 const STANDSTILL: Duration = Duration::from_secs(12);
+
+/// Stops the process, which then has lost its connection.
+fn stop_for_long(process: Pid) {
+    process.freeze();
+    let began = Instant::now();
+    wait::until("it has stood for long", || wait::holds(began.elapsed() > STANDSTILL, ()));
+}
 
 /// The destination has given up in the meantime, and its message did not reach the stopped source:
 /// the source notices as quickly as after any other loss.
@@ -20,9 +28,7 @@ fn a_source_stopped_in_precopy_soon_notices_a_lost_destination() {
     migration.await_phase("precopy");
     let (source, arriving) = (scene.source(), scene.destination());
 
-    source.freeze();
-    let began = Instant::now();
-    wait::until("the source has stood for long", || wait::holds(began.elapsed() > STANDSTILL, ()));
+    stop_for_long(source);
     wait::until("the destination waits no more for a source that gives no sign of life", || {
         wait::holds(!arriving.is_alive(), arriving)
     });
@@ -62,4 +68,16 @@ fn a_destination_stopped_in_precopy_is_given_up_and_ends_when_continued() {
     });
     scene.runs_only_on(&scene.pair.a);
     scene.another_migration_succeeds();
+}
+
+/// The guest waits meanwhile for the pages that it lacks.
+#[test]
+fn a_source_stopped_while_it_serves_a_guest_goes_on_when_continued() {
+    let (scene, migration) = fetching();
+    let source = scene.source();
+    stop_for_long(source);
+    scene.pair.b.guest(GUEST).await_state("running");
+    source.thaw();
+    migration.finish().ok();
+    scene.runs_only_on(&scene.pair.b);
 }

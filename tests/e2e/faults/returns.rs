@@ -1,0 +1,75 @@
+//! A hand-over takes too long and is called off, and just then the connection breaks or one of the
+//! processes dies.
+
+use super::phase::Side;
+use super::scene::{GUEST, Scene};
+use support::Exit;
+use support::checks::guest_is_gone;
+
+/// Defines a test for each step of the way back.
+macro_rules! at_each_step {
+    ($($check:ident)*) => {
+        $(
+            mod $check {
+                #[test]
+                fn before_the_destination_is_told() {
+                    super::$check("source.send.return");
+                }
+
+                #[test]
+                fn when_the_destination_hears_of_it() {
+                    super::$check("destination.recv.return");
+                }
+
+                #[test]
+                fn before_the_guest_runs_on() {
+                    super::$check("source.act.resumeguest");
+                }
+            }
+        )*
+    };
+}
+
+at_each_step!(connection_cut destination_killed source_killed);
+
+/// A migration whose first hand-over is called off, since the flush of the disks never ends, with a
+/// failpoint on the way back.
+fn called_off(point: &str, action: &str) -> Scene {
+    let (hangs, failpoint) = ("source.guest.flush:hold", format!("{point}:{action}"));
+    let mut scene = match Side::of(point) {
+        Side::Source => Scene::with_failpoints(&format!("{hangs},{failpoint}"), ""),
+        Side::Destination => Scene::with_failpoints(hangs, &failpoint),
+    };
+    scene.migrate_with(&["--downtime", "1s"]);
+    scene
+}
+
+/// The guest stays, as in rounds.
+fn connection_cut(point: &str) {
+    let mut scene = called_off(point, "cut");
+    scene.take_migration().finish().stayed(&["connection"]);
+    scene.await_failpoint(Side::of(point), point);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+fn destination_killed(point: &str) {
+    let mut scene = called_off(point, "stall");
+    scene.await_stalled();
+    scene.destination().kill();
+    scene.release();
+    scene.take_migration().finish().stayed(&[]);
+    scene.runs_only_on(&scene.pair.a);
+    scene.another_migration_succeeds();
+}
+
+/// The guest is lost with its only owner.
+fn source_killed(point: &str) {
+    let mut scene = called_off(point, "stall");
+    scene.await_stalled();
+    scene.source().kill();
+    scene.release();
+    let words = [GUEST, "died during the migration"];
+    scene.take_migration().finish().done.complains(Exit::Failed, &words);
+    guest_is_gone(&scene.pair.hosts(), GUEST);
+}

@@ -1,0 +1,178 @@
+//! Guests that run at their destination before their memory is there: over a link that is slower
+//! than the guest, and across power cuts and unplugged cables at each message of that course.
+//! Afterwards exactly one copy of the guest runs, or both hosts say that it is lost.
+
+use std::time::Duration;
+
+use crate::fixtures::{Host, Lab, holds, until};
+use crate::outages::{
+    Course, Outcome, Phase, Scenario, cable_is_out_for, in_each_phase, is_intact, states, undecided,
+};
+
+/// netem options of a link that takes eight seconds for the working set of a guest that writes all
+/// of it each second.
+const SLOW_LINK: &str = "rate 4mbit limit 30";
+
+/// Keeps memory from following unless the guest waits for it. The next connection carries all.
+const UNASKED: &str = "source.data.background:hold";
+
+/// The destination is about to hear what is missing, while the guest runs at the source.
+const MISSING: Phase = Phase {
+    course: Course::Postcopy { held: "" },
+    ..undecided("missing", "source.send.missing", "loading")
+};
+/// The destination has dropped that.
+const CLEARED: Phase = Phase {
+    course: Course::Postcopy { held: "" },
+    ..undecided("cleared", "source.recv.cleared", "loading")
+};
+/// The destination has the state and knows all that is missing.
+const READY: Phase = Phase {
+    course: Course::Postcopy { held: "" },
+    ..undecided("ready", "source.recv.ready", "ready")
+};
+const COMMIT: Phase = Phase {
+    name: "commit",
+    course: Course::Postcopy { held: UNASKED },
+    point: "source.send.commit",
+    records: ["serving", "ready"],
+    source_lost_power: Outcome::Gone,
+    destination_lost_power: Outcome::Source,
+    cable_was_out: Outcome::Destination,
+};
+const TAKING: Phase = Phase {
+    name: "taking",
+    course: Course::Postcopy { held: UNASKED },
+    point: "destination.act.resumeguest",
+    records: ["serving", "taking"],
+    source_lost_power: Outcome::Gone,
+    destination_lost_power: Outcome::InDoubt,
+    cable_was_out: Outcome::Destination,
+};
+/// The guest runs and waits for a page, and the source has not heard that it runs.
+const RESUME: Phase = Phase {
+    name: "resume",
+    course: Course::Postcopy { held: "source.data.background:hold,source.recv.running:freeze" },
+    ..fetching()
+};
+/// The guest runs and waits for a page, as the source knows.
+const SERVING: Phase = fetching();
+/// All memory is there, and the destination's record does not say so.
+const FETCHED: Phase = Phase {
+    name: "fetched",
+    course: Course::Postcopy { held: "" },
+    point: "destination.act.recordrunning",
+    source_lost_power: Outcome::Destination,
+    ..fetching()
+};
+/// All memory is there, and the source has not heard so.
+const COMPLETE: Phase = Phase {
+    name: "complete",
+    course: Course::Postcopy { held: "" },
+    point: "source.recv.complete",
+    records: ["serving", "running"],
+    source_lost_power: Outcome::Destination,
+    ..fetching()
+};
+
+/// The phase in which the guest needs both hosts.
+const fn fetching() -> Phase {
+    Phase {
+        name: "serving",
+        course: Course::Postcopy { held: UNASKED },
+        point: "source.data.requested",
+        records: ["serving", "fetching"],
+        source_lost_power: Outcome::Gone,
+        destination_lost_power: Outcome::Gone,
+        cable_was_out: Outcome::Destination,
+    }
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_arrives_before_its_memory() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    here.shape(SLOW_LINK);
+    here.lighter("run --detach --name hot --memory 16M --working-set 4M --dirty-rate 1000").ok();
+    let options = "--on-stall postcopy --downtime 2s --compress off --json";
+    let report = here.lighter(&format!("migrate hot {} {options}", there.address())).json();
+    assert_eq!(report["outcome"], "migrated", "{report:#}");
+    assert_eq!(report["stall"]["postcopy"], true, "{report:#}");
+    assert_eq!(here.state_of("hot"), None);
+    assert_eq!(there.state_of("hot").as_deref(), Some("running"));
+    is_intact(there, "hot");
+}
+
+in_each_phase!(source_loses_power: missing MISSING, cleared CLEARED, ready READY, commit COMMIT, taking TAKING,
+    resume RESUME, fetched FETCHED, complete COMPLETE);
+in_each_phase!(destination_loses_power: missing MISSING, cleared CLEARED, ready READY, commit COMMIT, taking TAKING,
+    resume RESUME, fetched FETCHED, complete COMPLETE);
+in_each_phase!(cable_is_out_at_the_destination: taking TAKING, fetched FETCHED);
+
+#[test]
+fn the_cable_is_out_for_30_seconds() {
+    let phases = [&MISSING, &CLEARED, &READY, &COMMIT, &RESUME, &SERVING, &COMPLETE];
+    cable_is_out_for(Duration::from_secs(30), &phases);
+}
+
+#[test]
+fn a_guest_is_lost_with_the_power_of_its_source_and_the_destination_says_so() {
+    let mut scenario = Scenario::set(SERVING.point);
+    scenario.hold(&SERVING, SERVING.source_lost_power);
+    scenario.lose_power(1);
+    is_lost(&scenario);
+    let [_, there] = scenario.hosts();
+    ended(there, &["lost its memory", "before all memory of the guest had arrived"]);
+    // The records outlive the power of the other host, too.
+    scenario.lose_power(2);
+    is_lost(&scenario);
+    let [_, there] = scenario.hosts();
+    ended(there, &["lost its memory"]);
+}
+
+#[test]
+fn a_guest_is_lost_with_the_power_of_its_destination_and_the_source_is_told() {
+    let mut scenario = Scenario::set(SERVING.point);
+    scenario.hold(&SERVING, SERVING.destination_lost_power);
+    scenario.lose_power(2);
+    is_lost(&scenario);
+    let [here, _] = scenario.hosts();
+    ended(here, &["was given up", "before all of its memory was there"]);
+}
+
+#[test]
+fn a_destination_that_is_reachable_at_another_address_only_is_recovered() {
+    let mut scenario = Scenario::set(SERVING.point);
+    scenario.hold(&SERVING, Outcome::Destination);
+    let [here, there] = scenario.hosts();
+    there.sh("ip addr replace 10.77.0.12/24 dev br0").ok();
+    let filter = "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; \
+                  add rule inet lab out ip daddr 10.77.0.2 drop";
+    here.sh(&format!("nft '{filter}'")).ok();
+    until("the source has lost the destination", || {
+        let state = here.state_of(SERVING.name);
+        holds(state.as_deref() == Some("in-doubt"), state)
+    });
+    here.lighter("migrate serving --recover 10.77.0.12").ok();
+    scenario.ends_as_expected();
+}
+
+/// Asserts that the guest is on neither host, and that the records say that it ran and is lost.
+#[track_caller]
+fn is_lost(scenario: &Scenario) {
+    scenario.ends_as_expected();
+    let recorded = scenario.hosts().map(|host| states(host).remove(SERVING.name));
+    assert_eq!(recorded, [Some("done".to_owned()), Some("lost".to_owned())]);
+}
+
+/// Asserts that `lighter ls --all` says how the guest has ended on the host.
+#[track_caller]
+fn ended(host: Host<'_>, words: &[&str]) {
+    let listed = host.lighter("ls --all --json").json();
+    let listed = listed.as_array().expect("a list");
+    let its: Vec<_> = listed.iter().filter(|guest| guest["name"] == SERVING.name).collect();
+    let [guest] = its[..] else { panic!("one entry is expected: {its:#?}") };
+    assert_eq!(guest["state"], "ended", "{guest:#}");
+    let reason = guest["reason"].as_str().unwrap_or_default();
+    assert!(words.iter().all(|word| reason.contains(word)), "{words:?} in: {reason}");
+}
