@@ -185,12 +185,9 @@ impl Scenario {
     fn await_held(&self, phase: &Phase, then: &str) {
         let [here, there] = self.hosts();
         let name = phase.name;
-        // The process of an incoming guest logs to its node's unit.
-        let (host, unit) = match phase.point.starts_with("destination") {
-            true => (there, "lighter-node".to_owned()),
-            false => (here, format!("lab-guest-{name}")),
-        };
-        let log = Host::log_of(&format!("--unit {unit}"));
+        let host = if phase.point.starts_with("destination") { there } else { here };
+        // Guests have units of their own.
+        let log = Host::log_of("--identifier lighter");
         host.sh(&format!(
             "until {log} 2> /dev/null | grep --fixed-strings 'point=\"{}\"'; \
              do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done; {then}",
