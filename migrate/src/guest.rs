@@ -427,16 +427,16 @@ pub trait MissingMemory: Send + Sync {
     /// If they cannot be dropped.
     fn clear(&self, words: &[u64]) -> Result<(), GuestError>;
 
-    /// Returns the missing pages for which threads have begun to wait since the last call; waits for
-    /// some for at most `wait`. Pages that are absent without being missing get zeros. Called again
-    /// and again by one thread, as long as pages may be missing.
+    /// Returns the missing pages for which threads have begun to wait since the last call; waits
+    /// for some for at most `wait`. Pages that are absent without being missing get zeros. Called
+    /// again and again by one thread, as long as pages may be missing.
     ///
     /// # Errors
     /// If that cannot be determined: the guest cannot continue.
     fn wanted(&self, wait: Duration) -> Result<Vec<ChunkPages>, GuestError>;
 
-    /// Places those of these whole pages that are missing, starting at page `first_page` of `chunk`;
-    /// others are not affected.
+    /// Places those of these whole pages that are missing, starting at page `first_page` of
+    /// `chunk`; others are not affected.
     ///
     /// # Errors
     /// If the range is outside of memory, or the host has no memory for them: they may be placed

@@ -131,7 +131,7 @@ impl Fetch {
     /// Sends requests on this stream from now on, first those that have not been answered.
     pub(super) fn request_on(&self, mut stream: SendStream, tasks: &mut JoinSet<()>) {
         let (requests, mut inbox) = mpsc::unbounded_channel::<ChunkPages>();
-        // First the stream, then the pages: none is left out that begins to be waited for meanwhile.
+        // First the stream, then the pages: none is left out that is waited for from now on.
         let again = requests.clone();
         *self.0.lock_requests() = Some(requests);
         for pages in self.0.memory.waited_for() {

@@ -155,8 +155,8 @@ impl Queue {
     }
 }
 
-/// Returns those of the pages `left` that follow the highest of `pages`, then those that precede it,
-/// the nearest first, until there are enough.
+/// Returns those of the pages `left` that follow the highest of `pages`, then those that precede
+/// it, the nearest first, until there are enough.
 fn neighbours(left: u64, pages: u64) -> u64 {
     let top = 63 - pages.leading_zeros().min(63);
     let above = u64::MAX.checked_shl(top + 1).unwrap_or(0);

@@ -92,8 +92,8 @@ impl StreamSender {
         }
     }
 
-    /// Sends this stream's share of `dirty`, or less if rounds are to end meanwhile; returns what was
-    /// sent.
+    /// Sends this stream's share of `dirty`, or less if rounds are to end meanwhile; returns what
+    /// was sent.
     pub(super) async fn send(
         &mut self,
         round: u32,

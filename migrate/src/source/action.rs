@@ -25,8 +25,8 @@ pub enum Action {
         /// Number of the round, from 1.
         round: u32,
     },
-    /// Slow the guest down; 0 ends that. Comes again while it lasts: [`super::Event::Throttled`], or
-    /// no answer, since a failure costs only time.
+    /// Slow the guest down; 0 ends that. Comes again while it lasts: [`super::Event::Throttled`],
+    /// or no answer, since a failure costs only time.
     Throttle {
         /// By how much its vCPUs, all together, are to run less, in percent; at most 99.
         percent: u8,

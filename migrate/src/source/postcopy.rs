@@ -63,7 +63,7 @@ impl Source {
         }
     }
 
-    /// Returns why a stalled migration sends further rounds although memory was to follow the guest.
+    /// Returns why a stalled migration goes on with rounds although memory was to follow the guest.
     pub(super) fn waits_for_want_of_postcopy(&self) -> Option<PostcopyRefused> {
         let is_stalled = self.notes.stall.is_some() && self.phase() == Phase::Precopy;
         if !is_stalled || self.config.limits.on_stall != OnStall::Postcopy {

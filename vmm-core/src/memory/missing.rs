@@ -27,7 +27,8 @@ use crate::sys::userfaultfd::missing::MissingPages;
 pub type ChunkPages = (usize, u64);
 
 /// Knows which pages of a guest's memory are missing, and places those that arrive: each once, even
-/// if it comes twice. [`GuestRam::follow`] returns it. Dropping it, or [`Missing::end`], lets those who wait continue with zeros.
+/// if it comes twice. [`GuestRam::follow`] returns it. Dropping it, or [`Missing::end`], lets those
+/// who wait continue with zeros.
 ///
 /// It never accesses guest memory itself, so its user never waits for a page. It can be polled: it
 /// is readable when [`Missing::wanted`] has something to do.
