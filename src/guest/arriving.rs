@@ -110,6 +110,11 @@ impl Arrival {
         self.session.report().is_some_and(|report| report.outcome == Outcome::Migrated)
     }
 
+    /// Whether it is certain how the migration ends.
+    pub(crate) fn is_over(&self) -> bool {
+        self.session.report().is_some()
+    }
+
     /// Whether the guest runs here while its memory is still arriving.
     pub(crate) fn is_fetching(&self) -> bool {
         self.session.report().is_none() && self.session.progress().phase == Phase::Postcopy

@@ -14,6 +14,7 @@ use vmm_core::memory::Prealloc;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{DiskContent, RunState};
 
+use super::arriving::Arrival;
 use super::ending::Ending;
 use super::machine::SharedMachine;
 use super::merging::Merging;
@@ -283,8 +284,10 @@ impl ProcessControl {
     /// Ends the guest, and its process with it, once the answer is on its way.
     pub(super) fn stop(&self) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
-        // A guest that has ended needs no more memory.
-        if !matches!(&*occupation, Occupation::Arriving(arrival) if arrival.is_fetching()) {
+        // A guest that has ended needs no more memory, and one whose migration is over has no other
+        // way to end.
+        let may_end = |arrival: &Arrival| arrival.is_fetching() || arrival.is_over();
+        if !matches!(&*occupation, Occupation::Arriving(arrival) if may_end(arrival)) {
             self.refuse_when_busy(&occupation)?;
         }
         drop(occupation);
