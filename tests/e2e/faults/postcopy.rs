@@ -12,8 +12,8 @@ fn hand_over_first(scene: &mut Scene) -> Migration {
     let migration = scene.take_migration();
     migration.await_phase("precopy");
     scene.pair.a.run(&["migrate", GUEST, "--postcopy-now"]).ok();
-    migration.await_phase("postcopy");
-    scene.pair.a.run(&["migrate", GUEST, "--set", "bandwidth=none"]).ok();
+    // Refused if the hand-over is on its way already: its memory then follows slowly.
+    let _set = scene.pair.a.run(&["migrate", GUEST, "--set", "bandwidth=none"]);
     migration
 }
 
@@ -92,6 +92,17 @@ at!(connection_cut_after_the_decision: commit "source.send.commit" taking "desti
     about_to_run "destination.act.resumeguest" running "destination.send.running"
     fetching "destination.act.recordfetching" heard_that_it_runs "source.recv.running"
     all_there "destination.act.recordrunning" complete "destination.send.complete");
+
+at!(destination_breaks_down: running "destination.send.running" fetching "destination.act.recordfetching");
+
+/// The session panics, and nothing fetches memory any more: the source must not hear that it is all
+/// there.
+fn destination_breaks_down(point: &str) {
+    let mut scene = Scene::with_failpoints(UNASKED, &format!("{point}:panic"));
+    let migration = hand_over_first(&mut scene);
+    migration.finish().done.complains(Exit::Failed, &[GUEST]);
+    is_lost(&scene);
+}
 
 /// Migrates with a cut of the connection at `point`.
 fn cut_at(point: &str) -> (Scene, Migration) {

@@ -98,7 +98,9 @@ fn is_registered(ram: &GuestRam) -> bool {
 fn pages_that_the_guest_gives_back_need_not_arrive() {
     let ram = filled();
     let faults = MissingPages::open().expect("these tests need /dev/userfaultfd, or root");
+    assert!(ram.is_complete());
     let missing = ram.follow(faults).unwrap();
+    assert!(!ram.is_complete());
     let mut words = vec![0; CHUNKS];
     words[0] = u64::MAX;
     missing.clear(&words).unwrap();
@@ -107,6 +109,7 @@ fn pages_that_the_guest_gives_back_need_not_arrive() {
     assert_eq!(ram.discard(&(0..gpa(3))).unwrap(), gpa(3));
     assert_eq!(missing.left(), 61);
     missing.end().unwrap();
+    assert!(ram.is_complete());
     ram.discard(&(gpa(3)..gpa(64))).unwrap();
     assert_eq!(missing.left(), 61, "it is memory like any other now");
     assert_eq!(read(&ram, 2), [0; PAGE_BYTES]);
