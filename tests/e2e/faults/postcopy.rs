@@ -222,6 +222,21 @@ fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
     guest_is_gone(&[&scene.pair.a], GUEST);
 }
 
+/// What the host asks a guest regularly must not wait for a page, which the guest may never get.
+#[test]
+fn a_guest_whose_memory_is_missing_is_shown_without_what_is_in_there() {
+    let (scene, migration) = fetching();
+    let guest = scene.pair.b.guest(GUEST);
+    let refused = guest.get("/v1/guest/workload").unwrap_err();
+    assert!(refused.contains("a part of its memory is still at its source"), "{refused}");
+    let info = guest.get("/v1/guest").expect("its state");
+    assert_eq!((&info["state"], &info["kind"]), (&"running".into(), &"linux".into()), "{info:#}");
+    assert!(guest.get("/v1/guest/memory").expect("its memory")["balloon"].is_null());
+    scene.pair.b.run(&["show", GUEST]).ok();
+    scene.destination().kill();
+    drop(migration);
+}
+
 #[test]
 fn what_needs_all_of_memory_is_refused_until_it_is_there() {
     let (scene, migration) = fetching();
