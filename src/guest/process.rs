@@ -39,8 +39,8 @@ const EVENT_PATIENCE: Duration = Duration::from_secs(1);
 /// ends.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a process that is told to end goes on serving memory that the guest at its destination
-/// still needs: without it, the guest is lost.
+/// How long a process that is told to end goes on offering memory that the guest at its destination
+/// still needs, after it has last sent some: without it, the guest is lost.
 const SERVE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a machine is waited for when it stops. A thread of it that waits for a page that does
@@ -455,12 +455,13 @@ impl GuestProcess {
         match occupation {
             Occupation::Leaving(departure) => {
                 departure.guest_stopped("its process was told to end");
+                let session = departure.session();
                 // In doubt, the session would ask for as long as the other host is silent. The node
-                // continues with that instead.
-                if departure.session().doubt().is_none() {
-                    let patience =
-                        if departure.is_serving() { SERVE_PATIENCE } else { CALL_OFF_PATIENCE };
-                    departure.session().settled_within(patience).await;
+                // continues with that instead, but it has no memory to serve.
+                if departure.is_serving() {
+                    session.settled_unless_silent(SERVE_PATIENCE).await;
+                } else if session.doubt().is_none() {
+                    session.settled_within(CALL_OFF_PATIENCE).await;
                 }
             }
             Occupation::Arriving(arrival) => {

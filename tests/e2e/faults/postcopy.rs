@@ -1,6 +1,8 @@
 //! Faults while a guest is handed over before its memory, and while that follows it: the rows of
 //! *Who may run the guest* in docs/adr/0029-post-copy.md.
 
+use nix::sys::signal::Signal;
+
 use super::phase::Side;
 use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
@@ -220,6 +222,20 @@ fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
     resolve("discard").ok();
     migration.finish().done.complains(Exit::Failed, &[GUEST]);
     guest_is_gone(&[&scene.pair.a], GUEST);
+}
+
+/// Its node could not send the memory in its place.
+#[test]
+fn a_source_that_is_told_to_end_waits_for_its_destination_to_come_back() {
+    let (scene, migration) = fetching();
+    let (source, destination) = (scene.source(), scene.destination());
+    destination.freeze();
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    source.signal(Signal::SIGTERM);
+    scene.pair.a.guest(GUEST).await_state("ended");
+    destination.thaw();
+    let _ended = migration.finish();
+    scene.runs_only_on(&scene.pair.b);
 }
 
 /// What the host asks a guest regularly must not wait for a page, which the guest may never get.
