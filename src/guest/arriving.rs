@@ -160,8 +160,8 @@ impl Arrival {
     }
 
     /// Whether the guest has run here and cannot continue without memory that will never come. The
-    /// record says so afterwards, also if the session broke down: a source that heard that the guest
-    /// runs would free that memory.
+    /// record says so afterwards, also if the session broke down: a source that heard that the
+    /// guest runs would free that memory.
     fn is_stranded(&self, process: &GuestProcess) -> bool {
         let record = self.session.record(process, Role::Destination);
         let state = record.ok().flatten().and_then(|record| match record.side {

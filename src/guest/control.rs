@@ -339,8 +339,8 @@ impl ProcessControl {
         workload::control(self.machine()?, control)
     }
 
-    /// Returns the guest's state for memory optimization, without waiting for the guest: without its
-    /// balloon while its memory is still arriving.
+    /// Returns the guest's state for memory optimization, without waiting for the guest: without
+    /// its balloon while its memory is still arriving.
     ///
     /// # Errors
     /// If the guest has not arrived yet.

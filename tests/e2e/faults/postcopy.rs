@@ -95,7 +95,8 @@ at!(connection_cut_after_the_decision: commit "source.send.commit" taking "desti
     fetching "destination.act.recordfetching" heard_that_it_runs "source.recv.running"
     all_there "destination.act.recordrunning" complete "destination.send.complete");
 
-at!(destination_breaks_down: running "destination.send.running" fetching "destination.act.recordfetching");
+at!(destination_breaks_down: running "destination.send.running"
+    fetching "destination.act.recordfetching");
 
 /// The session panics, and nothing fetches memory any more: the source must not hear that it is all
 /// there.

@@ -312,8 +312,8 @@ impl Missing {
     }
 }
 
-/// Places zeros at a page that never has to arrive, or wakes those who wait for it if it has arrived
-/// meanwhile.
+/// Places zeros at a page that never has to arrive, or wakes those who wait for it if it has
+/// arrived meanwhile.
 fn give_zeros(faults: &MissingPages, address: u64) {
     let page = address..address + PAGE_BYTES as u64;
     let given = faults.zero(&page).or_else(|error| {
