@@ -31,7 +31,7 @@ pub(crate) struct GuestMemory {
     /// from another host or from a file, and from guest processes of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) since_boot_ms: Option<u64>,
-    /// The balloon; absent when the guest has none.
+    /// The balloon; absent when the guest has none, or its memory is still arriving.
     pub(crate) balloon: Option<BalloonLevel>,
 }
 

@@ -81,7 +81,7 @@ pub(crate) struct GuestInfo {
     pub(crate) version: Option<String>,
     /// State of the guest.
     pub(crate) state: GuestState,
-    /// What the guest runs.
+    /// What the guest runs; `linux` while its memory is still arriving.
     pub(crate) kind: GuestKind,
     /// Guest memory, bytes.
     pub(crate) memory_bytes: u64,

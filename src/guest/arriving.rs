@@ -110,6 +110,11 @@ impl Arrival {
         self.session.report().is_some_and(|report| report.outcome == Outcome::Migrated)
     }
 
+    /// Whether it is certain how the migration ends.
+    pub(crate) fn is_over(&self) -> bool {
+        self.session.report().is_some()
+    }
+
     /// Whether the guest runs here while its memory is still arriving.
     pub(crate) fn is_fetching(&self) -> bool {
         self.session.report().is_none() && self.session.progress().phase == Phase::Postcopy
@@ -145,36 +150,63 @@ impl Arrival {
         if tokio::task::block_in_place(|| self.is_stranded(&process)) {
             return process.end(Ending::Stranded { cause });
         }
-        let runs = |machine: &SharedMachine| machine.vm().run_state() == RunState::Running;
         if process.machine().is_some_and(runs) {
             // The session broke down before it could report that.
             process.is_here();
-            if let Err(error) = tokio::task::block_in_place(|| self.record_that_it_runs(&process)) {
-                tracing::error!(%error, "the source of {} is not told that it runs", process.name());
-            }
+            tokio::task::block_in_place(|| self.record(&process, DestinationState::Running));
             return process.conclude(self.session.id(), &self.status());
         }
         process.end(Ending::NotArrived { cause });
     }
 
-    /// Whether the guest has run here and cannot continue without memory that will never come.
+    /// Whether the guest has run here and cannot continue without memory that will never come. The
+    /// record says so afterwards, also if the session broke down: a source that heard that the
+    /// guest runs would free that memory.
     fn is_stranded(&self, process: &GuestProcess) -> bool {
         let record = self.session.record(process, Role::Destination);
-        record.ok().flatten().is_some_and(|record| {
-            matches!(record.side, Side::Destination { state: DestinationState::Lost, .. })
-        })
+        let state = record.ok().flatten().and_then(|record| match record.side {
+            Side::Destination { state, .. } => Some(state),
+            Side::Source { .. } => None,
+        });
+        if state == Some(DestinationState::Lost) {
+            return true;
+        }
+        let lacks_memory = |machine: &SharedMachine| !machine.vm().ram().is_complete();
+        let has_run =
+            |machine: &SharedMachine| runs(machine) || state == Some(DestinationState::Fetching);
+        let is_stranded = process.machine().is_some_and(|it| lacks_memory(it) && has_run(it));
+        if is_stranded {
+            self.record(process, DestinationState::Lost);
+        }
+        is_stranded
     }
 
-    /// Writes to the record that the guest runs here; the node tells the source.
-    fn record_that_it_runs(&self, process: &GuestProcess) -> Result<(), RecordError> {
+    /// Writes to the record what became of the guest here; the node tells the source.
+    fn record(&self, process: &GuestProcess, fate: DestinationState) {
+        if let Err(error) = self.try_record(process, fate) {
+            let name = process.name();
+            tracing::error!(%error, "the source of {name} is not told what became of it");
+        }
+    }
+
+    fn try_record(
+        &self,
+        process: &GuestProcess,
+        fate: DestinationState,
+    ) -> Result<(), RecordError> {
         let Some(mut record) = self.session.record(process, Role::Destination)? else {
             return Ok(());
         };
         if let Side::Destination { state, .. } = &mut record.side {
-            *state = DestinationState::Running;
+            *state = fate;
         }
         MigrationSession::disown(process, record)
     }
+}
+
+/// Whether the guest of `machine` runs.
+fn runs(machine: &SharedMachine) -> bool {
+    machine.vm().run_state() == RunState::Running
 }
 
 /// Builds the one guest that this process waits for.

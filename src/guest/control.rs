@@ -14,6 +14,7 @@ use vmm_core::memory::Prealloc;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::{DiskContent, RunState};
 
+use super::arriving::Arrival;
 use super::ending::Ending;
 use super::machine::SharedMachine;
 use super::merging::Merging;
@@ -102,17 +103,22 @@ impl ProcessControl {
     /// Refuses a request that would touch memory or devices while the guest's pages are still
     /// arriving, or the guest is being handed over: its effect would be lost.
     fn refuse_when_incomplete(&self, occupation: &Occupation) -> Result<(), ApiError> {
+        self.refuse_when_missing(occupation)?;
         let handed_over = |machine: &SharedMachine| machine.vm().run_state() != RunState::Running;
         match occupation {
-            Occupation::Arriving(_) => self.refuse_when_busy(occupation),
             Occupation::Leaving(_) if handed_over(self.machine()?) => {
                 self.refuse_when_busy(occupation)
             }
-            Occupation::None
-            | Occupation::Saving(_)
-            | Occupation::Saved(_)
-            | Occupation::Estimating
-            | Occupation::Leaving(_) => Ok(()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a request that reads memory, itself or through a device, of which pages may be
+    /// missing: it would wait until they come, which may be never.
+    fn refuse_when_missing(&self, occupation: &Occupation) -> Result<(), ApiError> {
+        match occupation {
+            Occupation::Arriving(_) => self.refuse_when_busy(occupation),
+            _ => Ok(()),
         }
     }
 
@@ -191,9 +197,10 @@ impl ProcessControl {
     pub(super) fn info(&self) -> GuestInfo {
         let identity = self.process().identity();
         let machine = self.process().machine();
-        let (running, detail) = {
+        let (running, detail, may_read) = {
             let occupation = self.process().occupation();
-            (occupation.session().map(MigrationSession::id), occupation.doubt())
+            let may_read = self.refuse_when_missing(&occupation).is_ok();
+            (occupation.session().map(MigrationSession::id), occupation.doubt(), may_read)
         };
         let restarts = machine.map(|machine| machine.vm().restarts()).unwrap_or_default();
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);
@@ -203,7 +210,7 @@ impl ProcessControl {
             pid: identity.pid,
             version: Some(VERSION.to_owned()),
             state: self.process().guest_state(),
-            kind: machine.map_or(GuestKind::Linux, |machine| machine.kind()),
+            kind: machine.filter(|_| may_read).map_or(GuestKind::Linux, |machine| machine.kind()),
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
             disks: machine.map(disks).unwrap_or_default(),
@@ -283,8 +290,10 @@ impl ProcessControl {
     /// Ends the guest, and its process with it, once the answer is on its way.
     pub(super) fn stop(&self) -> Result<StateAnswer, ApiError> {
         let occupation = self.process().occupation();
-        // A guest that has ended needs no more memory.
-        if !matches!(&*occupation, Occupation::Arriving(arrival) if arrival.is_fetching()) {
+        // A guest that has ended needs no more memory, and one whose migration is over has no other
+        // way to end.
+        let may_end = |arrival: &Arrival| arrival.is_fetching() || arrival.is_over();
+        if !matches!(&*occupation, Occupation::Arriving(arrival) if may_end(arrival)) {
             self.refuse_when_busy(&occupation)?;
         }
         drop(occupation);
@@ -295,8 +304,9 @@ impl ProcessControl {
     /// Returns the report of the built-in workload.
     ///
     /// # Errors
-    /// If the guest is not the workload, or its report is damaged.
+    /// If the guest is not the workload, its report is damaged, or its memory is still arriving.
     pub(super) fn workload(&self) -> Result<WorkloadInfo, ApiError> {
+        self.refuse_when_missing(&self.process().occupation())?;
         workload::report(self.machine()?)
     }
 
@@ -329,15 +339,20 @@ impl ProcessControl {
         workload::control(self.machine()?, control)
     }
 
-    /// Returns the guest's state for memory optimization, without waiting for the guest.
+    /// Returns the guest's state for memory optimization, without waiting for the guest: without
+    /// its balloon while its memory is still arriving.
     ///
     /// # Errors
     /// If the guest has not arrived yet.
     pub(super) fn memory(&self) -> Result<GuestMemory, ApiError> {
         let machine = self.machine()?;
         let process = self.process();
-        let is_being_saved =
-            matches!(&*process.occupation(), Occupation::Saving(_) | Occupation::Saved(_));
+        let (is_being_saved, may_read) = {
+            let occupation = process.occupation();
+            let is_being_saved =
+                matches!(&*occupation, Occupation::Saving(_) | Occupation::Saved(_));
+            (is_being_saved, self.refuse_when_missing(&occupation).is_ok())
+        };
         Ok(GuestMemory {
             name: process.name().clone(),
             pid: process.identity().pid,
@@ -347,7 +362,7 @@ impl ProcessControl {
             backing: self.backing(machine),
             labels: process.labels(),
             since_boot_ms: machine.vm().since_boot().map(milliseconds),
-            balloon: balloon::level(machine.vm()),
+            balloon: may_read.then(|| balloon::level(machine.vm())).flatten(),
         })
     }
 
@@ -397,8 +412,9 @@ impl ProcessControl {
     /// Returns the state of the balloon, with new statistics if the guest sends some in time.
     ///
     /// # Errors
-    /// If the guest has no balloon.
+    /// If the guest has no balloon, or its memory is still arriving.
     pub(super) fn balloon(&self) -> Result<BalloonInfo, ApiError> {
+        self.refuse_when_missing(&self.process().occupation())?;
         balloon::balloon_info(self.machine()?, self.process().name())
     }
 

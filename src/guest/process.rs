@@ -39,9 +39,13 @@ const EVENT_PATIENCE: Duration = Duration::from_secs(1);
 /// ends.
 const CALL_OFF_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a process that is told to end goes on serving memory that the guest at its destination
-/// still needs: without it, the guest is lost.
+/// How long a process that is told to end goes on offering memory that the guest at its destination
+/// still needs, after it has last sent some: without it, the guest is lost.
 const SERVE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a machine is waited for when it stops. A thread of it that waits for a page that does
+/// not come ends with the process only: nothing must let it read zeros, and write those to a disk.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a guest process is occupied with; decides which requests it accepts.
 #[derive(Debug, Clone)]
@@ -451,12 +455,13 @@ impl GuestProcess {
         match occupation {
             Occupation::Leaving(departure) => {
                 departure.guest_stopped("its process was told to end");
+                let session = departure.session();
                 // In doubt, the session would ask for as long as the other host is silent. The node
-                // continues with that instead.
-                if departure.session().doubt().is_none() {
-                    let patience =
-                        if departure.is_serving() { SERVE_PATIENCE } else { CALL_OFF_PATIENCE };
-                    departure.session().settled_within(patience).await;
+                // continues with that instead, but it has no memory to serve.
+                if departure.is_serving() {
+                    session.settled_unless_silent(SERVE_PATIENCE).await;
+                } else if session.doubt().is_none() {
+                    session.settled_within(CALL_OFF_PATIENCE).await;
                 }
             }
             Occupation::Arriving(arrival) => {
@@ -490,8 +495,11 @@ impl GuestProcess {
                 machine.vm().stop();
             }
         };
-        if let Err(error) = tokio::task::spawn_blocking(stop).await {
-            tracing::error!(%error, "the machine did not stop in order");
+        let stopped = tokio::task::spawn_blocking(stop);
+        match tokio::time::timeout(STOP_PATIENCE, stopped).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the machine did not stop in order"),
+            Err(_) => tracing::warn!("the machine does not stop: it ends with its process"),
         }
     }
 }
@@ -506,7 +514,40 @@ fn warn_of_vcpus(machine: &Machine) {
 
 #[cfg(test)]
 mod tests {
+    use vmm_core::boot::BootSource;
+    use vmm_core::memory::MissingPages;
+    use vmm_core::workload::WorkloadParams;
+    use vmm_core::{VmOptions, VmShape};
+
     use super::*;
+    use crate::guest::console::Console;
+
+    #[tokio::test]
+    async fn a_machine_that_waits_for_a_page_does_not_keep_its_process() {
+        let (folder, state) = StateDir::temporary();
+        let name: GuestName = "web".parse().unwrap();
+        let process = GuestProcess::new(&state, name.clone(), Uuid::nil(), Handle::current());
+        let shape = VmShape::for_host(64 << 20, 1).unwrap();
+        let console = Console::log(folder.path().join("console.log"));
+        let options = VmOptions::default();
+        let machine = Machine::create(name, Uuid::nil(), shape, &options, &console).unwrap();
+        let machine = Arc::new(machine);
+        process.machine.set(Arc::clone(&machine)).unwrap();
+        let faults = MissingPages::open().expect("this test needs /dev/userfaultfd, or root");
+        let ram = machine.vm().ram();
+        let missing = ram.follow(faults).unwrap();
+        missing.clear(&vec![u64::MAX; ram.chunks()]).unwrap();
+        let booting = Arc::clone(&machine);
+        let source = BootSource::Workload(WorkloadParams::default());
+        let waits = tokio::task::spawn_blocking(move || booting.vm().boot(&source));
+        missing.wait(Duration::from_secs(60)).unwrap();
+        assert!(!missing.wanted().unwrap().is_empty(), "the machine waits for no page");
+        let ended = tokio::time::timeout(Duration::from_secs(60), process.shut_down()).await;
+        let still_waits = !waits.is_finished();
+        missing.end().unwrap();
+        drop(waits.await);
+        assert!(ended.is_ok() && still_waits);
+    }
 
     #[tokio::test]
     async fn a_guest_that_does_not_arrive_is_still_known_to_have_moved() {

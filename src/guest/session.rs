@@ -152,6 +152,22 @@ impl MigrationSession {
         // Whatever is left is on disk, and the node continues with it.
         let _left = tokio::time::timeout(patience, self.0.settled()).await;
     }
+
+    /// Waits until nothing of the migration is left, but not if nothing is sent for `patience`.
+    pub(crate) async fn settled_unless_silent(&self, patience: Duration) {
+        unless_silent(patience, self.0.settled(), || self.progress().transfer).await;
+    }
+}
+
+/// Waits for `end`, but not if what is `sent` stays the same for `patience`.
+async fn unless_silent<T: PartialEq>(patience: Duration, end: impl Future, sent: impl Fn() -> T) {
+    let mut end = std::pin::pin!(end);
+    loop {
+        let before = sent();
+        if tokio::time::timeout(patience, &mut end).await.is_ok() || sent() == before {
+            return;
+        }
+    }
 }
 
 // Passed to `map_err`, which passes the error by value.
@@ -199,4 +215,23 @@ fn not_recovered(error: RecoverRefused) -> ApiError {
 #[allow(clippy::needless_pass_by_value)]
 fn not_in_doubt(error: ResolveRefused) -> ApiError {
     ApiError::new(Reason::NotMigrating, format!("the migration is not in doubt: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_waited_for_as_long_as_something_is_sent() {
+        let (patience, began) = (Duration::from_secs(60), Instant::now());
+        unless_silent(patience, std::future::ready(()), || 0).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        unless_silent(patience, tokio::time::sleep(10 * patience), || began.elapsed()).await;
+        assert_eq!(began.elapsed().as_secs(), 600);
+        let sent = || began.elapsed().as_secs().min(750);
+        unless_silent(patience, std::future::pending::<()>(), sent).await;
+        assert_eq!(began.elapsed().as_secs(), 840);
+    }
 }

@@ -1,6 +1,8 @@
 //! Faults while a guest is handed over before its memory, and while that follows it: the rows of
 //! *Who may run the guest* in docs/adr/0029-post-copy.md.
 
+use nix::sys::signal::Signal;
+
 use super::phase::Side;
 use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
@@ -12,8 +14,8 @@ fn hand_over_first(scene: &mut Scene) -> Migration {
     let migration = scene.take_migration();
     migration.await_phase("precopy");
     scene.pair.a.run(&["migrate", GUEST, "--postcopy-now"]).ok();
-    migration.await_phase("postcopy");
-    scene.pair.a.run(&["migrate", GUEST, "--set", "bandwidth=none"]).ok();
+    // Refused if the hand-over is on its way already: its memory then follows slowly.
+    let _set = scene.pair.a.run(&["migrate", GUEST, "--set", "bandwidth=none"]);
     migration
 }
 
@@ -92,6 +94,18 @@ at!(connection_cut_after_the_decision: commit "source.send.commit" taking "desti
     about_to_run "destination.act.resumeguest" running "destination.send.running"
     fetching "destination.act.recordfetching" heard_that_it_runs "source.recv.running"
     all_there "destination.act.recordrunning" complete "destination.send.complete");
+
+at!(destination_breaks_down: running "destination.send.running"
+    fetching "destination.act.recordfetching");
+
+/// The session panics, and nothing fetches memory any more: the source must not hear that it is all
+/// there.
+fn destination_breaks_down(point: &str) {
+    let mut scene = Scene::with_failpoints(UNASKED, &format!("{point}:panic"));
+    let migration = hand_over_first(&mut scene);
+    migration.finish().done.complains(Exit::Failed, &[GUEST]);
+    is_lost(&scene);
+}
 
 /// Migrates with a cut of the connection at `point`.
 fn cut_at(point: &str) -> (Scene, Migration) {
@@ -209,6 +223,35 @@ fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
     resolve("discard").ok();
     migration.finish().done.complains(Exit::Failed, &[GUEST]);
     guest_is_gone(&[&scene.pair.a], GUEST);
+}
+
+/// Its node could not send the memory in its place.
+#[test]
+fn a_source_that_is_told_to_end_waits_for_its_destination_to_come_back() {
+    let (scene, migration) = fetching();
+    let (source, destination) = (scene.source(), scene.destination());
+    destination.freeze();
+    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    source.signal(Signal::SIGTERM);
+    scene.pair.a.guest(GUEST).await_state("ended");
+    destination.thaw();
+    let _ended = migration.finish();
+    scene.runs_only_on(&scene.pair.b);
+}
+
+/// What the host asks a guest regularly must not wait for a page, which the guest may never get.
+#[test]
+fn a_guest_whose_memory_is_missing_is_shown_without_what_is_in_there() {
+    let (scene, migration) = fetching();
+    let guest = scene.pair.b.guest(GUEST);
+    let refused = guest.get("/v1/guest/workload").unwrap_err();
+    assert!(refused.contains("a part of its memory is still at its source"), "{refused}");
+    let info = guest.get("/v1/guest").expect("its state");
+    assert_eq!((&info["state"], &info["kind"]), (&"running".into(), &"linux".into()), "{info:#}");
+    assert!(guest.get("/v1/guest/memory").expect("its memory")["balloon"].is_null());
+    scene.pair.b.run(&["show", GUEST]).ok();
+    scene.destination().kill();
+    drop(migration);
 }
 
 #[test]

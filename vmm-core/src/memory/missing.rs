@@ -8,9 +8,8 @@ pub use waits::Waits;
 
 use std::io::{ErrorKind, Result};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,11 +29,11 @@ pub type ChunkPages = (usize, u64);
 /// if it comes twice. [`GuestRam::follow`] returns it. Dropping it, or [`Missing::end`], lets those
 /// who wait continue with zeros.
 ///
-/// It never accesses guest memory itself, so its user never waits for a page. It can be polled: it
-/// is readable when [`Missing::wanted`] has something to do.
+/// It never accesses guest memory itself, so its user never waits for a page.
 #[derive(Debug)]
 pub struct Missing {
-    faults: MissingPages,
+    /// Absent once accesses wait no longer: an attacker in this process should not find it open.
+    faults: RwLock<Option<Arc<MissingPages>>>,
     memory: RamMap,
     layout: RamLayout,
     /// A page changes only while its chunk is locked: from absent to present, or back.
@@ -43,7 +42,6 @@ pub struct Missing {
     left: AtomicU64,
     /// Locked after a chunk, if both are.
     waits: Mutex<WaitLog>,
-    is_ended: AtomicBool,
 }
 
 /// The missing pages of a chunk.
@@ -66,9 +64,9 @@ impl Missing {
         memory.iter().try_for_each(|region| faults.register(Part::whole(region)))?;
         let layout = ram.layout().clone();
         let chunks = (0..layout.chunks()).map(|_| Mutex::default()).collect();
-        let (left, is_ended) = (AtomicU64::new(0), AtomicBool::new(false));
-        let waits = Mutex::default();
-        Ok(Self { faults, memory, layout, chunks, left, waits, is_ended })
+        let faults = RwLock::new(Some(Arc::new(faults)));
+        let (left, waits) = (AtomicU64::new(0), Mutex::default());
+        Ok(Self { faults, memory, layout, chunks, left, waits })
     }
 
     /// Drops the pages in `words`, one word for each chunk: they are missing from now on. Neither
@@ -109,12 +107,13 @@ impl Missing {
     /// The error from the kernel.
     pub fn wanted(&self) -> Result<Vec<ChunkPages>> {
         let mut found: Vec<ChunkPages> = Vec::new();
-        for address in self.faults.waited_for()? {
+        let Ok(faults) = self.faults() else { return Ok(found) };
+        for address in faults.waited_for()? {
             let (chunk, page) = self.locate(address).ok_or(ErrorKind::InvalidData)?;
             let bit = 1 << page;
             let mut pages = self.pages(chunk)?;
             if pages.missing & bit == 0 {
-                self.give_zeros(address);
+                give_zeros(&faults, address);
             } else if pages.wanted & bit == 0 {
                 pages.wanted |= bit;
                 self.lock_waits().begin(chunk, page as u32, Instant::now());
@@ -127,26 +126,13 @@ impl Missing {
         Ok(found)
     }
 
-    /// Places zeros at a page that never has to arrive, or wakes those who wait for it if it has
-    /// arrived meanwhile.
-    fn give_zeros(&self, address: u64) {
-        let page = address..address + PAGE_BYTES as u64;
-        let given = self.faults.zero(&page).or_else(|error| {
-            tracing::warn!(%error, "the host has no memory for a page of a guest: trying again");
-            // They report that they wait again.
-            self.faults.wake(&page)
-        });
-        if let Err(error) = given {
-            tracing::error!(%error, "a guest waits for a page for ever");
-        }
-    }
-
     /// Places those of the pages from page `first_page` of `chunk` on that are missing; `content`
     /// is whole pages. Returns how many it placed.
     ///
     /// # Errors
     /// `InvalidInput` if they are not whole pages of the guest; otherwise the error from the
-    /// kernel: what was placed by then is no longer missing, and the rest may be placed later.
+    /// kernel, `ENOENT` after [`Missing::end`]: what was placed by then is no longer missing, and
+    /// the rest may be placed later.
     pub fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<u32> {
         let count = content.len() / PAGE_BYTES;
         let fits = first_page < CHUNK_PAGES && count <= CHUNK_PAGES - first_page;
@@ -155,7 +141,8 @@ impl Missing {
         }
         self.arrive(chunk, mask_of(first_page, count), |addresses, pages| {
             let bytes = |page: usize| (page - first_page) * PAGE_BYTES;
-            self.faults.copy(addresses.start, &content[bytes(pages.start)..bytes(pages.end)])
+            let content = &content[bytes(pages.start)..bytes(pages.end)];
+            self.faults()?.copy(addresses.start, content)
         })
     }
 
@@ -165,7 +152,7 @@ impl Missing {
     /// # Errors
     /// As [`Missing::place`].
     pub fn place_zeros(&self, chunk: usize, mask: u64) -> Result<u32> {
-        self.arrive(chunk, mask, |addresses, _| self.faults.zero(addresses))
+        self.arrive(chunk, mask, |addresses, _| self.faults()?.zero(addresses))
     }
 
     fn arrive(
@@ -205,9 +192,9 @@ impl Missing {
             let mask = mask_of(start % CHUNK_BYTES / PAGE_BYTES, bytes / PAGE_BYTES);
             let is_wanted = pages.wanted & mask != 0;
             self.settle(chunk, &mut pages, mask);
-            if is_wanted {
+            if is_wanted && let Ok(faults) = self.faults() {
                 // They report that they wait again, now for a page that is not missing.
-                self.faults.wake(&part.addresses())?;
+                faults.wake(&part.addresses())?;
             }
         }
         Ok(())
@@ -256,31 +243,46 @@ impl Missing {
         masks.enumerate().filter(|(_, mask)| *mask != 0).collect()
     }
 
-    /// Lets accesses wait no longer. Pages that are missing are lost: they read as zeros.
+    /// Lets accesses wait no longer, and closes the userfaultfd. Pages that are missing are lost:
+    /// they read as zeros.
     ///
     /// # Errors
     /// The error from the kernel.
     pub fn end(&self) -> Result<()> {
-        self.is_ended.store(true, Ordering::Release);
-        self.memory.iter().try_for_each(|region| self.faults.unregister(Part::whole(region)))
+        let faults = self.faults.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(faults) = faults else { return Ok(()) };
+        self.memory.iter().try_for_each(|region| faults.unregister(Part::whole(region)))
+    }
+
+    /// Returns what reports accesses and places pages.
+    ///
+    /// # Errors
+    /// `ENOENT` after [`Missing::end`], as from the kernel for memory that is not registered.
+    fn faults(&self) -> Result<Arc<MissingPages>> {
+        let faults = self.faults.read().unwrap_or_else(PoisonError::into_inner);
+        faults.clone().ok_or_else(|| Errno::NOENT.into())
     }
 
     /// Returns whether accesses wait no longer, so that memory is as any other.
     pub(super) fn is_ended(&self) -> bool {
-        self.is_ended.load(Ordering::Acquire)
+        self.faults().is_err()
     }
 
     /// Waits until a thread waits for a page, so that [`Missing::wanted`] has something to do, for
-    /// at most `patience`.
+    /// at most `patience`; for all of that after [`Missing::end`].
     ///
     /// # Errors
     /// The error from the kernel.
     pub fn wait(&self, patience: Duration) -> Result<()> {
+        let Ok(faults) = self.faults() else {
+            std::thread::sleep(patience);
+            return Ok(());
+        };
         let patience = Timespec {
             tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: patience.subsec_nanos().into(),
         };
-        match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&patience)) {
+        match poll(&mut [PollFd::new(&faults, PollFlags::IN)], Some(&patience)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -310,9 +312,17 @@ impl Missing {
     }
 }
 
-impl AsFd for Missing {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.faults.as_fd()
+/// Places zeros at a page that never has to arrive, or wakes those who wait for it if it has
+/// arrived meanwhile.
+fn give_zeros(faults: &MissingPages, address: u64) {
+    let page = address..address + PAGE_BYTES as u64;
+    let given = faults.zero(&page).or_else(|error| {
+        tracing::warn!(%error, "the host has no memory for a page of a guest: trying again");
+        // They report that they wait again.
+        faults.wake(&page)
+    });
+    if let Err(error) = given {
+        tracing::error!(%error, "a guest waits for a page for ever");
     }
 }
 

@@ -344,6 +344,12 @@ impl GuestRam {
         }
     }
 
+    /// Whether no access waits for a page that has not arrived: none is missing any more, or ever
+    /// was.
+    pub fn is_complete(&self) -> bool {
+        self.missing.get().is_none_or(|missing| missing.is_ended())
+    }
+
     /// Gives all memory back to the host: it reads as zeros, and every page counts as written.
     ///
     /// # Errors
@@ -394,7 +400,7 @@ impl GuestRam {
         else {
             return Ok(0);
         };
-        let discarded = match self.missing.get().filter(|missing| !missing.is_ended()) {
+        let discarded = match self.missing.get().filter(|_| !self.is_complete()) {
             Some(missing) => missing.discard(index, &(offset..offset + len)).map(|()| len as u64),
             None => self.backing.discard(region, place, offset, len),
         };

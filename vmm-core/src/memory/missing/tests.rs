@@ -62,16 +62,16 @@ fn read(ram: &GuestRam, page: usize) -> Vec<u8> {
 /// Returns what is wanted once a thread waits.
 fn next_wanted(missing: &Missing) -> Vec<ChunkPages> {
     let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let count = poll(&mut [PollFd::new(missing, PollFlags::IN)], Some(&patience)).unwrap();
+    let faults = missing.faults().unwrap();
+    let count = poll(&mut [PollFd::new(&faults, PollFlags::IN)], Some(&patience)).unwrap();
     assert_eq!(count, 1, "no thread waits for a page");
     missing.wanted().unwrap()
 }
 
 /// Answers those who wait for pages that are not missing, until `is_over`.
 fn answer(missing: &Missing, is_over: impl Fn() -> bool) {
-    let tick = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
     while !is_over() {
-        poll(&mut [PollFd::new(missing, PollFlags::IN)], Some(&tick)).unwrap();
+        missing.wait(Duration::from_millis(1)).unwrap();
         assert_eq!(missing.wanted().unwrap(), []);
     }
 }
@@ -98,7 +98,9 @@ fn is_registered(ram: &GuestRam) -> bool {
 fn pages_that_the_guest_gives_back_need_not_arrive() {
     let ram = filled();
     let faults = MissingPages::open().expect("these tests need /dev/userfaultfd, or root");
+    assert!(ram.is_complete());
     let missing = ram.follow(faults).unwrap();
+    assert!(!ram.is_complete());
     let mut words = vec![0; CHUNKS];
     words[0] = u64::MAX;
     missing.clear(&words).unwrap();
@@ -107,6 +109,7 @@ fn pages_that_the_guest_gives_back_need_not_arrive() {
     assert_eq!(ram.discard(&(0..gpa(3))).unwrap(), gpa(3));
     assert_eq!(missing.left(), 61);
     missing.end().unwrap();
+    assert!(ram.is_complete());
     ram.discard(&(gpa(3)..gpa(64))).unwrap();
     assert_eq!(missing.left(), 61, "it is memory like any other now");
     assert_eq!(read(&ram, 2), [0; PAGE_BYTES]);
@@ -261,6 +264,7 @@ fn a_vcpu_waits_too() {
 fn an_end_lets_those_who_wait_continue() {
     let ram = filled();
     let missing = without(&ram, 0..1);
+    let faults = Arc::downgrade(&missing.faults().unwrap());
     thread::scope(|scope| {
         let end = End(&missing);
         let reader = scope.spawn(|| read(&ram, 0));
@@ -268,6 +272,9 @@ fn an_end_lets_those_who_wait_continue() {
         drop(end);
         assert_eq!(reader.join().unwrap(), [0; PAGE_BYTES]);
     });
+    assert!(faults.upgrade().is_none(), "the userfaultfd is still open");
+    assert_eq!(missing.wanted().unwrap(), []);
+    missing.end().unwrap();
     assert_eq!(
         missing.place(0, 0, &[7; PAGE_BYTES]).unwrap_err().raw_os_error(),
         Some(libc::ENOENT)
@@ -341,9 +348,9 @@ fn use_pages(ram: &GuestRam, mut pages: Vec<usize>) {
 
 /// Places pages for which threads wait until `stop` is closed.
 fn serve(missing: &Missing, stop: &PipeReader) -> u64 {
-    let mut served = 0;
+    let (mut served, faults) = (0, missing.faults().unwrap());
     loop {
-        let mut watched = [PollFd::new(missing, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        let mut watched = [PollFd::new(&faults, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         poll(&mut watched, None).unwrap();
         if !watched[1].revents().is_empty() {
             return served;
