@@ -58,7 +58,7 @@ pub(super) struct Estimating<'a>(&'a GuestProcess);
 impl<'a> Estimating<'a> {
     /// Occupies `process`, whose `occupation` the caller has checked.
     pub(super) fn begin(process: &'a GuestProcess, occupation: &mut Occupation) -> Self {
-        *occupation = Occupation::Estimating;
+        process.occupy(occupation, Occupation::Estimating);
         Self(process)
     }
 

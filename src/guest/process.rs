@@ -92,7 +92,7 @@ impl<'a> Saving<'a> {
     /// Occupies `process`, whose `occupation` the caller has checked.
     pub(crate) fn begin(process: &'a GuestProcess, occupation: &mut Occupation) -> Self {
         let (_over, saving) = watch::channel(());
-        *occupation = Occupation::Saving(saving);
+        process.occupy(occupation, Occupation::Saving(saving));
         Self { process, next: Occupation::None, _over }
     }
 
@@ -270,6 +270,15 @@ impl GuestProcess {
     /// The last estimate of a migration.
     pub(super) fn last_estimate(&self) -> &LastEstimate {
         &self.last_estimate
+    }
+
+    /// Occupies the process with `next`, which is no migration. An arrival that only has to tell its
+    /// source becomes the last migration, so that clients still see it.
+    pub(super) fn occupy(&self, occupation: &mut Occupation, next: Occupation) {
+        if let Occupation::Arriving(arrival) = occupation {
+            *self.last_migration() = Some((arrival.session().id(), arrival.status()));
+        }
+        *occupation = next;
     }
 
     /// Ends a migration's occupation: it is over, and the guest belongs to this process (again).

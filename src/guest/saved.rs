@@ -238,6 +238,11 @@ impl PausedForSave {
         self.id
     }
 
+    /// State of its machine, which should be paused.
+    pub(super) fn run_state(&self) -> RunState {
+        self.machine.vm().run_state()
+    }
+
     /// The file that it was saved to.
     pub(super) fn file(&self) -> &Path {
         &self.file
@@ -269,7 +274,7 @@ impl PausedForSave {
 impl Drop for PausedForSave {
     fn drop(&mut self) {
         // If it was told to end meanwhile, it has ended.
-        if !self.ran || self.machine.vm().run_state() != RunState::Paused {
+        if !self.ran || self.run_state() != RunState::Paused {
             return;
         }
         match self.machine.vm().resume() {
@@ -281,8 +286,12 @@ impl Drop for PausedForSave {
 
 #[cfg(test)]
 mod tests {
+    use tokio::runtime::Handle;
+
+    use super::super::control::ProcessControl;
+    use super::super::merging::Merging;
     use super::*;
-    use crate::state_dir::GuestIdentity;
+    use crate::state_dir::{GuestIdentity, StateDir};
 
     /// A guest of 64 MiB with its console in a folder.
     fn scene() -> (tempfile::TempDir, Console, SharedMachine) {
@@ -292,6 +301,21 @@ mod tests {
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
         let machine = Machine::create(name, uuid, shape, &VmOptions::default(), &console).unwrap();
         (folder, console, Arc::new(machine))
+    }
+
+    /// Has the guest halt as soon as it runs.
+    fn load_halt(vm: &Vm) {
+        vm.ram().copy_in(0, 1, &[0xf4; 4096]).unwrap();
+        let mut state = vm.save_state().unwrap();
+        let vcpu = &mut state.vcpus[0];
+        (vcpu.sregs.cs.base, vcpu.sregs.cs.selector, vcpu.regs.rip) = (0, 0, 4096);
+        vm.load_state(&state).unwrap();
+    }
+
+    /// A request to save a guest to a file in `folder`, and to leave it paused.
+    fn request_in(folder: &Path) -> SaveRequest {
+        let (file, format) = (folder.join("web.lighter"), SaveFormat::Guest);
+        SaveRequest { file, format, keep_running: false, copies: None }
     }
 
     #[test]
@@ -304,12 +328,7 @@ mod tests {
     fn what_a_guest_has_written_is_flushed_while_it_runs_and_not_twice() {
         let (_folder, _console, machine) = scene();
         let vm = machine.vm();
-        // It halts at once.
-        vm.ram().copy_in(0, 1, &[0xf4; 4096]).unwrap();
-        let mut state = vm.save_state().unwrap();
-        let vcpu = &mut state.vcpus[0];
-        (vcpu.sregs.cs.base, vcpu.sregs.cs.selector, vcpu.regs.rip) = (0, 0, 4096);
-        vm.load_state(&state).unwrap();
+        load_halt(vm);
         vm.resume().unwrap();
 
         let refused = flush_and_pause(vm, || anyhow::bail!("the disk does not answer"));
@@ -326,18 +345,32 @@ mod tests {
         assert_eq!(state_at_flush.take(), None, "a paused guest writes nothing more");
     }
 
+    #[tokio::test]
+    async fn a_guest_that_has_run_since_its_save_is_not_ended_by_it() {
+        let (_state_folder, state) = StateDir::temporary();
+        let (folder, _console, machine) = scene();
+        let (name, uuid) = ("web".parse().unwrap(), machine.uuid());
+        let process = GuestProcess::new(&state, name, uuid, Handle::current());
+        process.set_machine(Arc::clone(&machine), Merging::Off).unwrap();
+        let control = ProcessControl(process);
+        load_halt(machine.vm());
+        let client = Arc::new(());
+        let request = request_in(folder.path());
+        let saved = control.save(&request, None, &Arc::downgrade(&client)).unwrap();
+
+        machine.vm().resume().unwrap();
+        let refused = control.finish_save(SaveId { id: saved.id }).unwrap_err();
+        assert_eq!(refused.reason, Reason::WrongState, "{refused:?}");
+        assert!(!control.process().is_ending());
+        machine.vm().stop();
+    }
+
     #[test]
     fn a_saved_machine_is_restored_with_its_memory() {
         let (folder, console, machine) = scene();
         machine.vm().ram().copy_in(5, 0, &[9; 4096]).unwrap();
 
-        let file = folder.path().join("web.lighter");
-        let request = SaveRequest {
-            file: file.clone(),
-            format: SaveFormat::Guest,
-            keep_running: false,
-            copies: None,
-        };
+        let request = request_in(folder.path());
         let identity = GuestIdentity {
             name: "web".parse().unwrap(),
             uuid: machine.uuid(),
@@ -349,7 +382,8 @@ mod tests {
 
         let trust = (SavedDisks::Unwritten, &[][..]);
         let restored =
-            restore(&file, "web-2".parse().unwrap(), Uuid::new_v4(), trust, &console).unwrap();
+            restore(&request.file, "web-2".parse().unwrap(), Uuid::new_v4(), trust, &console)
+                .unwrap();
         let mut page = [0; 4096];
         restored.vm().ram().copy_out(5, 0, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);

@@ -20,6 +20,7 @@ macro_rules! in_each_phase {
     };
 }
 
+mod arrivals;
 mod breakdowns;
 mod cancels;
 mod clocks;

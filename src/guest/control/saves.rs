@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::sync::{Arc, Weak};
 
+use vmm_core::RunState;
+
 use super::ProcessControl;
 use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::types::{GuestState, LandlockState, StateAnswer};
@@ -88,9 +90,15 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    /// Ends the guest, after the client has given its file the final name.
+    /// Ends the guest, after the client has given its file the final name. Refuses if the guest has
+    /// run since: then the file does not match its disks.
     pub(in crate::guest) fn finish_save(&self, save: SaveId) -> Result<StateAnswer, ApiError> {
-        let guest = self.paused_since(Some(save))?;
+        // While this is locked, no request resumes the guest.
+        let occupation = self.process().occupation();
+        let guest = self.saved(&occupation, Some(save))?;
+        if !self.is_as_saved(&guest) {
+            return Err(self.not_paused());
+        }
         let ending = Ending::Saved { file: guest.file().to_owned() };
         // Only this record says where the guest is: without it, a start would boot the guest.
         if let Err(error) = self.process().remember(&ending) {
@@ -107,15 +115,39 @@ impl ProcessControl {
         &self,
         save: Option<SaveId>,
     ) -> Result<Arc<PausedForSave>, ApiError> {
-        match &*self.process().occupation() {
+        self.saved(&self.process().occupation(), save)
+    }
+
+    /// As [`Self::paused_since`], for a caller that has locked the occupation.
+    fn saved(
+        &self,
+        occupation: &Occupation,
+        save: Option<SaveId>,
+    ) -> Result<Arc<PausedForSave>, ApiError> {
+        match occupation {
             Occupation::Saved(guest) if save.is_none_or(|save| save == guest.id()) => {
                 Ok(Arc::clone(guest))
             }
-            _ => {
-                let name = self.process().name();
-                let text = format!("{name} is not paused since this save any more");
-                Err(ApiError::new(Reason::WrongState, text))
+            _ => Err(self.not_paused()),
+        }
+    }
+
+    /// Whether the machine of `guest` has not run since its save.
+    fn is_as_saved(&self, guest: &PausedForSave) -> bool {
+        let process = self.process();
+        match guest.run_state() {
+            RunState::Paused => true,
+            RunState::Running => false,
+            // A process that is told to end stops a paused guest; one that ended on its own ran.
+            RunState::Stopped => {
+                process.is_ending() && !matches!(process.ending(), Ending::Guest(_))
             }
         }
+    }
+
+    fn not_paused(&self) -> ApiError {
+        let name = self.process().name();
+        let text = format!("{name} is not paused since this save any more");
+        ApiError::new(Reason::WrongState, text)
     }
 }
