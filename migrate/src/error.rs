@@ -268,6 +268,9 @@ pub enum PostcopyRefused {
     /// The disks that are copied must be complete first.
     #[error("disks that are copied with the guest must be complete first: share them instead")]
     Disks,
+    /// What is missing of its memory does not fit into one message.
+    #[error("guests of more than 256 GiB cannot run before their memory is there")]
+    TooLarge,
     /// It has been asked for already, or the guest is being handed over.
     #[error("too late for post-copy: the guest is being handed over")]
     Late,

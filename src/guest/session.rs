@@ -195,9 +195,10 @@ fn not_first(error: PostcopyRefused) -> ApiError {
     let reason = match error {
         PostcopyRefused::Over => Reason::NotMigrating,
         PostcopyRefused::Late => Reason::TooLate,
-        PostcopyRefused::NotHere | PostcopyRefused::Unsupported | PostcopyRefused::Disks => {
-            Reason::WrongState
-        }
+        PostcopyRefused::NotHere
+        | PostcopyRefused::Unsupported
+        | PostcopyRefused::Disks
+        | PostcopyRefused::TooLarge => Reason::WrongState,
     };
     ApiError::new(reason, error.to_string())
 }

@@ -70,7 +70,8 @@ impl Destination {
 
     fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {
         self.is_asked = matches!(decision, Decision::Commit | Decision::Serve);
-        self.is_orphaned |= decision == Decision::Lost;
+        // An operator has the source run its copy: no page will come from there.
+        self.is_orphaned |= matches!(decision, Decision::Lost | Decision::Aborted);
         match (&self.state, decision) {
             (State::Ready, Decision::Commit | Decision::Serve) => self.take_over(),
             (State::Ready, Decision::Lost) if self.is_fetching => {

@@ -11,6 +11,9 @@ use crate::memory::PageSet;
 pub struct PageMasks(Vec<(u32, u64)>);
 
 impl PageMasks {
+    /// Chunks of the largest guest whose pages always fit into a message: 256 GiB.
+    pub(crate) const CHUNKS_MAX: usize = 1 << 20;
+
     /// Returns the pages of `set`.
     pub fn of(set: &PageSet) -> Self {
         // A guest has at most 2^26 chunks.

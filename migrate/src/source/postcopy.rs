@@ -34,7 +34,8 @@ impl Source {
     /// Returns whether [`super::Event::Postcopy`] would be accepted now.
     ///
     /// # Errors
-    /// If one of the sides cannot, disks are copied with the guest, or it is too late.
+    /// If one of the sides cannot, disks are copied with the guest, the guest is too large, or it is
+    /// too late.
     pub fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
         match self.state {
             State::Settled | State::Closing { .. } => Err(PostcopyRefused::Over),
@@ -43,6 +44,9 @@ impl Source {
             }
             _ if self.phase() > Phase::Precopy => Err(PostcopyRefused::Late),
             _ if !self.config.guest.disks.is_empty() => Err(PostcopyRefused::Disks),
+            _ if self.config.guest.layout.chunks() > PageMasks::CHUNKS_MAX => {
+                Err(PostcopyRefused::TooLarge)
+            }
             // What the destination can is known from its greeting on.
             _ if self.phase() > Phase::Connect && !self.features.has(FEATURE_POSTCOPY) => {
                 Err(PostcopyRefused::Unsupported)
@@ -70,7 +74,11 @@ impl Source {
             return None;
         }
         let why = self.can_postcopy().err()?;
-        matches!(why, PostcopyRefused::Unsupported | PostcopyRefused::Disks).then_some(why)
+        matches!(
+            why,
+            PostcopyRefused::Unsupported | PostcopyRefused::Disks | PostcopyRefused::TooLarge
+        )
+        .then_some(why)
     }
 
     pub(super) fn on_postcopy(&mut self) {
@@ -170,7 +178,8 @@ impl Source {
             DestinationMessage::Lost(complaint) | DestinationMessage::Abort(complaint) => {
                 self.on_lost(complaint);
             }
-            DestinationMessage::Unknown => self.close_as_lost(Failure::Forgotten),
+            // Its node may have lost its records, while the guest's process lives and needs memory.
+            DestinationMessage::Unknown => self.drop_connection(&Failure::Forgotten.to_string()),
             DestinationMessage::Ready { .. } => {}
             message => {
                 let (message, waiting) = (message.name(), self.state.name());
