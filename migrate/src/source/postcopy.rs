@@ -34,8 +34,8 @@ impl Source {
     /// Returns whether [`super::Event::Postcopy`] would be accepted now.
     ///
     /// # Errors
-    /// If one of the sides cannot, disks are copied with the guest, the guest is too large, or it is
-    /// too late.
+    /// If one of the sides cannot, disks are copied with the guest, the guest is too large, or it
+    /// is too late.
     pub fn can_postcopy(&self) -> Result<(), PostcopyRefused> {
         match self.state {
             State::Settled | State::Closing { .. } => Err(PostcopyRefused::Over),
