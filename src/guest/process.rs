@@ -320,8 +320,8 @@ impl GuestProcess {
         &self.last_estimate
     }
 
-    /// Occupies the process with `next`, which is no migration. An arrival that only has to tell its
-    /// source becomes the last migration, so that clients still see it.
+    /// Occupies the process with `next`, which is no migration. An arrival that only has to tell
+    /// its source becomes the last migration, so that clients still see it.
     pub(super) fn occupy(&self, occupation: &mut Occupation, next: Occupation) {
         if let Occupation::Arriving(arrival) = occupation {
             *self.last_migration() = Some((arrival.session().id(), arrival.status()));
