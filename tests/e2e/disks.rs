@@ -139,6 +139,19 @@ fn a_cancelled_copy_leaves_no_files() {
 }
 
 #[test]
+fn a_cancelled_copy_leaves_the_file_that_it_would_have_replaced() {
+    let place = Place::new();
+    fs::write(place.disk_b(), "an old disk").expect("a file");
+    let migration = place.start(&["--replace-disks", "--bandwidth", "50KB/s"]);
+    migration.await_phase("precopy");
+    place.pair.a.run(&["cancel", GUEST]).ok();
+    migration.finish().cancelled();
+    assert_eq!(fs::read(place.disk_b()).expect("the file"), b"an old disk");
+    assert_eq!(place.files_of("b"), ["disk.raw"]);
+    place.runs_only_on(&place.pair.a);
+}
+
+#[test]
 fn disks_of_a_guest_that_ends_during_migration_stay_usable() {
     let place = Place::new();
     let migration = place.start(&["--bandwidth", "50KB/s"]);

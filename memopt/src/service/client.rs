@@ -5,16 +5,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::core::Core;
+use super::core::{Core, Handle, Message, Published, Reply, refuse};
 use super::error::ServiceError;
-use super::handle::{Handle, Message, Reply, refuse};
-use super::surveys::Wanted;
+use super::surveyor::Wanted;
 use super::types::{Agenda, DensityStatus};
 use super::view::none;
 use crate::history::{Listing, Run, RunId};
 use crate::plan::Plan;
 use crate::policy::{Goal, Policy};
-use crate::schedule::{Schedule, Tally};
 
 /// Time limit for an answer of the loop. It inspects guests, and gives up each silent one after a
 /// second.
@@ -29,17 +27,6 @@ const KSM_PATIENCE: Duration = Duration::from_secs(10);
 const RUN_PATIENCE: Duration = Duration::from_secs(3);
 const END_PATIENCE: Duration = Duration::from_secs(3);
 const SHUT_DOWN_PAUSE: Duration = Duration::from_millis(20);
-
-/// State that the loop publishes; reading it does not wait for the loop.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Published {
-    /// The schedules in the order of their file, with their counts.
-    pub schedules: Vec<(Schedule, Tally)>,
-    /// Whether a run is in progress.
-    pub is_running: bool,
-    /// Whether the current content of `lighter.toml` is invalid, and thus not applied.
-    pub are_settings_invalid: bool,
-}
 
 /// Which surveys a plan is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,32 +1,168 @@
-//! The state of the loop: the service's data, and the run and tasks in progress.
+//! The state of the loop, which are the service's data and the run and tasks in progress, and the
+//! [`Handle`] by which tasks reach it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{self, JoinSet};
 
-use super::Setup;
-use super::client::Published;
 use super::error::ServiceError;
-use super::events::Event;
-use super::handle::{Handle, Inbox, Inspect, Message, Reply, refuse};
+use super::events::{Event, Observer};
+use super::other_processes::OtherProcesses;
 use super::records::Records;
-use super::runner::{self, Order};
 use super::settings::{Change, SettingsFile};
 use super::surveys::Surveys;
 use super::types::{Agenda, NextRun, Remembered};
 use super::view::{Costs, Filter, Host, View, guests};
+use super::{Clock, Setup};
 use crate::history::{RunEnd, RunId};
+use crate::hypervisor::{Failure, GuestRef, Hypervisor};
 use crate::json;
 use crate::ledger::Ledger;
 use crate::plan::{Plan, plan};
 use crate::policy::{Goal, Policy};
-use crate::schedule::{self, Due, Moment, Notice, Schedule, Scheduler, Trigger};
+use crate::schedule::{Moment, Schedule, Scheduler, Tally, Trigger};
 use crate::situation::Situation;
 
 /// Maximum size of a ledger file that is read, in bytes.
 const LEDGER_BYTES_MAX: u64 = 16 << 20;
+
+/// State that the loop publishes; reading it does not wait for the loop.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Published {
+    /// The schedules in the order of their file, with their counts.
+    pub schedules: Vec<(Schedule, Tally)>,
+    /// Whether a run is in progress.
+    pub is_running: bool,
+    /// Whether the current content of `lighter.toml` is invalid, and thus not applied.
+    pub are_settings_invalid: bool,
+}
+
+/// A message to the loop.
+pub(super) enum Message {
+    /// Inspect the host and all guests.
+    Inspect(Box<Inspect>),
+    /// Call this with the service's state.
+    Call(Call),
+}
+
+/// Where an answer is sent.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, ServiceError>>;
+
+/// Answers with an error.
+pub(super) fn refuse<T>(reply: Reply<T>, error: ServiceError) {
+    // The caller may no longer wait.
+    let _unwanted = reply.send(Err(error));
+}
+
+/// A call with the service's state, executed synchronously by the loop.
+pub(super) type Call = Box<dyn FnOnce(&mut Core<'_>) + Send>;
+
+/// A request for an inspection.
+pub(super) struct Inspect {
+    pub(super) policy: Policy,
+    pub(super) measured: Filter,
+    pub(super) reply: Reply<View>,
+}
+
+/// The loop's end of the channels to its clients: their messages, and the state published to them.
+pub struct Inbox {
+    pub(super) messages: mpsc::Receiver<Message>,
+    pub(super) publish: watch::Sender<Published>,
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+/// What tasks use without going through the loop.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) hypervisors: Vec<Arc<dyn Hypervisor>>,
+    /// Other processes that the kernel could merge guests with.
+    pub(super) other_processes: OtherProcesses,
+    /// Held while surveying: guests are surveyed for one task at a time.
+    pub(super) surveying: tokio::sync::Mutex<()>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) observer: Arc<dyn Observer>,
+}
+
+impl Shared {
+    /// Returns the hypervisor that runs `guest`.
+    ///
+    /// # Errors
+    /// If its process is gone.
+    pub(super) fn hypervisor_of(&self, guest: &GuestRef) -> Result<&dyn Hypervisor, Failure> {
+        let has = self.hypervisors.iter().find(|it| it.has(guest));
+        let it = has.ok_or_else(|| {
+            format!("guest {guest} is gone, or was restarted since the plan was made")
+        })?;
+        Ok(it.as_ref())
+    }
+}
+
+/// A task's connection to its loop. The channel belongs to this loop: when the loop is gone, calls
+/// never return, and the task is dropped with it.
+#[derive(Clone)]
+pub(super) struct Handle {
+    pub(super) send: mpsc::Sender<Message>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Runs `body` on the service's state, and returns its result.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        body: impl FnOnce(&mut Core<'_>) -> T + Send + 'static,
+    ) -> T {
+        let (reply, receiver) = oneshot::channel();
+        let call = Box::new(move |core: &mut Core<'_>| {
+            // The caller may no longer wait.
+            let _unwanted = reply.send(body(core));
+        });
+        self.request(Message::Call(call), receiver).await
+    }
+
+    /// Inspects the host and all guests. The cost of guests selected by `measured` is measured
+    /// exactly.
+    ///
+    /// # Errors
+    /// [`ServiceError::Inspect`].
+    pub(super) async fn inspect(
+        &self,
+        policy: &Policy,
+        measured: Filter,
+    ) -> Result<View, ServiceError> {
+        let (reply, receiver) = oneshot::channel();
+        let inspect = Inspect { policy: policy.clone(), measured, reply };
+        self.request(Message::Inspect(Box::new(inspect)), receiver).await
+    }
+
+    async fn request<T>(&self, message: Message, receiver: oneshot::Receiver<T>) -> T {
+        if self.send.send(message).await.is_ok()
+            && let Ok(answer) = receiver.await
+        {
+            return answer;
+        }
+        pending().await
+    }
+
+    /// Notifies the observer.
+    pub(super) fn notice(&self, event: &Event<'_>) {
+        self.shared.observer.notice(event);
+    }
+
+    /// Returns the host's uptime.
+    pub(super) fn uptime(&self) -> Duration {
+        self.shared.clock.now().uptime
+    }
+}
 
 /// The state of the loop: the service's data, and the run and tasks in progress.
 pub(super) struct Core<'a> {
@@ -37,24 +173,24 @@ pub(super) struct Core<'a> {
     pub(super) ledger: Ledger,
     pub(super) surveys: Surveys,
     pub(super) records: Records,
-    scheduler: Scheduler,
+    pub(super) scheduler: Scheduler,
     pub(super) run: Option<Running>,
     pub(super) tasks: JoinSet<()>,
     /// Guests that are being given memory back, by the task that does it.
     pub(super) relieved: BTreeMap<task::Id, String>,
     publish: watch::Sender<Published>,
     /// Whether the service is being shut down.
-    is_winding_up: bool,
+    pub(super) is_winding_up: bool,
     pub(super) is_over: bool,
 }
 
 /// The run in progress.
 #[derive(Debug)]
 pub(super) struct Running {
-    task: task::Id,
-    trigger: Trigger,
+    pub(super) task: task::Id,
+    pub(super) trigger: Trigger,
     /// Absent before the first plan of the run and after its end.
-    begun: Option<Begun>,
+    pub(super) begun: Option<Begun>,
 }
 
 /// A run that has a number.
@@ -100,44 +236,6 @@ impl<'a> Core<'a> {
             publish,
             is_winding_up: false,
             is_over: false,
-        }
-    }
-
-    /// Handles messages, starts what is due, and relieves guests under pressure, until the service
-    /// is shut down. Messages from tasks take precedence over those of clients.
-    pub(super) async fn serve(
-        &mut self,
-        inbox: &mut Inbox,
-        message_receiver: &mut mpsc::Receiver<Message>,
-    ) {
-        let mut watch = super::watch::Watch::default();
-        self.publish();
-        while !self.is_over {
-            let pause = watch.pause(self.scheduler.wait(self.now()));
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(pause) => watch.tick(self).await,
-                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(&ended),
-                Some(message) = message_receiver.recv() => self.take(message).await,
-                message = inbox.messages.recv() => match message {
-                    Some(message) => self.take(message).await,
-                    None => self.is_over = true,
-                },
-            }
-        }
-    }
-
-    async fn take(&mut self, message: Message) {
-        match message {
-            Message::Call(call) => call(self),
-            Message::Inspect(inspect) => {
-                let Inspect { policy, measured, reply } = *inspect;
-                if !reply.is_closed() {
-                    let view = self.inspect(&policy, &measured).await;
-                    // The caller may no longer wait.
-                    let _unwanted = reply.send(view);
-                }
-            }
         }
     }
 
@@ -218,72 +316,6 @@ impl<'a> Core<'a> {
             .collect()
     }
 
-    /// Starts a run that a client requested. `asker` receives its number.
-    pub(super) fn begin_now(
-        &mut self,
-        goal: Option<Goal>,
-        only: Option<Plan>,
-        asker: Reply<RunId>,
-    ) {
-        let policy = match self.policy_of_runs() {
-            Ok(policy) => policy,
-            Err(error) => return refuse(asker, error),
-        };
-        let notices = self.handle_event(schedule::Event::ManualWanted);
-        let busy = notices.iter().find_map(|notice| match notice {
-            Notice::Busy { running } => Some(ServiceError::Busy { running: running.clone() }),
-            _ => None,
-        });
-        let is_due = notices.iter().any(is_manual);
-        // A schedule may have come due at the same time.
-        self.dispatch(notices.into_iter().filter(|notice| !is_manual(notice)).collect());
-        match busy {
-            Some(busy) => refuse(asker, busy),
-            None if !is_due => refuse(asker, ServiceError::NotNow),
-            None => {
-                let goal = only.as_ref().map(|plan| plan.goal).or(goal).unwrap_or(policy.goal);
-                let trigger = Trigger::Manual;
-                self.begin(Order { trigger, goal, policy, only, deadline: None }, Some(asker));
-            }
-        }
-    }
-
-    /// Starts a run as a task.
-    fn begin(&mut self, order: Order, asker: Option<Reply<RunId>>) {
-        let trigger = order.trigger.clone();
-        let task = self.tasks.spawn(runner::run(self.handle.clone(), order, asker)).id();
-        self.run = Some(Running { task, trigger, begun: None });
-    }
-
-    fn begin_due(&mut self, due: Due) {
-        let name = due.trigger.to_string();
-        let Some(schedule) = self.schedule(&name).cloned() else {
-            // lighter.toml has changed since the scheduler reported the run.
-            tracing::warn!(schedule = name, "there is no such schedule any more");
-            return self.run_ended();
-        };
-        tracing::info!(schedule = name, lag_seconds = due.lag.as_secs(), "a run is due");
-        let deadline = due.window.map(|window| self.now().uptime + window);
-        let goal = schedule.goal.as_str().parse::<Goal>();
-        let goal = goal.map_err(|error| ServiceError::Settings(error.to_string()));
-        match self.policy_of_runs().and_then(|policy| Ok((policy, goal?))) {
-            Ok((policy, goal)) => {
-                let policy = within(policy, &schedule);
-                let trigger = due.trigger;
-                self.begin(Order { trigger, goal, policy, only: None, deadline }, None);
-            }
-            Err(error) => {
-                tracing::error!(schedule = name, "a run cannot begin: {error}");
-                self.handle.notice(&Event::RunNotBegun(&due.trigger));
-                if let Trigger::Schedule { name, tick } = &due.trigger {
-                    // It was due and failed: it is not missed as well after a restart.
-                    self.records.record_decided(name, *tick);
-                }
-                self.run_ended();
-            }
-        }
-    }
-
     /// Assigns the number `id` to the run in progress. The returned receiver is notified when the
     /// run is cancelled.
     pub(super) fn run_begun(&mut self, id: RunId) -> watch::Receiver<bool> {
@@ -334,86 +366,6 @@ impl<'a> Core<'a> {
         }
         self.host.end_window();
         self.run.is_none()
-    }
-
-    fn task_ended(&mut self, ended: &Result<(task::Id, ()), task::JoinError>) {
-        let id = match ended {
-            Ok((id, ())) => *id,
-            Err(error) => error.id(),
-        };
-        self.relieved.remove(&id);
-        let was_run = self.run.as_ref().is_some_and(|run| run.task == id);
-        if let Err(error) = ended {
-            tracing::error!("a task of memory optimization panicked: {error}");
-            if was_run {
-                self.run_panicked();
-            }
-        }
-        if was_run {
-            self.run_ended();
-        }
-    }
-
-    fn run_panicked(&mut self) {
-        self.host.end_window();
-        match self.running().map(|run| run.id) {
-            Some(id) => {
-                self.records.record_error(id, "it panicked: the node's log says where");
-                self.run_over(RunEnd::Failed);
-            }
-            None => {
-                let trigger = self.run.as_ref().map(|run| &run.trigger);
-                trigger.into_iter().for_each(|it| self.handle.notice(&Event::RunNotBegun(it)));
-            }
-        }
-    }
-
-    /// Clears the ended run, and starts runs that waited for its end.
-    fn run_ended(&mut self) {
-        self.run = None;
-        let notices = self.handle_event(schedule::Event::Ended);
-        self.dispatch(notices);
-    }
-
-    /// Starts what is due by now.
-    pub(super) fn elapse(&mut self) {
-        let notices = self.handle_event(schedule::Event::Elapsed);
-        self.dispatch(notices);
-    }
-
-    /// Returns the scheduler's response to `event`. During shutdown there is none.
-    fn handle_event(&mut self, event: schedule::Event) -> Vec<Notice> {
-        let now = self.now();
-        if self.is_winding_up { Vec::new() } else { self.scheduler.handle(now, event) }
-    }
-
-    /// Starts the runs that the scheduler reports as due, and logs the other notices.
-    fn dispatch(&mut self, notices: Vec<Notice>) {
-        if notices.is_empty() {
-            return;
-        }
-        for notice in notices {
-            match notice {
-                Notice::Due(due) => self.begin_due(due),
-                Notice::End(trigger) => {
-                    tracing::info!(%trigger, "the window of a run is over");
-                }
-                Notice::Missed(missed) => {
-                    self.handle.notice(&Event::Missed(&missed));
-                    self.records.record_decided(&missed.schedule, missed.last);
-                    tracing::warn!("{missed}");
-                }
-                Notice::Queued { schedule, running, .. } => {
-                    tracing::info!(schedule, "waits for the end of the run under way ({running})");
-                }
-                Notice::Busy { running } => tracing::debug!(%running, "a run is under way"),
-                Notice::ClockSet { by_seconds, again } => {
-                    tracing::warn!(by_seconds, ?again, "the host's clock was set");
-                }
-                Notice::Asleep(time) => tracing::warn!(seconds = time.as_secs(), "the host slept"),
-            }
-        }
-        self.publish();
     }
 
     /// Reloads `lighter.toml` if it has changed.
@@ -482,11 +434,11 @@ impl<'a> Core<'a> {
         self.handle.shared.clock.now()
     }
 
-    fn schedule(&self, name: &str) -> Option<&Schedule> {
+    pub(super) fn schedule(&self, name: &str) -> Option<&Schedule> {
         self.settings.settings.schedules.iter().find(|schedule| schedule.name == name)
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let schedules = self.scheduler.schedules();
         let published = Published {
             schedules: schedules.map(|(schedule, tally)| (schedule.clone(), tally)).collect(),
@@ -495,27 +447,6 @@ impl<'a> Core<'a> {
         };
         self.publish.send_replace(published);
     }
-}
-
-fn is_manual(notice: &Notice) -> bool {
-    matches!(notice, Notice::Due(Due { trigger: Trigger::Manual, .. }))
-}
-
-/// Returns the policy for a run of `schedule`: limited to its guests and its budget, which can only
-/// restrict what the policy allows.
-fn within(mut policy: Policy, schedule: &Schedule) -> Policy {
-    policy.scope = schedule.guests.clone();
-    let merge = &mut policy.merge;
-    if let Some(percent) = schedule.budget.cpu_percent {
-        merge.cpu = merge.cpu.min(f64::from(percent) / 100.0);
-    }
-    if let Some(pages) = schedule.budget.pages_per_second {
-        merge.pages_per_s = merge.pages_per_s.min(u64::from(pages));
-    }
-    if let Some(seconds) = schedule.budget.cpu_seconds {
-        merge.cpu_time = merge.cpu_time.min(Duration::from_secs(u64::from(seconds)));
-    }
-    policy
 }
 
 /// Loads the ledger of the previous process. Starts with an empty one if it cannot be read.

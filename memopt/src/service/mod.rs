@@ -2,26 +2,28 @@
 //! gives guests under pressure their memory back, and answers clients.
 //!
 //! The loop ([`run`](fn@run)) owns the state: settings, ledger, surveys, history, scheduler
-//! (`core`). It holds no lock, because it takes messages one at a time (`handle`). Whatever takes
-//! long is a separate task that reports its result to the loop: a run (`runner`), a survey
-//! (`surveys`), a step (`steps`), an answer to a client (`client`). The outside world is behind
-//! ports: guests behind [`Hypervisor`], the host behind [`Host`] (`machine` is the real one), time
-//! behind [`Clock`]. An [`Observer`] receives the events.
+//! (`core`). It holds no lock, because it takes messages one at a time (`serve`). Whatever takes
+//! long is a separate task that reports its result to the loop: a run (`runner`, started by
+//! `dispatch`), a survey (`surveyor`), a step (`steps`), an answer to a client (`client`). The
+//! outside world is behind ports: guests behind [`Hypervisor`], the host behind [`Host`] (`machine`
+//! is the real one), time behind [`Clock`]. An [`Observer`] receives the events.
 //!
 //! [`start`] runs the loop in its own thread. After a panic the loop is restarted and ksmd's
 //! settings are restored. Migrations run in other threads and are not affected.
 
 mod client;
 mod core;
+mod dispatch;
 mod error;
 mod events;
-mod handle;
 mod machine;
 mod other_processes;
 mod records;
 mod runner;
+mod serve;
 mod settings;
 mod steps;
+mod surveyor;
 mod surveys;
 mod types;
 mod view;
@@ -36,11 +38,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch as watched};
 
-pub use self::client::{Client, Pages, Published};
-use self::core::Core;
+pub use self::client::{Client, Pages};
+pub use self::core::Published;
+use self::core::{Core, Handle, Inbox, Shared};
 pub use self::error::ServiceError;
 pub use self::events::{Event, Observer};
-use self::handle::{Handle, Inbox, Shared};
 pub use self::machine::Machine;
 use self::other_processes::OtherProcesses;
 pub use self::settings::Settings;

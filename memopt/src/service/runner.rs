@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::core::Core;
+use super::core::{Core, Handle, Reply, refuse};
 use super::error::ServiceError;
 use super::events::Event;
-use super::handle::{Handle, Reply, refuse};
 use super::steps::StepError;
-use super::surveys::{Asked, Wanted};
+use super::surveyor::{Asked, Wanted};
 use super::view::{Filter, none};
 use crate::history::{RunEnd, RunId, StepResult};
 use crate::plan::{Plan, exposed, wants_merging};

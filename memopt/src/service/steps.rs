@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::handle::Handle;
+use super::core::Handle;
 use crate::hypervisor::{Failure, GuestRef};
 use crate::ksm::Budget;
 use crate::step::{Action, Step};

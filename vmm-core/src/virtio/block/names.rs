@@ -26,6 +26,8 @@ const BOOT: &str = "boot";
 const DM_UUID: &str = "dm/uuid";
 /// Stands between the name of a disk and the first sector of its partition.
 const FROM_SECTOR: &str = " from sector ";
+/// Length of the UUID of an LVM group in a volume's UUID, in characters (`ID_LEN` in lvm2).
+const LVM_GROUP_CHARS: usize = 32;
 /// The name of a device-mapper device: valid only on its own host, and used there as the last
 /// resort.
 const DM_NAME: &str = "dm/name";
@@ -98,11 +100,37 @@ fn uuids_overlap(known: &str, here: &str, is_same_below: bool) -> Option<bool> {
     let (known, here) = (Extent::of_uuid(known), Extent::of_uuid(here));
     let kind = |extent: &Extent<'_>| extent.disk.split('-').next().map(str::to_owned);
     // One may be a volume on the other.
-    if kind(&known) != kind(&here) {
+    if kind(&known) != kind(&here) || may_be_layers(known.disk, here.disk) {
         return None;
     }
     let may_be_copies = known.disk == here.disk && !is_of_multipath(known.disk) && !is_same_below;
     (!may_be_copies).then(|| known.overlaps(here))
+}
+
+/// Returns whether one of two UUIDs of LVM may be that of a layer below the other's volume. Layers
+/// of a snapshot have the volume's own UUID, those of a pool or cache only that of its group.
+fn may_be_layers(known: &str, here: &str) -> bool {
+    let (Some(one), Some(other)) = (LvmUuid::parse(known), LvmUuid::parse(here)) else {
+        return false;
+    };
+    known != here && one.group == other.group && (one.is_layer || other.is_layer)
+}
+
+/// The parts of a UUID of LVM, which is that of a group, that of a volume in it and, of a layer, a
+/// dash and its kind: `real`, `cow`, `tdata` and others (`build_dm_uuid` in lvm2).
+#[derive(Debug)]
+struct LvmUuid<'a> {
+    group: &'a str,
+    is_layer: bool,
+}
+
+impl<'a> LvmUuid<'a> {
+    fn parse(uuid: &'a str) -> Option<Self> {
+        let all = uuid.strip_prefix("LVM-")?;
+        let volume = all.split_once('-').map_or(all, |(volume, _layer)| volume);
+        let group = volume.get(..LVM_GROUP_CHARS).unwrap_or(volume);
+        Some(Self { group, is_layer: volume.len() < all.len() })
+    }
 }
 
 /// What part of a disk a name means.
@@ -380,10 +408,33 @@ mod tests {
             ("dm/uuid LVM-a", "dm/uuid mpath-a", None),
             ("dm/uuid LVM-a", "dm/uuid LVM-b", Some(false)),
             ("dm/uuid LVM-a", "dm/uuid LVM-a", None),
+            ("dm/uuid LVM-a", "dm/uuid LVM-a-real", None),
+            ("dm/uuid LVM-a-cow", "dm/uuid LVM-a-real", None),
+            ("dm/uuid part1-LVM-a", "dm/uuid LVM-a-real", None),
+            ("dm/uuid LVM-a", "dm/uuid LVM-b-real", Some(false)),
         ] {
             let [one, other] = [known, here].map(|name| [name.to_owned()]);
             assert_eq!(may_overlap(&one, &other), expected, "{known}, {here}");
             assert_eq!(may_overlap(&other, &one), expected, "{here}, {known}");
+        }
+    }
+
+    #[test]
+    fn a_layer_in_lvm_may_be_below_each_volume_of_its_group() {
+        let uuid = |group: char, volume: char, layer: &str| {
+            let [group, volume] = [group, volume].map(|it| it.to_string().repeat(LVM_GROUP_CHARS));
+            [format!("dm/uuid LVM-{group}{volume}{layer}"), "below/wwid 1".to_owned()]
+        };
+        let volume = uuid('g', 'v', "");
+        for (other, expected) in [
+            (uuid('g', 'v', "-real"), None),
+            (uuid('g', 'p', "-tdata"), None),
+            (uuid('g', 'w', ""), Some(false)),
+            (uuid('h', 'p', "-tdata"), Some(false)),
+        ] {
+            assert_eq!(may_overlap(&volume, &other), expected, "{other:?}");
+            assert_eq!(may_overlap(&other, &volume), expected, "{other:?}");
+            assert_eq!(may_overlap(&other, &other), Some(true), "{other:?}");
         }
     }
 
