@@ -14,7 +14,7 @@ use crate::outages::{
 const SLOW_LINK: &str = "rate 4mbit limit 30";
 
 /// Keeps memory from following unless the guest waits for it. The next connection carries all.
-const UNASKED: &str = "source.data.background:hold";
+const UNASKED: &str = "source.take.background:hold";
 
 /// The destination is about to hear what is missing, while the guest runs at the source.
 const MISSING: Phase = Phase {
@@ -52,7 +52,7 @@ const TAKING: Phase = Phase {
 /// The guest runs and waits for a page, and the source has not heard that it runs.
 const RESUME: Phase = Phase {
     name: "resume",
-    course: Course::Postcopy { held: "source.data.background:hold,source.recv.running:freeze" },
+    course: Course::Postcopy { held: "source.take.background:hold,source.recv.running:freeze" },
     ..fetching()
 };
 /// The guest runs and waits for a page, as the source knows.

@@ -202,6 +202,11 @@ async fn take_requests(
 async fn send_unasked(mut outlet: Outlet, outstanding: Arc<Outstanding>) -> Result<(), ServeError> {
     loop {
         outlet.context.limiter.paid().await;
+        match outlet.context.failpoints.reach("source.take", outlet.kind) {
+            Passage::Go | Passage::Flip => {}
+            Passage::Cut => return Err(ServeError::Stream("failpoint".to_owned())),
+            Passage::Hold => return std::future::pending().await,
+        }
         let mut next = outstanding.next_unasked().await;
         if next.is_none() {
             break;

@@ -32,7 +32,7 @@ fn held_at(point: &str, further: &str) -> (Scene, Migration) {
 }
 
 /// Keeps what the guest does not wait for from following it.
-const UNASKED: &str = "source.data.background:hold";
+const UNASKED: &str = "source.take.background:hold";
 
 /// A guest that runs at its destination and waits for a page. On a new connection, all will come.
 pub(super) fn fetching() -> (Scene, Migration) {
