@@ -314,6 +314,9 @@ impl Source {
                 self.state = State::Reclaiming { error, notify: true, asked };
                 self.record(SourceState::Undecided);
             }
+            OperatorChoice::Discard if self.postcopy == Postcopy::Begun => {
+                self.give_up_memory(&error);
+            }
             OperatorChoice::Discard => {
                 self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };
                 self.record(SourceState::Done);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::state::State;
 use super::{Action, Source};
-use crate::error::{Failure, PostcopyRefused, ProtocolError, RecoverRefused};
+use crate::error::{Failure, MigrationError, PostcopyRefused, ProtocolError, RecoverRefused};
 use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PageSet;
 use crate::phase::Phase;
@@ -186,6 +186,14 @@ impl Source {
 
     pub(super) fn on_lost(&mut self, complaint: &Complaint) {
         self.close_as_lost(Failure::from(complaint));
+    }
+
+    /// Frees the memory on an operator's order. The destination may only be out of reach, and waits
+    /// for pages: the record stays *serving*, so once this process has ended, the node tells it.
+    pub(super) fn give_up_memory(&mut self, error: &MigrationError) {
+        self.push(Action::DropGuest);
+        self.finish(Outcome::Lost, Some(error));
+        self.settle();
     }
 
     fn close_as_lost(&mut self, failure: Failure) {

@@ -24,6 +24,7 @@ use crate::text::Blob;
 mod disks;
 mod doubts;
 mod node;
+mod postcopy;
 mod stall;
 mod standstill;
 
