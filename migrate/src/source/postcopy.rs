@@ -170,7 +170,6 @@ impl Source {
             DestinationMessage::Lost(complaint) | DestinationMessage::Abort(complaint) => {
                 self.on_lost(complaint);
             }
-            DestinationMessage::Unknown => self.close_as_lost(Failure::Forgotten),
             DestinationMessage::Ready { .. } => {}
             message => {
                 let (message, waiting) = (message.name(), self.state.name());
@@ -185,7 +184,10 @@ impl Source {
     }
 
     pub(super) fn on_lost(&mut self, complaint: &Complaint) {
-        self.close_as_lost(Failure::from(complaint));
+        let error = self.error(Failure::from(complaint));
+        self.link.up();
+        self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };
+        self.record(SourceState::Done);
     }
 
     /// Frees the memory on an operator's order. The destination may only be out of reach, and waits
@@ -196,20 +198,13 @@ impl Source {
         self.settle();
     }
 
-    fn close_as_lost(&mut self, failure: Failure) {
-        let error = self.error(failure);
-        self.link.up();
-        self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };
-        self.record(SourceState::Done);
-    }
-
     /// Returns what an operator can do while the destination cannot be reached.
     pub(super) fn way_out_while_serving(&self) -> String {
         let name = &self.config.guest.name;
         format!(
-            "guest {name} runs at the destination, which still needs memory from here and is out of reach: \
-             both go on by themselves once it is back. If it is gone for good: `lighter migrate --resolve \
-             discard {name}` here frees the memory; the guest is lost then"
+            "guest {name} runs at the destination, which still needs memory from here and is out of reach, or \
+             has lost its record: both go on by themselves once it is back. If it is gone for good: \
+             `lighter migrate --resolve discard {name}` here frees the memory; the guest is lost then"
         )
     }
 }

@@ -46,6 +46,9 @@ impl World {
                 self.kill(Side::Destination);
                 self.destination_disk = None;
                 self.facts.destination_disk_lost = true;
+                // Memory for it is kept until the operator learns that it is gone for good.
+                let discard = What::OperatorDiscards(Side::Source);
+                self.after(Duration::from_secs(3600), Happening::Fault(discard));
             }
             What::Garble(Side::Source) => {
                 let nonsense = source::Event::Malformed(CodecError::UnknownKind(99));

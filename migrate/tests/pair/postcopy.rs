@@ -111,6 +111,13 @@ fn a_destination_that_was_only_out_of_reach_hears_that_its_memory_was_given_up()
 }
 
 #[test]
+fn memory_is_kept_until_the_operator_knows_that_its_destination_is_gone_for_good() {
+    let world = with(&[(When::At(700), What::LoseDestinationHost)]);
+    let report = world.facts.source_reports.last().unwrap();
+    assert_eq!(report.error.as_ref().unwrap().reason, Reason::Operator, "{report:?}");
+}
+
+#[test]
 fn a_cancel_is_heard_until_the_guest_is_handed_over() {
     let (mut stayed, mut moved) = (0, 0);
     for at in 590..700 {

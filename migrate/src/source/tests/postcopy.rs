@@ -38,6 +38,25 @@ fn serving() -> Bench {
 }
 
 #[test]
+fn memory_is_kept_for_a_destination_whose_node_has_lost_its_record() {
+    let mut bench = serving();
+    bench.feed(lost());
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        let at = bench.source.deadline().unwrap();
+        pauses.push(at - bench.now);
+        bench.now = at;
+        assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
+        bench.feed(Event::Connected);
+        assert_eq!(bench.hear(DestinationMessage::Unknown), [Action::Disconnect]);
+        assert!(bench.source.progress(bench.now).in_doubt.is_some());
+    }
+    assert!(pauses.is_sorted());
+    assert_eq!(pauses[11], Duration::from_secs(10));
+    assert_eq!(bench.source.can_resolve(OperatorChoice::Discard), Ok(()));
+}
+
+#[test]
 fn memory_that_is_given_up_leaves_it_to_the_node_to_say_so() {
     for mut bench in [asking(), serving()] {
         let discard = || Event::Resolve(OperatorChoice::Discard);
