@@ -70,13 +70,11 @@ impl Destination {
 
     fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {
         self.is_asked = matches!(decision, Decision::Commit | Decision::Serve);
-        self.is_orphaned |= decision == Decision::Lost;
+        let why = withdrawal(decision, message);
+        self.withdrawn = why.clone().or_else(|| self.withdrawn.take());
         match (&self.state, decision) {
             (State::Ready, Decision::Commit | Decision::Serve) => self.take_over(),
-            (State::Ready, Decision::Lost) if self.is_fetching => {
-                self.discard(Failure::MemoryLost, DestinationMessage::Discarded);
-            }
-            (State::Ready, Decision::Lost) => self.take_over(),
+            (State::Ready, Decision::Lost) if !self.is_fetching => self.take_over(),
             (State::Fetching { .. }, Decision::Aborted | Decision::Lost) => self.strand(),
             (State::Fetching { resume }, Decision::Commit | Decision::Serve) => {
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
@@ -86,12 +84,11 @@ impl Destination {
                 let answer = answer.clone();
                 self.say(answer);
             }
-            (State::Ready | State::RecordingReady { .. }, Decision::Aborted) => {
-                let failure = match message {
-                    SourceMessage::Abort(complaint) => Failure::from(complaint),
-                    _ => Failure::ConnectionLost { detail: "the source has kept the guest".into() },
-                };
-                self.discard(failure, DestinationMessage::Discarded);
+            (State::Ready, Decision::Aborted | Decision::Lost)
+            | (State::RecordingReady { .. }, Decision::Aborted) => {
+                if let Some(why) = why {
+                    self.discard(why, DestinationMessage::Discarded);
+                }
             }
             (State::RecordingReady { .. }, _) => {
                 let error = ProtocolError::Invalid("a commit before all was ready".to_owned());
@@ -117,6 +114,11 @@ impl Destination {
         }
     }
 
+    /// Returns why memory that is missing will never come, if so.
+    fn starves(&self) -> Option<Failure> {
+        self.withdrawn.clone().filter(|_| self.is_fetching)
+    }
+
     /// Takes over the guest: first in the record, then in fact.
     fn take_over(&mut self) {
         self.notes.enter(Phase::Commit, self.now);
@@ -127,6 +129,9 @@ impl Destination {
 
     pub(super) fn on_takeover_recorded(&mut self, answer: Result<(), PeerText>) {
         let State::TakingOver { asked } = self.state else { return };
+        if let Some(why) = self.starves() {
+            return self.discard(why, DestinationMessage::Discarded);
+        }
         if let Err(detail) = answer {
             return self.stay_ready(Failure::Record { detail });
         }
@@ -137,6 +142,10 @@ impl Destination {
 
     pub(super) fn on_adopted(&mut self, answer: Result<(), GuestError>) {
         let State::Adopting { asked } = self.state else { return };
+        if let Some(why) = self.starves() {
+            // Nothing of it has run.
+            return self.discard(why, DestinationMessage::Discarded);
+        }
         match answer {
             Ok(()) => {
                 self.state = State::Resuming { asked };
@@ -172,7 +181,7 @@ impl Destination {
             Ok(()) => {
                 let resume = self.now.saturating_sub(asked);
                 self.notes.runs(self.now);
-                if self.is_fetching && self.is_orphaned {
+                if self.starves().is_some() {
                     return self.strand();
                 }
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
@@ -313,6 +322,18 @@ impl Destination {
                 let failure = Failure::Operator { choice };
                 self.discard(failure, DestinationMessage::Discarded);
             }
+        }
+    }
+}
+
+/// Returns why the source sends no more memory, if it says that.
+fn withdrawal(decision: Decision, message: &SourceMessage) -> Option<Failure> {
+    match (decision, message) {
+        (Decision::Commit | Decision::Serve, _) => None,
+        (Decision::Lost, _) => Some(Failure::MemoryLost),
+        (Decision::Aborted, SourceMessage::Abort(complaint)) => Some(Failure::from(complaint)),
+        (Decision::Aborted, _) => {
+            Some(Failure::ConnectionLost { detail: "the source has kept the guest".into() })
         }
     }
 }
