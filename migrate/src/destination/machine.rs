@@ -243,8 +243,10 @@ impl Destination {
             (Some(DestinationState::Loading), answer) => self.on_opened(answer),
             (Some(DestinationState::Ready), answer) => self.on_ready_recorded(answer),
             (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(answer),
-            (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
-            (Some(DestinationState::Lost), _) => self.on_stranded(),
+            (Some(DestinationState::Discarded | DestinationState::Lost), _) => match self.state {
+                State::Stranded { .. } => self.on_stranded(),
+                _ => self.on_discard_recorded(),
+            },
             (
                 Some(
                     fate @ (DestinationState::Fetching

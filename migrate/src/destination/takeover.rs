@@ -75,19 +75,19 @@ impl Destination {
         match (&self.state, decision) {
             (State::Ready, Decision::Commit | Decision::Serve) => self.take_over(),
             (State::Ready, Decision::Lost) if !self.is_fetching => self.take_over(),
-            (State::Fetching { .. }, Decision::Aborted | Decision::Lost) => self.strand(),
             (State::Fetching { resume }, Decision::Commit | Decision::Serve) => {
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
-            }
-            (State::Stranded { answer }, _) => {
-                let answer = answer.clone();
-                self.say(answer);
             }
             (State::Ready, Decision::Aborted | Decision::Lost)
             | (State::RecordingReady { .. }, Decision::Aborted) => {
                 if let Some(why) = why {
                     self.discard(why, DestinationMessage::Discarded);
+                }
+            }
+            (State::Fetching { .. }, Decision::Aborted | Decision::Lost) => {
+                if let Some(why) = why {
+                    self.strand(why);
                 }
             }
             (State::RecordingReady { .. }, _) => {
@@ -105,7 +105,8 @@ impl Destination {
             }
             (State::Discarded, _) => self.say(DestinationMessage::Discarded),
             (State::Discarding(_), _) => self.answer_when_discarded(),
-            // The guest is being taken over; the answer follows when that step ends.
+            // The guest is being taken over, or has been stopped; the answer follows when that step
+            // ends.
             _ => {}
         }
         if decision == Decision::Serve && self.is_fetching {
@@ -181,8 +182,8 @@ impl Destination {
             Ok(()) => {
                 let resume = self.now.saturating_sub(asked);
                 self.notes.runs(self.now);
-                if self.starves().is_some() {
-                    return self.strand();
+                if let Some(why) = self.starves() {
+                    return self.strand(why);
                 }
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));

@@ -146,6 +146,23 @@ fn a_guest_that_its_source_has_taken_back_while_it_was_resumed_is_stopped() {
     assert!(!actions.iter().any(|action| matches!(action, Action::Send(_))), "{actions:?}");
 }
 
+/// Otherwise it would count as a crash here, after which it may boot here again.
+#[test]
+fn a_guest_that_its_source_has_taken_back_while_it_runs_does_not_end_as_lost() {
+    let abort = SourceMessage::Abort(Complaint::new(Reason::Operator, "run there"));
+    for aborted in [resolve(Decision::Aborted), abort] {
+        let mut bench = fetching();
+        let actions = bench.hear(aborted.clone());
+        let discarded = Action::Record(DestinationState::Discarded);
+        assert_eq!(actions[..2], [Action::StopFetching, discarded]);
+        assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+        assert_eq!(bench.hear(aborted), [], "it is not recorded yet");
+        let settled =
+            [Action::Send(DestinationMessage::Discarded), Action::Disconnect, Action::Settled];
+        assert_eq!(bench.feed(Event::Recorded), settled);
+    }
+}
+
 #[test]
 fn a_guest_of_whose_memory_a_part_is_elsewhere_is_neither_run_nor_cancelled() {
     let mut bench = fetching();
