@@ -61,8 +61,9 @@ pub struct Destination {
     pub(super) is_fetching: bool,
     /// How many pages were missing when fetching began, and the totals then.
     pub(super) was_missing: (u64, Transfer),
-    /// The source's process has ended, and with it all memory that was not fetched.
-    pub(super) is_orphaned: bool,
+    /// Why no more memory comes, once the source says so: its process has ended, or it has the
+    /// guest again.
+    pub(super) withdrawn: Option<Failure>,
     /// An operator, not the source, has ordered the guest to run.
     pub(super) forced: bool,
     /// Why the last attempt to take over the guest failed.
@@ -96,7 +97,7 @@ impl Destination {
             is_postcopy: false,
             is_fetching: false,
             was_missing: (0, Transfer::default()),
-            is_orphaned: false,
+            withdrawn: None,
             forced: false,
             not_taken: None,
             unrecorded: None,
@@ -242,8 +243,10 @@ impl Destination {
             (Some(DestinationState::Loading), answer) => self.on_opened(answer),
             (Some(DestinationState::Ready), answer) => self.on_ready_recorded(answer),
             (Some(DestinationState::Taking), answer) => self.on_takeover_recorded(answer),
-            (Some(DestinationState::Discarded), _) => self.on_discard_recorded(),
-            (Some(DestinationState::Lost), _) => self.on_stranded(),
+            (Some(DestinationState::Discarded | DestinationState::Lost), _) => match self.state {
+                State::Stranded { .. } => self.on_stranded(),
+                _ => self.on_discard_recorded(),
+            },
             (
                 Some(
                     fate @ (DestinationState::Fetching

@@ -96,20 +96,28 @@ impl Destination {
         }
     }
 
-    /// The memory that is missing will never come. The guest has run, so no other copy may; this
-    /// one is kept, paused, for what its operator can still find in it.
-    pub(super) fn strand(&mut self) {
-        let error = self.error(Failure::MemoryLost);
+    /// The memory that is missing will never come. The guest has run, so this copy is kept, paused,
+    /// for what its operator can still find in it. It may boot here again if its source has ended,
+    /// and not if its source has it again.
+    pub(super) fn strand(&mut self, why: Failure) {
+        let is_lost = matches!(why, Failure::MemoryLost);
+        let error = self.error(why);
+        let (record, answer, outcome) = if is_lost {
+            let answer = DestinationMessage::Lost(error.complaint());
+            (DestinationState::Lost, answer, Outcome::Lost)
+        } else {
+            let stayed = Outcome::StayedAtSource;
+            (DestinationState::Discarded, DestinationMessage::Discarded, stayed)
+        };
         self.push(Action::StopFetching);
         self.unrecorded = None;
         self.wait_until = None;
-        self.state = State::Stranded { answer: DestinationMessage::Lost(error.complaint()) };
-        self.record(DestinationState::Lost);
-        self.finish(Outcome::Lost, Some(&error));
+        self.state = State::Stranded { answer };
+        self.record(record);
+        self.finish(outcome, Some(&error));
     }
 
-    /// The record says so, or else still says that memory is missing, which the node reads the same
-    /// way.
+    /// The record says so, or else still says that memory is missing, which the node reads as lost.
     pub(super) fn on_stranded(&mut self) {
         if let State::Stranded { answer } = &self.state {
             let answer = answer.clone();

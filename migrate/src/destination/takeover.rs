@@ -70,29 +70,25 @@ impl Destination {
 
     fn on_decision(&mut self, decision: Decision, message: &SourceMessage) {
         self.is_asked = matches!(decision, Decision::Commit | Decision::Serve);
-        // An operator has the source run its copy: no page will come from there.
-        self.is_orphaned |= matches!(decision, Decision::Lost | Decision::Aborted);
+        let why = withdrawal(decision, message);
+        self.withdrawn = why.clone().or_else(|| self.withdrawn.take());
         match (&self.state, decision) {
             (State::Ready, Decision::Commit | Decision::Serve) => self.take_over(),
-            (State::Ready, Decision::Lost) if self.is_fetching => {
-                self.discard(Failure::MemoryLost, DestinationMessage::Discarded);
-            }
-            (State::Ready, Decision::Lost) => self.take_over(),
-            (State::Fetching { .. }, Decision::Aborted | Decision::Lost) => self.strand(),
+            (State::Ready, Decision::Lost) if !self.is_fetching => self.take_over(),
             (State::Fetching { resume }, Decision::Commit | Decision::Serve) => {
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
             }
-            (State::Stranded { answer }, _) => {
-                let answer = answer.clone();
-                self.say(answer);
+            (State::Ready, Decision::Aborted | Decision::Lost)
+            | (State::RecordingReady { .. }, Decision::Aborted) => {
+                if let Some(why) = why {
+                    self.discard(why, DestinationMessage::Discarded);
+                }
             }
-            (State::Ready | State::RecordingReady { .. }, Decision::Aborted) => {
-                let failure = match message {
-                    SourceMessage::Abort(complaint) => Failure::from(complaint),
-                    _ => Failure::ConnectionLost { detail: "the source has kept the guest".into() },
-                };
-                self.discard(failure, DestinationMessage::Discarded);
+            (State::Fetching { .. }, Decision::Aborted | Decision::Lost) => {
+                if let Some(why) = why {
+                    self.strand(why);
+                }
             }
             (State::RecordingReady { .. }, _) => {
                 let error = ProtocolError::Invalid("a commit before all was ready".to_owned());
@@ -109,13 +105,19 @@ impl Destination {
             }
             (State::Discarded, _) => self.say(DestinationMessage::Discarded),
             (State::Discarding(_), _) => self.answer_when_discarded(),
-            // The guest is being taken over; the answer follows when that step ends.
+            // The guest is being taken over, or has been stopped; the answer follows when that step
+            // ends.
             _ => {}
         }
         if decision == Decision::Serve && self.is_fetching {
             // The source has a new connection, and does not know what has come.
             self.push(Action::ReportMissing);
         }
+    }
+
+    /// Returns why memory that is missing will never come, if so.
+    fn starves(&self) -> Option<Failure> {
+        self.withdrawn.clone().filter(|_| self.is_fetching)
     }
 
     /// Takes over the guest: first in the record, then in fact.
@@ -128,6 +130,9 @@ impl Destination {
 
     pub(super) fn on_takeover_recorded(&mut self, answer: Result<(), PeerText>) {
         let State::TakingOver { asked } = self.state else { return };
+        if let Some(why) = self.starves() {
+            return self.discard(why, DestinationMessage::Discarded);
+        }
         if let Err(detail) = answer {
             return self.stay_ready(Failure::Record { detail });
         }
@@ -138,6 +143,10 @@ impl Destination {
 
     pub(super) fn on_adopted(&mut self, answer: Result<(), GuestError>) {
         let State::Adopting { asked } = self.state else { return };
+        if let Some(why) = self.starves() {
+            // Nothing of it has run.
+            return self.discard(why, DestinationMessage::Discarded);
+        }
         match answer {
             Ok(()) => {
                 self.state = State::Resuming { asked };
@@ -173,8 +182,8 @@ impl Destination {
             Ok(()) => {
                 let resume = self.now.saturating_sub(asked);
                 self.notes.runs(self.now);
-                if self.is_fetching && self.is_orphaned {
-                    return self.strand();
+                if let Some(why) = self.starves() {
+                    return self.strand(why);
                 }
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
@@ -314,6 +323,18 @@ impl Destination {
                 let failure = Failure::Operator { choice };
                 self.discard(failure, DestinationMessage::Discarded);
             }
+        }
+    }
+}
+
+/// Returns why the source sends no more memory, if it says that.
+fn withdrawal(decision: Decision, message: &SourceMessage) -> Option<Failure> {
+    match (decision, message) {
+        (Decision::Commit | Decision::Serve, _) => None,
+        (Decision::Lost, _) => Some(Failure::MemoryLost),
+        (Decision::Aborted, SourceMessage::Abort(complaint)) => Some(Failure::from(complaint)),
+        (Decision::Aborted, _) => {
+            Some(Failure::ConnectionLost { detail: "the source has kept the guest".into() })
         }
     }
 }

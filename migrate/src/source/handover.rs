@@ -191,6 +191,10 @@ impl Source {
 
     /// Handles messages after the decision, whichever it was.
     pub(super) fn on_late_message(&mut self, message: &DestinationMessage) {
+        if matches!((&self.state, message), (State::Serving, DestinationMessage::Unknown)) {
+            // Its node has lost the record, so it cannot know whether the process there lives.
+            return self.drop_connection("the destination does not know this migration");
+        }
         self.link.failures = 0;
         match &self.state {
             State::Unwinding(_) => self.on_message_while_unwinding(message),
@@ -313,6 +317,9 @@ impl Source {
                 // hear who owns the guest.
                 self.state = State::Reclaiming { error, notify: true, asked };
                 self.record(SourceState::Undecided);
+            }
+            OperatorChoice::Discard if self.postcopy == Postcopy::Begun => {
+                self.give_up_memory(&error);
             }
             OperatorChoice::Discard => {
                 self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };

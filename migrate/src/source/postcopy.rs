@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::state::State;
 use super::{Action, Source};
-use crate::error::{Failure, PostcopyRefused, ProtocolError, RecoverRefused};
+use crate::error::{Failure, MigrationError, PostcopyRefused, ProtocolError, RecoverRefused};
 use crate::guest::{Refusal, RefusalKind};
 use crate::memory::PageSet;
 use crate::phase::Phase;
@@ -178,8 +178,6 @@ impl Source {
             DestinationMessage::Lost(complaint) | DestinationMessage::Abort(complaint) => {
                 self.on_lost(complaint);
             }
-            // Its node may have lost its records, while the guest's process lives and needs memory.
-            DestinationMessage::Unknown => self.drop_connection(&Failure::Forgotten.to_string()),
             DestinationMessage::Ready { .. } => {}
             message => {
                 let (message, waiting) = (message.name(), self.state.name());
@@ -194,23 +192,27 @@ impl Source {
     }
 
     pub(super) fn on_lost(&mut self, complaint: &Complaint) {
-        self.close_as_lost(Failure::from(complaint));
-    }
-
-    fn close_as_lost(&mut self, failure: Failure) {
-        let error = self.error(failure);
+        let error = self.error(Failure::from(complaint));
         self.link.up();
         self.state = State::Closing { outcome: Outcome::Lost, error: Some(error) };
         self.record(SourceState::Done);
+    }
+
+    /// Frees the memory on an operator's order. The destination may only be out of reach, and waits
+    /// for pages: the record stays *serving*, so once this process has ended, the node tells it.
+    pub(super) fn give_up_memory(&mut self, error: &MigrationError) {
+        self.push(Action::DropGuest);
+        self.finish(Outcome::Lost, Some(error));
+        self.settle();
     }
 
     /// Returns what an operator can do while the destination cannot be reached.
     pub(super) fn way_out_while_serving(&self) -> String {
         let name = &self.config.guest.name;
         format!(
-            "guest {name} runs at the destination, which still needs memory from here and is out of reach: \
-             both go on by themselves once it is back. If it is gone for good: `lighter migrate --resolve \
-             discard {name}` here frees the memory; the guest is lost then"
+            "guest {name} runs at the destination, which still needs memory from here and is out of reach, or \
+             has lost its record: both go on by themselves once it is back. If it is gone for good: \
+             `lighter migrate --resolve discard {name}` here frees the memory; the guest is lost then"
         )
     }
 }

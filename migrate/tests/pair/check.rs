@@ -46,6 +46,9 @@ impl World {
                 self.kill(Side::Destination);
                 self.destination_disk = None;
                 self.facts.destination_disk_lost = true;
+                // Memory for it is kept until the operator learns that it is gone for good.
+                let discard = What::OperatorDiscards(Side::Source);
+                self.after(Duration::from_secs(3600), Happening::Fault(discard));
             }
             What::Garble(Side::Source) => {
                 let nonsense = source::Event::Malformed(CodecError::UnknownKind(99));
@@ -119,9 +122,20 @@ impl World {
     fn operator_discards(&mut self, side: Side) {
         let choice = OperatorChoice::Discard;
         match side {
-            // At the source, this is possible only while it is unknown whether the destination runs
-            // the guest. If it does not, the guest is lost, so the invariants do not include it.
-            Side::Source => {}
+            Side::Source => {
+                // Without post-copy, the destination is not told: if it does not run the guest, that
+                // is lost, so the invariants do not include it.
+                let serves = self.source_disk == Some(SourceState::Serving);
+                let Some(source) = self.source.as_ref().filter(|source| !source.settled) else {
+                    return;
+                };
+                let may = source.machine.can_resolve(choice).is_ok();
+                if serves && may && self.facts.source_reports.is_empty() {
+                    self.facts.operator_discarded = true;
+                    self.feed_source(source::Event::Resolve(choice));
+                    self.kill(Side::Source);
+                }
+            }
             Side::Destination => {
                 let Some(destination) = &self.destination else { return };
                 if !destination.settled && destination.machine.can_resolve(choice).is_ok() {

@@ -44,7 +44,8 @@ pub(crate) enum What {
     FailRecord(Side, RecordLoss),
     /// A user cancels the migration.
     Cancel(Side),
-    /// The operator discards the copy of a side that waits for the decision.
+    /// The operator discards the copy of a side that waits for the decision, or, at the source, the
+    /// memory that the destination lacks.
     OperatorDiscards(Side),
     /// The operator runs the destination's copy, knowing that the source is dead.
     OperatorRunsAfterDeathOfSource,

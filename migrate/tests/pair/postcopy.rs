@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use migrate::record::{DestinationState, SourceState};
 use migrate::report::Outcome;
 use migrate::{OnStall, Phase, Reason};
 
@@ -96,6 +97,24 @@ fn a_side_that_dies_while_memory_is_fetched_loses_the_guest_and_both_sides_know(
         assert_eq!(report.outcome, Outcome::Lost, "{report:?}");
         assert_eq!(report.error.as_ref().unwrap().reason, Reason::Data);
     }
+}
+
+#[test]
+fn a_destination_that_was_only_out_of_reach_hears_that_its_memory_was_given_up() {
+    let outage = (When::At(700), What::Outage { ms: 60_000 });
+    let world = with(&[outage, (When::At(20_000), What::OperatorDiscards(Side::Source))]);
+    for reports in [&world.facts.source_reports, &world.facts.destination_reports] {
+        assert_eq!(reports.last().unwrap().outcome, Outcome::Lost, "{reports:?}");
+    }
+    assert_eq!(world.source_disk, Some(SourceState::Done));
+    assert_eq!(world.destination_disk, Some(DestinationState::Lost));
+}
+
+#[test]
+fn memory_is_kept_until_the_operator_knows_that_its_destination_is_gone_for_good() {
+    let world = with(&[(When::At(700), What::LoseDestinationHost)]);
+    let report = world.facts.source_reports.last().unwrap();
+    assert_eq!(report.error.as_ref().unwrap().reason, Reason::Operator, "{report:?}");
 }
 
 #[test]

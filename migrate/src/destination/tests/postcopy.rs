@@ -46,8 +46,8 @@ fn cleared() -> Bench {
     bench
 }
 
-/// Runs until the guest runs, with pages missing.
-fn fetching() -> Bench {
+/// Runs until the source has committed, with pages missing.
+fn committed() -> Bench {
     let mut bench = cleared();
     bench.hear(SourceMessage::Switchover);
     assert_eq!(bench.hear(state(RunState::Running)), [], "written pages are not known yet");
@@ -55,7 +55,13 @@ fn fetching() -> Bench {
     assert_eq!(actions, [Action::Fetch(page(4)), Action::LoadState(vec![1])]);
     bench.feed(Event::Loaded(Ok(())));
     bench.feed(Event::Recorded);
-    bench.hear(SourceMessage::Commit);
+    assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
+    bench
+}
+
+/// Runs until the guest runs, with pages missing.
+fn fetching() -> Bench {
+    let mut bench = committed();
     bench.feed(Event::Recorded);
     bench.feed(Event::Adopted(Ok(())));
     let actions = bench.feed(Event::Resumed(Ok(())));
@@ -99,6 +105,62 @@ fn a_guest_whose_memory_is_lost_is_paused_and_kept() {
     let actions = bench.feed(Event::Recorded);
     assert!(matches!(actions[0], Action::Send(DestinationMessage::Lost(_))), "{actions:?}");
     assert_eq!(actions.last(), Some(&Action::Settled));
+}
+
+/// The answer to the last action of a destination that takes the guest over.
+type Step = fn(&mut Bench) -> Vec<Action>;
+
+#[test]
+fn a_guest_whose_memory_is_withdrawn_while_it_is_taken_over_is_discarded_unrun() {
+    let recorded: Step = |bench| bench.feed(Event::Recorded);
+    let not_recorded: Step = |bench| bench.feed(Event::RecordFailed { detail: "full".into() });
+    let adopted: Step = |bench| bench.feed(Event::Adopted(Ok(())));
+    let not_adopted: Step = |bench| bench.feed(Event::Adopted(Err(GuestError::new("in use"))));
+    let cases = [(false, recorded), (false, not_recorded), (true, adopted), (true, not_adopted)];
+    for (is_adopting, step) in cases {
+        for (decision, outcome) in
+            [(Decision::Aborted, Outcome::StayedAtSource), (Decision::Lost, Outcome::Lost)]
+        {
+            let mut bench = committed();
+            if is_adopting {
+                assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
+            }
+            assert_eq!(bench.hear(resolve(decision)), []);
+            let actions = step(&mut bench);
+            assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
+            let actions = bench.feed(Event::Recorded);
+            assert_eq!(actions[0], Action::Send(DestinationMessage::Discarded));
+            assert_eq!(report(&actions).outcome, outcome);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_its_source_has_taken_back_while_it_was_resumed_is_stopped() {
+    let mut bench = committed();
+    bench.feed(Event::Recorded);
+    bench.feed(Event::Adopted(Ok(())));
+    assert_eq!(bench.hear(resolve(Decision::Aborted)), []);
+    let actions = bench.feed(Event::Resumed(Ok(())));
+    assert_eq!(actions[0], Action::StopFetching);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Send(_))), "{actions:?}");
+}
+
+/// Otherwise it would count as a crash here, after which it may boot here again.
+#[test]
+fn a_guest_that_its_source_has_taken_back_while_it_runs_does_not_end_as_lost() {
+    let abort = SourceMessage::Abort(Complaint::new(Reason::Operator, "run there"));
+    for aborted in [resolve(Decision::Aborted), abort] {
+        let mut bench = fetching();
+        let actions = bench.hear(aborted.clone());
+        let discarded = Action::Record(DestinationState::Discarded);
+        assert_eq!(actions[..2], [Action::StopFetching, discarded]);
+        assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+        assert_eq!(bench.hear(aborted), [], "it is not recorded yet");
+        let settled =
+            [Action::Send(DestinationMessage::Discarded), Action::Disconnect, Action::Settled];
+        assert_eq!(bench.feed(Event::Recorded), settled);
+    }
 }
 
 #[test]
