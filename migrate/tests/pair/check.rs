@@ -123,8 +123,8 @@ impl World {
         let choice = OperatorChoice::Discard;
         match side {
             Side::Source => {
-                // Without post-copy, the destination is not told: if it does not run the guest, that
-                // is lost, so the invariants do not include it.
+                // Without post-copy, the destination is not told: if it does not run the guest,
+                // that is lost, so the invariants do not include it.
                 let serves = self.source_disk == Some(SourceState::Serving);
                 let Some(source) = self.source.as_ref().filter(|source| !source.settled) else {
                     return;
