@@ -460,8 +460,9 @@ impl Life {
         self.confine(&process)?;
         machine.vm().resume().context("cannot start the guest")?;
         process.events().started();
-        drop(starting);
+        // Before clients hear of the guest: it leaves evidence if it dies from now on.
         process.is_here();
+        drop(starting);
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
         } else if !is_linux {
