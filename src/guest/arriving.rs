@@ -131,6 +131,7 @@ impl Arrival {
         // Without post-copy, the session ends before.
         if progress.wait_for(|progress| progress.phase == Phase::Postcopy).await.is_ok() {
             process.is_here();
+            process.owns_disks();
         }
     }
 
@@ -140,6 +141,7 @@ impl Arrival {
         process.events().migration(&self.status());
         if self.has_arrived() {
             process.is_here();
+            process.owns_disks();
             return process.conclude(self.session.id(), &self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
@@ -153,6 +155,7 @@ impl Arrival {
         if process.machine().is_some_and(runs) {
             // The session broke down before it could report that.
             process.is_here();
+            process.owns_disks();
             tokio::task::block_in_place(|| self.record(&process, DestinationState::Running));
             return process.conclude(self.session.id(), &self.status());
         }

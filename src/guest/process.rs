@@ -335,6 +335,10 @@ impl GuestProcess {
         if let Err(error) = self.state.guest(self.name()).mark_here() {
             tracing::warn!("should this process be killed, that is not recorded: {error:#}");
         }
+    }
+
+    /// Forgets that the guest, or another one with its disks, had left with them.
+    pub(super) fn owns_disks(&self) {
         let uuid = self.guest_uuid();
         // While this is locked, no migration can begin, nor record its disks.
         let occupation = self.occupation();

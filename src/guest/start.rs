@@ -463,6 +463,7 @@ impl Life {
         // Before clients hear of the guest: it leaves evidence if it dies from now on.
         process.is_here();
         drop(starting);
+        process.owns_disks();
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
         } else if !is_linux {
