@@ -1,4 +1,4 @@
-//! Guest memory of which pages are missing: whoever accesses one of them, a vCPU, a device's thread
+//! Guest memory of which pages are missing: a vCPU or a device's thread that accesses one of them,
 //! or the kernel for either, waits until it has arrived. docs/adr/0029-post-copy.md gives the
 //! reasons.
 
@@ -87,7 +87,7 @@ impl Missing {
                 let added = u64::from((mask & !pages.missing).count_ones());
                 self.left.fetch_add(added, Ordering::AcqRel);
                 pages.missing |= mask;
-                for run in runs_of(*mask) {
+                for run in runs::of_mask(*mask) {
                     let offset = |page: usize| index * CHUNK_BYTES + page * PAGE_BYTES;
                     runs::add(&mut dropped, offset(run.start)..offset(run.end));
                 }
@@ -164,7 +164,7 @@ impl Missing {
         let start = self.address(chunk)?;
         let mut pages = self.pages(chunk)?;
         let mut placed = 0;
-        for run in runs_of(mask & pages.missing) {
+        for run in runs::of_mask(mask & pages.missing) {
             let address = |page: usize| start + (page * PAGE_BYTES) as u64;
             place(&(address(run.start)..address(run.end)), &run)?;
             placed += self.settle(chunk, &mut pages, mask_of(run.start, run.len()));
@@ -334,17 +334,6 @@ fn lock(pages: &Mutex<Pages>) -> MutexGuard<'_, Pages> {
 fn mask_of(first: usize, count: usize) -> u64 {
     let ones = u64::MAX.checked_shr((CHUNK_PAGES - count) as u32).unwrap_or(0);
     ones << first
-}
-
-/// Returns the runs of the pages whose bits are set, in order.
-fn runs_of(mask: u64) -> impl Iterator<Item = Range<usize>> {
-    let mut rest = mask;
-    std::iter::from_fn(move || {
-        let start = rest.trailing_zeros();
-        let end = start + rest.checked_shr(start)?.trailing_ones();
-        rest &= u64::MAX.checked_shl(end).unwrap_or(0);
-        Some(start as usize..end as usize)
-    })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod numa;
 mod pool;
 mod process;
 mod ram;
-mod runs;
+pub(crate) mod runs;
 mod sharing;
 
 pub(crate) use backing::TemplateImage;

@@ -10,6 +10,17 @@ pub(super) fn add<T: PartialEq>(runs: &mut Vec<Range<T>>, next: Range<T>) {
     }
 }
 
+/// Returns the runs of the pages of a chunk whose bits are set, in order.
+pub(crate) fn of_mask(mask: u64) -> impl Iterator<Item = Range<usize>> {
+    let mut rest = mask;
+    std::iter::from_fn(move || {
+        let start = rest.trailing_zeros();
+        let end = start + rest.checked_shr(start)?.trailing_ones();
+        rest &= u64::MAX.checked_shl(end).unwrap_or(0);
+        Some(start as usize..end as usize)
+    })
+}
+
 /// Returns the intersection of two lists.
 pub(super) fn common(one: &[Range<u64>], other: &[Range<u64>]) -> Vec<Range<u64>> {
     let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());

@@ -30,7 +30,7 @@ use super::read::Input;
 use super::write::{SnapshotReport, expect_paused, failure, header, used_pages};
 use crate::error::Result;
 use crate::labels::Labels;
-use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage};
+use crate::memory::{CHUNK_BYTES, MemoryConfig, PAGE_BYTES, TemplateImage, runs};
 use crate::virtio::block::{Access, BlockConfig, DiskProof};
 use crate::{Vm, VmOptions, VmShape, VmState};
 
@@ -91,14 +91,11 @@ fn fill(file: &File, vm: &Vm, header: &[u8]) -> Result<SnapshotReport, (io::Erro
     for chunk in 0..vm.ram().chunks() {
         expect_paused(vm).map_err(|cause| (cause, 0))?;
         vm.ram().copy_out(chunk, 0, &mut buffer).map_err(|error| (io::Error::other(error), 0))?;
-        let mut mask = used_pages(&buffer);
+        let mask = used_pages(&buffer);
         pages += u64::from(mask.count_ones());
-        while mask != 0 {
-            let first = mask.trailing_zeros() as usize;
-            let len = (mask >> first).trailing_ones() as usize;
-            let bytes = &buffer[first * PAGE_BYTES..][..len * PAGE_BYTES];
-            run(bytes, start + (chunk * CHUNK_BYTES + first * PAGE_BYTES) as u64)?;
-            mask &= u64::MAX.checked_shl((first + len) as u32).unwrap_or(0);
+        for used in runs::of_mask(mask) {
+            let (first, bytes) = (used.start * PAGE_BYTES, used.len() * PAGE_BYTES);
+            run(&buffer[first..][..bytes], start + (chunk * CHUNK_BYTES + first) as u64)?;
         }
     }
     let zero_pages = vm.ram().bytes() / PAGE_BYTES as u64 - pages;

@@ -356,7 +356,7 @@ fn serve(missing: &Missing, stop: &PipeReader) -> u64 {
             return served;
         }
         for (chunk, mask) in missing.wanted().unwrap() {
-            for page in runs_of(mask).flatten() {
+            for page in runs::of_mask(mask).flatten() {
                 let content = content(chunk * CHUNK_PAGES + page, false);
                 served += u64::from(missing.place(chunk, page, &content).unwrap());
             }
@@ -404,7 +404,7 @@ fn no_page_is_lost_and_none_comes_twice_whatever_arrives_when() {
 proptest! {
     #[test]
     fn runs_are_the_set_bits(mask: u64) {
-        let found: Vec<_> = runs_of(mask).collect();
+        let found: Vec<_> = runs::of_mask(mask).collect();
         let back = found.iter().fold(0, |all, run| all | mask_of(run.start, run.len()));
         prop_assert_eq!(back, mask);
         prop_assert!(found.windows(2).all(|two| two[0].end < two[1].start));
@@ -416,6 +416,6 @@ fn masks_reach_from_nothing_to_a_whole_chunk() {
     for (first, count, mask) in [(0, 0, 0), (0, 64, !0), (63, 1, 1 << 63), (3, 2, 0b11000)] {
         assert_eq!(mask_of(first, count), mask);
     }
-    assert!(runs_of(!0).eq(std::iter::once(0..64)));
-    assert_eq!(runs_of(0).count(), 0);
+    assert!(runs::of_mask(!0).eq(std::iter::once(0..64)));
+    assert_eq!(runs::of_mask(0).count(), 0);
 }
