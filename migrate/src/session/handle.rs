@@ -193,10 +193,7 @@ impl Handle {
     /// # Errors
     /// If it is too late to cancel.
     pub async fn cancel(&self, by: &str) -> Result<(), CancelRefused> {
-        let (answer, answered) = oneshot::channel();
-        let command = Command::Cancel { by: by.into(), answer };
-        self.commands.send(command).map_err(|_| CancelRefused::Over)?;
-        answered.await.unwrap_or(Err(CancelRefused::Over))
+        self.ask(|answer| Command::Cancel { by: by.into(), answer }, CancelRefused::Over).await
     }
 
     /// Changes the limits of a source.
@@ -204,10 +201,7 @@ impl Handle {
     /// # Errors
     /// If it is too late, for what is to change, or this is not the source.
     pub async fn change(&self, change: LimitsChange) -> Result<(), ChangeRefused> {
-        let (answer, answered) = oneshot::channel();
-        let command = Command::Change { change, answer };
-        self.commands.send(command).map_err(|_| ChangeRefused::Over)?;
-        answered.await.unwrap_or(Err(ChangeRefused::Over))
+        self.ask(|answer| Command::Change { change, answer }, ChangeRefused::Over).await
     }
 
     /// Hands the guest of a source over before its memory, as soon as the current step ends.
@@ -215,10 +209,7 @@ impl Handle {
     /// # Errors
     /// If one of the sides cannot, it is too late, or this is not the source.
     pub async fn postcopy(&self) -> Result<(), PostcopyRefused> {
-        let (answer, answered) = oneshot::channel();
-        let command = Command::Postcopy { answer };
-        self.commands.send(command).map_err(|_| PostcopyRefused::Over)?;
-        answered.await.unwrap_or(Err(PostcopyRefused::Over))
+        self.ask(|answer| Command::Postcopy { answer }, PostcopyRefused::Over).await
     }
 
     /// Has a source look for its destination's node at another address once its record says so; the
@@ -228,10 +219,7 @@ impl Handle {
     /// If there is nothing to be heard of the destination, this is not the source, or the record
     /// cannot be written: the former address stays then.
     pub async fn recover(&self, address: SocketAddr) -> Result<(), RecoverRefused> {
-        let (answer, answered) = oneshot::channel();
-        let command = Command::Recover { address, answer };
-        self.commands.send(command).map_err(|_| RecoverRefused::Over)?;
-        answered.await.unwrap_or(Err(RecoverRefused::Over))
+        self.ask(|answer| Command::Recover { address, answer }, RecoverRefused::Over).await
     }
 
     /// Decides for a migration in doubt.
@@ -239,10 +227,19 @@ impl Handle {
     /// # Errors
     /// If there is nothing to decide.
     pub async fn resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
+        self.ask(|answer| Command::Resolve { choice, answer }, ResolveRefused::Over).await
+    }
+
+    /// Has the driver carry out a command; returns its answer, or `over` if it has ended.
+    async fn ask<E>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), E>>) -> Command,
+        over: E,
+    ) -> Result<(), E> {
         let (answer, answered) = oneshot::channel();
-        let command = Command::Resolve { choice, answer };
-        self.commands.send(command).map_err(|_| ResolveRefused::Over)?;
-        answered.await.unwrap_or(Err(ResolveRefused::Over))
+        // A command that cannot be sent is dropped, and its answer with it.
+        let _ = self.commands.send(command(answer));
+        answered.await.unwrap_or(Err(over))
     }
 
     /// Tells a source that its guest has ended on its own.
