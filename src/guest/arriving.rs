@@ -130,8 +130,7 @@ impl Arrival {
         let mut progress = self.session.handle().progress();
         // Without post-copy, the session ends before.
         if progress.wait_for(|progress| progress.phase == Phase::Postcopy).await.is_ok() {
-            process.is_here();
-            process.owns_disks();
+            process.is_here(&process.occupation());
         }
     }
 
@@ -140,8 +139,7 @@ impl Arrival {
         let outcome = self.session.handle().settled().await;
         process.events().migration(&self.status());
         if self.has_arrived() {
-            process.is_here();
-            process.owns_disks();
+            process.is_here(&process.occupation());
             return process.conclude(self.session.id(), &self.status());
         }
         let cause = outcome.and_then(|report| report.error).map(|error| error.message);
@@ -154,8 +152,7 @@ impl Arrival {
         }
         if process.machine().is_some_and(runs) {
             // The session broke down before it could report that.
-            process.is_here();
-            process.owns_disks();
+            process.is_here(&process.occupation());
             tokio::task::block_in_place(|| self.record(&process, DestinationState::Running));
             return process.conclude(self.session.id(), &self.status());
         }

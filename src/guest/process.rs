@@ -330,18 +330,13 @@ impl GuestProcess {
     }
 
     /// Records that the guest runs here, and forgets what was recorded of it while it did not.
-    pub(super) fn is_here(&self) {
+    /// While `occupation` is locked, no migration can begin, nor record its disks.
+    pub(super) fn is_here(&self, occupation: &Occupation) {
         self.state.ended().forget(self.name());
         if let Err(error) = self.state.guest(self.name()).mark_here() {
             tracing::warn!("should this process be killed, that is not recorded: {error:#}");
         }
-    }
-
-    /// Forgets that the guest, or another one with its disks, had left with them.
-    pub(super) fn owns_disks(&self) {
         let uuid = self.guest_uuid();
-        // While this is locked, no migration can begin, nor record its disks.
-        let occupation = self.occupation();
         let leaving = occupation.session().map(MigrationSession::id);
         let (departures, name) = (self.state.departures(), self.name());
         let disks = self.machine().into_iter().flat_map(|machine| machine.disks());

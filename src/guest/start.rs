@@ -338,7 +338,7 @@ pub(crate) fn incoming(state: &StateDir, args: &IncomingArgs) -> Result<Exit> {
 }
 
 /// Opens what reports accesses to missing pages; without it, memory arrives before its guest. Root
-/// may have it, or whoever may open `/dev/userfaultfd`.
+/// may have it, and users who may open `/dev/userfaultfd`.
 fn missing_pages() -> Option<MissingPages> {
     let opened = MissingPages::open();
     opened.inspect_err(|cause| tracing::info!(%cause, "no post-copy: no userfaultfd")).ok()
@@ -461,9 +461,8 @@ impl Life {
         machine.vm().resume().context("cannot start the guest")?;
         process.events().started();
         // Before clients hear of the guest: it leaves evidence if it dies from now on.
-        process.is_here();
+        process.is_here(&starting);
         drop(starting);
-        process.owns_disks();
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
         } else if !is_linux {
