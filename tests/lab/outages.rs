@@ -66,7 +66,7 @@ const PREPARE: Phase = undecided("prepare", "source.recv.prepared", "loading");
 const PRECOPY: Phase = undecided("precopy", "source.data.pages", "loading");
 const SWITCHOVER: Phase = undecided("switchover", "source.act.savestate", "loading");
 const READY: Phase = undecided("ready", "source.recv.ready", "ready");
-const COMMIT: Phase = Phase {
+pub(crate) const COMMIT: Phase = Phase {
     name: "commit",
     course: Course::Precopy,
     point: "source.send.commit",
@@ -75,7 +75,7 @@ const COMMIT: Phase = Phase {
     destination_lost_power: Outcome::Source,
     cable_was_out: Outcome::Destination,
 };
-const TAKING: Phase = Phase {
+pub(crate) const TAKING: Phase = Phase {
     name: "taking",
     course: Course::Precopy,
     point: "destination.act.resumeguest",

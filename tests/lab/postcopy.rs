@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::fixtures::{Host, Lab, holds, until};
 use crate::outages::{
-    Course, Outcome, Phase, Scenario, cable_is_out_for, in_each_phase, is_intact, states, undecided,
+    self, Course, Outcome, Phase, Scenario, cable_is_out_for, in_each_phase, is_intact, states,
+    undecided,
 };
 
 /// netem options of a link that takes eight seconds for the working set of a guest that writes all
@@ -32,22 +33,16 @@ const READY: Phase = Phase {
     ..undecided("ready", "source.recv.ready", "ready")
 };
 const COMMIT: Phase = Phase {
-    name: "commit",
     course: Course::Postcopy { held: UNASKED },
-    point: "source.send.commit",
     records: ["serving", "ready"],
     source_lost_power: Outcome::Gone,
-    destination_lost_power: Outcome::Source,
-    cable_was_out: Outcome::Destination,
+    ..outages::COMMIT
 };
 const TAKING: Phase = Phase {
-    name: "taking",
     course: Course::Postcopy { held: UNASKED },
-    point: "destination.act.resumeguest",
     records: ["serving", "taking"],
     source_lost_power: Outcome::Gone,
-    destination_lost_power: Outcome::InDoubt,
-    cable_was_out: Outcome::Destination,
+    ..outages::TAKING
 };
 /// The guest runs and waits for a page, and the source has not heard that it runs.
 const RESUME: Phase = Phase {

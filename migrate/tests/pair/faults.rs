@@ -69,6 +69,41 @@ pub(crate) struct Fault {
     pub(crate) what: What,
 }
 
+/// Every kind of fault but an operator's decision.
+pub(crate) fn kinds() -> Vec<What> {
+    let cut = |source_ms, destination_ms| What::Cut { source_ms, destination_ms };
+    let mut kinds = vec![
+        cut(0, 0),
+        cut(5, 9000),
+        cut(9000, 5),
+        What::LoseMessage,
+        What::LoseFrame,
+        What::Outage { ms: 20_000 },
+        What::Outage { ms: 60 * HOUR_MS },
+        What::LoseDestinationHost,
+    ];
+    for side in [Side::Source, Side::Destination] {
+        kinds.extend([
+            What::Kill(side),
+            What::Cancel(side),
+            What::FailGuest(side),
+            What::Garble(side),
+            What::FailRecord(side, RecordLoss::Gone),
+            What::FailRecord(side, RecordLoss::OnDisk),
+        ]);
+    }
+    kinds
+}
+
+/// The `n`-th message, the time `at_ms`, and before and after the `n`-th action of either side.
+pub(crate) fn boundaries(n: u32, at_ms: u32) -> Vec<When> {
+    let mut points = vec![When::Message(n), When::At(at_ms)];
+    for side in [Side::Source, Side::Destination] {
+        points.extend([When::Before(side, n), When::After(side, n)]);
+    }
+    points
+}
+
 /// The conditions of one run.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {

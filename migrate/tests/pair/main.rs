@@ -19,7 +19,7 @@ use migrate::OnStall;
 use migrate::report::Outcome;
 use proptest::prelude::*;
 
-use faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
+use faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When, boundaries, kinds};
 use world::{DOWNTIME_LIMIT, World};
 
 /// Runs a scenario to its end and checks all invariants.
@@ -209,34 +209,9 @@ fn a_destination_that_lost_its_record_of_a_commit_can_be_resolved() {
 /// Every kind of fault at every message, and before and after every action of either side.
 #[test]
 fn any_single_fault_at_any_boundary() {
-    let cut = |source_ms, destination_ms| What::Cut { source_ms, destination_ms };
-    let mut kinds = vec![
-        cut(0, 0),
-        cut(5, 9000),
-        cut(9000, 5),
-        What::LoseMessage,
-        What::LoseFrame,
-        What::Outage { ms: 20_000 },
-        What::Outage { ms: 60 * HOUR_MS },
-        What::LoseDestinationHost,
-    ];
-    for side in [Side::Source, Side::Destination] {
-        kinds.extend([
-            What::Kill(side),
-            What::Cancel(side),
-            What::FailGuest(side),
-            What::Garble(side),
-            What::FailRecord(side, RecordLoss::Gone),
-            What::FailRecord(side, RecordLoss::OnDisk),
-        ]);
-    }
-    for what in kinds {
+    for what in kinds() {
         for n in 0..40 {
-            let mut moments = vec![When::Message(n), When::At(n * 3)];
-            for side in [Side::Source, Side::Destination] {
-                moments.extend([When::Before(side, n), When::After(side, n)]);
-            }
-            for when in moments {
+            for when in boundaries(n, n * 3) {
                 run_well(with_fault(when, what));
             }
         }

@@ -7,7 +7,7 @@ use migrate::record::{DestinationState, SourceState};
 use migrate::report::Outcome;
 use migrate::{OnStall, Phase, Reason};
 
-use crate::faults::{Fault, HOUR_MS, RecordLoss, Scenario, Side, What, When};
+use crate::faults::{Fault, HOUR_MS, Scenario, Side, What, When, boundaries, kinds};
 use crate::world::World;
 use crate::{outcome, run, run_well};
 
@@ -132,43 +132,16 @@ fn a_cancel_is_heard_until_the_guest_is_handed_over() {
     assert!(stayed > 10 && moved > 10, "{stayed} stayed, {moved} moved");
 }
 
-/// The faults of [`any_single_fault_at_any_boundary`](crate::any_single_fault_at_any_boundary).
-fn kinds() -> Vec<What> {
-    let cut = |source_ms, destination_ms| What::Cut { source_ms, destination_ms };
-    let mut kinds = vec![
-        cut(0, 0),
-        cut(5, 9000),
-        cut(9000, 5),
-        What::LoseMessage,
-        What::LoseFrame,
-        What::Outage { ms: 20_000 },
-        What::Outage { ms: 60 * HOUR_MS },
-        What::LoseDestinationHost,
-        What::OperatorRunsAfterDeathOfSource,
-    ];
-    for side in [Side::Source, Side::Destination] {
-        kinds.extend([
-            What::Kill(side),
-            What::Cancel(side),
-            What::FailGuest(side),
-            What::Garble(side),
-            What::OperatorDiscards(side),
-            What::FailRecord(side, RecordLoss::Gone),
-            What::FailRecord(side, RecordLoss::OnDisk),
-        ]);
-    }
-    kinds
-}
-
 #[test]
 fn any_single_fault_at_any_boundary_of_post_copy() {
-    for what in kinds() {
+    let by_operators = [
+        What::OperatorRunsAfterDeathOfSource,
+        What::OperatorDiscards(Side::Source),
+        What::OperatorDiscards(Side::Destination),
+    ];
+    for what in kinds().into_iter().chain(by_operators) {
         for n in 0..40 {
-            let mut moments = vec![When::Message(n), When::At(595 + n * 10)];
-            for side in [Side::Source, Side::Destination] {
-                moments.extend([When::Before(side, n), When::After(side, n)]);
-            }
-            moments.into_iter().for_each(|when| drop(with(&[(when, what)])));
+            boundaries(n, 595 + n * 10).into_iter().for_each(|when| drop(with(&[(when, what)])));
         }
     }
 }
