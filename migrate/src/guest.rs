@@ -384,8 +384,8 @@ pub trait DestinationGuest: Send + Sync {
     /// If a vCPU does not start.
     fn resume(&self) -> Result<(), GuestError>;
 
-    /// Prepares memory for pages that arrive after the guest. From now on, whoever accesses a page
-    /// that is absent waits until it is placed, or until [`MissingMemory::wanted`] finds that it is
+    /// Prepares memory for pages that arrive after the guest. From now on, a thread that accesses
+    /// an absent page waits until it is placed, or until [`MissingMemory::wanted`] finds that it is
     /// not missing. Called once, before the state is loaded, when all other pages are there.
     ///
     /// # Errors
@@ -461,7 +461,7 @@ pub trait MissingMemory: Send + Sync {
     /// Returns how long threads wait for missing pages: those waits that have ended only once.
     fn waits(&self) -> Waits;
 
-    /// Ends this: whoever accesses memory waits no longer, and finds zeros where pages are missing.
+    /// Ends this: no access to memory waits any more, and missing pages read as zeros.
     ///
     /// # Errors
     /// If the kernel refuses.

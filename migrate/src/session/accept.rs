@@ -26,7 +26,7 @@ const NOT_ADMITTED: u32 = 2;
 pub(super) enum Arrival {
     Control(Connection, SendStream, RecvStream),
     Data(u16, RecvStream),
-    /// Pages that follow the guest and that nobody has requested.
+    /// Unrequested pages that follow the guest.
     Background(RecvStream),
     /// Requests for pages, and those pages.
     Requests(SendStream, RecvStream),

@@ -83,15 +83,15 @@ impl Outstanding {
         answer
     }
 
-    /// Waits until no request is unanswered; returns the next pages that nobody has requested, all
-    /// of one chunk. None once nothing is left.
+    /// Waits until no request is unanswered; returns the next unrequested pages, all of one
+    /// chunk. None once nothing is left.
     pub(super) async fn next_unasked(&self) -> Option<(usize, u64)> {
         // The sender is a part of this.
         let _ = self.is_busy.subscribe().wait_for(|is_busy| !is_busy).await;
         self.lock().unasked()
     }
 
-    /// Returns more pages that nobody has requested, unless a request is unanswered.
+    /// Returns more unrequested pages, unless a request is unanswered.
     pub(super) fn more_unasked(&self) -> Option<(usize, u64)> {
         if *self.is_busy.borrow() {
             return None;

@@ -330,8 +330,8 @@ impl GuestRam {
             .map_err(|_| MemoryError::NoSuchAddress { gpa, len: data.len() })
     }
 
-    /// Has pages arrive after the guest from now on, through `faults`: whoever accesses one that is
-    /// absent waits, while another thread calls [`Missing::wanted`]. Called once.
+    /// Has pages arrive after the guest from now on, through `faults`: a thread that accesses one
+    /// that is absent waits, while another thread calls [`Missing::wanted`]. Called once.
     ///
     /// # Errors
     /// `Unsupported` for memory of a pool, `EINVAL` for that of a template, `AlreadyExists` if it

@@ -13,8 +13,8 @@ pub struct Waits {
     pub oldest: Option<Duration>,
 }
 
-/// The waits that go on, of which there are no more than threads, and those that nobody has asked
-/// for since they ended.
+/// The waits that go on, of which there are no more than threads, and those that ended since the
+/// last [`WaitLog::take`].
 #[derive(Debug, Default)]
 pub(super) struct WaitLog {
     /// When each began: the number of its chunk and of its page in that.

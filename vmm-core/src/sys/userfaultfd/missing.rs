@@ -87,7 +87,7 @@ const _: () = {
 };
 
 /// Reports accesses to missing pages of registered memory, and places pages there. Dropping it
-/// unregisters the memory: whoever waits then finds zeros.
+/// unregisters the memory: threads that wait then find zeros.
 ///
 /// It can be polled: it is readable when a thread has begun to wait.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl MissingPages {
         unsafe { own(made.into()) }
     }
 
-    /// Registers a part of guest memory. From now on, whoever accesses a page of it that is absent
+    /// Registers a part of guest memory. From now on, a thread that accesses an absent page of it
     /// waits for [`Self::copy`] or [`Self::zero`]; present pages are not affected.
     ///
     /// # Errors
@@ -139,7 +139,7 @@ impl MissingPages {
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Ends the registration of a part. Whoever waits for a page of it finds zeros.
+    /// Ends the registration of a part. Threads that wait for a page of it find zeros.
     ///
     /// # Errors
     /// The error from the kernel.
