@@ -175,11 +175,11 @@ impl Destination {
         }
     }
 
-    /// Returns whether [`Event::Resolve`] would be accepted now, with either choice.
+    /// Returns whether [`Event::Resolve`] would be accepted now.
     ///
     /// # Errors
-    /// If the destination is not waiting for a source that is out of reach, or is to run a guest of
-    /// whose memory a part is there.
+    /// If the destination is not waiting for a source that is out of reach, is to run a guest of
+    /// whose memory a part is there, or runs it.
     pub fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
             State::Ready if choice == OperatorChoice::Run && self.is_fetching => {
@@ -187,7 +187,10 @@ impl Destination {
             }
             State::Ready if !self.connected => Ok(()),
             State::Ready | State::RecordingReady { .. } => Err(ResolveRefused::Connected),
-            State::Fetching { .. } => Err(ResolveRefused::MemoryElsewhere),
+            State::TakingOver { .. }
+            | State::Adopting { .. }
+            | State::Resuming { .. }
+            | State::Fetching { .. } => Err(ResolveRefused::RunsHere),
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
         }
