@@ -147,6 +147,11 @@ impl Destination {
         self.source_node_port
     }
 
+    /// Returns whether a record of this side was requested.
+    pub fn has_record(&self) -> bool {
+        self.records.last_asked().is_some()
+    }
+
     /// Returns the current phase of the migration.
     pub fn phase(&self) -> Phase {
         self.notes.phase()

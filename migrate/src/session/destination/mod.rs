@@ -197,7 +197,7 @@ struct Driver {
     is_fetched: bool,
     stated: RecordedState<DestinationState>,
     started_unix_ms: u64,
-    /// Address of the source and a name of its host, for the record.
+    /// Present address of the source and a name of its host, for the record.
     source: Option<(SocketAddr, Option<String>)>,
 }
 
@@ -365,13 +365,15 @@ impl Driver {
     fn connected(&mut self, connection: Connection, stream: (SendStream, RecvStream)) -> Next {
         self.line.cut("replaced by a new connection of the source");
         while self.tasks.try_join_next().is_some() {}
-        if self.source.is_none() {
-            let name = peers::host_name_at(&connection);
-            self.source = Some((connection.remote_address(), name));
-        }
+        let address = connection.remote_address();
+        let before = self.source.replace((address, peers::host_name_at(&connection)));
         let inbox = self.line.next_inbox(self.hear.clone(), Input::Heard);
         self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &inbox));
-        self.handle(Event::Connected)
+        let next = self.handle(Event::Connected);
+        if before.is_some_and(|(before, _)| before.ip() != address.ip()) {
+            self.record_again();
+        }
+        next
     }
 
     fn admit_data(&mut self, stream: u16, receive: RecvStream) -> Next {
