@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migrate::progress::Role;
+use migrate::protocol::MAX_LINKS;
 use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
@@ -317,6 +318,9 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
     if request.connections.is_some_and(|count| !(1..=CONNECTIONS_MAX).contains(&count)) {
         return bad("a migration has 1 to 16 connections");
     }
+    if let Some(wrong) = wrong_links(request) {
+        return bad(wrong);
+    }
     Ok(SourceSession {
         migration: MigrationId::random(),
         host: destination.host,
@@ -332,14 +336,33 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
         bandwidth: request.bandwidth_bytes_per_s_max,
         compression: request.compression,
         connections: request.connections.map(u16::from),
+        links: request.via.clone(),
         node_port: request.node_port,
         estimate: None,
         postcopy: false,
     })
 }
 
+/// Returns what is wrong with the links of the request, if anything is.
+fn wrong_links(request: &MigrationRequest) -> Option<&'static str> {
+    let via = &request.via;
+    let repeats = |(place, address)| via[..place].contains(address);
+    if via.len() > MAX_LINKS {
+        return Some("a migration uses at most four links: give fewer addresses with --via");
+    }
+    if via.iter().enumerate().any(repeats) {
+        return Some("an address is given twice with --via: give one on each network");
+    }
+    if !via.is_empty() && request.connections.is_some() {
+        return Some("each link has one connection: give either --via or --connections");
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use migrate::quic::Identity;
 
     use super::*;
@@ -349,6 +372,10 @@ mod tests {
         let identity =
             Identity { ca_pem: nothing(), cert_pem: nothing(), key_pem: nothing(), crl_pem: None };
         MigrationRequest::to(destination.to_owned(), identity)
+    }
+
+    fn link(number: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, number])
     }
 
     #[test]
@@ -369,7 +396,10 @@ mod tests {
             request_to(""),
             MigrationRequest { timeout_ms: 0, ..request.clone() },
             MigrationRequest { bandwidth_bytes_per_s_max: Some(0), ..request.clone() },
-            MigrationRequest { connections: Some(0), ..request },
+            MigrationRequest { connections: Some(0), ..request.clone() },
+            MigrationRequest { via: vec![link(1), link(2), link(1)], ..request.clone() },
+            MigrationRequest { via: (1..=5).map(link).collect(), ..request.clone() },
+            MigrationRequest { via: vec![link(1)], connections: Some(1), ..request },
         ] {
             assert_eq!(session(&wrong).unwrap_err().reason, Reason::BadRequest, "{wrong:?}");
         }

@@ -12,7 +12,9 @@ use crate::guest::{DiskCopy, GuestDescription, RunState};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::progress::{Progress, Role, Transfer};
-use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, SourceMessage};
+use crate::protocol::{
+    DestinationMessage, FEATURE_LINKS, Features, MigrationId, Offer, SourceMessage,
+};
 use crate::record::{DestinationState, RecordSlot};
 use crate::report::Outcome;
 use crate::telemetry::Telemetry;
@@ -145,6 +147,12 @@ impl Destination {
     /// has not sent it.
     pub fn source_node_port(&self) -> Option<NonZeroU16> {
         self.source_node_port
+    }
+
+    /// Returns whether the source may add links to its control stream: it has been greeted, and has
+    /// not answered yet.
+    pub fn may_add_links(&self) -> bool {
+        matches!(self.state, State::Greeted) && self.features.has(FEATURE_LINKS)
     }
 
     /// Returns the current phase of the migration.
