@@ -2,8 +2,9 @@
 //!
 //! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data, 3 background, 4 requests, 5
 //! control on a further link, 6 pages of one of several links), reserved zero (1), stream number,
-//! little-endian (2; zero except for data), migration id (16), token (32), reserved zero (8). A stream that does not show the right migration and token is
-//! closed together with its connection, so that no other host of the fleet can join.
+//! little-endian (2; zero except for data), migration id (16), token (32), reserved zero (8). A
+//! stream that does not show the right migration and token is closed together with its connection,
+//! so that no other host of the fleet can join.
 
 use super::{MAX_STREAMS, MigrationId, Token};
 

@@ -40,8 +40,8 @@ pub(crate) async fn silence(connection: &Connection) -> LinkError {
     LinkError::Lost { peer: connection.remote_address().to_string(), seconds: limit.as_secs() }
 }
 
-/// Waits until no datagram has come on one of `connections` for [`LINK_SILENCE`], while one has just
-/// come on another; returns its place and the error.
+/// Waits until no datagram has come on one of `connections` for [`LINK_SILENCE`], while one has
+/// just come on another; returns its place and the error.
 pub(crate) async fn silent_beside_others(connections: &[Connection]) -> (usize, LinkError) {
     let counts = || connections.iter().map(|it| it.stats().udp_rx.datagrams).collect();
     let place = unchanged_beside_others(LINK_SILENCE, counts).await;

@@ -275,8 +275,8 @@ pub(super) enum Reached {
     Node(Decision, DestinationMessage),
 }
 
-/// Reconnects to the process on the first of `routes` on which it answers; asks its node at the same
-/// time, which answers if the process is dead.
+/// Reconnects to the process on the first of `routes` on which it answers; asks its node at the
+/// same time, which answers if the process is dead.
 pub(super) async fn reach_again(
     routes: Vec<(Endpoint, Route)>,
     migration: MigrationId,

@@ -128,8 +128,8 @@ impl Control {
         control
     }
 
-    /// Adds a stream on a further link, and sends `greeting` on it. It carries the messages from now
-    /// on, in both directions, so neither side may have sent any that the other has not heard.
+    /// Adds a stream on a further link, and sends `greeting` on it. It carries the messages from
+    /// now on, in both directions, so neither side may have sent any that the other has not heard.
     pub(super) fn join<M: Message + Send + 'static, T: Send + 'static>(
         &mut self,
         Joining { connection, stream, greeting }: Joining,
@@ -161,7 +161,9 @@ impl Control {
         let end = LaneEnd { connections, is_lost: Arc::default(), merged: self.merged.clone() };
         let (outbox, frames) = mpsc::channel(OUTBOX_MAX);
         tasks.spawn(write_all(send, frames, end.connections.clone()).in_current_span());
-        tasks.spawn(read_all(receive, end.clone(), name.into(), inbox.clone()));
+        // Now, not when the task runs: what comes then may already follow.
+        let number = self.merged.heard.load(Ordering::Acquire);
+        tasks.spawn(read_all((receive, number), end.clone(), name.into(), inbox.clone()));
         for (index, connection) in end.connections.iter().enumerate() {
             let (connection, name, inbox) = (connection.clone(), name.to_owned(), inbox.clone());
             let end = end.clone();
@@ -296,14 +298,14 @@ async fn write_all(
     }
 }
 
+/// Reads messages, the first of which has this number.
 async fn read_all<M: Message, T>(
-    mut receive: RecvStream,
+    (mut receive, mut number): (RecvStream, u64),
     end: LaneEnd,
     name: String,
     inbox: Inbox<M, T>,
 ) {
     let merged = &end.merged;
-    let mut number = merged.heard.load(Ordering::Acquire);
     let lost = loop {
         let heard = match framing::read(&mut receive).await {
             Ok(message) => Heard::Message(message),

@@ -1,5 +1,5 @@
-//! The chunks of a round, shared by several links: each takes what it has room for, and repeats what
-//! another one has had for too long without an acknowledgement.
+//! The chunks of a round, shared by several links: each takes what it has room for, and repeats
+//! what another one has had for too long without an acknowledgement.
 //!
 //! Of several copies of a chunk in one round any will do: the log of its pages is re-armed before
 //! the first, so whatever is written later is sent again in a later round.

@@ -55,8 +55,8 @@ pub(super) struct Further {
 }
 
 impl Server {
-    /// Starts to send the pages in `missing` on all connections of `route`, and on `further` ones. A
-    /// connection of `route` on which a stream fails is closed, and its loss is reported like any
+    /// Starts to send the pages in `missing` on all connections of `route`, and on `further` ones.
+    /// A connection of `route` on which a stream fails is closed, and its loss is reported like any
     /// other; if another failure occurs, all of them are. What was sent by then counts when the
     /// destination says what it still lacks.
     pub(super) fn start(

@@ -1,4 +1,5 @@
-//! Migrations over two cables at once, one of which is unplugged; and over one whose address changes.
+//! Migrations over two cables at once, one of which is unplugged; and over one whose address
+//! changes.
 
 use serde_json::Value;
 

@@ -343,7 +343,7 @@ impl Driver {
             }
             Heard::Malformed(error) => self.handle(Event::Malformed(error)),
             Heard::LinkLost(from, detail) => {
-                tracing::warn!(%from, detail, "a link of the source is lost; the others go on");
+                tracing::debug!(%from, detail, "a link of the source is lost; the others go on");
                 Next::GoOn
             }
             Heard::Lost(detail) => {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use quinn::{Connection, Endpoint};
 
 use super::super::connect::{Joined, Route, join};
-use super::super::control::Joining;
+use super::super::control::{Control, Joining};
 use super::super::pace::Next;
 use super::{Driver, Input};
 use crate::phase::Phase;
@@ -48,13 +48,16 @@ impl Driver {
         let name = self.found.as_ref().map_or("", |found| &found.node.name).to_owned();
         let inbox = self.line.inbox(self.hear.clone(), Input::Heard);
         for (link, joined) in joined {
-            match (joined, self.line.control_mut()) {
-                (Ok((connection, stream)), Some(control)) => {
-                    let joining = Joining { connection, stream, greeting: &[] };
-                    control.join(joining, &name, &mut self.tasks, &inbox);
+            let (connection, stream) = match joined {
+                Ok(joined) => joined,
+                Err(why) => {
+                    self.not_used(link, &why);
+                    continue;
                 }
-                (Ok(_), None) => {}
-                (Err(why), _) => self.not_used(link, &why),
+            };
+            if let Some(control) = self.line.control_mut() {
+                let joining = Joining { connection, stream, greeting: &[] };
+                control.join(joining, &name, &mut self.tasks, &inbox);
             }
         }
         if let Some(control) = self.line.control() {
@@ -90,7 +93,7 @@ impl Driver {
     fn leave_link(&mut self, link: IpAddr) {
         let is_found_there = |found: &&Route| found.process.ip() == link;
         let Some(found) = self.found.as_ref().filter(is_found_there) else { return };
-        let left = self.line.control().map(|control| control.connections()).unwrap_or_default();
+        let left = self.line.control().map(Control::connections).unwrap_or_default();
         if let Some(other) = left.first() {
             let route = found.at(other.remote_address().ip());
             self.prefer(route);
@@ -100,8 +103,8 @@ impl Driver {
     /// Looks for the destination on this route first. The next record names it.
     pub(super) fn prefer(&mut self, route: Route) {
         // Unless an operator's address is being recorded.
-        let of = |route: &Option<Route>| route.as_ref().map(|route| route.process);
-        if of(&self.found) == of(&self.named) {
+        let process = |route: Option<&Route>| route.map(|route| route.process);
+        if process(self.found.as_ref()) == process(self.named.as_ref()) {
             self.named = Some(route.clone());
         }
         self.found = Some(route);
