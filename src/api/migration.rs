@@ -1,7 +1,7 @@
 //! What a guest's API says about its migration. Times are durations with their unit in the name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 

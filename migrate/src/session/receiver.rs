@@ -311,6 +311,7 @@ mod tests {
 
     use super::*;
     use crate::pages::{BufferPool, Compression, Encoder, Position, WireRate};
+    use crate::protocol::page_ack::PAGE_ACK_BYTES;
     use crate::quic::pair::{Ending, Pair};
 
     const SPACE: Space = Space { memory_chunks: 1, chunks: 2, streams: 2 };
@@ -449,6 +450,51 @@ mod tests {
         assert!(message.contains("belongs to stream 1"), "{message}");
         let message = failure(&frames(&[(2, 1, 7)], Some(1), Compression::Off)).await;
         assert!(message.contains("the guest has 2"), "{message}");
+    }
+
+    /// Returns what one of several links reports that carries these bytes, the chunks that it
+    /// acknowledges, and the guest.
+    async fn received_on_link(bytes: &[u8]) -> (Option<Event>, Vec<u64>, Arc<Notes>) {
+        let notes = Arc::new(Notes::default());
+        let memory = Memory::new(notes.clone(), SPACE, FEATURE_LZ4, Arc::default());
+        let pair = Pair::new().await;
+        let (mut send, mut acks) = pair.near.open_bi().await.unwrap();
+        send.write_all(bytes).await.unwrap();
+        send.finish().unwrap();
+        let stream = pair.far.accept_bi().await.unwrap();
+        let event = receive_on_link(Arc::new(memory), stream).await;
+        let acks = acks.read_to_end(1 << 10).await.unwrap();
+        let decode = |bytes: &[u8]| PageAck::decode(bytes.try_into().unwrap());
+        let acks: Vec<_> = acks.chunks(PAGE_ACK_BYTES).map(decode).collect();
+        assert!(acks.iter().all(|ack| ack.round == 1), "{acks:?}");
+        (event, acks.iter().map(|ack| ack.chunk).collect(), notes)
+    }
+
+    #[tokio::test]
+    async fn a_link_carries_any_chunk_and_of_several_copies_in_a_round_the_first_is_applied() {
+        let bytes = frames(&[(1, 1, 7), (0, 1, 7), (1, 0b11, 8)], Some(3), Compression::Off);
+        let (event, acknowledged, notes) = received_on_link(&bytes).await;
+        assert_eq!(event, Some(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }));
+        assert_eq!(acknowledged, [1, 0, 1]);
+        assert_eq!(*notes.0.lock().unwrap(), [(1, 1, "copy"), (0, 1, "copy")]);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_does_not_carry_what_it_counts_is_refused() {
+        let bytes = frames(&[(1, 1, 7)], Some(2), Compression::Off);
+        let (event, acknowledged, _) = received_on_link(&bytes).await;
+        let Some(Event::DataFailed { detail }) = event else { panic!("{event:?}") };
+        assert!(detail.to_string().contains("1 frames, 2 were sent"), "{detail}");
+        assert_eq!(acknowledged, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_frame_on_a_link_is_refused_and_not_acknowledged() {
+        let mut bytes = frames(&[(0, 0b11, 7)], Some(1), Compression::Off);
+        bytes[HEADER_BYTES + 5000] ^= 1;
+        let (event, acknowledged, notes) = received_on_link(&bytes).await;
+        assert!(matches!(event, Some(Event::DataFailed { .. })), "{event:?}");
+        assert!(acknowledged.is_empty() && notes.0.lock().unwrap().is_empty());
     }
 
     #[tokio::test]

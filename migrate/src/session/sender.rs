@@ -116,7 +116,7 @@ enum Outlets {
     /// Each carries a fixed part of the chunks.
     Streams(Vec<StreamSender>),
     /// One on each of several links, which share the chunks.
-    Links(Arc<Pool>, JoinSet<()>),
+    Links { pool: Arc<Pool>, _running: JoinSet<()> },
 }
 
 impl Work {
@@ -245,7 +245,7 @@ impl Work {
         self.heat_up(&dirty);
         match &mut self.outlets {
             Outlets::Closed => Ok(Transfer::default()),
-            Outlets::Links(pool, _) => {
+            Outlets::Links { pool, .. } => {
                 let (sent, unsent) = pool.send(dirty).await?;
                 self.dirty.union(&unsent);
                 Ok(sent)
@@ -277,7 +277,7 @@ impl Work {
     async fn end(&mut self, round: u32) -> Result<(), StreamSendError> {
         match &mut self.outlets {
             Outlets::Closed => {}
-            Outlets::Links(pool, _) => pool.end().await?,
+            Outlets::Links { pool, .. } => pool.end().await?,
             Outlets::Streams(senders) => {
                 for stream_sender in senders {
                     stream_sender.end(round).await?;
@@ -330,7 +330,7 @@ impl Work {
                 pool.finished(sent);
             });
         }
-        Outlets::Links(pool, running)
+        Outlets::Links { pool, _running: running }
     }
 
     fn explain(&self, error: StreamSendError) -> Event {
