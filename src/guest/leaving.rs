@@ -1,5 +1,6 @@
 //! A departing guest: starts the source's session, and acts on its reports.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -321,11 +322,17 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
     if let Some(wrong) = wrong_links(request) {
         return bad(wrong);
     }
+    // The node is asked on the first link on which it answers.
+    let on_link = |address: &IpAddr| SocketAddr::new(*address, destination.port);
+    let addresses = match &request.via[..] {
+        [] => request.addresses.clone(),
+        links => links.iter().map(on_link).collect(),
+    };
     Ok(SourceSession {
         migration: MigrationId::random(),
         host: destination.host,
         port: destination.port,
-        addresses: request.addresses.clone(),
+        addresses,
         server_name: request.tls_name.clone(),
         limits: Limits {
             downtime: Duration::from_millis(request.downtime_ms_max),
@@ -361,8 +368,6 @@ fn wrong_links(request: &MigrationRequest) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use migrate::quic::Identity;
 
     use super::*;
@@ -387,6 +392,14 @@ mod tests {
         assert_eq!((session.host.as_str(), session.port), ("host-b", 77));
         assert_eq!(session.limits.downtime, Duration::from_millis(50));
         assert_eq!(session.connections, Some(4));
+    }
+
+    #[test]
+    fn links_are_where_the_node_is_asked() {
+        let request = MigrationRequest { via: vec![link(1), link(2)], ..request_to("host-b:77") };
+        let session = session(&request).unwrap();
+        assert_eq!(session.links, request.via);
+        assert_eq!(session.addresses, [(link(1), 77).into(), (link(2), 77).into()]);
     }
 
     #[test]
