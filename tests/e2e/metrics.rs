@@ -69,6 +69,11 @@ pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 8] = [
         ],
     ),
     (
+        "tests/e2e/network/links.rs",
+        "a_link_that_is_out_of_reach_is_said_everywhere",
+        &["lighter_migration_links", "lighter_migration_links_lost"],
+    ),
+    (
         "tests/e2e/linux/balloon.rs",
         "linux_says_which_pages_are_free_and_has_them_back_wherever_it_is",
         &["lighter_migration_hinted_pages_total"],

@@ -112,6 +112,7 @@ fn measure(
         bandwidth: None,
         compression,
         connections: Some(connections),
+        links: Vec::new(),
         addresses: Vec::new(),
         node_port: None,
         estimate: None,

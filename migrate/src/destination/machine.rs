@@ -12,7 +12,9 @@ use crate::guest::{DiskCopy, GuestDescription, RunState};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::progress::{Progress, Role, Transfer};
-use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, SourceMessage};
+use crate::protocol::{
+    DestinationMessage, FEATURE_LINKS, Features, MigrationId, Offer, SourceMessage,
+};
 use crate::record::{DestinationState, RecordSlot};
 use crate::report::Outcome;
 use crate::telemetry::Telemetry;
@@ -150,6 +152,12 @@ impl Destination {
     /// Returns whether a record of this side was requested.
     pub fn has_record(&self) -> bool {
         self.records.last_asked().is_some()
+    }
+
+    /// Returns whether the source may add links to its control stream: it has been greeted, and has
+    /// not answered yet.
+    pub fn may_add_links(&self) -> bool {
+        matches!(self.state, State::Greeted) && self.features.has(FEATURE_LINKS)
     }
 
     /// Returns the current phase of the migration.

@@ -57,6 +57,7 @@ fn config(on_stall: OnStall) -> SourceConfig {
         },
         offer: Offer::ours(),
         streams: 1,
+        has_links: false,
         limits: Limits { on_stall, ..Limits::default() },
         node_port: None,
         estimate: None,

@@ -36,6 +36,8 @@ pub struct SourceConfig {
     pub offer: Offer,
     /// Data streams to use, 1 to [`crate::protocol::MAX_STREAMS`].
     pub streams: u16,
+    /// Whether several links are to be used at once, which share the pages of one data stream.
+    pub has_links: bool,
     /// The operator's limits.
     pub limits: Limits,
     /// UDP port of this host's node, which the destination records; none if no node runs here.

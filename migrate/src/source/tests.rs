@@ -23,6 +23,7 @@ use crate::text::Blob;
 
 mod disks;
 mod doubts;
+mod links;
 mod node;
 mod postcopy;
 mod stall;
@@ -52,6 +53,7 @@ impl Bench {
             guest,
             offer: Offer::ours(),
             streams: 2,
+            has_links: false,
             limits: Limits::default(),
             node_port: None,
             estimate: None,
