@@ -278,9 +278,9 @@ impl Missing {
         self.faults().is_err()
     }
 
-    /// Waits until a thread waits for a page, so that [`Missing::wanted`] has something to do, until
-    /// the last missing page has arrived, or until [`Missing::end`] or [`Missing::interrupt`]; for
-    /// at most `patience`, if there is a limit. Only one thread may wait.
+    /// Waits until a thread waits for a page, so that [`Missing::wanted`] returns something; until
+    /// the last missing page has arrived; or until [`Missing::end`] or [`Missing::interrupt`]. It
+    /// waits for at most `patience`, if there is a limit. Only one thread may call it at a time.
     ///
     /// # Errors
     /// The error from the kernel.

@@ -11,6 +11,8 @@ use rustix::event::{EventfdFlags, eventfd};
 pub(super) struct Bell(OwnedFd);
 
 impl Bell {
+    /// Creates one that has not been rung.
+    ///
     /// # Errors
     /// The error from the kernel.
     pub(super) fn new() -> Result<Self> {

@@ -283,12 +283,12 @@ fn an_end_lets_those_who_wait_continue() {
 
 #[test]
 fn a_wait_ends_when_there_is_nothing_more_to_wait_for() {
-    let steps: [fn(&GuestRam, &Missing); 5] = [
-        |_, missing| missing.interrupt(),
-        |_, missing| missing.end().unwrap(),
-        |_, missing| assert_eq!(missing.place(0, 0, &[7; 2 * PAGE_BYTES]).unwrap(), 2),
-        |_, missing| assert_eq!(missing.place_zeros(0, 0b11).unwrap(), 2),
-        |_, missing| missing.discard(0, &(0..2 * PAGE_BYTES)).unwrap(),
+    let steps: [fn(&Missing); 5] = [
+        |missing| missing.interrupt(),
+        |missing| missing.end().unwrap(),
+        |missing| assert_eq!(missing.place(0, 0, &[7; 2 * PAGE_BYTES]).unwrap(), 2),
+        |missing| assert_eq!(missing.place_zeros(0, 0b11).unwrap(), 2),
+        |missing| missing.discard(0, &(0..2 * PAGE_BYTES)).unwrap(),
     ];
     for (index, step) in steps.into_iter().enumerate() {
         for is_before in [true, false] {
@@ -298,11 +298,11 @@ fn a_wait_ends_when_there_is_nothing_more_to_wait_for() {
             thread::scope(|scope| {
                 let _end = End(&missing);
                 if is_before {
-                    step(&ram, &missing);
+                    step(&missing);
                 }
                 let waits = scope.spawn(|| missing.wait(Some(PATIENCE)).unwrap());
                 if !is_before {
-                    step(&ram, &missing);
+                    step(&missing);
                 }
                 waits.join().unwrap();
             });
