@@ -113,6 +113,7 @@ async fn what_a_link_brings_late_does_not_overwrite_what_came_since() {
     let handle = world.start(world.session_over_links(), &guest);
     let done = Arc::default();
     let writer = write_all_the_time(&guest, &done);
+    sent(&handle, 1 << 20).await;
     for place in [0, 1, 0, 1] {
         let at = handle.progress().borrow().transfer.wire_bytes;
         silence(&world, place, true);
