@@ -40,6 +40,10 @@ pub struct GuestDescription {
     /// sent in a separate message, [`crate::protocol::SourceMessage::Disks`].
     #[serde(skip)]
     pub disks: Vec<DiskCopy>,
+    /// Whether the guest has a PCI bus. Only the source uses this: it does not describe such a
+    /// guest to a destination without [`crate::protocol::FEATURE_PCI`].
+    #[serde(skip)]
+    pub has_pci: bool,
 }
 
 /// A disk whose content is copied with the guest.

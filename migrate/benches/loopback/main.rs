@@ -179,6 +179,7 @@ impl SourceGuest for Idle {
             vcpus: 1,
             config: Blob(Vec::new()),
             disks: Vec::new(),
+            has_pci: false,
         }
     }
     fn start_dirty_log(&self) -> Result<(), GuestError> {

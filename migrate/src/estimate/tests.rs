@@ -54,6 +54,7 @@ fn config(on_stall: OnStall) -> SourceConfig {
             vcpus: 1,
             config: Blob::default(),
             disks: Vec::new(),
+            has_pci: false,
         },
         offer: Offer::ours(),
         streams: 1,

@@ -27,6 +27,6 @@ pub use message::{
     SourceMessage, Takeover,
 };
 pub use version::{
-    FEATURE_DISKS, FEATURE_LINKS, FEATURE_LZ4, FEATURE_NODE, FEATURE_POSTCOPY, FEATURE_RETURN,
-    Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS, Version, VersionMismatch,
+    FEATURE_DISKS, FEATURE_LINKS, FEATURE_LZ4, FEATURE_NODE, FEATURE_PCI, FEATURE_POSTCOPY,
+    FEATURE_RETURN, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS, Version, VersionMismatch,
 };

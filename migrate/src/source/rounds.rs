@@ -15,7 +15,7 @@ use crate::limits::{Limits, LimitsChange};
 use crate::phase::Phase;
 use crate::progress::Transfer;
 use crate::protocol::{
-    DestinationMessage, FEATURE_DISKS, FEATURE_LINKS, FEATURE_NODE, Features, Prepare,
+    DestinationMessage, FEATURE_DISKS, FEATURE_LINKS, FEATURE_NODE, FEATURE_PCI, Features, Prepare,
     SourceMessage, Version,
 };
 use crate::record::SourceState;
@@ -103,6 +103,10 @@ impl Source {
             return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
         }
         let (guest, streams) = (self.config.guest.clone(), self.config.streams);
+        if guest.has_pci && !features.has(FEATURE_PCI) {
+            let text = "the destination's release runs no guests with a PCI bus: upgrade it";
+            return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
+        }
         if let Some(port) = self.config.node_port
             && features.has(FEATURE_NODE)
         {

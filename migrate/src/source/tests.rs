@@ -24,6 +24,7 @@ use crate::text::Blob;
 mod disks;
 mod doubts;
 mod links;
+mod machine;
 mod node;
 mod postcopy;
 mod stall;
@@ -47,6 +48,7 @@ impl Bench {
             vcpus: 1,
             config: Blob::default(),
             disks: Vec::new(),
+            has_pci: false,
         };
         let config = SourceConfig {
             migration: MigrationId(Uuid::from_u128(9)),

@@ -145,6 +145,7 @@ impl SourceGuest for FakeSource {
             vcpus: 1,
             config: Blob(b"config".to_vec()),
             disks: Vec::new(),
+            has_pci: false,
         }
     }
 
