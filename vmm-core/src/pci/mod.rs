@@ -1,7 +1,7 @@
 //! PCI as a guest's software sees it: configuration space, the ways to reach it, and MSI-X.
 //!
-//! Pure code that knows neither virtio nor KVM. [`ConfigSpace`] is a function's configuration
-//! space, [`HostBridge`] the function 00:00.0 with the two ways to the others, and [`Msix`] a
+//! Pure code that knows neither virtio nor KVM. `ConfigSpace` is a function's configuration
+//! space, `HostBridge` the function 00:00.0 with the two ways to the others, and `Msix` a
 //! function's table of messages. Whatever a guest writes, at any offset and in any width, is
 //! clipped and masked. `docs/adr/0031-pci.md` has the reasons.
 
