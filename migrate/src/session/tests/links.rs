@@ -114,12 +114,13 @@ async fn what_a_link_brings_late_does_not_overwrite_what_came_since() {
     let done = Arc::default();
     let writer = write_all_the_time(&guest, &done);
     sent(&handle, 1 << 20).await;
-    for place in [0, 1, 0, 1] {
+    // Always the same link: on a slow host it may count as lost, and then the other one is needed.
+    for _ in 0..4 {
         let at = handle.progress().borrow().transfer.wire_bytes;
-        silence(&world, place, true);
+        silence(&world, 0, true);
         // The other link repeats what this one holds, and goes on; then this one delivers it.
         sent(&handle, at + (3 << 20)).await;
-        silence(&world, place, false);
+        silence(&world, 0, false);
         sent(&handle, at + (4 << 20)).await;
     }
     done.store(true, SeqCst);
