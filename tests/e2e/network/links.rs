@@ -5,16 +5,20 @@ use serde_json::Value;
 
 use super::cable::Cable;
 use support::checks::one_intact_copy;
-use support::{CRAWL, Guest, GuestPlan, Host, Migration, NodePlan, Pair, wait};
+use support::{CRAWL, Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, wait};
 
 /// Two hosts on two cables, and a guest at the first.
 fn scene(cable: &Cable) -> (Pair, Guest) {
+    scene_with(cable, GuestPlan::default())
+}
+
+/// The same, with a guest of this plan.
+fn scene_with(cable: &Cable, plan: GuestPlan) -> (Pair, Guest) {
     cable.double();
     let mut pair = cable.hosts();
     pair.a.start_node(&cable.node_plan_of_both(0));
     pair.b.start_node(&cable.node_plan_of_both(1));
-    let plan = GuestPlan { namespace: cable.end_a(), ..GuestPlan::default() };
-    let guest = Guest::start(&pair.a, &plan);
+    let guest = Guest::start(&pair.a, &GuestPlan { namespace: cable.end_a(), ..plan });
     (pair, guest)
 }
 
@@ -91,19 +95,23 @@ fn a_migration_goes_on_in_precopy_without_its_second_link() {
     goes_on_in_precopy_without(1);
 }
 
+/// Keeps all memory from following the guest, until a link is lost and the hosts connect again.
+const KEPT_BACK: &str =
+    "source.take.background:hold,source.take.background:hold,source.data.requested:hold";
+
 /// One cable is unplugged while memory follows the guest.
 fn goes_on_in_postcopy_without(pulled: usize) {
     let Some(cable) = Cable::lay() else { return };
-    let (pair, guest) = scene(&cable);
-    let crawl = [&CRAWL[..], &["--downtime", "100ms"]].concat();
-    let migration = start(&guest, &pair.a, (&pair.b, 1), &crawl);
+    let environment = vec![("LIGHTER_FAILPOINT".to_owned(), KEPT_BACK.to_owned())];
+    let plan = GuestPlan { environment, ..GuestPlan::default() };
+    let (pair, guest) = scene_with(&cable, plan);
+    let migration = start(&guest, &pair.a, (&pair.b, 1), &[CRAWL, HELD].concat());
     migration.await_phase("precopy");
     pair.a.run(&["migrate", guest.name(), "--postcopy-now"]).ok();
     migration.await_phase("postcopy");
+    pair.a.run(&["migrate", guest.name(), "--set", "bandwidth=none"]).ok();
 
     cable.pull_one(pulled);
-    await_loss(&guest, Cable::addresses(1)[pulled]);
-    pair.a.run(&["migrate", guest.name(), "--set", "bandwidth=none"]).ok();
 
     let report = migration.finish().ok();
     assert_lost(&report, [pulled == 0, pulled == 1]);
