@@ -58,8 +58,15 @@ pub(crate) struct GuestSpec {
     /// Linux kernel to boot instead of the built-in workload: a bzImage (vmlinuz) or an ELF
     /// vmlinux. A guest that has moved reboots only if kernel and initrd were at the same path,
     /// with the same content, on that host when it arrived.
-    #[arg(long, value_name = "FILE", group = "system")]
+    #[arg(long, value_name = "FILE", groups = ["system", "own"])]
     pub(crate) kernel: Option<PathBuf>,
+
+    /// Firmware that boots what is on the guest's disks, as a distribution's image has it: an ELF
+    /// file with a PVH entry, such as EDK2's build for Cloud Hypervisor (CLOUDHV.fd). It implies
+    /// `--machine pci`. A guest that has moved reboots only if the file was at the same path, with
+    /// the same content, on that host when it arrived.
+    #[arg(long, value_name = "FILE", groups = ["system", "own"])]
+    pub(crate) firmware: Option<PathBuf>,
 
     /// Template that `lighter template` made: the guest continues from there, under a name of its
     /// own. It has the same configuration as the guest that was saved, and shares its memory until
@@ -87,8 +94,9 @@ pub(crate) struct GuestSpec {
     pub(crate) acpi: Option<SwitchArg>,
 
     /// How the guest reaches its devices: `pci` for a PCI Express bus, up to 31 devices, or `mmio`
-    /// for up to 12 without a bus. It keeps this wherever it goes [default: mmio].
-    #[arg(long, requires = "kernel", value_name = "mmio|pci")]
+    /// for up to 12 without a bus. It keeps this wherever it goes [default: pci with `--firmware`,
+    /// otherwise mmio].
+    #[arg(long, requires = "own", value_name = "mmio|pci")]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) machine: Option<MachineKind>,
 
@@ -113,23 +121,23 @@ pub(crate) struct GuestSpec {
     /// guest; tap alone: this tap, which you have made. mac: the guest's address, which it keeps
     /// wherever it goes [default: one is chosen]. Give it more than once for more devices. To
     /// migrate, have a bridge or tap of the same name on both hosts.
-    #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "kernel")]
+    #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "own")]
     #[serde(default)]
     pub(crate) net: Vec<NetArg>,
 
     /// Give the guest entropy from this host.
-    #[arg(long, requires = "kernel")]
+    #[arg(long, requires = "own")]
     #[serde(default)]
     pub(crate) rng: bool,
 
     /// Whether the guest has a balloon: it then returns unused memory to this host,
     /// automatically and when `lighter balloon` asks for it [default: on].
-    #[arg(long, value_enum, requires = "kernel", value_name = "WHAT")]
+    #[arg(long, value_enum, requires = "own", value_name = "WHAT")]
     pub(crate) balloon: Option<BalloonArg>,
 
     /// Give the guest a vsock device and this address, 3 or more. Programs of this host then reach
     /// it, and it them, by Unix sockets in vsock/ in the state folder.
-    #[arg(long, requires = "kernel", value_name = "CID", value_parser = clap::value_parser!(u32).range(guest_cids()))]
+    #[arg(long, requires = "own", value_name = "CID", value_parser = clap::value_parser!(u32).range(guest_cids()))]
     #[serde(default, deserialize_with = "cid")]
     pub(crate) vsock: Option<u32>,
 
@@ -142,7 +150,7 @@ pub(crate) struct GuestSpec {
 
     /// Let the guest run virtual machines (VMX, SVM). It cannot be migrated or saved while it does
     /// [default: off].
-    #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
+    #[arg(long, value_enum, requires = "own", value_name = "SWITCH")]
     pub(crate) nested: Option<SwitchArg>,
 
     /// Pages under guest memory: 4 KiB only (off), huge ones where the kernel finds some (thp), or
@@ -181,24 +189,24 @@ pub(crate) struct GuestSpec {
     pub(crate) labels: Vec<Label>,
 
     /// Pages of 4 KiB that the workload writes each second, all vCPUs together [default: 2000].
-    #[arg(long, value_name = "PAGES", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_name = "PAGES", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) dirty_rate: Option<u32>,
 
     /// Memory that it keeps writing to, or less if the guest is smaller [default: 64M].
-    #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_name = "SIZE", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) working_set: Option<Size>,
 
     /// In which order it writes to that [default: sequential].
-    #[arg(long, value_enum, value_name = "ORDER", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_enum, value_name = "ORDER", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) write_order: Option<WriteOrderArg>,
 
     /// What the pages hold [default: mixed].
-    #[arg(long, value_enum, value_name = "PATTERN", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_enum, value_name = "PATTERN", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) pattern: Option<PatternArg>,
 
     /// Share of pages of zeros, percent [default: what the pattern has].
     #[arg(
-        long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
+        long, value_name = "PERCENT", conflicts_with = "own", help_heading = WORKLOAD,
         value_parser = clap::value_parser!(u8).range(0..=100)
     )]
     #[serde(default, deserialize_with = "percent")]
@@ -208,7 +216,7 @@ pub(crate) struct GuestSpec {
     /// options, as in clones of one image. What is neither that nor zeros is the guest's own
     /// [default: all but the zeros].
     #[arg(
-        long, value_name = "PERCENT", conflicts_with = "kernel", help_heading = WORKLOAD,
+        long, value_name = "PERCENT", conflicts_with = "own", help_heading = WORKLOAD,
         value_parser = clap::value_parser!(u8).range(0..=100)
     )]
     #[serde(default, deserialize_with = "percent")]
@@ -216,17 +224,17 @@ pub(crate) struct GuestSpec {
 
     /// How much memory of one kind lies together: zeros, the image's, or the guest's own [default:
     /// 4K].
-    #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_name = "SIZE", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) run_length: Option<Size>,
 
     /// Put pieces of this size in an order of the guest's own, so that clones of an image have
     /// equal pages at different addresses [default: all at the same].
-    #[arg(long, value_name = "SIZE", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_name = "SIZE", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) shuffle: Option<Size>,
 
     /// Pages of 4 KiB that the workload reads each second, anywhere in its memory, all vCPUs
     /// together, and 64 for each at least [default: 0].
-    #[arg(long, value_name = "PAGES", conflicts_with = "kernel", help_heading = WORKLOAD)]
+    #[arg(long, value_name = "PAGES", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) read_rate: Option<u32>,
 }
 
@@ -390,10 +398,8 @@ impl GuestSpec {
         })?;
         self.check_template()?;
         self.check_workload()?;
-        let of_kernels = [
-            ("initrd", self.initrd.is_some()),
-            ("cmdline", self.cmdline.is_some()),
-            ("acpi", self.acpi.is_some()),
+        self.check_firmware()?;
+        let of_systems = [
             ("machine", self.machine.is_some()),
             ("nested", self.nested.is_some()),
             ("disk", !self.disk.is_empty() && self.template.is_none()),
@@ -413,11 +419,15 @@ impl GuestSpec {
             ("shuffle", self.shuffle.is_some()),
             ("read-rate", self.read_rate.is_some()),
         ];
-        let (stray, what) = match self.kernel {
-            None => (&of_kernels[..], "this needs a `kernel`: the built-in workload has none"),
-            Some(_) => (
+        let (stray, what) = match self.has_system() {
+            false => (
+                &of_systems[..],
+                "this needs a `kernel` or `firmware`: the built-in workload has no use for it",
+            ),
+            true => (
                 &of_the_workload[..],
-                "this is for the built-in workload, which a guest with a `kernel` does not run",
+                "this is for the built-in workload, which a guest with a `kernel` or `firmware` \
+                 does not run",
             ),
         };
         if let Some((key, _)) = stray.iter().find(|(_, is_there)| *is_there) {
@@ -439,7 +449,7 @@ impl GuestSpec {
 
     /// Whether the workload has room for its vCPUs, and can fill memory so.
     fn check_workload(&self) -> Result<(), Fault> {
-        let runs_it = self.kernel.is_none() && self.template.is_none();
+        let runs_it = !self.has_system() && self.template.is_none();
         let cpus = self.cpus.unwrap_or(1);
         if runs_it && u64::from(cpus) > workload::VCPUS_MAX {
             let max = workload::VCPUS_MAX;
@@ -473,12 +483,36 @@ impl GuestSpec {
         Ok(())
     }
 
+    /// Whether what kernels alone are told is told to a kernel, and firmware has a machine for it.
+    fn check_firmware(&self) -> Result<(), Fault> {
+        let of_kernels = [
+            ("initrd", self.initrd.is_some()),
+            ("cmdline", self.cmdline.is_some()),
+            ("acpi", self.acpi.is_some()),
+        ];
+        let stray = of_kernels.iter().find(|(_, is_there)| *is_there && self.kernel.is_none());
+        if let Some((key, _)) = stray {
+            return Err(Fault::of(key, "this needs a `kernel`"));
+        }
+        if self.firmware.is_none() {
+            return Ok(());
+        }
+        if self.kernel.is_some() {
+            return Err(Fault::of("firmware", "a guest has a `kernel` or `firmware`, not both"));
+        }
+        if self.machine == Some(MachineKind::Mmio) {
+            return Err(Fault::of("machine", "`firmware` needs the machine `pci`"));
+        }
+        Ok(())
+    }
+
     /// Whether nothing is said of a guest from a template that its template says already.
     fn check_template(&self) -> Result<(), Fault> {
         let of_templates = [
             ("memory", self.memory.is_some()),
             ("cpus", self.cpus.is_some()),
             ("kernel", self.kernel.is_some()),
+            ("firmware", self.firmware.is_some()),
             ("acpi", self.acpi.is_some()),
             ("machine", self.machine.is_some()),
             ("on-reboot", self.on_reboot.is_some()),
@@ -514,6 +548,7 @@ impl GuestSpec {
         };
         let single = [
             ("kernel", self.kernel.as_ref()),
+            ("firmware", self.firmware.as_ref()),
             ("initrd", self.initrd.as_ref()),
             ("template", self.template.as_ref()),
             ("cpu", cpu),
@@ -568,9 +603,16 @@ impl GuestSpec {
         written.map(|disk| disk.path.as_path())
     }
 
-    /// The kernel, or none for the workload.
-    pub(crate) fn kernel(&self) -> Option<&Path> {
-        self.kernel.as_deref()
+    /// Whether it runs a system of its own, not the workload or what a template has.
+    pub(crate) fn has_system(&self) -> bool {
+        self.kernel.is_some() || self.firmware.is_some()
+    }
+
+    /// How it reaches its devices.
+    pub(crate) fn machine(&self) -> MachineKind {
+        let implied =
+            || if self.firmware.is_some() { MachineKind::Pci } else { MachineKind::default() };
+        self.machine.unwrap_or_else(implied)
     }
 }
 

@@ -150,10 +150,12 @@ impl Files {
 
     /// Adds the files that the guest boots from, now and after a reset.
     pub(crate) fn and_boot(mut self, boot: &BootSource) -> Self {
-        if let BootSource::Kernel(kernel) = boot {
-            let files = [Some(&kernel.kernel), kernel.initrd.as_ref()];
-            self.wanted.extend(files.into_iter().flatten().map(|file| (file.clone(), Use::Read)));
-        }
+        let files = match boot {
+            BootSource::Workload(_) => [None, None],
+            BootSource::Kernel(kernel) => [Some(&kernel.kernel), kernel.initrd.as_ref()],
+            BootSource::Firmware(file) => [Some(file), None],
+        };
+        self.wanted.extend(files.into_iter().flatten().map(|file| (file.clone(), Use::Read)));
         self
     }
 

@@ -49,7 +49,7 @@ impl Plan {
             // The workload never resets itself: a reset means that something is wrong, and should
             // be seen.
             (None, BootSource::Workload(_)) => OnReboot::Stop,
-            (None, BootSource::Kernel(_)) => OnReboot::Restart,
+            (None, BootSource::Kernel(_) | BootSource::Firmware(_)) => OnReboot::Restart,
         };
         Ok(Self { name, shape, boot, on_reboot })
     }
@@ -84,9 +84,10 @@ pub(super) fn expect_disk(path: &Path) -> Result<()> {
 
 /// What the guest boots.
 fn boot(spec: &GuestSpec) -> Result<BootSource> {
-    Ok(match spec.kernel() {
-        None => BootSource::Workload(workload(spec)),
-        Some(kernel) => BootSource::Kernel(kernel_source(spec, kernel)?),
+    Ok(match (&spec.kernel, &spec.firmware) {
+        (Some(kernel), _) => BootSource::Kernel(kernel_source(spec, kernel)?),
+        (None, Some(firmware)) => BootSource::Firmware(find("firmware", firmware)?),
+        (None, None) => BootSource::Workload(workload(spec)),
     })
 }
 
@@ -102,7 +103,7 @@ fn shape(spec: &GuestSpec) -> Result<VmShape> {
     };
     let mut shape = VmShape::with_cpu(bytes, vcpus, &model.with_nested(nested))?;
     shape.memory = spec.memory_config();
-    shape.machine = spec.machine.unwrap_or_default();
+    shape.machine = spec.machine();
     shape.labels = spec.labels();
     Ok(shape)
 }
@@ -131,14 +132,15 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
     spec.disk.iter().map(disk).collect()
 }
 
+/// The path at which a guest that was migrated finds this file when it boots again on the other
+/// host.
+fn find(what: &str, file: &Path) -> Result<PathBuf> {
+    let found = std::path::absolute(file);
+    let found = found.and_then(|path| std::fs::metadata(&path).map(|_| path));
+    found.with_context(|| format!("cannot read the {what} {}", file.display()))
+}
+
 fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
-    // By these paths, a guest that was migrated finds its files when it boots again on the other
-    // host.
-    let find = |what: &str, file: &Path| {
-        let found = std::path::absolute(file);
-        let found = found.and_then(|path| std::fs::metadata(&path).map(|_| path));
-        found.with_context(|| format!("cannot read the {what} {}", file.display()))
-    };
     let (acpi, cmdline) = match spec.acpi.unwrap_or_default() {
         SwitchArg::On => (Acpi::On, DEFAULT_CMDLINE),
         SwitchArg::Off => (Acpi::Off, DEFAULT_CMDLINE_WITHOUT_ACPI),
@@ -162,7 +164,7 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
         BalloonArg::Hints => Some(DeviceConfig::Balloon(FreePages::Hinted)),
         BalloonArg::Off => None,
     };
-    let balloon = balloon.filter(|_| spec.kernel.is_some()).map(Ok);
+    let balloon = balloon.filter(|_| spec.has_system()).map(Ok);
     let vsock = spec.vsock.map(|cid| Ok(DeviceConfig::Vsock { cid }));
     disks.chain(nets).chain(rng).chain(balloon).chain(vsock).collect()
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
-use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
+use crate::devices::{IrqLine, PmTimer, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
@@ -140,7 +140,7 @@ impl Vm {
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
         let bus = Bus::new(&vm, &ram, shape.machine, &shape.devices)?;
-        let ports = Ports::new(serial, power);
+        let ports = Ports::new(serial, power, PmTimer::new(Arc::clone(&vm)));
         let rings = options.dirty_log.rings(&vm, ram.layout())?;
         let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
         let machine = Arc::new(machine);

@@ -20,13 +20,15 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use super::layout::{IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
+use super::BootError;
+use super::layout::{ACPI_TABLES, ACPI_TABLES_END, IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
 use crate::devices::mmio::Slot;
 use crate::devices::power::{
     PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
     SCI_GSI, SLEEP_TYPE_OFF,
 };
 use crate::devices::{SERIAL_IRQ, SERIAL_PORT};
+use crate::memory::GuestRam;
 
 const OEM: [u8; 6] = *b"LIGHTR";
 const OEM_TABLE: [u8; 8] = *b"LIGHTRVM";
@@ -45,9 +47,24 @@ pub(super) enum Devices<'a> {
     Pci,
 }
 
+/// Writes the tables of a guest with `vcpus` processors and these devices; returns the address of
+/// their root.
+///
+/// # Errors
+/// [`BootError::AcpiTables`] if they are too long.
+pub(super) fn write(ram: &GuestRam, vcpus: u8, devices: Devices<'_>) -> Result<u64, BootError> {
+    let tables = build(ACPI_TABLES, vcpus, devices);
+    let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
+    if tables.len() > room {
+        return Err(BootError::AcpiTables { bytes: tables.len() });
+    }
+    ram.write(ACPI_TABLES, &tables)?;
+    Ok(ACPI_TABLES)
+}
+
 /// Builds the tables of a guest with `vcpus` processors and these devices, for the address `gpa`, a
 /// multiple of 64 below 4 GiB. The root pointer comes first.
-pub(super) fn build(gpa: u64, vcpus: u8, devices: Devices<'_>) -> Vec<u8> {
+fn build(gpa: u64, vcpus: u8, devices: Devices<'_>) -> Vec<u8> {
     let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
     let facs = tables.add(&encode(&FACS::new()));
     let dsdt = tables.add(dsdt(devices).as_slice());

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::GuestAddress;
 
 use super::layout::{CMDLINE_BYTES_MAX, HIGH_MEMORY};
@@ -82,7 +82,15 @@ pub(super) fn load(ram: &GuestRam, path: &Path, file: &mut File) -> Result<Kerne
     kernel.map_err(refused)
 }
 
-fn load_elf(ram: &GuestRam, low_end: u64, file: &mut File) -> Result<Kernel, String> {
+/// Loads the ELF image in `file` to the addresses that it names, which must be below `low_end`.
+///
+/// # Errors
+/// Why it cannot be loaded.
+pub(super) fn load_image(
+    ram: &GuestRam,
+    low_end: u64,
+    file: &mut File,
+) -> Result<KernelLoaderResult, String> {
     let high_memory = Some(GuestAddress(HIGH_MEMORY));
     let loaded =
         Elf::load(ram.memory(), None, file, high_memory).map_err(|error| error.to_string())?;
@@ -90,6 +98,11 @@ fn load_elf(ram: &GuestRam, low_end: u64, file: &mut File) -> Result<Kernel, Str
         let need = loaded.kernel_end >> 20;
         return Err(format!("it needs the guest to have more than {need} MiB of memory"));
     }
+    Ok(loaded)
+}
+
+fn load_elf(ram: &GuestRam, low_end: u64, file: &mut File) -> Result<Kernel, String> {
+    let loaded = load_image(ram, low_end, file)?;
     let entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Entry::Pvh { at: entry.0 },
         _ => Entry::Boot64 { at: loaded.kernel_load.0, setup: Vec::new() },

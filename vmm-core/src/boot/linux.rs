@@ -1,7 +1,6 @@
 //! Starts a Linux kernel through one of two entries.
 //!
-//! * An ELF image with a PVH note, in 32-bit protected mode with EBX pointing to `hvm_start_info`
-//!   (Xen's `public/arch-x86/hvm/start_info.h`).
+//! * An ELF image with a PVH note, in 32-bit protected mode (see `pvh.rs`).
 //! * A bzImage, or an ELF image without a note, at its 64-bit entry with RSI pointing to
 //!   `boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
@@ -10,31 +9,19 @@
 
 use std::path::Path;
 
-use kvm_bindings::{kvm_regs, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::acpi::{self, Devices};
 use super::kernel::{self, Entry, Kernel};
-use super::layout::{
-    ACPI_TABLES, ACPI_TABLES_END, BOOT_STACK, CMDLINE, CMDLINE_BYTES_MAX, HIGH_MEMORY,
-    LOW_MEMORY_END, MP_TABLE, MP_TABLE_END, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
-};
+use super::layout::{CMDLINE, CMDLINE_BYTES_MAX, MP_TABLE, ZERO_PAGE};
+use super::pvh::{self, Initrd};
 use super::source::{BootFile, KernelFiles};
-use super::tables::{
-    Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
-};
-use super::{Acpi, BootError, bzimage, mptable};
+use super::{Acpi, BootError, bzimage, entry, mptable};
 use crate::Vm;
 use crate::devices::MachineKind;
 use crate::devices::mmio::{Slot, kernel_arguments, slots};
-use crate::error::{KvmContext, Result};
+use crate::error::Result;
 use crate::memory::{GuestRam, PAGE_BYTES};
-use crate::pci::ECAM;
-
-/// Address space mapped for the 64-bit entry: kernel, command line and initrd lie in it.
-const MAPPED_BYTES: u64 = 4 << 30;
-/// RFLAGS with only the bit set that is always 1.
-const RFLAGS_RESERVED: u64 = 1 << 1;
 
 /// Loads kernel, initrd and tables into the guest's memory and points vCPU 0 at the kernel.
 pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
@@ -54,28 +41,21 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     };
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
     let (root, arguments) = match files.acpi {
-        Acpi::On => (Some(write_acpi_tables(ram, vcpus, devices)?), String::new()),
+        Acpi::On => (Some(acpi::write(ram, vcpus, devices)?), String::new()),
         Acpi::Off => (None, arguments(devices)),
     };
     let cmdline = files.cmdline.clone() + &arguments;
     write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
     match kernel.entry {
         Entry::Pvh { at } => {
-            write_start_info(ram, machine, initrd, root)?;
-            start_pvh(vm, at)
+            pvh::write_start_info(ram, machine, initrd, root)?;
+            entry::in_protected_mode(vm, at)
         }
         Entry::Boot64 { at, setup } => {
             write_boot_params(ram, machine, initrd, (&cmdline, root), &setup)?;
-            start_64_bit(vm, at)
+            entry::in_long_mode(vm, at)
         }
     }
-}
-
-/// Location of the initrd in guest memory; all zero when there is none.
-#[derive(Debug, Clone, Copy, Default)]
-struct Initrd {
-    gpa: u64,
-    bytes: u64,
 }
 
 /// Loads the initrd as high in the memory below 4 GiB as the kernel allows, on a page boundary.
@@ -97,10 +77,6 @@ fn load_initrd(ram: &GuestRam, file: &BootFile, kernel: &Kernel) -> Result<Initr
 
 fn unreadable_initrd(path: &Path, cause: std::io::Error) -> BootError {
     BootError::Read { what: "initrd", path: path.to_path_buf(), cause }
-}
-
-fn low_end(ram: &GuestRam) -> u64 {
-    ram.layout().regions()[0].bytes
 }
 
 /// Returns what the kernel must be told about its devices on the command line.
@@ -125,67 +101,6 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<(),
     let mut text = cmdline.as_bytes().to_vec();
     text.push(0);
     write(ram, CMDLINE, &text)
-}
-
-/// Writes the ACPI tables; returns the address of their root.
-fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: Devices<'_>) -> Result<u64, BootError> {
-    let tables = acpi::build(ACPI_TABLES, vcpus, devices);
-    let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
-    if tables.len() > room {
-        return Err(BootError::AcpiTables { bytes: tables.len() });
-    }
-    write(ram, ACPI_TABLES, &tables)?;
-    Ok(ACPI_TABLES)
-}
-
-/// Type of an address range, numbered as in e820 and PVH.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RangeKind {
-    Ram = 1,
-    Reserved = 2,
-    Acpi = 3,
-}
-
-/// Returns the guest's memory map: start, length and kind of each range.
-fn memory_map(ram: &GuestRam, machine: MachineKind) -> Vec<(u64, u64, RangeKind)> {
-    let mut map = vec![
-        (0, LOW_MEMORY_END, RangeKind::Ram),
-        (ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES, RangeKind::Acpi),
-        (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
-        (HIGH_MEMORY, low_end(ram) - HIGH_MEMORY, RangeKind::Ram),
-    ];
-    if machine == MachineKind::Pci {
-        map.push((ECAM.start, ECAM.end - ECAM.start, RangeKind::Reserved));
-    }
-    let above = &ram.layout().regions()[1..];
-    map.extend(above.iter().map(|region| (region.gpa, region.bytes, RangeKind::Ram)));
-    map
-}
-
-/// Writes `hvm_start_info`, version 1, with its memory map and the initrd as its one module.
-fn write_start_info(
-    ram: &GuestRam,
-    machine: MachineKind,
-    initrd: Initrd,
-    root: Option<u64>,
-) -> Result<(), BootError> {
-    const MAGIC: u32 = 0x336e_c578;
-    const VERSION: u32 = 1;
-    let map = memory_map(ram, machine);
-    let modules = u32::from(initrd.bytes > 0);
-    let mut info = Vec::new();
-    for word in [MAGIC, VERSION, 0, modules] {
-        info.extend(word.to_le_bytes());
-    }
-    for word in [PVH_MODULES, CMDLINE, root.unwrap_or(0), PVH_MEMORY_MAP, map.len() as u64] {
-        info.extend(word.to_le_bytes());
-    }
-    write(ram, PVH_START_INFO, &info)?;
-    let module: Vec<u8> =
-        [initrd.gpa, initrd.bytes, 0, 0].into_iter().flat_map(u64::to_le_bytes).collect();
-    write(ram, PVH_MODULES, &module)?;
-    let map = map.into_iter().flat_map(|(start, len, kind)| [start, len, kind as u64]);
-    write(ram, PVH_MEMORY_MAP, &map.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
 }
 
 /// Writes `boot_params` at the offsets of zero-page.rst and boot.rst: the kernel's own setup
@@ -221,7 +136,7 @@ fn write_boot_params(
     put(RAMDISK_IMAGE, &(initrd.gpa as u32).to_le_bytes());
     put(RAMDISK_SIZE, &(initrd.bytes as u32).to_le_bytes());
     put(CMD_LINE_PTR, &(CMDLINE as u32).to_le_bytes());
-    let map = memory_map(ram, machine);
+    let map = pvh::memory_map(ram, machine);
     put(E820_ENTRIES, &[map.len() as u8]);
     for (index, (start, len, kind)) in map.into_iter().enumerate() {
         let at = E820_TABLE + index * 20;
@@ -234,48 +149,6 @@ fn write_boot_params(
 
 fn write(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
     Ok(ram.write(gpa, bytes)?)
-}
-
-fn start_pvh(vm: &Vm, entry: u64) -> Result<()> {
-    let regs =
-        kvm_regs { rip: entry, rbx: PVH_START_INFO, rflags: RFLAGS_RESERVED, ..Default::default() };
-    start(vm, regs, enter_protected_mode)
-}
-
-fn start_64_bit(vm: &Vm, entry: u64) -> Result<()> {
-    let cr3 =
-        write_identity_map(vm.ram(), MAPPED_BYTES, Privilege::Kernel).map_err(BootError::Memory)?;
-    let regs = kvm_regs {
-        rip: entry,
-        rsi: ZERO_PAGE,
-        rsp: BOOT_STACK,
-        rflags: RFLAGS_RESERVED,
-        ..Default::default()
-    };
-    start(vm, regs, move |sregs| enter_long_mode(sregs, cr3, Privilege::Kernel, Xsave::Absent))
-}
-
-/// Starts vCPU 0 at `rip` in 32-bit protected mode with interrupts off.
-#[cfg(test)]
-pub(crate) fn start_protected_mode(vm: &Vm, rip: u64) -> Result<()> {
-    start_pvh(vm, rip)
-}
-
-/// Sets the registers of vCPU 0; the other vCPUs wait until the kernel starts them.
-fn start(
-    vm: &Vm,
-    regs: kvm_regs,
-    enter: impl FnOnce(&mut kvm_sregs) + Send + 'static,
-) -> Result<()> {
-    let sregs = vm.on_vcpu(0, move |vcpu| {
-        let fd = vcpu.fd();
-        let mut sregs = fd.get_sregs().vcpu_call(0, "KVM_GET_SREGS")?;
-        enter(&mut sregs);
-        fd.set_sregs(&sregs).vcpu_call(0, "KVM_SET_SREGS")?;
-        fd.set_regs(&regs).vcpu_call(0, "KVM_SET_REGS")?;
-        Ok::<_, crate::Error>(sregs)
-    })?;
-    Ok(write_descriptors(vm.ram(), &sregs?).map_err(BootError::Memory)?)
 }
 
 #[cfg(test)]
@@ -351,19 +224,5 @@ mod tests {
         vm.resume().unwrap();
         let expected = crate::VmEvent::Doorbell { vcpu: 0, value: CMDLINE as u32 };
         assert_eq!(crate::testing::event(&vm), expected);
-    }
-
-    #[test]
-    fn the_memory_map_omits_the_holes() {
-        let ram = GuestRam::anonymous((3 << 30) + (1 << 20));
-        let map = memory_map(&ram, MachineKind::Mmio);
-        assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
-        assert_eq!(map[1], (0xe_0000, 0x1_0000, RangeKind::Acpi));
-        assert_eq!(map[2], (0xf_0000, 0x1_0000, RangeKind::Reserved));
-        assert_eq!(map[3], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));
-        assert_eq!(map[4], (4 << 30, 1 << 20, RangeKind::Ram));
-        let with_pci = memory_map(&ram, MachineKind::Pci);
-        assert_eq!(with_pci[4], (0xe800_0000, 1 << 20, RangeKind::Reserved));
-        assert_eq!([&with_pci[..4], &with_pci[5..]].concat(), map);
     }
 }

@@ -1,25 +1,28 @@
 //! Gives a new guest something to run.
 //!
-//! The VMM sets up every guest's initial state directly: no firmware runs. A Linux kernel is
-//! entered as its boot protocols require (`linux.rs`) and reads about the machine in ACPI tables
-//! (`acpi.rs`). A freestanding program, such as the embedded workload, starts directly in 64-bit
+//! A Linux kernel is entered as its boot protocols require (`linux.rs`), without firmware. Firmware
+//! is entered as a kernel with a PVH note is (`firmware.rs`), and boots from the guest's disks. Both
+//! read about the machine in ACPI tables (`acpi.rs`). A freestanding program, such as the embedded workload, starts directly in 64-bit
 //! user mode ([`long_mode`]), where code runs at full speed even on hosts whose KVM has to emulate
 //! the guest's kernel mode.
 
 mod acpi;
 mod bzimage;
+mod entry;
+mod firmware;
 mod kernel;
 mod layout;
 mod linux;
 pub mod long_mode;
 mod mptable;
+mod pvh;
 mod source;
 mod tables;
 
 use std::path::PathBuf;
 
 #[cfg(test)]
-pub(crate) use linux::start_protected_mode;
+pub(crate) use entry::in_protected_mode as start_protected_mode;
 #[cfg(test)]
 pub(crate) use long_mode::start_kernel_mode;
 pub use long_mode::{UserEntry, start_user_mode};
@@ -41,6 +44,8 @@ pub enum BootSource {
     Workload(WorkloadParams),
     /// A Linux kernel.
     Kernel(KernelSource),
+    /// Firmware with a PVH entry, which boots from the guest's disks.
+    Firmware(PathBuf),
 }
 
 /// Default command line for a kernel with ACPI tables.
@@ -55,9 +60,9 @@ pub enum BootError {
     /// A file could not be read.
     #[error("cannot read {what} {}: {cause}", path.display())]
     Read {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "firmware".
         what: &'static str,
-        /// Path of the kernel or initrd.
+        /// Path of the file.
         path: PathBuf,
         /// The error from the system.
         cause: std::io::Error,
@@ -65,9 +70,9 @@ pub enum BootError {
     /// A file is larger than the guest's memory.
     #[error("the {what} {} has {bytes} bytes, more than the guest has memory", path.display())]
     FileTooLarge {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "firmware".
         what: &'static str,
-        /// Path of the kernel or initrd.
+        /// Path of the file.
         path: PathBuf,
         /// Length of the file, in bytes.
         bytes: u64,
@@ -75,10 +80,18 @@ pub enum BootError {
     /// The file differs from the one that the guest was first booted from.
     #[error("{} is not the {what} that the guest was started with", path.display())]
     Changed {
-        /// "kernel" or "initrd".
+        /// "kernel", "initrd" or "firmware".
         what: &'static str,
-        /// Path that the kernel or initrd was recorded with.
+        /// Path that the file was recorded with.
         path: PathBuf,
+    },
+    /// The file is no firmware that this guest can be started with.
+    #[error("cannot boot the firmware {}: {reason}", path.display())]
+    Firmware {
+        /// Path of the firmware file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The file is no kernel for x86-64 that this guest can be started with.
     #[error("cannot boot the kernel {}: {reason}", path.display())]
@@ -146,6 +159,7 @@ pub(crate) fn boot(vm: &Vm, origin: &Origin) -> Result<()> {
     match origin {
         Origin::Workload(params) => boot_workload(vm, params),
         Origin::Kernel(files) => linux::boot(vm, files),
+        Origin::Firmware(file) => firmware::boot(vm, file),
     }
 }
 

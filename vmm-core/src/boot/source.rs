@@ -65,6 +65,8 @@ pub enum BootRecord {
         /// Whether the guest gets ACPI tables.
         acpi: Acpi,
     },
+    /// Path and digest of the firmware.
+    Firmware(FileRecord),
 }
 
 impl BootRecord {
@@ -75,6 +77,7 @@ impl BootRecord {
             Self::Kernel { kernel, initrd, .. } => {
                 [Some(kernel), initrd.as_ref()].into_iter().flatten().collect()
             }
+            Self::Firmware(file) => vec![file],
         }
     }
 
@@ -113,6 +116,8 @@ pub(crate) enum Origin {
     Workload(WorkloadParams),
     /// A Linux kernel.
     Kernel(KernelFiles),
+    /// Firmware.
+    Firmware(BootFile),
 }
 
 /// The files and options of a Linux kernel.
@@ -137,6 +142,9 @@ impl Origin {
     pub(crate) fn open(source: &BootSource, bytes_max: u64) -> Result<Self, BootError> {
         let kernel = match source {
             BootSource::Workload(params) => return Ok(Self::Workload(params.clone())),
+            BootSource::Firmware(path) => {
+                return Ok(Self::Firmware(BootFile::open("firmware", path, bytes_max)?));
+            }
             BootSource::Kernel(kernel) => kernel,
         };
         let initrd = kernel.initrd.as_deref();
@@ -158,15 +166,19 @@ impl Origin {
                 cmdline: files.cmdline.clone(),
                 acpi: files.acpi,
             },
+            Self::Firmware(file) => BootRecord::Firmware(file.record()),
         }
     }
 
     /// Returns a request for each file that is not open yet. A reboot then waits for the holder of
     /// the requests to open the files.
     pub(crate) fn wanted_files(&self, bytes_max: u64) -> Vec<WantedFile> {
-        let Self::Kernel(files) = self else { return Vec::new() };
-        let files = [Some(&files.kernel), files.initrd.as_ref()].into_iter().flatten();
-        files.filter_map(|file| file.wanted(bytes_max)).collect()
+        let files = match self {
+            Self::Workload(_) => [None, None],
+            Self::Kernel(files) => [Some(&files.kernel), files.initrd.as_ref()],
+            Self::Firmware(file) => [Some(file), None],
+        };
+        files.into_iter().flatten().filter_map(|file| file.wanted(bytes_max)).collect()
     }
 
     /// Restores the origin from a saved state. No file is opened before the guest reboots.
@@ -179,13 +191,14 @@ impl Origin {
                 cmdline: cmdline.clone(),
                 acpi: *acpi,
             }),
+            BootRecord::Firmware(file) => Self::Firmware(BootFile::from_record("firmware", file)),
         }
     }
 }
 
 /// A file that is loaded into guest memory.
 #[derive(Debug)]
-pub(super) struct BootFile {
+pub(crate) struct BootFile {
     what: &'static str,
     path: PathBuf,
     digest: u128,

@@ -6,6 +6,7 @@
 //! | 0x3f8 - 0x3ff | serial console, a 16550 on IRQ 4 |
 //! | 0x64 | i8042 command port: 0xfe resets |
 //! | 0x600 - 0x605 | ACPI power hardware: power button on GSI 9, soft-off (see `power.rs`) |
+//! | 0x608 - 0x60b | ACPI power management timer |
 //! | 0xcf8, 0xcfc - 0xcff | PCI configuration space, if the machine has PCI (see [`crate::pci`]) |
 //! | 0xcf9 | ACPI reset register |
 //! | [`POWER_OFF_PORT`] | any write ends the guest |
@@ -17,6 +18,7 @@ mod irq;
 mod kind;
 pub mod mmio;
 mod msi;
+pub(crate) mod pm_timer;
 mod ports;
 pub(crate) mod power;
 mod serial;
@@ -24,6 +26,7 @@ mod serial;
 pub(crate) use irq::IrqLine;
 pub use kind::MachineKind;
 pub(crate) use msi::{FIRST_MSI_GSI, MsiRoutes};
+pub(crate) use pm_timer::PmTimer;
 pub(crate) use ports::{PortEffect, Ports};
 pub(crate) use power::PowerHardware;
 pub use power::{ButtonPress, PowerState};

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::pm_timer::{PM_TIMER_PORT, PmTimer};
 use super::power::{self, PM1_PORTS, RESET_PORT};
 use super::{DOORBELL_PORT, POWER_OFF_PORT, PowerHardware, SERIAL_PORT, SerialPort};
 
@@ -33,12 +34,13 @@ pub(crate) enum PortEffect {
 pub(crate) struct Ports {
     serial: Mutex<SerialPort>,
     power: Mutex<PowerHardware>,
+    timer: PmTimer,
 }
 
 impl Ports {
     /// Creates the devices of a new guest.
-    pub(crate) fn new(serial: SerialPort, power: PowerHardware) -> Self {
-        Self { serial: Mutex::new(serial), power: Mutex::new(power) }
+    pub(crate) fn new(serial: SerialPort, power: PowerHardware, timer: PmTimer) -> Self {
+        Self { serial: Mutex::new(serial), power: Mutex::new(power), timer }
     }
 
     /// Locks the ACPI power hardware.
@@ -60,6 +62,7 @@ impl Ports {
             }
             I8042_COMMAND_PORT => data.fill(0),
             PM1_FIRST..=PM1_LAST => self.power().read(port, data),
+            PM_TIMER_PORT => self.timer.read(data),
             _ => data.fill(0xff),
         }
     }
@@ -97,7 +100,7 @@ mod tests {
     #[test]
     fn ports_answer_as_documented() {
         let (serial, output) = port_with_output();
-        let ports = Ports::new(serial, loose());
+        let ports = Ports::new(serial, loose(), PmTimer::stopped());
 
         assert_eq!(ports.write(SERIAL_PORT, b"hello"), PortEffect::None);
         assert_eq!(output.lock().unwrap().as_slice(), b"hello");
@@ -113,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_port_without_a_device_reads_as_ones() {
-        let ports = Ports::new(port_with_output().0, loose());
+        let ports = Ports::new(port_with_output().0, loose(), PmTimer::stopped());
         let mut data = [0; 4];
         ports.read(0x70, &mut data);
         assert_eq!(data, [0xff; 4]);
