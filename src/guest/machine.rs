@@ -47,6 +47,7 @@ impl Machine {
     ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
         let vm = Vm::create_with(&shape, options, console.output()?)?;
+        vm.identify(uuid);
         let scrollback = Arc::clone(console.scrollback());
         Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }
@@ -64,6 +65,7 @@ impl Machine {
         console: &Console,
     ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
+        vm.identify(uuid);
         let scrollback = Arc::clone(console.scrollback());
         Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }

@@ -142,9 +142,11 @@ fn uses_its_devices_and_reboots(cpus: u16, options: &str) {
     reports_free_pages(&guest, host);
     draws_entropy(&guest, host);
     answers_by_vsock(host);
+    knows_who_it_is(&guest, host);
     host.lighter("reboot debian --timeout 1h").ok();
     await_restarts(host, 1);
     guest.await_booted(host);
+    knows_who_it_is(&guest, host);
     guest.sh(host, "reboot");
     await_restarts(host, 2);
     guest.await_booted(host);
@@ -193,6 +195,13 @@ fn reports_free_pages(guest: &StockGuest, host: Host<'_>) {
 fn draws_entropy(guest: &StockGuest, host: Host<'_>) {
     let entropy = "cat /sys/class/misc/hw_random/rng_current; head -c 64 /dev/hwrng | wc -c";
     assert_eq!(guest.sh(host, entropy).ok(), "virtio_rng.0\n64\n");
+}
+
+fn knows_who_it_is(guest: &StockGuest, host: Host<'_>) {
+    let seen = guest.sh(host, "cd /sys/class/dmi/id && cat sys_vendor product_name product_uuid");
+    let shown = host.ask("debian", "/v1/guest").expect("a guest");
+    let uuid = shown["uuid"].as_str().expect("a UUID");
+    assert_eq!(seen.ok(), format!("lighter\nlighter guest\n{uuid}\n"));
 }
 
 fn answers_by_vsock(host: Host<'_>) {

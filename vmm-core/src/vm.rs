@@ -4,12 +4,13 @@ use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
@@ -85,6 +86,8 @@ pub struct VmOptions {
 pub struct Vm {
     shape: VmShape,
     dirty_log: DirtyLog,
+    /// The guest's identity, for its SMBIOS tables.
+    uuid: OnceLock<Uuid>,
     vcpus: Vec<VcpuThread>,
     /// Before `machine`, which has the VM.
     throttle: Throttle,
@@ -149,6 +152,7 @@ impl Vm {
         let mut vm = Self {
             shape: shape.clone(),
             dirty_log: options.dirty_log,
+            uuid: OnceLock::new(),
             vcpus,
             throttle: Throttle::new(machine.mailboxes(), counters),
             machine,
@@ -160,6 +164,17 @@ impl Vm {
         };
         vm.pristine = Some(Box::new(vm.save_state()?));
         Ok(vm)
+    }
+
+    /// Says who the guest is, which its SMBIOS tables tell it at each boot from then on. Only the
+    /// first call has an effect: a guest keeps its identity.
+    pub fn identify(&self, uuid: Uuid) {
+        self.uuid.get_or_init(|| uuid);
+    }
+
+    /// The guest's identity; nil if nobody has said who it is.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid.get().copied().unwrap_or_default()
     }
 
     /// The shape from which this VM was created.

@@ -6,7 +6,8 @@
 //!   `boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
 //! Either structure gives the kernel its memory map, command line and initrd, and the root of its
-//! ACPI tables. The VMM writes an MP table too, for a kernel that runs with `acpi=off`.
+//! ACPI tables. The VMM writes an MP table too, for a kernel that runs with `acpi=off`, and the SMBIOS
+//! tables (`smbios.rs`).
 
 use std::path::Path;
 
@@ -17,13 +18,14 @@ use super::acpi::{self, Devices};
 use super::kernel::{self, Entry, Kernel};
 use super::layout::{
     ACPI_TABLES, ACPI_TABLES_END, BOOT_STACK, CMDLINE, CMDLINE_BYTES_MAX, HIGH_MEMORY,
-    LOW_MEMORY_END, MP_TABLE, MP_TABLE_END, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+    LOW_MEMORY_END, MP_TABLE, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO, ROM_END, SMBIOS,
+    ZERO_PAGE,
 };
 use super::source::{BootFile, KernelFiles};
 use super::tables::{
     Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
 };
-use super::{Acpi, BootError, bzimage, mptable};
+use super::{Acpi, BootError, bzimage, mptable, smbios};
 use crate::Vm;
 use crate::devices::MachineKind;
 use crate::devices::mmio::{Slot, kernel_arguments, slots};
@@ -53,6 +55,7 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
         MachineKind::Pci => Devices::Pci,
     };
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
+    write(ram, SMBIOS, &smbios::build(SMBIOS, vm.uuid()))?;
     let (root, arguments) = match files.acpi {
         Acpi::On => (Some(write_acpi_tables(ram, vcpus, devices)?), String::new()),
         Acpi::Off => (None, arguments(devices)),
@@ -151,7 +154,7 @@ fn memory_map(ram: &GuestRam, machine: MachineKind) -> Vec<(u64, u64, RangeKind)
     let mut map = vec![
         (0, LOW_MEMORY_END, RangeKind::Ram),
         (ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES, RangeKind::Acpi),
-        (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
+        (MP_TABLE, ROM_END - MP_TABLE, RangeKind::Reserved),
         (HIGH_MEMORY, low_end(ram) - HIGH_MEMORY, RangeKind::Ram),
     ];
     if machine == MachineKind::Pci {

@@ -13,6 +13,7 @@ mod layout;
 mod linux;
 pub mod long_mode;
 mod mptable;
+mod smbios;
 mod source;
 mod tables;
 

@@ -86,7 +86,7 @@ fn checksum(bytes: &[u8]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::layout::{MP_TABLE, MP_TABLE_END};
+    use crate::boot::layout::{MP_TABLE, SMBIOS};
 
     #[test]
     fn both_parts_add_up_to_zero_and_fit_their_room() {
@@ -95,7 +95,7 @@ mod tests {
             let (pointer, table) = bytes.split_at(POINTER_BYTES);
             assert_eq!((checksum(pointer), checksum(table)), (0, 0));
             assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
-            assert!(bytes.len() as u64 <= MP_TABLE_END - MP_TABLE);
+            assert!(bytes.len() as u64 <= SMBIOS - MP_TABLE);
         }
     }
 
