@@ -25,10 +25,8 @@ const VCPU_MARK: &str = "vcpu";
 /// Interval at which the CPU time of the source's process is sampled: the process ends with the
 /// migration, so it cannot be read afterwards.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
-/// Interval at which the round of a migration is asked for.
-const ROUND_INTERVAL: Duration = Duration::from_millis(2);
-/// The round that begins when all memory has been sent once.
-const SECOND_ROUND: u64 = 2;
+/// Interval at which a migration's progress is asked for.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(2);
 
 /// lighter with one guest and two hosts.
 pub(crate) struct Lighter {
@@ -209,13 +207,13 @@ impl Host {
             let Ok(answer) = ask(&socket, "GET", "/v1/guest/migration", None) else {
                 return Ok(());
             };
-            let progress = &answer.body["progress"];
-            if progress["round"].as_u64().unwrap_or(0) >= SECOND_ROUND {
+            // None before the first round has ended.
+            if answer.body["progress"]["expected_downtime_seconds"].is_number() {
                 // Refused if the guest is being handed over already.
                 let _ = ask(&socket, "PUT", "/v1/guest/migration/postcopy", None);
                 return Ok(());
             }
-            thread::sleep(ROUND_INTERVAL);
+            thread::sleep(PROGRESS_INTERVAL);
         }
         Ok(())
     }

@@ -71,6 +71,32 @@ impl Qemu {
         bail!("QEMU does not say how long its migration took")
     }
 
+    /// Waits until the migration has completed; returns whether it has in time.
+    fn completes(&mut self, seen: &mut Seen, course: &Course) -> Result<bool> {
+        let end = Instant::now() + course.patience;
+        let completed = self.here.qmp.wait_for(end, |event| seen.completion(event, "STOP"))?;
+        Ok(completed.is_some())
+    }
+
+    /// Hands the guest over before the rest of its memory, once that has been sent once, unless the
+    /// migration has completed before, and waits for its end; returns whether it came in time.
+    fn hands_over_first(&mut self, seen: &mut Seen, course: &Course) -> Result<bool> {
+        let end = Instant::now() + course.patience;
+        if self.here.qmp.wait_for(end, |event| seen.first_pass(event))?.is_none() {
+            return Ok(false);
+        }
+        if seen.has_completed {
+            return Ok(true);
+        }
+        self.here.qmp.execute("migrate-start-postcopy", &json!({}))?;
+        let has_completed = self.completes(seen, course)?;
+        ensure!(
+            has_completed || !seen.is_postcopy,
+            "QEMU does not send the rest of the guest's memory"
+        );
+        Ok(has_completed)
+    }
+
     /// Cancels the migration, and waits until the guest is only here.
     fn call_off(&mut self) -> Result<()> {
         self.here.qmp.execute("migrate_cancel", &json!({}))?;
@@ -160,19 +186,15 @@ impl Peer for Qemu {
         let (mut next, uri) = self.next.take().context("no destination was prepared")?;
         self.here.configure(course, "leaving")?;
         let before = (self.here.cpu_seconds()?, next.cpu_seconds()?);
-        let end = Instant::now() + course.patience;
         self.here.qmp.forget_events();
         next.qmp.forget_events();
         self.here.qmp.execute("migrate", &json!({ "uri": uri }))?;
         let mut seen = Seen::default();
-        if course.mode == Mode::Postcopy
-            && self.here.qmp.wait_for(end, |event| seen.first_pass(event))?.is_some()
-        {
-            self.here.qmp.execute("migrate-start-postcopy", &json!({}))?;
-        }
-        let has_ended = seen.has_completed
-            || self.here.qmp.wait_for(end, |event| seen.completion(event, "STOP"))?.is_some();
-        if !has_ended {
+        let has_completed = match course.mode {
+            Mode::Precopy | Mode::Estimate => self.completes(&mut seen, course)?,
+            Mode::Postcopy => self.hands_over_first(&mut seen, course)?,
+        };
+        if !has_completed {
             self.call_off()?;
             return Ok(None);
         }
