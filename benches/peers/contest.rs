@@ -95,7 +95,8 @@ struct Systems {
 }
 
 impl Systems {
-    fn boot(session: &Session, variants: &[Variant], folder: &Path) -> Result<Self> {
+    fn boot(session: &Session, settings: &Settings, folder: &Path) -> Result<Self> {
+        let variants = settings.variants();
         let plan = &session.guest;
         let guest = LinuxGuest::prepare(plan)?;
         eprintln!("booting {} MiB guests", guest.memory_mib);
@@ -104,7 +105,9 @@ impl Systems {
         let with_lighter = variants.contains(&Variant::Lighter);
         let with_qemu = variants.iter().any(|variant| *variant != Variant::Lighter);
         let mut systems = Self {
-            qemu: with_qemu.then(|| Qemu::boot(&guest, places.both(), folder)).transpose()?,
+            qemu: with_qemu
+                .then(|| Qemu::boot(&guest, places.both(), &settings.qemu_capabilities, folder))
+                .transpose()?,
             lighter: with_lighter
                 .then(|| Lighter::boot(&guest, places.both(), folder))
                 .transpose()?,
@@ -159,7 +162,7 @@ fn play(
 ) -> Result<()> {
     let variants = settings.variants();
     let guest = session.guest;
-    let mut systems = Systems::boot(session, &variants, folder)?;
+    let mut systems = Systems::boot(session, settings, folder)?;
     // A migration that does not count: it warms everything up.
     for variant in &variants {
         if let Some(peer) = systems.of(*variant) {

@@ -54,7 +54,10 @@ impl Places {
         run("ip", &["netns", "add", a])?;
         let places = Self { namespaces: Some(names.clone()) };
         run("ip", &["netns", "add", b])?;
-        run("ip", &["-n", a, "link", "add", DEVICE, "type", "veth", "peer", DEVICE, "netns", b])?;
+        run(
+            "ip",
+            &["-n", a, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", b],
+        )?;
         for (name, address) in names.iter().zip(ADDRESSES) {
             let address = format!("{address}/24");
             run("ip", &["-n", name, "address", "add", &address, "dev", DEVICE])?;

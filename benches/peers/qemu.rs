@@ -33,6 +33,8 @@ const SECOND_PASS: u64 = 2;
 pub(crate) struct Qemu {
     folder: PathBuf,
     places: [Place; 2],
+    /// Further capabilities of its migrations.
+    capabilities: Vec<String>,
     credentials: PathBuf,
     guest: LinuxGuest,
     started: u32,
@@ -48,12 +50,28 @@ impl Qemu {
     ///
     /// # Errors
     /// If there is no QEMU, or it does not run here.
-    pub(crate) fn boot(guest: &LinuxGuest, places: [Place; 2], folder: &Path) -> Result<Self> {
+    pub(crate) fn boot(
+        guest: &LinuxGuest,
+        places: [Place; 2],
+        capabilities: &[String],
+        folder: &Path,
+    ) -> Result<Self> {
         let credentials = credentials::make(folder)?;
         let files = Files { folder, credentials: &credentials, number: 0 };
         let here = Process::start(guest, &places[0], &files, &[])?;
         let (folder, guest) = (folder.to_owned(), guest.clone());
-        Ok(Self { folder, places, credentials, guest, started: 1, here_at: 0, here, next: None })
+        let capabilities = capabilities.to_vec();
+        Ok(Self {
+            folder,
+            places,
+            capabilities,
+            credentials,
+            guest,
+            started: 1,
+            here_at: 0,
+            here,
+            next: None,
+        })
     }
 }
 
@@ -173,7 +191,7 @@ impl Peer for Qemu {
         let place = &self.places[1 - self.here_at];
         let files = Files { folder: &self.folder, credentials: &self.credentials, number };
         let mut next = Process::start(&self.guest, place, &files, &["-incoming", "defer"])?;
-        next.configure(course, "arriving")?;
+        next.configure(course, &self.capabilities, "arriving")?;
         // The port is free now, and no other process on this host wants it.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let uri = format!("tcp:{}:{port}", place.address);
@@ -184,7 +202,7 @@ impl Peer for Qemu {
 
     fn migrate(&mut self, course: &Course) -> Result<Option<Transfer>> {
         let (mut next, uri) = self.next.take().context("no destination was prepared")?;
-        self.here.configure(course, "leaving")?;
+        self.here.configure(course, &self.capabilities, "leaving")?;
         let before = (self.here.cpu_seconds()?, next.cpu_seconds()?);
         self.here.qmp.forget_events();
         next.qmp.forget_events();
@@ -281,14 +299,17 @@ impl Process {
 
     /// Sets what both sides of a migration are asked for. Guests that do not let it end are slowed
     /// down, as lighter does by default.
-    fn configure(&mut self, course: &Course, credentials: &str) -> Result<()> {
+    fn configure(&mut self, course: &Course, more: &[String], credentials: &str) -> Result<()> {
         let is_postcopy = course.mode == Mode::Postcopy;
         let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
-        let capabilities = json!({ "capabilities": [
+        let usual = [
             capability("events", true),
             capability("auto-converge", !is_postcopy),
             capability("postcopy-ram", is_postcopy),
-        ] });
+        ];
+        let more = more.iter().map(|name| capability(name, true));
+        let capabilities: Vec<Value> = usual.into_iter().chain(more).collect();
+        let capabilities = json!({ "capabilities": capabilities });
         self.qmp.execute("migrate-set-capabilities", &capabilities)?;
         let credentials = if course.variant == Variant::QemuTls { credentials } else { "" };
         let parameters = json!({

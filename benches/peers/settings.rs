@@ -73,6 +73,9 @@ pub(crate) struct Settings {
     /// vCPUs of the guests; each has a thread that writes.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u64).range(1..=8))]
     cpus: Vec<u64>,
+    /// Further capabilities of QEMU's migration that are turned on, as postcopy-preempt.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) qemu_capabilities: Vec<String>,
     /// Seconds after which a migration is called off.
     #[arg(long, default_value_t = 600)]
     patience: u64,
@@ -155,9 +158,9 @@ impl Settings {
         let mut sessions = Vec::new();
         for filled_mib in self.sizes() {
             for &cpus in &self.cpus {
-                let (sparse, others) = self.loads.iter().partition(|load| load.is_sparse());
-                let groups: [Vec<Load>; 2] = [others, sparse];
-                for loads in groups {
+                let (sparse, others): (Vec<Load>, Vec<Load>) =
+                    self.loads.iter().copied().partition(|load| load.is_sparse());
+                for loads in [others, sparse] {
                     let Some(&first_load) = loads.first() else { continue };
                     let zero_percent = self.zeros;
                     let guest = GuestPlan { filled_mib, zero_percent, cpus, first_load };
@@ -175,7 +178,7 @@ impl Settings {
     /// The links, those that need other places apart.
     fn link_groups(&self) -> impl Iterator<Item = Vec<Link>> {
         let (loopback, cables): (Vec<Link>, Vec<Link>) =
-            self.links.iter().partition(|link| **link == Link::Loopback);
+            self.links.iter().copied().partition(|link| *link == Link::Loopback);
         [loopback, cables].into_iter().filter(|links| !links.is_empty())
     }
 }

@@ -167,7 +167,8 @@ impl Table<'_> {
 
     /// Shows what becomes of each figure with more memory, if guests of several sizes took part.
     fn growth(&self, text: &mut String) {
-        let [smallest, .., largest] = &self.settings.sizes()[..] else { return };
+        let sizes = self.settings.sizes();
+        let [smallest, .., largest] = sizes[..] else { return };
         let of = |case: &Case, filled_mib| Case {
             guest: GuestPlan { filled_mib, ..case.guest },
             ..*case
@@ -176,11 +177,11 @@ impl Table<'_> {
         line(text, &format!("From {few} to {many} MiB of guest memory, medians:\n"));
         let heads = ["vCPUs", "link", "load", "figure"].map(str::to_owned).into_iter();
         head(text, heads.chain(self.variants.iter().map(|it| it.name().to_owned())).collect());
-        for case in self.outcome.cases(|case| of(case, *smallest)) {
+        for case in self.outcome.cases(|case| of(case, smallest)) {
             for figure in figures(self.settings.mode()) {
                 let cells = self.variants.iter().map(|variant| {
                     let median = |size| median(&self.values(&of(&case, size), *variant, figure));
-                    match (median(*smallest), median(*largest)) {
+                    match (median(smallest), median(largest)) {
                         (Some(small), Some(large)) => {
                             let digits = figure.digits;
                             format!(
@@ -191,7 +192,7 @@ impl Table<'_> {
                         _ => "-".to_owned(),
                     }
                 });
-                let (cpus, load) = (case.guest.cpus.to_string(), case.load.name(*smallest));
+                let (cpus, load) = (case.guest.cpus.to_string(), case.load.name(smallest));
                 let heads = [cpus, case.link.to_string(), load, figure.name.to_owned()];
                 row(text, &heads.into_iter().chain(cells).collect::<Vec<_>>());
             }
