@@ -42,7 +42,7 @@ pub(crate) fn markdown(settings: &Settings, outcome: &Outcome) -> String {
     line(&mut text, &format!("Estimate and outcome, medians of {runs}, and the median error:\n"));
     let mut heads = ["guest", "link", "load"].map(str::to_owned).to_vec();
     heads.extend(FIGURES.iter().map(|figure| figure.name.to_owned()));
-    head(&mut text, heads);
+    head(&mut text, &heads);
     let mut all = Vec::new();
     for case in outcome.cases(|case| *case) {
         let of_case = outcome.runs.iter().filter(|run| run.case == case);

@@ -11,7 +11,7 @@ use support::bench::console::Console;
 const DOWNTIME_LIMIT_MS: u64 = 300;
 /// The limit of guests that are handed over before their memory: so short that none arrives with
 /// all of it before it is handed over, unless it writes nothing.
-const POSTCOPY_DOWNTIME_LIMIT_MS: u64 = 5;
+const POSTCOPY_DOWNTIME_LIMIT_MS: u64 = 1;
 
 /// How a guest is migrated.
 #[derive(Clone, Copy, Debug)]

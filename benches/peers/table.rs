@@ -92,7 +92,7 @@ impl Table<'_> {
         if compares {
             heads.push("lighter / QEMU TLS".to_owned());
         }
-        head(text, heads);
+        head(text, &heads);
         let all = self.outcome.cases(|other| *other).into_iter();
         for case in all.filter(|other| (other.guest, other.link) == (case.guest, case.link)) {
             for figure in figures(self.settings.mode()) {
@@ -176,7 +176,8 @@ impl Table<'_> {
         let [few, many] = [smallest, largest].map(|size| size + FREE_MIB);
         line(text, &format!("From {few} to {many} MiB of guest memory, medians:\n"));
         let heads = ["vCPUs", "link", "load", "figure"].map(str::to_owned).into_iter();
-        head(text, heads.chain(self.variants.iter().map(|it| it.name().to_owned())).collect());
+        let heads = heads.chain(self.variants.iter().map(|it| it.name().to_owned()));
+        head(text, &heads.collect::<Vec<_>>());
         for case in self.outcome.cases(|case| of(case, smallest)) {
             for figure in figures(self.settings.mode()) {
                 let cells = self.variants.iter().map(|variant| {
@@ -211,8 +212,8 @@ pub(crate) fn title(guest: &GuestPlan) -> String {
 }
 
 /// Adds the head of a table.
-pub(crate) fn head(text: &mut String, heads: Vec<String>) {
-    row(text, &heads);
+pub(crate) fn head(text: &mut String, heads: &[String]) {
+    row(text, heads);
     row(text, &vec!["---".to_owned(); heads.len()]);
 }
 
