@@ -103,7 +103,7 @@ impl Qemu {
         if self.here.qmp.wait_for(end, |event| seen.first_pass(event))?.is_none() {
             return Ok(false);
         }
-        if seen.has_completed {
+        if seen.is_over() {
             return Ok(true);
         }
         self.here.qmp.execute("migrate-start-postcopy", &json!({}))?;
@@ -140,15 +140,21 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether all memory has been sent once; nothing yet if not.
-    fn first_pass(&mut self, event: &Value) -> Result<Option<()>> {
-        let has_completed = self.completion(event, "STOP")?.is_some();
-        let pass = event["data"]["pass"].as_u64().unwrap_or(0);
-        let is_second = event["event"] == "MIGRATION_PASS" && pass >= SECOND_PASS;
-        Ok((has_completed || is_second).then_some(()))
+    /// Whether the migration has completed and the guest has been stopped, or runs: those events
+    /// come in either order.
+    const fn is_over(&self) -> bool {
+        self.has_completed && self.switched.is_some()
     }
 
-    /// Whether the migration has completed; notes the time of the event that is called `switch`.
+    /// Whether all memory has been sent once; nothing yet if not.
+    fn first_pass(&mut self, event: &Value) -> Result<Option<()>> {
+        let is_over = self.completion(event, "STOP")?.is_some();
+        let pass = event["data"]["pass"].as_u64().unwrap_or(0);
+        let is_second = event["event"] == "MIGRATION_PASS" && pass >= SECOND_PASS;
+        Ok((is_over || is_second).then_some(()))
+    }
+
+    /// Whether the migration is over; notes the time of the event that is called `switch`.
     fn completion(&mut self, event: &Value, switch: &str) -> Result<Option<()>> {
         if event["event"] == switch {
             let part = |name: &str| event["timestamp"][name].as_u64();
@@ -163,7 +169,7 @@ impl Seen {
             Some("failed") => bail!("QEMU's migration failed: {event}"),
             _ => {}
         }
-        Ok(self.has_completed.then_some(()))
+        Ok(self.is_over().then_some(()))
     }
 }
 
