@@ -28,7 +28,7 @@ use migrate::progress::Role;
 use migrate::record::{Record, RecordStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vmm_core::devices::mmio::SLOTS_MAX;
+use vmm_core::pci::FUNCTIONS_MAX;
 use vmm_core::virtio::block::{DiskIdentity, departed_to, take_off_departure, with_disks_below};
 
 use crate::durable;
@@ -494,7 +494,11 @@ fn read(path: &Path, (name, uuid): (&str, &str)) -> Result<Option<Departure>, Da
     // Otherwise a taken-over process could have a refusal name a file that does not exist.
     let file = file_name(departure.migration, departure.is_shared);
     let is_its = is_guests && path.file_name().is_some_and(|found| found == file.as_str());
-    if is_its && departure.disks.len() <= SLOTS_MAX { Ok(Some(departure)) } else { Err(Damaged) }
+    if is_its && departure.disks.len() <= FUNCTIONS_MAX {
+        Ok(Some(departure))
+    } else {
+        Err(Damaged)
+    }
 }
 
 fn entries(folder: &Path) -> Vec<(String, PathBuf)> {

@@ -145,6 +145,7 @@ fn guest(name: &str, vcpus: u16) -> GuestDescription {
         vcpus,
         config: Blob::default(),
         disks,
+        has_pci: false,
     }
 }
 

@@ -13,7 +13,7 @@ use vmm_core::memory::MemoryConfig;
 use vmm_core::snapshot::Template;
 use vmm_core::state::StateError;
 use vmm_core::virtio::balloon::FreePages;
-use vmm_core::{DeviceConfig, VmShape, VmState, snapshot};
+use vmm_core::{DeviceConfig, MachineKind, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::driver::MEMORY_BYTES;
@@ -33,19 +33,19 @@ pub enum Encoded {
 /// Changes to a valid encoding.
 #[derive(Debug, Arbitrary)]
 pub struct Changed {
-    /// Which of the two valid encodings to use.
-    second: bool,
+    /// Which of the valid encodings to use.
+    which: u8,
     /// Offsets, each with a number that is added to the byte there.
     bytes: Vec<(u16, u8)>,
     rest: Vec<u8>,
 }
 
 impl Encoded {
-    fn of(&self, good: &[Vec<u8>; 2]) -> Vec<u8> {
+    fn of(&self, good: &[Vec<u8>]) -> Vec<u8> {
         match self {
             Self::AsIs(bytes) => bytes.clone(),
-            Self::Good(Changed { second, bytes: changes, rest }) => {
-                let mut bytes = good[usize::from(*second)].clone();
+            Self::Good(Changed { which, bytes: changes, rest }) => {
+                let mut bytes = good[usize::from(*which) % good.len()].clone();
                 for (at, add) in changes {
                     let at = usize::from(*at) % bytes.len();
                     bytes[at] = bytes[at].wrapping_add(*add);
@@ -176,11 +176,11 @@ pub fn template(template: &TemplateFile) -> bool {
     opened.is_ok()
 }
 
-/// Readable shapes and states: of a guest with a device of each type or with none, and with a vCPU
-/// or none.
+/// Readable shapes and states: of guests of each machine, with a device of each type or with none,
+/// and with a vCPU or none.
 struct Good {
-    shapes: [Vec<u8>; 2],
-    states: [Vec<u8>; 2],
+    shapes: Vec<Vec<u8>>,
+    states: Vec<Vec<u8>>,
 }
 
 fn good() -> &'static Good {
@@ -194,12 +194,13 @@ fn good() -> &'static Good {
                 DeviceConfig::Vsock { cid: 3 },
             ],
         ]
-        .map(shape),
-        states: [0, 1].map(state),
+        .map(|devices| [MachineKind::Mmio, MachineKind::Pci].map(|kind| shape(&devices, kind)))
+        .concat(),
+        states: vec![state(0, 0), state(0, 1), state(1, 1)],
     })
 }
 
-fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
+fn shape(devices: &[DeviceConfig], machine: MachineKind) -> Vec<u8> {
     let entry = CpuidEntry { function: 1, index: 0, flags: 0, eax: 1, ebx: 2, ecx: 3, edx: 4 };
     let memory_bytes = MEMORY_BYTES;
     let (cpuid, tsc_khz, xsave_bytes) = (vec![entry; 2], 1_000_000, 4096);
@@ -218,14 +219,16 @@ fn shape(devices: Vec<DeviceConfig>) -> Vec<u8> {
         tsc_khz,
         xsave_bytes,
         memory,
-        devices,
+        devices: devices.to_vec(),
         labels,
+        machine,
     };
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }
 
-/// A state that is all zeros, in whatever version and length the decoder accepts; found by trying.
-fn state(vcpus: u64) -> Vec<u8> {
+/// A state that is all zeros, in whatever length the decoder accepts for its version, of those it
+/// knows the one of this number; found by trying.
+fn state(version: usize, vcpus: u64) -> Vec<u8> {
     let head = |version: u16| {
         let architecture = 0x8664_u16.to_le_bytes();
         [b"LVMS".as_slice(), &version.to_le_bytes(), &architecture, &vcpus.to_le_bytes()].concat()
@@ -233,7 +236,8 @@ fn state(vcpus: u64) -> Vec<u8> {
     let is_known = |version: &u16| {
         !matches!(VmState::from_bytes(&head(*version)), Err(StateError::Version { .. }))
     };
-    let version = (0..1000).find(is_known).unwrap_or_else(|| panic!("no version of a state"));
+    let mut known = (0..1000).filter(is_known);
+    let version = known.nth(version).unwrap_or_else(|| panic!("no such version of a state"));
     let mut bytes = head(version);
     while VmState::from_bytes(&bytes).is_err() {
         bytes.push(0);

@@ -5,8 +5,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use fuzz::arrival::{self, Arrival};
 use fuzz::certificate::{self, Text};
 use fuzz::driver::{
-    self, BalloonRequest, Copier, DiskRequest, Fill, NetRequest, Network, Operator, Program, Reach,
-    RegisterScript, Script, VsockRequest,
+    self, BalloonRequest, ConfigScript, Copier, DiskRequest, Fill, MsixScript, NetRequest, Network,
+    Operator, Program, Reach, RegisterScript, Script, VsockRequest,
 };
 use fuzz::file::{self, Encoded, Line, SavedGuest, TemplateFile};
 use fuzz::peer::{self, PageStream};
@@ -83,6 +83,16 @@ fn what_the_guest_sends_comes_through() {
 fn devices_move() {
     let moved = reached(|script: RegisterScript| driver::run_registers(&script).moved);
     assert!(moved > INPUTS, "{moved}");
+}
+
+#[test]
+fn functions_move_and_interrupt() {
+    let relocated = reached(|script: ConfigScript| driver::run_config(&script).relocated);
+    assert!(relocated > INPUTS / 10, "{relocated} moved in the guest's memory");
+    let moved = reached(|script: ConfigScript| driver::run_config(&script).moved);
+    assert!(moved > INPUTS, "{moved} moved to another host");
+    let pending = reached(|script: MsixScript| driver::run_msix(&script).pending);
+    assert!(pending > INPUTS / 10, "{pending} interrupts were pending");
 }
 
 #[test]

@@ -131,6 +131,10 @@ catalogue! {
         migration_hinted: Counter<(GuestName, Role)> =
             "lighter_migration_hinted_pages_total", Pages,
             "Pages left out of the migration of a guest because it said that they are free.";
+        migration_links: Gauge<(GuestName, Role)> = "lighter_migration_links", Count,
+            "Links that the migration of a guest uses at once; only one that uses several has it.";
+        migration_links_lost: Gauge<(GuestName, Role)> = "lighter_migration_links_lost", Count,
+            "Of the links that the migration of a guest was to use at once, those that are lost.";
         migration_remaining: Gauge<(GuestName, Role)> =
             "lighter_migration_remaining_bytes", Bytes,
             "Guest memory that must still be sent in this round, or that follows the guest.";

@@ -124,6 +124,8 @@ fn forecast(families: &Scraped, name: &GuestName, sample: &MigrationSample) {
     let labels = (name.clone(), sample.direction);
     let seconds = |value: Option<Duration>| value.map(|duration| duration.as_secs_f64());
     let gauges = [
+        (&families.migration_links, sample.links.map(|(used, _)| number(used))),
+        (&families.migration_links_lost, sample.links.map(|(_, lost)| number(lost))),
         (&families.migration_remaining, sample.remaining_bytes.map(number)),
         (&families.migration_disk_remaining, sample.disk_remaining_bytes.map(number)),
         (&families.migration_transfer_rate, sample.transfer_rate),

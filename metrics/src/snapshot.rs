@@ -121,6 +121,8 @@ pub struct MigrationSample {
     pub zero_pages: u64,
     /// Pages not sent because the guest reported them free; only the source counts them.
     pub hinted_pages: Option<u64>,
+    /// Links in use and links that are lost; absent unless several are used at once.
+    pub links: Option<(u64, u64)>,
     /// Guest memory still to be sent in this round, in bytes.
     pub remaining_bytes: Option<u64>,
     /// Disk content still to be sent in this round, in bytes; absent if no disks are copied.

@@ -31,6 +31,7 @@ fn migration() -> MigrationSample {
         lz4: Traffic { pages: 10, bytes: 9_000 },
         zero_pages: 100,
         hinted_pages: Some(50),
+        links: Some((1, 1)),
         remaining_bytes: Some(4096),
         disk_remaining_bytes: Some(4096),
         disk_transferred_bytes: 8192,

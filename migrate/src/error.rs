@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
-use crate::protocol::{CodecError, Complaint, VersionMismatch};
+use crate::protocol::{CodecError, Complaint, PageMasks, VersionMismatch};
 use crate::reason::Reason;
 use crate::text::PeerText;
 
@@ -269,7 +269,10 @@ pub enum PostcopyRefused {
     #[error("disks that are copied with the guest must be complete first: share them instead")]
     Disks,
     /// What is missing of its memory does not fit into one message.
-    #[error("guests of more than 256 GiB cannot run before their memory is there")]
+    #[error(
+        "guests of more than {} GiB cannot run before their memory is there",
+        PageMasks::GIB_MAX
+    )]
     TooLarge,
     /// It has been asked for already, or the guest is being handed over.
     #[error("too late for post-copy: the guest is being handed over")]
@@ -277,6 +280,16 @@ pub enum PostcopyRefused {
     /// The migration is over.
     #[error("nothing to hand over: the migration is over")]
     Over,
+}
+
+impl PostcopyRefused {
+    /// Returns whether this migration will never be able to, however early it is asked.
+    pub const fn is_permanent(self) -> bool {
+        match self {
+            Self::NotHere | Self::Unsupported | Self::Disks | Self::TooLarge => true,
+            Self::Late | Self::Over => false,
+        }
+    }
 }
 
 /// Why the limits of a migration can no longer be changed.
@@ -332,6 +345,9 @@ pub enum ResolveRefused {
         "the guest has run at the destination and has written its disks: the copy here is out of date"
     )]
     RunsThere,
+    /// The guest runs at this destination, or is about to.
+    #[error("the guest has been handed over to this host: `lighter destroy` ends it")]
+    RunsHere,
     /// Memory of the guest is still at the source.
     #[error("a part of the guest's memory is still at its source: it cannot run without that")]
     MemoryElsewhere,

@@ -1,9 +1,10 @@
 //! Points at which a test can hold, kill, cut or corrupt a migration; compiled out without the
 //! `failpoints` feature.
 //!
-//! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`; each point fires once. A point is a side, a
-//! kind of step and a name, in lower case: `source.send.commit`, `destination.recv.state`,
-//! `source.act.sendround`, `source.data.pages`. Names are those of messages and actions. Actions:
+//! `LIGHTER_FAILPOINT=POINT:ACTION[,POINT:ACTION...]`; each entry fires once, so a point that is
+//! given twice fires twice. A point is a side, a kind of step and a name, in lower case:
+//! `source.send.commit`, `destination.recv.state`, `source.act.sendround`, `source.data.pages`.
+//! Names are those of messages and actions. Actions:
 //! `hold` (skips the step), `freeze` (skips it, and suspends this side's deadlines until it loses
 //! its connection), `stall=PATH` (creates that file and blocks its thread until the file is gone),
 //! `exit` (kills the process), `panic` (panics in the session's thread), `cut` (closes the
@@ -124,12 +125,10 @@ mod enabled {
         /// Returns what happens to the step at the point `moment.name`; does not return from `exit`
         /// and `panic`.
         pub(crate) fn reach(&self, moment: &str, name: &str) -> Passage {
-            let Some(point) = self.points.iter().find(|point| point.is(moment, name)) else {
-                return Passage::Go;
+            let fires = |point: &&Point| {
+                point.is(moment, name) && !point.struck.swap(true, Ordering::Relaxed)
             };
-            if point.struck.swap(true, Ordering::Relaxed) {
-                return Passage::Go;
-            }
+            let Some(point) = self.points.iter().find(fires) else { return Passage::Go };
             tracing::warn!(point = point.at, "failpoint");
             match &point.action {
                 Action::Pass(passage) => *passage,
@@ -210,6 +209,13 @@ mod enabled {
             assert_eq!(points.reach("destination.recv", "State"), Passage::Cut);
             assert_eq!(points.reach("source.send", "Commit"), Passage::Hold);
             assert_eq!(points.reach("source.send", "Commit"), Passage::Go);
+        }
+
+        #[test]
+        fn a_failpoint_that_is_given_twice_fires_twice() {
+            let points = Failpoints::parse("source.data.pages:flip,source.data.pages:cut");
+            let reached = [(); 3].map(|()| points.reach("source.data", "pages"));
+            assert_eq!(reached, [Passage::Flip, Passage::Cut, Passage::Go]);
         }
     }
 }

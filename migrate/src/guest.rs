@@ -40,6 +40,10 @@ pub struct GuestDescription {
     /// sent in a separate message, [`crate::protocol::SourceMessage::Disks`].
     #[serde(skip)]
     pub disks: Vec<DiskCopy>,
+    /// Whether the guest has a PCI bus. Only the source uses this: it does not describe such a
+    /// guest to a destination without [`crate::protocol::FEATURE_PCI`].
+    #[serde(skip)]
+    pub has_pci: bool,
 }
 
 /// A disk whose content is copied with the guest.
@@ -427,13 +431,17 @@ pub trait MissingMemory: Send + Sync {
     /// If they cannot be dropped.
     fn clear(&self, words: &[u64]) -> Result<(), GuestError>;
 
-    /// Returns the missing pages for which threads have begun to wait since the last call; waits
-    /// for some for at most `wait`. Pages that are absent without being missing get zeros. Called
-    /// again and again by one thread, as long as pages may be missing.
+    /// Waits until threads wait for missing pages, and returns those for which they have begun to
+    /// since the last call. Returns earlier, perhaps with none, once the last missing page has
+    /// arrived, and after [`MissingMemory::interrupt`]. Pages that are absent without being missing
+    /// get zeros. Called again and again by one thread, as long as pages may be missing.
     ///
     /// # Errors
     /// If that cannot be determined: the guest cannot continue.
-    fn wanted(&self, wait: Duration) -> Result<Vec<ChunkPages>, GuestError>;
+    fn wanted(&self) -> Result<Vec<ChunkPages>, GuestError>;
+
+    /// Ends the call of [`MissingMemory::wanted`] that is under way, or else the next one.
+    fn interrupt(&self);
 
     /// Places those of these whole pages that are missing, starting at page `first_page` of
     /// `chunk`; others are not affected.

@@ -1,5 +1,6 @@
 //! The progress of a migration, for display, polling and metrics.
 
+use std::net::IpAddr;
 use std::ops::AddAssign;
 
 use schemars::JsonSchema;
@@ -118,6 +119,19 @@ impl Transfer {
     }
 }
 
+/// One of several links that a migration uses at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LinkProgress {
+    /// Address of the destination on this link.
+    pub address: IpAddr,
+    /// Bytes of frames handed to this link, before encryption. What another link had to repeat
+    /// counts on both.
+    pub wire_bytes: u64,
+    /// Why the link is not used any more, or could not be used; none for one that works.
+    #[serde(default)]
+    pub lost: Option<String>,
+}
+
 /// A snapshot of a running migration. Base units: seconds, bytes, pages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
@@ -146,6 +160,9 @@ pub struct Progress {
     pub disk_remaining_bytes: u64,
     /// Data transferred so far.
     pub transfer: Transfer,
+    /// The links, if there are several. Only the source reports them.
+    #[serde(default)]
+    pub links: Vec<LinkProgress>,
     /// Memory and disk content sent per second, from the last rounds; zero pages do not count.
     pub bandwidth_bytes_per_second: f64,
     /// Pages of memory and of copied disks that the guest dirties per second, over the last 200 ms
@@ -195,6 +212,7 @@ impl Progress {
             disk_bytes: 0,
             disk_remaining_bytes: 0,
             transfer: Transfer::default(),
+            links: Vec::new(),
             bandwidth_bytes_per_second: 0.0,
             dirty_pages_per_second: 0.0,
             expected_downtime_seconds: None,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::MigrationError;
 use crate::guest::GuestError;
 use crate::phase::{Phase, PhaseTime};
-use crate::progress::{Progress, Role, Transfer};
+use crate::progress::{LinkProgress, Progress, Role, Transfer};
 use crate::protocol::MigrationId;
 use crate::reason::Reason;
 use crate::stall::Stall;
@@ -89,6 +89,9 @@ pub struct Report {
     pub disk_bytes: u64,
     /// Data transferred.
     pub transfer: Transfer,
+    /// The links, if there were several. Only the source reports them.
+    #[serde(default)]
+    pub links: Vec<LinkProgress>,
     /// Number of rounds, including the last one.
     pub rounds_total: u32,
     /// The rounds; at most [`MAX_ROUNDS_LISTED`].
@@ -130,6 +133,7 @@ impl Report {
             memory_bytes: progress.memory_bytes,
             disk_bytes: progress.disk_bytes,
             transfer: progress.transfer,
+            links: progress.links.clone(),
             rounds_total: progress.round,
             rounds: Vec::new(),
         }

@@ -233,6 +233,7 @@ impl Telemetry {
             memory_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
             transfer: self.transfer,
+            links: Vec::new(),
             rounds_total: self.rounds_total,
             rounds: self.rounds.clone(),
         }

@@ -1,6 +1,7 @@
 //! Events of guests in the API: a line of JSON for each.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use migrate::progress::Role;
 use migrate::report::Outcome;
@@ -84,6 +85,15 @@ pub(crate) enum What {
         /// The phase that it is in now.
         phase: Phase,
     },
+    /// One of several links of a migration from this host is lost; the others go on.
+    LinkLost {
+        /// Id of the migration.
+        migration_id: MigrationId,
+        /// Address of the destination on this link.
+        address: IpAddr,
+        /// Why it is lost.
+        detail: String,
+    },
     /// The guest, which runs here before its memory, has waited for a page for a long time: its
     /// source does not send it, or is out of reach.
     WaitsForMemory {
@@ -134,6 +144,9 @@ impl fmt::Display for What {
                 write!(f, "migration started: {migration_id}")
             }
             Self::MigrationPhase { phase, .. } => write!(f, "migration phase: {phase}"),
+            Self::LinkLost { address, detail, .. } => {
+                write!(f, "link {address} of the migration is lost: {detail}")
+            }
             Self::WaitsForMemory { seconds, .. } => {
                 write!(f, "waits for memory that is still at its source, for {seconds:.1} s by now")
             }

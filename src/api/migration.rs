@@ -1,7 +1,7 @@
 //! What a guest's API says about its migration. Times are durations with their unit in the name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
@@ -53,6 +53,11 @@ pub(crate) struct MigrationRequest {
     #[serde(default)]
     #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
     pub(crate) connections: Option<u8>,
+    /// Addresses of the destination's host on the links to use at once, at most four. Each link has
+    /// a connection of its own, so `connections` must be absent. Processes of earlier versions do
+    /// not know this field, and refuse it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) via: Vec<IpAddr>,
     /// Copies the content of disks with the guest; when absent, both hosts share all of them.
     #[serde(default)]
     pub(crate) copy_disks: Option<CopyDisks>,
@@ -95,6 +100,7 @@ impl MigrationRequest {
             timeout_ms: default_timeout_ms(),
             compression: Compression::default(),
             connections: None,
+            via: Vec::new(),
             copy_disks: None,
             unproven_disks: false,
             node_port: None,

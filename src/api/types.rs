@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vmm_core::MachineKind;
 use vmm_core::memory::HugePages;
 use vmm_core::virtio::balloon::{SetBy, Statistics};
 use vmm_core::virtio::block::LockReach;
@@ -93,6 +94,9 @@ pub(crate) struct GuestInfo {
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
+    /// How the guest reaches its devices; absent until the source has described an incoming guest.
+    #[serde(default)]
+    pub(crate) machine: Option<MachineKind>,
     /// Name of the CPU model that the guest sees; absent until the source has described an incoming
     /// guest.
     #[serde(default)]
@@ -138,6 +142,7 @@ impl GuestInfo {
             vcpus: 2,
             disks: Vec::new(),
             nets: Vec::new(),
+            machine: None,
             cpu_model: None,
             backing: BackingInfo::default(),
             labels: BTreeMap::new(),

@@ -1,5 +1,6 @@
 //! Arguments of the verbs that move a guest: migrate, cancel.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ Examples:
   lighter migrate db host-b --copy-disks --disk-path /srv/a/db.raw=/srv/b/db.raw
   lighter migrate db host-b --copy-disk /srv/db-cache.raw
   lighter migrate web-1 host-b --preset now
+  lighter migrate web-1 host-b --via 192.0.2.7,198.51.100.7
   lighter migrate web-1 host-b --estimate
   lighter migrate web-1 --set on-stall=force,downtime=2s
   lighter migrate web-1 --postcopy-now
@@ -46,7 +48,7 @@ With --json the report is printed at the end, or the estimate; until then,
 progress is shown on stderr if that is a terminal.";
 
 /// The options of a migration that begins; they change nothing about one that is under way.
-const STARTING: [&str; 11] = [
+const STARTING: [&str; 12] = [
     "preset",
     "downtime",
     "on_stall",
@@ -54,6 +56,7 @@ const STARTING: [&str; 11] = [
     "timeout",
     "compress",
     "connections",
+    "via",
     "tls_name",
     "json",
     "copying",
@@ -108,6 +111,18 @@ pub(crate) struct MigrateArgs {
     /// QUIC connections side by side [default: as many as help on this machine].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16), value_name = "N")]
     pub(crate) connections: Option<u8>,
+
+    /// Send over these addresses of the other host at once, one on each network between the hosts:
+    /// their rates add up, and the migration goes on when one of them fails. At most four; routing
+    /// decides which interface leads to each. An estimate measures the first one.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "ADDRESS",
+        conflicts_with = "connections",
+        requires = "destination"
+    )]
+    pub(crate) via: Vec<IpAddr>,
 
     /// Copy all of the guest's disks, for hosts that do not share them. The destination creates new
     /// files, in the folders that its node was started with (`lighter node --disk-dir`), or

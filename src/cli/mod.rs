@@ -333,6 +333,7 @@ mod tests {
                 "on-reboot" => "stop",
                 "pattern" => "zero",
                 "hugepages" => "off",
+                "machine" => "pci",
                 "numa-policy" => "bind:0",
                 "dirty-log" => "ring",
                 "cpu" => "host",

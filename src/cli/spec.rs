@@ -19,7 +19,7 @@ use uuid::Uuid;
 use vmm_core::memory::{
     HugePages, MemoryConfig, MemoryError, MergeDomain, NumaPolicy, Prealloc, RamLayout,
 };
-use vmm_core::{DirtyLog, GUEST_CIDS, Labels, VCPUS_MAX, labels, workload};
+use vmm_core::{DirtyLog, GUEST_CIDS, Labels, MachineKind, VCPUS_MAX, labels, workload};
 
 use super::cpu::CpuArg;
 use super::disk::{DiskAccess, DiskArg};
@@ -67,8 +67,8 @@ pub(crate) struct GuestSpec {
     #[arg(
         long, value_name = "FILE", group = "system",
         conflicts_with_all = [
-            "memory", "cpus", "acpi", "on_reboot", "cpu", "nested", "prealloc", "dirty_rate", "working_set", "write_order", "pattern",
-            "zero_share", "image_share", "run_length", "shuffle", "read_rate",
+            "memory", "cpus", "acpi", "machine", "on_reboot", "cpu", "nested", "prealloc", "dirty_rate", "working_set", "write_order",
+            "pattern", "zero_share", "image_share", "run_length", "shuffle", "read_rate",
         ]
     )]
     pub(crate) template: Option<PathBuf>,
@@ -85,6 +85,12 @@ pub(crate) struct GuestSpec {
     /// can switch itself off [default: on].
     #[arg(long, value_enum, requires = "kernel", value_name = "SWITCH")]
     pub(crate) acpi: Option<SwitchArg>,
+
+    /// How the guest reaches its devices: `pci` for a PCI Express bus, up to 31 devices, or `mmio`
+    /// for up to 12 without a bus. It keeps this wherever it goes [default: mmio].
+    #[arg(long, requires = "kernel", value_name = "mmio|pci")]
+    #[serde(default, deserialize_with = "from_text")]
+    pub(crate) machine: Option<MachineKind>,
 
     /// What to do when the guest resets itself [default: restart a kernel, stop the workload].
     #[arg(long, value_enum, value_name = "ACTION")]
@@ -388,6 +394,7 @@ impl GuestSpec {
             ("initrd", self.initrd.is_some()),
             ("cmdline", self.cmdline.is_some()),
             ("acpi", self.acpi.is_some()),
+            ("machine", self.machine.is_some()),
             ("nested", self.nested.is_some()),
             ("disk", !self.disk.is_empty() && self.template.is_none()),
             ("net", !self.net.is_empty()),
@@ -473,6 +480,7 @@ impl GuestSpec {
             ("cpus", self.cpus.is_some()),
             ("kernel", self.kernel.is_some()),
             ("acpi", self.acpi.is_some()),
+            ("machine", self.machine.is_some()),
             ("on-reboot", self.on_reboot.is_some()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),

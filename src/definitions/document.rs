@@ -218,6 +218,7 @@ kernel = "/boot/vmlinuz"
 initrd = "/boot/initrd"
 cmdline = "console=ttyS0 root=/dev/vda"
 acpi = "off"
+machine = "pci"
 on-reboot = "stop"
 rng = true
 balloon = "off"
@@ -262,7 +263,7 @@ tap = "tap-db"
     #[test]
     fn a_file_says_what_the_options_of_the_same_names_say() {
         let arguments = "--name db --uuid 8f0c5a52-0f7b-4a37-9b0c-5c1d2e3f4a5b \
-                         --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off \
+                         --memory 1G --cpus 2 --kernel /boot/vmlinuz --initrd /boot/initrd --acpi off --machine pci \
                          --on-reboot stop --rng --balloon off --vsock 3 --cpu x86-64-v2 --nested on --hugepages 2M \
                          --prealloc --numa-policy interleave:0-1 --dirty-log ring:2048 \
                          --label team=shop --label x/y= --disk /d/a.raw,serial=db-1 \

@@ -147,38 +147,39 @@ impl Arrival {
             "the migration failed by a bug in lighter; report it with the log of its process"
                 .to_owned()
         });
-        if tokio::task::block_in_place(|| self.is_stranded(&process)) {
-            return process.end(Ending::Stranded { cause });
+        match tokio::task::block_in_place(|| self.fate(&process)) {
+            Fate::Here => {
+                process.is_here(&process.occupation());
+                tokio::task::block_in_place(|| self.record(&process, DestinationState::Running));
+                process.conclude(self.session.id(), &self.status());
+            }
+            Fate::Stranded => process.end(Ending::Stranded { cause }),
+            Fate::NotArrived => process.end(Ending::NotArrived { cause }),
         }
-        if process.machine().is_some_and(runs) {
-            // The session broke down before it could report that.
-            process.is_here(&process.occupation());
-            tokio::task::block_in_place(|| self.record(&process, DestinationState::Running));
-            return process.conclude(self.session.id(), &self.status());
-        }
-        process.end(Ending::NotArrived { cause });
     }
 
-    /// Whether the guest has run here and cannot continue without memory that will never come. The
-    /// record says so afterwards, also if the session broke down: a source that heard that the
-    /// guest runs would free that memory.
-    fn is_stranded(&self, process: &GuestProcess) -> bool {
-        let record = self.session.record(process, Role::Destination);
-        let state = record.ok().flatten().and_then(|record| match record.side {
-            Side::Destination { state, .. } => Some(state),
-            Side::Source { .. } => None,
-        });
-        if state == Some(DestinationState::Lost) {
-            return true;
-        }
+    /// Finds out what became of a guest that has not arrived as it should have. If it lacks memory,
+    /// the record says so, also if the session broke down: a source that heard that the guest runs
+    /// would free that memory.
+    fn fate(&self, process: &GuestProcess) -> Fate {
+        let state = self.recorded(process);
+        let is = |what: fn(&SharedMachine) -> bool| process.machine().is_some_and(what);
         let lacks_memory = |machine: &SharedMachine| !machine.vm().ram().is_complete();
-        let has_run =
-            |machine: &SharedMachine| runs(machine) || state == Some(DestinationState::Fetching);
-        let is_stranded = process.machine().is_some_and(|it| lacks_memory(it) && has_run(it));
-        if is_stranded {
+        let fate = Fate::of(state, is(runs), is(lacks_memory));
+        if fate == Fate::Stranded && state != Some(DestinationState::Lost) {
             self.record(process, DestinationState::Lost);
         }
-        is_stranded
+        fate
+    }
+
+    /// What the session has recorded of the guest here; `None` if there is no record, or it cannot
+    /// be read.
+    fn recorded(&self, process: &GuestProcess) -> Option<DestinationState> {
+        let record = self.session.record(process, Role::Destination).ok().flatten()?;
+        match record.side {
+            Side::Destination { state, .. } => Some(state),
+            Side::Source { .. } => None,
+        }
     }
 
     /// Writes to the record what became of the guest here; the node tells the source.
@@ -201,6 +202,32 @@ impl Arrival {
             *state = fate;
         }
         MigrationSession::disown(process, record)
+    }
+}
+
+/// What became of a guest whose session does not report that it has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It runs here: the session broke down before it could report that.
+    Here,
+    /// It has run here and cannot continue without memory that will never come.
+    Stranded,
+    /// It has never run here, or its source has it again.
+    NotArrived,
+}
+
+impl Fate {
+    /// The fate of a guest of which the record says `state`.
+    fn of(state: Option<DestinationState>, runs: bool, lacks_memory: bool) -> Self {
+        match state {
+            // It must not run here, even if it could not be stopped: its source runs it.
+            Some(DestinationState::Discarded) => Self::NotArrived,
+            Some(DestinationState::Lost) => Self::Stranded,
+            Some(DestinationState::Fetching) if lacks_memory => Self::Stranded,
+            _ if runs && lacks_memory => Self::Stranded,
+            _ if runs => Self::Here,
+            _ => Self::NotArrived,
+        }
     }
 }
 
@@ -425,6 +452,22 @@ mod tests {
         ask(&["/srv/b.raw"]).unwrap();
         let refused = ask(&["/srv/a.raw", "/dev/sda"]).unwrap_err();
         assert!(refused.to_string().contains("/dev/sda"), "{refused}");
+    }
+
+    #[test]
+    fn a_guest_that_its_source_has_again_is_not_lost_here() {
+        use DestinationState::{Discarded, Fetching, Loading, Lost, Ready, Running, Taking};
+        let fates = |state: Option<DestinationState>| {
+            [(false, false), (false, true), (true, false), (true, true)]
+                .map(|(runs, lacks_memory)| Fate::of(state, runs, lacks_memory))
+        };
+        let (gone, lost, here) = (Fate::NotArrived, Fate::Stranded, Fate::Here);
+        assert_eq!(fates(Some(Discarded)), [gone; 4]);
+        assert_eq!(fates(Some(Lost)), [lost; 4]);
+        assert_eq!(fates(Some(Fetching)), [gone, lost, here, lost]);
+        for state in [None, Some(Loading), Some(Ready), Some(Taking), Some(Running)] {
+            assert_eq!(fates(state), [gone, gone, here, lost], "{state:?}");
+        }
     }
 
     #[test]

@@ -215,6 +215,7 @@ impl ProcessControl {
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
             disks: machine.map(disks).unwrap_or_default(),
             nets: machine.map(nets).unwrap_or_default(),
+            machine: machine.map(|machine| machine.shape().machine),
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
             backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),
             labels: self.process().labels(),

@@ -4,6 +4,7 @@
 //! event that it wants next. Old events are dropped, read or not.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use migrate::progress::Role;
@@ -48,6 +49,7 @@ struct ReportedMigration {
     phases: usize,
     is_in_doubt: bool,
     is_page_withheld: bool,
+    links_lost: Vec<IpAddr>,
     end: Option<What>,
 }
 
@@ -93,6 +95,7 @@ impl Events {
                 phases: 0,
                 is_in_doubt: false,
                 is_page_withheld: false,
+                links_lost: Vec::new(),
                 end: None,
             };
             reported.migration = Some(new);
@@ -186,6 +189,16 @@ impl Reported {
         let was_withheld = std::mem::replace(&mut known.is_page_withheld, withheld.is_some());
         let withheld = withheld.filter(|_| !was_withheld).map(|waits| waits.oldest_seconds);
         news.extend(withheld.map(|seconds| What::WaitsForMemory { migration_id, seconds }));
+        for link in &progress.links {
+            let Some(detail) = link.lost.clone() else { continue };
+            if !known.links_lost.contains(&link.address) {
+                known.links_lost.push(link.address);
+                news.push(What::LinkLost { migration_id, address: link.address, detail });
+            }
+        }
+        known.links_lost.retain(|lost| {
+            progress.links.iter().any(|link| link.address == *lost && link.lost.is_some())
+        });
         // A report in doubt is followed by another one.
         let end = report.map(What::ended).filter(|end| known.end.as_ref() != Some(end));
         if let Some(end) = end {
@@ -206,6 +219,7 @@ impl Reported {
 mod tests {
     use migrate::Phase;
     use migrate::phase::PhaseTime;
+    use migrate::progress::LinkProgress;
     use migrate::waits::PageWaits;
     use vmm_core::StopReason;
 
@@ -304,6 +318,25 @@ mod tests {
         }
         let waits = |seconds| What::WaitsForMemory { migration_id: id, seconds };
         assert_eq!(reported(&events)[1..], [waits(6.0), waits(8.0)]);
+    }
+
+    #[test]
+    fn each_loss_of_a_link_is_reported_once() {
+        let (events, id) = (events(), MigrationId::random());
+        let address = IpAddr::from([192, 0, 2, 2]);
+        events.migration_started(id, Role::Source);
+        for lost in [None, Some("silent"), Some("silent"), None, Some("cut")] {
+            let mut status = status(id, &[], None);
+            let lost = lost.map(str::to_owned);
+            status.progress.as_mut().unwrap().links =
+                vec![LinkProgress { address, wire_bytes: 7, lost }];
+            events.migration(&status);
+        }
+        let lost = |detail: &str| {
+            let detail = detail.to_owned();
+            What::LinkLost { migration_id: id, address, detail }
+        };
+        assert_eq!(reported(&events)[1..], [lost("silent"), lost("cut")]);
     }
 
     #[test]

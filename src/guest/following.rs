@@ -2,7 +2,6 @@
 //! `migrate`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use migrate::GuestError;
 use migrate::guest::{ChunkPages, MissingMemory, Waits};
@@ -34,9 +33,13 @@ impl MissingMemory for FollowingMemory {
         self.0.clear(words).map_err(|cause| failed("drop pages", &cause))
     }
 
-    fn wanted(&self, wait: Duration) -> Result<Vec<ChunkPages>, GuestError> {
-        let wanted = self.0.wait(wait).and_then(|()| self.0.wanted());
+    fn wanted(&self) -> Result<Vec<ChunkPages>, GuestError> {
+        let wanted = self.0.wait(None).and_then(|()| self.0.wanted());
         wanted.map_err(|cause| failed("tell which pages are waited for", &cause))
+    }
+
+    fn interrupt(&self) {
+        self.0.interrupt();
     }
 
     fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<(), GuestError> {

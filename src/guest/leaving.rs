@@ -1,9 +1,11 @@
 //! A departing guest: starts the source's session, and acts on its reports.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migrate::progress::Role;
+use migrate::protocol::MAX_LINKS;
 use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
@@ -317,11 +319,20 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
     if request.connections.is_some_and(|count| !(1..=CONNECTIONS_MAX).contains(&count)) {
         return bad("a migration has 1 to 16 connections");
     }
+    if let Some(wrong) = wrong_links(request) {
+        return bad(wrong);
+    }
+    // The node is asked on the first link on which it answers.
+    let on_link = |address: &IpAddr| SocketAddr::new(*address, destination.port);
+    let addresses = match &request.via[..] {
+        [] => request.addresses.clone(),
+        links => links.iter().map(on_link).collect(),
+    };
     Ok(SourceSession {
         migration: MigrationId::random(),
         host: destination.host,
         port: destination.port,
-        addresses: request.addresses.clone(),
+        addresses,
         server_name: request.tls_name.clone(),
         limits: Limits {
             downtime: Duration::from_millis(request.downtime_ms_max),
@@ -332,10 +343,27 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
         bandwidth: request.bandwidth_bytes_per_s_max,
         compression: request.compression,
         connections: request.connections.map(u16::from),
+        links: request.via.clone(),
         node_port: request.node_port,
         estimate: None,
         postcopy: false,
     })
+}
+
+/// Returns what is wrong with the links of the request, if anything is.
+fn wrong_links(request: &MigrationRequest) -> Option<&'static str> {
+    let via = &request.via;
+    let repeats = |(place, address)| via[..place].contains(address);
+    if via.len() > MAX_LINKS {
+        return Some("a migration uses at most four links: give fewer addresses with --via");
+    }
+    if via.iter().enumerate().any(repeats) {
+        return Some("an address is given twice with --via: give one on each network");
+    }
+    if !via.is_empty() && request.connections.is_some() {
+        return Some("each link has one connection: give either --via or --connections");
+    }
+    None
 }
 
 #[cfg(test)]
@@ -351,6 +379,10 @@ mod tests {
         MigrationRequest::to(destination.to_owned(), identity)
     }
 
+    fn link(number: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, number])
+    }
+
     #[test]
     fn a_request_becomes_a_session_with_its_limits() {
         let mut request = request_to("host-b:77");
@@ -363,13 +395,24 @@ mod tests {
     }
 
     #[test]
+    fn links_are_where_the_node_is_asked() {
+        let request = MigrationRequest { via: vec![link(1), link(2)], ..request_to("host-b:77") };
+        let session = session(&request).unwrap();
+        assert_eq!(session.links, request.via);
+        assert_eq!(session.addresses, [(link(1), 77).into(), (link(2), 77).into()]);
+    }
+
+    #[test]
     fn invalid_requests_are_refused_as_such() {
         let request = request_to("host-b");
         for wrong in [
             request_to(""),
             MigrationRequest { timeout_ms: 0, ..request.clone() },
             MigrationRequest { bandwidth_bytes_per_s_max: Some(0), ..request.clone() },
-            MigrationRequest { connections: Some(0), ..request },
+            MigrationRequest { connections: Some(0), ..request.clone() },
+            MigrationRequest { via: vec![link(1), link(2), link(1)], ..request.clone() },
+            MigrationRequest { via: (1..=5).map(link).collect(), ..request.clone() },
+            MigrationRequest { via: vec![link(1)], connections: Some(1), ..request },
         ] {
             assert_eq!(session(&wrong).unwrap_err().reason, Reason::BadRequest, "{wrong:?}");
         }

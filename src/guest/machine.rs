@@ -15,7 +15,7 @@ use migrate::{
 use uuid::Uuid;
 use vmm_core::memory::RamLayout;
 use vmm_core::state::STATE_BYTES_MAX;
-use vmm_core::{DiskContent, RunState, Vm, VmOptions, VmShape, VmState};
+use vmm_core::{DiskContent, MachineKind, RunState, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -152,6 +152,7 @@ impl SourceGuest for Machine {
             // A shape that cannot be encoded is sent empty, and the destination refuses it.
             config: Blob(self.shape.to_bytes().unwrap_or_default()),
             disks: Vec::new(),
+            has_pci: self.shape.machine == MachineKind::Pci,
         }
     }
 

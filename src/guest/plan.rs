@@ -102,6 +102,7 @@ fn shape(spec: &GuestSpec) -> Result<VmShape> {
     };
     let mut shape = VmShape::with_cpu(bytes, vcpus, &model.with_nested(nested))?;
     shape.memory = spec.memory_config();
+    shape.machine = spec.machine.unwrap_or_default();
     shape.labels = spec.labels();
     Ok(shape)
 }

@@ -548,7 +548,7 @@ mod tests {
         let booting = Arc::clone(&machine);
         let source = BootSource::Workload(WorkloadParams::default());
         let waits = tokio::task::spawn_blocking(move || booting.vm().boot(&source));
-        missing.wait(Duration::from_secs(60)).unwrap();
+        missing.wait(Some(Duration::from_secs(60))).unwrap();
         assert!(!missing.wanted().unwrap().is_empty(), "the machine waits for no page");
         let ended = tokio::time::timeout(Duration::from_secs(60), process.shut_down()).await;
         let still_waits = !waits.is_finished();

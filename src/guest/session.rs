@@ -194,11 +194,8 @@ fn not_changed(error: ChangeRefused) -> ApiError {
 fn not_first(error: PostcopyRefused) -> ApiError {
     let reason = match error {
         PostcopyRefused::Over => Reason::NotMigrating,
-        PostcopyRefused::Late => Reason::TooLate,
-        PostcopyRefused::NotHere
-        | PostcopyRefused::Unsupported
-        | PostcopyRefused::Disks
-        | PostcopyRefused::TooLarge => Reason::WrongState,
+        error if error.is_permanent() => Reason::WrongState,
+        _ => Reason::TooLate,
     };
     ApiError::new(reason, error.to_string())
 }

@@ -296,6 +296,7 @@ pub(crate) mod tests {
             memory_bytes: 0,
             disk_bytes: 0,
             transfer: Transfer::default(),
+            links: Vec::new(),
             rounds_total: 0,
             rounds: Vec::new(),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use metrics::{DepartedSample, GuestSample, MigrationSample, NetworkFlow, NetworkSample, Traffic};
-use migrate::progress::Role;
+use migrate::progress::{LinkProgress, Role};
 use migrate::record::Record;
 use migrate::report::Outcome;
 use migrate::waits::PageWaits;
@@ -101,6 +101,7 @@ fn running(progress: &Progress) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         hinted_pages: is_source.then_some(transfer.hinted_pages),
+        links: links(&progress.links),
         remaining_bytes: (is_source || progress.phase == Phase::Postcopy)
             .then_some(progress.remaining_bytes),
         disk_remaining_bytes: (is_source && progress.disk_bytes > 0)
@@ -114,6 +115,12 @@ fn running(progress: &Progress) -> MigrationSample {
         guest_downtime: None,
         page_waits: progress.page_waits.as_ref().and_then(page_waits),
     }
+}
+
+/// Counts the links in use and those that are lost, if there are several.
+fn links(links: &[LinkProgress]) -> Option<(u64, u64)> {
+    let lost = links.iter().filter(|link| link.lost.is_some()).count();
+    (!links.is_empty()).then(|| ((links.len() - lost) as u64, lost as u64))
 }
 
 /// Returns the waits for pages, if they were counted here; an invalid time counts as zero.
@@ -166,6 +173,7 @@ fn finished(report: &Report) -> MigrationSample {
         lz4: Traffic { pages: transfer.lz4_pages, bytes: transfer.lz4_bytes },
         zero_pages: transfer.zero_pages,
         hinted_pages: (report.role == Role::Source).then_some(transfer.hinted_pages),
+        links: links(&report.links),
         remaining_bytes: None,
         disk_remaining_bytes: None,
         disk_transferred_bytes: transfer.disk_wire_bytes,

@@ -1,5 +1,6 @@
 //! `lighter migrate`: starts a migration, shows its progress, and reports how it ended.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use crate::api::migration::{
 use crate::api::types::{
     BootFileInfo, BootFiles, GuestInfo, GuestState, StateAnswer, WorkloadInfo,
 };
-use crate::api::{ApiClient, AskError, Reason};
+use crate::api::{ApiClient, ApiError, AskError, Reason};
 use crate::cli::Output;
 use crate::cli::limits::Setting;
 use crate::cli::migration::{MigrateArgs, ResolveArg};
@@ -191,7 +192,18 @@ async fn begin(
     let older =
         MigrationRequest { addresses: Vec::new(), node_port: None, on_stall, ..request.clone() };
     let ask = async |request| client.post("/v1/guest/migration", &request).await;
-    ask_or_older(ask, request, older).await
+    ask_or_older(ask, request, older).await.map_err(explain_links)
+}
+
+/// Explains the refusal of a process that does not know links: it names only the field.
+fn explain_links(error: AskError) -> AskError {
+    match error {
+        AskError::Refused(refusal) if refusal.error.contains("unknown field `via`") => {
+            let text = "the guest's process is of an earlier version that does not know --via: migrate it without";
+            AskError::Refused(ApiError::new(refusal.reason, text))
+        }
+        error => error,
+    }
 }
 
 /// Sends `request`, or `older` if the process refuses that: a process of an earlier version refuses
@@ -228,10 +240,14 @@ async fn request(
     destination: &str,
 ) -> Result<MigrationRequest> {
     let identity = identity_of(state, &args.name)?;
-    let nodes = Destination::parse(destination)?.find().await?;
+    let to = Destination::parse(destination)?;
+    let addresses = match &args.via[..] {
+        [] => to.find().await?.into_iter().map(|node| node.address).collect(),
+        via => via.iter().map(|address| SocketAddr::new(*address, to.port)).collect(),
+    };
     Ok(MigrationRequest {
         destination: destination.to_owned(),
-        addresses: nodes.into_iter().map(|node| node.address).collect(),
+        addresses,
         identity,
         tls_name: args.tls_name.clone(),
         downtime_ms_max: millis(args.downtime.unwrap_or_else(|| args.preset.downtime())),
@@ -240,6 +256,7 @@ async fn request(
         timeout_ms: millis(args.timeout),
         compression: args.compress,
         connections: args.connections,
+        via: args.via.clone(),
         copy_disks: args.copies_disks().then(|| CopyDisks {
             only: args.copy_disk.iter().cloned().collect(),
             paths: args.disk_path.iter().cloned().collect(),

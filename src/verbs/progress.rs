@@ -201,6 +201,9 @@ fn parts(progress: &Progress) -> Vec<(Rank, String)> {
         let throttled = format!("{} throttled by up to {percent} %", format_vcpus(vcpus));
         parts.push((Rank::Remaining, throttled));
     }
+    for link in progress.links.iter().filter(|link| link.lost.is_some()) {
+        parts.push((Rank::Remaining, format!("link {} lost", link.address)));
+    }
     if let Some(why) = &progress.postcopy_refused {
         parts.push((Rank::Remaining, format!("goes on with rounds, as {why}")));
     }

@@ -183,6 +183,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
         };
         lines.push(("Kind", kind.to_owned()));
         lines.push(("VCPUs", info.vcpus.to_string()));
+        lines.extend(info.machine.map(|machine| ("Machine", machine.to_string())));
         lines.extend(info.cpu_model.iter().map(|model| ("CPU", model.clone())));
         lines.push(("Memory", format_size(info.memory_bytes)));
         lines.extend(backing_lines(&info.backing));

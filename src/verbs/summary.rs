@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use migrate::progress::Role;
+use migrate::progress::{LinkProgress, Role};
 use migrate::report::{Estimated, Outcome, Standstill};
 use migrate::stall::Stall;
 use migrate::{Phase, Reason, Report};
@@ -36,6 +36,7 @@ pub(crate) fn figures(
     let what = if report.disk_bytes > 0 { "guest memory and disks" } else { "guest memory" };
     let sent = format_size(transfer.wire_bytes);
     lines.push(("Sent", format!("{sent} for {} of {what} ({percent:.0} %)", format_size(memory))));
+    lines.extend(report.links.iter().map(|link| ("Link", carried(link))));
     if report.disk_bytes > 0 {
         let (sent, size) = (format_size(transfer.disk_wire_bytes), format_size(report.disk_bytes));
         lines.push(("Disks", format!("{sent} of this for disks of {size}")));
@@ -56,6 +57,15 @@ pub(crate) fn figures(
     };
     lines.push(("Pages", pages + &hinted));
     facts_within(&lines, screen)
+}
+
+/// Formats what a link has carried, and why it was lost.
+fn carried(link: &LinkProgress) -> String {
+    let carried = format!("{} by {}", format_size(link.wire_bytes), link.address);
+    match &link.lost {
+        Some(why) => format!("{carried}, lost: {why}"),
+        None => carried,
+    }
 }
 
 /// Formats for how long memory came after the guest, and the longest wait for a page of it.
@@ -262,6 +272,7 @@ pub(super) mod tests {
             memory_bytes: 512 << 20,
             disk_bytes: 0,
             transfer: Transfer { wire_bytes: 256 << 20, raw_pages: 60_000, ..Transfer::default() },
+            links: Vec::new(),
             rounds_total: 3,
             rounds: Vec::new(),
         }

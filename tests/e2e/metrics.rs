@@ -21,7 +21,7 @@ const SCRAPE_WITHIN: Duration = Duration::from_secs(2 + 2);
 /// Metrics that may stay at zero here, because the workload has no network, disks or balloon, its
 /// memory comes before it, and no estimate is made; grouped by the file and the test that moves
 /// them.
-pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 8] = [
+pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 9] = [
     (
         "tests/e2e/converging.rs",
         "a_hot_guest_arrives_throttled",
@@ -67,6 +67,11 @@ pub(crate) const MOVED_ELSEWHERE: [MovedElsewhere; 8] = [
             "lighter_migration_disk_remaining_bytes",
             "lighter_migration_disk_transferred_bytes_total",
         ],
+    ),
+    (
+        "tests/e2e/network/links.rs",
+        "a_link_that_is_out_of_reach_is_said_everywhere",
+        &["lighter_migration_links", "lighter_migration_links_lost"],
     ),
     (
         "tests/e2e/linux/balloon.rs",

@@ -6,6 +6,7 @@
 
 pub(crate) mod cable;
 mod lan;
+mod links;
 mod relay;
 mod taps;
 

@@ -10,33 +10,46 @@ const DOWNTIME: &str = "10s";
 /// netem options of the link between the hosts.
 const LINK: &str = "delay 5ms loss 0.1%";
 
+/// Runs a guest with a PCI bus.
+const ON_PCI: &str = "--machine pci";
+
 #[test]
 fn one_vcpu_moves_ten_times() {
-    moves(1, 10);
+    moves(1, 10, "");
 }
 
 #[test]
 fn two_vcpus_move_twice() {
-    moves(2, 2);
+    moves(2, 2, "");
+}
+
+#[test]
+fn two_vcpus_on_pci_move_twice() {
+    moves(2, 2, ON_PCI);
 }
 
 #[test]
 fn two_vcpus_move_ten_times() {
-    moves(2, 10);
+    moves(2, 10, "");
 }
 
 #[test]
 fn four_vcpus_move_ten_times() {
-    moves(4, 10);
+    moves(4, 10, "");
 }
 
-fn moves(cpus: u16, moves: usize) {
+#[test]
+fn four_vcpus_on_pci_move_ten_times() {
+    moves(4, 10, ON_PCI);
+}
+
+fn moves(cpus: u16, moves: usize, options: &str) {
     let lab = Lab::of(3);
     let mut hosts = lab.nodes();
     for host in hosts {
         host.shape(LINK);
     }
-    let guest = StockGuest::boot(&lab, hosts[0], cpus, "");
+    let guest = StockGuest::boot(&lab, hosts[0], cpus, options);
     let stream = Stream::begin(lab.host(3), &guest);
     let before = guest.health(hosts[0]);
     for turn in 1..=moves {
@@ -86,23 +99,45 @@ fn sixteen_vcpus_move_and_are_restored() {
 
 #[test]
 fn one_vcpu_uses_its_devices_and_reboots() {
-    uses_its_devices_and_reboots(1);
+    uses_its_devices_and_reboots(1, "");
 }
 
 #[test]
 fn two_vcpus_use_their_devices_and_reboot() {
-    uses_its_devices_and_reboots(2);
+    uses_its_devices_and_reboots(2, "");
+}
+
+#[test]
+fn two_vcpus_on_pci_use_their_devices_and_reboot() {
+    uses_its_devices_and_reboots(2, ON_PCI);
 }
 
 #[test]
 fn four_vcpus_use_their_devices_and_reboot() {
-    uses_its_devices_and_reboots(4);
+    uses_its_devices_and_reboots(4, "");
 }
 
-fn uses_its_devices_and_reboots(cpus: u16) {
+#[test]
+fn a_pci_bus_is_found_without_a_warning() {
     let lab = Lab::of(1);
     let host = lab.host(1);
-    let guest = StockGuest::boot(&lab, host, cpus, "");
+    let guest = StockGuest::boot(&lab, host, 2, ON_PCI);
+    let complaints =
+        "dmesg --level=emerg,alert,crit,err,warn | grep -iE 'pci|acpi|ecam|mmconfig|msi'";
+    assert_eq!(guest.sh(host, complaints).stdout, "");
+    let functions = guest.sh(host, "cat /sys/bus/pci/devices/*/vendor | sort | uniq -c").ok();
+    let counts: Vec<&str> = functions.split_whitespace().collect();
+    // Disk, network, entropy, balloon and vsock behind the host bridge.
+    assert_eq!(counts, ["5", "0x1af4", "1", "0x8086"], "{functions}");
+    let interrupts = guest.sh(host, "grep -c 'PCI-MSI.*virtio' /proc/interrupts").ok();
+    assert!(interrupts.trim().parse().is_ok_and(|count: u32| count >= 10), "{interrupts}");
+    guest.shut_down(host);
+}
+
+fn uses_its_devices_and_reboots(cpus: u16, options: &str) {
+    let lab = Lab::of(1);
+    let host = lab.host(1);
+    let guest = StockGuest::boot(&lab, host, cpus, options);
     follows_its_balloon(host);
     reports_free_pages(&guest, host);
     draws_entropy(&guest, host);

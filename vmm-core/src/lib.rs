@@ -18,6 +18,7 @@ mod event;
 mod host;
 pub mod labels;
 pub mod memory;
+pub mod pci;
 mod shape;
 pub mod snapshot;
 pub mod state;
@@ -32,6 +33,7 @@ pub mod workload;
 
 pub use boot::BootSource;
 pub use cpuid::{CpuModel, Nested};
+pub use devices::MachineKind;
 pub use dirty::{DirtyLog, REARMED_CHUNKS_MAX};
 pub use error::{Error, Result};
 pub use event::{DOORBELLS_MAX, EventQueue, StopReason, VmEvent};

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::cpuid::{self, CpuModel, CpuidEntry, ModelError, MsrValue, msr};
+use crate::devices::MachineKind;
 use crate::error::{Error, KvmContext, Result};
 use crate::labels::{self, LabelError, Labels};
 use crate::memory::{MemoryConfig, RamLayout};
@@ -28,6 +29,8 @@ pub use vcpus::{VCPUS_MAX, VcpuLimits};
 const SHAPE_VERSION: u16 = 6;
 /// Version of the encoding of a [`VmShape`] that is followed by labels.
 const SHAPE_VERSION_WITH_LABELS: u16 = 7;
+/// Version of the encoding of a [`VmShape`] that is followed by labels and the kind of its machine.
+const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
 
 /// A description from which the same virtual machine can be created on any suitable host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +50,7 @@ pub struct VmShape {
     pub tsc_khz: u32,
     /// Size of a vCPU's XSAVE area, in bytes.
     pub xsave_bytes: u32,
-    /// The virtio devices, by slot; see [`crate::devices::mmio`].
+    /// The virtio devices, by slot.
     pub devices: Vec<DeviceConfig>,
     /// How the RAM is backed, on every host.
     pub memory: MemoryConfig,
@@ -56,6 +59,9 @@ pub struct VmShape {
     /// Labels that the guest's owner attached to it.
     #[serde(skip)]
     pub labels: Labels,
+    /// How the guest reaches its devices.
+    #[serde(skip)]
+    pub machine: MachineKind,
 }
 
 /// Why a shape is invalid, or not possible on this host.
@@ -124,14 +130,14 @@ pub enum ShapeError {
     Malformed(String),
     /// The shape has a version that this program does not know.
     #[error(
-        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_LABELS}"
+        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_MACHINE}"
     )]
     Version(u16),
 }
 
 impl VmShape {
     /// Returns the shape of a new guest on this host, with every CPU feature that KVM supports here
-    /// and without virtio devices; add them to [`VmShape::devices`].
+    /// and without virtio devices; add them to [`VmShape::devices`]. Its machine has MMIO.
     ///
     /// # Errors
     /// If memory or vCPUs are out of bounds, or `/dev/kvm` cannot be used.
@@ -158,6 +164,7 @@ impl VmShape {
             memory: MemoryConfig::default(),
             cpu_model: model.name().to_owned(),
             labels: Labels::new(),
+            machine: MachineKind::default(),
         };
         shape.check()?;
         Ok(shape)
@@ -275,9 +282,15 @@ impl VmShape {
     /// [`ShapeError::Malformed`] if the encoding is too long, which takes absurdly many CPUID
     /// entries.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let bytes = match self.labels.is_empty() {
-            true => codec::encode(&(SHAPE_VERSION, self)),
-            false => codec::encode(&(SHAPE_VERSION_WITH_LABELS, self, &self.labels)),
+        // Earlier releases take a guest whose shape has a version that they know.
+        let bytes = match (self.machine, self.labels.is_empty()) {
+            (MachineKind::Mmio, true) => codec::encode(&(SHAPE_VERSION, self)),
+            (MachineKind::Mmio, false) => {
+                codec::encode(&(SHAPE_VERSION_WITH_LABELS, self, &self.labels))
+            }
+            (machine, _) => {
+                codec::encode(&(SHAPE_VERSION_WITH_MACHINE, self, &self.labels, machine))
+            }
         };
         Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)
     }
@@ -297,6 +310,13 @@ impl VmShape {
             SHAPE_VERSION => codec::decode(bytes).map(|(_, shape): (u16, Self)| shape),
             SHAPE_VERSION_WITH_LABELS => codec::decode(bytes)
                 .map(|(_, shape, labels): (u16, Self, Labels)| Self { labels, ..shape }),
+            SHAPE_VERSION_WITH_MACHINE => codec::decode(bytes).map(
+                |(_, shape, labels, machine): (u16, Self, Labels, MachineKind)| Self {
+                    labels,
+                    machine,
+                    ..shape
+                },
+            ),
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
@@ -316,7 +336,7 @@ impl VmShape {
             return Err(ShapeError::Malformed(format!("msr {index:#x} as a feature")).into());
         }
         cpuid::check_name(&self.cpu_model).map_err(ShapeError::from)?;
-        check_devices(&self.devices)?;
+        check_devices(&self.devices, self.machine)?;
         self.memory.check(self.memory_bytes)?;
         labels::check(&self.labels).map_err(ShapeError::from)?;
         self.layout().map(drop)
@@ -420,6 +440,31 @@ mod tests {
         let shape = shape();
         shape.check_host().unwrap();
         assert_eq!(VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap(), shape);
+    }
+
+    #[test]
+    fn what_earlier_releases_can_run_has_a_version_that_they_know() {
+        let labels: Labels = [("team".to_owned(), "shop".to_owned())].into();
+        for (machine, labels, version) in [
+            (MachineKind::Mmio, Labels::new(), 6),
+            (MachineKind::Mmio, labels.clone(), 7),
+            (MachineKind::Pci, Labels::new(), 8),
+            (MachineKind::Pci, labels, 8),
+        ] {
+            let shape = VmShape { machine, labels, ..shape() };
+            let bytes = shape.to_bytes().unwrap();
+            assert_eq!(bytes[..2], [version, 0], "{machine}");
+            assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
+        }
+    }
+
+    #[test]
+    fn a_pci_guest_has_room_for_more_devices() {
+        let devices = vec![DeviceConfig::Rng; 31];
+        let of = |machine| VmShape { machine, devices: devices.clone(), ..shape() }.to_bytes();
+        VmShape::from_bytes(&of(MachineKind::Pci).unwrap()).unwrap();
+        let refused = VmShape::from_bytes(&of(MachineKind::Mmio).unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("at most 12 devices, not 31"), "{refused}");
     }
 
     #[test]

@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
-use crate::devices::mmio::{self, Slot};
 use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
@@ -33,6 +32,8 @@ mod device_tests;
 mod many_vcpus_tests;
 #[cfg(test)]
 mod net_tests;
+#[cfg(test)]
+mod pci_tests;
 mod power;
 mod sharing;
 #[cfg(test)]
@@ -138,7 +139,7 @@ impl Vm {
         }
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
-        let bus = Bus::new(&vm, &ram, &shape.devices)?;
+        let bus = Bus::new(&vm, &ram, shape.machine, &shape.devices)?;
         let ports = Ports::new(serial, power);
         let rings = options.dirty_log.rings(&vm, ram.layout())?;
         let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
@@ -169,11 +170,6 @@ impl Vm {
     /// How KVM logs the pages that the guest writes.
     pub fn dirty_log(&self) -> DirtyLog {
         self.dirty_log
-    }
-
-    /// The MMIO slots of the guest's virtio devices.
-    pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        mmio::slots(self.shape.devices.len())
     }
 
     /// The state of the guest's network devices, in the order of the shape. Never blocks.
@@ -366,6 +362,7 @@ impl Vm {
         let save = move |vcpu: &mut Vcpu| state::save_vcpu(vcpu, pair);
         let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.submit(save)).collect();
         let vcpus: Result<Vec<_>> = answers.into_iter().map(|answer| answer.wait()?).collect();
+        let (devices, pci) = self.machine.bus.save()?;
         Ok(VmState {
             vcpus: vcpus?,
             irqchip: state::save_irqchip(&self.machine.vm)?,
@@ -374,7 +371,8 @@ impl Vm {
             power: self.machine.ports.power().save(),
             boot: self.boot_record(),
             on_reboot: self.machine.resets.policy(),
-            devices: self.machine.bus.save()?,
+            devices,
+            pci,
         })
     }
 
@@ -425,7 +423,7 @@ impl Vm {
         answers.into_iter().try_for_each(|answer| answer.wait()?)?;
         ports.serial().load(&state.serial).map_err(DeviceError::State)?;
         ports.power().load(&state.power);
-        self.machine.bus.load(&state.devices)?;
+        self.machine.bus.load(&state.devices, state.pci.as_ref())?;
         state::load_irqchip(&self.machine.vm, &state.irqchip)?;
         // The controllers save only edges, so a level has to be driven again.
         ports.power().drive_sci();

@@ -6,6 +6,7 @@
 mod copier;
 mod host;
 mod network;
+mod pci;
 mod request;
 mod ring;
 mod sockets;
@@ -23,6 +24,7 @@ use vmm_core::virtio::fuzzing::Bench;
 pub use copier::{Copier, copied_disk};
 pub use host::{Host, Operator, Scene};
 pub use network::{NetRequest, Network, network};
+pub use pci::{ConfigScript, MsixScript, PciReach, run_config, run_msix};
 pub use request::{BalloonRequest, DiskRequest, Fill, Request};
 use ring::{Descriptor, Ring};
 pub use sockets::{Program, Programs, VsockRequest, conversation, sockets};
@@ -356,11 +358,11 @@ impl Driver {
 
     /// Whatever a driver has done, the device can be saved and its state restored.
     fn go_elsewhere(&mut self) {
-        let state = match self.bench.save() {
-            Ok(state) => state,
+        let (state, _) = match self.bench.save() {
+            Ok(saved) => saved,
             Err(error) => panic!("a device cannot be saved: {error}"),
         };
-        if let Err(error) = self.bench.load(&state) {
+        if let Err(error) = self.bench.load(&state, None) {
             panic!("a device does not take its own state: {error}: {state:?}");
         }
         self.reach.moved += 1;
@@ -368,8 +370,8 @@ impl Driver {
 
     /// A modified state must be refused or be harmless.
     fn arrive(&mut self, damage: &Damage) -> Option<()> {
-        let mut state = self.bench.save().ok()?;
+        let (mut state, _) = self.bench.save().ok()?;
         damage.apply(&mut state);
-        self.bench.load(&state).ok()
+        self.bench.load(&state, None).ok()
     }
 }

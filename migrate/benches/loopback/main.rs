@@ -112,6 +112,7 @@ fn measure(
         bandwidth: None,
         compression,
         connections: Some(connections),
+        links: Vec::new(),
         addresses: Vec::new(),
         node_port: None,
         estimate: None,
@@ -178,6 +179,7 @@ impl SourceGuest for Idle {
             vcpus: 1,
             config: Blob(Vec::new()),
             disks: Vec::new(),
+            has_pci: false,
         }
     }
     fn start_dirty_log(&self) -> Result<(), GuestError> {

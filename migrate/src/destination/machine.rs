@@ -12,7 +12,9 @@ use crate::guest::{DiskCopy, GuestDescription, RunState};
 use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::progress::{Progress, Role, Transfer};
-use crate::protocol::{DestinationMessage, Features, MigrationId, Offer, SourceMessage};
+use crate::protocol::{
+    DestinationMessage, FEATURE_LINKS, Features, MigrationId, Offer, SourceMessage,
+};
 use crate::record::{DestinationState, RecordSlot};
 use crate::report::Outcome;
 use crate::telemetry::Telemetry;
@@ -147,6 +149,17 @@ impl Destination {
         self.source_node_port
     }
 
+    /// Returns whether a record of this side was requested.
+    pub fn has_record(&self) -> bool {
+        self.records.last_asked().is_some()
+    }
+
+    /// Returns whether the source may add links to its control stream: it has been greeted, and has
+    /// not answered yet.
+    pub fn may_add_links(&self) -> bool {
+        matches!(self.state, State::Greeted) && self.features.has(FEATURE_LINKS)
+    }
+
     /// Returns the current phase of the migration.
     pub fn phase(&self) -> Phase {
         self.notes.phase()
@@ -175,11 +188,11 @@ impl Destination {
         }
     }
 
-    /// Returns whether [`Event::Resolve`] would be accepted now, with either choice.
+    /// Returns whether [`Event::Resolve`] would be accepted now.
     ///
     /// # Errors
-    /// If the destination is not waiting for a source that is out of reach, or is to run a guest of
-    /// whose memory a part is there.
+    /// If the destination is not waiting for a source that is out of reach, is to run a guest of
+    /// whose memory a part is there, or runs it.
     pub fn can_resolve(&self, choice: OperatorChoice) -> Result<(), ResolveRefused> {
         match self.state {
             State::Ready if choice == OperatorChoice::Run && self.is_fetching => {
@@ -187,7 +200,10 @@ impl Destination {
             }
             State::Ready if !self.connected => Ok(()),
             State::Ready | State::RecordingReady { .. } => Err(ResolveRefused::Connected),
-            State::Fetching { .. } => Err(ResolveRefused::MemoryElsewhere),
+            State::TakingOver { .. }
+            | State::Adopting { .. }
+            | State::Resuming { .. }
+            | State::Fetching { .. } => Err(ResolveRefused::RunsHere),
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
         }

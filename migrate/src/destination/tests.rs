@@ -130,6 +130,7 @@ fn guest(name: &str) -> GuestDescription {
         vcpus: 1,
         config: Blob::default(),
         disks: Vec::new(),
+        has_pci: false,
     }
 }
 

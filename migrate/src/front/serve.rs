@@ -200,6 +200,7 @@ mod tests {
                 vcpus: 1,
                 config: Blob(Vec::new()),
                 disks: Vec::new(),
+                has_pci: false,
             },
         }
     }

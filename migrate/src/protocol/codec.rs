@@ -20,7 +20,7 @@ pub const SMALL_LIMIT: usize = 16 << 10;
 pub const DESCRIPTION_LIMIT: usize = 1 << 20;
 /// Largest body of a message with the state of a guest.
 pub const STATE_LIMIT: usize = 64 << 20;
-/// Largest body of a message that lists pages: those of 340 GiB at worst.
+/// Largest body of a message that lists pages; `PageMasks::CHUNKS_MAX` chunks fill it.
 pub const PAGES_LIMIT: usize = 16 << 20;
 
 const MAGIC: [u8; 2] = *b"lC";

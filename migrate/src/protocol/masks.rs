@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::memory::PageSet;
+use super::codec::PAGES_LIMIT;
+use crate::memory::{CHUNK_BYTES, PageSet};
+
+/// Bytes of a message's body before its pages: which message it is, and the number of chunks.
+const HEAD_BYTES: usize = size_of::<u32>() + size_of::<u64>();
+/// Bytes of a chunk in a message's body: its number, and the mask of its pages.
+const ENTRY_BYTES: usize = size_of::<u32>() + size_of::<u64>();
 
 /// Pages of a guest's memory: its chunks in ascending order, each with the mask of its pages, which
 /// is not 0. Chunks without pages are absent.
@@ -11,8 +17,10 @@ use crate::memory::PageSet;
 pub struct PageMasks(Vec<(u32, u64)>);
 
 impl PageMasks {
-    /// Chunks of the largest guest whose pages always fit into a message: 256 GiB.
-    pub(crate) const CHUNKS_MAX: usize = 1 << 20;
+    /// Chunks of the largest guest whose pages always fit into a message.
+    pub(crate) const CHUNKS_MAX: usize = (PAGES_LIMIT - HEAD_BYTES) / ENTRY_BYTES;
+    /// Memory of that guest, in whole GiB.
+    pub(crate) const GIB_MAX: usize = (Self::CHUNKS_MAX * CHUNK_BYTES) >> 30;
 
     /// Returns the pages of `set`.
     pub fn of(set: &PageSet) -> Self {
@@ -46,6 +54,24 @@ impl std::fmt::Debug for PageMasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::codec::{CodecError, Message, encode};
+    use crate::protocol::{DestinationMessage, SourceMessage};
+
+    /// Encodes a message that lists `chunks` chunks.
+    fn listing<M: Message>(chunks: usize, message: fn(PageMasks) -> M) -> Result<(), CodecError> {
+        encode(&message(PageMasks::of(&PageSet::full(chunks)))).map(drop)
+    }
+
+    #[test]
+    fn a_message_lists_as_many_chunks_as_fit_and_no_more() {
+        let (most, too_many) = (PageMasks::CHUNKS_MAX, PageMasks::CHUNKS_MAX + 1);
+        listing(most, SourceMessage::Missing).unwrap();
+        listing(most, DestinationMessage::Missing).unwrap();
+        let refused = listing(too_many, SourceMessage::Missing).unwrap_err();
+        assert!(matches!(refused, CodecError::TooLong { .. }), "{refused}");
+        assert!(listing(too_many, DestinationMessage::Missing).is_err());
+        assert_eq!(PageMasks::GIB_MAX, 341, "the documentation says so");
+    }
 
     #[test]
     fn a_set_survives_the_way_there_and_back() {

@@ -12,6 +12,9 @@ use crate::text::{Blob, PeerText};
 /// Most data streams of one migration.
 pub const MAX_STREAMS: u16 = 64;
 
+/// Most links that one migration uses at once.
+pub const MAX_LINKS: usize = 4;
+
 /// A message from the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceMessage {

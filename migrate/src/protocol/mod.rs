@@ -14,6 +14,7 @@ pub mod front;
 mod identity;
 mod masks;
 mod message;
+pub(crate) mod page_ack;
 pub(crate) mod page_request;
 pub(crate) mod preamble;
 mod version;
@@ -22,10 +23,10 @@ pub use codec::CodecError;
 pub use identity::{MigrationId, Token};
 pub use masks::PageMasks;
 pub use message::{
-    Complaint, Decision, DestinationMessage, MAX_STREAMS, Prepare, SavedState, SourceMessage,
-    Takeover,
+    Complaint, Decision, DestinationMessage, MAX_LINKS, MAX_STREAMS, Prepare, SavedState,
+    SourceMessage, Takeover,
 };
 pub use version::{
-    FEATURE_DISKS, FEATURE_LZ4, FEATURE_NODE, FEATURE_POSTCOPY, FEATURE_RETURN, Features,
-    MAX_VERSIONS, Offer, SUPPORTED_VERSIONS, Version, VersionMismatch,
+    FEATURE_DISKS, FEATURE_LINKS, FEATURE_LZ4, FEATURE_NODE, FEATURE_PCI, FEATURE_POSTCOPY,
+    FEATURE_RETURN, Features, MAX_VERSIONS, Offer, SUPPORTED_VERSIONS, Version, VersionMismatch,
 };

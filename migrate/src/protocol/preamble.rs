@@ -1,14 +1,19 @@
 //! The first bytes of every stream to a process that receives a guest.
 //!
-//! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data, 3 background, 4 requests),
-//! reserved zero (1), stream number, little-endian (2; zero except for data), migration id (16),
-//! token (32), reserved zero (8). A stream that does not show the right migration and token is
-//! closed together with its connection, so that no other host of the fleet can join.
+//! Layout, 64 bytes: magic `LTRS` (4), role (1: 1 control, 2 data, 3 background, 4 requests, 5
+//! control on a further link, 6 pages of one of several links), reserved zero (1), stream number,
+//! little-endian (2; zero except for data), migration id (16), token (32), reserved zero (8). A
+//! stream that does not show the right migration and token is closed together with its connection,
+//! so that no other host of the fleet can join.
 
 use super::{MAX_STREAMS, MigrationId, Token};
 
 /// Bytes of a preamble.
 pub(crate) const PREAMBLE_BYTES: usize = 64;
+/// What a process answers on the control stream of a further link, before any message: it has heard
+/// all that was sent before, and sends all that follows on this link as well.
+pub(crate) const LINK_JOINED: [u8; 1] = [1];
+
 const MAGIC: [u8; 4] = *b"LTRS";
 
 /// The purpose of a stream.
@@ -25,6 +30,10 @@ pub(crate) enum StreamRole {
     Background,
     /// Requests for pages that follow the guest, from destination to source, and those pages.
     Requests,
+    /// The messages of the control stream, on a further link.
+    Link,
+    /// Pages from source to destination on one of several links, and acknowledgements of them.
+    LinkPages,
 }
 
 /// Why a stream is refused.
@@ -61,6 +70,8 @@ impl Preamble {
             }
             StreamRole::Background => bytes[4] = 3,
             StreamRole::Requests => bytes[4] = 4,
+            StreamRole::Link => bytes[4] = 5,
+            StreamRole::LinkPages => bytes[4] = 6,
         }
         bytes[8..24].copy_from_slice(self.migration.as_bytes());
         bytes[24..56].copy_from_slice(&self.token.0);
@@ -90,6 +101,8 @@ impl Preamble {
             2 if stream < MAX_STREAMS => Ok(StreamRole::Data { stream }),
             3 if stream == 0 => Ok(StreamRole::Background),
             4 if stream == 0 => Ok(StreamRole::Requests),
+            5 if stream == 0 => Ok(StreamRole::Link),
+            6 if stream == 0 => Ok(StreamRole::LinkPages),
             _ => Err(PreambleError::Role),
         }
     }
@@ -105,8 +118,10 @@ mod tests {
 
     #[test]
     fn accepts_the_right_token() {
+        let both = [StreamRole::Link, StreamRole::LinkPages];
         let data = StreamRole::Data { stream: 63 };
-        for role in [StreamRole::Control, data, StreamRole::Background, StreamRole::Requests] {
+        let others = [StreamRole::Control, data, StreamRole::Background, StreamRole::Requests];
+        for role in others.into_iter().chain(both) {
             let sent = preamble(role);
             let seen = Preamble::admit(&sent.encode(), sent.migration, &sent.token);
             assert_eq!(seen, Ok(role));

@@ -39,6 +39,12 @@ pub const FEATURE_RETURN: Features = Features(8);
 /// [`Features::SUPPORTED`]: a side offers it if its host can do it.
 pub const FEATURE_POSTCOPY: Features = Features(16);
 
+/// The source may use several links at once, with a connection on each.
+pub const FEATURE_LINKS: Features = Features(32);
+
+/// Guests with a PCI bus are known: their descriptions and states can be read.
+pub const FEATURE_PCI: Features = Features(64);
+
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -46,8 +52,14 @@ pub struct Features(pub u64);
 
 impl Features {
     /// All features of this build.
-    pub const SUPPORTED: Self =
-        Self(FEATURE_LZ4.0 | FEATURE_DISKS.0 | FEATURE_NODE.0 | FEATURE_RETURN.0);
+    pub const SUPPORTED: Self = Self(
+        FEATURE_LZ4.0
+            | FEATURE_DISKS.0
+            | FEATURE_NODE.0
+            | FEATURE_RETURN.0
+            | FEATURE_LINKS.0
+            | FEATURE_PCI.0,
+    );
 
     /// Returns the features of either set.
     #[must_use]

@@ -10,7 +10,9 @@ use quinn::{ClientConfig, Connection, EndpointConfig, Incoming, ServerConfig, To
 use super::error::LinkError;
 use super::places::{Place, Places};
 use super::tls::Tls;
-use super::transport::{self, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER};
+use super::transport::{
+    self, KEEP_ALIVE, LINK_KEEP_ALIVE, MTU_LOOPBACK, MTU_MAX, Path, SOCKET_BUFFER,
+};
 
 /// Most addresses of a host that are tried.
 const ADDRESSES_MAX: usize = 4;
@@ -69,9 +71,12 @@ pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
 }
 
 /// As [`listen`], for memory: accepts the large datagrams that a source on the same host sends, for
-/// which quinn reserves 128 MiB of address space.
+/// which quinn reserves 128 MiB of address space. The address of a source may change while it is
+/// connected.
 pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    open(address, Some(server(tls)), MTU_LOOPBACK)
+    let mut server = server(tls);
+    server.migration(true);
+    open(address, Some(server), MTU_LOOPBACK)
 }
 
 /// Makes `endpoint`, which [`listen`] opened, accept new connections with other certificates.
@@ -95,22 +100,34 @@ fn server(tls: &Tls) -> ServerConfig {
 /// # Errors
 /// [`LinkError::Socket`] if no socket can be opened.
 pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    dial_over(Path::Network, towards, tls)
+    dial_over(Path::Network, towards, tls, KEEP_ALIVE)
 }
 
 /// As [`dialer`], for memory sent to `towards`, which listens with [`listen_for_memory`].
 pub(crate) fn dialer_for_memory(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    dial_over(Path::to(towards), towards, tls)
+    dial_over(Path::to(towards), towards, tls, KEEP_ALIVE)
 }
 
-fn dial_over(path: Path, towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
+/// As [`dialer_for_memory`], for one of several links.
+pub(crate) fn dialer_for_link(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
+    dial_over(Path::to(towards), towards, tls, LINK_KEEP_ALIVE)
+}
+
+fn dial_over(
+    path: Path,
+    towards: SocketAddr,
+    tls: &Tls,
+    keep_alive: Duration,
+) -> Result<Endpoint, LinkError> {
     let any: IpAddr = match towards {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let mut endpoint = open(SocketAddr::new(any, 0), None, MTU_MAX)?;
     let mut client = ClientConfig::new(tls.client.clone());
-    client.transport_config(Arc::new(transport::config(path)));
+    let mut config = transport::config(path);
+    config.keep_alive_interval(Some(keep_alive));
+    client.transport_config(Arc::new(config));
     endpoint.set_default_client_config(client);
     Ok(endpoint)
 }
@@ -470,6 +487,27 @@ mod tests {
         let (seen, _) = meet(&tls(&authority), &tls(&authority), "host-b").await;
         let message = seen.to_string();
         assert!(message.contains("not valid for the name host-b"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn the_address_of_a_source_may_change_while_it_is_connected() {
+        let tls = tls(&Authority::create().unwrap());
+        let listener = listen_for_memory(ANY, &tls).unwrap();
+        let address = listener.local_addr().unwrap();
+        let dialer = dialer_for_memory(address, &tls).unwrap();
+        let peer = Peer { address, name: "127.0.0.1".into() };
+        let accepting = async { listener.accept().await.unwrap().await.unwrap() };
+        let (near, far) = tokio::join!(connect(&dialer, &peer), accepting);
+        let (near, before) = (near.unwrap(), far.remote_address());
+
+        dialer.rebind(UdpSocket::bind("127.0.0.2:0").unwrap()).unwrap();
+
+        let mut stream = near.open_uni().await.unwrap();
+        stream.write_all(b"still here").await.unwrap();
+        stream.finish().unwrap();
+        let heard = far.accept_uni().await.unwrap().read_to_end(64).await.unwrap();
+        assert_eq!(heard, b"still here");
+        assert_ne!(far.remote_address().ip(), before.ip());
     }
 
     #[tokio::test]

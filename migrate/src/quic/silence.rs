@@ -10,10 +10,17 @@ use quinn::Connection;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::LinkError;
-use super::transport::{IDLE_TIMEOUT, NOTICED_WITHIN};
+use super::transport::{IDLE_TIMEOUT, LINK_KEEP_ALIVE, NOTICED_WITHIN};
 
 /// Time between two samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time after which a link counts as dead, if another one is not silent meanwhile.
+const LINK_SILENCE: Duration = Duration::from_secs(3);
+const _: () = assert!(
+    LINK_SILENCE.as_millis() >= 5 * LINK_KEEP_ALIVE.as_millis(),
+    "a link that loses a few packets must not count as dead"
+);
 
 /// The limit is one sample interval longer than the time-out, and the last datagram may have come
 /// right after a sample.
@@ -31,6 +38,37 @@ pub(crate) async fn silence(connection: &Connection) -> LinkError {
     let limit = IDLE_TIMEOUT + SAMPLE_INTERVAL;
     unchanged(limit, || connection.stats().udp_rx.datagrams).await;
     LinkError::Lost { peer: connection.remote_address().to_string(), seconds: limit.as_secs() }
+}
+
+/// Waits until no datagram has come on one of `connections` for [`LINK_SILENCE`], while one has
+/// just come on another; returns its place and the error.
+pub(crate) async fn silent_beside_others(connections: &[Connection]) -> (usize, LinkError) {
+    let counts = || connections.iter().map(|it| it.stats().udp_rx.datagrams).collect();
+    let place = unchanged_beside_others(LINK_SILENCE, counts).await;
+    let peer = connections[place].remote_address().to_string();
+    (place, LinkError::Lost { peer, seconds: LINK_SILENCE.as_secs() })
+}
+
+/// Waits until one of `counts` has been the same for `limit`, and another has just changed; returns
+/// its place.
+async fn unchanged_beside_others(limit: Duration, counts: impl Fn() -> Vec<u64>) -> usize {
+    let mut ticks = interval(LINK_KEEP_ALIVE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = counts();
+    let mut silent = vec![Duration::ZERO; seen.len()];
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let now = counts();
+        for (silent, (now, seen)) in silent.iter_mut().zip(now.iter().zip(&seen)) {
+            *silent = if now == seen { *silent + LINK_KEEP_ALIVE } else { Duration::ZERO };
+        }
+        seen = now;
+        let place = silent.iter().position(|silent| *silent >= limit);
+        if let Some(place) = place.filter(|_| silent.contains(&Duration::ZERO)) {
+            return place;
+        }
+    }
 }
 
 /// Waits until `count` has been the same for `limit`.
@@ -85,6 +123,30 @@ mod tests {
         assert!(timeout(SAMPLE_INTERVAL, &mut outcome).await.is_err());
         tokio::time::advance(Duration::from_secs(60)).await;
         assert!(timeout(5 * SAMPLE_INTERVAL, &mut outcome).await.is_err(), "{}", ticks.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_is_given_up_only_if_another_one_is_not_silent() {
+        let began = Instant::now();
+        let all_silent_until = 60 * LINK_KEEP_ALIVE;
+        let counts = || {
+            let beats = began.elapsed().saturating_sub(all_silent_until).as_millis() as u64;
+            vec![beats, 7, beats]
+        };
+        let place = unchanged_beside_others(LINK_SILENCE, counts).await;
+        assert_eq!(place, 1);
+        assert!(began.elapsed() > all_silent_until, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn links_that_are_heard_now_and_then_are_kept() {
+        let began = Instant::now();
+        let counts = || {
+            let beat = began.elapsed().as_secs();
+            vec![beat / 2, beat.saturating_sub(1) / 2]
+        };
+        let outcome = timeout(60 * LINK_SILENCE, unchanged_beside_others(LINK_SILENCE, counts));
+        assert!(outcome.await.is_err());
     }
 
     /// Returns a connection whose far side has fallen silent without closing it: its sockets exist,

@@ -13,6 +13,9 @@ use super::congestion::Congestion;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Silence after which a keep-alive is sent, so that only a dead peer is silent for the time-out.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// As [`KEEP_ALIVE`], sent by the source on each of several links: a dead one is found beside the
+/// others long before the time-out.
+pub const LINK_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Time within which a dead peer is detected (docs/protocol.md): by QUIC's idle time-out, or by
 /// `silence`.
 pub const NOTICED_WITHIN: Duration = Duration::from_secs(10);

@@ -19,7 +19,7 @@ const CONNECTIONS_MAX: usize = 32;
 /// Longest time for a handshake, and for the first stream to show its token.
 const ADMISSION_TIME: Duration = Duration::from_secs(10);
 /// Close code of a connection that is refused.
-const NOT_ADMITTED: u32 = 2;
+pub(super) const NOT_ADMITTED: u32 = 2;
 
 /// A stream that showed the right token.
 #[derive(Debug)]
@@ -30,6 +30,10 @@ pub(super) enum Arrival {
     Background(RecvStream),
     /// Requests for pages, and those pages.
     Requests(SendStream, RecvStream),
+    /// The control stream, on a further link.
+    Link(Connection, SendStream, RecvStream),
+    /// Pages on one of several links, and acknowledgements of them.
+    LinkPages(SendStream, RecvStream),
 }
 
 /// Admission rules of a destination, and where admitted streams go.
@@ -99,8 +103,17 @@ impl<T> Gate<T> {
             (Some(StreamRole::Data { stream }), None) => Ok(Some(Arrival::Data(stream, receive))),
             (Some(StreamRole::Background), None) => Ok(Some(Arrival::Background(receive))),
             (Some(StreamRole::Requests), Some(send)) => Ok(Some(Arrival::Requests(send, receive))),
+            (Some(StreamRole::Link), Some(send)) => {
+                Ok(Some(Arrival::Link(connection.clone(), send, receive)))
+            }
+            (Some(StreamRole::LinkPages), Some(send)) => {
+                Ok(Some(Arrival::LinkPages(send, receive)))
+            }
             (Some(StreamRole::Control | StreamRole::Requests), None) => {
                 Err("a control stream and one of requests go both ways".into())
+            }
+            (Some(StreamRole::Link | StreamRole::LinkPages), None) => {
+                Err("the streams of a link go both ways".into())
             }
             (Some(StreamRole::Data { .. } | StreamRole::Background), Some(_)) => {
                 Err("a data stream goes one way only".into())

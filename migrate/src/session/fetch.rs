@@ -1,8 +1,9 @@
 //! The destination's side of memory that follows its guest: requests the pages for which the guest
 //! waits, and places those that arrive.
 //!
-//! One thread asks the guest's memory which pages are waited for, until all are there. Nothing here
-//! accesses that memory, so nothing here waits for a page.
+//! One thread waits until the guest waits for pages, and requests those, until all are there. As
+//! long as the guest waits for none, it sleeps. Nothing here accesses that memory, so nothing here
+//! waits for a page.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,8 +23,6 @@ use crate::protocol::page_request::PageRequest;
 use crate::protocol::{FEATURE_LZ4, Features};
 use crate::waits::PageWaits;
 
-/// Longest wait for a thread to wait for a page: the end of fetching is noticed after that.
-const WANTED_WAIT: Duration = Duration::from_millis(10);
 /// Pause after a failure to find out what is waited for.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// Priority of the stream of requests, as at the source.
@@ -101,7 +100,10 @@ impl Fetch {
     pub(super) fn finally(&self, missing: PageSet) -> impl FnOnce() + Send + use<> {
         let shared = self.0.clone();
         move || match shared.memory.clear(missing.words()) {
-            Ok(()) => shared.is_final.store(true, Ordering::Release),
+            Ok(()) => {
+                shared.is_final.store(true, Ordering::Release);
+                shared.memory.interrupt();
+            }
             Err(error) => drop(shared.failed.set(error)),
         }
     }
@@ -123,9 +125,9 @@ impl Fetch {
         set
     }
 
-    /// Returns how long the guest has waited for pages by now.
+    /// Returns how long the guest has waited for pages by now; warns once if that is long.
     pub(super) fn waits(&self) -> PageWaits {
-        self.0.lock_waits().clone()
+        self.0.note_waits()
     }
 
     /// Sends requests on this stream from now on, first those that have not been answered.
@@ -170,7 +172,8 @@ impl Fetch {
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        self.0.is_stopped.store(true, Ordering::Relaxed);
+        self.0.is_stopped.store(true, Ordering::Release);
+        self.0.memory.interrupt();
         *self.0.lock_requests() = None;
     }
 }
@@ -184,8 +187,7 @@ impl Shared {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how long the guest waits, and warns once if that is long.
-    fn note_waits(&self) {
+    fn note_waits(&self) -> PageWaits {
         let mut waits = self.lock_waits();
         let was_withheld = waits.is_withheld();
         waits.add(&self.memory.waits());
@@ -193,21 +195,20 @@ impl Shared {
             let seconds = waits.oldest_seconds;
             tracing::warn!(seconds, "the guest waits for a page that its source does not send");
         }
+        waits.clone()
     }
 
     /// Requests what is waited for, until all is there; returns false if that is no longer wanted.
     fn watch(&self) -> bool {
-        while !self.is_stopped.load(Ordering::Relaxed) {
-            match self.memory.wanted(WANTED_WAIT) {
+        while !self.is_stopped.load(Ordering::Acquire) {
+            match self.memory.wanted() {
                 Ok(wanted) => self.request(wanted),
                 Err(error) => {
                     tracing::error!(%error, "the guest waits for memory in vain");
                     std::thread::sleep(FAILED_PAUSE);
                 }
             }
-            let has_all = self.is_final.load(Ordering::Acquire) && self.memory.left() == 0;
-            self.note_waits();
-            if has_all {
+            if self.is_final.load(Ordering::Acquire) && self.memory.left() == 0 {
                 if let Err(error) = self.memory.end() {
                     tracing::warn!(%error, "the guest's memory stays registered");
                 }

@@ -46,6 +46,11 @@ impl Line {
         self.control.as_ref()
     }
 
+    /// Returns the control stream, if there is one, to add links to it.
+    pub(super) fn control_mut(&mut self) -> Option<&mut Control> {
+        self.control.as_mut()
+    }
+
     /// Returns the failpoints, for points other than messages and actions.
     pub(super) fn failpoints(&self) -> &Failpoints {
         &self.failpoints
@@ -63,6 +68,15 @@ impl Line {
         wrap: fn(u64, Heard<M>) -> T,
     ) -> Inbox<M, T> {
         self.generation += 1;
+        self.inbox(inputs, wrap)
+    }
+
+    /// Creates a receiver for a further link of the current control stream.
+    pub(super) fn inbox<M, T>(
+        &self,
+        inputs: mpsc::Sender<T>,
+        wrap: fn(u64, Heard<M>) -> T,
+    ) -> Inbox<M, T> {
         Inbox { inputs, generation: self.generation, wrap }
     }
 

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use quinn::{ReadError, ReadExactError, RecvStream};
+use quinn::{ReadError, ReadExactError, RecvStream, SendStream};
 use tokio::task::spawn_blocking;
 
 use super::stream_sender::STOPPED;
 use super::totals::Totals;
+use super::turns::Turns;
 use super::written::Written;
 use crate::destination::Event;
 use crate::guest::{DestinationGuest, GuestError};
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
 use crate::pages::{Decoder, Encoding, FrameError, FrameHeader, FrameKind, HEADER_BYTES, runs};
 use crate::progress::Transfer;
+use crate::protocol::page_ack::PageAck;
 use crate::protocol::{FEATURE_LZ4, Features};
 
 /// The chunks of a guest, and how they are distributed over the streams.
@@ -34,6 +36,8 @@ pub(super) struct Memory {
     space: Space,
     features: Features,
     totals: Arc<Totals>,
+    /// The order of frames that come over several links.
+    turns: Turns,
 }
 
 /// Why a stream cannot continue.
@@ -47,6 +51,8 @@ enum ReceiveError {
     WrongStream { stream: u16, chunk: u64, owner: u64 },
     #[error("data stream {stream} carries lz4, which was not agreed on")]
     NotAgreed { stream: u16 },
+    #[error("a link ended after {frames} frames, {announced} were sent")]
+    Miscounted { frames: u64, announced: u64 },
     #[error("data stream {stream} ended after {frames} frames, without its end marker")]
     Truncated { stream: u16, frames: u64 },
     #[error("data stream {stream} goes on after its end marker")]
@@ -64,7 +70,8 @@ impl Memory {
         totals: Arc<Totals>,
     ) -> Self {
         let written = Written::new(space.chunks);
-        Self { guest, written, space, features, totals }
+        let turns = Turns::new(space.chunks);
+        Self { guest, written, space, features, totals, turns }
     }
 
     /// Returns the number of data streams.
@@ -87,7 +94,8 @@ impl Memory {
             self.guest.copy_in(chunk, run.first, data)?;
             rest = after;
         }
-        // One stream carries all frames of a chunk, so no other task changes this word.
+        // No other task changes this word: one stream carries all frames of a chunk, or, of several
+        // links, one brings it in each round.
         self.written.set(chunk, (before | header.carried()) & !stale);
         Ok(())
     }
@@ -100,6 +108,8 @@ impl Memory {
 /// The current frame of a stream, and the buffers to decode it.
 struct Frame {
     stream: u16,
+    /// Whether the stream is one of several links, which carry all chunks.
+    is_link: bool,
     head: [u8; HEADER_BYTES],
     payload: Vec<u8>,
     decoder: Decoder,
@@ -108,7 +118,7 @@ struct Frame {
 impl Frame {
     fn of(stream: u16) -> Self {
         let (head, payload) = ([0; HEADER_BYTES], vec![0; CHUNK_BYTES]);
-        Self { stream, head, payload, decoder: Decoder::new() }
+        Self { stream, is_link: false, head, payload, decoder: Decoder::new() }
     }
 
     /// Checks the frame, and writes its pages.
@@ -118,8 +128,30 @@ impl Frame {
         if header.kind == FrameKind::End {
             return Ok(());
         }
-        check_place(memory, self.stream, header)?;
+        if !self.is_link {
+            check_place(memory, self.stream, header)?;
+        }
+        check_encoding(memory, self.stream, header)?;
         Ok(memory.apply(header, content)?)
+    }
+
+    /// Writes the pages of the frame where that may take long: see [`Frame::apply_elsewhere`].
+    async fn apply_anywhere(
+        mut self,
+        memory: &Arc<Memory>,
+        header: FrameHeader,
+    ) -> Result<Self, ReceiveError> {
+        let is_of_disk = memory.is_of_disk(&header);
+        if is_of_disk {
+            self = self.apply_elsewhere(memory, header).await?;
+        } else {
+            self.apply(memory, &header)?;
+        }
+        if header.kind != FrameKind::End {
+            let applied = counted(&header);
+            memory.totals.add(&if is_of_disk { applied.of_disk() } else { applied });
+        }
+        Ok(self)
     }
 
     /// As [`Frame::apply`], but on another thread, since a disk may be slow: the runtime has one
@@ -161,19 +193,62 @@ async fn receive_all(
         let header = FrameHeader::decode(&frame.head, memory.space.chunks as u64)?;
         let payload = &mut frame.payload[..header.payload_bytes as usize];
         fill(from, payload, stream, frames).await?;
-        let is_of_disk = memory.is_of_disk(&header);
-        if is_of_disk {
-            frame = frame.apply_elsewhere(memory, header).await?;
-        } else {
-            frame.apply(memory, &header)?;
-        }
+        frame = frame.apply_anywhere(memory, header).await?;
         if header.kind == FrameKind::End {
             expect_end(from, stream).await?;
             return Ok((header.chunk, frames));
         }
-        let applied = counted(&header);
-        memory.totals.add(&if is_of_disk { applied.of_disk() } else { applied });
         frames += 1;
+    }
+}
+
+/// Applies what one of several links carries to its end; returns the event to report to the
+/// machine, if any. For the machine all of them are data stream 0, which ends when the first does:
+/// whatever was sent has then been acknowledged.
+pub(super) async fn receive_on_link(
+    memory: Arc<Memory>,
+    (mut acks, mut from): (SendStream, RecvStream),
+) -> Option<Event> {
+    match receive_shares(&memory, &mut from, &mut acks).await {
+        Ok((round, frames)) => {
+            let is_first = memory.turns.end(round).await;
+            let (announced, applied) = (frames, frames);
+            is_first.then_some(Event::StreamEnded { stream: 0, announced, applied })
+        }
+        Err(ReceiveError::Elsewhere) => None,
+        Err(error) => Some(Event::DataFailed { detail: error.to_string().as_str().into() }),
+    }
+}
+
+async fn receive_shares(
+    memory: &Arc<Memory>,
+    from: &mut RecvStream,
+    acks: &mut SendStream,
+) -> Result<(u32, u64), ReceiveError> {
+    let mut frame = Frame { is_link: true, ..Frame::of(0) };
+    let mut frames = 0;
+    loop {
+        fill(from, &mut frame.head, 0, frames).await?;
+        let header = FrameHeader::decode(&frame.head, memory.space.chunks as u64)?;
+        let payload = &mut frame.payload[..header.payload_bytes as usize];
+        fill(from, payload, 0, frames).await?;
+        if header.kind == FrameKind::End {
+            frame.apply(memory, &header)?;
+            expect_end(from, 0).await?;
+            if header.chunk != frames {
+                return Err(ReceiveError::Miscounted { frames, announced: header.chunk });
+            }
+            return Ok((header.round, frames));
+        }
+        // The header was checked against the number of chunks.
+        if let Some(_turn) = memory.turns.enter(header.round, header.chunk as usize).await {
+            frame = frame.apply_anywhere(memory, header).await?;
+        }
+        frames += 1;
+        let ack = PageAck { round: header.round, chunk: header.chunk };
+        // A source that reads no acknowledgements needs none, or is lost.
+        let acknowledged = acks.write_all(&ack.encode()).await;
+        acknowledged.map_err(|_| ReceiveError::Elsewhere)?;
     }
 }
 
@@ -182,10 +257,16 @@ fn check_place(memory: &Memory, stream: u16, header: &FrameHeader) -> Result<(),
     if owner != u64::from(stream) {
         return Err(ReceiveError::WrongStream { stream, chunk: header.chunk, owner });
     }
-    if header.encoding == Encoding::Lz4 && !memory.features.has(FEATURE_LZ4) {
-        return Err(ReceiveError::NotAgreed { stream });
-    }
     Ok(())
+}
+
+fn check_encoding(memory: &Memory, stream: u16, header: &FrameHeader) -> Result<(), ReceiveError> {
+    match header.encoding {
+        Encoding::Lz4 if !memory.features.has(FEATURE_LZ4) => {
+            Err(ReceiveError::NotAgreed { stream })
+        }
+        Encoding::Raw | Encoding::Lz4 => Ok(()),
+    }
 }
 
 async fn fill(
@@ -230,6 +311,7 @@ mod tests {
 
     use super::*;
     use crate::pages::{BufferPool, Compression, Encoder, Position, WireRate};
+    use crate::protocol::page_ack::PAGE_ACK_BYTES;
     use crate::quic::pair::{Ending, Pair};
 
     const SPACE: Space = Space { memory_chunks: 1, chunks: 2, streams: 2 };
@@ -368,6 +450,51 @@ mod tests {
         assert!(message.contains("belongs to stream 1"), "{message}");
         let message = failure(&frames(&[(2, 1, 7)], Some(1), Compression::Off)).await;
         assert!(message.contains("the guest has 2"), "{message}");
+    }
+
+    /// Returns what one of several links reports that carries these bytes, the chunks that it
+    /// acknowledges, and the guest.
+    async fn received_on_link(bytes: &[u8]) -> (Option<Event>, Vec<u64>, Arc<Notes>) {
+        let notes = Arc::new(Notes::default());
+        let memory = Memory::new(notes.clone(), SPACE, FEATURE_LZ4, Arc::default());
+        let pair = Pair::new().await;
+        let (mut send, mut acks) = pair.near.open_bi().await.unwrap();
+        send.write_all(bytes).await.unwrap();
+        send.finish().unwrap();
+        let stream = pair.far.accept_bi().await.unwrap();
+        let event = receive_on_link(Arc::new(memory), stream).await;
+        let acks = acks.read_to_end(1 << 10).await.unwrap();
+        let decode = |bytes: &[u8]| PageAck::decode(bytes.try_into().unwrap());
+        let acks: Vec<_> = acks.chunks(PAGE_ACK_BYTES).map(decode).collect();
+        assert!(acks.iter().all(|ack| ack.round == 1), "{acks:?}");
+        (event, acks.iter().map(|ack| ack.chunk).collect(), notes)
+    }
+
+    #[tokio::test]
+    async fn a_link_carries_any_chunk_and_of_several_copies_in_a_round_the_first_is_applied() {
+        let bytes = frames(&[(1, 1, 7), (0, 1, 7), (1, 0b11, 8)], Some(3), Compression::Off);
+        let (event, acknowledged, notes) = received_on_link(&bytes).await;
+        assert_eq!(event, Some(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }));
+        assert_eq!(acknowledged, [1, 0, 1]);
+        assert_eq!(*notes.0.lock().unwrap(), [(1, 1, "copy"), (0, 1, "copy")]);
+    }
+
+    #[tokio::test]
+    async fn a_link_that_does_not_carry_what_it_counts_is_refused() {
+        let bytes = frames(&[(1, 1, 7)], Some(2), Compression::Off);
+        let (event, acknowledged, _) = received_on_link(&bytes).await;
+        let Some(Event::DataFailed { detail }) = event else { panic!("{event:?}") };
+        assert!(detail.to_string().contains("1 frames, 2 were sent"), "{detail}");
+        assert_eq!(acknowledged, [1]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_frame_on_a_link_is_refused_and_not_acknowledged() {
+        let mut bytes = frames(&[(0, 0b11, 7)], Some(1), Compression::Off);
+        bytes[HEADER_BYTES + 5000] ^= 1;
+        let (event, acknowledged, notes) = received_on_link(&bytes).await;
+        assert!(matches!(event, Some(Event::DataFailed { .. })), "{event:?}");
+        assert!(acknowledged.is_empty() && notes.0.lock().unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -4,15 +4,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use quinn::Connection;
+use quinn::{Connection, RecvStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::control::describe;
 use super::hints::{BLOCK_CHUNKS, Slot};
+use super::pool::Pool;
 use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
+use crate::protocol::page_ack::{PAGE_ACK_BYTES, PageAck};
 use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{MigrationId, Token};
 use crate::source::{Event, FinalSent, RoundSent};
@@ -41,6 +43,8 @@ pub(super) enum Order {
 /// Connections and credentials of a sender.
 pub(super) struct Route {
     pub(super) connections: Vec<Connection>,
+    /// Whether the connections are links that fail one by one, and share all chunks.
+    pub(super) are_links: bool,
     pub(super) name: String,
     pub(super) streams: u16,
     pub(super) migration: MigrationId,
@@ -77,7 +81,7 @@ impl Sender {
         let (stop, mut stopped) = watch::channel(());
         let is_ending = context.is_ending.clone();
         let work =
-            Work { context, route, hints, dirty: PageSet::full(chunks), senders: Vec::new() };
+            Work { context, route, hints, dirty: PageSet::full(chunks), outlets: Outlets::Closed };
         tasks.spawn(async move {
             tokio::select! {
                 // Ends when the sender is dropped.
@@ -102,7 +106,17 @@ struct Work {
     route: Route,
     hints: Arc<Slot>,
     dirty: PageSet,
-    senders: Vec<StreamSender>,
+    outlets: Outlets,
+}
+
+/// The streams that carry the pages.
+enum Outlets {
+    /// The first round opens them.
+    Closed,
+    /// Each carries a fixed part of the chunks.
+    Streams(Vec<StreamSender>),
+    /// One on each of several links, which share the chunks.
+    Links { pool: Arc<Pool>, _running: JoinSet<()> },
 }
 
 impl Work {
@@ -151,7 +165,7 @@ impl Work {
     /// Before the first round, removes pages from the dirty set that are zero both here and at the
     /// destination, which count as sent, and pages that the guest has reported free.
     async fn leave_out(&mut self) -> Result<Transfer, StreamSendError> {
-        if !self.senders.is_empty() {
+        if !matches!(self.outlets, Outlets::Closed) {
             return Ok(Transfer::default());
         }
         let (guest, mut dirty) = (Arc::clone(&self.context.guest), self.dirty.take());
@@ -194,9 +208,7 @@ impl Work {
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
         self.collect()?;
         let sent = self.send_dirty(round).await?;
-        for stream_sender in &mut self.senders {
-            stream_sender.end(round).await?;
-        }
+        self.end(round).await?;
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
     }
@@ -205,12 +217,8 @@ impl Work {
     /// destination; from now on, the log shows the next write to it.
     async fn end_streams(&mut self) -> Result<PageSet, StreamSendError> {
         self.leave_out().await?;
-        if self.senders.is_empty() {
-            self.open().await?;
-        }
-        for stream_sender in &mut self.senders {
-            stream_sender.end(0).await?;
-        }
+        self.open().await?;
+        self.end(0).await?;
         self.collect()?;
         let missing = self.dirty.take();
         let blocks = (0..).step_by(BLOCK_CHUNKS).zip(missing.words().chunks(BLOCK_CHUNKS));
@@ -232,19 +240,28 @@ impl Work {
     /// Sends all pages of the dirty set, and empties it. If rounds are to end meanwhile, what was
     /// not sent stays in it.
     async fn send_dirty(&mut self, round: u32) -> Result<Transfer, StreamSendError> {
-        if self.senders.is_empty() {
-            self.open().await?;
-        }
-        let dirty = Arc::new(self.dirty.take());
+        self.open().await?;
+        let dirty = self.dirty.take();
         self.heat_up(&dirty);
-        let sent = match &mut self.senders[..] {
-            [stream_sender] => stream_sender.send(round, &dirty).await,
-            _ => self.send_in_parallel(round, dirty.clone()).await,
-        };
-        for stream_sender in &self.senders {
-            stream_sender.add_unsent(&dirty, &mut self.dirty);
+        match &mut self.outlets {
+            Outlets::Closed => Ok(Transfer::default()),
+            Outlets::Links { pool, .. } => {
+                let (sent, unsent) = pool.send(dirty).await?;
+                self.dirty.union(&unsent);
+                Ok(sent)
+            }
+            Outlets::Streams(senders) => {
+                let dirty = Arc::new(dirty);
+                let sent = match &mut senders[..] {
+                    [stream_sender] => stream_sender.send(round, &dirty).await,
+                    _ => send_in_parallel(senders, round, dirty.clone()).await,
+                };
+                for stream_sender in senders {
+                    stream_sender.add_unsent(&dirty, &mut self.dirty);
+                }
+                sent
+            }
         }
-        sent
     }
 
     /// Counts a round in which these pages are sent.
@@ -256,46 +273,64 @@ impl Work {
         }
     }
 
-    async fn send_in_parallel(
-        &mut self,
-        round: u32,
-        dirty: Arc<PageSet>,
-    ) -> Result<Transfer, StreamSendError> {
-        let mut running = JoinSet::new();
-        for (place, mut stream_sender) in self.senders.drain(..).enumerate() {
-            let dirty = dirty.clone();
-            running.spawn(async move {
-                let sent = stream_sender.send(round, &dirty).await;
-                (place, stream_sender, sent)
-            });
+    /// Ends all streams.
+    async fn end(&mut self, round: u32) -> Result<(), StreamSendError> {
+        match &mut self.outlets {
+            Outlets::Closed => {}
+            Outlets::Links { pool, .. } => pool.end().await?,
+            Outlets::Streams(senders) => {
+                for stream_sender in senders {
+                    stream_sender.end(round).await?;
+                }
+            }
         }
-        let mut back = Vec::new();
-        let mut total = Transfer::default();
-        while let Some(joined) = running.join_next().await {
-            let broken = |error: tokio::task::JoinError| StreamSendError::Stream(error.to_string());
-            let (place, stream_sender, sent) = joined.map_err(broken)?;
-            total += sent?;
-            back.push((place, stream_sender));
+        Ok(())
+    }
+
+    /// Opens the streams, unless that has been done.
+    async fn open(&mut self) -> Result<(), StreamSendError> {
+        if matches!(self.outlets, Outlets::Closed) {
+            self.outlets = match self.route.are_links {
+                true => self.open_on_links(),
+                false => Outlets::Streams(self.open_streams().await?),
+            };
         }
-        back.sort_unstable_by_key(|(place, _)| *place);
-        self.senders.extend(back.into_iter().map(|(_, stream_sender)| stream_sender));
-        Ok(total)
+        Ok(())
     }
 
     /// Opens the data streams, stream `i` on connection `i % connections`.
-    async fn open(&mut self) -> Result<(), StreamSendError> {
+    async fn open_streams(&self) -> Result<Vec<StreamSender>, StreamSendError> {
         let Route { connections, streams, .. } = &self.route;
-        let broken = |error: &dyn std::fmt::Display| StreamSendError::Stream(error.to_string());
+        let mut senders = Vec::new();
         for index in 0..*streams {
             let connection = &connections[usize::from(index) % connections.len()];
-            let mut stream = connection.open_uni().await.map_err(|error| broken(&error))?;
+            let mut stream = connection.open_uni().await.map_err(broken)?;
             let preamble = self.route.preamble(StreamRole::Data { stream: index });
-            let wrote = stream.write_all(&preamble.encode()).await;
-            wrote.map_err(|error| broken(&error))?;
+            stream.write_all(&preamble.encode()).await.map_err(broken)?;
             let (context, connection) = (self.context.clone(), connection.clone());
-            self.senders.push(StreamSender::new(context, connection, stream, index, *streams));
+            senders.push(StreamSender::new(context, connection, stream, index, *streams));
         }
-        Ok(())
+        Ok(senders)
+    }
+
+    /// Opens a stream on each link, on which it sends what it takes of each round.
+    fn open_on_links(&self) -> Outlets {
+        let Route { connections, .. } = &self.route;
+        let pool = Arc::new(Pool::new(self.context.clone(), connections.len()));
+        let mut running = JoinSet::new();
+        for (link, connection) in connections.iter().enumerate() {
+            let (pool, context) = (pool.clone(), self.context.clone());
+            let (connection, preamble) =
+                (connection.clone(), self.route.preamble(StreamRole::LinkPages));
+            running.spawn(async move {
+                let sent = send_on_link((context, &connection), preamble, (&pool, link)).await;
+                if let Err(StreamSendError::Stream(detail)) = &sent {
+                    tracing::debug!(detail, "a link carries pages no longer");
+                }
+                pool.finished(sent);
+            });
+        }
+        Outlets::Links { pool, _running: running }
     }
 
     fn explain(&self, error: StreamSendError) -> Event {
@@ -311,6 +346,63 @@ impl Work {
             }
         }
     }
+}
+
+fn broken(error: impl std::fmt::Display) -> StreamSendError {
+    StreamSendError::Stream(error.to_string())
+}
+
+/// Sends on one link what it takes of each round, until the streams are to end.
+async fn send_on_link(
+    (context, connection): (StreamContext, &Connection),
+    preamble: Preamble,
+    (pool, link): (&Pool, usize),
+) -> Result<(), StreamSendError> {
+    let (mut stream, acks) = connection.open_bi().await.map_err(broken)?;
+    stream.write_all(&preamble.encode()).await.map_err(broken)?;
+    let mut stream_sender = StreamSender::new(context, connection.clone(), stream, 0, 1);
+    tokio::select! {
+        sent = stream_sender.send_shares(pool, link) => sent,
+        error = take_acks(acks, pool) => Err(error),
+    }
+}
+
+/// Takes acknowledgements until none can come any more.
+async fn take_acks(mut from: RecvStream, pool: &Pool) -> StreamSendError {
+    let mut bytes = [0; PAGE_ACK_BYTES];
+    loop {
+        if let Err(error) = from.read_exact(&mut bytes).await {
+            return broken(error);
+        }
+        let PageAck { round, chunk } = PageAck::decode(bytes);
+        pool.acknowledged(round, chunk);
+    }
+}
+
+/// Sends each stream's share of `dirty` in a task of its own.
+async fn send_in_parallel(
+    senders: &mut Vec<StreamSender>,
+    round: u32,
+    dirty: Arc<PageSet>,
+) -> Result<Transfer, StreamSendError> {
+    let mut running = JoinSet::new();
+    for (place, mut stream_sender) in senders.drain(..).enumerate() {
+        let dirty = dirty.clone();
+        running.spawn(async move {
+            let sent = stream_sender.send(round, &dirty).await;
+            (place, stream_sender, sent)
+        });
+    }
+    let mut back = Vec::new();
+    let mut total = Transfer::default();
+    while let Some(joined) = running.join_next().await {
+        let (place, stream_sender, sent) = joined.map_err(broken)?;
+        total += sent?;
+        back.push((place, stream_sender));
+    }
+    back.sort_unstable_by_key(|(place, _)| *place);
+    senders.extend(back.into_iter().map(|(_, stream_sender)| stream_sender));
+    Ok(total)
 }
 
 fn round_sent(sent: &Transfer, dirty_pages: u64) -> RoundSent {

@@ -1,6 +1,7 @@
 //! The source's side of memory that follows its guest: sends the pages that the destination lacks,
 //! those that it requests first: only the others wait for the bandwidth limit.
 
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
 use quinn::{Connection, Endpoint, ReadExactError, RecvStream, SendStream, WriteError};
@@ -49,14 +50,14 @@ pub(super) struct Server {
 
 /// Further connections to make: one is enough to go on with, but more may be faster.
 pub(super) struct Further {
-    pub(super) count: usize,
-    pub(super) peer: Peer,
+    pub(super) peers: Vec<Peer>,
     pub(super) tls: Tls,
 }
 
 impl Server {
     /// Starts to send the pages in `missing` on all connections of `route`, and on `further` ones.
-    /// If that fails, those of `route` are closed: what was sent by then counts when the
+    /// A connection of `route` on which a stream fails is closed, and its loss is reported like any
+    /// other; if another failure occurs, all of them are. What was sent by then counts when the
     /// destination says what it still lacks.
     pub(super) fn start(
         context: StreamContext,
@@ -101,21 +102,25 @@ async fn serve(
     let mut running = JoinSet::new();
     for (index, connection) in route.connections.iter().enumerate() {
         if index == 0 {
-            let (send, receive) = connection.open_bi().await.map_err(broken)?;
-            let mut outlet = Outlet::new(&context, send, "requested");
-            outlet.introduce(route.preamble(StreamRole::Requests)).await?;
-            outlet.prioritize();
-            running.spawn(answer(outlet, outstanding.clone()));
-            running.spawn(take_requests(receive, outstanding.clone(), chunks));
+            let preamble = route.preamble(StreamRole::Requests);
+            let requests = serve_requests(
+                (context.clone(), connection.clone()),
+                preamble,
+                (outstanding.clone(), chunks),
+            );
+            running.spawn(or_close(connection.clone(), requests));
         }
         let preamble = route.preamble(StreamRole::Background);
-        let outlet = background(&context, preamble, connection).await?;
-        running.spawn(send_unasked(outlet, outstanding.clone()));
+        let rest = send_rest(context.clone(), preamble, connection.clone(), outstanding.clone());
+        running.spawn(or_close(connection.clone(), rest));
     }
-    for _ in 0..further.count {
+    for peer in further.peers {
         let preamble = route.preamble(StreamRole::Background);
-        let dialer = endpoint::dialer_for_memory(further.peer.address, &further.tls);
-        let dialed = (dialer, further.peer.clone());
+        let dialer = match route.are_links {
+            true => endpoint::dialer_for_link(peer.address, &further.tls),
+            false => endpoint::dialer_for_memory(peer.address, &further.tls),
+        };
+        let dialed = (dialer, peer);
         running.spawn(send_on_another(context.clone(), preamble, dialed, outstanding.clone()));
     }
     while let Some(ended) = running.join_next().await {
@@ -128,6 +133,44 @@ async fn serve(
     Ok(())
 }
 
+/// Closes the connection on which a stream fails: the control stream reports that.
+async fn or_close(
+    connection: Connection,
+    serving: impl Future<Output = Result<(), ServeError>>,
+) -> Result<(), ServeError> {
+    match serving.await {
+        Err(ServeError::Stream(detail)) => {
+            connection.close(FAILED.into(), detail.as_bytes());
+            Ok(())
+        }
+        served => served,
+    }
+}
+
+/// Sends what the destination requests on a stream of this connection.
+async fn serve_requests(
+    (context, connection): (StreamContext, Connection),
+    preamble: Preamble,
+    (outstanding, chunks): (Arc<Outstanding>, usize),
+) -> Result<(), ServeError> {
+    let (send, receive) = connection.open_bi().await.map_err(broken)?;
+    let mut outlet = Outlet::new(&context, &connection, send, "requested");
+    outlet.introduce(preamble).await?;
+    outlet.prioritize();
+    let taking = take_requests(receive, outstanding.clone(), chunks);
+    tokio::try_join!(answer(outlet, outstanding), taking).map(drop)
+}
+
+/// Sends on a stream of this connection what is not requested.
+async fn send_rest(
+    context: StreamContext,
+    preamble: Preamble,
+    connection: Connection,
+    outstanding: Arc<Outstanding>,
+) -> Result<(), ServeError> {
+    send_unasked(background(&context, preamble, &connection).await?, outstanding).await
+}
+
 /// Opens a stream for pages that are not requested.
 async fn background(
     context: &StreamContext,
@@ -135,7 +178,7 @@ async fn background(
     connection: &Connection,
 ) -> Result<Outlet, ServeError> {
     let send = connection.open_uni().await.map_err(broken)?;
-    let mut outlet = Outlet::new(context, send, "background");
+    let mut outlet = Outlet::new(context, connection, send, "background");
     outlet.introduce(preamble).await?;
     Ok(outlet)
 }
@@ -157,13 +200,17 @@ async fn send_on_another(
         Ok(connected) => connected,
         Err(error) => {
             tracing::debug!(%error, "memory follows the guest on fewer connections");
+            context.links.lose(peer.address.ip(), &error.to_string());
             return Ok(());
         }
     };
+    context.links.regain(peer.address.ip());
     send_unasked(background(&context, preamble, &connection).await?, outstanding).await?;
     // Dropped earlier, it would take along what is on its way; what is lost with it is sent again
     // on another connection.
-    Err(broken(connection.closed().await))
+    let lost = connection.closed().await;
+    context.links.lose(peer.address.ip(), &lost.to_string());
+    Err(broken(lost))
 }
 
 /// Sends what the destination requests.
@@ -229,15 +276,23 @@ struct Outlet {
     encoder: Encoder,
     wire: WireRate,
     batch: Batch,
+    /// The peer's address.
+    link: IpAddr,
     /// Name of its batches, for failpoints.
     kind: &'static str,
 }
 
 impl Outlet {
-    fn new(context: &StreamContext, stream: SendStream, kind: &'static str) -> Self {
+    fn new(
+        context: &StreamContext,
+        connection: &Connection,
+        stream: SendStream,
+        kind: &'static str,
+    ) -> Self {
+        let link = connection.remote_address().ip();
         let (encoder, batch) = (Encoder::new(context.compression), context.pool.batch());
         let (context, wire) = (context.clone(), WireRate::default());
-        Self { context, stream: Owned::new(stream), encoder, wire, batch, kind }
+        Self { context, stream: Owned::new(stream), encoder, wire, batch, link, kind }
     }
 
     /// Says what the stream is for.
@@ -275,8 +330,11 @@ impl Outlet {
             Passage::Hold => return std::future::pending().await,
             Passage::Flip => batch.damage(),
         }
-        self.context.limiter.count(batch.len());
-        self.stream.stream.write_chunk(batch.into_bytes()).await.map_err(unwritten)
+        let length = batch.len();
+        self.context.limiter.count(length);
+        self.stream.stream.write_chunk(batch.into_bytes()).await.map_err(unwritten)?;
+        self.context.links.count(self.link, length);
+        Ok(())
     }
 }
 

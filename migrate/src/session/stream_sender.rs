@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use quinn::{Connection, SendStream};
 use tokio::task::{spawn_blocking, yield_now};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::limiter::Limiter;
+use super::links::Links;
+use super::pool::{Pool, REPEAT_AFTER, Share};
 use super::totals::Totals;
 use crate::failpoint::{Failpoints, Passage};
 use crate::guest::{GuestError, SourceGuest};
@@ -47,6 +49,8 @@ pub(super) struct StreamContext {
     pub(super) is_ending: Arc<AtomicBool>,
     /// In how many rounds each chunk of memory was sent.
     pub(super) heat: Arc<Mutex<Vec<u8>>>,
+    /// What each of several links carries.
+    pub(super) links: Arc<Links>,
 }
 
 /// One data stream, and the state needed to fill it.
@@ -113,20 +117,61 @@ impl StreamSender {
                     self.ended_at = Some(chunk);
                     break 'blocks;
                 }
-                let position = Position { round, chunk: chunk as u64, pages };
-                if chunk >= self.context.memory_chunks {
-                    self.read(chunk, pages).await?;
-                }
-                self.encode(position, &mut sent)?;
-                if self.batch.len() >= BATCH_GOAL || !self.batch.has_room() {
-                    self.flush("pages").await?;
-                }
+                self.send_chunk(round, (chunk, pages), &mut sent).await?;
             }
             // Zero pages fill no buffer, so without this no other task would run on this thread.
             yield_now().await;
         }
         self.flush("pages").await?;
         Ok(sent)
+    }
+
+    /// Sends what `pool` hands out to this link, until the streams are to end, and ends this one.
+    pub(super) async fn send_shares(
+        &mut self,
+        pool: &Pool,
+        link: usize,
+    ) -> Result<(), StreamSendError> {
+        loop {
+            let changed = pool.changed();
+            match pool.take(link)? {
+                Share::Chunks(round, chunks) => {
+                    let mut sent = Transfer::default();
+                    for chunk in chunks {
+                        self.send_chunk(round, chunk, &mut sent).await?;
+                    }
+                    pool.count(sent);
+                    // Zero pages fill no buffer, so without this no other task would run.
+                    yield_now().await;
+                }
+                Share::Nothing if !self.batch.is_empty() => self.flush("pages").await?,
+                Share::Nothing => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = sleep(REPEAT_AFTER) => {}
+                    }
+                    self.wire.paused();
+                }
+                Share::End(round) => return self.end(round).await,
+            }
+        }
+    }
+
+    /// Adds these pages of a chunk to the batch, and hands it on if it is full.
+    async fn send_chunk(
+        &mut self,
+        round: u32,
+        (chunk, pages): (usize, u64),
+        sent: &mut Transfer,
+    ) -> Result<(), StreamSendError> {
+        if chunk >= self.context.memory_chunks {
+            self.read(chunk, pages).await?;
+        }
+        self.encode(Position { round, chunk: chunk as u64, pages }, sent)?;
+        if self.batch.len() >= BATCH_GOAL || !self.batch.has_room() {
+            self.flush("pages").await?;
+        }
+        Ok(())
     }
 
     /// Adds to `unsent` what is left of this stream's share of `dirty` if rounds were to end before
@@ -215,6 +260,7 @@ impl StreamSender {
         self.context.limiter.take(length).await;
         let written = self.stream.stream.write_chunk(bytes).await;
         written.map_err(|error| StreamSendError::Stream(error.to_string()))?;
+        self.context.links.count(self.connection.remote_address().ip(), length);
         let now = Instant::now();
         if let Some(rate) = self.wire.wrote(length as u64, now - asked, now.into_std()) {
             let window = send_window(rate, self.connection.min_rtt());

@@ -186,7 +186,10 @@ impl Source {
         };
         let migration = self.config.migration;
         self.say(SourceMessage::Resolve { migration, decision });
-        self.link.expect_answer(self.now);
+        match decision {
+            Decision::Serve => self.link.expect_list(self.now),
+            _ => self.link.expect_answer(self.now),
+        }
     }
 
     /// Handles messages after the decision, whichever it was.

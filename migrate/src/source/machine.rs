@@ -36,6 +36,8 @@ pub struct SourceConfig {
     pub offer: Offer,
     /// Data streams to use, 1 to [`crate::protocol::MAX_STREAMS`].
     pub streams: u16,
+    /// Whether several links are to be used at once, which share the pages of one data stream.
+    pub has_links: bool,
     /// The operator's limits.
     pub limits: Limits,
     /// UDP port of this host's node, which the destination records; none if no node runs here.
@@ -201,15 +203,15 @@ impl Source {
     /// Returns whether [`Event::Change`] would be accepted now.
     ///
     /// # Errors
-    /// If the guest is being handed over, or the migration is over; or if the guest is handed over
-    /// before its memory, and the change is of more than the bandwidth.
+    /// If the guest is being handed over, or the migration is over or undone. A guest that is
+    /// handed over before its memory needs the bandwidth from then on: only that may change.
     pub fn can_change(&self, change: &LimitsChange) -> Result<(), ChangeRefused> {
         match self.state {
             State::Settled | State::Closing { .. } => Err(ChangeRefused::Over),
             ref state if state.is_uncommitted() && self.phase() < Phase::Switchover => Ok(()),
-            State::Serving if change.is_of_bandwidth() => Ok(()),
-            State::Serving => Err(ChangeRefused::OnlyBandwidth),
-            _ => Err(ChangeRefused::Late),
+            ref state if !self.will_serve(state) => Err(ChangeRefused::Late),
+            _ if change.is_of_bandwidth() => Ok(()),
+            _ => Err(ChangeRefused::OnlyBandwidth),
         }
     }
 

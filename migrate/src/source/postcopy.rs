@@ -67,18 +67,22 @@ impl Source {
         }
     }
 
+    /// Returns whether `state` leads to memory that follows its guest, unless something fails.
+    pub(super) fn will_serve(&self, state: &State) -> bool {
+        let is_handing_over = matches!(
+            state,
+            State::Deciding | State::Asking { decision: Decision::Serve, .. } | State::Serving
+        );
+        self.postcopy == Postcopy::Begun && (state.is_uncommitted() || is_handing_over)
+    }
+
     /// Returns why a stalled migration goes on with rounds although memory was to follow the guest.
     pub(super) fn waits_for_want_of_postcopy(&self) -> Option<PostcopyRefused> {
         let is_stalled = self.notes.stall.is_some() && self.phase() == Phase::Precopy;
         if !is_stalled || self.config.limits.on_stall != OnStall::Postcopy {
             return None;
         }
-        let why = self.can_postcopy().err()?;
-        matches!(
-            why,
-            PostcopyRefused::Unsupported | PostcopyRefused::Disks | PostcopyRefused::TooLarge
-        )
-        .then_some(why)
+        self.can_postcopy().err().filter(|why| why.is_permanent())
     }
 
     pub(super) fn on_postcopy(&mut self) {
@@ -146,7 +150,8 @@ impl Source {
         self.rest_if_served();
     }
 
-    /// Waits without a deadline, but only once this side knows what the destination lacks.
+    /// Waits without a deadline, but only once this side knows what the destination lacks: if it
+    /// does not say so in time, this side reconnects and asks again.
     fn rest_if_served(&mut self) {
         if self.serves && matches!(self.state, State::Serving) {
             self.link.up();

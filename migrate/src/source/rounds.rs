@@ -15,7 +15,8 @@ use crate::limits::{Limits, LimitsChange};
 use crate::phase::Phase;
 use crate::progress::Transfer;
 use crate::protocol::{
-    DestinationMessage, FEATURE_DISKS, FEATURE_NODE, Features, Prepare, SourceMessage, Version,
+    DestinationMessage, FEATURE_DISKS, FEATURE_LINKS, FEATURE_NODE, FEATURE_PCI, Features, Prepare,
+    SourceMessage, Version,
 };
 use crate::record::SourceState;
 use crate::report::Round;
@@ -97,7 +98,15 @@ impl Source {
         }
         self.features = features;
         self.notes.enter(Phase::Prepare, self.now);
+        if self.config.has_links && !features.has(FEATURE_LINKS) {
+            let text = "the destination's release does not use several links at once: upgrade it, or give one address with --via";
+            return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
+        }
         let (guest, streams) = (self.config.guest.clone(), self.config.streams);
+        if guest.has_pci && !features.has(FEATURE_PCI) {
+            let text = "the destination's release runs no guests with a PCI bus: upgrade it";
+            return self.abort(Failure::Refused(Refusal::new(RefusalKind::Version, text)));
+        }
         if let Some(port) = self.config.node_port
             && features.has(FEATURE_NODE)
         {

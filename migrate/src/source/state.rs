@@ -10,6 +10,9 @@ use crate::report::Outcome;
 
 /// Longest wait for the answer to a commit before reconnecting.
 const COMMIT_ANSWER: Duration = Duration::from_secs(10);
+/// Longest wait, after reconnecting, for the list of the pages that the destination lacks: it has
+/// up to [`crate::protocol::codec::PAGES_LIMIT`] bytes, and the link may be slow.
+const LIST_ANSWER: Duration = Duration::from_secs(60);
 /// First pause before reconnecting; each further one is twice as long.
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before reconnecting.
@@ -222,6 +225,11 @@ impl Link {
     /// Sets the deadline for an answer on the current connection.
     pub(super) fn expect_answer(&mut self, now: Duration) {
         self.status = LinkStatus::Up { answer_by: Some(now + COMMIT_ANSWER) };
+    }
+
+    /// Sets the deadline for the destination to say what it lacks, on the current connection.
+    pub(super) fn expect_list(&mut self, now: Duration) {
+        self.status = LinkStatus::Up { answer_by: Some(now + LIST_ANSWER) };
     }
 
     /// Plans the next attempt, unless one is under way.

@@ -23,6 +23,8 @@ use crate::text::Blob;
 
 mod disks;
 mod doubts;
+mod links;
+mod machine;
 mod node;
 mod postcopy;
 mod stall;
@@ -46,12 +48,14 @@ impl Bench {
             vcpus: 1,
             config: Blob::default(),
             disks: Vec::new(),
+            has_pci: false,
         };
         let config = SourceConfig {
             migration: MigrationId(Uuid::from_u128(9)),
             guest,
             offer: Offer::ours(),
             streams: 2,
+            has_links: false,
             limits: Limits::default(),
             node_port: None,
             estimate: None,

@@ -20,6 +20,7 @@ pub(crate) fn description() -> GuestDescription {
         vcpus: 2,
         config: Blob(vec![1, 2, 3]),
         disks: Vec::new(),
+        has_pci: false,
     }
 }
 

@@ -85,6 +85,19 @@ fn memory_goes_on_arriving_however_often_the_link_is_lost() {
     assert!(report.total_seconds > f64::from(24 * HOUR_MS) / 1e3, "{report:?}");
 }
 
+/// The message of which the loss is noticed by the time that it takes is the one in which the
+/// destination says what it lacks.
+#[test]
+fn a_list_of_missing_pages_that_is_lost_is_asked_for_again() {
+    let cut = (When::At(700), What::Cut { source_ms: 1, destination_ms: 1 });
+    let waited = (0..30).filter(|message| {
+        let world = with(&[cut, (When::Message(*message), What::LoseMessage)]);
+        let report = world.facts.source_reports.last().unwrap();
+        report.outcome == Outcome::Migrated && report.total_seconds > 60.0
+    });
+    assert!(waited.count() > 0);
+}
+
 #[test]
 fn a_side_that_dies_while_memory_is_fetched_loses_the_guest_and_both_sides_know() {
     for at in [700, 750, 800] {

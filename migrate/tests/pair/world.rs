@@ -174,6 +174,7 @@ fn source_config(scenario: &Scenario) -> SourceConfig {
         guest: description(),
         offer: offer(),
         streams: scenario.streams,
+        has_links: false,
         limits: Limits { on_stall: scenario.on_stall, ..limits() },
         node_port: NonZeroU16::new(4950),
         estimate: None,

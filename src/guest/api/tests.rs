@@ -80,6 +80,7 @@ async fn the_served_document_holds_every_route_and_the_types_that_it_speaks() {
     let request = MigrationRequest {
         copy_disks: Some(CopyDisks { only: ["/d".into()].into(), ..CopyDisks::default() }),
         addresses: vec![([192, 0, 2, 7], 4950).into()],
+        via: vec![[192, 0, 2, 7].into()],
         node_port: "4950".parse().ok(),
         on_stall: Some(OnStall::Force),
         ..MigrationRequest::to("host-b".to_owned(), identity)

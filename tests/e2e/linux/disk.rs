@@ -78,6 +78,23 @@ fn is_on_disk(disk: &fs::File, number: u64) {
 
 #[test]
 fn linux_with_a_disk_keeps_writing_at_the_destination() {
+    keeps_writing("mmio");
+}
+
+#[test]
+fn linux_with_a_disk_on_pci_keeps_writing_at_the_destination() {
+    keeps_writing("pci");
+}
+
+/// Warnings of the kernel about its machine on the console of `host`.
+fn complaints(host: &Host) -> Vec<String> {
+    const WORDS: [&str; 5] = ["pci", "acpi", "ecam", "mmconfig", "msi"];
+    let console = CheckConsole::of(host, "db", MIB * 256).console().to_lowercase();
+    let lines = console.lines().filter(|line| WORDS.iter().any(|word| line.contains(word)));
+    lines.map(str::to_owned).collect()
+}
+
+fn keeps_writing(machine: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = make_disk(folder.path());
     let thief = arguments("thief", &disk);
@@ -86,11 +103,18 @@ fn linux_with_a_disk_keeps_writing_at_the_destination() {
     };
 
     let pair = Pair::taking_disks_in(folder.path());
-    pair.a.run(&arguments("db", &disk)).ok();
+    // Warnings of the kernel are shown too.
+    let mut boot = boot_with("db", &disk, "check.disk=1 loglevel=5");
+    boot.extend(["--machine", machine].map(str::to_owned));
+    pair.a.run(&boot).ok();
     let witness = CheckConsole::of(&pair.a, "db", MIB * 256);
     wait::within(BOOT_PATIENCE, "linux boots and writes to its disk", || {
         witness.last_line().ok_or_else(|| witness.console())
     });
+    // Without a bus, a kernel with PCI complains that there is none.
+    if machine == "pci" {
+        assert_eq!(complaints(&pair.a), [""; 0]);
+    }
     let before = lines_of(&pair.a);
     assert_eq!(before.get("entropy"), 64);
     steal(&pair.b, "is in use by another guest");
@@ -98,6 +122,7 @@ fn linux_with_a_disk_keeps_writing_at_the_destination() {
     Migration::run(&pair.a, "db", &pair.b).ok();
     let after = lines_of(&pair.b);
     after.follows(&before);
+    assert_eq!(pair.b.guest("db").get("/v1/guest").expect("an answer")["machine"], machine);
     steal(&pair.a, "belongs to the guest db, which has moved");
     Migration::run(&pair.b, "db", &pair.a).ok();
     let back = lines_of(&pair.a);

@@ -1,10 +1,12 @@
 //! The ACPI tables, which describe processors, interrupts and devices to a stock kernel (ACPI
 //! specification 6.5, chapter 5).
 //!
-//! The tables are contiguous: the root pointer first, then FACS, DSDT, FADT, MADT and XSDT. The VMM
-//! writes them once, at boot. From then on they are guest memory and move with it.
-//! docs/adr/0008-acpi-and-power.md says why the guest gets fixed hardware and not the
+//! The tables are contiguous: the root pointer first, then FACS, DSDT, FADT, MADT, MCFG if there is
+//! a PCI bus, and XSDT. The VMM writes them once, at boot. From then on they are guest memory and
+//! move with it. docs/adr/0008-acpi-and-power.md says why the guest gets fixed hardware and not the
 //! hardware-reduced kind.
+
+mod pci;
 
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
@@ -34,9 +36,18 @@ const HEADER_BYTES: u32 = 36;
 /// Alignment of a table's address: that of the FACS, the strictest.
 const ALIGNMENT: u64 = 64;
 
+/// How a guest reaches its virtio devices.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Devices<'a> {
+    /// In these slots.
+    Mmio(&'a [Slot]),
+    /// On the PCI bus, where it finds them itself.
+    Pci,
+}
+
 /// Builds the tables of a guest with `vcpus` processors and these devices, for the address `gpa`, a
 /// multiple of 64 below 4 GiB. The root pointer comes first.
-pub(super) fn build(gpa: u64, vcpus: u8, devices: &[Slot]) -> Vec<u8> {
+pub(super) fn build(gpa: u64, vcpus: u8, devices: Devices<'_>) -> Vec<u8> {
     let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
     let facs = tables.add(&encode(&FACS::new()));
     let dsdt = tables.add(dsdt(devices).as_slice());
@@ -45,6 +56,9 @@ pub(super) fn build(gpa: u64, vcpus: u8, devices: &[Slot]) -> Vec<u8> {
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if let Devices::Pci = devices {
+        xsdt.add_entry(tables.add(&encode(&pci::mcfg())));
+    }
     let xsdt = tables.add(&encode(&xsdt));
     let root = encode(&Rsdp::new(OEM, xsdt));
     tables.bytes[..root.len()].copy_from_slice(&root);
@@ -161,15 +175,18 @@ fn nmi_of_every_processor() -> [u8; 6] {
 }
 
 /// Builds the DSDT, which describes what is not fixed hardware: the soft-off state, the serial
-/// console and the virtio devices. It contains no code, so the guest never has to interpret AML to
-/// handle an event.
-fn dsdt(devices: &[Slot]) -> Sdt {
+/// console, and the virtio devices or the PCI bus that they are on. It contains no code, so the
+/// guest never has to interpret AML to handle an event.
+fn dsdt(devices: Devices<'_>) -> Sdt {
     const REVISION: u8 = 2;
     let mut aml = Vec::new();
     let (off, none) = (SLEEP_TYPE_OFF, 0u8);
     Name::new("_S5_".into(), &Package::new(vec![&off, &off, &none, &none])).to_aml_bytes(&mut aml);
     let serial = serial();
-    let devices: Vec<Encoded> = (0..).zip(devices).map(|(index, it)| virtio(index, it)).collect();
+    let devices: Vec<Encoded> = match devices {
+        Devices::Mmio(slots) => (0..).zip(slots).map(|(index, slot)| virtio(index, slot)).collect(),
+        Devices::Pci => vec![pci::host_bridge(), pci::reserved()],
+    };
     let mut children: Vec<&dyn Aml> = vec![&serial];
     children.extend(devices.iter().map(|device| device as &dyn Aml));
     Scope::new("\\_SB_".into(), children).to_aml_bytes(&mut aml);

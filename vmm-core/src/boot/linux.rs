@@ -13,6 +13,7 @@ use std::path::Path;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::acpi::{self, Devices};
 use super::kernel::{self, Entry, Kernel};
 use super::layout::{
     ACPI_TABLES, ACPI_TABLES_END, BOOT_STACK, CMDLINE, CMDLINE_BYTES_MAX, HIGH_MEMORY,
@@ -22,11 +23,13 @@ use super::source::{BootFile, KernelFiles};
 use super::tables::{
     Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
 };
-use super::{Acpi, BootError, acpi, bzimage, mptable};
+use super::{Acpi, BootError, bzimage, mptable};
 use crate::Vm;
+use crate::devices::MachineKind;
 use crate::devices::mmio::{Slot, kernel_arguments, slots};
 use crate::error::{KvmContext, Result};
 use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::pci::ECAM;
 
 /// Address space mapped for the 64-bit entry: kernel, command line and initrd lie in it.
 const MAPPED_BYTES: u64 = 4 << 30;
@@ -42,22 +45,27 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
         Some(file) => load_initrd(ram, file, &kernel)?,
         None => Initrd::default(),
     };
-    let devices: Vec<Slot> = slots(vm.shape().devices.len()).collect();
-    let vcpus = vm.shape().vcpus;
+    let shape = vm.shape();
+    let (vcpus, machine) = (shape.vcpus, shape.machine);
+    let slots: Vec<Slot> = slots(shape.devices.len()).collect();
+    let devices = match machine {
+        MachineKind::Mmio => Devices::Mmio(&slots),
+        MachineKind::Pci => Devices::Pci,
+    };
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
     let (root, arguments) = match files.acpi {
-        Acpi::On => (Some(write_acpi_tables(ram, vcpus, &devices)?), String::new()),
-        Acpi::Off => (None, kernel_arguments(&devices)),
+        Acpi::On => (Some(write_acpi_tables(ram, vcpus, devices)?), String::new()),
+        Acpi::Off => (None, arguments(devices)),
     };
     let cmdline = files.cmdline.clone() + &arguments;
-    let cmdline_bytes = write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
+    write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
     match kernel.entry {
         Entry::Pvh { at } => {
-            write_start_info(ram, initrd, root)?;
+            write_start_info(ram, machine, initrd, root)?;
             start_pvh(vm, at)
         }
         Entry::Boot64 { at, setup } => {
-            write_boot_params(ram, initrd, cmdline_bytes, root, &setup)?;
+            write_boot_params(ram, machine, initrd, (&cmdline, root), &setup)?;
             start_64_bit(vm, at)
         }
     }
@@ -95,9 +103,18 @@ fn low_end(ram: &GuestRam) -> u64 {
     ram.layout().regions()[0].bytes
 }
 
-/// Writes the command line with its final zero; returns its length without it. The kernel may
-/// accept less than the room at `CMDLINE`.
-fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32, BootError> {
+/// Returns what the kernel must be told about its devices on the command line.
+fn arguments(devices: Devices<'_>) -> String {
+    match devices {
+        Devices::Mmio(slots) => kernel_arguments(slots),
+        // It finds them through ports.
+        Devices::Pci => String::new(),
+    }
+}
+
+/// Writes the command line with its final zero. The kernel may accept less than the room at
+/// `CMDLINE`.
+fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<(), BootError> {
     let (bytes, max) = (cmdline.len(), kernel_max.min(CMDLINE_BYTES_MAX));
     if bytes > max {
         return Err(BootError::CmdlineTooLong { bytes, max });
@@ -107,16 +124,15 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str, kernel_max: usize) -> Result<u32
     }
     let mut text = cmdline.as_bytes().to_vec();
     text.push(0);
-    write(ram, CMDLINE, &text)?;
-    Ok(bytes as u32)
+    write(ram, CMDLINE, &text)
 }
 
 /// Writes the ACPI tables; returns the address of their root.
-fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: &[Slot]) -> Result<u64, BootError> {
+fn write_acpi_tables(ram: &GuestRam, vcpus: u8, devices: Devices<'_>) -> Result<u64, BootError> {
     let tables = acpi::build(ACPI_TABLES, vcpus, devices);
     let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
     if tables.len() > room {
-        return Err(BootError::AcpiTables { devices: devices.len() });
+        return Err(BootError::AcpiTables { bytes: tables.len() });
     }
     write(ram, ACPI_TABLES, &tables)?;
     Ok(ACPI_TABLES)
@@ -131,23 +147,31 @@ enum RangeKind {
 }
 
 /// Returns the guest's memory map: start, length and kind of each range.
-fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, RangeKind)> {
+fn memory_map(ram: &GuestRam, machine: MachineKind) -> Vec<(u64, u64, RangeKind)> {
     let mut map = vec![
         (0, LOW_MEMORY_END, RangeKind::Ram),
         (ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES, RangeKind::Acpi),
         (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
         (HIGH_MEMORY, low_end(ram) - HIGH_MEMORY, RangeKind::Ram),
     ];
+    if machine == MachineKind::Pci {
+        map.push((ECAM.start, ECAM.end - ECAM.start, RangeKind::Reserved));
+    }
     let above = &ram.layout().regions()[1..];
     map.extend(above.iter().map(|region| (region.gpa, region.bytes, RangeKind::Ram)));
     map
 }
 
 /// Writes `hvm_start_info`, version 1, with its memory map and the initrd as its one module.
-fn write_start_info(ram: &GuestRam, initrd: Initrd, root: Option<u64>) -> Result<(), BootError> {
+fn write_start_info(
+    ram: &GuestRam,
+    machine: MachineKind,
+    initrd: Initrd,
+    root: Option<u64>,
+) -> Result<(), BootError> {
     const MAGIC: u32 = 0x336e_c578;
     const VERSION: u32 = 1;
-    let map = memory_map(ram);
+    let map = memory_map(ram, machine);
     let modules = u32::from(initrd.bytes > 0);
     let mut info = Vec::new();
     for word in [MAGIC, VERSION, 0, modules] {
@@ -168,9 +192,9 @@ fn write_start_info(ram: &GuestRam, initrd: Initrd, root: Option<u64>) -> Result
 /// header, or a minimal one, with the fields that a boot loader fills in.
 fn write_boot_params(
     ram: &GuestRam,
+    machine: MachineKind,
     initrd: Initrd,
-    cmdline_bytes: u32,
-    root: Option<u64>,
+    (cmdline, root): (&str, Option<u64>),
     setup: &[u8],
 ) -> Result<(), BootError> {
     const ACPI_RSDP_ADDR: usize = 0x70;
@@ -189,7 +213,7 @@ fn write_boot_params(
     if setup.is_empty() {
         put(BOOT_FLAG, &0xaa55u16.to_le_bytes());
         put(HEADER, b"HdrS");
-        put(CMDLINE_SIZE, &cmdline_bytes.to_le_bytes());
+        put(CMDLINE_SIZE, &(cmdline.len() as u32).to_le_bytes());
     } else {
         put(bzimage::SETUP_HEADER, setup);
     }
@@ -197,7 +221,7 @@ fn write_boot_params(
     put(RAMDISK_IMAGE, &(initrd.gpa as u32).to_le_bytes());
     put(RAMDISK_SIZE, &(initrd.bytes as u32).to_le_bytes());
     put(CMD_LINE_PTR, &(CMDLINE as u32).to_le_bytes());
-    let map = memory_map(ram);
+    let map = memory_map(ram, machine);
     put(E820_ENTRIES, &[map.len() as u8]);
     for (index, (start, len, kind)) in map.into_iter().enumerate() {
         let at = E820_TABLE + index * 20;
@@ -331,11 +355,15 @@ mod tests {
 
     #[test]
     fn the_memory_map_omits_the_holes() {
-        let map = memory_map(&GuestRam::anonymous((3 << 30) + (1 << 20)));
+        let ram = GuestRam::anonymous((3 << 30) + (1 << 20));
+        let map = memory_map(&ram, MachineKind::Mmio);
         assert_eq!(map[0], (0, 0x9_fc00, RangeKind::Ram));
         assert_eq!(map[1], (0xe_0000, 0x1_0000, RangeKind::Acpi));
         assert_eq!(map[2], (0xf_0000, 0x1_0000, RangeKind::Reserved));
         assert_eq!(map[3], (1 << 20, (3 << 30) - (1 << 20), RangeKind::Ram));
         assert_eq!(map[4], (4 << 30, 1 << 20, RangeKind::Ram));
+        let with_pci = memory_map(&ram, MachineKind::Pci);
+        assert_eq!(with_pci[4], (0xe800_0000, 1 << 20, RangeKind::Reserved));
+        assert_eq!([&with_pci[..4], &with_pci[5..]].concat(), map);
     }
 }

@@ -110,11 +110,11 @@ pub enum BootError {
     /// The command line contains a zero byte, which would end it.
     #[error("the kernel command line contains a zero byte")]
     CmdlineZeroByte,
-    /// The guest has more devices than the ACPI tables have room for.
-    #[error("the acpi tables have no room for {devices} devices")]
+    /// The guest has more processors and devices than there is room for in the ACPI tables.
+    #[error("the acpi tables of {bytes} bytes are too long")]
     AcpiTables {
-        /// Number of the guest's devices.
-        devices: usize,
+        /// Length of the tables, in bytes.
+        bytes: usize,
     },
     /// The guest has more memory than can be mapped for a freestanding program.
     #[error(

@@ -1,11 +1,12 @@
-//! The guest's devices: I/O ports, some of which address the VMM itself, and the virtio devices of
-//! [`crate::virtio`], whose registers lie in the window of [`mmio`].
+//! The guest's devices: I/O ports, some of which address the VMM itself, and the interrupts of the
+//! virtio devices of [`crate::virtio`], which are reached as the guest's [`MachineKind`] has it.
 //!
 //! | port | what |
 //! |---|---|
 //! | 0x3f8 - 0x3ff | serial console, a 16550 on IRQ 4 |
 //! | 0x64 | i8042 command port: 0xfe resets |
 //! | 0x600 - 0x605 | ACPI power hardware: power button on GSI 9, soft-off (see `power.rs`) |
+//! | 0xcf8, 0xcfc - 0xcff | PCI configuration space, if the machine has PCI (see [`crate::pci`]) |
 //! | 0xcf9 | ACPI reset register |
 //! | [`POWER_OFF_PORT`] | any write ends the guest |
 //! | [`DOORBELL_PORT`] | the owner gets up to 32 bits as [`crate::VmEvent::Doorbell`] |
@@ -13,12 +14,16 @@
 //! Interrupt controllers and the PIT are in the kernel. Every other address reads as ones.
 
 mod irq;
+mod kind;
 pub mod mmio;
+mod msi;
 mod ports;
 pub(crate) mod power;
 mod serial;
 
 pub(crate) use irq::IrqLine;
+pub use kind::MachineKind;
+pub(crate) use msi::{FIRST_MSI_GSI, MsiRoutes};
 pub(crate) use ports::{PortEffect, Ports};
 pub(crate) use power::PowerHardware;
 pub use power::{ButtonPress, PowerState};

@@ -2,12 +2,14 @@
 //! or the kernel for either, waits until it has arrived. docs/adr/0029-post-copy.md gives the
 //! reasons.
 
+mod bell;
 mod waits;
 
 pub use waits::Waits;
 
 use std::io::{ErrorKind, Result};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vm_memory::GuestMemoryBackend;
 
+use self::bell::Bell;
 use self::waits::WaitLog;
 use super::{CHUNK_BYTES, CHUNK_PAGES, GuestRam, PAGE_BYTES, RamLayout, RamMap, runs};
 use crate::sys::host_address;
@@ -42,6 +45,8 @@ pub struct Missing {
     left: AtomicU64,
     /// Locked after a chunk, if both are.
     waits: Mutex<WaitLog>,
+    /// Ends [`Missing::wait`].
+    bell: Bell,
 }
 
 /// The missing pages of a chunk.
@@ -65,8 +70,8 @@ impl Missing {
         let layout = ram.layout().clone();
         let chunks = (0..layout.chunks()).map(|_| Mutex::default()).collect();
         let faults = RwLock::new(Some(Arc::new(faults)));
-        let (left, waits) = (AtomicU64::new(0), Mutex::default());
-        Ok(Self { faults, memory, layout, chunks, left, waits })
+        let (left, waits, bell) = (AtomicU64::new(0), Mutex::default(), Bell::new()?);
+        Ok(Self { faults, memory, layout, chunks, left, waits, bell })
     }
 
     /// Drops the pages in `words`, one word for each chunk: they are missing from now on. Neither
@@ -208,7 +213,10 @@ impl Missing {
         }
         pages.missing &= !mask;
         pages.wanted &= !mask;
-        self.left.fetch_sub(settled.into(), Ordering::AcqRel);
+        let before = self.left.fetch_sub(settled.into(), Ordering::AcqRel);
+        if settled != 0 && before == u64::from(settled) {
+            self.bell.ring();
+        }
         settled
     }
 
@@ -251,6 +259,8 @@ impl Missing {
     pub fn end(&self) -> Result<()> {
         let faults = self.faults.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(faults) = faults else { return Ok(()) };
+        // A thread in `wait` keeps the userfaultfd open.
+        self.bell.ring();
         self.memory.iter().try_for_each(|region| faults.unregister(Part::whole(region)))
     }
 
@@ -268,24 +278,32 @@ impl Missing {
         self.faults().is_err()
     }
 
-    /// Waits until a thread waits for a page, so that [`Missing::wanted`] has something to do, for
-    /// at most `patience`; for all of that after [`Missing::end`].
+    /// Waits until a thread waits for a page, so that [`Missing::wanted`] returns something; until
+    /// the last missing page has arrived; or until [`Missing::end`] or [`Missing::interrupt`]. It
+    /// waits for at most `patience`, if there is a limit. Only one thread may call it at a time.
     ///
     /// # Errors
     /// The error from the kernel.
-    pub fn wait(&self, patience: Duration) -> Result<()> {
-        let Ok(faults) = self.faults() else {
-            std::thread::sleep(patience);
-            return Ok(());
-        };
-        let patience = Timespec {
+    pub fn wait(&self, patience: Option<Duration>) -> Result<()> {
+        let faults = self.faults().ok();
+        let watched = faults.iter().map(|faults| faults.as_fd()).chain([self.bell.as_fd()]);
+        let mut watched: Vec<_> =
+            watched.map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN)).collect();
+        let patience = patience.map(|patience| Timespec {
             tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: patience.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(&faults, PollFlags::IN)], Some(&patience)) {
+        });
+        let polled = poll(&mut watched, patience.as_ref());
+        self.bell.hear();
+        match polled {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Ends the call of [`Missing::wait`] that is under way, or else the next one.
+    pub fn interrupt(&self) {
+        self.bell.ring();
     }
 
     fn pages(&self, chunk: usize) -> Result<MutexGuard<'_, Pages>> {

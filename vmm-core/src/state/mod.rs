@@ -24,7 +24,7 @@ use crate::codec;
 use crate::devices::{PowerState, SerialState};
 use crate::shape::VCPUS_MAX;
 use crate::vcpu::OnReboot;
-use crate::virtio::DeviceState;
+use crate::virtio::{DeviceState, PciState};
 
 pub use machine::IrqchipState;
 pub(crate) use machine::{load_clock, load_irqchip, save_clock, save_irqchip};
@@ -37,6 +37,8 @@ pub(crate) use vcpu::{load_msrs, load_vcpu, save_vcpu};
 const MAGIC: [u8; 4] = *b"LVMS";
 /// Version of [`VmState`]'s encoding: raised whenever a field changes.
 const STATE_VERSION: u16 = 3;
+/// Version of the encoding of a [`VmState`] that is followed by the state of the PCI bus.
+const STATE_VERSION_WITH_PCI: u16 = 4;
 /// Room for the encoded state of a vCPU, in bytes. It takes at most 17 KiB, with the largest
 /// existing XSAVE area of 11 KiB (AMX).
 const VCPU_BYTES_MAX: usize = 32 << 10;
@@ -65,6 +67,9 @@ pub struct VmState {
     pub on_reboot: OnReboot,
     /// The virtio devices, by slot.
     pub devices: Vec<DeviceState>,
+    /// The PCI bus; `None` for a machine without one.
+    #[serde(skip)]
+    pub pci: Option<PciState>,
 }
 
 /// Failure to save, encode, decode or load state.
@@ -75,7 +80,7 @@ pub enum StateError {
     Malformed(String),
     /// The state has a version that this program does not know.
     #[error(
-        "the saved state has version {found}, this program knows {STATE_VERSION}; use the version of lighter that wrote it"
+        "the saved state has version {found}, this program knows {STATE_VERSION_WITH_PCI}; use the version of lighter that wrote it"
     )]
     Version {
         /// The version found.
@@ -129,8 +134,17 @@ impl VmState {
     /// # Errors
     /// [`StateError::Malformed`] if the encoding is longer than `STATE_BYTES_MAX`.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
-        codec::encode_within::<STATE_BYTES_MAX, _>(&(MAGIC, STATE_VERSION, ARCH_X86_64, self))
-            .map_err(|error| StateError::Malformed(error.to_string()))
+        let head = |version| (MAGIC, version, ARCH_X86_64);
+        let bytes = match &self.pci {
+            // Earlier releases take a state of this version.
+            None => codec::encode_within::<STATE_BYTES_MAX, _>(&(head(STATE_VERSION), self)),
+            Some(pci) => codec::encode_within::<STATE_BYTES_MAX, _>(&(
+                head(STATE_VERSION_WITH_PCI),
+                self,
+                pci,
+            )),
+        };
+        bytes.map_err(|error| StateError::Malformed(error.to_string()))
     }
 
     /// Decodes bytes that [`VmState::to_bytes`] produced; they may be hostile.
@@ -143,15 +157,20 @@ impl VmState {
             .filter(|header| header[..4] == MAGIC)
             .ok_or_else(|| StateError::Malformed("it does not begin as one".into()))?;
         let found = u16::from_le_bytes([header[4], header[5]]);
-        if found != STATE_VERSION {
+        if !matches!(found, STATE_VERSION | STATE_VERSION_WITH_PCI) {
             return Err(StateError::Version { found });
         }
         let arch = u16::from_le_bytes([header[6], header[7]]);
         if arch != ARCH_X86_64 {
             return Err(StateError::Architecture(arch));
         }
-        codec::decode_within::<STATE_BYTES_MAX, _>(&bytes[8..])
-            .map_err(|error| StateError::Malformed(error.to_string()))
+        let body = &bytes[8..];
+        let state = match found {
+            STATE_VERSION => codec::decode_within::<STATE_BYTES_MAX, _>(body),
+            _ => codec::decode_within::<STATE_BYTES_MAX, _>(body)
+                .map(|(state, pci): (Self, PciState)| Self { pci: Some(pci), ..state }),
+        };
+        state.map_err(|error| StateError::Malformed(error.to_string()))
     }
 }
 

@@ -106,10 +106,10 @@ impl Vcpu {
         let index = self.index;
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                let effect = machine.ports.write(port, data);
+                let effect = machine.write_port(port, data);
                 return self.port_effect(effect, machine);
             }
-            Ok(VcpuExit::IoIn(port, data)) => machine.ports.read(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => machine.read_port(port, data),
             Ok(VcpuExit::MmioRead(address, data)) => machine.bus.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => machine.bus.write(address, data),
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}

@@ -10,7 +10,7 @@ use kvm_ioctls::VmFd;
 
 use super::Vcpu;
 use super::resets::Resets;
-use crate::devices::Ports;
+use crate::devices::{PortEffect, Ports};
 use crate::dirty::Rings;
 use crate::error::{Error, Result};
 use crate::event::{EventQueue, StopReason, VmEvent};
@@ -62,6 +62,21 @@ impl Machine {
             stopped: OnceLock::new(),
             resets: Resets::default(),
             vcpus: Mutex::default(),
+        }
+    }
+
+    /// Handles a vCPU read of ports.
+    pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) {
+        if !self.bus.read_port(port, data) {
+            self.ports.read(port, data);
+        }
+    }
+
+    /// Handles a vCPU write of ports.
+    pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> PortEffect {
+        match self.bus.write_port(port, data) {
+            true => PortEffect::None,
+            false => self.ports.write(port, data),
         }
     }
 

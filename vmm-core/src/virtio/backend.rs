@@ -19,7 +19,7 @@ use super::device::{Device, Progress, Rings, WantedQueues};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueError, QueuePosition, Suppression};
-use super::transport::QueueRegisters;
+use super::registers::QueueRegisters;
 use crate::memory::GuestRam;
 
 /// Maximum size of a device's own state, in bytes.

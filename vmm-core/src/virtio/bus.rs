@@ -1,4 +1,4 @@
-//! All virtio devices of a guest, by slot.
+//! All virtio devices of a guest, by slot, and where vCPUs' accesses lead.
 
 use std::any::Any;
 use std::path::Path;
@@ -6,21 +6,27 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
+use super::attached::{Attached, DeviceState};
 use super::balloon::BalloonDevice;
 use super::block::{BlockDevice, DiskContent};
 use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
-use super::mmio_device::{DeviceState, MmioDevice};
+use super::mmio::MmioSlots;
 use super::net::{NetDevice, NetMeter, NetStatus};
-use crate::devices::mmio::{self, locate};
+use super::pci::{PciSlots, PciState};
+use super::transport::Connector;
+use crate::devices::MachineKind;
 use crate::error::Result;
 use crate::memory::GuestRam;
+use crate::pci::{ConfigAddress, HostBridge, Target};
 
 /// All virtio devices of a guest; see the module.
 #[derive(Debug, Default)]
 pub(crate) struct Bus {
-    devices: Vec<MmioDevice>,
+    devices: Vec<Attached>,
+    /// The way to the devices' configuration space, if the machine has PCI.
+    bridge: Option<HostBridge>,
     /// Index of the balloon in `devices`.
     balloon: Option<usize>,
     /// The disks' content, by slot, for copying it.
@@ -30,30 +36,38 @@ pub(crate) struct Bus {
 }
 
 impl Bus {
-    /// Creates the devices of `configs`, in this order. The configurations must have been checked.
+    /// Creates the devices of `configs`, in this order, as those of a machine of this kind. The
+    /// configurations must have been checked.
     ///
     /// # Errors
     /// If a device cannot be created.
     pub(crate) fn new(
         vm: &Arc<VmFd>,
         ram: &Arc<GuestRam>,
+        machine: MachineKind,
         configs: &[DeviceConfig],
     ) -> Result<Self> {
-        let slots = mmio::slots(configs.len());
+        let (connector, bridge): (Box<dyn Connector>, _) = match machine {
+            MachineKind::Mmio => (Box::new(MmioSlots::new(Arc::clone(vm), configs.len())), None),
+            MachineKind::Pci => (Box::new(PciSlots::new(Arc::clone(vm))), Some(HostBridge::new())),
+        };
         let (mut devices, mut disks, mut nets) = (Vec::new(), Vec::new(), Vec::new());
-        for (slot, config) in slots.zip(configs) {
+        for (index, config) in configs.iter().enumerate() {
             let device = config.create()?;
             let known: &dyn Any = &*device;
             disks.push(known.downcast_ref().map(BlockDevice::content));
             nets.extend(known.downcast_ref().map(NetDevice::meter));
-            devices.push(MmioDevice::new(vm, ram, slot, device)?);
+            devices.push(Attached::new(&*connector, index, device, ram)?);
         }
         let balloon = configs.iter().position(|config| matches!(config, DeviceConfig::Balloon(_)));
-        Ok(Self { devices, balloon, disks, nets })
+        Ok(Self { devices, bridge, balloon, disks, nets })
     }
 
     /// Handles a vCPU read outside RAM. Addresses without a device read as ones.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
+        if let Some(target) = self.bridge.as_ref().and_then(|bridge| bridge.at_address(address)) {
+            return self.read_target(target, data);
+        }
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
             None => data.fill(0xff),
@@ -62,9 +76,67 @@ impl Bus {
 
     /// Handles a vCPU write outside RAM.
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
+        if let Some(target) = self.bridge.as_ref().and_then(|bridge| bridge.at_address(address)) {
+            return self.write_target(target, data);
+        }
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
         }
+    }
+
+    /// Handles a vCPU read of ports; returns false if they do not lead to configuration space.
+    pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
+        let target = self.bridge.as_ref().and_then(|bridge| bridge.at_port(port, data.len()));
+        target.is_some_and(|target| {
+            self.read_target(target, data);
+            true
+        })
+    }
+
+    /// Handles a vCPU write of ports; returns false if they do not lead to configuration space.
+    pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> bool {
+        let target = self.bridge.as_ref().and_then(|bridge| bridge.at_port(port, data.len()));
+        target.is_some_and(|target| {
+            self.write_target(target, data);
+            true
+        })
+    }
+
+    fn read_target(&self, target: Target, data: &mut [u8]) {
+        let Some(bridge) = &self.bridge else { return };
+        match target {
+            Target::AddressPort => data.copy_from_slice(&bridge.address().to_le_bytes()),
+            Target::Register(place) if place.device == 0 => {
+                bridge.config().read(place.offset, data);
+            }
+            Target::Register(place) => match self.behind_bridge(place) {
+                Some(device) => device.read_config(place.offset, data),
+                None => data.fill(0xff),
+            },
+            Target::Nothing => data.fill(0xff),
+        }
+    }
+
+    fn write_target(&self, target: Target, data: &[u8]) {
+        let Some(bridge) = &self.bridge else { return };
+        match target {
+            Target::AddressPort => {
+                if let Ok(word) = data.try_into() {
+                    bridge.set_address(u32::from_le_bytes(word));
+                }
+            }
+            Target::Register(place) => {
+                if let Some(device) = self.behind_bridge(place) {
+                    device.write_config(place.offset, data);
+                }
+            }
+            Target::Nothing => {}
+        }
+    }
+
+    /// Returns the device at a place in configuration space. The bridge itself is device 0.
+    fn behind_bridge(&self, place: ConfigAddress) -> Option<&Attached> {
+        self.devices.get(place.device.checked_sub(1)?)
     }
 
     /// Returns the content of the disk in slot `index`; `None` if the slot has no disk.
@@ -104,7 +176,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn pause(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(MmioDevice::pause)
+        self.devices.iter().try_for_each(Attached::pause)
     }
 
     /// Acquires what only one copy of the guest may hold; all or nothing.
@@ -112,7 +184,7 @@ impl Bus {
     /// # Errors
     /// If another process holds it.
     pub(crate) fn take_over(&self) -> Result<(), DeviceError> {
-        let taken = self.devices.iter().try_for_each(MmioDevice::take_over);
+        let taken = self.devices.iter().try_for_each(Attached::take_over);
         if taken.is_err() {
             self.release()?;
         }
@@ -124,7 +196,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn release(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(MmioDevice::release)
+        self.devices.iter().try_for_each(Attached::release)
     }
 
     /// Makes the next [`Bus::take_over`] accept the disks as they are.
@@ -132,7 +204,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn trust_disks(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(MmioDevice::trust_disk)
+        self.devices.iter().try_for_each(Attached::trust_disk)
     }
 
     /// Resumes all devices.
@@ -140,7 +212,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn resume(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(MmioDevice::resume)
+        self.devices.iter().try_for_each(Attached::resume)
     }
 
     /// Makes durable what the paused devices have not yet written back for the guest.
@@ -148,32 +220,56 @@ impl Bus {
     /// # Errors
     /// [`DeviceError::Flush`].
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(MmioDevice::settle)
+        self.devices.iter().try_for_each(Attached::settle)
     }
 
-    /// Returns the states of the paused devices.
+    /// Returns the states of the paused devices, and that of the PCI bus if there is one.
     ///
     /// # Errors
     /// If data that a device has not yet written back cannot be made durable.
-    pub(crate) fn save(&self) -> Result<Vec<DeviceState>, DeviceError> {
-        self.devices.iter().map(MmioDevice::save).collect()
+    pub(crate) fn save(&self) -> Result<(Vec<DeviceState>, Option<PciState>), DeviceError> {
+        let (mut devices, mut functions) = (Vec::new(), Vec::new());
+        for device in &self.devices {
+            let (device, function) = device.save()?;
+            devices.push(device);
+            functions.extend(function);
+        }
+        let pci = self
+            .bridge
+            .as_ref()
+            .map(|bridge| PciState { config_address: bridge.address(), functions });
+        Ok((devices, pci))
     }
 
-    /// Replaces the states of the paused devices.
+    /// Replaces the states of the paused devices and of the PCI bus.
     ///
     /// # Errors
     /// [`DeviceError::State`].
-    pub(crate) fn load(&self, states: &[DeviceState]) -> Result<()> {
+    pub(crate) fn load(&self, states: &[DeviceState], pci: Option<&PciState>) -> Result<()> {
         let (found, own) = (states.len(), self.devices.len());
         if found != own {
             let what = format!("{found} virtio devices in the state, {own} in the virtual machine");
             return Err(DeviceError::State(what).into());
         }
-        self.devices.iter().zip(states).try_for_each(|(device, state)| device.load(state))
+        let functions: Vec<_> = match (&self.bridge, pci) {
+            (None, None) => vec![None; own],
+            (Some(bridge), Some(pci)) if pci.functions.len() == own => {
+                bridge.set_address(pci.config_address);
+                pci.functions.iter().map(Some).collect()
+            }
+            _ => {
+                let what = "its pci bus is not that of the virtual machine".to_owned();
+                return Err(DeviceError::State(what).into());
+            }
+        };
+        let states = states.iter().zip(functions);
+        self.devices
+            .iter()
+            .zip(states)
+            .try_for_each(|(device, (state, function))| device.load(state, function))
     }
 
-    fn find(&self, address: u64) -> Option<(&MmioDevice, u64)> {
-        let (index, offset) = locate(address)?;
-        Some((self.devices.get(index)?, offset))
+    fn find(&self, address: u64) -> Option<(&Attached, u64)> {
+        self.devices.iter().find_map(|device| Some((device, device.offset_of(address)?)))
     }
 }

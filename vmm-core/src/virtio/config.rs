@@ -10,7 +10,7 @@ use super::error::DeviceError;
 use super::net::{NetConfig, NetDevice};
 use super::rng::RngDevice;
 use super::vsock::{VsockDevice, check_cid};
-use crate::devices::mmio::SLOTS_MAX;
+use crate::devices::MachineKind;
 
 /// A device of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,16 +71,15 @@ impl DeviceConfig {
     }
 }
 
-/// Checks that a guest can have these devices together.
+/// Checks that a guest of this machine can have these devices together.
 ///
 /// # Errors
 /// [`DeviceError::Config`].
-pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
-    if devices.len() > SLOTS_MAX {
-        let count = devices.len();
-        return Err(DeviceError::Config(format!(
-            "a guest has at most {SLOTS_MAX} devices, not {count}"
-        )));
+pub(crate) fn check(devices: &[DeviceConfig], machine: MachineKind) -> Result<(), DeviceError> {
+    let (count, max) = (devices.len(), machine.devices_max());
+    if count > max {
+        let what = format!("a guest of machine {machine} has at most {max} devices, not {count}");
+        return Err(DeviceError::Config(what));
     }
     let count = |is: fn(&&DeviceConfig) -> bool| devices.iter().filter(is).count();
     if count(|device| matches!(device, DeviceConfig::Balloon(_))) > 1 {
@@ -94,13 +93,22 @@ pub(crate) fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
 
 #[cfg(test)]
 mod tests {
+    use super::check as check_on;
     use super::*;
+
+    fn check(devices: &[DeviceConfig]) -> Result<(), DeviceError> {
+        check_on(devices, MachineKind::Mmio)
+    }
 
     #[test]
     fn a_guest_has_no_more_devices_than_slots() {
-        check(&vec![DeviceConfig::Rng; SLOTS_MAX]).unwrap();
-        let error = check(&vec![DeviceConfig::Rng; SLOTS_MAX + 1]).unwrap_err();
-        assert_eq!(error.to_string(), "a guest has at most 12 devices, not 13");
+        for (machine, max) in [(MachineKind::Mmio, 12), (MachineKind::Pci, 31)] {
+            check_on(&vec![DeviceConfig::Rng; max], machine).unwrap();
+            let error = check_on(&vec![DeviceConfig::Rng; max + 1], machine).unwrap_err();
+            let expected =
+                format!("a guest of machine {machine} has at most {max} devices, not {}", max + 1);
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

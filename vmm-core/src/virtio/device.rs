@@ -299,7 +299,7 @@ impl<'a> Rings<'a> {
     pub(crate) fn notify_driver(&mut self, index: usize) -> Result<(), QueueError> {
         let Some(Some(queue)) = self.queues.get_mut(index) else { return Ok(()) };
         if queue.wants_interrupt(self.ram.memory())? {
-            self.interrupt.raise(Cause::Used);
+            self.interrupt.raise(Cause::Used(index));
         }
         Ok(())
     }
@@ -353,7 +353,7 @@ impl<'a> Rings<'a> {
             }
         }
         if served > 0 && queue.wants_interrupt(memory)? {
-            self.interrupt.raise(Cause::Used);
+            self.interrupt.raise(Cause::Used(index));
         }
         Ok(progress)
     }

@@ -1,10 +1,11 @@
 //! A device without KVM and without a thread, for the fuzz targets in `fuzz/`: its registers, its
-//! backend and a guest's memory, joined as `mmio_device` does it.
+//! backend and a guest's memory, joined as `attached` does it.
 //!
 //! The fuzzer plays the driver: it writes registers and memory as it likes.
 
 use std::any::Any;
 use std::io;
+use std::ops::Range;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::Signals;
+use super::attached::{DeviceState, registers};
 use super::backend::Backend;
 use super::balloon::SetBy;
 use super::block::{BlockDevice, DiskContent};
@@ -20,10 +21,14 @@ use super::config::DeviceConfig;
 use super::device::Device;
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
-use super::mmio_device::{DeviceState, RING_FEATURES};
+use super::interrupt::Line;
+use super::mmio::Mmio;
 use super::net;
-use super::transport::{Effect, Transport};
-use crate::devices::IrqLine;
+use super::pci::{FunctionState, Messages, PciFunction};
+use super::registers::{Effect, Registers};
+use super::transport::Transport;
+use crate::devices::mmio::{SLOT_BYTES, Slot, WINDOW_START};
+use crate::devices::{IrqLine, MachineKind};
 use crate::error::Result;
 use crate::memory::{GuestRam, MemoryConfig, RamLayout};
 
@@ -36,7 +41,7 @@ const EVENTS_MAX: usize = 16;
 /// A running device, and a guest's memory.
 #[derive(Debug)]
 pub struct Bench {
-    transport: Transport,
+    transport: Box<dyn Transport>,
     backend: Backend,
     ram: Arc<GuestRam>,
     /// Edge-triggered watch on the device's file descriptors; `None` if it has none.
@@ -51,7 +56,15 @@ impl Bench {
     /// # Errors
     /// If the device cannot be created, or the memory cannot be allocated.
     pub fn new(config: &DeviceConfig, memory_bytes: u64) -> Result<Self> {
-        Self::of(config.create()?, memory_bytes)
+        Self::of(config.create()?, MachineKind::Mmio, memory_bytes)
+    }
+
+    /// As [`Bench::new`], with the device as a PCI function.
+    ///
+    /// # Errors
+    /// As [`Bench::new`].
+    pub fn on_pci(config: &DeviceConfig, memory_bytes: u64) -> Result<Self> {
+        Self::of(config.create()?, MachineKind::Pci, memory_bytes)
     }
 
     /// Creates a network device, and returns it with the network's end of its link: a datagram is a
@@ -61,7 +74,7 @@ impl Bench {
     /// If the sockets cannot be created, or the memory cannot be allocated.
     pub fn with_network(memory_bytes: u64) -> Result<(Self, UnixDatagram)> {
         let (device, network) = net::on_wire().map_err(failed("net"))?;
-        Ok((Self::of(Box::new(device), memory_bytes)?, network))
+        Ok((Self::of(Box::new(device), MachineKind::Mmio, memory_bytes)?, network))
     }
 
     /// Creates a vsock device with which the guest has the address `cid`; programs connect at
@@ -72,21 +85,16 @@ impl Bench {
     pub fn with_sockets(cid: u32, path: &Path, memory_bytes: u64) -> Result<Self> {
         let mut device = DeviceConfig::Vsock { cid }.create()?;
         device.listen_at(path);
-        Self::of(device, memory_bytes)
+        Self::of(device, MachineKind::Mmio, memory_bytes)
     }
 
-    fn of(device: Box<dyn Device>, memory_bytes: u64) -> Result<Self> {
+    fn of(device: Box<dyn Device>, machine: MachineKind, memory_bytes: u64) -> Result<Self> {
         let ram =
             Arc::new(GuestRam::new(RamLayout::new(memory_bytes)?, &MemoryConfig::default(), None)?);
-        let signals = Arc::new(Signals::new(device.config()));
-        let transport = Transport::new(
-            device.kind(),
-            device.features() | RING_FEATURES,
-            &device.queue_sizes(),
-            Arc::clone(&signals),
-        );
         let name = device.kind().name();
-        let interrupt = Interrupt::new(signals, IrqLine::unconnected());
+        let (registers, signals) = registers(&*device);
+        let (transport, line) = connect(machine, registers).map_err(failed(name))?;
+        let interrupt = Interrupt::new(signals, line);
         let mut backend = Backend::new(device, Arc::clone(&ram), interrupt);
         let watch = watch(backend.device()).map_err(failed(name))?;
         backend.device().take_over()?;
@@ -104,14 +112,37 @@ impl Bench {
         self.transport.read(offset, data);
     }
 
+    /// Reads the PCI configuration space as the driver.
+    pub fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.transport.read_config(offset, data);
+    }
+
+    /// Returns the addresses of the device's registers; `None` while it does not decode any.
+    pub fn window(&self) -> Option<Range<u64>> {
+        self.transport.window()
+    }
+
     /// Writes registers as the driver; the effects are complete when this returns.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        match self.transport.write(offset, data) {
+        let effect = self.transport.write(offset, data);
+        self.follow(effect);
+    }
+
+    /// Writes the PCI configuration space as the driver; the effects are complete when this
+    /// returns.
+    pub fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let effect = self.transport.write_config(offset, data);
+        self.follow(effect);
+    }
+
+    fn follow(&mut self, effect: Effect) {
+        match effect {
             Effect::None => return,
             Effect::Notify(queue) => self.backend.notify(queue),
             Effect::Activate => {
-                let queues = self.transport.queues().to_vec();
-                self.backend.activate(self.transport.features(), &queues);
+                let registers = self.transport.registers();
+                let queues = registers.queues().to_vec();
+                self.backend.activate(registers.features(), &queues);
             }
             Effect::Reset => self.backend.reset(),
             Effect::Abandon => self.backend.abandon(),
@@ -186,15 +217,17 @@ impl Bench {
         Ok(())
     }
 
-    /// Pauses the device, returns its state, and resumes it.
+    /// Pauses the device, returns its state and that of its PCI function, and resumes it.
     ///
     /// # Errors
     /// If the device cannot be saved.
-    pub fn save(&mut self) -> Result<DeviceState, DeviceError> {
+    pub fn save(&mut self) -> Result<(DeviceState, Option<FunctionState>), DeviceError> {
         self.backend.pause();
-        let state = DeviceState { backend: self.backend.save()?, transport: self.transport.save() };
+        let transport = self.transport.registers().save();
+        let state = DeviceState { backend: self.backend.save()?, transport };
+        let function = self.transport.save();
         self.resume();
-        Ok(state)
+        Ok((state, function))
     }
 
     /// Calls `look` while the device is paused and no request is in flight; then resumes the
@@ -210,16 +243,41 @@ impl Bench {
     ///
     /// # Errors
     /// If the state is impossible; the text says why. The device must not be used any more.
-    pub fn load(&mut self, state: &DeviceState) -> Result<(), String> {
+    pub fn load(
+        &mut self,
+        state: &DeviceState,
+        function: Option<&FunctionState>,
+    ) -> Result<(), String> {
         self.backend.pause();
-        self.transport.load(&state.transport)?;
-        let queues = self.transport.queues().to_vec();
-        let is_up = self.transport.is_active() && !state.transport.needs_reset;
-        let driver = is_up.then_some((self.transport.features(), queues.as_slice()));
+        self.transport.registers_mut().load(&state.transport)?;
+        if let Some(function) = function {
+            self.transport.load(function)?;
+        }
+        let registers = self.transport.registers();
+        let queues = registers.queues().to_vec();
+        let is_up = registers.is_active() && !state.transport.needs_reset;
+        let driver = is_up.then_some((registers.features(), queues.as_slice()));
         self.backend.load(&state.backend, driver)?;
         self.resume();
         Ok(())
     }
+}
+
+/// Connects a device to nothing, as device number 0.
+fn connect(
+    machine: MachineKind,
+    registers: Registers,
+) -> io::Result<(Box<dyn Transport>, Arc<dyn Line>)> {
+    Ok(match machine {
+        MachineKind::Mmio => {
+            let slot = Slot { address: WINDOW_START, bytes: SLOT_BYTES, gsi: 0 };
+            (Box::new(Mmio::new(slot, registers)), Arc::new(IrqLine::unconnected()))
+        }
+        MachineKind::Pci => {
+            let messages = Arc::new(Messages::new(registers.queues().len())?);
+            (Box::new(PciFunction::new(0, registers, Arc::clone(&messages), None)), messages)
+        }
+    })
 }
 
 fn watch(device: &dyn Device) -> io::Result<Option<Epoll>> {

@@ -1,5 +1,6 @@
 //! A device's interrupt: its pending causes in the registers, and its line.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use vm_superio::Trigger;
@@ -8,16 +9,43 @@ use super::Signals;
 use super::signals::{Cause, ConfigSpace};
 use crate::devices::IrqLine;
 
+/// What carries a device's interrupts to the guest.
+pub(crate) trait Line: Debug + Send + Sync {
+    /// Interrupts the driver.
+    fn raise(&self, cause: Cause);
+
+    /// Interrupts the driver again for what it may have missed; `unacknowledged` says whether it
+    /// has acknowledged all causes. A spurious interrupt does no harm; a driver whose interrupt was
+    /// lost would wait forever.
+    fn repeat(&self, unacknowledged: bool);
+}
+
+impl Line for IrqLine {
+    fn raise(&self, _cause: Cause) {
+        // The line exists for as long as the VM: an error from KVM is a bug, and not the guest's
+        // problem.
+        if let Err(error) = self.trigger() {
+            tracing::error!(line = ?self, %error, "cannot interrupt the guest");
+        }
+    }
+
+    fn repeat(&self, unacknowledged: bool) {
+        if unacknowledged {
+            self.raise(Cause::Config);
+        }
+    }
+}
+
 /// A device's interrupt; see the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Interrupt {
     signals: Arc<Signals>,
-    line: IrqLine,
+    line: Arc<dyn Line>,
 }
 
 impl Interrupt {
     /// Creates the interrupt whose causes are recorded in `signals`.
-    pub(crate) fn new(signals: Arc<Signals>, line: IrqLine) -> Self {
+    pub(crate) fn new(signals: Arc<Signals>, line: Arc<dyn Line>) -> Self {
         Self { signals, line }
     }
 
@@ -40,28 +68,17 @@ impl Interrupt {
     /// Interrupts the driver.
     pub(crate) fn raise(&self, cause: Cause) {
         self.signals.add(cause);
-        self.pulse();
+        self.line.raise(cause);
     }
 
-    /// Interrupts the driver again for what it has not acknowledged. A spurious interrupt does no
-    /// harm; a driver whose interrupt was lost would wait forever.
+    /// Interrupts the driver again for what it may have missed.
     pub(crate) fn repeat(&self) {
-        if self.signals.interrupt_status() != 0 {
-            self.pulse();
-        }
+        self.line.repeat(self.signals.interrupt_status() != 0);
     }
 
     /// Reports to the driver that the device cannot continue until a reset.
     pub(crate) fn needs_reset(&self) {
         self.signals.set_needs_reset();
         self.raise(Cause::Config);
-    }
-
-    fn pulse(&self) {
-        // The line exists for as long as the VM: an error from KVM is a bug, and not the guest's
-        // problem.
-        if let Err(error) = self.line.trigger() {
-            tracing::error!(line = ?self.line, %error, "cannot interrupt the guest");
-        }
     }
 }

@@ -1,12 +1,15 @@
-//! Virtio devices (virtio 1.2 over virtio-mmio): all that a guest has beyond vCPUs and memory.
+//! Virtio devices (virtio 1.2 over virtio-mmio or virtio-pci): all that a guest has beyond vCPUs
+//! and memory.
 //!
 //! From the guest inwards:
 //!
 //! | file | contents |
 //! |---|---|
 //! | `bus` | all devices, by slot; entry point of vCPU accesses |
-//! | `mmio_device` | a device in its slot: joins its registers and its thread |
-//! | `transport` | the device's registers, as a state machine |
+//! | `attached` | a device in its slot: joins its registers and its thread |
+//! | `transport` | the trait of what differs between the two ways to a device |
+//! | `mmio`, `pci` | these ways: layouts of registers, and interrupts |
+//! | `registers` | the device's registers, as a state machine |
 //! | `signals`, `interrupt` | what the device tells its driver |
 //! | `worker` | the device's thread |
 //! | `backend` | the device and its queues on that thread: pausing, resetting, breaking |
@@ -18,8 +21,9 @@
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver
 //! that breaks the rules of a queue gets a device that needs a reset; nothing else is affected.
-//! `docs/adr/0007-virtio-devices.md` has the reasons.
+//! `docs/adr/0007-virtio-devices.md` and `docs/adr/0031-pci.md` have the reasons.
 
+mod attached;
 mod backend;
 pub mod balloon;
 pub mod block;
@@ -31,9 +35,11 @@ mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod interrupt;
-mod mmio_device;
+mod mmio;
 pub mod net;
+mod pci;
 mod queue;
+mod registers;
 mod rng;
 mod signals;
 #[cfg(test)]
@@ -42,14 +48,15 @@ mod transport;
 mod vsock;
 mod worker;
 
+pub use attached::DeviceState;
 pub use backend::BackendState;
 pub use block::DiskContent;
 pub(crate) use bus::Bus;
 pub use config::DeviceConfig;
 pub(crate) use config::check as check_devices;
 pub use error::DeviceError;
-pub use mmio_device::DeviceState;
+pub use pci::{FunctionState, Interrupts, PciState};
 pub use queue::QueuePosition;
+pub use registers::{QueueRegisters, TransportState};
 pub(crate) use signals::Signals;
-pub use transport::{QueueRegisters, TransportState};
 pub use vsock::GUEST_CIDS;

@@ -18,7 +18,7 @@ use virtio_queue::{DescriptorChain, Queue as Rings, QueueOwnedT, QueueState, Que
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::buffers::Buffers;
-use super::transport::QueueRegisters;
+use super::registers::QueueRegisters;
 use crate::memory::RamMap;
 
 /// Maximum number of descriptors in a request, including those of an indirect table.

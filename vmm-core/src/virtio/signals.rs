@@ -18,8 +18,8 @@ pub(crate) struct Signals {
 /// Why the driver is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// A buffer was used.
-    Used,
+    /// A buffer of this queue was used.
+    Used(usize),
     /// The configuration or the device's status has changed.
     Config,
 }
@@ -85,7 +85,7 @@ impl Signals {
     /// Adds a cause of an interrupt. Raise the line afterwards.
     pub(super) fn add(&self, cause: Cause) {
         let bit = match cause {
-            Cause::Used => VIRTIO_MMIO_INT_VRING,
+            Cause::Used(_) => VIRTIO_MMIO_INT_VRING,
             Cause::Config => VIRTIO_MMIO_INT_CONFIG,
         };
         self.interrupt_status.fetch_or(bit, Ordering::AcqRel);
@@ -94,6 +94,11 @@ impl Signals {
     /// Returns the causes that the driver has not acknowledged.
     pub(crate) fn interrupt_status(&self) -> u32 {
         self.interrupt_status.load(Ordering::Acquire)
+    }
+
+    /// Returns the causes and clears them, as reading the register of a PCI device does.
+    pub(super) fn take_interrupt_status(&self) -> u32 {
+        self.interrupt_status.swap(0, Ordering::AcqRel)
     }
 
     /// Clears the causes that the driver acknowledges.
@@ -187,7 +192,7 @@ mod tests {
     #[test]
     fn reasons_stay_until_they_are_acknowledged() {
         let signals = Signals::new(ConfigSpace::read_only(Vec::new()));
-        signals.add(Cause::Used);
+        signals.add(Cause::Used(0));
         signals.add(Cause::Config);
         signals.acknowledge(1);
         assert_eq!(signals.interrupt_status(), 2);

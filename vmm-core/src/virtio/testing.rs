@@ -10,7 +10,7 @@ use super::Signals;
 use super::backend::Backend;
 use super::device::Device;
 use super::interrupt::Interrupt;
-use super::transport::QueueRegisters;
+use super::registers::QueueRegisters;
 use crate::devices::IrqLine;
 use crate::memory::{GuestRam, RamMap};
 
@@ -140,7 +140,7 @@ impl Bench {
     pub(crate) fn switched_off(device: Box<dyn Device>) -> Self {
         let ram = Arc::new(GuestRam::anonymous(4 << 20));
         let signals = Arc::new(Signals::new(device.config()));
-        let interrupt = Interrupt::new(Arc::clone(&signals), IrqLine::unconnected());
+        let interrupt = Interrupt::new(Arc::clone(&signals), Arc::new(IrqLine::unconnected()));
         let registers = (0..device.queue_sizes().len())
             .map(|index| Driver::new(ram.memory(), index).registers())
             .collect();

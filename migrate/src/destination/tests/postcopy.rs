@@ -46,8 +46,8 @@ fn cleared() -> Bench {
     bench
 }
 
-/// Runs until the source has committed, with pages missing.
-fn committed() -> Bench {
+/// Runs until all but the missing pages is there.
+fn ready() -> Bench {
     let mut bench = cleared();
     bench.hear(SourceMessage::Switchover);
     assert_eq!(bench.hear(state(RunState::Running)), [], "written pages are not known yet");
@@ -55,6 +55,12 @@ fn committed() -> Bench {
     assert_eq!(actions, [Action::Fetch(page(4)), Action::LoadState(vec![1])]);
     bench.feed(Event::Loaded(Ok(())));
     bench.feed(Event::Recorded);
+    bench
+}
+
+/// Runs until the source has committed, with pages missing.
+fn committed() -> Bench {
+    let mut bench = ready();
     assert_eq!(bench.hear(SourceMessage::Commit), [Action::Record(DestinationState::Taking)]);
     bench
 }
@@ -163,15 +169,36 @@ fn a_guest_that_its_source_has_taken_back_while_it_runs_does_not_end_as_lost() {
     }
 }
 
+/// Returns the answers to an operator who wants the guest run, or discarded.
+fn resolved(bench: &Bench) -> [Result<(), ResolveRefused>; 2] {
+    [OperatorChoice::Run, OperatorChoice::Discard]
+        .map(|choice| bench.destination.can_resolve(choice))
+}
+
 #[test]
-fn a_guest_of_whose_memory_a_part_is_elsewhere_is_neither_run_nor_cancelled() {
-    let mut bench = fetching();
-    bench.lose_connection();
-    assert_eq!(bench.destination.can_cancel(), Err(CancelRefused::Committed));
-    for choice in [OperatorChoice::Run, OperatorChoice::Discard] {
-        let refused = bench.destination.can_resolve(choice);
-        assert_eq!(refused, Err(ResolveRefused::MemoryElsewhere));
+fn an_operator_cannot_decide_about_a_guest_that_has_been_handed_over() {
+    for mut bench in [committed(), fetching()] {
+        assert_eq!(resolved(&bench), [Err(ResolveRefused::RunsHere); 2], "the source is there");
+        bench.lose_connection();
+        assert_eq!(resolved(&bench), [Err(ResolveRefused::RunsHere); 2]);
+        assert_eq!(bench.feed(Event::Resolve(OperatorChoice::Discard)), []);
     }
+    assert_eq!(fetching().destination.can_cancel(), Err(CancelRefused::Committed));
+}
+
+#[test]
+fn a_discard_ends_the_wait_for_a_source_and_is_refused_while_that_is_there() {
+    let mut bench = ready();
+    let elsewhere = Err(ResolveRefused::MemoryElsewhere);
+    assert_eq!(resolved(&bench), [elsewhere, Err(ResolveRefused::Connected)]);
+    assert_eq!(bench.feed(Event::Resolve(OperatorChoice::Discard)), []);
+    bench.lose_connection();
+    assert_eq!(resolved(&bench), [elsewhere, Ok(())]);
+    let actions = bench.feed(Event::Resolve(OperatorChoice::Discard));
+    assert_eq!(actions, [Action::Discard, Action::Record(DestinationState::Discarded)]);
+    let actions = bench.feed(Event::Recorded);
+    assert_eq!(report(&actions).outcome, Outcome::StayedAtSource);
+    assert_eq!(actions.last(), Some(&Action::Settled));
 }
 
 fn gives_up(actions: &[Action]) -> bool {

@@ -42,6 +42,7 @@ fn guest() -> GuestDescription {
         vcpus: 2,
         config: Blob(vec![0xaa, 0xbb]),
         disks: Vec::new(),
+        has_pci: false,
     }
 }
 

@@ -19,14 +19,14 @@ use tokio::time::timeout;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::accept::{Arrival, Gate, accept};
+use super::accept::{Arrival, Gate, NOT_ADMITTED, accept};
 use super::clock::Clock;
-use super::control::{Control, Heard};
+use super::control::{Control, Heard, Joining};
 use super::fetch::Fetch;
 use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::line::{self, Line};
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
-use super::receiver::{Memory, receive};
+use super::receiver::{Memory, receive, receive_on_link};
 use super::record_writer::{RecordWriter, RecordedState};
 use super::thread::{StartError, connections_useful, run};
 use super::totals::Totals;
@@ -38,8 +38,9 @@ use crate::guest::{
 };
 use crate::phase::Phase;
 use crate::progress::Role;
+use crate::protocol::preamble::LINK_JOINED;
 use crate::protocol::{
-    FEATURE_POSTCOPY, Features, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
+    FEATURE_POSTCOPY, Features, MAX_LINKS, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
 };
 use crate::quic::{LinkError, Tls, endpoint, peers};
 use crate::record::{DestinationState, RecordStore};
@@ -183,6 +184,8 @@ struct Driver {
     memory: Option<Arc<Memory>>,
     /// Streams that arrived before the guest was built.
     early: Vec<(u16, RecvStream)>,
+    /// The same, of several links.
+    early_links: Vec<(SendStream, RecvStream)>,
     /// Streams that have arrived, one bit each.
     seen: u64,
     readers: JoinSet<()>,
@@ -197,7 +200,7 @@ struct Driver {
     is_fetched: bool,
     stated: RecordedState<DestinationState>,
     started_unix_ms: u64,
-    /// Address of the source and a name of its host, for the record.
+    /// Present address of the source and a name of its host, for the record.
     source: Option<(SocketAddr, Option<String>)>,
 }
 
@@ -244,6 +247,7 @@ impl Driver {
             discarded: false,
             memory: None,
             early: Vec::new(),
+            early_links: Vec::new(),
             seen: 0,
             readers: JoinSet::new(),
             features: Features::default(),
@@ -319,6 +323,13 @@ impl Driver {
             Input::Arrived(Arrival::Requests(send, receive)) => {
                 self.admit_pages((Some(send), receive))
             }
+            Input::Arrived(Arrival::Link(connection, send, receive)) => {
+                self.join(connection, (send, receive));
+                Next::GoOn
+            }
+            Input::Arrived(Arrival::LinkPages(send, receive)) => {
+                self.admit_link_pages((send, receive))
+            }
         }
     }
 
@@ -331,6 +342,10 @@ impl Driver {
                 self.handle(Event::Message(message))
             }
             Heard::Malformed(error) => self.handle(Event::Malformed(error)),
+            Heard::LinkLost(from, detail) => {
+                tracing::debug!(%from, detail, "a link of the source is lost; the others go on");
+                Next::GoOn
+            }
             Heard::Lost(detail) => {
                 self.line.close();
                 self.handle(Event::ConnectionLost { detail: detail.as_str().into() })
@@ -365,13 +380,37 @@ impl Driver {
     fn connected(&mut self, connection: Connection, stream: (SendStream, RecvStream)) -> Next {
         self.line.cut("replaced by a new connection of the source");
         while self.tasks.try_join_next().is_some() {}
-        if self.source.is_none() {
-            let name = peers::host_name_at(&connection);
-            self.source = Some((connection.remote_address(), name));
-        }
+        let address = connection.remote_address();
+        let before = self.source.replace((address, peers::host_name_at(&connection)));
         let inbox = self.line.next_inbox(self.hear.clone(), Input::Heard);
         self.line.open(Control::start(vec![connection], "", stream, &mut self.tasks, &inbox));
-        self.handle(Event::Connected)
+        let next = self.handle(Event::Connected);
+        if before.is_some_and(|(before, _)| before.ip() != address.ip()) {
+            self.record_again();
+        }
+        next
+    }
+
+    /// Adds a further link to the control stream, and says so: the source sends nothing until then.
+    fn join(&mut self, connection: Connection, stream: (SendStream, RecvStream)) {
+        let inbox = self.line.inbox(self.hear.clone(), Input::Heard);
+        let may_join = self.machine.may_add_links();
+        match self.line.control_mut() {
+            Some(control) if may_join && control.links() < MAX_LINKS => {
+                let joining = Joining { connection, stream, greeting: &LINK_JOINED };
+                control.join(joining, "", &mut self.tasks, &inbox);
+            }
+            _ => connection.close(NOT_ADMITTED.into(), b"no further link can be added now"),
+        }
+    }
+
+    /// Reads the pages that one of several links carries, once the guest's memory exists.
+    fn admit_link_pages(&mut self, stream: (SendStream, RecvStream)) -> Next {
+        if self.early_links.len() >= MAX_LINKS {
+            return self.data_failed("too many links carry pages");
+        }
+        self.early_links.push(stream);
+        self.read_streams()
     }
 
     fn admit_data(&mut self, stream: u16, receive: RecvStream) -> Next {
@@ -395,6 +434,14 @@ impl Driver {
             let (memory, input_sender) = (memory.clone(), self.input_sender.clone());
             self.readers.spawn(async move {
                 if let Some(event) = receive(memory, stream, receive_from).await {
+                    let _ = input_sender.send(Input::Event(event));
+                }
+            });
+        }
+        for stream in std::mem::take(&mut self.early_links) {
+            let (memory, input_sender) = (memory.clone(), self.input_sender.clone());
+            self.readers.spawn(async move {
+                if let Some(event) = receive_on_link(memory, stream).await {
                     let _ = input_sender.send(Input::Event(event));
                 }
             });

@@ -30,6 +30,20 @@ impl Driver {
         })
     }
 
+    /// Has the record name the present address of the source, if there is one: others ask there
+    /// where the guest is.
+    pub(super) fn record_again(&self) {
+        if !self.machine.has_record() {
+            return;
+        }
+        let report = self.channels.report.borrow().clone();
+        self.record_writer.write(self.make_record(report), |outcome| {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "the record still names the source's former address");
+            }
+        });
+    }
+
     pub(super) fn finish(&mut self, report: Report) {
         self.record_writer.write_report(self.make_record(Some(report.clone())));
         self.channels.report.send_replace(Some(report));

@@ -1,5 +1,6 @@
 //! Performs the actions of the source's state machine.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::error::SendError;
@@ -16,7 +17,6 @@ use crate::guest::GuestError;
 use crate::memory::PageSet;
 use crate::pages::{BufferPool, Compression};
 use crate::protocol::{Decision, FEATURE_LZ4, SourceMessage};
-use crate::quic::endpoint::{self, Peer};
 use crate::record::SourceState;
 use crate::source::{Action, DataPath, Event};
 
@@ -70,6 +70,7 @@ impl Driver {
             migration: self.session.migration,
             guest: self.description.clone(),
             connections: self.session.connections.unwrap_or(1),
+            links: self.session.links.clone(),
         };
         let input_sender = self.input_sender.clone();
         self.tasks.spawn(async move {
@@ -106,17 +107,13 @@ impl Driver {
         let Some(found) = self.found.clone() else { return };
         // Repeated while the outcome is in doubt, so finished tasks are removed here.
         while self.tasks.try_join_next().is_some() {}
-        let endpoint = self
-            .endpoints
-            .first()
-            .cloned()
-            .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok);
+        let routes = self.routes(&found);
         let (input_sender, generation) = (self.input_sender.clone(), self.line.generation());
         let decision = self.decision();
         let migration = self.session.migration;
         self.tasks.spawn(async move {
-            let reached = match endpoint {
-                Ok(endpoint) => reach_again(endpoint, found, migration, decision).await,
+            let reached = match routes {
+                Ok(routes) => reach_again(routes, migration, decision).await,
                 Err(error) => Err(error.to_string()),
             };
             let _ = input_sender.send(Input::Reached(generation, reached));
@@ -139,6 +136,7 @@ impl Driver {
             memory_chunks: self.description.layout.chunks(),
             is_ending: Arc::default(),
             heat: Arc::default(),
+            links: self.links.clone(),
         };
         self.context = Some(context.clone());
         let input_sender = self.input_sender.clone();
@@ -162,7 +160,8 @@ impl Driver {
     fn route(&self, streams: u16) -> Option<Route> {
         let (control, found) = (self.line.control()?, self.found.as_ref()?);
         Some(Route {
-            connections: control.connections().to_vec(),
+            connections: control.connections(),
+            are_links: self.session.has_links(),
             name: found.node.name.clone(),
             streams,
             migration: self.session.migration,
@@ -171,18 +170,28 @@ impl Driver {
     }
 
     /// Serves these pages, or all that were reported missing, on the present connections, and on as
-    /// many more as the migration was to have: a source that has reconnected has only one.
-    fn serve(&mut self, missing: Option<PageSet>) {
+    /// many more as the migration was to have: a source that has reconnected has only one, and a
+    /// link that was lost may be back.
+    pub(super) fn serve(&mut self, missing: Option<PageSet>) {
         let (Some(route), Some(context)) = (self.route(0), self.context.clone()) else { return };
         let Some(found) = &self.found else { return };
-        let wanted = usize::from(self.session.connections.unwrap_or(1));
-        let further = Further {
-            count: wanted.saturating_sub(route.connections.len()),
-            peer: Peer { address: found.process, name: found.node.name.clone() },
-            tls: self.tls.clone(),
+        let peers = if self.session.has_links() {
+            let is_new = |link: &&IpAddr| {
+                !route.connections.iter().any(|it| it.remote_address().ip() == **link)
+            };
+            self.session.links.iter().filter(is_new).map(|link| found.at(*link).peer()).collect()
+        } else {
+            let wanted = usize::from(self.session.connections.unwrap_or(1));
+            vec![found.peer(); wanted.saturating_sub(route.connections.len())]
         };
+        let further = Further { peers, tls: self.tls.clone() };
         let missing = missing.unwrap_or_else(|| self.missing.clone());
         self.server = Some(Server::start(context, route, further, missing, &mut self.tasks));
+    }
+
+    /// Whether pages that follow the guest are sent.
+    pub(super) fn is_serving(&self) -> bool {
+        self.server.is_some()
     }
 
     fn stop_sending(&mut self) {

@@ -2,11 +2,12 @@
 
 mod actions;
 mod calls;
+mod links;
 mod records;
 
 pub(super) use calls::{dry_run, flush_twice, run_state};
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,11 +20,12 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::clock::Clock;
-use super::connect::{Contact, NoContact, Reached, Route};
+use super::connect::{Contact, Joined, NoContact, Reached, Route};
 use super::control::{Control, Heard};
 use super::handle::{Command, Handle, PendingCommand, SessionChannels, handle};
 use super::limiter::Limiter;
 use super::line::{self, Line};
+use super::links::Links;
 use super::pace::{self, INPUTS_MAX, LEFTOVER_TIME, Next};
 use super::record_writer::{RecordWriter, RecordedState};
 use super::sender::Sender;
@@ -38,7 +40,7 @@ use crate::guest::{GuestDescription, SourceGuest};
 use crate::limits::Limits;
 use crate::memory::PageSet;
 use crate::pages::Compression;
-use crate::progress::Role;
+use crate::progress::{Progress, Role};
 use crate::protocol::{DestinationMessage, FEATURE_POSTCOPY, Features, MigrationId, Offer};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
@@ -65,8 +67,12 @@ pub struct SourceSession {
     pub bandwidth: Option<u64>,
     /// The compression mode.
     pub compression: Compression,
-    /// Number of connections, 1 to 16; none for the best number on this host.
+    /// Number of connections, 1 to 16; none for the best number on this host, or if there are
+    /// links.
     pub connections: Option<u16>,
+    /// Addresses of the destination's host on the links to use at once, at most
+    /// [`MAX_LINKS`](crate::protocol::MAX_LINKS); empty to use one of `addresses`.
+    pub links: Vec<IpAddr>,
     /// UDP port of this host's node, which the destination records; none if no node runs here.
     pub node_port: Option<NonZeroU16>,
     /// What an estimate said of this migration, for its report.
@@ -76,6 +82,11 @@ pub struct SourceSession {
 }
 
 impl SourceSession {
+    /// Whether it uses several links at once.
+    fn has_links(&self) -> bool {
+        self.links.len() > 1
+    }
+
     /// Returns the configuration of the state machine for the guest of this description.
     pub(super) fn config(&self, guest: GuestDescription) -> SourceConfig {
         let ours = Offer::ours();
@@ -85,6 +96,7 @@ impl SourceSession {
             guest,
             offer: Offer { features: ours.features.with(more), ..ours },
             streams: self.connections.unwrap_or(1),
+            has_links: self.has_links(),
             limits: self.limits,
             node_port: self.node_port,
             estimate: self.estimate,
@@ -116,9 +128,14 @@ pub(super) fn start_with(
     failpoints: Failpoints,
 ) -> Result<Handle, StartError> {
     let (handle, channels, over) = handle(session.migration, Role::Source);
-    let connections = session.connections.unwrap_or_else(connections_useful).clamp(1, 16);
+    let connections = match session.has_links() {
+        // Each link has one.
+        true => 1,
+        false => session.connections.unwrap_or_else(connections_useful).clamp(1, 16),
+    };
+    let all_connections = connections.max(u16::try_from(session.links.len()).unwrap_or(u16::MAX));
     let span = tracing::info_span!("migration", id = %session.migration, role = "source");
-    run("migrate-source", connections.min(connections_useful()), over, move || {
+    run("migrate-source", all_connections.min(connections_useful()), over, move || {
         let session = SourceSession { connections: Some(connections), ..session };
         async move { Driver::new(session, guest, tls, records, failpoints, channels).drive().await }
             .instrument(span)
@@ -134,6 +151,8 @@ enum Input {
     Heard(u64, Heard<DestinationMessage>),
     Approached(Result<Contact, NoContact>),
     Reached(u64, Result<Reached, String>),
+    /// The destination has added these links to this control stream; its greeting can be handled.
+    Joined(u64, DestinationMessage, Vec<Joined>),
     /// The record names this route, which an operator gave, or could not be written.
     Named(Route, Result<(), RecoverRefused>, oneshot::Sender<Result<(), RecoverRefused>>),
 }
@@ -162,6 +181,11 @@ struct Driver {
     /// What records say of that: another route from an operator comes into them before it is taken.
     named: Option<Route>,
     endpoints: Vec<Endpoint>,
+    links: Arc<Links>,
+    /// Connections on further links, until the destination can add those.
+    further: Vec<(IpAddr, quinn::Connection)>,
+    /// What reconnects on each of several links.
+    redialers: Vec<(IpAddr, Endpoint)>,
     sender: Option<Sender>,
     /// What all streams with pages share, once there are some.
     context: Option<StreamContext>,
@@ -213,6 +237,9 @@ impl Driver {
             found: None,
             named: None,
             endpoints: Vec::new(),
+            links: Arc::new(Links::new(if session.has_links() { &session.links } else { &[] })),
+            further: Vec::new(),
+            redialers: Vec::new(),
             sender: None,
             context: None,
             missing: PageSet::empty(0),
@@ -270,6 +297,7 @@ impl Driver {
                 self.named = Some(contact.found.clone());
                 self.found = Some(contact.found);
                 self.endpoints = contact.endpoints;
+                self.keep_links(contact.links);
                 self.connected(contact.connections, contact.control)
             }
             Input::Approached(Err(NoContact::Refused(refusal))) => {
@@ -281,7 +309,9 @@ impl Driver {
             }
             Input::Reached(generation, reached) if generation == self.line.generation() => {
                 match reached {
-                    Ok(Reached::Process(connection, control)) => {
+                    Ok(Reached::Process(route, connection, control)) => {
+                        self.links.regain(route.process.ip());
+                        self.prefer(route);
                         self.connected(vec![connection], control)
                     }
                     Ok(Reached::Node(decided, answer)) if decided == self.decision() => {
@@ -291,7 +321,10 @@ impl Driver {
                     Err(detail) => self.lost(&detail),
                 }
             }
-            Input::Reached(..) => Next::GoOn,
+            Input::Joined(generation, welcome, joined) if generation == self.line.generation() => {
+                self.on_joined(welcome, joined)
+            }
+            Input::Reached(..) | Input::Joined(..) => Next::GoOn,
             Input::Named(route, outcome, answer) => {
                 self.on_named(route, &outcome);
                 // The operator may no longer wait for it.
@@ -307,9 +340,10 @@ impl Driver {
                 if !self.line.may_hear(message.name()) {
                     return Next::GoOn;
                 }
-                self.handle(Event::Message(message))
+                self.hear_message(message)
             }
             Heard::Malformed(error) => self.handle(Event::Malformed(error)),
+            Heard::LinkLost(address, detail) => self.link_lost(address, &detail),
             Heard::Lost(detail) => self.lost(&detail),
         }
     }
@@ -374,8 +408,13 @@ impl Driver {
                 next = Next::End;
             }
         }
-        self.channels.progress.send_replace(self.machine.progress(self.clock.now()));
+        self.publish();
         next
+    }
+
+    fn publish(&self) {
+        let progress = self.machine.progress(self.clock.now());
+        self.channels.progress.send_replace(Progress { links: self.links.read(), ..progress });
     }
 
     /// Waits until queued messages and records are written, then ends all tasks and frees
@@ -384,7 +423,8 @@ impl Driver {
         self.call_off();
         let Self {
             mut tasks,
-            endpoints,
+            mut endpoints,
+            redialers,
             sender,
             server,
             line,
@@ -400,6 +440,7 @@ impl Driver {
             tracing::warn!("gave up waiting for parts of the migration to end");
             tasks.shutdown().await;
         }
+        endpoints.extend(redialers.into_iter().map(|(_, redialer)| redialer));
         endpoints.iter().for_each(|endpoint| endpoint.close(0_u32.into(), b""));
         let idle = async {
             for endpoint in &endpoints {

@@ -71,7 +71,8 @@ impl Driver {
         }
     }
 
-    pub(super) fn finish(&mut self, report: Report) {
+    pub(super) fn finish(&mut self, mut report: Report) {
+        report.links = self.links.read();
         self.record_writer.write_report(self.make_record(Some(report.clone())));
         self.channels.report.send_replace(Some(report));
     }

@@ -77,6 +77,7 @@ async fn a_slow_disk_blocks_only_its_own_stream() {
         memory_chunks: 1,
         is_ending: Arc::default(),
         heat: Arc::default(),
+        links: Arc::default(),
     };
     let pair = Pair::new().await;
     let stream = pair.near.open_uni().await.unwrap();

@@ -28,6 +28,8 @@ struct Pages {
     since: Vec<(ChunkPages, Instant)>,
     waits: Vec<Duration>,
     is_ended: bool,
+    /// Whether `wanted` is to return, whatever is wanted.
+    is_interrupted: bool,
     /// How often pages were dropped: for a guest, twice.
     drops: u32,
     is_placed_early: bool,
@@ -80,6 +82,7 @@ impl FakeMissing {
         let ended = |((at, bit), _): &mut (ChunkPages, Instant)| *at == chunk && placed & *bit != 0;
         let ended: Vec<_> = pages.since.extract_if(.., ended).collect();
         pages.waits.extend(ended.into_iter().map(|(_, since)| since.elapsed()));
+        pages.is_interrupted |= placed != 0 && pages.missing.iter().all(|word| *word == 0);
         self.changed.notify_all();
     }
 }
@@ -105,11 +108,17 @@ impl MissingMemory for FakeMissing {
         Ok(())
     }
 
-    fn wanted(&self, wait: Duration) -> Result<Vec<ChunkPages>, GuestError> {
-        let waited =
-            self.changed.wait_timeout_while(self.lock(), wait, |pages| pages.new.is_empty());
-        let (mut pages, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    fn wanted(&self) -> Result<Vec<ChunkPages>, GuestError> {
+        let has_nothing = |pages: &mut Pages| pages.new.is_empty() && !pages.is_interrupted;
+        let waited = self.changed.wait_while(self.lock(), has_nothing);
+        let mut pages = waited.unwrap_or_else(PoisonError::into_inner);
+        pages.is_interrupted = false;
         Ok(std::mem::take(&mut pages.new))
+    }
+
+    fn interrupt(&self) {
+        self.lock().is_interrupted = true;
+        self.changed.notify_all();
     }
 
     fn place(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<(), GuestError> {

@@ -6,8 +6,10 @@ mod estimates;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod hints;
+mod links;
 mod memory;
 mod missing;
+mod pool;
 mod postcopy;
 mod refusals;
 mod relay;

@@ -1,6 +1,6 @@
 //! Guests that run at the destination before their memory is there.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::memory::{Content, FakeMemory};
 use super::missing::FakeMissing;
 use super::relay::Relay;
-use super::world::{FakeSource, World, in_time, reach};
+use super::world::{FakeSource, LOOPBACK, World, in_time, reach};
 use crate::error::{ChangeRefused, PostcopyRefused, RecoverRefused};
 use crate::guest::MissingMemory;
 use crate::limits::LimitsChange;
@@ -214,21 +214,44 @@ fn recorded(world: &World, handle: &Handle) -> [SocketAddr; 2] {
     }
 }
 
+/// Returns where the destination's record says that the source is.
+fn source_recorded(world: &World, handle: &Handle) -> IpAddr {
+    let records = &world.node.records;
+    let record = records.read(handle.migration(), Role::Destination, |_| true).unwrap();
+    match record.unwrap().side {
+        Side::Destination { source_address, .. } => source_address.ip(),
+        Side::Source { .. } => panic!("a record of the source"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn another_address_of_the_destination_is_recorded_and_dialled() {
+async fn another_path_between_the_hosts_is_taken_and_both_records_say_so() {
     let relay = Relay::default();
     let world = world(relay.clone());
-    let (guest, handle) = handed_over(&world).await;
+    let (guest, handle) = handed_over_slowly(&world).await;
+    assert_eq!(source_recorded(&world, &handle), LOOPBACK);
     relay.silent.store(true, SeqCst);
     let elsewhere = |address: SocketAddr| SocketAddr::from(([127, 0, 0, 2], address.port()));
     let there = recorded(&world, &handle).map(elsewhere);
-    Relay::default().start_at(there[1], world.arrival().await.port());
+    let from = IpAddr::from([127, 0, 0, 3]);
+    let path = Relay { from: Some(from), ..Relay::default() };
+    path.start_at(there[1], world.arrival().await.port());
 
     handle.recover(there[0]).await.unwrap();
 
     assert_eq!(recorded(&world, &handle), there);
+    let missing = world.target().missing.get().unwrap().clone();
+    in_time(spawn_blocking(move || missing.read(PAGES - 20))).await.unwrap();
+    in_time(async {
+        while source_recorded(&world, &handle) != from {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    handle.change(bandwidth(0)).await.unwrap();
     world.assert_migrated(&guest, &handle).await;
     assert_eq!(recorded(&world, &handle), there);
+    assert_eq!(source_recorded(&world, &handle), from);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -122,15 +122,15 @@ async fn a_host_without_the_token_is_refused_and_changes_nothing() {
     let dialer = endpoint::dialer(address, &world.tls).unwrap();
     let peer = endpoint::Peer { address, name: "127.0.0.1".into() };
     let data = StreamRole::Data { stream: 0 };
-    for role in [StreamRole::Control, data, StreamRole::Background, StreamRole::Requests] {
+    let both_ways =
+        [StreamRole::Control, StreamRole::Requests, StreamRole::Link, StreamRole::LinkPages];
+    for role in both_ways.into_iter().chain([data, StreamRole::Background]) {
         let connection = endpoint::connect(&dialer, &peer).await.unwrap();
         let migration = handle.migration();
         let preamble = Preamble { role, migration, token: Token::random() }.encode();
-        let mut stream = match role {
-            StreamRole::Control | StreamRole::Requests => connection.open_bi().await.unwrap().0,
-            StreamRole::Data { .. } | StreamRole::Background => {
-                connection.open_uni().await.unwrap()
-            }
+        let mut stream = match both_ways.contains(&role) {
+            true => connection.open_bi().await.unwrap().0,
+            false => connection.open_uni().await.unwrap(),
         };
         stream.write_all(&preamble).await.unwrap();
         let closed = in_time(connection.closed()).await.to_string();

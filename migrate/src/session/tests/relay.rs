@@ -1,7 +1,7 @@
 //! A network between source and process that can fall silent.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
@@ -18,6 +18,8 @@ pub(super) struct Relay {
     pub(super) bytes_per_second: u64,
     /// Number of the source's sockets by now.
     pub(super) sockets: Arc<AtomicUsize>,
+    /// Address from which the process hears the source; [`LOOPBACK`] if none.
+    pub(super) from: Option<IpAddr>,
 }
 
 impl Relay {
@@ -47,7 +49,7 @@ impl Relay {
                 continue;
             }
             let there = sockets.entry(from).or_insert_with(|| {
-                let there = bind(SocketAddr::new(LOOPBACK, 0));
+                let there = bind(SocketAddr::new(self.from.unwrap_or(LOOPBACK), 0));
                 let silent = self.silent.clone();
                 tokio::spawn(pass_back(there.clone(), here.clone(), from, silent));
                 self.sockets.fetch_add(1, SeqCst);

@@ -145,6 +145,7 @@ impl SourceGuest for FakeSource {
             vcpus: 1,
             config: Blob(b"config".to_vec()),
             disks: Vec::new(),
+            has_pci: false,
         }
     }
 
@@ -347,12 +348,16 @@ pub(super) struct Node {
     pub(super) failpoints: Mutex<Failpoints>,
     /// Token that the source is told; the right one if none.
     pub(super) token_sent: Option<Token>,
+    /// The token of the guest that was admitted.
+    pub(super) token_given: Mutex<Option<Token>>,
     /// The guest identity that it expects; that of the source's guest if none.
     pub(super) expects: Option<Uuid>,
     /// Whether it can run a guest before its memory is there.
     pub(super) postcopy: bool,
     /// Relay between the source and the process, if any.
     pub(super) relay: Option<Relay>,
+    /// Relays on the links, at `link(0)` and on, instead of that one.
+    pub(super) links: Vec<Relay>,
     pub(super) arrived: watch::Sender<Option<Handle>>,
 }
 
@@ -393,6 +398,7 @@ impl Node {
             return FrontReply::Refused(Refusal::new(RefusalKind::Memory, text));
         }
         let token = Token::random();
+        *self.token_given.lock().unwrap() = Some(token);
         let session = DestinationSession {
             migration,
             token,
@@ -407,10 +413,14 @@ impl Node {
         let points = self.failpoints.lock().unwrap().clone();
         let started = destination::start_with(session, factory, &self.tls, records, points);
         let handle = started.unwrap();
-        let port = match &self.relay {
+        let mut port = match &self.relay {
             Some(relay) => relay.start(handle.port()),
             None => handle.port(),
         };
+        for (place, relay) in self.links.iter().enumerate() {
+            let listens = if place == 0 { 0 } else { port };
+            port = relay.start_at(SocketAddr::new(link(place), listens), handle.port());
+        }
         self.arrived.send_replace(Some(handle));
         FrontReply::Admitted { port, token: self.token_sent.unwrap_or(token) }
     }
@@ -446,8 +456,10 @@ impl World {
             refuse: None,
             failpoints: Mutex::default(),
             token_sent: None,
+            token_given: Mutex::default(),
             expects: None,
             relay: None,
+            links: Vec::new(),
             postcopy: false,
             arrived,
         };
@@ -470,11 +482,20 @@ impl World {
             bandwidth: None,
             compression: Compression::Auto,
             connections: Some(1),
+            links: Vec::new(),
             addresses: Vec::new(),
             node_port: None,
             estimate: None,
             postcopy: false,
         }
+    }
+
+    /// As [`World::session`], over the links that have relays.
+    pub(super) fn session_over_links(&self) -> SourceSession {
+        let links: Vec<_> = (0..self.node.links.len()).map(link).collect();
+        let port = self.address.port();
+        let addresses = links.iter().map(|address| SocketAddr::new(*address, port)).collect();
+        SourceSession { connections: None, links, addresses, ..self.session() }
     }
 
     pub(super) fn start(&self, session: SourceSession, guest: &Arc<FakeSource>) -> Handle {
@@ -543,6 +564,11 @@ impl Drop for World {
     fn drop(&mut self) {
         self.endpoint.close(0_u32.into(), b"");
     }
+}
+
+/// Address of a destination on one of its links: all of 127.0.0.0/8 is on loopback.
+pub(super) fn link(place: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1 + place as u8))
 }
 
 /// Waits for `what`, at most `PATIENCE`.

@@ -1,12 +1,13 @@
 //! Post-copy, from the decision on.
 
 use super::*;
-use crate::error::PostcopyRefused;
+use crate::error::{ChangeRefused, PostcopyRefused};
+use crate::limits::LimitsChange;
 use crate::memory::PageSet;
 use crate::protocol::{FEATURE_POSTCOPY, PageMasks};
 
-/// Runs until the record says that the destination owns the guest, and lacks memory.
-fn asking() -> Bench {
+/// Runs until the guest is paused.
+fn standing() -> Bench {
     let mut bench = Bench::new();
     let features = Features::SUPPORTED.with(FEATURE_POSTCOPY);
     bench.source.config.offer.features = features;
@@ -20,6 +21,12 @@ fn asking() -> Bench {
     bench.feed(Event::StreamsEnded(PageSet::full(64)));
     bench.hear(DestinationMessage::Cleared);
     bench.feed(Event::Paused { was: RunState::Running });
+    bench
+}
+
+/// Runs until the record says that the destination owns the guest, and lacks memory.
+fn asking() -> Bench {
+    let mut bench = standing();
     bench.feed(Event::Flushed { attempt: 0 });
     bench.feed(Event::StateSaved { state: vec![1] });
     bench.feed(Event::MissingCollected(PageSet::empty(64)));
@@ -55,6 +62,47 @@ fn memory_is_kept_for_a_destination_whose_node_has_lost_its_record() {
     assert!(pauses.is_sorted());
     assert_eq!(pauses[11], Duration::from_secs(10));
     assert_eq!(bench.source.can_resolve(OperatorChoice::Discard), Ok(()));
+}
+
+#[test]
+fn a_destination_that_runs_the_guest_and_does_not_say_what_it_lacks_is_asked_again() {
+    let mut bench = serving();
+    bench.feed(lost());
+    let reconnect = |bench: &mut Bench| {
+        bench.now = bench.source.deadline().unwrap();
+        assert_eq!(bench.source.handle(Event::Tick, bench.now), [Action::Reconnect]);
+        let actions = bench.feed(Event::Connected);
+        let [Action::Send(SourceMessage::Resolve { decision, .. })] = actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert_eq!(decision, Decision::Serve);
+        assert_eq!(bench.hear(DestinationMessage::Running(Takeover::default())), []);
+    };
+    reconnect(&mut bench);
+    let silent = bench.source.deadline().unwrap();
+    assert_eq!((silent - bench.now).as_secs(), 59, "a minute after it was asked");
+
+    assert_eq!(bench.source.handle(Event::Tick, silent), [Action::Disconnect]);
+
+    assert!(bench.source.progress(silent).in_doubt.is_some());
+    reconnect(&mut bench);
+    let missing = PageSet::full(64);
+    let actions = bench.hear(DestinationMessage::Missing(PageMasks::of(&missing)));
+    assert_eq!(actions, [Action::Serve { missing: Some(missing) }]);
+    assert_eq!(bench.source.deadline(), None);
+}
+
+#[test]
+fn the_bandwidth_can_change_from_the_pause_to_the_end_and_nothing_else() {
+    let bandwidth = LimitsChange { bandwidth: Some(0), ..LimitsChange::default() };
+    let downtime = LimitsChange { downtime: Some(MS), ..bandwidth };
+    for bench in [standing(), asking(), serving()] {
+        assert_eq!(bench.source.can_change(&bandwidth), Ok(()));
+        assert_eq!(bench.source.can_change(&downtime), Err(ChangeRefused::OnlyBandwidth));
+    }
+    let mut undone = standing();
+    undone.feed(Event::Cancel { by: "ops".into() });
+    assert_eq!(undone.source.can_change(&bandwidth), Err(ChangeRefused::Late));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Reads the tables back at the offsets of the specification, and with `iasl`.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Command;
 
 use super::*;
@@ -16,7 +18,11 @@ struct Memory(Vec<u8>);
 
 impl Memory {
     fn with(vcpus: u8, devices: &[Slot]) -> Self {
-        Self(build(ACPI_TABLES, vcpus, devices))
+        Self(build(ACPI_TABLES, vcpus, Devices::Mmio(devices)))
+    }
+
+    fn with_pci(vcpus: u8) -> Self {
+        Self(build(ACPI_TABLES, vcpus, Devices::Pci))
     }
 
     fn from(&self, gpa: u64) -> &[u8] {
@@ -33,16 +39,24 @@ impl Memory {
 
     /// The tables that the root pointer leads to: FADT, MADT, DSDT.
     fn found(&self) -> [&[u8]; 3] {
+        let (found, others) = self.found_with_others();
+        assert!(others.is_empty());
+        found
+    }
+
+    /// As `found`, with the tables that the root table lists beyond FADT and MADT.
+    fn found_with_others(&self) -> ([&[u8]; 3], Vec<&[u8]>) {
         let root = self.from(ACPI_TABLES);
         assert_eq!(&root[..8], b"RSD PTR ");
         assert_eq!((sum(&root[..20]), sum(&root[..36])), (0, 0));
         let xsdt = self.table(word64(root, 24));
-        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 2 * 8));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let others = (52..xsdt.len()).step_by(8).map(|at| self.table(word64(xsdt, at)));
         let (fadt, madt) = (self.table(word64(xsdt, 36)), self.table(word64(xsdt, 44)));
         let dsdt = self.table(word64(fadt, 140));
         assert_eq!([&fadt[..4], &madt[..4], &dsdt[..4]], [b"FACP", b"APIC", b"DSDT"]);
         assert_eq!(u64::from(word32(fadt, 40)), word64(fadt, 140));
-        [fadt, madt, dsdt]
+        ([fadt, madt, dsdt], others.collect())
     }
 }
 
@@ -149,6 +163,32 @@ fn devices_are_found_with_their_window_and_interrupt() {
 }
 
 #[test]
+fn the_pci_bus_is_found_with_its_configuration_space_and_aperture() {
+    let memory = Memory::with_pci(2);
+    let ([_, _, dsdt], others) = memory.found_with_others();
+    let [mcfg] = others[..] else { panic!("{} tables", others.len()) };
+    assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 36 + 8 + 16));
+    assert_eq!(word64(mcfg, 44), 0xe800_0000);
+    assert_eq!(mcfg[52..60], [0; 8], "segment 0, bus 0 to 0");
+    for name in [b"PCI0", b"ECAM", b"_BBN", b"_SEG"] {
+        assert!(holds(dsdt, name));
+    }
+    assert!(!holds(dsdt, b"LNRO0005"), "devices are on the bus");
+    let ids: [&[u8]; 3] =
+        [&[0x41, 0xd0, 0x0a, 0x08], &[0x41, 0xd0, 0x0a, 0x03], &[0x41, 0xd0, 0x0c, 0x02]];
+    ids.into_iter().for_each(|id| assert!(holds(dsdt, id), "{id:x?}"));
+    // Memory, fixed at both ends, writable; no granularity; first and last address, length.
+    let mut aperture = vec![0x87, 23, 0, 0, 0x0c, 1];
+    for word in [0u32, 0xc000_0000, 0xe7ff_ffff, 0, 0x2800_0000] {
+        aperture.extend(word.to_le_bytes());
+    }
+    assert!(holds(dsdt, &aperture), "{dsdt:02x?}");
+    assert!(holds(dsdt, &[0x47, 1, 0xf8, 0xc, 0xf8, 0xc, 1, 8]), "the ports");
+    assert!(holds(dsdt, &[0x86, 9, 0, 1, 0, 0, 0, 0xe8, 0, 0, 0x10, 0]), "ECAM is reserved");
+    assert!(holds(dsdt, &[0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), "bus 0");
+}
+
+#[test]
 fn as_many_devices_as_there_are_interrupt_lines_fit_the_room() {
     let devices = [DEVICES[0]; 256];
     let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
@@ -163,24 +203,51 @@ fn the_disassembler_takes_every_table() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let memory = Memory::with(2, &DEVICES);
-    for table in memory.found() {
-        let name = String::from_utf8_lossy(&table[..4]).into_owned();
-        let path = folder.path().join(format!("{name}.aml"));
-        std::fs::write(&path, table).unwrap();
-        let output =
-            Command::new("iasl").arg("-d").arg(&path).output().expect(
-                "iasl (Debian's package `acpica-tools`), or LIGHTER_SKIP_IASL=1 to go without",
-            );
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "{said}");
-        for trouble in ["Error", "Invalid", "incorrect", "Warning"] {
-            assert!(!said.contains(trouble), "{name}: {said}");
-        }
-        let source = std::fs::read_to_string(path.with_extension("dsl")).unwrap();
-        if name == "DSDT" {
+    let (mmio, pci) = (Memory::with(2, &DEVICES), Memory::with_pci(2));
+    for table in mmio.found() {
+        let source = disassembled(folder.path(), table);
+        if table.starts_with(b"DSDT") {
             assert!(source.contains("Device (V001)"), "{source}");
             assert!(source.contains("0xD0001000"), "{source}");
         }
     }
+    let (found, others) = pci.found_with_others();
+    for table in found.into_iter().chain(others) {
+        let source = disassembled(folder.path(), table);
+        if table.starts_with(b"DSDT") {
+            assert!(source.contains("EisaId (\"PNP0A08\") /* PCI Express Bus */"), "{source}");
+            recompiles(folder.path());
+        }
+    }
+}
+
+/// Disassembles a table in `folder`; returns the source.
+fn disassembled(folder: &Path, table: &[u8]) -> String {
+    let name = String::from_utf8_lossy(&table[..4]).into_owned();
+    let path = folder.join(format!("{name}.aml"));
+    std::fs::write(&path, table).unwrap();
+    let said = iasl(&["-d".as_ref(), path.as_os_str()]);
+    for trouble in ["Error", "Invalid", "incorrect", "Warning"] {
+        assert!(!said.contains(trouble), "{name}: {said}");
+    }
+    std::fs::read_to_string(path.with_extension("dsl")).unwrap()
+}
+
+/// Compiles the DSDT in `folder` again, which checks what its names and resources mean together.
+fn recompiles(folder: &Path) {
+    let said = iasl(&[
+        "-p".as_ref(),
+        folder.join("again").as_os_str(),
+        folder.join("DSDT.dsl").as_os_str(),
+    ]);
+    assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
+}
+
+fn iasl(arguments: &[&OsStr]) -> String {
+    let output = Command::new("iasl").args(arguments).output();
+    let output = output
+        .expect("iasl (Debian's package `acpica-tools`), or LIGHTER_SKIP_IASL=1 to go without");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
 }

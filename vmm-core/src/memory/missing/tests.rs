@@ -71,7 +71,7 @@ fn next_wanted(missing: &Missing) -> Vec<ChunkPages> {
 /// Answers those who wait for pages that are not missing, until `is_over`.
 fn answer(missing: &Missing, is_over: impl Fn() -> bool) {
     while !is_over() {
-        missing.wait(Duration::from_millis(1)).unwrap();
+        missing.wait(Some(Duration::from_millis(1))).unwrap();
         assert_eq!(missing.wanted().unwrap(), []);
     }
 }
@@ -279,6 +279,50 @@ fn an_end_lets_those_who_wait_continue() {
         missing.place(0, 0, &[7; PAGE_BYTES]).unwrap_err().raw_os_error(),
         Some(libc::ENOENT)
     );
+}
+
+#[test]
+fn a_wait_ends_when_there_is_nothing_more_to_wait_for() {
+    let steps: [fn(&Missing); 5] = [
+        |missing| missing.interrupt(),
+        |missing| missing.end().unwrap(),
+        |missing| assert_eq!(missing.place(0, 0, &[7; 2 * PAGE_BYTES]).unwrap(), 2),
+        |missing| assert_eq!(missing.place_zeros(0, 0b11).unwrap(), 2),
+        |missing| missing.discard(0, &(0..2 * PAGE_BYTES)).unwrap(),
+    ];
+    for (index, step) in steps.into_iter().enumerate() {
+        for is_before in [true, false] {
+            let ram = filled();
+            let missing = without(&ram, 0..2);
+            let began = Instant::now();
+            thread::scope(|scope| {
+                let _end = End(&missing);
+                if is_before {
+                    step(&missing);
+                }
+                let waits = scope.spawn(|| missing.wait(Some(PATIENCE)).unwrap());
+                if !is_before {
+                    step(&missing);
+                }
+                waits.join().unwrap();
+            });
+            assert!(began.elapsed() < PATIENCE, "step {index} ends no wait");
+        }
+    }
+}
+
+#[test]
+fn a_wait_that_has_ended_does_not_end_the_next_one() {
+    let ram = filled();
+    let missing = without(&ram, 0..2);
+    let _end = End(&missing);
+    missing.interrupt();
+    missing.wait(None).unwrap();
+    missing.place(0, 0, &[7; PAGE_BYTES]).unwrap();
+    let moment = Duration::from_millis(20);
+    let began = Instant::now();
+    missing.wait(Some(moment)).unwrap();
+    assert!(began.elapsed() >= moment, "a page is left");
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl NetDevice {
         self.meter.publish(self.received, self.transmitted);
         let progress = progress?;
         if self.received.frames != before && queue.wants_interrupt(memory)? {
-            rings.interrupt.raise(Cause::Used);
+            rings.interrupt.raise(Cause::Used(RECEIVE));
         }
         Ok(progress)
     }

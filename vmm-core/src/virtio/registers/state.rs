@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, QUEUES_MAX, Transport, features_fit,
+    ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, QUEUES_MAX, Registers, features_fit,
 };
 
 /// Registers of a queue.
@@ -34,7 +34,8 @@ impl QueueRegisters {
         *self = Self::new(self.size_max);
     }
 
-    pub(super) fn set_size(&mut self, size: u32) {
+    /// Sets the number of entries, if a queue can have as many.
+    pub(in crate::virtio) fn set_size(&mut self, size: u32) {
         match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= self.size_max => self.size = size,
             _ => {}
@@ -47,7 +48,8 @@ impl QueueRegisters {
         parts.iter().all(|(address, align)| *address != 0 && address.is_multiple_of(*align))
     }
 
-    pub(super) fn set_ready(&mut self, ready: bool) {
+    /// Makes the queue ready, if its parts are where they can be, or takes that back.
+    pub(in crate::virtio) fn set_ready(&mut self, ready: bool) {
         self.ready = ready && self.is_aligned();
     }
 
@@ -86,7 +88,7 @@ pub struct TransportState {
     pub config_generation: u32,
 }
 
-impl Transport {
+impl Registers {
     /// Returns all registers.
     pub(crate) fn save(&self) -> TransportState {
         TransportState {
@@ -154,7 +156,7 @@ impl Transport {
 }
 
 /// Returns whether the bits are set in their order; FAILED may be set at any time.
-pub(super) fn is_possible_status(status: u32) -> bool {
+pub(in crate::virtio) fn is_possible_status(status: u32) -> bool {
     let steps = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
     let reached = (0..=steps.len()).map(|count| steps[..count].iter().sum::<u32>());
     reached.into_iter().any(|sum| sum == status & !FAILED)

@@ -3,39 +3,44 @@
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
-use super::state::is_possible_status;
 use super::*;
+use crate::virtio::Signals;
+use crate::virtio::device::DeviceKind;
+use crate::virtio::registers::{TransportState, is_possible_status};
 use crate::virtio::signals::{Cause, ConfigSpace};
 
 const OFFERED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << 29 | 1 << 5;
 const V1: u64 = 1 << VIRTIO_F_VERSION_1;
+const FEATURES_OK: u32 = 8;
 
 const STATUS: u64 = 0x70;
 const READY: u64 = 0x44;
 
-fn transport() -> Transport {
+fn transport() -> Mmio {
     let config = ConfigSpace::with_writable(vec![0xab; 16], 8..16);
-    Transport::new(DeviceKind::Block, OFFERED, &[256, 128], Arc::new(Signals::new(config)))
+    let signals = Arc::new(Signals::new(config));
+    let registers = Registers::new(DeviceKind::Block, OFFERED, &[256, 128], signals);
+    Mmio::new(slots(1).next().unwrap(), registers)
 }
 
-fn read(transport: &Transport, offset: u64) -> u32 {
+fn read(transport: &Mmio, offset: u64) -> u32 {
     let mut word = [0xee; 4];
     transport.read(offset, &mut word);
     u32::from_le_bytes(word)
 }
 
-fn write(transport: &mut Transport, offset: u64, value: u32) -> Effect {
+fn write(transport: &mut Mmio, offset: u64, value: u32) -> Effect {
     transport.write(offset, &value.to_le_bytes())
 }
 
-fn accept(transport: &mut Transport, features: u64) {
+fn accept(transport: &mut Mmio, features: u64) {
     for page in [0, 1] {
         write(transport, 0x24, page);
         write(transport, 0x20, (features >> (page * 32)) as u32);
     }
 }
 
-fn set_up_queue(transport: &mut Transport, queue: u32) {
+fn set_up_queue(transport: &mut Mmio, queue: u32) {
     write(transport, 0x30, queue);
     write(transport, 0x38, 64);
     for (register, value) in [(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000)] {
@@ -45,7 +50,7 @@ fn set_up_queue(transport: &mut Transport, queue: u32) {
 }
 
 /// Registers with agreed features and one ready queue.
-fn negotiated() -> Transport {
+fn negotiated() -> Mmio {
     let mut transport = transport();
     write(&mut transport, STATUS, 1);
     write(&mut transport, STATUS, 3);
@@ -55,7 +60,7 @@ fn negotiated() -> Transport {
     transport
 }
 
-fn active() -> Transport {
+fn active() -> Mmio {
     let mut transport = negotiated();
     assert_eq!(write(&mut transport, STATUS, 0xf), Effect::Activate);
     transport
@@ -84,9 +89,9 @@ fn features_are_shown_by_page() {
 fn the_handshake_leads_to_an_active_device_once() {
     let mut transport = active();
     assert_eq!(read(&transport, STATUS), 0xf);
-    assert_eq!(transport.features(), V1);
+    assert_eq!(transport.registers.features(), V1);
     assert_eq!(write(&mut transport, STATUS, 0xf), Effect::None);
-    assert_eq!(transport.queues()[0].size, 64);
+    assert_eq!(transport.registers.queues()[0].size, 64);
 }
 
 #[test]
@@ -107,9 +112,9 @@ fn bits_are_taken_back_by_a_reset_only() {
     assert_eq!(read(&transport, STATUS), 0xf);
     assert_eq!(write(&mut transport, STATUS, 0), Effect::Reset);
     assert_eq!(read(&transport, STATUS), 0);
-    assert_eq!(transport.features(), 0);
-    assert!(!transport.queues()[0].ready);
-    assert_eq!(transport.queues()[0].size, 256);
+    assert_eq!(transport.registers.features(), 0);
+    assert!(!transport.registers.queues()[0].ready);
+    assert_eq!(transport.registers.queues()[0].size, 256);
 }
 
 #[test]
@@ -127,7 +132,7 @@ fn features_that_are_not_offered_or_not_modern_are_refused() {
 fn features_are_fixed_once_negotiated() {
     let mut transport = negotiated();
     accept(&mut transport, OFFERED);
-    assert_eq!(transport.features(), V1);
+    assert_eq!(transport.registers.features(), V1);
 }
 
 #[test]
@@ -135,11 +140,11 @@ fn queues_wait_for_features_and_are_fixed_once_the_driver_is_ready() {
     let mut early = transport();
     write(&mut early, STATUS, 3);
     set_up_queue(&mut early, 0);
-    assert!(!early.queues()[0].ready);
+    assert!(!early.registers.queues()[0].ready);
 
     let mut late = active();
     set_up_queue(&mut late, 1);
-    assert!(!late.queues()[1].ready);
+    assert!(!late.registers.queues()[1].ready);
     write(&mut late, 0x30, 0);
     write(&mut late, READY, 0);
     assert_eq!(read(&late, READY), 1);
@@ -150,10 +155,13 @@ fn a_ready_queue_cannot_be_changed_but_taken_back() {
     let mut transport = negotiated();
     write(&mut transport, 0x80, 0x9000);
     write(&mut transport, 0x38, 32);
-    assert_eq!((transport.queues()[0].descriptors, transport.queues()[0].size), (0x1000, 64));
+    assert_eq!(
+        (transport.registers.queues()[0].descriptors, transport.registers.queues()[0].size),
+        (0x1000, 64)
+    );
     write(&mut transport, READY, 0);
     write(&mut transport, 0x84, 7);
-    assert_eq!(transport.queues()[0].descriptors, 0x7_0000_1000);
+    assert_eq!(transport.registers.queues()[0].descriptors, 0x7_0000_1000);
 }
 
 #[test]
@@ -169,7 +177,7 @@ fn nonsensical_queues_do_not_become_ready() {
     write(&mut transport, READY, 0);
     for size in [0, 3, 512, 0x1_0040, u32::MAX] {
         write(&mut transport, 0x38, size);
-        assert_eq!(transport.queues()[0].size, 64, "{size}");
+        assert_eq!(transport.registers.queues()[0].size, 64, "{size}");
     }
 }
 
@@ -196,8 +204,8 @@ fn only_ready_queues_of_an_active_device_are_notified() {
 #[test]
 fn interrupt_reasons_are_acknowledged_bit_by_bit() {
     let mut transport = active();
-    transport.signals.add(Cause::Used);
-    transport.signals.add(Cause::Config);
+    transport.registers.signals().add(Cause::Used(0));
+    transport.registers.signals().add(Cause::Config);
     assert_eq!(read(&transport, 0x60), 3);
     write(&mut transport, 0x64, 2);
     assert_eq!(read(&transport, 0x60), 1);
@@ -208,7 +216,7 @@ fn needs_reset_shows_and_is_not_the_drivers_to_set() {
     let mut transport = negotiated();
     write(&mut transport, STATUS, 0x4b);
     assert_eq!(read(&transport, STATUS), 0xb);
-    transport.signals.set_needs_reset();
+    transport.registers.signals().set_needs_reset();
     assert_eq!(read(&transport, STATUS), 0x4b);
     assert_eq!(write(&mut transport, STATUS, 0x4f), Effect::Activate, "written back as read");
     write(&mut transport, STATUS, 0);
@@ -220,7 +228,7 @@ fn a_failed_driver_has_no_device_until_a_reset() {
     let mut transport = active();
     assert_eq!(write(&mut transport, STATUS, 0x8f), Effect::Abandon);
     assert_eq!(write(&mut transport, STATUS, 0x8f), Effect::None);
-    assert!(!transport.is_active());
+    assert!(!transport.registers.is_active());
     assert_eq!(write(&mut transport, 0x50, 0), Effect::None);
     assert_eq!(transport.write(0x108, &[1]), Effect::None);
     assert_eq!(write(&mut transport, STATUS, 0), Effect::Reset);
@@ -241,29 +249,29 @@ fn registers_are_32_bits_wide_and_configuration_is_not() {
     assert_eq!(two, [0xab, 5]);
     assert_eq!(transport.write(0x100, &[5]), Effect::None);
     let generation = read(&transport, 0xfc);
-    transport.signals.change_config(|bytes| bytes[0] = 1);
+    transport.registers.signals().change_config(|bytes| bytes[0] = 1);
     assert_ne!(read(&transport, 0xfc), generation);
 }
 
 #[test]
 fn registers_survive_saving() {
     let source = active();
-    source.signals.add(Cause::Used);
-    let state = source.save();
+    source.registers.signals().add(Cause::Used(0));
+    let state = source.registers.save();
     let mut destination = transport();
-    destination.load(&state).unwrap();
-    assert_eq!(destination.save(), state);
-    assert!(destination.is_active());
+    destination.registers.load(&state).unwrap();
+    assert_eq!(destination.registers.save(), state);
+    assert!(destination.registers.is_active());
     assert_eq!(read(&destination, 0x60), 1);
 }
 
 #[test]
 fn registers_that_no_driver_could_set_are_refused() {
-    let good = active().save();
+    let good = active().registers.save();
     let spoilt = |spoil: &dyn Fn(&mut TransportState)| {
         let mut state = good.clone();
         spoil(&mut state);
-        transport().load(&state).unwrap_err()
+        transport().registers.load(&state).unwrap_err()
     };
     assert!(spoilt(&|state| state.device_id = 4).contains("id 4"));
     assert!(spoilt(&|state| state.offered |= 1).contains("do not exist here"));
@@ -305,24 +313,24 @@ proptest! {
             let mut answer = data.clone();
             transport.read(offset, &mut answer);
 
-            prop_assert!(is_possible_status(transport.status));
-            if transport.status & FEATURES_OK != 0 {
-                prop_assert_eq!(transport.features() & !OFFERED, 0);
-                prop_assert_ne!(transport.features() & V1, 0);
+            prop_assert!(is_possible_status(transport.registers.status()));
+            if transport.registers.status() & FEATURES_OK != 0 {
+                prop_assert_eq!(transport.registers.features() & !OFFERED, 0);
+                prop_assert_ne!(transport.registers.features() & V1, 0);
             }
-            for queue in transport.queues() {
+            for queue in transport.registers.queues() {
                 prop_assert!(queue.size.is_power_of_two() && queue.size <= queue.size_max);
-                prop_assert!(!queue.ready || transport.status & FEATURES_OK != 0);
+                prop_assert!(!queue.ready || transport.registers.status() & FEATURES_OK != 0);
             }
             match effect {
                 Effect::Activate => prop_assert!(!std::mem::replace(&mut driver_ok, true)),
                 Effect::Reset => driver_ok = false,
-                Effect::Notify(queue) => prop_assert!(driver_ok && transport.queues()[queue].ready),
-                Effect::Abandon => prop_assert!(driver_ok && !transport.is_active()),
+                Effect::Notify(queue) => prop_assert!(driver_ok && transport.registers.queues()[queue].ready),
+                Effect::Abandon => prop_assert!(driver_ok && !transport.registers.is_active()),
                 Effect::ConfigWritten | Effect::None => {}
             }
-            let state = transport.save();
-            prop_assert!(super::tests::transport().load(&state).is_ok(), "{state:?}");
+            let state = transport.registers.save();
+            prop_assert!(super::tests::transport().registers.load(&state).is_ok(), "{state:?}");
         }
     }
 }

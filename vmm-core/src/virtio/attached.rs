@@ -1,12 +1,11 @@
 //! A device in its slot: the registers that the vCPUs access, and the device's thread behind them.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -16,15 +15,15 @@ use super::balloon::BalloonDevice;
 use super::device::{Device, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
-use super::transport::{Effect, QUEUES_MAX, Transport, TransportState};
+use super::pci::FunctionState;
+use super::registers::{Effect, QUEUES_MAX, Registers, TransportState};
+use super::transport::{Connector, Transport};
 use super::worker::Worker;
-use crate::devices::IrqLine;
-use crate::devices::mmio::Slot;
-use crate::error::{KvmContext, Result};
+use crate::error::Result;
 use crate::memory::GuestRam;
 
 /// Features of the rings, which every device offers.
-pub(super) const RING_FEATURES: u64 =
+const RING_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Saved state of a device.
@@ -38,39 +37,44 @@ pub struct DeviceState {
 
 /// A device in its slot; see the module.
 #[derive(Debug)]
-pub(crate) struct MmioDevice {
+pub(crate) struct Attached {
     /// Locked until the effects of a write are complete, so that no second vCPU sees them half
     /// done.
-    transport: Mutex<Transport>,
+    transport: Mutex<Box<dyn Transport>>,
+    window: Window,
     kicks: Vec<EventFd>,
     worker: Worker,
 }
 
-impl MmioDevice {
-    /// Puts `device` into `slot` of `vm`, paused.
+impl Attached {
+    /// Attaches `device` as number `index` of its guest, paused.
     ///
     /// # Errors
-    /// [`DeviceError::Start`]; or if KVM rejects a queue's eventfd.
+    /// [`DeviceError::Start`]; or if KVM rejects an eventfd.
     pub(crate) fn new(
-        vm: &Arc<VmFd>,
-        ram: &Arc<GuestRam>,
-        slot: Slot,
+        connector: &dyn Connector,
+        index: usize,
         device: Box<dyn Device>,
+        ram: &Arc<GuestRam>,
     ) -> Result<Self> {
         let kind = device.kind();
-        let queue_sizes = device.queue_sizes();
-        debug_assert!(queue_sizes.len() <= QUEUES_MAX);
-        let signals = Arc::new(Signals::new(device.config()));
-        let offered = device.features() | RING_FEATURES;
-        let transport = Transport::new(kind, offered, &queue_sizes, Arc::clone(&signals));
-        let interrupt = Interrupt::new(signals, IrqLine::new(Arc::clone(vm), slot.gsi));
-        let backend = Backend::new(device, Arc::clone(ram), interrupt);
-
-        let kicks = kicks(vm, slot, queue_sizes.len(), kind.name())?;
+        let failed = |cause| DeviceError::Start { device: kind.name(), cause };
+        let (registers, signals) = registers(&*device);
+        let count = registers.queues().len();
+        let kicks: std::io::Result<Vec<_>> =
+            (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect();
+        let kicks = kicks.map_err(failed)?;
+        let (transport, line) = connector.connect(index, registers, &kicks)?;
+        let backend = Backend::new(device, Arc::clone(ram), Interrupt::new(signals, line));
         let copies: std::io::Result<Vec<EventFd>> = kicks.iter().map(EventFd::try_clone).collect();
-        let copies = copies.map_err(|cause| DeviceError::Start { device: kind.name(), cause })?;
-        let worker = Worker::start(backend, copies)?;
-        Ok(Self { transport: Mutex::new(transport), kicks, worker })
+        let worker = Worker::start(backend, copies.map_err(failed)?)?;
+        let window = Window::of(&*transport);
+        Ok(Self { transport: Mutex::new(transport), window, kicks, worker })
+    }
+
+    /// Returns the offset of `address` in the device's window of memory, if it is there.
+    pub(crate) fn offset_of(&self, address: u64) -> Option<u64> {
+        self.window.offset_of(address)
     }
 
     /// Handles a vCPU read of registers.
@@ -78,11 +82,29 @@ impl MmioDevice {
         self.transport().read(offset, data);
     }
 
+    /// Handles a vCPU read of the PCI configuration space.
+    pub(crate) fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.transport().read_config(offset, data);
+    }
+
     /// Handles a vCPU write to registers. Returns once the effects are complete, except for work on
     /// queues.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         let mut transport = self.transport();
-        let done = match transport.write(offset, data) {
+        let effect = transport.write(offset, data);
+        self.follow(&**transport, effect);
+    }
+
+    /// Handles a vCPU write to the PCI configuration space, as [`Attached::write`].
+    pub(crate) fn write_config(&self, offset: usize, data: &[u8]) {
+        let mut transport = self.transport();
+        let effect = transport.write_config(offset, data);
+        self.window.follow(&**transport);
+        self.follow(&**transport, effect);
+    }
+
+    fn follow(&self, transport: &dyn Transport, effect: Effect) {
+        let done = match effect {
             Effect::None => Ok(()),
             Effect::Notify(queue) => {
                 // KVM signals the thread directly, except for unusual kinds of writes.
@@ -92,7 +114,8 @@ impl MmioDevice {
                 Ok(())
             }
             Effect::Activate => {
-                let (features, queues) = (transport.features(), transport.queues().to_vec());
+                let registers = transport.registers();
+                let (features, queues) = (registers.features(), registers.queues().to_vec());
                 self.worker.call(move |backend| backend.activate(features, &queues))
             }
             Effect::Reset => self.worker.call(Backend::reset),
@@ -147,20 +170,27 @@ impl MmioDevice {
         self.worker.call(|backend| backend.device().settle())?
     }
 
-    /// Returns the state of the paused device.
-    pub(crate) fn save(&self) -> Result<DeviceState, DeviceError> {
+    /// Returns the state of the paused device, and of its PCI function if it is one.
+    pub(crate) fn save(&self) -> Result<(DeviceState, Option<FunctionState>), DeviceError> {
         let backend = self.worker.call(Backend::save)??;
-        Ok(DeviceState { transport: self.transport().save(), backend })
+        let transport = self.transport();
+        let state = DeviceState { transport: transport.registers().save(), backend };
+        Ok((state, transport.save()))
     }
 
-    /// Replaces the state of the paused device.
-    pub(crate) fn load(&self, state: &DeviceState) -> Result<()> {
+    /// Replaces the state of the paused device, and of its PCI function if it is one.
+    pub(crate) fn load(&self, state: &DeviceState, function: Option<&FunctionState>) -> Result<()> {
         let refused =
             |what: String| DeviceError::State(format!("{}: {what}", self.worker.device()));
         let mut transport = self.transport();
-        transport.load(&state.transport).map_err(refused)?;
+        let registers = transport.registers_mut();
+        registers.load(&state.transport).map_err(refused)?;
         let driver =
-            transport.is_active().then(|| (transport.features(), transport.queues().to_vec()));
+            registers.is_active().then(|| (registers.features(), registers.queues().to_vec()));
+        if let Some(function) = function {
+            transport.load(function).map_err(refused)?;
+            self.window.follow(&**transport);
+        }
         // A broken queue stays closed until the driver resets the device.
         let driver = driver.filter(|_| !state.transport.needs_reset);
         let backend = state.backend.clone();
@@ -171,21 +201,46 @@ impl MmioDevice {
         Ok(loaded.map_err(refused)?)
     }
 
-    fn transport(&self) -> MutexGuard<'_, Transport> {
+    fn transport(&self) -> MutexGuard<'_, Box<dyn Transport>> {
         self.transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Creates an eventfd for each queue, which KVM signals when the driver notifies.
-fn kicks(vm: &VmFd, slot: Slot, count: usize, device: &'static str) -> Result<Vec<EventFd>> {
-    let address = IoEventAddress::Mmio(slot.address + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
-    (0u32..)
-        .take(count)
-        .map(|index| {
-            let kick =
-                EventFd::new(EFD_NONBLOCK).map_err(|cause| DeviceError::Start { device, cause })?;
-            vm.register_ioevent(&kick, &address, index).call("KVM_IOEVENTFD")?;
-            Ok(kick)
-        })
-        .collect()
+/// Returns the registers of `device` after power-on, and what it tells its driver through them.
+pub(super) fn registers(device: &dyn Device) -> (Registers, Arc<Signals>) {
+    let queue_sizes = device.queue_sizes();
+    debug_assert!(queue_sizes.len() <= QUEUES_MAX);
+    let signals = Arc::new(Signals::new(device.config()));
+    let offered = device.features() | RING_FEATURES;
+    let registers = Registers::new(device.kind(), offered, &queue_sizes, Arc::clone(&signals));
+    (registers, signals)
+}
+
+/// Where a device's window of memory is, for readers without the transport's lock: a vCPU may hold
+/// that for long.
+#[derive(Debug)]
+struct Window {
+    start: AtomicU64,
+    end: AtomicU64,
+}
+
+impl Window {
+    fn of(transport: &dyn Transport) -> Self {
+        let window = Self { start: AtomicU64::new(0), end: AtomicU64::new(0) };
+        window.follow(transport);
+        window
+    }
+
+    /// A reader in between may find the device in neither place, or with an offset beyond its
+    /// registers: what a guest gets that uses a device while it moves it.
+    fn follow(&self, transport: &dyn Transport) {
+        let window = transport.window().unwrap_or(0..0);
+        self.start.store(window.start, Ordering::Release);
+        self.end.store(window.end, Ordering::Release);
+    }
+
+    fn offset_of(&self, address: u64) -> Option<u64> {
+        let start = self.start.load(Ordering::Acquire);
+        (address < self.end.load(Ordering::Acquire)).then(|| address.checked_sub(start))?
+    }
 }

@@ -1,0 +1,222 @@
+//! Interrupts of a function: which vector each cause has, and MSI-X, whose messages KVM sends when
+//! an irqfd is signalled.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::state::Interrupts;
+use crate::devices::{FIRST_MSI_GSI, MsiRoutes};
+use crate::pci::Msix;
+use crate::virtio::interrupt::Line;
+use crate::virtio::registers::QUEUES_MAX;
+use crate::virtio::signals::Cause;
+
+/// The vector of a cause that has none (virtio 1.2, 4.1.5.1.2).
+pub(super) const NO_VECTOR: u16 = 0xffff;
+/// Most vectors of a function: one for each queue, and one for changes of the configuration.
+const VECTORS_MAX: u32 = QUEUES_MAX as u32 + 1;
+
+/// The interrupts of a function; see the module. Shared by vCPUs, which set vectors, and the
+/// device's thread, which interrupts.
+#[derive(Debug)]
+pub(in crate::virtio) struct Messages {
+    inner: Mutex<Inner>,
+    /// By vector.
+    irqfds: Vec<EventFd>,
+    /// The VM's routes, and the line of vector 0; `None` without a VM.
+    routes: Option<(Arc<MsiRoutes>, u32)>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    msix: Msix,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+}
+
+impl Messages {
+    /// Returns the interrupts of a function with so many queues, after power-on. They reach no VM.
+    ///
+    /// # Errors
+    /// The error of a system call.
+    pub(in crate::virtio) fn new(queues: usize) -> io::Result<Self> {
+        let vectors = queues + 1;
+        let irqfds: io::Result<Vec<_>> = (0..vectors).map(|_| EventFd::new(EFD_NONBLOCK)).collect();
+        let queue_vectors = vec![NO_VECTOR; queues];
+        let inner = Inner { msix: Msix::new(vectors), config_vector: NO_VECTOR, queue_vectors };
+        Ok(Self { inner: Mutex::new(inner), irqfds: irqfds?, routes: None })
+    }
+
+    /// Connects them to `vm`, as those of device number `index`.
+    ///
+    /// # Errors
+    /// The error from KVM.
+    pub(super) fn routed_by(
+        self,
+        vm: &VmFd,
+        routes: &Arc<MsiRoutes>,
+        index: usize,
+    ) -> Result<Self, kvm_ioctls::Error> {
+        let first = FIRST_MSI_GSI + index as u32 * VECTORS_MAX;
+        for (gsi, irqfd) in (first..).zip(&self.irqfds) {
+            vm.register_irqfd(irqfd, gsi)?;
+        }
+        Ok(Self { routes: Some((Arc::clone(routes), first)), ..self })
+    }
+
+    /// Returns the number of vectors.
+    pub(super) fn vectors(&self) -> usize {
+        self.irqfds.len()
+    }
+
+    /// Returns the vector for changes of the configuration.
+    pub(super) fn config_vector(&self) -> u16 {
+        self.inner().config_vector
+    }
+
+    /// Returns the vector of a queue.
+    pub(super) fn queue_vector(&self, queue: usize) -> u16 {
+        self.inner().queue_vectors.get(queue).copied().unwrap_or(NO_VECTOR)
+    }
+
+    /// Sets the vector for changes of the configuration; none if there is no such vector.
+    pub(super) fn set_config_vector(&self, vector: u16) {
+        self.inner().config_vector = self.existing(vector);
+    }
+
+    /// Sets the vector of a queue; none if there is no such vector.
+    pub(super) fn set_queue_vector(&self, queue: usize, vector: u16) {
+        let vector = self.existing(vector);
+        if let Some(own) = self.inner().queue_vectors.get_mut(queue) {
+            *own = vector;
+        }
+    }
+
+    fn existing(&self, vector: u16) -> u16 {
+        if usize::from(vector) < self.vectors() { vector } else { NO_VECTOR }
+    }
+
+    /// Takes all vectors from their causes, as a reset of the device does. The MSI-X table belongs
+    /// to the function and stays.
+    pub(super) fn forget_vectors(&self) {
+        let mut inner = self.inner();
+        inner.config_vector = NO_VECTOR;
+        inner.queue_vectors.fill(NO_VECTOR);
+    }
+
+    /// Handles a read of the MSI-X table.
+    pub(super) fn read_table(&self, offset: usize, data: &mut [u8]) {
+        self.inner().msix.read_table(offset, data);
+    }
+
+    /// Handles a read of the pending bits.
+    pub(super) fn read_pending(&self, offset: usize, data: &mut [u8]) {
+        self.inner().msix.read_pending(offset, data);
+    }
+
+    /// Handles a write of the MSI-X table.
+    pub(super) fn write_table(&self, offset: usize, data: &[u8]) {
+        self.change(|msix| msix.write_table(offset, data));
+    }
+
+    /// Handles a write of the message control register.
+    pub(super) fn set_control(&self, control: u16) {
+        self.change(|msix| msix.set_control(control));
+    }
+
+    /// Changes the table, has KVM know its messages, and delivers what was pending, in this order,
+    /// while no other thread interrupts.
+    fn change(&self, change: impl FnOnce(&mut Msix)) {
+        let mut inner = self.inner();
+        change(&mut inner.msix);
+        self.route(&inner.msix);
+        inner.msix.take_due().into_iter().for_each(|vector| self.send(vector));
+    }
+
+    fn route(&self, msix: &Msix) {
+        let Some((routes, first)) = &self.routes else { return };
+        let messages =
+            msix.messages().map(|(vector, message)| (first + u32::from(vector), message));
+        if let Err(error) = routes.set(messages) {
+            tracing::error!(%error, "cannot route the interrupts of a device to the guest");
+        }
+    }
+
+    fn send(&self, vector: u16) {
+        if let Some(irqfd) = self.irqfds.get(usize::from(vector)) {
+            // It fails only if interrupts are waiting that KVM has not taken.
+            let _ = irqfd.write(1);
+        }
+    }
+
+    fn raise_vector(&self, inner: &mut Inner, vector: u16) {
+        if inner.msix.raise(vector) {
+            self.send(vector);
+        }
+    }
+
+    /// Returns the vectors, the table and the pending bits.
+    pub(super) fn save(&self) -> Interrupts {
+        let inner = self.inner();
+        Interrupts {
+            msix: inner.msix.save(),
+            config_vector: inner.config_vector,
+            queue_vectors: inner.queue_vectors.clone(),
+        }
+    }
+
+    /// Replaces the vectors, the table and the pending bits; `control` is the message control
+    /// register.
+    ///
+    /// # Errors
+    /// If the state is impossible; the text says why.
+    pub(super) fn load(&self, state: &Interrupts, control: u16) -> Result<(), String> {
+        let is_possible = |vector: &u16| self.existing(*vector) == *vector;
+        let mut inner = self.inner();
+        let vectors = [state.config_vector];
+        let mut vectors = vectors.iter().chain(&state.queue_vectors);
+        if state.queue_vectors.len() != inner.queue_vectors.len() || !vectors.all(is_possible) {
+            return Err("its interrupts have vectors that it has not here".to_owned());
+        }
+        inner.msix.load(&state.msix)?;
+        inner.msix.set_control(control);
+        inner.config_vector = state.config_vector;
+        inner.queue_vectors.clone_from(&state.queue_vectors);
+        self.route(&inner.msix);
+        Ok(())
+    }
+
+    /// Returns how many interrupts were sent by each vector since the last call.
+    #[cfg(test)]
+    pub(super) fn sent(&self) -> Vec<u64> {
+        self.irqfds.iter().map(|irqfd| irqfd.read().unwrap_or(0)).collect()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line for Messages {
+    fn raise(&self, cause: Cause) {
+        let mut inner = self.inner();
+        let vector = match cause {
+            Cause::Used(queue) => inner.queue_vectors.get(queue).copied().unwrap_or(NO_VECTOR),
+            Cause::Config => inner.config_vector,
+        };
+        self.raise_vector(&mut inner, vector);
+    }
+
+    /// With MSI-X a driver acknowledges nothing, so this raises all vectors that have a cause.
+    fn repeat(&self, _unacknowledged: bool) {
+        let mut inner = self.inner();
+        let mut vectors = inner.queue_vectors.clone();
+        vectors.push(inner.config_vector);
+        vectors.sort_unstable();
+        vectors.dedup();
+        vectors.into_iter().for_each(|vector| self.raise_vector(&mut inner, vector));
+    }
+}
