@@ -96,8 +96,8 @@ impl Peer for Lighter {
         self.verb("resume")
     }
 
-    /// Makes the estimate, if there is to be one. The node starts the destination when the migration
-    /// arrives.
+    /// Makes the estimate, if there is to be one. The node starts the destination when the
+    /// migration arrives.
     fn prepare(&mut self, course: &Course) -> Result<()> {
         match course.mode {
             Mode::Precopy | Mode::Postcopy => Ok(()),

@@ -1,5 +1,5 @@
-//! The stamped pages, mapped through `/dev/mem`, and the ledger of their versions. Each thread has a
-//! part of them.
+//! The stamped pages, mapped through `/dev/mem`, and the ledger of their versions. Each thread has
+//! a part of them.
 
 use crate::linux;
 use crate::options::Options;

@@ -1,5 +1,5 @@
-//! Further threads (`check.threads`), so that several vCPUs write: each rewrites and checks a part of
-//! memory, as the first one orders, and publishes its counters.
+//! Further threads (`check.threads`), so that several vCPUs write: each rewrites and checks a part
+//! of memory, as the first one orders, and publishes its counters.
 
 use core::sync::atomic::{AtomicU64, Ordering::{Acquire, Relaxed, Release}};
 

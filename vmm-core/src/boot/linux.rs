@@ -6,8 +6,8 @@
 //!   `boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
 //! Either structure gives the kernel its memory map, command line and initrd, and the root of its
-//! ACPI tables. The VMM writes an MP table too, for a kernel that runs with `acpi=off`, and the SMBIOS
-//! tables (`smbios.rs`).
+//! ACPI tables. The VMM writes an MP table too, for a kernel that runs with `acpi=off`, and the
+//! SMBIOS tables (`smbios.rs`).
 
 use std::path::Path;
 
