@@ -15,6 +15,7 @@ use super::place::Places;
 use super::preheat::preheat;
 use super::qemu::Qemu;
 use super::settings::{GuestPlan, Mode, Session, Settings, Variant};
+use super::statistics::milliseconds;
 use support::bench::check_line::CheckLine;
 use support::bench::console::Console;
 use support::bench::interruption;
@@ -162,13 +163,12 @@ fn play(
 ) -> Result<()> {
     let variants = settings.variants();
     let guest = session.guest;
+    let course = |variant, mode| Course { variant, mode, patience: settings.patience() };
     let mut systems = Systems::boot(session, settings, folder)?;
     // A migration that does not count: it warms everything up.
-    for variant in &variants {
-        if let Some(peer) = systems.of(*variant) {
-            let course =
-                Course { variant: *variant, mode: Mode::Precopy, patience: settings.patience() };
-            migrate(peer, &course, guest, Load::Idle)?;
+    for &variant in &variants {
+        if let Some(peer) = systems.of(variant) {
+            migrate(peer, &course(variant, Mode::Precopy), guest, Load::Idle)?;
         }
     }
     for &link in &session.links {
@@ -180,8 +180,7 @@ fn play(
             for round in 1..=settings.runs {
                 for &variant in &variants {
                     let Some(peer) = systems.of(variant) else { continue };
-                    let course =
-                        Course { variant, mode: settings.mode(), patience: settings.patience() };
+                    let course = course(variant, settings.mode());
                     let measured = migrate(peer, &course, guest, load)?;
                     let run = Run { case, variant, measured };
                     report(round, &run);
@@ -262,7 +261,7 @@ fn report(round: u64, run: &Run) {
     eprintln!(
         "{head} {:.3} s, gap {:>5.1} ms, {:>6.1} MB, CPU {:.2} + {:.2} s{}",
         transfer.total.as_secs_f64(),
-        measured.gap.as_secs_f64() * 1e3,
+        milliseconds(measured.gap),
         transfer.wire_bytes as f64 / 1e6,
         transfer.source_cpu_seconds,
         transfer.destination_cpu_seconds,

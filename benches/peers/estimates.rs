@@ -4,7 +4,7 @@ use super::contest::{Measured, Outcome};
 use super::peer::Estimated;
 use super::settings::Settings;
 use super::statistics::{median, sorted};
-use super::table::{head, line, row, title};
+use super::table::{DOWNTIME, TOTAL, WIRE, head, line, row, title};
 
 /// A figure that is estimated.
 struct Figure {
@@ -19,19 +19,19 @@ const FIGURES: [Figure; 3] = [
         name: "total s",
         digits: 2,
         estimated: |estimate| estimate.total_seconds,
-        measured: |run| run.transfer.total.as_secs_f64(),
+        measured: TOTAL.of,
     },
     Figure {
         name: "downtime ms",
         digits: 1,
         estimated: |estimate| estimate.downtime_seconds * 1e3,
-        measured: |run| run.transfer.downtime.as_secs_f64() * 1e3,
+        measured: DOWNTIME.of,
     },
     Figure {
         name: "MB on the wire",
         digits: 0,
         estimated: |estimate| estimate.wire_bytes / 1e6,
-        measured: |run| run.transfer.wire_bytes as f64 / 1e6,
+        measured: WIRE.of,
     },
 ];
 

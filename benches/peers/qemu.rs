@@ -73,9 +73,7 @@ impl Qemu {
             next: None,
         })
     }
-}
 
-impl Qemu {
     /// QEMU's figures of the migration that has just completed.
     fn report(&mut self) -> Result<Value> {
         // QEMU announces completion shortly before its figures are final.

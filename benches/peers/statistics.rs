@@ -1,4 +1,11 @@
-//! Medians.
+//! Medians, and their units.
+
+use std::time::Duration;
+
+/// Returns a time in milliseconds.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
 
 /// Returns the values in ascending order.
 pub(crate) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

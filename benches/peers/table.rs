@@ -4,43 +4,41 @@ use std::fmt::Write;
 
 use super::contest::{Case, Measured, Outcome, Run};
 use super::settings::{FREE_MIB, GuestPlan, Mode, Settings, Variant};
-use super::statistics::{median, sorted};
+use super::statistics::{median, milliseconds, sorted};
 
 /// A figure to compare; smaller is better for all of them.
-struct Figure {
+pub(crate) struct Figure {
     name: &'static str,
     digits: usize,
-    of: fn(&Measured) -> f64,
+    /// The figure of a run.
+    pub(crate) of: fn(&Measured) -> f64,
 }
 
-const TOTAL: Figure =
+pub(crate) const TOTAL: Figure =
     Figure { name: "total s", digits: 2, of: |run| run.transfer.total.as_secs_f64() };
 const GAP: Figure = Figure {
     name: "longest stall seen by the guest, ms",
     digits: 0,
-    of: |run| run.gap.as_secs_f64() * 1e3,
+    of: |run| milliseconds(run.gap),
 };
-const DOWNTIME: Figure = Figure {
+pub(crate) const DOWNTIME: Figure = Figure {
     name: "reported downtime, ms",
     digits: 0,
-    of: |run| run.transfer.downtime.as_secs_f64() * 1e3,
+    of: |run| milliseconds(run.transfer.downtime),
 };
 const PAUSE: Figure = Figure {
     name: "pause until its vCPUs run, ms",
     digits: 0,
-    of: |run| run.transfer.pause.as_secs_f64() * 1e3,
+    of: |run| milliseconds(run.transfer.pause),
 };
-const NEXT_GAP: Figure = Figure {
-    name: "next longest stall, ms",
-    digits: 1,
-    of: |run| run.next_gap.as_secs_f64() * 1e3,
-};
+const NEXT_GAP: Figure =
+    Figure { name: "next longest stall, ms", digits: 1, of: |run| milliseconds(run.next_gap) };
 const STALLED: Figure = Figure {
     name: "all stalls of 1 ms and more, ms",
     digits: 0,
-    of: |run| run.stalled.as_secs_f64() * 1e3,
+    of: |run| milliseconds(run.stalled),
 };
-const WIRE: Figure =
+pub(crate) const WIRE: Figure =
     Figure { name: "MB on the wire", digits: 0, of: |run| run.transfer.wire_bytes as f64 / 1e6 };
 const CPU: Figure = Figure {
     name: "CPU s, source + destination",
@@ -51,7 +49,7 @@ const CPU: Figure = Figure {
 const AT_REST: Figure = Figure {
     name: "longest stall in a second at rest, ms",
     digits: 0,
-    of: |run| run.gap_at_rest.as_secs_f64() * 1e3,
+    of: |run| milliseconds(run.gap_at_rest),
 };
 
 const fn figures(mode: Mode) -> &'static [Figure] {

@@ -186,7 +186,7 @@ impl Scenario {
         let [here, there] = self.hosts();
         let name = phase.name;
         let host = if phase.point.starts_with("destination") { there } else { here };
-        // Guests have units of their own, at either side; of other guests, the same point is said.
+        // Guests have units of their own. Other guests may be held at the same point.
         let units = format!("--unit lab-guest-{name} --unit 'lighter-guest-{name}-*'");
         let log = Host::log_of(&units);
         host.sh(&format!(

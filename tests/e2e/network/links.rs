@@ -52,7 +52,7 @@ fn assert_lost(report: &Value, lost: [bool; 2]) {
 fn two_links_carry_a_guest_together() {
     let Some(cable) = Cable::lay() else { return };
     let (pair, guest) = scene(&cable);
-    // The second is slower than any processor, also an emulated one, is at encryption.
+    // The second limits its share even where an emulated processor limits the sum of both.
     cable.shape_both(["40mbit", "4mbit"]);
     let before = cable.sent(0);
 

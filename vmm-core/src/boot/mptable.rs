@@ -79,7 +79,7 @@ fn entries(vcpus: u8) -> (Vec<u8>, u16) {
 }
 
 /// Returns the byte that makes the sum of all bytes 0.
-fn checksum(bytes: &[u8]) -> u8 {
+pub(super) fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
 

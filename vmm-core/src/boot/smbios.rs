@@ -7,6 +7,8 @@
 
 use uuid::Uuid;
 
+use super::mptable::checksum;
+
 /// Version of the specification that the structures follow, in the entry point: major, minor and
 /// revision.
 const VERSION: [u8; 3] = [3, 6, 0];
@@ -14,6 +16,9 @@ const VERSION: [u8; 3] = [3, 6, 0];
 const ENTRY_POINT_BYTES: usize = 24;
 const VENDOR: &str = "lighter";
 const PRODUCT: &str = "lighter guest";
+/// When this BIOS was released, as month, day and year: late enough for kernels not to look for the
+/// faults of old ones.
+const RELEASED: &str = "01/01/2026";
 
 /// Builds the entry point and the tables of the guest `uuid`, for the address `gpa`, a multiple of
 /// 16. A guest without an identity has the nil UUID, which SMBIOS takes for none.
@@ -26,7 +31,7 @@ pub(super) fn build(gpa: u64, uuid: Uuid) -> Vec<u8> {
     point.extend([1, 0]);
     point.extend((tables.len() as u32).to_le_bytes());
     point.extend((gpa + ENTRY_POINT_BYTES as u64).to_le_bytes());
-    point[5] = point.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
+    point[5] = checksum(&point);
     point.extend(tables);
     point
 }
@@ -55,7 +60,7 @@ fn bios() -> Vec<u8> {
     fields.extend([0, VIRTUAL_MACHINE]);
     // No releases of a BIOS or of an embedded controller.
     fields.extend([0xff; 4]);
-    structure(0, &fields, &[VENDOR, env!("CARGO_PKG_VERSION"), "01/01/2026"])
+    structure(0, &fields, &[VENDOR, env!("CARGO_PKG_VERSION"), RELEASED])
 }
 
 /// System information (type 1): the guest's identity.
@@ -108,7 +113,7 @@ mod tests {
         let bytes = build(0xf_8000, UUID);
         let (point, tables) = bytes.split_at(ENTRY_POINT_BYTES);
         assert_eq!(&point[..5], b"_SM3_");
-        assert_eq!(point.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum");
+        assert_eq!(checksum(point), 0);
         assert_eq!(u32::from_le_bytes(point[12..16].try_into().unwrap()), tables.len() as u32);
         assert_eq!(u64::from_le_bytes(point[16..24].try_into().unwrap()), 0xf_8018);
         let kinds: Vec<_> = parse(tables).into_iter().map(|(kind, ..)| kind).collect();
