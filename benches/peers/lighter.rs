@@ -13,11 +13,11 @@ use super::guest::LinuxGuest;
 use super::peer::{Course, Estimated, Peer, Transfer};
 use super::place::Place;
 use super::settings::Mode;
+use support::ask;
 use support::bench::console::Console;
 use support::bench::lighter_console;
-use support::bench::program::{Node, Run, lighter_by};
+use support::bench::program::{Node, Run, lighter};
 use support::bench::usage;
-use support::{ask, built_program};
 
 const GUEST: &str = "bench";
 /// Part of the name of lighter's vCPU threads.
@@ -174,7 +174,7 @@ fn estimated(value: &Value) -> Result<Option<Estimated>> {
 
 /// The program in `place`, with `state` as its state folder.
 fn lighter_at(place: &Place, state: &Path) -> Command {
-    lighter_by(place.command(&built_program().display().to_string()), state)
+    place.within(lighter(state))
 }
 
 /// A node with a state folder of its own.

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::link::{Cable, Link};
+use support::in_namespace;
 
 /// Addresses of the two ends of the cable (TEST-NET-2, RFC 5737).
 const ADDRESSES: [&str; 2] = ["198.51.100.1", "198.51.100.2"];
@@ -22,16 +23,9 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Returns a command that runs `program` in this place.
-    pub(crate) fn command(&self, program: &str) -> Command {
-        match &self.namespace {
-            None => Command::new(program),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, program]);
-                command
-            }
-        }
+    /// Returns the command, moved to this place.
+    pub(crate) fn within(&self, command: Command) -> Command {
+        in_namespace(command, self.namespace.as_deref())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -274,7 +274,7 @@ impl Process {
             format!("tls-creds-x509,id={id},endpoint={endpoint},verify-peer=on,dir={folder}")
         };
         let child = place
-            .command("qemu-system-x86_64")
+            .within(Command::new("qemu-system-x86_64"))
             .args(["-name", "guest,debug-threads=on", "-accel", "kvm", "-cpu", "kvm64"])
             .args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=off,acpi=off"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])

@@ -91,11 +91,7 @@ impl Drop for Node {
 
 /// The program under test, with `state` as its state folder.
 pub fn lighter(state: &Path) -> Command {
-    lighter_by(Command::new(built_program()), state)
-}
-
-/// As [`lighter`], by a command that runs the program without arguments.
-pub fn lighter_by(mut command: Command, state: &Path) -> Command {
+    let mut command = Command::new(built_program());
     command.env("LIGHTER_STATE_DIR", state);
     command
 }
