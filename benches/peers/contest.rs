@@ -163,7 +163,12 @@ fn play(
 ) -> Result<()> {
     let variants = settings.variants();
     let guest = session.guest;
-    let course = |variant, mode| Course { variant, mode, patience: settings.patience() };
+    let course = |variant, mode| Course {
+        variant,
+        mode,
+        on_stall: settings.on_stall,
+        patience: settings.patience(),
+    };
     let mut systems = Systems::boot(session, settings, folder)?;
     // A migration that does not count: it warms everything up.
     for &variant in &variants {

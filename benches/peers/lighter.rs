@@ -78,6 +78,7 @@ impl Lighter {
         command
             .args(["migrate", GUEST, destination.node.address(), "--json"])
             .args(["--downtime", &format!("{}ms", course.downtime_limit_ms())])
+            .args(["--on-stall", course.on_stall.name()])
             .args(["--timeout", &format!("{}s", course.patience.as_secs())]);
         command
     }

@@ -4,7 +4,7 @@
 //!     cargo bench --bench peers [-- --runs 5] [--only lighter|qemu] [--memory-mib 512,3584]
 //!         [--zeros 50] [--cpus 1,2,4] [--loads idle,slow,fast,hot,sparse]
 //!         [--links loopback,100mbit,1gbit/10ms/0.1%] [--patience 600] [--postcopy | --estimate]
-//!         [--qemu-capabilities postcopy-preempt]
+//!         [--on-stall throttle|force|postcopy] [--qemu-capabilities postcopy-preempt]
 //!
 //! One guest of each is booted (a minute or two where KVM emulates the guest's kernel) and then
 //! migrated repeatedly: QEMU over TLS, lighter, QEMU over plain TCP, in turn, under each load and

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::settings::{Mode, Variant};
+use super::settings::{Mode, OnStall, Variant};
 use support::bench::console::Console;
 
 /// Limit of the downtime in milliseconds, the default of both QEMU and lighter.
@@ -20,6 +20,8 @@ pub(crate) struct Course {
     pub(crate) variant: Variant,
     /// The kind of migration.
     pub(crate) mode: Mode,
+    /// What lighter does if it stalls.
+    pub(crate) on_stall: OnStall,
     /// The time after which it is called off.
     pub(crate) patience: Duration,
 }

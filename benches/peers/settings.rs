@@ -43,6 +43,25 @@ pub(crate) enum Mode {
     Estimate,
 }
 
+/// What lighter does with a migration that stalls, as `lighter migrate --on-stall` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnStall {
+    Throttle,
+    Force,
+    Postcopy,
+}
+
+impl OnStall {
+    /// Its name on lighter's command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Throttle => "throttle",
+            Self::Force => "force",
+            Self::Postcopy => "postcopy",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum System {
     Lighter,
@@ -79,6 +98,9 @@ pub(crate) struct Settings {
     /// Seconds after which a migration is called off.
     #[arg(long, default_value_t = 600)]
     patience: u64,
+    /// What lighter does with migrations that stall; QEMU slows their guests down.
+    #[arg(long, default_value = "throttle")]
+    pub(crate) on_stall: OnStall,
     /// Hand guests over after the first round, before the rest of their memory.
     #[arg(long, conflicts_with = "estimate")]
     postcopy: bool,
@@ -129,6 +151,12 @@ impl Settings {
             (_, true) => Mode::Estimate,
             _ => Mode::Precopy,
         }
+    }
+
+    /// Whether a migration went the way that is measured.
+    pub(crate) fn is_meant(&self, was_postcopy: bool) -> bool {
+        let may_follow = self.on_stall == OnStall::Postcopy;
+        may_follow || was_postcopy == (self.mode() == Mode::Postcopy)
     }
 
     /// The variants, in the order of their turns.

@@ -148,9 +148,9 @@ impl Table<'_> {
 
     /// The figure of all runs that went as they were meant to, in ascending order.
     fn values(&self, case: &Case, variant: Variant, figure: &Figure) -> Vec<f64> {
-        let is_postcopy = self.settings.mode() == Mode::Postcopy;
         let measured = self.runs(case, variant).filter_map(|run| run.measured.as_ref());
-        let meant = measured.filter(|measured| measured.transfer.is_postcopy == is_postcopy);
+        let meant =
+            measured.filter(|measured| self.settings.is_meant(measured.transfer.is_postcopy));
         sorted(meant.map(figure.of))
     }
 

@@ -97,6 +97,24 @@ fn sixteen_vcpus_move_and_are_restored() {
     guest.shut_down(there);
 }
 
+/// A migration continues the one guest that there is; from a file, several could continue.
+#[test]
+fn a_restored_guest_seeds_its_random_numbers_anew() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    let guest = StockGuest::boot(&lab, here, 1, "");
+    here.lighter(&format!("migrate debian {} --downtime {DOWNTIME}", there.address())).ok();
+    let seeded = "dmesg | grep -c 'crng reseeded due to virtual machine fork'";
+    assert_eq!(guest.sh(there, seeded).stdout, "0\n");
+    for time in 1..=2 {
+        there.lighter("save debian /var/tmp/debian.lighter").ok();
+        there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
+        guest.await_booted(there);
+        assert_eq!(guest.sh(there, seeded).stdout, format!("{time}\n"));
+    }
+    guest.shut_down(there);
+}
+
 #[test]
 fn one_vcpu_uses_its_devices_and_reboots() {
     uses_its_devices_and_reboots(1, "");

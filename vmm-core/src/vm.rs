@@ -11,10 +11,11 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use vm_superio::Trigger;
 
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
-use crate::devices::{IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
+use crate::devices::{GENERATION_IRQ, IrqLine, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
@@ -411,6 +412,19 @@ impl Vm {
         self.load_hardware(state, carry)?;
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
+        Ok(())
+    }
+
+    /// Gives the guest another VM generation ID, if it has one, and tells it so: others may continue
+    /// from the same state. The guest must be paused, with its memory and its state loaded.
+    ///
+    /// # Errors
+    /// The error of a KVM call.
+    pub(crate) fn renew_generation(&self) -> Result<()> {
+        if boot::vmgenid::renew(self.ram())? {
+            let line = IrqLine::new(Arc::clone(&self.machine.vm), GENERATION_IRQ);
+            line.trigger().call("KVM_IRQ_LINE")?;
+        }
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use super::source::{BootFile, KernelFiles};
 use super::tables::{
     Privilege, Xsave, enter_long_mode, enter_protected_mode, write_descriptors, write_identity_map,
 };
-use super::{Acpi, BootError, bzimage, mptable, smbios};
+use super::{Acpi, BootError, bzimage, mptable, smbios, vmgenid};
 use crate::Vm;
 use crate::devices::MachineKind;
 use crate::devices::mmio::{Slot, kernel_arguments, slots};
@@ -56,6 +56,7 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     };
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
     write(ram, SMBIOS, &smbios::build(SMBIOS, vm.uuid()))?;
+    vmgenid::write(ram, vm.uuid()).map_err(BootError::Memory)?;
     let (root, arguments) = match files.acpi {
         Acpi::On => (Some(write_acpi_tables(ram, vcpus, devices)?), String::new()),
         Acpi::Off => (None, arguments(devices)),

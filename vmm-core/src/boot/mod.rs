@@ -16,6 +16,7 @@ mod mptable;
 mod smbios;
 mod source;
 mod tables;
+pub(crate) mod vmgenid;
 
 use std::path::PathBuf;
 
