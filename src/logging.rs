@@ -55,7 +55,12 @@ fn filter_of_environment(text: &str, default: &str) -> (EnvFilter, Option<String
 /// # Errors
 /// If the filter of the command line is not valid.
 pub(crate) fn start(cli: &Cli) -> Result<()> {
-    let default = if matches!(cli.verb, Verb::Node(_)) { "info" } else { "warn" };
+    // A datagram that the kernel refuses is lost like any other: if it matters, the connection is
+    // lost, and said to be.
+    let default = match cli.verb {
+        Verb::Node(_) => "info,quinn_udp=error",
+        _ => "warn,quinn_udp=error",
+    };
     let (filter, warning) = match (&cli.log.log_level, std::env::var(VARIABLE)) {
         (Some(text), _) => (filter(text).with_context(|| format!("--log-level {text}"))?, None),
         (None, Ok(text)) => filter_of_environment(&text, default),

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::settings::Settings;
+use super::settings::GuestPlan;
 
 /// The files and options with which the guest boots.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct LinuxGuest {
     pub(crate) cmdline: String,
     /// Guest memory, MiB.
     pub(crate) memory_mib: u64,
+    /// Number of vCPUs.
+    pub(crate) cpus: u64,
 }
 
 impl LinuxGuest {
@@ -25,19 +27,21 @@ impl LinuxGuest {
     ///
     /// # Errors
     /// If a script fails; its messages are on stderr.
-    pub(crate) fn prepare(settings: &Settings) -> Result<Self> {
+    pub(crate) fn prepare(plan: &GuestPlan) -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let host = std::fs::read_to_string(folder.join("cmdline"))?;
-        let filled = settings.filled_mib;
+        let GuestPlan { filled_mib, zero_percent, cpus, first_load } = plan;
+        let (random, load) = (100 - zero_percent, first_load.options());
         let cmdline = format!(
-            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled} check.ws=64 check.rate=0",
+            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled_mib} check.random={random} check.threads={cpus} {load}",
             host.trim()
         );
         Ok(Self {
             kernel: path_from(&folder.join("kernel.sh"))?,
             initrd: path_from(&folder.join("initramfs.sh"))?,
             cmdline,
-            memory_mib: settings.memory_mib,
+            memory_mib: plan.memory_mib(),
+            cpus: *cpus,
         })
     }
 }

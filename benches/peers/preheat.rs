@@ -6,12 +6,12 @@
 
 use std::hint::black_box;
 
-const PREHEAT_BYTES: usize = 3 << 30;
+const SPARE_MIB: u64 = 2048;
 const PAGE_BYTES: usize = 4096;
 
-/// Touches 3 GiB of memory and frees it.
-pub(crate) fn preheat() {
-    let mut memory = vec![0u8; PREHEAT_BYTES];
+/// Touches what a guest of `memory_mib` MiB takes, and 2 GiB more, and frees it.
+pub(crate) fn preheat(memory_mib: u64) {
+    let mut memory = vec![0u8; ((memory_mib + SPARE_MIB) << 20) as usize];
     for byte in memory.iter_mut().step_by(PAGE_BYTES) {
         *byte = 1;
     }

@@ -60,7 +60,7 @@ pub(super) const IOCTLS_OF_TEMPLATES: [u64; 2] = WRITE_PROTECTION_REQUESTS;
 
 /// `ioctl` requests of a userfaultfd, for an incoming guest, whose memory may arrive after it. The
 /// userfaultfd exists before confinement; no other can be created.
-pub(super) const IOCTLS_OF_MISSING_PAGES: [u64; 5] = MISSING_REQUESTS;
+pub(super) const IOCTLS_OF_MISSING_PAGES: [u64; 6] = MISSING_REQUESTS;
 
 /// Families of sockets: those of migrations, and those with which the C library resolves names.
 /// Netlink is limited to routing, and Unix sockets to guests that connect to programs over vsock;

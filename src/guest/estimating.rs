@@ -71,8 +71,7 @@ impl<'a> Estimating<'a> {
         machine: &SharedMachine,
         request: &MigrationRequest,
     ) -> Result<Estimate, ApiError> {
-        let mut session = leaving::session(request)?;
-        session.postcopy = leaving::may_follow(machine);
+        let session = leaving::session(request)?;
         // Shared disks are not marked: nothing is proved to the destination.
         let disks = Disks { copied: request.copy_disks.as_ref(), are_vouched: true };
         let (guest, tls) = leaving::departing(machine, request, session.migration, disks)?;

@@ -17,7 +17,7 @@ impl FollowingMemory {
     /// Has memory of `machine` arrive after its guest, through `faults`.
     ///
     /// # Errors
-    /// If the machine's memory is from a pool, or the kernel refuses.
+    /// If the kernel refuses.
     pub(super) fn begin(machine: &Machine, faults: MissingPages) -> Result<Self, GuestError> {
         let missing = machine.vm().ram().follow(faults);
         missing.map(Self).map_err(|cause| failed("have memory arrive after its guest", &cause))

@@ -53,7 +53,6 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
-        plan.postcopy = may_follow(machine);
         let to = &request.destination;
         plan.estimate = process.last_estimate().take_for(to, Instant::now());
         let (guest, tls) = departing(machine, request, plan.migration, disks_of(request))?;
@@ -269,11 +268,6 @@ impl Departure {
     }
 }
 
-/// Whether the guest's memory may follow it: pages of a pool cannot be fetched one by one.
-pub(super) fn may_follow(machine: &SharedMachine) -> bool {
-    machine.shape().memory.huge_pages.pool_page_bytes().is_none()
-}
-
 /// Whether the guest still belongs to the source.
 fn is_ours(record: &Record) -> bool {
     matches!(record.side, Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. })
@@ -346,7 +340,6 @@ pub(super) fn session(request: &MigrationRequest) -> Result<SourceSession, ApiEr
         links: request.via.clone(),
         node_port: request.node_port,
         estimate: None,
-        postcopy: false,
     })
 }
 

@@ -45,10 +45,8 @@ impl Machine {
         options: &VmOptions,
         console: &Console,
     ) -> Result<Self> {
-        let layout = layout(&shape.layout()?)?;
         let vm = Vm::create_with(&shape, options, console.output()?)?;
-        let scrollback = Arc::clone(console.scrollback());
-        Ok(Self { name, uuid, shape, layout, scrollback, vm })
+        Self::adopt(name, uuid, shape, vm, console)
     }
 
     /// Wraps a machine that exists already and writes to `console`, such as one restored from a
@@ -64,6 +62,7 @@ impl Machine {
         console: &Console,
     ) -> Result<Self> {
         let layout = layout(&shape.layout()?)?;
+        vm.identify(uuid);
         let scrollback = Arc::clone(console.scrollback());
         Ok(Self { name, uuid, shape, layout, scrollback, vm })
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use support::checks::{await_life, cost, guest_is_gone, memory_is_intact, one_intact_copy};
 use support::ksm::{KsmTurn, merged_frames, merged_pages};
-use support::{Exit, Guest, GuestPlan, Host, Migration, Pair, Pool, wait};
+use support::{CRAWL, Exit, Guest, GuestPlan, HELD, Host, Migration, Pair, Pool, wait};
 
 fn plan(name: &str, options: &[&str]) -> GuestPlan {
     let options = options.iter().map(|option| (*option).to_owned()).collect();
@@ -53,6 +53,28 @@ fn a_guest_on_pool_pages_is_moved_saved_and_restored_on_pool_pages() {
     memory_is_intact(&restored);
     assert_eq!(backing(&restored)["hugepages"], "2M");
     assert_eq!(Pool::free(), free - 32);
+}
+
+#[test]
+fn pages_of_the_pool_follow_their_guest() {
+    let _pool = Pool::of_2m(64);
+    let pair = Pair::new();
+    let free = Pool::free();
+    let guest = Guest::start(&pair.a, &plan("huge", &["--hugepages", "2M"]));
+    let migration = Migration::start(&pair.a, "huge", &pair.b, &[CRAWL, HELD].concat());
+    migration.await_phase("precopy");
+    pair.a.run(&["migrate", guest.name(), "--postcopy-now"]).ok();
+    migration.await_phase("postcopy");
+    pair.a.run(&["migrate", guest.name(), "--set", "bandwidth=none"]).ok();
+    let report = migration.ok();
+    assert!(report["page_waits"]["longest_seconds"].as_f64() > Some(0.0), "{report:#}");
+    one_intact_copy(&pair.hosts(), "huge", &pair.b);
+    wait::until("the source gives its pages back", || {
+        wait::holds(Pool::free() >= free - 32, Pool::free())
+    });
+
+    Migration::run(&pair.b, "huge", &pair.a).ok();
+    one_intact_copy(&pair.hosts(), "huge", &pair.a);
 }
 
 #[test]

@@ -186,8 +186,9 @@ impl Scenario {
         let [here, there] = self.hosts();
         let name = phase.name;
         let host = if phase.point.starts_with("destination") { there } else { here };
-        // Guests have units of their own.
-        let log = Host::log_of("--identifier lighter");
+        // Guests have units of their own. Other guests may be held at the same point.
+        let units = format!("--unit lab-guest-{name} --unit 'lighter-guest-{name}-*'");
+        let log = Host::log_of(&units);
         host.sh(&format!(
             "until {log} 2> /dev/null | grep --fixed-strings 'point=\"{}\"'; \
              do [ $SECONDS -lt 900 ] || exit 1; sleep 0.1; done; {then}",

@@ -97,6 +97,24 @@ fn sixteen_vcpus_move_and_are_restored() {
     guest.shut_down(there);
 }
 
+/// A migration continues the one guest that there is; from a file, several could continue.
+#[test]
+fn a_restored_guest_seeds_its_random_numbers_anew() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    let guest = StockGuest::boot(&lab, here, 1, "");
+    here.lighter(&format!("migrate debian {} --downtime {DOWNTIME}", there.address())).ok();
+    let seeded = "dmesg | grep -c 'crng reseeded due to virtual machine fork'";
+    assert_eq!(guest.sh(there, seeded).stdout, "0\n");
+    for time in 1..=2 {
+        there.lighter("save debian /var/tmp/debian.lighter").ok();
+        there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
+        guest.await_booted(there);
+        assert_eq!(guest.sh(there, seeded).stdout, format!("{time}\n"));
+    }
+    guest.shut_down(there);
+}
+
 #[test]
 fn one_vcpu_uses_its_devices_and_reboots() {
     uses_its_devices_and_reboots(1, "");
@@ -142,9 +160,11 @@ fn uses_its_devices_and_reboots(cpus: u16, options: &str) {
     reports_free_pages(&guest, host);
     draws_entropy(&guest, host);
     answers_by_vsock(host);
+    knows_who_it_is(&guest, host);
     host.lighter("reboot debian --timeout 1h").ok();
     await_restarts(host, 1);
     guest.await_booted(host);
+    knows_who_it_is(&guest, host);
     guest.sh(host, "reboot");
     await_restarts(host, 2);
     guest.await_booted(host);
@@ -193,6 +213,13 @@ fn reports_free_pages(guest: &StockGuest, host: Host<'_>) {
 fn draws_entropy(guest: &StockGuest, host: Host<'_>) {
     let entropy = "cat /sys/class/misc/hw_random/rng_current; head -c 64 /dev/hwrng | wc -c";
     assert_eq!(guest.sh(host, entropy).ok(), "virtio_rng.0\n64\n");
+}
+
+fn knows_who_it_is(guest: &StockGuest, host: Host<'_>) {
+    let seen = guest.sh(host, "cd /sys/class/dmi/id && cat sys_vendor product_name product_uuid");
+    let shown = host.ask("debian", "/v1/guest").expect("a guest");
+    let uuid = shown["uuid"].as_str().expect("a UUID");
+    assert_eq!(seen.ok(), format!("lighter\nlighter guest\n{uuid}\n"));
 }
 
 fn answers_by_vsock(host: Host<'_>) {

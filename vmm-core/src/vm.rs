@@ -4,16 +4,20 @@ use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use vm_superio::Trigger;
 
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
-use crate::devices::{IrqLine, PmTimer, Ports, PowerHardware, SERIAL_IRQ, SerialPort};
+use crate::devices::{
+    GENERATION_IRQ, IrqLine, PmTimer, Ports, PowerHardware, SERIAL_IRQ, SerialPort,
+};
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
 use crate::event::{EventQueue, StopReason};
@@ -85,6 +89,8 @@ pub struct VmOptions {
 pub struct Vm {
     shape: VmShape,
     dirty_log: DirtyLog,
+    /// The guest's identity, for its SMBIOS tables.
+    uuid: OnceLock<Uuid>,
     vcpus: Vec<VcpuThread>,
     /// Before `machine`, which has the VM.
     throttle: Throttle,
@@ -149,6 +155,7 @@ impl Vm {
         let mut vm = Self {
             shape: shape.clone(),
             dirty_log: options.dirty_log,
+            uuid: OnceLock::new(),
             vcpus,
             throttle: Throttle::new(machine.mailboxes(), counters),
             machine,
@@ -160,6 +167,17 @@ impl Vm {
         };
         vm.pristine = Some(Box::new(vm.save_state()?));
         Ok(vm)
+    }
+
+    /// Says who the guest is, which its SMBIOS tables tell it at each boot from then on. Only the
+    /// first call has an effect: a guest keeps its identity.
+    pub fn identify(&self, uuid: Uuid) {
+        self.uuid.get_or_init(|| uuid);
+    }
+
+    /// The guest's identity; nil if nobody has said who it is.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid.get().copied().unwrap_or_default()
     }
 
     /// The shape from which this VM was created.
@@ -396,6 +414,19 @@ impl Vm {
         self.load_hardware(state, carry)?;
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
+        Ok(())
+    }
+
+    /// Gives the guest another VM generation ID, if it has one, and tells it so: others may continue
+    /// from the same state. The guest must be paused, with its memory and its state loaded.
+    ///
+    /// # Errors
+    /// The error of a KVM call.
+    pub(crate) fn renew_generation(&self) -> Result<()> {
+        if boot::vmgenid::renew(self.ram())? {
+            let line = IrqLine::new(Arc::clone(&self.machine.vm), GENERATION_IRQ);
+            line.trigger().call("KVM_IRQ_LINE")?;
+        }
         Ok(())
     }
 

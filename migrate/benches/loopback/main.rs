@@ -116,7 +116,6 @@ fn measure(
         addresses: Vec::new(),
         node_port: None,
         estimate: None,
-        postcopy: false,
     };
     let records = RecordStore::open(&folder.path().join("source"))?;
     let (cpu, began) = (cpu_seconds(), Instant::now());
@@ -273,7 +272,6 @@ impl FrontHandler for Node {
             guest: guest.name,
             guest_uuid: guest.uuid,
             linger: Duration::from_secs(10),
-            postcopy: false,
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());
         let started = start_destination(session, factory, &self.tls, records);

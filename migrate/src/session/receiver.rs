@@ -246,9 +246,9 @@ async fn receive_shares(
         }
         frames += 1;
         let ack = PageAck { round: header.round, chunk: header.chunk };
-        // A source that reads no acknowledgements needs none, or is lost.
-        let acknowledged = acks.write_all(&ack.encode()).await;
-        acknowledged.map_err(|_| ReceiveError::Elsewhere)?;
+        // A source that reads acknowledgements no longer has ended the stream: what is still on its
+        // way are copies of what another link has brought, and the end.
+        let _unread = acks.write_all(&ack.encode()).await;
     }
 }
 
@@ -477,6 +477,23 @@ mod tests {
         assert_eq!(event, Some(Event::StreamEnded { stream: 0, announced: 3, applied: 3 }));
         assert_eq!(acknowledged, [1, 0, 1]);
         assert_eq!(*notes.0.lock().unwrap(), [(1, 1, "copy"), (0, 1, "copy")]);
+    }
+
+    #[tokio::test]
+    async fn a_link_ends_whose_acknowledgements_are_read_no_longer() {
+        let memory = Memory::new(Arc::new(Notes::default()), SPACE, FEATURE_LZ4, Arc::default());
+        let pair = Pair::new().await;
+        let (mut send, mut acks) = pair.near.open_bi().await.unwrap();
+        let bytes = frames(&[(1, 1, 7), (0, 1, 7)], Some(2), Compression::Off);
+        let (first, rest) = bytes.split_at(HEADER_BYTES);
+        send.write_all(first).await.unwrap();
+        let (back, stream) = pair.far.accept_bi().await.unwrap();
+        acks.stop(STOPPED.into()).unwrap();
+        back.stopped().await.unwrap();
+        send.write_all(rest).await.unwrap();
+        send.finish().unwrap();
+        let event = receive_on_link(Arc::new(memory), (back, stream)).await;
+        assert_eq!(event, Some(Event::StreamEnded { stream: 0, announced: 2, applied: 2 }));
     }
 
     #[tokio::test]

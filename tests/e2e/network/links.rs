@@ -52,7 +52,8 @@ fn assert_lost(report: &Value, lost: [bool; 2]) {
 fn two_links_carry_a_guest_together() {
     let Some(cable) = Cable::lay() else { return };
     let (pair, guest) = scene(&cable);
-    cable.shape_both(["48mbit", "16mbit"]);
+    // The second limits its share even where an emulated processor limits the sum of both.
+    cable.shape_both(["40mbit", "4mbit"]);
     let before = cable.sent(0);
 
     let more = ["--compress", "off"];
@@ -61,7 +62,7 @@ fn two_links_carry_a_guest_together() {
     let after = cable.sent(0);
     let sent = [after[0] - before[0], after[1] - before[1]];
     let wire = report["transfer"]["wire_bytes"].as_u64().expect("a count");
-    assert!(sent.iter().all(|bytes| *bytes > wire / 8), "{sent:?} {report:#}");
+    assert!(sent.iter().all(|bytes| *bytes > wire / 25), "{sent:?} {report:#}");
     assert!(sent[0] > sent[1], "{sent:?}: the second link is slower");
     assert!(sent.iter().sum::<u64>() >= wire, "{sent:?} {report:#}");
     assert_lost(&report, [false; 2]);

@@ -18,6 +18,7 @@ const PWRITE64: u64 = 18;
 const MADVISE: u64 = 28;
 const DUP2: u64 = 33;
 const NANOSLEEP: u64 = 35;
+const CLONE: u64 = 56;
 const SOCKET: u64 = 41;
 const BIND: u64 = 49;
 const LISTEN: u64 = 50;
@@ -35,6 +36,9 @@ const O_DIRECT: u64 = 0o40000;
 const PROT_READ: u64 = 1;
 const PROT_READ_WRITE: u64 = 3;
 const MAP_SHARED: u64 = 1;
+const MAP_SHARED_FIXED: u64 = 0x11;
+/// Private, anonymous, without a claim on memory (`MAP_NORESERVE`).
+const MAP_RESERVE: u64 = 0x4022;
 const TCGETS: u64 = 0x5401;
 const TCSETS: u64 = 0x5402;
 const AF_VSOCK: u64 = 40;
@@ -47,6 +51,11 @@ pub const WOULD_BLOCK: u64 = 11;
 pub const RESETS: [u64; 2] = [104, 107];
 const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
+/// Where memory below the devices' addresses ends and where it goes on, in guests of lighter and of
+/// QEMU's microvm.
+const LOW_MEMORY_END: u64 = 3 << 30;
+const HIGH_MEMORY_START: u64 = 4 << 30;
+const STACK_BYTES: u64 = 64 << 10;
 
 /// A clock, by its number for `clock_gettime`.
 #[derive(Clone, Copy)]
@@ -165,8 +174,8 @@ pub fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> &'a [u8] {
     &buffer[..count as usize]
 }
 
-/// Maps physical memory from `address` on: a ledger with one word per page, followed by `count`
-/// pages.
+/// Maps physical memory from `address` on, without the addresses of devices: a ledger with one word
+/// per page, followed by `count` pages.
 ///
 /// Call it once: what it returns must be the only reference to that memory.
 ///
@@ -179,7 +188,14 @@ pub fn map_physical(
     let ledger_bytes = (count * 4).next_multiple_of(PAGE_BYTES);
     let bytes = ledger_bytes + count * PAGE_BYTES;
     let memory = open(c"/dev/mem", O_RDWR)?;
-    let start = call(MMAP, [0, bytes, PROT_READ_WRITE, MAP_SHARED, memory, address])?;
+    let start = call(MMAP, [0, bytes, 0, MAP_RESERVE, u64::MAX, 0])?;
+    let low_bytes = bytes.min(LOW_MEMORY_END.saturating_sub(address));
+    let high_address = address.max(LOW_MEMORY_END) - LOW_MEMORY_END + HIGH_MEMORY_START;
+    let pieces = [(0, low_bytes, address), (low_bytes, bytes - low_bytes, high_address)];
+    for (offset, length, address) in pieces.into_iter().filter(|piece| piece.1 > 0) {
+        let place = [start + offset, length, PROT_READ_WRITE, MAP_SHARED_FIXED, memory, address];
+        let _ = call(MMAP, place)?;
+    }
     let ledger = start as *mut u32;
     let pages = (start + ledger_bytes) as *mut PageWords;
     // SAFETY: the kernel has just created a mapping of `bytes` at `start`, page-aligned, to which
@@ -252,6 +268,41 @@ pub fn now(clock: Clock) -> u64 {
 pub fn sleep(ns: u64) {
     let time = [ns / 1_000_000_000, ns % 1_000_000_000];
     let _ = call(NANOSLEEP, [time.as_ptr() as u64, 0, 0, 0, 0, 0]);
+}
+
+/// Starts a thread that calls `run` with `work`.
+///
+/// # Errors
+/// The kernel's error number, if a system call fails.
+pub fn start_thread<T: Send + 'static>(work: T, run: fn(T) -> !) -> Result<(), u64> {
+    /// What the thread takes over, at the lower end of its stack.
+    struct Start<T> {
+        work: T,
+        run: fn(T) -> !,
+    }
+    extern "C" fn enter<T>(start: *const Start<T>) -> ! {
+        // SAFETY: the caller wrote it there for this thread, which reads it once.
+        let Start { work, run } = unsafe { start.read() };
+        run(work)
+    }
+    // CLONE_VM, _FS, _FILES, _SIGHAND, _THREAD, _SYSVSEM
+    const THREAD: u64 = 0x5_0f00;
+    let stack = allocate(STACK_BYTES)?;
+    let start = stack.as_mut_ptr().cast::<Start<T>>();
+    // SAFETY: the stack is page-aligned, far larger than a `Start`, and nothing else refers to it.
+    unsafe { start.write(Start { work, run }) };
+    let top = stack.as_mut_ptr() as u64 + STACK_BYTES;
+    let result: u64;
+    // SAFETY: the new thread runs on a stack of its own, aligned as the ABI wants it, and never
+    // returns from `enter`. R8 is the thread pointer, which the kernel ignores without
+    // CLONE_SETTLS. For this thread, the kernel changes only RAX, RCX and R11.
+    unsafe {
+        asm!("syscall", "test rax, rax", "jnz 2f", "xor ebp, ebp", "mov rdi, r8", "call r9", "ud2", "2:",
+            inlateout("rax") CLONE => result, in("rdi") THREAD, in("rsi") top, in("rdx") 0, in("r10") 0,
+            in("r8") start, in("r9") enter::<T> as extern "C" fn(*const Start<T>) -> !,
+            lateout("rcx") _, lateout("r11") _);
+    }
+    as_result(result).map(drop)
 }
 
 /// A periodic timer on the monotonic clock.
@@ -403,6 +454,10 @@ fn call(number: u64, arguments: [u64; 6]) -> Result<u64, u64> {
             in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _,
             options(nostack));
     }
-    let error = result.wrapping_neg();
-    if (1..=ERROR_MAX).contains(&error) { Err(error) } else { Ok(result) }
+    as_result(result)
+}
+
+fn as_result(answer: u64) -> Result<u64, u64> {
+    let error = answer.wrapping_neg();
+    if (1..=ERROR_MAX).contains(&error) { Err(error) } else { Ok(answer) }
 }

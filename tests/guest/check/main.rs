@@ -2,7 +2,7 @@
 //!
 //! It fills memory above the kernel's `mem=` limit with stamped pages, rewrites and checks them
 //! forever, and prints one line per second on the console: its clocks, its timer, its pages, its
-//! errors, and the longest gap in which it did not run. It takes single-letter commands on the
+//! errors, and the longest gaps in which it did not run. It takes single-letter commands on the
 //! console (see [`Check::command`]). Options come from the kernel command line (see [`options`]).
 //!
 //! It uses neither the standard library nor an allocator: where the guest's page faults are
@@ -15,6 +15,7 @@
 mod button;
 mod cached;
 mod disk;
+mod gaps;
 #[path = "../../../vmm-core/workload/libc_memory.rs"]
 mod libc_memory;
 mod line;
@@ -29,19 +30,24 @@ mod random;
 mod stamp;
 mod throughput;
 mod vsock;
+mod workers;
 
 use button::Button;
 use cached::Cached;
 use disk::Disk;
+use gaps::Gaps;
 use line::Line;
 use linux::{Clock, tsc};
 use memory::Memory;
 use options::Options;
 use pace::Pace;
 use vsock::Echo;
+use workers::Workers;
 
 const TIMER_PERIOD_MS: u64 = 100;
 const NS_PER_MS: u64 = 1_000_000;
+/// Pages per second: more than any processor rewrites.
+const UNLIMITED: u64 = 4_000_000;
 
 core::arch::global_asm!(
     ".globl _start",
@@ -82,9 +88,35 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     linux::fail("check: panic in line ", info.location().map_or(0, |at| u64::from(at.line())))
 }
 
+/// What a thread writes.
+#[derive(Clone, Copy)]
+struct Load {
+    /// Pages rewritten per second.
+    rate: u64,
+    /// Pages that are rewritten in turn.
+    pages: u64,
+}
+
+impl Load {
+    /// Writes the pages that are due after `elapsed` more ticks.
+    fn write(self, memory: &mut Memory, pace: &mut Pace, elapsed: u64, halts: bool) {
+        // A program that sleeps has to write ten milliseconds' worth of pages when it wakes up.
+        let pages_max = if halts { self.rate / 50 + 1 } else { 1 };
+        let mut credit = elapsed;
+        for _ in 0..pages_max {
+            if !pace.take(credit, self.rate) {
+                break;
+            }
+            credit = 0;
+            memory.rewrite(self.pages as usize);
+        }
+    }
+}
+
 struct Check {
     options: Options,
     memory: Memory,
+    workers: Workers,
     cached: Option<Cached>,
     button: Option<Button>,
     disk: Option<Disk>,
@@ -95,11 +127,11 @@ struct Check {
     started_ns: u64,
     dirty_pace: Pace,
     sweep_pace: Pace,
-    rate: u64,
+    load: Load,
     silent: bool,
     ticks: u64,
     last: u64,
-    gap: u64,
+    gaps: Gaps,
     output: u64,
     gap_epoch: u64,
     expiries: u64,
@@ -115,12 +147,13 @@ impl Check {
     ) -> Self {
         let hz = measure_tsc();
         memory.fill();
+        let workers = Workers::start(&options, &mut memory, hz);
         let mut bytes = [0; 64];
         let entropy =
             if options.disk { linux::read_file(c"/dev/hwrng", &mut bytes).len() } else { 0 };
         let started_ns = linux::now(Clock::Monotonic);
-        Self {
-            rate: options.rate,
+        let mut check = Self {
+            load: Load { rate: 0, pages: 0 },
             silent: false,
             dirty_pace: Pace::new(hz),
             sweep_pace: Pace::new(hz),
@@ -129,6 +162,7 @@ impl Check {
             echo: listen(options.vsock),
             options,
             memory,
+            workers,
             cached,
             disk,
             entropy: entropy as u64,
@@ -136,12 +170,21 @@ impl Check {
             started_ns,
             ticks: 0,
             last: tsc(),
-            gap: 0,
+            gaps: Gaps::default(),
             output: 0,
             gap_epoch: 0,
             expiries: 0,
             verified: 0,
-        }
+        };
+        check.set_load(options.rate, options.working_set_pages);
+        check
+    }
+
+    /// Divides a load among all threads.
+    fn set_load(&mut self, rate: u64, pages: u64) {
+        let threads = self.options.threads;
+        self.load = Load { rate: rate / threads, pages: pages / threads };
+        self.workers.load(self.load);
     }
 
     fn run(&mut self) -> ! {
@@ -178,17 +221,8 @@ impl Check {
         // A clock that went backwards shows as a gap of centuries, which no test misses.
         let elapsed = now.wrapping_sub(self.last);
         self.last = now;
-        self.gap = self.gap.max(elapsed);
-        // A program that sleeps has to write ten milliseconds' worth of pages when it wakes up.
-        let pages_max = if self.options.halt { self.rate / 50 + 1 } else { 1 };
-        let mut credit = elapsed;
-        for _ in 0..pages_max {
-            if !self.dirty_pace.take(credit, self.rate) {
-                break;
-            }
-            credit = 0;
-            self.memory.rewrite();
-        }
+        self.gaps.add(elapsed, self.hz);
+        self.load.write(&mut self.memory, &mut self.dirty_pace, elapsed, self.options.halt);
         if self.sweep_pace.take(elapsed, self.options.sweep) {
             self.memory.sweep();
         }
@@ -200,6 +234,8 @@ impl Check {
         self.expiries += self.timer.expiries();
         let expected = (monotonic - self.started_ns) / (TIMER_PERIOD_MS * NS_PER_MS);
         let fault = self.memory.first_fault();
+        let others = self.workers.sums();
+        let gaps = self.workers.worst_gaps(self.gaps);
         if let Some(disk) = &mut self.disk {
             disk.turn();
         }
@@ -209,14 +245,16 @@ impl Check {
         line.field("real_ms", linux::now(Clock::Realtime) / NS_PER_MS);
         line.field("timers", self.expiries);
         line.field("expected", expected);
-        line.field("written", self.memory.written());
-        line.field("checked", self.memory.checked());
-        line.field("errors", self.memory.errors());
+        line.field("written", self.memory.written() + others.written);
+        line.field("checked", self.memory.checked() + others.checked);
+        line.field("errors", self.memory.errors() + others.errors);
         line.field("bad_page", fault.map_or(0, |fault| fault.page));
         line.field("bad_kind", fault.map_or(0, |fault| fault.kind as u64));
         line.field("verified", self.verified);
         line.field("epoch", self.gap_epoch);
-        line.field("gap_us", linux::microseconds(self.gap, self.hz));
+        line.field("gap_us", linux::microseconds(gaps.longest, self.hz));
+        line.field("gap2_us", linux::microseconds(gaps.second, self.hz));
+        line.field("stalled_us", linux::microseconds(gaps.total, self.hz));
         if let Some(cached) = &self.cached {
             line.field("read", cached.read());
             line.field("sum", cached.sum());
@@ -247,6 +285,7 @@ impl Check {
     /// | `s` | print no line unless asked (it takes tens of milliseconds); again: do |
     /// | `0` to `9` | rewrite so many thousand pages per second |
     /// | `h` | rewrite 20,000 pages per second |
+    /// | `f` | rewrite pages as fast as the program can (`check.hot`) |
     /// | `R`, `W`, `S`, `T` | measure the disk: see [`throughput`] |
     /// | `M`, `m` | read mapped pages for 10 s, with or without a full cache at first: [`cached`] |
     /// | `L` | read mapped pages of the disk at random (`check.cache`); again: do not |
@@ -254,13 +293,16 @@ impl Check {
     fn command(&mut self) {
         match linux::typed() {
             Some(b'r') => {
-                self.gap = 0;
+                self.workers.forget_gaps();
+                self.last = tsc();
+                self.gaps = Gaps::default();
                 self.output = 0;
                 self.gap_epoch += 1;
                 self.print();
             }
             Some(b'v') => {
                 self.memory.check_all();
+                self.workers.check_all();
                 self.cached.iter_mut().for_each(Cached::check);
                 self.verified += 1;
                 self.last = tsc();
@@ -268,8 +310,11 @@ impl Check {
             }
             Some(b'i') => self.print(),
             Some(b's') => self.silent = !self.silent,
-            Some(digit @ b'0'..=b'9') => self.rate = u64::from(digit - b'0') * 1000,
-            Some(b'h') => self.rate = 20_000,
+            Some(digit @ b'0'..=b'9') => {
+                self.set_load(u64::from(digit - b'0') * 1000, self.options.working_set_pages);
+            }
+            Some(b'h') => self.set_load(20_000, self.options.working_set_pages),
+            Some(b'f') => self.set_load(UNLIMITED, self.options.hot_pages),
             Some(letter @ (b'R' | b'W' | b'S' | b'T')) => throughput::measure(letter, self.hz),
             Some(letter @ (b'M' | b'm')) => cached::read(letter == b'M', self.hz),
             Some(b'L') => self.cached.iter_mut().for_each(Cached::toggle),

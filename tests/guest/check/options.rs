@@ -5,10 +5,12 @@
 //! | `mem=N[KMG]` | (needed) | the kernel's limit; memory is taken above it |
 //! | `check.mib=N` | 64 | memory that is filled and checked, MiB |
 //! | `check.ws=N` | all | part of it that is rewritten, MiB |
+//! | `check.hot=N` | all | part of it that is rewritten as fast as the program can, on command, MiB |
 //! | `check.rate=N` | 1000 | pages rewritten per second |
 //! | `check.sweep=N` | 2000 | pages checked in the background per second |
 //! | `check.random=N` | 100 | share of incompressible pages, percent |
 //! | `check.text=N` | 0 | share of compressible pages, percent; the rest are zero |
+//! | `check.sparse=1` | 0 | rewrites change 8 bytes of a page |
 //! | `check.zeroing=N` | 0 | share of rewrites that clear the page, percent |
 //! | `check.own=N` | 1 | seed of the pages: guests with the same seed have the same pages |
 //! | `check.cache=N` | 0 | part of `/dev/vda` that is read into the cache and mapped first, MiB |
@@ -16,6 +18,7 @@
 //! | `check.litter=N` | 0 | memory filled with noise and returned to the kernel first, MiB |
 //! | `check.button=1` | 0 | switch off when the power button is pressed |
 //! | `check.halt=1` | 0 | sleep between turns (so that the vCPU halts) instead of spinning |
+//! | `check.threads=N` | 1 | threads that share the memory and the rewrites, 8 at most |
 //! | `check.vsock=N` | 0 | say back what is said at this vsock port |
 //! | `check.disk=1` | 0 | write a record to `/dev/vda` for each line, and ask `/dev/hwrng` once |
 
@@ -28,6 +31,8 @@ pub struct Options {
     pub pages: u64,
     /// Number of pages that are rewritten.
     pub working_set_pages: u64,
+    /// Number of pages that are rewritten as fast as the program can, on command.
+    pub hot_pages: u64,
     /// Pages rewritten per second.
     pub rate: u64,
     /// Pages checked in the background per second.
@@ -38,6 +43,8 @@ pub struct Options {
     pub text: u64,
     /// Share of rewrites that clear the page, in percent.
     pub zeroing: u64,
+    /// Whether rewrites change 8 bytes of a page only.
+    pub sparse: bool,
     /// Seed of the pages.
     pub own_seed: u64,
     /// Part of the disk that is read into the cache, in bytes.
@@ -52,11 +59,15 @@ pub struct Options {
     pub halt: bool,
     /// Whether to write records to the disk.
     pub disk: bool,
+    /// Number of threads that share the memory and the rewrites.
+    pub threads: u64,
     /// Vsock port to listen at; 0 for none.
     pub vsock: u32,
 }
 
 const PAGES_PER_MIB: u64 = 256;
+/// Most threads that share the memory.
+pub const THREADS_MAX: u64 = 8;
 
 impl Options {
     /// Reads the known options from `cmdline` and ignores the rest.
@@ -66,16 +77,18 @@ impl Options {
             words.filter_map(|word| word.strip_prefix(name)?.strip_prefix(b"=")).last().map(number)
         };
         let pages = value(b"check.mib").unwrap_or(64) * PAGES_PER_MIB;
-        let working_set = value(b"check.ws").map_or(pages, |mib| mib * PAGES_PER_MIB);
+        let part = |name: &[u8]| value(name).map_or(pages, |mib: u64| mib * PAGES_PER_MIB).min(pages);
         Self {
             base: value(b"mem").unwrap_or(0),
             pages,
-            working_set_pages: working_set.min(pages),
+            working_set_pages: part(b"check.ws"),
+            hot_pages: part(b"check.hot"),
             rate: value(b"check.rate").unwrap_or(1000),
             sweep: value(b"check.sweep").unwrap_or(2000),
             random: value(b"check.random").unwrap_or(100),
             text: value(b"check.text").unwrap_or(0),
             zeroing: value(b"check.zeroing").unwrap_or(0),
+            sparse: value(b"check.sparse").unwrap_or(0) != 0,
             own_seed: value(b"check.own").unwrap_or(1),
             cache: value(b"check.cache").unwrap_or(0) << 20,
             cache_order: value(b"check.order").unwrap_or(1),
@@ -83,6 +96,7 @@ impl Options {
             button: value(b"check.button").unwrap_or(0) != 0,
             halt: value(b"check.halt").unwrap_or(0) != 0,
             disk: value(b"check.disk").unwrap_or(0) != 0,
+            threads: value(b"check.threads").unwrap_or(1).clamp(1, THREADS_MAX),
             vsock: value(b"check.vsock").unwrap_or(0) as u32,
         }
     }

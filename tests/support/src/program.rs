@@ -116,14 +116,20 @@ fn without_leaks(mut command: Command) -> Command {
     command
 }
 
-/// Moves the command into a network namespace (`ip netns`), or leaves it in this one for `None`.
-/// Set its environment afterwards, because this discards it.
+/// Moves the command into a network namespace (`ip netns`), or leaves it in this one for `None`. It
+/// keeps its arguments and its environment.
 pub fn in_namespace(command: Command, namespace: Option<&str>) -> Command {
     let Some(namespace) = namespace else { return command };
     let mut outer = Command::new("ip");
     outer.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
     outer.stdin(Stdio::null());
-    without_leaks(outer)
+    outer
 }
 
 /// The same command for a user without any rights here. That user may not enter the folder of the

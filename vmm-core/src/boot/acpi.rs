@@ -9,7 +9,8 @@
 mod pci;
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
@@ -20,14 +21,14 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use super::BootError;
 use super::layout::{ACPI_TABLES, ACPI_TABLES_END, IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
+use super::{BootError, vmgenid};
 use crate::devices::mmio::Slot;
 use crate::devices::power::{
     PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
     SCI_GSI, SLEEP_TYPE_OFF,
 };
-use crate::devices::{SERIAL_IRQ, SERIAL_PORT};
+use crate::devices::{GENERATION_IRQ, SERIAL_IRQ, SERIAL_PORT};
 use crate::memory::GuestRam;
 
 const OEM: [u8; 6] = *b"LIGHTR";
@@ -192,19 +193,19 @@ fn nmi_of_every_processor() -> [u8; 6] {
 }
 
 /// Builds the DSDT, which describes what is not fixed hardware: the soft-off state, the serial
-/// console, and the virtio devices or the PCI bus that they are on. It contains no code, so the
-/// guest never has to interpret AML to handle an event.
+/// console, the VM generation ID, and the virtio devices or the PCI bus that they are on. Only a
+/// change of the generation has the guest interpret AML.
 fn dsdt(devices: Devices<'_>) -> Sdt {
     const REVISION: u8 = 2;
     let mut aml = Vec::new();
     let (off, none) = (SLEEP_TYPE_OFF, 0u8);
     Name::new("_S5_".into(), &Package::new(vec![&off, &off, &none, &none])).to_aml_bytes(&mut aml);
-    let serial = serial();
+    let (serial, generation, event) = (serial(), generation(), generation_event());
     let devices: Vec<Encoded> = match devices {
         Devices::Mmio(slots) => (0..).zip(slots).map(|(index, slot)| virtio(index, slot)).collect(),
         Devices::Pci => vec![pci::host_bridge(), pci::reserved()],
     };
-    let mut children: Vec<&dyn Aml> = vec![&serial];
+    let mut children: Vec<&dyn Aml> = vec![&serial, &generation, &event];
     children.extend(devices.iter().map(|device| device as &dyn Aml));
     Scope::new("\\_SB_".into(), children).to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM, OEM_TABLE, OEM_REVISION);
@@ -236,6 +237,40 @@ fn serial() -> Encoded {
                     &edge(SERIAL_IRQ),
                 ]),
             ),
+        ],
+    )))
+}
+
+/// Name of the device of the VM generation ID.
+const GENERATION_DEVICE: &str = "VGEN";
+
+/// Describes where the VM generation ID is: `ADDR`, low and high half of its address.
+fn generation() -> Encoded {
+    let (low, high) = (vmgenid::ID as u32, (vmgenid::ID >> 32) as u32);
+    Encoded(encode(&Device::new(
+        GENERATION_DEVICE.into(),
+        vec![
+            &Name::new("_HID".into(), &"LGTRVGID"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )))
+}
+
+/// Describes the interrupt that says that the generation has changed: a Generic Event Device
+/// (section 5.6.9), which notifies the device of the ID with 0x80, as the ID's specification says.
+fn generation_event() -> Encoded {
+    const CHANGED: u8 = 0x80;
+    let device = Path::new(GENERATION_DEVICE);
+    let notify = Notify::new(&device, &CHANGED);
+    Encoded(encode(&Device::new(
+        "GED0".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &0u8),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&edge(GENERATION_IRQ)])),
+            &Method::new("_EVT".into(), 1, true, vec![&notify]),
         ],
     )))
 }

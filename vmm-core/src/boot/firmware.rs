@@ -21,6 +21,7 @@ pub(super) fn boot(vm: &Vm, file: &BootFile) -> Result<()> {
         return Err(refused(file, "it finds nothing on a machine without PCI").into());
     }
     let at = load(ram, file)?;
+    super::describe(vm).map_err(BootError::Memory)?;
     let root = acpi::write(ram, shape.vcpus, Devices::Pci)?;
     ram.write(CMDLINE, b"\0").map_err(BootError::Memory)?;
     pvh::write_start_info(ram, shape.machine, Initrd::default(), Some(root))?;

@@ -32,8 +32,12 @@ pub(crate) const ACPI_TABLES_END: u64 = MP_TABLE;
 /// chapter 4) and where SeaBIOS puts it too. The other two places that kernels scan have one
 /// kilobyte, too little for 255 processors.
 pub(crate) const MP_TABLE: u64 = 0xf_0000;
-/// End of the room for the MP table.
-pub(crate) const MP_TABLE_END: u64 = HIGH_MEMORY;
+/// SMBIOS entry point and tables: in the same 64 KiB, above the MP table of the most processors.
+pub(crate) const SMBIOS: u64 = 0xf_8000;
+/// The VM generation ID: in the last page of these 64 KiB, above the SMBIOS tables.
+pub(crate) const GENERATION: u64 = ROM_END - 0x1000;
+/// End of the room for all these.
+pub(crate) const ROM_END: u64 = HIGH_MEMORY;
 /// Start of the memory above the hole for legacy devices.
 pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Address of the local APICs.

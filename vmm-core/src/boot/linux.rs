@@ -5,7 +5,7 @@
 //!   `boot_params` (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst).
 //!
 //! Either structure gives the kernel its memory map, command line and initrd, and the root of its
-//! ACPI tables. The VMM writes an MP table too, for a kernel that runs with `acpi=off`.
+//! ACPI tables.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::acpi::{self, Devices};
 use super::kernel::{self, Entry, Kernel};
-use super::layout::{CMDLINE, CMDLINE_BYTES_MAX, MP_TABLE, ZERO_PAGE};
+use super::layout::{CMDLINE, CMDLINE_BYTES_MAX, ZERO_PAGE};
 use super::pvh::{self, Initrd};
 use super::source::{BootFile, KernelFiles};
-use super::{Acpi, BootError, bzimage, entry, mptable};
+use super::{Acpi, BootError, bzimage, entry};
 use crate::Vm;
 use crate::devices::MachineKind;
 use crate::devices::mmio::{Slot, kernel_arguments, slots};
@@ -39,7 +39,7 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
         MachineKind::Mmio => Devices::Mmio(&slots),
         MachineKind::Pci => Devices::Pci,
     };
-    write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
+    super::describe(vm).map_err(BootError::Memory)?;
     let (root, arguments) = match files.acpi {
         Acpi::On => (Some(acpi::write(ram, vcpus, devices)?), String::new()),
         Acpi::Off => (None, arguments(devices)),

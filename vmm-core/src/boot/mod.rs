@@ -16,8 +16,10 @@ mod linux;
 pub mod long_mode;
 mod mptable;
 mod pvh;
+mod smbios;
 mod source;
 mod tables;
+pub(crate) mod vmgenid;
 
 use std::path::PathBuf;
 
@@ -29,6 +31,7 @@ pub use long_mode::{UserEntry, start_user_mode};
 pub(crate) use source::Origin;
 pub use source::{Acpi, BootRecord, FileRecord, KernelSource, WantedFile};
 
+use self::layout::{MP_TABLE, SMBIOS};
 use crate::Vm;
 use crate::error::Result;
 use crate::memory::MemoryError;
@@ -161,6 +164,18 @@ pub(crate) fn boot(vm: &Vm, origin: &Origin) -> Result<()> {
         Origin::Kernel(files) => linux::boot(vm, files),
         Origin::Firmware(file) => firmware::boot(vm, file),
     }
+}
+
+/// Writes what a guest looks for by itself: who it is, the VM generation ID, and an MP table, for a
+/// kernel that runs with `acpi=off`.
+///
+/// # Errors
+/// [`MemoryError::NoSuchAddress`] if the guest has too little memory.
+fn describe(vm: &Vm) -> std::result::Result<(), MemoryError> {
+    let ram = vm.ram();
+    ram.write(MP_TABLE, &mptable::build(MP_TABLE, vm.shape().vcpus))?;
+    ram.write(SMBIOS, &smbios::build(SMBIOS, vm.uuid()))?;
+    vmgenid::write(ram, vm.uuid())
 }
 
 fn boot_workload(vm: &Vm, params: &WorkloadParams) -> Result<()> {

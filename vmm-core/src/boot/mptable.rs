@@ -79,14 +79,14 @@ fn entries(vcpus: u8) -> (Vec<u8>, u16) {
 }
 
 /// Returns the byte that makes the sum of all bytes 0.
-fn checksum(bytes: &[u8]) -> u8 {
+pub(super) fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::layout::{MP_TABLE, MP_TABLE_END};
+    use crate::boot::layout::{MP_TABLE, SMBIOS};
 
     #[test]
     fn both_parts_add_up_to_zero_and_fit_their_room() {
@@ -95,7 +95,7 @@ mod tests {
             let (pointer, table) = bytes.split_at(POINTER_BYTES);
             assert_eq!((checksum(pointer), checksum(table)), (0, 0));
             assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
-            assert!(bytes.len() as u64 <= MP_TABLE_END - MP_TABLE);
+            assert!(bytes.len() as u64 <= SMBIOS - MP_TABLE);
         }
     }
 

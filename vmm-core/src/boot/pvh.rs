@@ -3,14 +3,11 @@
 //! initrd, and the root of its ACPI tables.
 
 use super::BootError;
-use super::entry;
 use super::layout::{
-    ACPI_TABLES, ACPI_TABLES_END, CMDLINE, HIGH_MEMORY, LOW_MEMORY_END, MP_TABLE, MP_TABLE_END,
-    PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO,
+    ACPI_TABLES, ACPI_TABLES_END, CMDLINE, HIGH_MEMORY, LOW_MEMORY_END, MP_TABLE, PVH_MEMORY_MAP,
+    PVH_MODULES, PVH_START_INFO, ROM_END,
 };
-use crate::Vm;
 use crate::devices::MachineKind;
-use crate::error::Result;
 use crate::memory::GuestRam;
 use crate::pci::ECAM;
 
@@ -34,7 +31,7 @@ pub(super) fn memory_map(ram: &GuestRam, machine: MachineKind) -> Vec<(u64, u64,
     let mut map = vec![
         (0, LOW_MEMORY_END, RangeKind::Ram),
         (ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES, RangeKind::Acpi),
-        (MP_TABLE, MP_TABLE_END - MP_TABLE, RangeKind::Reserved),
+        (MP_TABLE, ROM_END - MP_TABLE, RangeKind::Reserved),
         (HIGH_MEMORY, ram.layout().regions()[0].bytes - HIGH_MEMORY, RangeKind::Ram),
     ];
     if machine == MachineKind::Pci {

@@ -41,3 +41,6 @@ pub const POWER_OFF_PORT: u16 = 0x4c4;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Interrupt line of the serial console.
 pub const SERIAL_IRQ: u32 = 4;
+/// Interrupt line that says that the VM generation ID has changed: that of a PS/2 mouse, which no
+/// guest has.
+pub(crate) const GENERATION_IRQ: u32 = 12;

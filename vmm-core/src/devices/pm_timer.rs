@@ -1,6 +1,9 @@
 //! ACPI's power management timer: a counter of 3.579545 MHz with 32 bits (ACPI specification 6.5,
 //! section 4.8.3.3). Firmware measures delays by it.
 //!
+//! The ACPI tables do not announce it: a kernel would check its other clocks by it, and find it
+//! standing still on a host with an earlier version of lighter.
+//!
 //! It counts what KVM's clock of this guest counts, which goes on where it was after a migration or
 //! a restore, so the timer has no state of its own.
 
@@ -11,8 +14,6 @@ use kvm_ioctls::VmFd;
 
 /// Port of the timer, which is read with 32 bits. QEMU and Cloud Hypervisor have it there too.
 pub(crate) const PM_TIMER_PORT: u16 = 0x608;
-/// Bytes of the timer's register.
-pub(crate) const PM_TIMER_BYTES: u8 = 4;
 
 /// Ticks per second.
 const FREQUENCY_HZ: u128 = 3_579_545;

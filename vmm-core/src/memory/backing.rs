@@ -19,7 +19,7 @@ use vm_memory::{
 use blocks::{BLOCK_BYTES, BlockSet};
 
 use super::{
-    HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, collapse, runs,
+    HugePages, MemoryConfig, MemoryError, PAGE_BYTES, RamLayout, RamRegion, collapse, pool, runs,
 };
 use crate::sys::mapping::{self, Advice, Part};
 use crate::sys::userfaultfd::Userfaultfd;
@@ -57,9 +57,9 @@ pub(crate) struct TemplateImage {
 enum Kind {
     /// Private anonymous memory: dropped pages go back to the host and read as zeros.
     Anonymous,
-    /// Pages of a pool. A dropped page would stay reserved for this guest, so the host would gain
-    /// nothing. On kernels before 6.9 another process could take it, and the guest would then die
-    /// for lack of a page.
+    /// Pages of a pool, in a file that only this process has, and that can so be mapped twice
+    /// ([`super::Missing`]). It keeps all pages that it ever had: the pool keeps them for this
+    /// guest anyway.
     Pool,
     /// Pages of a file, private once written. A dropped page has the file's content again.
     Template(Replaced),
@@ -129,6 +129,11 @@ impl Backing {
         Self { userfaultfd: None, ..self }
     }
 
+    /// Bytes of a page of the pool that the memory is from.
+    pub(super) fn pool_page_bytes(&self) -> Option<u64> {
+        self.config.huge_pages.pool_page_bytes()
+    }
+
     /// The userfaultfd that write-protects memory of the guest.
     pub(super) fn userfaultfd(&self) -> Option<&Userfaultfd> {
         self.userfaultfd.as_ref()
@@ -145,18 +150,17 @@ impl Backing {
         template: Option<&TemplateImage>,
     ) -> Result<GuestRegionMmap<AtomicBitmap>, MemoryError> {
         let failed = |reason: String| MemoryError::Map { bytes: region.bytes, reason };
-        let huge = match self.config.huge_pages {
-            HugePages::Off | HugePages::Transparent => libc::MAP_NORESERVE,
-            HugePages::Pool2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
-            HugePages::Pool1G => libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
+        let pool = self.pool_page_bytes().map(|page| pool::file(page, region.bytes)).transpose();
+        let (file, flags) = match (pool.map_err(|error| failed(error.to_string()))?, template) {
+            (Some(file), _) => (Some(FileOffset::new(file, 0)), libc::MAP_SHARED),
+            (None, Some(image)) => {
+                let offset = image.offset + (region.first_chunk * super::CHUNK_BYTES) as u64;
+                let file = FileOffset::from_arc(Arc::clone(&image.file), offset);
+                (Some(file), libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            }
+            (None, None) => (None, libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_ANONYMOUS),
         };
-        let anonymous = if template.is_some() { 0 } else { libc::MAP_ANONYMOUS };
-        let file = template.map(|image| {
-            let offset = image.offset + (region.first_chunk * super::CHUNK_BYTES) as u64;
-            FileOffset::from_arc(Arc::clone(&image.file), offset)
-        });
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | anonymous | huge;
         let mapping = MmapRegion::build(file, region.bytes as usize, access, flags)
             .map_err(|error| failed(error.to_string()))?;
         let mapped = GuestRegionMmap::new(mapping, GuestAddress(region.gpa))

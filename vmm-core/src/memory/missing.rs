@@ -3,6 +3,8 @@
 //! reasons.
 
 mod bell;
+mod faults;
+mod hugetlb;
 mod waits;
 
 pub use waits::Waits;
@@ -19,10 +21,11 @@ use rustix::io::Errno;
 use vm_memory::GuestMemoryBackend;
 
 use self::bell::Bell;
+use self::faults::{Faults, Place};
 use self::waits::WaitLog;
 use super::{CHUNK_BYTES, CHUNK_PAGES, GuestRam, PAGE_BYTES, RamLayout, RamMap, runs};
 use crate::sys::host_address;
-use crate::sys::mapping::{self, Part};
+use crate::sys::mapping::Part;
 use crate::sys::userfaultfd::missing::MissingPages;
 
 /// Pages of one chunk: its number, and a mask in which the lowest bit is the first page.
@@ -36,7 +39,7 @@ pub type ChunkPages = (usize, u64);
 #[derive(Debug)]
 pub struct Missing {
     /// Absent once accesses wait no longer: an attacker in this process should not find it open.
-    faults: RwLock<Option<Arc<MissingPages>>>,
+    faults: RwLock<Option<Arc<Faults>>>,
     memory: RamMap,
     layout: RamLayout,
     /// A page changes only while its chunk is locked: from absent to present, or back.
@@ -62,14 +65,12 @@ impl Missing {
     /// read as zeros as before, but only while another thread calls [`Missing::wanted`].
     ///
     /// # Errors
-    /// `Unsupported` for memory of a pool, `EINVAL` for that of a template; otherwise the error
-    /// from the kernel.
+    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.18; otherwise the
+    /// error from the kernel.
     pub(crate) fn begin(ram: &GuestRam, faults: MissingPages) -> Result<Self> {
-        let memory = ram.memory().clone();
-        memory.iter().try_for_each(|region| faults.register(Part::whole(region)))?;
-        let layout = ram.layout().clone();
+        let faults = RwLock::new(Some(Arc::new(Faults::begin(ram, faults)?)));
+        let (memory, layout) = (ram.memory().clone(), ram.layout().clone());
         let chunks = (0..layout.chunks()).map(|_| Mutex::default()).collect();
-        let faults = RwLock::new(Some(Arc::new(faults)));
         let (left, waits, bell) = (AtomicU64::new(0), Mutex::default(), Bell::new()?);
         Ok(Self { faults, memory, layout, chunks, left, waits, bell })
     }
@@ -78,29 +79,42 @@ impl Missing {
     /// guest nor devices may run, since a page to which the kernel holds a reference would be lost.
     ///
     /// # Errors
-    /// `InvalidInput` unless there is a word for each chunk; otherwise the error from the kernel.
+    /// `InvalidInput` unless there is a word for each chunk; otherwise the error from the kernel,
+    /// `ENOENT` after [`Missing::end`].
     pub fn clear(&self, words: &[u64]) -> Result<()> {
         if words.len() != self.chunks.len() {
             return Err(ErrorKind::InvalidInput.into());
         }
-        for (region, place) in self.memory.iter().zip(self.layout.regions()) {
+        let faults = self.faults()?;
+        for (number, (region, place)) in self.memory.iter().zip(self.layout.regions()).enumerate() {
             // Whole runs: huge pages would be split if they were dropped chunk by chunk.
             let mut dropped: Vec<Range<usize>> = Vec::new();
             let words = words.iter().skip(place.first_chunk).take(place.chunks());
             for (index, mask) in words.enumerate() {
-                let mut pages = self.pages(place.first_chunk + index)?;
-                let added = u64::from((mask & !pages.missing).count_ones());
-                self.left.fetch_add(added, Ordering::AcqRel);
-                pages.missing |= mask;
+                self.lose(&faults, place.first_chunk + index, *mask)?;
                 for run in runs::of_mask(*mask) {
                     let offset = |page: usize| index * CHUNK_BYTES + page * PAGE_BYTES;
-                    runs::add(&mut dropped, offset(run.start)..offset(run.end));
+                    let all = faults.unmapped_with(offset(run.start)..offset(run.end));
+                    let start = dropped.last().map_or(all.start, |last| all.start.max(last.end));
+                    if start < all.end {
+                        runs::add(&mut dropped, start..all.end);
+                    }
                 }
             }
             for run in dropped {
-                mapping::drop_pages(Part::new(region, run.start, run.len())?)?;
+                faults.unmap(number, Part::new(region, run.start, run.len())?)?;
             }
         }
+        Ok(())
+    }
+
+    /// Notes that the pages of `chunk` in `mask` are missing.
+    fn lose(&self, faults: &Faults, chunk: usize, mask: u64) -> Result<()> {
+        let mut pages = self.pages(chunk)?;
+        let added = (mask & !pages.missing).count_ones();
+        self.left.fetch_add(added.into(), Ordering::AcqRel);
+        faults.lose(chunk, added);
+        pages.missing |= mask;
         Ok(())
     }
 
@@ -113,19 +127,27 @@ impl Missing {
     pub fn wanted(&self) -> Result<Vec<ChunkPages>> {
         let mut found: Vec<ChunkPages> = Vec::new();
         let Ok(faults) = self.faults() else { return Ok(found) };
-        for address in faults.waited_for()? {
+        for address in faults.pages().waited_for()? {
             let (chunk, page) = self.locate(address).ok_or(ErrorKind::InvalidData)?;
-            let bit = 1 << page;
-            let mut pages = self.pages(chunk)?;
-            if pages.missing & bit == 0 {
-                give_zeros(&faults, address);
-            } else if pages.wanted & bit == 0 {
-                pages.wanted |= bit;
-                self.lock_waits().begin(chunk, page as u32, Instant::now());
-                match found.iter_mut().find(|(number, _)| *number == chunk) {
-                    Some((_, mask)) => *mask |= bit,
-                    None => found.push((chunk, bit)),
+            let (chunks, mask) = faults.needed(chunk, page);
+            let mut is_missing = false;
+            for chunk in chunks {
+                let mut pages = self.pages(chunk)?;
+                is_missing |= pages.missing & mask != 0;
+                let new = pages.missing & mask & !pages.wanted;
+                if new == 0 {
+                    continue;
                 }
+                pages.wanted |= new;
+                let (known_as, bit) = faults.wait_of(chunk, new);
+                self.lock_waits().begin(known_as, bit.trailing_zeros(), Instant::now());
+                match found.iter_mut().find(|(number, _)| *number == chunk) {
+                    Some((_, mask)) => *mask |= new,
+                    None => found.push((chunk, new)),
+                }
+            }
+            if !is_missing {
+                answer(&faults, address);
             }
         }
         Ok(found)
@@ -144,10 +166,9 @@ impl Missing {
         if !fits || !content.len().is_multiple_of(PAGE_BYTES) {
             return Err(ErrorKind::InvalidInput.into());
         }
-        self.arrive(chunk, mask_of(first_page, count), |addresses, pages| {
+        self.arrive(chunk, mask_of(&(first_page..first_page + count)), |faults, place| {
             let bytes = |page: usize| (page - first_page) * PAGE_BYTES;
-            let content = &content[bytes(pages.start)..bytes(pages.end)];
-            self.faults()?.copy(addresses.start, content)
+            faults.copy(place, &content[bytes(place.pages.start)..bytes(place.pages.end)])
         })
     }
 
@@ -157,67 +178,83 @@ impl Missing {
     /// # Errors
     /// As [`Missing::place`].
     pub fn place_zeros(&self, chunk: usize, mask: u64) -> Result<u32> {
-        self.arrive(chunk, mask, |addresses, _| self.faults()?.zero(addresses))
+        self.arrive(chunk, mask, Faults::zero)
     }
 
     fn arrive(
         &self,
         chunk: usize,
         mask: u64,
-        place: impl Fn(&Range<u64>, &Range<usize>) -> Result<()>,
+        give: impl Fn(&Faults, &Place) -> Result<()>,
     ) -> Result<u32> {
-        let start = self.address(chunk)?;
+        let chunk_address = self.address(chunk)?;
         let mut pages = self.pages(chunk)?;
         let mut placed = 0;
         for run in runs::of_mask(mask & pages.missing) {
-            let address = |page: usize| start + (page * PAGE_BYTES) as u64;
-            place(&(address(run.start)..address(run.end)), &run)?;
-            placed += self.settle(chunk, &mut pages, mask_of(run.start, run.len()));
+            let faults = self.faults()?;
+            let place = Place { chunk, pages: run, chunk_address };
+            give(&faults, &place)?;
+            placed += self.settle(&faults, &place, &mut pages)?;
         }
         Ok(placed)
     }
 
     /// Drops whole pages of a region, at these offsets; all of them then read as zeros, and those
-    /// that were missing need not arrive.
+    /// that were missing need not arrive. Returns how many bytes the host got, or `None`, and has
+    /// dropped nothing, after [`Missing::end`].
     ///
     /// # Errors
     /// `InvalidInput` or `EINVAL` if they are not whole pages of such a region; otherwise the error
     /// from the kernel.
-    pub(crate) fn discard(&self, region: usize, offsets: &Range<usize>) -> Result<()> {
+    pub(crate) fn discard(&self, region: usize, offsets: &Range<usize>) -> Result<Option<u64>> {
+        let Ok(faults) = self.faults() else { return Ok(None) };
         let (Some(place), Some(region)) =
             (self.layout.regions().get(region), self.memory.iter().nth(region))
         else {
             return Err(ErrorKind::InvalidInput.into());
         };
+        let mut given = 0;
         for part in Part::new(region, offsets.start, offsets.len())?.blocks(CHUNK_BYTES) {
-            let (start, bytes) = (part.range().start, part.range().len());
-            let chunk = place.first_chunk + start / CHUNK_BYTES;
-            let mut pages = self.pages(chunk)?;
-            mapping::drop_pages(part)?;
-            let mask = mask_of(start % CHUNK_BYTES / PAGE_BYTES, bytes / PAGE_BYTES);
-            let is_wanted = pages.wanted & mask != 0;
-            self.settle(chunk, &mut pages, mask);
-            if is_wanted && let Ok(faults) = self.faults() {
+            let Range { start, end } = part.range();
+            let first = start % CHUNK_BYTES / PAGE_BYTES;
+            let place = Place {
+                chunk: place.first_chunk + start / CHUNK_BYTES,
+                pages: first..first + (end - start) / PAGE_BYTES,
+                chunk_address: part.addresses().start - (first * PAGE_BYTES) as u64,
+            };
+            let mut pages = self.pages(place.chunk)?;
+            given += faults.discard(&place, part)?;
+            let is_wanted = pages.wanted & mask_of(&place.pages) != 0;
+            self.settle(&faults, &place, &mut pages)?;
+            if is_wanted {
                 // They report that they wait again, now for a page that is not missing.
                 faults.wake(&part.addresses())?;
             }
         }
-        Ok(())
+        Ok(Some(given))
     }
 
-    /// Notes that these pages of `chunk` are missing no longer; returns how many of them were.
-    fn settle(&self, chunk: usize, pages: &mut Pages, mask: u64) -> u32 {
+    /// Notes that these pages are missing no longer; returns how many of them were.
+    ///
+    /// # Errors
+    /// The error from the kernel: then they are missing.
+    fn settle(&self, faults: &Faults, place: &Place, pages: &mut Pages) -> Result<u32> {
+        let mask = mask_of(&place.pages);
         let settled = (pages.missing & mask).count_ones();
-        if pages.wanted & mask != 0 {
-            self.lock_waits().end(chunk, pages.wanted & mask, Instant::now());
+        if settled == 0 {
+            return Ok(0);
+        }
+        if faults.gain(place.chunk, settled, place.chunk_address)? {
+            let (known_as, pages) = faults.wait_of(place.chunk, pages.wanted & mask);
+            self.lock_waits().end(known_as, pages, Instant::now());
         }
         pages.missing &= !mask;
         pages.wanted &= !mask;
         let before = self.left.fetch_sub(settled.into(), Ordering::AcqRel);
-        if settled != 0 && before == u64::from(settled) {
+        if before == u64::from(settled) {
             self.bell.ring();
         }
-        settled
+        Ok(settled)
     }
 
     /// Returns the number of pages that are missing.
@@ -252,7 +289,7 @@ impl Missing {
     }
 
     /// Lets accesses wait no longer, and closes the userfaultfd. Pages that are missing are lost:
-    /// they read as zeros.
+    /// they read as zeros, or, in memory of a pool, as they were before.
     ///
     /// # Errors
     /// The error from the kernel.
@@ -261,14 +298,14 @@ impl Missing {
         let Some(faults) = faults else { return Ok(()) };
         // A thread in `wait` keeps the userfaultfd open.
         self.bell.ring();
-        self.memory.iter().try_for_each(|region| faults.unregister(Part::whole(region)))
+        faults.end(self.memory.iter().map(Part::whole))
     }
 
     /// Returns what reports accesses and places pages.
     ///
     /// # Errors
     /// `ENOENT` after [`Missing::end`], as from the kernel for memory that is not registered.
-    fn faults(&self) -> Result<Arc<MissingPages>> {
+    fn faults(&self) -> Result<Arc<Faults>> {
         let faults = self.faults.read().unwrap_or_else(PoisonError::into_inner);
         faults.clone().ok_or_else(|| Errno::NOENT.into())
     }
@@ -286,7 +323,7 @@ impl Missing {
     /// The error from the kernel.
     pub fn wait(&self, patience: Option<Duration>) -> Result<()> {
         let faults = self.faults().ok();
-        let watched = faults.iter().map(|faults| faults.as_fd()).chain([self.bell.as_fd()]);
+        let watched = faults.iter().map(|faults| faults.pages().as_fd()).chain([self.bell.as_fd()]);
         let mut watched: Vec<_> =
             watched.map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN)).collect();
         let patience = patience.map(|patience| Timespec {
@@ -332,14 +369,13 @@ impl Missing {
 
 /// Places zeros at a page that never has to arrive, or wakes those who wait for it if it has
 /// arrived meanwhile.
-fn give_zeros(faults: &MissingPages, address: u64) {
-    let page = address..address + PAGE_BYTES as u64;
-    let given = faults.zero(&page).or_else(|error| {
+fn answer(faults: &Faults, address: u64) {
+    let answered = faults.answer(address).or_else(|error| {
         tracing::warn!(%error, "the host has no memory for a page of a guest: trying again");
         // They report that they wait again.
-        faults.wake(&page)
+        faults.wake(&(address..address + PAGE_BYTES as u64))
     });
-    if let Err(error) = given {
+    if let Err(error) = answered {
         tracing::error!(%error, "a guest waits for a page for ever");
     }
 }
@@ -348,10 +384,10 @@ fn lock(pages: &Mutex<Pages>) -> MutexGuard<'_, Pages> {
     pages.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the mask of `count` pages of a chunk from page `first` on.
-fn mask_of(first: usize, count: usize) -> u64 {
-    let ones = u64::MAX.checked_shr((CHUNK_PAGES - count) as u32).unwrap_or(0);
-    ones << first
+/// Returns the mask of these pages of a chunk.
+fn mask_of(pages: &Range<usize>) -> u64 {
+    let ones = u64::MAX.checked_shr((CHUNK_PAGES - pages.len()) as u32).unwrap_or(0);
+    ones << pages.start
 }
 
 #[cfg(test)]

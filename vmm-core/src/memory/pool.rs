@@ -1,6 +1,9 @@
 //! The host's pools of huge pages (Documentation/admin-guide/mm/hugetlbpage.rst).
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::MemoryError;
 
@@ -41,6 +44,19 @@ fn check_pool(pool: Option<Pool>, bytes: u64, page: u64) -> Result<(), MemoryErr
         return Err(MemoryError::PoolShort { page, needed, available, total });
     }
     Ok(())
+}
+
+/// Makes a file of `bytes` from the pool of pages of `page` bytes. Its pages are reserved when it is
+/// mapped.
+///
+/// # Errors
+/// The error from the kernel.
+pub(super) fn file(page: u64, bytes: u64) -> std::io::Result<File> {
+    let size = MemfdFlags::from_bits_retain(page.trailing_zeros() << libc::MFD_HUGE_SHIFT);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size;
+    let file = File::from(memfd_create("guest memory", flags)?);
+    file.set_len(bytes)?;
+    Ok(file)
 }
 
 /// Returns the sysfs folder of the pool of pages of `page` bytes.

@@ -197,6 +197,11 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Returns the bytes of a page of the pool that it is from; `None` for other memory.
+    pub(super) fn pool_page_bytes(&self) -> Option<u64> {
+        self.backing.pool_page_bytes()
+    }
+
     /// Whether the VMM gives none of it back on its own: it is preallocated, or from a pool.
     pub(crate) fn keeps_all(&self) -> bool {
         self.backing.keeps_all()
@@ -334,8 +339,8 @@ impl GuestRam {
     /// that is absent waits, while another thread calls [`Missing::wanted`]. Called once.
     ///
     /// # Errors
-    /// `Unsupported` for memory of a pool, `EINVAL` for that of a template, `AlreadyExists` if it
-    /// was called before; otherwise the error from the kernel.
+    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.18; `AlreadyExists`
+    /// if it was called before; otherwise the error from the kernel.
     pub fn follow(&self, faults: MissingPages) -> std::io::Result<Arc<Missing>> {
         let missing = Arc::new(Missing::begin(self, faults)?);
         match self.missing.set(Arc::clone(&missing)) {
@@ -400,9 +405,12 @@ impl GuestRam {
         else {
             return Ok(0);
         };
-        let discarded = match self.missing.get().filter(|_| !self.is_complete()) {
-            Some(missing) => missing.discard(index, &(offset..offset + len)).map(|()| len as u64),
-            None => self.backing.discard(region, place, offset, len),
+        let missing = self.missing.get();
+        let discarded = missing.map(|missing| missing.discard(index, &(offset..offset + len)));
+        let discarded = match discarded.transpose() {
+            Ok(Some(Some(given))) => Ok(given),
+            Ok(Some(None) | None) => self.backing.discard(region, place, offset, len),
+            Err(error) => Err(error),
         };
         // Mark the pages dirty afterwards, even after a partial failure: a page marked before could
         // be found dirty, sent with its old content, and then be zeroed unseen.

@@ -50,6 +50,7 @@ pub fn restore(path: &Path, disks: SavedDisks, console: Box<dyn Write + Send>) -
     let vm = Vm::create(&shape, console)?;
     input.memory(vm.ram())?;
     vm.load_state(&VmState::from_bytes(&state)?)?;
+    vm.renew_generation()?;
     Ok(vm)
 }
 

@@ -227,6 +227,7 @@ impl Template {
         let shape = self.clone_shape(own)?;
         let vm = Vm::create_from(&shape, &own.options, Some(&self.image), console)?;
         vm.load_state(&self.state)?;
+        vm.renew_generation()?;
         Ok(vm)
     }
 }

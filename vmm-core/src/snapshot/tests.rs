@@ -5,7 +5,10 @@ use std::fs;
 use std::io::sink;
 use std::path::Path;
 
+use uuid::Uuid;
+
 use super::*;
+use crate::boot::vmgenid;
 use crate::testing::*;
 use crate::{Error, RunState, Vm};
 
@@ -57,6 +60,27 @@ fn a_restored_guest_has_the_same_memory_and_continues() {
     let before = word(&restored, DATA);
     restored.resume().unwrap();
     wait_for_more(&restored, DATA, before);
+}
+
+/// The I/O APIC's state, which has the interrupts that wait.
+fn io_apic(vm: &Vm) -> Vec<u8> {
+    crate::codec::encode(&vm.save_state().unwrap().irqchip.ioapic).unwrap()
+}
+
+#[test]
+fn each_restored_guest_has_a_generation_of_its_own_and_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest");
+    let vm = counting_guest();
+    vmgenid::write(vm.ram(), Uuid::nil()).unwrap();
+    save(&vm, &path, &NO_COPIES).unwrap();
+    let id = |vm: &Vm| [word(vm, vmgenid::ID), word(vm, vmgenid::ID + 8)];
+    assert_eq!(id(&vm), [0, 0], "the guest that was saved can go on as it was");
+
+    let [one, two] =
+        [(), ()].map(|()| restore(&path, SavedDisks::Unwritten, Box::new(sink())).unwrap());
+    assert!(id(&one) != id(&two) && id(&one) != [0, 0] && id(&two) != [0, 0]);
+    assert!(io_apic(&one) != io_apic(&vm), "an interrupt waits");
 }
 
 #[test]

@@ -41,7 +41,7 @@ use crate::limits::Limits;
 use crate::memory::PageSet;
 use crate::pages::Compression;
 use crate::progress::{Progress, Role};
-use crate::protocol::{DestinationMessage, FEATURE_POSTCOPY, Features, MigrationId, Offer};
+use crate::protocol::{DestinationMessage, FEATURE_POSTCOPY, MigrationId, Offer};
 use crate::quic::Tls;
 use crate::record::{RecordStore, SourceState};
 use crate::report::Estimated;
@@ -77,8 +77,6 @@ pub struct SourceSession {
     pub node_port: Option<NonZeroU16>,
     /// What an estimate said of this migration, for its report.
     pub estimate: Option<Estimated>,
-    /// Whether the guest may be handed over before its memory.
-    pub postcopy: bool,
 }
 
 impl SourceSession {
@@ -90,11 +88,10 @@ impl SourceSession {
     /// Returns the configuration of the state machine for the guest of this description.
     pub(super) fn config(&self, guest: GuestDescription) -> SourceConfig {
         let ours = Offer::ours();
-        let more = if self.postcopy { FEATURE_POSTCOPY } else { Features::default() };
         SourceConfig {
             migration: self.migration,
             guest,
-            offer: Offer { features: ours.features.with(more), ..ours },
+            offer: Offer { features: ours.features.with(FEATURE_POSTCOPY), ..ours },
             streams: self.connections.unwrap_or(1),
             has_links: self.has_links(),
             limits: self.limits,

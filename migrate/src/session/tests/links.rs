@@ -157,7 +157,7 @@ async fn if_all_links_fall_silent_in_precopy_the_guest_stays() {
 async fn handed_over(world: &World) -> (Arc<FakeSource>, Handle) {
     let guest = FakeSource::new(CHUNKS, Content::Random);
     let slow = Some(256 << 10);
-    let session = SourceSession { postcopy: true, bandwidth: slow, ..world.session_over_links() };
+    let session = SourceSession { bandwidth: slow, ..world.session_over_links() };
     let handle = world.start(session, &guest);
     reach(&handle, Phase::Precopy).await;
     handle.postcopy().await.unwrap();

@@ -48,7 +48,7 @@ fn bandwidth(bytes_per_second: u64) -> LimitsChange {
 
 /// A session with a limit of 64 pages a second.
 fn slow(world: &World) -> SourceSession {
-    SourceSession { postcopy: true, bandwidth: Some(256 << 10), ..world.session() }
+    SourceSession { bandwidth: Some(256 << 10), ..world.session() }
 }
 
 /// As [`handed_over`], with a limit of 64 pages a second.
@@ -80,7 +80,7 @@ async fn memory_follows_the_guest() {
 async fn a_guest_that_writes_arrives_with_what_it_wrote() {
     let world = world(Relay::default());
     let guest = FakeSource::new(64, Content::Mixed);
-    let session = SourceSession { postcopy: true, bandwidth: Some(4 << 20), ..world.session() };
+    let session = SourceSession { bandwidth: Some(4 << 20), ..world.session() };
     let handle = world.start(session, &guest);
     let done = Arc::new(AtomicBool::new(false));
     let (writing, over) = (guest.clone(), done.clone());

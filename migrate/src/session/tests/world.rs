@@ -486,7 +486,6 @@ impl World {
             addresses: Vec::new(),
             node_port: None,
             estimate: None,
-            postcopy: false,
         }
     }
 

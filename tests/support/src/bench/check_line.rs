@@ -15,6 +15,10 @@ pub struct CheckLine {
     pub epoch: u64,
     /// Longest time during which the program did not run, in microseconds.
     pub gap_us: u64,
+    /// The longest of the other such times, in microseconds.
+    pub next_gap_us: u64,
+    /// Sum of such times of a millisecond and more, in microseconds.
+    pub stalled_us: u64,
     /// Longest time that the program's own output took, in microseconds.
     pub output_us: u64,
     /// Pages of the guest's disk read through a mapping; 0 for a guest without one.
@@ -42,6 +46,8 @@ impl CheckLine {
             verified: value("verified")?,
             epoch: value("epoch")?,
             gap_us: value("gap_us")?,
+            next_gap_us: value("gap2_us")?,
+            stalled_us: value("stalled_us")?,
             read: value("read").unwrap_or(0),
             sum: value("sum").unwrap_or(0),
             // The program prints this field last: a line that has it is whole.

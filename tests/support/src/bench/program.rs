@@ -30,9 +30,17 @@ impl Node {
     /// # Errors
     /// If the node does not start within 20 seconds.
     pub fn start(state: &Path) -> Result<Self> {
+        Self::start_by(lighter(state), state, "127.0.0.1")
+    }
+
+    /// As [`Self::start`], by `program`, which runs lighter in a place where `address` is its own.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_by(mut program: Command, state: &Path, address: &str) -> Result<Self> {
         let log = File::create(state.with_extension("log"))?;
-        let child = lighter(state)
-            .args(["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+        let child = program
+            .args(["node", "--listen", &format!("{address}:0"), "--metrics", "127.0.0.1:0"])
             .args(["--foreign-guests", "off"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

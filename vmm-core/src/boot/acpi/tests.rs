@@ -7,6 +7,7 @@ use std::process::Command;
 use super::*;
 use crate::VCPUS_MAX;
 use crate::boot::layout::{ACPI_TABLES, ACPI_TABLES_END};
+use crate::devices::mmio::{SLOTS_MAX, slots};
 
 const DEVICES: [Slot; 2] = [
     Slot { address: 0xd000_0000, bytes: 0x1000, gsi: 5 },
@@ -186,6 +187,19 @@ fn the_pci_bus_is_found_with_its_configuration_space_and_aperture() {
     assert!(holds(dsdt, &[0x47, 1, 0xf8, 0xc, 0xf8, 0xc, 1, 8]), "the ports");
     assert!(holds(dsdt, &[0x86, 9, 0, 1, 0, 0, 0, 0xe8, 0, 0, 0x10, 0]), "ECAM is reserved");
     assert!(holds(dsdt, &[0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), "bus 0");
+}
+
+#[test]
+fn the_generation_of_the_guest_is_found_with_its_interrupt() {
+    let memory = Memory::with(1, &DEVICES);
+    let [_, _, dsdt] = memory.found();
+    assert!(holds(dsdt, b"VM_Gen_Counter\0") && holds(dsdt, b"ACPI0013\0"));
+    // A package of two integers, the second of them zero.
+    assert!(holds(dsdt, b"ADDR\x12\x08\x02\x0c\x10\xf0\x0f\0\0"), "{dsdt:02x?}");
+    assert!(holds(dsdt, &[0x89, 6, 0, 0b0011, 1, 12, 0, 0, 0]));
+    assert!(holds(dsdt, b"_EVT\x09\x86VGEN\x0a\x80"), "{dsdt:02x?}");
+    let lines = slots(SLOTS_MAX).map(|slot| slot.gsi);
+    assert!(!lines.chain([SERIAL_IRQ, SCI_GSI]).any(|line| line == GENERATION_IRQ));
 }
 
 #[test]

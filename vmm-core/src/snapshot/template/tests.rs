@@ -4,9 +4,12 @@ use std::fs::{self, Permissions};
 use std::io::sink;
 use std::os::unix::fs::PermissionsExt;
 
+use uuid::Uuid;
+
 use super::super::DiskCopies;
 use super::*;
 use crate::Error;
+use crate::boot::vmgenid;
 use crate::memory::{HugePages, Prealloc};
 use crate::testing::{COUNT_IN_MEMORY, DATA, empty_vm, shape, vm_with, wait_for_more, word};
 use crate::virtio::DeviceConfig;
@@ -47,6 +50,18 @@ fn clones_continue_from_the_template_independently() {
     one.stop();
     two.stop();
     assert!(fs::read(&path).unwrap() == before, "the file is as it was");
+}
+
+#[test]
+fn each_clone_has_a_generation_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("template");
+    let vm = vm_with(16, COUNT_IN_MEMORY, &[[DATA, 0]]);
+    vmgenid::write(vm.ram(), Uuid::nil()).unwrap();
+    save_template(&vm, &path).unwrap();
+    let template = Template::open(&path).unwrap();
+    let ids = [(), ()].map(|()| word(&clone_of(&template), vmgenid::ID));
+    assert!(ids[0] != ids[1] && !ids.contains(&0), "{ids:x?}");
 }
 
 #[test]

@@ -21,22 +21,30 @@ use crate::sys::{PAGE_BYTES, check};
 ioctl_io_nr!(USERFAULTFD_IOC_NEW, TYPE, 0x00);
 ioctl_ior_nr!(UFFDIO_WAKE, TYPE, 0x02, Addresses);
 ioctl_iowr_nr!(UFFDIO_COPY, TYPE, 0x03, CopyArgument);
-ioctl_iowr_nr!(UFFDIO_ZEROPAGE, TYPE, 0x04, ZeroArgument);
+ioctl_iowr_nr!(UFFDIO_ZEROPAGE, TYPE, 0x04, RangeArgument);
+ioctl_iowr_nr!(UFFDIO_CONTINUE, TYPE, 0x07, RangeArgument);
 
 /// The requests on an open userfaultfd that this module makes, for the seccomp filter of the
 /// process of an arriving guest: `UFFDIO_REGISTER`, `UFFDIO_UNREGISTER`, `UFFDIO_WAKE`,
-/// `UFFDIO_COPY` and `UFFDIO_ZEROPAGE`.
-pub const MISSING_REQUESTS: [u64; 5] =
-    [0xc020_aa00, 0x8010_aa01, 0x8010_aa02, 0xc028_aa03, 0xc020_aa04];
+/// `UFFDIO_COPY`, `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE`.
+pub const MISSING_REQUESTS: [u64; 6] =
+    [0xc020_aa00, 0x8010_aa01, 0x8010_aa02, 0xc028_aa03, 0xc020_aa04, 0xc020_aa07];
 
 /// Where a userfaultfd can be had by permission on a file (Linux 6.1).
 const DEVICE: &str = "/dev/userfaultfd";
-/// `UFFDIO_REGISTER_MODE_MISSING`: register memory for faults on missing pages.
+/// `UFFDIO_REGISTER_MODE_MISSING`: register memory for faults on pages without content.
 const MODE_MISSING: u64 = 1 << 0;
-/// Requests that must be possible on registered memory, as bits: `_UFFDIO_WAKE`, `_UFFDIO_COPY` and
-/// `_UFFDIO_ZEROPAGE`. Pages of a pool lack the last.
-const NEEDED: u64 = 1 << 0x02 | 1 << 0x03 | 1 << 0x04;
-/// `UFFD_EVENT_PAGEFAULT`, the only event without further features.
+/// `UFFDIO_REGISTER_MODE_MINOR`: register memory for faults on pages that are in their file, and
+/// not mapped.
+const MODE_MINOR: u64 = 1 << 2;
+/// `UFFD_FEATURE_MINOR_HUGETLBFS` (Linux 5.13).
+const MINOR_HUGETLBFS: u64 = 1 << 9;
+/// Requests that must be possible on memory registered as missing, as bits: `_UFFDIO_WAKE`,
+/// `_UFFDIO_COPY` and `_UFFDIO_ZEROPAGE`.
+const NEEDED_FOR_CONTENT: u64 = 1 << 0x02 | 1 << 0x03 | 1 << 0x04;
+/// The same for minor faults: `_UFFDIO_WAKE` and `_UFFDIO_CONTINUE`.
+const NEEDED_FOR_MAPPING: u64 = 1 << 0x02 | 1 << 0x07;
+/// `UFFD_EVENT_PAGEFAULT`, the only event without features for others.
 const EVENT_PAGEFAULT: u8 = 0x12;
 /// Bytes of an event (`struct uffd_msg`).
 const EVENT_BYTES: usize = 32;
@@ -57,10 +65,10 @@ struct CopyArgument {
     placed: i64,
 }
 
-/// `struct uffdio_zeropage`.
+/// `struct uffdio_zeropage`, and `struct uffdio_continue`.
 #[repr(C)]
 #[derive(Debug, Default)]
-struct ZeroArgument {
+struct RangeArgument {
     range: Addresses,
     mode: u64,
     /// Bytes placed, or a negative error number.
@@ -75,16 +83,27 @@ const fn request(direction: u32, number: u32, bytes: usize) -> u64 {
 const _: () = {
     const BOTH: u32 = _IOC_READ | _IOC_WRITE;
     assert!(size_of::<Api>() == 24 && size_of::<Addresses>() == 16);
-    assert!(size_of::<Register>() == 32 && size_of::<ZeroArgument>() == 32);
+    assert!(size_of::<Register>() == 32 && size_of::<RangeArgument>() == 32);
     assert!(size_of::<CopyArgument>() == 40);
-    let [register, unregister, wake, copy, zero] = MISSING_REQUESTS;
+    let [register, unregister, wake, copy, zero, map] = MISSING_REQUESTS;
     assert!(register == request(BOTH, 0x00, size_of::<Register>()));
     assert!(unregister == request(_IOC_READ, 0x01, size_of::<Addresses>()));
     assert!(wake == request(_IOC_READ, 0x02, size_of::<Addresses>()));
     assert!(copy == request(BOTH, 0x03, size_of::<CopyArgument>()));
-    assert!(zero == request(BOTH, 0x04, size_of::<ZeroArgument>()));
+    assert!(zero == request(BOTH, 0x04, size_of::<RangeArgument>()));
+    assert!(map == request(BOTH, 0x07, size_of::<RangeArgument>()));
     assert!(request(_IOC_NONE, 0x00, 0) == 0xaa00);
 };
+
+/// What accesses to registered memory wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Absent pages of anonymous memory: for [`MissingPages::copy`] or [`MissingPages::zero`].
+    ForContent,
+    /// Pages of a pool's file that are there, and were unmapped: for [`MissingPages::map`]. Those
+    /// that are not there are zeros, without a wait.
+    ForMapping,
+}
 
 /// Reports accesses to missing pages of registered memory, and places pages there. Dropping it
 /// unregisters the memory: threads that wait then find zeros.
@@ -104,8 +123,8 @@ impl MissingPages {
     /// `ENOSYS` from a kernel that was built without it; otherwise the error from the kernel.
     pub fn open() -> Result<Self> {
         let file = Self::by_device().or_else(|_| create(0))?;
-        // Faults on missing pages of anonymous memory take no feature.
-        agree(&file, 0)?;
+        // A kernel without that feature can still report missing pages of anonymous memory.
+        agree(&file, MINOR_HUGETLBFS).or_else(|_| agree(&file, 0))?;
         Ok(Self { file })
     }
 
@@ -120,19 +139,23 @@ impl MissingPages {
     }
 
     /// Registers a part of guest memory. From now on, a thread that accesses an absent page of it
-    /// waits for [`Self::copy`] or [`Self::zero`]; present pages are not affected.
+    /// waits; present pages are not affected.
     ///
     /// # Errors
-    /// `Unsupported` for pages of a pool, `EINVAL` for pages of a file, `EBUSY` if another
-    /// userfaultfd has registered the memory; otherwise the error from the kernel.
-    pub(crate) fn register(&self, part: Part<'_>) -> Result<()> {
+    /// `Unsupported` or `EINVAL` for memory of another kind, `EBUSY` if another userfaultfd has
+    /// registered it; otherwise the error from the kernel.
+    pub(crate) fn register(&self, part: Part<'_>, waiting: Waiting) -> Result<()> {
         let range = Addresses::from(&part.addresses());
-        let mut argument = Register { range, mode: MODE_MISSING, ioctls: 0 };
+        let (mode, needed) = match waiting {
+            Waiting::ForContent => (MODE_MISSING, NEEDED_FOR_CONTENT),
+            Waiting::ForMapping => (MODE_MINOR, NEEDED_FOR_MAPPING),
+        };
+        let mut argument = Register { range, mode, ioctls: 0 };
         // SAFETY: the kernel reads and writes one `struct uffdio_register`. The part is guest
         // memory, which is only ever accessed as volatile, so a page may get any content; accesses
         // that wait are no matter of memory safety.
         check(unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_REGISTER(), &mut argument) })?;
-        if argument.ioctls & NEEDED == NEEDED {
+        if argument.ioctls & needed == needed {
             return Ok(());
         }
         self.unregister(part)?;
@@ -160,12 +183,13 @@ impl MissingPages {
         while let Some(rest) = content.get(done..).filter(|rest| !rest.is_empty()) {
             let to = address + done as u64;
             let (from, bytes) = (rest.as_ptr() as u64, rest.len() as u64);
+            let addresses = to..to + bytes;
             let mut argument = CopyArgument { to, from, bytes, mode: 0, placed: 0 };
             // SAFETY: the kernel reads and writes one `struct uffdio_copy`, and reads `rest`. It
             // writes only to memory that is registered with this file, which is guest memory, and
             // only where no page is mapped; anything else is an error.
             let result = unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_COPY(), &mut argument) };
-            done += self.settled(check(result), argument.placed, to, rest.len())?;
+            done += self.settled(check(result), argument.placed, &addresses, PAGE_BYTES)?;
         }
         Ok(())
     }
@@ -176,37 +200,51 @@ impl MissingPages {
     /// # Errors
     /// As [`Self::copy`].
     pub(crate) fn zero(&self, addresses: &Range<u64>) -> Result<()> {
+        self.over(UFFDIO_ZEROPAGE(), addresses, PAGE_BYTES)
+    }
+
+    /// Maps the huge page at `addresses`, which is in its file, unless it is mapped already, and
+    /// wakes those who wait for it.
+    ///
+    /// # Errors
+    /// `ENOENT` if the memory is not registered here, `EFAULT` if the page is not in its file.
+    /// Otherwise the error from the kernel.
+    pub(crate) fn map(&self, addresses: &Range<u64>) -> Result<()> {
+        self.over(UFFDIO_CONTINUE(), addresses, (addresses.end - addresses.start) as usize)
+    }
+
+    /// Makes a request that gives pages of `page` bytes to all of `addresses`.
+    fn over(&self, request: libc::c_ulong, addresses: &Range<u64>, page: usize) -> Result<()> {
         let mut start = addresses.start;
         while start < addresses.end {
-            let range = Addresses::from(&(start..addresses.end));
-            let mut argument = ZeroArgument { range, mode: 0, placed: 0 };
-            // SAFETY: the kernel reads and writes one `struct uffdio_zeropage`. It maps pages only
-            // into memory that is registered with this file, which is guest memory, and only where
-            // no page is mapped; anything else is an error.
-            let result =
-                unsafe { ioctl_with_mut_ref(&self.file, UFFDIO_ZEROPAGE(), &mut argument) };
-            let bytes = (addresses.end - start) as usize;
-            start += self.settled(check(result), argument.placed, start, bytes)? as u64;
+            let rest = start..addresses.end;
+            let mut argument = RangeArgument { range: (&rest).into(), mode: 0, placed: 0 };
+            // SAFETY: the kernel reads and writes one `struct uffdio_zeropage` or `struct
+            // uffdio_continue`. It maps pages only into memory that is registered with this file,
+            // which is guest memory, and only where no page is mapped; anything else is an error.
+            let result = unsafe { ioctl_with_mut_ref(&self.file, request, &mut argument) };
+            start += self.settled(check(result), argument.placed, &rest, page)? as u64;
         }
         Ok(())
     }
 
-    /// Returns how many of the `bytes` from `address` on have pages after a request that has placed
-    /// `placed` of them; 0 if it must be tried again.
+    /// Returns how many bytes at the start of `addresses` have pages of `page` bytes after a request
+    /// that has given `placed` of them some; 0 if it must be tried again.
     fn settled(
         &self,
         result: Result<()>,
         placed: i64,
-        address: u64,
-        bytes: usize,
+        addresses: &Range<u64>,
+        page: usize,
     ) -> Result<usize> {
-        let Err(error) = result else { return Ok(bytes) };
+        let start = addresses.start;
+        let Err(error) = result else { return Ok((addresses.end - start) as usize) };
         match error.raw_os_error() {
             // It stopped at a page that is present, or while another thread changes mappings.
             Some(libc::EAGAIN) => Ok(usize::try_from(placed).unwrap_or(0)),
             Some(libc::EEXIST) => {
-                self.wake(&(address..address + PAGE_BYTES as u64))?;
-                Ok(PAGE_BYTES)
+                self.wake(&(start..start + page as u64))?;
+                Ok(page)
             }
             _ => Err(error),
         }
@@ -271,6 +309,7 @@ mod tests {
             UFFDIO_WAKE(),
             UFFDIO_COPY(),
             UFFDIO_ZEROPAGE(),
+            UFFDIO_CONTINUE(),
         ];
         assert_eq!(requests, MISSING_REQUESTS);
         assert_eq!(USERFAULTFD_IOC_NEW(), 0xaa00);

@@ -1,0 +1,107 @@
+//! The link between the two hosts of a contest, as `--links` names it: `loopback`, or the rate of a
+//! cable between two network namespaces and, where the kernel has netem, its round trip and loss:
+//! `100mbit`, `1gbit/1ms`, `1gbit/10ms/0.1%`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// The longest queue before the link, as the time in which it empties.
+const QUEUE: Duration = Duration::from_millis(50);
+/// What tbf lets through at once: whole packets as the kernel makes them, before it splits them.
+const BURST_BYTES: u64 = 64 << 10;
+/// As little as keeps packets whole: netem behind it must lose and delay single ones.
+const SPLIT_BYTES: u64 = 9000;
+const PACKET_BYTES: u64 = 1500;
+
+/// A link between two hosts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Link {
+    /// No cable: both hosts share the loopback device.
+    Loopback,
+    /// A cable of a limited rate.
+    Cable(Cable),
+}
+
+/// The properties of a cable, the same in both directions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cable {
+    /// Bits per second.
+    pub(crate) rate: u64,
+    /// Time there and back without load.
+    pub(crate) round_trip: Duration,
+    /// Share of the packets that are lost, in percent.
+    pub(crate) loss_percent: f64,
+}
+
+impl Cable {
+    /// The steps, as arguments of tc(8) after the device, that make a device send like this cable.
+    pub(crate) fn queues(&self) -> Vec<Vec<String>> {
+        let rate = self.rate;
+        let words = |text: String| text.split(' ').map(str::to_owned).collect();
+        if self.round_trip.is_zero() && self.loss_percent == 0.0 {
+            let queue_ms = QUEUE.as_millis();
+            return vec![words(format!(
+                "root tbf rate {rate}bit burst {BURST_BYTES} latency {queue_ms}ms"
+            ))];
+        }
+        let delay_us = self.round_trip.as_micros() / 2;
+        let loss = self.loss_percent;
+        // What is under way, and a queue.
+        let held = (self.round_trip + QUEUE).as_secs_f64() * rate as f64 / 8.0;
+        let packets = held as u64 / PACKET_BYTES;
+        let ten_times = rate * 10;
+        vec![
+            words(format!("root handle 1: tbf rate {ten_times}bit burst {SPLIT_BYTES} limit 10m")),
+            words(format!(
+                "parent 1:1 netem delay {delay_us}us loss {loss}% rate {rate}bit limit {packets}"
+            )),
+        ]
+    }
+}
+
+impl FromStr for Link {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "loopback" {
+            return Ok(Self::Loopback);
+        }
+        let mut parts = text.split('/');
+        let rate = parts.next().unwrap_or_default();
+        let rate = match (rate.strip_suffix("gbit"), rate.strip_suffix("mbit")) {
+            (Some(number), _) => number.parse::<u64>().map(|number| number * 1_000_000_000),
+            (None, Some(number)) => number.parse::<u64>().map(|number| number * 1_000_000),
+            (None, None) => bail!("a link is loopback or a rate like 100mbit or 1gbit/10ms/0.1%"),
+        };
+        let mut cable = Cable {
+            rate: rate.context("the rate of a link needs a number")?,
+            round_trip: Duration::ZERO,
+            loss_percent: 0.0,
+        };
+        for part in parts {
+            match (part.strip_suffix("ms"), part.strip_suffix('%')) {
+                (Some(number), _) => cable.round_trip = Duration::from_millis(number.parse()?),
+                (None, Some(number)) => cable.loss_percent = number.parse()?,
+                (None, None) => bail!("{part} is neither a round trip (10ms) nor a loss (0.1%)"),
+            }
+        }
+        Ok(Self::Cable(cable))
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Cable(cable) = self else { return f.write_str("loopback") };
+        write!(f, "{} Mbit/s", cable.rate / 1_000_000)?;
+        if !cable.round_trip.is_zero() {
+            write!(f, " {} ms", cable.round_trip.as_millis())?;
+        }
+        if cable.loss_percent > 0.0 {
+            write!(f, " {} % lost", cable.loss_percent)?;
+        }
+        Ok(())
+    }
+}
