@@ -66,7 +66,7 @@ fn pages_of_the_pool_follow_their_guest() {
     pair.a.run(&["migrate", guest.name(), "--postcopy-now"]).ok();
     migration.await_phase("postcopy");
     pair.a.run(&["migrate", guest.name(), "--set", "bandwidth=none"]).ok();
-    let report = migration.ok();
+    let report = migration.finish().ok();
     assert!(report["page_waits"]["longest_seconds"].as_f64() > Some(0.0), "{report:#}");
     one_intact_copy(&pair.hosts(), "huge", &pair.b);
     wait::until("the source gives its pages back", || {
