@@ -56,6 +56,8 @@ pub(crate) enum GuestKind {
     Workload,
     /// A kernel provided by the user.
     Linux,
+    /// Firmware, and what that has booted from the guest's disks.
+    Firmware,
 }
 
 /// What happens when a guest resets itself.

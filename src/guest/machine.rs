@@ -13,6 +13,7 @@ use migrate::{
     SourceGuest, Throttled,
 };
 use uuid::Uuid;
+use vmm_core::boot::BootRecord;
 use vmm_core::memory::RamLayout;
 use vmm_core::state::STATE_BYTES_MAX;
 use vmm_core::{DiskContent, MachineKind, RunState, Vm, VmOptions, VmShape, VmState};
@@ -96,6 +97,9 @@ impl Machine {
     pub(crate) fn kind(&self) -> GuestKind {
         match vmm_core::workload::Report::read(self.vm.ram().memory()) {
             Ok(_) => GuestKind::Workload,
+            Err(_) if matches!(self.vm.boot_record(), Some(BootRecord::Firmware(_))) => {
+                GuestKind::Firmware
+            }
             Err(_) => GuestKind::Linux,
         }
     }

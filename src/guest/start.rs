@@ -448,10 +448,10 @@ impl Life {
             machine.uuid(),
             self.runtime.handle().clone(),
         );
-        let is_linux = machine.kind() == GuestKind::Linux;
+        let has_system = machine.kind() != GuestKind::Workload;
         let merging = std::mem::replace(&mut self.merging, Merging::Off);
         process.set_machine(Arc::clone(&machine), merging)?;
-        if console.is_stdout() && is_linux && !io::stdin().is_terminal() {
+        if console.is_stdout() && has_system && !io::stdin().is_terminal() {
             forward_stdin(&machine)?;
         }
         // The lock makes clients that connect to the new socket wait until the guest runs.
@@ -465,7 +465,7 @@ impl Life {
         drop(starting);
         if background::name().is_some() {
             background::log_to_folder(self.dir())?;
-        } else if !is_linux {
+        } else if !has_system {
             output::note(format_args!(
                 "{} runs the built-in workload; Ctrl-C ends it",
                 self.dir().name()

@@ -65,7 +65,7 @@ pub(crate) fn run(state: &StateDir, args: &ConsoleArgs) -> Result<Exit> {
 pub(crate) fn attach(state: &StateDir, name: &GuestName, mut process: Child) -> Result<Exit> {
     let view = View::new(state, name, ApiClient::new(&state.guest(name).socket()));
     let info = block_on(async { Ok(view.client.get::<GuestInfo>("/v1/guest").await.ok()) })?;
-    let reads_keys = info.is_none_or(|info| info.kind == GuestKind::Linux);
+    let reads_keys = info.is_none_or(|info| info.kind != GuestKind::Workload);
     let raw = RawTerminal::enter(if reads_keys { Keys::All } else { Keys::AllButSignals })?;
     output::note(match reads_keys {
         true => format!("{name}: {KEYS}"),

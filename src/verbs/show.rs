@@ -180,6 +180,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
         let kind = match info.kind {
             GuestKind::Workload => "built-in workload",
             GuestKind::Linux => "Linux kernel",
+            GuestKind::Firmware => "firmware",
         };
         lines.push(("Kind", kind.to_owned()));
         lines.push(("VCPUs", info.vcpus.to_string()));

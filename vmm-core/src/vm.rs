@@ -16,7 +16,8 @@ use vm_superio::Trigger;
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
 use crate::devices::{
-    GENERATION_IRQ, IrqLine, PmTimer, Ports, PowerHardware, SERIAL_IRQ, SerialPort,
+    Cmos, GENERATION_IRQ, IrqLine, MachineKind, PmTimer, Ports, PowerHardware, SERIAL_IRQ,
+    SerialPort,
 };
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
@@ -146,7 +147,8 @@ impl Vm {
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
         let bus = Bus::new(&vm, &ram, shape.machine, &shape.devices)?;
-        let ports = Ports::new(serial, power, PmTimer::new(Arc::clone(&vm)));
+        let cmos = (shape.machine == MachineKind::Pci).then(|| Cmos::new(ram.layout()));
+        let ports = Ports::new(serial, power, PmTimer::new(Arc::clone(&vm)), cmos);
         let rings = options.dirty_log.rings(&vm, ram.layout())?;
         let machine = Machine::new(Arc::clone(&vm), Arc::clone(&ram), ports, bus, rings.clone());
         let machine = Arc::new(machine);
@@ -380,7 +382,10 @@ impl Vm {
         let save = move |vcpu: &mut Vcpu| state::save_vcpu(vcpu, pair);
         let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.submit(save)).collect();
         let vcpus: Result<Vec<_>> = answers.into_iter().map(|answer| answer.wait()?).collect();
-        let (devices, pci) = self.machine.bus.save()?;
+        let (devices, mut pci) = self.machine.bus.save()?;
+        if let (Some(pci), Some(cmos)) = (&mut pci, self.machine.ports.cmos()) {
+            pci.cmos_index = cmos.index();
+        }
         Ok(VmState {
             vcpus: vcpus?,
             irqchip: state::save_irqchip(&self.machine.vm)?,
@@ -454,6 +459,9 @@ impl Vm {
         answers.into_iter().try_for_each(|answer| answer.wait()?)?;
         ports.serial().load(&state.serial).map_err(DeviceError::State)?;
         ports.power().load(&state.power);
+        if let (Some(pci), Some(cmos)) = (&state.pci, ports.cmos()) {
+            cmos.select(pci.cmos_index);
+        }
         self.machine.bus.load(&state.devices, state.pci.as_ref())?;
         state::load_irqchip(&self.machine.vm, &state.irqchip)?;
         // The controllers save only edges, so a level has to be driven again.

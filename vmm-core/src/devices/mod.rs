@@ -5,6 +5,7 @@
 //! |---|---|
 //! | 0x3f8 - 0x3ff | serial console, a 16550 on IRQ 4 |
 //! | 0x64 | i8042 command port: 0xfe resets |
+//! | 0x70 - 0x71 | CMOS with the time of day, if the machine has PCI |
 //! | 0x600 - 0x605 | ACPI power hardware: power button on GSI 9, soft-off (see `power.rs`) |
 //! | 0x608 - 0x60b | ACPI power management timer |
 //! | 0xcf8, 0xcfc - 0xcff | PCI configuration space, if the machine has PCI (see [`crate::pci`]) |
@@ -14,6 +15,7 @@
 //!
 //! Interrupt controllers and the PIT are in the kernel. Every other address reads as ones.
 
+mod cmos;
 mod irq;
 mod kind;
 pub mod mmio;
@@ -23,6 +25,7 @@ mod ports;
 pub(crate) mod power;
 mod serial;
 
+pub(crate) use cmos::Cmos;
 pub(crate) use irq::IrqLine;
 pub use kind::MachineKind;
 pub(crate) use msi::{FIRST_MSI_GSI, MsiRoutes};

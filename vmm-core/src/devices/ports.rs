@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::cmos::{CMOS_DATA_PORT, CMOS_INDEX_PORT, Cmos};
 use super::pm_timer::{PM_TIMER_PORT, PmTimer};
 use super::power::{self, PM1_PORTS, RESET_PORT};
 use super::{DOORBELL_PORT, POWER_OFF_PORT, PowerHardware, SERIAL_PORT, SerialPort};
@@ -35,12 +36,24 @@ pub(crate) struct Ports {
     serial: Mutex<SerialPort>,
     power: Mutex<PowerHardware>,
     timer: PmTimer,
+    /// Absent without a PCI bus: no firmware starts on such a machine.
+    cmos: Option<Cmos>,
 }
 
 impl Ports {
     /// Creates the devices of a new guest.
-    pub(crate) fn new(serial: SerialPort, power: PowerHardware, timer: PmTimer) -> Self {
-        Self { serial: Mutex::new(serial), power: Mutex::new(power), timer }
+    pub(crate) fn new(
+        serial: SerialPort,
+        power: PowerHardware,
+        timer: PmTimer,
+        cmos: Option<Cmos>,
+    ) -> Self {
+        Self { serial: Mutex::new(serial), power: Mutex::new(power), timer, cmos }
+    }
+
+    /// The CMOS, if the machine has one.
+    pub(crate) fn cmos(&self) -> Option<&Cmos> {
+        self.cmos.as_ref()
     }
 
     /// Locks the ACPI power hardware.
@@ -63,6 +76,7 @@ impl Ports {
             I8042_COMMAND_PORT => data.fill(0),
             PM1_FIRST..=PM1_LAST => self.power().read(port, data),
             PM_TIMER_PORT => self.timer.read(data),
+            CMOS_DATA_PORT => data.fill(self.cmos.as_ref().map_or(0xff, Cmos::read)),
             _ => data.fill(0xff),
         }
     }
@@ -78,6 +92,12 @@ impl Ports {
             }
             I8042_COMMAND_PORT if data.contains(&I8042_RESET) => PortEffect::Reset,
             PM1_FIRST..=PM1_LAST => self.power().write(port, data),
+            CMOS_INDEX_PORT => {
+                if let (Some(cmos), Some(index)) = (&self.cmos, data.first()) {
+                    cmos.select(*index);
+                }
+                PortEffect::None
+            }
             RESET_PORT => power::reset_effect(data),
             POWER_OFF_PORT => PortEffect::PowerOff,
             DOORBELL_PORT => {
@@ -100,7 +120,7 @@ mod tests {
     #[test]
     fn ports_answer_as_documented() {
         let (serial, output) = port_with_output();
-        let ports = Ports::new(serial, loose(), PmTimer::stopped());
+        let ports = Ports::new(serial, loose(), PmTimer::stopped(), None);
 
         assert_eq!(ports.write(SERIAL_PORT, b"hello"), PortEffect::None);
         assert_eq!(output.lock().unwrap().as_slice(), b"hello");
@@ -116,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_port_without_a_device_reads_as_ones() {
-        let ports = Ports::new(port_with_output().0, loose(), PmTimer::stopped());
+        let ports = Ports::new(port_with_output().0, loose(), PmTimer::stopped(), None);
         let mut data = [0; 4];
         ports.read(0x70, &mut data);
         assert_eq!(data, [0xff; 4]);

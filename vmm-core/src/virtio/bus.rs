@@ -234,10 +234,11 @@ impl Bus {
             devices.push(device);
             functions.extend(function);
         }
-        let pci = self
-            .bridge
-            .as_ref()
-            .map(|bridge| PciState { config_address: bridge.address(), functions });
+        let pci = self.bridge.as_ref().map(|bridge| PciState {
+            config_address: bridge.address(),
+            functions,
+            cmos_index: 0,
+        });
         Ok((devices, pci))
     }
 

@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::pci::MsixState;
 
-/// Saved state of the PCI bus.
+/// Saved state of what only a machine with a PCI bus has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciState {
     /// What was last written to the port that selects a register of configuration space.
     pub config_address: u32,
     /// The functions behind the host bridge, by slot: one for each virtio device.
     pub functions: Vec<FunctionState>,
+    /// The selected register of the CMOS.
+    pub cmos_index: u8,
 }
 
 /// Saved state of a function, beside its device's.

@@ -275,7 +275,7 @@ fn what_is_saved_has_the_form_of_state_version_4() {
     let msix = MsixState { entries, pending: 1 };
     let interrupts = Interrupts { msix, config_vector: 0, queue_vectors: vec![NO_VECTOR] };
     let functions = vec![FunctionState { config: vec![7, 8], interrupts }];
-    let state = PciState { config_address: 0x8000_0810, functions };
+    let state = PciState { config_address: 0x8000_0810, functions, cmos_index: 0x0d };
     let one = [1, 0, 0, 0, 0, 0, 0, 0];
     let expected = [
         &[0x10, 8, 0, 0x80][..],
@@ -287,6 +287,7 @@ fn what_is_saved_has_the_form_of_state_version_4() {
         &[0, 0],
         &one,
         &[0xff, 0xff],
+        &[0x0d],
     ];
     assert_eq!(crate::codec::encode(&state).unwrap(), expected.concat());
     assert_eq!(crate::codec::decode::<PciState>(&expected.concat()).unwrap(), state);
