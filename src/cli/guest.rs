@@ -24,6 +24,7 @@ Examples:
   lighter run --template web.template --name web-7 --detach
   lighter run --name db --kernel vmlinux --disk /shared/db.raw --rng \\
       --cmdline 'console=ttyS0 root=/dev/vda'
+  lighter run --name web-1 --firmware CLOUDHV.fd --disk /shared/web-1.raw
   lighter run --name web --kernel vmlinux --initrd initramfs.gz \\
       --net bridge=br0 --net tap=tap1,mac=52:54:00:12:34:56
 
@@ -44,7 +45,7 @@ pub(crate) struct RunArgs {
         value_name = "FILE.toml",
         conflicts_with_all = [
             "uuid", "memory", "cpus", "cpu", "hugepages", "prealloc", "numa_policy", "merge_domain", "dirty_log", "template", "kernel",
-            "initrd", "cmdline", "acpi", "machine", "nested", "on_reboot", "disk", "net", "rng", "balloon", "vsock", "labels",
+            "firmware", "initrd", "cmdline", "acpi", "machine", "nested", "on_reboot", "disk", "net", "rng", "balloon", "vsock", "labels",
             "dirty_rate", "working_set", "write_order", "pattern", "zero_share", "image_share", "run_length", "shuffle",
             "read_rate",
         ]

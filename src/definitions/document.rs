@@ -205,6 +205,7 @@ fn item<'a, 'i>(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use vmm_core::MachineKind;
 
     use super::*;
     use crate::cli::{Cli, Verb};
@@ -374,7 +375,24 @@ tap = "tap-db"
         ] {
             let key = line.split(' ').next().unwrap();
             refused(&format!("kernel = \"/k\"\n{line}"), &format!("2: {key}: "), "workload");
+            refused(&format!("firmware = \"/f\"\n{line}"), &format!("2: {key}: "), "workload");
         }
+    }
+
+    #[test]
+    fn firmware_takes_a_machine_with_pci_and_nothing_of_a_kernels() {
+        let spec = read("firmware = \"/f\"\nrng = true\nvsock = 3").unwrap();
+        assert_eq!((spec.machine(), spec.has_system()), (MachineKind::Pci, true));
+        let machine = |kind: &str| format!("firmware = \"/f\"\nmachine = \"{kind}\"");
+        assert_eq!(read(&machine("pci")).unwrap().machine(), MachineKind::Pci);
+        refused(&machine("mmio"), "2: machine: ", "`firmware` needs the machine `pci`");
+        refused("firmware = \"/f\"\nkernel = \"/k\"", "1: firmware: ", "not both");
+        for line in ["initrd = \"/i\"", "cmdline = \"x\"", "acpi = \"on\""] {
+            let key = line.split(' ').next().unwrap();
+            refused(&format!("firmware = \"/f\"\n{line}"), &format!("2: {key}: "), "`kernel`");
+        }
+        refused("firmware = \"f\"", "1: firmware: ", "`f` must be an absolute path");
+        assert_eq!(read("kernel = \"/k\"").unwrap().machine(), MachineKind::Mmio);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod postcopy;
 
 mod disks;
 mod ending;
+mod firmware;
 mod fixtures;
 mod nested;
 mod package;

@@ -1,11 +1,12 @@
 //! Starts firmware: an ELF image with a PVH note, such as EDK2's build for Cloud Hypervisor
 //! (`OvmfPkg/CloudHv`) or `rust-hypervisor-firmware`. It finds the memory map and the ACPI tables in
-//! `hvm_start_info`, and the guest's disks on the PCI bus.
+//! `hvm_start_info`, the SMBIOS tables at a place of their own, and the guest's disks on the PCI
+//! bus.
 
 use linux_loader::loader::elf::PvhBootCapability;
 
 use super::acpi::{self, Devices};
-use super::layout::CMDLINE;
+use super::layout::{CMDLINE, FIRMWARE_SMBIOS};
 use super::pvh::{self, Initrd};
 use super::source::BootFile;
 use super::{BootError, entry, kernel};
@@ -21,7 +22,7 @@ pub(super) fn boot(vm: &Vm, file: &BootFile) -> Result<()> {
         return Err(refused(file, "it finds nothing on a machine without PCI").into());
     }
     let at = load(ram, file)?;
-    super::describe(vm).map_err(BootError::Memory)?;
+    super::identify(vm, FIRMWARE_SMBIOS).map_err(BootError::Memory)?;
     let root = acpi::write(ram, shape.vcpus, Devices::Pci)?;
     ram.write(CMDLINE, b"\0").map_err(BootError::Memory)?;
     pvh::write_start_info(ram, shape.machine, Initrd::default(), Some(root))?;
@@ -45,4 +46,80 @@ fn load(ram: &GuestRam, file: &BootFile) -> Result<u64, BootError> {
 
 fn refused(file: &BootFile, reason: &str) -> BootError {
     BootError::Firmware { path: file.path().to_path_buf(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Write, sink};
+    use std::path::Path;
+
+    use super::*;
+    use crate::shape::VmShape;
+    use crate::testing::{elf, event, shape};
+    use crate::{BootSource, VmEvent};
+
+    fn vm_with(machine: MachineKind) -> Vm {
+        Vm::create(&VmShape { machine, ..shape(16, 1) }, Box::new(sink())).unwrap()
+    }
+
+    fn file_with(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn refusal(machine: MachineKind, file: &Path) -> String {
+        let source = BootSource::Firmware(file.to_path_buf());
+        vm_with(machine).boot(&source).unwrap_err().to_string()
+    }
+
+    /// An ELF with `code` at `gpa`, and a note that says that this is its PVH entry.
+    fn with_pvh_entry(gpa: u64, code: &[u8]) -> Vec<u8> {
+        const SECOND_HEADER: usize = 64 + 56;
+        const HEADER_COUNT: usize = 56;
+        const PHYS32_ENTRY: u32 = 18;
+        let mut bytes = elf(gpa, code);
+        bytes[HEADER_COUNT] = 2;
+        // The code is behind both program headers now.
+        bytes[64 + 8] = (SECOND_HEADER + 56) as u8;
+        let note: Vec<u8> = [4, 8, PHYS32_ENTRY].into_iter().flat_map(u32::to_le_bytes).collect();
+        let note = [&note[..], b"Xen\0", &gpa.to_le_bytes()].concat();
+        let mut header = [4, 4].into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+        let offset = (bytes.len() + 56) as u64;
+        for word in [offset, 0, 0, note.len() as u64, note.len() as u64, 4] {
+            header.extend(u64::to_le_bytes(word));
+        }
+        bytes.splice(SECOND_HEADER..SECOND_HEADER, header);
+        bytes.extend(note);
+        bytes
+    }
+
+    #[test]
+    fn firmware_starts_in_protected_mode_with_the_memory_map() {
+        // mov eax, [ebx]; mov dx, 0x4c0; out dx, eax; jmp $
+        let code = [0x8b, 0x03, 0x66, 0xba, 0xc0, 4, 0xef, 0xeb, 0xfe];
+        let file = file_with(&with_pvh_entry(0x10_0000, &code));
+        let vm = vm_with(MachineKind::Pci);
+        vm.boot(&BootSource::Firmware(file.path().to_path_buf())).unwrap();
+        vm.resume().unwrap();
+        assert_eq!(event(&vm), VmEvent::Doorbell { vcpu: 0, value: 0x336e_c578 });
+    }
+
+    #[test]
+    fn files_other_than_firmware_are_refused_by_name() {
+        let missing = refusal(MachineKind::Pci, Path::new("/nowhere/CLOUDHV.fd"));
+        assert!(missing.starts_with("cannot read firmware /nowhere/CLOUDHV.fd: "), "{missing}");
+        let text = file_with(&[b'x'; 500]);
+        let text = refusal(MachineKind::Pci, text.path());
+        assert!(text.starts_with("cannot boot the firmware "), "{text}");
+        let kernel = file_with(&elf(0x10_0000, b"code"));
+        let kernel = refusal(MachineKind::Pci, kernel.path());
+        assert!(
+            kernel.contains("no PVH entry: give EDK2's build for Cloud Hypervisor"),
+            "{kernel}"
+        );
+        let file = file_with(&with_pvh_entry(0x10_0000, b"code"));
+        let without_pci = refusal(MachineKind::Mmio, file.path());
+        assert!(without_pci.contains("a machine without PCI"), "{without_pci}");
+    }
 }

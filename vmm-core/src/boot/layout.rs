@@ -34,6 +34,9 @@ pub(crate) const ACPI_TABLES_END: u64 = MP_TABLE;
 pub(crate) const MP_TABLE: u64 = 0xf_0000;
 /// SMBIOS entry point and tables: in the same 64 KiB, above the MP table of the most processors.
 pub(crate) const SMBIOS: u64 = 0xf_8000;
+/// SMBIOS entry point and tables for firmware, which looks for them there and needs no MP table
+/// (`OvmfPkg/SmbiosPlatformDxe/CloudHv.c`).
+pub(crate) const FIRMWARE_SMBIOS: u64 = MP_TABLE;
 /// The VM generation ID: in the last page of these 64 KiB, above the SMBIOS tables.
 pub(crate) const GENERATION: u64 = ROM_END - 0x1000;
 /// End of the room for all these.

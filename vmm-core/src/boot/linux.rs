@@ -13,10 +13,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::acpi::{self, Devices};
 use super::kernel::{self, Entry, Kernel};
-use super::layout::{CMDLINE, CMDLINE_BYTES_MAX, ZERO_PAGE};
+use super::layout::{CMDLINE, CMDLINE_BYTES_MAX, MP_TABLE, SMBIOS, ZERO_PAGE};
 use super::pvh::{self, Initrd};
 use super::source::{BootFile, KernelFiles};
-use super::{Acpi, BootError, bzimage, entry};
+use super::{Acpi, BootError, bzimage, entry, mptable};
 use crate::Vm;
 use crate::devices::MachineKind;
 use crate::devices::mmio::{Slot, kernel_arguments, slots};
@@ -39,7 +39,9 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
         MachineKind::Mmio => Devices::Mmio(&slots),
         MachineKind::Pci => Devices::Pci,
     };
-    super::describe(vm).map_err(BootError::Memory)?;
+    super::identify(vm, SMBIOS).map_err(BootError::Memory)?;
+    // For a kernel that runs with `acpi=off`.
+    write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
     let (root, arguments) = match files.acpi {
         Acpi::On => (Some(acpi::write(ram, vcpus, devices)?), String::new()),
         Acpi::Off => (None, arguments(devices)),

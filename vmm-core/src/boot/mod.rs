@@ -31,7 +31,6 @@ pub use long_mode::{UserEntry, start_user_mode};
 pub(crate) use source::Origin;
 pub use source::{Acpi, BootRecord, FileRecord, KernelSource, WantedFile};
 
-use self::layout::{MP_TABLE, SMBIOS};
 use crate::Vm;
 use crate::error::Result;
 use crate::memory::MemoryError;
@@ -166,16 +165,13 @@ pub(crate) fn boot(vm: &Vm, origin: &Origin) -> Result<()> {
     }
 }
 
-/// Writes what a guest looks for by itself: who it is, the VM generation ID, and an MP table, for a
-/// kernel that runs with `acpi=off`.
+/// Writes who the guest is: its SMBIOS tables, at the address `smbios`, and the VM generation ID.
 ///
 /// # Errors
 /// [`MemoryError::NoSuchAddress`] if the guest has too little memory.
-fn describe(vm: &Vm) -> std::result::Result<(), MemoryError> {
-    let ram = vm.ram();
-    ram.write(MP_TABLE, &mptable::build(MP_TABLE, vm.shape().vcpus))?;
-    ram.write(SMBIOS, &smbios::build(SMBIOS, vm.uuid()))?;
-    vmgenid::write(ram, vm.uuid())
+fn identify(vm: &Vm, smbios: u64) -> std::result::Result<(), MemoryError> {
+    vm.ram().write(smbios, &smbios::build(smbios, vm.uuid()))?;
+    vmgenid::write(vm.ram(), vm.uuid())
 }
 
 fn boot_workload(vm: &Vm, params: &WorkloadParams) -> Result<()> {

@@ -1,0 +1,53 @@
+//! A guest that boots from its own disk, by firmware (docs/adr/0032-firmware.md).
+
+use std::path::Path;
+
+use support::linux::image::script;
+
+use crate::fixtures::{Host, Lab, StockGuest, until};
+
+/// What each host has at the same path.
+const FIRMWARE: &str = "/opt/CLOUDHV.fd";
+/// The disk from which the guest boots; it goes along with the guest.
+const DISK: &str = "/var/tmp/efi.raw";
+
+#[test]
+fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    let firmware = script("firmware.sh", &[]);
+    for host in [here, there] {
+        host.push(&[Path::new(&firmware)], "/opt");
+        host.sh(&format!("rm -f {DISK}")).ok();
+    }
+    here.sh(&format!("cp --sparse=always /boot/efi.raw {DISK}")).ok();
+    let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, DISK);
+    let firmwares = guest.sh(here, "ls /sys/firmware/efi && cat /sys/class/dmi/id/product_name");
+    assert!(firmwares.ok().ends_with("lighter guest\n"), "EFI, with our tables");
+
+    let first = boot_id(&guest, here);
+    guest.sh(here, "reboot");
+    await_another_boot(&guest, here, &first);
+    let before = boot_id(&guest, here);
+    here.lighter(&format!(
+        "migrate debian {} --copy-disk {DISK} --downtime 10s --timeout 1h",
+        there.address()
+    ))
+    .ok();
+    assert_eq!(boot_id(&guest, there), before, "it goes on");
+    there.lighter("reboot debian --timeout 1h").ok();
+    await_another_boot(&guest, there, &before);
+    guest.shut_down(there);
+}
+
+fn boot_id(guest: &StockGuest, host: Host<'_>) -> String {
+    guest.sh(host, "cat /proc/sys/kernel/random/boot_id").ok()
+}
+
+fn await_another_boot(guest: &StockGuest, host: Host<'_>, before: &str) {
+    until("it boots again", || {
+        let done = guest.sh(host, "cat /proc/sys/kernel/random/boot_id");
+        if done.code == Some(0) && done.stdout != before { Ok(()) } else { Err(done) }
+    });
+    guest.await_booted(host);
+}
