@@ -11,13 +11,11 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use vm_superio::Trigger;
 
 use crate::boot::{self, BootRecord, BootSource, Origin, WantedFile};
 use crate::cpuid::msr;
 use crate::devices::{
-    Cmos, GENERATION_IRQ, IrqLine, MachineKind, PmTimer, Ports, PowerHardware, SERIAL_IRQ,
-    SerialPort,
+    Cmos, IrqLine, MachineKind, PmTimer, Ports, PowerHardware, SERIAL_IRQ, SerialPort,
 };
 use crate::dirty::{DirtyLog, Tracker};
 use crate::error::{Error, KvmContext, Result};
@@ -33,6 +31,7 @@ use crate::virtio::{Bus, DeviceError, DiskContent};
 mod balloon;
 #[cfg(test)]
 mod device_tests;
+mod identity;
 #[cfg(test)]
 mod many_vcpus_tests;
 #[cfg(test)]
@@ -169,17 +168,6 @@ impl Vm {
         };
         vm.pristine = Some(Box::new(vm.save_state()?));
         Ok(vm)
-    }
-
-    /// Says who the guest is, which its SMBIOS tables tell it at each boot from then on. Only the
-    /// first call has an effect: a guest keeps its identity.
-    pub fn identify(&self, uuid: Uuid) {
-        self.uuid.get_or_init(|| uuid);
-    }
-
-    /// The guest's identity; nil if nobody has said who it is.
-    pub(crate) fn uuid(&self) -> Uuid {
-        self.uuid.get().copied().unwrap_or_default()
     }
 
     /// The shape from which this VM was created.
@@ -419,19 +407,6 @@ impl Vm {
         self.load_hardware(state, carry)?;
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
-        Ok(())
-    }
-
-    /// Gives the guest another VM generation ID, if it has one, and tells it so: others may continue
-    /// from the same state. The guest must be paused, with its memory and its state loaded.
-    ///
-    /// # Errors
-    /// The error of a KVM call.
-    pub(crate) fn renew_generation(&self) -> Result<()> {
-        if boot::vmgenid::renew(self.ram())? {
-            let line = IrqLine::new(Arc::clone(&self.machine.vm), GENERATION_IRQ);
-            line.trigger().call("KVM_IRQ_LINE")?;
-        }
         Ok(())
     }
 

@@ -250,7 +250,7 @@ fn generation() -> Encoded {
     Encoded(encode(&Device::new(
         GENERATION_DEVICE.into(),
         vec![
-            &Name::new("_HID".into(), &"LGTRVGID"),
+            &Name::new("_HID".into(), &"LGTR0001"),
             &Name::new("_CID".into(), &"VM_Gen_Counter"),
             &Name::new("_DDN".into(), &"VM_Gen_Counter"),
             &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),

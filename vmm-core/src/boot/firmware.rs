@@ -1,7 +1,6 @@
 //! Starts firmware: an ELF image with a PVH note, such as EDK2's build for Cloud Hypervisor
-//! (`OvmfPkg/CloudHv`) or `rust-hypervisor-firmware`. It finds the memory map and the ACPI tables in
-//! `hvm_start_info`, the SMBIOS tables at a place of their own, and the guest's disks on the PCI
-//! bus.
+//! (`OvmfPkg/CloudHv`). It finds the memory map and the ACPI tables in `hvm_start_info`, the SMBIOS
+//! tables at a place of their own, and the guest's disks on the PCI bus.
 
 use linux_loader::loader::elf::PvhBootCapability;
 

@@ -46,8 +46,8 @@ fn check_pool(pool: Option<Pool>, bytes: u64, page: u64) -> Result<(), MemoryErr
     Ok(())
 }
 
-/// Makes a file of `bytes` from the pool of pages of `page` bytes. Its pages are reserved when it is
-/// mapped.
+/// Makes a file of `bytes` from the pool of pages of `page` bytes. Its pages are reserved when it
+/// is mapped.
 ///
 /// # Errors
 /// The error from the kernel.

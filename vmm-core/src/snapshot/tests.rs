@@ -62,9 +62,10 @@ fn a_restored_guest_has_the_same_memory_and_continues() {
     wait_for_more(&restored, DATA, before);
 }
 
-/// The I/O APIC's state, which has the interrupts that wait.
-fn io_apic(vm: &Vm) -> Vec<u8> {
-    crate::codec::encode(&vm.save_state().unwrap().irqchip.ioapic).unwrap()
+/// The state of the second 8259, which keeps an edge that nobody has enabled, as the I/O APIC does
+/// not.
+fn second_8259(vm: &Vm) -> Vec<u8> {
+    crate::codec::encode(&vm.save_state().unwrap().irqchip.pic_slave).unwrap()
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn each_restored_guest_has_a_generation_of_its_own_and_is_told() {
     let [one, two] =
         [(), ()].map(|()| restore(&path, SavedDisks::Unwritten, Box::new(sink())).unwrap());
     assert!(id(&one) != id(&two) && id(&one) != [0, 0] && id(&two) != [0, 0]);
-    assert!(io_apic(&one) != io_apic(&vm), "an interrupt waits");
+    assert!(second_8259(&one) != second_8259(&vm), "an interrupt waits");
 }
 
 #[test]

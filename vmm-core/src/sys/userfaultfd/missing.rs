@@ -228,8 +228,8 @@ impl MissingPages {
         Ok(())
     }
 
-    /// Returns how many bytes at the start of `addresses` have pages of `page` bytes after a request
-    /// that has given `placed` of them some; 0 if it must be tried again.
+    /// Returns how many bytes at the start of `addresses` have pages of `page` bytes after a
+    /// request that has given `placed` of them some; 0 if it must be tried again.
     fn settled(
         &self,
         result: Result<()>,

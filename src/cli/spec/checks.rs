@@ -1,0 +1,214 @@
+//! What a guest's specification must be for any host to take it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use memopt::units::binary_instead;
+use vmm_core::memory::{MemoryError, RamLayout};
+use vmm_core::{MachineKind, labels, workload};
+
+use super::{CpuArg, GuestSpec, MEMORY_BYTES, PatternArg};
+use crate::cli::fault::{Fault, Place};
+use crate::units::{MIB, PAGE_BYTES, Size};
+
+impl GuestSpec {
+    /// Whether the values make sense together, and are possible on any host.
+    ///
+    /// # Errors
+    /// The first that does not, or is not.
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        let bytes = self.memory_bytes().unwrap_or(MEMORY_BYTES);
+        RamLayout::new(bytes).map_err(|error| Fault::of("memory", memory_fault(bytes, &error)))?;
+        let config = self.memory_config();
+        config.check(bytes).map_err(|error| {
+            if let Some(what) = binary_instead(bytes, |bytes| config.check(bytes).is_ok()) {
+                return Fault::of("memory", what);
+            }
+            let key = if self.hugepages.is_some() { "hugepages" } else { "numa-policy" };
+            Fault::of(key, error.to_string())
+        })?;
+        self.check_template()?;
+        self.check_workload()?;
+        self.check_firmware()?;
+        let of_systems = [
+            ("machine", self.machine.is_some()),
+            ("nested", self.nested.is_some()),
+            ("disk", !self.disk.is_empty() && self.template.is_none()),
+            ("net", !self.net.is_empty()),
+            ("rng", self.rng),
+            ("balloon", self.balloon.is_some()),
+            ("vsock", self.vsock.is_some()),
+        ];
+        let of_the_workload = [
+            ("dirty-rate", self.dirty_rate.is_some()),
+            ("working-set", self.working_set.is_some()),
+            ("write-order", self.write_order.is_some()),
+            ("pattern", self.pattern.is_some()),
+            ("zero-share", self.zero_share.is_some()),
+            ("image-share", self.image_share.is_some()),
+            ("run-length", self.run_length.is_some()),
+            ("shuffle", self.shuffle.is_some()),
+            ("read-rate", self.read_rate.is_some()),
+        ];
+        let (stray, what) = match self.has_system() {
+            false => (
+                &of_systems[..],
+                "this needs a `kernel` or `firmware`: the built-in workload has no use for it",
+            ),
+            true => (
+                &of_the_workload[..],
+                "this is for the built-in workload, which a guest with a `kernel` or `firmware` \
+                 does not run",
+            ),
+        };
+        if let Some((key, _)) = stray.iter().find(|(_, is_there)| *is_there) {
+            return Err(Fault::of(key, what));
+        }
+        // What the kernel reads ends at the first NUL, and no other one belongs into one line.
+        if self.cmdline.as_ref().is_some_and(|line| line.chars().any(char::is_control)) {
+            return Err(Fault::of(
+                "cmdline",
+                "the kernel's command line has no control characters",
+            ));
+        }
+        labels::check(&self.labels()).map_err(|error| Fault::of("labels", error.to_string()))?;
+        let mut disks = self.disk.iter().enumerate();
+        disks.try_for_each(|(index, disk)| disk.check(index))?;
+        let mut nets = self.net.iter().enumerate();
+        nets.try_for_each(|(index, net)| net.check(index))
+    }
+
+    /// Whether the workload has room for its vCPUs, and can fill memory so.
+    fn check_workload(&self) -> Result<(), Fault> {
+        let runs_it = !self.has_system() && self.template.is_none();
+        let cpus = self.cpus.unwrap_or(1);
+        if runs_it && u64::from(cpus) > workload::VCPUS_MAX {
+            let max = workload::VCPUS_MAX;
+            return Err(Fault::of(
+                "cpus",
+                format!(
+                    "the built-in workload has 1 to {max} vCPUs, not {cpus}: more \
+                     need a `kernel`"
+                ),
+            ));
+        }
+        let zeros = self.zero_share.unwrap_or(0);
+        if zeros + self.image_share.unwrap_or(0) > 100 {
+            return Err(Fault::of(
+                "image-share",
+                "zero-share and image-share are more than 100 percent together",
+            ));
+        }
+        if self.pattern == Some(PatternArg::Zero) && self.zero_share.is_some() {
+            return Err(Fault::of("zero-share", "the pattern `zero` has nothing but zeros"));
+        }
+        let is_whole = |size: Option<Size>| {
+            size.is_none_or(|Size(bytes)| bytes > 0 && bytes % PAGE_BYTES == 0)
+        };
+        if !is_whole(self.run_length) {
+            return Err(Fault::of("run-length", "must be a multiple of 4K"));
+        }
+        if !is_whole(self.shuffle) {
+            return Err(Fault::of("shuffle", "must be a multiple of 4K"));
+        }
+        Ok(())
+    }
+
+    /// Whether what kernels alone are told is told to a kernel, and firmware has a machine for it.
+    fn check_firmware(&self) -> Result<(), Fault> {
+        let of_kernels = [
+            ("initrd", self.initrd.is_some()),
+            ("cmdline", self.cmdline.is_some()),
+            ("acpi", self.acpi.is_some()),
+        ];
+        let stray = of_kernels.iter().find(|(_, is_there)| *is_there && self.kernel.is_none());
+        if let Some((key, _)) = stray {
+            return Err(Fault::of(key, "this needs a `kernel`"));
+        }
+        if self.firmware.is_none() {
+            return Ok(());
+        }
+        if self.kernel.is_some() {
+            return Err(Fault::of("firmware", "a guest has a `kernel` or `firmware`, not both"));
+        }
+        if self.machine == Some(MachineKind::Mmio) {
+            return Err(Fault::of("machine", "`firmware` needs the machine `pci`"));
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is said of a guest from a template that its template says already.
+    fn check_template(&self) -> Result<(), Fault> {
+        let of_templates = [
+            ("memory", self.memory.is_some()),
+            ("cpus", self.cpus.is_some()),
+            ("kernel", self.kernel.is_some()),
+            ("firmware", self.firmware.is_some()),
+            ("acpi", self.acpi.is_some()),
+            ("machine", self.machine.is_some()),
+            ("on-reboot", self.on_reboot.is_some()),
+            ("rng", self.rng),
+            ("balloon", self.balloon.is_some()),
+            ("cpu", self.cpu.is_some()),
+            ("nested", self.nested.is_some()),
+            ("prealloc", self.prealloc),
+            ("dirty-rate", self.dirty_rate.is_some()),
+            ("working-set", self.working_set.is_some()),
+            ("write-order", self.write_order.is_some()),
+            ("pattern", self.pattern.is_some()),
+            ("zero-share", self.zero_share.is_some()),
+            ("image-share", self.image_share.is_some()),
+            ("run-length", self.run_length.is_some()),
+            ("shuffle", self.shuffle.is_some()),
+            ("read-rate", self.read_rate.is_some()),
+        ];
+        let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
+        stray.map_or(Ok(()), |(key, _)| {
+            Err(Fault::of(key, "not allowed with `template`, which determines it"))
+        })
+    }
+
+    /// Whether its files are named so that any process on this host finds them.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(crate) fn check_paths(&self) -> Result<(), Fault> {
+        let cpu = match &self.cpu {
+            Some(CpuArg::File(path)) => Some(path),
+            Some(CpuArg::Model(_)) | None => None,
+        };
+        let single = [
+            ("kernel", self.kernel.as_ref()),
+            ("firmware", self.firmware.as_ref()),
+            ("initrd", self.initrd.as_ref()),
+            ("template", self.template.as_ref()),
+            ("cpu", cpu),
+        ];
+        let single =
+            single.into_iter().filter_map(|(key, path)| Some((key, None, path?.as_path())));
+        let disks = self.disk.iter().enumerate();
+        let disks = disks.map(|(index, disk)| ("path", Some(("disk", index)), disk.path.as_path()));
+        let mut paths = single.chain(disks);
+        let is_one = |path: &Path| path.is_absolute() && !path.as_os_str().as_bytes().contains(&0);
+        match paths.find(|(_, _, path)| !is_one(path)) {
+            None => Ok(()),
+            Some((key, item, path)) => Err(Fault {
+                place: Place { key, item },
+                what: format!(
+                    "`{}` must be an absolute path",
+                    path.display().to_string().escape_debug()
+                ),
+            }),
+        }
+    }
+}
+
+/// Returns the error for an impossible amount of memory. A number below the smallest is likely to
+/// lack its unit; a decimal unit is likely to be meant as the binary one.
+fn memory_fault(bytes: u64, error: &MemoryError) -> String {
+    let is_possible = |bytes| RamLayout::new(bytes).is_ok();
+    match bytes < MIB && is_possible(bytes.saturating_mul(MIB)) {
+        true => format!("{bytes} bytes are too few: did you mean {bytes}M?"),
+        false => binary_instead(bytes, is_possible).unwrap_or_else(|| error.to_string()),
+    }
+}
