@@ -1,10 +1,10 @@
 //! Gives a new guest something to run.
 //!
 //! A Linux kernel is entered as its boot protocols require (`linux.rs`), without firmware. Firmware
-//! is entered as a kernel with a PVH note is (`firmware.rs`), and boots from the guest's disks. Both
-//! read about the machine in ACPI tables (`acpi.rs`). A freestanding program, such as the embedded
-//! workload, starts directly in 64-bit user mode ([`long_mode`]), where code runs at full speed even
-//! on hosts whose KVM has to emulate the guest's kernel mode.
+//! is entered as a kernel with a PVH note is (`firmware.rs`), and boots from the guest's disks.
+//! Both read about the machine in ACPI tables (`acpi.rs`). A freestanding program, such as the
+//! embedded workload, starts directly in 64-bit user mode ([`long_mode`]), where code runs at full
+//! speed even on hosts whose KVM has to emulate the guest's kernel mode.
 
 mod acpi;
 mod bzimage;
