@@ -272,6 +272,7 @@ impl FrontHandler for Node {
             guest: guest.name,
             guest_uuid: guest.uuid,
             linger: Duration::from_secs(10),
+            postcopy: false,
         };
         let (factory, records) = (self.factory.clone(), self.records.clone());
         let started = start_destination(session, factory, &self.tls, records);

@@ -94,7 +94,7 @@ impl Cmos {
 /// Encodes a number from 0 to 99 with a digit in each half.
 fn bcd(number: i8) -> u8 {
     let number = number.unsigned_abs();
-    number / 10 << 4 | number % 10
+    ((number / 10) << 4) | (number % 10)
 }
 
 #[cfg(test)]
