@@ -28,7 +28,7 @@ pub(crate) fn write(ram: &GuestRam, uuid: Uuid) -> Result<(), MemoryError> {
 /// Gives the guest another ID, if it has one. Returns whether it has.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn renew(ram: &GuestRam) -> Result<bool, MemoryError> {
     let mut magic = [0; MAGIC.len()];
     ram.read(GENERATION, &mut magic)?;
