@@ -9,7 +9,7 @@ use crate::fixtures::{Host, Lab, StockGuest, until};
 /// What each host has at the same path.
 const FIRMWARE: &str = "/opt/CLOUDHV.fd";
 /// The disk from which the guest boots; it goes along with the guest.
-const DISK: &str = "/var/tmp/efi.raw";
+const DISK: &str = "/var/lib/disks/efi.raw";
 
 #[test]
 fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
@@ -18,7 +18,7 @@ fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     let firmware = script("firmware.sh", &[]);
     for host in [here, there] {
         host.push(&[Path::new(&firmware)], "/opt");
-        host.sh(&format!("rm -f {DISK}")).ok();
+        host.sh(&format!("mkdir -p /var/lib/disks && rm -f {DISK}")).ok();
     }
     here.sh(&format!("cp --sparse=always /boot/efi.raw {DISK}")).ok();
     let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, DISK);
