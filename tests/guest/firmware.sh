@@ -4,15 +4,10 @@
 #   tests/guest/firmware.sh
 #
 # In this order: $LIGHTER_GUEST_FIRMWARE; ../shared/guest/ beside the checkout; one built earlier in target/guest/; a build
-# from the sources of Debian 12's package `edk2`, in a folder with that release (root and mmdebstrap; fifteen minutes on two
-# cores).
+# from the sources of Debian 12's package `edk2`, in a folder with that release (root and mmdebstrap).
 set -eu
 
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-cache=${CARGO_TARGET_DIR:-$root/target}/guest
-mkdir -p "$cache"
-cache=$(cd "$cache" && pwd)
+. "$(dirname "$0")/folders"
 for firmware in "${LIGHTER_GUEST_FIRMWARE:-}" "$root/../shared/guest/CLOUDHV.fd" "$cache/CLOUDHV.fd"; do
     if [ -n "$firmware" ] && [ -r "$firmware" ]; then
         echo "$firmware"

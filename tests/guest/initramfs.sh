@@ -7,11 +7,7 @@
 # only when something that goes into it has changed.
 set -eu
 
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-cache=${CARGO_TARGET_DIR:-$root/target}/guest
-mkdir -p "$cache"
-cache=$(cd "$cache" && pwd)
+. "$(dirname "$0")/folders"
 initramfs=$cache/initramfs.cpio
 busybox=${LIGHTER_GUEST_BUSYBOX:-/bin/busybox}
 

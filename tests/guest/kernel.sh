@@ -10,11 +10,7 @@
 # KVM emulates the guest's kernel; elsewhere they do no harm.
 set -eu
 
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-cache=${CARGO_TARGET_DIR:-$root/target}/guest
-mkdir -p "$cache"
-cache=$(cd "$cache" && pwd)
+. "$(dirname "$0")/folders"
 format=${1:-vmlinux}
 case $format in
     vmlinux) chosen=${LIGHTER_GUEST_KERNEL:-} ;;
