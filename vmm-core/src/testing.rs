@@ -134,6 +134,13 @@ pub(crate) fn copy_memory(from: &Vm, to: &Vm) {
     }
 }
 
+/// A file with this content.
+pub(crate) fn file_with(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+    file
+}
+
 /// A minimal ELF: one segment of `code` at `gpa`, which is also the entry.
 pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();

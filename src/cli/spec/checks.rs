@@ -39,17 +39,7 @@ impl GuestSpec {
             ("balloon", self.balloon.is_some()),
             ("vsock", self.vsock.is_some()),
         ];
-        let of_the_workload = [
-            ("dirty-rate", self.dirty_rate.is_some()),
-            ("working-set", self.working_set.is_some()),
-            ("write-order", self.write_order.is_some()),
-            ("pattern", self.pattern.is_some()),
-            ("zero-share", self.zero_share.is_some()),
-            ("image-share", self.image_share.is_some()),
-            ("run-length", self.run_length.is_some()),
-            ("shuffle", self.shuffle.is_some()),
-            ("read-rate", self.read_rate.is_some()),
-        ];
+        let of_the_workload = self.workload_options();
         let (stray, what) = match self.has_system() {
             false => (
                 &of_systems[..],
@@ -76,6 +66,21 @@ impl GuestSpec {
         disks.try_for_each(|(index, disk)| disk.check(index))?;
         let mut nets = self.net.iter().enumerate();
         nets.try_for_each(|(index, net)| net.check(index))
+    }
+
+    /// The options of the workload, and whether each is given.
+    fn workload_options(&self) -> [(&'static str, bool); 9] {
+        [
+            ("dirty-rate", self.dirty_rate.is_some()),
+            ("working-set", self.working_set.is_some()),
+            ("write-order", self.write_order.is_some()),
+            ("pattern", self.pattern.is_some()),
+            ("zero-share", self.zero_share.is_some()),
+            ("image-share", self.image_share.is_some()),
+            ("run-length", self.run_length.is_some()),
+            ("shuffle", self.shuffle.is_some()),
+            ("read-rate", self.read_rate.is_some()),
+        ]
     }
 
     /// Whether the workload has room for its vCPUs, and can fill memory so.
@@ -152,17 +157,9 @@ impl GuestSpec {
             ("cpu", self.cpu.is_some()),
             ("nested", self.nested.is_some()),
             ("prealloc", self.prealloc),
-            ("dirty-rate", self.dirty_rate.is_some()),
-            ("working-set", self.working_set.is_some()),
-            ("write-order", self.write_order.is_some()),
-            ("pattern", self.pattern.is_some()),
-            ("zero-share", self.zero_share.is_some()),
-            ("image-share", self.image_share.is_some()),
-            ("run-length", self.run_length.is_some()),
-            ("shuffle", self.shuffle.is_some()),
-            ("read-rate", self.read_rate.is_some()),
         ];
-        let stray = of_templates.iter().find(|(_, is_there)| *is_there && self.template.is_some());
+        let mut keys = of_templates.into_iter().chain(self.workload_options());
+        let stray = keys.find(|(_, is_there)| *is_there && self.template.is_some());
         stray.map_or(Ok(()), |(key, _)| {
             Err(Fault::of(key, "not allowed with `template`, which determines it"))
         })

@@ -49,22 +49,16 @@ fn refused(file: &BootFile, reason: &str) -> BootError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Write, sink};
+    use std::io::sink;
     use std::path::Path;
 
     use super::*;
     use crate::shape::VmShape;
-    use crate::testing::{elf, event, shape};
+    use crate::testing::{elf, event, file_with, shape};
     use crate::{BootSource, VmEvent};
 
     fn vm_with(machine: MachineKind) -> Vm {
         Vm::create(&VmShape { machine, ..shape(16, 1) }, Box::new(sink())).unwrap()
-    }
-
-    fn file_with(bytes: &[u8]) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(bytes).unwrap();
-        file
     }
 
     fn refusal(machine: MachineKind, file: &Path) -> String {

@@ -155,13 +155,12 @@ fn write(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
     use std::path::PathBuf;
 
     use super::*;
     use crate::BootSource;
     use crate::boot::{DEFAULT_CMDLINE, KernelSource};
-    use crate::testing::{elf, empty_vm};
+    use crate::testing::{elf, empty_vm, file_with};
 
     fn source(kernel: &Path) -> KernelSource {
         let kernel = kernel.to_path_buf();
@@ -171,12 +170,6 @@ mod tests {
     fn refusal(kernel: &KernelSource) -> String {
         let vm = empty_vm(16, 1);
         vm.boot(&BootSource::Kernel(kernel.clone())).unwrap_err().to_string()
-    }
-
-    fn file_with(bytes: &[u8]) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(bytes).unwrap();
-        file
     }
 
     #[test]

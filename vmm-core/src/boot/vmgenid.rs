@@ -1,6 +1,6 @@
 //! The VM generation ID: 16 bytes in the guest's memory that change when the guest continues from a
 //! saved file or a template, so that no two copies draw the same random numbers (Microsoft,
-//! *Virtual Machine Generation ID*). Linux mixes them into its random numbers and seeds them anew.
+//! *Virtual Machine Generation ID*). Linux then reseeds its random number generator with them.
 //!
 //! A guest finds the ID through ACPI (`acpi.rs`), and is told of a change by an interrupt. A live
 //! migration changes nothing, since only one copy goes on.

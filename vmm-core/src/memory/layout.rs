@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{CHUNK_BYTES, HUGE_PAGE_BYTES, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MemoryError};
+use super::{
+    CHUNK_BYTES, HUGE_PAGE_BYTES, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MemoryError, PAGE_BYTES,
+};
 
 /// Largest RAM below the hole for devices, in bytes: everything from here to 4 GiB is not RAM.
 pub const LOW_RAM_MAX: u64 = 3 << 30;
@@ -84,6 +86,12 @@ impl RamLayout {
             }
         }
         found
+    }
+
+    /// Returns the guest-physical address of page `page` of `chunk`.
+    pub(crate) fn gpa_of(&self, chunk: usize, page: usize) -> Option<u64> {
+        let (region, offset) = self.locate(chunk)?;
+        Some(self.regions[region].gpa + (offset + page * PAGE_BYTES) as u64)
     }
 
     /// Returns the index of the region that holds `chunk`, and the chunk's byte offset in it.

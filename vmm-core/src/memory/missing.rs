@@ -65,7 +65,7 @@ impl Missing {
     /// read as zeros as before, but only while another thread calls [`Missing::wanted`].
     ///
     /// # Errors
-    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.18; otherwise the
+    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.13; otherwise the
     /// error from the kernel.
     pub(crate) fn begin(ram: &GuestRam, faults: MissingPages) -> Result<Self> {
         let faults = RwLock::new(Some(Arc::new(Faults::begin(ram, faults)?)));
@@ -79,8 +79,8 @@ impl Missing {
     /// guest nor devices may run, since a page to which the kernel holds a reference would be lost.
     ///
     /// # Errors
-    /// `InvalidInput` unless there is a word for each chunk; otherwise the error from the kernel,
-    /// `ENOENT` after [`Missing::end`].
+    /// `InvalidInput` unless there is a word for each chunk; otherwise the error from the kernel:
+    /// `EINVAL` for memory of a pool before Linux 5.18, `ENOENT` after [`Missing::end`].
     pub fn clear(&self, words: &[u64]) -> Result<()> {
         if words.len() != self.chunks.len() {
             return Err(ErrorKind::InvalidInput.into());

@@ -339,7 +339,7 @@ impl GuestRam {
     /// that is absent waits, while another thread calls [`Missing::wanted`]. Called once.
     ///
     /// # Errors
-    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.18; `AlreadyExists`
+    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.13; `AlreadyExists`
     /// if it was called before; otherwise the error from the kernel.
     pub fn follow(&self, faults: MissingPages) -> std::io::Result<Arc<Missing>> {
         let missing = Arc::new(Missing::begin(self, faults)?);
@@ -438,8 +438,7 @@ impl GuestRam {
         if first_page >= CHUNK_PAGES || pages > CHUNK_PAGES - first_page {
             return Err(missing());
         }
-        let (region, offset) = self.layout.locate(chunk).ok_or_else(missing)?;
-        let gpa = self.layout.regions()[region].gpa + (offset + first_page * PAGE_BYTES) as u64;
+        let gpa = self.layout.gpa_of(chunk, first_page).ok_or_else(missing)?;
         self.memory.get_slice(GuestAddress(gpa), bytes).map_err(|_| missing())
     }
 }

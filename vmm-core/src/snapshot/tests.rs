@@ -62,8 +62,7 @@ fn a_restored_guest_has_the_same_memory_and_continues() {
     wait_for_more(&restored, DATA, before);
 }
 
-/// The state of the second 8259, which keeps an edge that nobody has enabled, as the I/O APIC does
-/// not.
+/// The state of the second 8259, which keeps the edge of a masked line; the I/O APIC drops it.
 fn second_8259(vm: &Vm) -> Vec<u8> {
     crate::codec::encode(&vm.save_state().unwrap().irqchip.pic_slave).unwrap()
 }

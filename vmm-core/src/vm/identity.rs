@@ -17,7 +17,7 @@ impl Vm {
         self.uuid.get_or_init(|| uuid);
     }
 
-    /// The guest's identity; nil if nobody has said who it is.
+    /// The guest's identity; nil without a call of [`Vm::identify`].
     pub(crate) fn uuid(&self) -> Uuid {
         self.uuid.get().copied().unwrap_or_default()
     }

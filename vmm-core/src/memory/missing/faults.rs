@@ -40,7 +40,7 @@ impl Faults {
     /// Registers all memory of `ram`.
     ///
     /// # Errors
-    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.18; otherwise the
+    /// `EINVAL` for memory of a template, and for that of a pool before Linux 5.13; otherwise the
     /// error from the kernel.
     pub(super) fn begin(ram: &GuestRam, pages: MissingPages) -> Result<Self> {
         let hugetlb = Hugetlb::map(ram)?;
@@ -156,14 +156,14 @@ impl Faults {
     }
 
     /// Notes that `count` missing pages of the chunk at `address` have their content. Returns
-    /// whether all is mapped now for which somebody waits who waits for one of them.
+    /// whether they are mapped now, with all that is mapped together with them.
     ///
     /// # Errors
     /// The error from the kernel: the pages count as missing.
     pub(super) fn gain(&self, chunk: usize, count: u32, address: u64) -> Result<bool> {
         let Some(hugetlb) = &self.hugetlb else { return Ok(true) };
         hugetlb.gain(chunk, count, || match self.pages.map(&hugetlb.around(address)) {
-            // Nobody waits any more.
+            // No thread waits any more.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => Ok(()),
             mapped => mapped,
         })

@@ -89,8 +89,7 @@ impl Hugetlb {
     /// # Errors
     /// If there are no such pages.
     pub(super) fn write(&self, chunk: usize, first_page: usize, content: &[u8]) -> Result<()> {
-        let (region, offset) = self.layout.locate(chunk).ok_or_else(nowhere)?;
-        let gpa = self.layout.regions()[region].gpa + (offset + first_page * PAGE_BYTES) as u64;
+        let gpa = self.layout.gpa_of(chunk, first_page).ok_or_else(nowhere)?;
         self.second.write_slice(content, GuestAddress(gpa)).map_err(Error::other)
     }
 
@@ -108,8 +107,8 @@ impl Hugetlb {
         self.of(chunk).fetch_add(count, Ordering::AcqRel);
     }
 
-    /// Notes that `count` pages of `chunk` are missing no longer; if the huge page is complete by
-    /// that, `map` maps it.
+    /// Notes that `count` pages of `chunk`, one at least, are missing no longer; if that completes
+    /// the huge page, `map` maps it.
     ///
     /// # Errors
     /// That of `map`: then they count as missing.
@@ -120,7 +119,7 @@ impl Hugetlb {
         map: impl FnOnce() -> Result<()>,
     ) -> Result<bool> {
         let missing = self.of(chunk);
-        let is_complete = count != 0 && missing.fetch_sub(count, Ordering::AcqRel) == count;
+        let is_complete = missing.fetch_sub(count, Ordering::AcqRel) == count;
         if is_complete && let Err(error) = map() {
             missing.fetch_add(count, Ordering::AcqRel);
             return Err(error);

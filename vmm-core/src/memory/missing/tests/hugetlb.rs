@@ -118,7 +118,7 @@ fn what_a_balloon_takes_from_a_pool_need_not_arrive() {
 }
 
 #[test]
-fn an_end_leaves_one_mapping_and_nobody_waiting() {
+fn an_end_leaves_one_mapping_and_no_thread_waiting() {
     let memory = FromPool::filled();
     let ram = &memory.ram;
     let missing = without(ram, 0..1);
