@@ -8,7 +8,7 @@ use crate::fixtures::{Host, Lab, StockGuest, until};
 
 /// What each host has at the same path.
 const FIRMWARE: &str = "/opt/CLOUDHV.fd";
-/// The disk from which the guest boots; it goes along with the guest.
+/// The disk from which the guest boots; it is copied with the guest.
 const DISK: &str = "/var/lib/disks/efi.raw";
 
 #[test]

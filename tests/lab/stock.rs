@@ -99,7 +99,7 @@ fn sixteen_vcpus_move_and_are_restored() {
 
 /// A migration continues the one guest that there is; from a file, several could continue.
 #[test]
-fn a_restored_guest_seeds_its_random_numbers_anew() {
+fn a_restored_guest_reseeds_its_random_numbers() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
     let guest = StockGuest::boot(&lab, here, 1, "");
