@@ -215,8 +215,8 @@ fn migrate(
     peer.resume()?;
     peer.console().type_letter(load.command())?;
     peer.prepare(course)?;
-    preheat(guest.memory_mib());
     let gap_at_rest = gap_at_rest(peer.console())?;
+    preheat(guest.memory_mib())?;
     let before = forget_gaps(peer.console())?;
     let transfer = peer.migrate(course)?;
     let after = peer.console().ask(b'i', |line| line.ticks > before.ticks)?;

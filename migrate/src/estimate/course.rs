@@ -190,7 +190,8 @@ impl<'a> Course<'a> {
             Action::ResumeGuest => self.after(0.0, Event::Resumed(Ok(()))),
             Action::Reconnect => self.after(path.connect_seconds, Event::Connected),
             Action::Finished(report) => self.report = Some(*report),
-            Action::StopSending
+            Action::ServeRest
+            | Action::StopSending
             | Action::ReleaseGuest
             | Action::StopDirtyLog
             | Action::Disconnect

@@ -17,8 +17,21 @@ const NEIGHBOURS_MAX: u32 = 8;
 pub(super) struct Outstanding {
     queue: Mutex<Queue>,
     requested: Notify,
+    background: watch::Sender<Background>,
+}
+
+/// What the pages that are not requested wait for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Background {
+    is_released: bool,
     /// Whether there are requests that have not been answered.
-    is_busy: watch::Sender<bool>,
+    has_requests: bool,
+}
+
+impl Background {
+    fn may_send(self) -> bool {
+        self.is_released && !self.has_requests
+    }
 }
 
 #[derive(Debug)]
@@ -44,21 +57,30 @@ pub(super) struct Answer {
 }
 
 impl Outstanding {
-    /// The pages in `left`. Chunks that were written in many rounds come first: `heat` has the
-    /// number for each chunk of memory.
+    /// The pages in `left`, to be sent on request. Of the others, chunks that were written in many
+    /// rounds come first: `heat` has the number for each chunk of memory.
     pub(super) fn new(left: PageSet, heat: &[u8]) -> Self {
         Self {
             queue: Mutex::new(Queue::new(left, heat)),
             requested: Notify::new(),
-            is_busy: watch::Sender::new(false),
+            background: watch::Sender::default(),
         }
+    }
+
+    /// Lets the pages follow that are not requested.
+    pub(super) fn release_rest(&self) {
+        self.background.send_modify(|background| background.is_released = true);
+    }
+
+    fn set_requests(&self, has_requests: bool) {
+        self.background.send_modify(|background| background.has_requests = has_requests);
     }
 
     /// Puts pages first. Those that are under way, or were never missing, are ignored.
     pub(super) fn request(&self, chunk: usize, pages: u64) {
         let mut queue = self.lock();
         if queue.request(chunk, pages) {
-            self.is_busy.send_replace(true);
+            self.set_requests(true);
             self.requested.notify_one();
         }
     }
@@ -78,22 +100,22 @@ impl Outstanding {
         let mut queue = self.lock();
         let answer = queue.answer();
         if answer.is_none() {
-            self.is_busy.send_replace(false);
+            self.set_requests(false);
         }
         answer
     }
 
-    /// Waits until no request is unanswered; returns the next unrequested pages, all of one
-    /// chunk. None once nothing is left.
+    /// Waits until the rest may follow and no request is unanswered; returns the next unrequested
+    /// pages, all of one chunk. None once nothing is left.
     pub(super) async fn next_unasked(&self) -> Option<(usize, u64)> {
         // The sender is a part of this.
-        let _ = self.is_busy.subscribe().wait_for(|is_busy| !is_busy).await;
+        let _ = self.background.subscribe().wait_for(|background| background.may_send()).await;
         self.lock().unasked()
     }
 
     /// Returns more unrequested pages, unless a request is unanswered.
     pub(super) fn more_unasked(&self) -> Option<(usize, u64)> {
-        if *self.is_busy.borrow() {
+        if !self.background.borrow().may_send() {
             return None;
         }
         self.lock().unasked()
@@ -236,7 +258,9 @@ mod tests {
     #[tokio::test]
     async fn the_background_waits_while_requests_are_unanswered() {
         let outstanding = Outstanding::new(PageSet::full(2), &[]);
+        assert_eq!(outstanding.more_unasked(), None, "the guest is still paused");
         outstanding.request(1, 1);
+        outstanding.release_rest();
         assert_eq!(outstanding.more_unasked(), None);
         let background = outstanding.next_unasked();
         tokio::pin!(background);

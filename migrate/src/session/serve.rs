@@ -45,6 +45,7 @@ enum ServeError {
 
 /// A running server. Dropping it stops it at once.
 pub(super) struct Server {
+    outstanding: Arc<Outstanding>,
     _stop: watch::Sender<()>,
 }
 
@@ -55,8 +56,9 @@ pub(super) struct Further {
 }
 
 impl Server {
-    /// Starts to send the pages in `missing` on all connections of `route`, and on `further` ones.
-    /// A connection of `route` on which a stream fails is closed, and its loss is reported like any
+    /// Starts to send those of the pages in `missing` that are requested, and, from
+    /// [`Server::send_rest`] on, the others on all connections of `route`, and on `further` ones. A
+    /// connection of `route` on which a stream fails is closed, and its loss is reported like any
     /// other; if another failure occurs, all of them are. What was sent by then counts when the
     /// destination says what it still lacks.
     pub(super) fn start(
@@ -68,10 +70,14 @@ impl Server {
     ) -> Self {
         let (stop, mut stopped) = watch::channel(());
         let connections = route.connections.clone();
+        let chunks = missing.chunks();
+        let heat = context.heat.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outstanding = Arc::new(Outstanding::new(missing, &heat));
+        let shared = outstanding.clone();
         tasks.spawn(async move {
             let served = tokio::select! {
                 _ = stopped.changed() => return,
-                served = serve(context, route, further, missing) => served,
+                served = serve(context, route, further, (shared, chunks)) => served,
             };
             if let Err(error) = served
                 && !matches!(error, ServeError::Unwanted)
@@ -85,7 +91,12 @@ impl Server {
                 }
             }
         });
-        Self { _stop: stop }
+        Self { outstanding, _stop: stop }
+    }
+
+    /// Sends what is not requested, too, from now on.
+    pub(super) fn send_rest(&self) {
+        self.outstanding.release_rest();
     }
 }
 
@@ -94,11 +105,8 @@ async fn serve(
     context: StreamContext,
     route: Route,
     further: Further,
-    missing: PageSet,
+    (outstanding, chunks): (Arc<Outstanding>, usize),
 ) -> Result<(), ServeError> {
-    let chunks = missing.chunks();
-    let heat = context.heat.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let outstanding = Arc::new(Outstanding::new(missing, &heat));
     let mut running = JoinSet::new();
     for (index, connection) in route.connections.iter().enumerate() {
         if index == 0 {

@@ -60,13 +60,15 @@ pub enum Action {
     /// For post-copy, while the guest is paused and its state saved: collect:
     /// [`super::Event::MissingCollected`].
     CollectMissing,
-    /// Send these pages to the destination, on request and in the background, on the present
-    /// connection: all that were reported missing, or, if given, those that the destination still
-    /// lacks. No answer: the destination says when it has all.
+    /// Send these pages to the destination when it requests them, on the present connection: all
+    /// that were reported missing, or, if given, those that the destination still lacks. No answer.
     Serve {
         /// What the destination lacks, as it says after a new connection.
         missing: Option<PageSet>,
     },
+    /// The guest runs there: send the other pages too, in the background. It may come repeatedly.
+    /// No answer: the destination says when it has all.
+    ServeRest,
     /// Stop sending pages: the pages ordered before are no longer wanted. No answer.
     StopSending,
     /// The destination is about to run the guest: release what only one copy may hold. No answer:

@@ -150,11 +150,13 @@ impl Source {
         self.rest_if_served();
     }
 
-    /// Waits without a deadline, but only once this side knows what the destination lacks: if it
-    /// does not say so in time, this side reconnects and asks again.
+    /// Sends what is not requested, and waits without a deadline, but only once this side knows
+    /// what the destination lacks: if it does not say so in time, this side reconnects and asks
+    /// again. Sent earlier, it would hold up the messages on which the paused guest waits.
     fn rest_if_served(&mut self) {
         if self.serves && matches!(self.state, State::Serving) {
             self.link.up();
+            self.push(Action::ServeRest);
         }
     }
 

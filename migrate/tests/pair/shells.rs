@@ -122,6 +122,7 @@ impl World {
             Action::SendRemainder { .. } => self.send_remainder(),
             Action::EndStreams => self.drain(),
             Action::Serve { missing } => self.serve(missing.clone()),
+            Action::ServeRest => self.serve_rest(),
             _ => self.answer_as_source_guest(action),
         }
     }
@@ -316,19 +317,41 @@ impl World {
         self.after(MS, Happening::ToSource(source::Event::StreamsEnded(missing)));
     }
 
-    /// Sends what is missing, on the present connection. Its streams may overtake the control
+    /// Sends half of what is missing, as if it were requested. Its stream may overtake the control
     /// stream: pages may arrive before the destination knows that they are missing.
     fn serve(&mut self, missing: Option<PageSet>) {
+        let Some(source) = &mut self.source else { return };
+        source.served_at = self.now;
+        let mut requested = missing.unwrap_or_else(|| source.missing.clone());
+        source.rest = requested.take();
+        for (chunk, word) in source.rest.words_mut().iter_mut().enumerate() {
+            if chunk.is_multiple_of(2) {
+                requested.words_mut()[chunk] = std::mem::take(word);
+            }
+        }
+        self.send_missing(&requested);
+    }
+
+    fn serve_rest(&mut self) {
+        let rest = self.source.as_mut().map(|source| source.rest.take());
+        self.send_missing(&rest.unwrap_or_else(|| PageSet::empty(CHUNKS)));
+    }
+
+    /// Sends these pages on the present connection, after those that it has to send.
+    fn send_missing(&mut self, pages: &PageSet) {
         let Some(source) = &self.source else { return };
         let (Some(conn), Some(guest)) = (source.conn, &source.guest) else { return };
-        let set = missing.unwrap_or_else(|| source.missing.clone());
         let memory = guest.content.memory.clone();
         let page = Duration::from_secs(1) / self.scenario.pages_per_second;
-        let mut delay = self.scenario.latency / 2;
-        for (chunk, mask) in set.iter() {
+        let mut sent_at = source.served_at.max(self.now);
+        for (chunk, mask) in pages.iter() {
             let content = memory[chunk * PAGES_PER_CHUNK..][..PAGES_PER_CHUNK].to_vec();
-            self.after(delay, Happening::Fetched { conn, pages: (chunk, mask, content) });
-            delay += page * mask.count_ones();
+            let arrives = sent_at + self.scenario.latency / 2;
+            self.at(arrives, Happening::Fetched { conn, pages: (chunk, mask, content) });
+            sent_at += page * mask.count_ones();
+        }
+        if let Some(source) = &mut self.source {
+            source.served_at = sent_at;
         }
     }
 

@@ -34,6 +34,10 @@ pub(crate) struct SourceProcess {
     pub(crate) unsent: PageSet,
     /// Pages that were reported missing.
     pub(crate) missing: PageSet,
+    /// Pages that follow the guest, and that the destination does not request.
+    pub(crate) rest: PageSet,
+    /// When the last page that follows the guest will have been sent.
+    pub(crate) served_at: Duration,
     /// Invalidates the rounds from before the last `StopSending`.
     pub(crate) generation: u32,
     /// The factor by which the cost of a page on the link has grown since the pause.
@@ -199,6 +203,8 @@ impl World {
                 pending: PageSet::full(CHUNKS),
                 unsent: PageSet::empty(CHUNKS),
                 missing: PageSet::empty(CHUNKS),
+                rest: PageSet::empty(CHUNKS),
+                served_at: Duration::ZERO,
                 generation: 0,
                 slower: 1,
                 frames: vec![0; streams],

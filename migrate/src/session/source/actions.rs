@@ -43,6 +43,7 @@ impl Driver {
             Action::EndStreams => self.order(Order::EndStreams),
             Action::CollectMissing => self.order(Order::CollectMissing),
             Action::Serve { missing } => self.serve(missing),
+            Action::ServeRest => self.serve_rest(),
             Action::StopSending => self.stop_sending(),
             Action::ReleaseGuest => self.release(),
             Action::ResumeGuest => self.resume(),
@@ -189,6 +190,12 @@ impl Driver {
         self.server = Some(Server::start(context, route, further, missing, &mut self.tasks));
     }
 
+    fn serve_rest(&self) {
+        if let Some(server) = &self.server {
+            server.send_rest();
+        }
+    }
+
     /// Whether pages that follow the guest are sent.
     pub(super) fn is_serving(&self) -> bool {
         self.server.is_some()
@@ -237,6 +244,7 @@ fn name(action: &Action) -> &'static str {
         Action::EndStreams => "EndStreams",
         Action::CollectMissing => "CollectMissing",
         Action::Serve { .. } => "Serve",
+        Action::ServeRest => "ServeRest",
         Action::StopSending => "StopSending",
         Action::ReleaseGuest => "ReleaseGuest",
         Action::ResumeGuest => "ResumeGuest",

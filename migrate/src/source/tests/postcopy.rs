@@ -39,7 +39,8 @@ fn asking() -> Bench {
 /// Runs until the guest runs at the destination.
 fn serving() -> Bench {
     let mut bench = asking();
-    assert_eq!(bench.hear(DestinationMessage::Running(Takeover::default())), []);
+    let running = DestinationMessage::Running(Takeover::default());
+    assert_eq!(bench.hear(running), [Action::ServeRest]);
     assert_eq!(bench.source.phase(), Phase::Postcopy);
     assert_eq!(bench.source.deadline(), None, "memory takes the time that it takes");
     bench
@@ -88,7 +89,7 @@ fn a_destination_that_runs_the_guest_and_does_not_say_what_it_lacks_is_asked_aga
     reconnect(&mut bench);
     let missing = PageSet::full(64);
     let actions = bench.hear(DestinationMessage::Missing(PageMasks::of(&missing)));
-    assert_eq!(actions, [Action::Serve { missing: Some(missing) }]);
+    assert_eq!(actions, [Action::Serve { missing: Some(missing) }, Action::ServeRest]);
     assert_eq!(bench.source.deadline(), None);
 }
 
