@@ -134,6 +134,19 @@ pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
     (wanted as u64).clamp(SEND_WINDOW_MIN, limit)
 }
 
+/// As [`send_window`], for memory that follows its guest: on a short path less, since a page for
+/// which the guest waits comes behind what is under way. None, to keep the present one, on a long
+/// path whose rate is not known.
+pub(crate) fn send_window_behind_guest(
+    bytes_per_second: Option<f64>,
+    round_trip: Duration,
+) -> Option<u64> {
+    match bytes_per_second {
+        _ if round_trip < RTT_SHORT => Some(SEND_WINDOW_MIN),
+        rate => rate.map(|rate| send_window(rate, round_trip)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +162,15 @@ mod tests {
     #[test]
     fn a_fast_short_path_stays_in_the_cache() {
         assert_eq!(send_window(2e9, MS / 5), SEND_WINDOW);
+    }
+
+    #[test]
+    fn a_page_that_is_waited_for_comes_behind_less_on_a_short_path() {
+        assert_eq!(send_window_behind_guest(None, MS / 5), Some(SEND_WINDOW_MIN));
+        assert_eq!(send_window_behind_guest(Some(2e9), MS / 5), Some(SEND_WINDOW_MIN));
+        let long = send_window_behind_guest(Some(1.25e9), 20 * MS);
+        assert_eq!(long, Some(send_window(1.25e9, 20 * MS)));
+        assert_eq!(send_window_behind_guest(None, 20 * MS), None);
     }
 
     #[test]

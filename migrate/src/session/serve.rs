@@ -1,8 +1,8 @@
 //! The source's side of memory that follows its guest: sends the pages that the destination lacks,
 //! those that it requests first: only the others wait for the bandwidth limit.
 
-use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use quinn::{Connection, Endpoint, ReadExactError, RecvStream, SendStream, WriteError};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::pages::{Batch, Encoder, Position, WireRate};
 use crate::protocol::page_request::{BadRequest, PageRequest, REQUEST_BYTES};
 use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::quic::endpoint::{self, Peer};
+use crate::quic::transport::send_window_behind_guest;
 use crate::quic::{LinkError, Tls};
 
 /// Priority of the stream of requests: above all data, below the control stream.
@@ -187,6 +188,7 @@ async fn background(
 ) -> Result<Outlet, ServeError> {
     let send = connection.open_uni().await.map_err(broken)?;
     let mut outlet = Outlet::new(context, connection, send, "background");
+    outlet.limit_window(None);
     outlet.introduce(preamble).await?;
     Ok(outlet)
 }
@@ -272,7 +274,7 @@ async fn send_unasked(mut outlet: Outlet, outstanding: Arc<Outstanding>) -> Resu
             yield_now().await;
             next = if outlet.is_full() { None } else { outstanding.more_unasked() };
         }
-        outlet.flush().await?;
+        outlet.flush_behind_guest().await?;
     }
     outlet.stream.end().map_err(broken)
 }
@@ -284,8 +286,7 @@ struct Outlet {
     encoder: Encoder,
     wire: WireRate,
     batch: Batch,
-    /// The peer's address.
-    link: IpAddr,
+    connection: Connection,
     /// Name of its batches, for failpoints.
     kind: &'static str,
 }
@@ -297,10 +298,10 @@ impl Outlet {
         stream: SendStream,
         kind: &'static str,
     ) -> Self {
-        let link = connection.remote_address().ip();
         let (encoder, batch) = (Encoder::new(context.compression), context.pool.batch());
         let (context, wire) = (context.clone(), WireRate::default());
-        Self { context, stream: Owned::new(stream), encoder, wire, batch, link, kind }
+        let (connection, stream) = (connection.clone(), Owned::new(stream));
+        Self { context, stream, encoder, wire, batch, connection, kind }
     }
 
     /// Says what the stream is for.
@@ -341,8 +342,27 @@ impl Outlet {
         let length = batch.len();
         self.context.limiter.count(length);
         self.stream.stream.write_chunk(batch.into_bytes()).await.map_err(unwritten)?;
-        self.context.links.count(self.link, length);
+        self.context.links.count(self.connection.remote_address().ip(), length);
         Ok(())
+    }
+
+    /// As [`Outlet::flush`]; measures the link, for compression and the send window.
+    async fn flush_behind_guest(&mut self) -> Result<(), ServeError> {
+        let (length, asked) = (self.batch.len() as u64, Instant::now());
+        self.flush().await?;
+        let now = Instant::now();
+        let rate = self.wire.wrote(length, now - asked, now);
+        if rate.is_some() {
+            self.limit_window(rate);
+        }
+        Ok(())
+    }
+
+    /// Limits what is under way, at this rate in bytes per second.
+    fn limit_window(&self, rate: Option<f64>) {
+        if let Some(window) = send_window_behind_guest(rate, self.connection.min_rtt()) {
+            self.connection.set_send_window(window);
+        }
     }
 }
 
