@@ -3,9 +3,10 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::link::{Cable, Link};
+use support::cable::{Namespaces, tool};
 use support::in_namespace;
 
 /// Addresses of the two ends of the cable (TEST-NET-2, RFC 5737).
@@ -31,7 +32,7 @@ impl Place {
 
 /// The places of two hosts. What was made for them is removed when this is dropped.
 pub(crate) struct Places {
-    namespaces: Option<[String; 2]>,
+    namespaces: Option<Namespaces>,
 }
 
 impl Places {
@@ -43,32 +44,19 @@ impl Places {
         if link == Link::Loopback {
             return Ok(Self { namespaces: None });
         }
-        let names = ["a", "b"].map(|end| format!("lighter-peers-{}{end}", std::process::id()));
-        let [a, b] = &names;
-        run("ip", &["netns", "add", a])?;
-        let places = Self { namespaces: Some(names.clone()) };
-        run("ip", &["netns", "add", b])?;
-        run(
-            "ip",
-            &["-n", a, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", b],
-        )?;
-        for (name, address) in names.iter().zip(ADDRESSES) {
-            let address = format!("{address}/24");
-            run("ip", &["-n", name, "address", "add", &address, "dev", DEVICE])?;
-            for device in ["lo", DEVICE] {
-                run("ip", &["-n", name, "link", "set", device, "up"])?;
-            }
-        }
-        Ok(places)
+        let namespaces = Namespaces::create(&format!("lighter-peers-{}", std::process::id()))?;
+        namespaces.join(DEVICE, ADDRESSES)?;
+        Ok(Self { namespaces: Some(namespaces) })
     }
 
     /// The two places.
     pub(crate) fn both(&self) -> [Place; 2] {
-        match self.namespaces.clone() {
-            None => [0, 1].map(|_| Place { address: "127.0.0.1", namespace: None }),
-            Some([a, b]) => [(a, ADDRESSES[0]), (b, ADDRESSES[1])]
-                .map(|(namespace, address)| Place { address, namespace: Some(namespace) }),
-        }
+        [0, 1].map(|end| match &self.namespaces {
+            None => Place { address: "127.0.0.1", namespace: None },
+            Some(namespaces) => {
+                Place { address: ADDRESSES[end], namespace: Some(namespaces.names()[end].clone()) }
+            }
+        })
     }
 
     /// Makes the cable like `cable`.
@@ -76,36 +64,18 @@ impl Places {
     /// # Errors
     /// If tc(8) is missing, or the kernel lacks a queue.
     pub(crate) fn shape(&self, cable: &Cable) -> Result<()> {
-        for namespace in self.namespaces.iter().flatten() {
+        for namespace in self.namespaces.iter().flat_map(Namespaces::names) {
             // Fails if there is none yet.
-            let _ = run("tc", &["-n", namespace, "qdisc", "del", "dev", DEVICE, "root"]);
+            let _ = tool("tc", &["-n", namespace, "qdisc", "del", "dev", DEVICE, "root"]);
             for queue in cable.queues() {
                 let add = ["-n", namespace, "qdisc", "add", "dev", DEVICE];
                 let queue = queue.iter().map(String::as_str);
                 let arguments: Vec<&str> = add.into_iter().chain(queue).collect();
-                run("tc", &arguments).context(
+                tool("tc", &arguments).context(
                     "a limited rate needs sch_tbf, a round trip or a loss sch_netem too",
                 )?;
             }
         }
         Ok(())
     }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        for namespace in self.namespaces.iter().flatten() {
-            if let Err(error) = run("ip", &["netns", "del", namespace]) {
-                eprintln!("a namespace is left: {error:#}");
-            }
-        }
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.with_context(|| format!("{program}(8) is needed"))?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {}: {complaint}", arguments.join(" "));
-    Ok(())
 }

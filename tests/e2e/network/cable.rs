@@ -1,8 +1,7 @@
-//! Two network namespaces with a veth pair between them, created and deleted with ip(8).
-
-use std::process::Command;
+//! Two hosts in network namespaces, and the cables between them.
 
 use serde_json::Value;
+use support::cable::Namespaces;
 use support::{NodePlan, Pair};
 
 /// Addresses of the two ends (TEST-NET-1, RFC 5737). Every cable uses the same ones, in namespaces
@@ -24,10 +23,13 @@ const INTERFACES: [&str; 2] = [INTERFACE, SECOND_INTERFACE];
 /// The environment variable that skips these tests.
 const SKIP: &str = "LIGHTER_TEST_SKIP_NETWORK";
 
+/// What a failure of a tool is mostly for want of.
+const NEEDS: &str = "these tests need root and iproute2, or LIGHTER_TEST_SKIP_NETWORK=1";
+
 /// Two namespaces and the veth pair that joins them; deleted when dropped.
 #[derive(Debug)]
 pub(crate) struct Cable {
-    namespaces: [String; 2],
+    namespaces: Namespaces,
 }
 
 impl Cable {
@@ -41,28 +43,15 @@ impl Cable {
             return None;
         }
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let cable =
-            Self { namespaces: ["a", "b"].map(|end| format!("lighter-{}-{end}", &id[..8])) };
-        for namespace in &cable.namespaces {
-            ip(&["netns", "add", namespace]);
-        }
-        for namespace in &cable.namespaces {
-            ip(&["-n", namespace, "link", "set", "lo", "up"]);
-        }
+        let namespaces = Namespaces::create(&format!("lighter-{}", &id[..8]));
+        let cable = Self { namespaces: namespaces.expect(NEEDS) };
         cable.join(INTERFACE, ADDRESSES);
         Some(cable)
     }
 
     /// Joins the namespaces by a veth pair with these addresses.
     fn join(&self, interface: &str, addresses: [&str; 2]) {
-        let [a, b] = &self.namespaces;
-        let peer = ["peer", "name", interface, "netns", b];
-        let add = ["link", "add", interface, "netns", a, "type", "veth"];
-        ip(&[&add[..], &peer].concat());
-        for (namespace, address) in self.namespaces.iter().zip(addresses) {
-            ip(&["-n", namespace, "address", "add", &format!("{address}/24"), "dev", interface]);
-            ip(&["-n", namespace, "link", "set", interface, "up"]);
-        }
+        self.namespaces.join(interface, addresses).expect(NEEDS);
     }
 
     /// Lays a second cable beside this one.
@@ -90,7 +79,8 @@ impl Cable {
     /// Bytes that host a (0) or b (1) has sent on either cable by now.
     pub(super) fn sent(&self, end: usize) -> [u64; 2] {
         INTERFACES.map(|interface| {
-            let show = ["-n", &self.namespaces[end], "-s", "-j", "link", "show", "dev", interface];
+            let show =
+                ["-n", &self.namespaces()[end], "-s", "-j", "link", "show", "dev", interface];
             let shown: Value = serde_json::from_str(&tool("ip", &show)).expect("JSON");
             shown[0]["stats64"]["tx"]["bytes"].as_u64().expect("a count")
         })
@@ -98,12 +88,12 @@ impl Cable {
 
     /// Unplugs the first (0) or second (1) cable.
     pub(super) fn pull_one(&self, cable: usize) {
-        ip(&["-n", &self.namespaces[1], "link", "set", INTERFACES[cable], "down"]);
+        ip(&["-n", &self.namespaces()[1], "link", "set", INTERFACES[cable], "down"]);
     }
 
     /// Gives host a another address on the first cable instead of the one that it has.
     pub(super) fn renumber_a(&self, to: &str) {
-        let here = ["-n", &self.namespaces[0], "address"];
+        let here = ["-n", &self.namespaces()[0], "address"];
         let from = format!("{}/24", ADDRESSES[0]);
         ip(&[&here[..], &["del", &from, "dev", INTERFACE]].concat());
         ip(&[&here[..], &["add", &format!("{to}/24"), "dev", INTERFACE]].concat());
@@ -122,7 +112,7 @@ impl Cable {
     /// The plan for starting the node of host a (end 0) or b (end 1) in its namespace.
     pub(crate) fn node_plan(&self, end: usize) -> NodePlan {
         NodePlan {
-            namespace: Some(self.namespaces[end].clone()),
+            namespace: Some(self.namespaces()[end].clone()),
             listen: Some(format!("{}:0", ADDRESSES[end])),
             ..NodePlan::default()
         }
@@ -130,12 +120,12 @@ impl Cable {
 
     /// The namespace of host a.
     pub(crate) fn end_a(&self) -> Option<String> {
-        Some(self.namespaces[0].clone())
+        Some(self.namespaces()[0].clone())
     }
 
     /// The namespaces of both hosts.
     pub(super) fn namespaces(&self) -> &[String; 2] {
-        &self.namespaces
+        self.namespaces.names()
     }
 
     /// Limits the traffic in either direction to `rate`, in the syntax of tc(8).
@@ -144,7 +134,7 @@ impl Cable {
     }
 
     fn shape_one(&self, interface: &str, rate: &str) {
-        for namespace in &self.namespaces {
+        for namespace in self.namespaces() {
             let place = ["-n", namespace, "qdisc", "add", "dev", interface, "root"];
             let shaper = ["tbf", "rate", rate, "burst", "128kb", "latency", "50ms"];
             tool("tc", &[place.as_slice(), &shaper].concat());
@@ -153,22 +143,12 @@ impl Cable {
 
     /// Unplugs the cable: nothing passes any more, in either direction.
     pub(crate) fn pull(&self) {
-        ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "down"]);
+        ip(&["-n", &self.namespaces()[1], "link", "set", INTERFACE, "down"]);
     }
 
     /// Plugs the cable in again.
     pub(crate) fn put_back(&self) {
-        ip(&["-n", &self.namespaces[1], "link", "set", INTERFACE, "up"]);
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for namespace in &self.namespaces {
-            // Deleting the first namespace may already delete the cable; the rest goes with the
-            // second.
-            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
-        }
+        ip(&["-n", &self.namespaces()[1], "link", "set", INTERFACE, "up"]);
     }
 }
 
@@ -177,13 +157,7 @@ pub(super) fn ip(arguments: &[&str]) {
     tool("ip", arguments);
 }
 
-/// Runs a tool of iproute2, and returns what it prints.
+/// Runs a tool of iproute2, which must succeed, and returns what it prints.
 pub(super) fn tool(name: &str, arguments: &[&str]) -> String {
-    let output = Command::new(name).args(arguments).output().expect("iproute2 is installed");
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{name} {arguments:?}: {complaint}; these tests need root, or {SKIP}=1"
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    support::cable::tool(name, arguments).expect(NEEDS)
 }

@@ -6,6 +6,7 @@
 //! condition until it holds or a deadline passes. What only benches share is in [`mod@bench`].
 
 pub mod bench;
+pub mod cable;
 pub mod checks;
 pub mod kernel;
 pub mod ksm;
