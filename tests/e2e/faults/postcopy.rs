@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use super::phase::Side;
 use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
-use support::{CRAWL, Exit, HELD, Migration, NodePlan, wait};
+use support::{CRAWL, Exit, HELD, Migration, NodePlan};
 
 /// Starts the migration, and hands the guest over before most of its memory. The downtime limit is
 /// for hosts that are busy with other tests: a hand-over that takes too long is called off.
@@ -174,20 +174,6 @@ fn a_guest_is_lost_with_a_source_that_is_killed_before_a_ready_destination_has_i
     guest_is_gone(&scene.pair.hosts(), GUEST);
     // It has not run there.
     assert_eq!(recorded(&scene), ["aborted", "discarded"]);
-}
-
-#[test]
-fn a_ready_destination_that_has_all_memory_runs_the_guest_when_the_source_is_killed() {
-    let point = "source.send.commit";
-    let mut scene = Scene::with_failpoint(Side::Source, &format!("{point}:freeze"));
-    let migration = hand_over_first(&mut scene);
-    scene.await_failpoint(Side::Source, point);
-    wait::until("all memory is there", || {
-        let status = scene.pair.b.guest(GUEST).get("/v1/guest/migration")?;
-        wait::holds(status["progress"]["remaining_bytes"] == 0, status.to_string())
-    });
-    kill_source(&scene, migration);
-    scene.runs_only_on(&scene.pair.b);
 }
 
 /// Kills the source while the destination stands at `point`, which then continues.

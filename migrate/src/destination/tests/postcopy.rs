@@ -91,6 +91,16 @@ fn the_source_hears_that_all_is_there_once_that_is_recorded() {
     assert_eq!(actions, [Action::Send(complete)]);
 }
 
+/// The guest may have been handed over: this copy is then the only one, and whole.
+#[test]
+fn a_ready_destination_that_has_all_memory_runs_the_guest_of_a_source_that_has_died() {
+    let mut bench = ready();
+    bench.feed(Event::Fetched);
+    let actions = bench.hear(resolve(Decision::Lost));
+    assert_eq!(actions, [Action::Record(DestinationState::Taking)]);
+    assert_eq!(bench.feed(Event::Recorded), [Action::AdoptGuest]);
+}
+
 #[test]
 fn a_source_that_comes_back_hears_what_is_missing() {
     let mut bench = fetching();
