@@ -53,9 +53,10 @@ impl Places {
     pub(crate) fn both(&self) -> [Place; 2] {
         [0, 1].map(|end| match &self.namespaces {
             None => Place { address: "127.0.0.1", namespace: None },
-            Some(namespaces) => {
-                Place { address: ADDRESSES[end], namespace: Some(namespaces.names()[end].clone()) }
-            }
+            Some(namespaces) => Place {
+                address: ADDRESSES[end],
+                namespace: Some(namespaces.names()[end].to_owned()),
+            },
         })
     }
 

@@ -1,8 +1,8 @@
 //! Gets memory from the machine below this host before a run needs it.
 //!
 //! On a virtual host, freed memory soon returns to the underlying machine, and getting it back is
-//! far slower than any migration. Taking and freeing more than a destination will take, right before
-//! a run, makes the run measure the programs only.
+//! far slower than any migration. Taking and freeing more than a destination will take, right
+//! before a run, makes the run measure the programs only.
 
 use anyhow::Result;
 use support::bench::program::{Run, lighter};

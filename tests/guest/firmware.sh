@@ -1,10 +1,12 @@
 #!/bin/sh
-# Finds or builds firmware that boots a guest's own disk: EDK2 for PVH guests (OvmfPkg/CloudHv). Prints its path.
+# Finds or builds firmware that boots a guest's own disk: EDK2 for PVH guests (OvmfPkg/CloudHv).
+# Prints its path.
 #
 #   tests/guest/firmware.sh
 #
-# In this order: $LIGHTER_GUEST_FIRMWARE; ../shared/guest/ beside the checkout; one built earlier in target/guest/; a build
-# from the sources of Debian 12's package `edk2`, in a folder with that release (root and mmdebstrap).
+# In this order: $LIGHTER_GUEST_FIRMWARE; ../shared/guest/ beside the checkout; one built earlier in
+# target/guest/; a build from the sources of Debian 12's package `edk2`, in a folder with that
+# release (root and mmdebstrap).
 set -eu
 
 . "$(dirname "$0")/folders"

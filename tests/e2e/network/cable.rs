@@ -23,9 +23,6 @@ const INTERFACES: [&str; 2] = [INTERFACE, SECOND_INTERFACE];
 /// The environment variable that skips these tests.
 const SKIP: &str = "LIGHTER_TEST_SKIP_NETWORK";
 
-/// What a failure of a tool is mostly for want of.
-const NEEDS: &str = "these tests need root and iproute2, or LIGHTER_TEST_SKIP_NETWORK=1";
-
 /// Two namespaces and the veth pair that joins them; deleted when dropped.
 #[derive(Debug)]
 pub(crate) struct Cable {
@@ -44,14 +41,14 @@ impl Cable {
         }
         let id = uuid::Uuid::new_v4().simple().to_string();
         let namespaces = Namespaces::create(&format!("lighter-{}", &id[..8]));
-        let cable = Self { namespaces: namespaces.expect(NEEDS) };
+        let cable = Self { namespaces: done(namespaces) };
         cable.join(INTERFACE, ADDRESSES);
         Some(cable)
     }
 
     /// Joins the namespaces by a veth pair with these addresses.
     fn join(&self, interface: &str, addresses: [&str; 2]) {
-        self.namespaces.join(interface, addresses).expect(NEEDS);
+        done(self.namespaces.join(interface, addresses));
     }
 
     /// Lays a second cable beside this one.
@@ -79,8 +76,7 @@ impl Cable {
     /// Bytes that host a (0) or b (1) has sent on either cable by now.
     pub(super) fn sent(&self, end: usize) -> [u64; 2] {
         INTERFACES.map(|interface| {
-            let show =
-                ["-n", &self.namespaces()[end], "-s", "-j", "link", "show", "dev", interface];
+            let show = ["-n", self.namespaces()[end], "-s", "-j", "link", "show", "dev", interface];
             let shown: Value = serde_json::from_str(&tool("ip", &show)).expect("JSON");
             shown[0]["stats64"]["tx"]["bytes"].as_u64().expect("a count")
         })
@@ -88,12 +84,12 @@ impl Cable {
 
     /// Unplugs the first (0) or second (1) cable.
     pub(super) fn pull_one(&self, cable: usize) {
-        ip(&["-n", &self.namespaces()[1], "link", "set", INTERFACES[cable], "down"]);
+        ip(&["-n", self.namespaces()[1], "link", "set", INTERFACES[cable], "down"]);
     }
 
     /// Gives host a another address on the first cable instead of the one that it has.
     pub(super) fn renumber_a(&self, to: &str) {
-        let here = ["-n", &self.namespaces()[0], "address"];
+        let here = ["-n", self.namespaces()[0], "address"];
         let from = format!("{}/24", ADDRESSES[0]);
         ip(&[&here[..], &["del", &from, "dev", INTERFACE]].concat());
         ip(&[&here[..], &["add", &format!("{to}/24"), "dev", INTERFACE]].concat());
@@ -112,7 +108,7 @@ impl Cable {
     /// The plan for starting the node of host a (end 0) or b (end 1) in its namespace.
     pub(crate) fn node_plan(&self, end: usize) -> NodePlan {
         NodePlan {
-            namespace: Some(self.namespaces()[end].clone()),
+            namespace: Some(self.namespaces()[end].to_owned()),
             listen: Some(format!("{}:0", ADDRESSES[end])),
             ..NodePlan::default()
         }
@@ -120,11 +116,11 @@ impl Cable {
 
     /// The namespace of host a.
     pub(crate) fn end_a(&self) -> Option<String> {
-        Some(self.namespaces()[0].clone())
+        Some(self.namespaces()[0].to_owned())
     }
 
     /// The namespaces of both hosts.
-    pub(super) fn namespaces(&self) -> &[String; 2] {
+    pub(super) fn namespaces(&self) -> [&str; 2] {
         self.namespaces.names()
     }
 
@@ -143,12 +139,12 @@ impl Cable {
 
     /// Unplugs the cable: nothing passes any more, in either direction.
     pub(crate) fn pull(&self) {
-        ip(&["-n", &self.namespaces()[1], "link", "set", INTERFACE, "down"]);
+        ip(&["-n", self.namespaces()[1], "link", "set", INTERFACE, "down"]);
     }
 
     /// Plugs the cable in again.
     pub(crate) fn put_back(&self) {
-        ip(&["-n", &self.namespaces()[1], "link", "set", INTERFACE, "up"]);
+        ip(&["-n", self.namespaces()[1], "link", "set", INTERFACE, "up"]);
     }
 }
 
@@ -159,5 +155,11 @@ pub(super) fn ip(arguments: &[&str]) {
 
 /// Runs a tool of iproute2, which must succeed, and returns what it prints.
 pub(super) fn tool(name: &str, arguments: &[&str]) -> String {
-    support::cable::tool(name, arguments).expect(NEEDS)
+    done(support::cable::tool(name, arguments))
+}
+
+/// Returns what a tool has done; tells what these tests need if it failed.
+#[track_caller]
+pub(super) fn done<T>(outcome: anyhow::Result<T>) -> T {
+    outcome.unwrap_or_else(|error| panic!("{error:#}; these tests need root, or {SKIP}=1"))
 }

@@ -4,8 +4,9 @@
 //! The switch is a bridge in a namespace of its own, with the client's address. Its forwarding
 //! table therefore behaves like that of any switch between two hosts.
 
-use super::cable::{Cable, ip, tool};
+use super::cable::{Cable, done, ip, tool};
 use support::NodePlan;
+use support::cable::Namespace;
 
 /// Name of the bridge on each host.
 pub(super) const BRIDGES: [&str; 2] = ["br0", "lan"];
@@ -45,23 +46,13 @@ impl Drop for PortFilter<'_> {
     }
 }
 
-#[derive(Debug)]
-struct Namespace(String);
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
 impl Lan {
     /// Creates the switch, its client and both hosts; host b has no bridge yet. `None` if such
     /// tests are to be skipped.
     pub(super) fn lay() -> Option<Self> {
         let cable = Cable::lay()?;
         let name = format!("{}-switch", cable.namespaces()[0]);
-        ip(&["netns", "add", &name]);
-        let lan = Self { cable, switch: Namespace(name) };
+        let lan = Self { cable, switch: done(Namespace::create(name)) };
         let switch = lan.switch();
         ip(&["-n", switch, "link", "add", SWITCH, "type", "bridge"]);
         ip(&["-n", switch, "address", "add", CLIENT, "dev", SWITCH]);
@@ -76,7 +67,7 @@ impl Lan {
     /// Creates the bridge of host a (0) or b (1), and connects it to the switch.
     pub(super) fn plug_in(&self, host: usize) {
         let (switch, port, bridge) = (self.switch(), PORTS[host], BRIDGES[host]);
-        let namespace = &self.cable.namespaces()[host];
+        let namespace = self.cable.namespaces()[host];
         let ends = ["link", "add", port, "netns", switch, "type", "veth", "peer", "name", UPLINK];
         ip(&[ends.as_slice(), &["netns", namespace]].concat());
         ip(&["-n", switch, "link", "set", port, "master", SWITCH, "up"]);
@@ -102,7 +93,7 @@ impl Lan {
 
     /// The namespace of the switch and the client.
     pub(super) fn switch(&self) -> &str {
-        &self.switch.0
+        self.switch.name()
     }
 
     /// Drops, until the filter is dropped, all frames from host a (0) or b (1) to the switch except

@@ -16,7 +16,7 @@ fn start(lan: &Lan, pair: &Pair, name: &str, net: &str) -> support::Done {
 
 /// The line of `ip link show` for an interface on host a; empty if there is none.
 fn link(lan: &Lan, name: &str) -> String {
-    let all = tool("ip", &["-n", &lan.cable().namespaces()[0], "-o", "link", "show"]);
+    let all = tool("ip", &["-n", lan.cable().namespaces()[0], "-o", "link", "show"]);
     all.lines().find(|line| line.contains(&format!(": {name}: "))).unwrap_or_default().to_owned()
 }
 
@@ -73,7 +73,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
 fn an_existing_tap_serves_one_guest_and_remains() {
     let Some(lan) = Lan::lay() else { return };
     let pair = lan.cable().hosts();
-    let namespace = &lan.cable().namespaces()[0];
+    let namespace = lan.cable().namespaces()[0];
     let words = ["tap0: there is none", "`ip tuntap add tap0 mode tap`"];
     start(&lan, &pair, "web", "tap=tap0").complains(Exit::Failed, &words);
     ip(&["-n", namespace, "tuntap", "add", "tap0", "mode", "tap"]);

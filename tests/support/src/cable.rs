@@ -4,9 +4,35 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+/// A namespace; deleted when dropped, with the cables that end in it.
+#[derive(Debug)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Creates a namespace.
+    ///
+    /// # Errors
+    /// If ip(8) is missing, or this process is not root.
+    pub fn create(name: String) -> Result<Self> {
+        tool("ip", &["netns", "add", &name])?;
+        Ok(Self(name))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
 /// Two namespaces and what joins them; deleted when dropped.
 #[derive(Debug)]
-pub struct Namespaces([String; 2]);
+pub struct Namespaces([Namespace; 2]);
 
 impl Namespaces {
     /// Creates two namespaces whose names begin with `prefix`.
@@ -14,12 +40,10 @@ impl Namespaces {
     /// # Errors
     /// If ip(8) is missing, or this process is not root.
     pub fn create(prefix: &str) -> Result<Self> {
-        let namespaces = Self(["a", "b"].map(|end| format!("{prefix}-{end}")));
-        for namespace in &namespaces.0 {
-            tool("ip", &["netns", "add", namespace])?;
-        }
-        for namespace in &namespaces.0 {
-            tool("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
+        let [a, b] = ["a", "b"].map(|end| Namespace::create(format!("{prefix}-{end}")));
+        let namespaces = Self([a?, b?]);
+        for name in namespaces.names() {
+            tool("ip", &["-n", name, "link", "set", "lo", "up"])?;
         }
         Ok(namespaces)
     }
@@ -29,30 +53,22 @@ impl Namespaces {
     /// # Errors
     /// If the interface exists.
     pub fn join(&self, interface: &str, addresses: [&str; 2]) -> Result<()> {
-        let [a, b] = &self.0;
+        let [a, b] = self.names();
         let add = ["link", "add", interface, "netns", a, "type", "veth"];
         let peer = ["peer", "name", interface, "netns", b];
         tool("ip", &[&add[..], &peer].concat())?;
-        for (namespace, address) in self.0.iter().zip(addresses) {
+        for (name, address) in self.names().into_iter().zip(addresses) {
             let address = format!("{address}/24");
-            tool("ip", &["-n", namespace, "address", "add", &address, "dev", interface])?;
-            tool("ip", &["-n", namespace, "link", "set", interface, "up"])?;
+            tool("ip", &["-n", name, "address", "add", &address, "dev", interface])?;
+            tool("ip", &["-n", name, "link", "set", interface, "up"])?;
         }
         Ok(())
     }
 
     /// Their names.
-    pub fn names(&self) -> &[String; 2] {
-        &self.0
-    }
-}
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        for namespace in &self.0 {
-            // Deleting the first may already delete the cables; the rest goes with the second.
-            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
-        }
+    pub fn names(&self) -> [&str; 2] {
+        let [a, b] = &self.0;
+        [a.name(), b.name()]
     }
 }
 
