@@ -12,7 +12,7 @@ use super::link::Link;
 use super::load::Load;
 use super::peer::{Course, Peer, Transfer};
 use super::place::Places;
-use super::preheat::preheat;
+use super::preheat::{KeptMemory, preheat};
 use super::qemu::Qemu;
 use super::settings::{GuestPlan, Mode, Session, Settings, Variant};
 use super::statistics::milliseconds;
@@ -147,6 +147,7 @@ impl Systems {
 /// If a system cannot be run, a migration fails, or a guest's memory is damaged.
 pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     let mut outcome = Outcome::default();
+    let _kept = KeptMemory::begin()?;
     for session in settings.sessions() {
         let folder = tempfile::tempdir()?;
         play(settings, &session, folder.path(), &mut outcome)?;

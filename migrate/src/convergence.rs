@@ -66,8 +66,8 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
 /// Decides at the end of a round whether to pause the guest.
 ///
 /// It is paused if two things hold. The expected downtime is within the limit, and another round
-/// would not pay: no page is dirty, sending the dirty memory takes no longer than the fixed part,
-/// or the last round has not left at least a quarter fewer pages dirty than it sent. So the limit
+/// would not pay: no page is dirty, sending the dirty memory takes no longer than an eighth of the
+/// fixed part, or the last round has not left at least a quarter fewer pages dirty than it sent. So the limit
 /// is not a target: where a few more rounds are cheap, the downtime is much shorter. (Cloud
 /// Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
 ///
@@ -79,7 +79,7 @@ pub fn judge(seen: &Observation) -> Verdict {
     let expected = expected_downtime(seen);
     let shrinking = seen.dirty_pages.saturating_mul(4) <= seen.sent_pages.saturating_mul(3);
     match (expected.total() <= seen.limit, shrinking) {
-        (true, _) if seen.dirty_pages == 0 || expected.memory <= expected.fixed => {
+        (true, _) if seen.dirty_pages == 0 || expected.memory <= expected.fixed / 8 => {
             Verdict::SwitchOver
         }
         (true, false) => Verdict::SwitchOver,
@@ -90,7 +90,7 @@ pub fn judge(seen: &Observation) -> Verdict {
 }
 
 /// Rounds that send less than this tell nothing about bandwidth: they fit into buffers.
-const MEASURABLE_BYTES: u64 = 4 << 20;
+pub(crate) const MEASURABLE_BYTES: u64 = 4 << 20;
 
 /// Measures the bandwidth, in bytes of memory per second, from the last few rounds.
 ///
@@ -186,9 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn switches_over_when_memory_costs_less_than_the_fixed_part() {
-        assert_eq!(judge(&seen(64, 5)), Verdict::SwitchOver);
-        assert_eq!(judge(&seen(64, 6)), Verdict::SendRound);
+    fn switches_over_when_memory_costs_little_beside_the_fixed_part() {
+        let slow_state = |dirty_mib| Observation { fixed: 40 * MS, ..seen(64, dirty_mib) };
+        assert_eq!(judge(&slow_state(5)), Verdict::SwitchOver);
+        assert_eq!(judge(&slow_state(6)), Verdict::SendRound);
     }
 
     #[test]

@@ -59,6 +59,9 @@ const RTT_SHORT: Duration = Duration::from_millis(2);
 /// Limit on the send buffer's queue, as time. The guest's last pages wait behind it while the guest
 /// is paused, so it adds to the downtime.
 const QUEUE: Duration = Duration::from_millis(30);
+/// Least that a short round may queue, in bytes, half a batch; and as time.
+const SHORT_QUEUE_MIN: u64 = 64 << 10;
+const SHORT_QUEUE: Duration = Duration::from_millis(1);
 /// Requested size of each socket's buffers, in bytes; the system may grant less.
 pub(super) const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -134,6 +137,20 @@ pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
     (wanted as u64).clamp(SEND_WINDOW_MIN, limit)
 }
 
+/// As [`send_window`], for a round of `bytes` that is too short to measure the link: its queue is a
+/// quarter of the round. So the queue shrinks with the last rounds, and little of it is left when
+/// the guest is paused.
+pub(crate) fn send_window_of_short_round(
+    bytes_per_second: f64,
+    round_trip: Duration,
+    bytes: u64,
+) -> u64 {
+    let within = |time: Duration| (bytes_per_second * time.as_secs_f64()) as u64;
+    let queue = (bytes / 4).max(within(SHORT_QUEUE)).max(SHORT_QUEUE_MIN);
+    let window = within(2 * round_trip).saturating_add(queue);
+    window.min(send_window(bytes_per_second, round_trip))
+}
+
 /// As [`send_window`], for memory that follows its guest: on a short path less, since a page for
 /// which the guest waits comes behind what is under way. None, to keep the present one, on a long
 /// path whose rate is not known.
@@ -157,6 +174,20 @@ mod tests {
     fn a_slow_link_gets_a_short_queue() {
         // 100 Mbit/s: the queued bytes take 42 ms.
         assert_eq!(send_window(12.5e6, MS), SEND_WINDOW_MIN);
+    }
+
+    #[test]
+    fn the_queue_shrinks_with_the_last_rounds() {
+        let gigabit = 125e6;
+        let windows: Vec<u64> = [4 << 20, 1 << 20, 88_000, 0]
+            .map(|bytes| send_window_of_short_round(gigabit, MS / 5, bytes))
+            .into();
+        assert!(windows.is_sorted_by(|a, b| a >= b), "{windows:?}");
+        // Queued when the guest is paused: one millisecond.
+        assert_eq!(windows[3], 50_000 + 125_000);
+        assert_eq!(windows[2], windows[3]);
+        // Never more than a long round.
+        assert_eq!(send_window_of_short_round(12.5e6, MS / 5, 4 << 20), SEND_WINDOW_MIN);
     }
 
     #[test]

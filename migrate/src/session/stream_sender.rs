@@ -11,12 +11,13 @@ use super::limiter::Limiter;
 use super::links::Links;
 use super::pool::{Pool, REPEAT_AFTER, Share};
 use super::totals::Totals;
+use crate::convergence::MEASURABLE_BYTES;
 use crate::failpoint::{Failpoints, Passage};
 use crate::guest::{GuestError, SourceGuest};
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES, PageSet};
 use crate::pages::{Batch, BufferPool, Compression, Encoder, Position, WireRate, runs};
 use crate::progress::Transfer;
-use crate::quic::transport::send_window;
+use crate::quic::transport::{send_window, send_window_of_short_round};
 
 /// Chunks re-armed at once, right before they are copied: 16 MiB. With larger blocks the guest
 /// writes more pages between re-arming and copying, which are then sent twice; smaller ones take
@@ -65,6 +66,8 @@ pub(super) struct StreamSender {
     wire: WireRate,
     batch: Batch,
     frames: u64,
+    /// Bytes that the current round is about to send at most.
+    round_bytes: u64,
     /// The first chunk that the last round did not send, since rounds were to end.
     ended_at: Option<usize>,
     /// Buffer for a chunk of a disk, allocated with the first one.
@@ -91,6 +94,7 @@ impl StreamSender {
             wire: WireRate::default(),
             batch,
             frames: 0,
+            round_bytes: u64::MAX,
             ended_at: None,
             content: Vec::new(),
         }
@@ -105,6 +109,8 @@ impl StreamSender {
     ) -> Result<Transfer, StreamSendError> {
         let mut sent = Transfer::default();
         self.wire.paused();
+        self.round_bytes = dirty.count() * PAGE_BYTES as u64 / self.streams as u64;
+        self.fit_queue();
         'blocks: for (block, words) in dirty.words().chunks(BLOCK_CHUNKS).enumerate() {
             let first = block * BLOCK_CHUNKS;
             let share = self.share(first, words);
@@ -262,11 +268,22 @@ impl StreamSender {
         written.map_err(|error| StreamSendError::Stream(error.to_string()))?;
         self.context.links.count(self.connection.remote_address().ip(), length);
         let now = Instant::now();
-        if let Some(rate) = self.wire.wrote(length as u64, now - asked, now.into_std()) {
-            let window = send_window(rate, self.connection.min_rtt());
-            self.connection.set_send_window(window);
+        if self.wire.wrote(length as u64, now - asked, now.into_std()).is_some() {
+            self.fit_queue();
         }
         Ok(())
+    }
+
+    /// Lets the transport queue what suits the link and the round, once the link's rate is known.
+    fn fit_queue(&self) {
+        let Some(rate) = self.wire.bytes_per_second() else { return };
+        let round_trip = self.connection.min_rtt();
+        self.connection.set_send_window(match self.round_bytes {
+            bytes if bytes < MEASURABLE_BYTES => {
+                send_window_of_short_round(rate, round_trip, bytes)
+            }
+            _ => send_window(rate, round_trip),
+        });
     }
 }
 
