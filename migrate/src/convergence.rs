@@ -89,8 +89,14 @@ pub fn judge(seen: &Observation) -> Verdict {
     }
 }
 
-/// Rounds that send less than this tell nothing about bandwidth: they fit into buffers.
+/// Rounds that send less than this tell little about bandwidth: they fit into buffers, or wait for
+/// what is in them.
 pub(crate) const MEASURABLE_BYTES: u64 = 4 << 20;
+
+/// A short round tells that the link is slower now if it takes this factor longer than itself and
+/// full buffers would, and this long beyond that: hosts stall now and then.
+const SLOWER_FACTOR: f64 = 2.0;
+const SLOWER_SECONDS: f64 = 0.1;
 
 /// Measures the bandwidth, in bytes of memory per second, from the last few rounds.
 ///
@@ -107,11 +113,24 @@ impl BandwidthMeter {
     /// Adds a round that sent `bytes` of memory, zero pages not counted, in `elapsed`.
     pub fn add_round(&mut self, bytes: u64, elapsed: Duration) {
         let known = self.bytes >= MEASURABLE_BYTES as f64;
-        if bytes == 0 || elapsed.is_zero() || (bytes < MEASURABLE_BYTES && known) {
+        if bytes == 0 || elapsed.is_zero() {
             return;
+        }
+        if bytes < MEASURABLE_BYTES && known {
+            if !self.is_slower(bytes, elapsed) {
+                return;
+            }
+            // What was measured holds no longer.
+            *self = Self::default();
         }
         self.bytes = self.bytes / 2.0 + bytes as f64;
         self.seconds = self.seconds / 2.0 + elapsed.as_secs_f64();
+    }
+
+    fn is_slower(&self, bytes: u64, elapsed: Duration) -> bool {
+        let buffered = bytes.saturating_add(MEASURABLE_BYTES) as f64;
+        let longest = SLOWER_FACTOR * buffered * self.seconds / self.bytes + SLOWER_SECONDS;
+        elapsed.as_secs_f64() > longest
     }
 
     /// Returns bytes of memory per second; none before the first round that had content.
@@ -243,6 +262,22 @@ mod tests {
         // A second without samples between two rounds is not a burst.
         meter.add_sample(20_000, Duration::ZERO, 2200 * MS);
         assert!((meter.pages_per_second() - 20_000.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_small_round_shows_that_the_link_has_become_slow() {
+        let mut meter = BandwidthMeter::default();
+        meter.add_round(100 << 20, 1000 * MS);
+        meter.add_round(2 << 20, 150 * MS);
+        assert!(meter.bytes_per_second().unwrap() > 99e6, "a short stall of the host");
+
+        meter.add_round(2 << 20, 2000 * MS);
+
+        assert!((meter.bytes_per_second().unwrap() - f64::from(1 << 20)).abs() < 1.0);
+        meter.add_round(2 << 20, 200 * MS);
+        meter.add_round(2 << 20, 20 * MS);
+        let rate = meter.bytes_per_second().unwrap();
+        assert!(rate > 4.0 * f64::from(1 << 20), "it follows a link that is fast again: {rate}");
     }
 
     #[test]

@@ -75,22 +75,30 @@ impl<T> Gate<T> {
     }
 
     /// Forwards the streams of a connection until it is closed. The first must come within
-    /// `ADMISSION_TIME`; each must show its token within that time after it was opened.
+    /// `ADMISSION_TIME`; each must show its token within that time after it was opened. Once one
+    /// has, the peer may reset others before it does.
     async fn take_streams(&self, connection: &Connection) -> Result<(), String> {
         let late = |_| "no token was shown in time".to_owned();
         let mut next = timeout(ADMISSION_TIME, next_stream(connection)).await.map_err(late)?;
+        let mut is_admitted = false;
         while let Some(opened) = next {
             let arrival = timeout(ADMISSION_TIME, self.admit(connection, opened)).await;
-            let Some(arrival) = arrival.map_err(late)?? else { return Ok(()) };
-            if self.inputs.send((self.wrap)(arrival)).await.is_err() {
-                return Ok(());
+            match arrival.map_err(late)?? {
+                Some(arrival) => {
+                    is_admitted = true;
+                    if self.inputs.send((self.wrap)(arrival)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                None if is_admitted => {}
+                None => return Ok(()),
             }
             next = next_stream(connection).await;
         }
         Ok(())
     }
 
-    /// Reads a stream's preamble; none if the connection breaks meanwhile.
+    /// Reads a stream's preamble; none if the stream or the connection breaks meanwhile.
     async fn admit(
         &self,
         connection: &Connection,
@@ -140,5 +148,58 @@ async fn next_stream(connection: &Connection) -> Option<Opened> {
     tokio::select! {
         both = connection.accept_bi() => both.ok().map(|(send, receive)| (Some(send), receive)),
         one = connection.accept_uni() => one.ok().map(|receive| (None, receive)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::quic::pair::Pair;
+
+    fn gate(migration: MigrationId, token: Token) -> (Gate<Arrival>, mpsc::Receiver<Arrival>) {
+        let (inputs, arrivals) = mpsc::channel(4);
+        (Gate { migration, token, inputs, wrap: |arrival| arrival }, arrivals)
+    }
+
+    /// Opens a stream that shows the token for this role, or resets it before it does.
+    async fn open(pair: &Pair, preamble: &Preamble, is_reset: bool) -> SendStream {
+        let mut stream = pair.near.open_uni().await.unwrap();
+        match is_reset {
+            true => stream.reset(1_u32.into()).unwrap(),
+            false => stream.write_all(&preamble.encode()).await.unwrap(),
+        }
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_reset_before_its_token_ends_no_other() {
+        let (migration, token) = (MigrationId(Uuid::from_u128(7)), Token::random());
+        let (gate, mut arrivals) = gate(migration, token);
+        let pair = Pair::new().await;
+        let preamble = |stream| Preamble { role: StreamRole::Data { stream }, migration, token };
+        let taking = gate.take_streams(&pair.far);
+        let opening = async {
+            let _first = open(&pair, &preamble(0), false).await;
+            assert!(matches!(arrivals.recv().await, Some(Arrival::Data(0, _))));
+            let _reset = open(&pair, &preamble(1), true).await;
+            let _second = open(&pair, &preamble(2), false).await;
+            assert!(matches!(arrivals.recv().await, Some(Arrival::Data(2, _))));
+        };
+        tokio::select! {
+            ended = taking => panic!("{ended:?}"),
+            () = opening => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_resets_its_first_stream_is_not_waited_for() {
+        let (migration, token) = (MigrationId(Uuid::from_u128(7)), Token::random());
+        let (gate, _arrivals) = gate(migration, token);
+        let pair = Pair::new().await;
+        let preamble = Preamble { role: StreamRole::Background, migration, token };
+        let _reset = open(&pair, &preamble, true).await;
+        assert_eq!(gate.take_streams(&pair.far).await, Ok(()));
     }
 }

@@ -40,7 +40,7 @@ struct Queue {
     left: PageSet,
     /// Requested pages among them: as many requests as there are pages take no more memory.
     requested: BTreeMap<usize, u64>,
-    /// Chunks in the order in which the background sends them, and where it continues.
+    /// Chunks in the order in which the background sends them, once it may, and where it continues.
     order: Vec<u32>,
     next: usize,
     /// The chunk of the last request, of which the guest will probably want more.
@@ -57,18 +57,19 @@ pub(super) struct Answer {
 }
 
 impl Outstanding {
-    /// The pages in `left`, to be sent on request. Of the others, chunks that were written in many
-    /// rounds come first: `heat` has the number for each chunk of memory.
-    pub(super) fn new(left: PageSet, heat: &[u8]) -> Self {
+    /// The pages in `left`, to be sent on request.
+    pub(super) fn new(left: PageSet) -> Self {
         Self {
-            queue: Mutex::new(Queue::new(left, heat)),
+            queue: Mutex::new(Queue::new(left)),
             requested: Notify::new(),
             background: watch::Sender::default(),
         }
     }
 
-    /// Lets the pages follow that are not requested.
-    pub(super) fn release_rest(&self) {
+    /// Lets the pages follow that are not requested. Chunks that were written in many rounds come
+    /// first: `heat` has the number for each chunk of memory.
+    pub(super) fn release_rest(&self, heat: &[u8]) {
+        self.lock().set_order(heat);
         self.background.send_modify(|background| background.is_released = true);
     }
 
@@ -127,11 +128,15 @@ impl Outstanding {
 }
 
 impl Queue {
-    fn new(left: PageSet, heat: &[u8]) -> Self {
+    fn new(left: PageSet) -> Self {
+        Self { left, requested: BTreeMap::new(), order: Vec::new(), next: 0, near: None }
+    }
+
+    fn set_order(&mut self, heat: &[u8]) {
         // A guest has at most 2^26 chunks.
-        let mut order: Vec<u32> = left.iter().map(|(chunk, _)| chunk as u32).collect();
-        order.sort_by_key(|chunk| Reverse(heat.get(*chunk as usize).copied().unwrap_or(0)));
-        Self { left, requested: BTreeMap::new(), order, next: 0, near: None }
+        self.order = self.left.iter().map(|(chunk, _)| chunk as u32).collect();
+        self.order.sort_by_key(|chunk| Reverse(heat.get(*chunk as usize).copied().unwrap_or(0)));
+        self.next = 0;
     }
 
     fn request(&mut self, chunk: usize, pages: u64) -> bool {
@@ -204,7 +209,9 @@ mod tests {
     fn queue(words: &[u64]) -> Queue {
         let mut left = PageSet::empty(words.len());
         left.words_mut().copy_from_slice(words);
-        Queue::new(left, &[])
+        let mut queue = Queue::new(left);
+        queue.set_order(&[]);
+        queue
     }
 
     #[test]
@@ -220,7 +227,8 @@ mod tests {
 
     #[test]
     fn what_was_written_in_many_rounds_comes_first() {
-        let mut queue = Queue::new(PageSet::full(4), &[1, 3, 1, 2]);
+        let mut queue = Queue::new(PageSet::full(4));
+        queue.set_order(&[1, 3, 1, 2]);
         let order: Vec<_> =
             std::iter::from_fn(|| queue.unasked()).map(|(chunk, _)| chunk).collect();
         assert_eq!(order, [1, 3, 0, 2]);
@@ -257,10 +265,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_background_waits_while_requests_are_unanswered() {
-        let outstanding = Outstanding::new(PageSet::full(2), &[]);
+        let outstanding = Outstanding::new(PageSet::full(2));
         assert_eq!(outstanding.more_unasked(), None, "the guest is still paused");
         outstanding.request(1, 1);
-        outstanding.release_rest();
+        outstanding.release_rest(&[]);
         assert_eq!(outstanding.more_unasked(), None);
         let background = outstanding.next_unasked();
         tokio::pin!(background);

@@ -1,7 +1,7 @@
 //! The source's side of memory that follows its guest: sends the pages that the destination lacks,
 //! those that it requests first: only the others wait for the bandwidth limit.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use quinn::{Connection, Endpoint, ReadExactError, RecvStream, SendStream, WriteError};
@@ -47,6 +47,8 @@ enum ServeError {
 /// A running server. Dropping it stops it at once.
 pub(super) struct Server {
     outstanding: Arc<Outstanding>,
+    /// In how many rounds each chunk of memory was sent.
+    heat: Arc<Mutex<Vec<u8>>>,
     _stop: watch::Sender<()>,
 }
 
@@ -72,8 +74,8 @@ impl Server {
         let (stop, mut stopped) = watch::channel(());
         let connections = route.connections.clone();
         let chunks = missing.chunks();
-        let heat = context.heat.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let outstanding = Arc::new(Outstanding::new(missing, &heat));
+        let heat = context.heat.clone();
+        let outstanding = Arc::new(Outstanding::new(missing));
         let shared = outstanding.clone();
         tasks.spawn(async move {
             let served = tokio::select! {
@@ -92,12 +94,14 @@ impl Server {
                 }
             }
         });
-        Self { outstanding, _stop: stop }
+        Self { outstanding, heat, _stop: stop }
     }
 
-    /// Sends what is not requested, too, from now on.
+    /// Sends what is not requested, too, from now on. Only now is its order found, which takes
+    /// longer the more memory the guest has: the guest runs already.
     pub(super) fn send_rest(&self) {
-        self.outstanding.release_rest();
+        let heat = self.heat.lock().unwrap_or_else(PoisonError::into_inner);
+        self.outstanding.release_rest(&heat);
     }
 }
 

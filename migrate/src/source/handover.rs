@@ -203,16 +203,20 @@ impl Source {
             State::Unwinding(_) => self.on_message_while_unwinding(message),
             State::Asking { decision, .. } => self.on_answer(*decision, message),
             State::Serving => self.on_message_while_serving(message),
-            // The answer to a request sent before the operator's order, which comes too late.
-            State::Reclaiming { .. } if matches!(message, DestinationMessage::Running(_)) => {
-                match self.postcopy {
-                    Postcopy::Begun => {
-                        self.begin_to_serve();
-                        self.record(SourceState::Serving);
-                    }
-                    _ => self.on_running(),
-                }
+            State::Reclaiming { .. } => self.on_answer_too_late(message),
+            _ => {}
+        }
+    }
+
+    /// The operator has ordered otherwise since it was asked for, but the order is not recorded yet.
+    fn on_answer_too_late(&mut self, message: &DestinationMessage) {
+        match (message, self.postcopy) {
+            (DestinationMessage::Missing(missing), Postcopy::Begun) => self.serve_again(missing),
+            (DestinationMessage::Running(_), Postcopy::Begun) => {
+                self.begin_to_serve();
+                self.record(SourceState::Serving);
             }
+            (DestinationMessage::Running(_), _) => self.on_running(),
             _ => {}
         }
     }

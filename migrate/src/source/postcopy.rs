@@ -160,8 +160,12 @@ impl Source {
         }
     }
 
-    /// The destination has been reached again, and says what it lacks.
+    /// The destination has been reached again, and says what it lacks. That holds for as long as it
+    /// stays reachable: saying it again changes nothing.
     pub(super) fn serve_again(&mut self, missing: &PageMasks) {
+        if self.serves {
+            return;
+        }
         match missing.to_set(self.config.guest.layout.chunks()) {
             Some(missing) => {
                 self.serves = true;

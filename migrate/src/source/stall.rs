@@ -134,7 +134,7 @@ impl StallWatch {
     /// Decides after a round that did not end with a hand-over.
     pub(super) fn after_round(&mut self, on_stall: OnStall, end: &RoundEnd) -> Remedy {
         if end.verdict == Verdict::MeasureAgain {
-            return self.after_measurement(on_stall, end.now);
+            return self.after_measurement(on_stall, end);
         }
         self.measured = None;
         if !self.is_stalled(end) && self.throttle.is_none() {
@@ -174,7 +174,8 @@ impl StallWatch {
             || self.rounds >= ROUNDS_IN_VAIN + ROUNDS_TO_MINIMUM
     }
 
-    fn after_measurement(&mut self, on_stall: OnStall, now: Duration) -> Remedy {
+    fn after_measurement(&mut self, on_stall: OnStall, end: &RoundEnd) -> Remedy {
+        let now = end.now;
         let (count, since) = self.measured.unwrap_or((0, now));
         let count = count.saturating_add(1);
         self.measured = Some((count, since));
@@ -183,6 +184,7 @@ impl StallWatch {
         }
         match on_stall {
             OnStall::Wait => Remedy::None,
+            OnStall::Force if end.expected > FORCED_MAX => Remedy::None,
             OnStall::Force => Remedy::Force,
             // A guest that is slower, or comes without its memory, is not paused any faster.
             OnStall::Throttle | OnStall::Postcopy | OnStall::Cancel => Remedy::GiveUp,
@@ -347,16 +349,19 @@ mod tests {
 
     #[test]
     fn a_limit_below_the_fixed_part_is_impossible_after_some_measurements() {
-        let measured = |on_stall| {
+        let measured_at = |on_stall, expected_ms| {
             let mut watch = StallWatch::default();
-            let again = |at| RoundEnd { verdict: Verdict::MeasureAgain, ..in_vain(at, 900) };
+            let again =
+                |at| RoundEnd { verdict: Verdict::MeasureAgain, ..in_vain(at, expected_ms) };
             (0..6).map(|n| watch.after_round(on_stall, &again(n * 2500))).collect::<Vec<_>>()
         };
+        let measured = |on_stall| measured_at(on_stall, 900);
         let at = |on_stall, remedy| measured(on_stall).iter().position(|other| *other == remedy);
         assert_eq!(at(OnStall::Throttle, Remedy::GiveUp), Some(4));
         assert_eq!(at(OnStall::Cancel, Remedy::GiveUp), Some(4));
         assert_eq!(at(OnStall::Postcopy, Remedy::GiveUp), Some(4));
         assert_eq!(at(OnStall::Force, Remedy::Force), Some(4));
         assert_eq!(measured(OnStall::Wait), [Remedy::None; 6]);
+        assert_eq!(measured_at(OnStall::Force, 31_000), [Remedy::None; 6], "too long a pause");
     }
 }

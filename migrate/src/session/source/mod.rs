@@ -337,6 +337,10 @@ impl Driver {
                 if !self.line.may_hear(message.name()) {
                     return Next::GoOn;
                 }
+                if matches!(message, DestinationMessage::Complete { .. }) {
+                    // The report must include all that followed the guest.
+                    self.handle(Event::Transferred(self.totals.read()));
+                }
                 self.hear_message(message)
             }
             Heard::Malformed(error) => self.handle(Event::Malformed(error)),
@@ -383,6 +387,10 @@ impl Driver {
 
     /// The node has answered instead of the process: there is no connection, only this message.
     fn answered(&mut self, message: DestinationMessage) -> Next {
+        if matches!(message, DestinationMessage::Missing(_)) {
+            // A process that lacks pages is asked itself, on a connection that can carry them.
+            return self.lost("the node spoke for a process");
+        }
         self.line.close();
         match self.handle(Event::Connected) {
             Next::GoOn => self.handle(Event::Message(message)),

@@ -130,3 +130,39 @@ fn a_guest_whose_missing_pages_fit_into_no_message_is_refused() {
     bench.source.config.guest.layout = layout;
     assert_eq!(bench.source.can_postcopy(), Err(PostcopyRefused::TooLarge));
 }
+
+/// The message with which a destination that was reached again says what it lacks.
+fn lacking() -> DestinationMessage {
+    DestinationMessage::Missing(PageMasks::of(&PageSet::full(64)))
+}
+
+/// Loses the connection, and reaches the destination again.
+fn reach_again(bench: &mut Bench) {
+    bench.feed(lost());
+    let at = bench.source.deadline().unwrap();
+    assert_eq!(bench.source.handle(Event::Tick, at), [Action::Reconnect]);
+    bench.feed(Event::Connected);
+}
+
+#[test]
+fn a_destination_says_what_it_lacks_once_each_time_it_is_reached() {
+    let mut bench = serving();
+    assert_eq!(bench.hear(lacking()), [], "it has said so before the commit");
+    for _ in 0..2 {
+        reach_again(&mut bench);
+        let serve = Action::Serve { missing: Some(PageSet::full(64)) };
+        assert_eq!(bench.hear(lacking()), [serve, Action::ServeRest]);
+        assert_eq!(bench.hear(lacking()), []);
+    }
+}
+
+#[test]
+fn memory_follows_a_guest_that_runs_although_the_operator_has_just_ordered_otherwise() {
+    let mut bench = asking();
+    reach_again(&mut bench);
+    bench.feed(Event::Resolve(OperatorChoice::Run));
+    let serve = Action::Serve { missing: Some(PageSet::full(64)) };
+    assert_eq!(bench.hear(lacking()), [serve]);
+    let running = DestinationMessage::Running(Takeover::default());
+    assert_eq!(bench.hear(running), [Action::ServeRest]);
+}
