@@ -67,9 +67,9 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
 ///
 /// It is paused if two things hold. The expected downtime is within the limit, and another round
 /// would not pay: no page is dirty, sending the dirty memory takes no longer than an eighth of the
-/// fixed part, or the last round has not left at least a quarter fewer pages dirty than it sent. So the limit
-/// is not a target: where a few more rounds are cheap, the downtime is much shorter. (Cloud
-/// Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
+/// fixed part, or the last round has not left at least a quarter fewer pages dirty than it sent. So
+/// the limit is not a target: where a few more rounds are cheap, the downtime is much shorter.
+/// (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
 ///
 /// A guest that writes faster than the link carries never meets the first condition: rounds go on,
 /// reported as not converging, until the migration times out or is cancelled. The same holds for a

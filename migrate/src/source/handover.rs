@@ -208,7 +208,7 @@ impl Source {
         }
     }
 
-    /// The operator has ordered otherwise since it was asked for, but the order is not recorded yet.
+    /// The operator has ordered otherwise since it was asked for; the order is not recorded yet.
     fn on_answer_too_late(&mut self, message: &DestinationMessage) {
         match (message, self.postcopy) {
             (DestinationMessage::Missing(missing), Postcopy::Begun) => self.serve_again(missing),
