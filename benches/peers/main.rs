@@ -10,9 +10,9 @@
 //! migrated repeatedly: QEMU over TLS, lighter, QEMU over plain TCP, in turn, under each load and
 //! over each link. While one is measured, the other is paused. Before each run, as much memory as a
 //! destination will take is touched and freed, and a virtual host returns none of it meanwhile
-//! ([`preheat`]); otherwise the results would show only the paging of the underlying host. The guest
-//! itself reports its longest pause and whether its memory is intact; a run that damages memory ends
-//! the benchmark.
+//! ([`preheat`]); otherwise the results would show only the paging of the underlying host. The
+//! guest itself reports its longest pause and whether its memory is intact; a run that damages
+//! memory ends the benchmark.
 //!
 //! A link other than loopback is a cable between two network namespaces, which takes root, and
 //! netem for a round trip or loss. With `--postcopy` guests are handed over after the first round;
