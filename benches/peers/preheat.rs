@@ -10,6 +10,9 @@ use std::fs;
 use anyhow::{Context, Result};
 use support::bench::program::{Run, lighter};
 
+const SPARE_MIB: u64 = 2048;
+const GUEST: &str = "preheat";
+
 /// The order of the smallest free blocks that a virtual host with free page reporting returns.
 const REPORTED_ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
 /// Larger than any block.
@@ -45,9 +48,6 @@ impl Drop for KeptMemory {
         }
     }
 }
-
-const SPARE_MIB: u64 = 2048;
-const GUEST: &str = "preheat";
 
 /// Has a guest take `memory_mib` MiB, and 2 GiB more, at its start, and ends it. Its memory is of
 /// huge pages, as that of both systems' destinations: those come from other parts of the free
