@@ -69,7 +69,10 @@ impl Outstanding {
     /// Lets the pages follow that are not requested. Chunks that were written in many rounds come
     /// first: `heat` has the number for each chunk of memory.
     pub(super) fn release_rest(&self, heat: &[u8]) {
-        self.lock().set_order(heat);
+        let mut chunks = self.lock().chunks_left();
+        // Not under the lock: the guest's first requests need it.
+        hottest_first(&mut chunks, heat);
+        self.lock().order = chunks;
         self.background.send_modify(|background| background.is_released = true);
     }
 
@@ -132,11 +135,10 @@ impl Queue {
         Self { left, requested: BTreeMap::new(), order: Vec::new(), next: 0, near: None }
     }
 
-    fn set_order(&mut self, heat: &[u8]) {
+    /// Returns the chunks that have pages left, ascending.
+    fn chunks_left(&self) -> Vec<u32> {
         // A guest has at most 2^26 chunks.
-        self.order = self.left.iter().map(|(chunk, _)| chunk as u32).collect();
-        self.order.sort_by_key(|chunk| Reverse(heat.get(*chunk as usize).copied().unwrap_or(0)));
-        self.next = 0;
+        self.left.iter().map(|(chunk, _)| chunk as u32).collect()
     }
 
     fn request(&mut self, chunk: usize, pages: u64) -> bool {
@@ -182,6 +184,11 @@ impl Queue {
     }
 }
 
+/// Puts chunks that were sent in many rounds first, and otherwise keeps their order.
+fn hottest_first(chunks: &mut [u32], heat: &[u8]) {
+    chunks.sort_by_key(|chunk| Reverse(heat.get(*chunk as usize).copied().unwrap_or(0)));
+}
+
 /// Returns those of the pages `left` that follow the highest of `pages`, then those that precede
 /// it, the nearest first, until there are enough.
 fn neighbours(left: u64, pages: u64) -> u64 {
@@ -210,7 +217,7 @@ mod tests {
         let mut left = PageSet::empty(words.len());
         left.words_mut().copy_from_slice(words);
         let mut queue = Queue::new(left);
-        queue.set_order(&[]);
+        queue.order = queue.chunks_left();
         queue
     }
 
@@ -227,11 +234,10 @@ mod tests {
 
     #[test]
     fn what_was_written_in_many_rounds_comes_first() {
-        let mut queue = Queue::new(PageSet::full(4));
-        queue.set_order(&[1, 3, 1, 2]);
-        let order: Vec<_> =
-            std::iter::from_fn(|| queue.unasked()).map(|(chunk, _)| chunk).collect();
-        assert_eq!(order, [1, 3, 0, 2]);
+        let outstanding = Outstanding::new(PageSet::full(4));
+        outstanding.release_rest(&[1, 3, 1, 2]);
+        let next = || outstanding.more_unasked().map(|(chunk, _)| chunk);
+        assert_eq!(std::iter::from_fn(next).collect::<Vec<_>>(), [1, 3, 0, 2]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::control::describe;
 use super::hints::{BLOCK_CHUNKS, Slot};
 use super::pool::Pool;
-use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
+use super::stream_sender::{Round, StreamContext, StreamSendError, StreamSender};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
 use crate::protocol::page_ack::{PAGE_ACK_BYTES, PageAck};
@@ -251,10 +251,10 @@ impl Work {
                 Ok(sent)
             }
             Outlets::Streams(senders) => {
-                let dirty = Arc::new(dirty);
+                let (pages, dirty) = (dirty.count(), Arc::new(dirty));
                 let sent = match &mut senders[..] {
-                    [stream_sender] => stream_sender.send(round, &dirty).await,
-                    _ => send_in_parallel(senders, round, dirty.clone()).await,
+                    [only] => only.send(Round { number: round, dirty: &dirty, pages }).await,
+                    _ => send_in_parallel(senders, (round, pages), dirty.clone()).await,
                 };
                 for stream_sender in senders {
                     stream_sender.add_unsent(&dirty, &mut self.dirty);
@@ -379,17 +379,17 @@ async fn take_acks(mut from: RecvStream, pool: &Pool) -> StreamSendError {
     }
 }
 
-/// Sends each stream's share of `dirty` in a task of its own.
+/// Sends each stream's share of the dirty pages in a task of its own.
 async fn send_in_parallel(
     senders: &mut Vec<StreamSender>,
-    round: u32,
+    (number, pages): (u32, u64),
     dirty: Arc<PageSet>,
 ) -> Result<Transfer, StreamSendError> {
     let mut running = JoinSet::new();
     for (place, mut stream_sender) in senders.drain(..).enumerate() {
         let dirty = dirty.clone();
         running.spawn(async move {
-            let sent = stream_sender.send(round, &dirty).await;
+            let sent = stream_sender.send(Round { number, dirty: &dirty, pages }).await;
             (place, stream_sender, sent)
         });
     }

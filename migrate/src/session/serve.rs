@@ -18,6 +18,7 @@ use crate::pages::{Batch, Encoder, Position, WireRate};
 use crate::protocol::page_request::{BadRequest, PageRequest, REQUEST_BYTES};
 use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::quic::endpoint::{self, Peer};
+use crate::quic::silence::silent_beside_others;
 use crate::quic::transport::send_window_behind_guest;
 use crate::quic::{LinkError, Tls};
 
@@ -133,8 +134,9 @@ async fn serve(
             true => endpoint::dialer_for_link(peer.address, &further.tls),
             false => endpoint::dialer_for_memory(peer.address, &further.tls),
         };
-        let dialed = (dialer, peer);
-        running.spawn(send_on_another(context.clone(), preamble, dialed, outstanding.clone()));
+        let first = route.connections.first().filter(|_| route.are_links).cloned();
+        let sending = (preamble, outstanding.clone());
+        running.spawn(send_on_another(context.clone(), (dialer, peer), first, sending));
     }
     while let Some(ended) = running.join_next().await {
         // A panic there has already been reported by the panic handler.
@@ -197,13 +199,14 @@ async fn background(
     Ok(outlet)
 }
 
-/// Makes another connection and sends on it what is not requested, until it is lost. If it cannot
-/// be made, the others carry all.
+/// Makes another connection and sends on it what is not requested, until it is lost, or until it or
+/// the `first` of several links is silent while the other one is not. If it cannot be made, the
+/// others carry all.
 async fn send_on_another(
     context: StreamContext,
-    preamble: Preamble,
     (dialer, peer): (Result<Endpoint, LinkError>, Peer),
-    outstanding: Arc<Outstanding>,
+    first: Option<Connection>,
+    (preamble, outstanding): (Preamble, Arc<Outstanding>),
 ) -> Result<(), ServeError> {
     let connected = async {
         let dialer = dialer?;
@@ -219,12 +222,22 @@ async fn send_on_another(
         }
     };
     context.links.regain(peer.address.ip());
-    send_unasked(background(&context, preamble, &connection).await?, outstanding).await?;
-    // Dropped earlier, it would take along what is on its way; what is lost with it is sent again
-    // on another connection.
-    let lost = connection.closed().await;
-    context.links.lose(peer.address.ip(), &lost.to_string());
-    Err(broken(lost))
+    let sending = async {
+        send_unasked(background(&context, preamble, &connection).await?, outstanding).await?;
+        // Dropped earlier, it would take along what is on its way; what is lost with it is sent
+        // again on another connection.
+        Err::<(), _>(broken(connection.closed().await))
+    };
+    let pair: Vec<_> = [connection.clone()].into_iter().chain(first).collect();
+    let (lost, why) = tokio::select! {
+        Err(ended) = sending => match ended {
+            ServeError::Stream(why) => (&connection, why),
+            ended => return Err(ended),
+        },
+        (place, silent) = silent_beside_others(&pair) => (&pair[place], silent.to_string()),
+    };
+    context.links.lose(lost.remote_address().ip(), &why);
+    Err(ServeError::Stream(why))
 }
 
 /// Sends what the destination requests.

@@ -60,11 +60,12 @@ pub enum Action {
     /// For post-copy, while the guest is paused and its state saved: collect:
     /// [`super::Event::MissingCollected`].
     CollectMissing,
-    /// Send these pages to the destination when it requests them, on the present connection: all
-    /// that were reported missing, or, if given, those that the destination still lacks. No answer.
+    /// Send these pages to the destination when it requests them, on the present connection. No
+    /// answer.
     Serve {
-        /// What the destination lacks, as it says after a new connection.
-        missing: Option<PageSet>,
+        /// What the destination lacks: all that follows the guest, or, after a new connection, what
+        /// the destination says.
+        missing: PageSet,
     },
     /// The guest runs there: send the other pages too, in the background. It may come repeatedly.
     /// No answer: the destination says when it has all.

@@ -16,7 +16,7 @@ use crate::error::{
 };
 use crate::guest::{GuestDescription, RunState};
 use crate::limits::{Limits, LimitsChange};
-use crate::memory::PAGE_BYTES;
+use crate::memory::{PAGE_BYTES, PageSet};
 use crate::phase::Phase;
 use crate::progress::{Progress, Role};
 use crate::protocol::{Features, MigrationId, Offer, SourceMessage};
@@ -66,6 +66,8 @@ pub struct Source {
     /// Whether the guest ran before this side paused it.
     pub(super) run_state: RunState,
     pub(super) postcopy: Postcopy,
+    /// The memory that is to follow the guest: what this side has told the destination.
+    pub(super) missing: PageSet,
     /// The present connection carries the pages that the destination lacks.
     pub(super) serves: bool,
     /// Why the operator's last order to run it here had no effect.
@@ -98,6 +100,7 @@ impl Source {
             standstill: Standstill::default(),
             run_state: RunState::Running,
             postcopy: Postcopy::default(),
+            missing: PageSet::empty(0),
             serves: false,
             not_taken_back: None,
             now,
@@ -126,8 +129,8 @@ impl Source {
             Event::Flushed { attempt } => self.on_flushed(attempt),
             Event::StateSaved { state } => self.on_state_saved(state),
             Event::RemainderSent(sent) => self.on_remainder_sent(sent),
-            Event::StreamsEnded(missing) => self.on_streams_ended(&missing),
-            Event::MissingCollected(missing) => self.on_missing_collected(&missing),
+            Event::StreamsEnded(missing) => self.on_streams_ended(missing),
+            Event::MissingCollected(written) => self.on_missing_collected(&written),
             Event::Resumed(answer) => self.on_resumed(answer),
             Event::GuestFailed(error) => self.on_guest_failed(error),
             Event::GuestStopped { detail } => self.on_guest_stopped(detail),

@@ -108,12 +108,13 @@ impl Source {
         self.push(Action::EndStreams);
     }
 
-    pub(super) fn on_streams_ended(&mut self, missing: &PageSet) {
+    pub(super) fn on_streams_ended(&mut self, missing: PageSet) {
         if matches!(self.state, State::Draining) {
             self.state = State::Clearing;
             self.round.follow(missing.count(), self.notes.transfer);
             self.await_answer("Cleared");
-            self.say(SourceMessage::Missing(PageMasks::of(missing)));
+            self.say(SourceMessage::Missing(PageMasks::of(&missing)));
+            self.missing = missing;
         }
     }
 
@@ -122,14 +123,14 @@ impl Source {
         self.switch_over(self.config.limits.standstill());
     }
 
-    pub(super) fn on_missing_collected(&mut self, missing: &PageSet) {
+    pub(super) fn on_missing_collected(&mut self, written: &PageSet) {
         if matches!(self.state, State::Ending { .. }) {
-            let pages = self.round.pages.saturating_add(missing.count());
-            self.round.follow(pages, self.notes.transfer);
-            self.say(SourceMessage::Missing(PageMasks::of(missing)));
+            self.missing.union(written);
+            self.round.follow(self.missing.count(), self.notes.transfer);
+            self.say(SourceMessage::Missing(PageMasks::of(written)));
             // Loading the state may touch pages that are missing.
             self.serves = true;
-            self.push(Action::Serve { missing: None });
+            self.push(Action::Serve { missing: self.missing.clone() });
             self.await_ready();
         }
     }
@@ -170,7 +171,7 @@ impl Source {
             Some(missing) => {
                 self.serves = true;
                 self.round.follow(missing.count(), self.notes.transfer);
-                self.push(Action::Serve { missing: Some(missing) });
+                self.push(Action::Serve { missing });
                 self.rest_if_served();
             }
             None => {

@@ -150,7 +150,6 @@ impl World {
             Action::CollectMissing => {
                 let mut written = PageSet::empty(CHUNKS);
                 guest.collect(&mut written);
-                source.missing.union(&written);
                 source::Event::MissingCollected(written)
             }
             Action::Pause => {
@@ -310,8 +309,7 @@ impl World {
         let unsent = source.unsent.take();
         source.pending.union(&unsent);
         guest.collect(&mut source.pending);
-        source.missing = source.pending.take();
-        let missing = source.missing.clone();
+        let missing = source.pending.take();
         missing.iter().for_each(|(chunk, mask)| guest.rearm(chunk, mask));
         self.end_streams();
         self.after(MS, Happening::ToSource(source::Event::StreamsEnded(missing)));
@@ -319,17 +317,16 @@ impl World {
 
     /// Sends half of what is missing, as if it were requested. Its stream may overtake the control
     /// stream: pages may arrive before the destination knows that they are missing.
-    fn serve(&mut self, missing: Option<PageSet>) {
+    fn serve(&mut self, mut missing: PageSet) {
         let Some(source) = &mut self.source else { return };
         source.served_at = self.now;
-        let mut requested = missing.unwrap_or_else(|| source.missing.clone());
-        source.rest = requested.take();
+        source.rest = missing.take();
         for (chunk, word) in source.rest.words_mut().iter_mut().enumerate() {
             if chunk.is_multiple_of(2) {
-                requested.words_mut()[chunk] = std::mem::take(word);
+                missing.words_mut()[chunk] = std::mem::take(word);
             }
         }
-        self.send_missing(&requested);
+        self.send_missing(&missing);
     }
 
     fn serve_rest(&mut self) {

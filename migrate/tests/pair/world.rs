@@ -32,8 +32,6 @@ pub(crate) struct SourceProcess {
     pub(crate) pending: PageSet,
     /// Pages of the current round that are not copied yet.
     pub(crate) unsent: PageSet,
-    /// Pages that were reported missing.
-    pub(crate) missing: PageSet,
     /// Pages that follow the guest, and that the destination does not request.
     pub(crate) rest: PageSet,
     /// When the last page that follows the guest will have been sent.
@@ -202,7 +200,6 @@ impl World {
                 settled: false,
                 pending: PageSet::full(CHUNKS),
                 unsent: PageSet::empty(CHUNKS),
-                missing: PageSet::empty(CHUNKS),
                 rest: PageSet::empty(CHUNKS),
                 served_at: Duration::ZERO,
                 generation: 0,

@@ -14,7 +14,6 @@ use super::super::serve::{Further, Server};
 use super::super::stream_sender::StreamContext;
 use super::{Driver, Input};
 use crate::guest::GuestError;
-use crate::memory::PageSet;
 use crate::pages::{BufferPool, Compression};
 use crate::protocol::{Decision, FEATURE_LZ4, SourceMessage};
 use crate::record::SourceState;
@@ -42,7 +41,10 @@ impl Driver {
             Action::SendRemainder { round } => self.order(Order::Remainder(round)),
             Action::EndStreams => self.order(Order::EndStreams),
             Action::CollectMissing => self.order(Order::CollectMissing),
-            Action::Serve { missing } => self.serve(missing),
+            Action::Serve { missing } => {
+                self.missing = missing;
+                self.serve();
+            }
             Action::ServeRest => self.serve_rest(),
             Action::StopSending => self.stop_sending(),
             Action::ReleaseGuest => self.release(),
@@ -170,10 +172,9 @@ impl Driver {
         })
     }
 
-    /// Serves these pages, or all that were reported missing, on the present connections, and on as
-    /// many more as the migration was to have: a source that has reconnected has only one, and a
-    /// link that was lost may be back.
-    pub(super) fn serve(&mut self, missing: Option<PageSet>) {
+    /// Serves the missing pages on the present connections, and on as many more as the migration was
+    /// to have: a source that has reconnected has only one, and a link that was lost may be back.
+    pub(super) fn serve(&mut self) {
         let (Some(route), Some(context)) = (self.route(0), self.context.clone()) else { return };
         let Some(found) = &self.found else { return };
         let peers = if self.session.has_links() {
@@ -186,8 +187,8 @@ impl Driver {
             vec![found.peer(); wanted.saturating_sub(route.connections.len())]
         };
         let further = Further { peers, tls: self.tls.clone() };
-        let missing = missing.unwrap_or_else(|| self.missing.clone());
-        self.server = Some(Server::start(context, route, further, missing, &mut self.tasks));
+        self.server =
+            Some(Server::start(context, route, further, self.missing.clone(), &mut self.tasks));
     }
 
     fn serve_rest(&self) {

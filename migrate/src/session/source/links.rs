@@ -83,7 +83,7 @@ impl Driver {
             if self.machine.phase() == Phase::Postcopy {
                 return self.lost(why);
             }
-            self.serve(None);
+            self.serve();
         }
         self.publish();
         Next::GoOn

@@ -186,7 +186,7 @@ struct Driver {
     sender: Option<Sender>,
     /// What all streams with pages share, once there are some.
     context: Option<StreamContext>,
-    /// Pages that were reported missing to the destination.
+    /// Pages that the destination lacked when it was last reached.
     missing: PageSet,
     /// Sends those to the destination on the present connection.
     server: Option<Server>,
@@ -277,14 +277,7 @@ impl Driver {
                 self.handle(Event::Transferred(self.totals.read()));
                 self.handle(event)
             }
-            Input::Event(event) => {
-                match &event {
-                    Event::StreamsEnded(missing) => self.missing = missing.clone(),
-                    Event::MissingCollected(written) => self.missing.union(written),
-                    _ => {}
-                }
-                self.handle(event)
-            }
+            Input::Event(event) => self.handle(event),
             Input::Recorded(state, outcome) => self.on_recorded(state, outcome),
             Input::Heard(generation, heard) if generation == self.line.generation() => {
                 self.listen(heard)

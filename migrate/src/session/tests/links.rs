@@ -206,6 +206,25 @@ async fn a_link_that_comes_back_carries_memory_that_follows_the_guest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_was_made_again_is_given_up_as_soon_as_one_that_was_not() {
+    let world = world(&[1, 1, 1]);
+    let (guest, handle) = handed_over(&world).await;
+    silence(&world, 0, true);
+    lost(&handle, 0).await;
+    // The source has found the destination on the second link, and adds the third one again.
+    let before = handle.progress().borrow().links[2].wire_bytes;
+    let mut progress = handle.progress();
+    let carries = progress.wait_for(|it| it.links[2].wire_bytes > before + (1 << 20));
+    in_time(carries).await.unwrap();
+    silence(&world, 2, true);
+    lost(&handle, 2).await;
+    let why = handle.progress().borrow().links[2].lost.clone().unwrap();
+    assert!(why.contains("for 3 s"), "{why}");
+    let report = world.assert_migrated(&guest, &handle).await;
+    assert_lost(&report, &[true, false, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_is_dead_from_the_beginning_is_said_and_not_used() {
     let world = world(&[8, 8]);
     silence(&world, 1, true);

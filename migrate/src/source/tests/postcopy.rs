@@ -89,7 +89,7 @@ fn a_destination_that_runs_the_guest_and_does_not_say_what_it_lacks_is_asked_aga
     reconnect(&mut bench);
     let missing = PageSet::full(64);
     let actions = bench.hear(DestinationMessage::Missing(PageMasks::of(&missing)));
-    assert_eq!(actions, [Action::Serve { missing: Some(missing) }, Action::ServeRest]);
+    assert_eq!(actions, [Action::Serve { missing }, Action::ServeRest]);
     assert_eq!(bench.source.deadline(), None);
 }
 
@@ -145,12 +145,25 @@ fn reach_again(bench: &mut Bench) {
 }
 
 #[test]
+fn a_page_that_is_written_after_the_streams_ended_is_left_to_send_once() {
+    let mut bench = standing();
+    bench.feed(Event::Flushed { attempt: 0 });
+    bench.feed(Event::StateSaved { state: vec![1] });
+    let mut written = PageSet::empty(64);
+    written.insert(3, 5);
+    let actions = bench.feed(Event::MissingCollected(written));
+    assert!(actions.contains(&Action::Serve { missing: PageSet::full(64) }), "{actions:?}");
+    let pages = 64 * 64;
+    assert_eq!(bench.source.progress(bench.now).remaining_bytes, pages << 12);
+}
+
+#[test]
 fn a_destination_says_what_it_lacks_once_each_time_it_is_reached() {
     let mut bench = serving();
     assert_eq!(bench.hear(lacking()), [], "it has said so before the commit");
     for _ in 0..2 {
         reach_again(&mut bench);
-        let serve = Action::Serve { missing: Some(PageSet::full(64)) };
+        let serve = Action::Serve { missing: PageSet::full(64) };
         assert_eq!(bench.hear(lacking()), [serve, Action::ServeRest]);
         assert_eq!(bench.hear(lacking()), []);
     }
@@ -161,7 +174,7 @@ fn memory_follows_a_guest_that_runs_although_the_operator_has_just_ordered_other
     let mut bench = asking();
     reach_again(&mut bench);
     bench.feed(Event::Resolve(OperatorChoice::Run));
-    let serve = Action::Serve { missing: Some(PageSet::full(64)) };
+    let serve = Action::Serve { missing: PageSet::full(64) };
     assert_eq!(bench.hear(lacking()), [serve]);
     let running = DestinationMessage::Running(Takeover::default());
     assert_eq!(bench.hear(running), [Action::ServeRest]);
