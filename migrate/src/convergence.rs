@@ -71,10 +71,9 @@ pub fn expected_downtime(seen: &Observation) -> ExpectedDowntime {
 /// the limit is not a target: where a few more rounds are cheap, the downtime is much shorter.
 /// (Cloud Hypervisor's `is_precopy_converged` ignores the fixed part; QEMU pauses at the limit.)
 ///
-/// A guest that writes faster than the link carries never meets the first condition: rounds go on,
-/// reported as not converging, until the migration times out or is cancelled. The same holds for a
-/// limit below the fixed part, except that rounds would not help there: the source waits and
-/// measures again.
+/// A guest that writes faster than the link carries never meets the first condition: rounds go on
+/// in vain, and `source::stall` decides what is done about that. Below the fixed part no limit can
+/// be met, and rounds would not help: the source waits and measures again.
 pub fn judge(seen: &Observation) -> Verdict {
     let expected = expected_downtime(seen);
     let shrinking = seen.dirty_pages.saturating_mul(4) <= seen.sent_pages.saturating_mul(3);

@@ -1,19 +1,22 @@
 //! Estimates of a migration of this process's guest, and the last one, with which the migration
 //! that follows is compared.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use migrate::SourceGuest;
 use migrate::estimate::Estimate;
+use migrate::pages::Compression;
 use migrate::report::Estimated;
+use migrate::stall::OnStall;
 
 use super::disks::Disks;
 use super::leaving;
 use super::machine::SharedMachine;
 use super::process::{GuestProcess, Occupation};
 use crate::api::ApiError;
-use crate::api::migration::MigrationRequest;
+use crate::api::migration::{CopyDisks, MigrationRequest};
 
 /// How long an estimate is kept: a guest may do something else by then.
 const KEPT: Duration = Duration::from_mins(10);
@@ -25,25 +28,52 @@ pub(super) struct LastEstimate(Mutex<Option<Kept>>);
 #[derive(Debug)]
 struct Kept {
     made: Instant,
+    terms: Terms,
+    figures: Estimated,
+}
+
+/// What a migration must have in common with an estimate to be compared with it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Terms {
     /// The destination, as the user wrote it.
     destination: String,
-    figures: Estimated,
+    via: Vec<IpAddr>,
+    connections: Option<u8>,
+    compression: Compression,
+    bandwidth: Option<u64>,
+    downtime_ms_max: u64,
+    on_stall: Option<OnStall>,
+    copy_disks: Option<CopyDisks>,
+}
+
+impl Terms {
+    pub(super) fn of(request: &MigrationRequest) -> Self {
+        Self {
+            destination: request.destination.clone(),
+            via: request.via.clone(),
+            connections: request.connections,
+            compression: request.compression,
+            bandwidth: request.bandwidth_bytes_per_s_max,
+            downtime_ms_max: request.downtime_ms_max,
+            on_stall: request.on_stall,
+            copy_disks: request.copy_disks.clone(),
+        }
+    }
 }
 
 impl LastEstimate {
     /// Keeps the figures of an estimate; without figures, the guest does not arrive, and there is
     /// nothing to compare.
-    fn keep(&self, destination: &str, figures: Option<Estimated>, made: Instant) {
-        let destination = destination.to_owned();
-        *self.kept() = figures.map(|figures| Kept { made, destination, figures });
+    fn keep(&self, terms: Terms, figures: Option<Estimated>, made: Instant) {
+        *self.kept() = figures.map(|figures| Kept { made, terms, figures });
     }
 
-    /// Takes the figures if they are of a migration to this destination and not older than ten
-    /// minutes. One estimate is compared with one migration.
-    pub(super) fn take_for(&self, destination: &str, now: Instant) -> Option<Estimated> {
+    /// Takes the figures if they are of a migration on these terms and not older than ten minutes.
+    /// One estimate is compared with one migration.
+    pub(super) fn take_for(&self, terms: &Terms, now: Instant) -> Option<Estimated> {
         let kept = self.kept().take()?;
         let is_fresh = now.saturating_duration_since(kept.made) <= KEPT;
-        (is_fresh && kept.destination == destination).then_some(kept.figures)
+        (is_fresh && kept.terms == *terms).then_some(kept.figures)
     }
 
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
@@ -80,11 +110,8 @@ impl<'a> Estimating<'a> {
         let guest: Arc<dyn SourceGuest> = Arc::new(guest);
         let estimated = migrate::session::estimate(session, &guest, &tls, &self.0.records());
         let estimate = estimated.map_err(ApiError::failed)?;
-        self.0.last_estimate().keep(
-            &request.destination,
-            estimate.forecast.figures(),
-            Instant::now(),
-        );
+        let figures = estimate.forecast.figures();
+        self.0.last_estimate().keep(Terms::of(request), figures, Instant::now());
         Ok(estimate)
     }
 }
@@ -100,23 +127,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_estimate_is_compared_with_one_migration_to_its_destination_soon_after() {
+    fn an_estimate_is_compared_with_one_migration_on_its_terms_soon_after() {
         let made = Instant::now();
         let figures = Estimated { total_seconds: 1.5, downtime_seconds: 0.02, wire_bytes: 4096 };
-        let taken = |destination: &str, after: Duration| {
+        let terms = Terms {
+            destination: "host-b".to_owned(),
+            via: Vec::new(),
+            connections: None,
+            compression: Compression::Auto,
+            bandwidth: None,
+            downtime_ms_max: 300,
+            on_stall: None,
+            copy_disks: None,
+        };
+        let taken = |of: &Terms, after: Duration| {
             let last = LastEstimate::default();
-            last.keep("host-b", Some(figures), made);
-            let first = last.take_for(destination, made + after);
-            assert_eq!(last.take_for("host-b", made), None, "once");
+            last.keep(terms.clone(), Some(figures), made);
+            let first = last.take_for(of, made + after);
+            assert_eq!(last.take_for(&terms, made), None, "once");
             first
         };
-        assert_eq!(taken("host-b", KEPT), Some(figures));
-        assert_eq!(taken("host-b", KEPT + Duration::from_secs(1)), None);
-        assert_eq!(taken("host-c", Duration::ZERO), None);
+        assert_eq!(taken(&terms, KEPT), Some(figures));
+        assert_eq!(taken(&terms, KEPT + Duration::from_secs(1)), None);
+        let elsewhere = Terms { destination: "host-c".to_owned(), ..terms.clone() };
+        let slower = Terms { bandwidth: Some(1 << 20), ..terms.clone() };
+        for other in [elsewhere, slower] {
+            assert_eq!(taken(&other, Duration::ZERO), None);
+        }
 
         let last = LastEstimate::default();
-        last.keep("host-b", Some(figures), made);
-        last.keep("host-b", None, made);
-        assert_eq!(last.take_for("host-b", made), None, "the later one does not arrive");
+        last.keep(terms.clone(), Some(figures), made);
+        last.keep(terms.clone(), None, made);
+        assert_eq!(last.take_for(&terms, made), None, "the later one does not arrive");
     }
 }

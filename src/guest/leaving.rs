@@ -14,6 +14,7 @@ use migrate::{Limits, MigrationId, Phase, Report, SourceGuest};
 
 use super::disks::{Departing, Disks};
 use super::ending::Ending;
+use super::estimating::Terms;
 use super::machine::SharedMachine;
 use super::process::GuestProcess;
 use super::session::MigrationSession;
@@ -53,8 +54,7 @@ impl Departure {
         let machine = process
             .machine()
             .ok_or_else(|| ApiError::new(Reason::WrongState, "the guest has not arrived yet"))?;
-        let to = &request.destination;
-        plan.estimate = process.last_estimate().take_for(to, Instant::now());
+        plan.estimate = process.last_estimate().take_for(&Terms::of(request), Instant::now());
         let (guest, tls) = departing(machine, request, plan.migration, disks_of(request))?;
         let records = process.records();
         // If KVM cannot stop the survey's log, the start of the migration's log replaces it.

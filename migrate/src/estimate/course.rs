@@ -45,7 +45,7 @@ struct Course<'a> {
     writes: Writes<'a>,
     source: Source,
     on_stall: OnStall,
-    /// Limit in bytes per second, while there is one.
+    /// Limit in bytes per second.
     bandwidth: Option<u64>,
     now: Duration,
     /// Events to come, in the order of their times; those of one time in the order of their
@@ -161,8 +161,6 @@ impl<'a> Course<'a> {
             Action::SendRound { .. } => self.send_round(),
             Action::Throttle { percent } => self.throttle = percent,
             Action::Pause => {
-                // The limit holds until the guest is paused.
-                self.bandwidth = None;
                 let was = self.run_state();
                 self.after(dry_run.pause_and_save_seconds / 2.0, Event::Paused { was });
             }

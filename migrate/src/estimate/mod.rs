@@ -137,8 +137,7 @@ impl Forecast {
     }
 }
 
-/// Forecasts a migration as `config` asks for it, with at most `bandwidth` bytes per second before
-/// the guest is paused.
+/// Forecasts a migration as `config` asks for it, with at most `bandwidth` bytes per second.
 pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64>) -> Estimate {
     let wanted = config.limits.on_stall;
     let by = |on_stall| course::forecast(&measured, config, bandwidth, on_stall);

@@ -36,6 +36,19 @@ impl Links {
         self.lock().clone()
     }
 
+    /// Returns the place of that of these links that has carried most so far: links take what they
+    /// have room for. If that does not tell, the first.
+    pub(super) fn fastest(&self, addresses: impl Iterator<Item = IpAddr>) -> usize {
+        let links = self.lock();
+        let carried = |address| {
+            let link = links.iter().find(|link| link.address == address);
+            link.map_or(0, |link| link.wire_bytes)
+        };
+        let carried: Vec<_> = addresses.map(carried).collect();
+        let most = carried.iter().max();
+        carried.iter().position(|bytes| Some(bytes) == most).unwrap_or(0)
+    }
+
     fn change(&self, address: IpAddr, change: impl FnOnce(&mut LinkProgress)) {
         if let Some(link) = self.lock().iter_mut().find(|link| link.address == address) {
             change(link);
@@ -44,5 +57,22 @@ impl Links {
 
     fn lock(&self) -> MutexGuard<'_, Vec<LinkProgress>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_that_has_carried_most_is_the_fastest() {
+        let [slow, fast, lost] = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
+        let links = Links::new(&[slow, fast, lost]);
+        assert_eq!(links.fastest([slow, fast].into_iter()), 0, "the first, if that does not tell");
+        links.count(slow, 1);
+        links.count(fast, 2);
+        links.count(lost, 3);
+        assert_eq!(links.fastest([slow, fast].into_iter()), 1);
+        assert_eq!(Links::default().fastest([slow].into_iter()), 0);
     }
 }

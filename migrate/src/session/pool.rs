@@ -18,8 +18,10 @@ use crate::memory::PageSet;
 use crate::progress::Transfer;
 
 /// Time after which a link that has nothing else to send repeats what another one has not
-/// delivered: more than that one's queue takes, as a rule.
+/// delivered, at least; and in round trips: a link holds twice what is under way on it, and waits
+/// as long as the path takes for an acknowledgement.
 pub(super) const REPEAT_AFTER: Duration = Duration::from_millis(100);
+const REPEAT_ROUND_TRIPS: u32 = 4;
 /// Most chunks that a link takes at once: 2 MiB.
 const SHARE_MAX: usize = 8;
 /// A link takes at most this fraction of what would be its equal part of what is left: when the
@@ -44,6 +46,8 @@ pub(super) struct Pool {
     context: StreamContext,
     round: Mutex<Round>,
     changed: Notify,
+    /// Time after which a chunk is repeated.
+    patience: Duration,
 }
 
 /// Rounds are counted here: one of the migration's may be none, and each has a number of its own.
@@ -74,8 +78,9 @@ struct Open {
 }
 
 impl Pool {
-    /// Creates a pool without chunks for `links` links, at most 32.
-    pub(super) fn new(context: StreamContext, links: usize) -> Self {
+    /// Creates a pool without chunks for `links` links, at most 32, of which none has a longer round
+    /// trip than this.
+    pub(super) fn new(context: StreamContext, links: usize, round_trip: Duration) -> Self {
         let round = Round {
             number: 0,
             left: PageSet::empty(0),
@@ -88,7 +93,8 @@ impl Pool {
             has_ended: false,
             failed: None,
         };
-        Self { context, round: Mutex::new(round), changed: Notify::new() }
+        let patience = REPEAT_AFTER.max(REPEAT_ROUND_TRIPS * round_trip);
+        Self { context, round: Mutex::new(round), changed: Notify::new(), patience }
     }
 
     /// Sends these pages in a round of their own; returns what was sent, and what was not because
@@ -165,7 +171,8 @@ impl Pool {
             self.rearm(&taken)?;
             taken
         };
-        let chunks = if chunks.is_empty() { round.repeat(link, now) } else { chunks };
+        let chunks =
+            if chunks.is_empty() { round.repeat(link, (now, self.patience)) } else { chunks };
         let nothing = chunks.is_empty();
         Ok(if nothing { Share::Nothing } else { Share::Chunks(round.number, chunks) })
     }
@@ -236,9 +243,9 @@ impl Round {
     }
 
     /// Takes chunks that other links have had for too long, and this one has not sent.
-    fn repeat(&mut self, link: usize, now: Instant) -> Vec<(usize, u64)> {
+    fn repeat(&mut self, link: usize, (now, patience): (Instant, Duration)) -> Vec<(usize, u64)> {
         let is_late = |open: &Open| {
-            open.links & (1 << link) == 0 && now.duration_since(open.since) >= REPEAT_AFTER
+            open.links & (1 << link) == 0 && now.duration_since(open.since) >= patience
         };
         let late = self.open.iter_mut().filter(|(_, open)| is_late(open)).take(SHARE_MAX);
         late.map(|(chunk, open)| {

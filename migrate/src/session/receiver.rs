@@ -210,8 +210,8 @@ pub(super) async fn receive_on_link(
     (mut acks, mut from): (SendStream, RecvStream),
 ) -> Option<Event> {
     match receive_shares(&memory, &mut from, &mut acks).await {
-        Ok((round, frames)) => {
-            let is_first = memory.turns.end(round).await;
+        Ok(frames) => {
+            let is_first = memory.turns.end().await;
             let (announced, applied) = (frames, frames);
             is_first.then_some(Event::StreamEnded { stream: 0, announced, applied })
         }
@@ -224,7 +224,7 @@ async fn receive_shares(
     memory: &Arc<Memory>,
     from: &mut RecvStream,
     acks: &mut SendStream,
-) -> Result<(u32, u64), ReceiveError> {
+) -> Result<u64, ReceiveError> {
     let mut frame = Frame { is_link: true, ..Frame::of(0) };
     let mut frames = 0;
     loop {
@@ -238,7 +238,7 @@ async fn receive_shares(
             if header.chunk != frames {
                 return Err(ReceiveError::Miscounted { frames, announced: header.chunk });
             }
-            return Ok((header.round, frames));
+            return Ok(frames);
         }
         // The header was checked against the number of chunks.
         if let Some(_turn) = memory.turns.enter(header.round, header.chunk as usize).await {

@@ -316,7 +316,8 @@ impl Work {
     /// Opens a stream on each link, on which it sends what it takes of each round.
     fn open_on_links(&self) -> Outlets {
         let Route { connections, .. } = &self.route;
-        let pool = Arc::new(Pool::new(self.context.clone(), connections.len()));
+        let longest = connections.iter().map(Connection::min_rtt).max().unwrap_or_default();
+        let pool = Arc::new(Pool::new(self.context.clone(), connections.len(), longest));
         let mut running = JoinSet::new();
         for (link, connection) in connections.iter().enumerate() {
             let (pool, context) = (pool.clone(), self.context.clone());

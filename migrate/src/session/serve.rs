@@ -114,8 +114,10 @@ async fn serve(
     (outstanding, chunks): (Arc<Outstanding>, usize),
 ) -> Result<(), ServeError> {
     let mut running = JoinSet::new();
+    let address = |connection: &Connection| connection.remote_address().ip();
+    let for_requests = context.links.fastest(route.connections.iter().map(address));
     for (index, connection) in route.connections.iter().enumerate() {
-        if index == 0 {
+        if index == for_requests {
             let preamble = route.preamble(StreamRole::Requests);
             let requests = serve_requests(
                 (context.clone(), connection.clone()),
@@ -199,7 +201,7 @@ async fn background(
     Ok(outlet)
 }
 
-/// Makes another connection and sends on it what is not requested, until it is lost, or until it or
+/// Once the rest may follow, makes another connection and sends on it what is not requested, until it is lost, or until it or
 /// the `first` of several links is silent while the other one is not. If it cannot be made, the
 /// others carry all.
 async fn send_on_another(
@@ -208,6 +210,8 @@ async fn send_on_another(
     first: Option<Connection>,
     (preamble, outstanding): (Preamble, Arc<Outstanding>),
 ) -> Result<(), ServeError> {
+    // A link that was lost is not used again before the guest is handed over.
+    outstanding.released().await;
     let connected = async {
         let dialer = dialer?;
         let connection = endpoint::connect(&dialer, &peer).await?;

@@ -4,7 +4,7 @@
 //! A link may bring a frame late. One of an earlier round is then out of date, and one of a chunk
 //! that another link has brought in the same round is not needed.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{RwLock, RwLockReadGuard};
 
@@ -13,7 +13,6 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 pub(super) struct Turns {
     turn: RwLock<Turn>,
     chunks: usize,
-    has_ended: AtomicBool,
 }
 
 /// One round. While a frame of it is applied, no other round begins.
@@ -22,12 +21,14 @@ pub(super) struct Turn {
     round: u32,
     /// Chunks that have come, one bit each.
     seen: Vec<AtomicU64>,
+    /// It was the last one: no frame is applied any more.
+    has_ended: bool,
 }
 
 impl Turns {
     /// Creates the turns of a guest of `chunks` chunks.
     pub(super) fn new(chunks: usize) -> Self {
-        Self { turn: RwLock::default(), chunks, has_ended: AtomicBool::default() }
+        Self { turn: RwLock::default(), chunks }
     }
 
     /// Returns what is held while a frame is applied; none if the frame is not to be applied. The
@@ -39,6 +40,9 @@ impl Turns {
     ) -> Option<RwLockReadGuard<'_, Turn>> {
         loop {
             let turn = self.turn.read().await;
+            if turn.has_ended {
+                return None;
+            }
             if round <= turn.round {
                 return (round == turn.round && turn.is_first(chunk)).then_some(turn);
             }
@@ -47,10 +51,11 @@ impl Turns {
         }
     }
 
-    /// Ends the last round once all of its frames are applied; returns true the first time.
-    pub(super) async fn end(&self, round: u32) -> bool {
-        self.begin(round).await;
-        !self.has_ended.swap(true, Ordering::AcqRel)
+    /// Ends the last round once all frames that are being applied are; returns true the first time.
+    /// Later ones are not: the source has sent none, or only copies of what another link brought.
+    pub(super) async fn end(&self) -> bool {
+        let mut turn = self.turn.write().await;
+        !std::mem::replace(&mut turn.has_ended, true)
     }
 
     async fn begin(&self, round: u32) {
@@ -58,7 +63,7 @@ impl Turns {
         if round > turn.round {
             let words = self.chunks.div_ceil(64);
             let seen = std::iter::repeat_with(AtomicU64::default).take(words).collect();
-            *turn = Turn { round, seen };
+            (turn.round, turn.seen) = (round, seen);
         }
     }
 }
@@ -104,8 +109,17 @@ mod tests {
     #[tokio::test]
     async fn the_end_is_reported_once() {
         let turns = Turns::new(1);
-        assert!(turns.end(4).await);
-        assert!(!turns.end(4).await);
-        assert!(turns.enter(3, 0).await.is_none());
+        assert!(turns.enter(4, 0).await.is_some());
+        assert!(turns.end().await);
+        assert!(!turns.end().await);
+    }
+
+    #[tokio::test]
+    async fn no_frame_is_applied_after_the_end() {
+        let turns = Turns::new(2);
+        assert!(turns.enter(4, 0).await.is_some());
+        turns.end().await;
+        assert!(turns.enter(4, 1).await.is_none());
+        assert!(turns.enter(5, 0).await.is_none());
     }
 }

@@ -9,8 +9,9 @@ use crate::convergence::{
 use crate::memory::PAGE_BYTES;
 use crate::text::PeerText;
 
-/// Shortest wait before a fixed part above the limit is measured again.
-const MEASURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Shortest wait before a fixed part above the limit is measured again: the five dry runs after
+/// which it counts as impossible span ten seconds.
+const MEASURE_AGAIN_AFTER: Duration = Duration::from_millis(2500);
 /// Wait before the next dry run, as a multiple of the pause in the last one.
 const MEASURE_AGAIN_FACTOR: u32 = 50;
 

@@ -301,6 +301,9 @@ impl Source {
             return;
         }
         self.config.limits.change(change);
+        if change.bandwidth.is_some() {
+            self.stall.restart();
+        }
         if self.config.limits.on_stall != OnStall::Throttle {
             self.end_throttle();
         }

@@ -107,6 +107,11 @@ impl StallWatch {
         }
     }
 
+    /// Begins the trend anew: at another bandwidth, what was expected before says nothing.
+    pub(super) fn restart(&mut self) {
+        (self.lowest, self.rounds) = (None, 0);
+    }
+
     /// Ends the throttle; returns whether there was one.
     pub(super) fn end_throttle(&mut self) -> bool {
         self.throttle.take().is_some()
@@ -250,6 +255,19 @@ mod tests {
         assert_eq!(cancel(&[(0, 900), (5000, 900)]), [None, None], "one round is no trend");
         let slow: Vec<_> = (0..12).map(|round| (round * 1000, 900 - round * 60)).collect();
         assert_eq!(cancel(&slow)[..9], [None; 9], "slow progress is progress");
+    }
+
+    #[test]
+    fn at_another_bandwidth_the_trend_begins_anew() {
+        let mut watch = StallWatch::default();
+        let mut after = |end| watch.after_round(OnStall::Cancel, &end);
+        assert_eq!(after(in_vain(0, 900)), Remedy::None);
+        watch.restart();
+        let slower = [(1000, 9000), (2000, 8000), (4000, 7000), (6000, 6000)];
+        for (at, expected) in slower {
+            let remedy = watch.after_round(OnStall::Cancel, &in_vain(at, expected));
+            assert_eq!(remedy, Remedy::None, "it falls");
+        }
     }
 
     #[test]

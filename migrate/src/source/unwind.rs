@@ -157,6 +157,13 @@ impl Source {
                 self.state = State::Finishing { round_sent: false, flushed: false, saved: false };
                 self.abort(Failure::Guest(error));
             }
+            // A dry run that was under way could not resume it.
+            State::Unwinding(ref mut unwind)
+                if unwind.guest == GuestBack::Back && was == RunState::Running =>
+            {
+                unwind.guest = GuestBack::Resuming;
+                self.push(Action::ResumeGuest);
+            }
             State::Unwinding(_) => self.on_paused_too_late(was),
             _ => {}
         }

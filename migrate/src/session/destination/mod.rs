@@ -40,7 +40,8 @@ use crate::phase::Phase;
 use crate::progress::Role;
 use crate::protocol::preamble::LINK_JOINED;
 use crate::protocol::{
-    FEATURE_POSTCOPY, Features, MAX_LINKS, MAX_STREAMS, MigrationId, Offer, SourceMessage, Token,
+    FEATURE_LINKS, FEATURE_POSTCOPY, Features, MAX_LINKS, MAX_STREAMS, MigrationId, Offer,
+    SourceMessage, Token,
 };
 use crate::quic::{LinkError, Tls, endpoint, peers};
 use crate::record::{DestinationState, RecordStore};
@@ -186,6 +187,8 @@ struct Driver {
     early: Vec<(u16, RecvStream)>,
     /// The same, of several links.
     early_links: Vec<(SendStream, RecvStream)>,
+    /// Whether streams of several links have arrived: a migration has those or the others.
+    has_link_pages: bool,
     /// Streams that have arrived, one bit each.
     seen: u64,
     readers: JoinSet<()>,
@@ -248,6 +251,7 @@ impl Driver {
             memory: None,
             early: Vec::new(),
             early_links: Vec::new(),
+            has_link_pages: false,
             seen: 0,
             readers: JoinSet::new(),
             features: Features::default(),
@@ -426,6 +430,13 @@ impl Driver {
     /// Starts to read the streams that have arrived, once the guest's memory exists.
     fn read_streams(&mut self) -> Next {
         let Some(memory) = self.memory.clone() else { return Next::GoOn };
+        if !self.early_links.is_empty() && !self.features.has(FEATURE_LINKS) {
+            return self.data_failed("a link carries pages, which was not agreed on");
+        }
+        self.has_link_pages |= !self.early_links.is_empty();
+        if self.has_link_pages && self.seen != 0 {
+            return self.data_failed("pages come both on links and on data streams");
+        }
         for (stream, receive_from) in std::mem::take(&mut self.early) {
             if stream >= memory.streams() {
                 let detail = format!("data stream {stream} was not announced");

@@ -1,7 +1,7 @@
 //! The shell of an estimate: measures what a migration of a guest would meet, without moving it.
 //!
-//! It takes about three seconds. `content` samples the guest's pages. `path` encodes such pages for
-//! a second and sends as many bytes to a sink of the destination's node. `log` counts for two
+//! It takes about three seconds, and up to five on a long path. `content` samples the guest's pages.
+//! `path` encodes such pages and sends as many bytes to a sink of the destination's node. `log` counts for two
 //! seconds how many pages the guest writes. A dry run of the pause measures the rest. Errors of the
 //! path come first, before the guest notices anything.
 
@@ -41,7 +41,7 @@ pub enum EstimateError {
     )]
     Unmeasurable,
     /// Nothing that was sent arrived.
-    #[error("nothing of what was sent to {0} for a second has left this host")]
+    #[error("nothing of what was sent to {0} has left this host")]
     NoData(String),
     /// The guest's memory, dirty log or pause could not be measured.
     #[error(transparent)]
@@ -65,7 +65,7 @@ impl From<LinkError> for EstimateError {
     }
 }
 
-/// Estimates the migration `session` of `guest`, which stays where it is. Blocks for about three
+/// Estimates the migration `session` of `guest`, which stays where it is. Blocks for three to five
 /// seconds. The guest is paused once for some milliseconds, as in the dry run of a migration, and
 /// its writes are logged for two seconds.
 ///
@@ -79,7 +79,7 @@ pub fn estimate(
     records: &RecordStore,
 ) -> Result<Estimate, EstimateError> {
     let description = guest.describe();
-    let connections = session.connections.unwrap_or_else(connections_useful).clamp(1, 16);
+    let connections = session.connections_wanted();
     let session = SourceSession { connections: Some(connections), ..session };
     let content = content::sample(&**guest, description.layout.chunks())?;
     let runtime = build(connections.min(connections_useful())).map_err(StartError::Thread)?;

@@ -23,8 +23,13 @@ use crate::session::limiter::Limiter;
 use crate::session::source::SourceSession;
 use crate::session::totals::Totals;
 
-/// How long data is sent.
-const SENDING: Duration = Duration::from_secs(1);
+/// How long data is sent: at least this, and for so many round trips, in which congestion control
+/// finds the rate; but less than the time for which a sink takes it.
+const SENDING_MIN: Duration = Duration::from_secs(1);
+const SENDING_ROUND_TRIPS: u32 = 20;
+const SENDING_MAX: Duration = Duration::from_millis(2500);
+/// The last part of that time, in which the rate is measured.
+const MEASURED: Duration = Duration::from_millis(500);
 /// Most bytes that are sent, on all connections together.
 const BYTES_MAX: u64 = 256 << 20;
 /// Approximate number of bytes handed to the transport at once, as in a migration.
@@ -51,8 +56,8 @@ struct Carried {
     transfer: Transfer,
 }
 
-/// Connects to the node, and sends to it for a second what pages of the `chunks` encode to. The
-/// bytes that are sent are not the guest's: only their number counts.
+/// Connects to the node, and sends to it, for a second or, on a long path, more, what pages of the
+/// `chunks` encode to. The bytes that are sent are not the guest's: only their number counts.
 ///
 /// # Errors
 /// If the node cannot be reached or measured, or memory cannot be read.
@@ -136,7 +141,8 @@ async fn load(
     chunks: &[usize],
 ) -> Result<Option<Path>, GuestError> {
     let limiter = Arc::new(Limiter::new(session.bandwidth));
-    let until = Instant::now() + SENDING;
+    let sending = SENDING_ROUND_TRIPS * Duration::from_secs_f64(path.round_trip_seconds);
+    let until = Instant::now() + sending.clamp(SENDING_MIN, SENDING_MAX);
     let count = lines.len();
     let mut running = JoinSet::new();
     let mut closing = Vec::new();
@@ -209,9 +215,8 @@ struct Load {
 }
 
 impl Load {
-    /// Sends until `until`; returns what the line had carried at the half of that time and at its
-    /// end, or at the beginning and the end if it ended before the half. In the first half,
-    /// congestion control finds the rate.
+    /// Sends until `until`; returns what the line had carried [`MEASURED`] before that and at the
+    /// end, or at the beginning and the end if it ended earlier.
     async fn send(self, line: Line, until: Instant) -> Result<[Carried; 2], GuestError> {
         let (connection, totals) = (line.connection.clone(), Arc::clone(&self.totals));
         let carried = || Carried {
@@ -220,8 +225,8 @@ impl Load {
             transfer: totals.read(),
         };
         let began = carried();
-        let half = async {
-            sleep_until(until - SENDING / 2).await;
+        let late = async {
+            sleep_until(until - MEASURED).await;
             carried()
         };
         let sending = async {
@@ -231,9 +236,9 @@ impl Load {
                 Err(_) => Ok(carried()),
             }
         };
-        let (half, ended) = tokio::join!(half, sending);
+        let (late, ended) = tokio::join!(late, sending);
         let ended = ended?;
-        Ok([if half.at < ended.at { half } else { began }, ended])
+        Ok([if late.at < ended.at { late } else { began }, ended])
     }
 
     /// Encodes pages as a migration does, and writes as many bytes.

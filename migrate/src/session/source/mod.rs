@@ -85,6 +85,14 @@ impl SourceSession {
         self.links.len() > 1
     }
 
+    /// Returns the number of connections to make at first; each of several links has one.
+    pub(super) fn connections_wanted(&self) -> u16 {
+        match self.has_links() {
+            true => 1,
+            false => self.connections.unwrap_or_else(connections_useful).clamp(1, 16),
+        }
+    }
+
     /// Returns the configuration of the state machine for the guest of this description.
     pub(super) fn config(&self, guest: GuestDescription) -> SourceConfig {
         let ours = Offer::ours();
@@ -125,11 +133,7 @@ pub(super) fn start_with(
     failpoints: Failpoints,
 ) -> Result<Handle, StartError> {
     let (handle, channels, over) = handle(session.migration, Role::Source);
-    let connections = match session.has_links() {
-        // Each link has one.
-        true => 1,
-        false => session.connections.unwrap_or_else(connections_useful).clamp(1, 16),
-    };
+    let connections = session.connections_wanted();
     let all_connections = connections.max(u16::try_from(session.links.len()).unwrap_or(u16::MAX));
     let span = tracing::info_span!("migration", id = %session.migration, role = "source");
     run("migrate-source", all_connections.min(connections_useful()), over, move || {

@@ -235,11 +235,12 @@ async fn a_link_that_is_dead_from_the_beginning_is_said_and_not_used() {
     assert_eq!(report.links[1].wire_bytes, 0);
 }
 
-/// Opens a control stream as on a further link, with the token; returns the connection and the
-/// stream.
+/// Opens a stream with this role on a connection of its own, with the token; returns the connection
+/// and the stream.
 async fn intrude(
     world: &World,
     handle: &Handle,
+    role: StreamRole,
 ) -> (quinn::Endpoint, quinn::Connection, quinn::RecvStream) {
     let address = SocketAddr::new(LOOPBACK, world.arrival().await.port());
     let dialer = endpoint::dialer(address, &world.tls).unwrap();
@@ -247,9 +248,23 @@ async fn intrude(
     let connection = endpoint::connect(&dialer, &peer).await.unwrap();
     let (mut send, receive) = connection.open_bi().await.unwrap();
     let token = world.node.token_given.lock().unwrap().unwrap();
-    let preamble = Preamble { role: StreamRole::Link, migration: handle.migration(), token };
+    let preamble = Preamble { role, migration: handle.migration(), token };
     send.write_all(&preamble.encode()).await.unwrap();
     (dialer, connection, receive)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_on_a_link_end_a_migration_whose_pages_come_on_data_streams() {
+    let world = World::new();
+    let guest = FakeSource::new(CHUNKS, Content::Random);
+    let slow = Some(1 << 20);
+    let handle = world.start(SourceSession { bandwidth: slow, ..world.session() }, &guest);
+    reach(&handle, Phase::Precopy).await;
+    sent(&handle, 1 << 20).await;
+    let _intruder = intrude(&world, &handle, StreamRole::LinkPages).await;
+    let report = world.assert_stayed(&guest, &handle).await;
+    let message = report.error.unwrap().message;
+    assert!(message.contains("both on links and on data streams"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +273,7 @@ async fn a_link_can_join_only_between_the_greeting_and_the_next_message() {
     let guest = FakeSource::new(CHUNKS, Content::Random);
     let handle = world.start(world.session_over_links(), &guest);
     reach(&handle, Phase::Precopy).await;
-    let (_dialer, connection, mut receive) = intrude(&world, &handle).await;
+    let (_dialer, connection, mut receive) = intrude(&world, &handle, StreamRole::Link).await;
     let closed = in_time(connection.closed()).await.to_string();
     assert!(closed.contains("no further link can be added now"), "{closed}");
     assert!(receive.read_exact(&mut [0; LINK_JOINED.len()]).await.is_err());

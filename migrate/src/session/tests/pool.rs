@@ -16,6 +16,8 @@ use crate::session::pool::{Pool, REPEAT_AFTER, Share};
 use crate::session::stream_sender::{StreamContext, StreamSendError};
 
 const CHUNKS: usize = 64;
+/// Short enough that it does not count.
+const ROUND_TRIP: Duration = Duration::from_millis(1);
 
 fn pool(links: usize) -> (Arc<FakeSource>, Arc<Pool>) {
     let guest = FakeSource::new(CHUNKS, Content::Random);
@@ -31,7 +33,7 @@ fn pool(links: usize) -> (Arc<FakeSource>, Arc<Pool>) {
         heat: Arc::default(),
         links: Arc::default(),
     };
-    (guest, Arc::new(Pool::new(context, links)))
+    (guest, Arc::new(Pool::new(context, links, ROUND_TRIP)))
 }
 
 fn take(pool: &Pool, link: usize) -> Vec<(usize, u64)> {
