@@ -30,6 +30,7 @@ async fn estimated(
 async fn an_estimate_measures_a_guest_and_leaves_it_as_it_was() {
     let world = World::new();
     let guest = FakeSource::new(64, Content::Mixed);
+    guest.reports_all.store(true, SeqCst);
     let limits = Limits { downtime: Duration::from_secs(10), ..Limits::default() };
     let session = SourceSession { bandwidth: Some(16 << 20), limits, ..world.session() };
     let estimate = estimated(&world, session, &guest).await.unwrap();

@@ -46,6 +46,8 @@ pub(super) struct FakeSource {
     running: AtomicBool,
     gate: RwLock<()>,
     pub(super) fail_save: AtomicBool,
+    /// Whether the next reading of the log has all pages, as with old kernels.
+    pub(super) reports_all: AtomicBool,
     /// Whether its disks hang while it is paused.
     stuck: (Mutex<bool>, Condvar),
     /// Whether they hang while it runs, too.
@@ -89,6 +91,7 @@ impl FakeSource {
             running: AtomicBool::new(true),
             gate: RwLock::new(()),
             fail_save: AtomicBool::new(false),
+            reports_all: AtomicBool::new(false),
             stuck: Default::default(),
             is_stuck_running: AtomicBool::new(false),
             hanging: AtomicBool::new(false),
@@ -195,6 +198,9 @@ impl SourceGuest for FakeSource {
     fn collect_dirty(&self, words: &mut [u64]) -> Result<(), GuestError> {
         for (word, dirty) in words.iter_mut().zip(&self.dirty) {
             *word |= dirty.load(SeqCst);
+        }
+        if self.reports_all.swap(false, SeqCst) {
+            words.fill(!0);
         }
         Ok(())
     }
