@@ -458,14 +458,17 @@ impl GuestDir {
     }
 
     /// Records that the live process has the guest: until now it may have been about to start or to
-    /// receive it. Only the death of a process that has its guest is a failure of the guest.
+    /// receive it. Only the death of a process that has its guest is a failure of the guest. To be
+    /// recorded again changes nothing.
     ///
     /// # Errors
     /// If the file cannot be renamed.
     pub(crate) fn mark_here(&self) -> Result<()> {
         let (prepared, mark) = (self.path.join(HERE_PREPARED), self.path.join(HERE));
-        fs::rename(&prepared, &mark)
-            .with_context(|| format!("cannot rename {}", prepared.display()))
+        match fs::rename(&prepared, &mark) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && mark.exists() => Ok(()),
+            renamed => renamed.with_context(|| format!("cannot rename {}", prepared.display())),
+        }
     }
 }
 

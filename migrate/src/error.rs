@@ -275,7 +275,7 @@ pub enum PostcopyRefused {
     )]
     TooLarge,
     /// It has been asked for already, or the guest is being handed over.
-    #[error("too late for post-copy: the guest is being handed over")]
+    #[error("too late for post-copy: the guest is being handed over already")]
     Late,
     /// The migration is over.
     #[error("nothing to hand over: the migration is over")]

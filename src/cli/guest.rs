@@ -184,7 +184,8 @@ cleanly. `suspend` is another name for `pause`, `stop` for `destroy`.
 
 A guest that is being migrated is not paused, resumed or destroyed: `lighter
 cancel NAME` first. It can be reset: the migration continues, and moves the
-guest while it boots.")]
+guest while it boots. One whose memory follows it can only be destroyed, at
+its destination: the migration then counts as complete.")]
 pub(crate) struct NamesArgs {
     /// The guests.
     #[arg(value_name = "NAME", required = true)]

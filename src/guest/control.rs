@@ -86,6 +86,12 @@ impl ProcessControl {
             Occupation::Leaving(_) if occupation.doubt().is_some() => migrating(format!(
                 "the migration of {name} is in doubt: see `lighter show {name}` for the way out"
             )),
+            Occupation::Leaving(departure) if departure.session().is_handed_over() => {
+                migrating(format!(
+                    "{name} runs at {} already, and its memory follows it: wait for the end, or see `lighter show {name}`",
+                    departure.destination()
+                ))
+            }
             Occupation::Leaving(departure) => migrating(format!(
                 "{name} is being migrated to {}: `lighter cancel {name}` first, or wait for its end",
                 departure.destination()
@@ -200,7 +206,14 @@ impl ProcessControl {
         let (running, detail, may_read) = {
             let occupation = self.process().occupation();
             let may_read = self.refuse_when_missing(&occupation).is_ok();
-            (occupation.session().map(MigrationSession::id), occupation.doubt(), may_read)
+            {
+                let session = occupation.session();
+                (
+                    session.map(MigrationSession::id),
+                    session.and_then(MigrationSession::way_out),
+                    may_read,
+                )
+            }
         };
         let restarts = machine.map(|machine| machine.vm().restarts()).unwrap_or_default();
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);

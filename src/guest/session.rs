@@ -11,7 +11,7 @@ use migrate::limits::LimitsChange;
 use migrate::progress::Role;
 use migrate::record::{Record, RecordError};
 use migrate::session::Handle;
-use migrate::{MigrationId, Progress, Report};
+use migrate::{MigrationId, Phase, Progress, Report};
 
 use super::process::GuestProcess;
 use crate::api::migration::MigrationStatus;
@@ -66,7 +66,17 @@ impl MigrationSession {
     /// Why it cannot be determined at the moment which host has the guest, and the way out; `None`
     /// if the guest is not in doubt.
     pub(crate) fn doubt(&self) -> Option<String> {
+        self.way_out().filter(|_| !self.is_handed_over())
+    }
+
+    /// What can be done while the other host is out of reach after the hand-over.
+    pub(crate) fn way_out(&self) -> Option<String> {
         self.progress().in_doubt
+    }
+
+    /// Whether the guest runs at the destination, and its memory follows it.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.progress().phase == Phase::Postcopy
     }
 
     /// Leaves `record` to the node after the session has broken down: the node continues with it as

@@ -81,6 +81,8 @@ mod tests {
         let guest = state.guest(&identity.name);
         guest.prepare_mark().unwrap();
         guest.mark_here().unwrap();
+        // A guest whose memory follows it is here twice: when it runs, and when all of it is there.
+        guest.mark_here().unwrap();
         identity
     }
 

@@ -94,7 +94,10 @@ fn alternative(other: &Forecast) -> String {
             "{how}: {total} in all, with its vCPUs resting for up to {} % of the time",
             other.throttle_percent
         ),
-        OnStall::Force | OnStall::Postcopy | OnStall::Cancel | OnStall::Wait => {
+        OnStall::Postcopy => format!(
+            "{how}: {total} in all, with a pause of {downtime}; the guest is lost if a host fails meanwhile"
+        ),
+        OnStall::Force | OnStall::Cancel | OnStall::Wait => {
             format!("{how}, or --downtime {downtime}: {total} in all, with a pause of {downtime}")
         }
     }

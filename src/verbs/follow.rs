@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use migrate::progress::Role;
 use migrate::record::Record;
 use migrate::report::Outcome;
-use migrate::{MigrationId, Progress, Report};
+use migrate::{MigrationId, Phase, Progress, Report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -227,10 +227,13 @@ enum Poll {
     Elsewhere,
 }
 
-/// How long a guest has been in doubt.
+/// How long a guest has been in doubt, or, if it runs at the destination already, that host out of
+/// reach.
 #[derive(Debug, Default)]
 struct Doubt {
     since: Option<Instant>,
+    /// Whether the user has been told that the memory of a guest that runs there has to wait.
+    is_told: bool,
 }
 
 impl Doubt {
@@ -241,9 +244,21 @@ impl Doubt {
     fn consider(&mut self, name: &GuestName, progress: &Progress, now: Instant) -> Result<()> {
         let Some(way_out) = &progress.in_doubt else {
             self.since = None;
+            if std::mem::take(&mut self.is_told) {
+                output::note(format_args!(
+                    "\nthe hosts have met again: the memory of {name} goes on"
+                ));
+            }
             return Ok(());
         };
         if now.duration_since(*self.since.get_or_insert(now)) < DOUBT_PATIENCE {
+            return Ok(());
+        }
+        // Nothing is in doubt: it runs there, and goes on by itself.
+        if progress.phase == Phase::Postcopy {
+            if !std::mem::replace(&mut self.is_told, true) {
+                output::note(format_args!("\n{way_out}"));
+            }
             return Ok(());
         }
         let message = format!(
@@ -366,6 +381,21 @@ mod tests {
             message.contains("without a report") && message.contains("lighter show web"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_guest_whose_memory_waits_for_the_network_is_watched_further() {
+        let name: GuestName = "web".parse().unwrap();
+        let mut outage = Progress::new(MigrationId::random(), Role::Source);
+        (outage.phase, outage.in_doubt) = (Phase::Postcopy, Some("it waits".to_owned()));
+        let (mut doubt, start) = (Doubt::default(), Instant::now());
+        for after in [Duration::ZERO, 2 * DOUBT_PATIENCE] {
+            doubt.consider(&name, &outage, start + after).unwrap();
+        }
+        assert!(doubt.is_told);
+        let over = Progress { in_doubt: None, ..outage };
+        doubt.consider(&name, &over, start).unwrap();
+        assert!(!doubt.is_told);
     }
 
     #[test]

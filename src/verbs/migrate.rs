@@ -285,7 +285,9 @@ fn hand_over_first(state: &StateDir, name: &GuestName) -> Result<Exit> {
     let path = "/v1/guest/migration/postcopy";
     let asked = block_on(async { Ok(client.put::<StateAnswer>(path).await?) });
     asked.with_context(|| format!("cannot hand {name} over before its memory"))?;
-    output::print_line(format_args!("{name} is handed over now, and its memory follows it"))?;
+    output::print_line(format_args!(
+        "{name} will be handed over as soon as possible, and its memory will follow it"
+    ))?;
     Ok(Exit::Done)
 }
 

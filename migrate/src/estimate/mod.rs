@@ -143,7 +143,7 @@ pub fn estimate(measured: Measured, config: &SourceConfig, bandwidth: Option<u64
     let by = |on_stall| course::forecast(&measured, config, bandwidth, on_stall);
     let forecast = by(wanted);
     let converges = by(OnStall::Wait).arrives;
-    let others = [OnStall::Throttle, OnStall::Force].into_iter();
+    let others = [OnStall::Throttle, OnStall::Force, OnStall::Postcopy].into_iter();
     let alternatives = match converges {
         true => Vec::new(),
         false => others.filter(|on_stall| *on_stall != wanted).map(by).collect(),

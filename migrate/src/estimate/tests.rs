@@ -6,7 +6,7 @@ use super::*;
 use crate::guest::GuestDescription;
 use crate::limits::Limits;
 use crate::memory::{MemoryLayout, Region};
-use crate::protocol::{MigrationId, Offer};
+use crate::protocol::{FEATURE_POSTCOPY, Features, MigrationId, Offer};
 use crate::text::Blob;
 
 const GIB_PAGES: u64 = 1 << 18;
@@ -56,7 +56,7 @@ fn config(on_stall: OnStall) -> SourceConfig {
             disks: Vec::new(),
             has_pci: false,
         },
-        offer: Offer::ours(),
+        offer: Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() },
         streams: 1,
         has_links: false,
         limits: Limits { on_stall, ..Limits::default() },
@@ -126,8 +126,10 @@ fn what_would_move_a_guest_that_writes_too_fast_is_said() {
     let estimate = by(slow(), OnStall::Wait);
     assert!(!estimate.converges && !estimate.forecast.arrives, "{estimate:?}");
     assert!(estimate.forecast.why_not.is_some() && estimate.forecast.figures().is_none());
-    let [throttled, forced] = &estimate.alternatives[..] else { panic!("{estimate:?}") };
+    let [throttled, forced, postcopy] = &estimate.alternatives[..] else { panic!("{estimate:?}") };
     assert_eq!((throttled.on_stall, forced.on_stall), (OnStall::Throttle, OnStall::Force));
+    assert_eq!(postcopy.on_stall, OnStall::Postcopy);
+    assert!(postcopy.arrives && postcopy.downtime_seconds < Some(0.3), "{postcopy:?}");
     assert!(throttled.arrives && throttled.throttle_percent >= 20, "{throttled:?}");
     assert!(throttled.downtime_seconds <= Some(0.35), "{throttled:?}");
     assert!(forced.arrives && forced.forced, "{forced:?}");
@@ -138,7 +140,7 @@ fn what_would_move_a_guest_that_writes_too_fast_is_said() {
     assert!(why_not.contains("stalled") && why_not.contains("too fast"), "{why_not}");
     let by_throttle = by(slow(), OnStall::Throttle);
     assert_eq!(by_throttle.forecast, *throttled);
-    assert_eq!(by_throttle.alternatives, std::slice::from_ref(forced));
+    assert_eq!(by_throttle.alternatives, [forced.clone(), postcopy.clone()]);
 }
 
 #[test]
@@ -154,9 +156,10 @@ fn a_limit_below_the_fixed_part_is_impossible() {
     slow_pause.dry_run.stood_seconds = 0.4;
     let estimate = by(slow_pause, OnStall::Throttle);
     assert!(!estimate.converges && !estimate.forecast.arrives, "{estimate:?}");
-    let why_not = estimate.forecast.why_not.unwrap();
+    let why_not = estimate.forecast.why_not.as_ref().unwrap();
     assert!(why_not.contains("even without dirty memory"), "{why_not}");
-    let [forced] = &estimate.alternatives[..] else { panic!("{:?}", estimate.alternatives) };
+    let [forced, postcopy] = &estimate.alternatives[..] else { panic!("{estimate:?}") };
+    assert!(!postcopy.arrives, "it pauses the guest, too: {postcopy:?}");
     assert!(forced.arrives && forced.downtime_seconds > Some(0.4), "{forced:?}");
 }
 

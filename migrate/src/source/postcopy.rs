@@ -223,8 +223,9 @@ impl Source {
         let name = &self.config.guest.name;
         format!(
             "guest {name} runs at the destination, which still needs memory from here and is out of reach, or \
-             has lost its record: both go on by themselves once it is back. If it is gone for good: \
-             `lighter migrate --resolve discard {name}` here frees the memory; the guest is lost then"
+             has lost its record: both go on by themselves once it is back. If it can be reached at another \
+             address only: `lighter migrate {name} --recover ADDRESS`. If it is gone for good: `lighter migrate \
+             --resolve discard {name}` here frees the memory; the guest is lost then"
         )
     }
 }

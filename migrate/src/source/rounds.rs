@@ -225,7 +225,8 @@ impl Source {
         }
         let expected = self.estimate.expected_downtime().unwrap_or(Duration::MAX);
         let sent_per_dirtied = self.estimate.sent_per_dirtied();
-        let end = RoundEnd { verdict, expected, sent_per_dirtied, now: self.now };
+        let (dirty_pages, now) = (sent.dirty_pages, self.now);
+        let end = RoundEnd { verdict, dirty_pages, expected, sent_per_dirtied, now };
         match self.stall.after_round(limits.on_stall, &end) {
             Remedy::None => {}
             Remedy::Throttle(percent) => self.throttle(percent),

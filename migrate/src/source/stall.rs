@@ -6,8 +6,8 @@ use crate::convergence::Verdict;
 use crate::guest::Throttled;
 use crate::stall::OnStall;
 
-/// A round counts as progress if it lowers the expected downtime to this share of the lowest so
-/// far.
+/// A round counts as progress if it leaves at most this share of the least dirty pages so far. The
+/// expected downtime would not do: it also rises and falls with the rate of the link.
 const PROGRESS: f64 = 0.9;
 /// Rounds in a row without progress that make a stall.
 const ROUNDS_IN_VAIN: u32 = 2;
@@ -19,7 +19,7 @@ const MEASURED_IN_VAIN: u32 = 5;
 const MEASURING_IN_VAIN: Duration = Duration::from_secs(10);
 /// Rounds for which a forced hand-over waits for one that leaves little dirty.
 const ROUNDS_TO_MINIMUM: u32 = 4;
-/// A round leaves little dirty if the expected downtime is within this factor of the lowest.
+/// A round leaves little dirty if that is within this factor of the least so far.
 const NEAR_MINIMUM: f64 = 1.1;
 
 /// Longest expected downtime of a forced hand-over.
@@ -40,6 +40,8 @@ const THROTTLE_IN_VAIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RoundEnd {
     pub(super) verdict: Verdict,
+    /// Pages that are dirty now.
+    pub(super) dirty_pages: u64,
     /// Expected downtime if the guest were paused now.
     pub(super) expected: Duration,
     /// Pages that are sent for each page that the guest dirties.
@@ -62,11 +64,11 @@ pub(super) enum Remedy {
     GiveUp,
 }
 
-/// The trend of the expected downtime over rounds.
+/// The trend of what rounds leave dirty.
 #[derive(Debug, Default)]
 pub(super) struct StallWatch {
-    /// The lowest expected downtime so far, and when it was reached.
-    lowest: Option<(Duration, Duration)>,
+    /// The least dirty pages after a round so far, and when that was.
+    least: Option<(u64, Duration)>,
     /// Rounds since then.
     rounds: u32,
     /// How often in a row the fixed part was above the limit, and since when.
@@ -107,9 +109,9 @@ impl StallWatch {
         }
     }
 
-    /// Begins the trend anew: at another bandwidth, what was expected before says nothing.
+    /// Begins the trend anew: at another bandwidth, what was dirty before says nothing.
     pub(super) fn restart(&mut self) {
-        (self.lowest, self.rounds) = (None, 0);
+        (self.least, self.rounds) = (None, 0);
     }
 
     /// Ends the throttle; returns whether there was one.
@@ -151,31 +153,29 @@ impl StallWatch {
             OnStall::Postcopy => Remedy::Postcopy,
             OnStall::Throttle => self.throttle_more(end),
             OnStall::Force if end.expected > FORCED_MAX => Remedy::None,
-            OnStall::Force if self.is_near_minimum(end.expected) => Remedy::Force,
+            OnStall::Force if self.is_near_minimum(end.dirty_pages) => Remedy::Force,
             OnStall::Force => Remedy::None,
         }
     }
 
     /// Returns whether rounds have been in vain for long enough.
     fn is_stalled(&mut self, end: &RoundEnd) -> bool {
-        match self.lowest {
-            Some((lowest, since))
-                if end.expected.as_secs_f64() > lowest.as_secs_f64() * PROGRESS =>
-            {
+        match self.least {
+            Some((least, since)) if end.dirty_pages as f64 > least as f64 * PROGRESS => {
                 self.rounds = self.rounds.saturating_add(1);
                 self.rounds >= ROUNDS_IN_VAIN && end.now.saturating_sub(since) >= TIME_IN_VAIN
             }
             _ => {
-                (self.lowest, self.rounds) = (Some((end.expected, end.now)), 0);
+                (self.least, self.rounds) = (Some((end.dirty_pages, end.now)), 0);
                 false
             }
         }
     }
 
     /// A guest that writes in bursts leaves more dirty after some rounds than after others.
-    fn is_near_minimum(&self, expected: Duration) -> bool {
-        let lowest = self.lowest.map_or(Duration::MAX, |(lowest, _)| lowest);
-        expected.as_secs_f64() <= lowest.as_secs_f64() * NEAR_MINIMUM
+    fn is_near_minimum(&self, dirty_pages: u64) -> bool {
+        let least = self.least.map_or(u64::MAX, |(least, _)| least);
+        dirty_pages as f64 <= least as f64 * NEAR_MINIMUM
             || self.rounds >= ROUNDS_IN_VAIN + ROUNDS_TO_MINIMUM
     }
 
@@ -226,11 +226,12 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A round in vain at `at_ms` with an expected downtime of `expected_ms`, of a guest that
-    /// dirties two pages for each that is sent.
+    /// A round in vain at `at_ms` with an expected downtime of `expected_ms`, and as many pages
+    /// dirty, of a guest that dirties two pages for each that is sent.
     fn in_vain(at_ms: u32, expected_ms: u32) -> RoundEnd {
         RoundEnd {
             verdict: Verdict::SendRoundInVain,
+            dirty_pages: expected_ms.into(),
             expected: expected_ms * MS,
             sent_per_dirtied: 0.5,
             now: at_ms * MS,
@@ -255,6 +256,17 @@ mod tests {
         assert_eq!(cancel(&[(0, 900), (5000, 900)]), [None, None], "one round is no trend");
         let slow: Vec<_> = (0..12).map(|round| (round * 1000, 900 - round * 60)).collect();
         assert_eq!(cancel(&slow)[..9], [None; 9], "slow progress is progress");
+    }
+
+    #[test]
+    fn a_rate_that_rises_and_falls_is_no_progress() {
+        let mut watch = StallWatch::default();
+        let ends = [(0, 32), (6, 24), (12, 21)].map(|(at, seconds)| RoundEnd {
+            expected: Duration::from_secs(seconds),
+            ..in_vain(at * 1000, 8205)
+        });
+        let remedies = ends.map(|end| watch.after_round(OnStall::Postcopy, &end));
+        assert_eq!(remedies, [Remedy::None, Remedy::None, Remedy::Postcopy]);
     }
 
     #[test]

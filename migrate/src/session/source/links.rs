@@ -110,7 +110,8 @@ impl Driver {
         self.found = Some(route);
     }
 
-    /// Returns the routes on which to look for the destination again, that of `found` first.
+    /// Returns the routes on which to look for the destination again: that of `found` first, then
+    /// the one on which it was last reached, or all links.
     pub(super) fn routes(&mut self, found: &Route) -> Result<Vec<(Endpoint, Route)>, LinkError> {
         if !self.session.has_links() {
             let endpoint = self
@@ -118,7 +119,12 @@ impl Driver {
                 .first()
                 .cloned()
                 .map_or_else(|| endpoint::dialer(found.node.address, &self.tls), Ok)?;
-            return Ok(vec![(endpoint, found.clone())]);
+            let mut routes = vec![(endpoint, found.clone())];
+            let elsewhere = |route: &Route| route.process != found.process;
+            if let Some(reached) = self.reached.clone().filter(elsewhere) {
+                routes.push((self.redialer(&reached)?, reached));
+            }
+            return Ok(routes);
         }
         let first = found.process.ip();
         let others = self.session.links.clone().into_iter().filter(|link| *link != first);

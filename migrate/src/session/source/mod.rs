@@ -179,6 +179,8 @@ struct Driver {
     limiter: Arc<Limiter>,
     totals: Arc<Totals>,
     found: Option<Route>,
+    /// Where it was last reached: an address that an operator gives may be wrong.
+    reached: Option<Route>,
     /// What records say of that: another route from an operator comes into them before it is taken.
     named: Option<Route>,
     endpoints: Vec<Endpoint>,
@@ -236,6 +238,7 @@ impl Driver {
             limiter: Arc::new(Limiter::new(session.bandwidth)),
             totals: Arc::default(),
             found: None,
+            reached: None,
             named: None,
             endpoints: Vec::new(),
             links: Arc::new(Links::new(if session.has_links() { &session.links } else { &[] })),
@@ -289,6 +292,7 @@ impl Driver {
             Input::Heard(..) => Next::GoOn,
             Input::Approached(Ok(contact)) => {
                 self.named = Some(contact.found.clone());
+                self.reached = Some(contact.found.clone());
                 self.found = Some(contact.found);
                 self.endpoints = contact.endpoints;
                 self.keep_links(contact.links);
@@ -305,6 +309,7 @@ impl Driver {
                 match reached {
                     Ok(Reached::Process(route, connection, control)) => {
                         self.links.regain(route.process.ip());
+                        self.reached = Some(route.clone());
                         self.prefer(route);
                         self.connected(vec![connection], control)
                     }

@@ -255,6 +255,24 @@ async fn another_path_between_the_hosts_is_taken_and_both_records_say_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_address_does_not_keep_the_source_from_a_destination_that_is_back() {
+    let relay = Relay::default();
+    let world = world(relay.clone());
+    let (guest, handle) = handed_over_slowly(&world).await;
+    let there = recorded(&world, &handle);
+    relay.silent.store(true, SeqCst);
+    let nobody = SocketAddr::from(([127, 0, 0, 9], there[0].port()));
+    handle.recover(nobody).await.unwrap();
+    assert_eq!(recorded(&world, &handle)[0], nobody);
+    let mut progress = handle.progress();
+    in_time(progress.wait_for(|it| it.in_doubt.is_some())).await.unwrap();
+    relay.silent.store(false, SeqCst);
+    handle.change(bandwidth(0)).await.unwrap();
+    world.assert_migrated(&guest, &handle).await;
+    assert_eq!(recorded(&world, &handle), there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_sides_must_be_able_to() {
     let world = World::new();
     let guest = FakeSource::new(64, Content::Random);
