@@ -78,8 +78,8 @@ struct Open {
 }
 
 impl Pool {
-    /// Creates a pool without chunks for `links` links, at most 32, of which none has a longer round
-    /// trip than this.
+    /// Creates a pool without chunks for `links` links, at most 32, of which none has a longer
+    /// round trip than this.
     pub(super) fn new(context: StreamContext, links: usize, round_trip: Duration) -> Self {
         let round = Round {
             number: 0,

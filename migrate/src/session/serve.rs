@@ -201,9 +201,9 @@ async fn background(
     Ok(outlet)
 }
 
-/// Once the rest may follow, makes another connection and sends on it what is not requested, until it is lost, or until it or
-/// the `first` of several links is silent while the other one is not. If it cannot be made, the
-/// others carry all.
+/// Once the rest may follow, makes another connection and sends on it what is not requested, until
+/// it is lost, or until it or the `first` of several links is silent while the other one is not. If
+/// it cannot be made, the others carry all.
 async fn send_on_another(
     context: StreamContext,
     (dialer, peer): (Result<Endpoint, LinkError>, Peer),

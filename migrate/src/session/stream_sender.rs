@@ -109,8 +109,8 @@ impl StreamSender {
         }
     }
 
-    /// Sends this stream's share of the dirty pages, or less if rounds are to end meanwhile; returns
-    /// what was sent.
+    /// Sends this stream's share of the dirty pages, or less if rounds are to end meanwhile;
+    /// returns what was sent.
     pub(super) async fn send(&mut self, round: Round<'_>) -> Result<Transfer, StreamSendError> {
         let Round { number, dirty, pages } = round;
         let mut sent = Transfer::default();
