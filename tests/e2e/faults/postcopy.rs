@@ -203,8 +203,9 @@ fn memory_for_a_destination_that_is_gone_is_given_up_by_the_operator_only() {
     let (listen, destination) = (scene.pair.b.last_address().to_owned(), scene.destination());
     scene.pair.b.kill_node();
     destination.kill();
-    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    scene.pair.a.guest(GUEST).await_out_of_reach();
     // It has run there.
+    scene.pair.a.guest(GUEST).await_state("migrating");
     let resolve = |choice: &str| scene.pair.a.run(&["migrate", GUEST, "--resolve", choice]);
     resolve("run").complains(Exit::Failed, &[GUEST]);
     resolve("discard").ok();
@@ -220,7 +221,7 @@ fn a_source_that_is_told_to_end_waits_for_its_destination_to_come_back() {
     let (scene, migration) = fetching();
     let (source, destination) = (scene.source(), scene.destination());
     destination.freeze();
-    scene.pair.a.guest(GUEST).await_state("in-doubt");
+    scene.pair.a.guest(GUEST).await_out_of_reach();
     source.signal(Signal::SIGTERM);
     scene.pair.a.guest(GUEST).await_state("ended");
     destination.thaw();

@@ -154,6 +154,15 @@ impl Guest {
         });
     }
 
+    /// Waits until the host to which the guest was handed over is out of reach.
+    #[track_caller]
+    pub fn await_out_of_reach(&self) {
+        wait::until(&format!("{} does not reach the other host", self.name), || {
+            let info = self.get("/v1/guest")?;
+            wait::holds(info["detail"].is_string(), info)
+        });
+    }
+
     /// Has the guest check all its memory, to the last bit, and returns its report afterwards.
     #[track_caller]
     pub fn verify(&self) -> Value {
