@@ -122,8 +122,8 @@ pub(crate) struct GuestInfo {
     pub(crate) last_restart: Option<String>,
     /// The running migration, or the last one.
     pub(crate) migration_id: Option<Uuid>,
-    /// More about the state, for people: why it is in doubt, or the destination of its memory out of
-    /// reach, and what to do.
+    /// More about the state, for people: why it is in doubt, or the destination of its memory out
+    /// of reach, and what to do.
     pub(crate) detail: Option<String>,
     /// What its process is confined to.
     #[serde(default)]
