@@ -198,6 +198,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Returns why it is unknown which host has the guest, and the way out. A guest whose memory
+    /// follows it runs at the destination, even if that is out of reach.
+    pub fn doubt(&self) -> Option<&str> {
+        self.in_doubt.as_deref().filter(|_| self.phase != Phase::Postcopy)
+    }
+
     /// Creates the progress of a migration that has not begun.
     pub fn new(migration: MigrationId, role: Role) -> Self {
         Self {

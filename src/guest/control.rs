@@ -88,7 +88,8 @@ impl ProcessControl {
             )),
             Occupation::Leaving(departure) if departure.session().is_handed_over() => {
                 migrating(format!(
-                    "{name} runs at {} already, and its memory follows it: wait for the end, or see `lighter show {name}`",
+                    "{name} runs at {} already, and its memory follows it: wait for the end, or \
+                     see `lighter show {name}`",
                     departure.destination()
                 ))
             }
@@ -206,14 +207,9 @@ impl ProcessControl {
         let (running, detail, may_read) = {
             let occupation = self.process().occupation();
             let may_read = self.refuse_when_missing(&occupation).is_ok();
-            {
-                let session = occupation.session();
-                (
-                    session.map(MigrationSession::id),
-                    session.and_then(MigrationSession::way_out),
-                    may_read,
-                )
-            }
+            let session = occupation.session();
+            let way_out = session.and_then(MigrationSession::way_out);
+            (session.map(MigrationSession::id), way_out, may_read)
         };
         let restarts = machine.map(|machine| machine.vm().restarts()).unwrap_or_default();
         let last = || self.process().last_migration().as_ref().map(|(id, _)| *id);

@@ -5,11 +5,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use migrate::SourceGuest;
 use migrate::estimate::Estimate;
 use migrate::pages::Compression;
 use migrate::report::Estimated;
-use migrate::stall::OnStall;
+use migrate::{OnStall, SourceGuest};
 
 use super::disks::Disks;
 use super::leaving;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use migrate::progress::Role;
 use migrate::report::Outcome;
-use migrate::{MigrationId, Phase, Progress, Report};
+use migrate::{MigrationId, Progress, Report};
 use tokio::sync::watch;
 use vmm_core::Restarts;
 
@@ -182,11 +182,9 @@ impl Reported {
         let phase = |phase| What::MigrationPhase { migration_id, phase };
         let mut news: Vec<_> = phases.map(|it| phase(it.phase)).collect();
         known.phases += news.len();
-        // A guest whose memory follows it is known to run at the destination.
-        let doubt = progress.in_doubt.clone().filter(|_| progress.phase != Phase::Postcopy);
-        let was_in_doubt = std::mem::replace(&mut known.is_in_doubt, doubt.is_some());
-        let doubt = doubt.filter(|_| !was_in_doubt);
-        news.extend(doubt.map(|detail| What::InDoubt { detail }));
+        let was_in_doubt = std::mem::replace(&mut known.is_in_doubt, progress.doubt().is_some());
+        let doubt = progress.doubt().filter(|_| !was_in_doubt);
+        news.extend(doubt.map(|detail| What::InDoubt { detail: detail.to_owned() }));
         let withheld = progress.page_waits.as_ref().filter(|waits| waits.is_withheld());
         let was_withheld = std::mem::replace(&mut known.is_page_withheld, withheld.is_some());
         let withheld = withheld.filter(|_| !was_withheld).map(|waits| waits.oldest_seconds);
@@ -219,6 +217,7 @@ impl Reported {
 
 #[cfg(test)]
 mod tests {
+    use migrate::Phase;
     use migrate::phase::PhaseTime;
     use migrate::progress::LinkProgress;
     use migrate::waits::PageWaits;

@@ -66,7 +66,7 @@ impl MigrationSession {
     /// Why it cannot be determined at the moment which host has the guest, and the way out; `None`
     /// if the guest is not in doubt.
     pub(crate) fn doubt(&self) -> Option<String> {
-        self.way_out().filter(|_| !self.is_handed_over())
+        self.progress().doubt().map(str::to_owned)
     }
 
     /// What can be done while the other host is out of reach after the hand-over.

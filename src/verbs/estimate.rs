@@ -95,7 +95,8 @@ fn alternative(other: &Forecast) -> String {
             other.throttle_percent
         ),
         OnStall::Postcopy => format!(
-            "{how}: {total} in all, with a pause of {downtime}; the guest is lost if a host fails meanwhile"
+            "{how}: {total} in all, with a pause of {downtime}; the guest is lost if a host fails \
+             meanwhile"
         ),
         OnStall::Force | OnStall::Cancel | OnStall::Wait => {
             format!("{how}, or --downtime {downtime}: {total} in all, with a pause of {downtime}")

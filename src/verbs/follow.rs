@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use migrate::progress::Role;
 use migrate::record::Record;
 use migrate::report::Outcome;
-use migrate::{MigrationId, Phase, Progress, Report};
+use migrate::{MigrationId, Progress, Report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -227,8 +227,7 @@ enum Poll {
     Elsewhere,
 }
 
-/// How long a guest has been in doubt, or, if it runs at the destination already, that host out of
-/// reach.
+/// How long a guest has been in doubt, or the host out of reach on which it already runs.
 #[derive(Debug, Default)]
 struct Doubt {
     since: Option<Instant>,
@@ -254,8 +253,8 @@ impl Doubt {
         if now.duration_since(*self.since.get_or_insert(now)) < DOUBT_PATIENCE {
             return Ok(());
         }
-        // Nothing is in doubt: it runs there, and goes on by itself.
-        if progress.phase == Phase::Postcopy {
+        if progress.doubt().is_none() {
+            // It runs there, and goes on automatically.
             if !std::mem::replace(&mut self.is_told, true) {
                 output::note(format_args!("\n{way_out}"));
             }
@@ -275,8 +274,8 @@ mod tests {
     use axum::routing::{MethodRouter, delete, get};
     use axum::{Json, Router};
 
-    use migrate::Token;
     use migrate::record::{Side, SourceState};
+    use migrate::{Phase, Token};
 
     use super::super::summary::tests::report;
     use super::*;

@@ -145,9 +145,8 @@ fn a_destination_that_is_reachable_at_another_address_only_is_recovered() {
                   add rule inet lab out ip daddr 10.77.0.2 drop";
     here.sh(&format!("nft '{filter}'")).ok();
     until("the source has lost the destination", || {
-        let guests = here.guests();
-        let guest = guests.iter().find(|guest| guest["name"] == SERVING.name);
-        holds(guest.is_some_and(|guest| guest["detail"].is_string()), guests)
+        let guest = here.guest(SERVING.name);
+        holds(guest.as_ref().is_some_and(|guest| guest["detail"].is_string()), guest)
     });
     here.lighter("migrate serving --recover 10.77.0.12").ok();
     scenario.ends_as_expected();

@@ -17,10 +17,10 @@ use super::stream_sender::{StreamContext, StreamSendError};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
 
-/// Time after which a link that has nothing else to send repeats what another one has not
-/// delivered, at least; and in round trips: a link holds twice what is under way on it, and waits
-/// as long as the path takes for an acknowledgement.
+/// Shortest time after which a link that has nothing else to send repeats what another one has not
+/// delivered.
 pub(super) const REPEAT_AFTER: Duration = Duration::from_millis(100);
+/// The same in round trips: two for what the link holds, one for the acknowledgement, one to spare.
 const REPEAT_ROUND_TRIPS: u32 = 4;
 /// Most chunks that a link takes at once: 2 MiB.
 const SHARE_MAX: usize = 8;

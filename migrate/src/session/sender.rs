@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::control::describe;
 use super::hints::{BLOCK_CHUNKS, Slot};
 use super::pool::Pool;
-use super::stream_sender::{Round, StreamContext, StreamSendError, StreamSender};
+use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
 use crate::memory::PageSet;
 use crate::progress::Transfer;
 use crate::protocol::page_ack::{PAGE_ACK_BYTES, PageAck};
@@ -253,7 +253,7 @@ impl Work {
             Outlets::Streams(senders) => {
                 let (pages, dirty) = (dirty.count(), Arc::new(dirty));
                 let sent = match &mut senders[..] {
-                    [only] => only.send(Round { number: round, dirty: &dirty, pages }).await,
+                    [only] => only.send(round, &dirty, pages).await,
                     _ => send_in_parallel(senders, (round, pages), dirty.clone()).await,
                 };
                 for stream_sender in senders {
@@ -383,14 +383,14 @@ async fn take_acks(mut from: RecvStream, pool: &Pool) -> StreamSendError {
 /// Sends each stream's share of the dirty pages in a task of its own.
 async fn send_in_parallel(
     senders: &mut Vec<StreamSender>,
-    (number, pages): (u32, u64),
+    (round, pages): (u32, u64),
     dirty: Arc<PageSet>,
 ) -> Result<Transfer, StreamSendError> {
     let mut running = JoinSet::new();
     for (place, mut stream_sender) in senders.drain(..).enumerate() {
         let dirty = dirty.clone();
         running.spawn(async move {
-            let sent = stream_sender.send(Round { number, dirty: &dirty, pages }).await;
+            let sent = stream_sender.send(round, &dirty, pages).await;
             (place, stream_sender, sent)
         });
     }

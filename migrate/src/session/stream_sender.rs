@@ -54,15 +54,6 @@ pub(super) struct StreamContext {
     pub(super) links: Arc<Links>,
 }
 
-/// What a round is to send.
-#[derive(Clone, Copy)]
-pub(super) struct Round<'a> {
-    pub(super) number: u32,
-    pub(super) dirty: &'a PageSet,
-    /// How many pages `dirty` holds.
-    pub(super) pages: u64,
-}
-
 /// One data stream, and the state needed to fill it.
 pub(super) struct StreamSender {
     context: StreamContext,
@@ -109,10 +100,14 @@ impl StreamSender {
         }
     }
 
-    /// Sends this stream's share of the dirty pages, or less if rounds are to end meanwhile;
-    /// returns what was sent.
-    pub(super) async fn send(&mut self, round: Round<'_>) -> Result<Transfer, StreamSendError> {
-        let Round { number, dirty, pages } = round;
+    /// Sends this stream's share of `dirty`, which holds `pages` pages, or less if rounds are to
+    /// end meanwhile; returns what was sent.
+    pub(super) async fn send(
+        &mut self,
+        round: u32,
+        dirty: &PageSet,
+        pages: u64,
+    ) -> Result<Transfer, StreamSendError> {
         let mut sent = Transfer::default();
         self.wire.paused();
         self.round_bytes = pages * PAGE_BYTES as u64 / self.streams as u64;
@@ -129,7 +124,7 @@ impl StreamSender {
                     self.ended_at = Some(chunk);
                     break 'blocks;
                 }
-                self.send_chunk(number, (chunk, pages), &mut sent).await?;
+                self.send_chunk(round, (chunk, pages), &mut sent).await?;
             }
             // Zero pages fill no buffer, so without this no other task would run on this thread.
             yield_now().await;

@@ -119,6 +119,7 @@ mod tests {
         let turns = Turns::new(2);
         assert!(turns.enter(4, 0).await.is_some());
         turns.end().await;
+        assert!(turns.enter(3, 0).await.is_none());
         assert!(turns.enter(4, 1).await.is_none());
         assert!(turns.enter(5, 0).await.is_none());
     }

@@ -60,8 +60,7 @@ pub enum Action {
     /// For post-copy, while the guest is paused and its state saved: collect:
     /// [`super::Event::MissingCollected`].
     CollectMissing,
-    /// Send these pages to the destination when it requests them, on the present connection. No
-    /// answer.
+    /// Send these pages when the destination requests them, on the present connection. No answer.
     Serve {
         /// What the destination lacks: all that follows the guest, or, after a new connection, what
         /// the destination says.

@@ -66,7 +66,7 @@ pub struct Source {
     /// Whether the guest ran before this side paused it.
     pub(super) run_state: RunState,
     pub(super) postcopy: Postcopy,
-    /// The memory that is to follow the guest: what this side has told the destination.
+    /// The memory that is to follow the guest, until it is served.
     pub(super) missing: PageSet,
     /// The present connection carries the pages that the destination lacks.
     pub(super) serves: bool,

@@ -130,7 +130,8 @@ impl Source {
             self.say(SourceMessage::Missing(PageMasks::of(written)));
             // Loading the state may touch pages that are missing.
             self.serves = true;
-            self.push(Action::Serve { missing: self.missing.clone() });
+            let missing = self.missing.take();
+            self.push(Action::Serve { missing });
             self.await_ready();
         }
     }
@@ -223,7 +224,7 @@ impl Source {
         let name = &self.config.guest.name;
         format!(
             "guest {name} runs at the destination, which still needs memory from here and is out of reach, or \
-             has lost its record: both go on by themselves once it is back. If it can be reached at another \
+             has lost its record: both go on automatically once it is back. If it can be reached at another \
              address only: `lighter migrate {name} --recover ADDRESS`. If it is gone for good: `lighter migrate \
              --resolve discard {name}` here frees the memory; the guest is lost then"
         )

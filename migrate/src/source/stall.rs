@@ -109,7 +109,7 @@ impl StallWatch {
         }
     }
 
-    /// Begins the trend anew: at another bandwidth, what was dirty before says nothing.
+    /// Restarts the trend: at another bandwidth, what was dirty before says nothing.
     pub(super) fn restart(&mut self) {
         (self.least, self.rounds) = (None, 0);
     }
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn at_another_bandwidth_the_trend_begins_anew() {
+    fn another_bandwidth_restarts_the_trend() {
         let mut watch = StallWatch::default();
         let mut after = |end| watch.after_round(OnStall::Cancel, &end);
         assert_eq!(after(in_vain(0, 900)), Remedy::None);

@@ -45,10 +45,8 @@ pub(super) fn sample(guest: &dyn SourceGuest, chunks: usize) -> Result<Log, Gues
     let _logging = Logging(guest);
     guest.start_dirty_log()?;
     let start = began.elapsed();
-    let mut dirty = PageSet::empty(chunks);
     // The first reading may have every page.
-    guest.collect_dirty(dirty.words_mut())?;
-    dirty.take();
+    guest.collect_dirty(PageSet::empty(chunks).words_mut())?;
     let arming = Instant::now();
     for (index, words) in PageSet::full(chunks).words().chunks(ARMED_CHUNKS).enumerate() {
         guest.rearm_dirty(index * ARMED_CHUNKS, words)?;
@@ -56,6 +54,7 @@ pub(super) fn sample(guest: &dyn SourceGuest, chunks: usize) -> Result<Log, Gues
     }
     // Pages armed first are watched for longer: this is the middle.
     let watched = arming + arming.elapsed() / 2;
+    let mut dirty = PageSet::empty(chunks);
     let (mut written, mut collect) = (Vec::new(), Duration::MAX);
     for ms in READ_AT_MS {
         thread::sleep(Duration::from_millis(ms).saturating_sub(watched.elapsed()));

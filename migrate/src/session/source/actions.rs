@@ -173,8 +173,7 @@ impl Driver {
     }
 
     /// Serves the missing pages on the present connections, and on as many more as the migration
-    /// was to have: a source that has reconnected has only one, and a link that was lost may be
-    /// back.
+    /// was to have: after a reconnection there is only one, and a link that was lost may be back.
     pub(super) fn serve(&mut self) {
         let (Some(route), Some(context)) = (self.route(0), self.context.clone()) else { return };
         let Some(found) = &self.found else { return };

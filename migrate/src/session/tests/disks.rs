@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::super::limiter::Limiter;
 use super::super::receiver::{Memory, Space, receive};
-use super::super::stream_sender::{Round, StreamContext, StreamSender};
+use super::super::stream_sender::{StreamContext, StreamSender};
 use super::memory::{Content, FakeMemory};
 use super::world::{FakeSource, FakeTarget};
 use crate::failpoint::Failpoints;
@@ -88,8 +88,7 @@ async fn a_slow_disk_blocks_only_its_own_stream() {
         guest.2.notified().await;
         ready.send(()).unwrap();
     };
-    let round = Round { number: 1, dirty: &dirty, pages: 3 };
-    let (sent, ()) = tokio::join!(stream_sender.send(round), meanwhile);
+    let (sent, ()) = tokio::join!(stream_sender.send(1, &dirty, 3), meanwhile);
     let sent = sent.unwrap();
     assert_eq!((sent.raw_pages, sent.disk_pages), (1, 2));
 
