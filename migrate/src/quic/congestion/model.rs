@@ -40,6 +40,8 @@ const RANDOM_PACKETS: f64 = 3.0;
 const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 /// Age of an unconfirmed shortest round-trip time at which a longer one replaces it.
 const RTT_AGE_MAX: Duration = Duration::from_secs(10);
+/// Round trips without a packet after which there was nothing to send: nothing is under way.
+const IDLE_ROUND_TRIPS: u32 = 2;
 /// Rounds that a queue may take to empty.
 const DRAIN_ROUNDS: u32 = 3;
 /// Factor of the window while the queue is drained.
@@ -131,7 +133,8 @@ impl Model {
 
     /// Notes that a packet was sent.
     pub(super) fn sent(&mut self, now: Instant) {
-        self.round.sent(now);
+        let round_trip = Duration::try_from_secs_f64(self.rtt_s).unwrap_or_default();
+        self.round.sent(now, IDLE_ROUND_TRIPS * round_trip);
     }
 
     /// Notes that a packet has arrived.
@@ -196,7 +199,8 @@ impl Model {
     }
 
     fn end_round(&mut self, now: Instant) {
-        let round = std::mem::replace(&mut self.round, Round::new());
+        let next = self.round.after(now);
+        let round = std::mem::replace(&mut self.round, next);
         if self.is_short() {
             if !matches!(self.mode, Mode::Startup { .. } | Mode::Shared { .. }) {
                 self.mode = self.share(now, self.held());

@@ -23,11 +23,12 @@ impl Ack {
 
 /// The time from sending a packet to its acknowledgement, and what happened in it.
 ///
-/// It begins with the first packet sent, so a pause in which there is nothing to send belongs to no
-/// round.
+/// The next one begins at once: also what is acknowledged before another packet is sent counts. A
+/// pause in which there is nothing to send belongs to no round.
 #[derive(Debug, Clone)]
 pub(super) struct Round {
     began: Option<Instant>,
+    sent_at: Option<Instant>,
     /// Bytes acknowledged.
     delivered: u64,
     /// Bytes lost.
@@ -42,6 +43,7 @@ impl Round {
     pub(super) fn new() -> Self {
         Self {
             began: None,
+            sent_at: None,
             delivered: 0,
             lost: 0,
             is_marked: false,
@@ -50,9 +52,18 @@ impl Round {
         }
     }
 
-    /// Notes that a packet was sent.
-    pub(super) fn sent(&mut self, now: Instant) {
-        self.began.get_or_insert(now);
+    /// Creates the round after one that ended at `now`.
+    pub(super) fn after(&self, now: Instant) -> Self {
+        Self { began: Some(now), sent_at: self.sent_at, ..Self::new() }
+    }
+
+    /// Notes that a packet was sent. If none was for `idle`, the round begins here.
+    pub(super) fn sent(&mut self, now: Instant, idle: Duration) {
+        let is_idle = self.sent_at.is_none_or(|at| now.saturating_duration_since(at) > idle);
+        if is_idle {
+            *self = Self { began: Some(now), ..Self::new() };
+        }
+        self.sent_at = Some(now);
     }
 
     /// Adds an acknowledged packet; returns whether it ends the round.

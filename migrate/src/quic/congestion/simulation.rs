@@ -37,6 +37,8 @@ enum Control {
 /// A connection that always has something to send, unless limited.
 pub(super) struct Flow {
     control: Control,
+    /// Packets that are sent, and lost, at once, as the kernel sends a large one.
+    burst: usize,
     /// Most bytes that there are to send each second.
     limit: Option<f64>,
     /// Earliest time of the next packet.
@@ -66,6 +68,7 @@ impl Flow {
         let in_flight = VecDeque::new();
         Self {
             control,
+            burst: 1,
             limit: None,
             next_s,
             in_flight,
@@ -74,6 +77,11 @@ impl Flow {
             delivered: 0.0,
             lost: 0.0,
         }
+    }
+
+    /// Sends so many packets at once.
+    pub(super) fn in_bursts(self, burst: usize) -> Self {
+        Self { burst, ..self }
     }
 
     /// Limits what there is to send each second; none for no limit.
@@ -169,6 +177,11 @@ impl Simulation {
         Self { link, flows, origin, now_s: 0.0, idle_at_s: 0.0, acks, random: 7 }
     }
 
+    /// Draws other losses.
+    pub(super) fn seeded(self, seed: u64) -> Self {
+        Self { random: seed, ..self }
+    }
+
     /// Runs for `seconds`; returns the bytes of each flow that arrived.
     pub(super) fn run(&mut self, seconds: f64) -> Vec<f64> {
         let before: Vec<f64> = self.flows.iter().map(|flow| flow.delivered).collect();
@@ -205,15 +218,21 @@ impl Simulation {
 
     fn send(&mut self, flow: usize) {
         let now = self.origin + Duration::from_secs_f64(self.now_s);
-        let number = self.flows[flow].send(self.now_s, now);
         let (packet, rate) = (PACKET as f64, self.link.bytes_per_second);
-        let queued = (self.idle_at_s - self.now_s).max(0.0) * rate;
-        if queued + packet > self.link.queue {
-            return;
-        }
-        self.idle_at_s = self.idle_at_s.max(self.now_s) + packet / rate;
-        if self.random() >= self.link.loss {
-            self.acks.push_back((self.idle_at_s + self.link.rtt_s, flow, number));
+        let is_lost = self.random() < self.link.loss;
+        for _ in 0..self.flows[flow].burst {
+            if !self.flows[flow].has_room() {
+                break;
+            }
+            let number = self.flows[flow].send(self.now_s, now);
+            let queued = (self.idle_at_s - self.now_s).max(0.0) * rate;
+            if queued + packet > self.link.queue {
+                continue;
+            }
+            self.idle_at_s = self.idle_at_s.max(self.now_s) + packet / rate;
+            if !is_lost {
+                self.acks.push_back((self.idle_at_s + self.link.rtt_s, flow, number));
+            }
         }
     }
 

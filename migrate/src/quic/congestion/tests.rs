@@ -24,6 +24,31 @@ fn random_loss_does_not_slow_a_long_link_down() {
 }
 
 #[test]
+fn loss_of_several_packets_at_once_does_not_slow_it_down_for_long() {
+    for seed in 1..50 {
+        let link = link(GIGABIT, 0.001);
+        let mut alone = Simulation::new(link, vec![Flow::model(0.0).in_bursts(6)]).seeded(seed);
+        alone.run(2.0);
+        let delivered = alone.run(2.0)[0];
+        assert!(delivered >= 0.8 * 2.0 * GIGABIT, "{delivered}, seed {seed}");
+    }
+}
+
+#[test]
+fn a_window_of_a_few_packets_grows_again() {
+    let long_ago = link(GIGABIT / 8.0, 0.0);
+    for burst in [1, 4, 10] {
+        let slow = Link { bytes_per_second: 1e5, ..long_ago };
+        let mut alone = Simulation::new(slow, vec![Flow::model(0.0).in_bursts(burst)]);
+        alone.run(3.0);
+        alone.link = long_ago;
+        alone.run(3.0);
+        let delivered = alone.run(1.0)[0];
+        assert!(delivered > 0.9 * GIGABIT / 8.0, "{delivered} in bursts of {burst}");
+    }
+}
+
+#[test]
 fn cubic_alone_does_not_fill_such_a_link() {
     let mut alone = Simulation::new(link(GIGABIT, 0.001), vec![Flow::cubic(0.0)]);
     let delivered = alone.run(3.0)[0];
