@@ -11,11 +11,12 @@ use super::lighter::Lighter;
 use super::link::Link;
 use super::load::Load;
 use super::peer::{Course, Peer, Transfer};
-use super::place::Places;
+use super::place::{Place, Places};
 use super::preheat::{KeptMemory, preheat};
 use super::qemu::Qemu;
 use super::settings::{GuestPlan, Mode, Session, Settings, Variant};
 use super::statistics::milliseconds;
+use super::tcp::Connection;
 use support::bench::check_line::CheckLine;
 use support::bench::console::Console;
 use support::bench::interruption;
@@ -62,6 +63,8 @@ pub(crate) struct Measured {
     pub(crate) stalled: Duration,
     /// The longest such time in the second before the migration.
     pub(crate) gap_at_rest: Duration,
+    /// What a TCP connection carried meanwhile, if there was one.
+    pub(crate) tcp_mbit_per_second: Option<f64>,
 }
 
 /// The results of all rounds.
@@ -174,12 +177,14 @@ fn play(
     // A migration that does not count: it warms everything up.
     for &variant in &variants {
         if let Some(peer) = systems.of(variant) {
-            migrate(peer, &course(variant, Mode::Precopy), guest, Load::Idle)?;
+            migrate(peer, &course(variant, Mode::Precopy), guest, Load::Idle, None)?;
         }
     }
+    let places = systems.places.both();
+    let shared = settings.beside_tcp.then_some(&places);
     for &link in &session.links {
         if let Link::Cable(cable) = &link {
-            systems.places.shape(cable)?;
+            systems.places.connect(cable)?;
         }
         for &load in &session.loads {
             let case = Case { guest, link, load };
@@ -187,7 +192,7 @@ fn play(
                 for &variant in &variants {
                     let Some(peer) = systems.of(variant) else { continue };
                     let course = course(variant, settings.mode());
-                    let measured = migrate(peer, &course, guest, load)?;
+                    let measured = migrate(peer, &course, guest, load, shared)?;
                     let run = Run { case, variant, measured };
                     report(round, &run);
                     outcome.runs.push(run);
@@ -204,12 +209,14 @@ fn play(
     Ok(())
 }
 
-/// Resumes the guest, migrates it under `load`, checks it, and pauses it again.
+/// Resumes the guest, migrates it under `load`, checks it, and pauses it again. Meanwhile a TCP
+/// connection goes the same way, if the places are `shared`.
 fn migrate(
     peer: &mut dyn Peer,
     course: &Course,
     guest: GuestPlan,
     load: Load,
+    shared: Option<&[Place; 2]>,
 ) -> Result<Option<Measured>> {
     interruption::check()?;
     let system = course.variant.name();
@@ -219,7 +226,11 @@ fn migrate(
     let gap_at_rest = gap_at_rest(peer.console())?;
     preheat(guest.memory_mib())?;
     let before = forget_gaps(peer.console())?;
+    let here = peer.here();
+    let tcp = shared.map(|places| Connection::open(&places[here], &places[1 - here])).transpose()?;
     let transfer = peer.migrate(course)?;
+    let tcp_mbit_per_second = tcp.as_ref().map(Connection::mbit_per_second);
+    drop(tcp);
     let after = peer.console().ask(b'i', |line| line.ticks > before.ticks)?;
     ensure!(
         after.epoch == before.epoch,
@@ -240,6 +251,7 @@ fn migrate(
         next_gap: Duration::from_micros(after.next_gap_us),
         stalled: Duration::from_micros(after.stalled_us),
         gap_at_rest,
+        tcp_mbit_per_second,
     }))
 }
 

@@ -30,10 +30,10 @@ impl LinuxGuest {
     pub(crate) fn prepare(plan: &GuestPlan) -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
         let host = std::fs::read_to_string(folder.join("cmdline"))?;
-        let GuestPlan { filled_mib, zero_percent, cpus, first_load } = plan;
-        let (random, load) = (100 - zero_percent, first_load.options());
+        let GuestPlan { filled_mib, zero_percent, cpus, halts, first_load } = plan;
+        let (random, load, halt) = (100 - zero_percent, first_load.options(), u8::from(*halts));
         let cmdline = format!(
-            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled_mib} check.random={random} check.threads={cpus} {load}",
+            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled_mib} check.random={random} check.threads={cpus} check.halt={halt} {load}",
             host.trim()
         );
         Ok(Self {

@@ -85,6 +85,10 @@ impl Lighter {
 }
 
 impl Peer for Lighter {
+    fn here(&self) -> usize {
+        self.here
+    }
+
     fn console(&mut self) -> &mut Console {
         &mut self.console
     }

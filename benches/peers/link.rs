@@ -1,6 +1,6 @@
 //! The link between the two hosts of a contest, as `--links` names it: `loopback`, or the rate of a
-//! cable between two network namespaces and, where the kernel has netem, its round trip and loss:
-//! `100mbit`, `1gbit/1ms`, `1gbit/10ms/0.1%`.
+//! cable between two network namespaces with its round trip and loss, if any: `100mbit`,
+//! `1gbit/1ms`, `1gbit/10ms/0.1%`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,12 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 /// The longest queue before the link, as the time in which it empties.
-const QUEUE: Duration = Duration::from_millis(50);
+pub(crate) const QUEUE: Duration = Duration::from_millis(50);
 /// What tbf lets through at once: whole packets as the kernel makes them, before it splits them.
 const BURST_BYTES: u64 = 64 << 10;
-/// As little as keeps packets whole: netem behind it must lose and delay single ones.
-const SPLIT_BYTES: u64 = 9000;
-const PACKET_BYTES: u64 = 1500;
 
 /// A link between two hosts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,28 +34,15 @@ pub(crate) struct Cable {
 }
 
 impl Cable {
-    /// The steps, as arguments of tc(8) after the device, that make a device send like this cable.
-    pub(crate) fn queues(&self) -> Vec<Vec<String>> {
-        let rate = self.rate;
-        let words = |text: String| text.split(' ').map(str::to_owned).collect();
-        if self.round_trip.is_zero() && self.loss_percent == 0.0 {
-            let queue_ms = QUEUE.as_millis();
-            return vec![words(format!(
-                "root tbf rate {rate}bit burst {BURST_BYTES} latency {queue_ms}ms"
-            ))];
-        }
-        let delay_us = self.round_trip.as_micros() / 2;
-        let loss = self.loss_percent;
-        // What is under way, and a queue.
-        let held = (self.round_trip + QUEUE).as_secs_f64() * rate as f64 / 8.0;
-        let packets = held as u64 / PACKET_BYTES;
-        let ten_times = rate * 10;
-        vec![
-            words(format!("root handle 1: tbf rate {ten_times}bit burst {SPLIT_BYTES} limit 10m")),
-            words(format!(
-                "parent 1:1 netem delay {delay_us}us loss {loss}% rate {rate}bit limit {packets}"
-            )),
-        ]
+    /// Whether packets take time on it, or get lost.
+    pub(crate) fn is_long(&self) -> bool {
+        !self.round_trip.is_zero() || self.loss_percent > 0.0
+    }
+
+    /// The queue, in the words of tc(8), that makes an interface send like this cable.
+    pub(crate) fn queue(&self) -> String {
+        let (rate, queue_ms) = (self.rate, QUEUE.as_millis());
+        format!("tbf rate {rate}bit burst {BURST_BYTES} latency {queue_ms}ms")
     }
 }
 

@@ -36,6 +36,8 @@ mod qmp;
 mod settings;
 mod statistics;
 mod table;
+mod tcp;
+mod wire;
 
 use anyhow::Result;
 use clap::Parser;

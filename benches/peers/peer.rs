@@ -71,6 +71,9 @@ pub(crate) struct Estimated {
 
 /// A system with one guest, which it can migrate between two processes.
 pub(crate) trait Peer {
+    /// Which of the two places the guest is at.
+    fn here(&self) -> usize;
+
     /// The console of the guest where it currently runs.
     fn console(&mut self) -> &mut Console;
 

@@ -1,11 +1,12 @@
 //! Where the two hosts of a contest are: both on this machine's loopback device, or each in a
-//! network namespace of its own, with a cable between them.
+//! network namespace of its own, with a cable between them, and in that a [`Wire`] if it is long.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use super::link::{Cable, Link};
+use super::wire::Wire;
 use support::cable::{Namespaces, tool};
 use support::in_namespace;
 
@@ -32,6 +33,8 @@ impl Place {
 
 /// The places of two hosts. What was made for them is removed when this is dropped.
 pub(crate) struct Places {
+    /// What the cable leads over, if it is a long one.
+    wire: Option<Wire>,
     namespaces: Option<Namespaces>,
 }
 
@@ -42,11 +45,11 @@ impl Places {
     /// If ip(8) is missing, or this process is not root.
     pub(crate) fn make(link: Link) -> Result<Self> {
         if link == Link::Loopback {
-            return Ok(Self { namespaces: None });
+            return Ok(Self { wire: None, namespaces: None });
         }
         let namespaces = Namespaces::create(&format!("lighter-peers-{}", std::process::id()))?;
         namespaces.join(DEVICE, ADDRESSES)?;
-        Ok(Self { namespaces: Some(namespaces) })
+        Ok(Self { wire: None, namespaces: Some(namespaces) })
     }
 
     /// The two places.
@@ -60,22 +63,32 @@ impl Places {
         })
     }
 
-    /// Makes the cable like `cable`.
+    /// Connects the places by another cable.
     ///
     /// # Errors
-    /// If tc(8) is missing, or the kernel lacks a queue.
-    pub(crate) fn shape(&self, cable: &Cable) -> Result<()> {
-        for namespace in self.namespaces.iter().flat_map(Namespaces::names) {
-            // Fails if there is none yet.
-            let _ = tool("tc", &["-n", namespace, "qdisc", "del", "dev", DEVICE, "root"]);
-            for queue in cable.queues() {
-                let add = ["-n", namespace, "qdisc", "add", "dev", DEVICE];
-                let queue = queue.iter().map(String::as_str);
-                let arguments: Vec<&str> = add.into_iter().chain(queue).collect();
-                tool("tc", &arguments).context(
-                    "a limited rate needs sch_tbf, a round trip or a loss sch_netem too",
-                )?;
+    /// If ip(8) or tc(8) is missing, or the kernel lacks `sch_tbf`.
+    pub(crate) fn connect(&mut self, cable: &Cable) -> Result<()> {
+        let Some(namespaces) = &self.namespaces else { return Ok(()) };
+        self.wire = None;
+        namespaces.cut(DEVICE)?;
+        if cable.is_long() {
+            let outside = ["a", "b"].map(|end| format!("wire-{}{end}", std::process::id()));
+            let outside = [outside[0].as_str(), &outside[1]];
+            namespaces.lead_out(DEVICE, ADDRESSES, outside)?;
+            for namespace in namespaces.names() {
+                // A wire takes and loses single packets.
+                tool("ip", &["-n", namespace, "link", "set", DEVICE, "gso_max_segs", "1"])?;
             }
+            self.wire = Some(Wire::between(outside, *cable)?);
+            return Ok(());
+        }
+        namespaces.join(DEVICE, ADDRESSES)?;
+        for namespace in namespaces.names() {
+            let add = ["-n", namespace, "qdisc", "add", "dev", DEVICE, "root"];
+            let queue = cable.queue();
+            let queue = queue.split(' ');
+            tool("tc", &add.into_iter().chain(queue).collect::<Vec<_>>())
+                .context("a limited rate needs sch_tbf")?;
         }
         Ok(())
     }

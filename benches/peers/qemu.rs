@@ -177,6 +177,10 @@ fn status(event: &Value) -> Option<&str> {
 }
 
 impl Peer for Qemu {
+    fn here(&self) -> usize {
+        self.here_at
+    }
+
     fn console(&mut self) -> &mut Console {
         &mut self.here.console
     }

@@ -98,6 +98,12 @@ pub(crate) struct Settings {
     /// Seconds after which a migration is called off.
     #[arg(long, default_value_t = 600)]
     patience: u64,
+    /// Guests whose program sleeps for 10 ms at a time instead of spinning; their stalls include it.
+    #[arg(long)]
+    halt: bool,
+    /// Share the link with a TCP connection that carries as much as it can.
+    #[arg(long)]
+    pub(crate) beside_tcp: bool,
     /// What lighter does with migrations that stall; QEMU slows their guests down.
     #[arg(long, default_value = "throttle")]
     pub(crate) on_stall: OnStall,
@@ -121,6 +127,8 @@ pub(crate) struct GuestPlan {
     pub(crate) zero_percent: u64,
     /// Number of vCPUs, and of threads that write.
     pub(crate) cpus: u64,
+    /// Whether its program sleeps, and does not spin.
+    pub(crate) halts: bool,
     /// The first of its loads, like the others in [`Load::is_sparse`].
     pub(crate) first_load: Load,
 }
@@ -190,8 +198,8 @@ impl Settings {
                     self.loads.iter().copied().partition(|load| load.is_sparse());
                 for loads in [others, sparse] {
                     let Some(&first_load) = loads.first() else { continue };
-                    let zero_percent = self.zeros;
-                    let guest = GuestPlan { filled_mib, zero_percent, cpus, first_load };
+                    let (zero_percent, halts) = (self.zeros, self.halt);
+                    let guest = GuestPlan { filled_mib, zero_percent, cpus, halts, first_load };
                     sessions.extend(self.link_groups().map(|links| Session {
                         guest,
                         links,

@@ -45,6 +45,16 @@ const CPU: Figure = Figure {
     digits: 2,
     of: |run| run.transfer.source_cpu_seconds + run.transfer.destination_cpu_seconds,
 };
+const RATE: Figure = Figure {
+    name: "its rate, Mbit/s",
+    digits: 0,
+    of: |run| run.transfer.wire_bytes as f64 * 8e-6 / run.transfer.total.as_secs_f64(),
+};
+const TCP_RATE: Figure = Figure {
+    name: "rate of TCP beside it, Mbit/s",
+    digits: 0,
+    of: |run| run.tcp_mbit_per_second.unwrap_or(0.0),
+};
 /// What the guest sees without a migration: what its stalls are to be read against.
 const AT_REST: Figure = Figure {
     name: "longest stall in a second at rest, ms",
@@ -52,8 +62,9 @@ const AT_REST: Figure = Figure {
     of: |run| milliseconds(run.gap_at_rest),
 };
 
-const fn figures(mode: Mode) -> &'static [Figure] {
-    match mode {
+const fn figures(settings: &Settings) -> &'static [Figure] {
+    match settings.mode() {
+        _ if settings.beside_tcp => &[TOTAL, RATE, TCP_RATE, CPU],
         Mode::Precopy | Mode::Estimate => &[TOTAL, GAP, DOWNTIME, WIRE, CPU],
         Mode::Postcopy => &[TOTAL, PAUSE, GAP, NEXT_GAP, STALLED, WIRE, CPU],
     }
@@ -93,7 +104,7 @@ impl Table<'_> {
         head(text, &heads);
         let all = self.outcome.cases(|other| *other).into_iter();
         for case in all.filter(|other| (other.guest, other.link) == (case.guest, case.link)) {
-            for figure in figures(self.settings.mode()) {
+            for figure in figures(self.settings) {
                 let mut cells = self.cells(&case, figure);
                 if compares {
                     let median = |variant| median(&self.values(&case, variant, figure));
@@ -177,7 +188,7 @@ impl Table<'_> {
         let heads = heads.chain(self.variants.iter().map(|it| it.name().to_owned()));
         head(text, &heads.collect::<Vec<_>>());
         for case in self.outcome.cases(|case| of(case, smallest)) {
-            for figure in figures(self.settings.mode()) {
+            for figure in figures(self.settings) {
                 let cells = self.variants.iter().map(|variant| {
                     let median = |size| median(&self.values(&of(&case, size), *variant, figure));
                     match (median(smallest), median(largest)) {
@@ -202,11 +213,12 @@ impl Table<'_> {
 
 /// What kind of guest it is.
 pub(crate) fn title(guest: &GuestPlan) -> String {
-    let GuestPlan { filled_mib, zero_percent, cpus, .. } = guest;
+    let GuestPlan { filled_mib, zero_percent, cpus, halts, .. } = guest;
     let random = filled_mib * (100 - zero_percent) / 100;
     let memory = guest.memory_mib();
     let plural = if *cpus == 1 { "" } else { "s" };
-    format!("{memory} MiB guest, {random} MiB of it random, {cpus} vCPU{plural}")
+    let sleeps = if *halts { ", which sleeps" } else { "" };
+    format!("{memory} MiB guest, {random} MiB of it random, {cpus} vCPU{plural}{sleeps}")
 }
 
 /// Adds the head of a table.

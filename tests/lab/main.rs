@@ -20,6 +20,7 @@ mod ending;
 mod firmware;
 mod fixtures;
 mod nested;
+mod nfs;
 mod package;
 mod processors;
 mod service;

@@ -117,6 +117,8 @@ pub(crate) const fn undecided(
 /// Two hosts with nodes, and guests on the first whose migrations to the second are held.
 pub(crate) struct Scenario {
     lab: Lab,
+    /// Options of its guests' memory.
+    memory: &'static str,
     expected: Vec<(&'static str, Outcome)>,
 }
 
@@ -124,7 +126,7 @@ impl Scenario {
     /// Starts both nodes; if `point` is a failpoint of the destination, the second node is held
     /// there.
     pub(crate) fn set(point: &str) -> Self {
-        let scenario = Self { lab: Lab::of(2), expected: Vec::new() };
+        let scenario = Self { lab: Lab::of(2), memory: "--memory 16M", expected: Vec::new() };
         if point.starts_with("destination") {
             let [_, there] = scenario.hosts();
             let environment = format!("LIGHTER_FAILPOINT={point}:stall={HELD}");
@@ -132,6 +134,15 @@ impl Scenario {
         }
         scenario.lab.nodes();
         scenario
+    }
+
+    /// Gives guests huge pages of the hosts' pools, which are made here.
+    pub(crate) fn give_huge_pages(&mut self) {
+        for host in self.hosts() {
+            let pool = "/proc/sys/vm/nr_hugepages";
+            host.sh(&format!("echo 16 > {pool} && [ $(cat {pool}) = 16 ]")).ok();
+        }
+        self.memory = "--memory 16M --hugepages 2M";
     }
 
     /// Starts a guest and its migration, and waits until a failpoint holds it in `phase`.
@@ -143,7 +154,7 @@ impl Scenario {
     /// Starts a guest and its migration, which a failpoint will hold in `phase`.
     fn start(&mut self, phase: &Phase, outcome: Outcome) {
         let [here, there] = self.hosts();
-        let name = phase.name;
+        let (name, memory) = (phase.name, self.memory);
         let (held, options) = match phase.course {
             Course::Precopy => ("", ""),
             // So slow that most of its memory is still here.
@@ -153,7 +164,7 @@ impl Scenario {
         // The workload's vCPU never idles: a low dirty rate and a small working set keep it from
         // slowing down the other guests on an emulated host.
         here.sh(&format!(
-            "systemd-run --quiet --unit lab-guest-{name} --setenv={point} lighter run --name {name} --memory 16M \
+            "systemd-run --quiet --unit lab-guest-{name} --setenv={point} lighter run --name {name} {memory} \
              --working-set 1M --dirty-rate 50 < /dev/null"
         ))
         .ok();

@@ -2,6 +2,7 @@
 //! than the guest, and across power cuts and unplugged cables at each message of that course.
 //! Afterwards exactly one copy of the guest runs, or both hosts say that it is lost.
 
+use std::thread::sleep;
 use std::time::Duration;
 
 use crate::fixtures::{Host, Lab, holds, until};
@@ -108,6 +109,18 @@ in_each_phase!(cable_is_out_at_the_destination: taking TAKING, fetched FETCHED);
 fn the_cable_is_out_for_30_seconds() {
     let phases = [&MISSING, &CLEARED, &READY, &COMMIT, &RESUME, &SERVING, &COMPLETE];
     cable_is_out_for(Duration::from_secs(30), &phases);
+}
+
+#[test]
+fn a_guest_of_huge_pages_waits_for_its_cable() {
+    let mut scenario = Scenario::set(SERVING.point);
+    scenario.give_huge_pages();
+    scenario.hold(&SERVING, SERVING.cable_was_out);
+    let [_, there] = scenario.hosts();
+    there.cut_cable();
+    sleep(Duration::from_secs(30));
+    there.mend_cable();
+    scenario.ends_as_expected();
 }
 
 #[test]

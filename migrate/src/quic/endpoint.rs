@@ -60,19 +60,18 @@ impl Peer {
     }
 }
 
-/// Opens an endpoint that accepts connections on `address`.
+/// Opens an endpoint that accepts connections on `address`, also with the large datagrams that peers
+/// on the same host send, for which quinn reserves 128 MiB of address space.
 ///
 /// Must be called inside a tokio runtime, which then drives the endpoint.
 ///
 /// # Errors
 /// [`LinkError::Socket`] if the address cannot be bound.
 pub fn listen(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
-    open(address, Some(server(tls)), MTU_MAX)
+    open(address, Some(server(tls)), MTU_LOOPBACK)
 }
 
-/// As [`listen`], for memory: accepts the large datagrams that a source on the same host sends, for
-/// which quinn reserves 128 MiB of address space. The address of a source may change while it is
-/// connected.
+/// As [`listen`], for memory: the address of a source may change while it is connected.
 pub(crate) fn listen_for_memory(address: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     let mut server = server(tls);
     server.migration(true);
@@ -103,7 +102,7 @@ pub fn dialer(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     dial_over(Path::Network, towards, tls, KEEP_ALIVE)
 }
 
-/// As [`dialer`], for memory sent to `towards`, which listens with [`listen_for_memory`].
+/// As [`dialer`], for memory sent to `towards`, in large datagrams if that is on this host.
 pub(crate) fn dialer_for_memory(towards: SocketAddr, tls: &Tls) -> Result<Endpoint, LinkError> {
     dial_over(Path::to(towards), towards, tls, KEEP_ALIVE)
 }

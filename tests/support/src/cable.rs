@@ -57,6 +57,42 @@ impl Namespaces {
         let add = ["link", "add", interface, "netns", a, "type", "veth"];
         let peer = ["peer", "name", interface, "netns", b];
         tool("ip", &[&add[..], &peer].concat())?;
+        self.raise(interface, addresses)
+    }
+
+    /// Joins each to this process's namespace by a veth pair, with the same name and one of these
+    /// addresses at the end in it, and one of the `outside` names at the other.
+    ///
+    /// # Errors
+    /// If one of the interfaces exists.
+    pub fn lead_out(
+        &self,
+        interface: &str,
+        addresses: [&str; 2],
+        outside: [&str; 2],
+    ) -> Result<()> {
+        for (name, outside) in self.names().into_iter().zip(outside) {
+            let add = ["link", "add", interface, "netns", name, "type", "veth"];
+            tool("ip", &[&add[..], &["peer", "name", outside]].concat())?;
+            tool("ip", &["link", "set", outside, "addrgenmode", "none", "up"])?;
+        }
+        self.raise(interface, addresses)
+    }
+
+    /// Removes an interface of either namespace, with what it is joined to.
+    ///
+    /// # Errors
+    /// If ip(8) cannot be run.
+    pub fn cut(&self, interface: &str) -> Result<()> {
+        for name in self.names() {
+            // The other end of a cable has gone with the first.
+            Command::new("ip").args(["-n", name, "link", "del", interface]).output()?;
+        }
+        Ok(())
+    }
+
+    /// Gives the interface of each its address, and turns it on.
+    fn raise(&self, interface: &str, addresses: [&str; 2]) -> Result<()> {
         for (name, address) in self.names().into_iter().zip(addresses) {
             let address = format!("{address}/24");
             tool("ip", &["-n", name, "address", "add", &address, "dev", interface])?;

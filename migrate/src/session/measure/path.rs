@@ -106,7 +106,7 @@ fn is_unknown(error: &FrontError) -> bool {
 async fn reach(nodes: Vec<Peer>, tls: &Tls) -> Result<(Peer, Endpoint, Connection), LinkError> {
     let mut silent = None;
     for node in nodes {
-        let connected = match endpoint::dialer(node.address, tls) {
+        let connected = match endpoint::dialer_for_memory(node.address, tls) {
             Ok(endpoint) => {
                 endpoint::connect(&endpoint, &node).await.map(|connection| (endpoint, connection))
             }
@@ -126,7 +126,7 @@ async fn reach(nodes: Vec<Peer>, tls: &Tls) -> Result<(Peer, Endpoint, Connectio
 }
 
 async fn one_more(node: &Peer, tls: &Tls) -> Result<Line, FrontError> {
-    let endpoint = endpoint::dialer(node.address, tls)?;
+    let endpoint = endpoint::dialer_for_memory(node.address, tls)?;
     let connection = endpoint::connect(&endpoint, node).await?;
     let (stream, bytes_max) = open_sink(&connection, node).await?;
     Ok(Line { connection, stream, bytes_max, endpoint })
