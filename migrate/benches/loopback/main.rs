@@ -1,17 +1,14 @@
 //! Whole migrations of memory between two processes over loopback: throughput, CPU time and
 //! downtime.
 //!
-//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS] [tcp]` (1024 MiB, 5 runs and
-//! all rows by default). With `tcp`, a plain copy of as many bytes over TCP precedes each
-//! migration, and the migration is repeated beside a TCP connection that carries as much as it can.
-//! The source is this process and the destination a child of it, so that neither profits from the
-//! other's caches. All memory is touched beforehand, so that the transport is measured and not the
-//! first touch of memory.
+//! `cargo bench -p migrate --bench loopback -- [MIB] [RUNS] [ROWS]` (1024 MiB, 5 runs and all rows
+//! by default). The source is this process and the destination a child of it, so that neither
+//! profits from the other's caches. All memory is touched beforehand, so that the transport is
+//! measured and not the first touch of memory.
 
 #[path = "../../src/session/tests/memory.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
 mod memory;
-mod tcp;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -46,7 +43,6 @@ fn main() -> Outcome<()> {
     }
     let number = |at: usize, default| arguments.get(at).map_or(Ok(default), |it| it.parse());
     let (mib, runs, rows) = (number(1, 1024)?, number(2, 5)?, number(3, usize::MAX)?);
-    let beside_tcp = arguments.get(4).is_some_and(|it| it == "tcp");
     println!(
         "{:8} {:5} conn   GB/s  CPU s/GiB source + destination  downtime ms  wire MB",
         "content", "lz4"
@@ -65,15 +61,7 @@ fn main() -> Outcome<()> {
     .take(rows)
     {
         for _ in 0..runs {
-            if beside_tcp {
-                println!("TCP alone {:.3} GB/s", tcp::copy((mib as u64) << 20)?);
-            }
             measure(mib, content, compression, connections)?;
-            if beside_tcp {
-                let copying = tcp::Copying::start()?;
-                measure(mib, content, compression, connections)?;
-                println!("TCP beside it {:.3} GB/s", copying.rate());
-            }
         }
     }
     Ok(())

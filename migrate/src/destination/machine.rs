@@ -278,7 +278,8 @@ impl Destination {
     fn on_connected(&mut self) {
         if std::mem::replace(&mut self.connected, true) {
             self.connected = false;
-            self.on_connection_lost("replaced by a new connection of the source".into());
+            let detail = "the source has connected anew: its process has ended, or lost the other one";
+            self.on_connection_lost(detail.into());
             self.connected = !matches!(self.state, State::Settled);
         }
     }
