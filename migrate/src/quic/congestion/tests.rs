@@ -179,6 +179,21 @@ fn acknowledgements_from_before_their_packets_do_no_harm() {
 }
 
 #[test]
+fn one_packet_that_seems_early_does_not_make_the_rest_look_queued() {
+    let mut model = model();
+    let mut now = Instant::now();
+    for _ in 0..30 {
+        now = one_packet(&mut model, now, 10 * MS, 400 * PACKET);
+    }
+    now = one_packet(&mut model, now, 6 * MS, 400 * PACKET);
+    for _ in 0..30 {
+        model.lost(now, now, PACKET);
+        now = one_packet(&mut model, now, 10 * MS, 400 * PACKET);
+        assert!(model.window() > 300 * PACKET, "{model:?}");
+    }
+}
+
+#[test]
 fn after_an_outage_the_path_is_measured_again() {
     let mut model = model();
     let mut now = Instant::now();
