@@ -49,6 +49,7 @@ impl Wire {
         let ways = [0, 1].map(|from| {
             let (is_cut, ends) = (is_cut.clone(), ends.clone());
             thread::spawn(move || {
+                prefer();
                 let mut path = Path::new(cable, from as u64);
                 while !is_cut.load(Relaxed) {
                     carry(&ends[from], &ends[1 - from], &mut path);
@@ -65,6 +66,17 @@ impl Drop for Wire {
         for way in self.ways.drain(..) {
             let _ = way.join();
         }
+    }
+}
+
+/// Has this thread run whenever it can, as what a kernel does with packets: otherwise the wire
+/// would be late when the systems are busy.
+fn prefer() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters live; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    if let Err(error) = Errno::result(result) {
+        eprintln!("packets may be late: the wire has no priority: {error}");
     }
 }
 

@@ -85,6 +85,8 @@ pub(super) struct Model {
     /// The shortest of the last round; none before the first one has ended.
     last_rtt_min_s: Option<f64>,
     rtt_confirmed_at: Option<Instant>,
+    /// Whether the last round met a queue.
+    was_queued: bool,
     /// How far above the measured rate the next probe goes, as a share.
     probe: f64,
     /// When this last reacted to a loss; earlier packets that are lost tell nothing new.
@@ -106,6 +108,7 @@ impl Model {
             rtt_min_s: f64::INFINITY,
             last_rtt_min_s: None,
             rtt_confirmed_at: None,
+            was_queued: false,
             probe: PROBE.1,
             reacted_at: None,
         }
@@ -214,10 +217,12 @@ impl Model {
             return;
         }
         let is_queued = round.rtt_min_s() > self.queued_s();
+        // A single round may have waited for a processor of this host.
+        let was_queued = std::mem::replace(&mut self.was_queued, is_queued);
         let random_max = RANDOM_LOSS * round.bytes() + RANDOM_PACKETS * self.mtu;
         let is_congested = round.is_marked()
             || round.lost_bytes() > random_max
-            || (round.lost_bytes() > 0.0 && is_queued);
+            || (round.lost_bytes() > 0.0 && is_queued && was_queued);
         let seen = Seen { now, is_queued, is_congested };
         let before = self.window() as f64;
         if is_congested {
@@ -239,7 +244,9 @@ impl Model {
             }
             Mode::Steady { step } => self.step(&seen, step, before),
             // Others that back off leave a short queue for a moment; they are still there.
-            Mode::Shared { .. } if round.rtt_min_s() <= CONFIRMS * self.rtt_min_s => {
+            Mode::Shared { .. }
+                if round.rtt_min_s() <= CONFIRMS * self.rtt_min_s + JITTER_S / 2.0 =>
+            {
                 Mode::Steady { step: CRUISE }
             }
             Mode::Shared { since } => {
@@ -320,6 +327,6 @@ struct Seen {
     now: Instant,
     /// No packet found the path without a queue.
     is_queued: bool,
-    /// More was lost than is random, or something was lost while there was a queue.
+    /// More was lost than is random, or something was lost while a queue stayed.
     is_congested: bool,
 }

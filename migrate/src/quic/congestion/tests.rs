@@ -194,6 +194,18 @@ fn one_packet_that_seems_early_does_not_make_the_rest_look_queued() {
 }
 
 #[test]
+fn a_round_that_waited_for_a_processor_is_no_queue() {
+    let mut model = model();
+    let mut now = Instant::now();
+    for round in 0..60 {
+        model.lost(now, now, PACKET);
+        let rtt = if round > 30 && round % 5 == 0 { 14 * MS } else { 10 * MS };
+        now = one_packet(&mut model, now, rtt, 400 * PACKET);
+        assert!(round < 20 || model.window() > 320 * PACKET, "round {round}: {model:?}");
+    }
+}
+
+#[test]
 fn after_an_outage_the_path_is_measured_again() {
     let mut model = model();
     let mut now = Instant::now();
