@@ -21,6 +21,8 @@ use super::round::{Ack, Round};
 const SHORT_S: f64 = 0.002;
 /// Rounds of which the best delivery rate counts.
 const RATES: usize = 10;
+/// Rounds, before the present one, that confirm its shortest round-trip time.
+const RTTS: usize = 2;
 /// Rounds without a higher rate after which a path counts as full.
 const FLAT_ROUNDS: u32 = 3;
 /// Growth of the rate, as a factor, that is expected of a round while a path is not full.
@@ -42,6 +44,8 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 const RTT_AGE_MAX: Duration = Duration::from_secs(10);
 /// Round trips without a packet after which there was nothing to send: nothing is under way.
 const IDLE_ROUND_TRIPS: u32 = 2;
+/// Rounds without a queue after which nobody else keeps one.
+const CALM_ROUNDS: u32 = 8;
 /// Rounds that a queue may take to empty.
 const DRAIN_ROUNDS: u32 = 3;
 /// Factor of the window while the queue is drained.
@@ -80,13 +84,13 @@ pub(super) struct Model {
     rates: VecDeque<f64>,
     /// Smoothed round-trip time.
     rtt_s: f64,
-    /// Shortest round-trip time, of two rounds in succession; infinite before the first.
+    /// Shortest round-trip time, of three rounds in succession; infinite before the first.
     rtt_min_s: f64,
-    /// The shortest of the last round; none before the first one has ended.
-    last_rtt_min_s: Option<f64>,
+    /// The shortest of the last two rounds; empty before the first one has ended.
+    last_rtts_s: VecDeque<f64>,
     rtt_confirmed_at: Option<Instant>,
-    /// Whether the last round met a queue.
-    was_queued: bool,
+    /// Rounds since the last that met a queue.
+    calm_rounds: u32,
     /// How far above the measured rate the next probe goes, as a share.
     probe: f64,
     /// When this last reacted to a loss; earlier packets that are lost tell nothing new.
@@ -106,9 +110,9 @@ impl Model {
             rates: VecDeque::with_capacity(RATES + 1),
             rtt_s: 0.0,
             rtt_min_s: f64::INFINITY,
-            last_rtt_min_s: None,
+            last_rtts_s: VecDeque::with_capacity(RTTS + 1),
             rtt_confirmed_at: None,
-            was_queued: false,
+            calm_rounds: 1,
             probe: PROBE.1,
             reacted_at: None,
         }
@@ -146,7 +150,7 @@ impl Model {
     /// Notes that a packet has arrived.
     pub(super) fn acked(&mut self, ack: &Ack) {
         self.rtt_s = ack.rtt.as_secs_f64();
-        if self.last_rtt_min_s.is_none() {
+        if self.last_rtts_s.is_empty() {
             self.rtt_min_s = self.rtt_min_s.min(ack.took_s());
         }
         if ack.took_s() <= CONFIRMS * self.rtt_min_s {
@@ -218,7 +222,8 @@ impl Model {
         }
         let is_queued = round.rtt_min_s() > self.queued_s();
         // A single round may have waited for a processor of this host.
-        let was_queued = std::mem::replace(&mut self.was_queued, is_queued);
+        let was_queued = self.calm_rounds == 0;
+        self.calm_rounds = if is_queued { 0 } else { self.calm_rounds.saturating_add(1) };
         let random_max = RANDOM_LOSS * round.bytes() + RANDOM_PACKETS * self.mtu;
         let is_congested = round.is_marked()
             || round.lost_bytes() > random_max
@@ -245,7 +250,8 @@ impl Model {
             Mode::Steady { step } => self.step(&seen, step, before),
             // Others that back off leave a short queue for a moment; they are still there.
             Mode::Shared { .. }
-                if round.rtt_min_s() <= CONFIRMS * self.rtt_min_s + JITTER_S / 2.0 =>
+                if self.calm_rounds >= CALM_ROUNDS
+                    || round.rtt_min_s() <= CONFIRMS * self.rtt_min_s =>
             {
                 Mode::Steady { step: CRUISE }
             }
@@ -261,11 +267,14 @@ impl Model {
 
     /// Notes the shortest round-trip time of a round. Where a thread waits for a processor between
     /// reading the clock and sending or receiving, a packet seems to take less time than the path
-    /// does. So a single round says nothing.
+    /// does, in the round that this ends and in the next. So two rounds say nothing.
     fn note_rtt(&mut self, shortest_s: f64) {
-        let last_s = self.last_rtt_min_s.replace(shortest_s);
-        let both_s = last_s.map_or(shortest_s, |last_s| last_s.max(shortest_s));
-        self.rtt_min_s = self.rtt_min_s.min(both_s);
+        self.last_rtts_s.push_back(shortest_s);
+        let all_s = self.last_rtts_s.iter().copied().fold(0.0, f64::max);
+        self.rtt_min_s = self.rtt_min_s.min(all_s);
+        if self.last_rtts_s.len() > RTTS {
+            self.last_rtts_s.pop_front();
+        }
     }
 
     /// Notes the delivery rate of a round. In one with too little to send it says nothing, unless

@@ -185,7 +185,9 @@ fn one_packet_that_seems_early_does_not_make_the_rest_look_queued() {
     for _ in 0..30 {
         now = one_packet(&mut model, now, 10 * MS, 400 * PACKET);
     }
-    now = one_packet(&mut model, now, 6 * MS, 400 * PACKET);
+    for _ in 0..2 {
+        now = one_packet(&mut model, now, 6 * MS, 400 * PACKET);
+    }
     for _ in 0..30 {
         model.lost(now, now, PACKET);
         now = one_packet(&mut model, now, 10 * MS, 400 * PACKET);
