@@ -227,7 +227,8 @@ fn migrate(
     preheat(guest.memory_mib())?;
     let before = forget_gaps(peer.console())?;
     let here = peer.here();
-    let tcp = shared.map(|places| Connection::open(&places[here], &places[1 - here])).transpose()?;
+    let tcp =
+        shared.map(|places| Connection::open(&places[here], &places[1 - here])).transpose()?;
     let transfer = peer.migrate(course)?;
     let tcp_mbit_per_second = tcp.as_ref().map(Connection::mbit_per_second);
     drop(tcp);

@@ -98,7 +98,7 @@ pub(crate) struct Settings {
     /// Seconds after which a migration is called off.
     #[arg(long, default_value_t = 600)]
     patience: u64,
-    /// Guests whose program sleeps for 10 ms at a time instead of spinning; their stalls include it.
+    /// Guests whose program sleeps 10 ms at a time instead of spinning; their stalls include it.
     #[arg(long)]
     halt: bool,
     /// Share the link with a TCP connection that carries as much as it can.

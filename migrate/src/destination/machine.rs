@@ -278,7 +278,8 @@ impl Destination {
     fn on_connected(&mut self) {
         if std::mem::replace(&mut self.connected, true) {
             self.connected = false;
-            let detail = "the source has connected anew: its process has ended, or lost the other one";
+            let detail =
+                "the source has connected anew: its process has ended, or lost the other one";
             self.on_connection_lost(detail.into());
             self.connected = !matches!(self.state, State::Settled);
         }

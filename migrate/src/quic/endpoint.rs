@@ -60,8 +60,8 @@ impl Peer {
     }
 }
 
-/// Opens an endpoint that accepts connections on `address`, also with the large datagrams that peers
-/// on the same host send, for which quinn reserves 128 MiB of address space.
+/// Opens an endpoint that accepts connections on `address`, also with the large datagrams that
+/// peers on the same host send, for which quinn reserves 128 MiB of address space.
 ///
 /// Must be called inside a tokio runtime, which then drives the endpoint.
 ///
