@@ -33,7 +33,8 @@ impl LinuxGuest {
         let GuestPlan { filled_mib, zero_percent, cpus, halts, first_load } = plan;
         let (random, load, halt) = (100 - zero_percent, first_load.options(), u8::from(*halts));
         let cmdline = format!(
-            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled_mib} check.random={random} check.threads={cpus} check.halt={halt} {load}",
+            "console=ttyS0 quiet panic=-1 {} mem=256M check.mib={filled_mib} check.random={random} \
+             check.threads={cpus} check.halt={halt} {load}",
             host.trim()
         );
         Ok(Self {

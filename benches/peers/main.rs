@@ -28,6 +28,7 @@ mod guest;
 mod lighter;
 mod link;
 mod load;
+mod packets;
 mod peer;
 mod place;
 mod preheat;

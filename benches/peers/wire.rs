@@ -5,32 +5,24 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fastrand::Rng;
-use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::link::{Cable, QUEUE};
+use super::packets;
 
-/// Room for the longest frame, with its [`HEADER_BYTES`].
+/// Room for the longest frame, with its header.
 const FRAME_BYTES: usize = 10 << 10;
-/// Bytes of `struct virtio_net_hdr`, which goes along with each frame: it says which checksum has
-/// still to be filled in.
-const HEADER_BYTES: usize = 10;
 /// As much later than it should may a packet arrive, so that many are carried at once.
 const GRAIN: Duration = Duration::from_micros(200);
 /// How often an idle wire looks whether it is still wanted.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-/// What a socket holds for a wire that gets no CPU time for a while.
-const SOCKET_BYTES: usize = 16 << 20;
 
 /// A wire, cut when dropped.
 pub(crate) struct Wire {
@@ -45,11 +37,11 @@ impl Wire {
     /// If this process may not read packets (`CAP_NET_RAW`), or has no such interface.
     pub(crate) fn between(interfaces: [&str; 2], cable: Cable) -> Result<Self> {
         let is_cut = Arc::new(AtomicBool::new(false));
-        let ends = Arc::new([open(interfaces[0])?, open(interfaces[1])?]);
+        let ends = Arc::new([packets::open(interfaces[0])?, packets::open(interfaces[1])?]);
         let ways = [0, 1].map(|from| {
             let (is_cut, ends) = (is_cut.clone(), ends.clone());
             thread::spawn(move || {
-                prefer();
+                packets::prefer();
                 let mut path = Path::new(cable, from as u64);
                 while !is_cut.load(Relaxed) {
                     carry(&ends[from], &ends[1 - from], &mut path);
@@ -66,17 +58,6 @@ impl Drop for Wire {
         for way in self.ways.drain(..) {
             let _ = way.join();
         }
-    }
-}
-
-/// Has this thread run whenever it can, as what a kernel does with packets: otherwise the wire
-/// would be late when the systems are busy.
-fn prefer() {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the parameters live; 0 is the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
-    if let Err(error) = Errno::result(result) {
-        eprintln!("packets may be late: the wire has no priority: {error}");
     }
 }
 
@@ -125,7 +106,7 @@ impl Path {
         if is_lost || begins - now > QUEUE {
             return;
         }
-        let bits = (frame.len() - HEADER_BYTES) as f64 * 8.0;
+        let bits = (frame.len() - packets::HEADER_BYTES) as f64 * 8.0;
         self.free = begins + Duration::from_secs_f64(bits / self.cable.rate as f64);
         self.frames.push_back((self.free + self.cable.round_trip / 2, frame.to_vec()));
     }
@@ -138,35 +119,4 @@ impl Path {
         }
         self.frames.pop_front().map(|(_, frame)| frame)
     }
-}
-
-/// Opens a socket for whole frames of an interface, those excepted that this host sends there.
-fn open(interface: &str) -> Result<File> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)
-        .context("cannot open a packet socket")?;
-    set(&socket, libc::PACKET_VNET_HDR)?;
-    set(&socket, libc::PACKET_IGNORE_OUTGOING)?;
-    setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BYTES)?;
-    setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BYTES)?;
-    // SAFETY: plain integers, for which zero is a value.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    address.sll_ifindex = if_nametoindex(interface)? as libc::c_int;
-    let bytes = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-    // SAFETY: the address lives, and is as long as is said.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), bytes) };
-    Errno::result(result).with_context(|| format!("cannot bind to {interface}"))?;
-    Ok(File::from(socket))
-}
-
-/// Turns on an option of packet sockets.
-fn set(socket: &OwnedFd, option: libc::c_int) -> Result<()> {
-    let value: libc::c_int = 1;
-    let bytes = size_of::<libc::c_int>() as libc::socklen_t;
-    let (at, level) = ((&raw const value).cast(), libc::SOL_PACKET);
-    // SAFETY: the value lives, and is as long as is said.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, at, bytes) };
-    Errno::result(result).context("packet sockets lack an option here").map(drop)
 }
