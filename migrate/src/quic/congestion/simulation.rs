@@ -29,7 +29,7 @@ pub(super) struct Link {
 }
 
 enum Control {
-    Model(Model),
+    Model(Box<Model>),
     /// As most TCP: not paced.
     Cubic(Cubic),
 }
@@ -56,7 +56,8 @@ pub(super) struct Flow {
 impl Flow {
     /// Creates a flow controlled by the model that starts at `start_s`.
     pub(super) fn model(start_s: f64) -> Self {
-        Self::new(Control::Model(Model::new(10 * PACKET, PACKET as u16)), start_s)
+        let model = Model::new(10 * PACKET, PACKET as u16);
+        Self::new(Control::Model(Box::new(model)), start_s)
     }
 
     /// Creates a flow as of TCP that starts at `start_s`.
