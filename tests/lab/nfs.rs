@@ -1,6 +1,9 @@
 //! Disks on NFS: shared by both hosts, or copied there while the guest writes them.
 
+use std::path::Path;
+
 use crate::fixtures::{Host, Lab, StockGuest};
+use support::kernel::sleeper;
 
 const DISK: &str = "/var/lib/disks/data.raw";
 /// The folder that the first host exports, as both hosts have it.
@@ -61,7 +64,13 @@ fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
     let [here, there] = hosts(&lab);
     let disk = format!("{SHARED}/db.raw");
     here.sh(&format!("truncate -s 16M {disk}")).ok();
-    let run = format!("run --detach --memory 64M --disk {disk} --name");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let kernel = sleeper(folder.path());
+    for host in [here, there] {
+        host.push(&[Path::new(&kernel)], "/var/lib/disks");
+    }
+    let run =
+        format!("run --detach --memory 64M --kernel /var/lib/disks/sleeper --disk {disk} --name");
     here.lighter(&format!("{run} db")).ok();
     let used = [disk.as_str(), "in use"];
     there.lighter(&format!("{run} other")).complains(&used);
