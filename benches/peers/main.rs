@@ -14,8 +14,10 @@
 //! guest itself reports its longest pause and whether its memory is intact; a run that damages
 //! memory ends the benchmark.
 //!
-//! A link other than loopback is a cable between two network namespaces, which takes root, and
-//! netem for a round trip or loss. With `--postcopy` guests are handed over after the first round;
+//! A link other than loopback is a cable between two network namespaces, which takes root, with a
+//! [`wire`] in it for a round trip or loss. With `--beside-tcp` a TCP connection shares it, with
+//! `--halt` the program in the guests sleeps. With `--postcopy` guests are handed over after the
+//! first round;
 //! with `--estimate` lighter alone is measured, with an estimate before each migration. Each memory
 //! size and number of vCPUs takes guests of its own, and so do cables and the load `sparse`.
 //!

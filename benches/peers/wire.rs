@@ -1,6 +1,6 @@
 //! A wire between two interfaces of this host, on which packets take time, queue and get lost, as
-//! on a long one. It does what `sch_netem` does, on kernels with and without it, and costs up to
-//! half a core at 1 Gbit/s.
+//! on a long one. It does what `sch_netem` does, on kernels with and without it, and takes
+//! processor time from what is measured.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -11,10 +11,10 @@ const SAVE: &str = "save db /var/lib/disks/db.lighter";
 const RESTORE: &str = "restore /var/lib/disks/db.lighter --name db --detach";
 
 /// Runs a guest; the caller appends its name and disk.
-const RUN: &str = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
+pub(crate) const RUN: &str = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
 
 /// Two hosts with the kernel of [`RUN`]; only the first host has [`DISK`].
-fn hosts(lab: &Lab) -> [Host<'_>; 2] {
+pub(crate) fn hosts(lab: &Lab) -> [Host<'_>; 2] {
     let hosts = lab.nodes();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let kernel = sleeper(folder.path());

@@ -1,9 +1,7 @@
 //! Disks on NFS, which both hosts share.
 
-use std::path::Path;
-
-use crate::fixtures::{Host, Lab};
-use support::kernel::sleeper;
+use crate::disks::{RUN, hosts};
+use crate::fixtures::Lab;
 
 /// The folder that the first host exports, as both hosts have it.
 const SHARED: &str = "/var/lib/disks/nfs";
@@ -16,35 +14,22 @@ echo '/srv/nfs *(rw,sync,no_root_squash,no_subtree_check,fsid=0)' > /etc/exports
 rpc.nfsd --no-nfs-version 3 2; echo Y > /proc/fs/nfsd/v4_end_grace
 exportfs -ra; rpc.mountd --no-nfs-version 3";
 
-/// Two hosts, both of which have [`SHARED`].
-fn hosts(lab: &Lab) -> [Host<'_>; 2] {
-    let hosts = lab.nodes();
-    hosts[0].sh(SERVE).ok();
-    for host in hosts {
-        let server = hosts[0].address();
-        host.sh(&format!("mkdir -p {SHARED} && mount -t nfs4 {server}:/ {SHARED}")).ok();
-    }
-    hosts
-}
-
 #[test]
 fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
     let lab = Lab::of(2);
     let [here, there] = hosts(&lab);
+    here.sh(SERVE).ok();
+    let server = here.address();
+    for host in [here, there] {
+        host.sh(&format!("mkdir -p {SHARED} && mount -t nfs4 {server}:/ {SHARED}")).ok();
+    }
     let disk = format!("{SHARED}/db.raw");
     here.sh(&format!("truncate -s 16M {disk}")).ok();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let kernel = sleeper(folder.path());
-    for host in [here, there] {
-        host.push(&[Path::new(&kernel)], "/var/lib/disks");
-    }
-    let run =
-        format!("run --detach --memory 64M --kernel /var/lib/disks/sleeper --disk {disk} --name");
-    here.lighter(&format!("{run} db")).ok();
+    here.lighter(&format!("{RUN} db --disk {disk}")).ok();
     let used = [disk.as_str(), "in use"];
-    there.lighter(&format!("{run} other")).complains(&used);
+    there.lighter(&format!("{RUN} other --disk {disk}")).complains(&used);
     here.lighter(&format!("migrate db {} --downtime 10s", there.address())).ok();
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
     let moved = [disk.as_str(), "belongs to the guest db", "has it as db (running)"];
-    here.lighter(&format!("{run} other")).complains(&moved);
+    here.lighter(&format!("{RUN} other --disk {disk}")).complains(&moved);
 }

@@ -223,6 +223,15 @@ impl Scenario {
         there.sh(&format!("rm -f {HELD}")).ok();
     }
 
+    /// Unplugs the cable of the destination for 30 s, which continues if it is held.
+    pub(crate) fn pull_cable(&self) {
+        let [_, there] = self.hosts();
+        there.cut_cable();
+        self.release();
+        sleep(Duration::from_secs(30));
+        there.mend_cable();
+    }
+
     /// Cuts and restores the power of host `number`, and waits until its node answers.
     pub(crate) fn lose_power(&self, number: usize) {
         self.lab.cut_power(number);
@@ -361,10 +370,7 @@ fn the_cable_is_out_while_the_destination_takes_the_guest() {
 pub(crate) fn cable_is_out_at_the_destination(phase: &Phase) {
     let mut scenario = Scenario::set(phase.point);
     scenario.hold(phase, phase.cable_was_out);
-    scenario.hosts()[1].cut_cable();
-    scenario.release();
-    sleep(Duration::from_secs(30));
-    scenario.hosts()[1].mend_cable();
+    scenario.pull_cable();
     scenario.ends_as_expected();
 }
 

@@ -279,7 +279,7 @@ impl Destination {
         if std::mem::replace(&mut self.connected, true) {
             self.connected = false;
             let detail =
-                "the source has connected anew: its process has ended, or lost the other one";
+                "the source has connected again: its process has ended, or lost the other one";
             self.on_connection_lost(detail.into());
             self.connected = !matches!(self.state, State::Settled);
         }
