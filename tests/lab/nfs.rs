@@ -7,8 +7,8 @@ use crate::fixtures::Lab;
 const SHARED: &str = "/var/lib/disks/nfs";
 
 /// Exports a folder by NFS 4, without the time of grace in which clients of an earlier server would
-/// claim their locks. It goes on serving after the test: a process of the other host that has a file
-/// open could not be killed without it.
+/// claim their locks. It goes on serving after the test: a process of the other host that has a
+/// file open could not be killed without it.
 const SERVE: &str = "set -e; rm -rf /srv/nfs; mkdir -p /srv/nfs; modprobe nfsd
 mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd
 echo '/srv/nfs *(rw,sync,no_root_squash,no_subtree_check,fsid=0)' > /etc/exports
