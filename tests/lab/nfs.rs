@@ -1,7 +1,7 @@
 //! Disks on NFS, which both hosts share.
 
 use crate::disks::{RUN, hosts};
-use crate::fixtures::Lab;
+use crate::fixtures::{Host, Lab, StockGuest};
 
 /// The folder that the first host exports, as both hosts have it.
 const SHARED: &str = "/var/lib/disks/nfs";
@@ -15,15 +15,20 @@ echo '/srv/nfs *(rw,sync,no_root_squash,no_subtree_check,fsid=0)' > /etc/exports
 rpc.nfsd --no-nfs-version 3 2; echo Y > /proc/fs/nfsd/v4_end_grace
 exportfs -ra; pgrep -x rpc.mountd || rpc.mountd --no-nfs-version 3";
 
-#[test]
-fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
-    let lab = Lab::of(2);
-    let [here, there] = hosts(&lab);
+/// Lets the first host serve [`SHARED`], and mounts it on both.
+fn share([here, there]: [Host<'_>; 2]) {
     here.sh(SERVE).ok();
     let server = here.address();
     for host in [here, there] {
         host.sh(&format!("mkdir -p {SHARED} && mount -t nfs4 {server}:/ {SHARED}")).ok();
     }
+}
+
+#[test]
+fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
+    let lab = Lab::of(2);
+    let [here, there] = hosts(&lab);
+    share([here, there]);
     let disk = format!("{SHARED}/db.raw");
     here.sh(&format!("truncate -s 16M {disk}")).ok();
     here.lighter(&format!("{RUN} db --disk {disk}")).ok();
@@ -33,4 +38,50 @@ fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
     assert_eq!(there.state_of("db").as_deref(), Some("running"));
     let moved = [disk.as_str(), "belongs to the guest db", "has it as db (running)"];
     here.lighter(&format!("{RUN} other --disk {disk}")).complains(&moved);
+}
+
+/// Writes block after block of the guest's second disk past its cache, in an order that comes to
+/// each of the 1024, and each with the number of the write: some 20 a second, until `/run/stop`
+/// exists. Then it says in `/run/wrote` how many it wrote.
+const WRITER: &str = "import mmap, os, struct, time
+disk, page, count = os.open('/dev/vdb', os.O_RDWR | os.O_DIRECT), mmap.mmap(-1, 4096), 0
+while not os.path.exists('/run/stop'):
+    count += 1
+    page[:] = struct.pack('<Q', count) * 512
+    os.pwrite(disk, page, count * 7 % 1024 * 4096)
+    time.sleep(0.05)
+open('/run/wrote', 'w').write(str(count))";
+
+/// Checks that each block has what was written to it last; fails otherwise.
+const CHECKER: &str = "import mmap, os, struct
+disk, page, count = os.open('/dev/vdb', os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096), 0
+last = {number * 7 % 1024: number for number in range(1, int(open('/run/wrote').read()) + 1)}
+assert last, 'nothing was written'
+for block in range(1024):
+    os.preadv(disk, [page], block * 4096)
+    found, expected = page[:], struct.pack('<Q', last.get(block, 0)) * 512
+    assert found == expected, (block, last.get(block), found[:16])";
+
+#[test]
+fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    share([here, there]);
+    let (own, shared) = ("/var/lib/disks/data.raw", format!("{SHARED}/data.raw"));
+    here.sh(&format!("rm -f {own} && truncate -s 4M {own}")).ok();
+    let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {own}"));
+    guest.sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/log 2>&1 < /dev/null")).ok();
+    for (from, to, [before, after]) in
+        [(here, there, [own, &shared]), (there, here, [&shared, own])]
+    {
+        // On the way back there is the file that the guest left.
+        let options = format!("--copy-disk {before} --disk-path {before}={after} --replace-disks");
+        let migrate = format!("migrate debian {} {options} --downtime 10s --json", to.address());
+        let report = from.lighter(&migrate).json();
+        assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
+    }
+    guest
+        .sh(here, "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'");
+    guest.sh(here, &format!("cat /run/log; python3 -c \"{CHECKER}\"")).ok();
+    guest.shut_down(here);
 }
