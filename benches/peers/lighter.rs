@@ -133,6 +133,7 @@ impl Peer for Lighter {
         let destination_cpu_seconds = arrived + destination.node_cpu_seconds()? - nodes_before.1;
         let downtime = Duration::try_from_secs_f64(figure(&report["downtime_seconds"])?)?;
         let phases = report["phases"].as_array().context("the report lacks phases")?;
+        eprintln!("  lighter's hand-over, ms: {}", hand_over(&report)?);
         let transfer = Transfer {
             total: Duration::try_from_secs_f64(figure(&report["total_seconds"])?)?,
             downtime,
@@ -151,6 +152,23 @@ impl Peer for Lighter {
     fn overhead_bytes(&self) -> Result<u64> {
         usage::overhead_bytes(self.hosts[self.here].guest_pid()?, self.memory_bytes)
     }
+}
+
+/// Returns what the time without the guest was spent on, in milliseconds, and the last round.
+fn hand_over(report: &Value) -> Result<String> {
+    let step = |name: &str| {
+        Ok(format!("{name} {:.1}", 1e3 * figure(&report["standstill"][format!("{name}_seconds")])?))
+    };
+    let steps: Result<Vec<_>> =
+        ["pause", "flush", "save", "send", "ready"].map(step).into_iter().collect();
+    let phase = |name: &str| {
+        let found = report["phases"].as_array()?.iter().find(|phase| phase["phase"] == name)?;
+        Some(format!("{name} {:.1}", 1e3 * found["seconds"].as_f64()?))
+    };
+    let phases: Vec<_> = ["commit", "resume"].into_iter().filter_map(phase).collect();
+    let rounds = report["rounds"].as_array().context("the report lacks rounds")?;
+    let last = rounds.last().map(|round| format!("last round {} pages", round["pages"]));
+    Ok([steps?, phases, Vec::from_iter(last)].concat().join(", "))
 }
 
 impl Drop for Lighter {
