@@ -21,6 +21,7 @@ mod label;
 pub(crate) mod limits;
 pub(crate) mod migration;
 pub(crate) mod net;
+pub(crate) mod seed;
 pub(crate) mod spec;
 pub(crate) mod watch;
 

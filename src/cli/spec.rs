@@ -23,6 +23,7 @@ use super::cpu::CpuArg;
 use super::disk::{DiskAccess, DiskArg};
 use super::label::{self, Label};
 use super::net::NetArg;
+use super::seed::SeedArg;
 use crate::names::GuestName;
 use crate::units::{MIB, Size};
 
@@ -113,6 +114,29 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,
+
+    /// Documents for cloud-init, on a small disk of the guest's own (NoCloud): a file with user
+    /// data, and if wanted others with meta data and the network configuration. lighter reads them
+    /// when the guest starts; they go wherever the guest goes.
+    #[arg(
+        long, value_name = "USER-DATA[,meta-data=FILE][,network-config=FILE]", requires = "own",
+        help_heading = CLOUD_INIT
+    )]
+    pub(crate) seed: Option<SeedArg>,
+
+    /// File with public SSH keys that let the image's ordinary user log in. Give it more than once
+    /// for more files.
+    #[arg(long, value_name = "FILE", requires = "own", help_heading = CLOUD_INIT)]
+    #[serde(default)]
+    pub(crate) ssh_key: Vec<PathBuf>,
+
+    /// Host name for the guest's system [default: the guest's name, if it has a seed].
+    #[arg(long, value_name = "NAME", requires = "own", help_heading = CLOUD_INIT)]
+    pub(crate) hostname: Option<String>,
+
+    /// File with a password, or its hash, for the image's ordinary user: to log in on the console.
+    #[arg(long, value_name = "FILE", requires = "own", help_heading = CLOUD_INIT)]
+    pub(crate) password_file: Option<PathBuf>,
 
     /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the
     /// guest; tap alone: this tap, which you have made. mac: the guest's address, which it keeps
@@ -234,6 +258,9 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "PAGES", conflicts_with = "own", help_heading = WORKLOAD)]
     pub(crate) read_rate: Option<u32>,
 }
+
+/// The heading of the options for cloud-init.
+const CLOUD_INIT: &str = "cloud-init, for images with it";
 
 /// The heading of the workload's options.
 const WORKLOAD: &str = "Built-in workload";
@@ -403,6 +430,14 @@ impl GuestSpec {
     /// Whether it runs a system of its own, not the workload or what a template has.
     pub(crate) fn has_system(&self) -> bool {
         self.kernel.is_some() || self.firmware.is_some()
+    }
+
+    /// Whether it has documents for cloud-init.
+    pub(crate) fn has_seed(&self) -> bool {
+        self.seed.is_some()
+            || !self.ssh_key.is_empty()
+            || self.hostname.is_some()
+            || self.password_file.is_some()
     }
 
     /// How it reaches its devices.

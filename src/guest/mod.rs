@@ -32,6 +32,7 @@ mod opener;
 mod plan;
 mod process;
 mod saved;
+mod seed;
 mod session;
 mod start;
 mod survey;

@@ -12,6 +12,7 @@ use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Order, Pattern, WorkloadParams};
 use vmm_core::{BootSource, CpuModel, DeviceConfig, Nested, OnReboot, VmShape};
 
+use super::seed::seed;
 use crate::cli::cpu::CpuArg;
 use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine, QUEUES_MAX};
 use crate::cli::net::NetArg;
@@ -42,6 +43,7 @@ impl Plan {
         let cannot = || format!("cannot run {name}");
         let mut shape = shape(spec).with_context(cannot)?;
         shape.devices = devices(spec).with_context(cannot)?;
+        shape.devices.extend(seed(spec, &name).with_context(cannot)?.map(DeviceConfig::Seed));
         let boot = boot(spec)?;
         let on_reboot = match (spec.on_reboot, &boot) {
             (Some(OnRebootArg::Restart), _) => OnReboot::Restart,
@@ -60,10 +62,11 @@ impl Plan {
 ///
 /// # Errors
 /// If this host cannot run such a guest, or a file is missing.
-pub(super) fn check(spec: &GuestSpec) -> Result<()> {
+pub(super) fn check(spec: &GuestSpec, name: &GuestName) -> Result<()> {
     spec.check()?;
     if spec.template.is_none() {
         shape(spec)?;
+        seed(spec, name)?;
         boot(spec)?;
     }
     spec.disk.iter().try_for_each(|disk| expect_disk(&disk.path))
@@ -252,6 +255,8 @@ mod tests {
         std::fs::write(&kernel, "").unwrap();
         let [kernel_path, disk_path] = [&kernel, &disk].map(|path| path.to_str().unwrap());
         let spec = spec(&["--kernel", kernel_path, "--disk", disk_path]);
+        let name = "web".parse().unwrap();
+        let check = |spec: &GuestSpec| check(spec, &name);
         let missing = format!("{:#}", check(&spec).unwrap_err());
         assert!(
             missing.contains("cannot find the disk") && missing.contains("disk.raw"),

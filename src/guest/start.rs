@@ -243,7 +243,7 @@ fn check(spec: &GuestSpec, name: &GuestName) -> Result<()> {
     if let Some(file) = &spec.template {
         saved::open_template(file, name)?;
     }
-    plan::check(spec).with_context(|| format!("cannot run {name}"))
+    plan::check(spec, name).with_context(|| format!("cannot run {name}"))
 }
 
 /// Carries out `lighter restore`.

@@ -23,5 +23,6 @@ mod nested;
 mod nfs;
 mod package;
 mod processors;
+mod seed;
 mod service;
 mod stock;

@@ -31,6 +31,9 @@ const SHAPE_VERSION: u16 = 6;
 const SHAPE_VERSION_WITH_LABELS: u16 = 7;
 /// Version of the encoding of a [`VmShape`] that is followed by labels and the kind of its machine.
 const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
+/// Version of the encoding of a [`VmShape`] with a seed disk: that of the kind of machine, which
+/// earlier releases know, so that these say that they are too old.
+const SHAPE_VERSION_WITH_SEED: u16 = 9;
 
 /// A description from which the same virtual machine can be created on any suitable host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +133,7 @@ pub enum ShapeError {
     Malformed(String),
     /// The shape has a version that this program does not know.
     #[error(
-        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_MACHINE}"
+        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_SEED}"
     )]
     Version(u16),
 }
@@ -283,7 +286,11 @@ impl VmShape {
     /// entries.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         // Earlier releases take a guest whose shape has a version that they know.
+        let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
         let bytes = match (self.machine, self.labels.is_empty()) {
+            (machine, _) if has_seed => {
+                codec::encode(&(SHAPE_VERSION_WITH_SEED, self, &self.labels, machine))
+            }
             (MachineKind::Mmio, true) => codec::encode(&(SHAPE_VERSION, self)),
             (MachineKind::Mmio, false) => {
                 codec::encode(&(SHAPE_VERSION_WITH_LABELS, self, &self.labels))
@@ -310,7 +317,7 @@ impl VmShape {
             SHAPE_VERSION => codec::decode(bytes).map(|(_, shape): (u16, Self)| shape),
             SHAPE_VERSION_WITH_LABELS => codec::decode(bytes)
                 .map(|(_, shape, labels): (u16, Self, Labels)| Self { labels, ..shape }),
-            SHAPE_VERSION_WITH_MACHINE => codec::decode(bytes).map(
+            SHAPE_VERSION_WITH_MACHINE | SHAPE_VERSION_WITH_SEED => codec::decode(bytes).map(
                 |(_, shape, labels, machine): (u16, Self, Labels, MachineKind)| Self {
                     labels,
                     machine,
@@ -430,6 +437,7 @@ pub(crate) fn cpuid_table(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::block::SeedConfig;
 
     fn shape() -> VmShape {
         VmShape::for_host(64 << 20, 2).unwrap()
@@ -454,6 +462,18 @@ mod tests {
             let shape = VmShape { machine, labels, ..shape() };
             let bytes = shape.to_bytes().unwrap();
             assert_eq!(bytes[..2], [version, 0], "{machine}");
+            assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
+        }
+    }
+
+    #[test]
+    fn a_guest_with_a_seed_has_a_version_of_its_own() {
+        let documents = [("user-data".to_owned(), b"#cloud-config".to_vec())];
+        let devices = vec![DeviceConfig::Seed(SeedConfig::new(documents).unwrap())];
+        for machine in [MachineKind::Mmio, MachineKind::Pci] {
+            let shape = VmShape { machine, devices: devices.clone(), ..shape() };
+            let bytes = shape.to_bytes().unwrap();
+            assert_eq!(bytes[..2], [9, 0], "{machine}");
             assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
         }
     }

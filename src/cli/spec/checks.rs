@@ -9,7 +9,11 @@ use vmm_core::{MachineKind, labels, workload};
 
 use super::{CpuArg, GuestSpec, MEMORY_BYTES, PatternArg};
 use crate::cli::fault::{Fault, Place};
+use crate::cli::seed::SeedArg;
 use crate::units::{MIB, PAGE_BYTES, Size};
+
+/// Longest name of a host, in bytes (`HOST_NAME_MAX` of Linux).
+const HOSTNAME_BYTES_MAX: usize = 64;
 
 impl GuestSpec {
     /// Whether the values make sense together, and are possible on any host.
@@ -30,10 +34,15 @@ impl GuestSpec {
         self.check_template()?;
         self.check_workload()?;
         self.check_firmware()?;
+        self.check_seed()?;
         let of_systems = [
             ("machine", self.machine.is_some()),
             ("nested", self.nested.is_some()),
             ("disk", !self.disk.is_empty() && self.template.is_none()),
+            ("seed", self.seed.is_some()),
+            ("ssh-key", !self.ssh_key.is_empty()),
+            ("hostname", self.hostname.is_some()),
+            ("password-file", self.password_file.is_some()),
             ("net", !self.net.is_empty()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
@@ -142,6 +151,32 @@ impl GuestSpec {
         Ok(())
     }
 
+    /// Whether the host name is one, and is said in one place.
+    fn check_seed(&self) -> Result<(), Fault> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        let is_name = |name: &str| {
+            (1..=HOSTNAME_BYTES_MAX).contains(&name.len())
+                && name.chars().all(is_plain)
+                && !name.starts_with(['-', '.'])
+        };
+        if !self.hostname.as_deref().is_none_or(is_name) {
+            let what = format!(
+                "a host name has 1 to {HOSTNAME_BYTES_MAX} letters, digits, `-` and `.`, and \
+                 begins with a letter or a digit"
+            );
+            return Err(Fault::of("hostname", what));
+        }
+        if self.seed.as_ref().is_none_or(|seed| seed.meta_data.is_none()) {
+            return Ok(());
+        }
+        let of_meta_data =
+            [("ssh-key", !self.ssh_key.is_empty()), ("hostname", self.hostname.is_some())];
+        let stray = of_meta_data.into_iter().find(|(_, is_there)| *is_there);
+        stray.map_or(Ok(()), |(key, _)| {
+            Err(Fault::of(key, "this is part of the meta data, which the seed has a file for"))
+        })
+    }
+
     /// Whether nothing is said of a guest from a template that its template says already.
     fn check_template(&self) -> Result<(), Fault> {
         let of_templates = [
@@ -180,12 +215,15 @@ impl GuestSpec {
             ("initrd", self.initrd.as_ref()),
             ("template", self.template.as_ref()),
             ("cpu", cpu),
+            ("password-file", self.password_file.as_ref()),
         ];
         let single =
             single.into_iter().filter_map(|(key, path)| Some((key, None, path?.as_path())));
         let disks = self.disk.iter().enumerate();
         let disks = disks.map(|(index, disk)| ("path", Some(("disk", index)), disk.path.as_path()));
-        let mut paths = single.chain(disks);
+        let seed = self.seed.iter().flat_map(SeedArg::files).map(|file| ("seed", None, file));
+        let keys = self.ssh_key.iter().map(|file| ("ssh-key", None, file.as_path()));
+        let mut paths = single.chain(disks).chain(seed).chain(keys);
         let is_one = |path: &Path| path.is_absolute() && !path.as_os_str().as_bytes().contains(&0);
         match paths.find(|(_, _, path)| !is_one(path)) {
             None => Ok(()),

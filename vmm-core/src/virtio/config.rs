@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::balloon::{BalloonDevice, FreePages};
-use super::block::{BlockConfig, BlockDevice};
+use super::block::{BlockConfig, BlockDevice, SeedConfig, SeedDevice};
 use super::device::Device;
 use super::error::DeviceError;
 use super::net::{NetConfig, NetDevice};
@@ -28,6 +28,8 @@ pub enum DeviceConfig {
     },
     /// A network device.
     Net(NetConfig),
+    /// A disk of documents that the guest reads when it boots; at most one per guest.
+    Seed(SeedConfig),
 }
 
 impl DeviceConfig {
@@ -41,6 +43,7 @@ impl DeviceConfig {
             Self::Vsock { cid } => check_cid(*cid),
             Self::Block(config) => config.check(),
             Self::Net(config) => config.check(),
+            Self::Seed(config) => config.check(),
         }
     }
 
@@ -50,7 +53,7 @@ impl DeviceConfig {
     /// [`DeviceError`], worded for the operator.
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         match self {
-            Self::Rng | Self::Balloon(_) | Self::Vsock { .. } => Ok(()),
+            Self::Rng | Self::Balloon(_) | Self::Vsock { .. } | Self::Seed(_) => Ok(()),
             Self::Block(config) => config.check_host(),
             Self::Net(config) => config.check_host(),
         }
@@ -67,6 +70,7 @@ impl DeviceConfig {
             Self::Balloon(free_pages) => Box::new(BalloonDevice::new(*free_pages)),
             Self::Vsock { cid } => Box::new(VsockDevice::new(*cid)?),
             Self::Net(config) => Box::new(NetDevice::open(config)?),
+            Self::Seed(config) => Box::new(SeedDevice::new(config)?),
         })
     }
 }
@@ -87,6 +91,9 @@ pub(crate) fn check(devices: &[DeviceConfig], machine: MachineKind) -> Result<()
     }
     if count(|device| matches!(device, DeviceConfig::Vsock { .. })) > 1 {
         return Err(DeviceError::Config("a guest has one vsock device at most".to_owned()));
+    }
+    if count(|device| matches!(device, DeviceConfig::Seed(_))) > 1 {
+        return Err(DeviceError::Config("a guest has one seed disk at most".to_owned()));
     }
     devices.iter().try_for_each(DeviceConfig::check)
 }

@@ -15,15 +15,11 @@ use super::config::{Access, BlockConfig};
 use super::content::DiskContent;
 use super::disk::Disk;
 use super::engine::{self, Engine, Ticket};
-use super::request::{
-    DISCARD_SECTORS_MAX, Limits, Operation, RANGES_MAX, Request, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
-    Status, Wish, ZERO_SECTORS_MAX, parse,
-};
+use super::request::{Limits, Operation, Request, Status, Wish, answered, parse};
 use crate::memory::RamMap;
 use crate::sys::file::Direction;
 use crate::sys::uring::{Order, Transfer};
 use crate::virtio::DeviceError;
-use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Answer, Device, DeviceKind, Progress, Rings};
 use crate::virtio::queue::{Chain, QueueError};
 use crate::virtio::signals::ConfigSpace;
@@ -235,18 +231,6 @@ impl BlockDevice {
     }
 }
 
-/// Writes the status of a request; returns the total number of bytes written to guest memory.
-fn answered(
-    place: &Buffers,
-    status: Status,
-    data_bytes: u32,
-    memory: &RamMap,
-) -> Result<u32, QueueError> {
-    place.write(memory, &[status as u8]).map_err(|_| QueueError::Buffer)?;
-    let written = if status == Status::Ok { data_bytes } else { 0 };
-    Ok(written.saturating_add(1))
-}
-
 impl Device for BlockDevice {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Block
@@ -269,24 +253,8 @@ impl Device for BlockDevice {
         vec![QUEUE_SIZE; self.queues.into()]
     }
 
-    /// Returns `struct virtio_blk_config` (virtio 1.2, 5.2.4).
     fn config(&self) -> ConfigSpace {
-        let mut bytes = vec![0; 60];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(0, &self.limits.sectors.to_le_bytes());
-        put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
-        put(12, &SEGMENTS_MAX.to_le_bytes());
-        put(20, &(SECTOR_BYTES as u32).to_le_bytes());
-        put(34, &self.queues.to_le_bytes());
-        let any_alignment = 1u32;
-        for (at, value) in [(36, DISCARD_SECTORS_MAX), (40, RANGES_MAX), (44, any_alignment)] {
-            put(at, &value.to_le_bytes());
-        }
-        put(48, &ZERO_SECTORS_MAX.to_le_bytes());
-        put(52, &RANGES_MAX.to_le_bytes());
-        let may_unmap = 1;
-        put(56, &[may_unmap]);
-        ConfigSpace::read_only(bytes)
+        self.limits.announced(self.queues)
     }
 
     fn activate(&mut self, features: u64) {

@@ -15,6 +15,7 @@
 //! | `seal`, `digest` | checks that a disk was not written since its guest was saved |
 //! | `departed` | a mark on a disk whose content has moved to another host |
 //! | `identity` | recognizes a disk where such a mark is not possible |
+//! | `seed` | a disk of documents from the guest's configuration, with no file on the host |
 
 mod behind;
 mod config;
@@ -34,6 +35,7 @@ mod overwritten;
 mod proof;
 mod request;
 mod seal;
+mod seed;
 mod staged;
 
 pub use behind::behind_loops;
@@ -48,6 +50,8 @@ pub use lock_reach::LockReach;
 pub use names::{facts_of, with_disks_below};
 pub use proof::{DiskProof, Mark};
 pub use seal::Seal;
+pub use seed::{SEED_BYTES_MAX, SeedConfig};
+pub(crate) use seed::SeedDevice;
 
 /// Size of a sector in bytes: the unit of all positions, whatever sector size the disk has.
 pub(crate) const SECTOR_BYTES: u64 = 512;

@@ -17,19 +17,20 @@ use super::{Access, SECTOR_BYTES};
 use crate::memory::RamMap;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::queue::{Chain, QueueError};
+use crate::virtio::signals::ConfigSpace;
 
 /// Most data buffers of a request, as announced to the driver.
-pub(crate) const SEGMENTS_MAX: u32 = 126;
+const SEGMENTS_MAX: u32 = 126;
 /// Most bytes of one data buffer, as announced to the driver.
-pub(crate) const SEGMENT_BYTES_MAX: u32 = 1 << 20;
+const SEGMENT_BYTES_MAX: u32 = 1 << 20;
 /// Most data of a request in bytes, which bounds how long a pause waits for it.
 const DATA_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
 /// Most ranges that one request discards or zeroes.
-pub(crate) const RANGES_MAX: u32 = 16;
+const RANGES_MAX: u32 = 16;
 /// Most sectors of a range to discard: 1 GiB.
-pub(crate) const DISCARD_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES as u32;
+const DISCARD_SECTORS_MAX: u32 = (1 << 30) / SECTOR_BYTES as u32;
 /// Most sectors of a range to zero: 16 MiB, as zeros may have to be written.
-pub(crate) const ZERO_SECTORS_MAX: u32 = (16 << 20) / SECTOR_BYTES as u32;
+const ZERO_SECTORS_MAX: u32 = (16 << 20) / SECTOR_BYTES as u32;
 
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: u64 = 16;
@@ -192,7 +193,42 @@ fn wish(
     Ok(Wish::Do(operation))
 }
 
+/// Writes the status of a request; returns the total number of bytes written to guest memory.
+///
+/// # Errors
+/// [`QueueError::Buffer`], if the guest's memory cannot be written.
+pub(crate) fn answered(
+    place: &Buffers,
+    status: Status,
+    data_bytes: u32,
+    memory: &RamMap,
+) -> Result<u32, QueueError> {
+    place.write(memory, &[status as u8]).map_err(|_| QueueError::Buffer)?;
+    let written = if status == Status::Ok { data_bytes } else { 0 };
+    Ok(written.saturating_add(1))
+}
+
 impl Limits {
+    /// Returns `struct virtio_blk_config` (virtio 1.2, 5.2.4) of a disk with so many queues.
+    pub(crate) fn announced(&self, queues: u16) -> ConfigSpace {
+        let mut bytes = vec![0; 60];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &self.sectors.to_le_bytes());
+        put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
+        put(12, &SEGMENTS_MAX.to_le_bytes());
+        put(20, &(SECTOR_BYTES as u32).to_le_bytes());
+        put(34, &queues.to_le_bytes());
+        let any_alignment = 1u32;
+        for (at, value) in [(36, DISCARD_SECTORS_MAX), (40, RANGES_MAX), (44, any_alignment)] {
+            put(at, &value.to_le_bytes());
+        }
+        put(48, &ZERO_SECTORS_MAX.to_le_bytes());
+        put(52, &RANGES_MAX.to_le_bytes());
+        let may_unmap = 1;
+        put(56, &[may_unmap]);
+        ConfigSpace::read_only(bytes)
+    }
+
     fn may_write(&self) -> Result<(), Status> {
         match self.access {
             Access::ReadWrite => Ok(()),

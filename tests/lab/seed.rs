@@ -1,0 +1,43 @@
+//! A guest with cloud-init, which sets it up by the documents of its seed (docs/adr/0033-seeds.md).
+
+use crate::fixtures::{Lab, StockGuest, until};
+
+/// Where the first host has the documents; no other host has them.
+const FOLDER: &str = "/var/tmp/seed";
+
+/// What the guest is asked to do: it stays reachable in the way that the lab needs.
+const USER_DATA: &str = "#cloud-config
+disable_root: false
+ssh_deletekeys: false
+write_files:
+- {path: /root/seeded, content: by the seed}";
+
+#[test]
+fn cloud_init_sets_a_guest_up_and_its_seed_goes_along() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    here.sh(&format!(
+        "set -e; rm -rf {FOLDER}; mkdir -p {FOLDER}; cd {FOLDER}; echo '{USER_DATA}' > user-data
+         echo 'config: disabled' > network; ssh-keygen -q -t ed25519 -N '' -f key"
+    ))
+    .ok();
+    let key = here.sh(&format!("cat {FOLDER}/key.pub")).ok();
+    let seed = format!("--seed {FOLDER}/user-data,network-config={FOLDER}/network");
+    let options = format!("{seed} --ssh-key {FOLDER}/key.pub --hostname shop");
+    let guest = StockGuest::boot(&lab, here, 1, &options);
+    until("cloud-init has set it up", || {
+        let done = guest.sh(here, "cat /root/seeded && cat /home/debian/.ssh/authorized_keys");
+        let is_set_up = done.code == Some(0)
+            && done.stdout.starts_with("by the seed")
+            && done.stdout.contains(key.trim());
+        if is_set_up { Ok(()) } else { Err((done, guest.console(here))) }
+    });
+    assert_eq!(guest.sh(here, "hostname").ok().trim(), "shop");
+
+    here.sh(&format!("rm -r {FOLDER}")).ok();
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
+    let read = "echo 3 > /proc/sys/vm/drop_caches
+        mount -o ro LABEL=CIDATA /mnt && cat /mnt/user-data";
+    assert_eq!(guest.sh(there, read).ok().trim(), USER_DATA);
+    guest.shut_down(there);
+}
