@@ -16,7 +16,7 @@ use vmm_core::virtio::balloon::FreePages;
 use vmm_core::{DeviceConfig, MachineKind, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::driver::MEMORY_BYTES;
+use crate::driver::{MEMORY_BYTES, seed};
 
 /// Memory in a template begins at a multiple of this, in bytes.
 const TEMPLATE_ALIGNMENT_BYTES: u64 = 2 << 20;
@@ -192,6 +192,7 @@ fn good() -> &'static Good {
                 DeviceConfig::Rng,
                 DeviceConfig::Balloon(FreePages::Reported),
                 DeviceConfig::Vsock { cid: 3 },
+                seed(),
             ],
         ]
         .map(|devices| [MachineKind::Mmio, MachineKind::Pci].map(|kind| shape(&devices, kind)))

@@ -56,10 +56,12 @@ fn every_device_answers_requests() {
     let disk = |script: Script<DiskRequest>| answered(driver::run(alone(&driver::disk()), &script));
     let net = |script: Net| answered(driver::run(driver::network(), &script));
     let vsock = |script: Vsock| answered(driver::run(driver::sockets(), &script));
+    let seed = |script: Script<DiskRequest>| answered(driver::run(alone(&driver::seed()), &script));
     for (device, count) in [
         ("rng", reached(rng)),
         ("balloon", reached(balloon)),
         ("disk", reached(disk)),
+        ("seed", reached(seed)),
         ("net", reached(net)),
         ("vsock", reached(vsock)),
     ] {

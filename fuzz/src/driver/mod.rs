@@ -18,7 +18,7 @@ use arbitrary::Arbitrary;
 use tempfile::NamedTempFile;
 use vmm_core::DeviceConfig;
 use vmm_core::virtio::balloon::FreePages;
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::{Access, BlockConfig, SeedConfig};
 use vmm_core::virtio::fuzzing::Bench;
 
 pub use copier::{Copier, copied_disk};
@@ -151,11 +151,11 @@ const WRITABLE_REGISTERS: [u64; 16] = [
 /// # Panics
 /// If the device does what it must not.
 pub fn run_registers(script: &RegisterScript) -> Reach {
-    let disk = disk();
-    let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon(FreePages::Reported), &disk];
+    let (disk, seed) = (disk(), seed());
+    let configs = [&DeviceConfig::Rng, &DeviceConfig::Balloon(FreePages::Reported), &disk, &seed];
     let bench = match usize::from(script.device) % (configs.len() + 2) {
-        3 => network().bench,
-        4 => bench(&DeviceConfig::Vsock { cid: 3 }),
+        4 => network().bench,
+        5 => bench(&DeviceConfig::Vsock { cid: 3 }),
         device => bench(configs[device]),
     };
     let mut driver = Driver::new(bench, 0);
@@ -202,6 +202,16 @@ pub fn disk() -> DeviceConfig {
         (file, config.unwrap_or_else(|error| panic!("no disk: {error}")))
     };
     DeviceConfig::Block(DISK.get_or_init(create).1.clone())
+}
+
+/// A seed disk with one document.
+///
+/// # Panics
+/// Never: a seed may have this document.
+pub fn seed() -> DeviceConfig {
+    let document = ("user-data".to_owned(), b"#cloud-config".to_vec());
+    let config = SeedConfig::new([document]).unwrap_or_else(|error| panic!("no seed: {error}"));
+    DeviceConfig::Seed(config)
 }
 
 /// How far a script got, which shows whether it exercises the code behind the first checks.

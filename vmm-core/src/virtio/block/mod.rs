@@ -50,8 +50,8 @@ pub use lock_reach::LockReach;
 pub use names::{facts_of, with_disks_below};
 pub use proof::{DiskProof, Mark};
 pub use seal::Seal;
-pub use seed::{SEED_BYTES_MAX, SeedConfig};
 pub(crate) use seed::SeedDevice;
+pub use seed::{SEED_BYTES_MAX, SeedConfig};
 
 /// Size of a sector in bytes: the unit of all positions, whatever sector size the disk has.
 pub(crate) const SECTOR_BYTES: u64 = 512;
