@@ -137,9 +137,9 @@ pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
     (wanted as u64).clamp(SEND_WINDOW_MIN, limit)
 }
 
-/// As [`send_window`], for a round of `bytes` that is too short to measure the link: its queue is a
-/// quarter of the round. So the queue shrinks with the last rounds, and little of it is left when
-/// the guest is paused.
+/// As [`send_window`], for a round of `bytes` that is too short to measure the link, and so for its
+/// rate to grow: what is in flight, and a quarter of the round. So the queue shrinks with the last
+/// rounds, and little of it is left when the guest is paused.
 pub(crate) fn send_window_of_short_round(
     bytes_per_second: f64,
     round_trip: Duration,
@@ -147,7 +147,7 @@ pub(crate) fn send_window_of_short_round(
 ) -> u64 {
     let within = |time: Duration| (bytes_per_second * time.as_secs_f64()) as u64;
     let queue = (bytes / 4).max(within(SHORT_QUEUE)).max(SHORT_QUEUE_MIN);
-    let window = within(2 * round_trip).saturating_add(queue);
+    let window = within(round_trip).saturating_add(queue);
     window.min(send_window(bytes_per_second, round_trip))
 }
 
@@ -184,10 +184,13 @@ mod tests {
             .into();
         assert!(windows.is_sorted_by(|a, b| a >= b), "{windows:?}");
         // Queued when the guest is paused: one millisecond.
-        assert_eq!(windows[3], 50_000 + 125_000);
+        assert_eq!(windows[3], 25_000 + 125_000);
         assert_eq!(windows[2], windows[3]);
         // Never more than a long round.
         assert_eq!(send_window_of_short_round(12.5e6, MS / 5, 4 << 20), SEND_WINDOW_MIN);
+        // On a long path no more than five milliseconds wait behind what is in flight.
+        let in_flight = 12.5e6 * 0.05;
+        assert_eq!(send_window_of_short_round(12.5e6, 50 * MS, 0), in_flight as u64 + 65_536);
     }
 
     #[test]

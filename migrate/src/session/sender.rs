@@ -12,7 +12,7 @@ use super::control::describe;
 use super::hints::{BLOCK_CHUNKS, Slot};
 use super::pool::Pool;
 use super::stream_sender::{StreamContext, StreamSendError, StreamSender};
-use crate::memory::PageSet;
+use crate::memory::{PAGE_BYTES, PageSet};
 use crate::progress::Transfer;
 use crate::protocol::page_ack::{PAGE_ACK_BYTES, PageAck};
 use crate::protocol::preamble::{Preamble, StreamRole};
@@ -109,6 +109,14 @@ struct Work {
     outlets: Outlets,
 }
 
+/// What follows the pages of a round: while the guest runs, rounds for which the queue is kept
+/// short.
+#[derive(Debug, Clone, Copy)]
+enum Follow {
+    Rounds,
+    Nothing,
+}
+
 /// The streams that carry the pages.
 enum Outlets {
     /// The first round opens them.
@@ -147,7 +155,7 @@ impl Work {
 
     async fn round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         let left_out = self.leave_out().await?;
-        let mut sent = self.send_dirty(round).await?;
+        let mut sent = self.send_dirty(round, Follow::Rounds).await?;
         sent += left_out;
         self.collect()?;
         let (memory, disks) = self.dirty.words().split_at(self.context.memory_chunks);
@@ -158,7 +166,7 @@ impl Work {
 
     async fn final_round(&mut self, round: u32) -> Result<RoundSent, StreamSendError> {
         self.collect()?;
-        let sent = self.send_dirty(round).await?;
+        let sent = self.send_dirty(round, Follow::Nothing).await?;
         Ok(round_sent(&sent, 0))
     }
 
@@ -207,7 +215,7 @@ impl Work {
 
     async fn remainder(&mut self, round: u32) -> Result<FinalSent, StreamSendError> {
         self.collect()?;
-        let sent = self.send_dirty(round).await?;
+        let sent = self.send_dirty(round, Follow::Nothing).await?;
         self.end(round).await?;
         let (pages, zero_pages) = (sent.pages(), sent.all_zero_pages());
         Ok(FinalSent { pages, zero_pages, wire_bytes: sent.wire_bytes })
@@ -239,7 +247,11 @@ impl Work {
 
     /// Sends all pages of the dirty set, and empties it. If rounds are to end meanwhile, what was
     /// not sent stays in it.
-    async fn send_dirty(&mut self, round: u32) -> Result<Transfer, StreamSendError> {
+    async fn send_dirty(
+        &mut self,
+        round: u32,
+        follow: Follow,
+    ) -> Result<Transfer, StreamSendError> {
         self.open().await?;
         let dirty = self.dirty.take();
         self.heat_up(&dirty);
@@ -251,10 +263,14 @@ impl Work {
                 Ok(sent)
             }
             Outlets::Streams(senders) => {
-                let (pages, dirty) = (dirty.count(), Arc::new(dirty));
+                let round_bytes = match follow {
+                    Follow::Rounds => dirty.count() * PAGE_BYTES as u64,
+                    Follow::Nothing => u64::MAX,
+                };
+                let dirty = Arc::new(dirty);
                 let sent = match &mut senders[..] {
-                    [only] => only.send(round, &dirty, pages).await,
-                    _ => send_in_parallel(senders, (round, pages), dirty.clone()).await,
+                    [only] => only.send(round, &dirty, round_bytes).await,
+                    _ => send_in_parallel(senders, (round, round_bytes), dirty.clone()).await,
                 };
                 for stream_sender in senders {
                     stream_sender.add_unsent(&dirty, &mut self.dirty);
@@ -383,14 +399,14 @@ async fn take_acks(mut from: RecvStream, pool: &Pool) -> StreamSendError {
 /// Sends each stream's share of the dirty pages in a task of its own.
 async fn send_in_parallel(
     senders: &mut Vec<StreamSender>,
-    (round, pages): (u32, u64),
+    (round, round_bytes): (u32, u64),
     dirty: Arc<PageSet>,
 ) -> Result<Transfer, StreamSendError> {
     let mut running = JoinSet::new();
     for (place, mut stream_sender) in senders.drain(..).enumerate() {
         let dirty = dirty.clone();
         running.spawn(async move {
-            let sent = stream_sender.send(round, &dirty, pages).await;
+            let sent = stream_sender.send(round, &dirty, round_bytes).await;
             (place, stream_sender, sent)
         });
     }

@@ -100,17 +100,17 @@ impl StreamSender {
         }
     }
 
-    /// Sends this stream's share of `dirty`, which holds `pages` pages, or less if rounds are to
-    /// end meanwhile; returns what was sent.
+    /// Sends this stream's share of `dirty`, or less if rounds are to end meanwhile; returns what
+    /// was sent. The transport queues what suits a round of `round_bytes` on all streams together.
     pub(super) async fn send(
         &mut self,
         round: u32,
         dirty: &PageSet,
-        pages: u64,
+        round_bytes: u64,
     ) -> Result<Transfer, StreamSendError> {
         let mut sent = Transfer::default();
         self.wire.paused();
-        self.round_bytes = pages * PAGE_BYTES as u64 / self.streams as u64;
+        self.round_bytes = round_bytes / self.streams as u64;
         self.fit_queue();
         'blocks: for (block, words) in dirty.words().chunks(BLOCK_CHUNKS).enumerate() {
             let first = block * BLOCK_CHUNKS;
