@@ -530,9 +530,9 @@ mod tests {
             assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
         }
         let mut newer = good.clone();
-        newer[0] = 9;
+        newer[0] = 10;
         let error = VmShape::from_bytes(&newer).unwrap_err();
-        assert!(matches!(error, Error::Shape(ShapeError::Version(9))));
+        assert!(matches!(error, Error::Shape(ShapeError::Version(10))));
         let mut none = good;
         none[10] = 0;
         assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));
