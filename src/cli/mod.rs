@@ -238,12 +238,27 @@ pub(crate) enum Verb {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args as _;
+
     use super::*;
     use crate::golden;
 
     #[test]
     fn definitions_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_guests_file_excludes_each_option_that_it_has_a_key_for() {
+        let run = Cli::command().find_subcommand("run").unwrap().clone();
+        let file = run.get_arguments().find(|it| it.get_id() == "file").unwrap();
+        let excluded = run.get_arg_conflicts_with(file);
+        let of_guests = spec::GuestSpec::augment_args(Command::new("run"));
+        // A guest from a file may have another name.
+        for option in of_guests.get_arguments().filter(|it| it.get_id() != "name") {
+            let id = option.get_id();
+            assert!(excluded.iter().any(|other| other.get_id() == id), "{id}");
+        }
     }
 
     #[test]

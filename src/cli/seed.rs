@@ -9,12 +9,11 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct SeedArg {
-    /// What its user wants of the guest: cloud-config, a script, or another form that cloud-init
-    /// knows.
+    /// User data: cloud-config, a script, or another form that cloud-init knows.
     pub(crate) user_data: PathBuf,
-    /// What is known of the guest; made up when absent.
+    /// Meta data; generated when absent.
     pub(crate) meta_data: Option<PathBuf>,
-    /// How the guest's network is to be configured; cloud-init decides when absent.
+    /// Network configuration; cloud-init decides when absent.
     pub(crate) network_config: Option<PathBuf>,
 }
 
@@ -47,10 +46,28 @@ impl FromStr for SeedArg {
                     ));
                 }
             };
+            if file.is_empty() || place.is_some() {
+                return Err(format!("`{option}`: each option of a seed has one file"));
+            }
             *place = Some(file.into());
         }
         Ok(seed)
     }
+}
+
+/// Longest name of a host, in bytes (`HOST_NAME_MAX` of Linux).
+const HOST_NAME_BYTES_MAX: usize = 64;
+
+/// Whether a system can have this host name.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.chars().all(is_plain)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= HOST_NAME_BYTES_MAX && name.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -62,8 +79,24 @@ mod tests {
         let seed: SeedArg = "u.yaml,network-config=n.yaml".parse().unwrap();
         assert_eq!((seed.user_data.to_str(), &seed.meta_data), (Some("u.yaml"), &None));
         assert_eq!(seed.files().collect::<Vec<_>>(), [Path::new("u.yaml"), Path::new("n.yaml")]);
-        for (wrong, word) in [("", "user data"), ("u,vendor=x", "`vendor=x`"), ("u,ro", "`ro`")] {
+        for (wrong, word) in [
+            ("", "user data"),
+            ("u,vendor=x", "`vendor=x`"),
+            ("u,ro", "`ro`"),
+            ("u,meta-data=", "one file"),
+            ("u,meta-data=a,meta-data=b", "one file"),
+        ] {
             assert!(wrong.parse::<SeedArg>().unwrap_err().contains(word), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_host_name_has_labels_of_letters_digits_and_hyphens() {
+        for name in ["a", "web-1", "web-1.example.com", &"a".repeat(63)] {
+            assert!(is_host_name(name), "{name}");
+        }
+        for name in ["", "web_1", "-a", "a-", "a..b", "a.", ".a", "a b", &"a".repeat(65)] {
+            assert!(!is_host_name(name), "{name}");
         }
     }
 }

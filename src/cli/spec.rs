@@ -117,7 +117,7 @@ pub(crate) struct GuestSpec {
 
     /// Documents for cloud-init, on a small disk of the guest's own (NoCloud): a file with user
     /// data, and if wanted others with meta data and the network configuration. lighter reads them
-    /// when the guest starts; they go wherever the guest goes.
+    /// when the guest starts; they migrate with it.
     #[arg(
         long, value_name = "USER-DATA[,meta-data=FILE][,network-config=FILE]", requires = "own",
         help_heading = CLOUD_INIT
@@ -130,11 +130,12 @@ pub(crate) struct GuestSpec {
     #[serde(default)]
     pub(crate) ssh_key: Vec<PathBuf>,
 
-    /// Host name for the guest's system [default: the guest's name, if it has a seed].
+    /// Host name for the guest's system [default: the guest's name, unless the seed has meta-data].
     #[arg(long, value_name = "NAME", requires = "own", help_heading = CLOUD_INIT)]
     pub(crate) hostname: Option<String>,
 
-    /// File with a password, or its hash, for the image's ordinary user: to log in on the console.
+    /// File with a password, or its hash (`mkpasswd -m sha-512`), for the image's ordinary user: to
+    /// log in on the console.
     #[arg(long, value_name = "FILE", requires = "own", help_heading = CLOUD_INIT)]
     pub(crate) password_file: Option<PathBuf>,
 

@@ -80,8 +80,8 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
         let report = from.lighter(&migrate).json();
         assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
     }
-    guest
-        .sh(here, "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'");
+    let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
+    guest.sh(here, stop).ok();
     guest.sh(here, &format!("cat /run/log; python3 -c \"{CHECKER}\"")).ok();
     guest.shut_down(here);
 }

@@ -13,7 +13,7 @@ write_files:
 - {path: /root/seeded, content: by the seed}";
 
 #[test]
-fn cloud_init_sets_a_guest_up_and_its_seed_goes_along() {
+fn cloud_init_sets_a_guest_up_and_its_seed_migrates_with_it() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
     here.sh(&format!(

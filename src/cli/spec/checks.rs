@@ -9,11 +9,9 @@ use vmm_core::{MachineKind, labels, workload};
 
 use super::{CpuArg, GuestSpec, MEMORY_BYTES, PatternArg};
 use crate::cli::fault::{Fault, Place};
-use crate::cli::seed::SeedArg;
+use crate::cli::seed::{SeedArg, is_host_name};
+use crate::names::GuestName;
 use crate::units::{MIB, PAGE_BYTES, Size};
-
-/// Longest name of a host, in bytes (`HOST_NAME_MAX` of Linux).
-const HOSTNAME_BYTES_MAX: usize = 64;
 
 impl GuestSpec {
     /// Whether the values make sense together, and are possible on any host.
@@ -151,30 +149,26 @@ impl GuestSpec {
         Ok(())
     }
 
-    /// Whether the host name is one, and is said in one place.
+    /// Checks the host name, and that the meta data come from one place.
     fn check_seed(&self) -> Result<(), Fault> {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        let is_name = |name: &str| {
-            (1..=HOSTNAME_BYTES_MAX).contains(&name.len())
-                && name.chars().all(is_plain)
-                && !name.starts_with(['-', '.'])
-        };
-        if !self.hostname.as_deref().is_none_or(is_name) {
-            let what = format!(
-                "a host name has 1 to {HOSTNAME_BYTES_MAX} letters, digits, `-` and `.`, and \
-                 begins with a letter or a digit"
-            );
+        if !self.hostname.as_deref().is_none_or(is_host_name) {
+            let what = "a host name has letters, digits, `-` and `.`, up to 64 of them";
             return Err(Fault::of("hostname", what));
         }
-        if self.seed.as_ref().is_none_or(|seed| seed.meta_data.is_none()) {
-            return Ok(());
+        if self.seed.as_ref().is_some_and(|seed| seed.meta_data.is_some()) {
+            let of_meta_data =
+                [("ssh-key", !self.ssh_key.is_empty()), ("hostname", self.hostname.is_some())];
+            let stray = of_meta_data.into_iter().find(|(_, is_there)| *is_there);
+            return stray.map_or(Ok(()), |(key, _)| {
+                Err(Fault::of(key, "not allowed with `meta-data` of the seed; put it in that file"))
+            });
         }
-        let of_meta_data =
-            [("ssh-key", !self.ssh_key.is_empty()), ("hostname", self.hostname.is_some())];
-        let stray = of_meta_data.into_iter().find(|(_, is_there)| *is_there);
-        stray.map_or(Ok(()), |(key, _)| {
-            Err(Fault::of(key, "this is part of the meta data, which the seed has a file for"))
-        })
+        let name = self.hostname.as_deref().or(self.name.as_ref().map(GuestName::as_str));
+        if self.has_seed() && !name.is_some_and(is_host_name) {
+            let what = "a guest with a seed needs a `hostname`, or a `name` that can be one";
+            return Err(Fault::of("hostname", what));
+        }
+        Ok(())
     }
 
     /// Whether nothing is said of a guest from a template that its template says already.
