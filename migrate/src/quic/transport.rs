@@ -138,8 +138,9 @@ pub(crate) fn send_window(bytes_per_second: f64, round_trip: Duration) -> u64 {
 }
 
 /// As [`send_window`], for a round of `bytes` that is too short to measure the link, and so for its
-/// rate to grow: what is in flight, and a quarter of the round. So the queue shrinks with the last
-/// rounds, and little of it is left when the guest is paused.
+/// rate to grow: what is in flight, and a quarter of the round, or a millisecond or half a batch if
+/// that is more. So the queue shrinks with the last rounds, and little of it is left when the guest
+/// is paused.
 pub(crate) fn send_window_of_short_round(
     bytes_per_second: f64,
     round_trip: Duration,
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(windows[2], windows[3]);
         // Never more than a long round.
         assert_eq!(send_window_of_short_round(12.5e6, MS / 5, 4 << 20), SEND_WINDOW_MIN);
-        // On a long path no more than five milliseconds wait behind what is in flight.
+        // On a long path about five milliseconds wait behind what is in flight.
         let in_flight = 12.5e6 * 0.05;
         assert_eq!(send_window_of_short_round(12.5e6, 50 * MS, 0), in_flight as u64 + 65_536);
     }

@@ -109,11 +109,12 @@ struct Work {
     outlets: Outlets,
 }
 
-/// What follows the pages of a round: while the guest runs, rounds for which the queue is kept
-/// short.
+/// What is sent after the pages of a round.
 #[derive(Debug, Clone, Copy)]
 enum Follow {
+    /// Further rounds: the guest runs, and the transport's queue stays short.
     Rounds,
+    /// Nothing: the guest is paused, and the transport takes all pages at once.
     Nothing,
 }
 

@@ -209,7 +209,7 @@ pub(crate) fn answered(
 }
 
 impl Limits {
-    /// Returns `struct virtio_blk_config` (virtio 1.2, 5.2.4) of a disk with so many queues.
+    /// Returns `struct virtio_blk_config` (virtio 1.2, 5.2.4) of a disk with `queues` queues.
     pub(crate) fn announced(&self, queues: u16) -> ConfigSpace {
         let mut bytes = vec![0; 60];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
