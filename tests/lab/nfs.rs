@@ -70,7 +70,9 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
     let (own, shared) = ("/var/lib/disks/data.raw", format!("{SHARED}/data.raw"));
     here.sh(&format!("rm -f {own} && truncate -s 4M {own}")).ok();
     let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {own}"));
-    guest.sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/log 2>&1 < /dev/null")).ok();
+    guest
+        .sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null"))
+        .ok();
     for (from, to, [before, after]) in
         [(here, there, [own, &shared]), (there, here, [&shared, own])]
     {
@@ -82,6 +84,6 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
     }
     let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
     guest.sh(here, stop).ok();
-    guest.sh(here, &format!("cat /run/log; python3 -c \"{CHECKER}\"")).ok();
+    guest.sh(here, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
     guest.shut_down(here);
 }
