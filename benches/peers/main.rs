@@ -17,9 +17,9 @@
 //! A link other than loopback is a cable between two network namespaces, which takes root, with a
 //! [`wire`] in it for a round trip or loss. With `--beside-tcp` a TCP connection shares it, with
 //! `--halt` the program in the guests sleeps. With `--postcopy` guests are handed over after the
-//! first round;
-//! with `--estimate` lighter alone is measured, with an estimate before each migration. Each memory
-//! size and number of vCPUs takes guests of its own, and so do cables and the load `sparse`.
+//! first round; with `--estimate` lighter alone is measured, with an estimate before each
+//! migration. Each memory size and number of vCPUs takes guests of its own, and so do cables and
+//! the load `sparse`.
 //!
 //! Start reading at [`contest`], which runs the rounds; [`peer`] is the interface of a system.
 

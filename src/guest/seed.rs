@@ -61,8 +61,8 @@ fn meta_data(spec: &GuestSpec, name: &GuestName) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec_pretty(&meta_data)?)
 }
 
-/// Returns the cloud-config by which the image's ordinary user has the password in `file`. As
-/// vendor data, it gives way to what the user data say.
+/// Returns cloud-config that gives the image's ordinary user the password in `file`. It is for the
+/// vendor data, over which user data take precedence.
 fn password(file: &Path) -> Result<Vec<u8>> {
     let text = text("password", file)?;
     let password = text.trim_end_matches(['\r', '\n']);

@@ -80,7 +80,10 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
         let options = format!("--copy-disk {before} --disk-path {before}={after} --replace-disks");
         let migrate = format!("migrate debian {} {options} --downtime 10s --json", to.address());
         let report = from.lighter(&migrate).json();
+        assert_eq!(report["outcome"], "migrated", "{report:#}");
         assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
+        // Nothing else is left there by the copy, either way.
+        assert_eq!(there.sh(&format!("ls -A {SHARED}")).ok().trim(), "data.raw");
     }
     let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
     guest.sh(here, stop).ok();

@@ -31,8 +31,8 @@ const SHAPE_VERSION: u16 = 6;
 const SHAPE_VERSION_WITH_LABELS: u16 = 7;
 /// Version of the encoding of a [`VmShape`] that is followed by labels and the kind of its machine.
 const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
-/// Version of the encoding of a [`VmShape`] with a seed disk: that of the kind of machine, which
-/// earlier releases know, so that these say that they are too old.
+/// Version of the encoding of a [`VmShape`] with a seed disk: encoded as with the kind of machine,
+/// under a number that earlier releases refuse.
 const SHAPE_VERSION_WITH_SEED: u16 = 9;
 
 /// A description from which the same virtual machine can be created on any suitable host.
@@ -288,15 +288,14 @@ impl VmShape {
         // Earlier releases take a guest whose shape has a version that they know.
         let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
         let bytes = match (self.machine, self.labels.is_empty()) {
-            (machine, _) if has_seed => {
-                codec::encode(&(SHAPE_VERSION_WITH_SEED, self, &self.labels, machine))
-            }
-            (MachineKind::Mmio, true) => codec::encode(&(SHAPE_VERSION, self)),
-            (MachineKind::Mmio, false) => {
+            (MachineKind::Mmio, true) if !has_seed => codec::encode(&(SHAPE_VERSION, self)),
+            (MachineKind::Mmio, false) if !has_seed => {
                 codec::encode(&(SHAPE_VERSION_WITH_LABELS, self, &self.labels))
             }
             (machine, _) => {
-                codec::encode(&(SHAPE_VERSION_WITH_MACHINE, self, &self.labels, machine))
+                let version =
+                    if has_seed { SHAPE_VERSION_WITH_SEED } else { SHAPE_VERSION_WITH_MACHINE };
+                codec::encode(&(version, self, &self.labels, machine))
             }
         };
         Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)

@@ -37,6 +37,8 @@ mod request;
 mod seal;
 mod seed;
 mod staged;
+#[cfg(test)]
+mod testing;
 
 pub use behind::behind_loops;
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use tempfile::NamedTempFile;
 
 use super::super::config::EngineChoice;
+use super::super::testing::{DATA, HEADER, STATUS, ask};
 use super::*;
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
@@ -32,30 +33,6 @@ fn bench_and_content(
     let device = BlockDevice::open(&config.with_queues(2).with_engine(engine)).unwrap();
     let content = device.content();
     (Bench::new(Box::new(device)), content)
-}
-
-const HEADER: u64 = 0x8000;
-const DATA: u64 = 0x9000;
-const STATUS: u64 = 0xf000;
-/// A value that is not a valid status.
-const UNANSWERED: u8 = 0xee;
-
-/// Sends a request with `data` buffers and returns its status.
-fn ask(bench: &mut Bench, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u8 {
-    let mut header = [0; 16];
-    header[..4].copy_from_slice(&kind.to_le_bytes());
-    header[8..].copy_from_slice(&sector.to_le_bytes());
-    bench.ram.write(HEADER, &header).unwrap();
-    bench.ram.write(STATUS, &[UNANSWERED]).unwrap();
-    let mut buffers = vec![(HEADER, 16, 0)];
-    buffers.extend(data);
-    buffers.push((STATUS, 1, WRITABLE));
-    bench.driver(0).offer(&buffers);
-    bench.kick(0);
-    while bench.bytes(STATUS, 1)[0] == UNANSWERED {
-        bench.backend.ready(0);
-    }
-    bench.bytes(STATUS, 1)[0]
 }
 
 fn content(file: &NamedTempFile, sector: usize) -> Vec<u8> {

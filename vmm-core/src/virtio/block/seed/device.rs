@@ -98,25 +98,8 @@ mod tests {
     };
 
     use super::*;
+    use crate::virtio::block::testing::{DATA, ask};
     use crate::virtio::testing::{Bench, WRITABLE};
-
-    const HEADER: u64 = 0x8000;
-    const DATA: u64 = 0x9000;
-    const STATUS: u64 = 0xf000;
-
-    /// Sends a request with a buffer for `data_bytes`, which the device or the driver has written;
-    /// returns its status.
-    fn ask(bench: &mut Bench, kind: u32, sector: u64, data: (u32, u16)) -> u8 {
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&kind.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
-        bench.ram.write(HEADER, &header).unwrap();
-        let (bytes, flags) = data;
-        let buffers = [(HEADER, 16, 0), (DATA, bytes, flags), (STATUS, 1, WRITABLE)];
-        bench.driver(0).offer(&buffers);
-        bench.kick(0);
-        bench.bytes(STATUS, 1)[0]
-    }
 
     #[test]
     fn the_guest_reads_the_disk_and_cannot_write_it() {
@@ -127,19 +110,19 @@ mod tests {
         let sectors = image.len() as u64 / SECTOR_BYTES;
         let [done, failed] = [Status::Ok, Status::Failed].map(|status| status as u8);
         for sector in [0, sectors - 2] {
-            assert_eq!(ask(&mut bench, VIRTIO_BLK_T_IN, sector, (1024, WRITABLE)), done);
+            assert_eq!(ask(&mut bench, VIRTIO_BLK_T_IN, sector, &[(DATA, 1024, WRITABLE)]), done);
             let expected = &image[(sector * SECTOR_BYTES) as usize..][..1024];
             assert_eq!(bench.bytes(DATA, 1024), expected);
         }
-        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_GET_ID, 0, (20, WRITABLE)), done);
+        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, WRITABLE)]), done);
         assert_eq!(bench.bytes(DATA, 20), SERIAL);
-        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_FLUSH, 0, (512, 0)), done);
+        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_FLUSH, 0, &[(DATA, 512, 0)]), done);
         for sector in [sectors - 1, sectors, u64::MAX] {
-            let status = ask(&mut bench, VIRTIO_BLK_T_IN, sector, (1024, WRITABLE));
+            let status = ask(&mut bench, VIRTIO_BLK_T_IN, sector, &[(DATA, 1024, WRITABLE)]);
             assert_eq!(status, failed, "{sector}");
         }
-        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_OUT, 0, (512, 0)), failed);
-        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_IN, 0, (512, WRITABLE)), done);
+        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, 0)]), failed);
+        assert_eq!(ask(&mut bench, VIRTIO_BLK_T_IN, 0, &[(DATA, 512, WRITABLE)]), done);
         assert_eq!(bench.bytes(DATA, 512), &image[..512]);
     }
 }

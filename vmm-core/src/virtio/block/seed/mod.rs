@@ -1,8 +1,8 @@
 //! A small disk with documents that a guest's system reads when it boots, as cloud-init's NoCloud
 //! data source does.
 //!
-//! The documents are part of the guest's configuration, and the disk is made of them in memory: no
-//! file of a host belongs to it, and it goes wherever the guest goes.
+//! The documents are part of the guest's configuration, with which they migrate and are saved. The
+//! disk is made of them in memory: no file of a host belongs to it.
 
 mod device;
 
