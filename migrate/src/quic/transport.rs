@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion::Congestion;
 
@@ -43,6 +43,12 @@ const LOOPBACK_INITIAL_WINDOW: u64 = 1 << 20;
 const BLACK_HOLE_TIME: Duration = Duration::from_secs(1);
 /// Smallest UDP payload, which QUIC requires of every path (RFC 9000 §14).
 const MTU_INITIAL: u16 = 1200;
+
+/// Packets that may arrive before the peer has to acknowledge one more, and the longest that it
+/// waits for that one. By default each second packet is acknowledged, and each acknowledgement
+/// wakes both sides.
+const UNACKNOWLEDGED: u32 = 9;
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(2);
 
 /// Bytes that may be received and unread on one connection: the most that a peer can make this host
 /// buffer.
@@ -110,6 +116,7 @@ fn over_network(config: &mut TransportConfig) {
     mtu.upper_bound(MTU_MAX).black_hole_cooldown(BLACK_HOLE_TIME);
     config
         .initial_mtu(MTU_INITIAL)
+        .ack_frequency_config(Some(acknowledged_after(UNACKNOWLEDGED)))
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(Congestion::new(SEND_WINDOW)));
 }
@@ -127,6 +134,14 @@ fn over_loopback(config: &mut TransportConfig) {
         .min_mtu(MTU_LOOPBACK_SURE)
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(congestion));
+}
+
+fn acknowledged_after(unacknowledged: u32) -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config
+        .ack_eliciting_threshold(VarInt::from_u32(unacknowledged))
+        .max_ack_delay(Some(ACKNOWLEDGED_WITHIN));
+    config
 }
 
 /// Returns the send window for a path with `bytes_per_second` and `round_trip`: twice the bytes in
