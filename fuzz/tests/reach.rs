@@ -5,8 +5,8 @@ use arbitrary::{Arbitrary, Unstructured};
 use fuzz::arrival::{self, Arrival};
 use fuzz::certificate::{self, Text};
 use fuzz::driver::{
-    self, BalloonRequest, ConfigScript, Copier, DiskRequest, Fill, MsixScript, NetRequest, Network,
-    Operator, Program, Reach, RegisterScript, Script, VsockRequest,
+    self, BalloonRequest, ConfigScript, Copier, Damaged, DiskRequest, Fill, MsixScript, NetRequest,
+    Network, Operator, Program, Reach, RegisterScript, Script, VsockRequest,
 };
 use fuzz::file::{self, Encoded, Line, SavedGuest, TemplateFile};
 use fuzz::peer::{self, PageStream};
@@ -62,6 +62,7 @@ fn every_device_answers_requests() {
         ("balloon", reached(balloon)),
         ("disk", reached(disk)),
         ("seed", reached(seed)),
+        ("image", reached(|damaged: Damaged| answered(driver::image(&damaged)))),
         ("net", reached(net)),
         ("vsock", reached(vsock)),
     ] {

@@ -93,6 +93,9 @@ pub(crate) struct GuestInfo {
     /// Its disks.
     #[serde(default)]
     pub(crate) disks: Vec<DiskInfo>,
+    /// Names of the documents on its seed disk; empty when it has none.
+    #[serde(default)]
+    pub(crate) seed: Vec<String>,
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
@@ -144,6 +147,7 @@ impl GuestInfo {
             memory_bytes: 512 << 20,
             vcpus: 2,
             disks: Vec::new(),
+            seed: Vec::new(),
             nets: Vec::new(),
             machine: None,
             cpu_model: None,
@@ -213,12 +217,26 @@ pub(crate) struct VsockInfo {
 pub(crate) struct DiskInfo {
     /// The file or block device on this host.
     pub(crate) path: PathBuf,
+    /// How the file has the disk.
+    #[serde(default)]
+    pub(crate) format: DiskFormat,
     /// Size of the disk, bytes.
     pub(crate) bytes: u64,
     /// Whether the guest can only read it.
     pub(crate) read_only: bool,
     /// Whether the lock on the disk covers this host only, or all hosts of its file system.
     pub(crate) lock_reach: LockReach,
+}
+
+/// How a file has a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DiskFormat {
+    /// As it is.
+    #[default]
+    Raw,
+    /// In a qcow2 image.
+    Qcow2,
 }
 
 /// A network device of a guest.

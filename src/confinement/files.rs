@@ -135,9 +135,10 @@ impl Files {
         self.wanted.push((self.vsock_folder.clone(), Use::Keep));
     }
 
-    /// Adds this disk, what is locked behind it, and what sysfs says about it.
+    /// Adds this disk, what it is based on, what is locked behind it, and what sysfs says about it.
     pub(crate) fn add_disk(&mut self, path: &Path) {
         self.wanted.push((path.to_owned(), Use::Disk));
+        self.wanted.extend(block::backing_files(path).into_iter().map(|path| (path, Use::Read)));
         self.wanted.extend(block::behind_loops(path).into_iter().map(|path| (path, Use::Disk)));
         self.wanted.extend(block::facts_of(path).into_iter().map(|folder| (folder, Use::Read)));
     }

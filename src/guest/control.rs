@@ -12,7 +12,7 @@ use vmm_core::boot::{BootRecord, FileRecord};
 use vmm_core::devices::ButtonPress;
 use vmm_core::memory::Prealloc;
 use vmm_core::virtio::block::{Access, BlockConfig};
-use vmm_core::{DiskContent, RunState};
+use vmm_core::{DeviceConfig, DiskContent, RunState};
 
 use super::arriving::Arrival;
 use super::ending::Ending;
@@ -25,8 +25,8 @@ use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, BootFileInfo, BootFiles, ConsoleInput, ConsoleTaken,
-    DiskInfo, GuestInfo, GuestKind, GuestState, NetInfo, OnReboot, RebootRequest, ResumeRequest,
-    StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    DiskFormat, DiskInfo, GuestInfo, GuestKind, GuestState, NetInfo, OnReboot, RebootRequest,
+    ResumeRequest, StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -186,11 +186,20 @@ fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
     let disks = machine.shape().disks().zip(machine.disks());
     let info = |(config, (_, content)): (&BlockConfig, (_, &Arc<DiskContent>))| DiskInfo {
         path: config.path().to_owned(),
+        format: if content.is_image() { DiskFormat::Qcow2 } else { DiskFormat::Raw },
         bytes: config.bytes(),
         read_only: config.access() == Access::ReadOnly,
         lock_reach: content.lock_reach(),
     };
     disks.map(info).collect()
+}
+
+fn seed(machine: &SharedMachine) -> Vec<String> {
+    let documents = machine.shape().devices.iter().filter_map(|device| match device {
+        DeviceConfig::Seed(seed) => Some(seed.names().map(str::to_owned)),
+        _ => None,
+    });
+    documents.flatten().collect()
 }
 
 fn nets(machine: &SharedMachine) -> Vec<NetInfo> {
@@ -223,6 +232,7 @@ impl ProcessControl {
             memory_bytes: machine.map_or(0, |machine| machine.shape().memory_bytes),
             vcpus: machine.map_or(0, |machine| machine.shape().vcpus),
             disks: machine.map(disks).unwrap_or_default(),
+            seed: machine.map(seed).unwrap_or_default(),
             nets: machine.map(nets).unwrap_or_default(),
             machine: machine.map(|machine| machine.shape().machine),
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),

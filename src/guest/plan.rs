@@ -1,13 +1,14 @@
 //! Translates the specification of a guest for this host.
 
-use std::os::unix::fs::FileTypeExt;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
 use vmm_core::virtio::balloon::FreePages;
-use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
+use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice, is_qcow2};
 use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Order, Pattern, WorkloadParams};
 use vmm_core::{BootSource, CpuModel, DeviceConfig, Nested, OnReboot, VmShape};
@@ -18,6 +19,7 @@ use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine, QUEUES_MAX};
 use crate::cli::net::NetArg;
 use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg, WriteOrderArg};
 use crate::names::GuestName;
+use crate::output;
 use crate::units::{MIB, PAGE_BYTES, Size};
 
 /// A guest that is about to start.
@@ -130,9 +132,22 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
         let of_vcpus = u16::from(spec.vcpus().unwrap_or(1)).min(QUEUES_MAX);
         let queues = disk.queues.unwrap_or(of_vcpus);
         let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
+        warn_of_image(config.path());
         Ok(config.with_queues(queues).with_engine(engine))
     };
     spec.disk.iter().map(disk).collect()
+}
+
+/// Warns of a disk that its guest sees as the image that it may be.
+fn warn_of_image(path: &Path) {
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
+    if !is_qcow2(path) && read.is_ok() && magic == QCOW2_MAGIC {
+        output::note(format_args!(
+            "warning: {} begins as a qcow2 image does, and is used as a raw disk: an image's name ends in .qcow2",
+            path.display()
+        ));
+    }
 }
 
 /// The path at which a guest that was migrated finds this file when it boots again on the other
@@ -180,6 +195,9 @@ fn net(net: &NetArg) -> Result<DeviceConfig> {
     };
     Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
 }
+
+/// How a qcow2 image begins.
+const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Default working set of the workload, in bytes.
 const WORKING_SET_BYTES: u64 = 64 * MIB;

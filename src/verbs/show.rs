@@ -20,8 +20,8 @@ use super::summary::{pauses, seconds};
 use crate::api::ApiClient;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{
-    BackingInfo, Confinement, DiskInfo, FlowInfo, GuestKind, GuestState, LandlockState, NetInfo,
-    OnReboot, SeccompState, VsockInfo, WorkloadInfo,
+    BackingInfo, Confinement, DiskFormat, DiskInfo, FlowInfo, GuestKind, GuestState, LandlockState,
+    NetInfo, OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -190,6 +190,9 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
         lines.extend(backing_lines(&info.backing));
         lines.push(("Process", info.pid.to_string()));
         lines.extend(info.disks.iter().map(|disk| ("Disk", disk_line(disk))));
+        if !info.seed.is_empty() {
+            lines.push(("Seed", info.seed.join(", ")));
+        }
         lines.extend(info.nets.iter().map(|net| ("Network", net_line(net))));
         lines.extend(labels_line(&info.labels));
         if let Some(VsockInfo { cid, socket }) = &info.vsock {
@@ -259,7 +262,11 @@ fn disk_line(disk: &DiskInfo) -> String {
         LockReach::Host => "locked on this host alone",
         LockReach::FileSystem => "locked on all hosts (unless mounted with local locks)",
     };
-    format!("{}, {}{access}, {locked}", disk.path.display(), format_size(disk.bytes))
+    let format = match disk.format {
+        DiskFormat::Raw => "",
+        DiskFormat::Qcow2 => " as qcow2",
+    };
+    format!("{}, {}{format}{access}, {locked}", disk.path.display(), format_size(disk.bytes))
 }
 
 fn net_line(net: &NetInfo) -> String {

@@ -7,21 +7,27 @@ use support::linux::image::script;
 use crate::fixtures::{Host, Lab, StockGuest, until};
 
 /// What each host has at the same path.
-const FIRMWARE: &str = "/opt/CLOUDHV.fd";
+pub(crate) const FIRMWARE: &str = "/opt/CLOUDHV.fd";
 /// The disk from which the guest boots; it is copied with the guest.
 const DISK: &str = "/var/lib/disks/efi.raw";
+
+/// Gives the hosts the firmware, and an empty folder for disks.
+pub(crate) fn install(hosts: [Host<'_>; 2]) {
+    let firmware = script("firmware.sh", &[]);
+    for host in hosts {
+        host.push(&[Path::new(&firmware)], "/opt");
+        host.sh("mkdir -p /var/lib/disks && rm -rf /var/lib/disks/*").ok();
+    }
+}
 
 #[test]
 fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
-    let firmware = script("firmware.sh", &[]);
-    for host in [here, there] {
-        host.push(&[Path::new(&firmware)], "/opt");
-        host.sh(&format!("mkdir -p /var/lib/disks && rm -f {DISK}")).ok();
-    }
+    install([here, there]);
     here.sh(&format!("cp --sparse=always /boot/efi.raw {DISK}")).ok();
-    let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, DISK);
+    let disks = format!("--disk {DISK} --disk /dev/vdb");
+    let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, &disks);
     let firmwares = guest.sh(here, "ls /sys/firmware/efi && cat /sys/class/dmi/id/product_name");
     assert!(firmwares.ok().ends_with("lighter guest\n"), "EFI, with our tables");
 

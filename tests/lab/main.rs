@@ -23,6 +23,7 @@ mod nested;
 mod nfs;
 mod package;
 mod processors;
+mod qcow2;
 mod seed;
 mod service;
 mod stock;

@@ -4,7 +4,7 @@ use crate::disks::{RUN, hosts};
 use crate::fixtures::{Host, Lab, StockGuest};
 
 /// The folder that the first host exports, as both hosts have it.
-const SHARED: &str = "/var/lib/disks/nfs";
+pub(crate) const SHARED: &str = "/var/lib/disks/nfs";
 
 /// Exports a folder by NFS 4, without the time of grace in which clients of an earlier server would
 /// claim their locks. It goes on serving after the test: a process of the other host that has a
@@ -16,7 +16,7 @@ rpc.nfsd --no-nfs-version 3 2; echo Y > /proc/fs/nfsd/v4_end_grace
 exportfs -ra; pgrep -x rpc.mountd || rpc.mountd --no-nfs-version 3";
 
 /// Lets the first host serve [`SHARED`], and mounts it on both.
-fn share([here, there]: [Host<'_>; 2]) {
+pub(crate) fn share([here, there]: [Host<'_>; 2]) {
     here.sh(SERVE).ok();
     let server = here.address();
     for host in [here, there] {
@@ -43,7 +43,7 @@ fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
 /// Writes block after block of the guest's second disk past its cache, in an order that comes to
 /// each of the 1024, and each with the number of the write: some 20 a second, until `/run/stop`
 /// exists. Then it says in `/run/wrote` how many it wrote.
-const WRITER: &str = "import mmap, os, struct, time
+pub(crate) const WRITER: &str = "import mmap, os, struct, time
 disk, page, count = os.open('/dev/vdb', os.O_RDWR | os.O_DIRECT), mmap.mmap(-1, 4096), 0
 while not os.path.exists('/run/stop'):
     count += 1
@@ -53,7 +53,7 @@ while not os.path.exists('/run/stop'):
 open('/run/wrote', 'w').write(str(count))";
 
 /// Checks that each block has what was written to it last; fails otherwise.
-const CHECKER: &str = "import mmap, os, struct
+pub(crate) const CHECKER: &str = "import mmap, os, struct
 disk, page, count = os.open('/dev/vdb', os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096), 0
 last = {number * 7 % 1024: number for number in range(1, int(open('/run/wrote').read()) + 1)}
 assert last, 'nothing was written'

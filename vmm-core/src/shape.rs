@@ -17,7 +17,7 @@ use crate::error::{Error, KvmContext, Result};
 use crate::labels::{self, LabelError, Labels};
 use crate::memory::{MemoryConfig, RamLayout};
 use crate::sys::kvm;
-use crate::virtio::block::{BlockConfig, DiskProof};
+use crate::virtio::block::{BlockConfig, DiskProof, is_qcow2};
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 
@@ -34,6 +34,9 @@ const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
 /// Version of the encoding of a [`VmShape`] with a seed disk: encoded as with the kind of machine,
 /// under a number that earlier releases refuse.
 const SHAPE_VERSION_WITH_SEED: u16 = 9;
+/// As [`SHAPE_VERSION_WITH_SEED`], of a [`VmShape`] with a disk in a qcow2 image, for which an
+/// earlier release takes the file as it is.
+const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
 
 /// A description from which the same virtual machine can be created on any suitable host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +136,7 @@ pub enum ShapeError {
     Malformed(String),
     /// The shape has a version that this program does not know.
     #[error(
-        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_SEED}"
+        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_IMAGE}"
     )]
     Version(u16),
 }
@@ -279,6 +282,22 @@ impl VmShape {
         }
     }
 
+    /// Returns the lowest version that has all of the shape.
+    fn version(&self) -> u16 {
+        let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
+        if self.disks().any(|disk| is_qcow2(disk.path())) {
+            SHAPE_VERSION_WITH_IMAGE
+        } else if has_seed {
+            SHAPE_VERSION_WITH_SEED
+        } else if self.machine != MachineKind::Mmio {
+            SHAPE_VERSION_WITH_MACHINE
+        } else if !self.labels.is_empty() {
+            SHAPE_VERSION_WITH_LABELS
+        } else {
+            SHAPE_VERSION
+        }
+    }
+
     /// Encodes the shape for a peer or a file.
     ///
     /// # Errors
@@ -286,17 +305,12 @@ impl VmShape {
     /// entries.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         // Earlier releases take a guest whose shape has a version that they know.
-        let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
-        let bytes = match (self.machine, self.labels.is_empty()) {
-            (MachineKind::Mmio, true) if !has_seed => codec::encode(&(SHAPE_VERSION, self)),
-            (MachineKind::Mmio, false) if !has_seed => {
-                codec::encode(&(SHAPE_VERSION_WITH_LABELS, self, &self.labels))
+        let bytes = match (self.version(), &self.labels, self.machine) {
+            (version @ SHAPE_VERSION, ..) => codec::encode(&(version, self)),
+            (version @ SHAPE_VERSION_WITH_LABELS, labels, _) => {
+                codec::encode(&(version, self, labels))
             }
-            (machine, _) => {
-                let version =
-                    if has_seed { SHAPE_VERSION_WITH_SEED } else { SHAPE_VERSION_WITH_MACHINE };
-                codec::encode(&(version, self, &self.labels, machine))
-            }
+            (version, labels, machine) => codec::encode(&(version, self, labels, machine)),
         };
         Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)
     }
@@ -316,13 +330,15 @@ impl VmShape {
             SHAPE_VERSION => codec::decode(bytes).map(|(_, shape): (u16, Self)| shape),
             SHAPE_VERSION_WITH_LABELS => codec::decode(bytes)
                 .map(|(_, shape, labels): (u16, Self, Labels)| Self { labels, ..shape }),
-            SHAPE_VERSION_WITH_MACHINE | SHAPE_VERSION_WITH_SEED => codec::decode(bytes).map(
-                |(_, shape, labels, machine): (u16, Self, Labels, MachineKind)| Self {
-                    labels,
-                    machine,
-                    ..shape
-                },
-            ),
+            SHAPE_VERSION_WITH_MACHINE | SHAPE_VERSION_WITH_SEED | SHAPE_VERSION_WITH_IMAGE => {
+                codec::decode(bytes).map(
+                    |(_, shape, labels, machine): (u16, Self, Labels, MachineKind)| Self {
+                        labels,
+                        machine,
+                        ..shape
+                    },
+                )
+            }
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
@@ -436,7 +452,7 @@ pub(crate) fn cpuid_table(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::block::SeedConfig;
+    use crate::virtio::block::{Access, SeedConfig};
 
     fn shape() -> VmShape {
         VmShape::for_host(64 << 20, 2).unwrap()
@@ -474,6 +490,20 @@ mod tests {
             let bytes = shape.to_bytes().unwrap();
             assert_eq!(bytes[..2], [9, 0], "{machine}");
             assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
+        }
+    }
+
+    #[test]
+    fn a_guest_with_an_image_has_a_version_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let disk = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
+        for (name, version) in [("disk.raw", 6), ("disk.qcow2", 10)] {
+            let devices = vec![DeviceConfig::Block(disk.at(&folder.path().join(name)))];
+            let bytes = VmShape { devices, ..shape() }.to_bytes().unwrap();
+            assert_eq!(bytes[..2], [version, 0], "{name}");
+            VmShape::from_bytes(&bytes).unwrap();
         }
     }
 
@@ -529,9 +559,9 @@ mod tests {
             assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
         }
         let mut newer = good.clone();
-        newer[0] = 10;
+        newer[0] = 11;
         let error = VmShape::from_bytes(&newer).unwrap_err();
-        assert!(matches!(error, Error::Shape(ShapeError::Version(10))));
+        assert!(matches!(error, Error::Shape(ShapeError::Version(11))));
         let mut none = good;
         none[10] = 0;
         assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));

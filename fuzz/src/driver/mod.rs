@@ -5,6 +5,7 @@
 
 mod copier;
 mod host;
+mod image;
 mod network;
 mod pci;
 mod request;
@@ -23,6 +24,7 @@ use vmm_core::virtio::fuzzing::Bench;
 
 pub use copier::{Copier, copied_disk};
 pub use host::{Host, Operator, Scene};
+pub use image::{Damaged, image};
 pub use network::{NetRequest, Network, network};
 pub use pci::{ConfigScript, MsixScript, PciReach, run_config, run_msix};
 pub use request::{BalloonRequest, DiskRequest, Fill, Request};

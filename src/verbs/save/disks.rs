@@ -13,7 +13,7 @@ use vmm_core::snapshot::PartialFile;
 use vmm_core::virtio::block::{copy_content, date};
 
 use crate::api::saving::SavedCopies;
-use crate::api::types::{DiskInfo, GuestInfo, StateAnswer};
+use crate::api::types::{DiskFormat, DiskInfo, GuestInfo, StateAnswer};
 use crate::clock::unix_ms;
 use crate::output;
 use crate::units::format_size;
@@ -45,6 +45,12 @@ impl Copies {
     pub(super) fn create(guest: &GuestInfo, file: &Path) -> Result<Self> {
         let mut disks = Vec::new();
         for (disk, path) in places(&guest.disks, file) {
+            if disk.format == DiskFormat::Qcow2 {
+                bail!(
+                    "{}: a qcow2 image is not copied with a saved guest; save it without a copy, or use a raw disk",
+                    cannot_copy(disk, &path)
+                );
+            }
             let from = File::open(&disk.path)
                 .with_context(|| format!("cannot read disk {}", disk.path.display()))?;
             // An existing file is not replaced: another saved guest may need it, or run on it.
@@ -178,6 +184,7 @@ mod tests {
     fn copies_are_beside_the_file_each_in_a_place_of_its_own() {
         let disk = |path: &str, read_only| DiskInfo {
             path: path.into(),
+            format: DiskFormat::Raw,
             bytes: 512,
             read_only,
             lock_reach: LockReach::Host,

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use vm_memory::bitmap::Bitmap;
@@ -12,6 +13,8 @@ use super::{RamSlice, check};
 
 /// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
 pub(crate) const SLICES_MAX: usize = 1024;
+/// Zeros written at a time, in bytes.
+const ZEROS_BYTES: usize = 64 << 10;
 
 /// Direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +155,26 @@ pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::
     let (offset, bytes) = (range(offset)?, range(bytes)?);
     // SAFETY: fallocate accesses no memory of ours.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
+}
+
+/// Returns whether the file system cannot do what was asked of it.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
+/// Writes `bytes` zeros from `offset` on.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn write_zero_bytes(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS_BYTES];
+    let mut done = 0;
+    while done < bytes {
+        let now = (bytes - done).min(ZEROS_BYTES as u64);
+        file.write_all_at(&zeros[..now as usize], offset + done)?;
+        done += now;
+    }
+    Ok(())
 }
 
 /// Returns where the next extent begins, from `from` on; `None` if there is none before the file's

@@ -6,6 +6,7 @@
 
 pub(crate) mod dirty_ring;
 pub(crate) mod file;
+pub(crate) mod image_file;
 pub(crate) mod kick;
 pub(crate) mod kvm;
 pub(crate) mod mapping;

@@ -3,15 +3,13 @@
 //! It shares the open file with the device, so it reads what the guest has written, and pausing and
 //! saving cover it too. At the destination of a copy, the content is written through it.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{Access, BlockConfig, Occupied, Origin};
-use super::copy::next_data;
 use super::departed;
 use super::identity::DiskIdentity;
 use super::lock_reach::LockReach;
@@ -20,18 +18,16 @@ use super::overwritten;
 use super::proof::{DiskProof, Mark};
 use super::seal::Seal;
 use super::staged::{self, Staged, UnnamedFile};
+use super::store::Store;
 use crate::memory::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
-use crate::sys::file::{self, Clearing};
+use crate::sys::file::Clearing;
 use crate::virtio::DeviceError;
-
-/// Block size of `stat` in bytes, whatever block size the file system has.
-const STAT_BLOCK_BYTES: u64 = 512;
 
 /// The content of a disk; see the module. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct DiskContent {
     path: PathBuf,
-    file: Arc<File>,
+    store: Arc<Store>,
     bytes: u64,
     access: Access,
     lock_reach: LockReach,
@@ -49,8 +45,8 @@ pub struct DiskContent {
 }
 
 impl DiskContent {
-    /// Creates the content of the disk in `file`.
-    pub(super) fn new(config: &BlockConfig, file: &Arc<File>) -> Self {
+    /// Creates the content of the disk in `store`.
+    pub(super) fn new(config: &BlockConfig, store: &Arc<Store>) -> Self {
         let unnamed = match config.origin() {
             Origin::Arriving(occupied) => {
                 config.staged().map(|staged| (Arc::clone(staged), occupied))
@@ -59,10 +55,10 @@ impl DiskContent {
         };
         Self {
             path: config.path().to_path_buf(),
-            file: Arc::clone(file),
+            store: Arc::clone(store),
             bytes: config.bytes(),
             access: config.access(),
-            lock_reach: LockReach::of(file),
+            lock_reach: LockReach::of(store.file()),
             log: WriteLog::default(),
             unnamed: Mutex::new(unnamed),
             may_be_sealed: AtomicBool::new(config.begins_here()),
@@ -87,13 +83,18 @@ impl DiskContent {
 
     /// Returns whether the disk is a block device.
     pub fn is_device(&self) -> bool {
-        self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
+        self.store.file().metadata().is_ok_and(|found| found.file_type().is_block_device())
+    }
+
+    /// Returns whether the disk is in a qcow2 image.
+    pub fn is_image(&self) -> bool {
+        !self.store.is_raw()
     }
 
     /// Returns the identity of the open disk, whatever is at its path by now; `None` if the system
     /// call fails.
     pub fn identity(&self) -> Option<DiskIdentity> {
-        DiskIdentity::of(&self.file.metadata().ok()?)
+        DiskIdentity::of(&self.store.file().metadata().ok()?)
     }
 
     /// Returns which programs are kept away by the lock on the disk.
@@ -108,12 +109,7 @@ impl DiskContent {
 
     /// Returns the bytes allocated on this host; the disk's size if that is unknown.
     pub fn allocated_bytes(&self) -> u64 {
-        match self.file.metadata() {
-            Ok(found) if found.is_file() => {
-                found.blocks().saturating_mul(STAT_BLOCK_BYTES).min(self.bytes)
-            }
-            _ => self.bytes,
-        }
+        self.store.allocated_bytes().map_or(self.bytes, |bytes| bytes.min(self.bytes))
     }
 
     /// Durably marks the disk as departed to `where_to`: from now on this host refuses it as a
@@ -122,7 +118,7 @@ impl DiskContent {
     /// # Errors
     /// If the mark cannot be written: not all file systems support it.
     pub fn note_departure(&self, where_to: &str) -> io::Result<()> {
-        departed::note(&self.file, where_to)
+        departed::note(self.store.file(), where_to)
     }
 
     /// Removes the mark of `DiskContent::note_departure`.
@@ -130,7 +126,7 @@ impl DiskContent {
     /// # Errors
     /// If the mark cannot be removed.
     pub fn forget_departure(&self) -> io::Result<()> {
-        departed::forget(&self.file)
+        departed::forget(self.store.file())
     }
 
     /// Marks the disk for the destination of a migration, if it is a file, so that the destination
@@ -139,7 +135,7 @@ impl DiskContent {
     /// # Errors
     /// If the mark cannot be set, for example because the file belongs to another user.
     pub fn mark(&self) -> io::Result<Option<Mark>> {
-        Mark::set(&self.file)
+        Mark::set(self.store.file())
     }
 
     /// Returns the log in which the device records writes.
@@ -183,7 +179,7 @@ impl DiskContent {
             });
         };
         let mut at = 0;
-        let next = |at| next_data(&self.file, at, self.bytes).map_err(|error| self.failed(error));
+        let next = |at| self.store.next_data(at, self.bytes).map_err(|error| self.failed(error));
         while let Some((data, end)) = next(at)? {
             set(data, end);
             at = end;
@@ -205,7 +201,7 @@ impl DiskContent {
         let (offset, inside) = self.place(chunk, first_page, buf.len())?;
         let (content, behind) = buf.split_at_mut(inside);
         behind.fill(0);
-        self.file.read_exact_at(content, offset).map_err(|error| self.failed(error))
+        self.store.read(content, offset).map_err(|error| self.failed(error))
     }
 
     /// Writes content from page `first_page` of `chunk` on; bytes beyond the end of the disk are
@@ -215,7 +211,7 @@ impl DiskContent {
     /// If the range is invalid, or the disk cannot be written, for example because it is full.
     pub fn copy_in(&self, chunk: usize, first_page: usize, data: &[u8]) -> Result<(), DeviceError> {
         let (offset, inside) = self.place(chunk, first_page, data.len())?;
-        self.file.write_all_at(&data[..inside], offset).map_err(|error| self.failed(error))
+        self.store.write(&data[..inside], offset).map_err(|error| self.failed(error))
     }
 
     /// Zeroes the block device that an arriving disk overwrites; a file that was created for one is
@@ -227,7 +223,8 @@ impl DiskContent {
         if !self.is_device() {
             return Ok(());
         }
-        overwritten::clear(&self.file, self.bytes, is_wanted).map_err(|error| self.failed(error))
+        overwritten::clear(self.store.file(), self.bytes, is_wanted)
+            .map_err(|error| self.failed(error))
     }
 
     /// Zeroes the pages of `chunk` in `mask`, and frees their space where possible.
@@ -237,9 +234,9 @@ impl DiskContent {
     pub fn zero(&self, chunk: usize, mask: u64) -> Result<(), DeviceError> {
         for page in (0..CHUNK_PAGES).filter(|page| mask >> page & 1 == 1) {
             let (offset, inside) = self.place(chunk, page, PAGE_BYTES)?;
-            let cleared = file::clear(&self.file, offset, inside as u64, Clearing::PunchHole);
+            let cleared = self.store.clear(offset, inside as u64, Clearing::PunchHole);
             cleared
-                .or_else(|_| self.file.write_all_at(&[0; PAGE_BYTES][..inside], offset))
+                .or_else(|_| self.store.write(&[0; PAGE_BYTES][..inside], offset))
                 .map_err(|error| self.failed(error))?;
         }
         Ok(())
@@ -252,7 +249,7 @@ impl DiskContent {
     /// The guest's flushes fail from then on, too.
     pub fn sync(&self) -> Result<(), DeviceError> {
         let flush = |cause| DeviceError::Flush { path: self.path.clone(), cause };
-        self.note_synced(self.file.sync_data()).map_err(flush)
+        self.note_synced(self.store.sync()).map_err(flush)
     }
 
     /// Keeps the error of a flush that the guest knows nothing of.
@@ -281,7 +278,7 @@ impl DiskContent {
     pub fn seal(&self) -> Result<DiskProof, DeviceError> {
         self.sync()?;
         self.may_be_sealed.store(true, Ordering::Release);
-        Seal::of(&self.file).map(DiskProof::Sealed).map_err(|error| self.failed(error))
+        Seal::of(self.store.file()).map(DiskProof::Sealed).map_err(|error| self.failed(error))
     }
 
     /// Returns whether seals must be broken before the guest writes, and clears that.
@@ -346,12 +343,15 @@ impl DiskContent {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
+    use crate::sys::file;
     use crate::virtio::block::disk::Disk;
 
     fn content_of(file: &tempfile::NamedTempFile) -> DiskContent {
         let config = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
-        DiskContent::new(&config, Disk::open(&config).unwrap().shared_file())
+        DiskContent::new(&config, Disk::open(&config).unwrap().store())
     }
 
     #[test]
@@ -425,7 +425,7 @@ mod tests {
         let arrive = || {
             let arriving = arriving.made().unwrap();
             let disk = Disk::open(&arriving).unwrap();
-            DiskContent::new(&arriving, disk.shared_file())
+            DiskContent::new(&arriving, disk.store())
         };
         let content = arrive();
         content.copy_in(0, 0, &[3; 4096]).unwrap();
@@ -450,7 +450,7 @@ mod tests {
         let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
         let arriving = config.arriving(Occupied::Replace).made().unwrap();
         let disk = Disk::open(&arriving).unwrap();
-        let content = DiskContent::new(&arriving, disk.shared_file());
+        let content = DiskContent::new(&arriving, disk.store());
 
         let mut user = Disk::open(&config).unwrap();
         user.take_over().unwrap();
@@ -474,7 +474,7 @@ mod tests {
             let config = BlockConfig::new(old.path(), Access::ReadWrite, "").unwrap();
             let arriving = config.at(&path(name)).arriving(occupied).made().unwrap();
             let disk = Disk::open(&arriving).unwrap();
-            (DiskContent::new(&arriving, disk.shared_file()), disk)
+            (DiskContent::new(&arriving, disk.store()), disk)
         };
         std::fs::write(path("replaced"), "old").unwrap();
         std::fs::write(path("taken"), "old").unwrap();
@@ -505,7 +505,7 @@ mod tests {
         let arrive = |occupied| {
             let arriving = config.arriving(occupied).made_with_a_name();
             let disk = Disk::open(&arriving).unwrap();
-            (DiskContent::new(&arriving, disk.shared_file()), arriving)
+            (DiskContent::new(&arriving, disk.store()), arriving)
         };
         let (content, arriving) = arrive(Occupied::Refuse);
         content.copy_in(0, 0, &[3; 4096]).unwrap();
@@ -539,7 +539,7 @@ mod tests {
         let arrive = |name: &str| {
             let arriving = config.at(&path(name)).arriving(Occupied::Refuse).made_with_a_name();
             let disk = Disk::open(&arriving).unwrap();
-            DiskContent::new(&arriving, disk.shared_file())
+            DiskContent::new(&arriving, disk.store())
         };
         let disks = ["new", "same", "same"].map(arrive);
         let refused = DiskContent::adopt(&disks.each_ref());
@@ -558,7 +558,7 @@ mod tests {
         let arrive = || {
             let arriving = arriving.made().unwrap();
             let disk = Disk::open(&arriving).unwrap();
-            (DiskContent::new(&arriving, disk.shared_file()), disk)
+            (DiskContent::new(&arriving, disk.store()), disk)
         };
         let ((first, mut own), (second, _)) = (arrive(), arrive());
         DiskContent::adopt(&[&first]).unwrap();
@@ -578,12 +578,12 @@ mod tests {
         let config = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
         let arriving = config.arriving(Occupied::Replace).made().unwrap();
         let disk = Disk::open(&arriving).unwrap();
-        DiskContent::adopt(&[&DiskContent::new(&arriving, disk.shared_file())]).unwrap();
+        DiskContent::adopt(&[&DiskContent::new(&arriving, disk.store())]).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
         let config = config.at(&folder.path().join("d".repeat(256)));
         let config = config.arriving(Occupied::Replace).made().unwrap();
         let disk = Disk::open(&config).unwrap();
-        let content = DiskContent::new(&config, disk.shared_file());
+        let content = DiskContent::new(&config, disk.store());
         let refused = content.check_adoption().unwrap_err().to_string();
         assert!(refused.contains("too long"), "{refused}");
     }

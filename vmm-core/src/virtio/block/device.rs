@@ -65,14 +65,14 @@ impl BlockDevice {
         let failed = |cause| DeviceError::Disk { path: config.path().to_path_buf(), cause };
         let disk = Disk::open(config)?;
         disk.expect_bytes(config.bytes())?;
-        let content = Arc::new(DiskContent::new(config, disk.shared_file()));
+        let content = Arc::new(DiskContent::new(config, disk.store()));
         let mut serial = [0; SERIAL_BYTES];
         let given = config.serial().as_bytes();
         let len = given.len().min(SERIAL_BYTES);
         serial[..len].copy_from_slice(&given[..len]);
         let queues = config.queues();
         let requests_max = u32::from(queues) * u32::from(QUEUE_SIZE);
-        let engine = Engine::new(config.engine(), requests_max).map_err(|cause| {
+        let engine = Engine::new(config.engine(), disk.store(), requests_max).map_err(|cause| {
             failed(io::Error::new(cause.kind(), format!("io_uring cannot be had: {cause}")))
         })?;
         Ok(Self {
@@ -144,7 +144,7 @@ impl BlockDevice {
         if self.under_way[queue] >= QUEUE_SIZE {
             return Err(QueueError::Available);
         }
-        match ring.begin(self.disk.shared_file(), memory, order, ticket) {
+        match ring.begin(self.disk.store().file(), memory, order, ticket) {
             Ok(()) => {
                 self.under_way[queue] += 1;
                 Ok(Answer::Later)
@@ -154,9 +154,9 @@ impl BlockDevice {
     }
 
     fn carry_out(&self, operation: &Operation, memory: &RamMap) -> io::Result<()> {
-        engine::carry_out(&self.disk, operation, memory)?;
+        engine::carry_out(self.disk.store(), operation, memory)?;
         let changes = !matches!(operation, Operation::Read { .. } | Operation::Flush);
-        if changes && self.writes_through { self.disk.file().sync_data() } else { Ok(()) }
+        if changes && self.writes_through { self.disk.store().sync() } else { Ok(()) }
     }
 
     /// Completes a request; returns how many bytes were written to guest memory.

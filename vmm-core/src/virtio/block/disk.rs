@@ -1,7 +1,7 @@
 //! A disk of the host: opened, measured, and locked while the guest runs on this host.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
 use super::proof::DiskProof;
 use super::seal::{self, Seal};
+use super::store::Store;
 use super::{departed, overwritten};
-use crate::sys::file;
 use crate::virtio::DeviceError;
 
 /// How long to wait for a disk that the guest's other copy still locks: after a migration, the
@@ -27,7 +27,7 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
-    file: Arc<File>,
+    store: Arc<Store>,
     access: Access,
     bytes: u64,
     /// What keeps others away; empty while the disk is not locked.
@@ -67,7 +67,12 @@ impl Disk {
                 Ok(Self { expected, ..Self::open_present(path, access)? })
             }
             Origin::Arriving(occupied) => match config.staged() {
-                Some(staged) => Ok(Self::of(path, Arc::clone(staged.file()), access, bytes)),
+                Some(staged) => {
+                    let store = Store::of_new(path, staged.file());
+                    let store = store
+                        .map_err(|cause| DeviceError::Disk { path: path.to_owned(), cause })?;
+                    Ok(Self::of(path, store, access, bytes))
+                }
                 None => Self::open_overwritten(config, occupied),
             },
         }
@@ -111,25 +116,25 @@ impl Disk {
         // O_NONBLOCK is cleared: up to Linux 5.14, io_uring answers reads of such a file that would
         // block with EAGAIN, every time.
         fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
-        // Only seeking finds the size of a block device.
-        let bytes = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
-        Ok(Self::of(path, Arc::new(file), access, bytes))
+        let store = Store::open(path, file).map_err(failed)?;
+        let bytes = store.bytes().map_err(failed)?;
+        Ok(Self::of(path, store, access, bytes))
     }
 
-    fn of(path: &Path, file: Arc<File>, access: Access, bytes: u64) -> Self {
-        let path = path.to_path_buf();
+    fn of(path: &Path, store: Store, access: Access, bytes: u64) -> Self {
+        let (path, store) = (path.to_path_buf(), Arc::new(store));
         let expected = Expected::Anything;
-        Self { path, file, access, bytes, holds: Vec::new(), may_be_written: false, expected }
+        Self { path, store, access, bytes, holds: Vec::new(), may_be_written: false, expected }
     }
 
-    /// Returns the open file, to keep it longer than the disk.
-    pub(crate) fn shared_file(&self) -> &Arc<File> {
-        &self.file
+    /// Returns what has the disk's bytes, to keep it longer than the disk.
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// Returns the open file.
     pub(crate) fn file(&self) -> &File {
-        &self.file
+        self.store.file()
     }
 
     /// Returns what the guest may do with the disk.
@@ -150,7 +155,7 @@ impl Disk {
     /// [`DeviceError::DiskSize`].
     pub(crate) fn expect_bytes(&self, expected: u64) -> Result<(), DeviceError> {
         let found = self.bytes - self.bytes % super::SECTOR_BYTES;
-        let kind = self.file.metadata().map(|found| found.file_type());
+        let kind = self.file().metadata().map(|found| found.file_type());
         let is_device = kind.is_ok_and(|kind| kind.is_block_device());
         if found == expected || is_device && found > expected {
             return Ok(());
@@ -170,17 +175,18 @@ impl Disk {
             return Ok(());
         }
         self.lock()?;
-        if let Err(error) = self.expect_unchanged() {
-            self.unlock();
-            return Err(error);
+        let failed = |cause| DeviceError::Disk { path: self.path.clone(), cause };
+        let taken = self.expect_unchanged();
+        let taken = taken.and_then(|()| self.store.take_over(self.access).map_err(failed));
+        match taken {
+            Ok(()) => self.may_be_written = true,
+            Err(_) => self.unlock(),
         }
-        self.may_be_written = true;
-        file::forget_cached(&self.file);
-        Ok(())
+        taken
     }
 
     fn lock(&mut self) -> Result<(), DeviceError> {
-        let mut holds = Hold::of_disk(&self.path, &self.file, self.access);
+        let mut holds = Hold::of_disk(&self.path, &self.store, self.access);
         let deadline = Instant::now() + LOCK_PATIENCE;
         while let Err(error) = hold::take_all(&mut holds) {
             let is_final = matches!(error, DeviceError::Disk { .. });
@@ -204,7 +210,7 @@ impl Disk {
             Expected::AsLeft(seal) => (seal, false),
         };
         let path = || self.path.clone();
-        match seal.holds_for(&self.file) {
+        match seal.holds_for(self.file()) {
             Ok(Some(true)) => Ok(()),
             Ok(Some(false)) => Err(DeviceError::DiskWritten { path: path() }),
             Ok(None) if must_be_known => Err(DeviceError::DiskUnsealed { path: path() }),
@@ -222,7 +228,7 @@ impl Disk {
     pub(crate) fn break_seals(&mut self) {
         self.trust();
         if self.access == Access::ReadWrite
-            && let Err(error) = seal::break_all(&self.file)
+            && let Err(error) = seal::break_all(self.file())
         {
             let path = self.path.display();
             tracing::warn!(%error, "a guest that was saved on {path} may be restored by mistake");
@@ -236,8 +242,11 @@ impl Disk {
             return;
         }
         if self.access == Access::ReadWrite {
+            if let Err(error) = self.store.release() {
+                tracing::error!(path = %self.path.display(), %error, "an image of a disk may be incomplete");
+            }
             self.expected =
-                Seal::at_a_glance(&self.file).map_or(Expected::Anything, Expected::AsLeft);
+                Seal::at_a_glance(self.file()).map_or(Expected::Anything, Expected::AsLeft);
         }
         self.unlock();
     }

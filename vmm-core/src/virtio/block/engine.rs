@@ -1,21 +1,14 @@
 //! Executes a driver's requests to a disk.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-
-use vm_memory::GuestMemoryError;
 
 use super::config::EngineChoice;
-use super::disk::Disk;
-use super::request::{Operation, Range};
+use super::request::Operation;
+use super::store::Store;
 use crate::memory::RamMap;
-use crate::sys::file::{self, Clearing, Direction};
+use crate::sys::file::{Clearing, Direction};
 use crate::sys::uring::Uring;
 use crate::virtio::buffers::Buffers;
-
-/// Zeros written at a time, in bytes, if the file system cannot clear a range itself.
-const ZEROS_BYTES: usize = 64 << 10;
 
 /// How a disk's requests are executed.
 #[derive(Debug)]
@@ -44,12 +37,16 @@ pub(super) struct Ticket {
 }
 
 impl Engine {
-    /// Creates the engine of `choice`, for up to `requests_max` concurrent requests.
+    /// Creates the engine of `choice` for `store`, for up to `requests_max` concurrent requests.
     ///
     /// # Errors
-    /// If the configuration requires an engine that this process cannot use.
-    pub(super) fn new(choice: EngineChoice, requests_max: u32) -> io::Result<Self> {
+    /// If the configuration requires an engine that this process or the disk cannot use.
+    pub(super) fn new(choice: EngineChoice, store: &Store, requests_max: u32) -> io::Result<Self> {
         match (choice, Uring::new) {
+            (EngineChoice::IoUring, _) if !store.is_raw() => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "a qcow2 image does without"))
+            }
+            (EngineChoice::Auto, _) if !store.is_raw() => Ok(Self::Positioned),
             (EngineChoice::Sync, _) => Ok(Self::Positioned),
             (EngineChoice::IoUring, new) => new(requests_max).map(Box::new).map(Self::Ring),
             (EngineChoice::Auto, new) => Ok(match new(requests_max) {
@@ -67,63 +64,17 @@ impl Engine {
 ///
 /// # Errors
 /// If a system call fails.
-pub(super) fn carry_out(disk: &Disk, operation: &Operation, memory: &RamMap) -> io::Result<()> {
+pub(super) fn carry_out(store: &Store, operation: &Operation, memory: &RamMap) -> io::Result<()> {
     match operation {
-        Operation::Read { offset, into } => transfer(disk, *offset, into, memory, Direction::In),
-        Operation::Write { offset, from } => transfer(disk, *offset, from, memory, Direction::Out),
-        Operation::Flush => disk.file().sync_data(),
-        Operation::Discard(ranges) => ranges.iter().try_for_each(|range| discard(disk, *range)),
-        Operation::WriteZeroes(ranges) => {
-            ranges.iter().try_for_each(|range| write_zeroes(disk, *range))
+        Operation::Read { offset, into } => store.transfer(*offset, into, memory, Direction::In),
+        Operation::Write { offset, from } => store.transfer(*offset, from, memory, Direction::Out),
+        Operation::Flush => store.sync(),
+        Operation::Discard(ranges) => {
+            ranges.iter().try_for_each(|range| store.discard(range.offset, range.bytes))
         }
+        Operation::WriteZeroes(ranges) => ranges.iter().try_for_each(|range| {
+            let how = if range.unmap { Clearing::PunchHole } else { Clearing::Zero };
+            store.clear(range.offset, range.bytes, how)
+        }),
     }
-}
-
-fn transfer(
-    disk: &Disk,
-    offset: u64,
-    buffers: &Buffers,
-    memory: &RamMap,
-    direction: Direction,
-) -> io::Result<()> {
-    let outside = |error: GuestMemoryError| io::Error::other(error);
-    let slices = buffers.slices(memory).map_err(outside)?;
-    file::transfer(disk.file(), offset, &slices, direction)
-}
-
-/// A discarded range may read as anything; where holes are not supported it keeps its content.
-fn discard(disk: &Disk, range: Range) -> io::Result<()> {
-    match file::clear(disk.file(), range.offset, range.bytes, Clearing::PunchHole) {
-        Err(error) if is_unsupported(&error) => Ok(()),
-        result => result,
-    }
-}
-
-fn write_zeroes(disk: &Disk, range: Range) -> io::Result<()> {
-    let how = if range.unmap { Clearing::PunchHole } else { Clearing::Zero };
-    match file::clear(disk.file(), range.offset, range.bytes, how) {
-        Err(error) if is_unsupported(&error) => {
-            write_zero_bytes(disk.file(), range.offset, range.bytes)
-        }
-        result => result,
-    }
-}
-
-/// Writes `bytes` zeros from `offset` on.
-///
-/// # Errors
-/// The error from the system.
-pub(super) fn write_zero_bytes(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-    let zeros = vec![0; ZEROS_BYTES];
-    let mut done = 0;
-    while done < bytes {
-        let now = (bytes - done).min(ZEROS_BYTES as u64);
-        file.write_all_at(&zeros[..now as usize], offset + done)?;
-        done += now;
-    }
-    Ok(())
-}
-
-fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }

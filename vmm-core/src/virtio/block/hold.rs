@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use super::behind::{self, Behind, Span};
 use super::config::Access;
+use super::qcow2::Backing;
+use super::store::Store;
 use crate::sys::file::{self, Lock};
 use crate::virtio::DeviceError;
 
@@ -33,17 +35,30 @@ pub(super) struct Hold {
 }
 
 impl Hold {
-    /// Returns what to hold for the guest's disk `file`, found at `path`.
-    pub(super) fn of_disk(path: &Path, file: &Arc<File>, access: Access) -> Vec<Self> {
+    /// Returns what to hold for the guest's disk in `store`, found at `path`.
+    pub(super) fn of_disk(path: &Path, store: &Store, access: Access) -> Vec<Self> {
         let lock = match access {
             Access::ReadWrite => Lock::Exclusive,
             Access::ReadOnly => Lock::Shared,
         };
-        let (own, file) = (path.to_owned(), Arc::clone(file));
+        let (own, file) = (path.to_owned(), Arc::clone(store.file()));
+        let backing = store.backing().iter().map(|backing| Self::backing(path, backing));
         let behind = device_of(&file).map(behind::of).unwrap_or_default();
         let behind = behind.into_iter().filter_map(|it| Self::behind(path, it, access));
         let own = Self { path: own, file, lock, span: Span::WHOLE, disk: None, claim: None };
-        std::iter::once(own).chain(behind).collect()
+        std::iter::once(own).chain(behind).chain(backing).collect()
+    }
+
+    /// Returns what to hold for a file that the image `disk` is based on: nobody may write it.
+    fn backing(disk: &Path, backing: &Backing) -> Self {
+        Self {
+            path: backing.path.clone(),
+            file: Arc::clone(&backing.file),
+            lock: Lock::Shared,
+            span: Span::WHOLE,
+            disk: Some(disk.to_owned()),
+            claim: None,
+        }
     }
 
     /// Opens what is behind `disk`. `None` if that is not possible: the user may have rights to the
@@ -200,7 +215,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let direct = |access| {
             let opened = OpenOptions::new().read(true).write(true).open(file.path()).unwrap();
-            Hold::of_disk(file.path(), &Arc::new(opened), access)
+            Hold::of_disk(file.path(), &Store::open(file.path(), opened).unwrap(), access)
         };
         let part = |start, end| vec![writer(&file, Span { start, end }, false)];
         let whole = || vec![writer(&file, Span::WHOLE, false)];

@@ -1,4 +1,5 @@
-//! A raw disk (virtio 1.2, 5.2): a regular file or a block device of the host.
+//! A disk (virtio 1.2, 5.2): a regular file or a block device of the host, as it is, or a qcow2
+//! image in a file.
 //!
 //! | file | contents |
 //! |---|---|
@@ -7,6 +8,7 @@
 //! | `request` | parses the driver's requests, without access to the disk |
 //! | `engine` | executes the requests |
 //! | `disk` | the open disk |
+//! | `store`, `qcow2` | what has its bytes: a file as it is, or an image |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
 //! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |
@@ -33,10 +35,12 @@ mod log;
 mod names;
 mod overwritten;
 mod proof;
+mod qcow2;
 mod request;
 mod seal;
 mod seed;
 mod staged;
+mod store;
 #[cfg(test)]
 mod testing;
 
@@ -51,6 +55,7 @@ pub use identity::DiskIdentity;
 pub use lock_reach::LockReach;
 pub use names::{facts_of, with_disks_below};
 pub use proof::{DiskProof, Mark};
+pub use qcow2::{backing_files, is_named as is_qcow2};
 pub use seal::Seal;
 pub(crate) use seed::SeedDevice;
 pub use seed::{SEED_BYTES_MAX, SeedConfig};

@@ -11,8 +11,7 @@ use std::path::Path;
 
 use super::config::{Access, BlockConfig, Occupied};
 use super::disk::Disk;
-use super::engine::write_zero_bytes;
-use crate::sys::file::{self, Clearing};
+use crate::sys::file::{self, Clearing, write_zero_bytes};
 use crate::virtio::DeviceError;
 
 /// Size of one step of zeroing, in bytes: a process that ends waits for one step at most.

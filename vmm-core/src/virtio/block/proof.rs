@@ -202,7 +202,7 @@ mod tests {
         use std::os::unix::fs::FileExt;
         let (_folder, one, other) = twins();
         let disk = open(&one);
-        let mark = Mark::set(disk.shared_file()).unwrap().unwrap();
+        let mark = Mark::set(disk.store().file()).unwrap().unwrap();
         assert_eq!(mark.proof().holds_for(&open(&one)).unwrap(), Some(true));
         assert_eq!(mark.proof().holds_for(&open(&other)).unwrap(), Some(false));
         disk.file().write_all_at(&[8; 512], 0).unwrap();
@@ -215,10 +215,10 @@ mod tests {
         let (_folder, one, _) = twins();
         let before = fs::metadata(&one).unwrap().accessed().unwrap();
         let disk = open(&one);
-        let first = Mark::set(disk.shared_file()).unwrap().unwrap().proof();
+        let first = Mark::set(disk.store().file()).unwrap().unwrap().proof();
         assert_eq!(fs::metadata(&one).unwrap().accessed().unwrap(), before);
         assert_eq!(first.holds_for(&disk).unwrap(), Some(false), "it is gone");
-        let second = Mark::set(disk.shared_file()).unwrap().unwrap().proof();
+        let second = Mark::set(disk.store().file()).unwrap().unwrap().proof();
         assert_ne!(first, second);
     }
 
@@ -236,8 +236,8 @@ mod tests {
     fn a_second_mark_waits_for_the_first_and_one_that_stays_is_taken_over() {
         let (_folder, one, _) = twins();
         let disk = open(&one);
-        let first = Mark::set(disk.shared_file()).unwrap().unwrap();
-        let file = Arc::clone(disk.shared_file());
+        let first = Mark::set(disk.store().file()).unwrap().unwrap();
+        let file = Arc::clone(disk.store().file());
         let second = std::thread::spawn(move || Mark::set(&file).unwrap().unwrap());
         assert_eq!(first.proof().holds_for(&disk).unwrap(), Some(true));
         drop(first);
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(second.proof().holds_for(&disk).unwrap(), Some(true));
         // As left by a process that was killed.
         std::mem::forget(second);
-        let third = Mark::set(disk.shared_file()).unwrap().unwrap();
+        let third = Mark::set(disk.store().file()).unwrap().unwrap();
         assert_eq!(third.proof().holds_for(&disk).unwrap(), Some(true));
         drop(third);
         assert!(fs::metadata(&one).unwrap().accessed().unwrap() <= SystemTime::now());

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::Occupied;
+use super::qcow2;
 use crate::sys::file::{self, Lock};
 use crate::unnamed_file::{self, NameGuard};
 use crate::virtio::DeviceError;
@@ -90,7 +91,7 @@ impl Staged {
             Err(error) if unnamed_file::is_unsupported(&error) => return Self::named(path, bytes),
             file => file.map_err(failed)?,
         };
-        Self::new(file, None, bytes).map_err(failed)
+        Self::new(path, file, None, bytes).map_err(failed)
     }
 
     /// As [`Self::create`], for file systems where every file needs a name.
@@ -100,15 +101,19 @@ impl Staged {
     pub(super) fn named(path: &Path, bytes: u64) -> Result<Self, DeviceError> {
         let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
         let (file, name) = unnamed_file::create_beside(path, &mut options()).map_err(failed)?;
-        Self::new(file, Some(name), bytes).map_err(failed)
+        Self::new(path, file, Some(name), bytes).map_err(failed)
     }
 
-    fn new(file: File, temporary: Option<NameGuard>, bytes: u64) -> io::Result<Self> {
+    fn new(path: &Path, file: File, temporary: Option<NameGuard>, bytes: u64) -> io::Result<Self> {
         file::lock(&file, Lock::Exclusive)?;
         // The umask may have removed permissions that the guest's user needs.
         file.set_permissions(Permissions::from_mode(MODE))?;
-        file.set_len(bytes)?;
-        Ok(Self { file: Arc::new(file), temporary: Mutex::new(temporary) })
+        let file = Arc::new(file);
+        match qcow2::is_named(path) {
+            true => qcow2::create(path, &file, bytes)?,
+            false => file.set_len(bytes)?,
+        }
+        Ok(Self { file, temporary: Mutex::new(temporary) })
     }
 
     /// Returns the open file.

@@ -56,6 +56,11 @@ impl SeedConfig {
         Ok(config)
     }
 
+    /// Returns the names of the documents.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.documents.iter().map(|document| document.name.as_str())
+    }
+
     /// Returns the content of a document.
     pub fn document(&self, name: &str) -> Option<&[u8]> {
         let found = self.documents.iter().find(|document| document.name == name);

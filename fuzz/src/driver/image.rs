@@ -1,0 +1,101 @@
+//! A disk in a qcow2 image, which whoever made it has damaged.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use arbitrary::Arbitrary;
+use tempfile::TempDir;
+use vmm_core::DeviceConfig;
+use vmm_core::virtio::DiskContent;
+use vmm_core::virtio::block::{Access, BlockConfig, Occupied};
+use vmm_core::virtio::fuzzing::Bench;
+
+use super::request::DiskRequest;
+use super::{MEMORY_BYTES, Reach, Scene, Script, bench, run};
+
+/// Size of the disk, in bytes.
+const DISK_BYTES: u64 = 1 << 20;
+/// Size of a page, in bytes.
+const PAGE_BYTES: usize = 4096;
+/// Size of a cluster in bytes, and how many of them have tables.
+const CLUSTER_BYTES: usize = 64 << 10;
+const TABLES: usize = 6;
+
+/// An image with changes, and its guest's driver.
+#[derive(Debug, Arbitrary)]
+pub struct Damaged {
+    changes: Vec<Change>,
+    script: Script<DiskRequest>,
+}
+
+/// A word of a table that is another.
+#[derive(Debug, Arbitrary)]
+struct Change {
+    table: u8,
+    word: u8,
+    value: Value,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Value {
+    /// A cluster of the image, with the flags of a reference.
+    Cluster(u8, bool),
+    /// The word with this bit inverted.
+    Flipped(u8),
+    Any(u64),
+}
+
+/// Uses the disk of an image that may be damaged.
+///
+/// # Panics
+/// If there is no room for temporary files.
+pub fn image(damaged: &Damaged) -> Reach {
+    static GOOD: OnceLock<(TempDir, Vec<u8>)> = OnceLock::new();
+    let (folder, good) = GOOD.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
+        let good = create(&folder.path().join("good.qcow2"));
+        (folder, good)
+    });
+    let path = folder.path().join("disk.qcow2");
+    let mut bytes = good.clone();
+    damaged.changes.iter().for_each(|change| change.make(&mut bytes));
+    std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("no image: {error}"));
+    let Ok(config) = BlockConfig::new(&path, Access::ReadWrite, "") else {
+        return Reach::default();
+    };
+    match Bench::new(&DeviceConfig::Block(config), MEMORY_BYTES) {
+        Ok(bench) => run(Scene { bench, side: () }, &damaged.script),
+        Err(_) => Reach::default(),
+    }
+}
+
+/// Makes an image whose disk has content in two of its clusters; returns its bytes.
+fn create(path: &Path) -> Vec<u8> {
+    let raw = path.with_extension("raw");
+    let made = std::fs::write(&raw, vec![0; DISK_BYTES as usize]);
+    made.unwrap_or_else(|error| panic!("no disk: {error}"));
+    let config = BlockConfig::new(&raw, Access::ReadWrite, "");
+    let config = config.unwrap_or_else(|error| panic!("no disk: {error}"));
+    let arriving = config.at(path).arriving(Occupied::Refuse);
+    let content = bench(&DeviceConfig::Block(arriving)).disk_content();
+    let Some(content) = content else { panic!("the device is no disk") };
+    let written = [0, 2].iter().try_for_each(|chunk| content.copy_in(*chunk, 0, &[7; PAGE_BYTES]));
+    let written =
+        written.and_then(|()| content.sync()).and_then(|()| DiskContent::adopt(&[&content]));
+    written.unwrap_or_else(|error| panic!("no image: {error}"));
+    std::fs::read(path).unwrap_or_else(|error| panic!("no image: {error}"))
+}
+
+impl Change {
+    fn make(&self, image: &mut [u8]) {
+        let at = usize::from(self.table) % TABLES * CLUSTER_BYTES + usize::from(self.word) * 8;
+        let Some(place) = image.get_mut(at..).and_then(<[u8]>::first_chunk_mut) else { return };
+        let before = u64::from_be_bytes(*place);
+        *place = match self.value {
+            Value::Cluster(cluster, is_own) => u64::from(cluster) << 16 | u64::from(is_own) << 63,
+            Value::Flipped(bit) => before ^ 1 << (bit % 64),
+            Value::Any(value) => value,
+        }
+        .to_be_bytes();
+    }
+}

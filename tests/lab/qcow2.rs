@@ -1,0 +1,86 @@
+//! Disks in qcow2 images: shared, copied, and after a power cut.
+
+use crate::firmware::{FIRMWARE, install};
+use crate::fixtures::{Host, Lab, StockGuest};
+use crate::nfs::{CHECKER, SHARED, WRITER, share};
+
+/// Checks an image; space that it has lost (3) is no error.
+#[track_caller]
+fn is_sound(host: Host<'_>, image: &str) {
+    let checked = host.sh(&format!("qemu-img check {image}"));
+    assert!(matches!(checked.code, Some(0 | 3)), "{checked:#?}");
+}
+
+#[test]
+fn an_image_is_shared_and_copied_while_its_guest_writes_it() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    share([here, there]);
+    let (shared, own) = (format!("{SHARED}/data.qcow2"), "/var/lib/disks/data.qcow2");
+    here.sh(&format!(
+        "cd {SHARED} && truncate -s 4M base.raw && qemu-img create -q -f qcow2 -F raw -b base.raw {shared}"
+    ))
+    .ok();
+    let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {shared}"));
+    guest
+        .sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null"))
+        .ok();
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
+    let options = format!("--copy-disk {shared} --disk-path {shared}={own}");
+    let report = there
+        .lighter(&format!("migrate debian {} {options} --downtime 10s --json", here.address()))
+        .json();
+    assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
+    let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
+    guest.sh(here, stop).ok();
+    guest.sh(here, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
+
+    // New clusters all the time, some of them flushed, until the power is cut.
+    let fill = "dd if=/dev/urandom of=/dev/vdb bs=4k oflag=direct,seek_bytes conv=notrunc,fdatasync count=1";
+    let forever = format!(
+        "while :; do for at in $(seq 0 65536 4000000); do blkdiscard -o $at -l 65536 /dev/vdb; {fill} seek=$at; done; done"
+    );
+    guest
+        .sh(here, &format!("setsid -f sh -c '{forever}' > /dev/null 2>&1 < /dev/null; sleep 5"))
+        .ok();
+    lab.cut_power(1);
+    lab.restore_power(1);
+    is_sound(here, own);
+    is_sound(here, "/srv/nfs/data.qcow2");
+}
+
+/// Makes an image as distributions have them for clouds: a GPT, with a system partition from which
+/// firmware boots and the root file system.
+const MAKE: &str = "set -e; cd /var/lib/disks; cp --sparse=always /boot/efi.raw cloud.raw
+truncate -s $(($(stat -c %s cloud.raw) + $(blockdev --getsize64 /dev/vdb) + (1 << 20))) cloud.raw
+sfdisk -q --no-reread --append cloud.raw <<< start=96MiB
+dd if=/dev/vdb of=cloud.raw bs=1M seek=96 conv=notrunc,sparse status=none
+qemu-img convert -q -O qcow2 cloud.raw cloud.qcow2 && rm cloud.raw
+qemu-img create -q -f qcow2 -F qcow2 -b cloud.qcow2 web.qcow2 8G
+ssh-keygen -q -t ed25519 -N '' -f key; echo 'disable_root: false' | sed '1i #cloud-config' > user-data";
+
+#[test]
+fn a_cloud_image_boots_is_set_up_and_moves_with_its_content() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    install([here, there]);
+    lab.reset_shared_disk();
+    here.sh(MAKE).ok();
+    let options = "--disk /var/lib/disks/web.qcow2 --hostname shop \
+        --seed /var/lib/disks/user-data --ssh-key /var/lib/disks/key.pub";
+    let guest = StockGuest::boot_by_firmware(&lab, here, 1, FIRMWARE, options);
+    let read = "findmnt -n -o SOURCE / && grep -c . /home/debian/.ssh/authorized_keys && cat /etc/hostname";
+    let found = guest.sh(here, read).ok();
+    assert_eq!(found.split_whitespace().collect::<Vec<_>>(), ["/dev/vda2", "1", "shop"]);
+
+    let report = here.lighter(&format!(
+        "migrate debian {} --copy-disks --downtime 10s --timeout 1h --json",
+        there.address()
+    ));
+    assert_eq!(report.json()["outcome"], "migrated");
+    guest.sh(there, "echo 3 > /proc/sys/vm/drop_caches && find /usr -xdev -type f | head -n 2000 | xargs cat > /dev/null").ok();
+    let shown = there.lighter("show debian").ok();
+    assert!(shown.contains("web.qcow2, 8 GiB as qcow2"), "{shown}");
+    guest.shut_down(there);
+    is_sound(there, "/var/lib/disks/web.qcow2");
+}

@@ -1,0 +1,235 @@
+use std::fs::{self, OpenOptions};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::virtio::buffers::tests::memory;
+
+const CLUSTER: u64 = 64 << 10;
+
+/// A folder for images.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().canonicalize().unwrap().join(name)
+    }
+
+    fn file(&self, name: &str) -> Arc<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        Arc::new(options.open(self.path(name)).unwrap())
+    }
+
+    /// Makes an image that is based on the file `backing`.
+    fn create(&self, name: &str, bytes: u64, backing: Option<(&str, &str)>) {
+        let storage = ImageFile::new(&self.path(name), &self.file(name));
+        let mut builder = Qcow2::<ImageFile>::create_builder(storage).size(bytes);
+        if let Some((backing, format)) = backing {
+            builder = builder.backing(backing.to_owned(), format.to_owned());
+        }
+        builder.create().unwrap();
+    }
+
+    fn open(&self, name: &str, access: Access) -> io::Result<Image> {
+        Image::open(&self.path(name), &self.file(name), access)
+    }
+
+    fn refusal(&self, name: &str) -> String {
+        self.open(name, Access::ReadOnly).unwrap_err().to_string()
+    }
+}
+
+fn content(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![1; image.bytes() as usize];
+    image.read(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn the_name_says_that_a_disk_is_an_image() {
+    for (name, is_image) in [
+        ("/d/a.qcow2", true),
+        ("/d/a.b.QCOW2", true),
+        ("/d/a.raw", false),
+        ("/d/qcow2", false),
+        ("/d/.qcow2", false),
+        ("/d/a.qcow2.raw", false),
+        ("/d.qcow2/a", false),
+    ] {
+        assert_eq!(is_named(Path::new(name)), is_image, "{name}");
+    }
+}
+
+#[test]
+fn an_image_reads_what_is_below_it_and_keeps_it() {
+    let folder = Folder::new();
+    let below: Vec<u8> = (0..3 * CLUSTER + 512).map(|at| (at / 512) as u8 | 1).collect();
+    fs::write(folder.path("base.raw"), &below).unwrap();
+    folder.create("middle.qcow2", below.len() as u64, Some(("base.raw", "raw")));
+    folder.create("top.qcow2", below.len() as u64, Some(("middle.qcow2", "qcow2")));
+    let expected_files = ["middle.qcow2", "base.raw"].map(|name| folder.path(name));
+    assert_eq!(backing_files(&folder.path("top.qcow2")), expected_files);
+    assert!(backing_files(&folder.path("base.raw")).is_empty());
+
+    let image = folder.open("top.qcow2", Access::ReadWrite).unwrap();
+    let mut expected = below.clone();
+    assert!(content(&image) == expected);
+    for (offset, bytes) in [(512, 512), (CLUSTER - 1024, 2048), (3 * CLUSTER, 512)] {
+        image.write(&vec![0xaa; bytes], offset).unwrap();
+        expected[offset as usize..][..bytes].fill(0xaa);
+        assert!(content(&image) == expected, "{offset}");
+    }
+    image.clear(0, 2 * CLUSTER, Clearing::PunchHole).unwrap();
+    expected[..2 * CLUSTER as usize].fill(0);
+    image.open_again(Access::ReadOnly).unwrap();
+    assert!(content(&image) == expected);
+    assert_eq!(image.next_data(0, image.bytes()).unwrap(), Some((2 * CLUSTER, image.bytes())));
+    image.write(&[1; 512], 0).unwrap_err();
+    assert_eq!(fs::read(folder.path("base.raw")).unwrap(), below);
+}
+
+#[test]
+fn opening_an_image_does_not_change_it() {
+    let folder = Folder::new();
+    folder.create("a.qcow2", 1 << 20, None);
+    folder.open("a.qcow2", Access::ReadWrite).unwrap().write(&[1; 512], 0).unwrap();
+    let (before, path) = (fs::read(folder.path("a.qcow2")).unwrap(), folder.path("a.qcow2"));
+    let modified = || fs::metadata(&path).unwrap().modified().unwrap();
+    let then = modified();
+    let image = folder.open("a.qcow2", Access::ReadOnly).unwrap();
+    image.open_again(Access::ReadWrite).unwrap();
+    image.flush().unwrap();
+    image.open_again(Access::ReadOnly).unwrap();
+    drop(image);
+    assert!(fs::read(&path).unwrap() == before && modified() == then);
+}
+
+#[test]
+fn what_another_host_has_written_is_seen_after_the_take_over() {
+    let folder = Folder::new();
+    folder.create("a.qcow2", 8 << 20, None);
+    let here = folder.open("a.qcow2", Access::ReadOnly).unwrap();
+    assert!(content(&here).iter().all(|byte| *byte == 0));
+    let there = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+    there.write(&[7; 4096], 5 << 20).unwrap();
+    there.open_again(Access::ReadOnly).unwrap();
+    here.open_again(Access::ReadWrite).unwrap();
+    let mut read = [0; 4096];
+    here.read(&mut read, 5 << 20).unwrap();
+    assert_eq!(read, [7; 4096]);
+    // A cluster is not used twice.
+    here.write(&[8; 4096], 6 << 20).unwrap();
+    here.read(&mut read, 5 << 20).unwrap();
+    assert_eq!(read, [7; 4096]);
+}
+
+#[test]
+fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("below")).unwrap();
+    fs::write(folder.path("below/secret"), [1; 512]).unwrap();
+    std::os::unix::fs::symlink("below/secret", folder.path("link")).unwrap();
+    for backing in ["below/secret", "link", "/etc/passwd", "../../../../../etc/passwd"] {
+        folder.create("a.qcow2", 512, Some((backing, "raw")));
+        let refusal = folder.refusal("a.qcow2");
+        assert!(refusal.contains("in the folder of the image"), "{backing}: {refusal}");
+        assert!(backing_files(&folder.path("a.qcow2")).is_empty());
+    }
+    folder.create("loop.qcow2", 512, Some(("loop.qcow2", "qcow2")));
+    assert!(folder.refusal("loop.qcow2").contains("32 files at most"));
+    folder.create("a.qcow2", 512, Some(("gone", "raw")));
+    assert!(folder.refusal("a.qcow2").contains("No such file"));
+    nix::unistd::mkfifo(&folder.path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    folder.create("a.qcow2", 512, Some(("pipe", "raw")));
+    assert!(folder.refusal("a.qcow2").contains("pipe"));
+}
+
+#[test]
+fn what_is_no_image_is_refused() {
+    let folder = Folder::new();
+    for bytes in [&b""[..], b"QFI\xfb", &[0; 65_536]] {
+        fs::write(folder.path("a.qcow2"), bytes).unwrap();
+        folder.open("a.qcow2", Access::ReadOnly).unwrap_err();
+    }
+}
+
+/// What a guest may ask of its disk.
+#[derive(Debug, Clone)]
+enum Step {
+    Write { at: u64, bytes: u64, with: u8 },
+    Clear { at: u64, bytes: u64, keeps_space: bool },
+    OpenAgain,
+}
+
+const DISK_BYTES: u64 = 5 * CLUSTER + 1024;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let sectors = DISK_BYTES / 512;
+    let range = (0..sectors, 1..300_u64)
+        .prop_map(move |(at, sectors_wanted)| (at * 512, sectors_wanted.min(sectors - at) * 512));
+    let step = prop_oneof![
+        4 => (range.clone(), 1..=u8::MAX)
+            .prop_map(|((at, bytes), with)| Step::Write { at, bytes, with }),
+        2 => (range, any::<bool>())
+            .prop_map(|((at, bytes), keeps_space)| Step::Clear { at, bytes, keeps_space }),
+        1 => Just(Step::OpenAgain),
+    ];
+    proptest::collection::vec(step, 1..30)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn an_image_has_what_was_written_last(steps in steps(), has_backing: bool) {
+        let folder = Folder::new();
+        let below: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 512) as u8).collect();
+        fs::write(folder.path("base"), &below).unwrap();
+        let backing = has_backing.then_some(("base", "raw"));
+        folder.create("a.qcow2", DISK_BYTES, backing);
+        let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+        let mut expected = if has_backing { below } else { vec![0; DISK_BYTES as usize] };
+        let (memory, zeros) = (memory(), vec![0; DISK_BYTES as usize]);
+        for step in steps {
+            match step {
+                Step::Write { at, bytes, with } => {
+                    // In two buffers, as a guest's driver has them.
+                    let mut buffers = Buffers::default();
+                    let first = bytes / 1024 * 512;
+                    for (gpa, len) in [(0x1000, first), (0x80_000, bytes - first)] {
+                        if len > 0 {
+                            assert!(buffers.push(&memory, gpa, len as u32));
+                        }
+                    }
+                    buffers.write(&memory, &vec![with; bytes as usize]).unwrap();
+                    image.transfer(at, &buffers, &memory, Direction::Out).unwrap();
+                    expected[at as usize..][..bytes as usize].fill(with);
+                    image.transfer(at, &buffers, &memory, Direction::In).unwrap();
+                    let mut read = vec![0; bytes as usize];
+                    buffers.read(&memory, &mut read).unwrap();
+                    prop_assert!(read.iter().all(|byte| *byte == with));
+                }
+                Step::Clear { at, bytes, keeps_space } => {
+                    let how = if keeps_space { Clearing::Zero } else { Clearing::PunchHole };
+                    image.clear(at, bytes, how).unwrap();
+                    expected[at as usize..][..bytes as usize].fill(0);
+                }
+                Step::OpenAgain => image.open_again(Access::ReadWrite).unwrap(),
+            }
+            prop_assert!(content(&image) == expected);
+        }
+        let (mut at, mut data) = (0, zeros);
+        while let Some((from, to)) = image.next_data(at, DISK_BYTES).unwrap() {
+            prop_assert!(at <= from && from < to && to <= DISK_BYTES);
+            image.read(&mut data[from as usize..to as usize], from).unwrap();
+            at = to;
+        }
+        prop_assert!(data == expected, "only what is data has to be copied");
+    }
+}

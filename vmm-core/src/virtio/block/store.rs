@@ -1,0 +1,210 @@
+//! What has a disk's bytes: a file or block device as it is, or an image in a file.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::config::Access;
+use super::copy::next_data;
+use super::qcow2::{self, Backing, Image};
+use crate::memory::RamMap;
+use crate::sys::file::{self, Clearing, Direction, is_unsupported, write_zero_bytes};
+use crate::virtio::buffers::Buffers;
+
+/// Block size of `stat` in bytes, whatever block size the file system has.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// What has a disk's bytes. All methods may be called from any thread.
+#[derive(Debug)]
+pub(super) struct Store {
+    file: Arc<File>,
+    image: Option<Image>,
+}
+
+impl Store {
+    /// Returns the bytes of `file`, found or wanted at `path`, without being able to write those of
+    /// an image yet.
+    ///
+    /// # Errors
+    /// If there is an image, which cannot be used.
+    pub(super) fn open(path: &Path, file: File) -> io::Result<Self> {
+        Self::with_access(path, Arc::new(file), Access::ReadOnly)
+    }
+
+    /// As [`Store::open`], for a file that no other host uses.
+    ///
+    /// # Errors
+    /// As for [`Store::open`].
+    pub(super) fn of_new(path: &Path, file: &Arc<File>) -> io::Result<Self> {
+        Self::with_access(path, Arc::clone(file), Access::ReadWrite)
+    }
+
+    fn with_access(path: &Path, file: Arc<File>, access: Access) -> io::Result<Self> {
+        let is_image = qcow2::is_named(path) && file.metadata()?.is_file();
+        let image = is_image.then(|| Image::open(path, &file, access)).transpose()?;
+        Ok(Self { file, image })
+    }
+
+    /// Returns the file, which has more than the disk's bytes if it has an image.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Returns whether the bytes are those of the file, one for one.
+    pub(super) fn is_raw(&self) -> bool {
+        self.image.is_none()
+    }
+
+    /// Returns the files that an image is based on.
+    pub(super) fn backing(&self) -> &[Backing] {
+        self.image.as_ref().map_or(&[], Image::backing)
+    }
+
+    /// Returns the number of bytes.
+    ///
+    /// # Errors
+    /// If the system call fails.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        match &self.image {
+            Some(image) => Ok(image.bytes()),
+            // Only seeking finds the size of a block device.
+            None => (&*self.file).seek(SeekFrom::End(0)),
+        }
+    }
+
+    /// Returns the bytes that are allocated on this host; `None` if that is unknown.
+    pub(super) fn allocated_bytes(&self) -> Option<u64> {
+        let own = |file: &File| {
+            let found = file.metadata().ok().filter(|found| found.is_file())?;
+            Some(found.blocks().saturating_mul(STAT_BLOCK_BYTES))
+        };
+        let backing = self.backing().iter().filter_map(|backing| own(&backing.file));
+        Some(backing.fold(own(&self.file)?, u64::saturating_add))
+    }
+
+    /// Reads what another host has written meanwhile. From now on, the bytes can be accessed as
+    /// `access` says.
+    ///
+    /// # Errors
+    /// If there is an image, which cannot be used any more.
+    pub(super) fn take_over(&self, access: Access) -> io::Result<()> {
+        file::forget_cached(&self.file);
+        self.image.as_ref().map_or(Ok(()), |image| image.open_again(access))
+    }
+
+    /// Leaves an image to another host: it can only be read from now on, as it is now.
+    ///
+    /// # Errors
+    /// If what was written cannot be written to the file.
+    pub(super) fn release(&self) -> io::Result<()> {
+        self.image.as_ref().map_or(Ok(()), |image| image.open_again(Access::ReadOnly))
+    }
+
+    /// Fills `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.read(bytes, offset),
+            None => self.file.read_exact_at(bytes, offset),
+        }
+    }
+
+    /// Writes `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.write(bytes, offset),
+            None => self.file.write_all_at(bytes, offset),
+        }
+    }
+
+    /// Moves all bytes of `buffers` from `offset` on.
+    ///
+    /// # Errors
+    /// If they are not all in guest memory, or the disk cannot be read or written.
+    pub(super) fn transfer(
+        &self,
+        offset: u64,
+        buffers: &Buffers,
+        memory: &RamMap,
+        direction: Direction,
+    ) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.transfer(offset, buffers, memory, direction),
+            None => move_bytes(&self.file, offset, buffers, memory, direction),
+        }
+    }
+
+    /// Zeroes a range.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(super) fn clear(&self, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
+        let cleared = match &self.image {
+            Some(image) => return image.clear(offset, bytes, how),
+            None => file::clear(&self.file, offset, bytes, how),
+        };
+        match cleared {
+            Err(error) if is_unsupported(&error) => write_zero_bytes(&self.file, offset, bytes),
+            cleared => cleared,
+        }
+    }
+
+    /// Discards a range, which may read as anything; where that is not supported it keeps its
+    /// content.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let discarded = match &self.image {
+            Some(image) => return image.clear(offset, bytes, Clearing::PunchHole),
+            None => file::clear(&self.file, offset, bytes, Clearing::PunchHole),
+        };
+        match discarded {
+            Err(error) if is_unsupported(&error) => Ok(()),
+            discarded => discarded,
+        }
+    }
+
+    /// Makes all writes durable.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.image.as_ref().map_or(Ok(()), Image::flush)?;
+        self.file.sync_data()
+    }
+
+    /// Returns the next range of the first `bytes`, from `at` on, that may contain anything but
+    /// zeros; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn next_data(&self, at: u64, bytes: u64) -> io::Result<Option<(u64, u64)>> {
+        match &self.image {
+            Some(image) => image.next_data(at, bytes),
+            None => next_data(&self.file, at, bytes),
+        }
+    }
+}
+
+/// Moves all bytes of `buffers` from `offset` of `file` on.
+///
+/// # Errors
+/// If they are not all in guest memory, or the file cannot be read or written.
+pub(super) fn move_bytes(
+    file: &File,
+    offset: u64,
+    buffers: &Buffers,
+    memory: &RamMap,
+    direction: Direction,
+) -> io::Result<()> {
+    let slices = buffers.slices(memory).map_err(io::Error::other)?;
+    file::transfer(file, offset, &slices, direction)
+}
