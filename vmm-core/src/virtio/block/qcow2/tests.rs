@@ -3,7 +3,11 @@ use std::fs::{self, OpenOptions};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::super::config::{BlockConfig, Occupied};
+use super::super::content::DiskContent;
+use super::super::disk::Disk;
 use super::*;
+use crate::virtio::DeviceError;
 use crate::virtio::buffers::tests::memory;
 
 const CLUSTER: u64 = 64 << 10;
@@ -148,6 +152,69 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
     nix::unistd::mkfifo(&folder.path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     folder.create("a.qcow2", 512, Some(("pipe", "raw")));
     assert!(folder.refusal("a.qcow2").contains("pipe"));
+}
+
+/// Copies all of a disk to `path`, as a migration does.
+fn copy(disk: &BlockConfig, path: &Path) -> BlockConfig {
+    let arriving = disk.at(path).arriving(Occupied::Refuse).made().unwrap();
+    let [from, to] = [disk, &arriving].map(|config| Disk::open(config).unwrap());
+    let [from, mut to] = [(disk, from), (&arriving, to)]
+        .map(|(config, disk)| (DiskContent::new(config, disk.store()), disk));
+    let mut words = vec![0; from.0.chunks()];
+    from.0.find_data(&mut words).unwrap();
+    for (chunk, word) in words.iter().enumerate() {
+        for page in (0..64).filter(|page| word >> page & 1 == 1) {
+            let mut bytes = [0; 4096];
+            from.0.copy_out(chunk, page, &mut bytes).unwrap();
+            to.0.copy_in(chunk, page, &bytes).unwrap();
+        }
+    }
+    to.0.zero(0, 0b10).unwrap();
+    to.0.sync().unwrap();
+    to.1.take_over().unwrap();
+    DiskContent::adopt(&[&to.0]).unwrap();
+    to.1.release();
+    BlockConfig::new(path, Access::ReadWrite, "").unwrap()
+}
+
+#[test]
+fn a_copied_disk_arrives_in_the_format_of_its_name() {
+    let folder = Folder::new();
+    let mut expected: Vec<u8> = (0..5 * CLUSTER + 512).map(|at| (at / 512) as u8).collect();
+    expected[CLUSTER as usize..2 * CLUSTER as usize].fill(0);
+    fs::write(folder.path("base"), &expected).unwrap();
+    folder.create("a.qcow2", expected.len() as u64, Some(("base", "raw")));
+    let image = BlockConfig::new(&folder.path("a.qcow2"), Access::ReadWrite, "").unwrap();
+    expected[4096..8192].fill(0);
+    let other = copy(&image, &folder.path("b.qcow2"));
+    assert!(backing_files(other.path()).is_empty());
+    assert!(content(&folder.open("b.qcow2", Access::ReadOnly).unwrap()) == expected);
+    let raw = copy(&other, &folder.path("c.raw"));
+    assert!(fs::read(raw.path()).unwrap() == expected);
+    copy(&raw, &folder.path("d.qcow2"));
+    assert!(content(&folder.open("d.qcow2", Access::ReadOnly).unwrap()) == expected);
+}
+
+#[test]
+fn what_an_image_is_based_on_cannot_be_written_meanwhile() {
+    let folder = Folder::new();
+    fs::write(folder.path("base"), [1; 512]).unwrap();
+    for name in ["a.qcow2", "b.qcow2"] {
+        folder.create(name, 512, Some(("base", "raw")));
+    }
+    let open = |name: &str| {
+        let config = BlockConfig::new(&folder.path(name), Access::ReadWrite, "").unwrap();
+        Disk::open(&config).unwrap()
+    };
+    let [mut a, mut b, mut base] = ["a.qcow2", "b.qcow2", "base"].map(open);
+    a.take_over().unwrap();
+    b.take_over().unwrap();
+    let refused = base.take_over().unwrap_err();
+    assert!(matches!(refused, DeviceError::DiskInUse { .. }), "{refused}");
+    [&mut a, &mut b].into_iter().for_each(Disk::release);
+    base.take_over().unwrap();
+    let refused = a.take_over().unwrap_err();
+    assert!(matches!(refused, DeviceError::BehindDiskInUse { .. }), "{refused}");
 }
 
 #[test]
