@@ -55,7 +55,7 @@ const MAKE: &str = "set -e; cd /var/lib/disks; cp --sparse=always /boot/efi.raw 
 truncate -s $(($(stat -c %s cloud.raw) + $(blockdev --getsize64 /dev/vdb) + (1 << 20))) cloud.raw
 sfdisk -q --no-reread --append cloud.raw <<< start=96MiB
 dd if=/dev/vdb of=cloud.raw bs=1M seek=96 conv=notrunc,sparse status=none
-qemu-img convert -q -O qcow2 cloud.raw cloud.qcow2 && rm cloud.raw
+qemu-img convert -q -O qcow2 cloud.raw cloud.qcow2; rm cloud.raw
 qemu-img create -q -f qcow2 -F qcow2 -b cloud.qcow2 web.qcow2 8G
 ssh-keygen -q -t ed25519 -N '' -f key; echo 'disable_root: false' | sed '1i #cloud-config' > user-data";
 
