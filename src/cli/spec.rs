@@ -106,12 +106,12 @@ pub(crate) struct GuestSpec {
     #[arg(skip)]
     pub(crate) restart: Option<RestartArg>,
 
-    /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda first.
-    /// Give it more than once for more disks. ro: the guest only reads it; serial=TEXT: what it sees
-    /// as serial number; queues=N: request queues [default: one for each vCPU, 8 at most];
-    /// engine=auto|io_uring|sync. It is locked while the guest runs; no lock keeps other hosts from a
-    /// block device that they share. To migrate, have the same disk under the same path on both hosts,
-    /// or `--copy-disks`.
+    /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda
+    /// first. Give it more than once for more disks. ro: the guest only reads it; serial=TEXT: what
+    /// it sees as serial number; queues=N: request queues [default: one for each vCPU, 8 at most];
+    /// engine=auto|io_uring|sync. It is locked while the guest runs; no lock keeps other hosts from
+    /// a block device that they share. To migrate, have the same disk under the same path on both
+    /// hosts, or `--copy-disks`.
     #[arg(long, value_name = "PATH[,OPTION...]", requires = "system")]
     #[serde(default)]
     pub(crate) disk: Vec<DiskArg>,

@@ -1,3 +1,5 @@
+//! Tests of qcow2 images.
+
 use std::fs::{self, OpenOptions};
 
 use proptest::prelude::*;
