@@ -217,7 +217,7 @@ pub(crate) struct VsockInfo {
 pub(crate) struct DiskInfo {
     /// The file or block device on this host.
     pub(crate) path: PathBuf,
-    /// How the file has the disk.
+    /// Format of the disk in its file.
     #[serde(default)]
     pub(crate) format: DiskFormat,
     /// Size of the disk, bytes.
@@ -228,14 +228,14 @@ pub(crate) struct DiskInfo {
     pub(crate) lock_reach: LockReach,
 }
 
-/// How a file has a disk.
+/// Format of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum DiskFormat {
-    /// As it is.
+    /// Raw: the file or device holds the disk's bytes one for one.
     #[default]
     Raw,
-    /// In a qcow2 image.
+    /// A qcow2 image.
     Qcow2,
 }
 

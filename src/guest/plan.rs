@@ -138,13 +138,13 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
     spec.disk.iter().map(disk).collect()
 }
 
-/// Warns of a disk that its guest sees as the image that it may be.
+/// Warns of a raw disk that begins as a qcow2 image does: its user may have expected an image.
 fn warn_of_image(path: &Path) {
     let mut magic = [0; 4];
     let read = File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
     if !is_qcow2(path) && read.is_ok() && magic == QCOW2_MAGIC {
         output::note(format_args!(
-            "warning: {} begins as a qcow2 image does, and is used as a raw disk: an image's name ends in .qcow2",
+            "warning: {} looks like a qcow2 image but is used as a raw disk; if it is an image, rename it to end in .qcow2",
             path.display()
         ));
     }

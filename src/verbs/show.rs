@@ -264,7 +264,7 @@ fn disk_line(disk: &DiskInfo) -> String {
     };
     let format = match disk.format {
         DiskFormat::Raw => "",
-        DiskFormat::Qcow2 => " as qcow2",
+        DiskFormat::Qcow2 => ", qcow2",
     };
     format!("{}, {}{format}{access}, {locked}", disk.path.display(), format_size(disk.bytes))
 }

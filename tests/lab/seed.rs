@@ -32,7 +32,7 @@ fn cloud_init_sets_a_guest_up_and_its_seed_migrates_with_it() {
             && done.stdout.contains(key.trim());
         if is_set_up { Ok(()) } else { Err((done, guest.console(here))) }
     });
-    // The lab gives its guests a host name of its own later.
+    // The lab changes the running host name later.
     assert_eq!(guest.sh(here, "cat /etc/hostname").ok().trim(), "shop");
 
     here.sh(&format!("rm -r {FOLDER}")).ok();

@@ -34,8 +34,8 @@ const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
 /// Version of the encoding of a [`VmShape`] with a seed disk: encoded as with the kind of machine,
 /// under a number that earlier releases refuse.
 const SHAPE_VERSION_WITH_SEED: u16 = 9;
-/// As [`SHAPE_VERSION_WITH_SEED`], of a [`VmShape`] with a disk in a qcow2 image, for which an
-/// earlier release takes the file as it is.
+/// Version of the encoding of a [`VmShape`] with a disk in a qcow2 image: encoded as with the kind of
+/// machine, under a number that earlier releases refuse, since they would use the file as a raw disk.
 const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
 
 /// A description from which the same virtual machine can be created on any suitable host.
@@ -342,6 +342,11 @@ impl VmShape {
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
+        if version < SHAPE_VERSION_WITH_IMAGE && shape.disks().any(|it| is_qcow2(it.path())) {
+            // To the release that encoded it, it is a raw disk.
+            let what = "a disk has the name of a qcow2 image, and is none: rename it".to_owned();
+            return Err(ShapeError::Malformed(what).into());
+        }
         shape.check()?;
         Ok(shape)
     }

@@ -1,4 +1,4 @@
-//! A disk in a qcow2 image, which whoever made it has damaged.
+//! A disk in a qcow2 image whose tables are damaged.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -17,8 +17,9 @@ use super::{MEMORY_BYTES, Reach, Scene, Script, bench, run};
 const DISK_BYTES: u64 = 1 << 20;
 /// Size of a page, in bytes.
 const PAGE_BYTES: usize = 4096;
-/// Size of a cluster in bytes, and how many of them have tables.
+/// Size of a cluster, in bytes.
 const CLUSTER_BYTES: usize = 64 << 10;
+/// Clusters at the beginning of the image that hold tables.
 const TABLES: usize = 6;
 
 /// An image with changes, and its guest's driver.
@@ -28,7 +29,7 @@ pub struct Damaged {
     script: Script<DiskRequest>,
 }
 
-/// A word of a table that is another.
+/// A replaced word in a table.
 #[derive(Debug, Arbitrary)]
 struct Change {
     table: u8,
@@ -45,7 +46,7 @@ enum Value {
     Any(u64),
 }
 
-/// Uses the disk of an image that may be damaged.
+/// Opens an image that may be damaged, and runs the script on its disk.
 ///
 /// # Panics
 /// If there is no room for temporary files.

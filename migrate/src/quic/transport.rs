@@ -44,11 +44,11 @@ const BLACK_HOLE_TIME: Duration = Duration::from_secs(1);
 /// Smallest UDP payload, which QUIC requires of every path (RFC 9000 §14).
 const MTU_INITIAL: u16 = 1200;
 
-/// Packets that may arrive before the peer has to acknowledge one more, and the longest that it
-/// waits for that one. By default each second packet is acknowledged, and each acknowledgement
-/// wakes both sides.
-const UNACKNOWLEDGED: u32 = 9;
-const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(2);
+/// Packets that the peer may receive without acknowledging them. QUIC's default is 1: each
+/// acknowledgement wakes both sides.
+const UNACKNOWLEDGED_MAX: u32 = 9;
+/// Longest time for which the peer may delay an acknowledgement.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(2);
 
 /// Bytes that may be received and unread on one connection: the most that a peer can make this host
 /// buffer.
@@ -116,7 +116,7 @@ fn over_network(config: &mut TransportConfig) {
     mtu.upper_bound(MTU_MAX).black_hole_cooldown(BLACK_HOLE_TIME);
     config
         .initial_mtu(MTU_INITIAL)
-        .ack_frequency_config(Some(acknowledged_after(UNACKNOWLEDGED)))
+        .ack_frequency_config(Some(ack_frequency()))
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(Congestion::new(SEND_WINDOW)));
 }
@@ -136,11 +136,11 @@ fn over_loopback(config: &mut TransportConfig) {
         .congestion_controller_factory(Arc::new(congestion));
 }
 
-fn acknowledged_after(unacknowledged: u32) -> AckFrequencyConfig {
+fn ack_frequency() -> AckFrequencyConfig {
     let mut config = AckFrequencyConfig::default();
     config
-        .ack_eliciting_threshold(VarInt::from_u32(unacknowledged))
-        .max_ack_delay(Some(ACKNOWLEDGED_WITHIN));
+        .ack_eliciting_threshold(VarInt::from_u32(UNACKNOWLEDGED_MAX))
+        .max_ack_delay(Some(ACK_DELAY_MAX));
     config
 }
 

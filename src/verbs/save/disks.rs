@@ -47,7 +47,7 @@ impl Copies {
         for (disk, path) in places(&guest.disks, file) {
             if disk.format == DiskFormat::Qcow2 {
                 bail!(
-                    "{}: a qcow2 image is not copied with a saved guest; save it without a copy, or use a raw disk",
+                    "{}: qcow2 images cannot be copied with a saved guest; omit --disks, or convert the disk to raw",
                     cannot_copy(disk, &path)
                 );
             }

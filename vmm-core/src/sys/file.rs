@@ -157,9 +157,10 @@ pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
 }
 
-/// Returns whether the file system cannot do what was asked of it.
+/// Returns whether the file system, or the format of an image, cannot do what was asked of it.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
 /// Writes `bytes` zeros from `offset` on.

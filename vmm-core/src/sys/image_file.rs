@@ -1,9 +1,12 @@
-//! A file as the crate imago uses it for a disk image.
+//! A file as the crate imago uses it for a qcow2 image.
 //!
-//! All writes through it are durable when they return. imago writes an image's tables in an order
-//! in which a part of them is consistent as well, but does not wait between them until they are
-//! durable: after a power cut the file could refer to clusters that count as free, which are then
-//! used twice.
+//! Writes through it are durable when they return; discards and resizes are not. imago writes most
+//! of an image's tables in an order that keeps a partly written image consistent, but does not wait
+//! until each step is durable, and adds new tables before it counts their clusters as used. If the
+//! process is killed or the host loses power in between, the tables refer to clusters that count as
+//! free, which would then be used twice. So an image is marked as *dirty* before anything is
+//! written to its tables, until all of them are durable: QEMU's own mark for an image whose counts
+//! may be wrong.
 
 use std::fmt;
 use std::fs::File;
@@ -11,6 +14,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -19,22 +23,112 @@ use imago::storage::drivers::CommonStorageHelper;
 
 use super::file::{Clearing, clear, is_unsupported, write_zero_bytes};
 
+/// Place of the mark in the header: the lowest bit of the incompatible features, 8 bytes, big-endian
+/// (docs/interop/qcow2.rst of QEMU).
+const DIRTY_AT: u64 = 79;
+const DIRTY: u8 = 1;
+
+/// The mark of an image that is written, and the first error of making its tables durable.
+#[derive(Debug)]
+pub(crate) struct DirtyMark {
+    file: Arc<File>,
+    is_set: AtomicBool,
+    /// Number of the error; 0 if there was none. Linux reports lost writes once for an open file,
+    /// and imago does not pass on all errors.
+    fault: AtomicI32,
+}
+
+impl DirtyMark {
+    /// Returns the mark of the image in `file`, which is not set.
+    pub(crate) fn new(file: &Arc<File>) -> Arc<Self> {
+        let file = Arc::clone(file);
+        Arc::new(Self { file, is_set: AtomicBool::new(false), fault: AtomicI32::new(0) })
+    }
+
+    /// Returns whether the image in `file` is marked.
+    ///
+    /// # Errors
+    /// If its header cannot be read.
+    pub(crate) fn is_on(file: &File) -> io::Result<bool> {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, DIRTY_AT)?;
+        Ok(byte[0] & DIRTY != 0)
+    }
+
+    /// Durably marks the image, if it is not marked yet.
+    fn set(&self) -> io::Result<()> {
+        if self.is_set.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.change(|byte| byte | DIRTY)
+    }
+
+    /// Durably takes the mark off, if it is set. All that was written to the tables must be in the
+    /// file.
+    ///
+    /// # Errors
+    /// If the system refuses, or has refused to make tables durable before: then the mark stays.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.sync()?;
+        if self.is_set.load(Ordering::Acquire) {
+            self.change(|byte| byte & !DIRTY)?;
+            self.is_set.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn change(&self, change: impl Fn(u8) -> u8) -> io::Result<()> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, DIRTY_AT)?;
+        self.file.write_all_at(&[change(byte[0])], DIRTY_AT)?;
+        self.sync()
+    }
+
+    /// Makes all writes to the file durable.
+    ///
+    /// # Errors
+    /// If the system refuses, or has refused before.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        if let Err(error) = self.file.sync_data() {
+            self.fault.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        }
+        match self.fault.load(Ordering::Acquire) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
 /// A file of a disk image; see the module.
 #[derive(Debug)]
 pub(crate) struct ImageFile {
     file: Arc<File>,
     path: PathBuf,
+    /// None for a file that is only read, or is no image yet.
+    mark: Option<Arc<DirtyMark>>,
+    /// Whether the mark is hidden: another host may be writing the image that is read here.
+    hides_mark: bool,
     in_flight: CommonStorageHelper,
 }
 
 impl ImageFile {
-    /// Uses `file`, which was found at `path`.
-    pub(crate) fn new(path: &Path, file: &Arc<File>) -> Self {
-        let in_flight = CommonStorageHelper::default();
-        Self { file: Arc::clone(file), path: path.to_owned(), in_flight }
+    /// Uses the image in `file`, found at `path`, to read it.
+    pub(crate) fn to_read(path: &Path, file: &Arc<File>) -> Self {
+        Self { hides_mark: true, ..Self::unmarked(path, file) }
     }
 
-    /// Returns the file, whose writes are not durable.
+    /// Uses the image in `file`, found at `path`, to write it under this mark.
+    pub(crate) fn to_write(path: &Path, file: &Arc<File>, mark: &Arc<DirtyMark>) -> Self {
+        Self { mark: Some(Arc::clone(mark)), ..Self::unmarked(path, file) }
+    }
+
+    /// Uses `file`, found at `path`, without a mark: to make an image in it, or to read what is none.
+    pub(crate) fn unmarked(path: &Path, file: &Arc<File>) -> Self {
+        let (file, path, in_flight) = (Arc::clone(file), path.to_owned(), Default::default());
+        Self { file, path, mark: None, hides_mark: false, in_flight }
+    }
+
+    /// Returns the file; writes to it directly are not durable until it is synced.
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -43,6 +137,18 @@ impl ImageFile {
     fn grow(&self, end: u64) -> io::Result<()> {
         if end > self.size()? { self.file.set_len(end) } else { Ok(()) }
     }
+
+    fn sync_tables(&self) -> io::Result<()> {
+        match &self.mark {
+            Some(mark) => mark.sync(),
+            None => self.file.sync_data(),
+        }
+    }
+}
+
+/// Returns the byte with the mark, if it is among `bytes`, which are at `offset`.
+fn marked(bytes: &mut [u8], offset: u64) -> Option<&mut u8> {
+    bytes.get_mut(usize::try_from(DIRTY_AT.checked_sub(offset)?).ok()?)
 }
 
 impl fmt::Display for ImageFile {
@@ -69,34 +175,45 @@ impl Storage for ImageFile {
     unsafe fn pure_readv(&self, buffers: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let mut at = offset;
         for mut buffer in buffers.into_inner() {
-            let mut rest = &mut *buffer;
-            while !rest.is_empty() {
-                match self.file.read_at(rest, at) {
+            let mut done = 0;
+            while done < buffer.len() {
+                match self.file.read_at(&mut buffer[done..], at + done as u64) {
                     // Behind the end there are zeros.
                     Ok(0) => {
-                        at = at.saturating_add(rest.len() as u64);
-                        rest.fill(0);
+                        buffer[done..].fill(0);
                         break;
                     }
-                    Ok(read) => {
-                        at = at.saturating_add(read as u64);
-                        rest = &mut rest[read..];
-                    }
+                    Ok(read) => done += read,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
             }
+            if self.hides_mark
+                && let Some(byte) = marked(&mut buffer, at)
+            {
+                *byte &= !DIRTY;
+            }
+            at = at.saturating_add(buffer.len() as u64);
         }
         Ok(())
     }
 
     unsafe fn pure_writev(&self, buffers: IoVector<'_>, offset: u64) -> io::Result<()> {
+        if let Some(mark) = &self.mark {
+            mark.set()?;
+        }
         let mut at = offset;
         for buffer in buffers.into_inner() {
-            self.file.write_all_at(&buffer, at)?;
-            at = at.saturating_add(buffer.len() as u64);
+            let mut bytes = buffer.to_vec();
+            if self.mark.is_some()
+                && let Some(byte) = marked(&mut bytes, at)
+            {
+                *byte |= DIRTY;
+            }
+            self.file.write_all_at(&bytes, at)?;
+            at = at.saturating_add(bytes.len() as u64);
         }
-        self.file.sync_data()
+        self.sync_tables()
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -105,7 +222,7 @@ impl Storage for ImageFile {
             cleared => cleared,
         }?;
         self.grow(offset.saturating_add(length))?;
-        self.file.sync_data()
+        self.sync_tables()
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -120,7 +237,7 @@ impl Storage for ImageFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.sync_tables()
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {

@@ -150,15 +150,16 @@ pub enum DeviceError {
         /// The file or block device.
         path: PathBuf,
     },
-    /// Another guest or program uses the file or the device behind a loop device.
+    /// Another guest or program uses a file or a device that the disk depends on: what is behind a
+    /// loop device, or an image's backing file.
     #[error(
-        "disk {} uses {}, which is in use by another guest or program; stop that one first, or share the disk with ro on both sides",
+        "disk {} uses {}, which is in use by another guest or program; stop that one first, or let both only read it (ro)",
         path.display(), behind.display()
     )]
     BehindDiskInUse {
         /// The disk.
         path: PathBuf,
-        /// What is behind it.
+        /// What it depends on.
         behind: PathBuf,
     },
     /// The host itself uses the block device, or a guest uses it in part or as a part.

@@ -1,6 +1,6 @@
 //! The content of a disk, for copying it while the guest runs: in chunks, as guest memory.
 //!
-//! It shares the open file with the device, so it reads what the guest has written, and pausing and
+//! It shares the storage with the device, so it reads what the guest has written, and pausing and
 //! saving cover it too. At the destination of a copy, the content is written through it.
 
 use std::io;
@@ -249,7 +249,7 @@ impl DiskContent {
     /// The guest's flushes fail from then on, too.
     pub fn sync(&self) -> Result<(), DeviceError> {
         let flush = |cause| DeviceError::Flush { path: self.path.clone(), cause };
-        self.note_synced(self.store.sync()).map_err(flush)
+        self.note_synced(self.store.settle()).map_err(flush)
     }
 
     /// Keeps the error of a flush that the guest knows nothing of.

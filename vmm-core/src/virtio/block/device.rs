@@ -73,7 +73,7 @@ impl BlockDevice {
         let queues = config.queues();
         let requests_max = u32::from(queues) * u32::from(QUEUE_SIZE);
         let engine = Engine::new(config.engine(), disk.store(), requests_max).map_err(|cause| {
-            failed(io::Error::new(cause.kind(), format!("io_uring cannot be had: {cause}")))
+            failed(io::Error::new(cause.kind(), format!("cannot use io_uring: {cause}")))
         })?;
         Ok(Self {
             engine,

@@ -127,7 +127,7 @@ impl Disk {
         Self { path, store, access, bytes, holds: Vec::new(), may_be_written: false, expected }
     }
 
-    /// Returns what has the disk's bytes, to keep it longer than the disk.
+    /// Returns the disk's storage, to keep it longer than the disk.
     pub(super) fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -243,7 +243,7 @@ impl Disk {
         }
         if self.access == Access::ReadWrite {
             if let Err(error) = self.store.release() {
-                tracing::error!(path = %self.path.display(), %error, "an image of a disk may be incomplete");
+                tracing::error!(path = %self.path.display(), %error, "cannot finish writing the image of a disk: check it with `qemu-img check`");
             }
             self.expected =
                 Seal::at_a_glance(self.file()).map_or(Expected::Anything, Expected::AsLeft);

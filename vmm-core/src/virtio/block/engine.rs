@@ -43,9 +43,10 @@ impl Engine {
     /// If the configuration requires an engine that this process or the disk cannot use.
     pub(super) fn new(choice: EngineChoice, store: &Store, requests_max: u32) -> io::Result<Self> {
         match (choice, Uring::new) {
-            (EngineChoice::IoUring, _) if !store.is_raw() => {
-                Err(io::Error::new(io::ErrorKind::Unsupported, "a qcow2 image does without"))
-            }
+            (EngineChoice::IoUring, _) if !store.is_raw() => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a qcow2 image is served by plain system calls: use engine=auto or engine=sync",
+            )),
             (EngineChoice::Auto, _) if !store.is_raw() => Ok(Self::Positioned),
             (EngineChoice::Sync, _) => Ok(Self::Positioned),
             (EngineChoice::IoUring, new) => new(requests_max).map(Box::new).map(Self::Ring),

@@ -5,7 +5,8 @@
 //! refuses a second claim on the device, on its partitions or on their whole disk, and lets two
 //! partitions of a disk be claimed, or two volumes on a device. The claim needs no right to the
 //! whole disk, which has other guests' content. Nothing of that reaches what is behind a loop
-//! device ([`super::behind`]), so a guest locks its bytes there as well.
+//! device ([`super::behind`]), so a guest locks its bytes there as well. The backing files of an
+//! image are locked against writers.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -28,7 +29,7 @@ pub(super) struct Hold {
     file: Arc<File>,
     lock: Lock,
     span: Span,
-    /// The guest's disk, if this is behind it.
+    /// The guest's disk, if it depends on this.
     disk: Option<PathBuf>,
     /// The open file that has the claim.
     claim: Option<File>,
@@ -49,7 +50,7 @@ impl Hold {
         std::iter::once(own).chain(behind).chain(backing).collect()
     }
 
-    /// Returns what to hold for a file that the image `disk` is based on: nobody may write it.
+    /// Returns what to hold for a backing file of the image `disk`: a lock that keeps writers away.
     fn backing(disk: &Path, backing: &Backing) -> Self {
         Self {
             path: backing.path.clone(),

@@ -8,7 +8,7 @@
 //! | `request` | parses the driver's requests, without access to the disk |
 //! | `engine` | executes the requests |
 //! | `disk` | the open disk |
-//! | `store`, `qcow2` | what has its bytes: a file as it is, or an image |
+//! | `store`, `qcow2` | storage of its bytes: a raw file or device, or an image |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
 //! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |

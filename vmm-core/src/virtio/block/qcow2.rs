@@ -8,8 +8,8 @@
 //! reading until the guest takes it over, and again from its release on: a part of the tables is
 //! kept in memory, and may be old by the take-over.
 //!
-//! The path of a backing file is chosen by whoever made the image, so only files beside the image
-//! are opened.
+//! An image's maker chooses the path of its backing file, so only files beside the image are opened.
+//! Their formats are those that images say they have; none is guessed.
 
 #[cfg(test)]
 mod tests;
@@ -21,21 +21,28 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
-use imago::{FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping, StorageOpenOptions};
+use imago::raw::Raw;
+use imago::{
+    DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping,
+};
 
 use super::config::Access;
 use super::store::move_bytes;
 use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction};
-use crate::sys::image_file::ImageFile;
+use crate::sys::image_file::{DirtyMark, ImageFile};
 use crate::virtio::buffers::Buffers;
 
 /// Ending of an image's name.
 const ENDING: &str = "qcow2";
 /// Most files of an image: a chain that is longer, or leads back to itself, is refused.
 const FILES_MAX: usize = 32;
+/// Offset in an image of the method by which it is encrypted, 4 bytes, 0 if it is not
+/// (docs/interop/qcow2.rst of QEMU).
+const ENCRYPTION_AT: u64 = 32;
+/// Offset of the lowest byte of its version.
+const VERSION_AT: u64 = 7;
 /// Bytes that are copied at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -49,7 +56,7 @@ pub fn is_named(path: &Path) -> bool {
 /// # Errors
 /// If the file cannot be written.
 pub(super) fn create(path: &Path, file: &Arc<File>, bytes: u64) -> io::Result<()> {
-    Qcow2::<ImageFile>::create_builder(ImageFile::new(path, file)).size(bytes).create()
+    Qcow2::<ImageFile>::create_builder(ImageFile::unmarked(path, file)).size(bytes).create()
 }
 
 /// Returns the backing files of the image at `path`; none if it is no image or cannot be read.
@@ -57,7 +64,8 @@ pub fn backing_files(path: &Path) -> Vec<PathBuf> {
     let opened = is_named(path).then(|| regular_file::open_untrusted(path));
     let Some(Ok(file)) = opened else { return Vec::new() };
     let image = Image::open(path, &Arc::new(file), Access::ReadOnly);
-    image.map_or_else(|_| Vec::new(), |image| image.backing.into_iter().map(|it| it.path).collect())
+    let files = image.map(|image| image.backing().iter().map(|it| it.path.clone()).collect());
+    files.unwrap_or_default()
 }
 
 /// A file that an image is based on. It is only read.
@@ -75,8 +83,9 @@ pub(super) struct Image {
     file: Arc<File>,
     /// Exclusive for what may move content within the file.
     tables: RwLock<Tables>,
-    /// Taken for writes that may add to the tables.
+    /// Taken for what may write the tables.
     writing: Mutex<()>,
+    mark: Arc<DirtyMark>,
     backing: Vec<Backing>,
 }
 
@@ -95,10 +104,12 @@ impl Image {
     /// If it is no image, or one that is not supported; if a backing file is not beside it; or if
     /// one cannot be read.
     pub(super) fn open(path: &Path, file: &Arc<File>, access: Access) -> io::Result<Self> {
-        let mut backing = Vec::new();
-        let tables = RwLock::new(open(path, file, access, &mut backing)?);
-        let (path, file, writing) = (path.to_owned(), Arc::clone(file), Mutex::new(()));
-        Ok(Self { path, file, tables, writing, backing })
+        // A disk without a name yet has no links.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let (mark, mut backing) = (DirtyMark::new(file), Vec::new());
+        let tables = open(&path, file, access, &mark, &mut backing)?;
+        let (file, tables, writing) = (Arc::clone(file), RwLock::new(tables), Mutex::new(()));
+        Ok(Self { path, file, tables, writing, mark, backing })
     }
 
     /// Opens the image again, whose tables may have changed in the file.
@@ -109,8 +120,18 @@ impl Image {
     pub(super) fn open_again(&self, access: Access) -> io::Result<()> {
         let mut tables = self.exclusive();
         tables.flush()?;
-        *tables = open(&self.path, &self.file, access, &mut self.backing.clone())?;
+        self.mark.clear()?;
+        *tables = open(&self.path, &self.file, access, &self.mark, &mut self.backing.clone())?;
         Ok(())
+    }
+
+    /// Makes all writes durable, and takes off the mark that the image is being written.
+    ///
+    /// # Errors
+    /// If the system refuses, or has refused to make tables durable before.
+    pub(super) fn close(&self) -> io::Result<()> {
+        self.exclusive().flush()?;
+        self.mark.clear()
     }
 
     /// Returns the size of the disk in bytes.
@@ -210,17 +231,19 @@ impl Image {
     /// As for [`Image::write`].
     pub(super) fn clear(&self, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
         match how {
-            Clearing::Zero => self.shared().write_zeroes(offset, bytes),
+            Clearing::Zero => self.exclusive().write_zeroes(offset, bytes),
             Clearing::PunchHole => self.exclusive().discard_to_zero(offset, bytes),
         }
     }
 
-    /// Writes to the file what was written to the tables.
+    /// Makes all writes durable.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses, or has refused to make tables durable before.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.shared().flush()
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared().flush()?;
+        self.mark.sync()
     }
 
     /// Returns the next range of the disk's first `bytes`, from `at` on, that may contain anything
@@ -252,6 +275,15 @@ impl Image {
     }
 }
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            let path = self.path.display();
+            tracing::error!(%error, "cannot finish writing the image {path}: it needs `qemu-img check -r all`");
+        }
+    }
+}
+
 /// Where the image's files have a part of the disk as it is.
 struct Place<'a> {
     file: &'a File,
@@ -272,7 +304,8 @@ fn mapping(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(Mapping<'_, 
 fn in_place(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(Option<Place<'_>>, u64)> {
     let (mapping, length) = mapping(tables, offset, bytes)?;
     let place = match mapping {
-        Mapping::Raw { storage, offset: at, writable: is_writable, .. } => {
+        Mapping::Raw { storage, offset: at, writable, .. } => {
+            let is_writable = writable && tables.inner().writable();
             // What is behind the end of a file are zeros.
             let is_whole = at
                 .checked_add(length)
@@ -311,62 +344,136 @@ fn write_clusters(tables: &Tables, bytes: &[u8], offset: u64) -> io::Result<()> 
     Ok(())
 }
 
-/// Opens an image; adds to `backing` those of its backing files that are not in it yet.
+/// Opens an image to write it under `mark`, or to read it, and the files that it is based on; adds
+/// to `backing` those that are not in it yet.
 fn open(
     path: &Path,
     file: &Arc<File>,
     access: Access,
+    mark: &Arc<DirtyMark>,
     backing: &mut Vec<Backing>,
 ) -> io::Result<Tables> {
-    let storage = ImageFile::new(path, file);
-    let mut image = Qcow2::<ImageFile>::open_image(storage, access == Access::ReadWrite)?;
-    if image.requires_external_data_file() {
-        return Err(io::Error::other("its data is in another file, which is not supported"));
+    if access == Access::ReadOnly {
+        return with_backing(
+            Qcow2::open_image(ImageFile::to_read(path, file), false)?,
+            path,
+            file,
+            backing,
+            0,
+        );
     }
-    let folder = path.parent().unwrap_or(path);
-    image.open_implicit_dependencies_gated(Beside { folder, backing, opened: &mut 0 })?;
+    let mut version = [0];
+    file.read_exact_at(&mut version, VERSION_AT)?;
+    if version[0] < 3 {
+        return refuse(
+            "it has version 2, which can only be read: `qemu-img amend -o compat=1.1` makes it version 3",
+        );
+    }
+    if DirtyMark::is_on(file)? {
+        return refuse(
+            "it was being written when its host lost power or its process was killed: `qemu-img check -r all` repairs it",
+        );
+    }
+    with_backing(
+        Qcow2::open_image(ImageFile::to_write(path, file, mark), true)?,
+        path,
+        file,
+        backing,
+        0,
+    )
+}
+
+fn refuse<T>(what: &str) -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, what))
+}
+
+/// Opens the files that an image is based on, one after the other. `depth` is the number of images
+/// above it.
+fn with_backing(
+    mut image: Qcow2<ImageFile>,
+    path: &Path,
+    file: &File,
+    backing: &mut Vec<Backing>,
+    depth: usize,
+) -> io::Result<Tables> {
+    expect_plain(file)?;
+    if image.requires_external_data_file() {
+        return refuse("its data is in another file, which is not supported");
+    }
+    let below = match (image.implicit_backing_file(), image.implicit_backing_format()) {
+        (None, _) => None,
+        // Guessing would let a guest turn its raw disk into an image, if another is based on it.
+        (Some(_), None) => {
+            return refuse(
+                "it does not say which format its backing file has: tell it by `qemu-img rebase -u -b FILE -F FORMAT`",
+            );
+        }
+        (Some(named), Some(format)) => {
+            let named = path.parent().unwrap_or(path).join(named);
+            let below = open_below((path, &named), format, backing, depth);
+            Some(below.map_err(|error| {
+                let text = format!("its backing file {}: {error}", named.display());
+                io::Error::new(error.kind(), text)
+            })?)
+        }
+    };
+    image.set_backing(below);
     Ok(FormatAccess::new(image))
 }
 
-/// Opens the files that an image names, if they are beside it.
-struct Beside<'a> {
-    folder: &'a Path,
-    backing: &'a mut Vec<Backing>,
-    opened: &'a mut usize,
+/// Opens the backing file of the image at `path`, which has it as `named`.
+fn open_below(
+    (path, named): (&Path, &Path),
+    format: &str,
+    backing: &mut Vec<Backing>,
+    depth: usize,
+) -> io::Result<Tables> {
+    if depth + 1 >= FILES_MAX {
+        return Err(io::Error::other(format!(
+            "there are more than {FILES_MAX} files, or the last one leads back to the first"
+        )));
+    }
+    let found = named.canonicalize()?;
+    if found.parent() != path.parent() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "only files in the folder of the image are read: move it there, and tell the image by `qemu-img rebase -u -b FILE -F FORMAT`",
+        ));
+    }
+    let known = backing.iter().find(|known| known.path == found);
+    let file = match known {
+        Some(known) => Arc::clone(&known.file),
+        None => {
+            let file = Arc::new(regular_file::open_untrusted(&found)?);
+            backing.push(Backing { path: found.clone(), file: Arc::clone(&file) });
+            file
+        }
+    };
+    match format {
+        "qcow2" => {
+            let image = Qcow2::open_image(ImageFile::to_read(&found, &file), false)?;
+            with_backing(image, &found, &file, backing, depth + 1)
+        }
+        "raw" => {
+            let raw = Raw::builder(ImageFile::unmarked(&found, &file));
+            Ok(FormatAccess::new(raw.open(DenyImplicitOpenGate::default())?))
+        }
+        other => {
+            let text = format!("it has the format {other}, which is not supported");
+            Err(io::Error::new(io::ErrorKind::Unsupported, text))
+        }
+    }
 }
 
-impl ImplicitOpenGate<ImageFile> for Beside<'_> {
-    fn open_format<F: FormatDriverBuilder<ImageFile>>(
-        &mut self,
-        builder: F,
-    ) -> io::Result<FormatAccess<ImageFile>> {
-        let Self { folder, backing, opened } = self;
-        builder.open(Beside { folder, backing, opened }).map(FormatAccess::new)
-    }
-
-    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<ImageFile> {
-        let named = options.get_filename().unwrap_or(self.folder);
-        let failed = |error: io::Error| {
-            io::Error::new(error.kind(), format!("its backing file {}: {error}", named.display()))
-        };
-        *self.opened += 1;
-        if *self.opened >= FILES_MAX {
-            let many = format!("an image has {FILES_MAX} files at most, and none twice");
-            return Err(failed(io::Error::other(many)));
-        }
-        let path = named.canonicalize().map_err(failed)?;
-        if path.parent() != Some(self.folder) {
-            return Err(failed(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                "only files in the folder of the image are read: move it there, and tell the image by `qemu-img rebase -u -b`",
-            )));
-        }
-        if let Some(known) = self.backing.iter().find(|known| known.path == path) {
-            return Ok(ImageFile::new(&path, &known.file));
-        }
-        let file = Arc::new(regular_file::open_untrusted(&path).map_err(failed)?);
-        let storage = ImageFile::new(&path, &file);
-        self.backing.push(Backing { path, file });
-        Ok(storage)
+/// Checks that an image is not encrypted, which imago does not look at.
+fn expect_plain(file: &File) -> io::Result<()> {
+    let mut method = [0; 4];
+    match file.read_exact_at(&mut method, ENCRYPTION_AT) {
+        Ok(()) if method != [0; 4] => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "it is encrypted, which is not supported",
+        )),
+        // A file that ends before is no image, as imago will say.
+        _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! What has a disk's bytes: a file or block device as it is, or an image in a file.
+//! Storage of a disk's bytes: a raw file or block device, or a qcow2 image.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -10,13 +10,16 @@ use super::config::Access;
 use super::copy::next_data;
 use super::qcow2::{self, Backing, Image};
 use crate::memory::RamMap;
-use crate::sys::file::{self, Clearing, Direction, is_unsupported, write_zero_bytes};
+use crate::sys::file::{self, Clearing, Direction, is_unsupported};
 use crate::virtio::buffers::Buffers;
 
 /// Block size of `stat` in bytes, whatever block size the file system has.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// What has a disk's bytes. All methods may be called from any thread.
+/// Zeros written at a time, in bytes, where a range cannot be cleared otherwise.
+const ZEROS_BYTES: usize = 64 << 10;
+
+/// Storage of a disk's bytes. All methods may be called from any thread.
 #[derive(Debug)]
 pub(super) struct Store {
     file: Arc<File>,
@@ -24,8 +27,8 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Returns the bytes of `file`, found or wanted at `path`, without being able to write those of
-    /// an image yet.
+    /// Opens the storage in `file`, found at `path`. An image can only be read until
+    /// [`Store::take_over`].
     ///
     /// # Errors
     /// If there is an image, which cannot be used.
@@ -33,7 +36,8 @@ impl Store {
         Self::with_access(path, Arc::new(file), Access::ReadOnly)
     }
 
-    /// As [`Store::open`], for a file that no other host uses.
+    /// Opens the storage in a file that was created for an arriving disk: it can be written at
+    /// once.
     ///
     /// # Errors
     /// As for [`Store::open`].
@@ -74,7 +78,8 @@ impl Store {
         }
     }
 
-    /// Returns the bytes that are allocated on this host; `None` if that is unknown.
+    /// Returns the bytes that are allocated on this host, backing files included; `None` if that is
+    /// unknown.
     pub(super) fn allocated_bytes(&self) -> Option<u64> {
         let own = |file: &File| {
             let found = file.metadata().ok().filter(|found| found.is_file())?;
@@ -94,10 +99,10 @@ impl Store {
         self.image.as_ref().map_or(Ok(()), |image| image.open_again(access))
     }
 
-    /// Leaves an image to another host: it can only be read from now on, as it is now.
+    /// Makes an image read-only, so that another host can write it.
     ///
     /// # Errors
-    /// If what was written cannot be written to the file.
+    /// If its tables cannot be written, or it cannot be opened again.
     pub(super) fn release(&self) -> io::Result<()> {
         self.image.as_ref().map_or(Ok(()), |image| image.open_again(Access::ReadOnly))
     }
@@ -147,23 +152,34 @@ impl Store {
     /// If the system refuses.
     pub(super) fn clear(&self, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
         let cleared = match &self.image {
-            Some(image) => return image.clear(offset, bytes, how),
+            Some(image) => image.clear(offset, bytes, how),
             None => file::clear(&self.file, offset, bytes, how),
         };
         match cleared {
-            Err(error) if is_unsupported(&error) => write_zero_bytes(&self.file, offset, bytes),
+            Err(error) if is_unsupported(&error) => self.write_zeros(offset, bytes),
             cleared => cleared,
         }
+    }
+
+    fn write_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let zeros = vec![0; ZEROS_BYTES];
+        let mut done = 0;
+        while done < bytes {
+            let now = (bytes - done).min(ZEROS_BYTES as u64);
+            self.write(&zeros[..now as usize], offset + done)?;
+            done += now;
+        }
+        Ok(())
     }
 
     /// Discards a range, which may read as anything; where that is not supported it keeps its
     /// content.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses, or an image is damaged.
     pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let discarded = match &self.image {
-            Some(image) => return image.clear(offset, bytes, Clearing::PunchHole),
+            Some(image) => image.clear(offset, bytes, Clearing::PunchHole),
             None => file::clear(&self.file, offset, bytes, Clearing::PunchHole),
         };
         match discarded {
@@ -177,8 +193,21 @@ impl Store {
     /// # Errors
     /// If the system refuses.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.image.as_ref().map_or(Ok(()), Image::flush)?;
-        self.file.sync_data()
+        match &self.image {
+            Some(image) => image.flush(),
+            None => self.file.sync_data(),
+        }
+    }
+
+    /// Makes all writes durable, and leaves an image as one that nobody is writing.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.close(),
+            None => self.file.sync_data(),
+        }
     }
 
     /// Returns the next range of the first `bytes`, from `at` on, that may contain anything but

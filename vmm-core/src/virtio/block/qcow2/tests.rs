@@ -34,7 +34,8 @@ impl Folder {
 
     /// Makes an image that is based on the file `backing`.
     fn create(&self, name: &str, bytes: u64, backing: Option<(&str, &str)>) {
-        let storage = ImageFile::new(&self.path(name), &self.file(name));
+        fs::write(self.path(name), []).unwrap();
+        let storage = ImageFile::unmarked(&self.path(name), &self.file(name));
         let mut builder = Qcow2::<ImageFile>::create_builder(storage).size(bytes);
         if let Some((backing, format)) = backing {
             builder = builder.backing(backing.to_owned(), format.to_owned());
@@ -96,7 +97,9 @@ fn an_image_reads_what_is_below_it_and_keeps_it() {
     image.open_again(Access::ReadOnly).unwrap();
     assert!(content(&image) == expected);
     assert_eq!(image.next_data(0, image.bytes()).unwrap(), Some((2 * CLUSTER, image.bytes())));
-    image.write(&[1; 512], 0).unwrap_err();
+    for offset in [0, 3 * CLUSTER] {
+        image.write(&[1; 512], offset).unwrap_err();
+    }
     assert_eq!(fs::read(folder.path("base.raw")).unwrap(), below);
 }
 
@@ -104,7 +107,10 @@ fn an_image_reads_what_is_below_it_and_keeps_it() {
 fn opening_an_image_does_not_change_it() {
     let folder = Folder::new();
     folder.create("a.qcow2", 1 << 20, None);
-    folder.open("a.qcow2", Access::ReadWrite).unwrap().write(&[1; 512], 0).unwrap();
+    let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+    image.write(&[1; 512], 0).unwrap();
+    image.flush().unwrap();
+    drop(image);
     let (before, path) = (fs::read(folder.path("a.qcow2")).unwrap(), folder.path("a.qcow2"));
     let modified = || fs::metadata(&path).unwrap().modified().unwrap();
     let then = modified();
@@ -148,7 +154,7 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
         assert!(backing_files(&folder.path("a.qcow2")).is_empty());
     }
     folder.create("loop.qcow2", 512, Some(("loop.qcow2", "qcow2")));
-    assert!(folder.refusal("loop.qcow2").contains("32 files at most"));
+    assert!(folder.refusal("loop.qcow2").contains("more than 32 files"));
     folder.create("a.qcow2", 512, Some(("gone", "raw")));
     assert!(folder.refusal("a.qcow2").contains("No such file"));
     nix::unistd::mkfifo(&folder.path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
@@ -226,6 +232,90 @@ fn what_is_no_image_is_refused() {
         fs::write(folder.path("a.qcow2"), bytes).unwrap();
         folder.open("a.qcow2", Access::ReadOnly).unwrap_err();
     }
+}
+
+#[test]
+fn unsupported_images_are_refused() {
+    let folder = Folder::new();
+    fs::write(folder.path("base"), [1; 512]).unwrap();
+    folder.create("plain.qcow2", 512, None);
+    let good = fs::read(folder.path("plain.qcow2")).unwrap();
+    // The method of encryption; of the incompatible features: corrupt, data in another file, another
+    // compression, subclusters.
+    for (at, bit) in [(35, 0), (79, 1), (79, 2), (79, 3), (79, 4)] {
+        let mut bytes = good.clone();
+        bytes[at] |= 1 << bit;
+        fs::write(folder.path("odd.qcow2"), bytes).unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            folder.open("odd.qcow2", access).unwrap_err();
+        }
+        folder.create("above.qcow2", 512, Some(("odd.qcow2", "qcow2")));
+        let refusal = folder.refusal("above.qcow2");
+        assert!(refusal.contains("odd.qcow2"), "byte {at}, bit {bit}: {refusal}");
+        folder.create("raw.qcow2", 512, Some(("odd.qcow2", "raw")));
+        folder.open("raw.qcow2", Access::ReadOnly).unwrap();
+    }
+    for format in ["vmdk", "file"] {
+        folder.create("a.qcow2", 512, Some(("base", format)));
+        assert!(folder.refusal("a.qcow2").contains("not supported"), "{format}");
+    }
+}
+
+#[test]
+fn an_image_of_version_2_is_only_read() {
+    let folder = Folder::new();
+    folder.create("a.qcow2", CLUSTER, None);
+    let mut bytes = fs::read(folder.path("a.qcow2")).unwrap();
+    bytes[7] = 2;
+    fs::write(folder.path("a.qcow2"), bytes).unwrap();
+    folder.open("a.qcow2", Access::ReadOnly).unwrap();
+    let refusal = folder.open("a.qcow2", Access::ReadWrite).unwrap_err().to_string();
+    assert!(refusal.contains("compat=1.1"), "{refusal}");
+}
+
+#[test]
+fn an_image_whose_writer_has_died_is_not_written() {
+    let folder = Folder::new();
+    folder.create("a.qcow2", 4 * CLUSTER, None);
+    let opened = || folder.open("a.qcow2", Access::ReadWrite).map_err(|error| error.to_string());
+    let image = opened().unwrap();
+    image.write(&[1; 512], 0).unwrap();
+    image.flush().unwrap();
+    // As if it were killed.
+    std::mem::forget(image);
+    assert!(opened().unwrap_err().contains("qemu-img check -r all"));
+    // Another host looks at it while it is being written.
+    let read = content(&folder.open("a.qcow2", Access::ReadOnly).unwrap());
+    assert_eq!(read[..512], [1; 512]);
+
+    let mut bytes = fs::read(folder.path("a.qcow2")).unwrap();
+    bytes[79] = 0;
+    fs::write(folder.path("a.qcow2"), bytes).unwrap();
+    let image = opened().unwrap();
+    image.write(&[2; 512], CLUSTER).unwrap();
+    image.close().unwrap();
+    opened().unwrap();
+    image.write(&[3; 512], 2 * CLUSTER).unwrap();
+    image.flush().unwrap();
+    assert!(opened().is_err(), "it is being written again");
+    drop(image);
+    opened().unwrap();
+}
+
+#[test]
+fn the_format_of_a_backing_file_is_not_guessed() {
+    let folder = Folder::new();
+    fs::write(folder.path("secret"), [1; 512]).unwrap();
+    folder.create("guests.raw", 512, Some(("secret", "raw")));
+    folder.create("a.qcow2", 512, Some(("guests.raw", "raw")));
+    let mut bytes = fs::read(folder.path("a.qcow2")).unwrap();
+    let extension = 0xe279_2aca_u32.to_be_bytes();
+    let at = bytes.windows(4).position(|window| window == extension).unwrap();
+    bytes[at..at + 4].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
+    fs::write(folder.path("a.qcow2"), bytes).unwrap();
+    assert!(folder.refusal("a.qcow2").contains("does not say which format"));
+    folder.create("above.qcow2", 512, Some(("a.qcow2", "qcow2")));
+    assert!(folder.refusal("above.qcow2").contains("does not say which format"));
 }
 
 /// What a guest may ask of its disk.
