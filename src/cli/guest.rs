@@ -143,8 +143,8 @@ pub(crate) struct SaveArgs {
     #[arg(long)]
     pub(crate) keep_running: bool,
 
-    /// Also copy the disks that the guest writes to, which must not be qcow2 images; it is restored on
-    /// the copies.
+    /// Also copy the disks that the guest writes to, which must not be qcow2 images; it is restored
+    /// on the copies.
     #[arg(long)]
     pub(crate) disks: bool,
 }

@@ -34,8 +34,9 @@ const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
 /// Version of the encoding of a [`VmShape`] with a seed disk: encoded as with the kind of machine,
 /// under a number that earlier releases refuse.
 const SHAPE_VERSION_WITH_SEED: u16 = 9;
-/// Version of the encoding of a [`VmShape`] with a disk in a qcow2 image: encoded as with the kind of
-/// machine, under a number that earlier releases refuse, since they would use the file as a raw disk.
+/// Version of the encoding of a [`VmShape`] with a disk in a qcow2 image: encoded as with the kind
+/// of machine, under a number that earlier releases refuse, since they would use the file as a raw
+/// disk.
 const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
 
 /// A description from which the same virtual machine can be created on any suitable host.

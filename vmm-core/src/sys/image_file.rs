@@ -23,8 +23,8 @@ use imago::storage::drivers::CommonStorageHelper;
 
 use super::file::{Clearing, clear, is_unsupported, write_zero_bytes};
 
-/// Place of the mark in the header: the lowest bit of the incompatible features, 8 bytes, big-endian
-/// (docs/interop/qcow2.rst of QEMU).
+/// Place of the mark in the header: the lowest bit of the incompatible features, 8 bytes,
+/// big-endian (docs/interop/qcow2.rst of QEMU).
 const DIRTY_AT: u64 = 79;
 const DIRTY: u8 = 1;
 
@@ -122,7 +122,8 @@ impl ImageFile {
         Self { mark: Some(Arc::clone(mark)), ..Self::unmarked(path, file) }
     }
 
-    /// Uses `file`, found at `path`, without a mark: to make an image in it, or to read what is none.
+    /// Uses `file`, found at `path`, without a mark: to make an image in it, or to read what is
+    /// none.
     pub(crate) fn unmarked(path: &Path, file: &Arc<File>) -> Self {
         let (file, path, in_flight) = (Arc::clone(file), path.to_owned(), Default::default());
         Self { file, path, mark: None, hides_mark: false, in_flight }

@@ -243,7 +243,8 @@ impl Disk {
         }
         if self.access == Access::ReadWrite {
             if let Err(error) = self.store.release() {
-                tracing::error!(path = %self.path.display(), %error, "cannot finish writing the image of a disk: check it with `qemu-img check`");
+                let path = self.path.display();
+                tracing::error!(%error, "cannot finish writing {path}: it needs `qemu-img check`");
             }
             self.expected =
                 Seal::at_a_glance(self.file()).map_or(Expected::Anything, Expected::AsLeft);

@@ -8,8 +8,8 @@
 //! reading until the guest takes it over, and again from its release on: a part of the tables is
 //! kept in memory, and may be old by the take-over.
 //!
-//! An image's maker chooses the path of its backing file, so only files beside the image are opened.
-//! Their formats are those that images say they have; none is guessed.
+//! An image's maker chooses the path of its backing file, so only files beside the image are
+//! opened. Their formats are those that images say they have; none is guessed.
 
 #[cfg(test)]
 mod tests;

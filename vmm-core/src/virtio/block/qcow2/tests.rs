@@ -240,8 +240,8 @@ fn unsupported_images_are_refused() {
     fs::write(folder.path("base"), [1; 512]).unwrap();
     folder.create("plain.qcow2", 512, None);
     let good = fs::read(folder.path("plain.qcow2")).unwrap();
-    // The method of encryption; of the incompatible features: corrupt, data in another file, another
-    // compression, subclusters.
+    // The method of encryption; of the incompatible features: corrupt, data in another file,
+    // another compression, subclusters.
     for (at, bit) in [(35, 0), (79, 1), (79, 2), (79, 3), (79, 4)] {
         let mut bytes = good.clone();
         bytes[at] |= 1 << bit;
