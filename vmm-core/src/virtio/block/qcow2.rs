@@ -130,7 +130,9 @@ impl Image {
     /// # Errors
     /// If the system refuses, or has refused to make tables durable before.
     pub(super) fn close(&self) -> io::Result<()> {
-        self.exclusive().flush()?;
+        // Until the mark is off, nobody may write tables under it.
+        let tables = self.exclusive();
+        tables.flush()?;
         self.mark.clear()
     }
 
