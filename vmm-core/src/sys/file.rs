@@ -157,10 +157,36 @@ pub(crate) fn clear(file: &File, offset: u64, bytes: u64, how: Clearing) -> io::
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) })
 }
 
-/// Returns whether the file system, or the format of an image, cannot do what was asked of it.
-pub(crate) fn is_unsupported(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::Unsupported
-        || matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+/// As [`clear`]; writes zeros where the file system cannot clear.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn clear_or_write(
+    file: &File,
+    offset: u64,
+    bytes: u64,
+    how: Clearing,
+) -> io::Result<()> {
+    match clear(file, offset, bytes, how) {
+        Err(error) if is_unsupported(&error) => write_zero_bytes(file, offset, bytes),
+        cleared => cleared,
+    }
+}
+
+/// Gives a range back to the file system, which may read as anything then; does nothing where that
+/// is not supported.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn discard(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    match clear(file, offset, bytes, Clearing::PunchHole) {
+        Err(error) if is_unsupported(&error) => Ok(()),
+        cleared => cleared,
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 
 /// Writes `bytes` zeros from `offset` on.

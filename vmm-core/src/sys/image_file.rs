@@ -21,7 +21,7 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
 
-use super::file::{Clearing, clear, is_unsupported, write_zero_bytes};
+use super::file::{Clearing, clear_or_write, discard};
 
 /// Place of the mark in the header: the lowest bit of the incompatible features, 8 bytes,
 /// big-endian (docs/interop/qcow2.rst of QEMU).
@@ -165,14 +165,6 @@ impl Storage for ImageFile {
         Ok(self.file.metadata()?.len())
     }
 
-    fn get_filename(&self) -> Option<PathBuf> {
-        Some(self.path.clone())
-    }
-
-    fn resolve_relative_path<P: AsRef<Path>>(&self, relative: P) -> io::Result<PathBuf> {
-        Ok(self.path.parent().unwrap_or(&self.path).join(relative))
-    }
-
     unsafe fn pure_readv(&self, buffers: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let mut at = offset;
         for mut buffer in buffers.into_inner() {
@@ -205,32 +197,26 @@ impl Storage for ImageFile {
         }
         let mut at = offset;
         for buffer in buffers.into_inner() {
-            let mut bytes = buffer.to_vec();
-            if self.mark.is_some()
-                && let Some(byte) = marked(&mut bytes, at)
-            {
-                *byte |= DIRTY;
+            if self.mark.is_some() && at <= DIRTY_AT {
+                let mut header = buffer.to_vec();
+                marked(&mut header, at).into_iter().for_each(|byte| *byte |= DIRTY);
+                self.file.write_all_at(&header, at)?;
+            } else {
+                self.file.write_all_at(&buffer, at)?;
             }
-            self.file.write_all_at(&bytes, at)?;
-            at = at.saturating_add(bytes.len() as u64);
+            at = at.saturating_add(buffer.len() as u64);
         }
         self.sync_tables()
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        match clear(&self.file, offset, length, Clearing::PunchHole) {
-            Err(error) if is_unsupported(&error) => write_zero_bytes(&self.file, offset, length),
-            cleared => cleared,
-        }?;
+        clear_or_write(&self.file, offset, length, Clearing::PunchHole)?;
         self.grow(offset.saturating_add(length))?;
         self.sync_tables()
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        match clear(&self.file, offset, length, Clearing::PunchHole) {
-            Err(error) if is_unsupported(&error) => Ok(()),
-            cleared => cleared,
-        }
+        discard(&self.file, offset, length)
     }
 
     fn flush(&self) -> io::Result<()> {

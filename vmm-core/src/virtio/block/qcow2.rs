@@ -355,15 +355,19 @@ fn open(
     mark: &Arc<DirtyMark>,
     backing: &mut Vec<Backing>,
 ) -> io::Result<Tables> {
-    if access == Access::ReadOnly {
-        return with_backing(
-            Qcow2::open_image(ImageFile::to_read(path, file), false)?,
-            path,
-            file,
-            backing,
-            0,
-        );
-    }
+    let storage = match access {
+        Access::ReadOnly => ImageFile::to_read(path, file),
+        Access::ReadWrite => {
+            expect_writable(file)?;
+            ImageFile::to_write(path, file, mark)
+        }
+    };
+    let image = Qcow2::open_image(storage, access == Access::ReadWrite)?;
+    with_backing(image, path, file, backing, 0)
+}
+
+/// Checks that an image has a place for the mark, and is not marked.
+fn expect_writable(file: &File) -> io::Result<()> {
     let mut version = [0];
     file.read_exact_at(&mut version, VERSION_AT)?;
     if version[0] < 3 {
@@ -376,13 +380,7 @@ fn open(
             "it was being written when its host lost power or its process was killed: `qemu-img check -r all` repairs it",
         );
     }
-    with_backing(
-        Qcow2::open_image(ImageFile::to_write(path, file, mark), true)?,
-        path,
-        file,
-        backing,
-        0,
-    )
+    Ok(())
 }
 
 fn refuse<T>(what: &str) -> io::Result<T> {
@@ -460,10 +458,7 @@ fn open_below(
             let raw = Raw::builder(ImageFile::unmarked(&found, &file));
             Ok(FormatAccess::new(raw.open(DenyImplicitOpenGate::default())?))
         }
-        other => {
-            let text = format!("it has the format {other}, which is not supported");
-            Err(io::Error::new(io::ErrorKind::Unsupported, text))
-        }
+        other => refuse(&format!("it has the format {other}, which is not supported")),
     }
 }
 
@@ -471,10 +466,7 @@ fn open_below(
 fn expect_plain(file: &File) -> io::Result<()> {
     let mut method = [0; 4];
     match file.read_exact_at(&mut method, ENCRYPTION_AT) {
-        Ok(()) if method != [0; 4] => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "it is encrypted, which is not supported",
-        )),
+        Ok(()) if method != [0; 4] => refuse("it is encrypted, which is not supported"),
         // A file that ends before is no image, as imago will say.
         _ => Ok(()),
     }

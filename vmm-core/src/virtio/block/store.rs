@@ -10,14 +10,11 @@ use super::config::Access;
 use super::copy::next_data;
 use super::qcow2::{self, Backing, Image};
 use crate::memory::RamMap;
-use crate::sys::file::{self, Clearing, Direction, is_unsupported};
+use crate::sys::file::{self, Clearing, Direction};
 use crate::virtio::buffers::Buffers;
 
 /// Block size of `stat` in bytes, whatever block size the file system has.
 const STAT_BLOCK_BYTES: u64 = 512;
-
-/// Zeros written at a time, in bytes, where a range cannot be cleared otherwise.
-const ZEROS_BYTES: usize = 64 << 10;
 
 /// Storage of a disk's bytes. All methods may be called from any thread.
 #[derive(Debug)]
@@ -151,25 +148,10 @@ impl Store {
     /// # Errors
     /// If the system refuses.
     pub(super) fn clear(&self, offset: u64, bytes: u64, how: Clearing) -> io::Result<()> {
-        let cleared = match &self.image {
+        match &self.image {
             Some(image) => image.clear(offset, bytes, how),
-            None => file::clear(&self.file, offset, bytes, how),
-        };
-        match cleared {
-            Err(error) if is_unsupported(&error) => self.write_zeros(offset, bytes),
-            cleared => cleared,
+            None => file::clear_or_write(&self.file, offset, bytes, how),
         }
-    }
-
-    fn write_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let zeros = vec![0; ZEROS_BYTES];
-        let mut done = 0;
-        while done < bytes {
-            let now = (bytes - done).min(ZEROS_BYTES as u64);
-            self.write(&zeros[..now as usize], offset + done)?;
-            done += now;
-        }
-        Ok(())
     }
 
     /// Discards a range, which may read as anything; where that is not supported it keeps its
@@ -178,13 +160,9 @@ impl Store {
     /// # Errors
     /// If the system refuses, or an image is damaged.
     pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let discarded = match &self.image {
+        match &self.image {
             Some(image) => image.clear(offset, bytes, Clearing::PunchHole),
-            None => file::clear(&self.file, offset, bytes, Clearing::PunchHole),
-        };
-        match discarded {
-            Err(error) if is_unsupported(&error) => Ok(()),
-            discarded => discarded,
+            None => file::discard(&self.file, offset, bytes),
         }
     }
 
