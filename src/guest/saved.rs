@@ -11,7 +11,7 @@ use migrate::SourceGuest;
 use tokio::time::Instant;
 use uuid::Uuid;
 use vmm_core::snapshot::{CloneConfig, DiskCopies, SavedDisks, Template};
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::{Access, BlockConfig, is_qcow2};
 use vmm_core::{RunState, Vm, VmOptions, VmShape, VmState, snapshot};
 
 use super::console::Console;
@@ -145,6 +145,13 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
     for (disk, copy) in &copies.paths {
         if !machine.shape().disks().any(|known| known.path() == disk) {
             return bad(format!("the guest has no disk {}", disk.display()));
+        }
+        // Earlier releases of `lighter save` do not ask.
+        if is_qcow2(disk) {
+            return bad(format!(
+                "qcow2 images cannot be copied with a saved guest: {}",
+                disk.display()
+            ));
         }
         if !copy.is_absolute() {
             return bad(format!("{} must be an absolute path", copy.display()));

@@ -38,9 +38,10 @@ pub(super) struct Standstill {
 }
 
 impl Standstill {
-    /// Sets the longest pause of a guest that ran, from `now` on.
+    /// Begins a pause of a guest that ran, of which `allowed` is the longest. The steps of an
+    /// earlier one that was called off are not counted, though its flush may still hang.
     pub(super) fn allow(&mut self, allowed: Duration, now: Duration) {
-        self.allowed = Some((allowed, now.saturating_add(allowed)));
+        *self = Self { allowed: Some((allowed, now.saturating_add(allowed))), ..Self::default() };
     }
 
     /// Returns the longest pause; none while there is no deadline.
@@ -89,5 +90,26 @@ impl Standstill {
             send_seconds: seconds(Step::Send),
             ready_seconds: seconds(Step::Ready),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_that_still_hangs_is_no_step_of_the_next_pause() {
+        let second = Duration::from_secs(1);
+        let mut standstill = Standstill::default();
+        standstill.allow(second, Duration::ZERO);
+        standstill.begin(Step::Flush, Duration::ZERO);
+        assert!(standstill.stop_clock());
+
+        standstill.allow(second, 5 * second);
+        standstill.begin(Step::Pause, 5 * second);
+        assert_eq!(standstill.why(), "the guest was still being paused");
+        standstill.begin(Step::Flush, 6 * second);
+        standstill.end(Step::Flush, 8 * second);
+        assert_eq!(standstill.report(9 * second).flush_seconds, 2.0);
     }
 }
