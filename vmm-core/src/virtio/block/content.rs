@@ -107,7 +107,7 @@ impl DiskContent {
         self.bytes.div_ceil(CHUNK_BYTES as u64) as usize
     }
 
-    /// Returns the bytes allocated on this host; the disk's size if that is unknown.
+    /// Returns the bytes that a copy of the disk takes at most; the disk's size if that is unknown.
     pub fn allocated_bytes(&self) -> u64 {
         self.store.allocated_bytes().map_or(self.bytes, |bytes| bytes.min(self.bytes))
     }

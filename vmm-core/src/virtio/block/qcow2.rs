@@ -28,6 +28,7 @@ use imago::{
 };
 
 use super::config::Access;
+use super::copy::next_data;
 use super::store::move_bytes;
 use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction};
@@ -257,15 +258,27 @@ impl Image {
         let tables = self.shared();
         let (mut at, mut data) = (at, None);
         while at < bytes {
-            let (mapping, length) = mapping(&tables, at, bytes - at)?;
-            match (matches!(mapping, Mapping::Zero { .. }), data) {
-                (false, None) => data = Some(at),
-                (true, Some(_)) => break,
+            let (has_data, length) = extent(&tables, at, bytes - at)?;
+            match (has_data, data) {
+                (true, None) => data = Some(at),
+                (false, Some(_)) => break,
                 _ => {}
             }
             at += length;
         }
         Ok(data.map(|from| (from, at)))
+    }
+
+    /// Returns the bytes that may contain anything but zeros.
+    ///
+    /// # Errors
+    /// If the image is damaged or cannot be read.
+    pub(super) fn data_bytes(&self) -> io::Result<u64> {
+        let (end, mut at, mut data) = (self.bytes(), 0, 0);
+        while let Some((from, to)) = self.next_data(at, end)? {
+            (at, data) = (to, data + (to - from));
+        }
+        Ok(data)
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Tables> {
@@ -317,6 +330,21 @@ fn in_place(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(Option<Plac
         _ => None,
     };
     Ok((place, length))
+}
+
+/// Returns whether the disk's bytes from `offset` on may be anything but zeros, and for how many of
+/// the next `bytes`, not 0, that is so. A file of the image may have holes.
+fn extent(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(bool, u64)> {
+    let (mapping, length) = mapping(tables, offset, bytes)?;
+    let Mapping::Raw { storage, offset: at, .. } = mapping else {
+        return Ok((!matches!(mapping, Mapping::Zero { .. }), length));
+    };
+    let end = at.checked_add(length).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(match next_data(storage.file(), at, end)? {
+        None => (false, length),
+        Some((from, _)) if from > at => (false, from - at),
+        Some((_, to)) => (true, to - at),
+    })
 }
 
 /// Writes `bytes` to a new place in the file: whole clusters, so that imago has no content to

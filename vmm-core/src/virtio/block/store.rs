@@ -75,15 +75,14 @@ impl Store {
         }
     }
 
-    /// Returns the bytes that are allocated on this host, backing files included; `None` if that is
+    /// Returns the bytes that a copy takes at most, holes and zeros not counted; `None` if that is
     /// unknown.
     pub(super) fn allocated_bytes(&self) -> Option<u64> {
-        let own = |file: &File| {
-            let found = file.metadata().ok().filter(|found| found.is_file())?;
-            Some(found.blocks().saturating_mul(STAT_BLOCK_BYTES))
-        };
-        let backing = self.backing().iter().filter_map(|backing| own(&backing.file));
-        Some(backing.fold(own(&self.file)?, u64::saturating_add))
+        if let Some(image) = &self.image {
+            return image.data_bytes().ok();
+        }
+        let found = self.file.metadata().ok().filter(|found| found.is_file())?;
+        Some(found.blocks().saturating_mul(STAT_BLOCK_BYTES))
     }
 
     /// Reads what another host has written meanwhile. From now on, the bytes can be accessed as

@@ -104,6 +104,29 @@ fn an_image_reads_what_is_below_it_and_keeps_it() {
 }
 
 #[test]
+fn what_its_files_have_not_is_no_data_of_an_image() {
+    let folder = Folder::new();
+    let base = folder.file("base.raw");
+    base.set_len(8 * CLUSTER).unwrap();
+    base.write_all_at(&[1; CLUSTER as usize], 2 * CLUSTER).unwrap();
+    folder.create("top.qcow2", 8 * CLUSTER, Some(("base.raw", "raw")));
+    let image = folder.open("top.qcow2", Access::ReadWrite).unwrap();
+    image.write(&[2; 512], 5 * CLUSTER).unwrap();
+
+    let (mut at, mut found) = (0, Vec::new());
+    while let Some((from, to)) = image.next_data(at, image.bytes()).unwrap() {
+        found.push((from / CLUSTER, to / CLUSTER));
+        at = to;
+    }
+    assert_eq!(found, [(2, 3), (5, 6)]);
+    assert_eq!(image.data_bytes().unwrap(), 2 * CLUSTER);
+    drop(image);
+    let config = BlockConfig::new(&folder.path("top.qcow2"), Access::ReadWrite, "").unwrap();
+    let disk = Disk::open(&config).unwrap();
+    assert_eq!(DiskContent::new(&config, disk.store()).allocated_bytes(), 2 * CLUSTER);
+}
+
+#[test]
 fn opening_an_image_does_not_change_it() {
     let folder = Folder::new();
     folder.create("a.qcow2", 1 << 20, None);
