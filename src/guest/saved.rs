@@ -146,10 +146,10 @@ pub(crate) fn expect_disks(machine: &Machine, request: &SaveRequest) -> Result<(
         if !machine.shape().disks().any(|known| known.path() == disk) {
             return bad(format!("the guest has no disk {}", disk.display()));
         }
-        // Earlier releases of `lighter save` do not ask.
+        // An earlier release of `lighter save` does not check this.
         if is_qcow2(disk) {
             return bad(format!(
-                "qcow2 images cannot be copied with a saved guest: {}",
+                "{}: qcow2 images cannot be copied with a saved guest; omit --disks, or convert the disk to raw",
                 disk.display()
             ));
         }

@@ -38,8 +38,8 @@ pub(super) struct Standstill {
 }
 
 impl Standstill {
-    /// Begins a pause of a guest that ran, of which `allowed` is the longest. The steps of an
-    /// earlier one that was called off are not counted, though its flush may still hang.
+    /// Begins a pause of a guest that ran, for at most `allowed`. Steps of an earlier pause that
+    /// was called off do not count, though its flush may still hang.
     pub(super) fn allow(&mut self, allowed: Duration, now: Duration) {
         *self = Self { allowed: Some((allowed, now.saturating_add(allowed))), ..Self::default() };
     }

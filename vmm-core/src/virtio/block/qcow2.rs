@@ -131,7 +131,7 @@ impl Image {
     /// # Errors
     /// If the system refuses, or has refused to make tables durable before.
     pub(super) fn close(&self) -> io::Result<()> {
-        // Until the mark is off, nobody may write tables under it.
+        // No tables may be written until the mark is off.
         let tables = self.exclusive();
         tables.flush()?;
         self.mark.clear()
@@ -490,7 +490,7 @@ fn open_below(
     }
 }
 
-/// Checks that an image is not encrypted, which imago does not look at.
+/// Checks that an image is not encrypted, which imago does not check.
 fn expect_plain(file: &File) -> io::Result<()> {
     let mut method = [0; 4];
     match file.read_exact_at(&mut method, ENCRYPTION_AT) {

@@ -75,8 +75,7 @@ impl Store {
         }
     }
 
-    /// Returns the bytes that a copy takes at most, holes and zeros not counted; `None` if that is
-    /// unknown.
+    /// Returns the bytes that a copy takes at most, without holes and zeros; `None` if unknown.
     pub(super) fn allocated_bytes(&self) -> Option<u64> {
         if let Some(image) = &self.image {
             return image.data_bytes().ok();
@@ -176,7 +175,7 @@ impl Store {
         }
     }
 
-    /// Makes all writes durable, and leaves an image as one that nobody is writing.
+    /// Makes all writes durable, and marks an image as no longer being written.
     ///
     /// # Errors
     /// If the system refuses.

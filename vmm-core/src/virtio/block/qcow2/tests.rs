@@ -104,7 +104,7 @@ fn an_image_reads_what_is_below_it_and_keeps_it() {
 }
 
 #[test]
-fn what_its_files_have_not_is_no_data_of_an_image() {
+fn holes_in_the_files_of_an_image_are_no_data() {
     let folder = Folder::new();
     let base = folder.file("base.raw");
     base.set_len(8 * CLUSTER).unwrap();
@@ -307,7 +307,7 @@ fn an_image_whose_writer_has_died_is_not_written() {
     // As if it were killed.
     std::mem::forget(image);
     assert!(opened().unwrap_err().contains("qemu-img check -r all"));
-    // Another host looks at it while it is being written.
+    // Another host reads it while it is being written.
     let read = content(&folder.open("a.qcow2", Access::ReadOnly).unwrap());
     assert_eq!(read[..512], [1; 512]);
 
