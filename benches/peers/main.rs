@@ -15,9 +15,10 @@
 //! memory ends the benchmark.
 //!
 //! A link other than loopback is a cable between two network namespaces, which takes root, with a
-//! [`wire`] in it for a round trip or loss. With `--beside-tcp` a TCP connection shares it, with
-//! `--halt` the program in the guests sleeps. With `--postcopy` guests are handed over after the
-//! first round; with `--estimate` lighter alone is measured, with an estimate before each
+//! [`wire`] in it for a round trip or loss. With `--beside-tcp` a TCP connection shares it; its
+//! congestion control and QEMU's is that of this host (`sysctl net.ipv4.tcp_congestion_control`).
+//! With `--halt` the program in the guests sleeps. With `--postcopy` guests are handed over after
+//! the first round; with `--estimate` lighter alone is measured, with an estimate before each
 //! migration. Each memory size and number of vCPUs takes guests of its own, and so do cables and
 //! the load `sparse`.
 //!
@@ -52,6 +53,7 @@ fn main() -> Result<()> {
     let outcome = contest::run(&settings)?;
     let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     println!("    cargo bench --bench peers -- {}\n", arguments.collect::<Vec<_>>().join(" "));
+    println!("Congestion control of TCP: `{}`.\n", tcp::congestion_control()?);
     let report = match settings.mode() {
         settings::Mode::Estimate => estimates::markdown(&settings, &outcome),
         _ => table::markdown(&settings, &outcome),

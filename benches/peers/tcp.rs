@@ -1,6 +1,6 @@
 //! A TCP connection that shares the link with a migration: how much of it does each get?
 
-use std::fs::File;
+use std::fs::{File, read_to_string};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -16,6 +16,16 @@ use super::place::Place;
 
 /// Bytes written and read at once.
 const BUFFER_BYTES: usize = 256 << 10;
+
+/// Returns the congestion control of all TCP here, QEMU's included: `cubic` on most hosts.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub(crate) fn congestion_control() -> Result<String> {
+    let path = "/proc/sys/net/ipv4/tcp_congestion_control";
+    let name = read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    Ok(name.trim().to_owned())
+}
 
 /// A connection that carries as much as it can until it is dropped.
 pub(crate) struct Connection {

@@ -51,6 +51,86 @@ fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     is_sound(here, "/srv/nfs/data.qcow2");
 }
 
+/// Writes the blocks of the guest's second disk past its cache, all over its 2 GiB: each with its
+/// number, and flushed before the next. `/run/flushed` says how many there are.
+const FLUSHER: &str = "import mmap, os, struct
+disk, page = os.open('/dev/vdb', os.O_RDWR | os.O_DIRECT), mmap.mmap(-1, 4096)
+count = int(open('/run/flushed').read())
+while True:
+    page[:] = struct.pack('<Q', count + 1) * 512
+    os.pwrite(disk, page, count * 300007 % (1 << 19) * 4096)
+    os.fdatasync(disk)
+    count += 1
+    with open('/run/now', 'w') as now: now.write(str(count))
+    os.rename('/run/now', '/run/flushed')";
+
+/// Prints how many blocks [`FLUSHER`] has written, by the content of an image; fails if one is
+/// missing before another, or anything else is there.
+const READER: &str = "import os, struct, sys
+disk, found, at = os.open('/var/lib/disks/read.raw', os.O_RDONLY), set(), 0
+size = os.fstat(disk).st_size
+while at < size:
+    try: at = os.lseek(disk, at, os.SEEK_DATA) // 4096 * 4096
+    except OSError: break
+    page = os.pread(disk, 4096, at)
+    (number,) = struct.unpack('<Q', page[:8])
+    if page != bytes(4096):
+        assert page == page[:8] * 512, ('torn', at, number)
+        assert (number - 1) * 300007 % (1 << 19) * 4096 == at, ('misplaced', at, number)
+        found.add(number)
+    at += 4096
+last = max(found, default=0)
+assert size == 2 << 30 and len(found) == last, (size, len(found), last)
+print(last)";
+
+/// Has the guest write from block `first` on; returns up to which it has flushed some time later.
+fn flushed(guest: &StockGuest, host: Host<'_>, first: u64) -> u64 {
+    guest.sh(host, &format!("echo {first} > /run/flushed")).ok();
+    let start = format!("setsid -f python3 -c \"{FLUSHER}\" > /run/log 2>&1 < /dev/null");
+    guest.sh(host, &start).ok();
+    let read = "sleep 40; cat /run/log /run/flushed";
+    let last = guest.sh(host, read).ok().trim().parse().expect("a number of blocks");
+    assert!(last > first + 100, "from {first} to {last}");
+    last
+}
+
+/// Checks that no guest runs on the image until it was repaired, and that it then has all blocks
+/// that were flushed, `at_least` so many; returns how many.
+#[track_caller]
+fn is_repaired_and_has(host: Host<'_>, image: &str, at_least: u64) -> u64 {
+    let started = host.lighter(&format!("run --name other --kernel /boot/vmlinuz --disk {image}"));
+    started.complains(&[image, "qemu-img check -r all"]);
+    host.sh(&format!("qemu-img check -r all {image}"));
+    is_sound(host, image);
+    let read = format!(
+        "qemu-img convert -O raw {image} /var/lib/disks/read.raw && python3 -c \"{READER}\"; rm /var/lib/disks/read.raw"
+    );
+    let found = host.sh(&read).ok();
+    let count: u64 = found.trim().parse().expect("a number of blocks");
+    println!("{count} blocks, of which {at_least} were known");
+    assert!(count >= at_least, "{count} of {at_least} blocks");
+    count
+}
+
+#[test]
+fn what_a_guest_has_flushed_outlasts_a_power_cut() {
+    let lab = Lab::of(1);
+    let here = lab.host(1);
+    let image = "/var/lib/disks/flushed.qcow2";
+    here.sh(&format!("qemu-img create -q -f qcow2 {image} 2G")).ok();
+    let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {image}"));
+    let killed = flushed(&guest, here, 0);
+    let process = here.ask("debian", "/v1/guest").expect("a guest")["pid"].clone();
+    here.sh(&format!("kill -KILL {process}")).ok();
+    let killed = is_repaired_and_has(here, image, killed);
+
+    let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {image}"));
+    let written = flushed(&guest, here, killed);
+    lab.cut_power(1);
+    lab.restore_power(1);
+    is_repaired_and_has(here, image, written);
+}
+
 /// Makes an image as distributions have them for clouds: a GPT, with a system partition from which
 /// firmware boots and the root file system.
 const MAKE: &str = "set -e; cd /srv/nfs; cp --sparse=always /boot/efi.raw cloud.raw

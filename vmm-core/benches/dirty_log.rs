@@ -6,15 +6,16 @@
 //! MiB at a given rate, or as fast as it can. Each round lets it run, and then collects and re-arms
 //! like a migration. Figures are medians over the rounds.
 
-use std::io::{Error, sink};
+mod guest;
+
+use std::io::sink;
 use std::time::{Duration, Instant};
 
-use vmm_core::workload::{Doorbell, Order, Report, WorkloadParams};
-use vmm_core::{BootSource, DirtyLog, Vm, VmEvent, VmOptions, VmShape};
+use vmm_core::workload::{Order, Report, WorkloadParams};
+use vmm_core::{DirtyLog, Vm, VmOptions, VmShape};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+use guest::{Outcome, fill};
 
-const PATIENCE: Duration = Duration::from_secs(120);
 const WORKING_SET_BYTES: u64 = 256 << 20;
 /// More pages per second than any processor can write.
 const UNLIMITED: u64 = 10_000_000;
@@ -75,29 +76,19 @@ fn measure(mib: u64, rate: u64, log: DirtyLog, rounds: u64, pause: Duration) -> 
 fn working(mib: u64, rate: u64, dirty_log: DirtyLog) -> Outcome<Vm> {
     let shape = VmShape::for_host(mib << 20, 1)?;
     let vm = Vm::create_with(&shape, &VmOptions { dirty_log }, Box::new(sink()))?;
-    vm.boot(&BootSource::Workload(WorkloadParams {
+    let params = WorkloadParams {
         working_set_bytes: WORKING_SET_BYTES,
         dirty_rate_pages_per_second: rate,
         order: Order::Random,
         ..WorkloadParams::default()
-    }))?;
-    vm.resume()?;
-    loop {
-        match vm.events().take(PATIENCE) {
-            Some(VmEvent::Doorbell { value, .. }) => {
-                if matches!(Doorbell::decode(value), Some(Doorbell::Filled { .. })) {
-                    return Ok(vm);
-                }
-            }
-            other => return Err(Error::other(format!("instead of a doorbell: {other:?}")).into()),
-        }
-    }
+    };
+    fill(&vm, params)?;
+    Ok(vm)
 }
 
 /// Pages that the guest writes per second.
 fn speed(vm: &Vm, during: Duration) -> Outcome<f64> {
-    let written =
-        || Ok::<_, Box<dyn std::error::Error>>(Report::read(vm.ram().memory())?.pages_written());
+    let written = || Outcome::Ok(Report::read(vm.ram().memory())?.pages_written());
     let (began, before) = (Instant::now(), written()?);
     std::thread::sleep(during);
     Ok((written()? - before) as f64 / began.elapsed().as_secs_f64())

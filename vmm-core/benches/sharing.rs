@@ -8,6 +8,8 @@
 //! medians over the rounds; a stall is the longest time that the guest did not run while a piece
 //! was shared, by its own clock.
 
+mod guest;
+
 use std::io::{Error, sink};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,12 +17,11 @@ use std::time::{Duration, Instant};
 use nix::time::ClockId;
 use vmm_core::memory::{PAGE_BYTES, PageMap};
 use vmm_core::snapshot::{CloneConfig, Template, save_template};
-use vmm_core::workload::{Control, Doorbell, Report, WorkloadParams};
-use vmm_core::{BootSource, Vm, VmEvent, VmShape};
+use vmm_core::workload::{Control, Report, WorkloadParams};
+use vmm_core::{Vm, VmShape};
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+use guest::{Outcome, PATIENCE, fill};
 
-const PATIENCE: Duration = Duration::from_secs(120);
 const PIECE_BYTES: u64 = 8 << 20;
 const PAGE: u64 = PAGE_BYTES as u64;
 const RATE: u64 = 2_000;
@@ -105,19 +106,9 @@ fn measure(template: &Path, rate: u64, run: u64) -> Outcome<Row> {
 /// A paused guest that has filled its memory.
 fn filled(mib: u64) -> Outcome<Vm> {
     let vm = Vm::create(&VmShape::for_host(mib << 20, 1)?, Box::new(sink()))?;
-    vm.boot(&BootSource::Workload(WorkloadParams::default()))?;
-    vm.resume()?;
-    loop {
-        match vm.events().take(PATIENCE) {
-            Some(VmEvent::Doorbell { value, .. }) => {
-                if matches!(Doorbell::decode(value), Some(Doorbell::Filled { .. })) {
-                    vm.pause()?;
-                    return Ok(vm);
-                }
-            }
-            other => return Err(Error::other(format!("instead of a doorbell: {other:?}")).into()),
-        }
-    }
+    fill(&vm, WorkloadParams::default())?;
+    vm.pause()?;
+    Ok(vm)
 }
 
 /// Makes copies of every other run of pages of a paused clone, without changing the content.

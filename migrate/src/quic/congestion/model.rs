@@ -27,6 +27,11 @@ const RTTS: usize = 2;
 const FLAT_ROUNDS: u32 = 3;
 /// Growth of the rate, as a factor, that is expected of a round while a path is not full.
 const GROWING: f64 = 1.25;
+/// The same of a round that met a queue, in which the window grows less.
+const GROWING_QUEUED: f64 = 1.1;
+/// By how much slower slow start grows while there is a queue, its own or that of others
+/// (`CSS_GROWTH_DIVISOR` of RFC 9406 §4.3).
+const SLOWED: u64 = 4;
 /// A round in which every packet took longer than the shortest round-trip time by this factor and
 /// [`JITTER_S`] met a queue.
 const QUEUED: f64 = 1.125;
@@ -157,11 +162,12 @@ impl Model {
             self.rtt_confirmed_at = Some(ack.now);
         }
         // Slow start would double the window once more before the round shows the queue.
-        let is_full = matches!(self.mode, Mode::Startup { .. })
+        let is_slowed = matches!(self.mode, Mode::Startup { .. })
             && !self.is_short()
             && self.rtt_s > self.queued_s();
-        if !ack.app_limited && !is_full {
-            self.cubic.acked(ack, self.mtu);
+        if !ack.app_limited {
+            let share = if is_slowed { SLOWED } else { 1 };
+            self.cubic.acked(&Ack { bytes: ack.bytes / share, ..*ack }, self.mtu);
         }
         if self.round.acked(ack) {
             self.end_round(ack.now);
@@ -294,11 +300,14 @@ impl Model {
 
     fn start_up(&self, round: &Round, seen: &Seen, best: f64, flat_rounds: u32) -> Mode {
         let rate = round.rate(seen.now);
-        let (best, flat_rounds) = match rate > GROWING * best {
+        let growing = if seen.is_queued { GROWING_QUEUED } else { GROWING };
+        let (best, flat_rounds) = match rate > growing * best {
             true => (rate, 0),
             false => (best, flat_rounds + u32::from(!round.is_app_limited())),
         };
-        match flat_rounds >= FLAT_ROUNDS || seen.is_queued || seen.is_congested {
+        // A queue is that of others while the rate still grows.
+        let is_own_queue = seen.is_queued && flat_rounds > 0;
+        match flat_rounds >= FLAT_ROUNDS || is_own_queue || seen.is_congested {
             true => Mode::Drain { rounds: 1, window: self.held() },
             false => Mode::Startup { best, flat_rounds },
         }

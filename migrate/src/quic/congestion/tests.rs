@@ -72,6 +72,24 @@ fn beside_cubic_each_keeps_a_third_on_average() {
 }
 
 #[test]
+fn one_that_joins_cubic_is_not_deterred_by_its_queue() {
+    let rate = GIGABIT / 10.0;
+    let link = Link { bytes_per_second: rate, rtt_s: 0.05, queue: 0.05 * rate, loss: 0.0 };
+    let shares: Vec<f64> = (1..=15)
+        .map(|n| {
+            let begins_s = 0.17 * f64::from(n);
+            let flows = vec![Flow::model(begins_s), Flow::cubic(0.0)];
+            let mut both = Simulation::new(link, flows);
+            both.run(begins_s);
+            both.run(15.0)[0] / (15.0 * rate)
+        })
+        .collect();
+    // A flow of CUBIC in its place has 0.12: the queue is full, and drops some of its first packets.
+    let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+    assert!((1.0 / 3.0..0.5).contains(&mean), "{shares:?}");
+}
+
+#[test]
 fn four_connections_leave_cubic_its_share() {
     let rate = GIGABIT / 8.0;
     let flows = (0..4).map(|_| Flow::model(0.0)).chain([Flow::cubic(0.0)]).collect();
