@@ -27,8 +27,8 @@ const RTTS: usize = 2;
 const FLAT_ROUNDS: u32 = 3;
 /// Growth of the rate, as a factor, that is expected of a round while a path is not full.
 const GROWING: f64 = 1.25;
-/// The same of a round that met a queue, in which the window grows less.
-const GROWING_QUEUED: f64 = 1.1;
+/// The same of a round in which the window grew less: one that met a queue, or a probe.
+const GROWING_SLOWLY: f64 = 1.1;
 /// By how much slower slow start grows while there is a queue, its own or that of others
 /// (`CSS_GROWTH_DIVISOR` of RFC 9406 §4.3).
 const SLOWED: u64 = 4;
@@ -61,6 +61,8 @@ const CYCLE: u32 = 8;
 const CRUISE: u32 = 2;
 /// How far above the measured rate a probe goes, at least and at most.
 const PROBE: (f64, f64) = (0.02, 0.25);
+/// Packets by which it goes further: a quarter of a few packets may be none.
+const PACKETS_PROBED: f64 = 2.0;
 /// Smallest window of the model, in packets: enough for acknowledgements to keep coming.
 const PACKETS_MIN: f64 = 4.0;
 
@@ -136,14 +138,20 @@ impl Model {
     /// Returns the bytes that may be in flight: at least a few packets, and at most 4 GiB, beyond
     /// which quinn does not pace.
     pub(super) fn window(&self) -> u64 {
+        let held = self.held().max(self.least());
         let window = match self.mode {
             Mode::Startup { .. } | Mode::Shared { .. } => self.cubic.window(),
-            Mode::Drain { .. } => DRAIN * self.held(),
-            Mode::Steady { step: 0 } => (1.0 + self.probe) * self.held(),
-            Mode::Steady { step: 1 } => (1.0 - self.probe) * self.held(),
-            Mode::Steady { .. } => self.held(),
+            Mode::Drain { .. } => DRAIN * held,
+            Mode::Steady { step: 0 } => (1.0 + self.probe) * held + PACKETS_PROBED * self.mtu,
+            Mode::Steady { step: 1 } => (1.0 - self.probe) * held,
+            Mode::Steady { .. } => held,
         };
-        (window.max(PACKETS_MIN * self.mtu) as u64).min(u32::MAX.into())
+        (window.max(self.least()) as u64).min(u32::MAX.into())
+    }
+
+    /// Returns the smallest window, in bytes.
+    fn least(&self) -> f64 {
+        PACKETS_MIN * self.mtu
     }
 
     /// Notes that a packet was sent.
@@ -234,7 +242,8 @@ impl Model {
         let is_congested = round.is_marked()
             || round.lost_bytes() > random_max
             || (round.lost_bytes() > 0.0 && is_queued && was_queued);
-        let seen = Seen { now, is_queued, is_congested };
+        let has_grown = round.rate(now) > GROWING_SLOWLY * self.rate();
+        let seen = Seen { now, is_queued, is_congested, has_grown };
         let before = self.window() as f64;
         if is_congested {
             self.reacted_at = Some(now);
@@ -300,7 +309,7 @@ impl Model {
 
     fn start_up(&self, round: &Round, seen: &Seen, best: f64, flat_rounds: u32) -> Mode {
         let rate = round.rate(seen.now);
-        let growing = if seen.is_queued { GROWING_QUEUED } else { GROWING };
+        let growing = if seen.is_queued { GROWING_SLOWLY } else { GROWING };
         let (best, flat_rounds) = match rate > growing * best {
             true => (rate, 0),
             false => (best, flat_rounds + u32::from(!round.is_app_limited())),
@@ -327,6 +336,9 @@ impl Model {
             self.share(seen.now, self.held())
         } else if self.rtt_is_older_than(CONFIRM_EVERY, seen.now) {
             Mode::Drain { rounds: 1, window: self.held() }
+        } else if step == 1 && seen.has_grown && !seen.is_congested {
+            // The probe has found more: the next one is due at once.
+            Mode::Steady { step: 0 }
         } else {
             Mode::Steady { step: (step + 1) % CYCLE }
         }
@@ -334,8 +346,7 @@ impl Model {
 
     /// Goes on with CUBIC from `window` bytes.
     fn share(&mut self, now: Instant, window: f64) -> Mode {
-        let least = PACKETS_MIN * self.mtu;
-        self.cubic = Cubic::after_loss(window.max(least), now);
+        self.cubic = Cubic::after_loss(window.max(self.least()), now);
         Mode::Shared { since: now }
     }
 }
@@ -347,4 +358,6 @@ struct Seen {
     is_queued: bool,
     /// More was lost than is random, or something was lost while a queue stayed.
     is_congested: bool,
+    /// More arrived than in any of the rounds before.
+    has_grown: bool,
 }

@@ -23,11 +23,15 @@ impl Ack {
 
 /// The time from sending a packet to its acknowledgement, and what happened in it.
 ///
-/// The next one begins at once: also what is acknowledged before another packet is sent counts. A
-/// pause in which there is nothing to send belongs to no round.
+/// The packet is the last one sent before the round before it ended. The next that is sent will not
+/// do: where the window has just shrunk, it is sent when most of what is in flight has arrived, and
+/// a round of almost two round trips shows half of the rate. A pause in which there is nothing to
+/// send belongs to no round.
 #[derive(Debug, Clone)]
 pub(super) struct Round {
     began: Option<Instant>,
+    /// When the last packet before it was sent.
+    last_before: Option<Instant>,
     sent_at: Option<Instant>,
     /// Bytes acknowledged.
     delivered: u64,
@@ -43,6 +47,7 @@ impl Round {
     pub(super) fn new() -> Self {
         Self {
             began: None,
+            last_before: None,
             sent_at: None,
             delivered: 0,
             lost: 0,
@@ -54,7 +59,8 @@ impl Round {
 
     /// Creates the round after one that ended at `now`.
     pub(super) fn after(&self, now: Instant) -> Self {
-        Self { began: Some(now), sent_at: self.sent_at, ..Self::new() }
+        let sent_at = self.sent_at;
+        Self { began: Some(now), last_before: sent_at, sent_at, ..Self::new() }
     }
 
     /// Notes that a packet was sent. If none was for `idle`, the round begins here.
@@ -72,7 +78,11 @@ impl Round {
         self.delivered = self.delivered.saturating_add(ack.bytes);
         self.is_app_limited |= ack.app_limited;
         self.rtt_min_s = self.rtt_min_s.min(ack.took_s());
-        ack.sent >= began && ack.now > began
+        let is_last = ack.sent >= self.last_before.unwrap_or(began);
+        if is_last {
+            self.began = Some(began.min(ack.sent));
+        }
+        is_last && ack.now > began
     }
 
     /// Adds lost bytes; 0 stand for a packet that arrived with a mark of congestion.

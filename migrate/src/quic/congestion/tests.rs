@@ -36,15 +36,18 @@ fn loss_of_several_packets_at_once_does_not_slow_it_down_for_long() {
 
 #[test]
 fn a_window_of_a_few_packets_grows_again() {
-    let long_ago = link(GIGABIT / 8.0, 0.0);
-    for burst in [1, 4, 10] {
-        let slow = Link { bytes_per_second: 1e5, ..long_ago };
-        let mut alone = Simulation::new(slow, vec![Flow::model(0.0).in_bursts(burst)]);
-        alone.run(3.0);
-        alone.link = long_ago;
-        alone.run(3.0);
-        let delivered = alone.run(1.0)[0];
-        assert!(delivered > 0.9 * GIGABIT / 8.0, "{delivered} in bursts of {burst}");
+    let rate = GIGABIT / 10.0;
+    for (rtt_s, within_s) in [(0.01, 3.0), (0.05, 6.0), (0.1, 10.0)] {
+        for burst in [1, 4, 10] {
+            let free = Link { bytes_per_second: rate, rtt_s, queue: 0.05 * rate, loss: 0.0 };
+            let slow = Link { bytes_per_second: 1e5, ..free };
+            let mut alone = Simulation::new(slow, vec![Flow::model(0.0).in_bursts(burst)]);
+            alone.run(6.0);
+            alone.link = free;
+            alone.run(within_s);
+            let delivered = alone.run(1.0)[0];
+            assert!(delivered > 0.9 * rate, "{delivered} at {rtt_s} s in bursts of {burst}");
+        }
     }
 }
 
@@ -87,7 +90,7 @@ fn one_that_joins_cubic_is_not_deterred_by_its_queue() {
     // A flow of CUBIC in its place has 0.12: the queue is full, and drops some of its first
     // packets.
     let mean = shares.iter().sum::<f64>() / shares.len() as f64;
-    assert!((1.0 / 3.0..0.5).contains(&mean), "{shares:?}");
+    assert!((1.0 / 3.0..0.55).contains(&mean), "{shares:?}");
 }
 
 #[test]
