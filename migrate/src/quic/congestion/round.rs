@@ -23,10 +23,8 @@ impl Ack {
 
 /// The time from sending a packet to its acknowledgement, and what happened in it.
 ///
-/// The packet is the last one sent before the round before it ended. The next that is sent will not
-/// do: where the window has just shrunk, it is sent when most of what is in flight has arrived, and
-/// a round of almost two round trips shows half of the rate. A pause in which there is nothing to
-/// send belongs to no round.
+/// The next one begins at once: also what is acknowledged before another packet is sent counts. A
+/// pause in which there is nothing to send belongs to no round.
 #[derive(Debug, Clone)]
 pub(super) struct Round {
     began: Option<Instant>,
@@ -35,6 +33,8 @@ pub(super) struct Round {
     sent_at: Option<Instant>,
     /// Bytes acknowledged.
     delivered: u64,
+    /// Bytes per second of what was in flight when the round began, once all of it has arrived.
+    flight_rate: Option<f64>,
     /// Bytes lost.
     lost: u64,
     is_marked: bool,
@@ -50,6 +50,7 @@ impl Round {
             last_before: None,
             sent_at: None,
             delivered: 0,
+            flight_rate: None,
             lost: 0,
             is_marked: false,
             is_app_limited: false,
@@ -78,11 +79,10 @@ impl Round {
         self.delivered = self.delivered.saturating_add(ack.bytes);
         self.is_app_limited |= ack.app_limited;
         self.rtt_min_s = self.rtt_min_s.min(ack.took_s());
-        let is_last = ack.sent >= self.last_before.unwrap_or(began);
-        if is_last {
-            self.began = Some(began.min(ack.sent));
+        if self.flight_rate.is_none() && self.last_before.is_some_and(|at| ack.sent >= at) {
+            self.flight_rate = self.rate_from(began.min(ack.sent), ack.now);
         }
-        is_last && ack.now > began
+        ack.sent >= began && ack.now > began
     }
 
     /// Adds lost bytes; 0 stand for a packet that arrived with a mark of congestion.
@@ -91,10 +91,18 @@ impl Round {
         self.is_marked |= bytes == 0;
     }
 
-    /// Returns the bytes delivered in each second until `now`.
+    /// Returns the bytes delivered in each second until `now`, or until all arrived that was in
+    /// flight at the beginning, if that is more. Where the window has shrunk, nothing is sent for a
+    /// while, and the round takes up to two round trips.
     pub(super) fn rate(&self, now: Instant) -> f64 {
-        let took = self.began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
-        if took.is_zero() { 0.0 } else { self.delivered as f64 / took.as_secs_f64() }
+        let whole = self.began.and_then(|began| self.rate_from(began, now));
+        whole.unwrap_or(0.0).max(self.flight_rate.unwrap_or(0.0))
+    }
+
+    /// Returns the bytes delivered so far for each second of this time; `None` for no time.
+    fn rate_from(&self, from: Instant, to: Instant) -> Option<f64> {
+        let took = to.saturating_duration_since(from);
+        (!took.is_zero()).then(|| self.delivered as f64 / took.as_secs_f64())
     }
 
     /// Returns the bytes lost.

@@ -201,7 +201,7 @@ impl Simulation {
         let sender = sender.filter(|&(_, next_s)| next_s < ack_s);
         let next_s = sender.map_or(ack_s, |(_, next_s)| next_s).max(self.now_s);
         if next_s > end_s {
-            return false;
+            return next_s.is_infinite() && self.give_up(end_s);
         }
         self.now_s = next_s;
         match sender {
@@ -215,6 +215,14 @@ impl Simulation {
             }
         }
         true
+    }
+
+    /// After a round trip without any arrival, takes all in flight for lost; returns false if that
+    /// would be after `end_s`.
+    fn give_up(&mut self, end_s: f64) -> bool {
+        self.now_s += self.link.rtt_s;
+        self.flows.iter_mut().for_each(|flow| flow.in_flight.clear());
+        self.now_s < end_s
     }
 
     fn send(&mut self, flow: usize) {
