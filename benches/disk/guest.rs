@@ -9,6 +9,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use imago::file::File as Storage;
+use imago::qcow2::Qcow2;
+use imago::{FormatAccess, FormatCreateBuilder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -18,6 +21,38 @@ use support::bench::usage;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Size of the disk in bytes; the program in the guest uses all of it.
 const DISK_BYTES: usize = 64 << 20;
+
+/// What the disks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Raw,
+    /// An image in qcow2.
+    Image,
+}
+
+impl Format {
+    /// The format's name in QEMU, and the ending of its files in lighter.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Image => "qcow2",
+        }
+    }
+
+    /// Makes a disk at `path`, all of which has content.
+    fn create(self, path: &Path) -> Result<()> {
+        let (mut file, content) = (File::create_new(path)?, vec![0x5a; DISK_BYTES]);
+        if self == Self::Raw {
+            return Ok(file.write_all(&content)?);
+        }
+        let open = || File::options().read(true).write(true).open(path)?.try_into();
+        Qcow2::<Storage>::create_builder(open()?).size(DISK_BYTES as u64).create()?;
+        let image: Qcow2<Storage> = Qcow2::open_image(open()?, true)?;
+        let image = FormatAccess::new(image);
+        image.write(&content, 0)?;
+        Ok(image.flush()?)
+    }
+}
 
 /// A VMM with a disk engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +90,7 @@ impl System {
         }
     }
 
-    fn command(self, disk: &str, folder: &Path) -> Command {
+    fn command(self, disk: &str, format: Format, folder: &Path) -> Command {
         let (program, engine) = match self {
             Self::QemuThreads => ("qemu-system-x86_64", "threads"),
             Self::QemuIoUring => ("qemu-system-x86_64", "io_uring"),
@@ -69,7 +104,10 @@ impl System {
                 .args(["-M", "microvm,x-option-roms=off,isa-serial=on,rtc=off,acpi=off"])
                 .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
                 .args(["-smp", "1", "-m", "128", "-serial", "stdio", "-drive"])
-                .arg(format!("file={disk},if=none,id=disk,format=raw,cache=writeback,aio={engine}"))
+                .arg(format!(
+                    "file={disk},if=none,id=disk,format={},cache=writeback,aio={engine}",
+                    format.name()
+                ))
                 .args(["-device", "virtio-blk-device,drive=disk"]),
             Self::LighterIoUring | Self::LighterSync => command
                 .arg("--state-dir")
@@ -124,19 +162,21 @@ impl Guest {
     /// If the system does not run here.
     pub(crate) fn start(
         system: System,
+        format: Format,
         kernel: &Path,
         initrd: &Path,
         folder: &Path,
     ) -> Result<Self> {
-        let disk = folder.join(format!("{}.raw", system.name().replace([' ', ','], "-")));
-        File::create(&disk)?.write_all(&vec![0x5a; DISK_BYTES])?;
+        let name = system.name().replace([' ', ','], "-");
+        let disk = folder.join(name).with_extension(format.name());
+        format.create(&disk)?;
         let options = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cmdline");
         let options = std::fs::read_to_string(options)?;
         let cmdline = format!(
             "console=ttyS0 quiet panic=-1 {} mem=80M check.mib=1 check.rate=0 check.halt=1",
             options.trim()
         );
-        let mut command = system.command(&disk.display().to_string(), folder);
+        let mut command = system.command(&disk.display().to_string(), format, folder);
         let [kernel_option, initrd_option, cmdline_option] = system.kernel_options();
         command.arg(kernel_option).arg(kernel).arg(initrd_option).arg(initrd);
         command.arg(cmdline_option).arg(cmdline);

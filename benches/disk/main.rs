@@ -1,7 +1,9 @@
 //! A guest's disk under lighter and under QEMU's virtio-mmio, in one run: the same Linux kernel,
 //! the same program in it, the same host, and files of the same content, which the host has cached.
 //!
-//!     cargo bench --bench disk [-- --runs 5]
+//!     cargo bench --bench disk [-- --runs 5 --image]
+//!
+//! With `--image` the disks are qcow2 images.
 //!
 //! Four guests are booted, which takes some minutes where KVM emulates the guest's kernel; then
 //! each measures its disk in turn, while the others are stopped. The guest takes the time
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use guest::{Guest, System};
+use guest::{Format, Guest, System};
 
 /// A measurement that a guest can be asked for.
 struct Task {
@@ -38,12 +40,12 @@ struct Run {
 }
 
 fn main() -> Result<()> {
-    let runs = runs_of(std::env::args().skip(1))?;
+    let (runs, format) = settings(std::env::args().skip(1))?;
     let folder = tempfile::tempdir()?;
     let mut guests = Vec::new();
     for system in System::ALL {
         eprintln!("booting {}", system.name());
-        guests.push(Guest::start(system, &kernel()?, &initrd()?, folder.path())?);
+        guests.push(Guest::start(system, format, &kernel()?, &initrd()?, folder.path())?);
     }
     for guest in &mut guests {
         guest.await_boot()?;
@@ -76,17 +78,23 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn runs_of(arguments: impl Iterator<Item = String>) -> Result<usize> {
-    let arguments: Vec<_> = arguments.filter(|argument| argument != "--bench").collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => Ok(5),
-        ["--runs", runs] => {
-            let runs = runs.parse().context("--runs needs a number")?;
-            ensure!(runs > 0, "--runs must be at least 1");
-            Ok(runs)
+/// Returns the number of runs, and the format of the disks.
+fn settings(mut arguments: impl Iterator<Item = String>) -> Result<(usize, Format)> {
+    let mut settings = (5, Format::Raw);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            // cargo's own.
+            "--bench" => {}
+            "--image" => settings.1 = Format::Image,
+            "--runs" => {
+                let runs = arguments.next().and_then(|runs| runs.parse().ok());
+                settings.0 = runs.context("--runs needs a number")?;
+                ensure!(settings.0 > 0, "--runs must be at least 1");
+            }
+            _ => bail!("the options are --runs N and --image"),
         }
-        _ => bail!("there is one option: --runs N"),
     }
+    Ok(settings)
 }
 
 fn measure(guest: &mut Guest, task: &Task) -> Result<Run> {

@@ -29,7 +29,7 @@ pub(crate) enum DiskEngine {
     #[default]
     #[serde(rename = "auto")]
     Auto,
-    /// By io_uring; the guest does not start on a host without it, or on an image.
+    /// By io_uring; the guest does not start on a host without it.
     #[serde(rename = "io_uring")]
     IoUring,
     /// By plain system calls.

@@ -130,7 +130,7 @@ impl ImageFile {
     }
 
     /// Returns the file; writes to it directly are not durable until it is synced.
-    pub(crate) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
 

@@ -32,11 +32,11 @@ pub enum Access {
 /// How requests are executed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineChoice {
-    /// With io_uring if the host has it, lets this process use it, and the disk is no image;
-    /// otherwise with plain system calls.
+    /// With io_uring if the host has it and lets this process use it; otherwise with plain system
+    /// calls.
     #[default]
     Auto,
-    /// With io_uring; the guest does not start on a host without it, or on an image.
+    /// With io_uring; the guest does not start on a host without it.
     IoUring,
     /// One after the other, with plain system calls.
     Sync,

@@ -1,5 +1,6 @@
 //! The disk device.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -17,8 +18,6 @@ use super::disk::Disk;
 use super::engine::{self, Engine, Ticket};
 use super::request::{Limits, Operation, Request, Status, Wish, answered, parse};
 use crate::memory::RamMap;
-use crate::sys::file::Direction;
-use crate::sys::uring::{Order, Transfer};
 use crate::virtio::DeviceError;
 use crate::virtio::device::{Answer, Device, DeviceKind, Progress, Rings};
 use crate::virtio::queue::{Chain, QueueError};
@@ -44,6 +43,8 @@ pub(crate) struct BlockDevice {
     queues: u16,
     /// Requests in flight, by queue.
     under_way: Vec<u16>,
+    /// Those of them that are completed and not answered.
+    completed: VecDeque<(Ticket, io::Result<()>)>,
     serial: [u8; SERIAL_BYTES],
     /// Whether each write must be durable, as for a driver that does not flush.
     writes_through: bool,
@@ -72,7 +73,7 @@ impl BlockDevice {
         serial[..len].copy_from_slice(&given[..len]);
         let queues = config.queues();
         let requests_max = u32::from(queues) * u32::from(QUEUE_SIZE);
-        let engine = Engine::new(config.engine(), disk.store(), requests_max).map_err(|cause| {
+        let engine = Engine::new(config.engine(), requests_max).map_err(|cause| {
             failed(io::Error::new(cause.kind(), format!("cannot use io_uring: {cause}")))
         })?;
         Ok(Self {
@@ -82,6 +83,7 @@ impl BlockDevice {
             limits: Limits { sectors: config.bytes() / SECTOR_BYTES, access: config.access() },
             queues,
             under_way: vec![0; queues.into()],
+            completed: VecDeque::new(),
             serial,
             writes_through: false,
             warned: false,
@@ -121,18 +123,13 @@ impl BlockDevice {
         ticket: Ticket,
         memory: &RamMap,
     ) -> Result<Answer, QueueError> {
-        let order = match (&self.engine, operation) {
-            (Engine::Ring(_), Operation::Read { offset, into }) => {
-                let (buffers, direction) = (into.into(), Direction::In);
-                Order::Transfer(Transfer { offset, buffers, direction, durable: false })
-            }
-            (Engine::Ring(_), Operation::Write { offset, from }) => {
-                let (buffers, direction) = (from.into(), Direction::Out);
-                let durable = self.writes_through;
-                Order::Transfer(Transfer { offset, buffers, direction, durable })
-            }
-            (Engine::Ring(_), Operation::Flush) => Order::Sync,
-            (_, operation) => {
+        let planned = match &self.engine {
+            Engine::Ring(_) => engine::order(self.disk.store(), operation, self.writes_through),
+            Engine::Positioned => Err(operation),
+        };
+        let (file, order) = match planned {
+            Ok(planned) => planned,
+            Err(operation) => {
                 let done = self.carry_out(&operation, memory);
                 return self.finished(&ticket, done, memory).map(Answer::Now);
             }
@@ -144,7 +141,7 @@ impl BlockDevice {
         if self.under_way[queue] >= QUEUE_SIZE {
             return Err(QueueError::Available);
         }
-        match ring.begin(self.disk.store().file(), memory, order, ticket) {
+        match ring.begin(&file, memory, order, ticket) {
             Ok(()) => {
                 self.under_way[queue] += 1;
                 Ok(Answer::Later)
@@ -153,9 +150,13 @@ impl BlockDevice {
         }
     }
 
-    fn carry_out(&self, operation: &Operation, memory: &RamMap) -> io::Result<()> {
-        engine::carry_out(self.disk.store(), operation, memory)?;
+    fn carry_out(&mut self, operation: &Operation, memory: &RamMap) -> io::Result<()> {
         let changes = !matches!(operation, Operation::Read { .. } | Operation::Flush);
+        if changes && !self.disk.store().is_raw() {
+            // It may move or free what the requests in flight read and write.
+            self.complete_all();
+        }
+        engine::carry_out(self.disk.store(), operation, memory)?;
         if changes && self.writes_through { self.disk.store().sync() } else { Ok(()) }
     }
 
@@ -199,13 +200,34 @@ impl BlockDevice {
         self.submit_at = ring.has_unsubmitted().then(|| Instant::now() + SUBMIT_AGAIN);
     }
 
+    /// Waits for all requests in flight, which are answered later.
+    fn complete_all(&mut self) {
+        loop {
+            while let Engine::Ring(ring) = &mut self.engine
+                && let Some(done) = ring.reap()
+            {
+                self.completed.push_back(done);
+            }
+            if !self.wait() {
+                break;
+            }
+        }
+    }
+
+    /// Returns the next request that is completed and not answered.
+    fn next_completed(&mut self) -> Option<(Ticket, io::Result<()>)> {
+        match &mut self.engine {
+            _ if !self.completed.is_empty() => self.completed.pop_front(),
+            Engine::Ring(ring) => ring.reap(),
+            Engine::Positioned => None,
+        }
+    }
+
     /// Answers the requests that the ring has completed.
     fn reap(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         let memory = rings.ram().memory();
         let mut touched = 0u32;
-        while let Engine::Ring(ring) = &mut self.engine
-            && let Some((ticket, done)) = ring.reap()
-        {
+        while let Some((ticket, done)) = self.next_completed() {
             self.under_way[ticket.queue] -= 1;
             touched |= 1 << ticket.queue;
             let written = self.finished(&ticket, done, memory)?;
@@ -303,16 +325,10 @@ impl Device for BlockDevice {
 
     /// Waits for the requests in flight without answering them: they still access guest memory.
     fn reset(&mut self) {
-        loop {
-            while let Engine::Ring(ring) = &mut self.engine
-                && let Some((ticket, _)) = ring.reap()
-            {
-                if let Some((offset, bytes)) = ticket.writes {
-                    self.content.log().mark(offset, bytes);
-                }
-            }
-            if !self.wait() {
-                break;
+        self.complete_all();
+        for (ticket, _) in self.completed.drain(..) {
+            if let Some((offset, bytes)) = ticket.writes {
+                self.content.log().mark(offset, bytes);
             }
         }
         self.under_way.fill(0);

@@ -1,13 +1,15 @@
 //! Executes a driver's requests to a disk.
 
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use super::config::EngineChoice;
 use super::request::Operation;
 use super::store::Store;
 use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction};
-use crate::sys::uring::Uring;
+use crate::sys::uring::{Order, Transfer, Uring};
 use crate::virtio::buffers::Buffers;
 
 /// How a disk's requests are executed.
@@ -15,7 +17,8 @@ use crate::virtio::buffers::Buffers;
 pub(super) enum Engine {
     /// With positioned system calls, each complete before the next request is taken.
     Positioned,
-    /// With io_uring: reads, writes and flushes run concurrently; the rest as above.
+    /// With io_uring: reads, writes and flushes run concurrently; the rest as above, as do those
+    /// that need an image's tables.
     Ring(Box<Uring<Ticket>>),
 }
 
@@ -37,17 +40,12 @@ pub(super) struct Ticket {
 }
 
 impl Engine {
-    /// Creates the engine of `choice` for `store`, for up to `requests_max` concurrent requests.
+    /// Creates the engine of `choice`, for up to `requests_max` concurrent requests.
     ///
     /// # Errors
-    /// If the configuration requires an engine that this process or the disk cannot use.
-    pub(super) fn new(choice: EngineChoice, store: &Store, requests_max: u32) -> io::Result<Self> {
+    /// If the configuration requires an engine that this process cannot use.
+    pub(super) fn new(choice: EngineChoice, requests_max: u32) -> io::Result<Self> {
         match (choice, Uring::new) {
-            (EngineChoice::IoUring, _) if !store.is_raw() => Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "a qcow2 image is served by plain system calls: use engine=auto or engine=sync",
-            )),
-            (EngineChoice::Auto, _) if !store.is_raw() => Ok(Self::Positioned),
             (EngineChoice::Sync, _) => Ok(Self::Positioned),
             (EngineChoice::IoUring, new) => new(requests_max).map(Box::new).map(Self::Ring),
             (EngineChoice::Auto, new) => Ok(match new(requests_max) {
@@ -58,6 +56,33 @@ impl Engine {
                 }
             }),
         }
+    }
+}
+
+/// Returns the order by which a ring executes `operation`, and its file; the operation, if a ring
+/// cannot execute it. With `durable`, a write is durable when it completes.
+pub(super) fn order(
+    store: &Store,
+    operation: Operation,
+    durable: bool,
+) -> Result<(Arc<File>, Order), Operation> {
+    let (offset, buffers, direction) = match operation {
+        Operation::Read { offset, into } => (offset, into, Direction::In),
+        Operation::Write { offset, from } => (offset, from, Direction::Out),
+        Operation::Flush if store.is_raw() => return Ok((Arc::clone(store.file()), Order::Sync)),
+        other => return Err(other),
+    };
+    // Where an image has it may not be durable, even if the bytes are.
+    let is_ordinary = store.is_raw() || direction == Direction::In || !durable;
+    let place = is_ordinary.then(|| store.place(offset, buffers.bytes(), direction)).flatten();
+    match (place, direction) {
+        (Some((file, offset)), _) => {
+            let durable = durable && direction == Direction::Out;
+            let buffers = buffers.into();
+            Ok((file, Order::Transfer(Transfer { offset, buffers, direction, durable })))
+        }
+        (None, Direction::In) => Err(Operation::Read { offset, into: buffers }),
+        (None, Direction::Out) => Err(Operation::Write { offset, from: buffers }),
     }
 }
 

@@ -11,6 +11,7 @@
 //! An image's maker chooses the path of its backing file, so only files beside the image are
 //! opened. Their formats are those that images say they have; none is guessed.
 
+mod header;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping,
 };
 
+use self::header::Header;
 use super::config::Access;
 use super::copy::next_data;
 use super::store::move_bytes;
@@ -39,11 +41,8 @@ use crate::virtio::buffers::Buffers;
 const ENDING: &str = "qcow2";
 /// Most files of an image: a chain that is longer, or leads back to itself, is refused.
 const FILES_MAX: usize = 32;
-/// Offset in an image of the method by which it is encrypted, 4 bytes, 0 if it is not
-/// (docs/interop/qcow2.rst of QEMU).
-const ENCRYPTION_AT: u64 = 32;
-/// Offset of the lowest byte of its version.
-const VERSION_AT: u64 = 7;
+/// Most memory for the tables of all files of an image.
+const TABLES_BYTES_MAX: u64 = 512 << 20;
 /// Bytes that are copied at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -228,6 +227,26 @@ impl Image {
         Ok(())
     }
 
+    /// Returns the file that has all of a range of the disk as it is, and the offset there; `None`
+    /// if none has, or it may not be written.
+    ///
+    /// A file's bytes stay in place until the image is written by [`Image::write`],
+    /// [`Image::transfer`] or [`Image::clear`], or opened again.
+    ///
+    /// # Errors
+    /// If the range is not on the disk, or the image is damaged or cannot be read.
+    pub(super) fn place(
+        &self,
+        offset: u64,
+        bytes: u64,
+        direction: Direction,
+    ) -> io::Result<Option<(Arc<File>, u64)>> {
+        let tables = self.shared();
+        let (place, length) = in_place(&tables, offset, bytes)?;
+        let place = place.filter(|it| it.is_writable || direction == Direction::In);
+        Ok(place.filter(|_| length == bytes).map(|it| (Arc::clone(it.file), it.at)))
+    }
+
     /// Zeroes a range of the disk.
     ///
     /// # Errors
@@ -301,7 +320,7 @@ impl Drop for Image {
 
 /// Where the image's files have a part of the disk as it is.
 struct Place<'a> {
-    file: &'a File,
+    file: &'a Arc<File>,
     at: u64,
     is_writable: bool,
 }
@@ -391,14 +410,12 @@ fn open(
         }
     };
     let image = Qcow2::open_image(storage, access == Access::ReadWrite)?;
-    with_backing(image, path, file, backing, 0)
+    with_backing(image, path, file, backing, Above { files: 0, tables_bytes: 0 })
 }
 
 /// Checks that an image has a place for the mark, and is not marked.
 fn expect_writable(file: &File) -> io::Result<()> {
-    let mut version = [0];
-    file.read_exact_at(&mut version, VERSION_AT)?;
-    if version[0] < 3 {
+    if Header::read(file)?.version < 3 {
         return refuse(
             "it has version 2, which can only be read: `qemu-img amend -o compat=1.1` makes it version 3",
         );
@@ -415,16 +432,33 @@ fn refuse<T>(what: &str) -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::Unsupported, what))
 }
 
-/// Opens the files that an image is based on, one after the other. `depth` is the number of images
-/// above it.
+/// The images above one in its chain.
+#[derive(Clone, Copy)]
+struct Above {
+    files: usize,
+    tables_bytes: u64,
+}
+
+/// Opens the files that an image is based on, one after the other.
 fn with_backing(
     mut image: Qcow2<ImageFile>,
     path: &Path,
     file: &File,
     backing: &mut Vec<Backing>,
-    depth: usize,
+    above: Above,
 ) -> io::Result<Tables> {
-    expect_plain(file)?;
+    let header = Header::read(file)?;
+    // imago does not check it.
+    if header.is_encrypted {
+        return refuse("it is encrypted, which is not supported");
+    }
+    let tables_bytes = above.tables_bytes.saturating_add(header.tables_bytes());
+    if tables_bytes > TABLES_BYTES_MAX {
+        return refuse(&format!(
+            "its tables would need more than {} MiB of memory: `qemu-img convert` makes an image of one file with smaller clusters",
+            TABLES_BYTES_MAX >> 20
+        ));
+    }
     if image.requires_external_data_file() {
         return refuse("its data is in another file, which is not supported");
     }
@@ -438,7 +472,8 @@ fn with_backing(
         }
         (Some(named), Some(format)) => {
             let named = path.parent().unwrap_or(path).join(named);
-            let below = open_below((path, &named), format, backing, depth);
+            let above = Above { files: above.files + 1, tables_bytes };
+            let below = open_below((path, &named), format, backing, above);
             Some(below.map_err(|error| {
                 let text = format!("its backing file {}: {error}", named.display());
                 io::Error::new(error.kind(), text)
@@ -454,9 +489,9 @@ fn open_below(
     (path, named): (&Path, &Path),
     format: &str,
     backing: &mut Vec<Backing>,
-    depth: usize,
+    above: Above,
 ) -> io::Result<Tables> {
-    if depth + 1 >= FILES_MAX {
+    if above.files >= FILES_MAX {
         return Err(io::Error::other(format!(
             "there are more than {FILES_MAX} files, or the last one leads back to the first"
         )));
@@ -480,22 +515,12 @@ fn open_below(
     match format {
         "qcow2" => {
             let image = Qcow2::open_image(ImageFile::to_read(&found, &file), false)?;
-            with_backing(image, &found, &file, backing, depth + 1)
+            with_backing(image, &found, &file, backing, above)
         }
         "raw" => {
             let raw = Raw::builder(ImageFile::unmarked(&found, &file));
             Ok(FormatAccess::new(raw.open(DenyImplicitOpenGate::default())?))
         }
         other => refuse(&format!("it has the format {other}, which is not supported")),
-    }
-}
-
-/// Checks that an image is not encrypted, which imago does not check.
-fn expect_plain(file: &File) -> io::Result<()> {
-    let mut method = [0; 4];
-    match file.read_exact_at(&mut method, ENCRYPTION_AT) {
-        Ok(()) if method != [0; 4] => refuse("it is encrypted, which is not supported"),
-        // A file that ends before is no image, as imago will say.
-        _ => Ok(()),
     }
 }

@@ -141,6 +141,22 @@ impl Store {
         }
     }
 
+    /// Returns the file that has all of a range as it is, and the offset there; `None` if none has,
+    /// or it may not be written, or that is not known. In an image, bytes stay in place until
+    /// others are written or cleared.
+    pub(super) fn place(
+        &self,
+        offset: u64,
+        bytes: u64,
+        direction: Direction,
+    ) -> Option<(Arc<File>, u64)> {
+        match &self.image {
+            // The request itself will meet the error.
+            Some(image) => image.place(offset, bytes, direction).ok().flatten(),
+            None => Some((Arc::clone(&self.file), offset)),
+        }
+    }
+
     /// Zeroes a range.
     ///
     /// # Errors

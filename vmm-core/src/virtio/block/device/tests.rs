@@ -1,5 +1,7 @@
 //! The disk with a driver and a file, without KVM.
 
+mod image;
+
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 

@@ -104,6 +104,33 @@ fn an_image_reads_what_is_below_it_and_keeps_it() {
 }
 
 #[test]
+fn bytes_are_in_place_where_one_file_has_all_of_them() {
+    let folder = Folder::new();
+    fs::write(folder.path("base"), vec![1; 4 * CLUSTER as usize]).unwrap();
+    folder.create("a.qcow2", 4 * CLUSTER, Some(("base", "raw")));
+    let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+    image.write(&[2; 512], CLUSTER).unwrap();
+    let place = |at, bytes, direction| image.place(at, bytes, direction).unwrap();
+
+    let (file, at) = place(2 * CLUSTER, 512, Direction::In).unwrap();
+    assert_eq!((file.metadata().unwrap().len(), at), (4 * CLUSTER, 2 * CLUSTER));
+    let (file, at) = place(CLUSTER + 512, 1024, Direction::Out).unwrap();
+    file.write_all_at(&[3; 1024], at).unwrap();
+    let mut expected = vec![1; 4 * CLUSTER as usize];
+    expected[CLUSTER as usize..][..512].fill(2);
+    expected[CLUSTER as usize + 512..][..1024].fill(3);
+    assert!(content(&image) == expected);
+
+    assert!(place(2 * CLUSTER, 512, Direction::Out).is_none(), "of the backing file");
+    assert!(place(CLUSTER - 512, 1024, Direction::In).is_none(), "in two files");
+    image.clear(0, CLUSTER, Clearing::PunchHole).unwrap();
+    assert!(place(0, 512, Direction::In).is_none(), "zeros that no file has");
+    image.open_again(Access::ReadOnly).unwrap();
+    assert!(place(CLUSTER, 512, Direction::Out).is_none(), "released");
+    image.place(4 * CLUSTER, 512, Direction::In).unwrap_err();
+}
+
+#[test]
 fn holes_in_the_files_of_an_image_are_no_data() {
     let folder = Folder::new();
     let base = folder.file("base.raw");
@@ -183,6 +210,31 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
     nix::unistd::mkfifo(&folder.path("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     folder.create("a.qcow2", 512, Some(("pipe", "raw")));
     assert!(folder.refusal("a.qcow2").contains("pipe"));
+}
+
+#[test]
+fn images_whose_tables_need_much_memory_are_refused() {
+    const TIB: u64 = 1 << 40;
+    let folder = Folder::new();
+    let create = |name: &str, backing: Option<&str>, cluster: usize| {
+        let storage = ImageFile::unmarked(&folder.path(name), &folder.file(name));
+        let mut builder = Qcow2::<ImageFile>::create_builder(storage);
+        builder = builder.size(16 * TIB).cluster_size(cluster);
+        if let Some(backing) = backing {
+            builder = builder.backing(backing.to_owned(), "qcow2".to_owned());
+        }
+        builder.create().unwrap();
+    };
+    // 32 tables of the second level in each file, and 32 of counts, of 2 MiB.
+    create("1.qcow2", None, 2 << 20);
+    create("2.qcow2", Some("1.qcow2"), 2 << 20);
+    folder.open("2.qcow2", Access::ReadWrite).unwrap();
+    create("3.qcow2", Some("2.qcow2"), 2 << 20);
+    create("4.qcow2", Some("3.qcow2"), 2 << 20);
+    let refusal = folder.refusal("4.qcow2");
+    assert!(refusal.contains("more than 512 MiB of memory"), "{refusal}");
+    create("small.qcow2", Some("2.qcow2"), 64 << 10);
+    folder.open("small.qcow2", Access::ReadWrite).unwrap();
 }
 
 /// Copies all of a disk to `path`, as a migration does.

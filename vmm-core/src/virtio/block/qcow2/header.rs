@@ -1,0 +1,56 @@
+//! What the header of a qcow2 image says beyond what imago tells (docs/interop/qcow2.rst of QEMU).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of the header that all versions have.
+const BYTES: usize = 72;
+/// Most tables of the second level, and of counts, that imago keeps in memory for each file.
+const CACHED: (u64, u64) = (128, 32);
+/// Bytes of an entry of a table.
+const ENTRY_BYTES: u64 = 8;
+
+/// The header of an image, whose fields may be anything.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
+    pub(super) version: u32,
+    pub(super) is_encrypted: bool,
+    cluster_bits: u32,
+    disk_bytes: u64,
+    /// Entries of the table of the first level, which may be more than it has tables of the second.
+    l1_entries: u64,
+    /// Clusters of the table that has the places of the tables of counts.
+    refcount_clusters: u64,
+}
+
+impl Header {
+    /// Reads the header of the image in `file`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the file is shorter.
+    pub(super) fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = [0; BYTES];
+        file.read_exact_at(&mut bytes, 0)?;
+        let field = |at: usize| u32::from_be_bytes(std::array::from_fn(|n| bytes[at + n]));
+        Ok(Self {
+            version: field(4),
+            is_encrypted: field(32) != 0,
+            cluster_bits: field(20),
+            disk_bytes: u64::from(field(24)) << 32 | u64::from(field(28)),
+            l1_entries: field(36).into(),
+            refcount_clusters: field(56).into(),
+        })
+    }
+
+    /// Returns the most memory that imago needs for the image's tables, in bytes.
+    pub(super) fn tables_bytes(&self) -> u64 {
+        let cluster = 1_u64.checked_shl(self.cluster_bits).unwrap_or(u64::MAX);
+        let l2_entries = (cluster / ENTRY_BYTES).max(1);
+        let l2_tables = self.disk_bytes.div_ceil(l2_entries.saturating_mul(cluster));
+        let refcount_bytes = self.refcount_clusters.saturating_mul(cluster);
+        let cached = l2_tables.min(CACHED.0) + (refcount_bytes / ENTRY_BYTES).min(CACHED.1);
+        let whole = self.l1_entries * ENTRY_BYTES;
+        cached.saturating_mul(cluster).saturating_add(whole).saturating_add(refcount_bytes)
+    }
+}
