@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vm_memory::bitmap::Bitmap;
 
 use super::{RamSlice, check};
@@ -280,6 +280,16 @@ pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
     };
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
     Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+/// Clears `O_NONBLOCK`, with which a file was opened whose path is not trusted: up to Linux 5.14,
+/// io_uring answers reads of such a file that would block with EAGAIN, every time.
+///
+/// # Errors
+/// If the system refuses.
+pub(crate) fn make_blocking(file: &File) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(())
 }
 
 /// Drops what this host has cached of a file, except dirty pages: another host may have written it

@@ -61,7 +61,7 @@ const CYCLE: u32 = 8;
 const CRUISE: u32 = 2;
 /// How far above the measured rate a probe goes, at least and at most.
 const PROBE: (f64, f64) = (0.02, 0.25);
-/// Packets by which it goes further: a quarter of a few packets may be none.
+/// Packets added to each probe: a quarter of a small window may be less than one.
 const PACKETS_PROBED: f64 = 2.0;
 /// Smallest window of the model, in packets: enough for acknowledgements to keep coming.
 const PACKETS_MIN: f64 = 4.0;
@@ -358,6 +358,6 @@ struct Seen {
     is_queued: bool,
     /// More was lost than is random, or something was lost while a queue stayed.
     is_congested: bool,
-    /// More arrived than in any of the rounds before.
+    /// The rate was higher than the best of the last rounds, by a tenth and more.
     has_grown: bool,
 }

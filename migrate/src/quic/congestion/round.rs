@@ -79,7 +79,11 @@ impl Round {
         self.delivered = self.delivered.saturating_add(ack.bytes);
         self.is_app_limited |= ack.app_limited;
         self.rtt_min_s = self.rtt_min_s.min(ack.took_s());
-        if self.flight_rate.is_none() && self.last_before.is_some_and(|at| ack.sent >= at) {
+        // Several packets are sent at once, and the last one may be lost.
+        let is_last = self
+            .last_before
+            .is_some_and(|at| ack.sent == at || (ack.sent > at && self.flight_rate.is_none()));
+        if is_last {
             self.flight_rate = self.rate_from(began.min(ack.sent), ack.now);
         }
         ack.sent >= began && ack.now > began
@@ -128,5 +132,51 @@ impl Round {
     /// Returns the shortest round-trip time in it.
     pub(super) fn rtt_min_s(&self) -> f64 {
         self.rtt_min_s
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Duration = Duration::from_millis(50);
+
+    /// A round that begins when `packets` of 1 byte are in flight, all sent at once at the time
+    /// that is returned.
+    fn in_flight(packets: u64) -> (Round, Instant) {
+        let sent = Instant::now();
+        let mut round = Round::new();
+        (0..packets).for_each(|_| round.sent(sent, Duration::MAX));
+        (round.after(sent + RTT / 2), sent)
+    }
+
+    /// Acknowledges one such packet; returns whether it ends the round.
+    fn ack(round: &mut Round, sent: Instant) -> bool {
+        let (now, bytes) = (sent + RTT, 1);
+        round.acked(&Ack { now, sent, bytes, app_limited: false, rtt: RTT })
+    }
+
+    #[test]
+    fn all_that_was_in_flight_at_the_beginning_counts() {
+        let (mut round, sent) = in_flight(10);
+        (0..10).for_each(|_| assert!(!ack(&mut round, sent)));
+        // Nothing was sent for a while, so the round takes long.
+        let later = sent + RTT;
+        round.sent(later, Duration::MAX);
+        assert!(ack(&mut round, later));
+        assert_eq!(round.rate(later + RTT), 10.0 / RTT.as_secs_f64());
+    }
+
+    #[test]
+    fn where_the_last_packet_is_lost_a_later_one_shows_the_rate() {
+        let (mut round, sent) = in_flight(10);
+        let last = sent + RTT / 10;
+        round.last_before = Some(last);
+        (0..9).for_each(|_| assert!(!ack(&mut round, sent)));
+        let next = sent + RTT;
+        round.sent(next, Duration::MAX);
+        assert!(ack(&mut round, next));
+        let seconds = (next + RTT).duration_since(sent + RTT / 2).as_secs_f64();
+        assert_eq!(round.rate(next + RTT), 10.0 / seconds);
     }
 }

@@ -15,6 +15,8 @@ pub(super) const PACKET: u64 = 1452;
 const BURST_S: f64 = 0.002;
 /// The same for a flow that is limited by what there is to send.
 const LIMITED_BURST_S: f64 = 0.02;
+/// Time without an arrival after which all in flight counts as lost.
+const SILENCE_S: f64 = 1.0;
 
 /// The path of all flows.
 #[derive(Clone, Copy)]
@@ -217,12 +219,21 @@ impl Simulation {
         true
     }
 
-    /// After a round trip without any arrival, takes all in flight for lost; returns false if that
-    /// would be after `end_s`.
+    /// After a second without any arrival, takes all in flight for lost, and lets the model begin
+    /// again, as after an outage; returns false if that would be after `end_s`.
     fn give_up(&mut self, end_s: f64) -> bool {
-        self.now_s += self.link.rtt_s;
-        self.flows.iter_mut().for_each(|flow| flow.in_flight.clear());
-        self.now_s < end_s
+        if self.now_s + SILENCE_S > end_s {
+            return false;
+        }
+        self.now_s += SILENCE_S;
+        for flow in &mut self.flows {
+            flow.lost += (flow.in_flight.len() as u64 * PACKET) as f64;
+            flow.in_flight.clear();
+            if let Control::Model(model) = &mut flow.control {
+                model.restart();
+            }
+        }
+        true
     }
 
     fn send(&mut self, flow: usize) {

@@ -216,11 +216,10 @@ impl BlockDevice {
 
     /// Returns the next request that is completed and not answered.
     fn next_completed(&mut self) -> Option<(Ticket, io::Result<()>)> {
-        match &mut self.engine {
-            _ if !self.completed.is_empty() => self.completed.pop_front(),
+        self.completed.pop_front().or_else(|| match &mut self.engine {
             Engine::Ring(ring) => ring.reap(),
             Engine::Positioned => None,
-        }
+        })
     }
 
     /// Answers the requests that the ring has completed.
@@ -316,7 +315,7 @@ impl Device for BlockDevice {
 
     fn drain(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         let mut outcome = self.reap(rings);
-        while self.wait() {
+        while !self.completed.is_empty() || self.wait() {
             let reaped = self.reap(rings);
             outcome = outcome.and(reaped);
         }

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
 use super::proof::DiskProof;
 use super::seal::{self, Seal};
 use super::store::Store;
 use super::{departed, overwritten};
+use crate::sys::file::make_blocking;
 use crate::virtio::DeviceError;
 
 /// How long to wait for a disk that the guest's other copy still locks: after a migration, the
@@ -113,9 +112,7 @@ impl Disk {
         if kind.is_block_device() && access == Access::ReadWrite {
             hold::expect_unclaimed(&file, path)?;
         }
-        // O_NONBLOCK is cleared: up to Linux 5.14, io_uring answers reads of such a file that would
-        // block with EAGAIN, every time.
-        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
+        make_blocking(&file).map_err(failed)?;
         let store = Store::open(path, file).map_err(failed)?;
         let bytes = store.bytes().map_err(failed)?;
         Ok(Self::of(path, store, access, bytes))
@@ -266,6 +263,8 @@ impl Disk {
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
     use super::*;
 
     #[test]

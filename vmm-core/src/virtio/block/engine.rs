@@ -17,8 +17,8 @@ use crate::virtio::buffers::Buffers;
 pub(super) enum Engine {
     /// With positioned system calls, each complete before the next request is taken.
     Positioned,
-    /// With io_uring: reads, writes and flushes run concurrently; the rest as above, as do those
-    /// that need an image's tables.
+    /// With io_uring. Reads and writes that lie in one place of one file, and flushes of raw disks,
+    /// run concurrently; the rest as above.
     Ring(Box<Uring<Ticket>>),
 }
 
@@ -60,7 +60,8 @@ impl Engine {
 }
 
 /// Returns the order by which a ring executes `operation`, and its file; the operation, if a ring
-/// cannot execute it. With `durable`, a write is durable when it completes.
+/// cannot execute it, as a write to an image with `durable`. With that, a write is durable when it
+/// completes.
 pub(super) fn order(
     store: &Store,
     operation: Operation,
@@ -72,9 +73,9 @@ pub(super) fn order(
         Operation::Flush if store.is_raw() => return Ok((Arc::clone(store.file()), Order::Sync)),
         other => return Err(other),
     };
-    // Where an image has it may not be durable, even if the bytes are.
-    let is_ordinary = store.is_raw() || direction == Direction::In || !durable;
-    let place = is_ordinary.then(|| store.place(offset, buffers.bytes(), direction)).flatten();
+    // Durable bytes are lost if the tables that refer to them are not durable.
+    let may_use_ring = store.is_raw() || direction == Direction::In || !durable;
+    let place = may_use_ring.then(|| store.place(offset, buffers.bytes(), direction)).flatten();
     match (place, direction) {
         (Some((file, offset)), _) => {
             let durable = durable && direction == Direction::Out;

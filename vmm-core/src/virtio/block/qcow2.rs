@@ -33,7 +33,7 @@ use super::config::Access;
 use super::copy::next_data;
 use super::store::move_bytes;
 use crate::memory::RamMap;
-use crate::sys::file::{Clearing, Direction};
+use crate::sys::file::{Clearing, Direction, make_blocking};
 use crate::sys::image_file::{DirtyMark, ImageFile};
 use crate::virtio::buffers::Buffers;
 
@@ -508,6 +508,7 @@ fn open_below(
         Some(known) => Arc::clone(&known.file),
         None => {
             let file = Arc::new(regular_file::open_untrusted(&found)?);
+            make_blocking(&file)?;
             backing.push(Backing { path: found.clone(), file: Arc::clone(&file) });
             file
         }

@@ -142,8 +142,8 @@ impl Store {
     }
 
     /// Returns the file that has all of a range as it is, and the offset there; `None` if none has,
-    /// or it may not be written, or that is not known. In an image, bytes stay in place until
-    /// others are written or cleared.
+    /// or it may not be written, or the tables cannot be read. In an image, bytes stay in place
+    /// until others are written or cleared.
     pub(super) fn place(
         &self,
         offset: u64,

@@ -1,4 +1,4 @@
-//! What the header of a qcow2 image says beyond what imago tells (docs/interop/qcow2.rst of QEMU).
+//! Fields of a qcow2 header that imago does not expose (docs/interop/qcow2.rst of QEMU).
 
 use std::fs::File;
 use std::io;
@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt;
 
 /// Bytes of the header that all versions have.
 const BYTES: usize = 72;
-/// Most tables of the second level, and of counts, that imago keeps in memory for each file.
-const CACHED: (u64, u64) = (128, 32);
+/// Most L2 tables that imago 0.2.6 keeps in memory for each file (`qcow2/mod.rs`).
+const L2_CACHED: u64 = 128;
+/// Most refcount blocks, likewise.
+const REFCOUNTS_CACHED: u64 = 32;
 /// Bytes of an entry of a table.
 const ENTRY_BYTES: u64 = 8;
 
@@ -18,9 +20,9 @@ pub(super) struct Header {
     pub(super) is_encrypted: bool,
     cluster_bits: u32,
     disk_bytes: u64,
-    /// Entries of the table of the first level, which may be more than it has tables of the second.
+    /// Entries of the L1 table, which may be more than there are L2 tables.
     l1_entries: u64,
-    /// Clusters of the table that has the places of the tables of counts.
+    /// Clusters of the refcount table.
     refcount_clusters: u64,
 }
 
@@ -49,8 +51,10 @@ impl Header {
         let l2_entries = (cluster / ENTRY_BYTES).max(1);
         let l2_tables = self.disk_bytes.div_ceil(l2_entries.saturating_mul(cluster));
         let refcount_bytes = self.refcount_clusters.saturating_mul(cluster);
-        let cached = l2_tables.min(CACHED.0) + (refcount_bytes / ENTRY_BYTES).min(CACHED.1);
-        let whole = self.l1_entries * ENTRY_BYTES;
+        let refcount_blocks = refcount_bytes / ENTRY_BYTES;
+        let cached = l2_tables.min(L2_CACHED) + refcount_blocks.min(REFCOUNTS_CACHED);
+        // A short L1 table grows.
+        let whole = self.l1_entries.max(l2_tables).saturating_mul(ENTRY_BYTES);
         cached.saturating_mul(cluster).saturating_add(whole).saturating_add(refcount_bytes)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -113,6 +114,8 @@ fn bytes_are_in_place_where_one_file_has_all_of_them() {
     let place = |at, bytes, direction| image.place(at, bytes, direction).unwrap();
 
     let (file, at) = place(2 * CLUSTER, 512, Direction::In).unwrap();
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+    assert!(!flags.contains(OFlag::O_NONBLOCK), "io_uring would not wait for it");
     assert_eq!((file.metadata().unwrap().len(), at), (4 * CLUSTER, 2 * CLUSTER));
     let (file, at) = place(CLUSTER + 512, 1024, Direction::Out).unwrap();
     file.write_all_at(&[3; 1024], at).unwrap();
@@ -225,7 +228,7 @@ fn images_whose_tables_need_much_memory_are_refused() {
         }
         builder.create().unwrap();
     };
-    // 32 tables of the second level in each file, and 32 of counts, of 2 MiB.
+    // 32 L2 tables in each file, and 32 refcount blocks, of 2 MiB.
     create("1.qcow2", None, 2 << 20);
     create("2.qcow2", Some("1.qcow2"), 2 << 20);
     folder.open("2.qcow2", Access::ReadWrite).unwrap();
