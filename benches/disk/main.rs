@@ -80,21 +80,21 @@ fn main() -> Result<()> {
 
 /// Returns the number of runs, and the format of the disks.
 fn settings(mut arguments: impl Iterator<Item = String>) -> Result<(usize, Format)> {
-    let mut settings = (5, Format::Raw);
+    let (mut runs, mut format) = (5, Format::Raw);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             // cargo's own.
             "--bench" => {}
-            "--image" => settings.1 = Format::Image,
+            "--image" => format = Format::Image,
             "--runs" => {
-                let runs = arguments.next().and_then(|runs| runs.parse().ok());
-                settings.0 = runs.context("--runs needs a number")?;
-                ensure!(settings.0 > 0, "--runs must be at least 1");
+                let given = arguments.next().and_then(|given| given.parse().ok());
+                runs = given.context("--runs needs a number")?;
+                ensure!(runs > 0, "--runs must be at least 1");
             }
             _ => bail!("the options are --runs N and --image"),
         }
     }
-    Ok(settings)
+    Ok((runs, format))
 }
 
 fn measure(guest: &mut Guest, task: &Task) -> Result<Run> {

@@ -167,11 +167,11 @@ impl Image {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut offset, mut rest) = (offset, bytes);
         while !rest.is_empty() {
-            let (place, length) = in_place(tables, offset, rest.len() as u64)?;
+            let (place, length) = in_place(tables, offset, rest.len() as u64, Direction::Out)?;
             let (now, later) = rest.split_at(length as usize);
             match place {
-                Some(Place { file, at, is_writable: true }) => file.write_all_at(now, at)?,
-                _ => write_clusters(tables, now, offset)?,
+                Some(Place { file, at }) => file.write_all_at(now, at)?,
+                None => write_clusters(tables, now, offset)?,
             }
             (offset, rest) = (offset + length, later);
         }
@@ -214,12 +214,11 @@ impl Image {
         let tables = self.shared();
         let (mut offset, mut rest) = (offset, buffers.clone());
         while rest.bytes() > 0 {
-            let (place, length) = in_place(&tables, offset, rest.bytes())?;
-            let place = place.filter(|it| it.is_writable || direction == Direction::In);
+            let (place, length) = in_place(&tables, offset, rest.bytes(), direction)?;
             let length = if place.is_some() { length } else { length.min(PIECE_BYTES) };
             let Some(now) = rest.take_front(length) else { break };
             match place {
-                Some(Place { file, at, .. }) => move_bytes(file, at, &now, memory, direction)?,
+                Some(Place { file, at }) => move_bytes(file, at, &now, memory, direction)?,
                 None => self.copy(&tables, offset, &now, memory, direction)?,
             }
             offset += length;
@@ -242,8 +241,7 @@ impl Image {
         direction: Direction,
     ) -> io::Result<Option<(Arc<File>, u64)>> {
         let tables = self.shared();
-        let (place, length) = in_place(&tables, offset, bytes)?;
-        let place = place.filter(|it| it.is_writable || direction == Direction::In);
+        let (place, length) = in_place(&tables, offset, bytes, direction)?;
         Ok(place.filter(|_| length == bytes).map(|it| (Arc::clone(it.file), it.at)))
     }
 
@@ -322,7 +320,6 @@ impl Drop for Image {
 struct Place<'a> {
     file: &'a Arc<File>,
     at: u64,
-    is_writable: bool,
 }
 
 /// Returns what the disk's bytes from `offset` on are, and how many of the next `bytes`, not 0.
@@ -333,18 +330,23 @@ fn mapping(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(Mapping<'_, 
     }
 }
 
-/// Returns where the disk's bytes from `offset` on are, if they are anywhere as they are, and how
-/// many of the next `bytes`, not 0.
-fn in_place(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(Option<Place<'_>>, u64)> {
+/// Returns where the disk's bytes from `offset` on can be read or written, by `direction`, if they
+/// are anywhere as they are, and for how many of the next `bytes`, not 0, that is so.
+fn in_place(
+    tables: &Tables,
+    offset: u64,
+    bytes: u64,
+    direction: Direction,
+) -> io::Result<(Option<Place<'_>>, u64)> {
     let (mapping, length) = mapping(tables, offset, bytes)?;
     let place = match mapping {
         Mapping::Raw { storage, offset: at, writable, .. } => {
-            let is_writable = writable && tables.inner().writable();
+            let may_move = direction == Direction::In || (writable && tables.inner().writable());
             // What is behind the end of a file are zeros.
             let is_whole = at
                 .checked_add(length)
                 .is_some_and(|end| storage.file().metadata().is_ok_and(|found| end <= found.len()));
-            is_whole.then(|| Place { file: storage.file(), at, is_writable })
+            (may_move && is_whole).then(|| Place { file: storage.file(), at })
         }
         _ => None,
     };

@@ -35,9 +35,15 @@ impl Folder {
 
     /// Makes an image that is based on the file `backing`.
     fn create(&self, name: &str, bytes: u64, backing: Option<(&str, &str)>) {
+        self.create_with(CLUSTER, name, bytes, backing);
+    }
+
+    /// As [`Folder::create`], with clusters of so many bytes.
+    fn create_with(&self, cluster: u64, name: &str, bytes: u64, backing: Option<(&str, &str)>) {
         fs::write(self.path(name), []).unwrap();
         let storage = ImageFile::unmarked(&self.path(name), &self.file(name));
-        let mut builder = Qcow2::<ImageFile>::create_builder(storage).size(bytes);
+        let builder = Qcow2::<ImageFile>::create_builder(storage);
+        let mut builder = builder.size(bytes).cluster_size(cluster as usize);
         if let Some((backing, format)) = backing {
             builder = builder.backing(backing.to_owned(), format.to_owned());
         }
@@ -219,14 +225,9 @@ fn files_elsewhere_and_chains_without_an_end_are_not_opened() {
 fn images_whose_tables_need_much_memory_are_refused() {
     const TIB: u64 = 1 << 40;
     let folder = Folder::new();
-    let create = |name: &str, backing: Option<&str>, cluster: usize| {
-        let storage = ImageFile::unmarked(&folder.path(name), &folder.file(name));
-        let mut builder = Qcow2::<ImageFile>::create_builder(storage);
-        builder = builder.size(16 * TIB).cluster_size(cluster);
-        if let Some(backing) = backing {
-            builder = builder.backing(backing.to_owned(), "qcow2".to_owned());
-        }
-        builder.create().unwrap();
+    let create = |name: &str, backing: Option<&str>, cluster: u64| {
+        let backing = backing.map(|backing| (backing, "qcow2"));
+        folder.create_with(cluster, name, 16 * TIB, backing);
     };
     // 32 L2 tables in each file, and 32 refcount blocks, of 2 MiB.
     create("1.qcow2", None, 2 << 20);
