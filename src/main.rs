@@ -106,6 +106,7 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::Reboot(args) => verbs::power::reboot(&state, args),
         Verb::Reset(args) => verbs::power::reset(&state, args),
         Verb::Destroy(args) => verbs::power::destroy(&state, args),
+        Verb::Blockresize(args) => verbs::blockresize::run(&state, args),
         Verb::Balloon(args) => verbs::balloon::run(&state, args),
         Verb::Density(args) => verbs::density::run(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),

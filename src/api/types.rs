@@ -228,6 +228,17 @@ pub(crate) struct DiskInfo {
     pub(crate) lock_reach: LockReach,
 }
 
+/// `PUT /v1/guest/disk`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiskSizeRequest {
+    /// The disk, by its path on this host.
+    pub(crate) path: PathBuf,
+    /// The new size, bytes; without it, that of the block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes: Option<u64>,
+}
+
 /// Format of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

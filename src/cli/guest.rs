@@ -1,5 +1,5 @@
 //! Arguments of the verbs about one guest: run, restore, save, template, ls, show, console, events,
-//! pause, resume, shutdown, reboot, reset, destroy, balloon.
+//! pause, resume, shutdown, reboot, reset, destroy, balloon, blockresize.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::JsonFlag;
 use super::isolation::IsolationArgs;
+use super::migration::disk_here;
 use super::spec::GuestSpec;
 use crate::names::GuestName;
 use crate::units::parse_duration;
@@ -300,6 +301,32 @@ pub(crate) struct BalloonArgs {
     pub(crate) name: GuestName,
 
     /// Memory that the guest keeps, binary units: 512M, 1G.
+    #[arg(value_parser = parse_size)]
+    pub(crate) size: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter blockresize`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter blockresize web-1 /srv/web-1.qcow2 40G
+  lvextend -L 40G /dev/vg0/db && lighter blockresize db /dev/vg0/db
+
+The guest sees the new size at once; grow its partition and its file system
+inside it (growpart, resize2fs). A disk never shrinks. The new size goes along
+when the guest is migrated or saved.")]
+pub(crate) struct BlockresizeArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// The disk, by its path as `lighter show` prints it.
+    #[arg(value_name = "DISK", value_parser = disk_here)]
+    pub(crate) disk: PathBuf,
+
+    /// New size, binary units: 512M, 40G [default: that of the block device].
     #[arg(value_parser = parse_size)]
     pub(crate) size: Option<u64>,
 

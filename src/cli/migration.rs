@@ -219,7 +219,7 @@ fn destination(text: &str) -> Result<String> {
 }
 
 /// Returns the path of a disk here as the guest has it: without links.
-fn disk_here(text: &str) -> Result<PathBuf> {
+pub(super) fn disk_here(text: &str) -> Result<PathBuf> {
     let path = Path::new(text);
     let found = path.canonicalize().or_else(|_| std::path::absolute(path));
     found.with_context(|| format!("`{text}` names no disk"))

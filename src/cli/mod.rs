@@ -220,6 +220,9 @@ pub(crate) enum Verb {
     Destroy(guest::NamesArgs),
     /// Show or set how much of its memory a guest keeps.
     Balloon(guest::BalloonArgs),
+    /// Grow a disk of a running guest.
+    #[command(alias = "resize")]
+    Blockresize(guest::BlockresizeArgs),
     /// Show and reduce the memory that guests use: balloons, merging, huge pages.
     Density(density::DensityArgs),
     /// Write a guest's memory and state to a file.

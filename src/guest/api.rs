@@ -26,8 +26,8 @@ use crate::api::route::{self, About, Header, Operation, Parameter, Required, Rou
 use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::survey::{DOMAIN_BYTES_MAX, SurveyDomain};
 use crate::api::types::{
-    BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead, RebootRequest,
-    ResumeRequest, StateAnswer, WorkloadControl,
+    BalloonRequest, CONSOLE_FROM, CONSOLE_NEXT, ConsoleInput, ConsoleRead, DiskSizeRequest,
+    RebootRequest, ResumeRequest, StateAnswer, WorkloadControl,
 };
 
 use super::control::ProcessControl;
@@ -82,6 +82,7 @@ fn routes() -> Vec<Route<ProcessControl>> {
         save_routes(),
         migration_routes(),
         memory_routes(),
+        device_routes(),
         console_and_event_routes(),
     ];
     parts.into_iter().flatten().collect()
@@ -315,6 +316,12 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
             |guest, domain: SurveyDomain<'static>| guest.surveyed(&domain),
         )
         .with_bodies_of(DOMAIN_BYTES_MAX),
+    ]
+}
+
+/// Routes of devices: the balloon and disks.
+fn device_routes() -> Vec<Route<ProcessControl>> {
+    vec![
         ask(
             Method::GET,
             "/v1/guest/balloon",
@@ -330,6 +337,14 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
             "Set how much memory the guest shall keep (404 without a balloon, 409 once it is \
              handed over)",
             |guest, request: BalloonRequest| guest.set_balloon(&request),
+        ),
+        ask_with_body(
+            Method::PUT,
+            "/v1/guest/disk",
+            DONE,
+            "Grow a disk, or tell the guest that its block device has grown (404 without that \
+             disk, 409 while it is migrated)",
+            |guest, request: DiskSizeRequest| guest.grow_disk(&request),
         ),
     ]
 }

@@ -284,9 +284,9 @@ impl GuestFactory for Factory {
         };
         let (name, options) = (process.name().clone(), VmOptions::default());
         let machine =
-            Machine::create(name, guest.uuid, shape, &options, &self.console).map_err(other)?;
+            Machine::create(name, guest.uuid, &shape, &options, &self.console).map_err(other)?;
         let machine = Arc::new(machine);
-        let domain = machine.shape().memory.merge_domain.as_ref();
+        let domain = shape.memory.merge_domain.as_ref();
         let merging = self.join(&process, domain).map_err(other)?;
         process.set_machine(Arc::clone(&machine), merging).map_err(other)?;
         let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -20,13 +20,14 @@ use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::process::{GuestProcess, Occupation};
 use super::session::MigrationSession;
-use super::{balloon, treatment, workload};
+use super::{balloon, growing, treatment, workload};
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
     BackingInfo, BalloonInfo, BalloonRequest, BootFileInfo, BootFiles, ConsoleInput, ConsoleTaken,
-    DiskFormat, DiskInfo, GuestInfo, GuestKind, GuestState, NetInfo, OnReboot, RebootRequest,
-    ResumeRequest, StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled, WorkloadInfo,
+    DiskFormat, DiskInfo, DiskSizeRequest, GuestInfo, GuestKind, GuestState, NetInfo, OnReboot,
+    RebootRequest, ResumeRequest, StateAnswer, VsockInfo, WorkloadControl, WorkloadControlled,
+    WorkloadInfo,
 };
 use crate::api::{ApiError, Reason};
 use crate::scrollback::Scrollback;
@@ -156,7 +157,8 @@ impl ProcessControl {
 
     /// How the guest's memory is backed.
     fn backing(&self, machine: &SharedMachine) -> BackingInfo {
-        let memory = &machine.shape().memory;
+        let shape = machine.shape();
+        let memory = &shape.memory;
         let merged_instead = match self.process().merging() {
             Some(Merging::Held { by }) => Some(by.clone()),
             Some(Merging::On { .. } | Merging::Off) | None => None,
@@ -183,7 +185,7 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
-    let disks = machine.shape().disks().zip(machine.disks());
+    let shape = machine.shape();
     let info = |(config, (_, content)): (&BlockConfig, (_, &Arc<DiskContent>))| DiskInfo {
         path: config.path().to_owned(),
         format: if content.is_image() { DiskFormat::Qcow2 } else { DiskFormat::Raw },
@@ -191,11 +193,12 @@ fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
         read_only: config.access() == Access::ReadOnly,
         lock_reach: content.lock_reach(),
     };
-    disks.map(info).collect()
+    shape.disks().zip(machine.disks()).map(info).collect()
 }
 
 fn seed(machine: &SharedMachine) -> Vec<String> {
-    let documents = machine.shape().devices.iter().filter_map(|device| match device {
+    let shape = machine.shape();
+    let documents = shape.devices.iter().filter_map(|device| match device {
         DeviceConfig::Seed(seed) => Some(seed.names().map(str::to_owned)),
         _ => None,
     });
@@ -448,6 +451,19 @@ impl ProcessControl {
         // If it was handed over meanwhile, it is not known here whether the target went with it.
         self.refuse_when_incomplete(&self.process().occupation())?;
         self.balloon()
+    }
+
+    /// Grows a disk.
+    ///
+    /// # Errors
+    /// As for [`Self::pause`], or if the disk cannot have that size.
+    pub(super) fn grow_disk(&self, request: &DiskSizeRequest) -> Result<DiskInfo, ApiError> {
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        growing::grow(self.machine()?, self.process().name(), request)?;
+        drop(occupation);
+        let disk = disks(self.machine()?).into_iter().find(|disk| disk.path == request.path);
+        disk.ok_or_else(|| growing::no_disk(self.process().name(), request))
     }
 
     /// Returns the most recent output of the serial console.

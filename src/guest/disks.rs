@@ -91,7 +91,7 @@ impl Departing {
         disks: Disks<'_>,
     ) -> Result<Self, String> {
         let mut description = SourceGuest::describe(&*machine);
-        let mut shape = machine.shape().clone();
+        let mut shape = VmShape::clone(&machine.shape());
         let mut copied = BTreeSet::new();
         if let Some(wanted) = disks.copied {
             copied = chosen(&machine, &wanted.only)?;

@@ -28,7 +28,6 @@ use crate::scrollback::Scrollback;
 pub(crate) struct Machine {
     name: GuestName,
     uuid: Uuid,
-    shape: VmShape,
     layout: MemoryLayout,
     scrollback: Arc<Scrollback>,
     vm: Vm,
@@ -42,12 +41,12 @@ impl Machine {
     pub(crate) fn create(
         name: GuestName,
         uuid: Uuid,
-        shape: VmShape,
+        shape: &VmShape,
         options: &VmOptions,
         console: &Console,
     ) -> Result<Self> {
-        let vm = Vm::create_with(&shape, options, console.output()?)?;
-        Self::adopt(name, uuid, shape, vm, console)
+        let vm = Vm::create_with(shape, options, console.output()?)?;
+        Self::adopt(name, uuid, vm, console)
     }
 
     /// Wraps a machine that exists already and writes to `console`, such as one restored from a
@@ -55,17 +54,11 @@ impl Machine {
     ///
     /// # Errors
     /// If its memory layout cannot be migrated.
-    pub(crate) fn adopt(
-        name: GuestName,
-        uuid: Uuid,
-        shape: VmShape,
-        vm: Vm,
-        console: &Console,
-    ) -> Result<Self> {
-        let layout = layout(&shape.layout()?)?;
+    pub(crate) fn adopt(name: GuestName, uuid: Uuid, vm: Vm, console: &Console) -> Result<Self> {
+        let layout = layout(&vm.shape().layout()?)?;
         vm.identify(uuid);
         let scrollback = Arc::clone(console.scrollback());
-        Ok(Self { name, uuid, shape, layout, scrollback, vm })
+        Ok(Self { name, uuid, layout, scrollback, vm })
     }
 
     /// The machine itself.
@@ -78,14 +71,14 @@ impl Machine {
         &self.scrollback
     }
 
-    /// The configuration of the machine.
-    pub(crate) fn shape(&self) -> &VmShape {
-        &self.shape
+    /// The present configuration of the machine.
+    pub(crate) fn shape(&self) -> Arc<VmShape> {
+        self.vm.shape()
     }
 
     /// The machine's disks, with their indexes among its devices.
     pub(crate) fn disks(&self) -> impl Iterator<Item = (usize, &Arc<DiskContent>)> {
-        (0..self.shape.devices.len()).filter_map(|index| Some((index, self.vm.disk(index)?)))
+        (0..self.shape().devices.len()).filter_map(|index| Some((index, self.vm.disk(index)?)))
     }
 
     /// The guest's identity.
@@ -147,15 +140,16 @@ pub(crate) fn shape_of(guest: &GuestDescription) -> Result<VmShape, Refusal> {
 
 impl SourceGuest for Machine {
     fn describe(&self) -> GuestDescription {
+        let shape = self.shape();
         GuestDescription {
             name: self.name.to_string(),
             uuid: self.uuid,
             layout: self.layout.clone(),
-            vcpus: u16::from(self.shape.vcpus),
+            vcpus: u16::from(shape.vcpus),
             // A shape that cannot be encoded is sent empty, and the destination refuses it.
-            config: Blob(self.shape.to_bytes().unwrap_or_default()),
+            config: Blob(shape.to_bytes().unwrap_or_default()),
             disks: Vec::new(),
-            has_pci: self.shape.machine == MachineKind::Pci,
+            has_pci: shape.machine == MachineKind::Pci,
         }
     }
 
@@ -279,7 +273,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let console = Console::log(folder.path().join("console.log"));
         let options = VmOptions::default();
-        Machine::create("web".parse().unwrap(), Uuid::new_v4(), shape, &options, &console).unwrap()
+        Machine::create("web".parse().unwrap(), Uuid::new_v4(), &shape, &options, &console).unwrap()
     }
 
     #[test]
@@ -287,7 +281,7 @@ mod tests {
         let machine = machine();
         let description = machine.describe();
         description.check_bounds().unwrap();
-        assert_eq!(&shape_of(&description).unwrap(), machine.shape());
+        assert_eq!(shape_of(&description).unwrap(), *machine.shape());
         assert_eq!(description.layout.bytes(), 64 << 20);
     }
 

@@ -24,6 +24,7 @@ mod ending;
 mod estimating;
 mod events;
 mod following;
+mod growing;
 mod leaving;
 mod machine;
 mod maker;

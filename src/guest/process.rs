@@ -538,7 +538,7 @@ mod tests {
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
         let console = Console::log(folder.path().join("console.log"));
         let options = VmOptions::default();
-        let machine = Machine::create(name, Uuid::nil(), shape, &options, &console).unwrap();
+        let machine = Machine::create(name, Uuid::nil(), &shape, &options, &console).unwrap();
         let machine = Arc::new(machine);
         process.machine.set(Arc::clone(&machine)).unwrap();
         let faults = MissingPages::open().expect("this test needs /dev/userfaultfd, or root");

@@ -58,9 +58,8 @@ pub(crate) fn restore(
 ) -> Result<Machine> {
     let vm = snapshot::restore(file, trust, console.output()?)
         .with_context(|| format!("cannot restore {name}"))?;
-    let mut shape = vm.shape().clone();
-    shape.take_evidence(disks);
-    Machine::adopt(name, uuid, shape, vm, console)
+    vm.take_evidence(disks);
+    Machine::adopt(name, uuid, vm, console)
 }
 
 /// Opens the template in `file`, for a clone that will be called `name`.
@@ -96,9 +95,8 @@ pub(crate) fn start_clone(
     };
     let from = template.path().display();
     let vm = start().with_context(|| format!("cannot start {name} from {from}"))?;
-    let mut shape = vm.shape().clone();
-    shape.take_evidence(known);
-    Machine::adopt(name, uuid, shape, vm, console)
+    vm.take_evidence(known);
+    Machine::adopt(name, uuid, vm, console)
 }
 
 /// Refuses to let a guest continue after it is saved in `format`, if the file would then no longer
@@ -111,7 +109,8 @@ pub(crate) fn expect_no_written_disks(
     name: &GuestName,
     format: SaveFormat,
 ) -> Result<(), ApiError> {
-    let Some(disk) = machine.shape().disks().find(|disk| disk.access() == Access::ReadWrite) else {
+    let shape = machine.shape();
+    let Some(disk) = shape.disks().find(|disk| disk.access() == Access::ReadWrite) else {
         return Ok(());
     };
     let disk = disk.path().display();
@@ -306,7 +305,7 @@ mod tests {
         let console = Console::log(folder.path().join("console.log"));
         let (name, uuid) = ("web".parse().unwrap(), Uuid::new_v4());
         let shape = VmShape::for_host(64 << 20, 1).unwrap();
-        let machine = Machine::create(name, uuid, shape, &VmOptions::default(), &console).unwrap();
+        let machine = Machine::create(name, uuid, &shape, &VmOptions::default(), &console).unwrap();
         (folder, console, Arc::new(machine))
     }
 

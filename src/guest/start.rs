@@ -232,7 +232,7 @@ fn launch(
     let console = life.console();
     let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
     let name = plan.name.clone();
-    let machine = Machine::create(name, uuid, plan.shape, &options, &console)?;
+    let machine = Machine::create(name, uuid, &plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console)

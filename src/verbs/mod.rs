@@ -7,6 +7,7 @@
 //! [`migrate`] for the most important one.
 
 pub(crate) mod balloon;
+pub(crate) mod blockresize;
 pub(crate) mod cancel;
 pub(crate) mod certs;
 pub(crate) mod console;

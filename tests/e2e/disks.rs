@@ -58,6 +58,41 @@ fn a_disk_moves_with_its_guest_and_back() {
 }
 
 #[test]
+fn a_disk_that_has_grown_moves_with_its_guest() {
+    let place = Place::new();
+    let disk = place.disk_a().display().to_string();
+    let resize = |host: &support::Host, arguments: &[&str]| {
+        host.run(&[&["blockresize", GUEST], arguments].concat())
+    };
+    resize(&place.pair.a, &[&disk, "1M"]).complains(Exit::Failed, &["disk.raw", "shrink"]);
+    resize(&place.pair.a, &[&disk]).complains(Exit::Failed, &["disk.raw", "give the new size"]);
+    resize(&place.pair.a, &["/no/disk", "1G"])
+        .complains(Exit::Failed, &["/no/disk", "lighter show"]);
+    let migration = place.start(&["--bandwidth", "50KB/s"]);
+    migration.await_phase("precopy");
+    resize(&place.pair.a, &[&disk, "64M"]).complains(Exit::Failed, &["being migrated"]);
+    place.pair.a.run(&["cancel", GUEST]).ok();
+    migration.finish().cancelled();
+
+    let grown = resize(&place.pair.a, &[&disk, "64M", "--json"]).json();
+    assert_eq!(grown["bytes"], 64 << 20);
+    let report = place.migrate(&[]).ok();
+    assert_eq!(report["disk_bytes"], 64 << 20);
+    place.runs_only_on(&place.pair.b);
+    let there = place.disk_b().display().to_string();
+    let said = resize(&place.pair.b, &[&there, "65M"]).ok();
+    assert!(said.stdout.contains("disk.raw of db has 65 MiB"), "{said:#?}");
+    assert_eq!(fs::metadata(place.disk_b()).expect("the disk").len(), 65 << 20);
+    // A file that the guest was saved to does not fit the disk any more.
+    let file = place.pair.folder().join("db.lighter").display().to_string();
+    place.pair.b.run(&["save", GUEST, &file]).ok();
+    place.pair.b.run(&["restore", &file, "--detach"]).ok();
+    resize(&place.pair.b, &[&there, "66M"]).ok();
+    place.pair.b.run(&["destroy", GUEST]).ok();
+    place.pair.b.run(&["restore", &file]).complains(Exit::Failed, &["disk.raw"]);
+}
+
+#[test]
 fn a_disk_moves_with_a_paused_guest() {
     let place = Place::new();
     place.pair.a.run(&["pause", GUEST]).ok();

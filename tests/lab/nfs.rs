@@ -2,6 +2,7 @@
 
 use crate::disks::{RUN, hosts};
 use crate::fixtures::{Host, Lab, StockGuest};
+use crate::qcow2::grows;
 
 /// The folder that the first host exports, as both hosts have it.
 pub(crate) const SHARED: &str = "/var/lib/disks/nfs";
@@ -73,8 +74,8 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
     guest
         .sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null"))
         .ok();
-    for (from, to, [before, after]) in
-        [(here, there, [own, &shared]), (there, here, [&shared, own])]
+    for (from, to, [before, after], bytes) in
+        [(here, there, [own, &shared], 8 << 20), (there, here, [&shared, own], 12 << 20)]
     {
         // On the way back there is the file that the guest left.
         let options = format!("--copy-disk {before} --disk-path {before}={after} --replace-disks");
@@ -84,6 +85,7 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
         assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
         // Nothing else is left there by the copy, either way.
         assert_eq!(there.sh(&format!("ls -A {SHARED}")).ok().trim(), "data.raw");
+        grows(&guest, to, ("vdb", after), bytes);
     }
     let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
     guest.sh(here, stop).ok();

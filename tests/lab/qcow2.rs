@@ -11,6 +11,14 @@ fn is_sound(host: Host<'_>, image: &str) {
     assert!(matches!(checked.code, Some(0 | 3)), "{checked:#?}");
 }
 
+/// Grows a disk of a guest, which has it as `device` and sees the size at once.
+#[track_caller]
+pub(crate) fn grows(guest: &StockGuest, host: Host<'_>, (device, disk): (&str, &str), bytes: u64) {
+    host.lighter(&format!("blockresize debian {disk} {bytes}")).ok();
+    let seen = format!("sleep 2; blockdev --getsize64 /dev/{device}");
+    assert_eq!(guest.sh(host, &seen).ok().trim(), bytes.to_string());
+}
+
 #[test]
 fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     let lab = Lab::of(2);
@@ -34,6 +42,11 @@ fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
     guest.sh(here, stop).ok();
     guest.sh(here, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
+
+    grows(&guest, here, ("vdb", own), 1 << 40);
+    guest
+        .sh(here, "dd if=/dev/urandom of=/dev/vdb bs=4k oflag=direct,seek_bytes seek=1000G count=8")
+        .ok();
 
     // Discards, and flushed writes to new clusters, until the power is cut.
     let fill = "dd if=/dev/urandom of=/dev/vdb bs=4k oflag=direct,seek_bytes conv=notrunc,fdatasync count=1";
@@ -86,9 +99,9 @@ print(last)";
 /// Has the guest write from block `first` on; returns up to which it has flushed some time later.
 fn flushed(guest: &StockGuest, host: Host<'_>, first: u64) -> u64 {
     guest.sh(host, &format!("echo {first} > /run/flushed")).ok();
-    let start = format!("setsid -f python3 -c \"{FLUSHER}\" > /run/log 2>&1 < /dev/null");
+    let start = format!("setsid -f python3 -c \"{FLUSHER}\" > /run/flusher.log 2>&1 < /dev/null");
     guest.sh(host, &start).ok();
-    let read = "sleep 40; cat /run/log /run/flushed";
+    let read = "sleep 40; cat /run/flusher.log /run/flushed";
     let last = guest.sh(host, read).ok().trim().parse().expect("a number of blocks");
     assert!(last > first + 100, "from {first} to {last}");
     last
@@ -162,6 +175,7 @@ fn a_cloud_image_boots_is_set_up_and_moves() {
     guest.sh(there, read).ok();
     let shown = there.lighter("show debian").ok();
     assert!(shown.contains("web.qcow2, 8 GiB, qcow2"), "{shown}");
+    grows(&guest, there, ("vda", &format!("{SHARED}/web.qcow2")), 12 << 30);
     guest.shut_down(there);
     is_sound(here, "/srv/nfs/web.qcow2");
 }

@@ -31,6 +31,7 @@ use crate::virtio::{Bus, DeviceError, DiskContent};
 mod balloon;
 #[cfg(test)]
 mod device_tests;
+mod disks;
 mod identity;
 #[cfg(test)]
 mod many_vcpus_tests;
@@ -87,7 +88,7 @@ pub struct VmOptions {
 /// A new VM is paused and empty: [`Vm::boot`] or [`Vm::load_state`] gives it something to run.
 #[derive(Debug)]
 pub struct Vm {
-    shape: VmShape,
+    shape: Mutex<Arc<VmShape>>,
     dirty_log: DirtyLog,
     /// The guest's identity, for its SMBIOS tables.
     uuid: OnceLock<Uuid>,
@@ -154,7 +155,7 @@ impl Vm {
         let (vcpus, counters) = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Tracker::new(rings, vm, ram));
         let mut vm = Self {
-            shape: shape.clone(),
+            shape: Mutex::new(Arc::new(shape.clone())),
             dirty_log: options.dirty_log,
             uuid: OnceLock::new(),
             vcpus,
@@ -171,8 +172,8 @@ impl Vm {
     }
 
     /// The shape from which this VM was created.
-    pub fn shape(&self) -> &VmShape {
-        &self.shape
+    pub fn shape(&self) -> Arc<VmShape> {
+        Arc::clone(&self.shape.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How KVM logs the pages that the guest writes.

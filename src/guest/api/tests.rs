@@ -34,7 +34,7 @@ fn scene() -> Scene {
     let console = Console::log(folder.path().join("console.log"));
     let (uuid, shape) = (Uuid::from_u128(5), VmShape::for_host(64 << 20, 1).unwrap());
     let options = VmOptions::default();
-    let machine = Machine::create(name.clone(), uuid, shape, &options, &console).unwrap();
+    let machine = Machine::create(name.clone(), uuid, &shape, &options, &console).unwrap();
     let process = GuestProcess::new(&state, name, uuid, Handle::current());
     process.set_machine(Arc::new(machine), Merging::Off).unwrap();
     let control = ProcessControl(process);

@@ -25,10 +25,10 @@ fn machine(disks: &[&Path]) -> SharedMachine {
         let config = BlockConfig::new(disk, Access::ReadWrite, "").unwrap();
         shape.devices.push(DeviceConfig::Block(config));
     }
-    create(shape)
+    create(&shape)
 }
 
-fn create(shape: VmShape) -> SharedMachine {
+fn create(shape: &VmShape) -> SharedMachine {
     let folder = tempfile::tempdir().unwrap();
     let console = Console::log(folder.path().join("console.log"));
     let name = "web".parse().unwrap();
@@ -78,7 +78,7 @@ fn disk_chunks_follow_memory_chunks() {
     assert_eq!(description.chunks(), MEMORY_CHUNKS + 3);
     let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
     shape.check_host().unwrap();
-    let target = Arriving::new(create(shape), &description, None, None).unwrap();
+    let target = Arriving::new(create(&shape), &description, None, None).unwrap();
 
     source.start_dirty_log().unwrap();
     let mut words = vec![u64::MAX; description.chunks()];
@@ -122,7 +122,7 @@ fn a_copied_disk_that_is_only_read_stays_usable_here() {
     shape.devices.extend(disks.into_iter().map(DeviceConfig::Block));
     let paths = [(from.clone(), to)].into();
     let wanted = CopyDisks { paths, ..CopyDisks::default() };
-    let source = Departing::new(create(shape), "host-b", MIGRATION, copied(&wanted)).unwrap();
+    let source = Departing::new(create(&shape), "host-b", MIGRATION, copied(&wanted)).unwrap();
     assert_eq!(source.describe().disks.len(), 2, "both are copied");
     source.release().unwrap();
     read_only().unwrap();
@@ -165,7 +165,7 @@ fn a_guest_that_arrives_paused_has_its_disks_locked() {
     let source = departing(&from, &to);
     let description = source.describe();
     let shape = expected(&description, &[to.parent().unwrap()]).unwrap();
-    let copied = Arriving::new(create(shape), &description, None, None).unwrap();
+    let copied = Arriving::new(create(&shape), &description, None, None).unwrap();
     copied.adopt().unwrap();
     assert!(machine(&[&to]).vm().take_over().unwrap_err().to_string().contains("in use"));
 

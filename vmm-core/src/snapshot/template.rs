@@ -68,8 +68,8 @@ pub fn save_template_into(vm: &Vm, file: &File, path: &Path) -> Result<SnapshotR
 /// Encodes everything before the memory, without proofs of the disks: those that a restored guest
 /// came with do not apply to clones.
 fn template_header(vm: &Vm) -> Result<Vec<u8>> {
-    expect_no_network(vm.shape())?;
-    let mut shape = vm.shape().clone();
+    let mut shape = VmShape::clone(&vm.shape());
+    expect_no_network(&shape)?;
     shape.disks_mut().for_each(|disk| *disk = disk.clone().with_proof(DiskProof::Absent));
     header((TEMPLATE_MAGIC, TEMPLATE_VERSION), &shape, &vm.save_state()?)
 }

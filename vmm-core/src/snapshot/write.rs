@@ -73,7 +73,7 @@ pub fn save_into(vm: &Vm, file: &File, path: &Path, copies: &DiskCopies) -> Resu
 /// Encodes everything before the memory of a guest, with the current seals of its disks.
 fn guest_header(vm: &Vm, copies: &DiskCopies) -> Result<Vec<u8>> {
     let state = vm.save_state()?;
-    let mut shape = vm.shape().clone();
+    let mut shape = VmShape::clone(&vm.shape());
     for (index, device) in shape.devices.iter_mut().enumerate() {
         if let (DeviceConfig::Block(disk), Some(content)) = (device, vm.disk(index)) {
             *disk = match copies.paths.get(disk.path()) {

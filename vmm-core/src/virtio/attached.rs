@@ -11,7 +11,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Signals;
 use super::backend::{Backend, BackendState};
-use super::balloon::BalloonDevice;
 use super::device::{Device, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
@@ -137,12 +136,12 @@ impl Attached {
         self.worker.call(Backend::resume)
     }
 
-    /// Runs `job` on the device's thread if the device is a balloon.
-    pub(crate) fn on_balloon<T: Send + 'static>(
+    /// Runs `job` on the device's thread if the device is of type `D`.
+    pub(crate) fn on_device<D: Device, T: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
+        job: impl FnOnce(&mut D, &Rings<'_>) -> T + Send + 'static,
     ) -> Result<Option<T>, DeviceError> {
-        self.worker.call(|backend| backend.on_balloon(job))
+        self.worker.call(|backend| backend.on_device(job))
     }
 
     /// Acquires what only one copy of the guest may hold, see [`Device::take_over`].

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::balloon::BalloonDevice;
 use super::device::{Device, Progress, Rings, WantedQueues};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
@@ -129,14 +128,14 @@ impl Backend {
         self.close_queues();
     }
 
-    /// Runs `job` if the device is a balloon, else returns `None`. All queues are processed next.
-    pub(crate) fn on_balloon<T>(
+    /// Runs `job` if the device is of type `D`, else returns `None`. All queues are processed next.
+    pub(crate) fn on_device<D: Device, T>(
         &mut self,
-        job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T,
+        job: impl FnOnce(&mut D, &Rings<'_>) -> T,
     ) -> Option<T> {
         let (device, rings) = self.rings(Instant::now());
         let device: &mut dyn Any = device;
-        let done = device.downcast_mut().map(|balloon| job(balloon, &rings));
+        let done = device.downcast_mut().map(|device| job(device, &rings));
         self.schedule_all();
         done
     }

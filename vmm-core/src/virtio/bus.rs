@@ -153,9 +153,20 @@ impl Bus {
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
     ) -> Result<Option<T>, DeviceError> {
         match self.balloon.and_then(|index| self.devices.get(index)) {
-            Some(device) => device.on_balloon(job),
+            Some(device) => device.on_device(job),
             None => Ok(None),
         }
+    }
+
+    /// Grows the disk in slot `index`, see [`BlockDevice::grow`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Resize`]; if the slot has no disk, or the disk's thread has ended.
+    pub(crate) fn grow_disk(&self, index: usize, bytes: Option<u64>) -> Result<u64, DeviceError> {
+        let grow = move |disk: &mut BlockDevice, rings: &Rings<'_>| disk.grow(bytes, rings);
+        let device = self.devices.get(index);
+        let grown = device.map(|device| device.on_device(grow)).transpose()?.flatten();
+        grown.ok_or(DeviceError::NoDisk)?
     }
 
     /// Passes `path` to the devices, see [`super::device::Device::listen_at`].

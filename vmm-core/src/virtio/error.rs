@@ -47,6 +47,18 @@ pub enum DeviceError {
         /// Error of the system call, or what is wrong with the disk.
         cause: io::Error,
     },
+    /// A disk operation was requested of a guest without that disk.
+    #[error("this guest has no such disk")]
+    NoDisk,
+    /// A disk cannot have the size that was requested, or did not get it.
+    #[error("cannot resize disk {}: {cause}", path.display())]
+    Resize {
+        /// The file or block device.
+        path: PathBuf,
+        /// Error of the system call, or what is wrong with the size
+        /// ([`io::ErrorKind::InvalidInput`]).
+        cause: io::Error,
+    },
     /// A disk has a different size from the one the guest knows.
     #[error(
         "disk {} has {found} bytes here, the guest knows {expected}: give it the same disk",

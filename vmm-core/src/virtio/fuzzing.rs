@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::attached::{DeviceState, registers};
 use super::backend::Backend;
-use super::balloon::SetBy;
+use super::balloon::{BalloonDevice, SetBy};
 use super::block::{BlockDevice, DiskContent};
 use super::config::DeviceConfig;
 use super::device::Device;
@@ -190,7 +190,7 @@ impl Bench {
     /// Requests the guest's statistics and sets the balloon's target, as an operator does; then
     /// ends one migration's free-page hinting and begins another's.
     pub fn set_balloon(&mut self, pages: u32) {
-        self.backend.on_balloon(|balloon, rings| {
+        self.backend.on_device(|balloon: &mut BalloonDevice, rings| {
             balloon.ask();
             balloon.set_target(pages, SetBy::Operator, rings);
             balloon.end_hints(rings);

@@ -140,6 +140,27 @@ fn offer_entropy(vm: &Vm) {
 }
 
 #[test]
+fn a_guest_is_restored_with_the_size_that_its_disk_has_got() {
+    let file = disk_file();
+    let vm = vm_with_devices(vec![disk(file.path())]);
+    vm.take_over().unwrap();
+    let other = Path::new("/no/disk");
+    assert!(matches!(vm.grow_disk(other, None), Err(Error::Device(DeviceError::NoDisk))));
+    assert_eq!(vm.grow_disk(file.path(), Some(3 << 20)).unwrap(), 3 << 20);
+    let sizes = |vm: &Vm| {
+        let in_shape = vm.shape().disks().next().map(BlockConfig::bytes);
+        (in_shape, vm.disk(0).map(|disk| disk.bytes()))
+    };
+    assert_eq!(sizes(&vm), (Some(3 << 20), Some(3 << 20)));
+    let state = vm.save_state().unwrap();
+    let shape = vm.shape();
+    drop(vm);
+    let restored = Vm::create(&shape, Box::new(std::io::sink())).unwrap();
+    restored.load_state(&state).unwrap();
+    assert_eq!(sizes(&restored), (Some(3 << 20), Some(3 << 20)));
+}
+
+#[test]
 fn a_guest_gets_entropy_by_its_own_instructions() {
     let vm = driving_vm(vec![DeviceConfig::Rng]);
     offer_entropy(&vm);

@@ -148,6 +148,12 @@ impl BlockConfig {
         Self { engine, ..self }
     }
 
+    /// Replaces the size, in bytes: the disk has grown.
+    #[must_use]
+    pub(crate) fn with_bytes(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
     /// Replaces the evidence from which a destination sees that it has the same disk.
     #[must_use]
     pub fn with_proof(self, proof: DiskProof) -> Self {

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::{Access, BlockConfig, Occupied, Origin};
@@ -28,7 +28,8 @@ use crate::virtio::DeviceError;
 pub struct DiskContent {
     path: PathBuf,
     store: Arc<Store>,
-    bytes: u64,
+    /// Size in bytes, which grows.
+    size: AtomicU64,
     access: Access,
     lock_reach: LockReach,
     log: WriteLog,
@@ -56,7 +57,7 @@ impl DiskContent {
         Self {
             path: config.path().to_path_buf(),
             store: Arc::clone(store),
-            bytes: config.bytes(),
+            size: AtomicU64::new(config.bytes()),
             access: config.access(),
             lock_reach: LockReach::of(store.file()),
             log: WriteLog::default(),
@@ -73,7 +74,12 @@ impl DiskContent {
 
     /// Returns the size in bytes, which need not be a multiple of the page size.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Sets the size of a disk that has grown.
+    pub(super) fn set_bytes(&self, bytes: u64) {
+        self.size.store(bytes, Ordering::Release);
     }
 
     /// Returns what the guest may do with the disk.
@@ -104,12 +110,12 @@ impl DiskContent {
 
     /// Returns the number of chunks; the end of the disk may cut the last one short.
     pub fn chunks(&self) -> usize {
-        self.bytes.div_ceil(CHUNK_BYTES as u64) as usize
+        self.bytes().div_ceil(CHUNK_BYTES as u64) as usize
     }
 
     /// Returns the bytes that a copy of the disk takes at most; the disk's size if that is unknown.
     pub fn allocated_bytes(&self) -> u64 {
-        self.store.allocated_bytes().map_or(self.bytes, |bytes| bytes.min(self.bytes))
+        self.store.allocated_bytes().map_or(self.bytes(), |bytes| bytes.min(self.bytes()))
     }
 
     /// Durably marks the disk as departed to `where_to`: from now on this host refuses it as a
@@ -145,7 +151,7 @@ impl DiskContent {
 
     /// Starts to log the guest's writes.
     pub fn start_log(&self) {
-        self.log.start(self.bytes);
+        self.log.start(self.bytes());
     }
 
     /// Stops the log. Does nothing if it was not started.
@@ -172,14 +178,14 @@ impl DiskContent {
     pub fn find_data(&self, words: &mut [u64]) -> Result<(), DeviceError> {
         words.fill(0);
         let mut set = |from: u64, to: u64| {
-            each_word(from, to.min(self.bytes) - from, |chunk, mask| {
+            each_word(from, to.min(self.bytes()) - from, |chunk, mask| {
                 if let Some(word) = words.get_mut(chunk) {
                     *word |= mask;
                 }
             });
         };
         let mut at = 0;
-        let next = |at| self.store.next_data(at, self.bytes).map_err(|error| self.failed(error));
+        let next = |at| self.store.next_data(at, self.bytes()).map_err(|error| self.failed(error));
         while let Some((data, end)) = next(at)? {
             set(data, end);
             at = end;
@@ -223,7 +229,7 @@ impl DiskContent {
         if !self.is_device() {
             return Ok(());
         }
-        overwritten::clear(self.store.file(), self.bytes, is_wanted)
+        overwritten::clear(self.store.file(), self.bytes(), is_wanted)
             .map_err(|error| self.failed(error))
     }
 
@@ -332,7 +338,7 @@ impl DiskContent {
             return Err(self.failed(io::Error::other(format!("it has no chunk {chunk} like that"))));
         }
         let offset = chunk as u64 * CHUNK_BYTES as u64 + (first_page * PAGE_BYTES) as u64;
-        let inside = self.bytes.saturating_sub(offset).min(len as u64);
+        let inside = self.bytes().saturating_sub(offset).min(len as u64);
         Ok((offset, inside as usize))
     }
 

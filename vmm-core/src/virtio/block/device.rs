@@ -96,6 +96,32 @@ impl BlockDevice {
         Arc::clone(&self.content)
     }
 
+    /// Grows the disk to `bytes`, or to what its block device has by now, and tells the driver;
+    /// returns the size.
+    ///
+    /// # Errors
+    /// [`DeviceError::Resize`].
+    pub(crate) fn grow(
+        &mut self,
+        bytes: Option<u64>,
+        rings: &Rings<'_>,
+    ) -> Result<u64, DeviceError> {
+        let known = self.limits.sectors * SECTOR_BYTES;
+        let bytes = self.disk.new_size(known, bytes)?;
+        if bytes == known {
+            return Ok(bytes);
+        }
+        // A guest that was saved on the disk does not fit it any more.
+        if self.content.take_seals() {
+            self.disk.break_seals();
+        }
+        self.disk.grow(known, bytes)?;
+        self.content.set_bytes(bytes);
+        self.limits.sectors = bytes / SECTOR_BYTES;
+        rings.change_config(|config| self.limits.put_sectors(config));
+        Ok(bytes)
+    }
+
     /// Answers a request, or starts its operation.
     fn take(&mut self, queue: usize, chain: Chain, memory: &RamMap) -> Result<Answer, QueueError> {
         let head = chain.head;

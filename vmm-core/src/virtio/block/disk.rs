@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
 use super::proof::DiskProof;
+use super::resize;
 use super::seal::{self, Seal};
 use super::store::Store;
 use super::{departed, overwritten};
@@ -139,25 +140,60 @@ impl Disk {
         self.access
     }
 
-    /// Returns the size in bytes when the disk was opened.
+    /// Returns the size in bytes when the disk was opened, or grown since.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Checks that the disk has the size that a guest knows, ignoring a partial sector at the end.
     /// A block device may be larger: volumes consist of whole extents, and the guest does not use
-    /// the rest.
+    /// the rest. So may an image: one that was grown, which its guest was not told.
     ///
     /// # Errors
     /// [`DeviceError::DiskSize`].
     pub(crate) fn expect_bytes(&self, expected: u64) -> Result<(), DeviceError> {
         let found = self.bytes - self.bytes % super::SECTOR_BYTES;
-        let kind = self.file().metadata().map(|found| found.file_type());
-        let is_device = kind.is_ok_and(|kind| kind.is_block_device());
-        if found == expected || is_device && found > expected {
+        let may_be_larger = self.is_device() || !self.store.is_raw();
+        if found == expected || may_be_larger && found > expected {
             return Ok(());
         }
         Err(DeviceError::DiskSize { path: self.path.clone(), found, expected })
+    }
+
+    fn is_device(&self) -> bool {
+        self.file().metadata().is_ok_and(|found| found.file_type().is_block_device())
+    }
+
+    /// Returns the size in bytes that a disk gets of which the guest knows the first `known` bytes:
+    /// what is `wanted`, or what its block device has by now.
+    ///
+    /// # Errors
+    /// [`DeviceError::Resize`].
+    pub(crate) fn new_size(&self, known: u64, wanted: Option<u64>) -> Result<u64, DeviceError> {
+        let failed = |cause| DeviceError::Resize { path: self.path.clone(), cause };
+        let refused = |what| Err(failed(resize::refusal(what)));
+        if self.access == Access::ReadOnly {
+            return refused("the guest only reads it");
+        }
+        if !self.is_locked() {
+            return refused("the guest does not hold it: resume the guest first");
+        }
+        let device = self.is_device().then(|| self.store.bytes()).transpose().map_err(failed)?;
+        resize::new_size(known, wanted, device).map_err(failed)
+    }
+
+    /// Grows the disk, of which the guest knows the first `known` bytes, to `bytes`; a block device
+    /// has them already.
+    ///
+    /// # Errors
+    /// [`DeviceError::Resize`].
+    pub(crate) fn grow(&mut self, known: u64, bytes: u64) -> Result<(), DeviceError> {
+        if !self.is_device() {
+            let grown = self.store.grow(known, bytes);
+            grown.map_err(|cause| DeviceError::Resize { path: self.path.clone(), cause })?;
+        }
+        self.bytes = bytes;
+        Ok(())
     }
 
     /// Locks the disk, checks that it is in the expected state, and drops what this host has cached

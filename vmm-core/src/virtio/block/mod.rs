@@ -11,6 +11,7 @@
 //! | `store`, `qcow2` | storage of its bytes: a raw file or device, or an image |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
+//! | `resize` | which size a disk that is to grow gets |
 //! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |
 //! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
 //! | `copy` | copies a disk that is not being written |
@@ -37,6 +38,7 @@ mod overwritten;
 mod proof;
 mod qcow2;
 mod request;
+mod resize;
 mod seal;
 mod seed;
 mod staged;

@@ -22,6 +22,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{
@@ -37,8 +38,8 @@ use crate::sys::file::{Clearing, Direction, make_blocking};
 use crate::sys::image_file::{DirtyMark, ImageFile};
 use crate::virtio::buffers::Buffers;
 
-/// Ending of an image's name.
-const ENDING: &str = "qcow2";
+/// Ending of an image's name, and how an image says that its backing file is one.
+const FORMAT: &str = "qcow2";
 /// Most files of an image: a chain that is longer, or leads back to itself, is refused.
 const FILES_MAX: usize = 32;
 /// Most memory for the tables of all files of an image.
@@ -48,7 +49,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 
 /// Returns whether a disk at `path` is an image: whether its name ends in `.qcow2`.
 pub fn is_named(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case(ENDING))
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case(FORMAT))
 }
 
 /// Makes an image of `bytes` without content in the empty `file`, which will be at `path`.
@@ -75,6 +76,10 @@ pub(super) struct Backing {
     pub(super) path: PathBuf,
     /// The open file.
     pub(super) file: Arc<File>,
+    /// Size of the disk in it, in bytes.
+    bytes: u64,
+    /// Most memory for its tables, in bytes.
+    tables_bytes: u64,
 }
 
 /// An image in a file; see the module. All methods may be called from any thread.
@@ -243,6 +248,28 @@ impl Image {
         let tables = self.shared();
         let (place, length) = in_place(&tables, offset, bytes, direction)?;
         Ok(place.filter(|_| length == bytes).map(|it| (Arc::clone(it.file), it.at)))
+    }
+
+    /// Durably grows the disk, of which a guest knows the first `known` bytes, to `bytes`. The new
+    /// ones are zeros.
+    ///
+    /// # Errors
+    /// If the image cannot be written, or its tables would need too much memory.
+    pub(super) fn grow(&self, known: u64, bytes: u64) -> io::Result<()> {
+        let own = Header::read(&self.file)?.of_disk(bytes).tables_bytes();
+        let below = self.backing.iter().map(|file| file.tables_bytes);
+        expect_small(below.fold(own, u64::saturating_add))?;
+        let tables = self.exclusive();
+        tables.resize_grow(bytes, PreallocateMode::None)?;
+        // The last cluster may have anything behind the end, and so may the file below.
+        let cluster = tables.inner().zero_granularity().unwrap_or(1);
+        let below = self.backing.first().map_or(0, |file| file.bytes);
+        let zeros_end = known.next_multiple_of(cluster).max(below).min(bytes);
+        if known < zeros_end {
+            tables.write_zeroes(known, zeros_end - known)?;
+        }
+        drop(tables);
+        self.flush()
     }
 
     /// Zeroes a range of the disk.
@@ -434,6 +461,17 @@ fn refuse<T>(what: &str) -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::Unsupported, what))
 }
 
+/// Checks the memory that the tables of an image and of those below it need.
+fn expect_small(tables_bytes: u64) -> io::Result<()> {
+    if tables_bytes <= TABLES_BYTES_MAX {
+        return Ok(());
+    }
+    refuse(&format!(
+        "its tables would need more than {} MiB of memory: `qemu-img convert` makes an image of one file with smaller clusters",
+        TABLES_BYTES_MAX >> 20
+    ))
+}
+
 /// The images above one in its chain.
 #[derive(Clone, Copy)]
 struct Above {
@@ -455,12 +493,7 @@ fn with_backing(
         return refuse("it is encrypted, which is not supported");
     }
     let tables_bytes = above.tables_bytes.saturating_add(header.tables_bytes());
-    if tables_bytes > TABLES_BYTES_MAX {
-        return refuse(&format!(
-            "its tables would need more than {} MiB of memory: `qemu-img convert` makes an image of one file with smaller clusters",
-            TABLES_BYTES_MAX >> 20
-        ));
-    }
+    expect_small(tables_bytes)?;
     if image.requires_external_data_file() {
         return refuse("its data is in another file, which is not supported");
     }
@@ -511,12 +544,18 @@ fn open_below(
         None => {
             let file = Arc::new(regular_file::open_untrusted(&found)?);
             make_blocking(&file)?;
-            backing.push(Backing { path: found.clone(), file: Arc::clone(&file) });
+            let image = (format == FORMAT).then(|| Header::read(&file)).transpose()?;
+            backing.push(Backing {
+                path: found.clone(),
+                file: Arc::clone(&file),
+                bytes: image.map_or(file.metadata()?.len(), |header| header.disk_bytes),
+                tables_bytes: image.map_or(0, |header| header.tables_bytes()),
+            });
             file
         }
     };
     match format {
-        "qcow2" => {
+        FORMAT => {
             let image = Qcow2::open_image(ImageFile::to_read(&found, &file), false)?;
             with_backing(image, &found, &file, backing, above)
         }

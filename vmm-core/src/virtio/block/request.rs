@@ -213,7 +213,6 @@ impl Limits {
     pub(crate) fn announced(&self, queues: u16) -> ConfigSpace {
         let mut bytes = vec![0; 60];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(0, &self.sectors.to_le_bytes());
         put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
         put(12, &SEGMENTS_MAX.to_le_bytes());
         put(20, &(SECTOR_BYTES as u32).to_le_bytes());
@@ -226,7 +225,13 @@ impl Limits {
         put(52, &RANGES_MAX.to_le_bytes());
         let may_unmap = 1;
         put(56, &[may_unmap]);
+        self.put_sectors(&mut bytes);
         ConfigSpace::read_only(bytes)
+    }
+
+    /// Changes the size in a `struct virtio_blk_config`.
+    pub(crate) fn put_sectors(&self, config: &mut [u8]) {
+        config[..8].copy_from_slice(&self.sectors.to_le_bytes());
     }
 
     fn may_write(&self) -> Result<(), Status> {

@@ -180,6 +180,25 @@ impl Store {
         }
     }
 
+    /// Durably grows a file or an image, of which a guest knows the first `known` bytes, to
+    /// `bytes`; the new ones are zeros.
+    ///
+    /// # Errors
+    /// If the system refuses, or an image's tables would need too much memory.
+    pub(super) fn grow(&self, known: u64, bytes: u64) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.grow(known, bytes),
+            None => {
+                let before = self.bytes()?;
+                self.file.set_len(bytes)?;
+                self.file.sync_all().inspect_err(|_| {
+                    // Hosts that do not know of the new size would refuse the disk.
+                    let _ = self.file.set_len(before);
+                })
+            }
+        }
+    }
+
     /// Makes all writes durable.
     ///
     /// # Errors

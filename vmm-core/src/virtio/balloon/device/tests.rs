@@ -45,18 +45,20 @@ fn prepare(bench: &Bench) {
 }
 
 fn report(bench: &mut Bench) -> BalloonReport {
-    bench.backend.on_balloon(|balloon, _| balloon.report()).unwrap()
+    bench.backend.on_device(|balloon: &mut BalloonDevice, _| balloon.report()).unwrap()
 }
 
 fn set_target(bench: &mut Bench, pages: u32) {
     bench
         .backend
-        .on_balloon(|balloon, rings| balloon.set_target(pages, SetBy::Operator, rings))
+        .on_device(|balloon: &mut BalloonDevice, rings| {
+            balloon.set_target(pages, SetBy::Operator, rings);
+        })
         .unwrap();
 }
 
 fn ask(bench: &mut Bench) {
-    bench.backend.on_balloon(|balloon, _| balloon.ask()).unwrap();
+    bench.backend.on_device(|balloon: &mut BalloonDevice, _| balloon.ask()).unwrap();
     bench.run();
 }
 

@@ -150,6 +150,48 @@ fn what_is_read_from_the_disk_is_dirty_memory(engine: EngineChoice) {
     assert_eq!([0x1f, 0x20, 0x21, 0x22].map(dirty), [false, true, true, false]);
 }
 
+fn a_disk_grows_while_its_driver_uses_it(engine: EngineChoice) {
+    let file = file();
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
+    let grow = |bench: &mut Bench, bytes| {
+        let grown =
+            bench.backend.on_device(|disk: &mut BlockDevice, rings| disk.grow(bytes, rings));
+        grown.unwrap().map_err(|error| error.to_string())
+    };
+    let sectors = |bench: &Bench| {
+        let mut capacity = [0; 8];
+        bench.signals.read_config(0, &mut capacity);
+        u64::from_le_bytes(capacity)
+    };
+    assert!(grow(&mut bench, Some(65 * 512)).unwrap_err().contains("does not hold it"));
+    bench.backend.device().take_over().unwrap();
+    for (bytes, why) in [(Some(63 * 512), "shrink"), (Some(40_000), "sectors"), (None, "new size")]
+    {
+        assert!(grow(&mut bench, bytes).unwrap_err().contains(why));
+    }
+    assert_eq!(grow(&mut bench, Some(SECTORS * 512)), Ok(SECTORS * 512));
+    assert_eq!((bench.signals.config_generation(), bench.signals.interrupt_status()), (0, 0));
+    assert_eq!(ask(&mut bench, 1, 70, &[(DATA, 512, 0)]), 1);
+    bench.signals.acknowledge(u32::MAX);
+
+    assert_eq!(grow(&mut bench, Some(80 * 512)), Ok(80 * 512));
+    assert_eq!((sectors(&bench), disk.bytes()), (80, 80 * 512));
+    assert_eq!((bench.signals.config_generation(), bench.signals.interrupt_status()), (1, 2));
+    assert_eq!(ask(&mut bench, 1, 70, &[(DATA, 512, 0)]), 0);
+    assert_eq!(ask(&mut bench, 1, 80, &[(DATA, 512, 0)]), 1);
+    bench.backend.reset();
+    assert_eq!((sectors(&bench), file.as_file().metadata().unwrap().len()), (80, 80 * 512));
+}
+
+fn a_disk_that_is_only_read_does_not_grow(engine: EngineChoice) {
+    let file = file();
+    let mut bench = bench(&file, Access::ReadOnly, engine);
+    bench.backend.device().take_over().unwrap();
+    let grown =
+        bench.backend.on_device(|disk: &mut BlockDevice, rings| disk.grow(Some(1 << 20), rings));
+    assert!(grown.unwrap().unwrap_err().to_string().contains("only reads it"));
+}
+
 /// Offers `count` reads of a sector each, without a notification.
 fn offer_reads(bench: &mut Bench, count: u64) {
     for index in 0..count {
@@ -257,4 +299,6 @@ with_each_engine! {
     a_reset_ends_pending_requests_without_an_answer,
     whatever_is_written_is_logged_and_nothing_else,
     a_driver_that_offers_one_request_again_and_again_breaks_its_queue,
+    a_disk_grows_while_its_driver_uses_it,
+    a_disk_that_is_only_read_does_not_grow,
 }

@@ -19,7 +19,8 @@ pub(super) struct Header {
     pub(super) version: u32,
     pub(super) is_encrypted: bool,
     cluster_bits: u32,
-    disk_bytes: u64,
+    /// Size of the disk in bytes.
+    pub(super) disk_bytes: u64,
     /// Entries of the L1 table, which may be more than there are L2 tables.
     l1_entries: u64,
     /// Clusters of the refcount table.
@@ -43,6 +44,11 @@ impl Header {
             l1_entries: field(36).into(),
             refcount_clusters: field(56).into(),
         })
+    }
+
+    /// Returns the header of the image after its disk has got so many bytes.
+    pub(super) fn of_disk(self, disk_bytes: u64) -> Self {
+        Self { disk_bytes, ..self }
     }
 
     /// Returns the most memory that imago needs for the image's tables, in bytes.

@@ -241,6 +241,57 @@ fn images_whose_tables_need_much_memory_are_refused() {
     folder.open("small.qcow2", Access::ReadWrite).unwrap();
 }
 
+#[test]
+fn what_an_image_gets_when_it_grows_are_zeros() {
+    let folder = Folder::new();
+    let below = vec![7; 8 * CLUSTER as usize];
+    fs::write(folder.path("base"), &below).unwrap();
+    for backing in [None, Some(("base", "raw"))] {
+        let known = CLUSTER + 1024;
+        folder.create("a.qcow2", known, backing);
+        let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+        image.write(&[1; 1024], CLUSTER).unwrap();
+        let Some((file, at)) = image.place(CLUSTER, 512, Direction::Out).unwrap() else {
+            panic!("no place")
+        };
+        file.write_all_at(&[9; 4096], at + 1024).unwrap();
+        let mut expected = content(&image);
+        // More than an L1 table of one cluster has, and L2 tables of a cluster.
+        for bytes in [12 * CLUSTER + 512, 12 * CLUSTER + 512, 5 << 40] {
+            image.grow(expected.len() as u64, bytes).unwrap();
+            expected.resize(12 * CLUSTER as usize + 512, 0);
+            let mut found = vec![1; expected.len()];
+            image.read(&mut found, 0).unwrap();
+            assert!(found == expected && image.bytes() == bytes);
+        }
+        image.write(&[3; 512], (5 << 40) - 512).unwrap();
+        drop(image);
+        let image = folder.open("a.qcow2", Access::ReadOnly).unwrap();
+        let mut found = vec![1; expected.len()];
+        image.read(&mut found, 0).unwrap();
+        assert!(found == expected && image.bytes() == 5 << 40);
+        image.read(&mut found[..512], (5 << 40) - 512).unwrap();
+        assert_eq!(found[..512], [3; 512]);
+        image.grow(5 << 40, 6 << 40).unwrap_err();
+    }
+}
+
+#[test]
+fn an_image_does_not_grow_so_far_that_it_could_not_be_opened() {
+    let folder = Folder::new();
+    folder.create("below.qcow2", 512, None);
+    folder.create("a.qcow2", 512, Some(("below.qcow2", "qcow2")));
+    let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
+    let refusal = image.grow(512, 1 << 56).unwrap_err().to_string();
+    assert!(refusal.contains("more than 512 MiB of memory") && image.bytes() == 512, "{refusal}");
+    let mut much = 1 << 56;
+    while image.grow(512, much).is_err() {
+        much /= 2;
+    }
+    image.open_again(Access::ReadWrite).unwrap();
+    assert!(image.bytes() == much && much >= 1 << 44);
+}
+
 /// Copies all of a disk to `path`, as a migration does.
 fn copy(disk: &BlockConfig, path: &Path) -> BlockConfig {
     let arriving = disk.at(path).arriving(Occupied::Refuse).made().unwrap();
@@ -402,6 +453,7 @@ fn the_format_of_a_backing_file_is_not_guessed() {
 enum Step {
     Write { at: u64, bytes: u64, with: u8 },
     Clear { at: u64, bytes: u64, keeps_space: bool },
+    Grow { bytes: u64 },
     OpenAgain,
 }
 
@@ -416,6 +468,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|((at, bytes), with)| Step::Write { at, bytes, with }),
         2 => (range, any::<bool>())
             .prop_map(|((at, bytes), keeps_space)| Step::Clear { at, bytes, keeps_space }),
+        1 => (1..200_u64).prop_map(|sectors| Step::Grow { bytes: sectors * 512 }),
         1 => Just(Step::OpenAgain),
     ];
     proptest::collection::vec(step, 1..30)
@@ -428,12 +481,13 @@ proptest! {
     fn an_image_has_what_was_written_last(steps in steps(), has_backing: bool) {
         let folder = Folder::new();
         let below: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 512) as u8).collect();
-        fs::write(folder.path("base"), &below).unwrap();
+        let is_longer = [&below[..], &[1; 2 * CLUSTER as usize]].concat();
+        fs::write(folder.path("base"), &is_longer).unwrap();
         let backing = has_backing.then_some(("base", "raw"));
         folder.create("a.qcow2", DISK_BYTES, backing);
         let image = folder.open("a.qcow2", Access::ReadWrite).unwrap();
         let mut expected = if has_backing { below } else { vec![0; DISK_BYTES as usize] };
-        let (memory, zeros) = (memory(), vec![0; DISK_BYTES as usize]);
+        let memory = memory();
         for step in steps {
             match step {
                 Step::Write { at, bytes, with } => {
@@ -458,13 +512,19 @@ proptest! {
                     image.clear(at, bytes, how).unwrap();
                     expected[at as usize..][..bytes as usize].fill(0);
                 }
+                Step::Grow { bytes } => {
+                    let known = expected.len();
+                    expected.resize(known + bytes as usize, 0);
+                    image.grow(known as u64, expected.len() as u64).unwrap();
+                }
                 Step::OpenAgain => image.open_again(Access::ReadWrite).unwrap(),
             }
             prop_assert!(content(&image) == expected);
         }
-        let (mut at, mut data) = (0, zeros);
-        while let Some((from, to)) = image.next_data(at, DISK_BYTES).unwrap() {
-            prop_assert!(at <= from && from < to && to <= DISK_BYTES);
+        let (mut at, end) = (0, expected.len() as u64);
+        let mut data = vec![0; expected.len()];
+        while let Some((from, to)) = image.next_data(at, end).unwrap() {
+            prop_assert!(at <= from && from < to && to <= end);
             image.read(&mut data[from as usize..to as usize], from).unwrap();
             at = to;
         }

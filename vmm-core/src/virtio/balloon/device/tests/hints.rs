@@ -10,19 +10,25 @@ const WORD: u64 = 0x7000;
 const FEATURES: u64 = feature::STATISTICS | feature::HINTS | feature::DEFLATE_ON_OOM;
 
 fn begin(bench: &mut Bench) {
-    bench.backend.on_balloon(|balloon, rings| balloon.begin_hints(rings)).unwrap();
+    bench
+        .backend
+        .on_device(|balloon: &mut BalloonDevice, rings| balloon.begin_hints(rings))
+        .unwrap();
     bench.run();
 }
 
 /// Ends the command and returns the numbers of the pages that were named.
 fn end(bench: &mut Bench) -> Vec<usize> {
-    let words = bench.backend.on_balloon(|balloon, rings| balloon.end_hints(rings)).unwrap();
+    let words = bench
+        .backend
+        .on_device(|balloon: &mut BalloonDevice, rings| balloon.end_hints(rings))
+        .unwrap();
     let is_set = |page: &usize| words[page / 64] >> (page % 64) & 1 == 1;
     (0..words.len() * 64).filter(is_set).collect()
 }
 
 fn progress(bench: &mut Bench) -> HintProgress {
-    bench.backend.on_balloon(|balloon, _| balloon.hint_progress()).unwrap()
+    bench.backend.on_device(|balloon: &mut BalloonDevice, _| balloon.hint_progress()).unwrap()
 }
 
 fn command(bench: &Bench) -> u32 {
