@@ -24,6 +24,9 @@ pub struct MigrationError {
 fn sentence(phase: Phase, failure: &Failure) -> String {
     match failure {
         Failure::Cancelled { .. } => format!("{failure} during {phase}"),
+        Failure::Peer { reason: Reason::Cancelled, text } => {
+            format!("{text} on the other host during {phase}")
+        }
         Failure::ConnectionLost { detail } if phase == Phase::Connect => {
             format!("cannot connect: {detail}")
         }

@@ -99,6 +99,23 @@ fn a_file_moves_onto_a_larger_block_device_and_back() {
 }
 
 #[test]
+fn a_guest_gets_the_rest_of_the_device_that_it_was_copied_to() {
+    let scene = Scene::new(DISK_BYTES);
+    scene.go(&["--replace-disks"]).ok();
+    let device = scene.device.path();
+    let resize =
+        |more: &[&str]| scene.pair.b.run(&[&["blockresize", GUEST, &*device], more].concat());
+    resize(&["1G"]).complains(Exit::Failed, &[&device, "lvextend"]);
+    assert_eq!(resize(&["--json"]).json()["bytes"], BYTES);
+    scene.go_back().ok();
+    let disk = fs::read(&scene.disk).expect("the disk");
+    assert!(
+        disk.len() as u64 == BYTES && disk[DISK_BYTES as usize..].iter().all(|byte| *byte == OLD)
+    );
+    runs(&scene.pair.a);
+}
+
+#[test]
 fn a_device_that_is_too_small_or_in_use_is_not_overwritten() {
     let scene = Scene::new(DISK_BYTES);
     start(&scene.pair, "other", &scene.device.path(), &[]).ok();

@@ -53,6 +53,8 @@ pub(crate) struct BlockDevice {
     warned: bool,
     /// When requests that the kernel did not accept are submitted again.
     submit_at: Option<Instant>,
+    /// Whether it was logged that io_uring does not do its work.
+    ring_warned: bool,
 }
 
 impl BlockDevice {
@@ -88,6 +90,7 @@ impl BlockDevice {
             writes_through: false,
             warned: false,
             submit_at: None,
+            ring_warned: false,
         })
     }
 
@@ -216,7 +219,7 @@ impl BlockDevice {
     fn submit(&mut self) {
         let Engine::Ring(ring) = &mut self.engine else { return };
         if let Err(error) = ring.submit() {
-            tracing::warn!(disk = ?self.disk, %error, "io_uring takes no requests; trying again");
+            self.warn_of_ring(&error);
         }
         self.plan_submission();
     }
@@ -271,10 +274,17 @@ impl BlockDevice {
             return false;
         }
         if let Err(error) = ring.wait() {
-            tracing::warn!(disk = ?self.disk, %error, "cannot wait for io_uring");
+            self.warn_of_ring(&error);
             std::thread::sleep(SUBMIT_AGAIN);
         }
         true
+    }
+
+    /// Logs the first error of io_uring, which is tried again every few milliseconds.
+    fn warn_of_ring(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.ring_warned, true) {
+            tracing::warn!(disk = ?self.disk, %error, "io_uring takes no requests; trying again");
+        }
     }
 }
 
