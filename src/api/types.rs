@@ -234,7 +234,7 @@ pub(crate) struct DiskInfo {
 pub(crate) struct DiskSizeRequest {
     /// The disk, by its path on this host.
     pub(crate) path: PathBuf,
-    /// The new size, bytes; without it, that of the block device.
+    /// The new size, bytes; without it, what the device or the file has by now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bytes: Option<u64>,
 }

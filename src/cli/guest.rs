@@ -316,8 +316,8 @@ Examples:
   lvextend -L 40G /dev/vg0/db && lighter blockresize db /dev/vg0/db
 
 The guest sees the new size at once; grow its partition and its file system
-inside it (growpart, resize2fs). A disk never shrinks. The new size goes along
-when the guest is migrated or saved.")]
+inside it (growpart, resize2fs). It cannot be made smaller again. If the command
+fails after the disk has grown, the guest keeps the old size: repeat it.")]
 pub(crate) struct BlockresizeArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -326,7 +326,7 @@ pub(crate) struct BlockresizeArgs {
     #[arg(value_name = "DISK", value_parser = disk_here)]
     pub(crate) disk: PathBuf,
 
-    /// New size, binary units: 512M, 40G [default: that of the block device].
+    /// New size, binary units: 512M, 40G [default: what the device or the file has by now].
     #[arg(value_parser = parse_size)]
     pub(crate) size: Option<u64>,
 

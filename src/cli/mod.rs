@@ -221,7 +221,7 @@ pub(crate) enum Verb {
     /// Show or set how much of its memory a guest keeps.
     Balloon(guest::BalloonArgs),
     /// Grow a disk of a running guest.
-    #[command(alias = "resize")]
+    #[command(visible_alias = "resize")]
     Blockresize(guest::BlockresizeArgs),
     /// Show and reduce the memory that guests use: balloons, merging, huge pages.
     Density(density::DensityArgs),

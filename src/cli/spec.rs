@@ -92,8 +92,8 @@ pub(crate) struct GuestSpec {
     pub(crate) acpi: Option<SwitchArg>,
 
     /// How the guest reaches its devices: `pci` for a PCI Express bus, up to 31 devices, or `mmio`
-    /// for up to 12 without a bus. It keeps this wherever it goes [default: pci with `--firmware`,
-    /// otherwise mmio].
+    /// for up to 12 without a bus. It keeps this wherever it goes [default: pci; mmio for the
+    /// workload and with `--acpi off`].
     #[arg(long, requires = "own", value_name = "mmio|pci")]
     #[serde(default, deserialize_with = "from_text")]
     pub(crate) machine: Option<MachineKind>,
@@ -444,9 +444,9 @@ impl GuestSpec {
 
     /// How it reaches its devices.
     pub(crate) fn machine(&self) -> MachineKind {
-        let implied =
-            || if self.firmware.is_some() { MachineKind::Pci } else { MachineKind::default() };
-        self.machine.unwrap_or_else(implied)
+        let has_bus = self.has_system() && self.acpi != Some(SwitchArg::Off);
+        let implied = if has_bus { MachineKind::Pci } else { MachineKind::Mmio };
+        self.machine.unwrap_or(implied)
     }
 }
 

@@ -9,6 +9,7 @@ use memopt::settings::{self, SettingsError};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use uuid::Uuid;
+use vmm_core::MachineKind;
 use vmm_core::virtio::net::MacAddress;
 
 use crate::cli::fault::{Fault, Place};
@@ -49,6 +50,7 @@ impl Document {
     pub(crate) fn text_to_keep(&self, before: Option<&Kept>) -> Result<String> {
         let root = DeTable::parse(&self.text).map_err(|error| anyhow!("{error}"))?;
         let mut missing = Vec::from_iter(self.missing_identity(root.get_ref(), before)?);
+        missing.extend(self.missing_machine(root.get_ref(), before));
         missing.extend(self.missing_addresses(root.get_ref(), before)?);
         // From the end backwards, so that an insertion does not move the places of the others.
         missing.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
@@ -77,11 +79,24 @@ impl Document {
             (Some(_), _) => Ok(None),
             (None, _) => {
                 let uuid = before.unwrap_or_else(Uuid::new_v4);
-                let place = root.iter().find(|(key, _)| key.get_ref() == "name");
-                let place = place.map_or(0, |(key, _)| key.span().start);
-                Ok(Some((place, format!("uuid = \"{uuid}\"\n"))))
+                Ok(Some((place_of_name(root), format!("uuid = \"{uuid}\"\n"))))
             }
         }
+    }
+
+    /// The machine is kept too: another release may have another default, by which the guest would
+    /// find its network devices under other names.
+    fn missing_machine(
+        &self,
+        root: &DeTable<'_>,
+        before: Option<&Kept>,
+    ) -> Option<(usize, String)> {
+        if !self.spec.has_system() || self.spec.machine.is_some() {
+            return None;
+        }
+        let before = before.and_then(|kept| kept.machine).filter(|_| self.spec.kernel.is_some());
+        let machine = before.unwrap_or_else(|| self.spec.machine());
+        Some((place_of_name(root), format!("machine = \"{machine}\"\n")))
     }
 
     fn missing_addresses(
@@ -132,12 +147,14 @@ pub(crate) struct Kept {
     pub(crate) uuid: Option<Uuid>,
     /// The address of each network device that has one.
     addresses: Vec<Option<MacAddress>>,
+    machine: Option<MachineKind>,
 }
 
 impl Kept {
     /// Returns what the guest of this specification keeps.
     pub(crate) fn of(spec: &GuestSpec) -> Self {
-        Self { uuid: spec.uuid, addresses: spec.net.iter().map(|net| net.mac).collect() }
+        let addresses = spec.net.iter().map(|net| net.mac).collect();
+        Self { uuid: spec.uuid, addresses, machine: spec.machine }
     }
 
     /// Reads what the guest `name` keeps from its definition file at `path`, whatever else is wrong
@@ -162,8 +179,16 @@ impl Kept {
         let address = |net: &Spanned<DeValue<'_>>| {
             value(net.get_ref().as_table()?, "mac")?.as_str()?.parse().ok()
         };
-        Some(Self { uuid, addresses: nets.map(address).collect() })
+        let machine = value(root, "machine").and_then(|kind| kind.as_str()?.parse().ok());
+        Some(Self { uuid, addresses: nets.map(address).collect(), machine })
     }
+}
+
+/// Returns where a line can be added to the file: before the guest's name, which is no part of a
+/// table.
+fn place_of_name(root: &DeTable<'_>) -> usize {
+    let place = root.iter().find(|(key, _)| key.get_ref() == "name");
+    place.map_or(0, |(key, _)| key.span().start)
 }
 
 /// Returns the value of a key in `table`.
@@ -205,7 +230,6 @@ fn item<'a, 'i>(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use vmm_core::MachineKind;
 
     use super::*;
     use crate::cli::{Cli, Verb};
@@ -392,7 +416,11 @@ tap = "tap-db"
             refused(&format!("firmware = \"/f\"\n{line}"), &format!("2: {key}: "), "`kernel`");
         }
         refused("firmware = \"f\"", "1: firmware: ", "`f` must be an absolute path");
-        assert_eq!(read("kernel = \"/k\"").unwrap().machine(), MachineKind::Mmio);
+        let of = |text: &str| read(text).unwrap().machine();
+        assert_eq!(of("kernel = \"/k\""), MachineKind::Pci);
+        assert_eq!(of("kernel = \"/k\"\nmachine = \"mmio\""), MachineKind::Mmio);
+        assert_eq!(of("kernel = \"/k\"\nacpi = \"off\""), MachineKind::Mmio);
+        assert_eq!(of(""), MachineKind::Mmio);
     }
 
     #[test]
@@ -447,6 +475,24 @@ tap = "tap-db"
             assert_eq!(given(&read(&again).unwrap()), macs, "defined again, it keeps them");
             assert_eq!(read(&again).unwrap().uuid, defined.spec.uuid, "and is the same guest");
         }
+    }
+
+    #[test]
+    fn a_defined_guest_keeps_its_machine() {
+        let kept = |text: &str, before: Option<Kept>| {
+            let document = Document { spec: read(text).unwrap(), text: text.to_owned() };
+            read(&document.text_to_keep(before.as_ref()).unwrap()).unwrap().machine
+        };
+        let (pci, mmio) = (Some(MachineKind::Pci), Some(MachineKind::Mmio));
+        let of = |machine| Kept { machine, ..Kept::default() };
+        assert_eq!(kept("kernel = \"/k\"", None), pci);
+        assert_eq!(kept("kernel = \"/k\"", Some(of(mmio))), mmio);
+        assert_eq!(kept("kernel = \"/k\"\nacpi = \"off\"", None), mmio);
+        assert_eq!(kept("kernel = \"/k\"\nmachine = \"pci\"", Some(of(mmio))), pci);
+        assert_eq!(kept("firmware = \"/f\"", Some(of(mmio))), pci);
+        assert_eq!(kept("", Some(of(mmio))), None);
+        let read = Kept::parse("name = \"db\"\nmachine = \"mmio\"", &"db".parse().unwrap());
+        assert_eq!(read, Some(of(mmio)));
     }
 
     #[test]

@@ -343,7 +343,7 @@ fn device_routes() -> Vec<Route<ProcessControl>> {
             "/v1/guest/disk",
             DONE,
             "Grow a disk, or tell the guest that its block device has grown (404 without that \
-             disk, 409 while it is migrated)",
+             disk, 409 while it is migrated or saved)",
             |guest, request: DiskSizeRequest| guest.grow_disk(&request),
         ),
     ]

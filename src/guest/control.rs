@@ -458,12 +458,16 @@ impl ProcessControl {
     /// # Errors
     /// As for [`Self::pause`], or if the disk cannot have that size.
     pub(super) fn grow_disk(&self, request: &DiskSizeRequest) -> Result<DiskInfo, ApiError> {
+        let (machine, name) = (self.machine()?, self.process().name());
+        // The guest's disk stands still for as long as it takes to make the new size durable, and
+        // so do requests that need `occupation`: what the guest has written goes first.
+        growing::flush(machine, request)?;
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
-        growing::grow(self.machine()?, self.process().name(), request)?;
+        growing::grow(machine, name, request)?;
         drop(occupation);
-        let disk = disks(self.machine()?).into_iter().find(|disk| disk.path == request.path);
-        disk.ok_or_else(|| growing::no_disk(self.process().name(), request))
+        let disk = disks(machine).into_iter().find(|disk| disk.path == request.path);
+        disk.ok_or_else(|| growing::no_disk(name, request))
     }
 
     /// Returns the most recent output of the serial console.

@@ -2,12 +2,24 @@
 
 use std::io;
 
-use vmm_core::DeviceError;
+use vmm_core::virtio::block::Access;
+use vmm_core::{DeviceError, DiskContent};
 
 use super::machine::SharedMachine;
 use crate::api::types::DiskSizeRequest;
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
+
+/// Makes durable what the guest has written to the disk, if it may write it.
+///
+/// # Errors
+/// If that fails.
+pub(super) fn flush(machine: &SharedMachine, request: &DiskSizeRequest) -> Result<(), ApiError> {
+    let is_it =
+        |disk: &DiskContent| disk.path() == request.path && disk.access() == Access::ReadWrite;
+    let mut disks = machine.disks().filter(|(_, disk)| is_it(disk));
+    disks.try_for_each(|(_, disk)| disk.sync()).map_err(ApiError::failed)
+}
 
 /// Grows a disk, or tells the guest that its block device has grown.
 ///

@@ -1,5 +1,7 @@
 //! `lighter blockresize`: grows a disk of a guest that runs or is paused.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 
 use super::session::{block_on, guest_client};
@@ -11,12 +13,15 @@ use crate::output;
 use crate::state_dir::StateDir;
 use crate::units::format_size;
 
+/// How long it may take: all that the guest has written is made durable first.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// Grows a disk of a guest, or tells the guest that its block device has grown.
 ///
 /// # Errors
 /// If there is no such guest or disk, or the disk cannot have that size.
 pub(crate) fn run(state: &StateDir, args: &BlockresizeArgs) -> Result<Exit> {
-    let client = guest_client(state, &args.name)?;
+    let client = guest_client(state, &args.name)?.with_patience(PATIENCE);
     let request = DiskSizeRequest { path: args.disk.clone(), bytes: args.size };
     let disk: DiskInfo = block_on(async {
         let answer = client.put_json("/v1/guest/disk", &request).await;

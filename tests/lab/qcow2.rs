@@ -1,7 +1,7 @@
 //! Disks in qcow2 images: shared, copied, and after a power cut.
 
 use crate::firmware::{FIRMWARE, install};
-use crate::fixtures::{Host, Lab, StockGuest};
+use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 use crate::nfs::{CHECKER, SHARED, WRITER, share};
 
 /// Checks an image; space that it has lost (3) is no error.
@@ -15,8 +15,10 @@ fn is_sound(host: Host<'_>, image: &str) {
 #[track_caller]
 pub(crate) fn grows(guest: &StockGuest, host: Host<'_>, (device, disk): (&str, &str), bytes: u64) {
     host.lighter(&format!("blockresize debian {disk} {bytes}")).ok();
-    let seen = format!("sleep 2; blockdev --getsize64 /dev/{device}");
-    assert_eq!(guest.sh(host, &seen).ok().trim(), bytes.to_string());
+    until("the guest sees the size", || {
+        let seen = guest.sh(host, &format!("blockdev --getsize64 /dev/{device}")).ok();
+        holds(seen.trim() == bytes.to_string(), seen)
+    });
 }
 
 #[test]

@@ -10,8 +10,8 @@ const DOWNTIME: &str = "10s";
 /// netem options of the link between the hosts.
 const LINK: &str = "delay 5ms loss 0.1%";
 
-/// Runs a guest with a PCI bus.
-const ON_PCI: &str = "--machine pci";
+/// Runs a guest without a PCI bus.
+const ON_MMIO: &str = "--machine mmio";
 
 #[test]
 fn one_vcpu_moves_ten_times() {
@@ -24,8 +24,8 @@ fn two_vcpus_move_twice() {
 }
 
 #[test]
-fn two_vcpus_on_pci_move_twice() {
-    moves(2, 2, ON_PCI);
+fn two_vcpus_on_mmio_move_twice() {
+    moves(2, 2, ON_MMIO);
 }
 
 #[test]
@@ -39,8 +39,8 @@ fn four_vcpus_move_ten_times() {
 }
 
 #[test]
-fn four_vcpus_on_pci_move_ten_times() {
-    moves(4, 10, ON_PCI);
+fn four_vcpus_on_mmio_move_ten_times() {
+    moves(4, 10, ON_MMIO);
 }
 
 fn moves(cpus: u16, moves: usize, options: &str) {
@@ -126,8 +126,8 @@ fn two_vcpus_use_their_devices_and_reboot() {
 }
 
 #[test]
-fn two_vcpus_on_pci_use_their_devices_and_reboot() {
-    uses_its_devices_and_reboots(2, ON_PCI);
+fn two_vcpus_on_mmio_use_their_devices_and_reboot() {
+    uses_its_devices_and_reboots(2, ON_MMIO);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn four_vcpus_use_their_devices_and_reboot() {
 fn a_pci_bus_is_found_without_a_warning() {
     let lab = Lab::of(1);
     let host = lab.host(1);
-    let guest = StockGuest::boot(&lab, host, 2, ON_PCI);
+    let guest = StockGuest::boot(&lab, host, 2, "");
     let complaints =
         "dmesg --level=emerg,alert,crit,err,warn | grep -iE 'pci|acpi|ecam|mmconfig|msi'";
     assert_eq!(guest.sh(host, complaints).stdout, "");

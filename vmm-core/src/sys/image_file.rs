@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
@@ -108,6 +108,8 @@ pub(crate) struct ImageFile {
     mark: Option<Arc<DirtyMark>>,
     /// Whether the mark is hidden: another host may be writing the image that is read here.
     hides_mark: bool,
+    /// Lower bound of the file's length, in bytes; only [`Storage::resize`] makes it shorter.
+    reached: AtomicU64,
     in_flight: CommonStorageHelper,
 }
 
@@ -125,13 +127,25 @@ impl ImageFile {
     /// Uses `file`, found at `path`, without a mark: to make an image in it, or to read what is
     /// none.
     pub(crate) fn unmarked(path: &Path, file: &Arc<File>) -> Self {
-        let (file, path, in_flight) = (Arc::clone(file), path.to_owned(), Default::default());
-        Self { file, path, mark: None, hides_mark: false, in_flight }
+        let (file, path) = (Arc::clone(file), path.to_owned());
+        let (reached, in_flight) = (AtomicU64::new(0), CommonStorageHelper::default());
+        Self { file, path, mark: None, hides_mark: false, reached, in_flight }
     }
 
     /// Returns the file; writes to it directly are not durable until it is synced.
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Returns whether the file has all bytes before `end`.
+    ///
+    /// # Errors
+    /// If the system call fails.
+    pub(crate) fn reaches(&self, end: u64) -> io::Result<bool> {
+        if end > self.reached.load(Ordering::Relaxed) {
+            self.reached.store(self.size()?, Ordering::Relaxed);
+        }
+        Ok(end <= self.reached.load(Ordering::Relaxed))
     }
 
     /// Lets the file end at `end` at least.
@@ -236,6 +250,8 @@ impl Storage for ImageFile {
     }
 
     fn resize(&self, bytes: u64, _mode: PreallocateMode) -> io::Result<()> {
-        self.file.set_len(bytes)
+        self.file.set_len(bytes)?;
+        self.reached.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The disks of a virtual machine, and what it knows of them.
+//! Disks of a virtual machine: evidence and sizes.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -16,9 +16,9 @@ impl Vm {
         self.change_shape(|shape| shape.take_evidence(known));
     }
 
-    /// Durably grows the disk at `path`, which the guest must write, to `bytes`; a block device
-    /// without this argument to the size that the device has by now. The guest is told; what it
-    /// does with the space is up to it. Returns the size in bytes.
+    /// Durably grows the disk at `path`, which the guest must be able to write, to `bytes`, or to
+    /// the size that the file or device has by now; returns the size. The guest is told; what it
+    /// does with the space is up to it.
     ///
     /// # Errors
     /// [`DeviceError::NoDisk`]; [`DeviceError::Resize`]; [`Error::WrongState`] if the guest has
@@ -29,7 +29,10 @@ impl Vm {
             let (action, state) = ("resize a disk", RunState::Stopped);
             return Err(Error::WrongState { action, state });
         }
-        let is_it = |device: &DeviceConfig| matches!(device, DeviceConfig::Block(disk) if disk.path() == path);
+        let is_it = |device: &DeviceConfig| match device {
+            DeviceConfig::Block(disk) => disk.path() == path,
+            _ => false,
+        };
         let index = self.shape().devices.iter().position(is_it).ok_or(DeviceError::NoDisk)?;
         let bytes = self.machine.bus.grow_disk(index, bytes)?;
         self.change_shape(|shape| {

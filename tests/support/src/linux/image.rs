@@ -47,7 +47,7 @@ impl Image {
         Self::of(&Recipe {
             name: "halting",
             kernel: "vmlinux",
-            arguments: &["--vsock", "3"],
+            arguments: &["--machine", "pci", "--vsock", "3"],
             cpus: 1,
             options: "check.halt=1 check.button=1 check.vsock=1024 check.rate=1000",
             mib: 8,
@@ -155,6 +155,7 @@ fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     (recipe, cmdline).hash(&mut hasher);
     let mut files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
     collect(&repository().join("vmm-core/src"), &mut files);
+
     files.sort();
     for file in files {
         let content = fs::read(&file);

@@ -4,7 +4,6 @@
 //! saving cover it too. At the destination of a copy, the content is written through it.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,7 +88,7 @@ impl DiskContent {
 
     /// Returns whether the disk is a block device.
     pub fn is_device(&self) -> bool {
-        self.store.file().metadata().is_ok_and(|found| found.file_type().is_block_device())
+        self.store.is_device()
     }
 
     /// Returns whether the disk is in a qcow2 image.

@@ -114,11 +114,16 @@ impl BlockDevice {
         if bytes == known {
             return Ok(bytes);
         }
+        // What requests in flight read may move.
+        self.complete_all();
+        self.disk.grow(known, bytes)?;
+        let synced = self.content.note_synced(self.disk.store().sync());
+        synced
+            .map_err(|cause| DeviceError::Resize { path: self.content.path().to_owned(), cause })?;
         // A guest that was saved on the disk does not fit it any more.
         if self.content.take_seals() {
             self.disk.break_seals();
         }
-        self.disk.grow(known, bytes)?;
         self.content.set_bytes(bytes);
         self.limits.sectors = bytes / SECTOR_BYTES;
         rings.change_config(|config| self.limits.put_sectors(config));

@@ -140,32 +140,28 @@ impl Disk {
         self.access
     }
 
-    /// Returns the size in bytes when the disk was opened, or grown since.
+    /// Returns the size in bytes when the disk was opened.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Checks that the disk has the size that a guest knows, ignoring a partial sector at the end.
     /// A block device may be larger: volumes consist of whole extents, and the guest does not use
-    /// the rest. So may an image: one that was grown, which its guest was not told.
+    /// the rest. So may an image that was grown without its guest being told.
     ///
     /// # Errors
     /// [`DeviceError::DiskSize`].
     pub(crate) fn expect_bytes(&self, expected: u64) -> Result<(), DeviceError> {
         let found = self.bytes - self.bytes % super::SECTOR_BYTES;
-        let may_be_larger = self.is_device() || !self.store.is_raw();
+        let may_be_larger = self.store.is_device() || !self.store.is_raw();
         if found == expected || may_be_larger && found > expected {
             return Ok(());
         }
         Err(DeviceError::DiskSize { path: self.path.clone(), found, expected })
     }
 
-    fn is_device(&self) -> bool {
-        self.file().metadata().is_ok_and(|found| found.file_type().is_block_device())
-    }
-
-    /// Returns the size in bytes that a disk gets of which the guest knows the first `known` bytes:
-    /// what is `wanted`, or what its block device has by now.
+    /// Returns the new size in bytes of a disk of which the guest knows the first `known` bytes:
+    /// what is `wanted`, or what the disk has by now.
     ///
     /// # Errors
     /// [`DeviceError::Resize`].
@@ -178,8 +174,8 @@ impl Disk {
         if !self.is_locked() {
             return refused("the guest does not hold it: resume the guest first");
         }
-        let device = self.is_device().then(|| self.store.bytes()).transpose().map_err(failed)?;
-        resize::new_size(known, wanted, device).map_err(failed)
+        let there = self.store.bytes().map_err(failed)?;
+        resize::new_size(known, wanted, there, self.store.is_device()).map_err(failed)
     }
 
     /// Grows the disk, of which the guest knows the first `known` bytes, to `bytes`; a block device
@@ -187,13 +183,12 @@ impl Disk {
     ///
     /// # Errors
     /// [`DeviceError::Resize`].
-    pub(crate) fn grow(&mut self, known: u64, bytes: u64) -> Result<(), DeviceError> {
-        if !self.is_device() {
-            let grown = self.store.grow(known, bytes);
-            grown.map_err(|cause| DeviceError::Resize { path: self.path.clone(), cause })?;
+    pub(crate) fn grow(&self, known: u64, bytes: u64) -> Result<(), DeviceError> {
+        if self.store.is_device() {
+            return Ok(());
         }
-        self.bytes = bytes;
-        Ok(())
+        let grown = self.store.grow(known, bytes);
+        grown.map_err(|cause| DeviceError::Resize { path: self.path.clone(), cause })
     }
 
     /// Locks the disk, checks that it is in the expected state, and drops what this host has cached

@@ -11,7 +11,7 @@
 //! | `store`, `qcow2` | storage of its bytes: a raw file or device, or an image |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
-//! | `resize` | which size a disk that is to grow gets |
+//! | `resize` | checks the new size of a disk |
 //! | `staged`, `overwritten` | a disk that is being copied to this host: a file, a block device |
 //! | `proof`, `names` | checks that two hosts share a disk, and the names of block devices |
 //! | `copy` | copies a disk that is not being written |

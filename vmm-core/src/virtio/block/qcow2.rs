@@ -76,8 +76,6 @@ pub(super) struct Backing {
     pub(super) path: PathBuf,
     /// The open file.
     pub(super) file: Arc<File>,
-    /// Size of the disk in it, in bytes.
-    bytes: u64,
     /// Most memory for its tables, in bytes.
     tables_bytes: u64,
 }
@@ -123,7 +121,10 @@ impl Image {
     /// As for [`Image::open`], or if what was written through it before cannot be written to the
     /// file.
     pub(super) fn open_again(&self, access: Access) -> io::Result<()> {
-        let mut tables = self.exclusive();
+        self.read_again(&mut self.exclusive(), access)
+    }
+
+    fn read_again(&self, tables: &mut Tables, access: Access) -> io::Result<()> {
         tables.flush()?;
         self.mark.clear()?;
         *tables = open(&self.path, &self.file, access, &self.mark, &mut self.backing.clone())?;
@@ -235,7 +236,7 @@ impl Image {
     /// if none has, or it may not be written.
     ///
     /// A file's bytes stay in place until the image is written by [`Image::write`],
-    /// [`Image::transfer`] or [`Image::clear`], or opened again.
+    /// [`Image::transfer`] or [`Image::clear`], grows, or is opened again.
     ///
     /// # Errors
     /// If the range is not on the disk, or the image is damaged or cannot be read.
@@ -250,26 +251,29 @@ impl Image {
         Ok(place.filter(|_| length == bytes).map(|it| (Arc::clone(it.file), it.at)))
     }
 
-    /// Durably grows the disk, of which a guest knows the first `known` bytes, to `bytes`. The new
-    /// ones are zeros.
+    /// Grows the disk, of which a guest knows the first `known` bytes, to `bytes`. The new ones are
+    /// zeros.
     ///
     /// # Errors
-    /// If the image cannot be written, or its tables would need too much memory.
+    /// If its tables would need too much memory, or it cannot be written; it may have grown then.
     pub(super) fn grow(&self, known: u64, bytes: u64) -> io::Result<()> {
         let own = Header::read(&self.file)?.of_disk(bytes).tables_bytes();
         let below = self.backing.iter().map(|file| file.tables_bytes);
-        expect_small(below.fold(own, u64::saturating_add))?;
-        let tables = self.exclusive();
-        tables.resize_grow(bytes, PreallocateMode::None)?;
-        // The last cluster may have anything behind the end, and so may the file below.
-        let cluster = tables.inner().zero_granularity().unwrap_or(1);
-        let below = self.backing.first().map_or(0, |file| file.bytes);
-        let zeros_end = known.next_multiple_of(cluster).max(below).min(bytes);
-        if known < zeros_end {
-            tables.write_zeroes(known, zeros_end - known)?;
+        if below.fold(own, u64::saturating_add) > TABLES_BYTES_MAX {
+            let what =
+                format!("its tables would need more than {} MiB of memory", TABLES_BYTES_MAX >> 20);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        drop(tables);
-        self.flush()
+        let mut tables = self.exclusive();
+        let grown = tables.resize_grow(bytes, PreallocateMode::None);
+        // The last cluster may have anything behind the end, and so may the file below, or what
+        // was there before the image was made smaller.
+        let grown = grown.and_then(|()| zero(&tables, known, bytes));
+        if grown.is_err() {
+            // imago's tables may differ from those in the file.
+            self.read_again(&mut tables, Access::ReadWrite)?;
+        }
+        grown
     }
 
     /// Zeroes a range of the disk.
@@ -299,18 +303,7 @@ impl Image {
     /// # Errors
     /// If the image is damaged or cannot be read.
     pub(super) fn next_data(&self, at: u64, bytes: u64) -> io::Result<Option<(u64, u64)>> {
-        let tables = self.shared();
-        let (mut at, mut data) = (at, None);
-        while at < bytes {
-            let (has_data, length) = extent(&tables, at, bytes - at)?;
-            match (has_data, data) {
-                (true, None) => data = Some(at),
-                (false, Some(_)) => break,
-                _ => {}
-            }
-            at += length;
-        }
-        Ok(data.map(|from| (from, at)))
+        next_extent(&self.shared(), at, bytes)
     }
 
     /// Returns the bytes that may contain anything but zeros.
@@ -370,10 +363,8 @@ fn in_place(
         Mapping::Raw { storage, offset: at, writable, .. } => {
             let may_move = direction == Direction::In || (writable && tables.inner().writable());
             // What is behind the end of a file are zeros.
-            let is_whole = at
-                .checked_add(length)
-                .is_some_and(|end| storage.file().metadata().is_ok_and(|found| end <= found.len()));
-            (may_move && is_whole).then(|| Place { file: storage.file(), at })
+            let end = at.checked_add(length).ok_or(io::ErrorKind::InvalidData)?;
+            (may_move && storage.reaches(end)?).then(|| Place { file: storage.file(), at })
         }
         _ => None,
     };
@@ -393,6 +384,31 @@ fn extent(tables: &Tables, offset: u64, bytes: u64) -> io::Result<(bool, u64)> {
         Some((from, _)) if from > at => (false, from - at),
         Some((_, to)) => (true, to - at),
     })
+}
+
+/// Returns the next range of the disk's first `bytes`, from `at` on, that may contain anything but
+/// zeros; `None` if there is none.
+fn next_extent(tables: &Tables, at: u64, bytes: u64) -> io::Result<Option<(u64, u64)>> {
+    let (mut at, mut data) = (at, None);
+    while at < bytes {
+        let (has_data, length) = extent(tables, at, bytes - at)?;
+        match (has_data, data) {
+            (true, None) => data = Some(at),
+            (false, Some(_)) => break,
+            _ => {}
+        }
+        at += length;
+    }
+    Ok(data.map(|from| (from, at)))
+}
+
+/// Zeroes the disk's first `bytes` from `at` on, where they are not zeros.
+fn zero(tables: &Tables, mut at: u64, bytes: u64) -> io::Result<()> {
+    while let Some((from, to)) = next_extent(tables, at, bytes)? {
+        tables.write_zeroes(from, to - from)?;
+        at = to;
+    }
+    Ok(())
 }
 
 /// Writes `bytes` to a new place in the file: whole clusters, so that imago has no content to
@@ -461,17 +477,6 @@ fn refuse<T>(what: &str) -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::Unsupported, what))
 }
 
-/// Checks the memory that the tables of an image and of those below it need.
-fn expect_small(tables_bytes: u64) -> io::Result<()> {
-    if tables_bytes <= TABLES_BYTES_MAX {
-        return Ok(());
-    }
-    refuse(&format!(
-        "its tables would need more than {} MiB of memory: `qemu-img convert` makes an image of one file with smaller clusters",
-        TABLES_BYTES_MAX >> 20
-    ))
-}
-
 /// The images above one in its chain.
 #[derive(Clone, Copy)]
 struct Above {
@@ -493,7 +498,12 @@ fn with_backing(
         return refuse("it is encrypted, which is not supported");
     }
     let tables_bytes = above.tables_bytes.saturating_add(header.tables_bytes());
-    expect_small(tables_bytes)?;
+    if tables_bytes > TABLES_BYTES_MAX {
+        return refuse(&format!(
+            "its tables would need more than {} MiB of memory: `qemu-img convert` makes an image of one file with smaller clusters",
+            TABLES_BYTES_MAX >> 20
+        ));
+    }
     if image.requires_external_data_file() {
         return refuse("its data is in another file, which is not supported");
     }
@@ -548,7 +558,6 @@ fn open_below(
             backing.push(Backing {
                 path: found.clone(),
                 file: Arc::clone(&file),
-                bytes: image.map_or(file.metadata()?.len(), |header| header.disk_bytes),
                 tables_bytes: image.map_or(0, |header| header.tables_bytes()),
             });
             file

@@ -1,37 +1,43 @@
-//! Which size a disk that is to grow gets.
+//! Checks the new size of a disk.
 
 use std::io;
 
 use super::SECTOR_BYTES;
 
 /// Returns the new size in bytes of a disk of which its guest knows the first `known` bytes: the
-/// `wanted` size, or that of its block `device`.
+/// `wanted` size, or that of the file, image or block device, which is `there`.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`], if the disk cannot have that size.
-pub(super) fn new_size(known: u64, wanted: Option<u64>, device: Option<u64>) -> io::Result<u64> {
-    let there = device.map(|bytes| bytes - bytes % SECTOR_BYTES);
-    let Some(bytes) = wanted.or(there) else {
-        return Err(refusal("only a block device has a size of its own: give the new size"));
-    };
-    if !bytes.is_multiple_of(SECTOR_BYTES) {
-        let what = format!("{bytes} bytes are not whole sectors of {SECTOR_BYTES}");
-        return Err(refusal(&what));
+pub(super) fn new_size(
+    known: u64,
+    wanted: Option<u64>,
+    there: u64,
+    is_device: bool,
+) -> io::Result<u64> {
+    let there = there - there % SECTOR_BYTES;
+    let refused = |what: String| Err(refusal(&what));
+    if there < known {
+        return refused(format!("it has {there} bytes by now, and the guest knows {known}"));
     }
-    if bytes < known {
-        let what = format!(
-            "it would shrink to {bytes} bytes, and the guest may have data in all of its {known}"
-        );
-        return Err(refusal(&what));
-    }
-    match there {
-        Some(there) if bytes > there => {
-            let what = format!(
-                "the device has {there} bytes, not {bytes}: grow it first, a logical volume with lvextend"
-            );
-            Err(refusal(&what))
+    match wanted {
+        None if there == known && !is_device => {
+            refused("it is as large as the guest knows: give the new size".to_owned())
         }
-        _ => Ok(bytes),
+        None => Ok(there),
+        Some(bytes) if !bytes.is_multiple_of(SECTOR_BYTES) => {
+            refused(format!("{bytes} bytes are not whole sectors of {SECTOR_BYTES}"))
+        }
+        Some(bytes) if bytes < known => {
+            refused(format!("it cannot shrink from {known} to {bytes} bytes"))
+        }
+        Some(bytes) if bytes > there && is_device => refused(format!(
+            "the device has {there} bytes, not {bytes}: grow it first, with lvextend if it is a logical volume"
+        )),
+        Some(bytes) if bytes < there && bytes > known && !is_device => {
+            refused(format!("it has {there} bytes by now: give that size or a larger one"))
+        }
+        Some(bytes) => Ok(bytes),
     }
 }
 
@@ -45,19 +51,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_gets_a_larger_size_that_there_is() {
-        assert_eq!(new_size(1024, Some(4096), None).unwrap(), 4096);
-        assert_eq!(new_size(1024, Some(1024), None).unwrap(), 1024);
-        assert_eq!(new_size(1024, Some(2048), Some(4096)).unwrap(), 2048);
-        assert_eq!(new_size(1024, None, Some(4099)).unwrap(), 4096);
-        for (wanted, device, why) in [
-            (None, None, "give the new size"),
-            (Some(512), None, "shrink"),
-            (None, Some(512), "shrink"),
-            (Some(2000), None, "whole sectors"),
-            (Some(4096), Some(2048), "lvextend"),
+    fn a_disk_only_grows() {
+        let (file, device) = (false, true);
+        for (wanted, there, is_device, expected) in [
+            (Some(4096), 1024, file, 4096),
+            (Some(1024), 1024, file, 1024),
+            (Some(1024), 4096, file, 1024),
+            (Some(4096), 4096, file, 4096),
+            (None, 4096, file, 4096),
+            (Some(2048), 4096, device, 2048),
+            (None, 4099, device, 4096),
+            (None, 1024, device, 1024),
         ] {
-            let error = new_size(1024, wanted, device).unwrap_err();
+            assert_eq!(new_size(1024, wanted, there, is_device).unwrap(), expected);
+        }
+        for (wanted, there, is_device, why) in [
+            (None, 1024, file, "give the new size"),
+            (Some(512), 1024, file, "cannot shrink"),
+            (Some(2048), 4096, file, "a larger one"),
+            (None, 512, device, "the guest knows 1024"),
+            (Some(2000), 1024, file, "whole sectors"),
+            (Some(4096), 2048, device, "lvextend"),
+        ] {
+            let error = new_size(1024, wanted, there, is_device).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
         }
     }

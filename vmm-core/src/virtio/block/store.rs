@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -180,23 +180,22 @@ impl Store {
         }
     }
 
-    /// Durably grows a file or an image, of which a guest knows the first `known` bytes, to
-    /// `bytes`; the new ones are zeros.
+    /// Grows a file or an image, of which a guest knows the first `known` bytes, to `bytes`. What
+    /// was not there before are zeros.
     ///
     /// # Errors
-    /// If the system refuses, or an image's tables would need too much memory.
+    /// If the system refuses, or an image's tables would need too much memory; it may have grown
+    /// then.
     pub(super) fn grow(&self, known: u64, bytes: u64) -> io::Result<()> {
         match &self.image {
             Some(image) => image.grow(known, bytes),
-            None => {
-                let before = self.bytes()?;
-                self.file.set_len(bytes)?;
-                self.file.sync_all().inspect_err(|_| {
-                    // Hosts that do not know of the new size would refuse the disk.
-                    let _ = self.file.set_len(before);
-                })
-            }
+            None => self.file.set_len(bytes),
         }
+    }
+
+    /// Returns whether it is a block device.
+    pub(super) fn is_device(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.file_type().is_block_device())
     }
 
     /// Makes all writes durable.

@@ -20,7 +20,7 @@ pub(super) struct Header {
     pub(super) is_encrypted: bool,
     cluster_bits: u32,
     /// Size of the disk in bytes.
-    pub(super) disk_bytes: u64,
+    disk_bytes: u64,
     /// Entries of the L1 table, which may be more than there are L2 tables.
     l1_entries: u64,
     /// Clusters of the refcount table.
