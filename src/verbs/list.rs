@@ -163,7 +163,7 @@ pub(crate) fn run(state: &StateDir, args: &ListArgs) -> Result<Exit> {
 
 /// Tells the user that no guest has ever run in `state`: it may be the wrong folder.
 pub(super) fn note_unused(state: &StateDir) {
-    if !state.root().exists() {
+    if matches!(state.root().try_exists(), Ok(false)) {
         output::note(format_args!(
             "{} does not exist: no guest has run there",
             state.root().display()
