@@ -65,6 +65,7 @@ fn a_disk_that_has_grown_moves_with_its_guest() {
         host.run(&[&["blockresize", GUEST], arguments].concat())
     };
     resize(&place.pair.a, &[&disk, "1M"]).complains(Exit::Failed, &["disk.raw", "shrink"]);
+    resize(&place.pair.a, &["vdb", "1G"]).complains(Exit::Failed, &["fewer disks"]);
     resize(&place.pair.a, &[&disk]).complains(Exit::Failed, &["disk.raw", "give the new size"]);
     resize(&place.pair.a, &["/no/disk", "1G"])
         .complains(Exit::Failed, &["/no/disk", "lighter show"]);
@@ -80,7 +81,7 @@ fn a_disk_that_has_grown_moves_with_its_guest() {
     assert_eq!(report["disk_bytes"], 64 << 20);
     place.runs_only_on(&place.pair.b);
     let there = place.disk_b().display().to_string();
-    let said = resize(&place.pair.b, &[&there, "65M"]).ok();
+    let said = resize(&place.pair.b, &["vda", "65M"]).ok();
     assert!(said.stdout.contains("disk.raw of db has 65 MiB"), "{said:#?}");
     assert_eq!(fs::metadata(place.disk_b()).expect("the disk").len(), 65 << 20);
     // A file that the guest was saved to does not fit the disk any more.
