@@ -324,7 +324,8 @@ pub(crate) struct BlockresizeArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The disk: its path as `lighter show` prints it, or vda for the first one, vdb for the second.
+    /// The disk: its path as `lighter show` prints it, or vda for the first one, vdb for the second
+    /// one.
     #[arg(value_name = "DISK", value_parser = DiskArg::parse)]
     pub(crate) disk: DiskArg,
 
