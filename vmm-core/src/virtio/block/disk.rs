@@ -174,6 +174,11 @@ impl Disk {
         if !self.is_locked() {
             return refused("the guest does not hold it: resume the guest first");
         }
+        if self.holds.iter().any(Hold::is_of_a_part) {
+            return refused(
+                "it is in a part of a loop device: start the guest again with the new size",
+            );
+        }
         let there = self.store.bytes().map_err(failed)?;
         resize::new_size(known, wanted, there, self.store.is_device()).map_err(failed)
     }

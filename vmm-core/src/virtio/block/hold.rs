@@ -98,6 +98,11 @@ impl Hold {
         Ok(())
     }
 
+    /// Returns whether only a part is held, which would have to grow with the disk.
+    pub(super) fn is_of_a_part(&self) -> bool {
+        self.span.end != Span::WHOLE.end
+    }
+
     fn release(&mut self) {
         // In this order, so that a process that finds the claim finds the lock as well.
         self.claim = None;
@@ -221,6 +226,7 @@ mod tests {
         let part = |start, end| vec![writer(&file, Span { start, end }, false)];
         let whole = || vec![writer(&file, Span::WHOLE, false)];
         let volume = || vec![writer(&file, Span::WHOLE, true)];
+        assert!(part(512, 1024)[0].is_of_a_part() && !whole()[0].is_of_a_part());
         let reader = || {
             let behind = behind(file.path(), Span::WHOLE, false);
             vec![Hold::behind(Path::new("/dev/loop1"), behind, Access::ReadOnly).unwrap()]
