@@ -155,7 +155,6 @@ fn digest(recipe: &Recipe, cmdline: &str, files: &[&str]) -> u64 {
     (recipe, cmdline).hash(&mut hasher);
     let mut files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
     collect(&repository().join("vmm-core/src"), &mut files);
-
     files.sort();
     for file in files {
         let content = fs::read(&file);

@@ -99,8 +99,8 @@ impl BlockDevice {
         Arc::clone(&self.content)
     }
 
-    /// Grows the disk to `bytes`, or to what its block device has by now, and tells the driver;
-    /// returns the size.
+    /// Grows the disk to `bytes`, or to what its file or block device has by now, and tells the
+    /// driver; returns the size.
     ///
     /// # Errors
     /// [`DeviceError::Resize`].

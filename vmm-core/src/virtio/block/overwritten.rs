@@ -30,15 +30,11 @@ pub(super) fn is_at(path: &Path) -> bool {
 pub(super) fn open(config: &BlockConfig, occupied: Occupied) -> Result<Disk, DeviceError> {
     let disk = Disk::open_present(config.path(), Access::ReadWrite)?;
     // A file may have taken its place meanwhile.
-    if occupied == Occupied::Refuse || !is_device(disk.file()) {
+    if occupied == Occupied::Refuse || !disk.store().is_device() {
         return Err(DeviceError::DiskExists { path: config.path().to_path_buf() });
     }
     disk.expect_bytes(config.bytes())?;
     Ok(disk)
-}
-
-fn is_device(file: &File) -> bool {
-    file.metadata().is_ok_and(|found| found.file_type().is_block_device())
 }
 
 /// Zeroes the first `bytes` of `file`, in steps; asks before each of them whether it `is_wanted`.
