@@ -261,6 +261,9 @@ pub(crate) struct NetInfo {
     pub(crate) tap: String,
     /// The bridge that the tap is attached to; absent when the user provided the tap.
     pub(crate) bridge: Option<String>,
+    /// Whether the host's kernel carries the frames (vhost-net).
+    #[serde(default)]
+    pub(crate) vhost: bool,
     /// Frames that the guest received in this process.
     pub(crate) received: FlowInfo,
     /// Frames that the guest sent in this process.
@@ -291,6 +294,7 @@ impl From<NetStatus> for NetInfo {
             mtu: status.mtu,
             tap: status.tap,
             bridge: status.bridge,
+            vhost: status.vhost,
             received: status.received.into(),
             transmitted: status.transmitted.into(),
         }

@@ -1,11 +1,12 @@
-//! What a guest's process is confined to.
+//! What a guest's process is confined to, and what the host's kernel does in its place.
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, ValueEnum};
+use vmm_core::{DirtyLog, VmOptions};
 
 use super::spec::SwitchArg;
 
-/// How a guest's process is confined. A node hands these variables of its environment on to the
+/// How a guest is isolated from its host. A node hands these variables of its environment on to the
 /// guests that it receives.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct IsolationArgs {
@@ -30,9 +31,29 @@ pub(crate) struct IsolationArgs {
         help_heading = ISOLATION
     )]
     pub(crate) landlock: SwitchArg,
+
+    /// Have the host's kernel carry the frames of network devices (vhost-net), where it can: fewer
+    /// switches between programs, but code of the kernel reads what the guest writes.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "SWITCH",
+        env = "LIGHTER_VHOST_NET",
+        help_heading = ISOLATION
+    )]
+    pub(crate) vhost_net: SwitchArg,
 }
 
 impl IsolationArgs {
+    /// Options of a VM of this process, with this log of dirty pages.
+    pub(crate) fn vm_options(&self, dirty_log: Option<DirtyLog>) -> VmOptions {
+        VmOptions {
+            dirty_log: dirty_log.unwrap_or_default(),
+            vhost_net: self.vhost_net == SwitchArg::On,
+        }
+    }
+
     /// What the environment says, for verbs without these options.
     ///
     /// # Errors
@@ -46,7 +67,7 @@ impl IsolationArgs {
         let alone = Alone::try_parse_from([env!("CARGO_PKG_NAME")]);
         alone
             .map(|alone| alone.isolation)
-            .context("cannot read LIGHTER_SECCOMP or LIGHTER_LANDLOCK")
+            .context("cannot read LIGHTER_SECCOMP, LIGHTER_LANDLOCK or LIGHTER_VHOST_NET")
     }
 }
 

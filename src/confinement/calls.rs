@@ -17,6 +17,10 @@ pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
     (0xffc0, 0x54c0),
 ];
 
+/// `ioctl` requests of vhost (`VHOST_VIRTIO` of linux/vhost.h), in the form of
+/// [`IOCTLS_OF_DEVICES`], for a guest with taps.
+pub(super) const IOCTLS_OF_VHOST: (u64, u64) = (0xff00, 0xaf00);
+
 /// `ioctl` requests of files and terminals. `TIOCSTI` is left out: it injects input into the user's
 /// terminal.
 pub(super) const IOCTLS: [u64; 10] = [

@@ -29,9 +29,10 @@ pub(super) enum Use {
 
 /// Files for every guest, where they exist: devices, facts about the host, and the configuration of
 /// name resolution.
-const ANY_GUESTS: [(&str, Use); 22] = [
+const ANY_GUESTS: [(&str, Use); 23] = [
     ("/dev/kvm", Use::Device),
     ("/dev/net/tun", Use::Device),
+    ("/dev/vhost-net", Use::Device),
     ("/dev/null", Use::Write),
     ("/dev/urandom", Use::Read),
     ("/proc/self", Use::Read),

@@ -49,10 +49,13 @@ pub(crate) fn restrict(mode: SeccompMode, means: Means) -> Result<()> {
 fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendError> {
     let mut rules: Rules =
         calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
+    let vhost = means.taps.then_some(calls::IOCTLS_OF_VHOST);
     let devices = calls::IOCTLS_OF_DEVICES
+        .into_iter()
+        .chain(vhost)
         .map(|(mask, request)| rule([(1, SeccompCmpOp::MaskedEq(mask), request)]));
     let ioctls = ioctls(means).map(|request| rule([(1, SeccompCmpOp::Eq, request)]));
-    let ioctls: Result<_, _> = devices.into_iter().chain(ioctls).collect();
+    let ioctls: Result<_, _> = devices.chain(ioctls).collect();
     rules.insert(libc::SYS_ioctl, ioctls?);
     // The handler that reports refused calls must not be replaced.
     let others = rule([(0, SeccompCmpOp::Ne, libc::SIGSYS as u64)])?;

@@ -45,6 +45,8 @@ pub(super) struct ArrivalMeans {
     pub(super) faults: Option<MissingPages>,
     /// Disks whose content has left this host.
     pub(super) departed: DepartedDisks,
+    /// Options of the guest's VM.
+    pub(super) options: VmOptions,
 }
 
 /// An incoming migration, from its start until nothing of it is left.
@@ -88,6 +90,7 @@ impl Arrival {
             disks: args.disks.clone(),
             folders,
             departed: means.departed,
+            options: means.options,
         };
         let handle = start_destination(session, Arc::new(factory), &tls, records)?;
         let port = handle.port();
@@ -253,6 +256,7 @@ struct Factory {
     folders: DiskPlaces,
     /// Disks whose content has left this host, so that the files here are out of date.
     departed: DepartedDisks,
+    options: VmOptions,
 }
 
 impl GuestFactory for Factory {
@@ -282,9 +286,9 @@ impl GuestFactory for Factory {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
         };
-        let (name, options) = (process.name().clone(), VmOptions::default());
-        let machine =
-            Machine::create(name, guest.uuid, &shape, &options, &self.console).map_err(other)?;
+        let name = process.name().clone();
+        let machine = Machine::create(name, guest.uuid, &shape, &self.options, &self.console);
+        let machine = machine.map_err(other)?;
         let machine = Arc::new(machine);
         let domain = shape.memory.merge_domain.as_ref();
         let merging = self.join(&process, domain).map_err(other)?;

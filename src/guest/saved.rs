@@ -51,12 +51,12 @@ pub(crate) fn read(file: &Path, name: &GuestName) -> Result<(VmShape, VmState)> 
 /// If the file is not a saved guest, is damaged, or does not fit this host.
 pub(crate) fn restore(
     file: &Path,
-    name: GuestName,
-    uuid: Uuid,
+    (name, uuid): (GuestName, Uuid),
     (trust, disks): (SavedDisks, &[BlockConfig]),
+    options: &VmOptions,
     console: &Console,
 ) -> Result<Machine> {
-    let vm = snapshot::restore(file, trust, console.output()?)
+    let vm = snapshot::restore(file, trust, options, console.output()?)
         .with_context(|| format!("cannot restore {name}"))?;
     vm.take_evidence(disks);
     Machine::adopt(name, uuid, vm, console)
@@ -89,7 +89,8 @@ pub(crate) fn start_clone(
             memory: spec.memory_config(),
             disks,
             labels: spec.labels(),
-            options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() },
+            // A clone has no network device, so nothing that the kernel could serve.
+            options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default(), vhost_net: false },
         };
         Ok(template.start(&own, console.output()?)?)
     };
@@ -387,9 +388,9 @@ mod tests {
         assert!(save(&machine, &events, &request, None).unwrap().0 > 4096);
 
         let trust = (SavedDisks::Unwritten, &[][..]);
+        let (name, options) = ("web-2".parse().unwrap(), VmOptions::default());
         let restored =
-            restore(&request.file, "web-2".parse().unwrap(), Uuid::new_v4(), trust, &console)
-                .unwrap();
+            restore(&request.file, (name, Uuid::new_v4()), trust, &options, &console).unwrap();
         let mut page = [0; 4096];
         restored.vm().ram().copy_out(5, 0, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
-use vmm_core::VmOptions;
 use vmm_core::memory::{MergeDomain, MissingPages};
 use vmm_core::snapshot::SavedDisks;
 use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
@@ -230,7 +229,7 @@ fn launch(
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
     let console = life.console();
-    let options = VmOptions { dirty_log: spec.dirty_log.unwrap_or_default() };
+    let options = isolation.vm_options(spec.dirty_log);
     let name = plan.name.clone();
     let machine = Machine::create(name, uuid, &plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
@@ -294,7 +293,8 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Ok(files.and_file(&args.file))
     })?;
     let console = life.console();
-    let machine = saved::restore(&args.file, name, uuid, (trust, &disks), &console)?;
+    let options = args.isolation.vm_options(None);
+    let machine = saved::restore(&args.file, (name, uuid), (trust, &disks), &options, &console)?;
     life.lead(Arc::new(machine), &console)
 }
 
@@ -490,6 +490,7 @@ impl Life {
             unconfined: self.unconfined.take(),
             faults: self.faults.take(),
             departed: std::mem::take(&mut self.departed),
+            options: args.isolation.vm_options(None),
         };
         let port = Arrival::start(&process, args, &greeting, means)?;
         let servers = self.open(&process)?;

@@ -271,6 +271,7 @@ fn disk_line(disk: &DiskInfo) -> String {
 
 fn net_line(net: &NetInfo) -> String {
     let bridge = net.bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    let vhost = if net.vhost { " (vhost)" } else { "" };
     let flow = |flow: &FlowInfo| {
         let drops = match flow.drops {
             0 => String::new(),
@@ -279,7 +280,7 @@ fn net_line(net: &NetInfo) -> String {
         format!("{} in {} packets{drops}", format_size(flow.bytes), format_count(flow.packets))
     };
     format!(
-        "{} at {}{bridge}; received {}; sent {}",
+        "{} at {}{bridge}{vhost}; received {}; sent {}",
         net.mac,
         net.tap,
         flow(&net.received),

@@ -91,7 +91,7 @@ pub(crate) fn vm_by(dirty_log: DirtyLog, mib: u64, code: &[u8], args: &[[u64; 2]
 
 /// As `vm_by`, with this shape.
 pub(crate) fn vm_of(shape: &VmShape, dirty_log: DirtyLog, code: &[u8], args: &[[u64; 2]]) -> Vm {
-    let options = VmOptions { dirty_log };
+    let options = VmOptions { dirty_log, ..VmOptions::default() };
     let vm = Vm::create_with(shape, &options, Box::new(sink())).unwrap();
     vm.ram().write(CODE, code).unwrap();
     let entries: Vec<UserEntry> =

@@ -31,6 +31,7 @@ use crate::virtio::{Bus, DeviceError, DiskContent};
 mod balloon;
 #[cfg(test)]
 mod device_tests;
+mod dirty;
 mod disks;
 mod identity;
 #[cfg(test)]
@@ -80,6 +81,8 @@ impl fmt::Display for RunState {
 pub struct VmOptions {
     /// How KVM logs the pages that the guest writes.
     pub dirty_log: DirtyLog,
+    /// Whether the host's kernel carries the frames of network devices (vhost-net), if it can.
+    pub vhost_net: bool,
 }
 
 /// A virtual machine. All methods may be called from any thread; those that change whether the
@@ -146,7 +149,7 @@ impl Vm {
         }
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
-        let bus = Bus::new(&vm, &ram, shape.machine, &shape.devices)?;
+        let bus = Bus::new(&vm, &ram, shape.machine, &shape.devices, options.vhost_net)?;
         let cmos = (shape.machine == MachineKind::Pci).then(|| Cmos::new(ram.layout()));
         let ports = Ports::new(serial, power, PmTimer::new(Arc::clone(&vm)), cmos);
         let rings = options.dirty_log.rings(&vm, ram.layout())?;
@@ -445,47 +448,6 @@ impl Vm {
         Ok(())
     }
 
-    /// Starts the dirty log. Afterwards every page counts as dirty once.
-    ///
-    /// # Errors
-    /// [`Error::DirtyTracking`] if it runs already; the error of a KVM call.
-    pub fn start_dirty_log(&self) -> Result<()> {
-        self.dirty().start()
-    }
-
-    /// Stops the dirty log, so that KVM can map the guest with huge pages again. Does nothing if it
-    /// does not run.
-    ///
-    /// # Errors
-    /// The error of a KVM call.
-    pub fn stop_dirty_log(&self) -> Result<()> {
-        self.dirty().stop()
-    }
-
-    /// Sets in `words`, one word for each chunk of guest memory, the bits of pages that have been
-    /// written by the guest or through [`Vm::ram`]. Clears no bits. Pages that the guest wrote are
-    /// reported again until they are re-armed.
-    ///
-    /// # Errors
-    /// [`Error::DirtyTracking`] if the log does not run; [`Error::DirtyRange`] if `words` has the
-    /// wrong length; the error of a KVM call.
-    pub fn collect_dirty(&self, words: &mut [u64]) -> Result<()> {
-        self.dirty().collect(words)
-    }
-
-    /// Has KVM log the next write to the pages whose bits are set in `words`, which start at chunk
-    /// `first_chunk`. Call it before copying these pages. Each call briefly stops the guest's
-    /// vCPUs, so re-arm many chunks at once.
-    ///
-    /// # Errors
-    /// [`Error::DirtyTracking`] if the log does not run; [`Error::DirtyRange`] if `words` extends
-    /// beyond guest memory; the error of a KVM call.
-    pub fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<()> {
-        self.dirty().rearm(first_chunk, words)?;
-        self.throttle.note_rearmed(words);
-        Ok(())
-    }
-
     /// Runs `job` on the thread of a vCPU while it is parked.
     pub(crate) fn on_vcpu<T: Send + 'static>(
         &self,
@@ -494,17 +456,6 @@ impl Vm {
     ) -> Result<T> {
         let vcpu = self.vcpus.get(usize::from(index)).ok_or(Error::VcpuThreadGone(index))?;
         vcpu.submit(job).wait()
-    }
-
-    /// Replaces the tracker of dirty pages by one with another backend.
-    #[cfg(test)]
-    pub(crate) fn track_dirty_by(
-        &self,
-        backend: impl FnOnce(Arc<VmFd>) -> Box<dyn crate::dirty::DirtyBackend>,
-    ) {
-        let machine = &self.machine;
-        let backend = backend(Arc::clone(&machine.vm));
-        *self.dirty() = Tracker::by(backend, Arc::clone(&machine.ram));
     }
 
     /// Lets the vCPUs into the guest.

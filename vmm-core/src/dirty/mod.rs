@@ -1,8 +1,9 @@
 //! Tracks which pages of guest memory have changed.
 //!
 //! Start reading at [`Tracker`]. Its backend asks KVM which pages the guest wrote. KVM does not see
-//! the VMM's own writes; vm-memory's bitmap records them, and the tracker adds them to every
-//! result. Bitmaps are dense words over the guest's chunks.
+//! the VMM's own writes, which vm-memory's bitmap records, nor those of the host's kernel for a
+//! device (vhost), which has a log of its own; the tracker adds both to every result. Bitmaps are
+//! dense words over the guest's chunks.
 
 mod bitmap;
 mod ring;
@@ -18,7 +19,7 @@ pub use bitmap::REARMED_CHUNKS_MAX;
 pub(crate) use ring::Rings;
 
 use crate::error::{Error, KvmContext, Result};
-use crate::memory::{GuestRam, RamLayout};
+use crate::memory::{GuestRam, RamLayout, WriteLog};
 use crate::sys::kvm;
 
 /// Fewest entries of a ring: KVM reserves some 600 of them.
@@ -130,6 +131,7 @@ impl Tracker {
             return Err(Error::DirtyTracking("running already"));
         }
         self.ram.mappings().for_each(|region| (**region).bitmap().reset());
+        self.ram.write_log_in_use().into_iter().for_each(WriteLog::clear);
         self.backend.start(&self.ram)?;
         self.running = true;
         Ok(())
@@ -157,6 +159,7 @@ impl Tracker {
         }
         self.backend.collect(&self.ram, words)?;
         add_own_writes(&self.ram, words);
+        add_kernel_writes(&self.ram, words);
         Ok(())
     }
 
@@ -206,6 +209,14 @@ fn add_own_writes(ram: &GuestRam, words: &mut [u64]) {
         let own = (**region).bitmap().get_and_reset();
         let words = &mut words[place.first_chunk..][..place.chunks()];
         words.iter_mut().zip(own).for_each(|(word, own)| *word |= own);
+    }
+}
+
+/// Adds what the host's kernel wrote for devices, and clears that record.
+fn add_kernel_writes(ram: &GuestRam, words: &mut [u64]) {
+    let Some(log) = ram.write_log_in_use() else { return };
+    for place in ram.layout().regions() {
+        log.take(place, &mut words[place.first_chunk..][..place.chunks()]);
     }
 }
 

@@ -198,7 +198,10 @@ mod tests {
     #[test]
     fn a_ring_that_is_too_large_for_the_host_is_refused() {
         let shape = crate::testing::shape(16, 1);
-        let options = crate::VmOptions { dirty_log: DirtyLog::Ring { entries: 1 << 20 } };
+        let options = crate::VmOptions {
+            dirty_log: DirtyLog::Ring { entries: 1 << 20 },
+            ..crate::VmOptions::default()
+        };
         let error =
             crate::Vm::create_with(&shape, &options, Box::new(std::io::sink())).unwrap_err();
         assert!(

@@ -24,6 +24,7 @@ mod process;
 mod ram;
 pub(crate) mod runs;
 mod sharing;
+mod write_log;
 
 pub(crate) use backing::TemplateImage;
 pub use backing::Treatment;
@@ -37,6 +38,7 @@ pub use process::{ProcessMemory, make_huge};
 pub use ram::GuestRam;
 pub(crate) use sharing::Writers;
 pub use sharing::check_write_protection;
+pub(crate) use write_log::WriteLog;
 
 pub use crate::sys::PAGE_BYTES;
 pub(crate) use crate::sys::RamMap;

@@ -12,7 +12,7 @@ use vm_memory::{
 use super::backing::{Backing, TemplateImage, Treatment, populate};
 use super::{
     CHUNK_PAGES, MemoryConfig, MemoryError, Missing, MissingPages, PAGE_BYTES, PageMap, RamLayout,
-    RamRegion, runs,
+    RamRegion, WriteLog, runs,
 };
 use crate::sys::RamMap;
 use crate::sys::mapping::{self, Part};
@@ -30,6 +30,8 @@ pub struct GuestRam {
     backing: Backing,
     /// What knows the missing pages, once there may be some.
     missing: OnceLock<Arc<Missing>>,
+    /// What the kernel writes for the guest's devices, once that is logged.
+    write_log: OnceLock<WriteLog>,
 }
 
 impl GuestRam {
@@ -55,7 +57,8 @@ impl GuestRam {
         if config.is_populated() {
             populate(&memory.iter().collect::<Vec<_>>())?;
         }
-        Ok(Self { memory, layout, backing, missing: OnceLock::new() })
+        let (missing, write_log) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { memory, layout, backing, missing, write_log })
     }
 
     /// Creates ordinary memory of `bytes`.
@@ -347,6 +350,17 @@ impl GuestRam {
             Ok(()) => Ok(missing),
             Err(_) => Err(std::io::ErrorKind::AlreadyExists.into()),
         }
+    }
+
+    /// Returns the log of what the kernel writes for the guest's devices. From the first call on it
+    /// takes memory.
+    pub(crate) fn write_log(&self) -> &WriteLog {
+        self.write_log.get_or_init(|| WriteLog::new(&self.layout))
+    }
+
+    /// As `write_log`; `None` if the kernel was never given one.
+    pub(crate) fn write_log_in_use(&self) -> Option<&WriteLog> {
+        self.write_log.get()
     }
 
     /// Whether no access waits for a page that has not arrived: none is missing any more, or ever

@@ -121,8 +121,10 @@ impl Msix {
         delivers
     }
 
-    fn delivers(&self, vector: usize) -> bool {
-        self.enabled && !self.all_masked && !self.entries[vector].masked
+    /// Returns whether an interrupt by this vector would be delivered now.
+    pub(crate) fn delivers(&self, vector: usize) -> bool {
+        let is_unmasked = self.entries.get(vector).is_some_and(|entry| !entry.masked);
+        self.enabled && !self.all_masked && is_unmasked
     }
 
     /// Returns the pending interrupts that are no longer masked. They are not pending any more:

@@ -12,7 +12,7 @@ use super::format::{END, MAGIC, SHAPE_BYTES_MAX, STATE_BYTES_MAX, TEMPLATE_MAGIC
 use crate::error::Result;
 use crate::memory::{CHUNK_BYTES, PAGE_BYTES};
 use crate::virtio::block::DiskProof;
-use crate::{DeviceError, GuestRam, Vm, VmShape, VmState};
+use crate::{DeviceError, GuestRam, Vm, VmOptions, VmShape, VmState};
 
 /// What is required of the disks of a guest that is restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,19 +35,24 @@ impl SavedDisks {
     }
 }
 
-/// Creates a paused VM from a file that [`super::save`] has written. The guest's serial output goes
-/// to `console`, as in [`Vm::create`].
+/// Creates a paused VM from a file that [`super::save`] has written, with `options` for this
+/// process. The guest's serial output goes to `console`, as in [`Vm::create`].
 ///
 /// # Errors
 /// [`SnapshotError`] if it is not a regular file or not intact to its end;
-/// [`DeviceError::DiskUnsealed`] if the file has no seal for a disk; the errors of [`Vm::create`]
-/// and [`Vm::load_state`].
-pub fn restore(path: &Path, disks: SavedDisks, console: Box<dyn Write + Send>) -> Result<Vm> {
+/// [`DeviceError::DiskUnsealed`] if the file has no seal for a disk; the errors of
+/// [`Vm::create_with`] and [`Vm::load_state`].
+pub fn restore(
+    path: &Path,
+    disks: SavedDisks,
+    options: &VmOptions,
+    console: Box<dyn Write + Send>,
+) -> Result<Vm> {
     let mut input = Input::open(path)?;
     let (shape, state) = input.header(MAGIC, VERSIONS)?;
     let mut shape = VmShape::from_bytes(&shape)?;
     disks.prepare(&mut shape)?;
-    let vm = Vm::create(&shape, console)?;
+    let vm = Vm::create_with(&shape, options, console)?;
     input.memory(vm.ram())?;
     vm.load_state(&VmState::from_bytes(&state)?)?;
     vm.renew_generation()?;

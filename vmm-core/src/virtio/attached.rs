@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Signals;
 use super::backend::{Backend, BackendState};
-use super::device::{Device, Rings};
+use super::device::{Device, KernelAccess, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
 use super::pci::FunctionState;
@@ -46,15 +46,17 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Attaches `device` as number `index` of its guest, paused.
+    /// Attaches `device` as number `index` of its guest, paused. With `offload`, the host's kernel
+    /// serves it where it can.
     ///
     /// # Errors
     /// [`DeviceError::Start`]; or if KVM rejects an eventfd.
     pub(crate) fn new(
         connector: &dyn Connector,
         index: usize,
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
         ram: &Arc<GuestRam>,
+        offload: bool,
     ) -> Result<Self> {
         let kind = device.kind();
         let failed = |cause| DeviceError::Start { device: kind.name(), cause };
@@ -64,6 +66,9 @@ impl Attached {
             (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect();
         let kicks = kicks.map_err(failed)?;
         let (transport, line) = connector.connect(index, registers, &kicks)?;
+        if offload {
+            device.offload(&KernelAccess { ram, kicks: &kicks, line: &line });
+        }
         let backend = Backend::new(device, Arc::clone(ram), Interrupt::new(signals, line));
         let copies: std::io::Result<Vec<EventFd>> = kicks.iter().map(EventFd::try_clone).collect();
         let worker = Worker::start(backend, copies.map_err(failed)?)?;
@@ -167,6 +172,11 @@ impl Attached {
     /// Makes the guest's writes durable, see [`Device::settle`].
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
         self.worker.call(|backend| backend.device().settle())?
+    }
+
+    /// Has the kernel log what it writes for the device, or stop that, see [`Device::log_writes`].
+    pub(crate) fn log_writes(&self, on: bool) -> Result<(), DeviceError> {
+        self.worker.call(move |backend| backend.device().log_writes(on))?
     }
 
     /// Returns the state of the paused device, and of its PCI function if it is one.

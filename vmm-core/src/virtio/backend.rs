@@ -293,6 +293,7 @@ impl Backend {
     }
 
     fn close_queues(&mut self) {
+        self.device.queues_closed();
         self.queues.iter_mut().for_each(|queue| *queue = None);
         self.due.fill(Due::Never);
     }

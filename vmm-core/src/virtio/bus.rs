@@ -37,7 +37,8 @@ pub(crate) struct Bus {
 
 impl Bus {
     /// Creates the devices of `configs`, in this order, as those of a machine of this kind. The
-    /// configurations must have been checked.
+    /// configurations must have been checked. With `offload`, the host's kernel serves those
+    /// devices that it can.
     ///
     /// # Errors
     /// If a device cannot be created.
@@ -46,6 +47,7 @@ impl Bus {
         ram: &Arc<GuestRam>,
         machine: MachineKind,
         configs: &[DeviceConfig],
+        offload: bool,
     ) -> Result<Self> {
         let (connector, bridge): (Box<dyn Connector>, _) = match machine {
             MachineKind::Mmio => (Box::new(MmioSlots::new(Arc::clone(vm), configs.len())), None),
@@ -57,7 +59,7 @@ impl Bus {
             let known: &dyn Any = &*device;
             disks.push(known.downcast_ref().map(BlockDevice::content));
             nets.extend(known.downcast_ref().map(NetDevice::meter));
-            devices.push(Attached::new(&*connector, index, device, ram)?);
+            devices.push(Attached::new(&*connector, index, device, ram, offload)?);
         }
         let balloon = configs.iter().position(|config| matches!(config, DeviceConfig::Balloon(_)));
         Ok(Self { devices, bridge, balloon, disks, nets })
@@ -232,6 +234,14 @@ impl Bus {
     /// [`DeviceError::Flush`].
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
         self.devices.iter().try_for_each(Attached::settle)
+    }
+
+    /// Has the kernel log what it writes for the devices that it serves, or stop that.
+    ///
+    /// # Errors
+    /// The error from the kernel.
+    pub(crate) fn log_writes(&self, on: bool) -> Result<(), DeviceError> {
+        self.devices.iter().try_for_each(|device| device.log_writes(on))
     }
 
     /// Returns the states of the paused devices, and that of the PCI bus if there is one.

@@ -8,14 +8,16 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_NET, VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 use super::error::DeviceError;
-use super::interrupt::Interrupt;
+use super::interrupt::{Interrupt, Line};
 use super::queue::{Chain, Queue, QueueError};
 use super::signals::{Cause, ConfigSpace};
 use crate::memory::{GuestRam, RamMap};
@@ -69,6 +71,26 @@ pub(crate) enum Progress {
     After(Duration),
 }
 
+/// What the host's kernel needs to serve a device's queues itself.
+#[derive(Debug)]
+pub(crate) struct KernelAccess<'a> {
+    /// The guest's memory.
+    pub(crate) ram: &'a Arc<GuestRam>,
+    /// What KVM signals when the driver notifies a queue, by queue.
+    pub(crate) kicks: &'a [EventFd],
+    /// The line for the device's interrupts.
+    pub(crate) line: &'a Arc<dyn Line>,
+}
+
+/// What a device's thread does not wait for at present, since the kernel does: one bit for each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Unwatched {
+    /// Queues whose notifications the kernel takes.
+    pub(crate) queues: u32,
+    /// Descriptors of [`Device::watched`] that the kernel reads.
+    pub(crate) descriptors: u32,
+}
+
 /// A type of device. The features and queues that it offers never change after its creation.
 ///
 /// The bus and the backend recognise a disk, a network device and the balloon by their type
@@ -105,6 +127,24 @@ pub(crate) trait Device: Any + Send + Debug {
         Vec::new()
     }
 
+    /// Prepares the device to be served by the host's kernel, where that can do it. Called once,
+    /// before the device works and before [`Device::watched`].
+    fn offload(&mut self, _access: &KernelAccess<'_>) {}
+
+    /// Returns what the kernel waits for at present, instead of the device's thread.
+    fn unwatched(&self) -> Unwatched {
+        Unwatched::default()
+    }
+
+    /// Has the kernel log what it writes to the guest's memory in [`GuestRam::write_log`], or stop
+    /// that.
+    ///
+    /// # Errors
+    /// The error from the kernel.
+    fn log_writes(&mut self, _on: bool) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Called when descriptor `index` of [`Device::watched`] may have become readable.
     ///
     /// # Errors
@@ -124,6 +164,10 @@ pub(crate) trait Device: Any + Send + Debug {
 
     /// Called when the device resumes, after a pause or for the first time.
     fn resumed(&mut self, _rings: &mut Rings<'_>) {}
+
+    /// Called when the queues were closed, for whatever reason: a device whose queues the kernel
+    /// serves has it stop.
+    fn queues_closed(&mut self) {}
 
     /// Called when the driver has reset the device. The queues are already closed and their
     /// requests gone.

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use vm_superio::Trigger;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Signals;
 use super::signals::{Cause, ConfigSpace};
@@ -18,6 +19,11 @@ pub(crate) trait Line: Debug + Send + Sync {
     /// has acknowledged all causes. A spurious interrupt does no harm; a driver whose interrupt was
     /// lost would wait forever.
     fn repeat(&self, unacknowledged: bool);
+
+    /// Has the kernel interrupt the driver when `signal` is written because buffers of `queue` were
+    /// used, whenever it can do that alone: it then reads the signal first. A signal that it leaves
+    /// to others has to be passed to [`Line::raise`].
+    fn follow(&self, _queue: usize, _signal: EventFd) {}
 }
 
 impl Line for IrqLine {

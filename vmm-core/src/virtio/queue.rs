@@ -46,6 +46,9 @@ pub(crate) enum QueueError {
     /// A request does not have the form that the type of device requires.
     #[error("a request has no place for its answer")]
     Request,
+    /// The host's kernel, which served the queue, found that the driver breaks the rules.
+    #[error("the kernel refuses to serve it")]
+    Kernel,
 }
 
 /// How far device and driver have progressed in a queue.
@@ -245,6 +248,31 @@ impl Queue {
     /// Never for rings in RAM.
     pub(crate) fn unmute(&mut self, memory: &RamMap) -> Result<bool, QueueError> {
         self.rings.enable_notification(memory).map_err(|_| QueueError::Rings)
+    }
+
+    /// Returns where the rings are, for the kernel to serve them.
+    pub(crate) fn registers(&self) -> QueueRegisters {
+        QueueRegisters {
+            size: self.rings.size(),
+            ready: true,
+            descriptors: self.rings.desc_table(),
+            available: self.rings.avail_ring(),
+            used: self.rings.used_ring(),
+            ..QueueRegisters::new(self.rings.max_size())
+        }
+    }
+
+    /// Returns whether every request that was taken has been answered.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.rings.next_avail() == self.rings.next_used()
+    }
+
+    /// Continues where the kernel has stopped: it has answered all requests before `next`, and
+    /// taken no other.
+    pub(crate) fn go_on_at(&mut self, next: u16) {
+        self.rings.set_next_avail(next);
+        self.rings.set_next_used(next);
+        self.checked = Wrapping(next);
     }
 
     /// Returns the position of device and driver.

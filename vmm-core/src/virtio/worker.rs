@@ -16,6 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::Backend;
+use super::device::Unwatched;
 use super::error::DeviceError;
 
 /// Stack size of a device's thread, in bytes.
@@ -100,32 +101,67 @@ struct Watch {
     epoll: Epoll,
     kicks: Vec<EventFd>,
     bell: EventFd,
-    watched: usize,
+    watched: Vec<RawFd>,
+    /// Those that it does not wait for at present.
+    unwatched: Unwatched,
 }
 
 impl Watch {
     fn new(backend: &mut Backend, kicks: Vec<EventFd>, bell: &EventFd) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let add = |fd: RawFd, events, what| {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, what))
-        };
         let bell = bell.try_clone()?;
-        add(bell.as_raw_fd(), EventSet::IN, JOB)?;
-        for (index, kick) in (0..).zip(&kicks) {
-            add(kick.as_raw_fd(), EventSet::IN, QUEUE + index)?;
-        }
+        epoll.ctl(ControlOperation::Add, bell.as_raw_fd(), EpollEvent::new(EventSet::IN, JOB))?;
         let watched = backend.device().watched();
-        for (index, fd) in (0..).zip(&watched) {
-            add(*fd, EventSet::IN | EventSet::EDGE_TRIGGERED, WATCHED + index)?;
+        let watch = Self { epoll, kicks, bell, watched, unwatched: Unwatched::default() };
+        watch.sources().try_for_each(|source| watch.control(ControlOperation::Add, &source))?;
+        Ok(watch)
+    }
+
+    /// Returns everything that it waits for at times.
+    fn sources(&self) -> impl Iterator<Item = Source> {
+        let queue = |(index, kick): (u32, &EventFd)| Source {
+            fd: kick.as_raw_fd(),
+            event: EpollEvent::new(EventSet::IN, QUEUE + u64::from(index)),
+            taken: Unwatched { queues: 1 << index, descriptors: 0 },
+        };
+        let descriptor = |(index, fd): (u32, &RawFd)| Source {
+            fd: *fd,
+            event: EpollEvent::new(
+                EventSet::IN | EventSet::EDGE_TRIGGERED,
+                WATCHED + u64::from(index),
+            ),
+            taken: Unwatched { queues: 0, descriptors: 1 << index },
+        };
+        (0..).zip(&self.kicks).map(queue).chain((0..).zip(&self.watched).map(descriptor))
+    }
+
+    fn control(&self, operation: ControlOperation, source: &Source) -> io::Result<()> {
+        self.epoll.ctl(operation, source.fd, source.event)
+    }
+
+    /// Waits from now on for all but what the kernel waits for.
+    fn leave(&mut self, unwatched: Unwatched) {
+        let before = std::mem::replace(&mut self.unwatched, unwatched);
+        if before == unwatched {
+            return;
         }
-        let watched = watched.len();
-        Ok(Self { epoll, kicks, bell, watched })
+        for source in self.sources() {
+            let changed = match (source.is_in(before), source.is_in(unwatched)) {
+                (false, true) => self.control(ControlOperation::Delete, &source),
+                (true, false) => self.control(ControlOperation::Add, &source),
+                _ => Ok(()),
+            };
+            if let Err(error) = changed {
+                tracing::error!(%error, "a device's thread does not wait for what it should");
+            }
+        }
     }
 
     /// Runs the thread's event loop.
-    fn run(self, mut backend: Backend, inbox: &Receiver<Job>) {
+    fn run(mut self, mut backend: Backend, inbox: &Receiver<Job>) {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         loop {
+            self.leave(backend.device().unwatched());
             let wait = backend.idle_for(Instant::now());
             let count = match self.epoll.wait(wait.map_or(-1, milliseconds), &mut events) {
                 Ok(count) => count,
@@ -170,9 +206,24 @@ impl Watch {
             }
             if was_paused && !backend.is_paused() {
                 // Edges that arrived during the pause were not reported.
-                (0..self.watched).for_each(|index| backend.ready(index));
+                (0..self.watched.len()).for_each(|index| backend.ready(index));
             }
         }
+    }
+}
+
+/// What the thread waits for at times.
+struct Source {
+    fd: RawFd,
+    event: EpollEvent,
+    /// What the kernel takes when the thread does not wait for it.
+    taken: Unwatched,
+}
+
+impl Source {
+    fn is_in(&self, unwatched: Unwatched) -> bool {
+        let Unwatched { queues, descriptors } = self.taken;
+        unwatched.queues & queues != 0 || unwatched.descriptors & descriptors != 0
     }
 }
 
@@ -180,3 +231,6 @@ impl Watch {
 fn milliseconds(wait: Duration) -> i32 {
     i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,8 +47,13 @@ fn as_many_vcpus_as_this_host_has_are_saved_to_a_file_and_restored() {
     let path = folder.path().join("guest");
     snapshot::save(&vm, &path, &snapshot::DiskCopies::default()).unwrap();
 
-    let restored =
-        snapshot::restore(&path, snapshot::SavedDisks::Unwritten, Box::new(sink())).unwrap();
+    let restored = snapshot::restore(
+        &path,
+        snapshot::SavedDisks::Unwritten,
+        &VmOptions::default(),
+        Box::new(sink()),
+    )
+    .unwrap();
 
     let state = restored.save_state().unwrap();
     assert_eq!(state.vcpus.len(), usize::from(count));
@@ -96,7 +101,7 @@ fn x2apics_keep_their_ids_in_another_vm() {
 #[test]
 fn a_guest_of_the_most_vcpus_has_a_dirty_ring_for_each() {
     let count = VcpuLimits::of_host().unwrap().max;
-    let options = VmOptions { dirty_log: DirtyLog::Ring { entries: 1024 } };
+    let options = VmOptions { dirty_log: DirtyLog::Ring { entries: 1024 }, ..VmOptions::default() };
     let vm = Vm::create_with(&shape(16, count), &options, Box::new(sink())).unwrap();
     let mut words = vec![0; vm.ram().chunks()];
 

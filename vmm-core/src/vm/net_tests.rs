@@ -1,7 +1,11 @@
 //! Network devices on real KVM, with taps on a bridge in the test's own network namespace.
 //!
 //! Needs CAP_NET_ADMIN and ip(8). Set `LIGHTER_TEST_SKIP_NETWORK=1` to skip these tests where they
-//! are not available; otherwise the tests fail and say so.
+//! are not available; otherwise the tests fail and say so. Where the host has vhost-net, its kernel
+//! carries the frames.
+
+#[cfg(feature = "vhost-tests")]
+mod vhost;
 
 use std::process::Command;
 use std::time::Instant;
@@ -64,7 +68,11 @@ fn shape_on(link: NetLink, mac: &str) -> VmShape {
 
 /// A paused guest that only spins.
 fn vm_of(shape: &VmShape) -> Vm {
-    let vm = Vm::create(shape, Box::new(std::io::sink())).unwrap();
+    vm_with(shape, VmOptions { vhost_net: true, ..VmOptions::default() })
+}
+
+fn vm_with(shape: &VmShape, options: VmOptions) -> Vm {
+    let vm = Vm::create_with(shape, &options, Box::new(std::io::sink())).unwrap();
     vm.ram().write(CODE, &[0xeb, 0xfe]).unwrap(); // jmp $
     start_protected_mode(&vm, CODE).unwrap();
     vm
@@ -83,12 +91,17 @@ fn receiving_vm(mac: &str) -> Vm {
 fn receiving(vm: Vm) -> Vm {
     vm.resume().unwrap();
     drive(&vm, 0, &handshake_for(&vm, FEATURES, 3));
+    offer_buffers(&vm);
+    vm
+}
+
+/// Offers all receive buffers.
+fn offer_buffers(vm: &Vm) {
     for index in 0..u64::from(SIZE) {
         let buffer = (BUFFERS + index * BUFFER_BYTES, BUFFER_BYTES as u32, WRITABLE);
         Driver::new(vm.ram().memory(), 0).offer(&[buffer]);
     }
-    drive(&vm, 0, &[(register::QUEUE_NOTIFY, 0)]);
-    vm
+    drive(vm, 0, &[(register::QUEUE_NOTIFY, 0)]);
 }
 
 /// Sends a broadcast that ends with `words`, and waits until the device has taken it.

@@ -253,8 +253,13 @@ fn a_saved_guest_keeps_its_bus() {
     let vm = vm_that_ran();
     let copies = DiskCopies { paths: BTreeMap::new(), modified_unix_s: 0 };
     snapshot::save(&vm, &path, &copies).unwrap();
-    let restored =
-        snapshot::restore(&path, SavedDisks::Unwritten, Box::new(std::io::sink())).unwrap();
+    let restored = snapshot::restore(
+        &path,
+        SavedDisks::Unwritten,
+        &VmOptions::default(),
+        Box::new(std::io::sink()),
+    )
+    .unwrap();
     assert_eq!(restored.shape(), vm.shape());
     assert_eq!(restored.save_state().unwrap().pci, vm.save_state().unwrap().pci);
     assert_eq!(read(&restored, ELSEWHERE + STATUS) & 0xff, 0xf);

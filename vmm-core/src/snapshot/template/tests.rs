@@ -78,9 +78,13 @@ fn a_clone_is_saved_and_restored_as_any_guest() {
     let clone = clone_of(&Template::open(&path).unwrap());
     let file = folder.path().join("clone");
     super::super::save(&clone, &file, &DiskCopies::default()).unwrap();
-    let restored =
-        super::super::restore(&file, super::super::SavedDisks::Unwritten, Box::new(sink()))
-            .unwrap();
+    let restored = super::super::restore(
+        &file,
+        super::super::SavedDisks::Unwritten,
+        &VmOptions::default(),
+        Box::new(sink()),
+    )
+    .unwrap();
     assert_eq!(word(&restored, DATA), counted);
     assert!(!restored.ram().is_from_template(), "ordinary memory");
     let again = folder.path().join("again");
@@ -141,8 +145,13 @@ fn damaged_and_foreign_files_are_refused() {
             .contains("is a saved guest: `lighter restore ")
     );
     assert!(
-        super::super::restore(&path, super::super::SavedDisks::Unwritten, Box::new(sink()))
-            .is_err()
+        super::super::restore(
+            &path,
+            super::super::SavedDisks::Unwritten,
+            &VmOptions::default(),
+            Box::new(sink())
+        )
+        .is_err()
     );
     let mut huge = good[..12].to_vec();
     huge.extend(u32::MAX.to_le_bytes());

@@ -1,5 +1,6 @@
 //! The network device.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,10 +20,13 @@ use super::meter::{Flow, NetMeter};
 use super::port::Port;
 use super::receive::{Filling, Receiver};
 use super::tap::Tap;
+use super::vhost::Vhost;
 use super::{CONTROL, HEADER_BYTES, RECEIVE, TRANSMIT, transmit};
 use crate::sys::net;
 use crate::virtio::DeviceError;
-use crate::virtio::device::{Device, DeviceKind, Progress, Rings, expect_no_state};
+use crate::virtio::device::{
+    Device, DeviceKind, KernelAccess, Progress, Rings, Unwatched, expect_no_state,
+};
 use crate::virtio::queue::QueueError;
 use crate::virtio::signals::{Cause, ConfigSpace};
 
@@ -36,6 +40,11 @@ const BATCH: usize = 64;
 const STALE_FRAMES_MAX: usize = 4096;
 /// A guest that was paused this long is announced on resume: switches may have dropped its address.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// What the kernel waits for when it carries the frames: both queues of them, and the tap.
+const BY_KERNEL: Unwatched =
+    Unwatched { queues: 1 << RECEIVE | 1 << TRANSMIT, descriptors: 1 << TAP };
+/// Index of the tap in [`Device::watched`]; the kernel's signals follow.
+const TAP: usize = 0;
 /// Offset of the status in the configuration space (virtio 1.2, 5.1.4).
 const STATUS: std::ops::Range<usize> = 6..8;
 
@@ -44,6 +53,8 @@ const STATUS: std::ops::Range<usize> = 6..8;
 pub(crate) struct NetDevice {
     config: NetConfig,
     port: Box<dyn Port>,
+    /// The kernel's side; `None` if the host's kernel is not to carry the frames, or cannot.
+    vhost: Option<Vhost>,
     /// Features that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
     receiver: Receiver,
@@ -79,6 +90,7 @@ impl NetDevice {
             receiver: Receiver::new(Filling::Single, port.mtu(), false),
             meter: Arc::new(NetMeter::new(config, port.name())),
             port,
+            vhost: None,
             features: None,
             received: Flow::default(),
             transmitted: Flow::default(),
@@ -145,6 +157,31 @@ impl NetDevice {
         });
         self.meter.publish(self.received, self.transmitted);
         progress
+    }
+
+    /// Returns whether the kernel carries the frames. Has it start as soon as it can; if it refuses,
+    /// the device's thread carries them.
+    fn is_carried(&mut self, rings: &mut Rings<'_>) -> bool {
+        let (Some(vhost), Some(features)) = (&mut self.vhost, self.features) else { return false };
+        if vhost.runs() {
+            return true;
+        }
+        if !vhost.can_start(rings.queues) {
+            return false;
+        }
+        self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
+        self.meter.kernel_begins();
+        let started = vhost.start(self.port.frames(), features, rings.queues);
+        if let Err(error) = &started {
+            self.kernel_ends();
+            tracing::warn!(tap = self.port.name(), %error, "vhost-net does not take over: frames are carried without it");
+        }
+        started.is_ok()
+    }
+
+    fn kernel_ends(&mut self) {
+        let carried = self.meter.kernel_ends();
+        (self.received, self.transmitted) = (carried.received, carried.transmitted);
     }
 
     fn obey(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
@@ -232,6 +269,7 @@ impl Device for NetDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         match index {
+            RECEIVE | TRANSMIT if self.is_carried(rings) => Ok(Progress::Idle),
             RECEIVE => self.receive(rings),
             TRANSMIT => self.transmit(rings),
             CONTROL if self.has(VIRTIO_NET_F_CTRL_VQ) => self.obey(rings),
@@ -239,13 +277,47 @@ impl Device for NetDevice {
         }
     }
 
-    fn watched(&self) -> Vec<RawFd> {
-        vec![self.port.frames().as_raw_fd()]
+    fn offload(&mut self, access: &KernelAccess<'_>) {
+        match Vhost::open(access) {
+            Ok(vhost) => self.vhost = Some(vhost),
+            Err(error) => {
+                tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
+            }
+        }
     }
 
-    fn ready(&mut self, _index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
-        self.receiver.set_readable();
-        rings.request_processing(RECEIVE);
+    fn log_writes(&mut self, on: bool) -> Result<(), DeviceError> {
+        let logged = self.vhost.as_mut().map_or(Ok(()), |vhost| vhost.log_writes(on));
+        logged.map_err(|cause| DeviceError::Network {
+            interface: self.port.name().to_owned(),
+            cause: io::Error::other(format!("vhost-net logs no writes: {cause}")),
+        })
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        let signals = self.vhost.iter().flat_map(Vhost::watched);
+        std::iter::once(self.port.frames().as_raw_fd()).chain(signals).collect()
+    }
+
+    fn unwatched(&self) -> Unwatched {
+        match &self.vhost {
+            Some(vhost) if vhost.runs() => BY_KERNEL,
+            _ => Unwatched::default(),
+        }
+    }
+
+    fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
+        match (index.checked_sub(TAP + 1), &self.vhost) {
+            (Some(signal), Some(vhost)) => {
+                if let Some(queue) = vhost.heard(signal)? {
+                    rings.interrupt.raise(Cause::Used(queue));
+                }
+            }
+            _ => {
+                self.receiver.set_readable();
+                rings.request_processing(RECEIVE);
+            }
+        }
         Ok(())
     }
 
@@ -279,6 +351,13 @@ impl Device for NetDevice {
         }
     }
 
+    fn queues_closed(&mut self) {
+        if let Some(vhost) = self.vhost.as_mut().filter(|vhost| vhost.runs()) {
+            vhost.halt();
+            self.kernel_ends();
+        }
+    }
+
     fn reset(&mut self) {
         self.features = None;
         self.receiver = Receiver::new(Filling::Single, self.port.mtu(), false);
@@ -287,8 +366,13 @@ impl Device for NetDevice {
     }
 
     fn drain(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
-        self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
         self.paused_at = Some(rings.now());
+        if let Some(vhost) = self.vhost.as_mut().filter(|vhost| vhost.runs()) {
+            let stopped = vhost.stop(rings.queues);
+            self.kernel_ends();
+            return stopped;
+        }
+        self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::config::{NetConfig, NetLink};
+use super::counters::Flows;
 use super::mac::MacAddress;
 
 /// Frames in one direction from the guest's point of view, since the device was created on this
@@ -29,6 +30,8 @@ pub struct NetStatus {
     pub tap: String,
     /// The bridge to which the tap was added, if this program created the tap.
     pub bridge: Option<String>,
+    /// Whether the host's kernel carries the frames (vhost-net).
+    pub vhost: bool,
     /// Frames that the guest received.
     pub received: Flow,
     /// Frames that the guest sent.
@@ -38,7 +41,26 @@ pub struct NetStatus {
 /// The counters of a network device; see the module.
 #[derive(Debug)]
 pub(crate) struct NetMeter {
-    status: Mutex<NetStatus>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Without what the kernel carries now.
+    status: NetStatus,
+    /// The tap's counters when the kernel began to carry frames; `None` while it does not.
+    began: Option<Flows>,
+}
+
+impl State {
+    /// Returns what was carried since the device was created.
+    fn flows(&self) -> Flows {
+        let own = Flows { received: self.status.received, transmitted: self.status.transmitted };
+        match &self.began {
+            Some(began) => own.plus(&Flows::of(&self.status.tap).since(began)),
+            None => own,
+        }
+    }
 }
 
 impl NetMeter {
@@ -50,21 +72,39 @@ impl NetMeter {
         };
         let (mac, mtu, tap) = (config.mac(), config.mtu(), tap.to_owned());
         let (received, transmitted) = (Flow::default(), Flow::default());
-        Self { status: Mutex::new(NetStatus { mac, mtu, tap, bridge, received, transmitted }) }
+        let status = NetStatus { mac, mtu, tap, bridge, vhost: false, received, transmitted };
+        Self { state: Mutex::new(State { status, began: None }) }
     }
 
     /// Replaces the counters; called once per batch of frames.
     pub(super) fn publish(&self, received: Flow, transmitted: Flow) {
-        let mut status = self.lock();
+        let status = &mut self.lock().status;
         (status.received, status.transmitted) = (received, transmitted);
+    }
+
+    /// Notes that the kernel carries the frames from now on.
+    pub(super) fn kernel_begins(&self) {
+        let mut state = self.lock();
+        state.began = Some(Flows::of(&state.status.tap));
+    }
+
+    /// Notes that the kernel no longer carries the frames; returns all that was carried until now.
+    pub(super) fn kernel_ends(&self) -> Flows {
+        let mut state = self.lock();
+        let flows = state.flows();
+        (state.status.received, state.status.transmitted) = (flows.received, flows.transmitted);
+        state.began = None;
+        flows
     }
 
     /// Returns the status after the device's last batch.
     pub(crate) fn status(&self) -> NetStatus {
-        self.lock().clone()
+        let state = self.lock();
+        let Flows { received, transmitted } = state.flows();
+        NetStatus { vhost: state.began.is_some(), received, transmitted, ..state.status.clone() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, NetStatus> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

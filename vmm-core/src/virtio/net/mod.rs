@@ -1,13 +1,15 @@
 //! A network device (virtio 1.2, 5.1): frames move between the guest's buffers and a tap of the
-//! host without a copy in between.
+//! host without a copy in between. The host's kernel moves them (vhost-net) where it can, or else
+//! the device's thread.
 //!
 //! | file | contents |
 //! |---|---|
 //! | `device` | the device: start here |
-//! | `receive`, `transmit` | frames to the guest, and from it |
+//! | `vhost` | has the kernel move the frames |
+//! | `receive`, `transmit` | frames to the guest, and from it, by the device's thread |
 //! | `control` | commands of the driver on the control queue |
 //! | `announce` | announces the guest's new location to the network |
-//! | `meter` | counters and status |
+//! | `meter`, `counters` | counters and status; the kernel's counters |
 //! | `port` | the interface that the device needs on the host |
 //! | `tap` | that interface as a tap: created or existing, with or without a bridge |
 //! | `wire` | a socket instead of a tap, for the fuzz targets |
@@ -18,6 +20,7 @@
 mod announce;
 mod config;
 mod control;
+mod counters;
 mod device;
 mod mac;
 mod meter;
@@ -25,6 +28,7 @@ mod port;
 mod receive;
 mod tap;
 mod transmit;
+mod vhost;
 #[cfg(feature = "fuzzing")]
 mod wire;
 

@@ -26,8 +26,17 @@ pub(in crate::virtio) struct Messages {
     inner: Mutex<Inner>,
     /// By vector.
     irqfds: Vec<EventFd>,
-    /// The VM's routes, and the line of vector 0; `None` without a VM.
-    routes: Option<(Arc<MsiRoutes>, u32)>,
+    /// `None` without a VM.
+    connection: Option<Connection>,
+}
+
+/// How messages reach a VM.
+#[derive(Debug)]
+struct Connection {
+    vm: Arc<VmFd>,
+    routes: Arc<MsiRoutes>,
+    /// The line of vector 0.
+    first: u32,
 }
 
 #[derive(Debug)]
@@ -35,6 +44,16 @@ struct Inner {
     msix: Msix,
     config_vector: u16,
     queue_vectors: Vec<u16>,
+    followed: Vec<Followed>,
+}
+
+/// A signal that means an interrupt for used buffers of a queue, see [`Line::follow`].
+#[derive(Debug)]
+struct Followed {
+    queue: usize,
+    signal: EventFd,
+    /// The line that KVM interrupts when the signal is written; `None` while it does not.
+    line: Option<u32>,
 }
 
 impl Messages {
@@ -46,8 +65,13 @@ impl Messages {
         let vectors = queues + 1;
         let irqfds: io::Result<Vec<_>> = (0..vectors).map(|_| EventFd::new(EFD_NONBLOCK)).collect();
         let queue_vectors = vec![NO_VECTOR; queues];
-        let inner = Inner { msix: Msix::new(vectors), config_vector: NO_VECTOR, queue_vectors };
-        Ok(Self { inner: Mutex::new(inner), irqfds: irqfds?, routes: None })
+        let inner = Inner {
+            msix: Msix::new(vectors),
+            config_vector: NO_VECTOR,
+            queue_vectors,
+            followed: Vec::new(),
+        };
+        Ok(Self { inner: Mutex::new(inner), irqfds: irqfds?, connection: None })
     }
 
     /// Connects them to `vm`, as those of device number `index`.
@@ -56,7 +80,7 @@ impl Messages {
     /// The error from KVM.
     pub(super) fn routed_by(
         self,
-        vm: &VmFd,
+        vm: &Arc<VmFd>,
         routes: &Arc<MsiRoutes>,
         index: usize,
     ) -> Result<Self, kvm_ioctls::Error> {
@@ -64,7 +88,8 @@ impl Messages {
         for (gsi, irqfd) in (first..).zip(&self.irqfds) {
             vm.register_irqfd(irqfd, gsi)?;
         }
-        Ok(Self { routes: Some((Arc::clone(routes), first)), ..self })
+        let (vm, routes) = (Arc::clone(vm), Arc::clone(routes));
+        Ok(Self { connection: Some(Connection { vm, routes, first }), ..self })
     }
 
     /// Returns the number of vectors.
@@ -90,9 +115,11 @@ impl Messages {
     /// Sets the vector of a queue; none if there is no such vector.
     pub(super) fn set_queue_vector(&self, queue: usize, vector: u16) {
         let vector = self.existing(vector);
-        if let Some(own) = self.inner().queue_vectors.get_mut(queue) {
+        let mut inner = self.inner();
+        if let Some(own) = inner.queue_vectors.get_mut(queue) {
             *own = vector;
         }
+        self.follow_vectors(&mut inner);
     }
 
     fn existing(&self, vector: u16) -> u16 {
@@ -105,6 +132,7 @@ impl Messages {
         let mut inner = self.inner();
         inner.config_vector = NO_VECTOR;
         inner.queue_vectors.fill(NO_VECTOR);
+        self.follow_vectors(&mut inner);
     }
 
     /// Handles a read of the MSI-X table.
@@ -133,15 +161,28 @@ impl Messages {
         let mut inner = self.inner();
         change(&mut inner.msix);
         self.route(&inner.msix);
+        self.follow_vectors(&mut inner);
         inner.msix.take_due().into_iter().for_each(|vector| self.send(vector));
     }
 
     fn route(&self, msix: &Msix) {
-        let Some((routes, first)) = &self.routes else { return };
+        let Some(Connection { routes, first, .. }) = &self.connection else { return };
         let messages =
             msix.messages().map(|(vector, message)| (first + u32::from(vector), message));
         if let Err(error) = routes.set(messages) {
             tracing::error!(%error, "cannot route the interrupts of a device to the guest");
+        }
+    }
+
+    /// Has KVM take the followed signals of those queues whose vectors deliver now, and leave the
+    /// others: a signal for a masked vector must become a pending bit.
+    fn follow_vectors(&self, inner: &mut Inner) {
+        let Some(connection) = &self.connection else { return };
+        let Inner { msix, queue_vectors, followed, .. } = inner;
+        for one in followed {
+            let vector = queue_vectors.get(one.queue).copied().unwrap_or(NO_VECTOR);
+            let line = connection.first + u32::from(vector);
+            one.lead_to(msix.delivers(vector.into()).then_some(line), &connection.vm);
         }
     }
 
@@ -186,6 +227,7 @@ impl Messages {
         inner.config_vector = state.config_vector;
         inner.queue_vectors.clone_from(&state.queue_vectors);
         self.route(&inner.msix);
+        self.follow_vectors(&mut inner);
         Ok(())
     }
 
@@ -197,6 +239,26 @@ impl Messages {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Followed {
+    /// Has KVM interrupt `line` when the signal is written; if it cannot, it leaves the signal.
+    fn lead_to(&mut self, line: Option<u32>, vm: &VmFd) {
+        if self.line == line {
+            return;
+        }
+        if let Some(before) = self.line.take()
+            && let Err(error) = vm.unregister_irqfd(&self.signal, before)
+        {
+            tracing::error!(%error, "KVM keeps an interrupt that it should leave");
+        }
+        if let Some(line) = line {
+            match vm.register_irqfd(&self.signal, line) {
+                Ok(()) => self.line = Some(line),
+                Err(error) => tracing::warn!(%error, "KVM does not take the interrupts of a queue"),
+            }
+        }
     }
 }
 
@@ -218,5 +280,11 @@ impl Line for Messages {
         vectors.sort_unstable();
         vectors.dedup();
         vectors.into_iter().for_each(|vector| self.raise_vector(&mut inner, vector));
+    }
+
+    fn follow(&self, queue: usize, signal: EventFd) {
+        let mut inner = self.inner();
+        inner.followed.push(Followed { queue, signal, line: None });
+        self.follow_vectors(&mut inner);
     }
 }

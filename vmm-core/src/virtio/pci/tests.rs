@@ -1,13 +1,18 @@
 //! A function as its driver sees it, and that no sequence of accesses breaks a rule.
 
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::function::PciFunction;
 use super::layout::{BAR_BYTES, NOTIFY, TABLE};
 use super::messages::NO_VECTOR;
 use super::*;
 use crate::pci::{MsixEntry, MsixState};
+use crate::sys::kvm::create_vm;
 use crate::virtio::Signals;
 use crate::virtio::device::DeviceKind;
 use crate::virtio::registers::{Effect, is_possible_status};
@@ -90,6 +95,58 @@ fn set_message(function: &mut PciFunction, vector: usize, data: u32) {
     let entry = (TABLE.start + vector * 16) as u64;
     for (offset, value) in [(0, 0xfee0_0000), (4, 0), (8, data), (12, 0)] {
         write32(function, entry + offset, value);
+    }
+}
+
+#[test]
+fn kvm_takes_a_followed_signal_while_its_vector_delivers() {
+    let vm = Arc::new(create_vm(&Kvm::new().unwrap()).unwrap());
+    vm.create_irq_chip().unwrap();
+    let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm)));
+    let messages = Arc::new(Messages::new(2).unwrap().routed_by(&vm, &routes, 0).unwrap());
+    let config = ConfigSpace::read_only(Vec::new());
+    let signals = Arc::new(Signals::new(config));
+    let registers = Registers::new(DeviceKind::Net, OFFERED, &[256, 256], signals);
+    let mut function = PciFunction::new(0, registers, Arc::clone(&messages), None);
+    let signal = EventFd::new(EFD_NONBLOCK).unwrap();
+    messages.follow(0, signal.try_clone().unwrap());
+    let is_left = || {
+        signal.write(1).unwrap();
+        signal.read().is_ok()
+    };
+    let mask = |function: &mut PciFunction, vector: usize, masked: u32| {
+        write32(function, (TABLE.start + vector * 16 + 12) as u64, masked);
+    };
+    assert!(is_left(), "MSI-X is off");
+    function.write_config(MSIX_CONTROL, &0x8000_u16.to_le_bytes());
+    set_message(&mut function, 1, 0x41);
+    assert!(is_left(), "the queue has no vector");
+    messages.set_queue_vector(0, 1);
+    assert!(!is_left());
+    mask(&mut function, 1, 1);
+    assert!(is_left(), "it has to become a pending bit");
+    mask(&mut function, 1, 0);
+    assert!(!is_left());
+    function.write_config(MSIX_CONTROL, &0xc000_u16.to_le_bytes());
+    assert!(is_left(), "all are masked");
+    function.write_config(MSIX_CONTROL, &0x8000_u16.to_le_bytes());
+    assert!(!is_left());
+    messages.set_queue_vector(0, 2);
+    assert!(is_left(), "that vector is masked");
+    messages.set_queue_vector(0, 1);
+    let state = messages.save();
+    messages.forget_vectors();
+    assert!(is_left());
+    messages.load(&state, 0x8000).unwrap();
+    assert!(!is_left());
+    // What was signalled while nobody followed is not lost.
+    mask(&mut function, 1, 1);
+    signal.write(1).unwrap();
+    mask(&mut function, 1, 0);
+    let start = Instant::now();
+    while signal.read().is_ok() {
+        signal.write(1).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(60), "KVM does not take it");
     }
 }
 

@@ -184,3 +184,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_queue_continues_where_the_kernel_stopped() {
+    let memory = memory();
+    let (driver, mut queue) = (Driver::new(&memory, 0), queue(&memory));
+    for place in 1..=3 {
+        driver.offer(&[(place * 0x100, place as u32, 0)]);
+    }
+    assert_eq!(queue.registers(), driver.registers());
+    queue.pop(&memory).unwrap().unwrap();
+    assert!(!queue.is_settled());
+    queue.take_back(1);
+    assert!(queue.is_settled());
+    // The kernel has answered two of them.
+    queue.go_on_at(2);
+    assert!(queue.is_settled());
+    let next = queue.pop(&memory).unwrap().unwrap();
+    assert_eq!(next.readable.bytes(), 3);
+    queue.push_used(&memory, next.head, 0).unwrap();
+    assert_eq!(queue.position(), QueuePosition { next_available: 3, next_used: 3 });
+}

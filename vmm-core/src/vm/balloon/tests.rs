@@ -37,7 +37,7 @@ fn guest() -> Vm {
 /// As `guest`, with this balloon and this dirty log.
 fn guest_with(balloon: DeviceConfig, dirty_log: DirtyLog) -> Vm {
     let shape = VmShape { devices: vec![balloon], ..shape(16, 1) };
-    let options = VmOptions { dirty_log };
+    let options = VmOptions { dirty_log, ..VmOptions::default() };
     let vm = Vm::create_with(&shape, &options, Box::new(std::io::sink())).unwrap();
     vm.ram().write(CODE, &[0xeb, 0xfe]).unwrap(); // jmp $
     start_protected_mode(&vm, CODE).unwrap();

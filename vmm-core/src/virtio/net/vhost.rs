@@ -1,0 +1,276 @@
+//! The host's kernel carries the frames (vhost-net, drivers/vhost/net.c): between the rings in
+//! guest memory and the tap, without this process.
+//!
+//! The device starts it when its guest runs and stops it before it is paused, so all else (saved
+//! states, the hand-over of a migration, a destination without vhost) sees queues as if the
+//! device's own thread had served them. What the kernel writes to guest memory is logged while
+//! dirty pages are tracked, see [`crate::memory::WriteLog`].
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use vhost::net::VhostNet;
+use vhost::vhost_kern::net::Net;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{RECEIVE, TRANSMIT};
+use crate::memory::{GuestRam, RamMap};
+use crate::sys::host_address;
+use crate::virtio::device::KernelAccess;
+use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::registers::QueueRegisters;
+
+/// The queues that the kernel serves.
+const QUEUES: [usize; 2] = [RECEIVE, TRANSMIT];
+/// Features of a driver that the kernel has to know.
+const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// `VHOST_F_LOG_ALL` of linux/vhost_types.h: log writes to guest memory.
+const LOG_ALL: u64 = 1 << 26;
+/// `VHOST_VRING_F_LOG` of linux/vhost_types.h: log writes to the used ring.
+const LOG_USED: u32 = 1;
+
+/// The kernel's side of a device; see the module.
+pub(super) struct Vhost {
+    kernel: Net<Arc<RamMap>>,
+    /// The kernel reads and writes this memory, and its write log.
+    ram: Arc<GuestRam>,
+    ends: [End; 2],
+    /// Written by the kernel when it refuses to go on with a queue.
+    error: EventFd,
+    /// Whether writes to guest memory have to be logged.
+    logs: bool,
+    /// What the driver accepted of [`FEATURES`], and its rings, while the kernel serves them.
+    served: Option<(u64, [QueueRegisters; 2])>,
+    /// Whether the kernel has refused to serve this device.
+    refused: bool,
+}
+
+/// The signals of a queue.
+#[derive(Debug)]
+struct End {
+    /// Written by KVM when the driver notifies the queue.
+    kick: EventFd,
+    /// Written by the kernel when the driver wants an interrupt for used buffers.
+    call: EventFd,
+}
+
+impl Vhost {
+    /// Opens `/dev/vhost-net` for a device.
+    ///
+    /// # Errors
+    /// The error from the system; `Unsupported` if the kernel lacks a feature that a driver may
+    /// use.
+    pub(super) fn open(access: &KernelAccess<'_>) -> vhost::Result<Self> {
+        let kernel = Net::new(Arc::new(access.ram.memory().clone()))?;
+        let missing = (FEATURES | LOG_ALL) & !kernel.get_features()?;
+        if missing != 0 {
+            let what = format!("the kernel's vhost-net lacks features {missing:#x}");
+            return Err(refusal(ErrorKind::Unsupported, what));
+        }
+        kernel.set_owner()?;
+        kernel.set_mem_table(&regions(access.ram))?;
+        let end = |queue: usize| {
+            let kick = access.kicks.get(queue).ok_or(ErrorKind::InvalidInput)?.try_clone()?;
+            let call = EventFd::new(EFD_NONBLOCK)?;
+            access.line.follow(queue, call.try_clone()?);
+            io::Result::Ok(End { kick, call })
+        };
+        let ends = || Ok([end(RECEIVE)?, end(TRANSMIT)?]);
+        let ends = ends().map_err(vhost::Error::IOError)?;
+        let error = EventFd::new(EFD_NONBLOCK).map_err(vhost::Error::IOError)?;
+        let ram = Arc::clone(access.ram);
+        Ok(Self { kernel, ram, ends, error, logs: false, served: None, refused: false })
+    }
+
+    /// Returns whether the kernel carries the frames now.
+    pub(super) fn runs(&self) -> bool {
+        self.served.is_some()
+    }
+
+    /// Returns whether it may start: the kernel did not refuse before, the driver has set up both
+    /// queues, and all of guest memory is there. (An access of the kernel to a page that has not
+    /// arrived could hold up the end of this process when that is killed.)
+    pub(super) fn can_start(&self, queues: &[Option<Queue>]) -> bool {
+        let is_set_up = |index| matches!(queues.get(index), Some(Some(_)));
+        !self.refused && self.ram.is_complete() && QUEUES.into_iter().all(is_set_up)
+    }
+
+    /// Has the kernel carry frames between `tap` and the queues of a driver that has accepted
+    /// `features`.
+    ///
+    /// # Errors
+    /// The error from the kernel, which does not serve the queues then, and is not asked again.
+    pub(super) fn start(
+        &mut self,
+        tap: BorrowedFd<'_>,
+        features: u64,
+        queues: &[Option<Queue>],
+    ) -> vhost::Result<()> {
+        let started = self.try_start(tap, features & FEATURES, queues);
+        if started.is_err() {
+            self.halt();
+            self.refused = true;
+        }
+        started
+    }
+
+    fn try_start(
+        &mut self,
+        tap: BorrowedFd<'_>,
+        features: u64,
+        queues: &[Option<Queue>],
+    ) -> vhost::Result<()> {
+        let [Some(receive), Some(transmit), ..] = queues else {
+            return Err(vhost::Error::InvalidQueue);
+        };
+        let both = [receive, transmit];
+        if !both.iter().all(|queue| queue.is_settled()) {
+            // The kernel's queues have one position only. No device of ours leaves such a queue.
+            return Err(refusal(ErrorKind::InvalidData, "a request is half done"));
+        }
+        let _ = self.error.read();
+        let rings = both.map(Queue::registers);
+        self.kernel.set_features(self.with_log(features))?;
+        for ((index, queue), rings) in QUEUES.into_iter().zip(both).zip(&rings) {
+            let End { kick, call } = &self.ends[index];
+            self.kernel.set_vring_num(index, rings.size)?;
+            self.kernel.set_vring_base(index, queue.position().next_available)?;
+            self.kernel.set_vring_addr(index, &self.vring(rings))?;
+            self.kernel.set_vring_err(index, &self.error)?;
+            self.kernel.set_vring_call(index, call)?;
+            self.kernel.set_vring_kick(index, kick)?;
+        }
+        let tap = File::from(tap.try_clone_to_owned().map_err(vhost::Error::IOError)?);
+        self.served = Some((features, rings));
+        for (index, end) in QUEUES.into_iter().zip(&self.ends) {
+            self.kernel.set_backend(index, Some(&tap))?;
+            // The driver may have notified before the kernel listened.
+            end.kick.write(1).map_err(vhost::Error::IOError)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the kernel, and has `queues` continue where it stopped. Does nothing if it does not
+    /// run. When this returns, the kernel does not touch guest memory.
+    ///
+    /// # Errors
+    /// If the kernel does not tell where it stopped.
+    pub(super) fn stop(&mut self, queues: &mut [Option<Queue>]) -> Result<(), QueueError> {
+        if !self.runs() {
+            return Ok(());
+        }
+        self.halt();
+        for index in QUEUES {
+            let next = self.kernel.get_vring_base(index).map_err(|_| QueueError::Kernel)?;
+            if let Some(Some(queue)) = queues.get_mut(index) {
+                // The used ring follows the available one: vhost-net uses each buffer that it
+                // takes, and those of a frame under way when it is stopped.
+                queue.go_on_at(next as u16);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the kernel; where it stopped is lost, as when a driver resets its device.
+    pub(super) fn halt(&mut self) {
+        if self.served.take().is_none() {
+            return;
+        }
+        for index in QUEUES {
+            if let Err(error) = self.kernel.set_backend(index, None) {
+                tracing::error!(%error, index, "vhost-net does not stop");
+            }
+        }
+    }
+
+    /// Has the kernel log its writes from now on, or stop that.
+    ///
+    /// # Errors
+    /// The error from the kernel.
+    pub(super) fn log_writes(&mut self, on: bool) -> vhost::Result<()> {
+        if on {
+            // The log lives as long as `ram`, which this keeps until the kernel has closed.
+            self.kernel.set_log_base(self.ram.write_log().address(), None)?;
+        }
+        self.logs = on;
+        let Some((features, rings)) = &self.served else { return Ok(()) };
+        self.kernel.set_features(self.with_log(*features))?;
+        for (index, rings) in QUEUES.into_iter().zip(rings) {
+            self.kernel.set_vring_addr(index, &self.vring(rings))?;
+        }
+        Ok(())
+    }
+
+    fn with_log(&self, features: u64) -> u64 {
+        if self.logs { features | LOG_ALL } else { features }
+    }
+
+    fn vring(&self, rings: &QueueRegisters) -> VringConfigData {
+        VringConfigData {
+            queue_max_size: rings.size_max,
+            queue_size: rings.size,
+            flags: if self.logs { LOG_USED } else { 0 },
+            desc_table_addr: rings.descriptors,
+            used_ring_addr: rings.used,
+            avail_ring_addr: rings.available,
+            log_addr: self.logs.then_some(rings.used),
+        }
+    }
+
+    /// Returns the descriptors that the device's thread has to watch: the signals for interrupts by
+    /// queue, and that for errors.
+    pub(super) fn watched(&self) -> [RawFd; 3] {
+        let [receive, transmit] = &self.ends;
+        [receive.call.as_raw_fd(), transmit.call.as_raw_fd(), self.error.as_raw_fd()]
+    }
+
+    /// Returns the queue for whose used buffers descriptor `index` of [`Vhost::watched`] asks for
+    /// an interrupt, if it does.
+    ///
+    /// # Errors
+    /// [`QueueError::Kernel`] if it says that the kernel has refused to go on.
+    pub(super) fn heard(&self, index: usize) -> Result<Option<usize>, QueueError> {
+        match self.ends.get(index) {
+            Some(end) => Ok(end.call.read().is_ok().then_some(index)),
+            None if self.error.read().is_ok() && self.runs() => Err(QueueError::Kernel),
+            None => Ok(None),
+        }
+    }
+}
+
+impl fmt::Debug for Vhost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vhost").field("served", &self.served).finish_non_exhaustive()
+    }
+}
+
+/// An error that the kernel does not report.
+fn refusal(
+    kind: ErrorKind,
+    what: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> vhost::Error {
+    vhost::Error::IOError(io::Error::new(kind, what))
+}
+
+/// Returns the guest's memory as the kernel has to know it.
+fn regions(ram: &GuestRam) -> Vec<VhostUserMemoryRegionInfo> {
+    let places = ram.layout().regions().iter().zip(ram.mappings());
+    places
+        .map(|(place, region)| VhostUserMemoryRegionInfo {
+            guest_phys_addr: place.gpa,
+            memory_size: place.bytes,
+            userspace_addr: host_address(region) as u64,
+            ..VhostUserMemoryRegionInfo::default()
+        })
+        .collect()
+}
