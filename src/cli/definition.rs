@@ -28,7 +28,7 @@ web-1.toml:
   serial = \"web-1\"
 
 Keys are named like the options of `lighter run`, except labels, [[disk]],
-[[net]] and read-only as above; --detach, --seccomp and --landlock are not keys.
+[[net]] and read-only as above; --detach and those of isolation are not keys.
 restart: with on-failure, the node starts the guest again when it has crashed or
 its process has died, up to three times in ten minutes. Paths must be absolute.
 A definition of the same name is replaced; a running guest has the new one from

@@ -371,6 +371,7 @@ mod tests {
                 "--detach",
                 "--seccomp",
                 "--landlock",
+                "--vhost-net",
                 "--readonly",
                 "--state-dir",
                 "--log-level",

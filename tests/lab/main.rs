@@ -27,3 +27,4 @@ mod qcow2;
 mod seed;
 mod service;
 mod stock;
+mod vhost;

@@ -1,0 +1,88 @@
+//! A stock guest whose frames the host's kernel carries (vhost-net), also while it migrates.
+
+use serde_json::Value;
+
+use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
+
+/// Moves all interrupts of the guest's network device from one vCPU to the other and back, a
+/// hundred times: with each move, the guest masks them and lets them through again.
+const MOVE_INTERRUPTS: &str = r"
+for turn in $(seq 100); do
+    for irq in $(sed -n '/virtio.*-\(input\|output\)/s/:.*//p' /proc/interrupts); do
+        echo $((turn % 2 + 1)) > /proc/irq/$irq/smp_affinity
+    done
+done";
+
+/// Sends a file of 4 MiB into the guest, and says how it was.
+const SEND_FILE: &str = "head -c 4M /dev/urandom > /tmp/lab/file; \
+    ssh -o ServerAliveInterval=10 -o ServerAliveCountMax=90 ADDRESS 'cat > /dev/shm/file' < /tmp/lab/file \
+    && sha256sum < /tmp/lab/file > /tmp/lab/sum";
+
+fn net(host: Host<'_>) -> Value {
+    host.ask("debian", "/v1/guest").expect("a guest")["nets"][0].clone()
+}
+
+/// Waits until the guest's frames are carried by the host's kernel, or by lighter.
+#[track_caller]
+fn await_vhost(host: Host<'_>, expected: bool) {
+    until("the right one carries the frames", || {
+        let net = net(host);
+        holds(net["vhost"] == expected, net)
+    });
+}
+
+#[test]
+fn a_guest_moves_between_hosts_with_and_without_it_and_loses_no_byte() {
+    let lab = Lab::of(3);
+    lab.host(2).sh("echo LIGHTER_VHOST_NET=off > /run/lab/node.env").ok();
+    let [with, without] = lab.nodes();
+    let guest = StockGuest::boot(&lab, with, 2, "");
+    await_vhost(with, true);
+    let stream = Stream::begin(lab.host(3), &guest);
+    guest.sh(with, MOVE_INTERRUPTS).ok();
+    stream.await_more();
+
+    for (from, to, expected) in [(with, without, false), (without, with, true)] {
+        let send = SEND_FILE.replace("ADDRESS", guest.address());
+        lab.host(3)
+            .sh(&format!(
+                "rm -f /tmp/lab/sum; systemd-run --quiet --collect --unit lab-file sh -c \"{send}\""
+            ))
+            .ok();
+        from.lighter(&format!("migrate debian {} --downtime 10s", to.address())).ok();
+        await_vhost(to, expected);
+        let sent = until("the file has come", || {
+            let done = lab.host(3).sh("cat /tmp/lab/sum");
+            if done.code == Some(0) { Ok(done.stdout) } else { Err(done) }
+        });
+        assert_eq!(guest.sh(to, "sha256sum < /dev/shm/file").ok(), sent);
+        stream.await_more();
+    }
+
+    with.lighter("pause debian").ok();
+    assert_eq!(net(with)["vhost"], false, "a paused guest is left alone");
+    with.lighter("resume debian").ok();
+    stream.await_more();
+    let seen = net(with);
+    assert!(seen["received"]["bytes"].as_u64() > Some(4 << 20), "{seen}");
+    assert!(seen["transmitted"]["packets"].as_u64() > Some(1000), "{seen}");
+    with.lighter("save debian /var/tmp/debian.lighter").ok();
+    with.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
+    await_vhost(with, true);
+    stream.await_more();
+    println!("{}", stream.finish());
+    guest.shut_down(with);
+}
+
+/// A process that may not open `/dev/vhost-net` carries the frames itself.
+#[test]
+fn a_guest_runs_without_the_right_to_it() {
+    let lab = Lab::of(1);
+    let host = lab.host(1);
+    host.sh("mv /dev/vhost-net /dev/vhost-net.away").ok();
+    let guest = StockGuest::boot(&lab, host, 1, "");
+    host.sh("mv /dev/vhost-net.away /dev/vhost-net").ok();
+    assert_eq!(net(host)["vhost"], false);
+    assert!(host.lighter("show debian").stdout.contains("br0; received"));
+    guest.shut_down(host);
+}
