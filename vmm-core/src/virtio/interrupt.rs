@@ -7,7 +7,7 @@ use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Signals;
-use super::signals::{Cause, ConfigSpace};
+use super::signals::{Cause, ConfigSpace, Unacknowledged};
 use crate::devices::IrqLine;
 
 /// What carries a device's interrupts to the guest.
@@ -15,10 +15,9 @@ pub(crate) trait Line: Debug + Send + Sync {
     /// Interrupts the driver.
     fn raise(&self, cause: Cause);
 
-    /// Interrupts the driver again for what it may have missed; `unacknowledged` says whether it
-    /// has acknowledged all causes. A spurious interrupt does no harm; a driver whose interrupt was
-    /// lost would wait forever.
-    fn repeat(&self, unacknowledged: bool);
+    /// Interrupts the driver again for what it may have missed. A spurious interrupt for buffers
+    /// does no harm; a driver whose interrupt was lost would wait forever.
+    fn repeat(&self, unacknowledged: Unacknowledged);
 
     /// Has the kernel interrupt the driver when `signal` is written because buffers of `queue` were
     /// used, whenever it can do that alone: it then reads the signal first. A signal that it leaves
@@ -35,8 +34,8 @@ impl Line for IrqLine {
         }
     }
 
-    fn repeat(&self, unacknowledged: bool) {
-        if unacknowledged {
+    fn repeat(&self, unacknowledged: Unacknowledged) {
+        if unacknowledged.used || unacknowledged.config {
             self.raise(Cause::Config);
         }
     }
@@ -79,7 +78,7 @@ impl Interrupt {
 
     /// Interrupts the driver again for what it may have missed.
     pub(crate) fn repeat(&self) {
-        self.line.repeat(self.signals.interrupt_status() != 0);
+        self.line.repeat(self.signals.unacknowledged());
     }
 
     /// Reports to the driver that the device cannot continue until a reset.

@@ -24,6 +24,15 @@ pub(crate) enum Cause {
     Config,
 }
 
+/// Kinds of causes that a driver has not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unacknowledged {
+    /// Used buffers.
+    pub(crate) used: bool,
+    /// A change of the configuration or of the device's status.
+    pub(crate) config: bool,
+}
+
 /// A device's configuration space (virtio 1.2, 2.5).
 #[derive(Debug)]
 pub(crate) struct ConfigSpace {
@@ -91,7 +100,16 @@ impl Signals {
         self.interrupt_status.fetch_or(bit, Ordering::AcqRel);
     }
 
-    /// Returns the causes that the driver has not acknowledged.
+    /// Returns which kinds of causes the driver has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> Unacknowledged {
+        let status = self.interrupt_status();
+        Unacknowledged {
+            used: status & VIRTIO_MMIO_INT_VRING != 0,
+            config: status & VIRTIO_MMIO_INT_CONFIG != 0,
+        }
+    }
+
+    /// Returns the causes that the driver has not acknowledged, as the register has them.
     pub(crate) fn interrupt_status(&self) -> u32 {
         self.interrupt_status.load(Ordering::Acquire)
     }
@@ -99,6 +117,11 @@ impl Signals {
     /// Returns the causes and clears them, as reading the register of a PCI device does.
     pub(super) fn take_interrupt_status(&self) -> u32 {
         self.interrupt_status.swap(0, Ordering::AcqRel)
+    }
+
+    /// Notes that the driver has seen the configuration.
+    pub(super) fn config_seen(&self) {
+        self.acknowledge(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Clears the causes that the driver acknowledges.

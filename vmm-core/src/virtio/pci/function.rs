@@ -99,6 +99,8 @@ impl Transport for PciFunction {
             let status = self.registers.signals().take_interrupt_status();
             data.iter_mut().take(1).for_each(|byte| *byte = status as u8);
         } else if DEVICE.contains(&offset) {
+            // First: a change after it is one that the driver has not seen.
+            self.registers.signals().config_seen();
             self.registers.signals().read_config(offset - DEVICE.start, data);
         } else if TABLE.contains(&offset) {
             self.messages.read_table(offset - TABLE.start, data);

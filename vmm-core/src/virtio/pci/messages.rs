@@ -12,7 +12,7 @@ use crate::devices::{FIRST_MSI_GSI, MsiRoutes};
 use crate::pci::Msix;
 use crate::virtio::interrupt::Line;
 use crate::virtio::registers::QUEUES_MAX;
-use crate::virtio::signals::Cause;
+use crate::virtio::signals::{Cause, Unacknowledged};
 
 /// The vector of a cause that has none (virtio 1.2, 4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -272,11 +272,13 @@ impl Line for Messages {
         self.raise_vector(&mut inner, vector);
     }
 
-    /// With MSI-X a driver acknowledges nothing, so this raises all vectors that have a cause.
-    fn repeat(&self, _unacknowledged: bool) {
+    /// With MSI-X a driver acknowledges no used buffers, so this raises the vectors of all queues. A
+    /// changed configuration it acknowledges by reading it: Linux logs the size of a disk each time
+    /// it is told of a change.
+    fn repeat(&self, unacknowledged: Unacknowledged) {
         let mut inner = self.inner();
         let mut vectors = inner.queue_vectors.clone();
-        vectors.push(inner.config_vector);
+        vectors.extend(unacknowledged.config.then_some(inner.config_vector));
         vectors.sort_unstable();
         vectors.dedup();
         vectors.into_iter().for_each(|vector| self.raise_vector(&mut inner, vector));

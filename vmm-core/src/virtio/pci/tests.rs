@@ -16,7 +16,7 @@ use crate::sys::kvm::create_vm;
 use crate::virtio::Signals;
 use crate::virtio::device::DeviceKind;
 use crate::virtio::registers::{Effect, is_possible_status};
-use crate::virtio::signals::{Cause, ConfigSpace};
+use crate::virtio::signals::{Cause, ConfigSpace, Unacknowledged};
 
 const V1: u64 = 1 << VIRTIO_F_VERSION_1;
 const OFFERED: u64 = V1 | 1 << 29 | 1 << 5;
@@ -237,8 +237,21 @@ fn interrupts_take_the_vector_of_their_cause_once_msix_is_on() {
     assert_eq!(messages.sent(), [0, 1, 0], "vector 0 is masked, queue 1 has none");
     set_message(&mut function, 0, 0x40);
     assert_eq!(messages.sent(), [1, 0, 0], "it was pending");
-    messages.repeat(false);
-    assert_eq!(messages.sent(), [1, 1, 0], "what may have been lost");
+    messages.repeat(Unacknowledged { used: false, config: false });
+    assert_eq!(messages.sent(), [0, 1, 0], "used buffers may have been lost");
+    messages.repeat(Unacknowledged { used: true, config: true });
+    assert_eq!(messages.sent(), [1, 1, 0]);
+}
+
+#[test]
+fn a_changed_configuration_is_unacknowledged_until_the_driver_reads_it() {
+    let (function, _) = active();
+    let signals = function.registers().signals();
+    signals.add(Cause::Config);
+    signals.add(Cause::Used(0));
+    assert_eq!(signals.unacknowledged(), Unacknowledged { used: true, config: true });
+    function.read(0x2000, &mut [0; 4]);
+    assert_eq!(signals.unacknowledged(), Unacknowledged { used: true, config: false });
 }
 
 #[test]
