@@ -29,10 +29,9 @@ pub(super) enum Use {
 
 /// Files for every guest, where they exist: devices, facts about the host, and the configuration of
 /// name resolution.
-const ANY_GUESTS: [(&str, Use); 23] = [
+const ANY_GUESTS: [(&str, Use); 22] = [
     ("/dev/kvm", Use::Device),
     ("/dev/net/tun", Use::Device),
-    ("/dev/vhost-net", Use::Device),
     ("/dev/null", Use::Write),
     ("/dev/urandom", Use::Read),
     ("/proc/self", Use::Read),
@@ -62,6 +61,8 @@ pub(crate) struct Means {
     pub(crate) unix_sockets: bool,
     /// Creates or configures taps.
     pub(crate) taps: bool,
+    /// Has the host's kernel carry the frames of taps.
+    pub(crate) vhost: bool,
     /// Sets up io_urings for disks after confinement.
     pub(crate) rings: bool,
     /// Write-protects memory of a template.
@@ -73,11 +74,17 @@ pub(crate) struct Means {
 impl Means {
     /// The most that an incoming guest may need, before it is known. No incoming guest has a
     /// template.
-    pub(super) const OF_UNKNOWN: Self =
-        Self { unix_sockets: true, taps: true, rings: true, template: false, missing_pages: true };
+    pub(super) const OF_UNKNOWN: Self = Self {
+        unix_sockets: true,
+        taps: true,
+        vhost: false,
+        rings: true,
+        template: false,
+        missing_pages: true,
+    };
     /// The means of a guest that uses every one of them.
     #[cfg(test)]
-    pub(super) const ALL: Self = Self { template: true, ..Self::OF_UNKNOWN };
+    pub(super) const ALL: Self = Self { template: true, vhost: true, ..Self::OF_UNKNOWN };
 }
 
 /// The files of one guest, and the other means that its process needs.
@@ -181,6 +188,15 @@ impl Files {
     /// confined.
     pub(crate) fn arriving(&self) -> Option<&ArrivingDisks> {
         self.arriving.as_ref()
+    }
+
+    /// Lets the host's kernel carry the frames of a guest that has taps, or may have some.
+    pub(crate) fn and_vhost(mut self) -> Self {
+        if self.means.taps {
+            self.means.vhost = true;
+            self.wanted.push((PathBuf::from("/dev/vhost-net"), Use::Device));
+        }
+        self
     }
 
     /// Adds the template at this path.

@@ -49,7 +49,7 @@ pub(crate) fn restrict(mode: SeccompMode, means: Means) -> Result<()> {
 fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompiler::BackendError> {
     let mut rules: Rules =
         calls::ALLOWED.iter().copied().flatten().map(|call| (*call, Vec::new())).collect();
-    let vhost = means.taps.then_some(calls::IOCTLS_OF_VHOST);
+    let vhost = means.vhost.then_some(calls::IOCTLS_OF_VHOST);
     let devices = calls::IOCTLS_OF_DEVICES
         .into_iter()
         .chain(vhost)

@@ -33,6 +33,7 @@ use crate::cli::guest::{BackgroundArgs, RestoreArgs, RunArgs};
 use crate::cli::host::IncomingArgs;
 use crate::cli::isolation::{IsolationArgs, SeccompMode};
 use crate::cli::spec::GuestSpec;
+use crate::cli::spec::SwitchArg;
 use crate::confinement::{self, ArrivingDisks, Files, Means};
 use crate::definitions::Document;
 use crate::departures::DepartedDisks;
@@ -377,7 +378,10 @@ impl Life {
         let claim = state.guest(name).claim()?;
         state.prepare_guest(name, uuid)?;
         claim.dir().prepare_mark()?;
-        let files = files(Files::of_guest(state, claim.dir(), uuid))?;
+        let mut files = files(Files::of_guest(state, claim.dir(), uuid))?;
+        if isolation.vhost_net == SwitchArg::On {
+            files = files.and_vhost();
+        }
         let departed = state.departures().past();
         if files.arriving().is_none() {
             let mut disks = files.disks().flat_map(with_disks_below);

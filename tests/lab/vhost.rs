@@ -74,9 +74,8 @@ fn a_guest_moves_between_hosts_with_and_without_it_and_loses_no_byte() {
     guest.shut_down(with);
 }
 
-/// A process that may not open `/dev/vhost-net` carries the frames itself.
 #[test]
-fn a_guest_runs_without_the_right_to_it() {
+fn a_guest_runs_on_a_host_without_it() {
     let lab = Lab::of(1);
     let host = lab.host(1);
     host.sh("mv /dev/vhost-net /dev/vhost-net.away").ok();

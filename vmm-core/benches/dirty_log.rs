@@ -75,7 +75,11 @@ fn measure(mib: u64, rate: u64, log: DirtyLog, rounds: u64, pause: Duration) -> 
 /// Starts a guest and waits until it has filled its memory.
 fn working(mib: u64, rate: u64, dirty_log: DirtyLog) -> Outcome<Vm> {
     let shape = VmShape::for_host(mib << 20, 1)?;
-    let vm = Vm::create_with(&shape, &VmOptions { dirty_log }, Box::new(sink()))?;
+    let vm = Vm::create_with(
+        &shape,
+        &VmOptions { dirty_log, ..VmOptions::default() },
+        Box::new(sink()),
+    )?;
     let params = WorkloadParams {
         working_set_bytes: WORKING_SET_BYTES,
         dirty_rate_pages_per_second: rate,

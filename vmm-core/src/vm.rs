@@ -184,7 +184,7 @@ impl Vm {
         self.dirty_log
     }
 
-    /// The state of the guest's network devices, in the order of the shape. Never blocks.
+    /// The state of the guest's network devices, in the order of the shape.
     pub fn nets(&self) -> Vec<NetStatus> {
         self.machine.bus.nets()
     }

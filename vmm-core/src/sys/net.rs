@@ -18,6 +18,8 @@ pub(crate) const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 
 /// `SIOCBRADDIF` of `linux/sockios.h`.
 const ADD_TO_BRIDGE: libc::c_ulong = 0x89a2;
+/// `TUNSETSNDBUF` of `linux/if_tun.h`, which the libc crate lacks for musl.
+const SET_SEND_BUFFER: libc::Ioctl = 0x4004_54d4;
 /// `ETHTOOL_GDRVINFO` of `linux/ethtool.h`.
 const GET_DRIVER: u32 = 3;
 /// Bytes of `struct ethtool_drvinfo`, and the range of the driver's name in it.
@@ -64,6 +66,15 @@ pub(crate) fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<S
 pub(crate) fn set_header_bytes(tun: &File, bytes: libc::c_int) -> io::Result<()> {
     // SAFETY: the kernel reads one `int`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
+}
+
+/// Sets how many bytes of frames may be under way from the tap into the host's network.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn set_send_buffer(tun: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads one `int`, which outlives the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), SET_SEND_BUFFER, &raw const bytes) })
 }
 
 /// Sets the offloads (`TUN_F_*`): what the kernel may leave undone in frames that are read.

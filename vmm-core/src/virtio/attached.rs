@@ -43,6 +43,8 @@ pub(crate) struct Attached {
     window: Window,
     kicks: Vec<EventFd>,
     worker: Worker,
+    /// Whether the host's kernel may serve it.
+    is_offloaded: bool,
 }
 
 impl Attached {
@@ -66,14 +68,13 @@ impl Attached {
             (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect();
         let kicks = kicks.map_err(failed)?;
         let (transport, line) = connector.connect(index, registers, &kicks)?;
-        if offload {
-            device.offload(&KernelAccess { ram, kicks: &kicks, line: &line });
-        }
+        let is_offloaded =
+            offload && device.offload(&KernelAccess { ram, kicks: &kicks, line: &line });
         let backend = Backend::new(device, Arc::clone(ram), Interrupt::new(signals, line));
         let copies: std::io::Result<Vec<EventFd>> = kicks.iter().map(EventFd::try_clone).collect();
         let worker = Worker::start(backend, copies.map_err(failed)?)?;
         let window = Window::of(&*transport);
-        Ok(Self { transport: Mutex::new(transport), window, kicks, worker })
+        Ok(Self { transport: Mutex::new(transport), window, kicks, worker, is_offloaded })
     }
 
     /// Returns the offset of `address` in the device's window of memory, if it is there.
@@ -175,7 +176,11 @@ impl Attached {
     }
 
     /// Has the kernel log what it writes for the device, or stop that, see [`Device::log_writes`].
+    /// Does not wait for a device that the kernel does not serve.
     pub(crate) fn log_writes(&self, on: bool) -> Result<(), DeviceError> {
+        if !self.is_offloaded {
+            return Ok(());
+        }
         self.worker.call(move |backend| backend.device().log_writes(on))?
     }
 

@@ -127,9 +127,11 @@ pub(crate) trait Device: Any + Send + Debug {
         Vec::new()
     }
 
-    /// Prepares the device to be served by the host's kernel, where that can do it. Called once,
-    /// before the device works and before [`Device::watched`].
-    fn offload(&mut self, _access: &KernelAccess<'_>) {}
+    /// Prepares the device to be served by the host's kernel; returns false if the kernel cannot do
+    /// it. Called once, before the device works and before [`Device::watched`].
+    fn offload(&mut self, _access: &KernelAccess<'_>) -> bool {
+        false
+    }
 
     /// Returns what the kernel waits for at present, instead of the device's thread.
     fn unwatched(&self) -> Unwatched {

@@ -19,10 +19,15 @@ pub(crate) trait Line: Debug + Send + Sync {
     /// does no harm; a driver whose interrupt was lost would wait forever.
     fn repeat(&self, unacknowledged: Unacknowledged);
 
-    /// Has the kernel interrupt the driver when `signal` is written because buffers of `queue` were
-    /// used, whenever it can do that alone: it then reads the signal first. A signal that it leaves
-    /// to others has to be passed to [`Line::raise`].
+    /// Has KVM interrupt the driver by itself when `signal` is written because buffers of `queue`
+    /// were used, whenever it can.
     fn follow(&self, _queue: usize, _signal: EventFd) {}
+
+    /// Takes a signal that KVM has not: returns whether it was written, so that [`Line::raise`] has
+    /// to be called.
+    fn take(&self, _queue: usize, signal: &EventFd) -> bool {
+        signal.read().is_ok()
+    }
 }
 
 impl Line for IrqLine {
@@ -74,6 +79,14 @@ impl Interrupt {
     pub(crate) fn raise(&self, cause: Cause) {
         self.signals.add(cause);
         self.line.raise(cause);
+    }
+
+    /// Interrupts the driver if `signal` was written because buffers of `queue` were used, and KVM
+    /// has not done that already, see [`Line::follow`].
+    pub(crate) fn pass_on(&self, queue: usize, signal: &EventFd) {
+        if self.line.take(queue, signal) {
+            self.raise(Cause::Used(queue));
+        }
     }
 
     /// Interrupts the driver again for what it may have missed.

@@ -267,12 +267,20 @@ impl Queue {
         self.rings.next_avail() == self.rings.next_used()
     }
 
-    /// Continues where the kernel has stopped: it has answered all requests before `next`, and
-    /// taken no other.
-    pub(crate) fn go_on_at(&mut self, next: u16) {
+    /// Continues where the kernel has stopped: it would have taken entry `next` of the available
+    /// ring. What it has answered stands in the used ring.
+    ///
+    /// # Errors
+    /// [`QueueError::Kernel`] if the rings do not fit together.
+    pub(crate) fn go_on_at(&mut self, memory: &RamMap, next: u16) -> Result<(), QueueError> {
+        let used = self.rings.used_idx(memory, Ordering::Acquire).map_err(|_| QueueError::Rings)?;
+        if (Wrapping(next) - used).0 > self.rings.size() {
+            return Err(QueueError::Kernel);
+        }
         self.rings.set_next_avail(next);
-        self.rings.set_next_used(next);
-        self.checked = Wrapping(next);
+        self.rings.set_next_used(used.0);
+        self.checked = used;
+        Ok(())
     }
 
     /// Returns the position of device and driver.

@@ -105,7 +105,7 @@ impl Signals {
         let status = self.interrupt_status();
         Unacknowledged {
             used: status & VIRTIO_MMIO_INT_VRING != 0,
-            config: status & VIRTIO_MMIO_INT_CONFIG != 0,
+            config: status & VIRTIO_MMIO_INT_CONFIG != 0 || self.needs_reset(),
         }
     }
 

@@ -15,10 +15,9 @@ pub(super) struct Flows {
 }
 
 impl Flows {
-    /// Returns the counters of `tap`; zeros if there is no such interface.
-    pub(super) fn of(tap: &str) -> Self {
-        let text = std::fs::read_to_string(STATISTICS).unwrap_or_default();
-        parse(&text, tap).unwrap_or_default()
+    /// Returns the counters of `tap`; `None` if there is no such interface.
+    pub(super) fn of(tap: &str) -> Option<Self> {
+        parse(&std::fs::read_to_string(STATISTICS).ok()?, tap)
     }
 
     /// Returns what was counted since the counters were `before`.

@@ -277,13 +277,14 @@ impl Device for NetDevice {
         }
     }
 
-    fn offload(&mut self, access: &KernelAccess<'_>) {
+    fn offload(&mut self, access: &KernelAccess<'_>) -> bool {
         match Vhost::open(access) {
             Ok(vhost) => self.vhost = Some(vhost),
             Err(error) => {
                 tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
             }
         }
+        self.vhost.is_some()
     }
 
     fn log_writes(&mut self, on: bool) -> Result<(), DeviceError> {
@@ -307,18 +308,17 @@ impl Device for NetDevice {
     }
 
     fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
-        match (index.checked_sub(TAP + 1), &self.vhost) {
-            (Some(signal), Some(vhost)) => {
-                if let Some(queue) = vhost.heard(signal)? {
-                    rings.interrupt.raise(Cause::Used(queue));
-                }
+        match &self.vhost {
+            Some(vhost) if index != TAP => {
+                vhost.pass_on_signals(rings.interrupt);
+                vhost.check()
             }
             _ => {
                 self.receiver.set_readable();
                 rings.request_processing(RECEIVE);
+                Ok(())
             }
         }
-        Ok(())
     }
 
     fn due(&self) -> Option<Instant> {
@@ -352,8 +352,10 @@ impl Device for NetDevice {
     }
 
     fn queues_closed(&mut self) {
-        if let Some(vhost) = self.vhost.as_mut().filter(|vhost| vhost.runs()) {
-            vhost.halt();
+        let Some(vhost) = &mut self.vhost else { return };
+        let ran = vhost.runs();
+        vhost.forget();
+        if ran {
             self.kernel_ends();
         }
     }
@@ -369,6 +371,8 @@ impl Device for NetDevice {
         self.paused_at = Some(rings.now());
         if let Some(vhost) = self.vhost.as_mut().filter(|vhost| vhost.runs()) {
             let stopped = vhost.stop(rings.queues);
+            // What the kernel signalled since this thread last looked is part of the state.
+            vhost.pass_on_signals(rings.interrupt);
             self.kernel_ends();
             return stopped;
         }

@@ -1,5 +1,5 @@
-//! Counters of a network device: its thread writes them, other threads read them, and it never
-//! waits for a slow reader.
+//! Counters of a network device: its thread writes them, other threads read them. While the kernel
+//! carries the frames, a reader asks it for its counters.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -46,20 +46,25 @@ pub(crate) struct NetMeter {
 
 #[derive(Debug)]
 struct State {
-    /// Without what the kernel carries now.
+    /// `received` and `transmitted` are without what the kernel carries now.
     status: NetStatus,
-    /// The tap's counters when the kernel began to carry frames; `None` while it does not.
+    /// The tap's counters when the kernel began to carry frames, if they could be read then.
     began: Option<Flows>,
+    /// What the kernel has carried since, when it was last asked.
+    carried: Flows,
 }
 
 impl State {
-    /// Returns what was carried since the device was created.
-    fn flows(&self) -> Flows {
-        let own = Flows { received: self.status.received, transmitted: self.status.transmitted };
-        match &self.began {
-            Some(began) => own.plus(&Flows::of(&self.status.tap).since(began)),
-            None => own,
+    /// Returns what was carried since the device was created. A tap that has another name by now
+    /// counts no further.
+    fn flows(&mut self) -> Flows {
+        if let Some(began) = &self.began
+            && let Some(now) = Flows::of(&self.status.tap)
+        {
+            self.carried = now.since(began);
         }
+        let own = Flows { received: self.status.received, transmitted: self.status.transmitted };
+        own.plus(&self.carried)
     }
 }
 
@@ -73,7 +78,8 @@ impl NetMeter {
         let (mac, mtu, tap) = (config.mac(), config.mtu(), tap.to_owned());
         let (received, transmitted) = (Flow::default(), Flow::default());
         let status = NetStatus { mac, mtu, tap, bridge, vhost: false, received, transmitted };
-        Self { state: Mutex::new(State { status, began: None }) }
+        let state = State { status, began: None, carried: Flows::default() };
+        Self { state: Mutex::new(state) }
     }
 
     /// Replaces the counters; called once per batch of frames.
@@ -85,7 +91,8 @@ impl NetMeter {
     /// Notes that the kernel carries the frames from now on.
     pub(super) fn kernel_begins(&self) {
         let mut state = self.lock();
-        state.began = Some(Flows::of(&state.status.tap));
+        state.began = Flows::of(&state.status.tap);
+        state.status.vhost = true;
     }
 
     /// Notes that the kernel no longer carries the frames; returns all that was carried until now.
@@ -93,15 +100,16 @@ impl NetMeter {
         let mut state = self.lock();
         let flows = state.flows();
         (state.status.received, state.status.transmitted) = (flows.received, flows.transmitted);
-        state.began = None;
+        (state.began, state.carried) = (None, Flows::default());
+        state.status.vhost = false;
         flows
     }
 
     /// Returns the status after the device's last batch.
     pub(crate) fn status(&self) -> NetStatus {
-        let state = self.lock();
+        let mut state = self.lock();
         let Flows { received, transmitted } = state.flows();
-        NetStatus { vhost: state.began.is_some(), received, transmitted, ..state.status.clone() }
+        NetStatus { received, transmitted, ..state.status.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -22,8 +22,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{RECEIVE, TRANSMIT};
 use crate::memory::{GuestRam, RamMap};
-use crate::sys::host_address;
+use crate::sys::{host_address, net};
 use crate::virtio::device::KernelAccess;
+use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::registers::QueueRegisters;
 
@@ -39,6 +40,12 @@ const LOG_ALL: u64 = 1 << 26;
 /// `VHOST_VRING_F_LOG` of linux/vhost_types.h: log writes to the used ring.
 const LOG_USED: u32 = 1;
 
+/// Size of the tap's send buffer, in bytes. With the default, which is one more, the kernel builds
+/// several frames before it hands them to the tap, by code that does not check how short they are
+/// (CVE-2024-41091, CVE-2026-46321): a guest could have it leak the host's memory. With any other
+/// size it sends each frame as a program does.
+const SEND_BUFFER_BYTES: i32 = i32::MAX - 1;
+
 /// The kernel's side of a device; see the module.
 pub(super) struct Vhost {
     kernel: Net<Arc<RamMap>>,
@@ -51,7 +58,7 @@ pub(super) struct Vhost {
     logs: bool,
     /// What the driver accepted of [`FEATURES`], and its rings, while the kernel serves them.
     served: Option<(u64, [QueueRegisters; 2])>,
-    /// Whether the kernel has refused to serve this device.
+    /// Whether the kernel has refused to serve these queues.
     refused: bool,
 }
 
@@ -109,17 +116,19 @@ impl Vhost {
     /// `features`.
     ///
     /// # Errors
-    /// The error from the kernel, which does not serve the queues then, and is not asked again.
+    /// The error from the kernel, which does not serve these queues then, and is not asked again
+    /// until the driver has set them up anew.
     pub(super) fn start(
         &mut self,
         tap: BorrowedFd<'_>,
         features: u64,
-        queues: &[Option<Queue>],
+        queues: &mut [Option<Queue>],
     ) -> vhost::Result<()> {
         let started = self.try_start(tap, features & FEATURES, queues);
         if started.is_err() {
-            self.halt();
             self.refused = true;
+            // The kernel may have served one of the queues for a moment.
+            self.stop(queues).map_err(|error| refusal(ErrorKind::Other, error))?;
         }
         started
     }
@@ -138,7 +147,11 @@ impl Vhost {
             // The kernel's queues have one position only. No device of ours leaves such a queue.
             return Err(refusal(ErrorKind::InvalidData, "a request is half done"));
         }
-        let _ = self.error.read();
+        net::set_send_buffer(tap, SEND_BUFFER_BYTES).map_err(vhost::Error::IOError)?;
+        // What was said of queues that are gone.
+        for signal in [&self.error, &self.ends[RECEIVE].call, &self.ends[TRANSMIT].call] {
+            let _ = signal.read();
+        }
         let rings = both.map(Queue::registers);
         self.kernel.set_features(self.with_log(features))?;
         for ((index, queue), rings) in QUEUES.into_iter().zip(both).zip(&rings) {
@@ -164,18 +177,19 @@ impl Vhost {
     /// run. When this returns, the kernel does not touch guest memory.
     ///
     /// # Errors
-    /// If the kernel does not tell where it stopped.
+    /// If the kernel had refused to go on, or does not tell where it stopped.
     pub(super) fn stop(&mut self, queues: &mut [Option<Queue>]) -> Result<(), QueueError> {
         if !self.runs() {
             return Ok(());
         }
         self.halt();
+        if self.error.read().is_ok() {
+            return Err(QueueError::Kernel);
+        }
         for index in QUEUES {
             let next = self.kernel.get_vring_base(index).map_err(|_| QueueError::Kernel)?;
             if let Some(Some(queue)) = queues.get_mut(index) {
-                // The used ring follows the available one: vhost-net uses each buffer that it
-                // takes, and those of a frame under way when it is stopped.
-                queue.go_on_at(next as u16);
+                queue.go_on_at(self.ram.memory(), next as u16)?;
             }
         }
         Ok(())
@@ -193,13 +207,19 @@ impl Vhost {
         }
     }
 
+    /// Stops the kernel, as its queues were closed. It may be asked to serve others.
+    pub(super) fn forget(&mut self) {
+        self.halt();
+        self.refused = false;
+    }
+
     /// Has the kernel log its writes from now on, or stop that.
     ///
     /// # Errors
     /// The error from the kernel.
     pub(super) fn log_writes(&mut self, on: bool) -> vhost::Result<()> {
         if on {
-            // The log lives as long as `ram`, which this keeps until the kernel has closed.
+            // The log lives as long as `ram`, which is dropped after the kernel was stopped.
             self.kernel.set_log_base(self.ram.write_log().address(), None)?;
         }
         self.logs = on;
@@ -234,17 +254,30 @@ impl Vhost {
         [receive.call.as_raw_fd(), transmit.call.as_raw_fd(), self.error.as_raw_fd()]
     }
 
-    /// Returns the queue for whose used buffers descriptor `index` of [`Vhost::watched`] asks for
-    /// an interrupt, if it does.
+    /// Interrupts the driver for the buffers that the kernel has used, where KVM has not done that.
+    pub(super) fn pass_on_signals(&self, interrupt: &Interrupt) {
+        for (queue, end) in QUEUES.into_iter().zip(&self.ends) {
+            interrupt.pass_on(queue, &end.call);
+        }
+    }
+
+    /// Returns whether the kernel goes on with the queues that it serves.
     ///
     /// # Errors
-    /// [`QueueError::Kernel`] if it says that the kernel has refused to go on.
-    pub(super) fn heard(&self, index: usize) -> Result<Option<usize>, QueueError> {
-        match self.ends.get(index) {
-            Some(end) => Ok(end.call.read().is_ok().then_some(index)),
-            None if self.error.read().is_ok() && self.runs() => Err(QueueError::Kernel),
-            None => Ok(None),
+    /// [`QueueError::Kernel`] if it has refused to.
+    pub(super) fn check(&self) -> Result<(), QueueError> {
+        match self.error.read() {
+            Ok(_) if self.runs() => Err(QueueError::Kernel),
+            _ => Ok(()),
         }
+    }
+}
+
+/// A process that was forked meanwhile may hold the kernel's file open for a moment, but the memory
+/// goes with this.
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        self.halt();
     }
 }
 

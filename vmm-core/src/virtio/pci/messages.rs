@@ -174,7 +174,7 @@ impl Messages {
         }
     }
 
-    /// Has KVM take the followed signals of those queues whose vectors deliver now, and leave the
+    /// Connects the signals of those queues whose vectors deliver now to KVM, and disconnects the
     /// others: a signal for a masked vector must become a pending bit.
     fn follow_vectors(&self, inner: &mut Inner) {
         let Some(connection) = &self.connection else { return };
@@ -182,7 +182,7 @@ impl Messages {
         for one in followed {
             let vector = queue_vectors.get(one.queue).copied().unwrap_or(NO_VECTOR);
             let line = connection.first + u32::from(vector);
-            one.lead_to(msix.delivers(vector.into()).then_some(line), &connection.vm);
+            one.connect(msix.delivers(vector.into()).then_some(line), &connection.vm);
         }
     }
 
@@ -243,15 +243,16 @@ impl Messages {
 }
 
 impl Followed {
-    /// Has KVM interrupt `line` when the signal is written; if it cannot, it leaves the signal.
-    fn lead_to(&mut self, line: Option<u32>, vm: &VmFd) {
+    /// Connects the signal to `line`: KVM interrupts it when the signal is written. Without a line,
+    /// or if KVM refuses, the device's thread takes the signal.
+    fn connect(&mut self, line: Option<u32>, vm: &VmFd) {
         if self.line == line {
             return;
         }
         if let Some(before) = self.line.take()
             && let Err(error) = vm.unregister_irqfd(&self.signal, before)
         {
-            tracing::error!(%error, "KVM keeps an interrupt that it should leave");
+            tracing::error!(%error, "KVM keeps an interrupt that it should give up");
         }
         if let Some(line) = line {
             match vm.register_irqfd(&self.signal, line) {
@@ -288,5 +289,13 @@ impl Line for Messages {
         let mut inner = self.inner();
         inner.followed.push(Followed { queue, signal, line: None });
         self.follow_vectors(&mut inner);
+    }
+
+    /// Before Linux 5.11, KVM interrupts without reading the signal, so one that it has is left
+    /// alone. Read under the lock: the guest may mask the vector meanwhile.
+    fn take(&self, queue: usize, signal: &EventFd) -> bool {
+        let inner = self.inner();
+        let mut followed = inner.followed.iter().filter(|one| one.queue == queue);
+        followed.all(|one| one.line.is_none()) && signal.read().is_ok()
     }
 }

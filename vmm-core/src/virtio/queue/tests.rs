@@ -9,8 +9,12 @@ use crate::virtio::testing::{Driver, INDIRECT, NEXT, SIZE, WRITABLE};
 const START: QueuePosition = QueuePosition { next_available: 0, next_used: 0 };
 
 fn queue(memory: &RamMap) -> Queue {
+    queue_at(memory, START)
+}
+
+fn queue_at(memory: &RamMap, position: QueuePosition) -> Queue {
     let registers = Driver::new(memory, 0).registers();
-    Queue::new(memory, &registers, Suppression::Flag, START).unwrap()
+    Queue::new(memory, &registers, Suppression::Flag, position).unwrap()
 }
 
 #[test]
@@ -198,10 +202,19 @@ fn a_queue_continues_where_the_kernel_stopped() {
     queue.take_back(1);
     assert!(queue.is_settled());
     // The kernel has answered two of them.
-    queue.go_on_at(2);
+    let mut kernel = queue_at(&memory, START);
+    for _ in 0..2 {
+        let chain = kernel.pop(&memory).unwrap().unwrap();
+        kernel.push_used(&memory, chain.head, 0).unwrap();
+    }
+    queue.go_on_at(&memory, 2).unwrap();
     assert!(queue.is_settled());
     let next = queue.pop(&memory).unwrap().unwrap();
     assert_eq!(next.readable.bytes(), 3);
     queue.push_used(&memory, next.head, 0).unwrap();
+    assert_eq!(queue.position(), QueuePosition { next_available: 3, next_used: 3 });
+    for impossible in [2, 3 + SIZE + 1] {
+        assert_eq!(queue.go_on_at(&memory, impossible), Err(QueueError::Kernel), "{impossible}");
+    }
     assert_eq!(queue.position(), QueuePosition { next_available: 3, next_used: 3 });
 }

@@ -14,8 +14,10 @@ use crate::virtio::queue::QueueError;
 use crate::virtio::signals::ConfigSpace;
 use crate::virtio::testing::Driver;
 
-/// Long enough for a thread to notice what it waits for.
+/// Time in which a thread would notice what it waits for. Too short a time hides a mistake, and
+/// makes none.
 const A_WHILE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts what reaches it, and says what the kernel has.
 #[derive(Debug)]
@@ -95,28 +97,30 @@ impl Scene {
         backend.resume();
         let worker = Worker::start(backend, vec![kick.try_clone().unwrap()]).unwrap();
         let scene = Self { worker, kick, descriptor, is_taken, processed, ready };
-        scene.settle();
+        scene.await_seen((1, 0));
         scene
-    }
-
-    /// Waits until the thread has nothing more to do.
-    fn settle(&self) {
-        for _ in 0..2 {
-            self.worker.call(|_| ()).unwrap();
-        }
-        sleep(A_WHILE);
     }
 
     /// Has the kernel take the queue and the descriptor, or give them back.
     fn take(&self, is_taken: bool) {
         self.is_taken.store(is_taken, Ordering::SeqCst);
-        self.settle();
+        // The thread asks the device before it waits again.
+        self.worker.call(|_| ()).unwrap();
+        sleep(A_WHILE);
     }
 
     fn signal(&self) {
         self.kick.write(1).unwrap();
         self.descriptor.write(1).unwrap();
-        self.settle();
+    }
+
+    #[track_caller]
+    fn await_seen(&self, expected: (u32, u32)) {
+        let start = Instant::now();
+        while self.seen() != expected {
+            assert!(start.elapsed() < PATIENCE, "{:?}", self.seen());
+            std::thread::yield_now();
+        }
     }
 
     fn seen(&self) -> (u32, u32) {
@@ -127,12 +131,12 @@ impl Scene {
 #[test]
 fn what_the_kernel_takes_does_not_wake_the_thread() {
     let scene = Scene::new();
-    let (processed, ready) = scene.seen();
     scene.signal();
-    assert_eq!(scene.seen(), (processed + 1, ready + 1));
+    scene.await_seen((2, 1));
     scene.take(true);
     scene.signal();
-    assert_eq!(scene.seen(), (processed + 1, ready + 1), "the kernel has both");
+    sleep(A_WHILE);
+    assert_eq!(scene.seen(), (2, 1), "the kernel has both");
     assert_eq!(scene.kick.read().unwrap(), 1, "and the thread took no signal");
 }
 
@@ -140,8 +144,7 @@ fn what_the_kernel_takes_does_not_wake_the_thread() {
 fn what_the_kernel_left_is_found_when_it_gives_back() {
     let scene = Scene::new();
     scene.take(true);
-    let (processed, ready) = scene.seen();
     scene.signal();
     scene.take(false);
-    assert_eq!(scene.seen(), (processed + 1, ready + 1));
+    scene.await_seen((2, 1));
 }

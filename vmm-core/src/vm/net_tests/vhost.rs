@@ -56,6 +56,52 @@ fn the_kernel_carries_frames_and_interrupts_while_the_guest_runs() {
     });
 }
 
+/// Sends these bytes as a frame with its header, by the driver's next free descriptor.
+fn send_raw(vm: &Vm, bytes: &[u8]) {
+    vm.ram().write(FRAME, bytes).unwrap();
+    Driver::new(vm.ram().memory(), 1).offer(&[(FRAME, bytes.len() as u32, 0)]);
+    drive(vm, 0, &[(register::QUEUE_NOTIFY, 1)]);
+}
+
+/// The kernel must neither leak memory for them nor try them for ever.
+#[test]
+fn frames_that_are_too_short_are_dropped_and_others_follow() {
+    on_a_bridge(|| {
+        let [first, second] = MACS.map(receiving_vm);
+        passes(&first, &second, "before");
+        let mut impossible_header = [0; 60];
+        impossible_header[..4].copy_from_slice(&[0, 1, 0xff, 0xff]); // gso type and header length
+        for bytes in [&[0; 5][..], &[0; 12], &[0; 20], &impossible_header] {
+            let used = || Driver::new(first.ram().memory(), 1).used().len();
+            let before = used();
+            send_raw(&first, bytes);
+            eventually("it is used", || used() == before + 1);
+        }
+        passes(&first, &second, "afterwards");
+        assert_eq!(received(&second).len(), 2);
+        assert!(by_kernel(&first));
+    });
+}
+
+/// A signal that nobody has seen when the guest is paused must be in its state.
+#[test]
+fn no_interrupt_is_lost_at_a_pause() {
+    on_a_bridge(|| {
+        const ACKNOWLEDGE: u32 = 0x64;
+        let [first, second] = MACS.map(receiving_vm);
+        passes(&first, &second, "before");
+        for turn in 0..10 {
+            eventually("it is interrupted", || interrupts(&second) & 1 == 1);
+            drive(&second, 0, &[(ACKNOWLEDGE, 3)]);
+            passes(&first, &second, &format!("turn {turn}"));
+            second.pause().unwrap();
+            assert_eq!(interrupts(&second) & 1, 1, "turn {turn}");
+            second.resume().unwrap();
+            eventually("the kernel takes over again", || by_kernel(&second));
+        }
+    });
+}
+
 #[test]
 fn what_the_kernel_writes_is_in_the_dirty_log() {
     on_a_bridge(|| {
@@ -125,7 +171,9 @@ fn a_driver_that_breaks_the_rules_has_to_reset_its_device() {
         let [first, second] = MACS.map(receiving_vm);
         eventually("the kernel takes over", || by_kernel(&second));
         let ways: [fn(&Driver<'_>); 3] = [
-            |driver| drop(driver.offer(&[(1 << 40, 100, 0)])),
+            |driver| {
+                driver.offer(&[(1 << 40, 100, 0)]);
+            },
             |driver| driver.make_available(SIZE),
             |driver| driver.set_available_index(999),
         ];
