@@ -15,8 +15,8 @@ impl Vm {
     /// Starts the dirty log. Afterwards every page counts as dirty once.
     ///
     /// # Errors
-    /// [`crate::Error::DirtyTracking`] if it runs already; [`crate::DeviceError::Network`]; the error of a
-    /// KVM call.
+    /// [`crate::Error::DirtyTracking`] if it runs already; [`crate::DeviceError::Network`]; the
+    /// error of a KVM call.
     pub fn start_dirty_log(&self) -> Result<()> {
         let mut dirty = self.dirty();
         dirty.start()?;
@@ -45,8 +45,8 @@ impl Vm {
     /// bits. Pages that the guest wrote are reported again until they are re-armed.
     ///
     /// # Errors
-    /// [`crate::Error::DirtyTracking`] if the log does not run; [`crate::Error::DirtyRange`] if `words` has the
-    /// wrong length; the error of a KVM call.
+    /// [`crate::Error::DirtyTracking`] if the log does not run; [`crate::Error::DirtyRange`] if
+    /// `words` has the wrong length; the error of a KVM call.
     pub fn collect_dirty(&self, words: &mut [u64]) -> Result<()> {
         self.dirty().collect(words)
     }
@@ -56,8 +56,8 @@ impl Vm {
     /// vCPUs, so re-arm many chunks at once.
     ///
     /// # Errors
-    /// [`crate::Error::DirtyTracking`] if the log does not run; [`crate::Error::DirtyRange`] if `words` extends
-    /// beyond guest memory; the error of a KVM call.
+    /// [`crate::Error::DirtyTracking`] if the log does not run; [`crate::Error::DirtyRange`] if
+    /// `words` extends beyond guest memory; the error of a KVM call.
     pub fn rearm_dirty(&self, first_chunk: usize, words: &[u64]) -> Result<()> {
         self.dirty().rearm(first_chunk, words)?;
         self.throttle.note_rearmed(words);

@@ -159,8 +159,8 @@ impl NetDevice {
         progress
     }
 
-    /// Returns whether the kernel carries the frames. Has it start as soon as it can; if it refuses,
-    /// the device's thread carries them.
+    /// Returns whether the kernel carries the frames. Has it start as soon as it can; if it refuses
+    /// to, the device's thread carries them.
     fn is_carried(&mut self, rings: &mut Rings<'_>) -> bool {
         let (Some(vhost), Some(features)) = (&mut self.vhost, self.features) else { return false };
         if vhost.runs() {

@@ -273,9 +273,9 @@ impl Line for Messages {
         self.raise_vector(&mut inner, vector);
     }
 
-    /// With MSI-X a driver acknowledges no used buffers, so this raises the vectors of all queues. A
-    /// changed configuration it acknowledges by reading it: Linux logs the size of a disk each time
-    /// it is told of a change.
+    /// With MSI-X a driver acknowledges no used buffers, so this raises the vectors of all queues.
+    /// It acknowledges a changed configuration by reading it; told again, Linux would log the size
+    /// of a disk.
     fn repeat(&self, unacknowledged: Unacknowledged) {
         let mut inner = self.inner();
         let mut vectors = inner.queue_vectors.clone();
