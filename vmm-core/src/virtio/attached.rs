@@ -184,6 +184,12 @@ impl Attached {
         self.worker.call(move |backend| backend.device().log_writes(on))?
     }
 
+    /// Keeps the device's thread busy with `job`.
+    #[cfg(test)]
+    pub(crate) fn occupy(&self, job: impl FnOnce() + Send + 'static) {
+        self.worker.call(move |_| job()).unwrap();
+    }
+
     /// Returns the state of the paused device, and of its PCI function if it is one.
     pub(crate) fn save(&self) -> Result<(DeviceState, Option<FunctionState>), DeviceError> {
         let backend = self.worker.call(Backend::save)??;

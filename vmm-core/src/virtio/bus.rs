@@ -184,6 +184,12 @@ impl Bus {
         self.nets.iter().map(|meter| meter.status()).collect()
     }
 
+    /// Keeps the thread of the device in slot `index` busy with `job`.
+    #[cfg(test)]
+    pub(crate) fn occupy(&self, index: usize, job: impl FnOnce() + Send + 'static) {
+        self.devices[index].occupy(job);
+    }
+
     /// Pauses all devices: when this returns, no request is in flight. Pause the vCPUs first.
     ///
     /// # Errors
