@@ -148,7 +148,7 @@ impl Lighter {
             .arg("--state-dir")
             .arg(folder.join("host"))
             .args(["run", "--name", "bench", "--memory", &format!("{MEMORY_MIB}M")])
-            .args(["--acpi", "off", "--balloon", "off"])
+            .args(["--acpi", "off", "--balloon", "off", "--vhost-net", "off"])
             .args(["--net", "tap=tap-lighter,mac=52:54:00:00:00:03", "--cmdline", &boot.cmdline])
             .args(["--kernel", &boot.kernel, "--initrd", &boot.initrd])
             .stdin(Stdio::null())
