@@ -221,3 +221,23 @@ impl Files {
         &self.wanted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(taps: bool) -> Files {
+        let means = Means { taps, ..Means::default() };
+        Files { wanted: Vec::new(), means, vsock_folder: PathBuf::new(), arriving: None }
+    }
+
+    #[test]
+    fn only_a_guest_with_taps_gets_vhost_and_only_if_it_is_to() {
+        let device = (PathBuf::from("/dev/vhost-net"), Use::Device);
+        let has = |files: Files| (files.means().vhost, files.wanted().contains(&device));
+        assert_eq!(has(files(true).and_vhost()), (true, true));
+        assert_eq!(has(files(true)), (false, false));
+        assert_eq!(has(files(false).and_vhost()), (false, false));
+        assert!(!ANY_GUESTS.iter().any(|(path, _)| Path::new(path) == device.0));
+    }
+}
