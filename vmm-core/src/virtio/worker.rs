@@ -139,8 +139,8 @@ impl Watch {
         self.epoll.ctl(operation, source.fd, source.event)
     }
 
-    /// Waits from now on for all but what the kernel waits for.
-    fn leave(&mut self, unwatched: Unwatched) {
+    /// Leaves to the kernel what it waits for, and waits for all else from now on.
+    fn leave_to_kernel(&mut self, unwatched: Unwatched) {
         let before = std::mem::replace(&mut self.unwatched, unwatched);
         if before == unwatched {
             return;
@@ -161,7 +161,7 @@ impl Watch {
     fn run(mut self, mut backend: Backend, inbox: &Receiver<Job>) {
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         loop {
-            self.leave(backend.device().unwatched());
+            self.leave_to_kernel(backend.device().unwatched());
             let wait = backend.idle_for(Instant::now());
             let count = match self.epoll.wait(wait.map_or(-1, milliseconds), &mut events) {
                 Ok(count) => count,

@@ -161,22 +161,27 @@ impl NetDevice {
 
     /// Returns whether the kernel carries the frames. Has it start as soon as it can; if it refuses
     /// to, the device's thread carries them.
-    fn is_carried(&mut self, rings: &mut Rings<'_>) -> bool {
-        let (Some(vhost), Some(features)) = (&mut self.vhost, self.features) else { return false };
-        if vhost.runs() {
-            return true;
-        }
-        if !vhost.can_start(rings.queues) {
-            return false;
+    ///
+    /// # Errors
+    /// If a queue is broken.
+    fn is_carried(&mut self, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
+        let (Some(vhost), Some(features)) = (&mut self.vhost, self.features) else {
+            return Ok(false);
+        };
+        if vhost.runs() || !vhost.can_start(rings.queues) {
+            return Ok(vhost.runs());
         }
         self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
         self.meter.kernel_begins();
         let started = vhost.start(self.port.frames(), features, rings.queues);
-        if let Err(error) = &started {
+        if !matches!(started, Ok(Ok(()))) {
             self.kernel_ends();
+        }
+        let started = started?;
+        if let Err(error) = &started {
             tracing::warn!(tap = self.port.name(), %error, "vhost-net does not take over: frames are carried without it");
         }
-        started.is_ok()
+        Ok(started.is_ok())
     }
 
     fn kernel_ends(&mut self) {
@@ -269,7 +274,7 @@ impl Device for NetDevice {
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
         match index {
-            RECEIVE | TRANSMIT if self.is_carried(rings) => Ok(Progress::Idle),
+            RECEIVE | TRANSMIT if self.is_carried(rings)? => Ok(Progress::Idle),
             RECEIVE => self.receive(rings),
             TRANSMIT => self.transmit(rings),
             CONTROL if self.has(VIRTIO_NET_F_CTRL_VQ) => self.obey(rings),

@@ -51,7 +51,7 @@ pub(super) struct Vhost {
     kernel: Net<Arc<RamMap>>,
     /// The kernel reads and writes this memory, and its write log.
     ram: Arc<GuestRam>,
-    ends: [End; 2],
+    eventfds: [Eventfds; 2],
     /// Written by the kernel when it refuses to go on with a queue.
     error: EventFd,
     /// Whether writes to guest memory have to be logged.
@@ -62,9 +62,9 @@ pub(super) struct Vhost {
     refused: bool,
 }
 
-/// The signals of a queue.
+/// The eventfds of a queue.
 #[derive(Debug)]
-struct End {
+struct Eventfds {
     /// Written by KVM when the driver notifies the queue.
     kick: EventFd,
     /// Written by the kernel when the driver wants an interrupt for used buffers.
@@ -86,17 +86,17 @@ impl Vhost {
         }
         kernel.set_owner()?;
         kernel.set_mem_table(&regions(access.ram))?;
-        let end = |queue: usize| {
+        let of = |queue: usize| {
             let kick = access.kicks.get(queue).ok_or(ErrorKind::InvalidInput)?.try_clone()?;
             let call = EventFd::new(EFD_NONBLOCK)?;
             access.line.follow(queue, call.try_clone()?);
-            io::Result::Ok(End { kick, call })
+            io::Result::Ok(Eventfds { kick, call })
         };
-        let ends = || Ok([end(RECEIVE)?, end(TRANSMIT)?]);
-        let ends = ends().map_err(vhost::Error::IOError)?;
+        let eventfds = || Ok([of(RECEIVE)?, of(TRANSMIT)?]);
+        let eventfds = eventfds().map_err(vhost::Error::IOError)?;
         let error = EventFd::new(EFD_NONBLOCK).map_err(vhost::Error::IOError)?;
         let ram = Arc::clone(access.ram);
-        Ok(Self { kernel, ram, ends, error, logs: false, served: None, refused: false })
+        Ok(Self { kernel, ram, eventfds, error, logs: false, served: None, refused: false })
     }
 
     /// Returns whether the kernel carries the frames now.
@@ -113,24 +113,23 @@ impl Vhost {
     }
 
     /// Has the kernel carry frames between `tap` and the queues of a driver that has accepted
-    /// `features`.
+    /// `features`. Returns the error of a kernel that does not do it, and is not asked again until
+    /// the driver has set up its queues anew.
     ///
     /// # Errors
-    /// The error from the kernel, which does not serve these queues then, and is not asked again
-    /// until the driver has set them up anew.
+    /// If the kernel served one of the queues for a moment, and that is broken now.
     pub(super) fn start(
         &mut self,
         tap: BorrowedFd<'_>,
         features: u64,
         queues: &mut [Option<Queue>],
-    ) -> vhost::Result<()> {
+    ) -> Result<vhost::Result<()>, QueueError> {
         let started = self.try_start(tap, features & FEATURES, queues);
         if started.is_err() {
             self.refused = true;
-            // The kernel may have served one of the queues for a moment.
-            self.stop(queues).map_err(|error| refusal(ErrorKind::Other, error))?;
+            self.stop(queues)?;
         }
-        started
+        Ok(started)
     }
 
     fn try_start(
@@ -149,13 +148,13 @@ impl Vhost {
         }
         net::set_send_buffer(tap, SEND_BUFFER_BYTES).map_err(vhost::Error::IOError)?;
         // What was said of queues that are gone.
-        for signal in [&self.error, &self.ends[RECEIVE].call, &self.ends[TRANSMIT].call] {
+        for signal in [&self.error, &self.eventfds[RECEIVE].call, &self.eventfds[TRANSMIT].call] {
             let _ = signal.read();
         }
         let rings = both.map(Queue::registers);
         self.kernel.set_features(self.with_log(features))?;
         for ((index, queue), rings) in QUEUES.into_iter().zip(both).zip(&rings) {
-            let End { kick, call } = &self.ends[index];
+            let Eventfds { kick, call } = &self.eventfds[index];
             self.kernel.set_vring_num(index, rings.size)?;
             self.kernel.set_vring_base(index, queue.position().next_available)?;
             self.kernel.set_vring_addr(index, &self.vring(rings))?;
@@ -165,10 +164,10 @@ impl Vhost {
         }
         let tap = File::from(tap.try_clone_to_owned().map_err(vhost::Error::IOError)?);
         self.served = Some((features, rings));
-        for (index, end) in QUEUES.into_iter().zip(&self.ends) {
+        for (index, own) in QUEUES.into_iter().zip(&self.eventfds) {
             self.kernel.set_backend(index, Some(&tap))?;
             // The driver may have notified before the kernel listened.
-            end.kick.write(1).map_err(vhost::Error::IOError)?;
+            own.kick.write(1).map_err(vhost::Error::IOError)?;
         }
         Ok(())
     }
@@ -250,14 +249,14 @@ impl Vhost {
     /// Returns the descriptors that the device's thread has to watch: the signals for interrupts by
     /// queue, and that for errors.
     pub(super) fn watched(&self) -> [RawFd; 3] {
-        let [receive, transmit] = &self.ends;
+        let [receive, transmit] = &self.eventfds;
         [receive.call.as_raw_fd(), transmit.call.as_raw_fd(), self.error.as_raw_fd()]
     }
 
     /// Interrupts the driver for the buffers that the kernel has used, where KVM has not done that.
     pub(super) fn pass_on_signals(&self, interrupt: &Interrupt) {
-        for (queue, end) in QUEUES.into_iter().zip(&self.ends) {
-            interrupt.pass_on(queue, &end.call);
+        for (queue, own) in QUEUES.into_iter().zip(&self.eventfds) {
+            interrupt.pass_on(queue, &own.call);
         }
     }
 
