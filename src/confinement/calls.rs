@@ -18,8 +18,7 @@ pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
 ];
 
 /// `ioctl` requests of vhost (`VHOST_VIRTIO` of linux/vhost.h), in the form of
-/// [`IOCTLS_OF_DEVICES`], for a guest whose frames the kernel may
-/// carry.
+/// [`IOCTLS_OF_DEVICES`], for a guest whose frames the kernel may carry.
 pub(super) const IOCTLS_OF_VHOST: (u64, u64) = (0xff00, 0xaf00);
 
 /// `ioctl` requests of files and terminals. `TIOCSTI` is left out: it injects input into the user's

@@ -1,10 +1,12 @@
 //! Guests for tests: a few machine instructions each, run at CPL 3, which is fast on every host.
 
 use std::io::sink;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::boot::{UserEntry, start_user_mode};
+use crate::snapshot::{self, SavedDisks};
 use crate::{DirtyLog, Vm, VmEvent, VmOptions, VmShape};
 
 /// Far longer than any event takes; only a failing test reaches it.
@@ -132,6 +134,11 @@ pub(crate) fn copy_memory(from: &Vm, to: &Vm) {
         from.ram().copy_out(index, 0, &mut chunk).unwrap();
         to.ram().copy_in(index, 0, &chunk).unwrap();
     }
+}
+
+/// Restores a guest from the file at `path`, as one that was saved there.
+pub(crate) fn restore_from(path: &Path) -> crate::Result<Vm> {
+    snapshot::restore(path, SavedDisks::Unwritten, &VmOptions::default(), Box::new(sink()))
 }
 
 /// A file with this content.

@@ -158,8 +158,7 @@ impl Tracker {
             return Err(Error::DirtyRange { first: 0, end, chunks });
         }
         self.backend.collect(&self.ram, words)?;
-        add_own_writes(&self.ram, words);
-        add_kernel_writes(&self.ram, words);
+        add_unseen_writes(&self.ram, words);
         Ok(())
     }
 
@@ -203,20 +202,16 @@ fn set_logging(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<()> {
     Ok(())
 }
 
-/// Adds what was written through `ram`, which KVM does not see, and clears that record.
-fn add_own_writes(ram: &GuestRam, words: &mut [u64]) {
+/// Adds what KVM does not see, and clears that record: what was written through `ram`, and what the
+/// host's kernel wrote for devices.
+fn add_unseen_writes(ram: &GuestRam, words: &mut [u64]) {
     for (region, place) in ram.mappings().zip(ram.layout().regions()) {
-        let own = (**region).bitmap().get_and_reset();
         let words = &mut words[place.first_chunk..][..place.chunks()];
+        let own = (**region).bitmap().get_and_reset();
         words.iter_mut().zip(own).for_each(|(word, own)| *word |= own);
-    }
-}
-
-/// Adds what the host's kernel wrote for devices, and clears that record.
-fn add_kernel_writes(ram: &GuestRam, words: &mut [u64]) {
-    let Some(log) = ram.write_log_in_use() else { return };
-    for place in ram.layout().regions() {
-        log.take(place, &mut words[place.first_chunk..][..place.chunks()]);
+        if let Some(log) = ram.write_log_in_use() {
+            log.take(place, words);
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::sink;
 use std::path::Path;
 
 use uuid::Uuid;
@@ -10,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::boot::vmgenid;
 use crate::testing::*;
-use crate::{Error, RunState, Vm, VmOptions};
+use crate::{Error, RunState, Vm};
 
 const NO_COPIES: DiskCopies = DiskCopies { paths: BTreeMap::new(), modified_unix_s: 0 };
 
@@ -34,7 +33,7 @@ fn saved_file(folder: &Path) -> Vec<u8> {
 fn failure(folder: &Path, bytes: &[u8]) -> SnapshotError {
     let path = folder.join("broken");
     fs::write(&path, bytes).unwrap();
-    match restore(&path, SavedDisks::Unwritten, &VmOptions::default(), Box::new(sink())) {
+    match restore_from(&path) {
         Err(Error::Snapshot(error)) => error,
         other => panic!("{other:?}"),
     }
@@ -52,8 +51,7 @@ fn a_restored_guest_has_the_same_memory_and_continues() {
     assert!(report.pages < 50, "zero pages are left out: {report:?}");
 
     assert_eq!(read_guest(&path).unwrap().0, *vm.shape());
-    let restored =
-        restore(&path, SavedDisks::Unwritten, &VmOptions::default(), Box::new(sink())).unwrap();
+    let restored = restore_from(&path).unwrap();
     let (mut left, mut right) = (vec![0; 16 << 20], vec![0; 16 << 20]);
     vm.ram().read(0, &mut left).unwrap();
     restored.ram().read(0, &mut right).unwrap();
@@ -78,9 +76,7 @@ fn each_restored_guest_has_a_generation_of_its_own_and_is_told() {
     let id = |vm: &Vm| [word(vm, vmgenid::ID), word(vm, vmgenid::ID + 8)];
     assert_eq!(id(&vm), [0, 0], "the guest that was saved can go on as it was");
 
-    let [one, two] = [(), ()].map(|()| {
-        restore(&path, SavedDisks::Unwritten, &VmOptions::default(), Box::new(sink())).unwrap()
-    });
+    let [one, two] = [(), ()].map(|()| restore_from(&path).unwrap());
     assert!(id(&one) != id(&two) && id(&one) != [0, 0] && id(&two) != [0, 0]);
     assert!(second_8259(&one) != second_8259(&vm), "an interrupt waits");
 }
@@ -136,13 +132,7 @@ fn files_of_others_are_refused() {
     let template = [&format::TEMPLATE_MAGIC[..], &[0; 4096]].concat();
     let error = failure(folder.path(), &template).to_string();
     assert!(error.contains("is a template: `lighter run --template "), "{error}");
-    let missing = restore(
-        Path::new("/nowhere/guest"),
-        SavedDisks::Unwritten,
-        &VmOptions::default(),
-        Box::new(sink()),
-    )
-    .unwrap_err();
+    let missing = restore_from(Path::new("/nowhere/guest")).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read /nowhere/guest: No such file"));
     let mut newer = saved_file(folder.path());
     newer[8] = 3;
@@ -183,9 +173,7 @@ fn a_pipe_or_a_folder_is_refused_at_once() {
     let pipe = folder.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     for (path, what) in [(pipe.as_path(), "it is a pipe"), (folder.path(), "it is a folder")] {
-        let refused = restore(path, SavedDisks::Unwritten, &VmOptions::default(), Box::new(sink()))
-            .unwrap_err()
-            .to_string();
+        let refused = restore_from(path).unwrap_err().to_string();
         assert!(refused.contains(what) && refused.contains("not a file"), "{refused}");
         assert!(read_guest(path).is_err());
     }

@@ -23,6 +23,8 @@ pub(super) mod register {
     pub(in crate::vm) const QUEUE_NUM: u32 = 0x38;
     pub(in crate::vm) const QUEUE_READY: u32 = 0x44;
     pub(in crate::vm) const QUEUE_NOTIFY: u32 = 0x50;
+    pub(in crate::vm) const INTERRUPT_STATUS: u32 = 0x60;
+    pub(in crate::vm) const INTERRUPT_ACK: u32 = 0x64;
     pub(in crate::vm) const STATUS: u32 = 0x70;
     pub(in crate::vm) const QUEUE_DESC: u32 = 0x80;
     pub(in crate::vm) const QUEUE_DRIVER: u32 = 0x90;
@@ -121,10 +123,15 @@ pub(super) fn drive(vm: &Vm, slot: u64, writes: &[(u32, u32)]) {
     }
 }
 
-fn status(vm: &Vm, slot: u64) -> u32 {
+/// Returns a register of the device in `slot`.
+pub(super) fn read(vm: &Vm, slot: u64, register: u32) -> u32 {
     let mut word = [0; 4];
-    vm.machine.bus.read(WINDOW_START + slot * 4096 + u64::from(register::STATUS), &mut word);
+    vm.machine.bus.read(WINDOW_START + slot * 4096 + u64::from(register), &mut word);
     u32::from_le_bytes(word)
+}
+
+fn status(vm: &Vm, slot: u64) -> u32 {
+    read(vm, slot, register::STATUS)
 }
 
 fn wait_for_used(vm: &Vm, count: usize) {

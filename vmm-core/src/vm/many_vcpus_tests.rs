@@ -47,13 +47,7 @@ fn as_many_vcpus_as_this_host_has_are_saved_to_a_file_and_restored() {
     let path = folder.path().join("guest");
     snapshot::save(&vm, &path, &snapshot::DiskCopies::default()).unwrap();
 
-    let restored = snapshot::restore(
-        &path,
-        snapshot::SavedDisks::Unwritten,
-        &VmOptions::default(),
-        Box::new(sink()),
-    )
-    .unwrap();
+    let restored = restore_from(&path).unwrap();
 
     let state = restored.save_state().unwrap();
     assert_eq!(state.vcpus.len(), usize::from(count));

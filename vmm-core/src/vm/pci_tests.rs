@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::boot::start_protected_mode;
-use crate::snapshot::{self, DiskCopies, SavedDisks};
+use crate::snapshot::{self, DiskCopies};
 use crate::testing::*;
 use crate::virtio::balloon::FreePages;
 use crate::virtio::testing::{Driver, WRITABLE};
@@ -253,13 +253,7 @@ fn a_saved_guest_keeps_its_bus() {
     let vm = vm_that_ran();
     let copies = DiskCopies { paths: BTreeMap::new(), modified_unix_s: 0 };
     snapshot::save(&vm, &path, &copies).unwrap();
-    let restored = snapshot::restore(
-        &path,
-        SavedDisks::Unwritten,
-        &VmOptions::default(),
-        Box::new(std::io::sink()),
-    )
-    .unwrap();
+    let restored = restore_from(&path).unwrap();
     assert_eq!(restored.shape(), vm.shape());
     assert_eq!(restored.save_state().unwrap().pci, vm.save_state().unwrap().pci);
     assert_eq!(read(&restored, ELSEWHERE + STATUS) & 0xff, 0xf);

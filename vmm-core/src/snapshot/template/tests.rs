@@ -11,7 +11,9 @@ use super::*;
 use crate::Error;
 use crate::boot::vmgenid;
 use crate::memory::{HugePages, Prealloc};
-use crate::testing::{COUNT_IN_MEMORY, DATA, empty_vm, shape, vm_with, wait_for_more, word};
+use crate::testing::{
+    COUNT_IN_MEMORY, DATA, empty_vm, restore_from, shape, vm_with, wait_for_more, word,
+};
 use crate::virtio::DeviceConfig;
 use crate::virtio::net::NetConfig;
 
@@ -78,13 +80,7 @@ fn a_clone_is_saved_and_restored_as_any_guest() {
     let clone = clone_of(&Template::open(&path).unwrap());
     let file = folder.path().join("clone");
     super::super::save(&clone, &file, &DiskCopies::default()).unwrap();
-    let restored = super::super::restore(
-        &file,
-        super::super::SavedDisks::Unwritten,
-        &VmOptions::default(),
-        Box::new(sink()),
-    )
-    .unwrap();
+    let restored = restore_from(&file).unwrap();
     assert_eq!(word(&restored, DATA), counted);
     assert!(!restored.ram().is_from_template(), "ordinary memory");
     let again = folder.path().join("again");
@@ -144,15 +140,7 @@ fn damaged_and_foreign_files_are_refused() {
             .to_string()
             .contains("is a saved guest: `lighter restore ")
     );
-    assert!(
-        super::super::restore(
-            &path,
-            super::super::SavedDisks::Unwritten,
-            &VmOptions::default(),
-            Box::new(sink())
-        )
-        .is_err()
-    );
+    assert!(restore_from(&path).is_err());
     let mut huge = good[..12].to_vec();
     huge.extend(u32::MAX.to_le_bytes());
     assert!(refusal(&huge).contains("section of"));

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::devices::mmio::WINDOW_START;
+use crate::vm::device_tests::read;
 
 /// The status bit that asks the driver for a reset.
 const NEEDS_RESET: u32 = 0x40;
@@ -19,17 +19,12 @@ fn by_kernel(vm: &Vm) -> bool {
 }
 
 fn status(vm: &Vm) -> u32 {
-    let mut word = [0; 4];
-    vm.machine.bus.read(WINDOW_START + u64::from(register::STATUS), &mut word);
-    u32::from_le_bytes(word)
+    read(vm, 0, register::STATUS)
 }
 
 /// The interrupts that the driver has not acknowledged.
 fn interrupts(vm: &Vm) -> u32 {
-    const INTERRUPT_STATUS: u64 = 0x60;
-    let mut word = [0; 4];
-    vm.machine.bus.read(WINDOW_START + INTERRUPT_STATUS, &mut word);
-    u32::from_le_bytes(word)
+    read(vm, 0, register::INTERRUPT_STATUS)
 }
 
 /// Has `from` broadcast `words`, and waits until they are the last frame that `to` has received.
@@ -89,16 +84,15 @@ fn frames_that_are_too_short_are_dropped_and_others_follow() {
 #[test]
 fn no_interrupt_is_lost_at_a_pause() {
     on_a_bridge(|| {
-        const ACKNOWLEDGE: u32 = 0x64;
         let [first, second] = MACS.map(receiving_vm);
         passes(&first, &second, "before");
         eventually("the driver is interrupted", || interrupts(&second) & 1 == 1);
-        drive(&second, 0, &[(ACKNOWLEDGE, 3)]);
+        drive(&second, 0, &[(register::INTERRUPT_ACK, 3)]);
         let (busy, is_busy) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
             let bus = &second.machine.bus;
-            // It takes the pause right after this, and looks at no signal in between.
+            // It takes the pause right after this job, and no signal in between.
             scope.spawn(|| {
                 bus.occupy(0, move || {
                     busy.send(()).unwrap();
@@ -109,6 +103,7 @@ fn no_interrupt_is_lost_at_a_pause() {
             passes(&first, &second, "while the thread is busy");
             assert_eq!(interrupts(&second) & 1, 0);
             scope.spawn(|| second.pause().unwrap());
+            // Too short a time hides a mistake, and makes none.
             std::thread::sleep(Duration::from_millis(300));
             drop(release);
         });
@@ -195,7 +190,7 @@ fn a_driver_that_breaks_the_rules_has_to_reset_its_device() {
             break_rules(&Driver::new(second.ram().memory(), 1));
             drive(&second, 0, &[(register::QUEUE_NOTIFY, 1)]);
             eventually("it asks for a reset", || status(&second) & NEEDS_RESET != 0);
-            assert!(!by_kernel(&second), "nobody touches its queues");
+            assert!(!by_kernel(&second), "its queues are left alone");
             broadcast(&first, "into the void");
             // It can still be paused, saved and resumed.
             second.pause().unwrap();
@@ -228,7 +223,7 @@ fn the_kernel_leaves_the_memory_of_a_driver_that_has_reset_its_device() {
             (bytes, received(vm))
         };
         let before = ram(&second);
-        broadcast(&first, "nobody is there");
+        broadcast(&first, "for no driver");
         assert_eq!(ram(&second), before);
     });
 }
