@@ -13,7 +13,7 @@ use vmm_core::memory::MemoryConfig;
 use vmm_core::snapshot::Template;
 use vmm_core::state::StateError;
 use vmm_core::virtio::balloon::FreePages;
-use vmm_core::{DeviceConfig, MachineKind, VmShape, VmState, snapshot};
+use vmm_core::{DeviceConfig, MachineKind, Slots, VmShape, VmState, snapshot};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::driver::{MEMORY_BYTES, seed};
@@ -223,6 +223,7 @@ fn shape(devices: &[DeviceConfig], machine: MachineKind) -> Vec<u8> {
         devices: devices.to_vec(),
         labels,
         machine,
+        slots: Slots::default(),
     };
     shape.to_bytes().unwrap_or_else(|error| panic!("no shape: {error}"))
 }

@@ -176,15 +176,14 @@ impl ApiClient {
         self.ask(Method::POST, path, Some(body)).await
     }
 
-    /// Sends a POST with a JSON body, and with an open file for the process to write or read.
-    pub(crate) async fn post_with_file<T: DeserializeOwned>(
+    /// Sends a POST with a JSON body, and with open files for the process to use.
+    pub(crate) async fn post_with_files<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
-        file: &File,
+        files: Vec<File>,
     ) -> Result<T, AskError> {
-        let file = file.try_clone().map_err(|error| self.strange(error.to_string()))?;
-        let stream = self.connect(Some(file)).await?;
+        let stream = self.connect(files).await?;
         let exchange = self.exchange_on(stream, Method::POST, path, Some(body));
         self.understand(self.patient(self.patience, exchange).await?)
     }
@@ -221,7 +220,7 @@ impl ApiClient {
     ) -> Result<(u64, Lines<Event>), AskError> {
         let path = format!("{EVENTS}?from={from}&pid={pid}");
         let asked = async {
-            let stream = self.connect(None).await?;
+            let stream = self.connect(Vec::new()).await?;
             self.send(stream, Method::GET, &path, None::<&()>).await
         };
         let (response, driver) = self.patient(self.patience, asked).await?;
@@ -251,11 +250,11 @@ impl ApiClient {
         serde_json::from_slice(&bytes).map_err(|error| self.strange(error.to_string()))
     }
 
-    /// Opens a connection that sends `file` with the request.
-    async fn connect(&self, file: Option<File>) -> Result<HandingStream, AskError> {
+    /// Opens a connection that sends `files` with the request.
+    async fn connect(&self, files: Vec<File>) -> Result<HandingStream, AskError> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|cause| AskError::unconnected(self.name(), cause))?;
-        Ok(HandingStream::new(stream, file))
+        Ok(HandingStream::new(stream, files))
     }
 
     async fn patient<T>(
@@ -289,7 +288,7 @@ impl ApiClient {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<(Parts, Bytes), AskError> {
-        self.exchange_on(self.connect(None).await?, method, path, body).await
+        self.exchange_on(self.connect(Vec::new()).await?, method, path, body).await
     }
 
     async fn exchange_on(

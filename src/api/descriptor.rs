@@ -1,13 +1,14 @@
-//! A Unix stream that can pass an open file with a request (`SCM_RIGHTS` of unix(7)).
+//! A Unix stream that can pass open files with a request (`SCM_RIGHTS` of unix(7)).
 //!
-//! A guest's process opens no file that a client names. A client that wants it to write a file
-//! opens the file and passes the descriptor.
+//! A guest's process opens no file that a client names. A client that wants it to use a file opens
+//! the file and passes the descriptor. Each of several files goes with a byte of its own.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -15,18 +16,30 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-/// The file that was received last on a connection.
+/// Most files that a connection keeps; later ones are closed. An image has up to 32.
+const FILES_MAX: usize = 40;
+
+/// The files that were received on a connection, in their order.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Handed(Arc<Mutex<Option<Received>>>);
+pub(crate) struct Handed(Arc<Mutex<Vec<Received>>>);
 
 impl Handed {
-    /// Takes the file; `None` from then on.
-    pub(crate) fn take(&self) -> Option<File> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?.0.take()
+    /// Takes the files; there are none from then on.
+    pub(crate) fn take(&self) -> Vec<File> {
+        let mut received = self.received();
+        received.drain(..).filter_map(|mut received| received.0.take()).collect()
     }
 
     fn put(&self, file: File) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Received(Some(file)));
+        let file = Received(Some(file));
+        let mut received = self.received();
+        if received.len() < FILES_MAX {
+            received.push(file);
+        }
+    }
+
+    fn received(&self) -> MutexGuard<'_, Vec<Received>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -45,22 +58,22 @@ impl Drop for Received {
     }
 }
 
-/// A stream that keeps a file that it receives, and sends one with the first bytes that are
+/// A stream that keeps files that it receives, and sends some with the first bytes that are
 /// written.
 #[derive(Debug)]
 pub(crate) struct HandingStream {
     stream: UnixStream,
     handed: Handed,
-    to_send: Option<File>,
+    to_send: VecDeque<File>,
 }
 
 impl HandingStream {
     /// A stream that sends `to_send`.
-    pub(crate) fn new(stream: UnixStream, to_send: Option<File>) -> Self {
-        Self { stream, handed: Handed::default(), to_send }
+    pub(crate) fn new(stream: UnixStream, to_send: Vec<File>) -> Self {
+        Self { stream, handed: Handed::default(), to_send: to_send.into() }
     }
 
-    /// The file that it receives.
+    /// The files that it receives.
     pub(crate) fn handed(&self) -> Handed {
         self.handed.clone()
     }
@@ -107,23 +120,23 @@ impl AsyncWrite for HandingStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Some(file) = self.to_send.take() else {
+        let Some(file) = self.to_send.front() else {
             return Pin::new(&mut self.stream).poll_write(context, bytes);
         };
-        loop {
-            match self.stream.poll_write_ready(context) {
-                Poll::Ready(outcome) => outcome?,
-                Poll::Pending => {
-                    self.to_send = Some(file);
-                    return Poll::Pending;
-                }
-            }
+        // What is received at once has the files of one write.
+        let bytes = if self.to_send.len() > 1 { &bytes[..bytes.len().min(1)] } else { bytes };
+        let sent = loop {
+            ready!(self.stream.poll_write_ready(context))?;
             let send = || self.send_with_fd(bytes, file.as_raw_fd()).map_err(system);
             match self.stream.try_io(Interest::WRITABLE, send) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                outcome => return Poll::Ready(outcome),
+                outcome => break outcome,
             }
+        };
+        if sent.is_ok() {
+            self.to_send.pop_front();
         }
+        Poll::Ready(sent)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -144,24 +157,41 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_arrives_with_the_first_bytes_and_once() {
-        let mut file = tempfile::tempfile().unwrap();
+    async fn files_arrive_with_the_first_bytes_in_their_order_and_once() {
+        let mut files: Vec<File> = (0..33).map(|_| tempfile::tempfile().unwrap()).collect();
+        let copies = files.iter().map(|file| file.try_clone().unwrap());
         let (near, far) = UnixStream::pair().unwrap();
-        let mut near = HandingStream::new(near, Some(file.try_clone().unwrap()));
-        let mut far = HandingStream::new(far, None);
-        near.write_all(b"first").await.unwrap();
-        near.write_all(b"second").await.unwrap();
+        let mut near = HandingStream::new(near, copies.collect());
+        let mut far = HandingStream::new(far, Vec::new());
+        near.write_all(b"the first request of all that there are").await.unwrap();
+        near.write_all(b"; second").await.unwrap();
         drop(near);
         let mut text = String::new();
         far.read_to_string(&mut text).await.unwrap();
-        assert_eq!(text, "firstsecond");
+        assert_eq!(text, "the first request of all that there are; second");
 
         let handed = far.handed();
-        write!(handed.take().unwrap(), "written at the other end").unwrap();
-        assert!(handed.take().is_none());
-        let mut content = String::new();
-        file.rewind().unwrap();
-        file.read_to_string(&mut content).unwrap();
-        assert_eq!(content, "written at the other end");
+        let taken = handed.take();
+        assert_eq!(taken.len(), files.len());
+        assert!(handed.take().is_empty());
+        for (index, (mut theirs, own)) in taken.into_iter().zip(&mut files).enumerate() {
+            write!(theirs, "written at the other end: {index}").unwrap();
+            let mut content = String::new();
+            own.rewind().unwrap();
+            own.read_to_string(&mut content).unwrap();
+            assert_eq!(content, format!("written at the other end: {index}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_cannot_have_any_number_of_files_kept() {
+        let copies = (0..2 * FILES_MAX).map(|_| tempfile::tempfile().unwrap());
+        let (near, far) = UnixStream::pair().unwrap();
+        let mut near = HandingStream::new(near, copies.collect());
+        let mut far = HandingStream::new(far, Vec::new());
+        near.write_all(&[b'x'; 2 * FILES_MAX]).await.unwrap();
+        drop(near);
+        far.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(far.handed().take().len(), FILES_MAX);
     }
 }

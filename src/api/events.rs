@@ -71,6 +71,20 @@ pub(crate) enum What {
         /// Why it was reset.
         reason: String,
     },
+    /// A device was attached to the guest.
+    DeviceAttached {
+        /// The device: "disk" and its path, or "network device" and its address.
+        device: String,
+        /// Where the guest finds it: its address on the PCI bus, as lspci has it.
+        address: String,
+    },
+    /// The guest has let go of a device, which is detached from it.
+    DeviceDetached {
+        /// The device, as when it was attached.
+        device: String,
+        /// Why the last of what the guest has written to it may be lost.
+        error: Option<String>,
+    },
     /// A migration from or to this host has started.
     MigrationStarted {
         /// Id of the migration.
@@ -140,6 +154,11 @@ impl fmt::Display for What {
             Self::Paused => write!(f, "paused"),
             Self::Resumed => write!(f, "resumed"),
             Self::Reset { reason } => write!(f, "reset: {reason}"),
+            Self::DeviceAttached { device, address } => write!(f, "{device} attached at {address}"),
+            Self::DeviceDetached { device, error: None } => write!(f, "{device} detached"),
+            Self::DeviceDetached { device, error: Some(error) } => {
+                write!(f, "{device} detached, and its last writes are lost: {error}")
+            }
             Self::MigrationStarted { migration_id, .. } => {
                 write!(f, "migration started: {migration_id}")
             }

@@ -133,7 +133,7 @@ async fn serve_stream(
 ) {
     match audience {
         Audience::Owner => {
-            let stream = HandingStream::new(stream, None);
+            let stream = HandingStream::new(stream, Vec::new());
             let router = router.layer(Extension(stream.handed()));
             serve_http(stream, router, end).await;
         }
@@ -233,14 +233,14 @@ mod tests {
     async fn a_file_is_accepted_only_from_the_owner() {
         let folder = tempfile::tempdir().unwrap();
         let report_file = async |handed: Option<Extension<Handed>>| match handed {
-            Some(Extension(handed)) if handed.take().is_some() => "taken",
+            Some(Extension(handed)) if !handed.take().is_empty() => "taken",
             _ => "none",
         };
         for (audience, expected) in [(Audience::Owner, "taken"), (Audience::AnyUser, "none")] {
             let path = folder.path().join(expected);
             let server = Server::start(&path, Router::new().route("/", get(report_file)), audience);
             let stream = UnixStream::connect(&path).await.unwrap();
-            let mut stream = HandingStream::new(stream, Some(tempfile::tempfile().unwrap()));
+            let mut stream = HandingStream::new(stream, vec![tempfile::tempfile().unwrap()]);
             stream
                 .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
                 .await

@@ -10,6 +10,7 @@
 pub(crate) mod cpu;
 pub(crate) mod definition;
 pub(crate) mod density;
+pub(crate) mod devices;
 pub(crate) mod disk;
 #[cfg(test)]
 mod documented;
@@ -223,6 +224,14 @@ pub(crate) enum Verb {
     /// Grow a disk of a running guest.
     #[command(visible_alias = "resize")]
     Blockresize(guest::BlockresizeArgs),
+    /// Attach a disk to a running guest.
+    AttachDisk(devices::AttachDiskArgs),
+    /// Detach a disk from a running guest.
+    DetachDisk(devices::DetachDiskArgs),
+    /// Attach a network device to a running guest.
+    AttachInterface(devices::AttachInterfaceArgs),
+    /// Detach a network device from a running guest.
+    DetachInterface(devices::DetachInterfaceArgs),
     /// Show and reduce the memory that guests use: balloons, merging, huge pages.
     Density(density::DensityArgs),
     /// Write a guest's memory and state to a file.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vmm_core::VmShape;
+use vmm_core::virtio::net::NetConfig;
 
 use crate::api::ApiClient;
 use crate::api::types::GuestInfo;
@@ -17,12 +17,17 @@ use crate::verbs::session::block_on;
 /// Timeout for a guest to report its addresses; a guest that hangs is skipped.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refuses a guest of this shape if a live guest of this host has one of its addresses.
+/// Refuses network devices for a guest if another live guest of this host has one of their
+/// addresses.
 ///
 /// # Errors
 /// If an address is taken; the error names the address, the other guest and the ways out.
-pub(super) fn expect_free(state: &StateDir, name: &GuestName, shape: &VmShape) -> Result<()> {
-    let own: Vec<String> = shape.nets().map(|net| net.mac().to_string()).collect();
+pub(crate) fn expect_free<'a>(
+    state: &StateDir,
+    name: &GuestName,
+    nets: impl Iterator<Item = &'a NetConfig>,
+) -> Result<()> {
+    let own: Vec<String> = nets.map(|net| net.mac().to_string()).collect();
     if own.is_empty() {
         return Ok(());
     }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::descriptor::Handed;
+use crate::api::devices::{AttachRequest, AttachedDevice, DetachRequest};
 use crate::api::error::{ApiError, Reason};
 use crate::api::events::{EVENTS, EVENTS_FROM, Event, EventsRead};
 use crate::api::memory::TreatmentRequest;
@@ -319,7 +320,7 @@ fn memory_routes() -> Vec<Route<ProcessControl>> {
     ]
 }
 
-/// Routes of devices: the balloon and disks.
+/// Routes of devices: the balloon, disks, and those that come and go.
 fn device_routes() -> Vec<Route<ProcessControl>> {
     vec![
         ask(
@@ -345,6 +346,26 @@ fn device_routes() -> Vec<Route<ProcessControl>> {
             "Grow a disk, or tell the guest that its block device has grown (404 without that \
              disk, 409 while it is migrated or saved)",
             |guest, request: DiskSizeRequest| guest.grow_disk(&request),
+        ),
+        Route::new::<AttachedDevice>(
+            Method::POST,
+            "/v1/guest/devices",
+            DONE,
+            "Attach a disk or a network device, and wait up to 5 s until the guest has looked for \
+             it. Send its open files along (SCM_RIGHTS), each with a byte of the request, since a \
+             process that is confined opens none (409 while the guest is migrated or saved, or \
+             without a PCI bus)",
+            post(attach),
+        )
+        .taking::<AttachRequest>(Required::Yes),
+        ask_with_body(
+            Method::PUT,
+            "/v1/guest/devices/detach",
+            DONE,
+            "Ask the guest to let go of a disk or a network device, and wait until it has (404 \
+             without that device; 409 while it is migrated, saved or paused, or when it does not \
+             let go in time)",
+            |guest, request: DetachRequest| guest.detach(request),
         ),
     ]
 }
@@ -477,7 +498,21 @@ where
     }
 }
 
-/// Saves the guest. It is the only call that takes an open file with the request.
+/// Attaches a device, whose open files come with the request.
+async fn attach(
+    State(control): State<ProcessControl>,
+    Extension(handed): Extension<Handed>,
+    body: Result<Json<AttachRequest>, JsonRejection>,
+) -> Response {
+    match body {
+        Ok(Json(request)) => {
+            answer(StatusCode::OK, move || control.attach(request, handed.take())).await
+        }
+        Err(rejection) => ApiError::from(rejection).into_response(),
+    }
+}
+
+/// Saves the guest to an open file that comes with the request.
 async fn save(
     State(control): State<ProcessControl>,
     Extension(handed): Extension<Handed>,
@@ -487,7 +522,8 @@ async fn save(
         Ok(Json(request)) => {
             let here = Arc::new(());
             let asker = Arc::downgrade(&here);
-            answer(StatusCode::OK, move || control.save(&request, handed.take(), &asker)).await
+            answer(StatusCode::OK, move || control.save(&request, handed.take().pop(), &asker))
+                .await
         }
         Err(rejection) => ApiError::from(rejection).into_response(),
     }

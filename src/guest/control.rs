@@ -11,7 +11,7 @@ use memopt::hypervisor::SurveyRequest;
 use vmm_core::boot::{BootRecord, FileRecord};
 use vmm_core::devices::ButtonPress;
 use vmm_core::memory::Prealloc;
-use vmm_core::virtio::block::{Access, BlockConfig};
+use vmm_core::virtio::block::Access;
 use vmm_core::{DeviceConfig, DiskContent, RunState};
 
 use super::arriving::Arrival;
@@ -47,7 +47,7 @@ impl ProcessControl {
         &self.0
     }
 
-    fn machine(&self) -> Result<&SharedMachine, ApiError> {
+    pub(super) fn machine(&self) -> Result<&SharedMachine, ApiError> {
         let missing = || {
             ApiError::new(
                 Reason::WrongState,
@@ -71,7 +71,7 @@ impl ProcessControl {
         Ok(self.state())
     }
 
-    fn refuse_when_busy(&self, occupation: &Occupation) -> Result<(), ApiError> {
+    pub(super) fn refuse_when_busy(&self, occupation: &Occupation) -> Result<(), ApiError> {
         let name = self.process().name();
         let migrating = |text: String| Err(ApiError::new(Reason::Migrating, text));
         match occupation {
@@ -185,15 +185,14 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
-    let shape = machine.shape();
-    let info = |(config, (_, content)): (&BlockConfig, (_, &Arc<DiskContent>))| DiskInfo {
-        path: config.path().to_owned(),
+    let info = |(_, content): (_, Arc<DiskContent>)| DiskInfo {
+        path: content.path().to_owned(),
         format: if content.is_image() { DiskFormat::Qcow2 } else { DiskFormat::Raw },
-        bytes: config.bytes(),
-        read_only: config.access() == Access::ReadOnly,
+        bytes: content.bytes(),
+        read_only: content.access() == Access::ReadOnly,
         lock_reach: content.lock_reach(),
     };
-    shape.disks().zip(machine.disks()).map(info).collect()
+    machine.disks().map(info).collect()
 }
 
 fn seed(machine: &SharedMachine) -> Vec<String> {

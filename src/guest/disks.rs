@@ -100,7 +100,7 @@ impl Departing {
         }
         let marks = prove(&machine, &mut shape, &copied, disks.are_vouched);
         let contents = machine.disks().filter(|(index, _)| copied.contains(index));
-        let contents = contents.map(|(_, disk)| Arc::clone(disk));
+        let contents = contents.map(|(_, disk)| disk);
         let parts = lay_out(description.layout.chunks(), contents);
         description.config = Blob(shape.to_bytes().map_err(|error| error.to_string())?);
         description.check_bounds().map_err(|refusal| refusal.to_string())?;
@@ -117,14 +117,14 @@ impl Departing {
     }
 
     /// The block devices that the guest writes and that the destination shares.
-    pub(super) fn written_devices(&self) -> impl Iterator<Item = &DiskContent> {
+    pub(super) fn written_devices(&self) -> impl Iterator<Item = Arc<DiskContent>> {
         self.written(Way::Shared).filter(|disk| disk.is_device())
     }
 
     /// Returns the records of the disks that the guest writes, for when it has left with them: one
     /// for those that are copied, and one for those that the destination shares, if there are any.
     pub(super) fn departures(&self, guest: &GuestName) -> Vec<Departure> {
-        let recognized = |disk: &DiskContent| {
+        let recognized = |disk: Arc<DiskContent>| {
             Some(DepartedDisk { identity: disk.identity()?, path: disk.path().to_owned() })
         };
         let departure = |way| Departure {
@@ -142,10 +142,10 @@ impl Departing {
 
     /// The disks that the guest writes and that reach the destination in this way. A copied disk
     /// that it only reads stays up to date here, and other guests may read it.
-    fn written(&self, way: Way) -> impl Iterator<Item = &DiskContent> {
+    fn written(&self, way: Way) -> impl Iterator<Item = Arc<DiskContent>> {
         let disks = self.machine.disks().map(|(_, disk)| disk);
         let disks = disks.filter(|disk| disk.access() == Access::ReadWrite);
-        disks.filter(move |disk| self.way_of(disk) == way).map(|disk| &**disk)
+        disks.filter(move |disk| self.way_of(disk) == way)
     }
 
     fn way_of(&self, disk: &Arc<DiskContent>) -> Way {
@@ -181,7 +181,7 @@ fn no_disk(path: &Path) -> String {
 /// Describes the `copied` disks of `machine`.
 fn copies(machine: &SharedMachine, copied: &BTreeSet<usize>, replace: bool) -> Vec<DiskCopy> {
     let existing = if replace { ExistingFile::Replace } else { ExistingFile::Keep };
-    let copy = |(index, disk): (usize, &Arc<DiskContent>)| DiskCopy {
+    let copy = |(index, disk): (usize, Arc<DiskContent>)| DiskCopy {
         // No truncation: a guest has a handful of devices.
         device: index as u16,
         bytes: disk.bytes(),

@@ -87,6 +87,11 @@ impl Events {
         });
     }
 
+    /// Reports that a device has come or gone.
+    pub(super) fn device(&self, what: What) {
+        self.report_all(|_| vec![what]);
+    }
+
     /// Reports that a migration starts.
     pub(super) fn migration_started(&self, migration_id: MigrationId, role: Role) {
         self.report_all(|reported| {

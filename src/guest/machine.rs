@@ -77,8 +77,8 @@ impl Machine {
     }
 
     /// The machine's disks, with their indexes among its devices.
-    pub(crate) fn disks(&self) -> impl Iterator<Item = (usize, &Arc<DiskContent>)> {
-        (0..self.shape().devices.len()).filter_map(|index| Some((index, self.vm.disk(index)?)))
+    pub(crate) fn disks(&self) -> impl Iterator<Item = (usize, Arc<DiskContent>)> {
+        self.vm.disks().into_iter()
     }
 
     /// The guest's identity.

@@ -9,16 +9,17 @@
 //! and [`unconfined`] the threads that create and open files for an incoming guest. [`console`] is
 //! the serial line, [`background`] is `--detach`, and [`workload`] the built-in guest. [`merging`]
 //! decides whether pages may be merged, [`survey`] whether that is worth it, and [`treatment`] does
-//! it. [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest. Start
-//! at [`start`].
+//! it. [`addresses`] checks MAC addresses, [`devices`] attaches and detaches devices, and [`events`]
+//! reports what happens to the guest. Start at [`start`].
 
-mod addresses;
+pub(crate) mod addresses;
 mod api;
 mod arriving;
 mod background;
 mod balloon;
 mod console;
 mod control;
+mod devices;
 mod disks;
 mod ending;
 mod estimating;
@@ -30,7 +31,7 @@ mod machine;
 mod maker;
 mod merging;
 mod opener;
-mod plan;
+pub(crate) mod plan;
 mod process;
 mod saved;
 mod seed;

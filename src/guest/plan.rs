@@ -118,24 +118,29 @@ fn shape(spec: &GuestSpec) -> Result<VmShape> {
 /// # Errors
 /// If one does not exist, or is not a disk.
 pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
-    let disk = |disk: &DiskArg| {
-        let access = match disk.access {
-            DiskAccess::ReadWrite => Access::ReadWrite,
-            DiskAccess::ReadOnly => Access::ReadOnly,
-        };
-        let engine = match disk.engine {
-            DiskEngine::Auto => EngineChoice::Auto,
-            DiskEngine::IoUring => EngineChoice::IoUring,
-            DiskEngine::Sync => EngineChoice::Sync,
-        };
-        // For a clone this does not matter: its disks have the queues of its template's disks.
-        let of_vcpus = u16::from(spec.vcpus().unwrap_or(1)).min(QUEUES_MAX);
-        let queues = disk.queues.unwrap_or(of_vcpus);
-        let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
-        warn_of_image(config.path());
-        Ok(config.with_queues(queues).with_engine(engine))
+    // For a clone this does not matter: its disks have the queues of its template's disks.
+    let vcpus = spec.vcpus().unwrap_or(1);
+    spec.disk.iter().map(|disk| self::disk(disk, vcpus)).collect()
+}
+
+/// A disk of a guest with so many vCPUs.
+///
+/// # Errors
+/// If it does not exist, or is not a disk.
+pub(crate) fn disk(disk: &DiskArg, vcpus: u8) -> Result<BlockConfig> {
+    let access = match disk.access {
+        DiskAccess::ReadWrite => Access::ReadWrite,
+        DiskAccess::ReadOnly => Access::ReadOnly,
     };
-    spec.disk.iter().map(disk).collect()
+    let engine = match disk.engine {
+        DiskEngine::Auto => EngineChoice::Auto,
+        DiskEngine::IoUring => EngineChoice::IoUring,
+        DiskEngine::Sync => EngineChoice::Sync,
+    };
+    let queues = disk.queues.unwrap_or_else(|| u16::from(vcpus).min(QUEUES_MAX));
+    let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
+    warn_of_image(config.path());
+    Ok(config.with_queues(queues).with_engine(engine))
 }
 
 /// Warns of a raw disk that begins as a qcow2 image does: its user may have expected an image.
@@ -175,7 +180,7 @@ fn kernel_source(spec: &GuestSpec, kernel: &Path) -> Result<KernelSource> {
 /// drivers.
 fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     let disks = disks(spec)?.into_iter().map(|disk| Ok(DeviceConfig::Block(disk)));
-    let nets = spec.net.iter().map(net);
+    let nets = spec.net.iter().map(|it| Ok(DeviceConfig::Net(net(it)?)));
     let rng = spec.rng.then_some(Ok(DeviceConfig::Rng));
     let balloon = match spec.balloon.unwrap_or_default() {
         BalloonArg::On => Some(DeviceConfig::Balloon(FreePages::Reported)),
@@ -187,13 +192,17 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
     disks.chain(nets).chain(rng).chain(balloon).chain(vsock).collect()
 }
 
-fn net(net: &NetArg) -> Result<DeviceConfig> {
+/// A network device, with an address of its own.
+///
+/// # Errors
+/// If this host has no such bridge or tap.
+pub(crate) fn net(net: &NetArg) -> Result<NetConfig> {
     let link = net.link().map_err(anyhow::Error::msg)?;
     let mac = match net.mac {
         Some(mac) => mac,
         None => MacAddress::random().context("cannot choose an address for a network device")?,
     };
-    Ok(DeviceConfig::Net(NetConfig::new(link, mac)?))
+    Ok(NetConfig::new(link, mac)?)
 }
 
 /// How a qcow2 image begins.

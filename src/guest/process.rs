@@ -245,7 +245,8 @@ impl GuestProcess {
                     Some(VmEvent::Doorbell { value, .. }) => {
                         bad_news.handle(process.name(), &machine, value);
                     }
-                    None => {}
+                    // What left during a migration is taken away some time after it.
+                    Some(VmEvent::Ejected) | None => process.take_ejected(),
                 }
             }
         };

@@ -223,7 +223,7 @@ fn launch(
         return life.lead(Arc::new(machine), &console);
     }
     let plan = Plan::new(spec, name)?;
-    addresses::expect_free(state, &plan.name, &plan.shape)?;
+    addresses::expect_free(state, &plan.name, plan.shape.nets())?;
     let uuid = spec.identity();
     let domain = plan.shape.memory.merge_domain.as_ref();
     let life = Life::begin(state, (&plan.name, uuid), isolation, domain, |files| {
@@ -287,7 +287,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
     };
     shape.identify_disks();
     let disks: Vec<_> = shape.disks().cloned().collect();
-    addresses::expect_free(state, &name, &shape)?;
+    addresses::expect_free(state, &name, shape.nets())?;
     let domain = shape.memory.merge_domain.as_ref();
     let life = Life::begin(state, (&name, uuid), args.isolation, domain, |files| {
         let files = files.and_devices(&shape).and_boot_record(saved.boot.as_ref());

@@ -140,7 +140,8 @@ impl SaveJob {
     }
 
     async fn fill(&self, file: &PartialFile, request: &SaveRequest) -> Result<Saved> {
-        Ok(self.client.post_with_file("/v1/guest/save", request, file.file()).await?)
+        let file = file.file().try_clone().context("cannot pass the file on")?;
+        Ok(self.client.post_with_files("/v1/guest/save", request, vec![file]).await?)
     }
 
     /// Writes a guest that continues once its memory is written.

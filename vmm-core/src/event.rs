@@ -2,7 +2,7 @@
 //!
 //! Events wait in an [`EventQueue`]. A guest can ring its doorbell as often as it likes, so the
 //! queue keeps only the last [`DOORBELLS_MAX`] rings. It never drops the one event that says that
-//! the guest has stopped, nor a reset, of which at most one waits.
+//! the guest has stopped, nor a reset or an ejection, of each of which at most one waits.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,6 +19,8 @@ pub enum VmEvent {
     Stopped(StopReason),
     /// The vCPUs park and stay so until the guest is reset: call [`crate::Vm::start_over`].
     Reset(StopReason),
+    /// The guest has let go of devices: call [`crate::Vm::take_ejected`].
+    Ejected,
     /// The guest wrote to [`crate::devices::DOORBELL_PORT`].
     Doorbell {
         /// The vCPU that wrote.
@@ -152,11 +154,12 @@ impl EventQueue {
         match event {
             VmEvent::Stopped(_) => inner.stopped = true,
             VmEvent::Reset(_) if inner.waiting.iter().any(is_reset) => return,
+            VmEvent::Ejected if inner.waiting.contains(&VmEvent::Ejected) => return,
             VmEvent::Doorbell { .. } if inner.waiting.len() >= DOORBELLS_MAX => {
-                let oldest = inner.waiting.iter().position(|event| !is_reset(event));
+                let oldest = inner.waiting.iter().position(is_doorbell);
                 oldest.and_then(|oldest| inner.waiting.remove(oldest));
             }
-            VmEvent::Doorbell { .. } | VmEvent::Reset(_) => {}
+            VmEvent::Doorbell { .. } | VmEvent::Reset(_) | VmEvent::Ejected => {}
         }
         inner.waiting.push_back(event);
         self.arrived.notify_all();
@@ -169,6 +172,10 @@ impl EventQueue {
 
 fn is_reset(event: &VmEvent) -> bool {
     matches!(event, VmEvent::Reset(_))
+}
+
+fn is_doorbell(event: &VmEvent) -> bool {
+    matches!(event, VmEvent::Doorbell { .. })
 }
 
 #[cfg(test)]
@@ -198,10 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_resets_is_one_and_no_doorbell_pushes_it_out() {
+    fn a_flood_of_resets_and_ejections_is_one_each_and_no_doorbell_pushes_it_out() {
         let queue = EventQueue::default();
         for value in 0..2 * DOORBELLS_MAX as u32 {
             queue.push(VmEvent::Reset(StopReason::Reset));
+            queue.push(VmEvent::Ejected);
             queue.push(ring(value));
         }
         let mut taken = Vec::new();
@@ -209,6 +217,7 @@ mod tests {
             taken.push(event);
         }
         assert_eq!(taken.iter().filter(|event| is_reset(event)).count(), 1);
+        assert_eq!(taken.iter().filter(|event| **event == VmEvent::Ejected).count(), 1);
         assert_eq!(taken.len(), DOORBELLS_MAX);
     }
 

@@ -1,6 +1,7 @@
 //! Everything that two hosts must agree on for a guest to run on either: its memory, its vCPUs and
 //! the features of its processor. All of it is checked before anything is created.
 
+mod slots;
 mod tsc;
 mod vcpus;
 
@@ -21,6 +22,7 @@ use crate::virtio::block::{BlockConfig, DiskProof, is_qcow2};
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 
+pub use slots::Slots;
 pub use tsc::TSC_TOLERANCE_PPM;
 pub(crate) use tsc::{TscScale, check_tsc};
 pub use vcpus::{VCPUS_MAX, VcpuLimits};
@@ -38,6 +40,9 @@ const SHAPE_VERSION_WITH_SEED: u16 = 9;
 /// of machine, under a number that earlier releases refuse, since they would use the file as a raw
 /// disk.
 const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
+/// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine and the
+/// devices' slots.
+const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 
 /// A description from which the same virtual machine can be created on any suitable host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +62,7 @@ pub struct VmShape {
     pub tsc_khz: u32,
     /// Size of a vCPU's XSAVE area, in bytes.
     pub xsave_bytes: u32,
-    /// The virtio devices, by slot.
+    /// The virtio devices, in the order in which the guest got them.
     pub devices: Vec<DeviceConfig>,
     /// How the RAM is backed, on every host.
     pub memory: MemoryConfig,
@@ -69,6 +74,9 @@ pub struct VmShape {
     /// How the guest reaches its devices.
     #[serde(skip)]
     pub machine: MachineKind,
+    /// The slots of the devices.
+    #[serde(skip)]
+    pub slots: Slots,
 }
 
 /// Why a shape is invalid, or not possible on this host.
@@ -137,7 +145,7 @@ pub enum ShapeError {
     Malformed(String),
     /// The shape has a version that this program does not know.
     #[error(
-        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_IMAGE}"
+        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_SLOTS}"
     )]
     Version(u16),
 }
@@ -172,9 +180,15 @@ impl VmShape {
             cpu_model: model.name().to_owned(),
             labels: Labels::new(),
             machine: MachineKind::default(),
+            slots: Slots::default(),
         };
         shape.check()?;
         Ok(shape)
+    }
+
+    /// Returns the devices with their slots, in their order.
+    pub fn slotted(&self) -> impl Iterator<Item = (usize, &DeviceConfig)> {
+        self.devices.iter().enumerate().map(|(index, device)| (self.slots.of(index), device))
     }
 
     /// Returns the layout of the guest's RAM.
@@ -286,7 +300,9 @@ impl VmShape {
     /// Returns the lowest version that has all of the shape.
     fn version(&self) -> u16 {
         let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
-        if self.disks().any(|disk| is_qcow2(disk.path())) {
+        if self.slots != Slots::default() {
+            SHAPE_VERSION_WITH_SLOTS
+        } else if self.disks().any(|disk| is_qcow2(disk.path())) {
             SHAPE_VERSION_WITH_IMAGE
         } else if has_seed {
             SHAPE_VERSION_WITH_SEED
@@ -310,6 +326,9 @@ impl VmShape {
             (version @ SHAPE_VERSION, ..) => codec::encode(&(version, self)),
             (version @ SHAPE_VERSION_WITH_LABELS, labels, _) => {
                 codec::encode(&(version, self, labels))
+            }
+            (version @ SHAPE_VERSION_WITH_SLOTS, labels, machine) => {
+                codec::encode(&(version, self, labels, machine, &self.slots))
             }
             (version, labels, machine) => codec::encode(&(version, self, labels, machine)),
         };
@@ -340,6 +359,11 @@ impl VmShape {
                     },
                 )
             }
+            SHAPE_VERSION_WITH_SLOTS => codec::decode(bytes).map(
+                |(_, shape, labels, machine, slots): (u16, Self, Labels, MachineKind, Slots)| {
+                    Self { labels, machine, slots, ..shape }
+                },
+            ),
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
@@ -352,7 +376,8 @@ impl VmShape {
         Ok(shape)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks bounds, without inspecting this host.
+    pub(crate) fn check(&self) -> Result<()> {
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return Err(ShapeError::Vcpus(self.vcpus).into());
         }
@@ -365,6 +390,7 @@ impl VmShape {
         }
         cpuid::check_name(&self.cpu_model).map_err(ShapeError::from)?;
         check_devices(&self.devices, self.machine)?;
+        self.slots.check(self.devices.len(), self.machine)?;
         self.memory.check(self.memory_bytes)?;
         labels::check(&self.labels).map_err(ShapeError::from)?;
         self.layout().map(drop)
@@ -514,6 +540,21 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_with_a_device_out_of_place_has_a_version_of_its_own() {
+        let devices = vec![DeviceConfig::Rng; 2];
+        let mut slots = Slots::default();
+        slots.remove(0, 3);
+        let shape = VmShape { machine: MachineKind::Pci, devices, slots, ..shape() };
+        let bytes = shape.to_bytes().unwrap();
+        assert_eq!(bytes[..2], [11, 0]);
+        let read = VmShape::from_bytes(&bytes).unwrap();
+        assert_eq!(read.slotted().map(|(slot, _)| slot).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(read, shape);
+        let other = VmShape { devices: vec![DeviceConfig::Rng; 3], ..shape };
+        assert!(VmShape::from_bytes(&other.to_bytes().unwrap()).is_err());
+    }
+
+    #[test]
     fn a_pci_guest_has_room_for_more_devices() {
         let devices = vec![DeviceConfig::Rng; 31];
         let of = |machine| VmShape { machine, devices: devices.clone(), ..shape() }.to_bytes();
@@ -565,9 +606,9 @@ mod tests {
             assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
         }
         let mut newer = good.clone();
-        newer[0] = 11;
+        newer[0] = 12;
         let error = VmShape::from_bytes(&newer).unwrap_err();
-        assert!(matches!(error, Error::Shape(ShapeError::Version(11))));
+        assert!(matches!(error, Error::Shape(ShapeError::Version(12))));
         let mut none = good;
         none[10] = 0;
         assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));

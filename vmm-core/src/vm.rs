@@ -33,6 +33,7 @@ mod balloon;
 mod device_tests;
 mod dirty;
 mod disks;
+mod hot_plug;
 mod identity;
 #[cfg(test)]
 mod many_vcpus_tests;
@@ -46,6 +47,7 @@ mod sharing;
 pub(crate) mod tests;
 
 pub use balloon::BalloonStatus;
+pub use hot_plug::{Ejected, PciAddress};
 pub use power::Restarts;
 
 /// Where Intel processors without unrestricted guest support keep KVM's own task segment: three
@@ -149,7 +151,7 @@ impl Vm {
         }
         let serial = SerialPort::new(IrqLine::new(Arc::clone(&vm), SERIAL_IRQ), console);
         let power = PowerHardware::new(Arc::clone(&vm));
-        let bus = Bus::new(&vm, &ram, shape.machine, &shape.devices, options.vhost_net)?;
+        let bus = Bus::new(&vm, &ram, shape.machine, shape.slotted(), options.vhost_net)?;
         let cmos = (shape.machine == MachineKind::Pci).then(|| Cmos::new(ram.layout()));
         let ports = Ports::new(serial, power, PmTimer::new(Arc::clone(&vm)), cmos);
         let rings = options.dirty_log.rings(&vm, ram.layout())?;
@@ -189,9 +191,9 @@ impl Vm {
         self.machine.bus.nets()
     }
 
-    /// The content of the guest's device number `index`, if it is a disk.
-    pub fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
-        self.machine.bus.disk(index)
+    /// The contents of the guest's disks, with their indexes among its devices.
+    pub fn disks(&self) -> Vec<(usize, Arc<DiskContent>)> {
+        self.machine.bus.disks()
     }
 
     /// The guest's memory.
@@ -411,6 +413,7 @@ impl Vm {
         self.load_hardware(state, carry)?;
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
+        self.machine.tell_of_ejections();
         Ok(())
     }
 

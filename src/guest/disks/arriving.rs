@@ -160,10 +160,12 @@ impl Arriving {
         unconfined: Option<Unconfined>,
         faults: Option<MissingPages>,
     ) -> std::io::Result<Self> {
-        let disks = guest
-            .disks
-            .iter()
-            .filter_map(|copy| machine.vm().disk(usize::from(copy.device)).map(Arc::clone));
+        let all = machine.vm().disks();
+        let disk = |copy: &DiskCopy| {
+            let found = all.iter().find(|(index, _)| *index == usize::from(copy.device));
+            found.map(|(_, disk)| Arc::clone(disk))
+        };
+        let disks = guest.disks.iter().filter_map(disk);
         let parts = lay_out(guest.layout.chunks(), disks);
         let writers = parts.iter().map(|part| Writer::start(&part.disk));
         let writers = writers.collect::<std::io::Result<_>>()?;

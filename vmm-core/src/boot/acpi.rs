@@ -6,11 +6,12 @@
 //! move with it. docs/adr/0008-acpi-and-power.md says why the guest gets fixed hardware and not the
 //! hardware-reduced kind.
 
+mod hot_plug;
 mod pci;
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
-    ResourceTemplate, Scope,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags, PmProfile};
@@ -28,7 +29,7 @@ use crate::devices::power::{
     PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
     SCI_GSI, SLEEP_TYPE_OFF,
 };
-use crate::devices::{GENERATION_IRQ, SERIAL_IRQ, SERIAL_PORT};
+use crate::devices::{GENERATION_IRQ, HOT_PLUG_IRQ, SERIAL_IRQ, SERIAL_PORT};
 use crate::memory::GuestRam;
 
 const OEM: [u8; 6] = *b"LIGHTR";
@@ -194,13 +195,13 @@ fn nmi_of_every_processor() -> [u8; 6] {
 
 /// Builds the DSDT, which describes what is not fixed hardware: the soft-off state, the serial
 /// console, the VM generation ID, and the virtio devices or the PCI bus that they are on. Only a
-/// change of the generation has the guest interpret AML.
+/// change of the generation, and devices that come and go, have the guest interpret AML.
 fn dsdt(devices: Devices<'_>) -> Sdt {
     const REVISION: u8 = 2;
     let mut aml = Vec::new();
     let (off, none) = (SLEEP_TYPE_OFF, 0u8);
     Name::new("_S5_".into(), &Package::new(vec![&off, &off, &none, &none])).to_aml_bytes(&mut aml);
-    let (serial, generation, event) = (serial(), generation(), generation_event());
+    let (serial, generation, event) = (serial(), generation(), event_device(devices));
     let devices: Vec<Encoded> = match devices {
         Devices::Mmio(slots) => (0..).zip(slots).map(|(index, slot)| virtio(index, slot)).collect(),
         Devices::Pci => vec![pci::host_bridge(), pci::reserved()],
@@ -258,19 +259,28 @@ fn generation() -> Encoded {
     )))
 }
 
-/// Describes the interrupt that says that the generation has changed: a Generic Event Device
-/// (section 5.6.9), which notifies the device of the ID with 0x80, as the ID's specification says.
-fn generation_event() -> Encoded {
+/// Describes the interrupts that say that something has changed: a Generic Event Device (section
+/// 5.6.9). It notifies the device of the generation with 0x80, as the ID's specification says, and
+/// has the PCI bus scanned for devices that come and go.
+fn event_device(devices: Devices<'_>) -> Encoded {
     const CHANGED: u8 = 0x80;
     let device = Path::new(GENERATION_DEVICE);
     let notify = Notify::new(&device, &CHANGED);
+    let is_generation = Equal::new(&Arg(0), &GENERATION_IRQ);
+    let generation = If::new(&is_generation, vec![&notify]);
+    let hot_plug = hot_plug::on_event();
+    let (generation_line, hot_plug_line) = (edge(GENERATION_IRQ), edge(HOT_PLUG_IRQ));
+    let (lines, reactions): (Vec<&dyn Aml>, Vec<&dyn Aml>) = match devices {
+        Devices::Mmio(_) => (vec![&generation_line], vec![&notify]),
+        Devices::Pci => (vec![&generation_line, &hot_plug_line], vec![&generation, &hot_plug]),
+    };
     Encoded(encode(&Device::new(
         "GED0".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &0u8),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&edge(GENERATION_IRQ)])),
-            &Method::new("_EVT".into(), 1, true, vec![&notify]),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(lines)),
+            &Method::new("_EVT".into(), 1, true, reactions),
         ],
     )))
 }

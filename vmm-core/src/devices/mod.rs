@@ -10,6 +10,7 @@
 //! | 0x608 - 0x60b | ACPI power management timer |
 //! | 0xcf8, 0xcfc - 0xcff | PCI configuration space, if the machine has PCI (see [`crate::pci`]) |
 //! | 0xcf9 | ACPI reset register |
+//! | 0xae00 - 0xae0b | PCI hot-plug, if the machine has PCI (see `pci/hot_plug.rs`) |
 //! | [`POWER_OFF_PORT`] | any write ends the guest |
 //! | [`DOORBELL_PORT`] | the owner gets up to 32 bits as [`crate::VmEvent::Doorbell`] |
 //!
@@ -47,3 +48,6 @@ pub const SERIAL_IRQ: u32 = 4;
 /// Interrupt line that says that the VM generation ID has changed: that of a PS/2 mouse, which no
 /// guest has.
 pub(crate) const GENERATION_IRQ: u32 = 12;
+/// Interrupt line that says that devices come or go on the PCI bus. A guest without one may have a
+/// device on this line.
+pub(crate) const HOT_PLUG_IRQ: u32 = 10;

@@ -93,6 +93,12 @@ impl ConfigSpace {
         self
     }
 
+    /// Takes the address from BAR 0, which the function decodes no more, as after a power-on.
+    pub(crate) fn take_bar(&mut self) {
+        self.set(register::BAR, &[0; 4]);
+        self.set(register::COMMAND, &[0; 2]);
+    }
+
     /// Adds a capability: its ID, and what follows the offset of the next one, with the bits of it
     /// that software may write. Returns the offset of the capability.
     pub(crate) fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {

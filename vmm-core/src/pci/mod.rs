@@ -1,18 +1,21 @@
 //! PCI as a guest's software sees it: configuration space, the ways to reach it, and MSI-X.
 //!
 //! Pure code that knows neither virtio nor KVM. `ConfigSpace` is a function's configuration
-//! space, `HostBridge` the function 00:00.0 with the two ways to the others, and `Msix` a
-//! function's table of messages. Whatever a guest writes, at any offset and in any width, is
+//! space, `HostBridge` the function 00:00.0 with the two ways to the others, `Msix` a function's
+//! table of messages, and `HotPlug` the registers by which devices come and go. Whatever a guest writes, at any offset and in any width, is
 //! clipped and masked. `docs/adr/0031-pci.md` has the reasons.
 
 mod bridge;
 mod config;
+mod hot_plug;
 mod msix;
 
 use std::ops::Range;
 
 pub(crate) use bridge::{ConfigAddress, HostBridge, Target};
 pub(crate) use config::{ConfigSpace, Identity};
+pub use hot_plug::HotPlugState;
+pub(crate) use hot_plug::{HOT_PLUG_PORT, HOT_PLUG_PORTS, HotPlug};
 pub(crate) use msix::{Message, Msix};
 pub use msix::{MsixEntry, MsixState};
 

@@ -74,8 +74,8 @@ pub fn save_into(vm: &Vm, file: &File, path: &Path, copies: &DiskCopies) -> Resu
 fn guest_header(vm: &Vm, copies: &DiskCopies) -> Result<Vec<u8>> {
     let state = vm.save_state()?;
     let mut shape = VmShape::clone(&vm.shape());
-    for (index, device) in shape.devices.iter_mut().enumerate() {
-        if let (DeviceConfig::Block(disk), Some(content)) = (device, vm.disk(index)) {
+    for (index, content) in vm.disks() {
+        if let Some(DeviceConfig::Block(disk)) = shape.devices.get_mut(index) {
             *disk = match copies.paths.get(disk.path()) {
                 Some(copy) => disk.at(copy).with_proof(copies.seal()),
                 None => disk.clone().with_proof(content.seal()?),

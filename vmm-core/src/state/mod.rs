@@ -22,6 +22,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::boot::BootRecord;
 use crate::codec;
 use crate::devices::{PowerState, SerialState};
+use crate::pci::HotPlugState;
 use crate::shape::VCPUS_MAX;
 use crate::vcpu::OnReboot;
 use crate::virtio::{DeviceState, PciState};
@@ -39,6 +40,9 @@ const MAGIC: [u8; 4] = *b"LVMS";
 const STATE_VERSION: u16 = 3;
 /// Version of the encoding of a [`VmState`] that is followed by the state of the PCI bus.
 const STATE_VERSION_WITH_PCI: u16 = 4;
+/// Version of the encoding of a [`VmState`] that is followed by the state of the PCI bus and that
+/// of hot-plug, of which something is under way.
+const STATE_VERSION_WITH_HOT_PLUG: u16 = 5;
 /// Room for the encoded state of a vCPU, in bytes. It takes at most 17 KiB, with the largest
 /// existing XSAVE area of 11 KiB (AMX).
 const VCPU_BYTES_MAX: usize = 32 << 10;
@@ -65,7 +69,7 @@ pub struct VmState {
     pub boot: Option<BootRecord>,
     /// What happens when the guest resets itself.
     pub on_reboot: OnReboot,
-    /// The virtio devices, by slot.
+    /// The virtio devices, in the order of the shape.
     pub devices: Vec<DeviceState>,
     /// The PCI bus; `None` for a machine without one.
     #[serde(skip)]
@@ -80,7 +84,7 @@ pub enum StateError {
     Malformed(String),
     /// The state has a version that this program does not know.
     #[error(
-        "the saved state has version {found}, this program knows {STATE_VERSION_WITH_PCI}; use the version of lighter that wrote it"
+        "the saved state has version {found}, this program knows {STATE_VERSION_WITH_HOT_PLUG}; use the version of lighter that wrote it"
     )]
     Version {
         /// The version found.
@@ -138,10 +142,18 @@ impl VmState {
         let bytes = match &self.pci {
             // Earlier releases take a state of this version.
             None => codec::encode_within::<STATE_BYTES_MAX, _>(&(head(STATE_VERSION), self)),
+            Some(pci) if pci.hot_plug == HotPlugState::default() => {
+                codec::encode_within::<STATE_BYTES_MAX, _>(&(
+                    head(STATE_VERSION_WITH_PCI),
+                    self,
+                    pci,
+                ))
+            }
             Some(pci) => codec::encode_within::<STATE_BYTES_MAX, _>(&(
-                head(STATE_VERSION_WITH_PCI),
+                head(STATE_VERSION_WITH_HOT_PLUG),
                 self,
                 pci,
+                pci.hot_plug,
             )),
         };
         bytes.map_err(|error| StateError::Malformed(error.to_string()))
@@ -157,7 +169,7 @@ impl VmState {
             .filter(|header| header[..4] == MAGIC)
             .ok_or_else(|| StateError::Malformed("it does not begin as one".into()))?;
         let found = u16::from_le_bytes([header[4], header[5]]);
-        if !matches!(found, STATE_VERSION | STATE_VERSION_WITH_PCI) {
+        if !(STATE_VERSION..=STATE_VERSION_WITH_HOT_PLUG).contains(&found) {
             return Err(StateError::Version { found });
         }
         let arch = u16::from_le_bytes([header[6], header[7]]);
@@ -167,6 +179,12 @@ impl VmState {
         let body = &bytes[8..];
         let state = match found {
             STATE_VERSION => codec::decode_within::<STATE_BYTES_MAX, _>(body),
+            STATE_VERSION_WITH_HOT_PLUG => codec::decode_within::<STATE_BYTES_MAX, _>(body).map(
+                |(state, pci, hot_plug): (Self, PciState, HotPlugState)| Self {
+                    pci: Some(PciState { hot_plug, ..pci }),
+                    ..state
+                },
+            ),
             _ => codec::decode_within::<STATE_BYTES_MAX, _>(body)
                 .map(|(state, pci): (Self, PciState)| Self { pci: Some(pci), ..state }),
         };

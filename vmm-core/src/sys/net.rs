@@ -55,8 +55,24 @@ pub(crate) fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<S
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(name_in(&request))
+}
+
+fn name_in(request: &libc::ifreq) -> String {
     let bytes = request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8);
-    Ok(String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+    String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
+}
+
+/// Returns the name of the interface that `tun` is attached to.
+///
+/// # Errors
+/// The error from the system: `tun` is no tap, or not attached.
+pub(crate) fn name(tun: &File) -> io::Result<String> {
+    // SAFETY: all bytes zero are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    Ok(name_in(&request))
 }
 
 /// Sets the size of the virtio-net header before each frame, in bytes.

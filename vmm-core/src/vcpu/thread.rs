@@ -74,9 +74,17 @@ impl Machine {
 
     /// Handles a vCPU write of ports.
     pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> PortEffect {
-        match self.bus.write_port(port, data) {
-            true => PortEffect::None,
-            false => self.ports.write(port, data),
+        if !self.bus.write_port(port, data) {
+            return self.ports.write(port, data);
+        }
+        self.tell_of_ejections();
+        PortEffect::None
+    }
+
+    /// Tells the owner of devices that the guest has let go of, if there are any.
+    pub(crate) fn tell_of_ejections(&self) {
+        if self.bus.has_ejections() {
+            self.events.push(VmEvent::Ejected);
         }
     }
 

@@ -1,5 +1,6 @@
 //! A device in its slot: the registers that the vCPUs access, and the device's thread behind them.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +12,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Signals;
 use super::backend::{Backend, BackendState};
-use super::device::{Device, KernelAccess, Rings};
+use super::block::{BlockDevice, DiskContent};
+use super::device::{Device, DeviceKind, KernelAccess, Rings};
 use super::error::DeviceError;
 use super::interrupt::Interrupt;
+use super::net::{NetDevice, NetMeter};
 use super::pci::FunctionState;
 use super::registers::{Effect, QUEUES_MAX, Registers, TransportState};
 use super::transport::{Connector, Transport};
@@ -37,6 +40,8 @@ pub struct DeviceState {
 /// A device in its slot; see the module.
 #[derive(Debug)]
 pub(crate) struct Attached {
+    slot: usize,
+    kind: DeviceKind,
     /// Locked until the effects of a write are complete, so that no second vCPU sees them half
     /// done.
     transport: Mutex<Box<dyn Transport>>,
@@ -45,36 +50,105 @@ pub(crate) struct Attached {
     worker: Worker,
     /// Whether the host's kernel may serve it.
     is_offloaded: bool,
+    /// The content of a disk, for copying it.
+    content: Option<Arc<DiskContent>>,
+    /// The counters of a network device.
+    meter: Option<Arc<NetMeter>>,
+    /// The state after power-on.
+    pristine: (DeviceState, Option<FunctionState>),
 }
 
 impl Attached {
-    /// Attaches `device` as number `index` of its guest, paused. With `offload`, the host's kernel
-    /// serves it where it can.
+    /// Attaches `device` to a slot of its guest, paused. With `offload`, the host's kernel serves
+    /// it where it can.
     ///
     /// # Errors
     /// [`DeviceError::Start`]; or if KVM rejects an eventfd.
     pub(crate) fn new(
         connector: &dyn Connector,
-        index: usize,
+        slot: usize,
         mut device: Box<dyn Device>,
         ram: &Arc<GuestRam>,
         offload: bool,
     ) -> Result<Self> {
         let kind = device.kind();
+        let known: &dyn Any = &*device;
+        let content = known.downcast_ref().map(BlockDevice::content);
+        let meter = known.downcast_ref().map(NetDevice::meter);
         let failed = |cause| DeviceError::Start { device: kind.name(), cause };
         let (registers, signals) = registers(&*device);
         let count = registers.queues().len();
         let kicks: std::io::Result<Vec<_>> =
             (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect();
         let kicks = kicks.map_err(failed)?;
-        let (transport, line) = connector.connect(index, registers, &kicks)?;
+        let (transport, line) = connector.connect(slot, registers, &kicks)?;
         let is_offloaded =
             offload && device.offload(&KernelAccess { ram, kicks: &kicks, line: &line });
         let backend = Backend::new(device, Arc::clone(ram), Interrupt::new(signals, line));
         let copies: std::io::Result<Vec<EventFd>> = kicks.iter().map(EventFd::try_clone).collect();
         let worker = Worker::start(backend, copies.map_err(failed)?)?;
         let window = Window::of(&*transport);
-        Ok(Self { transport: Mutex::new(transport), window, kicks, worker, is_offloaded })
+        let pristine = saved(&worker, &*transport)?;
+        let transport = Mutex::new(transport);
+        Ok(Self {
+            slot,
+            kind,
+            transport,
+            window,
+            kicks,
+            worker,
+            is_offloaded,
+            content,
+            meter,
+            pristine,
+        })
+    }
+
+    /// Returns the number of the device's slot.
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// Returns the content of the device's disk, if it is one with a file or device of the host.
+    pub(crate) fn content(&self) -> Option<&Arc<DiskContent>> {
+        self.content.as_ref()
+    }
+
+    /// Returns the counters of the device, if it is a network device.
+    pub(crate) fn meter(&self) -> Option<&NetMeter> {
+        self.meter.as_deref()
+    }
+
+    /// Returns whether the device is the balloon.
+    pub(crate) fn is_balloon(&self) -> bool {
+        self.kind == DeviceKind::Balloon
+    }
+
+    /// Returns whether the guest may let go of the device: disks and network devices.
+    pub(crate) fn may_leave(&self) -> bool {
+        self.content.is_some() || self.meter.is_some()
+    }
+
+    /// Has the device decode no address until the guest gives it one.
+    pub(crate) fn withdraw(&self) {
+        let mut transport = self.transport();
+        transport.withdraw();
+        self.window.follow(&**transport);
+    }
+
+    /// Takes the device from its driver, as a reset does, and from its addresses: no request is in
+    /// flight from then on.
+    pub(crate) fn unplug(&self) {
+        let mut transport = self.transport();
+        let effect = transport.registers_mut().write_status(0);
+        self.follow(&**transport, effect);
+        transport.withdraw();
+        self.window.follow(&**transport);
+    }
+
+    /// Returns the state after power-on.
+    pub(crate) fn pristine(&self) -> &(DeviceState, Option<FunctionState>) {
+        &self.pristine
     }
 
     /// Returns the offset of `address` in the device's window of memory, if it is there.
@@ -186,16 +260,14 @@ impl Attached {
 
     /// Keeps the device's thread busy with `job`.
     #[cfg(test)]
+    #[cfg(feature = "vhost-tests")]
     pub(crate) fn occupy(&self, job: impl FnOnce() + Send + 'static) {
         self.worker.call(move |_| job()).unwrap();
     }
 
     /// Returns the state of the paused device, and of its PCI function if it is one.
     pub(crate) fn save(&self) -> Result<(DeviceState, Option<FunctionState>), DeviceError> {
-        let backend = self.worker.call(Backend::save)??;
-        let transport = self.transport();
-        let state = DeviceState { transport: transport.registers().save(), backend };
-        Ok((state, transport.save()))
+        saved(&self.worker, &**self.transport())
     }
 
     /// Replaces the state of the paused device, and of its PCI function if it is one.
@@ -224,6 +296,15 @@ impl Attached {
     fn transport(&self) -> MutexGuard<'_, Box<dyn Transport>> {
         self.transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the state of a paused device.
+fn saved(
+    worker: &Worker,
+    transport: &dyn Transport,
+) -> Result<(DeviceState, Option<FunctionState>), DeviceError> {
+    let backend = worker.call(Backend::save)??;
+    Ok((DeviceState { transport: transport.registers().save(), backend }, transport.save()))
 }
 
 /// Returns the registers of `device` after power-on, and what it tells its driver through them.

@@ -1,8 +1,10 @@
-//! All virtio devices of a guest, by slot, and where vCPUs' accesses lead.
+//! All virtio devices of a guest, and where vCPUs' accesses lead.
+//!
+//! The devices are in the order of the guest's shape. On a PCI bus they come and go while the guest
+//! runs, so that a device's place in this order and its slot differ.
 
-use std::any::Any;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use kvm_ioctls::VmFd;
 
@@ -13,56 +15,140 @@ use super::config::DeviceConfig;
 use super::device::Rings;
 use super::error::DeviceError;
 use super::mmio::MmioSlots;
-use super::net::{NetDevice, NetMeter, NetStatus};
+use super::net::NetStatus;
 use super::pci::{PciSlots, PciState};
 use super::transport::Connector;
 use crate::devices::MachineKind;
 use crate::error::Result;
 use crate::memory::GuestRam;
-use crate::pci::{ConfigAddress, HostBridge, Target};
+use crate::pci::{ConfigAddress, HostBridge, HotPlug, HotPlugState, Target};
 
 /// All virtio devices of a guest; see the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Bus {
-    devices: Vec<Attached>,
+    devices: RwLock<Devices>,
     /// The way to the devices' configuration space, if the machine has PCI.
     bridge: Option<HostBridge>,
-    /// Index of the balloon in `devices`.
-    balloon: Option<usize>,
-    /// The disks' content, by slot, for copying it.
-    disks: Vec<Option<Arc<DiskContent>>>,
-    /// The counters of the network devices.
-    nets: Vec<Arc<NetMeter>>,
+    hot_plug: HotPlug,
+    connector: Box<dyn Connector>,
+    ram: Arc<GuestRam>,
+    /// Whether the host's kernel serves those devices that it can.
+    offload: bool,
 }
 
+type Devices = Arc<[Arc<Attached>]>;
+
 impl Bus {
-    /// Creates the devices of `configs`, in this order, as those of a machine of this kind. The
-    /// configurations must have been checked. With `offload`, the host's kernel serves those
-    /// devices that it can.
+    /// Creates the devices of `configs`, in this order, as those of a machine of this kind; each
+    /// comes with its slot. The configurations must have been checked. With `offload`, the host's
+    /// kernel serves those devices that it can.
     ///
     /// # Errors
     /// If a device cannot be created.
-    pub(crate) fn new(
+    pub(crate) fn new<'a>(
         vm: &Arc<VmFd>,
         ram: &Arc<GuestRam>,
         machine: MachineKind,
-        configs: &[DeviceConfig],
+        configs: impl Iterator<Item = (usize, &'a DeviceConfig)>,
         offload: bool,
     ) -> Result<Self> {
         let (connector, bridge): (Box<dyn Connector>, _) = match machine {
-            MachineKind::Mmio => (Box::new(MmioSlots::new(Arc::clone(vm), configs.len())), None),
+            MachineKind::Mmio => (Box::new(MmioSlots::new(Arc::clone(vm))), None),
             MachineKind::Pci => (Box::new(PciSlots::new(Arc::clone(vm))), Some(HostBridge::new())),
         };
-        let (mut devices, mut disks, mut nets) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, config) in configs.iter().enumerate() {
-            let device = config.create()?;
-            let known: &dyn Any = &*device;
-            disks.push(known.downcast_ref().map(BlockDevice::content));
-            nets.extend(known.downcast_ref().map(NetDevice::meter));
-            devices.push(Attached::new(&*connector, index, device, ram, offload)?);
+        let mut bus = Self {
+            devices: RwLock::new(Arc::new([])),
+            bridge,
+            hot_plug: HotPlug::default(),
+            connector,
+            ram: Arc::clone(ram),
+            offload,
+        };
+        let devices: Result<Devices> =
+            configs.map(|(slot, config)| Ok(Arc::new(bus.create(slot, config)?))).collect();
+        bus.devices = RwLock::new(devices?);
+        Ok(bus)
+    }
+
+    /// Creates a device in a free slot, paused. It is not on the bus yet.
+    fn create(&self, slot: usize, config: &DeviceConfig) -> Result<Attached> {
+        Attached::new(&*self.connector, slot, config.create()?, &self.ram, self.offload)
+    }
+
+    /// Creates a device in a free slot, paused and at no address: the guest gives it one when it
+    /// has been told of it, after [`Bus::insert`].
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub(crate) fn create_unplugged(&self, slot: usize, config: &DeviceConfig) -> Result<Attached> {
+        let device = self.create(slot, config)?;
+        device.withdraw();
+        Ok(device)
+    }
+
+    /// Adds a device to those of the guest, as the last one in their order.
+    pub(crate) fn insert(&self, device: Attached) {
+        let slot = device.slot();
+        let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        *devices = devices.iter().cloned().chain([Arc::new(device)]).collect();
+        drop(devices);
+        self.hot_plug.insert(slot + 1);
+    }
+
+    /// Asks the guest to let go of the device with this index.
+    pub(crate) fn ask_out(&self, index: usize) {
+        if let Some(device) = self.devices().get(index) {
+            self.hot_plug.ask_out(device.slot() + 1);
         }
-        let balloon = configs.iter().position(|config| matches!(config, DeviceConfig::Balloon(_)));
-        Ok(Self { devices, bridge, balloon, disks, nets })
+    }
+
+    /// Returns the registers of hot-plug.
+    pub(crate) fn hot_plug(&self) -> &HotPlug {
+        &self.hot_plug
+    }
+
+    /// Takes away the devices that the guest has let go of, and returns them with the index that
+    /// each has after those before it are gone.
+    pub(crate) fn take_ejected(&self) -> Vec<(usize, Arc<Attached>)> {
+        let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        let (mut ejected, mut stay) = (Vec::new(), Vec::new());
+        for device in devices.iter() {
+            match self.has_ejected(device) {
+                true => ejected.push((stay.len(), Arc::clone(device))),
+                false => stay.push(Arc::clone(device)),
+            }
+        }
+        if !ejected.is_empty() {
+            *devices = stay.into();
+        }
+        drop(devices);
+        ejected.iter().for_each(|(_, device)| self.hot_plug.forget(device.slot() + 1));
+        ejected
+    }
+
+    /// Returns whether the guest has let go of devices that are not taken away yet.
+    pub(crate) fn has_ejections(&self) -> bool {
+        self.devices().iter().any(|device| self.has_ejected(device))
+    }
+
+    fn has_ejected(&self, device: &Attached) -> bool {
+        self.hot_plug.has_ejected(device.slot() + 1)
+    }
+
+    /// Has the guest let go of those devices of a set, a bit each, that may go: it does not see
+    /// them any more.
+    fn eject(&self, set: u32) {
+        for device in self.devices().iter() {
+            let number = device.slot() + 1;
+            if set >> number & 1 == 1 && device.may_leave() && !self.has_ejected(device) {
+                self.hot_plug.eject(number);
+                device.unplug();
+            }
+        }
+    }
+
+    fn devices(&self) -> Devices {
+        Arc::clone(&self.devices.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Handles a vCPU read outside RAM. Addresses without a device read as ones.
@@ -86,22 +172,28 @@ impl Bus {
         }
     }
 
-    /// Handles a vCPU read of ports; returns false if they do not lead to configuration space.
+    /// Handles a vCPU read of ports; returns false if they are not the bus's.
     pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
-        let target = self.bridge.as_ref().and_then(|bridge| bridge.at_port(port, data.len()));
-        target.is_some_and(|target| {
-            self.read_target(target, data);
-            true
-        })
+        let Some(bridge) = &self.bridge else { return false };
+        match bridge.at_port(port, data.len()) {
+            Some(target) => self.read_target(target, data),
+            None => return self.hot_plug.read(port, data),
+        }
+        true
     }
 
-    /// Handles a vCPU write of ports; returns false if they do not lead to configuration space.
+    /// Handles a vCPU write of ports; returns false if they are not the bus's.
     pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> bool {
-        let target = self.bridge.as_ref().and_then(|bridge| bridge.at_port(port, data.len()));
-        target.is_some_and(|target| {
-            self.write_target(target, data);
-            true
-        })
+        let Some(bridge) = &self.bridge else { return false };
+        let ejected = match bridge.at_port(port, data.len()) {
+            Some(target) => {
+                self.write_target(target, data);
+                Some(0)
+            }
+            None => HotPlug::written(port, data),
+        };
+        self.eject(ejected.unwrap_or(0));
+        ejected.is_some()
     }
 
     fn read_target(&self, target: Target, data: &mut [u8]) {
@@ -137,13 +229,18 @@ impl Bus {
     }
 
     /// Returns the device at a place in configuration space. The bridge itself is device 0.
-    fn behind_bridge(&self, place: ConfigAddress) -> Option<&Attached> {
-        self.devices.get(place.device.checked_sub(1)?)
+    fn behind_bridge(&self, place: ConfigAddress) -> Option<Arc<Attached>> {
+        let devices = self.devices();
+        let slot = place.device.checked_sub(1)?;
+        let device = devices.iter().find(|device| device.slot() == slot);
+        device.filter(|device| !self.has_ejected(device)).cloned()
     }
 
-    /// Returns the content of the disk in slot `index`; `None` if the slot has no disk.
-    pub(crate) fn disk(&self, index: usize) -> Option<&Arc<DiskContent>> {
-        self.disks.get(index)?.as_ref()
+    /// Returns the contents of the disks, with their indexes among the devices.
+    pub(crate) fn disks(&self) -> Vec<(usize, Arc<DiskContent>)> {
+        let devices = self.devices();
+        let contents = devices.iter().map(|device| device.content().cloned()).enumerate();
+        contents.filter_map(|(index, content)| Some((index, content?))).collect()
     }
 
     /// Runs `job` on the balloon's thread; returns `None` if there is no balloon.
@@ -154,20 +251,20 @@ impl Bus {
         &self,
         job: impl FnOnce(&mut BalloonDevice, &Rings<'_>) -> T + Send + 'static,
     ) -> Result<Option<T>, DeviceError> {
-        match self.balloon.and_then(|index| self.devices.get(index)) {
+        match self.devices().iter().find(|device| device.is_balloon()) {
             Some(device) => device.on_device(job),
             None => Ok(None),
         }
     }
 
-    /// Grows the disk in slot `index`, see [`BlockDevice::grow`].
+    /// Grows the disk with this index, see [`BlockDevice::grow`].
     ///
     /// # Errors
-    /// [`DeviceError::Resize`]; if the slot has no disk, or the disk's thread has ended.
+    /// [`DeviceError::Resize`]; if the device is no disk, or its thread has ended.
     pub(crate) fn grow_disk(&self, index: usize, bytes: Option<u64>) -> Result<u64, DeviceError> {
         let grow = move |disk: &mut BlockDevice, rings: &Rings<'_>| disk.grow(bytes, rings);
-        let device = self.devices.get(index);
-        let grown = device.map(|device| device.on_device(grow)).transpose()?.flatten();
+        let devices = self.devices();
+        let grown = devices.get(index).map(|device| device.on_device(grow)).transpose()?.flatten();
         grown.ok_or(DeviceError::NoDisk)?
     }
 
@@ -176,18 +273,20 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn listen_at(&self, path: &Path) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(|device| device.listen_at(path.to_owned()))
+        self.devices().iter().try_for_each(|device| device.listen_at(path.to_owned()))
     }
 
     /// Returns the status of the network devices, in their order.
     pub(crate) fn nets(&self) -> Vec<NetStatus> {
-        self.nets.iter().map(|meter| meter.status()).collect()
+        let devices = self.devices();
+        devices.iter().filter_map(|device| Some(device.meter()?.status())).collect()
     }
 
-    /// Keeps the thread of the device in slot `index` busy with `job`.
+    /// Keeps the thread of the device with this index busy with `job`.
     #[cfg(test)]
+    #[cfg(feature = "vhost-tests")]
     pub(crate) fn occupy(&self, index: usize, job: impl FnOnce() + Send + 'static) {
-        self.devices[index].occupy(job);
+        self.devices()[index].occupy(job);
     }
 
     /// Pauses all devices: when this returns, no request is in flight. Pause the vCPUs first.
@@ -195,7 +294,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn pause(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(Attached::pause)
+        self.devices().iter().map(AsRef::as_ref).try_for_each(Attached::pause)
     }
 
     /// Acquires what only one copy of the guest may hold; all or nothing.
@@ -203,7 +302,7 @@ impl Bus {
     /// # Errors
     /// If another process holds it.
     pub(crate) fn take_over(&self) -> Result<(), DeviceError> {
-        let taken = self.devices.iter().try_for_each(Attached::take_over);
+        let taken = self.devices().iter().map(AsRef::as_ref).try_for_each(Attached::take_over);
         if taken.is_err() {
             self.release()?;
         }
@@ -215,7 +314,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn release(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(Attached::release)
+        self.devices().iter().map(AsRef::as_ref).try_for_each(Attached::release)
     }
 
     /// Makes the next [`Bus::take_over`] accept the disks as they are.
@@ -223,7 +322,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn trust_disks(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(Attached::trust_disk)
+        self.devices().iter().map(AsRef::as_ref).try_for_each(Attached::trust_disk)
     }
 
     /// Resumes all devices.
@@ -231,7 +330,7 @@ impl Bus {
     /// # Errors
     /// If a device's thread has ended.
     pub(crate) fn resume(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(Attached::resume)
+        self.devices().iter().map(AsRef::as_ref).try_for_each(Attached::resume)
     }
 
     /// Makes durable what the paused devices have not yet written back for the guest.
@@ -239,7 +338,7 @@ impl Bus {
     /// # Errors
     /// [`DeviceError::Flush`].
     pub(crate) fn settle(&self) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(Attached::settle)
+        self.devices().iter().map(AsRef::as_ref).try_for_each(Attached::settle)
     }
 
     /// Has the kernel log what it writes for the devices that it serves, or stop that.
@@ -247,7 +346,7 @@ impl Bus {
     /// # Errors
     /// The error from the kernel.
     pub(crate) fn log_writes(&self, on: bool) -> Result<(), DeviceError> {
-        self.devices.iter().try_for_each(|device| device.log_writes(on))
+        self.devices().iter().try_for_each(|device| device.log_writes(on))
     }
 
     /// Returns the states of the paused devices, and that of the PCI bus if there is one.
@@ -256,7 +355,7 @@ impl Bus {
     /// If data that a device has not yet written back cannot be made durable.
     pub(crate) fn save(&self) -> Result<(Vec<DeviceState>, Option<PciState>), DeviceError> {
         let (mut devices, mut functions) = (Vec::new(), Vec::new());
-        for device in &self.devices {
+        for device in self.devices().iter() {
             let (device, function) = device.save()?;
             devices.push(device);
             functions.extend(function);
@@ -265,6 +364,7 @@ impl Bus {
             config_address: bridge.address(),
             functions,
             cmos_index: 0,
+            hot_plug: self.hot_plug.save(),
         });
         Ok((devices, pci))
     }
@@ -274,7 +374,8 @@ impl Bus {
     /// # Errors
     /// [`DeviceError::State`].
     pub(crate) fn load(&self, states: &[DeviceState], pci: Option<&PciState>) -> Result<()> {
-        let (found, own) = (states.len(), self.devices.len());
+        let devices = self.devices();
+        let (found, own) = (states.len(), devices.len());
         if found != own {
             let what = format!("{found} virtio devices in the state, {own} in the virtual machine");
             return Err(DeviceError::State(what).into());
@@ -283,6 +384,7 @@ impl Bus {
             (None, None) => vec![None; own],
             (Some(bridge), Some(pci)) if pci.functions.len() == own => {
                 bridge.set_address(pci.config_address);
+                self.load_hot_plug(pci.hot_plug, &devices);
                 pci.functions.iter().map(Some).collect()
             }
             _ => {
@@ -291,13 +393,43 @@ impl Bus {
             }
         };
         let states = states.iter().zip(functions);
-        self.devices
-            .iter()
-            .zip(states)
-            .try_for_each(|(device, (state, function))| device.load(state, function))
+        for (device, (state, function)) in devices.iter().zip(states) {
+            device.load(state, function)?;
+            if self.has_ejected(device) {
+                device.unplug();
+            }
+        }
+        Ok(())
     }
 
-    fn find(&self, address: u64) -> Option<(&Attached, u64)> {
-        self.devices.iter().find_map(|device| Some((device, device.offset_of(address)?)))
+    /// Replaces the registers of hot-plug; bits of slots without a device do not count.
+    fn load_hot_plug(&self, state: HotPlugState, devices: &[Arc<Attached>]) {
+        let bits = devices.iter().map(|device| 1 << (device.slot() + 1));
+        let there = bits.fold(0, |all, bit: u32| all | bit);
+        self.hot_plug.load(HotPlugState {
+            inserted: state.inserted & there,
+            leaving: state.leaving & there,
+            ejected: state.ejected & there,
+        });
+    }
+
+    /// Returns the state after power-on, to be loaded. Devices that the guest was asked to let go of
+    /// leave it by that.
+    pub(crate) fn power_on_state(&self) -> (Vec<DeviceState>, Option<PciState>) {
+        let (devices, functions): (Vec<_>, Vec<_>) =
+            self.devices().iter().map(|device| device.pristine().clone()).unzip();
+        let HotPlugState { leaving, ejected, .. } = self.hot_plug.save();
+        let pci = self.bridge.as_ref().map(|_| PciState {
+            functions: functions.into_iter().flatten().collect(),
+            hot_plug: HotPlugState { ejected: ejected | leaving, ..HotPlugState::default() },
+            ..PciState::default()
+        });
+        (devices, pci)
+    }
+
+    fn find(&self, address: u64) -> Option<(Arc<Attached>, u64)> {
+        let devices = self.devices();
+        let found = |device: &Arc<Attached>| Some((Arc::clone(device), device.offset_of(address)?));
+        devices.iter().find_map(found)
     }
 }

@@ -59,6 +59,21 @@ impl DeviceConfig {
         }
     }
 
+    /// Returns whether the device can be inserted while its guest runs.
+    pub(crate) fn may_be_inserted(&self) -> bool {
+        matches!(self, Self::Block(_) | Self::Net(_))
+    }
+
+    /// Returns the same device for this process's records: without files that it holds open.
+    #[must_use]
+    pub(crate) fn without_files(&self) -> Self {
+        match self {
+            Self::Block(disk) => Self::Block(disk.without_files()),
+            Self::Net(net) => Self::Net(net.without_files()),
+            other => other.clone(),
+        }
+    }
+
     /// Creates the device.
     ///
     /// # Errors

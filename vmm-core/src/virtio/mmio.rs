@@ -15,7 +15,7 @@ use super::interrupt::Line;
 use super::registers::{Effect, Registers};
 use super::transport::{Connector, Transport};
 use crate::devices::IrqLine;
-use crate::devices::mmio::{Slot, slots};
+use crate::devices::mmio::{SLOTS_MAX, Slot, slots};
 use crate::error::{KvmContext, Result};
 
 /// "virt", little-endian.
@@ -153,20 +153,20 @@ pub(super) struct MmioSlots {
 }
 
 impl MmioSlots {
-    /// Returns the slots for so many devices.
-    pub(super) fn new(vm: Arc<VmFd>, devices: usize) -> Self {
-        Self { vm, slots: slots(devices).collect() }
+    /// Returns the slots of a new VM.
+    pub(super) fn new(vm: Arc<VmFd>) -> Self {
+        Self { vm, slots: slots(SLOTS_MAX).collect() }
     }
 }
 
 impl Connector for MmioSlots {
     fn connect(
         &self,
-        index: usize,
+        slot: usize,
         registers: Registers,
         kicks: &[EventFd],
     ) -> Result<(Box<dyn Transport>, Arc<dyn Line>)> {
-        let slot = self.slots[index];
+        let slot = self.slots[slot];
         let notify = slot.address + u64::from(register::VIRTIO_MMIO_QUEUE_NOTIFY);
         let notify = IoEventAddress::Mmio(notify);
         for (queue, kick) in (0u32..).zip(kicks) {

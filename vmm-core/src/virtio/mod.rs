@@ -5,7 +5,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `bus` | all devices, by slot; entry point of vCPU accesses |
+//! | `bus` | all devices; entry point of vCPU accesses |
 //! | `attached` | a device in its slot: joins its registers and its thread |
 //! | `transport` | the trait of what differs between the two ways to a device |
 //! | `mmio`, `pci` | these ways: layouts of registers, and interrupts |
@@ -17,6 +17,7 @@
 //! | `device` | the trait that each type of device implements: start here to add one |
 //! | `rng`, [`block`], [`net`], [`balloon`], `vsock` | types of devices |
 //! | `config` | the devices in a guest's configuration |
+//! | `handed` | files that another process has opened for a device |
 //! | `fuzzing` | a test bench with one device, for the fuzz targets |
 //!
 //! Everything that a driver writes is hostile: registers, rings, descriptors, requests. A driver
@@ -34,6 +35,7 @@ mod device;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod handed;
 mod interrupt;
 mod mmio;
 pub mod net;

@@ -41,6 +41,10 @@ pub(crate) trait Transport: Debug + Send {
         Effect::None
     }
 
+    /// Takes the device from the bus, if it is a PCI function: it decodes no address, and sends no
+    /// interrupt, until its driver sets it up.
+    fn withdraw(&mut self) {}
+
     /// Returns the state of the device's PCI function, if it is one.
     fn save(&self) -> Option<FunctionState> {
         None
@@ -56,15 +60,16 @@ pub(crate) trait Transport: Debug + Send {
 }
 
 /// What connects the devices of a machine to its VM.
-pub(crate) trait Connector {
-    /// Connects device number `index`; KVM signals one of `kicks` when the driver notifies the
-    /// queue of that number. Returns the device's layout, and the line for its interrupts.
+pub(crate) trait Connector: Debug + Send + Sync {
+    /// Connects the device in slot `slot`; KVM signals one of `kicks` when the driver notifies the
+    /// queue of that number. Returns the device's layout, and the line for its interrupts. When
+    /// both are dropped, the slot is free again.
     ///
     /// # Errors
     /// The error of a KVM or system call.
     fn connect(
         &self,
-        index: usize,
+        slot: usize,
         registers: Registers,
         kicks: &[EventFd],
     ) -> Result<(Box<dyn Transport>, Arc<dyn Line>)>;

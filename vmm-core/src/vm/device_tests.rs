@@ -156,7 +156,7 @@ fn a_guest_is_restored_with_the_size_that_its_disk_has_got() {
     assert_eq!(vm.grow_disk(file.path(), Some(3 << 20)).unwrap(), 3 << 20);
     let sizes = |vm: &Vm| {
         let in_shape = vm.shape().disks().next().map(BlockConfig::bytes);
-        (in_shape, vm.disk(0).map(|disk| disk.bytes()))
+        (in_shape, vm.disks().first().map(|(_, disk)| disk.bytes()))
     };
     assert_eq!(sizes(&vm), (Some(3 << 20), Some(3 << 20)));
     let state = vm.save_state().unwrap();

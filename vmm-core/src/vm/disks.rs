@@ -43,7 +43,7 @@ impl Vm {
         Ok(bytes)
     }
 
-    fn change_shape(&self, change: impl FnOnce(&mut VmShape)) {
+    pub(super) fn change_shape(&self, change: impl FnOnce(&mut VmShape)) {
         let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut shape));
     }

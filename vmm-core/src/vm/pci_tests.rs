@@ -14,6 +14,8 @@ use crate::virtio::balloon::FreePages;
 use crate::virtio::testing::{Driver, WRITABLE};
 use crate::{DeviceConfig, MachineKind, VmEvent, VmState};
 
+mod hot_plug;
+
 /// Where the VMM puts the registers of the first device, and where a test moves them.
 const BAR: u32 = 0xc000_8000;
 const ELSEWHERE: u32 = 0xd123_0000;

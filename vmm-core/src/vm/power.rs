@@ -13,7 +13,7 @@ use crate::boot;
 use crate::devices::ButtonPress;
 use crate::error::{Error, Result};
 use crate::event::StopReason;
-use crate::state::{ClockPair, TscCarry};
+use crate::state::{ClockPair, TscCarry, VmState};
 use crate::vcpu::OnReboot;
 use crate::virtio::balloon::BalloonReport;
 
@@ -145,7 +145,10 @@ impl Vm {
         let carry = clock.map(|clock| TscCarry { saved_ns: clock.guest_ns, now: clock });
         // The balloon's target survives the reset, whether an operator or the optimizer set it.
         let before = self.machine.bus.on_balloon(|balloon, _| balloon.report())?;
-        self.load_hardware(pristine, carry)?;
+        let (devices, pci) = self.machine.bus.power_on_state();
+        let powered_on = VmState { devices, pci, ..VmState::clone(pristine) };
+        self.load_hardware(&powered_on, carry)?;
+        self.machine.tell_of_ejections();
         if let Some(BalloonReport { target_pages, set_by, .. }) = before {
             self.machine.bus.on_balloon(move |balloon, rings| {
                 balloon.set_target(target_pages, set_by, rings);

@@ -14,8 +14,9 @@ use super::resize;
 use super::seal::{self, Seal};
 use super::store::Store;
 use super::{departed, overwritten};
-use crate::sys::file::make_blocking;
+use crate::sys::file::{make_blocking, may_write};
 use crate::virtio::DeviceError;
+use crate::virtio::handed::{Handed, path_of};
 
 /// How long to wait for a disk that the guest's other copy still locks: after a migration, the
 /// source unlocks it while it tells the destination to resume.
@@ -32,6 +33,8 @@ pub(crate) struct Disk {
     bytes: u64,
     /// What keeps others away; empty while the disk is not locked.
     holds: Vec<Hold>,
+    /// The claim on a block device, if another process has made it, until the first release.
+    claim: Option<Arc<File>>,
     /// The guest has used the disk here, so there may be writes that are not durable yet.
     may_be_written: bool,
     /// Required state of the disk when it is taken over.
@@ -64,7 +67,11 @@ impl Disk {
                     DiskProof::Sealed(seal) => Expected::AsSaved(seal.clone()),
                     _ => Expected::Anything,
                 };
-                Ok(Self { expected, ..Self::open_present(path, access)? })
+                let disk = match config.handed_files() {
+                    Some(files) => Self::open_handed(files, access)?,
+                    None => Self::open_present(path, access)?,
+                };
+                Ok(Self { expected, ..disk })
             }
             Origin::Arriving(occupied) => match config.staged() {
                 Some(staged) => {
@@ -101,20 +108,69 @@ impl Disk {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)
             .map_err(failed)?;
+        let disk = Self::of_file(path, &Arc::new(file), access, &[])?;
+        if disk.store.is_device() && access == Access::ReadWrite {
+            hold::expect_unclaimed(disk.file(), path)?;
+        }
+        Ok(disk)
+    }
+
+    /// Opens the disk in files that another process has opened, as [`Disk::files`] has them.
+    ///
+    /// # Errors
+    /// As for [`Disk::open_present`]; or if a file is not what it should be.
+    pub(super) fn open_handed(handed: &Handed, access: Access) -> Result<Self, DeviceError> {
+        let Some((file, others)) = handed.files().split_first() else {
+            return Err(DeviceError::Config("no disk was handed over".to_owned()));
+        };
+        let failed = |cause| DeviceError::Disk { path: PathBuf::from("handed over"), cause };
+        let path = path_of(file).map_err(failed)?;
+        let failed = |cause| DeviceError::Disk { path: path.clone(), cause };
+        if access == Access::ReadWrite && !may_write(file).map_err(failed)? {
+            return Err(failed(io::Error::other("it is not open for writing")));
+        }
+        let is_device = file.metadata().map_err(failed)?.file_type().is_block_device();
+        let (claim, backing) = match others.split_first() {
+            Some((claim, _)) if is_device => (Some(Arc::clone(claim)), &[][..]),
+            _ => (None, others),
+        };
+        Ok(Self { claim, ..Self::of_file(&path, file, access, backing)? })
+    }
+
+    /// Returns the open files of a disk that is not locked, for another process: the disk itself,
+    /// then the claim on a block device that its guest writes, or what an image is based on.
+    ///
+    /// # Errors
+    /// [`DeviceError::DiskOfHost`]; or if a system call fails.
+    pub(super) fn files(&self) -> Result<Vec<File>, DeviceError> {
+        let failed = |cause| DeviceError::Disk { path: self.path.clone(), cause };
+        let backing = self.store.backing().iter().map(|backing| &backing.file);
+        let files = std::iter::once(self.store.file()).chain(backing).map(|file| file.try_clone());
+        let mut files: Vec<File> = files.collect::<io::Result<_>>().map_err(failed)?;
+        if self.store.is_device() && self.access == Access::ReadWrite {
+            files.push(hold::claim(self.file(), &self.path)?);
+        }
+        Ok(files)
+    }
+
+    fn of_file(
+        path: &Path,
+        file: &Arc<File>,
+        access: Access,
+        handed: &[Arc<File>],
+    ) -> Result<Self, DeviceError> {
+        let failed = |cause| DeviceError::Disk { path: path.to_path_buf(), cause };
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(failed(io::Error::other(
                 "it is neither a regular file nor a block device",
             )));
         }
-        if let Some(where_to) = departed::where_to(&file) {
+        if let Some(where_to) = departed::where_to(file) {
             return Err(DeviceError::DiskDeparted { path: path.to_path_buf(), where_to });
         }
-        if kind.is_block_device() && access == Access::ReadWrite {
-            hold::expect_unclaimed(&file, path)?;
-        }
-        make_blocking(&file).map_err(failed)?;
-        let store = Store::open(path, file).map_err(failed)?;
+        make_blocking(file).map_err(failed)?;
+        let store = Store::open(path, file, handed).map_err(failed)?;
         let bytes = store.bytes().map_err(failed)?;
         Ok(Self::of(path, store, access, bytes))
     }
@@ -122,7 +178,8 @@ impl Disk {
     fn of(path: &Path, store: Store, access: Access, bytes: u64) -> Self {
         let (path, store) = (path.to_path_buf(), Arc::new(store));
         let expected = Expected::Anything;
-        Self { path, store, access, bytes, holds: Vec::new(), may_be_written: false, expected }
+        let (holds, claim, may_be_written) = (Vec::new(), None, false);
+        Self { path, store, access, bytes, holds, claim, may_be_written, expected }
     }
 
     /// Returns the disk's storage, to keep it longer than the disk.
@@ -133,6 +190,11 @@ impl Disk {
     /// Returns the open file.
     pub(crate) fn file(&self) -> &File {
         self.store.file()
+    }
+
+    /// Returns the path at which the disk was opened.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Returns what the guest may do with the disk.
@@ -219,7 +281,7 @@ impl Disk {
     }
 
     fn lock(&mut self) -> Result<(), DeviceError> {
-        let mut holds = Hold::of_disk(&self.path, &self.store, self.access);
+        let mut holds = Hold::of_disk(&self.path, &self.store, self.access, self.claim.as_ref());
         let deadline = Instant::now() + LOCK_PATIENCE;
         while let Err(error) = hold::take_all(&mut holds) {
             let is_final = matches!(error, DeviceError::Disk { .. });
@@ -286,6 +348,7 @@ impl Disk {
     }
 
     fn unlock(&mut self) {
+        self.claim = None;
         hold::release_all(&mut self.holds);
         self.holds.clear();
     }

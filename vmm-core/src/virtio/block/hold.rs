@@ -32,12 +32,20 @@ pub(super) struct Hold {
     /// The guest's disk, if it depends on this.
     disk: Option<PathBuf>,
     /// The open file that has the claim.
-    claim: Option<File>,
+    claim: Option<Arc<File>>,
+    /// A claim that another process has made.
+    handed: Option<Arc<File>>,
 }
 
 impl Hold {
-    /// Returns what to hold for the guest's disk in `store`, found at `path`.
-    pub(super) fn of_disk(path: &Path, store: &Store, access: Access) -> Vec<Self> {
+    /// Returns what to hold for the guest's disk in `store`, found at `path`. Another process may
+    /// have made the `claim` on it already.
+    pub(super) fn of_disk(
+        path: &Path,
+        store: &Store,
+        access: Access,
+        claim: Option<&Arc<File>>,
+    ) -> Vec<Self> {
         let lock = match access {
             Access::ReadWrite => Lock::Exclusive,
             Access::ReadOnly => Lock::Shared,
@@ -46,7 +54,9 @@ impl Hold {
         let backing = store.backing().iter().map(|backing| Self::backing(path, backing));
         let behind = device_of(&file).map(behind::of).unwrap_or_default();
         let behind = behind.into_iter().filter_map(|it| Self::behind(path, it, access));
-        let own = Self { path: own, file, lock, span: Span::WHOLE, disk: None, claim: None };
+        let handed = claim.cloned();
+        let own =
+            Self { path: own, file, lock, span: Span::WHOLE, disk: None, claim: None, handed };
         std::iter::once(own).chain(behind).chain(backing).collect()
     }
 
@@ -59,6 +69,7 @@ impl Hold {
             span: Span::WHOLE,
             disk: Some(disk.to_owned()),
             claim: None,
+            handed: None,
         }
     }
 
@@ -78,6 +89,7 @@ impl Hold {
                 span: behind.span,
                 disk: Some(disk.to_owned()),
                 claim: None,
+                handed: None,
             }),
             // Removed, or out of this process's reach: no other guest can name it either.
             Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -93,7 +105,10 @@ impl Hold {
         self.set_lock(self.lock).map_err(|cause| self.refused(cause))?;
         let is_whole = self.span == Span::WHOLE && device_of(&self.file).is_some();
         if is_whole && self.lock == Lock::Exclusive {
-            self.claim = Some(claim(&self.file, &self.path)?);
+            self.claim = match &self.handed {
+                Some(handed) => Some(Arc::clone(handed)),
+                None => claim_if_allowed(&self.file, &self.path)?.map(Arc::new),
+            };
         }
         Ok(())
     }
@@ -106,6 +121,7 @@ impl Hold {
     fn release(&mut self) {
         // In this order, so that a process that finds the claim finds the lock as well.
         self.claim = None;
+        self.handed = None;
         if let Err(error) = self.set_lock(Lock::None) {
             // The lock then ends with this process, which is about to exit.
             tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
@@ -160,12 +176,24 @@ pub(super) fn expect_unclaimed(file: &File, path: &Path) -> Result<(), DeviceErr
     }
 }
 
+/// As [`claim`]; `None` if this process may not open the device again, which it has been handed.
+fn claim_if_allowed(file: &File, path: &Path) -> Result<Option<File>, DeviceError> {
+    match claim(file, path) {
+        Err(DeviceError::Disk { cause, .. }) if cause.kind() == ErrorKind::PermissionDenied => {
+            let path = path.display();
+            tracing::warn!("cannot claim {path} again: do not mount it while the guest runs");
+            Ok(None)
+        }
+        claimed => claimed.map(Some),
+    }
+}
+
 /// Claims the block device `file`, found at `path`, until the returned file is closed.
 ///
 /// # Errors
 /// [`DeviceError::DiskOfHost`] if it, its whole disk or a partition of it is claimed; or if a
 /// system call fails.
-fn claim(file: &File, path: &Path) -> Result<File, DeviceError> {
+pub(super) fn claim(file: &File, path: &Path) -> Result<File, DeviceError> {
     let path = path.to_path_buf();
     open_again(file, libc::O_EXCL).map_err(|cause| match cause.raw_os_error() {
         Some(libc::EBUSY) => DeviceError::DiskOfHost { path },
@@ -221,7 +249,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let direct = |access| {
             let opened = OpenOptions::new().read(true).write(true).open(file.path()).unwrap();
-            Hold::of_disk(file.path(), &Store::open(file.path(), opened).unwrap(), access)
+            let store = Store::open(file.path(), &Arc::new(opened), &[]).unwrap();
+            Hold::of_disk(file.path(), &store, access, None)
         };
         let part = |start, end| vec![writer(&file, Span { start, end }, false)];
         let whole = || vec![writer(&file, Span::WHOLE, false)];

@@ -37,6 +37,7 @@ use crate::memory::RamMap;
 use crate::sys::file::{Clearing, Direction, make_blocking};
 use crate::sys::image_file::{DirtyMark, ImageFile};
 use crate::virtio::buffers::Buffers;
+use crate::virtio::handed::path_of;
 
 /// Ending of an image's name, and how an image says that its backing file is one.
 const FORMAT: &str = "qcow2";
@@ -64,7 +65,7 @@ pub(super) fn create(path: &Path, file: &Arc<File>, bytes: u64) -> io::Result<()
 pub fn backing_files(path: &Path) -> Vec<PathBuf> {
     let opened = is_named(path).then(|| regular_file::open_untrusted(path));
     let Some(Ok(file)) = opened else { return Vec::new() };
-    let image = Image::open(path, &Arc::new(file), Access::ReadOnly);
+    let image = Image::open(path, &Arc::new(file), Access::ReadOnly, &[]);
     let files = image.map(|image| image.backing().iter().map(|it| it.path.clone()).collect());
     files.unwrap_or_default()
 }
@@ -78,6 +79,33 @@ pub(super) struct Backing {
     pub(super) file: Arc<File>,
     /// Most memory for its tables, in bytes.
     tables_bytes: u64,
+}
+
+/// The files below an image.
+#[derive(Default)]
+struct Below {
+    found: Vec<Backing>,
+    /// Those that another process has opened, with their paths.
+    handed: Vec<(PathBuf, Arc<File>)>,
+}
+
+impl Below {
+    /// Returns the file at `path`, a path without links, as a file of this format; opens it if it
+    /// is not open yet.
+    fn file(&mut self, path: &Path, format: &str) -> io::Result<Arc<File>> {
+        if let Some(known) = self.found.iter().find(|known| known.path == path) {
+            return Ok(Arc::clone(&known.file));
+        }
+        let file = match self.handed.iter().find(|(handed, _)| handed == path) {
+            Some((_, file)) => Arc::clone(file),
+            None => Arc::new(regular_file::open_untrusted(path)?),
+        };
+        make_blocking(&file)?;
+        let image = (format == FORMAT).then(|| Header::read(&file)).transpose()?;
+        let tables_bytes = image.map_or(0, |header| header.tables_bytes());
+        self.found.push(Backing { path: path.to_owned(), file: Arc::clone(&file), tables_bytes });
+        Ok(file)
+    }
 }
 
 /// An image in a file; see the module. All methods may be called from any thread.
@@ -101,18 +129,26 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// Opens the image in `file`, found at `path`, and the files that it is based on.
+    /// Opens the image in `file`, found at `path`, and the files that it is based on, as far as
+    /// they are not among those that another process has `handed` over.
     ///
     /// # Errors
     /// If it is no image, or one that is not supported; if a backing file is not beside it; or if
     /// one cannot be read.
-    pub(super) fn open(path: &Path, file: &Arc<File>, access: Access) -> io::Result<Self> {
+    pub(super) fn open(
+        path: &Path,
+        file: &Arc<File>,
+        access: Access,
+        handed: &[Arc<File>],
+    ) -> io::Result<Self> {
         // A disk without a name yet has no links.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let (mark, mut backing) = (DirtyMark::new(file), Vec::new());
-        let tables = open(&path, file, access, &mark, &mut backing)?;
+        let handed = handed.iter().map(|file| Ok((path_of(file)?, Arc::clone(file))));
+        let mut below = Below { handed: handed.collect::<io::Result<_>>()?, ..Below::default() };
+        let mark = DirtyMark::new(file);
+        let tables = open(&path, file, access, &mark, &mut below)?;
         let (file, tables, writing) = (Arc::clone(file), RwLock::new(tables), Mutex::new(()));
-        Ok(Self { path, file, tables, writing, mark, backing })
+        Ok(Self { path, file, tables, writing, mark, backing: below.found })
     }
 
     /// Opens the image again, whose tables may have changed in the file.
@@ -127,7 +163,8 @@ impl Image {
     fn read_again(&self, tables: &mut Tables, access: Access) -> io::Result<()> {
         tables.flush()?;
         self.mark.clear()?;
-        *tables = open(&self.path, &self.file, access, &self.mark, &mut self.backing.clone())?;
+        let mut below = Below { found: self.backing.clone(), ..Below::default() };
+        *tables = open(&self.path, &self.file, access, &self.mark, &mut below)?;
         Ok(())
     }
 
@@ -438,14 +475,13 @@ fn write_clusters(tables: &Tables, bytes: &[u8], offset: u64) -> io::Result<()> 
     Ok(())
 }
 
-/// Opens an image to write it under `mark`, or to read it, and the files that it is based on; adds
-/// to `backing` those that are not in it yet.
+/// Opens an image to write it under `mark`, or to read it, and the files that it is based on.
 fn open(
     path: &Path,
     file: &Arc<File>,
     access: Access,
     mark: &Arc<DirtyMark>,
-    backing: &mut Vec<Backing>,
+    below: &mut Below,
 ) -> io::Result<Tables> {
     let storage = match access {
         Access::ReadOnly => ImageFile::to_read(path, file),
@@ -455,7 +491,7 @@ fn open(
         }
     };
     let image = Qcow2::open_image(storage, access == Access::ReadWrite)?;
-    with_backing(image, path, file, backing, Above { files: 0, tables_bytes: 0 })
+    with_backing(image, path, file, below, Above { files: 0, tables_bytes: 0 })
 }
 
 /// Checks that an image has a place for the mark, and is not marked.
@@ -489,7 +525,7 @@ fn with_backing(
     mut image: Qcow2<ImageFile>,
     path: &Path,
     file: &File,
-    backing: &mut Vec<Backing>,
+    below: &mut Below,
     above: Above,
 ) -> io::Result<Tables> {
     let header = Header::read(file)?;
@@ -507,7 +543,7 @@ fn with_backing(
     if image.requires_external_data_file() {
         return refuse("its data is in another file, which is not supported");
     }
-    let below = match (image.implicit_backing_file(), image.implicit_backing_format()) {
+    let next = match (image.implicit_backing_file(), image.implicit_backing_format()) {
         (None, _) => None,
         // Guessing would let a guest turn its raw disk into an image, if another is based on it.
         (Some(_), None) => {
@@ -518,14 +554,14 @@ fn with_backing(
         (Some(named), Some(format)) => {
             let named = path.parent().unwrap_or(path).join(named);
             let above = Above { files: above.files + 1, tables_bytes };
-            let below = open_below((path, &named), format, backing, above);
-            Some(below.map_err(|error| {
+            let next = open_below((path, &named), format, below, above);
+            Some(next.map_err(|error| {
                 let text = format!("its backing file {}: {error}", named.display());
                 io::Error::new(error.kind(), text)
             })?)
         }
     };
-    image.set_backing(below);
+    image.set_backing(next);
     Ok(FormatAccess::new(image))
 }
 
@@ -533,7 +569,7 @@ fn with_backing(
 fn open_below(
     (path, named): (&Path, &Path),
     format: &str,
-    backing: &mut Vec<Backing>,
+    below: &mut Below,
     above: Above,
 ) -> io::Result<Tables> {
     if above.files >= FILES_MAX {
@@ -548,25 +584,11 @@ fn open_below(
             "only files in the folder of the image are read: move it there, and tell the image by `qemu-img rebase -u -b FILE -F FORMAT`",
         ));
     }
-    let known = backing.iter().find(|known| known.path == found);
-    let file = match known {
-        Some(known) => Arc::clone(&known.file),
-        None => {
-            let file = Arc::new(regular_file::open_untrusted(&found)?);
-            make_blocking(&file)?;
-            let image = (format == FORMAT).then(|| Header::read(&file)).transpose()?;
-            backing.push(Backing {
-                path: found.clone(),
-                file: Arc::clone(&file),
-                tables_bytes: image.map_or(0, |header| header.tables_bytes()),
-            });
-            file
-        }
-    };
+    let file = below.file(&found, format)?;
     match format {
         FORMAT => {
             let image = Qcow2::open_image(ImageFile::to_read(&found, &file), false)?;
-            with_backing(image, &found, &file, backing, above)
+            with_backing(image, &found, &file, below, above)
         }
         "raw" => {
             let raw = Raw::builder(ImageFile::unmarked(&found, &file));

@@ -24,13 +24,13 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the storage in `file`, found at `path`. An image can only be read until
-    /// [`Store::take_over`].
+    /// Opens the storage in `file`, found at `path`. What an image is based on may be among the
+    /// files that were `handed` over. An image can only be read until [`Store::take_over`].
     ///
     /// # Errors
     /// If there is an image, which cannot be used.
-    pub(super) fn open(path: &Path, file: File) -> io::Result<Self> {
-        Self::with_access(path, Arc::new(file), Access::ReadOnly)
+    pub(super) fn open(path: &Path, file: &Arc<File>, handed: &[Arc<File>]) -> io::Result<Self> {
+        Self::with_access(path, file, Access::ReadOnly, handed)
     }
 
     /// Opens the storage in a file that was created for an arriving disk: it can be written at
@@ -39,13 +39,18 @@ impl Store {
     /// # Errors
     /// As for [`Store::open`].
     pub(super) fn of_new(path: &Path, file: &Arc<File>) -> io::Result<Self> {
-        Self::with_access(path, Arc::clone(file), Access::ReadWrite)
+        Self::with_access(path, file, Access::ReadWrite, &[])
     }
 
-    fn with_access(path: &Path, file: Arc<File>, access: Access) -> io::Result<Self> {
+    fn with_access(
+        path: &Path,
+        file: &Arc<File>,
+        access: Access,
+        handed: &[Arc<File>],
+    ) -> io::Result<Self> {
         let is_image = qcow2::is_named(path) && file.metadata()?.is_file();
-        let image = is_image.then(|| Image::open(path, &file, access)).transpose()?;
-        Ok(Self { file, image })
+        let image = is_image.then(|| Image::open(path, file, access, handed)).transpose()?;
+        Ok(Self { file: Arc::clone(file), image })
     }
 
     /// Returns the file, which has more than the disk's bytes if it has an image.

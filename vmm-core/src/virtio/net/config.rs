@@ -1,6 +1,7 @@
 //! Configuration of a network device.
 
 use std::fmt;
+use std::fs::File;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +9,7 @@ use super::mac::MacAddress;
 use super::tap::{self, Tap};
 use crate::sys::net::NAME_BYTES_MAX;
 use crate::virtio::DeviceError;
+use crate::virtio::handed::Handed;
 
 /// Range of valid MTUs in bytes (virtio 1.2, 5.1.4.1).
 const MTUS: std::ops::RangeInclusive<u16> = 68..=65535;
@@ -73,6 +75,9 @@ pub struct NetConfig {
     mac: MacAddress,
     /// MTU in bytes, as measured when the guest was defined.
     mtu: u16,
+    /// The tap, if another process has opened it.
+    #[serde(skip)]
+    handed: Option<Handed>,
 }
 
 impl NetConfig {
@@ -82,17 +87,54 @@ impl NetConfig {
     /// [`DeviceError::Config`], [`DeviceError::Network`].
     pub fn new(link: NetLink, mac: MacAddress) -> Result<Self, DeviceError> {
         let lowest = *MTUS.start();
-        let config = Self { link, mac, mtu: lowest };
+        let config = Self { link, mac, mtu: lowest, handed: None };
         config.check()?;
         let mtu = tap::mtu_of(&config.link)?;
         Ok(Self { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..config })
+    }
+
+    /// Creates the configuration of a device whose tap another process has opened, see
+    /// [`NetConfig::open_tap`]. `mtu` is that of `link`, in bytes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Config`].
+    pub fn handed(
+        link: NetLink,
+        mac: MacAddress,
+        mtu: u16,
+        tap: File,
+    ) -> Result<Self, DeviceError> {
+        let handed = Some(Handed::new(vec![tap]));
+        let config = Self { link, mac, mtu, handed };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Opens or creates the tap for a process that may not, and sets it up. It has no carrier until
+    /// that process takes it over; if it was created, it vanishes when it is closed everywhere.
+    ///
+    /// # Errors
+    /// [`DeviceError::Network`].
+    pub fn open_tap(&self) -> Result<File, DeviceError> {
+        Tap::open(self)?.into_handed()
+    }
+
+    /// Returns the same device for this process's records: without a tap that it holds open.
+    #[must_use]
+    pub(crate) fn without_files(&self) -> Self {
+        Self { handed: None, ..self.clone() }
+    }
+
+    /// Returns the tap, if another process has opened it.
+    pub(super) fn handed_tap(&self) -> Option<&File> {
+        self.handed.as_ref()?.files().first().map(|file| &**file)
     }
 
     /// Returns the configuration of a device on a non-existent tap, for tests that do not open it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn nowhere() -> Self {
         let mac = MacAddress::for_tests();
-        Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500 }
+        Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500, handed: None }
     }
 
     /// Returns the device's connection on the host.

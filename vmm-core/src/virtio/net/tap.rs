@@ -2,8 +2,8 @@
 //! guest.
 //!
 //! A tap carries no frames until the guest takes it over: a tap that was created is down until
-//! then, though already on its bridge; an existing tap has no carrier. So a second copy of a guest
-//! is never active on the network.
+//! then, though already on its bridge; an existing tap, or one that another process hands over, has
+//! no carrier. So a second copy of a guest is never active on the network.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -35,7 +35,8 @@ const ADDRESS_START_OF_THOSE: u8 = 0xfa;
 enum Origin {
     /// This program: it sets the tap up and down, and the tap disappears with it.
     Made,
-    /// The operator: it is set up already, and this program changes only its carrier.
+    /// The operator, or another process: it is set up already, and this program changes only its
+    /// carrier.
     Given,
 }
 
@@ -56,6 +57,9 @@ impl Tap {
     /// # Errors
     /// [`DeviceError::Network`].
     pub(super) fn open(config: &NetConfig) -> Result<Self, DeviceError> {
+        if let Some(file) = config.handed_tap() {
+            return Self::handed(file, config);
+        }
         let mtu = mtu_of(config.link())?;
         if mtu < u32::from(config.mtu()) {
             let what =
@@ -68,6 +72,29 @@ impl Tap {
                 Self::make(bridge, tap.as_deref(), mtu, own_address(config.mac()))
             }
         }
+    }
+
+    /// Takes over what [`Tap::into_handed`] gave in another process.
+    fn handed(file: &File, config: &NetConfig) -> Result<Self, DeviceError> {
+        let failed = |cause| unusable(config.link().interface(), cause);
+        let name = net::name(file).map_err(failed)?;
+        let (file, control) = (file.try_clone().map_err(failed)?, net::control().map_err(failed)?);
+        net::set_carrier(&file, Carrier::Off).map_err(failed)?;
+        Ok(Self { file, control, name, mtu: config.mtu().into(), origin: Origin::Given })
+    }
+
+    /// Sets the tap up, without a carrier, and returns it for another process, whose guest takes it
+    /// over.
+    ///
+    /// # Errors
+    /// [`DeviceError::Network`]: kernels before 5.0 cannot do without a carrier.
+    pub(super) fn into_handed(self) -> Result<File, DeviceError> {
+        let failed = |cause| unusable(&self.name, explained(cause));
+        net::set_carrier(&self.file, Carrier::Off).map_err(failed)?;
+        if self.origin == Origin::Made {
+            net::set_up(&self.control, &self.name, Carrier::On).map_err(failed)?;
+        }
+        Ok(self.file)
     }
 
     fn take(name: &str, mtu: u32) -> Result<Self, DeviceError> {

@@ -10,6 +10,7 @@ use super::layout::{
 use super::messages::Messages;
 use super::notifications::Notifications;
 use super::state::FunctionState;
+use crate::pci::Msix;
 use crate::virtio::registers::{Effect, Registers};
 use crate::virtio::transport::Transport;
 
@@ -32,14 +33,14 @@ pub(in crate::virtio) struct PciFunction {
 }
 
 impl PciFunction {
-    /// Makes device number `index` a function.
+    /// Makes the device in slot `slot` a function.
     pub(in crate::virtio) fn new(
-        index: usize,
+        slot: usize,
         registers: Registers,
         messages: Arc<Messages>,
         notifications: Option<Notifications>,
     ) -> Self {
-        let layout = layout(index, registers.kind(), messages.vectors());
+        let layout = layout(slot, registers.kind(), messages.vectors());
         let mut function = Self { layout, registers, messages, notifications };
         function.follow_bar();
         function
@@ -150,6 +151,14 @@ impl Transport for PciFunction {
             }
             _ => Effect::None,
         }
+    }
+
+    fn withdraw(&mut self) {
+        self.layout.config.take_bar();
+        self.follow_bar();
+        let control = self.control() & !Msix::control_bits();
+        self.layout.config.set(self.layout.msix_control, &control.to_le_bytes());
+        self.messages.reset();
     }
 
     fn save(&self) -> Option<FunctionState> {

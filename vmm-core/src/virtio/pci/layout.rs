@@ -58,15 +58,15 @@ pub(super) struct Layout {
     pub(super) access: usize,
 }
 
-/// Lays out device number `index`, with so many vectors.
-pub(super) fn layout(index: usize, kind: DeviceKind, vectors: usize) -> Layout {
+/// Lays out the device in slot `slot`, with so many vectors.
+pub(super) fn layout(slot: usize, kind: DeviceKind, vectors: usize) -> Layout {
     let identity = Identity {
         vendor: VENDOR,
         device: DEVICE_BASE + kind as u16,
         revision: REVISION,
         class: class(kind),
     };
-    let bar = APERTURE.start as u32 + (index as u32 + 1) * BAR_BYTES;
+    let bar = APERTURE.start as u32 + (slot as u32 + 1) * BAR_BYTES;
     let mut config = ConfigSpace::new(identity).with_bar(bar, BAR_BYTES);
     let mut msix = (vectors as u16 - 1).to_le_bytes().to_vec();
     msix.extend((TABLE.start as u32).to_le_bytes());

@@ -74,22 +74,23 @@ impl Messages {
         Ok(Self { inner: Mutex::new(inner), irqfds: irqfds?, connection: None })
     }
 
-    /// Connects them to `vm`, as those of device number `index`.
+    /// Connects them to `vm`, as those of the device in slot `slot`, until they are dropped.
     ///
     /// # Errors
     /// The error from KVM.
     pub(super) fn routed_by(
-        self,
+        mut self,
         vm: &Arc<VmFd>,
         routes: &Arc<MsiRoutes>,
-        index: usize,
+        slot: usize,
     ) -> Result<Self, kvm_ioctls::Error> {
-        let first = FIRST_MSI_GSI + index as u32 * VECTORS_MAX;
+        let first = FIRST_MSI_GSI + slot as u32 * VECTORS_MAX;
         for (gsi, irqfd) in (first..).zip(&self.irqfds) {
             vm.register_irqfd(irqfd, gsi)?;
         }
         let (vm, routes) = (Arc::clone(vm), Arc::clone(routes));
-        Ok(Self { connection: Some(Connection { vm, routes, first }), ..self })
+        self.connection = Some(Connection { vm, routes, first });
+        Ok(self)
     }
 
     /// Returns the number of vectors.
@@ -133,6 +134,12 @@ impl Messages {
         inner.config_vector = NO_VECTOR;
         inner.queue_vectors.fill(NO_VECTOR);
         self.follow_vectors(&mut inner);
+    }
+
+    /// Puts vectors and MSI-X in the state after power-on: no interrupt is sent from then on.
+    pub(super) fn reset(&self) {
+        self.forget_vectors();
+        self.change(|msix| *msix = Msix::new(self.vectors()));
     }
 
     /// Handles a read of the MSI-X table.
@@ -239,6 +246,24 @@ impl Messages {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives the lines back: another device may get this one's slot.
+impl Drop for Messages {
+    fn drop(&mut self) {
+        let Some(Connection { vm, routes, first }) = self.connection.take() else { return };
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        inner.followed.iter_mut().for_each(|one| one.connect(None, &vm));
+        for (gsi, irqfd) in (first..).zip(&self.irqfds) {
+            if let Err(error) = vm.unregister_irqfd(irqfd, gsi) {
+                tracing::error!(%error, "KVM keeps an interrupt that it should give up");
+            }
+        }
+        let lines = (first..).take(self.irqfds.len());
+        if let Err(error) = routes.set(lines.map(|gsi| (gsi, None))) {
+            tracing::error!(%error, "cannot take the routes of a device's interrupts away");
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) use messages::Messages;
 use notifications::Notifications;
 pub use state::{FunctionState, Interrupts, PciState};
 
-/// Connects devices to the bus: device number *n* is 00:*n+1*.0, behind the host bridge.
+/// Connects devices to the bus: slot *n* is 00:*n+1*.0, behind the host bridge.
 #[derive(Debug)]
 pub(super) struct PciSlots {
     vm: Arc<VmFd>,
@@ -54,18 +54,18 @@ impl PciSlots {
 impl Connector for PciSlots {
     fn connect(
         &self,
-        index: usize,
+        slot: usize,
         registers: Registers,
         kicks: &[EventFd],
     ) -> Result<(Box<dyn Transport>, Arc<dyn Line>)> {
         let device = registers.kind().name();
         let failed = |cause| DeviceError::Start { device, cause };
         let messages = Messages::new(registers.queues().len()).map_err(failed)?;
-        let messages = messages.routed_by(&self.vm, &self.routes, index).call("KVM_IRQFD")?;
+        let messages = messages.routed_by(&self.vm, &self.routes, slot).call("KVM_IRQFD")?;
         let messages = Arc::new(messages);
         let notifications = Notifications::new(Arc::clone(&self.vm), kicks).map_err(failed)?;
         let function =
-            PciFunction::new(index, registers, Arc::clone(&messages), Some(notifications));
+            PciFunction::new(slot, registers, Arc::clone(&messages), Some(notifications));
         Ok((Box::new(function), messages))
     }
 }

@@ -51,6 +51,13 @@ impl Notifications {
     }
 }
 
+/// Gives the places back: another device may get them.
+impl Drop for Notifications {
+    fn drop(&mut self) {
+        self.follow(None);
+    }
+}
+
 /// Returns where the queues of a device are notified whose BAR starts at `bar`. A match of any
 /// width and value is the one that KVM finds without decoding the instruction.
 fn places(bar: u64) -> impl Iterator<Item = IoEventAddress> {

@@ -2,17 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::pci::MsixState;
+use crate::pci::{HotPlugState, MsixState};
 
 /// Saved state of what only a machine with a PCI bus has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciState {
     /// What was last written to the port that selects a register of configuration space.
     pub config_address: u32,
-    /// The functions behind the host bridge, by slot: one for each virtio device.
+    /// The functions behind the host bridge: one for each virtio device, in their order.
     pub functions: Vec<FunctionState>,
     /// The selected register of the CMOS.
     pub cmos_index: u8,
+    /// The registers of hot-plug.
+    #[serde(skip)]
+    pub hot_plug: HotPlugState,
 }
 
 /// Saved state of a function, beside its device's.

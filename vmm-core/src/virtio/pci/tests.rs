@@ -342,7 +342,8 @@ fn what_is_saved_has_the_form_of_state_version_4() {
     let msix = MsixState { entries, pending: 1 };
     let interrupts = Interrupts { msix, config_vector: 0, queue_vectors: vec![NO_VECTOR] };
     let functions = vec![FunctionState { config: vec![7, 8], interrupts }];
-    let state = PciState { config_address: 0x8000_0810, functions, cmos_index: 0x0d };
+    let state =
+        PciState { config_address: 0x8000_0810, functions, cmos_index: 0x0d, ..Default::default() };
     let one = [1, 0, 0, 0, 0, 0, 0, 0];
     let expected = [
         &[0x10, 8, 0, 0x80][..],

@@ -51,7 +51,7 @@ impl Folder {
     }
 
     fn open(&self, name: &str, access: Access) -> io::Result<Image> {
-        Image::open(&self.path(name), &self.file(name), access)
+        Image::open(&self.path(name), &self.file(name), access, &[])
     }
 
     fn refusal(&self, name: &str) -> String {

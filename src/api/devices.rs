@@ -1,0 +1,105 @@
+//! What the API says about attaching devices to a guest that runs, and detaching them.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `POST /v1/guest/devices`: a device, whose open files come along with the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum AttachRequest {
+    /// A disk. Its files: the disk itself, open for what the guest does with it; then, for a block
+    /// device that the guest writes, the device opened once more with `O_EXCL`, or the files that
+    /// an image is based on, open for reading.
+    Disk(DiskToAttach),
+    /// A network device. Its file: the tap, up and without a carrier.
+    Net(NetToAttach),
+}
+
+/// A disk to attach. Its path is that of its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DiskToAttach {
+    /// Whether the guest only reads it.
+    #[serde(default)]
+    pub(crate) read_only: bool,
+    /// Its serial number; at most 20 characters.
+    #[serde(default)]
+    pub(crate) serial: String,
+    /// Its request queues, 1 to 8.
+    pub(crate) queues: u16,
+    /// Whether io_uring is not to be used, or to be used for certain; as it is possible if absent.
+    #[serde(default)]
+    pub(crate) io_uring: Option<bool>,
+    /// Names of a block device, by which another host recognizes it in a migration: each is its
+    /// kind and the name, with a space between.
+    #[serde(default)]
+    pub(crate) names: Vec<String>,
+}
+
+/// A network device to attach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NetToAttach {
+    /// The bridge that the tap is on, if it was made for the guest.
+    #[serde(default)]
+    pub(crate) bridge: Option<String>,
+    /// Name of the tap, if it must have this one on every host.
+    #[serde(default)]
+    pub(crate) tap: Option<String>,
+    /// The guest's address.
+    pub(crate) mac: String,
+    /// MTU of the bridge or the tap, bytes.
+    pub(crate) mtu: u16,
+}
+
+/// The answer to `POST /v1/guest/devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct AttachedDevice {
+    /// The device.
+    #[serde(flatten)]
+    pub(crate) device: NamedDevice,
+    /// Where the guest finds it: its address on the PCI bus, as lspci has it.
+    pub(crate) address: String,
+    /// Whether the guest has looked for it by now.
+    pub(crate) noticed: bool,
+}
+
+/// `PUT /v1/guest/devices/detach`: a device to detach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DetachRequest {
+    /// The device.
+    pub(crate) device: NamedDevice,
+    /// How long to wait until the guest has let go of it, milliseconds.
+    pub(crate) wait_ms: u64,
+}
+
+/// A device of a guest, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NamedDevice {
+    /// A disk, by its path on this host.
+    Disk(PathBuf),
+    /// A network device, by its address.
+    Net(String),
+}
+
+impl fmt::Display for NamedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(path) => write!(f, "disk {}", path.display()),
+            Self::Net(mac) => write!(f, "network device {mac}"),
+        }
+    }
+}
+
+/// The answer to `PUT /v1/guest/devices/detach`: the guest has let go of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct DetachedDevice {
+    /// The device.
+    #[serde(flatten)]
+    pub(crate) device: NamedDevice,
+}

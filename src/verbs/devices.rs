@@ -1,0 +1,160 @@
+//! `lighter attach-disk`, `attach-interface`, `detach-disk` and `detach-interface`: devices of a
+//! guest that runs.
+//!
+//! This process opens what the device needs, and passes it to that of the guest, which may open
+//! nothing more.
+
+use std::fs::File;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice, with_disks_below};
+use vmm_core::virtio::net::{NetConfig, NetLink};
+
+use super::session::{block_on, guest_client};
+use crate::api::ApiClient;
+use crate::api::devices::{
+    AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
+    NetToAttach,
+};
+use crate::api::types::GuestInfo;
+use crate::cli::JsonFlag;
+use crate::cli::Output;
+use crate::cli::devices::{
+    AttachDiskArgs, AttachInterfaceArgs, DetachDiskArgs, DetachInterfaceArgs, DetachWait,
+};
+use crate::exit::Exit;
+use crate::guest::{addresses, plan};
+use crate::names::GuestName;
+use crate::output;
+use crate::shared_disks;
+use crate::state_dir::StateDir;
+
+/// How long an attachment may take: a disk's lock and a guest's attention are waited for.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
+/// What a detachment may take beyond the time that the guest has: a disk is flushed.
+const DETACH_MARGIN: Duration = Duration::from_secs(30);
+
+/// Attaches a disk to a running guest.
+///
+/// # Errors
+/// If there is no such guest, the disk cannot be used, or the guest cannot have it.
+pub(crate) fn attach_disk(state: &StateDir, args: &AttachDiskArgs) -> Result<Exit> {
+    let name = &args.name;
+    let client = guest_client(state, name)?.with_patience(ATTACH_PATIENCE);
+    let path = &args.disk.path;
+    let cannot = || format!("cannot attach {} to {name}", path.display());
+    let guest: GuestInfo = block_on(async { Ok(client.get("/v1/guest").await?) })?;
+    let disk = plan::disk(&args.disk, guest.vcpus).with_context(cannot)?;
+    expect_owned(state, name, &disk).with_context(cannot)?;
+    let files = disk.open_files().with_context(cannot)?;
+    let request = AttachRequest::Disk(DiskToAttach {
+        read_only: disk.access() == Access::ReadOnly,
+        serial: disk.serial().to_owned(),
+        queues: disk.queues(),
+        io_uring: match disk.engine() {
+            EngineChoice::Auto => None,
+            EngineChoice::IoUring => Some(true),
+            EngineChoice::Sync => Some(false),
+        },
+        names: disk.device_names().to_vec(),
+    });
+    attach(name, &client, (&request, files), args.json).with_context(cannot)
+}
+
+/// Refuses a disk whose content has left this host, or that a guest on another host may write;
+/// records that it is this guest's from now on.
+fn expect_owned(state: &StateDir, name: &GuestName, disk: &BlockConfig) -> Result<()> {
+    let departed = state.departures().past();
+    let mut below = with_disks_below(disk.path()).into_iter();
+    below.try_for_each(|disk| departed.expect_here(name, &disk))?;
+    let written = (disk.access() == Access::ReadWrite).then_some(disk.path());
+    shared_disks::expect_free(state, written.into_iter(), None)?.record(state)
+}
+
+/// Attaches a network device to a running guest.
+///
+/// # Errors
+/// If there is no such guest, its address is taken, the bridge or tap cannot be used, or the guest
+/// cannot have the device.
+pub(crate) fn attach_interface(state: &StateDir, args: &AttachInterfaceArgs) -> Result<Exit> {
+    let name = &args.name;
+    let client = guest_client(state, name)?.with_patience(ATTACH_PATIENCE);
+    let cannot = || format!("cannot attach a network device to {name}");
+    let net = plan::net(&args.net).with_context(cannot)?;
+    addresses::expect_free(state, name, std::iter::once(&net)).with_context(cannot)?;
+    let tap = net.open_tap().with_context(cannot)?;
+    let request = AttachRequest::Net(net_to_attach(&net));
+    attach(name, &client, (&request, vec![tap]), args.json).with_context(cannot)
+}
+
+fn net_to_attach(net: &NetConfig) -> NetToAttach {
+    let (bridge, tap) = match net.link().clone() {
+        NetLink::Tap(tap) => (None, Some(tap)),
+        NetLink::Bridge { bridge, tap } => (Some(bridge), tap),
+    };
+    NetToAttach { bridge, tap, mac: net.mac().to_string(), mtu: net.mtu() }
+}
+
+fn attach(
+    name: &GuestName,
+    client: &ApiClient,
+    (request, files): (&AttachRequest, Vec<File>),
+    json: JsonFlag,
+) -> Result<Exit> {
+    let attached: AttachedDevice =
+        block_on(async { Ok(client.post_with_files("/v1/guest/devices", request, files).await?) })?;
+    match json.output() {
+        Output::Json => output::print_json(&attached)?,
+        Output::Text => {
+            let AttachedDevice { device, address, .. } = &attached;
+            output::print_line(format_args!("{device} is attached to {name} at {address}"))?;
+        }
+    }
+    if !attached.noticed {
+        output::note(format_args!(
+            "warning: {name} has not looked for it yet: it is paused or still booting, or its kernel knows no hot-plug by ACPI; \
+             it finds the device at its next boot at the latest"
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+/// Detaches a disk from a running guest.
+///
+/// # Errors
+/// If there is no such guest or disk, or the guest does not let go of it in time.
+pub(crate) fn detach_disk(state: &StateDir, args: &DetachDiskArgs) -> Result<Exit> {
+    detach(state, &args.name, NamedDevice::Disk(args.disk.clone()), &args.wait)
+}
+
+/// Detaches a network device from a running guest.
+///
+/// # Errors
+/// If there is no such guest or device, or the guest does not let go of it in time.
+pub(crate) fn detach_interface(state: &StateDir, args: &DetachInterfaceArgs) -> Result<Exit> {
+    detach(state, &args.name, NamedDevice::Net(args.mac.to_string()), &args.wait)
+}
+
+fn detach(
+    state: &StateDir,
+    name: &GuestName,
+    device: NamedDevice,
+    wait: &DetachWait,
+) -> Result<Exit> {
+    let client = guest_client(state, name)?.with_patience(wait.timeout + DETACH_MARGIN);
+    let what = device.to_string();
+    let wait_ms = u64::try_from(wait.timeout.as_millis()).unwrap_or(u64::MAX);
+    let request = DetachRequest { device, wait_ms };
+    let detached: DetachedDevice = block_on(async {
+        let answer = client.put_json("/v1/guest/devices/detach", &request).await;
+        answer.with_context(|| format!("cannot detach the {what} from {name}"))
+    })?;
+    match wait.json.output() {
+        Output::Json => output::print_json(&detached)?,
+        Output::Text => {
+            output::print_line(format_args!("{} is detached from {name}", detached.device))?;
+        }
+    }
+    Ok(Exit::Done)
+}
