@@ -19,6 +19,7 @@ mod disks;
 mod ending;
 mod firmware;
 mod fixtures;
+mod hot_plug;
 mod nested;
 mod nfs;
 mod package;
