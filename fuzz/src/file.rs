@@ -197,7 +197,7 @@ fn good() -> &'static Good {
         ]
         .map(|devices| [MachineKind::Mmio, MachineKind::Pci].map(|kind| shape(&devices, kind)))
         .concat(),
-        states: vec![state(0, 0), state(0, 1), state(1, 1)],
+        states: vec![state(0, 0), state(0, 1), state(1, 1), state(2, 1)],
     })
 }
 

@@ -186,6 +186,7 @@ fn the_pci_bus_is_found_with_its_configuration_space_and_aperture() {
     assert!(holds(dsdt, &aperture), "{dsdt:02x?}");
     assert!(holds(dsdt, &[0x47, 1, 0xf8, 0xc, 0xf8, 0xc, 1, 8]), "the ports");
     assert!(holds(dsdt, &[0x86, 9, 0, 1, 0, 0, 0, 0xe8, 0, 0, 0x10, 0]), "ECAM is reserved");
+    assert!(holds(dsdt, &[0x47, 1, 0, 0xae, 0, 0xae, 1, 12]), "so are the ports of hot-plug");
     assert!(holds(dsdt, &[0x88, 13, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), "bus 0");
 }
 
@@ -203,10 +204,32 @@ fn the_generation_of_the_guest_is_found_with_its_interrupt() {
 }
 
 #[test]
+fn devices_that_come_and_go_are_found_with_their_interrupt() {
+    let memory = Memory::with_pci(1);
+    let ([_, _, dsdt], _) = memory.found_with_others();
+    for line in [GENERATION_IRQ, HOT_PLUG_IRQ] {
+        assert!(holds(dsdt, &[0x89, 6, 0, 0b0011, 1, line as u8, 0, 0, 0]), "{line}");
+    }
+    for device in 1..=31u8 {
+        let name = format!("S{device:03}");
+        // Its address; the notifications of both kinds.
+        assert!(holds(dsdt, &[b"_ADR\x0c\0\0".as_slice(), &[device, 0]].concat()), "{name}");
+        for value in [&[1][..], &[0x0a, 3]] {
+            assert!(holds(dsdt, &[&[0x86], name.as_bytes(), value].concat()), "{name}");
+        }
+    }
+    let mmio = Memory::with(1, &DEVICES);
+    let [_, _, dsdt] = mmio.found();
+    assert!(!holds(dsdt, b"_EJ0") && !holds(dsdt, &[0x89, 6, 0, 0b0011, 1, 10, 0, 0, 0]));
+    assert!(![SERIAL_IRQ, SCI_GSI, GENERATION_IRQ].contains(&HOT_PLUG_IRQ));
+}
+
+#[test]
 fn as_many_devices_as_there_are_interrupt_lines_fit_the_room() {
     let devices = [DEVICES[0]; 256];
     let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
     assert!(Memory::with(VCPUS_MAX, &devices).0.len() <= room);
+    assert!(Memory::with_pci(VCPUS_MAX).0.len() <= room);
 }
 
 /// Intel's disassembler accepts every table. The tests above need no external program.
@@ -230,6 +253,9 @@ fn the_disassembler_takes_every_table() {
         let source = disassembled(folder.path(), table);
         if table.starts_with(b"DSDT") {
             assert!(source.contains("EisaId (\"PNP0A08\") /* PCI Express Bus */"), "{source}");
+            for part in ["PEJT = (One << 0x1F)", "Notify (S031, 0x03)", "\\_SB.PCI0.SCAN ()"] {
+                assert!(source.contains(part), "{part}: {source}");
+            }
             recompiles(folder.path());
         }
     }
