@@ -33,10 +33,6 @@ pub(crate) struct DiskToAttach {
     /// Whether io_uring is not to be used, or to be used for certain; as it is possible if absent.
     #[serde(default)]
     pub(crate) io_uring: Option<bool>,
-    /// Names of a block device, by which another host recognizes it in a migration: each is its
-    /// kind and the name, with a space between.
-    #[serde(default)]
-    pub(crate) names: Vec<String>,
 }
 
 /// A network device to attach.
@@ -63,7 +59,7 @@ pub(crate) struct AttachedDevice {
     pub(crate) device: NamedDevice,
     /// Where the guest finds it: its address on the PCI bus, as lspci has it.
     pub(crate) address: String,
-    /// Whether the guest has looked for it by now.
+    /// Whether the guest has noticed it by now.
     pub(crate) noticed: bool,
 }
 
@@ -96,7 +92,8 @@ impl fmt::Display for NamedDevice {
     }
 }
 
-/// The answer to `PUT /v1/guest/devices/detach`: the guest has let go of it.
+/// The answer to `PUT /v1/guest/devices/detach`: the guest has let go of it, and what it has
+/// written is durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct DetachedDevice {
     /// The device.

@@ -157,7 +157,7 @@ impl fmt::Display for What {
             Self::DeviceAttached { device, address } => write!(f, "{device} attached at {address}"),
             Self::DeviceDetached { device, error: None } => write!(f, "{device} detached"),
             Self::DeviceDetached { device, error: Some(error) } => {
-                write!(f, "{device} detached, and its last writes are lost: {error}")
+                write!(f, "{device} detached, and its last writes may be lost: {error}")
             }
             Self::MigrationStarted { migration_id, .. } => {
                 write!(f, "migration started: {migration_id}")

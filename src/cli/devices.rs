@@ -29,9 +29,8 @@ pub(crate) struct AttachDiskArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The disk, as --disk of `lighter run` has it: PATH[,ro][,serial=TEXT][,queues=N]
-    /// [,engine=auto|io_uring|sync].
-    #[arg(value_name = "DISK")]
+    /// The disk: a file or block device, with the options that --disk of `lighter run` has.
+    #[arg(value_name = "PATH[,ro][,serial=TEXT][,queues=N][,engine=HOW]")]
     pub(crate) disk: DiskArg,
 
     #[command(flatten)]
@@ -52,9 +51,8 @@ pub(crate) struct AttachInterfaceArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The network device, as --net of `lighter run` has it: bridge=NAME[,tap=NAME][,mac=ADDRESS]
-    /// or tap=NAME[,mac=ADDRESS].
-    #[arg(value_name = "NET")]
+    /// The network device, as --net of `lighter run` has it.
+    #[arg(value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]")]
     pub(crate) net: NetArg,
 
     #[command(flatten)]
@@ -70,8 +68,7 @@ Examples:
 
 Unmount the disk in the guest first: a guest lets go of a disk that it uses, and
 then gets errors from it. What it has written is durable when this is done. A
-guest that does not let go in time is still asked to, and may do so later, or
-when it is reset.")]
+guest that does not let go in time is asked no longer, and keeps the disk.")]
 pub(crate) struct DetachDiskArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -90,8 +87,7 @@ pub(crate) struct DetachDiskArgs {
 Examples:
   lighter detach-interface web-1 52:54:00:12:34:56
 
-A guest that does not let go in time is still asked to, and may do so later, or
-when it is reset.")]
+A guest that does not let go in time is asked no longer, and keeps the device.")]
 pub(crate) struct DetachInterfaceArgs {
     /// The guest.
     pub(crate) name: GuestName,

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, ValueEnum};
-use vmm_core::{DirtyLog, VmOptions};
 
 use super::spec::SwitchArg;
 
@@ -46,14 +45,6 @@ pub(crate) struct IsolationArgs {
 }
 
 impl IsolationArgs {
-    /// Options of a VM of this process, with this log of dirty pages.
-    pub(crate) fn vm_options(&self, dirty_log: Option<DirtyLog>) -> VmOptions {
-        VmOptions {
-            dirty_log: dirty_log.unwrap_or_default(),
-            vhost_net: self.vhost_net == SwitchArg::On,
-        }
-    }
-
     /// What the environment says, for verbs without these options.
     ///
     /// # Errors

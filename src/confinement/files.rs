@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vmm_core::boot::BootRecord;
 use vmm_core::virtio::block;
-use vmm_core::{BootSource, VmShape};
+use vmm_core::{BootSource, MachineKind, VmShape};
 
 use crate::state_dir::{GuestDir, StateDir};
 
@@ -134,7 +134,15 @@ impl Files {
             self.add_vsock();
         }
         self.means.taps |= shape.nets().next().is_some();
+        if shape.machine == MachineKind::Pci {
+            self.add_facts();
+        }
         self
+    }
+
+    /// Adds what sysfs says about the host's block devices, for a guest that may get more of them.
+    fn add_facts(&mut self) {
+        self.wanted.extend(block::facts_of_host().into_iter().map(|folder| (folder, Use::Read)));
     }
 
     /// Adds the sockets of a guest with vsock.
@@ -179,6 +187,7 @@ impl Files {
     /// copied with the guest, so their folders are not among the files.
     pub(crate) fn of_unknown_guest(mut self, disks: ArrivingDisks) -> Self {
         disks.paths.iter().for_each(|disk| self.add_disk(disk));
+        self.add_facts();
         self.means = Means { unix_sockets: self.means.unix_sockets, ..Means::OF_UNKNOWN };
         self.arriving = Some(disks);
         self

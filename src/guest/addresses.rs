@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// If an address is taken; the error names the address, the other guest and the ways out.
-pub(crate) fn expect_free<'a>(
+pub(super) fn expect_free<'a>(
     state: &StateDir,
     name: &GuestName,
     nets: impl Iterator<Item = &'a NetConfig>,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use vmm_core::boot::BootRecord;
 use vmm_core::memory::RamLayout;
 use vmm_core::state::STATE_BYTES_MAX;
-use vmm_core::{DiskContent, MachineKind, RunState, Vm, VmOptions, VmShape, VmState};
+use vmm_core::{DiskContent, MachineKind, RunState, VcpuLimits, Vm, VmOptions, VmShape, VmState};
 
 use super::console::Console;
 use crate::api::types::GuestKind;
@@ -94,6 +94,14 @@ impl Machine {
                 GuestKind::Firmware
             }
             Err(_) => GuestKind::Linux,
+        }
+    }
+
+    /// Warns of more vCPUs than KVM recommends on this host, as QEMU does; the guest still runs.
+    pub(crate) fn warn_of_vcpus(&self) {
+        let limits = VcpuLimits::of_host().ok();
+        if let Some(warning) = limits.and_then(|limits| limits.warning(self.shape().vcpus)) {
+            tracing::warn!("{warning}");
         }
     }
 

@@ -9,12 +9,14 @@
 //! and [`unconfined`] the threads that create and open files for an incoming guest. [`console`] is
 //! the serial line, [`background`] is `--detach`, and [`workload`] the built-in guest. [`merging`]
 //! decides whether pages may be merged, [`survey`] whether that is worth it, and [`treatment`] does
-//! it. [`addresses`] checks MAC addresses, [`devices`] attaches and detaches devices, and [`events`]
-//! reports what happens to the guest. Start at [`start`].
+//! it. [`addresses`] checks MAC addresses, and [`events`] reports what happens to the guest.
+//! [`devices`] attaches and detaches devices, for the commands of [`attaching`], which run in
+//! processes of their own. Start at [`start`].
 
-pub(crate) mod addresses;
+mod addresses;
 mod api;
 mod arriving;
+mod attaching;
 mod background;
 mod balloon;
 mod console;
@@ -31,7 +33,7 @@ mod machine;
 mod maker;
 mod merging;
 mod opener;
-pub(crate) mod plan;
+mod plan;
 mod process;
 mod saved;
 mod seed;
@@ -42,4 +44,5 @@ mod treatment;
 mod unconfined;
 mod workload;
 
+pub(crate) use attaching::{attach_disk, attach_interface, detach_disk, detach_interface};
 pub(crate) use start::{incoming, restore, run, start_defined};

@@ -127,7 +127,7 @@ pub(super) fn disks(spec: &GuestSpec) -> Result<Vec<BlockConfig>> {
 ///
 /// # Errors
 /// If it does not exist, or is not a disk.
-pub(crate) fn disk(disk: &DiskArg, vcpus: u8) -> Result<BlockConfig> {
+pub(super) fn disk(disk: &DiskArg, vcpus: u8) -> Result<BlockConfig> {
     let access = match disk.access {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,
@@ -196,7 +196,7 @@ fn devices(spec: &GuestSpec) -> Result<Vec<DeviceConfig>> {
 ///
 /// # Errors
 /// If this host has no such bridge or tap.
-pub(crate) fn net(net: &NetArg) -> Result<NetConfig> {
+pub(super) fn net(net: &NetArg) -> Result<NetConfig> {
     let link = net.link().map_err(anyhow::Error::msg)?;
     let mac = match net.mac {
         Some(mac) => mac,

@@ -9,14 +9,15 @@ use migrate::record::RecordStore;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use uuid::Uuid;
-use vmm_core::{Labels, StopReason, VcpuLimits, VmEvent};
+use vmm_core::{Labels, StopReason, VmEvent};
 
 use super::arriving::Arrival;
+use super::devices::Departures;
 use super::ending::Ending;
 use super::estimating::LastEstimate;
 use super::events::Events;
 use super::leaving::Departure;
-use super::machine::{Machine, SharedMachine};
+use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::saved::PausedForSave;
 use super::session::MigrationSession;
@@ -121,6 +122,8 @@ pub(crate) struct GuestProcess {
     surveys: Surveys,
     occupation: Mutex<Occupation>,
     events: Arc<Events>,
+    /// Devices that have left the guest.
+    departures: Departures,
     /// The result of the last migration, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     last_estimate: LastEstimate,
@@ -143,6 +146,7 @@ impl GuestProcess {
             merging: OnceLock::new(),
             surveys: Surveys::default(),
             occupation: Mutex::new(Occupation::None),
+            departures: Departures::default(),
             last_migration: Mutex::new(None),
             last_estimate: LastEstimate::default(),
             ending: watch::Sender::new(None),
@@ -201,6 +205,11 @@ impl GuestProcess {
         &self.surveys
     }
 
+    /// The devices that have left the guest.
+    pub(super) fn departures(&self) -> &Departures {
+        &self.departures
+    }
+
     /// The events of the guest.
     pub(super) fn events(&self) -> &Arc<Events> {
         &self.events
@@ -225,7 +234,7 @@ impl GuestProcess {
         if self.machine.set(Arc::clone(&machine)).is_err() {
             return Ok(());
         }
-        warn_of_vcpus(&machine);
+        machine.warn_of_vcpus();
         machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
         let merging = merging.begin(machine.vm())?;
         let _first = self.merging.set(merging);
@@ -513,14 +522,6 @@ impl GuestProcess {
     }
 }
 
-/// Warns of more vCPUs than KVM recommends on this host, as QEMU does; the guest still runs.
-fn warn_of_vcpus(machine: &Machine) {
-    let limits = VcpuLimits::of_host().ok();
-    if let Some(warning) = limits.and_then(|limits| limits.warning(machine.shape().vcpus)) {
-        tracing::warn!("{warning}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use vmm_core::boot::BootSource;
@@ -530,6 +531,7 @@ mod tests {
 
     use super::*;
     use crate::guest::console::Console;
+    use crate::guest::machine::Machine;
 
     #[tokio::test]
     async fn a_machine_that_waits_for_a_page_does_not_keep_its_process() {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use vmm_core::memory::{MergeDomain, MissingPages};
 use vmm_core::snapshot::SavedDisks;
 use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
+use vmm_core::{DirtyLog, VmOptions};
 
 use super::api::{readonly_router, router};
 use super::arriving::{self, Arrival, ArrivalMeans};
@@ -230,7 +231,7 @@ fn launch(
         Ok(files.and_devices(&plan.shape).and_boot(&plan.boot))
     })?;
     let console = life.console();
-    let options = isolation.vm_options(spec.dirty_log);
+    let options = life.vm_options(spec.dirty_log);
     let name = plan.name.clone();
     let machine = Machine::create(name, uuid, &plan.shape, &options, &console)?;
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
@@ -294,7 +295,7 @@ pub(crate) fn restore(state: &StateDir, args: &RestoreArgs) -> Result<Exit> {
         Ok(files.and_file(&args.file))
     })?;
     let console = life.console();
-    let options = args.isolation.vm_options(None);
+    let options = life.vm_options(None);
     let machine = saved::restore(&args.file, (name, uuid), (trust, &disks), &options, &console)?;
     life.lead(Arc::new(machine), &console)
 }
@@ -479,6 +480,12 @@ impl Life {
         self.live(&process, servers)
     }
 
+    /// Options of a VM of this process, with this log of dirty pages.
+    fn vm_options(&self, dirty_log: Option<DirtyLog>) -> VmOptions {
+        let vhost_net = self.means.vhost;
+        VmOptions { dirty_log: dirty_log.unwrap_or_default(), vhost_net }
+    }
+
     /// Receives a guest and runs it until its end.
     fn receive(mut self, args: &IncomingArgs) -> Result<Exit> {
         let greeting = arriving::read_greeting()?;
@@ -494,7 +501,7 @@ impl Life {
             unconfined: self.unconfined.take(),
             faults: self.faults.take(),
             departed: std::mem::take(&mut self.departed),
-            options: args.isolation.vm_options(None),
+            options: self.vm_options(None),
         };
         let port = Arrival::start(&process, args, &greeting, means)?;
         let servers = self.open(&process)?;

@@ -15,7 +15,6 @@ mod console_output;
 pub(crate) mod cpu_models;
 pub(crate) mod define;
 pub(crate) mod density;
-pub(crate) mod devices;
 mod estimate;
 pub(crate) mod events;
 pub(crate) mod follow;

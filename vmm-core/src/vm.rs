@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -102,6 +102,8 @@ pub struct Vm {
     throttle: Throttle,
     machine: Arc<Machine>,
     dirty: Mutex<Tracker>,
+    /// The slot from which on the next device gets one.
+    next_slot: AtomicUsize,
     /// What the guest was booted from.
     origin: Mutex<Option<Origin>>,
     /// The state in which the VM was created, which is that of a machine after a reset.
@@ -167,6 +169,7 @@ impl Vm {
             throttle: Throttle::new(machine.mailboxes(), counters),
             machine,
             dirty,
+            next_slot: AtomicUsize::new(0),
             origin: Mutex::new(None),
             pristine: None,
             control: Mutex::new(()),

@@ -4,10 +4,12 @@
 //! | offset | register |
 //! |---|---|
 //! | 0 | devices that were inserted since the register was last read |
-//! | 4 | devices that the guest is asked to let go of |
+//! | 4 | devices that the guest was asked to let go of since the register was last read |
 //! | 8 | written: devices that the guest has let go of |
 //!
-//! They are those of QEMU (docs/specs/acpi_pci_hotplug.rst), as far as one bus needs them.
+//! They are those of QEMU (docs/specs/acpi_pci_hotplug.rst), as far as one bus needs them; but QEMU
+//! repeats the second one until the guest has let go. Linux would let go of the device once for
+//! each time that it is notified, and of the next one in the slot if that comes quickly.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +22,7 @@ pub(crate) const HOT_PLUG_PORT: u16 = 0xae00;
 /// Number of these ports.
 pub(crate) const HOT_PLUG_PORTS: u8 = 12;
 const INSERTED: u16 = HOT_PLUG_PORT;
-const LEAVING: u16 = HOT_PLUG_PORT + 4;
+const ASKED: u16 = HOT_PLUG_PORT + 4;
 const EJECT: u16 = HOT_PLUG_PORT + 8;
 
 const _: () = assert!(HOT_PLUG_PORT > CONFIG_PORT + 8);
@@ -30,6 +32,8 @@ const _: () = assert!(HOT_PLUG_PORT > CONFIG_PORT + 8);
 pub struct HotPlugState {
     /// Devices that were inserted, of which the guest has not read yet.
     pub inserted: u32,
+    /// Devices that the guest is asked to let go of, of which it has not read yet.
+    pub asked: u32,
     /// Devices that the guest is asked to let go of.
     pub leaving: u32,
     /// Devices that the guest has let go of, which are not there for it any more.
@@ -40,6 +44,7 @@ pub struct HotPlugState {
 #[derive(Debug, Default)]
 pub(crate) struct HotPlug {
     inserted: AtomicU32,
+    asked: AtomicU32,
     leaving: AtomicU32,
     ejected: AtomicU32,
 }
@@ -52,7 +57,7 @@ impl HotPlug {
         }
         let value = match (port, data.len()) {
             (INSERTED, 4) => self.inserted.swap(0, Ordering::AcqRel),
-            (LEAVING, 4) => self.leaving.load(Ordering::Acquire),
+            (ASKED, 4) => self.asked.swap(0, Ordering::AcqRel),
             _ => 0,
         };
         data.fill(0);
@@ -76,22 +81,30 @@ impl HotPlug {
     }
 
     /// Asks the guest to let go of device number `device`.
-    pub(crate) fn ask_out(&self, device: usize) {
+    pub(crate) fn request_ejection(&self, device: usize) {
         self.leaving.fetch_or(1 << device, Ordering::AcqRel);
+        self.asked.fetch_or(1 << device, Ordering::AcqRel);
+    }
+
+    /// Takes that request back; a guest that has read of it may let go all the same.
+    pub(crate) fn withdraw_request(&self, device: usize) {
+        clear([&self.asked, &self.leaving], device);
     }
 
     /// Records that the guest has let go of device number `device`.
     pub(crate) fn eject(&self, device: usize) {
-        self.inserted.fetch_and(!(1 << device), Ordering::AcqRel);
-        self.leaving.fetch_and(!(1 << device), Ordering::AcqRel);
+        clear([&self.inserted, &self.asked, &self.leaving], device);
         self.ejected.fetch_or(1 << device, Ordering::AcqRel);
     }
 
     /// Records that device number `device` is gone, and its number free.
     pub(crate) fn forget(&self, device: usize) {
-        self.inserted.fetch_and(!(1 << device), Ordering::AcqRel);
-        self.leaving.fetch_and(!(1 << device), Ordering::AcqRel);
-        self.ejected.fetch_and(!(1 << device), Ordering::AcqRel);
+        clear([&self.inserted, &self.asked, &self.leaving, &self.ejected], device);
+    }
+
+    /// Returns whether the guest has read of all that it was told.
+    pub(crate) fn is_read(&self) -> bool {
+        [&self.inserted, &self.asked].iter().all(|register| register.load(Ordering::Acquire) == 0)
     }
 
     /// Returns whether the guest has let go of device number `device`.
@@ -103,6 +116,7 @@ impl HotPlug {
     pub(crate) fn save(&self) -> HotPlugState {
         HotPlugState {
             inserted: self.inserted.load(Ordering::Acquire),
+            asked: self.asked.load(Ordering::Acquire),
             leaving: self.leaving.load(Ordering::Acquire),
             ejected: self.ejected.load(Ordering::Acquire),
         }
@@ -111,8 +125,15 @@ impl HotPlug {
     /// Replaces all registers.
     pub(crate) fn load(&self, state: HotPlugState) {
         self.inserted.store(state.inserted, Ordering::Release);
+        self.asked.store(state.asked, Ordering::Release);
         self.leaving.store(state.leaving, Ordering::Release);
         self.ejected.store(state.ejected, Ordering::Release);
+    }
+}
+
+fn clear<const N: usize>(registers: [&AtomicU32; N], device: usize) {
+    for register in registers {
+        register.fetch_and(!(1 << device), Ordering::AcqRel);
     }
 }
 
@@ -131,16 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn what_was_inserted_is_read_once_and_what_leaves_until_it_has_left() {
+    fn the_guest_reads_once_of_what_was_inserted_and_of_what_is_to_leave() {
         let registers = HotPlug::default();
         registers.insert(5);
         registers.insert(31);
-        registers.ask_out(2);
+        registers.request_ejection(2);
+        registers.request_ejection(3);
         assert_eq!(read(&registers, 0xae00), 1 << 5 | 1 << 31);
-        assert_eq!(read(&registers, 0xae00), 0);
-        assert_eq!([read(&registers, 0xae04), read(&registers, 0xae04)], [1 << 2; 2]);
+        assert!(!registers.is_read());
+        assert_eq!([read(&registers, 0xae04), read(&registers, 0xae04)], [1 << 2 | 1 << 3, 0]);
+        assert!(registers.is_read() && read(&registers, 0xae00) == 0);
+        assert_eq!(registers.save().leaving, 1 << 2 | 1 << 3);
+        registers.withdraw_request(3);
         registers.eject(2);
-        assert_eq!(read(&registers, 0xae04), 0);
+        assert_eq!(registers.save(), HotPlugState { ejected: 1 << 2, ..HotPlugState::default() });
         assert!(registers.has_ejected(2) && !registers.has_ejected(5));
         let other = HotPlug::default();
         other.load(registers.save());
@@ -158,7 +183,7 @@ mod tests {
                 let mut data = vec![0xff; bytes];
                 assert!(registers.read(port, &mut data));
                 assert_eq!(data, vec![0; bytes], "{port:#x}");
-                assert_eq!(HotPlug::written(port, &data), Some(0), "{port:#x}");
+                assert_eq!(HotPlug::written(port, &vec![0xff; bytes]), Some(0), "{port:#x}");
             }
         }
         assert_eq!(HotPlug::written(0xae08, &[4, 0, 0, 0x80]), Some(1 << 2 | 1 << 31));

@@ -2,8 +2,9 @@
 //!
 //! Pure code that knows neither virtio nor KVM. `ConfigSpace` is a function's configuration
 //! space, `HostBridge` the function 00:00.0 with the two ways to the others, `Msix` a function's
-//! table of messages, and `HotPlug` the registers by which devices come and go. Whatever a guest writes, at any offset and in any width, is
-//! clipped and masked. `docs/adr/0031-pci.md` has the reasons.
+//! table of messages, and `HotPlug` the registers by which devices come and go. Whatever a guest
+//! writes, at any offset and in any width, is clipped and masked. `docs/adr/0031-pci.md` has the
+//! reasons.
 
 mod bridge;
 mod config;

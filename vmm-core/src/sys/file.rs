@@ -292,13 +292,13 @@ pub(crate) fn make_blocking(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether `file` is open for writing.
+/// Returns whether `file` is open for reading and writing at any place.
 ///
 /// # Errors
 /// If the system refuses.
 pub(crate) fn may_write(file: &File) -> io::Result<bool> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
-    Ok(flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
+    Ok(flags & (OFlag::O_ACCMODE | OFlag::O_APPEND) == OFlag::O_RDWR)
 }
 
 /// Drops what this host has cached of a file, except dirty pages: another host may have written it

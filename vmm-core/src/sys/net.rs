@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use vm_memory::bitmap::Bitmap;
 
@@ -63,16 +64,28 @@ fn name_in(request: &libc::ifreq) -> String {
     String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
 }
 
-/// Returns the name of the interface that `tun` is attached to.
+/// Returns the name of the interface that `tun` is attached to, and the flags with which it is
+/// (`IFF_*` of `linux/if_tun.h`).
 ///
 /// # Errors
 /// The error from the system: `tun` is no tap, or not attached.
-pub(crate) fn name(tun: &File) -> io::Result<String> {
+pub(crate) fn attached(tun: &File) -> io::Result<(String, libc::c_int)> {
     // SAFETY: all bytes zero are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
-    Ok(name_in(&request))
+    // SAFETY: TUNGETIFF fills in this field, and any bytes are a valid number.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((name_in(&request), libc::c_int::from(flags)))
+}
+
+/// Has reads and writes of `tun` fail with `WouldBlock` rather than wait.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn make_nonblocking(tun: &File) -> io::Result<()> {
+    fcntl(tun, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Sets the size of the virtio-net header before each frame, in bytes.

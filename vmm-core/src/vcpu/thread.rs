@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::event::{EventQueue, StopReason, VmEvent};
 use crate::memory::GuestRam;
 use crate::sys::kick::{Kickable, kick};
-use crate::virtio::Bus;
+use crate::virtio::{Bus, BusWrite};
 
 /// Stack of a vCPU's thread, in bytes.
 const STACK_BYTES: usize = 512 << 10;
@@ -74,10 +74,11 @@ impl Machine {
 
     /// Handles a vCPU write of ports.
     pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> PortEffect {
-        if !self.bus.write_port(port, data) {
-            return self.ports.write(port, data);
+        match self.bus.write_port(port, data) {
+            BusWrite::Elsewhere => return self.ports.write(port, data),
+            BusWrite::Done => {}
+            BusWrite::Ejected => self.tell_of_ejections(),
         }
-        self.tell_of_ejections();
         PortEffect::None
     }
 

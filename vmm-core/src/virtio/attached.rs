@@ -146,6 +146,17 @@ impl Attached {
         self.window.follow(&**transport);
     }
 
+    /// Ends the use of a device that its guest has let go of: what was written is made durable, and
+    /// what only one copy of the guest may hold is released.
+    ///
+    /// # Errors
+    /// If it cannot be made durable, or the device's thread has ended.
+    pub(crate) fn leave(self) -> Result<(), DeviceError> {
+        let settled = self.pause().and_then(|()| self.settle());
+        let released = self.release();
+        settled.and(released)
+    }
+
     /// Returns the state after power-on.
     pub(crate) fn pristine(&self) -> &(DeviceState, Option<FunctionState>) {
         &self.pristine

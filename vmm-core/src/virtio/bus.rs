@@ -4,7 +4,7 @@
 //! runs, so that a device's place in this order and its slot differ.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use kvm_ioctls::VmFd;
 
@@ -30,6 +30,8 @@ pub(crate) struct Bus {
     /// The way to the devices' configuration space, if the machine has PCI.
     bridge: Option<HostBridge>,
     hot_plug: HotPlug,
+    /// Locked while the guest lets go of devices, and while one is inserted.
+    changes: Mutex<()>,
     connector: Box<dyn Connector>,
     ram: Arc<GuestRam>,
     /// Whether the host's kernel serves those devices that it can.
@@ -37,6 +39,17 @@ pub(crate) struct Bus {
 }
 
 type Devices = Arc<[Arc<Attached>]>;
+
+/// What a write of ports has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BusWrite {
+    /// Nothing: the ports are not the bus's.
+    Elsewhere,
+    /// The bus has taken it.
+    Done,
+    /// The guest has let go of devices.
+    Ejected,
+}
 
 impl Bus {
     /// Creates the devices of `configs`, in this order, as those of a machine of this kind; each
@@ -60,6 +73,7 @@ impl Bus {
             devices: RwLock::new(Arc::new([])),
             bridge,
             hot_plug: HotPlug::default(),
+            changes: Mutex::new(()),
             connector,
             ram: Arc::clone(ram),
             offload,
@@ -88,6 +102,7 @@ impl Bus {
 
     /// Adds a device to those of the guest, as the last one in their order.
     pub(crate) fn insert(&self, device: Attached) {
+        let _alone = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = device.slot();
         let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
         *devices = devices.iter().cloned().chain([Arc::new(device)]).collect();
@@ -96,9 +111,16 @@ impl Bus {
     }
 
     /// Asks the guest to let go of the device with this index.
-    pub(crate) fn ask_out(&self, index: usize) {
+    pub(crate) fn request_ejection(&self, index: usize) {
         if let Some(device) = self.devices().get(index) {
-            self.hot_plug.ask_out(device.slot() + 1);
+            self.hot_plug.request_ejection(device.slot() + 1);
+        }
+    }
+
+    /// Takes that request back.
+    pub(crate) fn withdraw_request(&self, index: usize) {
+        if let Some(device) = self.devices().get(index) {
+            self.hot_plug.withdraw_request(device.slot() + 1);
         }
     }
 
@@ -107,8 +129,17 @@ impl Bus {
         &self.hot_plug
     }
 
+    /// Makes durable what the guest has written to devices that it has let go of.
+    pub(crate) fn settle_ejected(&self) {
+        let devices = self.devices();
+        for device in devices.iter().filter(|device| self.has_ejected(device)) {
+            // An error comes again when it is taken away.
+            let _ = device.pause().and_then(|()| device.settle());
+        }
+    }
+
     /// Takes away the devices that the guest has let go of, and returns them with the index that
-    /// each has after those before it are gone.
+    /// each has after those before it are gone. A vCPU may still be about to unplug one.
     pub(crate) fn take_ejected(&self) -> Vec<(usize, Arc<Attached>)> {
         let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
         let (mut ejected, mut stay) = (Vec::new(), Vec::new());
@@ -136,15 +167,19 @@ impl Bus {
     }
 
     /// Has the guest let go of those devices of a set, a bit each, that may go: it does not see
-    /// them any more.
-    fn eject(&self, set: u32) {
+    /// them any more. Returns whether there were any.
+    fn eject(&self, set: u32) -> bool {
+        let _alone = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ejects = false;
         for device in self.devices().iter() {
             let number = device.slot() + 1;
             if set >> number & 1 == 1 && device.may_leave() && !self.has_ejected(device) {
                 self.hot_plug.eject(number);
                 device.unplug();
+                ejects = true;
             }
         }
+        ejects
     }
 
     fn devices(&self) -> Devices {
@@ -182,18 +217,18 @@ impl Bus {
         true
     }
 
-    /// Handles a vCPU write of ports; returns false if they are not the bus's.
-    pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> bool {
-        let Some(bridge) = &self.bridge else { return false };
-        let ejected = match bridge.at_port(port, data.len()) {
-            Some(target) => {
-                self.write_target(target, data);
-                Some(0)
-            }
-            None => HotPlug::written(port, data),
-        };
-        self.eject(ejected.unwrap_or(0));
-        ejected.is_some()
+    /// Handles a vCPU write of ports.
+    pub(crate) fn write_port(&self, port: u16, data: &[u8]) -> BusWrite {
+        let Some(bridge) = &self.bridge else { return BusWrite::Elsewhere };
+        if let Some(target) = bridge.at_port(port, data.len()) {
+            self.write_target(target, data);
+            return BusWrite::Done;
+        }
+        match HotPlug::written(port, data) {
+            None => BusWrite::Elsewhere,
+            Some(set) if self.eject(set) => BusWrite::Ejected,
+            Some(_) => BusWrite::Done,
+        }
     }
 
     fn read_target(&self, target: Target, data: &mut [u8]) {
@@ -402,19 +437,20 @@ impl Bus {
         Ok(())
     }
 
-    /// Replaces the registers of hot-plug; bits of slots without a device do not count.
+    /// Replaces the registers of hot-plug; only bits of devices that may come and go count.
     fn load_hot_plug(&self, state: HotPlugState, devices: &[Arc<Attached>]) {
-        let bits = devices.iter().map(|device| 1 << (device.slot() + 1));
-        let there = bits.fold(0, |all, bit: u32| all | bit);
+        let may_change = devices.iter().filter(|device| device.may_leave());
+        let there = may_change.fold(0, |all, device| all | 1 << (device.slot() + 1));
         self.hot_plug.load(HotPlugState {
             inserted: state.inserted & there,
+            asked: state.asked & there,
             leaving: state.leaving & there,
             ejected: state.ejected & there,
         });
     }
 
-    /// Returns the state after power-on, to be loaded. Devices that the guest was asked to let go of
-    /// leave it by that.
+    /// Returns the state after power-on, to be loaded. Devices that the guest was asked to let go
+    /// of leave it by that.
     pub(crate) fn power_on_state(&self) -> (Vec<DeviceState>, Option<PciState>) {
         let (devices, functions): (Vec<_>, Vec<_>) =
             self.devices().iter().map(|device| device.pristine().clone()).unzip();

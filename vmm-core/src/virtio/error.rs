@@ -73,9 +73,7 @@ pub enum DeviceError {
         expected: u64,
     },
     /// A device was to come or go while its guest runs, which is not possible.
-    #[error(
-        "devices come and go only on a PCI bus, and only disks and networks do: start the guest with `--machine pci`"
-    )]
+    #[error("devices come and go only on a PCI bus: start the guest with `--machine pci`")]
     NoHotPlug,
     /// A device rejected its saved state.
     #[error("cannot load device state: {0}")]

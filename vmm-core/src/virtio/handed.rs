@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 /// The files; equal only to themselves.
 #[derive(Debug, Clone)]
-pub(super) struct Handed(Arc<[Arc<File>]>);
+pub(super) struct HandedFiles(Arc<[Arc<File>]>);
 
-impl Handed {
+impl HandedFiles {
     /// The files of a device, in an order that depends on its kind.
     pub(super) fn new(files: Vec<File>) -> Self {
         Self(files.into_iter().map(Arc::new).collect())
@@ -24,13 +24,13 @@ impl Handed {
     }
 }
 
-impl PartialEq for Handed {
+impl PartialEq for HandedFiles {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Handed {}
+impl Eq for HandedFiles {}
 
 /// Returns the path without links at which `file` was opened.
 ///

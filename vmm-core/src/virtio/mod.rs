@@ -50,10 +50,11 @@ mod transport;
 mod vsock;
 mod worker;
 
+pub(crate) use attached::Attached;
 pub use attached::DeviceState;
 pub use backend::BackendState;
 pub use block::DiskContent;
-pub(crate) use bus::Bus;
+pub(crate) use bus::{Bus, BusWrite};
 pub use config::DeviceConfig;
 pub(crate) use config::check as check_devices;
 pub use error::DeviceError;

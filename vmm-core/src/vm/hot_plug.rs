@@ -1,19 +1,24 @@
 //! Devices that come and go while a guest has its PCI bus.
 //!
-//! An inserted device is one of the guest's at once; its guest is told, and looks for it. A guest
-//! that is asked to let go of a device does so when it likes, or by its next reset. From then on
-//! the device is not there for the guest, and its owner takes it away ([`Vm::take_ejected`]): until
-//! that it is a part of what a migration or a save takes along.
+//! An inserted device is one of the guest's at once, and its guest is notified. A guest that is
+//! asked to let go of a device does so when it likes, or by a reset. From then on the device is not
+//! there for the guest, and its owner takes it away ([`Vm::take_ejected`]): until then it is a part
+//! of what a migration or a save takes along.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vm_superio::Trigger;
 
 use super::{RunState, Vm};
 use crate::devices::{HOT_PLUG_IRQ, IrqLine, MachineKind};
-use crate::error::{Error, KvmContext, Result};
-use crate::virtio::{DeviceConfig, DeviceError};
+use crate::error::{Error, Result};
+use crate::virtio::{Attached, DeviceConfig, DeviceError};
+
+/// Interval between checks whether a vCPU still uses a device that has left.
+const USE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The address of a device on the guest's PCI bus, as `lspci` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +51,7 @@ pub struct Ejected {
 
 impl Vm {
     /// Inserts another disk or network device, which is locked or carries frames from now on, and
-    /// tells the guest. Returns where the guest finds it.
+    /// notifies the guest. Returns where the guest finds it.
     ///
     /// # Errors
     /// [`DeviceError::NoHotPlug`]; [`DeviceError::Config`] if the guest can have no such device, or
@@ -59,11 +64,16 @@ impl Vm {
             return Err(Error::WrongState { action: "attach a device", state });
         }
         let mut shape = (*self.shape()).clone();
-        if shape.machine != MachineKind::Pci || !config.may_be_inserted() {
+        if shape.machine != MachineKind::Pci {
             return Err(DeviceError::NoHotPlug.into());
         }
+        if !config.may_be_inserted() {
+            let what = "only disks and network devices come and go".to_owned();
+            return Err(DeviceError::Config(what).into());
+        }
         let count = shape.devices.len();
-        let Some(slot) = shape.slots.free(count, shape.machine) else {
+        let first = self.next_slot.load(Ordering::Acquire);
+        let Some(slot) = shape.slots.free(count, shape.machine, first) else {
             let what = format!("the guest has {count} devices already, and no room for more");
             return Err(DeviceError::Config(what).into());
         };
@@ -73,26 +83,26 @@ impl Vm {
         let bus = &self.machine.bus;
         let device = bus.create_unplugged(slot, config)?;
         device.take_over()?;
-        if state == RunState::Running {
-            device.resume()?;
+        if state == RunState::Running
+            && let Err(error) = device.resume()
+        {
+            device.release()?;
+            return Err(error.into());
         }
         bus.insert(device);
         self.change_shape(|own| *own = shape);
-        self.interrupt()?;
+        // Not the slot that a device has just left: the guest may still be about to let go of that.
+        self.next_slot.store(slot + 1, Ordering::Release);
+        self.notify_of_devices();
         Ok(PciAddress::of_slot(slot))
     }
 
-    /// Returns whether the guest has looked for the devices that were inserted.
-    pub fn has_seen_devices(&self) -> bool {
-        self.machine.bus.hot_plug().save().inserted == 0
-    }
-
-    /// Asks the guest to let go of the first device for which `is_it` holds, which may take it any
-    /// time. Returns false if there is no such device, or none that could leave.
+    /// Asks the guest to let go of the first device for which `is_it` holds. Returns false if there
+    /// is no such device, or it cannot leave.
     ///
     /// # Errors
-    /// [`DeviceError::NoHotPlug`]; the error of a KVM call.
-    pub fn ask_out(&self, is_it: impl Fn(&DeviceConfig) -> bool) -> Result<bool> {
+    /// [`DeviceError::NoHotPlug`].
+    pub fn request_ejection(&self, is_it: impl Fn(&DeviceConfig) -> bool) -> Result<bool> {
         let _control = self.control();
         let shape = self.shape();
         if shape.machine != MachineKind::Pci {
@@ -100,14 +110,42 @@ impl Vm {
         }
         let found = shape.devices.iter().position(|it| it.may_be_inserted() && is_it(it));
         let Some(index) = found else { return Ok(false) };
-        self.machine.bus.ask_out(index);
-        self.interrupt()?;
+        self.machine.bus.request_ejection(index);
+        self.notify_of_devices();
         Ok(true)
+    }
+
+    /// Takes that request back, if the guest still has the device.
+    pub fn withdraw_ejection_request(&self, is_it: impl Fn(&DeviceConfig) -> bool) {
+        let _control = self.control();
+        if let Some(index) = self.shape().devices.iter().position(is_it) {
+            self.machine.bus.withdraw_request(index);
+        }
+    }
+
+    /// Returns whether the guest has read which devices come, and which are to leave.
+    pub fn has_read_of_devices(&self) -> bool {
+        self.machine.bus.hot_plug().is_read()
+    }
+
+    /// Notifies the guest that something has changed on its bus. KVM loses that while the guest has
+    /// masked the interrupt, so it is repeated until [`Vm::has_read_of_devices`].
+    pub fn notify_of_devices(&self) {
+        let line = IrqLine::new(Arc::clone(&self.machine.vm), HOT_PLUG_IRQ);
+        if let Err(error) = line.trigger() {
+            tracing::warn!(%error, "cannot notify the guest of its devices");
+        }
     }
 
     /// Returns whether the guest has let go of devices that are not taken away yet.
     pub fn has_ejections(&self) -> bool {
         self.machine.bus.has_ejections()
+    }
+
+    /// Makes durable what the guest has written to devices that it has let go of, so that
+    /// [`Vm::take_ejected`], for which others wait, has less to do.
+    pub fn settle_ejected(&self) {
+        self.machine.bus.settle_ejected();
     }
 
     /// Takes away the devices that the guest has let go of: what was written is made durable, disks
@@ -116,7 +154,7 @@ impl Vm {
         let _control = self.control();
         let mut taken = Vec::new();
         for (index, device) in self.machine.bus.take_ejected() {
-            let lost = device.settle().and_then(|()| device.release()).err();
+            let lost = alone(device).leave().err();
             self.change_shape(|shape| {
                 shape.slots.remove(index, shape.devices.len());
                 taken.push(Ejected { config: shape.devices.remove(index), lost });
@@ -124,18 +162,15 @@ impl Vm {
         }
         taken
     }
+}
 
-    /// Tells the guest once more that something has changed on its bus: it may have masked the
-    /// interrupt the last time.
-    ///
-    /// # Errors
-    /// The error of a KVM call.
-    pub fn tell_again(&self) -> Result<()> {
-        self.interrupt()
-    }
-
-    fn interrupt(&self) -> Result<()> {
-        let line = IrqLine::new(Arc::clone(&self.machine.vm), HOT_PLUG_IRQ);
-        line.trigger().call("KVM_IRQ_LINE")
+/// Waits until no vCPU uses a device any more that is off the bus.
+fn alone(mut device: Arc<Attached>) -> Attached {
+    loop {
+        match Arc::try_unwrap(device) {
+            Ok(device) => return device,
+            Err(shared) => device = shared,
+        }
+        std::thread::sleep(USE_INTERVAL);
     }
 }

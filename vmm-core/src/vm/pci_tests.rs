@@ -225,7 +225,8 @@ fn configuration_space_is_reached_by_memory_and_by_ports() {
     }
     let by_ports = |device: u32| {
         let bus = &vm.machine.bus;
-        assert!(bus.write_port(0xcf8, &(1 << 31 | device << 11).to_le_bytes()));
+        let selected = bus.write_port(0xcf8, &(1 << 31 | device << 11).to_le_bytes());
+        assert_eq!(selected, crate::virtio::BusWrite::Done);
         let mut word = [0; 4];
         assert!(bus.read_port(0xcfc, &mut word));
         u32::from_le_bytes(word)

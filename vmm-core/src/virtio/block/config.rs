@@ -8,14 +8,13 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
-use super::behind::behind_loops;
 use super::disk::Disk;
 use super::names::may_overlap;
 use super::overwritten;
 use super::proof::DiskProof;
 use super::staged::{self, Staged};
 use crate::virtio::DeviceError;
-use crate::virtio::handed::Handed;
+use crate::virtio::handed::HandedFiles;
 
 /// Longest path of a disk, in bytes (`PATH_MAX` of `linux/limits.h`).
 const PATH_BYTES_MAX: usize = 4096;
@@ -102,7 +101,7 @@ pub struct BlockConfig {
     goes_on: bool,
     /// The disk's files, if another process has opened them.
     #[serde(skip)]
-    handed: Option<Handed>,
+    handed: Option<HandedFiles>,
 }
 
 impl BlockConfig {
@@ -118,28 +117,21 @@ impl BlockConfig {
             .canonicalize()
             .map_err(|cause| DeviceError::Disk { path: path.to_path_buf(), cause })?;
         let disk = Disk::open_present(&found, access)?;
-        Self::of_disk(&disk, serial, DiskProof::of(disk.file()))
+        Self::of_disk(&disk, serial)
     }
 
     /// Creates the configuration of a disk whose files another process has opened, see
-    /// [`BlockConfig::open_files`]. `names` are those of a block device, see
-    /// [`BlockConfig::device_names`].
+    /// [`BlockConfig::open_files`].
     ///
     /// # Errors
     /// [`DeviceError`], if the disk cannot be used, or the files are not those of a disk.
-    pub fn handed(
-        files: Vec<File>,
-        access: Access,
-        serial: &str,
-        names: Vec<String>,
-    ) -> Result<Self, DeviceError> {
-        let handed = Handed::new(files);
+    pub fn handed(files: Vec<File>, access: Access, serial: &str) -> Result<Self, DeviceError> {
+        let handed = HandedFiles::new(files);
         let disk = Disk::open_handed(&handed, access)?;
-        let proof = if names.is_empty() { DiskProof::Absent } else { DiskProof::Device(names) };
-        Ok(Self { handed: Some(handed), ..Self::of_disk(&disk, serial, proof)? })
+        Ok(Self { handed: Some(handed), ..Self::of_disk(&disk, serial)? })
     }
 
-    fn of_disk(disk: &Disk, serial: &str, proof: DiskProof) -> Result<Self, DeviceError> {
+    fn of_disk(disk: &Disk, serial: &str) -> Result<Self, DeviceError> {
         let there = disk.bytes();
         if there < SECTOR_BYTES {
             return Err(DeviceError::Config(no_sectors(disk.path(), there)));
@@ -154,7 +146,7 @@ impl BlockConfig {
             bytes,
             queues: 1,
             engine: EngineChoice::Auto,
-            proof,
+            proof: DiskProof::of(disk.file()),
             origin: Origin::Present,
             made: None,
             goes_on: false,
@@ -170,21 +162,7 @@ impl BlockConfig {
     /// # Errors
     /// [`DeviceError`], if the disk cannot be used; [`DeviceError::Config`] for a loop device.
     pub fn open_files(&self) -> Result<Vec<File>, DeviceError> {
-        if let [behind, ..] = &behind_loops(&self.path)[..] {
-            let (path, behind) = (self.path.display(), behind.display());
-            return Err(DeviceError::Config(format!(
-                "{path} is a loop device, which only a guest that starts with it can have: attach {behind} itself"
-            )));
-        }
         Disk::open_present(&self.path, self.access)?.files()
-    }
-
-    /// Returns the names of a block device by which another host recognizes it; none for a file.
-    pub fn device_names(&self) -> &[String] {
-        match &self.proof {
-            DiskProof::Device(names) => names,
-            _ => &[],
-        }
     }
 
     /// Returns the same disk for this process's records: without files that it holds open.
@@ -194,7 +172,7 @@ impl BlockConfig {
     }
 
     /// Returns the disk's files, if another process has opened them.
-    pub(super) fn handed_files(&self) -> Option<&Handed> {
+    pub(super) fn handed_files(&self) -> Option<&HandedFiles> {
         self.handed.as_ref()
     }
 

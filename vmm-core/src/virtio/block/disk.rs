@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::behind::behind_loops;
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
 use super::proof::DiskProof;
@@ -16,7 +17,7 @@ use super::store::Store;
 use super::{departed, overwritten};
 use crate::sys::file::{make_blocking, may_write};
 use crate::virtio::DeviceError;
-use crate::virtio::handed::{Handed, path_of};
+use crate::virtio::handed::{HandedFiles, path_of};
 
 /// How long to wait for a disk that the guest's other copy still locks: after a migration, the
 /// source unlocks it while it tells the destination to resume.
@@ -119,7 +120,7 @@ impl Disk {
     ///
     /// # Errors
     /// As for [`Disk::open_present`]; or if a file is not what it should be.
-    pub(super) fn open_handed(handed: &Handed, access: Access) -> Result<Self, DeviceError> {
+    pub(super) fn open_handed(handed: &HandedFiles, access: Access) -> Result<Self, DeviceError> {
         let Some((file, others)) = handed.files().split_first() else {
             return Err(DeviceError::Config("no disk was handed over".to_owned()));
         };
@@ -127,22 +128,30 @@ impl Disk {
         let path = path_of(file).map_err(failed)?;
         let failed = |cause| DeviceError::Disk { path: path.clone(), cause };
         if access == Access::ReadWrite && !may_write(file).map_err(failed)? {
-            return Err(failed(io::Error::other("it is not open for writing")));
+            return Err(failed(io::Error::other("it is not open for writing anywhere")));
         }
-        let is_device = file.metadata().map_err(failed)?.file_type().is_block_device();
-        let (claim, backing) = match others.split_first() {
-            Some((claim, _)) if is_device => (Some(Arc::clone(claim)), &[][..]),
-            _ => (None, others),
-        };
-        Ok(Self { claim, ..Self::of_file(&path, file, access, backing)? })
+        let found = file.metadata().map_err(failed)?;
+        if !found.file_type().is_block_device() {
+            return Self::of_file(&path, file, access, others);
+        }
+        expect_no_loop(&path)?;
+        let is_same =
+            |claim: &&Arc<File>| claim.metadata().is_ok_and(|its| its.rdev() == found.rdev());
+        let claim = others.first().filter(is_same).cloned();
+        if access == Access::ReadWrite && claim.is_none() {
+            return Err(failed(io::Error::other("the claim on it is missing")));
+        }
+        Ok(Self { claim, ..Self::of_file(&path, file, access, &[])? })
     }
 
     /// Returns the open files of a disk that is not locked, for another process: the disk itself,
     /// then the claim on a block device that its guest writes, or what an image is based on.
     ///
     /// # Errors
-    /// [`DeviceError::DiskOfHost`]; or if a system call fails.
+    /// [`DeviceError::DiskOfHost`]; [`DeviceError::Config`] for a disk on a loop device; or if a
+    /// system call fails.
     pub(super) fn files(&self) -> Result<Vec<File>, DeviceError> {
+        expect_no_loop(&self.path)?;
         let failed = |cause| DeviceError::Disk { path: self.path.clone(), cause };
         let backing = self.store.backing().iter().map(|backing| &backing.file);
         let files = std::iter::once(self.store.file()).chain(backing).map(|file| file.try_clone());
@@ -281,17 +290,20 @@ impl Disk {
     }
 
     fn lock(&mut self) -> Result<(), DeviceError> {
-        let mut holds = Hold::of_disk(&self.path, &self.store, self.access, self.claim.as_ref());
         let deadline = Instant::now() + LOCK_PATIENCE;
-        while let Err(error) = hold::take_all(&mut holds) {
+        loop {
+            let claim = self.claim.as_ref();
+            let mut holds = Hold::of_disk(&self.path, &self.store, self.access, claim);
+            let Err(error) = hold::take_all(&mut holds) else {
+                self.holds = holds;
+                return Ok(());
+            };
             let is_final = matches!(error, DeviceError::Disk { .. });
             if is_final || Instant::now() >= deadline {
                 return Err(error);
             }
             std::thread::sleep(LOCK_INTERVAL);
         }
-        self.holds = holds;
-        Ok(())
     }
 
     fn is_locked(&self) -> bool {
@@ -358,6 +370,17 @@ impl Disk {
     pub(crate) fn may_be_written(&self) -> bool {
         self.access == Access::ReadWrite && self.may_be_written
     }
+}
+
+/// Refuses a block device on a loop device to a process that cannot lock what is behind it.
+fn expect_no_loop(path: &Path) -> Result<(), DeviceError> {
+    if behind_loops(path).is_empty() {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(DeviceError::Config(format!(
+        "{path} is on a loop device: only a guest that starts with it can have it"
+    )))
 }
 
 #[cfg(test)]

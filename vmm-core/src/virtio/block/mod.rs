@@ -55,7 +55,7 @@ pub use departed::{departed_to, take_off_departure};
 pub(crate) use device::BlockDevice;
 pub use identity::DiskIdentity;
 pub use lock_reach::LockReach;
-pub use names::{facts_of, with_disks_below};
+pub use names::{facts_of, facts_of_host, with_disks_below};
 pub use proof::{DiskProof, Mark};
 pub use qcow2::{backing_files, is_named as is_qcow2};
 pub use seal::Seal;

@@ -233,6 +233,21 @@ pub fn facts_of(path: &Path) -> Vec<PathBuf> {
     disks.into_iter().flat_map(facts).flatten().collect()
 }
 
+/// Returns the sysfs folders of [`facts_of`] for all block devices of this host, and the folder of
+/// those that are made by software, which may get more: for a process that gets disks later.
+pub fn facts_of_host() -> Vec<PathBuf> {
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let places = disks.filter_map(|disk| disk.path().canonicalize().ok());
+    let facts = |place: PathBuf| [place.join("device").canonicalize().ok(), Some(place)];
+    let made = PathBuf::from("/sys/devices/virtual/block");
+    places
+        .flat_map(facts)
+        .flatten()
+        .filter(|place| !place.starts_with(&made))
+        .chain([made.clone()])
+        .collect()
+}
+
 /// Returns `path` and, if it is a block device, the paths of what is below it: of a loop device the
 /// file, of a partition the disk, of a volume its disks. A disk may be in use under each of them.
 pub fn with_disks_below(path: &Path) -> Vec<PathBuf> {

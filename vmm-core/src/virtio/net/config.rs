@@ -9,7 +9,7 @@ use super::mac::MacAddress;
 use super::tap::{self, Tap};
 use crate::sys::net::NAME_BYTES_MAX;
 use crate::virtio::DeviceError;
-use crate::virtio::handed::Handed;
+use crate::virtio::handed::HandedFiles;
 
 /// Range of valid MTUs in bytes (virtio 1.2, 5.1.4.1).
 const MTUS: std::ops::RangeInclusive<u16> = 68..=65535;
@@ -77,7 +77,7 @@ pub struct NetConfig {
     mtu: u16,
     /// The tap, if another process has opened it.
     #[serde(skip)]
-    handed: Option<Handed>,
+    handed: Option<HandedFiles>,
 }
 
 impl NetConfig {
@@ -104,7 +104,7 @@ impl NetConfig {
         mtu: u16,
         tap: File,
     ) -> Result<Self, DeviceError> {
-        let handed = Some(Handed::new(vec![tap]));
+        let handed = Some(HandedFiles::new(vec![tap]));
         let config = Self { link, mac, mtu, handed };
         config.check()?;
         Ok(config)

@@ -77,7 +77,15 @@ impl Tap {
     /// Takes over what [`Tap::into_handed`] gave in another process.
     fn handed(file: &File, config: &NetConfig) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(config.link().interface(), cause);
-        let name = net::name(file).map_err(failed)?;
+        let (name, flags) = net::attached(file).map_err(failed)?;
+        let kind = libc::IFF_TUN | FLAGS | libc::IFF_MULTI_QUEUE;
+        if flags & kind != FLAGS {
+            return Err(failed(io::Error::other(
+                "it is not open as a tap with one queue and headers",
+            )));
+        }
+        net::make_nonblocking(file).map_err(failed)?;
+        net::set_header_bytes(file, HEADER_BYTES as libc::c_int).map_err(failed)?;
         let (file, control) = (file.try_clone().map_err(failed)?, net::control().map_err(failed)?);
         net::set_carrier(&file, Carrier::Off).map_err(failed)?;
         Ok(Self { file, control, name, mtu: config.mtu().into(), origin: Origin::Given })

@@ -9,7 +9,7 @@ use crate::virtio::block::{Access, BlockConfig};
 
 /// Ports of the registers.
 const INSERTED: u16 = 0xae00;
-const LEAVING: u16 = 0xae04;
+const ASKED: u16 = 0xae04;
 const EJECT: u16 = 0xae08;
 /// Bytes of configuration space of a device.
 const NEXT: u32 = 0x8000;
@@ -92,9 +92,9 @@ fn a_running_guest_gets_a_disk_and_lets_go_of_it() {
     assert_eq!(read(&vm, CONFIG + NEXT), u32::MAX);
     let place = vm.insert(&disk(file.path())).unwrap();
     assert_eq!(place.to_string(), "0000:00:02.0");
-    assert!(!vm.has_seen_devices());
+    assert!(!vm.has_read_of_devices());
     assert_eq!(register(&vm, INSERTED), 1 << 2);
-    assert!(vm.has_seen_devices());
+    assert!(vm.has_read_of_devices());
     assert_eq!(read(&vm, CONFIG + NEXT), 0x1042_1af4);
     assert_eq!(read(&vm, CONFIG + NEXT + 0x10), 0, "it decodes nothing yet");
     assert_eq!(read_sector(&vm, CONFIG + NEXT), 0x5a);
@@ -102,18 +102,24 @@ fn a_running_guest_gets_a_disk_and_lets_go_of_it() {
     let locked = refusal(&running(), &disk(file.path()));
     assert!(locked.contains("in use by another guest"), "{locked}");
 
-    assert!(vm.ask_out(|it| matches!(it, DeviceConfig::Block(_))).unwrap());
-    assert_eq!([register(&vm, LEAVING), register(&vm, INSERTED)], [1 << 2, 0]);
+    let is_disk = |it: &DeviceConfig| matches!(it, DeviceConfig::Block(_));
+    assert!(vm.request_ejection(is_disk).unwrap());
+    assert_eq!([ASKED, ASKED, INSERTED].map(|port| register(&vm, port)), [1 << 2, 0, 0]);
+    assert!(vm.request_ejection(is_disk).unwrap());
+    vm.withdraw_ejection_request(is_disk);
+    assert_eq!(register(&vm, ASKED), 0);
     assert!(vm.take_ejected().is_empty());
     eject(&vm, 1 << 2);
     assert_eq!(event(&vm), VmEvent::Ejected);
-    assert_eq!(register(&vm, LEAVING), 0);
     assert_eq!([read(&vm, CONFIG + NEXT), read(&vm, PLACE + STATUS)], [u32::MAX; 2]);
+    vm.settle_ejected();
     let [gone] = &vm.take_ejected()[..] else { panic!("one has left") };
     assert!(gone.lost.is_none() && gone.config == disk(file.path()));
     assert_eq!(*vm.shape(), *running().shape());
     assert_eq!(vm.save_paused().pci.unwrap().hot_plug, HotPlugState::default());
     assert_eq!(running().insert(&disk(file.path())).unwrap(), place);
+    let next = disk_file();
+    assert_eq!(vm.insert(&disk(next.path())).unwrap().to_string(), "0000:00:03.0", "not its slot");
 }
 
 impl Vm {
@@ -145,7 +151,7 @@ fn a_guest_is_interrupted_when_a_device_comes_and_when_it_is_to_leave() {
     vm.on_vcpu(0, forget).unwrap();
     assert!(!has_interrupt(&vm));
     vm.resume().unwrap();
-    assert!(vm.ask_out(|_| true).unwrap());
+    assert!(vm.request_ejection(|_| true).unwrap());
     await_interrupt_paused(&vm);
 }
 
@@ -205,7 +211,7 @@ fn a_reset_keeps_what_was_inserted_and_ends_what_was_to_leave() {
         vm.insert(&disk(file.path())).unwrap();
     }
     let leaves = disk(files[0].path());
-    assert!(vm.ask_out(|it| *it == leaves).unwrap());
+    assert!(vm.request_ejection(|it| *it == leaves).unwrap());
     vm.pause().unwrap();
     let (devices, pci) = vm.machine.bus.power_on_state();
     let state = VmState { devices, pci, ..vm.save_state().unwrap() };
@@ -233,7 +239,7 @@ fn a_file_that_was_handed_over_is_closed_when_its_disk_has_left() {
     let (vm, file) = (running(), disk_file());
     let config = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
     let files = config.open_files().unwrap();
-    let handed = BlockConfig::handed(files, Access::ReadWrite, "", Vec::new()).unwrap();
+    let handed = BlockConfig::handed(files, Access::ReadWrite, "").unwrap();
     assert_eq!(handed.path(), config.path());
     vm.insert(&DeviceConfig::Block(handed)).unwrap();
     assert_eq!(vm.shape().devices[1], DeviceConfig::Block(config));
@@ -251,15 +257,74 @@ fn a_file_that_was_handed_over_is_closed_when_its_disk_has_left() {
 }
 
 #[test]
+fn files_that_are_not_those_of_a_disk_are_refused() {
+    let file = disk_file();
+    let refused = |files: Vec<std::fs::File>| {
+        BlockConfig::handed(files, Access::ReadWrite, "").unwrap_err().to_string()
+    };
+    let open = |options: &mut std::fs::OpenOptions| options.open(file.path()).unwrap();
+    assert!(refused(vec![]).contains("no disk"));
+    let read_only = open(std::fs::OpenOptions::new().read(true));
+    let appends = open(std::fs::OpenOptions::new().read(true).append(true));
+    for wrong in [read_only, appends] {
+        assert!(refused(vec![wrong]).contains("not open for writing anywhere"));
+    }
+    let [null, folder] = ["/dev/null", "/"].map(|path| std::fs::File::open(path).unwrap());
+    let read =
+        |file| BlockConfig::handed(vec![file], Access::ReadOnly, "").unwrap_err().to_string();
+    assert!(read(null).contains("neither a regular file"));
+    assert!(read(folder).contains("neither a regular file"));
+    let lost = open(std::fs::OpenOptions::new().read(true).write(true));
+    std::fs::remove_file(file.path()).unwrap();
+    assert!(!refused(vec![lost]).is_empty(), "it has no path");
+}
+
+/// One vCPU lets go of a device that others use, as another thread takes it away and a third
+/// inserts the next one: each is taken away once, and none that is there.
+#[test]
+fn devices_leave_while_they_are_used_and_others_come() {
+    let vm = running();
+    let files: Vec<_> = (0..20).map(|_| disk_file()).collect();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let busy = || {
+            while !is_over.load(Ordering::Acquire) {
+                eject(&vm, !3);
+                read(&vm, CONFIG + NEXT);
+                drive(&vm, &[(CONFIG + NEXT + 0x10, PLACE, 4), (CONFIG + NEXT + 4, 6, 2)]);
+                read(&vm, PLACE + STATUS);
+            }
+        };
+        let vcpus = [scope.spawn(busy), scope.spawn(busy)];
+        let mut gone = 0;
+        for (inserted, file) in files.iter().enumerate() {
+            vm.insert(&disk(file.path())).unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            while gone <= inserted {
+                assert!(Instant::now() < deadline, "it does not leave");
+                let left = vm.take_ejected();
+                assert!(left.iter().all(|one| one.lost.is_none()));
+                gone += left.len();
+            }
+        }
+        is_over.store(true, Ordering::Release);
+        vcpus.into_iter().for_each(|vcpu| vcpu.join().unwrap());
+        assert_eq!(gone, files.len());
+    });
+    assert_eq!(*vm.shape(), *running().shape());
+    vm.pause().unwrap();
+}
+
+#[test]
 fn what_cannot_be_inserted_is_refused() {
     let file = disk_file();
     let disk = disk(file.path());
     let mmio = Vm::create(&shape(16, 1), Box::new(std::io::sink())).unwrap();
     assert!(refusal(&mmio, &disk).contains("only on a PCI bus"));
-    assert!(mmio.ask_out(|_| true).unwrap_err().to_string().contains("only on a PCI bus"));
+    assert!(mmio.request_ejection(|_| true).unwrap_err().to_string().contains("only on a PCI bus"));
     let vm = running();
-    assert!(refusal(&vm, &DeviceConfig::Rng).contains("only disks and networks"));
-    assert!(!vm.ask_out(|it| matches!(it, DeviceConfig::Rng)).unwrap());
+    assert!(refusal(&vm, &DeviceConfig::Rng).contains("only disks and network devices"));
+    assert!(!vm.request_ejection(|it| matches!(it, DeviceConfig::Rng)).unwrap());
     let full = vm_on_pci(vec![DeviceConfig::Rng; 31]);
     assert!(refusal(&full, &disk).contains("has 31 devices already"));
     let lost = DeviceConfig::Block(
@@ -294,8 +359,8 @@ proptest! {
                 3 => {
                     let place = value as usize % vm.shape().devices.len();
                     let chosen = vm.shape().devices[place].clone();
-                    vm.ask_out(|it| *it == chosen).unwrap();
-                    prop_assert_eq!(register(&vm, LEAVING) & 1, 0);
+                    vm.request_ejection(|it| *it == chosen).unwrap();
+                    prop_assert_eq!(register(&vm, ASKED) & 3, 0, "the bridge and entropy stay");
                 }
                 _ => {
                     vm.take_ejected();

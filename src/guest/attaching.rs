@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice, with_disks_below};
 use vmm_core::virtio::net::{NetConfig, NetLink};
 
-use super::session::{block_on, guest_client};
+use super::{addresses, plan};
 use crate::api::ApiClient;
 use crate::api::devices::{
     AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
@@ -24,11 +24,11 @@ use crate::cli::devices::{
     AttachDiskArgs, AttachInterfaceArgs, DetachDiskArgs, DetachInterfaceArgs, DetachWait,
 };
 use crate::exit::Exit;
-use crate::guest::{addresses, plan};
 use crate::names::GuestName;
 use crate::output;
-use crate::shared_disks;
+use crate::shared_disks::{self, TakenOver};
 use crate::state_dir::StateDir;
+use crate::verbs::session::{block_on, guest_client};
 
 /// How long an attachment may take: a disk's lock and a guest's attention are waited for.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ pub(crate) fn attach_disk(state: &StateDir, args: &AttachDiskArgs) -> Result<Exi
     let cannot = || format!("cannot attach {} to {name}", path.display());
     let guest: GuestInfo = block_on(async { Ok(client.get("/v1/guest").await?) })?;
     let disk = plan::disk(&args.disk, guest.vcpus).with_context(cannot)?;
-    expect_owned(state, name, &disk).with_context(cannot)?;
+    let taken = expect_owned(state, name, &disk).with_context(cannot)?;
     let files = disk.open_files().with_context(cannot)?;
     let request = AttachRequest::Disk(DiskToAttach {
         read_only: disk.access() == Access::ReadOnly,
@@ -57,19 +57,24 @@ pub(crate) fn attach_disk(state: &StateDir, args: &AttachDiskArgs) -> Result<Exi
             EngineChoice::IoUring => Some(true),
             EngineChoice::Sync => Some(false),
         },
-        names: disk.device_names().to_vec(),
     });
-    attach(name, &client, (&request, files), args.json).with_context(cannot)
+    let exit = attach(name, &client, (&request, files), args.json).with_context(cannot)?;
+    if let Err(error) = taken.record(state) {
+        output::note(format_args!(
+            "warning: the disk is still recorded to have left with another guest: {error:#}"
+        ));
+    }
+    Ok(exit)
 }
 
-/// Refuses a disk whose content has left this host, or that a guest on another host may write;
-/// records that it is this guest's from now on.
-fn expect_owned(state: &StateDir, name: &GuestName, disk: &BlockConfig) -> Result<()> {
+/// Refuses a disk whose content has left this host, or that a guest on another host may write.
+/// Returns what is to be recorded when the guest has it.
+fn expect_owned(state: &StateDir, name: &GuestName, disk: &BlockConfig) -> Result<TakenOver> {
     let departed = state.departures().past();
     let mut below = with_disks_below(disk.path()).into_iter();
     below.try_for_each(|disk| departed.expect_here(name, &disk))?;
     let written = (disk.access() == Access::ReadWrite).then_some(disk.path());
-    shared_disks::expect_free(state, written.into_iter(), None)?.record(state)
+    shared_disks::expect_free(state, written.into_iter(), None)
 }
 
 /// Attaches a network device to a running guest.
@@ -113,8 +118,8 @@ fn attach(
     }
     if !attached.noticed {
         output::note(format_args!(
-            "warning: {name} has not looked for it yet: it is paused or still booting, or its kernel knows no hot-plug by ACPI; \
-             it finds the device at its next boot at the latest"
+            "warning: {name} has not noticed it yet: it is paused or still booting, or its kernel has no hot-plug by ACPI; it \
+             finds the device when it boots"
         ));
     }
     Ok(Exit::Done)
