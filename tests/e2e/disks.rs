@@ -3,6 +3,7 @@
 //! The guest is a kernel of three bytes that sleeps forever, so that it has a disk and starts at
 //! once. For a Linux guest that writes while its disk is copied, see [`crate::linux`].
 
+mod attached;
 mod chosen;
 mod devices;
 #[cfg(feature = "failpoints")]

@@ -242,7 +242,8 @@ impl VmShape {
     ///
     /// # Errors
     /// [`ShapeError`], [`crate::memory::MemoryError`], [`crate::DeviceError`],
-    /// [`Error::MissingCapability`] or [`Error::OpenKvm`], each worded for the operator.
+    /// [`crate::Error::MissingCapability`] or [`crate::Error::OpenKvm`], each worded for the
+    /// operator.
     pub fn check_host(&self) -> Result<()> {
         self.check()?;
         let host = Host::get()?;

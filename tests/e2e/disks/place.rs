@@ -130,7 +130,8 @@ impl Place {
     }
 }
 
-fn make_disk(path: &Path) {
+/// Makes a disk with data and holes.
+pub(super) fn make_disk(path: &Path) {
     let disk = fs::File::create(path).expect("a disk");
     disk.set_len(DISK_BYTES).expect("its size");
     let mut state = 1_u64;

@@ -93,3 +93,39 @@ fn an_existing_tap_serves_one_guest_and_remains() {
     });
     start(&lan, &pair, "web", "tap=br0").complains(Exit::Failed, &["br0: it is not a tap"]);
 }
+
+#[test]
+fn a_tap_comes_while_its_guest_runs_and_goes_with_it() {
+    let Some(lan) = Lan::lay() else { return };
+    let pair = lan.cable().hosts();
+    let kernel = sleeper(pair.folder()).display().to_string();
+    let attach = |name: &str, net: &str| {
+        let command = lighter(pair.a.state_dir(), &["attach-interface", name, net]);
+        run(in_namespace(command, lan.cable().end_a().as_deref()))
+    };
+    // One guest has files to give up, the other has not; neither has a network at first.
+    for (name, landlock, tap) in [("web", "on", "tap-web"), ("db", "off", "tap-db")] {
+        let arguments = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
+        let command =
+            lighter(pair.a.state_dir(), &[&arguments[..], &["--landlock", landlock]].concat());
+        run(in_namespace(command, lan.cable().end_a().as_deref())).ok();
+        let words = ["br9: there is none"];
+        attach(name, "bridge=br9").complains(Exit::Failed, &words);
+        let attached = attach(name, &format!("bridge=br0,tap={tap}")).ok();
+        assert!(attached.stdout.contains(&format!("is attached to {name} at 0000:00:")));
+        let made = link(&lan, tap);
+        assert!(made.contains("master br0") && made.contains("LOWER_UP"), "{made}");
+        let guest = pair.a.list().into_iter().find(|guest| guest["name"] == *name);
+        assert_eq!(guest.expect("the guest")["nets"][0]["tap"], *tap);
+        pair.a.run(&["pause", name]).ok();
+        pair.a.run(&["resume", name]).ok();
+        attach(name, &format!("bridge=br0,tap={tap}")).complains(Exit::Failed, &["it exists"]);
+    }
+    for name in ["web", "db"] {
+        pair.a.run(&["destroy", name]).ok();
+    }
+    wait::until("the taps are gone", || {
+        let left = link(&lan, "tap-web") + &link(&lan, "tap-db");
+        wait::holds(left.is_empty(), left)
+    });
+}

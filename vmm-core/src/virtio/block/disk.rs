@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::behind::behind_loops;
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, Hold};
+use super::names::expect_readable;
 use super::proof::DiskProof;
 use super::resize;
 use super::seal::{self, Seal};
@@ -135,6 +136,12 @@ impl Disk {
             return Self::of_file(&path, file, access, others);
         }
         expect_no_loop(&path)?;
+        expect_readable(found.rdev()).map_err(|cause| {
+            failed(io::Error::other(format!(
+                "the host got it after the guest's start, and the guest's process may not read what it is ({cause}): start the \
+                 guest again, or save and restore it"
+            )))
+        })?;
         let is_same =
             |claim: &&Arc<File>| claim.metadata().is_ok_and(|its| its.rdev() == found.rdev());
         let claim = others.first().filter(is_same).cloned();

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -207,6 +208,14 @@ pub(super) fn lasting_names_of(device: u64) -> Vec<String> {
 pub(super) fn bytes_of(device: u64) -> u64 {
     let sectors = read(&place_in_sysfs(device).join("size")).and_then(|text| text.parse().ok());
     sectors.map_or(0, |sectors: u64| sectors.saturating_mul(SECTOR_BYTES))
+}
+
+/// Checks that this process may read what sysfs says about a block device.
+///
+/// # Errors
+/// If it may not.
+pub(super) fn expect_readable(device: u64) -> io::Result<()> {
+    fs::read(place_in_sysfs(device).join("stat")).map(drop)
 }
 
 /// Returns the folder of a block device in sysfs.

@@ -1,0 +1,53 @@
+//! Disks that come while the guest runs: `lighter attach-disk`. The guest never notices one, as it
+//! sleeps; for guests that do, and for detachments, see the lab's `hot_plug`.
+
+use std::fs;
+
+use super::place::{GUEST, Place, make_disk};
+
+use support::Exit;
+use support::checks::nothing_left_behind;
+
+#[test]
+fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
+    let place = Place::new();
+    let [first, second] = ["a", "b"].map(|host| place.folder(host).join("second.raw"));
+    make_disk(&first);
+    let [path, there] = [&first, &second].map(|path| path.display().to_string());
+    let attach = |more: &[&str]| place.pair.a.run(&[&["attach-disk", GUEST, &path], more].concat());
+    let attached = attach(&["--json"]);
+    let words = ["has not noticed it yet", "finds the device when it boots"];
+    assert!(words.iter().all(|word| attached.stderr.contains(word)), "{attached:#?}");
+    let attached = attached.json();
+    assert_eq!(attached["disk"], *path);
+    assert_eq!(
+        (&attached["address"], &attached["noticed"]),
+        (&"0000:00:03.0".into(), &false.into())
+    );
+    attach(&[]).complains(Exit::Failed, &["second.raw", "already"]);
+    place.run_on("other", &first).complains(Exit::Failed, &["second.raw", "in use by another"]);
+    let detach = place.pair.a.run(&["detach-disk", GUEST, &path, "--timeout", "1s"]);
+    detach.complains(Exit::Failed, &["still has", "within 1 s", "no longer asked"]);
+
+    let migration =
+        place.start(&["--disk-path", &format!("{path}={there}"), "--bandwidth", "50KB/s"]);
+    migration.await_phase("precopy");
+    let third = place.folder("a").join("third.raw");
+    make_disk(&third);
+    let third = third.display().to_string();
+    for refused in [&["attach-disk", GUEST, &third], &["detach-disk", GUEST, &path]] {
+        place.pair.a.run(refused).complains(Exit::Failed, &["is being migrated"]);
+    }
+    place.pair.a.run(&["cancel", GUEST]).ok();
+    migration.finish().cancelled();
+    place.migrate(&["--disk-path", &format!("{path}={there}")]).ok();
+    assert_eq!(fs::read(&second).expect("the copy"), fs::read(&first).expect("the disk"));
+
+    let file = place.pair.folder().join("db.lighter").display().to_string();
+    place.pair.b.run(&["save", GUEST, &file]).ok();
+    place.pair.b.run(&["restore", &file, "--detach"]).ok();
+    let disks = place.pair.b.list()[0]["disks"].clone();
+    assert_eq!((&disks[1]["path"], disks.as_array().map(Vec::len)), (&there.into(), Some(2)));
+    place.runs_only_on(&place.pair.b);
+    nothing_left_behind(&place.pair.hosts());
+}
