@@ -38,7 +38,10 @@ pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
     let flags = libc::O_DIRECT | libc::O_CLOEXEC;
     let direct = OpenOptions::new().read(true).custom_flags(flags).open(path);
     match direct.and_then(|direct| digest_of(&direct, bytes)) {
-        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+        // A device that cannot do it, or one that this process was handed and may not open.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::PermissionDenied) =>
+        {
             file::forget_cached(device);
             digest_of(device, bytes)
         }
