@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// How long it may take to make durable what a guest has written to a device that it has let go of.
+pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// `POST /v1/guest/devices`: a device, whose open files come along with the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,9 +34,22 @@ pub(crate) struct DiskToAttach {
     pub(crate) serial: String,
     /// Its request queues, 1 to 8.
     pub(crate) queues: u16,
-    /// Whether io_uring is not to be used, or to be used for certain; as it is possible if absent.
+    /// How it is served.
     #[serde(default)]
-    pub(crate) io_uring: Option<bool>,
+    pub(crate) engine: ServedBy,
+}
+
+/// How a disk is served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ServedBy {
+    /// As the process that has it does it best.
+    #[default]
+    Auto,
+    /// By io_uring.
+    IoUring,
+    /// By plain system calls.
+    Sync,
 }
 
 /// A network device to attach.
@@ -70,7 +87,7 @@ pub(crate) struct DetachRequest {
     /// The device.
     pub(crate) device: NamedDevice,
     /// How long to wait until the guest has let go of it, milliseconds.
-    pub(crate) wait_ms: u64,
+    pub(crate) timeout_ms: u64,
 }
 
 /// A device of a guest, by its name.

@@ -29,8 +29,9 @@ pub(crate) struct AttachDiskArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The disk: a file or block device, with the options that --disk of `lighter run` has.
-    #[arg(value_name = "PATH[,ro][,serial=TEXT][,queues=N][,engine=HOW]")]
+    /// The disk, a file or block device, with options as for --disk of `lighter run`: ro,
+    /// serial=TEXT, queues=N, engine=auto|io_uring|sync.
+    #[arg(value_name = "PATH[,OPTION...]")]
     pub(crate) disk: DiskArg,
 
     #[command(flatten)]
@@ -51,8 +52,9 @@ pub(crate) struct AttachInterfaceArgs {
     /// The guest.
     pub(crate) name: GuestName,
 
-    /// The network device, as --net of `lighter run` has it.
-    #[arg(value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]")]
+    /// The network device, as --net of `lighter run` has it: bridge=NAME or tap=NAME, or both;
+    /// mac=ADDRESS.
+    #[arg(value_name = "NET")]
     pub(crate) net: NetArg,
 
     #[command(flatten)]
@@ -68,7 +70,7 @@ Examples:
 
 Unmount the disk in the guest first: a guest lets go of a disk that it uses, and
 then gets errors from it. What it has written is durable when this is done. A
-guest that does not let go in time is asked no longer, and keeps the disk.")]
+guest that does not eject it in time keeps it, unless it is about to eject it.")]
 pub(crate) struct DetachDiskArgs {
     /// The guest.
     pub(crate) name: GuestName,
@@ -87,7 +89,7 @@ pub(crate) struct DetachDiskArgs {
 Examples:
   lighter detach-interface web-1 52:54:00:12:34:56
 
-A guest that does not let go in time is asked no longer, and keeps the device.")]
+A guest that does not eject it in time keeps it, unless it is about to eject it.")]
 pub(crate) struct DetachInterfaceArgs {
     /// The guest.
     pub(crate) name: GuestName,

@@ -504,10 +504,10 @@ async fn attach(
     Extension(handed): Extension<Handed>,
     body: Result<Json<AttachRequest>, JsonRejection>,
 ) -> Response {
+    // Taken in any case: they do not belong to the next request on the connection.
+    let files = handed.take();
     match body {
-        Ok(Json(request)) => {
-            answer(StatusCode::OK, move || control.attach(request, handed.take())).await
-        }
+        Ok(Json(request)) => answer(StatusCode::OK, move || control.attach(request, files)).await,
         Err(rejection) => ApiError::from(rejection).into_response(),
     }
 }
@@ -518,12 +518,12 @@ async fn save(
     Extension(handed): Extension<Handed>,
     body: Result<Json<SaveRequest>, JsonRejection>,
 ) -> Response {
+    let file = handed.take().pop();
     match body {
         Ok(Json(request)) => {
             let here = Arc::new(());
             let asker = Arc::downgrade(&here);
-            answer(StatusCode::OK, move || control.save(&request, handed.take().pop(), &asker))
-                .await
+            answer(StatusCode::OK, move || control.save(&request, file, &asker)).await
         }
         Err(rejection) => ApiError::from(rejection).into_response(),
     }

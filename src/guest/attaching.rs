@@ -15,7 +15,7 @@ use super::{addresses, plan};
 use crate::api::ApiClient;
 use crate::api::devices::{
     AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
-    NetToAttach,
+    NetToAttach, SETTLE_PATIENCE, ServedBy,
 };
 use crate::api::types::GuestInfo;
 use crate::cli::JsonFlag;
@@ -32,8 +32,6 @@ use crate::verbs::session::{block_on, guest_client};
 
 /// How long an attachment may take: a disk's lock and a guest's attention are waited for.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
-/// What a detachment may take beyond the time that the guest has: a disk is flushed.
-const DETACH_MARGIN: Duration = Duration::from_secs(30);
 
 /// Attaches a disk to a running guest.
 ///
@@ -52,10 +50,10 @@ pub(crate) fn attach_disk(state: &StateDir, args: &AttachDiskArgs) -> Result<Exi
         read_only: disk.access() == Access::ReadOnly,
         serial: disk.serial().to_owned(),
         queues: disk.queues(),
-        io_uring: match disk.engine() {
-            EngineChoice::Auto => None,
-            EngineChoice::IoUring => Some(true),
-            EngineChoice::Sync => Some(false),
+        engine: match disk.engine() {
+            EngineChoice::Auto => ServedBy::Auto,
+            EngineChoice::IoUring => ServedBy::IoUring,
+            EngineChoice::Sync => ServedBy::Sync,
         },
     });
     let exit = attach(name, &client, (&request, files), args.json).with_context(cannot)?;
@@ -147,10 +145,11 @@ fn detach(
     device: NamedDevice,
     wait: &DetachWait,
 ) -> Result<Exit> {
-    let client = guest_client(state, name)?.with_patience(wait.timeout + DETACH_MARGIN);
+    let client = guest_client(state, name)?
+        .with_patience(wait.timeout.saturating_add(SETTLE_PATIENCE + ATTACH_PATIENCE));
     let what = device.to_string();
-    let wait_ms = u64::try_from(wait.timeout.as_millis()).unwrap_or(u64::MAX);
-    let request = DetachRequest { device, wait_ms };
+    let timeout_ms = u64::try_from(wait.timeout.as_millis()).unwrap_or(u64::MAX);
+    let request = DetachRequest { device, timeout_ms };
     let detached: DetachedDevice = block_on(async {
         let answer = client.put_json("/v1/guest/devices/detach", &request).await;
         answer.with_context(|| format!("cannot detach the {what} from {name}"))

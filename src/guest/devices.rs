@@ -18,7 +18,7 @@ use super::machine::SharedMachine;
 use super::process::{GuestProcess, Occupation};
 use crate::api::devices::{
     AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
-    NetToAttach,
+    NetToAttach, SETTLE_PATIENCE, ServedBy,
 };
 use crate::api::events::What;
 use crate::api::{ApiError, Reason};
@@ -27,26 +27,21 @@ use crate::api::{ApiError, Reason};
 const NOTICE_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest time to wait until a guest has let go of a device.
 const DETACH_PATIENCE_MAX: Duration = Duration::from_secs(600);
-/// How long it may take after that to make durable what the guest has written.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
-/// How often a guest is notified that has not read what changes: it may have masked the interrupt
-/// the last time.
-const NOTIFY_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between checks of what the guest has done.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Detachments whose outcome is kept for those who wait for it.
 const OUTCOMES_MAX: usize = 32;
 
-/// Devices that have left the guest.
+/// Devices that were detached from the guest, and the thread that takes them away.
 #[derive(Debug, Default)]
-pub(super) struct Departures {
+pub(super) struct Detachments {
     /// Whether a thread takes some away at present.
     is_busy: AtomicBool,
     /// The last of them, each with the error by which its last writes may be lost.
     last: Mutex<VecDeque<(NamedDevice, Option<String>)>>,
 }
 
-impl Departures {
+impl Detachments {
     fn add(&self, device: NamedDevice, error: Option<String>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.push_back((device, error));
@@ -55,11 +50,19 @@ impl Departures {
         }
     }
 
-    /// Removes the last outcome of this device; `None` if there is none.
-    fn take(&self, device: &NamedDevice) -> Option<Option<String>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = last.iter().rposition(|(known, _)| known == device)?;
-        last.remove(at).map(|(_, error)| error)
+    /// Returns the outcome for the last device of this name; `None` if it is lost in time.
+    fn error(&self, device: &NamedDevice) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter().rfind(|(known, _)| known == device)?.1.clone()
+    }
+}
+
+/// Lets the next thread take devices away.
+struct Busy<'a>(&'a AtomicBool);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -92,7 +95,9 @@ impl ProcessControl {
         tracing::info!(%device, %address, "a device was attached to the guest");
         let what = What::DeviceAttached { device: device.to_string(), address: address.clone() };
         self.process().events().device(what);
-        let noticed = self.wait(machine, NOTICE_PATIENCE, || machine.vm().has_read_of_devices());
+        let has_read = || machine.vm().has_read_of_devices();
+        wait(NOTICE_PATIENCE, || has_read() || !self.may_eject(machine));
+        let noticed = has_read();
         Ok(AttachedDevice { device, address, noticed })
     }
 
@@ -103,7 +108,7 @@ impl ProcessControl {
     /// If the guest is being migrated or saved, is paused, has no such device, or does not let go
     /// of it in time; or if its last writes could not be made durable.
     pub(super) fn detach(&self, request: DetachRequest) -> Result<DetachedDevice, ApiError> {
-        let DetachRequest { device, wait_ms } = request;
+        let DetachRequest { device, timeout_ms } = request;
         let (machine, name) = (self.machine()?, self.process().name());
         let is_it = |config: &DeviceConfig| name_of(config).as_ref() == Some(&device);
         let occupation = self.process().occupation();
@@ -112,23 +117,29 @@ impl ProcessControl {
             let text = format!("{name} is paused, and cannot let go of a device: resume it first");
             return Err(ApiError::new(Reason::WrongState, text));
         }
-        // An earlier device of that name.
-        let _before = self.process().departures().take(&device);
-        if !machine.vm().request_ejection(is_it).map_err(refusal)? {
+        let Some(address) = machine.vm().request_ejection(is_it).map_err(refusal)? else {
             let text = format!("{name} has no {device}: `lighter show {name}` lists its devices");
             return Err(ApiError::new(Reason::NotFound, text));
-        }
+        };
         drop(occupation);
-        let patience = Duration::from_millis(wait_ms).min(DETACH_PATIENCE_MAX);
-        let is_ejected = || machine.vm().has_ejections() || !has(machine, &device);
-        if self.wait(machine, patience, is_ejected) {
-            self.wait(machine, SETTLE_PATIENCE, || !has(machine, &device));
-        }
-        if has(machine, &device) {
+        let patience = Duration::from_millis(timeout_ms).min(DETACH_PATIENCE_MAX);
+        let is_ejected = || machine.vm().has_ejected(address);
+        if !wait(patience, || is_ejected() || !self.may_eject(machine)) || !is_ejected() {
             machine.vm().withdraw_ejection_request(is_it);
             return Err(self.still_has(machine, &device, patience));
         }
-        match self.process().departures().take(&device).flatten() {
+        let is_gone = || !has(machine, &device);
+        if !wait(SETTLE_PATIENCE, || is_gone() || self.process().is_ending()) || !is_gone() {
+            let text = format!(
+                "{name} has let go of the {device}, and what it wrote is not durable yet: `lighter events` shows when it is"
+            );
+            return Err(ApiError::new(Reason::WrongState, text));
+        }
+        // The outcome is noted while this is locked.
+        let occupation = self.process().occupation();
+        let error = self.process().detachments().error(&device);
+        drop(occupation);
+        match error {
             None => Ok(DetachedDevice { device }),
             Some(error) => {
                 let text = format!(
@@ -137,6 +148,11 @@ impl ProcessControl {
                 Err(ApiError::new(Reason::Failed, text))
             }
         }
+    }
+
+    /// Returns whether the guest runs, so that it may still let go of a device.
+    fn may_eject(&self, machine: &SharedMachine) -> bool {
+        machine.vm().run_state() == RunState::Running && !self.process().is_ending()
     }
 
     /// Says why the guest still has a device that it was to let go of.
@@ -152,49 +168,49 @@ impl ProcessControl {
             RunState::Paused => "was paused before it had let go of it".to_owned(),
             RunState::Stopped => "has ended".to_owned(),
         };
-        let text = format!("{name} still has the {device}: it {why}, and is no longer asked to");
+        let text = format!("{name} still has the {device}: it {why}; the request is taken back");
         ApiError::new(Reason::WrongState, text)
-    }
-
-    /// Waits until the running guest has done something; notifies it meanwhile as long as it has
-    /// not read of it. Returns whether it has done it.
-    fn wait(&self, machine: &SharedMachine, patience: Duration, done: impl Fn() -> bool) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut next = Instant::now() + NOTIFY_INTERVAL;
-        while !done() {
-            let now = Instant::now();
-            let is_over = self.process().is_ending() || now >= deadline;
-            if is_over || machine.vm().run_state() != RunState::Running {
-                return false;
-            }
-            if now >= next {
-                next = now + NOTIFY_INTERVAL;
-                if !machine.vm().has_read_of_devices() {
-                    machine.vm().notify_of_devices();
-                }
-            }
-            std::thread::sleep(CHECK_INTERVAL);
-        }
-        true
     }
 }
 
+/// Waits until something has happened; returns false if it does not in time.
+fn wait(patience: Duration, happened: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !happened() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(CHECK_INTERVAL);
+    }
+    true
+}
+
 impl GuestProcess {
+    /// Does what has to be repeated: a guest that has the interrupt masked does not notice it, and
+    /// what leaves during a migration is taken away some time after it.
+    pub(super) fn attend_to_devices(self: &Arc<Self>) {
+        let runs = self.machine().filter(|it| it.vm().run_state() == RunState::Running);
+        if let Some(machine) = runs.filter(|it| !it.vm().has_read_of_devices()) {
+            machine.vm().notify_of_devices();
+        }
+        self.take_ejected();
+    }
+
     /// Has a thread take away the devices that the guest has let go of, if there are any: to make
     /// durable what it has written may take long.
     pub(super) fn take_ejected(self: &Arc<Self>) {
         let has_some = self.machine().is_some_and(|machine| machine.vm().has_ejections());
-        if !has_some || self.departures().is_busy.swap(true, Ordering::AcqRel) {
+        if !has_some || self.detachments().is_busy.swap(true, Ordering::AcqRel) {
             return;
         }
         let process = Arc::clone(self);
         let take = move || {
+            let _busy = Busy(&process.detachments().is_busy);
             process.take_ejected_now();
-            process.departures().is_busy.store(false, Ordering::Release);
         };
         let started = std::thread::Builder::new().name("ejections".to_owned()).spawn(take);
         if let Err(error) = started {
-            self.departures().is_busy.store(false, Ordering::Release);
+            self.detachments().is_busy.store(false, Ordering::Release);
             tracing::warn!(%error, "cannot take a device away yet");
         }
     }
@@ -203,14 +219,17 @@ impl GuestProcess {
     /// other host, or the file, expects.
     fn take_ejected_now(&self) {
         let Some(machine) = self.machine() else { return };
-        machine.vm().settle_ejected();
-        let occupation = self.occupation();
-        let is_own = match &*occupation {
+        let is_own = |occupation: &Occupation| match occupation {
             Occupation::None => true,
             Occupation::Arriving(arrival) => arrival.has_arrived(),
             _ => false,
         };
-        if !is_own {
+        if !is_own(&self.occupation()) {
+            return;
+        }
+        machine.vm().settle_ejected();
+        let occupation = self.occupation();
+        if !is_own(&occupation) {
             return;
         }
         for Ejected { config, lost } in machine.vm().take_ejected() {
@@ -222,7 +241,7 @@ impl GuestProcess {
                     tracing::error!(%device, %error, "a device has left the guest, and its last writes may be lost");
                 }
             }
-            self.departures().add(device.clone(), error.clone());
+            self.detachments().add(device.clone(), error.clone());
             self.events().device(What::DeviceDetached { device: device.to_string(), error });
         }
     }
@@ -249,10 +268,10 @@ fn config_of(request: AttachRequest, files: Vec<File>) -> Result<DeviceConfig, A
 
 fn disk_of(disk: &DiskToAttach, files: Vec<File>) -> Result<BlockConfig, ApiError> {
     let access = if disk.read_only { Access::ReadOnly } else { Access::ReadWrite };
-    let engine = match disk.io_uring {
-        None => EngineChoice::Auto,
-        Some(true) => EngineChoice::IoUring,
-        Some(false) => EngineChoice::Sync,
+    let engine = match disk.engine {
+        ServedBy::Auto => EngineChoice::Auto,
+        ServedBy::IoUring => EngineChoice::IoUring,
+        ServedBy::Sync => EngineChoice::Sync,
     };
     let config = BlockConfig::handed(files, access, &disk.serial);
     Ok(config.map_err(bad)?.with_queues(disk.queues).with_engine(engine))
@@ -266,7 +285,9 @@ fn net_of(net: NetToAttach, mut files: Vec<File>) -> Result<NetConfig, ApiError>
         (None, None) => return Err(refused("a network device needs a bridge or a tap")),
     };
     let mac = net.mac.parse().map_err(bad)?;
-    let tap = files.pop().ok_or_else(|| refused("no tap came with the request"))?;
+    let (Some(tap), true) = (files.pop(), files.is_empty()) else {
+        return Err(refused("one file belongs to a network device: its tap"));
+    };
     NetConfig::handed(link, mac, net.mtu, tap).map_err(bad)
 }
 
@@ -282,5 +303,25 @@ fn refusal(error: vmm_core::Error) -> ApiError {
             ApiError::new(Reason::WrongState, error.to_string())
         }
         _ => ApiError::failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_outcome_of_a_device_is_known_and_not_all_are_kept() {
+        let (detachments, disk) = (Detachments::default(), NamedDevice::Disk("/d".into()));
+        detachments.add(disk.clone(), Some("lost".to_owned()));
+        assert_eq!(detachments.error(&disk).as_deref(), Some("lost"));
+        detachments.add(disk.clone(), None);
+        assert_eq!(detachments.error(&disk), None);
+        detachments.add(disk.clone(), Some("again".to_owned()));
+        for index in 0..OUTCOMES_MAX {
+            assert_eq!(detachments.error(&disk).as_deref(), Some("again"));
+            detachments.add(NamedDevice::Net(index.to_string()), None);
+        }
+        assert_eq!(detachments.error(&disk), None);
     }
 }

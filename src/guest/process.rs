@@ -12,7 +12,7 @@ use uuid::Uuid;
 use vmm_core::{Labels, StopReason, VmEvent};
 
 use super::arriving::Arrival;
-use super::devices::Departures;
+use super::devices::Detachments;
 use super::ending::Ending;
 use super::estimating::LastEstimate;
 use super::events::Events;
@@ -122,8 +122,7 @@ pub(crate) struct GuestProcess {
     surveys: Surveys,
     occupation: Mutex<Occupation>,
     events: Arc<Events>,
-    /// Devices that have left the guest.
-    departures: Departures,
+    detachments: Detachments,
     /// The result of the last migration, once it is over.
     last_migration: Mutex<Option<(MigrationId, MigrationStatus)>>,
     last_estimate: LastEstimate,
@@ -146,7 +145,7 @@ impl GuestProcess {
             merging: OnceLock::new(),
             surveys: Surveys::default(),
             occupation: Mutex::new(Occupation::None),
-            departures: Departures::default(),
+            detachments: Detachments::default(),
             last_migration: Mutex::new(None),
             last_estimate: LastEstimate::default(),
             ending: watch::Sender::new(None),
@@ -205,9 +204,9 @@ impl GuestProcess {
         &self.surveys
     }
 
-    /// The devices that have left the guest.
-    pub(super) fn departures(&self) -> &Departures {
-        &self.departures
+    /// The devices that were detached from the guest.
+    pub(super) fn detachments(&self) -> &Detachments {
+        &self.detachments
     }
 
     /// The events of the guest.
@@ -254,8 +253,8 @@ impl GuestProcess {
                     Some(VmEvent::Doorbell { value, .. }) => {
                         bad_news.handle(process.name(), &machine, value);
                     }
-                    // What left during a migration is taken away some time after it.
-                    Some(VmEvent::Ejected) | None => process.take_ejected(),
+                    Some(VmEvent::Ejected) => process.take_ejected(),
+                    None => process.attend_to_devices(),
                 }
             }
         };

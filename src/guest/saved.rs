@@ -89,7 +89,7 @@ pub(crate) fn start_clone(
             memory: spec.memory_config(),
             disks,
             labels: spec.labels(),
-            // A clone has no network device, so nothing that the kernel could serve.
+            // A clone starts without network devices, and its process may not use vhost-net.
             options: VmOptions { dirty_log: spec.dirty_log.unwrap_or_default(), vhost_net: false },
         };
         Ok(template.start(&own, console.output()?)?)

@@ -102,7 +102,7 @@ pub struct Vm {
     throttle: Throttle,
     machine: Arc<Machine>,
     dirty: Mutex<Tracker>,
-    /// The slot from which on the next device gets one.
+    /// Where the search for a free slot starts.
     next_slot: AtomicUsize,
     /// What the guest was booted from.
     origin: Mutex<Option<Origin>>,
@@ -161,6 +161,7 @@ impl Vm {
         let machine = Arc::new(machine);
         let (vcpus, counters) = start_vcpus(&kvm, shape, &machine)?;
         let dirty = Mutex::new(Tracker::new(rings, vm, ram));
+        let last_slot = shape.slotted().map(|(slot, _)| slot).max();
         let mut vm = Self {
             shape: Mutex::new(Arc::new(shape.clone())),
             dirty_log: options.dirty_log,
@@ -169,7 +170,7 @@ impl Vm {
             throttle: Throttle::new(machine.mailboxes(), counters),
             machine,
             dirty,
-            next_slot: AtomicUsize::new(0),
+            next_slot: AtomicUsize::new(last_slot.map_or(0, |slot| slot + 1)),
             origin: Mutex::new(None),
             pristine: None,
             control: Mutex::new(()),
@@ -416,7 +417,7 @@ impl Vm {
         self.load_hardware(state, carry)?;
         *self.origin() = state.boot.as_ref().map(Origin::from_record);
         self.machine.resets.set_policy(state.on_reboot);
-        self.machine.tell_of_ejections();
+        self.machine.report_ejections();
         Ok(())
     }
 

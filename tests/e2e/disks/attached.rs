@@ -27,7 +27,7 @@ fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
     attach(&[]).complains(Exit::Failed, &["second.raw", "already"]);
     place.run_on("other", &first).complains(Exit::Failed, &["second.raw", "in use by another"]);
     let detach = place.pair.a.run(&["detach-disk", GUEST, &path, "--timeout", "1s"]);
-    detach.complains(Exit::Failed, &["still has", "within 1 s", "no longer asked"]);
+    detach.complains(Exit::Failed, &["still has", "within 1 s", "request is taken back"]);
 
     let migration =
         place.start(&["--disk-path", &format!("{path}={there}"), "--bandwidth", "50KB/s"]);

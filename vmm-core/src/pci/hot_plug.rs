@@ -30,9 +30,9 @@ const _: () = assert!(HOT_PLUG_PORT > CONFIG_PORT + 8);
 /// Saved registers of hot-plug; a bit stands for the device of that number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HotPlugState {
-    /// Devices that were inserted, of which the guest has not read yet.
+    /// Devices that were inserted, which the guest has not read yet.
     pub inserted: u32,
-    /// Devices that the guest is asked to let go of, of which it has not read yet.
+    /// Devices that the guest is asked to let go of, which it has not read yet.
     pub asked: u32,
     /// Devices that the guest is asked to let go of.
     pub leaving: u32,

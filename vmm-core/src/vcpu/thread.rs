@@ -77,13 +77,13 @@ impl Machine {
         match self.bus.write_port(port, data) {
             BusWrite::Elsewhere => return self.ports.write(port, data),
             BusWrite::Done => {}
-            BusWrite::Ejected => self.tell_of_ejections(),
+            BusWrite::Ejected => self.report_ejections(),
         }
         PortEffect::None
     }
 
-    /// Tells the owner of devices that the guest has let go of, if there are any.
-    pub(crate) fn tell_of_ejections(&self) {
+    /// Reports to the owner devices that the guest has let go of, if there are any.
+    pub(crate) fn report_ejections(&self) {
         if self.bus.has_ejections() {
             self.events.push(VmEvent::Ejected);
         }

@@ -130,9 +130,9 @@ impl Attached {
     }
 
     /// Has the device decode no address until the guest gives it one.
-    pub(crate) fn withdraw(&self) {
+    pub(crate) fn unmap(&self) {
         let mut transport = self.transport();
-        transport.withdraw();
+        transport.unmap();
         self.window.follow(&**transport);
     }
 
@@ -142,7 +142,7 @@ impl Attached {
         let mut transport = self.transport();
         let effect = transport.registers_mut().write_status(0);
         self.follow(&**transport, effect);
-        transport.withdraw();
+        transport.unmap();
         self.window.follow(&**transport);
     }
 

@@ -4,7 +4,7 @@
 //! runs, so that a device's place in this order and its slot differ.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use kvm_ioctls::VmFd;
 
@@ -30,8 +30,6 @@ pub(crate) struct Bus {
     /// The way to the devices' configuration space, if the machine has PCI.
     bridge: Option<HostBridge>,
     hot_plug: HotPlug,
-    /// Locked while the guest lets go of devices, and while one is inserted.
-    changes: Mutex<()>,
     connector: Box<dyn Connector>,
     ram: Arc<GuestRam>,
     /// Whether the host's kernel serves those devices that it can.
@@ -73,7 +71,6 @@ impl Bus {
             devices: RwLock::new(Arc::new([])),
             bridge,
             hot_plug: HotPlug::default(),
-            changes: Mutex::new(()),
             connector,
             ram: Arc::clone(ram),
             offload,
@@ -96,17 +93,15 @@ impl Bus {
     /// If it cannot be created.
     pub(crate) fn create_unplugged(&self, slot: usize, config: &DeviceConfig) -> Result<Attached> {
         let device = self.create(slot, config)?;
-        device.withdraw();
+        device.unmap();
         Ok(device)
     }
 
     /// Adds a device to those of the guest, as the last one in their order.
     pub(crate) fn insert(&self, device: Attached) {
-        let _alone = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = device.slot();
         let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
         *devices = devices.iter().cloned().chain([Arc::new(device)]).collect();
-        drop(devices);
         self.hot_plug.insert(slot + 1);
     }
 
@@ -139,7 +134,8 @@ impl Bus {
     }
 
     /// Takes away the devices that the guest has let go of, and returns them with the index that
-    /// each has after those before it are gone. A vCPU may still be about to unplug one.
+    /// each has after those before it are gone. A vCPU may still be about to unplug one: wait for
+    /// that before the slot is used again.
     pub(crate) fn take_ejected(&self) -> Vec<(usize, Arc<Attached>)> {
         let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
         let (mut ejected, mut stay) = (Vec::new(), Vec::new());
@@ -152,7 +148,6 @@ impl Bus {
         if !ejected.is_empty() {
             *devices = stay.into();
         }
-        drop(devices);
         ejected.iter().for_each(|(_, device)| self.hot_plug.forget(device.slot() + 1));
         ejected
     }
@@ -169,17 +164,22 @@ impl Bus {
     /// Has the guest let go of those devices of a set, a bit each, that may go: it does not see
     /// them any more. Returns whether there were any.
     fn eject(&self, set: u32) -> bool {
-        let _alone = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ejects = false;
-        for device in self.devices().iter() {
-            let number = device.slot() + 1;
-            if set >> number & 1 == 1 && device.may_leave() && !self.has_ejected(device) {
-                self.hot_plug.eject(number);
-                device.unplug();
-                ejects = true;
-            }
-        }
-        ejects
+        // Locked against changes of the list: the slot of a device that is gone has another one.
+        let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
+        let goes = |device: &&Arc<Attached>| {
+            let is_in_set = set >> (device.slot() + 1) & 1 == 1;
+            is_in_set && device.may_leave() && !self.has_ejected(device)
+        };
+        let gone: Vec<_> = devices.iter().filter(goes).cloned().collect();
+        gone.iter().for_each(|device| self.hot_plug.eject(device.slot() + 1));
+        drop(devices);
+        gone.iter().for_each(|device| device.unplug());
+        !gone.is_empty()
+    }
+
+    /// Returns whether there is a device in this slot that the guest has not let go of.
+    pub(crate) fn has_in(&self, slot: usize) -> bool {
+        self.devices().iter().any(|device| device.slot() == slot && !self.has_ejected(device))
     }
 
     fn devices(&self) -> Devices {
@@ -441,11 +441,12 @@ impl Bus {
     fn load_hot_plug(&self, state: HotPlugState, devices: &[Arc<Attached>]) {
         let may_change = devices.iter().filter(|device| device.may_leave());
         let there = may_change.fold(0, |all, device| all | 1 << (device.slot() + 1));
+        // What the guest was asked to let go of: here, there is no command that waits for that, or
+        // takes the request back. A guest that has read of it may still let go.
         self.hot_plug.load(HotPlugState {
             inserted: state.inserted & there,
-            asked: state.asked & there,
-            leaving: state.leaving & there,
             ejected: state.ejected & there,
+            ..HotPlugState::default()
         });
     }
 

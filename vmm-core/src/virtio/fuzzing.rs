@@ -263,7 +263,7 @@ impl Bench {
     }
 }
 
-/// Connects a device to nothing, as device number 0.
+/// Connects a device to nothing, as the device in slot 0.
 fn connect(
     machine: MachineKind,
     registers: Registers,

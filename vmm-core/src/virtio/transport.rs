@@ -43,7 +43,7 @@ pub(crate) trait Transport: Debug + Send {
 
     /// Takes the device from the bus, if it is a PCI function: it decodes no address, and sends no
     /// interrupt, until its driver sets it up.
-    fn withdraw(&mut self) {}
+    fn unmap(&mut self) {}
 
     /// Returns the state of the device's PCI function, if it is one.
     fn save(&self) -> Option<FunctionState> {

@@ -91,28 +91,35 @@ impl Vm {
         }
         bus.insert(device);
         self.change_shape(|own| *own = shape);
-        // Not the slot that a device has just left: the guest may still be about to let go of that.
         self.next_slot.store(slot + 1, Ordering::Release);
         self.notify_of_devices();
         Ok(PciAddress::of_slot(slot))
     }
 
-    /// Asks the guest to let go of the first device for which `is_it` holds. Returns false if there
-    /// is no such device, or it cannot leave.
+    /// Asks the guest to let go of the first device for which `is_it` holds. Returns where the
+    /// device is; `None` if there is none, or it cannot leave.
     ///
     /// # Errors
     /// [`DeviceError::NoHotPlug`].
-    pub fn request_ejection(&self, is_it: impl Fn(&DeviceConfig) -> bool) -> Result<bool> {
+    pub fn request_ejection(
+        &self,
+        is_it: impl Fn(&DeviceConfig) -> bool,
+    ) -> Result<Option<PciAddress>> {
         let _control = self.control();
         let shape = self.shape();
         if shape.machine != MachineKind::Pci {
             return Err(DeviceError::NoHotPlug.into());
         }
         let found = shape.devices.iter().position(|it| it.may_be_inserted() && is_it(it));
-        let Some(index) = found else { return Ok(false) };
+        let Some(index) = found else { return Ok(None) };
         self.machine.bus.request_ejection(index);
         self.notify_of_devices();
-        Ok(true)
+        Ok(Some(PciAddress::of_slot(shape.slots.of(index))))
+    }
+
+    /// Returns whether the guest has let go of the device at this address.
+    pub fn has_ejected(&self, address: PciAddress) -> bool {
+        !self.machine.bus.has_in(address.device - 1)
     }
 
     /// Takes that request back, if the guest still has the device.
@@ -154,7 +161,9 @@ impl Vm {
         let _control = self.control();
         let mut taken = Vec::new();
         for (index, device) in self.machine.bus.take_ejected() {
-            let lost = alone(device).leave().err();
+            // Not the same slot next: the guest may be about to let go of that once more.
+            self.next_slot.store(device.slot() + 1, Ordering::Release);
+            let lost = unshared(device).leave().err();
             self.change_shape(|shape| {
                 shape.slots.remove(index, shape.devices.len());
                 taken.push(Ejected { config: shape.devices.remove(index), lost });
@@ -165,7 +174,7 @@ impl Vm {
 }
 
 /// Waits until no vCPU uses a device any more that is off the bus.
-fn alone(mut device: Arc<Attached>) -> Attached {
+fn unshared(mut device: Arc<Attached>) -> Attached {
     loop {
         match Arc::try_unwrap(device) {
             Ok(device) => return device,

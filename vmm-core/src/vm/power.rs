@@ -148,7 +148,7 @@ impl Vm {
         let (devices, pci) = self.machine.bus.power_on_state();
         let powered_on = VmState { devices, pci, ..VmState::clone(pristine) };
         self.load_hardware(&powered_on, carry)?;
-        self.machine.tell_of_ejections();
+        self.machine.report_ejections();
         if let Some(BalloonReport { target_pages, set_by, .. }) = before {
             self.machine.bus.on_balloon(move |balloon, rings| {
                 balloon.set_target(target_pages, set_by, rings);

@@ -17,7 +17,7 @@ const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 /// The registers, as AML has them.
 const INSERTED: &str = "PINS";
-const LEAVING: &str = "PLVG";
+const ASKED: &str = "PASK";
 const EJECT: &str = "PEJT";
 /// The method that notifies the slots of what the registers say.
 const SCAN: &str = "SCAN";
@@ -57,7 +57,7 @@ fn registers() -> Vec<Encoded> {
         FieldAccessType::DWord,
         FieldLockRule::NoLock,
         FieldUpdateRule::WriteAsZeroes,
-        [INSERTED, LEAVING, EJECT].map(named).into(),
+        [INSERTED, ASKED, EJECT].map(named).into(),
     );
     vec![Encoded(encode(&region)), Encoded(encode(&field))]
 }
@@ -83,16 +83,16 @@ fn name_of(device: usize) -> Path {
 }
 
 fn scan() -> Encoded {
-    let (inserted, leaving) = (Path::new(INSERTED), Path::new(LEAVING));
+    let (inserted, asked) = (Path::new(INSERTED), Path::new(ASKED));
     let inserted = Store::new(&Local(0), &inserted);
-    let leaving = Store::new(&Local(1), &leaving);
+    let asked = Store::new(&Local(1), &asked);
     let notifications: Vec<Encoded> = (1..=FUNCTIONS_MAX)
         .flat_map(|device| {
             [(Local(0), DEVICE_CHECK), (Local(1), EJECT_REQUEST)]
                 .map(|(register, value)| notify_if(device, &register, value))
         })
         .collect();
-    let mut body: Vec<&dyn Aml> = vec![&inserted, &leaving];
+    let mut body: Vec<&dyn Aml> = vec![&inserted, &asked];
     body.extend(notifications.iter().map(|one| one as &dyn Aml));
     Encoded(encode(&Method::new(SCAN.into(), 0, true, body)))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::behind::behind_loops;
 use super::config::{Access, BlockConfig, Occupied, Origin};
-use super::hold::{self, Hold};
+use super::hold::{self, HandedClaim, Hold};
 use super::names::expect_readable;
 use super::proof::DiskProof;
 use super::resize;
@@ -35,8 +35,8 @@ pub(crate) struct Disk {
     bytes: u64,
     /// What keeps others away; empty while the disk is not locked.
     holds: Vec<Hold>,
-    /// The claim on a block device, if another process has made it, until the first release.
-    claim: Option<Arc<File>>,
+    /// The claim on a disk that another process has opened; `None` if this one has.
+    claim: Option<HandedClaim>,
     /// The guest has used the disk here, so there may be writes that are not durable yet.
     may_be_written: bool,
     /// Required state of the disk when it is taken over.
@@ -125,22 +125,27 @@ impl Disk {
         let Some((file, others)) = handed.files().split_first() else {
             return Err(DeviceError::Config("no disk was handed over".to_owned()));
         };
-        let failed = |cause| DeviceError::Disk { path: PathBuf::from("handed over"), cause };
-        let path = path_of(file).map_err(failed)?;
+        let path = path_of(file).map_err(|cause| {
+            DeviceError::Config(format!("cannot use the disk that was handed over: {cause}"))
+        })?;
         let failed = |cause| DeviceError::Disk { path: path.clone(), cause };
         if access == Access::ReadWrite && !may_write(file).map_err(failed)? {
-            return Err(failed(io::Error::other("it is not open for writing anywhere")));
+            return Err(failed(io::Error::other(
+                "it is not open for reading and writing, or only for appending",
+            )));
         }
         let found = file.metadata().map_err(failed)?;
         if !found.file_type().is_block_device() {
-            return Self::of_file(&path, file, access, others);
+            let claim = Some(HandedClaim(None));
+            return Ok(Self { claim, ..Self::of_file(&path, file, access, others)? });
         }
         expect_no_loop(&path)?;
-        expect_readable(found.rdev()).map_err(|cause| {
-            failed(io::Error::other(format!(
-                "the host got it after the guest's start, and the guest's process may not read what it is ({cause}): start the \
-                 guest again, or save and restore it"
-            )))
+        expect_readable(found.rdev()).map_err(|cause| match cause.kind() {
+            io::ErrorKind::PermissionDenied => failed(io::Error::other(
+                "the host got it after the guest's start, and the guest's process may not read what sysfs says of it: start the \
+                 guest again, or save and restore it",
+            )),
+            _ => failed(cause),
         })?;
         let is_same =
             |claim: &&Arc<File>| claim.metadata().is_ok_and(|its| its.rdev() == found.rdev());
@@ -148,6 +153,7 @@ impl Disk {
         if access == Access::ReadWrite && claim.is_none() {
             return Err(failed(io::Error::other("the claim on it is missing")));
         }
+        let claim = Some(HandedClaim(claim));
         Ok(Self { claim, ..Self::of_file(&path, file, access, &[])? })
     }
 
@@ -367,7 +373,9 @@ impl Disk {
     }
 
     fn unlock(&mut self) {
-        self.claim = None;
+        if let Some(claim) = &mut self.claim {
+            claim.0 = None;
+        }
         hold::release_all(&mut self.holds);
         self.holds.clear();
     }

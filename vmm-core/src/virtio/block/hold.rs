@@ -33,18 +33,22 @@ pub(super) struct Hold {
     disk: Option<PathBuf>,
     /// The open file that has the claim.
     claim: Option<Arc<File>>,
-    /// A claim that another process has made.
-    handed: Option<Arc<File>>,
+    /// What another process has claimed; `None` for a file that this process has opened.
+    handed: Option<HandedClaim>,
 }
 
+/// The claim of the process that has opened a disk for this one, until the first release.
+#[derive(Debug, Clone)]
+pub(super) struct HandedClaim(pub(super) Option<Arc<File>>);
+
 impl Hold {
-    /// Returns what to hold for the guest's disk in `store`, found at `path`. Another process may
-    /// have made the `claim` on it already.
+    /// Returns what to hold for the guest's disk in `store`, found at `path`. If another
+    /// process has opened it, that has made the `claim`.
     pub(super) fn of_disk(
         path: &Path,
         store: &Store,
         access: Access,
-        claim: Option<&Arc<File>>,
+        claim: Option<&HandedClaim>,
     ) -> Vec<Self> {
         let lock = match access {
             Access::ReadWrite => Lock::Exclusive,
@@ -106,8 +110,9 @@ impl Hold {
         let is_whole = self.span == Span::WHOLE && device_of(&self.file).is_some();
         if is_whole && self.lock == Lock::Exclusive {
             self.claim = match &self.handed {
-                Some(handed) => Some(Arc::clone(handed)),
-                None => claim_if_allowed(&self.file, &self.path)?.map(Arc::new),
+                None => Some(Arc::new(claim(&self.file, &self.path)?)),
+                Some(HandedClaim(Some(handed))) => Some(Arc::clone(handed)),
+                Some(HandedClaim(None)) => claim_again(&self.file, &self.path)?.map(Arc::new),
             };
         }
         Ok(())
@@ -121,7 +126,6 @@ impl Hold {
     fn release(&mut self) {
         // In this order, so that a process that finds the claim finds the lock as well.
         self.claim = None;
-        self.handed = None;
         if let Err(error) = self.set_lock(Lock::None) {
             // The lock then ends with this process, which is about to exit.
             tracing::error!(path = %self.path.display(), %error, "cannot unlock a disk");
@@ -176,8 +180,8 @@ pub(super) fn expect_unclaimed(file: &File, path: &Path) -> Result<(), DeviceErr
     }
 }
 
-/// As [`claim`]; `None` if this process may not open the device again, which it has been handed.
-fn claim_if_allowed(file: &File, path: &Path) -> Result<Option<File>, DeviceError> {
+/// As [`claim`], for a device that was handed over; `None` if this process may not open it.
+fn claim_again(file: &File, path: &Path) -> Result<Option<File>, DeviceError> {
     match claim(file, path) {
         Err(DeviceError::Disk { cause, .. }) if cause.kind() == ErrorKind::PermissionDenied => {
             let path = path.display();

@@ -153,7 +153,7 @@ impl Transport for PciFunction {
         }
     }
 
-    fn withdraw(&mut self) {
+    fn unmap(&mut self) {
         self.layout.config.take_bar();
         self.follow_bar();
         let control = self.control() & !Msix::control_bits();
