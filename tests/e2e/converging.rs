@@ -85,8 +85,14 @@ fn a_hot_guest_arrives_by_force() {
 
 #[test]
 fn a_hot_guest_arrives_before_its_memory() {
-    let pair = Pair::new();
-    let report = start(&pair, &["--on-stall", "postcopy", "--downtime", "100ms"]).finish().ok();
+    let mut pair = Pair::new();
+    let go = |pair: &Pair| start(pair, &["--on-stall", "postcopy", "--downtime", "100ms"]).finish();
+    let mut report = go(&pair).ok();
+    if report["stall"].is_null() {
+        // A busy machine ran the guest so seldom for a second that it converged.
+        pair = Pair::new();
+        report = go(&pair).ok();
+    }
     assert_eq!(report["stall"]["postcopy"], true, "{report:#}");
     assert_eq!(report["stall"]["forced"], false, "{report:#}");
     assert!(report["page_waits"]["longest_seconds"].as_f64() > Some(0.0), "{report:#}");
