@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vmm_core::virtio::block::EngineChoice;
 
 /// How long it may take to make durable what a guest has written to a device that it has let go of.
 pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
@@ -34,22 +35,9 @@ pub(crate) struct DiskToAttach {
     pub(crate) serial: String,
     /// Its request queues, 1 to 8.
     pub(crate) queues: u16,
-    /// How it is served.
+    /// How its requests are executed.
     #[serde(default)]
-    pub(crate) engine: ServedBy,
-}
-
-/// How a disk is served.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ServedBy {
-    /// As the process that has it does it best.
-    #[default]
-    Auto,
-    /// By io_uring.
-    IoUring,
-    /// By plain system calls.
-    Sync,
+    pub(crate) engine: EngineChoice,
 }
 
 /// A network device to attach.

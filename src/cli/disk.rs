@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
+use vmm_core::virtio::block::EngineChoice;
 
 use super::fault::{Fault, Place};
 
@@ -20,34 +21,6 @@ pub(crate) enum DiskAccess {
     ReadWrite,
     /// Read, but not write (`ro`).
     ReadOnly,
-}
-
-/// How a disk's requests are carried out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(crate) enum DiskEngine {
-    /// As this host does it best.
-    #[default]
-    #[serde(rename = "auto")]
-    Auto,
-    /// By io_uring; the guest does not start on a host without it.
-    #[serde(rename = "io_uring")]
-    IoUring,
-    /// By plain system calls.
-    #[serde(rename = "sync")]
-    Sync,
-}
-
-impl FromStr for DiskEngine {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "io_uring" => Ok(Self::IoUring),
-            "sync" => Ok(Self::Sync),
-            _ => Err(format!("`{text}` is not a disk engine: auto, io_uring, sync")),
-        }
-    }
 }
 
 /// A disk as typed.
@@ -67,7 +40,7 @@ pub(crate) struct DiskArg {
     pub(crate) queues: Option<u16>,
     /// How requests are carried out.
     #[serde(default)]
-    pub(crate) engine: DiskEngine,
+    pub(crate) engine: EngineChoice,
 }
 
 fn access<'de, D: Deserializer<'de>>(from: D) -> Result<DiskAccess, D::Error> {
@@ -114,7 +87,7 @@ impl FromStr for DiskArg {
             access: DiskAccess::ReadWrite,
             serial: String::new(),
             queues: None,
-            engine: DiskEngine::Auto,
+            engine: EngineChoice::Auto,
         };
         for option in parts {
             match option.split_once('=') {
@@ -148,7 +121,7 @@ mod tests {
         assert_eq!((disk.access, disk.serial.as_str()), (DiskAccess::ReadOnly, "a-1"));
         let plain: DiskArg = "a.raw".parse().unwrap();
         let tuned: DiskArg = "a.raw,queues=2,engine=sync".parse().unwrap();
-        assert_eq!((tuned.queues, tuned.engine), (Some(2), DiskEngine::Sync));
+        assert_eq!((tuned.queues, tuned.engine), (Some(2), EngineChoice::Sync));
         assert_eq!((plain.path, plain.access), (PathBuf::from("a.raw"), DiskAccess::ReadWrite));
     }
 

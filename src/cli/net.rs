@@ -39,11 +39,7 @@ impl NetArg {
     /// # Errors
     /// It does not say.
     pub(crate) fn link(&self) -> Result<NetLink, &'static str> {
-        match (&self.bridge, &self.tap) {
-            (Some(bridge), tap) => Ok(NetLink::Bridge { bridge: bridge.clone(), tap: tap.clone() }),
-            (None, Some(tap)) => Ok(NetLink::Tap(tap.clone())),
-            (None, None) => Err(NEEDS_LINK),
-        }
+        NetLink::new(self.bridge.clone(), self.tap.clone()).ok_or(NEEDS_LINK)
     }
 
     /// Whether any host could have such a network, the guest's number `index`.

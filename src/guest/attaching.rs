@@ -8,14 +8,14 @@ use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice, with_disks_below};
+use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
 use vmm_core::virtio::net::{NetConfig, NetLink};
 
 use super::{addresses, plan};
 use crate::api::ApiClient;
 use crate::api::devices::{
     AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
-    NetToAttach, SETTLE_PATIENCE, ServedBy,
+    NetToAttach, SETTLE_PATIENCE,
 };
 use crate::api::types::GuestInfo;
 use crate::cli::JsonFlag;
@@ -50,11 +50,7 @@ pub(crate) fn attach_disk(state: &StateDir, args: &AttachDiskArgs) -> Result<Exi
         read_only: disk.access() == Access::ReadOnly,
         serial: disk.serial().to_owned(),
         queues: disk.queues(),
-        engine: match disk.engine() {
-            EngineChoice::Auto => ServedBy::Auto,
-            EngineChoice::IoUring => ServedBy::IoUring,
-            EngineChoice::Sync => ServedBy::Sync,
-        },
+        engine: disk.engine(),
     });
     let exit = attach(name, &client, (&request, files), args.json).with_context(cannot)?;
     if let Err(error) = taken.record(state) {

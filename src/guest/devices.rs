@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice};
+use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::virtio::net::{NetConfig, NetLink};
 use vmm_core::{DeviceConfig, DeviceError, Ejected, RunState};
 
 use super::control::ProcessControl;
 use super::machine::SharedMachine;
-use super::process::{GuestProcess, Occupation};
+use super::process::GuestProcess;
 use crate::api::devices::{
     AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
-    NetToAttach, SETTLE_PATIENCE, ServedBy,
+    NetToAttach, SETTLE_PATIENCE,
 };
 use crate::api::events::What;
 use crate::api::{ApiError, Reason};
@@ -50,19 +50,19 @@ impl Detachments {
         }
     }
 
-    /// Returns the outcome for the last device of this name; `None` if it is lost in time.
+    /// Returns the error of the last detachment of this device, if there was one.
     fn error(&self, device: &NamedDevice) -> Option<String> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.iter().rfind(|(known, _)| known == device)?.1.clone()
     }
 }
 
-/// Lets the next thread take devices away.
-struct Busy<'a>(&'a AtomicBool);
+/// A process of which one thread takes devices away.
+struct Busy(ProcessControl);
 
-impl Drop for Busy<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.process().detachments().is_busy.store(false, Ordering::Release);
     }
 }
 
@@ -203,33 +203,26 @@ impl GuestProcess {
         if !has_some || self.detachments().is_busy.swap(true, Ordering::AcqRel) {
             return;
         }
-        let process = Arc::clone(self);
-        let take = move || {
-            let _busy = Busy(&process.detachments().is_busy);
-            process.take_ejected_now();
-        };
+        let busy = Busy(ProcessControl(Arc::clone(self)));
+        let take = move || busy.0.take_ejected_now();
         let started = std::thread::Builder::new().name("ejections".to_owned()).spawn(take);
         if let Err(error) = started {
-            self.detachments().is_busy.store(false, Ordering::Release);
             tracing::warn!(%error, "cannot take a device away yet");
         }
     }
+}
 
+impl ProcessControl {
     /// Does nothing while the guest is being migrated or saved: its devices are a part of what its
     /// other host, or the file, expects.
     fn take_ejected_now(&self) {
-        let Some(machine) = self.machine() else { return };
-        let is_own = |occupation: &Occupation| match occupation {
-            Occupation::None => true,
-            Occupation::Arriving(arrival) => arrival.has_arrived(),
-            _ => false,
-        };
-        if !is_own(&self.occupation()) {
+        let (process, Ok(machine)) = (self.process(), self.machine()) else { return };
+        if self.refuse_when_busy(&process.occupation()).is_err() {
             return;
         }
         machine.vm().settle_ejected();
-        let occupation = self.occupation();
-        if !is_own(&occupation) {
+        let occupation = process.occupation();
+        if self.refuse_when_busy(&occupation).is_err() {
             return;
         }
         for Ejected { config, lost } in machine.vm().take_ejected() {
@@ -241,8 +234,8 @@ impl GuestProcess {
                     tracing::error!(%device, %error, "a device has left the guest, and its last writes may be lost");
                 }
             }
-            self.detachments().add(device.clone(), error.clone());
-            self.events().device(What::DeviceDetached { device: device.to_string(), error });
+            process.detachments().add(device.clone(), error.clone());
+            process.events().device(What::DeviceDetached { device: device.to_string(), error });
         }
     }
 }
@@ -268,22 +261,14 @@ fn config_of(request: AttachRequest, files: Vec<File>) -> Result<DeviceConfig, A
 
 fn disk_of(disk: &DiskToAttach, files: Vec<File>) -> Result<BlockConfig, ApiError> {
     let access = if disk.read_only { Access::ReadOnly } else { Access::ReadWrite };
-    let engine = match disk.engine {
-        ServedBy::Auto => EngineChoice::Auto,
-        ServedBy::IoUring => EngineChoice::IoUring,
-        ServedBy::Sync => EngineChoice::Sync,
-    };
     let config = BlockConfig::handed(files, access, &disk.serial);
-    Ok(config.map_err(bad)?.with_queues(disk.queues).with_engine(engine))
+    Ok(config.map_err(bad)?.with_queues(disk.queues).with_engine(disk.engine))
 }
 
 fn net_of(net: NetToAttach, mut files: Vec<File>) -> Result<NetConfig, ApiError> {
     let refused = |text: &str| ApiError::new(Reason::BadRequest, text);
-    let link = match (net.bridge, net.tap) {
-        (Some(bridge), tap) => NetLink::Bridge { bridge, tap },
-        (None, Some(tap)) => NetLink::Tap(tap),
-        (None, None) => return Err(refused("a network device needs a bridge or a tap")),
-    };
+    let link = NetLink::new(net.bridge, net.tap)
+        .ok_or_else(|| refused("a network device needs a bridge or a tap"))?;
     let mac = net.mac.parse().map_err(bad)?;
     let (Some(tap), true) = (files.pop(), files.is_empty()) else {
         return Err(refused("one file belongs to a network device: its tap"));

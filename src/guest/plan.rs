@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 use vmm_core::boot::{Acpi, DEFAULT_CMDLINE, DEFAULT_CMDLINE_WITHOUT_ACPI, KernelSource};
 use vmm_core::virtio::balloon::FreePages;
-use vmm_core::virtio::block::{Access, BlockConfig, EngineChoice, is_qcow2};
+use vmm_core::virtio::block::{Access, BlockConfig, is_qcow2};
 use vmm_core::virtio::net::{MacAddress, NetConfig};
 use vmm_core::workload::{Order, Pattern, WorkloadParams};
 use vmm_core::{BootSource, CpuModel, DeviceConfig, Nested, OnReboot, VmShape};
 
 use super::seed::seed;
 use crate::cli::cpu::CpuArg;
-use crate::cli::disk::{DiskAccess, DiskArg, DiskEngine, QUEUES_MAX};
+use crate::cli::disk::{DiskAccess, DiskArg, QUEUES_MAX};
 use crate::cli::net::NetArg;
 use crate::cli::spec::{BalloonArg, GuestSpec, OnRebootArg, PatternArg, SwitchArg, WriteOrderArg};
 use crate::names::GuestName;
@@ -132,15 +132,10 @@ pub(super) fn disk(disk: &DiskArg, vcpus: u8) -> Result<BlockConfig> {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,
     };
-    let engine = match disk.engine {
-        DiskEngine::Auto => EngineChoice::Auto,
-        DiskEngine::IoUring => EngineChoice::IoUring,
-        DiskEngine::Sync => EngineChoice::Sync,
-    };
     let queues = disk.queues.unwrap_or_else(|| u16::from(vcpus).min(QUEUES_MAX));
     let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
     warn_of_image(config.path());
-    Ok(config.with_queues(queues).with_engine(engine))
+    Ok(config.with_queues(queues).with_engine(disk.engine))
 }
 
 /// Warns of a raw disk that begins as a qcow2 image does: its user may have expected an image.

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
@@ -31,7 +33,8 @@ pub enum Access {
 }
 
 /// How requests are executed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
     /// With io_uring if the host has it and lets this process use it; otherwise with plain system
     /// calls.
@@ -41,6 +44,19 @@ pub enum EngineChoice {
     IoUring,
     /// One after the other, with plain system calls.
     Sync,
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "io_uring" => Ok(Self::IoUring),
+            "sync" => Ok(Self::Sync),
+            _ => Err(format!("`{text}` is not a disk engine: auto, io_uring, sync")),
+        }
+    }
 }
 
 /// What happens to an existing file or block device at the path of an arriving disk.

@@ -238,8 +238,7 @@ pub fn facts_of(path: &Path) -> Vec<PathBuf> {
     let places = with_disks_below(path).into_iter().filter_map(|path| place_of(&path));
     let all: BTreeSet<PathBuf> = places.flat_map(|place| stack_at(&place).all).collect();
     let disks: BTreeSet<&Path> = all.iter().map(|place| disk_at(place)).collect();
-    let facts = |disk: &Path| [Some(disk.to_owned()), disk.join("device").canonicalize().ok()];
-    disks.into_iter().flat_map(facts).flatten().collect()
+    disks.into_iter().flat_map(facts_at).collect()
 }
 
 /// Returns the sysfs folders of [`facts_of`] for all block devices of this host, and the folder of
@@ -247,14 +246,15 @@ pub fn facts_of(path: &Path) -> Vec<PathBuf> {
 pub fn facts_of_host() -> Vec<PathBuf> {
     let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let places = disks.filter_map(|disk| disk.path().canonicalize().ok());
-    let facts = |place: PathBuf| [place.join("device").canonicalize().ok(), Some(place)];
     let made = PathBuf::from("/sys/devices/virtual/block");
-    places
-        .flat_map(facts)
-        .flatten()
-        .filter(|place| !place.starts_with(&made))
-        .chain([made.clone()])
-        .collect()
+    let physical = places.filter(|place| !place.starts_with(&made));
+    let facts = physical.flat_map(|disk| facts_at(&disk));
+    facts.chain([made.clone()]).collect()
+}
+
+/// Returns the sysfs folder of a disk, and that of the device that it is on.
+fn facts_at(disk: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    [Some(disk.to_owned()), disk.join("device").canonicalize().ok()].into_iter().flatten()
 }
 
 /// Returns `path` and, if it is a block device, the paths of what is below it: of a loop device the

@@ -29,6 +29,15 @@ pub enum NetLink {
 }
 
 impl NetLink {
+    /// Returns the connection by a tap that is made for `bridge`, which `tap` may name, or else by
+    /// the existing `tap`; `None` if there is neither.
+    pub fn new(bridge: Option<String>, tap: Option<String>) -> Option<Self> {
+        match (bridge, tap) {
+            (Some(bridge), tap) => Some(Self::Bridge { bridge, tap }),
+            (None, tap) => tap.map(Self::Tap),
+        }
+    }
+
     /// Returns the interface that must exist: the bridge, or the existing tap.
     pub fn interface(&self) -> &str {
         match self {
