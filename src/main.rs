@@ -111,6 +111,8 @@ fn dispatch(cli: &Cli) -> Result<Exit> {
         Verb::DetachDisk(args) => guest::detach_disk(&state, args),
         Verb::AttachInterface(args) => guest::attach_interface(&state, args),
         Verb::DetachInterface(args) => guest::detach_interface(&state, args),
+        Verb::AttachDevice(args) => verbs::hot_plug::attach_device(&state, args),
+        Verb::DetachDevice(args) => verbs::hot_plug::detach_device(&state, args),
         Verb::Balloon(args) => verbs::balloon::run(&state, args),
         Verb::Density(args) => verbs::density::run(&state, args),
         Verb::Save(args) => verbs::save::run(&state, args),

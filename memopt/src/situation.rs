@@ -386,4 +386,6 @@ pub enum Hindrance {
     Unreachable,
     /// It belongs to another program, and the operator allows such guests only to be observed.
     Watched,
+    /// It has a device of the host, which reaches all of its memory.
+    Pinned,
 }

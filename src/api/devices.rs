@@ -21,6 +21,16 @@ pub(crate) enum AttachRequest {
     Disk(DiskToAttach),
     /// A network device. Its file: the tap, up and without a carrier.
     Net(NetToAttach),
+    /// A device of the host. Its files: `/dev/vfio/vfio`, opened anew, and the device's IOMMU group.
+    Host(HostDeviceToAttach),
+}
+
+/// A device of the host to attach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HostDeviceToAttach {
+    /// Its PCI address on the host.
+    pub(crate) address: String,
 }
 
 /// A disk to attach. Its path is that of its file.
@@ -86,6 +96,8 @@ pub(crate) enum NamedDevice {
     Disk(PathBuf),
     /// A network device, by its address.
     Net(String),
+    /// A device of the host, by its PCI address there.
+    Host(String),
 }
 
 impl fmt::Display for NamedDevice {
@@ -93,6 +105,7 @@ impl fmt::Display for NamedDevice {
         match self {
             Self::Disk(path) => write!(f, "disk {}", path.display()),
             Self::Net(mac) => write!(f, "network device {mac}"),
+            Self::Host(address) => write!(f, "host device {address}"),
         }
     }
 }

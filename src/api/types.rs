@@ -99,6 +99,9 @@ pub(crate) struct GuestInfo {
     /// Its network devices.
     #[serde(default)]
     pub(crate) nets: Vec<NetInfo>,
+    /// The host's devices that the guest has.
+    #[serde(default)]
+    pub(crate) host_devices: Vec<HostDeviceInfo>,
     /// How the guest reaches its devices; absent until the source has described an incoming guest.
     #[serde(default)]
     pub(crate) machine: Option<MachineKind>,
@@ -149,6 +152,7 @@ impl GuestInfo {
             disks: Vec::new(),
             seed: Vec::new(),
             nets: Vec::new(),
+            host_devices: Vec::new(),
             machine: None,
             cpu_model: None,
             backing: BackingInfo::default(),
@@ -250,6 +254,15 @@ pub(crate) enum DiskFormat {
     Qcow2,
 }
 
+/// A device of the host that a guest has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct HostDeviceInfo {
+    /// Its PCI address on the host.
+    pub(crate) host: String,
+    /// Where the guest has it: its address on the guest's PCI bus.
+    pub(crate) guest: String,
+}
+
 /// A network device of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NetInfo {
@@ -318,6 +331,9 @@ pub(crate) struct BackingInfo {
     pub(crate) merged_instead: Option<String>,
     /// Whether pages that the guest has not written are shared with a template.
     pub(crate) from_template: bool,
+    /// Whether devices of the host reach all of it, so that none is given back or merged.
+    #[serde(default)]
+    pub(crate) pinned: bool,
     /// How KVM reports the pages that the guest writes.
     pub(crate) dirty_log: String,
 }

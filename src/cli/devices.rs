@@ -8,6 +8,7 @@ use vmm_core::virtio::net::MacAddress;
 
 use super::JsonFlag;
 use super::disk::DiskArg;
+use super::host_device::HostDeviceArg;
 use super::migration::disk_here;
 use super::net::NetArg;
 use crate::names::GuestName;
@@ -59,6 +60,48 @@ pub(crate) struct AttachInterfaceArgs {
 
     #[command(flatten)]
     pub(crate) json: JsonFlag,
+}
+
+/// `lighter attach-device`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter attach-device web-1 vfio=0000:03:00.0
+
+The guest gets a device of this host: the driver vfio-pci must have it. All of
+the guest's memory is then taken from the host and stays where it is: no
+balloon, no merging. The guest is neither migrated nor saved until the device is
+detached; `lighter migrate --detach-on-migrate` does that on the way.")]
+pub(crate) struct AttachDeviceArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// The device, by its PCI address as `lspci -D` prints it.
+    #[arg(value_name = "vfio=ADDRESS")]
+    pub(crate) device: HostDeviceArg,
+
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+/// `lighter detach-device`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lighter detach-device web-1 vfio=0000:03:00.0
+
+The guest's driver lets go of the device first. A guest that does not eject it
+in time keeps it, unless it is about to eject it.")]
+pub(crate) struct DetachDeviceArgs {
+    /// The guest.
+    pub(crate) name: GuestName,
+
+    /// The device, by its address on this host as `lighter show` prints it.
+    #[arg(value_name = "vfio=ADDRESS")]
+    pub(crate) device: HostDeviceArg,
+
+    #[command(flatten)]
+    pub(crate) wait: DetachWait,
 }
 
 /// `lighter detach-disk`.

@@ -26,6 +26,7 @@ Examples:
   lighter migrate db host-b --copy-disk /srv/db-cache.raw
   lighter migrate web-1 host-b --preset now
   lighter migrate web-1 host-b --via 192.0.2.7,198.51.100.7
+  lighter migrate web-1 host-b --detach-on-migrate
   lighter migrate web-1 host-b --estimate
   lighter migrate web-1 --set on-stall=force,downtime=2s
   lighter migrate web-1 --postcopy-now
@@ -48,7 +49,7 @@ With --json the report is printed at the end, or the estimate; until then,
 progress is shown on stderr if that is a terminal.";
 
 /// The options of a migration that begins; they change nothing about one that is under way.
-const STARTING: [&str; 12] = [
+const STARTING: [&str; 13] = [
     "preset",
     "downtime",
     "on_stall",
@@ -60,6 +61,7 @@ const STARTING: [&str; 12] = [
     "tls_name",
     "json",
     "copying",
+    "detach_on_migrate",
     "estimate",
 ];
 
@@ -151,6 +153,11 @@ pub(crate) struct MigrateArgs {
     /// devices. If it did, their data is lost.
     #[arg(long = "unsafe")]
     pub(crate) unproven_disks: bool,
+
+    /// Detach the host's devices (VFIO) that the guest has, which cannot move, and migrate it then.
+    /// If it stays, it gets them again; at the destination, `lighter attach-device` gives it others.
+    #[arg(long, requires = "destination", conflicts_with = "estimate")]
+    pub(crate) detach_on_migrate: bool,
 
     /// Do not migrate: measure for some seconds how it would go with these options, and what would
     /// help. The guest's writes are logged meanwhile, and it is paused once for some milliseconds;

@@ -17,6 +17,7 @@ mod documented;
 pub(crate) mod fault;
 pub(crate) mod guest;
 pub(crate) mod host;
+pub(crate) mod host_device;
 pub(crate) mod isolation;
 mod label;
 pub(crate) mod limits;
@@ -232,6 +233,10 @@ pub(crate) enum Verb {
     AttachInterface(devices::AttachInterfaceArgs),
     /// Detach a network device from a running guest.
     DetachInterface(devices::DetachInterfaceArgs),
+    /// Attach a device of this host to a running guest.
+    AttachDevice(devices::AttachDeviceArgs),
+    /// Detach a device of this host from a running guest.
+    DetachDevice(devices::DetachDeviceArgs),
     /// Show and reduce the memory that guests use: balloons, merging, huge pages.
     Density(density::DensityArgs),
     /// Write a guest's memory and state to a file.
@@ -368,6 +373,7 @@ mod tests {
                 "uuid" => "8f0c5a52-0f7b-4a37-9b0c-5c1d2e3f4a5b",
                 "label" => "a=b",
                 "net" => "tap=t0",
+                "device" => "vfio=03:00.0",
                 "rng" | "detach" | "prealloc" | "readonly" => "",
                 _ => "x",
             };

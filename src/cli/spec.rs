@@ -21,6 +21,7 @@ use vmm_core::{DirtyLog, GUEST_CIDS, Labels, MachineKind, VCPUS_MAX};
 
 use super::cpu::CpuArg;
 use super::disk::{DiskAccess, DiskArg};
+use super::host_device::HostDeviceArg;
 use super::label::{self, Label};
 use super::net::NetArg;
 use super::seed::SeedArg;
@@ -147,6 +148,14 @@ pub(crate) struct GuestSpec {
     #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "own")]
     #[serde(default)]
     pub(crate) net: Vec<NetArg>,
+
+    /// Device of this host for the guest, which has it to itself: the driver vfio-pci must have it.
+    /// All of the guest's memory is then taken at the start and stays where it is (no balloon, no
+    /// merging), and the guest is neither migrated nor saved until the device is detached. Give it
+    /// more than once for more devices.
+    #[arg(long, value_name = "vfio=ADDRESS", requires = "own")]
+    #[serde(default)]
+    pub(crate) device: Vec<HostDeviceArg>,
 
     /// Give the guest entropy from this host.
     #[arg(long, requires = "own")]

@@ -8,13 +8,16 @@ use vmm_core::memory::{MISSING_REQUESTS, PAGEMAP_SCAN_REQUEST, WRITE_PROTECTION_
 
 /// `ioctl` requests of devices, as (mask, value of the masked request). `_IOC_TYPE` is the second
 /// byte, the number the first.
-pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 3] = [
+pub(super) const IOCTLS_OF_DEVICES: [(u64, u64); 4] = [
     // KVM (`KVMIO` of linux/kvm.h).
     (0xff00, 0xae00),
     // Block devices (linux/fs.h).
     (0xff00, 0x1200),
     // Taps (linux/if_tun.h), which share their type with terminals, but not their numbers.
     (0xffc0, 0x54c0),
+    // Devices of the host that a client passes along (`VFIO_TYPE` of linux/vfio.h): the process
+    // opens none.
+    (0xff00, 0x3b00),
 ];
 
 /// `ioctl` requests of vhost (`VHOST_VIRTIO` of linux/vhost.h), in the form of

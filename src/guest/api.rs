@@ -351,7 +351,7 @@ fn device_routes() -> Vec<Route<ProcessControl>> {
             Method::POST,
             "/v1/guest/devices",
             DONE,
-            "Attach a disk or a network device, and wait up to 5 s until the guest has noticed \
+            "Attach a disk, a network device or a device of the host, and wait up to 5 s until the guest has noticed \
              it. Send its open files along (SCM_RIGHTS), each with a byte of the request, since a \
              process that is confined opens none (409 while the guest is migrated or saved, or \
              without a PCI bus)",
@@ -362,7 +362,7 @@ fn device_routes() -> Vec<Route<ProcessControl>> {
             Method::PUT,
             "/v1/guest/devices/detach",
             DONE,
-            "Ask the guest to let go of a disk or a network device, and wait until it has, and what \
+            "Ask the guest to let go of a device, and wait until it has, and what \
              it has written is durable (404 without that device; 409 while it is migrated, saved or paused, or when it does not \
              let go in time)",
             |guest, request: DetachRequest| guest.detach(request),

@@ -4,34 +4,23 @@
 //! This process opens what the device needs, and passes it to that of the guest, which may open
 //! nothing more.
 
-use std::fs::File;
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
 use vmm_core::virtio::net::{NetConfig, NetLink};
 
 use super::{addresses, plan};
-use crate::api::ApiClient;
-use crate::api::devices::{
-    AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
-    NetToAttach, SETTLE_PATIENCE,
-};
+use crate::api::devices::{AttachRequest, DiskToAttach, NamedDevice, NetToAttach};
 use crate::api::types::GuestInfo;
-use crate::cli::JsonFlag;
-use crate::cli::Output;
 use crate::cli::devices::{
-    AttachDiskArgs, AttachInterfaceArgs, DetachDiskArgs, DetachInterfaceArgs, DetachWait,
+    AttachDiskArgs, AttachInterfaceArgs, DetachDiskArgs, DetachInterfaceArgs,
 };
 use crate::exit::Exit;
 use crate::names::GuestName;
 use crate::output;
 use crate::shared_disks::{self, TakenOver};
 use crate::state_dir::StateDir;
+use crate::verbs::hot_plug::{ATTACH_PATIENCE, attach, detach};
 use crate::verbs::session::{block_on, guest_client};
-
-/// How long an attachment may take: a disk's lock and a guest's attention are waited for.
-const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Attaches a disk to a running guest.
 ///
@@ -95,30 +84,6 @@ fn net_to_attach(net: &NetConfig) -> NetToAttach {
     NetToAttach { bridge, tap, mac: net.mac().to_string(), mtu: net.mtu() }
 }
 
-fn attach(
-    name: &GuestName,
-    client: &ApiClient,
-    (request, files): (&AttachRequest, Vec<File>),
-    json: JsonFlag,
-) -> Result<Exit> {
-    let attached: AttachedDevice =
-        block_on(async { Ok(client.post_with_files("/v1/guest/devices", request, files).await?) })?;
-    match json.output() {
-        Output::Json => output::print_json(&attached)?,
-        Output::Text => {
-            let AttachedDevice { device, address, .. } = &attached;
-            output::print_line(format_args!("{device} is attached to {name} at {address}"))?;
-        }
-    }
-    if !attached.noticed {
-        output::note(format_args!(
-            "warning: {name} has not noticed it yet: it is paused or still booting, or its kernel has no hot-plug by ACPI; it \
-             finds the device when it boots"
-        ));
-    }
-    Ok(Exit::Done)
-}
-
 /// Detaches a disk from a running guest.
 ///
 /// # Errors
@@ -133,28 +98,4 @@ pub(crate) fn detach_disk(state: &StateDir, args: &DetachDiskArgs) -> Result<Exi
 /// If there is no such guest or device, or the guest does not let go of it in time.
 pub(crate) fn detach_interface(state: &StateDir, args: &DetachInterfaceArgs) -> Result<Exit> {
     detach(state, &args.name, NamedDevice::Net(args.mac.to_string()), &args.wait)
-}
-
-fn detach(
-    state: &StateDir,
-    name: &GuestName,
-    device: NamedDevice,
-    wait: &DetachWait,
-) -> Result<Exit> {
-    let client = guest_client(state, name)?
-        .with_patience(wait.timeout.saturating_add(SETTLE_PATIENCE + ATTACH_PATIENCE));
-    let what = device.to_string();
-    let timeout_ms = u64::try_from(wait.timeout.as_millis()).unwrap_or(u64::MAX);
-    let request = DetachRequest { device, timeout_ms };
-    let detached: DetachedDevice = block_on(async {
-        let answer = client.put_json("/v1/guest/devices/detach", &request).await;
-        answer.with_context(|| format!("cannot detach the {what} from {name}"))
-    })?;
-    match wait.json.output() {
-        Output::Json => output::print_json(&detached)?,
-        Output::Text => {
-            output::print_line(format_args!("{} is detached from {name}", detached.device))?;
-        }
-    }
-    Ok(Exit::Done)
 }

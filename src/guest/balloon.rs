@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use vmm_core::virtio::balloon::SetBy;
 use vmm_core::{BalloonStatus, DeviceError, RunState, Vm};
 
 use super::machine::SharedMachine;
@@ -73,16 +74,36 @@ fn last_statistics(status: &BalloonStatus) -> Option<BalloonStatistics> {
     })
 }
 
+/// Gives the guest all of its memory back: the host has taken it for a device.
+pub(super) fn empty(vm: &Vm) {
+    match vm.set_balloon_target(vm.ram().bytes(), SetBy::Optimizer) {
+        Ok(()) | Err(vmm_core::Error::Device(DeviceError::NoBalloon)) => {}
+        Err(error) => {
+            tracing::warn!(%error, "the guest keeps its balloon, of which nobody has anything");
+        }
+    }
+}
+
 /// Sets how much memory the guest should keep.
 ///
 /// # Errors
-/// If the guest has no balloon, or cannot have that size.
+/// If the guest has no balloon, cannot have that size, or has a device of the host.
 pub(super) fn set_target(
     machine: &SharedMachine,
     name: &GuestName,
     request: &BalloonRequest,
 ) -> Result<(), ApiError> {
     let BalloonRequest { target_bytes, set_by } = *request;
+    let devices = machine.vm().all_host_devices();
+    if let Some(device) = devices.first()
+        && target_bytes < machine.vm().ram().bytes()
+    {
+        let text = format!(
+            "{name} has a device of this host ({device}), which reaches all of its memory: the host gets nothing of what the guest \
+             gives up; detach it first: `lighter detach-device {name} vfio={device}`"
+        );
+        return Err(ApiError::new(Reason::WrongState, text));
+    }
     machine
         .vm()
         .set_balloon_target(target_bytes, set_by.unwrap_or_default())

@@ -20,7 +20,7 @@ use super::machine::SharedMachine;
 use super::merging::Merging;
 use super::process::{GuestProcess, Occupation};
 use super::session::MigrationSession;
-use super::{balloon, growing, treatment, workload};
+use super::{balloon, growing, host_devices, treatment, workload};
 use crate::api::memory::{GuestMemory, TreatedMemory, TreatmentRequest};
 use crate::api::survey::{SurveyDomain, SurveyStatus, SurveyedMemory};
 use crate::api::types::{
@@ -171,6 +171,7 @@ impl ProcessControl {
             mergeable: machine.vm().ram().has_marks(),
             merged_instead,
             from_template: machine.vm().ram().is_from_template(),
+            pinned: machine.vm().ram().is_pinned(),
             dirty_log: machine.vm().dirty_log().to_string(),
         }
     }
@@ -236,6 +237,7 @@ impl ProcessControl {
             disks: machine.map(disks).unwrap_or_default(),
             seed: machine.map(seed).unwrap_or_default(),
             nets: machine.map(nets).unwrap_or_default(),
+            host_devices: machine.map(host_devices::infos).unwrap_or_default(),
             machine: machine.map(|machine| machine.shape().machine),
             cpu_model: machine.map(|machine| machine.shape().cpu_model.clone()),
             backing: machine.map(|machine| self.backing(machine)).unwrap_or_default(),

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use vmm_core::vfio::HostDevice;
 use vmm_core::virtio::block::{Access, BlockConfig};
 use vmm_core::virtio::net::{NetConfig, NetLink};
-use vmm_core::{DeviceConfig, DeviceError, Ejected, RunState};
+use vmm_core::{DeviceConfig, DeviceError, Ejected, PciAddress, RunState, Vm};
 
+use super::balloon;
 use super::control::ProcessControl;
 use super::machine::SharedMachine;
 use super::process::GuestProcess;
@@ -78,9 +80,12 @@ impl ProcessControl {
         request: AttachRequest,
         files: Vec<File>,
     ) -> Result<AttachedDevice, ApiError> {
-        let config = config_of(request, files)?;
-        let device = name_of(&config)
-            .ok_or_else(|| ApiError::new(Reason::BadRequest, "no disk and no network device"))?;
+        let attachment = Attachment::new(request, files)?;
+        let device = attachment.name();
+        if matches!(attachment, Attachment::Host(_)) {
+            // Not while the process is locked: it takes long.
+            self.machine()?.vm().prepare_for_host_device().map_err(refusal)?;
+        }
         let (machine, name) = (self.machine()?, self.process().name());
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
@@ -88,10 +93,11 @@ impl ProcessControl {
             let text = format!("{name} has the {device} already");
             return Err(ApiError::new(Reason::WrongState, text));
         }
-        let address = machine.vm().insert(&config).map_err(refusal)?.to_string();
+        let address = attachment.insert(machine.vm()).map_err(refusal)?.to_string();
         drop(occupation);
-        // It would keep the files open when the device has left.
-        drop(config);
+        if matches!(device, NamedDevice::Host(_)) {
+            balloon::empty(machine.vm());
+        }
         tracing::info!(%device, %address, "a device was attached to the guest");
         let what = What::DeviceAttached { device: device.to_string(), address: address.clone() };
         self.process().events().device(what);
@@ -110,14 +116,13 @@ impl ProcessControl {
     pub(super) fn detach(&self, request: DetachRequest) -> Result<DetachedDevice, ApiError> {
         let DetachRequest { device, timeout_ms } = request;
         let (machine, name) = (self.machine()?, self.process().name());
-        let is_it = |config: &DeviceConfig| name_of(config).as_ref() == Some(&device);
         let occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
         if machine.vm().run_state() == RunState::Paused {
             let text = format!("{name} is paused, and cannot let go of a device: resume it first");
             return Err(ApiError::new(Reason::WrongState, text));
         }
-        let Some(address) = machine.vm().request_ejection(is_it).map_err(refusal)? else {
+        let Some(address) = request_ejection(machine.vm(), &device).map_err(refusal)? else {
             let text = format!("{name} has no {device}: `lighter show {name}` lists its devices");
             return Err(ApiError::new(Reason::NotFound, text));
         };
@@ -125,7 +130,7 @@ impl ProcessControl {
         let patience = Duration::from_millis(timeout_ms).min(DETACH_PATIENCE_MAX);
         let is_ejected = || machine.vm().has_ejected(address);
         if !wait(patience, || is_ejected() || !self.may_eject(machine)) || !is_ejected() {
-            machine.vm().withdraw_ejection_request(is_it);
+            machine.vm().withdraw_ejection_request(address);
             return Err(self.still_has(machine, &device, patience));
         }
         let is_gone = || !has(machine, &device);
@@ -190,8 +195,13 @@ impl GuestProcess {
     /// what leaves during a migration is taken away some time after it.
     pub(super) fn attend_to_devices(self: &Arc<Self>) {
         let runs = self.machine().filter(|it| it.vm().run_state() == RunState::Running);
-        if let Some(machine) = runs.filter(|it| !it.vm().has_read_of_devices()) {
-            machine.vm().notify_of_devices();
+        if let Some(machine) = runs {
+            for device in machine.vm().give_back_wanted() {
+                tracing::warn!(%device, "the host wants a device back: the guest is asked to let go of it");
+            }
+            if !machine.vm().has_read_of_devices() {
+                machine.vm().notify_of_devices();
+            }
         }
         self.take_ejected();
     }
@@ -225,9 +235,13 @@ impl ProcessControl {
         if self.refuse_when_busy(&occupation).is_err() {
             return;
         }
-        for Ejected { config, lost } in machine.vm().take_ejected() {
-            let Some(device) = name_of(&config) else { continue };
-            let error = lost.map(|error| error.to_string());
+        for ejected in machine.vm().take_ejected() {
+            let (device, error) = match ejected {
+                Ejected::Virtio { config, lost } => (name_of(&config), lost),
+                Ejected::Host(address) => (Some(NamedDevice::Host(address.to_string())), None),
+            };
+            let Some(device) = device else { continue };
+            let error = error.map(|error| error.to_string());
             match &error {
                 None => tracing::info!(%device, "a device has left the guest"),
                 Some(error) => {
@@ -241,7 +255,57 @@ impl ProcessControl {
 }
 
 fn has(machine: &SharedMachine, device: &NamedDevice) -> bool {
+    if let NamedDevice::Host(address) = device {
+        let address = address.parse().ok();
+        return machine.vm().all_host_devices().into_iter().any(|own| Some(own) == address);
+    }
     machine.shape().devices.iter().any(|config| name_of(config).as_ref() == Some(device))
+}
+
+fn request_ejection(vm: &Vm, device: &NamedDevice) -> vmm_core::Result<Option<PciAddress>> {
+    match device {
+        NamedDevice::Host(address) => {
+            Ok(address.parse().ok().and_then(|address| vm.request_host_device_ejection(address)))
+        }
+        _ => vm.request_ejection(|config| name_of(config).as_ref() == Some(device)),
+    }
+}
+
+/// A device to attach.
+enum Attachment {
+    Virtio(DeviceConfig, NamedDevice),
+    Host(HostDevice),
+}
+
+impl Attachment {
+    fn new(request: AttachRequest, files: Vec<File>) -> Result<Self, ApiError> {
+        let config = match request {
+            AttachRequest::Disk(disk) => DeviceConfig::Block(disk_of(&disk, files)?),
+            AttachRequest::Net(net) => DeviceConfig::Net(net_of(net, files)?),
+            AttachRequest::Host(device) => {
+                let address = device.address.parse().map_err(bad)?;
+                return HostDevice::handed(address, files).map(Self::Host).map_err(bad);
+            }
+        };
+        let name = name_of(&config)
+            .ok_or_else(|| ApiError::new(Reason::BadRequest, "no disk and no network device"))?;
+        Ok(Self::Virtio(config, name))
+    }
+
+    fn name(&self) -> NamedDevice {
+        match self {
+            Self::Virtio(_, name) => name.clone(),
+            Self::Host(device) => NamedDevice::Host(device.address().to_string()),
+        }
+    }
+
+    /// Inserts it. Its files are not kept open here when it has left.
+    fn insert(self, vm: &Vm) -> vmm_core::Result<PciAddress> {
+        match self {
+            Self::Virtio(config, _) => vm.insert(&config),
+            Self::Host(device) => vm.insert_host_device(device),
+        }
+    }
 }
 
 fn name_of(config: &DeviceConfig) -> Option<NamedDevice> {
@@ -249,13 +313,6 @@ fn name_of(config: &DeviceConfig) -> Option<NamedDevice> {
         DeviceConfig::Block(disk) => Some(NamedDevice::Disk(disk.path().to_owned())),
         DeviceConfig::Net(net) => Some(NamedDevice::Net(net.mac().to_string())),
         _ => None,
-    }
-}
-
-fn config_of(request: AttachRequest, files: Vec<File>) -> Result<DeviceConfig, ApiError> {
-    match request {
-        AttachRequest::Disk(disk) => Ok(DeviceConfig::Block(disk_of(&disk, files)?)),
-        AttachRequest::Net(net) => Ok(DeviceConfig::Net(net_of(net, files)?)),
     }
 }
 
@@ -283,7 +340,10 @@ fn bad(error: impl std::fmt::Display) -> ApiError {
 fn refusal(error: vmm_core::Error) -> ApiError {
     match &error {
         vmm_core::Error::Device(DeviceError::Config(_)) => bad(error),
-        vmm_core::Error::Device(DeviceError::NoHotPlug | DeviceError::DiskInUse { .. })
+        vmm_core::Error::Device(
+            DeviceError::NoHotPlug | DeviceError::DiskInUse { .. } | DeviceError::HostDevice(_),
+        )
+        | vmm_core::Error::Memory(_)
         | vmm_core::Error::WrongState { .. } => {
             ApiError::new(Reason::WrongState, error.to_string())
         }

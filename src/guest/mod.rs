@@ -28,6 +28,7 @@ mod estimating;
 mod events;
 mod following;
 mod growing;
+mod host_devices;
 mod leaving;
 mod machine;
 mod maker;

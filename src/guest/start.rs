@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use vmm_core::memory::{MergeDomain, MissingPages};
 use vmm_core::snapshot::SavedDisks;
+use vmm_core::vfio::HostDevice;
 use vmm_core::virtio::block::{Access, BlockConfig, with_disks_below};
 use vmm_core::{DirtyLog, VmOptions};
 
@@ -26,7 +27,7 @@ use super::plan::{self, Plan};
 use super::process::GuestProcess;
 use super::saved;
 use super::unconfined::Unconfined;
-use super::{addresses, background};
+use super::{addresses, background, host_devices};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::StartArgs;
@@ -224,6 +225,9 @@ fn launch(
         return life.lead(Arc::new(machine), &console);
     }
     let plan = Plan::new(spec, name)?;
+    let devices = spec.device.iter().map(|device| HostDevice::open(device.address));
+    let devices = devices.collect::<Result<Vec<_>, _>>();
+    let devices = devices.with_context(|| format!("cannot run {}", plan.name))?;
     addresses::expect_free(state, &plan.name, plan.shape.nets())?;
     let uuid = spec.identity();
     let domain = plan.shape.memory.merge_domain.as_ref();
@@ -234,6 +238,10 @@ fn launch(
     let options = life.vm_options(spec.dirty_log);
     let name = plan.name.clone();
     let machine = Machine::create(name, uuid, &plan.shape, &options, &console)?;
+    for device in devices {
+        let inserted = machine.vm().insert_host_device(device);
+        inserted.with_context(|| format!("cannot run {}", plan.name))?;
+    }
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console)
@@ -392,6 +400,7 @@ impl Life {
         // incoming guest keep their rights to files.
         let means = files.means();
         let faults = files.arriving().and_then(|_| missing_pages());
+        host_devices::allow_locked_memory();
         confinement::drop_capabilities(isolation.seccomp, means)?;
         let merging = Merging::join(domain, &state.merge_domain_file())?;
         let unconfined = files.arriving().map(Unconfined::start).transpose()?;

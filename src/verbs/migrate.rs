@@ -11,12 +11,14 @@ use migrate::progress::Role;
 use migrate::protocol::front::BootFile;
 use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
+use migrate::report::Outcome;
 use migrate::{MigrationId, OnStall, Report};
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
 
 use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
+use super::hot_plug::LeftBehind;
 use super::progress::ProgressView;
 use super::session::{block_on, guest_client};
 use super::{estimate, summary};
@@ -99,7 +101,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         .with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
     let uuid = state.read_uuid(&args.name)?;
     let mut view = ProgressView::new(args.json.output());
-    let mut is_workload = false;
+    let (mut is_workload, mut left) = (false, None);
     let report = block_on(async {
         if let Some(lacking) = lacking_boot_files(state, &client, &request).await {
             output::note(format_args!(
@@ -110,11 +112,17 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         }
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
+        if args.detach_on_migrate {
+            left = Some(LeftBehind::detach_all(&client, &args.name).await?);
+        }
         let started = match begin(&client, request).await {
             Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
-            other => {
-                other.with_context(|| format!("cannot migrate {} to {destination}", args.name))?
+            Err(error) => {
+                give_back(&mut left, &client).await;
+                let what = format!("cannot migrate {} to {destination}", args.name);
+                return Err(anyhow::Error::from(error).context(what));
             }
+            Ok(started) => started,
         };
         let follower = Follower {
             state: state.clone(),
@@ -122,7 +130,11 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
             id: MigrationId(started.id),
             role: Role::Source,
         };
-        follower.to_the_end(interrupts, |progress| view.show(progress)).await
+        let report = follower.to_the_end(interrupts, |progress| view.show(progress)).await?;
+        if report.outcome == Outcome::StayedAtSource {
+            give_back(&mut left, &client).await;
+        }
+        Ok(report)
     });
     view.finish();
     let report = report?;
@@ -136,8 +148,18 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         print_success(&args.name, destination, &report, is_workload)
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
+    if let Some(left) = left {
+        left.note_at(destination);
+    }
     warn_of_unmarked(state, (&args.name, uuid), &report);
     Ok(Exit::Done)
+}
+
+/// Attaches the host's devices again to a guest that stays.
+async fn give_back(left: &mut Option<LeftBehind>, client: &ApiClient) {
+    if let Some(left) = left {
+        left.attach_again(client).await;
+    }
 }
 
 fn print_success(

@@ -18,6 +18,7 @@ pub(crate) mod density;
 mod estimate;
 pub(crate) mod events;
 pub(crate) mod follow;
+pub(crate) mod hot_plug;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod migrate;

@@ -20,8 +20,8 @@ use super::summary::{pauses, seconds};
 use crate::api::ApiClient;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{
-    BackingInfo, Confinement, DiskFormat, DiskInfo, FlowInfo, GuestKind, GuestState, LandlockState,
-    NetInfo, OnReboot, SeccompState, VsockInfo, WorkloadInfo,
+    BackingInfo, Confinement, DiskFormat, DiskInfo, FlowInfo, GuestKind, GuestState,
+    HostDeviceInfo, LandlockState, NetInfo, OnReboot, SeccompState, VsockInfo, WorkloadInfo,
 };
 use crate::cli::Output;
 use crate::cli::guest::ShowArgs;
@@ -194,6 +194,7 @@ fn text(shown: &Shown, screen: Option<usize>) -> String {
             lines.push(("Seed", info.seed.join(", ")));
         }
         lines.extend(info.nets.iter().map(|net| ("Network", net_line(net))));
+        lines.extend(info.host_devices.iter().map(|it| ("Host device", host_device_line(it))));
         lines.extend(labels_line(&info.labels));
         if let Some(VsockInfo { cid, socket }) = &info.vsock {
             lines.push(("Vsock", format!("cid {cid}, programs at {}", socket.display())));
@@ -286,6 +287,10 @@ fn net_line(net: &NetInfo) -> String {
         flow(&net.received),
         flow(&net.transmitted)
     )
+}
+
+fn host_device_line(device: &HostDeviceInfo) -> String {
+    format!("{}, at {} in the guest", device.host, device.guest)
 }
 
 /// Formats the memory options that differ from the defaults.

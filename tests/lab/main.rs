@@ -28,4 +28,5 @@ mod qcow2;
 mod seed;
 mod service;
 mod stock;
+mod vfio;
 mod vhost;

@@ -156,6 +156,12 @@ pub(crate) fn vendor(entries: &[CpuidEntry]) -> String {
     bytes.into_iter().filter(u8::is_ascii_graphic).map(char::from).collect()
 }
 
+/// Returns the number of bits of physical addresses; 36, as all have, when the table does not say.
+pub(crate) fn address_bits(entries: &[CpuidEntry]) -> u32 {
+    const LEAF: u32 = 0x8000_0008;
+    entries.iter().find(|entry| entry.function == LEAF).map_or(36, |leaf| leaf.eax & 0xff)
+}
+
 /// Whether the processor is AMD's or derived from AMD's (Hygon).
 pub(crate) fn is_amd(entries: &[CpuidEntry]) -> bool {
     ["AuthenticAMD", "HygonGenuine"].contains(&vendor(entries).as_str())

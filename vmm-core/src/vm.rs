@@ -47,7 +47,7 @@ mod sharing;
 pub(crate) mod tests;
 
 pub use balloon::BalloonStatus;
-pub use hot_plug::{Ejected, PciAddress};
+pub use hot_plug::Ejected;
 pub use power::Restarts;
 
 /// Where Intel processors without unrestricted guest support keep KVM's own task segment: three
@@ -228,6 +228,7 @@ impl Vm {
         let _control = self.control();
         self.expect(RunState::Paused, "boot")?;
         let origin = Origin::open(source, self.ram().bytes())?;
+        self.machine.bus.place_host_devices(0);
         boot::boot(self, &origin)?;
         *self.origin() = Some(origin);
         self.machine.resets.note_boot();
@@ -235,7 +236,8 @@ impl Vm {
     }
 
     /// Stops the vCPUs, waits until none is in the guest and no instruction is half done, and then
-    /// stops the devices: afterwards nothing writes to the guest's memory. Returns at once if the
+    /// stops the devices: afterwards nothing writes to the guest's memory, except for devices of
+    /// the host ([`crate::vfio`]), which nothing stops. Returns at once if the
     /// guest is paused. Disks stay locked: see [`Vm::release`].
     ///
     /// # Errors
@@ -353,11 +355,12 @@ impl Vm {
     /// disks. This may write to the guest's memory, so collect dirty pages once more afterwards.
     ///
     /// # Errors
-    /// [`Error::WrongState`] unless paused; [`StateError`]; [`crate::DeviceError::Flush`]; the
-    /// error of a KVM call.
+    /// [`Error::WrongState`] unless paused; [`StateError`]; [`crate::DeviceError::Flush`];
+    /// [`crate::DeviceError::HostDevices`]; the error of a KVM call.
     pub fn save_state(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
+        self.expect_no_host_devices()?;
         self.machine.bus.settle()?;
         self.state()
     }
@@ -370,6 +373,7 @@ impl Vm {
     pub fn save_without_flush(&self) -> Result<VmState> {
         let _control = self.control();
         self.expect(RunState::Paused, "save")?;
+        self.expect_no_host_devices()?;
         self.state()
     }
 

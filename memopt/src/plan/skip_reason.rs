@@ -119,6 +119,9 @@ impl fmt::Display for SkipReason {
             Self::Hindered { by: Hindrance::Paused } => "it is paused",
             Self::Hindered { by: Hindrance::Saving } => "it is being saved",
             Self::Hindered { by: Hindrance::Unreachable } => "its process does not answer",
+            Self::Hindered { by: Hindrance::Pinned } => {
+                "it has a device of the host, which pins all of its memory"
+            }
             Self::Hindered { by: Hindrance::Watched } => {
                 "it is only watched (see `lighter node --foreign-guests act`)"
             }

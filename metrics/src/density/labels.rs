@@ -143,5 +143,6 @@ label_values! {
         Saving = "saving",
         Unreachable = "unreachable",
         Watched = "watched",
+        Pinned = "pinned",
     }
 }

@@ -42,6 +42,7 @@ impl GuestSpec {
             ("hostname", self.hostname.is_some()),
             ("password-file", self.password_file.is_some()),
             ("net", !self.net.is_empty()),
+            ("device", !self.device.is_empty()),
             ("rng", self.rng),
             ("balloon", self.balloon.is_some()),
             ("vsock", self.vsock.is_some()),
@@ -72,7 +73,11 @@ impl GuestSpec {
         let mut disks = self.disk.iter().enumerate();
         disks.try_for_each(|(index, disk)| disk.check(index))?;
         let mut nets = self.net.iter().enumerate();
-        nets.try_for_each(|(index, net)| net.check(index))
+        nets.try_for_each(|(index, net)| net.check(index))?;
+        if !self.device.is_empty() && self.machine() != MachineKind::Pci {
+            return Err(Fault::of("device", "a device of the host needs `machine = \"pci\"`"));
+        }
+        Ok(())
     }
 
     /// The options of the workload, and whether each is given.

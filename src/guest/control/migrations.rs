@@ -14,6 +14,7 @@ use crate::api::migration::{
 use crate::api::types::StateAnswer;
 use crate::api::{ApiError, Reason};
 use crate::guest::estimating::Estimating;
+use crate::guest::host_devices;
 use crate::guest::leaving::Departure;
 use crate::guest::process::Occupation;
 
@@ -26,9 +27,10 @@ impl ProcessControl {
         &self,
         request: &MigrationRequest,
     ) -> Result<MigrationStarted, ApiError> {
-        self.machine()?;
+        let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
+        host_devices::expect_none(machine, self.process().name(), "migrated")?;
         if let Occupation::Arriving(arrival) = &*occupation {
             // It has arrived just now: that is reported before it leaves.
             self.process().events().migration(&arrival.status());
@@ -51,6 +53,7 @@ impl ProcessControl {
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
+        host_devices::expect_none(machine, self.process().name(), "measured")?;
         let estimating = Estimating::begin(self.process(), &mut occupation);
         drop(occupation);
         estimating.estimate(machine, request)

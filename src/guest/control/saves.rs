@@ -10,6 +10,7 @@ use crate::api::saving::{SaveId, SaveRequest, Saved};
 use crate::api::types::{GuestState, LandlockState, StateAnswer};
 use crate::api::{ApiError, Reason};
 use crate::guest::ending::Ending;
+use crate::guest::host_devices;
 use crate::guest::process::{Occupation, Saving};
 use crate::guest::saved::{self, PausedForSave};
 
@@ -49,6 +50,7 @@ impl ProcessControl {
         let machine = self.machine()?;
         let mut occupation = self.process().occupation();
         self.refuse_when_busy(&occupation)?;
+        host_devices::expect_none(machine, self.process().name(), "saved")?;
         if request.keep_running {
             saved::expect_no_written_disks(machine, self.process().name(), request.format)?;
         }

@@ -178,6 +178,7 @@ fn guest(memory: GuestMemory) -> Guest {
 fn hindrance(memory: &GuestMemory) -> Option<Hindrance> {
     match memory.state {
         GuestState::Running if memory.is_being_saved => Some(Hindrance::Saving),
+        GuestState::Running if memory.backing.pinned => Some(Hindrance::Pinned),
         GuestState::Running => None,
         GuestState::Paused => Some(Hindrance::Paused),
         GuestState::Incoming | GuestState::Migrating | GuestState::InDoubt => {

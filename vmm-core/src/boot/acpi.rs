@@ -9,6 +9,8 @@
 mod hot_plug;
 mod pci;
 
+use std::ops::Range;
+
 use acpi_tables::aml::{
     Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
     Path, ResourceTemplate, Scope,
@@ -24,6 +26,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::layout::{ACPI_TABLES, ACPI_TABLES_END, IOAPIC_ADDRESS, IOAPIC_ID, LAPIC_ADDRESS};
 use super::{BootError, vmgenid};
+use crate::cpuid;
 use crate::devices::mmio::Slot;
 use crate::devices::power::{
     PM1_CONTROL_BYTES, PM1_CONTROL_PORT, PM1_EVENT_BYTES, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE,
@@ -31,6 +34,8 @@ use crate::devices::power::{
 };
 use crate::devices::{GENERATION_IRQ, HOT_PLUG_IRQ, SERIAL_IRQ, SERIAL_PORT};
 use crate::memory::GuestRam;
+use crate::pci::above;
+use crate::shape::VmShape;
 
 const OEM: [u8; 6] = *b"LIGHTR";
 const OEM_TABLE: [u8; 8] = *b"LIGHTRVM";
@@ -41,12 +46,24 @@ const HEADER_BYTES: u32 = 36;
 const ALIGNMENT: u64 = 64;
 
 /// How a guest reaches its virtio devices.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Devices<'a> {
     /// In these slots.
     Mmio(&'a [Slot]),
-    /// On the PCI bus, where it finds them itself.
-    Pci,
+    /// On the PCI bus, where it finds them itself; with addresses above its RAM for large BARs.
+    Pci {
+        /// Empty if there are none.
+        above_ram: Range<u64>,
+    },
+}
+
+impl Devices<'_> {
+    /// Those of a machine with a PCI bus and this shape.
+    pub(super) fn on_pci(shape: &VmShape, ram: &GuestRam) -> Self {
+        let ends = ram.layout().regions().iter().map(|region| region.gpa + region.bytes);
+        let above_ram = above(ends.max().unwrap_or(0), cpuid::address_bits(&shape.cpuid));
+        Self::Pci { above_ram }
+    }
 }
 
 /// Writes the tables of a guest with `vcpus` processors and these devices; returns the address of
@@ -54,7 +71,7 @@ pub(super) enum Devices<'a> {
 ///
 /// # Errors
 /// [`BootError::AcpiTables`] if they are too long.
-pub(super) fn write(ram: &GuestRam, vcpus: u8, devices: Devices<'_>) -> Result<u64, BootError> {
+pub(super) fn write(ram: &GuestRam, vcpus: u8, devices: &Devices<'_>) -> Result<u64, BootError> {
     let tables = build(ACPI_TABLES, vcpus, devices);
     let room = (ACPI_TABLES_END - ACPI_TABLES) as usize;
     if tables.len() > room {
@@ -66,7 +83,7 @@ pub(super) fn write(ram: &GuestRam, vcpus: u8, devices: Devices<'_>) -> Result<u
 
 /// Builds the tables of a guest with `vcpus` processors and these devices, for the address `gpa`, a
 /// multiple of 64 below 4 GiB. The root pointer comes first.
-fn build(gpa: u64, vcpus: u8, devices: Devices<'_>) -> Vec<u8> {
+fn build(gpa: u64, vcpus: u8, devices: &Devices<'_>) -> Vec<u8> {
     let mut tables = Tables { gpa, bytes: vec![0; Rsdp::len()] };
     let facs = tables.add(&encode(&FACS::new()));
     let dsdt = tables.add(dsdt(devices).as_slice());
@@ -75,7 +92,7 @@ fn build(gpa: u64, vcpus: u8, devices: Devices<'_>) -> Vec<u8> {
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    if let Devices::Pci = devices {
+    if let Devices::Pci { .. } = devices {
         xsdt.add_entry(tables.add(&encode(&pci::mcfg())));
     }
     let xsdt = tables.add(&encode(&xsdt));
@@ -196,15 +213,17 @@ fn nmi_of_every_processor() -> [u8; 6] {
 /// Builds the DSDT, which describes what is not fixed hardware: the soft-off state, the serial
 /// console, the VM generation ID, and the virtio devices or the PCI bus that they are on. Only a
 /// change of the generation, and devices that come and go, have the guest interpret AML.
-fn dsdt(devices: Devices<'_>) -> Sdt {
+fn dsdt(devices: &Devices<'_>) -> Sdt {
     const REVISION: u8 = 2;
     let mut aml = Vec::new();
     let (off, none) = (SLEEP_TYPE_OFF, 0u8);
     Name::new("_S5_".into(), &Package::new(vec![&off, &off, &none, &none])).to_aml_bytes(&mut aml);
     let (serial, generation, event) = (serial(), generation(), event_device(devices));
     let devices: Vec<Encoded> = match devices {
-        Devices::Mmio(slots) => (0..).zip(slots).map(|(index, slot)| virtio(index, slot)).collect(),
-        Devices::Pci => vec![pci::host_bridge(), pci::reserved()],
+        Devices::Mmio(slots) => {
+            (0..).zip(*slots).map(|(index, slot)| virtio(index, slot)).collect()
+        }
+        Devices::Pci { above_ram } => vec![pci::host_bridge(above_ram), pci::reserved()],
     };
     let mut children: Vec<&dyn Aml> = vec![&serial, &generation, &event];
     children.extend(devices.iter().map(|device| device as &dyn Aml));
@@ -262,7 +281,7 @@ fn generation() -> Encoded {
 /// Describes the interrupts that say that something has changed: a Generic Event Device (section
 /// 5.6.9). It notifies the device of the generation with 0x80, as the ID's specification says, and
 /// has the PCI bus scanned for devices that come and go.
-fn event_device(devices: Devices<'_>) -> Encoded {
+fn event_device(devices: &Devices<'_>) -> Encoded {
     const CHANGED: u8 = 0x80;
     let device = Path::new(GENERATION_DEVICE);
     let notify = Notify::new(&device, &CHANGED);
@@ -272,7 +291,9 @@ fn event_device(devices: Devices<'_>) -> Encoded {
     let (generation_line, hot_plug_line) = (edge(GENERATION_IRQ), edge(HOT_PLUG_IRQ));
     let (lines, reactions): (Vec<&dyn Aml>, Vec<&dyn Aml>) = match devices {
         Devices::Mmio(_) => (vec![&generation_line], vec![&notify]),
-        Devices::Pci => (vec![&generation_line, &hot_plug_line], vec![&generation, &hot_plug]),
+        Devices::Pci { .. } => {
+            (vec![&generation_line, &hot_plug_line], vec![&generation, &hot_plug])
+        }
     };
     Encoded(encode(&Device::new(
         "GED0".into(),

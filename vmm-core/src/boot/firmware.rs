@@ -22,7 +22,7 @@ pub(super) fn boot(vm: &Vm, file: &BootFile) -> Result<()> {
     }
     let at = load(ram, file)?;
     super::identify(vm, FIRMWARE_SMBIOS).map_err(BootError::Memory)?;
-    let root = acpi::write(ram, shape.vcpus, Devices::Pci)?;
+    let root = acpi::write(ram, shape.vcpus, &Devices::on_pci(&shape, ram))?;
     ram.write(CMDLINE, b"\0").map_err(BootError::Memory)?;
     pvh::write_start_info(ram, shape.machine, Initrd::default(), Some(root))?;
     entry::in_protected_mode(vm, at)

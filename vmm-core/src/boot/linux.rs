@@ -37,14 +37,14 @@ pub(super) fn boot(vm: &Vm, files: &KernelFiles) -> Result<()> {
     let slots: Vec<Slot> = slots(shape.devices.len()).collect();
     let devices = match machine {
         MachineKind::Mmio => Devices::Mmio(&slots),
-        MachineKind::Pci => Devices::Pci,
+        MachineKind::Pci => Devices::on_pci(&shape, ram),
     };
     super::identify(vm, SMBIOS).map_err(BootError::Memory)?;
     // For a kernel that runs with `acpi=off`.
     write(ram, MP_TABLE, &mptable::build(MP_TABLE, vcpus))?;
     let (root, arguments) = match files.acpi {
-        Acpi::On => (Some(acpi::write(ram, vcpus, devices)?), String::new()),
-        Acpi::Off => (None, arguments(devices)),
+        Acpi::On => (Some(acpi::write(ram, vcpus, &devices)?), String::new()),
+        Acpi::Off => (None, arguments(&devices)),
     };
     let cmdline = files.cmdline.clone() + &arguments;
     write_cmdline(ram, &cmdline, kernel.cmdline_bytes_max)?;
@@ -82,11 +82,11 @@ fn unreadable_initrd(path: &Path, cause: std::io::Error) -> BootError {
 }
 
 /// Returns what the kernel must be told about its devices on the command line.
-fn arguments(devices: Devices<'_>) -> String {
+fn arguments(devices: &Devices<'_>) -> String {
     match devices {
         Devices::Mmio(slots) => kernel_arguments(slots),
         // It finds them through ports.
-        Devices::Pci => String::new(),
+        Devices::Pci { .. } => String::new(),
     }
 }
 

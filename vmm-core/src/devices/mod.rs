@@ -29,7 +29,7 @@ mod serial;
 pub(crate) use cmos::Cmos;
 pub(crate) use irq::IrqLine;
 pub use kind::MachineKind;
-pub(crate) use msi::{FIRST_MSI_GSI, MsiRoutes};
+pub(crate) use msi::{FIRST_HOST_MSI_GSI, FIRST_MSI_GSI, MsiRoutes};
 pub(crate) use pm_timer::PmTimer;
 pub(crate) use ports::{PortEffect, Ports};
 pub(crate) use power::PowerHardware;

@@ -399,7 +399,11 @@ impl Backing {
 }
 
 /// Overwrites pages with zeros, except those that are zero already: writing them would take memory.
-fn zero(region: &GuestRegionMmap<AtomicBitmap>, offset: usize, len: usize) -> std::io::Result<()> {
+pub(super) fn zero(
+    region: &GuestRegionMmap<AtomicBitmap>,
+    offset: usize,
+    len: usize,
+) -> std::io::Result<()> {
     const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
     let mut page = [0; PAGE_BYTES];
     for at in (offset..offset + len).step_by(PAGE_BYTES) {

@@ -19,6 +19,7 @@ mod layout;
 mod mapped;
 mod missing;
 mod numa;
+mod pin;
 mod pool;
 mod process;
 mod ram;
@@ -34,6 +35,7 @@ pub use layout::{HIGH_RAM_START, LOW_RAM_MAX, RamLayout, RamRegion};
 pub use mapped::{HugeView, OwnPages, PageMap};
 pub use missing::{ChunkPages, Missing, Waits};
 pub use numa::{NodeSet, NumaPolicy};
+pub(crate) use pin::Pinned;
 pub use process::{ProcessMemory, make_huge};
 pub use ram::GuestRam;
 pub(crate) use sharing::Writers;
@@ -194,6 +196,14 @@ pub enum MemoryError {
         "the guest's memory is preallocated or from a huge-page pool: none of it is given back"
     )]
     KeepsAll,
+    /// Devices of the host reach the guest's memory, so none of it is given back.
+    #[error(
+        "the guest has a device of the host, which reaches all of its memory: none of it is given back"
+    )]
+    Pinned,
+    /// Pages have not arrived yet.
+    #[error("pages of the guest are still at its source: try again when it has arrived")]
+    Incomplete,
     /// Pages could not be shared with the template again.
     #[error("cannot share the guest's memory with its template again: {cause}")]
     Share {

@@ -9,7 +9,8 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, bitmap::RefSlice,
 };
 
-use super::backing::{Backing, TemplateImage, Treatment, populate};
+use super::backing::{Backing, TemplateImage, Treatment, populate, zero};
+use super::pin::Pins;
 use super::{
     CHUNK_PAGES, MemoryConfig, MemoryError, Missing, MissingPages, PAGE_BYTES, PageMap, RamLayout,
     RamRegion, WriteLog, runs,
@@ -32,6 +33,7 @@ pub struct GuestRam {
     missing: OnceLock<Arc<Missing>>,
     /// What the kernel writes for the guest's devices, once that is logged.
     write_log: OnceLock<WriteLog>,
+    pins: Pins,
 }
 
 impl GuestRam {
@@ -58,7 +60,7 @@ impl GuestRam {
             populate(&memory.iter().collect::<Vec<_>>())?;
         }
         let (missing, write_log) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { memory, layout, backing, missing, write_log })
+        Ok(Self { memory, layout, backing, missing, write_log, pins: Pins::default() })
     }
 
     /// Creates ordinary memory of `bytes`.
@@ -163,10 +165,16 @@ impl GuestRam {
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages;
-    /// [`MemoryError::Share`] if the kernel refuses.
+    /// [`MemoryError::Share`] if the kernel refuses; [`MemoryError::Pinned`].
     pub(super) fn drop_pages(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let (part, _) = self.part(range)?;
-        mapping::drop_pages(part).map_err(|cause| MemoryError::Share { cause })
+        let dropped = self.pins.unless_set(|| mapping::drop_pages(part));
+        dropped.ok_or(MemoryError::Pinned)?.map_err(|cause| MemoryError::Share { cause })
+    }
+
+    /// Whether all of it has to stay where it is.
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// Returns the addresses in this process of the memory in `range` that is a template's.
@@ -205,9 +213,10 @@ impl GuestRam {
         self.backing.pool_page_bytes()
     }
 
-    /// Whether the VMM gives none of it back on its own: it is preallocated, or from a pool.
+    /// Whether the VMM gives none of it back on its own: it is preallocated, from a pool, or
+    /// pinned.
     pub(crate) fn keeps_all(&self) -> bool {
-        self.backing.keeps_all()
+        self.backing.keeps_all() || self.is_pinned()
     }
 
     /// Returns the runs of pages in `range` that are zero and take memory according to `map`, in
@@ -245,10 +254,11 @@ impl GuestRam {
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages;
-    /// [`MemoryError::Discard`] if the kernel refuses.
+    /// [`MemoryError::Discard`] if the kernel refuses; [`MemoryError::Pinned`].
     pub(crate) fn drop_zeros(&self, range: &Range<u64>) -> Result<u64, MemoryError> {
         let (part, place) = self.part(range)?;
-        self.backing.drop_zeros(place, part).map_err(MemoryError::Discard)
+        let dropped = self.pins.unless_set(|| self.backing.drop_zeros(place, part));
+        dropped.ok_or(MemoryError::Pinned)?.map_err(MemoryError::Discard)
     }
 
     /// Whether parts of it may be marked for the kernel to merge: the guest has a merge domain, and
@@ -387,7 +397,8 @@ impl GuestRam {
 
     /// Gives whole pages back to the host: they read as zeros, and count as written, so that a
     /// migration that has already sent their content sends zeros after it. Returns how many bytes
-    /// the host got: none from a pool, and possibly less than all from a template.
+    /// the host got: none from a pool or if the memory is pinned, and possibly less than all from a
+    /// template.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchAddress`] if the range is not RAM or not whole pages, and then nothing
@@ -419,13 +430,16 @@ impl GuestRam {
         else {
             return Ok(0);
         };
-        let missing = self.missing.get();
-        let discarded = missing.map(|missing| missing.discard(index, &(offset..offset + len)));
-        let discarded = match discarded.transpose() {
-            Ok(Some(Some(given))) => Ok(given),
-            Ok(Some(None) | None) => self.backing.discard(region, place, offset, len),
-            Err(error) => Err(error),
+        let discard = || {
+            let missing = self.missing.get();
+            let discarded = missing.map(|missing| missing.discard(index, &(offset..offset + len)));
+            match discarded.transpose()? {
+                Some(Some(given)) => Ok(given),
+                Some(None) | None => self.backing.discard(region, place, offset, len),
+            }
         };
+        let discarded = self.pins.unless_set(discard);
+        let discarded = discarded.unwrap_or_else(|| zero(region, offset, len).map(|()| 0));
         // Mark the pages dirty afterwards, even after a partial failure: a page marked before could
         // be found dirty, sent with its old content, and then be zeroed unseen.
         (**region).bitmap().mark_dirty(offset, len);

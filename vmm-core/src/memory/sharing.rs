@@ -45,6 +45,9 @@ impl GuestRam {
         map: &mut PageMap,
         writers: &impl Writers,
     ) -> Result<()> {
+        if self.is_pinned() {
+            return Err(MemoryError::Pinned.into());
+        }
         let own = ranges(&map.own_pages(self, range)?);
         if own.is_empty() {
             return Ok(());

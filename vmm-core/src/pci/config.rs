@@ -4,7 +4,7 @@
 //! A BAR's size shows by itself: software writes ones, and only the bits of its address stay.
 
 /// Bytes of a configuration space without the extended part.
-const CONFIG_BYTES: usize = 256;
+pub(crate) const CONFIG_BYTES: usize = 256;
 /// Where the capabilities start, behind the header.
 const CAPABILITIES_START: usize = 0x40;
 
@@ -80,6 +80,11 @@ impl ConfigSpace {
         space.allow(register::CACHE_LINE, &[0xff]);
         space.allow(register::INTERRUPT_LINE, &[0xff]);
         space
+    }
+
+    /// Creates a space with these bytes, and these bits that software may write.
+    pub(crate) fn of(bytes: [u8; CONFIG_BYTES], writable: [u8; CONFIG_BYTES]) -> Self {
+        Self { bytes, writable, end: CONFIG_BYTES, link: CONFIG_BYTES }
     }
 
     /// Adds BAR 0: `bytes` of memory, a power of two, at `address`, which the function decodes from

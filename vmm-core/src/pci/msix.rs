@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Bytes of an entry of the table.
 const ENTRY_BYTES: usize = 16;
 /// Most vectors: one bit each in a word.
-const VECTORS_MAX: usize = 64;
+const VECTORS_MAX: usize = 128;
+/// Most vectors of a function whose state is saved.
+const SAVED_VECTORS_MAX: usize = 64;
 /// Bits of the message control register.
 const ENABLE: u16 = 1 << 15;
 const FUNCTION_MASK: u16 = 1 << 14;
@@ -51,13 +53,13 @@ pub struct MsixState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Msix {
     entries: Vec<MsixEntry>,
-    pending: u64,
+    pending: u128,
     enabled: bool,
     all_masked: bool,
 }
 
 impl Msix {
-    /// Creates the table of a function with so many vectors, at most 64.
+    /// Creates the table of a function with so many vectors, at most 128.
     pub(crate) fn new(vectors: usize) -> Self {
         debug_assert!(vectors <= VECTORS_MAX);
         Self { entries: vec![UNUSED; vectors], pending: 0, enabled: false, all_masked: false }
@@ -107,6 +109,16 @@ impl Msix {
         data.iter_mut().zip(rest).for_each(|(byte, own)| *byte = *own);
     }
 
+    /// Replaces the pending bits, for a function that keeps them itself.
+    pub(crate) fn set_pending(&mut self, pending: u128) {
+        self.pending = pending;
+    }
+
+    /// Returns whether software has enabled MSI-X.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
     /// Takes an interrupt. Returns whether it has to be delivered now; one that is masked stays
     /// pending, and none is remembered before software enables MSI-X.
     pub(crate) fn raise(&mut self, vector: u16) -> bool {
@@ -149,9 +161,10 @@ impl Msix {
         })
     }
 
-    /// Returns the table and the pending bits.
+    /// Returns the table and the pending bits, of at most 64 vectors.
     pub(crate) fn save(&self) -> MsixState {
-        MsixState { entries: self.entries.clone(), pending: self.pending }
+        debug_assert!(self.entries.len() <= SAVED_VECTORS_MAX);
+        MsixState { entries: self.entries.clone(), pending: self.pending as u64 }
     }
 
     /// Replaces the table and the pending bits.
@@ -165,7 +178,7 @@ impl Msix {
             return Err(format!("it has {found} MSI-X vectors, and {own} here"));
         }
         self.entries.clone_from(&state.entries);
-        self.pending = state.pending;
+        self.pending = state.pending.into();
         Ok(())
     }
 }

@@ -22,11 +22,18 @@ impl Slots {
     }
 
     /// Returns the next slot from `first` on, or else the lowest one, that none of so many devices
-    /// has; `None` if a machine of this kind has no more.
-    pub(crate) fn free(&self, devices: usize, machine: MachineKind, first: usize) -> Option<usize> {
-        let taken: Vec<usize> = (0..devices).map(|index| self.of(index)).collect();
+    /// has and that is not `taken` otherwise; `None` if a machine of this kind has no more.
+    pub(crate) fn free(
+        &self,
+        devices: usize,
+        machine: MachineKind,
+        first: usize,
+        taken: &[usize],
+    ) -> Option<usize> {
+        let own: Vec<usize> = (0..devices).map(|index| self.of(index)).collect();
         let all = machine.devices_max();
-        (first..all).chain(0..first.min(all)).find(|slot| !taken.contains(slot))
+        let is_free = |slot: &usize| !own.contains(slot) && !taken.contains(slot);
+        (first..all).chain(0..first.min(all)).find(is_free)
     }
 
     /// Notes that another device was added, behind so many others, in `slot`.
@@ -82,18 +89,19 @@ mod tests {
     #[test]
     fn devices_stay_in_their_slots_and_others_get_the_free_ones() {
         let mut slots = Slots::default();
-        assert_eq!(slots.free(4, PCI, 0), Some(4));
+        assert_eq!(slots.free(4, PCI, 0, &[]), Some(4));
+        assert_eq!(slots.free(4, PCI, 0, &[4, 6]), Some(5));
         slots.remove(1, 4);
         assert_eq!([0, 1, 2].map(|index| slots.of(index)), [0, 2, 3]);
         assert_eq!(
-            [0, 2, 4, 30, 31].map(|first| slots.free(3, PCI, first).unwrap()),
+            [0, 2, 4, 30, 31].map(|first| slots.free(3, PCI, first, &[]).unwrap()),
             [1, 4, 4, 30, 1]
         );
         slots.push(3, 1);
         assert_eq!([0, 1, 2, 3].map(|index| slots.of(index)), [0, 2, 3, 1]);
         slots.check(4, PCI).unwrap();
-        assert_eq!(slots.free(4, PCI, 0), Some(4));
-        assert_eq!(Slots::default().free(31, PCI, 7), None);
+        assert_eq!(slots.free(4, PCI, 0, &[]), Some(4));
+        assert_eq!(Slots::default().free(31, PCI, 7, &[]), None);
         slots.remove(3, 4);
         assert_eq!(slots, Slots(vec![0, 2, 3]));
     }

@@ -15,6 +15,7 @@ pub(crate) mod pagemap;
 pub(crate) mod process;
 pub(crate) mod uring;
 pub(crate) mod userfaultfd;
+pub(crate) mod vfio;
 
 use std::io;
 

@@ -1,7 +1,8 @@
 //! All virtio devices of a guest, and where vCPUs' accesses lead.
 //!
 //! The devices are in the order of the guest's shape. On a PCI bus they come and go while the guest
-//! runs, so that a device's place in this order and its slot differ.
+//! runs, so that a device's place in this order and its slot differ. Devices of the host that the
+//! guest has are on the bus too.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,15 +19,18 @@ use super::mmio::MmioSlots;
 use super::net::NetStatus;
 use super::pci::{PciSlots, PciState};
 use super::transport::Connector;
-use crate::devices::MachineKind;
+use crate::devices::{MachineKind, MsiRoutes};
 use crate::error::Result;
 use crate::memory::GuestRam;
-use crate::pci::{ConfigAddress, HostBridge, HotPlug, HotPlugState, Target};
+use crate::pci::{ConfigAddress, HostBridge, HotPlug, HotPlugState, PciAddress, Target};
+use crate::vfio::{HostDevice, HostFunction, Passthrough};
 
 /// All virtio devices of a guest; see the module.
 #[derive(Debug)]
 pub(crate) struct Bus {
     devices: RwLock<Devices>,
+    /// The host's devices that the guest has.
+    passthrough: Passthrough,
     /// The way to the devices' configuration space, if the machine has PCI.
     bridge: Option<HostBridge>,
     hot_plug: HotPlug,
@@ -37,6 +41,12 @@ pub(crate) struct Bus {
 }
 
 type Devices = Arc<[Arc<Attached>]>;
+
+/// A function behind the bridge.
+enum Function {
+    Virtio(Arc<Attached>),
+    Host(Arc<HostFunction>),
+}
 
 /// What a write of ports has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,12 +73,17 @@ impl Bus {
         configs: impl Iterator<Item = (usize, &'a DeviceConfig)>,
         offload: bool,
     ) -> Result<Self> {
+        let routes = Arc::new(MsiRoutes::new(Arc::clone(vm)));
+        let passthrough = Passthrough::new(vm, &routes, ram);
         let (connector, bridge): (Box<dyn Connector>, _) = match machine {
             MachineKind::Mmio => (Box::new(MmioSlots::new(Arc::clone(vm))), None),
-            MachineKind::Pci => (Box::new(PciSlots::new(Arc::clone(vm))), Some(HostBridge::new())),
+            MachineKind::Pci => {
+                (Box::new(PciSlots::new(Arc::clone(vm), routes)), Some(HostBridge::new()))
+            }
         };
         let mut bus = Self {
             devices: RwLock::new(Arc::new([])),
+            passthrough,
             bridge,
             hot_plug: HotPlug::default(),
             connector,
@@ -105,18 +120,83 @@ impl Bus {
         self.hot_plug.insert(slot + 1);
     }
 
-    /// Asks the guest to let go of the device with this index.
-    pub(crate) fn request_ejection(&self, index: usize) {
-        if let Some(device) = self.devices().get(index) {
-            self.hot_plug.request_ejection(device.slot() + 1);
-        }
+    /// Adds a device of the host in a free slot.
+    ///
+    /// # Errors
+    /// [`DeviceError::HostDevice`].
+    pub(crate) fn insert_host_device(&self, device: HostDevice, slot: usize) -> Result<()> {
+        self.passthrough.insert(device, slot).map_err(DeviceError::from)?;
+        self.hot_plug.insert(slot + 1);
+        Ok(())
+    }
+
+    /// Returns the host's devices that the guest has not let go of: their addresses on the host,
+    /// and their slots.
+    pub(crate) fn host_devices(&self) -> Vec<(PciAddress, usize)> {
+        let mut devices = self.passthrough.devices();
+        devices.retain(|(_, slot)| !self.hot_plug.has_ejected(slot + 1));
+        devices
+    }
+
+    /// Returns the addresses of all of the host's devices, whether or not the guest has let go of
+    /// them.
+    pub(crate) fn all_host_devices(&self) -> Vec<PciAddress> {
+        self.passthrough.devices().into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// Returns the slots of all of the host's devices.
+    pub(crate) fn host_slots(&self) -> Vec<usize> {
+        self.passthrough.devices().into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// Resets the host's devices: they interrupt no more, and reach no memory. Returns those that
+    /// leave the guest by a reset, a bit each: it has let go of them or was asked to, or they cannot
+    /// be reset.
+    pub(crate) fn stop_host_devices(&self) -> u32 {
+        let HotPlugState { leaving, ejected, .. } = self.hot_plug.save();
+        let failed = self.passthrough.stop().into_iter();
+        failed.fold(leaving | ejected, |all, slot| all | 1 << (slot + 1))
+    }
+
+    /// Gives the host's devices addresses, as firmware does, after [`Bus::stop_host_devices`];
+    /// those in the set `leaving` leave the guest.
+    pub(crate) fn place_host_devices(&self, leaving: u32) {
+        let leaves = |slot: usize| leaving >> (slot + 1) & 1 == 1;
+        let gone = self.host_slots().into_iter().filter(|slot| leaves(*slot));
+        gone.for_each(|slot| self.hot_plug.eject(slot + 1));
+        self.passthrough.place(leaves);
+    }
+
+    /// Returns the addresses of those of the host's devices that it wants back, each once.
+    pub(crate) fn wanted_back(&self) -> Vec<PciAddress> {
+        self.passthrough.wanted_back()
+    }
+
+    /// Takes the host's devices that the guest has let go of from the bus. Each is given back with
+    /// [`Bus::release_host_device`].
+    pub(crate) fn take_ejected_host_devices(&self) -> Vec<Arc<HostFunction>> {
+        let slots = self.host_slots().into_iter();
+        let ejected = slots.filter(|slot| self.hot_plug.has_ejected(slot + 1));
+        ejected.filter_map(|slot| self.passthrough.remove(slot)).collect()
+    }
+
+    /// Gives a device back that no vCPU uses any more: the host may have it, and the guest another
+    /// one in its slot.
+    pub(crate) fn release_host_device(&self, function: HostFunction) {
+        let (address, slot) = (function.address(), function.slot());
+        drop(function);
+        self.passthrough.release(address);
+        self.hot_plug.forget(slot + 1);
+    }
+
+    /// Asks the guest to let go of the device in this slot.
+    pub(crate) fn request_ejection(&self, slot: usize) {
+        self.hot_plug.request_ejection(slot + 1);
     }
 
     /// Takes that request back.
-    pub(crate) fn withdraw_request(&self, index: usize) {
-        if let Some(device) = self.devices().get(index) {
-            self.hot_plug.withdraw_request(device.slot() + 1);
-        }
+    pub(crate) fn withdraw_request(&self, slot: usize) {
+        self.hot_plug.withdraw_request(slot + 1);
     }
 
     /// Returns the registers of hot-plug.
@@ -154,7 +234,9 @@ impl Bus {
 
     /// Returns whether the guest has let go of devices that are not taken away yet.
     pub(crate) fn has_ejections(&self) -> bool {
+        let has_ejected = |slot: usize| self.hot_plug.has_ejected(slot + 1);
         self.devices().iter().any(|device| self.has_ejected(device))
+            || self.host_slots().into_iter().any(has_ejected)
     }
 
     fn has_ejected(&self, device: &Attached) -> bool {
@@ -171,15 +253,26 @@ impl Bus {
             is_in_set && device.may_leave() && !self.has_ejected(device)
         };
         let gone: Vec<_> = devices.iter().filter(goes).cloned().collect();
+        let of_host: Vec<_> = self.host_devices();
+        let of_host = of_host.into_iter().filter(|(_, slot)| set >> (slot + 1) & 1 == 1);
+        let of_host: Vec<_> =
+            of_host.filter_map(|(_, slot)| self.passthrough.in_slot(slot)).collect();
         gone.iter().for_each(|device| self.hot_plug.eject(device.slot() + 1));
+        of_host.iter().for_each(|function| self.hot_plug.eject(function.slot() + 1));
         drop(devices);
         gone.iter().for_each(|device| device.unplug());
-        !gone.is_empty()
+        for function in &of_host {
+            if let Err(error) = function.unplug() {
+                tracing::warn!(%error, "cannot reset a device of the host that a guest has let go of");
+            }
+        }
+        !gone.is_empty() || !of_host.is_empty()
     }
 
     /// Returns whether there is a device in this slot that the guest has not let go of.
     pub(crate) fn has_in(&self, slot: usize) -> bool {
         self.devices().iter().any(|device| device.slot() == slot && !self.has_ejected(device))
+            || self.host_devices().iter().any(|(_, own)| *own == slot)
     }
 
     fn devices(&self) -> Devices {
@@ -193,6 +286,7 @@ impl Bus {
         }
         match self.find(address) {
             Some((device, offset)) => device.read(offset, data),
+            None if self.passthrough.read(address, data) => {}
             None => data.fill(0xff),
         }
     }
@@ -202,8 +296,9 @@ impl Bus {
         if let Some(target) = self.bridge.as_ref().and_then(|bridge| bridge.at_address(address)) {
             return self.write_target(target, data);
         }
-        if let Some((device, offset)) = self.find(address) {
-            device.write(offset, data);
+        match self.find(address) {
+            Some((device, offset)) => device.write(offset, data),
+            None => self.passthrough.write(address, data),
         }
     }
 
@@ -239,7 +334,8 @@ impl Bus {
                 bridge.config().read(place.offset, data);
             }
             Target::Register(place) => match self.behind_bridge(place) {
-                Some(device) => device.read_config(place.offset, data),
+                Some(Function::Virtio(device)) => device.read_config(place.offset, data),
+                Some(Function::Host(function)) => function.read_config(place.offset, data),
                 None => data.fill(0xff),
             },
             Target::Nothing => data.fill(0xff),
@@ -254,21 +350,25 @@ impl Bus {
                     bridge.set_address(u32::from_le_bytes(word));
                 }
             }
-            Target::Register(place) => {
-                if let Some(device) = self.behind_bridge(place) {
-                    device.write_config(place.offset, data);
-                }
-            }
+            Target::Register(place) => match self.behind_bridge(place) {
+                Some(Function::Virtio(device)) => device.write_config(place.offset, data),
+                Some(Function::Host(function)) => function.write_config(place.offset, data),
+                None => {}
+            },
             Target::Nothing => {}
         }
     }
 
     /// Returns the device at a place in configuration space. The bridge itself is device 0.
-    fn behind_bridge(&self, place: ConfigAddress) -> Option<Arc<Attached>> {
+    fn behind_bridge(&self, place: ConfigAddress) -> Option<Function> {
         let devices = self.devices();
         let slot = place.device.checked_sub(1)?;
-        let device = devices.iter().find(|device| device.slot() == slot);
-        device.filter(|device| !self.has_ejected(device)).cloned()
+        if self.hot_plug.has_ejected(slot + 1) {
+            return None;
+        }
+        let device = devices.iter().find(|device| device.slot() == slot).cloned();
+        let of_host = || self.passthrough.in_slot(slot).map(Function::Host);
+        device.map(Function::Virtio).or_else(of_host)
     }
 
     /// Returns the contents of the disks, with their indexes among the devices.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::vfio::HostDeviceError;
+
 /// Failure to create, save or run a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -75,6 +77,14 @@ pub enum DeviceError {
     /// A device was to come or go while its guest runs, which is not possible.
     #[error("devices come and go only on a PCI bus: start the guest with `--machine pci`")]
     NoHotPlug,
+    /// A device of the host cannot be given to a guest.
+    #[error(transparent)]
+    HostDevice(#[from] HostDeviceError),
+    /// The guest has devices of the host, which cannot be saved.
+    #[error(
+        "the guest has devices of the host ({0}), whose state cannot be saved: detach them first"
+    )]
+    HostDevices(String),
     /// A device rejected its saved state.
     #[error("cannot load device state: {0}")]
     State(String),

@@ -50,7 +50,6 @@ mod transport;
 mod vsock;
 mod worker;
 
-pub(crate) use attached::Attached;
 pub use attached::DeviceState;
 pub use backend::BackendState;
 pub use block::DiskContent;

@@ -5,7 +5,6 @@
 //! there for the guest, and its owner takes it away ([`Vm::take_ejected`]): until then it is a part
 //! of what a migration or a save takes along.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,38 +14,25 @@ use vm_superio::Trigger;
 use super::{RunState, Vm};
 use crate::devices::{HOT_PLUG_IRQ, IrqLine, MachineKind};
 use crate::error::{Error, Result};
-use crate::virtio::{Attached, DeviceConfig, DeviceError};
+use crate::pci::PciAddress;
+use crate::vfio::HostDevice;
+use crate::virtio::{DeviceConfig, DeviceError};
 
 /// Interval between checks whether a vCPU still uses a device that has left.
 const USE_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The address of a device on the guest's PCI bus, as `lspci` has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PciAddress {
-    /// Number of the device, 1 to 31.
-    device: usize,
-}
-
-impl PciAddress {
-    /// Returns the address of the device in this slot.
-    fn of_slot(slot: usize) -> Self {
-        Self { device: slot + 1 }
-    }
-}
-
-impl fmt::Display for PciAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0000:00:{:02x}.0", self.device)
-    }
-}
-
 /// A device that its guest has let go of.
 #[derive(Debug)]
-pub struct Ejected {
-    /// What it was.
-    pub config: DeviceConfig,
-    /// Why the last of what the guest has written to it may not be durable.
-    pub lost: Option<DeviceError>,
+pub enum Ejected {
+    /// A virtio device.
+    Virtio {
+        /// What it was.
+        config: DeviceConfig,
+        /// Why the last of what the guest has written to it may not be durable.
+        lost: Option<DeviceError>,
+    },
+    /// A device of the host, by its address there.
+    Host(PciAddress),
 }
 
 impl Vm {
@@ -59,25 +45,13 @@ impl Vm {
     /// [`Error::WrongState`] if the guest has ended. The guest is then as it was.
     pub fn insert(&self, config: &DeviceConfig) -> Result<PciAddress> {
         let _control = self.control();
-        let state = self.run_state();
-        if state == RunState::Stopped {
-            return Err(Error::WrongState { action: "attach a device", state });
-        }
+        let (state, slot) = self.room()?;
         let mut shape = (*self.shape()).clone();
-        if shape.machine != MachineKind::Pci {
-            return Err(DeviceError::NoHotPlug.into());
-        }
         if !config.may_be_inserted() {
             let what = "only disks and network devices come and go".to_owned();
             return Err(DeviceError::Config(what).into());
         }
-        let count = shape.devices.len();
-        let first = self.next_slot.load(Ordering::Acquire);
-        let Some(slot) = shape.slots.free(count, shape.machine, first) else {
-            let what = format!("the guest has {count} devices already, and no room for more");
-            return Err(DeviceError::Config(what).into());
-        };
-        shape.slots.push(count, slot);
+        shape.slots.push(shape.devices.len(), slot);
         shape.devices.push(config.without_files());
         shape.check()?;
         let bus = &self.machine.bus;
@@ -91,9 +65,83 @@ impl Vm {
         }
         bus.insert(device);
         self.change_shape(|own| *own = shape);
+        Ok(self.announce(slot))
+    }
+
+    /// Inserts a device of the host, and notifies the guest. Returns where the guest finds it. All
+    /// of the guest's memory becomes present and stays so, and the guest cannot be saved, until it
+    /// has let go of the device.
+    ///
+    /// # Errors
+    /// [`DeviceError::HostDevice`]; [`DeviceError::NoHotPlug`]; [`DeviceError::Config`] if the
+    /// guest can have no more devices; [`Error::WrongState`] if the guest has ended;
+    /// [`crate::memory::MemoryError`] if the host has too little memory. The guest is then as it
+    /// was.
+    pub fn insert_host_device(&self, device: HostDevice) -> Result<PciAddress> {
+        self.ram().make_present()?;
+        let _control = self.control();
+        let (_, slot) = self.room()?;
+        self.machine.bus.insert_host_device(device, slot)?;
+        Ok(self.announce(slot))
+    }
+
+    /// Returns the host's devices that the guest has not let go of: their addresses on the host,
+    /// and those at which the guest has them.
+    pub fn host_devices(&self) -> Vec<(PciAddress, PciAddress)> {
+        let devices = self.machine.bus.host_devices().into_iter();
+        devices.map(|(address, slot)| (address, PciAddress::in_guest(slot + 1))).collect()
+    }
+
+    /// Returns the addresses on the host of its devices that the guest has, or that it has let go
+    /// of and that are not taken away yet.
+    pub fn all_host_devices(&self) -> Vec<PciAddress> {
+        self.machine.bus.all_host_devices()
+    }
+
+    /// Makes all of the guest's memory present, so that [`Vm::insert_host_device`], for which
+    /// others wait, has less to do.
+    ///
+    /// # Errors
+    /// [`crate::memory::MemoryError`].
+    pub fn prepare_for_host_device(&self) -> Result<()> {
+        Ok(self.ram().make_present()?)
+    }
+
+    /// Asks the guest to let go of devices that the host wants back. Returns their addresses there.
+    pub fn give_back_wanted(&self) -> Vec<PciAddress> {
+        let wanted = self.machine.bus.wanted_back();
+        for address in &wanted {
+            let _ = self.request_host_device_ejection(*address);
+        }
+        wanted
+    }
+
+    /// Returns the run state of a guest that has not ended, and a slot for another device.
+    fn room(&self) -> Result<(RunState, usize)> {
+        let state = self.run_state();
+        if state == RunState::Stopped {
+            return Err(Error::WrongState { action: "attach a device", state });
+        }
+        let shape = self.shape();
+        if shape.machine != MachineKind::Pci {
+            return Err(DeviceError::NoHotPlug.into());
+        }
+        let count = shape.devices.len();
+        let taken = self.machine.bus.host_slots();
+        let first = self.next_slot.load(Ordering::Acquire);
+        let slot = shape.slots.free(count, shape.machine, first, &taken).ok_or_else(|| {
+            let count = count + taken.len();
+            let what = format!("the guest has {count} devices already, and no room for more");
+            DeviceError::Config(what)
+        })?;
+        Ok((state, slot))
+    }
+
+    /// Notifies the guest of the device in this slot, and returns where it is.
+    fn announce(&self, slot: usize) -> PciAddress {
         self.next_slot.store(slot + 1, Ordering::Release);
         self.notify_of_devices();
-        Ok(PciAddress::of_slot(slot))
+        PciAddress::in_guest(slot + 1)
     }
 
     /// Asks the guest to let go of the first device for which `is_it` holds. Returns where the
@@ -111,23 +159,33 @@ impl Vm {
             return Err(DeviceError::NoHotPlug.into());
         }
         let found = shape.devices.iter().position(|it| it.may_be_inserted() && is_it(it));
-        let Some(index) = found else { return Ok(None) };
-        self.machine.bus.request_ejection(index);
+        Ok(found.map(|index| self.ask_to_eject(shape.slots.of(index))))
+    }
+
+    /// As `request_ejection`, for the device of the host with this address there.
+    pub fn request_host_device_ejection(&self, address: PciAddress) -> Option<PciAddress> {
+        let _control = self.control();
+        let devices = self.machine.bus.host_devices();
+        let (_, slot) = devices.into_iter().find(|(own, _)| *own == address)?;
+        Some(self.ask_to_eject(slot))
+    }
+
+    fn ask_to_eject(&self, slot: usize) -> PciAddress {
+        self.machine.bus.request_ejection(slot);
         self.notify_of_devices();
-        Ok(Some(PciAddress::of_slot(shape.slots.of(index))))
+        PciAddress::in_guest(slot + 1)
     }
 
     /// Returns whether the guest has let go of the device at this address.
     pub fn has_ejected(&self, address: PciAddress) -> bool {
-        !self.machine.bus.has_in(address.device - 1)
+        !self.machine.bus.has_in(address.device() - 1)
     }
 
-    /// Takes that request back, if the guest still has the device.
-    pub fn withdraw_ejection_request(&self, is_it: impl Fn(&DeviceConfig) -> bool) {
+    /// Takes the request back to let go of the device at this address. A guest that has read of it
+    /// may let go all the same.
+    pub fn withdraw_ejection_request(&self, address: PciAddress) {
         let _control = self.control();
-        if let Some(index) = self.shape().devices.iter().position(is_it) {
-            self.machine.bus.withdraw_request(index);
-        }
+        self.machine.bus.withdraw_request(address.device() - 1);
     }
 
     /// Returns whether the guest has read which devices come, and which are to leave.
@@ -156,7 +214,8 @@ impl Vm {
     }
 
     /// Takes away the devices that the guest has let go of: what was written is made durable, disks
-    /// are unlocked, and taps that were made for the guest vanish.
+    /// are unlocked, taps that were made for the guest vanish, and the host may have its own
+    /// devices again.
     pub fn take_ejected(&self) -> Vec<Ejected> {
         let _control = self.control();
         let mut taken = Vec::new();
@@ -166,15 +225,34 @@ impl Vm {
             let lost = unshared(device).leave().err();
             self.change_shape(|shape| {
                 shape.slots.remove(index, shape.devices.len());
-                taken.push(Ejected { config: shape.devices.remove(index), lost });
+                taken.push(Ejected::Virtio { config: shape.devices.remove(index), lost });
             });
         }
+        for function in self.machine.bus.take_ejected_host_devices() {
+            self.next_slot.store(function.slot() + 1, Ordering::Release);
+            taken.push(Ejected::Host(function.address()));
+            self.machine.bus.release_host_device(unshared(function));
+        }
         taken
+    }
+
+    /// Refuses to save a guest with devices of the host.
+    ///
+    /// # Errors
+    /// [`DeviceError::HostDevices`].
+    pub(super) fn expect_no_host_devices(&self) -> Result<()> {
+        let devices = self.machine.bus.host_slots();
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let names = self.machine.bus.all_host_devices().into_iter();
+        let names: Vec<_> = names.map(|address| address.to_string()).collect();
+        Err(DeviceError::HostDevices(names.join(", ")).into())
     }
 }
 
 /// Waits until no vCPU uses a device any more that is off the bus.
-fn unshared(mut device: Arc<Attached>) -> Attached {
+fn unshared<T>(mut device: Arc<T>) -> T {
     loop {
         match Arc::try_unwrap(device) {
             Ok(device) => return device,

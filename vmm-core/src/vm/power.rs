@@ -137,6 +137,8 @@ impl Vm {
             return Err(Error::NeverBooted);
         };
         self.machine.bus.pause()?;
+        // Before the interrupt controllers and the memory are new.
+        let leaving = self.machine.bus.stop_host_devices();
         let answers: Vec<_> =
             self.vcpus.iter().map(|vcpu| vcpu.submit(|vcpu| vcpu.abandon_instruction())).collect();
         answers.into_iter().try_for_each(|answer| answer.wait())?;
@@ -148,6 +150,7 @@ impl Vm {
         let (devices, pci) = self.machine.bus.power_on_state();
         let powered_on = VmState { devices, pci, ..VmState::clone(pristine) };
         self.load_hardware(&powered_on, carry)?;
+        self.machine.bus.place_host_devices(leaving);
         self.machine.report_ejections();
         if let Some(BalloonReport { target_pages, set_by, .. }) = before {
             self.machine.bus.on_balloon(move |balloon, rings| {

@@ -25,10 +25,13 @@ impl Vm {
     /// content as before.
     ///
     /// # Errors
-    /// [`MemoryError::KeepsAll`] if the guest must have all of its memory;
+    /// [`MemoryError::KeepsAll`] or [`MemoryError::Pinned`] if the guest must have all of its memory;
     /// [`crate::Error::WrongState`] if the guest has ended; other [`MemoryError`]s; as
     /// [`Vm::resume`].
     pub fn drop_zeros(&self, range: &Range<u64>, map: &mut PageMap) -> Result<()> {
+        if self.ram().is_pinned() {
+            return Err(MemoryError::Pinned.into());
+        }
         if self.ram().keeps_all() {
             return Err(MemoryError::KeepsAll.into());
         }

@@ -1,6 +1,8 @@
 //! The PCI bus in the tables: where its configuration space is (MCFG: PCI Firmware Specification
 //! 3.3, 4.1.2), and its host bridge in the DSDT.
 
+use std::ops::Range;
+
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name,
@@ -23,12 +25,22 @@ pub(super) fn mcfg() -> MCFG {
 }
 
 /// Describes the host bridge: the bus, the ports that it takes itself, the addresses that it passes
-/// on to its devices, and its slots. There are no interrupt pins, so there is no routing of them.
-pub(super) fn host_bridge() -> Encoded {
+/// on to its devices, below 4 GiB and `above` its RAM, and its slots. There are no interrupt pins,
+/// so there is no routing of them.
+pub(super) fn host_bridge(above: &Range<u64>) -> Encoded {
     const COHERENT: u8 = 1;
     let (zero, writable) = (0u8, true);
     let (start, last) = (APERTURE.start as u32, APERTURE.end as u32 - 1);
     let cacheable = AddressSpaceCacheable::NotCacheable;
+    let bus = AddressSpace::new_bus_number(u16::from(BUS), u16::from(BUS));
+    let ports = IO::new(CONFIG_PORT, CONFIG_PORT, 1, CONFIG_PORTS);
+    let low = AddressSpace::new_memory(cacheable, writable, start, last, None);
+    let last_above = above.end.saturating_sub(1);
+    let high = AddressSpace::new_memory(cacheable, writable, above.start, last_above, None);
+    let mut resources: Vec<&dyn Aml> = vec![&bus, &ports, &low];
+    if !above.is_empty() {
+        resources.push(&high);
+    }
     let parts: [&dyn Aml; 7] = [
         &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
         &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
@@ -36,14 +48,7 @@ pub(super) fn host_bridge() -> Encoded {
         &Name::new("_SEG".into(), &zero),
         &Name::new("_BBN".into(), &BUS),
         &Name::new("_CCA".into(), &COHERENT),
-        &Name::new(
-            "_CRS".into(),
-            &ResourceTemplate::new(vec![
-                &AddressSpace::new_bus_number(u16::from(BUS), u16::from(BUS)),
-                &IO::new(CONFIG_PORT, CONFIG_PORT, 1, CONFIG_PORTS),
-                &AddressSpace::new_memory(cacheable, writable, start, last, None),
-            ]),
-        ),
+        &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
     ];
     let slots = hot_plug::in_bridge();
     let slots = slots.iter().map(|part| part as &dyn Aml);

@@ -19,11 +19,12 @@ struct Memory(Vec<u8>);
 
 impl Memory {
     fn with(vcpus: u8, devices: &[Slot]) -> Self {
-        Self(build(ACPI_TABLES, vcpus, Devices::Mmio(devices)))
+        Self(build(ACPI_TABLES, vcpus, &Devices::Mmio(devices)))
     }
 
     fn with_pci(vcpus: u8) -> Self {
-        Self(build(ACPI_TABLES, vcpus, Devices::Pci))
+        let above_ram = 0x20_0000_0000..0x40_0000_0000;
+        Self(build(ACPI_TABLES, vcpus, &Devices::Pci { above_ram }))
     }
 
     fn from(&self, gpa: u64) -> &[u8] {

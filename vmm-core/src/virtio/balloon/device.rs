@@ -264,6 +264,8 @@ impl BalloonDevice {
             return Err(QueueError::Buffer);
         }
         let mut dropped = 0;
+        // What is pinned stays as it is, which its guest must expect of such pages.
+        let ranges = if ram.is_pinned() { &[] } else { ranges };
         for range in ranges {
             match ram.discard(range) {
                 Ok(bytes) => dropped += bytes,

@@ -8,8 +8,8 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::state::Interrupts;
-use crate::devices::{FIRST_MSI_GSI, MsiRoutes};
-use crate::pci::Msix;
+use crate::devices::{FIRST_HOST_MSI_GSI, FIRST_MSI_GSI, MsiRoutes};
+use crate::pci::{FUNCTIONS_MAX, Msix};
 use crate::virtio::interrupt::Line;
 use crate::virtio::registers::QUEUES_MAX;
 use crate::virtio::signals::{Cause, Unacknowledged};
@@ -18,6 +18,8 @@ use crate::virtio::signals::{Cause, Unacknowledged};
 pub(super) const NO_VECTOR: u16 = 0xffff;
 /// Most vectors of a function: one for each queue, and one for changes of the configuration.
 const VECTORS_MAX: u32 = QUEUES_MAX as u32 + 1;
+
+const _: () = assert!(FIRST_MSI_GSI + FUNCTIONS_MAX as u32 * VECTORS_MAX <= FIRST_HOST_MSI_GSI);
 
 /// The interrupts of a function; see the module. Shared by vCPUs, which set vectors, and the
 /// device's thread, which interrupts.

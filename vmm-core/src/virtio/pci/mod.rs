@@ -45,9 +45,9 @@ pub(super) struct PciSlots {
 }
 
 impl PciSlots {
-    /// Returns the slots of a new VM.
-    pub(super) fn new(vm: Arc<VmFd>) -> Self {
-        Self { routes: Arc::new(MsiRoutes::new(Arc::clone(&vm))), vm }
+    /// Returns the slots of a new VM with these routes of interrupts.
+    pub(super) fn new(vm: Arc<VmFd>, routes: Arc<MsiRoutes>) -> Self {
+        Self { vm, routes }
     }
 }
 

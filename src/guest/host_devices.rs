@@ -1,0 +1,57 @@
+//! The host's devices that a guest has: what they need of its process, and what they prevent.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::machine::SharedMachine;
+use crate::api::types::HostDeviceInfo;
+use crate::api::{ApiError, Reason};
+use crate::names::GuestName;
+
+/// Lets this process lock all of its guest's memory, if it may raise its limit: a device of the
+/// host may come later, when it may not any more.
+pub(super) fn allow_locked_memory() {
+    let unlimited = Rlimit { current: None, maximum: None };
+    if setrlimit(Resource::Memlock, unlimited).is_ok() {
+        return;
+    }
+    let own = getrlimit(Resource::Memlock);
+    if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: own.maximum, ..own }) {
+        tracing::debug!(%error, "the limit of locked memory stays");
+    }
+}
+
+/// Returns the devices, as the API shows them.
+pub(super) fn infos(machine: &SharedMachine) -> Vec<HostDeviceInfo> {
+    let info = |(host, guest): (vmm_core::PciAddress, vmm_core::PciAddress)| HostDeviceInfo {
+        host: host.to_string(),
+        guest: guest.to_string(),
+    };
+    machine.vm().host_devices().into_iter().map(info).collect()
+}
+
+/// Refuses what a guest with devices of the host cannot do, such as to be `saved`.
+///
+/// # Errors
+/// If it has some; the text names the ways out.
+pub(super) fn expect_none(
+    machine: &SharedMachine,
+    name: &GuestName,
+    saved: &str,
+) -> Result<(), ApiError> {
+    let all = machine.vm().all_host_devices();
+    let Some(first) = all.first() else { return Ok(()) };
+    let is_leaving = machine.vm().host_devices().is_empty();
+    let way_out = match saved {
+        _ if is_leaving => "it is being taken away: try again".to_owned(),
+        "migrated" => format!(
+            "`--detach-on-migrate` detaches it on the way, `lighter detach-device {name} vfio={first}` now"
+        ),
+        _ => format!("`lighter detach-device {name} vfio={first}` first"),
+    };
+    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+    let text = format!(
+        "{name} has a device of this host ({}) and cannot be {saved} with it: {way_out}",
+        all.join(", ")
+    );
+    Err(ApiError::new(Reason::WrongState, text))
+}

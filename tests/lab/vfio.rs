@@ -1,0 +1,173 @@
+//! A stock guest with devices of its host: an NVMe drive and a network card behind an IOMMU.
+
+use std::fs::File;
+
+use crate::fixtures::{Host, Lab, StockGuest, until};
+
+/// The drive and the card, as the host has them.
+const DRIVE: &str = "0000:00:08.0";
+const CARD: &str = "0000:00:09.0";
+/// What gives them to vfio-pci.
+const BIND: &str = "modprobe vfio-pci; for device in 0000:00:08.0 0000:00:09.0; do \
+    cd /sys/bus/pci/devices/$device; echo vfio-pci > driver_override; \
+    [ ! -e driver ] || echo $device > driver/unbind; echo $device > /sys/bus/pci/drivers_probe; done";
+/// The address behind the card, and the guest's own there.
+const BEHIND_CARD: &str = "10.99.0.2";
+const ON_CARD: &str = "10.99.0.15/24";
+/// What a kernel warns of.
+const COMPLAINTS: &str =
+    "dmesg --level=emerg,alert,crit,err,warn | grep -iE 'pci|acpi|nvme|hotplug|virtio'";
+
+/// Gives a host the drive and the card, in the hands of vfio-pci.
+fn equip(lab: &Lab, number: usize) {
+    let drive = lab.folder().join(format!("drive{number}.raw"));
+    File::create(&drive).and_then(|file| file.set_len(64 << 20)).expect("a drive");
+    let drive = format!("file={},if=none,id=drive,format=raw", drive.display());
+    let card = "virtio-net-pci,netdev=user,iommu_platform=on,disable-legacy=on,addr=0x9";
+    lab.restart_with(
+        number,
+        &[
+            "-drive",
+            &drive,
+            "-device",
+            "nvme,drive=drive,serial=drive,addr=0x8",
+            "-netdev",
+            "user,id=user,net=10.99.0.0/24",
+            "-device",
+            card,
+        ],
+    );
+    lab.host(number).sh(BIND).ok();
+}
+
+/// Uses the card that the guest has as `eth1`.
+#[track_caller]
+fn uses_card(guest: &StockGuest, host: Host<'_>) {
+    let up = format!("ip link set eth1 up && ip address replace {ON_CARD} dev eth1");
+    let ping = format!("ping -c 1 -W 5 {BEHIND_CARD}");
+    until("the card carries frames", || {
+        let done = guest.sh(host, &format!("{up} && {ping}"));
+        if done.code == Some(0) { Ok(()) } else { Err(done) }
+    });
+}
+
+/// Reads what the guest has written to the drive.
+fn sum(guest: &StockGuest, host: Host<'_>) -> String {
+    let read = "mount /dev/nvme0n1 /mnt && sha256sum < /mnt/file && umount /mnt";
+    guest.sh(host, read).ok()
+}
+
+fn host_devices(host: Host<'_>) -> String {
+    host.ask("debian", "/v1/guest").expect("a guest")["host_devices"].to_string()
+}
+
+#[test]
+fn a_guest_has_devices_of_its_host_and_moves_without_them() {
+    let lab = Lab::of(2);
+    equip(&lab, 1);
+    let [here, there] = lab.nodes();
+    let guest = StockGuest::boot(&lab, here, 2, &format!("--device vfio={DRIVE}"));
+    let make = "mkfs.ext4 -q /dev/nvme0n1 && mount /dev/nvme0n1 /mnt \
+        && head -c 8M /dev/urandom > /mnt/file && sha256sum < /mnt/file && umount /mnt \
+        && echo 3 > /proc/sys/vm/drop_caches";
+    let content = guest.sh(here, make).ok();
+    assert_eq!(sum(&guest, here), content);
+    let interrupts = guest.sh(here, "grep -c 'PCI-MSI.*nvme0q' /proc/interrupts").ok();
+    assert_eq!(interrupts, "3\n", "one for each vCPU, and one for administration");
+    let said = here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
+    assert!(said.starts_with(&format!("host device {CARD} is attached to debian at")), "{said}");
+    uses_card(&guest, here);
+    assert_eq!(guest.sh(here, COMPLAINTS).stdout, "");
+
+    // All of its memory is there, and stays.
+    let resident = here.ask("debian", "/v1/guest/balloon").expect("a balloon");
+    assert!(resident["resident_bytes"].as_u64() >= Some(512 << 20), "{resident}");
+    here.lighter("balloon debian 256M").complains(&[DRIVE, "gets nothing"]);
+    let status = here.lighter("density status").ok();
+    assert!(status.contains("pins all of its memory"), "{status}");
+
+    // It cannot move or be saved with them, and stays as it is.
+    let to = there.address();
+    here.lighter(&format!("migrate debian {to}")).complains(&[DRIVE, "--detach-on-migrate"]);
+    here.lighter("save debian /var/tmp/debian.lighter").complains(&[
+        DRIVE,
+        CARD,
+        "cannot be saved",
+    ]);
+    here.lighter(&format!("attach-device debian vfio={CARD}")).complains(&[CARD, "in use"]);
+    here.lighter("attach-device debian vfio=00:1f.2").complains(&["0000:00:1f.2", "vfio-pci"]);
+    here.lighter("attach-device debian vfio=00:1e.7").complains(&["no such device"]);
+
+    // They are there after a reset, as after a power-on.
+    here.lighter("reset debian").ok();
+    until("it boots again", || {
+        let shown = here.ask("debian", "/v1/guest")?;
+        if shown["restarts"] == 1 { Ok(()) } else { Err(shown.to_string()) }
+    });
+    guest.await_booted(here);
+    assert_eq!(sum(&guest, here), content);
+    uses_card(&guest, here);
+
+    // A migration that fails gives them back.
+    let nowhere = "migrate debian 10.77.0.2:9 --detach-on-migrate";
+    let failed = here.lighter(nowhere);
+    assert!(failed.stderr.contains(&format!("has the host's device {DRIVE} again")), "{failed:?}");
+    assert!(failed.stderr.contains(&format!("has the host's device {CARD} again")), "{failed:?}");
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    until("the guest finds the drive", || {
+        let done = guest.sh(here, "ls /dev/nvme0n1");
+        if done.code == Some(0) { Ok(()) } else { Err(done) }
+    });
+    assert_eq!(sum(&guest, here), content);
+
+    let moved = here.lighter(&format!("migrate debian {to} --downtime 10s --detach-on-migrate"));
+    assert!(moved.stderr.contains("left 2 of its host's devices behind"), "{moved:?}");
+    moved.ok();
+    assert_eq!(here.state_of("debian"), None);
+    assert_eq!(host_devices(there), "[]");
+    assert_eq!(guest.sh(there, "ls /dev/nvme* /sys/class/net/eth1 2> /dev/null").stdout, "");
+    // The host may have its devices again.
+    let back = "echo > /sys/bus/pci/devices/0000:00:08.0/driver_override \
+        && echo 0000:00:08.0 > /sys/bus/pci/drivers/vfio-pci/unbind \
+        && modprobe nvme && echo 0000:00:08.0 > /sys/bus/pci/drivers_probe && sleep 5 && mount -o ro /dev/nvme0n1 /mnt \
+        && sha256sum < /mnt/file && umount /mnt";
+    assert_eq!(here.sh(back).ok(), content);
+    guest.shut_down(there);
+}
+
+#[test]
+fn a_device_comes_and_goes_and_the_host_gets_it_back_when_it_asks() {
+    let lab = Lab::of(1);
+    equip(&lab, 1);
+    let host = lab.host(1);
+    let guest = StockGuest::boot(&lab, host, 1, "");
+    for _ in 0..2 {
+        host.lighter(&format!("attach-device debian vfio={DRIVE}")).ok();
+        host.lighter(&format!("attach-device debian vfio={CARD}")).ok();
+        uses_card(&guest, host);
+        host.lighter(&format!("detach-device debian vfio={CARD}")).ok();
+        host.lighter(&format!("detach-device debian vfio={DRIVE}")).ok();
+        assert_eq!(host_devices(host), "[]");
+        let refused = host.lighter(&format!("detach-device debian vfio={DRIVE}"));
+        refused.complains(&["has no host device"]);
+    }
+    // Memory is given back again.
+    host.lighter("balloon debian 256M").ok();
+    until("the host gets it", || {
+        let resident = host.ask("debian", "/v1/guest/balloon")?["resident_bytes"].clone();
+        if resident.as_u64() < Some(400 << 20) { Ok(()) } else { Err(resident.to_string()) }
+    });
+    host.lighter(&format!("attach-device debian vfio={DRIVE}")).ok();
+    let target =
+        host.ask("debian", "/v1/guest/balloon").expect("a balloon")["target_bytes"].clone();
+    assert_eq!(target, 512 << 20, "the guest need not do without what is taken anyway");
+    // Who takes the driver away waits until the guest has let go.
+    host.sh(&format!("timeout 300 sh -c 'echo {DRIVE} > /sys/bus/pci/drivers/vfio-pci/unbind'"))
+        .ok();
+    until("the device has left", || {
+        let left = host_devices(host);
+        if left == "[]" { Ok(()) } else { Err(left) }
+    });
+    assert_eq!(guest.sh(host, COMPLAINTS).stdout, "");
+    guest.shut_down(host);
+}

@@ -1,0 +1,154 @@
+//! A device of the host, opened for a guest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::pci::PciAddress;
+
+/// Where the host describes its PCI devices.
+const DEVICES: &str = "/sys/bus/pci/devices";
+/// Where the devices of VFIO are.
+const VFIO: &str = "/dev/vfio";
+/// The driver that a device must have.
+const DRIVER: &str = "vfio-pci";
+
+/// Why a device of the host cannot be given to a guest.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the host's device {address}: {why}")]
+pub struct HostDeviceError {
+    /// Its address on the host.
+    pub address: PciAddress,
+    /// What stands in the way.
+    pub why: String,
+}
+
+/// A device of the host, opened for a guest: its IOMMU group, and a container for it. Whoever opens
+/// it need not be the guest's process.
+#[derive(Debug)]
+pub struct HostDevice {
+    pub(super) address: PciAddress,
+    pub(super) container: File,
+    pub(super) group: File,
+}
+
+impl HostDevice {
+    /// Opens the device at `address`, whose driver must be vfio-pci.
+    ///
+    /// # Errors
+    /// [`HostDeviceError`], worded for the operator.
+    pub fn open(address: PciAddress) -> Result<Self, HostDeviceError> {
+        let failed = |why: String| HostDeviceError { address, why };
+        let group = group_of(address, Path::new(DEVICES)).map_err(failed)?;
+        let open = |path: PathBuf| {
+            let opened = OpenOptions::new().read(true).write(true).open(&path);
+            opened.map_err(|error| failed(cannot_open(&path, &error)))
+        };
+        let container = open(Path::new(VFIO).join("vfio"))?;
+        let group = open(Path::new(VFIO).join(group))?;
+        Ok(Self { address, container, group })
+    }
+
+    /// Takes the device from its files, as [`HostDevice::into_files`] returned them.
+    ///
+    /// # Errors
+    /// [`HostDeviceError`] if they are not two.
+    pub fn handed(address: PciAddress, files: Vec<File>) -> Result<Self, HostDeviceError> {
+        match <[File; 2]>::try_from(files) {
+            Ok([container, group]) => Ok(Self { address, container, group }),
+            Err(files) => {
+                let why =
+                    format!("{} files came with it, not its container and group", files.len());
+                Err(HostDeviceError { address, why })
+            }
+        }
+    }
+
+    /// Returns its files, to pass them to the guest's process.
+    pub fn into_files(self) -> Vec<File> {
+        vec![self.container, self.group]
+    }
+
+    /// The device's address on the host.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+}
+
+/// Returns the name of the device's IOMMU group, a number.
+fn group_of(address: PciAddress, devices: &Path) -> Result<String, String> {
+    let folder = devices.join(address.to_string());
+    if !folder.exists() {
+        return Err("the host has no such device (`lspci -D` lists them)".to_owned());
+    }
+    let name = |link: &str| {
+        let target = fs::read_link(folder.join(link)).ok()?;
+        Some(target.file_name()?.to_string_lossy().into_owned())
+    };
+    let Some(group) = name("iommu_group") else {
+        return Err(
+            "the host has no IOMMU for it: turn on VT-d or AMD-Vi in the host's firmware, and give \
+             its kernel `intel_iommu=on` on Intel processors"
+                .to_owned(),
+        );
+    };
+    match name("driver") {
+        // Variants for one make are called mlx5-vfio-pci and the like.
+        Some(driver) if driver.contains("vfio") => {}
+        Some(driver) => {
+            return Err(format!(
+                "the host's own driver {driver} has it: `echo {DRIVER} > {DEVICES}/{address}/driver_override`, `echo {address} > {DEVICES}/{address}/driver/unbind` and `echo {address} > /sys/bus/pci/drivers_probe` take it away from the host (as do driverctl and libvirt)"
+            ));
+        }
+        None => {
+            return Err(format!(
+                "it is not bound to {DRIVER}: `modprobe {DRIVER}`, `echo {DRIVER} > {DEVICES}/{address}/driver_override`, then `echo {address} > /sys/bus/pci/drivers_probe`"
+            ));
+        }
+    }
+    Ok(group)
+}
+
+fn cannot_open(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::ResourceBusy => format!(
+            "{path} is in use: a guest has the device already, or another one of its IOMMU group, of \
+             which a guest can have one"
+        ),
+        _ => format!("cannot open {path}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let (folder, address) = (tempfile::tempdir().unwrap(), "0000:03:00.0".parse().unwrap());
+        let group = || group_of(address, folder.path());
+        assert!(group().unwrap_err().contains("no such device"));
+        let device = folder.path().join("0000:03:00.0");
+        fs::create_dir(&device).unwrap();
+        assert!(group().unwrap_err().contains("no IOMMU"));
+        symlink("../../../kernel/iommu_groups/17", device.join("iommu_group")).unwrap();
+        assert!(group().unwrap_err().contains("modprobe vfio-pci"));
+        symlink("../../../bus/pci/drivers/e1000e", device.join("driver")).unwrap();
+        let driver = group().unwrap_err();
+        assert!(driver.contains("e1000e") && driver.contains("0000:03:00.0"), "{driver}");
+        fs::remove_file(device.join("driver")).unwrap();
+        symlink("../../../bus/pci/drivers/vfio-pci", device.join("driver")).unwrap();
+        assert_eq!(group().unwrap(), "17");
+    }
+
+    #[test]
+    fn other_files_are_no_device() {
+        let address = "03:00.0".parse().unwrap();
+        let null = || File::open("/dev/null").unwrap();
+        assert!(HostDevice::handed(address, vec![null()]).is_err());
+        assert!(HostDevice::handed(address, vec![null(), null()]).is_ok());
+    }
+}
