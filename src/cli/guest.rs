@@ -50,7 +50,7 @@ pub(crate) struct RunArgs {
         conflicts_with_all = [
             "uuid", "memory", "cpus", "cpu", "hugepages", "prealloc", "numa_policy", "merge_domain", "dirty_log", "template", "kernel",
             "firmware", "initrd", "cmdline", "acpi", "machine", "nested", "on_reboot", "disk", "seed", "ssh_key",
-            "hostname", "password_file", "net", "rng", "balloon", "vsock", "labels",
+            "hostname", "password_file", "net", "device", "rng", "balloon", "vsock", "labels",
             "dirty_rate", "working_set", "write_order", "pattern", "zero_share", "image_share", "run_length", "shuffle",
             "read_rate",
         ]
