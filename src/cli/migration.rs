@@ -155,7 +155,7 @@ pub(crate) struct MigrateArgs {
     pub(crate) unproven_disks: bool,
 
     /// Detach the host's devices (VFIO) that the guest has, which cannot move, and migrate it then.
-    /// If it stays, it gets them again; at the destination, `lighter attach-device` gives it others.
+    /// If it stays, it gets them again; there, `lighter attach-device` gives it others.
     #[arg(long, requires = "destination", conflicts_with = "estimate")]
     pub(crate) detach_on_migrate: bool,
 

@@ -1,5 +1,5 @@
-//! Devices that come and go while their guest runs: `lighter attach-device` and `detach-device`, and
-//! what the verbs for disks and networks do likewise.
+//! Devices that come and go while their guest runs: `lighter attach-device` and `detach-device`,
+//! and what the verbs for disks and networks do likewise.
 
 use std::fs::File;
 use std::time::Duration;

@@ -24,7 +24,7 @@ fn equip(lab: &Lab, number: usize) {
     File::create(&drive).and_then(|file| file.set_len(64 << 20)).expect("a drive");
     let drive = format!("file={},if=none,id=drive,format=raw", drive.display());
     // Behind a port: elsewhere such a card cannot be reset.
-    let card = "virtio-net-pci,bus=port,netdev=user,iommu_platform=on,disable-legacy=on";
+    let card = "virtio-net-pci,bus=rootport,netdev=user,iommu_platform=on,disable-legacy=on";
     lab.restart_with(
         number,
         &[
@@ -35,7 +35,7 @@ fn equip(lab: &Lab, number: usize) {
             "-netdev",
             "user,id=user,net=10.99.0.0/24",
             "-device",
-            "pcie-root-port,id=port,addr=0x9,chassis=1",
+            "pcie-root-port,id=rootport,addr=0x9,chassis=1",
             "-device",
             card,
         ],

@@ -97,12 +97,13 @@ fn group_of(address: PciAddress, devices: &Path) -> Result<String, String> {
         Some(driver) if driver.contains("vfio") => {}
         Some(driver) => {
             return Err(format!(
-                "the host's own driver {driver} has it: `echo {DRIVER} > {DEVICES}/{address}/driver_override`, `echo {address} > {DEVICES}/{address}/driver/unbind` and `echo {address} > /sys/bus/pci/drivers_probe` take it away from the host (as do driverctl and libvirt)"
+                "the host's own driver {driver} has it: `driverctl --nosave set-override {address} {DRIVER}` gives it away, \
+                 as does `virsh nodedev-detach`"
             ));
         }
         None => {
             return Err(format!(
-                "it is not bound to {DRIVER}: `modprobe {DRIVER}`, `echo {DRIVER} > {DEVICES}/{address}/driver_override`, then `echo {address} > /sys/bus/pci/drivers_probe`"
+                "no driver has it: `modprobe {DRIVER}`, then `driverctl --nosave set-override {address} {DRIVER}`"
             ));
         }
     }

@@ -1,7 +1,8 @@
 //! The interrupts of a device, from the host's kernel to KVM: an event for each vector.
 //!
 //! While a vector delivers, KVM takes its events, without us. While it is masked, nobody does, and
-//! an event that waits is the vector's pending bit: KVM finds it when the vector is connected again.
+//! an event that waits is the vector's pending bit: KVM finds it when the vector is connected
+//! again.
 
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -163,8 +164,8 @@ impl Vector {
         self.event.read().is_ok_and(|count| self.event.write(count).is_ok())
     }
 
-    /// Has KVM interrupt `line` for each event, or not. An event that waits comes once more then, so
-    /// that KVM takes it.
+    /// Has KVM interrupt `line` for each event, or not. An event that waits comes once more then,
+    /// so that KVM takes it.
     fn connect(&mut self, wanted: bool, line: u32, vm: &VmFd) {
         if self.is_connected == wanted {
             return;

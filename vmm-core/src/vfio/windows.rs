@@ -11,7 +11,8 @@ const PAGE: u64 = PAGE_BYTES as u64;
 /// Where BARs below 4 GiB are given out from, downwards: the other devices are at the other end.
 const ASSIGNED: Range<u64> = APERTURE.start + (64 << 20)..APERTURE.end;
 
-/// Returns those parts of the `mappable` ones of a BAR, whole pages, that touch none of the `holes`.
+/// Returns those parts of the `mappable` ones of a BAR, whole pages, that touch none of the
+/// `holes`.
 pub(super) fn without(mappable: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
     let whole = |area: &Range<u64>| area.start.next_multiple_of(PAGE)..area.end / PAGE * PAGE;
     let mut areas: Vec<_> = mappable.iter().map(whole).collect();

@@ -150,8 +150,8 @@ impl Bus {
     }
 
     /// Resets the host's devices: they interrupt no more, and reach no memory. Returns those that
-    /// leave the guest by a reset, a bit each: it has let go of them or was asked to, or they cannot
-    /// be reset.
+    /// leave the guest by a reset, a bit each: it has let go of them or was asked to, or they
+    /// cannot be reset.
     pub(crate) fn stop_host_devices(&self) -> u32 {
         let HotPlugState { leaving, ejected, .. } = self.hot_plug.save();
         let failed = self.passthrough.stop().into_iter();

@@ -25,7 +25,7 @@ impl Vm {
     /// content as before.
     ///
     /// # Errors
-    /// [`MemoryError::KeepsAll`] or [`MemoryError::Pinned`] if the guest must have all of its memory;
+    /// [`MemoryError::KeepsAll`], [`MemoryError::Pinned`] if the guest must have all of its memory;
     /// [`crate::Error::WrongState`] if the guest has ended; other [`MemoryError`]s; as
     /// [`Vm::resume`].
     pub fn drop_zeros(&self, range: &Range<u64>, map: &mut PageMap) -> Result<()> {
