@@ -7,16 +7,20 @@ use crate::api::types::HostDeviceInfo;
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
 
-/// Lets this process lock all of its guest's memory, if it may raise its limit: a device of the
-/// host may come later, when it may not any more.
-pub(super) fn allow_locked_memory() {
+/// Lets this process lock all of its guest's memory, and open an event for each interrupt, as far
+/// as it may raise its limits: a device of the host may come later, when it may not any more.
+pub(super) fn raise_limits() {
     let unlimited = Rlimit { current: None, maximum: None };
-    if setrlimit(Resource::Memlock, unlimited).is_ok() {
-        return;
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        raise(Resource::Memlock);
     }
-    let own = getrlimit(Resource::Memlock);
-    if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: own.maximum, ..own }) {
-        tracing::debug!(%error, "the limit of locked memory stays");
+    raise(Resource::Nofile);
+}
+
+fn raise(resource: Resource) {
+    let own = getrlimit(resource);
+    if let Err(error) = setrlimit(resource, Rlimit { current: own.maximum, ..own }) {
+        tracing::debug!(?resource, %error, "a limit of the guest's process stays");
     }
 }
 

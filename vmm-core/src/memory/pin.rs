@@ -42,14 +42,22 @@ impl GuestRam {
         if !self.is_complete() {
             return Err(MemoryError::Incomplete);
         }
+        let absent = self.bytes().saturating_sub(self.own_bytes()?);
+        if absent > 0 && self.pool_page_bytes().is_none() {
+            check_available(absent)?;
+        }
+        populate(&self.mappings().collect::<Vec<_>>())
+    }
+
+    /// Returns how much memory is the guest's own by now, in bytes.
+    fn own_bytes(&self) -> Result<u64, MemoryError> {
         let mut map = PageMap::open()?;
-        let mut present = 0;
+        let mut bytes = 0;
         for region in self.layout().regions() {
             let pages = map.own_pages(self, &(region.gpa..region.gpa + region.bytes))?;
-            present += pages.iter().map(|run| run.count * PAGE_BYTES as u64).sum::<u64>();
+            bytes += pages.iter().map(|run| run.count * PAGE_BYTES as u64).sum::<u64>();
         }
-        check_available(self.bytes().saturating_sub(present))?;
-        populate(&self.mappings().collect::<Vec<_>>())
+        Ok(bytes)
     }
 
     /// Keeps all memory where it is from now on: what is given back to the host only reads as
@@ -100,5 +108,7 @@ mod tests {
         drop(pinned);
         assert_eq!(ram.discard(&page).unwrap(), PAGE_BYTES as u64);
         assert!(!present(&ram));
+        ram.make_present().unwrap();
+        assert_eq!(ram.own_bytes().unwrap(), ram.bytes());
     }
 }
