@@ -1,5 +1,6 @@
-//! Disks that come while the guest runs: `lighter attach-disk`. The guest never notices one, as it
-//! sleeps; for guests that do, and for detachments, see the lab's `hot_plug`.
+//! Devices that come while the guest runs: `lighter attach-disk`, `attach-device`. The guest never
+//! notices one, as it sleeps; for guests that do, and for detachments, see the lab's `hot_plug` and
+//! `vfio`.
 
 use std::fs;
 
@@ -50,4 +51,17 @@ fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
     assert_eq!((&disks[1]["path"], disks.as_array().map(Vec::len)), (&there.into(), Some(2)));
     place.runs_only_on(&place.pair.b);
     nothing_left_behind(&place.pair.hosts());
+}
+
+#[test]
+fn devices_of_the_host_that_are_not_there_change_nothing() {
+    let place = Place::new();
+    let run = |arguments: &[&str]| place.pair.a.run(arguments);
+    let nowhere = "vfio=ffff:ff:1f.7";
+    let words = ["ffff:ff:1f.7", "no such device"];
+    run(&["attach-device", GUEST, nowhere]).complains(Exit::Failed, &words);
+    run(&["detach-device", GUEST, nowhere]).complains(Exit::Failed, &["has no host device"]);
+    run(&["attach-device", GUEST, "eth0"]).complains(Exit::Usage, &["vfio=0000:03:00.0"]);
+    place.migrate(&["--detach-on-migrate"]).ok();
+    place.runs_only_on(&place.pair.b);
 }

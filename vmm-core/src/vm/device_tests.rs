@@ -23,7 +23,9 @@ pub(super) mod register {
     pub(in crate::vm) const QUEUE_NUM: u32 = 0x38;
     pub(in crate::vm) const QUEUE_READY: u32 = 0x44;
     pub(in crate::vm) const QUEUE_NOTIFY: u32 = 0x50;
+    #[cfg(feature = "vhost-tests")]
     pub(in crate::vm) const INTERRUPT_STATUS: u32 = 0x60;
+    #[cfg(feature = "vhost-tests")]
     pub(in crate::vm) const INTERRUPT_ACK: u32 = 0x64;
     pub(in crate::vm) const STATUS: u32 = 0x70;
     pub(in crate::vm) const QUEUE_DESC: u32 = 0x80;
