@@ -54,6 +54,15 @@ fn uses_card(guest: &StockGuest, host: Host<'_>) {
     });
 }
 
+/// Waits until the guest's driver has the drive: one that loses it earlier complains.
+#[track_caller]
+fn await_drive(guest: &StockGuest, host: Host<'_>) {
+    until("the guest finds the drive", || {
+        let done = guest.sh(host, "ls /dev/nvme0n1");
+        if done.code == Some(0) { Ok(()) } else { Err(done) }
+    });
+}
+
 /// Reads what the guest has written to the drive.
 fn sum(guest: &StockGuest, host: Host<'_>) -> String {
     let read = "mount /dev/nvme0n1 /mnt && sha256sum < /mnt/file && umount /mnt";
@@ -117,10 +126,7 @@ fn a_guest_has_devices_of_its_host_and_moves_without_them() {
     assert!(failed.stderr.contains(&format!("has the host's device {DRIVE} again")), "{failed:?}");
     assert!(failed.stderr.contains(&format!("has the host's device {CARD} again")), "{failed:?}");
     assert_eq!(failed.code, Some(1), "{failed:?}");
-    until("the guest finds the drive", || {
-        let done = guest.sh(here, "ls /dev/nvme0n1");
-        if done.code == Some(0) { Ok(()) } else { Err(done) }
-    });
+    await_drive(&guest, here);
     assert_eq!(sum(&guest, here), content);
 
     let moved = here.lighter(&format!("migrate debian {to} --downtime 10s --detach-on-migrate"));
@@ -148,6 +154,7 @@ fn a_device_comes_and_goes_and_the_host_gets_it_back_when_it_asks() {
         host.lighter(&format!("attach-device debian vfio={DRIVE}")).ok();
         host.lighter(&format!("attach-device debian vfio={CARD}")).ok();
         uses_card(&guest, host);
+        await_drive(&guest, host);
         host.lighter(&format!("detach-device debian vfio={CARD}")).ok();
         host.lighter(&format!("detach-device debian vfio={DRIVE}")).ok();
         assert_eq!(host_devices(host), "[]");
@@ -164,6 +171,7 @@ fn a_device_comes_and_goes_and_the_host_gets_it_back_when_it_asks() {
     let target =
         host.ask("debian", "/v1/guest/balloon").expect("a balloon")["target_bytes"].clone();
     assert_eq!(target, 512 << 20, "the guest need not do without what is taken anyway");
+    await_drive(&guest, host);
     // Who takes the driver away waits until the guest has let go.
     host.sh(&format!("timeout 300 sh -c 'echo {DRIVE} > /sys/bus/pci/drivers/vfio-pci/unbind'"))
         .ok();
