@@ -34,6 +34,7 @@ mod names;
 mod node;
 mod other_host;
 mod output;
+mod resource_limits;
 mod scope;
 mod scrollback;
 mod shared_disks;

@@ -21,8 +21,8 @@ pub(crate) enum AttachRequest {
     Disk(DiskToAttach),
     /// A network device. Its file: the tap, up and without a carrier.
     Net(NetToAttach),
-    /// A device of the host. Its files: `/dev/vfio/vfio`, opened anew, and the device's IOMMU
-    /// group.
+    /// A device of the host. Its files: `/dev/vfio/vfio`, opened for it, and the device's
+    /// IOMMU group.
     Host(HostDeviceToAttach),
 }
 

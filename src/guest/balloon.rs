@@ -79,7 +79,7 @@ pub(super) fn empty(vm: &Vm) {
     match vm.set_balloon_target(vm.ram().bytes(), SetBy::Optimizer) {
         Ok(()) | Err(vmm_core::Error::Device(DeviceError::NoBalloon)) => {}
         Err(error) => {
-            tracing::warn!(%error, "the guest keeps its balloon, of which nobody has anything");
+            tracing::warn!(%error, "the guest keeps its balloon, which gives the host nothing");
         }
     }
 }

@@ -1,26 +1,20 @@
 //! The host's devices that a guest has: what they need of its process, and what they prevent.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::machine::SharedMachine;
 use crate::api::types::HostDeviceInfo;
 use crate::api::{ApiError, Reason};
 use crate::names::GuestName;
+use crate::resource_limits::raise;
 
 /// Lets this process lock all of its guest's memory, and open an event for each interrupt, as far
 /// as it may raise its limits: a device of the host may come later, when it may not any more.
 pub(super) fn raise_limits() {
     let unlimited = Rlimit { current: None, maximum: None };
-    if setrlimit(Resource::Memlock, unlimited).is_err() {
-        raise(Resource::Memlock);
-    }
-    raise(Resource::Nofile);
-}
-
-fn raise(resource: Resource) {
-    let own = getrlimit(resource);
-    if let Err(error) = setrlimit(resource, Rlimit { current: own.maximum, ..own }) {
-        tracing::debug!(?resource, %error, "a limit of the guest's process stays");
+    let memory = setrlimit(Resource::Memlock, unlimited).or_else(|_| raise(Resource::Memlock));
+    if let Err(error) = memory.and(raise(Resource::Nofile)) {
+        tracing::debug!(%error, "a limit of the guest's process stays");
     }
 }
 

@@ -226,7 +226,7 @@ fn launch(
     }
     let plan = Plan::new(spec, name)?;
     let devices = spec.device.iter().map(|device| HostDevice::open(device.address));
-    let devices = devices.collect::<Result<Vec<_>, _>>();
+    let devices: Result<Vec<_>, _> = devices.collect();
     let devices = devices.with_context(|| format!("cannot run {}", plan.name))?;
     addresses::expect_free(state, &plan.name, plan.shape.nets())?;
     let uuid = spec.identity();
@@ -238,9 +238,12 @@ fn launch(
     let options = life.vm_options(spec.dirty_log);
     let name = plan.name.clone();
     let machine = Machine::create(name, uuid, &plan.shape, &options, &console)?;
+    let cannot = || format!("cannot run {}", plan.name);
+    if !devices.is_empty() {
+        machine.vm().prepare_for_host_device().with_context(cannot)?;
+    }
     for device in devices {
-        let inserted = machine.vm().insert_host_device(device);
-        inserted.with_context(|| format!("cannot run {}", plan.name))?;
+        machine.vm().insert_host_device(device).with_context(cannot)?;
     }
     machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
     machine.vm().set_on_reboot(plan.on_reboot);

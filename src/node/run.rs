@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use migrate::quic::endpoint::{self, Endpoint};
 use migrate::quic::{Identity, Tls};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::Resource;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -31,6 +31,7 @@ use crate::disk_places::DiskPlaces;
 use crate::durable;
 use crate::exit::Exit;
 use crate::file_lock::FileLock;
+use crate::resource_limits;
 use crate::signals::{EndSignal, EndSignals};
 use crate::state_dir::StateDir;
 use crate::version::VERSION;
@@ -68,8 +69,7 @@ pub(crate) fn run(state: &StateDir, args: &NodeArgs, log: &LogArgs) -> Result<Ex
 /// Allows as many open files as the system lets this process have: the node has a connection to
 /// each guest at all times, and another while it inspects all of them.
 fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+    if let Err(error) = resource_limits::raise(Resource::Nofile) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }

@@ -60,9 +60,7 @@ pub(super) enum Devices<'a> {
 impl Devices<'_> {
     /// Those of a machine with a PCI bus and this shape.
     pub(super) fn on_pci(shape: &VmShape, ram: &GuestRam) -> Self {
-        let ends = ram.layout().regions().iter().map(|region| region.gpa + region.bytes);
-        let above_ram = above(ends.max().unwrap_or(0), cpuid::address_bits(&shape.cpuid));
-        Self::Pci { above_ram }
+        Self::Pci { above_ram: above(ram.layout().end(), cpuid::address_bits(&shape.cpuid)) }
     }
 }
 

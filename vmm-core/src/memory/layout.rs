@@ -63,6 +63,11 @@ impl RamLayout {
         &self.regions
     }
 
+    /// Guest-physical address behind the last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.regions.iter().map(|region| region.gpa + region.bytes).max().unwrap_or(0)
+    }
+
     /// Number of chunks in all regions: the length of a dirty bitmap in words.
     pub fn chunks(&self) -> usize {
         self.regions.iter().map(RamRegion::chunks).sum()

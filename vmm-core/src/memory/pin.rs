@@ -6,7 +6,7 @@ use super::backing::populate;
 use super::host::check_available;
 use super::{GuestRam, MemoryError, PAGE_BYTES, PageMap};
 
-/// Whether devices of the host reach a guest's memory. Whoever takes pages away holds it for
+/// Whether devices of the host reach a guest's memory. Code that takes pages away holds it for
 /// reading.
 #[derive(Debug, Default)]
 pub(super) struct Pins(RwLock<bool>);
@@ -41,6 +41,9 @@ impl GuestRam {
     pub(crate) fn make_present(&self) -> Result<(), MemoryError> {
         if !self.is_complete() {
             return Err(MemoryError::Incomplete);
+        }
+        if self.is_pinned() {
+            return Ok(());
         }
         let absent = self.bytes().saturating_sub(self.own_bytes()?);
         if absent > 0 && self.pool_page_bytes().is_none() {

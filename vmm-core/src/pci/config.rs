@@ -6,33 +6,44 @@
 /// Bytes of a configuration space without the extended part.
 pub(crate) const CONFIG_BYTES: usize = 256;
 /// Where the capabilities start, behind the header.
-const CAPABILITIES_START: usize = 0x40;
+pub(crate) const CAPABILITIES_START: usize = 0x40;
 
 /// Offsets of registers in the header (type 0).
-mod register {
-    pub(super) const VENDOR: usize = 0x00;
-    pub(super) const DEVICE: usize = 0x02;
-    pub(super) const COMMAND: usize = 0x04;
-    pub(super) const STATUS: usize = 0x06;
-    pub(super) const REVISION: usize = 0x08;
-    pub(super) const CLASS: usize = 0x09;
-    pub(super) const CACHE_LINE: usize = 0x0c;
-    pub(super) const BAR: usize = 0x10;
-    pub(super) const SUBSYSTEM_VENDOR: usize = 0x2c;
-    pub(super) const SUBSYSTEM: usize = 0x2e;
-    pub(super) const CAPABILITIES: usize = 0x34;
-    pub(super) const INTERRUPT_LINE: usize = 0x3c;
+pub(crate) mod register {
+    pub(crate) const VENDOR: usize = 0x00;
+    pub(crate) const DEVICE: usize = 0x02;
+    pub(crate) const COMMAND: usize = 0x04;
+    pub(crate) const STATUS: usize = 0x06;
+    pub(crate) const REVISION: usize = 0x08;
+    pub(crate) const CLASS: usize = 0x09;
+    pub(crate) const CACHE_LINE: usize = 0x0c;
+    pub(crate) const HEADER_TYPE: usize = 0x0e;
+    pub(crate) const BAR: usize = 0x10;
+    pub(crate) const SUBSYSTEM_VENDOR: usize = 0x2c;
+    pub(crate) const SUBSYSTEM: usize = 0x2e;
+    pub(crate) const CAPABILITIES: usize = 0x34;
+    pub(crate) const INTERRUPT_LINE: usize = 0x3c;
 }
 
-/// Bits of the command register that software may write.
-mod command {
-    pub(super) const MEMORY: u16 = 1 << 1;
-    pub(super) const BUS_MASTER: u16 = 1 << 2;
-    pub(super) const INTX_DISABLE: u16 = 1 << 10;
+/// Bits of the command register.
+pub(crate) mod command {
+    pub(crate) const MEMORY: u16 = 1 << 1;
+    pub(crate) const BUS_MASTER: u16 = 1 << 2;
+    pub(crate) const PARITY: u16 = 1 << 6;
+    pub(crate) const SERR: u16 = 1 << 8;
+    pub(crate) const INTX_DISABLE: u16 = 1 << 10;
+}
+
+/// IDs of capabilities.
+pub(crate) mod capability {
+    pub(crate) const POWER: u8 = 0x01;
+    pub(crate) const VENDOR: u8 = 0x09;
+    pub(crate) const EXPRESS: u8 = 0x10;
+    pub(crate) const MSIX: u8 = 0x11;
 }
 
 /// Bit of the status register: the function has capabilities.
-const HAS_CAPABILITIES: u16 = 1 << 4;
+pub(crate) const HAS_CAPABILITIES: u16 = 1 << 4;
 
 /// What a function is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,10 +16,13 @@ use std::ops::Range;
 
 pub use address::{NoPciAddress, PciAddress};
 pub(crate) use bridge::{ConfigAddress, HostBridge, Target};
-pub(crate) use config::{CONFIG_BYTES, ConfigSpace, Identity};
+pub(crate) use config::{
+    CAPABILITIES_START, CONFIG_BYTES, ConfigSpace, HAS_CAPABILITIES, Identity, capability, command,
+    register,
+};
 pub use hot_plug::HotPlugState;
 pub(crate) use hot_plug::{HOT_PLUG_PORT, HOT_PLUG_PORTS, HotPlug};
-pub(crate) use msix::{Message, Msix};
+pub(crate) use msix::{ENTRY_BYTES as MSIX_ENTRY_BYTES, Message, Msix};
 pub use msix::{MsixEntry, MsixState};
 
 use crate::memory::LOW_RAM_MAX;

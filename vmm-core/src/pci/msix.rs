@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Bytes of an entry of the table.
-const ENTRY_BYTES: usize = 16;
+pub(crate) const ENTRY_BYTES: usize = 16;
 /// Most vectors: one bit each in a word.
 const VECTORS_MAX: usize = 128;
 /// Most vectors of a function whose state is saved.

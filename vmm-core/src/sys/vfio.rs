@@ -8,7 +8,6 @@ use std::io::{self, Error, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, KVM_DEV_VFIO_GROUP_DEL, kvm_create_device,
@@ -35,7 +34,6 @@ ioctl_io_nr!(VFIO_GROUP_UNSET_CONTAINER, TYPE, VFIO_BASE + 5);
 ioctl_io_nr!(VFIO_GROUP_GET_DEVICE_FD, TYPE, VFIO_BASE + 6);
 ioctl_io_nr!(VFIO_DEVICE_GET_INFO, TYPE, VFIO_BASE + 7);
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, TYPE, VFIO_BASE + 8);
-ioctl_io_nr!(VFIO_DEVICE_GET_IRQ_INFO, TYPE, VFIO_BASE + 9);
 ioctl_io_nr!(VFIO_DEVICE_SET_IRQS, TYPE, VFIO_BASE + 10);
 ioctl_io_nr!(VFIO_DEVICE_RESET, TYPE, VFIO_BASE + 11);
 ioctl_io_nr!(VFIO_IOMMU_MAP_DMA, TYPE, VFIO_BASE + 13);
@@ -48,7 +46,7 @@ const REGION_INFO_BYTES_MAX: usize = 4096;
 pub(crate) struct Container(File);
 
 impl Container {
-    /// Takes `file`, which is `/dev/vfio/vfio`, opened anew.
+    /// Takes `file`, which is `/dev/vfio/vfio`, opened for this container alone.
     ///
     /// # Errors
     /// If it is something else.
@@ -301,20 +299,7 @@ impl Device {
         if address == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
-        Ok(DeviceMemory { address: address as u64, bytes, is_shown: AtomicBool::new(false) })
-    }
-
-    /// Returns how many interrupts by MSI-X the device has.
-    ///
-    /// # Errors
-    /// The error from the kernel.
-    pub(crate) fn msix_vectors(&self) -> io::Result<u32> {
-        let argsz = size_of::<vfio_irq_info>() as u32;
-        let mut info =
-            vfio_irq_info { argsz, index: VFIO_PCI_MSIX_IRQ_INDEX, ..Default::default() };
-        // SAFETY: the kernel writes the structure, whose size it is told.
-        check(unsafe { ioctl_with_mut_ref(&self.0, VFIO_DEVICE_GET_IRQ_INFO(), &mut info) })?;
-        Ok(info.count)
+        Ok(DeviceMemory { address: address as u64, bytes, is_shown: false })
     }
 
     /// Has the kernel signal an event for each interrupt by MSI-X, in their order; no events turn
@@ -327,7 +312,7 @@ impl Device {
         self.signal(VFIO_PCI_MSIX_IRQ_INDEX, 0, signals)
     }
 
-    /// Has the kernel signal `event` anew for one interrupt by MSI-X, all of which it signals: it
+    /// Has the kernel signal `event` again for one interrupt by MSI-X, all of which it signals: it
     /// also writes the message of that vector into the device again, which may have lost it.
     ///
     /// # Errors
@@ -403,7 +388,7 @@ pub(crate) struct DeviceMemory {
     address: u64,
     bytes: usize,
     /// Whether KVM may have it in the guest's memory.
-    is_shown: AtomicBool,
+    is_shown: bool,
 }
 
 impl DeviceMemory {
@@ -411,9 +396,9 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// `EEXIST` where something else is; otherwise the error from KVM.
-    pub(crate) fn show(&self, vm: &VmFd, slot: u32, gpa: u64) -> Result<(), kvm_ioctls::Error> {
+    pub(crate) fn show(&mut self, vm: &VmFd, slot: u32, gpa: u64) -> Result<(), kvm_ioctls::Error> {
         self.set(vm, slot, gpa, self.bytes as u64)?;
-        self.is_shown.store(true, Ordering::Release);
+        self.is_shown = true;
         Ok(())
     }
 
@@ -421,9 +406,9 @@ impl DeviceMemory {
     ///
     /// # Errors
     /// The error from KVM.
-    pub(crate) fn hide(&self, vm: &VmFd, slot: u32) -> Result<(), kvm_ioctls::Error> {
+    pub(crate) fn hide(&mut self, vm: &VmFd, slot: u32) -> Result<(), kvm_ioctls::Error> {
         self.set(vm, slot, 0, 0)?;
-        self.is_shown.store(false, Ordering::Release);
+        self.is_shown = false;
         Ok(())
     }
 
@@ -444,7 +429,7 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         // Another mapping at these addresses would be the guest's.
-        if self.is_shown.load(Ordering::Acquire) {
+        if self.is_shown {
             return;
         }
         // SAFETY: KVM does not have the range, which is one whole mapping that this type made, and

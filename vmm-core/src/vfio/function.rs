@@ -12,7 +12,7 @@ use super::interrupts::Interrupts;
 use super::view::{BARS, Bar, MsixPlaces, Place, View};
 use super::windows;
 use crate::devices::MsiRoutes;
-use crate::pci::{CONFIG_BYTES, PciAddress};
+use crate::pci::{CONFIG_BYTES, MSIX_ENTRY_BYTES, PciAddress};
 use crate::sys::vfio::{Device, DeviceMemory, Region};
 
 /// Number of the region that is the configuration space.
@@ -24,8 +24,6 @@ const MEMORY_SLOTS: u32 = 16;
 /// How often a reset is tried, and the time between two tries.
 const RESET_TRIES: u32 = 50;
 const RESET_INTERVAL: Duration = Duration::from_millis(20);
-/// Bytes of an entry of the MSI-X table.
-const MSIX_ENTRY_BYTES: u64 = 16;
 
 /// What connects a function to its VM.
 #[derive(Debug, Clone)]
@@ -106,9 +104,8 @@ impl HostFunction {
         let bars: [Region; BARS] = bars?.try_into().unwrap_or_default();
         let mut host = [0; CONFIG_BYTES];
         device.read(&config, 0, &mut host);
-        let view = View::new(&host, [0, 1, 2, 3, 4, 5].map(|index: usize| bars[index].bytes))?;
-        let vectors = device.msix_vectors().unwrap_or(0) as usize;
-        let interrupts = Interrupts::new(slot, vectors.min(view.msix().vectors))
+        let view = View::new(&host, bars.each_ref().map(|region| region.bytes))?;
+        let interrupts = Interrupts::new(slot, view.msix().vectors)
             .map_err(|error| failed("cannot make events for its interrupts", error))?;
         let memory = pieces(&device, &bars, &view, slot)
             .map_err(|error| failed("cannot map its memory", error))?;
@@ -173,19 +170,25 @@ impl HostFunction {
     fn follow(&self, inner: &mut Inner, before: u16) {
         let command = inner.view.command();
         if command != before {
-            inner.memory.iter_mut().for_each(|piece| piece.hide(&self.surroundings.vm));
-            let bytes = command.to_le_bytes();
-            self.device.write(&self.config, View::command_offset(), &bytes);
+            self.hide_memory(inner);
+            self.write_command(command);
         }
         self.follow_bars(inner);
         let control = inner.view.msix_control();
         if inner.interrupts.set_control(control, &self.device, &self.surroundings) {
             // MSI-X was turned off: see `stop`.
-            for pin in [command & !View::PIN_OFF, command] {
-                let bytes = pin.to_le_bytes();
-                self.device.write(&self.config, View::command_offset(), &bytes);
-            }
+            self.write_command(command & !View::PIN_OFF);
+            self.write_command(command);
         }
+    }
+
+    fn hide_memory(&self, inner: &mut Inner) {
+        inner.memory.iter_mut().for_each(|piece| piece.hide(&self.surroundings.vm));
+    }
+
+    /// Writes the device's own command register.
+    fn write_command(&self, command: u16) {
+        self.device.write(&self.config, View::COMMAND, &command.to_le_bytes());
     }
 
     fn follow_bars(&self, inner: &mut Inner) {
@@ -225,7 +228,6 @@ impl HostFunction {
     /// If the device cannot be reset: it must not be used any more.
     pub(crate) fn unplug(&self) -> io::Result<()> {
         let mut inner = self.inner();
-        inner.memory.iter_mut().for_each(|piece| piece.hide(&self.surroundings.vm));
         self.stop(&mut inner);
         let reset = self.reset();
         self.settle(&mut inner, &[]);
@@ -244,21 +246,21 @@ impl HostFunction {
         self.follow(inner, unknown);
     }
 
-    /// Ends all that the device does on its own. Its interrupt pin, which the kernel connects again
-    /// when MSI-X is turned off, stays off: the kernel acts only if that bit changes.
+    /// Takes the device's memory from the guest, and ends all that the device does on its own. Its
+    /// interrupt pin, which the kernel connects again when MSI-X is turned off, stays off: the
+    /// kernel acts only if that bit changes.
     fn stop(&self, inner: &mut Inner) {
+        self.hide_memory(inner);
         inner.interrupts.reset(&self.device, &self.surroundings);
-        for command in View::STOPPED {
-            let bytes = command.to_le_bytes();
-            self.device.write(&self.config, View::command_offset(), &bytes);
-        }
+        self.write_command(0);
+        self.write_command(View::PIN_OFF);
     }
 
     fn reset(&self) -> io::Result<()> {
         let mut tries = 0;
         loop {
             match self.device.reset() {
-                // Somebody looks at the device at the moment.
+                // Another user of the device holds its lock.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < RESET_TRIES => {
                     tries += 1;
                     std::thread::sleep(RESET_INTERVAL);
@@ -282,7 +284,6 @@ impl HostFunction {
 impl Drop for HostFunction {
     fn drop(&mut self) {
         let mut inner = self.inner();
-        inner.memory.iter_mut().for_each(|piece| piece.hide(&self.surroundings.vm));
         self.stop(&mut inner);
     }
 }
@@ -310,16 +311,14 @@ impl Piece {
 
     /// Shows the piece to the guest at `gpa`. Where KVM refuses that, each access comes to us.
     fn show(&mut self, vm: &VmFd, gpa: Option<u64>) {
-        if self.gpa.is_some() || gpa.is_none() || gpa == self.refused {
-            return;
-        }
-        self.refused = None;
-        match gpa.map(|gpa| self.memory.show(vm, self.slot, gpa)) {
-            Some(Err(error)) => {
-                self.refused = gpa;
+        let is_new = |gpa: &u64| self.gpa.is_none() && self.refused != Some(*gpa);
+        let Some(gpa) = gpa.filter(is_new) else { return };
+        match self.memory.show(vm, self.slot, gpa) {
+            Ok(()) => (self.gpa, self.refused) = (Some(gpa), None),
+            Err(error) => {
+                self.refused = Some(gpa);
                 tracing::debug!(%error, "the memory of a device cannot be where its guest wants it");
             }
-            _ => self.gpa = gpa,
         }
     }
 }
@@ -345,7 +344,7 @@ fn msix_part(msix: &MsixPlaces, bar: usize, offset: u64) -> Option<Part> {
 /// Returns the places of the MSI-X table and of the pending bits, with their bytes.
 fn msix_holes(msix: &MsixPlaces) -> [(Place, u64); 2] {
     let vectors = msix.vectors as u64;
-    [(msix.table, vectors * MSIX_ENTRY_BYTES), (msix.pending, vectors.div_ceil(64) * 8)]
+    [(msix.table, vectors * MSIX_ENTRY_BYTES as u64), (msix.pending, vectors.div_ceil(64) * 8)]
 }
 
 /// Maps what of the BARs a guest may reach without us.

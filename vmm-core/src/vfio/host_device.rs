@@ -23,8 +23,8 @@ pub struct HostDeviceError {
     pub why: String,
 }
 
-/// A device of the host, opened for a guest: its IOMMU group, and a container for it. Whoever opens
-/// it need not be the guest's process.
+/// A device of the host, opened for a guest: its IOMMU group, and a container for it. A process
+/// other than the guest's may open it.
 #[derive(Debug)]
 pub struct HostDevice {
     pub(super) address: PciAddress,

@@ -1,8 +1,7 @@
 //! The interrupts of a device, from the host's kernel to KVM: an event for each vector.
 //!
-//! While a vector delivers, KVM takes its events, without us. While it is masked, nobody does, and
-//! an event that waits is the vector's pending bit: KVM finds it when the vector is connected
-//! again.
+//! While a vector delivers, KVM takes its events, without us. While it is masked, the event
+//! stays, and is the vector's pending bit: KVM finds it when the vector is connected again.
 
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -109,9 +108,9 @@ impl Interrupts {
         }
         for (number, vector) in self.vectors.iter_mut().enumerate() {
             let (delivers, number) = (self.msix.delivers(number), number as u32);
-            // A driver that has reset its device writes the table anew, with MSI-X on all the time.
+            // A driver that has reset its device writes the table again while MSI-X is on.
             if delivers && !vector.is_connected && vector.was_connected && self.is_on {
-                vector.signal_anew(number, device);
+                vector.signal_again(number, device);
             }
             vector.connect(delivers, first + number, vm);
             vector.was_connected |= vector.is_connected;
@@ -153,7 +152,7 @@ impl Interrupts {
 }
 
 impl Vector {
-    fn signal_anew(&self, number: u32, device: &Device) {
+    fn signal_again(&self, number: u32, device: &Device) {
         if let Err(error) = device.signal_vector(number, &self.event) {
             tracing::warn!(%error, "an interrupt of a device may be lost");
         }

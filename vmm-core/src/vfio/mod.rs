@@ -66,11 +66,10 @@ struct Hold {
 impl Passthrough {
     /// Returns those of a new VM: none.
     pub(crate) fn new(vm: &Arc<VmFd>, routes: &Arc<MsiRoutes>, ram: &Arc<GuestRam>) -> Self {
-        let ends = ram.layout().regions().iter().map(|region| region.gpa + region.bytes);
         let surroundings = Surroundings {
             vm: Arc::clone(vm),
             routes: Arc::clone(routes),
-            ram_end: ends.max().unwrap_or(0),
+            ram_end: ram.layout().end(),
         };
         Self {
             surroundings,
@@ -93,9 +92,11 @@ impl Passthrough {
         }
         let group = Group::new(group).map_err(|error| refused(address, error))?;
         if !group.is_viable().map_err(|error| refused(address, error))? {
-            let why = "the host uses another device of its IOMMU group (`ls /sys/bus/pci/devices/ADDRESS/iommu_group/devices`): \
-                       give all of them to vfio-pci";
-            return Err(refused(address, why.replace("ADDRESS", &address.to_string())));
+            let why = format!(
+                "the host uses another device of its IOMMU group (`ls /sys/bus/pci/devices/{address}/iommu_group/devices`): \
+                 give all of them to vfio-pci"
+            );
+            return Err(refused(address, why));
         }
         let mut hold = self.hold();
         let is_first = hold.is_none();
@@ -184,7 +185,7 @@ impl Passthrough {
     }
 
     /// The functions, in the order in which the guest got them.
-    pub(crate) fn functions(&self) -> Arc<[Arc<HostFunction>]> {
+    fn functions(&self) -> Arc<[Arc<HostFunction>]> {
         Arc::clone(&self.functions.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -247,8 +248,8 @@ impl Passthrough {
         Some(removed)
     }
 
-    /// Gives the host a device back that is closed, and unpins the guest's memory after
-    /// the last one.
+    /// Gives the host a device back that is closed, and unpins the guest's memory after the last
+    /// one.
     pub(crate) fn release(&self, address: PciAddress) {
         let mut hold = self.hold();
         if let (Some(held), Some(kvm)) = (hold.as_mut(), self.kvm.get()) {

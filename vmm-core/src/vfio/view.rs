@@ -5,53 +5,24 @@
 //! write, and the vendor's own are passed on to the device. Beyond the first 256 bytes nothing is
 //! shown.
 
-use crate::pci::{CONFIG_BYTES, ConfigSpace, Msix};
+use crate::pci::{
+    CAPABILITIES_START, CONFIG_BYTES, ConfigSpace, HAS_CAPABILITIES, Msix, capability, command,
+    register,
+};
 
 /// BARs of a function.
 pub(super) const BARS: usize = 6;
 /// Most vectors that a guest sees of a device.
 pub(super) const VECTORS_MAX: usize = 112;
 
-/// Offsets in the header.
-mod register {
-    pub(super) const COMMAND: usize = 0x04;
-    pub(super) const STATUS: usize = 0x06;
-    pub(super) const CACHE_LINE: usize = 0x0c;
-    pub(super) const HEADER_TYPE: usize = 0x0e;
-    pub(super) const BAR: usize = 0x10;
-    pub(super) const SUBSYSTEM: usize = 0x2c;
-    pub(super) const CAPABILITIES: usize = 0x34;
-    pub(super) const INTERRUPT_LINE: usize = 0x3c;
-    pub(super) const END: usize = 0x40;
-}
-
-/// Bits of the command register.
-mod command {
-    pub(super) const MEMORY: u16 = 1 << 1;
-    pub(super) const BUS_MASTER: u16 = 1 << 2;
-    pub(super) const PARITY: u16 = 1 << 6;
-    pub(super) const SERR: u16 = 1 << 8;
-    pub(super) const INTX_DISABLE: u16 = 1 << 10;
-    /// Those that reach the device.
-    pub(super) const PASSED: u16 = MEMORY | BUS_MASTER | PARITY | SERR;
-}
-
-/// IDs of capabilities.
-mod capability {
-    pub(super) const POWER: u8 = 0x01;
-    pub(super) const VENDOR: u8 = 0x09;
-    pub(super) const EXPRESS: u8 = 0x10;
-    pub(super) const MSIX: u8 = 0x11;
-}
-
-/// Bit of the status register: the function has capabilities.
-const HAS_CAPABILITIES: u16 = 1 << 4;
+/// Bits of the command register that reach the device.
+const PASSED: u16 = command::MEMORY | command::BUS_MASTER | command::PARITY | command::SERR;
 /// Bytes of the capabilities of power management, of MSI-X, and of PCI Express at most.
 const POWER_BYTES: usize = 8;
 const MSIX_BYTES: usize = 12;
 const EXPRESS_BYTES: usize = 0x3c;
 /// Most capabilities that fit.
-const CAPABILITIES_MAX: usize = (CONFIG_BYTES - register::END) / 4;
+const CAPABILITIES_MAX: usize = (CONFIG_BYTES - CAPABILITIES_START) / 4;
 
 /// A BAR with memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,19 +134,13 @@ impl View {
 
     /// Returns what the device's own command register is to be. It has no interrupt pin here.
     pub(super) fn command(&self) -> u16 {
-        self.space.word(register::COMMAND) & command::PASSED | command::INTX_DISABLE
+        self.space.word(register::COMMAND) & PASSED | command::INTX_DISABLE
     }
 
     /// Bit of the device's command register: its interrupt pin is off.
     pub(super) const PIN_OFF: u16 = command::INTX_DISABLE;
-    /// What the device's command register is to be, one value after the other, so that the device
-    /// decodes nothing, reaches no memory and has no pin.
-    pub(super) const STOPPED: [u16; 2] = [0, command::INTX_DISABLE];
-
     /// Offset of the command register in the device's configuration space.
-    pub(super) const fn command_offset() -> u64 {
-        register::COMMAND as u64
-    }
+    pub(super) const COMMAND: u64 = register::COMMAND as u64;
 
     /// Returns the message control register of MSI-X.
     pub(super) fn msix_control(&self) -> u16 {
@@ -234,8 +199,8 @@ impl Draft<'_> {
     fn add_header(&mut self) {
         self.show(0, 4);
         self.show(0x08, 4);
-        self.show(register::SUBSYSTEM, 4);
-        let commands = command::PASSED | command::INTX_DISABLE;
+        self.show(register::SUBSYSTEM_VENDOR, 4);
+        let commands = PASSED | command::INTX_DISABLE;
         self.allow(register::COMMAND, &commands.to_le_bytes());
         self.allow(register::CACHE_LINE, &[0xff]);
         self.allow(register::INTERRUPT_LINE, &[0xff]);
@@ -298,7 +263,8 @@ impl Draft<'_> {
     fn capabilities(&self) -> Vec<usize> {
         let mut found = Vec::new();
         let mut next = usize::from(self.host[register::CAPABILITIES] & !3);
-        while next >= register::END && found.len() < CAPABILITIES_MAX && !found.contains(&next) {
+        while next >= CAPABILITIES_START && found.len() < CAPABILITIES_MAX && !found.contains(&next)
+        {
             found.push(next);
             next = usize::from(self.host[next + 1] & !3);
         }

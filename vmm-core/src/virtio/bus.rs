@@ -161,7 +161,7 @@ impl Bus {
     /// Gives the host's devices addresses, as firmware does, after [`Bus::stop_host_devices`];
     /// those in the set `leaving` leave the guest.
     pub(crate) fn place_host_devices(&self, leaving: u32) {
-        let leaves = |slot: usize| leaving >> (slot + 1) & 1 == 1;
+        let leaves = |slot: usize| is_in(leaving, slot);
         let gone = self.host_slots().into_iter().filter(|slot| leaves(*slot));
         gone.for_each(|slot| self.hot_plug.eject(slot + 1));
         self.passthrough.place(leaves);
@@ -249,12 +249,10 @@ impl Bus {
         // Locked against changes of the list: the slot of a device that is gone has another one.
         let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
         let goes = |device: &&Arc<Attached>| {
-            let is_in_set = set >> (device.slot() + 1) & 1 == 1;
-            is_in_set && device.may_leave() && !self.has_ejected(device)
+            is_in(set, device.slot()) && device.may_leave() && !self.has_ejected(device)
         };
         let gone: Vec<_> = devices.iter().filter(goes).cloned().collect();
-        let of_host: Vec<_> = self.host_devices();
-        let of_host = of_host.into_iter().filter(|(_, slot)| set >> (slot + 1) & 1 == 1);
+        let of_host = self.host_devices().into_iter().filter(|(_, slot)| is_in(set, *slot));
         let of_host: Vec<_> =
             of_host.filter_map(|(_, slot)| self.passthrough.in_slot(slot)).collect();
         gone.iter().for_each(|device| self.hot_plug.eject(device.slot() + 1));
@@ -569,4 +567,9 @@ impl Bus {
         let found = |device: &Arc<Attached>| Some((Arc::clone(device), device.offset_of(address)?));
         devices.iter().find_map(found)
     }
+}
+
+/// Whether the device in a slot is in a set, a bit each.
+fn is_in(set: u32, slot: usize) -> bool {
+    set >> (slot + 1) & 1 == 1
 }

@@ -70,15 +70,13 @@ impl Vm {
 
     /// Inserts a device of the host, and notifies the guest. Returns where the guest finds it. All
     /// of the guest's memory becomes present and stays so, and the guest cannot be saved, until it
-    /// has let go of the device.
+    /// has let go of the device. Call [`Vm::prepare_for_host_device`] before.
     ///
     /// # Errors
     /// [`DeviceError::HostDevice`]; [`DeviceError::NoHotPlug`]; [`DeviceError::Config`] if the
-    /// guest can have no more devices; [`Error::WrongState`] if the guest has ended;
-    /// [`crate::memory::MemoryError`] if the host has too little memory. The guest is then as it
-    /// was.
+    /// guest can have no more devices; [`Error::WrongState`] if the guest has ended. The guest is
+    /// then as it was.
     pub fn insert_host_device(&self, device: HostDevice) -> Result<PciAddress> {
-        self.ram().make_present()?;
         let _control = self.control();
         let (_, slot) = self.room()?;
         self.machine.bus.insert_host_device(device, slot)?;
@@ -98,11 +96,12 @@ impl Vm {
         self.machine.bus.all_host_devices()
     }
 
-    /// Makes all of the guest's memory present, so that [`Vm::insert_host_device`], for which
-    /// others wait, has less to do.
+    /// Makes all of the guest's memory present, if the host has as much, so that
+    /// [`Vm::insert_host_device`], for which others wait, has less to do.
     ///
     /// # Errors
-    /// [`crate::memory::MemoryError`].
+    /// [`crate::memory::MemoryError`] if the host has too little memory, or pages of the guest have
+    /// not arrived yet.
     pub fn prepare_for_host_device(&self) -> Result<()> {
         Ok(self.ram().make_present()?)
     }
@@ -241,12 +240,11 @@ impl Vm {
     /// # Errors
     /// [`DeviceError::HostDevices`].
     pub(super) fn expect_no_host_devices(&self) -> Result<()> {
-        let devices = self.machine.bus.host_slots();
+        let devices = self.all_host_devices();
         if devices.is_empty() {
             return Ok(());
         }
-        let names = self.machine.bus.all_host_devices().into_iter();
-        let names: Vec<_> = names.map(|address| address.to_string()).collect();
+        let names: Vec<_> = devices.iter().map(ToString::to_string).collect();
         Err(DeviceError::HostDevices(names.join(", ")).into())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::pci::{APERTURE, ConfigSpace, FUNCTIONS_MAX, Identity, Msix};
+use crate::pci::{self, APERTURE, ConfigSpace, FUNCTIONS_MAX, Identity, Msix};
 use crate::virtio::device::DeviceKind;
 use crate::virtio::registers::QUEUES_MAX;
 
@@ -12,10 +12,6 @@ const VENDOR: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
 /// Modern devices have revision 1.
 const REVISION: u8 = 1;
-
-/// IDs of capabilities.
-const CAPABILITY_VENDOR: u8 = 0x09;
-const CAPABILITY_MSIX: u8 = 0x11;
 
 /// Bytes of the BAR, and of all its parts.
 pub(super) const BAR_BYTES: u32 = 0x8000;
@@ -72,19 +68,19 @@ pub(super) fn layout(slot: usize, kind: DeviceKind, vectors: usize) -> Layout {
     msix.extend((TABLE.start as u32).to_le_bytes());
     msix.extend((PENDING.start as u32).to_le_bytes());
     let control = Msix::control_bits().to_le_bytes();
-    let msix_control = config.add_capability(CAPABILITY_MSIX, &msix, &control) + 2;
+    let msix_control = config.add_capability(pci::capability::MSIX, &msix, &control) + 2;
     for (kind, part) in
         [(capability::COMMON, COMMON), (capability::ISR, ISR), (capability::DEVICE, DEVICE)]
     {
-        config.add_capability(CAPABILITY_VENDOR, &virtio(kind, part, &[]), &[]);
+        config.add_capability(pci::capability::VENDOR, &virtio(kind, part, &[]), &[]);
     }
     let multiplier = (NOTIFY_BYTES as u32).to_le_bytes();
     let notify = virtio(capability::NOTIFY, NOTIFY, &multiplier);
-    config.add_capability(CAPABILITY_VENDOR, &notify, &[]);
+    config.add_capability(pci::capability::VENDOR, &notify, &[]);
     // The driver writes where to access the BAR: its number, offset, length, and data.
     let writable = [[0, 0, 0xff, 0].as_slice(), &[0, 0], &[0xff; 12]].concat();
     let access = virtio(capability::ACCESS, 0..0, &[0; 4]);
-    let access = config.add_capability(CAPABILITY_VENDOR, &access, &writable);
+    let access = config.add_capability(pci::capability::VENDOR, &access, &writable);
     Layout { config, msix_control, access }
 }
 
