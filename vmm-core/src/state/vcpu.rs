@@ -146,13 +146,20 @@ pub(crate) fn load_vcpu(vcpu: &mut Vcpu, state: &VcpuState, carry: Option<TscCar
     fd.set_xcrs(&state.xcrs).vcpu_call(index, "KVM_SET_XCRS")?;
     fd.set_debug_regs(&state.debug_regs).vcpu_call(index, "KVM_SET_DEBUGREGS")?;
     fd.set_lapic(&state.lapic).vcpu_call(index, "KVM_SET_LAPIC")?;
-    let is_deadline = |msr: &&MsrValue| msr.index == TSC_DEADLINE;
-    let early: Vec<MsrValue> = state.msrs.iter().filter(|msr| !is_deadline(msr)).copied().collect();
+    let carried = carry.zip(state.tsc);
+    // Not both: KVM would count the vCPU as one whose TSC differs from the others'. Then it has no
+    // clock for all of them, and Linux reads its time by a system call each time.
+    let is_early = |msr: &&MsrValue| match msr.index {
+        TSC => carried.is_none(),
+        index => index != TSC_DEADLINE,
+    };
+    let early: Vec<MsrValue> = state.msrs.iter().filter(is_early).copied().collect();
     load_msrs(fd, index, &early)?;
-    if let (Some(carry), Some(tsc)) = (carry, state.tsc) {
+    if let Some((carry, tsc)) = carried {
         let offset = carry.offset(tsc, state.tsc_khz, TscScale::of_this_host(state.tsc_khz)?);
         kvm::set_tsc_offset(fd, offset).vcpu_call(index, "KVM_SET_DEVICE_ATTR (TSC offset)")?;
     }
+    let is_deadline = |msr: &&MsrValue| msr.index == TSC_DEADLINE;
     let late: Vec<MsrValue> = state.msrs.iter().filter(is_deadline).copied().collect();
     load_msrs(fd, index, &late)?;
     fd.set_vcpu_events(&state.events).vcpu_call(index, "KVM_SET_VCPU_EVENTS")

@@ -2,7 +2,10 @@
 
 use std::io::sink;
 
+use kvm_bindings::KVM_CLOCK_TSC_STABLE;
+
 use super::*;
+use crate::state::{ClockPair, TscCarry};
 use crate::testing::*;
 use crate::{VcpuLimits, snapshot};
 
@@ -37,6 +40,37 @@ fn sixteen_vcpus_run_and_continue_in_another_vm() {
     }
     next.pause().unwrap();
     assert!((0..16).all(|vcpu| lapic_id(&state, vcpu) == vcpu as u8));
+}
+
+/// KVM gives its vCPUs one clock, which Linux reads without a system call, if it knows that their
+/// TSCs are equal.
+#[test]
+fn vcpus_that_are_loaded_one_after_the_other_keep_one_clock() {
+    let counters = [0, 1, 2, 3].map(|vcpu| DATA + vcpu * 4096);
+    let vm = vm_with(4, COUNT_IN_MEMORY, &counters.map(|counter| [counter, 0]));
+    let flags_after_a_run = |vm: &Vm| {
+        let before = counters.map(|counter| word(vm, counter));
+        vm.resume().unwrap();
+        counters.iter().zip(before).for_each(|(counter, before)| {
+            wait_for_more(vm, *counter, before);
+        });
+        vm.pause().unwrap();
+        vm.machine.vm.get_clock().unwrap().flags & KVM_CLOCK_TSC_STABLE
+    };
+    let before = flags_after_a_run(&vm);
+    let state = vm.save_state().unwrap();
+    let next = empty_vm(16, 4);
+    copy_memory(&vm, &next);
+    // As hours after the guest was saved. KVM takes TSCs that differ by less than a second for
+    // equal.
+    let saved_ns = ClockPair::of(&state.clock).unwrap().guest_ns;
+    let mut now = ClockPair::of(&state::save_clock(&next.machine.vm).unwrap()).unwrap();
+    now.guest_ns = saved_ns + 10_000_000_000_000;
+    let carry = Some(TscCarry { saved_ns, now });
+    for (index, vcpu) in (0..).zip(state.vcpus.clone()) {
+        next.on_vcpu(index, move |it| state::load_vcpu(it, &vcpu, carry)).unwrap().unwrap();
+    }
+    assert_eq!(flags_after_a_run(&next), before);
 }
 
 #[test]
