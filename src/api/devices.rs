@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vmm_core::virtio::block::EngineChoice;
+use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
 /// How long it may take to make durable what a guest has written to a device that it has let go of.
 pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
@@ -46,6 +46,9 @@ pub(crate) struct DiskToAttach {
     pub(crate) serial: String,
     /// Its request queues, 1 to 8.
     pub(crate) queues: u16,
+    /// Whether its bytes go through the host's cache.
+    #[serde(default)]
+    pub(crate) cache: CacheMode,
     /// How its requests are executed.
     #[serde(default)]
     pub(crate) engine: EngineChoice,

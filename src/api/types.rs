@@ -10,7 +10,7 @@ use uuid::Uuid;
 use vmm_core::MachineKind;
 use vmm_core::memory::HugePages;
 use vmm_core::virtio::balloon::{SetBy, Statistics};
-use vmm_core::virtio::block::LockReach;
+use vmm_core::virtio::block::{CacheMode, LockReach};
 use vmm_core::virtio::net::NetStatus;
 
 use crate::names::GuestName;
@@ -228,6 +228,9 @@ pub(crate) struct DiskInfo {
     pub(crate) bytes: u64,
     /// Whether the guest can only read it.
     pub(crate) read_only: bool,
+    /// Whether its bytes go through the host's cache.
+    #[serde(default)]
+    pub(crate) cache: CacheMode,
     /// Whether the lock on the disk covers this host only, or all hosts of its file system.
     pub(crate) lock_reach: LockReach,
 }

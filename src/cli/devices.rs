@@ -31,7 +31,7 @@ pub(crate) struct AttachDiskArgs {
     pub(crate) name: GuestName,
 
     /// The disk, a file or block device, with options as for --disk of `lighter run`: ro,
-    /// serial=TEXT, queues=N, engine=auto|io_uring|sync.
+    /// serial=TEXT, queues=N, cache=writeback|none, engine=auto|io_uring|sync.
     #[arg(value_name = "PATH[,OPTION...]")]
     pub(crate) disk: DiskArg,
 

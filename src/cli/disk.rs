@@ -1,10 +1,11 @@
-//! `--disk PATH[,ro][,serial=TEXT][,queues=N][,engine=HOW]`, and `[[disk]]` in a guest's file.
+//! `--disk PATH[,ro][,serial=TEXT][,queues=N][,cache=MODE][,engine=HOW]`, and `[[disk]]` in a
+//! guest's file.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
-use vmm_core::virtio::block::EngineChoice;
+use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
 use super::fault::{Fault, Place};
 
@@ -38,6 +39,9 @@ pub(crate) struct DiskArg {
     /// Request queues; one for each vCPU when absent, but no more than there can be.
     #[serde(default)]
     pub(crate) queues: Option<u16>,
+    /// Whether its bytes go through the host's cache.
+    #[serde(default)]
+    pub(crate) cache: CacheMode,
     /// How requests are carried out.
     #[serde(default)]
     pub(crate) engine: EngineChoice,
@@ -87,12 +91,14 @@ impl FromStr for DiskArg {
             access: DiskAccess::ReadWrite,
             serial: String::new(),
             queues: None,
+            cache: CacheMode::Writeback,
             engine: EngineChoice::Auto,
         };
         for option in parts {
             match option.split_once('=') {
                 None if option == "ro" => disk.access = DiskAccess::ReadOnly,
                 Some(("serial", serial)) => disk.serial = serial.to_owned(),
+                Some(("cache", cache)) => disk.cache = cache.parse()?,
                 Some(("engine", engine)) => disk.engine = engine.parse()?,
                 Some(("queues", queues)) => match queues.parse() {
                     Ok(queues @ 1..=QUEUES_MAX) => disk.queues = Some(queues),
@@ -102,7 +108,8 @@ impl FromStr for DiskArg {
                 },
                 _ => {
                     return Err(format!(
-                        "`{option}` is not a disk option: ro, serial=TEXT, queues=N, engine=auto|io_uring|sync"
+                        "`{option}` is not a disk option: ro, serial=TEXT, queues=N, cache=writeback|none, \
+                         engine=auto|io_uring|sync"
                     ));
                 }
             }
@@ -120,8 +127,9 @@ mod tests {
         let disk: DiskArg = "/d/a.raw,ro,serial=a-1".parse().unwrap();
         assert_eq!((disk.access, disk.serial.as_str()), (DiskAccess::ReadOnly, "a-1"));
         let plain: DiskArg = "a.raw".parse().unwrap();
-        let tuned: DiskArg = "a.raw,queues=2,engine=sync".parse().unwrap();
+        let tuned: DiskArg = "a.raw,queues=2,engine=sync,cache=none".parse().unwrap();
         assert_eq!((tuned.queues, tuned.engine), (Some(2), EngineChoice::Sync));
+        assert_eq!((plain.cache, tuned.cache), (CacheMode::Writeback, CacheMode::None));
         assert_eq!((plain.path, plain.access), (PathBuf::from("a.raw"), DiskAccess::ReadWrite));
     }
 
@@ -132,5 +140,11 @@ mod tests {
         assert!("a.raw,serial".parse::<DiskArg>().is_err());
         assert!("a.raw,queues=9".parse::<DiskArg>().unwrap_err().contains("1 to 8"));
         assert!("a.raw,engine=fast".parse::<DiskArg>().unwrap_err().contains("io_uring"));
+        assert!(
+            "a.raw,cache=full"
+                .parse::<DiskArg>()
+                .unwrap_err()
+                .contains("cache mode: writeback, none")
+        );
     }
 }

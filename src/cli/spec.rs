@@ -110,6 +110,7 @@ pub(crate) struct GuestSpec {
     /// Disk for the guest, a raw file, a qcow2 image (NAME.qcow2) or a block device: /dev/vda
     /// first. Give it more than once for more disks. ro: the guest only reads it; serial=TEXT: what
     /// it sees as serial number; queues=N: request queues [default: one for each vCPU, 8 at most];
+    /// cache=writeback|none: with `none`, a raw disk bypasses the host's page cache (O_DIRECT);
     /// engine=auto|io_uring|sync. It is locked while the guest runs; no lock keeps other hosts from
     /// a block device that they share. To migrate, have the same disk under the same path on both
     /// hosts, or `--copy-disks`.

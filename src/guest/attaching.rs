@@ -39,6 +39,7 @@ pub(crate) fn attach_disk(state: &StateDir, args: &AttachDiskArgs) -> Result<Exi
         read_only: disk.access() == Access::ReadOnly,
         serial: disk.serial().to_owned(),
         queues: disk.queues(),
+        cache: disk.cache(),
         engine: disk.engine(),
     });
     let exit = attach(name, &client, (&request, files), args.json).with_context(cannot)?;

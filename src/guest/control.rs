@@ -191,6 +191,7 @@ fn disks(machine: &SharedMachine) -> Vec<DiskInfo> {
         format: if content.is_image() { DiskFormat::Qcow2 } else { DiskFormat::Raw },
         bytes: content.bytes(),
         read_only: content.access() == Access::ReadOnly,
+        cache: content.cache(),
         lock_reach: content.lock_reach(),
     };
     machine.disks().map(info).collect()

@@ -319,7 +319,8 @@ fn name_of(config: &DeviceConfig) -> Option<NamedDevice> {
 fn disk_of(disk: &DiskToAttach, files: Vec<File>) -> Result<BlockConfig, ApiError> {
     let access = if disk.read_only { Access::ReadOnly } else { Access::ReadWrite };
     let config = BlockConfig::handed(files, access, &disk.serial);
-    Ok(config.map_err(bad)?.with_queues(disk.queues).with_engine(disk.engine))
+    let config = config.map_err(bad)?.with_queues(disk.queues);
+    Ok(config.with_cache(disk.cache).with_engine(disk.engine))
 }
 
 fn net_of(net: NetToAttach, mut files: Vec<File>) -> Result<NetConfig, ApiError> {

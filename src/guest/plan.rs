@@ -135,7 +135,7 @@ pub(super) fn disk(disk: &DiskArg, vcpus: u8) -> Result<BlockConfig> {
     let queues = disk.queues.unwrap_or_else(|| u16::from(vcpus).min(QUEUES_MAX));
     let config = BlockConfig::new(&disk.path, access, &disk.serial)?;
     warn_of_image(config.path());
-    Ok(config.with_queues(queues).with_engine(disk.engine))
+    Ok(config.with_queues(queues).with_cache(disk.cache).with_engine(disk.engine))
 }
 
 /// Warns of a raw disk that begins as a qcow2 image does: its user may have expected an image.

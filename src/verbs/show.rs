@@ -8,7 +8,7 @@ use migrate::progress::Role;
 use migrate::report::Outcome;
 use migrate::{Progress, Report};
 use serde::Serialize;
-use vmm_core::virtio::block::LockReach;
+use vmm_core::virtio::block::{CacheMode, LockReach};
 
 use super::list::{Listed, PastGuest, ask};
 use super::off::{
@@ -267,7 +267,12 @@ fn disk_line(disk: &DiskInfo) -> String {
         DiskFormat::Raw => "",
         DiskFormat::Qcow2 => ", qcow2",
     };
-    format!("{}, {}{format}{access}, {locked}", disk.path.display(), format_size(disk.bytes))
+    let cache = match disk.cache {
+        CacheMode::Writeback => "",
+        CacheMode::None => ", cache=none",
+    };
+    let (path, size) = (disk.path.display(), format_size(disk.bytes));
+    format!("{path}, {size}{format}{access}{cache}, {locked}")
 }
 
 fn net_line(net: &NetInfo) -> String {

@@ -25,6 +25,17 @@ fn use_second_address(guest: &StockGuest, host: Host<'_>) {
     await_ping(host);
 }
 
+/// Checks that the disk bypasses the host's cache, which may have its first pages: they are read
+/// to see what it is.
+#[track_caller]
+fn is_not_cached(host: Host<'_>) {
+    let disks = host.ask("debian", "/v1/guest").expect("a guest")["disks"].clone();
+    assert_eq!(disks[1]["cache"], "none", "{disks}");
+    let cached = host.sh(&format!("fincore --bytes --noheadings --output RES {DISK}")).ok();
+    let bytes: u64 = cached.trim().parse().expect("a number of bytes");
+    assert!(bytes < 1 << 20, "{bytes} bytes of the disk are cached");
+}
+
 #[track_caller]
 fn await_ping(host: Host<'_>) {
     until("the second network device answers", || {
@@ -40,7 +51,7 @@ fn disks_and_networks_come_move_along_and_go() {
     let guest = StockGuest::boot(&lab, here, 2, "");
     let before = guest.health(here);
     here.sh(&format!("rm -f {DISK} && truncate -s 64M {DISK}")).ok();
-    let said = here.lighter(&format!("attach-disk debian {DISK},serial=data")).ok();
+    let said = here.lighter(&format!("attach-disk debian {DISK},serial=data,cache=none")).ok();
     assert_eq!(said, format!("disk {DISK} is attached to debian at 0000:00:06.0\n"));
     guest
         .sh(
@@ -49,6 +60,7 @@ fn disks_and_networks_come_move_along_and_go() {
              && head -c 8M /dev/urandom > /mnt/file && sha256sum < /mnt/file > /root/sum && sync",
         )
         .ok();
+    is_not_cached(here);
     let said = here.lighter(&format!("attach-interface debian bridge=br0,mac={MAC}")).ok();
     assert!(said.contains(&format!("{MAC} is attached to debian at 0000:00:07.0")), "{said}");
     use_second_address(&guest, here);
@@ -62,6 +74,7 @@ fn disks_and_networks_come_move_along_and_go() {
     let sum = guest.sh(there, "cat /root/sum").ok();
     let read = "echo 1 > /proc/sys/vm/drop_caches; sha256sum < /mnt/file";
     assert_eq!(guest.sh(there, read).ok(), sum);
+    is_not_cached(there);
     await_ping(there);
 
     guest.sh(there, "umount /mnt").ok();

@@ -15,6 +15,7 @@ mod outages;
 #[cfg(feature = "failpoints")]
 mod postcopy;
 
+mod cache;
 mod disks;
 mod ending;
 mod firmware;

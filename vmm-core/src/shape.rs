@@ -1,6 +1,7 @@
 //! Everything that two hosts must agree on for a guest to run on either: its memory, its vCPUs and
 //! the features of its processor. All of it is checked before anything is created.
 
+mod encoding;
 mod host;
 mod slots;
 mod tsc;
@@ -9,13 +10,12 @@ mod vcpus;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use serde::{Deserialize, Serialize};
 
-use crate::codec;
 use crate::cpuid::{self, CpuModel, CpuidEntry, ModelError, MsrValue, msr};
 use crate::devices::MachineKind;
 use crate::error::Result;
 use crate::labels::{self, LabelError, Labels};
 use crate::memory::{MemoryConfig, RamLayout};
-use crate::virtio::block::{BlockConfig, DiskProof, is_qcow2};
+use crate::virtio::block::{BlockConfig, DiskProof};
 use crate::virtio::net::NetConfig;
 use crate::virtio::{DeviceConfig, check_devices};
 
@@ -25,23 +25,6 @@ pub use slots::Slots;
 pub use tsc::TSC_TOLERANCE_PPM;
 pub(crate) use tsc::{TscScale, check_tsc};
 pub use vcpus::{VCPUS_MAX, VcpuLimits};
-
-/// Version of the encoding of a [`VmShape`] without labels.
-const SHAPE_VERSION: u16 = 6;
-/// Version of the encoding of a [`VmShape`] that is followed by labels.
-const SHAPE_VERSION_WITH_LABELS: u16 = 7;
-/// Version of the encoding of a [`VmShape`] that is followed by labels and the kind of its machine.
-const SHAPE_VERSION_WITH_MACHINE: u16 = 8;
-/// Version of the encoding of a [`VmShape`] with a seed disk: encoded as with the kind of machine,
-/// under a number that earlier releases refuse.
-const SHAPE_VERSION_WITH_SEED: u16 = 9;
-/// Version of the encoding of a [`VmShape`] with a disk in a qcow2 image: encoded as with the kind
-/// of machine, under a number that earlier releases refuse, since they would use the file as a raw
-/// disk.
-const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
-/// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine and the
-/// devices' slots.
-const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 
 /// A description from which the same virtual machine can be created on any suitable host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +127,8 @@ pub enum ShapeError {
     Malformed(String),
     /// The shape has a version that this program does not know.
     #[error(
-        "the description of the guest has version {0}, this program knows {SHAPE_VERSION_WITH_SLOTS}"
+        "the description of the guest has version {0}, this program knows {newest}",
+        newest = encoding::NEWEST
     )]
     Version(u16),
 }
@@ -297,85 +281,6 @@ impl VmShape {
         }
     }
 
-    /// Returns the lowest version that has all of the shape.
-    fn version(&self) -> u16 {
-        let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
-        if self.slots != Slots::default() {
-            SHAPE_VERSION_WITH_SLOTS
-        } else if self.disks().any(|disk| is_qcow2(disk.path())) {
-            SHAPE_VERSION_WITH_IMAGE
-        } else if has_seed {
-            SHAPE_VERSION_WITH_SEED
-        } else if self.machine != MachineKind::Mmio {
-            SHAPE_VERSION_WITH_MACHINE
-        } else if !self.labels.is_empty() {
-            SHAPE_VERSION_WITH_LABELS
-        } else {
-            SHAPE_VERSION
-        }
-    }
-
-    /// Encodes the shape for a peer or a file.
-    ///
-    /// # Errors
-    /// [`ShapeError::Malformed`] if the encoding is too long, which takes absurdly many CPUID
-    /// entries.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        // Earlier releases take a guest whose shape has a version that they know.
-        let bytes = match (self.version(), &self.labels, self.machine) {
-            (version @ SHAPE_VERSION, ..) => codec::encode(&(version, self)),
-            (version @ SHAPE_VERSION_WITH_LABELS, labels, _) => {
-                codec::encode(&(version, self, labels))
-            }
-            (version @ SHAPE_VERSION_WITH_SLOTS, labels, machine) => {
-                codec::encode(&(version, self, labels, machine, &self.slots))
-            }
-            (version, labels, machine) => codec::encode(&(version, self, labels, machine)),
-        };
-        Ok(bytes.map_err(|error| ShapeError::Malformed(error.to_string()))?)
-    }
-
-    /// Decodes bytes that [`VmShape::to_bytes`] produced; they may be hostile. Checks bounds but
-    /// not the host: see [`VmShape::check_host`].
-    ///
-    /// # Errors
-    /// [`ShapeError`] if the bytes are malformed or out of bounds;
-    /// [`crate::memory::MemoryError::Size`].
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let version = bytes
-            .first_chunk()
-            .map(|bytes| u16::from_le_bytes(*bytes))
-            .ok_or_else(|| ShapeError::Malformed("it is empty".into()))?;
-        let shape = match version {
-            SHAPE_VERSION => codec::decode(bytes).map(|(_, shape): (u16, Self)| shape),
-            SHAPE_VERSION_WITH_LABELS => codec::decode(bytes)
-                .map(|(_, shape, labels): (u16, Self, Labels)| Self { labels, ..shape }),
-            SHAPE_VERSION_WITH_MACHINE | SHAPE_VERSION_WITH_SEED | SHAPE_VERSION_WITH_IMAGE => {
-                codec::decode(bytes).map(
-                    |(_, shape, labels, machine): (u16, Self, Labels, MachineKind)| Self {
-                        labels,
-                        machine,
-                        ..shape
-                    },
-                )
-            }
-            SHAPE_VERSION_WITH_SLOTS => codec::decode(bytes).map(
-                |(_, shape, labels, machine, slots): (u16, Self, Labels, MachineKind, Slots)| {
-                    Self { labels, machine, slots, ..shape }
-                },
-            ),
-            version => return Err(ShapeError::Version(version).into()),
-        };
-        let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
-        if version < SHAPE_VERSION_WITH_IMAGE && shape.disks().any(|it| is_qcow2(it.path())) {
-            // To the release that encoded it, it is a raw disk.
-            let what = "a disk has the name of a qcow2 image, and is none: rename it".to_owned();
-            return Err(ShapeError::Malformed(what).into());
-        }
-        shape.check()?;
-        Ok(shape)
-    }
-
     /// Checks bounds, without inspecting this host.
     pub(crate) fn check(&self) -> Result<()> {
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
@@ -414,7 +319,6 @@ pub(crate) fn cpuid_table(
 mod tests {
     use super::*;
     use crate::Error;
-    use crate::virtio::block::{Access, SeedConfig};
 
     fn shape() -> VmShape {
         VmShape::for_host(64 << 20, 2).unwrap()
@@ -425,63 +329,6 @@ mod tests {
         let shape = shape();
         shape.check_host().unwrap();
         assert_eq!(VmShape::from_bytes(&shape.to_bytes().unwrap()).unwrap(), shape);
-    }
-
-    #[test]
-    fn what_earlier_releases_can_run_has_a_version_that_they_know() {
-        let labels: Labels = [("team".to_owned(), "shop".to_owned())].into();
-        for (machine, labels, version) in [
-            (MachineKind::Mmio, Labels::new(), 6),
-            (MachineKind::Mmio, labels.clone(), 7),
-            (MachineKind::Pci, Labels::new(), 8),
-            (MachineKind::Pci, labels, 8),
-        ] {
-            let shape = VmShape { machine, labels, ..shape() };
-            let bytes = shape.to_bytes().unwrap();
-            assert_eq!(bytes[..2], [version, 0], "{machine}");
-            assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
-        }
-    }
-
-    #[test]
-    fn a_guest_with_a_seed_has_a_version_of_its_own() {
-        let documents = [("user-data".to_owned(), b"#cloud-config".to_vec())];
-        let devices = vec![DeviceConfig::Seed(SeedConfig::new(documents).unwrap())];
-        for machine in [MachineKind::Mmio, MachineKind::Pci] {
-            let shape = VmShape { machine, devices: devices.clone(), ..shape() };
-            let bytes = shape.to_bytes().unwrap();
-            assert_eq!(bytes[..2], [9, 0], "{machine}");
-            assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
-        }
-    }
-
-    #[test]
-    fn a_guest_with_an_image_has_a_version_of_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk.raw");
-        std::fs::write(&path, [0; 512]).unwrap();
-        let disk = BlockConfig::new(&path, Access::ReadWrite, "").unwrap();
-        for (name, version) in [("disk.raw", 6), ("disk.qcow2", 10)] {
-            let devices = vec![DeviceConfig::Block(disk.at(&folder.path().join(name)))];
-            let bytes = VmShape { devices, ..shape() }.to_bytes().unwrap();
-            assert_eq!(bytes[..2], [version, 0], "{name}");
-            VmShape::from_bytes(&bytes).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_guest_with_a_device_out_of_place_has_a_version_of_its_own() {
-        let devices = vec![DeviceConfig::Rng; 2];
-        let mut slots = Slots::default();
-        slots.remove(0, 3);
-        let shape = VmShape { machine: MachineKind::Pci, devices, slots, ..shape() };
-        let bytes = shape.to_bytes().unwrap();
-        assert_eq!(bytes[..2], [11, 0]);
-        let read = VmShape::from_bytes(&bytes).unwrap();
-        assert_eq!(read.slotted().map(|(slot, _)| slot).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(read, shape);
-        let other = VmShape { devices: vec![DeviceConfig::Rng; 3], ..shape };
-        assert!(VmShape::from_bytes(&other.to_bytes().unwrap()).is_err());
     }
 
     #[test]
@@ -527,20 +374,5 @@ mod tests {
         shape.xsave_bytes = 1 << 20;
         let error = shape.check_host().unwrap_err();
         assert!(matches!(error, Error::Shape(ShapeError::XsaveBytes { guest: 1_048_576, .. })));
-    }
-
-    #[test]
-    fn hostile_descriptions_are_refused() {
-        let good = shape().to_bytes().unwrap();
-        for cut in 0..good.len() {
-            assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
-        }
-        let mut newer = good.clone();
-        newer[0] = 12;
-        let error = VmShape::from_bytes(&newer).unwrap_err();
-        assert!(matches!(error, Error::Shape(ShapeError::Version(12))));
-        let mut none = good;
-        none[10] = 0;
-        assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));
     }
 }

@@ -176,7 +176,7 @@ fn places<'a>(disks: &'a [DiskInfo], file: &Path) -> Vec<(&'a DiskInfo, PathBuf)
 
 #[cfg(test)]
 mod tests {
-    use vmm_core::virtio::block::LockReach;
+    use vmm_core::virtio::block::{CacheMode, LockReach};
 
     use super::*;
 
@@ -187,6 +187,7 @@ mod tests {
             format: DiskFormat::Raw,
             bytes: 512,
             read_only,
+            cache: CacheMode::Writeback,
             lock_reach: LockReach::Host,
         };
         let disks = [

@@ -15,7 +15,9 @@ fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
     let [first, second] = ["a", "b"].map(|host| place.folder(host).join("second.raw"));
     make_disk(&first);
     let [path, there] = [&first, &second].map(|path| path.display().to_string());
-    let attach = |more: &[&str]| place.pair.a.run(&[&["attach-disk", GUEST, &path], more].concat());
+    let uncached = format!("{path},cache=none");
+    let attach =
+        |more: &[&str]| place.pair.a.run(&[&["attach-disk", GUEST, &uncached], more].concat());
     let attached = attach(&["--json"]);
     let words = ["has not noticed it yet", "finds the device when it boots"];
     assert!(words.iter().all(|word| attached.stderr.contains(word)), "{attached:#?}");
@@ -49,6 +51,8 @@ fn an_attached_disk_is_locked_moves_and_is_saved_with_its_guest() {
     place.pair.b.run(&["restore", &file, "--detach"]).ok();
     let disks = place.pair.b.list()[0]["disks"].clone();
     assert_eq!((&disks[1]["path"], disks.as_array().map(Vec::len)), (&there.into(), Some(2)));
+    let caches = [0, 1].map(|disk| disks[disk]["cache"].clone());
+    assert_eq!(caches, ["writeback", "none"]);
     place.runs_only_on(&place.pair.b);
     nothing_left_behind(&place.pair.hosts());
 }

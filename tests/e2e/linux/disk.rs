@@ -78,12 +78,17 @@ fn is_on_disk(disk: &fs::File, number: u64) {
 
 #[test]
 fn linux_with_a_disk_keeps_writing_at_the_destination() {
-    keeps_writing("mmio");
+    keeps_writing("mmio", "");
 }
 
 #[test]
 fn linux_with_a_disk_on_pci_keeps_writing_at_the_destination() {
-    keeps_writing("pci");
+    keeps_writing("pci", "");
+}
+
+#[test]
+fn linux_with_a_disk_that_bypasses_the_cache_keeps_writing_at_the_destination() {
+    keeps_writing("pci", ",cache=none");
 }
 
 /// Warnings of the kernel about its machine on the console of `host`.
@@ -94,7 +99,7 @@ fn complaints(host: &Host) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-fn keeps_writing(machine: &str) {
+fn keeps_writing(machine: &str, options: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let disk = make_disk(folder.path());
     let thief = arguments("thief", &disk);
@@ -104,7 +109,8 @@ fn keeps_writing(machine: &str) {
 
     let pair = Pair::taking_disks_in(folder.path());
     // Warnings of the kernel are shown too.
-    let mut boot = boot_with("db", &disk, "check.disk=1 loglevel=5");
+    let with_options = format!("{}{options}", disk.display());
+    let mut boot = boot_with("db", Path::new(&with_options), "check.disk=1 loglevel=5");
     boot.extend(["--machine", machine].map(str::to_owned));
     pair.a.run(&boot).ok();
     let witness = CheckConsole::of(&pair.a, "db", MIB * 256);

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use imago::io_buffers::IoBuffer;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vm_memory::bitmap::Bitmap;
 
@@ -14,7 +15,9 @@ use super::{RamSlice, check};
 /// Most buffers that one call takes (`UIO_MAXIOV` of `linux/uio.h`).
 pub(crate) const SLICES_MAX: usize = 1024;
 /// Zeros written at a time, in bytes.
-const ZEROS_BYTES: usize = 64 << 10;
+const ZEROS_BYTES: u64 = 64 << 10;
+/// Alignment of those zeros in memory, in bytes: enough for every device.
+const ALIGNMENT: usize = 4096;
 
 /// Direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,10 +197,13 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// # Errors
 /// The error from the system.
 pub(crate) fn write_zero_bytes(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-    let zeros = vec![0; ZEROS_BYTES];
+    // Aligned, for files with `O_DIRECT`.
+    let mut zeros = IoBuffer::new(bytes.min(ZEROS_BYTES) as usize, ALIGNMENT)?;
+    let zeros = zeros.as_mut().into_slice();
+    zeros.fill(0);
     let mut done = 0;
     while done < bytes {
-        let now = (bytes - done).min(ZEROS_BYTES as u64);
+        let now = (bytes - done).min(ZEROS_BYTES);
         file.write_all_at(&zeros[..now as usize], offset + done)?;
         done += now;
     }
@@ -282,13 +288,22 @@ pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
     Ok(i32::from(found.l_type) != libc::F_UNLCK)
 }
 
-/// Clears `O_NONBLOCK`, with which a file was opened whose path is not trusted: up to Linux 5.14,
-/// io_uring answers reads of such a file that would block with EAGAIN, every time.
+/// Clears `O_NONBLOCK`, with which a file was opened whose path is not trusted, and `O_DIRECT`: up
+/// to Linux 5.14, io_uring answers reads of such a file that would block with EAGAIN, every time.
 ///
 /// # Errors
 /// If the system refuses.
 pub(crate) fn make_blocking(file: &File) -> io::Result<()> {
     fcntl(file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(())
+}
+
+/// Sets `O_DIRECT`, for this open file wherever it is used.
+///
+/// # Errors
+/// `InvalidInput` if the file system does not support it; otherwise the error from the system.
+pub(crate) fn make_direct(file: &File) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_SETFL(OFlag::O_DIRECT))?;
     Ok(())
 }
 
@@ -299,6 +314,24 @@ pub(crate) fn make_blocking(file: &File) -> io::Result<()> {
 pub(crate) fn may_write(file: &File) -> io::Result<bool> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
     Ok(flags & (OFlag::O_ACCMODE | OFlag::O_APPEND) == OFlag::O_RDWR)
+}
+
+/// Returns the number of bytes to multiples of which offsets, lengths and memory must be aligned
+/// with `O_DIRECT`; `None` if the kernel does not say so (before Linux 6.1), or there is no such.
+pub(crate) fn direct_alignment(file: &File) -> Option<u64> {
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let (nothing, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: the path is a string that ends with zero, and the kernel writes one `statx`, which
+    // is valid whatever it writes.
+    let found = unsafe {
+        let mask = libc::STATX_DIOALIGN;
+        match libc::statx(file.as_raw_fd(), nothing, flags, mask, found.as_mut_ptr()) {
+            0 => found.assume_init(),
+            _ => return None,
+        }
+    };
+    let is_told = found.stx_mask & libc::STATX_DIOALIGN != 0 && found.stx_dio_offset_align != 0;
+    is_told.then(|| found.stx_dio_offset_align.max(found.stx_dio_mem_align).into())
 }
 
 /// Drops what this host has cached of a file, except dirty pages: another host may have written it

@@ -1,6 +1,7 @@
 //! Configuration of a disk.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,11 +11,14 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use super::SECTOR_BYTES;
+use super::cache::{self, CacheMode};
 use super::disk::Disk;
 use super::names::may_overlap;
 use super::overwritten;
 use super::proof::DiskProof;
+use super::qcow2;
 use super::staged::{self, Staged};
+use crate::unnamed_file;
 use crate::virtio::DeviceError;
 use crate::virtio::handed::HandedFiles;
 
@@ -106,6 +110,10 @@ pub struct BlockConfig {
     engine: EngineChoice,
     /// Evidence from which a destination sees that it has the same disk.
     proof: DiskProof,
+    /// Whether its bytes go through the host's cache; a guest's shape encodes this itself, since
+    /// earlier releases do not know it.
+    #[serde(skip)]
+    cache: CacheMode,
     /// Whether the disk is on this host; not part of the serialized configuration.
     #[serde(skip)]
     origin: Origin,
@@ -163,6 +171,7 @@ impl BlockConfig {
             queues: 1,
             engine: EngineChoice::Auto,
             proof: DiskProof::of(disk.file()),
+            cache: CacheMode::default(),
             origin: Origin::Present,
             made: None,
             goes_on: false,
@@ -178,7 +187,12 @@ impl BlockConfig {
     /// # Errors
     /// [`DeviceError`], if the disk cannot be used; [`DeviceError::Config`] for a loop device.
     pub fn open_files(&self) -> Result<Vec<File>, DeviceError> {
-        Disk::open_present(&self.path, self.access)?.files()
+        self.open_present()?.files()
+    }
+
+    /// Opens the disk as it is used, without locking it.
+    fn open_present(&self) -> Result<Disk, DeviceError> {
+        Disk::open_present(&self.path, self.access)?.with_cache(self.cache)
     }
 
     /// Returns the same disk for this process's records: without files that it holds open.
@@ -202,6 +216,12 @@ impl BlockConfig {
     #[must_use]
     pub fn with_engine(self, engine: EngineChoice) -> Self {
         Self { engine, ..self }
+    }
+
+    /// Sets whether its bytes go through the host's cache.
+    #[must_use]
+    pub fn with_cache(self, cache: CacheMode) -> Self {
+        Self { cache, ..self }
     }
 
     /// Replaces the size, in bytes: the disk has grown.
@@ -324,6 +344,11 @@ impl BlockConfig {
         self.engine
     }
 
+    /// Returns whether its bytes go through the host's cache.
+    pub fn cache(&self) -> CacheMode {
+        self.cache
+    }
+
     /// Returns the path of the file or block device.
     pub fn path(&self) -> &Path {
         &self.path
@@ -360,6 +385,9 @@ impl BlockConfig {
             let queues = self.queues;
             return bad(format!("disk {path} has 1 to {QUEUES_MAX} queues, not {queues}"));
         }
+        if self.cache == CacheMode::None && qcow2::is_named(&self.path) {
+            return bad(format!("cache=none is for raw disks, and {path} is a qcow2 image"));
+        }
         if !self.proof.is_bounded() {
             return bad(format!("disk {path} has too many names"));
         }
@@ -374,14 +402,26 @@ impl BlockConfig {
 
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         match self.origin {
-            Origin::Present => {
-                Disk::open_present(&self.path, self.access)?.expect_bytes(self.bytes)
-            }
+            Origin::Present => self.open_present()?.expect_bytes(self.bytes),
             Origin::Arriving(occupied) if overwritten::is_at(&self.path) => {
                 overwritten::open(self, occupied).map(drop)
             }
-            Origin::Arriving(occupied) => staged::check_place(&self.path, occupied).map(drop),
+            Origin::Arriving(occupied) => {
+                staged::check_place(&self.path, occupied)?;
+                self.expect_small_sectors()
+            }
         }
+    }
+
+    /// Checks that the file system for an arriving disk can do without the host's cache.
+    fn expect_small_sectors(&self) -> Result<(), DeviceError> {
+        if self.cache == CacheMode::Writeback {
+            return Ok(());
+        }
+        let device = unnamed_file::folder_of(&self.path).metadata().map(|found| found.dev());
+        device
+            .and_then(cache::expect_small_sectors)
+            .map_err(|cause| DeviceError::Disk { path: self.path.clone(), cause })
     }
 
     /// Checks that the disk at the path is the one that the guest has at the source, which has sent
@@ -503,7 +543,8 @@ mod tests {
         let uneven = BlockConfig { bytes: 513, ..good.clone() };
         let empty = BlockConfig { bytes: 0, ..good.clone() };
         let [none, many] = [0, QUEUES_MAX + 1].map(|queues| good.clone().with_queues(queues));
-        for bad in [relative, long, zero_byte, uneven, empty, none, many] {
+        let image = good.at(Path::new("/a.qcow2")).with_cache(CacheMode::None);
+        for bad in [relative, long, zero_byte, uneven, empty, none, many, image] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::cache::CacheMode;
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::departed;
 use super::identity::DiskIdentity;
@@ -38,9 +39,8 @@ pub struct DiskContent {
     /// A saved guest may depend on the present content; such seals are broken when the guest
     /// resumes, before it can write.
     may_be_sealed: AtomicBool,
-    /// Number of the error with which lighter's own flush failed; 0 if none did. Linux reports lost
-    /// writes once for an open file, and its cache then counts them as written. So this stays until
-    /// the disk is opened again: only the next take-over drops the cache.
+    /// Number of the error with which lighter's own flush failed; 0 if none did. It stays until the
+    /// disk is opened again: Linux reports lost writes once, and then counts them as written.
     fault: AtomicI32,
 }
 
@@ -91,9 +91,14 @@ impl DiskContent {
         self.store.is_device()
     }
 
-    /// Returns whether the disk is in a qcow2 image.
+    /// Returns whether it is in a qcow2 image.
     pub fn is_image(&self) -> bool {
         !self.store.is_raw()
+    }
+
+    /// Returns whether its bytes go through the host's cache.
+    pub fn cache(&self) -> CacheMode {
+        self.store.cache()
     }
 
     /// Returns the identity of the open disk, whatever is at its path by now; `None` if the system

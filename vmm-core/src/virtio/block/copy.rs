@@ -28,6 +28,8 @@ pub fn copy_content(
     if ioctl_ficlone(to, from).is_ok() {
         return step(bytes);
     }
+    // The cache of a block device may keep what was there before a write that bypassed it.
+    file::forget_cached(from);
     to.set_len(bytes)?;
     let mut piece = vec![0; PIECE_BYTES];
     let mut at = 0;

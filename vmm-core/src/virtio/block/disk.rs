@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::behind::behind_loops;
+use super::cache::CacheMode;
 use super::config::{Access, BlockConfig, Occupied, Origin};
 use super::hold::{self, HandedClaim, Hold};
 use super::names::expect_readable;
@@ -73,14 +74,14 @@ impl Disk {
                     Some(files) => Self::open_handed(files, access)?,
                     None => Self::open_present(path, access)?,
                 };
-                Ok(Self { expected, ..disk })
+                Ok(Self { expected, ..disk.with_cache(config.cache())? })
             }
             Origin::Arriving(occupied) => match config.staged() {
                 Some(staged) => {
                     let store = Store::of_new(path, staged.file());
                     let store = store
                         .map_err(|cause| DeviceError::Disk { path: path.to_owned(), cause })?;
-                    Ok(Self::of(path, store, access, bytes))
+                    Self::of(path, store, access, bytes).with_cache(config.cache())
                 }
                 None => Self::open_overwritten(config, occupied),
             },
@@ -90,7 +91,7 @@ impl Disk {
     /// Opens the block device that an arriving disk overwrites, and locks it from now on: it is
     /// written long before the take-over.
     fn open_overwritten(config: &BlockConfig, occupied: Occupied) -> Result<Self, DeviceError> {
-        let mut disk = overwritten::open(config, occupied)?;
+        let mut disk = overwritten::open(config, occupied)?.with_cache(config.cache())?;
         disk.lock()?;
         // A disk that the guest only reads stays locked as if the guest wrote it: another process
         // could write it while the lock changes.
@@ -155,6 +156,20 @@ impl Disk {
         }
         let claim = Some(HandedClaim(claim));
         Ok(Self { claim, ..Self::of_file(&path, file, access, &[])? })
+    }
+
+    /// Lets the disk's bytes bypass the host's cache, if `cache` says so.
+    ///
+    /// # Errors
+    /// [`DeviceError::Disk`], if that is not possible.
+    pub(super) fn with_cache(self, cache: CacheMode) -> Result<Self, DeviceError> {
+        if cache == CacheMode::Writeback {
+            return Ok(self);
+        }
+        let bypassing = self.store.bypassing_cache();
+        let store =
+            bypassing.map_err(|cause| DeviceError::Disk { path: self.path.clone(), cause })?;
+        Ok(Self { store: Arc::new(store), ..self })
     }
 
     /// Returns the open files of a disk that is not locked, for another process: the disk itself,

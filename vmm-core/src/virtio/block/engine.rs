@@ -75,7 +75,7 @@ pub(super) fn order(
     };
     // Durable bytes are lost if the tables that refer to them are not durable.
     let may_use_ring = store.is_raw() || direction == Direction::In || !durable;
-    let place = may_use_ring.then(|| store.place(offset, buffers.bytes(), direction)).flatten();
+    let place = may_use_ring.then(|| store.place(offset, &buffers, direction)).flatten();
     match (place, direction) {
         (Some((file, offset)), _) => {
             let durable = durable && direction == Direction::Out;

@@ -9,6 +9,7 @@
 //! | `engine` | executes the requests |
 //! | `disk` | the open disk |
 //! | `store`, `qcow2` | storage of its bytes: a raw file or device, or an image |
+//! | `cache` | whether these bytes go through the host's cache |
 //! | `hold`, `behind`, `lock_reach` | what keeps others away from it, and which programs |
 //! | `content`, `log` | the disk's content for copying it, and what is written during the copy |
 //! | `resize` | checks the new size of a disk |
@@ -21,6 +22,7 @@
 //! | `seed` | a disk of documents from the guest's configuration, with no file on the host |
 
 mod behind;
+mod cache;
 mod config;
 mod content;
 mod copy;
@@ -47,6 +49,7 @@ mod store;
 mod testing;
 
 pub use behind::behind_loops;
+pub use cache::CacheMode;
 pub use config::{Access, BlockConfig, EngineChoice, Occupied};
 pub use content::DiskContent;
 pub use copy::{copy_content, date};

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::cache::{self, CacheMode};
 use super::config::Access;
 use super::copy::next_data;
 use super::qcow2::{self, Backing, Image};
@@ -21,6 +22,9 @@ const STAT_BLOCK_BYTES: u64 = 512;
 pub(super) struct Store {
     file: Arc<File>,
     image: Option<Image>,
+    /// Whether its bytes go through the host's cache. All of them or none: the cache of a block
+    /// device may keep what was there before a write that bypassed it.
+    cache: CacheMode,
 }
 
 impl Store {
@@ -50,7 +54,24 @@ impl Store {
     ) -> io::Result<Self> {
         let is_image = qcow2::is_named(path) && file.metadata()?.is_file();
         let image = is_image.then(|| Image::open(path, file, access, handed)).transpose()?;
-        Ok(Self { file: Arc::clone(file), image })
+        Ok(Self { file: Arc::clone(file), image, cache: CacheMode::Writeback })
+    }
+
+    /// Returns the same storage, whose bytes bypass the host's cache from now on.
+    ///
+    /// # Errors
+    /// If there is an image, or the file system or the device cannot do that.
+    pub(super) fn bypassing_cache(&self) -> io::Result<Self> {
+        if !self.is_raw() {
+            return Err(io::Error::other("cache=none is for raw disks"));
+        }
+        cache::bypass(&self.file)?;
+        Ok(Self { file: Arc::clone(&self.file), image: None, cache: CacheMode::None })
+    }
+
+    /// Returns whether its bytes go through the host's cache.
+    pub(super) fn cache(&self) -> CacheMode {
+        self.cache
     }
 
     /// Returns the file, which has more than the disk's bytes if it has an image.
@@ -112,9 +133,10 @@ impl Store {
     /// # Errors
     /// If they cannot be read.
     pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        match &self.image {
-            Some(image) => image.read(bytes, offset),
-            None => self.file.read_exact_at(bytes, offset),
+        match (&self.image, self.cache) {
+            (Some(image), _) => image.read(bytes, offset),
+            (None, CacheMode::Writeback) => self.file.read_exact_at(bytes, offset),
+            (None, CacheMode::None) => cache::read(&self.file, bytes, offset),
         }
     }
 
@@ -123,9 +145,10 @@ impl Store {
     /// # Errors
     /// If they cannot be written.
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        match &self.image {
-            Some(image) => image.write(bytes, offset),
-            None => self.file.write_all_at(bytes, offset),
+        match (&self.image, self.cache) {
+            (Some(image), _) => image.write(bytes, offset),
+            (None, CacheMode::Writeback) => self.file.write_all_at(bytes, offset),
+            (None, CacheMode::None) => cache::write(&self.file, bytes, offset),
         }
     }
 
@@ -142,23 +165,31 @@ impl Store {
     ) -> io::Result<()> {
         match &self.image {
             Some(image) => image.transfer(offset, buffers, memory, direction),
-            None => move_bytes(&self.file, offset, buffers, memory, direction),
+            None if self.takes(buffers) => {
+                move_bytes(&self.file, offset, buffers, memory, direction)
+            }
+            None => cache::transfer(&self.file, offset, buffers, memory, direction),
         }
     }
 
+    /// Returns whether the kernel can move bytes between the file and these buffers.
+    fn takes(&self, buffers: &Buffers) -> bool {
+        self.cache == CacheMode::Writeback || cache::is_aligned(buffers)
+    }
+
     /// Returns the file that has all of a range as it is, and the offset there; `None` if none has,
-    /// or it may not be written, or the tables cannot be read. In an image, bytes stay in place
-    /// until others are written or cleared.
+    /// or the kernel cannot move its bytes from or to `buffers`, or it may not be written, or the
+    /// tables cannot be read. In an image, bytes stay in place until others are written or cleared.
     pub(super) fn place(
         &self,
         offset: u64,
-        bytes: u64,
+        buffers: &Buffers,
         direction: Direction,
     ) -> Option<(Arc<File>, u64)> {
         match &self.image {
             // The request itself will meet the error.
-            Some(image) => image.place(offset, bytes, direction).ok().flatten(),
-            None => Some((Arc::clone(&self.file), offset)),
+            Some(image) => image.place(offset, buffers.bytes(), direction).ok().flatten(),
+            None => self.takes(buffers).then(|| (Arc::clone(&self.file), offset)),
         }
     }
 

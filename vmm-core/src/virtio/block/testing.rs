@@ -1,5 +1,7 @@
 //! Sends requests to a disk on a test bench.
 
+use tempfile::NamedTempFile;
+
 use crate::virtio::testing::{Bench, WRITABLE};
 
 /// Address of a request's header.
@@ -10,6 +12,13 @@ pub(super) const DATA: u64 = 0x9000;
 pub(super) const STATUS: u64 = 0xf000;
 /// A value that is not a valid status.
 const UNANSWERED: u8 = 0xee;
+
+/// Creates a file beside the test's program: not all file systems for temporary files have
+/// `O_DIRECT`.
+pub(super) fn disk_file() -> NamedTempFile {
+    let program = std::env::current_exe().unwrap();
+    NamedTempFile::new_in(program.parent().unwrap()).unwrap()
+}
 
 /// Sends a request with `data` buffers and returns its status.
 pub(super) fn ask(bench: &mut Bench, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> u8 {

@@ -7,32 +7,37 @@ use std::os::unix::fs::MetadataExt;
 
 use tempfile::NamedTempFile;
 
+use super::super::cache::CacheMode;
 use super::super::config::EngineChoice;
-use super::super::testing::{DATA, HEADER, STATUS, ask};
+use super::super::testing::{DATA, HEADER, STATUS, ask, disk_file};
 use super::*;
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
 const SECTORS: u64 = 64;
 
+/// How a disk is accessed.
+type Mode = (EngineChoice, CacheMode);
+
 fn file() -> NamedTempFile {
-    let mut file = NamedTempFile::new().unwrap();
+    let mut file = disk_file();
     for sector in 0..SECTORS as u8 {
         file.write_all(&[sector; 512]).unwrap();
     }
     file
 }
 
-fn bench(file: &NamedTempFile, access: Access, engine: EngineChoice) -> Bench {
-    bench_and_content(file, access, engine).0
+fn bench(file: &NamedTempFile, access: Access, mode: Mode) -> Bench {
+    bench_and_content(file, access, mode).0
 }
 
 fn bench_and_content(
     file: &NamedTempFile,
     access: Access,
-    engine: EngineChoice,
+    mode: Mode,
 ) -> (Bench, Arc<DiskContent>) {
     let config = BlockConfig::new(file.path(), access, "serial-1").unwrap();
-    let device = BlockDevice::open(&config.with_queues(2).with_engine(engine)).unwrap();
+    let config = config.with_queues(2).with_engine(mode.0).with_cache(mode.1);
+    let device = BlockDevice::open(&config).unwrap();
     let content = device.content();
     (Bench::new(Box::new(device)), content)
 }
@@ -41,9 +46,9 @@ fn content(file: &NamedTempFile, sector: usize) -> Vec<u8> {
     std::fs::read(file.path()).unwrap()[sector * 512..][..512].to_vec()
 }
 
-fn sectors_are_read_into_several_buffers(engine: EngineChoice) {
+fn sectors_are_read_into_several_buffers(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     let data = [(DATA, 100, WRITABLE), (DATA + 1000, 924, WRITABLE)];
     assert_eq!(ask(&mut bench, 0, 5, &data), 0);
     assert_eq!(bench.driver(0).used(), [(0, 1025)]);
@@ -52,9 +57,9 @@ fn sectors_are_read_into_several_buffers(engine: EngineChoice) {
     assert_eq!(bench.bytes(DATA + 1412, 512), [6; 512]);
 }
 
-fn sectors_are_written_and_flushed(engine: EngineChoice) {
+fn sectors_are_written_and_flushed(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     bench.ram.write(DATA, &[0xaa; 1024]).unwrap();
     assert_eq!(ask(&mut bench, 1, 62, &[(DATA, 1024, 0)]), 0);
     assert_eq!(ask(&mut bench, 4, 0, &[]), 0);
@@ -62,18 +67,18 @@ fn sectors_are_written_and_flushed(engine: EngineChoice) {
     assert_eq!(content(&file, 61), [61; 512]);
 }
 
-fn a_flush_reports_what_an_earlier_flush_of_lighter_was_told(engine: EngineChoice) {
+fn a_flush_reports_what_an_earlier_flush_of_lighter_was_told(mode: Mode) {
     let file = file();
-    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, mode);
     disk.note_synced(Err(io::Error::from_raw_os_error(libc::EIO))).unwrap_err();
     assert_eq!(ask(&mut bench, 1, 62, &[(DATA, 512, 0)]), 0);
     assert_eq!([ask(&mut bench, 4, 0, &[]), ask(&mut bench, 4, 0, &[])], [1, 1]);
     assert_eq!(ask(&mut bench, 0, 0, &[(DATA, 512, WRITABLE)]), 0);
 }
 
-fn requests_beyond_the_disk_fail_and_the_disk_goes_on(engine: EngineChoice) {
+fn requests_beyond_the_disk_fail_and_the_disk_goes_on(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     assert_eq!(ask(&mut bench, 1, 63, &[(DATA, 1024, 0)]), 1);
     assert_eq!(ask(&mut bench, 99, 0, &[]), 2);
     assert_eq!(ask(&mut bench, 0, 63, &[(DATA, 512, WRITABLE)]), 0);
@@ -81,26 +86,26 @@ fn requests_beyond_the_disk_fail_and_the_disk_goes_on(engine: EngineChoice) {
     assert_eq!(std::fs::metadata(file.path()).unwrap().len(), SECTORS * 512);
 }
 
-fn a_file_that_has_shrunk_is_an_error_of_the_request(engine: EngineChoice) {
+fn a_file_that_has_shrunk_is_an_error_of_the_request(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     file.as_file().set_len(512).unwrap();
     assert_eq!(ask(&mut bench, 0, 8, &[(DATA, 512, WRITABLE)]), 1);
     assert_eq!(ask(&mut bench, 0, 0, &[(DATA, 512, WRITABLE)]), 0);
 }
 
-fn a_read_only_disk_is_not_written(engine: EngineChoice) {
+fn a_read_only_disk_is_not_written(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadOnly, engine);
+    let mut bench = bench(&file, Access::ReadOnly, mode);
     assert_ne!(bench.backend.device().features() & 1 << VIRTIO_BLK_F_RO, 0);
     assert_eq!(ask(&mut bench, 1, 0, &[(DATA, 512, 0)]), 1);
     assert_eq!(ask(&mut bench, 0, 7, &[(DATA, 512, WRITABLE)]), 0);
     assert_eq!(content(&file, 0), [0; 512]);
 }
 
-fn a_disk_reports_its_serial_number_and_size(engine: EngineChoice) {
+fn a_disk_reports_its_serial_number_and_size(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     assert_eq!(ask(&mut bench, 8, 0, &[(DATA, 20, WRITABLE)]), 0);
     assert_eq!(bench.bytes(DATA, 20), b"serial-1\0\0\0\0\0\0\0\0\0\0\0\0");
     let mut capacity = [0; 8];
@@ -108,9 +113,9 @@ fn a_disk_reports_its_serial_number_and_size(engine: EngineChoice) {
     assert_eq!(u64::from_le_bytes(capacity), SECTORS);
 }
 
-fn ranges_are_discarded_and_filled_with_zeros(engine: EngineChoice) {
+fn ranges_are_discarded_and_filled_with_zeros(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     let range = |sector: u64, sectors: u32, flags: u32| {
         let mut bytes = sector.to_le_bytes().to_vec();
         bytes.extend(sectors.to_le_bytes());
@@ -130,19 +135,19 @@ fn ranges_are_discarded_and_filled_with_zeros(engine: EngineChoice) {
     assert!(std::fs::metadata(file.path()).unwrap().blocks() <= before);
 }
 
-fn a_request_without_a_status_breaks_the_queue_and_nothing_else(engine: EngineChoice) {
+fn a_request_without_a_status_breaks_the_queue_and_nothing_else(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     bench.driver(0).offer(&[(HEADER, 16, 0)]);
     bench.kick(0);
     assert!(bench.signals.needs_reset());
 }
 
-fn what_is_read_from_the_disk_is_dirty_memory(engine: EngineChoice) {
+fn what_is_read_from_the_disk_is_dirty_memory(mode: Mode) {
     use vm_memory::GuestMemoryRegion;
     use vm_memory::bitmap::Bitmap;
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     bench.ram.mappings().for_each(|region| (**region).bitmap().reset());
     assert_eq!(ask(&mut bench, 0, 0, &[(0x2_0000, 8192, WRITABLE)]), 0);
     let region = bench.ram.mappings().next().unwrap();
@@ -150,9 +155,9 @@ fn what_is_read_from_the_disk_is_dirty_memory(engine: EngineChoice) {
     assert_eq!([0x1f, 0x20, 0x21, 0x22].map(dirty), [false, true, true, false]);
 }
 
-fn a_disk_grows_while_its_driver_uses_it(engine: EngineChoice) {
+fn a_disk_grows_while_its_driver_uses_it(mode: Mode) {
     let file = file();
-    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, mode);
     let grow = |bench: &mut Bench, bytes| {
         let grown =
             bench.backend.on_device(|disk: &mut BlockDevice, rings| disk.grow(bytes, rings));
@@ -183,9 +188,9 @@ fn a_disk_grows_while_its_driver_uses_it(engine: EngineChoice) {
     assert_eq!((sectors(&bench), file.as_file().metadata().unwrap().len()), (80, 80 * 512));
 }
 
-fn a_disk_that_is_only_read_does_not_grow(engine: EngineChoice) {
+fn a_disk_that_is_only_read_does_not_grow(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadOnly, engine);
+    let mut bench = bench(&file, Access::ReadOnly, mode);
     bench.backend.device().take_over().unwrap();
     let grown =
         bench.backend.on_device(|disk: &mut BlockDevice, rings| disk.grow(Some(1 << 20), rings));
@@ -207,9 +212,9 @@ fn offer_reads(bench: &mut Bench, count: u64) {
     }
 }
 
-fn a_pause_waits_for_what_is_under_way(engine: EngineChoice) {
+fn a_pause_waits_for_what_is_under_way(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     offer_reads(&mut bench, 5);
     bench.backend.notify(0);
     bench.backend.work(std::time::Instant::now());
@@ -222,9 +227,9 @@ fn a_pause_waits_for_what_is_under_way(engine: EngineChoice) {
     }
 }
 
-fn a_reset_ends_pending_requests_without_an_answer(engine: EngineChoice) {
+fn a_reset_ends_pending_requests_without_an_answer(mode: Mode) {
     let file = file();
-    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, engine);
+    let (mut bench, disk) = bench_and_content(&file, Access::ReadWrite, mode);
     disk.start_log();
     bench.ram.write(DATA, &[0xbb; 512]).unwrap();
     bench.ram.write(HEADER, &[1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]).unwrap();
@@ -244,9 +249,9 @@ fn marked(content: &DiskContent) -> Vec<u64> {
     words
 }
 
-fn whatever_is_written_is_logged_and_nothing_else(engine: EngineChoice) {
+fn whatever_is_written_is_logged_and_nothing_else(mode: Mode) {
     let file = file();
-    let (mut bench, content) = bench_and_content(&file, Access::ReadWrite, engine);
+    let (mut bench, content) = bench_and_content(&file, Access::ReadWrite, mode);
     content.start_log();
     assert_eq!(ask(&mut bench, 0, 0, &[(DATA, 512, WRITABLE)]), 0);
     assert_eq!(ask(&mut bench, 4, 0, &[]), 0);
@@ -264,27 +269,29 @@ fn whatever_is_written_is_logged_and_nothing_else(engine: EngineChoice) {
     }
 }
 
-fn a_driver_that_offers_one_request_again_and_again_breaks_its_queue(engine: EngineChoice) {
+fn a_driver_that_offers_one_request_again_and_again_breaks_its_queue(mode: Mode) {
     let file = file();
-    let mut bench = bench(&file, Access::ReadWrite, engine);
+    let mut bench = bench(&file, Access::ReadWrite, mode);
     // More requests than the ring has entries.
     bench.driver(0).set_available_index(SIZE + 1);
     bench.kick(0);
     assert!(bench.signals.needs_reset());
 }
 
-macro_rules! with_each_engine {
-    ($($name:ident,)*) => {
-        mod by_system_calls {
-            $(#[test] fn $name() { super::$name(super::EngineChoice::Sync) })*
-        }
-        mod by_io_uring {
-            $(#[test] fn $name() { super::$name(super::EngineChoice::IoUring) })*
-        }
+/// Makes a module with all tests for each mode.
+macro_rules! in_each_mode {
+    ($tests:tt $($module:ident: $mode:tt;)*) => {
+        $(mod $module { in_each_mode! { @ $tests $mode } })*
+    };
+    (@ [$($name:ident,)*] ($engine:ident, $cache:ident)) => {
+        $(#[test] fn $name() {
+            super::$name((super::EngineChoice::$engine, super::CacheMode::$cache))
+        })*
     };
 }
 
-with_each_engine! {
+in_each_mode! {
+    [
     sectors_are_read_into_several_buffers,
     sectors_are_written_and_flushed,
     a_flush_reports_what_an_earlier_flush_of_lighter_was_told,
@@ -301,4 +308,9 @@ with_each_engine! {
     a_driver_that_offers_one_request_again_and_again_breaks_its_queue,
     a_disk_grows_while_its_driver_uses_it,
     a_disk_that_is_only_read_does_not_grow,
+    ]
+    by_system_calls: (Sync, Writeback);
+    by_io_uring: (IoUring, Writeback);
+    direct_by_system_calls: (Sync, None);
+    direct_by_io_uring: (IoUring, None);
 }
