@@ -46,11 +46,11 @@ fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     guest.shut_down(there);
 }
 
-fn boot_id(guest: &StockGuest, host: Host<'_>) -> String {
+pub(crate) fn boot_id(guest: &StockGuest, host: Host<'_>) -> String {
     guest.sh(host, "cat /proc/sys/kernel/random/boot_id").ok()
 }
 
-fn await_another_boot(guest: &StockGuest, host: Host<'_>, before: &str) {
+pub(crate) fn await_another_boot(guest: &StockGuest, host: Host<'_>, before: &str) {
     until("it boots again", || {
         let done = guest.sh(host, "cat /proc/sys/kernel/random/boot_id");
         if done.code == Some(0) && done.stdout != before { Ok(()) } else { Err(done) }

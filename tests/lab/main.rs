@@ -16,6 +16,7 @@ mod outages;
 mod postcopy;
 
 mod cache;
+mod cloud;
 mod disks;
 mod ending;
 mod firmware;
@@ -26,6 +27,7 @@ mod nfs;
 mod package;
 mod processors;
 mod qcow2;
+mod read_only;
 mod seed;
 mod service;
 mod stock;

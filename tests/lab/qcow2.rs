@@ -6,7 +6,7 @@ use crate::nfs::{CHECKER, SHARED, WRITER, share};
 
 /// Checks an image; space that it has lost (3) is no error.
 #[track_caller]
-fn is_sound(host: Host<'_>, image: &str) {
+pub(crate) fn is_sound(host: Host<'_>, image: &str) {
     let checked = host.sh(&format!("qemu-img check {image}"));
     assert!(matches!(checked.code, Some(0 | 3)), "{checked:#?}");
 }

@@ -1,0 +1,80 @@
+#!/bin/sh
+# Builds a disk as Debian's images for clouds are, from its packages: a compressed qcow2 image with a GPT, partitions for
+# UEFI and BIOS, GRUB, the kernel for clouds and cloud-init. Beside it are the packages of a later kernel.
+# Prints the folder of cloud.qcow2 and kernel/*.deb.
+#
+#   tests/guest/cloud-image.sh    (root and mmdebstrap; some minutes; once in target/guest/)
+set -eu
+
+. "$(dirname "$0")/folders"
+made=$cache/cloud
+if [ -e "$made/cloud.qcow2" ]; then
+    echo "$made"
+    exit 0
+fi
+
+work=$(mktemp -d "$cache/cloud.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+tree=$work/tree
+mirror=http://deb.debian.org/debian
+mkdir "$tree" "$work/made"
+# The last line of packages is for what follows here.
+mmdebstrap --quiet --variant=minbase --include="linux-image-cloud-amd64,grub-cloud-amd64,initramfs-tools,zstd,
+    cloud-init,systemd-sysv,systemd-resolved,netplan.io,dbus,udev,kmod,procps,iproute2,openssh-server,sudo,pciutils,python3,cloud-guest-utils,
+    dosfstools,mtools,fdisk,e2fsprogs,qemu-utils" \
+    bookworm "$work/tree.tar" "deb $mirror bookworm main" "deb $mirror bookworm-backports main" >&2
+tar -C "$tree" -xf "$work/tree.tar"
+rm "$work/tree.tar"
+mv "$tree/etc/resolv.conf" "$work/resolv.conf"
+cp /etc/resolv.conf "$tree/etc/resolv.conf"
+chroot "$tree" sh -ec 'cd /tmp && apt-get -qq update && backports=bookworm-backports
+    kernel=$(apt-cache -t $backports depends linux-image-cloud-amd64 | sed -n "s/^ *Depends: //p")
+    apt-get -qq -t $backports -o APT::Sandbox::User=root download "$kernel"' >&2
+mkdir "$work/made/kernel"
+mv "$tree"/tmp/*.deb "$work/made/kernel/"
+mv "$work/resolv.conf" "$tree/etc/resolv.conf"
+
+# What the installer of an image sets; GRUB's own configuration is written by its scripts when a kernel is installed.
+: > "$tree/etc/machine-id"
+rm -f "$tree"/etc/ssh/ssh_host_*
+echo 'LABEL=cloud / ext4 rw,errors=remount-ro 0 1
+LABEL=EFI /boot/efi vfat umask=0077 0 1' > "$tree/etc/fstab"
+echo 'GRUB_TIMEOUT=1
+GRUB_TERMINAL="console serial"
+GRUB_CMDLINE_LINUX="console=ttyS0 net.ifnames=0"' > "$tree/etc/default/grub"
+mkdir -p "$tree/boot/grub" "$tree/boot/efi"
+version=$(basename "$tree"/lib/modules/*)
+echo "linux /boot/vmlinuz-$version root=LABEL=cloud ro console=ttyS0 net.ifnames=0
+initrd /boot/initrd.img-$version
+boot" > "$tree/boot/grub/grub.cfg"
+echo 'search --no-floppy --label cloud --set root
+configfile ($root)/boot/grub/grub.cfg' > "$tree/tmp/early.cfg"
+chroot "$tree" sh -ec 'cd /tmp
+    grub-mkstandalone -O x86_64-efi -o BOOTX64.EFI --locales= --fonts= --themes= boot/grub/grub.cfg=early.cfg \
+        --modules="part_gpt fat ext2 search search_label configfile linux serial terminal normal"
+    truncate -s 120M system && mkfs.vfat -F 32 -n EFI system
+    mmd -i system ::/EFI ::/EFI/BOOT && mcopy -i system BOOTX64.EFI ::/EFI/BOOT/
+    rm BOOTX64.EFI early.cfg' >&2
+mv "$tree/tmp/system" "$work/system"
+
+# Debian's numbers and types: 14 for BIOS, 15 for UEFI.
+disk=$work/disk.raw
+truncate -s 3G "$disk"
+cp "$disk" "$tree/mnt/disk.raw"
+chroot "$tree" sfdisk -q /mnt/disk.raw << 'EOT' >&2
+label: gpt
+14: start=2048, size=6144, type=21686148-6449-6E6F-744E-656564454649
+15: start=8192, size=245760, type=uefi
+1: start=262144, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709
+EOT
+mv "$tree/mnt/disk.raw" "$disk"
+truncate -s 2900M "$work/root"
+mke2fs -q -t ext4 -L cloud -d "$tree" "$work/root" >&2
+dd if="$work/system" of="$disk" bs=1M seek=4 conv=notrunc,sparse status=none
+dd if="$work/root" of="$disk" bs=1M seek=128 conv=notrunc,sparse status=none
+mv "$disk" "$tree/mnt/disk.raw"
+chroot "$tree" qemu-img convert -q -c -O qcow2 /mnt/disk.raw /mnt/cloud.qcow2 >&2
+mv "$tree/mnt/cloud.qcow2" "$work/made/"
+rm -rf "$made"
+mv "$work/made" "$made"
+echo "$made"

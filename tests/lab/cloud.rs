@@ -1,0 +1,115 @@
+//! A guest from an image as Debian makes them for clouds, which keeps its kernel its own business.
+
+use std::fs;
+use std::path::Path;
+
+use support::linux::image::script;
+
+use crate::firmware::{FIRMWARE, await_another_boot, boot_id, install};
+use crate::fixtures::{Host, Lab, StockGuest, Stream, until};
+use crate::nfs::{SHARED, share};
+use crate::qcow2::is_sound;
+
+/// What the guest is asked to do: it stays reachable in the way that the lab needs, and says back
+/// what comes on TCP port 7.
+const USER_DATA: &str = "#cloud-config
+disable_root: false
+locale: false
+write_files:
+- path: /usr/local/sbin/echo
+  permissions: '0755'
+  content: |
+    #!/usr/bin/python3
+    import socket, threading
+    def echo(link):
+        while data := link.recv(1 << 16): link.sendall(data)
+    with socket.create_server(('', 7)) as server:
+        while True: threading.Thread(target=echo, args=server.accept()[:1], daemon=True).start()
+runcmd:
+- systemd-run --quiet /usr/local/sbin/echo";
+
+const NETWORK: &str = "version: 2
+ethernets: {eth0: {addresses: [10.77.0.101/24]}}";
+
+/// Complaints of the kernel that are due to its configuration, to the processor, of whose power it
+/// finds no controls, and to how slow that is, and to a disk that is larger than its partitions
+/// until cloud-init grows these.
+const USUAL: &str = "CONFIG_IMA_DISABLE_HTABLE|Speculative Return Stack Overflow|amd_pstate|\
+    hrtimer: interrupt took|GPT:";
+
+/// Checks that the guest's kernel, its services and `lspci` have nothing to complain of.
+#[track_caller]
+fn has_no_complaints(guest: &StockGuest, host: Host<'_>) {
+    let logged =
+        guest.sh(host, &format!("dmesg --level=emerg,alert,crit,err,warn | grep -vE '{USUAL}'"));
+    let clocks = || guest.sh(host, "dmesg | grep -iE 'tsc|clock'").stdout;
+    assert_eq!(logged.stdout, "", "its kernel complains; of clocks it says: {}", clocks());
+    assert_eq!(guest.sh(host, "systemctl --failed --no-legend").ok(), "");
+    // It does not know by its name the access to BARs by the configuration space.
+    let functions = guest.sh(host, "lspci -vv 2>&1 | grep -v 'VirtIO: <unknown>'").ok();
+    let odd = ["!!!", "unknown", "denied", "lspci:", "invalid", "disabled]", "virtual]"];
+    let odd = functions.lines().filter(|line| odd.iter().any(|word| line.contains(word)));
+    assert_eq!(odd.collect::<Vec<_>>(), Vec::<&str>::new(), "{functions}");
+}
+
+#[test]
+fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    install([here, there]);
+    share([here, there]);
+    let made = script("cloud-image.sh", &[]);
+    let kernel = fs::read_dir(Path::new(&made).join("kernel")).expect("a folder");
+    let kernel = kernel.map(|entry| entry.expect("an entry").path()).next().expect("a package");
+    here.push(&[&Path::new(&made).join("cloud.qcow2")], "/srv/nfs");
+    here.push(&[&kernel], "/srv");
+    here.sh(&format!(
+        "set -e; cd /srv/nfs; qemu-img create -q -f qcow2 -F qcow2 -b cloud.qcow2 web.qcow2 8G
+         echo \"{USER_DATA}\" > user-data; echo '{NETWORK}' > network
+         ssh-keygen -y -f /root/.ssh/id_ed25519 > key.pub"
+    ))
+    .ok();
+    let options = format!(
+        "--disk {SHARED}/web.qcow2 --hostname shop --ssh-key {SHARED}/key.pub \
+         --seed {SHARED}/user-data,network-config={SHARED}/network"
+    );
+    let guest = StockGuest::boot_by_firmware(&lab, here, 2, FIRMWARE, &options);
+    guest.sh(here, "cloud-init status --wait").ok();
+    let size = "df --output=source,size -B1G / | tail -n 1";
+    assert_eq!(
+        guest.sh(here, size).ok().split_whitespace().collect::<Vec<_>>(),
+        ["/dev/vda1", "8"]
+    );
+    has_no_complaints(&guest, here);
+
+    let old = guest.sh(here, "uname -r").ok();
+    let first = boot_id(&guest, here);
+    let package = kernel.file_name().and_then(|name| name.to_str()).expect("a name");
+    here.sh(&format!("scp /srv/{package} {}:/root/", guest.address())).ok();
+    guest.sh(here, &format!("dpkg -i /root/{package}")).ok();
+    guest.sh(here, "reboot");
+    await_another_boot(&guest, here, &first);
+    let new = guest.sh(here, "uname -r").ok();
+    assert!(new != old && package.contains(new.trim()), "{new} after {old}, from {package}");
+    has_no_complaints(&guest, here);
+
+    guest.sh(here, "systemd-run --quiet /usr/local/sbin/echo").ok();
+    let stream = Stream::begin(here, &guest);
+    let before = boot_id(&guest, here);
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
+    stream.await_more();
+    println!("{}", stream.finish());
+    assert_eq!(boot_id(&guest, there), before, "it goes on");
+
+    let forked = "dmesg | grep -c 'crng reseeded due to virtual machine fork'";
+    assert_eq!(guest.sh(there, forked).stdout, "0\n");
+    there.lighter("save debian /var/tmp/debian.lighter").ok();
+    there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
+    guest.await_booted(there);
+    until("it draws other random numbers", || {
+        let seen = guest.sh(there, forked);
+        if seen.stdout == "1\n" { Ok(()) } else { Err(seen) }
+    });
+    guest.shut_down(there);
+    is_sound(here, "/srv/nfs/web.qcow2");
+}
