@@ -51,14 +51,22 @@ fn enforce(files: &Files) -> Result<RulesetStatus> {
         .scope(Scope::from_all(WANTED))?
         .create()?
         .add_rule(NetPort::new(DNS_PORT, AccessNet::ConnectTcp))?;
+    let mut kept = Vec::new();
     for (path, what) in files.wanted() {
         // A file that does not exist cannot be opened later either.
         let Ok(place) = PathFd::new(path) else { continue };
         // Ask the open file: by now its name may lead to another one.
         let kind = File::from(place.as_fd().try_clone_to_owned()?).metadata()?.file_type();
         let Some(access) = rights(*what, kind) else { continue };
-        rules = rules.add_rule(PathBeneath::new(place, access))?;
+        rules = rules.add_rule(PathBeneath::new(&place, access))?;
+        // A rule is about an inode, and procfs makes a new one when it has dropped the old one from
+        // its cache. It does not drop what is open.
+        if path.starts_with("/proc") {
+            kept.push(place);
+        }
     }
+    // For as long as the process lives.
+    std::mem::forget(kept);
     Ok(rules.restrict_self()?.ruleset)
 }
 

@@ -33,6 +33,22 @@ fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
     hosts
 }
 
+#[test]
+fn a_guest_on_a_device_is_saved_after_its_host_has_emptied_its_caches() {
+    let lab = Lab::of(1);
+    let here = lab.host(1);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    here.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
+    lab.reset_shared_disk();
+    here.lighter(&format!("{RUN} db --disk /dev/vdb")).ok();
+    for _ in 0..2 {
+        here.sh("echo 2 > /proc/sys/vm/drop_caches").ok();
+        here.lighter(SAVE).ok();
+        here.lighter(RESTORE).ok();
+    }
+    assert_eq!(here.state_of("db").as_deref(), Some("running"));
+}
+
 const OTHER: [&str; 3] = [DISK, "is not the one that the guest has at the source", "--copy-disks"];
 
 #[test]

@@ -94,7 +94,8 @@ fn large_sectors() -> io::Error {
 }
 
 fn unsupported(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, format!("it cannot have cache=none: {why}"))
+    let text = format!("cache=none is not possible here, cache=writeback is: {why}");
+    io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
 /// Returns whether the kernel can move bytes directly from and to these buffers.
