@@ -1,7 +1,7 @@
 //! Disks that bypass the host's cache.
 
 use crate::fixtures::{Host, Lab, StockGuest, until};
-use crate::nfs::{CHECKER, WRITER};
+use crate::nfs::{begin_writing, expect_written};
 
 /// Where the disk is copied to.
 const COPY: &str = "/var/lib/disks/slow.raw";
@@ -33,13 +33,10 @@ fn a_device_is_copied_while_its_guest_writes_past_the_cache() {
     // written.
     let slow = make_device(here, "delay=50");
     let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {slow},cache=none"));
-    let start = format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null");
-    guest.sh(here, &start).ok();
+    begin_writing(&guest, here);
     let copy = format!("--copy-disk {slow} --disk-path {slow}={COPY}");
     here.lighter(&format!("migrate debian {} {copy} --downtime 10s", there.address())).ok();
-    let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
-    guest.sh(there, stop).ok();
-    guest.sh(there, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
+    expect_written(&guest, there);
     let shown = there.ask("debian", "/v1/guest").expect("a guest");
     assert_eq!(shown["disks"][1]["cache"], "none", "{shown}");
     guest.shut_down(there);

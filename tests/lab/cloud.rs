@@ -9,6 +9,7 @@ use crate::firmware::{FIRMWARE, await_another_boot, boot_id, install};
 use crate::fixtures::{Host, Lab, StockGuest, Stream, until};
 use crate::nfs::{SHARED, share};
 use crate::qcow2::is_sound;
+use crate::stock::RESEEDED;
 
 /// What the guest is asked to do: it stays reachable in the way that the lab needs, and says back
 /// what comes on TCP port 7.
@@ -101,13 +102,12 @@ fn a_cloud_image_upgrades_its_kernel_moves_and_is_restored() {
     println!("{}", stream.finish());
     assert_eq!(boot_id(&guest, there), before, "it goes on");
 
-    let forked = "dmesg | grep -c 'crng reseeded due to virtual machine fork'";
-    assert_eq!(guest.sh(there, forked).stdout, "0\n");
+    assert_eq!(guest.sh(there, RESEEDED).stdout, "0\n");
     there.lighter("save debian /var/tmp/debian.lighter").ok();
     there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
     guest.await_booted(there);
     until("it draws other random numbers", || {
-        let seen = guest.sh(there, forked);
+        let seen = guest.sh(there, RESEEDED);
         if seen.stdout == "1\n" { Ok(()) } else { Err(seen) }
     });
     guest.shut_down(there);

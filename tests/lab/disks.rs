@@ -13,13 +13,17 @@ const RESTORE: &str = "restore /var/lib/disks/db.lighter --name db --detach";
 /// Runs a guest; the caller appends its name and disk.
 pub(crate) const RUN: &str = "run --detach --memory 64M --kernel /var/lib/disks/sleeper --name";
 
+/// Gives a host the kernel of [`RUN`].
+pub(crate) fn push_kernel(host: Host<'_>) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    host.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
+}
+
 /// Two hosts with the kernel of [`RUN`]; only the first host has [`DISK`].
 pub(crate) fn hosts(lab: &Lab) -> [Host<'_>; 2] {
     let hosts = lab.nodes();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let kernel = sleeper(folder.path());
     for host in hosts {
-        host.push(&[Path::new(&kernel)], "/var/lib/disks");
+        push_kernel(host);
         host.sh(&format!("rm -f {DISK}")).ok();
     }
     hosts[0].sh(&format!("truncate -s 16M {DISK}")).ok();
@@ -37,8 +41,7 @@ fn set_up<'a>(lab: &'a Lab, disk: &str) -> [Host<'a>; 2] {
 fn a_guest_on_a_device_is_saved_after_its_host_has_emptied_its_caches() {
     let lab = Lab::of(1);
     let here = lab.host(1);
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    here.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
+    push_kernel(here);
     lab.reset_shared_disk();
     here.lighter(&format!("{RUN} db --disk /dev/vdb")).ok();
     for _ in 0..2 {

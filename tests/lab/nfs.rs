@@ -44,7 +44,7 @@ fn a_disk_on_nfs_has_one_writer_on_all_hosts() {
 /// Writes block after block of the guest's second disk past its cache, in an order that comes to
 /// each of the 1024, and each with the number of the write: some 20 a second, until `/run/stop`
 /// exists. Then it says in `/run/wrote` how many it wrote.
-pub(crate) const WRITER: &str = "import mmap, os, struct, time
+const WRITER: &str = "import mmap, os, struct, time
 disk, page, count = os.open('/dev/vdb', os.O_RDWR | os.O_DIRECT), mmap.mmap(-1, 4096), 0
 while not os.path.exists('/run/stop'):
     count += 1
@@ -54,7 +54,7 @@ while not os.path.exists('/run/stop'):
 open('/run/wrote', 'w').write(str(count))";
 
 /// Checks that each block has what was written to it last; fails otherwise.
-pub(crate) const CHECKER: &str = "import mmap, os, struct
+const CHECKER: &str = "import mmap, os, struct
 disk, page, count = os.open('/dev/vdb', os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096), 0
 last = {number * 7 % 1024: number for number in range(1, int(open('/run/wrote').read()) + 1)}
 assert last, 'nothing was written'
@@ -62,6 +62,20 @@ for block in range(1024):
     os.preadv(disk, [page], block * 4096)
     found, expected = page[:], struct.pack('<Q', last.get(block, 0)) * 512
     assert found == expected, (block, last.get(block), found[:16])";
+
+/// Has the guest write its second disk until [`expect_written`].
+pub(crate) fn begin_writing(guest: &StockGuest, host: Host<'_>) {
+    let start = format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null");
+    guest.sh(host, &start).ok();
+}
+
+/// Ends the writes, and checks that the disk has all of them.
+#[track_caller]
+pub(crate) fn expect_written(guest: &StockGuest, host: Host<'_>) {
+    let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
+    guest.sh(host, stop).ok();
+    guest.sh(host, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
+}
 
 #[test]
 fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
@@ -71,9 +85,7 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
     let (own, shared) = ("/var/lib/disks/data.raw", format!("{SHARED}/data.raw"));
     here.sh(&format!("rm -f {own} && truncate -s 4M {own}")).ok();
     let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {own}"));
-    guest
-        .sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null"))
-        .ok();
+    begin_writing(&guest, here);
     for (from, to, [before, after], bytes) in
         [(here, there, [own, &shared], 8 << 20), (there, here, [&shared, own], 12 << 20)]
     {
@@ -87,8 +99,6 @@ fn a_disk_that_its_guest_writes_is_copied_to_nfs_and_back() {
         assert_eq!(there.sh(&format!("ls -A {SHARED}")).ok().trim(), "data.raw");
         grows(&guest, to, ("vdb", after), bytes);
     }
-    let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
-    guest.sh(here, stop).ok();
-    guest.sh(here, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
+    expect_written(&guest, here);
     guest.shut_down(here);
 }

@@ -6,8 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::kernel::sleeper;
-
+use crate::disks::push_kernel;
 use crate::fixtures::{Host, Lab, until};
 
 /// The guest's name.
@@ -108,10 +107,7 @@ fn guests_outlive_the_packages_node_its_upgrade_and_its_removal() {
     }
     let maintainer = here.sh("dpkg-query -W -f '${Maintainer}' lighter").ok();
     assert_eq!(maintainer, "A. Packager <packager@example.org>");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for host in [here, there] {
-        host.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
-    }
+    [here, there].into_iter().for_each(push_kernel);
 
     here.lighter(&format!(
         "run --name {NAME} --memory 64M --kernel /var/lib/disks/sleeper --detach"

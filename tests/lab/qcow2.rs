@@ -2,7 +2,7 @@
 
 use crate::firmware::{FIRMWARE, install};
 use crate::fixtures::{Host, Lab, StockGuest, holds, until};
-use crate::nfs::{CHECKER, SHARED, WRITER, share};
+use crate::nfs::{SHARED, begin_writing, expect_written, share};
 
 /// Checks an image; space that it has lost (3) is no error.
 #[track_caller]
@@ -32,18 +32,14 @@ fn an_image_is_shared_copied_and_sound_after_a_power_cut() {
     ))
     .ok();
     let guest = StockGuest::boot(&lab, here, 1, &format!("--disk {shared}"));
-    guest
-        .sh(here, &format!("setsid -f python3 -c \"{WRITER}\" > /run/writer.log 2>&1 < /dev/null"))
-        .ok();
+    begin_writing(&guest, here);
     here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
     let options = format!("--copy-disk {shared} --disk-path {shared}={own}");
     let report = there
         .lighter(&format!("migrate debian {} {options} --downtime 10s --json", here.address()))
         .json();
     assert!(report["transfer"]["disk_pages"].as_u64() > Some(0), "{report:#}");
-    let stop = "touch /run/stop; timeout 300 sh -c 'until [ -s /run/wrote ]; do sleep 1; done'";
-    guest.sh(here, stop).ok();
-    guest.sh(here, &format!("cat /run/writer.log; python3 -c \"{CHECKER}\"")).ok();
+    expect_written(&guest, here);
 
     grows(&guest, here, ("vdb", own), 1 << 40);
     guest

@@ -1,11 +1,10 @@
 //! The node as a systemd service, with the unit of the package.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::{Value, json};
-use support::kernel::sleeper;
 
+use crate::disks::push_kernel;
 use crate::fixtures::{Host, Lab, holds, until};
 
 const GUEST: &str = "name = \"web\"\nmemory = \"64M\"\nkernel = \"/var/lib/disks/sleeper\"\n[[disk]]\npath = \"/var/lib/disks/web.raw\"\n";
@@ -22,8 +21,7 @@ fn a_guest_restarts_after_a_power_cut_and_outlives_its_node() {
     let lab = Lab::of(1);
     let host = lab.host(1);
     host.start_node();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    host.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
+    push_kernel(host);
     host.sh(&format!(
         "truncate -s 16M /var/lib/disks/web.raw && printf '{GUEST}' > /tmp/web.toml && sync"
     ))
@@ -49,8 +47,7 @@ fn a_guest_restarts_after_a_power_cut_and_outlives_its_node() {
 fn a_host_is_found_by_a_name_that_it_got_after_the_guest_started() {
     let lab = Lab::of(2);
     let [here, there] = lab.nodes();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    here.push(&[Path::new(&sleeper(folder.path()))], "/var/lib/disks");
+    push_kernel(here);
     // Each command replaces the file by another one (rename or `sed -i`), as editors do.
     here.sh("echo 127.0.0.1 localhost > /etc/hosts.new && mv /etc/hosts.new /etc/hosts").ok();
     here.lighter("run --name web --memory 64M --kernel /var/lib/disks/sleeper --detach").ok();

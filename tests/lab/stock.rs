@@ -97,6 +97,9 @@ fn sixteen_vcpus_move_and_are_restored() {
     guest.shut_down(there);
 }
 
+/// How often the guest's kernel has reseeded its random numbers because it is a copy.
+pub(crate) const RESEEDED: &str = "dmesg | grep -c 'crng reseeded due to virtual machine fork'";
+
 /// A migration continues the one guest that there is; from a file, several could continue.
 #[test]
 fn a_restored_guest_reseeds_its_random_numbers() {
@@ -104,13 +107,12 @@ fn a_restored_guest_reseeds_its_random_numbers() {
     let [here, there] = lab.nodes();
     let guest = StockGuest::boot(&lab, here, 1, "");
     here.lighter(&format!("migrate debian {} --downtime {DOWNTIME}", there.address())).ok();
-    let seeded = "dmesg | grep -c 'crng reseeded due to virtual machine fork'";
-    assert_eq!(guest.sh(there, seeded).stdout, "0\n");
+    assert_eq!(guest.sh(there, RESEEDED).stdout, "0\n");
     for time in 1..=2 {
         there.lighter("save debian /var/tmp/debian.lighter").ok();
         there.lighter("restore /var/tmp/debian.lighter --name debian --detach").ok();
         guest.await_booted(there);
-        assert_eq!(guest.sh(there, seeded).stdout, format!("{time}\n"));
+        assert_eq!(guest.sh(there, RESEEDED).stdout, format!("{time}\n"));
     }
     guest.shut_down(there);
 }

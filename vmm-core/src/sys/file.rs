@@ -16,8 +16,9 @@ use super::{RamSlice, check};
 pub(crate) const SLICES_MAX: usize = 1024;
 /// Zeros written at a time, in bytes.
 const ZEROS_BYTES: u64 = 64 << 10;
-/// Alignment of those zeros in memory, in bytes: enough for every device.
-const ALIGNMENT: usize = 4096;
+/// Alignment in memory that every device accepts with `O_DIRECT`, in bytes: a multiple of all
+/// sector sizes.
+pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// Direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +199,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// The error from the system.
 pub(crate) fn write_zero_bytes(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     // Aligned, for files with `O_DIRECT`.
-    let mut zeros = IoBuffer::new(bytes.min(ZEROS_BYTES) as usize, ALIGNMENT)?;
+    let mut zeros = IoBuffer::new(bytes.min(ZEROS_BYTES) as usize, DIRECT_ALIGNMENT)?;
     let zeros = zeros.as_mut().into_slice();
     zeros.fill(0);
     let mut done = 0;

@@ -18,11 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::SECTOR_BYTES;
 use super::names::{disk_at, place_in_sysfs};
 use crate::memory::RamMap;
-use crate::sys::file::{Direction, direct_alignment, make_direct};
+use crate::sys::file::{DIRECT_ALIGNMENT, Direction, direct_alignment, make_direct};
 use crate::virtio::buffers::Buffers;
 
-/// Alignment in memory that suffices for every device.
-const ALIGNMENT: usize = 4096;
 /// Bytes that are moved at a time through aligned memory: whole sectors.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -65,7 +63,7 @@ pub(super) fn bypass(file: &File) -> io::Result<()> {
     if !has_device && direct_alignment(file).is_some_and(|bytes| bytes > SECTOR_BYTES) {
         return Err(large_sectors());
     }
-    let mut sector = IoBuffer::new(SECTOR_BYTES as usize, ALIGNMENT)?;
+    let mut sector = IoBuffer::new(SECTOR_BYTES as usize, DIRECT_ALIGNMENT)?;
     match file.read_at(sector.as_mut().into_slice(), 0) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(large_sectors()),
         read => read.map(drop),
@@ -161,7 +159,7 @@ fn in_pieces(
     bytes: usize,
     mut each: impl FnMut(u64, Range<usize>, &mut [u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut aligned = IoBuffer::new(bytes.min(PIECE_BYTES), ALIGNMENT)?;
+    let mut aligned = IoBuffer::new(bytes.min(PIECE_BYTES), DIRECT_ALIGNMENT)?;
     for start in (0..bytes).step_by(PIECE_BYTES) {
         let place = start..bytes.min(start + PIECE_BYTES);
         let piece = aligned.as_mut_range(0..place.len()).into_slice();

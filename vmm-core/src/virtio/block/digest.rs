@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
+use imago::io_buffers::IoBuffer;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::sys::file;
@@ -22,8 +23,8 @@ const END_BYTES: usize = 1 << 20;
 const HEAD_BYTES: usize = (1 << 20) + (128 << 10);
 /// Most partitions that are read.
 const PARTITIONS_MAX: usize = 32;
-/// Alignment of direct reads and of the buffer, in bytes: a multiple of every device's sector size.
-const ALIGNMENT: usize = 4096;
+/// Alignment of direct reads and of the buffer, in bytes.
+const ALIGNMENT: usize = file::DIRECT_ALIGNMENT;
 /// Sector sizes of partition tables in bytes: of most devices, and of those with large sectors.
 const SECTORS: [usize; 2] = [512, 4096];
 
@@ -50,7 +51,7 @@ pub(super) fn digest(device: &File, bytes: u64) -> io::Result<u128> {
 }
 
 fn digest_of(device: &File, bytes: u64) -> io::Result<u128> {
-    let mut buffer = Buffer::new(HEAD_BYTES);
+    let mut buffer = Buffer(IoBuffer::new(HEAD_BYTES, ALIGNMENT)?);
     let mut hash = Xxh3::new();
     let mut take = |at: u64, length: usize| {
         let piece = buffer.read(device, at, length, bytes)?;
@@ -71,23 +72,14 @@ fn align(at: u64) -> u64 {
 }
 
 /// A buffer that is aligned for direct reads.
-struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-}
+struct Buffer(IoBuffer);
 
 impl Buffer {
-    fn new(length: usize) -> Self {
-        let bytes = vec![0; length + ALIGNMENT];
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        Self { bytes, start }
-    }
-
     /// Reads up to `length` bytes from `at` on, which must be aligned; fewer at the end of the
     /// device.
     fn read(&mut self, device: &File, at: u64, length: usize, end: u64) -> io::Result<&[u8]> {
         let left = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(length);
-        let whole = &mut self.bytes[self.start..][..length];
+        let whole = self.0.as_mut_range(0..length).into_slice();
         let mut filled = 0;
         while filled < left {
             match device.read_at(&mut whole[filled..], at + filled as u64) {

@@ -64,7 +64,7 @@ impl Disk {
     /// [`DeviceError`], if the disk cannot be opened, or a device cannot be locked.
     pub(crate) fn open(config: &BlockConfig) -> Result<Self, DeviceError> {
         let (path, access, bytes) = (config.path(), config.access(), config.bytes());
-        match config.origin() {
+        let disk = match config.origin() {
             Origin::Present => {
                 let expected = match config.proof() {
                     DiskProof::Sealed(seal) => Expected::AsSaved(seal.clone()),
@@ -74,24 +74,25 @@ impl Disk {
                     Some(files) => Self::open_handed(files, access)?,
                     None => Self::open_present(path, access)?,
                 };
-                Ok(Self { expected, ..disk.with_cache(config.cache())? })
+                Self { expected, ..disk }
             }
             Origin::Arriving(occupied) => match config.staged() {
                 Some(staged) => {
                     let store = Store::of_new(path, staged.file());
                     let store = store
                         .map_err(|cause| DeviceError::Disk { path: path.to_owned(), cause })?;
-                    Self::of(path, store, access, bytes).with_cache(config.cache())
+                    Self::of(path, store, access, bytes)
                 }
-                None => Self::open_overwritten(config, occupied),
+                None => Self::open_overwritten(config, occupied)?,
             },
-        }
+        };
+        disk.with_cache(config.cache())
     }
 
     /// Opens the block device that an arriving disk overwrites, and locks it from now on: it is
     /// written long before the take-over.
     fn open_overwritten(config: &BlockConfig, occupied: Occupied) -> Result<Self, DeviceError> {
-        let mut disk = overwritten::open(config, occupied)?.with_cache(config.cache())?;
+        let mut disk = overwritten::open(config, occupied)?;
         disk.lock()?;
         // A disk that the guest only reads stays locked as if the guest wrote it: another process
         // could write it while the lock changes.
