@@ -27,7 +27,10 @@ fn a_device_is_copied_while_its_guest_writes_past_the_cache() {
     let large = make_device(here, "sector_size=4096");
     let run = format!("run --name other --kernel /boot/vmlinuz --disk {large},cache=none");
     here.lighter(&run).complains(&[&large, "sectors of more than 512 bytes"]);
-    here.sh("rmmod scsi_debug").ok();
+    until("the host has no more use for it", || {
+        let removed = here.sh("rmmod scsi_debug");
+        if removed.code == Some(0) { Ok(()) } else { Err(removed) }
+    });
 
     // Each request takes a fifth of a second, so pages are read for the copy while others are
     // written.
