@@ -1,15 +1,22 @@
 //! What the API says about attaching devices to a guest that runs, and detaching them.
 
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vmm_core::PciAddress;
+use vmm_core::vfio::{HostDevice, HostDeviceError};
 use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
 /// How long it may take to make durable what a guest has written to a device that it has let go of.
 pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long it may take to attach a device of the host: all of the guest's memory is taken from the
+/// host for it.
+pub(crate) const PIN_PATIENCE: Duration = Duration::from_secs(600);
 
 /// `POST /v1/guest/devices`: a device, whose open files come along with the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +39,16 @@ pub(crate) enum AttachRequest {
 pub(crate) struct HostDeviceToAttach {
     /// Its PCI address on the host.
     pub(crate) address: String,
+}
+
+/// Opens a device of this host for a guest.
+///
+/// # Errors
+/// [`HostDeviceError`], worded for the operator.
+pub(crate) fn opened(address: PciAddress) -> Result<(AttachRequest, Vec<File>), HostDeviceError> {
+    let device = HostDevice::open(address)?;
+    let request = AttachRequest::Host(HostDeviceToAttach { address: address.to_string() });
+    Ok((request, device.into_files()))
 }
 
 /// A disk to attach. Its path is that of its file.
@@ -68,6 +85,9 @@ pub(crate) struct NetToAttach {
     pub(crate) mac: String,
     /// MTU of the bridge or the tap, bytes.
     pub(crate) mtu: u16,
+    /// Whether the guest sends by a device of its host with the same address while it has one.
+    #[serde(default)]
+    pub(crate) standby: bool,
 }
 
 /// The answer to `POST /v1/guest/devices`.

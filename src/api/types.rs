@@ -277,6 +277,9 @@ pub(crate) struct NetInfo {
     pub(crate) tap: String,
     /// The bridge that the tap is attached to; absent when the user provided the tap.
     pub(crate) bridge: Option<String>,
+    /// Whether the guest sends by a device of its host with the same address while it has one.
+    #[serde(default)]
+    pub(crate) standby: bool,
     /// Whether the host's kernel carries the frames (vhost-net).
     #[serde(default)]
     pub(crate) vhost: bool,
@@ -310,6 +313,7 @@ impl From<NetStatus> for NetInfo {
             mtu: status.mtu,
             tap: status.tap,
             bridge: status.bridge,
+            standby: status.standby,
             vhost: status.vhost,
             received: status.received.into(),
             transmitted: status.transmitted.into(),

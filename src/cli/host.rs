@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use super::JsonFlag;
+use super::host_device::HostDeviceArg;
 use super::isolation::IsolationArgs;
 use super::net::{NetRename, interface_name, interface_names};
 use super::spec::PatternArg;
@@ -61,6 +62,7 @@ Examples:
   lighter node --net-allow lan,dmz    arriving guests get no other network
   lighter node --disk-dir /srv/disks
   lighter node --disk-device /dev/vg0/web-1
+  lighter node --device vfio=0000:03:00.0
 
 Needs this host's certificates: see `lighter certs`. Guests do not depend on the
 node: it can be restarted at any time, also while guests arrive and leave. It
@@ -127,6 +129,12 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "DEVICE")]
     pub(crate) disk_device: Vec<PathBuf>,
 
+    /// Device of this host that a guest from another host may be given (`lighter migrate
+    /// --attach-there`): the driver vfio-pci must have it then; may be given several times
+    /// [default: none].
+    #[arg(long, value_name = "vfio=ADDRESS")]
+    pub(crate) device: Vec<HostDeviceArg>,
+
     /// What to do about guests that QEMU and Cloud Hypervisor run on this host (`lighter density`);
     /// of the nodes that a user runs, one acts [default: watch].
     #[arg(long, value_enum, value_name = "WHAT")]
@@ -151,6 +159,7 @@ impl NodeArgs {
             net_allow: either(self.net_allow, file.net_allow),
             disk_dir: either(self.disk_dir, file.disk_dir),
             disk_device: either(self.disk_device, file.disk_device),
+            device: either(self.device, file.device),
             foreign_guests: self.foreign_guests.or(file.foreign_guests),
         }
     }

@@ -11,6 +11,7 @@ use migrate::OnStall;
 use migrate::pages::Compression;
 
 use super::JsonFlag;
+use super::host_device::HostDeviceArg;
 use super::limits::{Preset, Setting, on_stall, time_limit};
 use crate::address::Destination;
 use crate::names::GuestName;
@@ -27,6 +28,7 @@ Examples:
   lighter migrate web-1 host-b --preset now
   lighter migrate web-1 host-b --via 192.0.2.7,198.51.100.7
   lighter migrate web-1 host-b --detach-on-migrate
+  lighter migrate web-1 host-b --detach-on-migrate --attach-there vfio=03:00.0
   lighter migrate web-1 host-b --estimate
   lighter migrate web-1 --set on-stall=force,downtime=2s
   lighter migrate web-1 --postcopy-now
@@ -49,7 +51,7 @@ With --json the report is printed at the end, or the estimate; until then,
 progress is shown on stderr if that is a terminal.";
 
 /// The options of a migration that begins; they change nothing about one that is under way.
-const STARTING: [&str; 13] = [
+const STARTING: [&str; 14] = [
     "preset",
     "downtime",
     "on_stall",
@@ -62,6 +64,7 @@ const STARTING: [&str; 13] = [
     "json",
     "copying",
     "detach_on_migrate",
+    "attach_there",
     "estimate",
 ];
 
@@ -155,9 +158,19 @@ pub(crate) struct MigrateArgs {
     pub(crate) unproven_disks: bool,
 
     /// Detach the host's devices (VFIO) that the guest has, which cannot move, and migrate it then.
-    /// If it stays, it gets them again; there, `lighter attach-device` gives it others.
+    /// If it stays, it gets them again; there, --attach-there gives it others.
     #[arg(long, requires = "destination", conflicts_with = "estimate")]
     pub(crate) detach_on_migrate: bool,
+
+    /// Device of the destination that the guest gets when it has arrived: its node must give it
+    /// (`lighter node --device`), which is asked first. Give it more than once for more devices.
+    #[arg(
+        long,
+        value_name = "vfio=ADDRESS",
+        requires = "destination",
+        conflicts_with = "estimate"
+    )]
+    pub(crate) attach_there: Vec<HostDeviceArg>,
 
     /// Do not migrate: measure for some seconds how it would go with these options, and what would
     /// help. The guest's writes are logged meanwhile, and it is paused once for some milliseconds;

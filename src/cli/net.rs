@@ -1,5 +1,5 @@
-//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS]`, `--net tap=NAME[,mac=ADDRESS]`, and `[[net]]` in a
-//! guest's file.
+//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS][,standby]`, `--net tap=NAME[,mac=ADDRESS][,standby]`,
+//! and `[[net]]` in a guest's file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,6 +24,9 @@ pub(crate) struct NetArg {
     /// The guest's address; one is chosen when none was given.
     #[serde(default, deserialize_with = "mac")]
     pub(crate) mac: Option<MacAddress>,
+    /// Whether the guest sends by a device of its host with the same address while it has one.
+    #[serde(default)]
+    pub(crate) standby: bool,
 }
 
 fn mac<'de, D: Deserializer<'de>>(from: D) -> Result<Option<MacAddress>, D::Error> {
@@ -66,9 +69,10 @@ impl FromStr for NetArg {
                 Some(("mac", mac)) => {
                     net.mac = Some(mac.parse().map_err(|error| format!("{error}"))?);
                 }
+                None if option == "standby" => net.standby = true,
                 _ => {
                     return Err(format!(
-                        "`{option}` is not an option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS"
+                        "`{option}` is not an option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS, standby"
                     ));
                 }
             }
@@ -194,6 +198,7 @@ mod tests {
         let bridge = read("bridge=br0,mac=52:54:00:00:00:01");
         assert_eq!(bridge.link(), Ok(NetLink::Bridge { bridge: "br0".to_owned(), tap: None }));
         assert_eq!(bridge.mac.unwrap().to_string(), "52:54:00:00:00:01");
+        assert!(!bridge.standby && read("tap=t0,standby").standby);
         assert_eq!(read("tap=t0").link(), Ok(NetLink::Tap("t0".to_owned())));
         let named = NetLink::Bridge { bridge: "br0".to_owned(), tap: Some("t0".to_owned()) };
         assert_eq!(read("tap=t0,bridge=br0").link(), Ok(named));

@@ -144,9 +144,15 @@ pub(crate) struct GuestSpec {
 
     /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the
     /// guest; tap alone: this tap, which you have made. mac: the guest's address, which it keeps
-    /// wherever it goes [default: one is chosen]. Give it more than once for more devices. To
-    /// migrate, have a bridge or tap of the same name on both hosts.
-    #[arg(long, value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS]", requires = "own")]
+    /// wherever it goes [default: one is chosen]. standby: a device of the host (--device) with the
+    /// same address carries the guest's frames while the guest has it; its system pairs the two.
+    /// Give it more than once for more devices. To migrate, have a bridge or tap of the same name on
+    /// both hosts.
+    #[arg(
+        long,
+        value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS][,standby]",
+        requires = "own"
+    )]
     #[serde(default)]
     pub(crate) net: Vec<NetArg>,
 

@@ -82,7 +82,8 @@ fn net_to_attach(net: &NetConfig) -> NetToAttach {
         NetLink::Tap(tap) => (None, Some(tap)),
         NetLink::Bridge { bridge, tap } => (Some(bridge), tap),
     };
-    NetToAttach { bridge, tap, mac: net.mac().to_string(), mtu: net.mtu() }
+    let (mac, mtu, standby) = (net.mac().to_string(), net.mtu(), net.is_standby());
+    NetToAttach { bridge, tap, mac, mtu, standby }
 }
 
 /// Detaches a disk from a running guest.

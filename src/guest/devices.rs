@@ -331,7 +331,8 @@ fn net_of(net: NetToAttach, mut files: Vec<File>) -> Result<NetConfig, ApiError>
     let (Some(tap), true) = (files.pop(), files.is_empty()) else {
         return Err(refused("one file belongs to a network device: its tap"));
     };
-    NetConfig::handed(link, mac, net.mtu, tap).map_err(bad)
+    let config = NetConfig::handed(link, mac, net.mtu, tap).map_err(bad)?;
+    Ok(config.with_standby(net.standby))
 }
 
 fn bad(error: impl std::fmt::Display) -> ApiError {

@@ -197,7 +197,7 @@ pub(super) fn net(net: &NetArg) -> Result<NetConfig> {
         Some(mac) => mac,
         None => MacAddress::random().context("cannot choose an address for a network device")?,
     };
-    Ok(NetConfig::new(link, mac)?)
+    Ok(NetConfig::new(link, mac)?.with_standby(net.standby))
 }
 
 /// How a qcow2 image begins.

@@ -78,10 +78,10 @@ mod tests {
         let text = "listen = \"[::]:1\"\nports = \"7-9\"\nmetrics = \"127.0.0.1:2\"\nmetrics-tls = true\n\
                     metrics-auth = \"/a\"\nreserve-memory = \"1G\"\nnet-map = [\"a=b\", \"c=d\"]\n\
                     net-allow = [\"b\", \"d\"]\ndisk-dir = [\"/x\", \"/y\"]\n\
-                    disk-device = [\"/dev/z\"]\nforeign-guests = \"act\"";
+                    disk-device = [\"/dev/z\"]\ndevice = [\"vfio=03:00.0\"]\nforeign-guests = \"act\"";
         let line = "--listen [::]:1 --ports 7-9 --metrics 127.0.0.1:2 --metrics-tls --metrics-auth /a \
                     --reserve-memory 1G --net-map a=b --net-map c=d --net-allow b,d --disk-dir /x \
-                    --disk-dir /y --disk-device /dev/z --foreign-guests act";
+                    --disk-dir /y --disk-device /dev/z --device vfio=03:00.0 --foreign-guests act";
         let line: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(parse(text, "node.toml").unwrap(), typed(&line));
         assert_eq!(typed(&[]).or(parse(text, "node.toml").unwrap()), typed(&line));
@@ -150,5 +150,6 @@ mod tests {
         );
         refused("metrics-auth = \"y\"", "1: metrics-auth: ", "absolute");
         refused("disk-device = [\"y\"]", "1: disk-device: ", "absolute");
+        refused("device = [\"eth0\"]", "1: device", "`eth0`");
     }
 }

@@ -23,6 +23,7 @@ mod disk_users;
 mod events;
 mod exposition;
 mod front;
+mod given_devices;
 mod inventory;
 mod launch;
 pub(crate) mod liveness;

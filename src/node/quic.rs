@@ -48,6 +48,9 @@ impl FrontHandler for SourceRequests {
                 }
                 FrontRequest::DiskUsers { disk } => node.disk_users(&disk).await,
                 FrontRequest::BootFiles { files } => boot_files::answer(files),
+                FrontRequest::AttachDevice { device, arrived } => {
+                    node.attach_device(&device, arrived).await
+                }
                 // The server of the protocol answers it itself.
                 FrontRequest::Sink => FrontReply::Refused(migrate::Refusal::new(
                     RefusalKind::Other,

@@ -192,6 +192,7 @@ fn node(state: &StateDir, args: &NodeArgs, log: &LogArgs, file: &NodeFile) -> Re
         .with_ports(args.ports())
         .with_networks(args.net_map.clone(), NetAllowed::new(args.net_allow.clone()))
         .with_disk_places(disk_places)
+        .with_given_devices(args.device.iter().map(|device| device.address).collect())
         .with_log(log.clone());
     Ok(Arc::new(node))
 }

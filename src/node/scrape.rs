@@ -267,6 +267,7 @@ mod tests {
             mtu: 1500,
             tap: "tap7".to_owned(),
             bridge: None,
+            standby: false,
             vhost: false,
             received: flow(3),
             transmitted: flow(4),

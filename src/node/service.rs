@@ -15,6 +15,7 @@ use migrate::MigrationId;
 use migrate::progress::Role;
 use migrate::record::{DestinationState, Record, RecordKey, RecordStore, Side};
 use tokio::process::Child;
+use vmm_core::PciAddress;
 
 use super::admission::{GuestRequest, Takes};
 use super::events::HostEvents;
@@ -48,6 +49,8 @@ pub(crate) struct Node {
     net_allowed: NetAllowed,
     /// Where arriving guests may have disks.
     disk_places: DiskPlaces,
+    /// Devices of this host that guests from other hosts may be given.
+    given_devices: Vec<PciAddress>,
     log: LogArgs,
     exporter: Exporter,
     events: HostEvents,
@@ -81,6 +84,7 @@ impl Node {
             net_map: Vec::new(),
             net_allowed: NetAllowed::default(),
             disk_places: DiskPlaces::default(),
+            given_devices: Vec::new(),
             log: LogArgs::default(),
             exporter,
             events: HostEvents::default(),
@@ -144,6 +148,11 @@ impl Node {
         Self { disk_places, ..self }
     }
 
+    /// Sets which devices of this host guests from other hosts may be given.
+    pub(crate) fn with_given_devices(self, given_devices: Vec<PciAddress>) -> Self {
+        Self { given_devices, ..self }
+    }
+
     /// Sets how processes that this node starts log.
     pub(crate) fn with_log(self, log: LogArgs) -> Self {
         Self { log, ..self }
@@ -182,6 +191,11 @@ impl Node {
     /// Returns where arriving guests may have disks.
     pub(crate) fn disk_places(&self) -> &DiskPlaces {
         &self.disk_places
+    }
+
+    /// Returns which devices of this host guests from other hosts may be given.
+    pub(crate) fn given_devices(&self) -> &[PciAddress] {
+        &self.given_devices
     }
 
     /// Returns the address on which migrations arrive.

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vmm_core::PciAddress;
-use vmm_core::vfio::HostDevice;
 
 use super::session::{block_on, guest_client};
 use crate::api::devices::{
-    AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, HostDeviceToAttach, NamedDevice,
-    SETTLE_PATIENCE,
+    AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, NamedDevice, PIN_PATIENCE,
+    SETTLE_PATIENCE, opened,
 };
 use crate::api::types::GuestInfo;
 use crate::api::{ApiClient, AskError};
@@ -24,8 +23,6 @@ use crate::state_dir::StateDir;
 
 /// How long an attachment may take: a disk's lock and a guest's attention are waited for.
 pub(crate) const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
-/// As [`ATTACH_PATIENCE`], for a device for which all of the guest's memory is taken from the host.
-const PIN_PATIENCE: Duration = Duration::from_secs(600);
 /// How long a guest may take to let go of a device that it cannot take along.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -48,13 +45,6 @@ pub(crate) fn attach_device(state: &StateDir, args: &AttachDeviceArgs) -> Result
 /// If there is no such guest or device, or the guest does not let go of it in time.
 pub(crate) fn detach_device(state: &StateDir, args: &DetachDeviceArgs) -> Result<Exit> {
     detach(state, &args.name, NamedDevice::Host(args.device.address.to_string()), &args.wait)
-}
-
-/// Opens a device of this host for a guest.
-fn opened(address: PciAddress) -> Result<(AttachRequest, Vec<File>)> {
-    let device = HostDevice::open(address)?;
-    let request = AttachRequest::Host(HostDeviceToAttach { address: address.to_string() });
-    Ok((request, device.into_files()))
 }
 
 async fn send(
@@ -100,7 +90,7 @@ impl LeftBehind {
         for address in std::mem::take(&mut self.devices) {
             let attached = match opened(address) {
                 Ok((request, files)) => send(&client, &request, files).await.map(drop),
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             };
             match attached {
                 Ok(()) => {
@@ -114,16 +104,9 @@ impl LeftBehind {
         }
     }
 
-    /// Notes what the guest lacks where it has moved to.
-    pub(super) fn note_at(mut self, destination: &str) {
-        let left = std::mem::take(&mut self.devices).len();
-        if left > 0 {
-            output::note(format_args!(
-                "{0} left {left} of its host's devices behind: give it others there with `lighter attach-device {0} vfio=ADDRESS` \
-                 on {destination}",
-                self.name,
-            ));
-        }
+    /// Returns how many the guest lacks where it has moved to.
+    pub(super) fn into_count(mut self) -> usize {
+        std::mem::take(&mut self.devices).len()
     }
 }
 

@@ -16,6 +16,7 @@ use migrate::{MigrationId, OnStall, Report};
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
 
+use super::attach_there::AttachThere;
 use super::certs::identity_of;
 use super::follow::{Follower, interrupts};
 use super::hot_plug::LeftBehind;
@@ -97,11 +98,11 @@ fn print_estimate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Re
 
 fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Exit> {
     let client = guest_client(state, &args.name)?;
-    let request = block_on(request(state, args, destination))
-        .with_context(|| format!("cannot migrate {} to {destination}", args.name))?;
+    let cannot = || format!("cannot migrate {} to {destination}", args.name);
+    let request = block_on(request(state, args, destination)).with_context(cannot)?;
     let uuid = state.read_uuid(&args.name)?;
     let mut view = ProgressView::new(args.json.output());
-    let (mut is_workload, mut left) = (false, None);
+    let (mut is_workload, mut left, mut there) = (false, None, None);
     let report = block_on(async {
         if let Some(lacking) = lacking_boot_files(state, &client, &request).await {
             output::note(format_args!(
@@ -110,6 +111,8 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
                 args.name
             ));
         }
+        let asked = AttachThere::ask(state, || node_of(&request), &args.attach_there).await;
+        there = asked.with_context(cannot)?;
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         if args.detach_on_migrate {
@@ -119,8 +122,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
             Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
             Err(error) => {
                 give_back(&mut left, &client).await;
-                let what = format!("cannot migrate {} to {destination}", args.name);
-                return Err(anyhow::Error::from(error).context(what));
+                return Err(anyhow::Error::from(error).context(cannot()));
             }
             Ok(started) => started,
         };
@@ -148,10 +150,18 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         print_success(&args.name, destination, &report, is_workload)
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
-    if let Some(left) = left {
-        left.note_at(destination);
-    }
     warn_of_unmarked(state, (&args.name, uuid), &report);
+    match (there, left.map_or(0, LeftBehind::into_count)) {
+        (Some(there), _) => {
+            block_on(there.attach((&args.name, report.migration), destination))?;
+        }
+        (None, 0) => {}
+        (None, count) => output::note(format_args!(
+            "{0} left {count} of its host's devices behind: give it others there with `lighter attach-device {0} vfio=ADDRESS` \
+             on {destination}",
+            args.name,
+        )),
+    }
     Ok(Exit::Done)
 }
 
@@ -350,6 +360,18 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Returns the destination's node.
+fn node_of(request: &MigrationRequest) -> Result<Peer> {
+    let destination = &request.destination;
+    let name = match &request.tls_name {
+        Some(name) => name.clone(),
+        None => Destination::parse(destination)?.host,
+    };
+    let address = request.addresses.first();
+    let address = *address.with_context(|| format!("{destination} has no address"))?;
+    Ok(Peer { address, name })
+}
+
 /// Returns which files from which the guest boots the destination lacks; `None` if it has all, or
 /// gives no answer, as earlier versions do not. If it cannot be reached, the migration says so.
 async fn lacking_boot_files(
@@ -362,11 +384,7 @@ async fn lacking_boot_files(
     if wanted.is_empty() {
         return None;
     }
-    let name = match &request.tls_name {
-        Some(name) => name.clone(),
-        None => Destination::parse(&request.destination).ok()?.host,
-    };
-    let peer = Peer { address: *request.addresses.first()?, name };
+    let peer = node_of(request).ok()?;
     let tls = Tls::load(&state.certs()).ok()?;
     let are_there = front::boot_files(&tls, &peer, wanted, BOOT_FILES_PATIENCE).await.ok()?;
     let lacking = files.iter().zip(are_there).filter(|(_, is_there)| !is_there);

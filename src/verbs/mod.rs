@@ -6,6 +6,7 @@
 //! [`estimate`] shows how one would go. Start at [`list`] for the simplest command, and at
 //! [`migrate`] for the most important one.
 
+mod attach_there;
 pub(crate) mod balloon;
 pub(crate) mod blockresize;
 pub(crate) mod cancel;

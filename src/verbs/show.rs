@@ -277,6 +277,7 @@ fn disk_line(disk: &DiskInfo) -> String {
 
 fn net_line(net: &NetInfo) -> String {
     let bridge = net.bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    let standby = if net.standby { ", standby" } else { "" };
     let vhost = if net.vhost { " (vhost)" } else { "" };
     let flow = |flow: &FlowInfo| {
         let drops = match flow.drops {
@@ -286,7 +287,7 @@ fn net_line(net: &NetInfo) -> String {
         format!("{} in {} packets{drops}", format_size(flow.bytes), format_count(flow.packets))
     };
     format!(
-        "{} at {}{bridge}{vhost}; received {}; sent {}",
+        "{} at {}{bridge}{standby}{vhost}; received {}; sent {}",
         net.mac,
         net.tap,
         flow(&net.received),

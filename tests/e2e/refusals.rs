@@ -209,6 +209,26 @@ fn a_destination_without_enough_memory_refuses_with_figures_and_a_remedy() {
 }
 
 #[test]
+fn a_device_that_the_destination_does_not_give_is_refused_before_the_guest_moves() {
+    let gives = NodePlan {
+        arguments: vec!["--device".into(), "vfio=7e:1f.7".into()],
+        ..NodePlan::default()
+    };
+    let pair = Pair::with_nodes(&NodePlan::default(), &gives);
+    let guest = Guest::start(&pair.a, &GuestPlan::default());
+    for (device, why) in [
+        ("vfio=03:00.0", "start its node with --device vfio=0000:03:00.0"),
+        ("vfio=7e:1f.7", "the host has no such device"),
+    ] {
+        let options = ["--attach-there", device];
+        let address = pair.b.node().address();
+        let outcome = Migration::to_address(&pair.a, guest.name(), address, &options).finish();
+        outcome.done.complains(Exit::Failed, &["would not get vfio=0000", why]);
+    }
+    stays(&pair, guest.name());
+}
+
+#[test]
 fn a_destination_that_has_a_guest_of_that_name_refuses() {
     let pair = Pair::new();
     let guest = Guest::start(&pair.a, &GuestPlan::default());

@@ -19,6 +19,7 @@ mod cache;
 mod cloud;
 mod disks;
 mod ending;
+mod failover;
 mod firmware;
 mod fixtures;
 mod hot_plug;

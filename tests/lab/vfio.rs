@@ -7,10 +7,6 @@ use crate::fixtures::{Host, Lab, StockGuest, until};
 /// The drive and the card, as the host has them.
 const DRIVE: &str = "0000:00:08.0";
 const CARD: &str = "0000:01:00.0";
-/// What gives them to vfio-pci.
-const BIND: &str = "modprobe vfio-pci; for device in 0000:00:08.0 0000:01:00.0; do \
-    cd /sys/bus/pci/devices/$device; echo vfio-pci > driver_override; \
-    [ ! -e driver ] || echo $device > driver/unbind; echo $device > /sys/bus/pci/drivers_probe; done";
 /// The address behind the card, and the guest's own there.
 const BEHIND_CARD: &str = "10.99.0.2";
 const ON_CARD: &str = "10.99.0.15/24";
@@ -40,7 +36,19 @@ fn equip(lab: &Lab, number: usize) {
             card,
         ],
     );
-    lab.host(number).sh(BIND).ok();
+    give_to_vfio(lab.host(number), &[DRIVE, CARD]);
+}
+
+/// Puts devices of a host in the hands of vfio-pci.
+#[track_caller]
+pub(crate) fn give_to_vfio(host: Host<'_>, devices: &[&str]) {
+    let bind = format!(
+        "modprobe vfio-pci; for device in {}; do cd /sys/bus/pci/devices/$device; \
+         echo vfio-pci > driver_override; [ ! -e driver ] || echo $device > driver/unbind; \
+         echo $device > /sys/bus/pci/drivers_probe; done",
+        devices.join(" ")
+    );
+    host.sh(&bind).ok();
 }
 
 /// Uses the card that the guest has as `eth1`.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::framing::{self, ReadFailure};
 use crate::guest::{GuestDescription, Refusal};
 use crate::protocol::front::{
-    BootFile, DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk,
+    AttachedThere, BootFile, DiskUser, FoundGuest, FrontReply, FrontRequest, Onward, SoughtDisk,
 };
 use crate::protocol::preamble::{Preamble, StreamRole};
 use crate::protocol::{Decision, DestinationMessage, MigrationId, Offer, SourceMessage, Token};
@@ -83,6 +83,16 @@ pub async fn ask(
     peer: &Peer,
     request: &FrontRequest,
 ) -> Result<FrontReply, FrontError> {
+    ask_patiently(dialer, peer, request, ANSWER_TIME).await
+}
+
+/// As [`ask`], but waits for the answer as long as `patience`.
+async fn ask_patiently(
+    dialer: &Endpoint,
+    peer: &Peer,
+    request: &FrontRequest,
+    patience: Duration,
+) -> Result<FrontReply, FrontError> {
     let connection = endpoint::connect(dialer, peer).await?;
     let dialogue = async {
         let lost = |error: quinn::ConnectionError| ReadFailure::Lost(error.to_string());
@@ -91,9 +101,9 @@ pub async fn ask(
         send.finish().map_err(|error| ReadFailure::Lost(error.to_string()))?;
         framing::read::<FrontReply>(&mut receive).await
     };
-    let answer = timeout(ANSWER_TIME, dialogue).await;
+    let answer = timeout(patience, dialogue).await;
     let reply = match answer {
-        Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: ANSWER_TIME }),
+        Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: patience }),
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(failure)) => Err(failed(&connection, peer, failure)),
     };
@@ -194,6 +204,44 @@ pub async fn boot_files(
     }
 }
 
+/// Asks the node `peer` whether it would attach `device` of its host to a guest; waits at most
+/// `patience`.
+///
+/// # Errors
+/// [`FrontError::Refused`] with the node's reason if it would not, or why there is no answer. A
+/// node of an earlier version gives none.
+pub async fn is_attachable(
+    tls: &Tls,
+    peer: &Peer,
+    device: &str,
+    patience: Duration,
+) -> Result<(), FrontError> {
+    let request = FrontRequest::AttachDevice { device: PeerText::new(device), arrived: None };
+    match ask_within(tls, peer, &request, patience).await? {
+        FrontReply::Attachable => Ok(()),
+        reply => Err(unfit(peer, reply)),
+    }
+}
+
+/// Has the node `peer` attach `device` of its host to the guest that has arrived there by
+/// `migration`; waits at most `patience`.
+///
+/// # Errors
+/// As [`is_attachable`]. Without an answer the guest may have got the device.
+pub async fn attach_device(
+    tls: &Tls,
+    peer: &Peer,
+    (device, migration): (&str, MigrationId),
+    patience: Duration,
+) -> Result<AttachedThere, FrontError> {
+    let request =
+        FrontRequest::AttachDevice { device: PeerText::new(device), arrived: Some(migration) };
+    match ask_within(tls, peer, &request, patience).await? {
+        FrontReply::Attached(attached) => Ok(attached),
+        reply => Err(unfit(peer, reply)),
+    }
+}
+
 /// Asks the node `peer` by a connection of its own; waits at most `patience`.
 async fn ask_within(
     tls: &Tls,
@@ -201,7 +249,8 @@ async fn ask_within(
     request: &FrontRequest,
     patience: Duration,
 ) -> Result<FrontReply, FrontError> {
-    within(tls, peer, patience, |dialer| async move { ask(&dialer, peer, request).await }).await
+    let ask = |dialer| async move { ask_patiently(&dialer, peer, request, patience).await };
+    within(tls, peer, patience, ask).await
 }
 
 /// Has `exchange` ask the node `peer`, from a socket that is closed afterwards; waits at most
@@ -327,6 +376,8 @@ pub(super) fn unfit(peer: &Peer, reply: FrontReply) -> FrontError {
         FrontReply::DiskUsers(_) => "users of a disk",
         FrontReply::BootFiles(_) => "files to boot from",
         FrontReply::Sink { .. } => "a sink",
+        FrontReply::Attachable => "an attachable device",
+        FrontReply::Attached(_) => "an attached device",
     };
     FrontError::Protocol { peer: peer.address, detail: detail.into() }
 }

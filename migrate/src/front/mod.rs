@@ -5,8 +5,9 @@
 //! outcome ([`ask`]). If the source's own process died, its node reports what the record says
 //! ([`resolve`]). Before an operator has a copy run by hand, [`trace`] asks where the guest is, and
 //! before a guest gets a disk with which another one has left, [`disk_users`] asks who writes it.
-//! [`boot_files`] asks whether a guest could boot again at its destination. Before an estimate, a
-//! source measures the path to the node. The node answers with [`serve()`]. Each connection carries
+//! [`boot_files`] asks whether a guest could boot again at its destination, and [`attach_device`]
+//! has a guest that has arrived get a device there. Before an estimate, a source measures the path
+//! to the node. The node answers with [`serve()`]. Each connection carries
 //! one request; everything is bounded in size and time.
 
 mod dial;
@@ -14,8 +15,8 @@ mod serve;
 mod sink;
 
 pub use dial::{
-    Admission, FrontError, ResolveTarget, Sought, Traced, admit, ask, boot_files, disk_users,
-    resolve, trace,
+    Admission, FrontError, ResolveTarget, Sought, Traced, admit, ask, attach_device, boot_files,
+    disk_users, is_attachable, resolve, trace,
 };
 pub use serve::{FrontHandler, serve};
 pub(crate) use sink::{SINKS_MAX, open_sink};

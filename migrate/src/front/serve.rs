@@ -132,7 +132,8 @@ fn may_ask(
         | FrontRequest::Find { .. }
         | FrontRequest::Trace { .. }
         | FrontRequest::DiskUsers { .. }
-        | FrontRequest::BootFiles { .. } => {
+        | FrontRequest::BootFiles { .. }
+        | FrontRequest::AttachDevice { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
     }
@@ -274,9 +275,10 @@ mod tests {
         let disk = SoughtDisk { path: PeerText::new("/srv/web.raw"), features };
         let users = FrontRequest::DiskUsers { disk };
         let files = FrontRequest::BootFiles { files: Vec::new() };
+        let device = FrontRequest::AttachDevice { device: PeerText::new("03:00.0"), arrived: None };
         let reply = ask(&dialer, &peer, &FrontRequest::Sink).await.unwrap();
         assert!(matches!(reply, FrontReply::Sink { .. }), "{reply:?}");
-        for forbidden in [admit(other), find(other), find(own), trace, users, files] {
+        for forbidden in [admit(other), find(other), find(own), trace, users, files, device] {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }

@@ -145,13 +145,14 @@ impl Message for FrontRequest {
             Self::DiskUsers { .. } => 69,
             Self::BootFiles { .. } => 70,
             Self::Sink => 71,
+            Self::AttachDevice { .. } => 72,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=71 => Some(SMALL_LIMIT),
+            66..=72 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -169,11 +170,13 @@ impl Message for FrontReply {
             Self::DiskUsers(_) => 103,
             Self::BootFiles(_) => 104,
             Self::Sink { .. } => 105,
+            Self::Attachable => 106,
+            Self::Attached(_) => 107,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
-        matches!(kind, 97..=105).then_some(SMALL_LIMIT)
+        matches!(kind, 97..=107).then_some(SMALL_LIMIT)
     }
 }
 

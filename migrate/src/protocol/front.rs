@@ -64,6 +64,14 @@ pub enum FrontRequest {
     /// Asks the node to read and discard what follows on this stream, to measure the path. Earlier
     /// versions do not know this request.
     Sink,
+    /// Asks the node to attach a device of its host to a guest that has arrived there, or whether
+    /// it would. Earlier versions do not know this request.
+    AttachDevice {
+        /// The device's PCI address there.
+        device: PeerText,
+        /// The migration by which the guest has arrived; `None` asks whether the node would.
+        arrived: Option<MigrationId>,
+    },
 }
 
 /// A file from which a guest boots.
@@ -203,4 +211,17 @@ pub enum FrontReply {
         /// Most bytes that it reads; then it closes the connection.
         bytes_max: u64,
     },
+    /// Answer to `AttachDevice` without a migration: the node would.
+    Attachable,
+    /// Answer to `AttachDevice`: the guest has the device.
+    Attached(AttachedThere),
+}
+
+/// A device of the answering host that a guest has got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedThere {
+    /// Where the guest finds it: its address on the guest's PCI bus.
+    pub address: PeerText,
+    /// Whether the guest has noticed it by now.
+    pub is_noticed: bool,
 }

@@ -139,6 +139,7 @@ mod tests {
             mtu: 1500,
             tap: tap.to_owned(),
             bridge: None,
+            standby: false,
             vhost: false,
             received: flow(inbound_bytes),
             transmitted: flow(7),

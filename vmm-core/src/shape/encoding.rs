@@ -29,9 +29,12 @@ const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 /// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
 /// devices' slots, and the disks that bypass the host's cache, by their places among the devices.
 const SHAPE_VERSION_WITH_CACHES: u16 = 12;
+/// Version of the encoding of a [`VmShape`] as with caches, followed by the network devices that are
+/// one half of a failover pair, by their places among the devices.
+const SHAPE_VERSION_WITH_STANDBY: u16 = 13;
 
 /// The newest version that this program knows.
-pub(super) const NEWEST: u16 = SHAPE_VERSION_WITH_CACHES;
+pub(super) const NEWEST: u16 = SHAPE_VERSION_WITH_STANDBY;
 
 impl VmShape {
     /// Returns the cache modes of disks that do not have the default, by their places among the
@@ -61,10 +64,41 @@ impl VmShape {
         }
     }
 
+    /// Returns the network devices that are one half of a failover pair, by their places among the
+    /// devices.
+    fn standbys(&self) -> Vec<u16> {
+        let is_one =
+            |device: &DeviceConfig| matches!(device, DeviceConfig::Net(net) if net.is_standby());
+        self.devices
+            .iter()
+            .zip(0..)
+            .filter(|(device, _)| is_one(device))
+            .map(|(_, at)| at)
+            .collect()
+    }
+
+    fn with_standbys(mut self, standbys: &[u16]) -> Result<Self, DecodeError> {
+        for index in standbys {
+            match self.devices.get_mut(usize::from(*index)) {
+                Some(DeviceConfig::Net(net)) => *net = net.clone().with_standby(true),
+                _ => {
+                    let what = format!("device {index} is no network device");
+                    return Err(DecodeError::OtherString(what));
+                }
+            }
+        }
+        match self.standbys() == standbys {
+            true => Ok(self),
+            false => Err(DecodeError::Other("a network device is named twice")),
+        }
+    }
+
     /// Returns the lowest version that has all of the shape.
     fn version(&self) -> u16 {
         let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
-        if self.disks().any(|disk| disk.cache() != CacheMode::default()) {
+        if !self.standbys().is_empty() {
+            SHAPE_VERSION_WITH_STANDBY
+        } else if self.disks().any(|disk| disk.cache() != CacheMode::default()) {
             SHAPE_VERSION_WITH_CACHES
         } else if self.slots != Slots::default() {
             SHAPE_VERSION_WITH_SLOTS
@@ -98,6 +132,10 @@ impl VmShape {
             }
             (version @ SHAPE_VERSION_WITH_CACHES, labels, machine) => {
                 codec::encode(&(version, self, labels, machine, &self.slots, self.caches()))
+            }
+            (version @ SHAPE_VERSION_WITH_STANDBY, labels, machine) => {
+                let places = (self.caches(), self.standbys());
+                codec::encode(&(version, self, labels, machine, &self.slots, places))
             }
             (version, labels, machine) => codec::encode(&(version, self, labels, machine)),
         };
@@ -140,6 +178,15 @@ impl VmShape {
                 };
                 codec::decode(bytes).and_then(of)
             }
+            SHAPE_VERSION_WITH_STANDBY => {
+                type Places = (Vec<(u16, CacheMode)>, Vec<u16>);
+                type Encoded = (u16, VmShape, Labels, MachineKind, Slots, Places);
+                let of = |(_, shape, labels, machine, slots, (caches, standbys)): Encoded| {
+                    let shape = Self { labels, machine, slots, ..shape };
+                    shape.with_caches(&caches)?.with_standbys(&standbys)
+                };
+                codec::decode(bytes).and_then(of)
+            }
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
@@ -158,6 +205,7 @@ mod tests {
     use super::*;
     use crate::Error;
     use crate::virtio::block::{Access, BlockConfig, SeedConfig};
+    use crate::virtio::net::NetConfig;
 
     fn shape() -> VmShape {
         VmShape::for_host(64 << 20, 2).unwrap()
@@ -225,6 +273,21 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_with_one_half_of_a_failover_pair_has_a_version_of_its_own() {
+        let net = NetConfig::nowhere();
+        let devices = [false, true].map(|half| DeviceConfig::Net(net.clone().with_standby(half)));
+        let shape = VmShape { devices: devices.to_vec(), ..shape() };
+        let bytes = shape.to_bytes().unwrap();
+        assert_eq!(bytes[..2], [13, 0]);
+        assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
+        let (end, strange) = (bytes.len() - 2, [2, 0]);
+        let refused = VmShape::from_bytes(&[&bytes[..end], &strange].concat()).unwrap_err();
+        assert!(refused.to_string().contains("device 2 is no network device"), "{refused}");
+        let others = VmShape { devices: vec![DeviceConfig::Net(net); 2], ..shape };
+        assert_eq!(others.to_bytes().unwrap()[..2], [6, 0]);
+    }
+
+    #[test]
     fn a_guest_with_a_device_out_of_place_has_a_version_of_its_own() {
         let devices = vec![DeviceConfig::Rng; 2];
         let mut slots = Slots::default();
@@ -246,9 +309,9 @@ mod tests {
             assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
         }
         let mut newer = good.clone();
-        newer[0] = 13;
+        newer[0] = 14;
         let error = VmShape::from_bytes(&newer).unwrap_err();
-        assert!(matches!(error, Error::Shape(ShapeError::Version(13))));
+        assert!(matches!(error, Error::Shape(ShapeError::Version(14))));
         let mut none = good;
         none[10] = 0;
         assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));

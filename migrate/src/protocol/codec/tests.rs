@@ -8,7 +8,9 @@ use uuid::Uuid;
 use super::*;
 use crate::guest::{DiskCopy, ExistingFile, GuestDescription, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, PageSet, Region};
-use crate::protocol::front::{BootFile, DiskFeatures, DiskUser, FoundGuest, Onward, SoughtDisk};
+use crate::protocol::front::{
+    AttachedThere, BootFile, DiskFeatures, DiskUser, FoundGuest, Onward, SoughtDisk,
+};
 use crate::protocol::{
     Complaint, Decision, Features, MigrationId, Offer, PageMasks, Prepare, SavedState, Takeover,
     Token, Version,
@@ -105,6 +107,7 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
         FrontRequest::BootFiles { files: vec![BootFile { path: b"/k".to_vec(), digest: 7 }] },
         FrontRequest::Sink,
+        FrontRequest::AttachDevice { device: "03:00.0".into(), arrived: Some(migration) },
         FrontRequest::DiskUsers {
             disk: SoughtDisk {
                 path: "/dev/vdb".into(),
@@ -137,6 +140,8 @@ fn front_replies() -> Vec<FrontReply> {
         },
         FrontReply::BootFiles(vec![true, false]),
         FrontReply::Sink { bytes_max: 4096 },
+        FrontReply::Attachable,
+        FrontReply::Attached(AttachedThere { address: "00:05.0".into(), is_noticed: true }),
         FrontReply::DiskUsers(vec![DiskUser {
             uuid: id().0,
             name: "web-1".into(),
@@ -267,6 +272,24 @@ fn bytes_about_sinks_stay_as_they_are() {
     assert_eq!(hex(&asked), "6c4347000400000006000000");
     let answered = encode(&FrontReply::Sink { bytes_max: 4096 }).unwrap();
     assert_eq!(hex(&answered), "6c4369000c000000080000000010000000000000");
+}
+
+#[test]
+fn bytes_about_devices_stay_as_they_are() {
+    let bytes = |reply: &FrontReply| hex(&encode(reply).unwrap());
+    let ask = |arrived| FrontRequest::AttachDevice { device: "03:00.0".into(), arrived };
+    let address = hex(b"03:00.0");
+    let golden = format!("6c43480014000000070000000700000000000000{address}00");
+    assert_eq!(hex(&encode(&ask(None)).unwrap()), golden);
+    let uuid = hex(b"0123456789abcdef");
+    let golden =
+        format!("6c434800 2c000000 07000000 0700000000000000{address} 01 1000000000000000{uuid}");
+    let golden: String = golden.split_whitespace().collect();
+    assert_eq!(hex(&encode(&ask(Some(id()))).unwrap()), golden);
+    assert_eq!(bytes(&FrontReply::Attachable), "6c436a000400000009000000");
+    let there = AttachedThere { address: "03:00.0".into(), is_noticed: true };
+    let golden = format!("6c436b00140000000a0000000700000000000000{address}01");
+    assert_eq!(bytes(&FrontReply::Attached(there)), golden);
 }
 
 #[test]

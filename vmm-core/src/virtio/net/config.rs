@@ -84,6 +84,10 @@ pub struct NetConfig {
     mac: MacAddress,
     /// MTU in bytes, as measured when the guest was defined.
     mtu: u16,
+    /// Whether a device of the host may stand in for it, see [`NetConfig::with_standby`]. Encoded with
+    /// the shape, see its `encoding`.
+    #[serde(skip)]
+    standby: bool,
     /// The tap, if another process has opened it.
     #[serde(skip)]
     handed: Option<HandedFiles>,
@@ -96,7 +100,7 @@ impl NetConfig {
     /// [`DeviceError::Config`], [`DeviceError::Network`].
     pub fn new(link: NetLink, mac: MacAddress) -> Result<Self, DeviceError> {
         let lowest = *MTUS.start();
-        let config = Self { link, mac, mtu: lowest, handed: None };
+        let config = Self { link, mac, mtu: lowest, standby: false, handed: None };
         config.check()?;
         let mtu = tap::mtu_of(&config.link)?;
         Ok(Self { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..config })
@@ -114,9 +118,22 @@ impl NetConfig {
         tap: File,
     ) -> Result<Self, DeviceError> {
         let handed = Some(HandedFiles::new(vec![tap]));
-        let config = Self { link, mac, mtu, handed };
+        let config = Self { link, mac, mtu, standby: false, handed };
         config.check()?;
         Ok(config)
+    }
+
+    /// Returns the same device, as one half of a failover pair: the guest's driver sends by a device
+    /// of the host with the same address while it has one, and by this one otherwise
+    /// (`VIRTIO_NET_F_STANDBY`, virtio 1.2, 5.1.3).
+    #[must_use]
+    pub fn with_standby(self, standby: bool) -> Self {
+        Self { standby, ..self }
+    }
+
+    /// Returns whether it is one half of a failover pair.
+    pub fn is_standby(&self) -> bool {
+        self.standby
     }
 
     /// Opens or creates the tap for a process that may not, and sets it up. It has no carrier until
@@ -143,7 +160,8 @@ impl NetConfig {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn nowhere() -> Self {
         let mac = MacAddress::for_tests();
-        Self { link: NetLink::Tap("nowhere".to_owned()), mac, mtu: 1500, handed: None }
+        let link = NetLink::Tap("nowhere".to_owned());
+        Self { link, mac, mtu: 1500, standby: false, handed: None }
     }
 
     /// Returns the device's connection on the host.

@@ -10,7 +10,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STANDBY, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE,
+    VIRTIO_NET_S_LINK_UP,
 };
 
 use super::announce::{self, Announcement};
@@ -219,7 +220,8 @@ impl Device for NetDevice {
 
     /// Offers only features that every host has: a guest finds the same device everywhere.
     fn features(&self) -> u64 {
-        [
+        let standby = self.config.is_standby().then_some(VIRTIO_NET_F_STANDBY);
+        let always = [
             VIRTIO_NET_F_CSUM,
             VIRTIO_NET_F_GUEST_CSUM,
             VIRTIO_NET_F_MTU,
@@ -237,9 +239,8 @@ impl Device for NetDevice {
             VIRTIO_NET_F_CTRL_VQ,
             VIRTIO_NET_F_CTRL_RX,
             VIRTIO_NET_F_GUEST_ANNOUNCE,
-        ]
-        .into_iter()
-        .fold(0, |features, feature| features | 1 << feature)
+        ];
+        always.into_iter().chain(standby).fold(0, |features, feature| features | 1 << feature)
     }
 
     fn queue_sizes(&self) -> Vec<u16> {

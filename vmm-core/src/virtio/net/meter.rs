@@ -30,6 +30,8 @@ pub struct NetStatus {
     pub tap: String,
     /// The bridge to which the tap was added, if this program created the tap.
     pub bridge: Option<String>,
+    /// Whether it is one half of a failover pair.
+    pub standby: bool,
     /// Whether the host's kernel carries the frames (vhost-net).
     pub vhost: bool,
     /// Frames that the guest received.
@@ -77,7 +79,9 @@ impl NetMeter {
         };
         let (mac, mtu, tap) = (config.mac(), config.mtu(), tap.to_owned());
         let (received, transmitted) = (Flow::default(), Flow::default());
-        let status = NetStatus { mac, mtu, tap, bridge, vhost: false, received, transmitted };
+        let standby = config.is_standby();
+        let status =
+            NetStatus { mac, mtu, tap, bridge, standby, vhost: false, received, transmitted };
         let state = State { status, began: None, carried: Flows::default() };
         Self { state: Mutex::new(state) }
     }

@@ -387,6 +387,16 @@ fn a_guest_without_a_driver_is_not_announced() {
 }
 
 #[test]
+fn one_half_of_a_failover_pair_says_so() {
+    let offered = |standby| {
+        let (end, _network) = UnixDatagram::pair().unwrap();
+        let cable = Cable { end, calls: Arc::default() };
+        NetDevice::on(Box::new(cable), &description().with_standby(standby)).features()
+    };
+    assert_eq!(offered(true), offered(false) | 1 << 62);
+}
+
+#[test]
 fn frames_from_before_the_driver_came_are_dropped() {
     let (device, network, _) = device();
     let features = device.features();

@@ -1,0 +1,90 @@
+//! A failover pair: a network device and a card of the host with the same address, of which the
+//! guest's system makes one.
+
+use crate::fixtures::{Host, Lab, StockGuest, Stream, holds, until};
+use crate::vfio::give_to_vfio;
+
+/// The card, as both hosts have it and as nodes give it to guests from other hosts.
+const CARD: &str = "0000:01:00.0";
+/// The address of the pair.
+const MAC: &str = "52:54:00:99:00:01";
+/// The guest's IP address at the pair, and the client's.
+const ADDRESS: &str = "10.88.0.15";
+const CLIENT: &str = "10.88.0.3/24";
+/// The interfaces of which the guest has made one.
+const PARTS: &str = "ls -d /sys/class/net/*/lower_*";
+/// The stream moves that much for a file; what else is sent meanwhile is less.
+const FILE_BYTES: u64 = 1 << 18;
+
+/// Gives a host the card, in the hands of vfio-pci.
+fn equip(lab: &Lab, number: usize) {
+    let cable = format!("tap,id=spare,ifname=spare{number},script=no,downscript=no");
+    // Behind a port: elsewhere such a card cannot be reset.
+    let port = "pcie-root-port,id=rootport,addr=0x9,chassis=1";
+    // Linux makes pairs with devices that are on a PCI bus themselves, as virtio's are not.
+    let card = format!("e1000e,bus=rootport,netdev=spare,mac={MAC}");
+    lab.restart_with(number, &["-netdev", &cable, "-device", port, "-device", &card]);
+    give_to_vfio(lab.host(number), &[CARD]);
+}
+
+/// Waits until the guest sends by the card: then it has two parts, and what the client gets does
+/// not come by the network device.
+#[track_caller]
+fn sends_by_card(guest: &StockGuest, host: Host<'_>, stream: &Stream<'_>) {
+    until("the guest makes one of the two", || {
+        let parts = guest.sh(host, PARTS);
+        holds(parts.stdout.lines().count() == 2, parts)
+    });
+    until("the guest sends by the card", || {
+        let before = sent(host);
+        stream.await_more();
+        let after = sent(host);
+        holds(after - before < FILE_BYTES / 2, (before, after))
+    });
+}
+
+/// The bytes that the guest has sent by its network device.
+fn sent(host: Host<'_>) -> u64 {
+    let shown = host.ask("debian", "/v1/guest").expect("a guest");
+    let net = &shown["nets"][1];
+    assert_eq!(net["standby"], true, "{net}");
+    net["transmitted"]["bytes"].as_u64().expect("a number")
+}
+
+#[test]
+fn a_guest_sends_by_its_network_device_while_it_has_no_card() {
+    let lab = Lab::of(3);
+    [1, 2].into_iter().for_each(|number| equip(&lab, number));
+    let [here, there] = lab.nodes();
+    let client = lab.host(3);
+    client.sh(&format!("ip address add {CLIENT} dev br0")).ok();
+    let net = format!("--net bridge=br0,mac={MAC},standby");
+    let guest = StockGuest::boot(&lab, here, 1, &net);
+    let up = format!(
+        "pair=$({PARTS} | head -n 1 | cut -d/ -f5) && ip address add {ADDRESS}/24 dev $pair && ip link set $pair up"
+    );
+    guest.sh(here, &up).ok();
+    let stream = Stream::begin_to(client, ADDRESS);
+    assert!(sent(here) > FILE_BYTES);
+
+    here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
+    sends_by_card(&guest, here, &stream);
+
+    // What the destination does not give is refused before the card is taken away.
+    let migrate = format!("migrate debian {} --downtime 10s --detach-on-migrate", there.address());
+    for (device, why) in [("00:08.0", "--device vfio=0000:00:08.0"), ("0000:01:00.1", "--device")] {
+        let refused = here.lighter(&format!("{migrate} --attach-there vfio={device}"));
+        refused.complains(&["would not get", device, why]);
+    }
+    assert_eq!(here.ask("debian", "/v1/guest").expect("a guest")["host_devices"][0]["host"], CARD);
+
+    let moved = here.lighter(&format!("{migrate} --attach-there vfio={CARD}"));
+    assert!(moved.stderr.contains(&format!("has vfio={CARD} of")), "{moved:?}");
+    moved.ok();
+    sends_by_card(&guest, there, &stream);
+    println!("{}", stream.finish());
+    there.lighter(&format!("detach-device debian vfio={CARD}")).ok();
+    let stream = Stream::begin_to(client, ADDRESS);
+    stream.finish();
+    guest.shut_down(there);
+}
