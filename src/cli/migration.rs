@@ -163,7 +163,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) detach_on_migrate: bool,
 
     /// Device of the destination that the guest gets when it has arrived: its node must give it
-    /// (`lighter node --device`), which is asked first. Give it more than once for more devices.
+    /// (`lighter node --device`), which is asked first. What becomes of it is said on stderr. Give it
+    /// more than once for more devices.
     #[arg(
         long,
         value_name = "vfio=ADDRESS",

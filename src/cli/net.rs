@@ -1,4 +1,4 @@
-//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS][,standby]`, `--net tap=NAME[,mac=ADDRESS][,standby]`,
+//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS][,standby]`, `--net tap=NAME[,mac=ADDRESS][,standby]`
 //! and `[[net]]` in a guest's file.
 
 use std::fmt;
@@ -52,8 +52,17 @@ impl NetArg {
     pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
         let fault = |key, what| Fault { place: Place { key, item: Some(("net", index)) }, what };
         let link = self.link().map_err(|what| fault("bridge", what.to_owned()))?;
+        self.check_pair().map_err(|what| fault("standby", what.to_owned()))?;
         let key = if self.bridge.is_some() { "bridge" } else { "tap" };
         link.check().map_err(|error| fault(key, error.to_string()))
+    }
+
+    /// One half of a failover pair has the address of the other.
+    fn check_pair(&self) -> Result<(), &'static str> {
+        if self.standby && self.mac.is_none() {
+            return Err("standby needs mac=ADDRESS, that of the card which it stands in for");
+        }
+        Ok(())
     }
 }
 
@@ -77,6 +86,7 @@ impl FromStr for NetArg {
                 }
             }
         }
+        net.check_pair()?;
         let link = net.link().map_err(str::to_owned)?;
         link.check().map_err(|error| error.to_string())?;
         Ok(net)
@@ -198,7 +208,8 @@ mod tests {
         let bridge = read("bridge=br0,mac=52:54:00:00:00:01");
         assert_eq!(bridge.link(), Ok(NetLink::Bridge { bridge: "br0".to_owned(), tap: None }));
         assert_eq!(bridge.mac.unwrap().to_string(), "52:54:00:00:00:01");
-        assert!(!bridge.standby && read("tap=t0,standby").standby);
+        let half = read("tap=t0,standby,mac=52:54:00:00:00:01");
+        assert!(half.standby && !bridge.standby);
         assert_eq!(read("tap=t0").link(), Ok(NetLink::Tap("t0".to_owned())));
         let named = NetLink::Bridge { bridge: "br0".to_owned(), tap: Some("t0".to_owned()) };
         assert_eq!(read("tap=t0,bridge=br0").link(), Ok(named));
@@ -240,6 +251,7 @@ mod tests {
         assert!(refused("mac=52:54:00:00:00:01").contains("a bridge or a tap"));
         assert!(refused("tap=t0,mac=01:00:5e:00:00:01").contains("01:00:5e"));
         assert!(refused("tap=tap%d").contains("tap%d"));
+        assert!(refused("tap=t0,standby").contains("standby needs mac=ADDRESS"));
         assert!(refused("bridge=").contains("name of a network interface"));
     }
 }

@@ -146,8 +146,8 @@ pub(crate) struct GuestSpec {
     /// guest; tap alone: this tap, which you have made. mac: the guest's address, which it keeps
     /// wherever it goes [default: one is chosen]. standby: a device of the host (--device) with the
     /// same address carries the guest's frames while the guest has it; its system pairs the two.
-    /// Give it more than once for more devices. To migrate, have a bridge or tap of the same name on
-    /// both hosts.
+    /// Give it more than once for more devices. To migrate, have a bridge or tap of the same name
+    /// on both hosts.
     #[arg(
         long,
         value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS][,standby]",

@@ -448,6 +448,7 @@ tap = "tap-db"
         refused(&net("bridge = \"a b\""), "5: net[1].bridge: ", "a b");
         refused(&net("tap = \"a/b\""), "5: net[1].tap: ", "a/b");
         refused(&net("mtu = 9000"), "5: net[1].mtu: ", "`bridge`");
+        refused(&net("tap = \"t1\"\nstandby = true"), "6: net[1].standby: ", "needs mac=");
         refused(
             "kernel = \"/k\"\n[[net]]\nmac = \"52:54:00:00:00:01\"",
             "1: net[0].bridge: ",

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_core::vfio::HostDevice;
@@ -17,7 +17,7 @@ use vmm_core::{DeviceConfig, DeviceError, Ejected, PciAddress, RunState, Vm};
 use super::balloon;
 use super::control::ProcessControl;
 use super::machine::SharedMachine;
-use super::process::GuestProcess;
+use super::process::{GuestProcess, Occupation};
 use crate::api::devices::{
     AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, DiskToAttach, NamedDevice,
     NetToAttach, SETTLE_PATIENCE,
@@ -82,17 +82,13 @@ impl ProcessControl {
     ) -> Result<AttachedDevice, ApiError> {
         let attachment = Attachment::new(request, files)?;
         let device = attachment.name();
+        let machine = self.machine()?;
         if matches!(attachment, Attachment::Host(_)) {
+            drop(self.expect_attachable(machine, &device)?);
             // Not while the process is locked: it takes long.
-            self.machine()?.vm().prepare_for_host_device().map_err(refusal)?;
+            machine.vm().prepare_for_host_device().map_err(refusal)?;
         }
-        let (machine, name) = (self.machine()?, self.process().name());
-        let occupation = self.process().occupation();
-        self.refuse_when_busy(&occupation)?;
-        if has(machine, &device) {
-            let text = format!("{name} has the {device} already");
-            return Err(ApiError::new(Reason::WrongState, text));
-        }
+        let occupation = self.expect_attachable(machine, &device)?;
         let address = attachment.insert(machine.vm()).map_err(refusal)?.to_string();
         drop(occupation);
         if matches!(device, NamedDevice::Host(_)) {
@@ -105,6 +101,24 @@ impl ProcessControl {
         wait(NOTICE_PATIENCE, || has_read() || !self.may_eject(machine));
         let noticed = has_read();
         Ok(AttachedDevice { device, address, noticed })
+    }
+
+    /// Checks that the guest may get this device; until what this returns is dropped, that stays so.
+    ///
+    /// # Errors
+    /// If it is being migrated or saved, or has the device.
+    fn expect_attachable(
+        &self,
+        machine: &SharedMachine,
+        device: &NamedDevice,
+    ) -> Result<MutexGuard<'_, Occupation>, ApiError> {
+        let occupation = self.process().occupation();
+        self.refuse_when_busy(&occupation)?;
+        if has(machine, device) {
+            let text = format!("{} has the {device} already", self.process().name());
+            return Err(ApiError::new(Reason::WrongState, text));
+        }
+        Ok(occupation)
     }
 
     /// Asks the guest to let go of a device, and waits until it has and what it has written is

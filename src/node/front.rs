@@ -326,7 +326,7 @@ impl Node {
     }
 
     /// Returns the record of a migration to this host: the one with this token, otherwise any.
-    fn destination_record(
+    pub(super) fn destination_record(
         &self,
         migration: MigrationId,
         token: &Token,

@@ -1,18 +1,21 @@
 //! Devices of this host that a guest from another host gets when it has arrived
 //! (`lighter migrate --attach-there`).
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use migrate::MigrationId;
 use migrate::guest::RefusalKind;
-use migrate::progress::Role;
+use migrate::protocol::Token;
 use migrate::protocol::front::{AttachedThere, FrontReply};
-use migrate::record::Record;
+use migrate::record::{DestinationState, Record, Side};
 use migrate::text::PeerText;
+use tokio::sync::Semaphore;
 use vmm_core::PciAddress;
 use vmm_core::vfio::HostDevice;
 
+use super::inventory::query_guests;
 use super::service::Node;
 use crate::api::devices::{AttachedDevice, PIN_PATIENCE, opened};
 use crate::api::{ApiClient, AskError, Reason};
@@ -23,29 +26,44 @@ const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Interval between two attempts until then.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Answers under way: they go on when the host that asked is gone.
+static ANSWERING: Semaphore = Semaphore::const_new(4);
+
 impl Node {
-    /// Attaches a device of this host to the guest that has arrived by a migration, or says whether
-    /// it would.
+    /// Says whether a device of this host would be attached to a guest from another host. Does not
+    /// open it, which would keep it from others meanwhile.
+    pub(crate) async fn is_attachable(&self, device: &PeerText) -> FrontReply {
+        let answer = async {
+            let address = self.given(device)?;
+            tokio::task::block_in_place(|| HostDevice::expect_ready(address))?;
+            let guests = query_guests(self.state()).await?;
+            let has_it = guests.iter().find(|guest| {
+                let devices = guest.answer.iter().flat_map(|view| &view.info.host_devices);
+                devices.into_iter().any(|its| its.host == address.to_string())
+            });
+            match has_it {
+                None => Ok(FrontReply::Attachable),
+                Some(guest) => bail!("a guest there has it: {}", guest.name),
+            }
+        };
+        limited(answer).await
+    }
+
+    /// Attaches a device of this host to the guest that has arrived by a migration.
     pub(crate) async fn attach_device(
         &self,
+        peer: SocketAddr,
+        (migration, token): (MigrationId, &Token),
         device: &PeerText,
-        arrived: Option<MigrationId>,
     ) -> FrontReply {
         let answer = async {
             let address = self.given(device)?;
-            match arrived {
-                None => tokio::task::block_in_place(|| HostDevice::open(address))
-                    .map(|_| FrontReply::Attachable)
-                    .map_err(Into::into),
-                Some(migration) => {
-                    let guest = tokio::task::block_in_place(|| self.arrived(migration))?;
-                    attach(&guest, address).await
-                }
-            }
+            let arrived = || tokio::task::block_in_place(|| self.arrived(migration, token));
+            attach(arrived, address).await
         };
-        answer.await.unwrap_or_else(|error| {
-            FrontReply::Refused(migrate::Refusal::new(RefusalKind::Other, format!("{error:#}")))
-        })
+        let reply = limited(answer).await;
+        tracing::info!(%migration, %peer, %device, ?reply, "was asked to attach a device to a guest that arrived here");
+        reply
     }
 
     /// Returns the address of a device that a peer has named, if its operator gives it away.
@@ -59,30 +77,48 @@ impl Node {
         Ok(address)
     }
 
-    /// Returns the guest that has arrived by `migration` and is still here.
-    fn arrived(&self, migration: MigrationId) -> Result<GuestDir> {
-        let guests = self.state().live_guests()?;
-        let of = |record: &Record, guest: &GuestDir| {
-            let uuid = || self.state().read_uuid(guest.name()).ok();
-            record.guest == guest.name().as_str() && uuid() == Some(record.guest_uuid)
+    /// Returns the guest that has arrived by the migration with this token and is still here.
+    fn arrived(&self, migration: MigrationId, token: &Token) -> Result<GuestDir> {
+        let has_arrived = |record: &Record| match &record.side {
+            Side::Destination { token: its, state, .. } => {
+                its.matches(token) && *state == DestinationState::Running
+            }
+            Side::Source { .. } => false,
         };
-        let is_here = |record: &Record| guests.iter().any(|guest| of(record, guest));
-        let record = self.records().read(migration, Role::Destination, is_here)?;
-        let guest = record.and_then(|record| guests.into_iter().find(|guest| of(&record, guest)));
+        let record = self.destination_record(migration, token)?.filter(has_arrived);
+        let is_it = |record: &Record, guest: &GuestDir| {
+            let uuid = self.state().read_uuid(guest.name());
+            record.guest == guest.name().as_str() && uuid.is_ok_and(|it| it == record.guest_uuid)
+        };
+        let guests = self.state().live_guests()?;
+        let guest = record.and_then(|it| guests.into_iter().find(|guest| is_it(&it, guest)));
         guest.context("no guest that has arrived by that migration is on this host")
     }
 }
 
-async fn attach(guest: &GuestDir, address: PciAddress) -> Result<FrontReply> {
-    let client = ApiClient::new(&guest.socket()).with_patience(PIN_PATIENCE);
+/// Waits for an answer, of which only some are worked on at a time.
+async fn limited(answer: impl Future<Output = Result<FrontReply>>) -> FrontReply {
+    let refused = |kind, text: &str| FrontReply::Refused(migrate::Refusal::new(kind, text));
+    let Ok(_answering) = ANSWERING.try_acquire() else {
+        return refused(RefusalKind::Busy, "other guests get devices there; try again later");
+    };
+    answer.await.unwrap_or_else(|error| refused(RefusalKind::Other, &format!("{error:#}")))
+}
+
+/// Attaches the device to the guest that `arrived` finds.
+async fn attach(arrived: impl Fn() -> Result<GuestDir>, address: PciAddress) -> Result<FrontReply> {
     let began = Instant::now();
     let attached: AttachedDevice = loop {
+        let client = ApiClient::new(&arrived()?.socket()).with_patience(PIN_PATIENCE);
         let (request, files) = tokio::task::block_in_place(|| opened(address))?;
         match client.post_with_files("/v1/guest/devices", &request, files).await {
             Err(AskError::Refused(refusal))
                 if refusal.reason == Reason::Migrating && began.elapsed() < ARRIVAL_PATIENCE =>
             {
                 tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            Err(error) if error.is_unanswered() => {
+                return Err(error).context("the guest may still get it");
             }
             answer => break answer?,
         }
@@ -93,24 +129,70 @@ async fn attach(guest: &GuestDir, address: PciAddress) -> Result<FrontReply> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
+    use super::super::liveness::tests::destination_record;
     use super::super::service::tests::node;
     use super::*;
+
+    fn refusal(reply: FrontReply) -> String {
+        match reply {
+            FrontReply::Refused(refusal) => refusal.to_string(),
+            reply => panic!("{reply:?}"),
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn only_devices_that_the_operator_gives_are_attached() {
         let (_folder, node) = node();
         let node = node.with_given_devices(vec!["7e:1f.7".parse().unwrap()]);
-        let ask = async |device: &str, guest| match node.attach_device(&device.into(), guest).await
-        {
-            FrontReply::Refused(refusal) => refusal.to_string(),
-            reply => panic!("{reply:?}"),
+        let (migration, token) = (MigrationId::random(), Token::random());
+        let attach = async |device: &str| {
+            let peer = ([192, 0, 2, 7], 1).into();
+            refusal(node.attach_device(peer, (migration, &token), &device.into()).await)
         };
-        let arrived = Some(MigrationId::random());
-        for asked in [None, arrived] {
-            assert!(ask("03:00.0", asked).await.contains("--device vfio=0000:03:00.0"));
-            assert!(ask("../03", asked).await.contains("no address of a PCI device"));
+        let ask = async |device: &str| refusal(node.is_attachable(&device.into()).await);
+        for refused in [attach("03:00.0").await, ask("03:00.0").await] {
+            assert!(refused.contains("--device vfio=0000:03:00.0"), "{refused}");
         }
-        assert!(ask("7e:1f.7", None).await.contains("no such device"));
-        assert!(ask("7e:1f.7", arrived).await.contains("no guest that has arrived"));
+        for refused in [attach("../03").await, ask("../03").await] {
+            assert!(refused.contains("no address of a PCI device"), "{refused}");
+        }
+        assert!(ask("7e:1f.7").await.contains("no such device"));
+        assert!(attach("7e:1f.7").await.contains("no guest that has arrived"));
+
+        let _all = ANSWERING.try_acquire_many(4).unwrap();
+        assert!(ask("7e:1f.7").await.contains("try again later"));
+    }
+
+    #[test]
+    fn a_guest_has_arrived_only_for_whom_has_sent_it() {
+        let (_folder, node) = node();
+        let live = ["web", "other"].map(|name| {
+            let (name, uuid) = (name.parse().unwrap(), Uuid::new_v4());
+            node.state().prepare_guest(&name, uuid).unwrap();
+            (node.state().guest(&name).claim().unwrap(), uuid)
+        });
+        let [(_, web), (_, other)] = &live;
+        let arrives = |state| Record { guest_uuid: *web, ..destination_record(state, 1) };
+        let record = arrives(DestinationState::Running);
+        let Side::Destination { token, .. } = record.side else { unreachable!() };
+        // The process of another guest claims the same migration.
+        let mut forged = record.clone();
+        (forged.guest, forged.guest_uuid) = ("other".to_owned(), *other);
+        if let Side::Destination { token, .. } = &mut forged.side {
+            *token = Token::random();
+        }
+        let early = arrives(DestinationState::Fetching);
+        for record in [&forged, &record, &early] {
+            node.records().create(record).unwrap();
+        }
+        assert_eq!(node.arrived(record.migration, &token).unwrap().name().as_str(), "web");
+        assert!(node.arrived(record.migration, &Token::random()).is_err());
+        assert!(node.arrived(early.migration, &token).is_err());
+        assert!(node.arrived(MigrationId::random(), &token).is_err());
+        let [web, _other] = live;
+        drop(web);
+        assert!(node.arrived(record.migration, &token).is_err(), "it has left");
     }
 }

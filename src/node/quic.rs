@@ -48,8 +48,9 @@ impl FrontHandler for SourceRequests {
                 }
                 FrontRequest::DiskUsers { disk } => node.disk_users(&disk).await,
                 FrontRequest::BootFiles { files } => boot_files::answer(files),
-                FrontRequest::AttachDevice { device, arrived } => {
-                    node.attach_device(&device, arrived).await
+                FrontRequest::IsAttachable { device } => node.is_attachable(&device).await,
+                FrontRequest::AttachDevice { migration, token, device } => {
+                    node.attach_device(peer, (migration, &token), &device).await
                 }
                 // The server of the protocol answers it itself.
                 FrontRequest::Sink => FrontReply::Refused(migrate::Refusal::new(

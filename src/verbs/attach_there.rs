@@ -1,16 +1,23 @@
 //! Devices of the destination for a guest that is migrated to it: `lighter migrate --attach-there`.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use migrate::MigrationId;
 use migrate::front::{self, FrontError};
+use migrate::progress::Role;
+use migrate::protocol::Token;
 use migrate::protocol::front::AttachedThere;
 use migrate::quic::endpoint::Peer;
 use migrate::quic::{LinkError, Tls};
+use migrate::record::{Record, Side};
+use vmm_core::MachineKind;
 
 use super::follow::interrupts;
+use crate::api::ApiClient;
 use crate::api::devices::PIN_PATIENCE;
+use crate::api::types::GuestInfo;
 use crate::cli::host_device::HostDeviceArg;
 use crate::exit::{Exit, ExitWith};
 use crate::names::GuestName;
@@ -22,80 +29,168 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to attach one: longer than the guest's process there.
 const ATTACH_PATIENCE: Duration = PIN_PATIENCE.saturating_add(Duration::from_secs(30));
 
-/// Devices that a guest is to get at its destination.
-pub(super) struct AttachThere<'a> {
-    tls: Tls,
-    node: Peer,
-    devices: &'a [HostDeviceArg],
+/// Devices that a guest is to get at its destination, and has not got yet.
+pub(super) struct AttachThere {
+    name: GuestName,
+    destination: String,
+    devices: Vec<HostDeviceArg>,
 }
 
-impl<'a> AttachThere<'a> {
-    /// Asks the destination's `node` whether it gives all of these devices; `None` without any.
+impl AttachThere {
+    /// Devices for the guest `name` at the `destination`.
     ///
     /// # Errors
-    /// If it does not give one, or does not answer.
-    pub(super) async fn ask(
-        state: &StateDir,
-        node: impl FnOnce() -> Result<Peer>,
-        devices: &'a [HostDeviceArg],
-    ) -> Result<Option<Self>> {
-        if devices.is_empty() {
-            return Ok(None);
+    /// If one is named twice.
+    pub(super) fn new(
+        name: &GuestName,
+        destination: &str,
+        devices: &[HostDeviceArg],
+    ) -> Result<Self> {
+        let mut seen = HashSet::new();
+        if let Some(twice) = devices.iter().find(|device| !seen.insert(device.address)) {
+            bail!("{twice} is named twice");
         }
-        let (tls, node) = (Tls::load(&state.certs())?, node()?);
-        for device in devices {
-            let address = device.address.to_string();
-            let asked = front::is_attachable(&tls, &node, &address, ANSWER_PATIENCE).await;
-            let cannot = || format!("it would not get {device} there");
-            asked.map_err(explain).with_context(cannot)?;
-        }
-        Ok(Some(Self { tls, node, devices }))
+        let (name, destination) = (name.clone(), destination.to_owned());
+        Ok(Self { name, destination, devices: devices.to_vec() })
     }
 
-    /// Has the destination attach them to the guest, which has arrived; notes those that it has.
+    /// Asks whether the guest can have all of them: its process, and the destination's node, which
+    /// has the addresses `nodes`.
     ///
     /// # Errors
-    /// If the guest lacks one.
-    pub(super) async fn attach(
-        &self,
-        (name, migration): (&GuestName, MigrationId),
-        destination: &str,
+    /// If it cannot have one, or the node does not answer. Then it gets none.
+    pub(super) async fn expect_attachable(
+        &mut self,
+        state: &StateDir,
+        client: &ApiClient,
+        nodes: &[Peer],
     ) -> Result<()> {
-        let mut interrupts = interrupts()?;
-        for device in self.devices {
-            output::note(format_args!(
-                "attaching {device} of {destination}: takes all of its memory there"
-            ));
-            let address = device.address.to_string();
-            let asked =
-                front::attach_device(&self.tls, &self.node, (&address, migration), ATTACH_PATIENCE);
-            let asked = tokio::select! {
-                answer = asked => answer,
-                Some(()) = interrupts.recv() => return Err(not_awaited(name, device, destination)),
-            };
-            let lacks = || {
-                format!(
-                    "{name} has moved to {destination} and runs there without {device}; `lighter attach-device {name} {device}` \
-                     there tries again"
-                )
-            };
-            let AttachedThere { address, is_noticed } =
-                asked.map_err(explain).with_context(lacks)?;
-            let unnoticed = if is_noticed { "" } else { "; it has not noticed it yet" };
-            output::note(format_args!(
-                "{name} has {device} of {destination} at {address}{unnoticed}"
-            ));
+        let devices = std::mem::take(&mut self.devices);
+        if devices.is_empty() {
+            return Ok(());
         }
+        let info: GuestInfo = client.get("/v1/guest").await?;
+        if info.machine == Some(MachineKind::Mmio) {
+            bail!(
+                "{} has a machine without a PCI bus, and can have no device of a host",
+                self.name
+            );
+        }
+        let tls = Tls::load(&state.certs())?;
+        for device in &devices {
+            let answer = ask_any(&tls, nodes, &device.address.to_string()).await;
+            answer.with_context(|| format!("it would not get {device} there"))?;
+        }
+        self.devices = devices;
         Ok(())
     }
+
+    /// For a guest that stays.
+    pub(super) fn forget(&mut self) {
+        self.devices.clear();
+    }
+
+    /// Has the destination attach them to the guest, which has arrived by `migration`; notes those
+    /// that it has.
+    ///
+    /// # Errors
+    /// If the guest lacks one, or the user does not wait.
+    pub(super) async fn attach(mut self, state: &StateDir, migration: MigrationId) -> Result<()> {
+        if self.devices.is_empty() {
+            return Ok(());
+        }
+        let (node, token) = self.destination_of(state, migration)?;
+        let tls = Tls::load(&state.certs())?;
+        let (mut interrupts, mut lacking) = (interrupts()?, Vec::new());
+        while !self.devices.is_empty() {
+            let device = self.devices.remove(0);
+            let address = device.address.to_string();
+            let Self { name, destination, .. } = &self;
+            output::note(format_args!(
+                "attaching {device} of {destination}: all memory of {name} is taken from that host for it"
+            ));
+            let asked =
+                front::attach_device(&tls, &node, (migration, token), &address, ATTACH_PATIENCE);
+            tokio::select! {
+                answer = asked => match answer {
+                    Ok(attached) => self.note(device, &attached),
+                    Err(error) => lacking.push(self.why_lacking(device, &error)),
+                },
+                Some(()) = interrupts.recv() => return Err(self.not_awaited(device)),
+            }
+        }
+        match lacking.is_empty() {
+            true => Ok(()),
+            false => Err(anyhow!(lacking.join("\n"))),
+        }
+    }
+
+    /// Returns the node that admitted the guest, and the proof that it did.
+    fn destination_of(&self, state: &StateDir, migration: MigrationId) -> Result<(Peer, Token)> {
+        let is_its = |record: &Record| record.guest == self.name.as_str();
+        match state.records()?.read(migration, Role::Source, is_its)?.map(|record| record.side) {
+            Some(Side::Source { node_address, server_name, token, .. }) => {
+                Ok((Peer { address: node_address, name: server_name }, token))
+            }
+            _ => bail!("there is no record of the migration"),
+        }
+    }
+
+    fn note(&self, device: HostDeviceArg, attached: &AttachedThere) {
+        let AttachedThere { address, is_noticed } = attached;
+        let Self { name, destination, .. } = self;
+        output::note(format_args!("{name} has {device} of {destination} at {address}"));
+        if !is_noticed {
+            output::note(format_args!(
+                "warning: {name} has not noticed it yet: it finds the device when it boots"
+            ));
+        }
+    }
+
+    fn why_lacking(&self, device: HostDeviceArg, error: &FrontError) -> String {
+        let Self { name, destination, .. } = self;
+        let what = match error {
+            FrontError::Refused(_) => "has moved and has not got",
+            _ => "has moved and may not have got",
+        };
+        format!(
+            "{name} {what} {device} of {destination}: {error}; `lighter attach-device {name} {device}` there tries again"
+        )
+    }
+
+    /// The error for a user who does not wait until the destination has attached a device.
+    fn not_awaited(&self, device: HostDeviceArg) -> anyhow::Error {
+        let Self { name, destination, .. } = self;
+        let message = format!(
+            "{name} has moved to {destination}, where {device} may still be attached to it: `lighter show {name}` there tells"
+        );
+        ExitWith { exit: Exit::Unwatched, message }.into()
+    }
 }
 
-/// The error for a user who does not wait until the destination has attached a device.
-fn not_awaited(name: &GuestName, device: &HostDeviceArg, destination: &str) -> anyhow::Error {
-    let message = format!(
-        "{name} has moved to {destination}, where {device} may still be attached to it: `lighter show {name}` there tells"
-    );
-    ExitWith { exit: Exit::Unwatched, message }.into()
+/// When it is not known where the guest is, or that is not awaited.
+impl Drop for AttachThere {
+    fn drop(&mut self) {
+        let Self { name, destination, devices } = self;
+        for device in devices {
+            output::note(format_args!(
+                "warning: {name} does not get {device} of {destination}; if it runs there, `lighter attach-device {name} {device}` \
+                 there attaches it"
+            ));
+        }
+    }
+}
+
+/// Asks the node at each of its addresses in turn until one answers.
+async fn ask_any(tls: &Tls, nodes: &[Peer], device: &str) -> Result<()> {
+    let mut silent = None;
+    for node in nodes {
+        match front::expect_attachable(tls, node, device, ANSWER_PATIENCE).await {
+            Err(error @ FrontError::Link(LinkError::Silent { .. })) => silent = Some(error),
+            answer => return answer.map_err(explain),
+        }
+    }
+    Err(silent.map_or_else(|| anyhow!("the destination has no address"), Into::into))
 }
 
 /// Explains an answer that a node of an earlier version gives.
@@ -108,5 +203,23 @@ fn explain(error: FrontError) -> anyhow::Error {
             error.context("the node there may be of an earlier version, which gives no devices")
         }
         false => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_once() {
+        let devices = |texts: &[&str]| -> Vec<HostDeviceArg> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let new = |texts: &[&str]| {
+            AttachThere::new(&"web".parse().unwrap(), "host-b", &devices(texts)).map(|_| ())
+        };
+        new(&["vfio=03:00.0", "vfio=03:00.1"]).unwrap();
+        let twice = new(&["vfio=03:00.0", "vfio=0000:03:00.0"]).unwrap_err().to_string();
+        assert_eq!(twice, "vfio=0000:03:00.0 is named twice");
     }
 }

@@ -102,7 +102,9 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     let request = block_on(request(state, args, destination)).with_context(cannot)?;
     let uuid = state.read_uuid(&args.name)?;
     let mut view = ProgressView::new(args.json.output());
-    let (mut is_workload, mut left, mut there) = (false, None, None);
+    let mut there =
+        AttachThere::new(&args.name, destination, &args.attach_there).with_context(cannot)?;
+    let (mut is_workload, mut left) = (false, None);
     let report = block_on(async {
         if let Some(lacking) = lacking_boot_files(state, &client, &request).await {
             output::note(format_args!(
@@ -111,8 +113,8 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
                 args.name
             ));
         }
-        let asked = AttachThere::ask(state, || node_of(&request), &args.attach_there).await;
-        there = asked.with_context(cannot)?;
+        let asked = there.expect_attachable(state, &client, &nodes_of(&request)?).await;
+        asked.with_context(cannot)?;
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         if args.detach_on_migrate {
@@ -121,6 +123,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         let started = match begin(&client, request).await {
             Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
             Err(error) => {
+                there.forget();
                 give_back(&mut left, &client).await;
                 return Err(anyhow::Error::from(error).context(cannot()));
             }
@@ -134,6 +137,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         };
         let report = follower.to_the_end(interrupts, |progress| view.show(progress)).await?;
         if report.outcome == Outcome::StayedAtSource {
+            there.forget();
             give_back(&mut left, &client).await;
         }
         Ok(report)
@@ -146,22 +150,20 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     if let Some(failure) = summary::failure(&report, destination) {
         return Err(failure.into());
     }
+    let left = left.map_or(0, LeftBehind::into_count);
     if args.json.output() == Output::Text {
         print_success(&args.name, destination, &report, is_workload)
             .with_context(|| format!("{} has moved to {destination}", args.name))?;
     }
     warn_of_unmarked(state, (&args.name, uuid), &report);
-    match (there, left.map_or(0, LeftBehind::into_count)) {
-        (Some(there), _) => {
-            block_on(there.attach((&args.name, report.migration), destination))?;
-        }
-        (None, 0) => {}
-        (None, count) => output::note(format_args!(
-            "{0} left {count} of its host's devices behind: give it others there with `lighter attach-device {0} vfio=ADDRESS` \
+    if left > args.attach_there.len() {
+        output::note(format_args!(
+            "{0} left {left} of its host's devices behind: give it others there with `lighter attach-device {0} vfio=ADDRESS` \
              on {destination}",
             args.name,
-        )),
+        ));
     }
+    block_on(there.attach(state, report.migration))?;
     Ok(Exit::Done)
 }
 
@@ -360,16 +362,14 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Returns the destination's node.
-fn node_of(request: &MigrationRequest) -> Result<Peer> {
-    let destination = &request.destination;
+/// Returns the destination's node at each of its addresses.
+fn nodes_of(request: &MigrationRequest) -> Result<Vec<Peer>> {
     let name = match &request.tls_name {
         Some(name) => name.clone(),
-        None => Destination::parse(destination)?.host,
+        None => Destination::parse(&request.destination)?.host,
     };
-    let address = request.addresses.first();
-    let address = *address.with_context(|| format!("{destination} has no address"))?;
-    Ok(Peer { address, name })
+    let at = |address: &SocketAddr| Peer { address: *address, name: name.clone() };
+    Ok(request.addresses.iter().map(at).collect())
 }
 
 /// Returns which files from which the guest boots the destination lacks; `None` if it has all, or
@@ -384,7 +384,7 @@ async fn lacking_boot_files(
     if wanted.is_empty() {
         return None;
     }
-    let peer = node_of(request).ok()?;
+    let peer = nodes_of(request).ok()?.into_iter().next()?;
     let tls = Tls::load(&state.certs()).ok()?;
     let are_there = front::boot_files(&tls, &peer, wanted, BOOT_FILES_PATIENCE).await.ok()?;
     let lacking = files.iter().zip(are_there).filter(|(_, is_there)| !is_there);

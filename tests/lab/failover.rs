@@ -88,3 +88,51 @@ fn a_guest_sends_by_its_network_device_while_it_has_no_card() {
     stream.finish();
     guest.shut_down(there);
 }
+
+/// Migrates the guest slowly in the background, and waits until its memory is on its way.
+fn begin_migration(here: Host<'_>, there: Host<'_>) {
+    here.sh(&format!(
+        "systemctl reset-failed; systemd-run --quiet --unit lab-migrate-debian lighter migrate debian {} --downtime 10s \
+         --bandwidth 1MB/s --detach-on-migrate --attach-there vfio={CARD}",
+        there.address()
+    ))
+    .ok();
+    until("its memory is sent", || {
+        let status = here.ask("debian", "/v1/guest/migration")?;
+        holds(status["progress"]["phase"] == "precopy", status.to_string())
+    });
+    assert_eq!(cards(here), 0);
+}
+
+/// How many of the host's devices the guest has.
+fn cards(host: Host<'_>) -> usize {
+    let shown = host.ask("debian", "/v1/guest").expect("a guest");
+    shown["host_devices"].as_array().expect("a list").len()
+}
+
+#[test]
+fn a_guest_that_stays_because_of_cables_or_power_has_its_card_again() {
+    let lab = Lab::of(2);
+    [1, 2].into_iter().for_each(|number| equip(&lab, number));
+    let [here, there] = lab.nodes();
+    let guest = StockGuest::boot(&lab, here, 1, &format!("--device vfio={CARD}"));
+    let has_it_again = || {
+        until("the guest has its card again", || {
+            let log = here.sh("journalctl --quiet --no-pager --unit lab-migrate-debian --lines 20");
+            holds(cards(here) == 1, log)
+        });
+        until("its driver has it", || {
+            let found = guest.sh(here, "ls /sys/bus/pci/drivers/e1000e | grep 0000");
+            holds(found.code == Some(0), found)
+        });
+        assert_eq!(here.state_of("debian").as_deref(), Some("running"));
+    };
+    begin_migration(here, there);
+    here.cut_cable();
+    has_it_again();
+    here.mend_cable();
+    begin_migration(here, there);
+    lab.cut_power(2);
+    has_it_again();
+    guest.shut_down(here);
+}

@@ -204,38 +204,38 @@ pub async fn boot_files(
     }
 }
 
-/// Asks the node `peer` whether it would attach `device` of its host to a guest; waits at most
-/// `patience`.
+/// Asks the node `peer` whether it would attach `device` of its host to a guest from this one; waits
+/// at most `patience`.
 ///
 /// # Errors
 /// [`FrontError::Refused`] with the node's reason if it would not, or why there is no answer. A
 /// node of an earlier version gives none.
-pub async fn is_attachable(
+pub async fn expect_attachable(
     tls: &Tls,
     peer: &Peer,
     device: &str,
     patience: Duration,
 ) -> Result<(), FrontError> {
-    let request = FrontRequest::AttachDevice { device: PeerText::new(device), arrived: None };
+    let request = FrontRequest::IsAttachable { device: PeerText::new(device) };
     match ask_within(tls, peer, &request, patience).await? {
         FrontReply::Attachable => Ok(()),
         reply => Err(unfit(peer, reply)),
     }
 }
 
-/// Has the node `peer` attach `device` of its host to the guest that has arrived there by
-/// `migration`; waits at most `patience`.
+/// Has the node `peer` attach `device` of its host to the guest that has arrived there by the
+/// migration of this token; waits at most `patience`.
 ///
 /// # Errors
-/// As [`is_attachable`]. Without an answer the guest may have got the device.
+/// As [`expect_attachable`]. Without an answer the guest may have got the device.
 pub async fn attach_device(
     tls: &Tls,
     peer: &Peer,
-    (device, migration): (&str, MigrationId),
+    (migration, token): (MigrationId, Token),
+    device: &str,
     patience: Duration,
 ) -> Result<AttachedThere, FrontError> {
-    let request =
-        FrontRequest::AttachDevice { device: PeerText::new(device), arrived: Some(migration) };
+    let request = FrontRequest::AttachDevice { migration, token, device: PeerText::new(device) };
     match ask_within(tls, peer, &request, patience).await? {
         FrontReply::Attached(attached) => Ok(attached),
         reply => Err(unfit(peer, reply)),

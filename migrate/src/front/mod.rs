@@ -16,7 +16,7 @@ mod sink;
 
 pub use dial::{
     Admission, FrontError, ResolveTarget, Sought, Traced, admit, ask, attach_device, boot_files,
-    disk_users, is_attachable, resolve, trace,
+    disk_users, expect_attachable, resolve, trace,
 };
 pub use serve::{FrontHandler, serve};
 pub(crate) use sink::{SINKS_MAX, open_sink};

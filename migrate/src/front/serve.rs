@@ -133,6 +133,7 @@ fn may_ask(
         | FrontRequest::Trace { .. }
         | FrontRequest::DiskUsers { .. }
         | FrontRequest::BootFiles { .. }
+        | FrontRequest::IsAttachable { .. }
         | FrontRequest::AttachDevice { .. } => {
             Err("the process of a guest may ask for that guest only".to_owned())
         }
@@ -275,10 +276,14 @@ mod tests {
         let disk = SoughtDisk { path: PeerText::new("/srv/web.raw"), features };
         let users = FrontRequest::DiskUsers { disk };
         let files = FrontRequest::BootFiles { files: Vec::new() };
-        let device = FrontRequest::AttachDevice { device: PeerText::new("03:00.0"), arrived: None };
+        let device = PeerText::new("03:00.0");
+        let attachable = FrontRequest::IsAttachable { device: device.clone() };
+        let (migration, token) = (MigrationId::random(), Token::random());
+        let attach = FrontRequest::AttachDevice { migration, token, device };
         let reply = ask(&dialer, &peer, &FrontRequest::Sink).await.unwrap();
         assert!(matches!(reply, FrontReply::Sink { .. }), "{reply:?}");
-        for forbidden in [admit(other), find(other), find(own), trace, users, files, device] {
+        let own_guest = [find(own), trace, users, files, attachable, attach];
+        for forbidden in [admit(other), find(other)].into_iter().chain(own_guest) {
             let reply = ask(&dialer, &peer, &forbidden).await.unwrap();
             assert!(matches!(reply, FrontReply::Refused(_)), "{reply:?}");
         }

@@ -145,14 +145,15 @@ impl Message for FrontRequest {
             Self::DiskUsers { .. } => 69,
             Self::BootFiles { .. } => 70,
             Self::Sink => 71,
-            Self::AttachDevice { .. } => 72,
+            Self::IsAttachable { .. } => 72,
+            Self::AttachDevice { .. } => 73,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             65 => Some(DESCRIPTION_LIMIT),
-            66..=72 => Some(SMALL_LIMIT),
+            66..=73 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

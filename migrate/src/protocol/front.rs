@@ -64,13 +64,21 @@ pub enum FrontRequest {
     /// Asks the node to read and discard what follows on this stream, to measure the path. Earlier
     /// versions do not know this request.
     Sink,
-    /// Asks the node to attach a device of its host to a guest that has arrived there, or whether
-    /// it would. Earlier versions do not know this request.
-    AttachDevice {
+    /// Asks whether the node would attach a device of its host to a guest from another host. Earlier
+    /// versions do not know this request.
+    IsAttachable {
         /// The device's PCI address there.
         device: PeerText,
-        /// The migration by which the guest has arrived; `None` asks whether the node would.
-        arrived: Option<MigrationId>,
+    },
+    /// Asks the node to attach such a device to a guest that has arrived there. Earlier versions do
+    /// not know this request.
+    AttachDevice {
+        /// The migration by which the guest has arrived.
+        migration: MigrationId,
+        /// Proof that the node admitted the sender.
+        token: Token,
+        /// The device's PCI address there.
+        device: PeerText,
     },
 }
 
@@ -211,7 +219,7 @@ pub enum FrontReply {
         /// Most bytes that it reads; then it closes the connection.
         bytes_max: u64,
     },
-    /// Answer to `AttachDevice` without a migration: the node would.
+    /// Answer to `IsAttachable`: the node would.
     Attachable,
     /// Answer to `AttachDevice`: the guest has the device.
     Attached(AttachedThere),

@@ -58,7 +58,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
         plan.arguments.extend(["--net-allow", names].map(str::to_owned));
         plan
     };
-    start(&lan, &pair, "web", "bridge=br0").ok();
+    start(&lan, &pair, "web", "bridge=br0,mac=52:54:00:99:00:01,standby").ok();
     // The bridge exists, but only the host's own guests may use it.
     pair.b.start_node(&allowing("dmz,br0"));
     let words = ["network devices only at dmz, br0, and this guest has one at lan", "--net-allow"];
@@ -66,7 +66,8 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
     pair.b.kill_node();
     pair.b.start_node(&allowing("dmz,lan"));
     Migration::run(&pair.a, "web", &pair.b).ok();
-    assert_eq!(pair.b.list()[0]["nets"][0]["bridge"], "lan", "{:#?}", pair.b.list());
+    let net = pair.b.list()[0]["nets"][0].clone();
+    assert_eq!((&net["bridge"], &net["standby"]), (&"lan".into(), &true.into()), "{net:#}");
 }
 
 #[test]

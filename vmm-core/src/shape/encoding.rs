@@ -89,7 +89,9 @@ impl VmShape {
         }
         match self.standbys() == standbys {
             true => Ok(self),
-            false => Err(DecodeError::Other("a network device is named twice")),
+            false => {
+                Err(DecodeError::Other("network devices out of order, or one that is named twice"))
+            }
         }
     }
 
@@ -283,8 +285,31 @@ mod tests {
         let (end, strange) = (bytes.len() - 2, [2, 0]);
         let refused = VmShape::from_bytes(&[&bytes[..end], &strange].concat()).unwrap_err();
         assert!(refused.to_string().contains("device 2 is no network device"), "{refused}");
+        for cut in 0..bytes.len() {
+            assert!(VmShape::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
         let others = VmShape { devices: vec![DeviceConfig::Net(net); 2], ..shape };
         assert_eq!(others.to_bytes().unwrap()[..2], [6, 0]);
+    }
+
+    #[test]
+    fn the_newest_version_has_all_that_others_have() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let disk = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
+        let net = || DeviceConfig::Net(NetConfig::nowhere().with_standby(true));
+        let devices = vec![net(), DeviceConfig::Block(disk.with_cache(CacheMode::None)), net()];
+        let labels: Labels = [("team".to_owned(), "shop".to_owned())].into();
+        let mut slots = Slots::default();
+        slots.remove(0, 4);
+        let shape = VmShape { machine: MachineKind::Pci, devices, slots, labels, ..shape() };
+        let bytes = shape.to_bytes().unwrap();
+        assert_eq!(bytes[..2], [13, 0]);
+        assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
+        let end = bytes.len() - 4;
+        for strange in [[0, 0, 0, 0], [2, 0, 0, 0]] {
+            assert!(VmShape::from_bytes(&[&bytes[..end], &strange].concat()).is_err());
+        }
     }
 
     #[test]

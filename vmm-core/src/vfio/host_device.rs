@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
+
 use crate::pci::PciAddress;
 
 /// Where the host describes its PCI devices.
@@ -47,6 +49,22 @@ impl HostDevice {
         let container = open(Path::new(VFIO).join("vfio"))?;
         let group = open(Path::new(VFIO).join(group))?;
         Ok(Self { address, container, group })
+    }
+
+    /// Checks that the device at `address` is in the hands of vfio-pci, and that this process may
+    /// open it. Does not open it: only one process can have it open.
+    ///
+    /// # Errors
+    /// [`HostDeviceError`], worded for the operator.
+    pub fn expect_ready(address: PciAddress) -> Result<(), HostDeviceError> {
+        let failed = |why: String| HostDeviceError { address, why };
+        let group = group_of(address, Path::new(DEVICES)).map_err(failed)?;
+        for file in ["vfio", &group] {
+            let path = Path::new(VFIO).join(file);
+            let found = access(&path, Access::READ_OK | Access::WRITE_OK);
+            found.map_err(|error| failed(cannot_open(&path, &error.into())))?;
+        }
+        Ok(())
     }
 
     /// Takes the device from its files, as [`HostDevice::into_files`] returned them.

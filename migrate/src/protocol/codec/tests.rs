@@ -107,7 +107,8 @@ fn front_requests() -> Vec<FrontRequest> {
         FrontRequest::Trace { uuid: migration.0, name: "web-1".into(), migration },
         FrontRequest::BootFiles { files: vec![BootFile { path: b"/k".to_vec(), digest: 7 }] },
         FrontRequest::Sink,
-        FrontRequest::AttachDevice { device: "03:00.0".into(), arrived: Some(migration) },
+        FrontRequest::IsAttachable { device: "03:00.0".into() },
+        FrontRequest::AttachDevice { migration, token, device: "03:00.0".into() },
         FrontRequest::DiskUsers {
             disk: SoughtDisk {
                 path: "/dev/vdb".into(),
@@ -276,20 +277,18 @@ fn bytes_about_sinks_stay_as_they_are() {
 
 #[test]
 fn bytes_about_devices_stay_as_they_are() {
+    let device = || "03:00.0".into();
+    let name = format!("0700000000000000{}", hex(b"03:00.0"));
+    let asked = encode(&FrontRequest::IsAttachable { device: device() }).unwrap();
+    assert_eq!(hex(&asked), format!("6c4348001300000007000000{name}"));
+    let (migration, token) = (id(), Token([3; 32]));
+    let asked = encode(&FrontRequest::AttachDevice { migration, token, device: device() }).unwrap();
+    let proof = format!("1000000000000000{}{}", hex(b"0123456789abcdef"), "03".repeat(32));
+    assert_eq!(hex(&asked), format!("6c4349004b00000008000000{proof}{name}"));
     let bytes = |reply: &FrontReply| hex(&encode(reply).unwrap());
-    let ask = |arrived| FrontRequest::AttachDevice { device: "03:00.0".into(), arrived };
-    let address = hex(b"03:00.0");
-    let golden = format!("6c43480014000000070000000700000000000000{address}00");
-    assert_eq!(hex(&encode(&ask(None)).unwrap()), golden);
-    let uuid = hex(b"0123456789abcdef");
-    let golden =
-        format!("6c434800 2c000000 07000000 0700000000000000{address} 01 1000000000000000{uuid}");
-    let golden: String = golden.split_whitespace().collect();
-    assert_eq!(hex(&encode(&ask(Some(id()))).unwrap()), golden);
     assert_eq!(bytes(&FrontReply::Attachable), "6c436a000400000009000000");
-    let there = AttachedThere { address: "03:00.0".into(), is_noticed: true };
-    let golden = format!("6c436b00140000000a0000000700000000000000{address}01");
-    assert_eq!(bytes(&FrontReply::Attached(there)), golden);
+    let there = AttachedThere { address: device(), is_noticed: true };
+    assert_eq!(bytes(&FrontReply::Attached(there)), format!("6c436b00140000000a000000{name}01"));
 }
 
 #[test]

@@ -393,6 +393,7 @@ impl FrontHandler for Node {
             | FrontRequest::Trace { .. }
             | FrontRequest::DiskUsers { .. }
             | FrontRequest::BootFiles { .. }
+            | FrontRequest::IsAttachable { .. }
             | FrontRequest::AttachDevice { .. }
             | FrontRequest::Sink => FrontReply::Found(None),
         }

@@ -84,8 +84,8 @@ pub struct NetConfig {
     mac: MacAddress,
     /// MTU in bytes, as measured when the guest was defined.
     mtu: u16,
-    /// Whether a device of the host may stand in for it, see [`NetConfig::with_standby`]. Encoded with
-    /// the shape, see its `encoding`.
+    /// Whether it stands in for a card of the host, see [`NetConfig::with_standby`]. The shape's
+    /// encoding has it apart.
     #[serde(skip)]
     standby: bool,
     /// The tap, if another process has opened it.
