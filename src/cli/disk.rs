@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
-use vmm_core::virtio::block::{CacheMode, EngineChoice};
+use vmm_core::virtio::block::{CacheMode, EngineChoice, is_qcow2};
 
 use super::fault::{Fault, Place};
+use super::options::each_once;
 
 /// Longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES` of `linux/virtio_blk.h`).
 const SERIAL_BYTES_MAX: usize = 20;
@@ -73,6 +74,10 @@ impl DiskArg {
         if self.queues.is_some_and(|queues| !(1..=QUEUES_MAX).contains(&queues)) {
             return fault("queues", format!("a disk has 1 to {QUEUES_MAX} queues"));
         }
+        if self.cache == CacheMode::None && is_qcow2(&self.path) {
+            let what = format!("none is for raw disks, and {} is an image", self.path.display());
+            return fault("cache", what);
+        }
         Ok(())
     }
 }
@@ -94,7 +99,7 @@ impl FromStr for DiskArg {
             cache: CacheMode::Writeback,
             engine: EngineChoice::Auto,
         };
-        for option in parts {
+        for option in each_once(parts)? {
             match option.split_once('=') {
                 None if option == "ro" => disk.access = DiskAccess::ReadOnly,
                 Some(("serial", serial)) => disk.serial = serial.to_owned(),
@@ -137,6 +142,7 @@ mod tests {
     fn invalid_disks_are_refused() {
         assert!("".parse::<DiskArg>().unwrap_err().contains("path"));
         assert!("a.raw,rw".parse::<DiskArg>().unwrap_err().contains("`rw`"));
+        assert!("a.raw,ro,ro".parse::<DiskArg>().unwrap_err().contains("given twice"));
         assert!("a.raw,serial".parse::<DiskArg>().is_err());
         assert!("a.raw,queues=9".parse::<DiskArg>().unwrap_err().contains("1 to 8"));
         assert!("a.raw,engine=fast".parse::<DiskArg>().unwrap_err().contains("io_uring"));

@@ -41,7 +41,8 @@ way.
 Ctrl-C cancels the migration, and the guest keeps running here; a second Ctrl-C
 does not wait for that (exit code 5). The guest's own process migrates it: if
 this command is killed, the migration continues, `lighter show NAME` shows its
-progress, and `lighter cancel NAME` cancels it.
+progress, and `lighter cancel NAME` cancels it. Devices are then neither given
+back nor attached there.
 
 Whatever fails, the guest runs on one host at most. If the connection is lost
 during the hand-over, the guest may run on neither until the hosts reach each
@@ -163,8 +164,8 @@ pub(crate) struct MigrateArgs {
     pub(crate) detach_on_migrate: bool,
 
     /// Device of the destination that the guest gets when it has arrived: its node must give it
-    /// (`lighter node --device`), which is asked first. What becomes of it is said on stderr. Give it
-    /// more than once for more devices.
+    /// (`lighter node --device`), which is asked first. What becomes of it is said on stderr; after
+    /// Ctrl-C that is not awaited (exit code 5). Give it more than once for more devices.
     #[arg(
         long,
         value_name = "vfio=ADDRESS",

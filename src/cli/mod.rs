@@ -23,6 +23,7 @@ mod label;
 pub(crate) mod limits;
 pub(crate) mod migration;
 pub(crate) mod net;
+mod options;
 pub(crate) mod seed;
 pub(crate) mod spec;
 pub(crate) mod watch;
@@ -39,7 +40,7 @@ Exit codes:
   2    an argument is missing, unknown or cannot be parsed
   3    in doubt: the guest is paused here, and the other host may run it
   4    the guest found its memory damaged
-  5    unknown: the migration continues unwatched; see `lighter show NAME`
+  5    unknown: it may continue unwatched; see `lighter show NAME`
   130  cancelled (Ctrl-C, `lighter cancel`)
 
 Try `lighter demo` first: it needs no set-up.";

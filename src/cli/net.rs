@@ -9,6 +9,7 @@ use vmm_core::VmShape;
 use vmm_core::virtio::net::{MacAddress, NetLink};
 
 use super::fault::{Fault, Place};
+use super::options::each_once;
 
 /// A network device as typed: a bridge that it is to be on, or a tap that exists, or both for a tap
 /// to be made.
@@ -71,7 +72,7 @@ impl FromStr for NetArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut net = Self::default();
-        for option in text.split(',') {
+        for option in each_once(text.split(','))? {
             match option.split_once('=') {
                 Some(("bridge", name)) => net.bridge = Some(name.to_owned()),
                 Some(("tap", name)) => net.tap = Some(name.to_owned()),
@@ -251,6 +252,7 @@ mod tests {
         assert!(refused("mac=52:54:00:00:00:01").contains("a bridge or a tap"));
         assert!(refused("tap=t0,mac=01:00:5e:00:00:01").contains("01:00:5e"));
         assert!(refused("tap=tap%d").contains("tap%d"));
+        assert!(refused("tap=t0,tap=t1").contains("`tap` is given twice"));
         assert!(refused("tap=t0,standby").contains("standby needs mac=ADDRESS"));
         assert!(refused("bridge=").contains("name of a network interface"));
     }

@@ -150,7 +150,7 @@ pub(crate) struct GuestSpec {
     /// on both hosts.
     #[arg(
         long,
-        value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS][,standby]",
+        value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS[,standby]]",
         requires = "own"
     )]
     #[serde(default)]

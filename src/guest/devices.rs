@@ -103,7 +103,7 @@ impl ProcessControl {
         Ok(AttachedDevice { device, address, noticed })
     }
 
-    /// Checks that the guest may get this device; until what this returns is dropped, that stays so.
+    /// Checks that the guest may get this device; that stays so until what this returns is dropped.
     ///
     /// # Errors
     /// If it is being migrated or saved, or has the device.

@@ -26,8 +26,9 @@ const ARRIVAL_PATIENCE: Duration = Duration::from_secs(10);
 /// Interval between two attempts until then.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Answers under way: they go on when the host that asked is gone.
+/// Answers under way, which go on when the host that asked is gone: to questions, and to requests.
 static ANSWERING: Semaphore = Semaphore::const_new(4);
+static ATTACHING: Semaphore = Semaphore::const_new(4);
 
 impl Node {
     /// Says whether a device of this host would be attached to a guest from another host. Does not
@@ -46,7 +47,7 @@ impl Node {
                 Some(guest) => bail!("a guest there has it: {}", guest.name),
             }
         };
-        limited(answer).await
+        limited(&ANSWERING, answer).await
     }
 
     /// Attaches a device of this host to the guest that has arrived by a migration.
@@ -61,7 +62,7 @@ impl Node {
             let arrived = || tokio::task::block_in_place(|| self.arrived(migration, token));
             attach(arrived, address).await
         };
-        let reply = limited(answer).await;
+        let reply = limited(&ATTACHING, answer).await;
         tracing::info!(%migration, %peer, %device, ?reply, "was asked to attach a device to a guest that arrived here");
         reply
     }
@@ -92,15 +93,19 @@ impl Node {
         };
         let guests = self.state().live_guests()?;
         let guest = record.and_then(|it| guests.into_iter().find(|guest| is_it(&it, guest)));
-        guest.context("no guest that has arrived by that migration is on this host")
+        guest.context("the guest that has arrived by that migration is not there any more")
     }
 }
 
 /// Waits for an answer, of which only some are worked on at a time.
-async fn limited(answer: impl Future<Output = Result<FrontReply>>) -> FrontReply {
+async fn limited(
+    places: &Semaphore,
+    answer: impl Future<Output = Result<FrontReply>>,
+) -> FrontReply {
     let refused = |kind, text: &str| FrontReply::Refused(migrate::Refusal::new(kind, text));
-    let Ok(_answering) = ANSWERING.try_acquire() else {
-        return refused(RefusalKind::Busy, "other guests get devices there; try again later");
+    let Ok(_place) = places.try_acquire() else {
+        let text = "the node there is busy with other requests for devices; try again later";
+        return refused(RefusalKind::Busy, text);
     };
     answer.await.unwrap_or_else(|error| refused(RefusalKind::Other, &format!("{error:#}")))
 }
@@ -159,7 +164,7 @@ mod tests {
             assert!(refused.contains("no address of a PCI device"), "{refused}");
         }
         assert!(ask("7e:1f.7").await.contains("no such device"));
-        assert!(attach("7e:1f.7").await.contains("no guest that has arrived"));
+        assert!(attach("7e:1f.7").await.contains("not there any more"));
 
         let _all = ANSWERING.try_acquire_many(4).unwrap();
         assert!(ask("7e:1f.7").await.contains("try again later"));

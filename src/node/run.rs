@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
+use vmm_core::vfio::HostDevice;
 
 use super::access::{Access, Authorization};
 use super::quic::{NodeClient, SourceRequests};
@@ -24,6 +25,7 @@ use super::{api, autostart, certificates, config, events, exposition};
 use crate::api::server::{Audience, Server};
 use crate::cli::LogArgs;
 use crate::cli::host::NodeArgs;
+use crate::cli::host_device::HostDeviceArg;
 use crate::cli::net::NetAllowed;
 use crate::clock::unix_ms;
 use crate::density::Density;
@@ -187,6 +189,11 @@ impl Serving {
 
 /// Makes the node as the options say.
 fn node(state: &StateDir, args: &NodeArgs, log: &LogArgs, file: &NodeFile) -> Result<Arc<Node>> {
+    for HostDeviceArg { address } in &args.device {
+        if let Err(error) = HostDevice::expect_ready(*address) {
+            tracing::warn!(%error, "a device of --device is not there yet");
+        }
+    }
     let disk_places = DiskPlaces::open(&args.disk_dir, &args.disk_device)?;
     let node = Node::new(state.clone(), file.clone(), args.reserve_memory())?
         .with_ports(args.ports())

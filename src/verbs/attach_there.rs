@@ -1,11 +1,12 @@
 //! Devices of the destination for a guest that is migrated to it: `lighter migrate --attach-there`.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use migrate::MigrationId;
 use migrate::front::{self, FrontError};
+use migrate::guest::RefusalKind;
 use migrate::progress::Role;
 use migrate::protocol::Token;
 use migrate::protocol::front::AttachedThere;
@@ -26,6 +27,8 @@ use crate::state_dir::StateDir;
 
 /// How long the destination may take to say whether it gives a device.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// Time between two requests to a node that is busy.
+const BUSY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it may take to attach one: longer than the guest's process there.
 const ATTACH_PATIENCE: Duration = PIN_PATIENCE.saturating_add(Duration::from_secs(30));
 
@@ -34,6 +37,8 @@ pub(super) struct AttachThere {
     name: GuestName,
     destination: String,
     devices: Vec<HostDeviceArg>,
+    /// Whether the guest may have moved.
+    has_begun: bool,
 }
 
 impl AttachThere {
@@ -51,7 +56,7 @@ impl AttachThere {
             bail!("{twice} is named twice");
         }
         let (name, destination) = (name.clone(), destination.to_owned());
-        Ok(Self { name, destination, devices: devices.to_vec() })
+        Ok(Self { name, destination, devices: devices.to_vec(), has_begun: false })
     }
 
     /// Asks whether the guest can have all of them: its process, and the destination's node, which
@@ -72,7 +77,7 @@ impl AttachThere {
         let info: GuestInfo = client.get("/v1/guest").await?;
         if info.machine == Some(MachineKind::Mmio) {
             bail!(
-                "{} has a machine without a PCI bus, and can have no device of a host",
+                "{} has no PCI bus, and so no device of a host: start a guest with `--machine pci` for one",
                 self.name
             );
         }
@@ -85,7 +90,12 @@ impl AttachThere {
         Ok(())
     }
 
-    /// For a guest that stays.
+    /// The guest is about to move.
+    pub(super) fn begin(&mut self) {
+        self.has_begun = true;
+    }
+
+    /// The guest stays.
     pub(super) fn forget(&mut self) {
         self.devices.clear();
     }
@@ -109,8 +119,7 @@ impl AttachThere {
             output::note(format_args!(
                 "attaching {device} of {destination}: all memory of {name} is taken from that host for it"
             ));
-            let asked =
-                front::attach_device(&tls, &node, (migration, token), &address, ATTACH_PATIENCE);
+            let asked = attach_when_free(&tls, &node, (migration, token), &address);
             tokio::select! {
                 answer = asked => match answer {
                     Ok(attached) => self.note(device, &attached),
@@ -150,7 +159,9 @@ impl AttachThere {
     fn why_lacking(&self, device: HostDeviceArg, error: &FrontError) -> String {
         let Self { name, destination, .. } = self;
         let what = match error {
-            FrontError::Refused(_) => "has moved and has not got",
+            FrontError::Refused(_) | FrontError::Link(LinkError::Silent { .. }) => {
+                "has moved and has not got"
+            }
             _ => "has moved and may not have got",
         };
         format!(
@@ -171,8 +182,8 @@ impl AttachThere {
 /// When it is not known where the guest is, or that is not awaited.
 impl Drop for AttachThere {
     fn drop(&mut self) {
-        let Self { name, destination, devices } = self;
-        for device in devices {
+        let Self { name, destination, devices, has_begun } = self;
+        for device in devices.iter().filter(|_| *has_begun) {
             output::note(format_args!(
                 "warning: {name} does not get {device} of {destination}; if it runs there, `lighter attach-device {name} {device}` \
                  there attaches it"
@@ -193,15 +204,31 @@ async fn ask_any(tls: &Tls, nodes: &[Peer], device: &str) -> Result<()> {
     Err(silent.map_or_else(|| anyhow!("the destination has no address"), Into::into))
 }
 
-/// Explains an answer that a node of an earlier version gives.
-fn explain(error: FrontError) -> anyhow::Error {
-    let is_earlier =
-        matches!(error, FrontError::Link(LinkError::Closed { .. }) | FrontError::Protocol { .. });
-    let error = anyhow::Error::from(error);
-    match is_earlier {
-        true => {
-            error.context("the node there may be of an earlier version, which gives no devices")
+/// Has the destination attach a device, as soon as its node is not busy with others.
+async fn attach_when_free(
+    tls: &Tls,
+    node: &Peer,
+    proof: (MigrationId, Token),
+    device: &str,
+) -> Result<AttachedThere, FrontError> {
+    let began = Instant::now();
+    loop {
+        match front::attach_device(tls, node, proof, device, ATTACH_PATIENCE).await {
+            Err(FrontError::Refused(refusal))
+                if refusal.kind == RefusalKind::Busy && began.elapsed() < ATTACH_PATIENCE =>
+            {
+                tokio::time::sleep(BUSY_INTERVAL).await;
+            }
+            answer => return answer,
         }
+    }
+}
+
+/// Explains the answer of a node of an earlier version.
+fn explain(error: FrontError) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    match error.to_string().contains("unknown kind") {
+        true => error.context("the node there is of an earlier version, which gives no devices"),
         false => error,
     }
 }

@@ -118,8 +118,10 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         let interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         if args.detach_on_migrate {
-            left = Some(LeftBehind::detach_all(&client, &args.name).await?);
+            let detached = LeftBehind::detach_all(&client, &args.name).await;
+            left = Some(detached.with_context(cannot)?);
         }
+        there.begin();
         let started = match begin(&client, request).await {
             Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
             Err(error) => {
@@ -144,17 +146,16 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
     });
     view.finish();
     let report = report?;
-    if args.json.output() == Output::Json {
-        output::print_json(&report)?;
-    }
+    let is_json = args.json.output() == Output::Json;
+    let json = if is_json { output::print_json(&report) } else { Ok(()) };
     if let Some(failure) = summary::failure(&report, destination) {
-        return Err(failure.into());
+        return json.and(Err(failure.into()));
     }
     let left = left.map_or(0, LeftBehind::into_count);
-    if args.json.output() == Output::Text {
-        print_success(&args.name, destination, &report, is_workload)
-            .with_context(|| format!("{} has moved to {destination}", args.name))?;
-    }
+    let printed = match is_json {
+        true => json,
+        false => print_success(&args.name, destination, &report, is_workload),
+    };
     warn_of_unmarked(state, (&args.name, uuid), &report);
     if left > args.attach_there.len() {
         output::note(format_args!(
@@ -164,6 +165,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         ));
     }
     block_on(there.attach(state, report.migration))?;
+    printed.with_context(|| format!("{} has moved to {destination}", args.name))?;
     Ok(Exit::Done)
 }
 

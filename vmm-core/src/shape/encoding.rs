@@ -29,8 +29,8 @@ const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 /// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
 /// devices' slots, and the disks that bypass the host's cache, by their places among the devices.
 const SHAPE_VERSION_WITH_CACHES: u16 = 12;
-/// Version of the encoding of a [`VmShape`] as with caches, followed by the network devices that are
-/// one half of a failover pair, by their places among the devices.
+/// Version of the encoding of a [`VmShape`] as with caches, followed by the network devices that
+/// are one half of a failover pair, by their places among the devices.
 const SHAPE_VERSION_WITH_STANDBY: u16 = 13;
 
 /// The newest version that this program knows.

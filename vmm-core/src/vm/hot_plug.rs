@@ -101,8 +101,9 @@ impl Vm {
     ///
     /// # Errors
     /// [`crate::memory::MemoryError`] if the host has too little memory, or pages of the guest have
-    /// not arrived yet.
+    /// not arrived yet; what [`Vm::insert_host_device`] says of a guest that has no room for one.
     pub fn prepare_for_host_device(&self) -> Result<()> {
+        self.room()?;
         Ok(self.ram().make_present()?)
     }
 
