@@ -115,7 +115,8 @@ fn a_guest_that_stays_because_of_cables_or_power_has_its_card_again() {
     let lab = Lab::of(2);
     [1, 2].into_iter().for_each(|number| equip(&lab, number));
     let [here, there] = lab.nodes();
-    let guest = StockGuest::boot(&lab, here, 1, &format!("--device vfio={CARD}"));
+    let guest = StockGuest::boot(&lab, here, 1, "");
+    here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
     let has_it_again = || {
         until("the guest has its card again", || {
             let log = here.sh("journalctl --quiet --no-pager --unit lab-migrate-debian --lines 20");

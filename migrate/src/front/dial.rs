@@ -204,8 +204,8 @@ pub async fn boot_files(
     }
 }
 
-/// Asks the node `peer` whether it would attach `device` of its host to a guest from this one; waits
-/// at most `patience`.
+/// Asks the node `peer` whether it would attach `device` of its host to a guest from this one;
+/// waits at most `patience`.
 ///
 /// # Errors
 /// [`FrontError::Refused`] with the node's reason if it would not, or why there is no answer. A

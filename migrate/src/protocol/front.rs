@@ -64,8 +64,8 @@ pub enum FrontRequest {
     /// Asks the node to read and discard what follows on this stream, to measure the path. Earlier
     /// versions do not know this request.
     Sink,
-    /// Asks whether the node would attach a device of its host to a guest from another host. Earlier
-    /// versions do not know this request.
+    /// Asks whether the node would attach a device of its host to a guest from another host.
+    /// Earlier versions do not know this request.
     IsAttachable {
         /// The device's PCI address there.
         device: PeerText,

@@ -123,9 +123,9 @@ impl NetConfig {
         Ok(config)
     }
 
-    /// Returns the same device, as one half of a failover pair: the guest's driver sends by a device
-    /// of the host with the same address while it has one, and by this one otherwise
-    /// (`VIRTIO_NET_F_STANDBY`, virtio 1.2, 5.1.3).
+    /// Returns the same device, as one half of a failover pair if `standby`: the guest's driver
+    /// sends by a device of the host with the same address while it has one, and by this one
+    /// otherwise (`VIRTIO_NET_F_STANDBY`, virtio 1.2, 5.1.3).
     #[must_use]
     pub fn with_standby(self, standby: bool) -> Self {
         Self { standby, ..self }
