@@ -7,6 +7,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
 use support::checks::{
     await_life, guest_is_gone, memory_is_intact, nothing_left_behind, one_intact_copy,
 };
+use support::kernel::sleeper;
 use support::{CRAWL, Exit, Guest, GuestPlan, Migration, NodePlan, Pair, wait};
 
 /// Asserts that the guest is still on host a, unharmed, and that the destination has no trace of
@@ -209,23 +210,33 @@ fn a_destination_without_enough_memory_refuses_with_figures_and_a_remedy() {
 }
 
 #[test]
-fn a_device_that_the_destination_does_not_give_is_refused_before_the_guest_moves() {
+fn a_device_that_a_guest_would_not_get_is_refused_before_it_moves() {
     let gives = NodePlan {
         arguments: vec!["--device".into(), "vfio=7e:1f.7".into()],
         ..NodePlan::default()
     };
     let pair = Pair::with_nodes(&NodePlan::default(), &gives);
+    let ask = |name: &str, device: &str| {
+        let options = ["--attach-there", device];
+        Migration::to_address(&pair.a, name, pair.b.node().address(), &options).finish().done
+    };
     let guest = Guest::start(&pair.a, &GuestPlan::default());
+    let words = ["no PCI bus", "--machine pci"];
+    ask(guest.name(), "vfio=7e:1f.7").complains(Exit::Failed, &words);
+    stays(&pair, guest.name());
+
+    let kernel = sleeper(pair.folder()).display().to_string();
+    pair.a
+        .run(&["run", "--detach", "--name", "asleep", "--memory", "64M", "--kernel", &kernel])
+        .ok();
     for (device, why) in [
         ("vfio=03:00.0", "start its node with --device vfio=0000:03:00.0"),
         ("vfio=7e:1f.7", "the host has no such device"),
     ] {
-        let options = ["--attach-there", device];
-        let address = pair.b.node().address();
-        let outcome = Migration::to_address(&pair.a, guest.name(), address, &options).finish();
-        outcome.done.complains(Exit::Failed, &["would not get vfio=0000", why]);
+        ask("asleep", device).complains(Exit::Failed, &["would not get vfio=0000", why]);
     }
-    stays(&pair, guest.name());
+    assert_eq!(pair.b.list(), [] as [serde_json::Value; 0]);
+    pair.a.run(&["destroy", "asleep"]).ok();
 }
 
 #[test]
