@@ -11,6 +11,8 @@ use vmm_core::PciAddress;
 use vmm_core::vfio::{HostDevice, HostDeviceError};
 use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
+use super::{ApiClient, AskError};
+
 /// How long it may take to make durable what a guest has written to a device that it has let go of.
 pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -49,6 +51,18 @@ pub(crate) fn opened(address: PciAddress) -> Result<(AttachRequest, Vec<File>), 
     let device = HostDevice::open(address)?;
     let request = AttachRequest::Host(HostDeviceToAttach { address: address.to_string() });
     Ok((request, device.into_files()))
+}
+
+/// Sends a device with its open files to the guest's process.
+///
+/// # Errors
+/// See [`AskError`].
+pub(crate) async fn attach(
+    client: &ApiClient,
+    request: &AttachRequest,
+    files: Vec<File>,
+) -> Result<AttachedDevice, AskError> {
+    client.post_with_files("/v1/guest/devices", request, files).await
 }
 
 /// A disk to attach. Its path is that of its file.

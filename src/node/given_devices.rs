@@ -17,7 +17,7 @@ use vmm_core::vfio::HostDevice;
 
 use super::inventory::query_guests;
 use super::service::Node;
-use crate::api::devices::{AttachedDevice, PIN_PATIENCE, opened};
+use crate::api::devices::{self, AttachedDevice, PIN_PATIENCE, opened};
 use crate::api::{ApiClient, AskError, Reason};
 use crate::state_dir::GuestDir;
 
@@ -116,7 +116,7 @@ async fn attach(arrived: impl Fn() -> Result<GuestDir>, address: PciAddress) -> 
     let attached: AttachedDevice = loop {
         let client = ApiClient::new(&arrived()?.socket()).with_patience(PIN_PATIENCE);
         let (request, files) = tokio::task::block_in_place(|| opened(address))?;
-        match client.post_with_files("/v1/guest/devices", &request, files).await {
+        match devices::attach(&client, &request, files).await {
             Err(AskError::Refused(refusal))
                 if refusal.reason == Reason::Migrating && began.elapsed() < ARRIVAL_PATIENCE =>
             {

@@ -16,6 +16,7 @@ use migrate::record::{Record, Side};
 use vmm_core::MachineKind;
 
 use super::follow::interrupts;
+use super::hot_plug::warn_of_unnoticed;
 use crate::api::ApiClient;
 use crate::api::devices::PIN_PATIENCE;
 use crate::api::types::GuestInfo;
@@ -150,9 +151,7 @@ impl AttachThere {
         let Self { name, destination, .. } = self;
         output::note(format_args!("{name} has {device} of {destination} at {address}"));
         if !is_noticed {
-            output::note(format_args!(
-                "warning: {name} has not noticed it yet: it finds the device when it boots"
-            ));
+            warn_of_unnoticed(name);
         }
     }
 

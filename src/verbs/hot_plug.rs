@@ -9,7 +9,7 @@ use vmm_core::PciAddress;
 
 use super::session::{block_on, guest_client};
 use crate::api::devices::{
-    AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, NamedDevice, PIN_PATIENCE,
+    self, AttachRequest, AttachedDevice, DetachRequest, DetachedDevice, NamedDevice, PIN_PATIENCE,
     SETTLE_PATIENCE, opened,
 };
 use crate::api::types::GuestInfo;
@@ -47,14 +47,6 @@ pub(crate) fn detach_device(state: &StateDir, args: &DetachDeviceArgs) -> Result
     detach(state, &args.name, NamedDevice::Host(args.device.address.to_string()), &args.wait)
 }
 
-async fn send(
-    client: &ApiClient,
-    request: &AttachRequest,
-    files: Vec<File>,
-) -> Result<AttachedDevice> {
-    Ok(client.post_with_files("/v1/guest/devices", request, files).await?)
-}
-
 /// The host's devices that a guest had before it began to move.
 pub(super) struct LeftBehind {
     name: GuestName,
@@ -89,7 +81,10 @@ impl LeftBehind {
         let name = self.name.clone();
         for address in std::mem::take(&mut self.devices) {
             let attached = match opened(address) {
-                Ok((request, files)) => send(&client, &request, files).await.map(drop),
+                Ok((request, files)) => devices::attach(&client, &request, files)
+                    .await
+                    .map(drop)
+                    .map_err(anyhow::Error::from),
                 Err(error) => Err(error.into()),
             };
             match attached {
@@ -133,7 +128,7 @@ pub(crate) fn attach(
     (request, files): (&AttachRequest, Vec<File>),
     json: JsonFlag,
 ) -> Result<Exit> {
-    let attached = block_on(send(client, request, files))?;
+    let attached = block_on(async { Ok(devices::attach(client, request, files).await?) })?;
     match json.output() {
         Output::Json => output::print_json(&attached)?,
         Output::Text => {
@@ -142,12 +137,17 @@ pub(crate) fn attach(
         }
     }
     if !attached.noticed {
-        output::note(format_args!(
-            "warning: {name} has not noticed it yet: it is paused or still booting, or its kernel has no hot-plug by ACPI; it \
-             finds the device when it boots"
-        ));
+        warn_of_unnoticed(name);
     }
     Ok(Exit::Done)
+}
+
+/// Warns that a guest has not noticed a device that it has got.
+pub(super) fn warn_of_unnoticed(name: &GuestName) {
+    output::note(format_args!(
+        "warning: {name} has not noticed it yet: it is paused or still booting, or its kernel has no hot-plug by ACPI; it \
+         finds the device when it boots"
+    ));
 }
 
 async fn ask_to_detach(

@@ -83,32 +83,26 @@ pub async fn ask(
     peer: &Peer,
     request: &FrontRequest,
 ) -> Result<FrontReply, FrontError> {
-    ask_patiently(dialer, peer, request, ANSWER_TIME).await
+    let connection = endpoint::connect(dialer, peer).await?;
+    let answer = timeout(ANSWER_TIME, dialogue(&connection, peer, request)).await;
+    connection.close(0_u32.into(), b"");
+    answer.map_err(|_| FrontError::NoAnswer { peer: peer.address, limit: ANSWER_TIME })?
 }
 
-/// As [`ask`], but waits for the answer as long as `patience`.
-async fn ask_patiently(
-    dialer: &Endpoint,
+/// Sends one request on a connection of its own, and returns the answer.
+async fn dialogue(
+    connection: &Connection,
     peer: &Peer,
     request: &FrontRequest,
-    patience: Duration,
 ) -> Result<FrontReply, FrontError> {
-    let connection = endpoint::connect(dialer, peer).await?;
-    let dialogue = async {
+    let exchange = async {
         let lost = |error: quinn::ConnectionError| ReadFailure::Lost(error.to_string());
         let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
         framing::write(&mut send, request).await.map_err(ReadFailure::Lost)?;
         send.finish().map_err(|error| ReadFailure::Lost(error.to_string()))?;
         framing::read::<FrontReply>(&mut receive).await
     };
-    let answer = timeout(patience, dialogue).await;
-    let reply = match answer {
-        Err(_) => Err(FrontError::NoAnswer { peer: peer.address, limit: patience }),
-        Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(failure)) => Err(failed(&connection, peer, failure)),
-    };
-    connection.close(0_u32.into(), b"");
-    reply
+    exchange.await.map_err(|failure| failed(connection, peer, failure))
 }
 
 /// A guest to ask a host about.
@@ -249,7 +243,10 @@ async fn ask_within(
     request: &FrontRequest,
     patience: Duration,
 ) -> Result<FrontReply, FrontError> {
-    let ask = |dialer| async move { ask_patiently(&dialer, peer, request, patience).await };
+    let ask = |dialer| async move {
+        let connection = endpoint::connect(&dialer, peer).await?;
+        dialogue(&connection, peer, request).await
+    };
     within(tls, peer, patience, ask).await
 }
 

@@ -345,9 +345,8 @@ impl Device for NetDevice {
     /// driver is not announced: no switch knows it. Nor is one half of a failover pair after a
     /// pause: frames may come by the other half.
     fn resumed(&mut self, rings: &mut Rings<'_>) {
-        let paused = self.paused_at.take();
-        let stood = |then| rings.now().saturating_duration_since(then);
-        let stood_long = paused.is_some_and(|then| stood(then) >= LONG_PAUSE);
+        let stood = self.paused_at.take().map(|then| rings.now().saturating_duration_since(then));
+        let stood_long = stood.is_some_and(|stood| stood >= LONG_PAUSE);
         let moved =
             std::mem::take(&mut self.moved) || (stood_long && !self.has(VIRTIO_NET_F_STANDBY));
         if !moved || self.features.is_none() {

@@ -80,12 +80,17 @@ fn description() -> NetConfig {
 }
 
 fn device() -> (Box<NetDevice>, UnixDatagram, Arc<Mutex<Vec<String>>>) {
+    device_of(&description())
+}
+
+/// A device with this configuration, its network, and the calls that its port receives.
+fn device_of(config: &NetConfig) -> (Box<NetDevice>, UnixDatagram, Arc<Mutex<Vec<String>>>) {
     let (end, network) = UnixDatagram::pair().unwrap();
     end.set_nonblocking(true).unwrap();
     network.set_nonblocking(true).unwrap();
     let calls = Arc::default();
     let cable = Cable { end, calls: Arc::clone(&calls) };
-    (Box::new(NetDevice::on(Box::new(cable), &description())), network, calls)
+    (Box::new(NetDevice::on(Box::new(cable), config)), network, calls)
 }
 
 impl Scene {
@@ -378,7 +383,7 @@ fn a_short_pause_is_not_announced_and_a_release_is() {
 #[test]
 fn one_half_of_a_failover_pair_is_not_announced_after_a_long_pause() {
     for (accepted, is_announced) in [(0, true), (1 << VIRTIO_NET_F_STANDBY, false)] {
-        let (device, network) = standby();
+        let (device, network, _) = device_of(&description().with_standby(true));
         let features = all_features() | accepted;
         let mut bench = Bench::switched_off(device);
         bench.backend.activate(features, &bench.registers);
@@ -402,19 +407,9 @@ fn a_guest_without_a_driver_is_not_announced() {
     assert!(network.recv(&mut [0; 100]).is_err());
 }
 
-/// A device that is one half of a failover pair, and its network.
-fn standby() -> (Box<NetDevice>, UnixDatagram) {
-    let (end, network) = UnixDatagram::pair().unwrap();
-    end.set_nonblocking(true).unwrap();
-    network.set_nonblocking(true).unwrap();
-    let cable = Cable { end, calls: Arc::default() };
-    let config = description().with_standby(true);
-    (Box::new(NetDevice::on(Box::new(cable), &config)), network)
-}
-
 #[test]
 fn one_half_of_a_failover_pair_says_so() {
-    let offered = standby().0.features();
+    let offered = device_of(&description().with_standby(true)).0.features();
     assert_eq!(offered, all_features() | 1 << VIRTIO_NET_F_STANDBY);
 }
 
