@@ -280,6 +280,9 @@ pub(crate) struct NetInfo {
     /// Whether the guest sends by a device of its host with the same address while it has one.
     #[serde(default)]
     pub(crate) standby: bool,
+    /// Pairs of queues that the guest may use.
+    #[serde(default = "one_pair")]
+    pub(crate) queues: u16,
     /// Whether the host's kernel carries the frames (vhost-net).
     #[serde(default)]
     pub(crate) vhost: bool,
@@ -287,6 +290,11 @@ pub(crate) struct NetInfo {
     pub(crate) received: FlowInfo,
     /// Frames that the guest sent in this process.
     pub(crate) transmitted: FlowInfo,
+}
+
+/// What a network device has of earlier releases, which say nothing of its queues.
+pub(super) fn one_pair() -> u16 {
+    1
 }
 
 /// Frames in one direction.
@@ -314,6 +322,7 @@ impl From<NetStatus> for NetInfo {
             tap: status.tap,
             bridge: status.bridge,
             standby: status.standby,
+            queues: status.queue_pairs,
             vhost: status.vhost,
             received: status.received.into(),
             transmitted: status.transmitted.into(),

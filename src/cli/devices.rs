@@ -54,7 +54,7 @@ pub(crate) struct AttachInterfaceArgs {
     pub(crate) name: GuestName,
 
     /// The network device, as --net of `lighter run` has it: bridge=NAME or tap=NAME, or both;
-    /// mac=ADDRESS, and with it standby.
+    /// mac=ADDRESS, and with it standby; queues=N.
     #[arg(value_name = "NET")]
     pub(crate) net: NetArg,
 

@@ -1,12 +1,12 @@
-//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS][,standby]`, `--net tap=NAME[,mac=ADDRESS][,standby]`
-//! and `[[net]]` in a guest's file.
+//! `--net bridge=NAME[,tap=NAME][,mac=ADDRESS][,queues=N][,standby]`, `--net tap=NAME[,...]` and
+//! `[[net]]` in a guest's file.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 use vmm_core::VmShape;
-use vmm_core::virtio::net::{MacAddress, NetLink};
+use vmm_core::virtio::net::{MacAddress, NetLink, QUEUE_PAIRS_MAX};
 
 use super::fault::{Fault, Place};
 use super::options::each_once;
@@ -25,6 +25,9 @@ pub(crate) struct NetArg {
     /// The guest's address; one is chosen when none was given.
     #[serde(default, deserialize_with = "mac")]
     pub(crate) mac: Option<MacAddress>,
+    /// Pairs of queues; one when absent.
+    #[serde(default)]
+    pub(crate) queues: Option<u16>,
     /// Whether the guest sends by a device of its host with the same address while it has one.
     #[serde(default)]
     pub(crate) standby: bool,
@@ -54,8 +57,18 @@ impl NetArg {
         let fault = |key, what| Fault { place: Place { key, item: Some(("net", index)) }, what };
         let link = self.link().map_err(|what| fault("bridge", what.to_owned()))?;
         self.check_pair().map_err(|what| fault("standby", what.to_owned()))?;
+        self.check_queues().map_err(|what| fault("queues", what))?;
         let key = if self.bridge.is_some() { "bridge" } else { "tap" };
         link.check().map_err(|error| fault(key, error.to_string()))
+    }
+
+    fn check_queues(&self) -> Result<(), String> {
+        match self.queues {
+            Some(pairs) if !(1..=QUEUE_PAIRS_MAX).contains(&pairs) => Err(format!(
+                "a network device has 1 to {QUEUE_PAIRS_MAX} pairs of queues, not {pairs}"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// One half of a failover pair has the address of the other.
@@ -79,15 +92,21 @@ impl FromStr for NetArg {
                 Some(("mac", mac)) => {
                     net.mac = Some(mac.parse().map_err(|error| format!("{error}"))?);
                 }
+                Some(("queues", pairs)) => {
+                    let pairs = pairs.parse();
+                    net.queues =
+                        Some(pairs.map_err(|_| format!("`{option}`: queues=N takes a number"))?);
+                }
                 None if option == "standby" => net.standby = true,
                 _ => {
                     return Err(format!(
-                        "`{option}` is not an option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS, standby"
+                        "`{option}` is not an option of a network device: bridge=NAME, tap=NAME, mac=ADDRESS, queues=N, standby"
                     ));
                 }
             }
         }
         net.check_pair()?;
+        net.check_queues()?;
         let link = net.link().map_err(str::to_owned)?;
         link.check().map_err(|error| error.to_string())?;
         Ok(net)
@@ -211,6 +230,7 @@ mod tests {
         assert_eq!(bridge.mac.unwrap().to_string(), "52:54:00:00:00:01");
         let half = read("tap=t0,standby,mac=52:54:00:00:00:01");
         assert!(half.standby && !bridge.standby);
+        assert_eq!((read("tap=t0,queues=8").queues, bridge.queues), (Some(8), None));
         assert_eq!(read("tap=t0").link(), Ok(NetLink::Tap("t0".to_owned())));
         let named = NetLink::Bridge { bridge: "br0".to_owned(), tap: Some("t0".to_owned()) };
         assert_eq!(read("tap=t0,bridge=br0").link(), Ok(named));
@@ -254,6 +274,11 @@ mod tests {
         assert!(refused("tap=tap%d").contains("tap%d"));
         assert!(refused("tap=t0,tap=t1").contains("`tap` is given twice"));
         assert!(refused("tap=t0,standby").contains("standby needs mac=ADDRESS"));
+        for (queues, what) in [("0", "1 to 8"), ("9", "not 9"), ("two", "`queues=two`"), ("", "N")]
+        {
+            let text = format!("tap=t0,queues={queues}");
+            assert!(refused(&text).contains(what), "{text}: {}", refused(&text));
+        }
         assert!(refused("bridge=").contains("name of a network interface"));
     }
 }

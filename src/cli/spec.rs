@@ -144,13 +144,14 @@ pub(crate) struct GuestSpec {
 
     /// Network device for the guest. bridge: a tap is made, put on this bridge, and goes with the
     /// guest; tap alone: this tap, which you have made. mac: the guest's address, which it keeps
-    /// wherever it goes [default: one is chosen]. standby: a device of the host (--device) with the
+    /// wherever it goes [default: one is chosen]. queues: pairs of queues, which as many vCPUs use
+    /// side by side, 1 to 8 [default: 1]. standby: a device of the host (--device) with the
     /// same address carries the guest's frames while the guest has it; its system pairs the two.
     /// Give it more than once for more devices. To migrate, have a bridge or tap of the same name
     /// on both hosts.
     #[arg(
         long,
-        value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS[,standby]]",
+        value_name = "bridge=NAME[,tap=NAME]|tap=NAME[,mac=ADDRESS[,standby]][,queues=N]",
         requires = "own"
     )]
     #[serde(default)]

@@ -72,9 +72,9 @@ pub(crate) fn attach_interface(state: &StateDir, args: &AttachInterfaceArgs) -> 
     let cannot = || format!("cannot attach a network device to {name}");
     let net = plan::net(&args.net).with_context(cannot)?;
     addresses::expect_free(state, name, std::iter::once(&net)).with_context(cannot)?;
-    let tap = net.open_tap().with_context(cannot)?;
+    let taps = net.open_tap().with_context(cannot)?;
     let request = AttachRequest::Net(net_to_attach(&net));
-    attach(name, &client, (&request, vec![tap]), args.json).with_context(cannot)
+    attach(name, &client, (&request, taps), args.json).with_context(cannot)
 }
 
 fn net_to_attach(net: &NetConfig) -> NetToAttach {
@@ -82,8 +82,9 @@ fn net_to_attach(net: &NetConfig) -> NetToAttach {
         NetLink::Tap(tap) => (None, Some(tap)),
         NetLink::Bridge { bridge, tap } => (Some(bridge), tap),
     };
-    let (mac, mtu, standby) = (net.mac().to_string(), net.mtu(), net.is_standby());
-    NetToAttach { bridge, tap, mac, mtu, standby }
+    let (mac, mtu) = (net.mac().to_string(), net.mtu());
+    let (queues, standby) = (net.queue_pairs(), net.is_standby());
+    NetToAttach { bridge, tap, mac, mtu, queues, standby }
 }
 
 /// Detaches a disk from a running guest.

@@ -337,15 +337,16 @@ fn disk_of(disk: &DiskToAttach, files: Vec<File>) -> Result<BlockConfig, ApiErro
     Ok(config.with_cache(disk.cache).with_engine(disk.engine))
 }
 
-fn net_of(net: NetToAttach, mut files: Vec<File>) -> Result<NetConfig, ApiError> {
+fn net_of(net: NetToAttach, files: Vec<File>) -> Result<NetConfig, ApiError> {
     let refused = |text: &str| ApiError::new(Reason::BadRequest, text);
     let link = NetLink::new(net.bridge, net.tap)
         .ok_or_else(|| refused("a network device needs a bridge or a tap"))?;
     let mac = net.mac.parse().map_err(bad)?;
-    let (Some(tap), true) = (files.pop(), files.is_empty()) else {
-        return Err(refused("one file belongs to a network device: its tap"));
-    };
-    let config = NetConfig::handed(link, mac, net.mtu, tap).map_err(bad)?;
+    if files.len() != usize::from(net.queues) {
+        let what = "as many files of a tap belong to a network device as it has pairs of queues";
+        return Err(refused(what));
+    }
+    let config = NetConfig::handed(link, mac, net.mtu, files).map_err(bad)?;
     Ok(config.with_standby(net.standby))
 }
 

@@ -197,7 +197,8 @@ pub(super) fn net(net: &NetArg) -> Result<NetConfig> {
         Some(mac) => mac,
         None => MacAddress::random().context("cannot choose an address for a network device")?,
     };
-    Ok(NetConfig::new(link, mac)?.with_standby(net.standby))
+    let pairs = net.queues.unwrap_or(1);
+    Ok(NetConfig::new(link, mac)?.with_standby(net.standby).with_queue_pairs(pairs))
 }
 
 /// How a qcow2 image begins.

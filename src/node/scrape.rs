@@ -268,6 +268,7 @@ mod tests {
             tap: "tap7".to_owned(),
             bridge: None,
             standby: false,
+            queues: 1,
             vhost: false,
             received: flow(3),
             transmitted: flow(4),

@@ -278,6 +278,10 @@ fn disk_line(disk: &DiskInfo) -> String {
 fn net_line(net: &NetInfo) -> String {
     let bridge = net.bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
     let standby = if net.standby { ", standby" } else { "" };
+    let queues = match net.queues {
+        1 => String::new(),
+        pairs => format!(", {pairs} pairs of queues"),
+    };
     let vhost = if net.vhost { " (vhost)" } else { "" };
     let flow = |flow: &FlowInfo| {
         let drops = match flow.drops {
@@ -287,7 +291,7 @@ fn net_line(net: &NetInfo) -> String {
         format!("{} in {} packets{drops}", format_size(flow.bytes), format_count(flow.packets))
     };
     format!(
-        "{} at {}{bridge}{standby}{vhost}; received {}; sent {}",
+        "{} at {}{bridge}{standby}{queues}{vhost}; received {}; sent {}",
         net.mac,
         net.tap,
         flow(&net.received),

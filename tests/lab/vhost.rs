@@ -13,6 +13,9 @@ for turn in $(seq 100); do
     done
 done";
 
+/// Prints how often the queues with this number have interrupted.
+const INTERRUPTS: &str = r"awk '/-(in|out)put\.NUMBER/ { print $2 + $3 }' /proc/interrupts";
+
 /// Sends a file of 4 MiB into the guest, and says how it was.
 const SEND_FILE: &str = "head -c 4M /dev/urandom > /tmp/lab/file; \
     ssh -o ServerAliveInterval=10 -o ServerAliveCountMax=90 ADDRESS 'cat > /dev/shm/file' < /tmp/lab/file \
@@ -31,13 +34,32 @@ fn await_vhost(host: Host<'_>, expected: bool) {
     });
 }
 
+/// Checks that the guest on `host` receives and sends by the second pair of queues of its network
+/// device: what its second vCPU sends, and the answers.
+#[track_caller]
+fn expect_second_pair(guest: &StockGuest, host: Host<'_>) {
+    let interrupts = || -> Vec<u64> {
+        let printed = guest.sh(host, &INTERRUPTS.replace("NUMBER", "1")).ok();
+        printed.lines().map(|line| line.parse().expect("a number")).collect()
+    };
+    let before = interrupts();
+    assert_eq!(before.len(), 2, "a pair");
+    guest.sh(host, "taskset -c 1 ping -c 10 -i 0.2 -w 300 10.77.0.3").ok();
+    let after = interrupts();
+    assert!(
+        before.iter().zip(&after).all(|(before, after)| before < after),
+        "{before:?} {after:?}"
+    );
+}
+
 #[test]
 fn a_guest_moves_between_hosts_with_and_without_it_and_loses_no_byte() {
     let lab = Lab::of(3);
     lab.host(2).sh("echo LIGHTER_VHOST_NET=off > /run/lab/node.env").ok();
     let [with, without] = lab.nodes();
-    let guest = StockGuest::boot(&lab, with, 2, "");
+    let guest = StockGuest::boot(&lab, with, 2, "--net bridge=br0,queues=2");
     await_vhost(with, true);
+    expect_second_pair(&guest, with);
     let stream = Stream::begin(lab.host(3), &guest);
     guest.sh(with, MOVE_INTERRUPTS).ok();
     stream.await_more();
@@ -57,6 +79,12 @@ fn a_guest_moves_between_hosts_with_and_without_it_and_loses_no_byte() {
         });
         assert_eq!(guest.sh(to, "sha256sum < /dev/shm/file").ok(), sent);
         stream.await_more();
+        expect_second_pair(&guest, to);
+        for count in ["1", "2"] {
+            guest.sh(to, &format!("ethtool --set-channels eth0 combined {count}")).ok();
+            stream.await_more();
+        }
+        expect_second_pair(&guest, to);
     }
 
     with.lighter("pause debian").ok();

@@ -140,6 +140,7 @@ mod tests {
             tap: tap.to_owned(),
             bridge: None,
             standby: false,
+            queues: 1,
             vhost: false,
             received: flow(inbound_bytes),
             transmitted: flow(7),

@@ -58,7 +58,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
         plan.arguments.extend(["--net-allow", names].map(str::to_owned));
         plan
     };
-    start(&lan, &pair, "web", "bridge=br0,mac=52:54:00:99:00:01,standby").ok();
+    start(&lan, &pair, "web", "bridge=br0,mac=52:54:00:99:00:01,standby,queues=2").ok();
     // The bridge exists, but only the host's own guests may use it.
     pair.b.start_node(&allowing("dmz,br0"));
     let words = ["network devices only at dmz, br0, and this guest has one at lan", "--net-allow"];
@@ -68,6 +68,7 @@ fn a_guest_from_another_host_is_put_on_a_permitted_network_alone() {
     Migration::run(&pair.a, "web", &pair.b).ok();
     let net = pair.b.list()[0]["nets"][0].clone();
     assert_eq!((&net["bridge"], &net["standby"]), (&"lan".into(), &true.into()), "{net:#}");
+    assert_eq!(net["queues"], 2, "{net:#}");
 }
 
 #[test]
@@ -96,6 +97,43 @@ fn an_existing_tap_serves_one_guest_and_remains() {
 }
 
 #[test]
+fn a_tap_with_several_queues_serves_one_guest_too() {
+    let Some(lan) = Lan::lay() else { return };
+    let pair = lan.cable().hosts();
+    let namespace = lan.cable().namespaces()[0];
+    for (name, kind) in [("tap1", &[][..]), ("tap4", &["multi_queue"])] {
+        let add = ["-n", namespace, "tuntap", "add", name, "mode", "tap"];
+        ip(&[&add[..], kind].concat());
+        ip(&["-n", namespace, "link", "set", name, "up"]);
+    }
+    let words = ["tap1: it is not a tap for several queues", "multi_queue"];
+    start(&lan, &pair, "web", "tap=tap1,queues=2").complains(Exit::Failed, &words);
+    let words = ["tap4: it is not a tap with a single queue"];
+    start(&lan, &pair, "web", "tap=tap4").complains(Exit::Failed, &words);
+    start(&lan, &pair, "web", "tap=tap4,queues=4").ok();
+    let words = ["tap4: it is in use by another guest or program"];
+    start(&lan, &pair, "other", "tap=tap4,queues=2").complains(Exit::Failed, &words);
+    start(&lan, &pair, "db", "bridge=br0,queues=8,tap=tap8").ok();
+    let shown = pair.a.run(&["show", "db"]).ok().stdout;
+    assert!(shown.contains(" at tap8 on br0, 8 pairs of queues"), "{shown}");
+
+    // Their guests have no driver that wants more than one.
+    let details = ["-n", namespace, "-d", "link", "show", "tap8"];
+    let details = tool("ip", &details);
+    assert!(details.contains("numqueues 1 numdisabled 7"), "{details}");
+    let saved = pair.folder().join("db.lighter").display().to_string();
+    pair.a.run(&["save", "db", &saved]).ok();
+    wait::until("the tap is gone", || {
+        let left = link(&lan, "tap8");
+        wait::holds(left.is_empty(), left)
+    });
+    let restore = ["restore", &saved, "--detach", "--name", "db"];
+    let restore = lighter(pair.a.state_dir(), &restore);
+    run(in_namespace(restore, lan.cable().end_a().as_deref())).ok();
+    assert_eq!(pair.a.list()[0]["nets"][0]["queues"], 8);
+}
+
+#[test]
 fn a_tap_comes_while_its_guest_runs_and_goes_with_it() {
     let Some(lan) = Lan::lay() else { return };
     let pair = lan.cable().hosts();
@@ -105,19 +143,20 @@ fn a_tap_comes_while_its_guest_runs_and_goes_with_it() {
         run(in_namespace(command, lan.cable().end_a().as_deref()))
     };
     // One guest has files to give up, the other has not; neither has a network at first.
-    for (name, landlock, tap) in [("web", "on", "tap-web"), ("db", "off", "tap-db")] {
+    for (name, landlock, tap, queues) in [("web", "on", "tap-web", 1), ("db", "off", "tap-db", 8)] {
         let arguments = ["run", "--detach", "--name", name, "--memory", "64M", "--kernel", &kernel];
         let command =
             lighter(pair.a.state_dir(), &[&arguments[..], &["--landlock", landlock]].concat());
         run(in_namespace(command, lan.cable().end_a().as_deref())).ok();
         let words = ["br9: there is none"];
         attach(name, "bridge=br9").complains(Exit::Failed, &words);
-        let attached = attach(name, &format!("bridge=br0,tap={tap}")).ok();
+        let attached = attach(name, &format!("bridge=br0,tap={tap},queues={queues}")).ok();
         assert!(attached.stdout.contains(&format!("is attached to {name} at 0000:00:")));
         let made = link(&lan, tap);
         assert!(made.contains("master br0") && made.contains("LOWER_UP"), "{made}");
         let guest = pair.a.list().into_iter().find(|guest| guest["name"] == *name);
-        assert_eq!(guest.expect("the guest")["nets"][0]["tap"], *tap);
+        let net = guest.expect("the guest")["nets"][0].clone();
+        assert_eq!((&net["tap"], &net["queues"]), (&tap.into(), &queues.into()));
         pair.a.run(&["pause", name]).ok();
         pair.a.run(&["resume", name]).ok();
         attach(name, &format!("bridge=br0,tap={tap}")).complains(Exit::Failed, &["it exists"]);

@@ -17,7 +17,7 @@ use crate::pci::Message;
 /// The first line that belongs to no pin of the I/O APIC.
 pub(crate) const FIRST_MSI_GSI: u32 = IOAPIC_PINS;
 /// The first line of the devices of the host that guests have, behind those of virtio devices.
-pub(crate) const FIRST_HOST_MSI_GSI: u32 = 576;
+pub(crate) const FIRST_HOST_MSI_GSI: u32 = 592;
 /// Pins of KVM's I/O APIC.
 const IOAPIC_PINS: u32 = 24;
 /// Pins of each 8259.

@@ -1,6 +1,8 @@
 //! Encoding of a shape for a peer or a file, in versions that earlier releases know or refuse.
 
 use bincode::error::DecodeError;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{ShapeError, Slots, VmShape};
 use crate::codec;
@@ -28,80 +30,91 @@ const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
 const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 /// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
 /// devices' slots, and the disks that bypass the host's cache, by their places among the devices.
+/// Read only: [`SHAPE_VERSION_WITH_OPTIONS`] followed.
 const SHAPE_VERSION_WITH_CACHES: u16 = 12;
 /// Version of the encoding of a [`VmShape`] as with caches, followed by the network devices that
-/// are one half of a failover pair, by their places among the devices.
+/// are one half of a failover pair, by their places among the devices. Read only.
 const SHAPE_VERSION_WITH_STANDBY: u16 = 13;
+/// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
+/// devices' slots, and the options of devices, by their places among the devices.
+const SHAPE_VERSION_WITH_OPTIONS: u16 = 14;
 
 /// The newest version that this program knows.
-pub(super) const NEWEST: u16 = SHAPE_VERSION_WITH_STANDBY;
+pub(super) const NEWEST: u16 = SHAPE_VERSION_WITH_OPTIONS;
+
+/// What a device has that is not encoded with it, since the first releases did not know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum DeviceOption {
+    /// A disk has this cache mode, not the default.
+    Cache(CacheMode),
+    /// A network device is one half of a failover pair.
+    Standby,
+    /// A network device has so many pairs of queues, more than one.
+    QueuePairs(u16),
+}
+
+/// Options of devices, by their places among the devices.
+type Options = Vec<(u16, DeviceOption)>;
+
+/// Returns the options of a device, in order.
+fn options_of(device: &DeviceConfig) -> Vec<DeviceOption> {
+    match device {
+        DeviceConfig::Block(disk) if disk.cache() != CacheMode::default() => {
+            vec![DeviceOption::Cache(disk.cache())]
+        }
+        DeviceConfig::Net(net) => {
+            let standby = net.is_standby().then_some(DeviceOption::Standby);
+            let pairs = net.queue_pairs();
+            let pairs = (pairs != 1).then_some(DeviceOption::QueuePairs(pairs));
+            standby.into_iter().chain(pairs).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Gives a device an option; returns false if no device of its kind has it.
+fn set_option(device: &mut DeviceConfig, option: DeviceOption) -> bool {
+    match (device, option) {
+        (DeviceConfig::Block(disk), DeviceOption::Cache(cache)) => {
+            *disk = disk.clone().with_cache(cache);
+        }
+        (DeviceConfig::Net(net), DeviceOption::Standby) => *net = net.clone().with_standby(true),
+        (DeviceConfig::Net(net), DeviceOption::QueuePairs(pairs)) => {
+            *net = net.clone().with_queue_pairs(pairs);
+        }
+        _ => return false,
+    }
+    true
+}
 
 impl VmShape {
-    /// Returns the cache modes of disks that do not have the default, by their places among the
-    /// devices.
-    fn caches(&self) -> Vec<(u16, CacheMode)> {
-        let caches = self.devices.iter().zip(0..).filter_map(|(device, index)| match device {
-            DeviceConfig::Block(disk) => Some((index, disk.cache())),
-            _ => None,
-        });
-        caches.filter(|(_, cache)| *cache != CacheMode::default()).collect()
+    fn options(&self) -> Options {
+        let devices = self.devices.iter().zip(0..);
+        let placed = |(device, at)| options_of(device).into_iter().map(move |option| (at, option));
+        devices.flat_map(placed).collect()
     }
 
-    fn with_caches(mut self, caches: &[(u16, CacheMode)]) -> Result<Self, DecodeError> {
-        for (index, cache) in caches {
-            match self.devices.get_mut(usize::from(*index)) {
-                Some(DeviceConfig::Block(disk)) => *disk = disk.clone().with_cache(*cache),
-                _ => {
-                    return Err(DecodeError::OtherString(format!("device {index} is no disk")));
-                }
+    fn with_options(mut self, options: &[(u16, DeviceOption)]) -> Result<Self, DecodeError> {
+        for (at, option) in options {
+            let device = self.devices.get_mut(usize::from(*at));
+            if !device.is_some_and(|device| set_option(device, *option)) {
+                let what = format!("device {at} cannot have {option:?}");
+                return Err(DecodeError::OtherString(what));
             }
         }
-        match self.caches() == caches {
+        match self.options() == options {
             true => Ok(self),
-            false => Err(DecodeError::OtherString(
-                "a cache mode that is the default, or stands there twice".to_owned(),
+            false => Err(DecodeError::Other(
+                "options of devices out of order, twice, or those that each device has",
             )),
-        }
-    }
-
-    /// Returns the network devices that are one half of a failover pair, by their places among the
-    /// devices.
-    fn standbys(&self) -> Vec<u16> {
-        let is_one =
-            |device: &DeviceConfig| matches!(device, DeviceConfig::Net(net) if net.is_standby());
-        self.devices
-            .iter()
-            .zip(0..)
-            .filter(|(device, _)| is_one(device))
-            .map(|(_, at)| at)
-            .collect()
-    }
-
-    fn with_standbys(mut self, standbys: &[u16]) -> Result<Self, DecodeError> {
-        for index in standbys {
-            match self.devices.get_mut(usize::from(*index)) {
-                Some(DeviceConfig::Net(net)) => *net = net.clone().with_standby(true),
-                _ => {
-                    let what = format!("device {index} is no network device");
-                    return Err(DecodeError::OtherString(what));
-                }
-            }
-        }
-        match self.standbys() == standbys {
-            true => Ok(self),
-            false => {
-                Err(DecodeError::Other("network devices out of order, or one that is named twice"))
-            }
         }
     }
 
     /// Returns the lowest version that has all of the shape.
     fn version(&self) -> u16 {
         let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
-        if !self.standbys().is_empty() {
-            SHAPE_VERSION_WITH_STANDBY
-        } else if self.disks().any(|disk| disk.cache() != CacheMode::default()) {
-            SHAPE_VERSION_WITH_CACHES
+        if !self.options().is_empty() {
+            SHAPE_VERSION_WITH_OPTIONS
         } else if self.slots != Slots::default() {
             SHAPE_VERSION_WITH_SLOTS
         } else if self.disks().any(|disk| is_qcow2(disk.path())) {
@@ -132,12 +145,8 @@ impl VmShape {
             (version @ SHAPE_VERSION_WITH_SLOTS, labels, machine) => {
                 codec::encode(&(version, self, labels, machine, &self.slots))
             }
-            (version @ SHAPE_VERSION_WITH_CACHES, labels, machine) => {
-                codec::encode(&(version, self, labels, machine, &self.slots, self.caches()))
-            }
-            (version @ SHAPE_VERSION_WITH_STANDBY, labels, machine) => {
-                let places = (self.caches(), self.standbys());
-                codec::encode(&(version, self, labels, machine, &self.slots, places))
+            (version @ SHAPE_VERSION_WITH_OPTIONS, labels, machine) => {
+                codec::encode(&(version, self, labels, machine, &self.slots, self.options()))
             }
             (version, labels, machine) => codec::encode(&(version, self, labels, machine)),
         };
@@ -173,22 +182,17 @@ impl VmShape {
                     Self { labels, machine, slots, ..shape }
                 },
             ),
-            SHAPE_VERSION_WITH_CACHES => {
-                type Encoded = (u16, VmShape, Labels, MachineKind, Slots, Vec<(u16, CacheMode)>);
-                let of = |(_, shape, labels, machine, slots, caches): Encoded| {
-                    Self { labels, machine, slots, ..shape }.with_caches(&caches)
-                };
-                codec::decode(bytes).and_then(of)
-            }
+            SHAPE_VERSION_WITH_CACHES => with_options(bytes, of_caches),
             SHAPE_VERSION_WITH_STANDBY => {
-                type Places = (Vec<(u16, CacheMode)>, Vec<u16>);
-                type Encoded = (u16, VmShape, Labels, MachineKind, Slots, Places);
-                let of = |(_, shape, labels, machine, slots, (caches, standbys)): Encoded| {
-                    let shape = Self { labels, machine, slots, ..shape };
-                    shape.with_caches(&caches)?.with_standbys(&standbys)
-                };
-                codec::decode(bytes).and_then(of)
+                with_options(bytes, |(caches, standbys): (_, Vec<u16>)| {
+                    let standbys = standbys.into_iter().map(|at| (at, DeviceOption::Standby));
+                    let mut options: Options = of_caches(caches);
+                    options.extend(standbys);
+                    options.sort_by_key(|(at, _)| *at);
+                    options
+                })
             }
+            SHAPE_VERSION_WITH_OPTIONS => with_options(bytes, |options| options),
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
@@ -200,6 +204,20 @@ impl VmShape {
         shape.check()?;
         Ok(shape)
     }
+}
+
+/// Decodes a shape with slots, followed by what `read` makes options of.
+fn with_options<T: DeserializeOwned>(
+    bytes: &[u8],
+    read: impl FnOnce(T) -> Options,
+) -> Result<VmShape, DecodeError> {
+    let (_, shape, labels, machine, slots, options): (u16, VmShape, _, _, _, T) =
+        codec::decode(bytes)?;
+    VmShape { labels, machine, slots, ..shape }.with_options(&read(options))
+}
+
+fn of_caches(caches: Vec<(u16, CacheMode)>) -> Options {
+    caches.into_iter().map(|(at, cache)| (at, DeviceOption::Cache(cache))).collect()
 }
 
 #[cfg(test)]
@@ -255,61 +273,87 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_guest_with_a_disk_that_bypasses_the_cache_has_a_version_of_its_own() {
+    /// Devices of which each has another option, and one has none.
+    fn devices_with_options() -> Vec<DeviceConfig> {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let disk = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
-        let devices = [DeviceConfig::Rng, DeviceConfig::Block(disk.with_cache(CacheMode::None))];
-        let shape = VmShape { devices: devices.to_vec(), ..shape() };
-        let bytes = shape.to_bytes().unwrap();
-        assert_eq!(bytes[..2], [12, 0]);
-        assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
-        for strange in [[0, 0], [2, 0]] {
-            let mut bytes = bytes.clone();
-            let at = bytes.len() - 6;
-            bytes[at..at + 2].copy_from_slice(&strange);
-            let refused = VmShape::from_bytes(&bytes).unwrap_err().to_string();
-            assert!(refused.contains("is no disk"), "{refused}");
-        }
+        let net = NetConfig::nowhere;
+        vec![
+            DeviceConfig::Net(net().with_standby(true)),
+            DeviceConfig::Block(disk.with_cache(CacheMode::None)),
+            DeviceConfig::Net(net()),
+            DeviceConfig::Net(net().with_queue_pairs(4)),
+            DeviceConfig::Net(net().with_standby(true).with_queue_pairs(2)),
+        ]
     }
 
     #[test]
-    fn a_guest_with_one_half_of_a_failover_pair_has_a_version_of_its_own() {
-        let net = NetConfig::nowhere();
-        let devices = [false, true].map(|half| DeviceConfig::Net(net.clone().with_standby(half)));
-        let shape = VmShape { devices: devices.to_vec(), ..shape() };
-        let bytes = shape.to_bytes().unwrap();
-        assert_eq!(bytes[..2], [13, 0]);
-        assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
-        let (end, strange) = (bytes.len() - 2, [2, 0]);
-        let refused = VmShape::from_bytes(&[&bytes[..end], &strange].concat()).unwrap_err();
-        assert!(refused.to_string().contains("device 2 is no network device"), "{refused}");
-        for cut in 0..bytes.len() {
-            assert!(VmShape::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+    fn a_guest_whose_devices_have_options_has_a_version_of_its_own() {
+        for device in devices_with_options() {
+            let version = if options_of(&device).is_empty() { 6 } else { 14 };
+            let shape = VmShape { devices: vec![DeviceConfig::Rng, device], ..shape() };
+            let bytes = shape.to_bytes().unwrap();
+            assert_eq!(bytes[..2], [version, 0], "{:?}", shape.devices);
+            assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
         }
-        let others = VmShape { devices: vec![DeviceConfig::Net(net); 2], ..shape };
-        assert_eq!(others.to_bytes().unwrap()[..2], [6, 0]);
     }
 
     #[test]
     fn the_newest_version_has_all_that_others_have() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(4096).unwrap();
-        let disk = BlockConfig::new(file.path(), Access::ReadWrite, "").unwrap();
-        let net = || DeviceConfig::Net(NetConfig::nowhere().with_standby(true));
-        let devices = vec![net(), DeviceConfig::Block(disk.with_cache(CacheMode::None)), net()];
         let labels: Labels = [("team".to_owned(), "shop".to_owned())].into();
         let mut slots = Slots::default();
-        slots.remove(0, 4);
-        let shape = VmShape { machine: MachineKind::Pci, devices, slots, labels, ..shape() };
+        slots.remove(0, 6);
+        let (machine, devices) = (MachineKind::Pci, devices_with_options());
+        let shape = VmShape { machine, devices, slots, labels, ..shape() };
         let bytes = shape.to_bytes().unwrap();
-        assert_eq!(bytes[..2], [13, 0]);
+        assert_eq!(bytes[..2], [NEWEST as u8, 0]);
         assert_eq!(VmShape::from_bytes(&bytes).unwrap(), shape);
-        let end = bytes.len() - 4;
-        for strange in [[0, 0, 0, 0], [2, 0, 0, 0]] {
-            assert!(VmShape::from_bytes(&[&bytes[..end], &strange].concat()).is_err());
+        for cut in 0..bytes.len() {
+            assert!(VmShape::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
         }
+    }
+
+    /// Encodes the guest with `options` in place of its own.
+    fn encode_with<T: Serialize>(version: u16, shape: &VmShape, options: &T) -> Vec<u8> {
+        let VmShape { labels, machine, slots, .. } = shape;
+        codec::encode(&(version, shape, labels, machine, slots, options)).unwrap()
+    }
+
+    #[test]
+    fn options_that_a_device_cannot_have_are_refused() {
+        let shape = VmShape { devices: devices_with_options(), ..shape() };
+        let read = |options: &Options| VmShape::from_bytes(&encode_with(14, &shape, options));
+        let good = shape.options();
+        assert_eq!(read(&good).unwrap(), shape);
+        for (at, option) in [
+            (0, DeviceOption::Cache(CacheMode::None)),
+            (1, DeviceOption::Standby),
+            (1, DeviceOption::QueuePairs(2)),
+            (5, DeviceOption::Standby),
+            (2, DeviceOption::QueuePairs(1)),
+            (2, DeviceOption::QueuePairs(9)),
+            (1, DeviceOption::Cache(CacheMode::Writeback)),
+            (0, DeviceOption::Standby),
+        ] {
+            let options = [good.clone(), vec![(at, option)]].concat();
+            assert!(read(&options).is_err(), "{at} {option:?}");
+        }
+        let mut unordered = good;
+        unordered.reverse();
+        assert!(read(&unordered).is_err());
+    }
+
+    #[test]
+    fn what_two_releases_before_encoded_is_read() {
+        let mut devices = devices_with_options();
+        devices.truncate(2);
+        let both = VmShape { devices, ..shape() };
+        let caches = vec![(1u16, CacheMode::None)];
+        let bytes = encode_with(13, &both, &(caches.clone(), vec![0u16]));
+        assert_eq!(VmShape::from_bytes(&bytes).unwrap(), both);
+        let one = VmShape { devices: vec![DeviceConfig::Rng, both.devices[1].clone()], ..both };
+        assert_eq!(VmShape::from_bytes(&encode_with(12, &one, &caches)).unwrap(), one);
     }
 
     #[test]
@@ -334,9 +378,9 @@ mod tests {
             assert!(VmShape::from_bytes(&good[..cut]).is_err(), "cut at {cut}");
         }
         let mut newer = good.clone();
-        newer[0] = 14;
+        newer[0] = 15;
         let error = VmShape::from_bytes(&newer).unwrap_err();
-        assert!(matches!(error, Error::Shape(ShapeError::Version(14))));
+        assert!(matches!(error, Error::Shape(ShapeError::Version(15))));
         let mut none = good;
         none[10] = 0;
         assert!(matches!(VmShape::from_bytes(&none), Err(Error::Shape(ShapeError::Vcpus(0)))));

@@ -36,6 +36,15 @@ pub(crate) enum Carrier {
     Off,
 }
 
+/// Whether a queue of a tap carries frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// It does.
+    Attached,
+    /// It does not, and what it held is dropped.
+    Detached,
+}
+
 /// Result of receiving a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
@@ -114,6 +123,22 @@ pub(crate) fn set_offloads(tun: &File, offloads: libc::c_uint) -> io::Result<()>
     let offloads = libc::c_ulong::from(offloads);
     // SAFETY: the argument is a number, not a pointer.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
+}
+
+/// Has one queue of a tap with several carry frames, or not.
+///
+/// # Errors
+/// The error from the system.
+pub(crate) fn set_queue(tun: &File, queue: Queue) -> io::Result<()> {
+    // SAFETY: all bytes zero are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let flags = match queue {
+        Queue::Attached => libc::IFF_ATTACH_QUEUE,
+        Queue::Detached => libc::IFF_DETACH_QUEUE,
+    };
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the kernel reads one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
 }
 
 /// Switches the tap's carrier on or off.

@@ -186,6 +186,11 @@ impl Backend {
         if let Err(error) = device.ready(index, &mut rings) {
             self.give_up(error);
         }
+        self.notify_wanted();
+    }
+
+    /// Handles what the device itself asked for.
+    fn notify_wanted(&mut self) {
         let wanted = std::mem::take(&mut self.wanted);
         (0..self.due.len())
             .filter(|index| wanted.0 >> index & 1 == 1)
@@ -218,6 +223,7 @@ impl Backend {
                 }
                 Err(error) => self.give_up(error),
             }
+            self.notify_wanted();
         }
     }
 

@@ -91,6 +91,16 @@ pub(crate) struct Unwatched {
     pub(crate) descriptors: u32,
 }
 
+impl Unwatched {
+    /// Returns what either has.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            queues: self.queues | other.queues,
+            descriptors: self.descriptors | other.descriptors,
+        }
+    }
+}
+
 /// A type of device. The features and queues that it offers never change after its creation.
 ///
 /// The bus and the backend recognise a disk, a network device and the balloon by their type

@@ -24,7 +24,7 @@ pub(super) use state::is_possible_status;
 pub use state::{QueueRegisters, TransportState};
 
 /// Most queues that a device may have: each costs an eventfd.
-pub(crate) const QUEUES_MAX: usize = 16;
+pub(crate) const QUEUES_MAX: usize = 17;
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
 const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;

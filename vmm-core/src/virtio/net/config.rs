@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::fs::File;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::QUEUE_PAIRS_MAX;
 use super::mac::MacAddress;
 use super::tap::{self, Tap};
 use crate::sys::net::NAME_BYTES_MAX;
@@ -88,6 +90,9 @@ pub struct NetConfig {
     /// encoding has it apart.
     #[serde(skip)]
     standby: bool,
+    /// Pairs of queues. The shape's encoding has them apart.
+    #[serde(skip, default = "one_pair")]
+    queue_pairs: u16,
     /// The tap, if another process has opened it.
     #[serde(skip)]
     handed: Option<HandedFiles>,
@@ -100,14 +105,14 @@ impl NetConfig {
     /// [`DeviceError::Config`], [`DeviceError::Network`].
     pub fn new(link: NetLink, mac: MacAddress) -> Result<Self, DeviceError> {
         let lowest = *MTUS.start();
-        let config = Self { link, mac, mtu: lowest, standby: false, handed: None };
+        let config = Self { link, mac, mtu: lowest, standby: false, queue_pairs: 1, handed: None };
         config.check()?;
         let mtu = tap::mtu_of(&config.link)?;
         Ok(Self { mtu: u16::try_from(mtu).unwrap_or(u16::MAX), ..config })
     }
 
-    /// Creates the configuration of a device whose tap another process has opened, see
-    /// [`NetConfig::open_tap`]. `mtu` is that of `link`, in bytes.
+    /// Creates the configuration of a device whose tap another process has opened, once for each
+    /// pair of queues, see [`NetConfig::open_tap`]. `mtu` is that of `link`, in bytes.
     ///
     /// # Errors
     /// [`DeviceError::Config`].
@@ -115,10 +120,11 @@ impl NetConfig {
         link: NetLink,
         mac: MacAddress,
         mtu: u16,
-        tap: File,
+        taps: Vec<File>,
     ) -> Result<Self, DeviceError> {
-        let handed = Some(HandedFiles::new(vec![tap]));
-        let config = Self { link, mac, mtu, standby: false, handed };
+        let queue_pairs = u16::try_from(taps.len()).unwrap_or(u16::MAX);
+        let handed = Some(HandedFiles::new(taps));
+        let config = Self { link, mac, mtu, standby: false, queue_pairs, handed };
         config.check()?;
         Ok(config)
     }
@@ -136,12 +142,25 @@ impl NetConfig {
         self.standby
     }
 
-    /// Opens or creates the tap for a process that may not, and sets it up. It has no carrier until
+    /// Returns the same device with so many pairs of queues, at most [`QUEUE_PAIRS_MAX`], which a
+    /// guest's vCPUs use side by side.
+    #[must_use]
+    pub fn with_queue_pairs(self, queue_pairs: u16) -> Self {
+        Self { queue_pairs, ..self }
+    }
+
+    /// Returns the number of pairs of queues.
+    pub fn queue_pairs(&self) -> u16 {
+        self.queue_pairs
+    }
+
+    /// Opens or creates the tap for a process that may not, once for each pair of queues, and sets
+    /// it up. It has no carrier until
     /// that process takes it over; if it was created, it vanishes when it is closed everywhere.
     ///
     /// # Errors
     /// [`DeviceError::Network`].
-    pub fn open_tap(&self) -> Result<File, DeviceError> {
+    pub fn open_tap(&self) -> Result<Vec<File>, DeviceError> {
         Tap::open(self)?.into_handed()
     }
 
@@ -151,9 +170,9 @@ impl NetConfig {
         Self { handed: None, ..self.clone() }
     }
 
-    /// Returns the tap, if another process has opened it.
-    pub(super) fn handed_tap(&self) -> Option<&File> {
-        self.handed.as_ref()?.files().first().map(|file| &**file)
+    /// Returns the tap's files, if another process has opened it.
+    pub(super) fn handed_tap(&self) -> Option<&[Arc<File>]> {
+        self.handed.as_ref().map(HandedFiles::files)
     }
 
     /// Returns the configuration of a device on a non-existent tap, for tests that do not open it.
@@ -161,7 +180,7 @@ impl NetConfig {
     pub(crate) fn nowhere() -> Self {
         let mac = MacAddress::for_tests();
         let link = NetLink::Tap("nowhere".to_owned());
-        Self { link, mac, mtu: 1500, standby: false, handed: None }
+        Self { link, mac, mtu: 1500, standby: false, queue_pairs: 1, handed: None }
     }
 
     /// Returns the device's connection on the host.
@@ -205,6 +224,12 @@ impl NetConfig {
                 "a network has an MTU of at least {least} bytes, not {mtu}"
             )));
         }
+        if !(1..=QUEUE_PAIRS_MAX).contains(&self.queue_pairs) {
+            let pairs = self.queue_pairs;
+            return Err(DeviceError::Config(format!(
+                "a network device has 1 to {QUEUE_PAIRS_MAX} pairs of queues, not {pairs}"
+            )));
+        }
         Ok(())
     }
 
@@ -212,6 +237,10 @@ impl NetConfig {
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         Tap::open(self).map(drop)
     }
+}
+
+fn one_pair() -> u16 {
+    1
 }
 
 /// Returns whether `name` is valid. Rejects names that the kernel would take for a pattern or that
@@ -248,6 +277,10 @@ mod tests {
     fn hostile_descriptions_are_refused() {
         let good = config(NetLink::Tap("tap0".to_owned()));
         assert!(NetConfig { mtu: 67, ..good.clone() }.check().is_err());
+        for (pairs, is_possible) in [(0, false), (1, true), (8, true), (9, false)] {
+            let checked = good.clone().with_queue_pairs(pairs).check();
+            assert_eq!(checked.is_ok(), is_possible, "{pairs}");
+        }
         // A peer could send this.
         let group: MacAddress = crate::codec::decode(&[1, 0, 0x5e, 0, 0, 1]).unwrap();
         let error = NetConfig { mac: group, ..good }.check().unwrap_err().to_string();

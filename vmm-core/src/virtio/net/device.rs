@@ -9,43 +9,40 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE,
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STANDBY, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STANDBY, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 
+use super::HEADER_BYTES;
 use super::announce::{self, Announcement};
 use super::config::NetConfig;
 use super::control::{self, Wish};
-use super::meter::{Flow, NetMeter};
+use super::counters::Flows;
+use super::meter::NetMeter;
+use super::pair::{self, Pair};
 use super::port::Port;
 use super::receive::{Filling, Receiver};
 use super::tap::Tap;
-use super::vhost::Vhost;
-use super::{CONTROL, HEADER_BYTES, RECEIVE, TRANSMIT, transmit};
+use super::vhost::{self, Vhost};
 use crate::sys::net;
 use crate::virtio::DeviceError;
 use crate::virtio::device::{
     Device, DeviceKind, KernelAccess, Progress, Rings, Unwatched, expect_no_state,
 };
 use crate::virtio::queue::QueueError;
-use crate::virtio::signals::{Cause, ConfigSpace};
+use crate::virtio::signals::ConfigSpace;
 
 /// Entries of each queue, as usual for network devices; the control queue has fewer.
 const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue.
 const CONTROL_QUEUE_SIZE: u16 = 64;
-/// Frames sent, or commands executed, before the thread checks for other work.
+/// Commands executed before the thread checks for other work.
 const BATCH: usize = 64;
 /// Most stale frames that are dropped when the driver becomes ready: more than a tap's queue holds.
 const STALE_FRAMES_MAX: usize = 4096;
 /// A guest that was paused this long is announced on resume: switches may have dropped its address.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
-/// What the kernel waits for when it carries the frames: both queues of them, and the tap.
-const BY_KERNEL: Unwatched =
-    Unwatched { queues: 1 << RECEIVE | 1 << TRANSMIT, descriptors: 1 << TAP };
-/// Index of the tap in [`Device::watched`]; the kernel's signals follow.
-const TAP: usize = 0;
 /// Offset of the status in the configuration space (virtio 1.2, 5.1.4).
 const STATUS: std::ops::Range<usize> = 6..8;
 
@@ -54,13 +51,14 @@ const STATUS: std::ops::Range<usize> = 6..8;
 pub(crate) struct NetDevice {
     config: NetConfig,
     port: Box<dyn Port>,
-    /// The kernel's side; `None` if the host's kernel is not to carry the frames, or cannot.
-    vhost: Option<Vhost>,
+    /// All pairs of queues that the driver may use.
+    pairs: Vec<Pair>,
+    /// How many of them it does, the first ones.
+    used: usize,
     /// Features that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
-    receiver: Receiver,
-    received: Flow,
-    transmitted: Flow,
+    /// What was carried, while the kernel carries nothing.
+    flows: Flows,
     meter: Arc<NetMeter>,
     announcement: Announcement,
     /// The driver was asked to announce the guest and has not confirmed it.
@@ -86,20 +84,36 @@ impl NetDevice {
 
     /// Creates a device with `port` as its connection on the host.
     pub(super) fn on(port: Box<dyn Port>, config: &NetConfig) -> Self {
-        Self {
+        let receiver = || Receiver::new(Filling::Single, port.mtu(), false);
+        let pairs = (0..config.queue_pairs().into()).map(|index| Pair::new(index, receiver()));
+        let mut device = Self {
             config: config.clone(),
-            receiver: Receiver::new(Filling::Single, port.mtu(), false),
+            pairs: pairs.collect(),
+            used: 1,
             meter: Arc::new(NetMeter::new(config, port.name())),
             port,
-            vhost: None,
             features: None,
-            received: Flow::default(),
-            transmitted: Flow::default(),
+            flows: Flows::default(),
             announcement: Announcement::default(),
             asked_to_announce: false,
             moved: false,
             paused_at: None,
+        };
+        device.use_pairs(1);
+        device
+    }
+
+    /// Has the first `pairs` pairs of queues carry the frames, and no other; returns false if the
+    /// host's interface does not do it.
+    fn use_pairs(&mut self, pairs: usize) -> bool {
+        let done = self.port.use_pairs(pairs);
+        match &done {
+            Ok(()) => self.used = pairs,
+            Err(error) => {
+                tracing::warn!(tap = self.port.name(), pairs, %error, "the tap does not use as many queues as the guest");
+            }
         }
+        done.is_ok()
     }
 
     fn has(&self, feature: u32) -> bool {
@@ -125,59 +139,57 @@ impl NetDevice {
             | offload(VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO)
     }
 
+    /// Returns the index of the control queue (virtio 1.2, 5.1.2).
+    fn control_queue(&self) -> usize {
+        let pairs = if self.has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        pair::QUEUES * pairs
+    }
+
     /// Drops the frames that arrived before there was a driver to receive them.
     fn drop_stale_frames(&mut self) {
         // Space for the header only: a read discards the rest of the frame.
         let mut header = [0; HEADER_BYTES];
         for _ in 0..STALE_FRAMES_MAX {
-            match nix::unistd::read(self.port.frames(), &mut header) {
-                Ok(1..) => self.received.drops += 1,
+            match nix::unistd::read(self.port.frames(0), &mut header) {
+                Ok(1..) => self.flows.received.drops += 1,
                 Ok(0) | Err(_) => return,
             }
         }
     }
 
-    fn receive(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        let memory = rings.ram().memory();
-        let Some(Some(queue)) = rings.queues.get_mut(RECEIVE) else { return Ok(Progress::Idle) };
-        let before = self.received.frames;
-        let frames = self.port.frames();
-        let progress = self.receiver.process(queue, memory, frames, &mut self.received);
-        self.meter.publish(self.received, self.transmitted);
-        let progress = progress?;
-        if self.received.frames != before && queue.wants_interrupt(memory)? {
-            rings.interrupt.raise(Cause::Used(RECEIVE));
+    /// Carries frames of queue `index`, unless the kernel does.
+    fn carry(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
+        if self.is_carried(index / pair::QUEUES, rings)? {
+            return Ok(Progress::Idle);
         }
-        Ok(progress)
-    }
-
-    fn transmit(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        let progress = rings.serve(TRANSMIT, BATCH, |chain, memory| {
-            transmit::send(&chain, memory, self.port.frames(), &mut self.transmitted)?;
-            Ok(0)
-        });
-        self.meter.publish(self.received, self.transmitted);
+        let pair = &mut self.pairs[index / pair::QUEUES];
+        let frames = self.port.frames(index / pair::QUEUES);
+        let progress = match index == pair.receive_queue() {
+            true => pair.receive(frames, &mut self.flows, rings),
+            false => pair.transmit(frames, &mut self.flows, rings),
+        };
+        self.meter.publish(self.flows);
         progress
     }
 
-    /// Returns whether the kernel carries the frames. Has it start as soon as it can; if it refuses
-    /// to, the device's thread carries them.
+    /// Returns whether the kernel carries the frames of this pair of queues. Has it start as soon
+    /// as it can; if it refuses to, the device's thread carries them.
     ///
     /// # Errors
     /// If a queue is broken.
-    fn is_carried(&mut self, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
-        let (Some(vhost), Some(features)) = (&mut self.vhost, self.features) else {
+    fn is_carried(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
+        let pair = &mut self.pairs[index];
+        let (Some(vhost), Some(features)) = (&pair.vhost, self.features) else {
             return Ok(false);
         };
         if vhost.runs() || !vhost.can_start(rings.queues) {
             return Ok(vhost.runs());
         }
-        self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
+        pair.put_back(rings);
         self.meter.kernel_begins();
-        let started = vhost.start(self.port.frames(), features, rings.queues);
-        if !matches!(started, Ok(Ok(()))) {
-            self.kernel_ends();
-        }
+        let Some(vhost) = &mut pair.vhost else { return Ok(false) };
+        let started = vhost.start(self.port.frames(index), features, rings.queues);
+        self.count_as_own();
         let started = started?;
         if let Err(error) = &started {
             tracing::warn!(tap = self.port.name(), %error, "vhost-net does not take over: frames are carried without it");
@@ -185,23 +197,57 @@ impl NetDevice {
         Ok(started.is_ok())
     }
 
-    fn kernel_ends(&mut self) {
-        let carried = self.meter.kernel_ends();
-        (self.received, self.transmitted) = (carried.received, carried.transmitted);
+    /// Counts from here on, unless the kernel still carries frames.
+    fn count_as_own(&mut self) {
+        if !self.pairs.iter().any(Pair::is_carried) {
+            self.flows = self.meter.kernel_ends();
+        }
     }
 
     fn obey(&mut self, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        let mut announced = false;
-        let progress = rings.serve(CONTROL, BATCH, |chain, memory| {
-            announced |= control::serve(chain, memory)? == Wish::Announced;
-            Ok(1)
-        })?;
-        if announced {
-            self.asked_to_announce = false;
-            // The driver knows this, so it is not interrupted.
-            rings.interrupt.change_config(put_status(self.status()));
+        let (memory, queue) = (rings.ram().memory(), self.control_queue());
+        for _ in 0..BATCH {
+            let Some(mut chain) = rings.take(queue)? else { return Ok(Progress::Idle) };
+            let wish = control::read(&mut chain, memory)?;
+            let is_done = self.grant(wish, rings)?;
+            control::answer(&mut chain, memory, is_done)?;
+            rings.give_back(queue, chain.head, control::ANSWER_BYTES)?;
         }
-        Ok(progress)
+        Ok(Progress::More)
+    }
+
+    /// Does what a command asks for; returns whether that was possible.
+    fn grant(&mut self, wish: Wish, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
+        match wish {
+            Wish::Nothing => Ok(true),
+            Wish::Unknown => Ok(false),
+            Wish::Announced => {
+                self.asked_to_announce = false;
+                // The driver knows this, so it is not interrupted.
+                rings.interrupt.change_config(put_status(self.status()));
+                Ok(true)
+            }
+            Wish::Pairs(pairs) if self.has(VIRTIO_NET_F_MQ) => {
+                self.grant_pairs(pairs.into(), rings)
+            }
+            Wish::Pairs(_) => Ok(false),
+        }
+    }
+
+    /// Uses as many pairs of queues as the driver wishes, if there are so many.
+    fn grant_pairs(&mut self, pairs: usize, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
+        if !(1..=self.pairs.len()).contains(&pairs) {
+            return Ok(false);
+        }
+        self.pairs.iter_mut().skip(pairs).try_for_each(|pair| pair.stop(rings))?;
+        self.count_as_own();
+        let is_done = self.use_pairs(pairs);
+        for pair in &mut self.pairs[..self.used] {
+            pair.receiver.set_readable();
+            rings.request_processing(pair.receive_queue());
+            rings.request_processing(pair.transmit_queue());
+        }
+        Ok(is_done)
     }
 }
 
@@ -240,18 +286,21 @@ impl Device for NetDevice {
             VIRTIO_NET_F_CTRL_RX,
             VIRTIO_NET_F_GUEST_ANNOUNCE,
         ];
-        always.into_iter().chain(standby).fold(0, |features, feature| features | 1 << feature)
+        let several = (self.pairs.len() > 1).then_some(VIRTIO_NET_F_MQ);
+        let features = always.into_iter().chain(standby).chain(several);
+        features.fold(0, |features, feature| features | 1 << feature)
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_QUEUE_SIZE]
+        let mut sizes = vec![QUEUE_SIZE; pair::QUEUES * self.pairs.len()];
+        sizes.push(CONTROL_QUEUE_SIZE);
+        sizes
     }
 
     /// Returns `struct virtio_net_config` (virtio 1.2, 5.1.4).
     fn config(&self) -> ConfigSpace {
         let mut bytes = self.config.mac().bytes().to_vec();
-        let queue_pairs = 1u16;
-        for value in [self.status(), queue_pairs, self.config.mtu()] {
+        for value in [self.status(), self.config.queue_pairs(), self.config.mtu()] {
             bytes.extend(value.to_le_bytes());
         }
         ConfigSpace::read_only(bytes)
@@ -265,66 +314,78 @@ impl Device for NetDevice {
             true => Filling::Merged,
             false => Filling::Single,
         };
-        self.receiver = Receiver::new(filling, self.port.mtu(), takes_long);
+        for pair in &mut self.pairs {
+            pair.receiver = Receiver::new(filling, self.port.mtu(), takes_long);
+        }
         if let Err(error) = self.port.set_offloads(self.offloads()) {
             tracing::warn!(tap = self.port.name(), %error, "the guest has to compute checksums itself");
         }
         self.drop_stale_frames();
-        self.meter.publish(self.received, self.transmitted);
+        self.meter.publish(self.flows);
     }
 
     fn process(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        match index {
-            RECEIVE | TRANSMIT if self.is_carried(rings)? => Ok(Progress::Idle),
-            RECEIVE => self.receive(rings),
-            TRANSMIT => self.transmit(rings),
-            CONTROL if self.has(VIRTIO_NET_F_CTRL_VQ) => self.obey(rings),
-            _ => Ok(Progress::Idle),
+        if index == self.control_queue() {
+            return if self.has(VIRTIO_NET_F_CTRL_VQ) {
+                self.obey(rings)
+            } else {
+                Ok(Progress::Idle)
+            };
+        }
+        match index / pair::QUEUES < self.used {
+            true => self.carry(index, rings),
+            false => Ok(Progress::Idle),
         }
     }
 
     fn offload(&mut self, access: &KernelAccess<'_>) -> bool {
-        match Vhost::open(access) {
-            Ok(vhost) => self.vhost = Some(vhost),
+        let open = |pair: &Pair| Vhost::open(access, [pair.receive_queue(), pair.transmit_queue()]);
+        let opened: Result<Vec<_>, _> = self.pairs.iter().map(open).collect();
+        match opened {
+            Ok(opened) => {
+                for (pair, vhost) in self.pairs.iter_mut().zip(opened) {
+                    pair.vhost = Some(vhost);
+                }
+                true
+            }
             Err(error) => {
                 tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
+                false
             }
         }
-        self.vhost.is_some()
     }
 
     fn log_writes(&mut self, on: bool) -> Result<(), DeviceError> {
-        let logged = self.vhost.as_mut().map_or(Ok(()), |vhost| vhost.log_writes(on));
-        logged.map_err(|cause| DeviceError::Network {
+        let mut kernel = self.pairs.iter_mut().filter_map(|pair| pair.vhost.as_mut());
+        kernel.try_for_each(|vhost| vhost.log_writes(on)).map_err(|cause| DeviceError::Network {
             interface: self.port.name().to_owned(),
             cause: io::Error::other(format!("vhost-net logs no writes: {cause}")),
         })
     }
 
+    /// Returns the descriptors of the pairs' frames, and behind them the kernel's signals.
     fn watched(&self) -> Vec<RawFd> {
-        let signals = self.vhost.iter().flat_map(Vhost::watched);
-        std::iter::once(self.port.frames().as_raw_fd()).chain(signals).collect()
+        let frames = (0..self.pairs.len()).map(|pair| self.port.frames(pair).as_raw_fd());
+        let kernel = self.pairs.iter().filter_map(|pair| pair.vhost.as_ref());
+        frames.chain(kernel.flat_map(Vhost::watched)).collect()
     }
 
     fn unwatched(&self) -> Unwatched {
-        match &self.vhost {
-            Some(vhost) if vhost.runs() => BY_KERNEL,
-            _ => Unwatched::default(),
-        }
+        self.pairs.iter().map(Pair::unwatched).fold(Unwatched::default(), Unwatched::with)
     }
 
     fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
-        match &self.vhost {
-            Some(vhost) if index != TAP => {
-                vhost.pass_on_signals(rings.interrupt);
-                vhost.check()
-            }
-            _ => {
-                self.receiver.set_readable();
-                rings.request_processing(RECEIVE);
-                Ok(())
-            }
+        if let Some(pair) = self.pairs.get_mut(index) {
+            pair.receiver.set_readable();
+            rings.request_processing(pair.receive_queue());
+            return Ok(());
         }
+        let signal = (index - self.pairs.len()) / vhost::SIGNALS;
+        let Some(vhost) = self.pairs.get(signal).and_then(|pair| pair.vhost.as_ref()) else {
+            return Ok(());
+        };
+        vhost.pass_on_signals(rings.interrupt);
+        vhost.check()
     }
 
     fn due(&self) -> Option<Instant> {
@@ -335,7 +396,7 @@ impl Device for NetDevice {
     fn on_due(&mut self, rings: &mut Rings<'_>) {
         if self.announcement.take(rings.now()) {
             let frame = announce::frame(self.config.mac());
-            if let Err(error) = net::send_bytes(self.port.frames(), &frame) {
+            if let Err(error) = net::send_bytes(self.port.frames(0), &frame) {
                 tracing::debug!(tap = self.port.name(), %error, "an announcement is lost");
             }
         }
@@ -360,32 +421,25 @@ impl Device for NetDevice {
     }
 
     fn queues_closed(&mut self) {
-        let Some(vhost) = &mut self.vhost else { return };
-        let ran = vhost.runs();
-        vhost.forget();
-        if ran {
-            self.kernel_ends();
-        }
+        self.pairs.iter_mut().filter_map(|pair| pair.vhost.as_mut()).for_each(Vhost::forget);
+        self.count_as_own();
     }
 
     fn reset(&mut self) {
         self.features = None;
-        self.receiver = Receiver::new(Filling::Single, self.port.mtu(), false);
+        for pair in &mut self.pairs {
+            pair.receiver = Receiver::new(Filling::Single, self.port.mtu(), false);
+        }
+        self.use_pairs(1);
         self.announcement.end();
         self.asked_to_announce = false;
     }
 
     fn drain(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         self.paused_at = Some(rings.now());
-        if let Some(vhost) = self.vhost.as_mut().filter(|vhost| vhost.runs()) {
-            let stopped = vhost.stop(rings.queues);
-            // What the kernel signalled since this thread last looked is part of the state.
-            vhost.pass_on_signals(rings.interrupt);
-            self.kernel_ends();
-            return stopped;
-        }
-        self.receiver.put_back(rings.queues.get_mut(RECEIVE).and_then(Option::as_mut));
-        Ok(())
+        let stopped = self.pairs.iter_mut().map(|pair| pair.stop(rings)).fold(Ok(()), Result::and);
+        self.count_as_own();
+        stopped
     }
 
     fn take_over(&mut self) -> Result<(), DeviceError> {
@@ -398,11 +452,31 @@ impl Device for NetDevice {
         self.port.close_to_traffic();
     }
 
-    /// Accepts only an empty state. Whether the driver was asked to announce the guest need not be
-    /// saved, as it is asked again.
+    /// Returns how many pairs of queues the driver uses, if it could use several. Whether it was
+    /// asked to announce the guest need not be saved, as it is asked again.
+    fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
+        match self.pairs.len() {
+            1 => Ok(Vec::new()),
+            _ => Ok((self.used as u16).to_le_bytes().to_vec()),
+        }
+    }
+
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.moved = true;
-        expect_no_state(state)
+        if self.pairs.len() == 1 {
+            return expect_no_state(state);
+        }
+        let Ok(used) = state.try_into().map(u16::from_le_bytes) else {
+            return Err(format!("{} bytes of state, not 2", state.len()));
+        };
+        let possible = if self.has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        if !(1..=possible).contains(&usize::from(used)) {
+            return Err(format!("{used} pairs of queues in use of {possible}"));
+        }
+        match self.use_pairs(used.into()) {
+            true => Ok(()),
+            false => Err(format!("the tap does not use {used} queues")),
+        }
     }
 }
 

@@ -32,6 +32,8 @@ pub struct NetStatus {
     pub bridge: Option<String>,
     /// Whether it is one half of a failover pair.
     pub standby: bool,
+    /// Pairs of queues that the guest may use.
+    pub queue_pairs: u16,
     /// Whether the host's kernel carries the frames (vhost-net).
     pub vhost: bool,
     /// Frames that the guest received.
@@ -79,27 +81,32 @@ impl NetMeter {
         };
         let (mac, mtu, tap) = (config.mac(), config.mtu(), tap.to_owned());
         let (received, transmitted) = (Flow::default(), Flow::default());
-        let standby = config.is_standby();
+        let (standby, queue_pairs, vhost) = (config.is_standby(), config.queue_pairs(), false);
         let status =
-            NetStatus { mac, mtu, tap, bridge, standby, vhost: false, received, transmitted };
+            NetStatus { mac, mtu, tap, bridge, standby, queue_pairs, vhost, received, transmitted };
         let state = State { status, began: None, carried: Flows::default() };
         Self { state: Mutex::new(state) }
     }
 
-    /// Replaces the counters; called once per batch of frames.
-    pub(super) fn publish(&self, received: Flow, transmitted: Flow) {
+    /// Replaces the counters; called once per batch of frames. While the kernel carries frames of
+    /// the device, its counters have all of them.
+    pub(super) fn publish(&self, flows: Flows) {
         let status = &mut self.lock().status;
-        (status.received, status.transmitted) = (received, transmitted);
+        if !status.vhost {
+            (status.received, status.transmitted) = (flows.received, flows.transmitted);
+        }
     }
 
-    /// Notes that the kernel carries the frames from now on.
+    /// Notes that the kernel carries frames from now on, if it did not before.
     pub(super) fn kernel_begins(&self) {
         let mut state = self.lock();
-        state.began = Flows::of(&state.status.tap);
-        state.status.vhost = true;
+        if !state.status.vhost {
+            state.began = Flows::of(&state.status.tap);
+            state.status.vhost = true;
+        }
     }
 
-    /// Notes that the kernel no longer carries the frames; returns all that was carried until now.
+    /// Notes that the kernel no longer carries frames; returns all that was carried until now.
     pub(super) fn kernel_ends(&self) -> Flows {
         let mut state = self.lock();
         let flows = state.flows();

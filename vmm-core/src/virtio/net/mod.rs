@@ -5,6 +5,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `device` | the device: start here |
+//! | `pair` | a pair of queues, of which it has one or several |
 //! | `vhost` | has the kernel move the frames |
 //! | `receive`, `transmit` | frames to the guest, and from it, by the device's thread |
 //! | `control` | commands of the driver on the control queue |
@@ -24,6 +25,7 @@ mod counters;
 mod device;
 mod mac;
 mod meter;
+mod pair;
 mod port;
 mod receive;
 mod tap;
@@ -48,9 +50,9 @@ const ETHERNET_BYTES: usize = 18;
 const FRAME_BYTES_MIN: usize = 14;
 /// Size of the longest payload, which is segmented into frames later.
 const PAYLOAD_BYTES_MAX: usize = 65536;
-/// Index of the receive queue.
+/// Index of the receive queue in its pair.
 const RECEIVE: usize = 0;
-/// Index of the transmit queue.
+/// Index of the transmit queue in its pair.
 const TRANSMIT: usize = 1;
-/// Index of the control queue.
-const CONTROL: usize = 2;
+/// Most pairs of queues of a device.
+pub const QUEUE_PAIRS_MAX: u16 = 8;

@@ -14,8 +14,16 @@ pub(crate) trait Port: Send + Debug {
     /// Returns the MTU of the host's interface in bytes.
     fn mtu(&self) -> usize;
 
-    /// Returns the descriptor for frames: each read or write is one frame, and neither blocks.
-    fn frames(&self) -> BorrowedFd<'_>;
+    /// Returns the descriptor for the frames of a pair of queues: each read or write is one frame,
+    /// and neither blocks.
+    fn frames(&self, pair: usize) -> BorrowedFd<'_>;
+
+    /// Has the first `pairs` pairs of queues carry the frames, and no other. All of them do until
+    /// this is called.
+    ///
+    /// # Errors
+    /// If a system call fails.
+    fn use_pairs(&mut self, pairs: usize) -> io::Result<()>;
 
     /// Sets which offloads the guest accepts on received frames, as `TUN_F_*` of `linux/if_tun.h`.
     ///

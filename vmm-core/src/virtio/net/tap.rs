@@ -5,22 +5,27 @@
 //! then, though already on its bridge; an existing tap, or one that another process hands over, has
 //! no carrier. So a second copy of a guest is never active on the network.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use super::HEADER_BYTES;
 use super::config::{NetConfig, NetLink};
 use super::mac::MacAddress;
 use super::port::Port;
-use crate::sys::net::{self, Carrier};
+use crate::sys::net::{self, Carrier, Queue};
 use crate::virtio::DeviceError;
 
 /// The device file that creates taps.
 const TUN: &str = "/dev/net/tun";
-/// A tap for one reader, with a virtio-net header before each frame.
+/// A tap with a virtio-net header before each frame.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// What the kernel says of taps and bridges in the network namespace of this file system.
+const INTERFACES: &str = "/sys/devices/virtual/net";
+const IN_USE: &str = "it is in use by another guest or program";
 /// Name of a tap without a configured name; the kernel inserts a number.
 const NAME_PATTERN: &str = "lighter%d";
 /// First byte of the MAC address of a created tap: higher than all others, since a bridge adopts
@@ -43,7 +48,10 @@ enum Origin {
 /// A tap of the host; see the module.
 #[derive(Debug)]
 pub(super) struct Tap {
-    file: File,
+    /// One for each pair of queues; there is always a first one.
+    files: Vec<File>,
+    /// How many of the files carry frames, the first ones.
+    used: usize,
     /// Socket for interface ioctls; any socket works.
     control: OwnedFd,
     name: String,
@@ -67,58 +75,79 @@ impl Tap {
             return Err(unusable(config.link().interface(), io::Error::other(what)));
         }
         match config.link() {
-            NetLink::Tap(name) => Self::take(name, mtu),
-            NetLink::Bridge { bridge, tap } => {
-                Self::make(bridge, tap.as_deref(), mtu, own_address(config.mac()))
-            }
+            NetLink::Tap(name) => Self::take(name, mtu, config.queue_pairs()),
+            NetLink::Bridge { bridge, tap } => Self::make(bridge, tap.as_deref(), mtu, config),
         }
     }
 
     /// Takes over what [`Tap::into_handed`] gave in another process.
-    fn handed(file: &File, config: &NetConfig) -> Result<Self, DeviceError> {
+    fn handed(files: &[Arc<File>], config: &NetConfig) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(config.link().interface(), cause);
-        let (name, flags) = net::attached(file).map_err(failed)?;
         let kind = libc::IFF_TUN | FLAGS | libc::IFF_MULTI_QUEUE;
-        if flags & kind != FLAGS {
-            return Err(failed(io::Error::other(
-                "it is not open as a tap with one queue and headers",
-            )));
+        let mut names = Vec::with_capacity(files.len());
+        for file in files {
+            let (name, flags) = net::attached(file).map_err(failed)?;
+            if flags & kind != flags_for(config.queue_pairs()) {
+                return Err(failed(io::Error::other(
+                    "it is not open as a tap with headers and as many queues as files",
+                )));
+            }
+            net::make_nonblocking(file).map_err(failed)?;
+            names.push(name);
         }
-        net::make_nonblocking(file).map_err(failed)?;
-        net::set_header_bytes(file, HEADER_BYTES as libc::c_int).map_err(failed)?;
-        let (file, control) = (file.try_clone().map_err(failed)?, net::control().map_err(failed)?);
-        net::set_carrier(&file, Carrier::Off).map_err(failed)?;
-        Ok(Self { file, control, name, mtu: config.mtu().into(), origin: Origin::Given })
+        let (Some(name), true) = (names.pop(), names.windows(2).all(|pair| pair[0] == pair[1]))
+        else {
+            return Err(failed(io::Error::other("its files are those of several taps")));
+        };
+        let files: io::Result<Vec<File>> = files.iter().map(|file| file.try_clone()).collect();
+        let files = files.map_err(failed)?;
+        let control = net::control().map_err(failed)?;
+        let mtu = config.mtu().into();
+        let tap = Self { used: files.len(), files, control, name, mtu, origin: Origin::Given };
+        net::set_header_bytes(tap.file(), HEADER_BYTES as libc::c_int).map_err(failed)?;
+        net::set_carrier(tap.file(), Carrier::Off).map_err(failed)?;
+        Ok(tap)
     }
 
-    /// Sets the tap up, without a carrier, and returns it for another process, whose guest takes it
-    /// over.
+    /// Sets the tap up, without a carrier, and returns its files for another process, whose guest
+    /// takes it over.
     ///
     /// # Errors
     /// [`DeviceError::Network`]: kernels before 5.0 cannot do without a carrier.
-    pub(super) fn into_handed(self) -> Result<File, DeviceError> {
-        let failed = |cause| unusable(&self.name, explained(cause));
-        net::set_carrier(&self.file, Carrier::Off).map_err(failed)?;
+    pub(super) fn into_handed(self) -> Result<Vec<File>, DeviceError> {
+        let failed = |cause| unusable(&self.name, cause);
+        net::set_carrier(self.file(), Carrier::Off).map_err(failed)?;
         if self.origin == Origin::Made {
-            net::set_up(&self.control, &self.name, Carrier::On).map_err(failed)?;
+            net::set_up(&self.control, &self.name, Carrier::On)
+                .map_err(|cause| failed(explained(cause)))?;
         }
-        Ok(self.file)
+        Ok(self.files)
     }
 
-    fn take(name: &str, mtu: u32) -> Result<Self, DeviceError> {
+    fn take(name: &str, mtu: u32, pairs: u16) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(name, cause);
         let control = net::control().map_err(failed)?;
         if !net::is_up(&control, name).map_err(failed)? {
             let what = format!("it is down; `ip link set {name} up` sets it up");
             return Err(failed(io::Error::other(what)));
         }
-        let file = open_tun().map_err(failed)?;
-        net::attach(&file, name, FLAGS).map_err(|cause| failed(explained(cause)))?;
+        let explained = |cause| failed(explained_for(pairs, cause));
+        let first = open_tun().map_err(failed)?;
+        net::attach(&first, name, flags_for(pairs)).map_err(explained)?;
+        let files = with_others(first, name, pairs).map_err(explained)?;
+        expect_no_other_queues(name, pairs).map_err(failed)?;
+        let tap = Self {
+            used: files.len(),
+            files,
+            control,
+            name: name.to_owned(),
+            mtu,
+            origin: Origin::Given,
+        };
         // Older kernels cannot set the carrier; frames that arrive early are then dropped when the
         // driver becomes ready.
-        let _ = net::set_carrier(&file, Carrier::Off);
-        let tap = Self { file, control, name: name.to_owned(), mtu, origin: Origin::Given };
-        net::set_header_bytes(&tap.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
+        let _ = net::set_carrier(tap.file(), Carrier::Off);
+        net::set_header_bytes(tap.file(), HEADER_BYTES as libc::c_int).map_err(failed)?;
         Ok(tap)
     }
 
@@ -126,7 +155,7 @@ impl Tap {
         bridge: &str,
         name: Option<&str>,
         mtu: u32,
-        address: [u8; 6],
+        config: &NetConfig,
     ) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(name.unwrap_or(bridge), cause);
         let control = net::control().map_err(failed)?;
@@ -138,19 +167,26 @@ impl Tap {
             );
             return Err(failed(io::Error::other(what)));
         }
-        let file = open_tun().map_err(failed)?;
-        let flags = FLAGS | libc::IFF_TUN_EXCL;
-        let made = net::attach(&file, name.unwrap_or(NAME_PATTERN), flags);
-        let name = made.map_err(|cause| failed(explained(cause)))?;
-        let tap = Self { file, control, name, mtu, origin: Origin::Made };
-        tap.set_up_on(bridge, address)?;
+        let pairs = config.queue_pairs();
+        let explained = |cause| failed(explained_for(pairs, cause));
+        let first = open_tun().map_err(failed)?;
+        let flags = flags_for(pairs) | libc::IFF_TUN_EXCL;
+        let name = net::attach(&first, name.unwrap_or(NAME_PATTERN), flags).map_err(explained)?;
+        let files = with_others(first, &name, pairs).map_err(explained)?;
+        let tap = Self { used: files.len(), files, control, name, mtu, origin: Origin::Made };
+        tap.set_up_on(bridge, own_address(config.mac()))?;
         Ok(tap)
+    }
+
+    /// Returns a file for what concerns the whole tap.
+    fn file(&self) -> &File {
+        &self.files[0]
     }
 
     fn set_up_on(&self, bridge: &str, address: [u8; 6]) -> Result<(), DeviceError> {
         let (control, name) = (&self.control, self.name.as_str());
         let failed = |cause| unusable(name, cause);
-        net::set_header_bytes(&self.file, HEADER_BYTES as libc::c_int).map_err(failed)?;
+        net::set_header_bytes(self.file(), HEADER_BYTES as libc::c_int).map_err(failed)?;
         net::set_hardware_address(control, name, address).map_err(failed)?;
         // The MTU of the bridge: a bridge adopts the lowest MTU of its ports.
         net::set_mtu(control, name, self.mtu).map_err(failed)?;
@@ -169,12 +205,24 @@ impl Port for Tap {
         self.mtu as usize
     }
 
-    fn frames(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    fn frames(&self, pair: usize) -> BorrowedFd<'_> {
+        self.files[pair].as_fd()
+    }
+
+    fn use_pairs(&mut self, pairs: usize) -> io::Result<()> {
+        while self.used > pairs {
+            net::set_queue(&self.files[self.used - 1], Queue::Detached)?;
+            self.used -= 1;
+        }
+        while self.used < pairs {
+            net::set_queue(&self.files[self.used], Queue::Attached)?;
+            self.used += 1;
+        }
+        Ok(())
     }
 
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
-        net::set_offloads(&self.file, offloads)
+        net::set_offloads(self.file(), offloads)
     }
 
     fn open_to_traffic(&mut self) -> Result<(), DeviceError> {
@@ -182,7 +230,7 @@ impl Port for Tap {
             Origin::Made => net::set_up(&self.control, &self.name, Carrier::On)
                 .map_err(|cause| unusable(&self.name, explained(cause))),
             Origin::Given => {
-                let _ = net::set_carrier(&self.file, Carrier::On);
+                let _ = net::set_carrier(self.file(), Carrier::On);
                 Ok(())
             }
         }
@@ -191,7 +239,7 @@ impl Port for Tap {
     fn close_to_traffic(&mut self) {
         let closed = match self.origin {
             Origin::Made => net::set_up(&self.control, &self.name, Carrier::Off),
-            Origin::Given => net::set_carrier(&self.file, Carrier::Off),
+            Origin::Given => net::set_carrier(self.file(), Carrier::Off),
         };
         if let Err(error) = closed {
             tracing::warn!(tap = %self.name, %error, "the network may still send the guest's packets here");
@@ -231,13 +279,58 @@ fn open_tun() -> io::Result<File> {
     options.open(TUN).map_err(|cause| io::Error::other(format!("cannot open {TUN}: {cause}")))
 }
 
+/// Returns the flags of a tap for so many pairs of queues. The kernel has one kind of tap for one
+/// pair, and another for several.
+fn flags_for(pairs: u16) -> libc::c_int {
+    if pairs > 1 { FLAGS | libc::IFF_MULTI_QUEUE } else { FLAGS }
+}
+
+/// Opens the tap `name` as often as it has further pairs of queues than that of its `first` file.
+fn with_others(first: File, name: &str, pairs: u16) -> io::Result<Vec<File>> {
+    let mut files = vec![first];
+    for _ in 1..pairs {
+        let file = open_tun()?;
+        net::attach(&file, name, flags_for(pairs))?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// Checks that no one else has a queue of a tap of which this process has `pairs`, as far as it is
+/// told. The kernel itself guards only taps with a single queue.
+///
+/// # Errors
+/// If another process has one.
+fn expect_no_other_queues(name: &str, pairs: u16) -> io::Result<()> {
+    let Ok(queues) = std::fs::read_dir(format!("{INTERFACES}/{name}/queues")) else {
+        return Ok(());
+    };
+    let is_sent = |name: &OsStr| name.as_encoded_bytes().starts_with(b"tx-");
+    let queues = queues.flatten().filter(|entry| is_sent(&entry.file_name())).count();
+    match queues <= pairs.into() {
+        true => Ok(()),
+        false => Err(io::Error::other(IN_USE)),
+    }
+}
+
+/// Explains the error of a system call in terms of taps with so many pairs of queues.
+fn explained_for(pairs: u16, cause: io::Error) -> io::Error {
+    match cause.raw_os_error() {
+        Some(libc::EINVAL) if pairs > 1 => io::Error::new(
+            cause.kind(),
+            "it is not a tap for several queues: `ip tuntap add NAME mode tap multi_queue` makes one",
+        ),
+        _ => explained(cause),
+    }
+}
+
 /// Explains the error of a system call in terms of taps.
 fn explained(cause: io::Error) -> io::Error {
     let what = match cause.raw_os_error() {
         Some(libc::EPERM) => {
             "this takes CAP_NET_ADMIN; without it use a tap that was made for this user: `ip tuntap add NAME mode tap user USER`"
         }
-        Some(libc::EBUSY) => "it is in use by another guest or program",
+        Some(libc::EBUSY) => IN_USE,
         Some(libc::EINVAL) => "it is not a tap with a single queue",
         _ => return cause,
     };

@@ -28,8 +28,8 @@ use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::registers::QueueRegisters;
 
-/// The queues that the kernel serves.
-const QUEUES: [usize; 2] = [RECEIVE, TRANSMIT];
+/// The kernel's indexes of the queues that it serves.
+const VRINGS: [usize; 2] = [RECEIVE, TRANSMIT];
 /// Features of a driver that the kernel has to know.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -40,15 +40,20 @@ const LOG_ALL: u64 = 1 << 26;
 /// `VHOST_VRING_F_LOG` of linux/vhost_types.h: log writes to the used ring.
 const LOG_USED: u32 = 1;
 
+/// Signals of the kernel that the device's thread watches, see [`Vhost::watched`].
+pub(super) const SIGNALS: usize = 3;
+
 /// Size of the tap's send buffer, in bytes. With the default, which is one more, the kernel builds
 /// several frames before it hands them to the tap, by code that does not check how short they are
 /// (CVE-2024-41091, CVE-2026-46321): a guest could have it leak the host's memory. With any other
 /// size it sends each frame as a program does.
 const SEND_BUFFER_BYTES: i32 = i32::MAX - 1;
 
-/// The kernel's side of a device; see the module.
+/// The kernel's side of a pair of queues; see the module.
 pub(super) struct Vhost {
     kernel: Net<Arc<RamMap>>,
+    /// Indexes of the queues in the device.
+    queues: [usize; 2],
     /// The kernel reads and writes this memory, and its write log.
     ram: Arc<GuestRam>,
     eventfds: [Eventfds; 2],
@@ -72,12 +77,12 @@ struct Eventfds {
 }
 
 impl Vhost {
-    /// Opens `/dev/vhost-net` for a device.
+    /// Opens `/dev/vhost-net` for a pair of a device's `queues`.
     ///
     /// # Errors
     /// The error from the system; `Unsupported` if the kernel lacks a feature that a driver may
     /// use.
-    pub(super) fn open(access: &KernelAccess<'_>) -> vhost::Result<Self> {
+    pub(super) fn open(access: &KernelAccess<'_>, queues: [usize; 2]) -> vhost::Result<Self> {
         let kernel = Net::new(Arc::new(access.ram.memory().clone()))?;
         let missing = (FEATURES | LOG_ALL) & !kernel.get_features()?;
         if missing != 0 {
@@ -92,11 +97,12 @@ impl Vhost {
             access.line.follow(queue, call.try_clone()?);
             io::Result::Ok(Eventfds { kick, call })
         };
-        let eventfds = || Ok([of(RECEIVE)?, of(TRANSMIT)?]);
-        let eventfds = eventfds().map_err(vhost::Error::IOError)?;
+        let [receive, transmit] = queues.map(|queue| of(queue).map_err(vhost::Error::IOError));
+        let eventfds = [receive?, transmit?];
         let error = EventFd::new(EFD_NONBLOCK).map_err(vhost::Error::IOError)?;
         let ram = Arc::clone(access.ram);
-        Ok(Self { kernel, ram, eventfds, error, logs: false, served: None, refused: false })
+        let (logs, served, refused) = (false, None, false);
+        Ok(Self { kernel, queues, ram, eventfds, error, logs, served, refused })
     }
 
     /// Returns whether the kernel carries the frames now.
@@ -109,7 +115,7 @@ impl Vhost {
     /// arrived could hold up the end of this process when that is killed.)
     pub(super) fn can_start(&self, queues: &[Option<Queue>]) -> bool {
         let is_set_up = |index| matches!(queues.get(index), Some(Some(_)));
-        !self.refused && self.ram.is_complete() && QUEUES.into_iter().all(is_set_up)
+        !self.refused && self.ram.is_complete() && self.queues.into_iter().all(is_set_up)
     }
 
     /// Has the kernel carry frames between `tap` and the queues of a driver that has accepted
@@ -138,7 +144,8 @@ impl Vhost {
         features: u64,
         queues: &[Option<Queue>],
     ) -> vhost::Result<()> {
-        let [Some(receive), Some(transmit), ..] = queues else {
+        let [Some(Some(receive)), Some(Some(transmit))] = self.queues.map(|at| queues.get(at))
+        else {
             return Err(vhost::Error::InvalidQueue);
         };
         let both = [receive, transmit];
@@ -153,7 +160,7 @@ impl Vhost {
         }
         let rings = both.map(Queue::registers);
         self.kernel.set_features(self.with_log(features))?;
-        for ((index, queue), rings) in QUEUES.into_iter().zip(both).zip(&rings) {
+        for ((index, queue), rings) in VRINGS.into_iter().zip(both).zip(&rings) {
             let Eventfds { kick, call } = &self.eventfds[index];
             self.kernel.set_vring_num(index, rings.size)?;
             self.kernel.set_vring_base(index, queue.position().next_available)?;
@@ -164,7 +171,7 @@ impl Vhost {
         }
         let tap = File::from(tap.try_clone_to_owned().map_err(vhost::Error::IOError)?);
         self.served = Some((features, rings));
-        for (index, own) in QUEUES.into_iter().zip(&self.eventfds) {
+        for (index, own) in VRINGS.into_iter().zip(&self.eventfds) {
             self.kernel.set_backend(index, Some(&tap))?;
             // The driver may have notified before the kernel listened.
             own.kick.write(1).map_err(vhost::Error::IOError)?;
@@ -185,9 +192,9 @@ impl Vhost {
         if self.error.read().is_ok() {
             return Err(QueueError::Kernel);
         }
-        for index in QUEUES {
+        for (index, at) in VRINGS.into_iter().zip(self.queues) {
             let next = self.kernel.get_vring_base(index).map_err(|_| QueueError::Kernel)?;
-            if let Some(Some(queue)) = queues.get_mut(index) {
+            if let Some(Some(queue)) = queues.get_mut(at) {
                 queue.go_on_at(self.ram.memory(), next as u16)?;
             }
         }
@@ -199,7 +206,7 @@ impl Vhost {
         if self.served.take().is_none() {
             return;
         }
-        for index in QUEUES {
+        for index in VRINGS {
             if let Err(error) = self.kernel.set_backend(index, None) {
                 tracing::error!(%error, index, "vhost-net does not stop");
             }
@@ -224,7 +231,7 @@ impl Vhost {
         self.logs = on;
         let Some((features, rings)) = &self.served else { return Ok(()) };
         self.kernel.set_features(self.with_log(*features))?;
-        for (index, rings) in QUEUES.into_iter().zip(rings) {
+        for (index, rings) in VRINGS.into_iter().zip(rings) {
             self.kernel.set_vring_addr(index, &self.vring(rings))?;
         }
         Ok(())
@@ -248,14 +255,14 @@ impl Vhost {
 
     /// Returns the descriptors that the device's thread has to watch: the signals for interrupts by
     /// queue, and that for errors.
-    pub(super) fn watched(&self) -> [RawFd; 3] {
+    pub(super) fn watched(&self) -> [RawFd; SIGNALS] {
         let [receive, transmit] = &self.eventfds;
         [receive.call.as_raw_fd(), transmit.call.as_raw_fd(), self.error.as_raw_fd()]
     }
 
     /// Interrupts the driver for the buffers that the kernel has used, where KVM has not done that.
     pub(super) fn pass_on_signals(&self, interrupt: &Interrupt) {
-        for (queue, own) in QUEUES.into_iter().zip(&self.eventfds) {
+        for (queue, own) in self.queues.into_iter().zip(&self.eventfds) {
             interrupt.pass_on(queue, &own.call);
         }
     }

@@ -9,10 +9,13 @@ use super::device::NetDevice;
 use super::port::Port;
 use crate::virtio::DeviceError;
 
-/// The guest's end of the socket pair.
+/// Pairs of queues of the device.
+const PAIRS: u16 = 2;
+
+/// The guest's end of the socket pair, once for each pair of queues.
 #[derive(Debug)]
 struct Wire {
-    end: UnixDatagram,
+    ends: [UnixDatagram; PAIRS as usize],
     mtu: u16,
 }
 
@@ -25,8 +28,8 @@ pub(in crate::virtio) fn on_wire() -> io::Result<(NetDevice, UnixDatagram)> {
     let (end, network) = UnixDatagram::pair()?;
     end.set_nonblocking(true)?;
     network.set_nonblocking(true)?;
-    let config = NetConfig::nowhere();
-    let wire = Wire { end, mtu: config.mtu() };
+    let config = NetConfig::nowhere().with_queue_pairs(PAIRS);
+    let wire = Wire { ends: [end.try_clone()?, end], mtu: config.mtu() };
     Ok((NetDevice::on(Box::new(wire), &config), network))
 }
 
@@ -39,8 +42,12 @@ impl Port for Wire {
         self.mtu.into()
     }
 
-    fn frames(&self) -> BorrowedFd<'_> {
-        self.end.as_fd()
+    fn frames(&self, pair: usize) -> BorrowedFd<'_> {
+        self.ends[pair].as_fd()
+    }
+
+    fn use_pairs(&mut self, _: usize) -> io::Result<()> {
+        Ok(())
     }
 
     fn set_offloads(&self, _: u32) -> io::Result<()> {

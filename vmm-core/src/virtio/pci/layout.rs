@@ -30,6 +30,10 @@ pub(super) const PENDING: Range<usize> = 0x5000..0x5008;
 /// Bytes between the notifications of two queues.
 pub(super) const NOTIFY_BYTES: usize = 4;
 
+/// Queues for which each device has notifications, also those that it does not have: so earlier
+/// releases show it.
+const QUEUES_SHOWN_MIN: usize = 16;
+
 /// Types of virtio's capabilities (virtio 1.2, 4.1.4).
 mod capability {
     pub(super) const COMMON: u8 = 1;
@@ -75,7 +79,9 @@ pub(super) fn layout(slot: usize, kind: DeviceKind, vectors: usize) -> Layout {
         config.add_capability(pci::capability::VENDOR, &virtio(kind, part, &[]), &[]);
     }
     let multiplier = (NOTIFY_BYTES as u32).to_le_bytes();
-    let notify = virtio(capability::NOTIFY, NOTIFY, &multiplier);
+    let queues = (vectors - 1).max(QUEUES_SHOWN_MIN);
+    let notify = NOTIFY.start..NOTIFY.start + NOTIFY_BYTES * queues;
+    let notify = virtio(capability::NOTIFY, notify, &multiplier);
     config.add_capability(pci::capability::VENDOR, &notify, &[]);
     // The driver writes where to access the BAR: its number, offset, length, and data.
     let writable = [[0, 0, 0xff, 0].as_slice(), &[0, 0], &[0xff; 12]].concat();

@@ -1,5 +1,7 @@
 //! The device with a driver, and a socket instead of a tap.
 
+mod pairs;
+
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
@@ -9,20 +11,22 @@ use proptest::prelude::*;
 use vm_memory::GuestMemoryRegion;
 use vm_memory::bitmap::Bitmap;
 
-use super::super::HEADER_BYTES;
+use super::super::{HEADER_BYTES, RECEIVE, TRANSMIT};
 use super::*;
-use crate::virtio::net::{MacAddress, NetLink, NetStatus};
+use crate::virtio::net::{Flow, MacAddress, NetLink, NetStatus};
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
 const MTU: usize = 1500;
+/// Index of the control queue of a device with one pair of queues.
+const CONTROL: usize = 2;
 /// Address of the buffers, with space for all that a queue holds.
 const BUFFERS: u64 = 0x10_0000;
 const BUFFER_BYTES: u32 = 0x2000;
 
-/// A socket instead of a tap, and the calls that it received.
+/// A socket for each pair of queues instead of a tap, and the calls that it received.
 #[derive(Debug)]
 struct Cable {
-    end: UnixDatagram,
+    ends: Vec<UnixDatagram>,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -41,8 +45,15 @@ impl Port for Cable {
         MTU
     }
 
-    fn frames(&self) -> BorrowedFd<'_> {
-        self.end.as_fd()
+    fn frames(&self, pair: usize) -> BorrowedFd<'_> {
+        self.ends[pair].as_fd()
+    }
+
+    fn use_pairs(&mut self, pairs: usize) -> std::io::Result<()> {
+        if self.ends.len() > 1 {
+            self.note(format!("{pairs} in use"));
+        }
+        Ok(())
     }
 
     fn set_offloads(&self, offloads: u32) -> std::io::Result<()> {
@@ -85,12 +96,24 @@ fn device() -> (Box<NetDevice>, UnixDatagram, Arc<Mutex<Vec<String>>>) {
 
 /// A device with this configuration, its network, and the calls that its port receives.
 fn device_of(config: &NetConfig) -> (Box<NetDevice>, UnixDatagram, Arc<Mutex<Vec<String>>>) {
-    let (end, network) = UnixDatagram::pair().unwrap();
-    end.set_nonblocking(true).unwrap();
-    network.set_nonblocking(true).unwrap();
+    let (device, mut networks, calls) = device_with_ends(config);
+    (device, networks.remove(0), calls)
+}
+
+/// As [`device_of`], with the network's end of each pair of queues.
+fn device_with_ends(
+    config: &NetConfig,
+) -> (Box<NetDevice>, Vec<UnixDatagram>, Arc<Mutex<Vec<String>>>) {
+    let wire = |_| {
+        let (end, network) = UnixDatagram::pair().unwrap();
+        end.set_nonblocking(true).unwrap();
+        network.set_nonblocking(true).unwrap();
+        (end, network)
+    };
+    let (ends, networks) = (0..config.queue_pairs()).map(wire).unzip();
     let calls = Arc::default();
-    let cable = Cable { end, calls: Arc::clone(&calls) };
-    (Box::new(NetDevice::on(Box::new(cable), config)), network, calls)
+    let cable = Cable { ends, calls: Arc::clone(&calls) };
+    (Box::new(NetDevice::on(Box::new(cable), config)), networks, calls)
 }
 
 impl Scene {
