@@ -11,7 +11,7 @@ use vmm_core::PciAddress;
 use vmm_core::vfio::{HostDevice, HostDeviceError};
 use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
-use super::types::one_pair;
+use super::types::{is_one_pair, one_pair};
 use super::{ApiClient, AskError};
 
 /// How long it may take to make durable what a guest has written to a device that it has let go of.
@@ -101,7 +101,7 @@ pub(crate) struct NetToAttach {
     /// MTU of the bridge or the tap, bytes.
     pub(crate) mtu: u16,
     /// Pairs of queues, 1 to 8: as many files of the tap come along.
-    #[serde(default = "one_pair")]
+    #[serde(default = "one_pair", skip_serializing_if = "is_one_pair")]
     pub(crate) queues: u16,
     /// Whether the guest sends by a device of its host with the same address while it has one.
     #[serde(default)]

@@ -283,7 +283,7 @@ pub(crate) struct NetInfo {
     /// Pairs of queues that the guest may use.
     #[serde(default = "one_pair")]
     pub(crate) queues: u16,
-    /// Whether the host's kernel carries the frames (vhost-net).
+    /// Whether the host's kernel carries frames of it (vhost-net).
     #[serde(default)]
     pub(crate) vhost: bool,
     /// Frames that the guest received in this process.
@@ -292,9 +292,15 @@ pub(crate) struct NetInfo {
     pub(crate) transmitted: FlowInfo,
 }
 
-/// What a network device has of earlier releases, which say nothing of its queues.
+/// Returns the pairs of queues of a network device about which an earlier release says nothing.
 pub(super) fn one_pair() -> u16 {
     1
+}
+
+/// Returns whether a process of an earlier release is to be told nothing of the queues.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes it so
+pub(super) fn is_one_pair(pairs: &u16) -> bool {
+    *pairs == one_pair()
 }
 
 /// Frames in one direction.

@@ -451,6 +451,11 @@ tap = "tap-db"
         refused(&net("tap = \"a/b\""), "5: net[1].tap: ", "a/b");
         refused(&net("mtu = 9000"), "5: net[1].mtu: ", "`bridge`");
         refused(&net("tap = \"t1\"\nstandby = true"), "6: net[1].standby: ", "needs mac=");
+        refused(&net("tap = \"t1\"\nqueues = 9"), "6: net[1].queues: ", "1 to 8");
+        let half = "machine = \"mmio\"\nkernel = \"/k\"\n[[net]]\ntap = \"t0\"\nmac = \"52:54:00:00:00:01\"\nstandby = true";
+        refused(half, "6: net[0].standby: ", "`machine");
+        let twins = "[[net]]\ntap = \"t0\"\nmac = \"52:54:00:00:00:01\"\n".repeat(2);
+        refused(&format!("kernel = \"/k\"\n{twins}"), "7: net[1].mac: ", "different addresses");
         refused(
             "kernel = \"/k\"\n[[net]]\nmac = \"52:54:00:00:00:01\"",
             "1: net[0].bridge: ",

@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use tokio::sync::mpsc::UnboundedReceiver;
 use vmm_core::PciAddress;
 
 use super::session::{block_on, guest_client};
@@ -58,16 +59,29 @@ impl LeftBehind {
     /// had let go of.
     ///
     /// # Errors
-    /// If it does not let go of one in time.
-    pub(super) async fn detach_all(client: &ApiClient, name: &GuestName) -> Result<Self> {
+    /// If it does not let go of one in time, or the user `interrupts`.
+    pub(super) async fn detach_all(
+        client: &ApiClient,
+        name: &GuestName,
+        interrupts: &mut UnboundedReceiver<()>,
+    ) -> Result<Self> {
         let info: GuestInfo = client.get("/v1/guest").await?;
         let mut left = Self { name: name.clone(), devices: Vec::new() };
         for device in info.host_devices {
             let named = NamedDevice::Host(device.host.clone());
-            if let Err(error) = ask_to_detach(client, named, LEAVE_PATIENCE).await {
+            let detached = tokio::select! {
+                answer = ask_to_detach(client, named, LEAVE_PATIENCE) => answer
+                    .map(drop)
+                    .with_context(|| format!("cannot detach {} from {name}", device.host)),
+                Some(()) = interrupts.recv() => Err(anyhow!(
+                    "{name} stays, and may still let go of the host's device {0}: `lighter show {name}` tells, `lighter \
+                     attach-device {name} vfio={0}` gives it back",
+                    device.host
+                )),
+            };
+            if let Err(error) = detached {
                 left.attach_again(client).await;
-                return Err(error)
-                    .with_context(|| format!("cannot detach {} from {name}", device.host));
+                return Err(error);
             }
             output::note(format_args!("the host's device {} is detached from {name}", device.host));
             left.devices.extend(device.host.parse::<PciAddress>());

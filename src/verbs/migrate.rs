@@ -115,10 +115,10 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
         }
         let asked = there.expect_attachable(state, &client, &nodes_of(&request)?).await;
         asked.with_context(cannot)?;
-        let interrupts = interrupts()?;
+        let mut interrupts = interrupts()?;
         is_workload = client.get::<WorkloadInfo>("/v1/guest/workload").await.is_ok();
         if args.detach_on_migrate {
-            let detached = LeftBehind::detach_all(&client, &args.name).await;
+            let detached = LeftBehind::detach_all(&client, &args.name, &mut interrupts).await;
             left = Some(detached.with_context(cannot)?);
         }
         there.begin();

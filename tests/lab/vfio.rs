@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use crate::fixtures::{Host, Lab, StockGuest, until};
+use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 
 /// The drive and the card, as the host has them.
 const DRIVE: &str = "0000:00:08.0";
@@ -134,6 +134,22 @@ fn a_guest_has_devices_of_its_host_and_moves_without_them() {
     assert!(failed.stderr.contains(&format!("has the host's device {DRIVE} again")), "{failed:?}");
     assert!(failed.stderr.contains(&format!("has the host's device {CARD} again")), "{failed:?}");
     assert_eq!(failed.code, Some(1), "{failed:?}");
+    await_drive(&guest, here);
+    assert_eq!(sum(&guest, here), content);
+
+    // One that is interrupted while the guest stands still leaves it the second. It lets go of the
+    // first when it goes on.
+    here.lighter("pause debian").ok();
+    let migrate = format!(
+        "timeout --preserve-status --signal INT 5 lighter migrate debian {to} --detach-on-migrate"
+    );
+    here.sh(&migrate).complains(&["debian stays, and may still let go", DRIVE]);
+    here.lighter("resume debian").ok();
+    until("the guest has let go of the drive", || {
+        let devices = host_devices(here);
+        holds(!devices.contains(DRIVE) && devices.contains(CARD), devices)
+    });
+    here.lighter(&format!("attach-device debian vfio={DRIVE}")).ok();
     await_drive(&guest, here);
     assert_eq!(sum(&guest, here), content);
 

@@ -1,5 +1,6 @@
 //! What a guest's specification must be for any host to take it.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -72,10 +73,30 @@ impl GuestSpec {
         labels::check(&self.labels()).map_err(|error| Fault::of("labels", error.to_string()))?;
         let mut disks = self.disk.iter().enumerate();
         disks.try_for_each(|(index, disk)| disk.check(index))?;
-        let mut nets = self.net.iter().enumerate();
-        nets.try_for_each(|(index, net)| net.check(index))?;
+        self.check_nets()?;
         if !self.device.is_empty() && self.machine() != MachineKind::Pci {
             return Err(Fault::of("device", "a device of the host needs `machine = \"pci\"`"));
+        }
+        Ok(())
+    }
+
+    /// Whether any host could have its networks, and they have different addresses.
+    fn check_nets(&self) -> Result<(), Fault> {
+        let mut macs = HashSet::new();
+        for (index, net) in self.net.iter().enumerate() {
+            net.check(index)?;
+            let fault = |key, what: &str| {
+                Err(Fault {
+                    place: Place { key, item: Some(("net", index)) },
+                    what: what.to_owned(),
+                })
+            };
+            if net.standby && self.machine() != MachineKind::Pci {
+                return fault("standby", "one half of a failover pair needs `machine = \"pci\"`");
+            }
+            if net.mac.is_some_and(|mac| !macs.insert(mac)) {
+                return fault("mac", "two network devices of a guest have different addresses");
+            }
         }
         Ok(())
     }

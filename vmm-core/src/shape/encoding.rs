@@ -30,10 +30,11 @@ const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
 const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 /// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
 /// devices' slots, and the disks that bypass the host's cache, by their places among the devices.
-/// Read only: [`SHAPE_VERSION_WITH_OPTIONS`] followed.
+/// Read, but no longer written.
 const SHAPE_VERSION_WITH_CACHES: u16 = 12;
 /// Version of the encoding of a [`VmShape`] as with caches, followed by the network devices that
-/// are one half of a failover pair, by their places among the devices. Read only.
+/// are one half of a failover pair, by their places among the devices. Read, but no longer
+/// written.
 const SHAPE_VERSION_WITH_STANDBY: u16 = 13;
 /// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
 /// devices' slots, and the options of devices, by their places among the devices.
@@ -110,7 +111,7 @@ impl VmShape {
         }
     }
 
-    /// Returns the lowest version that has all of the shape.
+    /// Returns the lowest version that is written and has all of the shape.
     fn version(&self) -> u16 {
         let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
         if !self.options().is_empty() {

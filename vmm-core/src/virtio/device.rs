@@ -92,6 +92,9 @@ pub(crate) struct Unwatched {
 }
 
 impl Unwatched {
+    /// Most descriptors that a device may have watched.
+    pub(crate) const DESCRIPTORS_MAX: usize = u32::BITS as usize;
+
     /// Returns what either has.
     pub(crate) fn with(self, other: Self) -> Self {
         Self {

@@ -155,8 +155,8 @@ impl NetConfig {
     }
 
     /// Opens or creates the tap for a process that may not, once for each pair of queues, and sets
-    /// it up. It has no carrier until
-    /// that process takes it over; if it was created, it vanishes when it is closed everywhere.
+    /// it up. It has no carrier until that process takes it over; if it was created, it vanishes
+    /// when it is closed everywhere.
     ///
     /// # Errors
     /// [`DeviceError::Network`].

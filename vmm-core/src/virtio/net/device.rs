@@ -1,5 +1,6 @@
 //! The network device.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::HEADER_BYTES;
 use super::announce::{self, Announcement};
 use super::config::NetConfig;
 use super::control::{self, Wish};
@@ -25,12 +25,14 @@ use super::port::Port;
 use super::receive::{Filling, Receiver};
 use super::tap::Tap;
 use super::vhost::{self, Vhost};
+use super::{HEADER_BYTES, QUEUE_PAIRS_MAX};
 use crate::sys::net;
 use crate::virtio::DeviceError;
 use crate::virtio::device::{
     Device, DeviceKind, KernelAccess, Progress, Rings, Unwatched, expect_no_state,
 };
 use crate::virtio::queue::QueueError;
+use crate::virtio::registers::QUEUES_MAX;
 use crate::virtio::signals::ConfigSpace;
 
 /// Entries of each queue, as usual for network devices; the control queue has fewer.
@@ -43,6 +45,11 @@ const BATCH: usize = 64;
 const STALE_FRAMES_MAX: usize = 4096;
 /// A guest that was paused this long is announced on resume: switches may have dropped its address.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    pair::QUEUES * (QUEUE_PAIRS_MAX as usize) < QUEUES_MAX
+        && QUEUE_PAIRS_MAX as usize * (1 + vhost::SIGNALS) <= Unwatched::DESCRIPTORS_MAX,
+    "all queues and descriptors of a device with the most pairs have bits of their own"
+);
 /// Offset of the status in the configuration space (virtio 1.2, 5.1.4).
 const STATUS: std::ops::Range<usize> = 6..8;
 
@@ -53,8 +60,6 @@ pub(crate) struct NetDevice {
     port: Box<dyn Port>,
     /// All pairs of queues that the driver may use.
     pairs: Vec<Pair>,
-    /// How many of them it does, the first ones.
-    used: usize,
     /// Features that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
     /// What was carried, while the kernel carries nothing.
@@ -66,6 +71,8 @@ pub(crate) struct NetDevice {
     /// The network may believe that the guest is on another host.
     moved: bool,
     paused_at: Option<Instant>,
+    /// Whether there was a warning.
+    warned: bool,
 }
 
 impl NetDevice {
@@ -86,10 +93,9 @@ impl NetDevice {
     pub(super) fn on(port: Box<dyn Port>, config: &NetConfig) -> Self {
         let receiver = || Receiver::new(Filling::Single, port.mtu(), false);
         let pairs = (0..config.queue_pairs().into()).map(|index| Pair::new(index, receiver()));
-        let mut device = Self {
+        Self {
             config: config.clone(),
             pairs: pairs.collect(),
-            used: 1,
             meter: Arc::new(NetMeter::new(config, port.name())),
             port,
             features: None,
@@ -98,22 +104,30 @@ impl NetDevice {
             asked_to_announce: false,
             moved: false,
             paused_at: None,
-        };
-        device.use_pairs(1);
-        device
+            warned: false,
+        }
     }
 
     /// Has the first `pairs` pairs of queues carry the frames, and no other; returns false if the
     /// host's interface does not do it.
     fn use_pairs(&mut self, pairs: usize) -> bool {
         let done = self.port.use_pairs(pairs);
-        match &done {
-            Ok(()) => self.used = pairs,
-            Err(error) => {
-                tracing::warn!(tap = self.port.name(), pairs, %error, "the tap does not use as many queues as the guest");
-            }
+        if let Err(error) = &done {
+            self.warn(error, "the tap does not use as many queues as the guest");
         }
         done.is_ok()
+    }
+
+    /// Returns whether pair `index` carries frames.
+    fn is_used(&self, index: usize) -> bool {
+        index < self.port.used_pairs()
+    }
+
+    /// Logs the first warning: a guest can cause them as often as it likes.
+    fn warn(&mut self, error: &impl Display, what: &str) {
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(tap = self.port.name(), %error, "{what}");
+        }
     }
 
     fn has(&self, feature: u32) -> bool {
@@ -145,7 +159,8 @@ impl NetDevice {
         pair::QUEUES * pairs
     }
 
-    /// Drops the frames that arrived before there was a driver to receive them.
+    /// Drops the frames that arrived before there was a driver to receive them. Only the first pair
+    /// can have any: the kernel drops what waits in a queue that is taken from a tap.
     fn drop_stale_frames(&mut self) {
         // Space for the header only: a read discards the rest of the frame.
         let mut header = [0; HEADER_BYTES];
@@ -159,14 +174,21 @@ impl NetDevice {
 
     /// Carries frames of queue `index`, unless the kernel does.
     fn carry(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        if self.is_carried(index / pair::QUEUES, rings)? {
+        let at = index / pair::QUEUES;
+        let is_used = self.is_used(at);
+        if is_used && self.is_carried(at, rings)? {
             return Ok(Progress::Idle);
         }
-        let pair = &mut self.pairs[index / pair::QUEUES];
-        let frames = self.port.frames(index / pair::QUEUES);
-        let progress = match index == pair.receive_queue() {
-            true => pair.receive(frames, &mut self.flows, rings),
-            false => pair.transmit(frames, &mut self.flows, rings),
+        let pair = &mut self.pairs[at];
+        let progress = match index == pair.transmit_queue() {
+            // What was in a queue when the driver ceased to use it is sent too. Linux does not send
+            // it again by another queue, and its connections would wait for ever.
+            true => {
+                let frames = self.port.frames(if is_used { at } else { 0 });
+                pair.transmit(frames, &mut self.flows, rings)
+            }
+            false if is_used => pair.receive(self.port.frames(at), &mut self.flows, rings),
+            false => Ok(Progress::Idle),
         };
         self.meter.publish(self.flows);
         progress
@@ -192,7 +214,7 @@ impl NetDevice {
         self.count_as_own();
         let started = started?;
         if let Err(error) = &started {
-            tracing::warn!(tap = self.port.name(), %error, "vhost-net does not take over: frames are carried without it");
+            self.warn(error, "vhost-net does not take over: frames are carried without it");
         }
         Ok(started.is_ok())
     }
@@ -212,6 +234,10 @@ impl NetDevice {
             let is_done = self.grant(wish, rings)?;
             control::answer(&mut chain, memory, is_done)?;
             rings.give_back(queue, chain.head, control::ANSWER_BYTES)?;
+            if matches!(wish, Wish::Pairs(_)) {
+                // Each change takes the kernel some milliseconds.
+                break;
+            }
         }
         Ok(Progress::More)
     }
@@ -242,7 +268,7 @@ impl NetDevice {
         self.pairs.iter_mut().skip(pairs).try_for_each(|pair| pair.stop(rings))?;
         self.count_as_own();
         let is_done = self.use_pairs(pairs);
-        for pair in &mut self.pairs[..self.used] {
+        for pair in &mut self.pairs {
             pair.receiver.set_readable();
             rings.request_processing(pair.receive_queue());
             rings.request_processing(pair.transmit_queue());
@@ -332,7 +358,7 @@ impl Device for NetDevice {
                 Ok(Progress::Idle)
             };
         }
-        match index / pair::QUEUES < self.used {
+        match index < pair::QUEUES * self.pairs.len() {
             true => self.carry(index, rings),
             false => Ok(Progress::Idle),
         }
@@ -340,19 +366,16 @@ impl Device for NetDevice {
 
     fn offload(&mut self, access: &KernelAccess<'_>) -> bool {
         let open = |pair: &Pair| Vhost::open(access, [pair.receive_queue(), pair.transmit_queue()]);
-        let opened: Result<Vec<_>, _> = self.pairs.iter().map(open).collect();
-        match opened {
-            Ok(opened) => {
-                for (pair, vhost) in self.pairs.iter_mut().zip(opened) {
-                    pair.vhost = Some(vhost);
+        for pair in &mut self.pairs {
+            match open(pair) {
+                Ok(vhost) => pair.vhost = Some(vhost),
+                Err(error) => {
+                    tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
+                    break;
                 }
-                true
-            }
-            Err(error) => {
-                tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
-                false
             }
         }
+        self.pairs.iter().any(|pair| pair.vhost.is_some())
     }
 
     fn log_writes(&mut self, on: bool) -> Result<(), DeviceError> {
@@ -380,8 +403,9 @@ impl Device for NetDevice {
             rings.request_processing(pair.receive_queue());
             return Ok(());
         }
-        let signal = (index - self.pairs.len()) / vhost::SIGNALS;
-        let Some(vhost) = self.pairs.get(signal).and_then(|pair| pair.vhost.as_ref()) else {
+        // The first pairs have the kernel's side, if not all of them have.
+        let pair = (index - self.pairs.len()) / vhost::SIGNALS;
+        let Some(vhost) = self.pairs.get(pair).and_then(|pair| pair.vhost.as_ref()) else {
             return Ok(());
         };
         vhost.pass_on_signals(rings.interrupt);
@@ -457,7 +481,7 @@ impl Device for NetDevice {
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
         match self.pairs.len() {
             1 => Ok(Vec::new()),
-            _ => Ok((self.used as u16).to_le_bytes().to_vec()),
+            _ => Ok((self.port.used_pairs() as u16).to_le_bytes().to_vec()),
         }
     }
 
@@ -469,11 +493,16 @@ impl Device for NetDevice {
         let Ok(used) = state.try_into().map(u16::from_le_bytes) else {
             return Err(format!("{} bytes of state, not 2", state.len()));
         };
+        let used = match self.features {
+            Some(_) => usize::from(used),
+            // It waits for a reset, which ends the use of others.
+            None => 1,
+        };
         let possible = if self.has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
-        if !(1..=possible).contains(&usize::from(used)) {
+        if !(1..=possible).contains(&used) {
             return Err(format!("{used} pairs of queues in use of {possible}"));
         }
-        match self.use_pairs(used.into()) {
+        match self.use_pairs(used) {
             true => Ok(()),
             false => Err(format!("the tap does not use {used} queues")),
         }

@@ -34,7 +34,7 @@ pub struct NetStatus {
     pub standby: bool,
     /// Pairs of queues that the guest may use.
     pub queue_pairs: u16,
-    /// Whether the host's kernel carries the frames (vhost-net).
+    /// Whether the host's kernel carries frames of it (vhost-net).
     pub vhost: bool,
     /// Frames that the guest received.
     pub received: Flow,

@@ -13,6 +13,7 @@
 //! | `meter`, `counters` | counters and status; the kernel's counters |
 //! | `port` | the interface that the device needs on the host |
 //! | `tap` | that interface as a tap: created or existing, with or without a bridge |
+//! | `tap_queues` | how many queues of a tap are open, in all processes |
 //! | `wire` | a socket instead of a tap, for the fuzz targets |
 //! | `config`, `mac` | configuration of the device |
 //!
@@ -29,6 +30,7 @@ mod pair;
 mod port;
 mod receive;
 mod tap;
+mod tap_queues;
 mod transmit;
 mod vhost;
 #[cfg(feature = "fuzzing")]

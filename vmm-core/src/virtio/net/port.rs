@@ -18,11 +18,14 @@ pub(crate) trait Port: Send + Debug {
     /// and neither blocks.
     fn frames(&self, pair: usize) -> BorrowedFd<'_>;
 
-    /// Has the first `pairs` pairs of queues carry the frames, and no other. All of them do until
-    /// this is called.
+    /// Returns how many pairs of queues carry the frames, the first ones: one, until
+    /// [`Port::use_pairs`] is called.
+    fn used_pairs(&self) -> usize;
+
+    /// Has the first `pairs` pairs of queues carry the frames, and no other.
     ///
     /// # Errors
-    /// If a system call fails.
+    /// If a system call fails. Then no more of them do than before.
     fn use_pairs(&mut self, pairs: usize) -> io::Result<()>;
 
     /// Sets which offloads the guest accepts on received frames, as `TUN_F_*` of `linux/if_tun.h`.

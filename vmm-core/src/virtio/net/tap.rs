@@ -5,7 +5,6 @@
 //! then, though already on its bridge; an existing tap, or one that another process hands over, has
 //! no carrier. So a second copy of a guest is never active on the network.
 
-use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +15,7 @@ use super::HEADER_BYTES;
 use super::config::{NetConfig, NetLink};
 use super::mac::MacAddress;
 use super::port::Port;
+use super::tap_queues::open_queues;
 use crate::sys::net::{self, Carrier, Queue};
 use crate::virtio::DeviceError;
 
@@ -23,8 +23,7 @@ use crate::virtio::DeviceError;
 const TUN: &str = "/dev/net/tun";
 /// A tap with a virtio-net header before each frame.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-/// What the kernel says of taps and bridges in the network namespace of this file system.
-const INTERFACES: &str = "/sys/devices/virtual/net";
+/// Why a tap is refused of which another process has a queue.
 const IN_USE: &str = "it is in use by another guest or program";
 /// Name of a tap without a configured name; the kernel inserts a number.
 const NAME_PATTERN: &str = "lighter%d";
@@ -65,8 +64,14 @@ impl Tap {
     /// # Errors
     /// [`DeviceError::Network`].
     pub(super) fn open(config: &NetConfig) -> Result<Self, DeviceError> {
-        if let Some(file) = config.handed_tap() {
-            return Self::handed(file, config);
+        let mut tap = Self::with_all_queues(config)?;
+        tap.use_pairs(1).map_err(|cause| unusable(&tap.name, cause))?;
+        Ok(tap)
+    }
+
+    fn with_all_queues(config: &NetConfig) -> Result<Self, DeviceError> {
+        if let Some(files) = config.handed_tap() {
+            return Self::handed(files, config);
         }
         let mtu = mtu_of(config.link())?;
         if mtu < u32::from(config.mtu()) {
@@ -83,7 +88,7 @@ impl Tap {
     /// Takes over what [`Tap::into_handed`] gave in another process.
     fn handed(files: &[Arc<File>], config: &NetConfig) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(config.link().interface(), cause);
-        let kind = libc::IFF_TUN | FLAGS | libc::IFF_MULTI_QUEUE;
+        let kind = libc::IFF_TUN | FLAGS | libc::IFF_MULTI_QUEUE | libc::IFF_DETACH_QUEUE;
         let mut names = Vec::with_capacity(files.len());
         for file in files {
             let (name, flags) = net::attached(file).map_err(failed)?;
@@ -95,31 +100,31 @@ impl Tap {
             net::make_nonblocking(file).map_err(failed)?;
             names.push(name);
         }
-        let (Some(name), true) = (names.pop(), names.windows(2).all(|pair| pair[0] == pair[1]))
-        else {
+        names.dedup();
+        let (Some(name), true) = (names.pop(), names.is_empty()) else {
             return Err(failed(io::Error::other("its files are those of several taps")));
         };
         let files: io::Result<Vec<File>> = files.iter().map(|file| file.try_clone()).collect();
         let files = files.map_err(failed)?;
-        let control = net::control().map_err(failed)?;
-        let mtu = config.mtu().into();
+        let (control, mtu) = (net::control().map_err(failed)?, config.mtu().into());
         let tap = Self { used: files.len(), files, control, name, mtu, origin: Origin::Given };
         net::set_header_bytes(tap.file(), HEADER_BYTES as libc::c_int).map_err(failed)?;
         net::set_carrier(tap.file(), Carrier::Off).map_err(failed)?;
         Ok(tap)
     }
 
-    /// Sets the tap up, without a carrier, and returns its files for another process, whose guest
-    /// takes it over.
+    /// Sets the tap up, without a carrier, and returns its files, of which all carry frames then,
+    /// for another process, whose guest takes it over.
     ///
     /// # Errors
     /// [`DeviceError::Network`]: kernels before 5.0 cannot do without a carrier.
-    pub(super) fn into_handed(self) -> Result<Vec<File>, DeviceError> {
-        let failed = |cause| unusable(&self.name, cause);
-        net::set_carrier(self.file(), Carrier::Off).map_err(failed)?;
+    pub(super) fn into_handed(mut self) -> Result<Vec<File>, DeviceError> {
+        net::set_carrier(self.file(), Carrier::Off)
+            .and_then(|()| self.use_pairs(self.files.len()))
+            .map_err(|cause| unusable(&self.name, explained(cause)))?;
         if self.origin == Origin::Made {
             net::set_up(&self.control, &self.name, Carrier::On)
-                .map_err(|cause| failed(explained(cause)))?;
+                .map_err(|cause| unusable(&self.name, explained(cause)))?;
         }
         Ok(self.files)
     }
@@ -131,22 +136,16 @@ impl Tap {
             let what = format!("it is down; `ip link set {name} up` sets it up");
             return Err(failed(io::Error::other(what)));
         }
-        let explained = |cause| failed(explained_for(pairs, cause));
-        let first = open_tun().map_err(failed)?;
-        net::attach(&first, name, flags_for(pairs)).map_err(explained)?;
-        let files = with_others(first, name, pairs).map_err(explained)?;
-        expect_no_other_queues(name, pairs).map_err(failed)?;
-        let tap = Self {
-            used: files.len(),
-            files,
-            control,
-            name: name.to_owned(),
-            mtu,
-            origin: Origin::Given,
-        };
-        // Older kernels cannot set the carrier; frames that arrive early are then dropped when the
-        // driver becomes ready.
-        let _ = net::set_carrier(tap.file(), Carrier::Off);
+        // Before it has a queue here too, which would take frames from those of another process.
+        expect_queues(&control, name, pairs, 0).map_err(failed)?;
+        // Each time, as opening a tap sets its carrier on. Older kernels cannot set it; frames that
+        // arrive early are then dropped when the driver becomes ready.
+        let unplug = |file: &File| drop(net::set_carrier(file, Carrier::Off));
+        let opened = attach_all(name, (pairs, 0), unplug);
+        let (_, files) = opened.map_err(|cause| failed(explained(cause)))?;
+        expect_queues(&control, name, pairs, pairs).map_err(failed)?;
+        let (used, name) = (files.len(), name.to_owned());
+        let tap = Self { files, used, control, name, mtu, origin: Origin::Given };
         net::set_header_bytes(tap.file(), HEADER_BYTES as libc::c_int).map_err(failed)?;
         Ok(tap)
     }
@@ -167,12 +166,9 @@ impl Tap {
             );
             return Err(failed(io::Error::other(what)));
         }
-        let pairs = config.queue_pairs();
-        let explained = |cause| failed(explained_for(pairs, cause));
-        let first = open_tun().map_err(failed)?;
-        let flags = flags_for(pairs) | libc::IFF_TUN_EXCL;
-        let name = net::attach(&first, name.unwrap_or(NAME_PATTERN), flags).map_err(explained)?;
-        let files = with_others(first, &name, pairs).map_err(explained)?;
+        let (name, exclusively) = (name.unwrap_or(NAME_PATTERN), libc::IFF_TUN_EXCL);
+        let opened = attach_all(name, (config.queue_pairs(), exclusively), |_| {});
+        let (name, files) = opened.map_err(|cause| failed(explained(cause)))?;
         let tap = Self { used: files.len(), files, control, name, mtu, origin: Origin::Made };
         tap.set_up_on(bridge, own_address(config.mac()))?;
         Ok(tap)
@@ -181,6 +177,18 @@ impl Tap {
     /// Returns a file for what concerns the whole tap.
     fn file(&self) -> &File {
         &self.files[0]
+    }
+
+    fn change_pairs(&mut self, pairs: usize) -> io::Result<()> {
+        while self.used > pairs {
+            net::set_queue(&self.files[self.used - 1], Queue::Detached)?;
+            self.used -= 1;
+        }
+        while self.used < pairs {
+            net::set_queue(&self.files[self.used], Queue::Attached)?;
+            self.used += 1;
+        }
+        Ok(())
     }
 
     fn set_up_on(&self, bridge: &str, address: [u8; 6]) -> Result<(), DeviceError> {
@@ -209,16 +217,18 @@ impl Port for Tap {
         self.files[pair].as_fd()
     }
 
+    fn used_pairs(&self) -> usize {
+        self.used
+    }
+
     fn use_pairs(&mut self, pairs: usize) -> io::Result<()> {
-        while self.used > pairs {
-            net::set_queue(&self.files[self.used - 1], Queue::Detached)?;
-            self.used -= 1;
+        let before = self.used;
+        let done = self.change_pairs(pairs);
+        if done.is_err() && self.used > before {
+            // No one would read what comes by the others.
+            let _ = self.change_pairs(before);
         }
-        while self.used < pairs {
-            net::set_queue(&self.files[self.used], Queue::Attached)?;
-            self.used += 1;
-        }
-        Ok(())
+        done
     }
 
     fn set_offloads(&self, offloads: u32) -> io::Result<()> {
@@ -285,42 +295,57 @@ fn flags_for(pairs: u16) -> libc::c_int {
     if pairs > 1 { FLAGS | libc::IFF_MULTI_QUEUE } else { FLAGS }
 }
 
-/// Opens the tap `name` as often as it has further pairs of queues than that of its `first` file.
-fn with_others(first: File, name: &str, pairs: u16) -> io::Result<Vec<File>> {
-    let mut files = vec![first];
-    for _ in 1..pairs {
+/// Opens the tap `name`, or creates it, once for each of its pairs of queues, and calls `done` with
+/// each file; returns its name, too. `first` are further flags for the first time.
+fn attach_all(
+    name: &str,
+    (pairs, first): (u16, libc::c_int),
+    done: impl Fn(&File),
+) -> io::Result<(String, Vec<File>)> {
+    let attach = |name: &str, flags| {
         let file = open_tun()?;
-        net::attach(&file, name, flags_for(pairs))?;
-        files.push(file);
-    }
-    Ok(files)
+        let name = net::attach(&file, name, flags).map_err(|cause| match cause.raw_os_error() {
+            Some(libc::EINVAL) => io::Error::new(cause.kind(), other_kind(pairs)),
+            _ => cause,
+        })?;
+        done(&file);
+        io::Result::Ok((name, file))
+    };
+    let (name, file) = attach(name, flags_for(pairs) | first)?;
+    let others = (1..pairs).map(|_| attach(&name, flags_for(pairs)).map(|(_, file)| file));
+    let others: io::Result<Vec<File>> = others.collect();
+    let files = std::iter::once(file).chain(others?).collect();
+    Ok((name, files))
 }
 
-/// Checks that no one else has a queue of a tap of which this process has `pairs`, as far as it is
-/// told. The kernel itself guards only taps with a single queue.
+/// Checks that so many queues of a tap for `pairs` pairs of them are open, in all processes. With
+/// one pair, the kernel sees to that.
 ///
 /// # Errors
-/// If another process has one.
-fn expect_no_other_queues(name: &str, pairs: u16) -> io::Result<()> {
-    let Ok(queues) = std::fs::read_dir(format!("{INTERFACES}/{name}/queues")) else {
+/// If more are open, or it is no tap for several queues.
+fn expect_queues(control: &OwnedFd, name: &str, pairs: u16, expected: u16) -> io::Result<()> {
+    if pairs == 1 {
         return Ok(());
-    };
-    let is_sent = |name: &OsStr| name.as_encoded_bytes().starts_with(b"tx-");
-    let queues = queues.flatten().filter(|entry| is_sent(&entry.file_name())).count();
-    match queues <= pairs.into() {
-        true => Ok(()),
-        false => Err(io::Error::other(IN_USE)),
+    }
+    match open_queues(control, name) {
+        Ok(open) if open <= expected.into() => Ok(()),
+        Ok(_) => Err(io::Error::other(IN_USE)),
+        Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
+            Err(io::Error::new(cause.kind(), other_kind(pairs)))
+        }
+        Err(cause) => Err(cause),
     }
 }
 
-/// Explains the error of a system call in terms of taps with so many pairs of queues.
-fn explained_for(pairs: u16, cause: io::Error) -> io::Error {
-    match cause.raw_os_error() {
-        Some(libc::EINVAL) if pairs > 1 => io::Error::new(
-            cause.kind(),
-            "it is not a tap for several queues: `ip tuntap add NAME mode tap multi_queue` makes one",
-        ),
-        _ => explained(cause),
+/// Says what a tap is not that was made for another number of queues than `pairs`.
+fn other_kind(pairs: u16) -> &'static str {
+    match pairs {
+        1 => {
+            "it is not a tap with a single queue: one that was made with `multi_queue` takes queues=N"
+        }
+        _ => {
+            "it is not a tap for several queues: `ip tuntap add NAME mode tap multi_queue` makes one"
+        }
     }
 }
 
@@ -328,10 +353,10 @@ fn explained_for(pairs: u16, cause: io::Error) -> io::Error {
 fn explained(cause: io::Error) -> io::Error {
     let what = match cause.raw_os_error() {
         Some(libc::EPERM) => {
-            "this takes CAP_NET_ADMIN; without it use a tap that was made for this user: `ip tuntap add NAME mode tap user USER`"
+            "this takes CAP_NET_ADMIN; without it use a tap that was made for this user: `ip tuntap add NAME mode tap user USER` (and \
+             `multi_queue` for queues=N)"
         }
         Some(libc::EBUSY) => IN_USE,
-        Some(libc::EINVAL) => "it is not a tap with a single queue",
         _ => return cause,
     };
     io::Error::new(cause.kind(), what)

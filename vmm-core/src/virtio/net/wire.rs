@@ -16,6 +16,7 @@ const PAIRS: u16 = 2;
 #[derive(Debug)]
 struct Wire {
     ends: [UnixDatagram; PAIRS as usize],
+    used: usize,
     mtu: u16,
 }
 
@@ -29,7 +30,7 @@ pub(in crate::virtio) fn on_wire() -> io::Result<(NetDevice, UnixDatagram)> {
     end.set_nonblocking(true)?;
     network.set_nonblocking(true)?;
     let config = NetConfig::nowhere().with_queue_pairs(PAIRS);
-    let wire = Wire { ends: [end.try_clone()?, end], mtu: config.mtu() };
+    let wire = Wire { ends: [end.try_clone()?, end], used: 1, mtu: config.mtu() };
     Ok((NetDevice::on(Box::new(wire), &config), network))
 }
 
@@ -46,7 +47,12 @@ impl Port for Wire {
         self.ends[pair].as_fd()
     }
 
-    fn use_pairs(&mut self, _: usize) -> io::Result<()> {
+    fn used_pairs(&self) -> usize {
+        self.used
+    }
+
+    fn use_pairs(&mut self, pairs: usize) -> io::Result<()> {
+        self.used = pairs;
         Ok(())
     }
 

@@ -30,8 +30,8 @@ pub(super) const PENDING: Range<usize> = 0x5000..0x5008;
 /// Bytes between the notifications of two queues.
 pub(super) const NOTIFY_BYTES: usize = 4;
 
-/// Queues for which each device has notifications, also those that it does not have: so earlier
-/// releases show it.
+/// Queues for which each device has notifications at least, whether it has the queues or not: a
+/// guest that moves here from an earlier release finds them unchanged.
 const QUEUES_SHOWN_MIN: usize = 16;
 
 /// Types of virtio's capabilities (virtio 1.2, 4.1.4).

@@ -17,6 +17,8 @@ use crate::virtio::net::{Flow, MacAddress, NetLink, NetStatus};
 use crate::virtio::testing::{Bench, SIZE, WRITABLE};
 
 const MTU: usize = 1500;
+/// Noted among the calls of a [`Cable`], it has [`Port::use_pairs`] fail.
+const FAIL: &str = "fail";
 /// Index of the control queue of a device with one pair of queues.
 const CONTROL: usize = 2;
 /// Address of the buffers, with space for all that a queue holds.
@@ -27,6 +29,7 @@ const BUFFER_BYTES: u32 = 0x2000;
 #[derive(Debug)]
 struct Cable {
     ends: Vec<UnixDatagram>,
+    used: usize,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -49,10 +52,19 @@ impl Port for Cable {
         self.ends[pair].as_fd()
     }
 
+    fn used_pairs(&self) -> usize {
+        self.used
+    }
+
+    /// Fails once its calls have been told to.
     fn use_pairs(&mut self, pairs: usize) -> std::io::Result<()> {
+        if self.calls.lock().unwrap().iter().any(|call| call == FAIL) {
+            return Err(std::io::ErrorKind::PermissionDenied.into());
+        }
         if self.ends.len() > 1 {
             self.note(format!("{pairs} in use"));
         }
+        self.used = pairs;
         Ok(())
     }
 
@@ -112,7 +124,7 @@ fn device_with_ends(
     };
     let (ends, networks) = (0..config.queue_pairs()).map(wire).unzip();
     let calls = Arc::default();
-    let cable = Cable { ends, calls: Arc::clone(&calls) };
+    let cable = Cable { ends, used: 1, calls: Arc::clone(&calls) };
     (Box::new(NetDevice::on(Box::new(cable), config)), networks, calls)
 }
 
