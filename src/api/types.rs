@@ -264,6 +264,9 @@ pub(crate) struct HostDeviceInfo {
     pub(crate) host: String,
     /// Where the guest has it: its address on the guest's PCI bus.
     pub(crate) guest: String,
+    /// Whether the guest has noticed which devices it has by now.
+    #[serde(default)]
+    pub(crate) noticed: bool,
 }
 
 /// A network device of a guest.

@@ -56,7 +56,7 @@ impl NetArg {
     pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
         let fault = |key, what| Fault { place: Place { key, item: Some(("net", index)) }, what };
         let link = self.link().map_err(|what| fault("bridge", what.to_owned()))?;
-        self.check_pair().map_err(|what| fault("standby", what.to_owned()))?;
+        self.check_standby().map_err(|what| fault("standby", what.to_owned()))?;
         self.check_queues().map_err(|what| fault("queues", what))?;
         let key = if self.bridge.is_some() { "bridge" } else { "tap" };
         link.check().map_err(|error| fault(key, error.to_string()))
@@ -72,7 +72,7 @@ impl NetArg {
     }
 
     /// One half of a failover pair has the address of the other.
-    fn check_pair(&self) -> Result<(), &'static str> {
+    fn check_standby(&self) -> Result<(), &'static str> {
         if self.standby && self.mac.is_none() {
             return Err("standby needs mac=ADDRESS, that of the card which it stands in for");
         }
@@ -105,7 +105,7 @@ impl FromStr for NetArg {
                 }
             }
         }
-        net.check_pair()?;
+        net.check_standby()?;
         net.check_queues()?;
         let link = net.link().map_err(str::to_owned)?;
         link.check().map_err(|error| error.to_string())?;

@@ -455,7 +455,7 @@ tap = "tap-db"
         let half = "machine = \"mmio\"\nkernel = \"/k\"\n[[net]]\ntap = \"t0\"\nmac = \"52:54:00:00:00:01\"\nstandby = true";
         refused(half, "6: net[0].standby: ", "`machine");
         let twins = "[[net]]\ntap = \"t0\"\nmac = \"52:54:00:00:00:01\"\n".repeat(2);
-        refused(&format!("kernel = \"/k\"\n{twins}"), "7: net[1].mac: ", "different addresses");
+        refused(&format!("kernel = \"/k\"\n{twins}"), "7: net[1].mac: ", "give one another mac");
         refused(
             "kernel = \"/k\"\n[[net]]\nmac = \"52:54:00:00:00:01\"",
             "1: net[0].bridge: ",

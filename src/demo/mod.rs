@@ -146,7 +146,7 @@ async fn move_guest(from: &Host, to: &Host, args: &DemoArgs) -> Result<Leg> {
         role: Role::Source,
     };
     let mut view = ProgressView::new(args.json.output());
-    let report = follower.to_the_end(interrupts()?, |progress| view.show(progress)).await;
+    let report = follower.to_the_end(&mut interrupts()?, |progress| view.show(progress)).await;
     view.finish();
     let report = report?;
     if let Some(failure) = summary::failure(&report, to.name()) {

@@ -20,9 +20,11 @@ pub(super) fn raise_limits() {
 
 /// Returns the devices, as the API shows them.
 pub(super) fn infos(machine: &SharedMachine) -> Vec<HostDeviceInfo> {
+    let noticed = machine.vm().has_read_of_devices();
     let info = |(host, guest): (vmm_core::PciAddress, vmm_core::PciAddress)| HostDeviceInfo {
         host: host.to_string(),
         guest: guest.to_string(),
+        noticed,
     };
     machine.vm().host_devices().into_iter().map(info).collect()
 }

@@ -13,12 +13,14 @@ use migrate::record::{DestinationState, Record, Side};
 use migrate::text::PeerText;
 use tokio::sync::Semaphore;
 use vmm_core::PciAddress;
-use vmm_core::vfio::HostDevice;
+use vmm_core::vfio::{HostDevice, HostDeviceError};
 
-use super::inventory::query_guests;
+use super::inventory::{GuestAnswer, query_guests};
 use super::service::Node;
 use crate::api::devices::{self, AttachedDevice, PIN_PATIENCE, opened};
+use crate::api::types::{GuestInfo, HostDeviceInfo};
 use crate::api::{ApiClient, AskError, Reason};
+use crate::names::GuestName;
 use crate::state_dir::GuestDir;
 
 /// How long to wait until an arrived guest is out of its migration.
@@ -37,14 +39,9 @@ impl Node {
         let answer = async {
             let address = self.given(device)?;
             tokio::task::block_in_place(|| HostDevice::expect_ready(address))?;
-            let guests = query_guests(self.state()).await?;
-            let has_it = guests.iter().find(|guest| {
-                let devices = guest.answer.iter().flat_map(|view| &view.info.host_devices);
-                devices.into_iter().any(|its| its.host == address.to_string())
-            });
-            match has_it {
+            match self.owner_of(address).await? {
                 None => Ok(FrontReply::Attachable),
-                Some(guest) => bail!("a guest there has it: {}", guest.name),
+                Some(guest) => bail!("a guest there has it: {guest}"),
             }
         };
         limited(&ANSWERING, answer).await
@@ -60,11 +57,27 @@ impl Node {
         let answer = async {
             let address = self.given(device)?;
             let arrived = || tokio::task::block_in_place(|| self.arrived(migration, token));
-            attach(arrived, address).await
+            match attach(arrived, address).await {
+                // A guest may be about to get it: that one, whose host has asked before.
+                Err(error) if is_in_use(&error) && self.owner_of(address).await?.is_none() => {
+                    Ok(refusal(RefusalKind::Busy, &format!("{error:#}")))
+                }
+                answer => answer,
+            }
         };
         let reply = limited(&ATTACHING, answer).await;
         tracing::info!(%migration, %peer, %device, ?reply, "was asked to attach a device to a guest that arrived here");
         reply
+    }
+
+    /// Returns the guest that has this device.
+    async fn owner_of(&self, address: PciAddress) -> Result<Option<GuestName>> {
+        let guests = query_guests(self.state()).await?;
+        let has_it = |guest: &GuestAnswer| {
+            let devices = guest.answer.iter().flat_map(|view| &view.info.host_devices);
+            devices.into_iter().any(|its| its.host == address.to_string())
+        };
+        Ok(guests.into_iter().find(has_it).map(|guest| guest.name))
     }
 
     /// Returns the address of a device that a peer has named, if its operator gives it away.
@@ -102,12 +115,34 @@ async fn limited(
     places: &Semaphore,
     answer: impl Future<Output = Result<FrontReply>>,
 ) -> FrontReply {
-    let refused = |kind, text: &str| FrontReply::Refused(migrate::Refusal::new(kind, text));
     let Ok(_place) = places.try_acquire() else {
         let text = "the node there is busy with other requests for devices; try again later";
-        return refused(RefusalKind::Busy, text);
+        return refusal(RefusalKind::Busy, text);
     };
-    answer.await.unwrap_or_else(|error| refused(RefusalKind::Other, &format!("{error:#}")))
+    answer.await.unwrap_or_else(|error| refusal(RefusalKind::Other, &format!("{error:#}")))
+}
+
+fn refusal(kind: RefusalKind, text: &str) -> FrontReply {
+    FrontReply::Refused(migrate::Refusal::new(kind, text))
+}
+
+/// Returns whether someone has the device open.
+fn is_in_use(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(|error: &HostDeviceError| error.is_in_use)
+}
+
+/// Returns where the guest has the device, if it has: whoever asks may have missed the answer.
+async fn attached_before(
+    client: &ApiClient,
+    address: PciAddress,
+) -> Result<Option<AttachedThere>, AskError> {
+    let guest: GuestInfo = client.get("/v1/guest").await?;
+    let device = guest.host_devices.iter().find(|its| its.host == address.to_string());
+    let of = |its: &HostDeviceInfo| AttachedThere {
+        address: PeerText::new(&its.guest),
+        is_noticed: its.noticed,
+    };
+    Ok(device.map(of))
 }
 
 /// Attaches the device to the guest that `arrived` finds.
@@ -115,6 +150,9 @@ async fn attach(arrived: impl Fn() -> Result<GuestDir>, address: PciAddress) -> 
     let began = Instant::now();
     let attached: AttachedDevice = loop {
         let client = ApiClient::new(&arrived()?.socket()).with_patience(PIN_PATIENCE);
+        if let Some(its) = attached_before(&client, address).await? {
+            return Ok(FrontReply::Attached(its));
+        }
         let (request, files) = tokio::task::block_in_place(|| opened(address))?;
         match devices::attach(&client, &request, files).await {
             Err(AskError::Refused(refusal))
@@ -140,7 +178,7 @@ mod tests {
     use super::super::service::tests::node;
     use super::*;
 
-    fn refusal(reply: FrontReply) -> String {
+    fn refused(reply: FrontReply) -> String {
         match reply {
             FrontReply::Refused(refusal) => refusal.to_string(),
             reply => panic!("{reply:?}"),
@@ -154,9 +192,9 @@ mod tests {
         let (migration, token) = (MigrationId::random(), Token::random());
         let attach = async |device: &str| {
             let peer = ([192, 0, 2, 7], 1).into();
-            refusal(node.attach_device(peer, (migration, &token), &device.into()).await)
+            refused(node.attach_device(peer, (migration, &token), &device.into()).await)
         };
-        let ask = async |device: &str| refusal(node.is_attachable(&device.into()).await);
+        let ask = async |device: &str| refused(node.is_attachable(&device.into()).await);
         for refused in [attach("03:00.0").await, ask("03:00.0").await] {
             assert!(refused.contains("--device vfio=0000:03:00.0"), "{refused}");
         }

@@ -1,6 +1,7 @@
 //! Devices of the destination for a guest that is migrated to it: `lighter migrate --attach-there`.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -158,9 +159,7 @@ impl AttachThere {
     fn why_lacking(&self, device: HostDeviceArg, error: &FrontError) -> String {
         let Self { name, destination, .. } = self;
         let what = match error {
-            FrontError::Refused(_) | FrontError::Link(LinkError::Silent { .. }) => {
-                "has moved and has not got"
-            }
+            FrontError::Refused(_) => "has moved and has not got",
             _ => "has moved and may not have got",
         };
         format!(
@@ -203,19 +202,25 @@ async fn ask_any(tls: &Tls, nodes: &[Peer], device: &str) -> Result<()> {
     Err(silent.map_or_else(|| anyhow!("the destination has no address"), Into::into))
 }
 
-/// Has the destination attach a device, as soon as its node is not busy with others.
+/// Has the destination attach a device, as soon as its node is there and not busy with others. A
+/// guest that has it already gets nothing else.
 async fn attach_when_free(
     tls: &Tls,
     node: &Peer,
     proof: (MigrationId, Token),
     device: &str,
 ) -> Result<AttachedThere, FrontError> {
-    let began = Instant::now();
+    let (began, mut is_told) = (Instant::now(), false);
     loop {
-        match front::attach_device(tls, node, proof, device, ATTACH_PATIENCE).await {
-            Err(FrontError::Refused(refusal))
-                if refusal.kind == RefusalKind::Busy && began.elapsed() < ATTACH_PATIENCE =>
-            {
+        let left = ATTACH_PATIENCE.saturating_sub(began.elapsed());
+        match front::attach_device(tls, node, proof, device, left).await {
+            Err(error) if may_be_asked_again(&error) && left > BUSY_INTERVAL => {
+                if !std::mem::replace(&mut is_told, true) {
+                    output::note(format_args!(
+                        "{error}; asking again, for {} s at most",
+                        left.as_secs()
+                    ));
+                }
                 tokio::time::sleep(BUSY_INTERVAL).await;
             }
             answer => return answer,
@@ -223,18 +228,52 @@ async fn attach_when_free(
     }
 }
 
+/// Returns whether a node that is busy, starts again or is out of reach is the reason.
+fn may_be_asked_again(error: &FrontError) -> bool {
+    match error {
+        FrontError::Refused(refusal) => refusal.kind == RefusalKind::Busy,
+        FrontError::Link(LinkError::Silent { .. } | LinkError::Lost { .. }) => true,
+        FrontError::Link(link @ LinkError::Closed { .. }) => !is_of_earlier_version(link),
+        _ => false,
+    }
+}
+
 /// Explains the answer of a node of an earlier version.
 fn explain(error: FrontError) -> anyhow::Error {
     let error = anyhow::Error::from(error);
-    match error.to_string().contains("unknown kind") {
+    match is_of_earlier_version(&error) {
         true => error.context("the node there is of an earlier version, which gives no devices"),
         false => error,
     }
 }
 
+/// Returns whether the node does not know the request.
+fn is_of_earlier_version(error: &impl Display) -> bool {
+    error.to_string().contains("unknown kind")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_is_busy_or_gone_for_a_while_is_asked_again() {
+        let peer = || "host-b:7300".to_owned();
+        let refused = |kind| FrontError::Refused(migrate::Refusal::new(kind, "no"));
+        let closed =
+            |reason: &str| LinkError::Closed { peer: peer(), reason: reason.to_owned() }.into();
+        for (error, is_asked_again) in [
+            (refused(RefusalKind::Busy), true),
+            (refused(RefusalKind::Other), false),
+            (LinkError::Silent { peer: peer() }.into(), true),
+            (LinkError::Lost { peer: peer(), seconds: 9 }.into(), true),
+            (closed("it ends"), true),
+            (closed("unknown kind 73"), false),
+            (LinkError::UnknownIssuer { peer: peer() }.into(), false),
+        ] {
+            assert_eq!(may_be_asked_again(&error), is_asked_again, "{error}");
+        }
+    }
 
     #[test]
     fn a_device_is_named_once() {

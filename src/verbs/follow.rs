@@ -71,7 +71,7 @@ impl Follower {
     /// the user left.
     pub(crate) async fn to_the_end(
         &self,
-        mut interrupts: UnboundedReceiver<()>,
+        interrupts: &mut UnboundedReceiver<()>,
         mut show: impl FnMut(&Progress),
     ) -> Result<Report> {
         let client = ApiClient::new(&self.state.guest(&self.name).socket());
@@ -332,11 +332,11 @@ mod tests {
     #[tokio::test]
     async fn a_second_ctrl_c_does_not_wait() {
         let scene = scene(delete(std::future::pending::<()>));
-        let (press, interrupts) = unbounded_channel();
+        let (press, mut interrupts) = unbounded_channel();
         press.send(()).unwrap();
         press.send(()).unwrap();
 
-        let error = failure(scene.follower.to_the_end(interrupts, |_| ())).await;
+        let error = failure(scene.follower.to_the_end(&mut interrupts, |_| ())).await;
 
         assert_eq!(exit::of_error(&error), Exit::Unwatched);
         assert!(error.to_string().contains("not waiting for it"), "{error}");
@@ -348,7 +348,7 @@ mod tests {
         let socket = scene.follower.state.guest(&scene.follower.name).socket();
         std::fs::remove_file(socket).unwrap();
 
-        let error = failure(scene.follower.to_the_end(interrupts().unwrap(), |_| ())).await;
+        let error = failure(scene.follower.to_the_end(&mut interrupts().unwrap(), |_| ())).await;
 
         assert_eq!(exit::of_error(&error), Exit::Unwatched);
     }
@@ -364,7 +364,8 @@ mod tests {
         let records = scene.follower.state.records().unwrap();
         records.create(&record).unwrap();
 
-        let followed = scene.follower.to_the_end(interrupts().unwrap(), |_| panic!("shown"));
+        let mut interrupts = interrupts().unwrap();
+        let followed = scene.follower.to_the_end(&mut interrupts, |_| panic!("shown"));
 
         let ended = tokio::time::timeout(Duration::from_secs(30), followed).await.unwrap();
         assert_eq!(Some(ended.unwrap()), record.report);
@@ -373,7 +374,7 @@ mod tests {
     #[tokio::test]
     async fn a_migration_that_ended_without_a_report_is_not_followed_for_ever() {
         let scene = scene(get(async || Json(MigrationStatus::default())));
-        let error = failure(scene.follower.to_the_end(interrupts().unwrap(), |_| ())).await;
+        let error = failure(scene.follower.to_the_end(&mut interrupts().unwrap(), |_| ())).await;
 
         let message = error.to_string();
         assert!(

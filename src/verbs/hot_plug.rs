@@ -56,7 +56,7 @@ pub(super) struct LeftBehind {
 
 impl LeftBehind {
     /// Has the guest let go of all of the host's devices. After an error it has those again that it
-    /// had let go of.
+    /// had let go of, but for one that it may let go of later.
     ///
     /// # Errors
     /// If it does not let go of one in time, or the user `interrupts`.
@@ -74,13 +74,13 @@ impl LeftBehind {
                     .map(drop)
                     .with_context(|| format!("cannot detach {} from {name}", device.host)),
                 Some(()) = interrupts.recv() => Err(anyhow!(
-                    "{name} stays, and may still let go of the host's device {0}: `lighter show {name}` tells, `lighter \
-                     attach-device {name} vfio={0}` gives it back",
+                    "interrupted: {name} stays, and may still let go of the host's device {0}: `lighter show {name}` \
+                     tells, `lighter attach-device {name} vfio={0}` gives it back",
                     device.host
                 )),
             };
             if let Err(error) = detached {
-                left.attach_again(client).await;
+                left.attach_again(client, interrupts).await;
                 return Err(error);
             }
             output::note(format_args!("the host's device {} is detached from {name}", device.host));
@@ -89,18 +89,26 @@ impl LeftBehind {
         Ok(left)
     }
 
-    /// Attaches them again to a guest that has stayed. Notes those that it did not get.
-    pub(super) async fn attach_again(&mut self, client: &ApiClient) {
+    /// Attaches them again to a guest that has stayed, until the user interrupts that. Notes those
+    /// that it did not get.
+    pub(super) async fn attach_again(
+        &mut self,
+        client: &ApiClient,
+        interrupts: &mut UnboundedReceiver<()>,
+    ) {
         let client = client.clone().with_patience(PIN_PATIENCE);
         let name = self.name.clone();
-        for address in std::mem::take(&mut self.devices) {
-            let attached = match opened(address) {
-                Ok((request, files)) => devices::attach(&client, &request, files)
-                    .await
-                    .map(drop)
-                    .map_err(anyhow::Error::from),
-                Err(error) => Err(error.into()),
+        while let Some(&address) = self.devices.first() {
+            let attach = async {
+                let (request, files) = opened(address)?;
+                devices::attach(&client, &request, files).await?;
+                anyhow::Ok(())
             };
+            let attached = tokio::select! {
+                attached = attach => attached,
+                Some(()) = interrupts.recv() => return,
+            };
+            self.devices.remove(0);
             match attached {
                 Ok(()) => {
                     output::note(format_args!("{name} has the host's device {address} again"));

@@ -13,6 +13,7 @@ use migrate::quic::Tls;
 use migrate::quic::endpoint::Peer;
 use migrate::report::Outcome;
 use migrate::{MigrationId, OnStall, Report};
+use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 use vmm_core::virtio::block::departed_to;
 
@@ -126,7 +127,7 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
             Err(error @ AskError::Slow { .. }) => return Err(not_known(args, &error)),
             Err(error) => {
                 there.forget();
-                give_back(&mut left, &client).await;
+                give_back(&mut left, &client, &mut interrupts).await;
                 return Err(anyhow::Error::from(error).context(cannot()));
             }
             Ok(started) => started,
@@ -137,10 +138,10 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
             id: MigrationId(started.id),
             role: Role::Source,
         };
-        let report = follower.to_the_end(interrupts, |progress| view.show(progress)).await?;
+        let report = follower.to_the_end(&mut interrupts, |progress| view.show(progress)).await?;
         if report.outcome == Outcome::StayedAtSource {
             there.forget();
-            give_back(&mut left, &client).await;
+            give_back(&mut left, &client, &mut interrupts).await;
         }
         Ok(report)
     });
@@ -170,9 +171,13 @@ fn migrate(state: &StateDir, args: &MigrateArgs, destination: &str) -> Result<Ex
 }
 
 /// Attaches the host's devices again to a guest that stays.
-async fn give_back(left: &mut Option<LeftBehind>, client: &ApiClient) {
+async fn give_back(
+    left: &mut Option<LeftBehind>,
+    client: &ApiClient,
+    interrupts: &mut UnboundedReceiver<()>,
+) {
     if let Some(left) = left {
-        left.attach_again(client).await;
+        left.attach_again(client, interrupts).await;
     }
 }
 

@@ -89,14 +89,19 @@ fn a_guest_sends_by_its_network_device_while_it_has_no_card() {
     guest.shut_down(there);
 }
 
-/// Migrates the guest slowly in the background, and waits until its memory is on its way.
-fn begin_migration(here: Host<'_>, there: Host<'_>) {
+/// Migrates the guest in the background.
+fn migrate_in_background(here: Host<'_>, there: Host<'_>, options: &str) {
     here.sh(&format!(
         "systemctl reset-failed; systemd-run --quiet --unit lab-migrate-debian lighter migrate debian {} --downtime 10s \
-         --bandwidth 1MB/s --detach-on-migrate --attach-there vfio={CARD}",
+         {options} --detach-on-migrate --attach-there vfio={CARD}",
         there.address()
     ))
     .ok();
+}
+
+/// Migrates the guest slowly in the background, and waits until its memory is on its way.
+fn begin_migration(here: Host<'_>, there: Host<'_>) {
+    migrate_in_background(here, there, "--bandwidth 1MB/s");
     until("its memory is sent", || {
         let status = here.ask("debian", "/v1/guest/migration")?;
         let is_on_its_way = status["progress"]["phase"] == "precopy" && status["report"].is_null();
@@ -111,6 +116,47 @@ fn cards(host: Host<'_>) -> usize {
     shown["host_devices"].as_array().expect("a list").len()
 }
 
+/// What the migration in the background has printed.
+fn printed(host: Host<'_>) -> String {
+    let log = "journalctl --quiet --no-pager --unit lab-migrate-debian --lines 20";
+    host.sh(log).stdout
+}
+
+#[test]
+fn a_guest_has_a_card_there_though_cable_and_node_fail_when_it_has_arrived() {
+    let lab = Lab::of(2);
+    [1, 2].into_iter().for_each(|number| equip(&lab, number));
+    let [here, there] = lab.nodes();
+    let guest = StockGuest::boot(&lab, here, 1, "");
+    here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
+    // The command sleeps while the guest moves, so it has asked for nothing when the cable is out.
+    migrate_in_background(here, there, "--bandwidth 20MB/s");
+    let command = |signal| {
+        here.sh(&format!("systemctl kill --signal {signal} lab-migrate-debian")).ok();
+    };
+    until("its memory is sent", || {
+        let status = here.ask("debian", "/v1/guest/migration")?;
+        holds(status["progress"]["phase"] == "precopy", status.to_string())
+    });
+    command("STOP");
+    until("it runs there", || {
+        let state = there.state_of("debian");
+        holds(state.as_deref() == Some("running"), (state, printed(here)))
+    });
+    there.cut_cable();
+    command("CONT");
+    until("the command asks again", || {
+        holds(printed(here).contains("asking again"), printed(here))
+    });
+    assert_eq!(cards(there), 0);
+    there.sh("systemctl restart lighter-node").ok();
+    there.mend_cable();
+    let has_it = format!("has vfio={CARD} of");
+    until("it has the card", || holds(printed(here).contains(&has_it), printed(here)));
+    assert_eq!(cards(there), 1);
+    guest.shut_down(there);
+}
+
 #[test]
 fn a_guest_that_stays_because_of_cables_or_power_has_its_card_again() {
     let lab = Lab::of(2);
@@ -119,10 +165,7 @@ fn a_guest_that_stays_because_of_cables_or_power_has_its_card_again() {
     let guest = StockGuest::boot(&lab, here, 1, "");
     here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
     let has_it_again = || {
-        until("the guest has its card again", || {
-            let log = here.sh("journalctl --quiet --no-pager --unit lab-migrate-debian --lines 20");
-            holds(cards(here) == 1, log)
-        });
+        until("the guest has its card again", || holds(cards(here) == 1, printed(here)));
         until("its driver has it", || {
             let found = guest.sh(here, "ls /sys/bus/pci/drivers/e1000e | grep 0000");
             holds(found.code == Some(0), found)

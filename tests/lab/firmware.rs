@@ -4,7 +4,8 @@ use std::path::Path;
 
 use support::linux::image::script;
 
-use crate::fixtures::{Host, Lab, StockGuest, until};
+use crate::fixtures::{Host, Lab, StockGuest, holds, until};
+use crate::nfs::{SHARED, share};
 
 /// What each host has at the same path.
 pub(crate) const FIRMWARE: &str = "/opt/CLOUDHV.fd";
@@ -44,6 +45,58 @@ fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     there.lighter("reboot debian --timeout 1h").ok();
     await_another_boot(&guest, there, &before);
     guest.shut_down(there);
+}
+
+/// Makes an installation medium as distributions have them: an ISO file with GRUB for UEFI, a
+/// kernel, and more. This one starts what is on the file system `guest`.
+const MAKE_MEDIUM: &str = r"set -e; cd $(mktemp -d); mkdir -p medium/boot/grub
+cp /boot/vmlinuz /boot/initrd.img medium/boot/; echo 'read me' > medium/README
+cat > medium/boot/grub/grub.cfg << 'GRUB'
+serial --unit=0 --speed=115200
+terminal_input serial
+terminal_output serial
+linux /boot/vmlinuz root=LABEL=guest rw console=ttyS0 net.ifnames=0 lab.name=guest lab.ip=10.77.0.101 lab.medium
+initrd /boot/initrd.img
+boot
+GRUB
+grub-mkrescue -o MEDIUM medium";
+
+#[test]
+fn firmware_boots_an_installation_medium_and_says_when_nothing_boots() {
+    let lab = Lab::of(2);
+    let [here, there] = lab.nodes();
+    install([here, there]);
+    share([here, there]);
+    let medium = format!("{SHARED}/medium.iso");
+    here.sh(&MAKE_MEDIUM.replace("MEDIUM", &medium)).ok();
+    // The first disk has no boot loader, as one to which a system is to be installed.
+    let disks = format!("--disk /dev/vdb --disk {medium},ro");
+    let guest = StockGuest::boot_by_firmware(&lab, here, 1, FIRMWARE, &disks);
+    let uses_medium = |host| {
+        let cmdline = guest.sh(host, "cat /proc/cmdline").ok();
+        assert!(cmdline.contains("lab.medium"), "{cmdline}");
+        let read = "mount -t iso9660 -o ro /dev/vdb /mnt && cat /mnt/README && umount /mnt";
+        assert_eq!(guest.sh(host, read).ok(), "read me\n");
+        let write = guest.sh(host, "dd if=/dev/zero of=/dev/vdb bs=4k count=1 oflag=direct");
+        assert_ne!(write.code, Some(0), "{write:?}");
+    };
+    uses_medium(here);
+    let before = boot_id(&guest, here);
+    here.lighter(&format!("migrate debian {} --downtime 10s", there.address())).ok();
+    there.lighter("reboot debian --timeout 1h").ok();
+    await_another_boot(&guest, there, &before);
+    uses_medium(there);
+    guest.shut_down(there);
+
+    here.sh("head -c 64M /dev/urandom > /var/lib/disks/nonsense.iso").ok();
+    let disks = "--disk /var/lib/disks/nonsense.iso,ro";
+    here.lighter(&format!("run --detach --name none --memory 256M --firmware {FIRMWARE} {disks}"))
+        .ok();
+    until("it says that nothing boots", || {
+        let console = here.sh("tail -c 3000 /var/lib/lighter/guests/none/console.log").stdout;
+        holds(console.contains("No bootable option or device was found"), console)
+    });
+    here.lighter("destroy none").ok();
 }
 
 pub(crate) fn boot_id(guest: &StockGuest, host: Host<'_>) -> String {

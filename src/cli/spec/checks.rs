@@ -94,8 +94,10 @@ impl GuestSpec {
             if net.standby && self.machine() != MachineKind::Pci {
                 return fault("standby", "one half of a failover pair needs `machine = \"pci\"`");
             }
-            if net.mac.is_some_and(|mac| !macs.insert(mac)) {
-                return fault("mac", "two network devices of a guest have different addresses");
+            if let Some(mac) = net.mac.filter(|mac| !macs.insert(*mac)) {
+                let what =
+                    format!("another network device of the guest has {mac}: give one another mac");
+                return fault("mac", &what);
             }
         }
         Ok(())

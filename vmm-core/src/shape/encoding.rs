@@ -1,7 +1,6 @@
 //! Encoding of a shape for a peer or a file, in versions that earlier releases know or refuse.
 
 use bincode::error::DecodeError;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{ShapeError, Slots, VmShape};
@@ -29,15 +28,8 @@ const SHAPE_VERSION_WITH_IMAGE: u16 = 10;
 /// devices' slots.
 const SHAPE_VERSION_WITH_SLOTS: u16 = 11;
 /// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
-/// devices' slots, and the disks that bypass the host's cache, by their places among the devices.
-/// Read, but no longer written.
-const SHAPE_VERSION_WITH_CACHES: u16 = 12;
-/// Version of the encoding of a [`VmShape`] as with caches, followed by the network devices that
-/// are one half of a failover pair, by their places among the devices. Read, but no longer
-/// written.
-const SHAPE_VERSION_WITH_STANDBY: u16 = 13;
-/// Version of the encoding of a [`VmShape`] that is followed by labels, the kind of machine, the
-/// devices' slots, and the options of devices, by their places among the devices.
+/// devices' slots, and the options of devices, by their places among the devices. 12 and 13 were in
+/// no release.
 const SHAPE_VERSION_WITH_OPTIONS: u16 = 14;
 
 /// The newest version that this program knows.
@@ -111,7 +103,7 @@ impl VmShape {
         }
     }
 
-    /// Returns the lowest version that is written and has all of the shape.
+    /// Returns the lowest version that has all of the shape.
     fn version(&self) -> u16 {
         let has_seed = self.devices.iter().any(|device| matches!(device, DeviceConfig::Seed(_)));
         if !self.options().is_empty() {
@@ -183,17 +175,13 @@ impl VmShape {
                     Self { labels, machine, slots, ..shape }
                 },
             ),
-            SHAPE_VERSION_WITH_CACHES => with_options(bytes, of_caches),
-            SHAPE_VERSION_WITH_STANDBY => {
-                with_options(bytes, |(caches, standbys): (_, Vec<u16>)| {
-                    let standbys = standbys.into_iter().map(|at| (at, DeviceOption::Standby));
-                    let mut options: Options = of_caches(caches);
-                    options.extend(standbys);
-                    options.sort_by_key(|(at, _)| *at);
-                    options
-                })
+            SHAPE_VERSION_WITH_OPTIONS => {
+                type Encoded = (u16, VmShape, Labels, MachineKind, Slots, Options);
+                let of = |(_, shape, labels, machine, slots, options): Encoded| {
+                    Self { labels, machine, slots, ..shape }.with_options(&options)
+                };
+                codec::decode(bytes).and_then(of)
             }
-            SHAPE_VERSION_WITH_OPTIONS => with_options(bytes, |options| options),
             version => return Err(ShapeError::Version(version).into()),
         };
         let shape = shape.map_err(|error| ShapeError::Malformed(error.to_string()))?;
@@ -205,20 +193,6 @@ impl VmShape {
         shape.check()?;
         Ok(shape)
     }
-}
-
-/// Decodes a shape with slots, followed by what `read` makes options of.
-fn with_options<T: DeserializeOwned>(
-    bytes: &[u8],
-    read: impl FnOnce(T) -> Options,
-) -> Result<VmShape, DecodeError> {
-    let (_, shape, labels, machine, slots, options): (u16, VmShape, _, _, _, T) =
-        codec::decode(bytes)?;
-    VmShape { labels, machine, slots, ..shape }.with_options(&read(options))
-}
-
-fn of_caches(caches: Vec<(u16, CacheMode)>) -> Options {
-    caches.into_iter().map(|(at, cache)| (at, DeviceOption::Cache(cache))).collect()
 }
 
 #[cfg(test)]
@@ -343,18 +317,6 @@ mod tests {
         let mut unordered = good;
         unordered.reverse();
         assert!(read(&unordered).is_err());
-    }
-
-    #[test]
-    fn what_two_releases_before_encoded_is_read() {
-        let mut devices = devices_with_options();
-        devices.truncate(2);
-        let both = VmShape { devices, ..shape() };
-        let caches = vec![(1u16, CacheMode::None)];
-        let bytes = encode_with(13, &both, &(caches.clone(), vec![0u16]));
-        assert_eq!(VmShape::from_bytes(&bytes).unwrap(), both);
-        let one = VmShape { devices: vec![DeviceConfig::Rng, both.devices[1].clone()], ..both };
-        assert_eq!(VmShape::from_bytes(&encode_with(12, &one, &caches)).unwrap(), one);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A device of the host, opened for a guest.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,20 @@ pub struct HostDeviceError {
     pub address: PciAddress,
     /// What stands in the way.
     pub why: String,
+    /// Whether that is someone who has it.
+    pub is_in_use: bool,
+}
+
+impl HostDeviceError {
+    /// The error for a device that nobody has.
+    pub(super) fn new(address: PciAddress, why: impl Display) -> Self {
+        Self { address, why: why.to_string(), is_in_use: false }
+    }
+
+    fn cannot_open(address: PciAddress, path: &Path, error: &io::Error) -> Self {
+        let is_in_use = error.kind() == io::ErrorKind::ResourceBusy;
+        Self { address, why: cannot_open(path, error), is_in_use }
+    }
 }
 
 /// A device of the host, opened for a guest: its IOMMU group, and a container for it. A process
@@ -40,11 +55,11 @@ impl HostDevice {
     /// # Errors
     /// [`HostDeviceError`], worded for the operator.
     pub fn open(address: PciAddress) -> Result<Self, HostDeviceError> {
-        let failed = |why: String| HostDeviceError { address, why };
-        let group = group_of(address, Path::new(DEVICES)).map_err(failed)?;
+        let group = group_of(address, Path::new(DEVICES))
+            .map_err(|why| HostDeviceError::new(address, why))?;
         let open = |path: PathBuf| {
             let opened = OpenOptions::new().read(true).write(true).open(&path);
-            opened.map_err(|error| failed(cannot_open(&path, &error)))
+            opened.map_err(|error| HostDeviceError::cannot_open(address, &path, &error))
         };
         let container = open(Path::new(VFIO).join("vfio"))?;
         let group = open(Path::new(VFIO).join(group))?;
@@ -57,12 +72,12 @@ impl HostDevice {
     /// # Errors
     /// [`HostDeviceError`], worded for the operator.
     pub fn expect_ready(address: PciAddress) -> Result<(), HostDeviceError> {
-        let failed = |why: String| HostDeviceError { address, why };
-        let group = group_of(address, Path::new(DEVICES)).map_err(failed)?;
+        let group = group_of(address, Path::new(DEVICES))
+            .map_err(|why| HostDeviceError::new(address, why))?;
         for file in ["vfio", &group] {
             let path = Path::new(VFIO).join(file);
             let found = access(&path, Access::READ_OK | Access::WRITE_OK);
-            found.map_err(|error| failed(cannot_open(&path, &error.into())))?;
+            found.map_err(|error| HostDeviceError::cannot_open(address, &path, &error.into()))?;
         }
         Ok(())
     }
@@ -77,7 +92,7 @@ impl HostDevice {
             Err(files) => {
                 let why =
                     format!("{} files came with it, not its container and group", files.len());
-                Err(HostDeviceError { address, why })
+                Err(HostDeviceError::new(address, why))
             }
         }
     }

@@ -281,5 +281,5 @@ fn forget(kvm: &KvmGroups, group: &Group) {
 }
 
 fn refused(address: PciAddress, why: impl Display) -> HostDeviceError {
-    HostDeviceError { address, why: why.to_string() }
+    HostDeviceError::new(address, why)
 }

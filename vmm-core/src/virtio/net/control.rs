@@ -19,7 +19,7 @@ pub(super) const ANSWER_BYTES: u32 = 1;
 pub(super) enum Wish {
     /// To know that the driver has announced the guest.
     Announced,
-    /// To use so many pairs of queues.
+    /// To use this number of pairs of queues.
     Pairs(u16),
     /// Nothing that needs an action.
     Nothing,

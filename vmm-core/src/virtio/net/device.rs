@@ -15,24 +15,22 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 
+use super::HEADER_BYTES;
 use super::announce::{self, Announcement};
 use super::config::NetConfig;
 use super::control::{self, Wish};
 use super::counters::Flows;
 use super::meter::NetMeter;
-use super::pair::{self, Pair};
+use super::pair::{self, Pairs};
 use super::port::Port;
 use super::receive::{Filling, Receiver};
 use super::tap::Tap;
-use super::vhost::{self, Vhost};
-use super::{HEADER_BYTES, QUEUE_PAIRS_MAX};
 use crate::sys::net;
 use crate::virtio::DeviceError;
 use crate::virtio::device::{
     Device, DeviceKind, KernelAccess, Progress, Rings, Unwatched, expect_no_state,
 };
 use crate::virtio::queue::QueueError;
-use crate::virtio::registers::QUEUES_MAX;
 use crate::virtio::signals::ConfigSpace;
 
 /// Entries of each queue, as usual for network devices; the control queue has fewer.
@@ -45,11 +43,6 @@ const BATCH: usize = 64;
 const STALE_FRAMES_MAX: usize = 4096;
 /// A guest that was paused this long is announced on resume: switches may have dropped its address.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
-const _: () = assert!(
-    pair::QUEUES * (QUEUE_PAIRS_MAX as usize) < QUEUES_MAX
-        && QUEUE_PAIRS_MAX as usize * (1 + vhost::SIGNALS) <= Unwatched::DESCRIPTORS_MAX,
-    "all queues and descriptors of a device with the most pairs have bits of their own"
-);
 /// Offset of the status in the configuration space (virtio 1.2, 5.1.4).
 const STATUS: std::ops::Range<usize> = 6..8;
 
@@ -59,7 +52,7 @@ pub(crate) struct NetDevice {
     config: NetConfig,
     port: Box<dyn Port>,
     /// All pairs of queues that the driver may use.
-    pairs: Vec<Pair>,
+    pairs: Pairs,
     /// Features that the driver has accepted; `None` until it is ready.
     features: Option<u64>,
     /// What was carried, while the kernel carries nothing.
@@ -71,8 +64,8 @@ pub(crate) struct NetDevice {
     /// The network may believe that the guest is on another host.
     moved: bool,
     paused_at: Option<Instant>,
-    /// Whether there was a warning.
-    warned: bool,
+    /// Warnings that were logged.
+    warned: Vec<&'static str>,
 }
 
 impl NetDevice {
@@ -92,10 +85,9 @@ impl NetDevice {
     /// Creates a device with `port` as its connection on the host.
     pub(super) fn on(port: Box<dyn Port>, config: &NetConfig) -> Self {
         let receiver = || Receiver::new(Filling::Single, port.mtu(), false);
-        let pairs = (0..config.queue_pairs().into()).map(|index| Pair::new(index, receiver()));
         Self {
             config: config.clone(),
-            pairs: pairs.collect(),
+            pairs: Pairs::new(config.queue_pairs(), receiver),
             meter: Arc::new(NetMeter::new(config, port.name())),
             port,
             features: None,
@@ -104,7 +96,7 @@ impl NetDevice {
             asked_to_announce: false,
             moved: false,
             paused_at: None,
-            warned: false,
+            warned: Vec::new(),
         }
     }
 
@@ -118,14 +110,10 @@ impl NetDevice {
         done.is_ok()
     }
 
-    /// Returns whether pair `index` carries frames.
-    fn is_used(&self, index: usize) -> bool {
-        index < self.port.used_pairs()
-    }
-
-    /// Logs the first warning: a guest can cause them as often as it likes.
-    fn warn(&mut self, error: &impl Display, what: &str) {
-        if !std::mem::replace(&mut self.warned, true) {
+    /// Logs a warning once: a guest can cause it as often as it likes.
+    fn warn(&mut self, error: &impl Display, what: &'static str) {
+        if !self.warned.contains(&what) {
+            self.warned.push(what);
             tracing::warn!(tap = self.port.name(), %error, "{what}");
         }
     }
@@ -155,7 +143,7 @@ impl NetDevice {
 
     /// Returns the index of the control queue (virtio 1.2, 5.1.2).
     fn control_queue(&self) -> usize {
-        let pairs = if self.has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        let pairs = if self.has(VIRTIO_NET_F_MQ) { self.pairs.count() } else { 1 };
         pair::QUEUES * pairs
     }
 
@@ -174,44 +162,45 @@ impl NetDevice {
 
     /// Carries frames of queue `index`, unless the kernel does.
     fn carry(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<Progress, QueueError> {
-        let at = index / pair::QUEUES;
-        let is_used = self.is_used(at);
-        if is_used && self.is_carried(at, rings)? {
+        let Some(pair) = self.pairs.of_queue(index) else { return Ok(Progress::Idle) };
+        let is_used = pair.index() < self.port.used_pairs();
+        if is_used && self.kernel_carries(index, rings)? {
             return Ok(Progress::Idle);
         }
-        let pair = &mut self.pairs[at];
+        let Some(pair) = self.pairs.of_queue(index) else { return Ok(Progress::Idle) };
         let progress = match index == pair.transmit_queue() {
             // What was in a queue when the driver ceased to use it is sent too. Linux does not send
             // it again by another queue, and its connections would wait for ever.
             true => {
-                let frames = self.port.frames(if is_used { at } else { 0 });
+                let frames = self.port.frames(if is_used { pair.index() } else { 0 });
                 pair.transmit(frames, &mut self.flows, rings)
             }
-            false if is_used => pair.receive(self.port.frames(at), &mut self.flows, rings),
+            false if is_used => {
+                pair.receive(self.port.frames(pair.index()), &mut self.flows, rings)
+            }
             false => Ok(Progress::Idle),
         };
         self.meter.publish(self.flows);
         progress
     }
 
-    /// Returns whether the kernel carries the frames of this pair of queues. Has it start as soon
-    /// as it can; if it refuses to, the device's thread carries them.
+    /// Has the kernel carry the frames of this queue and the other one of its pair, if it can;
+    /// returns whether it does.
     ///
     /// # Errors
     /// If a queue is broken.
-    fn is_carried(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
-        let pair = &mut self.pairs[index];
-        let (Some(vhost), Some(features)) = (&pair.vhost, self.features) else {
+    fn kernel_carries(&mut self, queue: usize, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
+        let (Some(pair), Some(features)) = (self.pairs.of_queue(queue), self.features) else {
             return Ok(false);
         };
-        if vhost.runs() || !vhost.can_start(rings.queues) {
-            return Ok(vhost.runs());
+        let frames = self.port.frames(pair.index());
+        let Some(kernel) = pair.kernel(rings) else { return Ok(false) };
+        if kernel.runs() {
+            return Ok(true);
         }
-        pair.put_back(rings);
         self.meter.kernel_begins();
-        let Some(vhost) = &mut pair.vhost else { return Ok(false) };
-        let started = vhost.start(self.port.frames(index), features, rings.queues);
-        self.count_as_own();
+        let started = kernel.start(frames, features, rings.queues);
+        self.settle_counters();
         let started = started?;
         if let Err(error) = &started {
             self.warn(error, "vhost-net does not take over: frames are carried without it");
@@ -219,9 +208,9 @@ impl NetDevice {
         Ok(started.is_ok())
     }
 
-    /// Counts from here on, unless the kernel still carries frames.
-    fn count_as_own(&mut self) {
-        if !self.pairs.iter().any(Pair::is_carried) {
+    /// Counts from what the kernel has counted, unless that still carries frames.
+    fn settle_counters(&mut self) {
+        if !self.pairs.are_carried() {
             self.flows = self.meter.kernel_ends();
         }
     }
@@ -260,19 +249,15 @@ impl NetDevice {
         }
     }
 
-    /// Uses as many pairs of queues as the driver wishes, if there are so many.
+    /// Has as many pairs of queues carry the frames as the driver wishes, if there are so many.
     fn grant_pairs(&mut self, pairs: usize, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
-        if !(1..=self.pairs.len()).contains(&pairs) {
+        if !(1..=self.pairs.count()).contains(&pairs) {
             return Ok(false);
         }
-        self.pairs.iter_mut().skip(pairs).try_for_each(|pair| pair.stop(rings))?;
-        self.count_as_own();
+        self.pairs.stop_from(pairs, rings)?;
+        self.settle_counters();
         let is_done = self.use_pairs(pairs);
-        for pair in &mut self.pairs {
-            pair.receiver.set_readable();
-            rings.request_processing(pair.receive_queue());
-            rings.request_processing(pair.transmit_queue());
-        }
+        self.pairs.request_processing(rings);
         Ok(is_done)
     }
 }
@@ -312,13 +297,13 @@ impl Device for NetDevice {
             VIRTIO_NET_F_CTRL_RX,
             VIRTIO_NET_F_GUEST_ANNOUNCE,
         ];
-        let several = (self.pairs.len() > 1).then_some(VIRTIO_NET_F_MQ);
+        let several = (self.pairs.count() > 1).then_some(VIRTIO_NET_F_MQ);
         let features = always.into_iter().chain(standby).chain(several);
         features.fold(0, |features, feature| features | 1 << feature)
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        let mut sizes = vec![QUEUE_SIZE; pair::QUEUES * self.pairs.len()];
+        let mut sizes = vec![QUEUE_SIZE; pair::QUEUES * self.pairs.count()];
         sizes.push(CONTROL_QUEUE_SIZE);
         sizes
     }
@@ -340,9 +325,8 @@ impl Device for NetDevice {
             true => Filling::Merged,
             false => Filling::Single,
         };
-        for pair in &mut self.pairs {
-            pair.receiver = Receiver::new(filling, self.port.mtu(), takes_long);
-        }
+        let mtu = self.port.mtu();
+        self.pairs.receive_by(|| Receiver::new(filling, mtu, takes_long));
         if let Err(error) = self.port.set_offloads(self.offloads()) {
             tracing::warn!(tap = self.port.name(), %error, "the guest has to compute checksums itself");
         }
@@ -358,58 +342,34 @@ impl Device for NetDevice {
                 Ok(Progress::Idle)
             };
         }
-        match index < pair::QUEUES * self.pairs.len() {
-            true => self.carry(index, rings),
-            false => Ok(Progress::Idle),
-        }
+        self.carry(index, rings)
     }
 
     fn offload(&mut self, access: &KernelAccess<'_>) -> bool {
-        let open = |pair: &Pair| Vhost::open(access, [pair.receive_queue(), pair.transmit_queue()]);
-        for pair in &mut self.pairs {
-            match open(pair) {
-                Ok(vhost) => pair.vhost = Some(vhost),
-                Err(error) => {
-                    tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
-                    break;
-                }
-            }
+        if let Err(error) = self.pairs.offload(access) {
+            tracing::info!(tap = self.port.name(), %error, "frames are carried without vhost-net");
         }
-        self.pairs.iter().any(|pair| pair.vhost.is_some())
+        self.pairs.are_offloaded()
     }
 
     fn log_writes(&mut self, on: bool) -> Result<(), DeviceError> {
-        let mut kernel = self.pairs.iter_mut().filter_map(|pair| pair.vhost.as_mut());
-        kernel.try_for_each(|vhost| vhost.log_writes(on)).map_err(|cause| DeviceError::Network {
+        self.pairs.log_writes(on).map_err(|cause| DeviceError::Network {
             interface: self.port.name().to_owned(),
             cause: io::Error::other(format!("vhost-net logs no writes: {cause}")),
         })
     }
 
-    /// Returns the descriptors of the pairs' frames, and behind them the kernel's signals.
     fn watched(&self) -> Vec<RawFd> {
-        let frames = (0..self.pairs.len()).map(|pair| self.port.frames(pair).as_raw_fd());
-        let kernel = self.pairs.iter().filter_map(|pair| pair.vhost.as_ref());
-        frames.chain(kernel.flat_map(Vhost::watched)).collect()
+        let frames = (0..self.pairs.count()).map(|pair| self.port.frames(pair).as_raw_fd());
+        frames.chain(self.pairs.signals()).collect()
     }
 
     fn unwatched(&self) -> Unwatched {
-        self.pairs.iter().map(Pair::unwatched).fold(Unwatched::default(), Unwatched::with)
+        self.pairs.unwatched()
     }
 
     fn ready(&mut self, index: usize, rings: &mut Rings<'_>) -> Result<(), QueueError> {
-        if let Some(pair) = self.pairs.get_mut(index) {
-            pair.receiver.set_readable();
-            rings.request_processing(pair.receive_queue());
-            return Ok(());
-        }
-        // The first pairs have the kernel's side, if not all of them have.
-        let pair = (index - self.pairs.len()) / vhost::SIGNALS;
-        let Some(vhost) = self.pairs.get(pair).and_then(|pair| pair.vhost.as_ref()) else {
-            return Ok(());
-        };
-        vhost.pass_on_signals(rings.interrupt);
-        vhost.check()
+        self.pairs.ready(index, rings)
     }
 
     fn due(&self) -> Option<Instant> {
@@ -445,15 +405,14 @@ impl Device for NetDevice {
     }
 
     fn queues_closed(&mut self) {
-        self.pairs.iter_mut().filter_map(|pair| pair.vhost.as_mut()).for_each(Vhost::forget);
-        self.count_as_own();
+        self.pairs.forget();
+        self.settle_counters();
     }
 
     fn reset(&mut self) {
         self.features = None;
-        for pair in &mut self.pairs {
-            pair.receiver = Receiver::new(Filling::Single, self.port.mtu(), false);
-        }
+        let mtu = self.port.mtu();
+        self.pairs.receive_by(|| Receiver::new(Filling::Single, mtu, false));
         self.use_pairs(1);
         self.announcement.end();
         self.asked_to_announce = false;
@@ -461,8 +420,8 @@ impl Device for NetDevice {
 
     fn drain(&mut self, rings: &mut Rings<'_>) -> Result<(), QueueError> {
         self.paused_at = Some(rings.now());
-        let stopped = self.pairs.iter_mut().map(|pair| pair.stop(rings)).fold(Ok(()), Result::and);
-        self.count_as_own();
+        let stopped = self.pairs.stop_from(0, rings);
+        self.settle_counters();
         stopped
     }
 
@@ -479,7 +438,7 @@ impl Device for NetDevice {
     /// Returns how many pairs of queues the driver uses, if it could use several. Whether it was
     /// asked to announce the guest need not be saved, as it is asked again.
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
-        match self.pairs.len() {
+        match self.pairs.count() {
             1 => Ok(Vec::new()),
             _ => Ok((self.port.used_pairs() as u16).to_le_bytes().to_vec()),
         }
@@ -487,7 +446,7 @@ impl Device for NetDevice {
 
     fn load(&mut self, state: &[u8]) -> Result<(), String> {
         self.moved = true;
-        if self.pairs.len() == 1 {
+        if self.pairs.count() == 1 {
             return expect_no_state(state);
         }
         let Ok(used) = state.try_into().map(u16::from_le_bytes) else {
@@ -498,7 +457,7 @@ impl Device for NetDevice {
             // It waits for a reset, which ends the use of others.
             None => 1,
         };
-        let possible = if self.has(VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        let possible = if self.has(VIRTIO_NET_F_MQ) { self.pairs.count() } else { 1 };
         if !(1..=possible).contains(&used) {
             return Err(format!("{used} pairs of queues in use of {possible}"));
         }

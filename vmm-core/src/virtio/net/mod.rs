@@ -5,7 +5,7 @@
 //! | file | contents |
 //! |---|---|
 //! | `device` | the device: start here |
-//! | `pair` | a pair of queues, of which it has one or several |
+//! | `pair` | its pairs of queues, of which it has one or several |
 //! | `vhost` | has the kernel move the frames |
 //! | `receive`, `transmit` | frames to the guest, and from it, by the device's thread |
 //! | `control` | commands of the driver on the control queue |

@@ -23,7 +23,7 @@ use crate::virtio::DeviceError;
 const TUN: &str = "/dev/net/tun";
 /// A tap with a virtio-net header before each frame.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-/// Why a tap is refused of which another process has a queue.
+/// Why a tap is refused that another process has opened.
 const IN_USE: &str = "it is in use by another guest or program";
 /// Name of a tap without a configured name; the kernel inserts a number.
 const NAME_PATTERN: &str = "lighter%d";
@@ -137,13 +137,14 @@ impl Tap {
             return Err(failed(io::Error::other(what)));
         }
         // Before it has a queue here too, which would take frames from those of another process.
-        expect_queues(&control, name, pairs, 0).map_err(failed)?;
-        // Each time, as opening a tap sets its carrier on. Older kernels cannot set it; frames that
-        // arrive early are then dropped when the driver becomes ready.
-        let unplug = |file: &File| drop(net::set_carrier(file, Carrier::Off));
-        let opened = attach_all(name, (pairs, 0), unplug);
-        let (_, files) = opened.map_err(|cause| failed(explained(cause)))?;
-        expect_queues(&control, name, pairs, pairs).map_err(failed)?;
+        expect_open_at_most(0, &control, name, pairs).map_err(failed)?;
+        let explained = |cause| failed(explained(cause));
+        let (_, first) = open_queue(name, flags_for(pairs)).map_err(explained)?;
+        // Older kernels cannot set the carrier; frames that arrive early are then dropped when the
+        // driver becomes ready.
+        let _ = net::set_carrier(&first, Carrier::Off);
+        let files = with_others(first, name, pairs).map_err(explained)?;
+        expect_open_at_most(pairs, &control, name, pairs).map_err(failed)?;
         let (used, name) = (files.len(), name.to_owned());
         let tap = Self { files, used, control, name, mtu, origin: Origin::Given };
         net::set_header_bytes(tap.file(), HEADER_BYTES as libc::c_int).map_err(failed)?;
@@ -166,9 +167,10 @@ impl Tap {
             );
             return Err(failed(io::Error::other(what)));
         }
-        let (name, exclusively) = (name.unwrap_or(NAME_PATTERN), libc::IFF_TUN_EXCL);
-        let opened = attach_all(name, (config.queue_pairs(), exclusively), |_| {});
-        let (name, files) = opened.map_err(|cause| failed(explained(cause)))?;
+        let (name, pairs) = (name.unwrap_or(NAME_PATTERN), config.queue_pairs());
+        let made = open_queue(name, flags_for(pairs) | libc::IFF_TUN_EXCL);
+        let (name, first) = made.map_err(|cause| failed(explained(cause)))?;
+        let files = with_others(first, &name, pairs).map_err(|cause| failed(explained(cause)))?;
         let tap = Self { used: files.len(), files, control, name, mtu, origin: Origin::Made };
         tap.set_up_on(bridge, own_address(config.mac()))?;
         Ok(tap)
@@ -266,14 +268,19 @@ pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
     let failed = |cause| unusable(name, cause);
     let control = net::control().map_err(failed)?;
     let (driver, kind, command) = match link {
-        NetLink::Tap(_) => ("tun", "tap", format!("ip tuntap add {name} mode tap")),
+        NetLink::Tap(_) => ("tun", "tap", add_command(name)),
         NetLink::Bridge { .. } => ("bridge", "bridge", format!("ip link add {name} type bridge")),
     };
     match net::mtu(&control, name) {
         Ok(mtu) if net::driver(&control, name).is_ok_and(|found| found == driver) => Ok(mtu),
         Ok(_) => Err(failed(io::Error::other(format!("it is not a {kind}")))),
         Err(cause) if cause.raw_os_error() == Some(libc::ENODEV) => {
-            Err(failed(io::Error::other(format!("there is none; make it with `{command}`"))))
+            let several = match link {
+                NetLink::Tap(_) => ", and `multi_queue` behind that for queues=N",
+                NetLink::Bridge { .. } => "",
+            };
+            let what = format!("there is none; make it with `{command}`{several}");
+            Err(failed(io::Error::other(what)))
         }
         Err(cause) => Err(failed(cause)),
     }
@@ -289,64 +296,58 @@ fn open_tun() -> io::Result<File> {
     options.open(TUN).map_err(|cause| io::Error::other(format!("cannot open {TUN}: {cause}")))
 }
 
-/// Returns the flags of a tap for so many pairs of queues. The kernel has one kind of tap for one
-/// pair, and another for several.
+/// Returns the flags of a tap for `pairs` pairs of queues: taps for several are another kind.
 fn flags_for(pairs: u16) -> libc::c_int {
     if pairs > 1 { FLAGS | libc::IFF_MULTI_QUEUE } else { FLAGS }
 }
 
-/// Opens the tap `name`, or creates it, once for each of its pairs of queues, and calls `done` with
-/// each file; returns its name, too. `first` are further flags for the first time.
-fn attach_all(
-    name: &str,
-    (pairs, first): (u16, libc::c_int),
-    done: impl Fn(&File),
-) -> io::Result<(String, Vec<File>)> {
-    let attach = |name: &str, flags| {
-        let file = open_tun()?;
-        let name = net::attach(&file, name, flags).map_err(|cause| match cause.raw_os_error() {
-            Some(libc::EINVAL) => io::Error::new(cause.kind(), other_kind(pairs)),
-            _ => cause,
-        })?;
-        done(&file);
-        io::Result::Ok((name, file))
-    };
-    let (name, file) = attach(name, flags_for(pairs) | first)?;
-    let others = (1..pairs).map(|_| attach(&name, flags_for(pairs)).map(|(_, file)| file));
-    let others: io::Result<Vec<File>> = others.collect();
-    let files = std::iter::once(file).chain(others?).collect();
-    Ok((name, files))
+/// Opens a queue of the tap `name`, or creates the tap; returns its name, too.
+fn open_queue(name: &str, flags: libc::c_int) -> io::Result<(String, File)> {
+    let file = open_tun()?;
+    let attached = net::attach(&file, name, flags);
+    let name = attached.map_err(|cause| match cause.raw_os_error() {
+        Some(libc::EINVAL) => other_kind(name, flags & libc::IFF_MULTI_QUEUE != 0),
+        _ => cause,
+    })?;
+    Ok((name, file))
 }
 
-/// Checks that so many queues of a tap for `pairs` pairs of them are open, in all processes. With
-/// one pair, the kernel sees to that.
+/// Opens a queue of the tap `name` for each of its pairs, the first of which is open.
+fn with_others(first: File, name: &str, pairs: u16) -> io::Result<Vec<File>> {
+    let others = (1..pairs).map(|_| open_queue(name, flags_for(pairs)).map(|(_, file)| file));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+/// Checks how many queues of the tap `name` for `pairs` pairs of queues are open in all processes.
+/// With one pair, the kernel sees to that.
 ///
 /// # Errors
-/// If more are open, or it is no tap for several queues.
-fn expect_queues(control: &OwnedFd, name: &str, pairs: u16, expected: u16) -> io::Result<()> {
+/// If more than `limit` are open, or it is no tap for several queues.
+fn expect_open_at_most(limit: u16, control: &OwnedFd, name: &str, pairs: u16) -> io::Result<()> {
     if pairs == 1 {
         return Ok(());
     }
-    match open_queues(control, name) {
-        Ok(open) if open <= expected.into() => Ok(()),
-        Ok(_) => Err(io::Error::other(IN_USE)),
-        Err(cause) if cause.kind() == io::ErrorKind::InvalidData => {
-            Err(io::Error::new(cause.kind(), other_kind(pairs)))
-        }
-        Err(cause) => Err(cause),
+    match open_queues(control, name)? {
+        Some(open) if open <= limit.into() => Ok(()),
+        Some(_) => Err(io::Error::other(IN_USE)),
+        None => Err(other_kind(name, true)),
     }
 }
 
-/// Says what a tap is not that was made for another number of queues than `pairs`.
-fn other_kind(pairs: u16) -> &'static str {
-    match pairs {
-        1 => {
-            "it is not a tap with a single queue: one that was made with `multi_queue` takes queues=N"
-        }
-        _ => {
-            "it is not a tap for several queues: `ip tuntap add NAME mode tap multi_queue` makes one"
-        }
-    }
+/// The error for an interface that is no tap, or one for another number of queues.
+fn other_kind(name: &str, for_several: bool) -> io::Error {
+    let what = match for_several {
+        false => "it is not a tap with a single queue; a tap that was made with `multi_queue` takes queues=N".to_owned(),
+        true => format!(
+            "it is not a tap for several queues: make it anew by `ip tuntap del {name} mode tap` and `{} multi_queue`",
+            add_command(name)
+        ),
+    };
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+fn add_command(name: &str) -> String {
+    format!("ip tuntap add {name} mode tap")
 }
 
 /// Explains the error of a system call in terms of taps.

@@ -8,7 +8,9 @@ fn errors_an_operator_can_fix_are_explained() {
     assert!(said(libc::EPERM).contains("CAP_NET_ADMIN"));
     assert!(said(libc::EBUSY).contains("in use"));
     assert!(said(libc::ENOMEM).contains("memory"));
-    assert!([1, 2].map(other_kind).iter().all(|said| said.contains("multi_queue`")));
+    let several = other_kind("t0", true).to_string();
+    assert!(several.contains("`ip tuntap add t0 mode tap multi_queue`"), "{several}");
+    assert!(other_kind("t0", false).to_string().contains("queues=N"));
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Scene {
 }
 
 #[test]
-fn a_device_with_one_pair_is_as_it_always_was() {
+fn a_device_with_one_pair_offers_no_more() {
     let (mut device, ..) = device();
     assert_eq!(device.features() >> VIRTIO_NET_F_MQ & 1, 0);
     assert_eq!(device.queue_sizes(), [256, 256, 64]);
@@ -184,9 +184,9 @@ fn pairs_in_use_move_with_the_guest() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Commands and frames in any order: as many frames come out as the pairs in use were given.
+    /// Commands and frames in any order: each pair in use gets all frames that wait at its end.
     #[test]
-    fn no_frame_is_lost_or_doubled(steps in prop::collection::vec((0..5u16, 0..3usize), 1..24)) {
+    fn pairs_in_use_get_what_waits_for_them(steps in prop::collection::vec((0..5u16, 0..3usize), 1..24)) {
         let mut scene = Scene::new(features());
         let (mut used, mut waiting, mut got) = (1u16, [0usize; 3], [0usize; 3]);
         for (pairs, pair) in steps {
