@@ -29,7 +29,8 @@ pub(crate) enum AttachRequest {
     /// device that the guest writes, the device opened once more with `O_EXCL`, or the files that
     /// an image is based on, open for reading.
     Disk(DiskToAttach),
-    /// A network device. Its files: the tap, up and without a carrier, once for each pair of queues.
+    /// A network device. Its files: the tap, up and without a carrier, once for each pair of its
+    /// queues.
     Net(NetToAttach),
     /// A device of the host. Its files: `/dev/vfio/vfio`, opened for it, and the device's
     /// IOMMU group.

@@ -440,7 +440,12 @@ impl Device for NetDevice {
     fn save(&mut self) -> Result<Vec<u8>, DeviceError> {
         match self.pairs.count() {
             1 => Ok(Vec::new()),
-            _ => Ok((self.port.used_pairs() as u16).to_le_bytes().to_vec()),
+            _ => {
+                // A tap that is gone may still have more, from a driver before.
+                let several = self.has(VIRTIO_NET_F_MQ);
+                let used = if several { self.port.used_pairs() as u16 } else { 1 };
+                Ok(used.to_le_bytes().to_vec())
+            }
         }
     }
 

@@ -143,7 +143,7 @@ impl Tap {
         // Older kernels cannot set the carrier; frames that arrive early are then dropped when the
         // driver becomes ready.
         let _ = net::set_carrier(&first, Carrier::Off);
-        let files = with_others(first, name, pairs).map_err(explained)?;
+        let files = with_others(vec![first], name, pairs).map_err(explained)?;
         expect_open_at_most(pairs, &control, name, pairs).map_err(failed)?;
         let (used, name) = (files.len(), name.to_owned());
         let tap = Self { files, used, control, name, mtu, origin: Origin::Given };
@@ -170,9 +170,13 @@ impl Tap {
         let (name, pairs) = (name.unwrap_or(NAME_PATTERN), config.queue_pairs());
         let made = open_queue(name, flags_for(pairs) | libc::IFF_TUN_EXCL);
         let (name, first) = made.map_err(|cause| failed(explained(cause)))?;
-        let files = with_others(first, &name, pairs).map_err(|cause| failed(explained(cause)))?;
-        let tap = Self { used: files.len(), files, control, name, mtu, origin: Origin::Made };
+        let mut tap =
+            Self { files: vec![first], used: 1, control, name, mtu, origin: Origin::Made };
+        // At once: the host's udev gives new interfaces an address that have none of their own.
         tap.set_up_on(bridge, own_address(config.mac()))?;
+        tap.files = with_others(tap.files, &tap.name, pairs)
+            .map_err(|cause| unusable(&tap.name, explained(cause)))?;
+        tap.used = tap.files.len();
         Ok(tap)
     }
 
@@ -312,10 +316,13 @@ fn open_queue(name: &str, flags: libc::c_int) -> io::Result<(String, File)> {
     Ok((name, file))
 }
 
-/// Opens a queue of the tap `name` for each of its pairs, the first of which is open.
-fn with_others(first: File, name: &str, pairs: u16) -> io::Result<Vec<File>> {
-    let others = (1..pairs).map(|_| open_queue(name, flags_for(pairs)).map(|(_, file)| file));
-    std::iter::once(Ok(first)).chain(others).collect()
+/// Adds a queue of the tap `name` for each of its pairs but the first.
+fn with_others(mut files: Vec<File>, name: &str, pairs: u16) -> io::Result<Vec<File>> {
+    for _ in 1..pairs {
+        let (_, file) = open_queue(name, flags_for(pairs))?;
+        files.push(file);
+    }
+    Ok(files)
 }
 
 /// Checks how many queues of the tap `name` for `pairs` pairs of queues are open in all processes.
@@ -337,7 +344,7 @@ fn expect_open_at_most(limit: u16, control: &OwnedFd, name: &str, pairs: u16) ->
 /// The error for an interface that is no tap, or one for another number of queues.
 fn other_kind(name: &str, for_several: bool) -> io::Error {
     let what = match for_several {
-        false => "it is not a tap with a single queue; a tap that was made with `multi_queue` takes queues=N".to_owned(),
+        false => "it is not a tap with a single queue; a tap that was made with `multi_queue` takes queues=2 to 8".to_owned(),
         true => format!(
             "it is not a tap for several queues: make it anew by `ip tuntap del {name} mode tap` and `{} multi_queue`",
             add_command(name)

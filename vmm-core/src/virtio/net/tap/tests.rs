@@ -10,7 +10,7 @@ fn errors_an_operator_can_fix_are_explained() {
     assert!(said(libc::ENOMEM).contains("memory"));
     let several = other_kind("t0", true).to_string();
     assert!(several.contains("`ip tuntap add t0 mode tap multi_queue`"), "{several}");
-    assert!(other_kind("t0", false).to_string().contains("queues=N"));
+    assert!(other_kind("t0", false).to_string().contains("queues=2 to 8"));
 }
 
 #[test]
