@@ -123,34 +123,24 @@ fn printed(host: Host<'_>) -> String {
 }
 
 #[test]
-fn a_guest_has_a_card_there_though_cable_and_node_fail_when_it_has_arrived() {
+fn a_guest_gets_its_card_there_though_the_node_stands_still_when_it_arrives() {
     let lab = Lab::of(2);
     [1, 2].into_iter().for_each(|number| equip(&lab, number));
     let [here, there] = lab.nodes();
     let guest = StockGuest::boot(&lab, here, 1, "");
     here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
-    // The command sleeps while the guest moves, so it has asked for nothing when the cable is out.
     migrate_in_background(here, there, "--bandwidth 20MB/s");
-    let command = |signal| {
-        here.sh(&format!("systemctl kill --signal {signal} lab-migrate-debian")).ok();
-    };
     until("its memory is sent", || {
         let status = here.ask("debian", "/v1/guest/migration")?;
         holds(status["progress"]["phase"] == "precopy", status.to_string())
     });
-    command("STOP");
-    until("it runs there", || {
-        let state = there.state_of("debian");
-        holds(state.as_deref() == Some("running"), (state, printed(here)))
-    });
-    there.cut_cable();
-    command("CONT");
+    // The guest arrives without the node, which then does not answer.
+    there.sh("systemctl kill --signal STOP lighter-node").ok();
     until("the command asks again", || {
         holds(printed(here).contains("asking again"), printed(here))
     });
     assert_eq!(cards(there), 0);
     there.sh("systemctl restart lighter-node").ok();
-    there.mend_cable();
     let has_it = format!("has vfio={CARD} of");
     until("it has the card", || holds(printed(here).contains(&has_it), printed(here)));
     assert_eq!(cards(there), 1);
