@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 use vmm_core::virtio::block::{CacheMode, EngineChoice, is_qcow2};
 
-use super::fault::{Fault, Place};
+use super::fault::Fault;
 use super::options::each_once;
 
 /// Longest serial number, in bytes (`VIRTIO_BLK_ID_BYTES` of `linux/virtio_blk.h`).
@@ -59,8 +59,7 @@ impl DiskArg {
     /// # Errors
     /// What no disk can have.
     pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
-        let fault =
-            |key, what| Err(Fault { place: Place { key, item: Some(("disk", index)) }, what });
+        let fault = |key, what| Err(Fault::of_item(("disk", index), key, what));
         if self.path.as_os_str().is_empty() {
             return fault("path", "a disk needs a path".to_owned());
         }

@@ -36,4 +36,9 @@ impl Fault {
     pub(super) fn of(key: &'static str, what: impl Into<String>) -> Self {
         Self { place: Place { key, item: None }, what: what.into() }
     }
+
+    /// Of a key of one of several tables, by their name and counted from 0.
+    pub(super) fn of_item(item: (&'static str, usize), key: &'static str, what: String) -> Self {
+        Self { place: Place { key, item: Some(item) }, what }
+    }
 }

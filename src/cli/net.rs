@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 use vmm_core::VmShape;
-use vmm_core::virtio::net::{MacAddress, NetLink, QUEUE_PAIRS_MAX};
+use vmm_core::virtio::net::{MacAddress, NetLink, check_queue_pairs};
 
-use super::fault::{Fault, Place};
+use super::fault::Fault;
 use super::options::each_once;
 
 /// A network device as typed: a bridge that it is to be on, or a tap that exists, or both for a tap
@@ -54,7 +54,7 @@ impl NetArg {
     /// # Errors
     /// What no host can have.
     pub(crate) fn check(&self, index: usize) -> Result<(), Fault> {
-        let fault = |key, what| Fault { place: Place { key, item: Some(("net", index)) }, what };
+        let fault = |key, what| Fault::of_item(("net", index), key, what);
         let link = self.link().map_err(|what| fault("bridge", what.to_owned()))?;
         self.check_standby().map_err(|what| fault("standby", what.to_owned()))?;
         self.check_queues().map_err(|what| fault("queues", what))?;
@@ -63,12 +63,7 @@ impl NetArg {
     }
 
     fn check_queues(&self) -> Result<(), String> {
-        match self.queues {
-            Some(pairs) if !(1..=QUEUE_PAIRS_MAX).contains(&pairs) => Err(format!(
-                "a network device has 1 to {QUEUE_PAIRS_MAX} pairs of queues, not {pairs}"
-            )),
-            _ => Ok(()),
-        }
+        self.queues.map_or(Ok(()), check_queue_pairs).map_err(|error| error.to_string())
     }
 
     /// One half of a failover pair has the address of the other.

@@ -58,7 +58,7 @@ impl Node {
             let address = self.given(device)?;
             let arrived = || tokio::task::block_in_place(|| self.arrived(migration, token));
             match attach(arrived, address).await {
-                // A guest may be about to get it: that one, whose host has asked before.
+                // The guest may be getting it already, for an earlier request of its host.
                 Err(error) if is_in_use(&error) && self.owner_of(address).await?.is_none() => {
                     Ok(refusal(RefusalKind::Busy, &format!("{error:#}")))
                 }
@@ -126,12 +126,12 @@ fn refusal(kind: RefusalKind, text: &str) -> FrontReply {
     FrontReply::Refused(migrate::Refusal::new(kind, text))
 }
 
-/// Returns whether someone has the device open.
+/// Returns whether another process has the device open.
 fn is_in_use(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(|error: &HostDeviceError| error.is_in_use)
 }
 
-/// Returns where the guest has the device, if it has: whoever asks may have missed the answer.
+/// Returns where the guest has the device, if it has: a host asks again that has missed the answer.
 async fn attached_before(
     client: &ApiClient,
     address: PciAddress,

@@ -89,19 +89,14 @@ fn a_guest_sends_by_its_network_device_while_it_has_no_card() {
     guest.shut_down(there);
 }
 
-/// Migrates the guest in the background.
-fn migrate_in_background(here: Host<'_>, there: Host<'_>, options: &str) {
+/// Migrates the guest in the background, and waits until its memory is on its way.
+fn begin_migration(here: Host<'_>, there: Host<'_>, bandwidth: &str) {
     here.sh(&format!(
         "systemctl reset-failed; systemd-run --quiet --unit lab-migrate-debian lighter migrate debian {} --downtime 10s \
-         {options} --detach-on-migrate --attach-there vfio={CARD}",
+         --bandwidth {bandwidth} --detach-on-migrate --attach-there vfio={CARD}",
         there.address()
     ))
     .ok();
-}
-
-/// Migrates the guest slowly in the background, and waits until its memory is on its way.
-fn begin_migration(here: Host<'_>, there: Host<'_>) {
-    migrate_in_background(here, there, "--bandwidth 1MB/s");
     until("its memory is sent", || {
         let status = here.ask("debian", "/v1/guest/migration")?;
         let is_on_its_way = status["progress"]["phase"] == "precopy" && status["report"].is_null();
@@ -129,11 +124,7 @@ fn a_guest_gets_its_card_there_though_the_node_stands_still_when_it_arrives() {
     let [here, there] = lab.nodes();
     let guest = StockGuest::boot(&lab, here, 1, "");
     here.lighter(&format!("attach-device debian vfio={CARD}")).ok();
-    migrate_in_background(here, there, "--bandwidth 20MB/s");
-    until("its memory is sent", || {
-        let status = here.ask("debian", "/v1/guest/migration")?;
-        holds(status["progress"]["phase"] == "precopy", status.to_string())
-    });
+    begin_migration(here, there, "20MB/s");
     // The guest arrives without the node, which then does not answer.
     there.sh("systemctl kill --signal STOP lighter-node").ok();
     until("the command asks again", || {
@@ -162,11 +153,11 @@ fn a_guest_that_stays_because_of_cables_or_power_has_its_card_again() {
         });
         assert_eq!(here.state_of("debian").as_deref(), Some("running"));
     };
-    begin_migration(here, there);
+    begin_migration(here, there, "1MB/s");
     here.cut_cable();
     has_it_again();
     here.mend_cable();
-    begin_migration(here, there);
+    begin_migration(here, there, "1MB/s");
     lab.cut_power(2);
     has_it_again();
     guest.shut_down(here);

@@ -57,7 +57,7 @@ fn a_guest_moves_between_hosts_with_and_without_it_and_loses_no_byte() {
     let lab = Lab::of(3);
     lab.host(2).sh("echo LIGHTER_VHOST_NET=off > /run/lab/node.env").ok();
     let [with, without] = lab.nodes();
-    let guest = StockGuest::boot(&lab, with, 2, "--net bridge=br0,queues=2");
+    let guest = StockGuest::boot_on_net(&lab, with, 2, "bridge=br0,queues=2", "");
     await_vhost(with, true);
     expect_second_pair(&guest, with);
     let stream = Stream::begin(lab.host(3), &guest);

@@ -85,19 +85,15 @@ impl GuestSpec {
         let mut macs = HashSet::new();
         for (index, net) in self.net.iter().enumerate() {
             net.check(index)?;
-            let fault = |key, what: &str| {
-                Err(Fault {
-                    place: Place { key, item: Some(("net", index)) },
-                    what: what.to_owned(),
-                })
-            };
+            let fault = |key, what: String| Err(Fault::of_item(("net", index), key, what));
             if net.standby && self.machine() != MachineKind::Pci {
-                return fault("standby", "one half of a failover pair needs `machine = \"pci\"`");
+                let what = "one half of a failover pair needs `machine = \"pci\"`";
+                return fault("standby", what.to_owned());
             }
             if let Some(mac) = net.mac.filter(|mac| !macs.insert(*mac)) {
                 let what =
                     format!("another network device of the guest has {mac}: give one another mac");
-                return fault("mac", &what);
+                return fault("mac", what);
             }
         }
         Ok(())

@@ -79,8 +79,7 @@ fn name_in(request: &libc::ifreq) -> String {
 /// # Errors
 /// The error from the system: `tun` is no tap, or not attached.
 pub(crate) fn attached(tun: &File) -> io::Result<(String, libc::c_int)> {
-    // SAFETY: all bytes zero are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let mut request = nameless_request();
     // SAFETY: the kernel writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
     // SAFETY: TUNGETIFF fills in this field, and any bytes are a valid number.
@@ -130,8 +129,7 @@ pub(crate) fn set_offloads(tun: &File, offloads: libc::c_uint) -> io::Result<()>
 /// # Errors
 /// The error from the system.
 pub(crate) fn set_queue(tun: &File, queue: Queue) -> io::Result<()> {
-    // SAFETY: all bytes zero are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let mut request = nameless_request();
     let flags = match queue {
         Queue::Attached => libc::IFF_ATTACH_QUEUE,
         Queue::Detached => libc::IFF_DETACH_QUEUE,
@@ -265,13 +263,18 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains('\0') {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: `ifreq` consists of numbers, a union of numbers and a pointer, for all of which zeros
-    // are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let mut request = nameless_request();
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     Ok(request)
+}
+
+/// Returns a request with all fields zero.
+fn nameless_request() -> libc::ifreq {
+    // SAFETY: `ifreq` consists of numbers, a union of numbers and a pointer, for all of which zeros
+    // are valid.
+    unsafe { std::mem::zeroed() }
 }
 
 /// Makes a request that contains no pointer.

@@ -24,16 +24,17 @@ pub struct HostDeviceError {
     pub address: PciAddress,
     /// What stands in the way.
     pub why: String,
-    /// Whether that is someone who has it.
+    /// Whether that is another process, which has it open.
     pub is_in_use: bool,
 }
 
 impl HostDeviceError {
-    /// The error for a device that nobody has.
+    /// Returns the error for a device that no other process has open.
     pub(super) fn new(address: PciAddress, why: impl Display) -> Self {
         Self { address, why: why.to_string(), is_in_use: false }
     }
 
+    /// Returns the error for a device of which `path` cannot be opened.
     fn cannot_open(address: PciAddress, path: &Path, error: &io::Error) -> Self {
         let is_in_use = error.kind() == io::ErrorKind::ResourceBusy;
         Self { address, why: cannot_open(path, error), is_in_use }

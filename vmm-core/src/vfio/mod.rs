@@ -88,15 +88,15 @@ impl Passthrough {
     pub(crate) fn insert(&self, device: HostDevice, slot: usize) -> Result<(), HostDeviceError> {
         let HostDevice { address, container, group } = device;
         if self.functions().iter().any(|function| function.address == address) {
-            return Err(refused(address, "the guest has it already"));
+            return Err(HostDeviceError::new(address, "the guest has it already"));
         }
-        let group = Group::new(group).map_err(|error| refused(address, error))?;
-        if !group.is_viable().map_err(|error| refused(address, error))? {
+        let group = Group::new(group).map_err(|error| HostDeviceError::new(address, error))?;
+        if !group.is_viable().map_err(|error| HostDeviceError::new(address, error))? {
             let why = format!(
                 "the host uses another device of its IOMMU group (`ls /sys/bus/pci/devices/{address}/iommu_group/devices`): \
                  give all of them to vfio-pci"
             );
-            return Err(refused(address, why));
+            return Err(HostDeviceError::new(address, why));
         }
         let mut hold = self.hold();
         let is_first = hold.is_none();
@@ -113,7 +113,7 @@ impl Passthrough {
         (address, container, group): (PciAddress, std::fs::File, Group),
         slot: usize,
     ) -> Result<(), HostDeviceError> {
-        let no = |error: &dyn Display| refused(address, error);
+        let no = |error: &dyn Display| HostDeviceError::new(address, error);
         let kvm = match self.kvm.get() {
             Some(kvm) => kvm,
             None => {
@@ -157,18 +157,19 @@ impl Passthrough {
         container: std::fs::File,
         group: &Group,
     ) -> Result<Hold, HostDeviceError> {
-        let no = |error: std::io::Error| refused(address, error);
+        let no = |error: std::io::Error| HostDeviceError::new(address, error);
         let container = Container::new(container).map_err(no)?;
         group.join(&container).map_err(no)?;
         container.set_iommu().map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => refused(
+            Some(libc::EPERM) => HostDeviceError::new(
                 address,
                 "the host's IOMMU does not remap interrupts, so that a guest could send any: turn that on in its \
                  firmware (or, for guests that you trust, vfio_iommu_type1's allow_unsafe_interrupts)",
             ),
             _ => no(error),
         })?;
-        let pinned = GuestRam::pin(&self.ram).map_err(|error| refused(address, error))?;
+        let pinned =
+            GuestRam::pin(&self.ram).map_err(|error| HostDeviceError::new(address, error))?;
         for region in self.ram.mappings() {
             container.map(region).map_err(|error| {
                 let mib = self.ram.bytes() >> 20;
@@ -178,7 +179,7 @@ impl Passthrough {
                     }
                     _ => "",
                 };
-                refused(address, format!("cannot pin the guest's {mib} MiB of memory: {error}{limit}"))
+                HostDeviceError::new(address, format!("cannot pin the guest's {mib} MiB of memory: {error}{limit}"))
             })?;
         }
         Ok(Hold { groups: Vec::new(), container, _pinned: pinned })
@@ -278,8 +279,4 @@ fn forget(kvm: &KvmGroups, group: &Group) {
     if let Err(error) = group.leave() {
         tracing::warn!(%error, "the IOMMU group of a device does not leave its container");
     }
-}
-
-fn refused(address: PciAddress, why: impl Display) -> HostDeviceError {
-    HostDeviceError::new(address, why)
 }

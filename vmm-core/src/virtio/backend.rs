@@ -223,8 +223,8 @@ impl Backend {
                 }
                 Err(error) => self.give_up(error),
             }
-            self.notify_wanted();
         }
+        self.notify_wanted();
     }
 
     /// Returns how long nothing is due; `None` means until the next event.

@@ -142,8 +142,8 @@ impl NetConfig {
         self.standby
     }
 
-    /// Returns the same device with so many pairs of queues, at most [`QUEUE_PAIRS_MAX`], which a
-    /// guest's vCPUs use side by side.
+    /// Returns the same device with this number of pairs of queues (see [`check_queue_pairs`]),
+    /// which a guest's vCPUs use side by side.
     #[must_use]
     pub fn with_queue_pairs(self, queue_pairs: u16) -> Self {
         Self { queue_pairs, ..self }
@@ -161,7 +161,7 @@ impl NetConfig {
     /// # Errors
     /// [`DeviceError::Network`].
     pub fn open_tap(&self) -> Result<Vec<File>, DeviceError> {
-        Tap::open(self)?.into_handed()
+        Tap::open_for_another(self)
     }
 
     /// Returns the same device for this process's records: without a tap that it holds open.
@@ -224,18 +224,25 @@ impl NetConfig {
                 "a network has an MTU of at least {least} bytes, not {mtu}"
             )));
         }
-        if !(1..=QUEUE_PAIRS_MAX).contains(&self.queue_pairs) {
-            let pairs = self.queue_pairs;
-            return Err(DeviceError::Config(format!(
-                "a network device has 1 to {QUEUE_PAIRS_MAX} pairs of queues, not {pairs}"
-            )));
-        }
-        Ok(())
+        check_queue_pairs(self.queue_pairs)
     }
 
     /// Checks that this host can connect the guest to its network, by trying it.
     pub(crate) fn check_host(&self) -> Result<(), DeviceError> {
         Tap::open(self).map(drop)
+    }
+}
+
+/// Checks that a network device can have this number of pairs of queues.
+///
+/// # Errors
+/// [`DeviceError::Config`].
+pub fn check_queue_pairs(pairs: u16) -> Result<(), DeviceError> {
+    match pairs {
+        1..=QUEUE_PAIRS_MAX => Ok(()),
+        _ => Err(DeviceError::Config(format!(
+            "a network device has 1 to {QUEUE_PAIRS_MAX} pairs of queues, not {pairs}"
+        ))),
     }
 }
 

@@ -141,10 +141,14 @@ impl NetDevice {
             | offload(VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO)
     }
 
+    /// Returns how many pairs of queues the driver can use.
+    fn usable_pairs(&self) -> usize {
+        if self.has(VIRTIO_NET_F_MQ) { self.pairs.count() } else { 1 }
+    }
+
     /// Returns the index of the control queue (virtio 1.2, 5.1.2).
     fn control_queue(&self) -> usize {
-        let pairs = if self.has(VIRTIO_NET_F_MQ) { self.pairs.count() } else { 1 };
-        pair::QUEUES * pairs
+        pair::QUEUES * self.usable_pairs()
     }
 
     /// Drops the frames that arrived before there was a driver to receive them. Only the first pair
@@ -442,9 +446,8 @@ impl Device for NetDevice {
             1 => Ok(Vec::new()),
             _ => {
                 // A tap that is gone may still have more, from a driver before.
-                let several = self.has(VIRTIO_NET_F_MQ);
-                let used = if several { self.port.used_pairs() as u16 } else { 1 };
-                Ok(used.to_le_bytes().to_vec())
+                let used = self.port.used_pairs().min(self.usable_pairs());
+                Ok((used as u16).to_le_bytes().to_vec())
             }
         }
     }
@@ -462,7 +465,7 @@ impl Device for NetDevice {
             // It waits for a reset, which ends the use of others.
             None => 1,
         };
-        let possible = if self.has(VIRTIO_NET_F_MQ) { self.pairs.count() } else { 1 };
+        let possible = self.usable_pairs();
         if !(1..=possible).contains(&used) {
             return Err(format!("{used} pairs of queues in use of {possible}"));
         }

@@ -36,7 +36,7 @@ mod vhost;
 #[cfg(feature = "fuzzing")]
 mod wire;
 
-pub use config::{NetConfig, NetLink};
+pub use config::{NetConfig, NetLink, check_queue_pairs};
 pub(crate) use device::NetDevice;
 pub use mac::{MacAddress, MacError};
 pub(crate) use meter::NetMeter;
@@ -57,4 +57,4 @@ const RECEIVE: usize = 0;
 /// Index of the transmit queue in its pair.
 const TRANSMIT: usize = 1;
 /// Most pairs of queues of a device.
-pub const QUEUE_PAIRS_MAX: u16 = 8;
+pub(crate) const QUEUE_PAIRS_MAX: u16 = 8;

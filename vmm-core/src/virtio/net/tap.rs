@@ -69,6 +69,7 @@ impl Tap {
         Ok(tap)
     }
 
+    /// As [`Tap::open`], but all pairs of queues carry frames.
     fn with_all_queues(config: &NetConfig) -> Result<Self, DeviceError> {
         if let Some(files) = config.handed_tap() {
             return Self::handed(files, config);
@@ -85,7 +86,7 @@ impl Tap {
         }
     }
 
-    /// Takes over what [`Tap::into_handed`] gave in another process.
+    /// Takes over what [`Tap::open_for_another`] gave in another process.
     fn handed(files: &[Arc<File>], config: &NetConfig) -> Result<Self, DeviceError> {
         let failed = |cause| unusable(config.link().interface(), cause);
         let kind = libc::IFF_TUN | FLAGS | libc::IFF_MULTI_QUEUE | libc::IFF_DETACH_QUEUE;
@@ -113,20 +114,19 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Sets the tap up, without a carrier, and returns its files, of which all carry frames then,
-    /// for another process, whose guest takes it over.
+    /// Creates a tap, or opens the existing one, for another process, whose guest takes it over:
+    /// it is up, without a carrier. Returns its files, all of which carry frames.
     ///
     /// # Errors
     /// [`DeviceError::Network`]: kernels before 5.0 cannot do without a carrier.
-    pub(super) fn into_handed(mut self) -> Result<Vec<File>, DeviceError> {
-        net::set_carrier(self.file(), Carrier::Off)
-            .and_then(|()| self.use_pairs(self.files.len()))
-            .map_err(|cause| unusable(&self.name, explained(cause)))?;
-        if self.origin == Origin::Made {
-            net::set_up(&self.control, &self.name, Carrier::On)
-                .map_err(|cause| unusable(&self.name, explained(cause)))?;
+    pub(super) fn open_for_another(config: &NetConfig) -> Result<Vec<File>, DeviceError> {
+        let tap = Self::with_all_queues(config)?;
+        let failed = |cause| unusable(&tap.name, explained(cause));
+        net::set_carrier(tap.file(), Carrier::Off).map_err(failed)?;
+        if tap.origin == Origin::Made {
+            net::set_up(&tap.control, &tap.name, Carrier::On).map_err(failed)?;
         }
-        Ok(self.files)
+        Ok(tap.files)
     }
 
     fn take(name: &str, mtu: u32, pairs: u16) -> Result<Self, DeviceError> {
@@ -271,18 +271,18 @@ pub(super) fn mtu_of(link: &NetLink) -> Result<u32, DeviceError> {
     let name = link.interface();
     let failed = |cause| unusable(name, cause);
     let control = net::control().map_err(failed)?;
-    let (driver, kind, command) = match link {
-        NetLink::Tap(_) => ("tun", "tap", add_command(name)),
-        NetLink::Bridge { .. } => ("bridge", "bridge", format!("ip link add {name} type bridge")),
+    let (driver, kind, command, several) = match link {
+        NetLink::Tap(_) => {
+            ("tun", "tap", add_command(name), ", and `multi_queue` behind that for queues=N")
+        }
+        NetLink::Bridge { .. } => {
+            ("bridge", "bridge", format!("ip link add {name} type bridge"), "")
+        }
     };
     match net::mtu(&control, name) {
         Ok(mtu) if net::driver(&control, name).is_ok_and(|found| found == driver) => Ok(mtu),
         Ok(_) => Err(failed(io::Error::other(format!("it is not a {kind}")))),
         Err(cause) if cause.raw_os_error() == Some(libc::ENODEV) => {
-            let several = match link {
-                NetLink::Tap(_) => ", and `multi_queue` behind that for queues=N",
-                NetLink::Bridge { .. } => "",
-            };
             let what = format!("there is none; make it with `{command}`{several}");
             Err(failed(io::Error::other(what)))
         }

@@ -176,13 +176,7 @@ impl Scene {
 
     /// Sends a command and returns the answer.
     fn command(&mut self, bytes: &[u8]) -> u8 {
-        let (at, answer) = (0x8000, 0x9000);
-        self.bench.ram.write(at, bytes).unwrap();
-        self.bench.ram.write(answer, &[0xee]).unwrap();
-        let buffers = [(at, bytes.len() as u32, 0), (answer, 1, WRITABLE)];
-        self.bench.driver(CONTROL).offer(&buffers);
-        self.bench.kick(CONTROL);
-        self.bench.bytes(answer, 1)[0]
+        command(&mut self.bench, CONTROL, bytes)
     }
 
     /// Returns the status in the configuration space.
@@ -200,6 +194,16 @@ impl Scene {
         self.bench.backend.load(&state, Some((features, &registers))).unwrap();
         self.bench.backend.resume();
     }
+}
+
+/// Sends a command on queue `queue` and returns the answer.
+fn command(bench: &mut Bench, queue: usize, bytes: &[u8]) -> u8 {
+    let (at, answer) = (0x8000, 0x9000);
+    bench.ram.write(at, bytes).unwrap();
+    bench.ram.write(answer, &[0xee]).unwrap();
+    bench.driver(queue).offer(&[(at, bytes.len() as u32, 0), (answer, 1, WRITABLE)]);
+    bench.kick(queue);
+    bench.bytes(answer, 1)[0]
 }
 
 fn all_features() -> u64 {

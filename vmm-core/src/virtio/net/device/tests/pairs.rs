@@ -27,20 +27,9 @@ impl Scene {
         Self { bench, networks, calls }
     }
 
-    /// Sends a command on queue `queue`; returns the answer.
-    fn command(&mut self, queue: usize, bytes: &[u8]) -> u8 {
-        let (at, answer) = (0x8000, 0x9000);
-        self.bench.ram.write(at, bytes).unwrap();
-        self.bench.ram.write(answer, &[0xee]).unwrap();
-        let buffers = [(at, bytes.len() as u32, 0), (answer, 1, WRITABLE)];
-        self.bench.driver(queue).offer(&buffers);
-        self.bench.kick(queue);
-        self.bench.bytes(answer, 1)[0]
-    }
-
     fn use_pairs(&mut self, pairs: u16) -> u8 {
         let [low, high] = pairs.to_le_bytes();
-        self.command(CONTROL, &[4, 0, low, high])
+        command(&mut self.bench, CONTROL, &[4, 0, low, high])
     }
 
     /// Offers a buffer to each receive queue.
@@ -146,8 +135,8 @@ fn a_device_that_waits_for_a_reset_moves() {
 #[test]
 fn a_driver_that_knows_one_pair_has_its_commands_in_the_third_queue() {
     let mut scene = Scene::new(features() & !(1 << VIRTIO_NET_F_MQ));
-    assert_eq!(scene.command(2, &[0, 0, 1]), 0);
-    assert_eq!(scene.command(2, &[4, 0, 2, 0]), 1, "it cannot have more");
+    assert_eq!(command(&mut scene.bench, 2, &[0, 0, 1]), 0);
+    assert_eq!(command(&mut scene.bench, 2, &[4, 0, 2, 0]), 1, "it cannot have more");
     scene.offer();
     scene.arrive(0, 60);
     assert_eq!(scene.bench.driver(0).used().len(), 1);
