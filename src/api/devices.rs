@@ -11,7 +11,7 @@ use vmm_core::PciAddress;
 use vmm_core::vfio::{HostDevice, HostDeviceError};
 use vmm_core::virtio::block::{CacheMode, EngineChoice};
 
-use super::types::{is_one_pair, one_pair};
+use super::types::{GuestInfo, is_one_pair, one_pair};
 use super::{ApiClient, AskError};
 
 /// How long it may take to make durable what a guest has written to a device that it has let go of.
@@ -33,7 +33,7 @@ pub(crate) enum AttachRequest {
     /// queues.
     Net(NetToAttach),
     /// A device of the host. Its files: `/dev/vfio/vfio`, opened for it, and the device's
-    /// IOMMU group.
+    /// IOMMU group; none if the guest has another device of that group.
     Host(HostDeviceToAttach),
 }
 
@@ -45,12 +45,16 @@ pub(crate) struct HostDeviceToAttach {
     pub(crate) address: String,
 }
 
-/// Opens a device of this host for a guest.
+/// Opens a device of this host for a guest of this host.
 ///
 /// # Errors
 /// [`HostDeviceError`], worded for the operator.
-pub(crate) fn opened(address: PciAddress) -> Result<(AttachRequest, Vec<File>), HostDeviceError> {
-    let device = HostDevice::open(address)?;
+pub(crate) fn opened(
+    address: PciAddress,
+    guest: &GuestInfo,
+) -> Result<(AttachRequest, Vec<File>), HostDeviceError> {
+    let own: Vec<_> = guest.host_devices.iter().filter_map(|own| own.host.parse().ok()).collect();
+    let device = HostDevice::open(address, &own)?;
     let request = AttachRequest::Host(HostDeviceToAttach { address: address.to_string() });
     Ok((request, device.into_files()))
 }

@@ -225,8 +225,10 @@ fn launch(
         return life.lead(Arc::new(machine), &console);
     }
     let plan = Plan::new(spec, name)?;
-    let devices = spec.device.iter().map(|device| HostDevice::open(device.address));
-    let devices: Result<Vec<_>, _> = devices.collect();
+    let devices: Vec<_> = spec.device.iter().map(|device| device.address).collect();
+    let opened = devices.iter().enumerate();
+    let devices: Result<Vec<_>, _> =
+        opened.map(|(index, address)| HostDevice::open(*address, &devices[..index])).collect();
     let devices = devices.with_context(|| format!("cannot run {}", plan.name))?;
     addresses::expect_free(state, &plan.name, plan.shape.nets())?;
     let uuid = spec.identity();

@@ -41,7 +41,9 @@ impl Node {
             tokio::task::block_in_place(|| HostDevice::expect_ready(address))?;
             match self.owner_of(address).await? {
                 None => Ok(FrontReply::Attachable),
-                Some(guest) => bail!("a guest there has it: {guest}"),
+                Some(guest) => {
+                    bail!("a guest there has it, or another device of its IOMMU group: {guest}")
+                }
             }
         };
         limited(&ANSWERING, answer).await
@@ -70,12 +72,13 @@ impl Node {
         reply
     }
 
-    /// Returns the guest that has this device.
+    /// Returns the guest that has this device, or another one of its IOMMU group.
     async fn owner_of(&self, address: PciAddress) -> Result<Option<GuestName>> {
         let guests = query_guests(self.state()).await?;
         let has_it = |guest: &GuestAnswer| {
             let devices = guest.answer.iter().flat_map(|view| &view.info.host_devices);
-            devices.into_iter().any(|its| its.host == address.to_string())
+            let mut addresses = devices.filter_map(|its| its.host.parse().ok());
+            addresses.any(|own| own == address || HostDevice::are_together(address, own))
         };
         Ok(guests.into_iter().find(has_it).map(|guest| guest.name))
     }
@@ -132,17 +135,13 @@ fn is_in_use(error: &anyhow::Error) -> bool {
 }
 
 /// Returns where the guest has the device, if it has: a host asks again that has missed the answer.
-async fn attached_before(
-    client: &ApiClient,
-    address: PciAddress,
-) -> Result<Option<AttachedThere>, AskError> {
-    let guest: GuestInfo = client.get("/v1/guest").await?;
+fn attached_before(guest: &GuestInfo, address: PciAddress) -> Option<AttachedThere> {
     let device = guest.host_devices.iter().find(|its| its.host == address.to_string());
     let of = |its: &HostDeviceInfo| AttachedThere {
         address: PeerText::new(&its.guest),
         is_noticed: its.noticed,
     };
-    Ok(device.map(of))
+    device.map(of)
 }
 
 /// Attaches the device to the guest that `arrived` finds.
@@ -150,10 +149,11 @@ async fn attach(arrived: impl Fn() -> Result<GuestDir>, address: PciAddress) -> 
     let began = Instant::now();
     let attached: AttachedDevice = loop {
         let client = ApiClient::new(&arrived()?.socket()).with_patience(PIN_PATIENCE);
-        if let Some(its) = attached_before(&client, address).await? {
+        let guest: GuestInfo = client.get("/v1/guest").await?;
+        if let Some(its) = attached_before(&guest, address) {
             return Ok(FrontReply::Attached(its));
         }
-        let (request, files) = tokio::task::block_in_place(|| opened(address))?;
+        let (request, files) = tokio::task::block_in_place(|| opened(address, &guest))?;
         match devices::attach(&client, &request, files).await {
             Err(AskError::Refused(refusal))
                 if refusal.reason == Reason::Migrating && began.elapsed() < ARRIVAL_PATIENCE =>

@@ -36,7 +36,8 @@ pub(crate) fn attach_device(state: &StateDir, args: &AttachDeviceArgs) -> Result
     let name = &args.name;
     let client = guest_client(state, name)?.with_patience(PIN_PATIENCE);
     let cannot = || format!("cannot attach {} to {name}", args.device);
-    let (request, files) = opened(args.device.address).with_context(cannot)?;
+    let guest: GuestInfo = block_on(async { Ok(client.get("/v1/guest").await?) })?;
+    let (request, files) = opened(args.device.address, &guest).with_context(cannot)?;
     attach(name, &client, (&request, files), args.json).with_context(cannot)
 }
 
@@ -100,7 +101,8 @@ impl LeftBehind {
         let name = self.name.clone();
         while let Some(&address) = self.devices.first() {
             let attach = async {
-                let (request, files) = opened(address)?;
+                let guest: GuestInfo = client.get("/v1/guest").await?;
+                let (request, files) = opened(address, &guest)?;
                 devices::attach(&client, &request, files).await?;
                 anyhow::Ok(())
             };

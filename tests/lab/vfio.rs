@@ -1,11 +1,12 @@
-//! A stock guest with devices of its host: an NVMe drive and a network card behind an IOMMU.
+//! A stock guest with devices of its host: two NVMe drives of one IOMMU group and a network card.
 
 use std::fs::File;
 
 use crate::fixtures::{Host, Lab, StockGuest, holds, until};
 
-/// The drive and the card, as the host has them.
+/// The drive, another one of its group, and the card, as the host has them.
 const DRIVE: &str = "0000:00:08.0";
+const OTHER: &str = "0000:00:08.1";
 const CARD: &str = "0000:01:00.0";
 /// The address behind the card, and the guest's own there.
 const BEHIND_CARD: &str = "10.99.0.2";
@@ -14,11 +15,13 @@ const ON_CARD: &str = "10.99.0.15/24";
 const COMPLAINTS: &str =
     "dmesg --level=emerg,alert,crit,err,warn | grep -iE 'pci|acpi|nvme|hotplug|virtio'";
 
-/// Gives a host the drive and the card, in the hands of vfio-pci.
+/// Gives a host the drives and the card, in the hands of vfio-pci.
 fn equip(lab: &Lab, number: usize) {
-    let drive = lab.folder().join(format!("drive{number}.raw"));
-    File::create(&drive).and_then(|file| file.set_len(64 << 20)).expect("a drive");
-    let drive = format!("file={},if=none,id=drive,format=raw", drive.display());
+    let [drive, other] = ["drive", "other"].map(|name| {
+        let drive = lab.folder().join(format!("{name}{number}.raw"));
+        File::create(&drive).and_then(|file| file.set_len(64 << 20)).expect("a drive");
+        format!("file={},if=none,id={name},format=raw", drive.display())
+    });
     // Behind a port: elsewhere such a card cannot be reset.
     let card = "virtio-net-pci,bus=rootport,netdev=user,iommu_platform=on,disable-legacy=on";
     lab.restart_with(
@@ -27,7 +30,11 @@ fn equip(lab: &Lab, number: usize) {
             "-drive",
             &drive,
             "-device",
-            "nvme,drive=drive,serial=drive,addr=0x8",
+            "nvme,drive=drive,serial=drive,addr=0x8.0,multifunction=on",
+            "-drive",
+            &other,
+            "-device",
+            "nvme,drive=other,serial=other,addr=0x8.1",
             "-netdev",
             "user,id=user,net=10.99.0.0/24",
             "-device",
@@ -36,7 +43,7 @@ fn equip(lab: &Lab, number: usize) {
             card,
         ],
     );
-    give_to_vfio(lab.host(number), &[DRIVE, CARD]);
+    give_to_vfio(lab.host(number), &[DRIVE, OTHER, CARD]);
 }
 
 /// Puts devices of a host in the hands of vfio-pci.
@@ -216,5 +223,51 @@ fn a_device_comes_and_goes_and_the_host_gets_it_back_when_it_asks() {
         if left == "[]" { Ok(()) } else { Err(left) }
     });
     assert_eq!(guest.sh(host, COMPLAINTS).stdout, "");
+    guest.shut_down(host);
+}
+
+/// Reads all of the drives with these serial numbers in the guest, past its cache.
+#[track_caller]
+fn reads_drives(guest: &StockGuest, host: Host<'_>, serials: &str) {
+    let read =
+        "for it in /dev/nvme?n1; do dd if=$it of=/dev/null bs=1M iflag=direct || exit 1; done";
+    until("the drives can be read", || {
+        let done = guest.sh(host, &format!("cat /sys/class/nvme/nvme*/serial && {read}"));
+        let found = done.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        if done.code == Some(0) && found == serials { Ok(()) } else { Err(done) }
+    });
+}
+
+#[test]
+fn devices_of_one_iommu_group_are_for_one_guest() {
+    let lab = Lab::of(1);
+    equip(&lab, 1);
+    let host = lab.host(1);
+    let options = format!("--device vfio={DRIVE} --device vfio={OTHER}");
+    let guest = StockGuest::boot(&lab, host, 1, &options);
+    reads_drives(&guest, host, "drive other");
+    let another = "run --detach --name another --memory 64M --kernel /boot/vmlinuz";
+    host.lighter(&format!("detach-device debian vfio={DRIVE}")).ok();
+    reads_drives(&guest, host, "other");
+    host.lighter(&format!("{another} --device vfio={DRIVE}")).complains(&[DRIVE, "in use"]);
+    host.lighter(&format!("attach-device debian vfio={DRIVE}")).ok();
+    host.lighter(&format!("attach-device debian vfio={CARD}")).ok();
+    host.lighter(&format!("detach-device debian vfio={OTHER}")).ok();
+    uses_card(&guest, host);
+    reads_drives(&guest, host, "drive");
+    host.lighter(&format!("detach-device debian vfio={DRIVE}")).ok();
+    assert_eq!(guest.sh(host, COMPLAINTS).stdout, "");
+
+    // The group is the host's again, and none for a guest while the host uses one of its devices.
+    host.sh(&format!(
+        "cd /sys/bus/pci/devices/{OTHER} && echo nvme > driver_override && echo {OTHER} > driver/unbind \
+         && modprobe nvme && echo {OTHER} > /sys/bus/pci/drivers_probe && test -d nvme"
+    ))
+    .ok();
+    let used = "the host uses another device of its IOMMU group";
+    host.lighter(&format!("attach-device debian vfio={DRIVE}")).complains(&[DRIVE, used]);
+    give_to_vfio(host, &[OTHER]);
+    host.lighter(&format!("attach-device debian vfio={DRIVE}")).ok();
+    reads_drives(&guest, host, "drive");
     guest.shut_down(host);
 }

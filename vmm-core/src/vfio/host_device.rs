@@ -11,6 +11,8 @@ use crate::pci::PciAddress;
 
 /// Where the host describes its PCI devices.
 const DEVICES: &str = "/sys/bus/pci/devices";
+/// The link from a device to its IOMMU group.
+const GROUP: &str = "iommu_group";
 /// Where the devices of VFIO are.
 const VFIO: &str = "/dev/vfio";
 /// The driver that a device must have.
@@ -41,30 +43,46 @@ impl HostDeviceError {
     }
 }
 
-/// A device of the host, opened for a guest: its IOMMU group, and a container for it. A process
-/// other than the guest's may open it.
+/// A device of the host, opened for a guest. A process other than the guest's may open it.
 #[derive(Debug)]
 pub struct HostDevice {
     pub(super) address: PciAddress,
+    /// None if the guest has its IOMMU group already, which can be opened once.
+    pub(super) files: Option<GroupFiles>,
+}
+
+/// An open IOMMU group, and a container for it if it is the guest's first.
+#[derive(Debug)]
+pub(super) struct GroupFiles {
     pub(super) container: File,
     pub(super) group: File,
 }
 
 impl HostDevice {
-    /// Opens the device at `address`, whose driver must be vfio-pci.
+    /// Opens the device at `address`, whose driver must be vfio-pci, for a guest that has the
+    /// devices `own` of its host.
     ///
     /// # Errors
     /// [`HostDeviceError`], worded for the operator.
-    pub fn open(address: PciAddress) -> Result<Self, HostDeviceError> {
-        let group = group_of(address, Path::new(DEVICES))
+    pub fn open(address: PciAddress, own: &[PciAddress]) -> Result<Self, HostDeviceError> {
+        let group = ready_group(address, Path::new(DEVICES))
             .map_err(|why| HostDeviceError::new(address, why))?;
+        if own.iter().any(|own| Self::are_together(address, *own)) {
+            return Ok(Self { address, files: None });
+        }
         let open = |path: PathBuf| {
             let opened = OpenOptions::new().read(true).write(true).open(&path);
             opened.map_err(|error| HostDeviceError::cannot_open(address, &path, &error))
         };
         let container = open(Path::new(VFIO).join("vfio"))?;
         let group = open(Path::new(VFIO).join(group))?;
-        Ok(Self { address, container, group })
+        Ok(Self { address, files: Some(GroupFiles { container, group }) })
+    }
+
+    /// Returns whether one guest alone can have these devices: they are of one IOMMU group.
+    pub fn are_together(one: PciAddress, other: PciAddress) -> bool {
+        let [one, other] = [one, other].map(|it| link_of(it, Path::new(DEVICES), GROUP));
+        one.is_some() && one == other
     }
 
     /// Checks that the device at `address` is in the hands of vfio-pci, and that this process may
@@ -73,7 +91,7 @@ impl HostDevice {
     /// # Errors
     /// [`HostDeviceError`], worded for the operator.
     pub fn expect_ready(address: PciAddress) -> Result<(), HostDeviceError> {
-        let group = group_of(address, Path::new(DEVICES))
+        let group = ready_group(address, Path::new(DEVICES))
             .map_err(|why| HostDeviceError::new(address, why))?;
         for file in ["vfio", &group] {
             let path = Path::new(VFIO).join(file);
@@ -86,10 +104,15 @@ impl HostDevice {
     /// Takes the device from its files, as [`HostDevice::into_files`] returned them.
     ///
     /// # Errors
-    /// [`HostDeviceError`] if they are not two.
+    /// [`HostDeviceError`] if they are neither two nor none.
     pub fn handed(address: PciAddress, files: Vec<File>) -> Result<Self, HostDeviceError> {
+        if files.is_empty() {
+            return Ok(Self { address, files: None });
+        }
         match <[File; 2]>::try_from(files) {
-            Ok([container, group]) => Ok(Self { address, container, group }),
+            Ok([container, group]) => {
+                Ok(Self { address, files: Some(GroupFiles { container, group }) })
+            }
             Err(files) => {
                 let why =
                     format!("{} files came with it, not its container and group", files.len());
@@ -100,7 +123,7 @@ impl HostDevice {
 
     /// Returns its files, to pass them to the guest's process.
     pub fn into_files(self) -> Vec<File> {
-        vec![self.container, self.group]
+        self.files.map_or_else(Vec::new, |files| vec![files.container, files.group])
     }
 
     /// The device's address on the host.
@@ -109,24 +132,19 @@ impl HostDevice {
     }
 }
 
-/// Returns the name of the device's IOMMU group, a number.
-fn group_of(address: PciAddress, devices: &Path) -> Result<String, String> {
-    let folder = devices.join(address.to_string());
-    if !folder.exists() {
+/// Returns the name of the IOMMU group, a number, of a device in the hands of vfio-pci.
+fn ready_group(address: PciAddress, devices: &Path) -> Result<String, String> {
+    if !devices.join(address.to_string()).exists() {
         return Err("the host has no such device (`lspci -D` lists them)".to_owned());
     }
-    let name = |link: &str| {
-        let target = fs::read_link(folder.join(link)).ok()?;
-        Some(target.file_name()?.to_string_lossy().into_owned())
-    };
-    let Some(group) = name("iommu_group") else {
+    let Some(group) = link_of(address, devices, GROUP) else {
         return Err(
             "the host has no IOMMU for it: turn on VT-d or AMD-Vi in the host's firmware, and give \
              its kernel `intel_iommu=on` on Intel processors"
                 .to_owned(),
         );
     };
-    match name("driver") {
+    match link_of(address, devices, "driver") {
         // Variants for one make are called mlx5-vfio-pci and the like.
         Some(driver) if driver.contains("vfio") => {}
         Some(driver) => {
@@ -144,12 +162,18 @@ fn group_of(address: PciAddress, devices: &Path) -> Result<String, String> {
     Ok(group)
 }
 
+/// Returns the name of what a link of the device leads to.
+fn link_of(address: PciAddress, devices: &Path, link: &str) -> Option<String> {
+    let target = fs::read_link(devices.join(address.to_string()).join(link)).ok()?;
+    Some(target.file_name()?.to_string_lossy().into_owned())
+}
+
 fn cannot_open(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::ResourceBusy => format!(
-            "{path} is in use: a guest has the device already, or another one of its IOMMU group, of \
-             which a guest can have one"
+            "{path} is in use: another guest has the device, or another one of its IOMMU group, whose \
+             devices only one guest can have"
         ),
         _ => format!("cannot open {path}: {error}"),
     }
@@ -164,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         let (folder, address) = (tempfile::tempdir().unwrap(), "0000:03:00.0".parse().unwrap());
-        let group = || group_of(address, folder.path());
+        let group = || ready_group(address, folder.path());
         assert!(group().unwrap_err().contains("no such device"));
         let device = folder.path().join("0000:03:00.0");
         fs::create_dir(&device).unwrap();
@@ -180,10 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_no_device() {
+    fn a_device_has_both_files_or_none() {
         let address = "03:00.0".parse().unwrap();
         let null = || File::open("/dev/null").unwrap();
         assert!(HostDevice::handed(address, vec![null()]).is_err());
-        assert!(HostDevice::handed(address, vec![null(), null()]).is_ok());
+        for count in [0, 2] {
+            let files = std::iter::repeat_with(null).take(count).collect();
+            let device = HostDevice::handed(address, files).unwrap();
+            assert_eq!(device.into_files().len(), count);
+        }
     }
 }

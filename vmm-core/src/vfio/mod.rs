@@ -22,6 +22,7 @@ mod windows;
 
 use std::ffi::CString;
 use std::fmt::Display;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use kvm_ioctls::VmFd;
@@ -29,10 +30,11 @@ use kvm_ioctls::VmFd;
 use crate::devices::{FIRST_HOST_MSI_GSI, MsiRoutes};
 use crate::memory::{GuestRam, Pinned};
 use crate::pci::{FUNCTIONS_MAX, PciAddress};
-use crate::sys::vfio::{Container, Group, KvmGroups};
+use crate::sys::vfio::{Container, Device, Group, KvmGroups};
 
 pub(crate) use function::HostFunction;
 use function::Surroundings;
+use host_device::GroupFiles;
 pub use host_device::{HostDevice, HostDeviceError};
 
 const _: () = assert!(
@@ -57,10 +59,16 @@ pub(crate) struct Passthrough {
 /// container is closed, and memory is pinned for as long as a device reaches it.
 #[derive(Debug)]
 struct Hold {
-    /// The group of each device.
-    groups: Vec<(PciAddress, Group)>,
+    groups: Vec<HeldGroup>,
     container: Container,
     _pinned: Pinned,
+}
+
+/// An IOMMU group, which KVM knows, and the addresses of those of its devices that the guest has.
+#[derive(Debug)]
+struct HeldGroup {
+    group: Group,
+    devices: Vec<PciAddress>,
 }
 
 impl Passthrough {
@@ -86,34 +94,32 @@ impl Passthrough {
     /// # Errors
     /// [`HostDeviceError`]; the guest is then as it was.
     pub(crate) fn insert(&self, device: HostDevice, slot: usize) -> Result<(), HostDeviceError> {
-        let HostDevice { address, container, group } = device;
-        if self.functions().iter().any(|function| function.address == address) {
+        let HostDevice { address, files } = device;
+        let mut hold = self.hold();
+        if hold.iter().flat_map(|hold| &hold.groups).any(|held| held.devices.contains(&address)) {
             return Err(HostDeviceError::new(address, "the guest has it already"));
         }
-        let group = Group::new(group).map_err(|error| HostDeviceError::new(address, error))?;
-        if !group.is_viable().map_err(|error| HostDeviceError::new(address, error))? {
-            let why = format!(
-                "the host uses another device of its IOMMU group (`ls /sys/bus/pci/devices/{address}/iommu_group/devices`): \
-                 give all of them to vfio-pci"
-            );
-            return Err(HostDeviceError::new(address, why));
-        }
-        let mut hold = self.hold();
-        let is_first = hold.is_none();
-        let result = self.insert_into(&mut hold, (address, container, group), slot);
-        if result.is_err() && is_first {
-            *hold = None;
-        }
-        result
+        let joined = files.map_or(Ok(()), |files| self.join(&mut hold, address, files));
+        let inserted = joined.and_then(|()| self.open(hold.as_mut(), address, slot));
+        self.give_back_unused(&mut hold);
+        inserted
     }
 
-    fn insert_into(
+    /// Puts the group of a device into the guest's container, and tells KVM of it.
+    fn join(
         &self,
         hold: &mut Option<Hold>,
-        (address, container, group): (PciAddress, std::fs::File, Group),
-        slot: usize,
+        address: PciAddress,
+        files: GroupFiles,
     ) -> Result<(), HostDeviceError> {
         let no = |error: &dyn Display| HostDeviceError::new(address, error);
+        let group = Group::new(files.group).map_err(|error| no(&error))?;
+        if !group.is_viable().map_err(|error| no(&error))? {
+            return Err(no(&format!(
+                "the host uses another device of its IOMMU group (`ls /sys/bus/pci/devices/{address}/iommu_group/devices`): \
+                 give all of them to vfio-pci"
+            )));
+        }
         let kvm = match self.kvm.get() {
             Some(kvm) => kvm,
             None => {
@@ -126,28 +132,30 @@ impl Passthrough {
                 group.join(&held.container).map_err(|error| no(&error))?;
                 held
             }
-            None => hold.insert(self.hold_with(address, container, &group)?),
+            None => hold.insert(self.hold_with(address, files.container, &group)?),
         };
-        let name = CString::new(address.to_string()).unwrap_or_default();
-        let function = kvm.add(&group).map_err(|error| no(&error)).and_then(|()| {
-            let device = group.open(&name).map_err(|error| no(&error))?;
-            let function = HostFunction::new((address, device), slot, self.surroundings.clone())
-                .map_err(|why| no(&why))?;
-            function.unplug().map_err(|error| no(&format!("cannot reset it: {error}")))?;
-            Ok(function)
-        });
-        match function {
-            Ok(function) => {
-                held.groups.push((address, group));
-                let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
-                *functions = functions.iter().cloned().chain([Arc::new(function)]).collect();
-                Ok(())
-            }
-            Err(error) => {
-                forget(kvm, &group);
-                Err(error)
-            }
-        }
+        let added = kvm.add(&group).map_err(|error| no(&error));
+        held.groups.push(HeldGroup { group, devices: Vec::new() });
+        added
+    }
+
+    /// Opens a device of one of the guest's groups, and makes it a function in a slot.
+    fn open(
+        &self,
+        hold: Option<&mut Hold>,
+        address: PciAddress,
+        slot: usize,
+    ) -> Result<(), HostDeviceError> {
+        let no = |error: &dyn Display| HostDeviceError::new(address, error);
+        let groups = hold.map_or_else(Default::default, |hold| hold.groups.as_mut_slice());
+        let (held, device) = open_in(groups, address).map_err(|error| no(&error))?;
+        let function = HostFunction::new((address, device), slot, self.surroundings.clone())
+            .map_err(|why| no(&why))?;
+        function.unplug().map_err(|error| no(&format!("cannot reset it: {error}")))?;
+        held.devices.push(address);
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        *functions = functions.iter().cloned().chain([Arc::new(function)]).collect();
+        Ok(())
     }
 
     /// Opens the container with the guest's first group, and maps the guest's memory in it.
@@ -253,19 +261,40 @@ impl Passthrough {
     /// one.
     pub(crate) fn release(&self, address: PciAddress) {
         let mut hold = self.hold();
-        if let (Some(held), Some(kvm)) = (hold.as_mut(), self.kvm.get()) {
-            for (_, group) in held.groups.extract_if(.., |(of, _)| *of == address) {
-                forget(kvm, &group);
-            }
-            if held.groups.is_empty() {
-                *hold = None;
-            }
+        for held in hold.iter_mut().flat_map(|hold| &mut hold.groups) {
+            held.devices.retain(|own| *own != address);
+        }
+        self.give_back_unused(&mut hold);
+    }
+
+    /// Gives the host those groups back of which the guest has no device, and closes the container
+    /// after the last one.
+    fn give_back_unused(&self, hold: &mut Option<Hold>) {
+        let (Some(held), Some(kvm)) = (hold.as_mut(), self.kvm.get()) else { return };
+        for unused in held.groups.extract_if(.., |held| held.devices.is_empty()) {
+            forget(kvm, &unused.group);
+        }
+        if held.groups.is_empty() {
+            *hold = None;
         }
     }
 
     fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Opens a device of one of these groups.
+fn open_in(groups: &mut [HeldGroup], address: PciAddress) -> io::Result<(&mut HeldGroup, Device)> {
+    let name = CString::new(address.to_string())?;
+    for held in groups {
+        match held.group.open(&name) {
+            // It is of another group.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            opened => return Ok((held, opened?)),
+        }
+    }
+    Err(io::Error::other("the guest has no device of its IOMMU group any more; try again"))
 }
 
 /// Has KVM forget a group, and takes it out of its container; its device is closed.
