@@ -61,6 +61,10 @@ fn attempt(what: &str) -> Result<()> {
             let process = rustix::process::Pid::from_raw(of.parse()?);
             Ok(rustix::process::prlimit(process, Resource::Core, unlimited).map(drop)?)
         }
+        "priority" => {
+            let any = Rlimit { current: None, maximum: None };
+            Ok(rustix::process::setrlimit(Resource::Rtprio, any)?)
+        }
         "tcp" => Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)?),
         _ => Err(anyhow!("no such attempt")),
     }

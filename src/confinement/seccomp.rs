@@ -21,6 +21,9 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// `PRIO_PROCESS`, which is unsigned in glibc and signed in musl.
 const PRIO_PROCESS: u64 = libc::PRIO_PROCESS as u64;
+/// `RLIMIT_NICE` and `RLIMIT_RTPRIO` of `asm-generic/resource.h`, whose type differs likewise: how
+/// high a thread may set its priority.
+const LIMITS_OF_PRIORITY: [u64; 2] = [13, 14];
 
 /// Limits this process, in all threads and any that they start, to the calls of a guest's process.
 ///
@@ -63,11 +66,17 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
     let about = |process: u32| rule([(0, SeccompCmpOp::Eq, process.into())]);
     let own = std::process::id();
     rules.insert(libc::SYS_tgkill, vec![about(own)?]);
-    // 0 means the caller as well.
-    rules.insert(libc::SYS_prlimit64, vec![about(own)?, about(0)?]);
-    // A thread may lower its own priority, but not change that of others.
+    // 0 means the caller as well. Those limits stay that keep it from a higher priority.
+    let limits = |process: u32| {
+        let [nice, real_time] = LIMITS_OF_PRIORITY.map(|limit| (1, SeccompCmpOp::Ne, limit));
+        rule([(0, SeccompCmpOp::Eq, process.into()), nice, real_time])
+    };
+    rules.insert(libc::SYS_prlimit64, vec![limits(own)?, limits(0)?]);
+    // A thread may lower its own priority and change its turns, but not those of others.
     let itself = [(0, SeccompCmpOp::Eq, PRIO_PROCESS), (1, SeccompCmpOp::Eq, 0)];
     rules.insert(libc::SYS_setpriority, vec![rule(itself)?]);
+    rules.insert(libc::SYS_sched_getattr, vec![about(0)?]);
+    rules.insert(libc::SYS_sched_setattr, vec![about(0)?]);
     // Only the times of an open file: Landlock does not cover this call.
     let no_path = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     rules.insert(libc::SYS_utimensat, vec![SeccompRule::new(vec![no_path])?]);

@@ -14,7 +14,9 @@ use migrate::report::Outcome;
 use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Phase, Refusal};
 use vmm_core::memory::{MergeDomain, MissingPages};
-use vmm_core::{DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape};
+use vmm_core::{
+    DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape, in_short_turns,
+};
 
 use super::console::Console;
 use super::disks::{self, Arriving};
@@ -92,7 +94,8 @@ impl Arrival {
             departed: means.departed,
             options: means.options,
         };
-        let handle = start_destination(session, Arc::new(factory), &tls, records)?;
+        let start = || start_destination(session, Arc::new(factory), &tls, records);
+        let handle = in_short_turns(start)?;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
         *process.occupation() = Occupation::Arriving(arrival.clone());

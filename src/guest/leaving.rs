@@ -11,6 +11,7 @@ use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
 use migrate::session::{SourceSession, start_source};
 use migrate::{Limits, MigrationId, Phase, Report, SourceGuest};
+use vmm_core::in_short_turns;
 
 use super::disks::{Departing, Disks};
 use super::ending::Ending;
@@ -73,7 +74,8 @@ impl Departure {
         let guest = Arc::new(guest);
         let ran = guest.is_running();
         let leaving: Arc<dyn SourceGuest> = guest.clone();
-        let started = start_source(plan, leaving, tls, records).inspect_err(|_| forget());
+        let start = || start_source(plan, leaving, tls, records);
+        let started = in_short_turns(start).inspect_err(|_| forget());
         let session = MigrationSession::new(started.map_err(ApiError::failed)?);
         let destination = request.destination.clone();
         let departure = Self { session, destination, guest, disks, ran };

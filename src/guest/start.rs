@@ -226,9 +226,7 @@ fn launch(
     }
     let plan = Plan::new(spec, name)?;
     let devices: Vec<_> = spec.device.iter().map(|device| device.address).collect();
-    let opened = devices.iter().enumerate();
-    let devices: Result<Vec<_>, _> =
-        opened.map(|(index, address)| HostDevice::open(*address, &devices[..index])).collect();
+    let devices = HostDevice::open_all(&devices);
     let devices = devices.with_context(|| format!("cannot run {}", plan.name))?;
     addresses::expect_free(state, &plan.name, plan.shape.nets())?;
     let uuid = spec.identity();

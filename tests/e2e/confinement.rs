@@ -184,9 +184,12 @@ fn attempt(pair: &Pair, what: &str, more: &[&str]) -> Running {
 #[test]
 fn a_forbidden_system_call_ends_the_process_and_is_named() {
     let pair = Pair::without_nodes();
-    for (what, call) in
-        [("execute:/bin/true", "execve"), ("kill:1", "kill"), ("limits:1", "prlimit64")]
-    {
+    for (what, call) in [
+        ("execute:/bin/true", "execve"),
+        ("kill:1", "kill"),
+        ("limits:1", "prlimit64"),
+        ("priority", "prlimit64"),
+    ] {
         let done = attempt(&pair, what, &[]).finish();
         assert_eq!(done.exit, Exit::Other, "{done:?}");
         assert!(

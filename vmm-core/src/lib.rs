@@ -25,6 +25,7 @@ pub mod state;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod turns;
 mod unnamed_file;
 mod vcpu;
 pub mod vfio;
@@ -44,6 +45,7 @@ pub use memory::GuestRam;
 pub use pci::PciAddress;
 pub use shape::{ShapeError, Slots, TSC_TOLERANCE_PPM, VCPUS_MAX, VcpuLimits, VmShape, cpu_models};
 pub use state::VmState;
+pub use turns::in_short_turns;
 pub use vcpu::{OnReboot, Throttled};
 pub use virtio::{DeviceConfig, DeviceError, DiskContent, GUEST_CIDS};
 pub use vm::{BalloonStatus, Ejected, Restarts, RunState, Vm, VmOptions};

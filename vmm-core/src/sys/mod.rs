@@ -13,6 +13,7 @@ pub(crate) mod mapping;
 pub(crate) mod net;
 pub(crate) mod pagemap;
 pub(crate) mod process;
+pub(crate) mod sched;
 pub(crate) mod uring;
 pub(crate) mod userfaultfd;
 pub(crate) mod vfio;

@@ -79,6 +79,15 @@ impl HostDevice {
         Ok(Self { address, files: Some(GroupFiles { container, group }) })
     }
 
+    /// Opens the first devices of a guest.
+    ///
+    /// # Errors
+    /// As [`HostDevice::open`].
+    pub fn open_all(addresses: &[PciAddress]) -> Result<Vec<Self>, HostDeviceError> {
+        let before = |index| &addresses[..index];
+        addresses.iter().enumerate().map(|(index, it)| Self::open(*it, before(index))).collect()
+    }
+
     /// Returns whether one guest alone can have these devices: they are of one IOMMU group.
     pub fn are_together(one: PciAddress, other: PciAddress) -> bool {
         let [one, other] = [one, other].map(|it| link_of(it, Path::new(DEVICES), GROUP));
