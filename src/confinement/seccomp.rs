@@ -72,7 +72,8 @@ fn allowed(means: Means, other: SeccompAction) -> Result<SeccompFilter, seccompi
         rule([(0, SeccompCmpOp::Eq, process.into()), nice, real_time])
     };
     rules.insert(libc::SYS_prlimit64, vec![limits(own)?, limits(0)?]);
-    // A thread may lower its own priority and change its turns, but not those of others.
+    // A thread may lower its own priority and change its slices, but not those of others; the
+    // limits keep it from more.
     let itself = [(0, SeccompCmpOp::Eq, PRIO_PROCESS), (1, SeccompCmpOp::Eq, 0)];
     rules.insert(libc::SYS_setpriority, vec![rule(itself)?]);
     rules.insert(libc::SYS_sched_getattr, vec![about(0)?]);

@@ -15,7 +15,8 @@ use migrate::session::{DestinationSession, start_destination};
 use migrate::{DestinationGuest, GuestDescription, GuestFactory, MigrationId, Phase, Refusal};
 use vmm_core::memory::{MergeDomain, MissingPages};
 use vmm_core::{
-    DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape, in_short_turns,
+    DeviceConfig, DeviceError, Error, RunState, ShapeError, VmOptions, VmShape, with_short_slices,
+    with_usual_slices,
 };
 
 use super::console::Console;
@@ -94,8 +95,8 @@ impl Arrival {
             departed: means.departed,
             options: means.options,
         };
-        let start = || start_destination(session, Arc::new(factory), &tls, records);
-        let handle = in_short_turns(start)?;
+        let factory = Arc::new(factory);
+        let handle = with_short_slices(|| start_destination(session, factory, &tls, records))??;
         let port = handle.port();
         let arrival = Self { session: MigrationSession::new(handle) };
         *process.occupation() = Occupation::Arriving(arrival.clone());
@@ -289,13 +290,9 @@ impl GuestFactory for Factory {
             Ok(error) => refused(error),
             Err(error) => Refusal::new(RefusalKind::Other, format!("{error:#}")),
         };
-        let name = process.name().clone();
-        let machine = Machine::create(name, guest.uuid, &shape, &self.options, &self.console);
-        let machine = machine.map_err(other)?;
-        let machine = Arc::new(machine);
-        let domain = shape.memory.merge_domain.as_ref();
-        let merging = self.join(&process, domain).map_err(other)?;
-        process.set_machine(Arc::clone(&machine), merging).map_err(other)?;
+        // The guest's threads stay, while this one is the migration's.
+        let machine = with_usual_slices(|| self.machine(&process, guest, &shape));
+        let machine = machine.map_err(anyhow::Error::from).flatten().map_err(other)?;
         let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner).take();
         let arriving = Arriving::new(machine, guest, self.unconfined.clone(), faults);
         let arriving = arriving.map_err(|error| other(error.into()))?;
@@ -365,6 +362,21 @@ impl Factory {
     fn process(&self) -> Result<Arc<GuestProcess>, Refusal> {
         let ending = || Refusal::new(RefusalKind::Busy, "the process for the guest is ending");
         self.process.upgrade().filter(|process| !process.is_ending()).ok_or_else(ending)
+    }
+
+    /// Builds the guest, which is that of the process from now on.
+    fn machine(
+        &self,
+        process: &Arc<GuestProcess>,
+        guest: &GuestDescription,
+        shape: &VmShape,
+    ) -> Result<SharedMachine> {
+        let name = process.name().clone();
+        let machine =
+            Arc::new(Machine::create(name, guest.uuid, shape, &self.options, &self.console)?);
+        let merging = self.join(process, shape.memory.merge_domain.as_ref())?;
+        process.set_machine(Arc::clone(&machine), merging)?;
+        Ok(machine)
     }
 }
 

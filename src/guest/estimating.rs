@@ -9,6 +9,7 @@ use migrate::estimate::Estimate;
 use migrate::pages::Compression;
 use migrate::report::Estimated;
 use migrate::{OnStall, SourceGuest};
+use vmm_core::with_short_slices;
 
 use super::disks::Disks;
 use super::leaving;
@@ -107,7 +108,9 @@ impl<'a> Estimating<'a> {
         // If KVM cannot stop the survey's log, the start of the estimate's log replaces it.
         self.0.surveys().call_off(machine);
         let guest: Arc<dyn SourceGuest> = Arc::new(guest);
-        let estimated = migrate::session::estimate(session, &guest, &tls, &self.0.records());
+        let records = self.0.records();
+        let estimate = || migrate::session::estimate(session, &guest, &tls, &records);
+        let estimated = with_short_slices(estimate).map_err(ApiError::failed)?;
         let estimate = estimated.map_err(ApiError::failed)?;
         let figures = estimate.forecast.figures();
         self.0.last_estimate().keep(Terms::of(request), figures, Instant::now());

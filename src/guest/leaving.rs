@@ -9,9 +9,9 @@ use migrate::protocol::MAX_LINKS;
 use migrate::quic::Tls;
 use migrate::record::{Record, Side, SourceState};
 use migrate::report::Outcome;
-use migrate::session::{SourceSession, start_source};
+use migrate::session::{SourceSession, StartError, start_source};
 use migrate::{Limits, MigrationId, Phase, Report, SourceGuest};
-use vmm_core::in_short_turns;
+use vmm_core::with_short_slices;
 
 use super::disks::{Departing, Disks};
 use super::ending::Ending;
@@ -74,8 +74,8 @@ impl Departure {
         let guest = Arc::new(guest);
         let ran = guest.is_running();
         let leaving: Arc<dyn SourceGuest> = guest.clone();
-        let start = || start_source(plan, leaving, tls, records);
-        let started = in_short_turns(start).inspect_err(|_| forget());
+        let started = with_short_slices(|| start_source(plan, leaving, tls, records));
+        let started = started.map_err(StartError::Thread).flatten().inspect_err(|_| forget());
         let session = MigrationSession::new(started.map_err(ApiError::failed)?);
         let destination = request.destination.clone();
         let departure = Self { session, destination, guest, disks, ran };

@@ -59,10 +59,15 @@ impl Node {
         let answer = async {
             let address = self.given(device)?;
             let arrived = || tokio::task::block_in_place(|| self.arrived(migration, token));
-            match attach(arrived, address).await {
+            match attach(&arrived, address).await {
                 // The guest may be getting it already, for an earlier request of its host.
-                Err(error) if is_in_use(&error) && self.owner_of(address).await?.is_none() => {
-                    Ok(refusal(RefusalKind::Busy, &format!("{error:#}")))
+                Err(error) if is_in_use(&error) => {
+                    let owner = self.owner_of(address).await?;
+                    let kind = match owner {
+                        Some(owner) if owner != *arrived()?.name() => RefusalKind::Other,
+                        _ => RefusalKind::Busy,
+                    };
+                    Ok(refusal(kind, &format!("{error:#}")))
                 }
                 answer => answer,
             }
@@ -78,7 +83,7 @@ impl Node {
         let has_it = |guest: &GuestAnswer| {
             let devices = guest.answer.iter().flat_map(|view| &view.info.host_devices);
             let mut addresses = devices.filter_map(|its| its.host.parse().ok());
-            addresses.any(|own| own == address || HostDevice::are_together(address, own))
+            addresses.any(|own| own == address || HostDevice::share_a_group(address, own))
         };
         Ok(guests.into_iter().find(has_it).map(|guest| guest.name))
     }
@@ -134,7 +139,7 @@ fn is_in_use(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(|error: &HostDeviceError| error.is_in_use)
 }
 
-/// Returns where the guest has the device, if it has: a host asks again that has missed the answer.
+/// Returns where the guest has the device, if it has: a host that missed the answer asks again.
 fn attached_before(guest: &GuestInfo, address: PciAddress) -> Option<AttachedThere> {
     let device = guest.host_devices.iter().find(|its| its.host == address.to_string());
     let of = |its: &HostDeviceInfo| AttachedThere {

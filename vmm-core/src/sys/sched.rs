@@ -1,4 +1,4 @@
-//! What the scheduler knows of the calling thread: `sched_setattr(2)`.
+//! How the calling thread is scheduled: `sched_setattr(2)`.
 
 use std::io::Result;
 use std::time::Duration;
@@ -24,21 +24,19 @@ impl Scheduling {
         Ok(Self(attributes))
     }
 
-    /// Returns whether the thread shares its core with others in turns.
-    pub(crate) fn is_in_turns(&self) -> bool {
+    /// Returns whether the thread has a fair share of its core, and so slices.
+    pub(crate) fn is_fair(&self) -> bool {
         [libc::SCHED_OTHER, libc::SCHED_BATCH].map(|it| it as u32).contains(&self.0.sched_policy)
     }
 
-    /// Returns the same with turns of this length, of 0.1 to 100 ms. Kernels before 6.12 take no
-    /// notice of it.
-    pub(crate) fn with_turns_of(mut self, length: Duration) -> Self {
-        self.0.sched_runtime = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+    /// Returns the same with this slice, 0.1 to 100 ms; zero is the kernel's own.
+    pub(crate) fn with_slice(mut self, slice: Duration) -> Self {
+        self.0.sched_runtime = u64::try_from(slice.as_nanos()).unwrap_or(u64::MAX);
         self
     }
 
-    /// Returns how long its turns are; zero from kernels before 6.12.
-    #[cfg(test)]
-    pub(crate) fn turns(&self) -> Duration {
+    /// Returns its slice; zero from kernels before 6.12.
+    pub(crate) fn slice(&self) -> Duration {
         Duration::from_nanos(self.0.sched_runtime)
     }
 

@@ -67,7 +67,7 @@ impl HostDevice {
     pub fn open(address: PciAddress, own: &[PciAddress]) -> Result<Self, HostDeviceError> {
         let group = ready_group(address, Path::new(DEVICES))
             .map_err(|why| HostDeviceError::new(address, why))?;
-        if own.iter().any(|own| Self::are_together(address, *own)) {
+        if own.iter().any(|own| Self::share_a_group(address, *own)) {
             return Ok(Self { address, files: None });
         }
         let open = |path: PathBuf| {
@@ -88,8 +88,8 @@ impl HostDevice {
         addresses.iter().enumerate().map(|(index, it)| Self::open(*it, before(index))).collect()
     }
 
-    /// Returns whether one guest alone can have these devices: they are of one IOMMU group.
-    pub fn are_together(one: PciAddress, other: PciAddress) -> bool {
+    /// Returns whether two devices are in one IOMMU group, so that one guest alone can have them.
+    pub fn share_a_group(one: PciAddress, other: PciAddress) -> bool {
         let [one, other] = [one, other].map(|it| link_of(it, Path::new(DEVICES), GROUP));
         one.is_some() && one == other
     }
@@ -181,8 +181,8 @@ fn cannot_open(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::ResourceBusy => format!(
-            "{path} is in use: another guest has the device, or another one of its IOMMU group, whose \
-             devices only one guest can have"
+            "{path} is in use: a guest has the device or another one of its IOMMU group, all of which go \
+             to one guest"
         ),
         _ => format!("cannot open {path}: {error}"),
     }

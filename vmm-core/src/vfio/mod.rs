@@ -64,7 +64,7 @@ struct Hold {
     _pinned: Pinned,
 }
 
-/// An IOMMU group, which KVM knows, and the addresses of those of its devices that the guest has.
+/// An IOMMU group in the container, and the addresses of those of its devices that the guest has.
 #[derive(Debug)]
 struct HeldGroup {
     group: Group,
@@ -178,8 +178,9 @@ impl Passthrough {
         })?;
         let pinned =
             GuestRam::pin(&self.ram).map_err(|error| HostDeviceError::new(address, error))?;
+        let held = Hold { groups: Vec::new(), container, _pinned: pinned };
         for region in self.ram.mappings() {
-            container.map(region).map_err(|error| {
+            held.container.map(region).map_err(|error| {
                 let mib = self.ram.bytes() >> 20;
                 let limit = match error.raw_os_error() {
                     Some(libc::ENOMEM) => {
@@ -190,7 +191,7 @@ impl Passthrough {
                 HostDeviceError::new(address, format!("cannot pin the guest's {mib} MiB of memory: {error}{limit}"))
             })?;
         }
-        Ok(Hold { groups: Vec::new(), container, _pinned: pinned })
+        Ok(held)
     }
 
     /// The functions, in the order in which the guest got them.
@@ -289,12 +290,12 @@ fn open_in(groups: &mut [HeldGroup], address: PciAddress) -> io::Result<(&mut He
     let name = CString::new(address.to_string())?;
     for held in groups {
         match held.group.open(&name) {
-            // It is of another group.
+            // It is in another group.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             opened => return Ok((held, opened?)),
         }
     }
-    Err(io::Error::other("the guest has no device of its IOMMU group any more; try again"))
+    Err(io::Error::other("it is in none of the IOMMU groups that the guest has; try again"))
 }
 
 /// Has KVM forget a group, and takes it out of its container; its device is closed.
