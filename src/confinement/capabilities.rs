@@ -1,6 +1,7 @@
-//! The capabilities that a guest's process keeps when root runs it.
+//! The capabilities that a guest's process keeps when root runs it, and limits that it cannot raise.
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::files::Means;
@@ -15,8 +16,8 @@ const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
     .union(CapabilitySet::SYS_RESOURCE);
 
 /// Drops the capabilities (capabilities(7)) that a guest with these means does not need, in this
-/// thread and in those that it starts. Call it while there is no other thread. Does nothing unless
-/// `mode` is `On`.
+/// thread and in those that it starts, and has no thread of the process raise its priority. Call it
+/// while there is no other thread. Does nothing unless `mode` is `On`.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -25,6 +26,9 @@ pub(crate) fn drop_most(mode: SeccompMode, means: Means) -> Result<()> {
         return Ok(());
     }
     let refused = "cannot drop capabilities: `--seccomp off` runs the guest all the same";
+    for limit in [Resource::Nice, Resource::Rtprio] {
+        setrlimit(limit, Rlimit { current: Some(0), maximum: Some(0) }).context(refused)?;
+    }
     let own = capabilities(None).context(refused)?;
     set_capabilities(None, what_is_left(own, means)).context(refused)
 }

@@ -9,15 +9,8 @@ use crate::names::GuestName;
 use crate::resource_limits::raise;
 
 /// Lets this process lock all of its guest's memory, and open an event for each interrupt, as far
-/// as it may raise its limits: a device of the host may come later, when it may not any more. Has
-/// no thread raise its priority.
-pub(super) fn set_limits() {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    for limit in [Resource::Nice, Resource::Rtprio] {
-        if let Err(error) = setrlimit(limit, none) {
-            tracing::debug!(%error, "a limit of the guest's process stays");
-        }
-    }
+/// as it may raise its limits: a device of the host may come later, when it may not any more.
+pub(super) fn raise_limits() {
     let unlimited = Rlimit { current: None, maximum: None };
     let memory = setrlimit(Resource::Memlock, unlimited).or_else(|_| raise(Resource::Memlock));
     if let Err(error) = memory.and(raise(Resource::Nofile)) {

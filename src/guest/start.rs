@@ -403,7 +403,7 @@ impl Life {
         // incoming guest keep their rights to files.
         let means = files.means();
         let faults = files.arriving().and_then(|_| missing_pages());
-        host_devices::set_limits();
+        host_devices::raise_limits();
         confinement::drop_capabilities(isolation.seccomp, means)?;
         let merging = Merging::join(domain, &state.merge_domain_file())?;
         let unconfined = files.arriving().map(Unconfined::start).transpose()?;
