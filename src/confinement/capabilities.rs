@@ -1,4 +1,4 @@
-//! The capabilities that a guest's process keeps when root runs it, and limits that it cannot raise.
+//! The capabilities that a guest's process keeps when root runs it, and its priority.
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, setrlimit};
