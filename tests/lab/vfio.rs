@@ -146,7 +146,7 @@ fn a_guest_has_devices_of_its_host_and_moves_without_them() {
         CARD,
         "cannot be saved",
     ]);
-    here.lighter(&format!("attach-device debian vfio={CARD}")).complains(&[CARD, "in use"]);
+    here.lighter(&format!("attach-device debian vfio={CARD}")).complains(&[CARD, "already"]);
     here.lighter("attach-device debian vfio=00:1f.2").complains(&["0000:00:1f.2", "vfio-pci"]);
     here.lighter("attach-device debian vfio=00:1e.7").complains(&["no such device"]);
 
