@@ -21,9 +21,8 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// `PRIO_PROCESS`, which is unsigned in glibc and signed in musl.
 const PRIO_PROCESS: u64 = libc::PRIO_PROCESS as u64;
-/// `RLIMIT_NICE` and `RLIMIT_RTPRIO` of `asm-generic/resource.h`, whose type differs likewise: how
-/// high a thread may set its priority.
-const LIMITS_OF_PRIORITY: [u64; 2] = [13, 14];
+/// How high a thread may set its priority; the types differ likewise.
+const LIMITS_OF_PRIORITY: [u64; 2] = [libc::RLIMIT_NICE as u64, libc::RLIMIT_RTPRIO as u64];
 
 /// Limits this process, in all threads and any that they start, to the calls of a guest's process.
 ///

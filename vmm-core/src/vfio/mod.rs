@@ -165,7 +165,7 @@ impl Passthrough {
         container: std::fs::File,
         group: &Group,
     ) -> Result<Hold, HostDeviceError> {
-        let no = |error: std::io::Error| HostDeviceError::new(address, error);
+        let no = |error: io::Error| HostDeviceError::new(address, error);
         let container = Container::new(container).map_err(no)?;
         group.join(&container).map_err(no)?;
         container.set_iommu().map_err(|error| match error.raw_os_error() {
