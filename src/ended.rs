@@ -2,10 +2,10 @@
 //! ls` shows how they ended. A start consults it, since only this file says that a guest was saved.
 //!
 //! A guest's process writes `ended/guests/NAME/ended.json` in the state folder just before it
-//! exits, and `console.log` beside it; it writes in no other guest's folder. A process that is
-//! killed writes nothing. The next guest of the same name removes the record when it runs. The
-//! first process that finds the folder of a killed one records that it died, and keeps its logs
-//! here. Earlier versions wrote `ended/NAME.json`.
+//! exits, and `console.log` beside it; UEFI variables also while the guest runs. It writes in no
+//! other guest's folder. A process that is killed writes nothing. The next guest of the same name
+//! removes the record when it runs. The first process that finds the folder of a killed one records
+//! that it died, and keeps its logs here. Earlier versions wrote `ended/NAME.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,6 +35,9 @@ const FAILED: &str = "failed.json";
 
 /// The kept output of a guest's console.
 const CONSOLE_LOG: &str = "console.log";
+
+/// The UEFI variables of a guest with firmware.
+const VARIABLES: &str = "uefi-variables.fd";
 
 /// Largest kept output that is read, in bytes.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
@@ -154,6 +157,12 @@ impl EndedGuests {
         self.places().join(name.as_str())
     }
 
+    /// Returns the path of the UEFI variables that the guest `name` has or, once it has ended, has
+    /// left.
+    pub(crate) fn variables(&self, name: &GuestName) -> PathBuf {
+        self.place(name).join(VARIABLES)
+    }
+
     /// Creates that folder.
     ///
     /// # Errors
@@ -269,7 +278,7 @@ impl EndedGuests {
 
     /// Removes temporary files that a crash may have left for the guest `name`, which has ended.
     pub(crate) fn remove_unfinished(&self, name: &GuestName) {
-        for file in ["ended.json.new", "console.log.new"] {
+        for file in ["ended.json.new", "console.log.new", "uefi-variables.fd.new"] {
             // It may not exist, and it does no harm if it stays.
             let _removed = fs::remove_file(self.place(name).join(file));
         }
@@ -388,6 +397,8 @@ impl EndedGuests {
         });
         for (path, name) in &files[..files.len().saturating_sub(FILES_MAX)] {
             self.remove_logs(name);
+            // It may not exist.
+            let _removed = fs::remove_file(self.variables(name));
             if let Err(error) = fs::remove_file(path) {
                 tracing::warn!(file = %path.display(), %error, "cannot remove how an old guest ended");
             }

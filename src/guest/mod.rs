@@ -43,6 +43,7 @@ mod start;
 mod survey;
 mod treatment;
 mod unconfined;
+mod variables;
 mod workload;
 
 pub(crate) use attaching::{attach_disk, attach_interface, detach_disk, detach_interface};

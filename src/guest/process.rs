@@ -22,6 +22,7 @@ use super::merging::Merging;
 use super::saved::PausedForSave;
 use super::session::MigrationSession;
 use super::survey::Surveys;
+use super::variables;
 use super::workload::ReportedFaults;
 use crate::api::migration::MigrationStatus;
 use crate::api::types::{Confinement, GuestState};
@@ -237,6 +238,7 @@ impl GuestProcess {
         machine.vm().listen_at(self.state.guest(self.name()).vsock_socket())?;
         let merging = merging.begin(machine.vm())?;
         let _first = self.merging.set(merging);
+        variables::follow(self, &machine)?;
         let process = Arc::downgrade(self);
         let mut bad_news = ReportedFaults::default();
         let listen = move || {
@@ -377,6 +379,7 @@ impl GuestProcess {
         let ended = Ended { console_bytes, ..ending.record(self.identity(), uuid, now) };
         let noted = self.state.ended().write(&ended);
         noted.with_context(|| format!("cannot note how {} ended", self.name()))?;
+        variables::remember(self, ending);
         match output {
             Some(output) => self.state.ended().keep_console(self.name(), &output.bytes),
             None => Ok(()),

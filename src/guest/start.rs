@@ -27,7 +27,7 @@ use super::plan::{self, Plan};
 use super::process::GuestProcess;
 use super::saved;
 use super::unconfined::Unconfined;
-use super::{addresses, background, host_devices};
+use super::{addresses, background, host_devices, variables};
 use crate::api::server::{Audience, Server};
 use crate::api::types::{Confinement, GuestKind, LandlockState, SeccompState};
 use crate::cli::definition::StartArgs;
@@ -245,7 +245,7 @@ fn launch(
     for device in devices {
         machine.vm().insert_host_device(device).with_context(cannot)?;
     }
-    machine.vm().boot(&plan.boot).with_context(|| format!("cannot boot {}", plan.name))?;
+    variables::boot(state, &plan.name, machine.vm(), &plan.boot)?;
     machine.vm().set_on_reboot(plan.on_reboot);
     life.lead(Arc::new(machine), &console)
 }

@@ -140,18 +140,21 @@ fn path(path: &Path) -> String {
         );
     }
     let lost = path.lost_ratio * 100.0;
-    format!("{rate} sent, round trip {round_trip}, {lost:.2} % of packets lost")
+    let answer = seconds(path.answer_seconds);
+    format!(
+        "{rate} sent, round trip {round_trip}, an answer in {answer}, {lost:.2} % of packets lost"
+    )
 }
 
 /// Formats the parts of the downtime that do not depend on memory.
 fn pause(measured: &Measured) -> String {
     let dry_run = &measured.dry_run;
     format!(
-        "{} to pause it and save its state (it stood for {}), {} to flush its disks, {} to write a record",
+        "{} to pause it and save its state (it stood for {}), {} to flush its disks, {} to change a record",
         seconds(dry_run.pause_and_save_seconds),
         seconds(dry_run.stood_seconds),
         seconds(dry_run.flush_seconds),
-        seconds(dry_run.record_seconds)
+        seconds(dry_run.record_change_seconds)
     )
 }
 
@@ -201,11 +204,13 @@ mod tests {
                     stood_seconds: 0.0052,
                     flush_seconds: 0.001,
                     record_seconds: 0.0033,
+                    record_change_seconds: 0.0011,
                 },
                 path: Path {
                     is_measured: true,
                     connect_seconds: 0.002,
                     round_trip_seconds: 0.0003,
+                    answer_seconds: 0.0006,
                     bytes_per_second: 112.0 * 1024.0 * 1024.0,
                     page_bytes: 4097.0,
                     lost_ratio: 0.0001,

@@ -12,6 +12,13 @@ pub(crate) const FIRMWARE: &str = "/opt/CLOUDHV.fd";
 /// The disk from which the guest boots; it is copied with the guest.
 const DISK: &str = "/var/lib/disks/efi.raw";
 
+/// A UEFI variable of the guest, and what makes sure that it is there.
+const VARIABLE: &str = "/sys/firmware/efi/efivars/Lighter-c4b4014c-f120-4e38-a202-2ca9c79fa4da";
+const MOUNT_VARIABLES: &str = "cd /sys/firmware/efi/efivars && \
+    (mountpoint -q . || mount -t efivarfs none .)";
+/// Where a host keeps the guest's variables.
+const KEPT: &str = "/var/lib/lighter/ended/guests/debian/uefi-variables.fd";
+
 /// Gives the hosts the firmware, and an empty folder for disks.
 pub(crate) fn install(hosts: [Host<'_>; 2]) {
     let firmware = script("firmware.sh", &[]);
@@ -32,10 +39,18 @@ fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     let firmwares = guest.sh(here, "ls /sys/firmware/efi && cat /sys/class/dmi/id/product_name");
     assert!(firmwares.ok().ends_with("lighter guest\n"), "EFI, with our tables");
 
+    guest.sh(here, &format!("{MOUNT_VARIABLES} && printf '\\7\\0\\0\\0kept' > {VARIABLE}")).ok();
+    let keeps_variables = |host| {
+        let read = guest.sh(host, &format!("{MOUNT_VARIABLES} && tail -c 4 {VARIABLE}"));
+        assert_eq!(read.ok(), "kept");
+    };
+
     let first = boot_id(&guest, here);
     guest.sh(here, "reboot");
     await_another_boot(&guest, here, &first);
+    keeps_variables(here);
     let before = boot_id(&guest, here);
+    here.sh(&format!("test -s {KEPT}")).ok();
     here.lighter(&format!(
         "migrate debian {} --copy-disk {DISK} --downtime 10s --timeout 1h",
         there.address()
@@ -44,6 +59,15 @@ fn firmware_boots_a_disk_and_boots_it_again_on_another_host() {
     assert_eq!(boot_id(&guest, there), before, "it goes on");
     there.lighter("reboot debian --timeout 1h").ok();
     await_another_boot(&guest, there, &before);
+    keeps_variables(there);
+    there.lighter("shutdown debian --timeout 1h").ok();
+
+    // They come back from the file, also to where the firmware looks with more memory.
+    let options = format!("--firmware {FIRMWARE} --net bridge=br0 --rng {disks}");
+    let run = "run --detach --name debian --cpu x86-64-v2 --cpus 2 --memory 1G";
+    there.lighter(&format!("{run} {options}")).ok();
+    guest.await_booted(there);
+    keeps_variables(there);
     guest.shut_down(there);
 }
 

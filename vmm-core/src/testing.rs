@@ -167,6 +167,27 @@ pub(crate) fn elf(gpa: u64, code: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// An ELF with `code` at `gpa`, and a note that says that this is its PVH entry.
+pub(crate) fn with_pvh_entry(gpa: u64, code: &[u8]) -> Vec<u8> {
+    const SECOND_HEADER: usize = 64 + 56;
+    const HEADER_COUNT: usize = 56;
+    const PHYS32_ENTRY: u32 = 18;
+    let mut bytes = elf(gpa, code);
+    bytes[HEADER_COUNT] = 2;
+    // The code is behind both program headers now.
+    bytes[64 + 8] = (SECOND_HEADER + 56) as u8;
+    let note: Vec<u8> = [4, 8, PHYS32_ENTRY].into_iter().flat_map(u32::to_le_bytes).collect();
+    let note = [&note[..], b"Xen\0", &gpa.to_le_bytes()].concat();
+    let mut header = [4, 4].into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+    let offset = (bytes.len() + 56) as u64;
+    for word in [offset, 0, 0, note.len() as u64, note.len() as u64, 4] {
+        header.extend(u64::to_le_bytes(word));
+    }
+    bytes.splice(SECOND_HEADER..SECOND_HEADER, header);
+    bytes.extend(note);
+    bytes
+}
+
 /// The host's pool of 2 MiB pages with a chosen number of free ones; dropping this restores its
 /// size. The pool belongs to the host, so tests that use it take turns, also across processes.
 pub(crate) struct Pool {

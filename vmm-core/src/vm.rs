@@ -45,6 +45,7 @@ mod power;
 mod sharing;
 #[cfg(test)]
 pub(crate) mod tests;
+mod variables;
 
 pub use balloon::BalloonStatus;
 pub use hot_plug::Ejected;

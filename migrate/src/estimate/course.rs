@@ -19,9 +19,6 @@ use crate::stall::OnStall;
 /// process to build it: the destination is asked for nothing that creates a guest.
 const ADMISSION_SECONDS: f64 = 0.1;
 const BUILD_SECONDS: f64 = 0.05;
-/// Records that are made durable one after the other during the downtime take about as long as one
-/// new record.
-const RECORDS_IN_DOWNTIME: f64 = 3.0;
 /// Bytes of a frame of 64 zero pages.
 const ZERO_FRAME_BYTES: u64 = 48;
 /// Most events of a simulated migration; one that is not over by then does not end.
@@ -153,7 +150,7 @@ impl<'a> Course<'a> {
             Action::Record(_) if self.source.phase() == Phase::Connect => {
                 self.after(dry_run.record_seconds, Event::Recorded);
             }
-            Action::Record(_) => self.after(self.record_seconds(), Event::Recorded),
+            Action::Record(_) => self.after(dry_run.record_change_seconds, Event::Recorded),
             Action::StartPrecopy(_) => {
                 self.after(self.measured.log_seconds, Event::PrecopyStarted);
             }
@@ -201,15 +198,16 @@ impl<'a> Course<'a> {
     /// Plans the answer of the destination once it has loaded the state.
     fn load_state(&mut self) {
         let Measured { dry_run, path, .. } = self.measured;
-        let load = dry_run.pause_and_save_seconds + self.record_seconds();
+        let load = dry_run.pause_and_save_seconds + dry_run.record_change_seconds;
         let ready = DestinationMessage::Ready { load_us: 0 };
-        self.after(path.round_trip_seconds + load, Event::Message(ready));
+        self.after(path.answer_seconds + load, Event::Message(ready));
     }
 
     /// Plans the end of post-copy: all pages that the last round has left are sent after the guest.
     fn send_missing(&mut self) {
         let (_, seconds) = self.send_pending();
-        let sent = 2.0 * self.measured.path.round_trip_seconds + self.record_seconds() + seconds;
+        let Measured { dry_run, path, .. } = self.measured;
+        let sent = 2.0 * path.answer_seconds + dry_run.record_change_seconds + seconds;
         self.after(sent, Event::Transferred(self.transfer));
         let complete = DestinationMessage::Complete { longest_wait_us: 0 };
         self.after(sent, Event::Message(complete));
@@ -217,7 +215,7 @@ impl<'a> Course<'a> {
 
     /// Plans the destination's answer to a message, if there is one.
     fn answer(&mut self, message: &SourceMessage) {
-        let round_trip = self.measured.path.round_trip_seconds;
+        let Measured { dry_run, path, .. } = self.measured;
         let (delay, answer) = match message {
             SourceMessage::Hello { offer, .. } => {
                 let version = offer.versions.iter().max().copied().unwrap_or(Version(1));
@@ -231,7 +229,9 @@ impl<'a> Course<'a> {
                 if self.serves {
                     self.send_missing();
                 }
-                (self.record_seconds(), DestinationMessage::Running(Takeover::default()))
+                let resume = dry_run.pause_and_save_seconds / 2.0;
+                let taken = dry_run.record_change_seconds + resume;
+                (taken, DestinationMessage::Running(Takeover::default()))
             }
             SourceMessage::Abort(_) | SourceMessage::Resolve { .. } => {
                 (0.0, DestinationMessage::Discarded)
@@ -244,16 +244,11 @@ impl<'a> Course<'a> {
             | SourceMessage::Disks(_)
             | SourceMessage::Node { .. } => return,
         };
-        self.after(round_trip + delay, Event::Message(answer));
+        self.after(path.answer_seconds + delay, Event::Message(answer));
     }
 
     fn run_state(&self) -> RunState {
         if self.measured.is_running { RunState::Running } else { RunState::Paused }
-    }
-
-    /// Returns the time to make one of the records durable that are written during the downtime.
-    fn record_seconds(&self) -> f64 {
-        self.measured.dry_run.record_seconds / RECORDS_IN_DOWNTIME
     }
 
     fn probe(&mut self) {

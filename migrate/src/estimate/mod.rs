@@ -69,6 +69,9 @@ pub struct DryRun {
     pub flush_seconds: f64,
     /// Making a new record durable.
     pub record_seconds: f64,
+    /// Making a change of a record durable; 0 from earlier releases.
+    #[serde(default)]
+    pub record_change_seconds: f64,
 }
 
 /// The path to the destination's node.
@@ -81,6 +84,10 @@ pub struct Path {
     pub connect_seconds: f64,
     /// Round-trip time without load.
     pub round_trip_seconds: f64,
+    /// Time until the node answers the first request on a new connection: the round trip, and what
+    /// both hosts take to handle a message; 0 from earlier releases.
+    #[serde(default)]
+    pub answer_seconds: f64,
     /// Bytes of frames per second, as the guest's memory was read, encoded and sent.
     pub bytes_per_second: f64,
     /// Bytes of frames for a page that is not zero, after compression if that is on.

@@ -31,11 +31,13 @@ fn measured(rate: f64, written: impl Fn(f64) -> f64) -> Measured {
             stood_seconds: 0.005,
             flush_seconds: 0.001,
             record_seconds: 0.003,
+            record_change_seconds: 0.001,
         },
         path: Path {
             is_measured: true,
             connect_seconds: 0.002,
             round_trip_seconds: 0.0002,
+            answer_seconds: 0.0005,
             bytes_per_second: rate,
             page_bytes: 4100.0,
             lost_ratio: 0.0,
@@ -98,6 +100,20 @@ fn an_idle_guest_is_sent_once() {
     assert!((content..content + (1 << 20)).contains(&forecast.wire_bytes), "{forecast:?}");
     assert_eq!((forecast.throttle_percent, forecast.forced), (0, false));
     assert_eq!(forecast.figures().unwrap().wire_bytes, forecast.wire_bytes);
+}
+
+#[test]
+fn the_downtime_has_two_answers_and_three_changes_of_records() {
+    let downtime = |answer: f64, change: f64| {
+        let mut measured = measured(400e6, idle);
+        measured.path.answer_seconds += answer;
+        measured.dry_run.record_change_seconds += change;
+        by(measured, OnStall::Wait).forecast.downtime_seconds.unwrap()
+    };
+    let more = |answer, change| downtime(answer, change) - downtime(0.0, 0.0);
+    assert!((more(0.01, 0.0) - 0.02).abs() < 1e-6, "state and decision are answered");
+    let records = more(0.0, 0.01);
+    assert!((records - 0.03).abs() < 1e-6, "Ready, Committed and Taking: {records}");
 }
 
 #[test]

@@ -13,6 +13,8 @@ use super::Record;
 
 /// Length of a file of records, unless a single record needs more.
 const ROOM_BYTES: usize = 16 << 10;
+/// About the length of a record without a report.
+const BLANK_BYTES: usize = 500;
 /// Longest file that is read, in bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -74,9 +76,17 @@ impl RecordFile {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn create_blank(path: &Path) -> Result<(), RecordError> {
-        let blank = Log::create(path, b"", ROOM_BYTES).map(drop);
-        blank.map_err(|cause| io("write", path, cause))
+    pub(super) fn create_blank(path: &Path) -> Result<Self, RecordError> {
+        Log::create(path, b"", ROOM_BYTES).map(Self).map_err(|cause| io("write", path, cause))
+    }
+
+    /// Writes a line as long as that of a record, without one.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn write_blank(&mut self) -> Result<(), RecordError> {
+        let line = [b' '; BLANK_BYTES];
+        self.0.append(&line).map_err(|cause| io("write", self.0.path(), cause))
     }
 
     fn create_with_room(path: &Path, record: &Record, room: usize) -> Result<Self, RecordError> {

@@ -33,8 +33,8 @@ use crate::report::Report;
 
 pub use file::{RecordError, RecordFile};
 pub(crate) use slot::RecordSlot;
-pub use store::RecordStore;
 pub(crate) use store::unix_ms;
+pub use store::{RecordStore, RecordTimes};
 
 /// The source's decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

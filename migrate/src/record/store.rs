@@ -27,6 +27,18 @@ const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 const FILES_MAX: usize = 16 << 10;
 const BYTES_MAX: u64 = 256 << 20;
 
+/// Changes of a record that are rehearsed, an odd number.
+const REHEARSED_CHANGES: usize = 3;
+
+/// How long it takes to make a record durable.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordTimes {
+    /// A new one.
+    pub create: Duration,
+    /// A change of it, the median of a few.
+    pub change: Duration,
+}
+
 /// The records of a host's guests, or of one of them.
 #[derive(Debug, Clone)]
 pub struct RecordStore {
@@ -89,20 +101,27 @@ impl RecordStore {
         RecordFile::create(&place.join(name), record)
     }
 
-    /// Writes a file like a new record of this guest, and removes it; returns how long it took to
-    /// make it durable.
+    /// Writes a file like a new record of this guest, changes it, and removes it; returns how long
+    /// that took.
     ///
     /// # Errors
     /// If it cannot be written or removed.
-    pub fn rehearse(&self, guest: &str, uuid: Uuid) -> Result<Duration, RecordError> {
+    pub fn rehearse(&self, guest: &str, uuid: Uuid) -> Result<RecordTimes, RecordError> {
         // A file with this ending that is left behind is removed like one that is not finished.
         let name = Path::new("rehearsal").with_extension(UNFINISHED);
         let path = self.ready_place(guest, uuid)?.join(name);
         let began = Instant::now();
-        RecordFile::create_blank(&path)?;
-        let took = began.elapsed();
+        let mut file = RecordFile::create_blank(&path)?;
+        let create = began.elapsed();
+        let mut changes = [Duration::ZERO; REHEARSED_CHANGES];
+        for change in &mut changes {
+            let began = Instant::now();
+            file.write_blank()?;
+            *change = began.elapsed();
+        }
         fs::remove_file(&path).map_err(|cause| io("remove", &path, cause))?;
-        Ok(took)
+        changes.sort_unstable();
+        Ok(RecordTimes { create, change: changes[REHEARSED_CHANGES / 2] })
     }
 
     /// Returns the folder of one guest's records, and creates it if it does not exist.

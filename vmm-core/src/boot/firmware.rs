@@ -54,7 +54,7 @@ mod tests {
 
     use super::*;
     use crate::shape::VmShape;
-    use crate::testing::{elf, event, file_with, shape};
+    use crate::testing::{elf, event, file_with, shape, with_pvh_entry};
     use crate::{BootSource, VmEvent};
 
     fn vm_with(machine: MachineKind) -> Vm {
@@ -64,27 +64,6 @@ mod tests {
     fn refusal(machine: MachineKind, file: &Path) -> String {
         let source = BootSource::Firmware(file.to_path_buf());
         vm_with(machine).boot(&source).unwrap_err().to_string()
-    }
-
-    /// An ELF with `code` at `gpa`, and a note that says that this is its PVH entry.
-    fn with_pvh_entry(gpa: u64, code: &[u8]) -> Vec<u8> {
-        const SECOND_HEADER: usize = 64 + 56;
-        const HEADER_COUNT: usize = 56;
-        const PHYS32_ENTRY: u32 = 18;
-        let mut bytes = elf(gpa, code);
-        bytes[HEADER_COUNT] = 2;
-        // The code is behind both program headers now.
-        bytes[64 + 8] = (SECOND_HEADER + 56) as u8;
-        let note: Vec<u8> = [4, 8, PHYS32_ENTRY].into_iter().flat_map(u32::to_le_bytes).collect();
-        let note = [&note[..], b"Xen\0", &gpa.to_le_bytes()].concat();
-        let mut header = [4, 4].into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
-        let offset = (bytes.len() + 56) as u64;
-        for word in [offset, 0, 0, note.len() as u64, note.len() as u64, 4] {
-            header.extend(u64::to_le_bytes(word));
-        }
-        bytes.splice(SECOND_HEADER..SECOND_HEADER, header);
-        bytes.extend(note);
-        bytes
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod pvh;
 mod smbios;
 mod source;
 mod tables;
+mod variables;
 pub(crate) mod vmgenid;
 
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ pub(crate) use long_mode::start_kernel_mode;
 pub use long_mode::{UserEntry, start_user_mode};
 pub(crate) use source::Origin;
 pub use source::{Acpi, BootRecord, FileRecord, KernelSource, WantedFile};
+#[cfg(test)]
+pub(crate) use variables::volume;
+pub use variables::{NoVariables, Variables};
 
 use crate::Vm;
 use crate::error::Result;

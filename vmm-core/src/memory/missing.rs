@@ -315,6 +315,14 @@ impl Missing {
         self.faults().is_err()
     }
 
+    /// Returns whether a page of the chunks with these guest-physical addresses, below the PCI
+    /// hole, is missing.
+    pub(super) fn is_in(&self, addresses: &Range<u64>) -> bool {
+        let chunk = |gpa: u64| (gpa / CHUNK_BYTES as u64) as usize;
+        let chunks = chunk(addresses.start)..=chunk(addresses.end.saturating_sub(1));
+        self.chunks.get(chunks).unwrap_or_default().iter().any(|pages| lock(pages).missing != 0)
+    }
+
     /// Waits until a thread waits for a page, so that [`Missing::wanted`] returns something; until
     /// the last missing page has arrived; or until [`Missing::end`] or [`Missing::interrupt`]. It
     /// waits for at most `patience`, if there is a limit. Only one thread may call it at a time.

@@ -157,9 +157,14 @@ impl Vm {
                 balloon.set_target(target_pages, set_by, rings);
             })?;
         }
+        let variables = self.variables_before_reset(origin)?;
         // After loading the vCPUs: their old state may have made KVM write to memory.
         self.ram().clear()?;
-        boot::boot(self, origin)
+        boot::boot(self, origin)?;
+        if let Some(variables) = variables {
+            variables.place(self.ram())?;
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
 //! The shell of an estimate: measures what a migration of a guest would meet, without moving it.
 //!
 //! It takes about three seconds, and up to five on a long path. `content` samples the guest's
-//! pages. `path` encodes such pages and sends as many bytes to a sink of the destination's node.
+//! pages. `path` times answers of the destination's node, encodes such pages and sends as many
+//! bytes to a sink of that node.
 //! `log` counts for two seconds how many pages the guest writes. A dry run of the pause measures
 //! the rest. Errors of the path come first, before the guest notices anything.
 
@@ -22,7 +23,7 @@ use crate::front::FrontError;
 use crate::guest::{GuestDescription, GuestError, RunState, SourceGuest};
 use crate::memory::PAGE_BYTES;
 use crate::quic::{LinkError, Tls};
-use crate::record::{RecordError, RecordStore};
+use crate::record::{RecordError, RecordStore, RecordTimes};
 use crate::source::Probe;
 
 /// Longest wait for the guest's disks to be flushed.
@@ -96,7 +97,7 @@ fn measured(
     guest: &Arc<dyn SourceGuest>,
     description: &GuestDescription,
     (content, path, log): (Content, Path, Log),
-    record: Duration,
+    record: RecordTimes,
 ) -> Result<Measured, EstimateError> {
     let flush = flush_in_time(guest, &description.name)?;
     let (was, probe) = rehearse_pause(&**guest, flush)?;
@@ -117,7 +118,8 @@ fn measured(
             pause_and_save_seconds: probe.pause_and_save.as_secs_f64(),
             stood_seconds: probe.stood.as_secs_f64(),
             flush_seconds: probe.flush.as_secs_f64(),
-            record_seconds: record.as_secs_f64(),
+            record_seconds: record.create.as_secs_f64(),
+            record_change_seconds: record.change.as_secs_f64(),
         },
         path,
     })

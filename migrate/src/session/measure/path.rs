@@ -34,6 +34,9 @@ const MEASURED: Duration = Duration::from_millis(500);
 const BYTES_MAX: u64 = 256 << 20;
 /// Approximate number of bytes handed to the transport at once, as in a migration.
 const BATCH_GOAL: usize = 128 << 10;
+/// How many answers are timed, at most, and for how long; at least one.
+const ASKED_MAX: usize = 7;
+const ASKING: Duration = Duration::from_millis(100);
 /// Share of the UDP payload that carries frames: QUIC's own headers take some 3 % of small packets.
 const GOODPUT: f64 = 0.97;
 /// Longest wait for the peer to hear that connections are closed.
@@ -76,6 +79,7 @@ pub(super) async fn measure(
         is_measured: false,
         connect_seconds: began.elapsed().as_secs_f64(),
         round_trip_seconds: connection.rtt().as_secs_f64(),
+        answer_seconds: connection.rtt().as_secs_f64(),
         bytes_per_second: 0.0,
         page_bytes: PAGE_BYTES as f64,
         lost_ratio: 0.0,
@@ -91,6 +95,8 @@ pub(super) async fn measure(
         (Err(error), _) => return Err(error.into()),
     };
     path.round_trip_seconds = connection.rtt().as_secs_f64();
+    let answer = answer_time(&node, tls).await;
+    path.answer_seconds = answer.map_or(path.round_trip_seconds, |answer| answer.as_secs_f64());
     let mut lines = vec![Line { connection, stream, bytes_max, endpoint }];
     while lines.len() < usize::from(session.connections.unwrap_or(1)).min(SINKS_MAX) {
         lines.push(one_more(&node, tls).await?);
@@ -130,6 +136,27 @@ async fn one_more(node: &Peer, tls: &Tls) -> Result<Line, FrontError> {
     let connection = endpoint::connect(&endpoint, node).await?;
     let (stream, bytes_max) = open_sink(&connection, node).await?;
     Ok(Line { connection, stream, bytes_max, endpoint })
+}
+
+/// Asks the node for a few sinks, one after the other, and returns the median of how long it took
+/// to answer; none if it did not, or gives no more.
+async fn answer_time(node: &Peer, tls: &Tls) -> Option<Duration> {
+    let (began, mut answers, mut closing) = (Instant::now(), Vec::new(), Vec::new());
+    while answers.len() < ASKED_MAX && (answers.is_empty() || began.elapsed() < ASKING) {
+        let Ok(endpoint) = endpoint::dialer_for_memory(node.address, tls) else { break };
+        let Ok(connection) = endpoint::connect(&endpoint, node).await else { break };
+        let asked = Instant::now();
+        let answered = open_sink(&connection, node).await;
+        connection.close(0_u32.into(), b"");
+        closing.push((connection, endpoint));
+        if answered.is_err() {
+            break;
+        }
+        answers.push(asked.elapsed());
+    }
+    hang_up(&closing).await;
+    answers.sort_unstable();
+    answers.get(answers.len() / 2).copied()
 }
 
 /// Sends on all lines at once, and adds what was measured to `path`; none if nothing was sent.

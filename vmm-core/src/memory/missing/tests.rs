@@ -119,6 +119,7 @@ fn pages_that_the_guest_gives_back_need_not_arrive() {
     assert!(ram.is_complete());
     ram.discard(&(gpa(3)..gpa(64))).unwrap();
     assert_eq!(missing.left(), 61, "it is memory like any other now");
+    assert!(!ram.is_missing_in(&(0..gpa(64))));
     assert_eq!(read(&ram, 2), [0; PAGE_BYTES]);
 }
 
@@ -137,6 +138,8 @@ fn an_access_waits_until_its_page_arrives() {
         assert_eq!(next_wanted(&missing), []);
         assert_eq!(missing.waited_for(), [(1, 1 << 3)]);
         assert_eq!((missing.missing(), missing.left()), (vec![(1, 0b11 << 3)], 2));
+        assert!(missing.is_in(&(gpa(127)..gpa(128))), "in the same chunk");
+        assert!(!missing.is_in(&(0..gpa(64))) && !missing.is_in(&(gpa(128)..gpa(192))));
 
         assert_eq!(missing.place(1, 3, &[9; PAGE_BYTES]).unwrap(), 1);
         assert_eq!(reader.join().unwrap()[9..], [9; PAGE_BYTES - 9]);
