@@ -63,7 +63,8 @@ fn attempt(what: &str) -> Result<()> {
         }
         "priority" => {
             let any = Rlimit { current: None, maximum: None };
-            Ok(rustix::process::setrlimit(Resource::Rtprio, any)?)
+            let limit = if of == "nice" { Resource::Nice } else { Resource::Rtprio };
+            Ok(rustix::process::setrlimit(limit, any)?)
         }
         "tcp" => Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)?),
         _ => Err(anyhow!("no such attempt")),

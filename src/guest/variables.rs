@@ -90,7 +90,7 @@ pub(super) fn follow(process: &Arc<GuestProcess>, machine: &SharedMachine) -> Re
             if process.is_ending() {
                 return;
             }
-            pause = if file.is_kept(machine.vm()) { EVERY } else { AFTER_FAILURE };
+            pause = if file.update(machine.vm()) { EVERY } else { AFTER_FAILURE };
         }
     };
     let started = thread::Builder::new().name("uefi-variables".to_owned()).spawn(follow);
@@ -112,7 +112,7 @@ impl VariablesFile {
 
     /// Reads a running guest's variables, and writes them if necessary; returns false if that
     /// fails.
-    fn is_kept(&mut self, vm: &Vm) -> bool {
+    fn update(&mut self, vm: &Vm) -> bool {
         if vm.run_state() != RunState::Running {
             return true;
         }

@@ -188,7 +188,8 @@ fn a_forbidden_system_call_ends_the_process_and_is_named() {
         ("execute:/bin/true", "execve"),
         ("kill:1", "kill"),
         ("limits:1", "prlimit64"),
-        ("priority", "prlimit64"),
+        ("priority:nice", "prlimit64"),
+        ("priority:realtime", "prlimit64"),
     ] {
         let done = attempt(&pair, what, &[]).finish();
         assert_eq!(done.exit, Exit::Other, "{done:?}");
