@@ -8,7 +8,7 @@
 //! new guest starts with the copy of an earlier process.
 //!
 //! The guest may write anything there that looks like a volume. A copy only comes back to the same
-//! place, in the memory of the same guest.
+//! place, in the memory of the same guest or of the next one of its name.
 
 use super::layout::HIGH_MEMORY;
 use crate::memory::{GuestRam, MemoryError};
