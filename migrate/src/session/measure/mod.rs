@@ -1,10 +1,10 @@
 //! The shell of an estimate: measures what a migration of a guest would meet, without moving it.
 //!
 //! It takes about three seconds, and up to five on a long path. `content` samples the guest's
-//! pages. `path` times answers of the destination's node, encodes such pages and sends as many
-//! bytes to a sink of that node.
-//! `log` counts for two seconds how many pages the guest writes. A dry run of the pause measures
-//! the rest. Errors of the path come first, before the guest notices anything.
+//! pages. `path` encodes such pages and sends as many bytes to a sink of the destination's node,
+//! and times how long the node takes to answer. `log` counts for two seconds how many pages the
+//! guest writes. A dry run of the pause measures the rest. Errors of the path come first, before
+//! the guest notices anything.
 
 mod content;
 mod log;

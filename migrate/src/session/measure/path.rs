@@ -34,9 +34,6 @@ const MEASURED: Duration = Duration::from_millis(500);
 const BYTES_MAX: u64 = 256 << 20;
 /// Approximate number of bytes handed to the transport at once, as in a migration.
 const BATCH_GOAL: usize = 128 << 10;
-/// How many answers are timed, at most, and for how long; at least one.
-const ASKED_MAX: usize = 7;
-const ASKING: Duration = Duration::from_millis(100);
 /// Share of the UDP payload that carries frames: QUIC's own headers take some 3 % of small packets.
 const GOODPUT: f64 = 0.97;
 /// Longest wait for the peer to hear that connections are closed.
@@ -84,7 +81,9 @@ pub(super) async fn measure(
         page_bytes: PAGE_BYTES as f64,
         lost_ratio: 0.0,
     };
+    let asked = Instant::now();
     let opened = open_sink(&connection, &node).await;
+    let mut answers = vec![asked.elapsed()];
     let (stream, bytes_max) = match (opened, session.bandwidth) {
         (Ok(opened), _) => opened,
         // An earlier version closes the connection on a request that it does not know.
@@ -95,12 +94,14 @@ pub(super) async fn measure(
         (Err(error), _) => return Err(error.into()),
     };
     path.round_trip_seconds = connection.rtt().as_secs_f64();
-    let answer = answer_time(&node, tls).await;
-    path.answer_seconds = answer.map_or(path.round_trip_seconds, |answer| answer.as_secs_f64());
     let mut lines = vec![Line { connection, stream, bytes_max, endpoint }];
     while lines.len() < usize::from(session.connections.unwrap_or(1)).min(SINKS_MAX) {
-        lines.push(one_more(&node, tls).await?);
+        let (line, answer) = one_more(&node, tls).await?;
+        lines.push(line);
+        answers.push(answer);
     }
+    answers.sort_unstable();
+    path.answer_seconds = answers[answers.len() / 2].as_secs_f64();
     load(path, lines, session, guest, chunks).await?.ok_or(EstimateError::NoData(node.name))
 }
 
@@ -131,32 +132,13 @@ async fn reach(nodes: Vec<Peer>, tls: &Tls) -> Result<(Peer, Endpoint, Connectio
     Err(silent.unwrap_or_else(nothing))
 }
 
-async fn one_more(node: &Peer, tls: &Tls) -> Result<Line, FrontError> {
+/// Opens a sink on a connection of its own; returns how long its request took to be answered, too.
+async fn one_more(node: &Peer, tls: &Tls) -> Result<(Line, Duration), FrontError> {
     let endpoint = endpoint::dialer_for_memory(node.address, tls)?;
     let connection = endpoint::connect(&endpoint, node).await?;
+    let asked = Instant::now();
     let (stream, bytes_max) = open_sink(&connection, node).await?;
-    Ok(Line { connection, stream, bytes_max, endpoint })
-}
-
-/// Asks the node for a few sinks, one after the other, and returns the median of how long it took
-/// to answer; none if it did not, or gives no more.
-async fn answer_time(node: &Peer, tls: &Tls) -> Option<Duration> {
-    let (began, mut answers, mut closing) = (Instant::now(), Vec::new(), Vec::new());
-    while answers.len() < ASKED_MAX && (answers.is_empty() || began.elapsed() < ASKING) {
-        let Ok(endpoint) = endpoint::dialer_for_memory(node.address, tls) else { break };
-        let Ok(connection) = endpoint::connect(&endpoint, node).await else { break };
-        let asked = Instant::now();
-        let answered = open_sink(&connection, node).await;
-        connection.close(0_u32.into(), b"");
-        closing.push((connection, endpoint));
-        if answered.is_err() {
-            break;
-        }
-        answers.push(asked.elapsed());
-    }
-    hang_up(&closing).await;
-    answers.sort_unstable();
-    answers.get(answers.len() / 2).copied()
+    Ok((Line { connection, stream, bytes_max, endpoint }, asked.elapsed()))
 }
 
 /// Sends on all lines at once, and adds what was measured to `path`; none if nothing was sent.
