@@ -158,7 +158,7 @@ fn after_leaving(state: SourceState, destination: &str) -> Whereabouts {
             "was on its way to {destination}, which has yet to say that its copy is gone"
         )),
         SourceState::Committed => Whereabouts::Unsettled(format!(
-            "was handed over to {destination}, which has yet to say that it runs there"
+            "was, or may have been, handed over to {destination}, which has yet to say that it runs there"
         )),
         SourceState::Serving => Whereabouts::Unsettled(format!(
             "was handed over to {destination} before its memory, and may run there"

@@ -10,7 +10,8 @@
 //! `exit` (kills the process), `panic` (panics in the session's thread), `cut` (closes the
 //! connections), `flip` (corrupts a byte of the frame).
 //!
-//! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others.
+//! `LIGHTER_PROTOCOL_VERSIONS=7,8` makes this process speak those versions and no others, and
+//! `LIGHTER_PROTOCOL_WITHOUT=128` leaves the features of these bits out of its offer.
 
 /// What happens to the step at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,11 @@ mod enabled {
     /// Returns none: the versions cannot be overridden without the feature.
     pub(crate) fn versions() -> Option<Vec<u16>> {
         None
+    }
+
+    /// Returns 0: no features can be left out without the feature.
+    pub(crate) fn without() -> u64 {
+        0
     }
 }
 
@@ -191,6 +197,12 @@ mod enabled {
         Some(text.split(',').filter_map(|version| version.parse().ok()).collect())
     }
 
+    /// Returns the bits of the features that `LIGHTER_PROTOCOL_WITHOUT` leaves out.
+    pub(crate) fn without() -> u64 {
+        let text = std::env::var("LIGHTER_PROTOCOL_WITHOUT").unwrap_or_default();
+        text.parse().unwrap_or_default()
+    }
+
     /// Dies as from `kill -9`, without cleanup.
     fn kill_self() -> ! {
         let pid = std::process::id().to_string();
@@ -220,4 +232,4 @@ mod enabled {
     }
 }
 
-pub(crate) use enabled::{Failpoints, versions};
+pub(crate) use enabled::{Failpoints, versions, without};

@@ -15,9 +15,10 @@ pub struct Limits {
     pub total: Option<Duration>,
     /// Longest wait for the answer to a greeting or to the description of the guest.
     pub answer: Duration,
-    /// Longest time from the pause until the destination must be ready, for a guest that its user
-    /// had paused: then the migration is aborted. For a guest that ran, [`Limits::standstill`]
-    /// applies; this caps it, but not below the downtime limit plus a second.
+    /// Longest time from the pause until the destination must be ready, or run the guest if the
+    /// commit is early, for a guest that its user had paused: then the migration is aborted. For a
+    /// guest that ran, [`Limits::standstill`] applies; this caps it, but not below the downtime
+    /// limit plus a second.
     pub switchover: Duration,
     /// What to do if rounds do not bring the downtime within its limit.
     pub on_stall: OnStall,
@@ -47,9 +48,9 @@ impl LimitsChange {
 const STANDSTILL_SLACK: Duration = Duration::from_secs(1);
 
 impl Limits {
-    /// Returns the longest pause of a running guest before the decision to hand it over: twice the
-    /// downtime limit plus a second. It is at most [`Limits::switchover`], or the downtime limit
-    /// plus a second if that is longer.
+    /// Returns the longest pause of a running guest before the decision to hand it over, or, if the
+    /// commit is early, before the guest is wanted back: twice the downtime limit plus a second. It
+    /// is at most [`Limits::switchover`], or the downtime limit plus a second if that is longer.
     ///
     /// The downtime limit is compared with an estimate before the pause; this one applies after it,
     /// when the link or a disk may have become slower. The slack lets a hand-over finish that is

@@ -17,9 +17,10 @@ pub enum Phase {
     Precopy,
     /// The guest is paused: the last pages and its state are sent.
     Switchover,
-    /// The destination has received everything, loads it and reports that it is ready.
+    /// Everything is sent: the source waits for the destination to be ready, or, if the commit is
+    /// early, for the record of that.
     Ready,
-    /// The source decides that the destination runs the guest, makes that durable, and says so.
+    /// The source has the destination run the guest.
     Commit,
     /// The destination runs the guest; the source cleans up.
     Resume,

@@ -159,7 +159,7 @@ pub struct Estimated {
     pub wire_bytes: u64,
 }
 
-/// How long each step took between the pause of a guest and the decision to hand it over, as the
+/// How long each step took between the pause of a guest and the message that hands it over, as the
 /// source measured it. Disks are flushed and the state is saved while the last pages are sent. A
 /// step that was under way when the source resumed the guest counts up to then.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -173,8 +173,12 @@ pub struct Standstill {
     pub save_seconds: f64,
     /// Handing the last pages to the transport.
     pub send_seconds: f64,
-    /// Waiting for the destination to be ready, including data still in transit.
+    /// Waiting for the destination to be ready, including data still in transit; 0 if the decision
+    /// did not wait for it.
     pub ready_seconds: f64,
+    /// Waiting for the record of the decision, once all was sent; 0 if the decision waited for the
+    /// destination.
+    pub record_seconds: f64,
 }
 
 /// One round of pre-copy.

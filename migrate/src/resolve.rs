@@ -87,7 +87,9 @@ pub fn judge_for_dead(state: SourceState, answer: &DestinationMessage) -> DeadSo
             | DestinationMessage::Complete { .. }
             | DestinationMessage::Lost(_),
         ) => DeadSource::Settled(SourceState::Done),
-        (_, DestinationMessage::Discarded) => DeadSource::Settled(SourceState::Aborted),
+        (_, DestinationMessage::Discarded | DestinationMessage::GaveUp(_)) => {
+            DeadSource::Settled(SourceState::Aborted)
+        }
         // The destination has nothing, and was to have nothing.
         (SourceState::Undecided, DestinationMessage::Unknown) => {
             DeadSource::Settled(SourceState::Aborted)

@@ -233,19 +233,26 @@ impl Departure {
     /// Unless that is certainly this host, the copy here must not run again. The node continues
     /// with the record.
     fn broke_down(&self, process: &GuestProcess) {
-        let name = process.name();
-        match self.session.record(process, Role::Source) {
-            Ok(None) => {}
+        let is_sent = self.session.handle().has_committed();
+        let stays = match self.session.record(process, Role::Source) {
+            Ok(None) => true,
             Ok(Some(record)) if is_ours(&record) => {
                 if let Err(error) = MigrationSession::disown(process, record) {
+                    let name = process.name();
                     tracing::error!(%error, "the destination of {name} is not told that it stays");
                 }
+                true
             }
-            Ok(Some(_)) | Err(_) => {
-                let cause = "its migration failed by a bug in lighter after the decision to hand it over; the node settles \
-                             which host has it";
-                return process.end(Ending::Discarded { cause: cause.to_owned() });
+            // The commit is recorded, but not sent.
+            Ok(Some(record)) if !is_sent => {
+                MigrationSession::disown(process, undecided(record)).is_ok()
             }
+            Ok(Some(_)) | Err(_) => false,
+        };
+        if !stays {
+            let cause = "its migration failed by a bug in lighter after the decision to hand it over; the node settles \
+                         which host has it";
+            return process.end(Ending::Discarded { cause: cause.to_owned() });
         }
         self.take_back(process);
     }
@@ -273,6 +280,14 @@ impl Departure {
 /// Whether the guest still belongs to the source.
 fn is_ours(record: &Record) -> bool {
     matches!(record.side, Side::Source { state: SourceState::Undecided | SourceState::Aborted, .. })
+}
+
+/// The record without its commit, which was not sent.
+fn undecided(mut record: Record) -> Record {
+    if let Side::Source { state, .. } = &mut record.side {
+        *state = SourceState::Undecided;
+    }
+    record
 }
 
 /// What the request wants to happen to the disks.

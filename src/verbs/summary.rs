@@ -203,15 +203,22 @@ pub(crate) fn failure(report: &Report, destination: &str) -> Option<ExitWith> {
 
 /// Formats the parts of the downtime before the hand-over, or before the guest continued.
 fn standstill(parts: &Standstill) -> String {
-    format!(
-        "{} to pause it, {} to flush its disks, {} to save its state, {} to send the last pages, {} for the destination to be \
-         ready",
+    let mut text = format!(
+        "{} to pause it, {} to flush its disks, {} to save its state, {} to send the last pages",
         seconds(parts.pause_seconds),
         seconds(parts.flush_seconds),
         seconds(parts.save_seconds),
         seconds(parts.send_seconds),
-        seconds(parts.ready_seconds)
-    )
+    );
+    for (took, what) in [
+        (parts.record_seconds, "more to record the decision"),
+        (parts.ready_seconds, "for the destination to be ready"),
+    ] {
+        if took > 0.0 {
+            text.push_str(&format!(", {} {what}", seconds(took)));
+        }
+    }
+    text
 }
 
 /// Formats the downtime of a guest that stays, and its parts.
@@ -378,7 +385,8 @@ pub(super) mod tests {
             flush_seconds: 0.0034,
             save_seconds: 0.0015,
             send_seconds: 0.0087,
-            ready_seconds: 0.0119,
+            ready_seconds: 0.0,
+            record_seconds: 0.0012,
         };
         let report = Report {
             standstill: Some(standstill),

@@ -64,13 +64,24 @@ pub(crate) enum Outcome {
 const CONNECT: Phase = undecided("connect", "source.recv.welcome", NONE);
 const PREPARE: Phase = undecided("prepare", "source.recv.prepared", "loading");
 const PRECOPY: Phase = undecided("precopy", "source.data.pages", "loading");
-const SWITCHOVER: Phase = undecided("switchover", "source.act.savestate", "loading");
+const SWITCHOVER: Phase = Phase {
+    records: ["committed", "loading"],
+    ..undecided("switchover", "source.act.savestate", "loading")
+};
+/// The source waits for a destination of a release without early commits.
 const READY: Phase = undecided("ready", "source.recv.ready", "ready");
+/// The last step before an early commit: the destination needs nothing more to be ready.
+const REMAINDER: Phase = Phase {
+    records: ["committed", "loading"],
+    ..undecided("remainder", "source.act.sendremainder", "loading")
+};
+/// The source, which does not wait for that, has committed.
+const LOADING: Phase = Phase { name: "loading", point: "destination.act.loadstate", ..COMMIT };
 pub(crate) const COMMIT: Phase = Phase {
     name: "commit",
     course: Course::Precopy,
     point: "source.send.commit",
-    records: ["committed", "ready"],
+    records: ["committed", "loading"],
     source_lost_power: Outcome::Destination,
     destination_lost_power: Outcome::Source,
     cable_was_out: Outcome::Destination,
@@ -95,7 +106,8 @@ const RESUME: Phase = Phase {
 };
 
 /// The phases in which the source is held.
-const EACH: [&Phase; 7] = [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &READY, &COMMIT, &RESUME];
+const EACH: [&Phase; 8] =
+    [&CONNECT, &PREPARE, &PRECOPY, &SWITCHOVER, &REMAINDER, &READY, &COMMIT, &RESUME];
 
 /// A phase before the commit: the guest still belongs to the source.
 pub(crate) const fn undecided(
@@ -160,7 +172,11 @@ impl Scenario {
             // So slow that most of its memory is still here.
             Course::Postcopy { held } => (held, "--bandwidth 100KB/s"),
         };
-        let point = format!("LIGHTER_FAILPOINT={held},{}:freeze", phase.point);
+        let mut point = format!("LIGHTER_FAILPOINT={held},{}:freeze", phase.point);
+        if phase.point.ends_with(".ready") {
+            // Only sides without early commits reach it.
+            point.push_str(" --setenv=LIGHTER_PROTOCOL_WITHOUT=128");
+        }
         // The workload's vCPU never idles: a low dirty rate and a small working set keep it from
         // slowing down the other guests on an emulated host.
         here.sh(&format!(
@@ -331,10 +347,10 @@ macro_rules! in_each_phase {
 }
 pub(crate) use in_each_phase;
 
-in_each_phase!(source_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER, ready READY,
-    commit COMMIT, taking TAKING, resume RESUME);
-in_each_phase!(destination_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER, ready READY,
-    commit COMMIT, taking TAKING, resume RESUME);
+in_each_phase!(source_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER,
+    remainder REMAINDER, ready READY, loading LOADING, commit COMMIT, taking TAKING, resume RESUME);
+in_each_phase!(destination_loses_power: connect CONNECT, prepare PREPARE, precopy PRECOPY, switchover SWITCHOVER,
+    remainder REMAINDER, ready READY, loading LOADING, commit COMMIT, taking TAKING, resume RESUME);
 
 pub(crate) fn source_loses_power(phase: &Phase) {
     let mut scenario = Scenario::set(phase.point);
@@ -364,6 +380,11 @@ fn the_cable_is_out_for_10_minutes() {
 #[test]
 fn the_cable_is_out_while_the_destination_takes_the_guest() {
     cable_is_out_at_the_destination(&TAKING);
+}
+
+#[test]
+fn the_cable_is_out_while_the_destination_loads_the_state() {
+    cable_is_out_at_the_destination(&LOADING);
 }
 
 /// Unplugs the cable while the destination is held in `phase`, and lets it continue.

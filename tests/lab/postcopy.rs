@@ -27,14 +27,21 @@ const CLEARED: Phase = Phase {
     course: Course::Postcopy { held: "" },
     ..undecided("cleared", "source.recv.cleared", "loading")
 };
-/// The destination has the state and knows all that is missing.
+/// The last step before an early commit: the destination needs nothing more to be ready.
+const WRITTEN: Phase = Phase {
+    course: Course::Postcopy { held: "" },
+    records: ["serving", "loading"],
+    ..undecided("written", "source.act.collectmissing", "loading")
+};
+/// The destination, of a release without early commits, has the state and knows all that is
+/// missing.
 const READY: Phase = Phase {
     course: Course::Postcopy { held: "" },
     ..undecided("ready", "source.recv.ready", "ready")
 };
 const COMMIT: Phase = Phase {
     course: Course::Postcopy { held: UNASKED },
-    records: ["serving", "ready"],
+    records: ["serving", "loading"],
     source_lost_power: Outcome::Gone,
     ..outages::COMMIT
 };
@@ -98,15 +105,15 @@ fn a_guest_that_writes_faster_than_the_link_arrives_before_its_memory() {
     is_intact(there, "hot");
 }
 
-in_each_phase!(source_loses_power: missing MISSING, cleared CLEARED, ready READY, commit COMMIT, taking TAKING,
+in_each_phase!(source_loses_power: missing MISSING, cleared CLEARED, written WRITTEN, ready READY, commit COMMIT, taking TAKING,
     resume RESUME, fetched FETCHED, complete COMPLETE);
-in_each_phase!(destination_loses_power: missing MISSING, cleared CLEARED, ready READY, commit COMMIT, taking TAKING,
+in_each_phase!(destination_loses_power: missing MISSING, cleared CLEARED, written WRITTEN, ready READY, commit COMMIT, taking TAKING,
     resume RESUME, fetched FETCHED, complete COMPLETE);
 in_each_phase!(cable_is_out_at_the_destination: taking TAKING, fetched FETCHED);
 
 #[test]
 fn the_cable_is_out_for_30_seconds() {
-    let phases = [&MISSING, &CLEARED, &READY, &COMMIT, &RESUME, &SERVING, &COMPLETE];
+    let phases = [&MISSING, &CLEARED, &WRITTEN, &READY, &COMMIT, &RESUME, &SERVING, &COMPLETE];
     cable_is_out_for(Duration::from_secs(30), &phases);
 }
 

@@ -13,7 +13,8 @@ use crate::memory::PAGE_BYTES;
 use crate::phase::Phase;
 use crate::progress::{Progress, Role, Transfer};
 use crate::protocol::{
-    DestinationMessage, FEATURE_LINKS, Features, MigrationId, Offer, SourceMessage,
+    DestinationMessage, FEATURE_EARLY_COMMIT, FEATURE_LINKS, Features, MigrationId, Offer,
+    SourceMessage,
 };
 use crate::record::{DestinationState, RecordSlot};
 use crate::report::Outcome;
@@ -47,6 +48,8 @@ pub struct Destination {
     /// The source has said on this connection that the destination owns the guest, and waits for
     /// the result.
     pub(super) is_asked: bool,
+    /// The source has committed, before this side was ready.
+    pub(super) is_committed: bool,
     pub(super) notes: Telemetry,
     pub(super) records: RecordSlot<DestinationState>,
     pub(super) guest: Option<Box<GuestDescription>>,
@@ -89,6 +92,7 @@ impl Destination {
             state: State::Waiting,
             connected: false,
             is_asked: false,
+            is_committed: false,
             records: RecordSlot::new(),
             guest: None,
             disks: Vec::new(),
@@ -199,6 +203,13 @@ impl Destination {
                 Err(ResolveRefused::MemoryElsewhere)
             }
             State::Ready if !self.connected => Ok(()),
+            // Loading may wait for a page.
+            State::Loading { .. } if self.is_kept() && self.is_fetching && !self.connected => {
+                match choice {
+                    OperatorChoice::Discard => Ok(()),
+                    OperatorChoice::Run => Err(ResolveRefused::NotInDoubt),
+                }
+            }
             State::Ready | State::RecordingReady { .. } => Err(ResolveRefused::Connected),
             State::TakingOver { .. }
             | State::Adopting { .. }
@@ -207,6 +218,17 @@ impl Destination {
             ref state if state.is_before_ready() => Err(ResolveRefused::NotInDoubt),
             _ => Err(ResolveRefused::Over),
         }
+    }
+
+    /// Returns whether the source may commit before this side says that it is ready.
+    pub(super) fn is_early(&self) -> bool {
+        self.features.has(FEATURE_EARLY_COMMIT)
+    }
+
+    /// Returns whether everything is here, and the source may have committed: the copy is kept when
+    /// the connection is lost.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_early() && matches!(self.state, State::Loading { .. })
     }
 
     pub(super) fn push(&mut self, action: Action) {
@@ -289,7 +311,7 @@ impl Destination {
         self.connected = false;
         self.is_asked = false;
         match &self.state {
-            state if state.is_before_ready() => {
+            state if state.is_before_ready() && !self.is_kept() => {
                 let farewell = DestinationMessage::Discarded;
                 self.discard(Failure::ConnectionLost { detail }, farewell);
             }
@@ -299,17 +321,17 @@ impl Destination {
     }
 
     fn on_message(&mut self, message: SourceMessage) {
-        if self.state.is_before_ready() {
+        if self.state.is_before_ready() && !self.is_kept() {
             self.on_message_before_ready(message);
         } else {
             self.on_message_from_ready(&message);
         }
     }
 
-    /// The source broke the protocol. Before `Ready`, the copy is discarded; afterwards only the
-    /// connection is closed, since the guest may already be the destination's.
+    /// The source broke the protocol. While something is missing, the copy is discarded; afterwards
+    /// only the connection is closed, since the guest may already be the destination's.
     pub(super) fn on_violation(&mut self, error: ProtocolError) {
-        if self.state.is_before_ready() {
+        if self.state.is_before_ready() && !self.is_kept() {
             self.give_up(Failure::Protocol(error));
         } else if self.connected {
             self.push(Action::Disconnect);

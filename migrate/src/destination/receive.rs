@@ -7,8 +7,9 @@ use crate::error::{Failure, ProtocolError};
 use crate::guest::{GuestError, Refusal, RefusalKind};
 use crate::phase::Phase;
 use crate::protocol::{
-    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_NODE, FEATURE_POSTCOPY, FEATURE_RETURN,
-    MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer, Prepare, SavedState, SourceMessage,
+    Decision, DestinationMessage, FEATURE_DISKS, FEATURE_EARLY_COMMIT, FEATURE_NODE,
+    FEATURE_POSTCOPY, FEATURE_RETURN, MAX_STREAMS, MAX_VERSIONS, MigrationId, Offer, Prepare,
+    SavedState, SourceMessage,
 };
 use crate::record::DestinationState;
 use crate::text::PeerText;
@@ -47,12 +48,25 @@ impl Destination {
             }
             (State::Receiving(received), SourceMessage::Return)
                 if received.switching_over
+                    && !self.is_committed
                     && self.features.has(FEATURE_RETURN)
                     && !received.ended.contains(&true) =>
             {
                 received.switching_over = false;
                 received.state = None;
                 self.notes.goes_back(self.now);
+            }
+            // The last pages may come after it.
+            (State::Receiving(received), SourceMessage::Commit)
+                if self.features.has(FEATURE_EARLY_COMMIT)
+                    && received.state.is_some()
+                    && !self.is_committed =>
+            {
+                self.is_committed = true;
+                self.is_asked = true;
+            }
+            (State::Receiving(_), SourceMessage::Withdraw(complaint)) if self.is_committed => {
+                self.discard(Failure::from(&complaint), DestinationMessage::Discarded);
             }
             (_, SourceMessage::Abort(complaint)) => {
                 self.discard(Failure::from(&complaint), DestinationMessage::Discarded);
@@ -217,6 +231,12 @@ impl Destination {
     pub(super) fn on_loaded(&mut self, answer: Result<(), GuestError>) {
         let State::Loading { asked } = self.state else { return self.on_work_done() };
         match answer {
+            Ok(()) if self.is_early() => {
+                self.state = State::Ready;
+                if self.is_committed {
+                    self.take_over();
+                }
+            }
             Ok(()) => {
                 self.state = State::RecordingReady { load: self.now.saturating_sub(asked) };
                 self.record(DestinationState::Ready);
@@ -230,7 +250,7 @@ impl Destination {
     }
 
     pub(super) fn on_data_failed(&mut self, detail: PeerText) {
-        if self.state.is_before_ready() {
+        if self.state.is_before_ready() && !self.is_kept() {
             self.give_up(Failure::Data { detail });
         }
     }

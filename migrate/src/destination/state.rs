@@ -92,10 +92,13 @@ impl Received {
 #[derive(Debug)]
 pub(super) struct Discard {
     pub(super) error: MigrationError,
-    /// Message to the source once the copy is gone.
-    pub(super) farewell: DestinationMessage,
+    /// Message to the source once it is recorded that the copy will never run; none once that is
+    /// sent.
+    pub(super) farewell: Option<DestinationMessage>,
     /// The guest is being built or loaded, and can be destroyed only afterwards.
     pub(super) busy: bool,
+    /// It is recorded that the copy will never run.
+    pub(super) is_recorded: bool,
 }
 
 impl State {

@@ -1,4 +1,5 @@
-//! From being ready until the guest runs here or is discarded.
+//! From being ready, or earlier if the source commits early, until the guest runs here or is
+//! discarded.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use super::{Action, Destination};
 use crate::error::{Failure, OperatorChoice, ProtocolError};
 use crate::guest::{GuestError, RunState};
 use crate::phase::Phase;
-use crate::protocol::{Decision, DestinationMessage, SourceMessage, Takeover};
+use crate::protocol::{Complaint, Decision, DestinationMessage, SourceMessage, Takeover};
 use crate::record::DestinationState;
 use crate::report::Outcome;
 use crate::text::PeerText;
@@ -43,6 +44,9 @@ impl Destination {
             SourceMessage::Finish if matches!(self.state, State::Running { .. }) => {
                 return self.on_goodbye();
             }
+            SourceMessage::Withdraw(complaint) if self.is_early() => {
+                return self.on_withdrawn(complaint);
+            }
             SourceMessage::Disks(_)
             | SourceMessage::Missing(_)
             | SourceMessage::Node { .. }
@@ -75,11 +79,15 @@ impl Destination {
         match (&self.state, decision) {
             (State::Ready, Decision::Commit | Decision::Serve) => self.take_over(),
             (State::Ready, Decision::Lost) if !self.is_fetching => self.take_over(),
+            (State::Loading { .. }, Decision::Commit | Decision::Serve) => self.is_committed = true,
+            (State::Loading { .. }, Decision::Lost) if !self.is_fetching => {
+                self.is_committed = true;
+            }
             (State::Fetching { resume }, Decision::Commit | Decision::Serve) => {
                 let resume_us = resume.as_micros().try_into().unwrap_or(u64::MAX);
                 self.say(DestinationMessage::Running(Takeover { resume_us }));
             }
-            (State::Ready, Decision::Aborted | Decision::Lost)
+            (State::Ready | State::Loading { .. }, Decision::Aborted | Decision::Lost)
             | (State::RecordingReady { .. }, Decision::Aborted) => {
                 if let Some(why) = why {
                     self.discard(why, DestinationMessage::Discarded);
@@ -115,13 +123,26 @@ impl Destination {
         }
     }
 
+    /// The source asks for the guest. What is already taking it over goes on, and the answer follows
+    /// when that ends.
+    fn on_withdrawn(&mut self, complaint: &Complaint) {
+        match self.state {
+            State::Loading { .. } | State::Ready => {
+                self.discard(Failure::from(complaint), DestinationMessage::Discarded);
+            }
+            State::Discarding(_) => self.answer_when_discarded(),
+            State::Discarded => self.say(DestinationMessage::Discarded),
+            _ => {}
+        }
+    }
+
     /// Returns why memory that is missing will never come, if so.
     fn starves(&self) -> Option<Failure> {
         self.withdrawn.clone().filter(|_| self.is_fetching)
     }
 
     /// Takes over the guest: first in the record, then in fact.
-    fn take_over(&mut self) {
+    pub(super) fn take_over(&mut self) {
         self.notes.enter(Phase::Commit, self.now);
         self.wait_until = None;
         self.state = State::TakingOver { asked: self.now };
@@ -245,21 +266,29 @@ impl Destination {
     /// Fails this side: the copy is discarded, then the source hears why.
     pub(super) fn give_up(&mut self, failure: Failure) {
         let complaint = self.error(failure.clone()).complaint();
-        self.discard(failure, DestinationMessage::Abort(complaint));
+        let farewell = match self.is_early() {
+            true => DestinationMessage::GaveUp(complaint),
+            false => DestinationMessage::Abort(complaint),
+        };
+        self.discard(failure, farewell);
     }
 
-    /// Discards the copy and records that; then the source hears `farewell`.
+    /// Discards the copy and records that; then the source hears `farewell`. If the guest stands
+    /// still at the source until then, that does not wait until the copy can be destroyed.
     pub(super) fn discard(&mut self, failure: Failure, farewell: DestinationMessage) {
         let error = self.error(failure);
-        let busy = self.state.is_busy();
+        let (busy, is_awaited) = (self.state.is_busy(), self.is_kept());
         if matches!(self.state, State::Loading { .. }) && self.is_fetching {
             // Loading may wait for a page that does not come any more.
             self.push(Action::AbandonMissing);
         }
         self.wait_until = None;
-        self.state = State::Discarding(Discard { error, farewell, busy });
+        let farewell = Some(farewell);
+        self.state = State::Discarding(Discard { error, farewell, busy, is_recorded: false });
         if !busy {
             self.destroy();
+        } else if is_awaited {
+            self.record(DestinationState::Discarded);
         }
     }
 
@@ -274,10 +303,11 @@ impl Destination {
 
     fn destroy(&mut self) {
         self.push(Action::Discard);
-        if self.records.last_asked().is_some() {
-            self.record(DestinationState::Discarded);
-        } else {
-            self.on_discard_recorded();
+        match self.records.last_asked() {
+            // The answer is to come, if it has not.
+            Some(DestinationState::Discarded) => self.end_discard(),
+            Some(_) => self.record(DestinationState::Discarded),
+            None => self.on_discard_recorded(),
         }
     }
 
@@ -285,19 +315,42 @@ impl Destination {
     /// answer.
     fn answer_when_discarded(&mut self) {
         if let State::Discarding(discard) = &mut self.state {
-            discard.farewell = DestinationMessage::Discarded;
+            let tells_why = matches!(discard.farewell, Some(DestinationMessage::GaveUp(_)));
+            if !tells_why {
+                discard.farewell = Some(DestinationMessage::Discarded);
+            }
+            if discard.is_recorded {
+                self.say_farewell();
+            }
         }
     }
 
-    /// Tells the source and reports, once the discard is recorded or could not be. In the latter
-    /// case the copy is gone anyway: the node reads a record before `Taking` as discarded, and one
-    /// in `Taking` too if the source has aborted (`resolve::answer_for_dead`).
+    fn say_farewell(&mut self) {
+        if let State::Discarding(discard) = &mut self.state
+            && let Some(farewell) = discard.farewell.take()
+        {
+            self.say(farewell);
+        }
+    }
+
+    /// Tells the source, once the discard is recorded or could not be. In the latter case the copy is
+    /// gone anyway: the node reads a record before `Taking` as discarded, and one in `Taking` too if
+    /// the source has aborted (`resolve::answer_for_dead`).
     pub(super) fn on_discard_recorded(&mut self) {
         let State::Discarding(discard) = &mut self.state else { return };
+        discard.is_recorded = true;
+        self.say_farewell();
+        self.end_discard();
+    }
+
+    /// Reports, once the source is told and the copy is gone.
+    fn end_discard(&mut self) {
+        let State::Discarding(discard) = &self.state else { return };
+        if discard.busy || !discard.is_recorded {
+            return;
+        }
         let error = discard.error.clone();
-        let farewell = std::mem::replace(&mut discard.farewell, DestinationMessage::Discarded);
         self.state = State::Discarded;
-        self.say(farewell);
         let outcome = match error.failure {
             Failure::MemoryLost => Outcome::Lost,
             _ => Outcome::StayedAtSource,

@@ -10,8 +10,8 @@ use crate::error::{CancelRefused, OperatorChoice, ResolveRefused};
 use crate::guest::{GuestDescription, GuestError, Refusal, RefusalKind, RunState};
 use crate::memory::{CHUNK_BYTES, MemoryLayout, Region};
 use crate::protocol::{
-    Complaint, Decision, DestinationMessage, Features, MigrationId, Offer, Prepare, SavedState,
-    SourceMessage, Version,
+    Complaint, Decision, DestinationMessage, FEATURE_EARLY_COMMIT, Features, MigrationId, Offer,
+    Prepare, SavedState, SourceMessage, Version,
 };
 use crate::reason::Reason;
 use crate::record::DestinationState;
@@ -19,6 +19,7 @@ use crate::report::{Outcome, Report};
 use crate::text::Blob;
 
 mod disks;
+mod early;
 mod node;
 mod postcopy;
 mod returning;
@@ -31,10 +32,15 @@ struct Bench {
 }
 
 impl Bench {
+    /// A destination of a release without early commits.
     fn new() -> Self {
+        Self::with(Features::SUPPORTED.without(FEATURE_EARLY_COMMIT))
+    }
+
+    fn with(features: Features) -> Self {
         let config = DestinationConfig {
             migration: migration(),
-            offer: Offer::ours(),
+            offer: Offer { features, ..Offer::ours() },
             linger: Duration::from_secs(30),
         };
         let destination = Destination::new(config, Duration::ZERO);
@@ -53,14 +59,21 @@ impl Bench {
     }
 
     fn greeted() -> Self {
-        let mut bench = Self::new();
-        bench.hear(hello(Offer::ours()));
-        bench
+        Self::new().greet()
+    }
+
+    fn greet(mut self) -> Self {
+        self.hear(hello(Offer::ours()));
+        self
     }
 
     /// Runs up to the first page.
     fn receiving(streams: u16) -> Self {
-        let mut bench = Self::greeted();
+        Self::greeted().receive(streams)
+    }
+
+    fn receive(self, streams: u16) -> Self {
+        let mut bench = self;
         bench.hear(prepare(guest("web-1"), streams));
         bench.feed(Event::Checked(Ok(())));
         bench.feed(Event::Created(Ok(())));
@@ -70,7 +83,11 @@ impl Bench {
     }
 
     fn loading() -> Self {
-        let mut bench = Self::receiving(1);
+        Self::receiving(1).load()
+    }
+
+    fn load(self) -> Self {
+        let mut bench = self;
         bench.hear(SourceMessage::Switchover);
         bench.hear(state(RunState::Running));
         let ended = Event::StreamEnded { stream: 0, announced: 5, applied: 5 };
@@ -169,7 +186,7 @@ fn creates_nothing_before_all_checks_pass() {
     assert_eq!(
         bench.feed(Event::Recorded),
         [
-            Action::AcceptPages { streams: 2, features: Features::SUPPORTED },
+            Action::AcceptPages { streams: 2, features: bench.destination.features },
             Action::Send(DestinationMessage::Prepared)
         ]
     );

@@ -52,6 +52,8 @@ struct Course<'a> {
     pending: Pending,
     transfer: Transfer,
     throttle: u8,
+    /// When the source hears, at the earliest, what the destination says once it is ready.
+    ready: Duration,
     /// Memory follows the guest.
     serves: bool,
     report: Option<Report>,
@@ -97,6 +99,7 @@ impl<'a> Course<'a> {
             pending,
             transfer: Transfer::default(),
             throttle: 0,
+            ready: Duration::ZERO,
             serves: false,
             report: None,
         }
@@ -136,9 +139,7 @@ impl<'a> Course<'a> {
     }
 
     fn after(&mut self, seconds: f64, event: Event) {
-        let seconds = seconds.clamp(0.0, STEP_SECONDS_MAX);
-        let delay = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        self.queue.insert((self.now.saturating_add(delay), self.queued), event);
+        self.queue.insert((self.now.saturating_add(duration(seconds)), self.queued), event);
         self.queued = self.queued.saturating_add(1);
     }
 
@@ -195,12 +196,17 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Plans the answer of the destination once it has loaded the state.
+    /// Plans the answer of the destination once it has loaded the state. If the commit is early, it
+    /// says nothing, and does not record that it is ready.
     fn load_state(&mut self) {
         let Measured { dry_run, path, .. } = self.measured;
-        let load = dry_run.pause_and_save_seconds + dry_run.record_change_seconds;
-        let ready = DestinationMessage::Ready { load_us: 0 };
-        self.after(path.answer_seconds + load, Event::Message(ready));
+        let loaded = path.answer_seconds + dry_run.pause_and_save_seconds;
+        if self.source.commits_early() {
+            self.ready = self.now.saturating_add(duration(loaded));
+        } else {
+            let ready = DestinationMessage::Ready { load_us: 0 };
+            self.after(loaded + dry_run.record_change_seconds, Event::Message(ready));
+        }
     }
 
     /// Plans the end of post-copy: all pages that the last round has left are sent after the guest.
@@ -229,8 +235,10 @@ impl<'a> Course<'a> {
                 if self.serves {
                     self.send_missing();
                 }
+                let answered = self.now.saturating_add(duration(path.answer_seconds));
+                let loading = self.ready.saturating_sub(answered).as_secs_f64();
                 let resume = dry_run.pause_and_save_seconds / 2.0;
-                let taken = dry_run.record_change_seconds + resume;
+                let taken = loading + dry_run.record_change_seconds + resume;
                 (taken, DestinationMessage::Running(Takeover::default()))
             }
             SourceMessage::Abort(_) | SourceMessage::Resolve { .. } => {
@@ -239,6 +247,7 @@ impl<'a> Course<'a> {
             SourceMessage::Switchover
             | SourceMessage::Return
             | SourceMessage::Missing(_)
+            | SourceMessage::Withdraw(_)
             | SourceMessage::State(_)
             | SourceMessage::Finish
             | SourceMessage::Disks(_)
@@ -253,7 +262,6 @@ impl<'a> Course<'a> {
 
     fn probe(&mut self) {
         let Measured { dry_run, path, .. } = self.measured;
-        let duration = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let probe = Probe {
             pause_and_save: duration(dry_run.pause_and_save_seconds),
             stood: duration(dry_run.stood_seconds),
@@ -327,6 +335,10 @@ impl<'a> Course<'a> {
             )),
         }
     }
+}
+
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.clamp(0.0, STEP_SECONDS_MAX)).unwrap_or_default()
 }
 
 fn reported(report: &Report, on_stall: OnStall) -> Forecast {

@@ -103,7 +103,7 @@ fn an_idle_guest_is_sent_once() {
 }
 
 #[test]
-fn the_downtime_has_two_answers_and_three_changes_of_records() {
+fn the_downtime_has_an_answer_and_up_to_two_changes_of_records() {
     let downtime = |answer: f64, change: f64| {
         let mut measured = measured(400e6, idle);
         measured.path.answer_seconds += answer;
@@ -111,9 +111,9 @@ fn the_downtime_has_two_answers_and_three_changes_of_records() {
         by(measured, OnStall::Wait).forecast.downtime_seconds.unwrap()
     };
     let more = |answer, change| downtime(answer, change) - downtime(0.0, 0.0);
-    assert!((more(0.01, 0.0) - 0.02).abs() < 1e-6, "state and decision are answered");
+    assert!((more(0.01, 0.0) - 0.01).abs() < 1e-6, "state and decision are answered together");
     let records = more(0.0, 0.01);
-    assert!((records - 0.03).abs() < 1e-6, "Ready, Committed and Taking: {records}");
+    assert!((0.01..0.02).contains(&records), "Committed, beside the state, and Taking: {records}");
 }
 
 #[test]

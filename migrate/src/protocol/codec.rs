@@ -93,6 +93,7 @@ impl Message for SourceMessage {
             Self::Node { .. } => 10,
             Self::Return => 11,
             Self::Missing(_) => 12,
+            Self::Withdraw(_) => 13,
         }
     }
 
@@ -101,7 +102,7 @@ impl Message for SourceMessage {
             3 => Some(DESCRIPTION_LIMIT),
             5 => Some(STATE_LIMIT),
             12 => Some(PAGES_LIMIT),
-            1..=11 => Some(SMALL_LIMIT),
+            1..=11 | 13 => Some(SMALL_LIMIT),
             _ => None,
         }
     }
@@ -123,13 +124,14 @@ impl Message for DestinationMessage {
             Self::Missing(_) => 43,
             Self::Complete { .. } => 44,
             Self::Lost(_) => 45,
+            Self::GaveUp(_) => 46,
         }
     }
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
             43 => Some(PAGES_LIMIT),
-            33..=45 => Some(SMALL_LIMIT),
+            33..=46 => Some(SMALL_LIMIT),
             _ => None,
         }
     }

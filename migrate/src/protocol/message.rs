@@ -38,7 +38,9 @@ pub enum SourceMessage {
     Switchover,
     /// The guest's state. Once all data streams have ended as well, the destination has everything.
     State(SavedState),
-    /// The destination is to run the guest. The source has made that decision durable.
+    /// The destination is to run the guest. The source has made that decision durable. It follows
+    /// `Ready`; or, if both sides have [`super::FEATURE_EARLY_COMMIT`], all that the destination
+    /// needs to be ready.
     Commit,
     /// The source keeps the guest; the destination discards its copy and says so.
     Abort(Complaint),
@@ -62,6 +64,10 @@ pub enum SourceMessage {
     /// [`super::FEATURE_POSTCOPY`]: when the data streams have ended, while the guest runs; and
     /// after `Switchover`, with what was written since.
     Missing(PageMasks),
+    /// The hand-over takes too long: unless the destination is already taking the guest over, it
+    /// discards its copy and says so. Sent only after `Commit`, and if both sides have
+    /// [`super::FEATURE_EARLY_COMMIT`].
+    Withdraw(Complaint),
 }
 
 /// A message from the destination.
@@ -80,7 +86,7 @@ pub enum DestinationMessage {
     /// Answer to `Prepare`: the guest is built and its memory reserved; the source may send pages.
     Prepared,
     /// All pages and the state are loaded, and the destination has recorded that durably. It waits
-    /// for the source's decision.
+    /// for the source's decision. Not sent if both sides have [`super::FEATURE_EARLY_COMMIT`].
     Ready {
         /// Time to load the state, in microseconds.
         load_us: u64,
@@ -88,7 +94,7 @@ pub enum DestinationMessage {
     /// Answer to `Commit`, or to `Resolve` of a commit: the destination owns the guest (which runs,
     /// unless its user had paused it). Repeated each time the source asks.
     Running(Takeover),
-    /// The destination has failed and destroyed its copy.
+    /// The destination has failed and destroyed its copy. After a commit, some of it may have run.
     Abort(Complaint),
     /// The copy is destroyed and will never run, as a durable record says: answer to `Abort` and
     /// `Resolve`.
@@ -113,6 +119,10 @@ pub enum DestinationMessage {
     },
     /// The guest has run here, and never will again: it, or the memory that it lacked, is gone.
     Lost(Complaint),
+    /// The destination has failed before the guest ran: the copy is destroyed and will never run,
+    /// as a durable record says. Sent instead of `Abort` if both sides have
+    /// [`super::FEATURE_EARLY_COMMIT`], since the source may have committed.
+    GaveUp(Complaint),
 }
 
 /// Description of the guest and of how it will be sent.
@@ -192,6 +202,7 @@ impl SourceMessage {
             Self::Commit => "Commit",
             Self::Abort(_) => "Abort",
             Self::Finish => "Finish",
+            Self::Withdraw(_) => "Withdraw",
         }
     }
 }
@@ -213,6 +224,7 @@ impl DestinationMessage {
             Self::Missing(_) => "Missing",
             Self::Complete { .. } => "Complete",
             Self::Lost(_) => "Lost",
+            Self::GaveUp(_) => "GaveUp",
         }
     }
 }

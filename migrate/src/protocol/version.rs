@@ -45,6 +45,10 @@ pub const FEATURE_LINKS: Features = Features(32);
 /// Guests with a PCI bus are known: their descriptions and states can be read.
 pub const FEATURE_PCI: Features = Features(64);
 
+/// The source may commit before it knows that the destination is ready: `Commit` follows the last
+/// pages and the state.
+pub const FEATURE_EARLY_COMMIT: Features = Features(128);
+
 /// Features that may be used if both sides have them: a set of bits. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -58,13 +62,20 @@ impl Features {
             | FEATURE_NODE.0
             | FEATURE_RETURN.0
             | FEATURE_LINKS.0
-            | FEATURE_PCI.0,
+            | FEATURE_PCI.0
+            | FEATURE_EARLY_COMMIT.0,
     );
 
     /// Returns the features of either set.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// Returns the features of this set that `other` does not have.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Returns the features that both sets have.
@@ -98,7 +109,7 @@ impl Offer {
                 || SUPPORTED_VERSIONS.to_vec(),
                 |versions| versions.into_iter().map(Version).collect(),
             ),
-            features: Features::SUPPORTED,
+            features: Features::SUPPORTED.without(Features(crate::failpoint::without())),
             software: PeerText::new(concat!("lighter ", env!("CARGO_PKG_VERSION"))),
         }
     }

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | undecided | loading | the source runs the guest; the destination discards its copy |
 //! | undecided | ready | the destination waits to be told; it never starts the guest on its own |
+//! | committed | loading | early commits: the source hands the guest over, or is about to |
 //! | committed | ready | the source never runs the guest again; the destination will be told to |
 //! | committed | taking | the destination owns the guest, and is about to run it |
 //! | committed | running | the destination runs it; the source has not heard so yet |
@@ -70,9 +71,10 @@ impl SourceState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DestinationState {
-    /// It receives the guest; if the source is gone, it discards its copy.
+    /// It receives the guest, or has received everything; a copy that dies in it has not run.
     Loading,
-    /// It has received everything and waits for the decision.
+    /// It has received everything and waits for the decision. Not recorded if the source commits
+    /// early, unless the guest could not be taken over.
     Ready,
     /// It owns the guest and is about to run it: from here on no other host may run it on its own.
     Taking,

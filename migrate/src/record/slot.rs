@@ -33,6 +33,11 @@ impl<S: Copy> RecordSlot<S> {
         (answered, self.outstanding)
     }
 
+    /// Returns the state that was last requested, once it is answered.
+    pub(crate) fn last_answered(&self) -> Option<S> {
+        self.last_asked.filter(|_| self.outstanding.is_none())
+    }
+
     /// Returns the state that the record has, or will have.
     pub(crate) fn last_asked(&self) -> Option<S> {
         self.last_asked

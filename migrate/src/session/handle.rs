@@ -1,6 +1,8 @@
 //! The interface of a running migration to the rest of the program.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -169,6 +171,7 @@ pub struct Handle {
     progress: watch::Receiver<Progress>,
     report: watch::Receiver<Option<Report>>,
     over: watch::Receiver<bool>,
+    has_committed: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -247,6 +250,12 @@ impl Handle {
         let _ = self.commands.send(Command::GuestStopped { detail: detail.into() });
     }
 
+    /// Returns whether a source has told its destination to run the guest, or is about to: without
+    /// that, the destination never does, whatever the record here says.
+    pub fn has_committed(&self) -> bool {
+        self.has_committed.load(Ordering::Acquire)
+    }
+
     /// Returns the report once there is one; a report in doubt is followed by another.
     pub fn report(&self) -> watch::Receiver<Option<Report>> {
         self.report.clone()
@@ -265,6 +274,7 @@ pub(super) struct SessionChannels {
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) report: watch::Sender<Option<Report>>,
+    pub(super) has_committed: Arc<AtomicBool>,
 }
 
 /// Creates a handle for this side of `migration` and the session's ends of its channels; the last
@@ -284,8 +294,10 @@ pub(super) fn handle(
         progress: progress_seen,
         report: report_seen,
         over: over_seen,
+        has_committed: Arc::default(),
     };
-    (handle, SessionChannels { commands, progress, report }, over)
+    let has_committed = Arc::clone(&handle.has_committed);
+    (handle, SessionChannels { commands, progress, report, has_committed }, over)
 }
 
 impl Handle {

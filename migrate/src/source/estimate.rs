@@ -15,11 +15,16 @@ const MEASURE_AGAIN_AFTER: Duration = Duration::from_millis(2500);
 /// Wait before the next dry run, as a multiple of the pause in the last one.
 const MEASURE_AGAIN_FACTOR: u32 = 50;
 
+/// Records that are made durable while the guest is paused: committed here, ready and taking there.
+/// Together they take about as many flushes as the creation of the first one, which is why its time
+/// stands for all of them. If the commit is early, ready is not recorded.
+pub(super) const RECORDS_IN_DOWNTIME: u32 = 3;
+
 /// Measurements for a switchover, and the estimate that follows from them.
 #[derive(Debug)]
 pub(super) struct Estimate {
     meter: BandwidthMeter,
-    /// Time to make records durable while the guest is paused.
+    /// Time to make [`RECORDS_IN_DOWNTIME`] records durable.
     records: Duration,
     /// Downtime of the guest even if no page were dirty.
     fixed: Duration,
@@ -44,23 +49,29 @@ impl Estimate {
         }
     }
 
-    /// Sets the time that it takes to make the records durable that are written during the
-    /// downtime.
+    /// Sets the time that it takes to make [`RECORDS_IN_DOWNTIME`] records durable.
     pub(super) fn set_records(&mut self, took: Duration) {
         self.records = took;
     }
 
     /// Sets the fixed part of the downtime. State is saved here and loaded there, which counts as
-    /// twice the pause and save; state to ready, and commit to running, cost a round trip each;
-    /// disks are flushed once more; records are made durable.
-    pub(super) fn add_probe(&mut self, probe: &Probe) {
+    /// twice the pause and save; state to ready, and commit to running, cost a round trip each, or
+    /// one together if the commit is early; disks are flushed once more; records are made durable,
+    /// of which an early commit saves one, and has another written beside the flush.
+    pub(super) fn add_probe(&mut self, probe: &Probe, commits_early: bool) {
         self.rest = probe.stood.saturating_mul(MEASURE_AGAIN_FACTOR).max(MEASURE_AGAIN_AFTER);
-        self.fixed = probe
-            .pause_and_save
-            .saturating_add(probe.round_trip)
-            .saturating_mul(2)
-            .saturating_add(probe.flush)
-            .saturating_add(self.records);
+        let one_record = self.records / RECORDS_IN_DOWNTIME;
+        let waits = match commits_early {
+            true => probe
+                .round_trip
+                .saturating_add(one_record)
+                .saturating_add(probe.flush.max(one_record)),
+            false => {
+                let round_trips = probe.round_trip.saturating_mul(2);
+                round_trips.saturating_add(probe.flush).saturating_add(self.records)
+            }
+        };
+        self.fixed = probe.pause_and_save.saturating_mul(2).saturating_add(waits);
     }
 
     /// Adds a round that took `elapsed`.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::postcopy::Postcopy;
 use super::standstill::Step;
-use super::state::State;
+use super::state::{PeerNotice, State};
 use super::{Action, FinalSent, Source};
 use crate::error::{Failure, MigrationError, OperatorChoice, ProtocolError};
 use crate::guest::RunState;
@@ -44,6 +44,9 @@ impl Source {
                 for step in [Step::Flush, Step::Save, Step::Send] {
                     self.standstill.begin(step, self.now);
                 }
+                if self.commits_early() {
+                    self.record(self.commit_record());
+                }
                 self.push(Action::FlushDisks { attempt: self.notes.returns() });
                 if !round_sent {
                     self.push(Action::SendFinalRound { round: self.round.number });
@@ -66,7 +69,8 @@ impl Source {
     /// The guest was paused by its user: a longer pause costs it nothing.
     fn wait_without_standstill(&mut self) {
         let limit = self.config.limits.switchover;
-        self.awaited = Some(("Ready", self.now.saturating_add(limit), limit));
+        let expected = if self.commits_early() { "Running" } else { "Ready" };
+        self.awaited = Some((expected, self.now.saturating_add(limit), limit));
         self.standstill.stop_clock();
     }
 
@@ -126,9 +130,12 @@ impl Source {
     pub(super) fn await_ready(&mut self) {
         let State::Ending { ready } = self.state else { return };
         self.standstill.end(Step::Send, self.now);
-        self.standstill.begin(Step::Ready, self.now);
         self.notes.enter(Phase::Ready, self.now);
         self.state = State::AwaitingReady;
+        if self.commits_early() {
+            return self.await_record();
+        }
+        self.standstill.begin(Step::Ready, self.now);
         if ready {
             self.decide();
         }
@@ -145,35 +152,43 @@ impl Source {
         self.end_standstill();
         self.notes.enter(Phase::Commit, self.now);
         self.state = State::Deciding;
-        self.record(match self.postcopy {
+        self.record(self.commit_record());
+    }
+
+    /// Returns the record of the commit.
+    pub(super) fn commit_record(&self) -> SourceState {
+        match self.postcopy {
             Postcopy::Begun => SourceState::Serving,
             _ => SourceState::Committed,
-        });
+        }
     }
 
     pub(super) fn on_commit_recorded(&mut self, answer: Result<(), PeerText>) {
-        if !matches!(self.state, State::Deciding) {
-            return;
-        }
-        match answer {
-            Ok(()) => {
-                let decision = self.committed();
-                self.state = State::Asking { decision, trouble: None };
-                self.push(Action::ReleaseGuest);
-                if self.link.is_up() {
-                    self.link.expect_answer(self.now);
-                    self.say(SourceMessage::Commit);
-                } else {
-                    self.link.plan_redial(self.now);
+        match (&self.state, answer) {
+            (State::Deciding, Ok(())) => self.hand_over(),
+            (State::Deciding, Err(detail)) => {
+                self.undo_commit(Failure::Record { detail }, PeerNotice::Owed);
+            }
+            (State::Finishing { .. } | State::Ending { .. } | State::AwaitingReady, answer) => {
+                match answer {
+                    Ok(()) => self.commit_when_recorded(),
+                    Err(detail) => self.abort(Failure::Record { detail }),
                 }
             }
-            // The commit was not sent yet, so the guest can be taken back. But the record may be on
-            // disk, and the node may act on it if this process dies: undo it first.
-            Err(detail) => {
-                let error = self.error(Failure::Record { detail });
-                self.state = State::Reclaiming { error, notify: true, asked: None };
-                self.record(SourceState::Undecided);
-            }
+            _ => {}
+        }
+    }
+
+    /// Hands the guest over: the commit is on disk.
+    pub(super) fn hand_over(&mut self) {
+        let decision = self.commit_decision();
+        self.state = State::Asking { decision, trouble: None };
+        self.push(Action::ReleaseGuest);
+        if self.link.is_up() {
+            self.link.expect_answer(self.now);
+            self.say(SourceMessage::Commit);
+        } else {
+            self.link.plan_redial(self.now);
         }
     }
 
@@ -186,6 +201,7 @@ impl Source {
         };
         let migration = self.config.migration;
         self.say(SourceMessage::Resolve { migration, decision });
+        self.say_withdrawn();
         match decision {
             Decision::Serve => self.link.expect_list(self.now),
             _ => self.link.expect_answer(self.now),
@@ -238,6 +254,9 @@ impl Source {
             (Decision::Commit | Decision::Serve, DestinationMessage::Unknown) => {
                 self.stay_in_doubt(Failure::Forgotten);
             }
+            (_, DestinationMessage::GaveUp(complaint)) => {
+                self.on_given_up(Failure::from(complaint));
+            }
             (_, DestinationMessage::Abort(complaint)) => {
                 self.stay_in_doubt(Failure::from(complaint));
             }
@@ -275,7 +294,7 @@ impl Source {
 
     /// The destination has said, with a durable record, that its copy will never run: this copy may
     /// run, whatever was decided.
-    fn on_given_back(&mut self) {
+    pub(super) fn on_given_back(&mut self) {
         let State::Asking { trouble, .. } = &mut self.state else { return };
         let error = trouble.take().unwrap_or_else(|| MigrationError {
             phase: Phase::Commit,

@@ -19,7 +19,7 @@ use crate::limits::{Limits, LimitsChange};
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::phase::Phase;
 use crate::progress::{Progress, Role};
-use crate::protocol::{Features, MigrationId, Offer, SourceMessage};
+use crate::protocol::{Decision, Features, MigrationId, Offer, SourceMessage};
 use crate::record::{RecordSlot, SourceState};
 use crate::report::{Estimated, Outcome};
 use crate::telemetry::Telemetry;
@@ -288,7 +288,7 @@ impl Source {
                 State::Unwinding(unwind) if unwind.end() == SourceState::Undecided => {
                     self.on_end_recorded(&answer);
                 }
-                State::MeasuringRecord => self.on_record_measured(answer),
+                State::MeasuringRecord if next.is_none() => self.on_record_measured(answer),
                 _ => self.on_opened(answer),
             },
             (Some(SourceState::Committed | SourceState::Serving), answer) => {
@@ -333,17 +333,22 @@ impl Source {
     }
 
     fn own_deadlines(&self) -> [Option<(Duration, Failure)>; 3] {
-        if !self.state.is_uncommitted() {
-            return [None, None, None];
+        let standstill = self.standstill.until().map(|until| (until, self.stood_too_long()));
+        let answer =
+            self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
+        match self.state {
+            // The guest is wanted back.
+            State::Asking { decision: Decision::Commit | Decision::Serve, .. } => {
+                return [standstill, None, answer];
+            }
+            ref state if !state.is_uncommitted() => return [None, None, None],
+            _ => {}
         }
         let limits = &self.config.limits;
         let total = limits.total.map(|limit| {
             let why = self.estimate.why_not_over(limits.downtime);
             (self.notes.began().saturating_add(limit), Failure::Timeout { limit, why })
         });
-        let answer =
-            self.awaited.map(|(expected, by, limit)| (by, Failure::NoAnswer { expected, limit }));
-        let standstill = self.standstill.until().map(|until| (until, self.stood_too_long()));
         [standstill, total, answer]
     }
 
@@ -360,7 +365,11 @@ impl Source {
         let due = self.own_deadlines().into_iter().flatten().find(|(at, _)| *at <= now);
         if let Some((_, failure)) = due {
             let is_slow = matches!(failure, Failure::Downtime { .. });
-            return if is_slow && self.may_return() { self.go_back() } else { self.abort(failure) };
+            return match self.state {
+                State::Asking { .. } => self.withdraw(failure),
+                _ if is_slow && self.may_return() => self.go_back(),
+                _ => self.abort(failure),
+            };
         }
         if self.measure_at().is_some_and(|at| at <= now) {
             return self.measure_again();

@@ -6,12 +6,14 @@
 //! destination or an operator.
 //!
 //! Reading order: `state` (what it waits for), `machine` (dispatch of events), `rounds` (up to the
-//! pause), `handover` (from the pause to the end), `returning` (back to rounds), `postcopy` (what
+//! pause), `handover` (from the pause to the end), `early` (what differs if the
+//! destination is not awaited before the commit), `returning` (back to rounds), `postcopy` (what
 //! differs if memory follows the guest), `unwind` (resuming the guest here). They rely on `round`
 //! (what is still to be sent), `estimate` (whether to switch over), `stall` (what to do when that
 //! does not come nearer) and `standstill` (what the paused guest waits for).
 
 mod action;
+mod early;
 mod estimate;
 mod event;
 mod handover;

@@ -137,7 +137,7 @@ impl Source {
     }
 
     /// Returns the decision that a recorded commit stands for.
-    pub(super) fn committed(&self) -> Decision {
+    pub(super) fn commit_decision(&self) -> Decision {
         match self.postcopy {
             Postcopy::Begun => Decision::Serve,
             _ => Decision::Commit,

@@ -31,6 +31,7 @@ impl Source {
         let State::Finishing { round_sent, saved, .. } = self.state else { return };
         self.end_standstill();
         self.state = State::Returning { round_sent, saved, resumed: false };
+        self.forget_commit();
         self.say(SourceMessage::Return);
         self.push(Action::ResumeGuest);
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::estimate::RECORDS_IN_DOWNTIME;
 use super::postcopy::Postcopy;
 use super::stall::{Remedy, RoundEnd};
 use super::standstill::Step;
@@ -15,18 +16,13 @@ use crate::limits::{Limits, LimitsChange};
 use crate::phase::Phase;
 use crate::progress::Transfer;
 use crate::protocol::{
-    DestinationMessage, FEATURE_DISKS, FEATURE_LINKS, FEATURE_NODE, FEATURE_PCI, Features, Prepare,
-    SourceMessage, Version,
+    DestinationMessage, FEATURE_DISKS, FEATURE_EARLY_COMMIT, FEATURE_LINKS, FEATURE_NODE,
+    FEATURE_PCI, Features, Prepare, SourceMessage, Version,
 };
 use crate::record::SourceState;
 use crate::report::Round;
 use crate::stall::OnStall;
 use crate::text::PeerText;
-
-/// Records that are made durable while the guest is paused: committed here, ready and taking there.
-/// Together they take about as many flushes as the creation of the first one, which is why its time
-/// stands for all of them.
-const RECORDS_IN_DOWNTIME: u32 = 3;
 
 impl Source {
     pub(super) fn on_connected(&mut self) {
@@ -69,15 +65,23 @@ impl Source {
                 self.on_welcome(version, features);
             }
             (State::Describing, DestinationMessage::Prepared) => self.on_prepared(),
-            (State::Ending { ready }, DestinationMessage::Ready { .. }) => *ready = true,
-            (State::AwaitingReady, DestinationMessage::Ready { .. }) => self.decide(),
+            (State::Ending { ready }, DestinationMessage::Ready { .. })
+                if !self.features.has(FEATURE_EARLY_COMMIT) =>
+            {
+                *ready = true;
+            }
+            (State::AwaitingReady, DestinationMessage::Ready { .. })
+                if !self.features.has(FEATURE_EARLY_COMMIT) =>
+            {
+                self.decide();
+            }
             (State::Clearing, DestinationMessage::Cleared) => self.on_cleared(),
             // While connecting, this is the answer of the destination's node.
             (
                 State::Connecting | State::Greeting | State::Describing,
                 DestinationMessage::Refused(refusal),
             ) => self.abort_notified(Failure::Refused(refusal)),
-            (_, DestinationMessage::Abort(complaint)) => {
+            (_, DestinationMessage::Abort(complaint) | DestinationMessage::GaveUp(complaint)) => {
                 self.abort_notified(Failure::from(&complaint));
             }
             (state, message) => {
@@ -163,7 +167,7 @@ impl Source {
     pub(super) fn on_probed(&mut self, probe: Probe) {
         if matches!(self.state, State::Probing) {
             self.notes.stood_in_dry_run(probe.stood);
-            self.estimate.add_probe(&probe);
+            self.estimate.add_probe(&probe, self.commits_early());
             self.send_round();
         }
     }

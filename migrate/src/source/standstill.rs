@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::report;
 
-/// A step between the request to pause the guest and the decision to hand it over.
+/// A step of the hand-over, from the request to pause the guest on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Pause,
@@ -12,10 +12,20 @@ pub(super) enum Step {
     Save,
     Send,
     Ready,
+    Record,
+    Takeover,
 }
 
 impl Step {
-    const ALL: [Self; 5] = [Self::Pause, Self::Flush, Self::Save, Self::Send, Self::Ready];
+    const ALL: [Self; 7] = [
+        Self::Pause,
+        Self::Flush,
+        Self::Save,
+        Self::Send,
+        Self::Ready,
+        Self::Record,
+        Self::Takeover,
+    ];
 
     /// Describes an unfinished step, for the error.
     const fn under_way(self) -> &'static str {
@@ -25,6 +35,8 @@ impl Step {
             Self::Save => "its state was still being saved",
             Self::Send => "its last pages were still being sent",
             Self::Ready => "the destination had not said that it is ready",
+            Self::Record => "the decision was still being recorded",
+            Self::Takeover => "the destination had not said that it has taken it over",
         }
     }
 }
@@ -32,7 +44,7 @@ impl Step {
 /// The time that each step has taken, and since when it is under way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Standstill {
-    /// How long a guest that ran may be paused before the decision, and when that is over.
+    /// How long a guest that ran may be paused, and when that is over.
     allowed: Option<(Duration, Duration)>,
     steps: [(Duration, Option<Duration>); Step::ALL.len()],
 }
@@ -89,6 +101,7 @@ impl Standstill {
             save_seconds: seconds(Step::Save),
             send_seconds: seconds(Step::Send),
             ready_seconds: seconds(Step::Ready),
+            record_seconds: seconds(Step::Record),
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) enum State {
     /// Waits for the remainder to be sent, or, for post-copy, to be collected; the destination may
     /// be `ready` earlier.
     Ending { ready: bool },
-    /// Waits for `Ready`.
+    /// Waits for `Ready`; or, for an early commit, for its record.
     AwaitingReady,
     /// Waits for the record of the commit. From here on the source does not own the guest.
     Deciding,
@@ -110,7 +110,7 @@ impl State {
             Self::Pausing => "pausing the guest",
             Self::Finishing { .. } | Self::Ending { .. } => "sending the last pages and the state",
             Self::Returning { .. } => "calling the hand-over off",
-            Self::AwaitingReady => "waiting for the destination to be ready",
+            Self::AwaitingReady => "waiting to hand the guest over",
             Self::Deciding | Self::Asking { .. } => "handing the guest over",
             Self::Reclaiming { .. } | Self::Unwinding(_) => "taking the guest back",
             Self::InDoubt => "waiting for the operator",

@@ -23,6 +23,7 @@ use crate::text::Blob;
 
 mod disks;
 mod doubts;
+mod early;
 mod links;
 mod machine;
 mod node;

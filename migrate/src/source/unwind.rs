@@ -13,6 +13,9 @@ use crate::text::PeerText;
 impl Source {
     /// Aborts the migration before the commit; the destination is told why.
     pub(super) fn abort(&mut self, failure: Failure) {
+        if self.is_about_to_commit() {
+            return self.undo_commit(failure, PeerNotice::Owed);
+        }
         let complaint = self.error(failure.clone()).complaint();
         let notice = match self.state {
             State::Connecting | State::Opening => PeerNotice::Done,
@@ -28,6 +31,9 @@ impl Source {
 
     /// Aborts the migration; the destination knows.
     pub(super) fn abort_notified(&mut self, failure: Failure) {
+        if self.is_about_to_commit() {
+            return self.undo_commit(failure, PeerNotice::Done);
+        }
         self.unwind(failure, PeerNotice::Done);
     }
 
@@ -66,6 +72,7 @@ impl Source {
             }
             self.push(Action::StopDirtyLog);
         }
+        self.forget_commit();
         self.begin_unwinding(error, guest, notice);
     }
 
@@ -182,6 +189,7 @@ impl Source {
                 unwind.error.failure = Failure::GuestStopped { detail };
                 self.go_on_unwinding();
             }
+            State::Reclaiming { error, .. } => error.failure = Failure::GuestStopped { detail },
             state if state.is_uncommitted() => self.abort(Failure::GuestStopped { detail }),
             _ => {}
         }
@@ -205,8 +213,14 @@ impl Source {
             self.link.down();
             return self.abort(Failure::ConnectionLost { detail });
         }
+        let error = self.error(Failure::ConnectionLost { detail });
         match &mut self.state {
-            State::Asking { .. } | State::Serving => self.link.plan_redial(self.now),
+            State::Asking { trouble, .. } => {
+                // Why the guest comes back, if it does.
+                trouble.get_or_insert(error);
+                self.link.plan_redial(self.now);
+            }
+            State::Serving => self.link.plan_redial(self.now),
             State::Unwinding(unwind) => match unwind.notice {
                 PeerNotice::Done => self.link.down(),
                 PeerNotice::Asked => {
@@ -230,6 +244,7 @@ impl Source {
             | DestinationMessage::Unknown
             | DestinationMessage::Refused(_)
             | DestinationMessage::Lost(_)
+            | DestinationMessage::GaveUp(_)
             | DestinationMessage::Abort(_) => {
                 unwind.notice = PeerNotice::Done;
                 self.link.up();
@@ -302,9 +317,10 @@ impl Source {
             }
             return;
         }
-        let guest = match self.run_state {
-            RunState::Running => GuestBack::Resuming,
-            RunState::Paused => GuestBack::Back,
+        let guest = match (self.run_state, &error.failure) {
+            (_, Failure::GuestStopped { .. }) => GuestBack::Gone,
+            (RunState::Running, _) => GuestBack::Resuming,
+            (RunState::Paused, _) => GuestBack::Back,
         };
         self.push(Action::StopSending);
         if guest == GuestBack::Resuming {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use migrate::OnStall;
 use migrate::destination;
-use migrate::error::OperatorChoice;
+use migrate::error::{CancelRefused, OperatorChoice};
 use migrate::protocol::codec::CodecError;
 use migrate::record::{DestinationState, SourceState};
 use migrate::report::Outcome;
 use migrate::source;
+use migrate::{OnStall, Phase, Reason};
 
 use crate::faults::{Side, What};
 use crate::world::{Happening, World, limits};
@@ -72,7 +72,7 @@ impl World {
                 let Some(source) = self.source.take() else { return };
                 self.facts.source_killed = true;
                 let has_left = match self.source_disk {
-                    Some(SourceState::Committed) => true,
+                    Some(SourceState::Committed) => self.is_complete_there(),
                     Some(SourceState::Serving) => self.has_all_there(),
                     _ => false,
                 };
@@ -158,6 +158,11 @@ impl World {
         }
     }
 
+    /// Whether the destination has received all that it needs to be ready.
+    fn is_complete_there(&self) -> bool {
+        self.destination.as_ref().is_some_and(|side| side.machine.phase() >= Phase::Ready)
+    }
+
     /// Whether the destination needs nothing more of the source's memory.
     fn has_all_there(&self) -> bool {
         let guest = self.destination.as_ref().and_then(|side| side.guest.as_ref());
@@ -196,7 +201,9 @@ impl World {
         if self.facts.destination_ran {
             self.violation("the source runs a guest that has run at the destination");
         }
-        if ![Some(SourceState::Committed), Some(SourceState::Serving)].contains(&self.source_disk) {
+        let committed =
+            [Some(SourceState::Committed), Some(SourceState::Serving)].contains(&self.source_disk);
+        if !committed || !self.is_all_sent {
             return;
         }
         let own = [
@@ -205,7 +212,11 @@ impl World {
             Some(DestinationState::Running),
         ];
         let running = own.contains(&self.destination_disk);
-        if running || self.destination.as_ref().is_some_and(|side| side.guest.is_some()) {
+        // A copy whose state is still being loaded may be destroyed only afterwards.
+        let is_kept = self.destination.as_ref().is_some_and(|side| {
+            side.guest.is_some() && side.machine.can_cancel() != Err(CancelRefused::Over)
+        });
+        if running || is_kept {
             self.violation("the source takes back a guest that it has committed");
         }
     }
@@ -257,12 +268,19 @@ impl World {
         last.is_some_and(|report| report.outcome == Outcome::InDoubt) || self.facts.node_in_doubt
     }
 
+    /// Whether the destination has given the guest up for more than the loss of a connection.
+    fn has_given_up_there(&self) -> bool {
+        let errors = self.facts.destination_reports.iter().filter_map(|it| it.error.as_ref());
+        errors.into_iter().any(|error| error.reason != Reason::ConnectionLost)
+    }
+
     fn check_who_runs(&mut self) {
         let facts = &self.facts;
         let may_be_gone = facts.source_died_as_owner
             || facts.destination_died_as_owner
             || facts.died_taking_over
             || facts.takeover_failed
+            || (facts.source_killed && self.has_given_up_there())
             || (facts.source_killed && (facts.destination_killed || facts.operator_discarded));
         let may_stand = self.scenario.paused_by_user || facts.resume_failed;
         let holders = [Side::Source, Side::Destination].map(|side| self.holds(side));

@@ -120,6 +120,10 @@ pub(crate) struct Scenario {
     pub(crate) slower_after_pause: u32,
     /// Duration of the flush of the disks after the pause.
     pub(crate) flush: Duration,
+    /// The source commits before it knows that the destination is ready.
+    pub(crate) is_early: bool,
+    /// Duration of the load of the state.
+    pub(crate) load: Duration,
     /// When the operator wants the guest handed over before its memory, in milliseconds.
     pub(crate) postcopy_at_ms: Option<u32>,
     /// Pages are placed before the last ones are dropped: a fault that the checks must find.
@@ -140,10 +144,25 @@ impl Default for Scenario {
             saves_late: false,
             slower_after_pause: 1,
             flush: Duration::from_millis(1),
+            is_early: true,
+            load: Duration::from_millis(2),
             postcopy_at_ms: None,
             places_early: false,
             faults: Vec::new(),
         }
+    }
+}
+
+impl Scenario {
+    /// As this scenario, with an early commit, with a commit that waits for the destination, and
+    /// with an early commit to a destination that loads the state for long.
+    pub(crate) fn of_each_commit(self) -> [Self; 3] {
+        let load = Duration::from_millis(30);
+        [
+            Self { is_early: true, ..self.clone() },
+            Self { is_early: false, ..self.clone() },
+            Self { is_early: true, load, ..self },
+        ]
     }
 }
 
@@ -188,13 +207,14 @@ pub(crate) fn fault() -> impl Strategy<Value = Fault> {
 pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     let guest = (0..20_000_u32, 1..384_u64, any::<bool>(), any::<bool>());
     let link = (1..20_u64, 2_000..100_000_u32, 1..4_u16);
-    let turns =
-        (prop_oneof![3 => Just(1), 1 => 1..50_u32], prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64]);
+    let slow = || prop_oneof![3 => 1..5_u64, 1 => 5..9000_u64];
+    let turns = (prop_oneof![3 => Just(1), 1 => 1..50_u32], slow(), slow());
+    let is_early = prop_oneof![3 => Just(true), 1 => Just(false)];
     let faults = proptest::collection::vec(fault(), 0..4);
     let postcopy = prop_oneof![1 => Just(None), 1 => (0..300_u32).prop_map(Some)];
     let on_stall = proptest::sample::select(&OnStall::ALL[..]);
-    let all = (guest, link, turns, on_stall, postcopy, faults);
-    all.prop_map(|(guest, link, turns, on_stall, postcopy_at_ms, faults)| {
+    let all = (guest, link, turns, on_stall, is_early, postcopy, faults);
+    all.prop_map(|(guest, link, turns, on_stall, is_early, postcopy_at_ms, faults)| {
         let (writes_per_second, working_set, paused, saves_late) = guest;
         let (latency_ms, pages_per_second, streams) = link;
         Scenario {
@@ -208,6 +228,8 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
             saves_late,
             slower_after_pause: turns.0,
             flush: Duration::from_millis(turns.1),
+            is_early,
+            load: Duration::from_millis(turns.2),
             postcopy_at_ms,
             places_early: false,
             faults,

@@ -212,7 +212,10 @@ fn any_single_fault_at_any_boundary() {
     for what in kinds() {
         for n in 0..40 {
             for when in boundaries(n, n * 3) {
-                run_well(with_fault(when, what));
+                with_fault(when, what)
+                    .of_each_commit()
+                    .into_iter()
+                    .for_each(|it| drop(run_well(it)));
             }
         }
     }
@@ -232,7 +235,11 @@ fn a_lost_message_and_then_a_crash() {
             for killed in [Side::Source, Side::Destination] {
                 let loss = Fault { when: When::Message(word), what: loss };
                 let crash = Fault { when: When::After(side, n), what: What::Kill(killed) };
-                run_well(Scenario { faults: vec![loss, crash], ..Scenario::default() });
+                let faults = vec![loss, crash];
+                Scenario { faults, ..Scenario::default() }
+                    .of_each_commit()
+                    .into_iter()
+                    .for_each(|it| drop(run_well(it)));
             }
         }
     }

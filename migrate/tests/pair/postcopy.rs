@@ -23,9 +23,13 @@ fn hot() -> Scenario {
     }
 }
 
-fn with(faults: &[(When, What)]) -> World {
+fn hot_with(faults: &[(When, What)]) -> Scenario {
     let faults = faults.iter().map(|(when, what)| Fault { when: *when, what: *what }).collect();
-    run_well(Scenario { faults, ..hot() })
+    Scenario { faults, ..hot() }
+}
+
+fn with(faults: &[(When, What)]) -> World {
+    run_well(hot_with(faults))
 }
 
 #[test]
@@ -154,7 +158,12 @@ fn any_single_fault_at_any_boundary_of_post_copy() {
     ];
     for what in kinds().into_iter().chain(by_operators) {
         for n in 0..40 {
-            boundaries(n, 595 + n * 10).into_iter().for_each(|when| drop(with(&[(when, what)])));
+            for when in boundaries(n, 595 + n * 10) {
+                hot_with(&[(when, what)])
+                    .of_each_commit()
+                    .into_iter()
+                    .for_each(|it| drop(run_well(it)));
+            }
         }
     }
 }
@@ -171,7 +180,11 @@ fn a_cut_and_then_a_crash() {
     for (message, cut) in (6..16).flat_map(|message| cuts.map(|cut| (message, cut))) {
         for (side, n) in (10..34).flat_map(|n| [(Side::Source, n), (Side::Destination, n)]) {
             for killed in [Side::Source, Side::Destination] {
-                with(&[(When::Message(message), cut), (When::After(side, n), What::Kill(killed))]);
+                let crash = (When::After(side, n), What::Kill(killed));
+                hot_with(&[(When::Message(message), cut), crash])
+                    .of_each_commit()
+                    .into_iter()
+                    .for_each(|it| drop(run_well(it)));
             }
         }
     }

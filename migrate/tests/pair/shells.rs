@@ -7,7 +7,7 @@ use migrate::destination::{self, Action as ToDo};
 use migrate::guest::{GuestError, RunState};
 use migrate::memory::PAGES_PER_CHUNK;
 use migrate::protocol::{DestinationMessage, PageMasks};
-use migrate::record::{DestinationState, SourceState};
+use migrate::record::DestinationState;
 use migrate::source::{self, Action, FinalSent, Probe, RoundSent};
 
 use crate::faults::{RecordLoss, Side, When};
@@ -65,14 +65,15 @@ impl World {
         match action {
             Action::Send(message) => self.send_from_source(&message),
             Action::Record(state) => {
-                if matches!(state, SourceState::Committed | SourceState::Serving) {
-                    self.stands_since = None;
-                }
                 let failed = self.fail_record.remove(&Side::Source);
                 if failed != Some(RecordLoss::Gone) {
                     self.source_disk = Some(state);
                 }
-                self.facts.source_record_failed |= failed.is_some();
+                if failed.is_some() {
+                    self.facts.source_record_failed = true;
+                    // The destination may have to give the guest back first.
+                    self.stands_since = None;
+                }
                 let detail = "disk full".into();
                 let answer = match failed {
                     None => source::Event::Recorded,
@@ -116,9 +117,11 @@ impl World {
         if self.source.as_ref().is_some_and(|source| source.guest.is_none()) {
             return self.violation("an action on a guest that was dropped");
         }
+        self.is_all_sent |= matches!(action, Action::SendRemainder { .. } | Action::CollectMissing);
         match action {
             Action::SendRound { .. } => self.send_round(),
             Action::SendFinalRound { .. } => self.send_final_round(),
+            Action::ReleaseGuest => self.stands_since = None,
             Action::SendRemainder { .. } => self.send_remainder(),
             Action::EndStreams => self.drain(),
             Action::Serve { missing } => self.serve(missing.clone()),
@@ -484,7 +487,8 @@ impl World {
             ToDo::LoadState(state) => {
                 let loads = side.guest.as_mut().is_some_and(|guest| guest.load_state(&state));
                 assert!(loads, "a state that is none, or no guest to load it");
-                destination::Event::Loaded(Ok(()))
+                let loaded = destination::Event::Loaded(Ok(()));
+                return self.after(self.scenario.load, Happening::ToDestination(loaded));
             }
             ToDo::Discard => {
                 side.guest = None;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use migrate::destination::{self, Destination, DestinationConfig};
 use migrate::protocol::codec::{CodecError, HEAD_BYTES, Message, decode, head};
 use migrate::protocol::{
-    DestinationMessage, FEATURE_POSTCOPY, Features, MigrationId, Offer, SourceMessage,
+    DestinationMessage, FEATURE_EARLY_COMMIT, FEATURE_POSTCOPY, Features, MigrationId, Offer,
+    SourceMessage,
 };
 use migrate::record::{DestinationState, SourceState};
 use migrate::report::Report;
@@ -149,6 +150,8 @@ pub(crate) struct World {
     pub(crate) stands_since: Option<Duration>,
     /// When the flush of the disks that the guest has written completes.
     pub(crate) flushed_at: Option<Duration>,
+    /// The source has sent the last of what the destination needs to be ready.
+    pub(crate) is_all_sent: bool,
     /// The content that the next copy to run must have.
     pub(crate) truth: Option<Content>,
     pub(crate) facts: Facts,
@@ -165,16 +168,18 @@ pub(crate) fn migration() -> MigrationId {
     MigrationId(Uuid::from_u128(0xfeed))
 }
 
-/// Returns the offer of a side whose host can do everything.
-fn offer() -> Offer {
-    Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() }
+/// Returns the offer of a side whose host can do everything, or everything but early commits.
+fn offer(is_early: bool) -> Offer {
+    let features = Features::SUPPORTED.with(FEATURE_POSTCOPY);
+    let late = features.without(FEATURE_EARLY_COMMIT);
+    Offer { features: if is_early { features } else { late }, ..Offer::ours() }
 }
 
 fn source_config(scenario: &Scenario) -> SourceConfig {
     SourceConfig {
         migration: migration(),
         guest: description(),
-        offer: offer(),
+        offer: offer(scenario.is_early),
         streams: scenario.streams,
         has_links: false,
         limits: Limits { on_stall: scenario.on_stall, ..limits() },
@@ -184,7 +189,11 @@ fn source_config(scenario: &Scenario) -> SourceConfig {
 }
 
 fn destination_config() -> DestinationConfig {
-    DestinationConfig { migration: migration(), offer: offer(), linger: Duration::from_secs(60) }
+    DestinationConfig {
+        migration: migration(),
+        offer: offer(true),
+        linger: Duration::from_secs(60),
+    }
 }
 
 impl World {
@@ -235,6 +244,7 @@ impl World {
             fail_guest: HashMap::new(),
             stands_since: None,
             flushed_at: None,
+            is_all_sent: false,
             truth: None,
             facts: Facts::default(),
             trace: Vec::new(),

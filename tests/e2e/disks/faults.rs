@@ -76,8 +76,8 @@ fn destination_killed_while_content_comes() {
 }
 
 #[test]
-fn destination_killed_with_all_content_and_before_the_decision() {
-    destination_killed_at("destination.send.ready");
+fn destination_killed_with_all_content_and_before_it_takes_the_guest() {
+    destination_killed_at("destination.act.loadstate");
 }
 
 #[test]
@@ -88,15 +88,15 @@ fn connection_cut_in_a_round() {
 }
 
 #[test]
-fn connection_cut_when_all_is_ready() {
-    let place = place("destination.send.ready", "cut");
+fn connection_cut_when_all_is_to_be_sent() {
+    let place = place("source.act.sendremainder", "cut");
     place.migrate(&[]).stayed(&["connection"]);
     stays_and_leaves_nothing(place);
 }
 
 #[test]
 fn connection_cut_after_the_decision() {
-    let place = place("source.send.commit", "cut");
+    let place = place("destination.act.recordtaking", "cut");
     place.migrate(&[]).ok();
     arrived(&place);
 }

@@ -23,6 +23,8 @@ panics!(
     source_while_the_destination_waits Source "source.recv.ready"
     destination_in_prepare Destination "destination.send.prepared"
     destination_when_all_is_there Destination "destination.send.ready"
+    source_before_an_early_commit Source "source.act.sendremainder"
+    destination_after_an_early_commit Destination "destination.act.loadstate"
 );
 
 /// Asserts that the guest continues at the source, and that the destination discards its copy.
@@ -38,7 +40,7 @@ fn stays(side: Side, point: &str) {
 /// The guest then runs at the destination, as the records say.
 #[test]
 fn source_after_its_decision() {
-    let mut scene = Scene::with_failpoint(Side::Source, "source.send.commit:panic");
+    let mut scene = Scene::with_failpoint(Side::Source, "source.recv.running:panic");
     scene.migrate();
     let words = [GUEST, "died during the migration"];
     scene.take_migration().finish().done.complains(Exit::Failed, &words);

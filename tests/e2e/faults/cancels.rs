@@ -4,7 +4,7 @@ use super::phase::{Owner, Phase};
 use super::scene::{GUEST, Scene};
 use support::Exit;
 
-in_each_phase!(cancelled: connect prepare precopy switchover ready commit resume);
+in_each_phase!(cancelled: connect prepare precopy switchover remainder ready commit resume);
 
 /// Before the commit, the migration is cancelled and the guest continues on the source; afterwards
 /// the cancellation is refused, and the migration completes.

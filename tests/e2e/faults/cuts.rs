@@ -1,14 +1,14 @@
 //! The connection breaks in each phase, between two processes that survive.
 
-use super::phase::{Owner, Phase};
+use super::phase::{Owner, Phase, Side};
 use super::scene::Scene;
 
-in_each_phase!(connection_cut: connect prepare precopy switchover ready commit resume);
+in_each_phase!(connection_cut: connect prepare precopy switchover remainder ready commit resume);
 
 /// Before the commit, the guest continues at the source; afterwards the source reconnects and the
 /// migration completes.
 fn connection_cut(phase: &Phase) {
-    let mut scene = Scene::with_failpoint(phase.side, &format!("{}:cut", phase.cut));
+    let mut scene = Scene::with_failpoint(Side::of(phase.cut), &format!("{}:cut", phase.cut));
     scene.migrate();
     let outcome = scene.take_migration().finish();
     match phase.owner {

@@ -3,6 +3,7 @@
 
 use super::phase::Side;
 use super::scene::Scene;
+use support::Exit;
 
 /// Defines a test per kind of frame: its name, the side that sends the frame, the failpoint.
 macro_rules! flipped {
@@ -28,11 +29,10 @@ flipped!(before_the_decision:
     end_of_pages Source "source.data.end"
     switchover Source "source.send.switchover"
     state Source "source.send.state"
-    ready Destination "destination.send.ready"
+    ready_of_an_older_release Destination "destination.send.ready"
 );
 
 flipped!(after_the_decision:
-    commit Source "source.send.commit"
     running Destination "destination.send.running"
     finish Source "source.send.finish"
 );
@@ -71,4 +71,20 @@ fn after_the_decision(side: Side, point: &str) {
     scene.migrate();
     scene.take_migration().finish().ok();
     scene.runs_only_on(&scene.pair.b);
+}
+
+/// A destination that has everything keeps it, and hears the decision again; one that still lacks
+/// something gives the guest back.
+#[test]
+fn the_commit() {
+    let mut scene = Scene::with_failpoint(Side::Source, "source.send.commit:flip");
+    scene.migrate();
+    let done = scene.take_migration().finish().done;
+    match done.exit {
+        Exit::Done => scene.runs_only_on(&scene.pair.b),
+        _ => {
+            done.complains(Exit::Failed, &["damaged"]);
+            scene.runs_only_on(&scene.pair.a);
+        }
+    }
 }

@@ -53,6 +53,15 @@ fn between_commit_and_running_no_copy_runs_until_the_network_is_back() {
 }
 
 #[test]
+fn a_guest_that_is_being_loaded_runs_once_the_network_is_back_or_stays() {
+    let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::loading()) else { return };
+    pair.b.guest(GUEST).await_state("running");
+    cable.put_back();
+    one_intact_copy(&pair.hosts(), GUEST, &pair.b);
+    drop(migration);
+}
+
+#[test]
 fn between_running_and_its_acknowledgement_only_the_destination_runs() {
     let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::resume()) else { return };
     pair.a.guest(GUEST).await_state("in-doubt");

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::phase::{Owner, Phase, Side};
+use super::phase::{self, Owner, Phase, Side};
 use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
 use support::{Exit, wait};
 
-in_each_phase!(destination_killed: connect prepare precopy switchover ready commit resume);
-in_each_phase!(source_killed: connect prepare precopy switchover ready commit resume);
-in_each_phase!(command_line_killed: connect prepare precopy switchover ready commit resume);
+in_each_phase!(destination_killed: connect prepare precopy switchover remainder ready loading commit resume);
+in_each_phase!(source_killed: connect prepare precopy switchover remainder ready commit resume);
+in_each_phase!(command_line_killed: connect prepare precopy switchover remainder ready loading commit resume);
 
 /// As long as the destination's copy has not run, the guest continues at the source, even after the
 /// commit: the destination's node confirms that the copy is gone. A copy that has run is lost, as
@@ -46,6 +46,18 @@ fn source_killed(phase: &Phase) {
         Owner::Source => guest_is_gone(&scene.pair.hosts(), GUEST),
         Owner::Destination => scene.runs_only_on(&scene.pair.b),
     }
+}
+
+/// The source's node repeats the commit, and nobody else knows of it.
+#[test]
+fn a_guest_that_is_being_loaded_runs_although_its_source_is_killed() {
+    let mut scene = Scene::stalled_in(&phase::loading());
+    let migration = scene.take_migration();
+    migration.await_phase("commit");
+    scene.source().kill();
+    drop(migration);
+    scene.release();
+    scene.runs_only_on(&scene.pair.b);
 }
 
 /// The migration belongs to the guest's process: it continues without the command.

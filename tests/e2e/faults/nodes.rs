@@ -5,7 +5,7 @@ use super::scene::{GUEST, Scene};
 use support::checks::guest_is_gone;
 use support::{Migration, NodePlan};
 
-in_each_phase!(both_nodes_killed_and_started_again: prepare precopy switchover ready commit resume);
+in_each_phase!(both_nodes_killed_and_started_again: prepare precopy switchover remainder ready loading commit resume);
 
 /// The nodes are not in the data path: the migration completes without them, and new nodes find the
 /// result.

@@ -39,7 +39,7 @@ pub(super) struct Phase {
     pub(super) side: Side,
     /// The failpoint that holds it.
     pub(super) point: &'static str,
-    /// The failpoint at which the connection is cut, on the same side.
+    /// The failpoint at which the connection is cut.
     pub(super) cut: &'static str,
     /// The side that may run the guest.
     pub(super) owner: Owner,
@@ -71,14 +71,28 @@ pub(super) fn flush() -> Phase {
     Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
 }
 
+/// The wait of a source for a destination of a release without early commits.
 pub(super) fn ready() -> Phase {
     let point = "destination.send.ready";
     Phase { name: "ready", side: Side::Destination, point, cut: point, owner: Owner::Source }
 }
 
+/// The last step before an early commit: the destination needs nothing more to be ready.
+pub(super) fn remainder() -> Phase {
+    let point = "source.act.sendremainder";
+    Phase { name: "switchover", side: Side::Source, point, cut: point, owner: Owner::Source }
+}
+
+/// The load of the state. The source, which does not wait for it, has committed.
+pub(super) fn loading() -> Phase {
+    let point = "destination.act.loadstate";
+    Phase { name: "commit", side: Side::Destination, point, cut: point, owner: Owner::Destination }
+}
+
 pub(super) fn commit() -> Phase {
-    let point = "source.send.commit";
-    Phase { name: "commit", side: Side::Source, point, cut: point, owner: Owner::Destination }
+    // A cut there might keep the last pages from the destination.
+    let (point, cut) = ("source.send.commit", "destination.act.recordtaking");
+    Phase { name: "commit", side: Side::Source, point, cut, owner: Owner::Destination }
 }
 
 pub(super) fn taking() -> Phase {

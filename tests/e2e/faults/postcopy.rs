@@ -91,7 +91,7 @@ macro_rules! at {
 
 at!(connection_cut_before_the_decision: missing "source.send.missing" cleared "destination.send.cleared"
     written_since "source.act.collectmissing" state "source.send.state" ready "destination.send.ready");
-at!(connection_cut_after_the_decision: commit "source.send.commit" taking "destination.act.adoptguest"
+at!(connection_cut_after_the_decision: commit "destination.act.recordtaking" taking "destination.act.adoptguest"
     about_to_run "destination.act.resumeguest" running "destination.send.running"
     fetching "destination.act.recordfetching" heard_that_it_runs "source.recv.running"
     all_there "destination.act.recordrunning" complete "destination.send.complete");
@@ -133,7 +133,7 @@ fn connection_cut_after_the_decision(point: &str) {
 #[test]
 fn a_destination_that_is_killed_when_it_is_ready_gives_the_guest_back() {
     let (scene, migration) = held_at("source.send.commit", "");
-    assert_eq!(recorded(&scene), ["serving", "ready"]);
+    assert_eq!(recorded(&scene), ["serving", "loading"]);
     scene.destination().kill();
     migration.finish().stayed(&[]);
     scene.runs_only_on(&scene.pair.a);

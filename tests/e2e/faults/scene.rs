@@ -9,6 +9,9 @@ use support::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait
 /// The guest's name.
 pub(super) const GUEST: &str = "web-1";
 
+/// The feature bit of early commits.
+pub(super) const EARLY_COMMIT: &str = "128";
+
 /// A failpoint that holds a process until the test releases it: the process creates a file and
 /// waits until the test removes it.
 #[derive(Debug)]
@@ -37,10 +40,14 @@ impl Stall {
     }
 }
 
-/// The environment of the processes of `side`, with the failpoint if it is one of side `of`.
+/// The environment of the processes of `side`, with the failpoint if it is one of side `of`. Only
+/// releases without early commits reach a failpoint at `Ready`.
 fn environment(of: Side, side: Side, failpoint: &str) -> Vec<(String, String)> {
-    let set = (of == side).then(|| ("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned()));
-    set.into_iter().collect()
+    let mut set = vec![("LIGHTER_FAILPOINT".to_owned(), failpoint.to_owned())];
+    if failpoint.contains(".ready:") {
+        set.push(("LIGHTER_PROTOCOL_WITHOUT".to_owned(), EARLY_COMMIT.to_owned()));
+    }
+    if of == side { set } else { Vec::new() }
 }
 
 /// A migration of [`GUEST`] from host a to host b.

@@ -19,7 +19,8 @@ fn missing(number: usize) -> SourceMessage {
 
 /// Runs up to the first page, between sides that can do everything.
 fn receiving() -> Bench {
-    let offer = Offer { features: Features::SUPPORTED.with(FEATURE_POSTCOPY), ..Offer::ours() };
+    let features = Features::SUPPORTED.with(FEATURE_POSTCOPY).without(FEATURE_EARLY_COMMIT);
+    let offer = Offer { features, ..Offer::ours() };
     let config = DestinationConfig {
         migration: migration(),
         offer: offer.clone(),

@@ -33,7 +33,7 @@ fn there_is_no_way_back_without_a_hand_over_after_the_streams_or_for_an_older_so
     is_refused(streams_ended);
     is_refused(Bench::loading());
     let mut older = Bench::new();
-    let features = Features(Features::SUPPORTED.0 & !FEATURE_RETURN.0);
+    let features = Features::SUPPORTED.without(FEATURE_RETURN);
     older.hear(hello(Offer { features, ..Offer::ours() }));
     older.hear(prepare(guest("web-1"), 1));
     older.feed(Event::Checked(Ok(())));

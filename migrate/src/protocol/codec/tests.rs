@@ -77,6 +77,7 @@ fn source_messages() -> Vec<SourceMessage> {
         SourceMessage::Node { port: NonZeroU16::new(4950).unwrap() },
         SourceMessage::Return,
         SourceMessage::Missing(pages()),
+        SourceMessage::Withdraw(Complaint::new(Reason::Downtime, "late")),
     ]
 }
 
@@ -95,6 +96,7 @@ fn destination_messages() -> Vec<DestinationMessage> {
         DestinationMessage::Missing(pages()),
         DestinationMessage::Complete { longest_wait_us: 9 },
         DestinationMessage::Lost(Complaint::new(Reason::Guest, "no")),
+        DestinationMessage::GaveUp(Complaint::new(Reason::Record, "full")),
     ]
 }
 

@@ -48,9 +48,13 @@ impl Driver {
     /// Loads the state; fails if the pages that are missing could not be dropped before.
     pub(super) fn load_state(&self, state: Vec<u8>) {
         let failure = self.fetch.as_ref().map(Fetch::failure);
-        self.with_guest(Event::Loaded, move |guest| match failure.and_then(|failure| failure()) {
-            Some(error) => Err(error),
-            None => guest.load_state(&state),
+        let failpoints = self.line.failpoints().clone();
+        self.with_guest(Event::Loaded, move |guest| {
+            failpoints.reach("destination.guest", "load");
+            match failure.and_then(|failure| failure()) {
+                Some(error) => Err(error),
+                None => guest.load_state(&state),
+            }
         });
     }
 

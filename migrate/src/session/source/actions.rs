@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc::error::SendError;
 use tokio::time::timeout;
@@ -47,7 +48,10 @@ impl Driver {
             }
             Action::ServeRest => self.serve_rest(),
             Action::StopSending => self.stop_sending(),
-            Action::ReleaseGuest => self.release(),
+            Action::ReleaseGuest => {
+                self.channels.has_committed.store(true, Ordering::Release);
+                self.release();
+            }
             Action::ResumeGuest => self.resume(),
             Action::StopDirtyLog => {
                 self.call_off();

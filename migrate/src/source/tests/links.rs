@@ -22,7 +22,7 @@ fn a_destination_that_knows_links_gets_the_guest() {
 
 #[test]
 fn an_older_destination_is_told_that_it_gets_no_guest_and_why() {
-    let (_, actions) = greeted(Features(Features::SUPPORTED.0 & !FEATURE_LINKS.0));
+    let (_, actions) = greeted(Features::SUPPORTED.without(FEATURE_LINKS));
     let complaint = actions.iter().find_map(|action| match action {
         Action::Send(SourceMessage::Abort(complaint)) => Some(complaint.text.to_string()),
         _ => None,

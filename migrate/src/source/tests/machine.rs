@@ -10,7 +10,7 @@ fn greeted_without(missing: Features) -> Vec<Action> {
     bench.source.config.guest.has_pci = true;
     bench.feed(Event::Connected);
     bench.feed(Event::Recorded);
-    let features = Features(Features::SUPPORTED.0 & !missing.0);
+    let features = Features::SUPPORTED.without(missing);
     bench.hear(DestinationMessage::Welcome { version: Version(1), features })
 }
 

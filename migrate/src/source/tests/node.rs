@@ -12,7 +12,7 @@ fn said_without(node_port: Option<NonZeroU16>, missing: Features) -> Vec<NonZero
     bench.source.config.node_port = node_port;
     bench.feed(Event::Connected);
     bench.feed(Event::Recorded);
-    let features = Features(Features::SUPPORTED.0 & !missing.0);
+    let features = Features::SUPPORTED.without(missing);
     let actions = bench.hear(DestinationMessage::Welcome { version: Version(1), features });
     let is_prepare = |action: &Action| matches!(action, Action::Send(SourceMessage::Prepare(_)));
     assert!(actions.last().is_some_and(is_prepare), "{actions:?}");

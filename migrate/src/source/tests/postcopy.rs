@@ -4,12 +4,12 @@ use super::*;
 use crate::error::{ChangeRefused, PostcopyRefused};
 use crate::limits::LimitsChange;
 use crate::memory::PageSet;
-use crate::protocol::{FEATURE_POSTCOPY, PageMasks};
+use crate::protocol::{FEATURE_EARLY_COMMIT, FEATURE_POSTCOPY, PageMasks};
 
 /// Runs until the guest is paused.
 fn standing() -> Bench {
     let mut bench = Bench::new();
-    let features = Features::SUPPORTED.with(FEATURE_POSTCOPY);
+    let features = Features::SUPPORTED.with(FEATURE_POSTCOPY).without(FEATURE_EARLY_COMMIT);
     bench.source.config.offer.features = features;
     bench.feed(Event::Connected);
     bench.feed(Event::Recorded);
