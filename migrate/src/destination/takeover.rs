@@ -123,8 +123,8 @@ impl Destination {
         }
     }
 
-    /// The source asks for the guest. What is already taking it over goes on, and the answer follows
-    /// when that ends.
+    /// The source asks for the guest. What is already taking it over goes on, and the answer
+    /// follows when that ends.
     fn on_withdrawn(&mut self, complaint: &Complaint) {
         match self.state {
             State::Loading { .. } | State::Ready => {
@@ -333,9 +333,9 @@ impl Destination {
         }
     }
 
-    /// Tells the source, once the discard is recorded or could not be. In the latter case the copy is
-    /// gone anyway: the node reads a record before `Taking` as discarded, and one in `Taking` too if
-    /// the source has aborted (`resolve::answer_for_dead`).
+    /// Tells the source, once the discard is recorded or could not be. In the latter case the copy
+    /// is gone anyway: the node reads a record before `Taking` as discarded, and one in `Taking`
+    /// too if the source has aborted (`resolve::answer_for_dead`).
     pub(super) fn on_discard_recorded(&mut self) {
         let State::Discarding(discard) = &mut self.state else { return };
         discard.is_recorded = true;

@@ -1,8 +1,8 @@
 //! The early commit: the source commits before it knows that the destination is ready.
 //! docs/adr/0040-early-commit.md gives the reasons.
 //!
-//! The commit is recorded while the last pages are sent, and follows them. The destination cannot be
-//! complete before [`super::Action::SendRemainder`] (for post-copy
+//! The commit is recorded while the last pages are sent, and follows them. The destination cannot
+//! be complete before [`super::Action::SendRemainder`] (for post-copy
 //! [`super::Action::CollectMissing`]): until then the source may resume the guest at once, whatever
 //! is recorded. From then on it first undoes the record, and once the commit is sent, only the
 //! destination can give the guest back.
