@@ -69,6 +69,7 @@ enum Words {
     Return,
     Missing { chunk: u8, pages: u64 },
     Serve { is_lost: bool },
+    Withdraw,
 }
 
 impl Words {
@@ -121,6 +122,7 @@ impl Words {
                 let decision = if *is_lost { Decision::Lost } else { Decision::Serve };
                 SourceMessage::Resolve { migration: migration(0), decision }
             }
+            Self::Withdraw => SourceMessage::Withdraw(Complaint::new(Reason::Downtime, "late")),
         }
     }
 }
