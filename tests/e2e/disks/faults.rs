@@ -113,6 +113,8 @@ fn source_killed_after_the_decision() {
     let place = place("source.send.commit", "hold");
     let migration = place.start(&[]);
     await_failpoint(&place, "source.send.commit");
+    // A source that dies while the last pages are on their way loses the guest.
+    place.pair.b.guest(GUEST).await_received();
     place.pair.a.guest(GUEST).pid().kill();
     drop(migration);
     arrived(&place);

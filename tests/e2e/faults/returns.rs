@@ -6,31 +6,29 @@ use super::scene::{GUEST, Scene};
 use support::Exit;
 use support::checks::guest_is_gone;
 
-/// Defines a test for each step of the way back.
-macro_rules! at_each_step {
-    ($($check:ident)*) => {
-        $(
-            mod $check {
+/// Defines a test for each of these steps of the way back.
+macro_rules! at {
+    ($check:ident: $($step:ident $point:literal)*) => {
+        mod $check {
+            $(
                 #[test]
-                fn before_the_destination_is_told() {
-                    super::$check("source.send.return");
+                fn $step() {
+                    super::$check($point);
                 }
-
-                #[test]
-                fn when_the_destination_hears_of_it() {
-                    super::$check("destination.recv.return");
-                }
-
-                #[test]
-                fn before_the_guest_runs_on() {
-                    super::$check("source.act.resumeguest");
-                }
-            }
-        )*
+            )*
+        }
     };
 }
 
-at_each_step!(connection_cut destination_killed source_killed);
+at!(connection_cut: before_the_destination_is_told "source.send.return"
+    when_the_destination_hears_of_it "destination.recv.return"
+    before_the_guest_runs_on "source.act.resumeguest");
+at!(destination_killed: before_the_destination_is_told "source.send.return"
+    when_the_destination_hears_of_it "destination.recv.return"
+    before_the_guest_runs_on "source.act.resumeguest");
+// A source does not wait for a destination that hears of it late: it may have committed by then.
+at!(source_killed: before_the_destination_is_told "source.send.return"
+    before_the_guest_runs_on "source.act.resumeguest");
 
 /// A migration whose first hand-over is called off, since the flush of the disks never ends, with a
 /// failpoint on the way back.

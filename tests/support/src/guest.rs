@@ -154,6 +154,16 @@ impl Guest {
         });
     }
 
+    /// Waits until everything that the guest needs has arrived, and only its source's decision is
+    /// missing.
+    #[track_caller]
+    pub fn await_received(&self) {
+        wait::until(&format!("{} is all there", self.name), || {
+            let status = self.get("/v1/guest/migration")?;
+            wait::holds(status["progress"]["phase"] == "ready", status)
+        });
+    }
+
     /// Waits until the host to which the guest was handed over is out of reach.
     #[track_caller]
     pub fn await_out_of_reach(&self) {
