@@ -20,6 +20,20 @@ macro_rules! in_each_phase {
     };
 }
 
+/// Defines a test per failpoint, each of which calls `super::$check` with its point.
+macro_rules! at {
+    ($check:ident: $($name:ident $point:literal)*) => {
+        mod $check {
+            $(
+                #[test]
+                fn $name() {
+                    super::$check($point);
+                }
+            )*
+        }
+    };
+}
+
 mod arrivals;
 mod breakdowns;
 mod cancels;

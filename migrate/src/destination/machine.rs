@@ -231,6 +231,11 @@ impl Destination {
         self.is_early() && matches!(self.state, State::Loading { .. })
     }
 
+    /// Returns whether the copy may be discarded without asking the source.
+    pub(super) fn may_discard(&self) -> bool {
+        self.state.is_before_ready() && !self.is_kept()
+    }
+
     pub(super) fn push(&mut self, action: Action) {
         self.actions.push(action);
     }
@@ -311,7 +316,7 @@ impl Destination {
         self.connected = false;
         self.is_asked = false;
         match &self.state {
-            state if state.is_before_ready() && !self.is_kept() => {
+            _ if self.may_discard() => {
                 let farewell = DestinationMessage::Discarded;
                 self.discard(Failure::ConnectionLost { detail }, farewell);
             }
@@ -321,7 +326,7 @@ impl Destination {
     }
 
     fn on_message(&mut self, message: SourceMessage) {
-        if self.state.is_before_ready() && !self.is_kept() {
+        if self.may_discard() {
             self.on_message_before_ready(message);
         } else {
             self.on_message_from_ready(&message);
@@ -331,7 +336,7 @@ impl Destination {
     /// The source broke the protocol. While something is missing, the copy is discarded; afterwards
     /// only the connection is closed, since the guest may already be the destination's.
     pub(super) fn on_violation(&mut self, error: ProtocolError) {
-        if self.state.is_before_ready() && !self.is_kept() {
+        if self.may_discard() {
             self.give_up(Failure::Protocol(error));
         } else if self.connected {
             self.push(Action::Disconnect);

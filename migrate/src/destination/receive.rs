@@ -250,7 +250,7 @@ impl Destination {
     }
 
     pub(super) fn on_data_failed(&mut self, detail: PeerText) {
-        if self.state.is_before_ready() && !self.is_kept() {
+        if self.may_discard() {
             self.give_up(Failure::Data { detail });
         }
     }

@@ -102,7 +102,7 @@ pub(super) struct Discard {
 }
 
 impl State {
-    /// Returns whether the copy may be discarded without asking the source.
+    /// Returns whether this side is not ready yet.
     pub(super) const fn is_before_ready(&self) -> bool {
         matches!(
             self,

@@ -53,7 +53,7 @@ fn between_commit_and_running_no_copy_runs_until_the_network_is_back() {
 }
 
 #[test]
-fn a_guest_that_is_being_loaded_runs_once_the_network_is_back_or_stays() {
+fn a_guest_that_is_being_loaded_runs_while_the_network_is_gone() {
     let Some(Pulled { pair, cable, migration, .. }) = pulled_in(&phase::loading()) else { return };
     pair.b.guest(GUEST).await_state("running");
     cable.put_back();

@@ -75,20 +75,6 @@ fn a_guest_whose_memory_follows_it_arrives_and_can_move_again() {
     scene.runs_only_on(&scene.pair.a);
 }
 
-/// Defines a test per failpoint, each of which calls `super::$check` with its point.
-macro_rules! at {
-    ($check:ident: $($name:ident $point:literal)*) => {
-        mod $check {
-            $(
-                #[test]
-                fn $name() {
-                    super::$check($point);
-                }
-            )*
-        }
-    };
-}
-
 at!(connection_cut_before_the_decision: missing "source.send.missing" cleared "destination.send.cleared"
     written_since "source.act.collectmissing" state "source.send.state" ready "destination.send.ready");
 at!(connection_cut_after_the_decision: commit "destination.act.recordtaking" taking "destination.act.adoptguest"

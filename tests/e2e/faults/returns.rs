@@ -6,20 +6,6 @@ use super::scene::{GUEST, Scene};
 use support::Exit;
 use support::checks::guest_is_gone;
 
-/// Defines a test for each of these steps of the way back.
-macro_rules! at {
-    ($check:ident: $($step:ident $point:literal)*) => {
-        mod $check {
-            $(
-                #[test]
-                fn $step() {
-                    super::$check($point);
-                }
-            )*
-        }
-    };
-}
-
 at!(connection_cut: before_the_destination_is_told "source.send.return"
     when_the_destination_hears_of_it "destination.recv.return"
     before_the_guest_runs_on "source.act.resumeguest");

@@ -10,7 +10,7 @@ use support::{Guest, GuestPlan, HELD, Host, Migration, NodePlan, Pair, Pid, wait
 pub(super) const GUEST: &str = "web-1";
 
 /// The feature bit of early commits.
-pub(super) const EARLY_COMMIT: &str = "128";
+const EARLY_COMMIT: &str = "128";
 
 /// A failpoint that holds a process until the test releases it: the process creates a file and
 /// waits until the test removes it.
